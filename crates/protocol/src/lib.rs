@@ -1,0 +1,23 @@
+//! The contracts between Wrenn's processes, generated from `proto/`: `host` between a
+//! control plane and a host agent, `process` and `filesystem` between anyone and envd.
+//! Holds no behaviour beyond a few constants that both ends must agree on.
+
+#![allow(
+    clippy::all,
+    unreachable_pub,
+    reason = "generated code is held to its generator's rules"
+)]
+
+mod rpc {
+    include!(concat!(env!("OUT_DIR"), "/rpc.rs"));
+}
+
+pub use rpc::wrenn::host::v1 as host;
+pub use rpc::{filesystem, process};
+
+/// The port on which envd serves inside a guest.
+pub const ENVD_PORT: u16 = 49983;
+/// Header that carries envd's token.
+pub const ACCESS_TOKEN: &str = "x-access-token";
+/// Header by which a stream's caller chooses how often a keepalive is sent, in seconds.
+pub const KEEPALIVE_INTERVAL: &str = "keepalive-ping-interval";

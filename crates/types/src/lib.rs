@@ -1,0 +1,13 @@
+//! The words every part of Wrenn shares: ids, capsule states and their legal transitions,
+//! names and limits. Never does I/O, never knows a wire format beyond the text of an id.
+
+pub mod capsule;
+pub mod ids;
+pub mod names;
+pub mod resources;
+
+pub use capsule::CapsuleState;
+pub use ids::{
+    ApiKeyId, AuditLogId, BuildId, CapsuleId, HostId, HostTokenId, PLATFORM_TEAM, SnapshotId,
+    TeamId, TemplateId, UserId,
+};

@@ -1,0 +1,73 @@
+//! What a capsule may ask for. Checked at the API, and again by the host agent.
+
+/// A request that is out of range: which field, and what it may be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {message}")]
+pub struct OutOfRange {
+    /// Name of the field, as on the wire.
+    pub field: &'static str,
+    /// What is allowed, for people.
+    pub message: String,
+}
+
+/// Size of a capsule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Resources {
+    /// Virtual processors, 1 to 32.
+    pub vcpus: u32,
+    /// Memory of the guest, 128 to 65,536 MiB.
+    pub memory_mib: u32,
+    /// The capsule's own writable disk, 64 to 102,400 MiB. Sparse: only what is written is used.
+    pub disk_mib: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 512,
+            disk_mib: 5120,
+        }
+    }
+}
+
+/// Longest life or idle time that may be asked for: 30 days.
+pub const MAX_TIMEOUT_SEC: u32 = 30 * 24 * 3600;
+
+impl Resources {
+    /// Checks each size against its range.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn check(&self) -> Result<(), OutOfRange> {
+        in_range("vcpus", self.vcpus, 1, 32)?;
+        in_range("memory_mb", self.memory_mib, 128, 65_536)?;
+        in_range("disk_mb", self.disk_mib, 64, 102_400)
+    }
+}
+
+/// Checks that `value` lies in `min..=max`.
+///
+/// # Errors
+/// Names `field` and the range.
+pub fn in_range(field: &'static str, value: u32, min: u32, max: u32) -> Result<(), OutOfRange> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let message = format!("must be between {min} and {max}, not {value}");
+    Err(OutOfRange { field, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_legal_and_the_absurd_is_named() {
+        assert_eq!(Resources::default().check(), Ok(()));
+        let absurd = Resources { vcpus: 0, ..Resources::default() };
+        assert_eq!(absurd.check().unwrap_err().field, "vcpus");
+        let absurd = Resources { memory_mib: u32::MAX, ..Resources::default() };
+        assert_eq!(absurd.check().unwrap_err().field, "memory_mb");
+    }
+}
