@@ -1,2 +1,60 @@
-//! stub
-fn main(){}
+//! envd: the first process of a capsule and its agent.
+//!
+//! As PID 1 it brings the guest up (`init`), then serves; `envd --port N` serves on an
+//! ordinary machine. Everything it says and hears goes over one HTTP port: Connect RPC for
+//! processes and the file system, plain HTTP for contents, health and metrics. It never
+//! dials out and never trusts a caller without the token that `/init` gave it.
+
+mod auth;
+mod cgroup;
+mod clock;
+mod error;
+mod filesystem;
+mod guest;
+mod http;
+mod init;
+mod metrics;
+mod paths;
+mod process;
+mod rpc;
+mod sys;
+mod users;
+
+use anyhow::Context;
+use guest::Guest;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What the SDKs gate their features on: everything that this version unlocks is here.
+pub(crate) const VERSION: &str = "0.6.13";
+
+fn main() -> anyhow::Result<()> {
+    if std::process::id() == 1 {
+        init::bring_up();
+        // From here on this is the child that serves; PID 1 stays behind and reaps.
+        return serve(protocol::ENVD_PORT, true);
+    }
+    let mut args = std::env::args().skip(1);
+    match (args.next().as_deref(), args.next()) {
+        (Some("--port"), Some(port)) => serve(port.parse().context("--port wants a number")?, false),
+        _ => anyhow::bail!("usage: envd --port N"),
+    }
+}
+
+fn serve(port: u16, in_guest: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_stack_size(256 * 1024)
+        .build()?;
+    runtime.block_on(async move {
+        let guest = Arc::new(Guest::new(in_guest));
+        // On an ordinary machine nothing but this machine may reach it.
+        let host = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+        let listener = tokio::net::TcpListener::bind(SocketAddr::from((host, port)))
+            .await
+            .with_context(|| format!("listening on port {port}"))?;
+        axum::serve(listener, http::router(guest)).await?;
+        Ok(())
+    })
+}

@@ -1,0 +1,134 @@
+//! Who may call: the access token on every path, or a signature on `/files`.
+//!
+//! `/health` tells nothing and `/init` proves itself by its body, so both are open.
+
+use crate::error::{Error, Result};
+use crate::guest::Guest;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use http::{HeaderMap, Method, header};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+/// What a signed link allows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Operation {
+    Read,
+    Write,
+}
+
+/// The parts of a link that its signature covers, and the signature.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub(crate) struct Signed {
+    #[serde(default)]
+    pub path: String,
+    pub username: Option<String>,
+    pub signature: Option<String>,
+    pub signature_expiration: Option<i64>,
+}
+
+/// Refuses a request that has no valid token, on all paths but those with rules of their own.
+pub(crate) async fn require_token(
+    State(guest): State<Arc<Guest>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let open = matches!(request.uri().path(), "/health" | "/init" | "/files")
+        || request.method() == Method::OPTIONS;
+    if !open && let Err(error) = check_token(&guest, request.headers()) {
+        return error.into_response();
+    }
+    next.run(request).await
+}
+
+/// Checks the token header against the token, when there is one.
+pub(crate) fn check_token(guest: &Guest, headers: &HeaderMap) -> Result<()> {
+    let Some(token) = guest.settings().token else {
+        return Ok(());
+    };
+    let given = headers.get(protocol::ACCESS_TOKEN).map_or(&b""[..], |v| v.as_bytes());
+    if same(given, token.as_bytes()) {
+        return Ok(());
+    }
+    Err(Error::unauthenticated("the access token is missing or wrong"))
+}
+
+/// Checks a request for a file's contents: a token if it has one, else its signature.
+pub(crate) fn check_file(
+    guest: &Guest,
+    headers: &HeaderMap,
+    signed: &Signed,
+    operation: Operation,
+) -> Result<()> {
+    let Some(token) = guest.settings().token else {
+        return Ok(());
+    };
+    let Some(signature) = signed.signature.as_deref() else {
+        return check_token(guest, headers);
+    };
+    let wanted = signature_of(&token, signed, operation);
+    if !same(signature.as_bytes(), wanted.as_bytes()) {
+        return Err(Error::unauthenticated("invalid signature"));
+    }
+    if signed.signature_expiration.is_some_and(|at| at < crate::clock::unix_seconds()) {
+        return Err(Error::unauthenticated("signature is already expired"));
+    }
+    Ok(())
+}
+
+fn signature_of(token: &str, signed: &Signed, operation: Operation) -> String {
+    let operation = match operation {
+        Operation::Read => "read",
+        Operation::Write => "write",
+    };
+    let user = signed.username.as_deref().unwrap_or("");
+    let mut text = format!("{}:{operation}:{user}:{token}", signed.path);
+    if let Some(at) = signed.signature_expiration {
+        text.push_str(&format!(":{at}"));
+    }
+    format!("v1_{}", STANDARD_NO_PAD.encode(Sha256::digest(text)))
+}
+
+/// The user a request asks to act as, by its `Authorization: Basic` header.
+pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let decoded = STANDARD.decode(value.strip_prefix("Basic ")?.trim()).ok()?;
+    let text = String::from_utf8(decoded).ok()?;
+    let name = text.split(':').next()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Compares secrets in a time that tells nothing of where they differ.
+pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
+    a.ct_eq(b).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_covers_path_operation_user_and_end() {
+        let link = Signed { path: "/a".into(), ..Signed::default() };
+        let base = signature_of("t", &link, Operation::Read);
+        assert!(base.starts_with("v1_") && !base.ends_with('='));
+        assert_ne!(base, signature_of("t", &link, Operation::Write));
+        assert_ne!(base, signature_of("u", &link, Operation::Read));
+        let timed = Signed { signature_expiration: Some(5), ..link.clone() };
+        assert_ne!(base, signature_of("t", &timed, Operation::Read));
+        // SHA-256 of "/a:read::t", computed independently.
+        assert_eq!(base, "v1_JoRdqlk+vPpFDod7BWD3WYzaByL1n9Wq0flHHjoIpmE");
+    }
+
+    #[test]
+    fn the_user_comes_from_basic_auth() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(requested_user(&headers), None);
+        headers.insert(header::AUTHORIZATION, "Basic dXNlcjo=".parse().unwrap());
+        assert_eq!(requested_user(&headers).as_deref(), Some("user"));
+    }
+}

@@ -1,0 +1,20 @@
+//! The guest's wall clock.
+
+use rustix::time::{ClockId, Timespec, clock_settime};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Sets the wall clock.
+///
+/// # Errors
+/// What the kernel says, as without the right to.
+pub(crate) fn set(to: time::OffsetDateTime) -> std::io::Result<()> {
+    let at = Timespec { tv_sec: to.unix_timestamp(), tv_nsec: i64::from(to.nanosecond()) };
+    Ok(clock_settime(ClockId::Realtime, at)?)
+}

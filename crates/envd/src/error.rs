@@ -1,0 +1,80 @@
+//! The one error of envd: a Connect code, whose HTTP status serves the plain endpoints too,
+//! and a text for people. The only file that knows status codes.
+
+use axum::response::{IntoResponse, Response};
+use connectrpc::{ConnectError, ErrorCode};
+use http::StatusCode;
+use std::io;
+
+/// Why a request was not done.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Error {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidArgument, message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::NotFound, message)
+    }
+
+    pub(crate) fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Unauthenticated, message)
+    }
+
+    /// Turns an I/O error into the code that fits it; `what` says what was tried.
+    pub(crate) fn io(what: &str, error: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        let kind = error.kind();
+        let code = if kind == Kind::NotFound {
+            ErrorCode::NotFound
+        } else if kind == Kind::AlreadyExists {
+            ErrorCode::AlreadyExists
+        } else if matches!(kind, Kind::PermissionDenied | Kind::ReadOnlyFilesystem) {
+            ErrorCode::PermissionDenied
+        } else if matches!(kind, Kind::StorageFull | Kind::QuotaExceeded) {
+            ErrorCode::ResourceExhausted
+        } else if matches!(
+            kind,
+            Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidInput | Kind::InvalidFilename
+        ) || error.raw_os_error() == Some(libc::ELOOP)
+        {
+            ErrorCode::InvalidArgument
+        } else {
+            ErrorCode::Internal
+        };
+        Self::new(code, format!("{what}: {error}"))
+    }
+
+    fn status(&self) -> StatusCode {
+        if self.code == ErrorCode::ResourceExhausted {
+            return StatusCode::INSUFFICIENT_STORAGE;
+        }
+        self.code.http_status()
+    }
+}
+
+impl From<Error> for ConnectError {
+    fn from(error: Error) -> Self {
+        Self::new(error.code, error.message)
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let body = serde_json::json!({ "code": status.as_u16(), "message": self.message });
+        (status, axum::Json(body)).into_response()
+    }
+}

@@ -1,0 +1,156 @@
+//! What is at a path: type, size, owner, times, and metadata kept in extended attributes.
+
+use crate::error::{Error, Result};
+use crate::users;
+use rustix::fs::XattrFlags;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where callers' metadata lives.
+const PREFIX: &str = "user.e2b.";
+/// Longest key and value of metadata, in bytes.
+pub(crate) const KEY_MAX: usize = 246;
+pub(crate) const VALUE_MAX: usize = 4096;
+
+/// What is at a path; for a link, what it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub name: String,
+    pub path: PathBuf,
+    /// `None` for what is neither file nor directory, as a broken link.
+    pub kind: Option<Kind>,
+    pub is_symlink: bool,
+    pub symlink_target: Option<String>,
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    pub owner: String,
+    pub group: String,
+    /// Seconds since 1970, and nanoseconds.
+    pub modified: (i64, i32),
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The two things that contents can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Directory,
+}
+
+impl Entry {
+    pub(crate) fn is_directory(&self) -> bool {
+        self.kind == Some(Kind::Directory)
+    }
+
+    /// `ls`'s way to write type and permissions.
+    pub(crate) fn permissions(&self) -> String {
+        let kind = match self.kind {
+            _ if self.is_symlink => 'L',
+            Some(Kind::Directory) => 'd',
+            Some(Kind::File) | None => '-',
+        };
+        let bits = "rwxrwxrwx".chars().enumerate();
+        let bits = bits.map(|(i, c)| if self.mode & (0o400 >> i) == 0 { '-' } else { c });
+        std::iter::once(kind).chain(bits).collect()
+    }
+}
+
+/// Describes what is at a path.
+pub(crate) fn stat(path: &Path) -> Result<Entry> {
+    let fail = |e| Error::io(&format!("looking at {}", path.display()), &e);
+    let link = fs::symlink_metadata(path).map_err(fail)?;
+    let is_symlink = link.is_symlink();
+    let target = if is_symlink { fs::metadata(path).ok() } else { Some(link.clone()) };
+    let kind = target.as_ref().and_then(|t| {
+        if t.is_dir() {
+            Some(Kind::Directory)
+        } else {
+            t.is_file().then_some(Kind::File)
+        }
+    });
+    let shown = target.unwrap_or(link);
+    let name = path.file_name().map_or_else(|| "/".into(), |n| n.to_string_lossy());
+    Ok(Entry {
+        name: name.into_owned(),
+        path: path.to_owned(),
+        kind,
+        is_symlink,
+        symlink_target: is_symlink.then(|| target_of(path)),
+        size: shown.size(),
+        mode: shown.permissions().mode() & 0o7777,
+        owner: users::user_name(shown.uid()),
+        group: users::group_name(shown.gid()),
+        modified: (shown.mtime(), i32::try_from(shown.mtime_nsec()).unwrap_or(0)),
+        metadata: metadata(path),
+    })
+}
+
+fn target_of(path: &Path) -> String {
+    let target = fs::canonicalize(path).or_else(|_| fs::read_link(path));
+    target.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn metadata(path: &Path) -> BTreeMap<String, String> {
+    // Most files have none: one call with no room tells.
+    match rustix::fs::listxattr(path, &mut [0u8; 0][..]) {
+        Ok(1..) => {}
+        _ => return BTreeMap::new(),
+    }
+    let mut names = vec![0u8; 65_536];
+    let length = rustix::fs::listxattr(path, &mut names[..]).unwrap_or(0);
+    let mut value = vec![0u8; VALUE_MAX + 1];
+    names[..length]
+        .split(|byte| *byte == 0)
+        .filter_map(|name| std::str::from_utf8(name).ok()?.strip_prefix(PREFIX))
+        .filter_map(|key| {
+            let size = rustix::fs::getxattr(path, format!("{PREFIX}{key}"), &mut value[..]).ok()?;
+            let text = String::from_utf8_lossy(&value[..size]).into_owned();
+            Some((key.to_owned(), text))
+        })
+        .collect()
+}
+
+/// Replaces all metadata of an open file at `path`.
+pub(crate) fn replace_metadata(
+    path: &Path,
+    file: &File,
+    wanted: &BTreeMap<String, String>,
+) -> Result<()> {
+    let fail = |e: rustix::io::Errno| Error::io("writing metadata", &e.into());
+    for key in metadata(path).keys().filter(|k| !wanted.contains_key(*k)) {
+        rustix::fs::fremovexattr(file, format!("{PREFIX}{key}")).map_err(fail)?;
+    }
+    for (key, value) in wanted {
+        rustix::fs::fsetxattr(file, format!("{PREFIX}{key}"), value.as_bytes(), XattrFlags::empty())
+            .map_err(fail)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_links_and_broken_links_are_described() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "abc").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let entry = stat(&file).unwrap();
+        assert_eq!((entry.size, entry.kind, entry.is_symlink), (3, Some(Kind::File), false));
+        assert_eq!(entry.permissions(), "-rw-r--r--");
+        assert!(stat(dir.path()).unwrap().permissions().starts_with('d'));
+        let link = dir.path().join("l");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let entry = stat(&link).unwrap();
+        assert_eq!((entry.kind, entry.is_symlink), (Some(Kind::File), true));
+        assert!(entry.symlink_target.unwrap().ends_with("/f"));
+        fs::remove_file(&file).unwrap();
+        assert_eq!(stat(&link).unwrap().kind, None);
+        assert!(stat(&file).is_err());
+    }
+}

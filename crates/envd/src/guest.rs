@@ -1,0 +1,57 @@
+//! What envd knows of its capsule: token, defaults and environment as `/init` gave them,
+//! and the processes and watchers that live in it. One value, passed explicitly.
+
+use crate::cgroup::Cgroups;
+use crate::filesystem::watch::Watchers;
+use crate::process::registry::Registry;
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+
+/// Everything that the handlers share.
+pub(crate) struct Guest {
+    /// Whether this is a capsule, not an ordinary machine: clock and host name may be set.
+    pub in_guest: bool,
+    pub processes: Registry,
+    pub watchers: Watchers,
+    pub cgroups: Cgroups,
+    settings: RwLock<Settings>,
+}
+
+/// What `/init` may set.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    /// What callers must present; nobody is asked before one is set.
+    pub token: Option<String>,
+    pub default_user: String,
+    pub default_workdir: Option<String>,
+    /// Given to every process.
+    pub envs: BTreeMap<String, String>,
+}
+
+impl Guest {
+    pub(crate) fn new(in_guest: bool) -> Self {
+        let settings = Settings {
+            token: None,
+            default_user: "root".to_owned(),
+            default_workdir: None,
+            envs: BTreeMap::new(),
+        };
+        Self {
+            in_guest,
+            processes: Registry::default(),
+            watchers: Watchers::default(),
+            cgroups: Cgroups::open(in_guest),
+            settings: RwLock::new(settings),
+        }
+    }
+
+    /// A copy of the settings as they are.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the settings in one step.
+    pub(crate) fn change<T>(&self, with: impl FnOnce(&mut Settings) -> T) -> T {
+        with(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,102 @@
+//! Every route of envd in one list, and the small handlers.
+
+mod files;
+
+use crate::error::{Error, Result};
+use crate::guest::Guest;
+use crate::{VERSION, auth, clock, init, metrics, rpc, users};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use http::{HeaderMap, StatusCode};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tower_http::cors::CorsLayer;
+
+/// Largest body of `/init`.
+const INIT_MAX: usize = 1 << 20;
+
+/// The whole of envd's HTTP.
+pub(crate) fn router(guest: Arc<Guest>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(|| async { Json(metrics::snapshot()) }))
+        .route("/envs", get(envs))
+        .route("/init", post(initialize).layer(DefaultBodyLimit::max(INIT_MAX)))
+        .route("/files", get(files::download).post(files::upload).layer(DefaultBodyLimit::disable()))
+        .route("/files/compose", post(files::compose))
+        .fallback_service(rpc::service(&guest))
+        .layer(middleware::from_fn_with_state(Arc::clone(&guest), auth::require_token))
+        .layer(CorsLayer::permissive())
+        .with_state(guest)
+}
+
+async fn health() -> impl IntoResponse {
+    (StatusCode::NO_CONTENT, [("x-envd-version", VERSION)])
+}
+
+async fn envs(State(guest): State<Arc<Guest>>) -> Json<BTreeMap<String, String>> {
+    Json(guest.settings().envs)
+}
+
+/// What the host tells a capsule; unknown fields are other agents' business.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Init {
+    access_token: Option<String>,
+    env_vars: Option<BTreeMap<String, String>>,
+    default_user: Option<String>,
+    default_workdir: Option<String>,
+    hostname: Option<String>,
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    timestamp: Option<time::OffsetDateTime>,
+}
+
+/// Sets token, defaults, environment, name and clock. Once a token is set, only who knows
+/// it may call again.
+async fn initialize(
+    State(guest): State<Arc<Guest>>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> Result<StatusCode> {
+    let init: Init = if body.is_empty() {
+        serde_json::from_str("{}").map_err(|e| Error::invalid(e.to_string()))?
+    } else {
+        serde_json::from_slice(&body).map_err(|e| Error::invalid(format!("body: {e}")))?
+    };
+    check_caller(&guest, &headers, &init)?;
+    if let Some(user) = &init.default_user {
+        users::get(user)?;
+    }
+    if guest.in_guest {
+        adopt_host(&init);
+    }
+    guest.change(|settings| {
+        let token = init.access_token.filter(|t| !t.is_empty());
+        settings.token = token.or(settings.token.take());
+        settings.default_user = init.default_user.unwrap_or(settings.default_user.clone());
+        settings.default_workdir = init.default_workdir.or(settings.default_workdir.take());
+        settings.envs.extend(init.env_vars.unwrap_or_default());
+    });
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn check_caller(guest: &Guest, headers: &HeaderMap, init: &Init) -> Result<()> {
+    let Some(token) = guest.settings().token else { return Ok(()) };
+    let given = init.access_token.as_deref().unwrap_or("");
+    if auth::same(given.as_bytes(), token.as_bytes()) {
+        return Ok(());
+    }
+    auth::check_token(guest, headers)
+}
+
+fn adopt_host(init: &Init) {
+    // A clock or name that cannot be set is no reason to refuse the rest.
+    if let Some(now) = init.timestamp {
+        let _ = clock::set(now);
+    }
+    if let Some(name) = &init.hostname {
+        let _ = init::network::set_host_name(name);
+    }
+}

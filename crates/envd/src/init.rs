@@ -1,0 +1,90 @@
+//! Brings the guest up as PID 1, then leaves two processes: PID 1, which does nothing but
+//! reap orphans, and its child, which serves.
+//!
+//! Nothing here may fail silently: what goes wrong is written to the console, which the host
+//! keeps, and the machine is reset.
+
+mod mounts;
+pub(crate) mod network;
+
+use crate::sys;
+use std::io::Write;
+
+/// Modules of the initramfs, in the order in which they load.
+const MODULE_ORDER: &str = "/modules/order";
+
+/// Prepares the guest and returns in the child that is to serve.
+pub(crate) fn bring_up() {
+    if let Err(error) = prepare() {
+        console(&format!("envd: the guest cannot start: {error:#}"));
+        reset();
+    }
+    match sys::fork() {
+        Ok(None) => {}
+        Ok(Some(server)) => reap(server),
+        Err(error) => {
+            console(&format!("envd: fork: {error}"));
+            reset();
+        }
+    }
+}
+
+fn prepare() -> anyhow::Result<()> {
+    mounts::kernel_file_systems()?;
+    load_modules()?;
+    mounts::enter_root()?;
+    mounts::runtime_file_systems()?;
+    network::configure()?;
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    raise_file_limit();
+    Ok(())
+}
+
+fn load_modules() -> anyhow::Result<()> {
+    use anyhow::Context;
+    let order = std::fs::read_to_string(MODULE_ORDER).context("reading the list of modules")?;
+    for name in order.lines() {
+        let file = std::fs::File::open(format!("/modules/{name}"))
+            .with_context(|| format!("opening the module {name}"))?;
+        sys::load_module(&file).with_context(|| format!("loading the module {name}"))?;
+    }
+    Ok(())
+}
+
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Waits for every child, for ever; when the server ends, so does the machine.
+fn reap(server: rustix::process::Pid) -> ! {
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == server => {
+                console(&format!("envd: the server ended: {status:?}"));
+                reset();
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                console(&format!("envd: wait: {error}"));
+                reset();
+            }
+        }
+    }
+}
+
+/// Ends the machine; the host sees its reset as the guest's end.
+fn reset() -> ! {
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+fn console(line: &str) {
+    if let Ok(mut console) = std::fs::OpenOptions::new().write(true).open("/dev/console") {
+        let _ = writeln!(console, "{line}");
+    }
+}

@@ -1,0 +1,80 @@
+//! Mounts: the kernel's file systems, the overlay of the shared image and the capsule's own
+//! disk as root, and what programs expect below it.
+
+use anyhow::Context;
+use rustix::fs::{CWD, Mode};
+use rustix::mount::{MountFlags, mount, mount_move};
+use std::ffi::CString;
+use std::path::Path;
+
+/// The shared, read-only image.
+const IMAGE: &str = "/dev/vda";
+/// The capsule's own disk.
+const DISK: &str = "/dev/vdb";
+
+/// `/dev`, `/proc` and `/sys`.
+pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
+    attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, "")?;
+    attach("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "")?;
+    attach("sysfs", "/sys", "sysfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "")
+}
+
+/// Makes the overlay the root and leaves the initramfs, freeing its memory.
+pub(super) fn enter_root() -> anyhow::Result<()> {
+    attach(IMAGE, "/image", "ext4", MountFlags::RDONLY | MountFlags::NOATIME, "")?;
+    attach(DISK, "/disk", "ext4", MountFlags::NOATIME, "discard")?;
+    for dir in ["/disk/upper", "/disk/work"] {
+        make_dir(dir)?;
+    }
+    let layers = "lowerdir=/image,upperdir=/disk/upper,workdir=/disk/work";
+    attach("overlay", "/root", "overlay", MountFlags::NOATIME, layers)?;
+    for dir in ["dev", "proc", "sys"] {
+        let to = format!("/root/{dir}");
+        make_dir(&to)?;
+        mount_move(format!("/{dir}"), &to).with_context(|| format!("moving /{dir}"))?;
+    }
+    free_initramfs();
+    std::env::set_current_dir("/root")?;
+    mount_move(".", "/").context("moving the root")?;
+    rustix::process::chroot(".").context("entering the root")?;
+    std::env::set_current_dir("/")?;
+    Ok(())
+}
+
+/// What programs expect below `/dev`, `/run`, `/tmp` and `/sys/fs/cgroup`.
+pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
+    let safe = MountFlags::NOSUID | MountFlags::NODEV;
+    attach("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, "gid=5,mode=620,ptmxmode=666")?;
+    attach("tmpfs", "/dev/shm", "tmpfs", safe, "mode=1777")?;
+    attach("tmpfs", "/run", "tmpfs", safe, "mode=755")?;
+    attach("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | MountFlags::NOEXEC, "")?;
+    rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777)).context("opening /tmp to all")?;
+    for (link, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        let _ = std::os::unix::fs::symlink(to, link);
+    }
+    Ok(())
+}
+
+fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {
+    make_dir(to)?;
+    let data = CString::new(data)?;
+    mount(source, to, kind, flags, data.as_c_str()).with_context(|| format!("mounting {source} on {to}"))
+}
+
+fn make_dir(path: &str) -> anyhow::Result<()> {
+    match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("making {path}")),
+    }
+}
+
+/// Removes the initramfs's own files; nothing of it is used again.
+fn free_initramfs() {
+    let _ = std::fs::remove_dir_all(Path::new("/modules"));
+    let _ = std::fs::remove_file("/init");
+}

@@ -1,0 +1,83 @@
+//! Six numbers about the guest, from `/proc` and `statvfs`.
+
+use std::sync::Mutex;
+
+/// Bytes of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub total: u64,
+    pub used: u64,
+    pub cache: u64,
+}
+
+/// Reads `/proc/meminfo`.
+pub(crate) fn memory() -> Memory {
+    parse_memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+}
+
+fn parse_memory(text: &str) -> Memory {
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 1024
+    };
+    let total = field("MemTotal");
+    Memory { total, used: total.saturating_sub(field("MemAvailable")), cache: field("Cached") }
+}
+
+/// Share of all processors used since the last call, in percent of one whole machine.
+pub(crate) fn cpu_percent() -> f64 {
+    static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let times: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|t| t.parse().ok())
+        .collect();
+    let total: u64 = times.iter().take(8).sum();
+    let idle = times.get(3).unwrap_or(&0) + times.get(4).unwrap_or(&0);
+    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (all, unused) = (total.saturating_sub(last.0), idle.saturating_sub(last.1));
+    *last = (total, idle);
+    #[expect(clippy::cast_precision_loss, reason = "a percentage needs no 53 bits")]
+    let busy = 100.0 * all.saturating_sub(unused) as f64 / all.max(1) as f64;
+    (busy * 100.0).round() / 100.0
+}
+
+/// The answer of `GET /metrics`.
+pub(crate) fn snapshot() -> serde_json::Value {
+    let memory = memory();
+    let (disk_used, disk_total) = rustix::fs::statvfs("/").map_or((0, 0), |s| {
+        ((s.f_blocks - s.f_bfree) * s.f_frsize, s.f_blocks * s.f_frsize)
+    });
+    serde_json::json!({
+        "ts": crate::clock::unix_seconds(),
+        "cpu_count": std::thread::available_parallelism().map_or(1, usize::from),
+        "cpu_used_pct": cpu_percent(),
+        "mem_total": memory.total,
+        "mem_used": memory.used,
+        "mem_cache": memory.cache,
+        "mem_total_mib": memory.total >> 20,
+        "mem_used_mib": memory.used >> 20,
+        "disk_used": disk_used,
+        "disk_total": disk_total,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read_in_bytes() {
+        let text = "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  400 kB\nCached: 7 kB\n";
+        let want = Memory { total: 1_024_000, used: 614_400, cache: 7168 };
+        assert_eq!(parse_memory(text), want);
+        assert_eq!(parse_memory(""), Memory::default());
+    }
+}

@@ -1,0 +1,35 @@
+//! Wire to domain and back, for the two Connect services; no rules of its own.
+
+mod filesystem;
+mod process;
+mod stream;
+
+use crate::error::Result;
+use crate::guest::Guest;
+use crate::users::{self, User};
+use crate::auth;
+use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, RequestContext, Router};
+use protocol::filesystem::FilesystemExt;
+use protocol::process::ProcessExt;
+use std::sync::Arc;
+
+/// Largest message: input and listings, never contents.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// Both services, as one tower service.
+pub(crate) fn service(guest: &Arc<Guest>) -> ConnectRpcService {
+    let router = Arc::new(process::Processes(Arc::clone(guest))).register(Router::new());
+    let router = Arc::new(filesystem::Files(Arc::clone(guest))).register(router);
+    let limits = Limits::default()
+        .with_max_request_body_size(MESSAGE_MAX)
+        .with_max_message_size(MESSAGE_MAX);
+    // Streams keep their own deadline: it must also kill the process.
+    let deadlines = DeadlinePolicy::new().with_enforce_on_streams(false);
+    router.into_axum_service().with_limits(limits).with_deadline_policy(deadlines)
+}
+
+/// The account that a call acts as: the one it names, or the capsule's default.
+fn acting_user(guest: &Guest, ctx: &RequestContext) -> Result<User> {
+    let name = auth::requested_user(ctx.headers());
+    users::get(&name.unwrap_or_else(|| guest.settings().default_user))
+}

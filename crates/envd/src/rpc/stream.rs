@@ -1,0 +1,82 @@
+//! A server stream's frame: its messages, keepalives when there are none for a while, and
+//! its deadline.
+
+use connectrpc::{ConnectError, RequestContext};
+use futures::Stream;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+const KEEPALIVE_DEFAULT: Duration = Duration::from_secs(90);
+
+/// What a stream turns into messages.
+pub(super) enum Tick<E> {
+    Event(E),
+    KeepAlive,
+}
+
+/// When a stream ends by itself, and how often it says that it lives.
+#[derive(Clone, Copy)]
+pub(super) struct Timing {
+    deadline: Option<Instant>,
+    keepalive: Duration,
+}
+
+impl Timing {
+    /// Reads `Connect-Timeout-Ms` and `Keepalive-Ping-Interval`.
+    pub(super) fn of(ctx: &RequestContext) -> Self {
+        let asked = ctx.header(protocol::KEEPALIVE_INTERVAL);
+        let seconds = asked.and_then(|v| v.to_str().ok()?.parse().ok()).filter(|s| *s > 0);
+        Self {
+            deadline: ctx.time_remaining().map(|left| Instant::now() + left),
+            keepalive: seconds.map_or(KEEPALIVE_DEFAULT, Duration::from_secs),
+        }
+    }
+}
+
+/// Turns events into messages until `render` gives none, the events end, or the deadline
+/// passes; then `expired` runs and the stream ends with `deadline_exceeded`.
+pub(super) fn stream<E, M>(
+    first: M,
+    events: mpsc::Receiver<E>,
+    timing: Timing,
+    render: impl Fn(Tick<E>) -> (M, bool) + Send + 'static,
+    expired: impl FnOnce() + Send + 'static,
+) -> impl Stream<Item = Result<M, ConnectError>> + Send
+where
+    E: Send + 'static,
+    M: Send + 'static,
+{
+    let state = (Some(first), events, false, Some(expired), render);
+    futures::stream::unfold(state, move |(first, mut events, done, expired, render)| async move {
+        if let Some(first) = first {
+            return Some((Ok(first), (None, events, done, expired, render)));
+        }
+        if done {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            event = events.recv() => {
+                let (message, last) = render(Tick::Event(event?));
+                Some((Ok(message), (None, events, last, expired, render)))
+            }
+            () = until(timing.deadline) => {
+                expired.map(|run| run());
+                let error = ConnectError::deadline_exceeded("the deadline passed");
+                Some((Err(error), (None, events, true, None, render)))
+            }
+            () = tokio::time::sleep(timing.keepalive) => {
+                let (message, last) = render(Tick::KeepAlive);
+                Some((Ok(message), (None, events, last, expired, render)))
+            }
+        }
+    })
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,156 @@
+//! The only file with unsafe code: what rustix has no safe call for.
+#![expect(unsafe_code, reason = "fork, exec hooks and network ioctls have no safe form")]
+
+use crate::users::User;
+use rustix::process::{Pid, Signal};
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use tokio::io::unix::AsyncFd;
+
+/// What a child does between fork and exec: a session of its own, the user's identity, its
+/// control group, a place early in line when memory runs out.
+pub(crate) fn prepare_child(
+    command: &mut tokio::process::Command,
+    user: &User,
+    cgroup: Option<&File>,
+    terminal: bool,
+) -> io::Result<()> {
+    let cgroup = cgroup.map(File::try_clone).transpose()?;
+    let groups: Vec<libc::gid_t> = user.groups.clone();
+    let (uid, gid) = (user.uid, user.gid);
+    let change_user = rustix::process::getuid().is_root();
+    let hook = move || {
+        if let Some(procs) = &cgroup {
+            rustix::io::write(procs, b"0")?;
+        }
+        rustix::process::setsid()?;
+        if terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        write_oom_score();
+        if change_user {
+            // SAFETY: plain system calls on numbers and a live slice; nothing allocates.
+            let ok = unsafe {
+                libc::setgroups(groups.len(), groups.as_ptr()) == 0
+                    && libc::setgid(gid) == 0
+                    && libc::setuid(uid) == 0
+            };
+            if !ok {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the hook only makes system calls that are safe after a fork.
+    unsafe { command.pre_exec(hook) };
+    Ok(())
+}
+
+fn write_oom_score() {
+    const PATH: &CStr = c"/proc/self/oom_score_adj";
+    // SAFETY: the path ends with NUL, the buffer outlives the call, the descriptor is ours.
+    unsafe {
+        let fd = libc::open(PATH.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd >= 0 {
+            libc::write(fd, c"100".as_ptr().cast(), 3);
+            libc::close(fd);
+        }
+    }
+}
+
+/// Registers a descriptor for readiness with the runtime.
+pub(crate) fn async_fd<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: each owner passed here owns its descriptor and never changes or closes it
+    // before it is dropped, which is after the registration is.
+    Ok(unsafe { AsyncFd::register(owner) }?)
+}
+
+/// Splits in two; only before any other thread exists.
+pub(crate) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: called while the process has one thread, so the child's memory is consistent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Loads a kernel module that is already in memory or on a file system.
+pub(crate) fn load_module(file: &File) -> io::Result<()> {
+    rustix::system::finit_module(file, c"", 0)?;
+    Ok(())
+}
+
+/// Signals a whole process group.
+pub(crate) fn kill_group(leader: u32, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(leader).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(rustix::process::kill_process_group(pid, signal)?)
+}
+
+/// Gives an interface an address and a prefix of 30 bits, and raises it.
+pub(crate) fn configure_interface(name: &str, address: [u8; 4], mask: [u8; 4]) -> io::Result<()> {
+    let socket = control_socket()?;
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_addr = socket_address(address);
+    ioctl(&socket, libc::SIOCSIFADDR, &mut request)?;
+    request.ifr_ifru.ifru_addr = socket_address(mask);
+    ioctl(&socket, libc::SIOCSIFNETMASK, &mut request)?;
+    raise_interface(name)
+}
+
+/// Raises an interface.
+pub(crate) fn raise_interface(name: &str) -> io::Result<()> {
+    let socket = control_socket()?;
+    let mut request = interface_request(name);
+    let flags = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags).unwrap_or(i16::MAX);
+    ioctl(&socket, libc::SIOCSIFFLAGS, &mut request)
+}
+
+/// Routes everything to `gateway`.
+pub(crate) fn default_route(gateway: [u8; 4]) -> io::Result<()> {
+    let socket = control_socket()?;
+    // SAFETY: all-zero is a valid rtentry.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = socket_address([0; 4]);
+    route.rt_genmask = socket_address([0; 4]);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    ioctl(&socket, libc::SIOCADDRT, &mut route)
+}
+
+fn control_socket() -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+}
+
+fn interface_request(name: &str) -> libc::ifreq {
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let name = CString::new(name).unwrap_or_default();
+    for (slot, byte) in request.ifr_name.iter_mut().take(15).zip(name.as_bytes()) {
+        *slot = byte.cast_signed();
+    }
+    request
+}
+
+fn socket_address(address: [u8; 4]) -> libc::sockaddr {
+    // SAFETY: all-zero is a valid sockaddr.
+    let mut out: libc::sockaddr = unsafe { std::mem::zeroed() };
+    out.sa_family = 2; // AF_INET
+    for (slot, byte) in out.sa_data[2..6].iter_mut().zip(address) {
+        *slot = byte.cast_signed();
+    }
+    out
+}
+
+fn ioctl<T>(socket: &impl AsFd, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+    let fd: RawFd = socket.as_fd().as_raw_fd();
+    // SAFETY: each caller passes the structure that its request reads, alive for the call.
+    match unsafe { libc::ioctl(fd, request, std::ptr::from_mut(argument)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
