@@ -1,1 +1,92 @@
-//! stub
+//! What each long-lived role shares: logging, signals, tracked tasks, periodic work.
+//!
+//! One [`Tasks`] per process: whatever runs in the background is spawned through it, so that
+//! a shutdown can wait for it. Never holds product logic.
+
+use std::future::Future;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing_subscriber::EnvFilter;
+
+/// How long a shutdown waits for tasks before it goes on without them.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Sends logs to standard error: text, or JSON when `json`. `filter` is of tracing's form.
+pub fn log_to_stderr(filter: &str, json: bool) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call, as in tests, keeps the first one's choice.
+    let _ = if json { builder.json().try_init() } else { builder.try_init() };
+}
+
+/// The background tasks of a process, and the word to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Tasks {
+    /// Runs a task that is waited for at shutdown.
+    #[expect(clippy::disallowed_methods, reason = "this is the tracked spawn")]
+    pub fn spawn<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(self.tracker.track_future(task));
+    }
+
+    /// Runs `work` now and then every `period`, until the shutdown.
+    pub fn every<F, W>(&self, period: Duration, mut work: W)
+    where
+        W: FnMut() -> F + Send + 'static,
+        F: Future<Output = ()> + Send,
+    {
+        let stop = self.stop.clone();
+        self.spawn(async move {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = ticks.tick() => work().await,
+                }
+            }
+        });
+    }
+
+    /// Completes when the shutdown begins.
+    pub async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Begins the shutdown.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Begins the shutdown and waits for every task, at most ten seconds.
+    pub async fn finish(&self) {
+        self.stop.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(DEADLINE, self.tracker.wait()).await.is_err() {
+            tracing::warn!(left = self.tracker.len(), "tasks outlasted the shutdown");
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the signals cannot be listened to.
+pub async fn terminated() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! What a host agent is told once, at its start.
+
+use std::path::PathBuf;
+
+/// Settings of a host agent.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything the agent keeps: `capsules/`, `images/`.
+    pub dir: PathBuf,
+    /// Addresses of the capsules' links to the host, at least a /24.
+    pub network: String,
+    /// Name servers of the guests.
+    pub dns: Vec<std::net::IpAddr>,
+    /// Which driver runs the machines.
+    pub driver: DriverChoice,
+    /// Memory that capsules may have together, in MiB; 0 means four fifths of the machine's.
+    pub memory_mib: u64,
+}
+
+/// Which driver runs the machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// KVM where a probe guest boots on it, else software emulation.
+    Auto,
+    /// QEMU on KVM.
+    Kvm,
+    /// QEMU with software emulation.
+    Tcg,
+    /// No machine at all: this `envd` on the host. For tests of everything above.
+    Fake { envd: PathBuf },
+}
+
+impl Config {
+    /// Where each capsule has a folder.
+    #[must_use]
+    pub fn capsules(&self) -> PathBuf {
+        self.dir.join("capsules")
+    }
+
+    /// The guest's kernel.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("images/boot/vmlinux")
+    }
+
+    /// The initramfs with envd.
+    #[must_use]
+    pub fn initramfs(&self) -> PathBuf {
+        self.dir.join("images/boot/initramfs")
+    }
+
+    /// Where templates are: `NAME/rootfs.ext4`.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.dir.join("images/templates")
+    }
+}

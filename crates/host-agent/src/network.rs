@@ -1,0 +1,122 @@
+//! A capsule's network: a namespace with a tap for the machine and a link to the host.
+//!
+//! Everything inside a namespace is the same for every capsule, so that a snapshot fits
+//! anywhere. Nothing from outside reaches a guest, and a guest reaches neither the host nor
+//! another capsule nor a private range; see `plan.rs`, which decides, and `netns.rs`, which
+//! carries out.
+
+pub(crate) mod netns;
+pub(crate) mod plan;
+mod slots;
+
+use plan::Plan;
+use slots::Slots;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Why a network could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("WRENN_NETWORK: {0}")]
+    Range(String),
+    #[error("WRENN_NETWORK {range} overlaps {other} of this machine; choose another range")]
+    Clash { range: String, other: String },
+    #[error("all {0} slots of the network are in use")]
+    Full(u32),
+    #[error("{what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { what, source }
+}
+
+/// The networks of all capsules of this agent.
+pub(crate) struct Networks {
+    plan: Plan,
+    slots: Mutex<Slots>,
+}
+
+/// One capsule's network. Dropping it keeps it; `Networks::remove` takes it down.
+pub(crate) struct Network {
+    pub slot: u32,
+    /// Open, so that it lives as long as it is dialled.
+    pub namespace: File,
+    /// For the machine to be; none once handed over.
+    pub tap: Option<OwnedFd>,
+}
+
+impl Networks {
+    /// Prepares the host: checks the range and applies the host's own rules.
+    pub(crate) async fn new(plan: Plan) -> Result<Arc<Self>, Error> {
+        netns::check_clash(&plan).await?;
+        let slots = Mutex::new(Slots::new(plan.slots()));
+        let this = Arc::new(Self { plan, slots });
+        let at = Arc::clone(&this);
+        blocking("preparing the host's network", move || netns::prepare_host(&at.plan)).await?;
+        Ok(this)
+    }
+
+    /// Makes a capsule's network.
+    pub(crate) async fn create(self: &Arc<Self>) -> Result<Network, Error> {
+        let full = self.plan.slots();
+        let slot = self.lock().take().ok_or(Error::Full(full))?;
+        let this = Arc::clone(self);
+        let made = blocking("making the capsule's network", move || {
+            netns::create(&this.plan, slot)
+        })
+        .await;
+        match made {
+            Ok((namespace, tap)) => Ok(Network { slot, namespace, tap: Some(tap) }),
+            Err(error) => {
+                self.remove(slot).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes over the network of a machine that runs.
+    pub(crate) fn adopt(&self, slot: u32) -> Result<Network, Error> {
+        let namespace = File::open(self.plan.namespace(slot))
+            .map_err(io_error("opening the namespace of a running capsule"))?;
+        self.lock().claim(slot);
+        Ok(Network { slot, namespace, tap: None })
+    }
+
+    /// Takes a network down; one that is not there is success.
+    pub(crate) async fn remove(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
+        let this = Arc::clone(self);
+        blocking("removing the capsule's network", move || netns::remove(&this.plan, slot)).await?;
+        self.lock().release(slot);
+        Ok(())
+    }
+
+    /// Removes the namespaces of this agent that belong to no capsule it has.
+    pub(crate) async fn remove_strangers(self: &Arc<Self>) -> Result<(), Error> {
+        for slot in netns::existing(&self.plan) {
+            let used = self.lock().is_used(slot);
+            if !used {
+                self.remove(slot).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(io_error(what))
+}

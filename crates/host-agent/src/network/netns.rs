@@ -1,0 +1,203 @@
+//! Carries a plan out, by netlink and nftables. All of it blocks: callers use a thread.
+
+use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Plan, TAP, UPLINK};
+use super::{Error, io_error};
+use crate::sys;
+use futures::TryStreamExt;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use std::fs::{self, File};
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+const BOUND: &str = "/run/netns";
+
+/// Refuses a range that the machine uses already.
+pub(super) async fn check_clash(plan: &Plan) -> Result<(), Error> {
+    let own = plan.link_prefix();
+    let ranges = tokio::task::spawn_blocking(move || with_netlink(|netlink| used_ranges(netlink, own)))
+        .await
+        .unwrap_or_else(|e| Err(io::Error::other(e)))
+        .map_err(io_error("reading the machine's routes"))?;
+    match ranges.iter().find(|(address, prefix)| plan.overlaps(*address, *prefix)) {
+        None => Ok(()),
+        Some((address, prefix)) => {
+            Err(Error::Clash { range: plan.range(), other: format!("{address}/{prefix}") })
+        }
+    }
+}
+
+/// Addresses and routes of the machine, less those of our own links.
+async fn used_ranges(netlink: Handle, own: String) -> io::Result<Vec<(Ipv4Addr, u8)>> {
+    use rtnetlink::packet_route::link::LinkAttribute;
+    let mut ours = Vec::new();
+    let mut links = netlink.link().get().execute();
+    while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
+        let name = link.attributes.iter().find_map(|a| match a {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        if name.is_some_and(|n| n.starts_with(&own)) {
+            ours.push(link.header.index);
+        }
+    }
+    let mut out = Vec::new();
+    let mut addresses = netlink.address().get().execute();
+    while let Some(found) = addresses.try_next().await.map_err(io::Error::other)? {
+        for attribute in &found.attributes {
+            if let AddressAttribute::Address(IpAddr::V4(ip)) = attribute
+                && !ours.contains(&found.header.index)
+            {
+                out.push((*ip, found.header.prefix_len));
+            }
+        }
+    }
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let mut routes = netlink.route().get(all).execute();
+    while let Some(route) = routes.try_next().await.map_err(io::Error::other)? {
+        let of_ours = |a: &RouteAttribute| matches!(a, RouteAttribute::Oif(i) if ours.contains(i));
+        if route.attributes.iter().any(of_ours) {
+            continue;
+        }
+        for attribute in &route.attributes {
+            if let RouteAttribute::Destination(RouteAddress::Inet(ip)) = attribute {
+                out.push((*ip, route.header.destination_prefix_length));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Forwarding and the host's own rules.
+pub(super) fn prepare_host(plan: &Plan) -> io::Result<()> {
+    fs::create_dir_all(BOUND)?;
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    sys::apply_nft(&plan.host_rules())
+}
+
+/// Takes away the host's rules.
+pub(crate) fn restore_host(plan: &Plan) -> io::Result<()> {
+    sys::apply_nft(&plan.host_rules_removal())
+}
+
+/// Makes a capsule's namespace and what is in it; returns it and the machine's tap.
+pub(super) fn create(plan: &Plan, slot: u32) -> io::Result<(File, OwnedFd)> {
+    remove(plan, slot)?;
+    let (host, inner) = plan.link(slot);
+    let (name, rules, path) = (plan.host_link(slot), plan.namespace_rules(), plan.namespace(slot));
+    let host_ns = File::open("/proc/self/ns/net")?;
+    let peer = name.clone();
+    let (namespace, tap) = sys::in_new_namespace(move |namespace| {
+        bind(namespace, &path)?;
+        fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").or_else(absent)?;
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").or_else(absent)?;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        let tap = sys::open_tap(TAP)?;
+        with_netlink(|netlink| wire_inside(netlink, peer, host_ns, host, inner))?;
+        sys::apply_nft(&rules)?;
+        Ok((namespace.try_clone()?, tap))
+    })?;
+    with_netlink(|netlink| wire_outside(netlink, name, host))?;
+    Ok((namespace, tap))
+}
+
+/// A kernel without IPv6 has nothing to turn off.
+fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+fn bind(namespace: &File, path: &Path) -> io::Result<()> {
+    File::create(path)?;
+    let from = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    rustix::mount::mount_bind(from, path)?;
+    Ok(rustix::mount::mount_change(path, MountPropagationFlags::PRIVATE).or_else(|_| Ok::<_, io::Error>(()))?)
+}
+
+async fn wire_inside(
+    netlink: Handle,
+    peer: String,
+    host_ns: File,
+    host: Ipv4Addr,
+    inner: Ipv4Addr,
+) -> io::Result<()> {
+    let fail = io::Error::other;
+    let links = || netlink.link();
+    links().add(LinkVeth::new(UPLINK, &peer).build()).execute().await.map_err(fail)?;
+    let (uplink, peer) = (index(&netlink, UPLINK).await?, index(&netlink, &peer).await?);
+    let moved = LinkUnspec::new_with_index(peer).setns_by_fd(host_ns.as_raw_fd()).build();
+    links().set(moved).execute().await.map_err(fail)?;
+    let tap = index(&netlink, TAP).await?;
+    let tap_up = LinkUnspec::new_with_index(tap).address(GATEWAY_MAC.to_vec()).up().build();
+    links().set(tap_up).execute().await.map_err(fail)?;
+    let lo = index(&netlink, "lo").await?;
+    for link in [uplink, lo] {
+        links().set(LinkUnspec::new_with_index(link).up().build()).execute().await.map_err(fail)?;
+    }
+    netlink.address().add(tap, GATEWAY.into(), 30).execute().await.map_err(fail)?;
+    netlink.address().add(uplink, inner.into(), 31).execute().await.map_err(fail)?;
+    netlink
+        .neighbours()
+        .add(tap, GUEST.into())
+        .link_layer_address(&GUEST_MAC)
+        .execute()
+        .await
+        .map_err(fail)?;
+    let default = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(uplink);
+    // The host's end has no address yet, so the gateway cannot be looked up.
+    let default = default.gateway(host).onlink().build();
+    netlink.route().add(default).execute().await.map_err(fail)
+}
+
+async fn wire_outside(netlink: Handle, name: String, host: Ipv4Addr) -> io::Result<()> {
+    let link = index(&netlink, &name).await?;
+    netlink.address().add(link, host.into(), 31).execute().await.map_err(io::Error::other)?;
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let up = LinkUnspec::new_with_index(link).up().build();
+    netlink.link().set(up).execute().await.map_err(io::Error::other)
+}
+
+async fn index(netlink: &Handle, name: &str) -> io::Result<u32> {
+    let mut found = netlink.link().get().match_name(name.to_owned()).execute();
+    let link = found.try_next().await.map_err(io::Error::other)?;
+    link.map(|l| l.header.index).ok_or_else(|| io::Error::other(format!("there is no link {name}")))
+}
+
+/// Runs netlink requests from the current thread's namespace.
+fn with_netlink<T, F>(work: impl FnOnce(Handle) -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::select! {
+            done = work(handle) => done,
+            () = connection => Err(io::Error::other("netlink closed its socket")),
+        }
+    })
+}
+
+/// Takes a namespace down; its links go with it. One that is not there is success.
+pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
+    let path = plan.namespace(slot);
+    if !path.exists() {
+        return Ok(());
+    }
+    // Not a mount when we died between making the file and binding it.
+    while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
+    fs::remove_file(&path)
+}
+
+/// Slots of this agent whose namespaces are bound.
+pub(super) fn existing(plan: &Plan) -> Vec<u32> {
+    let prefix = plan.namespace_prefix();
+    let entries = fs::read_dir(BOUND).into_iter().flatten().flatten();
+    entries
+        .filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse().ok())
+        .collect()
+}

@@ -1,0 +1,193 @@
+//! What a capsule's network is to be: names, addresses, firewall rules. Pure.
+
+use super::Error;
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+/// Name of the machine's tap, in every namespace.
+pub(crate) const TAP: &str = "tap0";
+/// Name of the link to the host, in every namespace.
+pub(crate) const UPLINK: &str = "veth0";
+/// The gateway as every guest sees it.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+/// The guest, everywhere.
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 2);
+/// The gateway's MAC: fixed, since a restored guest remembers it.
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0x57, 0x52, 0x00, 0x00, 0x01];
+/// The guest's MAC.
+pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x00, 0x00, 0x02];
+
+/// Ranges that no guest may reach: private, shared, link-local, loopback, test, multicast
+/// and reserved (RFC 6890).
+const DENIED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
+    172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, \
+    198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
+
+/// Names and addresses of one agent's networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Four characters that tell this agent's names from another's on the same machine.
+    tag: String,
+    base: u32,
+    prefix: u8,
+    dns: Vec<IpAddr>,
+}
+
+impl Plan {
+    /// Reads a range such as `10.220.0.0/16`.
+    pub(crate) fn new(tag: &str, range: &str, dns: &[IpAddr]) -> Result<Self, Error> {
+        let bad = || Error::Range(format!("`{range}` is no IPv4 range such as 10.220.0.0/16"));
+        let (address, prefix) = range.split_once('/').ok_or_else(bad)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
+        let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+        if !(8..=30).contains(&prefix) {
+            return Err(Error::Range(format!("`{range}` must be between /8 and /30")));
+        }
+        let base = u32::from(address) & (u32::MAX << (32 - prefix));
+        Ok(Self { tag: tag.to_owned(), base, prefix, dns: dns.to_vec() })
+    }
+
+    /// How many capsules fit: each link takes two addresses.
+    pub(crate) fn slots(&self) -> u32 {
+        (1u32 << (31 - self.prefix)).min(65_536)
+    }
+
+    /// The range, as text.
+    pub(crate) fn range(&self) -> String {
+        format!("{}/{}", Ipv4Addr::from(self.base), self.prefix)
+    }
+
+    /// Whether a range of the host's shares addresses with this one.
+    pub(crate) fn overlaps(&self, address: Ipv4Addr, prefix: u8) -> bool {
+        let bits = self.prefix.min(prefix);
+        let mask = u32::MAX.checked_shl(u32::from(32 - bits)).unwrap_or(0);
+        bits > 0 && (self.base ^ u32::from(address)) & mask == 0
+    }
+
+    /// The host's and the namespace's end of a link; both in one /31.
+    pub(crate) fn link(&self, slot: u32) -> (Ipv4Addr, Ipv4Addr) {
+        let first = self.base + 2 * slot;
+        (Ipv4Addr::from(first), Ipv4Addr::from(first + 1))
+    }
+
+    /// The host's end of a link; at most 15 characters.
+    pub(crate) fn host_link(&self, slot: u32) -> String {
+        format!("{}{slot}", self.link_prefix())
+    }
+
+    /// What the names of all host's ends begin with.
+    pub(crate) fn link_prefix(&self) -> String {
+        format!("wr{}-", self.tag)
+    }
+
+    /// What the names of all namespaces begin with.
+    pub(crate) fn namespace_prefix(&self) -> String {
+        format!("wrenn-{}-", self.tag)
+    }
+
+    /// Where a namespace is bound.
+    pub(crate) fn namespace(&self, slot: u32) -> PathBuf {
+        PathBuf::from(format!("/run/netns/{}{slot}", self.namespace_prefix()))
+    }
+
+    /// The rules inside each namespace; they name no address but the guest's own, so they are
+    /// the same everywhere.
+    pub(crate) fn namespace_rules(&self) -> String {
+        let mut out = String::from("table ip capsule {\n");
+        out += " chain incoming {\n  type filter hook input priority 0; policy drop;\n";
+        out += "  iifname \"lo\" accept\n  ct state established,related accept\n }\n";
+        out += " chain through {\n  type filter hook forward priority 0; policy drop;\n";
+        let _ = writeln!(out, "  iifname \"{TAP}\" ip saddr != {GUEST} drop");
+        for rule in self.dns_exceptions() {
+            let _ = writeln!(out, "  iifname \"{TAP}\" {rule}");
+        }
+        let _ = writeln!(out, "  iifname \"{TAP}\" ip daddr {{ {DENIED} }} drop");
+        let _ = writeln!(out, "  iifname \"{TAP}\" oifname \"{UPLINK}\" accept");
+        let _ = writeln!(out, "  iifname \"{UPLINK}\" ct state established,related accept\n }}");
+        out += " chain outgoing {\n  type nat hook postrouting priority 100;\n";
+        let _ = writeln!(out, "  oifname \"{UPLINK}\" masquerade\n }}\n}}");
+        out
+    }
+
+    /// The rules of the host, for all capsules of this agent. Applying them again replaces
+    /// them in one step.
+    pub(crate) fn host_rules(&self) -> String {
+        let (table, links) = (format!("wrenn_{}", self.tag), format!("\"{}*\"", self.link_prefix()));
+        let mut out = format!("table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
+        out += " chain incoming {\n  type filter hook input priority 0; policy accept;\n";
+        let _ = writeln!(out, "  iifname {links} ct state established,related accept");
+        let _ = writeln!(out, "  iifname {links} drop\n }}");
+        out += " chain through {\n  type filter hook forward priority 0; policy accept;\n";
+        let _ = writeln!(out, "  iifname {links} oifname {links} drop");
+        for rule in self.dns_exceptions() {
+            let _ = writeln!(out, "  iifname {links} {rule}");
+        }
+        let _ = writeln!(out, "  iifname {links} ip daddr {{ {DENIED} }} drop");
+        let _ = writeln!(out, "  oifname {links} ct state established,related accept");
+        let _ = writeln!(out, "  oifname {links} drop\n }}");
+        out += " chain outgoing {\n  type nat hook postrouting priority 100;\n";
+        let _ = writeln!(out, "  ip saddr {} oifname != {links} masquerade\n }}\n}}", self.range());
+        out
+    }
+
+    /// Takes away what `host_rules` made.
+    pub(crate) fn host_rules_removal(&self) -> String {
+        format!("table ip wrenn_{0}\ndelete table ip wrenn_{0}\n", self.tag)
+    }
+
+    /// Name servers may be private: only they, and only port 53.
+    fn dns_exceptions(&self) -> Vec<String> {
+        let private = self.dns.iter().filter(|ip| ip.is_ipv4() && !ip.is_loopback());
+        private.map(|ip| format!("ip daddr {ip} meta l4proto {{ tcp, udp }} th dport 53 accept")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plan(range: &str) -> Plan {
+        Plan::new("abcd", range, &["10.0.0.53".parse().unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn ranges_are_read_and_bad_ones_refused() {
+        assert_eq!(plan("10.220.7.9/16").range(), "10.220.0.0/16");
+        assert_eq!(plan("10.220.0.0/16").slots(), 32_768);
+        for bad in ["", "10.0.0.0", "10.0.0.0/31", "10.0.0.0/x", "::/16", "10.0.0.0/7"] {
+            assert!(Plan::new("a", bad, &[]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_clash_is_seen_from_both_sides_and_a_default_route_is_none() {
+        let plan = plan("10.220.0.0/16");
+        assert!(plan.overlaps("10.220.5.0".parse().unwrap(), 24));
+        assert!(plan.overlaps("10.0.0.0".parse().unwrap(), 8));
+        assert!(!plan.overlaps("10.221.0.0".parse().unwrap(), 16));
+        assert!(!plan.overlaps("0.0.0.0".parse().unwrap(), 0));
+    }
+
+    #[test]
+    fn the_rules_deny_before_they_allow() {
+        for rules in [plan("10.220.0.0/16").namespace_rules(), plan("10.220.0.0/16").host_rules()] {
+            let denied = rules.find(DENIED).unwrap();
+            assert!(rules.find("10.0.0.53").unwrap() < denied, "{rules}");
+            assert!(rules.find("established,related accept").is_some());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn links_are_disjoint_and_inside_the_range(a in 0u32..32_768, b in 0u32..32_768) {
+            let plan = plan("10.220.0.0/16");
+            let (x, y) = (plan.link(a), plan.link(b));
+            prop_assert_eq!(u32::from(x.0) ^ 1, u32::from(x.1));
+            prop_assert!(plan.overlaps(x.1, 32));
+            prop_assert_eq!(a == b, x == y);
+            prop_assert!(plan.host_link(a).len() <= 15);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The only file with unsafe code, ioctls and raw commands.
+#![expect(unsafe_code, reason = "namespaces, exec hooks, taps and libnftables have no safe form")]
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// First descriptor number that a started VMM finds its resources at.
+pub(crate) const FIRST_FD: RawFd = 3;
+
+/// A VMM process to be started.
+pub(crate) struct VmmCommand<'a> {
+    pub program: &'a str,
+    pub args: Vec<String>,
+    /// Become descriptors 3, 4, … of the process.
+    pub fds: Vec<OwnedFd>,
+    /// User and group id; unprivileged.
+    pub id: u32,
+    /// Further group, as that of `/dev/kvm`.
+    pub group: Option<u32>,
+    /// `cgroup.procs` files to enter.
+    pub cgroups: Vec<File>,
+    pub log: File,
+}
+
+/// Starts a VMM that outlives us: a session of its own, empty network, IPC and UTS
+/// namespaces, no privileges, only the descriptors it was given.
+pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
+    let mut command = Command::new(vmm.program);
+    command.args(&vmm.args).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(vmm.log));
+    // Above the numbers that they are to have, so that no copy overwrites another.
+    let floor = FIRST_FD + 32;
+    let fds: Vec<OwnedFd> = vmm
+        .fds
+        .iter()
+        .map(|fd| Ok(rustix::io::fcntl_dupfd_cloexec(fd, floor)?))
+        .collect::<io::Result<_>>()?;
+    let groups: Vec<libc::gid_t> = vmm.group.into_iter().collect();
+    let (id, cgroups) = (vmm.id, vmm.cgroups);
+    let hook = move || {
+        for procs in &cgroups {
+            rustix::io::write(procs, b"0")?;
+        }
+        rustix::process::setsid()?;
+        let ok = |result: c_int| if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        // SAFETY: plain system calls on numbers and live memory; nothing allocates.
+        unsafe {
+            ok(libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
+            for (number, fd) in (FIRST_FD..).zip(&fds) {
+                ok(libc::dup2(fd.as_raw_fd(), number))?;
+            }
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            ok(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+            ok(libc::setgroups(groups.len(), groups.as_ptr()))?;
+            ok(libc::setgid(id))?;
+            ok(libc::setuid(id))?;
+            ok(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        }
+    };
+    // SAFETY: the hook makes only system calls that are safe after a fork.
+    unsafe { command.pre_exec(hook) };
+    command.spawn()
+}
+
+/// Runs a program to its end and returns what it printed.
+///
+/// # Errors
+/// When it cannot be run, or fails; then with what it said.
+pub(crate) fn run(program: &str, args: &[&str]) -> io::Result<String> {
+    let out = Command::new(program).args(args).stdin(Stdio::null()).output()?;
+    if out.status.success() {
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&out.stderr);
+    Err(io::Error::other(format!("{program}: {}: {}", out.status, said.trim())))
+}
+
+/// Starts `envd --port N` on this machine, for the fake driver.
+pub(crate) fn spawn_envd(envd: &Path, port: u16, dir: &Path) -> io::Result<Child> {
+    let mut command = Command::new(envd);
+    command.args(["--port", &port.to_string()]).current_dir(dir);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+/// Does `work` in the network namespace `ns`, on a thread that ends with it.
+pub(crate) fn in_namespace<T: Send + 'static>(
+    ns: &File,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let ns = ns.try_clone()?;
+    on_new_thread(move || {
+        // SAFETY: changes the namespace of this thread alone, which ends after `work`.
+        if unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        work()
+    })
+}
+
+/// Makes a network namespace and returns it with what `work` does inside.
+pub(crate) fn in_new_namespace<T: Send + 'static>(
+    work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    on_new_thread(move || {
+        // SAFETY: changes the namespace of this thread alone, which ends after `work`.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        work(&File::open("/proc/thread-self/ns/net")?)
+    })
+}
+
+fn on_new_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let thread = std::thread::Builder::new().name("netns".into()).spawn(work)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the namespace thread panicked")))
+}
+
+/// Opens the tap `name` of the current namespace, with room for virtio's header.
+pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().take(15).zip(name.bytes()) {
+        *slot = byte.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
+    let header: c_int = 12;
+    // SAFETY: both requests read the structures passed, which live through the calls.
+    let failed = unsafe {
+        libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw const request) == -1
+            || libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) == -1
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(tap.into()) }
+}
+
+#[repr(C)]
+struct NftContext {
+    _opaque: [u8; 0],
+}
+
+#[link(name = "nftables")]
+unsafe extern "C" {
+    fn nft_ctx_new(flags: u32) -> *mut NftContext;
+    fn nft_ctx_free(context: *mut NftContext);
+    fn nft_ctx_buffer_error(context: *mut NftContext) -> c_int;
+    fn nft_ctx_get_error_buffer(context: *mut NftContext) -> *const c_char;
+    fn nft_run_cmd_from_buffer(context: *mut NftContext, buffer: *const c_char) -> c_int;
+}
+
+/// Applies a ruleset as one batch, all or nothing, in the current network namespace.
+pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
+    // The library keeps state of the process's, so one batch at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ruleset = CString::new(ruleset).map_err(io::Error::other)?;
+    // SAFETY: the context is used by this thread alone and freed once; the error buffer is
+    // copied before that; the ruleset ends with NUL and outlives the call.
+    unsafe {
+        let context = nft_ctx_new(0);
+        if context.is_null() {
+            return Err(io::Error::other("nftables: no context"));
+        }
+        nft_ctx_buffer_error(context);
+        let result = nft_run_cmd_from_buffer(context, ruleset.as_ptr());
+        let said = nft_ctx_get_error_buffer(context);
+        let said = if said.is_null() { c"" } else { CStr::from_ptr(said) };
+        let outcome = if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("nftables: {}", said.to_string_lossy().trim())))
+        };
+        nft_ctx_free(context);
+        outcome
+    }
+}
+
+/// Ticks per millisecond of the processor's time stamp counter.
+pub(crate) fn tsc_khz() -> u64 {
+    // SAFETY: every x86-64 has the instruction.
+    let ticks = || unsafe { core::arch::x86_64::_rdtsc() };
+    let (start, first) = (Instant::now(), ticks());
+    std::thread::sleep(Duration::from_millis(50));
+    let (elapsed, last) = (start.elapsed(), ticks());
+    let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
+    last.wrapping_sub(first).saturating_mul(1000) / micros
+}
+
+/// Waits until a process ends; at once when it has. `started` guards against another that
+/// has its number by now.
+pub(crate) fn wait_end(pid: i32, started: u64) -> io::Result<()> {
+    let Some(handle) = open_process(pid, started) else { return Ok(()) };
+    let mut poll = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut poll, None) {
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // Reaps it if it is a child of ours, and not one that we adopted.
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+    }
+    Ok(())
+}
+
+/// Kills a process if it is still the one that began at `started`.
+pub(crate) fn kill_process(pid: i32, started: u64) -> io::Result<()> {
+    let Some(handle) = open_process(pid, started) else { return Ok(()) };
+    match rustix::process::pidfd_send_signal(handle.as_fd(), Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn open_process(pid: i32, started: u64) -> Option<OwnedFd> {
+    let handle = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Compared after the opening: from here on the handle is that very process's.
+    (start_time(pid) == Some(started)).then_some(handle)
+}
+
+/// When a process began, in clock ticks since the boot (`proc(5)`, field 22).
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field may hold spaces and parentheses; the last `)` ends it.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The processes whose arguments hold `word` as one of them.
+pub(crate) fn processes_with_argument(word: &str) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            args.split(|byte| *byte == 0).any(|arg| arg == word.as_bytes())
+        })
+        .collect()
+}
