@@ -1,0 +1,107 @@
+//! The machine behind a capsule: one trait, a driver each for QEMU and for tests.
+//!
+//! Nothing above this trait knows which driver runs. A machine outlives the agent: what is
+//! needed to find it again is its [`Record`], which the ledger keeps.
+
+pub(crate) mod fake;
+pub(crate) mod qemu;
+mod qmp;
+
+use futures::future::BoxFuture;
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use types::resources::Resources;
+
+/// Why a machine could not be made or asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct Error {
+    pub what: String,
+    #[source]
+    pub source: Option<io::Error>,
+}
+
+impl Error {
+    pub(crate) fn new(what: impl Into<String>, source: io::Error) -> Self {
+        Self { what: what.into(), source: Some(source) }
+    }
+}
+
+/// What a machine is made from. Resources are open, so that the VMM needs no right to paths.
+pub(crate) struct Spec {
+    /// The capsule's id; also finds the VMM among the processes of the machine.
+    pub name: String,
+    pub resources: Resources,
+    /// The capsule's folder, for sockets and logs.
+    pub dir: PathBuf,
+    /// The template's shared image, read-only.
+    pub image: File,
+    /// The capsule's own disk.
+    pub disk: File,
+    /// None where the driver needs no network.
+    pub tap: Option<OwnedFd>,
+    /// Unprivileged user and group of the VMM; this capsule's alone.
+    pub uid: u32,
+    /// `cgroup.procs` files for the VMM to enter.
+    pub cgroups: Vec<File>,
+}
+
+/// What finds a machine again.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Record {
+    pub pid: i32,
+    /// In clock ticks since the boot: with the pid it names one process for ever.
+    pub started: u64,
+    /// The port of a fake machine's guest on this machine.
+    pub port: Option<u16>,
+}
+
+/// Makes machines.
+pub(crate) trait Driver: Send + Sync {
+    /// `qemu`, `firecracker` or `fake`.
+    fn name(&self) -> &'static str;
+    /// Isolation tier: `kvm`, `tcg` or `none`.
+    fn accelerator(&self) -> &'static str;
+    /// Whether a machine gets a network of its own.
+    fn needs_network(&self) -> bool;
+    /// Starts a machine; it runs when this returns, the guest may not answer yet.
+    fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
+    /// Finds a machine that an earlier agent started; none when it has ended.
+    fn adopt(&self, record: &Record, dir: PathBuf) -> Option<Box<dyn Machine>>;
+}
+
+/// A machine that was started.
+pub(crate) trait Machine: Send + Sync {
+    fn record(&self) -> Record;
+    /// Where the guest's port is reached when it has no namespace.
+    fn loopback(&self, port: u16) -> Option<SocketAddr>;
+    /// Waits for the machine's end and says why, for people.
+    fn ended(&self) -> BoxFuture<'_, String>;
+    /// The last 64 KiB at most of what the guest wrote to its console.
+    fn console(&self) -> BoxFuture<'_, Vec<u8>>;
+    /// Ends it and waits until it has; one that has ended is success.
+    fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
+}
+
+/// Kills a process by its record and waits until it is gone.
+pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
+    let (pid, started) = (record.pid, record.started);
+    let done = tokio::task::spawn_blocking(move || {
+        crate::sys::kill_process(pid, started)?;
+        crate::sys::wait_end(pid, started)
+    });
+    let done = done.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    done.map_err(|e| Error::new("ending the machine", e))
+}
+
+/// Waits for the end of a process by its record.
+pub(crate) async fn wait_record(record: &Record) {
+    let (pid, started) = (record.pid, record.started);
+    let waited = tokio::task::spawn_blocking(move || crate::sys::wait_end(pid, started)).await;
+    if let Ok(Err(error)) = waited {
+        tracing::warn!(pid, %error, "waiting for a machine's end");
+    }
+}

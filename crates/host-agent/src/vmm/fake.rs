@@ -1,0 +1,80 @@
+//! No machine at all: `envd` on the host, one per capsule, on a loopback port. For tests of
+//! everything above the trait; it isolates nothing and is never chosen by itself.
+
+use super::{Driver, Error, Machine, Record, Spec, kill_record, wait_record};
+use crate::sys;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+pub(crate) struct Fake {
+    pub envd: PathBuf,
+}
+
+struct FakeMachine(Record);
+
+impl Driver for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn accelerator(&self) -> &'static str {
+        "none"
+    }
+
+    fn needs_network(&self) -> bool {
+        false
+    }
+
+    fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        async move {
+            let record = self.start(&spec).map_err(|e| Error::new("starting envd", e))?;
+            Ok(Box::new(FakeMachine(record)) as Box<dyn Machine>)
+        }
+        .boxed()
+    }
+
+    fn adopt(&self, record: &Record, _dir: PathBuf) -> Option<Box<dyn Machine>> {
+        let lives = sys::start_time(record.pid) == Some(record.started);
+        lives.then(|| Box::new(FakeMachine(record.clone())) as Box<dyn Machine>)
+    }
+}
+
+impl Fake {
+    fn start(&self, spec: &Spec) -> io::Result<Record> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let child = sys::spawn_envd(&self.envd, port, &spec.dir)?;
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let started = sys::start_time(pid).unwrap_or(0);
+        Ok(Record { pid, started, port: Some(port) })
+    }
+}
+
+impl Machine for FakeMachine {
+    fn record(&self) -> Record {
+        self.0.clone()
+    }
+
+    fn loopback(&self, port: u16) -> Option<SocketAddr> {
+        let port = if port == protocol::ENVD_PORT { self.0.port? } else { port };
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        async {
+            wait_record(&self.0).await;
+            "envd ended".to_owned()
+        }
+        .boxed()
+    }
+
+    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        async { Vec::new() }.boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
+        kill_record(&self.0).boxed()
+    }
+}

@@ -1,0 +1,97 @@
+//! QEMU's machine protocol, over two sockets since each serves one connection at a time: one
+//! for commands, one to wait for the guest's end. They stay in the capsule's folder, so that a
+//! later agent can use them too.
+
+use rustix::fs::{Mode, OFlags};
+use serde_json::{Value, json};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+const LIMIT: Duration = Duration::from_secs(5);
+/// For commands.
+pub(super) const COMMANDS: &str = "qmp.sock";
+/// For the wait.
+pub(super) const EVENTS: &str = "events.sock";
+
+/// A connection that has gone through the greeting.
+pub(super) struct Qmp(BufReader<UnixStream>);
+
+/// Listens for QEMU to take over; the path may be of any length.
+pub(super) fn listen(dir: &Path, socket: &str) -> io::Result<std::os::unix::net::UnixListener> {
+    let _ = std::fs::remove_file(dir.join(socket));
+    through_descriptor(dir, socket, |path| std::os::unix::net::UnixListener::bind(path))
+}
+
+/// Socket paths hold 107 bytes; a descriptor's path is short whatever the folder's is.
+fn through_descriptor<T>(
+    dir: &Path,
+    socket: &str,
+    f: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    f(Path::new(&format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd())))
+}
+
+impl Qmp {
+    pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<Self> {
+        let limited = tokio::time::timeout(LIMIT, async {
+            let stream = through_descriptor(dir, socket, |path| {
+                let stream = std::os::unix::net::UnixStream::connect(path)?;
+                stream.set_nonblocking(true)?;
+                Ok(stream)
+            })?;
+            let mut qmp = Self(BufReader::new(UnixStream::from_std(stream)?));
+            qmp.read().await?;
+            qmp.command("qmp_capabilities", json!({})).await?;
+            Ok(qmp)
+        });
+        limited.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Runs a command and returns its answer.
+    pub(super) async fn command(&mut self, name: &str, arguments: Value) -> io::Result<Value> {
+        let line = json!({ "execute": name, "arguments": arguments }).to_string() + "\n";
+        self.0.get_mut().write_all(line.as_bytes()).await?;
+        loop {
+            let mut answer = self.read().await?;
+            if let Some(error) = answer.get("error") {
+                return Err(io::Error::other(format!("{name}: {error}")));
+            }
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
+    }
+
+    /// Waits for the guest's own end: a shutdown, a reset, a panic.
+    pub(super) async fn guest_ended(&mut self) -> io::Result<String> {
+        let status = self.command("query-status", json!({})).await?;
+        if let Some(status @ ("shutdown" | "guest-panicked" | "internal-error" | "io-error")) =
+            status["status"].as_str()
+        {
+            return Ok(format!("the guest ended: {status}"));
+        }
+        loop {
+            let event = self.read().await?;
+            match event["event"].as_str() {
+                Some("SHUTDOWN" | "GUEST_PANICKED") => {
+                    let reason = event["data"]["reason"].as_str().unwrap_or("panic");
+                    return Ok(format!("the guest ended: {reason}"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn read(&mut self) -> io::Result<Value> {
+        let mut line = String::new();
+        if self.0.read_line(&mut line).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
