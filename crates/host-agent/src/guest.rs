@@ -3,10 +3,10 @@
 
 use crate::network::plan::GUEST;
 use crate::sys;
+use axum::body::Body;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -20,9 +20,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
-
-/// A body on its way through the agent.
-pub(crate) type Body = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 const DIAL: Duration = Duration::from_secs(5);
 /// Between two looks at a guest that does not answer yet.
@@ -126,8 +123,7 @@ impl Guest {
 
 fn envd_request(method: &str, path: &str, body: Bytes) -> Request<Body> {
     let uri = format!("http://{GUEST}:{}{path}", protocol::ENVD_PORT);
-    let body = Full::new(body).map_err(|never| match never {}).boxed();
-    let mut request = Request::new(body);
+    let mut request = Request::new(Body::from(body));
     *request.method_mut() = method.parse().unwrap_or_default();
     *request.uri_mut() = uri.parse().unwrap_or_default();
     request

@@ -1,10 +1,148 @@
-//! wip
-#![allow(dead_code, reason = "wip")]
+//! The host agent: runs capsules on one machine for a control plane.
+//!
+//! Serves `wrenn.host.v1.Host` for their life and `/proxy/…` for what goes on inside them.
+//! Machines outlive it: it finds and adopts them when it starts. It never decides who may do
+//! what; that is the control plane's.
+
+mod capsule;
 mod cgroup;
 mod config;
 mod guest;
 mod network;
+mod proxy;
+mod rpc;
 mod storage;
 mod sys;
 mod vmm;
+
 pub use config::{Config, DriverChoice};
+
+use anyhow::Context;
+use capsule::manager::Manager;
+use cgroup::Cgroups;
+use daemon::Tasks;
+use network::Networks;
+use network::plan::Plan;
+use protocol::host::HostExt;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::sync::Arc;
+use vmm::Driver;
+use vmm::fake::Fake;
+use vmm::qemu::{Accelerator, Qemu};
+
+/// What every capsule of this agent is made with.
+pub(crate) struct Parts {
+    pub config: Config,
+    pub driver: Box<dyn Driver>,
+    /// None where the driver needs none.
+    pub networks: Option<Arc<Networks>>,
+    pub cgroups: Option<Arc<Cgroups>>,
+    pub memory_mib: u64,
+    pub tasks: Tasks,
+}
+
+impl Parts {
+    fn templates(&self) -> Vec<String> {
+        if self.driver.needs_network() {
+            return storage::templates(&self.config);
+        }
+        vec!["base".to_owned()]
+    }
+}
+
+/// Starts the agent and returns what serves its requests.
+///
+/// # Errors
+/// What is missing on this machine, with the fix.
+pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router> {
+    std::fs::create_dir_all(&config.dir)
+        .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
+    let tag = tag(&config.dir);
+    let driver = choose_driver(&config).await?;
+    let (mut networks, mut cgroups) = (None, None);
+    if driver.needs_network() {
+        anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
+        let plan = Plan::new(&tag, &config.network, &config.dns)?;
+        networks = Some(Networks::new(plan).await?);
+        cgroups = Some(Arc::new(Cgroups::new(&tag)));
+    }
+    let memory_mib = match config.memory_mib {
+        0 => total_memory_mib() * 4 / 5,
+        given => given,
+    };
+    tracing::info!(driver = driver.name(), accelerator = driver.accelerator(), memory_mib, "ready");
+    let parts = Parts { config, driver, networks, cgroups, memory_mib, tasks: tasks.clone() };
+    let parts = Arc::new(parts);
+    let manager = Manager::new(Arc::clone(&parts)).await.context("finding earlier capsules")?;
+    let service = Arc::new(rpc::Service { manager: manager.clone(), parts });
+    let service = service.register(connectrpc::Router::new()).into_axum_service();
+    Ok(axum::Router::new()
+        .route("/proxy/{*rest}", axum::routing::any(proxy::forward))
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(manager)
+        .fallback_service(service))
+}
+
+/// Removes what an agent made on this machine besides its folder; its capsules must be gone.
+///
+/// # Errors
+/// When the firewall's rules cannot be taken away.
+pub fn clean(config: &Config) -> anyhow::Result<()> {
+    let tag = tag(&config.dir);
+    let plan = Plan::new(&tag, &config.network, &config.dns)?;
+    network::netns::restore_host(&plan).context("removing the firewall's rules")?;
+    Cgroups::new(&tag).remove_all();
+    Ok(())
+}
+
+/// Tells the names of one agent from another's on the same machine, by its folder.
+fn tag(dir: &Path) -> String {
+    let path = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    digest.iter().take(2).map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn choose_driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
+    let tcg = || Qemu::tcg(config.kernel(), config.initramfs(), config.dns.clone());
+    let kvm = || Qemu { accelerator: Accelerator::Kvm, ..tcg() };
+    Ok(match &config.driver {
+        DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
+        DriverChoice::Tcg => Box::new(tcg()),
+        DriverChoice::Kvm => {
+            probe(config, &kvm()).await.context("WRENN_DRIVER=kvm, but no guest boots on it")?;
+            Box::new(kvm())
+        }
+        DriverChoice::Auto if !Path::new("/dev/kvm").exists() => Box::new(tcg()),
+        DriverChoice::Auto => match probe(config, &kvm()).await {
+            Ok(()) => Box::new(kvm()),
+            Err(error) => {
+                tracing::info!(error = format!("{error:#}"), "KVM boots no guest here");
+                Box::new(tcg())
+            }
+        },
+    })
+}
+
+/// Probes KVM once per boot of this machine, and remembers.
+async fn probe(config: &Config, driver: &Qemu) -> anyhow::Result<()> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let (kept, works) = (config.dir.join("kvm-probe"), format!("works {boot}"));
+    let fails = format!("fails {boot}");
+    let known = std::fs::read_to_string(&kept).unwrap_or_default();
+    if known == works {
+        return Ok(());
+    }
+    anyhow::ensure!(known != fails, "a probe guest did not get up since this machine booted");
+    let dir = config.dir.join("probe");
+    std::fs::create_dir_all(&dir)?;
+    let probed = driver.probe(&dir).await;
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::write(&kept, if probed.is_ok() { works } else { fails })?;
+    Ok(probed?)
+}
+
+fn total_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit) * info.totalram / (1 << 20)
+}

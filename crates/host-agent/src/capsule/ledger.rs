@@ -1,0 +1,76 @@
+//! What an agent must know of a capsule after it died: one small file in the capsule's
+//! folder, replaced as a whole. It is written before anything else of the capsule is made.
+
+use crate::vmm::Record;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use types::CapsuleId;
+use types::resources::Resources;
+
+const FILE: &str = "capsule.json";
+const STAGED: &str = "capsule.json.new";
+
+/// One capsule, as remembered.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Ledger {
+    pub id: CapsuleId,
+    pub generation: u64,
+    pub template: String,
+    pub resources: Resources,
+    pub envd_token: String,
+    #[serde(default)]
+    pub envs: BTreeMap<String, String>,
+    /// The network's number, once there is one.
+    pub slot: Option<u32>,
+    /// The machine, once its guest has answered.
+    pub machine: Option<Record>,
+}
+
+impl Ledger {
+    /// Writes it to the capsule's folder, durably.
+    pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
+        let staged = dir.join(STAGED);
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&staged)?;
+        rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600))?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(&staged, dir.join(FILE))?;
+        File::open(dir)?.sync_all()
+    }
+
+    /// Reads it from a capsule's folder; none when it was never complete.
+    pub(crate) fn load(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_survives_the_disk_and_a_torn_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Ledger::load(dir.path()), None);
+        let ledger = Ledger {
+            id: CapsuleId::new(),
+            generation: 3,
+            template: "base".into(),
+            resources: Resources::default(),
+            envd_token: "t".into(),
+            envs: BTreeMap::new(),
+            slot: Some(4),
+            machine: None,
+        };
+        ledger.save(dir.path()).unwrap();
+        assert_eq!(Ledger::load(dir.path()), Some(ledger));
+        fs::write(dir.path().join(FILE), b"{\"id\":").unwrap();
+        assert_eq!(Ledger::load(dir.path()), None);
+    }
+}

@@ -1,0 +1,258 @@
+//! The capsules of this machine by id. Each has a lock that one operation holds at a time;
+//! operations run as tasks of their own, so that a caller who leaves does not stop them.
+
+use super::boot::{self, Booted};
+use super::ledger::Ledger;
+use super::{Error, io_error};
+use crate::Parts;
+use crate::guest::Guest;
+use crate::storage;
+use crate::vmm::Machine;
+use std::collections::HashMap;
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use types::CapsuleId;
+
+/// How a capsule stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Starting,
+    Running,
+    Stopping,
+    /// Its machine has ended, for a reason; the rest is still to be removed.
+    Dead(String),
+}
+
+/// How long each phase of a boot took.
+pub(crate) type Stages = Vec<(&'static str, Duration)>;
+
+struct Capsule {
+    state: State,
+    generation: u64,
+    memory_mib: u64,
+    stages: Stages,
+    running: Option<(Arc<dyn Machine>, Guest)>,
+    /// Held by the operation under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// All capsules of this machine.
+#[derive(Clone)]
+pub(crate) struct Manager {
+    parts: Arc<Parts>,
+    capsules: Arc<Mutex<HashMap<CapsuleId, Capsule>>>,
+}
+
+impl Manager {
+    /// Finds what an earlier agent left: machines that run are adopted, the rest is removed.
+    pub(crate) async fn new(parts: Arc<Parts>) -> Result<Self, Error> {
+        let manager = Self { parts, capsules: Arc::default() };
+        let dir = manager.parts.config.capsules();
+        fs::create_dir_all(&dir).map_err(io_error("making the capsules' folder"))?;
+        let entries = fs::read_dir(&dir).map_err(io_error("reading the capsules' folder"))?;
+        let mut known: Vec<String> =
+            entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        known.extend(manager.parts.cgroups.iter().flat_map(|groups| groups.existing()));
+        known.sort();
+        known.dedup();
+        for id in known.iter().filter_map(|name| name.parse::<CapsuleId>().ok()) {
+            match manager.adopt(id) {
+                Some(()) => tracing::info!(%id, "adopted a running capsule"),
+                None => {
+                    tracing::info!(%id, "removing what an earlier agent left");
+                    boot::unmake(&manager.parts, id).await?;
+                }
+            }
+        }
+        if let Some(networks) = &manager.parts.networks {
+            networks.remove_strangers().await?;
+        }
+        Ok(manager)
+    }
+
+    fn adopt(&self, id: CapsuleId) -> Option<()> {
+        let dir = boot::folder(&self.parts, id);
+        let ledger = Ledger::load(&dir)?;
+        let machine: Arc<dyn Machine> =
+            Arc::from(self.parts.driver.adopt(ledger.machine.as_ref()?, dir)?);
+        let network = match (&self.parts.networks, ledger.slot) {
+            (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
+            _ => None,
+        };
+        let route = boot::route(&*machine, network.map(|n| n.namespace)).ok()?;
+        let guest = Guest::new(route);
+        self.lock().insert(id, Capsule::new(&ledger, State::Running));
+        self.run(id, Booted { machine, guest, stages: Vec::new() });
+        Some(())
+    }
+
+    /// Boots a capsule; one that runs, or is being booted, is answered as the first time.
+    pub(crate) async fn create(&self, ledger: Ledger) -> Result<Stages, Error> {
+        ledger.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
+        let this = self.clone();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.parts.tasks.spawn(async move {
+            let _ = sender.send(this.create_in_turn(ledger).await);
+        });
+        receiver.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    async fn create_in_turn(&self, mut ledger: Ledger) -> Result<Stages, Error> {
+        let id = ledger.id;
+        let turn = self.admit(&ledger)?;
+        let _turn = turn.lock().await;
+        match self.lock().get(&id).map(|c| (c.state.clone(), c.stages.clone())) {
+            Some((State::Running, stages)) => return Ok(stages),
+            Some((State::Starting, _)) => {}
+            Some(_) => return Err(Error::Stopping),
+            None => return Err(Error::NotFound(id)),
+        }
+        let dir = boot::folder(&self.parts, id);
+        let booted = match fs::create_dir_all(&dir) {
+            Ok(()) => boot::boot(&self.parts, &mut ledger).await,
+            Err(e) => Err(io_error("making the capsule's folder")(e)),
+        };
+        match booted {
+            Ok(booted) => {
+                let stages = booted.stages.clone();
+                self.run(id, booted);
+                Ok(stages)
+            }
+            Err(error) => {
+                if let Err(undo) = boot::unmake(&self.parts, id).await {
+                    tracing::error!(%id, error = %chain(&undo), "undoing a failed boot");
+                }
+                self.lock().remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Enters a capsule, if there is room for it.
+    fn admit(&self, ledger: &Ledger) -> Result<Arc<tokio::sync::Mutex<()>>, Error> {
+        let mut capsules = self.lock();
+        if let Some(capsule) = capsules.get(&ledger.id) {
+            return Ok(Arc::clone(&capsule.turn));
+        }
+        if !storage::templates(&self.parts.config).contains(&ledger.template)
+            && self.parts.driver.needs_network()
+        {
+            return Err(Error::NoTemplate(ledger.template.clone()));
+        }
+        let used: u64 = capsules.values().map(|c| c.memory_mib).sum();
+        let wanted = u64::from(ledger.resources.memory_mib);
+        if used + wanted > self.parts.memory_mib {
+            let all = self.parts.memory_mib;
+            return Err(Error::NoCapacity(format!("{used} of {all} MiB are in use")));
+        }
+        let capsule = Capsule::new(ledger, State::Starting);
+        let turn = Arc::clone(&capsule.turn);
+        capsules.insert(ledger.id, capsule);
+        Ok(turn)
+    }
+
+    /// Marks a capsule as running and watches for its machine's end.
+    fn run(&self, id: CapsuleId, booted: Booted) {
+        let machine = Arc::clone(&booted.machine);
+        if let Some(capsule) = self.lock().get_mut(&id) {
+            capsule.state = State::Running;
+            capsule.stages = booted.stages;
+            capsule.running = Some((booted.machine, booted.guest));
+        }
+        let this = self.clone();
+        self.parts.tasks.spawn(async move {
+            let reason = tokio::select! {
+                reason = machine.ended() => reason,
+                () = this.parts.tasks.stopping() => return,
+            };
+            // What it said last is kept, then the process need not wait any more.
+            let _ = machine.console().await;
+            if let Some(capsule) = this.lock().get_mut(&id)
+                && capsule.state == State::Running
+            {
+                tracing::warn!(%id, reason, "a capsule's machine ended");
+                capsule.state = State::Dead(reason);
+            }
+        });
+    }
+
+    /// Ends a capsule and removes all it had; an unknown one is success.
+    pub(crate) async fn destroy(&self, id: CapsuleId) -> Result<(), Error> {
+        let this = self.clone();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.parts.tasks.spawn(async move {
+            let _ = sender.send(this.destroy_in_turn(id).await);
+        });
+        receiver.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    async fn destroy_in_turn(&self, id: CapsuleId) -> Result<(), Error> {
+        let turn = self.lock().get(&id).map(|c| Arc::clone(&c.turn));
+        let Some(turn) = turn else {
+            return boot::unmake(&self.parts, id).await;
+        };
+        let _turn = turn.lock().await;
+        if let Some(capsule) = self.lock().get_mut(&id) {
+            capsule.state = State::Stopping;
+            capsule.running = None;
+        }
+        boot::unmake(&self.parts, id).await?;
+        self.lock().remove(&id);
+        Ok(())
+    }
+
+    /// Every capsule with its state and generation.
+    pub(crate) fn list(&self) -> Vec<(CapsuleId, State, u64)> {
+        self.lock().iter().map(|(id, c)| (*id, c.state.clone(), c.generation)).collect()
+    }
+
+    /// The way to a running capsule's guest.
+    pub(crate) fn guest(&self, id: CapsuleId) -> Option<Guest> {
+        let capsules = self.lock();
+        let capsule = capsules.get(&id).filter(|c| c.state == State::Running)?;
+        capsule.running.as_ref().map(|(_, guest)| guest.clone())
+    }
+
+    /// What a capsule's guest wrote to its console.
+    pub(crate) async fn console(&self, id: CapsuleId) -> Result<Vec<u8>, Error> {
+        let machine = {
+            let capsules = self.lock();
+            let capsule = capsules.get(&id).ok_or(Error::NotFound(id))?;
+            capsule.running.as_ref().map(|(machine, _)| Arc::clone(machine))
+        };
+        match machine {
+            Some(machine) => Ok(machine.console().await),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<CapsuleId, Capsule>> {
+        self.capsules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Capsule {
+    fn new(ledger: &Ledger, state: State) -> Self {
+        Self {
+            state,
+            generation: ledger.generation,
+            memory_mib: u64::from(ledger.resources.memory_mib),
+            stages: Vec::new(),
+            running: None,
+            turn: Arc::default(),
+        }
+    }
+}
+
+/// An error with everything that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        out.push_str(": ");
+        out.push_str(&error.to_string());
+        cause = error.source();
+    }
+    out
+}
