@@ -1,1 +1,222 @@
-//! stub
+//! The shapes of the public REST API, shared by the control plane and the client commands.
+//! Ids are their wire texts; times are RFC 3339. Holds no behaviour.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+
+/// What every error answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// Stable, for programs.
+    pub code: String,
+    /// For people; names the field that is wrong.
+    pub message: String,
+    /// Finds the request in the server's log.
+    pub request_id: String,
+}
+
+/// `POST /v1/capsules`. Sizes that are left out are the template's.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateCapsule {
+    /// Name of a template; `base` when left out.
+    pub template: Option<String>,
+    /// 1 to 32.
+    pub vcpus: Option<u32>,
+    /// 128 to 65,536 MiB.
+    pub memory_mb: Option<u32>,
+    /// 64 to 102,400 MiB.
+    pub disk_mb: Option<u32>,
+    /// Seconds; 0 is none. Kept with the capsule.
+    pub timeout_sec: Option<u32>,
+    /// Given to every process in the capsule.
+    #[serde(default)]
+    pub envs: BTreeMap<String, String>,
+    /// Kept with the capsule; means nothing to the platform.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A capsule as its owner sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Capsule {
+    pub id: String,
+    pub status: String,
+    pub template: String,
+    pub vcpus: i32,
+    pub memory_mb: i32,
+    pub disk_mb: i32,
+    pub timeout_sec: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<String>,
+    /// Why it failed, when its status is `error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none", default)]
+    pub started_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_updated: OffsetDateTime,
+}
+
+/// `GET /v1/capsules`: one page, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CapsulePage {
+    pub items: Vec<Capsule>,
+    /// Pass it as `before` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// `POST /v1/capsules/{id}/exec`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    pub cmd: String,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub envs: BTreeMap<String, String>,
+    pub cwd: Option<String>,
+    /// Account of the guest; its default when left out.
+    pub user: Option<String>,
+    /// Seconds until the whole process group is killed; 60 when left out, at most a day.
+    pub timeout_sec: Option<u32>,
+    /// Standard input, whole.
+    pub stdin: Option<String>,
+}
+
+/// How a command ended, and what it wrote.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecResult {
+    /// Text, or base64 when `encoding` says so.
+    pub stdout: String,
+    pub stderr: String,
+    /// `utf-8`, or `base64` when either stream is not.
+    pub encoding: String,
+    /// 128 and the signal's number when a signal ended it.
+    pub exit_code: i32,
+    /// Whether output was cut at 8 MiB a stream.
+    pub truncated: bool,
+    pub duration_ms: u64,
+}
+
+/// A process that runs in a capsule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub cmd: String,
+    pub args: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+}
+
+/// `GET /v1/capsules/{id}/processes`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessList {
+    pub processes: Vec<Process>,
+}
+
+/// Requests about one path.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PathRequest {
+    pub path: String,
+    /// Levels to list; 1 when left out.
+    pub depth: Option<u32>,
+}
+
+/// `POST …/files/move`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MoveRequest {
+    pub source: String,
+    pub destination: String,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Entry {
+    pub name: String,
+    pub path: String,
+    /// `file`, `directory`, `symlink` or `other`.
+    pub r#type: String,
+    pub size: i64,
+    pub mode: u32,
+    pub permissions: String,
+    pub owner: String,
+    pub group: String,
+    /// Seconds since 1970.
+    pub modified_at: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub symlink_target: Option<String>,
+}
+
+/// Answers with one entry.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EntryResult {
+    pub entry: Entry,
+}
+
+/// Answers with entries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EntryList {
+    pub entries: Vec<Entry>,
+}
+
+/// What capsules start from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Template {
+    pub id: String,
+    pub name: String,
+    pub vcpus: i32,
+    pub memory_mb: i32,
+    pub disk_mb: i32,
+    /// Whether every team may use it.
+    pub shared: bool,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// `GET /v1/templates`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TemplateList {
+    pub items: Vec<Template>,
+}
+
+/// A machine that runs capsules.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Host {
+    pub id: String,
+    pub name: String,
+    pub status: String,
+    pub arch: String,
+    pub driver: String,
+    /// Isolation tier: `kvm`, `tcg` or `none`.
+    pub accelerator: String,
+    pub cpu_cores: i32,
+    pub memory_mb: i64,
+    pub disk_mb: i64,
+    /// Capsules that are on it now.
+    pub capsules: i64,
+}
+
+/// `GET /v1/hosts`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostList {
+    pub items: Vec<Host>,
+}
+
+/// `GET /health`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Health {
+    pub status: String,
+    pub version: String,
+}

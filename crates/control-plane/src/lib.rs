@@ -1,1 +1,17 @@
-//! stub
+//! The control plane: REST over a PostgreSQL database and host agents.
+//!
+//! Stateless but for the database: any number of replicas may serve. Only `capsules` moves a
+//! capsule between states. It never touches a machine; it asks the agent of the host.
+
+mod agent;
+mod app;
+mod auth;
+mod capsules;
+mod db;
+mod error;
+mod http;
+mod reconcile;
+
+pub use app::{App, Settings};
+pub use auth::new_api_key;
+pub use error::Error;

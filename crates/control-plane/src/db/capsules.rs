@@ -1,0 +1,109 @@
+//! Capsules: rows, and the compare-and-set that moves them between states.
+
+use sqlx::PgPool;
+use sqlx::types::Json;
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+use types::{CapsuleId, CapsuleState, HostId, TeamId};
+use uuid::Uuid;
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Capsule {
+    pub id: Uuid,
+    pub host_id: Option<Uuid>,
+    pub template: String,
+    pub status: String,
+    pub generation: i64,
+    pub vcpus: i32,
+    pub memory_mib: i32,
+    pub disk_mib: i32,
+    pub timeout_sec: i32,
+    pub envd_token: String,
+    pub error: Option<String>,
+    pub metadata: Json<BTreeMap<String, String>>,
+    pub created_at: OffsetDateTime,
+    pub started_at: Option<OffsetDateTime>,
+    pub updated_at: OffsetDateTime,
+}
+
+impl Capsule {
+    pub(crate) fn id(&self) -> CapsuleId {
+        CapsuleId(self.id)
+    }
+
+    /// Its state; a word that is none, which the database refuses to hold, counts as failed.
+    pub(crate) fn state(&self) -> CapsuleState {
+        self.status.parse().unwrap_or(CapsuleState::Error)
+    }
+}
+
+/// Enters a capsule as `starting`.
+pub(crate) async fn insert(
+    db: &PgPool,
+    team: TeamId,
+    host: HostId,
+    template: Uuid,
+    row: &Capsule,
+) -> sqlx::Result<()> {
+    let sql = "INSERT INTO capsules (id, team_id, host_id, template_id, template, status, vcpus, \
+               memory_mib, disk_mib, timeout_sec, envd_token, metadata) \
+               VALUES ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11)";
+    let insert = sqlx::query(sql).bind(row.id).bind(team.0).bind(host.0).bind(template);
+    let insert = insert.bind(&row.template).bind(row.vcpus).bind(row.memory_mib);
+    let insert = insert.bind(row.disk_mib).bind(row.timeout_sec).bind(&row.envd_token);
+    insert.bind(&row.metadata).execute(db).await.map(|_| ())
+}
+
+/// A team's capsule that is not gone.
+pub(crate) async fn find(
+    db: &PgPool,
+    team: TeamId,
+    id: CapsuleId,
+) -> sqlx::Result<Option<Capsule>> {
+    let sql = "SELECT * FROM capsules WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
+    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+}
+
+/// A page of a team's capsules that are not gone, newest first.
+pub(crate) async fn list(
+    db: &PgPool,
+    team: TeamId,
+    before: Option<CapsuleId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Capsule>> {
+    let sql = "SELECT * FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
+               AND ($2::uuid IS NULL OR (created_at, id) < \
+                    (SELECT created_at, id FROM capsules WHERE id = $2 AND team_id = $1)) \
+               ORDER BY created_at DESC, id DESC LIMIT $3";
+    sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+}
+
+/// Every capsule of a host that is not gone.
+pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Capsule>> {
+    let sql = "SELECT * FROM capsules WHERE host_id = $1 AND status <> 'stopped'";
+    sqlx::query_as(sql).bind(host.0).fetch_all(db).await
+}
+
+/// Moves a capsule to a state, if it is still of the generation that was seen and the move is
+/// legal. Returns the new generation, or none when another was faster.
+pub(crate) async fn transition(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: i64,
+    to: CapsuleState,
+    error: Option<&str>,
+) -> sqlx::Result<Option<i64>> {
+    let from: Vec<&str> = to.previous().into_iter().map(CapsuleState::as_str).collect();
+    let sql = "UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
+               error = $4, started_at = CASE WHEN $3 = 'running' THEN \
+               coalesce(started_at, now()) ELSE started_at END \
+               WHERE id = $1 AND generation = $2 AND status = ANY($5) RETURNING generation";
+    let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(to.as_str());
+    update.bind(error).bind(from).fetch_optional(db).await
+}
+
+/// Whether a machine of this id is to exist.
+pub(crate) async fn is_wanted(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped')";
+    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+}

@@ -1,0 +1,41 @@
+//! Templates: a team's own, and those that the platform shares with all.
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use types::resources::Resources;
+use types::{PLATFORM_TEAM, TeamId, TemplateId};
+use uuid::Uuid;
+
+#[derive(sqlx::FromRow)]
+pub(crate) struct Template {
+    pub id: Uuid,
+    pub team_id: Uuid,
+    pub name: String,
+    pub vcpus: i32,
+    pub memory_mib: i32,
+    pub disk_mib: i32,
+    pub created_at: OffsetDateTime,
+}
+
+/// Makes a template of the platform's known; one that is, stays as it is.
+pub(crate) async fn share(db: &PgPool, name: &str) -> sqlx::Result<()> {
+    let sql = "INSERT INTO templates (id, team_id, name, vcpus, memory_mib, disk_mib) \
+               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (team_id, name) DO NOTHING";
+    let size = Resources::default();
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let insert = sqlx::query(sql).bind(TemplateId::new().0).bind(PLATFORM_TEAM.0).bind(name);
+    let insert = insert.bind(int(size.vcpus)).bind(int(size.memory_mib)).bind(int(size.disk_mib));
+    insert.execute(db).await.map(|_| ())
+}
+
+/// A template by name: the team's own before the platform's.
+pub(crate) async fn find(db: &PgPool, team: TeamId, name: &str) -> sqlx::Result<Option<Template>> {
+    let sql = "SELECT * FROM templates WHERE name = $1 AND team_id IN ($2, $3) \
+               ORDER BY team_id = $3 LIMIT 1";
+    sqlx::query_as(sql).bind(name).bind(team.0).bind(PLATFORM_TEAM.0).fetch_optional(db).await
+}
+
+pub(crate) async fn list(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Template>> {
+    let sql = "SELECT * FROM templates WHERE team_id IN ($1, $2) ORDER BY name";
+    sqlx::query_as(sql).bind(team.0).bind(PLATFORM_TEAM.0).fetch_all(db).await
+}
