@@ -83,6 +83,14 @@ impl App {
         Ok(Some(key))
     }
 
+    /// Whether a key is valid.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn accepts(&self, key: &str) -> anyhow::Result<bool> {
+        Ok(db::keys::team_of(&self.db, &auth::hash(key)).await?.is_some())
+    }
+
     /// Makes a key for the first team that is not the platform's.
     ///
     /// # Errors

@@ -30,6 +30,14 @@ pub enum DriverChoice {
     Fake { envd: PathBuf },
 }
 
+impl DriverChoice {
+    /// Whether machines boot from images, with disks and networks; only the fake's do not.
+    #[must_use]
+    pub fn boots_images(&self) -> bool {
+        !matches!(self, Self::Fake { .. })
+    }
+}
+
 impl Config {
     /// Where each capsule has a folder.
     #[must_use]

@@ -25,7 +25,7 @@ use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vmm::Driver;
 use vmm::fake::Fake;
@@ -44,7 +44,7 @@ pub(crate) struct Parts {
 
 impl Parts {
     fn templates(&self) -> Vec<String> {
-        if self.driver.needs_network() {
+        if self.driver.boots_images() {
             return storage::templates(&self.config);
         }
         vec!["base".to_owned()]
@@ -61,7 +61,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
     let tag = tag(&config.dir);
     let driver = choose_driver(&config).await?;
     let (mut networks, mut cgroups) = (None, None);
-    if driver.needs_network() {
+    if driver.boots_images() {
         anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
         let plan = Plan::new(&tag, &config.network, &config.dns)?;
         networks = Some(Networks::new(plan).await?);
@@ -84,15 +84,31 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
         .fallback_service(service))
 }
 
-/// Removes what an agent made on this machine besides its folder; its capsules must be gone.
+/// Ends every capsule in the agent's folder and removes what the agent made on this machine
+/// besides the folder. No agent may be running in it.
 ///
 /// # Errors
-/// When the firewall's rules cannot be taken away.
-pub fn clean(config: &Config) -> anyhow::Result<()> {
+/// What cannot be removed.
+pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
-    let plan = Plan::new(&tag, &config.network, &config.dns)?;
-    network::netns::restore_host(&plan).context("removing the firewall's rules")?;
-    Cgroups::new(&tag).remove_all();
+    let (mut networks, mut cgroups) = (None, None);
+    if config.driver.boots_images() {
+        networks = Some(Networks::new(Plan::new(&tag, &config.network, &config.dns)?).await?);
+        cgroups = Some(Arc::new(Cgroups::new(&tag)));
+    }
+    let driver = Box::new(Fake { envd: PathBuf::new() });
+    let tasks = Tasks::default();
+    let parts = Parts { config, driver, networks, cgroups, memory_mib: 0, tasks };
+    for id in capsule::boot::existing(&parts) {
+        capsule::boot::unmake(&parts, id).await.with_context(|| format!("ending {id}"))?;
+    }
+    if let Some(networks) = &parts.networks {
+        networks.remove_strangers().await.context("removing networks")?;
+        networks.restore_host().context("removing the firewall's rules")?;
+    }
+    if let Some(cgroups) = &parts.cgroups {
+        cgroups.remove_all();
+    }
     Ok(())
 }
 

@@ -97,6 +97,11 @@ impl Networks {
         Ok(())
     }
 
+    /// Takes the host's own rules away; no capsule may be left.
+    pub(crate) fn restore_host(&self) -> io::Result<()> {
+        netns::restore_host(&self.plan)
+    }
+
     /// Removes the namespaces of this agent that belong to no capsule it has.
     pub(crate) async fn remove_strangers(self: &Arc<Self>) -> Result<(), Error> {
         for slot in netns::existing(&self.plan) {

@@ -37,16 +37,22 @@ pub(crate) struct Spec {
     pub resources: Resources,
     /// The capsule's folder, for sockets and logs.
     pub dir: PathBuf,
-    /// The template's shared image, read-only.
-    pub image: File,
-    /// The capsule's own disk.
-    pub disk: File,
+    /// None where the driver boots no images.
+    pub disks: Option<Disks>,
     /// None where the driver needs no network.
     pub tap: Option<OwnedFd>,
     /// Unprivileged user and group of the VMM; this capsule's alone.
     pub uid: u32,
     /// `cgroup.procs` files for the VMM to enter.
     pub cgroups: Vec<File>,
+}
+
+/// A machine's block devices.
+pub(crate) struct Disks {
+    /// The template's shared image, read-only.
+    pub image: File,
+    /// The capsule's own.
+    pub own: File,
 }
 
 /// What finds a machine again.
@@ -65,8 +71,8 @@ pub(crate) trait Driver: Send + Sync {
     fn name(&self) -> &'static str;
     /// Isolation tier: `kvm`, `tcg` or `none`.
     fn accelerator(&self) -> &'static str;
-    /// Whether a machine gets a network of its own.
-    fn needs_network(&self) -> bool;
+    /// Whether machines boot from images, with disks and networks of their own.
+    fn boots_images(&self) -> bool;
     /// Starts a machine; it runs when this returns, the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// Finds a machine that an earlier agent started; none when it has ended.

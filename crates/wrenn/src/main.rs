@@ -1,2 +1,84 @@
-//! stub
-fn main(){}
+//! `wrenn`: the long-lived roles, and the commands of a client. Reads the command line and
+//! hands over; says what went wrong in one place.
+
+mod cli;
+mod client;
+mod client_file;
+mod commands;
+mod images;
+mod output;
+mod platform;
+mod settings;
+mod sys;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use output::Form;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let form = if cli.json { Form::Json } else { Form::Human };
+    match run(cli, form) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error, form);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(dispatch(cli, form));
+    // A thread that reads a terminal cannot be waited for.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
+    let var = |name: &str| std::env::var(name).ok();
+    let client_file = client_file::path(var);
+    let client = || client::Client::new(&cli.api, &client_file);
+    match cli.command {
+        Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
+        Command::Template(cli::Template::List) => commands::templates(&client()?, form).await?,
+        Command::Host(cli::Host::List) => commands::hosts(&client()?, form).await?,
+        Command::Doctor(doctor) => {
+            let path = var("PATH").unwrap_or_default();
+            return commands::doctor(&doctor.folder.dir, &path, client().ok(), form).await;
+        }
+        Command::Up(up) => {
+            daemon::log_to_stderr(&up.log.filter, up.log.json);
+            let up = platform::Up {
+                dir: up.folder.dir,
+                envd: up.envd.find(),
+                agent: up.agent,
+                control_plane: up.control_plane,
+                client_file,
+            };
+            platform::up(up).await?;
+        }
+        Command::Stop(folder) => {
+            tokio::task::spawn_blocking(move || platform::stop(&folder.dir)).await??;
+        }
+        Command::Clean(clean) => {
+            platform::clean(&clean.folder.dir, &clean.agent, &client_file).await?;
+        }
+        Command::ControlPlane(role) => {
+            daemon::log_to_stderr(&role.log.filter, role.log.json);
+            platform::control_plane(&role.control_plane, &role.agent_url).await?;
+        }
+        Command::Agent(role) => {
+            daemon::log_to_stderr(&role.log.filter, role.log.json);
+            platform::agent(&role.folder.dir, &role.agent).await?;
+        }
+        Command::Image(cli::Image::Build(build)) => {
+            let envd = build.envd.find();
+            let envd = envd.ok_or_else(|| anyhow::anyhow!("name the guest's agent with --envd"))?;
+            let dir = build.folder.dir;
+            tokio::task::spawn_blocking(move || images::build(&dir, &envd, build.refresh)).await??;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

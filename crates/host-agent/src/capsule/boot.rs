@@ -6,7 +6,7 @@ use super::ledger::Ledger;
 use super::{Error, io_error};
 use crate::Parts;
 use crate::guest::{Guest, Identity, Route};
-use crate::vmm::{self, Machine, Record, Spec};
+use crate::vmm::{self, Disks, Machine, Record, Spec};
 use crate::{storage, sys};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +30,17 @@ pub(crate) fn folder(parts: &Parts, id: CapsuleId) -> PathBuf {
     parts.config.capsules().join(id.to_string())
 }
 
+/// Capsules that this machine has anything of.
+pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
+    let folders = std::fs::read_dir(parts.config.capsules()).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.extend(parts.cgroups.iter().flat_map(|groups| groups.existing()));
+    names.sort();
+    names.dedup();
+    names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
 /// Makes everything; on failure the caller unmakes it.
 pub(crate) async fn boot(parts: &Parts, ledger: &mut Ledger) -> Result<Booted, Error> {
     let dir = folder(parts, ledger.id);
@@ -40,12 +51,10 @@ pub(crate) async fn boot(parts: &Parts, ledger: &mut Ledger) -> Result<Booted, E
         since = Instant::now();
     };
     save(ledger, &dir)?;
-    let image = storage::open_image(&parts.config, &ledger.template)
-        .map_err(|_| Error::NoTemplate(ledger.template.clone()))?;
-    let (at, mib) = (dir.clone(), ledger.resources.disk_mib);
-    let disk = tokio::task::spawn_blocking(move || storage::make_disk(&at, mib)).await;
-    let disk = disk.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-    let disk = disk.map_err(io_error("making the capsule's disk"))?;
+    let disks = match parts.driver.boots_images() {
+        true => Some(disks(parts, ledger, &dir).await?),
+        false => None,
+    };
     lap("prepared", &mut stages);
     let network = match &parts.networks {
         None => None,
@@ -67,7 +76,7 @@ pub(crate) async fn boot(parts: &Parts, ledger: &mut Ledger) -> Result<Booted, E
     };
     let uid = FIRST_UID + ledger.slot.unwrap_or(0);
     let resources = ledger.resources;
-    let spec = Spec { name, resources, dir: dir.clone(), image, disk, tap, uid, cgroups };
+    let spec = Spec { name, resources, dir: dir.clone(), disks, tap, uid, cgroups };
     let machine: Arc<dyn Machine> = Arc::from(parts.driver.boot(spec).await?);
     lap("booted", &mut stages);
     let guest = Guest::new(route(&*machine, namespace)?);
@@ -76,6 +85,15 @@ pub(crate) async fn boot(parts: &Parts, ledger: &mut Ledger) -> Result<Booted, E
     save(ledger, &dir)?;
     lap("ready", &mut stages);
     Ok(Booted { machine, guest, stages })
+}
+
+async fn disks(parts: &Parts, ledger: &Ledger, dir: &Path) -> Result<Disks, Error> {
+    let image = storage::open_image(&parts.config, &ledger.template)
+        .map_err(|_| Error::NoTemplate(ledger.template.clone()))?;
+    let (at, mib) = (dir.to_owned(), ledger.resources.disk_mib);
+    let own = tokio::task::spawn_blocking(move || storage::make_disk(&at, mib)).await;
+    let own = own.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+    Ok(Disks { image, own: own.map_err(io_error("making the capsule's disk"))? })
 }
 
 fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
@@ -112,7 +130,7 @@ async fn wait_ready(
         hostname: "capsule".to_owned(),
         token: ledger.envd_token.clone(),
         envs: ledger.envs.clone(),
-        user: parts.driver.needs_network().then_some("user"),
+        user: parts.driver.boots_images().then_some("user"),
     };
     guest.initialize(&identity).await.map_err(io_error("giving the guest its identity"))
 }

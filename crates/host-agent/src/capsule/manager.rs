@@ -6,7 +6,6 @@ use super::ledger::Ledger;
 use super::{Error, io_error};
 use crate::Parts;
 use crate::guest::Guest;
-use crate::storage;
 use crate::vmm::Machine;
 use std::collections::HashMap;
 use std::fs;
@@ -50,13 +49,7 @@ impl Manager {
         let manager = Self { parts, capsules: Arc::default() };
         let dir = manager.parts.config.capsules();
         fs::create_dir_all(&dir).map_err(io_error("making the capsules' folder"))?;
-        let entries = fs::read_dir(&dir).map_err(io_error("reading the capsules' folder"))?;
-        let mut known: Vec<String> =
-            entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
-        known.extend(manager.parts.cgroups.iter().flat_map(|groups| groups.existing()));
-        known.sort();
-        known.dedup();
-        for id in known.iter().filter_map(|name| name.parse::<CapsuleId>().ok()) {
+        for id in boot::existing(&manager.parts) {
             match manager.adopt(id) {
                 Some(()) => tracing::info!(%id, "adopted a running capsule"),
                 None => {
@@ -135,9 +128,7 @@ impl Manager {
         if let Some(capsule) = capsules.get(&ledger.id) {
             return Ok(Arc::clone(&capsule.turn));
         }
-        if !storage::templates(&self.parts.config).contains(&ledger.template)
-            && self.parts.driver.needs_network()
-        {
+        if !self.parts.templates().contains(&ledger.template) {
             return Err(Error::NoTemplate(ledger.template.clone()));
         }
         let used: u64 = capsules.values().map(|c| c.memory_mib).sum();

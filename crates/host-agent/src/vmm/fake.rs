@@ -24,7 +24,7 @@ impl Driver for Fake {
         "none"
     }
 
-    fn needs_network(&self) -> bool {
+    fn boots_images(&self) -> bool {
         false
     }
 

@@ -6,7 +6,7 @@
 //! last words can still be read.
 
 use super::qmp::{self, Qmp};
-use super::{Driver, Error, Machine, Record, Spec, kill_record, wait_record};
+use super::{Disks, Driver, Error, Machine, Record, Spec, kill_record, wait_record};
 use crate::network::plan::GUEST_MAC;
 use crate::sys::{self, FIRST_FD, VmmCommand};
 use futures::FutureExt;
@@ -102,8 +102,9 @@ impl Qemu {
         let initramfs = pass(File::open(&self.initramfs)?.into());
         args.extend(words(&["-kernel", &format!("/proc/self/fd/{kernel}")]));
         args.extend(words(&["-initrd", &format!("/proc/self/fd/{initramfs}")]));
-        for (disk, mode) in [(devices.image, "readonly=on"), (devices.disk, "discard=unmap")] {
-            let Some(disk) = disk else { continue };
+        let disks = devices.disks.into_iter();
+        let modes = disks.flat_map(|d| [(d.image, "readonly=on"), (d.own, "discard=unmap")]);
+        for (disk, mode) in modes {
             let fd = pass(disk.into());
             args.extend(words(&[
                 "-add-fd",
@@ -188,8 +189,7 @@ struct Sizes {
 
 /// What a machine has besides processor and memory; the probe has none of it.
 struct Devices {
-    image: Option<File>,
-    disk: Option<File>,
+    disks: Option<Disks>,
     tap: Option<OwnedFd>,
     uid: u32,
     cgroups: Vec<File>,
@@ -197,7 +197,7 @@ struct Devices {
 
 impl Default for Devices {
     fn default() -> Self {
-        Self { image: None, disk: None, tap: None, uid: 65_534, cgroups: Vec::new() }
+        Self { disks: None, tap: None, uid: 65_534, cgroups: Vec::new() }
     }
 }
 
@@ -221,7 +221,7 @@ impl Driver for Qemu {
         }
     }
 
-    fn needs_network(&self) -> bool {
+    fn boots_images(&self) -> bool {
         true
     }
 
@@ -229,8 +229,7 @@ impl Driver for Qemu {
         async move {
             let sizes = Sizes { vcpus: spec.resources.vcpus, memory_mib: spec.resources.memory_mib };
             let devices = Devices {
-                image: Some(spec.image),
-                disk: Some(spec.disk),
+                disks: spec.disks,
                 tap: spec.tap,
                 uid: spec.uid,
                 cgroups: spec.cgroups,

@@ -1,0 +1,258 @@
+//! The command line: what can be asked, and nothing of how it is done.
+
+use crate::settings::{Agent, ControlPlane, Folder, Log};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Runs untrusted programs, each in a microVM of its own.
+#[derive(Parser, Debug)]
+#[command(name = "wrenn", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Results as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(flatten)]
+    pub api: Api,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which platform the client commands talk to; by default the one on this machine.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Api {
+    /// URL of the platform.
+    #[arg(long, global = true, env = "WRENN_BASE_URL")]
+    pub url: Option<String>,
+    /// API key; better in the variable, since arguments are seen by every user of a machine.
+    #[arg(long, global = true, env = "WRENN_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Start, list, enter and end capsules.
+    #[command(subcommand, visible_alias = "c")]
+    Capsule(Capsule),
+    /// What capsules start from.
+    #[command(subcommand)]
+    Template(Template),
+    /// The machines that run capsules.
+    #[command(subcommand)]
+    Host(Host),
+    /// Say whether this machine has what it takes, and how to fix what it lacks.
+    Doctor(Doctor),
+    /// Run everything in one process: database, host agent, control plane.
+    Up(Up),
+    /// Stop the platform that `wrenn up` started; capsules run on.
+    Stop(Folder),
+    /// Stop the platform and remove it: capsules, networks, files, keys.
+    Clean(Clean),
+    /// Run a control plane alone.
+    ControlPlane(ControlPlaneRole),
+    /// Run a host agent alone.
+    Agent(AgentRole),
+    /// Make what guests boot from.
+    #[command(subcommand)]
+    Image(Image),
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Capsule {
+    /// Start a capsule and print its id.
+    Create(Create),
+    /// List the capsules that are not gone.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one capsule.
+    Get { capsule: String },
+    /// Run a command in a capsule; its output and exit code are passed on.
+    Exec(Exec),
+    /// Open an interactive shell in a capsule.
+    Shell(Shell),
+    /// Copy files; one side is CAPSULE:PATH, `-` is standard input or output.
+    Cp { from: String, to: String },
+    /// End capsules and remove all they had.
+    #[command(visible_alias = "rm")]
+    Kill {
+        #[arg(required = true)]
+        capsules: Vec<String>,
+    },
+    /// Print what a capsule's guest wrote to its console.
+    Logs { capsule: String },
+    /// List the processes that were started in a capsule.
+    Ps { capsule: String },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    /// Name of a template.
+    #[arg(default_value = "base")]
+    pub template: String,
+    /// Virtual processors, 1 to 32.
+    #[arg(long)]
+    pub vcpus: Option<u32>,
+    /// Memory in MiB, 128 to 65,536.
+    #[arg(long = "memory")]
+    pub memory_mb: Option<u32>,
+    /// Disk in MiB, 64 to 102,400.
+    #[arg(long = "disk")]
+    pub disk_mb: Option<u32>,
+    /// NAME=VALUE for every process in it; repeatable.
+    #[arg(long = "env", short, value_parser = pair)]
+    pub envs: Vec<(String, String)>,
+    /// NAME=VALUE kept with it; repeatable.
+    #[arg(long, value_parser = pair)]
+    pub metadata: Vec<(String, String)>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Exec {
+    pub capsule: String,
+    /// NAME=VALUE for the command; repeatable.
+    #[arg(long = "env", short, value_parser = pair)]
+    pub envs: Vec<(String, String)>,
+    /// Folder to run it in.
+    #[arg(long, short = 'w')]
+    pub cwd: Option<String>,
+    /// Account of the guest.
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// Seconds until the command is killed; none by default.
+    #[arg(long)]
+    pub timeout: Option<u32>,
+    /// Give it a terminal.
+    #[arg(long, short)]
+    pub tty: bool,
+    /// The command and its arguments; `--` before it keeps its flags its own.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Shell {
+    pub capsule: String,
+    /// Account of the guest.
+    #[arg(long, short)]
+    pub user: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Template {
+    /// List them.
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Host {
+    /// List them.
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub folder: Folder,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    pub folder: Folder,
+    #[command(flatten)]
+    pub agent: Agent,
+    #[command(flatten)]
+    pub control_plane: ControlPlane,
+    #[command(flatten)]
+    pub log: Log,
+    #[command(flatten)]
+    pub envd: Envd,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Clean {
+    #[command(flatten)]
+    pub folder: Folder,
+    #[command(flatten)]
+    pub agent: Agent,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ControlPlaneRole {
+    #[command(flatten)]
+    pub control_plane: ControlPlane,
+    /// URL of the host agent.
+    #[arg(long, env = "WRENN_AGENT_URL", default_value = "http://127.0.0.1:8001")]
+    pub agent_url: String,
+    #[command(flatten)]
+    pub log: Log,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AgentRole {
+    #[command(flatten)]
+    pub folder: Folder,
+    #[command(flatten)]
+    pub agent: Agent,
+    #[command(flatten)]
+    pub log: Log,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Image {
+    /// Make the guest's kernel, its initramfs and the template `base`, if out of date.
+    Build(Build),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Build {
+    #[command(flatten)]
+    pub folder: Folder,
+    #[command(flatten)]
+    pub envd: Envd,
+    /// Make them anew from the distribution's newest packages.
+    #[arg(long)]
+    pub refresh: bool,
+}
+
+/// Where the guest's agent is.
+#[derive(Args, Debug)]
+pub(crate) struct Envd {
+    /// The static `envd`; by default the one beside this program.
+    #[arg(long, env = "WRENN_ENVD")]
+    envd: Option<PathBuf>,
+}
+
+impl Envd {
+    /// The one that was named, else the one beside this program, if there is one.
+    pub(crate) fn find(self) -> Option<PathBuf> {
+        let beside = || Some(std::env::current_exe().ok()?.with_file_name("envd"));
+        self.envd.or_else(|| beside().filter(|path| path.exists()))
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let split = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = split.ok_or("must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_commands_flags_are_its_own() {
+        let cli = Cli::try_parse_from(["wrenn", "c", "exec", "cl-x", "ls", "-la", "--json"]).unwrap();
+        let Command::Capsule(Capsule::Exec(exec)) = cli.command else { panic!("not exec") };
+        assert_eq!(exec.command, ["ls", "-la", "--json"]);
+        assert!(!cli.json);
+    }
+}

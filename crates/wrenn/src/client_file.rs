@@ -1,0 +1,75 @@
+//! The file by which the commands find the platform on the machine where it runs: its URL and
+//! a key, readable by its owner alone.
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// What the file holds.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClientFile {
+    pub url: String,
+    pub api_key: String,
+}
+
+/// Where it is, given the environment: `WRENN_CLIENT_FILE`, else the user's configuration.
+pub(crate) fn path(var: impl Fn(&str) -> Option<String>) -> PathBuf {
+    if let Some(path) = var("WRENN_CLIENT_FILE") {
+        return path.into();
+    }
+    let config = var("XDG_CONFIG_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(var("HOME").unwrap_or_else(|| "/root".to_owned()));
+    config.unwrap_or_else(|| home().join(".config")).join("wrenn/client.json")
+}
+
+impl ClientFile {
+    /// Reads it; none when there is none that can be read.
+    pub(crate) fn load(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    /// Replaces it in one step.
+    pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let what = || format!("writing {}", path.display());
+        let dir = path.parent().with_context(what)?;
+        fs::create_dir_all(dir).with_context(what)?;
+        let staged = path.with_extension("new");
+        let _ = fs::remove_file(&staged);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&staged);
+        let mut file = file.with_context(what)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?).with_context(what)?;
+        file.sync_all().with_context(what)?;
+        fs::rename(&staged, path).with_context(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn it_is_its_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/client.json");
+        assert!(ClientFile::load(&path).is_none());
+        let file = ClientFile { url: "http://127.0.0.1:1".into(), api_key: "k".into() };
+        file.save(&path).unwrap();
+        file.save(&path).unwrap();
+        assert!(ClientFile::load(&path) == Some(file));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_environment_says_where() {
+        let with = |name: &'static str, value: &'static str| {
+            path(move |asked| (asked == name).then(|| value.to_owned()))
+        };
+        assert_eq!(with("HOME", "/h"), Path::new("/h/.config/wrenn/client.json"));
+        assert_eq!(with("XDG_CONFIG_HOME", "/c"), Path::new("/c/wrenn/client.json"));
+        assert_eq!(with("WRENN_CLIENT_FILE", "/f"), Path::new("/f"));
+    }
+}

@@ -1,0 +1,133 @@
+//! `wrenn capsule …`.
+
+use crate::cli;
+use crate::client::Client;
+use crate::output::{self, Form, Progress};
+use std::process::ExitCode;
+
+/// Runs one of them.
+pub(crate) async fn capsule(
+    command: cli::Capsule,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        cli::Capsule::Create(create) => self::create(create, client, form).await?,
+        cli::Capsule::List => list(client, form).await?,
+        cli::Capsule::Get { capsule } => get(&capsule, client, form).await?,
+        cli::Capsule::Exec(_) | cli::Capsule::Shell(_) => anyhow::bail!("not yet"),
+        cli::Capsule::Cp { .. } => anyhow::bail!("not yet"),
+        cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
+        cli::Capsule::Logs { capsule } => logs(&capsule, client).await?,
+        cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The path of a capsule's resource; its id is checked, so that it stays one segment.
+pub(super) fn path(capsule: &str, rest: &str) -> anyhow::Result<String> {
+    let id: types::CapsuleId =
+        capsule.parse().map_err(|e| anyhow::anyhow!("`{capsule}` is no capsule's id: {e}"))?;
+    Ok(format!("/v1/capsules/{id}{rest}"))
+}
+
+async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Result<()> {
+    let body = api::CreateCapsule {
+        template: Some(create.template),
+        vcpus: create.vcpus,
+        memory_mb: create.memory_mb,
+        disk_mb: create.disk_mb,
+        timeout_sec: None,
+        envs: create.envs.into_iter().collect(),
+        metadata: create.metadata.into_iter().collect(),
+    };
+    let progress = Progress::start("starting a capsule");
+    let made: anyhow::Result<api::Capsule> = client.post("/v1/capsules", &body).await;
+    progress.clear();
+    let made = made?;
+    if form == Form::Json {
+        return output::json(&made);
+    }
+    output::line(&made.id);
+    Ok(())
+}
+
+async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
+    let mut items: Vec<api::Capsule> = Vec::new();
+    let mut next: Option<String> = None;
+    loop {
+        let from = next.map(|id| format!("?before={id}")).unwrap_or_default();
+        let page: api::CapsulePage = client.get(&format!("/v1/capsules{from}")).await?;
+        items.extend(page.items);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    if form == Form::Json {
+        return output::json(&items);
+    }
+    let row = |c: api::Capsule| {
+        vec![
+            c.id,
+            c.status,
+            c.template,
+            c.vcpus.to_string(),
+            format!("{} MiB", c.memory_mb),
+            output::ago(c.created_at),
+        ]
+    };
+    let header = ["ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED"];
+    output::table(&header, items.into_iter().map(row).collect());
+    Ok(())
+}
+
+async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
+    let found: api::Capsule = client.get(&path(capsule, "")?).await?;
+    if form == Form::Json {
+        return output::json(&found);
+    }
+    let mut rows = vec![
+        ("id", found.id),
+        ("status", found.status),
+        ("template", found.template),
+        ("vcpus", found.vcpus.to_string()),
+        ("memory", format!("{} MiB", found.memory_mb)),
+        ("disk", format!("{} MiB", found.disk_mb)),
+        ("host", found.host_id.unwrap_or_default()),
+        ("created", output::ago(found.created_at)),
+    ];
+    rows.extend(found.error.map(|why| ("error", why)));
+    let metadata = found.metadata.into_iter().map(|(name, value)| format!("{name}={value}"));
+    rows.extend(metadata.map(|pair| ("metadata", pair)));
+    let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    output::table(&["", ""], rows);
+    Ok(())
+}
+
+async fn kill(capsules: &[String], client: &Client, form: Form) -> anyhow::Result<()> {
+    let progress = Progress::start("ending capsules");
+    for capsule in capsules {
+        client.delete(&path(capsule, "")?).await?;
+    }
+    progress.clear();
+    if form == Form::Json { output::json(&capsules) } else { Ok(()) }
+}
+
+async fn logs(capsule: &str, client: &Client) -> anyhow::Result<()> {
+    let request = client.request(reqwest::Method::GET, &path(capsule, "/logs")?);
+    let console = client.send(request).await?.bytes().await?;
+    output::raw(&console)
+}
+
+async fn processes(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
+    let list: api::ProcessList = client.get(&path(capsule, "/processes")?).await?;
+    if form == Form::Json {
+        return output::json(&list.processes);
+    }
+    let row = |p: api::Process| {
+        vec![p.pid.to_string(), p.tag.unwrap_or_default(), format!("{} {}", p.cmd, p.args.join(" "))]
+    };
+    output::table(&["PID", "TAG", "COMMAND"], list.processes.into_iter().map(row).collect());
+    Ok(())
+}

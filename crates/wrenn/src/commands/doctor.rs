@@ -1,0 +1,114 @@
+//! `wrenn doctor`: what this machine has and lacks, each lack with its fix.
+
+use crate::client::Client;
+use crate::output::{self, Form};
+use crate::sys;
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Programs, the Debian package of each, and whether nothing works without it.
+const PROGRAMS: [(&str, &str, bool); 5] = [
+    ("qemu-system-x86_64", "qemu-system-x86", true),
+    ("mkfs.ext4", "e2fsprogs", true),
+    ("mmdebstrap", "mmdebstrap", false),
+    ("apt-get", "apt", false),
+    ("dpkg-deb", "dpkg", false),
+];
+
+#[derive(Serialize)]
+struct Check {
+    name: String,
+    /// `ok`, `failed` or `note`.
+    status: &'static str,
+    detail: String,
+}
+
+impl Check {
+    fn new(name: &str, good: bool, detail: impl Into<String>) -> Self {
+        let status = if good { "ok" } else { "failed" };
+        Self { name: name.to_owned(), status, detail: detail.into() }
+    }
+}
+
+/// Checks, prints, and fails when something is missing.
+pub(crate) async fn doctor(
+    dir: &Path,
+    path: &str,
+    client: Option<Client>,
+    form: Form,
+) -> anyhow::Result<ExitCode> {
+    let mut checks = machine(path);
+    checks.extend(files(dir));
+    checks.push(platform(client).await);
+    let failed = checks.iter().any(|check| check.status == "failed");
+    if form == Form::Json {
+        output::json(&checks)?;
+    } else {
+        let row = |c: Check| vec![c.status.to_owned(), c.name, c.detail];
+        output::table(&["", "WHAT", "FOUND"], checks.into_iter().map(row).collect());
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn machine(path: &str) -> Vec<Check> {
+    let root = rustix::process::getuid().is_root();
+    let mut checks = vec![
+        Check::new("root", root, if root { "yes" } else { "run it as root, for example with sudo" }),
+    ];
+    for (program, package, needed) in PROGRAMS {
+        let found = sys::find_program(program, path);
+        let fix = format!("missing: apt-get install {package}");
+        let mut check = Check::new(
+            program,
+            found.is_some(),
+            found.map_or(fix, |at| at.display().to_string()),
+        );
+        if !needed && check.status == "failed" {
+            check.status = "note";
+        }
+        checks.push(check);
+    }
+    let postgres = Path::new("/usr/lib/postgresql").is_dir();
+    let fix = "missing: apt-get install postgresql, or set DATABASE_URL";
+    checks.push(Check::new("postgresql", postgres, if postgres { "installed" } else { fix }));
+    let tun = Path::new("/dev/net/tun").exists();
+    checks.push(Check::new("/dev/net/tun", tun, if tun { "there" } else { "modprobe tun" }));
+    let kvm = Path::new("/dev/kvm").exists();
+    let without = "absent: capsules run under software emulation, which is slower";
+    let detail = if kvm { "there; `wrenn host list` shows whether guests boot on it" } else { without };
+    checks.push(Check { name: "/dev/kvm".into(), status: if kvm { "ok" } else { "note" }, detail: detail.into() });
+    checks
+}
+
+fn files(dir: &Path) -> Vec<Check> {
+    let room = std::iter::successors(Some(dir), |at| at.parent()).find(|at| at.exists());
+    let room = room.and_then(|at| rustix::fs::statvfs(at).ok());
+    let free = room.map_or(0, |s| s.f_bavail * s.f_frsize);
+    let images = dir.join("images/boot/vmlinux").exists();
+    let base = dir.join("images/templates/base/rootfs.ext4").exists();
+    let fix = "missing: wrenn image build";
+    vec![
+        Check::new(
+            "room in WRENN_DIR",
+            free > 2 << 30,
+            format!("{} free in {}", output::bytes(free), dir.display()),
+        ),
+        Check::new("guest kernel", images, if images { "built" } else { fix }),
+        Check::new("template base", base, if base { "built" } else { fix }),
+    ]
+}
+
+async fn platform(client: Option<Client>) -> Check {
+    let Some(client) = client else {
+        return Check::new("platform", false, "not started: wrenn up");
+    };
+    match client.get::<api::HostList>("/v1/hosts").await {
+        Ok(list) => {
+            let kinds: Vec<String> =
+                list.items.iter().map(|h| format!("{}/{}", h.driver, h.accelerator)).collect();
+            Check::new("platform", true, format!("answers; hosts: {}", kinds.join(", ")))
+        }
+        Err(error) => Check::new("platform", false, format!("{error:#}")),
+    }
+}

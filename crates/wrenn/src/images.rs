@@ -1,0 +1,197 @@
+//! Makes what guests boot from: the kernel and initramfs, and the template `base`.
+//!
+//! Each thing is made once in `images/store/NAME-HASH`, the hash being of everything that it
+//! is made from, in a staging folder that is renamed when complete. What is in use is told by
+//! a link that is replaced in one step, so a build that dies changes nothing; machines that
+//! run keep their files open.
+
+mod boot;
+mod kernel;
+mod template;
+
+use crate::output::Progress;
+use anyhow::Context;
+use rustix::fs::{CWD, RenameFlags};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Makes what is missing or out of date; `refresh` asks the distribution for newer packages.
+///
+/// # Errors
+/// What could not be made, with the fix where there is one.
+pub(crate) fn build(dir: &Path, envd: &Path, refresh: bool) -> anyhow::Result<()> {
+    let store = Store { images: dir.join("images") };
+    fs::create_dir_all(store.images.join("store"))
+        .with_context(|| format!("making {}", store.images.display()))?;
+    let _lock = store.lock()?;
+    store.sweep()?;
+    let kernel = kernel::ensure(&store, refresh)?;
+    boot::ensure(&store, &kernel, envd)?;
+    template::ensure(&store, refresh)
+}
+
+/// The folder of finished things.
+pub(crate) struct Store {
+    images: PathBuf,
+}
+
+impl Store {
+    fn lock(&self) -> anyhow::Result<File> {
+        let file = File::create(self.images.join("lock"))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .context("waiting for another build of images")?;
+        Ok(file)
+    }
+
+    /// Where the thing called `name` of these inputs is.
+    fn path(&self, name: &str, inputs: &[&[u8]]) -> PathBuf {
+        let mut hash = Sha256::new();
+        for input in inputs {
+            hash.update((input.len() as u64).to_le_bytes());
+            hash.update(input);
+        }
+        let hash: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        self.images.join("store").join(format!("{name}-{hash}"))
+    }
+
+    /// Makes `path` by `make`, unless it is there.
+    fn ensure(
+        &self,
+        path: &Path,
+        what: &str,
+        again: bool,
+        make: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if path.exists() && !again {
+            return Ok(());
+        }
+        let progress = Progress::start(what);
+        let staged = path.with_extension("new");
+        fs::create_dir_all(&staged)?;
+        make(&staged).with_context(|| format!("making {what}"))?;
+        sync_tree(&staged)?;
+        let replace = if path.exists() { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+        rustix::fs::renameat_with(CWD, &staged, CWD, path, replace)?;
+        sync_dir(&self.images.join("store"))?;
+        remove(&staged)?;
+        progress.done();
+        Ok(())
+    }
+
+    /// Points the link `name` at a thing and removes earlier things of the same kind.
+    fn publish(&self, path: &Path, name: &str) -> anyhow::Result<()> {
+        let link = self.images.join(name);
+        let dir = link.parent().unwrap_or(&self.images);
+        fs::create_dir_all(dir)?;
+        if fs::read_link(&link).is_ok_and(|at| at == path) {
+            return Ok(());
+        }
+        let staged = link.with_extension("new");
+        let _ = fs::remove_file(&staged);
+        std::os::unix::fs::symlink(path, &staged)?;
+        fs::rename(&staged, &link)?;
+        sync_dir(dir)?;
+        self.forget_others(path)
+    }
+
+    fn forget_others(&self, keep: &Path) -> anyhow::Result<()> {
+        let kind = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            Some(name.rsplit_once('-')?.0.to_owned())
+        };
+        for entry in fs::read_dir(self.images.join("store"))? {
+            let path = entry?.path();
+            if path != keep && kind(&path) == kind(keep) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a build that died left half-made.
+    fn sweep(&self) -> anyhow::Result<()> {
+        for entry in fs::read_dir(self.images.join("store"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "new") {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("{} is no text", path.display()))
+}
+
+/// Removes a tree; one that is not there is success.
+fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the files directly in `dir` durable.
+fn sync_tree(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_file() {
+            File::open(path)?.sync_all()?;
+        }
+    }
+    sync_dir(dir)
+}
+
+fn sync_dir(dir: &Path) -> anyhow::Result<()> {
+    Ok(File::open(dir)?.sync_all()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("store")).unwrap();
+        let store = Store { images: dir.path().to_owned() };
+        (dir, store)
+    }
+
+    fn write(text: &'static str) -> impl FnOnce(&Path) -> anyhow::Result<()> {
+        move |dir| Ok(fs::write(dir.join("file"), text)?)
+    }
+
+    #[test]
+    fn the_same_inputs_are_made_once_and_others_replace_them() {
+        let (_dir, store) = store();
+        let first = store.path("thing", &[b"a", b"b"]);
+        assert_ne!(first, store.path("thing", &[b"ab", b""]), "where one input ends matters");
+        store.ensure(&first, "a thing", false, write("1")).unwrap();
+        store.ensure(&first, "a thing", false, |_| panic!("made twice")).unwrap();
+        store.publish(&first, "current").unwrap();
+        let second = store.path("thing", &[b"c"]);
+        store.ensure(&second, "a thing", false, write("2")).unwrap();
+        assert_eq!(fs::read(store.images.join("current/file")).unwrap(), b"1");
+        store.publish(&second, "current").unwrap();
+        assert_eq!(fs::read(store.images.join("current/file")).unwrap(), b"2");
+        assert!(!first.exists());
+    }
+
+    #[test]
+    fn a_build_that_fails_changes_nothing_and_its_rest_is_swept() {
+        let (_dir, store) = store();
+        let path = store.path("thing", &[b"a"]);
+        store.ensure(&path, "a thing", false, write("1")).unwrap();
+        store.publish(&path, "current").unwrap();
+        let failed = store.ensure(&path, "a thing", true, |_| anyhow::bail!("no"));
+        assert!(format!("{:#}", failed.unwrap_err()).contains("no"));
+        assert_eq!(fs::read(store.images.join("current/file")).unwrap(), b"1");
+        assert!(path.with_extension("new").exists());
+        store.sweep().unwrap();
+        assert!(!path.with_extension("new").exists());
+    }
+}

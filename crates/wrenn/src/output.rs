@@ -1,0 +1,134 @@
+//! All that the commands print: results on standard output, progress and errors on standard
+//! error. Colours and moving progress appear on a terminal alone.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where printing is done")]
+
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// How results are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Human,
+    Json,
+}
+
+/// Prints a line.
+pub(crate) fn line(text: &str) {
+    // A reader who has left, as `head` does, is no error.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints a line for people beside the result.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Writes bytes as they are.
+pub(crate) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    Ok(out.write_all(bytes).and_then(|()| out.flush())?)
+}
+
+/// Prints a value as JSON.
+pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Prints what went wrong, with its causes.
+pub(crate) fn error(error: &anyhow::Error, form: Form) {
+    match form {
+        Form::Human if std::io::stderr().is_terminal() => {
+            eprintln!("\u{1b}[31merror:\u{1b}[0m {error:#}");
+        }
+        Form::Human => eprintln!("error: {error:#}"),
+        Form::Json => {
+            let message = format!("{error:#}");
+            eprintln!("{}", serde_json::json!({ "error": { "message": message } }));
+        }
+    }
+}
+
+/// Prints rows under a header, in columns.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let colours = std::io::stdout().is_terminal();
+    let bold = |text: &&str| {
+        let cell = Cell::new(text);
+        if colours { cell.add_attribute(Attribute::Bold) } else { cell }
+    };
+    table.set_header(header.iter().map(bold));
+    for row in rows {
+        table.add_row(row.into_iter().map(|text| match (colours, status_colour(&text)) {
+            (true, Some(colour)) => Cell::new(text).fg(colour),
+            _ => Cell::new(text),
+        }));
+    }
+    for text in table.lines() {
+        line(text.trim_end());
+    }
+}
+
+fn status_colour(text: &str) -> Option<Color> {
+    Some(match text {
+        "running" | "online" | "ok" => Color::Green,
+        "starting" | "stopping" | "pausing" | "paused" | "resuming" => Color::Yellow,
+        "error" | "missing" | "offline" | "failed" => Color::Red,
+        _ => return None,
+    })
+}
+
+/// Tells of work that may take a while: at once on a terminal, else when it is done.
+pub(crate) struct Progress {
+    what: String,
+    since: Instant,
+    bar: indicatif::ProgressBar,
+}
+
+impl Progress {
+    pub(crate) fn start(what: &str) -> Self {
+        let bar = indicatif::ProgressBar::new_spinner().with_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self { what: what.to_owned(), since: Instant::now(), bar }
+    }
+
+    /// Ends with a line that says how long it took.
+    pub(crate) fn done(self) {
+        let took = self.since.elapsed();
+        self.bar.finish_and_clear();
+        note(&format!("  {:<44} {}", self.what, human(took)));
+    }
+
+    /// Ends without a word.
+    pub(crate) fn clear(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A duration for people.
+pub(crate) fn human(took: Duration) -> String {
+    let (seconds, millis) = (took.as_secs_f64(), took.as_millis());
+    match millis {
+        0..1000 => format!("{millis} ms"),
+        1000..100_000 => format!("{seconds:.1} s"),
+        _ => format!("{seconds:.0} s"),
+    }
+}
+
+/// A count of bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}
+
+/// How long ago something was.
+pub(crate) fn ago(then: time::OffsetDateTime) -> String {
+    let seconds = (time::OffsetDateTime::now_utc() - then).whole_seconds().max(0);
+    match seconds {
+        0..120 => format!("{seconds}s ago"),
+        120..7200 => format!("{}m ago", seconds / 60),
+        7200..172_800 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}

@@ -1,0 +1,199 @@
+//! `wrenn up`: a private PostgreSQL, the host agent and the control plane in one process, and
+//! a key for the commands; `wrenn stop` and `wrenn clean` undo it. Capsules outlive it: a stop
+//! leaves them, the next start finds them, a clean ends them.
+
+use super::postgres::{self, Postgres};
+use super::{listen, serve};
+use crate::client_file::ClientFile;
+use crate::output::{self, Progress};
+use crate::settings::{Agent, ControlPlane};
+use crate::{images, sys};
+use anyhow::Context;
+use control_plane::{App, Settings};
+use daemon::Tasks;
+use rustix::fs::FlockOperation;
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const STOP: Duration = Duration::from_secs(30);
+
+/// What `wrenn up` is told.
+pub(crate) struct Up {
+    pub dir: PathBuf,
+    pub envd: Option<PathBuf>,
+    pub agent: Agent,
+    pub control_plane: ControlPlane,
+    pub client_file: PathBuf,
+}
+
+/// Runs the platform until it is told to stop.
+pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
+    make_dir(&up.dir)?;
+    let _running = Lock::take(&up.dir)?
+        .with_context(|| format!("a platform already runs in {}", up.dir.display()))?;
+    let config = up.agent.config(&up.dir)?;
+    let api = listen(up.control_plane.listen, "WRENN_CP_LISTEN_ADDR").await?;
+    let internal = listen(up.agent.listen, "WRENN_AGENT_LISTEN_ADDR").await?;
+    if let (Some(envd), true) = (up.envd, config.driver.boots_images()) {
+        let dir = up.dir.clone();
+        tokio::task::spawn_blocking(move || images::build(&dir, &envd, false)).await??;
+    }
+    let postgres = match up.control_plane.database()? {
+        Some(_) => None,
+        None => Some(Postgres::start(&up.dir).await?),
+    };
+    let database = match &postgres {
+        Some(private) => private.options(),
+        None => up.control_plane.database()?.context("DATABASE_URL")?,
+    };
+    let tasks = Tasks::default();
+    let agent_url = format!("http://{}", internal.local_addr()?);
+    serve(internal, host_agent::start(config, &tasks).await?, &tasks);
+    let app = App::start(Settings { database, agent_url }, &tasks).await?;
+    let url = reachable(api.local_addr()?);
+    introduce(&app, &url, &up.client_file).await?;
+    serve(api, app.router(), &tasks);
+    output::line(&format!("Wrenn serves {url}"));
+    daemon::terminated().await?;
+    tasks.finish().await;
+    // Last: what the tasks wrote is kept.
+    tokio::task::spawn_blocking(move || drop(postgres)).await?;
+    Ok(())
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("making WRENN_DIR {}", dir.display()))?;
+    // PostgreSQL's user passes through; nobody but us lists it.
+    Ok(fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?)
+}
+
+/// Makes the first key, or one for the commands whose file is lost, and writes their file.
+async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Result<()> {
+    let known = ClientFile::load(path);
+    let api_key = match (app.bootstrap().await?, known) {
+        (Some(first), _) => {
+            output::line(&format!("API key, shown this once: {first}"));
+            first
+        }
+        (None, Some(known)) if app.accepts(&known.api_key).await? => {
+            if known.url == url {
+                return Ok(());
+            }
+            known.api_key
+        }
+        (None, _) => app.add_key("commands on this machine").await?,
+    };
+    ClientFile { url: url.to_owned(), api_key }.save(path)
+}
+
+/// An address that clients on this machine can use.
+fn reachable(listening: SocketAddr) -> String {
+    let ip = listening.ip();
+    let mut at = listening;
+    if ip.is_unspecified() {
+        at.set_ip(if ip.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    format!("http://{at}")
+}
+
+/// Held while a platform runs in a folder; the kernel lets go of it however the process ends.
+struct Lock(File);
+
+impl Lock {
+    /// None when another holds it.
+    fn take(dir: &Path) -> anyhow::Result<Option<Self>> {
+        let mut file = open_lock(dir)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        file.set_len(0)?;
+        write!(file, "{}", std::process::id())?;
+        Ok(Some(Self(file)))
+    }
+
+    /// The process that holds it.
+    fn holder(dir: &Path) -> anyhow::Result<i32> {
+        let mut text = String::new();
+        open_lock(dir)?.read_to_string(&mut text)?;
+        text.trim().parse().context("the lock file names no process")
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.rewind().and_then(|()| self.0.set_len(0));
+    }
+}
+
+fn open_lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("up.lock");
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    file.with_context(|| format!("opening {}", path.display()))
+}
+
+/// Stops a platform that runs in `dir`; capsules run on. Returns whether one ran.
+pub(crate) fn stop(dir: &Path) -> anyhow::Result<bool> {
+    if !dir.exists() {
+        return Ok(false);
+    }
+    let mut ran = false;
+    if Lock::take(dir)?.is_none() {
+        ran = true;
+        let progress = Progress::start("stopping the platform");
+        sys::signal(Lock::holder(dir)?, rustix::process::Signal::TERM)?;
+        let limit = Instant::now() + STOP;
+        while Lock::take(dir)?.is_none() {
+            anyhow::ensure!(Instant::now() < limit, "the platform does not stop; see its log");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        progress.done();
+    }
+    postgres::stop_leftover(dir)?;
+    Ok(ran)
+}
+
+/// Stops the platform, ends its capsules and removes everything it made on this machine.
+pub(crate) async fn clean(dir: &Path, agent: &Agent, client_file: &Path) -> anyhow::Result<()> {
+    let at = dir.to_owned();
+    tokio::task::spawn_blocking(move || stop(&at)).await??;
+    if !dir.exists() {
+        return Ok(());
+    }
+    let progress = Progress::start("removing capsules, networks and files");
+    host_agent::clean(agent.config(dir)?).await?;
+    fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    let _ = fs::remove_file(client_file);
+    progress.done();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_platform_runs_in_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        assert!(held.is_some());
+        assert!(Lock::take(dir.path()).unwrap().is_none());
+        let ours = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(Lock::holder(dir.path()).unwrap(), ours);
+        drop(held);
+        assert!(Lock::take(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_address_for_all_is_reached_on_loopback() {
+        let url = |at: &str| reachable(at.parse().unwrap());
+        assert_eq!(url("0.0.0.0:80"), "http://127.0.0.1:80");
+        assert_eq!(url("[::]:80"), "http://[::1]:80");
+        assert_eq!(url("10.1.2.3:80"), "http://10.1.2.3:80");
+    }
+}

@@ -1,0 +1,93 @@
+//! The only file that runs other programs. Their output is kept for the error's text; their
+//! arguments never hold a secret.
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// How much of a failed program's last words an error shows, in bytes.
+const LAST_WORDS: usize = 1500;
+
+/// A program, its arguments, and as whom it runs.
+pub(crate) struct Run<'a> {
+    program: &'a Path,
+    args: Vec<String>,
+    dir: Option<&'a Path>,
+    user: Option<(u32, u32)>,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(program: &'a (impl AsRef<Path> + ?Sized), args: &[&str]) -> Self {
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
+        Self { program: program.as_ref(), args, dir: None, user: None }
+    }
+
+    pub(crate) fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub(crate) fn dir(mut self, dir: &'a Path) -> Self {
+        self.dir = Some(dir);
+        self
+    }
+
+    /// Runs as this user and group, with no further group.
+    pub(crate) fn user(mut self, user: Option<(u32, u32)>) -> Self {
+        self.user = user;
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.program);
+        command.args(&self.args).stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
+        if let Some(dir) = self.dir {
+            command.current_dir(dir);
+        }
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    /// Runs to the end and returns what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be run, or fails; then with its last words.
+    pub(crate) fn output(&self) -> anyhow::Result<String> {
+        let name = self.program.display();
+        let out = self.command().output().with_context(|| format!("running {name}"))?;
+        if out.status.success() {
+            return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&out.stderr);
+        let from = said.floor_char_boundary(said.len().saturating_sub(LAST_WORDS));
+        anyhow::bail!("{name} failed ({}): {}", out.status, said[from..].trim())
+    }
+
+    /// Starts it in a process group of its own, so that a terminal's signals reach us alone;
+    /// its output goes to `log`.
+    pub(crate) fn spawn(&self, log: std::fs::File) -> anyhow::Result<Child> {
+        let mut command = self.command();
+        command.stdout(log.try_clone()?).stderr(log).process_group(0);
+        command.spawn().with_context(|| format!("starting {}", self.program.display()))
+    }
+}
+
+/// Where a program is, as a shell would find it.
+pub(crate) fn find_program(name: &str, path: &str) -> Option<PathBuf> {
+    let also = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+    let dirs = path.split(':').chain(also).filter(|dir| dir.starts_with('/'));
+    dirs.map(|dir| Path::new(dir).join(name)).find(|at| at.is_file())
+}
+
+/// Sends a signal to a process; one that is gone is success.
+pub(crate) fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
+    let Some(pid) = Pid::from_raw(pid) else { return Ok(()) };
+    match rustix::process::kill_process(pid, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).context("signalling a process"),
+    }
+}
