@@ -30,7 +30,12 @@ pub(crate) struct Log {
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Agent {
     /// Address of the host agent; loopback, since it demands no credentials.
-    #[arg(long = "agent-listen", env = "WRENN_AGENT_LISTEN_ADDR", default_value = "127.0.0.1:8001")]
+    #[arg(
+        id = "agent_listen",
+        long = "agent-listen",
+        env = "WRENN_AGENT_LISTEN_ADDR",
+        default_value = "127.0.0.1:8001"
+    )]
     pub listen: SocketAddr,
     /// Range for the capsules' links to the host, at least a /24.
     #[arg(long, env = "WRENN_NETWORK", default_value = "10.220.0.0/16")]

@@ -24,6 +24,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// Console kept, in bytes; a power of two, by QEMU's rule.
 const CONSOLE: usize = 64 * 1024;
 const CONSOLE_LOG: &str = "console.log";
+const LOG: &str = "qemu.log";
 /// How long a guest may take to show that an accelerator works.
 const PROBE: Duration = Duration::from_secs(5);
 /// What only a kernel that got to its first process can have written.
@@ -103,7 +104,7 @@ impl Qemu {
         args.extend(words(&["-kernel", &format!("/proc/self/fd/{kernel}")]));
         args.extend(words(&["-initrd", &format!("/proc/self/fd/{initramfs}")]));
         let disks = devices.disks.into_iter();
-        let modes = disks.flat_map(|d| [(d.image, "readonly=on"), (d.own, "discard=unmap")]);
+        let modes = disks.flat_map(|d| [(d.image, "readonly=on"), (d.own, "auto-read-only=off,discard=unmap")]);
         for (disk, mode) in modes {
             let fd = pass(disk.into());
             args.extend(words(&[
@@ -124,7 +125,7 @@ impl Qemu {
                 &format!("virtio-net-device,netdev=net0,mac={mac}"),
             ]));
         }
-        let log = File::options().create(true).append(true).open(dir.join("qemu.log"))?;
+        let log = File::options().create(true).append(true).open(dir.join(LOG))?;
         let group = (self.accelerator == Accelerator::Kvm).then(kvm_group).flatten();
         let command = VmmCommand {
             program: PROGRAM,
@@ -271,6 +272,16 @@ impl QemuMachine {
         std::fs::write(self.dir.join(CONSOLE_LOG), &all[from..])
     }
 
+    /// Why the VMM itself ended, as far as it said.
+    fn vmm_words(&self) -> String {
+        let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log[log.len().saturating_sub(400)..]).into_owned();
+        match log.trim() {
+            "" => "the VMM ended".to_owned(),
+            words => format!("the VMM ended: {words}"),
+        }
+    }
+
     fn kept_console(&self) -> Vec<u8> {
         std::fs::read(self.dir.join(CONSOLE_LOG)).unwrap_or_default()
     }
@@ -288,7 +299,7 @@ impl Machine for QemuMachine {
     fn ended(&self) -> BoxFuture<'_, String> {
         async {
             tokio::select! {
-                () = wait_record(&self.record) => "the VMM ended".to_owned(),
+                () = wait_record(&self.record) => self.vmm_words(),
                 reason = async {
                     loop {
                         match self.watch().await {

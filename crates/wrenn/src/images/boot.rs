@@ -18,7 +18,8 @@ pub(super) fn ensure(store: &Store, kernel: &Path, envd: &Path) -> anyhow::Resul
         format!("reading envd at {}; build it or name it with --envd", envd.display())
     })?;
     let version = fs::read(kernel.join("version"))?;
-    let path = store.path("boot", &[&version, &envd_bytes]);
+    let order = fs::read(kernel.join(kernel::ORDER))?;
+    let path = store.path("boot", &[&version, &order, &envd_bytes]);
     store.ensure(&path, "the guest's initramfs", false, |dir| {
         fs::copy(kernel.join(kernel::IMAGE), dir.join(kernel::IMAGE))?;
         fs::write(dir.join("initramfs"), initramfs(kernel, &envd_bytes)?)?;

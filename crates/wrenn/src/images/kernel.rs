@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 const PACKAGE: &str = "linux-image-cloud-amd64";
 /// In the order in which they load; each needs only those before it.
 const MODULES: [&str; 8] = [
-    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_mmio.ko",
     "drivers/block/virtio_blk.ko",
     "net/core/failover.ko",
