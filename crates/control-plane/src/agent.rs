@@ -94,7 +94,7 @@ impl Agent {
     pub(crate) async fn logs(&self, id: CapsuleId) -> Result<Vec<u8>> {
         let request = host::ReadLogsRequest { capsule_id: id.to_string(), ..Default::default() };
         let answer = self.host().read_logs(request).await.map_err(|e| refused(&e))?;
-        Ok(answer.into_owned().console.into())
+        Ok(answer.into_owned().console)
     }
 
     pub(crate) async fn describe(&self) -> anyhow::Result<host::DescribeResponse> {
@@ -106,6 +106,7 @@ fn config(base: &str) -> ClientConfig {
     ClientConfig::new(base.parse().unwrap_or_default()).with_default_timeout(CALL)
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
 fn refused(error: &ConnectError) -> Error {
     let message = error.message.clone().unwrap_or_default();
     match error.code {

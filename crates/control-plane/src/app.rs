@@ -63,7 +63,6 @@ impl App {
     }
 
     /// Serves every request.
-    #[must_use]
     pub fn router(self) -> axum::Router {
         http::router(Arc::new(self))
     }

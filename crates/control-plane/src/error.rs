@@ -60,6 +60,7 @@ impl Error {
     }
 
     /// What envd or an agent refused, in our words.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
     pub(crate) fn from_guest(error: &ConnectError) -> Self {
         let message = error.message.clone().unwrap_or_default();
         match error.code {

@@ -63,7 +63,7 @@ async fn round(app: &App) -> Result<()> {
     }
     metrics::gauge!("wrenn_capsules").set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
     for row in &rows {
-        let host = seen.remove(&row.id()).map(|(state, why)| (state, why));
+        let host = seen.remove(&row.id());
         let host = host.as_ref().map(|(state, why)| (*state, why.as_str()));
         let age = OffsetDateTime::now_utc() - row.updated_at;
         if let Err(error) = repair(app, row, decide(row.state(), age, host)).await {

@@ -76,7 +76,7 @@ impl wire::Host for Service {
     ) -> ServiceResult<wire::ReadLogsResponse> {
         let id = capsule_id(request.capsule_id)?;
         let console = self.manager.console(id).await.map_err(|e| refused(id, &e))?;
-        Response::ok(wire::ReadLogsResponse { console: console.into(), ..Default::default() })
+        Response::ok(wire::ReadLogsResponse { console, ..Default::default() })
     }
 
     async fn describe(

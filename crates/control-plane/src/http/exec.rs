@@ -78,6 +78,7 @@ fn signal_code(status: &str) -> i32 {
     128 + signal
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
 pub(crate) async fn exec(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -145,7 +146,7 @@ async fn feed(
     };
     let data = input.as_bytes().to_vec();
     let input = wire::ProcessInput {
-        input: Some(process_input::Input::Stdin(data.into())),
+        input: Some(process_input::Input::Stdin(data)),
         ..Default::default()
     };
     let send = wire::SendInputRequest {

@@ -177,8 +177,11 @@ fn on_network(path: &Path) -> bool {
 /// Watchers whose events wait to be asked for, by id.
 #[derive(Default)]
 pub(crate) struct Watchers {
-    known: Mutex<(u64, BTreeMap<String, Arc<Mutex<Watcher>>>)>,
+    known: Mutex<Known>,
 }
+
+/// How many there were, and those that are left.
+type Known = (u64, BTreeMap<String, Arc<Mutex<Watcher>>>);
 
 impl Watchers {
     /// Keeps a watcher and names it.

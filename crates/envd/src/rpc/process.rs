@@ -223,9 +223,9 @@ fn render(tick: Tick<Event>) -> (oneof::process_event::Event, bool) {
         Tick::Event(Event::Data(output, data)) => {
             let data = data.to_vec();
             let output = match output {
-                Output::Stdout => oneof::process_event::data_event::Output::Stdout(data.into()),
-                Output::Stderr => oneof::process_event::data_event::Output::Stderr(data.into()),
-                Output::Pty => oneof::process_event::data_event::Output::Pty(data.into()),
+                Output::Stdout => oneof::process_event::data_event::Output::Stdout(data),
+                Output::Stderr => oneof::process_event::data_event::Output::Stderr(data),
+                Output::Pty => oneof::process_event::data_event::Output::Pty(data),
             };
             (DataEvent { output: Some(output), ..Default::default() }.into(), false)
         }

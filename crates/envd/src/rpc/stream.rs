@@ -62,7 +62,7 @@ where
                 Some((Ok(message), (None, events, last, expired, render)))
             }
             () = until(timing.deadline) => {
-                expired.map(|run| run());
+                if let Some(run) = expired { run() }
                 let error = ConnectError::deadline_exceeded("the deadline passed");
                 Some((Err(error), (None, events, true, None, render)))
             }

@@ -38,11 +38,9 @@ async fn used_ranges(netlink: Handle, own: String) -> io::Result<Vec<(Ipv4Addr, 
     let mut ours = Vec::new();
     let mut links = netlink.link().get().execute();
     while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
-        let name = link.attributes.iter().find_map(|a| match a {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
-        if name.is_some_and(|n| n.starts_with(&own)) {
+        let ours_by_name =
+            |a: &LinkAttribute| matches!(a, LinkAttribute::IfName(n) if n.starts_with(&own));
+        if link.attributes.iter().any(ours_by_name) {
             ours.push(link.header.index);
         }
     }
@@ -115,7 +113,7 @@ fn bind(namespace: &File, path: &Path) -> io::Result<()> {
     File::create(path)?;
     let from = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     rustix::mount::mount_bind(from, path)?;
-    Ok(rustix::mount::mount_change(path, MountPropagationFlags::PRIVATE).or_else(|_| Ok::<_, io::Error>(()))?)
+    rustix::mount::mount_change(path, MountPropagationFlags::PRIVATE).or(Ok::<_, io::Error>(()))
 }
 
 async fn wire_inside(

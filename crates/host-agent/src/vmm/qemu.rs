@@ -176,7 +176,7 @@ impl Qemu {
         };
         format!(
             "{clock}quiet loglevel=3 console=ttyS0 panic=-1 reboot=t random.trust_cpu=on \
-             cryptomgr.notests audit=0 8250.nr_uarts=1 init_on_alloc=0 lsm= nokaslr \
+             cryptomgr.notests audit=0 8250.nr_uarts=1 init_on_alloc=0 lsm= \
              rcupdate.rcu_expedited=1 wrenn.dns={}",
             dns.join(",")
         )

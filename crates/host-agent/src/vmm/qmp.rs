@@ -77,12 +77,9 @@ impl Qmp {
         }
         loop {
             let event = self.read().await?;
-            match event["event"].as_str() {
-                Some("SHUTDOWN" | "GUEST_PANICKED") => {
-                    let reason = event["data"]["reason"].as_str().unwrap_or("panic");
-                    return Ok(format!("the guest ended: {reason}"));
-                }
-                _ => {}
+            if let Some("SHUTDOWN" | "GUEST_PANICKED") = event["event"].as_str() {
+                let reason = event["data"]["reason"].as_str().unwrap_or("panic");
+                return Ok(format!("the guest ended: {reason}"));
             }
         }
     }
