@@ -4,15 +4,20 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+mod stream;
+
+pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 
 /// What every error answers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     pub error: ErrorDetail,
 }
 
 /// Why a request was not done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
     /// Stable, for programs.
     pub code: String,
@@ -23,7 +28,7 @@ pub struct ErrorDetail {
 }
 
 /// `POST /v1/capsules`. Sizes that are left out are the template's.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateCapsule {
     /// Name of a template; `base` when left out.
@@ -34,7 +39,7 @@ pub struct CreateCapsule {
     pub memory_mb: Option<u32>,
     /// 64 to 102,400 MiB.
     pub disk_mb: Option<u32>,
-    /// Seconds; 0 is none. Kept with the capsule.
+    /// Seconds, at most 30 days; 0 is none. Kept and shown; nothing acts on it yet.
     pub timeout_sec: Option<u32>,
     /// Given to every process in the capsule.
     #[serde(default)]
@@ -45,10 +50,12 @@ pub struct CreateCapsule {
 }
 
 /// A capsule as its owner sees it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Capsule {
     pub id: String,
+    /// `starting`, `running`, `pausing`, `paused`, `resuming`, `missing`, `error`, `stopping`.
     pub status: String,
+    /// Name of the template that it was made from.
     pub template: String,
     pub vcpus: i32,
     pub memory_mb: i32,
@@ -69,7 +76,7 @@ pub struct Capsule {
 }
 
 /// `GET /v1/capsules`: one page, newest first.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CapsulePage {
     pub items: Vec<Capsule>,
     /// Pass it as `before` for the next page; absent on the last.
@@ -78,30 +85,41 @@ pub struct CapsulePage {
 }
 
 /// `POST /v1/capsules/{id}/exec`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
+    /// A program's name or path; no shell interprets it.
     pub cmd: String,
     #[serde(default)]
     pub args: Vec<String>,
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
+    /// The home of the account when left out.
     pub cwd: Option<String>,
     /// Account of the guest; its default when left out.
     pub user: Option<String>,
-    /// Seconds until the whole process group is killed; 60 when left out, at most a day.
+    /// Seconds until the whole process group is killed, at most a day; 60 when left out, or
+    /// none in the background.
     pub timeout_sec: Option<u32>,
     /// Standard input, whole.
     pub stdin: Option<String>,
+    /// Answers 202 at once; the command goes on.
+    #[serde(default)]
+    pub background: bool,
+    /// Names the process beside its pid; made when left out in the background.
+    pub tag: Option<String>,
 }
 
 /// How a command ended, and what it wrote.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ExecResult {
+    /// Id of the capsule.
+    pub sandbox_id: String,
+    pub cmd: String,
     /// Text, or base64 when `encoding` says so.
     pub stdout: String,
     pub stderr: String,
-    /// `utf-8`, or `base64` when either stream is not.
+    /// `utf-8`, or `base64` for both streams when either is not text.
     pub encoding: String,
     /// 128 and the signal's number when a signal ended it.
     pub exit_code: i32,
@@ -110,8 +128,19 @@ pub struct ExecResult {
     pub duration_ms: u64,
 }
 
+/// A command that was started in the background.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ExecStarted {
+    /// Id of the capsule.
+    pub sandbox_id: String,
+    pub cmd: String,
+    /// In the guest.
+    pub pid: u32,
+    pub tag: String,
+}
+
 /// A process that runs in a capsule.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Process {
     pub pid: u32,
     pub cmd: String,
@@ -121,28 +150,39 @@ pub struct Process {
 }
 
 /// `GET /v1/capsules/{id}/processes`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ProcessList {
     pub processes: Vec<Process>,
 }
 
 /// Requests about one path.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PathRequest {
+    /// Absolute, or relative to the home of the guest's default account.
+    pub path: String,
+}
+
+/// `POST …/files/list`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// A directory.
     pub path: String,
     /// Levels to list; 1 when left out.
     pub depth: Option<u32>,
 }
 
 /// `POST …/files/move`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct MoveRequest {
     pub source: String,
     pub destination: String,
 }
 
 /// What is at a path.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Entry {
     pub name: String,
     pub path: String,
@@ -160,19 +200,19 @@ pub struct Entry {
 }
 
 /// Answers with one entry.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EntryResult {
     pub entry: Entry,
 }
 
 /// Answers with entries.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EntryList {
     pub entries: Vec<Entry>,
 }
 
 /// What capsules start from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Template {
     pub id: String,
     pub name: String,
@@ -186,13 +226,13 @@ pub struct Template {
 }
 
 /// `GET /v1/templates`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TemplateList {
     pub items: Vec<Template>,
 }
 
 /// A machine that runs capsules.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Host {
     pub id: String,
     pub name: String,
@@ -209,13 +249,19 @@ pub struct Host {
 }
 
 /// `GET /v1/hosts`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostList {
     pub items: Vec<Host>,
 }
 
+/// `GET /version`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    pub version: String,
+}
+
 /// `GET /health`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     pub status: String,
     pub version: String,

@@ -39,23 +39,25 @@ impl Agent {
     }
 
     fn host(&self) -> HostClient<HttpClient> {
-        HostClient::new(self.rpc.clone(), config(&self.base))
+        let config = ClientConfig::new(uri(&self.base)).with_default_timeout(CALL);
+        HostClient::new(self.rpc.clone(), config)
     }
 
     fn guest(&self, id: CapsuleId, token: &str) -> ClientConfig {
         let port = protocol::ENVD_PORT;
-        config(&format!("{}/proxy/{id}/{port}", self.base))
+        ClientConfig::new(uri(&format!("{}/proxy/{id}/{port}", self.base)))
             .with_default_header(protocol::ACCESS_TOKEN, token)
     }
 
-    /// envd's processes in a capsule.
+    /// envd's processes in a capsule; with no limit of time, since a program has none.
     pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<HttpClient> {
         ProcessClient::new(self.rpc.clone(), self.guest(id, token))
     }
 
     /// envd's file system in a capsule.
     pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<HttpClient> {
-        FilesystemClient::new(self.rpc.clone(), self.guest(id, token))
+        let config = self.guest(id, token).with_default_timeout(CALL);
+        FilesystemClient::new(self.rpc.clone(), config)
     }
 
     /// Sends a request to envd in a capsule, body and answer streamed.
@@ -69,7 +71,7 @@ impl Agent {
         let port = protocol::ENVD_PORT;
         let uri = format!("{}/proxy/{id}/{port}{path}", self.base);
         *request.uri_mut() = uri.parse().map_err(|_| Error::invalid("path", "is no path"))?;
-        let token = token.parse().map_err(|_| Error::HostUnavailable)?;
+        let token = token.parse().map_err(|_| Error::GuestUnavailable)?;
         request.headers_mut().insert(protocol::ACCESS_TOKEN, token);
         self.data.request(request).await.map_err(|_| Error::HostUnavailable)
     }
@@ -77,7 +79,13 @@ impl Agent {
     pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<()> {
         let options = CallOptions::default().with_timeout(CREATE);
         let answer = self.host().create_capsule_with_options(request, options).await;
-        answer.map(|_| ()).map_err(|e| refused(&e))
+        let Err(error) = answer else { return Ok(()) };
+        if error.code == ErrorCode::Internal {
+            // What the agent says of a boot is for the log: it may name its machine's paths.
+            tracing::warn!(%error, "a capsule did not start");
+            return Err(Error::StartFailed("see the host's log".to_owned()));
+        }
+        Err(refused(&error))
     }
 
     pub(crate) async fn destroy(&self, id: CapsuleId) -> Result<()> {
@@ -102,8 +110,9 @@ impl Agent {
     }
 }
 
-fn config(base: &str) -> ClientConfig {
-    ClientConfig::new(base.parse().unwrap_or_default()).with_default_timeout(CALL)
+/// The base was checked when the agent was made known; an id adds nothing that is no path.
+fn uri(text: &str) -> Uri {
+    text.parse().unwrap_or_default()
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]

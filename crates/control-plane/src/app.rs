@@ -3,8 +3,7 @@
 use crate::agent::Agent;
 use crate::{auth, db, http, reconcile};
 use anyhow::Context;
-use daemon::Tasks;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use daemon::{Metrics, Tasks};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::sync::Arc;
@@ -26,7 +25,7 @@ pub struct App {
     pub(crate) db: PgPool,
     pub(crate) agent: Agent,
     pub(crate) host: HostId,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
 }
 
@@ -50,10 +49,7 @@ impl App {
         for name in &described.templates {
             db::templates::share(&db, name).await?;
         }
-        let metrics = PrometheusBuilder::new().build_recorder();
-        let app = Self { db, agent, host, metrics: metrics.handle(), tasks: tasks.clone() };
-        // A second control plane in one process, as in tests, keeps the first one's recorder.
-        let _ = metrics::set_global_recorder(metrics);
+        let app = Self { db, agent, host, metrics: Metrics::install(), tasks: tasks.clone() };
         let at = app.clone();
         tasks.every(RECONCILE, move || {
             let app = at.clone();

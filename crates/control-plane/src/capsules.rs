@@ -89,16 +89,24 @@ async fn boot(
     let started = std::time::Instant::now();
     if let Err(error) = app.agent.create(request).await {
         metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
-        remove(app, &row).await?;
+        // What cannot be removed now, the reconciler removes.
+        if let Err(undo) = remove(app, &row).await {
+            tracing::warn!(%id, error = %undo, "undoing a create");
+        }
         return Err(error);
     }
     metrics::histogram!("wrenn_capsule_create_seconds").record(started.elapsed().as_secs_f64());
     let moved = db::capsules::transition(&app.db, id, 1, CapsuleState::Running, None).await?;
-    if moved.is_none() {
-        // Deleted meanwhile: whoever did that removes the machine too.
-        return Err(Error::Conflict("the capsule was deleted while it started".to_owned()));
+    let found = get(app, caller, id).await;
+    // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
+    // does that removes the machine too.
+    match found {
+        Ok(row) if moved.is_some() || row.state() == CapsuleState::Running => Ok(row),
+        Ok(_) | Err(Error::NotFound(_)) => {
+            Err(Error::Conflict("the capsule was deleted while it started".to_owned()))
+        }
+        Err(error) => Err(error),
     }
-    get(app, caller, id).await
 }
 
 /// A capsule of the caller's team.

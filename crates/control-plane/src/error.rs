@@ -1,9 +1,10 @@
-//! The control plane's one error. The only file that knows status codes.
+//! The control plane's one error. The only file that knows status codes; `http/respond.rs`
+//! writes the body, since only it knows the request's id.
 
-use axum::Json;
 use axum::response::{IntoResponse, Response};
 use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
+use std::sync::Arc;
 use types::resources::OutOfRange;
 
 /// Why a request was not done.
@@ -11,18 +12,28 @@ use types::resources::OutOfRange;
 pub enum Error {
     #[error("{0} not found")]
     NotFound(&'static str),
+    #[error("the route has no such method")]
+    MethodNotAllowed,
     #[error("{0}")]
     Conflict(String),
     #[error("{field} {message}")]
     Invalid { field: String, message: String },
+    #[error("the request's body is larger than {0} bytes")]
+    TooLarge(usize),
     #[error("the X-API-Key header is missing or its key is not valid")]
     Unauthenticated,
     #[error("no capacity: {0}")]
     NoCapacity(String),
     #[error("the capsule's host does not answer")]
     HostUnavailable,
+    #[error("the capsule's guest does not answer; it may have just ended")]
+    GuestUnavailable,
     #[error("the guest's disk is full")]
     DiskFull,
+    #[error("the command did not end within {0} s and was killed")]
+    TimedOut(u64),
+    #[error("the capsule could not be started: {0}")]
+    StartFailed(String),
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
@@ -37,42 +48,60 @@ impl Error {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Self::NoCapacity(_) | Self::HostUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoCapacity(_) | Self::HostUnavailable | Self::GuestUnavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::StartFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    fn code(&self) -> &'static str {
+    /// Stable, for programs; listed in `docs/errors.md`.
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
             Self::Conflict(_) => "conflict",
             Self::Invalid { .. } => "invalid_request",
+            Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
             Self::NoCapacity(_) => "no_capacity",
             Self::HostUnavailable => "host_unavailable",
+            Self::GuestUnavailable => "guest_unavailable",
             Self::DiskFull => "disk_full",
+            Self::TimedOut(_) => "timeout",
+            Self::StartFailed(_) => "start_failed",
             Self::Internal(_) => "internal",
         }
     }
 
-    /// What envd or an agent refused, in our words.
+    /// What envd refused, in our words.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
     pub(crate) fn from_guest(error: &ConnectError) -> Self {
         let message = error.message.clone().unwrap_or_default();
         match error.code {
-            ErrorCode::NotFound => Self::NotFound("path or process"),
+            ErrorCode::NotFound => Self::NotFound("path"),
             ErrorCode::AlreadyExists | ErrorCode::FailedPrecondition => Self::Conflict(message),
             ErrorCode::InvalidArgument
             | ErrorCode::OutOfRange
             | ErrorCode::Unauthenticated
-            | ErrorCode::PermissionDenied => Self::invalid("request", message),
+            | ErrorCode::PermissionDenied => Self::invalid("the guest refused it:", message),
             ErrorCode::ResourceExhausted => Self::DiskFull,
-            ErrorCode::Unavailable => Self::HostUnavailable,
+            ErrorCode::Unavailable | ErrorCode::DeadlineExceeded => Self::GuestUnavailable,
             _ => Self::Internal(anyhow::anyhow!("{error}")),
+        }
+    }
+
+    /// Logs what a client is not told.
+    pub(crate) fn log(&self, request_id: &str) {
+        if let Self::Internal(source) = self {
+            tracing::error!(request_id, error = format!("{source:#}"), "internal error");
         }
     }
 }
@@ -89,16 +118,14 @@ impl From<OutOfRange> for Error {
     }
 }
 
+/// Carries an error to `http/respond.rs`.
+#[derive(Clone)]
+pub(crate) struct Failure(pub Arc<Error>);
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let request_id = uuid::Uuid::new_v4().simple().to_string();
-        if let Self::Internal(source) = &self {
-            tracing::error!(request_id, error = format!("{source:#}"), "internal error");
-        }
-        let message = self.to_string();
-        let body = api::ErrorBody {
-            error: api::ErrorDetail { code: self.code().to_owned(), message, request_id },
-        };
-        (self.status(), Json(body)).into_response()
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(Failure(Arc::new(self)));
+        response
     }
 }

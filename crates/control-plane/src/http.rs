@@ -1,83 +1,71 @@
-//! Every route of the API in one list.
+//! Every route of the API in one list, each with its place in the OpenAPI document.
 
 mod capsules;
+mod contents;
+mod docs;
 mod exec;
+mod exec_stream;
+mod extract;
 mod files;
+mod hosts;
+mod processes;
+mod pty;
+mod respond;
+mod socket;
+mod status;
+mod templates;
 
 use crate::app::App;
-use crate::auth::Caller;
-use crate::db;
-use crate::error::{Error, Result};
-use axum::extract::{DefaultBodyLimit, State};
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use http::StatusCode;
+use crate::error::Error;
+use axum::extract::DefaultBodyLimit;
+use axum::{Router, middleware};
 use std::sync::Arc;
-use types::{PLATFORM_TEAM, TemplateId};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-/// Largest JSON body.
-const JSON_MAX: usize = 20 << 20;
+/// The routes and their document.
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(docs::head())
+        .routes(routes!(status::health))
+        .routes(routes!(status::version))
+        .routes(routes!(status::metrics))
+        .routes(routes!(docs::document))
+        .routes(routes!(docs::page))
+        .routes(routes!(capsules::create, capsules::list))
+        .routes(routes!(capsules::get, capsules::delete))
+        .routes(routes!(capsules::logs))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec_stream::exec))
+        .routes(routes!(pty::open))
+        .routes(routes!(processes::list))
+        .routes(routes!(processes::kill))
+        .routes(routes!(exec_stream::attach))
+        .routes(routes!(contents::get, contents::put))
+        .routes(routes!(contents::read))
+        .routes(routes!(contents::write))
+        .routes(routes!(files::list))
+        .routes(routes!(files::stat))
+        .routes(routes!(files::mkdir))
+        .routes(routes!(files::rename))
+        .routes(routes!(files::remove))
+        .routes(routes!(templates::list))
+        .routes(routes!(hosts::list))
+}
 
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let files = Router::new()
-        .route("/v1/capsules/{id}/files", get(files::read).put(files::write))
-        .layer(DefaultBodyLimit::disable());
-    Router::new()
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
-        .route("/v1/capsules", get(capsules::list).post(capsules::create))
-        .route("/v1/capsules/{id}", get(capsules::get).delete(capsules::delete))
-        .route("/v1/capsules/{id}/logs", get(capsules::logs))
-        .route("/v1/capsules/{id}/exec", post(exec::exec))
-        .route("/v1/capsules/{id}/processes", get(exec::list))
-        .route("/v1/capsules/{id}/processes/{selector}", axum::routing::delete(exec::kill))
-        .route("/v1/capsules/{id}/files/list", post(files::list))
-        .route("/v1/capsules/{id}/files/stat", post(files::stat))
-        .route("/v1/capsules/{id}/files/mkdir", post(files::mkdir))
-        .route("/v1/capsules/{id}/files/move", post(files::rename))
-        .route("/v1/capsules/{id}/files/remove", post(files::remove))
-        .route("/v1/templates", get(templates))
-        .route("/v1/hosts", get(hosts))
-        .layer(DefaultBodyLimit::max(JSON_MAX))
-        .merge(files)
+    let (router, _) = routes().split_for_parts();
+    router
+        // Each extractor has a limit of its own; contents have none.
+        .layer(DefaultBodyLimit::disable())
         .fallback(|| async { Error::NotFound("route") })
+        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .layer(middleware::from_fn(respond::respond))
         .with_state(app)
 }
 
-async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
-    let up = sqlx::query("SELECT 1").execute(&app.db).await.is_ok();
-    let status = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let word = if up { "ok" } else { "the database does not answer" };
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    (status, Json(api::Health { status: word.to_owned(), version }))
-}
-
-async fn metrics(State(app): State<Arc<App>>, _caller: Caller) -> String {
-    app.metrics.run_upkeep();
-    app.metrics.render()
-}
-
-async fn templates(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<api::TemplateList>> {
-    let shown = |t: db::templates::Template| api::Template {
-        id: TemplateId(t.id).to_string(),
-        name: t.name,
-        vcpus: t.vcpus,
-        memory_mb: t.memory_mib,
-        disk_mb: t.disk_mib,
-        shared: t.team_id == PLATFORM_TEAM.0,
-        created_at: t.created_at,
-    };
-    let items = db::templates::list(&app.db, caller.team).await?;
-    Ok(Json(api::TemplateList { items: items.into_iter().map(shown).collect() }))
-}
-
-async fn hosts(State(app): State<Arc<App>>, _caller: Caller) -> Result<Json<api::HostList>> {
-    Ok(Json(api::HostList { items: db::hosts::list(&app.db).await? }))
-}
-
-/// A JSON body whose errors are ours.
-pub(crate) fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T> {
-    let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|e| Error::invalid("body:", e.to_string()))
+/// The OpenAPI document of the API.
+#[must_use]
+pub fn openapi() -> OpenApi {
+    routes().into_openapi()
 }

@@ -10,8 +10,10 @@ mod capsules;
 mod db;
 mod error;
 mod http;
+mod processes;
 mod reconcile;
 
 pub use app::{App, Settings};
 pub use auth::new_api_key;
 pub use error::Error;
+pub use http::openapi;

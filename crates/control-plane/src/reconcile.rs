@@ -13,8 +13,9 @@ use std::collections::HashMap;
 use time::{Duration, OffsetDateTime};
 use types::{CapsuleId, CapsuleState};
 
-/// A row that is `starting` for longer than any create may take was left by one that died.
-const STARTING_MAX: Duration = Duration::seconds(180);
+/// A row that is `starting` for longer, and that its host does not know, was left by a control
+/// plane that died before it asked the host, or is one whose host died and undid the boot.
+const UNKNOWN_MAX: Duration = Duration::seconds(15);
 
 /// What to do with one capsule.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,11 +35,10 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
     let runs = matches!(host, Some((OnHost::CAPSULE_STATE_RUNNING, _)));
     match (row, host) {
         (Stopping, _) => Repair::Remove,
-        (Starting, _) if runs && age > STARTING_MAX => Repair::MarkRunning,
-        (Starting, None | Some((OnHost::CAPSULE_STATE_DEAD, _))) if age > STARTING_MAX => {
+        (Starting | Missing, _) if runs => Repair::MarkRunning,
+        (Starting, None | Some((OnHost::CAPSULE_STATE_DEAD, _))) if age > UNKNOWN_MAX => {
             Repair::Remove
         }
-        (Missing, _) if runs => Repair::MarkRunning,
         (Running, None) => Repair::MarkError("the host has no such machine".to_owned()),
         (Running, Some((OnHost::CAPSULE_STATE_DEAD, why))) => Repair::MarkError(why.to_owned()),
         _ => Repair::Nothing,
@@ -107,10 +107,11 @@ mod tests {
     #[test]
     fn a_create_under_way_is_left_alone_and_one_that_died_is_not() {
         use CapsuleState::Starting;
+        let boots = Some((OnHost::CAPSULE_STATE_STARTING, ""));
         assert_eq!(decide(Starting, Duration::ZERO, None), Repair::Nothing);
-        assert_eq!(decide(Starting, Duration::ZERO, RUNS), Repair::Nothing);
+        assert_eq!(decide(Starting, OLD, boots), Repair::Nothing);
         assert_eq!(decide(Starting, OLD, None), Repair::Remove);
-        assert_eq!(decide(Starting, OLD, RUNS), Repair::MarkRunning);
+        assert_eq!(decide(Starting, Duration::ZERO, RUNS), Repair::MarkRunning);
     }
 
     #[test]

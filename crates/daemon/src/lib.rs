@@ -1,9 +1,15 @@
-//! What each long-lived role shares: logging, signals, tracked tasks, periodic work.
+//! What each long-lived role shares: logging, metrics, signals, tracked tasks,
+//! periodic work.
 //!
 //! One [`Tasks`] per process: whatever runs in the background is spawned through it, so that
 //! a shutdown can wait for it. Never holds product logic.
 
+mod metrics;
+
+pub use metrics::Metrics;
+
 use std::future::Future;
+use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub fn log_to_stderr(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // A second call, as in tests, keeps the first one's choice.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }

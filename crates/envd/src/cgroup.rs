@@ -9,6 +9,9 @@ use std::path::Path;
 const ROOT: &str = "/sys/fs/cgroup";
 /// Kept from user processes, so that envd and the kernel always have room.
 const RESERVE_MAX: u64 = 64 << 20;
+/// Memory for each process that users may have: a bomb of forks ends there, and the kernel's
+/// own tables for so many still fit.
+const BYTES_PER_PROCESS: u64 = 128 << 10;
 
 /// Open `cgroup.procs` files, to be written between fork and exec.
 #[derive(Default)]
@@ -46,5 +49,6 @@ fn group(root: &Path, name: &str) -> Option<File> {
     let reserve = RESERVE_MAX.min(total / 8);
     let _ = fs::write(path.join("memory.max"), (total - reserve).to_string());
     let _ = fs::write(path.join("cpu.weight"), "100");
+    let _ = fs::write(path.join("pids.max"), (total / BYTES_PER_PROCESS).to_string());
     OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok()
 }

@@ -35,6 +35,7 @@ fn prepare() -> anyhow::Result<()> {
     mounts::enter_root()?;
     mounts::runtime_file_systems()?;
     network::configure()?;
+    write_machine_id()?;
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     raise_file_limit();
     Ok(())
@@ -49,6 +50,13 @@ fn load_modules() -> anyhow::Result<()> {
         sys::load_module(&file).with_context(|| format!("loading the module {name}"))?;
     }
     Ok(())
+}
+
+/// Gives this capsule the identity that the image leaves open (`machine-id(5)`).
+fn write_machine_id() -> anyhow::Result<()> {
+    use anyhow::Context;
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
+    std::fs::write("/etc/machine-id", id).context("writing /etc/machine-id")
 }
 
 fn raise_file_limit() {

@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::Instant;
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CHUNK: usize = 32 * 1024;
@@ -56,11 +57,13 @@ pub(crate) struct Process {
 }
 
 /// Starts a program as `user` and returns it with the first subscription, made before the
-/// program can write, so that no output is lost.
+/// program can write, so that no output is lost. At the deadline its whole group is killed,
+/// whether or not anyone listens.
 pub(crate) fn start(
     guest: &Arc<Guest>,
     user: &User,
     spec: Spec,
+    deadline: Option<Instant>,
 ) -> Result<(Arc<Process>, mpsc::Receiver<Event>)> {
     let mut command = command(guest, user, &spec)?;
     let terminal = spec.terminal.map(|size| pty::open(size, user.uid)).transpose();
@@ -76,7 +79,8 @@ pub(crate) fn start(
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     let cgroup = guest.cgroups.of(terminal.is_some());
-    sys::prepare_child(&mut command, user, cgroup, terminal.is_some())
+    let alone = !guest.in_guest;
+    sys::prepare_child(&mut command, user, cgroup, sys::Child { terminal: terminal.is_some(), alone })
         .map_err(|e| Error::io("preparing the process", &e))?;
     let mut child = command.spawn().map_err(|e| spawn_error(&spec, &e))?;
     drop(command); // and with it our copies of the terminal's slave
@@ -89,7 +93,7 @@ pub(crate) fn start(
     });
     let events = process.hub.subscribe();
     guest.processes.insert(&process);
-    tokio::spawn(follow(Arc::clone(guest), Arc::clone(&process), child));
+    tokio::spawn(follow(Arc::clone(guest), Arc::clone(&process), child, deadline));
     Ok((process, events))
 }
 
@@ -126,14 +130,23 @@ fn spawn_error(spec: &Spec, error: &std::io::Error) -> Error {
 }
 
 /// Carries output to the hub until the program's end, then says how it ended.
-async fn follow(guest: Arc<Guest>, process: Arc<Process>, mut child: Child) {
-    let status = carry(&process, &mut child).await;
+async fn follow(
+    guest: Arc<Guest>,
+    process: Arc<Process>,
+    mut child: Child,
+    deadline: Option<Instant>,
+) {
+    let status = carry(&process, &mut child, deadline).await;
     process.stdin.lock().await.take();
     process.hub.end(Exit::from(status)).await;
     guest.processes.forget_later(process);
 }
 
-async fn carry(process: &Process, child: &mut Child) -> std::io::Result<ExitStatus> {
+async fn carry(
+    process: &Process,
+    child: &mut Child,
+    deadline: Option<Instant>,
+) -> std::io::Result<ExitStatus> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (ended, end) = watch::channel(false);
     let pump = async {
@@ -147,7 +160,14 @@ async fn carry(process: &Process, child: &mut Child) -> std::io::Result<ExitStat
         }
     };
     let wait = async {
-        let status = child.wait().await;
+        let status = tokio::select! {
+            status = child.wait() => status,
+            () = crate::rpc::stream::until(deadline) => {
+                // One that has just ended needs no killing.
+                let _ = process.signal(Signal::KILL);
+                child.wait().await
+            }
+        };
         ended.send_replace(true);
         status
     };

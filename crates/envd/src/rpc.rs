@@ -2,7 +2,7 @@
 
 mod filesystem;
 mod process;
-mod stream;
+pub(crate) mod stream;
 
 use crate::error::Result;
 use crate::guest::Guest;
@@ -23,7 +23,7 @@ pub(crate) fn service(guest: &Arc<Guest>) -> ConnectRpcService {
     let limits = Limits::default()
         .with_max_request_body_size(MESSAGE_MAX)
         .with_max_message_size(MESSAGE_MAX);
-    // Streams keep their own deadline: it must also kill the process.
+    // Streams keep their own deadline: a program is killed by it even when its caller left.
     let deadlines = DeadlinePolicy::new().with_enforce_on_streams(false);
     router.into_axum_service().with_limits(limits).with_deadline_policy(deadlines)
 }

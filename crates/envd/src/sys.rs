@@ -9,13 +9,22 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use tokio::io::unix::AsyncFd;
 
+/// How a child is to live.
+#[derive(Clone, Copy)]
+pub(crate) struct Child {
+    /// Standard input is a terminal, which becomes its own.
+    pub terminal: bool,
+    /// Ends with envd: on an ordinary machine nobody else would end it.
+    pub alone: bool,
+}
+
 /// What a child does between fork and exec: a session of its own, the user's identity, its
 /// control group, a place early in line when memory runs out.
 pub(crate) fn prepare_child(
     command: &mut tokio::process::Command,
     user: &User,
     cgroup: Option<&File>,
-    terminal: bool,
+    child: Child,
 ) -> io::Result<()> {
     let cgroup = cgroup.map(File::try_clone).transpose()?;
     let groups: Vec<libc::gid_t> = user.groups.clone();
@@ -26,7 +35,7 @@ pub(crate) fn prepare_child(
             rustix::io::write(procs, b"0")?;
         }
         rustix::process::setsid()?;
-        if terminal {
+        if child.terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
         write_oom_score();
@@ -40,6 +49,10 @@ pub(crate) fn prepare_child(
             if !ok {
                 return Err(io::Error::last_os_error());
             }
+        }
+        if child.alone {
+            // After the change of user, which clears it.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         }
         Ok(())
     };

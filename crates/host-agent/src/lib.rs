@@ -20,7 +20,7 @@ pub use config::{Config, DriverChoice};
 use anyhow::Context;
 use capsule::manager::Manager;
 use cgroup::Cgroups;
-use daemon::Tasks;
+use daemon::{Metrics, Tasks};
 use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
@@ -77,7 +77,9 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
     let manager = Manager::new(Arc::clone(&parts)).await.context("finding earlier capsules")?;
     let service = Arc::new(rpc::Service { manager: manager.clone(), parts });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
+    let figures = Metrics::install();
     Ok(axum::Router::new()
+        .route("/metrics", axum::routing::get(async move || figures.render()))
         .route("/proxy/{*rest}", axum::routing::any(proxy::forward))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(manager)

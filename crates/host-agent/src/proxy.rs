@@ -35,7 +35,7 @@ pub(crate) async fn forward(State(manager): State<Manager>, request: Request) ->
         return (StatusCode::BAD_REQUEST, "no such route").into_response();
     };
     let Some(guest) = manager.guest(id) else {
-        return (StatusCode::NOT_FOUND, "the capsule is not running").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "the capsule is not running").into_response();
     };
     let (mut head, body) = request.into_parts();
     head.uri = uri;

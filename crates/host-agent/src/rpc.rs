@@ -36,6 +36,7 @@ impl wire::Host for Service {
             envs: request.envs.into_iter().collect(),
             slot: None,
             machine: None,
+            ready: false,
         };
         let id = ledger.id;
         let stages = self.manager.create(ledger).await.map_err(|e| refused(id, &e))?;

@@ -11,6 +11,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Names the capsule in the environment of every process that is its machine, so that one which
+/// was started and never written down is found.
+const CAPSULE_VAR: &str = "WRENN_CAPSULE";
 
 /// First descriptor number that a started VMM finds its resources at.
 pub(crate) const FIRST_FD: RawFd = 3;
@@ -18,6 +24,7 @@ pub(crate) const FIRST_FD: RawFd = 3;
 /// A VMM process to be started.
 pub(crate) struct VmmCommand<'a> {
     pub program: &'a str,
+    pub capsule: &'a str,
     pub args: Vec<String>,
     /// Become descriptors 3, 4, … of the process.
     pub fds: Vec<OwnedFd>,
@@ -34,7 +41,7 @@ pub(crate) struct VmmCommand<'a> {
 /// namespaces, no privileges, only the descriptors it was given.
 pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
     let mut command = Command::new(vmm.program);
-    command.args(&vmm.args).env_clear().current_dir("/");
+    command.args(&vmm.args).env_clear().env(CAPSULE_VAR, vmm.capsule).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(vmm.log));
     // Above the numbers that they are to have, so that no copy overwrites another.
     let floor = FIRST_FD + 32;
@@ -84,10 +91,11 @@ pub(crate) fn run(program: &str, args: &[&str]) -> io::Result<String> {
 }
 
 /// Starts `envd --port N` on this machine, for the fake driver.
-pub(crate) fn spawn_envd(envd: &Path, port: u16, dir: &Path) -> io::Result<Child> {
+pub(crate) fn spawn_envd(envd: &Path, port: u16, capsule: &str, dir: &Path) -> io::Result<Child> {
     let mut command = Command::new(envd);
-    command.args(["--port", &port.to_string()]).current_dir(dir);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    command.args(["--port", &port.to_string()]).current_dir(dir).env(CAPSULE_VAR, capsule);
+    // Of a group of its own, so that a terminal's signals reach the agent alone.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
 /// Does `work` in the network namespace `ns`, on a thread that ends with it.
@@ -200,16 +208,11 @@ pub(crate) fn tsc_khz() -> u64 {
 
 /// Waits until a process ends; at once when it has. `started` guards against another that
 /// has its number by now.
-pub(crate) fn wait_end(pid: i32, started: u64) -> io::Result<()> {
+pub(crate) async fn wait_end(pid: i32, started: u64) -> io::Result<()> {
     let Some(handle) = open_process(pid, started) else { return Ok(()) };
-    let mut poll = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
-    loop {
-        match rustix::event::poll(&mut poll, None) {
-            Ok(_) => break,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
+    // SAFETY: the descriptor is owned by the registration and closed with it.
+    let handle = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) }?;
+    let _ = handle.readable().await?;
     // Reaps it if it is a child of ours, and not one that we adopted.
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
@@ -239,15 +242,16 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// The processes whose arguments hold `word` as one of them.
-pub(crate) fn processes_with_argument(word: &str) -> Vec<i32> {
+/// The processes that are the machine of `capsule`, by the environment they were started with.
+pub(crate) fn processes_of(capsule: &str) -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let wanted = format!("{CAPSULE_VAR}={capsule}");
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
-            let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            args.split(|byte| *byte == 0).any(|arg| arg == word.as_bytes())
+            let vars = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            vars.split(|byte| *byte == 0).any(|var| var == wanted.as_bytes())
         })
         .collect()
 }

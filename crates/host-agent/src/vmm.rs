@@ -32,7 +32,7 @@ impl Error {
 
 /// What a machine is made from. Resources are open, so that the VMM needs no right to paths.
 pub(crate) struct Spec {
-    /// The capsule's id; also finds the VMM among the processes of the machine.
+    /// The capsule's id; by it the VMM is found among the processes of the machine.
     pub name: String,
     pub resources: Resources,
     /// The capsule's folder, for sockets and logs.
@@ -95,19 +95,17 @@ pub(crate) trait Machine: Send + Sync {
 /// Kills a process by its record and waits until it is gone.
 pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
     let (pid, started) = (record.pid, record.started);
-    let done = tokio::task::spawn_blocking(move || {
-        crate::sys::kill_process(pid, started)?;
-        crate::sys::wait_end(pid, started)
-    });
-    let done = done.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    let done = match crate::sys::kill_process(pid, started) {
+        Ok(()) => crate::sys::wait_end(pid, started).await,
+        Err(error) => Err(error),
+    };
     done.map_err(|e| Error::new("ending the machine", e))
 }
 
 /// Waits for the end of a process by its record.
 pub(crate) async fn wait_record(record: &Record) {
     let (pid, started) = (record.pid, record.started);
-    let waited = tokio::task::spawn_blocking(move || crate::sys::wait_end(pid, started)).await;
-    if let Ok(Err(error)) = waited {
+    if let Err(error) = crate::sys::wait_end(pid, started).await {
         tracing::warn!(pid, %error, "waiting for a machine's end");
     }
 }

@@ -123,6 +123,9 @@ pub(crate) struct Exec {
     /// Give it a terminal.
     #[arg(long, short)]
     pub tty: bool,
+    /// Do not pass standard input on, which is done when it is no terminal.
+    #[arg(long, short = 'n')]
+    pub no_stdin: bool,
     /// The command and its arguments; `--` before it keeps its flags its own.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
@@ -230,6 +233,11 @@ impl Envd {
         let beside = || Some(std::env::current_exe().ok()?.with_file_name("envd"));
         self.envd.or_else(|| beside().filter(|path| path.exists()))
     }
+}
+
+/// What kind of terminal we run on, for programs in a capsule.
+pub(crate) fn terminal_type() -> Option<String> {
+    std::env::var("TERM").ok().filter(|term| !term.is_empty() && term != "dumb")
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -3,10 +3,15 @@
 use crate::cli::Api;
 use crate::client_file::ClientFile;
 use anyhow::Context;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 const KEY: &str = "X-API-Key";
 
@@ -44,18 +49,37 @@ impl Client {
 
     /// Sends a request; an answer that is no success becomes the server's error.
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let answer = request.send().await.with_context(|| {
-            format!("asking the platform at {}; does it run? (`wrenn up`)", self.base)
-        })?;
+        let answer = request.send().await.with_context(|| self.unreachable())?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
-        let text = answer.text().await.unwrap_or_default();
-        match serde_json::from_str::<api::ErrorBody>(&text) {
-            Ok(body) => anyhow::bail!("{} ({})", body.error.message, body.error.code),
-            Err(_) => anyhow::bail!("the platform answered {status}"),
+        Err(refused(status, &answer.bytes().await.unwrap_or_default()))
+    }
+
+    /// Opens a WebSocket.
+    pub(crate) async fn socket(&self, path: &str) -> anyhow::Result<Socket> {
+        let base = self.base.strip_prefix("http").context("the platform's URL is no http URL")?;
+        let mut request = format!("ws{base}{path}").into_client_request()?;
+        request.headers_mut().insert(KEY, self.key.parse().context("the API key is no text")?);
+        match tokio_tungstenite::connect_async(request).await {
+            Ok((stream, _)) => {
+                if let MaybeTlsStream::Plain(stream) = stream.get_ref() {
+                    let _ = stream.set_nodelay(true);
+                }
+                let (sender, receiver) = stream.split();
+                Ok(Socket { sender: Sender(sender), receiver: Receiver(receiver) })
+            }
+            Err(tungstenite::Error::Http(answer)) => {
+                let body = answer.body().as_deref().unwrap_or_default();
+                Err(refused(answer.status(), body))
+            }
+            Err(error) => Err(error).with_context(|| self.unreachable()),
         }
+    }
+
+    fn unreachable(&self) -> String {
+        format!("asking the platform at {}; does it run? (`wrenn up`)", self.base)
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
@@ -72,5 +96,48 @@ impl Client {
 
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.send(self.request(Method::DELETE, path)).await.map(|_| ())
+    }
+}
+
+/// The server's error as it words it.
+fn refused(status: reqwest::StatusCode, body: &[u8]) -> anyhow::Error {
+    match serde_json::from_slice::<api::ErrorBody>(body) {
+        Ok(body) => anyhow::anyhow!("{} ({})", body.error.message, body.error.code),
+        Err(_) => anyhow::anyhow!("the platform answered {status}"),
+    }
+}
+
+type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// A WebSocket of JSON frames; its two directions never wait for each other.
+pub(crate) struct Socket {
+    pub sender: Sender,
+    pub receiver: Receiver,
+}
+
+/// The direction to the server.
+pub(crate) struct Sender(SplitSink<Stream, Message>);
+
+impl Sender {
+    pub(crate) async fn send(&mut self, frame: &impl Serialize) -> anyhow::Result<()> {
+        let text = serde_json::to_string(frame)?;
+        self.0.send(Message::text(text)).await.context("sending to the platform")
+    }
+}
+
+/// The direction from the server.
+pub(crate) struct Receiver(SplitStream<Stream>);
+
+impl Receiver {
+    /// The next frame; an error when there is none.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        while let Some(message) = self.0.next().await {
+            match message.context("hearing from the platform")? {
+                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
+                Message::Close(_) => break,
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+        anyhow::bail!("the connection to the platform broke")
     }
 }

@@ -1,7 +1,10 @@
 //! What the client commands do: ask the API, show the answer.
 
 mod capsule;
+mod cp;
 mod doctor;
+mod exec;
+mod shell;
 
 pub(crate) use capsule::capsule;
 pub(crate) use doctor::doctor;

@@ -30,6 +30,12 @@ pub(crate) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
     Ok(out.write_all(bytes).and_then(|()| out.flush())?)
 }
 
+/// Writes bytes to standard error as they are.
+pub(crate) fn raw_error(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stderr();
+    Ok(out.write_all(bytes).and_then(|()| out.flush())?)
+}
+
 /// Prints a value as JSON.
 pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     line(&serde_json::to_string_pretty(value)?);
@@ -104,6 +110,34 @@ impl Progress {
     /// Ends without a word.
     pub(crate) fn clear(self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Tells how far a transfer is; on a terminal alone.
+#[derive(Clone)]
+pub(crate) struct Transfer(indicatif::ProgressBar);
+
+impl Transfer {
+    /// Begins; `length` is in bytes, when it is known.
+    pub(crate) fn start(what: &str, length: Option<u64>) -> Self {
+        let bar = length.map_or_else(indicatif::ProgressBar::no_length, indicatif::ProgressBar::new);
+        let template = "{msg}  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        // The template is a constant, and right.
+        if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_owned());
+        Self(bar)
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    /// Ends without a word and returns the count of bytes.
+    pub(crate) fn finish(self) -> u64 {
+        self.0.finish_and_clear();
+        self.0.position()
     }
 }
 

@@ -1,39 +1,51 @@
 //! `/v1/capsules`: wire to domain and back.
 
-use super::json;
+use super::extract::{Json as Body, Path, Query, capsule_id};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::{capsules, db};
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
-use http::StatusCode;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::{StatusCode, header};
 use std::sync::Arc;
-use types::CapsuleId;
 
 const PAGE: u32 = 100;
 
-/// An id from a path; anything that is none names nothing.
-pub(crate) fn capsule_id(text: &str) -> Result<CapsuleId> {
-    text.parse().map_err(|_| Error::NotFound("capsule"))
-}
-
+/// Start a capsule; answers when its guest does.
+#[utoipa::path(
+    post, path = "/v1/capsules", tag = "capsules", request_body = api::CreateCapsule,
+    responses(
+        (status = 201, body = api::Capsule),
+        (status = 503, description = "no capacity, with the reason", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
-    body: Bytes,
+    Body(wanted): Body<api::CreateCapsule>,
 ) -> Result<(StatusCode, Json<api::Capsule>)> {
-    let capsule = capsules::create(app, caller, json(&body)?).await?;
+    let capsule = capsules::create(app, caller, wanted).await?;
     Ok((StatusCode::CREATED, Json(capsules::shown(capsule))))
 }
 
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Page {
+    /// `next` of the page before.
     before: Option<String>,
+    /// 1 to 100; 100 when left out.
     limit: Option<u32>,
 }
 
+/// List the capsules that are not gone, newest first.
+#[utoipa::path(
+    get, path = "/v1/capsules", tag = "capsules", params(Page),
+    responses((status = 200, body = api::CapsulePage), (status = "4XX", body = api::ErrorBody))
+)]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -52,6 +64,12 @@ pub(crate) async fn list(
     Ok(Json(api::CapsulePage { items, next }))
 }
 
+/// Show one capsule.
+#[utoipa::path(
+    get, path = "/v1/capsules/{id}", tag = "capsules",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::Capsule), (status = "4XX", body = api::ErrorBody))
+)]
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -61,6 +79,15 @@ pub(crate) async fn get(
     Ok(Json(capsules::shown(capsule)))
 }
 
+/// End a capsule and remove all it had.
+#[utoipa::path(
+    delete, path = "/v1/capsules/{id}", tag = "capsules",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 204), (status = "4XX", body = api::ErrorBody),
+        (status = 503, description = "the host does not answer; it is removed later", body = api::ErrorBody),
+    )
+)]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -70,11 +97,24 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What the guest wrote to its console: its last 64 KiB.
+#[utoipa::path(
+    get, path = "/v1/capsules/{id}/logs", tag = "capsules",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, description = "as the guest wrote it", content_type = "application/octet-stream"),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
 pub(crate) async fn logs(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-) -> Result<Vec<u8>> {
+) -> Result<impl IntoResponse> {
     let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
-    app.agent.logs(capsule.id()).await
+    let octets = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    Ok((octets, app.agent.logs(capsule.id()).await?))
 }

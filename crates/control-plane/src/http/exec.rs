@@ -1,22 +1,17 @@
-//! Commands in a capsule: run one to its end, list, kill.
+//! `…/exec`: a command run to its end in one request, or left running in the background.
 
-use super::capsules::capsule_id;
-use super::json;
+use super::extract::{Json, Path, capsule_id};
 use crate::app::App;
-use crate::auth::Caller;
+use crate::auth::{Caller, random_hex};
 use crate::capsules;
 use crate::error::{Error, Result};
-use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use crate::processes::{Command, Event, Events, Processes};
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use connectrpc::client::CallOptions;
-use connectrpc::{ConnectError, ErrorCode};
+use futures::StreamExt;
 use http::StatusCode;
-use protocol::process as wire;
-use protocol::process::__buffa::oneof::process_event::{Event, data_event::Output};
-use protocol::process::__buffa::oneof::{process_input, process_selector};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::{names, resources};
@@ -25,6 +20,81 @@ const OUTPUT_MAX: usize = 8 << 20;
 const TIMEOUT: u32 = 60;
 const DAY: u32 = 24 * 3600;
 
+/// Run a command and answer with its output and exit code.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/exec", tag = "processes", request_body = api::Exec,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, body = api::ExecResult),
+        (status = 202, description = "started in the background", body = api::ExecStarted),
+        (status = 504, description = "killed at its timeout", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn exec(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Json(exec): Json<api::Exec>,
+) -> Result<Response> {
+    let command = command(&exec)?;
+    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
+    let processes = Processes::of(&app.agent, &capsule);
+    let started = Instant::now();
+    let tag = command.tag.clone();
+    let (pid, events) = processes.start(command).await?;
+    let sandbox_id = capsule.id().to_string();
+    if exec.background {
+        let tag = tag.unwrap_or_default();
+        let body = api::ExecStarted { sandbox_id, cmd: exec.cmd, pid, tag };
+        return Ok((StatusCode::ACCEPTED, axum::Json(body)).into_response());
+    }
+    let collect = collect(events);
+    let out = match &exec.stdin {
+        None => collect.await?,
+        Some(stdin) => tokio::select! {
+            out = collect => out?,
+            // Beside the reading: a program may write before it has read all.
+            () = feed(&processes, pid, stdin.as_bytes()) => return Err(Error::GuestUnavailable),
+        },
+    };
+    Ok(axum::Json(result(sandbox_id, exec.cmd, out, started.elapsed())).into_response())
+}
+
+/// Checks a request and makes it the guest's.
+fn command(exec: &api::Exec) -> Result<Command> {
+    if exec.cmd.is_empty() {
+        return Err(Error::invalid("cmd", "must not be empty"));
+    }
+    names::check_envs("envs", &exec.envs)?;
+    let default = (!exec.background).then_some(TIMEOUT);
+    let timeout = exec.timeout_sec.or(default);
+    if let Some(timeout) = timeout {
+        resources::in_range("timeout_sec", timeout, 1, DAY)?;
+    }
+    let made = || exec.background.then(|| format!("bg-{}", random_hex(4)));
+    Ok(Command {
+        cmd: exec.cmd.clone(),
+        args: exec.args.clone(),
+        envs: exec.envs.clone(),
+        cwd: exec.cwd.clone(),
+        user: exec.user.clone(),
+        tag: exec.tag.clone().or_else(made),
+        timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        stdin: exec.stdin.is_some(),
+        terminal: None,
+    })
+}
+
+/// Gives a program its whole input; never ends, so that only the program's end does.
+async fn feed(processes: &Processes, pid: u32, input: &[u8]) {
+    // One that does not read its input is no error.
+    if processes.feed(pid, input, false).await.is_ok() {
+        let _ = processes.close_stdin(pid).await;
+    }
+    std::future::pending::<()>().await;
+}
+
 /// Both streams of a command, each up to its limit.
 #[derive(Default)]
 struct Collected {
@@ -32,26 +102,18 @@ struct Collected {
     stderr: Vec<u8>,
     truncated: bool,
     exit_code: i32,
-    ended: bool,
 }
 
-impl Collected {
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::Data(data) => match data.output {
-                Some(Output::Stdout(data) | Output::Pty(data)) => {
-                    self.truncated |= append(&mut self.stdout, &data);
-                }
-                Some(Output::Stderr(data)) => self.truncated |= append(&mut self.stderr, &data),
-                None => {}
-            },
-            Event::End(end) => {
-                self.ended = true;
-                self.exit_code = if end.exited { end.exit_code } else { signal_code(&end.status) };
-            }
-            Event::Start(_) | Event::Keepalive(_) => {}
+async fn collect(mut events: Events) -> Result<Collected> {
+    let mut out = Collected::default();
+    while let Some(event) = events.next().await {
+        match event? {
+            Event::Stdout(data) => out.truncated |= append(&mut out.stdout, &data),
+            Event::Stderr(data) => out.truncated |= append(&mut out.stderr, &data),
+            Event::Exit(code) => out.exit_code = code,
         }
     }
+    Ok(out)
 }
 
 fn append(to: &mut Vec<u8>, data: &[u8]) -> bool {
@@ -60,108 +122,7 @@ fn append(to: &mut Vec<u8>, data: &[u8]) -> bool {
     data.len() > room
 }
 
-/// The shell's exit code for a process that a signal ended.
-fn signal_code(status: &str) -> i32 {
-    let signal = match status.strip_prefix("signal: ").unwrap_or("killed") {
-        "hangup" => 1,
-        "interrupt" => 2,
-        "quit" => 3,
-        "illegal instruction" => 4,
-        "aborted" => 6,
-        "floating point exception" => 8,
-        "segmentation fault" => 11,
-        "broken pipe" => 13,
-        "alarm clock" => 14,
-        "terminated" => 15,
-        other => other.parse().unwrap_or(9),
-    };
-    128 + signal
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
-pub(crate) async fn exec(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Result<Json<api::ExecResult>> {
-    let exec: api::Exec = json(&body)?;
-    if exec.cmd.is_empty() {
-        return Err(Error::invalid("cmd", "must not be empty"));
-    }
-    names::check_envs("envs", &exec.envs)?;
-    let timeout = exec.timeout_sec.unwrap_or(TIMEOUT);
-    resources::in_range("timeout_sec", timeout, 1, DAY)?;
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let client = app.agent.processes(capsule.id(), &capsule.envd_token);
-    let started = Instant::now();
-    let mut options = CallOptions::default().with_timeout(Duration::from_secs(timeout.into()));
-    if let Some(user) = &exec.user {
-        let basic = format!("Basic {}", STANDARD.encode(format!("{user}:")));
-        options = options.with_header("authorization", basic);
-    }
-    let stdin = exec.stdin.clone();
-    let config = wire::ProcessConfig {
-        cmd: exec.cmd,
-        args: exec.args,
-        envs: exec.envs.into_iter().collect(),
-        cwd: exec.cwd,
-        ..Default::default()
-    };
-    let request = wire::StartRequest {
-        process: config.into(),
-        stdin: Some(stdin.is_some()),
-        ..Default::default()
-    };
-    let fail = |e: ConnectError| match e.code {
-        ErrorCode::DeadlineExceeded => {
-            Error::invalid("timeout_sec", format!("of {timeout} passed; the command was killed"))
-        }
-        _ => Error::from_guest(&e),
-    };
-    let mut stream = client.start_with_options(request, options).await.map_err(fail)?;
-    let mut out = Collected::default();
-    while let Some(message) = stream.message::<wire::StartResponse>().await.map_err(fail)? {
-        let message = message.to_owned_message();
-        let Some(event) = message.event.into_option().and_then(|e| e.event) else { continue };
-        if let (Event::Start(start), Some(input)) = (&event, &stdin) {
-            feed(&client, start.pid, input).await?;
-        }
-        out.take(event);
-    }
-    if !out.ended {
-        return Err(Error::HostUnavailable);
-    }
-    Ok(Json(result(out, started.elapsed())))
-}
-
-async fn feed(
-    client: &wire::ProcessClient<connectrpc::client::HttpClient>,
-    pid: u32,
-    input: &str,
-) -> Result<()> {
-    let process = || wire::ProcessSelector {
-        selector: Some(process_selector::Selector::Pid(pid)),
-        ..Default::default()
-    };
-    let data = input.as_bytes().to_vec();
-    let input = wire::ProcessInput {
-        input: Some(process_input::Input::Stdin(data)),
-        ..Default::default()
-    };
-    let send = wire::SendInputRequest {
-        process: process().into(),
-        input: input.into(),
-        ..Default::default()
-    };
-    // A command that does not read its input is no error.
-    let _ = client.send_input(send).await;
-    let close = wire::CloseStdinRequest { process: process().into(), ..Default::default() };
-    let _ = client.close_stdin(close).await;
-    Ok(())
-}
-
-fn result(out: Collected, took: Duration) -> api::ExecResult {
+fn result(sandbox_id: String, cmd: String, out: Collected, took: Duration) -> api::ExecResult {
     let texts = (String::from_utf8(out.stdout), String::from_utf8(out.stderr));
     let (stdout, stderr, encoding) = match texts {
         (Ok(stdout), Ok(stderr)) => (stdout, stderr, "utf-8"),
@@ -173,6 +134,8 @@ fn result(out: Collected, took: Duration) -> api::ExecResult {
         }
     };
     api::ExecResult {
+        sandbox_id,
+        cmd,
         stdout,
         stderr,
         encoding: encoding.to_owned(),
@@ -180,52 +143,4 @@ fn result(out: Collected, took: Duration) -> api::ExecResult {
         truncated: out.truncated,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     }
-}
-
-pub(crate) async fn list(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<Json<api::ProcessList>> {
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let client = app.agent.processes(capsule.id(), &capsule.envd_token);
-    let answer = client.list(wire::ListRequest::default()).await;
-    let answer = answer.map_err(|e| Error::from_guest(&e))?.into_owned();
-    let shown = |p: wire::ProcessInfo| {
-        let config = p.config.into_option().unwrap_or_default();
-        api::Process { pid: p.pid, cmd: config.cmd, args: config.args, tag: p.tag }
-    };
-    Ok(Json(api::ProcessList { processes: answer.processes.into_iter().map(shown).collect() }))
-}
-
-#[derive(serde::Deserialize)]
-pub(crate) struct Kill {
-    signal: Option<String>,
-}
-
-pub(crate) async fn kill(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((id, selector)): Path<(String, String)>,
-    Query(kill): Query<Kill>,
-) -> Result<StatusCode> {
-    let signal = match kill.signal.as_deref() {
-        None | Some("SIGKILL") => wire::Signal::SIGNAL_SIGKILL,
-        Some("SIGTERM") => wire::Signal::SIGNAL_SIGTERM,
-        Some(_) => return Err(Error::invalid("signal", "must be SIGKILL or SIGTERM")),
-    };
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let client = app.agent.processes(capsule.id(), &capsule.envd_token);
-    let selector = match selector.parse() {
-        Ok(pid) => process_selector::Selector::Pid(pid),
-        Err(_) => process_selector::Selector::Tag(selector),
-    };
-    let process = wire::ProcessSelector { selector: Some(selector), ..Default::default() };
-    let request = wire::SendSignalRequest {
-        process: process.into(),
-        signal: signal.into(),
-        ..Default::default()
-    };
-    client.send_signal(request).await.map_err(|e| Error::from_guest(&e))?;
-    Ok(StatusCode::NO_CONTENT)
 }

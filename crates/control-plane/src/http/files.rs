@@ -1,111 +1,18 @@
-//! Files of a capsule: contents streamed through as they come, the rest by envd's RPC.
+//! Files of a capsule: contents streamed through as they come, in `contents.rs`; the rest, by
+//! envd's RPC, here.
 
-use super::capsules::capsule_id;
-use super::json;
+use super::contents::check_path;
+use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
 use crate::error::{Error, Result};
 use axum::Json;
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, Request, State};
-use axum::response::Response;
+use axum::extract::State;
 use connectrpc::client::HttpClient;
-use http::{HeaderMap, HeaderName, StatusCode, header};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use http::StatusCode;
 use protocol::filesystem as wire;
 use std::sync::Arc;
-
-/// Headers of a caller that envd may see.
-const PASSED: [HeaderName; 5] = [
-    header::CONTENT_TYPE,
-    header::CONTENT_LENGTH,
-    header::CONTENT_ENCODING,
-    header::RANGE,
-    header::ACCEPT_ENCODING,
-];
-
-#[derive(serde::Deserialize)]
-pub(crate) struct File {
-    path: String,
-    user: Option<String>,
-}
-
-impl File {
-    fn query(&self) -> Result<String> {
-        check_path("path", &self.path)?;
-        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let user = self.user.as_deref().map(|u| format!("&username={}", encode(u)));
-        Ok(format!("/files?path={}{}", encode(&self.path), user.unwrap_or_default()))
-    }
-}
-
-fn check_path(field: &'static str, path: &str) -> Result<()> {
-    if path.is_empty() || path.len() > 4095 || path.contains('\0') {
-        return Err(Error::invalid(field, "must be 1 to 4095 bytes without a NUL"));
-    }
-    Ok(())
-}
-
-fn passed(from: &HeaderMap) -> HeaderMap {
-    PASSED.iter().filter_map(|name| Some((name.clone(), from.get(name)?.clone()))).collect()
-}
-
-pub(crate) async fn read(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Query(file): Query<File>,
-    headers: HeaderMap,
-) -> Result<Response> {
-    let query = file.query()?;
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let mut request = Request::new(Body::empty());
-    *request.headers_mut() = passed(&headers);
-    let token = &capsule.envd_token;
-    let answer = app.agent.forward(capsule.id(), token, &query, request).await?;
-    let range = answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
-    if !answer.status().is_success() && !range {
-        return Err(refused(answer.status()));
-    }
-    let (head, body) = answer.into_parts();
-    Ok(Response::from_parts(head, Body::new(body)))
-}
-
-pub(crate) async fn write(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Query(file): Query<File>,
-    request: Request,
-) -> Result<StatusCode> {
-    let query = file.query()?;
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let (head, body) = request.into_parts();
-    let mut request = Request::new(body);
-    *request.method_mut() = http::Method::POST;
-    *request.headers_mut() = passed(&head.headers);
-    let octets = header::HeaderValue::from_static("application/octet-stream");
-    request.headers_mut().insert(header::CONTENT_TYPE, octets);
-    let token = &capsule.envd_token;
-    let answer = app.agent.forward(capsule.id(), token, &query, request).await?;
-    if answer.status().is_success() {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    Err(refused(answer.status()))
-}
-
-fn refused(status: StatusCode) -> Error {
-    match status.as_u16() {
-        404 => Error::NotFound("file"),
-        507 => Error::DiskFull,
-        400 => Error::invalid("path", "does not name a regular file"),
-        401 => Error::invalid("user", "is no account of the capsule"),
-        403 => Error::invalid("path", "may not be written"),
-        502 | 503 => Error::HostUnavailable,
-        other => Error::Internal(anyhow::anyhow!("envd answered {other}")),
-    }
-}
 
 async fn client(
     app: &App,
@@ -116,13 +23,18 @@ async fn client(
     Ok(app.agent.files(capsule.id(), &capsule.envd_token))
 }
 
+/// List a directory, parents before children.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/list", tag = "files", request_body = api::ListRequest,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::EntryList), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
+)]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    body: Bytes,
+    Body(asked): Body<api::ListRequest>,
 ) -> Result<Json<api::EntryList>> {
-    let asked: api::PathRequest = json(&body)?;
     check_path("path", &asked.path)?;
     let request = wire::ListDirRequest {
         path: asked.path,
@@ -134,13 +46,18 @@ pub(crate) async fn list(
     Ok(Json(api::EntryList { entries: entries.into_iter().map(shown).collect() }))
 }
 
+/// Describe what is at a path.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/stat", tag = "files", request_body = api::PathRequest,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
+)]
 pub(crate) async fn stat(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    body: Bytes,
+    Body(asked): Body<api::PathRequest>,
 ) -> Result<Json<api::EntryResult>> {
-    let asked: api::PathRequest = json(&body)?;
     check_path("path", &asked.path)?;
     let request = wire::StatRequest { path: asked.path, ..Default::default() };
     let answer = client(&app, caller, &id).await?.stat(request).await;
@@ -148,13 +65,18 @@ pub(crate) async fn stat(
     Ok(Json(api::EntryResult { entry: shown(entry.into_option().unwrap_or_default()) }))
 }
 
+/// Make a directory and its parents.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/mkdir", tag = "files", request_body = api::PathRequest,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 201, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
+)]
 pub(crate) async fn mkdir(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    body: Bytes,
+    Body(asked): Body<api::PathRequest>,
 ) -> Result<(StatusCode, Json<api::EntryResult>)> {
-    let asked: api::PathRequest = json(&body)?;
     check_path("path", &asked.path)?;
     let request = wire::MakeDirRequest { path: asked.path, ..Default::default() };
     let answer = client(&app, caller, &id).await?.make_dir(request).await;
@@ -163,13 +85,18 @@ pub(crate) async fn mkdir(
     Ok((StatusCode::CREATED, Json(api::EntryResult { entry })))
 }
 
+/// Move a path; the parents of its destination are made.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/move", tag = "files", request_body = api::MoveRequest,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
+)]
 pub(crate) async fn rename(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    body: Bytes,
+    Body(asked): Body<api::MoveRequest>,
 ) -> Result<Json<api::EntryResult>> {
-    let asked: api::MoveRequest = json(&body)?;
     check_path("source", &asked.source)?;
     check_path("destination", &asked.destination)?;
     let request = wire::MoveRequest {
@@ -182,13 +109,18 @@ pub(crate) async fn rename(
     Ok(Json(api::EntryResult { entry: shown(entry.into_option().unwrap_or_default()) }))
 }
 
+/// Remove a path and all below it; one that is not there is success.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/remove", tag = "files", request_body = api::PathRequest,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
+)]
 pub(crate) async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    body: Bytes,
+    Body(asked): Body<api::PathRequest>,
 ) -> Result<StatusCode> {
-    let asked: api::PathRequest = json(&body)?;
     check_path("path", &asked.path)?;
     let request = wire::RemoveRequest { path: asked.path, ..Default::default() };
     let answer = client(&app, caller, &id).await?.remove(request).await;

@@ -229,16 +229,33 @@ fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
-/// Writes a body to a path, in the order that watchers expect: create, owner, contents.
+/// Writes a body to a path, in the order that watchers expect: create, owner, contents. One
+/// that fails leaves no file where none was.
 async fn store<E: std::fmt::Display>(
     target: &Target<'_>,
     path: &Path,
-    mut body: impl Stream<Item = std::result::Result<Bytes, E>> + Unpin,
+    body: impl Stream<Item = std::result::Result<Bytes, E>> + Unpin,
     gzip: bool,
     metadata: &BTreeMap<String, String>,
 ) -> Result<Stored> {
+    let new = !path.exists();
+    let written = match create(target, path, metadata) {
+        Ok(file) => fill(file, path, body, gzip).await,
+        Err(error) => Err(error),
+    };
+    if written.is_err() && new {
+        let _ = std::fs::remove_file(path);
+    }
+    written.map(|()| stored(path, metadata))
+}
+
+async fn fill<E: std::fmt::Display>(
+    mut file: File,
+    path: &Path,
+    mut body: impl Stream<Item = std::result::Result<Bytes, E>> + Unpin,
+    gzip: bool,
+) -> Result<()> {
     let fail = |e: &std::io::Error| Error::io(&format!("writing {}", path.display()), e);
-    let mut file = create(target, path, metadata)?;
     let mut inflate = gzip.then(|| GzDecoder::new(Vec::new()));
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| Error::invalid(format!("the body broke off: {e}")))?;
@@ -257,8 +274,7 @@ async fn store<E: std::fmt::Display>(
         let rest = inflate.finish().map_err(|e| Error::invalid(format!("gzip: {e}")))?;
         file.write_all(&rest).await.map_err(|e| fail(&e))?;
     }
-    file.flush().await.map_err(|e| fail(&e))?;
-    Ok(stored(path, metadata))
+    file.flush().await.map_err(|e| fail(&e))
 }
 
 fn create(target: &Target<'_>, path: &Path, metadata: &BTreeMap<String, String>) -> Result<File> {

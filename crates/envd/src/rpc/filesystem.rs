@@ -93,7 +93,7 @@ impl wire::Filesystem for Files {
             Tick::Event(event) => (wrap(WatchEvent::Filesystem(Box::new(event))), false),
             Tick::KeepAlive => (wrap(wire::watch_dir_response::KeepAlive::default().into()), false),
         };
-        Response::stream_ok(stream(first, events, Timing::of(&ctx), render, || ()))
+        Response::stream_ok(stream(first, events, Timing::of(&ctx), render))
     }
 
     async fn create_watcher(

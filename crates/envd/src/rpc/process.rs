@@ -47,7 +47,7 @@ impl wire::Process for Processes {
             let (event, last) = render(tick);
             (wrap(event), last)
         };
-        Response::stream_ok(stream(first, events, Timing::of(&ctx), render, move || kill(&process)))
+        Response::stream_ok(stream(first, events, Timing::of(&ctx), render))
     }
 
     async fn start(
@@ -57,7 +57,8 @@ impl wire::Process for Processes {
     ) -> ServiceResult<ServiceStream<wire::StartResponse>> {
         let user = super::acting_user(&self.0, &ctx)?;
         let spec = spec(request.to_owned_message())?;
-        let (process, events) = process::start(&self.0, &user, spec)?;
+        let timing = Timing::of(&ctx);
+        let (process, events) = process::start(&self.0, &user, spec, timing.deadline)?;
         let wrap = |event: oneof::process_event::Event| wire::StartResponse {
             event: message(event).into(),
             ..Default::default()
@@ -67,7 +68,7 @@ impl wire::Process for Processes {
             let (event, last) = render(tick);
             (wrap(event), last)
         };
-        Response::stream_ok(stream(first, events, Timing::of(&ctx), render, move || kill(&process)))
+        Response::stream_ok(stream(first, events, timing, render))
     }
 
     async fn update(
@@ -153,11 +154,6 @@ impl Processes {
         };
         self.0.processes.get(&selector)
     }
-}
-
-fn kill(process: &Process) {
-    // One that has just ended needs no killing.
-    let _ = process.signal(Signal::KILL);
 }
 
 async fn feed(process: &Process, input: Option<wire::ProcessInput>) -> Result<()> {

@@ -18,7 +18,7 @@ pub(super) enum Tick<E> {
 /// When a stream ends by itself, and how often it says that it lives.
 #[derive(Clone, Copy)]
 pub(super) struct Timing {
-    deadline: Option<Instant>,
+    pub deadline: Option<Instant>,
     keepalive: Duration,
 }
 
@@ -34,47 +34,47 @@ impl Timing {
     }
 }
 
-/// Turns events into messages until `render` gives none, the events end, or the deadline
-/// passes; then `expired` runs and the stream ends with `deadline_exceeded`.
+/// Turns events into messages until `render` says that one is the last, the events end, or the
+/// deadline passes; then the stream ends with `deadline_exceeded`. The deadline comes before
+/// events, so that one which never rests cannot hold it off.
 pub(super) fn stream<E, M>(
     first: M,
     events: mpsc::Receiver<E>,
     timing: Timing,
     render: impl Fn(Tick<E>) -> (M, bool) + Send + 'static,
-    expired: impl FnOnce() + Send + 'static,
 ) -> impl Stream<Item = Result<M, ConnectError>> + Send
 where
     E: Send + 'static,
     M: Send + 'static,
 {
-    let state = (Some(first), events, false, Some(expired), render);
-    futures::stream::unfold(state, move |(first, mut events, done, expired, render)| async move {
+    let state = (Some(first), events, false, render);
+    futures::stream::unfold(state, move |(first, mut events, done, render)| async move {
         if let Some(first) = first {
-            return Some((Ok(first), (None, events, done, expired, render)));
+            return Some((Ok(first), (None, events, done, render)));
         }
         if done {
             return None;
         }
         tokio::select! {
             biased;
+            () = until(timing.deadline) => {
+                let error = ConnectError::deadline_exceeded("the deadline passed");
+                Some((Err(error), (None, events, true, render)))
+            }
             event = events.recv() => {
                 let (message, last) = render(Tick::Event(event?));
-                Some((Ok(message), (None, events, last, expired, render)))
-            }
-            () = until(timing.deadline) => {
-                if let Some(run) = expired { run() }
-                let error = ConnectError::deadline_exceeded("the deadline passed");
-                Some((Err(error), (None, events, true, None, render)))
+                Some((Ok(message), (None, events, last, render)))
             }
             () = tokio::time::sleep(timing.keepalive) => {
                 let (message, last) = render(Tick::KeepAlive);
-                Some((Ok(message), (None, events, last, expired, render)))
+                Some((Ok(message), (None, events, last, render)))
             }
         }
     })
 }
 
-async fn until(deadline: Option<Instant>) {
+/// Waits for a deadline; for none, for ever.
+pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

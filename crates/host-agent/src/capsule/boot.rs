@@ -11,6 +11,7 @@ use crate::{storage, sys};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 use types::CapsuleId;
 
 /// How long a guest may take to answer; emulated ones on a busy machine take a while.
@@ -41,8 +42,12 @@ pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
     names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
-/// Makes everything; on failure the caller unmakes it.
-pub(crate) async fn boot(parts: &Parts, ledger: &mut Ledger) -> Result<Booted, Error> {
+/// Makes everything; on failure, or when `cancel` says so, the caller unmakes it.
+pub(crate) async fn boot(
+    parts: &Parts,
+    ledger: &mut Ledger,
+    cancel: &CancellationToken,
+) -> Result<Booted, Error> {
     let dir = folder(parts, ledger.id);
     let mut stages = Vec::new();
     let mut since = Instant::now();
@@ -78,10 +83,15 @@ pub(crate) async fn boot(parts: &Parts, ledger: &mut Ledger) -> Result<Booted, E
     let resources = ledger.resources;
     let spec = Spec { name, resources, dir: dir.clone(), disks, tap, uid, cgroups };
     let machine: Arc<dyn Machine> = Arc::from(parts.driver.boot(spec).await?);
+    ledger.machine = Some(machine.record());
+    save(ledger, &dir)?;
     lap("booted", &mut stages);
     let guest = Guest::new(route(&*machine, namespace)?);
-    wait_ready(parts, &*machine, &guest, ledger).await?;
-    ledger.machine = Some(machine.record());
+    tokio::select! {
+        ready = wait_ready(parts, &*machine, &guest, ledger) => ready?,
+        () = cancel.cancelled() => return Err(Error::Stopping),
+    }
+    ledger.ready = true;
     save(ledger, &dir)?;
     lap("ready", &mut stages);
     Ok(Booted { machine, guest, stages })
@@ -149,8 +159,8 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     if let Some(record) = ledger.as_ref().and_then(|l| l.machine.as_ref()) {
         vmm::kill_record(record).await?;
     }
-    // One that was started and not yet written down is found by its name.
-    for pid in sys::processes_with_argument(&name) {
+    // One that was started and not yet written down.
+    for pid in sys::processes_of(&name) {
         let Some(started) = sys::start_time(pid) else { continue };
         vmm::kill_record(&Record { pid, started, port: None }).await?;
     }

@@ -24,8 +24,10 @@ pub(crate) struct Ledger {
     pub envs: BTreeMap<String, String>,
     /// The network's number, once there is one.
     pub slot: Option<u32>,
-    /// The machine, once its guest has answered.
+    /// The machine, once it was started.
     pub machine: Option<Record>,
+    /// Whether the guest has its identity: only then may anyone be let in.
+    pub ready: bool,
 }
 
 impl Ledger {
@@ -67,6 +69,7 @@ mod tests {
             envs: BTreeMap::new(),
             slot: Some(4),
             machine: None,
+            ready: false,
         };
         ledger.save(dir.path()).unwrap();
         assert_eq!(Ledger::load(dir.path()), Some(ledger));

@@ -6,11 +6,13 @@ use super::ledger::Ledger;
 use super::{Error, io_error};
 use crate::Parts;
 use crate::guest::Guest;
+use crate::storage;
 use crate::vmm::Machine;
 use std::collections::HashMap;
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use types::CapsuleId;
 
 /// How a capsule stands.
@@ -23,6 +25,9 @@ pub(crate) enum State {
     Dead(String),
 }
 
+/// Bytes of disk that must be free for another capsule to be made.
+const DISK_RESERVE: u64 = 1 << 30;
+
 /// How long each phase of a boot took.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
 
@@ -33,8 +38,12 @@ struct Capsule {
     stages: Stages,
     running: Option<(Arc<dyn Machine>, Guest)>,
     /// Held by the operation under way.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
+    /// Ends a boot under way.
+    cancel: CancellationToken,
 }
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// All capsules of this machine.
 #[derive(Clone)]
@@ -54,7 +63,12 @@ impl Manager {
                 Some(()) => tracing::info!(%id, "adopted a running capsule"),
                 None => {
                     tracing::info!(%id, "removing what an earlier agent left");
-                    boot::unmake(&manager.parts, id).await?;
+                    if let Err(error) = boot::unmake(&manager.parts, id).await {
+                        // It stays listed, so that its removal is asked for again.
+                        let reason = chain(&error);
+                        tracing::error!(%id, error = reason, "removing what an earlier agent left");
+                        manager.lock().insert(id, Capsule::lost(reason));
+                    }
                 }
             }
         }
@@ -66,7 +80,7 @@ impl Manager {
 
     fn adopt(&self, id: CapsuleId) -> Option<()> {
         let dir = boot::folder(&self.parts, id);
-        let ledger = Ledger::load(&dir)?;
+        let ledger = Ledger::load(&dir).filter(|ledger| ledger.ready)?;
         let machine: Arc<dyn Machine> =
             Arc::from(self.parts.driver.adopt(ledger.machine.as_ref()?, dir)?);
         let network = match (&self.parts.networks, ledger.slot) {
@@ -93,7 +107,7 @@ impl Manager {
 
     async fn create_in_turn(&self, mut ledger: Ledger) -> Result<Stages, Error> {
         let id = ledger.id;
-        let turn = self.admit(&ledger)?;
+        let (turn, cancel) = self.admit(&ledger)?;
         let _turn = turn.lock().await;
         match self.lock().get(&id).map(|c| (c.state.clone(), c.stages.clone())) {
             Some((State::Running, stages)) => return Ok(stages),
@@ -103,16 +117,21 @@ impl Manager {
         }
         let dir = boot::folder(&self.parts, id);
         let booted = match fs::create_dir_all(&dir) {
-            Ok(()) => boot::boot(&self.parts, &mut ledger).await,
+            Ok(()) => boot::boot(&self.parts, &mut ledger, &cancel).await,
             Err(e) => Err(io_error("making the capsule's folder")(e)),
         };
         match booted {
             Ok(booted) => {
                 let stages = booted.stages.clone();
+                for (stage, took) in &stages {
+                    metrics::histogram!("wrenn_boot_stage_seconds", "stage" => *stage)
+                        .record(took.as_secs_f64());
+                }
                 self.run(id, booted);
                 Ok(stages)
             }
             Err(error) => {
+                metrics::counter!("wrenn_boots_failed_total").increment(1);
                 if let Err(undo) = boot::unmake(&self.parts, id).await {
                     tracing::error!(%id, error = %chain(&undo), "undoing a failed boot");
                 }
@@ -123,10 +142,10 @@ impl Manager {
     }
 
     /// Enters a capsule, if there is room for it.
-    fn admit(&self, ledger: &Ledger) -> Result<Arc<tokio::sync::Mutex<()>>, Error> {
+    fn admit(&self, ledger: &Ledger) -> Result<(Turn, CancellationToken), Error> {
         let mut capsules = self.lock();
         if let Some(capsule) = capsules.get(&ledger.id) {
-            return Ok(Arc::clone(&capsule.turn));
+            return Ok((Arc::clone(&capsule.turn), capsule.cancel.clone()));
         }
         if !self.parts.templates().contains(&ledger.template) {
             return Err(Error::NoTemplate(ledger.template.clone()));
@@ -135,12 +154,18 @@ impl Manager {
         let wanted = u64::from(ledger.resources.memory_mib);
         if used + wanted > self.parts.memory_mib {
             let all = self.parts.memory_mib;
-            return Err(Error::NoCapacity(format!("{used} of {all} MiB are in use")));
+            let why = format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
+            return Err(Error::NoCapacity(why));
+        }
+        let (_, free) = storage::capacity(&self.parts.config.dir);
+        if free < DISK_RESERVE {
+            let why = format!("{} MiB of disk are free on the host", free >> 20);
+            return Err(Error::NoCapacity(why));
         }
         let capsule = Capsule::new(ledger, State::Starting);
-        let turn = Arc::clone(&capsule.turn);
+        let entered = (Arc::clone(&capsule.turn), capsule.cancel.clone());
         capsules.insert(ledger.id, capsule);
-        Ok(turn)
+        Ok(entered)
     }
 
     /// Marks a capsule as running and watches for its machine's end.
@@ -157,12 +182,16 @@ impl Manager {
                 reason = machine.ended() => reason,
                 () = this.parts.tasks.stopping() => return,
             };
-            // What it said last is kept, then the process need not wait any more.
+            // What it said last is kept; then the process need not hold its memory any more.
             let _ = machine.console().await;
+            if let Err(error) = machine.kill().await {
+                tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
+            }
             if let Some(capsule) = this.lock().get_mut(&id)
                 && capsule.state == State::Running
             {
                 tracing::warn!(%id, reason, "a capsule's machine ended");
+                metrics::counter!("wrenn_machines_lost_total").increment(1);
                 capsule.state = State::Dead(reason);
             }
         });
@@ -179,10 +208,11 @@ impl Manager {
     }
 
     async fn destroy_in_turn(&self, id: CapsuleId) -> Result<(), Error> {
-        let turn = self.lock().get(&id).map(|c| Arc::clone(&c.turn));
-        let Some(turn) = turn else {
+        let known = self.lock().get(&id).map(|c| (Arc::clone(&c.turn), c.cancel.clone()));
+        let Some((turn, cancel)) = known else {
             return boot::unmake(&self.parts, id).await;
         };
+        cancel.cancel();
         let _turn = turn.lock().await;
         if let Some(capsule) = self.lock().get_mut(&id) {
             capsule.state = State::Stopping;
@@ -195,7 +225,19 @@ impl Manager {
 
     /// Every capsule with its state and generation.
     pub(crate) fn list(&self) -> Vec<(CapsuleId, State, u64)> {
+        self.count();
         self.lock().iter().map(|(id, c)| (*id, c.state.clone(), c.generation)).collect()
+    }
+
+    /// Brings the gauges up to date.
+    fn count(&self) {
+        let (number, memory) = {
+            let capsules = self.lock();
+            (capsules.len(), capsules.values().map(|c| c.memory_mib).sum::<u64>())
+        };
+        let gauge = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        metrics::gauge!("wrenn_host_capsules").set(gauge(number as u64));
+        metrics::gauge!("wrenn_host_memory_mib").set(gauge(memory));
     }
 
     /// The way to a running capsule's guest.
@@ -231,7 +273,21 @@ impl Capsule {
             memory_mib: u64::from(ledger.resources.memory_mib),
             stages: Vec::new(),
             running: None,
-            turn: Arc::default(),
+            turn: Turn::default(),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// One of which an earlier agent left what could not be removed.
+    fn lost(reason: String) -> Self {
+        Self {
+            state: State::Dead(reason),
+            generation: 0,
+            memory_mib: 0,
+            stages: Vec::new(),
+            running: None,
+            turn: Turn::default(),
+            cancel: CancellationToken::new(),
         }
     }
 }

@@ -45,7 +45,7 @@ impl Driver for Fake {
 impl Fake {
     fn start(&self, spec: &Spec) -> io::Result<Record> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let child = sys::spawn_envd(&self.envd, port, &spec.dir)?;
+        let child = sys::spawn_envd(&self.envd, port, &spec.name, &spec.dir)?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         let started = sys::start_time(pid).unwrap_or(0);
         Ok(Record { pid, started, port: Some(port) })

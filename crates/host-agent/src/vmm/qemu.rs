@@ -129,6 +129,7 @@ impl Qemu {
         let group = (self.accelerator == Accelerator::Kvm).then(kvm_group).flatten();
         let command = VmmCommand {
             program: PROGRAM,
+            capsule: name,
             args,
             fds,
             id: devices.uid,

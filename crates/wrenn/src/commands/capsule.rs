@@ -1,5 +1,6 @@
 //! `wrenn capsule …`.
 
+use super::{cp, exec, shell};
 use crate::cli;
 use crate::client::Client;
 use crate::output::{self, Form, Progress};
@@ -15,10 +16,11 @@ pub(crate) async fn capsule(
         cli::Capsule::Create(create) => self::create(create, client, form).await?,
         cli::Capsule::List => list(client, form).await?,
         cli::Capsule::Get { capsule } => get(&capsule, client, form).await?,
-        cli::Capsule::Exec(_) | cli::Capsule::Shell(_) => anyhow::bail!("not yet"),
-        cli::Capsule::Cp { .. } => anyhow::bail!("not yet"),
+        cli::Capsule::Exec(command) => return exec::exec(command, client, form).await,
+        cli::Capsule::Shell(command) => return shell::shell(command, client).await,
+        cli::Capsule::Cp { from, to } => cp::cp(&from, &to, client, form).await?,
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
-        cli::Capsule::Logs { capsule } => logs(&capsule, client).await?,
+        cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
         cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -114,9 +116,12 @@ async fn kill(capsules: &[String], client: &Client, form: Form) -> anyhow::Resul
     if form == Form::Json { output::json(&capsules) } else { Ok(()) }
 }
 
-async fn logs(capsule: &str, client: &Client) -> anyhow::Result<()> {
+async fn logs(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
     let request = client.request(reqwest::Method::GET, &path(capsule, "/logs")?);
     let console = client.send(request).await?.bytes().await?;
+    if form == Form::Json {
+        return output::json(&serde_json::json!({ "console": String::from_utf8_lossy(&console) }));
+    }
     output::raw(&console)
 }
 

@@ -1,0 +1,237 @@
+//! Contents of files: streamed through as they come, of any size; nothing is held whole.
+
+use super::extract::{Json, Path, Query, capsule_id};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
+use crate::error::{Error, Result};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use std::sync::Arc;
+
+/// Headers of a caller that envd may see.
+const PASSED: [HeaderName; 5] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::RANGE,
+    header::ACCEPT_ENCODING,
+];
+/// Headers of envd's that a caller may see.
+const RETURNED: [HeaderName; 6] = [
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_RANGE,
+    header::CONTENT_DISPOSITION,
+    header::ACCEPT_RANGES,
+    header::VARY,
+];
+/// Longest path, as in Linux, less its NUL.
+const PATH_MAX: usize = 4095;
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct File {
+    /// Absolute, or relative to the home of the account.
+    path: String,
+    /// Account that the file is to belong to; the guest's default when left out.
+    user: Option<String>,
+}
+
+impl File {
+    /// envd's path for it.
+    fn target(&self) -> Result<String> {
+        check_path("path", &self.path)?;
+        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let user = self.user.as_deref().map(|u| format!("&username={}", encode(u)));
+        Ok(format!("/files?path={}{}", encode(&self.path), user.unwrap_or_default()))
+    }
+}
+
+pub(super) fn check_path(field: &'static str, path: &str) -> Result<()> {
+    if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
+        return Err(Error::invalid(field, "must be 1 to 4095 bytes without a NUL"));
+    }
+    Ok(())
+}
+
+/// Read a file; `Range` and gzip are honoured.
+#[utoipa::path(
+    get, path = "/v1/capsules/{id}/files", tag = "files",
+    params(("id" = String, Path, description = "Id of the capsule"), File),
+    responses(
+        (status = 200, description = "the contents", content_type = "application/octet-stream"),
+        (status = 206, description = "the range asked for"),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(file): Query<File>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    download(&app, caller, &id, &file, &headers).await
+}
+
+/// Read a file that the body names.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/read", tag = "files", request_body = api::PathRequest,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, description = "the contents", content_type = "application/octet-stream"),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn read(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Json(asked): Json<api::PathRequest>,
+) -> Result<Response> {
+    let mut headers = headers;
+    // They describe the question, which has a body of its own.
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::CONTENT_TYPE);
+    download(&app, caller, &id, &File { path: asked.path, user: None }, &headers).await
+}
+
+/// Write a file with the request's body; its parents are made.
+#[utoipa::path(
+    put, path = "/v1/capsules/{id}/files", tag = "files",
+    params(("id" = String, Path, description = "Id of the capsule"), File),
+    request_body(content_type = "application/octet-stream"),
+    responses(
+        (status = 204), (status = 507, description = "disk full", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn put(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(file): Query<File>,
+    request: Request,
+) -> Result<StatusCode> {
+    let (head, body) = request.into_parts();
+    upload(&app, caller, &id, &file, passed(&head.headers), body).await
+}
+
+/// Write a file with a form: a part `path`, then a part `file`.
+#[utoipa::path(
+    post, path = "/v1/capsules/{id}/files/write", tag = "files",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    request_body(content_type = "multipart/form-data"),
+    responses(
+        (status = 204), (status = 507, description = "disk full", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn write(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<StatusCode> {
+    let wrong = |e: multer::Error| Error::invalid("body", format!("is wrong: {e}"));
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let boundary = multer::parse_boundary(kind.unwrap_or("")).map_err(wrong)?;
+    let mut form = multer::Multipart::new(request.into_body().into_data_stream(), boundary);
+    let mut file = None;
+    while let Some(mut part) = form.next_field().await.map_err(wrong)? {
+        match part.name() {
+            Some("path") => {
+                let mut path = Vec::new();
+                while let Some(chunk) = part.chunk().await.map_err(wrong)? {
+                    path.extend_from_slice(&chunk);
+                    if path.len() > PATH_MAX {
+                        break;
+                    }
+                }
+                let path = String::from_utf8(path);
+                let path = path.map_err(|_| Error::invalid("path", "must be UTF-8"))?;
+                file = Some(File { path, user: None });
+            }
+            Some("file") => {
+                let first = || Error::invalid("path", "must be a part before `file`");
+                let file = file.ok_or_else(first)?;
+                let body = Body::from_stream(part);
+                return upload(&app, caller, &id, &file, HeaderMap::new(), body).await;
+            }
+            _ => return Err(Error::invalid("body", "may have the parts `path` and `file` alone")),
+        }
+    }
+    Err(Error::invalid("file", "is missing"))
+}
+
+fn passed(from: &HeaderMap) -> HeaderMap {
+    PASSED.iter().filter_map(|name| Some((name.clone(), from.get(name)?.clone()))).collect()
+}
+
+async fn download(
+    app: &App,
+    caller: Caller,
+    id: &str,
+    file: &File,
+    headers: &HeaderMap,
+) -> Result<Response> {
+    let target = file.target()?;
+    let capsule = capsules::running(app, caller, capsule_id(id)?).await?;
+    let mut request = Request::new(Body::empty());
+    *request.headers_mut() = passed(headers);
+    let answer = app.agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
+    let range = answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+    if !answer.status().is_success() && !range {
+        return Err(refused(answer.status()));
+    }
+    let (head, body) = answer.into_parts();
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = head.status;
+    // A guest may send anything: never what a browser would run, or keep, for our own name.
+    let headers = response.headers_mut();
+    headers.extend(RETURNED.iter().filter_map(|n| Some((n.clone(), head.headers.get(n)?.clone()))));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    Ok(response)
+}
+
+async fn upload(
+    app: &App,
+    caller: Caller,
+    id: &str,
+    file: &File,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode> {
+    let target = file.target()?;
+    let capsule = capsules::running(app, caller, capsule_id(id)?).await?;
+    let mut request = Request::new(body);
+    *request.method_mut() = http::Method::POST;
+    *request.headers_mut() = headers;
+    let octets = HeaderValue::from_static("application/octet-stream");
+    request.headers_mut().insert(header::CONTENT_TYPE, octets);
+    let answer = app.agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
+    if answer.status().is_success() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(refused(answer.status()))
+}
+
+/// What envd's, or the way's, refusal means to a caller.
+fn refused(status: StatusCode) -> Error {
+    match status.as_u16() {
+        400 => Error::invalid("path", "does not name a regular file, or the body broke off"),
+        401 => Error::invalid("user", "is no account of the capsule"),
+        403 => Error::invalid("path", "may not be written"),
+        404 => Error::NotFound("file"),
+        502 | 503 => Error::GuestUnavailable,
+        507 => Error::DiskFull,
+        other => Error::Internal(anyhow::anyhow!("envd answered {other}")),
+    }
+}

@@ -1,0 +1,266 @@
+//! `…/exec/stream` and `…/processes/{selector}/stream`: a process over a WebSocket, its output
+//! as it comes, of any bytes, and its input. A client that leaves does not end the process;
+//! it can be attached to again.
+
+use super::extract::{Path, Upgrade, capsule_id};
+use super::socket::{self, FRAME_MAX, Incoming, Input};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
+use crate::error::{Error, Result};
+use crate::processes::{Command, Event, Events, Processes, Selector};
+use api::{StreamEvent, StreamRequest};
+use axum::extract::State;
+use axum::extract::ws::WebSocket;
+use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use types::{names, resources};
+
+const DAY: u32 = 24 * 3600;
+
+/// Run a command over a WebSocket. Frames: `StreamRequest` from the client, `StreamEvent` from
+/// the server.
+#[utoipa::path(
+    get, path = "/v1/capsules/{id}/exec/stream", tag = "processes",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn exec(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Upgrade(upgrade): Upgrade,
+) -> Result<Response> {
+    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
+    let processes = Processes::of(&app.agent, &capsule);
+    Ok(upgrade.max_message_size(FRAME_MAX).on_upgrade(|socket| serve(socket, processes, None)))
+}
+
+/// Attach to a process over a WebSocket: what it writes from here on, and its end.
+#[utoipa::path(
+    get, path = "/v1/capsules/{id}/processes/{selector}/stream", tag = "processes",
+    params(
+        ("id" = String, Path, description = "Id of the capsule"),
+        ("selector" = String, Path, description = "A pid, or a tag")
+    ),
+    responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn attach(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((id, selector)): Path<(String, String)>,
+    Upgrade(upgrade): Upgrade,
+) -> Result<Response> {
+    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
+    let processes = Processes::of(&app.agent, &capsule);
+    // Before the upgrade, so that what is not there is a plain 404.
+    let attached = processes.connect(&Selector::parse(&selector)).await?;
+    let upgrade = upgrade.max_message_size(FRAME_MAX);
+    Ok(upgrade.on_upgrade(|socket| serve(socket, processes, Some(attached))))
+}
+
+async fn serve(socket: WebSocket, processes: Processes, attached: Option<(u32, Events)>) {
+    let (mut outgoing, mut incoming) = socket::split(socket);
+    let begun = match attached {
+        Some(attached) => Ok((attached, false)),
+        None => start(&mut incoming, &processes).await,
+    };
+    let ((pid, events), all_base64) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            outgoing.send(&failed(&error)).await;
+            return outgoing.close().await;
+        }
+    };
+    if !outgoing.send(&StreamEvent::Start { pid }).await {
+        return;
+    }
+    let (tell, beside) = mpsc::channel(8);
+    let (input, inputs) = socket::inputs();
+    let here = tokio::select! {
+        here = outgoing.carry(frames(events, all_base64), beside, &StreamEvent::Ping) => here,
+        () = listen(&mut incoming, &processes, pid, &input, &tell) => false,
+        () = socket::feed(&processes, (pid, false), inputs, &tell, failed) => false,
+    };
+    if here {
+        outgoing.close().await;
+    }
+}
+
+/// Starts what the first frame asks for; also whether all output is to be base64.
+async fn start(
+    incoming: &mut Incoming,
+    processes: &Processes,
+) -> Result<((u32, Events), bool)> {
+    let first = incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))?;
+    let StreamRequest::Start { cmd, args, envs, cwd, user, timeout_sec, stdin, tag, encoding } =
+        first
+    else {
+        return Err(Error::invalid("type", "of the first frame must be `start`"));
+    };
+    if cmd.is_empty() {
+        return Err(Error::invalid("cmd", "must not be empty"));
+    }
+    names::check_envs("envs", &envs)?;
+    if let Some(timeout) = timeout_sec {
+        resources::in_range("timeout_sec", timeout, 1, DAY)?;
+    }
+    let all_base64 = match encoding.as_deref() {
+        None => false,
+        Some("base64") => true,
+        Some(_) => return Err(Error::invalid("encoding", "must be `base64`, or left out")),
+    };
+    let timeout = timeout_sec.map(|seconds| Duration::from_secs(seconds.into()));
+    let command =
+        Command { cmd, args, envs, cwd, user, tag, timeout, stdin, terminal: None };
+    Ok((processes.start(command).await?, all_base64))
+}
+
+fn failed(error: &Error) -> StreamEvent {
+    StreamEvent::Error { code: error.code().to_owned(), data: error.to_string() }
+}
+
+/// Does what the client's frames ask for, until it leaves.
+async fn listen(
+    incoming: &mut Incoming,
+    processes: &Processes,
+    pid: u32,
+    input: &mpsc::Sender<Input>,
+    tell: &mpsc::Sender<StreamEvent>,
+) {
+    while let Some(frame) = incoming.next().await {
+        let done = match frame {
+            Ok(frame) => obey(frame, processes, pid, input).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            // The other direction has ended when this fails, and so will this one.
+            let _ = tell.send(failed(&error)).await;
+        }
+    }
+}
+
+async fn obey(
+    frame: StreamRequest,
+    processes: &Processes,
+    pid: u32,
+    input: &mpsc::Sender<Input>,
+) -> Result<()> {
+    let queue = async |entry| input.send(entry).await.map_err(|_| Error::GuestUnavailable);
+    match frame {
+        StreamRequest::Start { .. } => {
+            Err(Error::invalid("type", "`start` may come only once, first"))
+        }
+        StreamRequest::Stdin { data } => {
+            let data = STANDARD.decode(data);
+            let data = data.map_err(|_| Error::invalid("data", "must be base64"))?;
+            queue(Input::Data(data)).await
+        }
+        StreamRequest::CloseStdin => queue(Input::End).await,
+        StreamRequest::Signal { signal } => {
+            processes.signal(&Selector::Pid(pid), &signal).await
+        }
+        StreamRequest::Stop => processes.signal(&Selector::Pid(pid), "SIGKILL").await,
+    }
+}
+
+/// Turns events into frames, each with whether it is the last.
+fn frames(events: Events, all_base64: bool) -> BoxStream<'static, (StreamEvent, bool)> {
+    let (mut out, mut err) = (Text::new(all_base64), Text::new(all_base64));
+    events
+        .flat_map(move |event| {
+            let stdout = |(data, encoding)| (StreamEvent::Stdout { data, encoding }, false);
+            let stderr = |(data, encoding)| (StreamEvent::Stderr { data, encoding }, false);
+            let mut frames: Vec<_> = match &event {
+                Ok(Event::Stdout(data)) => out.push(data).into_iter().map(stdout).collect(),
+                Ok(Event::Stderr(data)) => err.push(data).into_iter().map(stderr).collect(),
+                Ok(Event::Exit(_)) | Err(_) => {
+                    let rest = out.rest().into_iter().map(stdout);
+                    rest.chain(err.rest().into_iter().map(stderr)).collect()
+                }
+            };
+            match event {
+                Ok(Event::Exit(exit_code)) => frames.push((StreamEvent::Exit { exit_code }, true)),
+                Err(error) => frames.push((failed(&error), true)),
+                Ok(Event::Stdout(_) | Event::Stderr(_)) => {}
+            }
+            futures::stream::iter(frames)
+        })
+        .boxed()
+}
+
+/// One stream of output as frames' data: text where it is text, with a character that two
+/// pieces share kept until it is whole; otherwise base64.
+struct Text {
+    all_base64: bool,
+    begun: Vec<u8>,
+}
+
+/// Longest character of UTF-8.
+const CHARACTER_MAX: usize = 4;
+
+type Data = (String, Option<String>);
+
+impl Text {
+    fn new(all_base64: bool) -> Self {
+        Self { all_base64, begun: Vec::new() }
+    }
+
+    fn push(&mut self, data: &[u8]) -> Option<Data> {
+        self.begun.extend_from_slice(data);
+        let bytes = std::mem::take(&mut self.begun);
+        if self.all_base64 {
+            return Some(encoded(&bytes));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Some((text, None)),
+            Err(error) => {
+                let whole = error.utf8_error().valid_up_to();
+                let unfinished = error.utf8_error().error_len().is_none();
+                let mut bytes = error.into_bytes();
+                if !unfinished {
+                    return Some(encoded(&bytes));
+                }
+                self.begun = bytes.split_off(whole);
+                debug_assert!(self.begun.len() < CHARACTER_MAX);
+                let text = String::from_utf8(bytes).ok().filter(|text| !text.is_empty())?;
+                Some((text, None))
+            }
+        }
+    }
+
+    /// What is left when no more will come.
+    fn rest(&mut self) -> Option<Data> {
+        let rest = std::mem::take(&mut self.begun);
+        (!rest.is_empty()).then(|| encoded(&rest))
+    }
+}
+
+fn encoded(bytes: &[u8]) -> Data {
+    (STANDARD.encode(bytes), Some("base64".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_stays_text_across_pieces_and_bytes_stay_bytes() {
+        let mut text = Text::new(false);
+        assert_eq!(text.push("aé".as_bytes()), Some(("aé".to_owned(), None)));
+        assert_eq!(text.push(b"x\xe2\x82"), Some(("x".to_owned(), None)));
+        assert_eq!(text.push(b"\xac"), Some(("€".to_owned(), None)));
+        assert_eq!(text.push(b"\xff\x00"), Some(encoded(b"\xff\x00")));
+        assert_eq!(text.push(b"\xe2"), None);
+        assert_eq!(text.rest(), Some(encoded(b"\xe2")));
+        assert_eq!(text.rest(), None);
+        let mut all = Text::new(true);
+        assert_eq!(all.push(b"a"), Some(encoded(b"a")));
+    }
+}

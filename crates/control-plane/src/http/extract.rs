@@ -1,0 +1,106 @@
+//! What handlers take from a request, with errors that are ours and name the field.
+
+use crate::app::App;
+use crate::error::{Error, Result};
+use axum::body::Body;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use types::CapsuleId;
+
+/// Largest JSON body.
+const JSON_MAX: usize = 20 << 20;
+
+/// A JSON body; an empty one is `{}`.
+pub(super) struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _app: &Arc<App>) -> Result<Self> {
+        let body: Body = request.into_body();
+        let body = axum::body::to_bytes(body, JSON_MAX).await;
+        let body = body.map_err(|_| Error::TooLarge(JSON_MAX))?;
+        parse(if body.is_empty() { b"{}" } else { &body }).map(Self)
+    }
+}
+
+/// Reads JSON; an error names the field that is wrong, and where it stands.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let field = error.path().to_string();
+        let field = if field == "." { "body".to_owned() } else { field };
+        Error::invalid(field, format!("is wrong: {}", error.into_inner()))
+    })?;
+    reader.end().map_err(|e| Error::invalid("body", format!("is wrong: {e}")))?;
+    Ok(value)
+}
+
+/// The query's fields.
+pub(super) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        let wrong = |e: axum::extract::rejection::QueryRejection| {
+            let text = e.body_text();
+            let reason = text.rsplit_once("string: ").map_or(text.as_str(), |(_, reason)| reason);
+            Error::invalid("query", format!("is wrong: {reason}"))
+        };
+        query.map(|query| Self(query.0)).map_err(wrong)
+    }
+}
+
+/// What the path names; what cannot be named is not found.
+pub(super) struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Path<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, app).await;
+        path.map(|path| Self(path.0)).map_err(|_| Error::NotFound("resource"))
+    }
+}
+
+/// An id from a path; anything that is none names nothing.
+pub(super) fn capsule_id(text: &str) -> Result<CapsuleId> {
+    text.parse().map_err(|_| Error::NotFound("capsule"))
+}
+
+/// A request to speak WebSocket.
+pub(super) struct Upgrade(pub WebSocketUpgrade);
+
+impl FromRequestParts<Arc<App>> for Upgrade {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
+        let wrong = |_| Error::invalid("upgrade", "must ask for a WebSocket (RFC 6455)");
+        upgrade.map(Self).map_err(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_in_a_body_is_named() {
+        let wrong = |body: &[u8]| parse::<api::CreateCapsule>(body).err().map(|e| e.to_string());
+        let told = wrong(br#"{"vcpus":"two"}"#).unwrap();
+        assert!(told.starts_with("vcpus is wrong: invalid type"), "{told}");
+        let told = wrong(br#"{"envs":{"A":1}}"#).unwrap();
+        assert!(told.starts_with("envs.A is wrong"), "{told}");
+        assert!(wrong(br#"{"colour":1}"#).unwrap().contains("colour"));
+        for garbage in [&b"\xff"[..], b"[]", b"{} {}", b"{", b"null"] {
+            assert!(wrong(garbage).is_some(), "{garbage:?}");
+        }
+        assert!(wrong(b"{}").is_none());
+    }
+}

@@ -1,0 +1,59 @@
+//! `…/processes`: what runs in a capsule, and signals to it.
+
+use super::extract::{Path, Query, capsule_id};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
+use crate::error::Result;
+use crate::processes::{Processes, Selector};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+
+/// List the processes that were started over the API.
+#[utoipa::path(
+    get, path = "/v1/capsules/{id}/processes", tag = "processes",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::ProcessList), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<api::ProcessList>> {
+    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
+    let processes = Processes::of(&app.agent, &capsule).list().await?;
+    Ok(Json(api::ProcessList { processes }))
+}
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Kill {
+    /// `SIGKILL` or `SIGTERM`; the former when left out.
+    signal: Option<String>,
+}
+
+/// Signal a process and its whole group.
+#[utoipa::path(
+    delete, path = "/v1/capsules/{id}/processes/{selector}", tag = "processes",
+    params(
+        ("id" = String, Path, description = "Id of the capsule"),
+        ("selector" = String, Path, description = "A pid, or a tag"),
+        Kill
+    ),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn kill(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((id, selector)): Path<(String, String)>,
+    Query(kill): Query<Kill>,
+) -> Result<StatusCode> {
+    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
+    let signal = kill.signal.as_deref().unwrap_or("SIGKILL");
+    let processes = Processes::of(&app.agent, &capsule);
+    processes.signal(&Selector::parse(&selector), signal).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

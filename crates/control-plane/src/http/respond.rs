@@ -1,0 +1,44 @@
+//! Around every request: its id, the body of an error, its line in the log and its count.
+
+use crate::error::Failure;
+use axum::Json;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::HeaderValue;
+use std::time::Instant;
+
+const REQUEST_ID: &str = "x-request-id";
+
+pub(super) async fn respond(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let method = request.method().clone();
+    // The pattern, never the path: a path may hold ids, and numbers of labels must be bounded.
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let mut response = next.run(request).await;
+    if let Some(Failure(error)) = response.extensions_mut().remove::<Failure>() {
+        error.log(&id);
+        let detail = api::ErrorDetail {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            request_id: id.clone(),
+        };
+        let status = response.status();
+        response = (status, Json(api::ErrorBody { error: detail })).into_response();
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    tracing::debug!(request_id = id, %method, route, status, ?took, "answered");
+    let labels = [
+        ("method", method.to_string()),
+        ("route", route),
+        ("status", status.to_string()),
+    ];
+    metrics::counter!("wrenn_http_requests_total", &labels).increment(1);
+    metrics::histogram!("wrenn_http_request_seconds", &labels[..2]).record(took.as_secs_f64());
+    response
+}

@@ -1,0 +1,133 @@
+//! What both kinds of WebSocket share: JSON frames, a first frame in time, pings, and two
+//! directions that never wait for each other.
+
+use super::extract::parse;
+use crate::error::{Error, Result};
+use crate::processes::Processes;
+use axum::extract::ws::{Message, WebSocket};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Largest frame of a client.
+pub(super) const FRAME_MAX: usize = 1 << 20;
+/// Frames of input that may wait for a program to read, before the client is held up.
+const INPUT_BACKLOG: usize = 8;
+/// How long a client may take for its first frame.
+const FIRST: Duration = Duration::from_secs(10);
+/// Between two signs of life.
+const PING: Duration = Duration::from_secs(30);
+
+/// The client's direction.
+pub(super) struct Incoming(SplitStream<WebSocket>);
+
+/// The server's direction.
+pub(super) struct Outgoing(SplitSink<WebSocket, Message>);
+
+pub(super) fn split(socket: WebSocket) -> (Outgoing, Incoming) {
+    let (sink, stream) = socket.split();
+    (Outgoing(sink), Incoming(stream))
+}
+
+impl Incoming {
+    /// The next frame; none when the client has left.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Option<Result<T>> {
+        loop {
+            match self.0.next().await?.ok()? {
+                Message::Text(text) => return Some(parse(text.as_bytes())),
+                Message::Binary(_) => {
+                    return Some(Err(Error::invalid("frame", "must be JSON text")));
+                }
+                Message::Close(_) => return None,
+                // Answered by the library.
+                Message::Ping(_) | Message::Pong(_) => {}
+            }
+        }
+    }
+
+    /// The first frame.
+    pub(super) async fn first<T: DeserializeOwned>(&mut self) -> Option<Result<T>> {
+        let late = |_| Some(Err(Error::invalid("start", "did not come within 10 s")));
+        tokio::time::timeout(FIRST, self.next()).await.unwrap_or_else(late)
+    }
+}
+
+impl Outgoing {
+    /// Sends a frame; false when the client has left.
+    pub(super) async fn send(&mut self, frame: &impl Serialize) -> bool {
+        let Ok(text) = serde_json::to_string(frame) else { return false };
+        self.0.send(Message::Text(text.into())).await.is_ok()
+    }
+
+    /// Ends the connection in order.
+    pub(super) async fn close(mut self) {
+        let _ = self.0.send(Message::Close(None)).await;
+        let _ = self.0.close().await;
+    }
+
+    /// Carries `frames` and what is said beside them until one is the last, with a ping when
+    /// there is none for a while. Returns whether the client is still there.
+    pub(super) async fn carry<F: Serialize>(
+        &mut self,
+        mut frames: impl futures::Stream<Item = (F, bool)> + Unpin,
+        mut beside: mpsc::Receiver<F>,
+        ping: &F,
+    ) -> bool {
+        loop {
+            let (frame, last) = tokio::select! {
+                frame = frames.next() => match frame {
+                    Some((frame, last)) => (frame, last),
+                    None => return true,
+                },
+                Some(frame) = beside.recv() => (frame, false),
+                () = tokio::time::sleep(PING) => {
+                    if !self.send(ping).await {
+                        return false;
+                    }
+                    continue;
+                }
+            };
+            if !self.send(&frame).await {
+                return false;
+            }
+            if last {
+                return true;
+            }
+        }
+    }
+}
+
+/// What a program is to read.
+pub(super) enum Input {
+    Data(Vec<u8>),
+    End,
+}
+
+/// Makes the queue of a program's input.
+pub(super) fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
+    mpsc::channel(INPUT_BACKLOG)
+}
+
+/// Gives a program its input in order, beside everything else, so that one that does not read
+/// can still be signalled. Never ends: the connection does.
+pub(super) async fn feed<F>(
+    processes: &Processes,
+    (pid, terminal): (u32, bool),
+    mut inputs: mpsc::Receiver<Input>,
+    tell: &mpsc::Sender<F>,
+    failed: impl Fn(&Error) -> F,
+) {
+    while let Some(input) = inputs.recv().await {
+        let done = match input {
+            Input::Data(data) => processes.feed(pid, &data, terminal).await,
+            Input::End => processes.close_stdin(pid).await,
+        };
+        if let Err(error) = done {
+            let _ = tell.send(failed(&error)).await;
+        }
+    }
+    std::future::pending::<()>().await;
+}

@@ -1,0 +1,41 @@
+//! Whether the platform is well, which version it is, and its figures.
+
+use crate::app::App;
+use crate::auth::Caller;
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::StatusCode;
+use std::sync::Arc;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Whether the platform can serve: 200, or 503 with the reason.
+#[utoipa::path(
+    get, path = "/health", tag = "platform", security(()),
+    responses((status = 200, body = api::Health), (status = 503, body = api::Health))
+)]
+pub(crate) async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
+    let up = sqlx::query("SELECT 1").execute(&app.db).await.is_ok();
+    let status = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let word = if up { "ok" } else { "the database does not answer" };
+    (status, Json(api::Health { status: word.to_owned(), version: VERSION.to_owned() }))
+}
+
+/// The version that runs.
+#[utoipa::path(
+    get, path = "/version", tag = "platform", security(()),
+    responses((status = 200, body = api::Version))
+)]
+pub(crate) async fn version() -> Json<api::Version> {
+    Json(api::Version { version: VERSION.to_owned() })
+}
+
+/// Figures in Prometheus' text form.
+#[utoipa::path(
+    get, path = "/metrics", tag = "platform",
+    responses((status = 200, body = String), (status = 401, body = api::ErrorBody))
+)]
+pub(crate) async fn metrics(State(app): State<Arc<App>>, _caller: Caller) -> String {
+    app.metrics.render()
+}

@@ -1,0 +1,293 @@
+//! Programs in a capsule's guest, over envd's wire: start, attach, feed, signal. Every way in
+//! (one request, a WebSocket) goes through here. Never decides who may.
+
+use crate::agent::Agent;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use connectrpc::client::{CallOptions, HttpClient};
+use connectrpc::{ConnectError, ErrorCode};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use protocol::process as wire;
+use protocol::process::__buffa::oneof::process_event::{Event as Wire, data_event::Output};
+use protocol::process::__buffa::oneof::{process_input, process_selector};
+use protocol::process::ProcessClient;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// For calls that answer at once.
+const CALL: Duration = Duration::from_secs(30);
+/// Bytes of input that one call carries.
+const INPUT_CHUNK: usize = 64 * 1024;
+
+/// A program to be started.
+#[derive(Default)]
+pub(crate) struct Command {
+    pub cmd: String,
+    pub args: Vec<String>,
+    pub envs: BTreeMap<String, String>,
+    pub cwd: Option<String>,
+    /// The guest's default when none.
+    pub user: Option<String>,
+    pub tag: Option<String>,
+    /// After it the guest kills the whole group, whether or not anyone listens.
+    pub timeout: Option<Duration>,
+    pub stdin: bool,
+    /// Columns and rows of a terminal.
+    pub terminal: Option<(u16, u16)>,
+}
+
+/// What a program does.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    /// As a shell counts: 128 and the signal's number when a signal ended it.
+    Exit(i32),
+}
+
+/// A program's events from the moment of asking to its end.
+pub(crate) type Events = BoxStream<'static, Result<Event>>;
+
+/// How a program is named.
+#[derive(Debug, Clone)]
+pub(crate) enum Selector {
+    Pid(u32),
+    Tag(String),
+}
+
+impl Selector {
+    /// A number is a pid, anything else a tag.
+    pub(crate) fn parse(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Tag(text.to_owned()), Self::Pid)
+    }
+
+    fn wire(&self) -> wire::ProcessSelector {
+        let selector = match self {
+            Self::Pid(pid) => process_selector::Selector::Pid(*pid),
+            Self::Tag(tag) => process_selector::Selector::Tag(tag.clone()),
+        };
+        wire::ProcessSelector { selector: Some(selector), ..Default::default() }
+    }
+}
+
+/// The programs of one capsule.
+#[derive(Clone)]
+pub(crate) struct Processes {
+    client: ProcessClient<HttpClient>,
+}
+
+impl Processes {
+    pub(crate) fn of(agent: &Agent, capsule: &Capsule) -> Self {
+        Self { client: agent.processes(capsule.id(), &capsule.envd_token) }
+    }
+
+    /// Starts a program and returns its pid with its events.
+    pub(crate) async fn start(&self, command: Command) -> Result<(u32, Events)> {
+        let mut options = CallOptions::default();
+        if let Some(timeout) = command.timeout {
+            options = options.with_timeout(timeout);
+        }
+        if let Some(user) = &command.user {
+            let basic = format!("Basic {}", STANDARD.encode(format!("{user}:")));
+            options = options.with_header("authorization", basic);
+        }
+        let timeout = command.timeout.map_or(0, |t| t.as_secs());
+        let stream = self.client.start_with_options(request(command), options).await;
+        let stream = stream.map_err(|e| refused(&e))?;
+        let events = futures::stream::unfold(stream, |mut stream| async move {
+            let message = stream.message::<wire::StartResponse>().await;
+            let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
+            Some((event.transpose()?, stream))
+        });
+        begun(events.boxed(), timeout).await
+    }
+
+    /// Attaches to a program: what it writes from here on, and its end.
+    pub(crate) async fn connect(&self, selector: &Selector) -> Result<(u32, Events)> {
+        let request =
+            wire::ConnectRequest { process: selector.wire().into(), ..Default::default() };
+        let stream = self.client.connect(request).await.map_err(|e| refused(&e))?;
+        let events = futures::stream::unfold(stream, |mut stream| async move {
+            let message = stream.message::<wire::ConnectResponse>().await;
+            let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
+            Some((event.transpose()?, stream))
+        });
+        begun(events.boxed(), 0).await
+    }
+
+    /// Writes to a program's standard input, or types into its terminal; waits while it does
+    /// not read.
+    pub(crate) async fn feed(&self, pid: u32, data: &[u8], terminal: bool) -> Result<()> {
+        for chunk in data.chunks(INPUT_CHUNK) {
+            let chunk = chunk.to_vec();
+            let input = match terminal {
+                true => process_input::Input::Pty(chunk),
+                false => process_input::Input::Stdin(chunk),
+            };
+            let input = wire::ProcessInput { input: Some(input), ..Default::default() };
+            let send = wire::SendInputRequest {
+                process: Selector::Pid(pid).wire().into(),
+                input: input.into(),
+                ..Default::default()
+            };
+            // A program may take as long as it likes to read.
+            self.client.send_input(send).await.map_err(|e| refused(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Closes a program's standard input.
+    pub(crate) async fn close_stdin(&self, pid: u32) -> Result<()> {
+        let process = Selector::Pid(pid).wire().into();
+        let close = wire::CloseStdinRequest { process, ..Default::default() };
+        let done = self.client.close_stdin_with_options(close, call()).await;
+        done.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    /// Tells a terminal its size.
+    pub(crate) async fn resize(&self, pid: u32, (cols, rows): (u16, u16)) -> Result<()> {
+        let request = wire::UpdateRequest {
+            process: Selector::Pid(pid).wire().into(),
+            pty: terminal((cols, rows)).into(),
+            ..Default::default()
+        };
+        let done = self.client.update_with_options(request, call()).await;
+        done.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    /// Signals a program's whole group: `SIGTERM` or `SIGKILL`.
+    pub(crate) async fn signal(&self, selector: &Selector, name: &str) -> Result<()> {
+        let signal = match name {
+            "SIGKILL" => wire::Signal::SIGNAL_SIGKILL,
+            "SIGTERM" => wire::Signal::SIGNAL_SIGTERM,
+            _ => return Err(Error::invalid("signal", "must be SIGKILL or SIGTERM")),
+        };
+        let request = wire::SendSignalRequest {
+            process: selector.wire().into(),
+            signal: signal.into(),
+            ..Default::default()
+        };
+        let done = self.client.send_signal_with_options(request, call()).await;
+        done.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    /// The programs that run.
+    pub(crate) async fn list(&self) -> Result<Vec<api::Process>> {
+        let answer = self.client.list_with_options(wire::ListRequest::default(), call()).await;
+        let answer = answer.map_err(|e| refused(&e))?.into_owned();
+        let shown = |p: wire::ProcessInfo| {
+            let config = p.config.into_option().unwrap_or_default();
+            api::Process { pid: p.pid, cmd: config.cmd, args: config.args, tag: p.tag }
+        };
+        Ok(answer.processes.into_iter().map(shown).collect())
+    }
+}
+
+fn call() -> CallOptions {
+    CallOptions::default().with_timeout(CALL)
+}
+
+fn terminal((cols, rows): (u16, u16)) -> wire::PTY {
+    let size = wire::pty::Size { cols: cols.into(), rows: rows.into(), ..Default::default() };
+    wire::PTY { size: size.into(), ..Default::default() }
+}
+
+fn request(command: Command) -> wire::StartRequest {
+    let config = wire::ProcessConfig {
+        cmd: command.cmd,
+        args: command.args,
+        envs: command.envs.into_iter().collect(),
+        cwd: command.cwd,
+        ..Default::default()
+    };
+    wire::StartRequest {
+        process: config.into(),
+        pty: command.terminal.map(terminal).into(),
+        tag: command.tag,
+        stdin: Some(command.stdin),
+        ..Default::default()
+    }
+}
+
+type Raw = BoxStream<'static, std::result::Result<Option<wire::ProcessEvent>, ConnectError>>;
+
+/// Takes the first event, which tells the pid, off a stream that ends after `timeout` seconds.
+async fn begun(mut raw: Raw, timeout: u64) -> Result<(u32, Events)> {
+    let first = raw.next().await.transpose().map_err(|e| refused(&e))?;
+    let Some(Wire::Start(start)) = first.flatten().and_then(|e| e.event) else {
+        return Err(Error::GuestUnavailable);
+    };
+    let pid = start.pid;
+    let events = raw.filter_map(move |event| async move {
+        match event {
+            Ok(event) => Some(Ok(read(event?.event?)?)),
+            Err(e) if e.code == ErrorCode::DeadlineExceeded => Some(Err(Error::TimedOut(timeout))),
+            Err(error) => Some(Err(refused(&error))),
+        }
+    });
+    // A stream that breaks off is no end.
+    let checked = futures::stream::unfold((events.boxed(), false), |(mut events, done)| async move {
+        if done {
+            return None;
+        }
+        let event = events.next().await.unwrap_or(Err(Error::GuestUnavailable));
+        let done = !matches!(event, Ok(Event::Stdout(_) | Event::Stderr(_)));
+        Some((event, (events, done)))
+    });
+    Ok((pid, checked.boxed()))
+}
+
+fn read(event: Wire) -> Option<Event> {
+    match event {
+        Wire::Data(data) => match data.output? {
+            Output::Stdout(data) | Output::Pty(data) => Some(Event::Stdout(data)),
+            Output::Stderr(data) => Some(Event::Stderr(data)),
+        },
+        Wire::End(end) => {
+            Some(Event::Exit(if end.exited { end.exit_code } else { signal_code(&end.status) }))
+        }
+        Wire::Start(_) | Wire::Keepalive(_) => None,
+    }
+}
+
+/// The shell's exit code for a process that a signal ended.
+fn signal_code(status: &str) -> i32 {
+    let signal = match status.strip_prefix("signal: ").unwrap_or("killed") {
+        "hangup" => 1,
+        "interrupt" => 2,
+        "quit" => 3,
+        "illegal instruction" => 4,
+        "aborted" => 6,
+        "floating point exception" => 8,
+        "segmentation fault" => 11,
+        "broken pipe" => 13,
+        "alarm clock" => 14,
+        "terminated" => 15,
+        other => other.parse().unwrap_or(9),
+    };
+    128 + signal
+}
+
+fn refused(error: &ConnectError) -> Error {
+    if error.code == ErrorCode::NotFound {
+        return Error::NotFound("process");
+    }
+    Error::from_guest(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_a_pid_and_signals_count_as_in_a_shell() {
+        assert!(matches!(Selector::parse("12"), Selector::Pid(12)));
+        assert!(matches!(Selector::parse("pty-1"), Selector::Tag(tag) if tag == "pty-1"));
+        assert_eq!(signal_code("signal: killed"), 137);
+        assert_eq!(signal_code("signal: segmentation fault"), 139);
+        assert_eq!(signal_code("signal: 31"), 159);
+    }
+}

@@ -1,0 +1,129 @@
+//! `wrenn capsule shell`: a terminal in a capsule, joined to the one we run on.
+
+use super::capsule::path;
+use super::exec::{exit, read_stdin};
+use crate::cli;
+use crate::client::{Client, Receiver, Sender, Socket};
+use crate::output;
+use anyhow::Context;
+use api::{PtyEvent, PtyRequest};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use crossterm::terminal;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+const SIZE: (u16, u16) = (80, 24);
+
+/// A program that is to have a terminal.
+pub(super) struct Program {
+    pub capsule: String,
+    pub user: Option<String>,
+    pub command: Vec<String>,
+    pub envs: BTreeMap<String, String>,
+    pub cwd: Option<String>,
+}
+
+pub(super) async fn shell(shell: cli::Shell, client: &Client) -> anyhow::Result<ExitCode> {
+    let command = vec!["/bin/bash".to_owned(), "-i".to_owned(), "-l".to_owned()];
+    let program = Program {
+        capsule: shell.capsule,
+        user: shell.user,
+        command,
+        envs: BTreeMap::new(),
+        cwd: None,
+    };
+    run(program, client).await
+}
+
+/// Runs a program on a terminal until it ends; every key goes to it.
+pub(super) async fn run(program: Program, client: &Client) -> anyhow::Result<ExitCode> {
+    let Socket { mut sender, receiver } =
+        client.socket(&path(&program.capsule, "/pty")?).await?;
+    let (cols, rows) = terminal::size().unwrap_or(SIZE);
+    let mut envs = program.envs;
+    if let Some(term) = cli::terminal_type() {
+        envs.entry("TERM".to_owned()).or_insert(term);
+    }
+    let mut words = program.command.into_iter();
+    let start = PtyRequest::Start {
+        cmd: words.next(),
+        args: words.collect(),
+        cols: Some(cols),
+        rows: Some(rows),
+        envs,
+        cwd: program.cwd,
+        user: program.user,
+    };
+    sender.send(&start).await?;
+    // Nothing may wait for us while we type: a program that does not read is still shown.
+    tokio::select! {
+        code = show(receiver) => code,
+        Err(error) = type_in(sender) => Err(error),
+        // So that the terminal is as before.
+        _ = daemon::terminated() => anyhow::bail!("told to end"),
+    }
+}
+
+/// Shows what the terminal shows, until its program's end.
+async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
+    let mut raw = None;
+    loop {
+        match receiver.next().await? {
+            // Not before: what is refused is told on a terminal as it was.
+            PtyEvent::Started { .. } => raw = Some(Raw::enter()?),
+            PtyEvent::Output { data } => {
+                output::raw(&STANDARD.decode(data).context("output that is no base64")?)?;
+            }
+            PtyEvent::Exit { exit_code } => {
+                drop(raw);
+                return Ok(exit(exit_code));
+            }
+            PtyEvent::Error { code, data, fatal: true } => anyhow::bail!("{data} ({code})"),
+            PtyEvent::Error { .. } | PtyEvent::Ping => {}
+        }
+    }
+}
+
+/// Sends keys and sizes; after the end of our input the program runs on, as long as it likes.
+async fn type_in(mut sender: Sender) -> anyhow::Result<()> {
+    let mut keys = read_stdin();
+    let mut resized = signal(SignalKind::window_change())?;
+    loop {
+        tokio::select! {
+            Some(data) = keys.recv() => {
+                if !data.is_empty() {
+                    sender.send(&PtyRequest::Input { data: STANDARD.encode(data) }).await?;
+                }
+            }
+            _ = resized.recv() => {
+                if let Ok((cols, rows)) = terminal::size() {
+                    sender.send(&PtyRequest::Resize { cols, rows }).await?;
+                }
+            }
+        }
+    }
+}
+
+/// The terminal passes every key on while this lives, and is as before afterwards.
+struct Raw(bool);
+
+impl Raw {
+    fn enter() -> anyhow::Result<Self> {
+        let terminal = std::io::stdin().is_terminal();
+        if terminal {
+            terminal::enable_raw_mode().context("setting the terminal up")?;
+        }
+        Ok(Self(terminal))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if self.0 {
+            let _ = terminal::disable_raw_mode();
+        }
+    }
+}
