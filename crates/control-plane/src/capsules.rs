@@ -20,7 +20,11 @@ use types::{CapsuleId, CapsuleState, names};
 const METADATA_MAX: usize = 16 * 1024;
 
 /// Makes a capsule and answers when its guest does.
-pub(crate) async fn create(app: Arc<App>, caller: Caller, wanted: api::CreateCapsule) -> Result<Capsule> {
+pub(crate) async fn create(
+    app: Arc<App>,
+    caller: Caller,
+    wanted: api::CreateCapsule,
+) -> Result<Capsule> {
     let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
     names::check_name("template", &name)?;
     names::check_envs("envs", &wanted.envs)?;

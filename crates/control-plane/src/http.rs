@@ -67,5 +67,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 /// The OpenAPI document of the API.
 #[must_use]
 pub fn openapi() -> OpenApi {
-    routes().into_openapi()
+    let mut document = routes().into_openapi();
+    docs::describe(&mut document);
+    document
 }

@@ -229,14 +229,15 @@ async fn begun(mut raw: Raw, timeout: u64) -> Result<(u32, Events)> {
         }
     });
     // A stream that breaks off is no end.
-    let checked = futures::stream::unfold((events.boxed(), false), |(mut events, done)| async move {
-        if done {
-            return None;
-        }
-        let event = events.next().await.unwrap_or(Err(Error::GuestUnavailable));
-        let done = !matches!(event, Ok(Event::Stdout(_) | Event::Stderr(_)));
-        Some((event, (events, done)))
-    });
+    let checked =
+        futures::stream::unfold((events.boxed(), false), |(mut events, done)| async move {
+            if done {
+                return None;
+            }
+            let event = events.next().await.unwrap_or(Err(Error::GuestUnavailable));
+            let done = !matches!(event, Ok(Event::Stdout(_) | Event::Stderr(_)));
+            Some((event, (events, done)))
+        });
     Ok((pid, checked.boxed()))
 }
 

@@ -89,7 +89,8 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 
 /// Lists a directory to a depth, in lexical order, parents before children.
 pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
-    let found = fs::metadata(path).map_err(|e| Error::io(&format!("listing {}", path.display()), &e))?;
+    let found =
+        fs::metadata(path).map_err(|e| Error::io(&format!("listing {}", path.display()), &e))?;
     if !found.is_dir() {
         return Err(Error::invalid(format!("path is not a directory: {}", path.display())));
     }
@@ -144,7 +145,10 @@ mod tests {
         assert_eq!(gone.code, ErrorCode::NotFound);
         let names = |depth| -> Vec<String> {
             let entries = list(root, depth).unwrap();
-            entries.iter().map(|e| e.path.strip_prefix(root).unwrap().display().to_string()).collect()
+            entries
+                .iter()
+                .map(|e| e.path.strip_prefix(root).unwrap().display().to_string())
+                .collect()
         };
         assert_eq!(names(0), ["a", "c"]);
         assert_eq!(names(9), ["a", "a/b", "c", "c/d", "c/d/f"]);

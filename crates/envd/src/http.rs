@@ -24,7 +24,10 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
         .route("/metrics", get(|| async { Json(metrics::snapshot()) }))
         .route("/envs", get(envs))
         .route("/init", post(initialize).layer(DefaultBodyLimit::max(INIT_MAX)))
-        .route("/files", get(files::download).post(files::upload).layer(DefaultBodyLimit::disable()))
+        .route(
+            "/files",
+            get(files::download).post(files::upload).layer(DefaultBodyLimit::disable()),
+        )
         .route("/files/compose", post(files::compose))
         .fallback_service(rpc::service(&guest))
         .layer(middleware::from_fn_with_state(Arc::clone(&guest), auth::require_token))

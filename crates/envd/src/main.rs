@@ -38,7 +38,9 @@ fn main() -> anyhow::Result<()> {
     }
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
-        (Some("--port"), Some(port)) => serve(port.parse().context("--port wants a number")?, false),
+        (Some("--port"), Some(port)) => {
+            serve(port.parse().context("--port wants a number")?, false)
+        }
         _ => anyhow::bail!("usage: envd --port N"),
     }
 }

@@ -52,9 +52,8 @@ pub(crate) fn cpu_percent() -> f64 {
 /// The answer of `GET /metrics`.
 pub(crate) fn snapshot() -> serde_json::Value {
     let memory = memory();
-    let (disk_used, disk_total) = rustix::fs::statvfs("/").map_or((0, 0), |s| {
-        ((s.f_blocks - s.f_bfree) * s.f_frsize, s.f_blocks * s.f_frsize)
-    });
+    let (disk_used, disk_total) = rustix::fs::statvfs("/")
+        .map_or((0, 0), |s| ((s.f_blocks - s.f_bfree) * s.f_frsize, s.f_blocks * s.f_frsize));
     serde_json::json!({
         "ts": crate::clock::unix_seconds(),
         "cpu_count": std::thread::available_parallelism().map_or(1, usize::from),

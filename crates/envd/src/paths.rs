@@ -49,7 +49,8 @@ mod tests {
 
     #[test]
     fn every_spelling_becomes_absolute() {
-        let user = User { name: "u".into(), uid: 1, gid: 1, groups: vec![], home: "/home/u".into() };
+        let user =
+            User { name: "u".into(), uid: 1, gid: 1, groups: vec![], home: "/home/u".into() };
         let check = |path: &str, workdir, want: &str| {
             assert_eq!(resolve(path, &user, workdir).unwrap(), Path::new(want), "{path}");
         };

@@ -80,8 +80,13 @@ pub(crate) fn start(
     }
     let cgroup = guest.cgroups.of(terminal.is_some());
     let alone = !guest.in_guest;
-    sys::prepare_child(&mut command, user, cgroup, sys::Child { terminal: terminal.is_some(), alone })
-        .map_err(|e| Error::io("preparing the process", &e))?;
+    sys::prepare_child(
+        &mut command,
+        user,
+        cgroup,
+        sys::Child { terminal: terminal.is_some(), alone },
+    )
+    .map_err(|e| Error::io("preparing the process", &e))?;
     let mut child = command.spawn().map_err(|e| spawn_error(&spec, &e))?;
     drop(command); // and with it our copies of the terminal's slave
     let process = Arc::new(Process {
@@ -218,9 +223,7 @@ impl Process {
     /// Feeds standard input; waits while the program does not read.
     pub(crate) async fn write_stdin(&self, data: &[u8]) -> Result<()> {
         let mut stdin = self.stdin.lock().await;
-        let pipe = stdin
-            .as_mut()
-            .ok_or_else(|| self.refuse("has no open standard input"))?;
+        let pipe = stdin.as_mut().ok_or_else(|| self.refuse("has no open standard input"))?;
         pipe.write_all(data).await.map_err(|e| self.input_failed(&e))
     }
 

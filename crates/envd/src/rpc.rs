@@ -4,10 +4,10 @@ mod filesystem;
 mod process;
 pub(crate) mod stream;
 
+use crate::auth;
 use crate::error::Result;
 use crate::guest::Guest;
 use crate::users::{self, User};
-use crate::auth;
 use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, RequestContext, Router};
 use protocol::filesystem::FilesystemExt;
 use protocol::process::ProcessExt;

@@ -80,7 +80,8 @@ fn name_of(table: &str, id: u32) -> String {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\nbroken\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\nbroken\n";
     const GROUP: &str = "root:x:0:\nsudo:x:27:user,other\nuser:x:1000:\n";
 
     #[test]

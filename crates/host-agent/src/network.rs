@@ -68,10 +68,8 @@ impl Networks {
         let full = self.plan.slots();
         let slot = self.lock().take().ok_or(Error::Full(full))?;
         let this = Arc::clone(self);
-        let made = blocking("making the capsule's network", move || {
-            netns::create(&this.plan, slot)
-        })
-        .await;
+        let made =
+            blocking("making the capsule's network", move || netns::create(&this.plan, slot)).await;
         match made {
             Ok((namespace, tap)) => Ok(Network { slot, namespace, tap: Some(tap) }),
             Err(error) => {

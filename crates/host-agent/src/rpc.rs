@@ -4,7 +4,9 @@ use crate::capsule::Error;
 use crate::capsule::ledger::Ledger;
 use crate::capsule::manager::{Manager, State, chain};
 use crate::{Parts, storage};
-use connectrpc::{ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult};
+use connectrpc::{
+    ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
+};
 use protocol::host as wire;
 use std::sync::Arc;
 use types::CapsuleId;
@@ -40,13 +42,12 @@ impl wire::Host for Service {
         };
         let id = ledger.id;
         let stages = self.manager.create(ledger).await.map_err(|e| refused(id, &e))?;
-        let stage = |(name, took): (&str, std::time::Duration)| {
-            wire::create_capsule_response::Stage {
+        let stage =
+            |(name, took): (&str, std::time::Duration)| wire::create_capsule_response::Stage {
                 name: name.to_owned(),
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                 ..Default::default()
-            }
-        };
+            };
         let stages = stages.into_iter().map(stage).collect();
         Response::ok(wire::CreateCapsuleResponse { stages, ..Default::default() })
     }

@@ -57,7 +57,8 @@ pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
             rustix::io::write(procs, b"0")?;
         }
         rustix::process::setsid()?;
-        let ok = |result: c_int| if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        let ok =
+            |result: c_int| if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) };
         // SAFETY: plain system calls on numbers and live memory; nothing allocates.
         unsafe {
             ok(libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
@@ -95,7 +96,12 @@ pub(crate) fn spawn_envd(envd: &Path, port: u16, capsule: &str, dir: &Path) -> i
     let mut command = Command::new(envd);
     command.args(["--port", &port.to_string()]).current_dir(dir).env(CAPSULE_VAR, capsule);
     // Of a group of its own, so that a terminal's signals reach the agent alone.
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
 }
 
 /// Does `work` in the network namespace `ns`, on a thread that ends with it.

@@ -2,11 +2,7 @@
 //! control plane and a host agent, `process` and `filesystem` between anyone and envd.
 //! Holds no behaviour beyond a few constants that both ends must agree on.
 
-#![allow(
-    clippy::all,
-    unreachable_pub,
-    reason = "generated code is held to its generator's rules"
-)]
+#![allow(clippy::all, unreachable_pub, reason = "generated code is held to its generator's rules")]
 
 mod rpc {
     include!(concat!(env!("OUT_DIR"), "/rpc.rs"));

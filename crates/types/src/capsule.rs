@@ -40,9 +40,8 @@ use CapsuleState::{
 
 impl CapsuleState {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 9] = [
-        Starting, Running, Pausing, Paused, Resuming, Missing, Error, Stopping, Stopped,
-    ];
+    pub const ALL: [Self; 9] =
+        [Starting, Running, Pausing, Paused, Resuming, Missing, Error, Stopping, Stopped];
 
     /// The states that this one may leave to.
     #[must_use]
@@ -69,10 +68,7 @@ impl CapsuleState {
     /// The states that may move to `self`.
     #[must_use]
     pub fn previous(self) -> Vec<Self> {
-        Self::ALL
-            .into_iter()
-            .filter(|from| from.may_become(self))
-            .collect()
+        Self::ALL.into_iter().filter(|from| from.may_become(self)).collect()
     }
 
     /// The word on the wire and in the database.

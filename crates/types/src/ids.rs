@@ -153,19 +153,15 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_an_error() {
-        assert_eq!(
-            decode("f5lxx1zz5pnorynqglhzmsp34"),
-            Err(ParseIdError::TooLarge)
-        );
+        assert_eq!(decode("f5lxx1zz5pnorynqglhzmsp34"), Err(ParseIdError::TooLarge));
         assert_eq!(decode(&"z".repeat(25)), Err(ParseIdError::TooLarge));
-        for bad in ["", "0", &"0".repeat(24), &"0".repeat(26), &"A".repeat(25), "é00000000000000000000000"] {
+        for bad in
+            ["", "0", &"0".repeat(24), &"0".repeat(26), &"A".repeat(25), "é00000000000000000000000"]
+        {
             assert_eq!(decode(bad), Err(ParseIdError::Malformed), "{bad}");
         }
         assert!("team-0000000000000000000000000".parse::<CapsuleId>().is_err());
-        assert_eq!(
-            PLATFORM_TEAM.to_string(),
-            format!("team-{}", "0".repeat(25))
-        );
+        assert_eq!(PLATFORM_TEAM.to_string(), format!("team-{}", "0".repeat(25)));
     }
 
     proptest! {

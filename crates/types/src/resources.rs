@@ -23,11 +23,7 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self {
-            vcpus: 1,
-            memory_mib: 512,
-            disk_mib: 5120,
-        }
+        Self { vcpus: 1, memory_mib: 512, disk_mib: 5120 }
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Stop(Folder),
     /// Stop the platform and remove it: capsules, networks, files, keys.
     Clean(Clean),
+    /// Print the path of the file by which the commands on this machine find the platform.
+    ClientFile,
     /// Run a control plane alone.
     ControlPlane(ControlPlaneRole),
     /// Run a host agent alone.
@@ -258,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_commands_flags_are_its_own() {
-        let cli = Cli::try_parse_from(["wrenn", "c", "exec", "cl-x", "ls", "-la", "--json"]).unwrap();
+        let cli =
+            Cli::try_parse_from(["wrenn", "c", "exec", "cl-x", "ls", "-la", "--json"]).unwrap();
         let Command::Capsule(Capsule::Exec(exec)) = cli.command else { panic!("not exec") };
         assert_eq!(exec.command, ["ls", "-la", "--json"]);
         assert!(!cli.json);

@@ -99,10 +99,25 @@ impl Client {
     }
 }
 
-/// The server's error as it words it.
+/// What the server refused, as it words it.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// Stable, for programs.
+    pub code: String,
+    pub message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 fn refused(status: reqwest::StatusCode, body: &[u8]) -> anyhow::Error {
     match serde_json::from_slice::<api::ErrorBody>(body) {
-        Ok(body) => anyhow::anyhow!("{} ({})", body.error.message, body.error.code),
+        Ok(body) => Refused { code: body.error.code, message: body.error.message }.into(),
         Err(_) => anyhow::anyhow!("the platform answered {status}"),
     }
 }

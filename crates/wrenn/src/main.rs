@@ -65,9 +65,10 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Clean(clean) => {
             platform::clean(&clean.folder.dir, &clean.agent, &client_file).await?;
         }
+        Command::ClientFile => output::line(&client_file.display().to_string()),
         Command::ControlPlane(role) => {
             daemon::log_to_stderr(&role.log.filter, role.log.json);
-            platform::control_plane(&role.control_plane, &role.agent_url).await?;
+            platform::control_plane(&role.control_plane, &role.agent_url, &client_file).await?;
         }
         Command::Agent(role) => {
             daemon::log_to_stderr(&role.log.filter, role.log.json);
@@ -77,7 +78,8 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
             let envd = build.envd.find();
             let envd = envd.ok_or_else(|| anyhow::anyhow!("name the guest's agent with --envd"))?;
             let dir = build.folder.dir;
-            tokio::task::spawn_blocking(move || images::build(&dir, &envd, build.refresh)).await??;
+            tokio::task::spawn_blocking(move || images::build(&dir, &envd, build.refresh))
+                .await??;
         }
     }
     Ok(ExitCode::SUCCESS)

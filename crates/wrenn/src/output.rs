@@ -24,6 +24,11 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Whether results are read by a person.
+pub(crate) fn on_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
 /// Writes bytes as they are.
 pub(crate) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
@@ -120,7 +125,8 @@ pub(crate) struct Transfer(indicatif::ProgressBar);
 impl Transfer {
     /// Begins; `length` is in bytes, when it is known.
     pub(crate) fn start(what: &str, length: Option<u64>) -> Self {
-        let bar = length.map_or_else(indicatif::ProgressBar::no_length, indicatif::ProgressBar::new);
+        let bar =
+            length.map_or_else(indicatif::ProgressBar::no_length, indicatif::ProgressBar::new);
         let template = "{msg}  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
         // The template is a constant, and right.
         if let Ok(style) = indicatif::ProgressStyle::with_template(template) {

@@ -32,16 +32,20 @@ pub(crate) async fn agent(dir: &Path, settings: &Agent) -> anyhow::Result<()> {
 }
 
 /// Runs a control plane until it is told to stop.
-pub(crate) async fn control_plane(settings: &ControlPlane, agent: &str) -> anyhow::Result<()> {
+pub(crate) async fn control_plane(
+    settings: &ControlPlane,
+    agent: &str,
+    client_file: &Path,
+) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     let database = settings.database()?.context("set DATABASE_URL to a PostgreSQL URL")?;
     let listener = listen(settings.listen, "WRENN_CP_LISTEN_ADDR").await?;
     let settings = Settings { database, agent_url: agent.to_owned() };
     let app = App::start(settings, &tasks).await?;
-    if let Some(key) = app.bootstrap().await? {
-        output::line(&format!("API key, shown this once: {key}"));
-    }
+    let url = up::reachable(listener.local_addr()?);
+    up::introduce(&app, &url, client_file).await?;
     serve(listener, app.router(), &tasks);
+    output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
     tasks.finish().await;
     Ok(())

@@ -11,9 +11,10 @@ pub(crate) async fn upsert(
     address: &str,
     host: &DescribeResponse,
 ) -> sqlx::Result<HostId> {
-    let known: Option<Uuid> = sqlx::query_scalar("SELECT id FROM hosts ORDER BY created_at LIMIT 1")
-        .fetch_optional(db)
-        .await?;
+    let known: Option<Uuid> =
+        sqlx::query_scalar("SELECT id FROM hosts ORDER BY created_at LIMIT 1")
+            .fetch_optional(db)
+            .await?;
     let id = known.unwrap_or(HostId::new().0);
     let sql = "INSERT INTO hosts (id, name, address, status, arch, driver, accelerator, version, \
                templates, cpu_cores, memory_mib, disk_mib, last_heartbeat_at) \

@@ -15,7 +15,8 @@ pub(crate) async fn insert_team(db: &PgPool, id: TeamId, name: &str) -> sqlx::Re
 }
 
 pub(crate) async fn first_team(db: &PgPool) -> sqlx::Result<Option<TeamId>> {
-    let sql = "SELECT id FROM teams WHERE id <> $1 AND deleted_at IS NULL ORDER BY created_at LIMIT 1";
+    let sql =
+        "SELECT id FROM teams WHERE id <> $1 AND deleted_at IS NULL ORDER BY created_at LIMIT 1";
     let id: Option<Uuid> = sqlx::query_scalar(sql).bind(PLATFORM_TEAM.0).fetch_optional(db).await?;
     Ok(id.map(TeamId))
 }

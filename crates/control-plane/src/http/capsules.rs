@@ -15,6 +15,7 @@ const PAGE: u32 = 100;
 
 /// Start a capsule; answers when its guest does.
 #[utoipa::path(
+    operation_id = "create_capsule",
     post, path = "/v1/capsules", tag = "capsules", request_body = api::CreateCapsule,
     responses(
         (status = 201, body = api::Capsule),
@@ -43,6 +44,7 @@ pub(crate) struct Page {
 
 /// List the capsules that are not gone, newest first.
 #[utoipa::path(
+    operation_id = "list_capsules",
     get, path = "/v1/capsules", tag = "capsules", params(Page),
     responses((status = 200, body = api::CapsulePage), (status = "4XX", body = api::ErrorBody))
 )]
@@ -66,6 +68,7 @@ pub(crate) async fn list(
 
 /// Show one capsule.
 #[utoipa::path(
+    operation_id = "get_capsule",
     get, path = "/v1/capsules/{id}", tag = "capsules",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 200, body = api::Capsule), (status = "4XX", body = api::ErrorBody))
@@ -81,6 +84,7 @@ pub(crate) async fn get(
 
 /// End a capsule and remove all it had.
 #[utoipa::path(
+    operation_id = "delete_capsule",
     delete, path = "/v1/capsules/{id}", tag = "capsules",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(
@@ -99,6 +103,7 @@ pub(crate) async fn delete(
 
 /// What the guest wrote to its console: its last 64 KiB.
 #[utoipa::path(
+    operation_id = "get_capsule_logs",
     get, path = "/v1/capsules/{id}/logs", tag = "capsules",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(

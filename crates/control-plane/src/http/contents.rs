@@ -61,6 +61,7 @@ pub(super) fn check_path(field: &'static str, path: &str) -> Result<()> {
 
 /// Read a file; `Range` and gzip are honoured.
 #[utoipa::path(
+    operation_id = "get_file",
     get, path = "/v1/capsules/{id}/files", tag = "files",
     params(("id" = String, Path, description = "Id of the capsule"), File),
     responses(
@@ -81,6 +82,7 @@ pub(crate) async fn get(
 
 /// Read a file that the body names.
 #[utoipa::path(
+    operation_id = "read_file",
     post, path = "/v1/capsules/{id}/files/read", tag = "files", request_body = api::PathRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(
@@ -104,6 +106,7 @@ pub(crate) async fn read(
 
 /// Write a file with the request's body; its parents are made.
 #[utoipa::path(
+    operation_id = "put_file",
     put, path = "/v1/capsules/{id}/files", tag = "files",
     params(("id" = String, Path, description = "Id of the capsule"), File),
     request_body(content_type = "application/octet-stream"),
@@ -125,6 +128,7 @@ pub(crate) async fn put(
 
 /// Write a file with a form: a part `path`, then a part `file`.
 #[utoipa::path(
+    operation_id = "write_file",
     post, path = "/v1/capsules/{id}/files/write", tag = "files",
     params(("id" = String, Path, description = "Id of the capsule")),
     request_body(content_type = "multipart/form-data"),

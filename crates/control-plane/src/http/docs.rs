@@ -2,12 +2,12 @@
 
 use axum::Json;
 use axum::response::Html;
-use http::HeaderValue;
 use http::header::CONTENT_SECURITY_POLICY;
+use http::{HeaderValue, StatusCode};
 use std::sync::OnceLock;
 use utoipa::OpenApi as _;
-use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::{OpenApi, RefOr};
 
 const PAGE: &str = include_str!("docs.html");
 /// The page's own script and style alone; it asks nothing of other hosts.
@@ -35,8 +35,37 @@ pub(super) fn head() -> OpenApi {
     document
 }
 
+/// Gives every answer the description that OpenAPI demands: where none is written, the words
+/// that HTTP has for its status.
+pub(super) fn describe(document: &mut OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            for (status, answer) in &mut operation.responses.responses {
+                if let RefOr::T(answer) = answer
+                    && answer.description.is_empty()
+                {
+                    answer.description = words_for(status).to_owned();
+                }
+            }
+        }
+    }
+}
+
+fn words_for(status: &str) -> &'static str {
+    match status {
+        "4XX" => "The request is wrong, or not allowed",
+        "5XX" => "The platform cannot do it now",
+        status => {
+            let status = status.parse().ok().and_then(|code| StatusCode::from_u16(code).ok());
+            status.and_then(|status| status.canonical_reason()).unwrap_or("Done")
+        }
+    }
+}
+
 /// The OpenAPI document of this API.
 #[utoipa::path(
+    operation_id = "get_openapi",
     get, path = "/openapi.json", tag = "platform", security(()),
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
 )]
@@ -47,6 +76,7 @@ pub(crate) async fn document() -> Json<&'static OpenApi> {
 
 /// This API as a page for people.
 #[utoipa::path(
+    operation_id = "get_docs",
     get, path = "/docs", tag = "platform", security(()),
     responses((status = 200, description = "a page", content_type = "text/html"))
 )]

@@ -22,6 +22,7 @@ const DAY: u32 = 24 * 3600;
 
 /// Run a command and answer with its output and exit code.
 #[utoipa::path(
+    operation_id = "exec",
     post, path = "/v1/capsules/{id}/exec", tag = "processes", request_body = api::Exec,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(

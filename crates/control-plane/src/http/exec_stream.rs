@@ -27,6 +27,7 @@ const DAY: u32 = 24 * 3600;
 /// Run a command over a WebSocket. Frames: `StreamRequest` from the client, `StreamEvent` from
 /// the server.
 #[utoipa::path(
+    operation_id = "exec_stream",
     get, path = "/v1/capsules/{id}/exec/stream", tag = "processes",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
@@ -44,6 +45,7 @@ pub(crate) async fn exec(
 
 /// Attach to a process over a WebSocket: what it writes from here on, and its end.
 #[utoipa::path(
+    operation_id = "attach_process",
     get, path = "/v1/capsules/{id}/processes/{selector}/stream", tag = "processes",
     params(
         ("id" = String, Path, description = "Id of the capsule"),
@@ -94,10 +96,7 @@ async fn serve(socket: WebSocket, processes: Processes, attached: Option<(u32, E
 }
 
 /// Starts what the first frame asks for; also whether all output is to be base64.
-async fn start(
-    incoming: &mut Incoming,
-    processes: &Processes,
-) -> Result<((u32, Events), bool)> {
+async fn start(incoming: &mut Incoming, processes: &Processes) -> Result<((u32, Events), bool)> {
     let first = incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))?;
     let StreamRequest::Start { cmd, args, envs, cwd, user, timeout_sec, stdin, tag, encoding } =
         first
@@ -117,8 +116,7 @@ async fn start(
         Some(_) => return Err(Error::invalid("encoding", "must be `base64`, or left out")),
     };
     let timeout = timeout_sec.map(|seconds| Duration::from_secs(seconds.into()));
-    let command =
-        Command { cmd, args, envs, cwd, user, tag, timeout, stdin, terminal: None };
+    let command = Command { cmd, args, envs, cwd, user, tag, timeout, stdin, terminal: None };
     Ok((processes.start(command).await?, all_base64))
 }
 
@@ -163,9 +161,7 @@ async fn obey(
             queue(Input::Data(data)).await
         }
         StreamRequest::CloseStdin => queue(Input::End).await,
-        StreamRequest::Signal { signal } => {
-            processes.signal(&Selector::Pid(pid), &signal).await
-        }
+        StreamRequest::Signal { signal } => processes.signal(&Selector::Pid(pid), &signal).await,
         StreamRequest::Stop => processes.signal(&Selector::Pid(pid), "SIGKILL").await,
     }
 }

@@ -25,6 +25,7 @@ async fn client(
 
 /// List a directory, parents before children.
 #[utoipa::path(
+    operation_id = "list_files",
     post, path = "/v1/capsules/{id}/files/list", tag = "files", request_body = api::ListRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 200, body = api::EntryList), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -48,6 +49,7 @@ pub(crate) async fn list(
 
 /// Describe what is at a path.
 #[utoipa::path(
+    operation_id = "stat_file",
     post, path = "/v1/capsules/{id}/files/stat", tag = "files", request_body = api::PathRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 200, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -67,6 +69,7 @@ pub(crate) async fn stat(
 
 /// Make a directory and its parents.
 #[utoipa::path(
+    operation_id = "make_directory",
     post, path = "/v1/capsules/{id}/files/mkdir", tag = "files", request_body = api::PathRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 201, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -87,6 +90,7 @@ pub(crate) async fn mkdir(
 
 /// Move a path; the parents of its destination are made.
 #[utoipa::path(
+    operation_id = "move_file",
     post, path = "/v1/capsules/{id}/files/move", tag = "files", request_body = api::MoveRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 200, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -111,6 +115,7 @@ pub(crate) async fn rename(
 
 /// Remove a path and all below it; one that is not there is success.
 #[utoipa::path(
+    operation_id = "remove_file",
     post, path = "/v1/capsules/{id}/files/remove", tag = "files", request_body = api::PathRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 /// List the hosts, each with its driver and isolation tier.
 #[utoipa::path(
+    operation_id = "list_hosts",
     get, path = "/v1/hosts", tag = "hosts",
     responses((status = 200, body = api::HostList), (status = "4XX", body = api::ErrorBody))
 )]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 /// List the processes that were started over the API.
 #[utoipa::path(
+    operation_id = "list_processes",
     get, path = "/v1/capsules/{id}/processes", tag = "processes",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 200, body = api::ProcessList), (status = "4XX", body = api::ErrorBody))
@@ -37,6 +38,7 @@ pub(crate) struct Kill {
 
 /// Signal a process and its whole group.
 #[utoipa::path(
+    operation_id = "signal_process",
     delete, path = "/v1/capsules/{id}/processes/{selector}", tag = "processes",
     params(
         ("id" = String, Path, description = "Id of the capsule"),

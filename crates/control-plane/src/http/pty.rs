@@ -24,6 +24,7 @@ const SIZE: (u16, u16) = (80, 24);
 /// Open a terminal over a WebSocket. Frames: `PtyRequest` from the client, `PtyEvent` from the
 /// server.
 #[utoipa::path(
+    operation_id = "open_pty",
     get, path = "/v1/capsules/{id}/pty", tag = "processes",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))

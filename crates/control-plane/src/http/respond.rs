@@ -33,11 +33,7 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
     }
     let (status, took) = (response.status().as_u16(), started.elapsed());
     tracing::debug!(request_id = id, %method, route, status, ?took, "answered");
-    let labels = [
-        ("method", method.to_string()),
-        ("route", route),
-        ("status", status.to_string()),
-    ];
+    let labels = [("method", method.to_string()), ("route", route), ("status", status.to_string())];
     metrics::counter!("wrenn_http_requests_total", &labels).increment(1);
     metrics::histogram!("wrenn_http_request_seconds", &labels[..2]).record(took.as_secs_f64());
     response

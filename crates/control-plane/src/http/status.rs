@@ -12,6 +12,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Whether the platform can serve: 200, or 503 with the reason.
 #[utoipa::path(
+    operation_id = "get_health",
     get, path = "/health", tag = "platform", security(()),
     responses((status = 200, body = api::Health), (status = 503, body = api::Health))
 )]
@@ -24,6 +25,7 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
 
 /// The version that runs.
 #[utoipa::path(
+    operation_id = "get_version",
     get, path = "/version", tag = "platform", security(()),
     responses((status = 200, body = api::Version))
 )]
@@ -33,6 +35,7 @@ pub(crate) async fn version() -> Json<api::Version> {
 
 /// Figures in Prometheus' text form.
 #[utoipa::path(
+    operation_id = "get_metrics",
     get, path = "/metrics", tag = "platform",
     responses((status = 200, body = String), (status = 401, body = api::ErrorBody))
 )]

@@ -12,6 +12,7 @@ use types::{PLATFORM_TEAM, TemplateId};
 
 /// List the team's templates and those that all teams share.
 #[utoipa::path(
+    operation_id = "list_templates",
     get, path = "/v1/templates", tag = "templates",
     responses((status = 200, body = api::TemplateList), (status = "4XX", body = api::ErrorBody))
 )]

@@ -65,11 +65,7 @@ pub(crate) fn stat(path: &Path) -> Result<Entry> {
     let is_symlink = link.is_symlink();
     let target = if is_symlink { fs::metadata(path).ok() } else { Some(link.clone()) };
     let kind = target.as_ref().and_then(|t| {
-        if t.is_dir() {
-            Some(Kind::Directory)
-        } else {
-            t.is_file().then_some(Kind::File)
-        }
+        if t.is_dir() { Some(Kind::Directory) } else { t.is_file().then_some(Kind::File) }
     });
     let shown = target.unwrap_or(link);
     let name = path.file_name().map_or_else(|| "/".into(), |n| n.to_string_lossy());
@@ -124,8 +120,13 @@ pub(crate) fn replace_metadata(
         rustix::fs::fremovexattr(file, format!("{PREFIX}{key}")).map_err(fail)?;
     }
     for (key, value) in wanted {
-        rustix::fs::fsetxattr(file, format!("{PREFIX}{key}"), value.as_bytes(), XattrFlags::empty())
-            .map_err(fail)?;
+        rustix::fs::fsetxattr(
+            file,
+            format!("{PREFIX}{key}"),
+            value.as_bytes(),
+            XattrFlags::empty(),
+        )
+        .map_err(fail)?;
     }
     Ok(())
 }

@@ -55,7 +55,8 @@ impl Watcher {
             return Err(Error::invalid(format!("path {} not a directory", root.display())));
         }
         if !allow_network && on_network(&root) {
-            let message = format!("{} is on a network mount, which cannot be watched", root.display());
+            let message =
+                format!("{} is on a network mount, which cannot be watched", root.display());
             return Err(Error::invalid(message));
         }
         let inotify = Inotify::init().map_err(|e| fail(&e))?;
@@ -71,9 +72,7 @@ impl Watcher {
         let mut buffer = vec![0; BUFFER];
         loop {
             let raw: Vec<_> = match self.inotify.read_events(&mut buffer) {
-                Ok(events) => {
-                    events.map(|e| (e.wd, e.mask, e.name.map(PathBuf::from))).collect()
-                }
+                Ok(events) => events.map(|e| (e.wd, e.mask, e.name.map(PathBuf::from))).collect(),
                 Err(_) => return out, // nothing more to read now
             };
             if raw.is_empty() {
@@ -230,7 +229,11 @@ mod tests {
         fs::write(dir.path().join("a/b/f"), "x").unwrap();
         let seen = changes(&mut watcher);
         for name in ["a", "a/b", "a/b/f"] {
-            assert_eq!(seen.iter().filter(|e| **e == (name.into(), Change::Create)).count(), 1, "{seen:?}");
+            assert_eq!(
+                seen.iter().filter(|e| **e == (name.into(), Change::Create)).count(),
+                1,
+                "{seen:?}"
+            );
         }
         fs::remove_file(dir.path().join("a/b/f")).unwrap();
         assert_eq!(changes(&mut watcher), [("a/b/f".into(), Change::Remove)]);

@@ -6,10 +6,10 @@ use crate::filesystem::{self, entry};
 use crate::guest::Guest;
 use crate::paths;
 use crate::users::{self, User};
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use flate2::write::{GzDecoder, GzEncoder};
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode, header};
@@ -107,8 +107,10 @@ pub(super) async fn download(
 
 fn disposition(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let plain: String =
-        name.chars().map(|c| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '_' }).collect();
+    let plain: String = name
+        .chars()
+        .map(|c| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '_' })
+        .collect();
     let mut encoded = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._".contains(&byte) {
@@ -206,7 +208,8 @@ pub(super) async fn upload(
         if part.name() != Some("file") {
             continue;
         }
-        let name = if signed.path.is_empty() { part.file_name().unwrap_or("") } else { &signed.path };
+        let name =
+            if signed.path.is_empty() { part.file_name().unwrap_or("") } else { &signed.path };
         let path = target.path(name)?;
         stored.push(store(&target, &path, part, false, &metadata).await?);
     }
@@ -220,7 +223,8 @@ fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for (name, value) in headers {
         let Some(key) = name.as_str().strip_prefix("x-metadata-") else { continue };
-        let value = value.to_str().map_err(|_| Error::invalid(format!("metadata {key} is no text")))?;
+        let value =
+            value.to_str().map_err(|_| Error::invalid(format!("metadata {key} is no text")))?;
         if key.is_empty() || key.len() > entry::KEY_MAX || value.len() > entry::VALUE_MAX {
             return Err(Error::invalid(format!("metadata {key} is too long")));
         }
@@ -265,7 +269,9 @@ async fn fill<E: std::fmt::Display>(
                 // By pieces: what is small packed may be large unpacked.
                 for piece in chunk.chunks(4096) {
                     inflate.write_all(piece).map_err(|e| Error::invalid(format!("gzip: {e}")))?;
-                    file.write_all(&std::mem::take(inflate.get_mut())).await.map_err(|e| fail(&e))?;
+                    file.write_all(&std::mem::take(inflate.get_mut()))
+                        .await
+                        .map_err(|e| fail(&e))?;
                 }
             }
         }
@@ -379,10 +385,8 @@ mod tests {
     async fn a_compressed_body_is_the_same_when_unpacked() {
         let chunks: Vec<std::io::Result<Bytes>> =
             (0..50u8).map(|i| Ok(Bytes::from(vec![i; 10_000]))).collect();
-        let packed: Vec<Bytes> = compress(futures::stream::iter(chunks))
-            .map(|chunk| chunk.unwrap())
-            .collect()
-            .await;
+        let packed: Vec<Bytes> =
+            compress(futures::stream::iter(chunks)).map(|chunk| chunk.unwrap()).collect().await;
         let mut decoder = GzDecoder::new(Vec::new());
         decoder.write_all(&packed.concat()).unwrap();
         let plain = decoder.finish().unwrap();

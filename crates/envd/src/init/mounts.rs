@@ -15,8 +15,20 @@ const DISK: &str = "/dev/vdb";
 /// `/dev`, `/proc` and `/sys`.
 pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
     attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, "")?;
-    attach("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "")?;
-    attach("sysfs", "/sys", "sysfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "")
+    attach(
+        "proc",
+        "/proc",
+        "proc",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        "",
+    )?;
+    attach(
+        "sysfs",
+        "/sys",
+        "sysfs",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        "",
+    )
 }
 
 /// Makes the overlay the root and leaves the initramfs, freeing its memory.
@@ -44,7 +56,13 @@ pub(super) fn enter_root() -> anyhow::Result<()> {
 /// What programs expect below `/dev`, `/run`, `/tmp` and `/sys/fs/cgroup`.
 pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
-    attach("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, "gid=5,mode=620,ptmxmode=666")?;
+    attach(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        "gid=5,mode=620,ptmxmode=666",
+    )?;
     attach("tmpfs", "/dev/shm", "tmpfs", safe, "mode=1777")?;
     attach("tmpfs", "/run", "tmpfs", safe, "mode=755")?;
     attach("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | MountFlags::NOEXEC, "")?;
@@ -63,7 +81,8 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
 fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {
     make_dir(to)?;
     let data = CString::new(data)?;
-    mount(source, to, kind, flags, data.as_c_str()).with_context(|| format!("mounting {source} on {to}"))
+    mount(source, to, kind, flags, data.as_c_str())
+        .with_context(|| format!("mounting {source} on {to}"))
 }
 
 fn make_dir(path: &str) -> anyhow::Result<()> {

@@ -142,7 +142,9 @@ mod tests {
         hub.publish(Output::Stdout, Bytes::from_static(b"x")).await;
         hub.end(exit()).await;
         for receiver in [&mut a, &mut b] {
-            assert!(matches!(receiver.recv().await, Some(Event::Data(Output::Stdout, d)) if d == "x"));
+            assert!(
+                matches!(receiver.recv().await, Some(Event::Data(Output::Stdout, d)) if d == "x")
+            );
             assert!(matches!(receiver.recv().await, Some(Event::End(_))));
             assert!(receiver.recv().await.is_none());
         }

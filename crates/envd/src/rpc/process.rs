@@ -7,8 +7,7 @@ use crate::process::hub::{Event, Exit, Output};
 use crate::process::registry::Selector;
 use crate::process::{self, Process, Spec};
 use connectrpc::{
-    InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
-    ServiceStream,
+    InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
 use futures::StreamExt;
 use protocol::process as wire;
@@ -184,7 +183,8 @@ fn size(pty: Option<wire::PTY>) -> Result<Option<(u16, u16)>> {
     let Some(pty) = pty else { return Ok(None) };
     let size = pty.size.into_option().unwrap_or_default();
     let bad = |_| Error::invalid("pty.size must be at most 65535 by 65535");
-    let (cols, rows) = (u16::try_from(size.cols).map_err(bad)?, u16::try_from(size.rows).map_err(bad)?);
+    let (cols, rows) =
+        (u16::try_from(size.cols).map_err(bad)?, u16::try_from(size.rows).map_err(bad)?);
     Ok(Some(if cols == 0 || rows == 0 { (80, 24) } else { (cols, rows) }))
 }
 

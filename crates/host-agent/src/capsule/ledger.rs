@@ -34,11 +34,7 @@ impl Ledger {
     /// Writes it to the capsule's folder, durably.
     pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
         let staged = dir.join(STAGED);
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&staged)?;
+        let mut file = File::options().write(true).create(true).truncate(true).open(&staged)?;
         rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600))?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;

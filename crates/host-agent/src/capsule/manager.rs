@@ -154,7 +154,8 @@ impl Manager {
         let wanted = u64::from(ledger.resources.memory_mib);
         if used + wanted > self.parts.memory_mib {
             let all = self.parts.memory_mib;
-            let why = format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
+            let why =
+                format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
             return Err(Error::NoCapacity(why));
         }
         let (_, free) = storage::capacity(&self.parts.config.dir);

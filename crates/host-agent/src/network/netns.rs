@@ -20,10 +20,11 @@ const BOUND: &str = "/run/netns";
 /// Refuses a range that the machine uses already.
 pub(super) async fn check_clash(plan: &Plan) -> Result<(), Error> {
     let own = plan.link_prefix();
-    let ranges = tokio::task::spawn_blocking(move || with_netlink(|netlink| used_ranges(netlink, own)))
-        .await
-        .unwrap_or_else(|e| Err(io::Error::other(e)))
-        .map_err(io_error("reading the machine's routes"))?;
+    let ranges =
+        tokio::task::spawn_blocking(move || with_netlink(|netlink| used_ranges(netlink, own)))
+            .await
+            .unwrap_or_else(|e| Err(io::Error::other(e)))
+            .map_err(io_error("reading the machine's routes"))?;
     match ranges.iter().find(|(address, prefix)| plan.overlaps(*address, *prefix)) {
         None => Ok(()),
         Some((address, prefix)) => {
@@ -195,7 +196,5 @@ pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
 pub(super) fn existing(plan: &Plan) -> Vec<u32> {
     let prefix = plan.namespace_prefix();
     let entries = fs::read_dir(BOUND).into_iter().flatten().flatten();
-    entries
-        .filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse().ok())
-        .collect()
+    entries.filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse().ok()).collect()
 }

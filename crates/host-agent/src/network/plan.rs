@@ -113,7 +113,8 @@ impl Plan {
     /// The rules of the host, for all capsules of this agent. Applying them again replaces
     /// them in one step.
     pub(crate) fn host_rules(&self) -> String {
-        let (table, links) = (format!("wrenn_{}", self.tag), format!("\"{}*\"", self.link_prefix()));
+        let (table, links) =
+            (format!("wrenn_{}", self.tag), format!("\"{}*\"", self.link_prefix()));
         let mut out = format!("table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
         out += " chain incoming {\n  type filter hook input priority 0; policy accept;\n";
         let _ = writeln!(out, "  iifname {links} ct state established,related accept");
@@ -139,7 +140,9 @@ impl Plan {
     /// Name servers may be private: only they, and only port 53.
     fn dns_exceptions(&self) -> Vec<String> {
         let private = self.dns.iter().filter(|ip| ip.is_ipv4() && !ip.is_loopback());
-        private.map(|ip| format!("ip daddr {ip} meta l4proto {{ tcp, udp }} th dport 53 accept")).collect()
+        private
+            .map(|ip| format!("ip daddr {ip} meta l4proto {{ tcp, udp }} th dport 53 accept"))
+            .collect()
     }
 }
 

@@ -35,7 +35,9 @@ const PROBE_WORD: &[u8] = b"envd:";
 pub(crate) enum Accelerator {
     Kvm,
     /// Emulation; with the host's time stamp counter rate, which the guest must be told.
-    Tcg { tsc_khz: u64 },
+    Tcg {
+        tsc_khz: u64,
+    },
 }
 
 /// The driver, with what every machine boots from.
@@ -59,7 +61,8 @@ impl Qemu {
     /// Why not, for people.
     pub(crate) async fn probe(&self, dir: &Path) -> Result<(), Error> {
         let fail = |e| Error::new("booting a probe guest", e);
-        let machine = self.spawn("probe", &Sizes { vcpus: 1, memory_mib: 128 }, dir, Devices::default());
+        let machine =
+            self.spawn("probe", &Sizes { vcpus: 1, memory_mib: 128 }, dir, Devices::default());
         let machine = machine.map_err(fail)?;
         let limit = tokio::time::Instant::now() + PROBE;
         let mut result = Err(fail(io::ErrorKind::TimedOut.into()));
@@ -104,14 +107,17 @@ impl Qemu {
         args.extend(words(&["-kernel", &format!("/proc/self/fd/{kernel}")]));
         args.extend(words(&["-initrd", &format!("/proc/self/fd/{initramfs}")]));
         let disks = devices.disks.into_iter();
-        let modes = disks.flat_map(|d| [(d.image, "readonly=on"), (d.own, "auto-read-only=off,discard=unmap")]);
+        let modes = disks
+            .flat_map(|d| [(d.image, "readonly=on"), (d.own, "auto-read-only=off,discard=unmap")]);
         for (disk, mode) in modes {
             let fd = pass(disk.into());
             args.extend(words(&[
                 "-add-fd",
                 &format!("fd={fd},set={fd}"),
                 "-drive",
-                &format!("id=d{fd},file=/dev/fdset/{fd},format=raw,if=none,file.locking=off,{mode}"),
+                &format!(
+                    "id=d{fd},file=/dev/fdset/{fd},format=raw,if=none,file.locking=off,{mode}"
+                ),
                 "-device",
                 &format!("virtio-blk-device,drive=d{fd}"),
             ]));
@@ -150,18 +156,33 @@ impl Qemu {
             Accelerator::Tcg { .. } => ("tcg,thread=multi,tb-size=128", "EPYC"),
         };
         words(&[
-            "-name", name,
-            "-M", "microvm",
-            "-accel", accel,
-            "-cpu", cpu,
-            "-smp", &sizes.vcpus.to_string(),
-            "-m", &sizes.memory_mib.to_string(),
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-action", "panic=pause,shutdown=pause,reboot=shutdown",
-            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-            "-chardev", &format!("ringbuf,id=console,size={CONSOLE}"),
-            "-serial", "chardev:console",
-            "-append", &self.command_line(),
+            "-name",
+            name,
+            "-M",
+            "microvm",
+            "-accel",
+            accel,
+            "-cpu",
+            cpu,
+            "-smp",
+            &sizes.vcpus.to_string(),
+            "-m",
+            &sizes.memory_mib.to_string(),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-action",
+            "panic=pause,shutdown=pause,reboot=shutdown",
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            "-chardev",
+            &format!("ringbuf,id=console,size={CONSOLE}"),
+            "-serial",
+            "chardev:console",
+            "-append",
+            &self.command_line(),
         ])
     }
 
@@ -229,13 +250,10 @@ impl Driver for Qemu {
 
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         async move {
-            let sizes = Sizes { vcpus: spec.resources.vcpus, memory_mib: spec.resources.memory_mib };
-            let devices = Devices {
-                disks: spec.disks,
-                tap: spec.tap,
-                uid: spec.uid,
-                cgroups: spec.cgroups,
-            };
+            let sizes =
+                Sizes { vcpus: spec.resources.vcpus, memory_mib: spec.resources.memory_mib };
+            let devices =
+                Devices { disks: spec.disks, tap: spec.tap, uid: spec.uid, cgroups: spec.cgroups };
             let machine = self.spawn(&spec.name, &sizes, &spec.dir, devices);
             let machine = machine.map_err(|e| Error::new("starting QEMU", e))?;
             Ok(Box::new(machine) as Box<dyn Machine>)

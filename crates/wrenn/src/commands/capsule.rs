@@ -2,7 +2,7 @@
 
 use super::{cp, exec, shell};
 use crate::cli;
-use crate::client::Client;
+use crate::client::{Client, Refused};
 use crate::output::{self, Form, Progress};
 use std::process::ExitCode;
 
@@ -16,14 +16,28 @@ pub(crate) async fn capsule(
         cli::Capsule::Create(create) => self::create(create, client, form).await?,
         cli::Capsule::List => list(client, form).await?,
         cli::Capsule::Get { capsule } => get(&capsule, client, form).await?,
-        cli::Capsule::Exec(command) => return exec::exec(command, client, form).await,
-        cli::Capsule::Shell(command) => return shell::shell(command, client).await,
+        cli::Capsule::Exec(command) => {
+            return Ok(exec::exec(command, client, form)
+                .await
+                .unwrap_or_else(|e| failed(&e, form)));
+        }
+        cli::Capsule::Shell(command) => {
+            return Ok(shell::shell(command, client).await.unwrap_or_else(|e| failed(&e, form)));
+        }
         cli::Capsule::Cp { from, to } => cp::cp(&from, &to, client, form).await?,
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
         cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
         cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells of a failure that is ours, not the command's, by an exit code that few commands have,
+/// as `timeout(1)` and `env(1)` do.
+fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
+    output::error(error, form);
+    let timed_out = error.downcast_ref::<Refused>().is_some_and(|r| r.code == "timeout");
+    ExitCode::from(if timed_out { 124 } else { 125 })
 }
 
 /// The path of a capsule's resource; its id is checked, so that it stays one segment.
@@ -131,7 +145,11 @@ async fn processes(capsule: &str, client: &Client, form: Form) -> anyhow::Result
         return output::json(&list.processes);
     }
     let row = |p: api::Process| {
-        vec![p.pid.to_string(), p.tag.unwrap_or_default(), format!("{} {}", p.cmd, p.args.join(" "))]
+        vec![
+            p.pid.to_string(),
+            p.tag.unwrap_or_default(),
+            format!("{} {}", p.cmd, p.args.join(" ")),
+        ]
     };
     output::table(&["PID", "TAG", "COMMAND"], list.processes.into_iter().map(row).collect());
     Ok(())

@@ -19,7 +19,10 @@ enum Side<'a> {
     /// The stream that is ours anyway: standard input or output.
     Stream,
     Local(&'a Path),
-    Capsule { id: &'a str, path: &'a str },
+    Capsule {
+        id: &'a str,
+        path: &'a str,
+    },
 }
 
 impl<'a> Side<'a> {
@@ -75,7 +78,8 @@ async fn target(client: &Client, id: &str, to: &str, name: Option<&str>) -> anyh
     if !into {
         return Ok(to.to_owned());
     }
-    let name = name.context("the local file's name is no text; name the file in the capsule too")?;
+    let name =
+        name.context("the local file's name is no text; name the file in the capsule too")?;
     Ok(format!("{}/{name}", to.trim_end_matches('/')))
 }
 

@@ -53,17 +53,16 @@ pub(crate) async fn doctor(
 
 fn machine(path: &str) -> Vec<Check> {
     let root = rustix::process::getuid().is_root();
-    let mut checks = vec![
-        Check::new("root", root, if root { "yes" } else { "run it as root, for example with sudo" }),
-    ];
+    let mut checks = vec![Check::new(
+        "root",
+        root,
+        if root { "yes" } else { "run it as root, for example with sudo" },
+    )];
     for (program, package, needed) in PROGRAMS {
         let found = sys::find_program(program, path);
         let fix = format!("missing: apt-get install {package}");
-        let mut check = Check::new(
-            program,
-            found.is_some(),
-            found.map_or(fix, |at| at.display().to_string()),
-        );
+        let mut check =
+            Check::new(program, found.is_some(), found.map_or(fix, |at| at.display().to_string()));
         if !needed && check.status == "failed" {
             check.status = "note";
         }
@@ -76,8 +75,13 @@ fn machine(path: &str) -> Vec<Check> {
     checks.push(Check::new("/dev/net/tun", tun, if tun { "there" } else { "modprobe tun" }));
     let kvm = Path::new("/dev/kvm").exists();
     let without = "absent: capsules run under software emulation, which is slower";
-    let detail = if kvm { "there; `wrenn host list` shows whether guests boot on it" } else { without };
-    checks.push(Check { name: "/dev/kvm".into(), status: if kvm { "ok" } else { "note" }, detail: detail.into() });
+    let detail =
+        if kvm { "there; `wrenn host list` shows whether guests boot on it" } else { without };
+    checks.push(Check {
+        name: "/dev/kvm".into(),
+        status: if kvm { "ok" } else { "note" },
+        detail: detail.into(),
+    });
     checks
 }
 

@@ -2,7 +2,7 @@
 
 use super::capsule::path;
 use crate::cli;
-use crate::client::{Client, Sender, Socket};
+use crate::client::{Client, Refused, Sender, Socket};
 use crate::output::{self, Form};
 use anyhow::Context;
 use api::{StreamEvent, StreamRequest};
@@ -32,8 +32,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     }
     let stdin = !exec.no_stdin && !std::io::stdin().is_terminal();
     let path = path(&exec.capsule, "")?;
-    let Socket { mut sender, mut receiver } =
-        client.socket(&format!("{path}/exec/stream")).await?;
+    let Socket { mut sender, mut receiver } = client.socket(&format!("{path}/exec/stream")).await?;
     let mut words = exec.command.into_iter();
     let start = StreamRequest::Start {
         cmd: words.next().unwrap_or_default(),
@@ -49,7 +48,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     sender.send(&start).await?;
     let pid = match receiver.next().await? {
         StreamEvent::Start { pid } => pid,
-        StreamEvent::Error { code, data } => anyhow::bail!("{data} ({code})"),
+        StreamEvent::Error { code, data } => return Err(Refused { code, message: data }.into()),
         StreamEvent::Stdout { .. }
         | StreamEvent::Stderr { .. }
         | StreamEvent::Exit { .. }
@@ -77,7 +76,7 @@ fn show(frame: StreamEvent) -> anyhow::Result<Option<ExitCode>> {
         StreamEvent::Exit { exit_code } => return Ok(Some(exit(exit_code))),
         // The program may end without having read its input.
         StreamEvent::Error { code, .. } if code == "conflict" => {}
-        StreamEvent::Error { code, data } => anyhow::bail!("{data} ({code})"),
+        StreamEvent::Error { code, data } => return Err(Refused { code, message: data }.into()),
         StreamEvent::Start { .. } | StreamEvent::Ping => {}
     }
     Ok(None)

@@ -3,7 +3,7 @@
 use super::capsule::path;
 use super::exec::{exit, read_stdin};
 use crate::cli;
-use crate::client::{Client, Receiver, Sender, Socket};
+use crate::client::{Client, Receiver, Refused, Sender, Socket};
 use crate::output;
 use anyhow::Context;
 use api::{PtyEvent, PtyRequest};
@@ -40,8 +40,7 @@ pub(super) async fn shell(shell: cli::Shell, client: &Client) -> anyhow::Result<
 
 /// Runs a program on a terminal until it ends; every key goes to it.
 pub(super) async fn run(program: Program, client: &Client) -> anyhow::Result<ExitCode> {
-    let Socket { mut sender, receiver } =
-        client.socket(&path(&program.capsule, "/pty")?).await?;
+    let Socket { mut sender, receiver } = client.socket(&path(&program.capsule, "/pty")?).await?;
     let (cols, rows) = terminal::size().unwrap_or(SIZE);
     let mut envs = program.envs;
     if let Some(term) = cli::terminal_type() {
@@ -81,7 +80,9 @@ async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
                 drop(raw);
                 return Ok(exit(exit_code));
             }
-            PtyEvent::Error { code, data, fatal: true } => anyhow::bail!("{data} ({code})"),
+            PtyEvent::Error { code, data, fatal: true } => {
+                return Err(Refused { code, message: data }.into());
+            }
             PtyEvent::Error { .. } | PtyEvent::Ping => {}
         }
     }

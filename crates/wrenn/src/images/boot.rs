@@ -56,8 +56,7 @@ impl Archive {
         let (major, minor) = if mode == CONSOLE { (5, 1) } else { (0, 0) };
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
-        let fields =
-            [self.entries, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08x}").as_bytes());
@@ -95,6 +94,8 @@ mod tests {
         assert_eq!(&header[14..22], "000041ed", "mode");
         assert_eq!(&header[94..102], "00000004", "length of the name with its NUL");
         let text = String::from_utf8_lossy(&bytes);
-        assert!(text.contains("dir/file\0") && text.contains("hello") && text.contains("TRAILER!!!"));
+        assert!(
+            text.contains("dir/file\0") && text.contains("hello") && text.contains("TRAILER!!!")
+        );
     }
 }

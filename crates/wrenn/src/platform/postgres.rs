@@ -210,7 +210,8 @@ impl Cluster {
             fs::remove_dir_all(&staged)?;
         }
         // Whoever can enter the socket's folder is trusted: its owner and root.
-        let args = ["-U", NAME, "-E", "UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject"];
+        let args =
+            ["-U", NAME, "-E", "UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject"];
         Run::new(&self.programs.join("initdb"), &args)
             .arg("-D")
             .arg(staged.to_str().context("WRENN_DIR is no text")?)

@@ -71,12 +71,15 @@ fn make_dir(dir: &Path) -> anyhow::Result<()> {
     Ok(fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?)
 }
 
-/// Makes the first key, or one for the commands whose file is lost, and writes their file.
-async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Result<()> {
+/// Makes the first key, or one for the commands whose file is lost, and writes their file. The
+/// first key is shown on a terminal alone: elsewhere what is printed ends in some log.
+pub(super) async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Result<()> {
     let known = ClientFile::load(path);
     let api_key = match (app.bootstrap().await?, known) {
         (Some(first), _) => {
-            output::line(&format!("API key, shown this once: {first}"));
+            if output::on_terminal() {
+                output::line(&format!("API key, shown this once: {first}"));
+            }
             first
         }
         (None, Some(known)) if app.accepts(&known.api_key).await? => {
@@ -87,15 +90,21 @@ async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Result<()> {
         }
         (None, _) => app.add_key("commands on this machine").await?,
     };
-    ClientFile { url: url.to_owned(), api_key }.save(path)
+    ClientFile { url: url.to_owned(), api_key }.save(path)?;
+    output::line(&format!("The commands on this machine use the key in {}", path.display()));
+    Ok(())
 }
 
 /// An address that clients on this machine can use.
-fn reachable(listening: SocketAddr) -> String {
+pub(super) fn reachable(listening: SocketAddr) -> String {
     let ip = listening.ip();
     let mut at = listening;
     if ip.is_unspecified() {
-        at.set_ip(if ip.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        at.set_ip(if ip.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     format!("http://{at}")
 }

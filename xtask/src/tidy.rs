@@ -1,0 +1,80 @@
+//! The tree's own rules: sizes, module headers, places of modules, names of crates.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines that a file may have; tests are counted apart, below `#[cfg(test)]`.
+const LINES_MAX: usize = 600;
+
+/// What breaks a rule, a line each.
+pub(crate) fn faults(root: &Path) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut files = Vec::new();
+    for dir in ["crates", "tests", "benches", "xtask"] {
+        sources(&root.join(dir), &mut files);
+    }
+    for path in &files {
+        let name = path.strip_prefix(root).unwrap_or(path).display();
+        let Ok(text) = fs::read_to_string(path) else {
+            faults.push(format!("{name}: cannot be read"));
+            continue;
+        };
+        faults.extend(rules(path, &text).into_iter().map(|fault| format!("{name}: {fault}")));
+    }
+    let architecture = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap_or_default();
+    for entry in fs::read_dir(root.join("crates")).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !architecture.contains(&format!("`{name}`")) {
+            faults.push(format!("ARCHITECTURE.md does not name the crate `{name}`"));
+        }
+    }
+    if files.len() < 50 {
+        faults.push(format!("only {} files were found to check", files.len()));
+    }
+    faults
+}
+
+/// Rust files below a directory, but for build output.
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+fn rules(path: &Path, text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text).lines().count();
+    if code > LINES_MAX {
+        faults
+            .push(format!("{code} lines, over {LINES_MAX}; split it where another concern begins"));
+    }
+    if !text.starts_with("//!") {
+        faults.push("opens without `//!`: say what it owns and what it never does".to_owned());
+    }
+    if path.file_name().is_some_and(|name| name == "mod.rs") {
+        faults.push("is a mod.rs; name the file after its module".to_owned());
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rule_finds_its_fault() {
+        let of = |name: &str, text: &str| rules(Path::new(name), text);
+        assert!(of("a.rs", "//! Fine.\nfn f() {}\n").is_empty());
+        assert!(of("a.rs", "fn f() {}\n")[0].contains("opens without"));
+        assert!(of("x/mod.rs", "//! x\n")[0].contains("mod.rs"));
+        let long = format!("//! x\n{}", "\n".repeat(LINES_MAX));
+        assert!(of("a.rs", &long)[0].contains("lines"));
+        let tests = format!("//! x\n#[cfg(test)]\nmod tests {{{}}}", "\n".repeat(LINES_MAX));
+        assert!(of("a.rs", &tests).is_empty());
+    }
+}
