@@ -29,6 +29,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
 
 /// Reads JSON; an error names the field that is wrong, and where it stands.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    // An array would pass for an object whose fields come in their order.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Error::invalid("body", "is wrong: it must be a JSON object"));
+    }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();

@@ -10,6 +10,7 @@ use crate::storage;
 use crate::vmm::Machine;
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -57,7 +58,10 @@ impl Manager {
     pub(crate) async fn new(parts: Arc<Parts>) -> Result<Self, Error> {
         let manager = Self { parts, capsules: Arc::default() };
         let dir = manager.parts.config.capsules();
-        fs::create_dir_all(&dir).map_err(io_error("making the capsules' folder"))?;
+        // Ours alone: in it are disks and consoles, which no other user may read.
+        let made = fs::create_dir_all(&dir)
+            .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)));
+        made.map_err(io_error("making the capsules' folder"))?;
         for id in boot::existing(&manager.parts) {
             match manager.adopt(id) {
                 Some(()) => tracing::info!(%id, "adopted a running capsule"),

@@ -52,6 +52,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     };
     let tasks = Tasks::default();
     let agent_url = format!("http://{}", internal.local_addr()?);
+    tracing::info!(agent = agent_url, "the host agent listens");
     serve(internal, host_agent::start(config, &tasks).await?, &tasks);
     let app = App::start(Settings { database, agent_url }, &tasks).await?;
     let url = reachable(api.local_addr()?);
@@ -178,6 +179,8 @@ pub(crate) async fn clean(dir: &Path, agent: &Agent, client_file: &Path) -> anyh
     host_agent::clean(agent.config(dir)?).await?;
     fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
     let _ = fs::remove_file(client_file);
+    // The folder may hold what is not ours.
+    let _ = client_file.parent().map(fs::remove_dir);
     progress.done();
     Ok(())
 }

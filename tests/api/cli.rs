@@ -1,0 +1,166 @@
+//! The command line against a platform on the same machine, with no variable set but where that
+//! platform keeps its file.
+
+use crate::capsule;
+use serde_json::Value;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Output, Stdio};
+use tests::{Driver, Platform};
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Runs a command with this standard input.
+fn with_stdin(platform: &Platform, args: &[&str], input: &[u8]) -> Output {
+    let mut command = platform.wrenn();
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    let writer = std::thread::spawn(move || {
+        let _ = stdin.write_all(&input);
+    });
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    out
+}
+
+#[tokio::test]
+async fn a_capsule_lives_its_life_by_commands() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let file = std::fs::metadata(platform.dir().join("../client.json")).unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    let made = platform.run(&["capsule", "create", "--memory", "128", "--env", "A=b"]);
+    let id = text(&made.stdout).trim().to_owned();
+    assert!(id.starts_with("cl-"), "{made:?}");
+    let list = platform.run(&["capsule", "list"]);
+    let lines: Vec<&str> = text(&list.stdout).lines().collect();
+    assert!(lines[0].contains("STATUS") && lines[1].contains(&id) && lines[1].contains("running"));
+    let list = platform.run(&["--json", "capsule", "list"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(list[0]["id"], id.as_str());
+    let get = platform.run(&["capsule", "get", &id]);
+    assert!(text(&get.stdout).contains("128 MiB"), "{get:?}");
+    let ps = platform.run(&["capsule", "ps", &id, "--json"]);
+    assert_eq!(text(&ps.stdout).trim(), "[]");
+    assert!(platform.run(&["capsule", "logs", &id]).status.success());
+    for list in ["template", "host"] {
+        let shown = platform.run(&[list, "list", "--json"]);
+        assert_eq!(
+            serde_json::from_slice::<Value>(&shown.stdout).unwrap().as_array().unwrap().len(),
+            1
+        );
+    }
+    let killed = platform.run(&["capsule", "kill", &id]);
+    assert!(killed.status.success(), "{killed:?}");
+    assert!(text(&platform.run(&["capsule", "list"]).stdout).lines().count() == 1);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn exec_passes_output_input_and_exit_code_on() {
+    let (platform, _, id) = capsule().await;
+    let run = |args: &[&str]| {
+        let mut all = vec!["capsule", "exec", "--no-stdin", &id, "--"];
+        all.extend(args);
+        platform.run(&all)
+    };
+    let out = run(&["sh", "-c", "printf 'a\\377'; echo e >&2; exit 42"]);
+    assert_eq!((out.stdout.as_slice(), out.stderr.as_slice()), (&b"a\xff"[..], &b"e\n"[..]));
+    assert_eq!(out.status.code(), Some(42));
+    assert_eq!(run(&["sh", "-c", "kill -TERM $$"]).status.code(), Some(143));
+    let much: Vec<u8> = (0..3_000_000_u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
+    let out = with_stdin(&platform, &["capsule", "exec", &id, "cat"], &much);
+    assert!(out.stdout == much, "{} of {} bytes came back", out.stdout.len(), much.len());
+    let out = platform.run(&["capsule", "exec", &id, "-n", "--json", "--", "echo", "hi"]);
+    let json: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["stdout"], "hi\n");
+    let out = run(&["/nosuch"]);
+    assert_eq!(out.status.code(), Some(125));
+    assert!(text(&out.stderr).starts_with("error: ") && text(&out.stderr).contains("/nosuch"));
+    let late = ["capsule", "exec", &id, "-n", "--timeout", "1", "--", "sleep", "50"];
+    let out = platform.run(&late);
+    assert_eq!(out.status.code(), Some(124), "{out:?}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_interrupt_reaches_the_command() {
+    let (platform, client, id) = capsule().await;
+    let mut command = platform.wrenn();
+    let script = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+    command.args(["capsule", "exec", "-n", &id, "--", "bash", "-c", script]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    tests::eventually("the command runs", || async {
+        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+        (list["processes"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    // The command says that it is ready when its trap is set; read with the rest.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert_eq!((text(&out.stdout), out.status.code()), ("ready\nbye\n", Some(7)));
+    platform.finish();
+}
+
+#[tokio::test]
+async fn files_are_copied_both_ways_and_through_streams() {
+    let (platform, _, id) = capsule().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+    std::fs::create_dir(&there).unwrap();
+    let contents = vec![9_u8; 2_000_000];
+    std::fs::write(&here, &contents).unwrap();
+    let cp = |from: &str, to: &str| platform.run(&["capsule", "cp", from, to]);
+    let inside = |path: &std::path::Path| format!("{id}:{}", path.display());
+    // Into a directory it keeps its name.
+    let out = cp(here.to_str().unwrap(), &inside(&there));
+    assert!(out.status.success(), "{out:?}");
+    assert!(std::fs::read(there.join("here")).unwrap() == contents);
+    let back = dir.path().join("back");
+    assert!(cp(&inside(&there.join("here")), back.to_str().unwrap()).status.success());
+    assert!(std::fs::read(&back).unwrap() == contents);
+    let out = cp(&inside(&there.join("here")), "-");
+    assert!(out.stdout == contents);
+    let to = inside(&there.join("piped"));
+    let out = with_stdin(&platform, &["capsule", "cp", "-", &to, "--json"], b"piped");
+    assert_eq!(serde_json::from_slice::<Value>(&out.stdout).unwrap()["bytes"], 5);
+    assert_eq!(std::fs::read(there.join("piped")).unwrap(), b"piped");
+    let missing = cp(&inside(&dir.path().join("nosuch")), back.to_str().unwrap());
+    assert!(!missing.status.success() && text(&missing.stderr).contains("file not found"));
+    assert!(std::fs::read(&back).unwrap() == contents, "a copy that failed changed its target");
+    assert!(!dir.path().join("back.part").exists());
+    let dir = cp(there.to_str().unwrap(), &inside(&back));
+    assert!(!dir.status.success() && text(&dir.stderr).contains("is a directory"));
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_in_one_line_with_the_fix() {
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    let out = platform.run(&["capsule", "get", "cl-x"]);
+    assert!(text(&out.stderr).contains("`cl-x` is no capsule's id"), "{out:?}");
+    let out = platform.run(&["capsule", "get", "cl-0000000000000000000000000"]);
+    assert_eq!(text(&out.stderr), "error: capsule not found (not_found)\n");
+    assert_eq!(out.status.code(), Some(1));
+    let second = platform.run(&["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
+    assert!(text(&second.stderr).contains("a platform already runs in"), "{second:?}");
+    let public = platform.run(&["agent", "--agent-listen", "0.0.0.0:0"]);
+    assert!(text(&public.stderr).contains("must be a loopback address"), "{public:?}");
+    let taken = platform.url().strip_prefix("http://").unwrap();
+    let mut command = platform.wrenn();
+    let other = tempfile::tempdir().unwrap();
+    command.args(["up", "--listen", taken]).env("WRENN_DIR", other.path()).stdin(Stdio::null());
+    let out = command.output().unwrap();
+    assert!(
+        text(&out.stderr).contains("choose another address with WRENN_CP_LISTEN_ADDR"),
+        "{out:?}"
+    );
+    platform.stop();
+    let out = platform.run(&["capsule", "list"]);
+    assert!(text(&out.stderr).contains("does it run? (`wrenn up`)"), "{out:?}");
+    platform.finish();
+}

@@ -1,0 +1,201 @@
+//! `kill -9` of each part, in the middle of what it does: after the restart nothing is left half
+//! done, and capsules that ran still run.
+
+use crate::capsule;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+use tests::{Client, Driver, Platform, eventually, processes_of};
+
+async fn items(client: &Client) -> Vec<Value> {
+    let list = client.get("/v1/capsules").await;
+    if list.status.as_u16() != 200 {
+        return vec![json!({ "status": "unknown" })];
+    }
+    list.body["items"].as_array().unwrap().clone()
+}
+
+/// Waits until every capsule has come to rest, and checks that its machine is there if and only
+/// if it runs.
+async fn settled(client: &Client) -> Vec<String> {
+    let items = eventually("every capsule has come to rest", || async {
+        let items = items(client).await;
+        let rests = |item: &Value| item["status"] == "running" || item["status"] == "error";
+        items.iter().all(rests).then_some(items)
+    })
+    .await;
+    let mut running = Vec::new();
+    for item in items {
+        let id = item["id"].as_str().unwrap().to_owned();
+        if item["status"] == "running" {
+            assert_eq!(processes_of(&id).len(), 1, "{item}");
+            running.push(id);
+        }
+    }
+    running
+}
+
+#[tokio::test]
+async fn the_platform_dies_in_the_middle_of_creates_and_deletes() {
+    let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
+    for millis in [2, 5, 9, 14, 20, 35] {
+        let client = platform.client();
+        let doomed = client.create(&json!({ "memory_mb": 128 })).await;
+        let (create, delete) = (client.clone(), client.clone());
+        let work = tokio::spawn(async move {
+            let made = json!({ "memory_mb": 128 });
+            let create = create.request(reqwest::Method::POST, "/v1/capsules").json(&made).send();
+            let path = format!("/v1/capsules/{doomed}");
+            let delete = delete.request(reqwest::Method::DELETE, &path).send();
+            let _ = tokio::join!(create, delete);
+        });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        platform.kill();
+        work.await.unwrap();
+        platform.resume().await;
+        let running = settled(&platform.client()).await;
+        assert!(running.contains(&kept), "a capsule that ran is gone");
+        assert_eq!(platform.client().out(&kept, "echo up").await, "up\n");
+        let folders = platform.leftovers().folders;
+        assert_eq!(folders.len(), running.len(), "{folders:?} for {running:?}");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_removed() {
+    let (platform, client, id) = capsule().await;
+    let path = format!("/v1/capsules/{id}");
+    for pid in processes_of(&id) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
+    assert!([503, 409].contains(&exec.status.as_u16()), "{exec:?}");
+    let seen = eventually("the capsule is known to have failed", || async {
+        let seen = client.get(&path).await.expect(200);
+        (seen["status"] == "error").then_some(seen)
+    })
+    .await;
+    assert_eq!(seen["error"], "envd ended");
+    let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
+    exec.refuses(409, "conflict", "the capsule is error, not running");
+    client.delete(&path).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn the_database_dies_and_is_started_again() {
+    let (platform, client, id) = capsule().await;
+    let pidfile = std::fs::read_to_string(platform.dir().join("postgres/data/postmaster.pid"));
+    let pid: i32 = pidfile.unwrap().lines().next().unwrap().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    eventually("the database answers again", || async {
+        let health = client.get("/health").await;
+        (health.status.as_u16() == 200 && client.get("/v1/capsules").await.status == 200)
+            .then_some(())
+    })
+    .await;
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    client.create(&json!({})).await;
+    platform.finish();
+}
+
+/// Another replica of the control plane, over the same database and agent.
+struct Replica {
+    process: Child,
+    url: String,
+}
+
+impl Replica {
+    fn start(platform: &Platform) -> Self {
+        let said = tempfile::NamedTempFile::new().unwrap();
+        let agent = platform.agent_url();
+        let mut command = platform.wrenn();
+        command.args(["control-plane", "--listen", "127.0.0.1:0", "--agent-url", &agent]);
+        command.env("DATABASE_URL", platform.database_url());
+        command.env("WRENN_CLIENT_FILE", said.path().with_extension("json"));
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command.stdout(said.reopen().unwrap());
+        let mut process = command.spawn().unwrap();
+        for _ in 0..1000 {
+            let text = std::fs::read_to_string(said.path()).unwrap();
+            if let Some(url) = text.lines().find_map(|l| l.strip_prefix("Wrenn serves ")) {
+                let _ = std::fs::remove_file(said.path().with_extension("json"));
+                return Self { process, url: url.to_owned() };
+            }
+            assert!(process.try_wait().unwrap().is_none(), "the replica ended");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the replica did not start");
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_that_dies_alone_leaves_its_creates_to_the_others() {
+    let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let client = platform.client();
+    for millis in [3, 8, 15, 30] {
+        let replica = Replica::start(&platform);
+        let asked = client.at(&replica.url);
+        let create = tokio::spawn(async move {
+            let request = asked.request(reqwest::Method::POST, "/v1/capsules");
+            let _ = request.json(&json!({ "memory_mb": 128 })).send().await;
+        });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        drop(replica);
+        create.await.unwrap();
+    }
+    for id in settled(&client).await {
+        assert_eq!(client.out(&id, "echo up").await, "up\n");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_row_without_a_machine_and_a_machine_without_a_row_are_both_repaired() {
+    let (platform, client, id) = capsule().await;
+    let stray = client.create(&json!({})).await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let uuid = |id: &str| id.parse::<types::CapsuleId>().unwrap().0;
+    sqlx::query("DELETE FROM capsules WHERE id = $1")
+        .bind(uuid(&stray))
+        .execute(&mut db)
+        .await
+        .unwrap();
+    let lost = types::CapsuleId::new();
+    let copy = "INSERT INTO capsules (id, team_id, host_id, template, status, vcpus, memory_mib, \
+                disk_mib, envd_token, updated_at) SELECT $1, team_id, host_id, template, $2, 1, \
+                128, 64, 'x', now() - interval '1 hour' FROM capsules WHERE id = $3";
+    let starting = types::CapsuleId::new();
+    for (id_of, status) in [(lost, "running"), (starting, "starting")] {
+        let insert = sqlx::query(copy).bind(id_of.0).bind(status).bind(uuid(&id));
+        insert.execute(&mut db).await.unwrap();
+    }
+    eventually("the machine without a row is gone", || async {
+        processes_of(&stray).is_empty().then_some(())
+    })
+    .await;
+    let seen = eventually("the row without a machine is told", || async {
+        let seen = client.get(&format!("/v1/capsules/{lost}")).await.expect(200);
+        (seen["status"] == "error").then_some(seen)
+    })
+    .await;
+    assert_eq!(seen["error"], "the host has no such machine");
+    eventually("the create that died is undone", || async {
+        (client.get(&format!("/v1/capsules/{starting}")).await.status == 404).then_some(())
+    })
+    .await;
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    platform.finish();
+}

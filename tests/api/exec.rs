@@ -1,0 +1,92 @@
+//! Commands: any bytes in and out, environment, folder, deadlines, the background.
+
+use crate::capsule;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use tests::eventually;
+
+#[tokio::test]
+async fn output_of_any_bytes_the_exit_code_environment_and_folder_arrive() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let body = json!({ "cmd": "sh", "args": ["-c", "echo $A; pwd; echo err >&2; exit 3"],
+        "envs": { "A": "ü b" }, "cwd": "/usr" });
+    let result = client.post(&exec, &body).await.expect(200);
+    assert_eq!(result["stdout"], "ü b\n/usr\n");
+    assert_eq!((&result["stderr"], &result["exit_code"]), (&json!("err\n"), &json!(3)));
+    assert_eq!((&result["encoding"], &result["sandbox_id"]), (&json!("utf-8"), &json!(id)));
+    let result = client.sh(&id, "printf 'a\\377\\000b'").await;
+    assert_eq!(result["encoding"], "base64");
+    assert_eq!(STANDARD.decode(result["stdout"].as_str().unwrap()).unwrap(), b"a\xff\0b");
+    assert_eq!(client.sh(&id, "kill -9 $$").await["exit_code"], 137);
+    // The environment of one command is not the next one's.
+    assert_eq!(client.out(&id, "echo [$A]").await, "[]\n");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn input_larger_than_every_buffer_goes_through_and_output_is_cut_at_its_limit() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let text = "0123456789abcdef".repeat(256 * 1024);
+    let body = json!({ "cmd": "cat", "stdin": text });
+    let result = client.post(&exec, &body).await.expect(200);
+    assert!(result["stdout"].as_str().unwrap() == text, "what came back is not what went in");
+    // One that does not read its input ends all the same.
+    let body = json!({ "cmd": "true", "stdin": text });
+    assert_eq!(client.post(&exec, &body).await.expect(200)["exit_code"], 0);
+    let result = client.sh(&id, "head -c 9000000 /dev/zero | tr '\\0' x; echo end >&2").await;
+    assert_eq!(result["truncated"], true);
+    assert_eq!(result["stdout"].as_str().unwrap().len(), 8 << 20);
+    assert_eq!(result["stderr"], "end\n");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_deadline_kills_the_whole_group_even_one_that_never_rests() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    for script in ["sleep 1234 & sleep 1234", "yes"] {
+        let body = json!({ "cmd": "sh", "args": ["-c", script], "timeout_sec": 1 });
+        client.post(&exec, &body).await.refuses(504, "timeout", "did not end within 1 s");
+    }
+    eventually("the group is gone", || async {
+        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+        let left = client.out(&id, "pgrep -fc '[s]leep 1234' || true").await;
+        (list["processes"] == json!([]) && left == "0\n").then_some(())
+    })
+    .await;
+    // The caller's leaving does not hold the deadline off.
+    let body = json!({ "cmd": "sleep", "args": ["4321"], "timeout_sec": 2, "tag": "left" });
+    let gone = client.post(&exec, &body);
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(700), gone).await;
+    let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+    assert_eq!(list["processes"][0]["tag"], "left", "{list}");
+    eventually("the deadline has passed", || async {
+        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+        (list["processes"] == json!([])).then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_command_in_the_background_is_listed_and_killed() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let body = json!({ "cmd": "sleep", "args": ["1000"], "background": true });
+    let started = client.post(&exec, &body).await.expect(202);
+    let (pid, tag) = (started["pid"].as_u64().unwrap(), started["tag"].as_str().unwrap());
+    let processes = format!("/v1/capsules/{id}/processes");
+    let list = client.get(&processes).await.expect(200);
+    let wanted = json!([{ "pid": pid, "cmd": "sleep", "args": ["1000"], "tag": tag }]);
+    assert_eq!(list["processes"], wanted);
+    client.delete(&format!("{processes}/{tag}?signal=SIGTERM")).await.expect(204);
+    eventually("it ended", || async {
+        let list = client.get(&processes).await.expect(200);
+        (list["processes"] == json!([])).then_some(())
+    })
+    .await;
+    platform.finish();
+}

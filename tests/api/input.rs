@@ -1,0 +1,122 @@
+//! Bad input: each gets a clear error that names the field, and changes nothing.
+
+use crate::capsule;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tests::{Driver, Platform};
+
+#[tokio::test]
+async fn a_create_that_is_wrong_says_what_and_makes_nothing() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let long = "x".repeat(65);
+    let wrong: Vec<(Value, &str)> = vec![
+        (json!({ "vcpus": 0 }), "vcpus must be between 1 and 32"),
+        (json!({ "vcpus": 33 }), "vcpus"),
+        (json!({ "vcpus": -1 }), "vcpus is wrong"),
+        (json!({ "vcpus": 1.5 }), "vcpus is wrong"),
+        (json!({ "vcpus": "two" }), "vcpus is wrong"),
+        (json!({ "memory_mb": 0 }), "memory_mb must be between 128 and 65536"),
+        (json!({ "memory_mb": 4_294_967_296_u64 }), "memory_mb"),
+        (json!({ "disk_mb": 1 }), "disk_mb"),
+        (json!({ "timeout_sec": 2_592_001 }), "timeout_sec"),
+        (json!({ "template": "" }), "template must be 1 to 64"),
+        (json!({ "template": "../base" }), "template"),
+        (json!({ "template": long }), "template"),
+        (json!({ "template": 7 }), "template is wrong"),
+        (json!({ "envs": { "A=B": "x" } }), "envs has `A=B`"),
+        (json!({ "envs": { "A": "\0" } }), "envs has a NUL"),
+        (json!({ "envs": ["A"] }), "envs is wrong"),
+        (json!({ "metadata": { "a": "x".repeat(20_000) } }), "metadata must be at most 16 KiB"),
+        (json!({ "colour": "red" }), "colour"),
+        (json!([1]), "body is wrong"),
+    ];
+    for (body, told) in wrong {
+        client.post("/v1/capsules", &body).await.refuses(400, "invalid_request", told);
+    }
+    for garbage in [&b"{"[..], b"\xff\xfe", b"{} {}", b"nonsense"] {
+        let request = client.request(Method::POST, "/v1/capsules").body(garbage);
+        client.send(request).await.refuses(400, "invalid_request", "is wrong");
+    }
+    let unknown = json!({ "template": "nosuch" });
+    client.post("/v1/capsules", &unknown).await.refuses(404, "not_found", "template not found");
+    let list = client.get("/v1/capsules").await.expect(200);
+    assert_eq!(list["items"], json!([]));
+    assert!(platform.leftovers().folders.is_empty());
+    platform.finish();
+}
+
+#[tokio::test]
+async fn requests_that_name_nothing_get_the_envelope() {
+    let (platform, client, id) = capsule().await;
+    client.get("/nosuch").await.refuses(404, "not_found", "route");
+    client.get("/v1/capsules/x").await.refuses(404, "not_found", "capsule");
+    let none = "cl-0000000000000000000000000";
+    let beyond = format!("cl-{}", "z".repeat(25));
+    for path in [none, &beyond, &id.to_uppercase(), "%ff", "..%2f"] {
+        client.get(&format!("/v1/capsules/{path}")).await.refuses(404, "not_found", "not found");
+        client.delete(&format!("/v1/capsules/{path}")).await.refuses(404, "not_found", "not found");
+    }
+    let patch = client.request(Method::PATCH, "/v1/capsules");
+    client.send(patch).await.refuses(405, "method_not_allowed", "method");
+    for (query, told) in [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "query is wrong"),
+        ("before=x", "before is not the id"),
+        ("colour=red", "colour"),
+    ] {
+        let list = client.get(&format!("/v1/capsules?{query}")).await;
+        list.refuses(400, "invalid_request", told);
+    }
+    let plain = client.get(&format!("/v1/capsules/{id}/exec/stream")).await;
+    plain.refuses(400, "invalid_request", "upgrade must ask for a WebSocket");
+    let large = client.request(Method::POST, "/v1/capsules").body(vec![b' '; 21 << 20]);
+    client.send(large).await.refuses(413, "too_large", "larger than");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn commands_and_paths_that_are_wrong_say_what() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    for (body, told) in [
+        (json!({}), "missing field `cmd`"),
+        (json!({ "cmd": "" }), "cmd must not be empty"),
+        (json!({ "cmd": "/nosuch" }), "cannot run '/nosuch'"),
+        (json!({ "cmd": "true", "cwd": "/nosuch" }), "cwd '/nosuch' does not exist"),
+        (json!({ "cmd": "true", "user": "nosuch" }), "invalid username: 'nosuch'"),
+        (json!({ "cmd": "true", "args": ["a\0b"] }), "NUL"),
+        (json!({ "cmd": "true", "args": [1] }), "args[0] is wrong"),
+        (json!({ "cmd": "true", "timeout_sec": 0 }), "timeout_sec must be between 1 and 86400"),
+        (json!({ "cmd": "true", "envs": { "1": "x" } }), "envs has `1`"),
+    ] {
+        client.post(&exec, &body).await.refuses(400, "invalid_request", told);
+    }
+    let files = |what: &str| format!("/v1/capsules/{id}/files/{what}");
+    for (what, body, told) in [
+        ("list", json!({ "path": "" }), "path must be 1 to 4095 bytes"),
+        ("stat", json!({ "path": "a\0b" }), "path must be 1 to 4095 bytes"),
+        ("mkdir", json!({ "path": "x".repeat(5000) }), "path must be 1 to 4095 bytes"),
+        ("move", json!({ "source": "/a" }), "missing field `destination`"),
+        ("list", json!({ "path": "/etc/passwd" }), "is not a directory"),
+        ("remove", json!({ "path": "/tmp/../" }), "path must not be the root"),
+        ("read", json!({ "path": "/etc" }), "path does not name a regular file"),
+    ] {
+        client.post(&files(what), &body).await.refuses(400, "invalid_request", told);
+    }
+    for (what, body) in [
+        ("list", json!({ "path": "/nosuch" })),
+        ("stat", json!({ "path": "/nosuch" })),
+        ("read", json!({ "path": "/nosuch" })),
+        ("move", json!({ "source": "/nosuch", "destination": "/tmp/x" })),
+    ] {
+        client.post(&files(what), &body).await.refuses(404, "not_found", "not found");
+    }
+    let kill = format!("/v1/capsules/{id}/processes");
+    client.delete(&format!("{kill}/999999")).await.refuses(404, "not_found", "process");
+    client.delete(&format!("{kill}/nosuch")).await.refuses(404, "not_found", "process");
+    let signal = client.delete(&format!("{kill}/1?signal=SIGHUP")).await;
+    signal.refuses(400, "invalid_request", "signal must be SIGKILL or SIGTERM");
+    platform.finish();
+}

@@ -1,0 +1,149 @@
+//! The life of capsules: made, listed by pages, shown, ended; many at once; and no more than fit.
+
+use crate::capsule;
+use serde_json::json;
+use std::collections::BTreeSet;
+use tests::{Driver, Platform, eventually, processes_of};
+
+#[tokio::test]
+async fn a_capsule_is_made_shown_and_ended_and_then_is_not_there() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let body = json!({ "vcpus": 2, "memory_mb": 256, "disk_mb": 100, "timeout_sec": 9,
+        "envs": { "GREETING": "hello" }, "metadata": { "owner": "ü" } });
+    let made = client.post("/v1/capsules", &body).await.expect(201);
+    let id = made["id"].as_str().unwrap();
+    assert!(id.starts_with("cl-") && id.len() == 28, "{id}");
+    let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+    assert_eq!(shown, made);
+    for (field, value) in [
+        ("status", json!("running")),
+        ("template", json!("base")),
+        ("vcpus", json!(2)),
+        ("memory_mb", json!(256)),
+        ("disk_mb", json!(100)),
+        ("timeout_sec", json!(9)),
+        ("metadata", json!({ "owner": "ü" })),
+    ] {
+        assert_eq!(shown[field], value, "{field}");
+    }
+    assert!(shown["started_at"].is_string() && shown["host_id"].is_string(), "{shown}");
+    assert_eq!(client.out(id, "echo $GREETING").await, "hello\n");
+    assert_eq!(processes_of(id).len(), 1);
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    assert!(processes_of(id).is_empty());
+    client.get(&format!("/v1/capsules/{id}")).await.refuses(404, "not_found", "capsule");
+    client.delete(&format!("/v1/capsules/{id}")).await.refuses(404, "not_found", "capsule");
+    let exec = client.post(&format!("/v1/capsules/{id}/exec"), &json!({ "cmd": "true" })).await;
+    exec.refuses(404, "not_found", "capsule");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn pages_hold_each_capsule_once_newest_first() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        made.push(client.create(&json!({ "memory_mb": 128 })).await);
+    }
+    made.reverse();
+    let (mut seen, mut before) = (Vec::new(), String::new());
+    for page in 0.. {
+        assert!(page < 4, "no end of pages");
+        let list = client.get(&format!("/v1/capsules?limit=2{before}")).await.expect(200);
+        let items = list["items"].as_array().unwrap();
+        seen.extend(items.iter().map(|item| item["id"].as_str().unwrap().to_owned()));
+        match list["next"].as_str() {
+            Some(next) => before = format!("&before={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, made);
+    let hosts = client.get("/v1/hosts").await.expect(200);
+    assert_eq!(hosts["items"][0]["capsules"], 5);
+    assert_eq!(hosts["items"][0]["driver"], "fake");
+    let templates = client.get("/v1/templates").await.expect(200);
+    assert_eq!(templates["items"][0]["name"], "base");
+    assert_eq!(templates["items"][0]["shared"], true);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_with_the_reason_and_fits_later() {
+    let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "512")]).await;
+    let client = platform.client();
+    let body = json!({ "memory_mb": 256 });
+    let first = client.create(&body).await;
+    client.create(&body).await;
+    let third = client.post("/v1/capsules", &body).await;
+    third.refuses(503, "no_capacity", "512 of 512 MiB of memory are in use");
+    assert_eq!(client.get("/v1/capsules").await.expect(200)["items"].as_array().unwrap().len(), 2);
+    client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
+    client.create(&body).await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn many_at_once_are_each_made_and_ended_once() {
+    let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let client = platform.client();
+    let body = json!({ "memory_mb": 128 });
+    let made = futures::future::join_all((0..40).map(|_| client.create(&body))).await;
+    let ids: BTreeSet<&String> = made.iter().collect();
+    assert_eq!(ids.len(), 40);
+    let run = futures::future::join_all(made.iter().map(|id| client.out(id, "echo $$"))).await;
+    assert_eq!(run.len(), 40);
+    // Each is deleted by two at once: one of them does it, and neither breaks anything.
+    let ends = made.iter().flat_map(|id| [id, id]);
+    let client_of = &client;
+    let ends =
+        ends.map(|id| async move { client_of.delete(&format!("/v1/capsules/{id}")).await.status });
+    for status in futures::future::join_all(ends).await {
+        assert!([204, 404, 409].contains(&status.as_u16()), "{status}");
+    }
+    eventually("every capsule is gone", || async {
+        let list = client.get("/v1/capsules").await.expect(200);
+        list["items"].as_array().unwrap().is_empty().then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn health_version_and_figures_are_told() {
+    let (platform, client, _) = capsule().await;
+    let open = platform.client_with("");
+    let health = open.get("/health").await.expect(200);
+    assert_eq!(health["status"], "ok");
+    assert_eq!(open.get("/version").await.expect(200)["version"], health["version"]);
+    let figures = client.get("/metrics").await.expect(200);
+    let figures = figures.as_str().unwrap();
+    for name in ["wrenn_http_requests_total", "wrenn_capsule_create_seconds", "wrenn_boot_stage"] {
+        assert!(figures.contains(name), "{name} is not in {figures}");
+    }
+    assert!(!figures.contains("cl-"), "a capsule's id is a label");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_a_create_leaves_nothing_half_made() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    for millis in [1, 3, 6, 10, 20, 40] {
+        let body = json!({ "memory_mb": 128 });
+        let gone = client.post("/v1/capsules", &body);
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(millis), gone).await;
+    }
+    let ids = eventually("each create has come to its end", || async {
+        let list = client.get("/v1/capsules").await.expect(200);
+        let items = list["items"].as_array().unwrap().clone();
+        let done = items.iter().all(|item| item["status"] == "running");
+        done.then(|| items.iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
+    })
+    .await;
+    for id in ids {
+        assert_eq!(client.out(&id, "echo up").await, "up\n");
+    }
+    platform.finish();
+}

@@ -1,0 +1,24 @@
+//! The real control plane and the real host agent over the fake driver: no machine, no root's
+//! networks, everything else as it is.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+mod auth;
+mod cli;
+mod crash;
+mod exec;
+mod files;
+mod input;
+mod lifecycle;
+mod openapi;
+mod streams;
+
+use tests::{Client, Driver, Platform};
+
+/// A platform, a client of it, and one capsule.
+async fn capsule() -> (Platform, Client, String) {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let id = client.create(&serde_json::json!({})).await;
+    (platform, client, id)
+}

@@ -1,0 +1,46 @@
+//! The document that is committed is the one that the code makes, and the one that is served.
+
+use tests::{Driver, Platform};
+
+#[test]
+fn the_committed_document_is_current() {
+    let committed = include_str!("../../openapi.json");
+    let made = control_plane::openapi().to_pretty_json().unwrap() + "\n";
+    assert!(committed == made, "openapi.json is out of date: run `cargo xtask openapi`");
+}
+
+#[test]
+fn every_operation_has_a_name_of_its_own() {
+    let document: serde_json::Value =
+        serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+    let mut names = Vec::new();
+    for item in document["paths"].as_object().unwrap().values() {
+        for operation in item.as_object().unwrap().values() {
+            names.push(operation["operationId"].as_str().unwrap().to_owned());
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                assert!(answer["description"].is_string(), "{names:?} {status}");
+            }
+        }
+    }
+    let all = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}
+
+#[tokio::test]
+async fn the_document_and_its_page_are_served_and_need_no_other_host() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client_with("");
+    let served = client.get("/openapi.json").await.expect(200);
+    let committed: serde_json::Value =
+        serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+    assert_eq!(served, committed);
+    let page = client.request(reqwest::Method::GET, "/docs").send().await.unwrap();
+    let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.contains("default-src 'none'"), "{policy}");
+    let html = page.text().await.unwrap();
+    assert!(html.contains("/openapi.json"));
+    assert!(!html.contains("http://") && !html.contains("https://"), "the page names another host");
+    platform.finish();
+}

@@ -1,0 +1,169 @@
+//! WebSockets: commands, terminals, coming back to either, and clients that talk nonsense.
+
+use crate::capsule;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+#[tokio::test]
+async fn a_command_streams_both_ways_and_tells_its_exit() {
+    let (platform, client, id) = capsule().await;
+    let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+    let script = "echo begun; while read -r line; do echo got $line; done; printf '\\342\\202'; \
+        sleep 0.2; printf '\\254\\377'; exit 4";
+    socket
+        .send(json!({ "type": "start", "cmd": "bash", "args": ["-c", script], "stdin": true,
+            "envs": { "A": "1" } }))
+        .await;
+    assert_eq!(socket.next().await.unwrap()["type"], "start");
+    socket.until("stdout", "begun").await;
+    socket.send(json!({ "type": "stdin", "data": STANDARD.encode("one\n") })).await;
+    socket.until("stdout", "got one").await;
+    socket.send(json!({ "type": "close_stdin" })).await;
+    let (rest, code) = socket.until_exit("stdout").await;
+    assert_eq!((rest.as_slice(), code), (&b"\xe2\x82\xac\xff"[..], 4));
+    assert!(socket.next().await.is_none(), "the exit is the last frame");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn no_output_is_lost_however_soon_a_command_ends_and_however_much_it_writes() {
+    let (platform, client, id) = capsule().await;
+    for _ in 0..20 {
+        let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+        socket.send(json!({ "type": "start", "cmd": "echo", "args": ["x"] })).await;
+        let (out, code) = socket.until_exit("stdout").await;
+        assert_eq!((out.as_slice(), code), (&b"x\n"[..], 0));
+    }
+    let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+    let script = "head -c 30000000 /dev/zero";
+    let start =
+        json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "encoding": "base64" });
+    socket.send(start).await;
+    // A reader that is slow holds the command up and loses nothing.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let (out, _) = socket.until_exit("stdout").await;
+    assert_eq!(out.len(), 30_000_000);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn one_that_does_not_read_its_input_can_still_be_stopped() {
+    let (platform, client, id) = capsule().await;
+    let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+    socket.send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "stdin": true })).await;
+    assert_eq!(socket.next().await.unwrap()["type"], "start");
+    let much = STANDARD.encode(vec![b'x'; 500_000]);
+    for _ in 0..3 {
+        socket.send(json!({ "type": "stdin", "data": much })).await;
+    }
+    socket.send(json!({ "type": "stop" })).await;
+    let mut code = None;
+    while let Some(frame) = socket.next().await {
+        if frame["type"] == "exit" {
+            code = frame["exit_code"].as_i64();
+        }
+    }
+    assert_eq!(code, Some(137));
+    platform.finish();
+}
+
+#[tokio::test]
+async fn several_attach_to_one_process_and_a_client_that_leaves_ends_nothing() {
+    let (platform, client, id) = capsule().await;
+    let mut first = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+    let start = json!({ "type": "start", "cmd": "cat", "stdin": true, "tag": "shared" });
+    first.send(start).await;
+    let pid = first.next().await.unwrap()["pid"].as_u64().unwrap();
+    let attach = format!("/v1/capsules/{id}/processes/shared/stream");
+    let (mut second, mut third) = (client.socket(&attach).await, client.socket(&attach).await);
+    for socket in [&mut second, &mut third] {
+        assert_eq!(socket.next().await.unwrap(), json!({ "type": "start", "pid": pid }));
+    }
+    drop(first);
+    second.send(json!({ "type": "stdin", "data": STANDARD.encode("to all\n") })).await;
+    second.until("stdout", "to all").await;
+    third.until("stdout", "to all").await;
+    third.send(json!({ "type": "close_stdin" })).await;
+    for socket in [&mut second, &mut third] {
+        assert_eq!(socket.until_exit("stdout").await.1, 0);
+    }
+    // Its end is told to one that comes late.
+    let mut late = client.socket(&format!("/v1/capsules/{id}/processes/{pid}/stream")).await;
+    assert_eq!(late.until_exit("stdout").await.1, 0);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_terminal_echoes_resizes_interrupts_and_is_come_back_to() {
+    let (platform, client, id) = capsule().await;
+    let path = format!("/v1/capsules/{id}/pty");
+    let mut socket = client.socket(&path).await;
+    let start =
+        json!({ "type": "start", "cmd": "bash", "args": ["--norc"], "cols": 90, "rows": 30 });
+    socket.send(start).await;
+    let started = socket.next().await.unwrap();
+    let tag = started["tag"].as_str().unwrap().to_owned();
+    let typed = |text: &str| json!({ "type": "input", "data": STANDARD.encode(text) });
+    socket.send(typed("stty size; echo $TERM\n")).await;
+    socket.until("output", "30 90").await;
+    socket.send(json!({ "type": "resize", "cols": 132, "rows": 50 })).await;
+    socket.send(typed("stty size\n")).await;
+    socket.until("output", "50 132").await;
+    socket.send(typed("sh -c 'echo sle''eps; exec sleep 1000'\n")).await;
+    socket.until("output", "sleeps").await;
+    socket.send(typed("\u{3}")).await;
+    socket.until("output", "^C").await;
+    socket.send(typed("echo rc=$?\n")).await;
+    socket.until("output", "rc=130").await;
+    drop(socket);
+    let mut again = client.socket(&path).await;
+    again.send(json!({ "type": "connect", "tag": tag })).await;
+    assert_eq!(again.next().await.unwrap()["pid"], started["pid"]);
+    again.send(typed("exit 9\n")).await;
+    assert_eq!(again.until_exit("output").await.1, 9);
+    let mut killed = client.socket(&path).await;
+    killed.send(json!({ "type": "start" })).await;
+    killed.next().await.unwrap();
+    killed.send(json!({ "type": "kill" })).await;
+    assert_eq!(killed.until_exit("output").await.1, 137);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_by_a_frame_that_says_what() {
+    let (platform, client, id) = capsule().await;
+    let stream = format!("/v1/capsules/{id}/exec/stream");
+    for (frame, told) in [
+        ("{", "is wrong"),
+        (r#"{"type":"dance"}"#, "unknown variant `dance`"),
+        (r#"{"type":"start"}"#, "missing field `cmd`"),
+        (r#"{"type":"start","cmd":""}"#, "cmd must not be empty"),
+        (r#"{"type":"start","cmd":"true","encoding":"rot13"}"#, "encoding must be"),
+        (r#"{"type":"start","cmd":"/nosuch"}"#, "cannot run '/nosuch'"),
+        (r#"{"type":"stop"}"#, "of the first frame must be `start`"),
+    ] {
+        let mut socket = client.socket(&stream).await;
+        socket.send_text(frame).await;
+        let error = socket.next().await.unwrap();
+        assert_eq!(error["type"], "error", "{frame}: {error}");
+        assert_eq!(error["code"], "invalid_request", "{frame}: {error}");
+        assert!(error["data"].as_str().unwrap().contains(told), "{frame}: {error}");
+        assert!(socket.next().await.is_none());
+    }
+    // Later it is told, and the command goes on.
+    let mut socket = client.socket(&stream).await;
+    socket.send(json!({ "type": "start", "cmd": "cat", "stdin": true })).await;
+    socket.next().await.unwrap();
+    for frame in ["nonsense", r#"{"type":"stdin","data":"!"}"#, r#"{"type":"start","cmd":"x"}"#] {
+        socket.send_text(frame).await;
+        assert_eq!(socket.next().await.unwrap()["type"], "error", "{frame}");
+    }
+    socket.send(json!({ "type": "signal", "signal": "SIGTERM" })).await;
+    assert_eq!(socket.until_exit("stdout").await.1, 143);
+    let mut pty = client.socket(&format!("/v1/capsules/{id}/pty")).await;
+    pty.send(json!({ "type": "connect", "tag": "nosuch" })).await;
+    let error = pty.next().await.unwrap();
+    assert_eq!((&error["code"], &error["fatal"]), (&json!("not_found"), &json!(true)));
+    platform.finish();
+}

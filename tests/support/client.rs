@@ -1,0 +1,198 @@
+//! A client of the API that shows status and body as they are, and WebSockets.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::{SinkExt, StreamExt};
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+/// A client with a key.
+#[derive(Clone)]
+pub struct Client {
+    base: String,
+    key: String,
+    http: reqwest::Client,
+}
+
+/// An answer's status and body.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body, when the status is this one.
+    ///
+    /// # Panics
+    /// When it is another.
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+        self.body
+    }
+
+    /// Checks an error: its status, its code, and what its message must hold.
+    ///
+    /// # Panics
+    /// When it is none of the kind.
+    pub fn refuses(self, status: u16, code: &str, holding: &str) {
+        let error = &self.body["error"];
+        let told = format!("{} {}", self.status, self.body);
+        assert_eq!(self.status.as_u16(), status, "{told}");
+        assert_eq!(error["code"], code, "{told}");
+        assert!(error["message"].as_str().unwrap().contains(holding), "`{holding}` not in {told}");
+        assert_eq!(error["request_id"].as_str().unwrap().len(), 32, "{told}");
+    }
+}
+
+impl Client {
+    pub(crate) fn new(base: &str, key: &str) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { base: base.to_owned(), key: key.to_owned(), http }
+    }
+
+    /// The same key at another address.
+    #[must_use]
+    pub fn at(&self, base: &str) -> Self {
+        Self::new(base, &self.key)
+    }
+
+    /// A request with the key.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        if self.key.is_empty() { request } else { request.header("X-API-Key", &self.key) }
+    }
+
+    /// Sends a request.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let text = answer.bytes().await.unwrap();
+        let body = serde_json::from_slice(&text)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&text).into_owned()));
+        Answer { status, body }
+    }
+
+    /// GET.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    /// POST of JSON.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// DELETE.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path)).await
+    }
+
+    /// Starts a capsule and returns its id.
+    pub async fn create(&self, body: &Value) -> String {
+        let made = self.post("/v1/capsules", body).await.expect(201);
+        assert_eq!(made["status"], "running", "{made}");
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Runs a shell command to its end.
+    pub async fn sh(&self, capsule: &str, script: &str) -> Value {
+        let body = json!({ "cmd": "sh", "args": ["-c", script] });
+        self.post(&format!("/v1/capsules/{capsule}/exec"), &body).await.expect(200)
+    }
+
+    /// Runs a shell command that must succeed, and returns what it wrote.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn out(&self, capsule: &str, script: &str) -> String {
+        let result = self.sh(capsule, script).await;
+        assert_eq!(result["exit_code"], 0, "{script}: {result}");
+        result["stdout"].as_str().unwrap().to_owned()
+    }
+
+    /// Opens a WebSocket.
+    pub async fn socket(&self, path: &str) -> Socket {
+        let url = format!("ws{}{path}", self.base.strip_prefix("http").unwrap());
+        let mut request = url.into_client_request().unwrap();
+        request.headers_mut().insert("X-API-Key", self.key.parse().unwrap());
+        Socket(tokio_tungstenite::connect_async(request).await.unwrap().0)
+    }
+}
+
+/// A WebSocket of JSON frames.
+pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Socket {
+    /// Sends a frame.
+    pub async fn send(&mut self, frame: Value) {
+        self.0.send(Message::text(frame.to_string())).await.unwrap();
+    }
+
+    /// Sends text that may be no frame.
+    pub async fn send_text(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.unwrap();
+    }
+
+    /// The next frame; none at the end.
+    ///
+    /// # Panics
+    /// When none comes for a while.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            let next = tokio::time::timeout(crate::PATIENCE, self.0.next()).await;
+            match next.expect("no frame came in time")?.ok()? {
+                Message::Text(text) => return Some(serde_json::from_str(&text).unwrap()),
+                Message::Close(_) => return None,
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    /// Reads frames up to the exit: the bytes of one stream, and the code.
+    pub async fn until_exit(&mut self, kind: &str) -> (Vec<u8>, i64) {
+        let mut out = Vec::new();
+        while let Some(frame) = self.next().await {
+            if frame["type"] == kind {
+                out.extend(bytes(&frame, kind == "output"));
+            }
+            if frame["type"] == "exit" {
+                return (out, frame["exit_code"].as_i64().unwrap());
+            }
+            assert!(frame["type"] != "error", "{frame}");
+        }
+        panic!("the socket ended without an exit; read {}", String::from_utf8_lossy(&out));
+    }
+
+    /// Reads output frames until they hold `wanted`.
+    pub async fn until(&mut self, kind: &str, wanted: &str) -> String {
+        let mut out = Vec::new();
+        loop {
+            let late =
+                |_| panic!("`{wanted}` did not come after {}", String::from_utf8_lossy(&out));
+            let next = tokio::time::timeout(crate::PATIENCE / 2, self.next()).await;
+            let Some(frame) = next.unwrap_or_else(late) else { break };
+            if frame["type"] == kind {
+                out.extend(bytes(&frame, kind == "output"));
+            }
+            let text = String::from_utf8_lossy(&out).into_owned();
+            if text.contains(wanted) {
+                return text;
+            }
+            assert!(frame["type"] != "exit" && frame["type"] != "error", "{frame} after {text}");
+        }
+        panic!("the socket ended before `{wanted}`: {}", String::from_utf8_lossy(&out));
+    }
+}
+
+fn bytes(frame: &Value, all_base64: bool) -> Vec<u8> {
+    let data = frame["data"].as_str().unwrap();
+    if all_base64 || frame["encoding"] == "base64" {
+        return STANDARD.decode(data).unwrap();
+    }
+    data.as_bytes().to_vec()
+}

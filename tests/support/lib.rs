@@ -1,0 +1,41 @@
+//! What whole-system tests share: a platform of their own on free ports, clients of it, and a
+//! guard that finds what a test leaves behind. Traffic stays on this machine.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
+
+mod client;
+mod guard;
+mod platform;
+
+pub use client::{Answer, Client, Socket};
+pub use guard::{Leftovers, processes_of};
+pub use platform::{Driver, Platform, binary};
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to come true before a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// When it does not in time; `what` says what was waited for.
+pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let limit = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < limit, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,254 @@
+//! A platform for one test: `wrenn up` in a folder of its own, killed and started at will, and
+//! cleaned up with nothing left when the test ends.
+
+use crate::client::Client;
+use crate::guard::Leftovers;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const START: Duration = Duration::from_secs(60);
+
+/// What runs the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// None: envd on this machine.
+    Fake,
+    /// Real guests, under software emulation, which every machine has.
+    Tcg,
+}
+
+/// A platform that runs.
+pub struct Platform {
+    dir: TempDir,
+    driver: Driver,
+    vars: Vec<(String, String)>,
+    process: Option<Child>,
+    url: String,
+    key: String,
+    cleaned: bool,
+}
+
+/// Where a binary of this workspace is: named by the variable, or in the build folder.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let built = match name {
+        "envd" => root.join("target/guest/x86_64-unknown-linux-gnu/guest/envd"),
+        name => root.join("target/debug").join(name),
+    };
+    let path = std::env::var(format!("{}_BIN", name.to_uppercase())).map_or(built, PathBuf::from);
+    assert!(path.exists(), "{} is missing: run ./test, which builds it", path.display());
+    path.canonicalize().unwrap()
+}
+
+impl Platform {
+    /// Starts one with these further settings.
+    pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new().prefix("wrenn-test-").tempdir().unwrap();
+        let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let (url, key) = (String::new(), String::new());
+        let mut this = Self { dir, driver, vars, process: None, url, key, cleaned: false };
+        if driver == Driver::Tcg {
+            this.share_images();
+        }
+        this.resume().await;
+        this
+    }
+
+    /// Images are made once, for all tests.
+    fn share_images(&self) {
+        let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-images");
+        std::fs::create_dir_all(&store).unwrap();
+        let store = store.canonicalize().unwrap();
+        let built = Command::new(binary("wrenn"))
+            .args(["image", "build"])
+            .arg("--envd")
+            .arg(binary("envd"))
+            .env("WRENN_DIR", &store)
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        std::fs::create_dir_all(self.dir()).unwrap();
+        std::os::unix::fs::symlink(store.join("images"), self.dir().join("images")).unwrap();
+    }
+
+    /// Folder of everything the platform keeps.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().join("w")
+    }
+
+    /// The log of its process, over all its starts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Starts it, again if it ran before, and waits until it serves.
+    pub async fn resume(&mut self) {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
+        let log = log.unwrap();
+        // Where one test ends and the next begins in what a worker's networks may use.
+        let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
+        let mut command = self.wrenn();
+        command.args(["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
+        command.env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
+        command.envs(self.vars.iter().map(|(k, v)| (k, v)));
+        match self.driver {
+            Driver::Fake => {
+                command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()))
+            }
+            Driver::Tcg => command.env("WRENN_DRIVER", "tcg").env("WRENN_ENVD", binary("envd")),
+        };
+        let said = self.dir.path().join("said");
+        command.stdin(Stdio::null()).stdout(File::create(&said).unwrap()).stderr(log);
+        self.process = Some(command.spawn().unwrap());
+        let limit = Instant::now() + START;
+        loop {
+            let text = std::fs::read_to_string(&said).unwrap_or_default();
+            let served =
+                text.lines().find_map(|l| l.strip_prefix("Wrenn serves ")).map(str::to_owned);
+            if let Some(url) = served {
+                self.url = url;
+                break;
+            }
+            let ended = self.process.as_mut().and_then(|p| p.try_wait().unwrap());
+            assert!(ended.is_none(), "the platform ended: {}", self.log());
+            assert!(Instant::now() < limit, "the platform did not start: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let file = std::fs::read(self.dir.path().join("client.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+        self.key = file["api_key"].as_str().unwrap().to_owned();
+    }
+
+    /// Ends its process at once, as `kill -9` does.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// The process id of the platform.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, Child::id)
+    }
+
+    /// A client with the first key.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client_with(&self.key)
+    }
+
+    /// A client with another key.
+    #[must_use]
+    pub fn client_with(&self, key: &str) -> Client {
+        Client::new(&self.url, key)
+    }
+
+    /// The address of the API.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The address of the host agent.
+    ///
+    /// # Panics
+    /// When the log does not tell it.
+    #[must_use]
+    pub fn agent_url(&self) -> String {
+        let log = self.log();
+        let told =
+            log.lines().rev().find_map(|line| line.split_once("agent=")?.1.split(' ').next());
+        told.expect("the log tells the agent's address").trim_matches('"').to_owned()
+    }
+
+    /// The database's URL, for looking behind the API.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        let socket = self.dir().join("postgres/run").display().to_string().replace('/', "%2F");
+        format!("postgres://wrenn@{socket}/wrenn")
+    }
+
+    /// The command line, with this platform as its own.
+    #[must_use]
+    pub fn wrenn(&self) -> Command {
+        let mut command = Command::new(binary("wrenn"));
+        command.env("WRENN_DIR", self.dir());
+        command.env("WRENN_CLIENT_FILE", self.dir.path().join("client.json"));
+        command
+    }
+
+    /// Runs a client command to its end.
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.wrenn().args(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Looks for what belongs to this platform on the machine.
+    #[must_use]
+    pub fn leftovers(&self) -> Leftovers {
+        Leftovers::of(&self.dir())
+    }
+
+    /// Ends the test: everything is removed, and nothing may be left.
+    ///
+    /// # Panics
+    /// When something is.
+    pub fn finish(mut self) {
+        self.clean();
+        let left = self.leftovers();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        assert!(!self.dir().exists(), "the folder is left");
+    }
+
+    fn clean(&mut self) {
+        self.cleaned = true;
+        self.stop();
+        // The network's range is asked for again, to name what is to be removed.
+        let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
+        let mut command = self.wrenn();
+        command.arg("clean").env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
+        match self.driver {
+            Driver::Fake => {
+                command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()))
+            }
+            Driver::Tcg => command.env("WRENN_DRIVER", "tcg"),
+        };
+        let cleaned = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&cleaned.stderr);
+        assert!(cleaned.status.success(), "wrenn clean: {said}");
+    }
+
+    /// Stops it in order.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let stopped = self.run(&["stop"]);
+            let said = String::from_utf8_lossy(&stopped.stderr);
+            assert!(stopped.status.success(), "wrenn stop: {said}");
+            assert!(process.wait().unwrap().success(), "{}", self.log());
+        }
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the platform's log\n{}", self.log());
+            self.kill();
+        }
+        if !self.cleaned {
+            self.clean();
+        }
+    }
+}

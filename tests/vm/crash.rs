@@ -1,0 +1,131 @@
+//! `kill -9` around real machines: those that ran run on and are found again; nothing of what
+//! was half made or half removed is left.
+
+use crate::{capsule, small};
+use serde_json::json;
+use std::time::Duration;
+use tests::{eventually, processes_of};
+
+#[tokio::test]
+async fn machines_outlive_the_platform_and_are_found_again() {
+    let (mut platform, client, id) = capsule().await;
+    let count = "cd /tmp; i=0; while :; do i=$((i+1)); echo $i > count; sleep 0.1; done";
+    let body =
+        json!({ "cmd": "bash", "args": ["-c", count], "background": true, "tag": "counter" });
+    client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
+    let machine = processes_of(&id);
+    let mut last = 0;
+    for round in 0..3 {
+        match round {
+            // In the middle of a command.
+            0 => {
+                let sleep = client.sh(&id, "sleep 5");
+                let _ = tokio::time::timeout(Duration::from_millis(300), sleep).await;
+                platform.kill();
+            }
+            1 => platform.kill(),
+            _ => platform.stop(),
+        }
+        platform.resume().await;
+        let client = platform.client();
+        assert_eq!(processes_of(&id), machine, "another machine");
+        let seen = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+        assert_eq!(seen["status"], "running");
+        let now = client.out(&id, "sleep 0.3; cat /tmp/count").await.trim().parse::<u32>().unwrap();
+        assert!(now > last, "the guest's processes have stopped");
+        last = now;
+        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+        assert_eq!(list["processes"][0]["tag"], "counter", "{list}");
+        assert!(client.get(&format!("/v1/capsules/{id}/logs")).await.status.is_success());
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_platform_that_dies_in_the_middle_of_a_boot_or_a_removal_leaves_nothing_half_done() {
+    let (mut platform, client, kept) = capsule().await;
+    for millis in [60, 250, 900, 1600] {
+        let client = platform.client();
+        let create = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let request = client.request(reqwest::Method::POST, "/v1/capsules").json(&small());
+                let _ = request.send().await;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        platform.kill();
+        create.await.unwrap();
+        platform.resume().await;
+        let client = platform.client();
+        let running = eventually("every capsule has come to rest", || async {
+            let list = client.get("/v1/capsules").await.expect(200);
+            let items = list["items"].as_array().unwrap().clone();
+            items.iter().all(|item| item["status"] == "running").then_some(items.len())
+        })
+        .await;
+        let there = platform.leftovers();
+        let counts = [there.namespaces.len(), there.links.len(), there.folders.len()];
+        assert_eq!(counts, [running; 3], "{there:?}");
+    }
+    let doomed = client.at(platform.url()).create(&small()).await;
+    let delete = tokio::spawn({
+        let (client, path) = (platform.client(), format!("/v1/capsules/{doomed}"));
+        async move {
+            let _ = client.request(reqwest::Method::DELETE, &path).send().await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(8)).await;
+    platform.kill();
+    delete.await.unwrap();
+    platform.resume().await;
+    let client = platform.client();
+    assert_eq!(client.out(&kept, "echo up").await, "up\n");
+    let _ = client.delete(&format!("/v1/capsules/{doomed}")).await;
+    eventually("the removal has come to its end", || async {
+        (client.get(&format!("/v1/capsules/{doomed}")).await.status == 404).then_some(())
+    })
+    .await;
+    assert!(processes_of(&doomed).is_empty());
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_machine_that_is_killed_is_told_and_removed() {
+    let (platform, client, id) = capsule().await;
+    let pid = rustix::process::Pid::from_raw(processes_of(&id)[0]).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let seen = eventually("the capsule is known to have failed", || async {
+        let seen = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+        (seen["status"] == "error").then_some(seen)
+    })
+    .await;
+    assert!(seen["error"].as_str().unwrap().contains("the VMM ended"), "{seen}");
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    let left = platform.leftovers();
+    assert!(
+        left.namespaces.is_empty() && left.links.is_empty() && left.cgroups.is_empty(),
+        "{left:?}"
+    );
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_capsule_that_is_removed_while_it_boots_is_gone_at_once() {
+    let (platform, client, _) = capsule().await;
+    let create = tokio::spawn({
+        let client = client.clone();
+        async move { client.post("/v1/capsules", &small()).await }
+    });
+    let booting = eventually("it boots", || async {
+        let list = client.get("/v1/capsules").await.expect(200);
+        let found =
+            list["items"].as_array().unwrap().iter().find(|i| i["status"] == "starting")?.clone();
+        Some(found["id"].as_str().unwrap().to_owned())
+    })
+    .await;
+    client.delete(&format!("/v1/capsules/{booting}")).await.expect(204);
+    assert_eq!(create.await.unwrap().status.as_u16(), 409);
+    assert_eq!(platform.leftovers().folders.len(), 1);
+    platform.finish();
+}

@@ -1,0 +1,95 @@
+//! Guests that misbehave: theirs is the damage, and what is said about it is clear.
+
+use crate::{capsule, small};
+use reqwest::Method;
+use serde_json::json;
+use tests::{Client, eventually};
+
+/// Starts a shell script that goes on.
+async fn unleash(client: &Client, id: &str, script: &str) {
+    let body = json!({ "cmd": "bash", "args": ["-c", script], "background": true });
+    client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
+}
+
+#[tokio::test]
+async fn envd_answers_while_users_take_all_time_memory_and_processes() {
+    let (platform, client, id) = capsule().await;
+    for _ in 0..4 {
+        unleash(&client, &id, "while :; do :; done").await;
+    }
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    let hog = "exec python3 -c 'a = []\nwhile True: a.append(bytearray(8 << 20))'";
+    for _ in 0..2 {
+        unleash(&client, &id, hog).await;
+    }
+    eventually("the kernel has ended a process that took all memory", || async {
+        assert_eq!(client.out(&id, "echo up").await, "up\n");
+        let count = "grep -h ^oom_kill /sys/fs/cgroup/user/memory.events | cut -d ' ' -f 2";
+        (client.out(&id, count).await.trim() != "0").then_some(())
+    })
+    .await;
+    unleash(&client, &id, "bomb() { bomb | bomb & }; bomb").await;
+    for _ in 0..5 {
+        assert_eq!(client.out(&id, "echo up").await, "up\n");
+    }
+    let limited =
+        "test $(cat /sys/fs/cgroup/user/pids.current) -le $(cat /sys/fs/cgroup/user/pids.max)";
+    client.out(&id, limited).await;
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_is_no_end() {
+    let (platform, client, id) = capsule().await;
+    let files = format!("/v1/capsules/{id}/files");
+    let put = client.request(Method::PUT, &files).query(&[("path", "/tmp/large")]);
+    let answer = client.send(put.body(vec![1_u8; 400 << 20])).await;
+    answer.refuses(507, "disk_full", "disk is full");
+    let left = client.post(&format!("{files}/stat"), &json!({ "path": "/tmp/large" })).await;
+    left.refuses(404, "not_found", "path");
+    client.out(&id, "head -c 1G /dev/zero > /tmp/full 2>/dev/null || true").await;
+    let mkdir = json!({ "path": "/tmp/a/b/c" });
+    let refused = client.post(&format!("{files}/mkdir"), &mkdir).await;
+    assert!([507, 201].contains(&refused.status.as_u16()), "{refused:?}");
+    assert_eq!(client.out(&id, "echo up; rm /tmp/full").await, "up\n");
+    let put = client.request(Method::PUT, &files).query(&[("path", "/tmp/small")]);
+    client.send(put.body("x")).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_guest_that_ends_itself_is_told_with_its_reason() {
+    let (platform, client, first) = capsule().await;
+    let second = client.create(&small()).await;
+    unleash(
+        &client,
+        &first,
+        "sudo sh -c 'echo farewell > /dev/console; echo b > /proc/sysrq-trigger'",
+    )
+    .await;
+    // The one that serves: PID 1 stays behind and sees its end.
+    unleash(&client, &second, "sudo kill -9 $(pgrep -o -P 1 init)").await;
+    for (id, told) in [(&first, "the guest ended"), (&second, "the guest ended")] {
+        let path = format!("/v1/capsules/{id}");
+        let seen = eventually("the capsule is known to have ended", || async {
+            let seen = client.get(&path).await.expect(200);
+            (seen["status"] == "error").then_some(seen)
+        })
+        .await;
+        assert!(seen["error"].as_str().unwrap().contains(told), "{seen}");
+        let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
+        exec.refuses(409, "conflict", "the capsule is error");
+    }
+    // Its last words are kept, its machine is not.
+    let logs = client.get(&format!("/v1/capsules/{first}/logs")).await.expect(200);
+    assert!(logs.as_str().unwrap().contains("farewell"), "{logs}");
+    eventually("the machines are gone", || async {
+        tests::processes_of(&first).is_empty().then_some(())
+    })
+    .await;
+    for id in [first, second] {
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    }
+    platform.finish();
+}

@@ -1,0 +1,26 @@
+//! Real guests, under software emulation, which every machine has; needs root. Each test ends
+//! with a guard that finds any process, namespace, link, mount, group or folder left.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+mod crash;
+mod guest;
+mod hostile;
+mod isolation;
+mod vmm;
+
+use serde_json::{Value, json};
+use tests::{Client, Driver, Platform};
+
+/// A small capsule.
+fn small() -> Value {
+    json!({ "memory_mb": 256, "disk_mb": 256 })
+}
+
+/// A platform, a client of it, and one small capsule.
+async fn capsule() -> (Platform, Client, String) {
+    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let client = platform.client();
+    let id = client.create(&small()).await;
+    (platform, client, id)
+}

@@ -1,0 +1,66 @@
+//! How a machine is held: unprivileged, alone, limited, and its words bounded.
+
+use crate::capsule;
+use std::fs;
+use tests::processes_of;
+
+#[tokio::test]
+async fn the_machine_has_no_rights_no_network_and_limits() {
+    let (platform, client, id) = capsule().await;
+    let pids = processes_of(&id);
+    assert_eq!(pids.len(), 1, "{pids:?}");
+    let proc = format!("/proc/{}", pids[0]);
+    let status = fs::read_to_string(format!("{proc}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+        line.unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for ids in [field("Uid"), field("Gid")] {
+        assert!(ids.iter().all(|id| id.parse::<u32>().unwrap() >= 2_000_000), "{ids:?}");
+    }
+    assert_eq!(field("CapEff"), ["0000000000000000"]);
+    assert_eq!(field("CapPrm"), ["0000000000000000"]);
+    assert_eq!(field("NoNewPrivs"), ["1"]);
+    assert_eq!(field("Seccomp"), ["2"]);
+    assert_eq!(field("Groups"), [] as [String; 0]);
+    for kind in ["net", "ipc", "uts"] {
+        let (ours, its) = (format!("/proc/self/ns/{kind}"), format!("{proc}/ns/{kind}"));
+        assert_ne!(fs::read_link(ours).unwrap(), fs::read_link(its).unwrap(), "{kind}");
+    }
+    let links = fs::read_to_string(format!("{proc}/net/dev")).unwrap();
+    assert_eq!(links.lines().count(), 3, "its namespace holds more than lo: {links}");
+    let groups = fs::read_to_string(format!("{proc}/cgroup")).unwrap();
+    assert!(groups.contains(&id), "{groups}");
+    let args = fs::read_to_string(format!("{proc}/cmdline")).unwrap();
+    let token = platform.dir().join(format!("capsules/{id}/capsule.json"));
+    let ledger: serde_json::Value = serde_json::from_slice(&fs::read(token).unwrap()).unwrap();
+    let token = ledger["envd_token"].as_str().unwrap();
+    let vars = fs::read_to_string(format!("{proc}/environ")).unwrap();
+    assert!(token.len() == 64 && !args.contains(token) && !vars.contains(token));
+    // Another user of this machine sees nothing of a capsule's folder.
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata(platform.dir().join("capsules")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    client.out(&id, "true").await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_a_guest_writes_to_its_console_is_kept_up_to_a_bound() {
+    let (platform, client, id) = capsule().await;
+    let flood = "sudo sh -c 'echo first-words > /dev/console'; \
+        sudo timeout 3 sh -c 'yes flood > /dev/console'; sudo sh -c 'echo last-words > /dev/console'";
+    client.sh(&id, flood).await;
+    let logs = client.get(&format!("/v1/capsules/{id}/logs")).await.expect(200);
+    let logs = logs.as_str().unwrap();
+    assert!(logs.len() <= 64 * 1024, "{} bytes", logs.len());
+    assert!(logs.contains("last-words"), "{}", &logs[logs.len().saturating_sub(200)..]);
+    let folder = platform.dir().join(format!("capsules/{id}"));
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        if name.ends_with(".log") {
+            assert!(entry.metadata().unwrap().len() <= 128 * 1024, "{name} grew");
+        }
+    }
+    platform.finish();
+}
