@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 const DIAL: Duration = Duration::from_secs(5);
 /// Between two looks at a guest that does not answer yet.
@@ -57,6 +58,7 @@ impl Route {
 #[derive(Clone)]
 pub(crate) struct Guest {
     client: Client<Dialer, Body>,
+    gone: CancellationToken,
 }
 
 /// What envd is told before anyone is let in.
@@ -69,11 +71,18 @@ pub(crate) struct Identity {
 
 impl Guest {
     pub(crate) fn new(route: Route) -> Self {
+        let gone = CancellationToken::new();
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(60))
             .pool_max_idle_per_host(8)
-            .build(Dialer(route));
-        Self { client }
+            .build(Dialer { route, gone: gone.clone() });
+        Self { client, gone }
+    }
+
+    /// Ends every connection with an error. A machine that is gone sends no end of its own, so
+    /// that whoever reads from it would wait for ever.
+    pub(crate) fn close(&self) {
+        self.gone.cancel();
     }
 
     /// Sends a request whose URI names the guest's port.
@@ -130,7 +139,10 @@ fn envd_request(method: &str, path: &str, body: Bytes) -> Request<Body> {
 }
 
 #[derive(Clone)]
-struct Dialer(Route);
+struct Dialer {
+    route: Route,
+    gone: CancellationToken,
+}
 
 impl tower::Service<Uri> for Dialer {
     type Response = GuestStream;
@@ -142,18 +154,34 @@ impl tower::Service<Uri> for Dialer {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let route = self.0.clone();
+        let Self { route, gone } = self.clone();
         Box::pin(async move {
             let port = uri.port_u16().unwrap_or(80);
-            let stream = tokio::time::timeout(DIAL, route.dial(port)).await;
+            let stream = tokio::select! {
+                stream = tokio::time::timeout(DIAL, route.dial(port)) => stream,
+                () = gone.cancelled() => return Err(reset()),
+            };
             let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-            Ok(GuestStream(TokioIo::new(stream)))
+            Ok(GuestStream { stream: TokioIo::new(stream), gone: Box::pin(gone.cancelled_owned()) })
         })
     }
 }
 
-/// A connection to a guest.
-pub(crate) struct GuestStream(TokioIo<TcpStream>);
+fn reset() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}
+
+/// A connection to a guest, which ends with it.
+pub(crate) struct GuestStream {
+    stream: TokioIo<TcpStream>,
+    gone: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl GuestStream {
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.gone.as_mut().poll(cx).is_ready() { Err(reset()) } else { Ok(()) }
+    }
+}
 
 impl Connection for GuestStream {
     fn connected(&self) -> Connected {
@@ -167,7 +195,8 @@ impl hyper::rt::Read for GuestStream {
         cx: &mut Context<'_>,
         buf: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
@@ -177,14 +206,15 @@ impl hyper::rt::Write for GuestStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -95,7 +95,7 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
     let (mut networks, mut cgroups) = (None, None);
     if config.driver.boots_images() {
-        networks = Some(Networks::new(Plan::new(&tag, &config.network, &config.dns)?).await?);
+        networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
     }
     let driver = Box::new(Fake { envd: PathBuf::new() });

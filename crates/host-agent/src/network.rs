@@ -56,11 +56,16 @@ impl Networks {
     /// Prepares the host: checks the range and applies the host's own rules.
     pub(crate) async fn new(plan: Plan) -> Result<Arc<Self>, Error> {
         netns::check_clash(&plan).await?;
-        let slots = Mutex::new(Slots::new(plan.slots()));
-        let this = Arc::new(Self { plan, slots });
+        let this = Self::for_removal(plan);
         let at = Arc::clone(&this);
         blocking("preparing the host's network", move || netns::prepare_host(&at.plan)).await?;
         Ok(this)
+    }
+
+    /// Only takes networks down; the host is left as it is.
+    pub(crate) fn for_removal(plan: Plan) -> Arc<Self> {
+        let slots = Mutex::new(Slots::new(plan.slots()));
+        Arc::new(Self { plan, slots })
     }
 
     /// Makes a capsule's network.

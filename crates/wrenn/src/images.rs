@@ -79,17 +79,20 @@ impl Store {
         Ok(())
     }
 
-    /// Points the link `name` at a thing and removes earlier things of the same kind.
+    /// Points the link `name` at a thing and removes earlier things of the same kind. The link
+    /// is relative, so that the folder may be moved, or be known by another path too.
     fn publish(&self, path: &Path, name: &str) -> anyhow::Result<()> {
         let link = self.images.join(name);
         let dir = link.parent().unwrap_or(&self.images);
         fs::create_dir_all(dir)?;
-        if fs::read_link(&link).is_ok_and(|at| at == path) {
+        let up: PathBuf = Path::new(name).components().skip(1).map(|_| "..").collect();
+        let target = up.join(path.strip_prefix(&self.images)?);
+        if fs::read_link(&link).is_ok_and(|at| at == target) {
             return Ok(());
         }
         let staged = link.with_extension("new");
         let _ = fs::remove_file(&staged);
-        std::os::unix::fs::symlink(path, &staged)?;
+        std::os::unix::fs::symlink(target, &staged)?;
         fs::rename(&staged, &link)?;
         sync_dir(dir)?;
         self.forget_others(path)
@@ -179,6 +182,9 @@ mod tests {
         store.publish(&second, "current").unwrap();
         assert_eq!(fs::read(store.images.join("current/file")).unwrap(), b"2");
         assert!(!first.exists());
+        store.publish(&second, "deep/current").unwrap();
+        let link = fs::read_link(store.images.join("deep/current")).unwrap();
+        assert!(link.is_relative() && store.images.join("deep/current/file").exists());
     }
 
     #[test]

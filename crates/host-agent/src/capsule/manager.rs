@@ -175,7 +175,7 @@ impl Manager {
 
     /// Marks a capsule as running and watches for its machine's end.
     fn run(&self, id: CapsuleId, booted: Booted) {
-        let machine = Arc::clone(&booted.machine);
+        let (machine, guest) = (Arc::clone(&booted.machine), booted.guest.clone());
         if let Some(capsule) = self.lock().get_mut(&id) {
             capsule.state = State::Running;
             capsule.stages = booted.stages;
@@ -187,6 +187,7 @@ impl Manager {
                 reason = machine.ended() => reason,
                 () = this.parts.tasks.stopping() => return,
             };
+            guest.close();
             // What it said last is kept; then the process need not hold its memory any more.
             let _ = machine.console().await;
             if let Err(error) = machine.kill().await {
@@ -221,7 +222,9 @@ impl Manager {
         let _turn = turn.lock().await;
         if let Some(capsule) = self.lock().get_mut(&id) {
             capsule.state = State::Stopping;
-            capsule.running = None;
+            if let Some((_, guest)) = capsule.running.take() {
+                guest.close();
+            }
         }
         boot::unmake(&self.parts, id).await?;
         self.lock().remove(&id);

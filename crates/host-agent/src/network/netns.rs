@@ -1,6 +1,6 @@
 //! Carries a plan out, by netlink and nftables. All of it blocks: callers use a thread.
 
-use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Plan, TAP, UPLINK};
+use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, NAMESPACES, Plan, TAP, UPLINK};
 use super::{Error, io_error};
 use crate::sys;
 use futures::TryStreamExt;
@@ -14,8 +14,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-const BOUND: &str = "/run/netns";
+/// How long the kernel may take to remove the links of a namespace that nobody holds.
+const LINK_GOES: Duration = Duration::from_secs(1);
 
 /// Refuses a range that the machine uses already.
 pub(super) async fn check_clash(plan: &Plan) -> Result<(), Error> {
@@ -74,13 +76,17 @@ async fn used_ranges(netlink: Handle, own: String) -> io::Result<Vec<(Ipv4Addr, 
 
 /// Forwarding and the host's own rules.
 pub(super) fn prepare_host(plan: &Plan) -> io::Result<()> {
-    fs::create_dir_all(BOUND)?;
+    fs::create_dir_all(NAMESPACES)?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     sys::apply_nft(&plan.host_rules())
 }
 
-/// Takes away the host's rules.
+/// Takes away the host's rules, and the folder of namespaces when no agent has one.
 pub(crate) fn restore_host(plan: &Plan) -> io::Result<()> {
+    // Each stays when it is not empty.
+    for dir in Path::new(NAMESPACES).ancestors().take(2) {
+        let _ = fs::remove_dir(dir);
+    }
     sys::apply_nft(&plan.host_rules_removal())
 }
 
@@ -181,20 +187,35 @@ where
     })
 }
 
-/// Takes a namespace down; its links go with it. One that is not there is success.
+/// Takes a namespace down and waits until its link to the host has gone with it. One that is
+/// not there is success.
 pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
     let path = plan.namespace(slot);
-    if !path.exists() {
-        return Ok(());
+    if path.exists() {
+        // Not a mount when we died between making the file and binding it.
+        while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
+        fs::remove_file(&path)?;
     }
-    // Not a mount when we died between making the file and binding it.
-    while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
-    fs::remove_file(&path)
+    let link = plan.host_link(slot);
+    let there = Path::new("/sys/class/net").join(&link);
+    // The kernel takes it away by itself, many at a time, and sooner than it does when asked
+    // to; unless somebody holds the namespace.
+    let limit = Instant::now() + LINK_GOES;
+    while there.exists() && Instant::now() < limit {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if there.exists() { with_netlink(|netlink| delete(netlink, link)) } else { Ok(()) }
+}
+
+async fn delete(netlink: Handle, name: String) -> io::Result<()> {
+    // It may have gone between the look and this.
+    let Ok(link) = index(&netlink, &name).await else { return Ok(()) };
+    netlink.link().del(link).execute().await.map_err(io::Error::other)
 }
 
 /// Slots of this agent whose namespaces are bound.
 pub(super) fn existing(plan: &Plan) -> Vec<u32> {
     let prefix = plan.namespace_prefix();
-    let entries = fs::read_dir(BOUND).into_iter().flatten().flatten();
+    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
     entries.filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse().ok()).collect()
 }

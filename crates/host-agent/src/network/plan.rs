@@ -5,6 +5,9 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+/// Where namespaces are bound. Not `/run/netns`: the first `ip netns add` of anyone on the
+/// machine covers what is mounted there, which can then not be taken down any more.
+pub(crate) const NAMESPACES: &str = "/run/wrenn/netns";
 /// Name of the machine's tap, in every namespace.
 pub(crate) const TAP: &str = "tap0";
 /// Name of the link to the host, in every namespace.
@@ -88,7 +91,7 @@ impl Plan {
 
     /// Where a namespace is bound.
     pub(crate) fn namespace(&self, slot: u32) -> PathBuf {
-        PathBuf::from(format!("/run/netns/{}{slot}", self.namespace_prefix()))
+        PathBuf::from(format!("{NAMESPACES}/{}{slot}", self.namespace_prefix()))
     }
 
     /// The rules inside each namespace; they name no address but the guest's own, so they are
