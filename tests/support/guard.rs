@@ -40,7 +40,7 @@ impl Leftovers {
             .flat_map(|controller| names(&format!("/sys/fs/cgroup/{controller}wrenn-{tag}")));
         Self {
             processes: processes(&text),
-            namespaces: begin(names("/run/wrenn/netns"), &format!("wrenn-{tag}-")),
+            namespaces: names(&format!("/run/wrenn/{tag}")),
             links: begin(names("/sys/class/net"), &format!("wr{tag}-")),
             mounts: mounts.lines().filter(|line| line.contains(&text)).map(str::to_owned).collect(),
             cgroups: groups.filter(|name| name.starts_with("cl-")).collect(),

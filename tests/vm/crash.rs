@@ -44,7 +44,7 @@ async fn machines_outlive_the_platform_and_are_found_again() {
 #[tokio::test]
 async fn a_platform_that_dies_in_the_middle_of_a_boot_or_a_removal_leaves_nothing_half_done() {
     let (mut platform, client, kept) = capsule().await;
-    for millis in [60, 250, 900, 1600] {
+    for millis in [80, 400, 1400] {
         let client = platform.client();
         let create = tokio::spawn({
             let client = client.clone();

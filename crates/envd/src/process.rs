@@ -8,6 +8,7 @@ pub(crate) mod hub;
 pub(crate) mod pty;
 pub(crate) mod registry;
 
+use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::users::User;
@@ -78,7 +79,8 @@ pub(crate) fn start(
         command.stdin(if spec.stdin { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
-    let cgroup = guest.cgroups.of(terminal.is_some());
+    let leaf = guest.cgroups.leaf(terminal.is_some());
+    let cgroup = leaf.as_ref().map(|leaf| &leaf.procs);
     let alone = !guest.in_guest;
     sys::prepare_child(
         &mut command,
@@ -87,8 +89,15 @@ pub(crate) fn start(
         sys::Child { terminal: terminal.is_some(), alone },
     )
     .map_err(|e| Error::io("preparing the process", &e))?;
-    let mut child = command.spawn().map_err(|e| spawn_error(&spec, &e))?;
+    let spawned = command.spawn();
     drop(command); // and with it our copies of the terminal's slave
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
+            return Err(spawn_error(&spec, &error));
+        }
+    };
     let process = Arc::new(Process {
         pid: child.id().unwrap_or(0),
         spec,
@@ -98,7 +107,7 @@ pub(crate) fn start(
     });
     let events = process.hub.subscribe();
     guest.processes.insert(&process);
-    tokio::spawn(follow(Arc::clone(guest), Arc::clone(&process), child, deadline));
+    tokio::spawn(follow(Arc::clone(guest), Arc::clone(&process), child, leaf, deadline));
     Ok((process, events))
 }
 
@@ -139,12 +148,15 @@ async fn follow(
     guest: Arc<Guest>,
     process: Arc<Process>,
     mut child: Child,
+    leaf: Option<Leaf>,
     deadline: Option<Instant>,
 ) {
     let status = carry(&process, &mut child, deadline).await;
-    process.stdin.lock().await.take();
     process.hub.end(Exit::from(status)).await;
-    guest.processes.forget_later(process);
+    leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
+    guest.processes.forget_later(Arc::clone(&process));
+    // Last: a writer may hold it while some heir of the program's does not read.
+    process.stdin.lock().await.take();
 }
 
 async fn carry(

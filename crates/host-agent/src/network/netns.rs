@@ -1,6 +1,6 @@
 //! Carries a plan out, by netlink and nftables. All of it blocks: callers use a thread.
 
-use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, NAMESPACES, Plan, TAP, UPLINK};
+use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Plan, TAP, UPLINK};
 use super::{Error, io_error};
 use crate::sys;
 use futures::TryStreamExt;
@@ -76,15 +76,14 @@ async fn used_ranges(netlink: Handle, own: String) -> io::Result<Vec<(Ipv4Addr, 
 
 /// Forwarding and the host's own rules.
 pub(super) fn prepare_host(plan: &Plan) -> io::Result<()> {
-    fs::create_dir_all(NAMESPACES)?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     sys::apply_nft(&plan.host_rules())
 }
 
 /// Takes away the host's rules, and the folder of namespaces when no agent has one.
 pub(crate) fn restore_host(plan: &Plan) -> io::Result<()> {
-    // Each stays when it is not empty.
-    for dir in Path::new(NAMESPACES).ancestors().take(2) {
+    // Ours, and the one that all agents share; each stays when it is not empty.
+    for dir in plan.namespaces().ancestors().take(2) {
         let _ = fs::remove_dir(dir);
     }
     sys::apply_nft(&plan.host_rules_removal())
@@ -117,6 +116,9 @@ fn absent(error: io::Error) -> io::Result<()> {
 }
 
 fn bind(namespace: &File, path: &Path) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
     File::create(path)?;
     let from = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     rustix::mount::mount_bind(from, path)?;
@@ -215,7 +217,6 @@ async fn delete(netlink: Handle, name: String) -> io::Result<()> {
 
 /// Slots of this agent whose namespaces are bound.
 pub(super) fn existing(plan: &Plan) -> Vec<u32> {
-    let prefix = plan.namespace_prefix();
-    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse().ok()).collect()
+    let entries = fs::read_dir(plan.namespaces()).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }

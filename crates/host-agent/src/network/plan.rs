@@ -3,11 +3,11 @@
 use super::Error;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Where namespaces are bound. Not `/run/netns`: the first `ip netns add` of anyone on the
+/// Where agents have a folder each for their namespaces. Not `/run/netns`: the first `ip netns add` of anyone on the
 /// machine covers what is mounted there, which can then not be taken down any more.
-pub(crate) const NAMESPACES: &str = "/run/wrenn/netns";
+const NAMESPACES: &str = "/run/wrenn";
 /// Name of the machine's tap, in every namespace.
 pub(crate) const TAP: &str = "tap0";
 /// Name of the link to the host, in every namespace.
@@ -84,14 +84,14 @@ impl Plan {
         format!("wr{}-", self.tag)
     }
 
-    /// What the names of all namespaces begin with.
-    pub(crate) fn namespace_prefix(&self) -> String {
-        format!("wrenn-{}-", self.tag)
+    /// The folder of this agent's namespaces.
+    pub(crate) fn namespaces(&self) -> PathBuf {
+        Path::new(NAMESPACES).join(&self.tag)
     }
 
     /// Where a namespace is bound.
     pub(crate) fn namespace(&self, slot: u32) -> PathBuf {
-        PathBuf::from(format!("{NAMESPACES}/{}{slot}", self.namespace_prefix()))
+        self.namespaces().join(slot.to_string())
     }
 
     /// The rules inside each namespace; they name no address but the guest's own, so they are
