@@ -90,8 +90,8 @@ fn target_of(path: &Path) -> String {
 }
 
 fn metadata(path: &Path) -> BTreeMap<String, String> {
-    // Most files have none: one call with no room tells.
-    match rustix::fs::listxattr(path, &mut [0u8; 0][..]) {
+    // Most files have none: one call tells.
+    match rustix::fs::listxattr_query(path) {
         Ok(1..) => {}
         _ => return BTreeMap::new(),
     }
@@ -134,6 +134,22 @@ pub(crate) fn replace_metadata(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_is_kept_and_replaced_whole() {
+        // Beside the sources: not every temporary folder's file system has such attributes.
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = dir.path().join("f");
+        let file = File::create(&path).unwrap();
+        let of = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        assert_eq!(stat(&path).unwrap().metadata, of(&[]));
+        for wanted in [of(&[("a", "1"), ("b", "ü")]), of(&[("b", "2")]), of(&[])] {
+            replace_metadata(&path, &file, &wanted).unwrap();
+            assert_eq!(stat(&path).unwrap().metadata, wanted);
+        }
+    }
 
     #[test]
     fn files_links_and_broken_links_are_described() {
