@@ -1,11 +1,12 @@
 //! Finds what belongs to a platform, or to one of its capsules, on this machine.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
+    tag: String,
     /// Command lines of processes that name the folder or work in it, or that are a capsule's
     /// machine.
     pub processes: Vec<String>,
@@ -40,6 +41,7 @@ impl Leftovers {
             .flat_map(|controller| names(&format!("/sys/fs/cgroup/{controller}wrenn-{tag}")));
         Self {
             processes: processes(&text),
+            tag: tag.clone(),
             namespaces: names(&format!("/run/wrenn/{tag}")),
             links: begin(names("/sys/class/net"), &format!("wr{tag}-")),
             mounts: mounts.lines().filter(|line| line.contains(&text)).map(str::to_owned).collect(),
@@ -48,10 +50,16 @@ impl Leftovers {
         }
     }
 
+    /// Where a capsule's namespace is, by the number of its network.
+    #[must_use]
+    pub fn namespace(&self, slot: u64) -> PathBuf {
+        Path::new("/run/wrenn").join(&self.tag).join(slot.to_string())
+    }
+
     /// Whether nothing is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        *self == Self { tag: self.tag.clone(), ..Self::default() }
     }
 }
 

@@ -228,10 +228,13 @@ async fn begun(mut raw: Raw, timeout: u64) -> Result<(u32, Events)> {
             Err(error) => Some(Err(refused(&error))),
         }
     });
-    // A stream that breaks off is no end.
+    // A stream that breaks off is no end; one that has ended is read to its last byte, or its
+    // connection could not serve again.
     let checked =
         futures::stream::unfold((events.boxed(), false), |(mut events, done)| async move {
             if done {
+                let rest = events.collect::<Vec<_>>();
+                let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
                 return None;
             }
             let event = events.next().await.unwrap_or(Err(Error::GuestUnavailable));

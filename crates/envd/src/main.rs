@@ -58,6 +58,10 @@ fn serve(port: u16, in_guest: bool) -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((host, port)))
             .await
             .with_context(|| format!("listening on port {port}"))?;
+        // Or the last small piece of a stream waits for the answer to the one before.
+        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+            let _ = stream.set_nodelay(true);
+        });
         axum::serve(listener, http::router(guest)).await?;
         Ok(())
     })

@@ -144,7 +144,7 @@ async fn choose_driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
 
 /// Probes KVM once per boot of this machine, and remembers.
 async fn probe(config: &Config, driver: &Qemu) -> anyhow::Result<()> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = sys::boot_id();
     let (kept, works) = (config.dir.join("kvm-probe"), format!("works {boot}"));
     let fails = format!("fails {boot}");
     let known = std::fs::read_to_string(&kept).unwrap_or_default();

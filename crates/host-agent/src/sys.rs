@@ -241,6 +241,12 @@ fn open_process(pid: i32, started: u64) -> Option<OwnedFd> {
     (start_time(pid) == Some(started)).then_some(handle)
 }
 
+/// Which boot of this machine this is.
+pub(crate) fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
 /// When a process began, in clock ticks since the boot (`proc(5)`, field 22).
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

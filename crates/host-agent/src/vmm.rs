@@ -59,10 +59,24 @@ pub(crate) struct Disks {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Record {
     pub pid: i32,
-    /// In clock ticks since the boot: with the pid it names one process for ever.
+    /// In clock ticks since the boot: with the pid it names one process until the next boot.
     pub started: u64,
+    /// Which boot of this machine that was; in another, no process is ours.
+    pub boot: String,
     /// The port of a fake machine's guest on this machine.
     pub port: Option<u16>,
+}
+
+impl Record {
+    /// Describes a process that runs.
+    pub(crate) fn of(pid: i32, port: Option<u16>) -> Option<Self> {
+        Some(Self { pid, started: crate::sys::start_time(pid)?, boot: crate::sys::boot_id(), port })
+    }
+
+    /// Whether the process is still that one.
+    pub(crate) fn lives(&self) -> bool {
+        self.boot == crate::sys::boot_id() && crate::sys::start_time(self.pid) == Some(self.started)
+    }
 }
 
 /// Makes machines.
@@ -94,6 +108,9 @@ pub(crate) trait Machine: Send + Sync {
 
 /// Kills a process by its record and waits until it is gone.
 pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
+    if !record.lives() {
+        return Ok(());
+    }
     let (pid, started) = (record.pid, record.started);
     let done = match crate::sys::kill_process(pid, started) {
         Ok(()) => crate::sys::wait_end(pid, started).await,
@@ -104,8 +121,33 @@ pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
 
 /// Waits for the end of a process by its record.
 pub(crate) async fn wait_record(record: &Record) {
+    if !record.lives() {
+        return;
+    }
     let (pid, started) = (record.pid, record.started);
     if let Err(error) = crate::sys::wait_end(pid, started).await {
         tracing::warn!(pid, %error, "waiting for a machine's end");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_of_another_boot_or_start_names_no_process_of_this() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let record = Record::of(i32::try_from(child.id()).unwrap(), None).unwrap();
+        assert!(record.lives());
+        let before = Record { boot: "another".to_owned(), ..record.clone() };
+        let later = Record { started: record.started + 1, ..record.clone() };
+        for other in [before, later] {
+            assert!(!other.lives());
+            kill_record(&other).await.unwrap();
+            wait_record(&other).await;
+            assert_eq!(child.try_wait().unwrap(), None, "another process was killed");
+        }
+        kill_record(&record).await.unwrap();
+        assert!(!record.lives());
     }
 }

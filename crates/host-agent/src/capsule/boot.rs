@@ -161,8 +161,8 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     }
     // One that was started and not yet written down.
     for pid in sys::processes_of(&name) {
-        let Some(started) = sys::start_time(pid) else { continue };
-        vmm::kill_record(&Record { pid, started, port: None }).await?;
+        let Some(record) = Record::of(pid, None) else { continue };
+        vmm::kill_record(&record).await?;
     }
     if let Some(groups) = parts.cgroups.clone() {
         let removed = tokio::task::spawn_blocking(move || groups.remove(&name)).await;

@@ -37,8 +37,7 @@ impl Driver for Fake {
     }
 
     fn adopt(&self, record: &Record, _dir: PathBuf) -> Option<Box<dyn Machine>> {
-        let lives = sys::start_time(record.pid) == Some(record.started);
-        lives.then(|| Box::new(FakeMachine(record.clone())) as Box<dyn Machine>)
+        record.lives().then(|| Box::new(FakeMachine(record.clone())) as Box<dyn Machine>)
     }
 }
 
@@ -47,8 +46,7 @@ impl Fake {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let child = sys::spawn_envd(&self.envd, port, &spec.name, &spec.dir)?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let started = sys::start_time(pid).unwrap_or(0);
-        Ok(Record { pid, started, port: Some(port) })
+        Record::of(pid, Some(port)).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 

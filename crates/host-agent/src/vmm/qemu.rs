@@ -148,8 +148,7 @@ impl Qemu {
             log,
         };
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
-        let started = sys::start_time(pid).unwrap_or(0);
-        let record = Record { pid, started, port: None };
+        let record = Record::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
         Ok(QemuMachine { record, dir: dir.to_owned() })
     }
 
@@ -266,9 +265,8 @@ impl Driver for Qemu {
     }
 
     fn adopt(&self, record: &Record, dir: PathBuf) -> Option<Box<dyn Machine>> {
-        let lives = sys::start_time(record.pid) == Some(record.started);
         let machine = QemuMachine { record: record.clone(), dir };
-        lives.then(|| Box::new(machine) as Box<dyn Machine>)
+        record.lives().then(|| Box::new(machine) as Box<dyn Machine>)
     }
 }
 

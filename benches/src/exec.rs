@@ -1,0 +1,91 @@
+//! A command's round trip: `true` by the API, against the same asked of envd itself.
+
+use crate::inside::Inside;
+use crate::stats::Row;
+use connectrpc::client::{ClientConfig, HttpClient};
+use protocol::process as wire;
+use protocol::process::__buffa::oneof::process_event::Event;
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tests::Platform;
+
+const ROUNDS: usize = 100;
+
+type Process = protocol::process::ProcessClient<HttpClient>;
+
+/// What envd is asked with.
+pub(crate) struct Straight {
+    inside: Inside,
+    token: String,
+}
+
+impl Straight {
+    pub(crate) fn to(platform: &Platform, capsule: &str) -> Self {
+        let ledger = platform.dir().join(format!("capsules/{capsule}/capsule.json"));
+        let ledger: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(ledger).unwrap()).unwrap();
+        let slot = ledger["slot"].as_u64().unwrap();
+        let namespace = platform.leftovers().namespace(slot);
+        let token = ledger["envd_token"].as_str().unwrap().to_owned();
+        Self { inside: Inside::enter(&namespace), token }
+    }
+
+    /// Times what `work` does with envd's URL and token.
+    pub(crate) fn time<F>(
+        &self,
+        work: impl FnOnce(reqwest::Client, String) -> F + Send + 'static,
+    ) -> Duration
+    where
+        F: Future<Output = ()>,
+    {
+        let token = self.token.clone();
+        self.inside.run(move |runtime, client| {
+            let client = client.clone();
+            let started = Instant::now();
+            runtime.block_on(work(client, token));
+            started.elapsed()
+        })
+    }
+}
+
+/// Runs `true` by envd's service, to the end of its stream, by the client that the control plane
+/// uses too.
+async fn run_true(client: Process) {
+    let process = wire::ProcessConfig { cmd: "true".to_owned(), ..Default::default() };
+    let request =
+        wire::StartRequest { process: process.into(), stdin: Some(false), ..Default::default() };
+    let mut stream = client.start(request).await.unwrap();
+    let mut ended = false;
+    while let Some(message) = stream.message::<wire::StartResponse>().await.unwrap() {
+        let event = message.to_owned_message().event.into_option().and_then(|event| event.event);
+        ended |= matches!(event, Some(Event::End(_)));
+    }
+    assert!(ended);
+}
+
+pub(crate) async fn measure(platform: &Platform, id: &str) -> Row {
+    let (client, straight) = (platform.client(), Straight::to(platform, id));
+    let path = format!("/v1/capsules/{id}/exec");
+    let body = json!({ "cmd": "true" });
+    let config = ClientConfig::new("http://169.254.0.2:49983".parse().unwrap())
+        .with_default_header(protocol::ACCESS_TOKEN, &straight.token);
+    // Made inside, so that what it dials is dialled there.
+    let process = straight.inside.run(move |runtime, _| {
+        let _inside = runtime.enter();
+        Process::new(HttpClient::plaintext(), config)
+    });
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS + 10 {
+        let started = Instant::now();
+        client.post(&path, &body).await.expect(200);
+        let took = started.elapsed();
+        let process = process.clone();
+        let direct = straight.time(async move |_, _| run_true(process).await);
+        // The first few only warm caches.
+        if round >= 10 {
+            ours.push(took);
+            floor.push(direct);
+        }
+    }
+    Row::less("exec of `true` − straight to envd", &ours, &floor, "≤ 3 ms")
+}

@@ -1,0 +1,64 @@
+//! Measures the platform against its floor and prints a table. Both sides of each row are
+//! measured in turns in one run, so that the machine's noise falls on both; a row's figure is a
+//! ratio, or a difference, of medians.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot run says so")]
+
+mod bare;
+mod exec;
+mod files;
+mod idle;
+mod inside;
+mod stats;
+
+use serde_json::json;
+use stats::{Row, print};
+use std::time::Duration;
+use tests::{Driver, Platform};
+
+const BOOTS: usize = 11;
+
+#[tokio::main]
+async fn main() {
+    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let client = platform.client();
+    let id = client.create(&json!({})).await;
+    // Named on the command line, or all. Idleness comes first: what a guest has written, it goes
+    // on writing to its disk for a while.
+    let named: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| named.is_empty() || named.iter().any(|one| one == name);
+    let mut rows = Vec::new();
+    if wanted("idle") {
+        rows.extend(idle::measure(&platform, &id).await);
+    }
+    if wanted("create") {
+        rows.push(create(&platform, &id).await);
+    }
+    if wanted("exec") {
+        rows.push(exec::measure(&platform, &id).await);
+    }
+    if wanted("files") {
+        rows.extend(files::measure(&platform, &id).await);
+    }
+    print(&rows);
+    platform.finish();
+}
+
+/// From the request for a capsule to its first command's answer, against the bare VMM's way to
+/// envd's first answer.
+async fn create(platform: &Platform, like: &str) -> Row {
+    let client = platform.client();
+    let floor = bare::Bare::like(platform, like);
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    // The first of each only warms caches.
+    for _ in 0..=BOOTS {
+        bare.push(floor.boot());
+        let started = std::time::Instant::now();
+        let id = client.create(&json!({})).await;
+        client.out(&id, "true").await;
+        ours.push(started.elapsed());
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    }
+    let (ours, bare): (Vec<Duration>, Vec<Duration>) = (ours.split_off(1), bare.split_off(1));
+    Row::ratio("create to first command ÷ bare VMM to /health", &ours, &bare, "≤ 1.25")
+}
