@@ -104,33 +104,30 @@ async fn the_database_dies_and_is_started_again() {
     platform.finish();
 }
 
-/// Another replica of the control plane, over the same database and agent.
+/// Another control plane: a replica, or one over another database.
 struct Replica {
     process: Child,
     url: String,
+    key: String,
 }
 
 impl Replica {
     fn start(platform: &Platform) -> Self {
-        let said = tempfile::NamedTempFile::new().unwrap();
-        let agent = platform.agent_url();
+        Self::over(platform, &platform.database_url(), &platform.agent_url())
+    }
+
+    fn over(platform: &Platform, database: &str, agent: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (said, key) = (dir.path().join("said"), dir.path().join("client.json"));
         let mut command = platform.wrenn();
-        command.args(["control-plane", "--listen", "127.0.0.1:0", "--agent-url", &agent]);
-        command.env("DATABASE_URL", platform.database_url());
-        command.env("WRENN_CLIENT_FILE", said.path().with_extension("json"));
+        command.args(["control-plane", "--listen", "127.0.0.1:0", "--agent-url", agent]);
+        command.env("DATABASE_URL", database).env("WRENN_CLIENT_FILE", &key);
         command.stdin(Stdio::null()).stderr(Stdio::null());
-        command.stdout(said.reopen().unwrap());
+        command.stdout(std::fs::File::create(&said).unwrap());
         let mut process = command.spawn().unwrap();
-        for _ in 0..1000 {
-            let text = std::fs::read_to_string(said.path()).unwrap();
-            if let Some(url) = text.lines().find_map(|l| l.strip_prefix("Wrenn serves ")) {
-                let _ = std::fs::remove_file(said.path().with_extension("json"));
-                return Self { process, url: url.to_owned() };
-            }
-            assert!(process.try_wait().unwrap().is_none(), "the replica ended");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("the replica did not start");
+        let url = tests::told(&said, "Wrenn serves ", &mut process);
+        let file: Value = serde_json::from_slice(&std::fs::read(key).unwrap()).unwrap();
+        Self { process, url, key: file["api_key"].as_str().unwrap().to_owned() }
     }
 }
 
@@ -139,6 +136,87 @@ impl Drop for Replica {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+#[tokio::test]
+async fn the_database_dies_in_the_middle_of_creates() {
+    let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let client = platform.client();
+    for millis in [5, 20, 45] {
+        let creates = (0..4).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let made = client.post("/v1/capsules", &json!({ "memory_mb": 128 })).await;
+                assert!([201, 500].contains(&made.status.as_u16()), "{made:?}");
+            })
+        });
+        let creates: Vec<_> = creates.collect();
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let pidfile = platform.dir().join("postgres/data/postmaster.pid");
+        let pid = std::fs::read_to_string(pidfile).unwrap();
+        let pid = pid.lines().next().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        for create in creates {
+            create.await.unwrap();
+        }
+        eventually("the database answers again", || async {
+            (client.get("/v1/capsules").await.status == 200).then_some(())
+        })
+        .await;
+        for id in settled(&client).await {
+            assert_eq!(client.out(&id, "echo up").await, "up\n");
+        }
+    }
+    let running = settled(&client).await.len();
+    eventually("no machine is left that no capsule owns", || async {
+        (platform.leftovers().folders.len() == running).then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_alone_takes_nothing_with_it() {
+    let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
+    // The roles apart: the database stays as the first platform's, everything else is new.
+    let database = platform.separate_database().await;
+    let agent_dir = tempfile::tempdir().unwrap();
+    let mut agent = platform.agent(agent_dir.path(), "127.0.0.1:0");
+    let address = agent.1.clone();
+    let replica = Replica::over(&platform, &database, &format!("http://{address}"));
+    let key = replica.key.clone();
+    let client = platform.client_with(&key).at(&replica.url);
+    let before = client.create(&json!({ "memory_mb": 128 })).await;
+    for millis in [4, 12, 25] {
+        let asked = client.clone();
+        let create = tokio::spawn(async move {
+            asked.post("/v1/capsules", &json!({ "memory_mb": 128 })).await.status.as_u16()
+        });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        agent.0.kill().unwrap();
+        agent.0.wait().unwrap();
+        let status = create.await.unwrap();
+        assert!([201, 503, 500].contains(&status), "{status}");
+        let exec = format!("/v1/capsules/{before}/exec");
+        let away = client.post(&exec, &json!({ "cmd": "true" })).await;
+        away.refuses(503, "guest_unavailable", "does not answer");
+        agent = platform.agent(agent_dir.path(), &address);
+        for id in settled(&client).await {
+            assert_eq!(client.out(&id, "echo up").await, "up\n");
+        }
+    }
+    for id in settled(&client).await {
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    }
+    agent.0.kill().unwrap();
+    agent.0.wait().unwrap();
+    assert!(std::fs::read_dir(agent_dir.path().join("capsules")).unwrap().next().is_none());
+    drop(replica);
+    assert_eq!(platform.client().out(&kept, "echo up").await, "up\n");
+    platform.stop();
+    platform.finish();
 }
 
 #[tokio::test]

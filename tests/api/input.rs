@@ -71,6 +71,11 @@ async fn requests_that_name_nothing_get_the_envelope() {
     }
     let plain = client.get(&format!("/v1/capsules/{id}/exec/stream")).await;
     plain.refuses(400, "invalid_request", "upgrade must ask for a WebSocket");
+    for query in ["path=%ff%fe", "", "path=/a&path=/b", "path=/a&colour=red"] {
+        let file = client.get(&format!("/v1/capsules/{id}/files?{query}")).await;
+        assert_eq!(file.status.as_u16(), 400, "{query}: {}", file.body);
+        assert_eq!(file.body["error"]["code"], "invalid_request", "{query}: {}", file.body);
+    }
     let large = client.request(Method::POST, "/v1/capsules").body(vec![b' '; 21 << 20]);
     client.send(large).await.refuses(413, "too_large", "larger than");
     platform.finish();

@@ -6,11 +6,13 @@
 mod auth;
 mod cli;
 mod crash;
+mod envd;
 mod exec;
 mod files;
 mod input;
 mod lifecycle;
 mod openapi;
+mod schema;
 mod streams;
 
 use tests::{Client, Driver, Platform};

@@ -14,7 +14,7 @@ mod platform;
 
 pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, processes_of};
-pub use platform::{Driver, Platform, binary};
+pub use platform::{Driver, Platform, binary, told};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

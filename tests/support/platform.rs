@@ -47,6 +47,24 @@ pub fn binary(name: &str) -> PathBuf {
     path.canonicalize().unwrap()
 }
 
+/// Waits for a line that a process writes to a file, and returns what follows `begin` in it.
+///
+/// # Panics
+/// When the process ends, or the line does not come.
+pub fn told(file: &Path, begin: &str, process: &mut Child) -> String {
+    let limit = Instant::now() + START;
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if let Some(rest) = text.lines().find_map(|line| Some(line.split_once(begin)?.1)) {
+            return rest.to_owned();
+        }
+        let ended = process.try_wait().unwrap();
+        assert!(ended.is_none(), "it ended before it said `{begin}`: {text}");
+        assert!(Instant::now() < limit, "it did not say `{begin}`: {text}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 impl Platform {
     /// Starts one with these further settings.
     pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
@@ -100,30 +118,18 @@ impl Platform {
         let mut command = self.wrenn();
         command.args(["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
         command.env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
-        command.envs(self.vars.iter().map(|(k, v)| (k, v)));
         match self.driver {
             Driver::Fake => {
                 command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()))
             }
             Driver::Tcg => command.env("WRENN_DRIVER", "tcg").env("WRENN_ENVD", binary("envd")),
         };
+        command.envs(self.vars.iter().map(|(k, v)| (k, v)));
         let said = self.dir.path().join("said");
         command.stdin(Stdio::null()).stdout(File::create(&said).unwrap()).stderr(log);
         self.process = Some(command.spawn().unwrap());
-        let limit = Instant::now() + START;
-        loop {
-            let text = std::fs::read_to_string(&said).unwrap_or_default();
-            let served =
-                text.lines().find_map(|l| l.strip_prefix("Wrenn serves ")).map(str::to_owned);
-            if let Some(url) = served {
-                self.url = url;
-                break;
-            }
-            let ended = self.process.as_mut().and_then(|p| p.try_wait().unwrap());
-            assert!(ended.is_none(), "the platform ended: {}", self.log());
-            assert!(Instant::now() < limit, "the platform did not start: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let process = self.process.as_mut().unwrap();
+        self.url = told(&said, "Wrenn serves ", process);
         let file = std::fs::read(self.dir.path().join("client.json")).unwrap();
         let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
         self.key = file["api_key"].as_str().unwrap().to_owned();
@@ -178,6 +184,31 @@ impl Platform {
     pub fn database_url(&self) -> String {
         let socket = self.dir().join("postgres/run").display().to_string().replace('/', "%2F");
         format!("postgres://wrenn@{socket}/wrenn")
+    }
+
+    /// Makes another database in the platform's PostgreSQL, and returns its URL.
+    pub async fn separate_database(&self) -> String {
+        let socket = self.dir().join("postgres/run");
+        let made = Command::new("psql")
+            .args(["-U", "wrenn", "-d", "wrenn", "-c", "CREATE DATABASE separate", "-h"])
+            .arg(&socket)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        self.database_url().replace("/wrenn", "/separate").replace("//separate@", "//wrenn@")
+    }
+
+    /// Starts a host agent alone, in a folder of its own, over the fake driver; with its address.
+    #[must_use]
+    pub fn agent(&self, dir: &Path, listen: &str) -> (Child, String) {
+        let log = dir.join("agent.log");
+        let mut command = self.wrenn();
+        command.args(["agent", "--agent-listen", listen]).env("WRENN_DIR", dir);
+        command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        let mut process = command.spawn().unwrap();
+        let address = told(&log, "the host agent serves address=", &mut process);
+        (process, address.trim_matches('"').to_owned())
     }
 
     /// The command line, with this platform as its own.

@@ -7,6 +7,7 @@ mod crash;
 mod guest;
 mod hostile;
 mod isolation;
+mod probe;
 mod vmm;
 
 use serde_json::{Value, json};

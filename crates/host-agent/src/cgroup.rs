@@ -40,13 +40,14 @@ impl Cgroups {
         let mut parents = Vec::new();
         for (controller, dir) in wanted {
             let path = Path::new(ROOT).join(dir).join(&name);
-            match fs::create_dir_all(&path) {
+            match prepare(*controller, &path) {
                 Ok(()) => parents.push((*controller, path)),
-                Err(error) => tracing::warn!(?controller, %error, "no limits by this controller"),
+                Err(error) => {
+                    // As in a container, whose root group holds processes and so no controllers.
+                    tracing::warn!(?controller, %error, "machines have no limits by this controller");
+                    let _ = fs::remove_dir(&path);
+                }
             }
-        }
-        if let Some((Controller::Unified, path)) = parents.first() {
-            let _ = fs::write(path.join("cgroup.subtree_control"), "+cpu +memory +pids");
         }
         Self { parents }
     }
@@ -100,6 +101,19 @@ impl Cgroups {
             let _ = fs::remove_dir(parent);
         }
     }
+}
+
+/// Makes the agent's own group and sees that its children will have limits.
+fn prepare(controller: Controller, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if controller != Controller::Unified {
+        return Ok(());
+    }
+    let file = path.join("cgroup.subtree_control");
+    fs::write(&file, "+cpu +memory +pids")?;
+    let given = fs::read_to_string(&file)?;
+    let all = ["cpu", "memory", "pids"].iter().all(|c| given.split_whitespace().any(|g| g == *c));
+    if all { Ok(()) } else { Err(io::Error::other(format!("only `{}` is given", given.trim()))) }
 }
 
 /// The kernel lets a group go a moment after its last process.

@@ -25,7 +25,9 @@ pub(crate) async fn agent(dir: &Path, settings: &Agent) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     let listener = listen(settings.listen, "WRENN_AGENT_LISTEN_ADDR").await?;
     let router = host_agent::start(settings.config(dir)?, &tasks).await?;
+    let address = listener.local_addr()?;
     serve(listener, router, &tasks);
+    tracing::info!(%address, "the host agent serves");
     daemon::terminated().await?;
     tasks.finish().await;
     Ok(())

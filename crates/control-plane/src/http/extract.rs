@@ -50,6 +50,9 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self> {
+        // The parser would put a sign in place of what is no text.
+        let raw = percent_encoding::percent_decode_str(parts.uri.query().unwrap_or(""));
+        raw.decode_utf8().map_err(|_| Error::invalid("query", "must be UTF-8"))?;
         let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
         let wrong = |e: axum::extract::rejection::QueryRejection| {
             let text = e.body_text();

@@ -29,6 +29,9 @@ pub(crate) enum State {
 /// Bytes of disk that must be free for another capsule to be made.
 const DISK_RESERVE: u64 = 1 << 30;
 
+/// Between two looks at the logs of machines.
+const TRIM: Duration = Duration::from_secs(60);
+
 /// How long each phase of a boot took.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
 
@@ -79,7 +82,20 @@ impl Manager {
         if let Some(networks) = &manager.parts.networks {
             networks.remove_strangers().await?;
         }
+        let this = manager.clone();
+        manager.parts.tasks.every(TRIM, move || {
+            let this = this.clone();
+            async move { this.trim_logs() }
+        });
         Ok(manager)
+    }
+
+    fn trim_logs(&self) {
+        let machines: Vec<_> = {
+            let capsules = self.lock();
+            capsules.values().filter_map(|c| Some(Arc::clone(&c.running.as_ref()?.0))).collect()
+        };
+        machines.iter().for_each(|machine| machine.trim_logs());
     }
 
     fn adopt(&self, id: CapsuleId) -> Option<()> {

@@ -75,4 +75,6 @@ impl Machine for FakeMachine {
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
         kill_record(&self.0).boxed()
     }
+
+    fn trim_logs(&self) {}
 }

@@ -25,6 +25,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const CONSOLE: usize = 64 * 1024;
 const CONSOLE_LOG: &str = "console.log";
 const LOG: &str = "qemu.log";
+/// What QEMU itself may have said, in bytes, before it is forgotten.
+const LOG_MAX: u64 = 1 << 20;
 /// How much of its last words is told, in bytes.
 const WORDS: usize = 2000;
 /// What QEMU says of each feature that emulation lacks.
@@ -348,5 +350,15 @@ impl Machine for QemuMachine {
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
         kill_record(&self.record).boxed()
+    }
+
+    fn trim_logs(&self) {
+        // QEMU appends, so that it goes on at the new end.
+        let log = File::options().write(true).open(self.dir.join(LOG));
+        if let Ok(log) = log
+            && log.metadata().is_ok_and(|found| found.len() > LOG_MAX)
+        {
+            let _ = log.set_len(0);
+        }
     }
 }

@@ -1,0 +1,31 @@
+//! The database's shape.
+
+use sqlx::{Connection, PgConnection};
+use tests::{Driver, Platform};
+
+#[tokio::test]
+async fn every_id_is_a_uuid_but_the_two_that_outlive_what_they_name() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "SELECT table_name::text, column_name::text, data_type::text \
+               FROM information_schema.columns \
+               WHERE table_schema = 'public' AND table_name <> '_sqlx_migrations' \
+               AND (column_name = 'id' OR column_name LIKE '%\\_id') ORDER BY 1, 2";
+    let columns: Vec<(String, String, String)> =
+        sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
+    assert!(columns.len() > 20, "{columns:?}");
+    let texts = columns.iter().filter(|(_, _, kind)| kind != "uuid");
+    let texts: Vec<String> = texts.map(|(table, column, _)| format!("{table}.{column}")).collect();
+    assert_eq!(texts, ["audit_logs.actor_id", "audit_logs.resource_id"]);
+    let platform_team: String = sqlx::query_scalar(
+        "SELECT name FROM teams WHERE id = '00000000-0000-0000-0000-000000000000'",
+    )
+    .fetch_one(&mut db)
+    .await
+    .unwrap();
+    assert_eq!(platform_team, "Platform");
+    let member = "INSERT INTO memberships (team_id, user_id, role) SELECT \
+                  '00000000-0000-0000-0000-000000000000', gen_random_uuid(), 'owner'";
+    assert!(sqlx::query(member).execute(&mut db).await.is_err(), "the platform has a member");
+    platform.finish();
+}
