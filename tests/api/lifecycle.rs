@@ -117,12 +117,15 @@ async fn health_version_and_figures_are_told() {
     let health = open.get("/health").await.expect(200);
     assert_eq!(health["status"], "ok");
     assert_eq!(open.get("/version").await.expect(200)["version"], health["version"]);
+    let odd = client.request(reqwest::Method::from_bytes(b"BREW").unwrap(), "/health");
+    client.send(odd).await.refuses(405, "method_not_allowed", "method");
     let figures = client.get("/metrics").await.expect(200);
     let figures = figures.as_str().unwrap();
     for name in ["wrenn_http_requests_total", "wrenn_capsule_create_seconds", "wrenn_boot_stage"] {
         assert!(figures.contains(name), "{name} is not in {figures}");
     }
     assert!(!figures.contains("cl-"), "a capsule's id is a label");
+    assert!(!figures.contains("BREW"), "what a client makes up is a label");
     platform.finish();
 }
 

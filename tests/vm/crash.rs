@@ -4,7 +4,7 @@
 use crate::{capsule, small};
 use serde_json::json;
 use std::time::Duration;
-use tests::{eventually, processes_of};
+use tests::{Client, Socket, eventually, processes_of};
 
 #[tokio::test]
 async fn machines_outlive_the_platform_and_are_found_again() {
@@ -90,17 +90,37 @@ async fn a_platform_that_dies_in_the_middle_of_a_boot_or_a_removal_leaves_nothin
     platform.finish();
 }
 
+/// Opens a stream of a command that goes on.
+async fn endless(client: &Client, id: &str) -> Socket {
+    let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+    socket.send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"] })).await;
+    assert_eq!(socket.next().await.unwrap()["type"], "start");
+    socket
+}
+
+/// A stream whose machine is gone ends, and says why.
+async fn breaks(mut socket: Socket) {
+    let frame = socket.next().await.unwrap();
+    assert_eq!(frame["code"], "guest_unavailable", "{frame}");
+    assert!(socket.next().await.is_none());
+}
+
 #[tokio::test]
 async fn a_machine_that_is_killed_is_told_and_removed() {
     let (platform, client, id) = capsule().await;
+    let other = client.create(&small()).await;
+    let (stream, deleted) = (endless(&client, &id).await, endless(&client, &other).await);
+    client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
+    breaks(deleted).await;
     let pid = rustix::process::Pid::from_raw(processes_of(&id)[0]).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    breaks(stream).await;
     let seen = eventually("the capsule is known to have failed", || async {
         let seen = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
         (seen["status"] == "error").then_some(seen)
     })
     .await;
-    assert!(seen["error"].as_str().unwrap().contains("the VMM ended"), "{seen}");
+    assert_eq!(seen["error"], "the VMM ended");
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     let left = platform.leftovers();
     assert!(

@@ -119,7 +119,8 @@ fn uri(text: &str) -> Uri {
 fn refused(error: &ConnectError) -> Error {
     let message = error.message.clone().unwrap_or_default();
     match error.code {
-        ErrorCode::ResourceExhausted => Error::NoCapacity(message),
+        // Too little room, or not the template.
+        ErrorCode::ResourceExhausted | ErrorCode::FailedPrecondition => Error::NoCapacity(message),
         ErrorCode::InvalidArgument => Error::invalid("request", message),
         ErrorCode::Aborted => Error::Conflict(message),
         ErrorCode::NotFound => Error::NotFound("capsule"),

@@ -44,11 +44,7 @@ impl App {
             .context("connecting to the database (DATABASE_URL)")?;
         sqlx::migrate!("./migrations").run(&db).await.context("migrating the database")?;
         let agent = Agent::new(&settings.agent_url)?;
-        let described = agent.describe().await.context("asking the host agent what it is")?;
-        let host = db::hosts::upsert(&db, &settings.agent_url, &described).await?;
-        for name in &described.templates {
-            db::templates::share(&db, name).await?;
-        }
+        let host = Self::meet(&db, &agent, &settings.agent_url).await?;
         let app = Self { db, agent, host, metrics: Metrics::install(), tasks: tasks.clone() };
         let at = app.clone();
         tasks.every(RECONCILE, move || {
@@ -56,6 +52,24 @@ impl App {
             async move { reconcile::run(&app).await }
         });
         Ok(app)
+    }
+
+    /// Makes the host and its templates known. One that was known and does not answer now may
+    /// answer later: that keeps nobody from looking at what there is.
+    async fn meet(db: &PgPool, agent: &Agent, url: &str) -> anyhow::Result<HostId> {
+        let described = match agent.describe().await {
+            Ok(described) => described,
+            Err(error) => {
+                let known = db::hosts::first(db).await?;
+                tracing::warn!(error = format!("{error:#}"), "the host agent does not answer");
+                return known.ok_or(error).context("asking the host agent what it is");
+            }
+        };
+        let host = db::hosts::upsert(db, url, &described).await?;
+        for name in &described.templates {
+            db::templates::share(db, name).await?;
+        }
+        Ok(host)
     }
 
     /// Serves every request.

@@ -24,6 +24,8 @@ pub enum Error {
     Unauthenticated,
     #[error("no capacity: {0}")]
     NoCapacity(String),
+    #[error("the database does not answer")]
+    DatabaseUnavailable,
     #[error("the capsule's host does not answer")]
     HostUnavailable,
     #[error("the capsule's guest does not answer; it may have just ended")]
@@ -53,9 +55,10 @@ impl Error {
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Self::NoCapacity(_) | Self::HostUnavailable | Self::GuestUnavailable => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoCapacity(_)
+            | Self::DatabaseUnavailable
+            | Self::HostUnavailable
+            | Self::GuestUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::StartFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -72,6 +75,7 @@ impl Error {
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
             Self::NoCapacity(_) => "no_capacity",
+            Self::DatabaseUnavailable => "database_unavailable",
             Self::HostUnavailable => "host_unavailable",
             Self::GuestUnavailable => "guest_unavailable",
             Self::DiskFull => "disk_full",
@@ -107,8 +111,15 @@ impl Error {
 }
 
 impl From<sqlx::Error> for Error {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds")]
     fn from(error: sqlx::Error) -> Self {
-        Self::Internal(error.into())
+        match error {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+                tracing::warn!(%error, "the database does not answer");
+                Self::DatabaseUnavailable
+            }
+            other => Self::Internal(other.into()),
+        }
     }
 }
 

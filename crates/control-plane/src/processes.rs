@@ -225,7 +225,11 @@ async fn begun(mut raw: Raw, timeout: u64) -> Result<(u32, Events)> {
         match event {
             Ok(event) => Some(Ok(read(event?.event?)?)),
             Err(e) if e.code == ErrorCode::DeadlineExceeded => Some(Err(Error::TimedOut(timeout))),
-            Err(error) => Some(Err(refused(&error))),
+            // envd ends a stream that it began by nothing else, so this is the way's end.
+            Err(error) => {
+                tracing::debug!(%error, "a stream broke off");
+                Some(Err(Error::GuestUnavailable))
+            }
         }
     });
     // A stream that breaks off is no end; one that has ended is read to its last byte, or its

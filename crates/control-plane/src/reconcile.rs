@@ -54,7 +54,9 @@ pub(crate) async fn run(app: &App) {
 
 async fn round(app: &App) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, app.host).await?;
-    let on_host = app.agent.list().await?;
+    let on_host = app.agent.list().await;
+    db::hosts::heard(&app.db, app.host, on_host.is_ok()).await?;
+    let on_host = on_host?;
     let mut seen: HashMap<CapsuleId, (OnHost, String)> = HashMap::new();
     for info in on_host {
         if let (Ok(id), Some(state)) = (info.capsule_id.parse(), info.state.as_known()) {

@@ -11,11 +11,7 @@ pub(crate) async fn upsert(
     address: &str,
     host: &DescribeResponse,
 ) -> sqlx::Result<HostId> {
-    let known: Option<Uuid> =
-        sqlx::query_scalar("SELECT id FROM hosts ORDER BY created_at LIMIT 1")
-            .fetch_optional(db)
-            .await?;
-    let id = known.unwrap_or(HostId::new().0);
+    let id = first(db).await?.unwrap_or_else(HostId::new).0;
     let sql = "INSERT INTO hosts (id, name, address, status, arch, driver, accelerator, version, \
                templates, cpu_cores, memory_mib, disk_mib, last_heartbeat_at) \
                VALUES ($1, 'local', $2, 'online', $3, $4, $5, $6, $7, $8, $9, $10, now()) \
@@ -36,6 +32,20 @@ pub(crate) async fn upsert(
         .execute(db)
         .await?;
     Ok(HostId(id))
+}
+
+/// The host that was made known first, if one was.
+pub(crate) async fn first(db: &PgPool) -> sqlx::Result<Option<HostId>> {
+    let sql = "SELECT id FROM hosts ORDER BY created_at LIMIT 1";
+    Ok(sqlx::query_scalar(sql).fetch_optional(db).await?.map(HostId))
+}
+
+/// Notes whether a host has just answered.
+pub(crate) async fn heard(db: &PgPool, host: HostId, answered: bool) -> sqlx::Result<()> {
+    let sql = "UPDATE hosts SET status = CASE WHEN $2 THEN 'online' ELSE 'unreachable' END, \
+               last_heartbeat_at = CASE WHEN $2 THEN now() ELSE last_heartbeat_at END \
+               WHERE id = $1 AND status IN ('online', 'unreachable')";
+    sqlx::query(sql).bind(host.0).bind(answered).execute(db).await.map(|_| ())
 }
 
 #[derive(sqlx::FromRow)]

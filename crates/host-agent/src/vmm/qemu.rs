@@ -295,16 +295,15 @@ impl QemuMachine {
         std::fs::write(self.dir.join(CONSOLE_LOG), &all[from..])
     }
 
-    /// Why the VMM itself ended, as far as it said.
-    fn vmm_words(&self) -> String {
+    /// Tells that the VMM itself ended; what it said is for the log, since it may name this
+    /// machine's paths.
+    fn vmm_ended(&self) -> String {
         let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
         // An emulated processor lacks some features of its model; that ends nothing.
         let words: Vec<&str> = log.lines().filter(|line| !line.contains(HARMLESS)).collect();
-        match words.join("; ").trim() {
-            "" => "the VMM ended".to_owned(),
-            words => format!("the VMM ended: {words}"),
-        }
+        tracing::warn!(pid = self.record.pid, said = words.join("; "), "a VMM ended");
+        "the VMM ended".to_owned()
     }
 
     fn kept_console(&self) -> Vec<u8> {
@@ -324,7 +323,7 @@ impl Machine for QemuMachine {
     fn ended(&self) -> BoxFuture<'_, String> {
         async {
             tokio::select! {
-                () = wait_record(&self.record) => self.vmm_words(),
+                () = wait_record(&self.record) => self.vmm_ended(),
                 reason = async {
                     loop {
                         match self.watch().await {
