@@ -65,7 +65,8 @@ pub(crate) fn error(error: &anyhow::Error, form: Form) {
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    let colours = std::io::stdout().is_terminal();
+    // `NO_COLOR` is what people set who want none (no-color.org).
+    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let bold = |text: &&str| {
         let cell = Cell::new(text);
         if colours { cell.add_attribute(Attribute::Bold) } else { cell }
