@@ -27,9 +27,15 @@ use protocol::host::HostExt;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use vmm::Driver;
 use vmm::fake::Fake;
 use vmm::qemu::{Accelerator, Qemu};
+
+/// How long a guest may take to show that KVM works, where emulation stands ready.
+const PROBE: Duration = Duration::from_secs(5);
+/// And where KVM was asked for, as on a slow host that is itself a guest.
+const PROBE_PINNED: Duration = Duration::from_secs(60);
 
 /// What every capsule of this agent is made with.
 pub(crate) struct Parts {
@@ -128,7 +134,8 @@ async fn choose_driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
         DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
         DriverChoice::Tcg => Box::new(tcg()),
         DriverChoice::Kvm => {
-            probe(config, &kvm()).await.context("WRENN_DRIVER=kvm, but no guest boots on it")?;
+            let probed = boot_probe(config, &kvm(), PROBE_PINNED).await;
+            probed.context("WRENN_DRIVER=kvm, but no guest boots on it")?;
             Box::new(kvm())
         }
         DriverChoice::Auto if !Path::new("/dev/kvm").exists() => Box::new(tcg()),
@@ -152,11 +159,16 @@ async fn probe(config: &Config, driver: &Qemu) -> anyhow::Result<()> {
         return Ok(());
     }
     anyhow::ensure!(known != fails, "a probe guest did not get up since this machine booted");
+    let probed = boot_probe(config, driver, PROBE).await;
+    std::fs::write(&kept, if probed.is_ok() { works } else { fails })?;
+    probed
+}
+
+async fn boot_probe(config: &Config, driver: &Qemu, limit: Duration) -> anyhow::Result<()> {
     let dir = config.dir.join("probe");
     std::fs::create_dir_all(&dir)?;
-    let probed = driver.probe(&dir).await;
+    let probed = driver.probe(&dir, limit).await;
     let _ = std::fs::remove_dir_all(&dir);
-    std::fs::write(&kept, if probed.is_ok() { works } else { fails })?;
     Ok(probed?)
 }
 

@@ -104,6 +104,8 @@ pub(crate) trait Machine: Send + Sync {
     fn console(&self) -> BoxFuture<'_, Vec<u8>>;
     /// Ends it and waits until it has; one that has ended is success.
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
+    /// What the VMM itself said last; for the log, since it may name this machine's paths.
+    fn said(&self) -> String;
     /// Forgets what the VMM wrote when it is too much; called now and then.
     fn trim_logs(&self);
 }

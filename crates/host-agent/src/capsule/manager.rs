@@ -204,19 +204,25 @@ impl Manager {
                 () = this.parts.tasks.stopping() => return,
             };
             guest.close();
-            // What it said last is kept; then the process need not hold its memory any more.
-            let _ = machine.console().await;
-            if let Err(error) = machine.kill().await {
-                tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
-            }
-            if let Some(capsule) = this.lock().get_mut(&id)
-                && capsule.state == State::Running
-            {
-                tracing::warn!(%id, reason, "a capsule's machine ended");
+            this.lost(id, &*machine, reason).await;
+        });
+    }
+
+    /// Notes that a machine ended by itself; one that is being removed was ended by us.
+    async fn lost(&self, id: CapsuleId, machine: &dyn Machine, reason: String) {
+        match self.lock().get_mut(&id) {
+            Some(capsule) if capsule.state == State::Running => {
+                tracing::warn!(%id, reason, said = machine.said(), "a capsule's machine ended");
                 metrics::counter!("wrenn_machines_lost_total").increment(1);
                 capsule.state = State::Dead(reason);
             }
-        });
+            _ => return,
+        }
+        // What the guest said last is kept; then the process need not hold its memory any more.
+        let _ = machine.console().await;
+        if let Err(error) = machine.kill().await {
+            tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
+        }
     }
 
     /// Ends a capsule and removes all it had; an unknown one is success.

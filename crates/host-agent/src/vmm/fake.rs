@@ -76,5 +76,9 @@ impl Machine for FakeMachine {
         kill_record(&self.0).boxed()
     }
 
+    fn said(&self) -> String {
+        String::new()
+    }
+
     fn trim_logs(&self) {}
 }

@@ -31,8 +31,6 @@ const LOG_MAX: u64 = 1 << 20;
 const WORDS: usize = 2000;
 /// What QEMU says of each feature that emulation lacks.
 const HARMLESS: &str = "TCG doesn't support requested feature";
-/// How long a guest may take to show that an accelerator works.
-const PROBE: Duration = Duration::from_secs(5);
 /// What only a kernel that got to its first process can have written.
 const PROBE_WORD: &[u8] = b"envd:";
 
@@ -61,16 +59,16 @@ impl Qemu {
         Self { accelerator, kernel, initramfs, dns }
     }
 
-    /// Boots the guest's kernel without disks, in `dir`, to see whether it gets up.
+    /// Boots the guest's kernel without disks, in `dir`, to see whether it gets up in time.
     ///
     /// # Errors
     /// Why not, for people.
-    pub(crate) async fn probe(&self, dir: &Path) -> Result<(), Error> {
+    pub(crate) async fn probe(&self, dir: &Path, limit: Duration) -> Result<(), Error> {
         let fail = |e| Error::new("booting a probe guest", e);
         let machine =
             self.spawn("probe", &Sizes { vcpus: 1, memory_mib: 128 }, dir, Devices::default());
         let machine = machine.map_err(fail)?;
-        let limit = tokio::time::Instant::now() + PROBE;
+        let limit = tokio::time::Instant::now() + limit;
         let mut result = Err(fail(io::ErrorKind::TimedOut.into()));
         while tokio::time::Instant::now() < limit {
             let console = machine.console().await;
@@ -295,17 +293,6 @@ impl QemuMachine {
         std::fs::write(self.dir.join(CONSOLE_LOG), &all[from..])
     }
 
-    /// Tells that the VMM itself ended; what it said is for the log, since it may name this
-    /// machine's paths.
-    fn vmm_ended(&self) -> String {
-        let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
-        // An emulated processor lacks some features of its model; that ends nothing.
-        let words: Vec<&str> = log.lines().filter(|line| !line.contains(HARMLESS)).collect();
-        tracing::warn!(pid = self.record.pid, said = words.join("; "), "a VMM ended");
-        "the VMM ended".to_owned()
-    }
-
     fn kept_console(&self) -> Vec<u8> {
         std::fs::read(self.dir.join(CONSOLE_LOG)).unwrap_or_default()
     }
@@ -323,7 +310,7 @@ impl Machine for QemuMachine {
     fn ended(&self) -> BoxFuture<'_, String> {
         async {
             tokio::select! {
-                () = wait_record(&self.record) => self.vmm_ended(),
+                () = wait_record(&self.record) => "the VMM ended".to_owned(),
                 reason = async {
                     loop {
                         match self.watch().await {
@@ -349,6 +336,14 @@ impl Machine for QemuMachine {
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
         kill_record(&self.record).boxed()
+    }
+
+    fn said(&self) -> String {
+        let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
+        // An emulated processor lacks some features of its model; that ends nothing.
+        let words: Vec<&str> = log.lines().filter(|line| !line.contains(HARMLESS)).collect();
+        words.join("; ")
     }
 
     fn trim_logs(&self) {
