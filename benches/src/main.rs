@@ -32,7 +32,7 @@ async fn main() {
         rows.extend(idle::measure(&platform, &id).await);
     }
     if wanted("create") {
-        rows.push(create(&platform, &id).await);
+        rows.extend(create(&platform, &id).await);
     }
     if wanted("exec") {
         rows.push(exec::measure(&platform, &id).await);
@@ -46,10 +46,10 @@ async fn main() {
 
 /// From the request for a capsule to its first command's answer, against the bare VMM's way to
 /// envd's first answer.
-async fn create(platform: &Platform, like: &str) -> Row {
+async fn create(platform: &Platform, like: &str) -> [Row; 2] {
     let client = platform.client();
     let floor = bare::Bare::like(platform, like);
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ours, mut bare, mut removed) = (Vec::new(), Vec::new(), Vec::new());
     // The first of each only warms caches.
     for _ in 0..=BOOTS {
         bare.push(floor.boot());
@@ -57,8 +57,14 @@ async fn create(platform: &Platform, like: &str) -> Row {
         let id = client.create(&json!({})).await;
         client.out(&id, "true").await;
         ours.push(started.elapsed());
+        let started = std::time::Instant::now();
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+        removed.push(started.elapsed());
     }
+    let removal = stats::shown(stats::median(&removed));
     let (ours, bare): (Vec<Duration>, Vec<Duration>) = (ours.split_off(1), bare.split_off(1));
-    Row::ratio("create to first command ÷ bare VMM to /health", &ours, &bare, "≤ 1.25")
+    [
+        Row::ratio("create to first command ÷ bare VMM to /health", &ours, &bare, "≤ 1.25"),
+        Row::new("removal, until nothing is left", &removal, "–", &removal, ""),
+    ]
 }

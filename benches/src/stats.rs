@@ -11,13 +11,15 @@ pub(crate) struct Row {
     goal: String,
 }
 
+/// The middle of them.
 pub(crate) fn median(times: &[Duration]) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort();
     sorted[sorted.len() / 2]
 }
 
-fn shown(time: Duration) -> String {
+/// A time for people.
+pub(crate) fn shown(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 

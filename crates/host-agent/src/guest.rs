@@ -162,7 +162,8 @@ impl tower::Service<Uri> for Dialer {
                 () = gone.cancelled() => return Err(reset()),
             };
             let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-            Ok(GuestStream { stream: TokioIo::new(stream), gone: Box::pin(gone.cancelled_owned()) })
+            let stream = TokioIo::new(stream);
+            Ok(GuestStream { stream, token: gone.clone(), gone: Box::pin(gone.cancelled_owned()) })
         })
     }
 }
@@ -174,12 +175,24 @@ fn reset() -> io::Error {
 /// A connection to a guest, which ends with it.
 pub(crate) struct GuestStream {
     stream: TokioIo<TcpStream>,
+    token: CancellationToken,
     gone: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl GuestStream {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.gone.as_mut().poll(cx).is_ready() { Err(reset()) } else { Ok(()) }
+    }
+}
+
+impl Drop for GuestStream {
+    /// A guest that is gone acknowledges no goodbye: the socket would wait for it for minutes
+    /// and hold the namespace meanwhile. So it is closed at once, without one.
+    fn drop(&mut self) {
+        if self.token.is_cancelled() {
+            let socket = self.stream.inner();
+            let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+        }
     }
 }
 
