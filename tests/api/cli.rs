@@ -3,7 +3,7 @@
 
 use crate::capsule;
 use serde_json::Value;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Output, Stdio};
 use tests::{Driver, Platform};
@@ -86,23 +86,42 @@ async fn exec_passes_output_input_and_exit_code_on() {
 }
 
 #[tokio::test]
-async fn an_interrupt_reaches_the_command() {
+async fn a_reader_that_leaves_ends_the_command() {
     let (platform, client, id) = capsule().await;
+    let script = format!(
+        "{} capsule exec -n {id} -- yes | head -n 1; echo ${{PIPESTATUS[0]}}",
+        tests::binary("wrenn").display()
+    );
+    let mut command = std::process::Command::new("bash");
+    let file = platform.dir().join("../client.json");
+    command.args(["-c", &script]).env("WRENN_CLIENT_FILE", file).stdin(Stdio::null());
+    let out = command.output().unwrap();
+    assert_eq!((text(&out.stdout), text(&out.stderr)), ("y\n141\n", ""));
+    tests::eventually("the command has ended", || async {
+        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+        (list["processes"] == serde_json::json!([])).then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_interrupt_reaches_the_command() {
+    let (platform, _, id) = capsule().await;
     let mut command = platform.wrenn();
     let script = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
     command.args(["capsule", "exec", "-n", &id, "--", "bash", "-c", script]);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    tests::eventually("the command runs", || async {
-        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
-        (list["processes"].as_array().unwrap().len() == 1).then_some(())
-    })
-    .await;
-    // The command says that it is ready when its trap is set; read with the rest.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    // It says so when its trap is set.
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let out = child.wait_with_output().unwrap();
-    assert_eq!((text(&out.stdout), out.status.code()), ("ready\nbye\n", Some(7)));
+    line.clear();
+    out.read_line(&mut line).unwrap();
+    assert_eq!((line.as_str(), child.wait().unwrap().code()), ("bye\n", Some(7)));
     platform.finish();
 }
 

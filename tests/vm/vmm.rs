@@ -46,6 +46,28 @@ async fn the_machine_has_no_rights_no_network_and_limits() {
 }
 
 #[tokio::test]
+async fn a_range_that_the_machine_uses_is_refused_by_name() {
+    let (platform, _, _) = capsule().await;
+    let other = tempfile::tempdir().unwrap();
+    let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
+    for (range, told) in [
+        (format!("10.199.{slot}.0/24"), "choose another range"),
+        ("10.0.0.0/8".to_owned(), "choose another range"),
+        ("10.1.0.0/31".to_owned(), "must be between /8 and /30"),
+        ("nonsense".to_owned(), "is no IPv4 range"),
+    ] {
+        let mut command = platform.wrenn();
+        command.args(["agent", "--agent-listen", "127.0.0.1:0", "--driver", "tcg"]);
+        command.env("WRENN_DIR", other.path()).env("WRENN_NETWORK", &range);
+        let out = command.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && said.contains(told), "{range}: {said}");
+        assert!(said.contains("WRENN_NETWORK"), "{range}: {said}");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
 async fn what_a_guest_writes_to_its_console_is_kept_up_to_a_bound() {
     let (platform, client, id) = capsule().await;
     let flood = "sudo sh -c 'echo first-words > /dev/console'; \

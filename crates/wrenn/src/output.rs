@@ -35,6 +35,12 @@ pub(crate) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
     Ok(out.write_all(bytes).and_then(|()| out.flush())?)
 }
 
+/// Whether an error is that nobody reads our output any more.
+pub(crate) fn reader_left(error: &anyhow::Error) -> bool {
+    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<std::io::Error>().is_some_and(broken)
+}
+
 /// Writes bytes to standard error as they are.
 pub(crate) fn raw_error(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stderr();

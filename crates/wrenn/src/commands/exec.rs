@@ -61,11 +61,19 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
             }
         }
     };
-    tokio::select! {
+    let code = tokio::select! {
         code = show => code,
-        Err(error) = feed(&mut sender, stdin) => Err(error),
+        never = feed(&mut sender, stdin) => never,
         Err(error) = pass_signals(client, &path, pid) => Err(error),
+    };
+    if let Err(error) = &code
+        && output::reader_left(error)
+    {
+        // As a local command would end whose reader leaves.
+        signal_process(client, &path, pid, "SIGTERM").await;
+        return Ok(exit(128 + rustix::process::Signal::PIPE.as_raw()));
     }
+    code
 }
 
 /// Writes what a frame brings; the last one gives the exit code.
@@ -113,20 +121,30 @@ pub(super) fn read_stdin() -> Input {
     receiver
 }
 
-/// Passes standard input on; then waits for ever, so that only the program's end counts.
-async fn feed(sender: &mut Sender, stdin: bool) -> anyhow::Result<()> {
+/// Passes standard input on, and then waits for ever, so that only the program's end counts;
+/// also when it cannot be passed on, since the program may just have ended.
+async fn feed(sender: &mut Sender, stdin: bool) -> anyhow::Result<ExitCode> {
     if stdin {
-        let mut input = read_stdin();
-        while let Some(data) = input.recv().await.filter(|data| !data.is_empty()) {
-            sender.send(&StreamRequest::Stdin { data: STANDARD.encode(data) }).await?;
-        }
-        sender.send(&StreamRequest::CloseStdin).await?;
+        let _ = pass_input(sender).await;
     }
     std::future::pending().await
 }
 
-/// Asks the command to end when we are asked to; the second time, kills it. Not over the
-/// socket, where input may wait.
+async fn pass_input(sender: &mut Sender) -> anyhow::Result<()> {
+    let mut input = read_stdin();
+    while let Some(data) = input.recv().await.filter(|data| !data.is_empty()) {
+        sender.send(&StreamRequest::Stdin { data: STANDARD.encode(data) }).await?;
+    }
+    sender.send(&StreamRequest::CloseStdin).await
+}
+
+/// Signals a process. Not over the socket, where input may wait; one that has just ended says
+/// so itself.
+async fn signal_process(client: &Client, path: &str, pid: u32, name: &str) {
+    let _ = client.delete(&format!("{path}/processes/{pid}?signal={name}")).await;
+}
+
+/// Asks the command to end when we are asked to; the second time, kills it.
 async fn pass_signals(client: &Client, path: &str, pid: u32) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -136,8 +154,7 @@ async fn pass_signals(client: &Client, path: &str, pid: u32) -> anyhow::Result<(
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        // One that has just ended says so itself.
-        let _ = client.delete(&format!("{path}/processes/{pid}?signal={name}")).await;
+        signal_process(client, path, pid, name).await;
         name = "SIGKILL";
     }
 }

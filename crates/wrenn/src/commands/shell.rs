@@ -60,7 +60,7 @@ pub(super) async fn run(program: Program, client: &Client) -> anyhow::Result<Exi
     // Nothing may wait for us while we type: a program that does not read is still shown.
     tokio::select! {
         code = show(receiver) => code,
-        Err(error) = type_in(sender) => Err(error),
+        never = type_in(sender) => never,
         // So that the terminal is as before.
         _ = daemon::terminated() => anyhow::bail!("told to end"),
     }
@@ -88,22 +88,24 @@ async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Sends keys and sizes; after the end of our input the program runs on, as long as it likes.
-async fn type_in(mut sender: Sender) -> anyhow::Result<()> {
+/// Sends keys and sizes. After the end of our input the program runs on, as long as it likes;
+/// and where they cannot be sent, it may just have ended, which its exit tells.
+async fn type_in(mut sender: Sender) -> anyhow::Result<ExitCode> {
     let mut keys = read_stdin();
     let mut resized = signal(SignalKind::window_change())?;
     loop {
-        tokio::select! {
-            Some(data) = keys.recv() => {
-                if !data.is_empty() {
-                    sender.send(&PtyRequest::Input { data: STANDARD.encode(data) }).await?;
-                }
-            }
-            _ = resized.recv() => {
-                if let Ok((cols, rows)) = terminal::size() {
-                    sender.send(&PtyRequest::Resize { cols, rows }).await?;
-                }
-            }
+        let frame = tokio::select! {
+            Some(data) = keys.recv() => match data.is_empty() {
+                true => continue,
+                false => PtyRequest::Input { data: STANDARD.encode(data) },
+            },
+            _ = resized.recv() => match terminal::size() {
+                Ok((cols, rows)) => PtyRequest::Resize { cols, rows },
+                Err(_) => continue,
+            },
+        };
+        if sender.send(&frame).await.is_err() {
+            return std::future::pending().await;
         }
     }
 }
