@@ -109,14 +109,25 @@ impl Platform {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Starts it, again if it ran before, and waits until it serves.
-    pub async fn resume(&mut self) {
+    /// The command that starts it, on free ports, with its output kept.
+    #[must_use]
+    pub fn up_command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
-        let log = log.unwrap();
-        // Where one test ends and the next begins in what a worker's networks may use.
-        let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
         let mut command = self.wrenn();
-        command.args(["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
+        self.set(command.args(["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]));
+        command.stdin(Stdio::null()).stdout(File::create(self.said()).unwrap());
+        command.stderr(log.unwrap());
+        command
+    }
+
+    /// What the platform says on its standard output.
+    fn said(&self) -> PathBuf {
+        self.dir.path().join("said")
+    }
+
+    /// Names the driver and the range of addresses, which is the test worker's own.
+    fn set(&self, command: &mut Command) {
+        let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
         command.env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
         match self.driver {
             Driver::Fake => {
@@ -125,9 +136,12 @@ impl Platform {
             Driver::Tcg => command.env("WRENN_DRIVER", "tcg").env("WRENN_ENVD", binary("envd")),
         };
         command.envs(self.vars.iter().map(|(k, v)| (k, v)));
-        let said = self.dir.path().join("said");
-        command.stdin(Stdio::null()).stdout(File::create(&said).unwrap()).stderr(log);
-        self.process = Some(command.spawn().unwrap());
+    }
+
+    /// Starts it, again if it ran before, and waits until it serves.
+    pub async fn resume(&mut self) {
+        self.process = Some(self.up_command().spawn().unwrap());
+        let said = self.said();
         let process = self.process.as_mut().unwrap();
         self.url = told(&said, "Wrenn serves ", process);
         let file = std::fs::read(self.dir.path().join("client.json")).unwrap();
@@ -248,16 +262,8 @@ impl Platform {
         if self.process.is_some() {
             self.stop();
         }
-        // The network's range is asked for again, to name what is to be removed.
-        let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
         let mut command = self.wrenn();
-        command.arg("clean").env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
-        match self.driver {
-            Driver::Fake => {
-                command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()))
-            }
-            Driver::Tcg => command.env("WRENN_DRIVER", "tcg"),
-        };
+        self.set(command.arg("clean"));
         let cleaned = command.stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&cleaned.stderr);
         if cleaned.status.success() { Ok(()) } else { Err(format!("wrenn clean: {said}")) }

@@ -65,7 +65,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
     let tag = tag(&config.dir);
-    let driver = choose_driver(&config).await?;
+    end_probe(&tag).await?;
+    let driver = choose_driver(&config, &tag).await?;
     let (mut networks, mut cgroups) = (None, None);
     if driver.boots_images() {
         anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
@@ -99,6 +100,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
 /// What cannot be removed.
 pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
+    end_probe(&tag).await?;
     let (mut networks, mut cgroups) = (None, None);
     if config.driver.boots_images() {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
@@ -127,19 +129,19 @@ fn tag(dir: &Path) -> String {
     digest.iter().take(2).map(|byte| format!("{byte:02x}")).collect()
 }
 
-async fn choose_driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
+async fn choose_driver(config: &Config, tag: &str) -> anyhow::Result<Box<dyn Driver>> {
     let tcg = || Qemu::tcg(config.kernel(), config.initramfs(), config.dns.clone());
     let kvm = || Qemu { accelerator: Accelerator::Kvm, ..tcg() };
     Ok(match &config.driver {
         DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
         DriverChoice::Tcg => Box::new(tcg()),
         DriverChoice::Kvm => {
-            let probed = boot_probe(config, &kvm(), PROBE_PINNED).await;
+            let probed = boot_probe(config, tag, &kvm(), PROBE_PINNED).await;
             probed.context("WRENN_DRIVER=kvm, but no guest boots on it")?;
             Box::new(kvm())
         }
         DriverChoice::Auto if !Path::new("/dev/kvm").exists() => Box::new(tcg()),
-        DriverChoice::Auto => match probe(config, &kvm()).await {
+        DriverChoice::Auto => match probe(config, tag, &kvm()).await {
             Ok(()) => Box::new(kvm()),
             Err(error) => {
                 tracing::info!(error = format!("{error:#}"), "KVM boots no guest here");
@@ -150,7 +152,7 @@ async fn choose_driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
 }
 
 /// Probes KVM once per boot of this machine, and remembers.
-async fn probe(config: &Config, driver: &Qemu) -> anyhow::Result<()> {
+async fn probe(config: &Config, tag: &str, driver: &Qemu) -> anyhow::Result<()> {
     let boot = sys::boot_id();
     let (kept, works) = (config.dir.join("kvm-probe"), format!("works {boot}"));
     let fails = format!("fails {boot}");
@@ -159,17 +161,36 @@ async fn probe(config: &Config, driver: &Qemu) -> anyhow::Result<()> {
         return Ok(());
     }
     anyhow::ensure!(known != fails, "a probe guest did not get up since this machine booted");
-    let probed = boot_probe(config, driver, PROBE).await;
+    let probed = boot_probe(config, tag, driver, PROBE).await;
     std::fs::write(&kept, if probed.is_ok() { works } else { fails })?;
     probed
 }
 
-async fn boot_probe(config: &Config, driver: &Qemu, limit: Duration) -> anyhow::Result<()> {
+async fn boot_probe(
+    config: &Config,
+    tag: &str,
+    driver: &Qemu,
+    limit: Duration,
+) -> anyhow::Result<()> {
     let dir = config.dir.join("probe");
     std::fs::create_dir_all(&dir)?;
-    let probed = driver.probe(&dir, limit).await;
+    let probed = driver.probe(&probe_name(tag), &dir, limit).await;
     let _ = std::fs::remove_dir_all(&dir);
     Ok(probed?)
+}
+
+fn probe_name(tag: &str) -> String {
+    format!("probe-{tag}")
+}
+
+/// Ends a probe guest of an agent that died while it waited for it.
+async fn end_probe(tag: &str) -> anyhow::Result<()> {
+    for pid in sys::processes_of(&probe_name(tag)) {
+        if let Some(record) = vmm::Record::of(pid, None) {
+            vmm::kill_record(&record).await?;
+        }
+    }
+    Ok(())
 }
 
 fn total_memory_mib() -> u64 {

@@ -63,10 +63,10 @@ impl Qemu {
     ///
     /// # Errors
     /// Why not, for people.
-    pub(crate) async fn probe(&self, dir: &Path, limit: Duration) -> Result<(), Error> {
+    pub(crate) async fn probe(&self, name: &str, dir: &Path, limit: Duration) -> Result<(), Error> {
         let fail = |e| Error::new("booting a probe guest", e);
-        let machine =
-            self.spawn("probe", &Sizes { vcpus: 1, memory_mib: 128 }, dir, Devices::default());
+        let sizes = Sizes { vcpus: 1, memory_mib: 128 };
+        let machine = self.spawn(name, &sizes, dir, Devices::default());
         let machine = machine.map_err(fail)?;
         let limit = tokio::time::Instant::now() + limit;
         let mut result = Err(fail(io::ErrorKind::TimedOut.into()));
