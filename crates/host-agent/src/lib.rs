@@ -37,6 +37,9 @@ const PROBE: Duration = Duration::from_secs(5);
 /// And where KVM was asked for, as on a slow host that is itself a guest.
 const PROBE_PINNED: Duration = Duration::from_secs(60);
 
+/// Between two applications of the host's firewall rules.
+const RULES: Duration = Duration::from_secs(30);
+
 /// What every capsule of this agent is made with.
 pub(crate) struct Parts {
     pub config: Config,
@@ -71,7 +74,9 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
     if driver.boots_images() {
         anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
         let plan = Plan::new(&tag, &config.network, &config.dns)?;
-        networks = Some(Networks::new(plan).await?);
+        let made = Networks::new(plan).await?;
+        keep_rules(&made, tasks);
+        networks = Some(made);
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
     }
     let memory_mib = match config.memory_mib {
@@ -91,6 +96,18 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(manager)
         .fallback_service(service))
+}
+
+fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
+    let networks = Arc::clone(networks);
+    tasks.every(RULES, move || {
+        let networks = Arc::clone(&networks);
+        async move {
+            if let Err(error) = networks.prepare_host().await {
+                tracing::error!(%error, "the host's firewall rules could not be applied");
+            }
+        }
+    });
 }
 
 /// Ends every capsule in the agent's folder and removes what the agent made on this machine

@@ -57,9 +57,15 @@ impl Networks {
     pub(crate) async fn new(plan: Plan) -> Result<Arc<Self>, Error> {
         netns::check_clash(&plan).await?;
         let this = Self::for_removal(plan);
-        let at = Arc::clone(&this);
-        blocking("preparing the host's network", move || netns::prepare_host(&at.plan)).await?;
+        this.prepare_host().await?;
         Ok(this)
+    }
+
+    /// Applies the host's own rules, in one step with the removal of those that are there; also
+    /// now and then, since whoever reloads the host's firewall takes ours away.
+    pub(crate) async fn prepare_host(self: &Arc<Self>) -> Result<(), Error> {
+        let this = Arc::clone(self);
+        blocking("preparing the host's network", move || netns::prepare_host(&this.plan)).await
     }
 
     /// Only takes networks down; the host is left as it is.
