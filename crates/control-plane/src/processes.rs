@@ -1,8 +1,10 @@
 //! Programs in a capsule's guest, over envd's wire: start, attach, feed, signal. Every way in
-//! (one request, a WebSocket) goes through here. Never decides who may.
+//! (one request, a WebSocket) goes through here, and begins with the look-up of a capsule of
+//! the caller's team.
 
-use crate::agent::Agent;
-use crate::db::capsules::Capsule;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,6 +18,7 @@ use protocol::process::__buffa::oneof::{process_input, process_selector};
 use protocol::process::ProcessClient;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use types::CapsuleId;
 
 /// For calls that answer at once.
 const CALL: Duration = Duration::from_secs(30);
@@ -80,8 +83,10 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    pub(crate) fn of(agent: &Agent, capsule: &Capsule) -> Self {
-        Self { client: agent.processes(capsule.id(), &capsule.envd_token) }
+    /// Those of a running capsule of the caller's team.
+    pub(crate) async fn of(app: &App, caller: Caller, id: CapsuleId) -> Result<Self> {
+        let capsule = capsules::running(app, caller, id).await?;
+        Ok(Self { client: app.agent.processes(id, &capsule.envd_token) })
     }
 
     /// Starts a program and returns its pid with its events.

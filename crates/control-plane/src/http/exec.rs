@@ -3,7 +3,6 @@
 use super::extract::{Json, Path, capsule_id};
 use crate::app::App;
 use crate::auth::{Caller, random_hex};
-use crate::capsules;
 use crate::error::{Error, Result};
 use crate::processes::{Command, Event, Events, Processes};
 use axum::extract::State;
@@ -39,12 +38,11 @@ pub(crate) async fn exec(
     Json(exec): Json<api::Exec>,
 ) -> Result<Response> {
     let command = command(&exec)?;
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let processes = Processes::of(&app.agent, &capsule);
+    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     let started = Instant::now();
     let tag = command.tag.clone();
     let (pid, events) = processes.start(command).await?;
-    let sandbox_id = capsule.id().to_string();
+    let sandbox_id = id;
     if exec.background {
         let tag = tag.unwrap_or_default();
         let body = api::ExecStarted { sandbox_id, cmd: exec.cmd, pid, tag };

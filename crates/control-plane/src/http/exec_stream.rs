@@ -6,7 +6,6 @@ use super::extract::{Path, Upgrade, capsule_id};
 use super::socket::{self, FRAME_MAX, Incoming, Input};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules;
 use crate::error::{Error, Result};
 use crate::processes::{Command, Event, Events, Processes, Selector};
 use api::{StreamEvent, StreamRequest};
@@ -38,8 +37,7 @@ pub(crate) async fn exec(
     Path(id): Path<String>,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response> {
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let processes = Processes::of(&app.agent, &capsule);
+    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     Ok(upgrade.max_message_size(FRAME_MAX).on_upgrade(|socket| serve(socket, processes, None)))
 }
 
@@ -59,8 +57,7 @@ pub(crate) async fn attach(
     Path((id, selector)): Path<(String, String)>,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response> {
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let processes = Processes::of(&app.agent, &capsule);
+    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     // Before the upgrade, so that what is not there is a plain 404.
     let attached = processes.connect(&Selector::parse(&selector)).await?;
     let upgrade = upgrade.max_message_size(FRAME_MAX);

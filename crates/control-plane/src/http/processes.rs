@@ -3,7 +3,6 @@
 use super::extract::{Path, Query, capsule_id};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules;
 use crate::error::Result;
 use crate::processes::{Processes, Selector};
 use axum::Json;
@@ -23,8 +22,7 @@ pub(crate) async fn list(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<api::ProcessList>> {
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let processes = Processes::of(&app.agent, &capsule).list().await?;
+    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?.list().await?;
     Ok(Json(api::ProcessList { processes }))
 }
 
@@ -53,9 +51,8 @@ pub(crate) async fn kill(
     Path((id, selector)): Path<(String, String)>,
     Query(kill): Query<Kill>,
 ) -> Result<StatusCode> {
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
+    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     let signal = kill.signal.as_deref().unwrap_or("SIGKILL");
-    let processes = Processes::of(&app.agent, &capsule);
     processes.signal(&Selector::parse(&selector), signal).await?;
     Ok(StatusCode::NO_CONTENT)
 }

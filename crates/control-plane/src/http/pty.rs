@@ -4,7 +4,6 @@ use super::extract::{Path, Upgrade, capsule_id};
 use super::socket::{self, FRAME_MAX, Incoming, Input};
 use crate::app::App;
 use crate::auth::{Caller, random_hex};
-use crate::capsules;
 use crate::error::{Error, Result};
 use crate::processes::{Command, Event, Events, Processes, Selector};
 use api::{PtyEvent, PtyRequest};
@@ -35,8 +34,7 @@ pub(crate) async fn open(
     Path(id): Path<String>,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response> {
-    let capsule = capsules::running(&app, caller, capsule_id(&id)?).await?;
-    let processes = Processes::of(&app.agent, &capsule);
+    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     Ok(upgrade.max_message_size(FRAME_MAX).on_upgrade(|socket| serve(socket, processes)))
 }
 
