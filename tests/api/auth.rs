@@ -21,6 +21,11 @@ fn operations(capsule: &str) -> Vec<(Method, String, bool)> {
         }
     }
     assert!(out.len() > 20);
+    // Other names for documented routes.
+    for alias in ["read", "write"] {
+        let path = format!("/v1/capsules/{capsule}/files/stream/{alias}");
+        out.push((Method::POST, path, false));
+    }
     out
 }
 
@@ -31,14 +36,14 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
         path += "?path=/tmp/x";
     }
     let request = client.request(method.clone(), &path);
-    if path.ends_with("/stream") || path.ends_with("/pty") {
+    if path.ends_with("/exec/stream") || path.ends_with("/1/stream") || path.ends_with("/pty") {
         return request
             .header("connection", "upgrade")
             .header("upgrade", "websocket")
             .header("sec-websocket-version", "13")
             .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
     }
-    if path.ends_with("/files/write") {
+    if path.ends_with("/write") {
         let form = reqwest::multipart::Form::new().text("path", "/tmp/x").text("file", "x");
         return request.multipart(form);
     }

@@ -30,6 +30,9 @@ async fn what_is_written_is_read_by_every_way() {
     assert!(answer.bytes().await.unwrap() == contents);
     let read = client.request(Method::POST, &format!("{files}/read")).json(&json!({ "path": at }));
     assert!(read.send().await.unwrap().bytes().await.unwrap() == contents);
+    let stream = format!("{files}/stream/read");
+    let read = client.request(Method::POST, &stream).json(&json!({ "path": at }));
+    assert!(read.send().await.unwrap().bytes().await.unwrap() == contents);
     let range = client.request(Method::GET, &files).query(&[("path", &at)]);
     let part = range.header("range", "bytes=10-19").send().await.unwrap();
     assert_eq!(part.status().as_u16(), 206);
@@ -41,6 +44,10 @@ async fn what_is_written_is_read_by_every_way() {
     let write = client.request(Method::POST, &format!("{files}/write")).multipart(form);
     client.send(write).await.expect(204);
     assert_eq!(super::files::read(&client, &id, &at).await, b"short");
+    let form = Form::new().text("path", at.clone()).part("file", Part::bytes(b"again".to_vec()));
+    let write = client.request(Method::POST, &format!("{files}/stream/write")).multipart(form);
+    client.send(write).await.expect(204);
+    assert_eq!(super::files::read(&client, &id, &at).await, b"again");
     let empty = client.request(Method::PUT, &files).query(&[("path", &at)]).body("");
     client.send(empty).await.expect(204);
     assert_eq!(super::files::read(&client, &id, &at).await, b"");

@@ -18,6 +18,7 @@ mod templates;
 use crate::app::App;
 use crate::error::Error;
 use axum::extract::DefaultBodyLimit;
+use axum::routing::post;
 use axum::{Router, middleware};
 use std::sync::Arc;
 use utoipa::openapi::OpenApi;
@@ -56,6 +57,9 @@ fn routes() -> OpenApiRouter<Arc<App>> {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        // The names that clients of the earlier system have for the same.
+        .route("/v1/capsules/{id}/files/stream/read", post(contents::read))
+        .route("/v1/capsules/{id}/files/stream/write", post(contents::write))
         // Each extractor has a limit of its own; contents have none.
         .layer(DefaultBodyLimit::disable())
         .fallback(|| async { Error::NotFound("route") })
