@@ -33,7 +33,7 @@ pub enum Error {
     #[error("the guest's disk is full")]
     DiskFull,
     #[error("the command did not end within {0} s and was killed")]
-    TimedOut(u64),
+    TimedOut(u32),
     #[error("the capsule could not be started: {0}")]
     StartFailed(String),
     #[error("internal error")]

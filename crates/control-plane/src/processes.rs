@@ -18,10 +18,12 @@ use protocol::process::__buffa::oneof::{process_input, process_selector};
 use protocol::process::ProcessClient;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use types::CapsuleId;
+use types::{CapsuleId, names, resources};
 
 /// For calls that answer at once.
 const CALL: Duration = Duration::from_secs(30);
+/// Longest that a command may be given, in seconds.
+const DAY: u32 = 24 * 3600;
 /// Bytes of input that one call carries.
 const INPUT_CHUNK: usize = 64 * 1024;
 
@@ -35,11 +37,29 @@ pub(crate) struct Command {
     /// The guest's default when none.
     pub user: Option<String>,
     pub tag: Option<String>,
-    /// After it the guest kills the whole group, whether or not anyone listens.
-    pub timeout: Option<Duration>,
+    /// Seconds after which the guest kills the whole group, whether or not anyone listens; at
+    /// most a day.
+    pub timeout_sec: Option<u32>,
     pub stdin: bool,
     /// Columns and rows of a terminal.
     pub terminal: Option<(u16, u16)>,
+}
+
+impl Command {
+    /// Checks what can be told to be wrong without asking the guest.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cmd.is_empty() {
+            return Err(Error::invalid("cmd", "must not be empty"));
+        }
+        names::check_envs("envs", &self.envs)?;
+        if let Some(timeout) = self.timeout_sec {
+            resources::in_range("timeout_sec", timeout, 1, DAY)?;
+        }
+        Ok(())
+    }
 }
 
 /// What a program does.
@@ -92,14 +112,14 @@ impl Processes {
     /// Starts a program and returns its pid with its events.
     pub(crate) async fn start(&self, command: Command) -> Result<(u32, Events)> {
         let mut options = CallOptions::default();
-        if let Some(timeout) = command.timeout {
-            options = options.with_timeout(timeout);
+        if let Some(timeout) = command.timeout_sec {
+            options = options.with_timeout(Duration::from_secs(timeout.into()));
         }
         if let Some(user) = &command.user {
             let basic = format!("Basic {}", STANDARD.encode(format!("{user}:")));
             options = options.with_header("authorization", basic);
         }
-        let timeout = command.timeout.map_or(0, |t| t.as_secs());
+        let timeout = command.timeout_sec.unwrap_or(0);
         let stream = self.client.start_with_options(request(command), options).await;
         let stream = stream.map_err(|e| refused(&e))?;
         let events = futures::stream::unfold(stream, |mut stream| async move {
@@ -220,7 +240,7 @@ fn request(command: Command) -> wire::StartRequest {
 type Raw = BoxStream<'static, std::result::Result<Option<wire::ProcessEvent>, ConnectError>>;
 
 /// Takes the first event, which tells the pid, off a stream that ends after `timeout` seconds.
-async fn begun(mut raw: Raw, timeout: u64) -> Result<(u32, Events)> {
+async fn begun(mut raw: Raw, timeout: u32) -> Result<(u32, Events)> {
     let first = raw.next().await.transpose().map_err(|e| refused(&e))?;
     let Some(Wire::Start(start)) = first.flatten().and_then(|e| e.event) else {
         return Err(Error::GuestUnavailable);

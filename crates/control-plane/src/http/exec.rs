@@ -13,11 +13,9 @@ use futures::StreamExt;
 use http::StatusCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use types::{names, resources};
 
 const OUTPUT_MAX: usize = 8 << 20;
 const TIMEOUT: u32 = 60;
-const DAY: u32 = 24 * 3600;
 
 /// Run a command and answer with its output and exit code.
 #[utoipa::path(
@@ -60,29 +58,22 @@ pub(crate) async fn exec(
     Ok(axum::Json(result(sandbox_id, exec.cmd, out, started.elapsed())).into_response())
 }
 
-/// Checks a request and makes it the guest's.
+/// The guest's form of a request, checked.
 fn command(exec: &api::Exec) -> Result<Command> {
-    if exec.cmd.is_empty() {
-        return Err(Error::invalid("cmd", "must not be empty"));
-    }
-    names::check_envs("envs", &exec.envs)?;
     let default = (!exec.background).then_some(TIMEOUT);
-    let timeout = exec.timeout_sec.or(default);
-    if let Some(timeout) = timeout {
-        resources::in_range("timeout_sec", timeout, 1, DAY)?;
-    }
     let made = || exec.background.then(|| format!("bg-{}", random_hex(4)));
-    Ok(Command {
+    let command = Command {
         cmd: exec.cmd.clone(),
         args: exec.args.clone(),
         envs: exec.envs.clone(),
         cwd: exec.cwd.clone(),
         user: exec.user.clone(),
         tag: exec.tag.clone().or_else(made),
-        timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        timeout_sec: exec.timeout_sec.or(default),
         stdin: exec.stdin.is_some(),
         terminal: None,
-    })
+    };
+    command.check().map(|()| command)
 }
 
 /// Gives a program its whole input; never ends, so that only the program's end does.

@@ -17,11 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
-use types::{names, resources};
-
-const DAY: u32 = 24 * 3600;
 
 /// Run a command over a WebSocket. Frames: `StreamRequest` from the client, `StreamEvent` from
 /// the server.
@@ -100,20 +96,13 @@ async fn start(incoming: &mut Incoming, processes: &Processes) -> Result<((u32, 
     else {
         return Err(Error::invalid("type", "of the first frame must be `start`"));
     };
-    if cmd.is_empty() {
-        return Err(Error::invalid("cmd", "must not be empty"));
-    }
-    names::check_envs("envs", &envs)?;
-    if let Some(timeout) = timeout_sec {
-        resources::in_range("timeout_sec", timeout, 1, DAY)?;
-    }
     let all_base64 = match encoding.as_deref() {
         None => false,
         Some("base64") => true,
         Some(_) => return Err(Error::invalid("encoding", "must be `base64`, or left out")),
     };
-    let timeout = timeout_sec.map(|seconds| Duration::from_secs(seconds.into()));
-    let command = Command { cmd, args, envs, cwd, user, tag, timeout, stdin, terminal: None };
+    let command = Command { cmd, args, envs, cwd, user, tag, timeout_sec, stdin, terminal: None };
+    command.check()?;
     Ok((processes.start(command).await?, all_base64))
 }
 

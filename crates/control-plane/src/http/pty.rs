@@ -15,7 +15,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use types::names;
 
 const SHELL: &str = "/bin/bash";
 const SIZE: (u16, u16) = (80, 24);
@@ -74,7 +73,6 @@ async fn serve(socket: WebSocket, processes: Processes) {
 async fn begin(incoming: &mut Incoming, processes: &Processes) -> Result<(String, u32, Events)> {
     match incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))? {
         PtyRequest::Start { cmd, args, cols, rows, envs, cwd, user } => {
-            names::check_envs("envs", &envs)?;
             let tag = format!("pty-{}", random_hex(4));
             let mut command = Command {
                 cmd: cmd.unwrap_or_else(|| SHELL.to_owned()),
@@ -88,6 +86,7 @@ async fn begin(incoming: &mut Incoming, processes: &Processes) -> Result<(String
             };
             let term = "xterm-256color".to_owned();
             command.envs.entry("TERM".to_owned()).or_insert(term);
+            command.check()?;
             let (pid, events) = processes.start(command).await?;
             Ok((tag, pid, events))
         }
