@@ -68,7 +68,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
     let tag = tag(&config.dir);
-    end_probe(&tag).await?;
+    // One of an agent that died while it waited for it.
+    vmm::kill_named(&probe_name(&tag)).await?;
     let driver = choose_driver(&config, &tag).await?;
     let (mut networks, mut cgroups) = (None, None);
     if driver.boots_images() {
@@ -117,7 +118,7 @@ fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
 /// What cannot be removed.
 pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
-    end_probe(&tag).await?;
+    vmm::kill_named(&probe_name(&tag)).await?;
     let (mut networks, mut cgroups) = (None, None);
     if config.driver.boots_images() {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
@@ -198,16 +199,6 @@ async fn boot_probe(
 
 fn probe_name(tag: &str) -> String {
     format!("probe-{tag}")
-}
-
-/// Ends a probe guest of an agent that died while it waited for it.
-async fn end_probe(tag: &str) -> anyhow::Result<()> {
-    for pid in sys::processes_of(&probe_name(tag)) {
-        if let Some(record) = vmm::Record::of(pid, None) {
-            vmm::kill_record(&record).await?;
-        }
-    }
-    Ok(())
 }
 
 fn total_memory_mib() -> u64 {

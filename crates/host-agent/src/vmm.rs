@@ -123,6 +123,17 @@ pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
     done.map_err(|e| Error::new("ending the machine", e))
 }
 
+/// Kills every process that was started as the machine called `name`, also one that was never
+/// written down.
+pub(crate) async fn kill_named(name: &str) -> Result<(), Error> {
+    for pid in crate::sys::processes_of(name) {
+        if let Some(record) = Record::of(pid, None) {
+            kill_record(&record).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Waits for the end of a process by its record.
 pub(crate) async fn wait_record(record: &Record) {
     if !record.lives() {

@@ -6,8 +6,8 @@ use super::ledger::Ledger;
 use super::{Error, io_error};
 use crate::Parts;
 use crate::guest::{Guest, Identity, Route};
-use crate::vmm::{self, Disks, Machine, Record, Spec};
-use crate::{storage, sys};
+use crate::storage;
+use crate::vmm::{self, Disks, Machine, Spec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -159,11 +159,7 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     if let Some(record) = ledger.as_ref().and_then(|l| l.machine.as_ref()) {
         vmm::kill_record(record).await?;
     }
-    // One that was started and not yet written down.
-    for pid in sys::processes_of(&name) {
-        let Some(record) = Record::of(pid, None) else { continue };
-        vmm::kill_record(&record).await?;
-    }
+    vmm::kill_named(&name).await?;
     if let Some(groups) = parts.cgroups.clone() {
         let removed = tokio::task::spawn_blocking(move || groups.remove(&name)).await;
         let removed = removed.unwrap_or_else(|e| Err(std::io::Error::other(e)));

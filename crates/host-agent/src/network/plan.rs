@@ -5,8 +5,9 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-/// Where agents have a folder each for their namespaces. Not `/run/netns`: the first `ip netns add` of anyone on the
-/// machine covers what is mounted there, which can then not be taken down any more.
+/// Where agents have a folder each for their namespaces. Not `/run/netns`: the first
+/// `ip netns add` of anyone on the machine covers what is mounted there, which can then not be
+/// taken down any more.
 const NAMESPACES: &str = "/run/wrenn";
 /// Name of the machine's tap, in every namespace.
 pub(crate) const TAP: &str = "tap0";
