@@ -117,8 +117,7 @@ async fn an_interrupt_reaches_the_command() {
     // It says so when its trap is set.
     out.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    tests::signal(i32::try_from(child.id()).unwrap(), rustix::process::Signal::INT);
     line.clear();
     out.read_line(&mut line).unwrap();
     assert_eq!((line.as_str(), child.wait().unwrap().code()), ("bye\n", Some(7)));

@@ -2,6 +2,7 @@
 //! done, and capsules that ran still run.
 
 use crate::capsule;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use std::process::{Child, Stdio};
@@ -69,8 +70,7 @@ async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_remo
     let (platform, client, id) = capsule().await;
     let path = format!("/v1/capsules/{id}");
     for pid in processes_of(&id) {
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        tests::signal(pid, Signal::KILL);
     }
     let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
     assert!([503, 409].contains(&exec.status.as_u16()), "{exec:?}");
@@ -89,10 +89,7 @@ async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_remo
 #[tokio::test]
 async fn the_database_dies_and_is_started_again() {
     let (platform, client, id) = capsule().await;
-    let pidfile = std::fs::read_to_string(platform.dir().join("postgres/data/postmaster.pid"));
-    let pid: i32 = pidfile.unwrap().lines().next().unwrap().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    tests::signal(platform.postgres_pid(), Signal::KILL);
     eventually("the database answers again", || async {
         let health = client.get("/health").await;
         (health.status.as_u16() == 200 && client.get("/v1/capsules").await.status == 200)
@@ -152,11 +149,7 @@ async fn the_database_dies_in_the_middle_of_creates() {
         });
         let creates: Vec<_> = creates.collect();
         tokio::time::sleep(Duration::from_millis(millis)).await;
-        let pidfile = platform.dir().join("postgres/data/postmaster.pid");
-        let pid = std::fs::read_to_string(pidfile).unwrap();
-        let pid = pid.lines().next().unwrap().parse().unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        tests::signal(platform.postgres_pid(), Signal::KILL);
         for create in creates {
             create.await.unwrap();
         }

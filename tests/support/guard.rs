@@ -107,3 +107,12 @@ pub fn processes_of(capsule: &str) -> Vec<i32> {
     })
     .collect()
 }
+
+/// Signals a process of this machine.
+///
+/// # Panics
+/// When there is none.
+pub fn signal(pid: i32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}

@@ -13,7 +13,7 @@ mod guard;
 mod platform;
 
 pub use client::{Answer, Client, Socket};
-pub use guard::{Leftovers, processes_of};
+pub use guard::{Leftovers, processes_of, signal};
 pub use platform::{Driver, Platform, binary, told};
 
 use std::future::Future;

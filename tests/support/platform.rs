@@ -200,6 +200,16 @@ impl Platform {
         format!("postgres://wrenn@{socket}/wrenn")
     }
 
+    /// The process id of the private PostgreSQL, as it wrote it down last.
+    ///
+    /// # Panics
+    /// When it wrote none.
+    #[must_use]
+    pub fn postgres_pid(&self) -> i32 {
+        let file = self.dir().join("postgres/data/postmaster.pid");
+        std::fs::read_to_string(file).unwrap().lines().next().unwrap().parse().unwrap()
+    }
+
     /// Makes another database in the platform's PostgreSQL, and returns its URL.
     pub async fn separate_database(&self) -> String {
         let socket = self.dir().join("postgres/run");

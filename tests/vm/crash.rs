@@ -112,8 +112,7 @@ async fn a_machine_that_is_killed_is_told_and_removed() {
     let (stream, deleted) = (endless(&client, &id).await, endless(&client, &other).await);
     client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
     breaks(deleted).await;
-    let pid = rustix::process::Pid::from_raw(processes_of(&id)[0]).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    tests::signal(processes_of(&id)[0], rustix::process::Signal::KILL);
     breaks(stream).await;
     let seen = eventually("the capsule is known to have failed", || async {
         let seen = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
