@@ -5,14 +5,15 @@
 //! a shutdown can wait for it. Never holds product logic.
 
 mod metrics;
+mod signal;
 
 pub use metrics::Metrics;
+pub use signal::{Signal, Wait};
 
 use std::future::Future;
 use std::io::IsTerminal;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio::signal::unix::{SignalKind, signal as unix_signal};
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::EnvFilter;
 
@@ -28,10 +29,25 @@ pub fn log_to_stderr(filter: &str, json: bool) {
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }
 
+/// Lets the process open as many files as the system allows (`fs.nr_open`): each connection that
+/// is passed on takes two, and the usual limit is 1,024. Without the right to, as many as it may.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
+    let most = most.ok().and_then(|most| most.trim().parse().ok());
+    let known = getrlimit(Resource::Nofile);
+    for maximum in [most, known.maximum] {
+        let wanted = Rlimit { current: maximum, maximum };
+        if maximum.is_some() && setrlimit(Resource::Nofile, wanted).is_ok() {
+            return;
+        }
+    }
+}
+
 /// The background tasks of a process, and the word to stop.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
-    stop: CancellationToken,
+    stop: Signal,
     tracker: TaskTracker,
 }
 
@@ -57,7 +73,7 @@ impl Tasks {
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    () = stop.cancelled() => return,
+                    () = stop.wait() => return,
                     _ = ticks.tick() => work().await,
                 }
             }
@@ -66,17 +82,23 @@ impl Tasks {
 
     /// Completes when the shutdown begins.
     pub async fn stopping(&self) {
-        self.stop.cancelled().await;
+        self.stop.wait().await;
+    }
+
+    /// The word to stop.
+    #[must_use]
+    pub fn stop_signal(&self) -> &Signal {
+        &self.stop
     }
 
     /// Begins the shutdown.
     pub fn stop(&self) {
-        self.stop.cancel();
+        self.stop.give();
     }
 
     /// Begins the shutdown and waits for every task, at most ten seconds.
     pub async fn finish(&self) {
-        self.stop.cancel();
+        self.stop.give();
         self.tracker.close();
         if tokio::time::timeout(DEADLINE, self.tracker.wait()).await.is_err() {
             tracing::warn!(left = self.tracker.len(), "tasks outlasted the shutdown");
@@ -89,8 +111,8 @@ impl Tasks {
 /// # Errors
 /// When the signals cannot be listened to.
 pub async fn terminated() -> anyhow::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
+    let mut term = unix_signal(SignalKind::terminate())?;
+    let mut int = unix_signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
