@@ -1,0 +1,144 @@
+//! Which headers concern one hop alone (RFC 9110, 7.6.1), and what a request to switch
+//! protocols is.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+const HOP_BY_HOP: [HeaderName; 7] = [
+    // Each hop asks for a body when it is ready for it.
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// The protocol that a request or an answer switches to.
+#[must_use]
+pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = listed(headers, &header::CONNECTION).any(|name| name == "upgrade");
+    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+}
+
+/// Removes what concerns the hop that a message came by. `TE: trailers` is renewed, since the
+/// next hop can take trailers too.
+pub fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = listed(headers, &header::CONNECTION)
+            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+            .collect();
+        for name in named {
+            // What says how the body is framed, and to whom it goes, is no option of a hop.
+            if !matches!(name, header::CONTENT_LENGTH | header::HOST | header::TE) {
+                headers.remove(name);
+            }
+        }
+        headers.remove(header::CONNECTION);
+    }
+    // Of two ways to tell a length this one counts (RFC 9112, 6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    if headers.contains_key(header::TE) {
+        let trailers = listed(headers, &header::TE).any(|coding| coding == "trailers");
+        headers.remove(header::TE);
+        if trailers {
+            headers.insert(header::TE, TRAILERS);
+        }
+    }
+}
+
+/// Joins what HTTP/2 may send as several `Cookie` headers, of which HTTP/1.1 knows one (RFC 9113,
+/// 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(first), true) = (cookies.next(), cookies.next().is_some()) else { return };
+    let mut all = first.as_bytes().to_vec();
+    for cookie in headers.get_all(header::COOKIE).iter().skip(1) {
+        all.extend_from_slice(b"; ");
+        all.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(all) = HeaderValue::from_bytes(&all) {
+        headers.insert(header::COOKIE, all);
+    }
+}
+
+/// Asks to switch to a protocol, or says that it is done.
+pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+/// The elements of a list header, in lower case.
+fn listed(headers: &HeaderMap, name: &HeaderName) -> impl Iterator<Item = String> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(|part| part.trim().to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_concerns_one_hop_is_removed_with_what_it_names() {
+        let mut headers = map(&[
+            ("connection", "Keep-Alive, X-Mine"),
+            ("connection", "close"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authorization", "Basic x"),
+            ("te", "gzip, Trailers"),
+            ("transfer-encoding", "chunked"),
+            ("trailer", "x-sum"),
+            ("x-other", "2"),
+        ]);
+        strip(&mut headers);
+        assert_eq!(headers, map(&[("trailer", "x-sum"), ("x-other", "2"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn a_client_cannot_name_away_what_frames_the_message() {
+        let mut headers =
+            map(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "x")]);
+        strip(&mut headers);
+        assert_eq!(headers, map(&[("content-length", "3"), ("host", "x")]));
+    }
+
+    #[test]
+    fn of_two_ways_to_tell_a_length_one_is_left() {
+        let mut headers = map(&[("content-length", "3"), ("transfer-encoding", "chunked")]);
+        strip(&mut headers);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn cookies_become_one_header() {
+        let mut headers = map(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2; c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3"), ("x", "y")]));
+        let mut one = map(&[("cookie", "a=1")]);
+        join_cookies(&mut one);
+        assert_eq!(one, map(&[("cookie", "a=1")]));
+    }
+
+    #[test]
+    fn a_switch_is_asked_for_by_both_headers() {
+        let asked = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(upgrade(&asked).unwrap(), "websocket");
+        assert!(upgrade(&map(&[("upgrade", "websocket")])).is_none());
+        assert!(upgrade(&map(&[("connection", "upgrade")])).is_none());
+    }
+}

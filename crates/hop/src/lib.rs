@@ -1,0 +1,31 @@
+//! One hop of HTTP: what the proxies of the control plane and of the host agent share.
+//!
+//! [`serve`] takes requests in, [`Outgoing`] passes one on by a [`Pool`] of connections,
+//! [`tunnel`] joins two that no longer speak HTTP, [`Tracker`] counts what is under way and lets
+//! it drain. Bodies are streamed: no hop holds more of one than a socket's worth. Nothing
+//! here knows what a capsule is, or who may reach it.
+
+mod body;
+mod forward;
+pub mod headers;
+mod line;
+mod pool;
+mod server;
+mod timed;
+mod tracker;
+mod tunnel;
+
+pub use body::{Body, BoxError, Held};
+pub use forward::{Outgoing, join};
+pub use line::{Stream, Switched};
+pub use pool::{Dial, Error, Failed, Pool, Sent};
+pub use server::{Handler, Limits, serve};
+pub use timed::SILENCE;
+pub use tracker::{Drain, Drained, Place, Refused, Tracker};
+
+/// What the tracker is made of.
+mod sync {
+    pub(crate) use futures::task::AtomicWaker;
+    pub(crate) use std::sync::Arc;
+    pub(crate) use std::sync::atomic::AtomicU64;
+}

@@ -1,0 +1,203 @@
+//! An HTTP/1.1 connection to where requests go, driven by whoever uses it.
+//!
+//! hyper wants a connection driven by a task of its own. Here the task that serves the client
+//! drives it too, while it waits for the head and while it passes the body on, so that no byte
+//! wakes a second task on another core. A connection that rests in the pool is driven by nobody;
+//! taking it out looks whether it still stands.
+
+use crate::body::Body;
+use crate::pool::Shelf;
+use crate::timed::Timed;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+/// What a connection runs over.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+type Io = TokioIo<Timed<Box<dyn Stream>>>;
+
+/// Largest head of an answer, in bytes.
+pub(crate) const HEAD_MAX: usize = 64 * 1024;
+/// Largest buffer, in bytes.
+const BUFFER: usize = 128 * 1024;
+
+/// A connection, and the right to send on it.
+pub(crate) struct Line {
+    sender: SendRequest<Body>,
+    /// None once it has ended.
+    connection: Option<Connection<Io, Body>>,
+    /// When it was put by.
+    pub since: Instant,
+}
+
+impl Line {
+    pub(crate) async fn open(stream: Box<dyn Stream>) -> hyper::Result<Box<Self>> {
+        let mut builder = http1::Builder::new();
+        // At most 100 headers, hyper's default, which it reads without allocating.
+        // The buffer bounds what a client that does not read makes us hold.
+        builder.max_header_size(HEAD_MAX).max_buf_size(BUFFER);
+        let io = TokioIo::new(Timed::dialled(stream));
+        let (sender, connection) = builder.handshake(io).await?;
+        Ok(Box::new(Self { sender, connection: Some(connection), since: Instant::now() }))
+    }
+
+    /// Moves the connection on; ready when it has ended.
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(connection) = &mut self.connection else { return Poll::Ready(()) };
+        // Whoever waits for the answer is told of an error.
+        std::task::ready!(Pin::new(connection).poll(cx)).ok();
+        self.connection = None;
+        Poll::Ready(())
+    }
+
+    /// Whether another request can be sent on it.
+    pub(crate) fn stands(&mut self) -> bool {
+        // Whoever sends next drives it with a waker of theirs.
+        let mut cx = Context::from_waker(Waker::noop());
+        self.drive(&mut cx).is_pending() && self.sender.is_ready()
+    }
+
+    /// Sends a request and waits for the answer's head.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        let mut sending = pin!(self.sender.try_send_request(request));
+        let connection = &mut self.connection;
+        std::future::poll_fn(|cx| {
+            if let Some(driven) = connection
+                && Pin::new(driven).poll(cx).is_ready()
+            {
+                *connection = None;
+            }
+            // The answer, or what became of it, is told by the connection.
+            sending.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Sends a request that may switch protocols: the connection is kept for what follows.
+    pub(crate) async fn switch(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        let mut sending = pin!(self.sender.try_send_request(request));
+        let connection = &mut self.connection;
+        let mut ended = false;
+        let answer = std::future::poll_fn(|cx| {
+            if let (Some(driven), false) = (connection.as_mut(), ended) {
+                ended = driven.poll_without_shutdown(cx).is_ready();
+            }
+            sending.as_mut().poll(cx)
+        });
+        let answer = answer.await?;
+        if answer.status() == http::StatusCode::SWITCHING_PROTOCOLS && !ended {
+            let rest = std::future::poll_fn(|cx| match connection {
+                Some(driven) => driven.poll_without_shutdown(cx),
+                None => Poll::Ready(Ok(())),
+            });
+            // An error here shows on the connection itself.
+            let _ = rest.await;
+        } else if ended && answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+            *connection = None;
+        }
+        Ok(answer)
+    }
+
+    /// What is left of a connection that has switched protocols.
+    pub(crate) fn switched(self: Box<Self>) -> Option<Switched> {
+        let parts = self.connection?.into_parts();
+        Some(Switched { read: parts.read_buf, stream: parts.io.into_inner().into_inner() })
+    }
+}
+
+/// A connection that no longer speaks HTTP.
+pub struct Switched {
+    /// What has been read of it already.
+    pub read: Bytes,
+    /// The connection.
+    pub stream: Box<dyn Stream>,
+}
+
+/// The body of an answer, with the connection that it comes by.
+pub(crate) struct Exchange {
+    body: Incoming,
+    line: Option<Box<Line>>,
+    home: Arc<Shelf>,
+    /// What the body broke off with.
+    broken: Option<hyper::Error>,
+}
+
+impl Exchange {
+    pub(crate) fn new(body: Incoming, line: Box<Line>, home: Arc<Shelf>) -> Self {
+        let mut this = Self { body, line: Some(line), home, broken: None };
+        if this.body.is_end_stream() {
+            this.release();
+        }
+        this
+    }
+
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(broken) = self.broken.take() {
+            return Poll::Ready(Some(Err(broken)));
+        }
+        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Poll::Pending, Some(line)) = (&frame, &mut self.line) {
+            let _ = line.drive(cx);
+            frame = Pin::new(&mut self.body).poll_frame(cx);
+        }
+        if let Poll::Ready(Some(Err(broken))) = frame {
+            // What came before is passed on first: a server that is told of an error sends
+            // nothing more, not even what it has.
+            self.broken = Some(broken);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.release();
+        }
+        frame
+    }
+
+    /// Gives the connection back, if it can be used again.
+    fn release(&mut self) {
+        if let Some(mut line) = self.line.take()
+            && line.stands()
+        {
+            self.home.put(line);
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Exchange {
+    /// A body that was taken whole leaves its connection to others; of one that was not, the
+    /// connection is closed, so that the other side knows.
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.release();
+        }
+    }
+}

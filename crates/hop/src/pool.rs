@@ -1,0 +1,305 @@
+//! Connections by where they lead. Those that rest are kept for the next request there; each
+//! pool's connections are its own, so that none can serve another's.
+
+use crate::body::Body;
+use crate::line::{Exchange, HEAD_MAX, Line, Stream, Switched};
+use crate::timed::Timed;
+use bytes::Bytes;
+use daemon::Tasks;
+use http::{Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a connection may rest before it is closed. Shorter than what servers commonly allow
+/// (nginx 75 s, gunicorn and Node less): a connection that they close is seen when it is taken.
+const REST: Duration = Duration::from_secs(60);
+/// How long a connection must have rested for its end to be expected: servers close theirs after
+/// a second or more.
+const STALE: Duration = Duration::from_millis(500);
+/// How often an idle HTTP/2 connection is asked whether it still stands.
+const PING: Duration = Duration::from_secs(30);
+
+/// How to reach a place.
+pub trait Dial: Send + Sync + 'static {
+    /// What names a place.
+    type To: Hash + Eq + Clone + Send + Sync + 'static;
+
+    /// Opens a connection.
+    fn dial(&self, to: &Self::To) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send;
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no connection could be opened")]
+    Dial(#[source] io::Error),
+    /// The connection ended before an answer, or was ended by us.
+    #[error("the connection ended without an answer")]
+    Closed(#[source] hyper::Error),
+    #[error("nothing was heard for {} s", crate::SILENCE.as_secs())]
+    Silent(#[source] hyper::Error),
+    #[error("the answer is not HTTP")]
+    Garbage(#[source] hyper::Error),
+    #[error("the protocol was switched without being asked to")]
+    Unasked,
+    /// The request's own body failed: whoever sends it has left.
+    #[error("the request broke off")]
+    Request(#[source] hyper::Error),
+}
+
+/// Why there is no answer, and the request, when nothing of it was sent.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: Error,
+    pub request: Option<Request<Body>>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, request: None }
+    }
+}
+
+impl Error {
+    fn of(error: hyper::Error) -> Self {
+        if error.is_parse() {
+            return Self::Garbage(error);
+        }
+        if error.is_user() {
+            return Self::Request(error);
+        }
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(at) = cause {
+            if at.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut) {
+                return Self::Silent(error);
+            }
+            cause = at.source();
+        }
+        Self::Closed(error)
+    }
+}
+
+/// An answer, and the connection if it has switched protocols with it.
+pub struct Sent {
+    /// Status, headers, body.
+    pub answer: Response<Body>,
+    /// With status 101 alone.
+    pub switched: Option<Switched>,
+}
+
+/// Connections that rest, all to one place.
+pub(crate) struct Shelf {
+    #[expect(clippy::vec_box, reason = "a line is large, and moves often")]
+    lines: Mutex<Vec<Box<Line>>>,
+    most: usize,
+}
+
+impl Shelf {
+    #[expect(clippy::vec_box, reason = "as the field")]
+    fn lock(&self) -> MutexGuard<'_, Vec<Box<Line>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn put(&self, mut line: Box<Line>) {
+        line.since = tokio::time::Instant::now();
+        let mut lines = self.lock();
+        if lines.len() < self.most {
+            lines.push(line);
+        }
+    }
+
+    /// One that still stands, the last that was put by.
+    fn take(&self) -> Option<Box<Line>> {
+        loop {
+            let mut line = self.lock().pop()?;
+            if line.stands() {
+                return Some(line);
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let mut lines = self.lock();
+        lines.retain_mut(|line| line.since.elapsed() < REST && line.stands());
+        lines.shrink_to_fit();
+    }
+}
+
+struct Place {
+    shelf: Arc<Shelf>,
+    /// The one HTTP/2 connection there, opened when it is first asked for.
+    shared: Arc<tokio::sync::Mutex<Option<SendRequest<Body>>>>,
+}
+
+/// A pool of connections.
+pub struct Pool<D: Dial> {
+    dialer: D,
+    places: Mutex<HashMap<D::To, Place>>,
+    most: usize,
+    tasks: Tasks,
+}
+
+impl<D: Dial> Pool<D> {
+    /// An empty one that keeps at most `most` resting connections to each place.
+    pub fn new(dialer: D, most: usize, tasks: Tasks) -> Self {
+        Self { dialer, places: Mutex::default(), most, tasks }
+    }
+
+    fn place<T>(&self, to: &D::To, of: impl Fn(&Place) -> T) -> T {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.get(to) {
+            return of(place);
+        }
+        let shelf = Arc::new(Shelf { lines: Mutex::default(), most: self.most });
+        of(places.entry(to.clone()).or_insert(Place { shelf, shared: Arc::default() }))
+    }
+
+    /// Closes the connections that have rested for too long or were closed by the other side.
+    pub fn sweep(&self) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|_, place| {
+            place.shelf.sweep();
+            let unused = place.shelf.lock().is_empty() && Arc::strong_count(&place.shelf) == 1;
+            let shared = place
+                .shared
+                .try_lock()
+                .map_or(true, |shared| shared.as_ref().is_some_and(|sender| !sender.is_closed()));
+            !unused || shared
+        });
+    }
+
+    /// Closes every connection that rests.
+    pub fn clear(&self) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Opens a connection of its own, that no other will use.
+    ///
+    /// # Errors
+    /// When none can be opened.
+    pub async fn dial(&self, to: &D::To) -> io::Result<Switched> {
+        Ok(Switched { read: Bytes::new(), stream: self.dialer.dial(to).await? })
+    }
+
+    /// Sends a request; its URI is what the request's first line is to say. gRPC goes by
+    /// HTTP/2, which its servers speak without being asked, everything else by HTTP/1.1.
+    ///
+    /// A request of which a resting connection, closed meanwhile by the other side, took nothing
+    /// is sent anew on a fresh one; so is one that changes nothing and has no body, if it was
+    /// lost to a connection that had rested for long.
+    ///
+    /// # Errors
+    /// Why there is no answer; with the request, when nothing of it was sent.
+    pub async fn send(&self, to: &D::To, mut request: Request<Body>) -> Result<Sent, Failed> {
+        if is_grpc(&request) {
+            return self.send_shared(to, request).await;
+        }
+        *request.version_mut() = Version::HTTP_11;
+        let shelf = self.place(to, |place| Arc::clone(&place.shelf));
+        let switching = request.headers().contains_key(header::UPGRADE);
+        if let Some(mut line) = shelf.take() {
+            let stale = line.since.elapsed() > STALE;
+            let spare = if stale { spare(&request) } else { None };
+            let sent = match switching {
+                true => line.switch(request).await,
+                false => line.send(request).await,
+            };
+            let mut failed = match sent {
+                Ok(answer) => return Ok(finish(answer, line, shelf)),
+                Err(failed) => failed,
+            };
+            request = match (failed.take_message(), spare) {
+                (Some(request), _) => request,
+                (None, Some(spare)) if is_lost(failed.error()) => spare,
+                (None, _) => return Err(Error::of(failed.into_error()).into()),
+            };
+        }
+        let stream = match self.dialer.dial(to).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                return Err(Failed { error: Error::Dial(error), request: Some(request) });
+            }
+        };
+        let mut line = Line::open(stream).await.map_err(Error::of)?;
+        let sent = match switching {
+            true => line.switch(request).await,
+            false => line.send(request).await,
+        };
+        let answer = sent.map_err(|failed| Error::of(failed.into_error()))?;
+        Ok(finish(answer, line, shelf))
+    }
+
+    async fn send_shared(&self, to: &D::To, request: Request<Body>) -> Result<Sent, Failed> {
+        let shared = self.place(to, |place| Arc::clone(&place.shared));
+        let mut sender = {
+            let mut slot = shared.lock().await;
+            match slot.as_ref().filter(|sender| !sender.is_closed()) {
+                Some(sender) => sender.clone(),
+                None => match self.open_shared(to).await {
+                    Ok(opened) => slot.insert(opened).clone(),
+                    Err(error) => return Err(Failed { error, request: Some(request) }),
+                },
+            }
+        };
+        sender.ready().await.map_err(Error::of)?;
+        let answer = sender.send_request(request).await.map_err(Error::of)?;
+        Ok(Sent { answer: answer.map(Body::from), switched: None })
+    }
+
+    async fn open_shared(&self, to: &D::To) -> Result<SendRequest<Body>, Error> {
+        let stream = self.dialer.dial(to).await.map_err(Error::Dial)?;
+        let io = TokioIo::new(Timed::dialled(stream));
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING).adaptive_window(true);
+        builder.max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX));
+        let (sender, connection) = builder.handshake(io).await.map_err(Error::of)?;
+        self.tasks.spawn(async move {
+            // Whoever waits for an answer is told of an error.
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+}
+
+/// A second request, for one that may be sent twice: it changes nothing (RFC 9110, 9.2.1) and
+/// has no body.
+fn spare(request: &Request<Body>) -> Option<Request<Body>> {
+    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !safe || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut spare = Request::new(Body::empty());
+    *spare.method_mut() = request.method().clone();
+    *spare.uri_mut() = request.uri().clone();
+    *spare.headers_mut() = request.headers().clone();
+    Some(spare)
+}
+
+/// Whether a connection ended with nothing of an answer.
+fn is_lost(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled()
+}
+
+fn finish(answer: Response<hyper::body::Incoming>, line: Box<Line>, shelf: Arc<Shelf>) -> Sent {
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Sent { answer: answer.map(|_| Body::empty()), switched: line.switched() };
+    }
+    let answer = answer.map(|body| Body::exchange(Exchange::new(body, line, shelf)));
+    Sent { answer, switched: None }
+}
+
+/// Whether a request is gRPC over HTTP/2 (its content type is `application/grpc`, perhaps with a
+/// suffix; not `application/grpc-web`).
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    request.version() == Version::HTTP_2
+        && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}

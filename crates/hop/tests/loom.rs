@@ -1,0 +1,123 @@
+//! Every order in which threads can go through the tracker's steps, by loom. The tracker's own source is compiled here over
+//! loom's primitives.
+
+mod sync {
+    pub(crate) use loom::sync::Arc;
+    pub(crate) use loom::sync::atomic::AtomicU64;
+    use std::task::Waker;
+
+    /// loom's, with the form of the one that is used.
+    #[derive(Debug)]
+    pub(crate) struct AtomicWaker(loom::future::AtomicWaker);
+
+    impl AtomicWaker {
+        pub(crate) fn new() -> Self {
+            Self(loom::future::AtomicWaker::new())
+        }
+
+        pub(crate) fn register(&self, waker: &Waker) {
+            self.0.register_by_ref(waker);
+        }
+
+        pub(crate) fn wake(&self) {
+            self.0.wake();
+        }
+    }
+}
+#[path = "../src/tracker.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the model needs a part of it")]
+mod tracker;
+
+use loom::future::block_on;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use loom::thread;
+use std::future::poll_fn;
+use tracker::{Drained, Tracker};
+
+/// Runs every order with at most three preemptions; more multiply the orders and, as loom's
+/// documents say, hardly ever find more.
+fn model(steps: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(steps);
+}
+
+#[test]
+fn nobody_is_inside_once_a_drain_has_ended() {
+    model(|| {
+        let (gate, inside) = (Tracker::default(), Arc::new(AtomicUsize::new(0)));
+        let visitors: Vec<_> = (0..2)
+            .map(|_| {
+                let (gate, inside) = (gate.clone(), inside.clone());
+                thread::spawn(move || {
+                    if let Ok(place) = gate.acquire(10) {
+                        inside.fetch_add(1, SeqCst);
+                        inside.fetch_sub(1, SeqCst);
+                        drop(place);
+                    }
+                })
+            })
+            .collect();
+        let drain = gate.shut();
+        assert_eq!(block_on(poll_fn(|cx| gate.poll_drained(drain, cx))), Drained::Empty);
+        // Whoever comes later is refused, so that this holds for good.
+        assert_eq!(inside.load(SeqCst), 0);
+        assert!(gate.acquire(10).is_err());
+        visitors.into_iter().for_each(|v| v.join().unwrap());
+        assert_eq!((gate.count(), inside.load(SeqCst)), (0, 0));
+    });
+}
+
+#[test]
+fn a_reset_ends_a_drain_that_waits_and_opens_the_gate() {
+    model(|| {
+        let gate = Tracker::default();
+        let place = gate.acquire(10).unwrap();
+        let drain = gate.shut();
+        let opener = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.reset())
+        };
+        // The place is kept: nothing but the reset can end it.
+        assert_eq!(block_on(poll_fn(|cx| gate.poll_drained(drain, cx))), Drained::Reset);
+        opener.join().unwrap();
+        drop(gate.acquire(10).unwrap());
+        drop(place);
+        assert_eq!(gate.count(), 0);
+    });
+}
+
+#[test]
+fn a_drain_is_woken_by_the_last_to_leave_or_by_a_reset_whichever_comes() {
+    model(|| {
+        let gate = Tracker::default();
+        let place = gate.acquire(10).unwrap();
+        let drain = gate.shut();
+        let leaver = thread::spawn(move || drop(place));
+        let opener = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.reset())
+        };
+        let ended = block_on(poll_fn(|cx| gate.poll_drained(drain, cx)));
+        assert!(matches!(ended, Drained::Empty | Drained::Reset));
+        leaver.join().unwrap();
+        opener.join().unwrap();
+    });
+}
+
+#[test]
+fn no_more_get_in_than_may() {
+    model(|| {
+        let gate = Tracker::default();
+        let visitors: Vec<_> = (0..2)
+            .map(|_| {
+                let gate = gate.clone();
+                thread::spawn(move || gate.acquire(1).map(|place| (gate.count(), place)).ok())
+            })
+            .collect();
+        let inside: Vec<_> = visitors.into_iter().filter_map(|v| v.join().unwrap()).collect();
+        assert_eq!(inside.len(), 1);
+        assert_eq!(inside[0].0, 1);
+    });
+}
