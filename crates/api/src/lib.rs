@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+mod port;
 mod stream;
 
+pub use port::{Link, MakeLink, Port, SetPort};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 
 /// What every error answers.
@@ -41,6 +43,9 @@ pub struct CreateCapsule {
     pub disk_mb: Option<u32>,
     /// Seconds, at most 30 days; 0 is none. Kept and shown; nothing acts on it yet.
     pub timeout_sec: Option<u32>,
+    /// Ports that anyone may reach by their host names, at most 64.
+    #[serde(default)]
+    pub public_ports: Vec<u16>,
     /// Given to every process in the capsule.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
@@ -66,6 +71,9 @@ pub struct Capsule {
     /// Why it failed, when its status is `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Ports that anyone may reach.
+    #[serde(default)]
+    pub public_ports: Vec<i32>,
     pub metadata: BTreeMap<String, String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

@@ -1,46 +1,128 @@
-//! The way to a host agent: its RPC, and its data hop to guests, over one kind of pool.
+//! The way to host agents: their RPC, and their data hop to guests, over one pool of
+//! connections, so that whatever secures the one secures the other.
 
 use crate::error::{Error, Result};
 use anyhow::Context;
 use axum::body::Body;
-use connectrpc::client::{CallOptions, ClientConfig, HttpClient};
+use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ClientTransport};
 use connectrpc::{ConnectError, ErrorCode};
-use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use daemon::Tasks;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hop::{Dial, Pool, Stream};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Request, Response, Uri, header};
 use protocol::filesystem::FilesystemClient;
 use protocol::host::{self, HostClient};
 use protocol::process::ProcessClient;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use types::CapsuleId;
 
 /// Longer than a boot may take on the agent's side.
 const CREATE: Duration = Duration::from_secs(150);
 const CALL: Duration = Duration::from_secs(30);
+const DIAL: Duration = Duration::from_secs(5);
+/// Connections that rest, for each agent.
+const RESTING: usize = 1024;
+/// Between two looks at connections that rest.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// Opens connections to agents, by their `host:port`.
+pub(crate) struct Tcp;
+
+impl Dial for Tcp {
+    type To = Authority;
+
+    async fn dial(&self, to: &Authority) -> io::Result<Box<dyn Stream>> {
+        let host = to.host().trim_matches(['[', ']']);
+        let dialling = TcpStream::connect((host, to.port_u16().unwrap_or(80)));
+        let stream = tokio::time::timeout(DIAL, dialling).await;
+        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// The connections to all agents.
+#[derive(Clone)]
+pub(crate) struct Agents(Arc<Pool<Tcp>>);
+
+impl Agents {
+    pub(crate) fn new(tasks: &Tasks) -> Self {
+        let pool = Arc::new(Pool::new(Tcp, RESTING, tasks.clone()));
+        let sweeping = Arc::clone(&pool);
+        tasks.every(SWEEP, move || {
+            sweeping.sweep();
+            std::future::ready(())
+        });
+        Self(pool)
+    }
+
+    /// The pool, for what is passed on as it is.
+    pub(crate) fn pool(&self) -> &Pool<Tcp> {
+        &self.0
+    }
+
+    /// Sends a request to the agent that its URI names.
+    async fn send(
+        &self,
+        request: Request<hop::Body>,
+    ) -> std::result::Result<Response<hop::Body>, hop::Error> {
+        let (mut head, body) = request.into_parts();
+        let parts = head.uri.into_parts();
+        let to = parts.authority.unwrap_or_else(|| Authority::from_static("localhost"));
+        let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.uri = path.into();
+        if let Ok(host) = HeaderValue::from_str(to.as_str()) {
+            head.headers.insert(header::HOST, host);
+        }
+        let sent = self.0.send(&to, Request::from_parts(head, body)).await;
+        sent.map(|sent| sent.answer).map_err(|failed| failed.error)
+    }
+}
+
+impl ClientTransport for Agents {
+    type ResponseBody = hop::Body;
+    type Error = hop::Error;
+
+    fn send(
+        &self,
+        request: Request<ClientBody>,
+    ) -> BoxFuture<'static, std::result::Result<Response<hop::Body>, hop::Error>> {
+        let this = self.clone();
+        async move { this.send(request.map(hop::Body::boxed)).await }.boxed()
+    }
+}
 
 /// Clients of one host agent.
 #[derive(Clone)]
 pub(crate) struct Agent {
     base: String,
-    rpc: HttpClient,
-    data: Client<HttpConnector, Body>,
+    authority: Authority,
+    agents: Agents,
 }
 
 impl Agent {
-    pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(url: &str, agents: Agents) -> anyhow::Result<Self> {
         let base = url.trim_end_matches('/').to_owned();
-        base.parse::<Uri>().with_context(|| format!("the agent's URL {base}"))?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let data = Client::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { base, rpc: HttpClient::plaintext(), data })
+        let uri = base.parse::<Uri>().with_context(|| format!("the agent's URL {base}"))?;
+        let authority = uri.authority().cloned();
+        let authority =
+            authority.with_context(|| format!("the agent's URL {base} names no host"))?;
+        Ok(Self { base, authority, agents })
     }
 
-    fn host(&self) -> HostClient<HttpClient> {
+    /// The agent's `host:port`.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    fn host(&self) -> HostClient<Agents> {
         let config = ClientConfig::new(uri(&self.base)).with_default_timeout(CALL);
-        HostClient::new(self.rpc.clone(), config)
+        HostClient::new(self.agents.clone(), config)
     }
 
     fn guest(&self, id: CapsuleId, token: &str) -> ClientConfig {
@@ -50,14 +132,14 @@ impl Agent {
     }
 
     /// envd's processes in a capsule; with no limit of time, since a program has none.
-    pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<HttpClient> {
-        ProcessClient::new(self.rpc.clone(), self.guest(id, token))
+    pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<Agents> {
+        ProcessClient::new(self.agents.clone(), self.guest(id, token))
     }
 
     /// envd's file system in a capsule.
-    pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<HttpClient> {
+    pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<Agents> {
         let config = self.guest(id, token).with_default_timeout(CALL);
-        FilesystemClient::new(self.rpc.clone(), config)
+        FilesystemClient::new(self.agents.clone(), config)
     }
 
     /// Sends a request to envd in a capsule, body and answer streamed.
@@ -67,13 +149,14 @@ impl Agent {
         token: &str,
         path: &str,
         mut request: Request<Body>,
-    ) -> Result<Response<Incoming>> {
+    ) -> Result<Response<hop::Body>> {
         let port = protocol::ENVD_PORT;
         let uri = format!("{}/proxy/{id}/{port}{path}", self.base);
         *request.uri_mut() = uri.parse().map_err(|_| Error::invalid("path", "is no path"))?;
         let token = token.parse().map_err(|_| Error::GuestUnavailable)?;
         request.headers_mut().insert(protocol::ACCESS_TOKEN, token);
-        self.data.request(request).await.map_err(|_| Error::HostUnavailable)
+        let sent = self.agents.send(request.map(hop::Body::boxed)).await;
+        sent.map_err(|_| Error::HostUnavailable)
     }
 
     pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<()> {

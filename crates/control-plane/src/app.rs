@@ -1,13 +1,16 @@
 //! What every handler shares, passed explicitly; and the start of the control plane.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Agents};
+use crate::proxy::{self, Domains, Proxy, Routes};
 use crate::{auth, db, http, reconcile};
 use anyhow::Context;
 use daemon::{Metrics, Tasks};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tower::ServiceExt;
 use types::{HostId, PLATFORM_TEAM, TeamId};
 
 const RECONCILE: Duration = Duration::from_secs(5);
@@ -17,6 +20,10 @@ pub struct Settings {
     pub database: PgConnectOptions,
     /// Base URL of the one host agent.
     pub agent_url: String,
+    /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules; any, when none.
+    pub domains: Vec<String>,
+    /// URL whose host is the domain of the names that are given out.
+    pub public_url: String,
 }
 
 /// The control plane's parts.
@@ -24,6 +31,10 @@ pub struct Settings {
 pub struct App {
     pub(crate) db: PgPool,
     pub(crate) agent: Agent,
+    pub(crate) agents: Agents,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) domains: Domains,
+    pub(crate) public: PublicUrl,
     pub(crate) host: HostId,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
@@ -43,9 +54,22 @@ impl App {
             .await
             .context("connecting to the database (DATABASE_URL)")?;
         sqlx::migrate!("./migrations").run(&db).await.context("migrating the database")?;
-        let agent = Agent::new(&settings.agent_url)?;
+        let public = PublicUrl::parse(&settings.public_url)?;
+        let agents = Agents::new(tasks);
+        let agent = Agent::new(&settings.agent_url, agents.clone())?;
         let host = Self::meet(&db, &agent, &settings.agent_url).await?;
-        let app = Self { db, agent, host, metrics: Metrics::install(), tasks: tasks.clone() };
+        let app = Self {
+            db,
+            agent,
+            agents,
+            routes: Arc::new(Routes::new()),
+            domains: Domains::new(&settings.domains),
+            public,
+            host,
+            metrics: Metrics::install(),
+            tasks: tasks.clone(),
+        };
+        proxy::keep_true(&app);
         let at = app.clone();
         tasks.every(RECONCILE, move || {
             let app = at.clone();
@@ -72,9 +96,11 @@ impl App {
         Ok(host)
     }
 
-    /// Serves every request.
-    pub fn router(self) -> axum::Router {
-        http::router(Arc::new(self))
+    /// What serves every request.
+    #[must_use]
+    pub fn server(self) -> ControlPlane {
+        let app = Arc::new(self);
+        ControlPlane { proxy: Proxy::new(Arc::clone(&app)), api: http::router(app) }
     }
 
     /// Makes the first team and its key; returns the key the first time only.
@@ -109,5 +135,52 @@ impl App {
         let key = auth::new_api_key();
         db::keys::insert(&self.db, team, name, &key).await?;
         Ok(key)
+    }
+}
+
+/// Serves every request: those for capsules, and the API.
+pub struct ControlPlane {
+    proxy: Proxy,
+    api: axum::Router,
+}
+
+impl hop::Handler for ControlPlane {
+    async fn handle(
+        self: &Arc<Self>,
+        request: ::http::Request<hyper::body::Incoming>,
+        peer: SocketAddr,
+    ) -> ::http::Response<hop::Body> {
+        let request = match self.proxy.answer(request, peer).await {
+            Ok(answer) => return answer,
+            Err(request) => request.map(axum::body::Body::new),
+        };
+        let Ok(answer) = self.api.clone().oneshot(request).await;
+        answer.map(hop::Body::boxed)
+    }
+}
+
+/// The URL whose host is the domain of the names of capsules.
+#[derive(Debug, Clone)]
+pub(crate) struct PublicUrl {
+    scheme: String,
+    /// With the port, where it is not the scheme's own.
+    authority: String,
+}
+
+impl PublicUrl {
+    fn parse(url: &str) -> anyhow::Result<Self> {
+        let wrong = || format!("WRENN_PUBLIC_URL `{url}` must be as https://sandbox.example.com");
+        let (scheme, authority) =
+            url.trim_end_matches('/').split_once("://").with_context(wrong)?;
+        let known = matches!(scheme, "http" | "https");
+        let parsed = authority.parse::<::http::uri::Authority>().with_context(wrong)?;
+        anyhow::ensure!(known && !parsed.host().is_empty() && !authority.contains('@'), wrong());
+        Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned() })
+    }
+
+    /// The URL of a capsule's port.
+    pub(crate) fn of(&self, target: proxy::Target) -> String {
+        let proxy::Target { capsule, port } = target;
+        format!("{}://{port}-{capsule}.{}", self.scheme, self.authority)
     }
 }

@@ -30,8 +30,8 @@ pub(crate) fn random_hex(bytes: usize) -> String {
 }
 
 /// What of a key is stored.
-pub(crate) fn hash(key: &str) -> Vec<u8> {
-    Sha256::digest(key).to_vec()
+pub(crate) fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key).into()
 }
 
 impl FromRequestParts<Arc<App>> for Caller {

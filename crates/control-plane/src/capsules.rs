@@ -11,6 +11,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use protocol::host::CreateCapsuleRequest;
 use sqlx::types::Json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use time::OffsetDateTime;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
@@ -18,6 +19,8 @@ use types::{CapsuleId, CapsuleState, names};
 
 /// Most metadata that a capsule may carry, in bytes.
 const METADATA_MAX: usize = 16 * 1024;
+/// Most ports of a capsule that may be public.
+const PUBLIC_PORTS_MAX: usize = 64;
 
 /// Makes a capsule and answers when its guest does.
 pub(crate) async fn create(
@@ -31,6 +34,11 @@ pub(crate) async fn create(
     let metadata: usize = wanted.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
     if metadata > METADATA_MAX {
         return Err(Error::invalid("metadata", "must be at most 16 KiB in all"));
+    }
+    let ports = wanted.public_ports.iter().copied().collect::<BTreeSet<u16>>();
+    ports.iter().try_for_each(|port| check_public("public_ports", *port))?;
+    if ports.len() > PUBLIC_PORTS_MAX {
+        return Err(Error::invalid("public_ports", too_many_public()));
     }
     let timeout = wanted.timeout_sec.unwrap_or(0);
     in_range("timeout_sec", timeout, 0, MAX_TIMEOUT_SEC)?;
@@ -56,6 +64,8 @@ pub(crate) async fn create(
         disk_mib: int(size.disk_mib),
         timeout_sec: int(timeout),
         envd_token: random_hex(32),
+        traffic_token: random_hex(32),
+        public_ports: ports.into_iter().map(i32::from).collect(),
         error: None,
         metadata: Json(wanted.metadata),
         created_at: now,
@@ -100,7 +110,7 @@ async fn boot(
         return Err(error);
     }
     metrics::histogram!("wrenn_capsule_create_seconds").record(started.elapsed().as_secs_f64());
-    let moved = db::capsules::transition(&app.db, id, 1, CapsuleState::Running, None).await?;
+    let moved = transition(app, id, 1, CapsuleState::Running, None).await?;
     let found = get(app, caller, id).await;
     // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
     // does that removes the machine too.
@@ -111,6 +121,20 @@ async fn boot(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Moves a capsule to a state, as `db::capsules::transition` does; what the proxy knew of it is
+/// dropped before anyone is told.
+pub(crate) async fn transition(
+    app: &App,
+    id: CapsuleId,
+    seen: i64,
+    to: CapsuleState,
+    error: Option<&str>,
+) -> Result<Option<i64>> {
+    let moved = db::capsules::transition(&app.db, id, seen, to, error).await;
+    app.routes.forget(id);
+    Ok(moved?)
 }
 
 /// A capsule of the caller's team.
@@ -125,7 +149,38 @@ pub(crate) async fn running(app: &App, caller: Caller, id: CapsuleId) -> Result<
     if capsule.state() == CapsuleState::Running {
         return Ok(capsule);
     }
-    Err(Error::Conflict(format!("the capsule is {}, not running", capsule.status)))
+    Err(Error::NotRunning(capsule.state()))
+}
+
+fn too_many_public() -> String {
+    format!("must be at most {PUBLIC_PORTS_MAX}")
+}
+
+/// Checks that a port may be public: envd's, which runs commands, may not.
+fn check_public(field: &str, port: u16) -> Result<()> {
+    match port {
+        0 => Err(Error::invalid(field, "must be 1 to 65535")),
+        protocol::ENVD_PORT => Err(Error::invalid(field, "may not be envd's own")),
+        _ => Ok(()),
+    }
+}
+
+/// Lets anyone reach a port of a capsule, or only those who are admitted.
+pub(crate) async fn set_public(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    port: u16,
+    public: bool,
+) -> Result<Capsule> {
+    get(app, caller, id).await?;
+    if public {
+        check_public("port", port)?;
+    }
+    let most = i32::try_from(PUBLIC_PORTS_MAX).unwrap_or(i32::MAX);
+    let set = db::capsules::set_public(&app.db, caller.team, id, port, public, most).await?;
+    app.routes.forget(id);
+    set.ok_or_else(|| Error::invalid("public_ports", too_many_public()))
 }
 
 /// Removes a capsule with all it had.
@@ -143,13 +198,12 @@ pub(crate) async fn delete(app: Arc<App>, caller: Caller, id: CapsuleId) -> Resu
 pub(crate) async fn remove(app: &App, seen: &Capsule) -> Result<()> {
     let (id, mut generation) = (seen.id(), seen.generation);
     if seen.state() != CapsuleState::Stopping {
-        let moved =
-            db::capsules::transition(&app.db, id, generation, CapsuleState::Stopping, None).await?;
+        let moved = transition(app, id, generation, CapsuleState::Stopping, None).await?;
         let busy = || Error::Conflict("the capsule is changing; try again".to_owned());
         generation = moved.ok_or_else(busy)?;
     }
     app.agent.destroy(id).await?;
-    db::capsules::transition(&app.db, id, generation, CapsuleState::Stopped, None).await?;
+    transition(app, id, generation, CapsuleState::Stopped, None).await?;
     Ok(())
 }
 
@@ -165,6 +219,7 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         timeout_sec: row.timeout_sec,
         host_id: row.host_id.map(|id| types::HostId(id).to_string()),
         error: row.error,
+        public_ports: row.public_ports,
         metadata: row.metadata.0,
         created_at: row.created_at,
         started_at: row.started_at,

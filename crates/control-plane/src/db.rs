@@ -3,4 +3,6 @@
 pub(crate) mod capsules;
 pub(crate) mod hosts;
 pub(crate) mod keys;
+pub(crate) mod listen;
+pub(crate) mod routes;
 pub(crate) mod templates;

@@ -4,7 +4,9 @@
 use axum::response::{IntoResponse, Response};
 use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
+use protocol::Refusal;
 use std::sync::Arc;
+use types::CapsuleState;
 use types::resources::OutOfRange;
 
 /// Why a request was not done.
@@ -22,6 +24,23 @@ pub enum Error {
     TooLarge(usize),
     #[error("the X-API-Key header is missing or its key is not valid")]
     Unauthenticated,
+    #[error(
+        "this port is private: present the owner's X-API-Key, the capsule's traffic token or a \
+         preview link"
+    )]
+    PrivatePort,
+    #[error("the preview link has expired")]
+    LinkExpired,
+    #[error("the capsule is {0}, not running")]
+    NotRunning(CapsuleState),
+    #[error("as many requests as may be are under way in the capsule")]
+    TooManyConnections,
+    #[error("the capsule is running but nothing listens on its port {0} (port is not open)")]
+    PortClosed(u16),
+    #[error("the program in the capsule {0}")]
+    BadAnswer(&'static str),
+    #[error("the program in the capsule did not answer for {} s", hop::SILENCE.as_secs())]
+    GuestSilent,
     #[error("no capacity: {0}")]
     NoCapacity(String),
     #[error("the database does not answer")]
@@ -47,19 +66,23 @@ impl Error {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
-    fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Conflict(_) | Self::NotRunning(_) => StatusCode::CONFLICT,
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Self::Unauthenticated | Self::PrivatePort | Self::LinkExpired => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::NoCapacity(_)
             | Self::DatabaseUnavailable
             | Self::HostUnavailable
             | Self::GuestUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::TimedOut(_) | Self::GuestSilent => StatusCode::GATEWAY_TIMEOUT,
+            Self::PortClosed(_) | Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
+            Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::StartFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -74,6 +97,14 @@ impl Error {
             Self::Invalid { .. } => "invalid_request",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
+            Self::PrivatePort => "private_port",
+            Self::LinkExpired => "link_expired",
+            Self::NotRunning(CapsuleState::Paused) => "capsule_paused",
+            Self::NotRunning(_) => "capsule_not_running",
+            Self::TooManyConnections => "too_many_connections",
+            Self::PortClosed(_) => "port_closed",
+            Self::BadAnswer(_) => "bad_answer",
+            Self::GuestSilent => "guest_silent",
             Self::NoCapacity(_) => "no_capacity",
             Self::DatabaseUnavailable => "database_unavailable",
             Self::HostUnavailable => "host_unavailable",
@@ -99,6 +130,20 @@ impl Error {
             ErrorCode::ResourceExhausted => Self::DiskFull,
             ErrorCode::Unavailable | ErrorCode::DeadlineExceeded => Self::GuestUnavailable,
             _ => Self::Internal(anyhow::anyhow!("{error}")),
+        }
+    }
+
+    /// What a host agent says of a guest's port.
+    pub(crate) fn from_refusal(refusal: Option<Refusal>, port: u16) -> Self {
+        match refusal {
+            Some(Refusal::TooMany) => Self::TooManyConnections,
+            Some(Refusal::PortClosed) => Self::PortClosed(port),
+            Some(Refusal::Silent) => Self::GuestSilent,
+            Some(Refusal::Closed) => Self::BadAnswer("closed the connection without an answer"),
+            Some(Refusal::Garbage) => Self::BadAnswer("did not answer with HTTP"),
+            Some(Refusal::NotRunning | Refusal::Draining | Refusal::Unreachable) | None => {
+                Self::GuestUnavailable
+            }
         }
     }
 

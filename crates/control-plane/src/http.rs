@@ -8,6 +8,7 @@ mod exec_stream;
 mod extract;
 mod files;
 mod hosts;
+mod ports;
 mod processes;
 mod pty;
 mod respond;
@@ -50,6 +51,9 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(files::mkdir))
         .routes(routes!(files::rename))
         .routes(routes!(files::remove))
+        .routes(routes!(ports::get, ports::set))
+        .routes(routes!(ports::link))
+        .routes(routes!(ports::connect))
         .routes(routes!(templates::list))
         .routes(routes!(hosts::list))
 }

@@ -11,9 +11,10 @@ mod db;
 mod error;
 mod http;
 mod processes;
+mod proxy;
 mod reconcile;
 
-pub use app::{App, Settings};
+pub use app::{App, ControlPlane, Settings};
 pub use auth::new_api_key;
 pub use error::Error;
 pub use http::openapi;

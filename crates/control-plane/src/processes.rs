@@ -2,13 +2,14 @@
 //! (one request, a WebSocket) goes through here, and begins with the look-up of a capsule of
 //! the caller's team.
 
+use crate::agent::Agents;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use connectrpc::client::{CallOptions, HttpClient};
+use connectrpc::client::CallOptions;
 use connectrpc::{ConnectError, ErrorCode};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -99,7 +100,7 @@ impl Selector {
 /// The programs of one capsule.
 #[derive(Clone)]
 pub(crate) struct Processes {
-    client: ProcessClient<HttpClient>,
+    client: ProcessClient<Agents>,
 }
 
 impl Processes {

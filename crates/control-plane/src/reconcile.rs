@@ -89,11 +89,11 @@ async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
         Repair::Nothing => {}
         Repair::Remove => capsules::remove(app, row).await?,
         Repair::MarkRunning => {
-            db::capsules::transition(&app.db, id, seen, CapsuleState::Running, None).await?;
+            capsules::transition(app, id, seen, CapsuleState::Running, None).await?;
         }
         Repair::MarkError(why) => {
             tracing::warn!(%id, why, "a capsule was lost");
-            db::capsules::transition(&app.db, id, seen, CapsuleState::Error, Some(&why)).await?;
+            capsules::transition(app, id, seen, CapsuleState::Error, Some(&why)).await?;
         }
     }
     Ok(())

@@ -15,6 +15,8 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Memory that capsules may have together, in MiB; 0 means four fifths of the machine's.
     pub memory_mib: u64,
+    /// Requests and connections under way to one capsule at once.
+    pub connections: u32,
 }
 
 /// Which driver runs the machines.

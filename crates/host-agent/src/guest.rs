@@ -1,16 +1,14 @@
 //! The agent's way to a guest: connections dialled from inside the capsule's namespace, a
-//! pool of them per capsule (so that none can serve another), and envd's first words.
+//! pool of them per capsule (so that none can serve another), the count of what is under way,
+//! and envd's first words.
 
 use crate::network::plan::GUEST;
 use crate::sys;
-use axum::body::Body;
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use daemon::{Signal, Tasks, Wait};
+use futures::FutureExt;
+use hop::{Body, Dial, Drained, Failed, Place, Pool, Refused, Stream, Tracker};
+use http::{Request, Response, header};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -19,12 +17,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 const DIAL: Duration = Duration::from_secs(5);
 /// Between two looks at a guest that does not answer yet.
 const POLL: Duration = Duration::from_millis(10);
+/// Connections that rest, for each port of a guest.
+const RESTING: usize = 64;
 
 /// Where a capsule's ports are.
 #[derive(Clone)]
@@ -57,8 +57,11 @@ impl Route {
 /// A capsule's guest, with its pool of connections.
 #[derive(Clone)]
 pub(crate) struct Guest {
-    client: Client<Dialer, Body>,
-    gone: CancellationToken,
+    pool: Arc<Pool<Dialer>>,
+    cut: Signal,
+    tracker: Tracker,
+    /// Requests under way at once.
+    most: u32,
 }
 
 /// What envd is told before anyone is let in.
@@ -70,33 +73,65 @@ pub(crate) struct Identity {
 }
 
 impl Guest {
-    pub(crate) fn new(route: Route) -> Self {
-        let gone = CancellationToken::new();
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .pool_max_idle_per_host(8)
-            .build(Dialer { route, gone: gone.clone() });
-        Self { client, gone }
+    /// The guest at `route`, for at most `most` requests at once.
+    pub(crate) fn new(route: Route, most: u32, tasks: Tasks) -> Self {
+        let cut = Signal::default();
+        let dialer = Dialer { route, cut: cut.clone() };
+        let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
+        Self { pool, cut, tracker: Tracker::default(), most }
     }
 
-    /// Ends every connection with an error. A machine that is gone sends no end of its own, so
-    /// that whoever reads from it would wait for ever.
+    /// A place among the requests under way. There is always one for envd, so that a capsule
+    /// whose ports are flooded still obeys its owner.
+    ///
+    /// # Errors
+    /// When there is none, or none is given any more.
+    pub(crate) fn acquire(&self, port: u16) -> Result<Place, Refused> {
+        self.tracker.acquire(if port == protocol::ENVD_PORT { u32::MAX } else { self.most })
+    }
+
+    /// The connections to the guest's ports.
+    pub(crate) fn pool(&self) -> &Pool<Dialer> {
+        &self.pool
+    }
+
+    /// Refuses whoever comes from now on, waits for those under way for as long as `grace`, and
+    /// ends every connection that is left with an error; tells how many requests that ended.
+    pub(crate) async fn drain(&self, grace: Duration) -> u64 {
+        let drained = self.tracker.drain(tokio::time::sleep(grace)).await;
+        self.close();
+        if let Drained::Left(count) = drained { count } else { 0 }
+    }
+
+    /// Ends every connection with an error, at once and for good. A machine that is gone sends no
+    /// end of its own, so that whoever reads from it would wait for ever.
     pub(crate) fn close(&self) {
-        self.gone.cancel();
+        self.tracker.shut();
+        self.cut.give();
+        self.pool.clear();
     }
 
-    /// Sends a request whose URI names the guest's port.
-    pub(crate) async fn send(
+    /// Sends a request to envd.
+    async fn ask(
         &self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
-        self.client.request(request).await
+        method: &str,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<Response<Body>, Failed> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "envd")
+            .header(header::CONTENT_LENGTH, body.len())
+            .body(Body::from(body));
+        let request = request.unwrap_or_default();
+        Ok(self.pool.send(&protocol::ENVD_PORT, request).await?.answer)
     }
 
     /// Waits until envd answers.
     pub(crate) async fn wait_healthy(&self) {
         loop {
-            let asked = self.send(envd_request("GET", "/health", Bytes::new()));
+            let asked = self.ask("GET", "/health", Bytes::new());
             if let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(1), asked).await
                 && answer.status().is_success()
             {
@@ -120,9 +155,8 @@ impl Guest {
             "hostname": identity.hostname,
             "timestamp": now.map_err(io::Error::other)?,
         });
-        let request = envd_request("POST", "/init", Bytes::from(body.to_string()));
-        let answer = self.send(request).await.map_err(io::Error::other)?;
-        let status = answer.status();
+        let answer = self.ask("POST", "/init", Bytes::from(body.to_string())).await;
+        let status = answer.map_err(|failed| io::Error::other(failed.error))?.status();
         if status.is_success() {
             return Ok(());
         }
@@ -130,41 +164,23 @@ impl Guest {
     }
 }
 
-fn envd_request(method: &str, path: &str, body: Bytes) -> Request<Body> {
-    let uri = format!("http://{GUEST}:{}{path}", protocol::ENVD_PORT);
-    let mut request = Request::new(Body::from(body));
-    *request.method_mut() = method.parse().unwrap_or_default();
-    *request.uri_mut() = uri.parse().unwrap_or_default();
-    request
-}
-
-#[derive(Clone)]
-struct Dialer {
+/// Opens connections to a guest's ports.
+pub(crate) struct Dialer {
     route: Route,
-    gone: CancellationToken,
+    cut: Signal,
 }
 
-impl tower::Service<Uri> for Dialer {
-    type Response = GuestStream;
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<GuestStream>>;
+impl Dial for Dialer {
+    type To = u16;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { route, gone } = self.clone();
-        Box::pin(async move {
-            let port = uri.port_u16().unwrap_or(80);
-            let stream = tokio::select! {
-                stream = tokio::time::timeout(DIAL, route.dial(port)) => stream,
-                () = gone.cancelled() => return Err(reset()),
-            };
-            let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-            let stream = TokioIo::new(stream);
-            Ok(GuestStream { stream, token: gone.clone(), gone: Box::pin(gone.cancelled_owned()) })
-        })
+    async fn dial(&self, port: &u16) -> io::Result<Box<dyn Stream>> {
+        let mut cut = self.cut.wait();
+        let stream = tokio::select! {
+            stream = tokio::time::timeout(DIAL, self.route.dial(*port)) => stream,
+            () = &mut cut => return Err(reset()),
+        };
+        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        Ok(Box::new(GuestStream { stream, cut }))
     }
 }
 
@@ -173,15 +189,22 @@ fn reset() -> io::Error {
 }
 
 /// A connection to a guest, which ends with it.
-pub(crate) struct GuestStream {
-    stream: TokioIo<TcpStream>,
-    token: CancellationToken,
-    gone: Pin<Box<WaitForCancellationFutureOwned>>,
+struct GuestStream {
+    stream: TcpStream,
+    cut: Wait,
 }
 
 impl GuestStream {
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.gone.as_mut().poll(cx).is_ready() { Err(reset()) } else { Ok(()) }
+    /// Whoever has to wait, waits for the guest's end too.
+    fn unless_gone<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        moved: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if moved.is_pending() && self.cut.poll_unpin(cx).is_ready() {
+            return Poll::Ready(Err(reset()));
+        }
+        moved
     }
 }
 
@@ -189,38 +212,44 @@ impl Drop for GuestStream {
     /// A guest that is gone acknowledges no goodbye: the socket would wait for it for minutes
     /// and hold the namespace meanwhile. So it is closed at once, without one.
     fn drop(&mut self) {
-        if self.token.is_cancelled() {
-            let socket = self.stream.inner();
-            let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+        if self.cut.is_given() {
+            let _ = rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
         }
     }
 }
 
-impl Connection for GuestStream {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl hyper::rt::Read for GuestStream {
+impl AsyncRead for GuestStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: hyper::rt::ReadBufCursor<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let moved = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.unless_gone(cx, moved)
     }
 }
 
-impl hyper::rt::Write for GuestStream {
+impl AsyncWrite for GuestStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let moved = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.unless_gone(cx, moved)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let moved = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.unless_gone(cx, moved)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

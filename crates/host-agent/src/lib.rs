@@ -25,9 +25,11 @@ use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
 use sha2::{Digest, Sha256};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tower::ServiceExt;
 use vmm::Driver;
 use vmm::fake::Fake;
 use vmm::qemu::{Accelerator, Qemu};
@@ -60,11 +62,36 @@ impl Parts {
     }
 }
 
+/// Serves an agent's requests.
+pub struct Agent {
+    manager: Manager,
+    rpc: axum::Router,
+    tasks: Tasks,
+}
+
+impl hop::Handler for Agent {
+    async fn handle(
+        self: &Arc<Self>,
+        request: http::Request<hyper::body::Incoming>,
+        _peer: SocketAddr,
+    ) -> http::Response<hop::Body> {
+        if request.uri().path().starts_with(proxy::PREFIX) {
+            let request = request.map(hop::Body::from);
+            return proxy::forward(&self.manager, &self.tasks, request).await;
+        }
+        if request.uri().path().starts_with(proxy::TCP) {
+            return proxy::connect(&self.manager, &self.tasks, request.map(hop::Body::from)).await;
+        }
+        let Ok(answer) = self.rpc.clone().oneshot(request.map(axum::body::Body::new)).await;
+        answer.map(hop::Body::boxed)
+    }
+}
+
 /// Starts the agent and returns what serves its requests.
 ///
 /// # Errors
 /// What is missing on this machine, with the fix.
-pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router> {
+pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
     let tag = tag(&config.dir);
@@ -91,12 +118,11 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<axum::Router
     let service = Arc::new(rpc::Service { manager: manager.clone(), parts });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
     let figures = Metrics::install();
-    Ok(axum::Router::new()
+    let rpc = axum::Router::new()
         .route("/metrics", axum::routing::get(async move || figures.render()))
-        .route("/proxy/{*rest}", axum::routing::any(proxy::forward))
         .layer(axum::extract::DefaultBodyLimit::disable())
-        .with_state(manager)
-        .fallback_service(service))
+        .fallback_service(service);
+    Ok(Agent { manager, rpc, tasks: tasks.clone() })
 }
 
 fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {

@@ -1,64 +1,140 @@
-//! The data hop: `/proxy/{capsule}/{port}/…` to that port of the guest, streamed both ways,
-//! with nothing held back and the path kept byte for byte.
+//! The data hop: `/proxy/{capsule}/{port}/…` to that port of the guest, streamed both ways, with
+//! nothing held back and the path kept byte for byte. Decides nothing of who may: that the
+//! control plane has done.
 
 use crate::capsule::manager::Manager;
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use daemon::Tasks;
+use hop::{Body, Error, Outgoing, headers};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Uri};
+use protocol::{REFUSAL, Refusal};
+use std::io;
+use std::time::Duration;
 use types::CapsuleId;
 
-/// Headers that concern one hop alone (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+/// Where requests for guests come in.
+pub(crate) const PREFIX: &str = "/proxy/";
+/// How long to wait before another try of a port that nothing listens at: a program that has just
+/// been started may be about to.
+const RETRIES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
 
-/// Where a request is to go.
-fn target(uri: &Uri) -> Option<(CapsuleId, Uri)> {
-    let rest = uri.path_and_query()?.as_str().strip_prefix("/proxy/")?;
+/// Where a request is to go: the capsule, the port, and what the guest is asked for.
+fn target(uri: &Uri) -> Option<(CapsuleId, u16, PathAndQuery)> {
+    let rest = uri.path_and_query()?.as_str().strip_prefix(PREFIX)?;
     let (capsule, rest) = rest.split_once('/')?;
-    let (port, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (port, path) = rest.split_at(end);
     let port: u16 = port.parse().ok().filter(|p| *p != 0)?;
-    let guest = crate::network::plan::GUEST;
-    let to = format!("http://{guest}:{port}/{path}").parse().ok()?;
-    Some((capsule.parse().ok()?, to))
+    let path = if path.starts_with('/') { path.parse() } else { format!("/{path}").parse() };
+    Some((capsule.parse().ok()?, port, path.ok()?))
 }
 
-pub(crate) async fn forward(State(manager): State<Manager>, request: Request) -> Response {
-    let Some((id, uri)) = target(request.uri()) else {
-        return (StatusCode::BAD_REQUEST, "no such route").into_response();
+/// Where connections to guests, of whatever protocol, come in.
+pub(crate) const TCP: &str = "/tcp/";
+
+/// Joins whoever asks to switch to `tcp` with a connection to a guest's port.
+pub(crate) async fn connect(
+    manager: &Manager,
+    tasks: &Tasks,
+    mut request: Request<Body>,
+) -> Response<Body> {
+    let parts = request.uri().path().strip_prefix(TCP).and_then(|rest| rest.split_once('/'));
+    let to = parts.and_then(|(id, port)| Some((id.parse().ok()?, port.parse::<u16>().ok()?)));
+    let protocol = headers::upgrade(request.headers()).filter(|protocol| protocol == "tcp");
+    let (Some((id, port)), Some(protocol)) = (to, protocol) else {
+        return refuse(StatusCode::BAD_REQUEST, None);
     };
-    let Some(guest) = manager.guest(id) else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the capsule is not running").into_response();
+    let (guest, place) = match manager.acquire(id, port) {
+        Ok(acquired) => acquired,
+        Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
     };
-    let (mut head, body) = request.into_parts();
-    head.uri = uri;
-    head.version = http::Version::HTTP_11;
-    strip(&mut head.headers);
-    match guest.send(Request::from_parts(head, body)).await {
-        Ok(answer) => {
-            let (mut head, body) = answer.into_parts();
-            strip(&mut head.headers);
-            Response::from_parts(head, Body::new(body))
+    match guest.pool().dial(&port).await.map_err(Error::Dial) {
+        Ok(stream) => {
+            hop::join(hyper::upgrade::on(&mut request), stream, Some(Box::new(place)), tasks);
+            let mut answer = refuse(StatusCode::SWITCHING_PROTOCOLS, None);
+            headers::set_upgrade(answer.headers_mut(), protocol);
+            answer
         }
-        Err(error) => {
-            tracing::debug!(%id, %error, "the guest did not take a request");
-            (StatusCode::BAD_GATEWAY, "the guest did not take the request").into_response()
+        Err(error) => refuse(StatusCode::BAD_GATEWAY, Some(refusal(&error))),
+    }
+}
+
+/// Passes a request on to a guest.
+pub(crate) async fn forward(
+    manager: &Manager,
+    tasks: &Tasks,
+    mut request: Request<Body>,
+) -> Response<Body> {
+    let Some((id, port, path)) = target(request.uri()) else {
+        return refuse(StatusCode::BAD_REQUEST, None);
+    };
+    if *request.method() == Method::CONNECT {
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, None);
+    }
+    let (guest, place) = match manager.acquire(id, port) {
+        Ok(acquired) => acquired,
+        Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
+    };
+    set_path(request.uri_mut(), path);
+    let mut outgoing = Outgoing::of(request);
+    let mut place = Some(place);
+    let mut retries = RETRIES.into_iter();
+    loop {
+        let held = || place.take().map(|place| Box::new(place) as hop::Held);
+        let (error, back) = match outgoing.send(guest.pool(), &port, held, tasks).await {
+            Ok(mut answer) => {
+                // The agent's word alone.
+                answer.headers_mut().remove(REFUSAL);
+                return answer;
+            }
+            Err(failed) => failed,
+        };
+        match (back, is_refused(&error), retries.next()) {
+            (Some(back), true, Some(pause)) => {
+                outgoing = back;
+                tokio::time::sleep(pause).await;
+            }
+            _ => {
+                tracing::debug!(%id, port, %error, "the guest did not answer");
+                return refuse(StatusCode::BAD_GATEWAY, Some(refusal(&error)));
+            }
         }
     }
 }
 
-fn strip(headers: &mut HeaderMap) {
-    for name in HOP_BY_HOP {
-        headers.remove(name);
+/// Leaves of a URI what HTTP/1.1 says of it, and the host's name, which HTTP/2 says too.
+fn set_path(uri: &mut Uri, path: PathAndQuery) {
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(path);
+    if parts.scheme.is_none() || parts.authority.is_none() {
+        (parts.scheme, parts.authority) = (None, None);
     }
-    headers.remove(header::HOST);
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
+fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::Dial(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+fn refusal(error: &Error) -> Refusal {
+    match error {
+        Error::Dial(_) if is_refused(error) => Refusal::PortClosed,
+        Error::Dial(_) => Refusal::Unreachable,
+        Error::Closed(_) | Error::Request(_) => Refusal::Closed,
+        Error::Silent(_) => Refusal::Silent,
+        Error::Garbage(_) | Error::Unasked => Refusal::Garbage,
+    }
+}
+
+fn refuse(status: StatusCode, why: Option<Refusal>) -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = status;
+    if let Some(why) = why {
+        let value = http::HeaderValue::from_static(why.as_str());
+        answer.headers_mut().insert(REFUSAL, value);
+    }
+    answer
 }
 
 #[cfg(test)]
@@ -68,11 +144,18 @@ mod tests {
     #[test]
     fn a_path_is_kept_byte_for_byte() {
         let id = CapsuleId::new();
-        let uri: Uri = format!("/proxy/{id}/80/a%2Fb//?x=%20").parse().unwrap();
-        let (found, to) = target(&uri).unwrap();
-        assert_eq!(found, id);
-        assert_eq!(to.to_string(), "http://169.254.0.2:80/a%2Fb//?x=%20");
-        for bad in ["/proxy/x/80/", "/proxy/", "/x", &format!("/proxy/{id}/0/")] {
+        for (asked, wanted) in [
+            ("80/a%2Fb//?x=%20", "/a%2Fb//?x=%20"),
+            ("80/", "/"),
+            ("80", "/"),
+            ("80?q", "/?q"),
+            ("80/../%2e%2e/./;a=b", "/../%2e%2e/./;a=b"),
+        ] {
+            let uri: Uri = format!("/proxy/{id}/{asked}").parse().unwrap();
+            let (found, port, path) = target(&uri).unwrap();
+            assert_eq!((found, port, path.as_str()), (id, 80, wanted));
+        }
+        for bad in ["/proxy/x/80/", "/proxy/", "/x", &format!("/proxy/{id}/0/"), "*"] {
             assert!(target(&bad.parse().unwrap()).is_none(), "{bad}");
         }
     }

@@ -1,6 +1,6 @@
 //! The contracts between Wrenn's processes, generated from `proto/`: `host` between a
 //! control plane and a host agent, `process` and `filesystem` between anyone and envd.
-//! Holds no behaviour beyond a few constants that both ends must agree on.
+//! Holds no behaviour beyond a few names that both ends must agree on.
 
 #![allow(clippy::all, unreachable_pub, reason = "generated code is held to its generator's rules")]
 
@@ -8,6 +8,9 @@ mod rpc {
     include!(concat!(env!("OUT_DIR"), "/rpc.rs"));
 }
 
+mod refusal;
+
+pub use refusal::{REFUSAL, Refusal};
 pub use rpc::wrenn::host::v1 as host;
 pub use rpc::{filesystem, process};
 

@@ -83,6 +83,22 @@ pub(crate) enum Capsule {
     Logs { capsule: String },
     /// List the processes that were started in a capsule.
     Ps { capsule: String },
+    /// Print the URL of a capsule's port; with --expires, one that lets any browser in.
+    Url(Url),
+    /// Let anyone reach a port of a capsule by its URL.
+    Publish {
+        capsule: String,
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+    },
+    /// Let only those in who are admitted, as before `publish`.
+    Unpublish {
+        capsule: String,
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+    },
+    /// Open a port on this machine that leads to one of a capsule, until interrupted.
+    Forward(Forward),
 }
 
 #[derive(Args, Debug)]
@@ -99,6 +115,9 @@ pub(crate) struct Create {
     /// Disk in MiB, 64 to 102,400.
     #[arg(long = "disk")]
     pub disk_mb: Option<u32>,
+    /// A port that anyone may reach by its URL; repeatable.
+    #[arg(long, value_name = "PORT")]
+    pub public: Vec<u16>,
     /// NAME=VALUE for every process in it; repeatable.
     #[arg(long = "env", short, value_parser = pair)]
     pub envs: Vec<(String, String)>,
@@ -131,6 +150,28 @@ pub(crate) struct Exec {
     /// The command and its arguments; `--` before it keeps its flags its own.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Url {
+    pub capsule: String,
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// How long the link lets a browser in, as `30m`, `1h` or `2days`; at most 30 days.
+    #[arg(long)]
+    pub expires: Option<humantime::Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Forward {
+    pub capsule: String,
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Port of this machine, the same by default; 0 is any that is free.
+    pub local: Option<u16>,
+    /// Address of this machine.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub bind: std::net::IpAddr,
 }
 
 #[derive(Args, Debug)]

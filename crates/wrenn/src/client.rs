@@ -16,6 +16,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 const KEY: &str = "X-API-Key";
 
 /// A platform, and the right to use it.
+#[derive(Clone)]
 pub(crate) struct Client {
     base: String,
     key: String,
@@ -52,6 +53,16 @@ impl Client {
         let answer = request.send().await.with_context(|| self.unreachable())?;
         let status = answer.status();
         if status.is_success() {
+            return Ok(answer);
+        }
+        Err(refused(status, &answer.bytes().await.unwrap_or_default()))
+    }
+
+    /// Sends a request to switch protocols.
+    pub(crate) async fn switch(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.with_context(|| self.unreachable())?;
+        let status = answer.status();
+        if status == reqwest::StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
         Err(refused(status, &answer.bytes().await.unwrap_or_default()))

@@ -4,6 +4,7 @@ mod capsule;
 mod cp;
 mod doctor;
 mod exec;
+mod port;
 mod shell;
 
 pub(crate) use capsule::capsule;

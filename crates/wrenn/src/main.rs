@@ -49,6 +49,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
             return commands::doctor(&doctor.folder.dir, &path, client().ok(), form).await;
         }
         Command::Up(up) => {
+            daemon::raise_open_files();
             daemon::log_to_stderr(&up.log.filter, up.log.json);
             let up = platform::Up {
                 dir: up.folder.dir,
@@ -67,10 +68,12 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         }
         Command::ClientFile => output::line(&client_file.display().to_string()),
         Command::ControlPlane(role) => {
+            daemon::raise_open_files();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
             platform::control_plane(&role.control_plane, &role.agent_url, &client_file).await?;
         }
         Command::Agent(role) => {
+            daemon::raise_open_files();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
             platform::agent(&role.folder.dir, &role.agent).await?;
         }

@@ -49,6 +49,9 @@ pub(crate) struct Agent {
     /// Memory that capsules may have together, in MiB; 0 is four fifths of the machine's.
     #[arg(long, env = "WRENN_MEMORY_MIB", default_value_t = 0)]
     pub memory_mib: u64,
+    /// Requests and connections under way to one capsule at once; further ones are refused.
+    #[arg(long, env = "WRENN_CAPSULE_CONNECTIONS", default_value_t = 1024)]
+    pub connections: u32,
 }
 
 /// Which driver runs the machines.
@@ -85,6 +88,7 @@ impl Agent {
             dns: self.dns.clone(),
             driver: self.driver.0.clone(),
             memory_mib: self.memory_mib,
+            connections: self.connections,
         })
     }
 }
@@ -98,9 +102,31 @@ pub(crate) struct ControlPlane {
     /// PostgreSQL, as `postgres://user:password@host/name`.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
+    /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules; any by default.
+    #[arg(long, env = "WRENN_DOMAINS", value_delimiter = ',')]
+    pub domains: Vec<String>,
+    /// URL whose host is the domain of capsules' names, as https://sandbox.example.com; by default
+    /// https and the first of the domains, else http://localhost and the API's port.
+    #[arg(long, env = "WRENN_PUBLIC_URL")]
+    pub public_url: Option<String>,
 }
 
 impl ControlPlane {
+    /// What the control plane is told, once it listens at an address.
+    pub(crate) fn told(
+        &self,
+        database: sqlx::postgres::PgConnectOptions,
+        agent_url: String,
+        listening: SocketAddr,
+    ) -> control_plane::Settings {
+        let domain = self.domains.iter().find(|domain| !domain.is_empty());
+        let public_url = self.public_url.clone().unwrap_or_else(|| match domain {
+            Some(domain) => format!("https://{domain}"),
+            None => format!("http://localhost:{}", listening.port()),
+        });
+        control_plane::Settings { database, agent_url, domains: self.domains.clone(), public_url }
+    }
+
     /// The database that was named, if one was.
     pub(crate) fn database(&self) -> anyhow::Result<Option<sqlx::postgres::PgConnectOptions>> {
         let url = self.database_url.as_deref();

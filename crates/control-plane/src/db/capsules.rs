@@ -19,6 +19,8 @@ pub(crate) struct Capsule {
     pub disk_mib: i32,
     pub timeout_sec: i32,
     pub envd_token: String,
+    pub traffic_token: String,
+    pub public_ports: Vec<i32>,
     pub error: Option<String>,
     pub metadata: Json<BTreeMap<String, String>>,
     pub created_at: OffsetDateTime,
@@ -46,12 +48,14 @@ pub(crate) async fn insert(
     row: &Capsule,
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO capsules (id, team_id, host_id, template_id, template, status, vcpus, \
-               memory_mib, disk_mib, timeout_sec, envd_token, metadata) \
-               VALUES ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11)";
+               memory_mib, disk_mib, timeout_sec, envd_token, metadata, traffic_token, \
+               public_ports) \
+               VALUES ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13)";
     let insert = sqlx::query(sql).bind(row.id).bind(team.0).bind(host.0).bind(template);
     let insert = insert.bind(&row.template).bind(row.vcpus).bind(row.memory_mib);
     let insert = insert.bind(row.disk_mib).bind(row.timeout_sec).bind(&row.envd_token);
-    insert.bind(&row.metadata).execute(db).await.map(|_| ())
+    let insert = insert.bind(&row.metadata).bind(&row.traffic_token).bind(&row.public_ports);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// A team's capsule that is not gone.
@@ -100,6 +104,24 @@ pub(crate) async fn transition(
                WHERE id = $1 AND generation = $2 AND status = ANY($5) RETURNING generation";
     let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(to.as_str());
     update.bind(error).bind(from).fetch_optional(db).await
+}
+
+/// Makes a port of a team's capsule public, or private again. Returns the capsule, unless it
+/// would have more than `most` public ports, or is none of the team's.
+pub(crate) async fn set_public(
+    db: &PgPool,
+    team: TeamId,
+    id: CapsuleId,
+    port: u16,
+    public: bool,
+    most: i32,
+) -> sqlx::Result<Option<Capsule>> {
+    let sql = "UPDATE capsules SET public_ports = array_remove(public_ports, $3) || \
+               CASE WHEN $4 THEN ARRAY[$3] ELSE '{}' END, updated_at = now() \
+               WHERE id = $1 AND team_id = $2 AND status <> 'stopped' \
+               AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) RETURNING *";
+    let update = sqlx::query_as(sql).bind(id.0).bind(team.0).bind(i32::from(port));
+    update.bind(public).bind(most).fetch_optional(db).await
 }
 
 /// Whether a machine of this id is to exist.

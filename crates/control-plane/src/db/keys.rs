@@ -26,7 +26,7 @@ pub(crate) async fn insert(db: &PgPool, team: TeamId, name: &str, key: &str) -> 
                VALUES ($1, $2, $3, $4, $5)";
     let prefix: String = key.chars().take(10).collect();
     let insert = sqlx::query(sql).bind(ApiKeyId::new().0).bind(team.0).bind(name);
-    insert.bind(crate::auth::hash(key)).bind(prefix).execute(db).await.map(|_| ())
+    insert.bind(crate::auth::hash(key).as_slice()).bind(prefix).execute(db).await.map(|_| ())
 }
 
 /// The team of a valid key; its use is noted once a minute at most.

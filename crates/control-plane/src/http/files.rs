@@ -3,13 +3,13 @@
 
 use super::contents::check_path;
 use super::extract::{Json as Body, Path, capsule_id};
+use crate::agent::Agents;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::State;
-use connectrpc::client::HttpClient;
 use http::StatusCode;
 use protocol::filesystem as wire;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ async fn client(
     app: &App,
     caller: Caller,
     id: &str,
-) -> Result<protocol::filesystem::FilesystemClient<HttpClient>> {
+) -> Result<protocol::filesystem::FilesystemClient<Agents>> {
     let capsule = capsules::running(app, caller, capsule_id(id)?).await?;
     Ok(app.agent.files(capsule.id(), &capsule.envd_token))
 }

@@ -86,7 +86,7 @@ pub(crate) async fn boot(
     ledger.machine = Some(machine.record());
     save(ledger, &dir)?;
     lap("booted", &mut stages);
-    let guest = Guest::new(route(&*machine, namespace)?);
+    let guest = guest(parts, route(&*machine, namespace)?);
     tokio::select! {
         ready = wait_ready(parts, &*machine, &guest, ledger) => ready?,
         () = cancel.cancelled() => return Err(Error::Stopping),
@@ -108,6 +108,11 @@ async fn disks(parts: &Parts, ledger: &Ledger, dir: &Path) -> Result<Disks, Erro
 
 fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
     ledger.save(dir).map_err(io_error("writing the capsule's ledger"))
+}
+
+/// The guest at the end of a way.
+pub(crate) fn guest(parts: &Parts, route: Route) -> Guest {
+    Guest::new(route, parts.config.connections, parts.tasks.clone())
 }
 
 /// The way to a machine's guest.

@@ -8,6 +8,8 @@ use crate::Parts;
 use crate::guest::Guest;
 use crate::storage;
 use crate::vmm::Machine;
+use hop::{Place, Refused};
+use protocol::Refusal;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -29,7 +31,7 @@ pub(crate) enum State {
 /// Bytes of disk that must be free for another capsule to be made.
 const DISK_RESERVE: u64 = 1 << 30;
 
-/// Between two looks at the logs of machines.
+/// Between two looks at the logs of machines and at connections that rest.
 const TRIM: Duration = Duration::from_secs(60);
 
 /// How long each phase of a boot took.
@@ -85,17 +87,21 @@ impl Manager {
         let this = manager.clone();
         manager.parts.tasks.every(TRIM, move || {
             let this = this.clone();
-            async move { this.trim_logs() }
+            async move { this.trim() }
         });
         Ok(manager)
     }
 
-    fn trim_logs(&self) {
-        let machines: Vec<_> = {
+    /// Lets go of what is not needed: long logs, connections that rest.
+    fn trim(&self) {
+        let running: Vec<_> = {
             let capsules = self.lock();
-            capsules.values().filter_map(|c| Some(Arc::clone(&c.running.as_ref()?.0))).collect()
+            capsules.values().filter_map(|c| c.running.clone()).collect()
         };
-        machines.iter().for_each(|machine| machine.trim_logs());
+        for (machine, guest) in running {
+            machine.trim_logs();
+            guest.pool().sweep();
+        }
     }
 
     fn adopt(&self, id: CapsuleId) -> Option<()> {
@@ -108,7 +114,7 @@ impl Manager {
             _ => None,
         };
         let route = boot::route(&*machine, network.map(|n| n.namespace)).ok()?;
-        let guest = Guest::new(route);
+        let guest = boot::guest(&self.parts, route);
         self.lock().insert(id, Capsule::new(&ledger, State::Running));
         self.run(id, Booted { machine, guest, stages: Vec::new() });
         Some(())
@@ -242,11 +248,13 @@ impl Manager {
         };
         cancel.cancel();
         let _turn = turn.lock().await;
-        if let Some(capsule) = self.lock().get_mut(&id) {
+        let running = self.lock().get_mut(&id).and_then(|capsule| {
             capsule.state = State::Stopping;
-            if let Some((_, guest)) = capsule.running.take() {
-                guest.close();
-            }
+            capsule.running.take()
+        });
+        if let Some((_, guest)) = running {
+            let cut = guest.drain(Duration::ZERO).await;
+            metrics::counter!("wrenn_requests_cut_total").increment(cut);
         }
         boot::unmake(&self.parts, id).await?;
         self.lock().remove(&id);
@@ -270,11 +278,21 @@ impl Manager {
         metrics::gauge!("wrenn_host_memory_mib").set(gauge(memory));
     }
 
-    /// The way to a running capsule's guest.
-    pub(crate) fn guest(&self, id: CapsuleId) -> Option<Guest> {
+    /// A running capsule's guest, and a place among its requests, in one step: what is under way
+    /// is known to whoever ends it.
+    pub(crate) fn acquire(&self, id: CapsuleId, port: u16) -> Result<(Guest, Place), Refusal> {
         let capsules = self.lock();
-        let capsule = capsules.get(&id).filter(|c| c.state == State::Running)?;
-        capsule.running.as_ref().map(|(_, guest)| guest.clone())
+        let capsule = capsules.get(&id).ok_or(Refusal::NotRunning)?;
+        if capsule.state == State::Stopping {
+            return Err(Refusal::Draining);
+        }
+        let running = capsule.running.as_ref().filter(|_| capsule.state == State::Running);
+        let (_, guest) = running.ok_or(Refusal::NotRunning)?;
+        match guest.acquire(port) {
+            Ok(place) => Ok((guest.clone(), place)),
+            Err(Refused::Draining) => Err(Refusal::Draining),
+            Err(Refused::Full) => Err(Refusal::TooMany),
+        }
     }
 
     /// What a capsule's guest wrote to its console.

@@ -5,6 +5,7 @@ use super::{Driver, Error, Machine, Record, Spec, kill_record, wait_record};
 use crate::sys;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -43,11 +44,28 @@ impl Driver for Fake {
 
 impl Fake {
     fn start(&self, spec: &Spec) -> io::Result<Record> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port()?;
         let child = sys::spawn_envd(&self.envd, port, &spec.name, &spec.dir)?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         Record::of(pid, Some(port)).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// A port that is free, and below those that the kernel gives to whoever connects (32,768 and up),
+/// so that nobody takes it before envd does.
+fn free_port() -> io::Result<u16> {
+    const FIRST: u64 = 10_000;
+    const LAST: u64 = 32_000;
+    let mut failed = io::ErrorKind::AddrInUse.into();
+    for _ in 0..100 {
+        let random = RandomState::new().build_hasher().finish();
+        let port = u16::try_from(FIRST + random % (LAST - FIRST)).map_err(io::Error::other)?;
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 impl Machine for FakeMachine {

@@ -1,6 +1,6 @@
 //! `wrenn capsule …`.
 
-use super::{cp, exec, shell};
+use super::{cp, exec, port, shell};
 use crate::cli;
 use crate::client::{Client, Refused};
 use crate::output::{self, Form, Progress};
@@ -28,6 +28,14 @@ pub(crate) async fn capsule(
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
         cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
         cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
+        cli::Capsule::Url(url) => port::url(&url, client, form).await?,
+        cli::Capsule::Publish { capsule, port } => {
+            port::publish(&capsule, port, true, client, form).await?;
+        }
+        cli::Capsule::Unpublish { capsule, port } => {
+            port::publish(&capsule, port, false, client, form).await?;
+        }
+        cli::Capsule::Forward(forward) => port::forward(&forward, client).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -54,6 +62,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
         memory_mb: create.memory_mb,
         disk_mb: create.disk_mb,
         timeout_sec: None,
+        public_ports: create.public,
         envs: create.envs.into_iter().collect(),
         metadata: create.metadata.into_iter().collect(),
     };
@@ -113,6 +122,7 @@ async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
         ("host", found.host_id.unwrap_or_default()),
         ("created", output::ago(found.created_at)),
     ];
+    rows.extend(found.public_ports.iter().map(|port| ("public port", port.to_string())));
     rows.extend(found.error.map(|why| ("error", why)));
     let metadata = found.metadata.into_iter().map(|(name, value)| format!("{name}={value}"));
     rows.extend(metadata.map(|pair| ("metadata", pair)));

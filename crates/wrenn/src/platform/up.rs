@@ -2,15 +2,16 @@
 //! a key for the commands; `wrenn stop` and `wrenn clean` undo it. Capsules outlive it: a stop
 //! leaves them, the next start finds them, a clean ends them.
 
+use super::listen;
 use super::postgres::{self, Postgres};
-use super::{listen, serve};
 use crate::client_file::ClientFile;
 use crate::output::{self, Progress};
 use crate::settings::{Agent, ControlPlane};
 use crate::{images, sys};
 use anyhow::Context;
-use control_plane::{App, Settings};
+use control_plane::App;
 use daemon::Tasks;
+use hop::Limits;
 use rustix::fs::FlockOperation;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -53,11 +54,13 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     let agent_url = format!("http://{}", internal.local_addr()?);
     tracing::info!(agent = agent_url, "the host agent listens");
-    serve(internal, host_agent::start(config, &tasks).await?, &tasks);
-    let app = App::start(Settings { database, agent_url }, &tasks).await?;
+    let agent = host_agent::start(config, &tasks).await?;
+    hop::serve(internal, agent, Limits::default(), &tasks);
+    let settings = up.control_plane.told(database, agent_url, api.local_addr()?);
+    let app = App::start(settings, &tasks).await?;
     let url = reachable(api.local_addr()?);
     introduce(&app, &url, &up.client_file).await?;
-    serve(api, app.router(), &tasks);
+    hop::serve(api, app.server(), Limits::default(), &tasks);
     output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
     tasks.finish().await;

@@ -1,0 +1,43 @@
+//! Ports of capsules, and the links to them.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// How a port of a capsule is reached over HTTP.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Port {
+    pub port: u16,
+    /// Whether anyone may reach it.
+    pub public: bool,
+    /// The port's own host name, as a URL.
+    pub url: String,
+    /// Admits to every port of the capsule but envd's, in the header `E2b-Traffic-Access-Token`;
+    /// for programs that are not to have a key.
+    pub traffic_token: String,
+}
+
+/// `PUT /v1/capsules/{id}/ports/{port}`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetPort {
+    /// Whether anyone may reach it.
+    pub public: bool,
+}
+
+/// `POST /v1/capsules/{id}/ports/{port}/links`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MakeLink {
+    /// Seconds until the link, and the cookie that it becomes, are good no more: 1 to 30 days; an
+    /// hour when left out.
+    pub expires_sec: Option<u32>,
+}
+
+/// A link that lets a browser in.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Link {
+    pub url: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}

@@ -1,0 +1,40 @@
+//! What the sandbox proxy must know of a capsule, and of the key that asks for it.
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use types::CapsuleId;
+use uuid::Uuid;
+
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Row {
+    /// None, as every field of the capsule's, when there is no such capsule.
+    pub team_id: Option<Uuid>,
+    pub status: Option<String>,
+    pub envd_token: Option<String>,
+    pub traffic_token: Option<String>,
+    pub public_ports: Option<Vec<i32>>,
+    /// URL of the host's agent.
+    pub address: Option<String>,
+    /// None when the key is not valid.
+    pub key_team: Option<Uuid>,
+    pub key_expires: Option<OffsetDateTime>,
+}
+
+/// Both in one query, whether there is the one, the other or neither. That the key was used is
+/// noted once a minute at most.
+pub(crate) async fn find(
+    db: &PgPool,
+    capsule: CapsuleId,
+    key_hash: Option<&[u8]>,
+) -> sqlx::Result<Row> {
+    let sql = "WITH used AS (UPDATE api_keys SET last_used_at = now() WHERE key_hash = $2 \
+               AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
+               SELECT c.team_id, c.status, c.envd_token, c.traffic_token, c.public_ports, \
+               h.address, k.team_id AS key_team, k.expires_at AS key_expires \
+               FROM (SELECT 1) AS always \
+               LEFT JOIN capsules c ON c.id = $1 AND c.status <> 'stopped' \
+               LEFT JOIN hosts h ON h.id = c.host_id \
+               LEFT JOIN api_keys k ON k.key_hash = $2 AND k.revoked_at IS NULL \
+               AND (k.expires_at IS NULL OR k.expires_at > now())";
+    sqlx::query_as(sql).bind(capsule.0).bind(key_hash).fetch_one(db).await
+}

@@ -1,0 +1,156 @@
+//! `/v1/capsules/{id}/ports/…`: how a port is reached from outside, and a raw way to it.
+
+use super::extract::{Json as Body, Path, capsule_id};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use crate::proxy::{self, Target};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use hop::{Outgoing, headers};
+use http::{HeaderValue, StatusCode, header};
+use protocol::{REFUSAL, Refusal};
+use std::sync::Arc;
+use time::{Duration, OffsetDateTime};
+use types::resources::{MAX_TIMEOUT_SEC, in_range};
+
+/// How long a link is good, in seconds, when nothing is said of it.
+const LINK: u32 = 3600;
+
+/// Reads a path; what cannot be a port is no resource.
+fn target((id, port): (String, String)) -> Result<Target> {
+    let port = port.parse().ok().filter(|port| *port != 0).ok_or(Error::NotFound("port"))?;
+    Ok(Target { capsule: capsule_id(&id)?, port })
+}
+
+fn shown(app: &App, capsule: Capsule, target: Target) -> Json<api::Port> {
+    Json(api::Port {
+        port: target.port,
+        public: capsule.public_ports.contains(&i32::from(target.port)),
+        url: app.public.of(target),
+        traffic_token: capsule.traffic_token,
+    })
+}
+
+/// Show how a port is reached.
+#[utoipa::path(
+    operation_id = "get_port",
+    get, path = "/v1/capsules/{id}/ports/{port}", tag = "ports",
+    params(
+        ("id" = String, Path, description = "Id of the capsule"),
+        ("port" = u16, Path, description = "1 to 65535"),
+    ),
+    responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<api::Port>> {
+    let target = target(path)?;
+    let capsule = capsules::get(&app, caller, target.capsule).await?;
+    Ok(shown(&app, capsule, target))
+}
+
+/// Let anyone reach a port, or only those who are admitted.
+#[utoipa::path(
+    operation_id = "set_port",
+    put, path = "/v1/capsules/{id}/ports/{port}", tag = "ports", request_body = api::SetPort,
+    params(
+        ("id" = String, Path, description = "Id of the capsule"),
+        ("port" = u16, Path, description = "1 to 65535, but not envd's 49983"),
+    ),
+    responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn set(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+    Body(wanted): Body<api::SetPort>,
+) -> Result<Json<api::Port>> {
+    let target = target(path)?;
+    let Target { capsule, port } = target;
+    let capsule = capsules::set_public(&app, caller, capsule, port, wanted.public).await?;
+    Ok(shown(&app, capsule, target))
+}
+
+/// Make a link that lets a browser reach a port until it expires.
+#[utoipa::path(
+    operation_id = "create_link",
+    post, path = "/v1/capsules/{id}/ports/{port}/links", tag = "ports",
+    request_body = api::MakeLink,
+    params(
+        ("id" = String, Path, description = "Id of the capsule"),
+        ("port" = u16, Path, description = "1 to 65535, but not envd's 49983"),
+    ),
+    responses((status = 201, body = api::Link), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn link(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+    Body(wanted): Body<api::MakeLink>,
+) -> Result<(StatusCode, Json<api::Link>)> {
+    let target = target(path)?;
+    let capsule = capsules::get(&app, caller, target.capsule).await?;
+    if target.port == protocol::ENVD_PORT {
+        return Err(Error::invalid("port", "may not be envd's own"));
+    }
+    let seconds = wanted.expires_sec.unwrap_or(LINK);
+    in_range("expires_sec", seconds, 1, MAX_TIMEOUT_SEC)?;
+    let until = OffsetDateTime::now_utc() + Duration::seconds(seconds.into());
+    // To the second, as the link says it.
+    let expires_at = until.replace_nanosecond(0).unwrap_or(until);
+    let field = proxy::link(&capsule.traffic_token, target, expires_at.unix_timestamp());
+    let url = format!("{}/?{field}", app.public.of(target));
+    Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
+}
+
+/// Connect to a port: the request asks to switch to `tcp`, and the connection is the guest's.
+#[utoipa::path(
+    operation_id = "connect_port",
+    get, path = "/v1/capsules/{id}/ports/{port}/tcp", tag = "ports",
+    params(
+        ("id" = String, Path, description = "Id of the capsule"),
+        ("port" = u16, Path, description = "1 to 65535, but not envd's 49983"),
+        ("upgrade" = String, Header, description = "`tcp`, with `Connection: upgrade`"),
+    ),
+    responses(
+        (status = 101, description = "what follows is the port's own bytes"),
+        (status = 429, body = api::ErrorBody), (status = 502, body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn connect(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+    mut request: Request,
+) -> Result<Response> {
+    let target = target(path)?;
+    let Target { capsule, port } = target;
+    capsules::running(&app, caller, capsule).await?;
+    if port == protocol::ENVD_PORT {
+        return Err(Error::invalid("port", "may not be envd's own"));
+    }
+    if headers::upgrade(request.headers()).is_none_or(|protocol| protocol != "tcp") {
+        return Err(Error::invalid("upgrade", "must ask to switch to `tcp`"));
+    }
+    // Nothing of the request but the switch is the agent's business.
+    let mut asked = header::HeaderMap::new();
+    asked.insert(header::HOST, HeaderValue::from_static("agent"));
+    headers::set_upgrade(&mut asked, HeaderValue::from_static("tcp"));
+    *request.headers_mut() = asked;
+    *request.uri_mut() = format!("/tcp/{capsule}/{port}").parse().unwrap_or_default();
+    let outgoing = Outgoing::of(request.map(hop::Body::boxed));
+    let (pool, agent) = (app.agents.pool(), app.agent.authority());
+    let sent = outgoing.send(pool, agent, || None, &app.tasks).await;
+    let answer = sent.map_err(|_| Error::HostUnavailable)?;
+    match answer.headers().get(REFUSAL).map(|why| Refusal::parse(why.as_bytes())) {
+        Some(refusal) => Err(Error::from_refusal(refusal, port)),
+        None => Ok(answer.map(axum::body::Body::new)),
+    }
+}

@@ -1,0 +1,232 @@
+//! The sandbox proxy: requests whose host names a port of a capsule, or that E2B's headers send
+//! there, around the whole API. Authentication comes first, then the capsule's state, then the
+//! capsule's host; bytes are streamed and never held. It changes nothing of a capsule.
+
+mod access;
+mod answer;
+mod preview;
+mod routes;
+mod target;
+
+pub(crate) use routes::{Routes, keep_true};
+pub(crate) use target::{Domains, Target};
+
+use crate::app::App;
+use crate::error::{Error, Result};
+use access::{Admitted, Presented};
+use answer::{Form, Public};
+use bytes::Bytes;
+use hop::{Body, Outgoing};
+use http::header::{FORWARDED, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use metrics::Counter;
+use protocol::{REFUSAL, Refusal};
+use routes::Route;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use target::Addressee;
+use types::CapsuleState;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The proxy's own parts.
+pub(crate) struct Proxy {
+    app: Arc<App>,
+    /// Requests that were passed on, and that were not.
+    passed: Counter,
+    refused: Counter,
+}
+
+/// Signs a link to a port; `until` is in seconds since 1970.
+pub(crate) fn link(secret: &str, target: Target, until: i64) -> String {
+    format!("{}={}", preview::FIELD, preview::sign(secret, target, until))
+}
+
+impl Proxy {
+    pub(crate) fn new(app: Arc<App>) -> Self {
+        let counter =
+            |outcome| metrics::counter!("wrenn_proxy_requests_total", "outcome" => outcome);
+        Self { app, passed: counter("passed"), refused: counter("refused") }
+    }
+
+    /// Answers a request that is for a capsule; gives back one that is not.
+    pub(crate) async fn answer<B>(
+        &self,
+        request: Request<B>,
+        peer: SocketAddr,
+    ) -> std::result::Result<Response<Body>, Request<B>>
+    where
+        Body: From<B>,
+    {
+        let target = match target::of(&request, &self.app.domains) {
+            Addressee::Api => return Err(request),
+            Addressee::Capsule(target) => target,
+            Addressee::Malformed(wrong) => {
+                self.refused.increment(1);
+                let error = Error::invalid("host", wrong);
+                return Ok(answer::refuse(&error, None, Form::of(request.headers())));
+            }
+        };
+        let form = Form::of(request.headers());
+        Ok(match self.pass(request.map(Body::from), target, peer).await {
+            Ok(answer) => {
+                self.passed.increment(1);
+                answer
+            }
+            Err(error) => {
+                self.refused.increment(1);
+                tracing::debug!(capsule = %target.capsule, port = target.port, %error, "refused");
+                answer::refuse(&error, Some(target), form)
+            }
+        })
+    }
+
+    async fn pass(
+        &self,
+        mut request: Request<Body>,
+        target: Target,
+        peer: SocketAddr,
+    ) -> Result<Response<Body>> {
+        if *request.method() == Method::CONNECT {
+            return Err(Error::MethodNotAllowed);
+        }
+        let presented = Presented::new(
+            request.headers(),
+            request.uri().path(),
+            request.uri().query().unwrap_or(""),
+        );
+        let found = self.app.routes.find(&self.app.db, target.capsule, presented.key());
+        let (route, key_team) = found.await?;
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let admitted = presented.decide(target, route.as_deref(), key_team, now)?;
+        let route = route.ok_or(Error::NotFound("capsule"))?;
+        let scheme = scheme(request.headers(), peer);
+        if let (Admitted::Link(seconds), Some(link)) = (&admitted, &presented.link) {
+            let browses = matches!(*request.method(), Method::GET | Method::HEAD);
+            let place = without_link(&request);
+            return match browses {
+                true => Ok(answer::enter(&place, link, *seconds, scheme == "https")),
+                false => Err(Error::PrivatePort),
+            };
+        }
+        let path = if presented.link.is_some() { Some(without_link(&request)) } else { None };
+        let agent = route.reachable()?.clone();
+        let host = name(&request)?;
+        address(&mut request, target, path.as_deref())?;
+        // Taken off first: a client could name what we put on as an option of its connection.
+        let mut outgoing = Outgoing::of(request);
+        let headers = outgoing.request.headers_mut();
+        access::strip(headers, target, &route, &admitted);
+        forwarded(headers, &host, scheme, peer)?;
+        let public = Public { scheme, host: host.to_str().unwrap_or(""), target };
+        self.send(outgoing, &agent, &public).await
+    }
+
+    async fn send(
+        &self,
+        outgoing: Outgoing,
+        agent: &http::uri::Authority,
+        public: &Public<'_>,
+    ) -> Result<Response<Body>> {
+        let target = public.target;
+        let (pool, tasks) = (self.app.agents.pool(), &self.app.tasks);
+        let mut answer = match outgoing.send(pool, agent, || None, tasks).await {
+            Ok(answer) => answer,
+            // The agent waits as long as we do.
+            Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
+            Err((error, _)) => {
+                tracing::debug!(%agent, %error, "the host agent did not answer");
+                self.app.routes.forget(target.capsule);
+                return Err(Error::HostUnavailable);
+            }
+        };
+        let Some(refusal) = answer.headers().get(REFUSAL) else {
+            answer::put_right(answer.headers_mut(), public);
+            return Ok(answer);
+        };
+        let refusal = Refusal::parse(refusal.as_bytes());
+        if matches!(refusal, Some(Refusal::NotRunning | Refusal::Draining)) {
+            // What is known of the capsule is not so any more.
+            self.app.routes.forget(target.capsule);
+        }
+        Err(Error::from_refusal(refusal, target.port))
+    }
+}
+
+impl Route {
+    /// The agent of a capsule that can be asked.
+    fn reachable(&self) -> Result<&http::uri::Authority> {
+        match self.state {
+            CapsuleState::Running => self.agent.as_ref().ok_or(Error::HostUnavailable),
+            CapsuleState::Missing => Err(Error::HostUnavailable),
+            CapsuleState::Stopped => Err(Error::NotFound("capsule")),
+            state @ (CapsuleState::Starting
+            | CapsuleState::Pausing
+            | CapsuleState::Paused
+            | CapsuleState::Resuming
+            | CapsuleState::Error
+            | CapsuleState::Stopping) => Err(Error::NotRunning(state)),
+        }
+    }
+}
+
+/// How a client came; whoever stands in front on this machine is believed.
+fn scheme(headers: &HeaderMap, peer: SocketAddr) -> &'static str {
+    let said = headers.get(&FORWARDED_PROTO).filter(|_| peer.ip().is_loopback());
+    if said.is_some_and(|said| said == "https") { "https" } else { "http" }
+}
+
+/// The name that a request has for the capsule.
+fn name(request: &Request<Body>) -> Result<HeaderValue> {
+    // HTTP/2, and who asks a proxy, say it in the first line alone.
+    match request.uri().authority() {
+        Some(name) => HeaderValue::from_str(name.as_str())
+            .map_err(|_| Error::invalid("host", "must be a host's name")),
+        None => Ok(request.headers().get(HOST).cloned().unwrap_or(HeaderValue::from_static(""))),
+    }
+}
+
+/// Tells the guest by which name and from where it is asked.
+fn forwarded(
+    headers: &mut HeaderMap,
+    host: &HeaderValue,
+    scheme: &'static str,
+    peer: SocketAddr,
+) -> Result<()> {
+    headers.remove(FORWARDED);
+    if !(peer.ip().is_loopback() && headers.contains_key(&FORWARDED_FOR)) {
+        let from = HeaderValue::from_str(&peer.ip().to_string());
+        headers.insert(FORWARDED_FOR, from.map_err(|e| Error::Internal(e.into()))?);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    headers.insert(FORWARDED_HOST, host.clone());
+    headers.insert(HOST, host.clone());
+    Ok(())
+}
+
+/// The path and query without a link's token.
+fn without_link(request: &Request<Body>) -> String {
+    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    preview::from_link(path).map_or_else(|| path.to_owned(), |(_, rest)| rest)
+}
+
+/// Addresses a request to the agent: its path, byte for byte, or the one that is given, behind the
+/// capsule and the port.
+fn address(request: &mut Request<Body>, target: Target, path: Option<&str>) -> Result<()> {
+    let asked = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    let path = path.unwrap_or(asked);
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let path = format!("/proxy/{}/{}{slash}{path}", target.capsule, target.port);
+    let wrong = || Error::invalid("path", "must begin with `/`");
+    let path = PathAndQuery::from_maybe_shared(Bytes::from(path)).map_err(|_| wrong())?;
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.path_and_query = Some(path);
+    if request.version() != http::Version::HTTP_2 {
+        (parts.scheme, parts.authority) = (None, None);
+    }
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| wrong())?;
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Who may reach a port of a capsule. Pure: decides by what a request presents and what is known
+//! of the capsule, and takes off the request what it was admitted by.
+
+use super::preview::{self, Checked};
+use super::routes::Route;
+use super::target::Target;
+use crate::error::Error;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use protocol::{ACCESS_TOKEN, ENVD_PORT};
+use subtle::ConstantTimeEq;
+use types::TeamId;
+
+/// Header of the platform's keys, and the two of a capsule's own tokens.
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const ENVD_TOKEN: HeaderName = HeaderName::from_static(ACCESS_TOKEN);
+const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
+/// Longest key, in bytes.
+const KEY_MAX: usize = 200;
+
+/// What of envd is not for those outside: its control routes are the host agent's.
+const ENVD_CLOSED: [&str; 1] = ["/init"];
+
+/// What a request presents.
+pub(crate) struct Presented<'a> {
+    headers: &'a HeaderMap,
+    path: &'a str,
+    /// The token of a preview link.
+    pub link: Option<String>,
+}
+
+/// Why a request is let in.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    /// By a key of the owner's.
+    Owner,
+    /// By a token or cookie of the capsule's, or because the port is public.
+    Guest,
+    /// By a link, which a cookie takes the place of for so many seconds.
+    Link(i64),
+}
+
+impl<'a> Presented<'a> {
+    /// What a request presents.
+    pub(crate) fn new(headers: &'a HeaderMap, path: &'a str, query: &'a str) -> Self {
+        let link = match query.contains(preview::FIELD) {
+            true => preview::from_link(&format!("?{query}")).map(|(token, _)| token),
+            false => None,
+        };
+        Self { headers, path, link }
+    }
+
+    /// The key, if it can be one.
+    pub(crate) fn key(&self) -> Option<&'a str> {
+        let key = self.headers.get(&API_KEY)?.to_str().ok()?;
+        Some(key).filter(|key| key.len() <= KEY_MAX)
+    }
+
+    /// Decides. A capsule of others, and a token that is not this capsule's, are answered as no
+    /// capsule is.
+    pub(crate) fn decide(
+        &self,
+        target: Target,
+        route: Option<&Route>,
+        key_team: Option<TeamId>,
+        now: i64,
+    ) -> Result<Admitted, Error> {
+        if target.port == ENVD_PORT && ENVD_CLOSED.contains(&self.path) {
+            return Err(Error::NotFound("route"));
+        }
+        if let Some(route) = route {
+            let public = route.public_ports.contains(&target.port);
+            let link = self.link.as_deref();
+            let link = link.map(|link| preview::check(&route.traffic_token, target, link, now));
+            if let Some(Checked::Good(seconds)) = link {
+                return Ok(Admitted::Link(seconds));
+            }
+            if public || self.holds_token(target, route) {
+                return Ok(Admitted::Guest);
+            }
+            let cookies = preview::from_cookies(self.headers);
+            let good = |token: &&str| {
+                let checked = preview::check(&route.traffic_token, target, token, now);
+                matches!(checked, Checked::Good(_))
+            };
+            if cookies.iter().any(good) {
+                return Ok(Admitted::Guest);
+            }
+            if link == Some(Checked::Expired) {
+                return Err(Error::LinkExpired);
+            }
+        }
+        match (self.headers.contains_key(&API_KEY), key_team) {
+            (true, None) => Err(Error::Unauthenticated),
+            (true, Some(team)) if route.is_some_and(|route| route.team == team) => {
+                Ok(Admitted::Owner)
+            }
+            (false, _) if !self.presents_token(target) => Err(Error::PrivatePort),
+            (true, Some(_)) | (false, _) => Err(Error::NotFound("capsule")),
+        }
+    }
+
+    fn holds_token(&self, target: Target, route: &Route) -> bool {
+        let traffic = self.equals(&TRAFFIC_TOKEN, &route.traffic_token);
+        traffic || target.port == ENVD_PORT && self.equals(&ENVD_TOKEN, &route.envd_token)
+    }
+
+    fn equals(&self, name: &HeaderName, secret: &str) -> bool {
+        let value = self.headers.get(name).map(HeaderValue::as_bytes);
+        value.is_some_and(|value| value.ct_eq(secret.as_bytes()).into())
+    }
+
+    fn presents_token(&self, target: Target) -> bool {
+        self.headers.contains_key(&TRAFFIC_TOKEN)
+            || self.link.is_some()
+            || target.port == ENVD_PORT && self.headers.contains_key(&ENVD_TOKEN)
+    }
+}
+
+/// Takes off a request what is the platform's: keys, tokens, cookies. An `X-API-Key` that cannot
+/// be ours, at a port that needed none, is the guest's program's. The owner is known to envd by
+/// its token.
+pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
+    let ours = |value: &HeaderValue| value.as_bytes().starts_with(b"e2b_");
+    if *admitted == Admitted::Owner || headers.get_all(&API_KEY).iter().any(ours) {
+        headers.remove(&API_KEY);
+    }
+    headers.remove(&TRAFFIC_TOKEN);
+    preview::strip_cookies(headers);
+    if target.port != ENVD_PORT {
+        let is_envds = |value: &HeaderValue| value.as_bytes() == route.envd_token.as_bytes();
+        if headers.get_all(&ENVD_TOKEN).iter().any(is_envds) {
+            headers.remove(&ENVD_TOKEN);
+        }
+    } else if *admitted == Admitted::Owner
+        && let Ok(token) = HeaderValue::from_str(&route.envd_token)
+    {
+        headers.insert(ENVD_TOKEN, token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::COOKIE;
+    use types::{CapsuleId, CapsuleState};
+
+    const TEAM: u128 = 1;
+    const NOW: i64 = 1000;
+
+    fn route() -> Route {
+        Route {
+            team: TeamId(uuid::Uuid::from_u128(TEAM)),
+            state: CapsuleState::Running,
+            agent: None,
+            envd_token: "envd".into(),
+            traffic_token: "traffic".into(),
+            public_ports: [3000].into(),
+        }
+    }
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    /// What is decided, with an error as its code.
+    fn decide(
+        port: u16,
+        url: &str,
+        headers: &[(&str, &str)],
+        key_team: Option<u128>,
+        known: bool,
+    ) -> Result<Admitted, &'static str> {
+        let target = Target { capsule: CapsuleId(uuid::Uuid::nil()), port };
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let headers = map(headers);
+        let presented = Presented::new(&headers, path, query);
+        let (route, team) = (route(), key_team.map(|t| TeamId(uuid::Uuid::from_u128(t))));
+        let decided = presented.decide(target, known.then_some(&route), team, NOW);
+        decided.map_err(|error| error.code())
+    }
+
+    #[test]
+    fn the_owners_key_opens_every_port_and_no_others_does() {
+        let key = [("x-api-key", "e2b_x")];
+        for port in [80, 3001, ENVD_PORT] {
+            assert_eq!(decide(port, "/", &key, Some(TEAM), true), Ok(Admitted::Owner));
+            assert_eq!(decide(port, "/", &key, Some(2), true), Err("not_found"));
+            assert_eq!(decide(port, "/", &key, None, true), Err("unauthorized"));
+            assert_eq!(decide(port, "/", &[], None, true), Err("private_port"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_and_what_is_others_look_the_same() {
+        let key = [("x-api-key", "e2b_x")];
+        let token = [("x-access-token", "wrong")];
+        let traffic = [("e2b-traffic-access-token", "wrong")];
+        for known in [true, false] {
+            assert_eq!(decide(80, "/", &key, Some(2), known), Err("not_found"));
+            assert_eq!(decide(80, "/", &key, None, known), Err("unauthorized"));
+            assert_eq!(decide(80, "/", &[], None, known), Err("private_port"));
+            assert_eq!(decide(80, "/", &traffic, None, known), Err("not_found"));
+            assert_eq!(decide(ENVD_PORT, "/", &token, None, known), Err("not_found"));
+            assert_eq!(decide(80, "/?wrenn-preview=1.x", &[], None, known), Err("not_found"));
+        }
+    }
+
+    #[test]
+    fn envds_token_opens_envd_alone_and_never_its_control_routes() {
+        let token = [("x-access-token", "envd")];
+        assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
+        let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
+        assert_eq!(decide(ENVD_PORT, "/init", &all, Some(TEAM), true), Err("not_found"));
+    }
+
+    #[test]
+    fn traffic_tokens_links_cookies_and_public_ports_open_theirs() {
+        let traffic = [("e2b-traffic-access-token", "traffic")];
+        assert_eq!(decide(80, "/", &traffic, None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(3000, "/", &[], None, true), Ok(Admitted::Guest));
+        // A program's own use of the header does not close a public port.
+        assert_eq!(decide(3000, "/", &[("x-api-key", "app")], None, true), Ok(Admitted::Guest));
+        let target = Target { capsule: CapsuleId(uuid::Uuid::nil()), port: 80 };
+        let token = preview::sign("traffic", target, NOW + 60);
+        let link = format!("/a?x=1&wrenn-preview={token}");
+        assert_eq!(decide(80, &link, &[], None, true), Ok(Admitted::Link(60)));
+        assert_eq!(decide(81, &link, &[], None, true), Err("not_found"));
+        let cookie = format!("a=b; wrenn-preview=old; wrenn-preview={token}");
+        assert_eq!(decide(80, "/", &[("cookie", &cookie)], None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(81, "/", &[("cookie", &cookie)], None, true), Err("private_port"));
+        let old = format!("/?wrenn-preview={}", preview::sign("traffic", target, NOW));
+        assert_eq!(decide(80, &old, &[], None, true), Err("link_expired"));
+    }
+
+    #[test]
+    fn a_guest_sees_no_credential_of_the_platforms() {
+        let key = "e2b_0000000000000000000000000000000000000000";
+        let all = [
+            ("x-api-key", key),
+            ("x-access-token", "envd"),
+            ("e2b-traffic-access-token", "traffic"),
+            ("cookie", "a=1; wrenn-preview=x"),
+            ("authorization", "Bearer app"),
+        ];
+        let at = |port, headers: &[(&str, &str)], admitted| {
+            let mut headers = map(headers);
+            let target = Target { capsule: CapsuleId::new(), port };
+            strip(&mut headers, target, &route(), &admitted);
+            headers
+        };
+        let left = map(&[("cookie", "a=1"), ("authorization", "Bearer app")]);
+        for admitted in [Admitted::Owner, Admitted::Guest, Admitted::Link(1)] {
+            assert_eq!(at(80, &all, admitted), left);
+        }
+        let apps = [("x-api-key", "app"), ("x-access-token", "app")];
+        assert_eq!(at(80, &apps, Admitted::Guest), map(&apps));
+        assert_eq!(at(80, &apps, Admitted::Owner), map(&[("x-access-token", "app")]));
+        let to_envd = at(ENVD_PORT, &[("x-api-key", key)], Admitted::Owner);
+        assert_eq!(to_envd, map(&[("x-access-token", "envd")]));
+        assert!(!at(80, &[("cookie", "wrenn-preview=x")], Admitted::Guest).contains_key(COOKIE));
+    }
+}

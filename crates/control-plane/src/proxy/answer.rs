@@ -1,0 +1,219 @@
+//! How the proxy answers for itself: JSON for programs, the texts that E2B's SDKs look for, a
+//! small page for browsers. And what of a guest's answer is put right for the public name.
+
+use super::preview;
+use super::target::{SANDBOX_ID, Target};
+use crate::error::Error;
+use hop::Body;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+/// How whoever asks wants to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Json,
+    /// As E2B's service words it.
+    E2b,
+    Page,
+}
+
+impl Form {
+    /// By what a request says of its sender.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        if headers.contains_key(&SANDBOX_ID) {
+            return Self::E2b;
+        }
+        let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let page = accepts.flat_map(|value| value.split(',')).any(|kind| {
+            kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/html"))
+        });
+        if page { Self::Page } else { Self::Json }
+    }
+}
+
+/// Answers with an error.
+pub(crate) fn refuse(error: &Error, target: Option<Target>, form: Form) -> Response<Body> {
+    let request_id = uuid::Uuid::new_v4().simple().to_string();
+    error.log(&request_id);
+    let (status, kind, body) = match (form, target) {
+        (Form::E2b, Some(target)) => e2b(error, target),
+        (Form::Page, _) => (error.status(), "text/html; charset=utf-8", page(error)),
+        (Form::Json | Form::E2b, _) => {
+            let (code, message) = (error.code().to_owned(), error.to_string());
+            let detail = api::ErrorDetail { code, message, request_id: request_id.clone() };
+            let body = serde_json::to_string(&api::ErrorBody { error: detail });
+            (error.status(), "application/json", body.unwrap_or_default())
+        }
+    };
+    let mut answer = Response::new(Body::from(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        headers.insert("x-request-id", id);
+    }
+    answer
+}
+
+/// The page's own style alone.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
+
+/// The shape and the words that the SDKs read.
+fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
+    let missing = matches!(error, Error::NotFound("capsule"));
+    let status = if missing { StatusCode::BAD_GATEWAY } else { error.status() };
+    let mut body = serde_json::json!({
+        "sandboxId": target.capsule.to_string(),
+        "message": if missing { "The sandbox was not found".to_owned() } else { error.to_string() },
+        "code": status.as_u16(),
+    });
+    if let (Error::PortClosed(port), Some(fields)) = (error, body.as_object_mut()) {
+        fields.insert("message".to_owned(), "The sandbox is running but port is not open".into());
+        fields.insert("port".to_owned(), (*port).into());
+    }
+    (status, "application/json", body.to_string())
+}
+
+/// Holds nothing that a client sent: errors name a port and a state at most.
+fn page(error: &Error) -> String {
+    let (status, message) = (error.status(), error.to_string());
+    let title = status.canonical_reason().unwrap_or("Error");
+    let message = message.replace('&', "&amp;").replace('<', "&lt;");
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
+         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:18vh auto;\
+         padding:0 1.5rem;color:#222;background:#fff}}h1{{font-size:1.2rem}}p{{color:#555}}\
+         @media(prefers-color-scheme:dark){{body{{color:#eee;background:#111}}p{{color:#aaa}}}}\
+         </style><h1>{title}</h1><p>{message}</p><p>{} {}</p></html>",
+        status.as_u16(),
+        error.code(),
+    )
+}
+
+/// Sends a browser to the same place without the link's token, which a cookie takes the place of.
+pub(crate) fn enter(place: &str, token: &str, seconds: i64, secure: bool) -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = StatusCode::SEE_OTHER;
+    let headers = answer.headers_mut();
+    // A path that begins with two slashes would name another host.
+    let place = format!("/{}", place.trim_start_matches('/'));
+    let cookie = preview::cookie(token, seconds, secure);
+    for (name, value) in [(LOCATION, &place), (http::header::SET_COOKIE, &cookie)] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// The name by which a client reached a capsule.
+pub(crate) struct Public<'a> {
+    pub scheme: &'a str,
+    /// With the port, as the client named it.
+    pub host: &'a str,
+    pub target: Target,
+}
+
+/// Puts right in a guest's answer what it says of its own address.
+pub(crate) fn put_right(headers: &mut HeaderMap, public: &Public<'_>) {
+    preview::confine_cookies(headers);
+    if let Some(right) = headers.get(LOCATION).and_then(|value| location(value, public)) {
+        headers.insert(LOCATION, right);
+    }
+}
+
+/// A place on the guest, by a name that leads there from outside. Others stay as they are.
+fn location(value: &HeaderValue, public: &Public<'_>) -> Option<HeaderValue> {
+    let text = value.to_str().ok()?;
+    let (scheme, rest) = text.split_once("://").filter(|(s, _)| matches!(*s, "http" | "https"))?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.eq_ignore_ascii_case(public.host) {
+        // The guest does not know how its client came.
+        let same = scheme == public.scheme;
+        let right = format!("{}://{authority}{path}", public.scheme);
+        return (!same).then(|| HeaderValue::from_str(&right).ok()).flatten();
+    }
+    let authority: http::uri::Authority = authority.parse().ok()?;
+    if !is_guests_own(authority.host()) {
+        return None;
+    }
+    let default = if scheme == "https" { 443 } else { 80 };
+    let port = authority.port_u16().unwrap_or(default);
+    let host = if port == public.target.port {
+        public.host.to_owned()
+    } else {
+        let (_, domain) = public.host.split_once('.')?;
+        format!("{port}-{}.{domain}", public.target.capsule)
+    };
+    HeaderValue::from_str(&format!("{}://{host}{path}", public.scheme)).ok()
+}
+
+/// Names that a program in a guest has for the guest.
+fn is_guests_own(host: &str) -> bool {
+    matches!(host, "localhost" | "0.0.0.0" | "[::1]" | "[::]" | "169.254.0.2" | "capsule")
+        || host.starts_with("127.") && host.parse::<std::net::Ipv4Addr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::CapsuleId;
+
+    #[test]
+    fn a_place_on_the_guest_gets_its_public_name() {
+        let capsule = CapsuleId(uuid::Uuid::nil());
+        let zeros = "0".repeat(25);
+        let host = format!("8080-cl-{zeros}.x.org:8443");
+        let public =
+            Public { scheme: "https", host: &host, target: Target { capsule, port: 8080 } };
+        let right = |place: &str| {
+            let value = HeaderValue::from_str(place).unwrap();
+            location(&value, &public).map(|v| v.to_str().unwrap().to_owned())
+        };
+        for own in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "169.254.0.2:8080"] {
+            let wanted = format!("https://{host}/a?b#c");
+            assert_eq!(right(&format!("http://{own}/a?b#c")), Some(wanted), "{own}");
+        }
+        let other = format!("https://80-cl-{zeros}.x.org:8443/");
+        assert_eq!(right("http://localhost/"), Some(other));
+        assert_eq!(right(&format!("http://{host}/a")), Some(format!("https://{host}/a")));
+        for as_it_is in [
+            "/a",
+            "a",
+            "//x/y",
+            "https://example.com/",
+            "http://127.x.org/",
+            "ftp://localhost/",
+            "",
+        ] {
+            assert_eq!(right(as_it_is), None, "{as_it_is}");
+        }
+    }
+
+    #[test]
+    fn a_link_never_leads_to_another_host() {
+        let answer = enter("//evil.example/x?y", "1.x", 5, true);
+        assert_eq!(answer.headers()[LOCATION], "/evil.example/x?y");
+        let cookie = answer.headers()[http::header::SET_COOKIE].to_str().unwrap();
+        assert!(cookie.starts_with("__Host-wrenn-preview=1.x; ") && cookie.contains("; Secure"));
+        assert!(!cookie.to_lowercase().contains("domain"));
+    }
+
+    #[test]
+    fn browsers_get_a_page_sdks_their_words_and_the_rest_json() {
+        let form = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            Form::of(&headers)
+        };
+        assert_eq!(form("accept", "application/xml, Text/HTML;q=0.9"), Form::Page);
+        assert_eq!(form("accept", "*/*"), Form::Json);
+        assert_eq!(form("e2b-sandbox-id", "x"), Form::E2b);
+        assert!(page(&Error::Conflict("<b>&".to_owned())).contains("&lt;b>&amp;"));
+    }
+}

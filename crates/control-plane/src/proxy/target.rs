@@ -1,0 +1,265 @@
+//! Which requests are for a capsule, by the host that they name: `{port}-{capsule}.{domain}`, or
+//! E2B's two headers where names cannot be had. Pure.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use types::CapsuleId;
+
+/// Header that names a capsule on a plain host, and the one beside it.
+pub(crate) const SANDBOX_ID: HeaderName = HeaderName::from_static("e2b-sandbox-id");
+pub(crate) const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox-port");
+
+/// Longest name of a host, in bytes (RFC 1035, 2.3.4).
+const NAME_MAX: usize = 253;
+
+/// The domains whose names lead to capsules; any, when none is configured.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Domains(Vec<String>);
+
+impl Domains {
+    pub(crate) fn new(names: &[String]) -> Self {
+        let plain = |name: &String| name.trim_matches('.').to_ascii_lowercase();
+        Self(names.iter().map(plain).filter(|name| !name.is_empty()).collect())
+    }
+
+    fn hold(&self, domain: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|one| one == domain)
+    }
+}
+
+/// A port of a capsule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub capsule: CapsuleId,
+    pub port: u16,
+}
+
+/// For whom a request is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Addressee {
+    /// Not a capsule.
+    Api,
+    Capsule(Target),
+    /// A capsule, but no such can be; with what is wrong.
+    Malformed(&'static str),
+}
+
+const PORT: &str = "the port must be 1 to 65535, without leading zeros";
+const ID: &str = "the capsule's id must be `cl-` and 25 digits and lower-case letters";
+const HOST: &str = "the request must name one host";
+
+/// For whom a request is.
+pub(crate) fn of<B>(request: &Request<B>, domains: &Domains) -> Addressee {
+    let headers = request.headers();
+    let host = match host(request) {
+        Ok(host) => host,
+        Err(wrong) => return Addressee::Malformed(wrong),
+    };
+    match by_name(host.unwrap_or(""), domains) {
+        Addressee::Api => by_headers(headers),
+        named @ (Addressee::Capsule(_) | Addressee::Malformed(_)) => named,
+    }
+}
+
+/// The host that a request names; a name in its first line, or HTTP/2's `:authority`, goes before
+/// the header (RFC 9112, 3.2.2).
+pub(crate) fn host<B>(request: &Request<B>) -> Result<Option<&str>, &'static str> {
+    let mut named = request.headers().get_all(header::HOST).iter();
+    let (first, second) = (named.next(), named.next());
+    if second.is_some() {
+        return Err(HOST);
+    }
+    if let Some(authority) = request.uri().authority() {
+        return Ok(Some(authority.as_str()));
+    }
+    first.map(HeaderValue::to_str).transpose().map_err(|_| HOST)
+}
+
+/// By the name of a host, as a request has it: with a port or without, in any case, with or
+/// without the dot that ends it.
+fn by_name(host: &str, domains: &Domains) -> Addressee {
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let Some((label, domain)) = name.split_once('.').filter(|_| name.len() <= NAME_MAX) else {
+        return Addressee::Api;
+    };
+    let Some((port, id)) = label.split_once('-') else { return Addressee::Api };
+    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let capsule = id.get(..3).is_some_and(|prefix| prefix.eq_ignore_ascii_case("cl-"));
+    if !digits || !capsule || domain.is_empty() || !domains.hold(&domain.to_ascii_lowercase()) {
+        return Addressee::Api;
+    }
+    target(port, &id.to_ascii_lowercase())
+}
+
+fn by_headers(headers: &HeaderMap) -> Addressee {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or(""));
+    match (text(SANDBOX_ID), text(SANDBOX_PORT)) {
+        (None, _) => Addressee::Api,
+        (Some(id), Some(port)) => target(port, id),
+        (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
+    }
+}
+
+fn target(port: &str, id: &str) -> Addressee {
+    let plain = port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0');
+    let Some(port) = port.parse().ok().filter(|_| plain) else {
+        return Addressee::Malformed(PORT);
+    };
+    match id.parse() {
+        Ok(capsule) => Addressee::Capsule(Target { capsule, port }),
+        Err(_) => Addressee::Malformed(ID),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any() -> Domains {
+        Domains::default()
+    }
+
+    #[test]
+    fn every_way_to_write_a_name_is_understood() {
+        let capsule = CapsuleId::new();
+        let wanted = Addressee::Capsule(Target { capsule, port: 8080 });
+        let upper = capsule.to_string().to_uppercase();
+        for host in [
+            format!("8080-{capsule}.localhost"),
+            format!("8080-{capsule}.localhost:8000"),
+            format!("8080-{capsule}.sandbox.example.com."),
+            format!("8080-{capsule}.sandbox.example.com.:443"),
+            format!("8080-{upper}.EXAMPLE.com"),
+        ] {
+            assert_eq!(by_name(&host, &any()), wanted, "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_capsule_is_the_apis() {
+        let id = CapsuleId::new();
+        let long = format!("80-{id}.{}", "a".repeat(250));
+        for host in [
+            "",
+            ".",
+            "..",
+            "localhost",
+            "localhost:8000",
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "[::1",
+            "api.example.com",
+            "80.example.com",
+            "-cl-x.example.com",
+            "x-cl-x.example.com",
+            "80-",
+            "80-c.x",
+            "80-cl.x",
+            "é-cl-é.x",
+            "80-é.x",
+            &format!("80-{id}"),
+            &format!("80-{id}."),
+            &format!("{id}.example.com"),
+            &format!("80-80-{id}.x"),
+            &format!("a.80-{id}.x"),
+            &long,
+        ] {
+            assert_eq!(by_name(host, &any()), Addressee::Api, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_can_only_be_meant_for_a_capsule_is_told_what_is_wrong() {
+        let id = CapsuleId::new();
+        for port in ["0", "65536", "080", "99999999999999999999"] {
+            let host = format!("{port}-{id}.x");
+            assert_eq!(by_name(&host, &any()), Addressee::Malformed(PORT), "{host}");
+        }
+        for id in
+            ["cl-", "cl-0", &"cl-".repeat(9), &format!("{id}0"), &format!("cl-{}", "z".repeat(25))]
+        {
+            let host = format!("80-{id}.x");
+            assert_eq!(by_name(&host, &any()), Addressee::Malformed(ID), "{host}");
+        }
+    }
+
+    #[test]
+    fn only_configured_domains_lead_to_capsules() {
+        let id = CapsuleId::new();
+        let domains = Domains::new(&["Sandbox.Example.com.".to_owned(), String::new()]);
+        let is_api = |host: String| by_name(&host, &domains) == Addressee::Api;
+        assert!(!is_api(format!("80-{id}.sandbox.example.COM:8443")));
+        assert!(is_api(format!("80-{id}.example.com")));
+        assert!(is_api(format!("80-{id}.x.sandbox.example.com")));
+    }
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Addressee {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        of(&request.body(()).unwrap(), &any())
+    }
+
+    #[test]
+    fn headers_lead_to_a_capsule_where_the_name_does_not() {
+        let (id, other) = (CapsuleId::new().to_string(), CapsuleId::new().to_string());
+        let wanted =
+            |id: &str, port| Addressee::Capsule(Target { capsule: id.parse().unwrap(), port });
+        let port = ("e2b-sandbox-port", "49983");
+        let named = format!("80-{other}.localhost");
+        for host in ["localhost", "127.0.0.1:8000", "[::1]:1", "sandbox.example.com"] {
+            let asked = request("/", &[("host", host), ("e2b-sandbox-id", &id), port]);
+            assert_eq!(asked, wanted(&id, 49983));
+        }
+        let both = request("/", &[("host", &named), ("e2b-sandbox-id", &id), port]);
+        assert_eq!(both, wanted(&other, 80), "the name goes first");
+        let plain = ("host", "localhost");
+        let missing = Addressee::Malformed("E2b-Sandbox-Port is missing");
+        assert_eq!(request("/", &[plain, ("e2b-sandbox-id", &id)]), missing);
+        let bad = [plain, ("e2b-sandbox-id", "i1"), port];
+        assert_eq!(request("/", &bad), Addressee::Malformed(ID));
+        let bad = [plain, ("e2b-sandbox-id", &id), ("e2b-sandbox-port", "+80")];
+        assert_eq!(request("/", &bad), Addressee::Malformed(PORT));
+        assert_eq!(request("/", &[plain, port]), Addressee::Api);
+        assert_eq!(request("/", &[]), Addressee::Api);
+    }
+
+    #[test]
+    fn one_host_is_named_and_the_first_line_goes_before_the_header() {
+        let (one, two) = (CapsuleId::new(), CapsuleId::new());
+        let wanted = Addressee::Capsule(Target { capsule: one, port: 80 });
+        let uri = format!("http://80-{one}.x/a");
+        assert_eq!(request(&uri, &[("host", &format!("81-{two}.x"))]), wanted);
+        let twice = [("host", "a"), ("host", "b")];
+        assert_eq!(request("/", &twice), Addressee::Malformed(HOST));
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_that_is_made_is_read_back(value: u128, port in 1u16.., domain in "[a-z][a-z0-9.-]{0,60}[a-z]") {
+            let capsule = CapsuleId(uuid::Uuid::from_u128(value));
+            let name = format!("{port}-{capsule}.{domain}");
+            prop_assert_eq!(by_name(&name, &any()), Addressee::Capsule(Target { capsule, port }));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic_and_what_it_takes_it_can_name(text in "\\PC{0,80}") {
+            if let Addressee::Capsule(Target { capsule, port }) = by_name(&text, &any()) {
+                let begin = format!("{port}-{capsule}.");
+                prop_assert!(text.to_ascii_lowercase().starts_with(&begin));
+            }
+        }
+
+        #[test]
+        fn what_nearly_is_a_name_makes_no_parser_panic(
+            text in "[0-9]{0,6}-{0,2}(cl|CL|c|é)?-?[0-9a-zA-Zé]{0,30}[.:]{0,2}[a-z.:\\[\\]0-9-]{0,20}"
+        ) {
+            let parsed = by_name(&text, &any());
+            if let Addressee::Capsule(target) = parsed {
+                prop_assert!(target.port > 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `wrenn capsule url`, `publish`, `unpublish` and `forward`: ports of capsules.
+
+use super::capsule::path;
+use crate::cli;
+use crate::client::Client;
+use crate::output::{self, Form};
+use anyhow::Context;
+use daemon::Tasks;
+use reqwest::{Method, header};
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+
+fn port_path(capsule: &str, port: u16, rest: &str) -> anyhow::Result<String> {
+    path(capsule, &format!("/ports/{port}{rest}"))
+}
+
+pub(super) async fn url(url: &cli::Url, client: &Client, form: Form) -> anyhow::Result<()> {
+    let Some(expires) = url.expires else {
+        let path = port_path(&url.capsule, url.port, "")?;
+        return shown(&client.get::<api::Port>(&path).await?, form);
+    };
+    let seconds = u32::try_from(expires.as_secs()).context("--expires must be at most 30 days")?;
+    let body = api::MakeLink { expires_sec: Some(seconds) };
+    let path = port_path(&url.capsule, url.port, "/links")?;
+    let link: api::Link = client.post(&path, &body).await?;
+    if form == Form::Json {
+        return output::json(&link);
+    }
+    output::line(&link.url);
+    Ok(())
+}
+
+pub(super) async fn publish(
+    capsule: &str,
+    port: u16,
+    public: bool,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    let request = client.request(Method::PUT, &port_path(capsule, port, "")?);
+    let answer = client.send(request.json(&api::SetPort { public })).await?;
+    shown(&answer.json().await?, form)
+}
+
+fn shown(port: &api::Port, form: Form) -> anyhow::Result<()> {
+    if form == Form::Json {
+        return output::json(port);
+    }
+    output::line(&port.url);
+    Ok(())
+}
+
+pub(super) async fn forward(forward: &cli::Forward, client: &Client) -> anyhow::Result<()> {
+    let cli::Forward { capsule, port, local, bind } = forward;
+    // Says at once what is wrong with the capsule or the key.
+    let _: api::Port = client.get(&port_path(capsule, *port, "")?).await?;
+    let at = (*bind, local.unwrap_or(*port));
+    let listener = TcpListener::bind(at).await;
+    let why = || format!("listening on {}:{}; name another port after {port}", at.0, at.1);
+    let listener = listener.with_context(why)?;
+    output::line(&listener.local_addr()?.to_string());
+    let path: Arc<str> = port_path(capsule, *port, "/tcp")?.into();
+    let tasks = Tasks::default();
+    let accepting = async {
+        loop {
+            let (stream, _) = listener.accept().await.context("accepting a connection")?;
+            let (client, path) = (client.clone(), Arc::clone(&path));
+            tasks.spawn(async move {
+                if let Err(error) = join(stream, &client, &path).await {
+                    output::error(&error, Form::Human);
+                }
+            });
+        }
+    };
+    tokio::select! {
+        failed = accepting => failed,
+        ended = daemon::terminated() => ended,
+    }
+}
+
+/// Joins a connection of this machine with one to the capsule's port.
+async fn join(mut stream: TcpStream, client: &Client, path: &str) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let request = client.request(Method::GET, path);
+    let request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "tcp");
+    let answer = client.switch(request).await?;
+    let mut there = answer.upgrade().await.context("switching to the port")?;
+    // How it ended, both sides see for themselves.
+    let _ = tokio::io::copy_bidirectional(&mut stream, &mut there).await;
+    Ok(())
+}
