@@ -16,7 +16,8 @@ fn operations(capsule: &str) -> Vec<(Method, String, bool)> {
             let open = operation["security"]
                 .as_array()
                 .is_some_and(|s| s.contains(&Value::Object(serde_json::Map::new())));
-            let path = path.replace("{id}", capsule).replace("{selector}", "1");
+            let path =
+                path.replace("{id}", capsule).replace("{selector}", "1").replace("{port}", "80");
             out.push((method.to_uppercase().parse().unwrap(), path, open));
         }
     }
@@ -43,6 +44,9 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
             .header("sec-websocket-version", "13")
             .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
     }
+    if path.ends_with("/tcp") {
+        return request.header("connection", "upgrade").header("upgrade", "tcp");
+    }
     if path.ends_with("/write") {
         let form = reqwest::multipart::Form::new().text("path", "/tmp/x").text("file", "x");
         return request.multipart(form);
@@ -51,6 +55,8 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
         r#"{"source":"/tmp/x","destination":"/tmp/y"}"#
     } else if path.contains("/files") {
         r#"{"path":"/tmp/x"}"#
+    } else if path.ends_with("/ports/80") && *method == Method::PUT {
+        r#"{"public":true}"#
     } else if path.ends_with("/exec") {
         r#"{"cmd":"true"}"#
     } else {
@@ -60,7 +66,7 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
 }
 
 /// Makes another team with a key.
-async fn other_team(platform: &Platform) -> Client {
+pub(crate) async fn other_team(platform: &Platform) -> Client {
     let key = "e2b_1111111111111111111111111111111111111111";
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let team = uuid::Uuid::new_v4();

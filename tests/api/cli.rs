@@ -182,3 +182,67 @@ async fn what_is_wrong_is_said_in_one_line_with_the_fix() {
     assert!(text(&out.stderr).contains("does it run? (`wrenn up`)"), "{out:?}");
     platform.finish();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_gets_a_url_is_published_and_forwarded() {
+    let (platform, client, id) = capsule().await;
+    let guest = tests::Upstream::echo();
+    let port = guest.port.to_string();
+    let run = |args: &[&str]| {
+        let out = platform.run(&[&["capsule"], args].concat());
+        (out.status.success(), text(&out.stdout).trim().to_owned(), text(&out.stderr).to_owned())
+    };
+    let at = platform.url().rsplit(':').next().unwrap();
+    let url = format!("http://{port}-{id}.localhost:{at}");
+    assert_eq!(run(&["url", &id, &port]), (true, url.clone(), String::new()));
+    let (_, link, _) = run(&["url", &id, &port, "--expires", "90s", "--json"]);
+    let link: Value = serde_json::from_str(&link).unwrap();
+    assert!(link["url"].as_str().unwrap().starts_with(&format!("{url}/?wrenn-preview=")), "{link}");
+    for (args, told) in [
+        (["url", &id, "0"].as_slice(), "0 is not in 1..=65535"),
+        (&["url", &id, "x"], "invalid digit"),
+        (&["url", &id, "80", "--expires", "soon"], "invalid value 'soon' for '--expires"),
+        (&["url", &id, "80", "--expires", "31days"], "expires_sec must be"),
+        (&["publish", &id, "49983"], "envd's own"),
+        (&["url", "cl-x", "80"], "no capsule's id"),
+        (&["forward", &id, "80", at], "name another port"),
+    ] {
+        let (done, _, error) = run(args);
+        assert!(!done && error.contains(told), "{args:?}: {error}");
+    }
+    let nobody = platform.client_with("");
+    let status = async || {
+        let ask = nobody.to_port(reqwest::Method::GET, &id, guest.port, "/");
+        ask.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(status().await, 401);
+    assert_eq!(run(&["publish", &id, &port]), (true, url.clone(), String::new()));
+    assert_eq!(status().await, 200);
+    assert!(run(&["get", &id]).1.contains(&format!("public port  {port}")));
+    assert_eq!(run(&["unpublish", &id, &port]), (true, url, String::new()));
+    assert_eq!(status().await, 401);
+
+    let mut command = platform.wrenn();
+    command.args(["capsule", "forward", &id, &port, "0"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut forward = command.spawn().unwrap();
+    let mut local = String::new();
+    BufReader::new(forward.stdout.take().unwrap()).read_line(&mut local).unwrap();
+    let local = format!("http://{}", local.trim());
+    for _ in 0..3 {
+        let mut wire = tests::Wire::to(&local);
+        wire.send("GET /x HTTP/1.1\r\nHost: anything\r\n\r\n");
+        assert!(wire.head().unwrap().starts_with("HTTP/1.1 200"));
+        assert!(String::from_utf8(wire.take(15)).unwrap().starts_with("GET /x HTTP/1.1"));
+    }
+    // It outlives the capsule, and says why nothing passes any more.
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    assert_eq!(tests::Wire::to(&local).rest(), b"");
+    tests::signal(i32::try_from(forward.id()).unwrap(), rustix::process::Signal::TERM);
+    let ended = forward.wait_with_output().unwrap();
+    assert!(
+        ended.status.success() && text(&ended.stderr).contains("capsule not found"),
+        "{ended:?}"
+    );
+    platform.finish();
+}

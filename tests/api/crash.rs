@@ -5,9 +5,8 @@ use crate::capsule;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use std::process::{Child, Stdio};
 use std::time::Duration;
-use tests::{Client, Driver, Platform, eventually, processes_of};
+use tests::{Client, Driver, Platform, Replica, eventually, processes_of};
 
 async fn items(client: &Client) -> Vec<Value> {
     let list = client.get("/v1/capsules").await;
@@ -81,7 +80,7 @@ async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_remo
     .await;
     assert_eq!(seen["error"], "envd ended");
     let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
-    exec.refuses(409, "conflict", "the capsule is error, not running");
+    exec.refuses(409, "capsule_not_running", "the capsule is error, not running");
     client.delete(&path).await.expect(204);
     platform.finish();
 }
@@ -99,40 +98,6 @@ async fn the_database_dies_and_is_started_again() {
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     client.create(&json!({})).await;
     platform.finish();
-}
-
-/// Another control plane: a replica, or one over another database.
-struct Replica {
-    process: Child,
-    url: String,
-    key: String,
-}
-
-impl Replica {
-    fn start(platform: &Platform) -> Self {
-        Self::over(platform, &platform.database_url(), &platform.agent_url())
-    }
-
-    fn over(platform: &Platform, database: &str, agent: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (said, key) = (dir.path().join("said"), dir.path().join("client.json"));
-        let mut command = platform.wrenn();
-        command.args(["control-plane", "--listen", "127.0.0.1:0", "--agent-url", agent]);
-        command.env("DATABASE_URL", database).env("WRENN_CLIENT_FILE", &key);
-        command.stdin(Stdio::null()).stderr(Stdio::null());
-        command.stdout(std::fs::File::create(&said).unwrap());
-        let mut process = command.spawn().unwrap();
-        let url = tests::told(&said, "Wrenn serves ", &mut process);
-        let file: Value = serde_json::from_slice(&std::fs::read(key).unwrap()).unwrap();
-        Self { process, url, key: file["api_key"].as_str().unwrap().to_owned() }
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ mod files;
 mod input;
 mod lifecycle;
 mod openapi;
+mod ports;
+mod proxy;
 mod schema;
 mod streams;
 

@@ -51,8 +51,18 @@ impl Answer {
 impl Client {
     pub(crate) fn new(base: &str, key: &str) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
         Self { base: base.to_owned(), key: key.to_owned(), http }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// The same key at another address.
@@ -65,6 +75,11 @@ impl Client {
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         if self.key.is_empty() { request } else { request.header("X-API-Key", &self.key) }
+    }
+
+    /// A request to a port of a capsule, by its host name; with the key, if there is one.
+    pub fn to_port(&self, method: Method, capsule: &str, port: u16, path: &str) -> RequestBuilder {
+        self.request(method, path).header("host", format!("{port}-{capsule}.localhost"))
     }
 
     /// Sends a request.

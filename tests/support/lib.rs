@@ -8,13 +8,19 @@
     reason = "a test fails by panicking"
 )]
 
+mod caddy;
 mod client;
 mod guard;
 mod platform;
+mod replica;
+mod upstream;
 
+pub use caddy::{Caddy, free_port};
 pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, processes_of, signal};
 pub use platform::{Driver, Platform, binary, told};
+pub use replica::Replica;
+pub use upstream::{Upstream, Wire};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

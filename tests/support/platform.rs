@@ -228,6 +228,7 @@ impl Platform {
         let log = dir.join("agent.log");
         let mut command = self.wrenn();
         command.args(["agent", "--agent-listen", listen]).env("WRENN_DIR", dir);
+        command.envs(self.vars.iter().map(|(k, v)| (k, v)));
         command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let mut process = command.spawn().unwrap();

@@ -1,0 +1,42 @@
+//! Ports of capsules by their host names: who gets in, what passes and how, what is answered when
+//! nothing can pass.
+
+mod access;
+mod bytes;
+mod guests;
+mod hostile;
+mod routes;
+
+use std::process::Command;
+use tests::{Client, Platform, Wire};
+
+/// The head of a request to a port, with the owner's key; without the empty line that ends it.
+fn head(client: &Client, capsule: &str, port: u16, line: &str) -> String {
+    let key = client.key();
+    format!("{line} HTTP/1.1\r\nHost: {port}-{capsule}.localhost\r\nX-API-Key: {key}\r\n")
+}
+
+/// A status line and a body, of an answer whose length is told.
+fn answer(wire: &mut Wire) -> (u16, String, Vec<u8>) {
+    let head = wire.head().expect("no answer came");
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let body = wire.take(length.map_or(0, |length| length.parse().unwrap()));
+    (status, head, body)
+}
+
+/// One of the platform's own figures.
+async fn figure(client: &Client, name: &str) -> f64 {
+    let text = client.get("/metrics").await.body;
+    let text = text.as_str().unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// Asks a platform's database, as its superuser.
+fn psql(platform: &Platform, sql: &str) -> String {
+    let out = Command::new("psql").args(["-XqAt", "-c", sql]).arg(platform.database_url()).output();
+    let out = out.unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}

@@ -1,0 +1,195 @@
+//! Who gets in, and what the guest sees of it.
+
+use super::psql;
+use crate::auth::other_team;
+use crate::capsule;
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use tests::{Client, Driver, Platform, Replica, Upstream, eventually};
+
+/// What a request to a port is answered, and the guest's sight of it.
+async fn seen(client: &Client, id: &str, port: u16, headers: &[(&str, &str)]) -> (u16, String) {
+    let mut request = client.to_port(Method::GET, id, port, "/a?b");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test]
+async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
+    let (platform, client, id) = capsule().await;
+    let guest = Upstream::echo();
+    let cookie = ("cookie", "a=1; wrenn-preview=x; b=2");
+    let (status, head) = seen(&client, &id, guest.port, &[cookie, ("x-mine", "kept")]).await;
+    assert_eq!(status, 200, "{head}");
+    assert!(head.starts_with("GET /a?b HTTP/1.1\r\n"), "{head}");
+    let port = guest.port;
+    for wanted in [
+        format!("host: {port}-{id}.localhost\r\n"),
+        format!("x-forwarded-host: {port}-{id}.localhost\r\n"),
+        "x-forwarded-proto: http\r\n".to_owned(),
+        "x-forwarded-for: 127.0.0.1\r\n".to_owned(),
+        "x-mine: kept\r\n".to_owned(),
+        "cookie: a=1; b=2\r\n".to_owned(),
+    ] {
+        assert!(head.contains(&wanted), "{wanted} is not in {head}");
+    }
+    // What is told of the way cannot be named away, nor made up by another header.
+    let name_away = ("connection", "x-forwarded-for, x-forwarded-host, x-forwarded-proto, host");
+    let made_up = ("forwarded", "for=1.2.3.4");
+    let (_, told) = seen(&client, &id, guest.port, &[name_away, made_up]).await;
+    for wanted in ["x-forwarded-for: 127", "x-forwarded-host: ", "x-forwarded-proto: ", "host: "] {
+        assert!(told.contains(wanted) && !told.contains("1.2.3.4"), "{wanted} is not in {told}");
+    }
+    for secret in [client.key(), "api-key", "wrenn"] {
+        assert!(!head.contains(secret), "{secret} is in {head}");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn nobody_else_gets_in_and_what_is_anothers_is_not_there() {
+    let (platform, client, id) = capsule().await;
+    let stranger = other_team(&platform).await;
+    let guest = Upstream::start(|_| panic!("a stranger reached the guest"));
+    let nobody = platform.client_with("");
+    let unknown = "cl-0000000000000000000000001";
+    for port in [guest.port, 1, 65535, 49983] {
+        for (method, path) in [(Method::GET, "/"), (Method::POST, "/x"), (Method::DELETE, "/?y")] {
+            for capsule in [&id, unknown] {
+                let ask = |client: &Client| client.to_port(method.clone(), capsule, port, path);
+                let answer = stranger.send(ask(&stranger)).await;
+                answer.refuses(404, "not_found", "capsule not found");
+                nobody.send(ask(&nobody)).await.refuses(401, "private_port", "X-API-Key");
+                let wrong = platform.client_with("e2b_wrong");
+                wrong.send(ask(&wrong)).await.refuses(401, "unauthorized", "X-API-Key");
+                let traffic = ask(&nobody).header("e2b-traffic-access-token", "wrong");
+                nobody.send(traffic).await.refuses(404, "not_found", "capsule not found");
+                let jwt = ask(&nobody).header("authorization", "Bearer eyJhbGciOiJub25lIn0.e30.");
+                nobody.send(jwt).await.refuses(401, "private_port", "X-API-Key");
+            }
+        }
+    }
+    // Nor by the headers that stand for a name, nor by both.
+    for (host, port) in [("localhost".to_owned(), guest.port), (format!("80-{id}.x"), 49983)] {
+        let ask = stranger.request(Method::GET, "/").header("host", host);
+        let ask = ask.header("e2b-sandbox-id", &id).header("e2b-sandbox-port", port);
+        let answer = stranger.send(ask).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(answer.body["message"], "The sandbox was not found");
+    }
+    client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_key_that_is_revoked_opens_nothing_any_more_on_every_replica() {
+    let (platform, client, id) = capsule().await;
+    let replica = Replica::start(&platform);
+    let there = client.at(&replica.url);
+    let guest = Upstream::echo();
+    for client in [&client, &there] {
+        assert_eq!(seen(client, &id, guest.port, &[]).await.0, 200);
+    }
+    let revoke = "UPDATE api_keys SET revoked_at = now() WHERE name = 'first'";
+    psql(&platform, revoke);
+    // Long before what was known of it would have expired.
+    for client in [&client, &there] {
+        eventually("the key opens nothing", || async {
+            (seen(client, &id, guest.port, &[]).await.0 == 401).then_some(())
+        })
+        .await;
+    }
+    drop(replica);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn traffic_tokens_public_ports_and_envds_token_open_what_is_theirs() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let (guest, public) = (Upstream::echo(), Upstream::echo());
+    let made = client.post("/v1/capsules", &json!({ "public_ports": [public.port] })).await;
+    let id = made.expect(201)["id"].as_str().unwrap().to_owned();
+    let nobody = platform.client_with("");
+    let path = format!("/v1/capsules/{id}/ports/{}", guest.port);
+    let port = client.get(&path).await.expect(200);
+    assert_eq!(port["public"], false);
+    let token = port["traffic_token"].as_str().unwrap();
+    let header = ("e2b-traffic-access-token", token);
+    let (status, head) = seen(&nobody, &id, guest.port, &[header]).await;
+    assert_eq!(status, 200, "{head}");
+    assert!(!head.contains(token) && !head.contains("traffic"), "{head}");
+    // A public port is open, and a program's own use of the header reaches it.
+    assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 401);
+    let (status, head) = seen(&nobody, &id, public.port, &[("x-api-key", "the-app's")]).await;
+    assert_eq!((status, head.contains("x-api-key: the-app's\r\n")), (200, true), "{head}");
+    client.send(client.request(Method::PUT, &path).body(r#"{"public":true}"#)).await.expect(200);
+    assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 200);
+    client.send(client.request(Method::PUT, &path).body(r#"{"public":false}"#)).await.expect(200);
+    assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 401);
+    // envd's own token opens envd, but not what is the host agent's, and no other port.
+    let envd = psql(&platform, "SELECT envd_token FROM capsules");
+    let envd = [("x-access-token", envd.as_str())];
+    assert_eq!(seen(&nobody, &id, guest.port, &envd).await.0, 401);
+    let ask = |path| nobody.to_port(Method::GET, &id, 49983, path).header(envd[0].0, envd[0].1);
+    assert_eq!(ask("/health").send().await.unwrap().status(), 204);
+    let init = nobody.to_port(Method::POST, &id, 49983, "/init").header(envd[0].0, envd[0].1);
+    nobody.send(init.body("{}")).await.refuses(404, "not_found", "route");
+    // The owner needs no token of envd's.
+    let envs = client.to_port(Method::GET, &id, 49983, "/envs").send().await.unwrap();
+    assert_eq!(envs.status(), 200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
+    let (platform, client, id) = capsule().await;
+    let guest = Upstream::echo();
+    let links = format!("/v1/capsules/{id}/ports/{}/links", guest.port);
+    let link = client.post(&links, &json!({ "expires_sec": 3600 })).await.expect(201);
+    let url = link["url"].as_str().unwrap();
+    let port = platform.url().rsplit(':').next().unwrap();
+    let begin = format!("http://{}-{id}.localhost:{port}/?", guest.port);
+    let token = url.strip_prefix(&begin).expect(url);
+    let nobody = platform.client_with("");
+    let enter = |name: &str, more: &str| {
+        let ask = nobody.request(Method::GET, &format!("/dir?q=1&{token}"));
+        let ask = ask.header("host", name).header("x-forwarded-proto", more);
+        async { ask.send().await.unwrap() }
+    };
+    let name = format!("{}-{id}.localhost", guest.port);
+    let answer = enter(&name, "http").await;
+    assert_eq!(answer.status(), StatusCode::SEE_OTHER);
+    assert_eq!(answer.headers()["location"], "/dir?q=1");
+    let cookie = answer.headers()["set-cookie"].to_str().unwrap();
+    assert!(cookie.contains("HttpOnly") && !cookie.to_lowercase().contains("domain"), "{cookie}");
+    let cookie = cookie.split(';').next().unwrap().to_owned();
+    let (status, head) = seen(&nobody, &id, guest.port, &[("cookie", &cookie)]).await;
+    assert_eq!((status, head.contains("cookie")), (200, false), "{head}");
+    // The link is never the guest's to see, however its bearer is let in.
+    let both = nobody.to_port(Method::GET, &id, guest.port, "/x?wrenn-preview=1.stale&y=2");
+    let seen_by_guest = both.header("cookie", &cookie).send().await.unwrap().text().await.unwrap();
+    assert!(seen_by_guest.starts_with("GET /x?y=2 HTTP/1.1\r\n"), "{seen_by_guest}");
+    // Behind TLS the cookie's name is one that no other host can set.
+    let secure = enter(&name, "https").await.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(secure.starts_with("__Host-wrenn-preview=") && secure.contains("; Secure"), "{secure}");
+    let other = Upstream::echo();
+    assert_eq!(seen(&nobody, &id, other.port, &[("cookie", &cookie)]).await.0, 401);
+    assert_eq!(enter(&format!("{}-{id}.localhost", other.port), "http").await.status(), 404);
+    let post = nobody.to_port(Method::POST, &id, guest.port, &format!("/?{token}"));
+    nobody.send(post).await.refuses(401, "private_port", "X-API-Key");
+    let brief = client.post(&links, &json!({ "expires_sec": 1 })).await.expect(201);
+    let token = brief["url"].as_str().unwrap().split_once('?').unwrap().1.to_owned();
+    eventually("the link expires", || async {
+        let ask = nobody.to_port(Method::GET, &id, guest.port, &format!("/?{token}"));
+        let answer = nobody.send(ask.header("accept", "application/json")).await;
+        (answer.status == StatusCode::UNAUTHORIZED).then(|| {
+            answer.refuses(401, "link_expired", "expired");
+        })
+    })
+    .await;
+    platform.finish();
+}

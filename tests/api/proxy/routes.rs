@@ -1,0 +1,143 @@
+//! The route cache: what it saves, and that it is never wrong for long.
+
+use super::{figure, psql};
+use crate::capsule;
+use reqwest::Method;
+use tests::{Client, Driver, Platform, Replica, Upstream, eventually};
+
+async fn status(client: &Client, id: &str, port: u16) -> u16 {
+    client.to_port(Method::GET, id, port, "/").send().await.unwrap().status().as_u16()
+}
+
+/// How often each of the proxy's queries was executed.
+fn executed(platform: &Platform) -> u64 {
+    let sql = "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements \
+               WHERE query LIKE '%traffic_token%' OR query LIKE '%api_keys%'";
+    psql(platform, sql).parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_miss_costs_one_query_and_a_hit_none() {
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    psql(&platform, "ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'");
+    platform.stop();
+    platform.resume().await;
+    psql(&platform, "CREATE EXTENSION pg_stat_statements");
+    let client = platform.client();
+    let (one, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
+    let two = client.create(&serde_json::json!({})).await;
+    psql(&platform, "SELECT pg_stat_statements_reset()");
+    // Many at once, who know nothing yet: neither of the capsule nor of the key.
+    let asks = (0..20).map(|_| {
+        let (client, one, port) = (client.clone(), one.clone(), guest.port);
+        tokio::spawn(async move { assert_eq!(status(&client, &one, port).await, 200) })
+    });
+    futures::future::join_all(asks).await.into_iter().for_each(|asked| asked.unwrap());
+    assert_eq!(executed(&platform), 1);
+    for _ in 0..50 {
+        assert_eq!(status(&client, &one, guest.port).await, 200);
+    }
+    assert_eq!(executed(&platform), 1);
+    // Another capsule, by a key that is known.
+    assert_eq!(status(&client, &two, guest.port).await, 200);
+    assert_eq!(executed(&platform), 2);
+    // Another key, for a capsule that is known.
+    let wrong = platform.client_with("e2b_wrong");
+    assert_eq!(status(&wrong, &two, guest.port).await, 401);
+    assert_eq!(executed(&platform), 3);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_capsule_that_ends_is_known_to_have_on_every_replica() {
+    let (platform, client, id) = capsule().await;
+    let replica = Replica::start(&platform);
+    let there = client.at(&replica.url);
+    let guest = Upstream::echo();
+    assert_eq!(status(&client, &id, guest.port).await, 200);
+    assert_eq!(status(&there, &id, guest.port).await, 200);
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    // At once where it was ended, and as soon as it is told elsewhere.
+    assert_eq!(status(&client, &id, guest.port).await, 404);
+    let lookups = figure(&there, "wrenn_proxy_lookups_total").await;
+    eventually("the replica knows", || async {
+        (status(&there, &id, guest.port).await == 404).then_some(())
+    })
+    .await;
+    assert!(figure(&there, "wrenn_proxy_lookups_total").await <= lookups + 2.0);
+    drop(replica);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_a_capsule_is_instead_of_running_is_told() {
+    let (platform, client, id) = capsule().await;
+    let guest = Upstream::echo();
+    assert_eq!(status(&client, &id, guest.port).await, 200);
+    let ask = || client.to_port(Method::GET, &id, guest.port, "/");
+    for (state, code, word) in [
+        ("paused", "capsule_paused", "is paused"),
+        ("pausing", "capsule_not_running", "is pausing"),
+        ("error", "capsule_not_running", "is error"),
+    ] {
+        psql(&platform, &format!("UPDATE capsules SET status = '{state}'"));
+        eventually(word, || async {
+            let answer = client.send(ask()).await;
+            let told = answer.body["error"]["message"].as_str().is_some_and(|m| m.contains(word));
+            told.then(|| answer.refuses(409, code, word))
+        })
+        .await;
+    }
+    // To whoever may not know of it, it is nothing.
+    assert_eq!(status(&platform.client_with(""), &id, guest.port).await, 401);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn without_the_databases_word_of_changes_nothing_is_kept() {
+    let (platform, client, id) = capsule().await;
+    let guest = Upstream::echo();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
+    for round in 0..3 {
+        assert_eq!(status(&client, &id, guest.port).await, 200);
+        psql(&platform, end);
+        // Missed, if what was known were kept.
+        let public = round % 2 == 0;
+        let set = if public { format!("'{{{}}}'", guest.port) } else { "'{}'".to_owned() };
+        psql(&platform, &format!("UPDATE capsules SET public_ports = {set}"));
+        let wanted = if public { 200 } else { 401 };
+        let nobody = platform.client_with("");
+        eventually("the change is seen", || async {
+            (status(&nobody, &id, guest.port).await == wanted).then_some(())
+        })
+        .await;
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn the_proxy_works_again_when_the_agent_does() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut agent, address) = platform.agent(dir.path(), "127.0.0.1:0");
+    let database = platform.separate_database().await;
+    let replica = Replica::over(&platform, &database, &format!("http://{address}"));
+    let client = replica.client();
+    let id = client.create(&serde_json::json!({})).await;
+    let guest = Upstream::echo();
+    assert_eq!(status(&client, &id, guest.port).await, 200);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let answer = client.send(client.to_port(Method::GET, &id, guest.port, "/")).await;
+    answer.refuses(503, "host_unavailable", "host does not answer");
+    let (mut agent, _) = platform.agent(dir.path(), &address);
+    eventually("the capsule is found again", || async {
+        (status(&client, &id, guest.port).await == 200).then_some(())
+    })
+    .await;
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    drop(replica);
+    platform.finish();
+}

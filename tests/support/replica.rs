@@ -1,0 +1,53 @@
+//! Another control plane beside a platform's own.
+
+use crate::client::Client;
+use crate::platform::{Platform, told};
+use serde_json::Value;
+use std::process::{Child, Stdio};
+
+/// A replica, or one over another database.
+pub struct Replica {
+    /// Its process.
+    pub process: Child,
+    /// Where it serves.
+    pub url: String,
+    /// The key that it made for itself.
+    pub key: String,
+}
+
+impl Replica {
+    /// A replica of the platform's control plane.
+    #[must_use]
+    pub fn start(platform: &Platform) -> Self {
+        Self::over(platform, &platform.database_url(), &platform.agent_url())
+    }
+
+    /// A control plane over a database and an agent.
+    #[must_use]
+    pub fn over(platform: &Platform, database: &str, agent: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (said, key) = (dir.path().join("said"), dir.path().join("client.json"));
+        let mut command = platform.wrenn();
+        command.args(["control-plane", "--listen", "127.0.0.1:0", "--agent-url", agent]);
+        command.env("DATABASE_URL", database).env("WRENN_CLIENT_FILE", &key);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command.stdout(std::fs::File::create(&said).unwrap());
+        let mut process = command.spawn().unwrap();
+        let url = told(&said, "Wrenn serves ", &mut process);
+        let file: Value = serde_json::from_slice(&std::fs::read(key).unwrap()).unwrap();
+        Self { process, url, key: file["api_key"].as_str().unwrap().to_owned() }
+    }
+
+    /// A client of it with its own key.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(&self.url, &self.key)
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

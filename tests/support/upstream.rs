@@ -1,0 +1,117 @@
+//! A program that listens, as one in a capsule does: what it is sent is seen byte for byte, and
+//! what it answers is the test's. And a client that sends what no library would.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long either side waits for bytes.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// The program.
+pub struct Upstream {
+    /// Where it listens.
+    pub port: u16,
+}
+
+/// A connection, with what was read of it too early.
+pub struct Wire {
+    stream: TcpStream,
+    early: Vec<u8>,
+}
+
+impl Upstream {
+    /// Serves each connection by `serve`, on a thread of its own.
+    pub fn start(serve: impl Fn(Wire) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = Arc::new(serve);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || serve(Wire::new(stream)));
+            }
+        });
+        Self { port }
+    }
+
+    /// Answers each request with its own head as the body, as often as it is asked.
+    pub fn echo() -> Self {
+        Self::start(|mut wire| {
+            while let Some(head) = wire.head() {
+                let length = head.lines().find_map(|line| {
+                    let (name, value) = line.split_once(':')?;
+                    name.eq_ignore_ascii_case("content-length")
+                        .then(|| value.trim().parse().ok())?
+                });
+                wire.take(length.unwrap_or(0));
+                wire.answer("200 OK", "", head.as_bytes());
+            }
+        })
+    }
+}
+
+impl Wire {
+    fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, early: Vec::new() }
+    }
+
+    /// Connects to a URL's host and port.
+    #[must_use]
+    pub fn to(url: &str) -> Self {
+        Self::new(TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap())
+    }
+
+    fn more(&mut self) -> usize {
+        let mut chunk = [0; 65536];
+        let count = self.stream.read(&mut chunk).unwrap_or(0);
+        self.early.extend_from_slice(&chunk[..count]);
+        count
+    }
+
+    /// The next head, with the empty line that ends it; none at the end.
+    pub fn head(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.early.windows(4).position(|w| w == b"\r\n\r\n") {
+                let head: Vec<u8> = self.early.drain(..at + 4).collect();
+                return Some(String::from_utf8_lossy(&head).into_owned());
+            }
+            if self.more() == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// The next bytes; fewer at the end.
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        while self.early.len() < count && self.more() > 0 {}
+        let count = count.min(self.early.len());
+        self.early.drain(..count).collect()
+    }
+
+    /// All bytes to the end.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.more() > 0 {}
+        std::mem::take(&mut self.early)
+    }
+
+    /// Sends bytes; whether the other side is still there.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    /// Answers with a body whose length is told.
+    pub fn answer(&mut self, status: &str, headers: &str, body: &[u8]) {
+        let length = body.len();
+        self.send(format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n"));
+        self.send(body);
+    }
+
+    /// Says that nothing more is sent.
+    pub fn finish(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}
