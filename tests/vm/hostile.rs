@@ -79,7 +79,7 @@ async fn a_guest_that_ends_itself_is_told_with_its_reason() {
         .await;
         assert!(seen["error"].as_str().unwrap().contains(told), "{seen}");
         let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
-        exec.refuses(409, "conflict", "the capsule is error");
+        exec.refuses(409, "capsule_not_running", "the capsule is error");
     }
     // Its last words are kept, its machine is not.
     let logs = client.get(&format!("/v1/capsules/{first}/logs")).await.expect(200);

@@ -8,6 +8,7 @@ mod guest;
 mod hostile;
 mod isolation;
 mod probe;
+mod proxy;
 mod vmm;
 
 use serde_json::{Value, json};
