@@ -36,7 +36,7 @@ pub(crate) async fn create(
         return Err(Error::invalid("metadata", "must be at most 16 KiB in all"));
     }
     let ports = wanted.public_ports.iter().copied().collect::<BTreeSet<u16>>();
-    ports.iter().try_for_each(|port| check_public("public_ports", *port))?;
+    ports.iter().try_for_each(|port| check_exposed("public_ports", *port))?;
     if ports.len() > PUBLIC_PORTS_MAX {
         return Err(Error::invalid("public_ports", too_many_public()));
     }
@@ -156,8 +156,9 @@ fn too_many_public() -> String {
     format!("must be at most {PUBLIC_PORTS_MAX}")
 }
 
-/// Checks that a port may be public: envd's, which runs commands, may not.
-fn check_public(field: &str, port: u16) -> Result<()> {
+/// Checks that a port may be public, linked to or connected to: envd's, which runs commands, may
+/// not.
+pub(crate) fn check_exposed(field: &str, port: u16) -> Result<()> {
     match port {
         0 => Err(Error::invalid(field, "must be 1 to 65535")),
         protocol::ENVD_PORT => Err(Error::invalid(field, "may not be envd's own")),
@@ -175,7 +176,7 @@ pub(crate) async fn set_public(
 ) -> Result<Capsule> {
     get(app, caller, id).await?;
     if public {
-        check_public("port", port)?;
+        check_exposed("port", port)?;
     }
     let most = i32::try_from(PUBLIC_PORTS_MAX).unwrap_or(i32::MAX);
     let set = db::capsules::set_public(&app.db, caller.team, id, port, public, most).await?;

@@ -96,9 +96,7 @@ pub(crate) async fn link(
 ) -> Result<(StatusCode, Json<api::Link>)> {
     let target = target(path)?;
     let capsule = capsules::get(&app, caller, target.capsule).await?;
-    if target.port == protocol::ENVD_PORT {
-        return Err(Error::invalid("port", "may not be envd's own"));
-    }
+    capsules::check_exposed("port", target.port)?;
     let seconds = wanted.expires_sec.unwrap_or(LINK);
     in_range("expires_sec", seconds, 1, MAX_TIMEOUT_SEC)?;
     let until = OffsetDateTime::now_utc() + Duration::seconds(seconds.into());
@@ -133,9 +131,7 @@ pub(crate) async fn connect(
     let target = target(path)?;
     let Target { capsule, port } = target;
     capsules::running(&app, caller, capsule).await?;
-    if port == protocol::ENVD_PORT {
-        return Err(Error::invalid("port", "may not be envd's own"));
-    }
+    capsules::check_exposed("port", port)?;
     if headers::upgrade(request.headers()).is_none_or(|protocol| protocol != "tcp") {
         return Err(Error::invalid("upgrade", "must ask to switch to `tcp`"));
     }
