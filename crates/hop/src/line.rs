@@ -69,27 +69,9 @@ impl Line {
         self.drive(&mut cx).is_pending() && self.sender.is_ready()
     }
 
-    /// Sends a request and waits for the answer's head.
+    /// Sends a request and waits for the answer's head; when protocols are switched with it, the
+    /// connection is kept for what follows.
     pub(crate) async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
-        let mut sending = pin!(self.sender.try_send_request(request));
-        let connection = &mut self.connection;
-        std::future::poll_fn(|cx| {
-            if let Some(driven) = connection
-                && Pin::new(driven).poll(cx).is_ready()
-            {
-                *connection = None;
-            }
-            // The answer, or what became of it, is told by the connection.
-            sending.as_mut().poll(cx)
-        })
-        .await
-    }
-
-    /// Sends a request that may switch protocols: the connection is kept for what follows.
-    pub(crate) async fn switch(
         &mut self,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {

@@ -203,14 +203,10 @@ impl<D: Dial> Pool<D> {
         }
         *request.version_mut() = Version::HTTP_11;
         let shelf = self.place(to, |place| Arc::clone(&place.shelf));
-        let switching = request.headers().contains_key(header::UPGRADE);
         if let Some(mut line) = shelf.take() {
             let stale = line.since.elapsed() > STALE;
             let spare = if stale { spare(&request) } else { None };
-            let sent = match switching {
-                true => line.switch(request).await,
-                false => line.send(request).await,
-            };
+            let sent = line.send(request).await;
             let mut failed = match sent {
                 Ok(answer) => return Ok(finish(answer, line, shelf)),
                 Err(failed) => failed,
@@ -228,10 +224,7 @@ impl<D: Dial> Pool<D> {
             }
         };
         let mut line = Line::open(stream).await.map_err(Error::of)?;
-        let sent = match switching {
-            true => line.switch(request).await,
-            false => line.send(request).await,
-        };
+        let sent = line.send(request).await;
         let answer = sent.map_err(|failed| Error::of(failed.into_error()))?;
         Ok(finish(answer, line, shelf))
     }
