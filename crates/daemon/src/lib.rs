@@ -6,9 +6,11 @@
 
 mod metrics;
 mod signal;
+mod step;
 
 pub use metrics::Metrics;
 pub use signal::{Signal, Wait};
+pub use step::step;
 
 use std::future::Future;
 use std::io::IsTerminal;
