@@ -38,6 +38,12 @@ impl Outgoing {
         Self { request, switch }
     }
 
+    /// Whether it asks for a switch of protocols.
+    #[must_use]
+    pub fn upgrades(&self) -> bool {
+        self.switch.is_some()
+    }
+
     /// Sends it and returns the answer to be passed back. `held` lives as long as anything of it
     /// is under way.
     ///

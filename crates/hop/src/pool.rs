@@ -161,6 +161,11 @@ impl<D: Dial> Pool<D> {
         of(places.entry(to.clone()).or_insert(Place { shelf, shared: Arc::default() }))
     }
 
+    /// What opens its connections.
+    pub fn dialer(&self) -> &D {
+        &self.dialer
+    }
+
     /// Closes the connections that have rested for too long or were closed by the other side.
     pub fn sweep(&self) {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
