@@ -5,12 +5,15 @@ use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
 use crate::process::registry::Registry;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::{PoisonError, RwLock};
 
 /// Everything that the handlers share.
 pub(crate) struct Guest {
     /// Whether this is a capsule, not an ordinary machine: clock and host name may be set.
     pub in_guest: bool,
+    /// The capsule's own disk, below the overlay.
+    pub disk: Option<OwnedFd>,
     pub processes: Registry,
     pub watchers: Watchers,
     pub cgroups: Cgroups,
@@ -29,7 +32,8 @@ pub(crate) struct Settings {
 }
 
 impl Guest {
-    pub(crate) fn new(in_guest: bool) -> Self {
+    pub(crate) fn new(disk: Option<OwnedFd>) -> Self {
+        let in_guest = disk.is_some();
         let settings = Settings {
             token: None,
             default_user: "root".to_owned(),
@@ -38,6 +42,7 @@ impl Guest {
         };
         Self {
             in_guest,
+            disk,
             processes: Registry::default(),
             watchers: Watchers::default(),
             cgroups: Cgroups::open(in_guest),

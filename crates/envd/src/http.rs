@@ -2,15 +2,17 @@
 
 mod files;
 
+use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::{VERSION, auth, clock, init, metrics, rpc, users};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use http::{HeaderMap, StatusCode};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tower_http::cors::CorsLayer;
 
@@ -24,6 +26,7 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
         .route("/metrics", get(|| async { Json(metrics::snapshot()) }))
         .route("/envs", get(envs))
         .route("/init", post(initialize).layer(DefaultBodyLimit::max(INIT_MAX)))
+        .route("/snapshot/prepare", post(prepare))
         .route(
             "/files",
             get(files::download).post(files::upload).layer(DefaultBodyLimit::disable()),
@@ -54,12 +57,14 @@ struct Init {
     hostname: Option<String>,
     #[serde(default, with = "time::serde::rfc3339::option")]
     timestamp: Option<time::OffsetDateTime>,
+    epoch: Option<Epoch>,
 }
 
 /// Sets token, defaults, environment, name and clock. Once a token is set, only who knows
 /// it may call again.
 async fn initialize(
     State(guest): State<Arc<Guest>>,
+    ConnectInfo(host): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: axum::body::Bytes,
 ) -> Result<StatusCode> {
@@ -73,7 +78,11 @@ async fn initialize(
         users::get(user)?;
     }
     if guest.in_guest {
-        adopt_host(&init);
+        epoch::thaw(guest.disk.as_ref());
+        if let Some(epoch) = &init.epoch {
+            epoch::begin(epoch, host)?;
+        }
+        adopt_host(&init)?;
     }
     guest.change(|settings| {
         let token = init.access_token.filter(|t| !t.is_empty());
@@ -94,12 +103,41 @@ fn check_caller(guest: &Guest, headers: &HeaderMap, init: &Init) -> Result<()> {
     auth::check_token(guest, headers)
 }
 
-fn adopt_host(init: &Init) {
-    // A clock or name that cannot be set is no reason to refuse the rest.
+fn adopt_host(init: &Init) -> Result<()> {
     if let Some(now) = init.timestamp {
-        let _ = clock::set(now);
+        let set = clock::set(now);
+        set.map_err(|e| Error::internal(format!("setting the clock: {e}")))?;
     }
+    // A name that cannot be set is no reason to refuse the rest.
     if let Some(name) = &init.hostname {
         let _ = init::network::set_host_name(name);
     }
+    Ok(())
+}
+
+#[derive(serde::Deserialize)]
+struct Prepare {
+    /// Whether nothing may be written from then on, as when only the disk is kept.
+    #[serde(default)]
+    freeze: bool,
+    /// Whether a first command is run, so that whoever begins from here has what it takes in
+    /// memory.
+    #[serde(default)]
+    warm: bool,
+}
+
+/// Writes everything to the disk, before the guest is frozen.
+async fn prepare(State(guest): State<Arc<Guest>>, body: axum::body::Bytes) -> Result<StatusCode> {
+    let prepare = serde_json::from_slice::<Prepare>(&body);
+    let prepare = prepare.map_err(|e| Error::invalid(format!("body: {e}")))?;
+    let work = move || {
+        if prepare.warm {
+            epoch::warm()?;
+        }
+        epoch::quiesce(guest.disk.as_ref(), prepare.freeze)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+    done.map_err(|e| Error::internal(format!("writing to the disk: {e}")))?;
+    Ok(StatusCode::NO_CONTENT)
 }

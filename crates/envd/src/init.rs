@@ -4,23 +4,25 @@
 //! Nothing here may fail silently: what goes wrong is written to the console, which the host
 //! keeps, and the machine is reset.
 
+pub(crate) mod identity;
 mod mounts;
 pub(crate) mod network;
 
 use crate::sys;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 
 /// Modules of the initramfs, in the order in which they load.
 const MODULE_ORDER: &str = "/modules/order";
 
-/// Prepares the guest and returns in the child that is to serve.
-pub(crate) fn bring_up() {
-    if let Err(error) = prepare() {
+/// Prepares the guest and returns, in the child that is to serve, the capsule's own disk.
+pub(crate) fn bring_up() -> OwnedFd {
+    let disk = prepare().unwrap_or_else(|error| {
         console(&format!("envd: the guest cannot start: {error:#}"));
-        reset();
-    }
+        reset()
+    });
     match sys::fork() {
-        Ok(None) => {}
+        Ok(None) => disk,
         Ok(Some(server)) => reap(server),
         Err(error) => {
             console(&format!("envd: fork: {error}"));
@@ -29,16 +31,16 @@ pub(crate) fn bring_up() {
     }
 }
 
-fn prepare() -> anyhow::Result<()> {
+fn prepare() -> anyhow::Result<OwnedFd> {
     mounts::kernel_file_systems()?;
     load_modules()?;
-    mounts::enter_root()?;
+    let disk = mounts::enter_root()?;
     mounts::runtime_file_systems()?;
     network::configure()?;
-    write_machine_id()?;
+    identity::show()?;
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     raise_file_limit();
-    Ok(())
+    Ok(disk)
 }
 
 fn load_modules() -> anyhow::Result<()> {
@@ -50,13 +52,6 @@ fn load_modules() -> anyhow::Result<()> {
         sys::load_module(&file).with_context(|| format!("loading the module {name}"))?;
     }
     Ok(())
-}
-
-/// Gives this capsule the identity that the image leaves open (`machine-id(5)`).
-fn write_machine_id() -> anyhow::Result<()> {
-    use anyhow::Context;
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
-    std::fs::write("/etc/machine-id", id).context("writing /etc/machine-id")
 }
 
 fn raise_file_limit() {

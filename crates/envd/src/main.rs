@@ -10,6 +10,7 @@
 mod auth;
 mod cgroup;
 mod clock;
+mod epoch;
 mod error;
 mod filesystem;
 mod guest;
@@ -25,6 +26,7 @@ mod users;
 use anyhow::Context;
 use guest::Guest;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// What the SDKs gate their features on: everything that this version unlocks is here.
@@ -32,27 +34,27 @@ pub(crate) const VERSION: &str = "0.6.13";
 
 fn main() -> anyhow::Result<()> {
     if std::process::id() == 1 {
-        init::bring_up();
+        let disk = init::bring_up();
         // From here on this is the child that serves; PID 1 stays behind and reaps.
-        return serve(protocol::ENVD_PORT, true);
+        return serve(protocol::ENVD_PORT, Some(disk));
     }
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
-        (Some("--port"), Some(port)) => {
-            serve(port.parse().context("--port wants a number")?, false)
-        }
+        (Some("--port"), Some(port)) => serve(port.parse().context("--port wants a number")?, None),
         _ => anyhow::bail!("usage: envd --port N"),
     }
 }
 
-fn serve(port: u16, in_guest: bool) -> anyhow::Result<()> {
+/// Serves at a port; in a guest, which has a disk of its own, or on an ordinary machine.
+fn serve(port: u16, disk: Option<OwnedFd>) -> anyhow::Result<()> {
+    let in_guest = disk.is_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
         .thread_stack_size(256 * 1024)
         .build()?;
     runtime.block_on(async move {
-        let guest = Arc::new(Guest::new(in_guest));
+        let guest = Arc::new(Guest::new(disk));
         // On an ordinary machine nothing but this machine may reach it.
         let host = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((host, port)))
@@ -62,7 +64,8 @@ fn serve(port: u16, in_guest: bool) -> anyhow::Result<()> {
         let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
             let _ = stream.set_nodelay(true);
         });
-        axum::serve(listener, http::router(guest)).await?;
+        let router = http::router(guest).into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, router).await?;
         Ok(())
     })
 }

@@ -80,6 +80,40 @@ pub(crate) fn async_fd<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     Ok(unsafe { AsyncFd::register(owner) }?)
 }
 
+/// Mixes bytes into the kernel's randomness and has all its generators begin anew from that
+/// (`random(4)`).
+pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    const MOST: usize = 512;
+    #[repr(C)]
+    struct Pool {
+        bits: libc::c_int,
+        size: libc::c_int,
+        bytes: [u8; MOST],
+    }
+    if bytes.len() < 32 || bytes.len() > MOST {
+        return Err(io::Error::other("32 to 512 bytes of randomness are needed"));
+    }
+    let size = i32::try_from(bytes.len()).map_err(io::Error::other)?;
+    let mut pool = Pool { bits: size * 8, size, bytes: [0; MOST] };
+    pool.bytes[..bytes.len()].copy_from_slice(bytes);
+    let random = File::options().write(true).open("/dev/urandom")?;
+    ioctl(&random, RNDADDENTROPY, &mut pool)?;
+    ioctl(&random, RNDRESEEDCRNG, &mut 0_i32)
+}
+
+/// Lets a file system write nothing any more, with everything that it had written
+/// (`FIFREEZE`).
+pub(crate) fn freeze_file_system(root: &impl AsFd) -> io::Result<()> {
+    ioctl(root, 0xC004_5877, &mut 0_i32)
+}
+
+/// Lets a file system that was frozen write again (`FITHAW`).
+pub(crate) fn thaw_file_system(root: &impl AsFd) -> io::Result<()> {
+    ioctl(root, 0xC004_5878, &mut 0_i32)
+}
+
 /// Splits in two; only before any other thread exists.
 pub(crate) fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: called while the process has one thread, so the child's memory is consistent.

@@ -5,6 +5,7 @@ use anyhow::Context;
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// The shared, read-only image.
@@ -31,10 +32,12 @@ pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
     )
 }
 
-/// Makes the overlay the root and leaves the initramfs, freeing its memory.
-pub(super) fn enter_root() -> anyhow::Result<()> {
+/// Makes the overlay the root and leaves the initramfs, freeing its memory. Returns the disk below
+/// the overlay, which has no path any more.
+pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     attach(IMAGE, "/image", "ext4", MountFlags::RDONLY | MountFlags::NOATIME, "")?;
     attach(DISK, "/disk", "ext4", MountFlags::NOATIME, "discard")?;
+    let disk = crate::epoch::open_disk("/disk").context("opening the disk")?;
     for dir in ["/disk/upper", "/disk/work"] {
         make_dir(dir)?;
     }
@@ -50,7 +53,7 @@ pub(super) fn enter_root() -> anyhow::Result<()> {
     mount_move(".", "/").context("moving the root")?;
     rustix::process::chroot(".").context("entering the root")?;
     std::env::set_current_dir("/")?;
-    Ok(())
+    Ok(disk)
 }
 
 /// What programs expect below `/dev`, `/run`, `/tmp` and `/sys/fs/cgroup`.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The package that always depends on the newest kernel for machines without hardware.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 /// In the order in which they load; each needs only those before it.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 10] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_mmio.ko",
@@ -19,6 +19,8 @@ const MODULES: [&str; 8] = [
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
     "fs/overlayfs/overlay.ko",
+    "net/ipv4/inet_diag.ko",
+    "net/ipv4/tcp_diag.ko",
 ];
 pub(super) const IMAGE: &str = "vmlinux";
 pub(super) const ORDER: &str = "order";

@@ -1,0 +1,223 @@
+//! A guest's life between two freezes is an epoch. Before one ends the host has the guest write
+//! down what it has; when the next begins, the host gives it randomness that no other guest has,
+//! and what was connected to it before is ended: its other side is not there any more.
+//! Processes know nothing of it.
+
+use crate::error::{Error, Result};
+use crate::{init, sys};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+/// How a new epoch begins.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Epoch {
+    /// Base64.
+    entropy: String,
+    /// Whether this guest is another than the one that was frozen: then it gets ids of its own.
+    fresh: bool,
+}
+
+/// Begins an epoch, as whoever is at `host` asked for.
+///
+/// # Errors
+/// When the kernel took no randomness, or an id could not be made: then nobody may be let in.
+pub(crate) fn begin(epoch: &Epoch, host: SocketAddr) -> Result<()> {
+    let entropy = STANDARD.decode(&epoch.entropy);
+    let entropy = entropy.map_err(|e| Error::invalid(format!("epoch.entropy: {e}")))?;
+    let fail = |what: &str, e: &dyn std::fmt::Display| Error::internal(format!("{what}: {e}"));
+    sys::add_entropy(&entropy).map_err(|e| fail("adding randomness to the kernel's", &e))?;
+    if epoch.fresh {
+        init::identity::renew().map_err(|e| fail("the ids of the machine and its boot", &e))?;
+    }
+    end_connections(host).map_err(|e| fail("ending the connections of before", &e))
+}
+
+/// Writes everything to the disk; with `freeze`, nothing is written any more until [`thaw`].
+pub(crate) fn quiesce(disk: Option<&OwnedFd>, freeze: bool) -> io::Result<()> {
+    rustix::fs::sync();
+    match (disk, freeze) {
+        (Some(disk), true) => sys::freeze_file_system(disk),
+        _ => Ok(()),
+    }
+}
+
+/// Runs a shell that does nothing.
+pub(crate) fn warm() -> io::Result<()> {
+    std::process::Command::new("/bin/sh").args(["-c", "true"]).status().map(|_| ())
+}
+
+/// Lets the file system go on, if it was frozen.
+pub(crate) fn thaw(disk: Option<&OwnedFd>) {
+    if let Some(disk) = disk {
+        let _ = sys::thaw_file_system(disk);
+    }
+}
+
+/// The capsule's own disk, below the overlay.
+pub(crate) fn open_disk(path: &str) -> io::Result<OwnedFd> {
+    Ok(File::open(path)?.into())
+}
+
+/// Ends every TCP connection that leaves the guest but the host's, by the kernel's interface for
+/// that (`sock_diag(7)`): whoever uses one sees an error at once.
+fn end_connections(host: SocketAddr) -> io::Result<()> {
+    let socket = diag::Socket::open()?;
+    for family in [diag::IPV4, diag::IPV6] {
+        for connection in socket.list(family)? {
+            let (from, to) = (connection.source(), connection.destination());
+            let inside = to.ip().is_loopback() || to.ip() == from.ip() || to.port() == 0;
+            if !inside && to != host {
+                socket.destroy(&connection)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's table of sockets.
+mod diag {
+    use super::{IpAddr, OwnedFd, SocketAddr, io};
+    use rustix::net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
+        socket_with,
+    };
+    use std::net::Ipv6Addr;
+
+    pub(super) const IPV4: u8 = 2;
+    pub(super) const IPV6: u8 = 10;
+    const TCP: u8 = 6;
+    const LIST: u16 = 20; // SOCK_DIAG_BY_FAMILY
+    const DESTROY: u16 = 21; // SOCK_DESTROY
+    const ERROR: u16 = 2; // NLMSG_ERROR
+    const DONE: u16 = 3; // NLMSG_DONE
+    const ASK: u16 = 0x001; // NLM_F_REQUEST
+    const ACKNOWLEDGE: u16 = 0x004; // NLM_F_ACK
+    const ALL: u16 = 0x300; // NLM_F_DUMP
+    /// Every state but that of listening (`TCP_LISTEN`, 10).
+    const STATES: u32 = 0xfff & !(1 << 10);
+    const HEADER: usize = 16;
+    /// Of `struct inet_diag_sockid`, which stands 4 bytes into the kernel's message.
+    const ID: usize = 48;
+
+    /// A connection, as the kernel names it.
+    pub(super) struct Connection {
+        family: u8,
+        id: [u8; ID],
+    }
+
+    impl Connection {
+        fn end(&self, port: usize, address: usize) -> SocketAddr {
+            let port = u16::from_be_bytes([self.id[port], self.id[port + 1]]);
+            let bytes = &self.id[address..address + 16];
+            let ip = match self.family {
+                IPV4 => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+                _ => {
+                    let all: [u8; 16] = std::array::from_fn(|at| bytes[at]);
+                    Ipv6Addr::from(all).to_canonical()
+                }
+            };
+            SocketAddr::new(ip, port)
+        }
+
+        pub(super) fn source(&self) -> SocketAddr {
+            self.end(0, 4)
+        }
+
+        pub(super) fn destination(&self) -> SocketAddr {
+            self.end(2, 20)
+        }
+    }
+
+    pub(super) struct Socket(OwnedFd);
+
+    impl Socket {
+        pub(super) fn open() -> io::Result<Self> {
+            let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
+            Ok(Self(socket_with(family, SocketType::DGRAM, flags, Some(netlink::SOCK_DIAG))?))
+        }
+
+        fn ask(&self, kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> io::Result<()> {
+            let mut message = Vec::with_capacity(HEADER + 8 + ID);
+            message.extend_from_slice(&u32::try_from(HEADER + 8 + ID).unwrap_or(0).to_ne_bytes());
+            message.extend_from_slice(&kind.to_ne_bytes());
+            message.extend_from_slice(&(ASK | flags).to_ne_bytes());
+            message.extend_from_slice(&[0; 8]);
+            message.extend_from_slice(&[family, TCP, 0, 0]);
+            message.extend_from_slice(&STATES.to_ne_bytes());
+            message.extend_from_slice(id);
+            send(&self.0, &message, SendFlags::empty())?;
+            Ok(())
+        }
+
+        /// Reads messages until `each` says that it was the last.
+        fn read(&self, mut each: impl FnMut(u16, &[u8]) -> io::Result<bool>) -> io::Result<()> {
+            let mut buffer = vec![0; 32 * 1024];
+            loop {
+                let (length, _) = recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty())?;
+                let mut rest = &buffer[..length];
+                while let Some((head, _)) = rest.split_first_chunk::<HEADER>() {
+                    let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                    let message = rest.get(HEADER..size).ok_or(io::ErrorKind::InvalidData)?;
+                    if each(u16::from_ne_bytes([head[4], head[5]]), message)? {
+                        return Ok(());
+                    }
+                    rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+                }
+            }
+        }
+
+        pub(super) fn list(&self, family: u8) -> io::Result<Vec<Connection>> {
+            self.ask(LIST, ALL, family, &[0; ID])?;
+            let mut found = Vec::new();
+            self.read(|kind, message| match kind {
+                DONE => Ok(true),
+                // A kernel without the family has none of it.
+                ERROR if refused(message).is_some_and(|e| e.raw_os_error() == Some(2)) => Ok(true),
+                ERROR => refused(message).map_or(Ok(true), Err),
+                _ => {
+                    let id = message.get(4..4 + ID).and_then(|id| id.try_into().ok());
+                    found.extend(id.map(|id| Connection { family: message[0], id }));
+                    Ok(false)
+                }
+            })?;
+            Ok(found)
+        }
+
+        /// Ends a connection; one that has just ended is success.
+        pub(super) fn destroy(&self, connection: &Connection) -> io::Result<()> {
+            self.ask(DESTROY, ACKNOWLEDGE, connection.family, &connection.id)?;
+            self.read(|kind, message| match (kind, refused(message)) {
+                (ERROR, Some(error)) if error.raw_os_error() != Some(2) => Err(error),
+                _ => Ok(kind == ERROR),
+            })
+        }
+    }
+
+    /// What an error message says: none when it only acknowledges.
+    fn refused(message: &[u8]) -> Option<io::Error> {
+        let number = i32::from_ne_bytes(*message.first_chunk::<4>()?);
+        (number != 0).then(|| io::Error::from_raw_os_error(-number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    #[test]
+    fn the_kernel_lists_a_connection_by_both_its_ends() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (from, to) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        let found = diag::Socket::open().unwrap().list(diag::IPV4).unwrap();
+        assert!(found.iter().any(|c| c.source() == from && c.destination() == to));
+        assert!(found.iter().any(|c| c.source() == to && c.destination() == from));
+        assert!(!found.iter().any(|c| c.source() == to && c.destination().port() == 0));
+    }
+}
