@@ -1,15 +1,22 @@
-//! Capsules on this machine: made, found again, ended. `manager` is the only writer of a
-//! capsule's state here; `ledger` is what it remembers on disk; `boot` makes and unmakes the
-//! parts of one.
+//! Capsules on this machine: made, paused, resumed, found again, ended. `manager` is the only
+//! writer of a capsule's state here; `ledger` is what it remembers on disk; `boot` makes and
+//! unmakes the parts of one; `pause`, `resume` and `snapshots` keep them and bring them back;
+//! `adopt` finds what an earlier agent left; `life` says when their time is over.
 
+mod adopt;
 pub(crate) mod boot;
+pub(crate) mod golden;
 pub(crate) mod ledger;
+pub(crate) mod life;
 pub(crate) mod manager;
+mod pause;
+pub(crate) mod resume;
+mod snapshots;
 
-use crate::{network, vmm};
+use crate::{network, snapshot, vmm};
 use std::io;
 
-/// Why a capsule could not be made or ended.
+/// Why a capsule could not be made, changed or ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{0}")]
@@ -20,12 +27,20 @@ pub(crate) enum Error {
     NoCapacity(String),
     #[error("the capsule is being removed")]
     Stopping,
-    #[error("there is no capsule {0}")]
-    NotFound(types::CapsuleId),
+    #[error("there is no {0}")]
+    NotFound(String),
+    #[error("the capsule is {0}")]
+    State(manager::State),
+    #[error("a newer command was given since")]
+    Stale,
     #[error("the guest did not answer within {seconds} s; its console ended with: {console}")]
     GuestSilent { seconds: u64, console: String },
     #[error("the machine ended while it booted: {reason}; its console ended with: {console}")]
     Died { reason: String, console: String },
+    #[error("what was kept is damaged")]
+    Damaged(#[source] io::Error),
+    #[error("it was kept on another kind of machine ({kept}) than this host has ({here})")]
+    Incompatible { kept: String, here: String },
     #[error("{what}")]
     Io {
         what: &'static str,
@@ -35,9 +50,34 @@ pub(crate) enum Error {
     #[error(transparent)]
     Network(#[from] network::Error),
     #[error(transparent)]
-    Vmm(#[from] vmm::Error),
+    Vmm(vmm::Error),
+}
+
+impl From<vmm::Error> for Error {
+    fn from(error: vmm::Error) -> Self {
+        match error.source {
+            Some(source) if snapshot::is_damage(&source) => Self::Damaged(source),
+            _ => Self::Vmm(error),
+        }
+    }
 }
 
 pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { what, source }
+}
+
+/// Tells damage of what was kept from other failures of reading it.
+pub(crate) fn kept_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| match snapshot::is_damage(&source) {
+        true => Error::Damaged(source),
+        false => Error::Io { what, source },
+    }
+}
+
+/// Does work that waits for the disk on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(io::Error::other(e)))
 }

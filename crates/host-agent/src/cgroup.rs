@@ -54,7 +54,9 @@ impl Cgroups {
 
     /// Makes a capsule's groups and opens what its VMM writes itself into.
     pub(crate) fn create(&self, capsule: &str, size: &Resources) -> io::Result<Vec<File>> {
-        let memory = (u64::from(size.memory_mib) + OVERHEAD_MIB) << 20;
+        // A page that the guest first touches may cost two: its own, and the empty one of the image
+        // below, which the kernel makes for it and others then share.
+        let memory = (2 * u64::from(size.memory_mib) + OVERHEAD_MIB) << 20;
         // A core more than the guest has, for the VMM's own threads.
         let quota = u64::from(size.vcpus + 1) * PERIOD_US;
         let mut procs = Vec::new();

@@ -47,6 +47,18 @@ impl Config {
         self.dir.join("capsules")
     }
 
+    /// Where snapshots are that belong to no capsule, by their ids.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.dir.join("snapshots")
+    }
+
+    /// Where the templates' booted machines are.
+    #[must_use]
+    pub fn golden(&self) -> PathBuf {
+        self.dir.join("golden")
+    }
+
     /// The guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 
 use crate::network::plan::GUEST;
 use crate::sys;
+use base64::Engine;
 use bytes::Bytes;
 use daemon::{Signal, Tasks, Wait};
 use futures::FutureExt;
@@ -20,9 +21,20 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+/// How far a guest's clock may be off when anyone is let in.
+const CLOCK_OFF: Duration = Duration::from_millis(100);
+/// And where it cannot be told better after so many tries.
+const CLOCK_WRONG: Duration = Duration::from_millis(500);
+const CLOCK_TRIES: u32 = 10;
+/// How long a guest may take to write down what it has in memory.
+const QUIESCE: Duration = Duration::from_secs(30);
+/// Bytes of randomness that a guest begins a new epoch with.
+const SEED: usize = 64;
 const DIAL: Duration = Duration::from_secs(5);
 /// Between two looks at a guest that does not answer yet.
 const POLL: Duration = Duration::from_millis(10);
+/// How long a guest that does not answer yet may take to take a connection, at first.
+const PATIENCE: Duration = Duration::from_millis(30);
 /// Connections that rest, for each port of a guest.
 const RESTING: usize = 64;
 
@@ -68,8 +80,12 @@ pub(crate) struct Guest {
 pub(crate) struct Identity {
     pub hostname: String,
     pub token: String,
+    /// The one that it asks for, where that is another.
+    pub old_token: Option<String>,
     pub envs: BTreeMap<String, String>,
     pub user: Option<&'static str>,
+    /// Whether it is to be a machine of its own, and not the one that it was.
+    pub fresh: bool,
 }
 
 impl Guest {
@@ -79,6 +95,26 @@ impl Guest {
         let dialer = Dialer { route, cut: cut.clone() };
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
         Self { pool, cut, tracker: Tracker::default(), most }
+    }
+
+    /// The same guest, which takes no requests yet, by connections that are not cut: for a guest
+    /// that was cut off and goes on.
+    pub(crate) fn renewed(&self, tasks: Tasks) -> Self {
+        let cut = Signal::default();
+        let route = self.pool.dialer().route.clone();
+        let dialer = Dialer { route, cut: cut.clone() };
+        let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
+        Self { pool, cut, tracker: self.tracker.clone(), most: self.most }
+    }
+
+    /// Lets requests in again.
+    pub(crate) fn admit(&self) {
+        self.tracker.reset();
+    }
+
+    /// Whether anything is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.tracker.count() > 0
     }
 
     /// A place among the requests under way. There is always one for envd, so that a capsule
@@ -107,6 +143,11 @@ impl Guest {
     /// end of its own, so that whoever reads from it would wait for ever.
     pub(crate) fn close(&self) {
         self.tracker.shut();
+        self.cut();
+    }
+
+    /// Ends every connection with an error, at once and for good.
+    pub(crate) fn cut(&self) {
         self.cut.give();
         self.pool.clear();
     }
@@ -116,9 +157,11 @@ impl Guest {
         &self,
         method: &str,
         path: &'static str,
+        token: &str,
         body: Bytes,
     ) -> Result<Response<Body>, Failed> {
         let request = Request::builder()
+            .header(protocol::ACCESS_TOKEN, token)
             .method(method)
             .uri(path)
             .header(header::HOST, "envd")
@@ -130,37 +173,109 @@ impl Guest {
 
     /// Waits until envd answers.
     pub(crate) async fn wait_healthy(&self) {
+        let mut patience = PATIENCE;
         loop {
-            let asked = self.ask("GET", "/health", Bytes::new());
-            if let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(1), asked).await
-                && answer.status().is_success()
-            {
-                return;
+            // What is sent before the guest has its network is lost, and would be sent again only
+            // after a second.
+            let dialled = tokio::time::timeout(patience, self.pool.dial(&protocol::ENVD_PORT));
+            patience = (patience * 11 / 10).min(Duration::from_secs(1));
+            if let Ok(Ok(_)) = dialled.await {
+                let asked = self.ask("GET", "/health", "", Bytes::new());
+                if let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(1), asked).await
+                    && answer.status().is_success()
+                {
+                    return;
+                }
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Gives envd its token, clock, name and environment.
+    /// Begins an epoch: gives envd its token, clock, name and environment, and its kernel
+    /// randomness that no other has; what was open to it when it was kept ends there too.
     ///
     /// # Errors
-    /// When envd cannot be asked, or refuses.
+    /// When envd cannot be asked, or refuses, or the clock cannot be set well enough.
     pub(crate) async fn initialize(&self, identity: &Identity) -> io::Result<()> {
-        let now = time::OffsetDateTime::now_utc();
-        let now = now.format(&time::format_description::well_known::Rfc3339);
+        let seed = sys::random::<SEED>()?;
+        let epoch = serde_json::json!({
+            "entropy": base64::engine::general_purpose::STANDARD.encode(seed),
+            "fresh": identity.fresh,
+        });
         let body = serde_json::json!({
             "accessToken": identity.token,
             "envVars": identity.envs,
             "defaultUser": identity.user,
             "hostname": identity.hostname,
-            "timestamp": now.map_err(io::Error::other)?,
+            "epoch": epoch,
         });
-        let answer = self.ask("POST", "/init", Bytes::from(body.to_string())).await;
+        let token = identity.old_token.as_deref().unwrap_or(&identity.token);
+        let took = self.init(body, token).await?;
+        self.settle_clock(&identity.token, took).await
+    }
+
+    /// Sets the clock of a guest that stood still, and lets its file system go on.
+    ///
+    /// # Errors
+    /// As [`Self::initialize`].
+    pub(crate) async fn refresh(&self, token: &str) -> io::Result<()> {
+        let took = self.init(serde_json::json!({}), token).await?;
+        self.settle_clock(token, took).await
+    }
+
+    /// The clock is off by no more than its setting took; where that was long, it is set again.
+    async fn settle_clock(&self, token: &str, mut took: Duration) -> io::Result<()> {
+        for _ in 0..CLOCK_TRIES {
+            if took <= CLOCK_OFF {
+                return Ok(());
+            }
+            took = took.min(self.init(serde_json::json!({}), token).await?);
+        }
+        match took <= CLOCK_WRONG {
+            true => Ok(()),
+            false => Err(io::Error::other("the guest takes too long to set its clock")),
+        }
+    }
+
+    async fn init(&self, mut body: serde_json::Value, token: &str) -> io::Result<Duration> {
+        let started = std::time::Instant::now();
+        let now = time::OffsetDateTime::now_utc();
+        let now = now.format(&time::format_description::well_known::Rfc3339);
+        body["timestamp"] = now.map_err(io::Error::other)?.into();
+        self.tell("/init", token, body.to_string()).await?;
+        Ok(started.elapsed())
+    }
+
+    /// Has the guest run a first command, for all who begin from what it is then.
+    ///
+    /// # Errors
+    /// When envd cannot be asked, or refuses.
+    pub(crate) async fn warm(&self) -> io::Result<()> {
+        self.prepare("", &serde_json::json!({ "warm": true })).await
+    }
+
+    /// Asks the guest to write down what it has in memory; and, where its memory is not kept, to
+    /// write nothing from then on.
+    ///
+    /// # Errors
+    /// When envd cannot be asked, or refuses.
+    pub(crate) async fn quiesce(&self, token: &str, freeze: bool) -> io::Result<()> {
+        self.prepare(token, &serde_json::json!({ "freeze": freeze })).await
+    }
+
+    async fn prepare(&self, token: &str, how: &serde_json::Value) -> io::Result<()> {
+        let asked = self.tell("/snapshot/prepare", token, how.to_string());
+        let told = tokio::time::timeout(QUIESCE, asked).await;
+        told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn tell(&self, path: &'static str, token: &str, body: String) -> io::Result<()> {
+        let answer = self.ask("POST", path, token, Bytes::from(body)).await;
         let status = answer.map_err(|failed| io::Error::other(failed.error))?.status();
         if status.is_success() {
             return Ok(());
         }
-        Err(io::Error::other(format!("envd answered {status} to /init")))
+        Err(io::Error::other(format!("envd answered {status} to {path}")))
     }
 }
 

@@ -11,6 +11,7 @@ mod guest;
 mod network;
 mod proxy;
 mod rpc;
+mod snapshot;
 mod storage;
 mod sys;
 mod vmm;
@@ -18,6 +19,7 @@ mod vmm;
 pub use config::{Config, DriverChoice};
 
 use anyhow::Context;
+use capsule::golden::Goldens;
 use capsule::manager::Manager;
 use cgroup::Cgroups;
 use daemon::{Metrics, Tasks};
@@ -25,6 +27,7 @@ use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
 use sha2::{Digest, Sha256};
+use snapshot::images::Images;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +53,8 @@ pub(crate) struct Parts {
     pub networks: Option<Arc<Networks>>,
     pub cgroups: Option<Arc<Cgroups>>,
     pub memory_mib: u64,
+    pub images: Images,
+    pub goldens: Goldens,
     pub tasks: Tasks,
 }
 
@@ -112,8 +117,16 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         given => given,
     };
     tracing::info!(driver = driver.name(), accelerator = driver.accelerator(), memory_mib, "ready");
-    let parts = Parts { config, driver, networks, cgroups, memory_mib, tasks: tasks.clone() };
-    let parts = Arc::new(parts);
+    let parts = Arc::new(Parts {
+        config,
+        driver,
+        networks,
+        cgroups,
+        memory_mib,
+        images: Images::default(),
+        goldens: Goldens::default(),
+        tasks: tasks.clone(),
+    });
     let manager = Manager::new(Arc::clone(&parts)).await.context("finding earlier capsules")?;
     let service = Arc::new(rpc::Service { manager: manager.clone(), parts });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
@@ -152,7 +165,8 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     }
     let driver = Box::new(Fake { envd: PathBuf::new() });
     let tasks = Tasks::default();
-    let parts = Parts { config, driver, networks, cgroups, memory_mib: 0, tasks };
+    let (images, goldens) = (Images::default(), Goldens::default());
+    let parts = Parts { config, driver, networks, cgroups, memory_mib: 0, images, goldens, tasks };
     for id in capsule::boot::existing(&parts) {
         capsule::boot::unmake(&parts, id).await.with_context(|| format!("ending {id}"))?;
     }

@@ -98,17 +98,35 @@ impl Networks {
         Ok(Network { slot, namespace, tap: None })
     }
 
-    /// Takes a network down; one that is not there is success.
-    pub(crate) async fn remove(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
+    /// Takes a network down; one that is not there is success. Its number is free only once it is
+    /// released.
+    pub(crate) async fn take_down(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
         let this = Arc::clone(self);
-        blocking("removing the capsule's network", move || netns::remove(&this.plan, slot)).await?;
+        blocking("removing the capsule's network", move || netns::remove(&this.plan, slot)).await
+    }
+
+    /// Lets the number of a network that was taken down be used again.
+    pub(crate) fn release(&self, slot: u32) {
         self.lock().release(slot);
+    }
+
+    /// Takes a network down that no ledger names.
+    async fn remove(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
+        self.take_down(slot).await?;
+        self.release(slot);
         Ok(())
     }
 
     /// Takes the host's own rules away; no capsule may be left.
     pub(crate) fn restore_host(&self) -> io::Result<()> {
         netns::restore_host(&self.plan)
+    }
+
+    /// Keeps the namespaces of this agent, whoever they belong to.
+    pub(crate) fn keep_strangers(&self) {
+        for slot in netns::existing(&self.plan) {
+            self.lock().claim(slot);
+        }
     }
 
     /// Removes the namespaces of this agent that belong to no capsule it has.

@@ -1,16 +1,23 @@
 //! `wrenn.host.v1.Host`: wire to domain and back, no rules of its own.
 
 use crate::capsule::Error;
-use crate::capsule::ledger::Ledger;
-use crate::capsule::manager::{Manager, State, chain};
+use crate::capsule::ledger::{Ledger, Phase};
+use crate::capsule::life::{Life, OnTimeout};
+use crate::capsule::manager::{Begun, Manager, State, chain};
+use crate::capsule::resume::Resume;
+use crate::snapshot::Layers;
 use crate::{Parts, storage};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
 };
 use protocol::host as wire;
 use std::sync::Arc;
-use types::CapsuleId;
+use std::time::Duration;
 use types::resources::Resources;
+use types::{CapsuleId, SnapshotId};
+
+/// How long a wait for a change is answered with none.
+const CHANGE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Service {
     pub manager: Manager,
@@ -28,6 +35,7 @@ impl wire::Host for Service {
         let ledger = Ledger {
             id: capsule_id(&request.capsule_id)?,
             generation: request.generation,
+            team: request.team_id,
             template: request.template,
             resources: Resources {
                 vcpus: request.vcpus,
@@ -38,18 +46,113 @@ impl wire::Host for Service {
             envs: request.envs.into_iter().collect(),
             slot: None,
             machine: None,
-            ready: false,
+            phase: Phase::Starting,
+            last: 0,
+            began: Layers::default(),
+            life: life(request.life.into_option()),
+        };
+        let from = match request.snapshot_id.as_str() {
+            "" => None,
+            id => Some(snapshot_id(id)?),
         };
         let id = ledger.id;
-        let stages = self.manager.create(ledger).await.map_err(|e| refused(id, &e))?;
-        let stage =
-            |(name, took): (&str, std::time::Duration)| wire::create_capsule_response::Stage {
-                name: name.to_owned(),
-                micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                ..Default::default()
-            };
-        let stages = stages.into_iter().map(stage).collect();
-        Response::ok(wire::CreateCapsuleResponse { stages, ..Default::default() })
+        let begun = self.manager.create(ledger, from).await;
+        let (stages, ends_at_ms) = shown(begun.map_err(|e| refused(id, &e))?);
+        Response::ok(wire::CreateCapsuleResponse { stages, ends_at_ms, ..Default::default() })
+    }
+
+    async fn pause_capsule(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::PauseCapsuleRequest>,
+    ) -> ServiceResult<wire::PauseCapsuleResponse> {
+        let id = capsule_id(request.capsule_id)?;
+        let paused = self.manager.pause(id, Some(request.generation), !request.disk_only);
+        paused.await.map_err(|e| refused(id, &e))?;
+        Response::ok(wire::PauseCapsuleResponse::default())
+    }
+
+    async fn resume_capsule(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::ResumeCapsuleRequest>,
+    ) -> ServiceResult<wire::ResumeCapsuleResponse> {
+        let request = request.to_owned_message();
+        let id = capsule_id(&request.capsule_id)?;
+        let wanted = Resume {
+            id,
+            generation: request.generation,
+            life: life(request.life.into_option()),
+            number: (request.snapshot != 0).then_some(request.snapshot),
+            cold: request.cold,
+        };
+        let (stages, ends_at_ms) = match self.manager.resume(wanted).await {
+            Ok(begun) => shown(begun),
+            Err(error @ Error::Damaged(_)) => {
+                let kept = self.manager.numbers(id);
+                let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
+                tracing::error!(%id, error = chain(&error), "a snapshot is damaged");
+                let said = format!("{}; its snapshots are {}", chain(&error), kept.join(", "));
+                return Err(ConnectError::new(ErrorCode::DataLoss, said));
+            }
+            Err(error) => return Err(refused(id, &error)),
+        };
+        Response::ok(wire::ResumeCapsuleResponse { stages, ends_at_ms, ..Default::default() })
+    }
+
+    async fn keep_capsule(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::KeepCapsuleRequest>,
+    ) -> ServiceResult<wire::KeepCapsuleResponse> {
+        let request = request.to_owned_message();
+        let id = capsule_id(&request.capsule_id)?;
+        let to = request.life.into_option().map(|to| life(Some(to)));
+        self.manager.set_life(id, to).await.map_err(|e| refused(id, &e))?;
+        Response::ok(wire::KeepCapsuleResponse::default())
+    }
+
+    async fn create_snapshot(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::CreateSnapshotRequest>,
+    ) -> ServiceResult<wire::CreateSnapshotResponse> {
+        let (id, to) = (capsule_id(request.capsule_id)?, snapshot_id(request.snapshot_id)?);
+        let size_bytes = self.manager.snapshot(id, to).await.map_err(|e| refused(id, &e))?;
+        Response::ok(wire::CreateSnapshotResponse { size_bytes, ..Default::default() })
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::DeleteSnapshotRequest>,
+    ) -> ServiceResult<wire::DeleteSnapshotResponse> {
+        let id = snapshot_id(request.snapshot_id)?;
+        let removed = self.manager.remove_snapshot(id).await;
+        removed.map_err(|e| ConnectError::internal(chain(&e)))?;
+        Response::ok(wire::DeleteSnapshotResponse::default())
+    }
+
+    async fn list_snapshots(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, wire::ListSnapshotsRequest>,
+    ) -> ServiceResult<wire::ListSnapshotsResponse> {
+        let snapshot_ids = self.manager.snapshots().iter().map(ToString::to_string).collect();
+        Response::ok(wire::ListSnapshotsResponse { snapshot_ids, ..Default::default() })
+    }
+
+    async fn wait_change(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::WaitChangeRequest>,
+    ) -> ServiceResult<wire::WaitChangeResponse> {
+        let stopping = self.parts.tasks.stopping();
+        let count = tokio::select! {
+            count = self.manager.wait_change(request.seen, CHANGE) => count,
+            () = stopping => request.seen,
+        };
+        Response::ok(wire::WaitChangeResponse { count, ..Default::default() })
     }
 
     async fn destroy_capsule(
@@ -106,10 +209,37 @@ fn capsule_id(text: &str) -> Result<CapsuleId, ConnectError> {
     text.parse().map_err(|e| ConnectError::invalid_argument(format!("capsule_id: {e}")))
 }
 
-fn info((id, state, generation): (CapsuleId, State, u64)) -> wire::CapsuleInfo {
+fn snapshot_id(text: &str) -> Result<SnapshotId, ConnectError> {
+    text.parse().map_err(|e| ConnectError::invalid_argument(format!("snapshot_id: {e}")))
+}
+
+fn life(wire: Option<wire::Life>) -> Life {
+    let wire = wire.unwrap_or_default();
+    Life {
+        ends_at_ms: (wire.ends_at_ms != 0).then_some(wire.ends_at_ms),
+        on_timeout: if wire.kill { OnTimeout::Kill } else { OnTimeout::Pause },
+        idle_sec: wire.idle_sec,
+        lasts_ms: wire.lasts_ms,
+    }
+}
+
+fn shown((stages, ends): Begun) -> (Vec<wire::Stage>, i64) {
+    let stage = |(name, took): (&str, Duration)| wire::Stage {
+        name: name.to_owned(),
+        micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        ..Default::default()
+    };
+    (stages.into_iter().map(stage).collect(), ends.unwrap_or(0))
+}
+
+fn info((id, state, generation, end): (CapsuleId, State, u64, Option<i64>)) -> wire::CapsuleInfo {
     let (state, reason) = match state {
         State::Starting => (wire::CapsuleState::CAPSULE_STATE_STARTING, String::new()),
         State::Running => (wire::CapsuleState::CAPSULE_STATE_RUNNING, String::new()),
+        State::Pausing => (wire::CapsuleState::CAPSULE_STATE_PAUSING, String::new()),
+        State::Paused => (wire::CapsuleState::CAPSULE_STATE_PAUSED, String::new()),
+        State::Resuming => (wire::CapsuleState::CAPSULE_STATE_RESUMING, String::new()),
+        State::Expired => (wire::CapsuleState::CAPSULE_STATE_EXPIRED, String::new()),
         State::Stopping => (wire::CapsuleState::CAPSULE_STATE_STOPPING, String::new()),
         State::Dead(reason) => (wire::CapsuleState::CAPSULE_STATE_DEAD, reason),
     };
@@ -117,6 +247,7 @@ fn info((id, state, generation): (CapsuleId, State, u64)) -> wire::CapsuleInfo {
         capsule_id: id.to_string(),
         state: state.into(),
         generation,
+        ends_at_ms: end.unwrap_or(0),
         reason,
         ..Default::default()
     }
@@ -126,9 +257,14 @@ fn refused(id: CapsuleId, error: &Error) -> ConnectError {
     let code = match error {
         Error::Invalid(_) => ErrorCode::InvalidArgument,
         Error::NoTemplate(_) => ErrorCode::FailedPrecondition,
+        Error::Damaged(_) => ErrorCode::DataLoss,
+        Error::Incompatible { .. } => ErrorCode::OutOfRange,
         Error::NoCapacity(_) => ErrorCode::ResourceExhausted,
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            ErrorCode::ResourceExhausted
+        }
         Error::Network(crate::network::Error::Full(_)) => ErrorCode::ResourceExhausted,
-        Error::Stopping => ErrorCode::Aborted,
+        Error::Stopping | Error::Stale | Error::State(_) => ErrorCode::Aborted,
         Error::NotFound(_) => ErrorCode::NotFound,
         Error::GuestSilent { .. }
         | Error::Died { .. }

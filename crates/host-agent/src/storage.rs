@@ -3,11 +3,17 @@
 
 use crate::config::Config;
 use crate::sys;
+use rustix::fs::SeekFrom;
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-const DISK: &str = "disk.ext4";
+/// A capsule's own disk, in its folder.
+pub(crate) const DISK: &str = "disk.ext4";
+/// The image that a capsule or a snapshot stands on: a link, since the template may be replaced.
+pub(crate) const OWN_IMAGE: &str = "image.ext4";
 const IMAGE: &str = "rootfs.ext4";
 
 /// Names of the templates that this host has.
@@ -21,9 +27,23 @@ pub(crate) fn templates(config: &Config) -> Vec<String> {
     names
 }
 
-/// Opens a template's image.
-pub(crate) fn open_image(config: &Config, template: &str) -> io::Result<File> {
-    File::open(config.templates().join(template).join(IMAGE))
+/// Where a template's image is.
+pub(crate) fn image(config: &Config, template: &str) -> PathBuf {
+    config.templates().join(template).join(IMAGE)
+}
+
+/// Makes an image known in a folder too, and opens it. Where it is on another file system, it is
+/// copied.
+pub(crate) fn link_image(from: &Path, dir: &Path) -> io::Result<File> {
+    let to = dir.join(OWN_IMAGE);
+    match fs::hard_link(from.canonicalize()?, &to) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            copy_disk(&File::open(from)?, &to)?;
+        }
+        linked => linked?,
+    }
+    File::open(to)
 }
 
 /// Makes a capsule's disk of `mib` in its folder and opens it. It takes no room until it is
@@ -39,7 +59,109 @@ pub(crate) fn make_disk(dir: &Path, mib: u32) -> io::Result<File> {
     Ok(file)
 }
 
+/// Bytes that are read, hashed and written at once.
+const BLOCK: usize = 64 * 1024;
+/// Bytes that are left out of a copy when they are zeros.
+const PIECE: usize = 4096;
+
+/// Copies a disk that nobody writes to: by sharing its blocks where the file system can, else
+/// only what is not zeros. Returns the copy, open for a machine, with the hash of its contents.
+pub(crate) fn copy_disk(from: &File, to: &Path) -> io::Result<(File, blake3::Hash)> {
+    let copy = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
+    if rustix::fs::ioctl_ficlone(&copy, from).is_ok() {
+        let hash = hash_disk(from)?;
+        return Ok((copy, hash));
+    }
+    copy.set_len(from.metadata()?.len())?;
+    let zeros = [0; PIECE];
+    let hash = each_block(from, |at, block| {
+        let mut pieces = (at..).step_by(PIECE).zip(block.chunks(PIECE));
+        pieces.try_for_each(|(at, piece)| match *piece == zeros[..piece.len()] {
+            true => Ok(()),
+            false => copy.write_all_at(piece, at),
+        })
+    })?;
+    Ok((copy, hash))
+}
+
+/// The hash of a disk's contents, however sparse its file is.
+pub(crate) fn hash_disk(file: &File) -> io::Result<blake3::Hash> {
+    each_block(file, |_, _| Ok(()))
+}
+
+/// Calls `work` for each block that is not zeros; the hash is of those and of where they are.
+fn each_block(
+    file: &File,
+    mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<blake3::Hash> {
+    let (length, zeros) = (file.metadata()?.len(), vec![0; BLOCK]);
+    let (mut hash, mut block) = (blake3::Hasher::new(), vec![0; BLOCK]);
+    hash.update(&length.to_le_bytes());
+    let mut at = 0;
+    loop {
+        at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data - data % BLOCK as u64,
+            Err(rustix::io::Errno::NXIO) => return Ok(hash.finalize()),
+            Err(error) => return Err(error.into()),
+        };
+        let size = usize::try_from((length - at).min(BLOCK as u64)).map_err(io::Error::other)?;
+        file.read_exact_at(&mut block[..size], at)?;
+        if block[..size] != zeros[..size] {
+            hash.update(&at.to_le_bytes());
+            hash.update(&block[..size]);
+            work(at, &block[..size])?;
+        }
+        at += BLOCK as u64;
+        if at >= length {
+            return Ok(hash.finalize());
+        }
+    }
+}
+
+/// Bytes on disk of everything below a folder but the templates' images; what has several names
+/// counts once.
+pub(crate) fn used(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(found) = entry.metadata() else { continue };
+        if found.is_dir() {
+            bytes += used(&entry.path(), seen);
+        } else if entry.file_name() != OWN_IMAGE && seen.insert(found.ino()) {
+            bytes += found.blocks() * 512;
+        }
+    }
+    bytes
+}
+
 /// Bytes of the file system that holds `dir`: all, and free.
 pub(crate) fn capacity(dir: &Path) -> (u64, u64) {
     rustix::fs::statvfs(dir).map_or((0, 0), |s| (s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_equal_sparse_and_of_the_same_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = File::create_new(dir.path().join("disk")).unwrap();
+        disk.set_len(64 << 20).unwrap();
+        disk.write_all_at(b"one", 5).unwrap();
+        disk.write_all_at(&[7; 300_000], 9 << 20).unwrap();
+        disk.write_all_at(&[0; 1 << 20], 20 << 20).unwrap();
+        disk.write_all_at(b"end", (64 << 20) - 3).unwrap();
+        let disk = File::open(dir.path().join("disk")).unwrap();
+        let (copy, hash) = copy_disk(&disk, &dir.path().join("copy")).unwrap();
+        assert_eq!(hash_disk(&copy).unwrap(), hash);
+        assert_eq!(hash_disk(&disk).unwrap(), hash);
+        assert!(
+            fs::read(dir.path().join("copy")).unwrap()
+                == fs::read(dir.path().join("disk")).unwrap()
+        );
+        copy.write_all_at(b"x", 40 << 20).unwrap();
+        assert_ne!(hash_disk(&copy).unwrap(), hash);
+        copy.set_len(63 << 20).unwrap();
+        assert_ne!(hash_disk(&copy).unwrap(), hash);
+    }
 }

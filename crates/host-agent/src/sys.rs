@@ -201,6 +201,24 @@ pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
     }
 }
 
+/// Maps a file copy-on-write, as a VMM maps its guest's memory; it stays mapped.
+#[cfg(test)]
+pub(crate) fn map_private(file: &File, length: usize) -> io::Result<u64> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    // SAFETY: a new mapping, at an address that the kernel chooses; nothing refers to it.
+    let at = unsafe { mmap(std::ptr::null_mut(), length, prot, flags, file, 0) }?;
+    Ok(at as u64)
+}
+
+/// Bytes of the kernel's own randomness.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    // Up to 256 bytes come at once (`getrandom(2)`).
+    if got == N { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
 /// Ticks per millisecond of the processor's time stamp counter.
 pub(crate) fn tsc_khz() -> u64 {
     // SAFETY: every x86-64 has the instruction.
@@ -239,6 +257,13 @@ fn open_process(pid: i32, started: u64) -> Option<OwnedFd> {
     let handle = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     // Compared after the opening: from here on the handle is that very process's.
     (start_time(pid) == Some(started)).then_some(handle)
+}
+
+/// The model of this machine's processor.
+pub(crate) fn cpu_model() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map(|(_, name)| name.trim().to_owned()).unwrap_or_default()
 }
 
 /// Which boot of this machine this is.

@@ -7,12 +7,15 @@ pub(crate) mod fake;
 pub(crate) mod qemu;
 mod qmp;
 
+use crate::snapshot::layer::Layer;
+use crate::snapshot::memory::Memory;
 use futures::future::BoxFuture;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use types::resources::Resources;
 
 /// Why a machine could not be made or asked.
@@ -45,6 +48,16 @@ pub(crate) struct Spec {
     pub uid: u32,
     /// `cgroup.procs` files for the VMM to enter.
     pub cgroups: Vec<File>,
+}
+
+/// What a machine is brought back from.
+pub(crate) struct Saved {
+    /// Memory that the machine maps copy-on-write; nobody can change it.
+    pub image: Arc<File>,
+    /// What its own memory holds above that.
+    pub above: Vec<Layer>,
+    /// The state of its devices.
+    pub state: File,
 }
 
 /// A machine's block devices.
@@ -89,6 +102,10 @@ pub(crate) trait Driver: Send + Sync {
     fn boots_images(&self) -> bool;
     /// Starts a machine; it runs when this returns, the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
+    /// What a saved machine fits: VMM, accelerator, processor. One of another fits not.
+    fn fingerprint(&self) -> String;
+    /// Makes a machine from what was saved of one; it stands still.
+    fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// Finds a machine that an earlier agent started; none when it has ended.
     fn adopt(&self, record: &Record, dir: PathBuf) -> Option<Box<dyn Machine>>;
 }
@@ -102,6 +119,14 @@ pub(crate) trait Machine: Send + Sync {
     fn ended(&self) -> BoxFuture<'_, String>;
     /// The last 64 KiB at most of what the guest wrote to its console.
     fn console(&self) -> BoxFuture<'_, Vec<u8>>;
+    /// Lets the guest stand still, with everything that it wrote in its disk's file.
+    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
+    /// Lets the guest go on; one that does is success.
+    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>>;
+    /// Writes the state of the devices of a frozen machine, which stays frozen.
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), Error>>;
+    /// The memory of a frozen machine; none where a driver's machines have none to keep.
+    fn memory(&self, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;
     /// Ends it and waits until it has; one that has ended is success.
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// What the VMM itself said last; for the log, since it may name this machine's paths.

@@ -9,7 +9,9 @@ pub const REFUSAL: &str = "wrenn-refusal";
 pub enum Refusal {
     /// The host has no such capsule, or its machine does not run.
     NotRunning,
-    /// The capsule is being paused or removed and takes no connection.
+    /// The capsule is paused.
+    Paused,
+    /// The capsule is being paused or resumed and takes no connection.
     Draining,
     /// As many requests as may be are under way in the capsule.
     TooMany,
@@ -26,8 +28,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::NotRunning,
+        Self::Paused,
         Self::Draining,
         Self::TooMany,
         Self::PortClosed,
@@ -42,6 +45,7 @@ impl Refusal {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotRunning => "not-running",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::TooMany => "too-many",
             Self::PortClosed => "port-closed",

@@ -1,13 +1,20 @@
 //! Makes the parts of a capsule in phases, and unmakes all of them: prepared (disk), wired
-//! (network), booted (machine), ready (the guest answers). Unmaking takes no notice of which
-//! phases were reached, so that it serves a failed boot, a removal and a dead agent alike.
+//! (network), booted (machine), ready (the guest answers). What a machine is made from is its
+//! [`Origin`]: an image, a disk that was kept, or a whole machine that was. Unmaking takes no
+//! notice of which phases were reached, so that it serves a failed boot, a pause, a removal and
+//! a dead agent alike.
 
-use super::ledger::Ledger;
-use super::{Error, io_error};
+use super::golden::Golden;
+use super::ledger::{Ledger, Phase};
+use super::life::{Life, now_ms};
+use super::{Error, blocking, io_error, kept_error};
 use crate::Parts;
 use crate::guest::{Guest, Identity, Route};
+use crate::network::Network;
+use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
-use crate::vmm::{self, Disks, Machine, Spec};
+use crate::vmm::{self, Disks, Machine, Saved, Spec};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,11 +26,45 @@ const READY: Duration = Duration::from_secs(90);
 /// User ids of VMMs: this and the network's number.
 const FIRST_UID: u32 = 2_000_000;
 
+/// What a capsule's machine is made from.
+pub(crate) enum Origin {
+    /// The template's image and an empty disk. What comes up may be kept for others.
+    Image(Option<Golden>),
+    /// A disk that was kept, and a boot.
+    Disk(Snapshot),
+    /// All of a machine that was kept, for the same capsule to go on.
+    Same(Snapshot),
+    /// And for another to begin from.
+    Other(Snapshot),
+}
+
+impl Origin {
+    fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Image(_) => None,
+            Self::Disk(snapshot) | Self::Same(snapshot) | Self::Other(snapshot) => Some(snapshot),
+        }
+    }
+
+    /// The layers of the memory that is brought back; none when a kernel is booted.
+    fn layers(&self) -> Option<Layers> {
+        match self {
+            Self::Image(_) | Self::Disk(_) => None,
+            Self::Same(snapshot) => snapshot.manifest.memory.clone(),
+            Self::Other(snapshot) => {
+                let all = snapshot.manifest.memory.clone()?.all;
+                Some(Layers { shared: all.len(), all })
+            }
+        }
+    }
+}
+
 /// A capsule whose guest answers.
 pub(crate) struct Booted {
     pub machine: Arc<dyn Machine>,
     pub guest: Guest,
     pub stages: Vec<(&'static str, Duration)>,
+    pub life: Life,
 }
 
 /// The folder of a capsule.
@@ -31,9 +72,14 @@ pub(crate) fn folder(parts: &Parts, id: CapsuleId) -> PathBuf {
     parts.config.capsules().join(id.to_string())
 }
 
+/// Where a capsule's own snapshots are, by their numbers.
+pub(crate) fn kept(dir: &Path) -> PathBuf {
+    dir.join("kept")
+}
+
 /// Capsules that this machine has anything of.
 pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
-    let folders = std::fs::read_dir(parts.config.capsules()).into_iter().flatten().flatten();
+    let folders = fs::read_dir(parts.config.capsules()).into_iter().flatten().flatten();
     let mut names: Vec<String> =
         folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.extend(parts.cgroups.iter().flat_map(|groups| groups.existing()));
@@ -46,6 +92,7 @@ pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
 pub(crate) async fn boot(
     parts: &Parts,
     ledger: &mut Ledger,
+    origin: Origin,
     cancel: &CancellationToken,
 ) -> Result<Booted, Error> {
     let dir = folder(parts, ledger.id);
@@ -56,22 +103,67 @@ pub(crate) async fn boot(
         since = Instant::now();
     };
     save(ledger, &dir)?;
-    let disks = match parts.driver.boots_images() {
-        true => Some(disks(parts, ledger, &dir).await?),
-        false => None,
+    daemon::step("boot.begun").map_err(io_error("a step"))?;
+    let layers = origin.layers();
+    ledger.began = layers.clone().unwrap_or_default();
+    // Side by side; both end before either's failure is told, so that nothing is forgotten.
+    let preparing = async {
+        let disks = match parts.driver.boots_images() {
+            true => Some(disks(parts, ledger, &dir, origin.snapshot()).await?),
+            false => None,
+        };
+        let saved = match (origin.snapshot(), &layers) {
+            (Some(snapshot), Some(layers)) => {
+                Some(saved(parts, &ledger.team, snapshot, layers, &dir).await?)
+            }
+            _ => None,
+        };
+        Ok::<_, Error>((disks, saved))
     };
+    let (prepared, wired) = tokio::join!(preparing, wire(parts));
+    let network = wired?;
+    ledger.slot = network.as_ref().map(|network| network.slot);
+    let (disks, saved) = prepared?;
+    save(ledger, &dir)?;
+    daemon::step("boot.wired").map_err(io_error("a step"))?;
     lap("prepared", &mut stages);
-    let network = match &parts.networks {
-        None => None,
-        Some(networks) => {
-            let network = networks.create().await?;
-            ledger.slot = Some(network.slot);
-            save(ledger, &dir)?;
-            Some(network)
-        }
-    };
-    lap("wired", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
+    let spec = spec(parts, ledger, dir.clone(), disks, tap)?;
+    let restored = saved.is_some();
+    let machine: Arc<dyn Machine> = Arc::from(match saved {
+        Some(saved) => parts.driver.restore(spec, saved).await?,
+        None => parts.driver.boot(spec).await?,
+    });
+    ledger.machine = Some(machine.record());
+    save(ledger, &dir)?;
+    daemon::step("boot.machine").map_err(io_error("a step"))?;
+    lap(if restored { "restored" } else { "booted" }, &mut stages);
+    let guest = guest(parts, route(&*machine, namespace)?);
+    let mut identity = identity(parts, ledger);
+    if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
+        identity.old_token.clone_from(&snapshot.manifest.envd_token);
+        machine.thaw().await?;
+    }
+    identity.fresh = !matches!(origin, Origin::Same(_));
+    tokio::select! {
+        ready = ready(parts, &machine, (&guest, &dir), &identity, origin) => ready?,
+        () = cancel.cancelled() => return Err(Error::Stopping),
+    }
+    ledger.phase = Phase::Running;
+    ledger.life.begin(now_ms());
+    save(ledger, &dir)?;
+    daemon::step("boot.ready").map_err(io_error("a step"))?;
+    lap("ready", &mut stages);
+    Ok(Booted { machine, guest, stages, life: ledger.life.clone() })
+}
+
+fn spec(
+    parts: &Parts,
+    ledger: &Ledger,
+    dir: PathBuf,
+    disks: Option<Disks>,
+    tap: Option<std::os::fd::OwnedFd>,
+) -> Result<Spec, Error> {
     let name = ledger.id.to_string();
     let cgroups = match &parts.cgroups {
         None => Vec::new(),
@@ -80,30 +172,63 @@ pub(crate) async fn boot(
             .map_err(io_error("limiting the capsule's machine"))?,
     };
     let uid = FIRST_UID + ledger.slot.unwrap_or(0);
-    let resources = ledger.resources;
-    let spec = Spec { name, resources, dir: dir.clone(), disks, tap, uid, cgroups };
-    let machine: Arc<dyn Machine> = Arc::from(parts.driver.boot(spec).await?);
-    ledger.machine = Some(machine.record());
-    save(ledger, &dir)?;
-    lap("booted", &mut stages);
-    let guest = guest(parts, route(&*machine, namespace)?);
-    tokio::select! {
-        ready = wait_ready(parts, &*machine, &guest, ledger) => ready?,
-        () = cancel.cancelled() => return Err(Error::Stopping),
-    }
-    ledger.ready = true;
-    save(ledger, &dir)?;
-    lap("ready", &mut stages);
-    Ok(Booted { machine, guest, stages })
+    Ok(Spec { name, resources: ledger.resources, dir, disks, tap, uid, cgroups })
 }
 
-async fn disks(parts: &Parts, ledger: &Ledger, dir: &Path) -> Result<Disks, Error> {
-    let image = storage::open_image(&parts.config, &ledger.template)
-        .map_err(|_| Error::NoTemplate(ledger.template.clone()))?;
-    let (at, mib) = (dir.to_owned(), ledger.resources.disk_mib);
-    let own = tokio::task::spawn_blocking(move || storage::make_disk(&at, mib)).await;
-    let own = own.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-    Ok(Disks { image, own: own.map_err(io_error("making the capsule's disk"))? })
+async fn wire(parts: &Parts) -> Result<Option<Network>, Error> {
+    match &parts.networks {
+        None => Ok(None),
+        Some(networks) => Ok(Some(networks.create().await?)),
+    }
+}
+
+async fn disks(
+    parts: &Parts,
+    ledger: &Ledger,
+    dir: &Path,
+    from: Option<&Snapshot>,
+) -> Result<Disks, Error> {
+    let image = match from {
+        None => storage::image(&parts.config, &ledger.template),
+        Some(snapshot) => snapshot.dir.join(storage::OWN_IMAGE),
+    };
+    let none = |_| Error::NoTemplate(ledger.template.clone());
+    let image = storage::link_image(&image, dir).map_err(none)?;
+    let (at, mib, from) = (dir.to_owned(), ledger.resources.disk_mib, from.cloned());
+    let own = blocking(move || match from {
+        None => storage::make_disk(&at, mib),
+        Some(snapshot) => {
+            let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
+            snapshot.copy_disk(&at.join(storage::DISK))?.ok_or_else(none)
+        }
+    });
+    Ok(Disks { image, own: own.await.map_err(kept_error("making the capsule's disk"))? })
+}
+
+/// Opens what a machine is brought back from, and keeps its layers at hand for the next pause.
+async fn saved(
+    parts: &Parts,
+    team: &str,
+    snapshot: &Snapshot,
+    layers: &Layers,
+    dir: &Path,
+) -> Result<Saved, Error> {
+    let here = parts.driver.fingerprint();
+    if snapshot.manifest.fingerprint != here {
+        let kept = snapshot.manifest.fingerprint.clone();
+        return Err(Error::Incompatible { kept, here });
+    }
+    let bytes = u64::from(snapshot.manifest.resources.memory_mib) << 20;
+    let open = || {
+        layers.link(&snapshot.dir, dir)?;
+        let mut shared = layers.open(&snapshot.dir)?;
+        let above = shared.split_off(layers.shared);
+        Ok((shared, above, snapshot.state()?))
+    };
+    let wrong = "opening what was kept of the machine";
+    let (shared, above, state) = open().map_err(kept_error(wrong))?;
+    let image = parts.images.get(team, layers, shared, bytes).await.map_err(kept_error(wrong))?;
+    Ok(Saved { image, above, state })
 }
 
 fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
@@ -116,7 +241,7 @@ pub(crate) fn guest(parts: &Parts, route: Route) -> Guest {
 }
 
 /// The way to a machine's guest.
-pub(crate) fn route(machine: &dyn Machine, ns: Option<std::fs::File>) -> Result<Route, Error> {
+pub(crate) fn route(machine: &dyn Machine, ns: Option<File>) -> Result<Route, Error> {
     if let Some(at) = machine.loopback(protocol::ENVD_PORT) {
         return Ok(Route::Loopback(at));
     }
@@ -124,30 +249,55 @@ pub(crate) fn route(machine: &dyn Machine, ns: Option<std::fs::File>) -> Result<
     Ok(Route::Namespace(Arc::new(ns.ok_or_else(none)?)))
 }
 
-async fn wait_ready(
-    parts: &Parts,
-    machine: &dyn Machine,
-    guest: &Guest,
-    ledger: &Ledger,
-) -> Result<(), Error> {
-    let limit = tokio::time::sleep(READY);
-    tokio::select! {
-        () = guest.wait_healthy() => {}
-        reason = machine.ended() => {
-            return Err(Error::Died { reason, console: last_words(machine).await });
-        }
-        () = limit => {
-            let console = last_words(machine).await;
-            return Err(Error::GuestSilent { seconds: READY.as_secs(), console });
-        }
-    }
-    let identity = Identity {
+/// What a capsule's guest is told of itself.
+pub(crate) fn identity(parts: &Parts, ledger: &Ledger) -> Identity {
+    Identity {
         hostname: "capsule".to_owned(),
         token: ledger.envd_token.clone(),
+        old_token: None,
         envs: ledger.envs.clone(),
         user: parts.driver.boots_images().then_some("user"),
+        fresh: true,
+    }
+}
+
+/// Waits until the guest answers and has its identity: then anyone may be let in.
+async fn ready(
+    parts: &Parts,
+    machine: &Arc<dyn Machine>,
+    (guest, dir): (&Guest, &Path),
+    identity: &Identity,
+    origin: Origin,
+) -> Result<(), Error> {
+    let begin = async {
+        // One that was brought back answered before it was kept.
+        let answers = parts.driver.boots_images() && origin.layers().is_some();
+        if !answers {
+            guest.wait_healthy().await;
+        }
+        if let Origin::Image(Some(golden)) = origin {
+            golden.keep(parts, machine, guest, dir).await;
+        }
+        let begun = match guest.initialize(identity).await {
+            Err(error) if answers => {
+                tracing::debug!(%error, "the guest is not there yet");
+                guest.wait_healthy().await;
+                guest.initialize(identity).await
+            }
+            begun => begun,
+        };
+        begun.map_err(io_error("beginning the guest's epoch"))
     };
-    guest.initialize(&identity).await.map_err(io_error("giving the guest its identity"))
+    tokio::select! {
+        begun = begin => begun,
+        reason = machine.ended() => {
+            Err(Error::Died { reason, console: last_words(&**machine).await })
+        }
+        () = tokio::time::sleep(READY) => {
+            let console = last_words(&**machine).await;
+            Err(Error::GuestSilent { seconds: READY.as_secs(), console })
+        }
+    }
 }
 
 async fn last_words(machine: &dyn Machine) -> String {
@@ -156,28 +306,77 @@ async fn last_words(machine: &dyn Machine) -> String {
     String::from_utf8_lossy(&console[from..]).trim().to_owned()
 }
 
+/// Ends a capsule's machine and takes down what it ran in. Of what is not there, nothing is to do.
+async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Result<(), Error> {
+    let name = id.to_string();
+    if let Some(record) = ledger.and_then(|l| l.machine.as_ref()) {
+        vmm::kill_record(record).await?;
+    }
+    vmm::kill_named(&name).await?;
+    daemon::step("release.killed").map_err(io_error("a step"))?;
+    let limits = async {
+        let Some(groups) = parts.cgroups.clone() else { return Ok(()) };
+        blocking(move || groups.remove(&name)).await
+    };
+    let network = async {
+        match (&parts.networks, ledger.and_then(|l| l.slot)) {
+            (Some(networks), Some(slot)) => networks.take_down(slot).await,
+            _ => Ok(()),
+        }
+    };
+    let (limits, network) = tokio::join!(limits, network);
+    limits.map_err(io_error("removing the capsule's limits"))?;
+    Ok(network?)
+}
+
+/// Lets the number of a network be used again; not before no ledger names it, or whoever has it
+/// next would lose its network to this capsule.
+fn release_slot(parts: &Parts, slot: Option<u32>) {
+    if let (Some(networks), Some(slot)) = (&parts.networks, slot) {
+        networks.release(slot);
+    }
+}
+
+/// Ends a capsule's machine and takes down what it ran in; then the ledger is written, as it is but
+/// for those. The folder stays, without what the machine had in it.
+pub(crate) async fn release(parts: &Parts, ledger: &mut Ledger) -> Result<(), Error> {
+    let dir = folder(parts, ledger.id);
+    take_down(parts, ledger.id, Some(ledger)).await?;
+    let slot = ledger.slot.take();
+    ledger.machine = None;
+    save(ledger, &dir)?;
+    release_slot(parts, slot);
+    let cleared = blocking(move || clear(&dir)).await;
+    cleared.map_err(io_error("removing what the machine left"))
+}
+
+/// Removes what a machine had in its capsule's folder.
+fn clear(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name == storage::DISK
+            || name == storage::OWN_IMAGE
+            || name.as_encoded_bytes().ends_with(b".pages")
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Unmakes whatever there is of a capsule; with nothing left of it, success.
 pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     let dir = folder(parts, id);
     let ledger = Ledger::load(&dir);
-    let name = id.to_string();
-    if let Some(record) = ledger.as_ref().and_then(|l| l.machine.as_ref()) {
-        vmm::kill_record(record).await?;
-    }
-    vmm::kill_named(&name).await?;
-    if let Some(groups) = parts.cgroups.clone() {
-        let removed = tokio::task::spawn_blocking(move || groups.remove(&name)).await;
-        let removed = removed.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-        removed.map_err(io_error("removing the capsule's limits"))?;
-    }
-    if let (Some(networks), Some(slot)) = (&parts.networks, ledger.and_then(|l| l.slot)) {
-        networks.remove(slot).await?;
-    }
+    take_down(parts, id, ledger.as_ref()).await?;
+    daemon::step("unmake.released").map_err(io_error("a step"))?;
     // Last, since the ledger in it is what finds the rest.
     match tokio::fs::remove_dir_all(&dir).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(io_error("removing the capsule's folder")(e))
+            return Err(io_error("removing the capsule's folder")(e));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    release_slot(parts, ledger.and_then(|ledger| ledger.slot));
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! What an agent must know of a capsule after it died: one small file in the capsule's
 //! folder, replaced as a whole. It is written before anything else of the capsule is made.
 
+use super::life::Life;
+use crate::snapshot::Layers;
 use crate::vmm::Record;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,11 +14,28 @@ use types::resources::Resources;
 const FILE: &str = "capsule.json";
 const STAGED: &str = "capsule.json.new";
 
+/// What is being done with a capsule, as far as it was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Phase {
+    /// It is being made: nobody was let in.
+    Starting,
+    /// The guest has its identity.
+    Running,
+    /// Its last snapshot is all there is of it.
+    Paused,
+    /// A machine is made from a snapshot: nobody was let in.
+    Resuming,
+    /// Its time is over; what is left waits to be removed.
+    Expired,
+}
+
 /// One capsule, as remembered.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Ledger {
     pub id: CapsuleId,
     pub generation: u64,
+    /// Whose it is.
+    pub team: String,
     pub template: String,
     pub resources: Resources,
     pub envd_token: String,
@@ -26,8 +45,13 @@ pub(crate) struct Ledger {
     pub slot: Option<u32>,
     /// The machine, once it was started.
     pub machine: Option<Record>,
-    /// Whether the guest has its identity: only then may anyone be let in.
-    pub ready: bool,
+    pub phase: Phase,
+    /// Number of the newest snapshot of its own, 0 for none: one that is newer was completed by
+    /// a pause that was not written down any more.
+    pub last: u64,
+    /// What the machine's memory was made of; the files are in the capsule's folder.
+    pub began: Layers,
+    pub life: Life,
 }
 
 impl Ledger {
@@ -40,6 +64,30 @@ impl Ledger {
         file.sync_all()?;
         fs::rename(&staged, dir.join(FILE))?;
         File::open(dir)?.sync_all()
+    }
+
+    /// That of a capsule of which nothing is known.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            id: CapsuleId(uuid::Uuid::nil()),
+            generation: 0,
+            team: String::new(),
+            template: String::new(),
+            resources: Resources::default(),
+            envd_token: String::new(),
+            envs: BTreeMap::new(),
+            slot: None,
+            machine: None,
+            phase: Phase::Starting,
+            last: 0,
+            began: Layers::default(),
+            life: Life::default(),
+        }
+    }
+
+    /// Whether there is one, of whatever kind.
+    pub(crate) fn exists(dir: &Path) -> bool {
+        dir.join(FILE).exists()
     }
 
     /// Reads it from a capsule's folder; none when it was never complete.
@@ -59,13 +107,17 @@ mod tests {
         let ledger = Ledger {
             id: CapsuleId::new(),
             generation: 3,
+            team: "team".into(),
             template: "base".into(),
             resources: Resources::default(),
             envd_token: "t".into(),
             envs: BTreeMap::new(),
             slot: Some(4),
             machine: None,
-            ready: false,
+            phase: Phase::Starting,
+            last: 0,
+            began: Layers::default(),
+            life: Life::default(),
         };
         ledger.save(dir.path()).unwrap();
         assert_eq!(Ledger::load(dir.path()), Some(ledger));

@@ -1,93 +1,126 @@
 //! The capsules of this machine by id. Each has a lock that one operation holds at a time;
 //! operations run as tasks of their own, so that a caller who leaves does not stop them.
 
-use super::boot::{self, Booted};
+use super::boot::{self, Booted, Origin};
 use super::ledger::Ledger;
-use super::{Error, io_error};
+use super::life::{Due, Life, now_ms};
+use super::{Error, golden, io_error, kept_error};
 use crate::Parts;
 use crate::guest::Guest;
+use crate::snapshot::{self, Snapshot};
 use crate::storage;
 use crate::vmm::Machine;
 use hop::{Place, Refused};
 use protocol::Refusal;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs;
+use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use types::CapsuleId;
+use types::{CapsuleId, SnapshotId};
 
 /// How a capsule stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
     Starting,
     Running,
+    Pausing,
+    /// Its last snapshot is all there is of it.
+    Paused,
+    Resuming,
+    /// Its time is over; it is to be removed.
+    Expired,
     Stopping,
     /// Its machine has ended, for a reason; the rest is still to be removed.
     Dead(String),
 }
 
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
+            Self::Expired => "over its time",
+            Self::Stopping => "being removed",
+            Self::Dead(_) => "dead",
+        })
+    }
+}
+
 /// Bytes of disk that must be free for another capsule to be made.
 const DISK_RESERVE: u64 = 1 << 30;
-
 /// Between two looks at the logs of machines and at connections that rest.
 const TRIM: Duration = Duration::from_secs(60);
+/// Between two looks at whose time is over.
+const LIFE: Duration = Duration::from_millis(250);
+/// Before another try of what was due and failed.
+const DUE_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long each phase of a boot took.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
+/// How a capsule came to run, and when its time is over.
+pub(crate) type Begun = (Stages, Option<i64>);
+pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
 
-struct Capsule {
-    state: State,
-    generation: u64,
-    memory_mib: u64,
-    stages: Stages,
-    running: Option<(Arc<dyn Machine>, Guest)>,
+pub(super) struct Capsule {
+    pub state: State,
+    pub generation: u64,
+    pub memory_mib: u64,
+    pub stages: Stages,
+    pub running: Option<(Arc<dyn Machine>, Guest)>,
     /// Held by the operation under way.
-    turn: Turn,
+    pub turn: Turn,
     /// Ends a boot under way.
-    cancel: CancellationToken,
+    pub cancel: CancellationToken,
+    pub life: Life,
+    /// When something was last under way in it.
+    pub active: Instant,
+    /// What was due and failed is not tried before.
+    pub due_after: Instant,
 }
-
-type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// All capsules of this machine.
 #[derive(Clone)]
 pub(crate) struct Manager {
-    parts: Arc<Parts>,
+    pub(super) parts: Arc<Parts>,
     capsules: Arc<Mutex<HashMap<CapsuleId, Capsule>>>,
+    /// Counts what changed without having been asked for.
+    changes: watch::Sender<u64>,
 }
 
 impl Manager {
-    /// Finds what an earlier agent left: machines that run are adopted, the rest is removed.
+    /// Finds what an earlier agent left; see `adopt.rs`.
     pub(crate) async fn new(parts: Arc<Parts>) -> Result<Self, Error> {
-        let manager = Self { parts, capsules: Arc::default() };
-        let dir = manager.parts.config.capsules();
-        // Ours alone: in it are disks and consoles, which no other user may read.
-        let made = fs::create_dir_all(&dir)
-            .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)));
-        made.map_err(io_error("making the capsules' folder"))?;
-        for id in boot::existing(&manager.parts) {
-            match manager.adopt(id) {
-                Some(()) => tracing::info!(%id, "adopted a running capsule"),
-                None => {
-                    tracing::info!(%id, "removing what an earlier agent left");
-                    if let Err(error) = boot::unmake(&manager.parts, id).await {
-                        // It stays listed, so that its removal is asked for again.
-                        let reason = chain(&error);
-                        tracing::error!(%id, error = reason, "removing what an earlier agent left");
-                        manager.lock().insert(id, Capsule::lost(reason));
-                    }
-                }
-            }
+        let (changes, _) = watch::channel(u64::try_from(now_ms()).unwrap_or(0));
+        let manager = Self { parts, capsules: Arc::default(), changes };
+        let config = &manager.parts.config;
+        for dir in [config.capsules(), config.snapshots(), config.golden()] {
+            // Ours alone: in it are disks and consoles, which no other user may read.
+            let made = fs::create_dir_all(&dir)
+                .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)));
+            made.map_err(io_error("making the capsules' folder"))?;
         }
-        if let Some(networks) = &manager.parts.networks {
-            networks.remove_strangers().await?;
+        snapshot::sweep(&config.snapshots());
+        if manager.parts.driver.boots_images() {
+            golden::sweep(&manager.parts);
         }
+        manager.adopt_all().await?;
         let this = manager.clone();
         manager.parts.tasks.every(TRIM, move || {
             let this = this.clone();
             async move { this.trim() }
+        });
+        let this = manager.clone();
+        manager.parts.tasks.every(LIFE, move || {
+            let this = this.clone();
+            async move { this.end_those_due() }
         });
         Ok(manager)
     }
@@ -102,59 +135,109 @@ impl Manager {
             machine.trim_logs();
             guest.pool().sweep();
         }
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            golden::retire(&this.parts);
+            this.measure();
+        });
     }
 
-    fn adopt(&self, id: CapsuleId) -> Option<()> {
-        let dir = boot::folder(&self.parts, id);
-        let ledger = Ledger::load(&dir).filter(|ledger| ledger.ready)?;
-        let machine: Arc<dyn Machine> =
-            Arc::from(self.parts.driver.adopt(ledger.machine.as_ref()?, dir)?);
-        let network = match (&self.parts.networks, ledger.slot) {
-            (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
-            _ => None,
-        };
-        let route = boot::route(&*machine, network.map(|n| n.namespace)).ok()?;
-        let guest = boot::guest(&self.parts, route);
-        self.lock().insert(id, Capsule::new(&ledger, State::Running));
-        self.run(id, Booted { machine, guest, stages: Vec::new() });
-        Some(())
+    /// Brings the gauge of what is kept up to date, by what is on the disk.
+    fn measure(&self) {
+        let config = &self.parts.config;
+        let (mut seen, mut bytes) = (HashSet::new(), 0);
+        for dir in [config.capsules(), config.snapshots(), config.golden()] {
+            bytes += storage::used(&dir, &mut seen);
+        }
+        let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+        metrics::gauge!("wrenn_host_kept_mib").set(f64::from(mib));
     }
 
-    /// Boots a capsule; one that runs, or is being booted, is answered as the first time.
-    pub(crate) async fn create(&self, ledger: Ledger) -> Result<Stages, Error> {
+    /// Pauses, or ends, those whose time is over. What fails destroys nothing and is tried again.
+    fn end_those_due(&self) {
+        let (now, at) = (now_ms(), Instant::now());
+        let mut due = Vec::new();
+        for (id, capsule) in self.lock().iter_mut() {
+            let (State::Running, Some((_, guest))) = (&capsule.state, &capsule.running) else {
+                continue;
+            };
+            if guest.is_busy() {
+                capsule.active = at;
+            }
+            let what = capsule.life.due(now, at - capsule.active);
+            if what != Due::Nothing && at >= capsule.due_after {
+                capsule.due_after = at + DUE_AGAIN;
+                due.push((*id, what));
+            }
+        }
+        for (id, what) in due {
+            let this = self.clone();
+            self.parts.tasks.spawn(async move {
+                let done = match what {
+                    Due::Kill => this.expire(id).await,
+                    Due::Pause | Due::Nothing => this.pause(id, None, true).await,
+                };
+                match done {
+                    Ok(()) => tracing::info!(%id, ?what, "its time is over"),
+                    Err(error) => {
+                        tracing::error!(%id, ?what, error = chain(&error), "its time is over");
+                    }
+                }
+                this.changed();
+            });
+        }
+    }
+
+    /// Makes a capsule; one that runs, or is being made, is answered as the first time.
+    pub(crate) async fn create(
+        &self,
+        ledger: Ledger,
+        from: Option<SnapshotId>,
+    ) -> Result<Begun, Error> {
         ledger.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
         let this = self.clone();
+        self.detached(async move { this.create_in_turn(ledger, from).await }).await
+    }
+
+    /// Does work that goes on when whoever asked for it leaves.
+    pub(super) async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.parts.tasks.spawn(async move {
-            let _ = sender.send(this.create_in_turn(ledger).await);
+            let _ = sender.send(Box::pin(work).await);
         });
         receiver.await.unwrap_or(Err(Error::Stopping))
     }
 
-    async fn create_in_turn(&self, mut ledger: Ledger) -> Result<Stages, Error> {
+    async fn create_in_turn(
+        &self,
+        mut ledger: Ledger,
+        from: Option<SnapshotId>,
+    ) -> Result<Begun, Error> {
         let id = ledger.id;
         let (turn, cancel) = self.admit(&ledger)?;
         let _turn = turn.lock().await;
-        match self.lock().get(&id).map(|c| (c.state.clone(), c.stages.clone())) {
-            Some((State::Running, stages)) => return Ok(stages),
+        match self.lock().get(&id).map(|c| (c.state.clone(), c.begun())) {
+            Some((State::Running, begun)) => return Ok(begun),
             Some((State::Starting, _)) => {}
             Some(_) => return Err(Error::Stopping),
-            None => return Err(Error::NotFound(id)),
+            None => return Err(Error::NotFound(format!("capsule {id}"))),
         }
         let dir = boot::folder(&self.parts, id);
         let booted = match fs::create_dir_all(&dir) {
-            Ok(()) => boot::boot(&self.parts, &mut ledger, &cancel).await,
+            Ok(()) => self.boot(&mut ledger, from, &cancel).await,
             Err(e) => Err(io_error("making the capsule's folder")(e)),
         };
         match booted {
             Ok(booted) => {
-                let stages = booted.stages.clone();
-                for (stage, took) in &stages {
+                for (stage, took) in &booted.stages {
                     metrics::histogram!("wrenn_boot_stage_seconds", "stage" => *stage)
                         .record(took.as_secs_f64());
                 }
                 self.run(id, booted);
-                Ok(stages)
+                self.begun(id)
             }
             Err(error) => {
                 metrics::counter!("wrenn_boots_failed_total").increment(1);
@@ -167,6 +250,56 @@ impl Manager {
         }
     }
 
+    /// Makes a machine from a snapshot, or from the template: its golden machine, else a boot.
+    async fn boot(
+        &self,
+        ledger: &mut Ledger,
+        from: Option<SnapshotId>,
+        cancel: &CancellationToken,
+    ) -> Result<Booted, Error> {
+        let parts = &*self.parts;
+        if let Some(from) = from {
+            let snapshot = self.snapshot_of(from)?;
+            let origin = match snapshot.manifest.memory {
+                Some(_) => Origin::Other(snapshot),
+                None => Origin::Disk(snapshot),
+            };
+            return boot::boot(parts, ledger, origin, cancel).await;
+        }
+        if !parts.driver.boots_images() {
+            return boot::boot(parts, ledger, Origin::Image(None), cancel).await;
+        }
+        let found = parts.goldens.find(parts, &ledger.template, ledger.resources).await;
+        let snapshot = match found.map_err(golden::error)? {
+            Ok(snapshot) => snapshot,
+            Err(golden) => {
+                return boot::boot(parts, ledger, Origin::Image(Some(golden)), cancel).await;
+            }
+        };
+        let restored = boot::boot(parts, ledger, Origin::Other(snapshot.clone()), cancel).await;
+        match restored {
+            Err(error @ (Error::Damaged(_) | Error::Incompatible { .. } | Error::Vmm(_))) => {
+                let id = ledger.id;
+                tracing::warn!(%id, error = chain(&error), "no restore; booting instead");
+                boot::release(parts, ledger).await?;
+                if !matches!(error, Error::Vmm(_)) {
+                    let removed = parts.goldens.remove(&snapshot);
+                    removed.map_err(io_error("removing a golden machine"))?;
+                }
+                boot::boot(parts, ledger, Origin::Image(None), cancel).await
+            }
+            restored => restored,
+        }
+    }
+
+    pub(super) fn snapshot_of(&self, id: SnapshotId) -> Result<Snapshot, Error> {
+        let dir = self.parts.config.snapshots().join(id.to_string());
+        if !dir.exists() {
+            return Err(Error::NotFound(format!("snapshot {id}")));
+        }
+        Snapshot::open(&dir).map_err(kept_error("opening the snapshot"))
+    }
+
     /// Enters a capsule, if there is room for it.
     fn admit(&self, ledger: &Ledger) -> Result<(Turn, CancellationToken), Error> {
         let mut capsules = self.lock();
@@ -176,8 +309,21 @@ impl Manager {
         if !self.parts.templates().contains(&ledger.template) {
             return Err(Error::NoTemplate(ledger.template.clone()));
         }
-        let used: u64 = capsules.values().map(|c| c.memory_mib).sum();
-        let wanted = u64::from(ledger.resources.memory_mib);
+        self.check_room(&capsules, u64::from(ledger.resources.memory_mib))?;
+        let capsule = Capsule::new(ledger, State::Starting);
+        let entered = (Arc::clone(&capsule.turn), capsule.cancel.clone());
+        capsules.insert(ledger.id, capsule);
+        Ok(entered)
+    }
+
+    /// Whether there is room for another machine.
+    pub(super) fn check_room(
+        &self,
+        capsules: &HashMap<CapsuleId, Capsule>,
+        wanted: u64,
+    ) -> Result<(), Error> {
+        let own: u64 = capsules.values().map(|c| c.memory_mib).sum();
+        let used = own + (self.parts.images.used() >> 20);
         if used + wanted > self.parts.memory_mib {
             let all = self.parts.memory_mib;
             let why =
@@ -189,19 +335,18 @@ impl Manager {
             let why = format!("{} MiB of disk are free on the host", free >> 20);
             return Err(Error::NoCapacity(why));
         }
-        let capsule = Capsule::new(ledger, State::Starting);
-        let entered = (Arc::clone(&capsule.turn), capsule.cancel.clone());
-        capsules.insert(ledger.id, capsule);
-        Ok(entered)
+        Ok(())
     }
 
     /// Marks a capsule as running and watches for its machine's end.
-    fn run(&self, id: CapsuleId, booted: Booted) {
-        let (machine, guest) = (Arc::clone(&booted.machine), booted.guest.clone());
+    pub(super) fn run(&self, id: CapsuleId, booted: Booted) {
+        let machine = Arc::clone(&booted.machine);
         if let Some(capsule) = self.lock().get_mut(&id) {
             capsule.state = State::Running;
             capsule.stages = booted.stages;
+            capsule.life = booted.life;
             capsule.running = Some((booted.machine, booted.guest));
+            (capsule.active, capsule.due_after) = (Instant::now(), Instant::now());
         }
         let this = self.clone();
         self.parts.tasks.spawn(async move {
@@ -209,21 +354,30 @@ impl Manager {
                 reason = machine.ended() => reason,
                 () = this.parts.tasks.stopping() => return,
             };
-            guest.close();
             this.lost(id, &*machine, reason).await;
         });
     }
 
-    /// Notes that a machine ended by itself; one that is being removed was ended by us.
-    async fn lost(&self, id: CapsuleId, machine: &dyn Machine, reason: String) {
+    /// Notes that a machine ended by itself; one that was ended by us, or that an operation has in
+    /// hand, is none of this.
+    pub(super) async fn lost(&self, id: CapsuleId, machine: &dyn Machine, reason: String) {
+        let record = machine.record();
         match self.lock().get_mut(&id) {
-            Some(capsule) if capsule.state == State::Running => {
-                tracing::warn!(%id, reason, said = machine.said(), "a capsule's machine ended");
-                metrics::counter!("wrenn_machines_lost_total").increment(1);
-                capsule.state = State::Dead(reason);
-            }
-            _ => return,
+            Some(capsule) => match &capsule.running {
+                Some((known, guest)) if known.record() == record => {
+                    guest.close();
+                    if capsule.state != State::Running {
+                        return;
+                    }
+                    tracing::warn!(%id, reason, said = machine.said(), "a machine ended");
+                    metrics::counter!("wrenn_machines_lost_total").increment(1);
+                    capsule.state = State::Dead(reason);
+                }
+                _ => return,
+            },
+            None => return,
         }
+        self.changed();
         // What the guest said last is kept; then the process need not hold its memory any more.
         let _ = machine.console().await;
         if let Err(error) = machine.kill().await {
@@ -234,11 +388,7 @@ impl Manager {
     /// Ends a capsule and removes all it had; an unknown one is success.
     pub(crate) async fn destroy(&self, id: CapsuleId) -> Result<(), Error> {
         let this = self.clone();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.parts.tasks.spawn(async move {
-            let _ = sender.send(this.destroy_in_turn(id).await);
-        });
-        receiver.await.unwrap_or(Err(Error::Stopping))
+        self.detached(async move { this.destroy_in_turn(id).await }).await
     }
 
     async fn destroy_in_turn(&self, id: CapsuleId) -> Result<(), Error> {
@@ -262,9 +412,12 @@ impl Manager {
     }
 
     /// Every capsule with its state and generation.
-    pub(crate) fn list(&self) -> Vec<(CapsuleId, State, u64)> {
+    pub(crate) fn list(&self) -> Vec<(CapsuleId, State, u64, Option<i64>)> {
         self.count();
-        self.lock().iter().map(|(id, c)| (*id, c.state.clone(), c.generation)).collect()
+        let capsules = self.lock();
+        let of = |c: &Capsule| (c.state.clone(), c.generation, c.life.ends_at_ms);
+        let all = capsules.iter().map(|(id, capsule)| (*id, of(capsule)));
+        all.map(|(id, (state, generation, end))| (id, state, generation, end)).collect()
     }
 
     /// Brings the gauges up to date.
@@ -278,16 +431,34 @@ impl Manager {
         metrics::gauge!("wrenn_host_memory_mib").set(gauge(memory));
     }
 
+    /// Waits until something has changed without having been asked for, since the count was
+    /// `seen`; returns the count. Any other count than the one that is true has changed.
+    pub(crate) async fn wait_change(&self, seen: u64, most: Duration) -> u64 {
+        let mut changes = self.changes.subscribe();
+        let changed = changes.wait_for(|count| *count != seen);
+        let _ = tokio::time::timeout(most, changed).await;
+        *self.changes.borrow()
+    }
+
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
     /// A running capsule's guest, and a place among its requests, in one step: what is under way
     /// is known to whoever ends it.
     pub(crate) fn acquire(&self, id: CapsuleId, port: u16) -> Result<(Guest, Place), Refusal> {
-        let capsules = self.lock();
-        let capsule = capsules.get(&id).ok_or(Refusal::NotRunning)?;
-        if capsule.state == State::Stopping {
-            return Err(Refusal::Draining);
+        let mut capsules = self.lock();
+        let capsule = capsules.get_mut(&id).ok_or(Refusal::NotRunning)?;
+        match capsule.state {
+            State::Running => {}
+            State::Paused => return Err(Refusal::Paused),
+            State::Pausing | State::Resuming => return Err(Refusal::Draining),
+            State::Starting | State::Stopping | State::Expired | State::Dead(_) => {
+                return Err(Refusal::NotRunning);
+            }
         }
-        let running = capsule.running.as_ref().filter(|_| capsule.state == State::Running);
-        let (_, guest) = running.ok_or(Refusal::NotRunning)?;
+        capsule.active = Instant::now();
+        let (_, guest) = capsule.running.as_ref().ok_or(Refusal::NotRunning)?;
         match guest.acquire(port) {
             Ok(place) => Ok((guest.clone(), place)),
             Err(Refused::Draining) => Err(Refusal::Draining),
@@ -299,7 +470,8 @@ impl Manager {
     pub(crate) async fn console(&self, id: CapsuleId) -> Result<Vec<u8>, Error> {
         let machine = {
             let capsules = self.lock();
-            let capsule = capsules.get(&id).ok_or(Error::NotFound(id))?;
+            let none = || Error::NotFound(format!("capsule {id}"));
+            let capsule = capsules.get(&id).ok_or_else(none)?;
             capsule.running.as_ref().map(|(machine, _)| Arc::clone(machine))
         };
         match machine {
@@ -308,34 +480,55 @@ impl Manager {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<CapsuleId, Capsule>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<CapsuleId, Capsule>> {
         self.capsules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How a capsule came to run.
+    pub(super) fn begun(&self, id: CapsuleId) -> Result<Begun, Error> {
+        let begun = self.lock().get(&id).map(Capsule::begun);
+        begun.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
+    }
+
+    /// The turn of a capsule.
+    pub(super) fn turn(&self, id: CapsuleId) -> Result<Turn, Error> {
+        let known = self.lock().get(&id).map(|capsule| Arc::clone(&capsule.turn));
+        known.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
+    }
+
+    /// Changes what is known of a capsule; whoever does holds its turn.
+    pub(super) fn change<T>(
+        &self,
+        id: CapsuleId,
+        with: impl FnOnce(&mut Capsule) -> T,
+    ) -> Option<T> {
+        self.lock().get_mut(&id).map(with)
     }
 }
 
 impl Capsule {
-    fn new(ledger: &Ledger, state: State) -> Self {
+    pub(super) fn begun(&self) -> Begun {
+        (self.stages.clone(), self.life.ends_at_ms)
+    }
+
+    pub(super) fn new(ledger: &Ledger, state: State) -> Self {
+        let memory_mib = if matches!(state, State::Paused | State::Expired) {
+            0
+        } else {
+            u64::from(ledger.resources.memory_mib)
+        };
+        let now = Instant::now();
         Self {
             state,
             generation: ledger.generation,
-            memory_mib: u64::from(ledger.resources.memory_mib),
+            memory_mib,
             stages: Vec::new(),
             running: None,
             turn: Turn::default(),
             cancel: CancellationToken::new(),
-        }
-    }
-
-    /// One of which an earlier agent left what could not be removed.
-    fn lost(reason: String) -> Self {
-        Self {
-            state: State::Dead(reason),
-            generation: 0,
-            memory_mib: 0,
-            stages: Vec::new(),
-            running: None,
-            turn: Turn::default(),
-            cancel: CancellationToken::new(),
+            life: ledger.life.clone(),
+            active: now,
+            due_after: now,
         }
     }
 }

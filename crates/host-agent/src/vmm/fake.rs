@@ -1,12 +1,15 @@
 //! No machine at all: `envd` on the host, one per capsule, on a loopback port. For tests of
 //! everything above the trait; it isolates nothing and is never chosen by itself.
 
-use super::{Driver, Error, Machine, Record, Spec, kill_record, wait_record};
+use super::{Driver, Error, Machine, Record, Saved, Spec, kill_record, wait_record};
+use crate::snapshot::memory::Memory;
 use crate::sys;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rustix::process::{Pid, Signal};
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
@@ -35,6 +38,15 @@ impl Driver for Fake {
             Ok(Box::new(FakeMachine(record)) as Box<dyn Machine>)
         }
         .boxed()
+    }
+
+    fn fingerprint(&self) -> String {
+        "fake".to_owned()
+    }
+
+    /// Nothing but the name comes back: envd begins anew.
+    fn restore(&self, spec: Spec, _saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        self.boot(spec)
     }
 
     fn adopt(&self, record: &Record, _dir: PathBuf) -> Option<Box<dyn Machine>> {
@@ -68,6 +80,15 @@ fn free_port() -> io::Result<u16> {
     Err(failed)
 }
 
+impl FakeMachine {
+    fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let gone = || Error::new("signalling envd", io::ErrorKind::NotFound.into());
+        let pid = Pid::from_raw(self.0.pid).filter(|_| self.0.lives()).ok_or_else(gone)?;
+        let sent = rustix::process::kill_process(pid, signal);
+        sent.map_err(|e| Error::new("signalling envd", e.into()))
+    }
+}
+
 impl Machine for FakeMachine {
     fn record(&self) -> Record {
         self.0.clone()
@@ -88,6 +109,23 @@ impl Machine for FakeMachine {
 
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {
         async { Vec::new() }.boxed()
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(self.signal(Signal::STOP)).boxed()
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(self.signal(Signal::CONT)).boxed()
+    }
+
+    fn save(&self, mut state: File) -> BoxFuture<'_, Result<(), Error>> {
+        let wrote = state.write_all(b"fake");
+        std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
+    }
+
+    fn memory(&self, _bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        std::future::ready(Ok(None)).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -5,32 +5,28 @@
 //! so a guest cannot fill the host's disk; a guest that ends leaves it paused, so that the
 //! last words can still be read.
 
-use super::qmp::{self, Qmp};
-use super::{Disks, Driver, Error, Machine, Record, Spec, kill_record, wait_record};
+mod machine;
+
+use super::qmp;
+use super::{Disks, Driver, Error, Machine, Record, Saved, Spec};
 use crate::network::plan::GUEST_MAC;
 use crate::sys::{self, FIRST_FD, VmmCommand};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use serde_json::json;
+use machine::QemuMachine;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Console kept, in bytes; a power of two, by QEMU's rule.
 const CONSOLE: usize = 64 * 1024;
-const CONSOLE_LOG: &str = "console.log";
 const LOG: &str = "qemu.log";
-/// What QEMU itself may have said, in bytes, before it is forgotten.
-const LOG_MAX: u64 = 1 << 20;
-/// How much of its last words is told, in bytes.
-const WORDS: usize = 2000;
-/// What QEMU says of each feature that emulation lacks.
-const HARMLESS: &str = "TCG doesn't support requested feature";
 /// What only a kernel that got to its first process can have written.
 const PROBE_WORD: &[u8] = b"envd:";
 
@@ -50,13 +46,18 @@ pub(crate) struct Qemu {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub dns: Vec<IpAddr>,
+    /// QEMU's own, which saved machines depend on.
+    pub version: String,
 }
 
 impl Qemu {
     /// The emulating driver.
     pub(crate) fn tcg(kernel: PathBuf, initramfs: PathBuf, dns: Vec<IpAddr>) -> Self {
         let accelerator = Accelerator::Tcg { tsc_khz: sys::tsc_khz() };
-        Self { accelerator, kernel, initramfs, dns }
+        // Without the program, the first machine tells that it is missing.
+        let version = sys::run(PROGRAM, &["--version"]).unwrap_or_default();
+        let version = version.lines().next().unwrap_or_default().to_owned();
+        Self { accelerator, kernel, initramfs, dns, version }
     }
 
     /// Boots the guest's kernel without disks, in `dir`, to see whether it gets up in time.
@@ -80,6 +81,14 @@ impl Qemu {
         }
         machine.kill().await?;
         result
+    }
+
+    fn start(&self, spec: Spec, image: Option<Arc<File>>) -> Result<QemuMachine, Error> {
+        let sizes = Sizes { vcpus: spec.resources.vcpus, memory_mib: spec.resources.memory_mib };
+        let Spec { disks, tap, uid, cgroups, .. } = spec;
+        let devices = Devices { disks, tap, uid, cgroups, image };
+        let machine = self.spawn(&spec.name, &sizes, &spec.dir, devices);
+        machine.map_err(|e| Error::new("starting QEMU", e))
     }
 
     fn spawn(
@@ -106,10 +115,25 @@ impl Qemu {
                 &format!("chardev=m{fd},mode=control"),
             ]));
         }
-        let kernel = pass(File::open(&self.kernel)?.into());
-        let initramfs = pass(File::open(&self.initramfs)?.into());
-        args.extend(words(&["-kernel", &format!("/proc/self/fd/{kernel}")]));
-        args.extend(words(&["-initrd", &format!("/proc/self/fd/{initramfs}")]));
+        // Never merged with another's: that what is equal is shared could be told by its speed.
+        let size = format!("id=m0,size={}M,merge=off", sizes.memory_mib);
+        match devices.image {
+            None => {
+                let kernel = pass(File::open(&self.kernel)?.into());
+                let initramfs = pass(File::open(&self.initramfs)?.into());
+                args.extend(words(&["-kernel", &format!("/proc/self/fd/{kernel}")]));
+                args.extend(words(&["-initrd", &format!("/proc/self/fd/{initramfs}")]));
+                args.extend(words(&["-append", &self.command_line()]));
+                args.extend(words(&["-object", &format!("memory-backend-ram,{size}")]));
+            }
+            // A restored guest has its kernel in its memory.
+            Some(image) => {
+                let image = pass(image.try_clone()?.into());
+                let path = format!("mem-path=/proc/self/fd/{image},share=off");
+                args.extend(words(&["-object", &format!("memory-backend-file,{size},{path}")]));
+                args.extend(words(&["-S", "-incoming", "defer"]));
+            }
+        }
         let disks = devices.disks.into_iter();
         let modes = disks
             .flat_map(|d| [(d.image, "readonly=on"), (d.own, "auto-read-only=off,discard=unmap")]);
@@ -162,7 +186,10 @@ impl Qemu {
             "-name",
             name,
             "-M",
-            "microvm",
+            "microvm,suppress-vmdesc=on,memory-backend=m0",
+            // Of a state that is loaded, nothing but the devices' is there.
+            "-global",
+            "migration.send-configuration=off",
             "-accel",
             accel,
             "-cpu",
@@ -184,8 +211,6 @@ impl Qemu {
             &format!("ringbuf,id=console,size={CONSOLE}"),
             "-serial",
             "chardev:console",
-            "-append",
-            &self.command_line(),
         ])
     }
 
@@ -219,11 +244,13 @@ struct Devices {
     tap: Option<OwnedFd>,
     uid: u32,
     cgroups: Vec<File>,
+    /// Memory to be mapped; without it, a kernel is booted.
+    image: Option<Arc<File>>,
 }
 
 impl Default for Devices {
     fn default() -> Self {
-        Self { disks: None, tap: None, uid: 65_534, cgroups: Vec::new() }
+        Self { disks: None, tap: None, uid: 65_534, cgroups: Vec::new(), image: None }
     }
 }
 
@@ -252,13 +279,23 @@ impl Driver for Qemu {
     }
 
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        async move { Ok(Box::new(self.start(spec, None)?) as Box<dyn Machine>) }.boxed()
+    }
+
+    fn fingerprint(&self) -> String {
+        // The processor counts under emulation too: the guest's clock is measured by its.
+        format!("qemu {} {} {}", self.version, self.accelerator(), sys::cpu_model())
+    }
+
+    fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         async move {
-            let sizes =
-                Sizes { vcpus: spec.resources.vcpus, memory_mib: spec.resources.memory_mib };
-            let devices =
-                Devices { disks: spec.disks, tap: spec.tap, uid: spec.uid, cgroups: spec.cgroups };
-            let machine = self.spawn(&spec.name, &sizes, &spec.dir, devices);
-            let machine = machine.map_err(|e| Error::new("starting QEMU", e))?;
+            let bytes = u64::from(spec.resources.memory_mib) << 20;
+            let machine = self.start(spec, Some(Arc::clone(&saved.image)))?;
+            if let Err(error) = machine.load(saved, bytes).await {
+                tracing::warn!(said = machine.said(), "QEMU did not load a saved machine");
+                machine.kill().await?;
+                return Err(Error::new("loading the saved machine", error));
+            }
             Ok(Box::new(machine) as Box<dyn Machine>)
         }
         .boxed()
@@ -267,92 +304,5 @@ impl Driver for Qemu {
     fn adopt(&self, record: &Record, dir: PathBuf) -> Option<Box<dyn Machine>> {
         let machine = QemuMachine { record: record.clone(), dir };
         record.lives().then(|| Box::new(machine) as Box<dyn Machine>)
-    }
-}
-
-struct QemuMachine {
-    record: Record,
-    dir: PathBuf,
-}
-
-impl QemuMachine {
-    async fn watch(&self) -> io::Result<String> {
-        Qmp::connect(&self.dir, qmp::EVENTS).await?.guest_ended().await
-    }
-
-    /// Takes what is new from the ring and keeps it beside what was read before.
-    async fn drain_console(&self) -> io::Result<()> {
-        let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
-        let arguments = json!({ "device": "console", "size": CONSOLE, "format": "base64" });
-        let read = qmp.command("ringbuf-read", arguments).await?;
-        use base64::Engine;
-        let new = base64::engine::general_purpose::STANDARD.decode(read.as_str().unwrap_or(""));
-        let mut all = self.kept_console();
-        all.extend(new.map_err(io::Error::other)?);
-        let from = all.len().saturating_sub(CONSOLE);
-        std::fs::write(self.dir.join(CONSOLE_LOG), &all[from..])
-    }
-
-    fn kept_console(&self) -> Vec<u8> {
-        std::fs::read(self.dir.join(CONSOLE_LOG)).unwrap_or_default()
-    }
-}
-
-impl Machine for QemuMachine {
-    fn record(&self) -> Record {
-        self.record.clone()
-    }
-
-    fn loopback(&self, _port: u16) -> Option<SocketAddr> {
-        None
-    }
-
-    fn ended(&self) -> BoxFuture<'_, String> {
-        async {
-            tokio::select! {
-                () = wait_record(&self.record) => "the VMM ended".to_owned(),
-                reason = async {
-                    loop {
-                        match self.watch().await {
-                            Ok(reason) => break reason,
-                            // QEMU serves one connection at a time, or has just gone.
-                            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
-                        }
-                    }
-                } => reason,
-            }
-        }
-        .boxed()
-    }
-
-    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
-        async {
-            // A machine that has ended keeps its last words in the file alone.
-            let _ = self.drain_console().await;
-            self.kept_console()
-        }
-        .boxed()
-    }
-
-    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
-        kill_record(&self.record).boxed()
-    }
-
-    fn said(&self) -> String {
-        let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
-        // An emulated processor lacks some features of its model; that ends nothing.
-        let words: Vec<&str> = log.lines().filter(|line| !line.contains(HARMLESS)).collect();
-        words.join("; ")
-    }
-
-    fn trim_logs(&self) {
-        // QEMU appends, so that it goes on at the new end.
-        let log = File::options().write(true).open(self.dir.join(LOG));
-        if let Ok(log) = log
-            && log.metadata().is_ok_and(|found| found.len() > LOG_MAX)
-        {
-            let _ = log.set_len(0);
-        }
     }
 }

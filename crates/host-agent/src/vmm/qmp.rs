@@ -3,11 +3,15 @@
 //! later agent can use them too.
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
-use std::io;
-use std::os::fd::AsRawFd;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
@@ -56,6 +60,39 @@ impl Qmp {
     pub(super) async fn command(&mut self, name: &str, arguments: Value) -> io::Result<Value> {
         let line = json!({ "execute": name, "arguments": arguments }).to_string() + "\n";
         self.0.get_mut().write_all(line.as_bytes()).await?;
+        self.answer(name).await
+    }
+
+    /// Runs a command that takes a descriptor.
+    pub(super) async fn pass(
+        &mut self,
+        file: &File,
+        name: &str,
+        arguments: Value,
+    ) -> io::Result<Value> {
+        let line = json!({ "execute": name, "arguments": arguments }).to_string() + "\n";
+        let stream = self.0.get_ref();
+        let send = || {
+            let files = [file.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&files));
+            let bytes = [IoSlice::new(line.as_bytes())];
+            Ok(sendmsg(stream, &bytes, &mut control, SendFlags::NOSIGNAL)?)
+        };
+        let sent = loop {
+            stream.ready(Interest::WRITABLE).await?;
+            match stream.try_io(Interest::WRITABLE, send) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                sent => break sent?,
+            }
+        };
+        self.0.get_mut().write_all(&line.as_bytes()[sent..]).await?;
+        self.answer(name).await
+    }
+
+    /// The answer to a command; events before it are nobody's.
+    async fn answer(&mut self, name: &str) -> io::Result<Value> {
         loop {
             let mut answer = self.read().await?;
             if let Some(error) = answer.get("error") {

@@ -1,0 +1,116 @@
+//! What an agent does first: for each capsule that an earlier one left, it finds out how far that
+//! one got, by the ledger, the processes and the snapshots that are complete, and completes the
+//! work or undoes it. Nothing is removed that was running or kept.
+
+use super::boot::{self, Booted};
+use super::ledger::{Ledger, Phase};
+use super::manager::{Capsule, Manager, State, chain};
+use super::{Error, pause};
+use crate::snapshot;
+use crate::vmm::Machine;
+use std::sync::Arc;
+use types::CapsuleId;
+
+impl Capsule {
+    /// One of which an earlier agent left what could not be removed, and no ledger.
+    fn lost(reason: String) -> Self {
+        let ledger = Ledger::unknown();
+        Self { memory_mib: 0, ..Self::new(&ledger, State::Dead(reason)) }
+    }
+}
+
+impl Manager {
+    /// Finds every capsule that an earlier agent left.
+    pub(super) async fn adopt_all(&self) -> Result<(), Error> {
+        let mut failed = false;
+        for id in boot::existing(&self.parts) {
+            let dir = boot::folder(&self.parts, id);
+            let found = match Ledger::load(&dir) {
+                Some(ledger) => self.adopt(id, ledger).await,
+                // Written as a whole, it is there and strange only when another version wrote it:
+                // then nothing of what it stands for is touched.
+                None if Ledger::exists(&dir) => Err(Error::Invalid("an unknown ledger".to_owned())),
+                None => boot::unmake(&self.parts, id).await,
+            };
+            if let Err(error) = found {
+                // It stays listed, so that its removal is asked for again.
+                failed = true;
+                let reason = chain(&error);
+                tracing::error!(%id, error = reason, "finding what an earlier agent left");
+                let known =
+                    Ledger::load(&dir).map(|l| Capsule::new(&l, State::Dead(reason.clone())));
+                self.lock().insert(id, known.unwrap_or_else(|| Capsule::lost(reason)));
+            }
+        }
+        match &self.parts.networks {
+            // Any of those that are there may be theirs.
+            Some(networks) if failed => networks.keep_strangers(),
+            Some(networks) => networks.remove_strangers().await?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, id: CapsuleId, mut ledger: Ledger) -> Result<(), Error> {
+        let parts = &self.parts;
+        let dir = boot::folder(parts, id);
+        let newest = pause::newest(&snapshot::sweep(&boot::kept(&dir)));
+        let state = match ledger.phase {
+            Phase::Starting => {
+                tracing::info!(%id, "removing what an earlier agent left");
+                return boot::unmake(parts, id).await;
+            }
+            // A pause was complete, and that was not written down any more.
+            Phase::Running if newest > ledger.last => {
+                pause::settle(parts, &mut ledger, newest).await?;
+                State::Paused
+            }
+            Phase::Running => match self.find_running(&ledger).await {
+                Some(booted) => {
+                    tracing::info!(%id, "adopted a running capsule");
+                    self.lock().insert(id, Capsule::new(&ledger, State::Running));
+                    self.run(id, booted);
+                    return Ok(());
+                }
+                None => State::Dead("the machine ended while no agent ran".to_owned()),
+            },
+            // Nobody was let in: what was kept is still all there is.
+            Phase::Paused | Phase::Resuming => {
+                let last = ledger.last;
+                pause::settle(parts, &mut ledger, last).await?;
+                State::Paused
+            }
+            Phase::Expired => {
+                boot::release(parts, &mut ledger).await?;
+                State::Expired
+            }
+        };
+        tracing::info!(%id, %state, "found a capsule");
+        self.lock().insert(id, Capsule::new(&ledger, state));
+        Ok(())
+    }
+
+    async fn find_running(&self, ledger: &Ledger) -> Option<Booted> {
+        let dir = boot::folder(&self.parts, ledger.id);
+        let machine: Arc<dyn Machine> =
+            Arc::from(self.parts.driver.adopt(ledger.machine.as_ref()?, dir)?);
+        let network = match (&self.parts.networks, ledger.slot) {
+            (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
+            _ => None,
+        };
+        let route = boot::route(&*machine, network.map(|n| n.namespace)).ok()?;
+        let guest = boot::guest(&self.parts, route);
+        // It may have been frozen for a pause that did not come to its end.
+        let thawed = machine.thaw().await;
+        let (id, token, asked) = (ledger.id, ledger.envd_token.clone(), guest.clone());
+        self.parts.tasks.spawn(async move {
+            if let Err(error) = asked.refresh(&token).await {
+                tracing::warn!(%id, %error, "an adopted guest does not answer");
+            }
+        });
+        if let Err(error) = thawed {
+            tracing::warn!(id = %ledger.id, error = chain(&error), "adopting a machine");
+        }
+        Some(Booted { machine, guest, stages: Vec::new(), life: ledger.life.clone() })
+    }
+}

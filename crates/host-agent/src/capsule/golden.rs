@@ -1,0 +1,217 @@
+//! Golden machines: one for each template and size, kept as it was when its guest first answered
+//! and before it had an identity, so that a create is a restore. Keyed by everything that it
+//! depends on: what does not fit is never found, and removed when the agent starts.
+
+use super::life::now_ms;
+use super::{Error, blocking};
+use crate::Parts;
+use crate::guest::Guest;
+use crate::snapshot::memory::Memory;
+use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
+use crate::storage;
+use crate::vmm::Machine;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use types::resources::Resources;
+
+/// How long one that nobody uses is kept.
+const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Who boots a machine that is to be kept; others of the same key wait.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
+/// Those of this agent.
+#[derive(Default)]
+pub(crate) struct Goldens {
+    turns: Mutex<HashMap<String, Turn>>,
+}
+
+/// The right to keep a machine as one.
+pub(crate) struct Golden {
+    dir: PathBuf,
+    template: String,
+    resources: Resources,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Goldens {
+    /// The golden machine of a template and size, or the right to make it: whoever comes while
+    /// another makes it waits for that.
+    pub(crate) async fn find(
+        &self,
+        parts: &Parts,
+        template: &str,
+        resources: Resources,
+    ) -> io::Result<Result<Snapshot, Golden>> {
+        let key = key(parts, template, resources)?;
+        let dir = parts.config.golden().join(&key);
+        if let Ok(snapshot) = Snapshot::open(&dir) {
+            note_use(&dir);
+            return Ok(Ok(snapshot));
+        }
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(key).or_default())
+        };
+        let turn = turn.lock_owned().await;
+        match Snapshot::open(&dir) {
+            Ok(snapshot) => Ok(Ok(snapshot)),
+            Err(error) => {
+                if dir.exists() {
+                    tracing::warn!(%error, template, "a golden machine is damaged; making it anew");
+                    snapshot::remove(&dir)?;
+                }
+                Ok(Err(Golden { dir, template: template.to_owned(), resources, _turn: turn }))
+            }
+        }
+    }
+
+    /// Removes one that turned out to be of no use.
+    pub(crate) fn remove(&self, snapshot: &Snapshot) -> io::Result<()> {
+        snapshot::remove(&snapshot.dir)
+    }
+}
+
+/// Removes those that do not fit this host any more, and what was left half-made.
+pub(crate) fn sweep(parts: &Parts) {
+    let root = parts.config.golden();
+    for name in snapshot::sweep(&root) {
+        let dir = root.join(&name);
+        let fits = Snapshot::open(&dir).ok().is_some_and(|found| {
+            let wanted = key(parts, &found.manifest.template, found.manifest.resources);
+            wanted.is_ok_and(|wanted| wanted == name)
+        });
+        if !fits && let Err(error) = snapshot::remove(&dir) {
+            tracing::warn!(%error, name, "removing a golden machine that is out of date");
+        }
+    }
+}
+
+/// Notes that one is used, by the time of its folder.
+fn note_use(dir: &Path) {
+    let _ = File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
+}
+
+/// Removes those that were not used for long: many sizes may be asked for once.
+pub(crate) fn retire(parts: &Parts) {
+    for entry in std::fs::read_dir(parts.config.golden()).into_iter().flatten().flatten() {
+        let used = entry.metadata().and_then(|found| found.modified());
+        let old = used.is_ok_and(|used| used.elapsed().is_ok_and(|unused| unused > UNUSED));
+        if old && let Err(error) = snapshot::remove(&entry.path()) {
+            tracing::warn!(%error, "removing a golden machine that is not used");
+        }
+    }
+}
+
+/// Everything that a golden machine depends on, in one name.
+fn key(parts: &Parts, template: &str, resources: Resources) -> io::Result<String> {
+    let config = &parts.config;
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    add(parts.driver.fingerprint().as_bytes());
+    let Resources { vcpus, memory_mib, disk_mib } = resources;
+    add(format!("{template} {vcpus} {memory_mib} {disk_mib} {:?}", config.dns).as_bytes());
+    for file in [config.kernel(), config.initramfs(), storage::image(config, template)] {
+        // Images are never changed, but replaced by others.
+        let (path, found) = (file.canonicalize()?, file.metadata()?);
+        add(path.as_os_str().as_encoded_bytes());
+        add(&found.len().to_le_bytes());
+        add(format!("{:?}", found.modified()?).as_bytes());
+    }
+    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Golden {
+    /// Keeps a machine whose guest answers and knows nothing of itself yet. What fails is
+    /// logged: the machine goes on, and the next one is kept instead.
+    pub(crate) async fn keep(
+        self,
+        parts: &Parts,
+        machine: &Arc<dyn Machine>,
+        guest: &Guest,
+        dir: &Path,
+    ) {
+        if let Err(error) = guest.warm().await {
+            tracing::warn!(%error, "warming a golden machine");
+        }
+        // None of ours may be open in it.
+        guest.pool().clear();
+        let fingerprint = parts.driver.fingerprint();
+        let taken = self.take(machine, fingerprint, dir.to_owned()).await;
+        let thawed = machine.thaw().await;
+        match (taken, thawed) {
+            // Its hashing and its way to the disk are nothing that the capsule has to wait for.
+            (Ok(taken), Ok(())) => parts.tasks.spawn(async move {
+                if let Err(error) = blocking(move || taken.write(self)).await {
+                    tracing::warn!(%error, "keeping a golden machine");
+                }
+            }),
+            (Err(error), _) | (_, Err(error)) => {
+                let error = super::manager::chain(&error);
+                tracing::warn!(error, "keeping a golden machine");
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        machine: &Arc<dyn Machine>,
+        fingerprint: String,
+        own: PathBuf,
+    ) -> Result<Taken, crate::vmm::Error> {
+        let fail = |e| crate::vmm::Error::new("keeping a golden machine", e);
+        let staging = Staging::begin(&self.dir).map_err(fail)?;
+        machine.freeze().await?;
+        machine.save(staging.state_file().map_err(fail)?).await?;
+        let memory = machine.memory(u64::from(self.resources.memory_mib) << 20).await?;
+        let manifest = Manifest {
+            fingerprint,
+            template: self.template.clone(),
+            resources: self.resources,
+            taken_at_ms: now_ms(),
+            memory: None,
+            state: None,
+            disk: None,
+            envd_token: None,
+        };
+        let copy = move || {
+            let memory = memory.map(|memory| memory.copy()).transpose()?;
+            let disk = Some(staging.copy_disk(&own)?);
+            Ok(Taken { staging, memory, manifest: Manifest { disk, ..manifest } })
+        };
+        blocking(copy).await.map_err(fail)
+    }
+}
+
+/// What was taken of a machine that went on.
+pub(crate) struct Taken {
+    pub staging: Staging,
+    pub memory: Option<Memory>,
+    pub manifest: Manifest,
+}
+
+impl Taken {
+    fn write(self, golden: Golden) -> io::Result<()> {
+        let Self { staging, memory, mut manifest } = self;
+        let (began, dir) = (Layers::default(), staging.path().to_owned());
+        manifest.memory = memory.map(|m| staging.write_memory(&m, &began, &dir)).transpose()?;
+        manifest.state = Some(staging.seal_state()?);
+        staging.sync_disk()?;
+        staging.commit(manifest)?;
+        drop(golden);
+        Ok(())
+    }
+}
+
+/// What could not be made as a golden machine is told as a failure of the capsule's.
+pub(crate) fn error(source: io::Error) -> Error {
+    super::io_error("looking for the template's golden machine")(source)
+}

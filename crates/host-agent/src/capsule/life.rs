@@ -1,0 +1,88 @@
+//! How long a capsule may run, and what then: decided here purely, carried out by `manager`.
+
+use std::time::Duration;
+
+/// What is done with a capsule whose time is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum OnTimeout {
+    #[default]
+    Pause,
+    Kill,
+}
+
+/// The rules of one capsule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Life {
+    /// When its time is over, in milliseconds since 1970; none is never.
+    pub ends_at_ms: Option<i64>,
+    pub on_timeout: OnTimeout,
+    /// Seconds without anything under way after which it is paused; 0 is never.
+    pub idle_sec: u32,
+    /// Milliseconds from when it runs until its time is over, instead of `ends_at_ms`.
+    #[serde(default)]
+    pub lasts_ms: u64,
+}
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    Pause,
+    Kill,
+}
+
+impl Life {
+    /// The rules of a capsule that runs from this time on.
+    pub(crate) fn begin(&mut self, now_ms: i64) {
+        if self.lasts_ms > 0 {
+            let lasts = i64::try_from(self.lasts_ms).unwrap_or(i64::MAX);
+            self.ends_at_ms = Some(now_ms.saturating_add(lasts));
+            self.lasts_ms = 0;
+        }
+    }
+
+    /// What is due at a time, for a capsule that has been idle for so long.
+    pub(crate) fn due(&self, now_ms: i64, idle: Duration) -> Due {
+        let over = self.ends_at_ms.is_some_and(|end| end <= now_ms);
+        match (over, self.on_timeout) {
+            (true, OnTimeout::Kill) => Due::Kill,
+            (true, OnTimeout::Pause) => Due::Pause,
+            (false, _) if self.idle_sec > 0 && idle.as_secs() >= self.idle_sec.into() => Due::Pause,
+            (false, _) => Due::Nothing,
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_absolute_and_idleness_only_pauses() {
+        let life = |ends_at_ms, on_timeout, idle_sec| Life {
+            ends_at_ms,
+            on_timeout,
+            idle_sec,
+            lasts_ms: 0,
+        };
+        let day = Duration::from_secs(86_400);
+        assert_eq!(Life::default().due(i64::MAX, day), Due::Nothing);
+        assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(5, Duration::ZERO), Due::Kill);
+        assert_eq!(life(Some(5), OnTimeout::Pause, 0).due(6, Duration::ZERO), Due::Pause);
+        assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(4, day), Due::Nothing);
+        assert_eq!(life(Some(9), OnTimeout::Kill, 3).due(4, Duration::from_secs(3)), Due::Pause);
+        let mut begun = Life { lasts_ms: 7, ..Life::default() };
+        begun.begin(3);
+        assert_eq!((begun.ends_at_ms, begun.lasts_ms), (Some(10), 0));
+        assert_eq!(
+            life(None, OnTimeout::Kill, 3).due(4, Duration::from_millis(2999)),
+            Due::Nothing
+        );
+    }
+}

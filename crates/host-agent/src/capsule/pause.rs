@@ -1,0 +1,277 @@
+//! Pausing: connections are drained, the guest is quiesced and frozen, what it is made of is
+//! written and appears by a rename. Until that rename any failure lets the guest go on as if
+//! nothing had been; after it the machine is ended, whatever happens.
+
+use super::ledger::{Ledger, Phase};
+use super::life::now_ms;
+use super::manager::{Manager, State, chain};
+use super::{Error, blocking, boot, io_error};
+use crate::Parts;
+use crate::guest::Guest;
+use crate::snapshot::{self, Manifest, Snapshot, Staging};
+use crate::storage;
+use crate::vmm::Machine;
+use std::sync::Arc;
+use std::time::Duration;
+use types::CapsuleId;
+
+/// How long requests under way may take to come to their end.
+const GRACE: Duration = Duration::from_secs(2);
+/// A disk with fewer bytes than that is full.
+const FULL: u64 = 1 << 20;
+/// Snapshots of its own that a capsule keeps.
+const KEPT: u64 = 2;
+
+/// The highest of some numbers.
+pub(super) fn newest(names: &[String]) -> u64 {
+    names.iter().filter_map(|name| name.parse().ok()).max().unwrap_or(0)
+}
+
+/// Brings a pause to its end whose snapshot is complete: nothing is left of the machine, and the
+/// ledger says so.
+pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> Result<(), Error> {
+    ledger.began = snapshot::Layers::default();
+    (ledger.phase, ledger.last) = (Phase::Paused, number);
+    boot::release(parts, ledger).await?;
+    daemon::step("pause.settled").map_err(io_error("a step"))?;
+    let kept = boot::kept(&boot::folder(parts, ledger.id));
+    let names = snapshot::sweep(&kept);
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    numbers.sort_unstable();
+    for old in numbers.iter().rev().skip(usize::try_from(KEPT).unwrap_or(2)) {
+        if let Err(error) = snapshot::remove(&kept.join(old.to_string())) {
+            tracing::warn!(id = %ledger.id, old, %error, "removing an old snapshot");
+        }
+    }
+    Ok(())
+}
+
+impl Manager {
+    /// Keeps a capsule and ends its machine; one that is paused is success. `generation` is that
+    /// of the command, none where the agent itself has it done; without `memory`, only the disk is
+    /// kept.
+    pub(crate) async fn pause(
+        &self,
+        id: CapsuleId,
+        generation: Option<u64>,
+        memory: bool,
+    ) -> Result<(), Error> {
+        let this = self.clone();
+        self.detached(async move { this.pause_in_turn(id, generation, memory).await }).await
+    }
+
+    async fn pause_in_turn(
+        &self,
+        id: CapsuleId,
+        generation: Option<u64>,
+        memory: bool,
+    ) -> Result<(), Error> {
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        let (machine, guest) = match self.begin_pause(id, generation)? {
+            Some(running) => running,
+            None => return Ok(()),
+        };
+        let (dir, started) = (boot::folder(&self.parts, id), std::time::Instant::now());
+        let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
+        let kept = match Ledger::load(&dir).ok_or_else(lost) {
+            Ok(mut ledger) => {
+                ledger.generation = generation.unwrap_or(ledger.generation);
+                match self.keep(&ledger, &machine, &guest, memory).await {
+                    Ok(number) => Ok((ledger, number)),
+                    Err(error) => {
+                        let error = self.if_full(error);
+                        let renewed = guest.renewed(self.parts.tasks.clone());
+                        Err((error, Some((renewed, ledger.envd_token))))
+                    }
+                }
+            }
+            Err(error) => Err((error, None)),
+        };
+        match kept {
+            Ok((mut ledger, number)) => {
+                metrics::histogram!("wrenn_pause_seconds").record(started.elapsed().as_secs_f64());
+                // Complete: from here on there is no way back. The network goes when nobody holds it.
+                self.change(id, |capsule| capsule.running = None);
+                drop((guest, machine));
+                if let Err(error) = settle(&self.parts, &mut ledger, number).await {
+                    tracing::error!(%id, error = chain(&error), "clearing up after a pause");
+                }
+                self.change(id, |capsule| {
+                    capsule.state = State::Paused;
+                    capsule.memory_mib = 0;
+                });
+                Ok(())
+            }
+            Err((error, going)) => {
+                metrics::counter!("wrenn_pauses_failed_total").increment(1);
+                self.go_on(id, machine, going).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What a failure to keep something comes to when the disk is full, whoever met that.
+    pub(super) fn if_full(&self, error: Error) -> Error {
+        let (_, free) = storage::capacity(&self.parts.config.dir);
+        match free < FULL {
+            true => Error::NoCapacity(format!("the host's disk is full ({})", chain(&error))),
+            false => error,
+        }
+    }
+
+    /// Marks a running capsule as being paused; none when it is paused.
+    #[expect(clippy::type_complexity, reason = "a machine and its guest, as a capsule has them")]
+    fn begin_pause(
+        &self,
+        id: CapsuleId,
+        generation: Option<u64>,
+    ) -> Result<Option<(Arc<dyn Machine>, Guest)>, Error> {
+        let mut capsules = self.lock();
+        let none = || Error::NotFound(format!("capsule {id}"));
+        let capsule = capsules.get_mut(&id).ok_or_else(none)?;
+        match (&capsule.state, &capsule.running) {
+            (State::Paused, _) => Ok(None),
+            (State::Running, Some(running)) => {
+                if generation.is_some_and(|given| given < capsule.generation) {
+                    return Err(Error::Stale);
+                }
+                let running = running.clone();
+                capsule.generation = generation.unwrap_or(capsule.generation);
+                capsule.state = State::Pausing;
+                Ok(Some(running))
+            }
+            (state, _) => Err(Error::State(state.clone())),
+        }
+    }
+
+    /// Makes the capsule's next snapshot; returns its number.
+    async fn keep(
+        &self,
+        ledger: &Ledger,
+        machine: &Arc<dyn Machine>,
+        guest: &Guest,
+        memory: bool,
+    ) -> Result<u64, Error> {
+        let mut since = std::time::Instant::now();
+        // A point at which a test may end it, and how long it took to get there.
+        let mut step = |name: &'static str| {
+            let took = since.elapsed().as_secs_f64();
+            metrics::histogram!("wrenn_pause_stage_seconds", "stage" => name).record(took);
+            since = std::time::Instant::now();
+            daemon::step(name).map_err(io_error("a step"))
+        };
+        let cut = guest.drain(GRACE).await;
+        metrics::counter!("wrenn_requests_cut_total").increment(cut);
+        step("pause.drained")?;
+        let asking = guest.renewed(self.parts.tasks.clone());
+        let quiesced = asking.quiesce(&ledger.envd_token, !memory).await;
+        // Without a goodbye, whose answer a frozen guest would owe us.
+        asking.cut();
+        match quiesced.map_err(io_error("asking the guest to write down what it has")) {
+            Err(error) if !memory => return Err(error),
+            // What it has in memory is kept anyway.
+            Err(error) => tracing::warn!(id = %ledger.id, error = chain(&error), "pausing"),
+            Ok(()) => {}
+        }
+        step("pause.quiesced")?;
+        machine.freeze().await?;
+        step("pause.frozen")?;
+        let dir = boot::folder(&self.parts, ledger.id);
+        let kept = boot::kept(&dir);
+        let number = ledger.last.max(newest(&snapshot::sweep(&kept))) + 1;
+        let failed = "keeping the capsule";
+        let staging = Staging::begin(&kept.join(number.to_string())).map_err(io_error(failed))?;
+        let mut manifest = self.manifest(ledger);
+        let pages = match memory {
+            false => None,
+            true => {
+                machine.save(staging.state_file().map_err(io_error(failed))?).await?;
+                step("pause.saved")?;
+                Some(machine.memory(u64::from(ledger.resources.memory_mib) << 20).await?)
+            }
+        };
+        let began = ledger.began.clone();
+        let has_disk = self.parts.driver.boots_images();
+        let write = move || {
+            if let Some(pages) = pages {
+                manifest.memory = Some(match pages {
+                    Some(pages) => staging.write_memory(&pages, &began, &dir)?,
+                    None => began,
+                });
+                manifest.state = Some(staging.seal_state()?);
+            }
+            manifest.disk = has_disk.then(|| staging.take_disk(&dir)).transpose()?;
+            daemon::step("pause.written")?;
+            staging.commit(manifest)
+        };
+        blocking(write).await.map_err(io_error(failed))?;
+        // A failure from here on would be one after the fact.
+        let _ = step("pause.committed");
+        Ok(number)
+    }
+
+    /// What a snapshot of a capsule says of itself before it has anything.
+    pub(super) fn manifest(&self, ledger: &Ledger) -> Manifest {
+        Manifest {
+            fingerprint: self.parts.driver.fingerprint(),
+            template: ledger.template.clone(),
+            resources: ledger.resources,
+            taken_at_ms: now_ms(),
+            memory: None,
+            state: None,
+            disk: None,
+            envd_token: Some(ledger.envd_token.clone()),
+        }
+    }
+
+    /// Lets a capsule go on that could not be paused.
+    async fn go_on(
+        &self,
+        id: CapsuleId,
+        machine: Arc<dyn Machine>,
+        going: Option<(Guest, String)>,
+    ) {
+        let thawed = machine.thaw().await;
+        if let Some((guest, token)) = going {
+            if let Err(error) = guest.refresh(&token).await {
+                tracing::warn!(%id, %error, "a guest that goes on does not answer");
+            }
+            guest.admit();
+            self.change(id, |capsule| capsule.running = Some((Arc::clone(&machine), guest)));
+        }
+        self.change(id, |capsule| capsule.state = State::Running);
+        if let Err(error) = thawed {
+            tracing::error!(%id, error = chain(&error), "letting a capsule go on");
+        }
+        if !machine.record().lives() {
+            self.lost(id, &*machine, "the VMM ended".to_owned()).await;
+        }
+    }
+
+    /// Ends a capsule whose time is over, and keeps saying so until it is removed.
+    pub(super) async fn expire(&self, id: CapsuleId) -> Result<(), Error> {
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        let running = self.change(id, |capsule| {
+            let runs = capsule.state == State::Running;
+            runs.then(|| capsule.state = State::Expired).and_then(|()| capsule.running.take())
+        });
+        let Some((machine, guest)) = running.flatten() else { return Ok(()) };
+        guest.drain(Duration::ZERO).await;
+        drop((machine, guest));
+        let dir = boot::folder(&self.parts, id);
+        if let Some(mut ledger) = Ledger::load(&dir) {
+            ledger.phase = Phase::Expired;
+            boot::release(&self.parts, &mut ledger).await?;
+        }
+        self.change(id, |capsule| capsule.memory_mib = 0);
+        Ok(())
+    }
+
+    /// The snapshot that a paused capsule is, or another that it has.
+    pub(super) fn own_snapshot(&self, ledger: &Ledger, number: u64) -> std::io::Result<Snapshot> {
+        let kept = boot::kept(&boot::folder(&self.parts, ledger.id));
+        Snapshot::open(&kept.join(number.to_string()))
+    }
+}

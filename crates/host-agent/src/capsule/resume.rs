@@ -1,0 +1,171 @@
+//! Resuming: a machine is made from the last snapshot, begins a new epoch, and only then is
+//! anyone let in. What was kept stays as it is: a resume that fails changes nothing.
+
+use super::boot::{self, Origin};
+use super::ledger::{Ledger, Phase};
+use super::life::Life;
+use super::manager::{Begun, Manager, State, chain};
+use super::pause;
+use super::{Error, io_error, kept_error};
+use types::CapsuleId;
+
+/// What a resume is told.
+pub(crate) struct Resume {
+    pub id: CapsuleId,
+    pub generation: u64,
+    pub life: Life,
+    /// Which of its snapshots; the last one when none.
+    pub number: Option<u64>,
+    /// Whether memory that was kept is left aside, for a boot on the disk.
+    pub cold: bool,
+}
+
+impl Manager {
+    /// Brings a paused capsule back; one that runs is answered as the first time.
+    pub(crate) async fn resume(&self, wanted: Resume) -> Result<Begun, Error> {
+        let this = self.clone();
+        self.detached(async move { this.resume_in_turn(wanted).await }).await
+    }
+
+    async fn resume_in_turn(&self, wanted: Resume) -> Result<Begun, Error> {
+        let id = wanted.id;
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        let (before, cancel) = match self.begin_resume(&wanted)? {
+            Ok(begun) => begun,
+            Err(begun) => return Ok(begun),
+        };
+        match self.bring_back(&wanted, &cancel).await {
+            Ok(booted) => {
+                for (stage, took) in &booted.stages {
+                    metrics::histogram!("wrenn_resume_stage_seconds", "stage" => *stage)
+                        .record(took.as_secs_f64());
+                }
+                self.run(id, booted);
+                self.begun(id)
+            }
+            Err(error) => {
+                metrics::counter!("wrenn_resumes_failed_total").increment(1);
+                if let Err(undo) = self.undo_resume(id).await {
+                    tracing::error!(%id, error = chain(&undo), "undoing a resume");
+                }
+                self.change(id, |capsule| {
+                    capsule.state = before;
+                    capsule.memory_mib = 0;
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Marks a paused capsule as being resumed, if there is room for its machine; one that runs
+    /// tells how it came up.
+    fn begin_resume(
+        &self,
+        wanted: &Resume,
+    ) -> Result<Result<(State, tokio_util::sync::CancellationToken), Begun>, Error> {
+        let dir = boot::folder(&self.parts, wanted.id);
+        let none = || Error::NotFound(format!("capsule {}", wanted.id));
+        let ledger = Ledger::load(&dir).ok_or_else(none)?;
+        let mut capsules = self.lock();
+        let capsule = capsules.get(&wanted.id).ok_or_else(none)?;
+        let before = capsule.state.clone();
+        if before == State::Running {
+            return Ok(Err(capsule.begun()));
+        }
+        // Of one whose machine is lost, what was kept before is not.
+        let kept = matches!(before, State::Dead(_)) && ledger.last > 0;
+        if before != State::Paused && !kept {
+            return Err(Error::State(before));
+        }
+        if wanted.generation < capsule.generation {
+            return Err(Error::Stale);
+        }
+        let memory = u64::from(ledger.resources.memory_mib);
+        // That of a dead one is free already.
+        let held = capsule.memory_mib;
+        self.check_room(&capsules, memory - held)?;
+        let capsule = capsules.get_mut(&wanted.id).ok_or_else(none)?;
+        capsule.state = State::Resuming;
+        capsule.memory_mib = memory;
+        capsule.generation = wanted.generation;
+        capsule.running = None;
+        Ok(Ok((before, capsule.cancel.clone())))
+    }
+
+    async fn bring_back(
+        &self,
+        wanted: &Resume,
+        cancel: &tokio_util::sync::CancellationToken,
+    ) -> Result<boot::Booted, Error> {
+        let parts = &self.parts;
+        let dir = boot::folder(parts, wanted.id);
+        let none = || Error::NotFound(format!("capsule {}", wanted.id));
+        let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
+        if ledger.phase != Phase::Paused {
+            // What a machine that died has left.
+            let last = ledger.last;
+            pause::settle(parts, &mut ledger, last).await?;
+        }
+        let number = wanted.number.unwrap_or(ledger.last);
+        if wanted.number.is_some() && !self.numbers(wanted.id).contains(&number) {
+            return Err(Error::Invalid(format!("the capsule has no snapshot {number}")));
+        }
+        let snapshot = self.own_snapshot(&ledger, number);
+        let snapshot = snapshot.map_err(kept_error("opening what was kept of the capsule"))?;
+        let origin = match snapshot.manifest.memory.is_some() && !wanted.cold {
+            true => Origin::Same(snapshot),
+            false => Origin::Disk(snapshot),
+        };
+        (ledger.phase, ledger.generation) = (Phase::Resuming, wanted.generation);
+        ledger.life = wanted.life.clone();
+        boot::boot(parts, &mut ledger, origin, cancel).await
+    }
+
+    /// Leaves of a resume that failed what was there before it.
+    async fn undo_resume(&self, id: CapsuleId) -> Result<(), Error> {
+        let dir = boot::folder(&self.parts, id);
+        match Ledger::load(&dir) {
+            Some(mut ledger) => {
+                let last = ledger.last;
+                pause::settle(&self.parts, &mut ledger, last).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The snapshots of its own that a capsule has, by their numbers, whole or not.
+    pub(crate) fn numbers(&self, id: CapsuleId) -> Vec<u64> {
+        let kept = boot::kept(&boot::folder(&self.parts, id));
+        let entries = std::fs::read_dir(kept).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut numbers: Vec<u64> = names.filter_map(|name| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Changes how long a capsule may run, and counts as activity.
+    pub(crate) async fn set_life(&self, id: CapsuleId, life: Option<Life>) -> Result<(), Error> {
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        let dir = boot::folder(&self.parts, id);
+        let known = self.change(id, |capsule| {
+            capsule.active = std::time::Instant::now();
+            capsule.state.clone()
+        });
+        let none = || Error::NotFound(format!("capsule {id}"));
+        let state = known.ok_or_else(none)?;
+        if !matches!(state, State::Running | State::Paused) {
+            return Err(Error::State(state));
+        }
+        let Some(life) = life else { return Ok(()) };
+        let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
+        ledger.life = life.clone();
+        ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
+        self.change(id, |capsule| {
+            capsule.life = life;
+            capsule.due_after = std::time::Instant::now();
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! Snapshots that belong to no capsule: taken of one that runs, which goes on, or that is paused;
+//! begun from by any number of others.
+
+use super::ledger::Ledger;
+use super::manager::{Manager, State};
+use super::{Error, blocking, boot, io_error, kept_error};
+use crate::guest::Guest;
+use crate::snapshot::{self, Layers, Snapshot, Staging};
+use crate::vmm::Machine;
+use std::path::Path;
+use std::sync::Arc;
+use types::{CapsuleId, SnapshotId};
+
+impl Manager {
+    /// Takes a snapshot of a capsule, which stays as it is; one of this id that is complete is
+    /// success. Returns its bytes on disk.
+    pub(crate) async fn snapshot(&self, id: CapsuleId, to: SnapshotId) -> Result<u64, Error> {
+        let this = self.clone();
+        self.detached(async move { this.snapshot_in_turn(id, to).await }).await
+    }
+
+    async fn snapshot_in_turn(&self, id: CapsuleId, to: SnapshotId) -> Result<u64, Error> {
+        let at = self.parts.config.snapshots().join(to.to_string());
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        if let Ok(snapshot) = Snapshot::open(&at) {
+            return Ok(snapshot.bytes());
+        }
+        let none = || Error::NotFound(format!("capsule {id}"));
+        let known = self.change(id, |capsule| (capsule.state.clone(), capsule.running.clone()));
+        let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
+        let taken = match known.ok_or_else(none)? {
+            (State::Running, Some((machine, guest))) => {
+                let taken = self.take(&ledger, &machine, &guest, &at).await;
+                taken.map_err(|error| self.if_full(error))?
+            }
+            (State::Paused, _) => {
+                let own = self.own_snapshot(&ledger, ledger.last);
+                let own = own.map_err(kept_error("opening what was kept of the capsule"))?;
+                let link = move || {
+                    let staging = Staging::begin(&at)?;
+                    staging.link_all(&own)?;
+                    staging.commit(own.manifest)
+                };
+                blocking(link).await.map_err(kept_error("keeping the snapshot"))?
+            }
+            (state, _) => return Err(Error::State(state)),
+        };
+        Ok(taken.bytes())
+    }
+
+    /// Freezes a machine for as long as it takes to copy what has changed, and writes it down
+    /// when it goes on.
+    async fn take(
+        &self,
+        ledger: &Ledger,
+        machine: &Arc<dyn Machine>,
+        guest: &Guest,
+        at: &Path,
+    ) -> Result<Snapshot, Error> {
+        let failed = "taking the snapshot";
+        let staging = Staging::begin(at).map_err(io_error(failed))?;
+        let state = staging.state_file().map_err(io_error(failed))?;
+        let dir = boot::folder(&self.parts, ledger.id);
+        let has_disk = self.parts.driver.boots_images();
+        let from = dir.clone();
+        let bytes = u64::from(ledger.resources.memory_mib) << 20;
+        let frozen = std::time::Instant::now();
+        let copied = async {
+            machine.freeze().await?;
+            daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
+            machine.save(state).await?;
+            let memory = machine.memory(bytes).await?;
+            let copy = move || {
+                let memory = memory.map(|memory| memory.copy()).transpose()?;
+                let disk = has_disk.then(|| staging.copy_disk(&from)).transpose()?;
+                Ok((staging, memory, disk))
+            };
+            blocking(copy).await.map_err(io_error(failed))
+        };
+        let copied = copied.await;
+        let thawed = machine.thaw().await;
+        metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
+        if let Err(error) = guest.refresh(&ledger.envd_token).await {
+            tracing::warn!(id = %ledger.id, %error, "setting the clock after a snapshot");
+        }
+        let (staging, memory, disk) = copied?;
+        thawed?;
+        daemon::step("snapshot.copied").map_err(io_error("a step"))?;
+        let mut manifest = self.manifest(ledger);
+        (manifest.disk, manifest.memory) = (disk, Some(Layers::default()));
+        let began = ledger.began.clone();
+        let write = move || {
+            if let Some(memory) = memory {
+                manifest.memory = Some(staging.write_memory(&memory, &began, &dir)?);
+            }
+            manifest.state = Some(staging.seal_state()?);
+            staging.sync_disk()?;
+            staging.commit(manifest)
+        };
+        blocking(write).await.map_err(io_error(failed))
+    }
+
+    /// Removes a snapshot; capsules that began from it keep what they need. An unknown one is
+    /// success.
+    pub(crate) async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+        let at = self.parts.config.snapshots().join(id.to_string());
+        if let Some(layers) = Snapshot::open(&at).ok().and_then(|found| found.manifest.memory) {
+            self.parts.images.forget(&layers).await;
+        }
+        let removed = blocking(move || snapshot::remove(&at)).await;
+        removed.map_err(io_error("removing the snapshot"))
+    }
+
+    /// The snapshots that there are.
+    pub(crate) fn snapshots(&self) -> Vec<SnapshotId> {
+        let entries = std::fs::read_dir(self.parts.config.snapshots());
+        let entries = entries.into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+}

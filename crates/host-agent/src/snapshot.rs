@@ -1,0 +1,370 @@
+//! What is kept of a machine: its memory as layers, the state of its devices, its disk. A
+//! snapshot is a folder that appears complete, by a rename, or not at all; after that nothing in
+//! it changes. It is found whole or it is refused: every byte has a hash, and the manifest, which
+//! holds the hashes, has its own.
+//!
+//! Layers are shared between snapshots by hard links, so that removing a folder removes what
+//! nobody else needs. Knows nothing of capsules, hosts or who may do what.
+
+pub(crate) mod images;
+pub(crate) mod layer;
+pub(crate) mod memory;
+
+use layer::Layer;
+use memory::Memory;
+use rustix::fs::{CWD, RenameFlags};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use types::resources::Resources;
+
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state";
+const DISK: &str = "disk.ext4";
+/// Most bytes that the state of devices may have; it has some 20,000.
+const STATE_MAX: u64 = 64 << 20;
+/// Layers below a memory, before it is written down anew as one.
+const LAYERS_MAX: usize = 6;
+
+/// That what was kept is not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Damaged(String);
+
+pub(crate) fn damaged(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Damaged(what.into()))
+}
+
+/// Whether a failure means that what was kept is not whole.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Damaged>())
+}
+
+/// A failure of reading what was kept: what is not there, or not to its end, is damage.
+fn unreadable(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::NotFound {
+        return damaged("a file of it is missing");
+    }
+    let cut = error.kind() == io::ErrorKind::UnexpectedEof;
+    if cut { damaged("a file of it is cut short") } else { error }
+}
+
+/// A layer, as a manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct LayerRef {
+    pub id: String,
+    /// BLAKE3 of its index, in hexadecimal.
+    pub hash: String,
+    /// Of data.
+    pub bytes: u64,
+}
+
+impl LayerRef {
+    pub(crate) fn file(&self) -> String {
+        format!("{}.pages", self.id)
+    }
+
+    fn open(&self, dir: &Path) -> io::Result<Layer> {
+        let hash = blake3::Hash::from_hex(&self.hash).map_err(|e| damaged(e.to_string()))?;
+        Layer::open(File::open(dir.join(self.file())).map_err(unreadable)?, &hash)
+    }
+}
+
+/// Of what layers a memory is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Layers {
+    /// The last counts most.
+    pub all: Vec<LayerRef>,
+    /// How many of them, from the first, are the image that machines map and share.
+    pub shared: usize,
+}
+
+impl Layers {
+    pub(crate) fn open(&self, dir: &Path) -> io::Result<Vec<Layer>> {
+        self.all.iter().map(|layer| layer.open(dir)).collect()
+    }
+
+    /// Makes the files of `from` known in another folder.
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        for layer in &self.all {
+            match fs::hard_link(from.join(layer.file()), to.join(layer.file())) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                linked => linked?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a snapshot says of itself.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Manifest {
+    /// What it was made on: a machine of another kind would not understand it.
+    pub fingerprint: String,
+    pub template: String,
+    pub resources: Resources,
+    /// Milliseconds since 1970.
+    pub taken_at_ms: i64,
+    /// None when only the disk was kept.
+    pub memory: Option<Layers>,
+    /// Hash of the devices' state.
+    pub state: Option<String>,
+    /// Hash of the disk's contents; none where machines have none.
+    pub disk: Option<String>,
+    /// What envd in the memory asks its callers for; none before it was told.
+    pub envd_token: Option<String>,
+}
+
+/// A complete snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub dir: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Snapshot {
+    /// Opens what is in a folder; the manifest is checked, the rest when it is read.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let text = fs::read(dir.join(MANIFEST)).map_err(unreadable)?;
+        let wrong = || damaged("the manifest is not the one that was written");
+        let at = text.iter().position(|byte| *byte == b'\n').ok_or_else(wrong)?;
+        let (hash, body) = (&text[..at], &text[at + 1..]);
+        if blake3::hash(body).to_hex().as_bytes() != hash {
+            return Err(wrong());
+        }
+        let manifest = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
+        Ok(Self { dir: dir.to_owned(), manifest })
+    }
+
+    /// The state of the devices.
+    pub(crate) fn state(&self) -> io::Result<File> {
+        let mut file = File::open(self.dir.join(STATE)).map_err(unreadable)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let hash = blake3::hash(&bytes).to_hex().to_string();
+        if self.manifest.state.as_ref() != Some(&hash) {
+            return Err(damaged("the devices' state is not the one that was written"));
+        }
+        File::open(self.dir.join(STATE))
+    }
+
+    /// Copies the disk to a file and opens it for a machine.
+    pub(crate) fn copy_disk(&self, to: &Path) -> io::Result<Option<File>> {
+        let Some(wanted) = &self.manifest.disk else { return Ok(None) };
+        let from = File::open(self.dir.join(DISK)).map_err(unreadable)?;
+        let (file, hash) = crate::storage::copy_disk(&from, to)?;
+        if hash.to_hex().as_str() != wanted {
+            return Err(damaged("the disk is not the one that was written"));
+        }
+        Ok(Some(file))
+    }
+
+    /// Bytes on disk of all of it but the template's image, whoever else shares them.
+    pub(crate) fn bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let entries = entries.filter(|entry| entry.file_name() != crate::storage::OWN_IMAGE);
+        entries.filter_map(|e| Some(e.metadata().ok()?.blocks() * 512)).sum()
+    }
+}
+
+/// A snapshot in the making; dropped before it is complete, nothing of it is left.
+pub(crate) struct Staging {
+    dir: PathBuf,
+    to: PathBuf,
+    done: bool,
+}
+
+impl Staging {
+    /// Begins one that is to be at `to`.
+    pub(crate) fn begin(to: &Path) -> io::Result<Self> {
+        let dir = staged(to);
+        let this = Self { dir, to: to.to_owned(), done: false };
+        this.remove()?;
+        fs::create_dir_all(&this.dir)?;
+        Ok(this)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        remove_all(&self.dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A file for the devices' state.
+    pub(crate) fn state_file(&self) -> io::Result<File> {
+        File::options().write(true).create_new(true).open(self.dir.join(STATE))
+    }
+
+    /// The hash of the state, which is then on the disk.
+    pub(crate) fn seal_state(&self) -> io::Result<String> {
+        let file = File::open(self.dir.join(STATE))?;
+        let mut bytes = Vec::new();
+        (&file).take(STATE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.is_empty() || bytes.len() as u64 > STATE_MAX {
+            return Err(io::Error::other("the VMM wrote no state, or too much of it"));
+        }
+        file.sync_all()?;
+        Ok(blake3::hash(&bytes).to_hex().to_string())
+    }
+
+    /// Takes the disk of a capsule's machine, which stands still, by a link: it changes no more.
+    pub(crate) fn take_disk(&self, dir: &Path) -> io::Result<String> {
+        fs::hard_link(dir.join(DISK), self.dir.join(DISK))?;
+        let file = File::open(self.dir.join(DISK))?;
+        crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
+        file.sync_all()?;
+        Ok(crate::storage::hash_disk(&file)?.to_hex().to_string())
+    }
+
+    /// Takes a copy of it, which has to stand still only until this returns.
+    pub(crate) fn copy_disk(&self, dir: &Path) -> io::Result<String> {
+        let from = File::open(dir.join(DISK))?;
+        crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
+        let (_, hash) = crate::storage::copy_disk(&from, &self.dir.join(DISK))?;
+        Ok(hash.to_hex().to_string())
+    }
+
+    /// Writes the disk's copy through.
+    pub(crate) fn sync_disk(&self) -> io::Result<()> {
+        match File::open(self.dir.join(DISK)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            disk => disk?.sync_all(),
+        }
+    }
+
+    /// Writes what differs from the layers that the machine was started from, which are in
+    /// `from`, and links those. Of its own a memory has two layers at most: the first, and what
+    /// has changed since; where that is more than half of the first, one is made of both.
+    pub(crate) fn write_memory(
+        &self,
+        memory: &Memory,
+        began: &Layers,
+        from: &Path,
+    ) -> io::Result<Layers> {
+        let written = match began.all.len() < LAYERS_MAX {
+            true => self.write_above(memory, began, from),
+            false => self.write_whole(memory),
+        };
+        match written {
+            // What lies below cannot be read; the machine has it all the same.
+            Err(error) if is_damage(&error) => {
+                tracing::warn!(%error, "a layer is damaged; writing the whole memory");
+                self.write_whole(memory)
+            }
+            written => written,
+        }
+    }
+
+    fn write_above(&self, memory: &Memory, began: &Layers, from: &Path) -> io::Result<Layers> {
+        let below = began.open(from)?;
+        let own = began.shared + usize::from(began.all.len() > began.shared);
+        let mut keep = own;
+        let mut added = self.add_layer(memory, &below[..own])?;
+        if own > began.shared && added.bytes > began.all[began.shared].bytes / 2 {
+            keep = began.shared;
+            fs::remove_file(self.dir.join(added.file()))?;
+            added = self.add_layer(memory, &below[..keep])?;
+        }
+        let mut layers = Layers { all: began.all[..keep].to_vec(), shared: began.shared };
+        layers.link(from, &self.dir)?;
+        layers.all.push(added);
+        Ok(layers)
+    }
+
+    fn write_whole(&self, memory: &Memory) -> io::Result<Layers> {
+        Ok(Layers { all: vec![self.add_layer(&memory.whole()?, &[])?], shared: 0 })
+    }
+
+    fn add_layer(&self, memory: &Memory, below: &[Layer]) -> io::Result<LayerRef> {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let mut added = LayerRef { id, hash: String::new(), bytes: 0 };
+        let path = self.dir.join(added.file());
+        let (hash, bytes) = memory.write(below, File::create_new(path)?)?;
+        added.hash = hash.to_hex().to_string();
+        added.bytes = bytes;
+        Ok(added)
+    }
+
+    /// Takes everything of a complete one.
+    pub(crate) fn link_all(&self, from: &Snapshot) -> io::Result<()> {
+        for entry in fs::read_dir(&from.dir)? {
+            let entry = entry?;
+            if entry.file_name() != MANIFEST {
+                fs::hard_link(entry.path(), self.dir.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the manifest and makes the snapshot appear, durably.
+    pub(crate) fn commit(mut self, manifest: Manifest) -> io::Result<Snapshot> {
+        let body = serde_json::to_vec(&manifest)?;
+        let mut file = File::create(self.dir.join(MANIFEST))?;
+        file.write_all(blake3::hash(&body).to_hex().as_bytes())?;
+        file.write_all(b"\n")?;
+        file.write_all(&body)?;
+        file.sync_all()?;
+        File::open(&self.dir)?.sync_all()?;
+        daemon::step("snapshot.staged")?;
+        rustix::fs::renameat_with(CWD, &self.dir, CWD, &self.to, RenameFlags::NOREPLACE)?;
+        self.done = true;
+        // The folders above may be new too.
+        for parent in self.to.ancestors().skip(1).take(3) {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(Snapshot { dir: self.to.clone(), manifest })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(error) = self.remove()
+        {
+            tracing::warn!(%error, "removing a snapshot that was not completed");
+        }
+    }
+}
+
+/// Where a snapshot is made that is to be at `to`.
+fn staged(to: &Path) -> PathBuf {
+    let mut name = to.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Removes a snapshot. First it ceases to be one, so that what is left after a crash is none.
+pub(crate) fn remove(dir: &Path) -> io::Result<()> {
+    match fs::rename(dir, staged(dir)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        // Of one whose removal, or making, was cut short before.
+        Err(_) => remove_all(&staged(dir)).and_then(|()| fs::rename(dir, staged(dir)))?,
+        Ok(()) => {}
+    }
+    remove_all(&staged(dir))
+}
+
+fn remove_all(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// The names of complete snapshots in a folder; those that were not completed are removed.
+pub(crate) fn sweep(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names = Vec::new();
+    for entry in entries {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if !name.ends_with(".new") {
+            names.push(name);
+        } else if let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::warn!(%error, name, "removing a snapshot that was not completed");
+        }
+    }
+    names
+}

@@ -1,0 +1,243 @@
+//! A guest's memory: read while its machine stands still, written down as what differs from
+//! layers below it, and brought back: as a sealed image that machines map copy-on-write, or as
+//! pages put into a machine that has not started.
+//!
+//! What a page held is compared, never guessed from how it was touched: a page that was cleared
+//! is written as zeros, and one that was written with what it held is not written at all.
+
+use super::layer::{Chunk, Layer, PAGE, Writer, ZERO, index};
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+/// Pages read at once.
+const BATCH: u64 = 256;
+/// Entries of `/proc/PID/pagemap` read at once.
+const ENTRIES: u64 = 64 * 1024;
+
+/// Memory that stands still.
+pub(crate) struct Memory {
+    file: File,
+    /// Where the guest's memory begins in it.
+    offset: u64,
+    pages: u64,
+    /// Pages that may differ from the image that the machine maps, in rising order.
+    touched: Vec<Range<u64>>,
+}
+
+impl Memory {
+    /// That of a stopped VMM, which has it at `address`.
+    pub(crate) fn of_process(pid: i32, address: u64, bytes: u64) -> io::Result<Self> {
+        let file = File::open(format!("/proc/{pid}/mem"))?;
+        let map = File::open(format!("/proc/{pid}/pagemap"))?;
+        let pages = bytes / PAGE as u64;
+        let touched = touched(&map, address / PAGE as u64, pages)?;
+        Ok(Self { file, offset: address, pages, touched })
+    }
+
+    /// A copy of what was touched, so that the machine can go on.
+    pub(crate) fn copy(&self) -> io::Result<Self> {
+        let file = memfd(self.pages)?;
+        self.each(|first, bytes| file.write_all_at(bytes, first * PAGE as u64))?;
+        Ok(Self { file, offset: 0, pages: self.pages, touched: self.touched.clone() })
+    }
+
+    /// The same, with every page looked at.
+    pub(crate) fn whole(&self) -> io::Result<Self> {
+        let file = self.file.try_clone()?;
+        let touched = Vec::from([Range { start: 0, end: self.pages }]);
+        Ok(Self { file, offset: self.offset, pages: self.pages, touched })
+    }
+
+    /// Writes a layer of the pages that differ from what is below, where a page that no layer
+    /// holds is zeros. Returns the layer's hash and bytes of data.
+    pub(crate) fn write(&self, below: &[Layer], to: File) -> io::Result<(blake3::Hash, u64)> {
+        let mut writer = Writer::new(to);
+        let mut chunks: Vec<Chunk> = below.iter().map(|_| Chunk::default()).collect();
+        let mut bytes = 0;
+        self.each(|first, batch| {
+            for (number, page) in (first..).zip(batch.chunks_exact(PAGE)) {
+                if !holds(below, &mut chunks, number, page)? {
+                    bytes += if page == ZERO { 0 } else { PAGE as u64 };
+                    writer.add(number, page)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok((writer.finish()?, bytes))
+    }
+
+    /// Calls `work` for every piece that was touched.
+    fn each(&self, mut work: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut batch = vec![0; index(BATCH) * PAGE];
+        for range in &self.touched {
+            let mut first = range.start;
+            while first < range.end {
+                let count = (range.end - first).min(BATCH);
+                let bytes = &mut batch[..index(count) * PAGE];
+                self.file.read_exact_at(bytes, self.offset + first * PAGE as u64)?;
+                work(first, bytes)?;
+                first += count;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the layers, the last of which counts most, say that a page holds this.
+fn holds(layers: &[Layer], chunks: &mut [Chunk], number: u64, page: &[u8]) -> io::Result<bool> {
+    for (layer, chunk) in layers.iter().zip(chunks).rev() {
+        if let Some(held) = layer.page(number, chunk)? {
+            return Ok(held == page);
+        }
+    }
+    Ok(page == ZERO)
+}
+
+/// Pages of a mapping that are the process's own (`proc_pid_pagemap(5)`): present and not of a
+/// file, or swapped out.
+fn touched(map: &File, first: u64, pages: u64) -> io::Result<Vec<Range<u64>>> {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const OF_FILE: u64 = 1 << 61;
+    let mut out: Vec<Range<u64>> = Vec::new();
+    let mut bytes = vec![0; index(ENTRIES.min(pages)) * 8];
+    let mut at = 0;
+    while at < pages {
+        let count = (pages - at).min(ENTRIES);
+        let part = &mut bytes[..index(count) * 8];
+        map.read_exact_at(part, (first + at) * 8)?;
+        let (entries, _) = part.as_chunks::<8>();
+        for (number, entry) in (at..).zip(entries) {
+            let entry = u64::from_le_bytes(*entry);
+            let own = entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE) == PRESENT;
+            match out.last_mut() {
+                _ if !own => {}
+                Some(last) if last.end == number => last.end += 1,
+                _ => out.push(number..number + 1),
+            }
+        }
+        at += count;
+    }
+    Ok(out)
+}
+
+fn memfd(pages: u64) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("wrenn-memory", flags)?);
+    file.set_len(pages * PAGE as u64)?;
+    Ok(file)
+}
+
+/// Makes the memory of these layers, which nobody can change any more: machines map it, and
+/// what one writes is its own.
+pub(crate) fn image(layers: &[Layer], bytes: u64) -> io::Result<File> {
+    let file = memfd(bytes / PAGE as u64)?;
+    install(layers, &file, 0, bytes)?;
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    Ok(file)
+}
+
+/// Puts the pages of layers, in order, where the guest's memory of `bytes` begins in a file.
+pub(crate) fn install(layers: &[Layer], to: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let pages = bytes / PAGE as u64;
+    for layer in layers {
+        layer.each(|first, data| {
+            let count = data.map_or_else(u64::from, |data| (data.len() / PAGE) as u64);
+            if first.checked_add(count).is_none_or(|end| end > pages) {
+                return Err(super::damaged("a layer holds pages that the guest has not"));
+            }
+            let at = offset + first * PAGE as u64;
+            match data {
+                Ok(data) => to.write_all_at(data, at),
+                Err(zeros) => (0..u64::from(zeros))
+                    .try_for_each(|n| to.write_all_at(&ZERO, at + n * PAGE as u64)),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGES: u64 = 64;
+
+    /// A memory as a machine has it: pages of one byte each.
+    fn memory(pages: &[u8]) -> Memory {
+        let file = tempfile::tempfile().unwrap();
+        for (number, fill) in pages.iter().enumerate() {
+            file.write_all_at(&[*fill; PAGE], (number * PAGE) as u64).unwrap();
+        }
+        Memory {
+            file,
+            offset: 0,
+            pages: PAGES,
+            touched: Vec::from([Range { start: 0, end: PAGES }]),
+        }
+    }
+
+    fn read(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; index(PAGES) * PAGE];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes.chunks_exact(PAGE).map(|page| page[0]).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// However often a memory is kept, it comes back as it was: cleared pages too.
+        #[test]
+        fn what_was_kept_comes_back(
+            states in prop::collection::vec(prop::collection::vec(0..3_u8, 64), 1..5)
+        ) {
+            let mut layers = Vec::new();
+            for state in &states {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                let written = memory(state).write(&layers, file.reopen().unwrap()).unwrap();
+                layers.push(Layer::open(file.reopen().unwrap(), &written.0).unwrap());
+                let made = image(&layers, PAGES * PAGE as u64).unwrap();
+                prop_assert_eq!(&read(&made), state);
+                prop_assert!(made.write_all_at(b"x", 0).is_err(), "an image can be changed");
+                let before = memory(&states[0]).file;
+                install(&layers[1..], &before, 0, PAGES * PAGE as u64).unwrap();
+                prop_assert_eq!(&read(&before), state);
+            }
+        }
+    }
+
+    #[test]
+    fn what_did_not_change_takes_no_room() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let first = memory(&[1; 64]).write(&[], file.reopen().unwrap()).unwrap();
+        assert_eq!(first.1, PAGES * PAGE as u64);
+        let layers = [Layer::open(file.reopen().unwrap(), &first.0).unwrap()];
+        let mut pages = [1; 64];
+        pages[7] = 2;
+        pages[9] = 0;
+        let second = memory(&pages).write(&layers, tempfile::tempfile().unwrap()).unwrap();
+        assert_eq!(second.1, PAGE as u64);
+    }
+
+    #[test]
+    fn the_pages_of_a_process_are_found() {
+        // An image mapped as QEMU does, in this very process.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let made = memory(&[5; 64]).write(&[], file.reopen().unwrap()).unwrap();
+        let layer = Layer::open(file.reopen().unwrap(), &made.0).unwrap();
+        let image = image(&[layer], PAGES * PAGE as u64).unwrap();
+        let address = crate::sys::map_private(&image, index(PAGES) * PAGE).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mem = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+        mem.write_all_at(&[9; PAGE], address + 3 * PAGE as u64).unwrap();
+        let seen = Memory::of_process(own, address, PAGES * PAGE as u64).unwrap();
+        assert_eq!(seen.touched, [Range { start: 3, end: 4 }]);
+        assert_eq!(seen.copy().unwrap().touched, seen.touched);
+    }
+}

@@ -1,0 +1,200 @@
+//! A QEMU process that runs: asked over its sockets, which stay in the capsule's folder, so that a
+//! later agent asks it the same way.
+
+use super::super::qmp::{self, Qmp};
+use super::super::{Error, Machine, Record, Saved, kill_record, wait_record};
+use super::{CONSOLE, LOG};
+use crate::snapshot::memory::{self, Memory};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::json;
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const CONSOLE_LOG: &str = "console.log";
+/// What QEMU itself may have said, in bytes, before it is forgotten.
+const LOG_MAX: u64 = 1 << 20;
+/// How much of its last words is told, in bytes.
+const WORDS: usize = 2000;
+/// What QEMU says of each feature that emulation lacks.
+const HARMLESS: &str = "TCG doesn't support requested feature";
+/// How long QEMU may take for what it does at once.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) struct QemuMachine {
+    pub record: Record,
+    pub dir: PathBuf,
+}
+
+impl QemuMachine {
+    async fn watch(&self) -> io::Result<String> {
+        Qmp::connect(&self.dir, qmp::EVENTS).await?.guest_ended().await
+    }
+
+    /// Takes what is new from the ring and keeps it beside what was read before.
+    async fn drain_console(&self) -> io::Result<()> {
+        let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+        let arguments = json!({ "device": "console", "size": CONSOLE, "format": "base64" });
+        let read = qmp.command("ringbuf-read", arguments).await?;
+        use base64::Engine;
+        let new = base64::engine::general_purpose::STANDARD.decode(read.as_str().unwrap_or(""));
+        let mut all = self.kept_console();
+        all.extend(new.map_err(io::Error::other)?);
+        let from = all.len().saturating_sub(CONSOLE);
+        std::fs::write(self.dir.join(CONSOLE_LOG), &all[from..])
+    }
+
+    /// Where in the process the guest's memory is.
+    async fn address(&self, qmp: &mut Qmp) -> io::Result<u64> {
+        let ask = json!({ "command-line": "gpa2hva 0" });
+        let told = qmp.command("human-monitor-command", ask).await?;
+        // `Host virtual address for 0x0 (m0) is 0x7f…`
+        let text = told.as_str().unwrap_or_default().trim();
+        let address = text.rsplit_once("0x").and_then(|(_, n)| u64::from_str_radix(n, 16).ok());
+        address.ok_or_else(|| io::Error::other(format!("QEMU says of its memory: {text}")))
+    }
+
+    /// Whether what was opened by the process's number was the machine's.
+    fn check(&self) -> io::Result<()> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        self.record.lives().then_some(()).ok_or_else(gone)
+    }
+
+    async fn limited<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, Error> {
+        let done = tokio::time::timeout(LIMIT, work).await;
+        done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|e| Error::new(what, e))
+    }
+
+    async fn ask(&self, command: &str) -> io::Result<()> {
+        let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+        qmp.command(command, json!({})).await.map(|_| ())
+    }
+
+    /// Loads what was saved into a process that waits for it.
+    pub(super) async fn load(&self, saved: Saved, bytes: u64) -> io::Result<()> {
+        let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+        if !saved.above.is_empty() {
+            let address = self.address(&mut qmp).await?;
+            let to = File::options().write(true).open(format!("/proc/{}/mem", self.record.pid))?;
+            self.check()?;
+            // Before the devices, which look at their rings in it.
+            let work = move || memory::install(&saved.above, &to, address, bytes);
+            let done = tokio::task::spawn_blocking(work).await;
+            done.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+        }
+        qmp.pass(&saved.state, "getfd", json!({ "fdname": "state" })).await?;
+        qmp.command("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+        loop {
+            let status = qmp.command("query-status", json!({})).await?;
+            match status["status"].as_str() {
+                Some("inmigrate") => tokio::time::sleep(Duration::from_millis(1)).await,
+                Some("paused" | "prelaunch") => return Ok(()),
+                other => return Err(io::Error::other(format!("the machine is {other:?}"))),
+            }
+        }
+    }
+
+    fn kept_console(&self) -> Vec<u8> {
+        std::fs::read(self.dir.join(CONSOLE_LOG)).unwrap_or_default()
+    }
+}
+
+impl Machine for QemuMachine {
+    fn record(&self) -> Record {
+        self.record.clone()
+    }
+
+    fn loopback(&self, _port: u16) -> Option<SocketAddr> {
+        None
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        async {
+            tokio::select! {
+                () = wait_record(&self.record) => "the VMM ended".to_owned(),
+                reason = async {
+                    loop {
+                        match self.watch().await {
+                            Ok(reason) => break reason,
+                            // QEMU serves one connection at a time, or has just gone.
+                            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+                        }
+                    }
+                } => reason,
+            }
+        }
+        .boxed()
+    }
+
+    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        async {
+            // A machine that has ended keeps its last words in the file alone.
+            let _ = self.drain_console().await;
+            self.kept_console()
+        }
+        .boxed()
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.limited("stopping the guest", self.ask("stop")).boxed()
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.limited("letting the guest go on", self.ask("cont")).boxed()
+    }
+
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), Error>> {
+        let work = async move {
+            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            let set = qmp.pass(&state, "add-fd", json!({})).await?["fdset-id"].take();
+            // Not live, so that the disks stay ours.
+            let to = json!({ "filename": format!("/dev/fdset/{set}"), "live": false });
+            let saved = qmp.command("xen-save-devices-state", to).await;
+            qmp.command("remove-fd", json!({ "fdset-id": set })).await?;
+            saved.map(|_| ())
+        };
+        self.limited("saving the state of the devices", work).boxed()
+    }
+
+    fn memory(&self, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        let work = async move {
+            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            let (pid, address) = (self.record.pid, self.address(&mut qmp).await?);
+            let memory = Memory::of_process(pid, address, bytes)?;
+            self.check()?;
+            Ok(Some(memory))
+        };
+        self.limited("finding the guest's memory", work).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
+        kill_record(&self.record).boxed()
+    }
+
+    fn said(&self) -> String {
+        let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
+        // An emulated processor lacks some features of its model; that ends nothing.
+        let words: Vec<&str> = log.lines().filter(|line| !line.contains(HARMLESS)).collect();
+        words.join("; ")
+    }
+
+    fn trim_logs(&self) {
+        // QEMU appends, so that it goes on at the new end.
+        let log = File::options().write(true).open(self.dir.join(LOG));
+        if let Ok(log) = log
+            && log.metadata().is_ok_and(|found| found.len() > LOG_MAX)
+        {
+            let _ = log.set_len(0);
+        }
+    }
+}
