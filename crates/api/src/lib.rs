@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+mod keep;
 mod port;
 mod stream;
 
+pub use keep::{
+    CreateSnapshot, Fork, ForkError, Forked, Pause, Resume, SetTimeout, Snapshot, SnapshotPage,
+};
 pub use port::{Link, MakeLink, Port, SetPort};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 
@@ -33,7 +37,7 @@ pub struct ErrorDetail {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateCapsule {
-    /// Name of a template; `base` when left out.
+    /// Name of a template or a snapshot, or a snapshot's id; `base` when left out.
     pub template: Option<String>,
     /// 1 to 32.
     pub vcpus: Option<u32>,
@@ -41,8 +45,17 @@ pub struct CreateCapsule {
     pub memory_mb: Option<u32>,
     /// 64 to 102,400 MiB.
     pub disk_mb: Option<u32>,
-    /// Seconds, at most 30 days; 0 is none. Kept and shown; nothing acts on it yet.
+    /// Seconds of inactivity until the capsule is paused, at most 30 days; 0, as when left out, is
+    /// never. Commands, terminals, files and traffic to its ports are activity.
     pub timeout_sec: Option<u32>,
+    /// Seconds from when the capsule runs until its time is over, at most 30 days; never when left
+    /// out.
+    pub timeout: Option<u32>,
+    /// What is done when its time is over: `pause`, as when left out, or `kill`.
+    pub on_timeout: Option<String>,
+    /// Whether a paused capsule is resumed when something is asked of it.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// Ports that anyone may reach by their host names, at most 64.
     #[serde(default)]
     pub public_ports: Vec<u16>,
@@ -65,7 +78,26 @@ pub struct Capsule {
     pub vcpus: i32,
     pub memory_mb: i32,
     pub disk_mb: i32,
+    /// Id of the snapshot that it began from, which may be gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Seconds of inactivity until it is paused; 0 is never.
     pub timeout_sec: i32,
+    /// When its time is over, or was, for one that is paused.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub ends_at: Option<OffsetDateTime>,
+    /// What is done then: `pause` or `kill`.
+    pub on_timeout: String,
+    /// Whether it is resumed when something is asked of it.
+    pub auto_resume: bool,
+    /// In the answer to a create or a resume, whether the guest was booted, which takes seconds:
+    /// the first of its template and size is, and whoever has no memory to come back from.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub booted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
     /// Why it failed, when its status is `error`.

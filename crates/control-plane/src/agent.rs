@@ -1,6 +1,7 @@
 //! The way to host agents: their RPC, and their data hop to guests, over one pool of
 //! connections, so that whatever secures the one secures the other.
 
+use crate::capsules;
 use crate::error::{Error, Result};
 use anyhow::Context;
 use axum::body::Body;
@@ -18,11 +19,14 @@ use protocol::process::ProcessClient;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::net::TcpStream;
-use types::CapsuleId;
+use types::{CapsuleId, SnapshotId};
 
 /// Longer than a boot may take on the agent's side.
 const CREATE: Duration = Duration::from_secs(150);
+/// Longer than writing a large memory to a slow disk takes.
+const KEEP: Duration = Duration::from_secs(900);
 const CALL: Duration = Duration::from_secs(30);
 const DIAL: Duration = Duration::from_secs(5);
 /// Connections that rest, for each agent.
@@ -159,16 +163,69 @@ impl Agent {
         sent.map_err(|_| Error::HostUnavailable)
     }
 
-    pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<()> {
+    /// Makes a capsule.
+    pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<Begun> {
         let options = CallOptions::default().with_timeout(CREATE);
         let answer = self.host().create_capsule_with_options(request, options).await;
-        let Err(error) = answer else { return Ok(()) };
-        if error.code == ErrorCode::Internal {
-            // What the agent says of a boot is for the log: it may name its machine's paths.
-            tracing::warn!(%error, "a capsule did not start");
-            return Err(Error::StartFailed("see the host's log".to_owned()));
+        match answer {
+            Ok(answer) => {
+                let answer = answer.into_owned();
+                Ok(begun(answer.ends_at_ms, &answer.stages))
+            }
+            Err(error) => Err(failed(&error, Error::StartFailed)),
         }
-        Err(refused(&error))
+    }
+
+    pub(crate) async fn pause(&self, request: host::PauseCapsuleRequest) -> Result<()> {
+        let options = CallOptions::default().with_timeout(KEEP);
+        let answer = self.host().pause_capsule_with_options(request, options).await;
+        answer.map(|_| ()).map_err(|error| failed(&error, Error::PauseFailed))
+    }
+
+    /// Brings a capsule back.
+    pub(crate) async fn resume(&self, request: host::ResumeCapsuleRequest) -> Result<Begun> {
+        let options = CallOptions::default().with_timeout(KEEP);
+        let answer = self.host().resume_capsule_with_options(request, options).await;
+        match answer {
+            Ok(answer) => {
+                let answer = answer.into_owned();
+                Ok(begun(answer.ends_at_ms, &answer.stages))
+            }
+            Err(error) => Err(failed(&error, Error::StartFailed)),
+        }
+    }
+
+    pub(crate) async fn keep(&self, request: host::KeepCapsuleRequest) -> Result<()> {
+        self.host().keep_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    /// Takes a snapshot; returns its bytes.
+    pub(crate) async fn snapshot(&self, capsule: CapsuleId, id: SnapshotId) -> Result<u64> {
+        let (capsule_id, snapshot_id) = (capsule.to_string(), id.to_string());
+        let request = host::CreateSnapshotRequest { capsule_id, snapshot_id, ..Default::default() };
+        let options = CallOptions::default().with_timeout(KEEP);
+        let answer = self.host().create_snapshot_with_options(request, options).await;
+        let answer = answer.map_err(|error| failed(&error, Error::SnapshotFailed))?;
+        Ok(answer.into_owned().size_bytes)
+    }
+
+    pub(crate) async fn remove_snapshot(&self, id: SnapshotId) -> Result<()> {
+        let request =
+            host::DeleteSnapshotRequest { snapshot_id: id.to_string(), ..Default::default() };
+        self.host().delete_snapshot(request).await.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    pub(crate) async fn snapshots(&self) -> Result<Vec<SnapshotId>> {
+        let answer = self.host().list_snapshots(host::ListSnapshotsRequest::default()).await;
+        let ids = answer.map_err(|e| refused(&e))?.into_owned().snapshot_ids;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    /// Waits until something has changed on the host that nobody asked for, or for some seconds.
+    pub(crate) async fn wait_change(&self, seen: u64) -> Result<u64> {
+        let request = host::WaitChangeRequest { seen, ..Default::default() };
+        let answer = self.host().wait_change(request).await.map_err(|e| refused(&e))?;
+        Ok(answer.into_owned().count)
     }
 
     pub(crate) async fn destroy(&self, id: CapsuleId) -> Result<()> {
@@ -193,9 +250,38 @@ impl Agent {
     }
 }
 
+/// How a capsule came to run.
+pub(crate) struct Begun {
+    /// When its time is over.
+    pub ends_at: Option<OffsetDateTime>,
+    /// Whether its guest was booted, where it could not be brought back from memory.
+    pub booted: bool,
+}
+
+fn begun(ends_at_ms: i64, stages: &[host::Stage]) -> Begun {
+    let booted = stages.iter().any(|stage| stage.name == "booted");
+    Begun { ends_at: capsules::end(ends_at_ms), booted }
+}
+
 /// The base was checked when the agent was made known; an id adds nothing that is no path.
 fn uri(text: &str) -> Uri {
     text.parse().unwrap_or_default()
+}
+
+/// What a host says of a capsule that it could not make or change. Of what went wrong inside,
+/// which may name its machine's paths, only the log tells.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
+fn failed(error: &ConnectError, why: fn(String) -> Error) -> Error {
+    let message = error.message.clone().unwrap_or_default();
+    if error.code == ErrorCode::Internal {
+        tracing::warn!(%error, "a host failed");
+        return why("see the host's log".to_owned());
+    }
+    match error.code {
+        ErrorCode::DataLoss => Error::SnapshotDamaged(message),
+        ErrorCode::OutOfRange => Error::SnapshotIncompatible(message),
+        _ => refused(error),
+    }
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]

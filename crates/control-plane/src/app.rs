@@ -37,6 +37,8 @@ pub struct App {
     pub(crate) public: PublicUrl,
     pub(crate) host: HostId,
     pub(crate) metrics: Metrics,
+    /// Held by the round that reconciles.
+    pub(crate) reconciling: Arc<tokio::sync::Mutex<()>>,
     pub(crate) tasks: Tasks,
 }
 
@@ -67,9 +69,11 @@ impl App {
             public,
             host,
             metrics: Metrics::install(),
+            reconciling: Arc::default(),
             tasks: tasks.clone(),
         };
         proxy::keep_true(&app);
+        reconcile::follow(&app);
         let at = app.clone();
         tasks.every(RECONCILE, move || {
             let app = at.clone();

@@ -4,6 +4,14 @@
 //! nothing half-way. Whatever dies in between, `reconcile` completes or undoes by these same
 //! functions.
 
+mod fork;
+mod keep;
+mod life;
+
+pub(crate) use fork::fork;
+pub(crate) use keep::{Wanted, awake, detached, pause, resume, settled, why};
+pub(crate) use life::{end, ping, set as set_life};
+
 use crate::app::App;
 use crate::auth::{Caller, random_hex};
 use crate::db;
@@ -11,20 +19,36 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use protocol::host::CreateCapsuleRequest;
 use sqlx::types::Json;
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{CapsuleId, CapsuleState, names};
+use types::{CapsuleId, CapsuleState, SnapshotId, names};
 
 /// Most metadata that a capsule may carry, in bytes.
 const METADATA_MAX: usize = 16 * 1024;
 /// Most ports of a capsule that may be public.
 const PUBLIC_PORTS_MAX: usize = 64;
 
+/// A capsule that is to begin.
+pub(crate) struct Begin {
+    pub template_id: Option<uuid::Uuid>,
+    pub template: String,
+    /// What it begins from; the template when none.
+    pub snapshot: Option<SnapshotId>,
+    pub size: Resources,
+    pub idle_sec: u32,
+    /// Seconds from when it runs until its time is over.
+    pub timeout: Option<u32>,
+    pub on_timeout: String,
+    pub auto_resume: bool,
+    pub public_ports: Vec<i32>,
+    pub envs: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
 /// Makes a capsule and answers when its guest does.
 pub(crate) async fn create(
-    app: Arc<App>,
+    app: &App,
     caller: Caller,
     wanted: api::CreateCapsule,
 ) -> Result<Capsule> {
@@ -40,32 +64,98 @@ pub(crate) async fn create(
     if ports.len() > PUBLIC_PORTS_MAX {
         return Err(Error::invalid("public_ports", too_many_public()));
     }
-    let timeout = wanted.timeout_sec.unwrap_or(0);
-    in_range("timeout_sec", timeout, 0, MAX_TIMEOUT_SEC)?;
-    let template = db::templates::find(&app.db, caller.team, &name).await?;
-    let template = template.ok_or(Error::NotFound("template"))?;
-    let or = |asked: Option<u32>, default: i32| asked.unwrap_or(default.unsigned_abs());
-    let size = Resources {
-        vcpus: or(wanted.vcpus, template.vcpus),
-        memory_mib: or(wanted.memory_mb, template.memory_mib),
-        disk_mib: or(wanted.disk_mb, template.disk_mib),
+    let idle_sec = wanted.timeout_sec.unwrap_or(0);
+    in_range("timeout_sec", idle_sec, 0, MAX_TIMEOUT_SEC)?;
+    life::check_timeout(wanted.timeout)?;
+    life::check_on_timeout(wanted.on_timeout.as_deref())?;
+    let from = source(app, caller, &name, &wanted).await?;
+    let wanted = Begin {
+        idle_sec,
+        timeout: wanted.timeout,
+        on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
+        auto_resume: wanted.auto_resume,
+        public_ports: ports.into_iter().map(i32::from).collect(),
+        envs: wanted.envs,
+        metadata: wanted.metadata,
+        ..from
     };
-    size.check()?;
+    let at = app.clone();
+    detached(app, async move { begin(&at, caller, wanted).await }).await
+}
+
+/// What a name stands for: a template, else a snapshot, whose sizes are what they are.
+async fn source(
+    app: &App,
+    caller: Caller,
+    name: &str,
+    wanted: &api::CreateCapsule,
+) -> Result<Begin> {
+    let none = Begin {
+        template_id: None,
+        template: String::new(),
+        snapshot: None,
+        size: Resources::default(),
+        idle_sec: 0,
+        timeout: None,
+        on_timeout: String::new(),
+        auto_resume: false,
+        public_ports: Vec::new(),
+        envs: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+    };
+    let or = |asked: Option<u32>, default: i32| asked.unwrap_or(default.unsigned_abs());
+    if let Some(template) = db::templates::find(&app.db, caller.team, name).await? {
+        let size = Resources {
+            vcpus: or(wanted.vcpus, template.vcpus),
+            memory_mib: or(wanted.memory_mb, template.memory_mib),
+            disk_mib: or(wanted.disk_mb, template.disk_mib),
+        };
+        size.check()?;
+        return Ok(Begin { template_id: Some(template.id), template: template.name, size, ..none });
+    }
+    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+    let snapshot = found.ok_or(Error::NotFound("template"))?;
+    let size = Resources {
+        vcpus: snapshot.vcpus.unsigned_abs(),
+        memory_mib: snapshot.memory_mib.unsigned_abs(),
+        disk_mib: snapshot.disk_mib.unsigned_abs(),
+    };
+    for (field, asked, is) in [
+        ("vcpus", wanted.vcpus, size.vcpus),
+        ("memory_mb", wanted.memory_mb, size.memory_mib),
+        ("disk_mb", wanted.disk_mb, size.disk_mib),
+    ] {
+        if asked.is_some_and(|asked| asked != is) {
+            return Err(Error::invalid(field, format!("of this snapshot is {is}")));
+        }
+    }
+    let id = Some(snapshot.id());
+    Ok(Begin { template: snapshot.template, snapshot: id, size, ..none })
+}
+
+/// Enters a capsule and has its host make it.
+pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
     let now = OffsetDateTime::now_utc();
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let row = Capsule {
         id: CapsuleId::new().0,
         host_id: Some(app.host.0),
-        template: name,
+        template_id: wanted.template_id,
+        template: wanted.template,
+        snapshot_id: wanted.snapshot.map(|id| id.0),
         status: CapsuleState::Starting.as_str().to_owned(),
         generation: 1,
-        vcpus: int(size.vcpus),
-        memory_mib: int(size.memory_mib),
-        disk_mib: int(size.disk_mib),
-        timeout_sec: int(timeout),
+        vcpus: int(wanted.size.vcpus),
+        memory_mib: int(wanted.size.memory_mib),
+        disk_mib: int(wanted.size.disk_mib),
+        timeout_sec: int(wanted.idle_sec),
+        ends_at: None,
+        on_timeout: wanted.on_timeout,
+        auto_resume: wanted.auto_resume,
         envd_token: random_hex(32),
         traffic_token: random_hex(32),
-        public_ports: ports.into_iter().map(i32::from).collect(),
+        public_ports: wanted.public_ports,
+        booted: false,
         error: None,
         metadata: Json(wanted.metadata),
         created_at: now,
@@ -75,47 +165,53 @@ pub(crate) async fn create(
     let request = CreateCapsuleRequest {
         capsule_id: row.id().to_string(),
         template: row.template.clone(),
-        vcpus: size.vcpus,
-        memory_mib: size.memory_mib,
-        disk_mib: size.disk_mib,
+        vcpus: wanted.size.vcpus,
+        memory_mib: wanted.size.memory_mib,
+        disk_mib: wanted.size.disk_mib,
         envd_token: row.envd_token.clone(),
         envs: wanted.envs.into_iter().collect(),
         generation: 1,
+        snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
+        life: life::wire(&row, wanted.timeout).into(),
+        team_id: caller.team.to_string(),
         ..Default::default()
     };
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let at = Arc::clone(&app);
-    app.tasks.spawn(async move {
-        let _ = sender.send(boot(&at, caller, template.id, row, request).await);
-    });
-    receiver.await.unwrap_or(Err(Error::HostUnavailable))
+    boot(app, caller, row, request).await
 }
 
 async fn boot(
     app: &App,
     caller: Caller,
-    template: uuid::Uuid,
     row: Capsule,
     request: CreateCapsuleRequest,
 ) -> Result<Capsule> {
     let id = row.id();
-    db::capsules::insert(&app.db, caller.team, app.host, template, &row).await?;
+    db::capsules::insert(&app.db, caller.team, app.host, &row).await?;
+    daemon::step("control.starting").map_err(|e| Error::Internal(e.into()))?;
     let started = std::time::Instant::now();
-    if let Err(error) = app.agent.create(request).await {
-        metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
-        // What cannot be removed now, the reconciler removes.
-        if let Err(undo) = remove(app, &row).await {
-            tracing::warn!(%id, error = %undo, "undoing a create");
+    let begun = match app.agent.create(request).await {
+        Ok(begun) => begun,
+        Err(error) => {
+            metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
+            // What cannot be removed now, the reconciler removes.
+            if let Err(undo) = remove(app, &row).await {
+                tracing::warn!(%id, error = %undo, "undoing a create");
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     metrics::histogram!("wrenn_capsule_create_seconds").record(started.elapsed().as_secs_f64());
+    if begun.ends_at.is_some() {
+        db::capsules::set_end(&app.db, id, begun.ends_at).await?;
+    }
     let moved = transition(app, id, 1, CapsuleState::Running, None).await?;
     let found = get(app, caller, id).await;
     // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
     // does that removes the machine too.
     match found {
-        Ok(row) if moved.is_some() || row.state() == CapsuleState::Running => Ok(row),
+        Ok(row) if moved.is_some() || row.state() == CapsuleState::Running => {
+            Ok(Capsule { booted: begun.booted, ..row })
+        }
         Ok(_) | Err(Error::NotFound(_)) => {
             Err(Error::Conflict("the capsule was deleted while it started".to_owned()))
         }
@@ -141,15 +237,6 @@ pub(crate) async fn transition(
 pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let found = db::capsules::find(&app.db, caller.team, id).await?;
     found.ok_or(Error::NotFound("capsule"))
-}
-
-/// A capsule of the caller's team whose guest can be asked.
-pub(crate) async fn running(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
-    let capsule = get(app, caller, id).await?;
-    if capsule.state() == CapsuleState::Running {
-        return Ok(capsule);
-    }
-    Err(Error::NotRunning(capsule.state()))
 }
 
 fn too_many_public() -> String {
@@ -185,14 +272,10 @@ pub(crate) async fn set_public(
 }
 
 /// Removes a capsule with all it had.
-pub(crate) async fn delete(app: Arc<App>, caller: Caller, id: CapsuleId) -> Result<()> {
-    let capsule = get(&app, caller, id).await?;
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let at = Arc::clone(&app);
-    app.tasks.spawn(async move {
-        let _ = sender.send(remove(&at, &capsule).await);
-    });
-    receiver.await.unwrap_or(Err(Error::HostUnavailable))
+pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
+    let capsule = get(app, caller, id).await?;
+    let at = app.clone();
+    detached(app, async move { remove(&at, &capsule).await }).await
 }
 
 /// Brings a capsule to its end from whatever state it was seen in.
@@ -217,7 +300,12 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         vcpus: row.vcpus,
         memory_mb: row.memory_mib,
         disk_mb: row.disk_mib,
+        snapshot: row.snapshot_id.map(|id| SnapshotId(id).to_string()),
         timeout_sec: row.timeout_sec,
+        ends_at: row.ends_at,
+        on_timeout: row.on_timeout,
+        auto_resume: row.auto_resume,
+        booted: row.booted,
         host_id: row.host_id.map(|id| types::HostId(id).to_string()),
         error: row.error,
         public_ports: row.public_ports,

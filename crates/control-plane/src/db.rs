@@ -5,4 +5,5 @@ pub(crate) mod hosts;
 pub(crate) mod keys;
 pub(crate) mod listen;
 pub(crate) mod routes;
+pub(crate) mod snapshots;
 pub(crate) mod templates;

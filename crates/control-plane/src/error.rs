@@ -33,6 +33,19 @@ pub enum Error {
     LinkExpired,
     #[error("the capsule is {0}, not running")]
     NotRunning(CapsuleState),
+    #[error(
+        "the capsule was paused while the request was under way; what ran goes on when it is \
+         resumed"
+    )]
+    Interrupted,
+    #[error("the capsule could not be paused and runs on: {0}")]
+    PauseFailed(String),
+    #[error("the snapshot could not be taken: {0}")]
+    SnapshotFailed(String),
+    #[error("{0}")]
+    SnapshotDamaged(String),
+    #[error("{0}; resume it with `memory` false to boot on its disk")]
+    SnapshotIncompatible(String),
     #[error("as many requests as may be are under way in the capsule")]
     TooManyConnections,
     #[error("the capsule is running but nothing listens on its port {0} (port is not open)")]
@@ -70,7 +83,11 @@ impl Error {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict(_) | Self::NotRunning(_) => StatusCode::CONFLICT,
+            Self::Conflict(_)
+            | Self::NotRunning(_)
+            | Self::Interrupted
+            | Self::SnapshotDamaged(_)
+            | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated | Self::PrivatePort | Self::LinkExpired => {
@@ -84,7 +101,10 @@ impl Error {
             Self::PortClosed(_) | Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
             Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
-            Self::StartFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::StartFailed(_)
+            | Self::PauseFailed(_)
+            | Self::SnapshotFailed(_)
+            | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -101,6 +121,11 @@ impl Error {
             Self::LinkExpired => "link_expired",
             Self::NotRunning(CapsuleState::Paused) => "capsule_paused",
             Self::NotRunning(_) => "capsule_not_running",
+            Self::Interrupted => "capsule_interrupted",
+            Self::PauseFailed(_) => "pause_failed",
+            Self::SnapshotFailed(_) => "snapshot_failed",
+            Self::SnapshotDamaged(_) => "snapshot_damaged",
+            Self::SnapshotIncompatible(_) => "snapshot_incompatible",
             Self::TooManyConnections => "too_many_connections",
             Self::PortClosed(_) => "port_closed",
             Self::BadAnswer(_) => "bad_answer",
@@ -141,9 +166,9 @@ impl Error {
             Some(Refusal::Silent) => Self::GuestSilent,
             Some(Refusal::Closed) => Self::BadAnswer("closed the connection without an answer"),
             Some(Refusal::Garbage) => Self::BadAnswer("did not answer with HTTP"),
-            Some(Refusal::NotRunning | Refusal::Draining | Refusal::Unreachable) | None => {
-                Self::GuestUnavailable
-            }
+            Some(Refusal::Paused) => Self::NotRunning(CapsuleState::Paused),
+            Some(Refusal::Draining) => Self::NotRunning(CapsuleState::Pausing),
+            Some(Refusal::NotRunning | Refusal::Unreachable) | None => Self::GuestUnavailable,
         }
     }
 

@@ -8,10 +8,12 @@ mod exec_stream;
 mod extract;
 mod files;
 mod hosts;
+mod keep;
 mod ports;
 mod processes;
 mod pty;
 mod respond;
+mod snapshots;
 mod socket;
 mod status;
 mod templates;
@@ -37,6 +39,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(capsules::create, capsules::list))
         .routes(routes!(capsules::get, capsules::delete))
         .routes(routes!(capsules::logs))
+        .routes(routes!(keep::pause))
+        .routes(routes!(keep::resume))
+        .routes(routes!(keep::fork))
+        .routes(routes!(keep::timeout))
+        .routes(routes!(keep::ping))
+        .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_stream::exec))
         .routes(routes!(pty::open))

@@ -13,6 +13,7 @@ mod http;
 mod processes;
 mod proxy;
 mod reconcile;
+mod snapshots;
 
 pub use app::{App, ControlPlane, Settings};
 pub use auth::new_api_key;

@@ -6,6 +6,7 @@ use crate::agent::Agents;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
+use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +19,8 @@ use protocol::process::__buffa::oneof::process_event::{Event as Wire, data_event
 use protocol::process::__buffa::oneof::{process_input, process_selector};
 use protocol::process::ProcessClient;
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 use types::{CapsuleId, names, resources};
 
@@ -101,13 +104,33 @@ impl Selector {
 #[derive(Clone)]
 pub(crate) struct Processes {
     client: ProcessClient<Agents>,
+    /// The capsule, as it was when it was asked for.
+    of: Arc<(App, Capsule)>,
 }
 
 impl Processes {
     /// Those of a running capsule of the caller's team.
     pub(crate) async fn of(app: &App, caller: Caller, id: CapsuleId) -> Result<Self> {
-        let capsule = capsules::running(app, caller, id).await?;
-        Ok(Self { client: app.agent.processes(id, &capsule.envd_token) })
+        let capsule = capsules::awake(app, caller, id).await?;
+        let client = app.agent.processes(id, &capsule.envd_token);
+        Ok(Self { client, of: Arc::new((app.clone(), capsule)) })
+    }
+
+    /// What a refusal means, with a look at what has become of the capsule.
+    async fn refused(&self, error: &ConnectError) -> Error {
+        let (app, capsule) = &*self.of;
+        capsules::why(app, capsule, refused(error)).await
+    }
+
+    /// Does a call.
+    async fn done<T>(
+        &self,
+        call: impl Future<Output = std::result::Result<T, ConnectError>>,
+    ) -> Result<T> {
+        match call.await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.refused(&error).await),
+        }
     }
 
     /// Starts a program and returns its pid with its events.
@@ -121,27 +144,26 @@ impl Processes {
             options = options.with_header("authorization", basic);
         }
         let timeout = command.timeout_sec.unwrap_or(0);
-        let stream = self.client.start_with_options(request(command), options).await;
-        let stream = stream.map_err(|e| refused(&e))?;
+        let stream = self.done(self.client.start_with_options(request(command), options)).await?;
         let events = futures::stream::unfold(stream, |mut stream| async move {
             let message = stream.message::<wire::StartResponse>().await;
             let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
             Some((event.transpose()?, stream))
         });
-        begun(events.boxed(), timeout).await
+        self.begun(events.boxed(), timeout).await
     }
 
     /// Attaches to a program: what it writes from here on, and its end.
     pub(crate) async fn connect(&self, selector: &Selector) -> Result<(u32, Events)> {
         let request =
             wire::ConnectRequest { process: selector.wire().into(), ..Default::default() };
-        let stream = self.client.connect(request).await.map_err(|e| refused(&e))?;
+        let stream = self.done(self.client.connect(request)).await?;
         let events = futures::stream::unfold(stream, |mut stream| async move {
             let message = stream.message::<wire::ConnectResponse>().await;
             let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
             Some((event.transpose()?, stream))
         });
-        begun(events.boxed(), 0).await
+        self.begun(events.boxed(), 0).await
     }
 
     /// Writes to a program's standard input, or types into its terminal; waits while it does
@@ -160,7 +182,7 @@ impl Processes {
                 ..Default::default()
             };
             // A program may take as long as it likes to read.
-            self.client.send_input(send).await.map_err(|e| refused(&e))?;
+            self.done(self.client.send_input(send)).await?;
         }
         Ok(())
     }
@@ -169,8 +191,7 @@ impl Processes {
     pub(crate) async fn close_stdin(&self, pid: u32) -> Result<()> {
         let process = Selector::Pid(pid).wire().into();
         let close = wire::CloseStdinRequest { process, ..Default::default() };
-        let done = self.client.close_stdin_with_options(close, call()).await;
-        done.map(|_| ()).map_err(|e| refused(&e))
+        self.done(self.client.close_stdin_with_options(close, call())).await.map(|_| ())
     }
 
     /// Tells a terminal its size.
@@ -180,8 +201,7 @@ impl Processes {
             pty: terminal((cols, rows)).into(),
             ..Default::default()
         };
-        let done = self.client.update_with_options(request, call()).await;
-        done.map(|_| ()).map_err(|e| refused(&e))
+        self.done(self.client.update_with_options(request, call())).await.map(|_| ())
     }
 
     /// Signals a program's whole group: `SIGTERM` or `SIGKILL`.
@@ -196,14 +216,13 @@ impl Processes {
             signal: signal.into(),
             ..Default::default()
         };
-        let done = self.client.send_signal_with_options(request, call()).await;
-        done.map(|_| ()).map_err(|e| refused(&e))
+        self.done(self.client.send_signal_with_options(request, call())).await.map(|_| ())
     }
 
     /// The programs that run.
     pub(crate) async fn list(&self) -> Result<Vec<api::Process>> {
-        let answer = self.client.list_with_options(wire::ListRequest::default(), call()).await;
-        let answer = answer.map_err(|e| refused(&e))?.into_owned();
+        let list = self.client.list_with_options(wire::ListRequest::default(), call());
+        let answer = self.done(list).await?.into_owned();
         let shown = |p: wire::ProcessInfo| {
             let config = p.config.into_option().unwrap_or_default();
             api::Process { pid: p.pid, cmd: config.cmd, args: config.args, tag: p.tag }
@@ -240,38 +259,45 @@ fn request(command: Command) -> wire::StartRequest {
 
 type Raw = BoxStream<'static, std::result::Result<Option<wire::ProcessEvent>, ConnectError>>;
 
-/// Takes the first event, which tells the pid, off a stream that ends after `timeout` seconds.
-async fn begun(mut raw: Raw, timeout: u32) -> Result<(u32, Events)> {
-    let first = raw.next().await.transpose().map_err(|e| refused(&e))?;
-    let Some(Wire::Start(start)) = first.flatten().and_then(|e| e.event) else {
-        return Err(Error::GuestUnavailable);
-    };
-    let pid = start.pid;
-    let events = raw.filter_map(move |event| async move {
-        match event {
-            Ok(event) => Some(Ok(read(event?.event?)?)),
-            Err(e) if e.code == ErrorCode::DeadlineExceeded => Some(Err(Error::TimedOut(timeout))),
-            // envd ends a stream that it began by nothing else, so this is the way's end.
-            Err(error) => {
-                tracing::debug!(%error, "a stream broke off");
-                Some(Err(Error::GuestUnavailable))
+impl Processes {
+    /// Takes the first event, which tells the pid, off a stream that ends after `timeout` seconds.
+    async fn begun(&self, mut raw: Raw, timeout: u32) -> Result<(u32, Events)> {
+        let first = self.done(async { raw.next().await.transpose() }).await?;
+        let Some(Wire::Start(start)) = first.flatten().and_then(|e| e.event) else {
+            return Err(Error::GuestUnavailable);
+        };
+        let pid = start.pid;
+        let events = raw.filter_map(move |event| async move {
+            match event {
+                Ok(event) => Some(Ok(read(event?.event?)?)),
+                Err(e) if e.code == ErrorCode::DeadlineExceeded => {
+                    Some(Err(Error::TimedOut(timeout)))
+                }
+                // envd ends a stream that it began by nothing else, so this is the way's end.
+                Err(error) => {
+                    tracing::debug!(%error, "a stream broke off");
+                    Some(Err(Error::GuestUnavailable))
+                }
             }
-        }
-    });
-    // A stream that breaks off is no end; one that has ended is read to its last byte, or its
-    // connection could not serve again.
-    let checked =
-        futures::stream::unfold((events.boxed(), false), |(mut events, done)| async move {
+        });
+        // A stream that breaks off is no end; one that has ended is read to its last byte, or its
+        // connection could not serve again.
+        let state = (events.boxed(), Arc::clone(&self.of), false);
+        let checked = futures::stream::unfold(state, |(mut events, of, done)| async move {
             if done {
                 let rest = events.collect::<Vec<_>>();
                 let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
                 return None;
             }
-            let event = events.next().await.unwrap_or(Err(Error::GuestUnavailable));
+            let event = match events.next().await.unwrap_or(Err(Error::GuestUnavailable)) {
+                Ok(event) => Ok(event),
+                Err(error) => Err(capsules::why(&of.0, &of.1, error).await),
+            };
             let done = !matches!(event, Ok(Event::Stdout(_) | Event::Stderr(_)));
-            Some((event, (events, done)))
+            Some((event, (events, of, done)))
         });
-    Ok((pid, checked.boxed()))
+        Ok((pid, checked.boxed()))
+    }
 }
 
 fn read(event: Wire) -> Option<Event> {

@@ -12,7 +12,10 @@ pub(crate) use routes::{Routes, keep_true};
 pub(crate) use target::{Domains, Target};
 
 use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
 use crate::error::{Error, Result};
+use crate::reconcile;
 use access::{Admitted, Presented};
 use answer::{Form, Public};
 use bytes::Bytes;
@@ -20,17 +23,24 @@ use hop::{Body, Outgoing};
 use http::header::{FORWARDED, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::Body as _;
 use metrics::Counter;
 use protocol::{REFUSAL, Refusal};
 use routes::Route;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use target::Addressee;
 use types::CapsuleState;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Before another look at a capsule that is being paused, and is to wake.
+const WAKE: Duration = Duration::from_millis(100);
+/// How often it is looked at: a pause waits two seconds for requests under way.
+const WAKES: u32 = 50;
 
 /// The proxy's own parts.
 pub(crate) struct Proxy {
@@ -102,7 +112,7 @@ impl Proxy {
         let (route, key_team) = found.await?;
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let admitted = presented.decide(target, route.as_deref(), key_team, now)?;
-        let route = route.ok_or(Error::NotFound("capsule"))?;
+        let mut route = route.ok_or(Error::NotFound("capsule"))?;
         let scheme = scheme(request.headers(), peer);
         if let (Admitted::Link(seconds), Some(link)) = (&admitted, &presented.link) {
             let browses = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -113,16 +123,40 @@ impl Proxy {
             };
         }
         let path = if presented.link.is_some() { Some(without_link(&request)) } else { None };
-        let agent = route.reachable()?.clone();
+        if route.auto_resume && route.state != CapsuleState::Running {
+            route = self.wake(&route, target).await?;
+        }
         let host = name(&request)?;
         address(&mut request, target, path.as_deref())?;
         // Taken off first: a client could name what we put on as an option of its connection.
+        route.reachable()?;
         let mut outgoing = Outgoing::of(request);
         let headers = outgoing.request.headers_mut();
         access::strip(headers, target, &route, &admitted);
         forwarded(headers, &host, scheme, peer)?;
         let public = Public { scheme, host: host.to_str().unwrap_or(""), target };
-        self.send(outgoing, &agent, &public).await
+        // One without a body can be sent again, when the capsule was about to be paused.
+        let plain = outgoing.request.body().is_end_stream() && !outgoing.upgrades();
+        let again = (route.auto_resume && plain).then(|| copied(&outgoing.request));
+        let mut sent = self.send(outgoing, route.reachable()?, &public).await;
+        let Some(again) = again else { return sent };
+        for _ in 0..WAKES {
+            if !matches!(sent, Err(Error::NotRunning(_))) {
+                break;
+            }
+            tokio::time::sleep(WAKE).await;
+            reconcile::run(&self.app).await;
+            route = self.wake(&route, target).await?;
+            sent = self.send(Outgoing::of(copied(&again)), route.reachable()?, &public).await;
+        }
+        sent
+    }
+
+    /// Has a capsule woken, for its owner, by someone who was admitted.
+    async fn wake(&self, route: &Route, target: Target) -> Result<Arc<Route>> {
+        capsules::awake(&self.app, Caller { team: route.team }, target.capsule).await?;
+        let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;
+        found.0.ok_or(Error::NotFound("capsule"))
     }
 
     async fn send(
@@ -148,7 +182,7 @@ impl Proxy {
             return Ok(answer);
         };
         let refusal = Refusal::parse(refusal.as_bytes());
-        if matches!(refusal, Some(Refusal::NotRunning | Refusal::Draining)) {
+        if matches!(refusal, Some(Refusal::NotRunning | Refusal::Paused | Refusal::Draining)) {
             // What is known of the capsule is not so any more.
             self.app.routes.forget(target.capsule);
         }
@@ -171,6 +205,16 @@ impl Route {
             | CapsuleState::Stopping) => Err(Error::NotRunning(state)),
         }
     }
+}
+
+/// A request without a body, once more.
+fn copied(request: &Request<Body>) -> Request<Body> {
+    let mut again = Request::new(Body::empty());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    again
 }
 
 /// How a client came; whoever stands in front on this machine is believed.

@@ -4,7 +4,8 @@
 //! ```text
 //! starting ─▶ running ⇄ pausing ─▶ paused ⇄ resuming ─▶ running
 //!     └──────────┴─────────┴─────────┴─────────┴──▶ stopping ─▶ stopped
-//! (missing: the host is unreachable)     (error: only `stopping` leads out)
+//! (missing: the host is unreachable)     (error: the machine is lost; what was kept of it
+//!                                         before may be resumed)
 //! ```
 
 use std::fmt;
@@ -26,7 +27,7 @@ pub enum CapsuleState {
     Resuming,
     /// Its host cannot be reached; what it is there is not known.
     Missing,
-    /// It failed; only its removal is left.
+    /// Its machine is lost. What was kept of it earlier may be resumed.
     Error,
     /// It is being removed.
     Stopping,
@@ -50,10 +51,10 @@ impl CapsuleState {
             Starting => &[Running, Error, Stopping],
             Running => &[Pausing, Stopping, Missing, Error],
             Pausing => &[Paused, Running, Stopping, Error],
-            Paused => &[Resuming, Stopping],
+            Paused => &[Resuming, Stopping, Error],
             Resuming => &[Running, Paused, Stopping, Error],
             Missing => &[Running, Paused, Error, Stopping],
-            Error => &[Stopping],
+            Error => &[Resuming, Stopping],
             Stopping => &[Stopped],
             Stopped => &[],
         }

@@ -11,16 +11,24 @@ use uuid::Uuid;
 pub(crate) struct Capsule {
     pub id: Uuid,
     pub host_id: Option<Uuid>,
+    pub template_id: Option<Uuid>,
     pub template: String,
+    pub snapshot_id: Option<Uuid>,
     pub status: String,
     pub generation: i64,
     pub vcpus: i32,
     pub memory_mib: i32,
     pub disk_mib: i32,
     pub timeout_sec: i32,
+    pub ends_at: Option<OffsetDateTime>,
+    pub on_timeout: String,
+    pub auto_resume: bool,
     pub envd_token: String,
     pub traffic_token: String,
     pub public_ports: Vec<i32>,
+    /// Of the answer to a create or resume alone: whether the guest was booted.
+    #[sqlx(skip)]
+    pub booted: bool,
     pub error: Option<String>,
     pub metadata: Json<BTreeMap<String, String>>,
     pub created_at: OffsetDateTime,
@@ -44,18 +52,53 @@ pub(crate) async fn insert(
     db: &PgPool,
     team: TeamId,
     host: HostId,
-    template: Uuid,
     row: &Capsule,
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO capsules (id, team_id, host_id, template_id, template, status, vcpus, \
                memory_mib, disk_mib, timeout_sec, envd_token, metadata, traffic_token, \
-               public_ports) \
-               VALUES ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13)";
-    let insert = sqlx::query(sql).bind(row.id).bind(team.0).bind(host.0).bind(template);
+               public_ports, on_timeout, auto_resume, snapshot_id) VALUES \
+               ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
+    let insert = sqlx::query(sql).bind(row.id).bind(team.0).bind(host.0).bind(row.template_id);
     let insert = insert.bind(&row.template).bind(row.vcpus).bind(row.memory_mib);
     let insert = insert.bind(row.disk_mib).bind(row.timeout_sec).bind(&row.envd_token);
     let insert = insert.bind(&row.metadata).bind(&row.traffic_token).bind(&row.public_ports);
+    let insert = insert.bind(&row.on_timeout).bind(row.auto_resume).bind(row.snapshot_id);
     insert.execute(db).await.map(|_| ())
+}
+
+/// Notes when a capsule's time is over, as its host says.
+pub(crate) async fn set_end(
+    db: &PgPool,
+    id: CapsuleId,
+    ends_at: Option<OffsetDateTime>,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET ends_at = $2 WHERE id = $1";
+    sqlx::query(sql).bind(id.0).bind(ends_at).execute(db).await.map(|_| ())
+}
+
+/// Notes how long a capsule may run.
+pub(crate) async fn set_life(
+    db: &PgPool,
+    id: CapsuleId,
+    ends_at: Option<OffsetDateTime>,
+    on_timeout: &str,
+    idle_sec: i32,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET ends_at = $2, on_timeout = $3, timeout_sec = $4, \
+               updated_at = now() WHERE id = $1";
+    let update = sqlx::query(sql).bind(id.0).bind(ends_at).bind(on_timeout).bind(idle_sec);
+    update.execute(db).await.map(|_| ())
+}
+
+/// How a capsule stands, with its generation.
+pub(crate) async fn stands(
+    db: &PgPool,
+    id: CapsuleId,
+) -> sqlx::Result<Option<(CapsuleState, i64)>> {
+    let sql = "SELECT status, generation FROM capsules WHERE id = $1";
+    let found: Option<(String, i64)> = sqlx::query_as(sql).bind(id.0).fetch_optional(db).await?;
+    let state = |status: String| status.parse().unwrap_or(CapsuleState::Error);
+    Ok(found.map(|(status, generation)| (state(status), generation)))
 }
 
 /// A team's capsule that is not gone.

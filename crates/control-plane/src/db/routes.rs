@@ -13,6 +13,7 @@ pub(crate) struct Row {
     pub envd_token: Option<String>,
     pub traffic_token: Option<String>,
     pub public_ports: Option<Vec<i32>>,
+    pub auto_resume: Option<bool>,
     /// URL of the host's agent.
     pub address: Option<String>,
     /// None when the key is not valid.
@@ -30,6 +31,7 @@ pub(crate) async fn find(
     let sql = "WITH used AS (UPDATE api_keys SET last_used_at = now() WHERE key_hash = $2 \
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
                SELECT c.team_id, c.status, c.envd_token, c.traffic_token, c.public_ports, \
+               c.auto_resume, \
                h.address, k.team_id AS key_team, k.expires_at AS key_expires \
                FROM (SELECT 1) AS always \
                LEFT JOIN capsules c ON c.id = $1 AND c.status <> 'stopped' \

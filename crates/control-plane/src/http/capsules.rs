@@ -28,7 +28,7 @@ pub(crate) async fn create(
     caller: Caller,
     Body(wanted): Body<api::CreateCapsule>,
 ) -> Result<(StatusCode, Json<api::Capsule>)> {
-    let capsule = capsules::create(app, caller, wanted).await?;
+    let capsule = capsules::create(&app, caller, wanted).await?;
     Ok((StatusCode::CREATED, Json(capsules::shown(capsule))))
 }
 
@@ -97,7 +97,7 @@ pub(crate) async fn delete(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
-    capsules::delete(app, caller, capsule_id(&id)?).await?;
+    capsules::delete(&app, caller, capsule_id(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -186,7 +186,7 @@ async fn download(
     headers: &HeaderMap,
 ) -> Result<Response> {
     let target = file.target()?;
-    let capsule = capsules::running(app, caller, capsule_id(id)?).await?;
+    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = passed(headers);
     let answer = app.agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
@@ -214,7 +214,7 @@ async fn upload(
     body: Body,
 ) -> Result<StatusCode> {
     let target = file.target()?;
-    let capsule = capsules::running(app, caller, capsule_id(id)?).await?;
+    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(body);
     *request.method_mut() = http::Method::POST;
     *request.headers_mut() = headers;

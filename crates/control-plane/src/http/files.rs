@@ -19,7 +19,7 @@ async fn client(
     caller: Caller,
     id: &str,
 ) -> Result<protocol::filesystem::FilesystemClient<Agents>> {
-    let capsule = capsules::running(app, caller, capsule_id(id)?).await?;
+    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     Ok(app.agent.files(capsule.id(), &capsule.envd_token))
 }
 

@@ -130,7 +130,7 @@ pub(crate) async fn connect(
 ) -> Result<Response> {
     let target = target(path)?;
     let Target { capsule, port } = target;
-    capsules::running(&app, caller, capsule).await?;
+    capsules::awake(&app, caller, capsule).await?;
     capsules::check_exposed("port", port)?;
     if headers::upgrade(request.headers()).is_none_or(|protocol| protocol != "tcp") {
         return Err(Error::invalid("upgrade", "must ask to switch to `tcp`"));

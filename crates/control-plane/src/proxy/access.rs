@@ -154,6 +154,7 @@ mod tests {
             agent: None,
             envd_token: "envd".into(),
             traffic_token: "traffic".into(),
+            auto_resume: false,
             public_ports: [3000].into(),
         }
     }

@@ -35,6 +35,8 @@ pub(crate) struct Route {
     pub envd_token: Box<str>,
     pub traffic_token: Box<str>,
     pub public_ports: Box<[u16]>,
+    /// Whether it is resumed when something is asked of it.
+    pub auto_resume: bool,
 }
 
 /// A thing that was looked up, whether there is one or not.
@@ -211,6 +213,7 @@ fn route(row: &Row) -> Option<Arc<Route>> {
         agent: agent.and_then(|uri| uri.authority().cloned()),
         envd_token: row.envd_token.as_deref()?.into(),
         traffic_token: row.traffic_token.as_deref()?.into(),
+        auto_resume: row.auto_resume.unwrap_or(false),
         public_ports: ports.filter_map(|port| u16::try_from(*port).ok()).collect(),
     }))
 }

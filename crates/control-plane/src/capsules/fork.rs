@@ -1,0 +1,86 @@
+//! Fork: a snapshot that nobody else sees, and capsules that begin from it. The source goes on,
+//! or stays paused.
+
+use super::keep::detached;
+use super::{Begin, begin, life, settled, shown};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use crate::snapshots;
+use futures::StreamExt;
+use std::collections::BTreeMap;
+use types::resources::{Resources, in_range};
+use types::{CapsuleId, CapsuleState, SnapshotId};
+
+/// Capsules that one fork may make.
+const MOST: u32 = 100;
+/// That are started at once.
+const AT_ONCE: usize = 4;
+
+/// Makes capsules that begin as `id` is.
+pub(crate) async fn fork(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    wanted: &api::Fork,
+) -> Result<api::Forked> {
+    let count = wanted.count.unwrap_or(1);
+    in_range("count", count, 1, MOST)?;
+    life::check_timeout(wanted.timeout)?;
+    let source = settled(app, caller, id).await?;
+    if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
+        return Err(Error::NotRunning(source.state()));
+    }
+    let (at, timeout) = (app.clone(), wanted.timeout);
+    detached(app, async move {
+        let snapshot = snapshots::take(&at, caller, &source, None).await?.id();
+        daemon::step("control.forked").map_err(|e| Error::Internal(e.into()))?;
+        let made = futures::stream::iter(0..count)
+            .map(|_| begin(&at, caller, child(&source, snapshot, timeout)))
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        // What cannot be removed now, the reconciler removes.
+        if let Err(error) = snapshots::remove(&at, snapshot).await {
+            tracing::warn!(%id, %error, "removing what a fork began from");
+        }
+        let (mut items, mut errors) = (Vec::new(), Vec::new());
+        for one in made {
+            match one {
+                Ok(capsule) => items.push(shown(capsule)),
+                Err(error) => errors.push(error),
+            }
+        }
+        if items.is_empty()
+            && let Some(error) = errors.pop()
+        {
+            return Err(error);
+        }
+        let told = |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
+        Ok(api::Forked { items, errors: errors.into_iter().map(told).collect() })
+    })
+    .await
+}
+
+fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin {
+    let size = |n: i32| n.unsigned_abs();
+    Begin {
+        template_id: source.template_id,
+        template: source.template.clone(),
+        snapshot: Some(snapshot),
+        size: Resources {
+            vcpus: size(source.vcpus),
+            memory_mib: size(source.memory_mib),
+            disk_mib: size(source.disk_mib),
+        },
+        idle_sec: size(source.timeout_sec),
+        timeout,
+        on_timeout: source.on_timeout.clone(),
+        auto_resume: source.auto_resume,
+        // Who may reach the source's ports says nothing of its children's.
+        public_ports: Vec::new(),
+        envs: BTreeMap::new(),
+        metadata: source.metadata.0.clone(),
+    }
+}

@@ -1,0 +1,198 @@
+//! Pause and resume, and the waking of whoever is asked for something while it is paused.
+//! A caller who leaves stops nothing; what a host does not answer is left to the reconciler.
+
+use super::{get, life, transition};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use protocol::host::{PauseCapsuleRequest, ResumeCapsuleRequest};
+use std::future::Future;
+use std::time::Duration;
+use types::{CapsuleId, CapsuleState};
+
+/// Between two looks at a capsule that is changing.
+const LOOK: Duration = Duration::from_millis(25);
+/// How often it is looked at, which is some minutes.
+const LOOKS: u32 = 6000;
+/// And how often for why a guest does not answer.
+const LOOKS_WHY: u32 = 30;
+
+/// Does work that goes on when whoever asked for it leaves.
+pub(crate) async fn detached<T: Send + 'static>(
+    app: &App,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    app.tasks.spawn(async move {
+        let _ = sender.send(Box::pin(work).await);
+    });
+    receiver.await.unwrap_or(Err(Error::HostUnavailable))
+}
+
+/// A capsule once it is not about to become something else.
+pub(crate) async fn settled(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
+    for _ in 0..LOOKS {
+        let capsule = get(app, caller, id).await?;
+        let state = capsule.state();
+        if !matches!(state, CapsuleState::Starting | CapsuleState::Pausing | CapsuleState::Resuming)
+        {
+            return Ok(capsule);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Err(Error::HostUnavailable)
+}
+
+fn busy() -> Error {
+    Error::Conflict("the capsule is changing; try again".to_owned())
+}
+
+/// Keeps a capsule and ends its machine; one that is paused is success.
+pub(crate) async fn pause(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    memory: bool,
+) -> Result<Capsule> {
+    let capsule = settled(app, caller, id).await?;
+    let state = capsule.state();
+    if state == CapsuleState::Paused {
+        return Ok(capsule);
+    }
+    if state != CapsuleState::Running {
+        return Err(Error::NotRunning(state));
+    }
+    let at = app.clone();
+    detached(app, async move {
+        let moved = transition(&at, id, capsule.generation, CapsuleState::Pausing, None).await?;
+        let generation = moved.ok_or_else(busy)?;
+        let request = PauseCapsuleRequest {
+            capsule_id: id.to_string(),
+            generation: generation.unsigned_abs(),
+            disk_only: !memory,
+            ..Default::default()
+        };
+        daemon::step("control.pausing").map_err(|e| Error::Internal(e.into()))?;
+        match at.agent.pause(request).await {
+            Ok(()) => {
+                transition(&at, id, generation, CapsuleState::Paused, None).await?;
+                get(&at, caller, id).await
+            }
+            // It may be paused, or be about to; the host tells.
+            Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
+            Err(error) => {
+                transition(&at, id, generation, CapsuleState::Running, None).await?;
+                Err(error)
+            }
+        }
+    })
+    .await
+}
+
+/// How a capsule is brought back.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// Seconds that it may run.
+    pub timeout: Option<u32>,
+    /// Leaves memory that was kept aside.
+    pub cold: bool,
+    /// Number of a snapshot; 0 for the last.
+    pub snapshot: u64,
+}
+
+/// Brings a paused capsule back; one that runs is success.
+pub(crate) async fn resume(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    wanted: Wanted,
+) -> Result<Capsule> {
+    life::check_timeout(wanted.timeout)?;
+    let capsule = settled(app, caller, id).await?;
+    let before = capsule.state();
+    if before == CapsuleState::Running {
+        return Ok(capsule);
+    }
+    // One whose machine is lost may have been kept before.
+    if !matches!(before, CapsuleState::Paused | CapsuleState::Error) {
+        return Err(Error::NotRunning(before));
+    }
+    let at = app.clone();
+    detached(app, async move {
+        let moved = transition(&at, id, capsule.generation, CapsuleState::Resuming, None).await?;
+        let Some(generation) = moved else {
+            // Another was faster, perhaps to the same end.
+            let capsule = settled(&at, caller, id).await?;
+            let runs = capsule.state() == CapsuleState::Running;
+            return if runs { Ok(capsule) } else { Err(busy()) };
+        };
+        let request = ResumeCapsuleRequest {
+            capsule_id: id.to_string(),
+            generation: generation.unsigned_abs(),
+            life: life::wire(&capsule, wanted.timeout).into(),
+            snapshot: wanted.snapshot,
+            cold: wanted.cold,
+            ..Default::default()
+        };
+        daemon::step("control.resuming").map_err(|e| Error::Internal(e.into()))?;
+        let started = std::time::Instant::now();
+        match at.agent.resume(request).await {
+            Ok(begun) => {
+                metrics::histogram!("wrenn_capsule_resume_seconds")
+                    .record(started.elapsed().as_secs_f64());
+                db::capsules::set_end(&at.db, id, begun.ends_at).await?;
+                transition(&at, id, generation, CapsuleState::Running, None).await?;
+                let row = get(&at, caller, id).await?;
+                Ok(Capsule { booted: begun.booted, ..row })
+            }
+            Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
+            Err(error) => {
+                transition(&at, id, generation, before, capsule.error.as_deref()).await?;
+                Err(error)
+            }
+        }
+    })
+    .await
+}
+
+/// A capsule whose guest can be asked; one that is paused and is to wake for it does.
+pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
+    let mut capsule = get(app, caller, id).await?;
+    if capsule.auto_resume && capsule.state() != CapsuleState::Running {
+        capsule = settled(app, caller, id).await?;
+        if capsule.state() == CapsuleState::Paused {
+            let timeout = life::after_waking(&capsule);
+            let wanted = Wanted { timeout, ..Wanted::default() };
+            capsule = resume(app, caller, id, wanted).await?;
+        }
+    }
+    let state = capsule.state();
+    if state == CapsuleState::Running { Ok(capsule) } else { Err(Error::NotRunning(state)) }
+}
+
+/// Why a guest, which was asked when the capsule was as `seen`, did not answer: it may have been
+/// paused meanwhile.
+pub(crate) async fn why(app: &App, seen: &Capsule, error: Error) -> Error {
+    if !matches!(error, Error::GuestUnavailable) {
+        return error;
+    }
+    for _ in 0..LOOKS_WHY {
+        let Ok(Some(now)) = db::capsules::stands(&app.db, seen.id()).await else { return error };
+        let (state, generation) = now;
+        if state == CapsuleState::Running && generation == seen.generation {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        let kept = matches!(
+            state,
+            CapsuleState::Pausing
+                | CapsuleState::Paused
+                | CapsuleState::Resuming
+                | CapsuleState::Running
+        );
+        return if kept { Error::Interrupted } else { error };
+    }
+    error
+}

@@ -1,0 +1,89 @@
+//! How long a capsule may run: the host enforces it, this says what.
+
+use super::{get, settled};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use protocol::host::{KeepCapsuleRequest, Life};
+use time::OffsetDateTime;
+use types::CapsuleId;
+use types::resources::{MAX_TIMEOUT_SEC, in_range};
+
+/// What a capsule that wakes for traffic may run, in seconds, where it may not run for ever: it
+/// would else end before it was of use.
+const AWAKE: u32 = 300;
+
+pub(crate) fn check_timeout(timeout: Option<u32>) -> Result<()> {
+    timeout.map_or(Ok(()), |timeout| Ok(in_range("timeout", timeout, 1, MAX_TIMEOUT_SEC)?))
+}
+
+pub(crate) fn check_on_timeout(on_timeout: Option<&str>) -> Result<()> {
+    match on_timeout {
+        None | Some("pause" | "kill") => Ok(()),
+        Some(_) => Err(Error::invalid("on_timeout", "must be `pause` or `kill`")),
+    }
+}
+
+/// What the host is told of a capsule that may run for `timeout` seconds from when it runs.
+pub(crate) fn wire(capsule: &Capsule, timeout: Option<u32>) -> Life {
+    Life {
+        lasts_ms: u64::from(timeout.unwrap_or(0)) * 1000,
+        kill: capsule.on_timeout == "kill",
+        idle_sec: capsule.timeout_sec.unsigned_abs(),
+        ..Default::default()
+    }
+}
+
+/// Seconds that a capsule may run which wakes for traffic.
+pub(super) fn after_waking(capsule: &Capsule) -> Option<u32> {
+    capsule.ends_at.map(|_| AWAKE)
+}
+
+/// The host's word for when a capsule's time is over.
+pub(crate) fn end(ends_at_ms: i64) -> Option<OffsetDateTime> {
+    let nanos = i128::from(ends_at_ms) * 1_000_000;
+    OffsetDateTime::from_unix_timestamp_nanos(nanos).ok().filter(|_| ends_at_ms != 0)
+}
+
+/// Sets when a capsule's time is over, counted from now.
+pub(crate) async fn set(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    wanted: &api::SetTimeout,
+) -> Result<Capsule> {
+    check_on_timeout(wanted.on_timeout.as_deref())?;
+    if let Some(timeout) = wanted.timeout {
+        in_range("timeout", timeout, 0, MAX_TIMEOUT_SEC)?;
+    }
+    if let Some(idle) = wanted.timeout_sec {
+        in_range("timeout_sec", idle, 0, MAX_TIMEOUT_SEC)?;
+    }
+    let mut capsule = settled(app, caller, id).await?;
+    if let Some(on_timeout) = &wanted.on_timeout {
+        capsule.on_timeout.clone_from(on_timeout);
+    }
+    if let Some(idle) = wanted.timeout_sec {
+        capsule.timeout_sec = i32::try_from(idle).unwrap_or(i32::MAX);
+    }
+    let now = OffsetDateTime::now_utc();
+    let ends = wanted.timeout.map(|timeout| now + time::Duration::seconds(timeout.into()));
+    let ends_at_ms = ends.map_or(0, |at| at.unix_timestamp_nanos() / 1_000_000);
+    let life =
+        Life { ends_at_ms: i64::try_from(ends_at_ms).unwrap_or(i64::MAX), ..wire(&capsule, None) };
+    let request =
+        KeepCapsuleRequest { capsule_id: id.to_string(), life: life.into(), ..Default::default() };
+    app.agent.keep(request).await?;
+    let (on_timeout, idle) = (&capsule.on_timeout, capsule.timeout_sec);
+    db::capsules::set_life(&app.db, id, ends, on_timeout, idle).await?;
+    get(app, caller, id).await
+}
+
+/// Counts as activity.
+pub(crate) async fn ping(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
+    get(app, caller, id).await?;
+    let capsule_id = id.to_string();
+    app.agent.keep(KeepCapsuleRequest { capsule_id, ..Default::default() }).await
+}

@@ -1,0 +1,101 @@
+//! Snapshots: rows.
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use types::{HostId, SnapshotId, TeamId};
+use uuid::Uuid;
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Snapshot {
+    pub id: Uuid,
+    pub team_id: Uuid,
+    pub capsule_id: Option<Uuid>,
+    pub host_id: Option<Uuid>,
+    /// None for one that is there for a fork alone.
+    pub name: Option<String>,
+    pub status: String,
+    pub template: String,
+    pub vcpus: i32,
+    pub memory_mib: i32,
+    pub disk_mib: i32,
+    pub size_bytes: i64,
+    pub created_at: OffsetDateTime,
+    pub updated_at: OffsetDateTime,
+}
+
+impl Snapshot {
+    pub(crate) fn id(&self) -> SnapshotId {
+        SnapshotId(self.id)
+    }
+}
+
+/// Enters a snapshot as `making`; false when the team has one of its name.
+pub(crate) async fn insert(db: &PgPool, row: &Snapshot) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO snapshots (id, team_id, capsule_id, host_id, name, template, vcpus, \
+               memory_mib, disk_mib) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+               ON CONFLICT (team_id, name) DO NOTHING";
+    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(row.capsule_id);
+    let insert = insert.bind(row.host_id).bind(&row.name).bind(&row.template).bind(row.vcpus);
+    let insert = insert.bind(row.memory_mib).bind(row.disk_mib);
+    Ok(insert.execute(db).await?.rows_affected() == 1)
+}
+
+/// Marks one as complete; false when it is being removed meanwhile.
+pub(crate) async fn complete(db: &PgPool, id: SnapshotId, bytes: i64) -> sqlx::Result<bool> {
+    let sql = "UPDATE snapshots SET status = 'ready', size_bytes = $2, updated_at = now() \
+               WHERE id = $1 AND status = 'making'";
+    Ok(sqlx::query(sql).bind(id.0).bind(bytes).execute(db).await?.rows_affected() == 1)
+}
+
+/// A team's complete snapshot, by its name or its id.
+pub(crate) async fn find(
+    db: &PgPool,
+    team: TeamId,
+    name: &str,
+    id: Option<SnapshotId>,
+) -> sqlx::Result<Option<Snapshot>> {
+    let sql = "SELECT * FROM snapshots WHERE team_id = $1 AND (name = $2 OR id = $3) \
+               AND status = 'ready' AND name IS NOT NULL";
+    let find = sqlx::query_as(sql).bind(team.0).bind(name).bind(id.map(|id| id.0));
+    find.fetch_optional(db).await
+}
+
+/// A page of a team's complete snapshots, newest first; of one capsule, where it is given.
+pub(crate) async fn list(
+    db: &PgPool,
+    team: TeamId,
+    capsule: Option<Uuid>,
+    before: Option<SnapshotId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Snapshot>> {
+    let sql = "SELECT * FROM snapshots WHERE team_id = $1 AND status = 'ready' \
+               AND name IS NOT NULL AND ($2::uuid IS NULL OR capsule_id = $2) \
+               AND ($3::uuid IS NULL OR (created_at, id) < \
+                    (SELECT created_at, id FROM snapshots WHERE id = $3 AND team_id = $1)) \
+               ORDER BY created_at DESC, id DESC LIMIT $4";
+    let list = sqlx::query_as(sql).bind(team.0).bind(capsule).bind(before.map(|b| b.0));
+    list.bind(limit).fetch_all(db).await
+}
+
+/// Every snapshot of a host.
+pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Snapshot>> {
+    sqlx::query_as("SELECT * FROM snapshots WHERE host_id = $1").bind(host.0).fetch_all(db).await
+}
+
+/// Marks one as being removed: nobody begins from it any more.
+pub(crate) async fn removing(db: &PgPool, id: SnapshotId) -> sqlx::Result<()> {
+    let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
+               WHERE id = $1";
+    sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
+}
+
+/// Forgets one that its host does not have.
+pub(crate) async fn remove(db: &PgPool, id: SnapshotId) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM snapshots WHERE id = $1").bind(id.0).execute(db).await.map(|_| ())
+}
+
+/// Whether a host is to have a snapshot of this id.
+pub(crate) async fn is_wanted(db: &PgPool, id: SnapshotId) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE id = $1)";
+    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+}

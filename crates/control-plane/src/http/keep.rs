@@ -1,0 +1,114 @@
+//! `…/pause`, `…/resume`, `…/fork`, `…/timeout`, `…/ping`: wire to domain and back.
+
+use super::extract::{Json as Body, Path, capsule_id};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules::{self, Wanted};
+use crate::error::{Error, Result};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+
+/// Keep a capsule's memory, processes and disk, and end its machine; answers when that is on the
+/// disk. A failure leaves it running.
+#[utoipa::path(
+    operation_id = "pause_capsule",
+    post, path = "/v1/capsules/{id}/pause", tag = "capsules", request_body = api::Pause,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, body = api::Capsule),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn pause(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::Pause>,
+) -> Result<Json<api::Capsule>> {
+    let memory = wanted.memory.unwrap_or(true);
+    let capsule = capsules::pause(&app, caller, capsule_id(&id)?, memory).await?;
+    Ok(Json(capsules::shown(capsule)))
+}
+
+/// Bring a paused capsule back; answers when its guest does. A failure leaves it paused.
+#[utoipa::path(
+    operation_id = "resume_capsule",
+    post, path = "/v1/capsules/{id}/resume", tag = "capsules", request_body = api::Resume,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, body = api::Capsule),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn resume(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::Resume>,
+) -> Result<Json<api::Capsule>> {
+    if wanted.snapshot == Some(0) {
+        return Err(Error::invalid("snapshot", "must be at least 1"));
+    }
+    let how = Wanted {
+        timeout: wanted.timeout,
+        cold: wanted.memory == Some(false),
+        snapshot: wanted.snapshot.unwrap_or(0),
+    };
+    let capsule = capsules::resume(&app, caller, capsule_id(&id)?, how).await?;
+    Ok(Json(capsules::shown(capsule)))
+}
+
+/// Make capsules that begin as a running or paused one is.
+#[utoipa::path(
+    operation_id = "fork_capsule",
+    post, path = "/v1/capsules/{id}/fork", tag = "capsules", request_body = api::Fork,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 201, body = api::Forked),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn fork(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::Fork>,
+) -> Result<(StatusCode, Json<api::Forked>)> {
+    let forked = capsules::fork(&app, caller, capsule_id(&id)?, &wanted).await?;
+    Ok((StatusCode::CREATED, Json(forked)))
+}
+
+/// Set when a capsule's time is over, counted from now, and what is done then.
+#[utoipa::path(
+    operation_id = "set_capsule_timeout",
+    post, path = "/v1/capsules/{id}/timeout", tag = "capsules", request_body = api::SetTimeout,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::Capsule), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn timeout(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::SetTimeout>,
+) -> Result<Json<api::Capsule>> {
+    let capsule = capsules::set_life(&app, caller, capsule_id(&id)?, &wanted).await?;
+    Ok(Json(capsules::shown(capsule)))
+}
+
+/// Count as activity, so that a capsule is not paused for being idle.
+#[utoipa::path(
+    operation_id = "ping_capsule",
+    post, path = "/v1/capsules/{id}/ping", tag = "capsules",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn ping(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    capsules::ping(&app, caller, capsule_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,102 @@
+//! `/v1/snapshots`: wire to domain and back.
+
+use super::extract::{Json as Body, Path, Query};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::{db, snapshots};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+use types::CapsuleId;
+
+const PAGE: u32 = 100;
+
+/// Keep a capsule's memory and disk as they are, under a name; the capsule goes on.
+#[utoipa::path(
+    operation_id = "create_snapshot",
+    post, path = "/v1/snapshots", tag = "snapshots", request_body = api::CreateSnapshot,
+    responses(
+        (status = 201, body = api::Snapshot),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(wanted): Body<api::CreateSnapshot>,
+) -> Result<(StatusCode, Json<api::Snapshot>)> {
+    let snapshot = snapshots::create(&app, caller, wanted).await?;
+    Ok((StatusCode::CREATED, Json(snapshots::shown(snapshot))))
+}
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Page {
+    /// Only those of this capsule.
+    capsule_id: Option<String>,
+    /// `next` of the page before.
+    before: Option<String>,
+    /// 1 to 100; 100 when left out.
+    limit: Option<u32>,
+}
+
+/// List the team's snapshots, newest first.
+#[utoipa::path(
+    operation_id = "list_snapshots",
+    get, path = "/v1/snapshots", tag = "snapshots", params(Page),
+    responses((status = 200, body = api::SnapshotPage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(page): Query<Page>,
+) -> Result<Json<api::SnapshotPage>> {
+    let bad = |field: &'static str| move |_| Error::invalid(field, "is no id");
+    let before = page.before.map(|b| b.parse()).transpose().map_err(bad("before"))?;
+    let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose();
+    let capsule = capsule.map_err(bad("capsule_id"))?.map(|id| id.0);
+    let limit = page.limit.unwrap_or(PAGE);
+    types::resources::in_range("limit", limit, 1, PAGE)?;
+    let listed = db::snapshots::list(&app.db, caller.team, capsule, before, i64::from(limit) + 1);
+    let mut rows = listed.await?;
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let items: Vec<_> = rows.into_iter().map(snapshots::shown).collect();
+    let next = items.last().filter(|_| more).map(|last| last.id.clone());
+    Ok(Json(api::SnapshotPage { items, next }))
+}
+
+/// Show one snapshot.
+#[utoipa::path(
+    operation_id = "get_snapshot",
+    get, path = "/v1/snapshots/{name}", tag = "snapshots",
+    params(("name" = String, Path, description = "Name or id of the snapshot")),
+    responses((status = 200, body = api::Snapshot), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<api::Snapshot>> {
+    Ok(Json(snapshots::shown(snapshots::get(&app, caller, &name).await?)))
+}
+
+/// Remove a snapshot; capsules that began from it go on.
+#[utoipa::path(
+    operation_id = "delete_snapshot",
+    delete, path = "/v1/snapshots/{name}", tag = "snapshots",
+    params(("name" = String, Path, description = "Name or id of the snapshot")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<StatusCode> {
+    let snapshot = snapshots::get(&app, caller, &name).await?;
+    snapshots::remove(&app, snapshot.id()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

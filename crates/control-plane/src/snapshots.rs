@@ -1,0 +1,144 @@
+//! Snapshots of capsules: taken, listed, removed. The host has the files, the row says what is to
+//! be there; `reconcile` brings the one in line with the other.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::db::snapshots::Snapshot;
+use crate::error::{Error, Result};
+use time::{Duration, OffsetDateTime};
+use types::{CapsuleId, CapsuleState, SnapshotId, names};
+
+/// One that is `making` for longer was left by a control plane that died, as is one that a fork
+/// began from.
+const LEFT: Duration = Duration::minutes(30);
+
+/// Takes a snapshot of a capsule, which stays as it is.
+pub(crate) async fn create(
+    app: &App,
+    caller: Caller,
+    wanted: api::CreateSnapshot,
+) -> Result<Snapshot> {
+    let wrong = |_| Error::invalid("capsule_id", "is no capsule's id");
+    let id: CapsuleId = wanted.capsule_id.parse().map_err(wrong)?;
+    if let Some(name) = &wanted.name {
+        names::check_name("name", name)?;
+        if name.parse::<SnapshotId>().is_ok() {
+            return Err(Error::invalid("name", "must not look like an id"));
+        }
+        if db::templates::find(&app.db, caller.team, name).await?.is_some() {
+            return Err(Error::Conflict("a template has this name".to_owned()));
+        }
+    }
+    let capsule = capsules::settled(app, caller, id).await?;
+    if !matches!(capsule.state(), CapsuleState::Running | CapsuleState::Paused) {
+        return Err(Error::NotRunning(capsule.state()));
+    }
+    let (at, name) = (app.clone(), wanted.name);
+    capsules::detached(app, async move {
+        let named = name.unwrap_or_default();
+        take(&at, caller, &capsule, Some(named)).await
+    })
+    .await
+}
+
+/// Takes one; without a name, for a fork alone. An empty name is made from the id.
+pub(crate) async fn take(
+    app: &App,
+    caller: Caller,
+    capsule: &Capsule,
+    name: Option<String>,
+) -> Result<Snapshot> {
+    let (id, now) = (SnapshotId::new(), OffsetDateTime::now_utc());
+    let name = name.map(|name| if name.is_empty() { id.to_string() } else { name });
+    let mut row = Snapshot {
+        id: id.0,
+        team_id: caller.team.0,
+        capsule_id: Some(capsule.id),
+        host_id: capsule.host_id,
+        name,
+        status: "making".to_owned(),
+        template: capsule.template.clone(),
+        vcpus: capsule.vcpus,
+        memory_mib: capsule.memory_mib,
+        disk_mib: capsule.disk_mib,
+        size_bytes: 0,
+        created_at: now,
+        updated_at: now,
+    };
+    if !db::snapshots::insert(&app.db, &row).await? {
+        return Err(Error::Conflict("a snapshot has this name".to_owned()));
+    }
+    let taken = match app.agent.snapshot(capsule.id(), id).await {
+        Ok(bytes) => {
+            row.size_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            match db::snapshots::complete(&app.db, id, row.size_bytes).await? {
+                true => Ok(row),
+                false => Err(Error::NotFound("snapshot")),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    if taken.is_err()
+        && let Err(undo) = remove(app, id).await
+    {
+        tracing::warn!(%id, error = %undo, "undoing a snapshot");
+    }
+    taken
+}
+
+/// A snapshot of the caller's team, by its name or its id.
+pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Snapshot> {
+    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+    found.ok_or(Error::NotFound("snapshot"))
+}
+
+/// Removes a snapshot; capsules that began from it keep what they need.
+pub(crate) async fn remove(app: &App, id: SnapshotId) -> Result<()> {
+    db::snapshots::removing(&app.db, id).await?;
+    app.agent.remove_snapshot(id).await?;
+    Ok(db::snapshots::remove(&app.db, id).await?)
+}
+
+/// Brings what the host has in line with the rows, both ways.
+pub(crate) async fn reconcile(app: &App) -> Result<()> {
+    // The host first: a row comes before its files, so what it has without one is nobody's.
+    let on_host = app.agent.snapshots().await?;
+    let now = OffsetDateTime::now_utc();
+    for row in db::snapshots::list_by_host(&app.db, app.host).await? {
+        let age = now - row.updated_at;
+        let left = match row.status.as_str() {
+            "removing" => true,
+            "making" => age > LEFT,
+            _ => row.name.is_none() && age > LEFT,
+        };
+        if left {
+            remove(app, row.id()).await?;
+        }
+    }
+    for id in on_host {
+        if !db::snapshots::is_wanted(&app.db, id).await? {
+            tracing::info!(%id, "removing a snapshot that nobody owns");
+            app.agent.remove_snapshot(id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The wire's shape.
+pub(crate) fn shown(row: Snapshot) -> api::Snapshot {
+    let id = row.id().to_string();
+    api::Snapshot {
+        name: row.name.unwrap_or_else(|| id.clone()),
+        id,
+        capsule_id: row.capsule_id.map(|id| CapsuleId(id).to_string()),
+        template: row.template,
+        vcpus: row.vcpus,
+        memory_mb: row.memory_mib,
+        disk_mb: row.disk_mib,
+        size_bytes: row.size_bytes,
+        created_at: row.created_at,
+    }
+}
