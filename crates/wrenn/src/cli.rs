@@ -36,6 +36,9 @@ pub(crate) enum Command {
     /// What capsules start from.
     #[command(subcommand)]
     Template(Template),
+    /// Capsules that were kept, and that others start from.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// The machines that run capsules.
     #[command(subcommand)]
     Host(Host),
@@ -71,6 +74,16 @@ pub(crate) enum Capsule {
     Exec(Exec),
     /// Open an interactive shell in a capsule.
     Shell(Shell),
+    /// Keep capsules with their memory and end their machines.
+    Pause(Pause),
+    /// Bring paused capsules back.
+    Resume(Resume),
+    /// Start capsules that begin as a running or paused one is, and print their ids.
+    Fork(Fork),
+    /// Keep a capsule as it is, for others to start from; it goes on.
+    Snapshot(TakeSnapshot),
+    /// Set how long a capsule may run.
+    Timeout(Timeout),
     /// Copy files; one side is CAPSULE:PATH, `-` is standard input or output.
     Cp { from: String, to: String },
     /// End capsules and remove all they had.
@@ -103,7 +116,7 @@ pub(crate) enum Capsule {
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
-    /// Name of a template.
+    /// Name of a template or a snapshot.
     #[arg(default_value = "base")]
     pub template: String,
     /// Virtual processors, 1 to 32.
@@ -115,6 +128,18 @@ pub(crate) struct Create {
     /// Disk in MiB, 64 to 102,400.
     #[arg(long = "disk")]
     pub disk_mb: Option<u32>,
+    /// How long it may run, as `90s`, `30m` or `2h`.
+    #[arg(long)]
+    pub timeout: Option<humantime::Duration>,
+    /// What is done then: `pause` or `kill`.
+    #[arg(long, value_parser = ["pause", "kill"])]
+    pub on_timeout: Option<String>,
+    /// How long it may be idle until it is paused.
+    #[arg(long)]
+    pub idle: Option<humantime::Duration>,
+    /// Resume it when something is asked of it while it is paused.
+    #[arg(long)]
+    pub auto_resume: bool,
     /// A port that anyone may reach by its URL; repeatable.
     #[arg(long, value_name = "PORT")]
     pub public: Vec<u16>,
@@ -124,6 +149,75 @@ pub(crate) struct Create {
     /// NAME=VALUE kept with it; repeatable.
     #[arg(long, value_parser = pair)]
     pub metadata: Vec<(String, String)>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Pause {
+    #[arg(required = true)]
+    pub capsules: Vec<String>,
+    /// Keep only the disk; they boot when they are resumed.
+    #[arg(long)]
+    pub disk_only: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Resume {
+    #[arg(required = true)]
+    pub capsules: Vec<String>,
+    /// How long each may run.
+    #[arg(long)]
+    pub timeout: Option<humantime::Duration>,
+    /// Leave memory that was kept aside and boot on the disk.
+    #[arg(long)]
+    pub boot: bool,
+    /// Number of an earlier snapshot of the capsule, where the last is damaged.
+    #[arg(long)]
+    pub snapshot: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Fork {
+    pub capsule: String,
+    /// How many, at most 100.
+    #[arg(long, short = 'n', default_value_t = 1)]
+    pub count: u32,
+    /// How long each may run.
+    #[arg(long)]
+    pub timeout: Option<humantime::Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TakeSnapshot {
+    pub capsule: String,
+    /// Name for it; made when left out.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Timeout {
+    pub capsule: String,
+    /// From now, as `90s`, `30m` or `2h`; without it, never.
+    pub after: Option<humantime::Duration>,
+    /// What is done then: `pause` or `kill`.
+    #[arg(long, value_parser = ["pause", "kill"])]
+    pub on_timeout: Option<String>,
+    /// How long it may be idle until it is paused; `0s` for ever.
+    #[arg(long)]
+    pub idle: Option<humantime::Duration>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Snapshot {
+    /// List them.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Remove snapshots; capsules that began from them go on.
+    #[command(visible_alias = "rm")]
+    Delete {
+        #[arg(required = true)]
+        snapshots: Vec<String>,
+    },
 }
 
 #[derive(Args, Debug)]

@@ -4,11 +4,13 @@ mod capsule;
 mod cp;
 mod doctor;
 mod exec;
+mod keep;
 mod port;
 mod shell;
 
 pub(crate) use capsule::capsule;
 pub(crate) use doctor::doctor;
+pub(crate) use keep::snapshots;
 
 use crate::client::Client;
 use crate::output::{self, Form};

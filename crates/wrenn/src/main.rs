@@ -43,6 +43,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
         Command::Template(cli::Template::List) => commands::templates(&client()?, form).await?,
+        Command::Snapshot(command) => commands::snapshots(command, &client()?, form).await?,
         Command::Host(cli::Host::List) => commands::hosts(&client()?, form).await?,
         Command::Doctor(doctor) => {
             let path = var("PATH").unwrap_or_default();

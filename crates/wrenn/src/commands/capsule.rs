@@ -1,6 +1,6 @@
 //! `wrenn capsule …`.
 
-use super::{cp, exec, port, shell};
+use super::{cp, exec, keep, port, shell};
 use crate::cli;
 use crate::client::{Client, Refused};
 use crate::output::{self, Form, Progress};
@@ -24,6 +24,11 @@ pub(crate) async fn capsule(
         cli::Capsule::Shell(command) => {
             return Ok(shell::shell(command, client).await.unwrap_or_else(|e| failed(&e, form)));
         }
+        cli::Capsule::Pause(pause) => keep::pause(&pause, client, form).await?,
+        cli::Capsule::Resume(resume) => keep::resume(&resume, client, form).await?,
+        cli::Capsule::Fork(fork) => keep::fork(&fork, client, form).await?,
+        cli::Capsule::Snapshot(snapshot) => keep::snapshot(snapshot, client, form).await?,
+        cli::Capsule::Timeout(timeout) => keep::timeout(&timeout, client, form).await?,
         cli::Capsule::Cp { from, to } => cp::cp(&from, &to, client, form).await?,
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
         cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
@@ -61,7 +66,10 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
         vcpus: create.vcpus,
         memory_mb: create.memory_mb,
         disk_mb: create.disk_mb,
-        timeout_sec: None,
+        timeout_sec: create.idle.map(keep::seconds),
+        timeout: create.timeout.map(keep::seconds),
+        on_timeout: create.on_timeout,
+        auto_resume: create.auto_resume,
         public_ports: create.public,
         envs: create.envs.into_iter().collect(),
         metadata: create.metadata.into_iter().collect(),
@@ -122,6 +130,11 @@ async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
         ("host", found.host_id.unwrap_or_default()),
         ("created", output::ago(found.created_at)),
     ];
+    if let Some(at) = found.ends_at {
+        let end = humantime::format_rfc3339_seconds(at.into());
+        rows.push(("ends", format!("{end} ({})", found.on_timeout)));
+    }
+    rows.extend(found.snapshot.map(|id| ("began from", id)));
     rows.extend(found.public_ports.iter().map(|port| ("public port", port.to_string())));
     rows.extend(found.error.map(|why| ("error", why)));
     let metadata = found.metadata.into_iter().map(|(name, value)| format!("{name}={value}"));

@@ -1,0 +1,152 @@
+//! `wrenn capsule pause`, `resume`, `fork`, `snapshot`, `timeout`, and `wrenn snapshot …`.
+
+use super::capsule::path;
+use crate::cli;
+use crate::client::Client;
+use crate::output::{self, Form, Progress};
+
+/// Seconds of a length of time.
+pub(super) fn seconds(given: humantime::Duration) -> u32 {
+    u32::try_from(given.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Asks for a change of a capsule and shows what it is then.
+async fn change(
+    client: &Client,
+    (capsule, what): (&str, &str),
+    body: &impl serde::Serialize,
+    doing: &str,
+    form: Form,
+) -> anyhow::Result<()> {
+    let progress = Progress::start(doing);
+    let done: anyhow::Result<api::Capsule> = client.post(&path(capsule, what)?, body).await;
+    progress.clear();
+    let done = done?;
+    if form == Form::Json {
+        return output::json(&done);
+    }
+    output::line(&format!("{} is {}", done.id, done.status));
+    Ok(())
+}
+
+pub(super) async fn pause(pause: &cli::Pause, client: &Client, form: Form) -> anyhow::Result<()> {
+    let body = api::Pause { memory: pause.disk_only.then_some(false) };
+    for capsule in &pause.capsules {
+        change(client, (capsule, "/pause"), &body, "pausing", form).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn resume(
+    resume: &cli::Resume,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    let body = api::Resume {
+        timeout: resume.timeout.map(seconds),
+        memory: resume.boot.then_some(false),
+        snapshot: resume.snapshot,
+    };
+    for capsule in &resume.capsules {
+        change(client, (capsule, "/resume"), &body, "resuming", form).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn timeout(
+    timeout: &cli::Timeout,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    let body = api::SetTimeout {
+        timeout: timeout.after.map(seconds),
+        on_timeout: timeout.on_timeout.clone(),
+        timeout_sec: timeout.idle.map(seconds),
+    };
+    change(client, (&timeout.capsule, "/timeout"), &body, "setting its time", form).await
+}
+
+pub(super) async fn fork(fork: &cli::Fork, client: &Client, form: Form) -> anyhow::Result<()> {
+    let body = api::Fork { count: Some(fork.count), timeout: fork.timeout.map(seconds) };
+    let progress = Progress::start("forking");
+    let made: anyhow::Result<api::Forked> =
+        client.post(&path(&fork.capsule, "/fork")?, &body).await;
+    progress.clear();
+    let made = made?;
+    if form == Form::Json {
+        return output::json(&made);
+    }
+    for capsule in &made.items {
+        output::line(&capsule.id);
+    }
+    for error in &made.errors {
+        output::note(&format!("one did not start: {}", error.message));
+    }
+    Ok(())
+}
+
+pub(super) async fn snapshot(
+    snapshot: cli::TakeSnapshot,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    let body = api::CreateSnapshot { capsule_id: snapshot.capsule, name: snapshot.name };
+    let progress = Progress::start("taking a snapshot");
+    let taken: anyhow::Result<api::Snapshot> = client.post("/v1/snapshots", &body).await;
+    progress.clear();
+    let taken = taken?;
+    if form == Form::Json {
+        return output::json(&taken);
+    }
+    output::line(&taken.name);
+    Ok(())
+}
+
+/// `wrenn snapshot …`.
+pub(crate) async fn snapshots(
+    command: cli::Snapshot,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    match command {
+        cli::Snapshot::List => list(client, form).await,
+        cli::Snapshot::Delete { snapshots } => {
+            for name in &snapshots {
+                // Names have none of the characters that a path gives a meaning.
+                types::names::check_name("snapshot", name)?;
+                client.delete(&format!("/v1/snapshots/{name}")).await?;
+            }
+            if form == Form::Json { output::json(&snapshots) } else { Ok(()) }
+        }
+    }
+}
+
+async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
+    let mut items: Vec<api::Snapshot> = Vec::new();
+    let mut next: Option<String> = None;
+    loop {
+        let from = next.map(|id| format!("?before={id}")).unwrap_or_default();
+        let page: api::SnapshotPage = client.get(&format!("/v1/snapshots{from}")).await?;
+        items.extend(page.items);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    if form == Form::Json {
+        return output::json(&items);
+    }
+    let row = |s: api::Snapshot| {
+        vec![
+            s.name,
+            s.template,
+            format!("{} MiB", s.memory_mb),
+            output::bytes(s.size_bytes.unsigned_abs()),
+            output::ago(s.created_at),
+            s.capsule_id.unwrap_or_default(),
+        ]
+    };
+    let header = ["NAME", "TEMPLATE", "MEMORY", "SIZE", "CREATED", "OF"];
+    output::table(&header, items.into_iter().map(row).collect());
+    Ok(())
+}
