@@ -246,3 +246,35 @@ async fn a_port_gets_a_url_is_published_and_forwarded() {
     );
     platform.finish();
 }
+
+#[tokio::test]
+async fn capsules_are_kept_and_come_back_by_commands() {
+    let (platform, client, id) = capsule().await;
+    let done = |args: &[&str]| -> String {
+        let out = platform.run(args);
+        assert!(out.status.success(), "{args:?}: {out:?}");
+        text(&out.stdout).trim().to_owned()
+    };
+    assert_eq!(done(&["capsule", "pause", &id]), format!("{id} is paused"));
+    let exec = platform.run(&["capsule", "exec", &id, "true"]);
+    assert_eq!(exec.status.code(), Some(125));
+    assert!(text(&exec.stderr).contains("capsule_paused"), "{exec:?}");
+    assert_eq!(done(&["capsule", "resume", &id, "--timeout", "1h"]), format!("{id} is running"));
+    assert!(done(&["capsule", "get", &id]).contains("(pause)"));
+    done(&["capsule", "timeout", &id, "2h", "--on-timeout", "kill", "--idle", "30m"]);
+    let shown: Value = serde_json::from_str(&done(&["--json", "capsule", "get", &id])).unwrap();
+    assert_eq!((&shown["on_timeout"], &shown["timeout_sec"]), (&"kill".into(), &1800.into()));
+    let forks = done(&["capsule", "fork", &id, "-n", "2"]);
+    assert_eq!(forks.lines().filter(|line| line.starts_with("cl-")).count(), 2, "{forks}");
+    assert_eq!(done(&["capsule", "snapshot", &id, "--name", "mine"]), "mine");
+    assert!(done(&["snapshot", "list"]).contains("mine"));
+    let child = done(&["capsule", "create", "mine", "--idle", "1h", "--auto-resume"]);
+    assert!(done(&["capsule", "get", &child]).contains("began from"));
+    client.pause(&child).await;
+    assert_eq!(done(&["capsule", "exec", &child, "--", "echo", "woke"]), "woke");
+    done(&["snapshot", "delete", "mine"]);
+    assert_eq!(done(&["--json", "snapshot", "list"]), "[]");
+    let wrong = platform.run(&["snapshot", "delete", "../capsules"]);
+    assert!(!wrong.status.success() && text(&wrong.stderr).contains("snapshot"), "{wrong:?}");
+    platform.finish();
+}

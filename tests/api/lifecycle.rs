@@ -11,7 +11,8 @@ async fn a_capsule_is_made_shown_and_ended_and_then_is_not_there() {
     let client = platform.client();
     let body = json!({ "vcpus": 2, "memory_mb": 256, "disk_mb": 100, "timeout_sec": 9,
         "envs": { "GREETING": "hello" }, "metadata": { "owner": "ü" } });
-    let made = client.post("/v1/capsules", &body).await.expect(201);
+    let mut made = client.post("/v1/capsules", &body).await.expect(201);
+    assert_eq!(made.as_object_mut().unwrap().remove("booted"), Some(json!(true)));
     let id = made["id"].as_str().unwrap();
     assert!(id.starts_with("cl-") && id.len() == 28, "{id}");
     let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);

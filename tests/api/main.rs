@@ -10,6 +10,8 @@ mod envd;
 mod exec;
 mod files;
 mod input;
+mod keep;
+mod life;
 mod lifecycle;
 mod openapi;
 mod ports;

@@ -114,6 +114,27 @@ impl Client {
         made["id"].as_str().unwrap().to_owned()
     }
 
+    /// Asks for a change of a capsule that must be done, and returns what it is then.
+    pub async fn change(&self, capsule: &str, what: &str, body: &Value) -> Value {
+        self.post(&format!("/v1/capsules/{capsule}/{what}"), body).await.expect(200)
+    }
+
+    /// Pauses a capsule.
+    pub async fn pause(&self, capsule: &str) {
+        assert_eq!(self.change(capsule, "pause", &json!({})).await["status"], "paused");
+    }
+
+    /// Resumes a capsule.
+    pub async fn resume(&self, capsule: &str) {
+        assert_eq!(self.change(capsule, "resume", &json!({})).await["status"], "running");
+    }
+
+    /// What a capsule is.
+    pub async fn status(&self, capsule: &str) -> String {
+        let seen = self.get(&format!("/v1/capsules/{capsule}")).await;
+        seen.body["status"].as_str().unwrap_or("gone").to_owned()
+    }
+
     /// Runs a shell command to its end.
     pub async fn sh(&self, capsule: &str, script: &str) -> Value {
         let body = json!({ "cmd": "sh", "args": ["-c", script] });

@@ -65,10 +65,35 @@ pub fn told(file: &Path, begin: &str, process: &mut Child) -> String {
     }
 }
 
+/// Makes the files of each folder in `from` known in a folder of the same name in `to`, unless
+/// there is one; all of it or nothing. Where links cannot be made, nothing is shared.
+fn link_trees(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let files: Vec<_> =
+            std::fs::read_dir(entry.path()).into_iter().flatten().flatten().collect();
+        if name.contains('.') || to.join(&name).exists() || files.is_empty() {
+            continue;
+        }
+        let staged = to.join(format!("{name}.{}", std::process::id()));
+        std::fs::create_dir_all(&staged).unwrap();
+        let linked =
+            files.iter().all(|f| std::fs::hard_link(f.path(), staged.join(f.file_name())).is_ok());
+        if !linked || std::fs::rename(&staged, to.join(&name)).is_err() {
+            let _ = std::fs::remove_dir_all(&staged);
+        }
+    }
+}
+
 impl Platform {
     /// Starts one with these further settings.
     pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
-        let dir = tempfile::Builder::new().prefix("wrenn-test-").tempdir().unwrap();
+        Self::start_in(driver, &std::env::temp_dir(), vars).await
+    }
+
+    /// Starts one whose folder is below this one.
+    pub async fn start_in(driver: Driver, parent: &Path, vars: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new().prefix("wrenn-test-").tempdir_in(parent).unwrap();
         let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let (url, key) = (String::new(), String::new());
         let mut this = Self { dir, driver, vars, process: None, url, key, cleaned: false };
@@ -94,6 +119,33 @@ impl Platform {
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         std::fs::create_dir_all(self.dir()).unwrap();
         std::os::unix::fs::symlink(store.join("images"), self.dir().join("images")).unwrap();
+        link_trees(&store.join("golden"), &self.dir().join("golden"));
+    }
+
+    /// The templates' booted machines are made once too, as long as they fit: whoever has made one
+    /// leaves it for those who come later.
+    fn leave_golden(&self) {
+        let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-images");
+        link_trees(&self.dir().join("golden"), &store.join("golden"));
+    }
+
+    /// Sets a variable of its next start, or takes it away.
+    pub fn set_var(&mut self, name: &str, value: Option<&str>) {
+        self.vars.retain(|(known, _)| known != name);
+        self.vars.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    }
+
+    /// Waits until its process has ended by itself.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn wait_dead(&mut self) {
+        let limit = Instant::now() + START;
+        let mut process = self.process.take().unwrap();
+        while process.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < limit, "the platform lives on: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Folder of everything the platform keeps.
@@ -262,6 +314,9 @@ impl Platform {
     /// # Panics
     /// When something is.
     pub fn finish(mut self) {
+        if self.driver == Driver::Tcg {
+            self.leave_golden();
+        }
         self.clean().unwrap();
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind: {left:?}");

@@ -4,11 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod crash;
+mod damage;
+mod fork;
 mod guest;
 mod hostile;
 mod isolation;
+mod keep;
 mod probe;
 mod proxy;
+mod steps;
 mod vmm;
 
 use serde_json::{Value, json};

@@ -1,0 +1,397 @@
+//! Pausing, resuming, forking, snapshots: what each answers, in whatever order and at whatever
+//! moment they are asked for.
+
+use crate::auth::other_team;
+use crate::capsule;
+use rand::Rng;
+use reqwest::Method;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use std::collections::BTreeSet;
+use tests::{Client, Driver, Platform, Upstream, eventually, processes_of};
+use types::CapsuleState;
+
+#[tokio::test]
+async fn a_capsule_is_paused_and_resumed_and_asking_twice_is_no_error() {
+    let (platform, client, id) = capsule().await;
+    for _ in 0..2 {
+        client.pause(&id).await;
+        assert!(processes_of(&id).is_empty());
+    }
+    let exec = format!("/v1/capsules/{id}/exec");
+    client.post(&exec, &json!({ "cmd": "true" })).await.refuses(409, "capsule_paused", "paused");
+    let proxied = client.send(client.to_port(Method::GET, &id, 80, "/")).await;
+    assert_eq!(proxied.status, 409, "{}", proxied.body);
+    let files = format!("/v1/capsules/{id}/files?path=/tmp/x");
+    client.get(&files).await.refuses(409, "capsule_paused", "paused");
+    assert!(client.get(&format!("/v1/capsules/{id}/logs")).await.status.is_success());
+    for _ in 0..2 {
+        client.resume(&id).await;
+    }
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    client.pause(&id).await;
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    for what in ["pause", "resume", "fork", "timeout", "ping"] {
+        let path = format!("/v1/capsules/{id}/{what}");
+        client.post(&path, &json!({})).await.refuses(404, "not_found", "capsule");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn wrong_input_names_its_field_and_changes_nothing() {
+    let (platform, client, id) = capsule().await;
+    let path = |what: &str| format!("/v1/capsules/{id}/{what}");
+    for (path, body, holding) in [
+        (path("pause"), json!({ "memory": 1 }), "memory"),
+        (path("pause"), json!({ "memori": true }), "memori"),
+        (path("resume"), json!({ "timeout": 0 }), "timeout"),
+        (path("resume"), json!({ "snapshot": 0 }), "snapshot"),
+        (path("fork"), json!({ "count": 0 }), "count"),
+        (path("fork"), json!({ "count": 101 }), "count"),
+        (path("fork"), json!({ "timeout": 99_999_999 }), "timeout"),
+        (path("timeout"), json!({ "timeout": 99_999_999 }), "timeout"),
+        (path("timeout"), json!({ "on_timeout": "explode" }), "on_timeout"),
+        (path("timeout"), json!({ "timeout_sec": -1 }), "timeout_sec"),
+        ("/v1/capsules".to_owned(), json!({ "timeout": 0 }), "timeout"),
+        ("/v1/capsules".to_owned(), json!({ "on_timeout": "" }), "on_timeout"),
+        ("/v1/snapshots".to_owned(), json!({}), "capsule_id"),
+        ("/v1/snapshots".to_owned(), json!({ "capsule_id": "x" }), "capsule_id"),
+        ("/v1/snapshots".to_owned(), json!({ "capsule_id": id, "name": "a b" }), "name"),
+        (
+            "/v1/snapshots".to_owned(),
+            json!({ "capsule_id": id, "name": "snap-0000000000000000000000001" }),
+            "name",
+        ),
+    ] {
+        client.post(&path, &body).await.refuses(400, "invalid_request", holding);
+    }
+    let base = json!({ "capsule_id": id, "name": "base" });
+    client.post("/v1/snapshots", &base).await.refuses(409, "conflict", "template");
+    let list = client.get("/v1/capsules").await.expect(200);
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["items"][0]["status"], "running");
+    assert_eq!(client.get("/v1/snapshots").await.expect(200)["items"], json!([]));
+    platform.finish();
+}
+
+#[tokio::test]
+async fn snapshots_are_listed_by_pages_and_are_their_teams_alone() {
+    let (platform, client, id) = capsule().await;
+    client.pause(&id).await;
+    let mut names = Vec::new();
+    for name in ["a", "b", "c"] {
+        let body = json!({ "capsule_id": id, "name": name });
+        let taken = client.post("/v1/snapshots", &body).await.expect(201);
+        assert_eq!((&taken["capsule_id"], &taken["name"]), (&json!(id), &json!(name)));
+        names.push(name);
+    }
+    let unnamed = client.post("/v1/snapshots", &json!({ "capsule_id": id })).await.expect(201);
+    assert_eq!(unnamed["name"], unnamed["id"]);
+    let (mut seen, mut next) = (Vec::new(), String::new());
+    for _ in 0..2 {
+        let page = client.get(&format!("/v1/snapshots?limit=2{next}")).await.expect(200);
+        seen.extend(page["items"].as_array().unwrap().iter().map(|one| one["name"].clone()));
+        next = page["next"].as_str().map(|id| format!("&before={id}")).unwrap_or_default();
+    }
+    assert_eq!(next, "");
+    assert_eq!(seen, [unnamed["id"].clone(), json!("c"), json!("b"), json!("a")]);
+    let stranger = other_team(&platform).await;
+    let secret = unnamed["id"].as_str().unwrap();
+    for name in ["a", secret] {
+        let path = format!("/v1/snapshots/{name}");
+        stranger.get(&path).await.refuses(404, "not_found", "snapshot");
+        stranger.delete(&path).await.refuses(404, "not_found", "snapshot");
+        let made = stranger.post("/v1/capsules", &json!({ "template": name })).await;
+        made.refuses(404, "not_found", "template");
+    }
+    let taken = stranger.post("/v1/snapshots", &json!({ "capsule_id": id })).await;
+    taken.refuses(404, "not_found", "capsule");
+    assert_eq!(stranger.get("/v1/snapshots").await.expect(200)["items"], json!([]));
+    let child = client.create(&json!({ "template": "b" })).await;
+    let wrong = client.post("/v1/capsules", &json!({ "template": "b", "memory_mb": 300 })).await;
+    wrong.refuses(400, "invalid_request", "memory_mb");
+    assert_eq!(client.out(&child, "echo up").await, "up\n");
+    for name in ["a", "b", "c", secret] {
+        client.delete(&format!("/v1/snapshots/{name}")).await.expect(204);
+    }
+    let left = std::fs::read_dir(platform.dir().join("snapshots")).unwrap().count();
+    assert_eq!(left, 0);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_is_under_way_may_end_and_what_does_not_is_cut_and_told() {
+    let (platform, client, id) = capsule().await;
+    let exec = |seconds: &str| {
+        let body = json!({ "cmd": "sleep", "args": [seconds] });
+        let (client, path) = (client.clone(), format!("/v1/capsules/{id}/exec"));
+        tokio::spawn(async move { client.post(&path, &body).await })
+    };
+    let (short, long) = (exec("0.7"), exec("100"));
+    eventually("both run", || async {
+        let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+        (list["processes"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    let pause = {
+        let (client, id) = (client.clone(), id.clone());
+        tokio::spawn(async move { client.pause(&id).await })
+    };
+    assert_eq!(short.await.unwrap().expect(200)["exit_code"], 0);
+    long.await.unwrap().refuses(409, "capsule_interrupted", "paused");
+    pause.await.unwrap();
+    platform.finish();
+}
+
+/// A pause that fails, for whatever reason and whoever asked for it, leaves the capsule running.
+#[tokio::test]
+async fn a_pause_that_fails_destroys_nothing() {
+    let (mut platform, _, id) = capsule().await;
+    for step in ["pause.drained", "pause.frozen", "pause.saved", "pause.written", "snapshot.staged"]
+    {
+        platform.stop();
+        platform.set_var("WRENN_FAIL_AT", Some(step));
+        platform.resume().await;
+        let client = platform.client();
+        let failed = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
+        failed.refuses(500, "pause_failed", "runs on");
+        assert_eq!(client.status(&id).await, "running", "{step}");
+        assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");
+        let path = format!("/v1/capsules/{id}/timeout");
+        client.post(&path, &json!({ "timeout": 0 })).await.expect(200);
+        eventually("its time is over", || async {
+            platform.log().contains("its time is over").then_some(())
+        })
+        .await;
+        assert_eq!(client.status(&id).await, "running", "{step}");
+        assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");
+        client.post(&path, &json!({})).await.expect(200);
+    }
+    platform.stop();
+    platform.set_var("WRENN_FAIL_AT", None);
+    platform.resume().await;
+    platform.client().pause(&id).await;
+    platform.client().resume(&id).await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn everyone_who_asks_a_sleeper_is_served_and_it_wakes_once() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let id = client.create(&json!({ "auto_resume": true })).await;
+    let upstream = Upstream::echo();
+    for round in 0..3 {
+        client.pause(&id).await;
+        let pausing = if round == 2 {
+            // Those who come while it is being paused wait for it.
+            client.resume(&id).await;
+            let (client, id) = (client.clone(), id.clone());
+            Some(tokio::spawn(async move { client.pause(&id).await }))
+        } else {
+            None
+        };
+        let asking = (0..20).map(|n| {
+            let (client, id, port) = (client.clone(), id.clone(), upstream.port);
+            tokio::spawn(async move {
+                if n % 2 == 0 {
+                    let answer = client.to_port(Method::GET, &id, port, "/").send().await.unwrap();
+                    assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+                } else {
+                    let answer = client.sh(&id, "echo up").await;
+                    assert_eq!(answer["stdout"], "up\n");
+                }
+            })
+        });
+        // A command may be cut by the pause itself, and then says so; what is asked of a sleeper
+        // is always done.
+        let done = futures::future::join_all(asking.collect::<Vec<_>>()).await;
+        if let Some(pausing) = pausing {
+            let _ = pausing.await;
+        } else {
+            done.into_iter().for_each(|one| one.unwrap());
+            assert_eq!(processes_of(&id).len(), 1);
+        }
+    }
+    platform.finish();
+}
+
+/// Clients that do what they like with one capsule: what each is told fits, every move between
+/// states is a legal one, and in the end it is what it was told to be.
+#[tokio::test]
+async fn random_histories_are_legal_and_end_well() {
+    let (platform, client, first) = capsule().await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    for sql in [
+        "CREATE TABLE moves (n serial, id uuid, before text, after text, generation bigint)",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         INSERT INTO moves (id, before, after, generation) \
+         VALUES (OLD.id, OLD.status, NEW.status, NEW.generation); RETURN NULL; END $$",
+        "CREATE TRIGGER note AFTER UPDATE OF status ON capsules \
+         FOR EACH ROW EXECUTE FUNCTION note()",
+    ] {
+        sqlx::query(sql).execute(&mut db).await.unwrap();
+    }
+    for round in 0..4 {
+        let id = if round == 0 { first.clone() } else { client.create(&json!({})).await };
+        let clients = (0..6).map(|_| tokio::spawn(history(client.clone(), id.clone())));
+        for done in futures::future::join_all(clients).await {
+            done.unwrap();
+        }
+        // It can still be had, whatever went before.
+        client.resume(&id).await;
+        assert_eq!(processes_of(&id).len(), 1);
+        assert_eq!(client.out(&id, "echo up").await, "up\n");
+        client.pause(&id).await;
+        assert!(processes_of(&id).is_empty());
+        let doomed = {
+            let (client, id) = (client.clone(), id.clone());
+            tokio::spawn(async move { client.delete(&format!("/v1/capsules/{id}")).await })
+        };
+        history(client.clone(), id.clone()).await;
+        let deleted = doomed.await.unwrap();
+        assert!(matches!(deleted.status.as_u16(), 204 | 409), "{}", deleted.body);
+        eventually("it is removed", || async {
+            let again = client.delete(&format!("/v1/capsules/{id}")).await;
+            (again.status == 404).then_some(())
+        })
+        .await;
+        assert!(processes_of(&id).is_empty(), "a machine without a capsule");
+    }
+    let moves: Vec<(uuid::Uuid, String, String, i64)> =
+        sqlx::query_as("SELECT id, before, after, generation FROM moves ORDER BY n")
+            .fetch_all(&mut db)
+            .await
+            .unwrap();
+    assert!(moves.len() > 100, "only {} moves", moves.len());
+    let mut generations = BTreeSet::new();
+    for (id, before, after, generation) in &moves {
+        let (from, to): (CapsuleState, CapsuleState) =
+            (before.parse().unwrap(), after.parse().unwrap());
+        assert!(from.may_become(to), "{from} to {to}");
+        assert!(generations.insert((*id, *generation)), "a generation twice");
+    }
+    platform.finish();
+}
+
+/// Does a dozen things in a random order; each is done, or refused for a reason that fits.
+async fn history(client: Client, id: String) {
+    for _ in 0..12 {
+        let what = rand::rng().random_range(0..4);
+        let path = |what: &str| format!("/v1/capsules/{id}/{what}");
+        let answer = match what {
+            0 => client.post(&path("pause"), &json!({})).await,
+            1 => client.post(&path("resume"), &json!({})).await,
+            2 => client.post(&path("exec"), &json!({ "cmd": "echo", "args": ["x"] })).await,
+            _ => client.get(&format!("/v1/capsules/{id}")).await,
+        };
+        let (status, code) = (answer.status.as_u16(), answer.body["error"]["code"].as_str());
+        let fits = match (what, status) {
+            (0, 200) => answer.body["status"].is_string(),
+            (1, 200) => answer.body["status"] != "error",
+            (2, 200) => answer.body["stdout"] == "x\n",
+            (_, 200) => true,
+            (_, 404) => code == Some("not_found"),
+            (2, 409) => {
+                let codes = ["capsule_paused", "capsule_not_running", "capsule_interrupted"];
+                code.is_some_and(|code| codes.contains(&code))
+            }
+            (_, 409) => matches!(code, Some("conflict" | "capsule_not_running")),
+            // Between the states, and while it is removed.
+            (2, 503) => code == Some("guest_unavailable"),
+            _ => false,
+        };
+        assert!(fits, "{what}: {status} {}", answer.body);
+    }
+}
+
+/// A ledger that this version does not know, as after a downgrade, costs nobody what was kept.
+#[tokio::test]
+async fn a_ledger_of_another_version_is_told_and_nothing_of_it_is_removed() {
+    let (mut platform, client, id) = capsule().await;
+    client.pause(&id).await;
+    platform.stop();
+    let folder = platform.dir().join(format!("capsules/{id}"));
+    let ledger = std::fs::read(folder.join("capsule.json")).unwrap();
+    std::fs::write(folder.join("capsule.json"), r#"{"version":"of tomorrow"}"#).unwrap();
+    platform.resume().await;
+    let client = platform.client();
+    eventually("it is told", || async { (client.status(&id).await == "error").then_some(()) })
+        .await;
+    assert!(folder.join("kept/1/manifest.json").exists());
+    platform.stop();
+    std::fs::write(folder.join("capsule.json"), ledger).unwrap();
+    platform.resume().await;
+    platform.client().resume(&id).await;
+    assert_eq!(platform.client().out(&id, "echo up").await, "up\n");
+    platform.finish();
+}
+
+/// `kill -9` at each named step of a create, a fork and a removal.
+#[tokio::test]
+async fn a_platform_that_dies_at_any_step_leaves_nothing_half_done() {
+    let (mut platform, _, kept) = capsule().await;
+    let delete = "DELETE";
+    let create = ("POST", "/v1/capsules".to_owned());
+    let fork = ("POST", format!("/v1/capsules/{kept}/fork"));
+    let steps = [
+        ("control.starting", &create),
+        ("boot.begun", &create),
+        ("boot.wired", &create),
+        ("boot.machine", &create),
+        ("boot.ready", &create),
+        ("snapshot.copied", &fork),
+        ("control.forked", &fork),
+        ("boot.machine", &fork),
+    ];
+    for (step, (method, path)) in steps {
+        let client = die_at(&mut platform, step, method, path).await;
+        rest(&platform, &client, &kept, step).await;
+    }
+    for step in ["release.killed", "unmake.released"] {
+        let doomed = platform.client().create(&json!({})).await;
+        let path = format!("/v1/capsules/{doomed}");
+        let client = die_at(&mut platform, step, delete, &path).await;
+        rest(&platform, &client, &kept, step).await;
+        eventually("it is removed", || async {
+            (client.status(&doomed).await == "gone").then_some(())
+        })
+        .await;
+        assert!(processes_of(&doomed).is_empty());
+    }
+    platform.finish();
+}
+
+async fn die_at(platform: &mut Platform, step: &str, method: &str, path: &str) -> Client {
+    platform.kill();
+    platform.set_var("WRENN_DIE_AT", Some(step));
+    platform.resume().await;
+    let method = method.parse().unwrap();
+    let _ = platform.client().request(method, path).json(&json!({})).send().await;
+    platform.wait_dead();
+    platform.set_var("WRENN_DIE_AT", None);
+    platform.resume().await;
+    platform.client()
+}
+
+/// Every capsule comes to rest, and what is there is what there should be.
+async fn rest(platform: &Platform, client: &Client, kept: &str, step: &str) {
+    let items = eventually("every capsule has come to rest", || async {
+        let list = client.get("/v1/capsules").await.expect(200);
+        let items = list["items"].as_array().unwrap().clone();
+        items.iter().all(|item| item["status"] == "running").then_some(items)
+    })
+    .await;
+    let ids: Vec<_> = items.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect();
+    assert!(ids.iter().any(|id| id == kept), "after {step}");
+    for id in &ids {
+        assert_eq!(processes_of(id).len(), 1, "after {step}");
+    }
+    assert_eq!(platform.leftovers().folders.len(), ids.len(), "after {step}");
+    assert_eq!(client.get("/v1/snapshots").await.expect(200)["items"], json!([]));
+    assert_eq!(client.out(kept, "echo up").await, "up\n", "after {step}");
+    for id in ids.iter().filter(|id| *id != kept) {
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    }
+}

@@ -1,0 +1,121 @@
+//! Lifetimes: absolute and by idleness, enforced by the host whatever the control plane does.
+
+use crate::capsule;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tests::{Driver, Platform, Upstream, eventually, processes_of};
+
+#[tokio::test]
+async fn when_its_time_is_over_a_capsule_is_paused_or_ended_as_was_asked() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let paused = client.create(&json!({ "timeout": 1 })).await;
+    let ended = client.create(&json!({ "timeout": 1, "on_timeout": "kill" })).await;
+    let extended = client.create(&json!({ "timeout": 1 })).await;
+    let shown = client.get(&format!("/v1/capsules/{extended}")).await.expect(200);
+    assert!(shown["ends_at"].is_string(), "{shown}");
+    let later = client.change(&extended, "timeout", &json!({ "timeout": 1000 })).await;
+    assert!(later["ends_at"].as_str() > shown["ends_at"].as_str(), "{later}");
+    for (id, wanted) in [(&paused, "paused"), (&ended, "gone")] {
+        eventually(wanted, || async { (client.status(id).await == wanted).then_some(()) }).await;
+        assert!(processes_of(id).is_empty());
+    }
+    assert_eq!(client.status(&extended).await, "running");
+    client.change(&extended, "timeout", &json!({ "timeout": 0, "on_timeout": "kill" })).await;
+    eventually("gone", || async { (client.status(&extended).await == "gone").then_some(()) }).await;
+    // Paused again when its time is over again, and never when there is none.
+    client.change(&paused, "resume", &json!({ "timeout": 1 })).await;
+    eventually("paused", || async { (client.status(&paused).await == "paused").then_some(()) })
+        .await;
+    let forever = client.change(&paused, "resume", &json!({})).await;
+    assert!(forever["ends_at"].is_null(), "{forever}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn commands_files_traffic_and_pings_are_activity_and_only_quiet_pauses() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let id = client.create(&json!({ "timeout_sec": 4 })).await;
+    let upstream = Upstream::echo();
+    let long = {
+        let (client, id) = (client.clone(), id.clone());
+        tokio::spawn(async move { client.out(&id, "sleep 5; echo done").await })
+    };
+    assert_eq!(long.await.unwrap(), "done\n");
+    for round in 0..8 {
+        match round % 4 {
+            0 => drop(client.out(&id, "true").await),
+            1 => {
+                let path = format!("/v1/capsules/{id}/files");
+                let put = client.request(Method::PUT, &path).query(&[("path", "/tmp/wrenn-life")]);
+                client.send(put.body("x")).await.expect(204);
+            }
+            2 => {
+                let asked =
+                    client.to_port(Method::GET, &id, upstream.port, "/").send().await.unwrap();
+                assert!(asked.status().is_success(), "{}", asked.status());
+            }
+            _ => {
+                let ping = format!("/v1/capsules/{id}/ping");
+                client.post(&ping, &json!({})).await.expect(204);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        assert_eq!(client.status(&id).await, "running", "round {round}");
+    }
+    eventually("it is paused", || async { (client.status(&id).await == "paused").then_some(()) })
+        .await;
+    platform.finish();
+}
+
+/// The host alone, as when no control plane is there for any time: it does what is due, and says
+/// so until someone hears it.
+#[tokio::test]
+async fn a_host_without_a_control_plane_does_what_is_due() {
+    let (platform, client, _) = capsule().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut process, address) = platform.agent(dir.path(), "127.0.0.1:0");
+    let agent = client.at(&format!("http://{address}/wrenn.host.v1.Host"));
+    let mut ids = Vec::new();
+    for kill in [false, true] {
+        let id = types::CapsuleId::new().to_string();
+        let request = json!({
+            "capsuleId": id, "template": "base", "vcpus": 1, "memoryMib": 128, "diskMib": 64,
+            "envdToken": "t", "generation": 1, "life": { "lastsMs": 500, "kill": kill },
+        });
+        agent.post("/CreateCapsule", &request).await.expect(200);
+        ids.push(id);
+    }
+    let states = async |agent: &tests::Client| -> Vec<Value> {
+        let list = agent.post("/ListCapsules", &json!({})).await.expect(200);
+        let of = |id: &String| {
+            let found =
+                list["capsules"].as_array().unwrap().iter().find(|c| c["capsuleId"] == **id);
+            found.map_or(Value::Null, |found| found["state"].clone())
+        };
+        ids.iter().map(of).collect()
+    };
+    let wanted = [json!("CAPSULE_STATE_PAUSED"), json!("CAPSULE_STATE_EXPIRED")];
+    eventually("both are over", || async { (states(&agent).await == wanted).then_some(()) }).await;
+    assert!(ids.iter().all(|id| processes_of(id).is_empty()));
+    // And after a restart too.
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let (mut process, address) = platform.agent(dir.path(), "127.0.0.1:0");
+    let agent = client.at(&format!("http://{address}/wrenn.host.v1.Host"));
+    assert_eq!(states(&agent).await, wanted);
+    // A command that is older than the last one changes nothing.
+    let resume = |generation: u32| json!({ "capsuleId": ids[0], "generation": generation });
+    agent.post("/ResumeCapsule", &resume(5)).await.expect(200);
+    let stale = agent.post("/PauseCapsule", &resume(4)).await;
+    assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
+    assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
+    for id in &ids {
+        agent.post("/DestroyCapsule", &json!({ "capsuleId": id })).await.expect(200);
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    platform.finish();
+}

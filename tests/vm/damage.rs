@@ -1,0 +1,157 @@
+//! What was kept and is not whole is found out, told, and never taken for what it was; a pause
+//! that fails leaves the capsule running and what was kept before as it was.
+
+use crate::{capsule, small};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tests::{Driver, Platform, eventually, processes_of};
+
+/// The files of a capsule's snapshot that are written at each pause.
+fn parts(platform: &Platform, id: &str, number: u32) -> Vec<PathBuf> {
+    let kept = platform.dir().join(format!("capsules/{id}/kept/{number}"));
+    let files = fs::read_dir(kept).unwrap().flatten().map(|file| file.path());
+    files.filter(|path| !path.ends_with("image.ext4")).collect()
+}
+
+/// Changes a file for as long as the value lives; others that have it by a link keep theirs.
+struct Damage(PathBuf, PathBuf);
+
+impl Damage {
+    fn new(path: &Path, how: impl Fn(&mut Vec<u8>)) -> Self {
+        let aside = path.with_extension("aside");
+        fs::rename(path, &aside).unwrap();
+        let mut bytes = fs::read(&aside).unwrap();
+        how(&mut bytes);
+        fs::write(path, bytes).unwrap();
+        Self(path.to_owned(), aside)
+    }
+}
+
+impl Drop for Damage {
+    fn drop(&mut self) {
+        fs::rename(&self.1, &self.0).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn damage_is_told_and_the_snapshot_before_is_offered() {
+    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let client = platform.client();
+    let id = client.create(&json!({ "memory_mb": 192, "disk_mb": 64 })).await;
+    client.out(&id, "echo one > /dev/shm/x; echo one > f").await;
+    client.pause(&id).await;
+    client.resume(&id).await;
+    client.out(&id, "echo two > /dev/shm/x; echo two > f").await;
+    client.pause(&id).await;
+    let resume = format!("/v1/capsules/{id}/resume");
+    let files = parts(&platform, &id, 2);
+    assert!(files.len() >= 4, "{files:?}");
+    let flip = |bytes: &mut Vec<u8>| {
+        let at = bytes.iter().position(|byte| *byte != 0).unwrap() + 1;
+        bytes[at] ^= 0x20;
+    };
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
+    for file in &files {
+        for how in [&flip as &dyn Fn(&mut Vec<u8>), &cut] {
+            let damage = Damage::new(file, how);
+            let refused = client.post(&resume, &json!({})).await;
+            let said = format!("{} of {}", refused.body, file.display());
+            assert_eq!(refused.body["error"]["code"], "snapshot_damaged", "{said}");
+            refused.refuses(409, "snapshot_damaged", "its snapshots are 1, 2");
+            assert_eq!(client.status(&id).await, "paused");
+            assert!(processes_of(&id).is_empty());
+            drop(damage);
+        }
+    }
+    let damage = Damage::new(&files[0], cut);
+    client.post(&resume, &json!({ "snapshot": 9 })).await.refuses(400, "invalid_request", "9");
+    // The one before is whole, memory and disk.
+    let before = client.change(&id, "resume", &json!({ "snapshot": 1 })).await;
+    assert_eq!(before["status"], "running");
+    assert_eq!(client.out(&id, "cat /dev/shm/x f").await, "one\none\n");
+    client.pause(&id).await;
+    drop(damage);
+    // And so is the one that was damaged, as long as it is kept.
+    client.change(&id, "resume", &json!({ "snapshot": 2 })).await;
+    assert_eq!(client.out(&id, "cat /dev/shm/x f").await, "two\ntwo\n");
+    platform.finish();
+}
+
+/// A small file system of its own, which can be filled.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("wrenn-small-").tempdir().unwrap();
+        let options = Some(c"size=1700m,mode=755");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, options).unwrap();
+        Self(dir)
+    }
+
+    fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        let block = vec![1; 1 << 20];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_a_pause_and_nothing_else() {
+    let disk = Small::new();
+    let platform = Platform::start_in(Driver::Tcg, disk.0.path(), &[]).await;
+    let client = platform.client();
+    let id = client.create(&small()).await;
+    client.out(&id, "echo one > /dev/shm/x").await;
+    client.pause(&id).await;
+    client.resume(&id).await;
+    client.out(&id, "head -c 5000000 /dev/urandom > /dev/shm/y; echo two > /dev/shm/x").await;
+    let before: Vec<_> = parts(&platform, &id, 1).iter().map(|f| fs::read(f).unwrap()).collect();
+    let filler = disk.fill();
+    let machine = processes_of(&id);
+    let refused = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
+    assert!(!refused.status.is_success(), "{}", refused.body);
+    assert_eq!(refused.body["error"]["code"], "no_capacity", "{}", refused.body);
+    assert_eq!(client.status(&id).await, "running");
+    assert_eq!(processes_of(&id), machine, "another machine");
+    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "two\n");
+    let after: Vec<_> = parts(&platform, &id, 1).iter().map(|f| fs::read(f).unwrap()).collect();
+    assert!(before == after, "what was kept before has changed");
+    let kept = platform.dir().join(format!("capsules/{id}/kept"));
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 1, "something is left of the pause");
+    fs::remove_file(filler).unwrap();
+    client.pause(&id).await;
+    client.resume(&id).await;
+    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "two\n");
+    platform.finish();
+}
+
+/// A capsule whose machine is lost, with the host's memory, is lost; what was kept before is not.
+#[tokio::test]
+async fn a_machine_that_is_lost_can_be_had_as_it_was_kept() {
+    let (mut platform, client, id) = capsule().await;
+    client.out(&id, "echo one > /dev/shm/x").await;
+    client.pause(&id).await;
+    client.resume(&id).await;
+    client.out(&id, "echo two > /dev/shm/x").await;
+    platform.kill();
+    tests::signal(processes_of(&id)[0], rustix::process::Signal::KILL);
+    platform.resume().await;
+    let client = platform.client();
+    eventually("it is known to be lost", || async {
+        (client.status(&id).await == "error").then_some(())
+    })
+    .await;
+    client.resume(&id).await;
+    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "one\n");
+    platform.finish();
+}
