@@ -1,69 +1,85 @@
-//! The floor of a boot: QEMU alone with the same kernel, initramfs, image, empty disk, processor
-//! and kernel command line, in a namespace with a tap, until envd's `/health` answers.
+//! The floor: QEMU alone with the same kernel, initramfs, image, disk, processor and devices, in a
+//! namespace with a tap, until envd's `/health` answers; booted, or brought back from the very
+//! memory and state that the platform has, and kept by QEMU's own means.
 
 use crate::inside::Inside;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::{Platform, processes_of};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const NAMESPACE: &str = "wrenn-bench";
 /// As often as the agent looks.
 const POLL: Duration = Duration::from_millis(10);
+/// How long a connection may take to be taken.
+const PATIENCE: Duration = Duration::from_millis(30);
 
-/// What a bare machine is started with.
+/// What bare machines are started with.
 pub(crate) struct Bare {
     images: PathBuf,
     dir: tempfile::TempDir,
     /// As QEMU was given them for a capsule.
     taken: Vec<String>,
+    command_line: Vec<String>,
+    size: String,
+    saved: Option<Saved>,
+}
+
+/// Memory, state and disk of a golden machine.
+struct Saved {
+    memory: PathBuf,
+    state: PathBuf,
+    disk: PathBuf,
+}
+
+/// A bare machine that runs.
+pub(crate) struct Machine {
+    process: Child,
+    socket: PathBuf,
+}
+
+/// A namespace with a tap, as a capsule has one.
+pub(crate) struct Namespace {
+    name: String,
+    inside: Inside,
 }
 
 impl Bare {
-    /// Takes what matters from a running capsule's machine.
+    /// Takes what matters from a running capsule's machine; from one that was brought back, its
+    /// memory and state too.
     pub(crate) fn like(platform: &Platform, capsule: &str) -> Self {
         let pid = processes_of(capsule)[0];
         let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         let args: Vec<String> =
             args.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
-        let mut taken = Vec::new();
-        for flag in ["-M", "-accel", "-cpu", "-smp", "-m", "-append", "-sandbox"] {
-            let at = args.iter().position(|arg| arg == flag).unwrap();
-            taken.extend([flag.to_owned(), args[at + 1].clone()]);
-        }
-        let this = Self {
-            images: platform.dir().join("images"),
-            dir: tempfile::tempdir().unwrap(),
-            taken,
+        let after = |flag: &str| {
+            let at = args.iter().position(|arg| arg == flag)?;
+            Some(args[at + 1].clone())
         };
-        this.remove();
-        for command in [
-            format!("netns add {NAMESPACE}"),
-            format!("-n {NAMESPACE} tuntap add tap0 mode tap"),
-            format!("-n {NAMESPACE} link set tap0 address 02:57:52:00:00:01 up"),
-            format!("-n {NAMESPACE} addr add 169.254.0.1/30 dev tap0"),
-        ] {
-            assert!(ip(&command), "ip {command}");
+        let mut taken = Vec::new();
+        for flag in ["-M", "-global", "-accel", "-cpu", "-smp", "-m"] {
+            taken.extend([flag.to_owned(), after(flag).unwrap()]);
         }
-        this
+        let command_line = after("-append").map(|line| vec!["-append".to_owned(), line]);
+        let size = after("-m").unwrap();
+        let images = platform.dir().join("images");
+        let dir = tempfile::Builder::new().prefix("wrenn-bare-").tempdir_in("/dev/shm").unwrap();
+        let saved = after("-incoming").map(|_| Saved::of(platform, pid, &size, dir.path()));
+        let command_line = command_line.unwrap_or_default();
+        Self { images, dir, taken, command_line, size, saved }
     }
 
-    fn remove(&self) {
-        ip(&format!("netns del {NAMESPACE}"));
-    }
-
-    /// Boots one and returns how long it took.
-    pub(crate) fn boot(&self) -> Duration {
-        let disk = self.dir.path().join("disk.ext4");
-        make_disk(&disk);
-        let inside = Inside::enter(Path::new(&format!("/run/netns/{NAMESPACE}")));
-        let file = |name: &str| self.images.join(name).display().to_string();
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", NAMESPACE, "qemu-system-x86_64"]).args(&self.taken);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-kernel", &file("boot/vmlinux"), "-initrd", &file("boot/initramfs")]);
-        command.args(["-serial", "null"]);
-        let image = file("templates/base/rootfs.ext4");
+    fn command(&self, name: &str, disk: &Path) -> Command {
+        let image = self.images.join("templates/base/rootfs.ext4").display().to_string();
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(&self.taken).args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-no-reboot", "-serial", "null"]);
+        let socket = self.dir.path().join(name).display().to_string();
+        command.args(["-qmp", &format!("unix:{socket},server=on,wait=off")]);
         for (id, drive) in [
             ("d0", format!("id=d0,file={image},format=raw,if=none,readonly=on")),
             ("d1", format!("id=d1,file={},format=raw,if=none,discard=unmap", disk.display())),
@@ -72,28 +88,178 @@ impl Bare {
         }
         command.args(["-netdev", "tap,id=net0,ifname=tap0,script=no,downscript=no"]);
         command.args(["-device", "virtio-net-device,netdev=net0,mac=52:54:00:00:00:02"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn start(&self, at: &Namespace, name: &str, command: &Command) -> (Machine, Duration) {
+        let mut inside = Command::new("ip");
+        // The state, where there is one, is open as descriptor 3.
+        let state = self.saved.as_ref().map_or(Path::new("/dev/null"), |saved| &saved.state);
+        inside.args(["netns", "exec", &at.name, "sh", "-c", "exec \"$@\" 3<\"$0\""]);
+        inside.arg(state).arg(command.get_program()).args(command.get_args());
+        inside.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
-        let mut machine = command.spawn().unwrap();
-        inside.run(|runtime, client| runtime.block_on(wait_healthy(client)));
-        let took = started.elapsed();
-        machine.kill().unwrap();
-        machine.wait().unwrap();
+        let process = inside.spawn().unwrap();
+        // A client of its own, as no connection of another machine's may be tried first.
+        let machine = Machine { process, socket: self.dir.path().join(name) };
+        at.inside.run(|runtime, _| runtime.block_on(wait_healthy()));
+        (machine, started.elapsed())
+    }
+
+    /// Boots one and returns how long it took.
+    pub(crate) fn boot(&self, at: &Namespace) -> Duration {
+        let disk = self.dir.path().join("disk.ext4");
+        make_disk(&disk);
+        let mut command = self.command("boot.sock", &disk);
+        let file = |name: &str| self.images.join(name).display().to_string();
+        command.args(["-kernel", &file("boot/vmlinux"), "-initrd", &file("boot/initramfs")]);
+        command.args(&self.command_line);
+        command.args(["-object", &format!("memory-backend-ram,id=m0,size={}M", self.size)]);
+        let (machine, took) = self.start(at, "boot.sock", &command);
+        machine.end();
         took
     }
-}
 
-impl Drop for Bare {
-    fn drop(&mut self) {
-        self.remove();
+    /// Brings one back and returns it, with how long that took.
+    pub(crate) fn restore(&self, at: &Namespace, name: &str) -> (Machine, Duration) {
+        let saved = self.saved.as_ref().unwrap();
+        let disk = self.dir.path().join(format!("{name}.disk"));
+        let copied = Command::new("cp").arg("--sparse=always").args([&saved.disk, &disk]).status();
+        assert!(copied.unwrap().success());
+        let mut command = self.command(name, &disk);
+        let path = saved.memory.display();
+        let memory =
+            format!("memory-backend-file,id=m0,size={}M,mem-path={path},share=off", self.size);
+        command.args(["-object", &memory]);
+        command.args(["-incoming", "fd:3"]);
+        self.start(at, name, &command)
     }
 }
 
-async fn wait_healthy(client: &reqwest::Client) {
-    for _ in 0..6000 {
-        let asked = client.get("http://169.254.0.2:49983/health").send();
-        if tokio::time::timeout(Duration::from_secs(1), asked).await.is_ok_and(|a| a.is_ok()) {
-            return;
+impl Saved {
+    fn of(platform: &Platform, pid: i32, size: &str, dir: &Path) -> Self {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let range = maps.lines().find(|line| line.contains("wrenn-memory")).unwrap();
+        let range = range.split(' ').next().unwrap();
+        let mut image = File::open(format!("/proc/{pid}/map_files/{range}")).unwrap();
+        let memory = dir.join("memory");
+        let mut copy = File::create(&memory).unwrap();
+        copy.set_len(size.parse::<u64>().unwrap() << 20).unwrap();
+        let (mut page, mut at) = (vec![0; 4096], 0);
+        while image.read_exact(&mut page).is_ok() {
+            if page.iter().any(|byte| *byte != 0) {
+                copy.seek(SeekFrom::Start(at)).unwrap();
+                copy.write_all(&page).unwrap();
+            }
+            at += 4096;
+        }
+        let golden = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
+        // Of the disk's default size, as every capsule of the benchmarks that is brought back.
+        let wanted = format!("\"memory_mib\":{size},\"disk_mib\":5120");
+        let mut golden = golden.map(|entry| entry.path()).filter(|dir| {
+            std::fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(&wanted))
+        });
+        let golden = golden.next().unwrap();
+        Self { memory, state: golden.join("state"), disk: golden.join("disk.ext4") }
+    }
+}
+
+impl Machine {
+    fn qmp(&self) -> Qmp {
+        let mut qmp = Qmp(BufReader::new(UnixStream::connect(&self.socket).unwrap()));
+        qmp.read();
+        qmp.command("qmp_capabilities", json!({}));
+        qmp
+    }
+
+    /// QEMU's own way to stop, write its memory and state to a file, and go on; with the file
+    /// written through when `synced`. Returns how long it took.
+    pub(crate) fn save(&self, to: &Path, synced: bool) -> Duration {
+        let mut qmp = self.qmp();
+        // As fast as it can, which is not what it does by itself.
+        qmp.command("migrate-set-parameters", json!({ "max-bandwidth": 100_u64 << 30 }));
+        let started = Instant::now();
+        qmp.command("stop", json!({}));
+        qmp.command("migrate", json!({ "uri": format!("exec:cat > {}", to.display()) }));
+        while qmp.command("query-migrate", json!({}))["status"] != "completed" {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if synced {
+            File::open(to).unwrap().sync_all().unwrap();
+        }
+        qmp.command("cont", json!({}));
+        started.elapsed()
+    }
+
+    /// Ends it, as dropping it does.
+    pub(crate) fn end(self) {}
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    fn read(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn command(&mut self, name: &str, arguments: Value) -> Value {
+        let line = json!({ "execute": name, "arguments": arguments }).to_string() + "\n";
+        self.0.get_mut().write_all(line.as_bytes()).unwrap();
+        loop {
+            let mut answer = self.read();
+            assert!(answer.get("error").is_none(), "{name}: {answer}");
+            if let Some(value) = answer.get_mut("return") {
+                return value.take();
+            }
+        }
+    }
+}
+
+impl Namespace {
+    pub(crate) fn new(name: &str) -> Self {
+        let name = format!("wrenn-bench-{name}");
+        ip(&format!("netns del {name}"));
+        for command in [
+            format!("netns add {name}"),
+            format!("-n {name} tuntap add tap0 mode tap vnet_hdr"),
+            format!("-n {name} link set tap0 address 02:57:52:00:00:01 up"),
+            format!("-n {name} addr add 169.254.0.1/30 dev tap0"),
+            format!("-n {name} neigh add 169.254.0.2 lladdr 52:54:00:00:00:02 dev tap0"),
+        ] {
+            assert!(ip(&command), "ip {command}");
+        }
+        let inside = Inside::enter(Path::new(&format!("/run/netns/{name}")));
+        Self { name, inside }
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        ip(&format!("netns del {}", self.name));
+    }
+}
+
+async fn wait_healthy() {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < limit {
+        // What is sent before the machine has its tap is lost, and would be sent again late.
+        let dialled = tokio::net::TcpStream::connect(("169.254.0.2", 49983));
+        if let Ok(Ok(mut stream)) = tokio::time::timeout(PATIENCE, dialled).await {
+            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: envd\r\n\r\n").await;
+            let mut answer = [0; 12];
+            if asked.is_ok() && stream.read_exact(&mut answer).await.is_ok() {
+                assert_eq!(&answer, b"HTTP/1.1 204");
+                return;
+            }
         }
         tokio::time::sleep(POLL).await;
     }
@@ -102,7 +268,7 @@ async fn wait_healthy(client: &reqwest::Client) {
 
 /// The capsule's own disk, as the agent makes it.
 fn make_disk(path: &Path) {
-    let file = std::fs::File::create(path).unwrap();
+    let file = File::create(path).unwrap();
     file.set_len(5 << 30).unwrap();
     let options = ["-q", "-F", "-O", "^resize_inode", "-m", "0", "-i", "65536", "-E"];
     let made = Command::new("mkfs.ext4")

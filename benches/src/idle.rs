@@ -29,8 +29,15 @@ pub(crate) async fn measure(platform: &Platform, id: &str) -> Vec<Row> {
     ]
 }
 
+/// A process's share of the memory that it has with others, in KiB (`proc_pid_smaps(5)`).
+pub(crate) fn pss_kib(pid: i32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 /// Processor time of a process in hundredths of a second (`proc(5)`, fields 14 and 15).
-fn ticks(pid: u32) -> u64 {
+pub(crate) fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
