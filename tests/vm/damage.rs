@@ -61,6 +61,8 @@ async fn damage_is_told_and_the_snapshot_before_is_offered() {
             refused.refuses(409, "snapshot_damaged", "its snapshots are 1, 2");
             assert_eq!(client.status(&id).await, "paused");
             assert!(processes_of(&id).is_empty());
+            let left = platform.leftovers();
+            assert!(left.namespaces.is_empty() && left.links.is_empty(), "{left:?}");
             drop(damage);
         }
     }

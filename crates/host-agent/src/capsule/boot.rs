@@ -123,8 +123,9 @@ pub(crate) async fn boot(
     let (prepared, wired) = tokio::join!(preparing, wire(parts));
     let network = wired?;
     ledger.slot = network.as_ref().map(|network| network.slot);
-    let (disks, saved) = prepared?;
+    // Before the other's failure is told: whoever undoes it goes by what is written.
     save(ledger, &dir)?;
+    let (disks, saved) = prepared?;
     daemon::step("boot.wired").map_err(io_error("a step"))?;
     lap("prepared", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
