@@ -63,6 +63,19 @@ impl Tasks {
         tokio::spawn(self.tracker.track_future(task));
     }
 
+    /// Runs work that goes on when whoever waits for it here leaves, and returns what it comes to;
+    /// none when the shutdown ended it.
+    pub async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.spawn(async move {
+            let _ = sender.send(Box::pin(work).await);
+        });
+        receiver.await.ok()
+    }
+
     /// Runs `work` now and then every `period`, until the shutdown.
     pub fn every<F, W>(&self, period: Duration, mut work: W)
     where

@@ -97,6 +97,25 @@ impl Client {
         Ok(self.send(self.request(Method::GET, path)).await?.json().await?)
     }
 
+    /// All of a list that is answered by pages.
+    pub(crate) async fn list<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Vec<T>> {
+        #[derive(serde::Deserialize)]
+        struct Page<T> {
+            items: Vec<T>,
+            next: Option<String>,
+        }
+        let (mut items, mut next): (_, Option<String>) = (Vec::new(), None);
+        loop {
+            let from = next.map(|id| format!("?before={id}")).unwrap_or_default();
+            let page: Page<T> = self.get(&format!("{path}{from}")).await?;
+            items.extend(page.items);
+            next = page.next;
+            if next.is_none() {
+                return Ok(items);
+            }
+        }
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,

@@ -24,11 +24,7 @@ pub(crate) async fn detached<T: Send + 'static>(
     app: &App,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    app.tasks.spawn(async move {
-        let _ = sender.send(Box::pin(work).await);
-    });
-    receiver.await.unwrap_or(Err(Error::HostUnavailable))
+    app.tasks.detached(work).await.unwrap_or(Err(Error::HostUnavailable))
 }
 
 /// A capsule once it is not about to become something else.

@@ -70,11 +70,6 @@ impl Goldens {
             }
         }
     }
-
-    /// Removes one that turned out to be of no use.
-    pub(crate) fn remove(&self, snapshot: &Snapshot) -> io::Result<()> {
-        snapshot::remove(&snapshot.dir)
-    }
 }
 
 /// Removes those that do not fit this host any more, and what was left half-made.

@@ -204,11 +204,7 @@ impl Manager {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.parts.tasks.spawn(async move {
-            let _ = sender.send(Box::pin(work).await);
-        });
-        receiver.await.unwrap_or(Err(Error::Stopping))
+        self.parts.tasks.detached(work).await.unwrap_or(Err(Error::Stopping))
     }
 
     async fn create_in_turn(
@@ -283,7 +279,7 @@ impl Manager {
                 tracing::warn!(%id, error = chain(&error), "no restore; booting instead");
                 boot::release(parts, ledger).await?;
                 if !matches!(error, Error::Vmm(_)) {
-                    let removed = parts.goldens.remove(&snapshot);
+                    let removed = snapshot::remove(&snapshot.dir);
                     removed.map_err(io_error("removing a golden machine"))?;
                 }
                 boot::boot(parts, ledger, Origin::Image(None), cancel).await

@@ -86,17 +86,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
 }
 
 async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
-    let mut items: Vec<api::Capsule> = Vec::new();
-    let mut next: Option<String> = None;
-    loop {
-        let from = next.map(|id| format!("?before={id}")).unwrap_or_default();
-        let page: api::CapsulePage = client.get(&format!("/v1/capsules{from}")).await?;
-        items.extend(page.items);
-        next = page.next;
-        if next.is_none() {
-            break;
-        }
-    }
+    let items: Vec<api::Capsule> = client.list("/v1/capsules").await?;
     if form == Form::Json {
         return output::json(&items);
     }

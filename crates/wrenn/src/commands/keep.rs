@@ -122,17 +122,7 @@ pub(crate) async fn snapshots(
 }
 
 async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
-    let mut items: Vec<api::Snapshot> = Vec::new();
-    let mut next: Option<String> = None;
-    loop {
-        let from = next.map(|id| format!("?before={id}")).unwrap_or_default();
-        let page: api::SnapshotPage = client.get(&format!("/v1/snapshots{from}")).await?;
-        items.extend(page.items);
-        next = page.next;
-        if next.is_none() {
-            break;
-        }
-    }
+    let items: Vec<api::Snapshot> = client.list("/v1/snapshots").await?;
     if form == Form::Json {
         return output::json(&items);
     }
