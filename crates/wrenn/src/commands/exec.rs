@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Bytes of input that one frame carries.
@@ -54,6 +54,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
         | StreamEvent::Exit { .. }
         | StreamEvent::Ping => anyhow::bail!("the platform's first frame tells no start"),
     };
+    let signals = Signals::new()?;
     let show = async {
         loop {
             if let Some(code) = show(receiver.next().await?)? {
@@ -64,7 +65,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     let code = tokio::select! {
         code = show => code,
         never = feed(&mut sender, stdin) => never,
-        Err(error) = pass_signals(client, &path, pid) => Err(error),
+        never = signals.pass(client, &path, pid) => never,
     };
     if let Err(error) = &code
         && output::reader_left(error)
@@ -144,18 +145,32 @@ async fn signal_process(client: &Client, path: &str, pid: u32, name: &str) {
     let _ = client.delete(&format!("{path}/processes/{pid}?signal={name}")).await;
 }
 
-/// Asks the command to end when we are asked to; the second time, kills it.
-async fn pass_signals(client: &Client, path: &str, pid: u32) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut name = "SIGTERM";
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+/// What asks us to end. Made before anything of the command is shown: whoever has seen some of
+/// it may interrupt.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Asks the command to end when we are asked to; the second time, kills it.
+    async fn pass(mut self, client: &Client, path: &str, pid: u32) -> anyhow::Result<ExitCode> {
+        let mut name = "SIGTERM";
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+            }
+            signal_process(client, path, pid, name).await;
+            name = "SIGKILL";
         }
-        signal_process(client, path, pid, name).await;
-        name = "SIGKILL";
     }
 }
 
