@@ -1,0 +1,116 @@
+//! Keys and certificates: made, read, told apart.
+
+use crate::Error;
+use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
+
+/// A private key, ECDSA P-256. It is shown to nobody but its own file.
+pub struct Key(pub(crate) KeyPair);
+
+impl Key {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn generate() -> Result<Self, Error> {
+        Ok(Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
+    }
+
+    /// One that was kept, as PKCS#8 or SEC1.
+    ///
+    /// # Errors
+    /// What it is instead.
+    pub fn from_pem(pem: &str) -> Result<Self, Error> {
+        let der = PrivateKeyDer::from_pem_slice(pem.as_bytes());
+        let der = der.map_err(|_| Error::NotPem("the key"))?;
+        let pair = KeyPair::from_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
+        Ok(Self(pair.map_err(|_| Error::Wrong("the key must be ECDSA P-256"))?))
+    }
+
+    /// For its file.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        self.0.serialize_pem()
+    }
+
+    /// A request for a certificate of it, which proves that whoever asks has it. What the
+    /// certificate says is for the authority alone to say.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn request(&self) -> Result<String, Error> {
+        Ok(CertificateParams::default().serialize_request(&self.0)?.pem()?)
+    }
+
+    /// A certificate that nobody vouches for: it shows the key, no more.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn self_signed(&self) -> Result<Pair, Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "wrenn host before enrolment");
+        let cert_pem = params.self_signed(&self.0)?.pem();
+        Ok(Pair { cert_pem, key_pem: self.to_pem() })
+    }
+
+    pub(crate) fn public_key(&self) -> Vec<u8> {
+        use rcgen::PublicKeyData;
+        self.0.subject_public_key_info()
+    }
+}
+
+/// A certificate and its key.
+#[derive(Clone)]
+pub struct Pair {
+    pub cert_pem: String,
+    pub key_pem: String,
+}
+
+impl Pair {
+    pub(crate) fn parts(
+        &self,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+        let certs = certificates(&self.cert_pem)?;
+        let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes());
+        Ok((certs, key.map_err(|_| Error::NotPem("the key"))?))
+    }
+}
+
+pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let certs = certs.map_err(|_| Error::NotPem("the certificate"))?;
+    if certs.is_empty() { Err(Error::NotPem("the certificate")) } else { Ok(certs) }
+}
+
+/// What names a certificate: the SHA-256 of it, in hexadecimal digits.
+#[must_use]
+pub fn fingerprint(cert: &[u8]) -> String {
+    Sha256::digest(cert).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name that a certificate is for, if it has one.
+#[must_use]
+pub fn common_name(cert: &[u8]) -> Option<String> {
+    let (_, cert) = X509Certificate::from_der(cert).ok()?;
+    let mut names = cert.subject().iter_common_name();
+    names.next()?.as_str().ok().map(str::to_owned)
+}
+
+/// The public key of a certificate.
+#[must_use]
+pub fn public_key(cert: &[u8]) -> Option<Vec<u8>> {
+    let (_, cert) = X509Certificate::from_der(cert).ok()?;
+    Some(cert.public_key().raw.to_vec())
+}
+
+/// The public key that a request is for.
+#[must_use]
+pub fn public_key_of_request(pem: &str) -> Option<Vec<u8>> {
+    let der = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(pem.as_bytes());
+    let der = der.ok()?;
+    let (_, request) = X509CertificationRequest::from_der(&der).ok()?;
+    Some(request.certification_request_info.subject_pki.raw.to_vec())
+}

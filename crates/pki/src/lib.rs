@@ -1,0 +1,28 @@
+//! Who is who between control planes and hosts: the authority that vouches for both, what its
+//! certificates say, and the TLS 1.3 configurations that demand them.
+//!
+//! It opens no connection, keeps no file and never decides who may enrol.
+
+mod authority;
+mod identity;
+mod tls;
+
+pub use authority::{Authority, CONTROL_PLANE_LIFE, HOST_LIFE, Leaf};
+pub use identity::{Key, Pair, common_name, fingerprint, public_key, public_key_of_request};
+pub use tls::{Trust, accept_control_plane, dial_host, prove, witness};
+
+/// What is wrong with a certificate, a key or a request for one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0} is not PEM")]
+    NotPem(&'static str),
+    #[error("{0}")]
+    Wrong(&'static str),
+    #[error("making a certificate")]
+    Make(#[from] rcgen::Error),
+    #[error("configuring TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The name that a control plane's certificate bears.
+pub const CONTROL_PLANE: &str = "wrenn-control-plane";

@@ -1,0 +1,189 @@
+//! TLS 1.3 and nothing older, with no session resumed: every connection proves anew who is at
+//! its ends.
+
+use crate::identity::{Pair, certificates, common_name};
+use crate::{CONTROL_PLANE, Error};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use std::sync::Arc;
+
+/// Authorities that are trusted.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    roots: Arc<RootCertStore>,
+    pem: String,
+}
+
+impl Trust {
+    /// Those in a bundle.
+    ///
+    /// # Errors
+    /// When there is none, or one cannot be read.
+    pub fn from_pem(pem: &str) -> Result<Self, Error> {
+        let mut roots = RootCertStore::empty();
+        for cert in certificates(pem)? {
+            roots.add(cert)?;
+        }
+        Ok(Self { roots: Arc::new(roots), pem: pem.to_owned() })
+    }
+
+    /// The bundle.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// How a control plane reaches hosts: as `pair`, and only those that the authorities vouch for.
+///
+/// # Errors
+/// When the certificate or its key cannot be used.
+pub fn dial_host(trust: &Trust, pair: &Pair) -> Result<ClientConfig, Error> {
+    let (certs, key) = pair.parts()?;
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder = builder.with_root_certificates(Arc::clone(&trust.roots));
+    let mut config = builder.with_client_auth_cert(certs, key)?;
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// How a host is reached: as `pair`, by control planes that the authorities vouch for, alone.
+///
+/// # Errors
+/// When the certificate or its key cannot be used.
+pub fn accept_control_plane(trust: &Trust, pair: &Pair) -> Result<ServerConfig, Error> {
+    let (certs, key) = pair.parts()?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.roots), provider());
+    let verifier =
+        verifier.build().map_err(|_| Error::Wrong("no authority is there to be trusted"))?;
+    let builder = ServerConfig::builder_with_provider(provider());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder = builder.with_client_cert_verifier(Arc::new(ControlPlanes(verifier)));
+    let mut config = builder.with_single_cert(certs, key)?;
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// How a host that nobody vouches for yet shows that it has its key: to anyone, and no more.
+///
+/// # Errors
+/// When the certificate or its key cannot be used.
+pub fn prove(pair: &Pair) -> Result<ServerConfig, Error> {
+    let (certs, key) = pair.parts()?;
+    let builder = ServerConfig::builder_with_provider(provider());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
+    let mut config = builder.with_no_client_auth().with_single_cert(certs, key)?;
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// How a control plane looks which key answers at an address: nothing may be sent over it.
+///
+/// # Errors
+/// When TLS cannot be configured.
+pub fn witness() -> Result<ClientConfig, Error> {
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder =
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyKey(provider())));
+    Ok(builder.with_no_client_auth())
+}
+
+/// Takes a control plane's certificate of the authorities, and no other.
+#[derive(Debug)]
+struct ControlPlanes(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for ControlPlanes {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        cert: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.0.verify_client_cert(cert, intermediates, now)?;
+        if common_name(cert).as_deref() == Some(CONTROL_PLANE) {
+            return Ok(verified);
+        }
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// Takes any certificate whose key the other side has.
+#[derive(Debug)]
+struct AnyKey(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyKey {
+    fn verify_server_cert(
+        &self,
+        _cert: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let schemes = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signed, schemes)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
