@@ -1,0 +1,51 @@
+//! Pieces that no tree names any more.
+
+use crate::tree::Tree;
+use crate::{Error, Store};
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path as Name;
+use object_store::{ObjectMeta, ObjectStore};
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+/// How long a piece stays that nothing names.
+const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Whether a piece might be swept before a tree that is being made names it.
+pub(crate) fn is_old(piece: &ObjectMeta) -> bool {
+    age(piece) > GRACE / 2
+}
+
+fn age(piece: &ObjectMeta) -> Duration {
+    SystemTime::now().duration_since(piece.last_modified.into()).unwrap_or_default()
+}
+
+pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
+    let mut removed = 0;
+    for space in store.objects.list_with_delimiter(None).await?.common_prefixes {
+        let space = space.as_ref().to_owned();
+        // The pieces first: a tree that appears later names none of those that are old now.
+        let pieces = Name::from(format!("{space}/pieces"));
+        let listed = store.objects.list(Some(&pieces));
+        let old = listed.try_filter(|piece| std::future::ready(age(piece) > GRACE));
+        let old: Vec<_> = old.map_ok(|piece| piece.location).try_collect().await?;
+        if old.is_empty() {
+            continue;
+        }
+        let mut named = HashSet::new();
+        for name in store.names(&space, "").await? {
+            match Tree::read(store, &space, &name).await {
+                Ok(tree) => named.extend(tree.pieces().map(str::to_owned)),
+                Err(Error::Missing(_)) => {}
+                // Of what it names nothing is known: nothing is removed.
+                Err(error) => return Err(error),
+            }
+        }
+        let unnamed = |piece: &Name| piece.filename().is_some_and(|hash| !named.contains(hash));
+        let gone: Vec<_> = old.into_iter().filter(unnamed).map(Ok).collect();
+        removed += gone.len() as u64;
+        let gone = futures::stream::iter(gone).boxed();
+        store.objects.delete_stream(gone).try_collect::<Vec<_>>().await?;
+    }
+    Ok(removed)
+}
