@@ -121,6 +121,26 @@ impl Tasks {
     }
 }
 
+/// The times that the process is told to take its settings anew (SIGHUP).
+pub struct Hangups(tokio::signal::unix::Signal);
+
+impl Hangups {
+    /// The next one.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Listens for SIGHUP, which ends the process no more.
+///
+/// # Errors
+/// When it cannot be listened to.
+pub fn hangups() -> std::io::Result<Hangups> {
+    unix_signal(SignalKind::hangup()).map(Hangups)
+}
+
 /// Waits for SIGTERM or SIGINT.
 ///
 /// # Errors

@@ -180,6 +180,11 @@ impl<D: Dial> Pool<D> {
         });
     }
 
+    /// Closes the connections to one place that rest; those in use are not kept after.
+    pub fn forget(&self, to: &D::To) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(to);
+    }
+
     /// Closes every connection that rests.
     pub fn clear(&self) {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();

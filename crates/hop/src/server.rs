@@ -10,19 +10,24 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use rustls::ServerConfig;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 
 /// How long requests under way may take once a shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long to wait when the process has no descriptor left for another connection.
 const EXHAUSTED: Duration = Duration::from_millis(100);
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING: Duration = Duration::from_secs(60);
 
@@ -51,8 +56,33 @@ impl Default for Limits {
     }
 }
 
+/// The TLS configuration that the next handshake goes by.
+pub type Tls = watch::Receiver<Arc<ServerConfig>>;
+
 /// Serves until the shutdown, and then what is under way for a while.
 pub fn serve<H: Handler>(listener: TcpListener, handler: H, limits: Limits, tasks: &Tasks) {
+    run(listener, None, handler, limits, tasks);
+}
+
+/// As [`serve`], over TLS; each handshake goes by the configuration that is current when it
+/// begins.
+pub fn serve_tls<H: Handler>(
+    listener: TcpListener,
+    tls: Tls,
+    handler: H,
+    limits: Limits,
+    tasks: &Tasks,
+) {
+    run(listener, Some(tls), handler, limits, tasks);
+}
+
+fn run<H: Handler>(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    handler: H,
+    limits: Limits,
+    tasks: &Tasks,
+) {
     let (handler, at) = (Arc::new(handler), tasks.clone());
     let places = Arc::new(Semaphore::new(limits.connections));
     let builder = Arc::new(builder(limits));
@@ -61,9 +91,17 @@ pub fn serve<H: Handler>(listener: TcpListener, handler: H, limits: Limits, task
             loop {
                 let (stream, peer, place) = accept(&listener, &places).await;
                 let (handler, builder) = (Arc::clone(&handler), Arc::clone(&builder));
-                let stopping = at.clone();
+                let (stopping, tls) = (at.clone(), tls.clone());
                 at.spawn(async move {
-                    connection(stream, peer, handler, &builder, stopping).await;
+                    let _ = stream.set_nodelay(true);
+                    match tls {
+                        None => connection(stream, peer, handler, &builder, stopping).await,
+                        Some(tls) => {
+                            if let Some(stream) = secured(stream, peer, &tls).await {
+                                connection(stream, peer, handler, &builder, stopping).await;
+                            }
+                        }
+                    }
                     drop(place);
                 });
             }
@@ -113,14 +151,31 @@ fn is_clients(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection<H: Handler>(
+/// A connection once the client has shown who it is, if it can.
+async fn secured(
     stream: TcpStream,
+    peer: SocketAddr,
+    tls: &Tls,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    let config = Arc::clone(&tls.borrow());
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::warn!(%peer, %error, "a client was refused");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn connection<H: Handler>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: SocketAddr,
     handler: Arc<H>,
     builder: &Builder<TokioExecutor>,
     stopping: Tasks,
 ) {
-    let _ = stream.set_nodelay(true);
     let pace: Arc<Pace> = Arc::default();
     let io = TokioIo::new(Timed::accepted(stream, Arc::clone(&pace)));
     let service = service_fn(move |request: Request<Incoming>| {
