@@ -6,10 +6,15 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+mod hosts;
 mod keep;
 mod port;
 mod stream;
 
+pub use hosts::{
+    DrainHost, Heartbeat, HeartbeatAnswer, Host, HostCredentials, HostList, HostLoad, HostLoss,
+    HostSpecs, HostTags, HostToken, LostCapsule, NewHost, RefreshHost, RegisterHost,
+};
 pub use keep::{
     CreateSnapshot, Fork, ForkError, Forked, Pause, Resume, SetTimeout, Snapshot, SnapshotPage,
 };
@@ -59,6 +64,9 @@ pub struct CreateCapsule {
     /// Ports that anyone may reach by their host names, at most 64.
     #[serde(default)]
     pub public_ports: Vec<u16>,
+    /// Tags that its host must bear.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_tags: Vec<String>,
     /// Given to every process in the capsule.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
@@ -98,6 +106,9 @@ pub struct Capsule {
     /// the first of its template and size is, and whoever has no memory to come back from.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub booted: bool,
+    /// Whether the platform's store has a snapshot of it, so that it outlives its host.
+    #[serde(default)]
+    pub stored: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
     /// Why it failed, when its status is `error`.
@@ -273,29 +284,6 @@ pub struct Template {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TemplateList {
     pub items: Vec<Template>,
-}
-
-/// A machine that runs capsules.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Host {
-    pub id: String,
-    pub name: String,
-    pub status: String,
-    pub arch: String,
-    pub driver: String,
-    /// Isolation tier: `kvm`, `tcg` or `none`.
-    pub accelerator: String,
-    pub cpu_cores: i32,
-    pub memory_mb: i64,
-    pub disk_mb: i64,
-    /// Capsules that are on it now.
-    pub capsules: i64,
-}
-
-/// `GET /v1/hosts`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct HostList {
-    pub items: Vec<Host>,
 }
 
 /// `GET /version`.

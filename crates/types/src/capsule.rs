@@ -50,9 +50,9 @@ impl CapsuleState {
         match self {
             Starting => &[Running, Error, Stopping],
             Running => &[Pausing, Stopping, Missing, Error],
-            Pausing => &[Paused, Running, Stopping, Error],
+            Pausing => &[Paused, Running, Stopping, Missing, Error],
             Paused => &[Resuming, Stopping, Error],
-            Resuming => &[Running, Paused, Stopping, Error],
+            Resuming => &[Running, Paused, Stopping, Missing, Error],
             Missing => &[Running, Paused, Error, Stopping],
             Error => &[Resuming, Stopping],
             Stopping => &[Stopped],
