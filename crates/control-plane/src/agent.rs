@@ -3,7 +3,9 @@
 
 use crate::capsules;
 use crate::error::{Error, Result};
-use anyhow::Context;
+use crate::hosts::enrol::is_loopback;
+use crate::hosts::tls::Identity;
+use crate::hosts::{Fleet, Host};
 use axum::body::Body;
 use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ClientTransport};
 use connectrpc::{ConnectError, ErrorCode};
@@ -11,17 +13,19 @@ use daemon::Tasks;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hop::{Dial, Pool, Stream};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri, header};
 use protocol::filesystem::FilesystemClient;
 use protocol::host::{self, HostClient};
 use protocol::process::ProcessClient;
+use rustls::pki_types::ServerName;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
-use types::{CapsuleId, SnapshotId};
+use tokio_rustls::TlsConnector;
+use types::{CapsuleId, HostId, SnapshotId, TeamId};
 
 /// Longer than a boot may take on the agent's side.
 const CREATE: Duration = Duration::from_secs(150);
@@ -29,34 +33,95 @@ const CREATE: Duration = Duration::from_secs(150);
 const KEEP: Duration = Duration::from_secs(900);
 const CALL: Duration = Duration::from_secs(30);
 const DIAL: Duration = Duration::from_secs(5);
+/// After which a connection is ended on which the other side acknowledges nothing.
+const SILENT: Duration = Duration::from_secs(30);
 /// Connections that rest, for each agent.
 const RESTING: usize = 1024;
 /// Between two looks at connections that rest.
 const SWEEP: Duration = Duration::from_secs(15);
 
-/// Opens connections to agents, by their `host:port`.
-pub(crate) struct Tcp;
+/// Opens connections to hosts: by TLS, to the one that is meant and no other, or, where there are
+/// no certificates, as they are.
+pub(crate) struct Dialer {
+    fleet: Arc<Fleet>,
+    identity: Option<Arc<Identity>>,
+    /// Whether hosts on other machines may be reached without TLS.
+    plaintext: bool,
+}
 
-impl Dial for Tcp {
-    type To = Authority;
+impl Dial for Dialer {
+    type To = HostId;
 
-    async fn dial(&self, to: &Authority) -> io::Result<Box<dyn Stream>> {
-        let host = to.host().trim_matches(['[', ']']);
-        let dialling = TcpStream::connect((host, to.port_u16().unwrap_or(80)));
-        let stream = tokio::time::timeout(DIAL, dialling).await;
-        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    async fn dial(&self, to: &HostId) -> io::Result<Box<dyn Stream>> {
+        let dialling = tokio::time::timeout(DIAL, self.open(*to)).await;
+        let opened = dialling.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if let Err(error) = &opened
+            && matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData)
+        {
+            tracing::warn!(host = %to, %error, "a host was refused");
+        }
+        opened
+    }
+}
+
+impl Dialer {
+    async fn open(&self, to: HostId) -> io::Result<Box<dyn Stream>> {
+        let host = self.fleet.find(to).await.map_err(|_| io::ErrorKind::NotFound)?;
+        let name = host.authority.host().trim_matches(['[', ']']);
+        if self.identity.is_none() && !self.plaintext && !is_loopback(name) {
+            let why = "hosts on other machines are reached with certificates alone \
+                       (WRENN_CA_CERT, WRENN_CA_KEY)";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        let stream = TcpStream::connect((name, host.authority.port_u16().unwrap_or(0))).await?;
         stream.set_nodelay(true)?;
+        notice_silence(&stream)?;
+        let Some(identity) = &self.identity else { return Ok(Box::new(stream)) };
+        let server = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
+        let stream = TlsConnector::from(identity.current()).connect(server, stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|certs| certs.first());
+        let shown = shown.map(|cert| pki::fingerprint(cert)).unwrap_or_default();
+        if !self.is_known(to, &shown).await {
+            let why = format!("what answers at {} is not {to}", host.authority);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         Ok(Box::new(stream))
     }
+
+    /// Whether a host's certificate is one that it was given, perhaps just now.
+    async fn is_known(&self, to: HostId, shown: &str) -> bool {
+        let known = |host: Arc<Host>| host.fingerprints.iter().any(|known| known == shown);
+        if self.fleet.known(to).is_some_and(known) {
+            return true;
+        }
+        self.fleet.read().await.is_ok() && self.fleet.known(to).is_some_and(known)
+    }
+}
+
+/// Has the kernel end a connection on which the other side acknowledges nothing for half a
+/// minute, whether something is under way or not: a host that is cut off sends no goodbye.
+fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENT / 2)?;
+    sockopt::set_tcp_keepintvl(stream, SILENT / 6)?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    Ok(sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENT.as_millis()).unwrap_or(30_000))?)
 }
 
 /// The connections to all agents.
 #[derive(Clone)]
-pub(crate) struct Agents(Arc<Pool<Tcp>>);
+pub(crate) struct Agents(Arc<Pool<Dialer>>);
 
 impl Agents {
-    pub(crate) fn new(tasks: &Tasks) -> Self {
-        let pool = Arc::new(Pool::new(Tcp, RESTING, tasks.clone()));
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        identity: Option<Arc<Identity>>,
+        plaintext: bool,
+        tasks: &Tasks,
+    ) -> Self {
+        let dialer = Dialer { fleet, identity, plaintext };
+        let pool = Arc::new(Pool::new(dialer, RESTING, tasks.clone()));
         let sweeping = Arc::clone(&pool);
         tasks.every(SWEEP, move || {
             sweeping.sweep();
@@ -66,29 +131,24 @@ impl Agents {
     }
 
     /// The pool, for what is passed on as it is.
-    pub(crate) fn pool(&self) -> &Pool<Tcp> {
+    pub(crate) fn pool(&self) -> &Pool<Dialer> {
         &self.0
     }
 
-    /// Sends a request to the agent that its URI names.
-    async fn send(
-        &self,
-        request: Request<hop::Body>,
-    ) -> std::result::Result<Response<hop::Body>, hop::Error> {
-        let (mut head, body) = request.into_parts();
-        let parts = head.uri.into_parts();
-        let to = parts.authority.unwrap_or_else(|| Authority::from_static("localhost"));
-        let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        head.uri = path.into();
-        if let Ok(host) = HeaderValue::from_str(to.as_str()) {
-            head.headers.insert(header::HOST, host);
-        }
-        let sent = self.0.send(&to, Request::from_parts(head, body)).await;
-        sent.map(|sent| sent.answer).map_err(|failed| failed.error)
+    /// Closes the connections to a host that rest.
+    pub(crate) fn forget(&self, host: HostId) {
+        self.0.forget(&host);
     }
 }
 
-impl ClientTransport for Agents {
+/// Clients of one host agent.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    host: HostId,
+    agents: Agents,
+}
+
+impl ClientTransport for Agent {
     type ResponseBody = hop::Body;
     type Error = hop::Error;
 
@@ -97,53 +157,49 @@ impl ClientTransport for Agents {
         request: Request<ClientBody>,
     ) -> BoxFuture<'static, std::result::Result<Response<hop::Body>, hop::Error>> {
         let this = self.clone();
-        async move { this.send(request.map(hop::Body::boxed)).await }.boxed()
+        async move { this.exchange(request.map(hop::Body::boxed)).await }.boxed()
     }
-}
-
-/// Clients of one host agent.
-#[derive(Clone)]
-pub(crate) struct Agent {
-    base: String,
-    authority: Authority,
-    agents: Agents,
 }
 
 impl Agent {
-    pub(crate) fn new(url: &str, agents: Agents) -> anyhow::Result<Self> {
-        let base = url.trim_end_matches('/').to_owned();
-        let uri = base.parse::<Uri>().with_context(|| format!("the agent's URL {base}"))?;
-        let authority = uri.authority().cloned();
-        let authority =
-            authority.with_context(|| format!("the agent's URL {base} names no host"))?;
-        Ok(Self { base, authority, agents })
+    pub(crate) fn new(host: HostId, agents: Agents) -> Self {
+        Self { host, agents }
     }
 
-    /// The agent's `host:port`.
-    pub(crate) fn authority(&self) -> &Authority {
-        &self.authority
+    async fn exchange(
+        &self,
+        mut request: Request<hop::Body>,
+    ) -> std::result::Result<Response<hop::Body>, hop::Error> {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("agent"));
+        let sent = self.agents.0.send(&self.host, request).await;
+        sent.map(|sent| sent.answer).map_err(|failed| {
+            tracing::debug!(host = %self.host, error = %failed.error, "a host did not answer");
+            failed.error
+        })
     }
 
-    fn host(&self) -> HostClient<Agents> {
-        let config = ClientConfig::new(uri(&self.base)).with_default_timeout(CALL);
-        HostClient::new(self.agents.clone(), config)
+    fn host(&self) -> HostClient<Self> {
+        let config = ClientConfig::new(uri("")).with_default_timeout(CALL);
+        HostClient::new(self.clone(), config)
     }
 
     fn guest(&self, id: CapsuleId, token: &str) -> ClientConfig {
         let port = protocol::ENVD_PORT;
-        ClientConfig::new(uri(&format!("{}/proxy/{id}/{port}", self.base)))
+        ClientConfig::new(uri(&format!("/proxy/{id}/{port}")))
             .with_default_header(protocol::ACCESS_TOKEN, token)
     }
 
     /// envd's processes in a capsule; with no limit of time, since a program has none.
-    pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<Agents> {
-        ProcessClient::new(self.agents.clone(), self.guest(id, token))
+    pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<Self> {
+        ProcessClient::new(self.clone(), self.guest(id, token))
     }
 
     /// envd's file system in a capsule.
-    pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<Agents> {
+    pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<Self> {
         let config = self.guest(id, token).with_default_timeout(CALL);
-        FilesystemClient::new(self.agents.clone(), config)
+        FilesystemClient::new(self.clone(), config)
     }
 
     /// Sends a request to envd in a capsule, body and answer streamed.
@@ -155,12 +211,23 @@ impl Agent {
         mut request: Request<Body>,
     ) -> Result<Response<hop::Body>> {
         let port = protocol::ENVD_PORT;
-        let uri = format!("{}/proxy/{id}/{port}{path}", self.base);
+        let uri = format!("/proxy/{id}/{port}{path}");
         *request.uri_mut() = uri.parse().map_err(|_| Error::invalid("path", "is no path"))?;
         let token = token.parse().map_err(|_| Error::GuestUnavailable)?;
         request.headers_mut().insert(protocol::ACCESS_TOKEN, token);
-        let sent = self.agents.send(request.map(hop::Body::boxed)).await;
+        let sent = self.exchange(request.map(hop::Body::boxed)).await;
         sent.map_err(|_| Error::HostUnavailable)
+    }
+
+    /// The agent's figures, in Prometheus' form.
+    pub(crate) async fn metrics(&self) -> Result<Response<Body>> {
+        let mut request = Request::new(hop::Body::empty());
+        *request.uri_mut() = Uri::from_static("/metrics");
+        let answer = self.exchange(request).await.map_err(|_| Error::HostUnavailable)?;
+        let mut shown = Response::new(Body::new(answer.into_body()));
+        let text = HeaderValue::from_static("text/plain; version=0.0.4");
+        shown.headers_mut().insert(header::CONTENT_TYPE, text);
+        Ok(shown)
     }
 
     /// Makes a capsule.
@@ -209,16 +276,20 @@ impl Agent {
         Ok(answer.into_owned().size_bytes)
     }
 
-    pub(crate) async fn remove_snapshot(&self, id: SnapshotId) -> Result<()> {
-        let request =
-            host::DeleteSnapshotRequest { snapshot_id: id.to_string(), ..Default::default() };
+    /// Removes a snapshot; that of a team from the store, too.
+    pub(crate) async fn remove_snapshot(&self, id: SnapshotId, of: Option<TeamId>) -> Result<()> {
+        let team_id = of.map(|team| team.to_string()).unwrap_or_default();
+        let snapshot_id = id.to_string();
+        let request = host::DeleteSnapshotRequest { snapshot_id, team_id, ..Default::default() };
         self.host().delete_snapshot(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    pub(crate) async fn snapshots(&self) -> Result<Vec<SnapshotId>> {
+    /// The snapshots that there are, and those of them that the store has too.
+    pub(crate) async fn snapshots(&self) -> Result<(Vec<SnapshotId>, Vec<SnapshotId>)> {
         let answer = self.host().list_snapshots(host::ListSnapshotsRequest::default()).await;
-        let ids = answer.map_err(|e| refused(&e))?.into_owned().snapshot_ids;
-        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+        let answer = answer.map_err(|e| refused(&e))?.into_owned();
+        let ids = |texts: Vec<String>| texts.iter().filter_map(|id| id.parse().ok()).collect();
+        Ok((ids(answer.snapshot_ids), ids(answer.stored_ids)))
     }
 
     /// Waits until something has changed on the host that nobody asked for, or for some seconds.
@@ -228,9 +299,11 @@ impl Agent {
         Ok(answer.into_owned().count)
     }
 
-    pub(crate) async fn destroy(&self, id: CapsuleId) -> Result<()> {
-        let request =
-            host::DestroyCapsuleRequest { capsule_id: id.to_string(), ..Default::default() };
+    /// Ends a capsule with all that the host has of it; that of a team in the store, too.
+    pub(crate) async fn destroy(&self, id: CapsuleId, of: Option<TeamId>) -> Result<()> {
+        let team_id = of.map(|team| team.to_string()).unwrap_or_default();
+        let capsule_id = id.to_string();
+        let request = host::DestroyCapsuleRequest { capsule_id, team_id, ..Default::default() };
         self.host().destroy_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
@@ -263,9 +336,9 @@ fn begun(ends_at_ms: i64, stages: &[host::Stage]) -> Begun {
     Begun { ends_at: capsules::end(ends_at_ms), booted }
 }
 
-/// The base was checked when the agent was made known; an id adds nothing that is no path.
-fn uri(text: &str) -> Uri {
-    text.parse().unwrap_or_default()
+/// Where an RPC goes, by its path; which host, the transport knows.
+fn uri(path: &str) -> Uri {
+    format!("http://agent{path}").parse().unwrap_or_default()
 }
 
 /// What a host says of a capsule that it could not make or change. Of what went wrong inside,
@@ -289,7 +362,10 @@ fn refused(error: &ConnectError) -> Error {
     let message = error.message.clone().unwrap_or_default();
     match error.code {
         // Too little room, or not the template.
-        ErrorCode::ResourceExhausted | ErrorCode::FailedPrecondition => Error::NoCapacity(message),
+        ErrorCode::ResourceExhausted | ErrorCode::FailedPrecondition => {
+            let why = message.strip_prefix("no capacity: ").unwrap_or(&message);
+            Error::NoCapacity(why.to_owned())
+        }
         ErrorCode::InvalidArgument => Error::invalid("request", message),
         ErrorCode::Aborted => Error::Conflict(message),
         ErrorCode::NotFound => Error::NotFound("capsule"),

@@ -1,6 +1,10 @@
 //! What every handler shares, passed explicitly; and the start of the control plane.
 
 use crate::agent::{Agent, Agents};
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use crate::hosts::tls::Identity;
+use crate::hosts::{Fleet, Signer};
 use crate::proxy::{self, Domains, Proxy, Routes};
 use crate::{auth, db, http, reconcile};
 use anyhow::Context;
@@ -10,16 +14,25 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tower::ServiceExt;
 use types::{HostId, PLATFORM_TEAM, TeamId};
 
-const RECONCILE: Duration = Duration::from_secs(5);
+/// Name of the host that `wrenn up` runs beside its control plane.
+const LOCAL: &str = "local";
+
+/// How often, and how many times, it is looked whether a host is there.
+const ONLINE: Duration = Duration::from_millis(50);
+const ONLINE_TRIES: u32 = 600;
 
 /// What a control plane is told once, at its start.
 pub struct Settings {
     pub database: PgConnectOptions,
-    /// Base URL of the one host agent.
-    pub agent_url: String,
+    /// Certificates of the authorities that are trusted, and the key of one (PEM); none for
+    /// plain HTTP to hosts.
+    pub authority: Option<(String, String)>,
+    /// Whether hosts on other machines may be reached by plain HTTP.
+    pub plaintext: bool,
     /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules; any, when none.
     pub domains: Vec<String>,
     /// URL whose host is the domain of the names that are given out.
@@ -30,24 +43,27 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct App {
     pub(crate) db: PgPool,
-    pub(crate) agent: Agent,
     pub(crate) agents: Agents,
+    pub(crate) fleet: Arc<Fleet>,
+    /// None without certificates.
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) plaintext: bool,
+    pub(crate) signer: Arc<Signer>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) domains: Domains,
     pub(crate) public: PublicUrl,
-    pub(crate) host: HostId,
     pub(crate) metrics: Metrics,
-    /// Held by the round that reconciles.
-    pub(crate) reconciling: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) turns: Arc<reconcile::Turns>,
+    /// Has whoever reconciles do it now.
+    pub(crate) wake: Arc<Notify>,
     pub(crate) tasks: Tasks,
 }
 
 impl App {
-    /// Connects, migrates, makes the host and the shared templates known, and begins to
-    /// reconcile.
+    /// Connects, migrates, and begins to keep hosts and rows in line.
     ///
     /// # Errors
-    /// When the database or the agent cannot be used, with which.
+    /// When the database or the authority cannot be used, with which.
     pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         let db = PgPoolOptions::new()
             .max_connections(16)
@@ -57,47 +73,90 @@ impl App {
             .context("connecting to the database (DATABASE_URL)")?;
         sqlx::migrate!("./migrations").run(&db).await.context("migrating the database")?;
         let public = PublicUrl::parse(&settings.public_url)?;
-        let agents = Agents::new(tasks);
-        let agent = Agent::new(&settings.agent_url, agents.clone())?;
-        let host = Self::meet(&db, &agent, &settings.agent_url).await?;
+        let identity = match &settings.authority {
+            Some((certs, key)) => Some(Arc::new(Identity::new(certs, key)?)),
+            None => {
+                tracing::warn!(
+                    "no authority (WRENN_CA_CERT, WRENN_CA_KEY): hosts are talked to in plain text"
+                );
+                None
+            }
+        };
+        let fleet = Arc::new(Fleet::new(db.clone()));
+        fleet.read().await.context("reading the hosts")?;
+        fleet.keep_true(tasks);
+        let agents = Agents::new(Arc::clone(&fleet), identity.clone(), settings.plaintext, tasks);
+        let signer = Signer::load(&db).await.context("reading the secret of hosts' tokens")?;
         let app = Self {
             db,
-            agent,
             agents,
+            fleet,
+            identity,
+            plaintext: settings.plaintext,
+            signer: Arc::new(signer),
             routes: Arc::new(Routes::new()),
             domains: Domains::new(&settings.domains),
             public,
-            host,
             metrics: Metrics::install(),
-            reconciling: Arc::default(),
+            turns: Arc::default(),
+            wake: Arc::default(),
             tasks: tasks.clone(),
         };
+        if let Some(identity) = &app.identity {
+            identity.keep_valid(tasks);
+        }
         proxy::keep_true(&app);
-        reconcile::follow(&app);
-        let at = app.clone();
-        tasks.every(RECONCILE, move || {
-            let app = at.clone();
-            async move { reconcile::run(&app).await }
-        });
+        reconcile::keep(&app);
         Ok(app)
     }
 
-    /// Makes the host and its templates known. One that was known and does not answer now may
-    /// answer later: that keeps nobody from looking at what there is.
-    async fn meet(db: &PgPool, agent: &Agent, url: &str) -> anyhow::Result<HostId> {
-        let described = match agent.describe().await {
-            Ok(described) => described,
-            Err(error) => {
-                let known = db::hosts::first(db).await?;
-                tracing::warn!(error = format!("{error:#}"), "the host agent does not answer");
-                return known.ok_or(error).context("asking the host agent what it is");
+    /// A host's agent.
+    pub(crate) fn agent(&self, host: HostId) -> Agent {
+        Agent::new(host, self.agents.clone())
+    }
+
+    /// The agent of the host that a capsule is on.
+    pub(crate) fn agent_of(&self, capsule: &Capsule) -> Result<Agent> {
+        let host = capsule.host_id.map(HostId).ok_or(Error::HostUnavailable)?;
+        Ok(self.agent(host))
+    }
+
+    /// Waits until a host can take capsules.
+    ///
+    /// # Errors
+    /// When none can for long.
+    pub async fn wait_online(&self) -> anyhow::Result<()> {
+        for _ in 0..ONLINE_TRIES {
+            if self.fleet.all().iter().any(|host| host.online) {
+                return Ok(());
             }
-        };
-        let host = db::hosts::upsert(db, url, &described).await?;
-        for name in &described.templates {
-            db::templates::share(db, name).await?;
+            tokio::time::sleep(ONLINE).await;
+            self.fleet.read().await?;
         }
-        Ok(host)
+        anyhow::bail!("the host agent does not become a member of the platform; see the log")
+    }
+
+    /// Returns a token for the host on the platform's own machine to register with: anew, where
+    /// it was one before, by its id.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn invite_local(&self, before: Option<&str>) -> anyhow::Result<String> {
+        use crate::hosts::enrol::{invite, invite_again};
+        let before = match before.and_then(|id| id.parse::<HostId>().ok()) {
+            Some(id) => db::hosts::find(&self.db, id).await?.map(|host| host.id()),
+            None => db::hosts::not_enrolled(&self.db, LOCAL).await?,
+        };
+        if let Some(id) = before {
+            return Ok(invite_again(self, id).await?.registration_token);
+        }
+        let named = api::NewHost { name: Some(LOCAL.to_owned()), ..Default::default() };
+        let invited = match invite(self, named).await {
+            // That of another machine, which shares the database.
+            Err(Error::Conflict(_)) => invite(self, api::NewHost::default()).await?,
+            invited => invited?,
+        };
+        Ok(invited.registration_token)
     }
 
     /// What serves every request.
@@ -127,7 +186,7 @@ impl App {
     /// # Errors
     /// When the database cannot be used.
     pub async fn accepts(&self, key: &str) -> anyhow::Result<bool> {
-        Ok(db::keys::team_of(&self.db, &auth::hash(key)).await?.is_some())
+        Ok(db::keys::caller(&self.db, &auth::hash(key)).await?.is_some())
     }
 
     /// Makes a key for the first team that is not the platform's.

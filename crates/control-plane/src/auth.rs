@@ -1,8 +1,9 @@
-//! Who calls: the API key, looked up by its hash.
+//! Who calls: the API key, looked up by its hash; for hosts, their token.
 
 use crate::app::App;
 use crate::db;
 use crate::error::Error;
+use crate::hosts::Enrolled;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use rand::RngCore;
@@ -14,7 +15,22 @@ use types::TeamId;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub team: TeamId,
+    /// Whether what concerns the whole platform is theirs to do.
+    pub operator: bool,
 }
+
+impl Caller {
+    /// A team, for what is done on its behalf.
+    pub(crate) fn of(team: TeamId) -> Self {
+        Self { team, operator: false }
+    }
+}
+
+/// An authenticated caller who may do what concerns the whole platform.
+pub(crate) struct Operator;
+
+/// A host that has shown its token. That the enrolment still stands, the database says.
+pub(crate) struct HostCaller(pub Enrolled);
 
 /// Makes a key: `e2b_` and 40 hexadecimal digits, a form that every SDK takes.
 #[must_use]
@@ -40,7 +56,27 @@ impl FromRequestParts<Arc<App>> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         let key = parts.headers.get("x-api-key").and_then(|v| v.to_str().ok());
         let key = key.filter(|k| k.len() <= 200).ok_or(Error::Unauthenticated)?;
-        let team = db::keys::team_of(&app.db, &hash(key)).await?;
-        Ok(Self { team: team.ok_or(Error::Unauthenticated)? })
+        let caller = db::keys::caller(&app.db, &hash(key)).await?;
+        caller.ok_or(Error::Unauthenticated)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Operator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        if caller.operator { Ok(Self) } else { Err(Error::Forbidden) }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for HostCaller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        let header = parts.headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        let token = header.and_then(|header| header.strip_prefix("Bearer "));
+        let enrolled = token.and_then(|token| app.signer.check(token));
+        enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host's token"))
     }
 }

@@ -4,47 +4,29 @@
 //! nothing half-way. Whatever dies in between, `reconcile` completes or undoes by these same
 //! functions.
 
+mod begin;
 mod fork;
 mod keep;
 mod life;
 
+pub(crate) use begin::{Begin, begin};
 pub(crate) use fork::fork;
 pub(crate) use keep::{Wanted, awake, detached, pause, resume, settled, why};
 pub(crate) use life::{end, ping, set as set_life};
 
 use crate::app::App;
-use crate::auth::{Caller, random_hex};
+use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use protocol::host::CreateCapsuleRequest;
-use sqlx::types::Json;
 use std::collections::{BTreeMap, BTreeSet};
-use time::OffsetDateTime;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{CapsuleId, CapsuleState, SnapshotId, names};
+use types::{CapsuleId, CapsuleState, HostId, SnapshotId, names};
 
 /// Most metadata that a capsule may carry, in bytes.
 const METADATA_MAX: usize = 16 * 1024;
 /// Most ports of a capsule that may be public.
 const PUBLIC_PORTS_MAX: usize = 64;
-
-/// A capsule that is to begin.
-pub(crate) struct Begin {
-    pub template_id: Option<uuid::Uuid>,
-    pub template: String,
-    /// What it begins from; the template when none.
-    pub snapshot: Option<SnapshotId>,
-    pub size: Resources,
-    pub idle_sec: u32,
-    /// Seconds from when it runs until its time is over.
-    pub timeout: Option<u32>,
-    pub on_timeout: String,
-    pub auto_resume: bool,
-    pub public_ports: Vec<i32>,
-    pub envs: BTreeMap<String, String>,
-    pub metadata: BTreeMap<String, String>,
-}
 
 /// Makes a capsule and answers when its guest does.
 pub(crate) async fn create(
@@ -77,10 +59,11 @@ pub(crate) async fn create(
         public_ports: ports.into_iter().map(i32::from).collect(),
         envs: wanted.envs,
         metadata: wanted.metadata,
+        host_tags: wanted.host_tags,
         ..from
     };
     let at = app.clone();
-    detached(app, async move { begin(&at, caller, wanted).await }).await
+    Box::pin(detached(app, async move { begin(&at, caller, wanted).await })).await
 }
 
 /// What a name stands for: a template, else a snapshot, whose sizes are what they are.
@@ -95,6 +78,9 @@ async fn source(
         template: String::new(),
         snapshot: None,
         size: Resources::default(),
+        near: None,
+        stored: false,
+        host_tags: Vec::new(),
         idle_sec: 0,
         timeout: None,
         on_timeout: String::new(),
@@ -129,94 +115,9 @@ async fn source(
             return Err(Error::invalid(field, format!("of this snapshot is {is}")));
         }
     }
-    let id = Some(snapshot.id());
-    Ok(Begin { template: snapshot.template, snapshot: id, size, ..none })
-}
-
-/// Enters a capsule and has its host make it.
-pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
-    let now = OffsetDateTime::now_utc();
-    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
-    let row = Capsule {
-        id: CapsuleId::new().0,
-        host_id: Some(app.host.0),
-        template_id: wanted.template_id,
-        template: wanted.template,
-        snapshot_id: wanted.snapshot.map(|id| id.0),
-        status: CapsuleState::Starting.as_str().to_owned(),
-        generation: 1,
-        vcpus: int(wanted.size.vcpus),
-        memory_mib: int(wanted.size.memory_mib),
-        disk_mib: int(wanted.size.disk_mib),
-        timeout_sec: int(wanted.idle_sec),
-        ends_at: None,
-        on_timeout: wanted.on_timeout,
-        auto_resume: wanted.auto_resume,
-        envd_token: random_hex(32),
-        traffic_token: random_hex(32),
-        public_ports: wanted.public_ports,
-        booted: false,
-        error: None,
-        metadata: Json(wanted.metadata),
-        created_at: now,
-        started_at: None,
-        updated_at: now,
-    };
-    let request = CreateCapsuleRequest {
-        capsule_id: row.id().to_string(),
-        template: row.template.clone(),
-        vcpus: wanted.size.vcpus,
-        memory_mib: wanted.size.memory_mib,
-        disk_mib: wanted.size.disk_mib,
-        envd_token: row.envd_token.clone(),
-        envs: wanted.envs.into_iter().collect(),
-        generation: 1,
-        snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
-        life: life::wire(&row, wanted.timeout).into(),
-        team_id: caller.team.to_string(),
-        ..Default::default()
-    };
-    boot(app, caller, row, request).await
-}
-
-async fn boot(
-    app: &App,
-    caller: Caller,
-    row: Capsule,
-    request: CreateCapsuleRequest,
-) -> Result<Capsule> {
-    let id = row.id();
-    db::capsules::insert(&app.db, caller.team, app.host, &row).await?;
-    daemon::step("control.starting").map_err(|e| Error::Internal(e.into()))?;
-    let started = std::time::Instant::now();
-    let begun = match app.agent.create(request).await {
-        Ok(begun) => begun,
-        Err(error) => {
-            metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
-            // What cannot be removed now, the reconciler removes.
-            if let Err(undo) = remove(app, &row).await {
-                tracing::warn!(%id, error = %undo, "undoing a create");
-            }
-            return Err(error);
-        }
-    };
-    metrics::histogram!("wrenn_capsule_create_seconds").record(started.elapsed().as_secs_f64());
-    if begun.ends_at.is_some() {
-        db::capsules::set_end(&app.db, id, begun.ends_at).await?;
-    }
-    let moved = transition(app, id, 1, CapsuleState::Running, None).await?;
-    let found = get(app, caller, id).await;
-    // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
-    // does that removes the machine too.
-    match found {
-        Ok(row) if moved.is_some() || row.state() == CapsuleState::Running => {
-            Ok(Capsule { booted: begun.booted, ..row })
-        }
-        Ok(_) | Err(Error::NotFound(_)) => {
-            Err(Error::Conflict("the capsule was deleted while it started".to_owned()))
-        }
-        Err(error) => Err(error),
-    }
+    let (id, near) = (Some(snapshot.id()), snapshot.host_id.map(HostId));
+    let stored = snapshot.stored;
+    Ok(Begin { template: snapshot.template, snapshot: id, size, near, stored, ..none })
 }
 
 /// Moves a capsule to a state, as `db::capsules::transition` does; what the proxy knew of it is
@@ -286,9 +187,28 @@ pub(crate) async fn remove(app: &App, seen: &Capsule) -> Result<()> {
         let busy = || Error::Conflict("the capsule is changing; try again".to_owned());
         generation = moved.ok_or_else(busy)?;
     }
-    app.agent.destroy(id).await?;
+    // What one has whose host was deleted is in the store: any host that has that can remove it.
+    let host = seen.host_id.map(HostId).or_else(|| app.fleet.with_store());
+    if let Some(host) = host {
+        app.agent(host).destroy(id, Some(seen.team())).await?;
+    }
     transition(app, id, generation, CapsuleState::Stopped, None).await?;
     Ok(())
+}
+
+/// Gives a capsule up whose host is to be forgotten, with why.
+pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str) -> Result<()> {
+    let (id, generation) = (seen.id(), seen.generation);
+    let stopping = seen.state() == CapsuleState::Stopping;
+    if let (true, Some(other)) = (stopping, app.fleet.with_store()) {
+        app.agent(other).destroy(id, Some(seen.team())).await?;
+    }
+    let to = if stopping { CapsuleState::Stopped } else { CapsuleState::Error };
+    if seen.state() != to && !seen.is_safe() {
+        let moved = transition(app, id, generation, to, Some(why)).await?;
+        moved.ok_or_else(|| Error::Conflict("the capsule is changing; try again".to_owned()))?;
+    }
+    Ok(db::capsules::unplace(&app.db, id).await?)
 }
 
 /// The wire's shape.
@@ -306,6 +226,7 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         on_timeout: row.on_timeout,
         auto_resume: row.auto_resume,
         booted: row.booted,
+        stored: row.stored_newest,
         host_id: row.host_id.map(|id| types::HostId(id).to_string()),
         error: row.error,
         public_ports: row.public_ports,

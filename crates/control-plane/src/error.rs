@@ -22,6 +22,12 @@ pub enum Error {
     Invalid { field: String, message: String },
     #[error("the request's body is larger than {0} bytes")]
     TooLarge(usize),
+    #[error("this is for an operator's key alone")]
+    Forbidden,
+    #[error("{0} is not valid, or not any more")]
+    InvalidToken(&'static str),
+    #[error("the host has {0} capsules and {1} snapshots: drain it first, or delete it by force")]
+    HostNotEmpty(usize, i64),
     #[error("the X-API-Key header is missing or its key is not valid")]
     Unauthenticated,
     #[error(
@@ -83,16 +89,19 @@ impl Error {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Conflict(_)
+            | Self::HostNotEmpty(..)
             | Self::NotRunning(_)
             | Self::Interrupted
             | Self::SnapshotDamaged(_)
             | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unauthenticated | Self::PrivatePort | Self::LinkExpired => {
-                StatusCode::UNAUTHORIZED
-            }
+            Self::Unauthenticated
+            | Self::InvalidToken(_)
+            | Self::PrivatePort
+            | Self::LinkExpired => StatusCode::UNAUTHORIZED,
             Self::NoCapacity(_)
             | Self::DatabaseUnavailable
             | Self::HostUnavailable
@@ -117,6 +126,9 @@ impl Error {
             Self::Invalid { .. } => "invalid_request",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::InvalidToken(_) => "invalid_token",
+            Self::HostNotEmpty(..) => "host_not_empty",
             Self::PrivatePort => "private_port",
             Self::LinkExpired => "link_expired",
             Self::NotRunning(CapsuleState::Paused) => "capsule_paused",

@@ -64,7 +64,16 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(ports::link))
         .routes(routes!(ports::connect))
         .routes(routes!(templates::list))
-        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::list, hosts::add))
+        .routes(routes!(hosts::get, hosts::delete))
+        .routes(routes!(hosts::token))
+        .routes(routes!(hosts::drain))
+        .routes(routes!(hosts::tags))
+        .routes(routes!(hosts::preview))
+        .routes(routes!(hosts::metrics))
+        .routes(routes!(hosts::register))
+        .routes(routes!(hosts::refresh))
+        .routes(routes!(hosts::heartbeat))
 }
 
 pub(crate) fn router(app: Arc<App>) -> Router {

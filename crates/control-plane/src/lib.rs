@@ -9,10 +9,12 @@ mod auth;
 mod capsules;
 mod db;
 mod error;
+mod hosts;
 mod http;
 mod processes;
 mod proxy;
 mod reconcile;
+pub mod scheduler;
 mod snapshots;
 
 pub use app::{App, ControlPlane, Settings};

@@ -2,7 +2,7 @@
 //! (one request, a WebSocket) goes through here, and begins with the look-up of a capsule of
 //! the caller's team.
 
-use crate::agent::Agents;
+use crate::agent::Agent;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
@@ -103,7 +103,7 @@ impl Selector {
 /// The programs of one capsule.
 #[derive(Clone)]
 pub(crate) struct Processes {
-    client: ProcessClient<Agents>,
+    client: ProcessClient<Agent>,
     /// The capsule, as it was when it was asked for.
     of: Arc<(App, Capsule)>,
 }
@@ -112,7 +112,7 @@ impl Processes {
     /// Those of a running capsule of the caller's team.
     pub(crate) async fn of(app: &App, caller: Caller, id: CapsuleId) -> Result<Self> {
         let capsule = capsules::awake(app, caller, id).await?;
-        let client = app.agent.processes(id, &capsule.envd_token);
+        let client = app.agent_of(&capsule)?.processes(id, &capsule.envd_token);
         Ok(Self { client, of: Arc::new((app.clone(), capsule)) })
     }
 

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use target::Addressee;
 use types::CapsuleState;
+use types::HostId;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -145,7 +146,7 @@ impl Proxy {
                 break;
             }
             tokio::time::sleep(WAKE).await;
-            reconcile::run(&self.app).await;
+            reconcile::run(&self.app, route.reachable()?).await;
             route = self.wake(&route, target).await?;
             sent = self.send(Outgoing::of(copied(&again)), route.reachable()?, &public).await;
         }
@@ -154,7 +155,7 @@ impl Proxy {
 
     /// Has a capsule woken, for its owner, by someone who was admitted.
     async fn wake(&self, route: &Route, target: Target) -> Result<Arc<Route>> {
-        capsules::awake(&self.app, Caller { team: route.team }, target.capsule).await?;
+        capsules::awake(&self.app, Caller::of(route.team), target.capsule).await?;
         let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;
         found.0.ok_or(Error::NotFound("capsule"))
     }
@@ -162,17 +163,17 @@ impl Proxy {
     async fn send(
         &self,
         outgoing: Outgoing,
-        agent: &http::uri::Authority,
+        host: HostId,
         public: &Public<'_>,
     ) -> Result<Response<Body>> {
         let target = public.target;
         let (pool, tasks) = (self.app.agents.pool(), &self.app.tasks);
-        let mut answer = match outgoing.send(pool, agent, || None, tasks).await {
+        let mut answer = match outgoing.send(pool, &host, || None, tasks).await {
             Ok(answer) => answer,
             // The agent waits as long as we do.
             Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
             Err((error, _)) => {
-                tracing::debug!(%agent, %error, "the host agent did not answer");
+                tracing::debug!(%host, %error, "the host agent did not answer");
                 self.app.routes.forget(target.capsule);
                 return Err(Error::HostUnavailable);
             }
@@ -191,10 +192,10 @@ impl Proxy {
 }
 
 impl Route {
-    /// The agent of a capsule that can be asked.
-    fn reachable(&self) -> Result<&http::uri::Authority> {
+    /// The host of a capsule that can be asked.
+    fn reachable(&self) -> Result<HostId> {
         match self.state {
-            CapsuleState::Running => self.agent.as_ref().ok_or(Error::HostUnavailable),
+            CapsuleState::Running => self.host.ok_or(Error::HostUnavailable),
             CapsuleState::Missing => Err(Error::HostUnavailable),
             CapsuleState::Stopped => Err(Error::NotFound("capsule")),
             state @ (CapsuleState::Starting

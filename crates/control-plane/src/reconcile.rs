@@ -7,11 +7,16 @@
 use crate::app::App;
 use crate::db;
 use crate::db::capsules::Capsule;
+use crate::db::lead::Lead;
+use crate::hosts::life;
 use crate::{capsules, error::Result, snapshots};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use protocol::host::CapsuleState as OnHost;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use time::{Duration, OffsetDateTime};
-use types::{CapsuleId, CapsuleState};
+use types::{CapsuleId, CapsuleState, HostId};
 
 /// A row that is `starting` for longer, and that its host does not know, was left by a control
 /// plane that died before it asked the host, or is one whose host died and undid the boot.
@@ -19,6 +24,12 @@ const UNKNOWN_MAX: Duration = Duration::seconds(15);
 /// The same of a pause or a resume, which a host knows of at once.
 const UNHEARD_MAX: Duration = Duration::seconds(5);
 
+/// Between two rounds.
+const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
+/// Hosts that have their turn in a round, whether something is unsettled there or not.
+const PER_ROUND: usize = 250;
+/// Hosts that are reconciled at once.
+const AT_ONCE: usize = 16;
 /// Before a host that does not answer is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -43,11 +54,11 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
         return match row {
             Stopping => Repair::Remove,
             Starting if left => Repair::Remove,
-            Running | Pausing | Paused => {
+            Running | Pausing | Paused | Missing => {
                 Repair::MarkError("the host has no such machine".to_owned())
             }
             Resuming if left => Repair::MarkError("the host has no such machine".to_owned()),
-            Starting | Resuming | Missing | Error | CapsuleState::Stopped => Repair::Nothing,
+            Starting | Resuming | Error | CapsuleState::Stopped => Repair::Nothing,
         };
     };
     match (row, host) {
@@ -72,67 +83,203 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
     }
 }
 
-/// One round; what fails is logged and tried again in the next.
-pub(crate) async fn run(app: &App) {
-    // One at a time: they would repair the same things twice.
-    let _turn = app.reconciling.lock().await;
-    if let Err(error) = round(app).await {
-        tracing::warn!(%error, "reconciling");
-    }
-}
-
-/// Reconciles at once whenever the host says that something has changed that nobody asked for.
-pub(crate) fn follow(app: &App) {
-    let (app, tasks) = (app.clone(), app.tasks.clone());
+/// Keeps hosts and rows in line, whenever this replica is the one that does.
+pub(crate) fn keep(app: &App) {
+    let app = app.clone();
     app.tasks.clone().spawn(async move {
-        let mut seen = 0;
+        let mut stop = app.tasks.stop_signal().wait();
         loop {
-            let waited = tokio::select! {
-                waited = app.agent.wait_change(seen) => waited,
-                () = tasks.stopping() => return,
-            };
-            match waited {
-                Ok(count) if count != seen => {
-                    seen = count;
-                    run(&app).await;
-                }
-                Ok(_) => {}
-                // The rounds go on meanwhile.
-                Err(_) => tokio::time::sleep(RETRY).await,
+            tokio::select! {
+                () = Box::pin(lead(&app)) => {}
+                () = &mut stop => return,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = &mut stop => return,
             }
         }
     });
 }
 
-async fn round(app: &App) -> Result<()> {
-    let rows = db::capsules::list_by_host(&app.db, app.host).await?;
-    let on_host = app.agent.list().await;
-    db::hosts::heard(&app.db, app.host, on_host.is_ok()).await?;
-    let on_host = on_host?;
-    let mut seen: HashMap<CapsuleId, (OnHost, String)> = HashMap::new();
-    for info in on_host {
-        if let (Ok(id), Some(state)) = (info.capsule_id.parse(), info.state.as_known()) {
-            seen.insert(id, (state, info.reason));
+/// Leads until the lead is lost, or at once when another has it.
+async fn lead(app: &App) {
+    let mut lead = match Lead::take(&app.db).await {
+        Ok(Some(lead)) => lead,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::warn!(%error, "asking for the lead");
+            return;
+        }
+    };
+    let holding = async {
+        while lead.stands().await.is_ok() {
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    tokio::select! {
+        () = holding => tracing::warn!("the lead is lost"),
+        () = rounds(app) => {}
+        () = follow_all(app) => {}
+        () = watch(app) => {}
+    }
+}
+
+/// Held by who reconciles a host: two would repair the same things twice.
+#[derive(Default)]
+pub(crate) struct Turns(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, host: HostId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(host).or_default())
+    }
+}
+
+/// Reconciles one host; what fails is logged.
+pub(crate) async fn run(app: &App, host: HostId) {
+    let turn = app.turns.of(host);
+    let _turn = turn.lock().await;
+    if let Err(error) = round(app, host).await {
+        tracing::warn!(%host, %error, "reconciling");
+    }
+}
+
+/// Round after round; what fails is logged and tried again in the next.
+async fn rounds(app: &App) {
+    let mut next = 0;
+    loop {
+        let unsettled = db::capsules::unsettled_hosts(&app.db).await.unwrap_or_default();
+        let online = app.fleet.all().into_iter().filter(|host| host.online).map(|host| host.id);
+        let mut online: Vec<HostId> = online.collect();
+        online.sort_unstable();
+        let due = due(&online, &unsettled, &mut next);
+        let running = due.into_iter().map(|host| run(app, host));
+        futures::stream::iter(running).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+        tokio::time::sleep(ROUND).await;
+    }
+}
+
+/// Looks which hosts are silent, and has those emptied that are drained: beside the rounds, which
+/// wait for hosts.
+async fn watch(app: &App) {
+    let mut emptying = FuturesUnordered::new();
+    let mut under_way = HashSet::new();
+    loop {
+        if let Err(error) = life::watch(app).await {
+            tracing::warn!(%error, "looking which hosts are silent");
+        }
+        let drained = app.fleet.all().into_iter().filter(|host| host.draining && host.online);
+        for host in drained.map(|host| host.id) {
+            if under_way.insert(host) {
+                emptying.push(async move { (host, life::empty(app, host).await) });
+            }
+        }
+        let look = async {
+            tokio::select! {
+                () = tokio::time::sleep(ROUND) => {}
+                () = app.wake.notified() => {}
+            }
+        };
+        let mut look = std::pin::pin!(look);
+        loop {
+            tokio::select! {
+                () = &mut look => break,
+                Some((host, emptied)) = emptying.next(), if !emptying.is_empty() => {
+                    under_way.remove(&host);
+                    if let Err(error) = emptied {
+                        tracing::warn!(%host, %error, "draining a host");
+                    }
+                }
+            }
         }
     }
-    metrics::gauge!("wrenn_capsules").set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+}
+
+/// The hosts of one round: those with something unsettled, and of the others so many that each
+/// has its turn.
+fn due(online: &[HostId], unsettled: &[HostId], next: &mut usize) -> BTreeSet<HostId> {
+    let turns = online.iter().cycle().skip(*next).take(online.len().min(PER_ROUND));
+    let due = turns.chain(online.iter().filter(|host| unsettled.contains(host))).copied();
+    let due = due.collect();
+    *next = if online.is_empty() { 0 } else { (*next + PER_ROUND) % online.len() };
+    due
+}
+
+/// Reconciles each host at once whenever it says that something has changed that nobody asked for.
+async fn follow_all(app: &App) {
+    let mut following = FuturesUnordered::new();
+    let mut known = HashSet::new();
+    loop {
+        for host in app.fleet.all() {
+            if host.online && known.insert(host.id) {
+                following.push(follow(app, host.id));
+            }
+        }
+        let ended = async {
+            match following.next().await {
+                Some(host) => host,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            host = ended => drop(known.remove(&host)),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// Follows one host until it cannot be reached.
+async fn follow(app: &App, host: HostId) -> HostId {
+    let mut seen = 0;
+    while app.fleet.known(host).is_some_and(|known| known.online) {
+        match app.agent(host).wait_change(seen).await {
+            Ok(count) if count != seen => {
+                seen = count;
+                run(app, host).await;
+            }
+            Ok(_) => {}
+            // The rounds go on meanwhile.
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+    }
+    host
+}
+
+async fn round(app: &App, host: HostId) -> Result<()> {
+    let rows = db::capsules::list_by_host(&app.db, host).await?;
+    let agent = app.agent(host);
+    let mut seen: HashMap<CapsuleId, (OnHost, String, i64)> = HashMap::new();
+    for info in agent.list().await? {
+        if let (Ok(id), Some(state)) = (info.capsule_id.parse(), info.state.as_known()) {
+            let stored = i64::try_from(info.stored).unwrap_or(0);
+            seen.insert(id, (state, info.reason, stored));
+        }
+    }
     for row in &rows {
-        let host = seen.remove(&row.id());
-        let host = host.as_ref().map(|(state, why)| (*state, why.as_str()));
+        let on_host = seen.remove(&row.id());
+        match &on_host {
+            Some((.., stored)) if *stored > 0 && (*stored != row.stored || !row.stored_newest) => {
+                db::capsules::set_stored(&app.db, row.id(), row.generation, *stored).await?;
+            }
+            // The host has lost it; the store has it.
+            None if row.is_safe() => continue,
+            _ => {}
+        }
+        let on_host = on_host.as_ref().map(|(state, why, _)| (*state, why.as_str()));
         let age = OffsetDateTime::now_utc() - row.updated_at;
-        if let Err(error) = repair(app, row, decide(row.state(), age, host)).await {
+        if let Err(error) = repair(app, row, decide(row.state(), age, on_host)).await {
             tracing::warn!(id = %row.id(), %error, "repairing a capsule");
         }
     }
     for id in seen.into_keys() {
         // Made since the rows were read, unless there still is none.
-        if db::capsules::is_wanted(&app.db, id).await? {
+        if db::capsules::is_wanted(&app.db, id, host).await? {
             continue;
         }
-        tracing::info!(%id, "removing a machine that no capsule owns");
-        app.agent.destroy(id).await?;
+        tracing::info!(%id, %host, "removing a machine that no capsule owns");
+        agent.destroy(id, None).await?;
     }
-    snapshots::reconcile(app).await
+    snapshots::reconcile(app, host).await
 }
 
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
 use time::{Duration, OffsetDateTime};
-use types::{CapsuleId, CapsuleState, SnapshotId, names};
+use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 
 /// One that is `making` for longer was left by a control plane that died, as is one that a fork
 /// began from.
@@ -65,13 +65,15 @@ pub(crate) async fn take(
         memory_mib: capsule.memory_mib,
         disk_mib: capsule.disk_mib,
         size_bytes: 0,
+        stored: false,
         created_at: now,
         updated_at: now,
     };
     if !db::snapshots::insert(&app.db, &row).await? {
         return Err(Error::Conflict("a snapshot has this name".to_owned()));
     }
-    let taken = match app.agent.snapshot(capsule.id(), id).await {
+    let entered = row.clone();
+    let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id).await {
         Ok(bytes) => {
             row.size_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             match db::snapshots::complete(&app.db, id, row.size_bytes).await? {
@@ -82,7 +84,7 @@ pub(crate) async fn take(
         Err(error) => Err(error),
     };
     if taken.is_err()
-        && let Err(undo) = remove(app, id).await
+        && let Err(undo) = remove(app, &entered).await
     {
         tracing::warn!(%id, error = %undo, "undoing a snapshot");
     }
@@ -96,18 +98,27 @@ pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Snapsho
 }
 
 /// Removes a snapshot; capsules that began from it keep what they need.
-pub(crate) async fn remove(app: &App, id: SnapshotId) -> Result<()> {
+pub(crate) async fn remove(app: &App, row: &Snapshot) -> Result<()> {
+    let id = row.id();
     db::snapshots::removing(&app.db, id).await?;
-    app.agent.remove_snapshot(id).await?;
+    // One whose host was deleted is in the store alone: any host that has that can remove it.
+    let host = row.host_id.map(HostId).or_else(|| app.fleet.with_store());
+    if let Some(host) = host {
+        app.agent(host).remove_snapshot(id, Some(TeamId(row.team_id))).await?;
+    }
     Ok(db::snapshots::remove(&app.db, id).await?)
 }
 
-/// Brings what the host has in line with the rows, both ways.
-pub(crate) async fn reconcile(app: &App) -> Result<()> {
+/// Brings what a host has in line with the rows, both ways.
+pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     // The host first: a row comes before its files, so what it has without one is nobody's.
-    let on_host = app.agent.snapshots().await?;
+    let (on_host, stored) = app.agent(host).snapshots().await?;
+    let stored: Vec<uuid::Uuid> = stored.into_iter().map(|id| id.0).collect();
+    if !stored.is_empty() {
+        db::snapshots::set_stored(&app.db, host, &stored).await?;
+    }
     let now = OffsetDateTime::now_utc();
-    for row in db::snapshots::list_by_host(&app.db, app.host).await? {
+    for row in db::snapshots::list_by_host(&app.db, host).await? {
         let age = now - row.updated_at;
         let left = match row.status.as_str() {
             "removing" => true,
@@ -115,13 +126,13 @@ pub(crate) async fn reconcile(app: &App) -> Result<()> {
             _ => row.name.is_none() && age > LEFT,
         };
         if left {
-            remove(app, row.id()).await?;
+            remove(app, &row).await?;
         }
     }
     for id in on_host {
-        if !db::snapshots::is_wanted(&app.db, id).await? {
+        if !db::snapshots::is_wanted(&app.db, id, host).await? {
             tracing::info!(%id, "removing a snapshot that nobody owns");
-            app.agent.remove_snapshot(id).await?;
+            app.agent(host).remove_snapshot(id, None).await?;
         }
     }
     Ok(())

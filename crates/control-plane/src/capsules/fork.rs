@@ -11,7 +11,7 @@ use crate::snapshots;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
-use types::{CapsuleId, CapsuleState, SnapshotId};
+use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
 
 /// Capsules that one fork may make.
 const MOST: u32 = 100;
@@ -34,7 +34,8 @@ pub(crate) async fn fork(
     }
     let (at, timeout) = (app.clone(), wanted.timeout);
     detached(app, async move {
-        let snapshot = snapshots::take(&at, caller, &source, None).await?.id();
+        let taken = snapshots::take(&at, caller, &source, None).await?;
+        let snapshot = taken.id();
         daemon::step("control.forked").map_err(|e| Error::Internal(e.into()))?;
         let made = futures::stream::iter(0..count)
             .map(|_| begin(&at, caller, child(&source, snapshot, timeout)))
@@ -42,7 +43,7 @@ pub(crate) async fn fork(
             .collect::<Vec<_>>()
             .await;
         // What cannot be removed now, the reconciler removes.
-        if let Err(error) = snapshots::remove(&at, snapshot).await {
+        if let Err(error) = snapshots::remove(&at, &taken).await {
             tracing::warn!(%id, %error, "removing what a fork began from");
         }
         let (mut items, mut errors) = (Vec::new(), Vec::new());
@@ -74,6 +75,9 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
             memory_mib: size(source.memory_mib),
             disk_mib: size(source.disk_mib),
         },
+        near: source.host_id.map(HostId),
+        stored: false,
+        host_tags: Vec::new(),
         idle_sec: size(source.timeout_sec),
         timeout,
         on_timeout: source.on_timeout.clone(),

@@ -7,10 +7,11 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
+use crate::scheduler::{Ask, Size};
 use protocol::host::{PauseCapsuleRequest, ResumeCapsuleRequest};
 use std::future::Future;
 use std::time::Duration;
-use types::{CapsuleId, CapsuleState};
+use types::{CapsuleId, CapsuleState, HostId};
 
 /// Between two looks at a capsule that is changing.
 const LOOK: Duration = Duration::from_millis(25);
@@ -71,7 +72,7 @@ pub(crate) async fn pause(
             ..Default::default()
         };
         daemon::step("control.pausing").map_err(|e| Error::Internal(e.into()))?;
-        match at.agent.pause(request).await {
+        match at.agent_of(&capsule)?.pause(request).await {
             Ok(()) => {
                 transition(&at, id, generation, CapsuleState::Paused, None).await?;
                 get(&at, caller, id).await
@@ -116,41 +117,99 @@ pub(crate) async fn resume(
         return Err(Error::NotRunning(before));
     }
     let at = app.clone();
-    detached(app, async move {
-        let moved = transition(&at, id, capsule.generation, CapsuleState::Resuming, None).await?;
-        let Some(generation) = moved else {
-            // Another was faster, perhaps to the same end.
-            let capsule = settled(&at, caller, id).await?;
-            let runs = capsule.state() == CapsuleState::Running;
-            return if runs { Ok(capsule) } else { Err(busy()) };
-        };
-        let request = ResumeCapsuleRequest {
-            capsule_id: id.to_string(),
-            generation: generation.unsigned_abs(),
-            life: life::wire(&capsule, wanted.timeout).into(),
-            snapshot: wanted.snapshot,
-            cold: wanted.cold,
-            ..Default::default()
-        };
-        daemon::step("control.resuming").map_err(|e| Error::Internal(e.into()))?;
-        let started = std::time::Instant::now();
-        match at.agent.resume(request).await {
-            Ok(begun) => {
-                metrics::histogram!("wrenn_capsule_resume_seconds")
-                    .record(started.elapsed().as_secs_f64());
-                db::capsules::set_end(&at.db, id, begun.ends_at).await?;
-                transition(&at, id, generation, CapsuleState::Running, None).await?;
-                let row = get(&at, caller, id).await?;
-                Ok(Capsule { booted: begun.booted, ..row })
-            }
-            Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
-            Err(error) => {
-                transition(&at, id, generation, before, capsule.error.as_deref()).await?;
-                Err(error)
-            }
+    detached(app, async move { bring_back(&at, caller, capsule, wanted).await }).await
+}
+
+async fn bring_back(
+    app: &App,
+    caller: Caller,
+    capsule: Capsule,
+    wanted: Wanted,
+) -> Result<Capsule> {
+    let (id, seen, before) = (capsule.id(), capsule.generation, capsule.state());
+    let host = place(app, &capsule).await?;
+    let Some(generation) = db::capsules::resume_on(&app.db, id, seen, host).await? else {
+        // Another was faster, perhaps to the same end.
+        let capsule = settled(app, caller, id).await?;
+        let runs = capsule.state() == CapsuleState::Running;
+        return if runs { Ok(capsule) } else { Err(busy()) };
+    };
+    app.routes.forget(id);
+    let request = ResumeCapsuleRequest {
+        capsule_id: id.to_string(),
+        generation: generation.unsigned_abs(),
+        life: life::wire(&capsule, wanted.timeout).into(),
+        snapshot: wanted.snapshot,
+        cold: wanted.cold,
+        stored: stored(&capsule).unsigned_abs(),
+        team_id: capsule.team().to_string(),
+        ..Default::default()
+    };
+    daemon::step("control.resuming").map_err(|e| Error::Internal(e.into()))?;
+    let started = std::time::Instant::now();
+    match app.agent(host).resume(request).await {
+        Ok(begun) => {
+            metrics::histogram!("wrenn_capsule_resume_seconds")
+                .record(started.elapsed().as_secs_f64());
+            db::capsules::set_end(&app.db, id, begun.ends_at).await?;
+            transition(app, id, generation, CapsuleState::Running, None).await?;
+            let row = get(app, caller, id).await?;
+            Ok(Capsule { booted: begun.booted, ..row })
         }
-    })
-    .await
+        // It may run, or be about to; the host tells.
+        Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
+        Err(error) => {
+            // Where it was is still where it is.
+            db::capsules::place(&app.db, id, generation, capsule.host_id).await?;
+            transition(app, id, generation, before, capsule.error.as_deref()).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Which snapshot in the store a capsule may be resumed from, 0 for none: the newest, or, of one
+/// whose machine is lost, the last that is there. A host that has as new a one takes its own.
+fn stored(capsule: &Capsule) -> i64 {
+    let lost = capsule.state() == CapsuleState::Error;
+    if capsule.stored_newest || lost { capsule.stored } else { 0 }
+}
+
+/// Where a capsule is resumed: on its host, or, when that can be reached no more or is to be
+/// empty, on another that can have it from the store.
+async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
+    let own = capsule.host_id.map(HostId);
+    let state = || {
+        let known = own.and_then(|host| app.fleet.known(host));
+        known.map_or((false, false), |host| (host.online, host.draining))
+    };
+    // Before it is taken from where it is, it is looked whether that is so.
+    if state() != (true, false) {
+        app.fleet.read().await?;
+    }
+    let (online, draining) = state();
+    let usable = online && !draining;
+    let fetches = stored(capsule) > 0;
+    if let (Some(own), true) = (own, usable || !fetches) {
+        if online && draining {
+            return Err(Error::Conflict("the capsule's host is being drained".to_owned()));
+        }
+        return Ok(own);
+    }
+    let whole = |n: i32| u64::from(n.unsigned_abs());
+    let ask = Ask {
+        team: capsule.team(),
+        size: Size {
+            vcpus: whole(capsule.vcpus),
+            memory_mib: whole(capsule.memory_mib),
+            disk_mib: whole(capsule.disk_mib),
+        },
+        template: "",
+        near: own,
+        fetches,
+        tags: &[],
+        without: own.as_slice(),
+    };
+    app.fleet.place(&ask).await
 }
 
 /// A capsule whose guest can be asked; one that is paused and is to wake for it does.

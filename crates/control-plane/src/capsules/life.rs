@@ -75,7 +75,7 @@ pub(crate) async fn set(
         Life { ends_at_ms: i64::try_from(ends_at_ms).unwrap_or(i64::MAX), ..wire(&capsule, None) };
     let request =
         KeepCapsuleRequest { capsule_id: id.to_string(), life: life.into(), ..Default::default() };
-    app.agent.keep(request).await?;
+    app.agent_of(&capsule)?.keep(request).await?;
     let (on_timeout, idle) = (&capsule.on_timeout, capsule.timeout_sec);
     db::capsules::set_life(&app.db, id, ends, on_timeout, idle).await?;
     get(app, caller, id).await
@@ -83,7 +83,7 @@ pub(crate) async fn set(
 
 /// Counts as activity.
 pub(crate) async fn ping(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
-    get(app, caller, id).await?;
+    let capsule = get(app, caller, id).await?;
     let capsule_id = id.to_string();
-    app.agent.keep(KeepCapsuleRequest { capsule_id, ..Default::default() }).await
+    app.agent_of(&capsule)?.keep(KeepCapsuleRequest { capsule_id, ..Default::default() }).await
 }

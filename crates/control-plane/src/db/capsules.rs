@@ -10,6 +10,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Capsule {
     pub id: Uuid,
+    pub team_id: Uuid,
     pub host_id: Option<Uuid>,
     pub template_id: Option<Uuid>,
     pub template: String,
@@ -24,6 +25,10 @@ pub(crate) struct Capsule {
     pub on_timeout: String,
     pub auto_resume: bool,
     pub envd_token: String,
+    /// Number of its snapshot that the store has; 0 for none.
+    pub stored: i64,
+    /// Whether it has not run since.
+    pub stored_newest: bool,
     pub traffic_token: String,
     pub public_ports: Vec<i32>,
     /// Of the answer to a create or resume alone: whether the guest was booted.
@@ -39,6 +44,15 @@ pub(crate) struct Capsule {
 impl Capsule {
     pub(crate) fn id(&self) -> CapsuleId {
         CapsuleId(self.id)
+    }
+
+    /// Whether all there is of it is in the store.
+    pub(crate) fn is_safe(&self) -> bool {
+        self.state() == CapsuleState::Paused && self.stored_newest
+    }
+
+    pub(crate) fn team(&self) -> TeamId {
+        TeamId(self.team_id)
     }
 
     /// Its state; a word that is none, which the database refuses to hold, counts as failed.
@@ -64,6 +78,40 @@ pub(crate) async fn insert(
     let insert = insert.bind(&row.metadata).bind(&row.traffic_token).bind(&row.public_ports);
     let insert = insert.bind(&row.on_timeout).bind(row.auto_resume).bind(row.snapshot_id);
     insert.execute(db).await.map(|_| ())
+}
+
+/// Has a capsule that is starting start on another host. Returns the new generation, or none when
+/// it is starting no more.
+pub(crate) async fn move_start(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: i64,
+    host: HostId,
+) -> sqlx::Result<Option<i64>> {
+    let sql = "UPDATE capsules SET host_id = $3, generation = generation + 1, updated_at = now() \
+               WHERE id = $1 AND generation = $2 AND status = 'starting' RETURNING generation";
+    sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0).fetch_optional(db).await
+}
+
+/// Notes that a capsule is on no host.
+pub(crate) async fn unplace(db: &PgPool, id: CapsuleId) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET host_id = NULL WHERE id = $1";
+    sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
+}
+
+/// Capsules of hosts that cannot be reached, of which it is not known any more what they are.
+pub(crate) async fn list_lost(db: &PgPool) -> sqlx::Result<Vec<Capsule>> {
+    let sql = "SELECT c.* FROM capsules c JOIN hosts h ON h.id = c.host_id \
+               WHERE h.status = 'unreachable' AND c.status IN ('running', 'pausing', 'resuming')";
+    sqlx::query_as(sql).fetch_all(db).await
+}
+
+/// Hosts that have a capsule which is about to become something else, or is missing.
+pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
+    let sql = "SELECT DISTINCT host_id FROM capsules WHERE host_id IS NOT NULL \
+               AND status IN ('starting', 'pausing', 'resuming', 'stopping', 'missing')";
+    let ids: Vec<Uuid> = sqlx::query_scalar(sql).fetch_all(db).await?;
+    Ok(ids.into_iter().map(HostId).collect())
 }
 
 /// Notes when a capsule's time is over, as its host says.
@@ -143,10 +191,52 @@ pub(crate) async fn transition(
     let from: Vec<&str> = to.previous().into_iter().map(CapsuleState::as_str).collect();
     let sql = "UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
                error = $4, started_at = CASE WHEN $3 = 'running' THEN \
-               coalesce(started_at, now()) ELSE started_at END \
+               coalesce(started_at, now()) ELSE started_at END, \
+               stored_newest = stored_newest AND $3 <> 'running' \
                WHERE id = $1 AND generation = $2 AND status = ANY($5) RETURNING generation";
     let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(to.as_str());
     update.bind(error).bind(from).fetch_optional(db).await
+}
+
+/// Has a capsule be resumed on another host than it was paused on, if it is still of the
+/// generation that was seen. Returns the new generation.
+pub(crate) async fn resume_on(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: i64,
+    host: HostId,
+) -> sqlx::Result<Option<i64>> {
+    let from: Vec<&str> =
+        CapsuleState::Resuming.previous().into_iter().map(CapsuleState::as_str).collect();
+    let sql = "UPDATE capsules SET status = 'resuming', host_id = $3, error = NULL, \
+               generation = generation + 1, updated_at = now() \
+               WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
+    let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0);
+    update.bind(from).fetch_optional(db).await
+}
+
+/// Notes on which host a capsule is, if it is still of the generation that was seen.
+pub(crate) async fn place(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: i64,
+    host: Option<Uuid>,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET host_id = $3 WHERE id = $1 AND generation = $2";
+    sqlx::query(sql).bind(id.0).bind(seen).bind(host).execute(db).await.map(|_| ())
+}
+
+/// Notes that the store has what a capsule was paused as, if nothing has happened to it since it
+/// was seen: of one that has run since, the store has not the newest.
+pub(crate) async fn set_stored(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: i64,
+    stored: i64,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET stored = $3, stored_newest = true \
+               WHERE id = $1 AND generation = $2 AND status = 'paused'";
+    sqlx::query(sql).bind(id.0).bind(seen).bind(stored).execute(db).await.map(|_| ())
 }
 
 /// Makes a port of a team's capsule public, or private again. Returns the capsule, unless it
@@ -167,8 +257,10 @@ pub(crate) async fn set_public(
     update.bind(public).bind(most).fetch_optional(db).await
 }
 
-/// Whether a machine of this id is to exist.
-pub(crate) async fn is_wanted(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped')";
-    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+/// Whether a machine of this id is to exist on a host: there where its row is, and, while it is
+/// being resumed elsewhere, where it was paused, until that is done.
+pub(crate) async fn is_wanted(db: &PgPool, id: CapsuleId, host: HostId) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM capsules \
+               WHERE id = $1 AND status <> 'stopped' AND (host_id = $2 OR status = 'resuming'))";
+    sqlx::query_scalar(sql).bind(id.0).bind(host.0).fetch_one(db).await
 }

@@ -1,82 +1,226 @@
-//! Hosts.
+//! Hosts: rows, and what is known of them that decides where capsules go.
 
-use protocol::host::DescribeResponse;
-use sqlx::PgPool;
-use types::HostId;
+use crate::scheduler::Size;
+use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use types::{HostId, TeamId};
 use uuid::Uuid;
 
-/// Enters the host at an address, or brings its row up to date.
-pub(crate) async fn upsert(
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Host {
+    pub id: Uuid,
+    pub team_id: Option<Uuid>,
+    pub name: String,
+    pub address: String,
+    pub status: String,
+    pub draining: bool,
+    pub arch: String,
+    pub driver: String,
+    pub accelerator: String,
+    pub version: String,
+    pub templates: Vec<String>,
+    pub cpu_cores: i32,
+    pub max_vcpus: i64,
+    pub memory_mib: i64,
+    pub disk_mib: i64,
+    pub store: bool,
+    pub tags: Vec<String>,
+    pub load: Json<api::HostLoad>,
+    pub cert_fingerprint: Option<String>,
+    pub cert_previous: Option<String>,
+    pub cert_expires_at: Option<OffsetDateTime>,
+    pub created_at: OffsetDateTime,
+    pub last_heartbeat_at: Option<OffsetDateTime>,
+    /// Capsules on it that are not gone, and what they have.
+    pub capsules: i64,
+    pub used_vcpus: i64,
+    pub used_memory_mib: i64,
+    pub used_disk_mib: i64,
+}
+
+impl Host {
+    pub(crate) fn id(&self) -> HostId {
+        HostId(self.id)
+    }
+
+    /// What capsules may have together.
+    pub(crate) fn room(&self) -> Size {
+        size(self.max_vcpus, self.memory_mib, self.disk_mib)
+    }
+
+    /// What they have.
+    pub(crate) fn used(&self) -> Size {
+        size(self.used_vcpus, self.used_memory_mib, self.used_disk_mib)
+    }
+}
+
+fn size(vcpus: i64, memory_mib: i64, disk_mib: i64) -> Size {
+    let whole = |n: i64| u64::try_from(n).unwrap_or(0);
+    Size { vcpus: whole(vcpus), memory_mib: whole(memory_mib), disk_mib: whole(disk_mib) }
+}
+
+/// Every column, with what the host's capsules have. A machine that is gone or kept has no
+/// processor and no memory; its disk is there until it is removed.
+const SELECT: &str = "SELECT h.*, coalesce(u.capsules, 0) AS capsules, \
+    coalesce(u.vcpus, 0) AS used_vcpus, coalesce(u.memory_mib, 0) AS used_memory_mib, \
+    coalesce(u.disk_mib, 0) AS used_disk_mib FROM hosts h LEFT JOIN (SELECT host_id, \
+    count(*) AS capsules, sum(disk_mib) AS disk_mib, \
+    sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')) AS vcpus, \
+    sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')) AS memory_mib \
+    FROM capsules WHERE status <> 'stopped' GROUP BY host_id) u ON u.host_id = h.id";
+
+pub(crate) async fn list(db: &PgPool) -> sqlx::Result<Vec<Host>> {
+    let sql = sqlx::AssertSqlSafe(format!("{SELECT} ORDER BY h.created_at, h.id"));
+    sqlx::query_as(sql).fetch_all(db).await
+}
+
+pub(crate) async fn find(db: impl sqlx::PgExecutor<'_>, id: HostId) -> sqlx::Result<Option<Host>> {
+    let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE h.id = $1"));
+    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+}
+
+/// The host of a name, if it has not enrolled: one that was known before there were certificates.
+pub(crate) async fn not_enrolled(db: &PgPool, name: &str) -> sqlx::Result<Option<HostId>> {
+    let sql = "SELECT id FROM hosts WHERE name = $1 AND enrolment = 0";
+    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(name).fetch_optional(db).await?;
+    Ok(id.map(HostId))
+}
+
+/// Enters a host that is yet to enrol; false when another has its name.
+pub(crate) async fn insert(
+    db: &mut PgConnection,
+    id: HostId,
+    team: Option<TeamId>,
+    name: &str,
+    tags: &[String],
+) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO hosts (id, team_id, name, address, status, tags) \
+               VALUES ($1, $2, $3, '', 'pending', $4) ON CONFLICT (name) DO NOTHING";
+    let insert = sqlx::query(sql).bind(id.0).bind(team.map(|t| t.0)).bind(name).bind(tags);
+    Ok(insert.execute(db).await?.rows_affected() == 1)
+}
+
+/// Holds a host for the rest of the transaction; false when there is none.
+pub(crate) async fn lock(db: &mut PgConnection, id: HostId) -> sqlx::Result<bool> {
+    let sql = "SELECT 1 FROM hosts WHERE id = $1 FOR UPDATE";
+    Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
+}
+
+/// Another host at an address, if there is one.
+pub(crate) async fn at_address(
     db: &PgPool,
     address: &str,
-    host: &DescribeResponse,
-) -> sqlx::Result<HostId> {
-    let id = first(db).await?.unwrap_or_else(HostId::new).0;
-    let sql = "INSERT INTO hosts (id, name, address, status, arch, driver, accelerator, version, \
-               templates, cpu_cores, memory_mib, disk_mib, last_heartbeat_at) \
-               VALUES ($1, 'local', $2, 'online', $3, $4, $5, $6, $7, $8, $9, $10, now()) \
-               ON CONFLICT (id) DO UPDATE SET address = $2, status = 'online', arch = $3, \
+    but: HostId,
+) -> sqlx::Result<Option<HostId>> {
+    let sql = "SELECT id FROM hosts WHERE address = $1 AND id <> $2 LIMIT 1";
+    let id: Option<Uuid> =
+        sqlx::query_scalar(sql).bind(address).bind(but.0).fetch_optional(db).await?;
+    Ok(id.map(HostId))
+}
+
+/// A certificate that was just given out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cert {
+    pub fingerprint: Option<String>,
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+/// Enrols a host at an address: whatever an earlier enrolment gave out is worth nothing from now.
+/// Returns the enrolment's number.
+pub(crate) async fn enrol(
+    db: &mut PgConnection,
+    id: HostId,
+    address: &str,
+    cert: &Cert,
+) -> sqlx::Result<i32> {
+    let sql = "UPDATE hosts SET address = $2, cert_fingerprint = $3, cert_expires_at = $4, \
+               cert_previous = NULL, enrolment = enrolment + 1, status = 'online', \
+               last_heartbeat_at = now() WHERE id = $1 RETURNING enrolment";
+    let update = sqlx::query_scalar(sql).bind(id.0).bind(address);
+    update.bind(&cert.fingerprint).bind(cert.expires_at).fetch_one(db).await
+}
+
+/// Notes a renewed certificate. The one that the host has stays good beside it: `keeps_last`
+/// says whether that is the last one, or, if the last never reached it, the one before.
+pub(crate) async fn renew(
+    db: &mut PgConnection,
+    id: HostId,
+    cert: &Cert,
+    keeps_last: bool,
+) -> sqlx::Result<i32> {
+    let sql = "UPDATE hosts SET cert_previous = CASE WHEN $4 THEN cert_fingerprint \
+               ELSE cert_previous END, cert_fingerprint = $2, cert_expires_at = $3 \
+               WHERE id = $1 RETURNING enrolment";
+    let update = sqlx::query_scalar(sql).bind(id.0).bind(&cert.fingerprint);
+    update.bind(cert.expires_at).bind(keeps_last).fetch_one(db).await
+}
+
+/// Ends all that an enrolment gave out: the host must enrol anew.
+pub(crate) async fn disown(db: &mut PgConnection, id: HostId) -> sqlx::Result<()> {
+    let sql = "UPDATE hosts SET cert_fingerprint = NULL, cert_previous = NULL, \
+               enrolment = enrolment + 1, status = 'unreachable' WHERE id = $1";
+    sqlx::query(sql).bind(id.0).execute(&mut *db).await?;
+    let sql = "DELETE FROM host_tokens WHERE host_id = $1";
+    sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
+}
+
+/// Notes what a host says of itself, and that it is there; false when this enrolment of it is
+/// over.
+pub(crate) async fn heard(
+    db: impl sqlx::PgExecutor<'_>,
+    id: HostId,
+    enrolment: i32,
+    is: &api::HostSpecs,
+    load: &api::HostLoad,
+) -> sqlx::Result<bool> {
+    let sql = "UPDATE hosts SET status = 'online', last_heartbeat_at = now(), arch = $3, \
                driver = $4, accelerator = $5, version = $6, templates = $7, cpu_cores = $8, \
-               memory_mib = $9, disk_mib = $10, last_heartbeat_at = now()";
-    sqlx::query(sql)
-        .bind(id)
-        .bind(address)
-        .bind(&host.arch)
-        .bind(&host.driver)
-        .bind(&host.accelerator)
-        .bind(&host.version)
-        .bind(&host.templates)
-        .bind(i32::try_from(host.cpu_cores).unwrap_or(i32::MAX))
-        .bind(i64::try_from(host.memory_mib).unwrap_or(i64::MAX))
-        .bind(i64::try_from(host.disk_mib).unwrap_or(i64::MAX))
-        .execute(db)
-        .await?;
-    Ok(HostId(id))
+               max_vcpus = $9, memory_mib = $10, disk_mib = $11, load = $12, store = $13 \
+               WHERE id = $1 AND enrolment = $2";
+    let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let update = sqlx::query(sql).bind(id.0).bind(enrolment).bind(&is.arch).bind(&is.driver);
+    let update = update.bind(&is.accelerator).bind(&is.version).bind(&is.templates);
+    let update = update.bind(i32::try_from(is.cpu_cores).unwrap_or(i32::MAX));
+    let update = update.bind(whole(is.vcpus)).bind(whole(is.memory_mb)).bind(whole(is.disk_mb));
+    Ok(update.bind(Json(load)).bind(is.store).execute(db).await?.rows_affected() == 1)
 }
 
-/// The host that was made known first, if one was.
-pub(crate) async fn first(db: &PgPool) -> sqlx::Result<Option<HostId>> {
-    let sql = "SELECT id FROM hosts ORDER BY created_at LIMIT 1";
-    Ok(sqlx::query_scalar(sql).fetch_optional(db).await?.map(HostId))
+/// Marks the hosts that were not heard of for some seconds; returns which they are.
+pub(crate) async fn mark_unreachable(db: &PgPool, seconds: f64) -> sqlx::Result<Vec<HostId>> {
+    let sql = "UPDATE hosts SET status = 'unreachable' WHERE status = 'online' \
+               AND last_heartbeat_at < now() - make_interval(secs => $1) RETURNING id";
+    let ids: Vec<Uuid> = sqlx::query_scalar(sql).bind(seconds).fetch_all(db).await?;
+    Ok(ids.into_iter().map(HostId).collect())
 }
 
-/// Notes whether a host has just answered.
-pub(crate) async fn heard(db: &PgPool, host: HostId, answered: bool) -> sqlx::Result<()> {
-    let sql = "UPDATE hosts SET status = CASE WHEN $2 THEN 'online' ELSE 'unreachable' END, \
-               last_heartbeat_at = CASE WHEN $2 THEN now() ELSE last_heartbeat_at END \
-               WHERE id = $1 AND status IN ('online', 'unreachable')";
-    sqlx::query(sql).bind(host.0).bind(answered).execute(db).await.map(|_| ())
+/// Closes a host for capsules, or opens it again; false when there is none.
+pub(crate) async fn set_draining(db: &PgPool, id: HostId, draining: bool) -> sqlx::Result<bool> {
+    let sql = "UPDATE hosts SET draining = $2 WHERE id = $1";
+    Ok(sqlx::query(sql).bind(id.0).bind(draining).execute(db).await?.rows_affected() == 1)
 }
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    id: Uuid,
-    name: String,
-    status: String,
-    arch: String,
-    driver: String,
-    accelerator: String,
-    cpu_cores: i32,
-    memory_mib: i64,
-    disk_mib: i64,
-    capsules: i64,
+pub(crate) async fn set_tags(db: &PgPool, id: HostId, tags: &[String]) -> sqlx::Result<bool> {
+    let sql = "UPDATE hosts SET tags = $2 WHERE id = $1";
+    Ok(sqlx::query(sql).bind(id.0).bind(tags).execute(db).await?.rows_affected() == 1)
 }
 
-pub(crate) async fn list(db: &PgPool) -> sqlx::Result<Vec<api::Host>> {
-    let sql = "SELECT h.*, (SELECT count(*) FROM capsules c WHERE c.host_id = h.id \
-               AND c.status <> 'stopped') AS capsules FROM hosts h ORDER BY h.created_at";
-    let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(db).await?;
-    let shown = |row: Row| api::Host {
-        id: HostId(row.id).to_string(),
-        name: row.name,
-        status: row.status,
-        arch: row.arch,
-        driver: row.driver,
-        accelerator: row.accelerator,
-        cpu_cores: row.cpu_cores,
-        memory_mb: row.memory_mib,
-        disk_mb: row.disk_mib,
-        capsules: row.capsules,
-    };
-    Ok(rows.into_iter().map(shown).collect())
+/// Forgets a host that has nothing that the store lacks; false when it has, or is none.
+pub(crate) async fn remove(db: &PgPool, id: HostId) -> sqlx::Result<bool> {
+    let mut transaction = db.begin().await?;
+    let there = lock(&mut transaction, id).await?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE host_id = $1 AND status <> 'stopped' \
+               AND NOT (status = 'paused' AND stored_newest)) \
+               OR EXISTS (SELECT 1 FROM snapshots WHERE host_id = $1 AND NOT stored)";
+    let has: bool = sqlx::query_scalar(sql).bind(id.0).fetch_one(&mut *transaction).await?;
+    if !there || has {
+        return Ok(false);
+    }
+    let sql = "UPDATE capsules SET host_id = NULL WHERE host_id = $1";
+    sqlx::query(sql).bind(id.0).execute(&mut *transaction).await?;
+    let sql = "UPDATE snapshots SET host_id = NULL WHERE host_id = $1";
+    sqlx::query(sql).bind(id.0).execute(&mut *transaction).await?;
+    sqlx::query("DELETE FROM hosts WHERE id = $1").bind(id.0).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(true)
 }

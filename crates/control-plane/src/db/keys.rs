@@ -1,5 +1,6 @@
 //! Teams and API keys.
 
+use crate::auth::Caller;
 use sqlx::PgPool;
 use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
 use uuid::Uuid;
@@ -21,25 +22,31 @@ pub(crate) async fn first_team(db: &PgPool) -> sqlx::Result<Option<TeamId>> {
     Ok(id.map(TeamId))
 }
 
+pub(crate) async fn is_team(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL)";
+    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+}
+
+/// Keeps an operator's key.
 pub(crate) async fn insert(db: &PgPool, team: TeamId, name: &str, key: &str) -> sqlx::Result<()> {
-    let sql = "INSERT INTO api_keys (id, team_id, name, key_hash, key_prefix) \
-               VALUES ($1, $2, $3, $4, $5)";
+    let sql = "INSERT INTO api_keys (id, team_id, name, key_hash, key_prefix, operator) \
+               VALUES ($1, $2, $3, $4, $5, true)";
     let prefix: String = key.chars().take(10).collect();
     let insert = sqlx::query(sql).bind(ApiKeyId::new().0).bind(team.0).bind(name);
     insert.bind(crate::auth::hash(key).as_slice()).bind(prefix).execute(db).await.map(|_| ())
 }
 
-/// The team of a valid key; its use is noted once a minute at most.
-pub(crate) async fn team_of(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<TeamId>> {
-    let sql = "SELECT id, team_id, last_used_at IS NULL OR last_used_at < now() - interval '1 minute' \
+/// Whose a valid key is; its use is noted once a minute at most.
+pub(crate) async fn caller(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Caller>> {
+    let sql = "SELECT id, team_id, operator, last_used_at IS NULL OR last_used_at < now() - interval '1 minute' \
                FROM api_keys WHERE key_hash = $1 AND revoked_at IS NULL \
                AND (expires_at IS NULL OR expires_at > now())";
-    let found: Option<(Uuid, Uuid, bool)> =
+    let found: Option<(Uuid, Uuid, bool, bool)> =
         sqlx::query_as(sql).bind(hash).fetch_optional(db).await?;
-    let Some((id, team, stale)) = found else { return Ok(None) };
+    let Some((id, team, operator, stale)) = found else { return Ok(None) };
     if stale {
         let note = sqlx::query("UPDATE api_keys SET last_used_at = now() WHERE id = $1");
         note.bind(id).execute(db).await?;
     }
-    Ok(Some(TeamId(team)))
+    Ok(Some(Caller { team: TeamId(team), operator }))
 }

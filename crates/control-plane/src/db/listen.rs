@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
-use types::CapsuleId;
+use types::{CapsuleId, HostId};
 use uuid::Uuid;
 
 const CHANNEL: &str = "wrenn_changed";
@@ -13,6 +13,7 @@ pub(crate) enum Change {
     Capsule(CapsuleId),
     /// By the key's hash.
     Key([u8; 32]),
+    Host(HostId),
     /// More than can be named.
     All,
 }
@@ -40,6 +41,7 @@ impl Changes {
 fn parse(payload: &str) -> Change {
     let named = match payload.split_once(':') {
         Some(("capsule", id)) => Uuid::parse_str(id).ok().map(|id| Change::Capsule(CapsuleId(id))),
+        Some(("host", id)) => Uuid::parse_str(id).ok().map(|id| Change::Host(HostId(id))),
         Some(("key", hash)) => unhex(hash).map(Change::Key),
         _ => None,
     };
@@ -65,6 +67,8 @@ mod tests {
     fn what_cannot_be_read_is_taken_for_everything() {
         let id = CapsuleId::new();
         assert_eq!(parse(&format!("capsule:{}", id.0)), Change::Capsule(id));
+        let host = HostId::new();
+        assert_eq!(parse(&format!("host:{}", host.0)), Change::Host(host));
         let hash = crate::auth::hash("x");
         let text: String = hash.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(parse(&format!("key:{text}")), Change::Key(hash));

@@ -14,8 +14,7 @@ pub(crate) struct Row {
     pub traffic_token: Option<String>,
     pub public_ports: Option<Vec<i32>>,
     pub auto_resume: Option<bool>,
-    /// URL of the host's agent.
-    pub address: Option<String>,
+    pub host_id: Option<Uuid>,
     /// None when the key is not valid.
     pub key_team: Option<Uuid>,
     pub key_expires: Option<OffsetDateTime>,
@@ -32,10 +31,9 @@ pub(crate) async fn find(
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
                SELECT c.team_id, c.status, c.envd_token, c.traffic_token, c.public_ports, \
                c.auto_resume, \
-               h.address, k.team_id AS key_team, k.expires_at AS key_expires \
+               c.host_id, k.team_id AS key_team, k.expires_at AS key_expires \
                FROM (SELECT 1) AS always \
                LEFT JOIN capsules c ON c.id = $1 AND c.status <> 'stopped' \
-               LEFT JOIN hosts h ON h.id = c.host_id \
                LEFT JOIN api_keys k ON k.key_hash = $2 AND k.revoked_at IS NULL \
                AND (k.expires_at IS NULL OR k.expires_at > now())";
     sqlx::query_as(sql).bind(capsule.0).bind(key_hash).fetch_one(db).await

@@ -19,6 +19,8 @@ pub(crate) struct Snapshot {
     pub memory_mib: i32,
     pub disk_mib: i32,
     pub size_bytes: i64,
+    /// Whether the store has it.
+    pub stored: bool,
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
 }
@@ -82,6 +84,13 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
     sqlx::query_as("SELECT * FROM snapshots WHERE host_id = $1").bind(host.0).fetch_all(db).await
 }
 
+/// Notes which of a host's snapshots the store has too.
+pub(crate) async fn set_stored(db: &PgPool, host: HostId, ids: &[Uuid]) -> sqlx::Result<()> {
+    let sql = "UPDATE snapshots SET stored = true \
+               WHERE host_id = $1 AND id = ANY($2) AND NOT stored";
+    sqlx::query(sql).bind(host.0).bind(ids).execute(db).await.map(|_| ())
+}
+
 /// Marks one as being removed: nobody begins from it any more.
 pub(crate) async fn removing(db: &PgPool, id: SnapshotId) -> sqlx::Result<()> {
     let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
@@ -94,8 +103,8 @@ pub(crate) async fn remove(db: &PgPool, id: SnapshotId) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM snapshots WHERE id = $1").bind(id.0).execute(db).await.map(|_| ())
 }
 
-/// Whether a host is to have a snapshot of this id.
-pub(crate) async fn is_wanted(db: &PgPool, id: SnapshotId) -> sqlx::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE id = $1)";
-    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+/// Whether a host is to have a snapshot, or may have fetched it.
+pub(crate) async fn is_wanted(db: &PgPool, id: SnapshotId, host: HostId) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE id = $1 AND (host_id = $2 OR stored))";
+    sqlx::query_scalar(sql).bind(id.0).bind(host.0).fetch_one(db).await
 }

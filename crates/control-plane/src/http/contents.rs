@@ -189,7 +189,10 @@ async fn download(
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = passed(headers);
-    let answer = app.agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
+    let answer = app
+        .agent_of(&capsule)?
+        .forward(capsule.id(), &capsule.envd_token, &target, request)
+        .await?;
     let range = answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
     if !answer.status().is_success() && !range {
         return Err(refused(answer.status()));
@@ -220,7 +223,10 @@ async fn upload(
     *request.headers_mut() = headers;
     let octets = HeaderValue::from_static("application/octet-stream");
     request.headers_mut().insert(header::CONTENT_TYPE, octets);
-    let answer = app.agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
+    let answer = app
+        .agent_of(&capsule)?
+        .forward(capsule.id(), &capsule.envd_token, &target, request)
+        .await?;
     if answer.status().is_success() {
         return Ok(StatusCode::NO_CONTENT);
     }

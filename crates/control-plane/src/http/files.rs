@@ -3,7 +3,7 @@
 
 use super::contents::check_path;
 use super::extract::{Json as Body, Path, capsule_id};
-use crate::agent::Agents;
+use crate::agent::Agent;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
@@ -18,9 +18,9 @@ async fn client(
     app: &App,
     caller: Caller,
     id: &str,
-) -> Result<protocol::filesystem::FilesystemClient<Agents>> {
+) -> Result<protocol::filesystem::FilesystemClient<Agent>> {
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
-    Ok(app.agent.files(capsule.id(), &capsule.envd_token))
+    Ok(app.agent_of(&capsule)?.files(capsule.id(), &capsule.envd_token))
 }
 
 /// List a directory, parents before children.

@@ -15,6 +15,7 @@ use http::{HeaderValue, StatusCode, header};
 use protocol::{REFUSAL, Refusal};
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
+use types::HostId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 
 /// How long a link is good, in seconds, when nothing is said of it.
@@ -130,7 +131,7 @@ pub(crate) async fn connect(
 ) -> Result<Response> {
     let target = target(path)?;
     let Target { capsule, port } = target;
-    capsules::awake(&app, caller, capsule).await?;
+    let row = capsules::awake(&app, caller, capsule).await?;
     capsules::check_exposed("port", port)?;
     if headers::upgrade(request.headers()).is_none_or(|protocol| protocol != "tcp") {
         return Err(Error::invalid("upgrade", "must ask to switch to `tcp`"));
@@ -142,8 +143,8 @@ pub(crate) async fn connect(
     *request.headers_mut() = asked;
     *request.uri_mut() = format!("/tcp/{capsule}/{port}").parse().unwrap_or_default();
     let outgoing = Outgoing::of(request.map(hop::Body::boxed));
-    let (pool, agent) = (app.agents.pool(), app.agent.authority());
-    let sent = outgoing.send(pool, agent, || None, &app.tasks).await;
+    let host = row.host_id.map(HostId).ok_or(Error::HostUnavailable)?;
+    let sent = outgoing.send(app.agents.pool(), &host, || None, &app.tasks).await;
     let answer = sent.map_err(|_| Error::HostUnavailable)?;
     match answer.headers().get(REFUSAL).map(|why| Refusal::parse(why.as_bytes())) {
         Some(refusal) => Err(Error::from_refusal(refusal, port)),

@@ -97,6 +97,6 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
 ) -> Result<StatusCode> {
     let snapshot = snapshots::get(&app, caller, &name).await?;
-    snapshots::remove(&app, snapshot.id()).await?;
+    snapshots::remove(&app, &snapshot).await?;
     Ok(StatusCode::NO_CONTENT)
 }

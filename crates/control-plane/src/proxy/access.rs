@@ -151,7 +151,7 @@ mod tests {
         Route {
             team: TeamId(uuid::Uuid::from_u128(TEAM)),
             state: CapsuleState::Running,
-            agent: None,
+            host: None,
             envd_token: "envd".into(),
             traffic_token: "traffic".into(),
             auto_resume: false,

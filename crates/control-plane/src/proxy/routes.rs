@@ -9,14 +9,14 @@ use crate::app::App;
 use crate::db::listen::{Change, Changes};
 use crate::db::routes::Row;
 use crate::error::Result;
+use crate::hosts::Fleet;
 use crate::{auth, db};
-use http::uri::Authority;
 use quick_cache::sync::Cache;
 use sqlx::PgPool;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use types::{CapsuleId, CapsuleState, TeamId};
+use types::{CapsuleId, CapsuleState, HostId, TeamId};
 
 const KEPT: Duration = Duration::from_secs(120);
 const KEPT_MISSING: Duration = Duration::from_secs(1);
@@ -30,8 +30,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(crate) struct Route {
     pub team: TeamId,
     pub state: CapsuleState,
-    /// The agent of its host.
-    pub agent: Option<Authority>,
+    pub host: Option<HostId>,
     pub envd_token: Box<str>,
     pub traffic_token: Box<str>,
     pub public_ports: Box<[u16]>,
@@ -159,16 +158,21 @@ impl Routes {
             Change::Key(hash) => {
                 self.keys.remove(hash);
             }
+            // By its id it is reached, wherever it is.
+            Change::Host(_) => {}
             Change::All => self.forget_all(),
         }
     }
 
     /// Hears of changes until the connection for it is lost.
-    async fn hear(&self, db: &PgPool) -> sqlx::Result<()> {
+    async fn hear(&self, db: &PgPool, fleet: &Fleet) -> sqlx::Result<()> {
         let mut changes = Changes::listen(db).await?;
         self.hears.store(true, Ordering::Release);
         while let Some(change) = changes.next().await {
             self.apply(&change);
+            if let Change::Host(_) | Change::All = change {
+                fleet.tell();
+            }
         }
         Ok(())
     }
@@ -177,11 +181,12 @@ impl Routes {
 /// Keeps the cache true for as long as the process lives.
 pub(crate) fn keep_true(app: &App) {
     let (routes, db, tasks) = (Arc::clone(&app.routes), app.db.clone(), app.tasks.clone());
+    let fleet = Arc::clone(&app.fleet);
     app.tasks.spawn(async move {
         let mut stop = tasks.stop_signal().wait();
         loop {
             let heard = tokio::select! {
-                heard = routes.hear(&db) => heard,
+                heard = routes.hear(&db, &fleet) => heard,
                 () = &mut stop => return,
             };
             // In this order: nothing is kept any more once it is dropped.
@@ -205,12 +210,11 @@ async fn query(db: &PgPool, id: CapsuleId, hash: Option<&[u8; 32]>) -> Result<Ro
 
 fn route(row: &Row) -> Option<Arc<Route>> {
     let state = row.status.as_deref()?.parse().unwrap_or(CapsuleState::Error);
-    let agent = row.address.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
     let ports = row.public_ports.iter().flatten();
     Some(Arc::new(Route {
         team: TeamId(row.team_id?),
         state,
-        agent: agent.and_then(|uri| uri.authority().cloned()),
+        host: row.host_id.map(HostId),
         envd_token: row.envd_token.as_deref()?.into(),
         traffic_token: row.traffic_token.as_deref()?.into(),
         auto_resume: row.auto_resume.unwrap_or(false),

@@ -1,0 +1,176 @@
+//! How a capsule begins: its row, a host for it, and the machine there. A host that has no room, or
+//! does not answer, is not the last.
+
+use super::{get, life, remove, transition};
+use crate::agent::Begun;
+use crate::app::App;
+use crate::auth::{Caller, random_hex};
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use crate::scheduler::{Ask, Size};
+use protocol::host::CreateCapsuleRequest;
+use sqlx::types::Json;
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+use types::resources::Resources;
+use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
+
+/// Hosts that are tried for one create.
+const HOSTS_MAX: usize = 3;
+
+/// A capsule that is to begin.
+pub(crate) struct Begin {
+    pub template_id: Option<uuid::Uuid>,
+    pub template: String,
+    /// What it begins from; the template when none.
+    pub snapshot: Option<SnapshotId>,
+    pub size: Resources,
+    /// The host that has it, when it is a snapshot.
+    pub near: Option<HostId>,
+    /// Whether the store has it, too.
+    pub stored: bool,
+    /// Tags that the host must bear.
+    pub host_tags: Vec<String>,
+    pub idle_sec: u32,
+    /// Seconds from when it runs until its time is over.
+    pub timeout: Option<u32>,
+    pub on_timeout: String,
+    pub auto_resume: bool,
+    pub public_ports: Vec<i32>,
+    pub envs: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Enters a capsule and has its host make it.
+pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
+    let now = OffsetDateTime::now_utc();
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let row = Capsule {
+        id: CapsuleId::new().0,
+        team_id: caller.team.0,
+        host_id: None,
+        template_id: wanted.template_id,
+        template: wanted.template.clone(),
+        snapshot_id: wanted.snapshot.map(|id| id.0),
+        status: CapsuleState::Starting.as_str().to_owned(),
+        generation: 1,
+        vcpus: int(wanted.size.vcpus),
+        memory_mib: int(wanted.size.memory_mib),
+        disk_mib: int(wanted.size.disk_mib),
+        timeout_sec: int(wanted.idle_sec),
+        ends_at: None,
+        on_timeout: wanted.on_timeout,
+        auto_resume: wanted.auto_resume,
+        envd_token: random_hex(32),
+        traffic_token: random_hex(32),
+        public_ports: wanted.public_ports,
+        booted: false,
+        stored: 0,
+        stored_newest: false,
+        error: None,
+        metadata: Json(wanted.metadata),
+        created_at: now,
+        started_at: None,
+        updated_at: now,
+    };
+    let request = CreateCapsuleRequest {
+        capsule_id: row.id().to_string(),
+        template: row.template.clone(),
+        vcpus: wanted.size.vcpus,
+        memory_mib: wanted.size.memory_mib,
+        disk_mib: wanted.size.disk_mib,
+        envd_token: row.envd_token.clone(),
+        envs: wanted.envs.into_iter().collect(),
+        generation: 1,
+        snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
+        life: life::wire(&row, wanted.timeout).into(),
+        team_id: caller.team.to_string(),
+        ..Default::default()
+    };
+    let ask = Ask {
+        team: caller.team,
+        size: Size {
+            vcpus: wanted.size.vcpus.into(),
+            memory_mib: wanted.size.memory_mib.into(),
+            disk_mib: wanted.size.disk_mib.into(),
+        },
+        template: &wanted.template,
+        near: wanted.near,
+        // A template is in the store once a host that has it has the store.
+        fetches: wanted.snapshot.is_none() || wanted.stored,
+        tags: &wanted.host_tags,
+        without: &[],
+    };
+    let host = app.fleet.place(&ask).await?;
+    let mut row = Capsule { host_id: Some(host.0), ..row };
+    db::capsules::insert(&app.db, caller.team, host, &row).await?;
+    daemon::step("control.starting").map_err(|e| Error::Internal(e.into()))?;
+    match make(app, &mut row, request, &ask).await {
+        Ok(begun) => begun_as(app, caller, &row, begun).await,
+        Err(error) => {
+            metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
+            // What cannot be removed now, the reconciler removes.
+            if let Err(undo) = remove(app, &row).await {
+                tracing::warn!(id = %row.id(), error = %undo, "undoing a create");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Has the row's host make the machine, and others after it.
+async fn make(
+    app: &App,
+    row: &mut Capsule,
+    request: CreateCapsuleRequest,
+    ask: &Ask<'_>,
+) -> Result<Begun> {
+    let started = std::time::Instant::now();
+    let mut tried = Vec::new();
+    loop {
+        let error = match app.agent_of(row)?.create(request.clone()).await {
+            Ok(begun) => {
+                metrics::histogram!("wrenn_capsule_create_seconds")
+                    .record(started.elapsed().as_secs_f64());
+                return Ok(begun);
+            }
+            Err(error @ (Error::NoCapacity(_) | Error::HostUnavailable)) => error,
+            Err(error) => return Err(error),
+        };
+        let host = row.host_id.map(HostId);
+        if let (Error::HostUnavailable, Some(host)) = (&error, host) {
+            app.fleet.suspect(host);
+        }
+        tried.extend(host);
+        let again = Ask { without: &tried, ..ask.clone() };
+        let next = if tried.len() < HOSTS_MAX { app.fleet.place(&again).await.ok() } else { None };
+        // What the last one may have made is nobody's from here, and removed there.
+        let moved = match next {
+            Some(next) => db::capsules::move_start(&app.db, row.id(), row.generation, next).await?,
+            None => None,
+        };
+        let (Some(next), Some(generation)) = (next, moved) else { return Err(error) };
+        (row.host_id, row.generation) = (Some(next.0), generation);
+    }
+}
+
+/// Notes that the machine runs.
+async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Result<Capsule> {
+    let id = row.id();
+    if begun.ends_at.is_some() {
+        db::capsules::set_end(&app.db, id, begun.ends_at).await?;
+    }
+    let moved = transition(app, id, row.generation, CapsuleState::Running, None).await?;
+    // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
+    // does that removes the machine too.
+    match get(app, caller, id).await {
+        Ok(row) if moved.is_some() || row.state() == CapsuleState::Running => {
+            Ok(Capsule { booted: begun.booted, ..row })
+        }
+        Ok(_) | Err(Error::NotFound(_)) => {
+            Err(Error::Conflict("the capsule was deleted while it started".to_owned()))
+        }
+        Err(error) => Err(error),
+    }
+}

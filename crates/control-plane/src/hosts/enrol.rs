@@ -1,0 +1,281 @@
+//! How a host becomes one of ours, and stays it: a registration token, then credentials that it
+//! renews by itself.
+//!
+//! The host makes its key and keeps it. Whoever holds a registration token must also answer at
+//! the address with that key before anything is given out. A refresh whose answer was lost is
+//! asked for again with the same token; a token that comes back after its successor was used has
+//! been stolen, or copied, and ends the enrolment.
+
+use super::jwt::{Enrolled, LIFE};
+use crate::app::App;
+use crate::auth::{hash, random_hex};
+use crate::db;
+use crate::db::host_tokens::{Kind, Token};
+use crate::db::hosts::Cert;
+use crate::error::{Error, Result};
+use http::uri::Authority;
+use rustls::pki_types::ServerName;
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use types::{HostId, TeamId, names};
+
+/// How long a registration token is good.
+const REGISTRATION: Duration = Duration::from_secs(3600);
+/// How long a refresh token is good.
+const REFRESH: Duration = Duration::from_secs(60 * 24 * 3600);
+/// How long a host may take to show its key.
+const PROOF: Duration = Duration::from_secs(10);
+/// Longest word that a host says of itself, and most templates.
+const WORD_MAX: usize = 64;
+const TEMPLATES_MAX: usize = 1000;
+/// Most tags of a host.
+const TAGS_MAX: usize = 32;
+
+/// Enters a host, and returns the token that it registers with.
+pub(crate) async fn invite(app: &App, wanted: api::NewHost) -> Result<api::HostToken> {
+    let id = HostId::new();
+    let name = wanted.name.unwrap_or_else(|| id.to_string());
+    names::check_name("name", &name)?;
+    check_tags(&wanted.tags)?;
+    let wrong = |_| Error::invalid("team_id", "is no team's id");
+    let team = wanted.team_id.map(|id| id.parse::<TeamId>().map_err(wrong)).transpose()?;
+    if let Some(team) = team
+        && !db::keys::is_team(&app.db, team).await?
+    {
+        return Err(Error::NotFound("team"));
+    }
+    let mut transaction = app.db.begin().await?;
+    if !db::hosts::insert(&mut transaction, id, team, &name, &wanted.tags).await? {
+        return Err(Error::Conflict("a host has this name".to_owned()));
+    }
+    let token = give_registration(&mut transaction, id).await?;
+    transaction.commit().await?;
+    invitation(app, id, token).await
+}
+
+/// Returns a token by which a host that is known registers anew, as after its disk was lost.
+pub(crate) async fn invite_again(app: &App, id: HostId) -> Result<api::HostToken> {
+    let mut transaction = app.db.begin().await?;
+    if !db::hosts::lock(&mut transaction, id).await? {
+        return Err(Error::NotFound("host"));
+    }
+    db::host_tokens::remove(&mut transaction, id, Kind::Registration).await?;
+    let token = give_registration(&mut transaction, id).await?;
+    transaction.commit().await?;
+    invitation(app, id, token).await
+}
+
+async fn give_registration(db: &mut PgConnection, id: HostId) -> Result<String> {
+    let token = random_hex(32);
+    let (kind, life) = (Kind::Registration, REGISTRATION.as_secs_f64());
+    db::host_tokens::insert(db, id, kind, &hash(&token), None, life).await?;
+    Ok(token)
+}
+
+async fn invitation(app: &App, id: HostId, token: String) -> Result<api::HostToken> {
+    let host = super::life::get(app, id).await?;
+    let expires_at = OffsetDateTime::now_utc() + REGISTRATION;
+    Ok(api::HostToken { host, registration_token: token, expires_at })
+}
+
+/// Checks the words by which capsules ask for a host.
+pub(crate) fn check_tags(tags: &[String]) -> Result<()> {
+    if tags.len() > TAGS_MAX {
+        return Err(Error::invalid("tags", format!("must be at most {TAGS_MAX}")));
+    }
+    Ok(tags.iter().try_for_each(|tag| names::check_name("tags", tag))?)
+}
+
+/// Checks what a host says of itself, which may be a team's own.
+pub(crate) fn check_specs(specs: &api::HostSpecs) -> Result<()> {
+    let words = [&specs.arch, &specs.driver, &specs.accelerator, &specs.version];
+    if words.iter().any(|word| word.len() > WORD_MAX) || specs.templates.len() > TEMPLATES_MAX {
+        return Err(Error::invalid("specs", "say too much"));
+    }
+    Ok(specs.templates.iter().try_for_each(|name| names::check_name("specs.templates", name))?)
+}
+
+/// Makes the templates of a host known to all; not those of a team's own host.
+pub(crate) async fn share_templates(app: &App, host: HostId, specs: &api::HostSpecs) -> Result<()> {
+    let found = db::hosts::find(&app.db, host).await?;
+    if found.is_some_and(|host| host.team_id.is_none()) {
+        for name in &specs.templates {
+            db::templates::share(&app.db, name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Enrols a host that holds a registration token and answers at its address with its key.
+pub(crate) async fn register(app: &App, wanted: api::RegisterHost) -> Result<api::HostCredentials> {
+    let (kind, hashed) = (Kind::Registration, hash(&wanted.token));
+    let found = db::host_tokens::find(&app.db, kind, &hashed).await?;
+    let token = found.ok_or_else(|| Error::InvalidToken("the registration token"))?;
+    let host = token.host();
+    check_specs(&wanted.specs)?;
+    let address = wanted.address.parse::<Authority>().ok();
+    let address = address.filter(|at| at.port_u16().is_some() && !at.as_str().contains('@'));
+    let address = address.ok_or_else(|| Error::invalid("address", "must be as 10.0.0.7:8001"))?;
+    // Whoever asks again, since the answer was lost, has the same key, or address.
+    let key = wanted.csr_pem.as_deref().map(public_key).transpose()?;
+    let with = Sha256::digest(key.as_deref().unwrap_or(address.as_str().as_bytes()));
+    if token.bound_to.as_deref().is_some_and(|bound| bound != with.as_slice()) {
+        return Err(Error::InvalidToken("the registration token"));
+    }
+    if let Some(other) = db::hosts::at_address(&app.db, address.as_str(), host).await? {
+        let message = format!("{other} has the address {address}; delete it, or enrol it anew");
+        return Err(Error::Conflict(message));
+    }
+    let cert = match (&app.identity, &wanted.csr_pem, key) {
+        (None, ..) => {
+            prove_plain(app, &address).await?;
+            None
+        }
+        (Some(_), None, _) | (Some(_), _, None) => {
+            return Err(Error::invalid("csr_pem", "is missing: this platform has certificates"));
+        }
+        (Some(identity), Some(request), Some(key)) => {
+            prove(&address, &key).await?;
+            Some(identity.sign(request, host, address.host())?)
+        }
+    };
+    let mut transaction = app.db.begin().await?;
+    let there = db::hosts::lock(&mut transaction, host).await?;
+    // Another may have used it while the host showed its key.
+    let found = db::host_tokens::find_in(&mut transaction, kind, &hashed).await?;
+    let token =
+        found.filter(|token| there && token.bound_to.as_deref().is_none_or(|b| b == &*with));
+    let token = token.ok_or_else(|| Error::InvalidToken("the registration token"))?;
+    db::host_tokens::used(&mut transaction, &token, &with).await?;
+    let known = known(cert.as_ref());
+    let enrolment = db::hosts::enrol(&mut transaction, host, address.as_str(), &known).await?;
+    let load = api::HostLoad::default();
+    db::hosts::heard(&mut *transaction, host, enrolment, &wanted.specs, &load).await?;
+    db::host_tokens::remove(&mut transaction, host, Kind::Refresh).await?;
+    let refresh_token = give_refresh(&mut transaction, host, None).await?;
+    transaction.commit().await?;
+    tracing::info!(%host, %address, enrolment, "a host has enrolled");
+    share_templates(app, host, &wanted.specs).await?;
+    // What stands was opened to who it was before.
+    app.agents.forget(host);
+    app.fleet.read().await?;
+    credentials(app, Enrolled { host, enrolment }, refresh_token, cert)
+}
+
+/// Gives a host new credentials for its refresh token.
+pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::HostCredentials> {
+    let (kind, hashed) = (Kind::Refresh, hash(&wanted.refresh_token));
+    let invalid = || Error::InvalidToken("the refresh token");
+    let found = db::host_tokens::find(&app.db, kind, &hashed).await?;
+    let host = found.ok_or_else(invalid)?.host();
+    let mut transaction = app.db.begin().await?;
+    db::hosts::lock(&mut transaction, host).await?;
+    let found = db::host_tokens::find_in(&mut transaction, kind, &hashed).await?;
+    let token = found.ok_or_else(invalid)?;
+    if token.superseded {
+        db::hosts::disown(&mut transaction, host).await?;
+        transaction.commit().await?;
+        app.agents.forget(host);
+        app.fleet.tell();
+        tracing::error!(%host, "a refresh token was used again: the host must enrol anew");
+        return Err(invalid());
+    }
+    let row = db::hosts::find(&mut *transaction, host).await?.ok_or_else(invalid)?;
+    let cert = match (&app.identity, &wanted.csr_pem) {
+        (None, _) => None,
+        (Some(_), None) => {
+            return Err(Error::invalid("csr_pem", "is missing: this platform has certificates"));
+        }
+        (Some(identity), Some(request)) => {
+            let address = row.address.parse::<Authority>().map_err(|_| invalid())?;
+            Some(identity.sign(request, host, address.host())?)
+        }
+    };
+    let enrolment =
+        db::hosts::renew(&mut transaction, host, &known(cert.as_ref()), !token.used).await?;
+    db::host_tokens::used(&mut transaction, &token, &[]).await?;
+    let refresh_token = give_refresh(&mut transaction, host, Some(&token)).await?;
+    transaction.commit().await?;
+    app.fleet.read().await?;
+    credentials(app, Enrolled { host, enrolment }, refresh_token, cert)
+}
+
+async fn give_refresh(db: &mut PgConnection, id: HostId, of: Option<&Token>) -> Result<String> {
+    let token = random_hex(32);
+    let (kind, parent) = (Kind::Refresh, of.map(|token| token.id));
+    db::host_tokens::insert(db, id, kind, &hash(&token), parent, REFRESH.as_secs_f64()).await?;
+    Ok(token)
+}
+
+fn known(cert: Option<&pki::Leaf>) -> Cert {
+    let fingerprint = cert.map(|cert| cert.fingerprint.clone());
+    Cert { fingerprint, expires_at: cert.map(|cert| cert.expires_at) }
+}
+
+fn credentials(
+    app: &App,
+    who: Enrolled,
+    refresh_token: String,
+    cert: Option<pki::Leaf>,
+) -> Result<api::HostCredentials> {
+    let trust = app.identity.as_ref().map(|identity| identity.authority.trust().pem().to_owned());
+    Ok(api::HostCredentials {
+        host_id: who.host.to_string(),
+        jwt: app.signer.sign(who)?,
+        refresh_token,
+        cert_pem: cert.map(|cert| cert.cert_pem),
+        ca_cert_pem: trust,
+        renew_sec: LIFE.as_secs() * 2 / 3,
+    })
+}
+
+fn public_key(request: &str) -> Result<Vec<u8>> {
+    let key = pki::public_key_of_request(request);
+    key.ok_or_else(|| Error::invalid("csr_pem", "is no certificate signing request"))
+}
+
+/// Looks whether an address answers with a key.
+async fn prove(address: &Authority, key: &[u8]) -> Result<()> {
+    let no = |why: String| Error::invalid("address", format!("does not prove its key: {why}"));
+    let host = address.host().trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| no(e.to_string()))?;
+    let config = pki::witness().map_err(|e| Error::Internal(e.into()))?;
+    let shown = async {
+        let tcp = TcpStream::connect((host, address.port_u16().unwrap_or(0))).await?;
+        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+        let certs = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        Ok::<_, std::io::Error>(certs.first().and_then(|cert| pki::public_key(cert)))
+    };
+    let shown = tokio::time::timeout(PROOF, shown).await;
+    match shown.map_err(|_| no("it does not answer".to_owned()))? {
+        Ok(shown) if shown.as_deref() == Some(key) => Ok(()),
+        Ok(_) => Err(no("another key answers there".to_owned())),
+        Err(error) => Err(no(error.to_string())),
+    }
+}
+
+/// Without certificates only loopback is trusted, where nobody but this machine answers.
+async fn prove_plain(app: &App, address: &Authority) -> Result<()> {
+    let host = address.host().trim_matches(['[', ']']);
+    if !app.plaintext && !is_loopback(host) {
+        let message = "must be a loopback address: this platform has no certificates \
+                       (WRENN_CA_CERT, WRENN_CA_KEY)";
+        return Err(Error::invalid("address", message));
+    }
+    let dialling = TcpStream::connect((host, address.port_u16().unwrap_or(0)));
+    match tokio::time::timeout(PROOF, dialling).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(Error::invalid("address", "does not answer")),
+    }
+}
+
+/// Whether a host is on this machine for sure.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}

@@ -1,0 +1,195 @@
+//! What becomes of a host: heard of, unreachable, drained, deleted.
+
+use super::jwt::Enrolled;
+use crate::app::App;
+use crate::capsules;
+use crate::db;
+use crate::error::{Error, Result};
+use crate::snapshots;
+use futures::StreamExt;
+use types::{CapsuleState, HostId, TeamId};
+
+/// Without a heartbeat for this long, in seconds, a host cannot be reached.
+const SILENT: f64 = 90.0;
+/// Capsules that are paused, or removed, at once.
+const AT_ONCE: usize = 4;
+/// Most capsules that a preview names.
+const NAMED: usize = 1000;
+
+/// Takes a host's word of itself. Returns whether it is to renew what it was given.
+pub(crate) async fn heartbeat(app: &App, who: Enrolled, said: &api::Heartbeat) -> Result<bool> {
+    let Enrolled { host, enrolment } = who;
+    super::enrol::check_specs(&said.specs)?;
+    if !db::hosts::heard(&app.db, host, enrolment, &said.specs, &said.load).await? {
+        return Err(match db::hosts::find(&app.db, host).await? {
+            Some(_) => Error::InvalidToken("the host's token"),
+            None => Error::NotFound("host"),
+        });
+    }
+    if app.fleet.known(host).is_none_or(|known| known.templates != said.specs.templates) {
+        super::enrol::share_templates(app, host, &said.specs).await?;
+    }
+    let trusts = app.identity.as_ref().map(|identity| identity.trust_hash());
+    Ok(said.trust != trusts)
+}
+
+/// Notes which hosts are silent, and that their capsules are missing.
+pub(crate) async fn watch(app: &App) -> Result<()> {
+    for host in db::hosts::mark_unreachable(&app.db, SILENT).await? {
+        tracing::warn!(%host, "not heard of for {SILENT} s");
+    }
+    for capsule in db::capsules::list_lost(&app.db).await? {
+        let (id, seen) = (capsule.id(), capsule.generation);
+        capsules::transition(app, id, seen, CapsuleState::Missing, None).await?;
+    }
+    db::host_tokens::prune(&app.db).await?;
+    Ok(())
+}
+
+/// Pauses what runs on a host that is to be empty.
+pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
+    let rows = db::capsules::list_by_host(&app.db, host).await?;
+    let running = rows.into_iter().filter(|row| row.state() == CapsuleState::Running);
+    let pausing = running.map(|row| async move {
+        let caller = crate::auth::Caller::of(row.team());
+        if let Err(error) = capsules::pause(app, caller, row.id(), true).await {
+            tracing::warn!(id = %row.id(), %error, "pausing a capsule of a host that is drained");
+        }
+    });
+    futures::stream::iter(pausing).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+    Ok(())
+}
+
+pub(crate) async fn get(app: &App, id: HostId) -> Result<api::Host> {
+    let found = db::hosts::find(&app.db, id).await?;
+    found.map(shown).ok_or(Error::NotFound("host"))
+}
+
+pub(crate) async fn drain(app: &App, id: HostId, drain: bool) -> Result<api::Host> {
+    if !db::hosts::set_draining(&app.db, id, drain).await? {
+        return Err(Error::NotFound("host"));
+    }
+    app.fleet.read().await?;
+    app.wake.notify_one();
+    get(app, id).await
+}
+
+pub(crate) async fn set_tags(app: &App, id: HostId, tags: &[String]) -> Result<api::Host> {
+    super::enrol::check_tags(tags)?;
+    if !db::hosts::set_tags(&app.db, id, tags).await? {
+        return Err(Error::NotFound("host"));
+    }
+    app.fleet.read().await?;
+    get(app, id).await
+}
+
+/// What would be lost with a host.
+pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
+    get(app, id).await?;
+    let rows = db::capsules::list_by_host(&app.db, id).await?;
+    let lost = |row: db::capsules::Capsule| api::LostCapsule {
+        id: row.id().to_string(),
+        team_id: row.team().to_string(),
+        status: row.status,
+    };
+    let here_alone = rows.into_iter().filter(|row| !row.is_safe());
+    let capsules = here_alone.take(NAMED).map(lost).collect();
+    let snapshots = db::snapshots::list_by_host(&app.db, id).await?;
+    let snapshots = snapshots.into_iter().filter(|snapshot| !snapshot.stored).count();
+    Ok(api::HostLoss { capsules, snapshots: i64::try_from(snapshots).unwrap_or(i64::MAX) })
+}
+
+/// Forgets a host; with `force` also one that has something, which is then lost.
+pub(crate) async fn delete(app: &App, id: HostId, force: bool) -> Result<()> {
+    get(app, id).await?;
+    if force {
+        db::hosts::set_draining(&app.db, id, true).await?;
+        app.fleet.read().await?;
+        give_up(app, id).await?;
+    }
+    if !db::hosts::remove(&app.db, id).await? {
+        let loss = loss(app, id).await?;
+        return Err(Error::HostNotEmpty(loss.capsules.len(), loss.snapshots));
+    }
+    app.agents.forget(id);
+    app.fleet.read().await?;
+    Ok(())
+}
+
+/// Ends what a host has: at the host where it answers, else only here.
+async fn give_up(app: &App, id: HostId) -> Result<()> {
+    let answers = app.agent(id).describe().await.is_ok();
+    let rows = db::capsules::list_by_host(&app.db, id).await?;
+    let lost = rows.into_iter().filter(|row| !row.is_safe());
+    let ending = lost.map(|row| async move {
+        let ended = if answers {
+            capsules::remove(app, &row).await
+        } else {
+            capsules::abandon(app, &row, "its host was deleted").await
+        };
+        if let Err(error) = ended {
+            tracing::warn!(id = %row.id(), %error, "ending a capsule of a host that is deleted");
+        }
+    });
+    futures::stream::iter(ending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+    let snapshots = db::snapshots::list_by_host(&app.db, id).await?;
+    for snapshot in snapshots.into_iter().filter(|snapshot| !snapshot.stored) {
+        if answers {
+            snapshots::remove(app, &snapshot).await?;
+        } else {
+            db::snapshots::remove(&app.db, snapshot.id()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The wire's shape of a host that is not theirs: what kind it is.
+pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
+    let host = shown(row);
+    api::Host {
+        name: host.id.clone(),
+        address: String::new(),
+        tags: Vec::new(),
+        load: api::HostLoad::default(),
+        cert_fingerprint: None,
+        cert_expires_at: None,
+        last_heartbeat_at: None,
+        capsules: 0,
+        used_vcpus: 0,
+        used_memory_mb: 0,
+        used_disk_mb: 0,
+        ..host
+    }
+}
+
+/// The wire's shape.
+pub(crate) fn shown(row: db::hosts::Host) -> api::Host {
+    api::Host {
+        id: row.id().to_string(),
+        name: row.name,
+        status: row.status,
+        draining: row.draining,
+        team_id: row.team_id.map(|id| TeamId(id).to_string()),
+        tags: row.tags,
+        address: row.address,
+        arch: row.arch,
+        driver: row.driver,
+        accelerator: row.accelerator,
+        version: row.version,
+        templates: row.templates,
+        store: row.store,
+        cpu_cores: row.cpu_cores,
+        vcpus: row.max_vcpus,
+        memory_mb: row.memory_mib,
+        disk_mb: row.disk_mib,
+        capsules: row.capsules,
+        used_vcpus: row.used_vcpus,
+        used_memory_mb: row.used_memory_mib,
+        used_disk_mb: row.used_disk_mib,
+        load: row.load.0,
+        cert_fingerprint: row.cert_fingerprint,
+        cert_expires_at: row.cert_expires_at,
+        created_at: row.created_at,
+        last_heartbeat_at: row.last_heartbeat_at,
+    }
+}

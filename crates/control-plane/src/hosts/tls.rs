@@ -1,0 +1,77 @@
+//! Who this control plane is to hosts: a certificate that it gives itself, in memory, renewed
+//! long before it expires, with no connection dropped.
+
+use crate::error::{Error, Result};
+use anyhow::Context;
+use daemon::Tasks;
+use pki::Authority;
+use rustls::ClientConfig;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use types::HostId;
+
+/// Between two renewals; half of a certificate's life.
+const RENEW: Duration = Duration::from_secs(12 * 3600);
+
+/// The authority, and how hosts are reached by it.
+pub(crate) struct Identity {
+    pub authority: Authority,
+    current: watch::Sender<Arc<ClientConfig>>,
+}
+
+impl Identity {
+    /// The authority of these certificates and this key (PEM).
+    pub(crate) fn new(certs: &str, key: &str) -> anyhow::Result<Self> {
+        let authority = Authority::load(certs, key);
+        let authority = authority.context("the authority (WRENN_CA_CERT, WRENN_CA_KEY)")?;
+        let current = watch::Sender::new(config(&authority)?);
+        Ok(Self { authority, current })
+    }
+
+    /// What tells one set of trusted authorities from another.
+    pub(crate) fn trust_hash(&self) -> String {
+        pki::fingerprint(self.authority.trust().pem().as_bytes())
+    }
+
+    /// Vouches for a host's key.
+    pub(crate) fn sign(&self, request: &str, host: HostId, name: &str) -> Result<pki::Leaf> {
+        let signed = self.authority.sign_host(request, host, name);
+        signed.map_err(|e| Error::invalid("csr_pem", e.to_string()))
+    }
+
+    /// What the next connection goes by.
+    pub(crate) fn current(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.current.borrow())
+    }
+
+    /// Takes a new certificate; connections that stand go on.
+    pub(crate) fn renew(&self) -> anyhow::Result<()> {
+        self.current.send_replace(config(&self.authority)?);
+        tracing::info!("renewed this control plane's certificate");
+        Ok(())
+    }
+
+    /// Renews it now and then, and whenever the process is told to (SIGHUP).
+    pub(crate) fn keep_valid(self: &Arc<Self>, tasks: &Tasks) {
+        let (this, at) = (Arc::clone(self), tasks.clone());
+        tasks.spawn(async move {
+            let Ok(mut hangups) = daemon::hangups() else { return };
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(RENEW) => {}
+                    () = hangups.next() => {}
+                    () = at.stopping() => return,
+                }
+                if let Err(error) = this.renew() {
+                    tracing::error!(error = format!("{error:#}"), "renewing the certificate");
+                }
+            }
+        });
+    }
+}
+
+fn config(authority: &Authority) -> anyhow::Result<Arc<ClientConfig>> {
+    let pair = authority.control_plane()?;
+    Ok(Arc::new(pki::dial_host(authority.trust(), &pair)?))
+}
