@@ -12,6 +12,7 @@ pub(crate) mod manager;
 mod pause;
 pub(crate) mod resume;
 mod snapshots;
+pub(crate) mod store;
 
 use crate::{network, snapshot, vmm};
 use std::io;

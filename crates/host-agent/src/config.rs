@@ -15,8 +15,29 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Memory that capsules may have together, in MiB; 0 means four fifths of the machine's.
     pub memory_mib: u64,
+    /// Virtual CPUs that capsules may have together; 0 means 64 for each core.
+    pub vcpus: u64,
+    /// Disk that capsules may have together, in MiB; 0 means eight times the machine's.
+    pub disk_mib: u64,
+    /// Where what is kept goes too, for other hosts to have.
+    pub store: Option<StoreConfig>,
     /// Requests and connections under way to one capsule at once.
     pub connections: u32,
+}
+
+/// A store that the platform's hosts share.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// A folder, or a URL as `s3://bucket/prefix`.
+    pub url: String,
+    /// What each team's key is derived from; none to keep things as they are.
+    pub key: Option<[u8; 32]>,
+}
+
+impl std::fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.url)
+    }
 }
 
 /// Which driver runs the machines.
@@ -30,13 +51,15 @@ pub enum DriverChoice {
     Tcg,
     /// No machine at all: this `envd` on the host. For tests of everything above.
     Fake { envd: PathBuf },
+    /// Nothing at all: whatever answers at this port is every capsule's guest. For measuring.
+    Hollow { port: u16 },
 }
 
 impl DriverChoice {
     /// Whether machines boot from images, with disks and networks; only the fake's do not.
     #[must_use]
     pub fn boots_images(&self) -> bool {
-        !matches!(self, Self::Fake { .. })
+        !matches!(self, Self::Fake { .. } | Self::Hollow { .. })
     }
 }
 

@@ -8,6 +8,7 @@ mod capsule;
 mod cgroup;
 mod config;
 mod guest;
+pub mod membership;
 mod network;
 mod proxy;
 mod rpc;
@@ -16,31 +17,42 @@ mod storage;
 mod sys;
 mod vmm;
 
-pub use config::{Config, DriverChoice};
+pub use config::{Config, DriverChoice, StoreConfig};
 
 use anyhow::Context;
 use capsule::golden::Goldens;
 use capsule::manager::Manager;
+use capsule::store::Stored;
 use cgroup::Cgroups;
 use daemon::{Metrics, Tasks};
+use membership::About;
 use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
+use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use snapshot::images::Images;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use store::Store;
 use tower::ServiceExt;
 use vmm::Driver;
 use vmm::fake::Fake;
+use vmm::hollow::Hollow;
 use vmm::qemu::{Accelerator, Qemu};
 
 /// How long a guest may take to show that KVM works, where emulation stands ready.
 const PROBE: Duration = Duration::from_secs(5);
 /// And where KVM was asked for, as on a slow host that is itself a guest.
 const PROBE_PINNED: Duration = Duration::from_secs(60);
+
+/// Virtual CPUs that capsules may have together, for each core.
+const VCPUS_PER_CORE: u64 = 64;
+/// And disk, as a multiple of the machine's: disks are sparse, and most stay nearly empty.
+const DISKS_PER_DISK: u64 = 8;
 
 /// Between two applications of the host's firewall rules.
 const RULES: Duration = Duration::from_secs(30);
@@ -55,10 +67,43 @@ pub(crate) struct Parts {
     pub memory_mib: u64,
     pub images: Images,
     pub goldens: Goldens,
+    /// None without a store.
+    pub stored: Option<Arc<Stored>>,
     pub tasks: Tasks,
 }
 
 impl Parts {
+    /// What this machine is.
+    fn specs(&self) -> api::HostSpecs {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let (disk, _) = storage::capacity(&self.config.dir);
+        let or = |given: u64, default: u64| if given == 0 { default } else { given };
+        api::HostSpecs {
+            arch: std::env::consts::ARCH.to_owned(),
+            cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
+            vcpus: or(self.config.vcpus, cores * VCPUS_PER_CORE),
+            memory_mb: self.memory_mib,
+            disk_mb: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
+            driver: self.driver.name().to_owned(),
+            accelerator: self.driver.accelerator().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            templates: self.templates_by_name(),
+            store: self.stored.is_some(),
+        }
+    }
+
+    /// The templates that can be asked for.
+    fn templates_by_name(&self) -> Vec<String> {
+        let mut names = self.templates();
+        names.retain(|name| types::names::check_name("template", name).is_ok());
+        names
+    }
+
+    /// The templates that are files of this host.
+    fn templates_here(&self) -> Vec<String> {
+        if self.driver.boots_images() { storage::templates(&self.config) } else { Vec::new() }
+    }
+
     fn templates(&self) -> Vec<String> {
         if self.driver.boots_images() {
             return storage::templates(&self.config);
@@ -71,7 +116,35 @@ impl Parts {
 pub struct Agent {
     manager: Manager,
     rpc: axum::Router,
+    parts: Arc<Parts>,
     tasks: Tasks,
+    _lock: File,
+}
+
+impl Agent {
+    /// What the platform is told of this machine.
+    #[must_use]
+    pub fn about(&self) -> About {
+        About(Arc::clone(&self.parts))
+    }
+}
+
+impl About {
+    pub(crate) fn specs(&self) -> api::HostSpecs {
+        self.0.specs()
+    }
+
+    pub(crate) fn load(&self) -> api::HostLoad {
+        let info = rustix::system::sysinfo();
+        let (_, free) = storage::capacity(&self.0.config.dir);
+        // The kernel counts load in 65536ths.
+        let load = info.loads[0] * 100 / 65536;
+        api::HostLoad {
+            cpu_load_percent: u32::try_from(load).unwrap_or(u32::MAX),
+            free_memory_mb: sys::available_memory_mib(),
+            free_disk_mb: free >> 20,
+        }
+    }
 }
 
 impl hop::Handler for Agent {
@@ -99,9 +172,10 @@ impl hop::Handler for Agent {
 pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
+    let lock = lock(&config.dir)?;
     let tag = tag(&config.dir);
     // One of an agent that died while it waited for it.
-    vmm::kill_named(&probe_name(&tag)).await?;
+    vmm::kill_named(&probe_name(&tag), &config.dir.join("probe")).await?;
     let driver = choose_driver(&config, &tag).await?;
     let (mut networks, mut cgroups) = (None, None);
     if driver.boots_images() {
@@ -118,24 +192,46 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     };
     tracing::info!(driver = driver.name(), accelerator = driver.accelerator(), memory_mib, "ready");
     let parts = Arc::new(Parts {
-        config,
         driver,
         networks,
         cgroups,
         memory_mib,
         images: Images::default(),
         goldens: Goldens::default(),
+        stored: open_store(&config).await?,
+        config,
         tasks: tasks.clone(),
     });
     let manager = Manager::new(Arc::clone(&parts)).await.context("finding earlier capsules")?;
-    let service = Arc::new(rpc::Service { manager: manager.clone(), parts });
+    let service = Arc::new(rpc::Service { manager: manager.clone(), parts: Arc::clone(&parts) });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
     let figures = Metrics::install();
     let rpc = axum::Router::new()
         .route("/metrics", axum::routing::get(async move || figures.render()))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .fallback_service(service);
-    Ok(Agent { manager, rpc, tasks: tasks.clone() })
+    Ok(Agent { manager, rpc, parts, tasks: tasks.clone(), _lock: lock })
+}
+
+/// Opens the platform's store, if there is one. That it does not answer now keeps nothing here
+/// from working.
+async fn open_store(config: &Config) -> anyhow::Result<Option<Arc<Stored>>> {
+    let Some(StoreConfig { url, key }) = &config.store else { return Ok(None) };
+    let opened = Store::open(url, *key, std::env::vars()).context("the store (WRENN_STORE)")?;
+    match opened.probe().await {
+        Ok(()) => tracing::info!("the store answers"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "the store does not answer"),
+    }
+    let stored = Stored::new(opened, config.dir.join("sending"));
+    Ok(Some(Arc::new(stored.context("making the folder of what is sent")?)))
+}
+
+/// Held while an agent runs in a folder; the kernel lets go of it however the process ends.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let file = File::create(dir.join("agent.lock")).context("opening the agent's lock")?;
+    let held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    held.map_err(|_| anyhow::anyhow!("a host agent already runs in {}", dir.display()))?;
+    Ok(file)
 }
 
 fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
@@ -157,7 +253,7 @@ fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
 /// What cannot be removed.
 pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
-    vmm::kill_named(&probe_name(&tag)).await?;
+    vmm::kill_named(&probe_name(&tag), &config.dir.join("probe")).await?;
     let (mut networks, mut cgroups) = (None, None);
     if config.driver.boots_images() {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
@@ -166,7 +262,17 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     let driver = Box::new(Fake { envd: PathBuf::new() });
     let tasks = Tasks::default();
     let (images, goldens) = (Images::default(), Goldens::default());
-    let parts = Parts { config, driver, networks, cgroups, memory_mib: 0, images, goldens, tasks };
+    let parts = Parts {
+        config,
+        driver,
+        networks,
+        cgroups,
+        memory_mib: 0,
+        images,
+        goldens,
+        stored: None,
+        tasks,
+    };
     for id in capsule::boot::existing(&parts) {
         capsule::boot::unmake(&parts, id).await.with_context(|| format!("ending {id}"))?;
     }
@@ -192,6 +298,7 @@ async fn choose_driver(config: &Config, tag: &str) -> anyhow::Result<Box<dyn Dri
     let kvm = || Qemu { accelerator: Accelerator::Kvm, ..tcg() };
     Ok(match &config.driver {
         DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
+        DriverChoice::Hollow { port } => Box::new(Hollow { port: *port }),
         DriverChoice::Tcg => Box::new(tcg()),
         DriverChoice::Kvm => {
             let probed = boot_probe(config, tag, &kvm(), PROBE_PINNED).await;

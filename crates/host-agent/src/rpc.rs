@@ -1,12 +1,12 @@
 //! `wrenn.host.v1.Host`: wire to domain and back, no rules of its own.
 
+use crate::Parts;
 use crate::capsule::Error;
 use crate::capsule::ledger::{Ledger, Phase};
 use crate::capsule::life::{Life, OnTimeout};
-use crate::capsule::manager::{Begun, Manager, State, chain};
+use crate::capsule::manager::{Begun, Listed, Manager, State, chain};
 use crate::capsule::resume::Resume;
 use crate::snapshot::Layers;
-use crate::{Parts, storage};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
 };
@@ -48,6 +48,7 @@ impl wire::Host for Service {
             machine: None,
             phase: Phase::Starting,
             last: 0,
+            stored: 0,
             began: Layers::default(),
             life: life(request.life.into_option()),
         };
@@ -86,6 +87,10 @@ impl wire::Host for Service {
             number: (request.snapshot != 0).then_some(request.snapshot),
             cold: request.cold,
         };
+        if request.stored != 0 {
+            let fetched = self.manager.fetch_capsule(&request.team_id, id, request.stored).await;
+            fetched.map_err(|e| refused(id, &e))?;
+        }
         let (stages, ends_at_ms) = match self.manager.resume(wanted).await {
             Ok(begun) => shown(begun),
             Err(error @ Error::Damaged(_)) => {
@@ -128,8 +133,12 @@ impl wire::Host for Service {
         request: ServiceRequest<'_, wire::DeleteSnapshotRequest>,
     ) -> ServiceResult<wire::DeleteSnapshotResponse> {
         let id = snapshot_id(request.snapshot_id)?;
-        let removed = self.manager.remove_snapshot(id).await;
-        removed.map_err(|e| ConnectError::internal(chain(&e)))?;
+        let team = request.team_id;
+        let removed = async {
+            self.manager.remove_snapshot(id).await?;
+            if team.is_empty() { Ok(()) } else { self.manager.forget_snapshot(team, id).await }
+        };
+        removed.await.map_err(|e| ConnectError::internal(chain(&e)))?;
         Response::ok(wire::DeleteSnapshotResponse::default())
     }
 
@@ -138,8 +147,12 @@ impl wire::Host for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, wire::ListSnapshotsRequest>,
     ) -> ServiceResult<wire::ListSnapshotsResponse> {
-        let snapshot_ids = self.manager.snapshots().iter().map(ToString::to_string).collect();
-        Response::ok(wire::ListSnapshotsResponse { snapshot_ids, ..Default::default() })
+        let texts = |ids: Vec<SnapshotId>| ids.iter().map(ToString::to_string).collect();
+        Response::ok(wire::ListSnapshotsResponse {
+            snapshot_ids: texts(self.manager.snapshots()),
+            stored_ids: texts(self.manager.stored_snapshots()),
+            ..Default::default()
+        })
     }
 
     async fn wait_change(
@@ -162,6 +175,10 @@ impl wire::Host for Service {
     ) -> ServiceResult<wire::DestroyCapsuleResponse> {
         let id = capsule_id(request.capsule_id)?;
         self.manager.destroy(id).await.map_err(|e| refused(id, &e))?;
+        if !request.team_id.is_empty() {
+            let forgotten = self.manager.forget_stored(request.team_id, id, u64::MAX).await;
+            forgotten.map_err(|e| refused(id, &e))?;
+        }
         Response::ok(wire::DestroyCapsuleResponse::default())
     }
 
@@ -189,17 +206,16 @@ impl wire::Host for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, wire::DescribeRequest>,
     ) -> ServiceResult<wire::DescribeResponse> {
-        let (disk, _) = storage::capacity(&self.parts.config.dir);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let specs = self.parts.specs();
         Response::ok(wire::DescribeResponse {
-            arch: std::env::consts::ARCH.to_owned(),
-            cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
-            memory_mib: self.parts.memory_mib,
-            disk_mib: disk >> 20,
-            driver: self.parts.driver.name().to_owned(),
-            accelerator: self.parts.driver.accelerator().to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            templates: self.parts.templates(),
+            arch: specs.arch,
+            cpu_cores: specs.cpu_cores,
+            memory_mib: specs.memory_mb,
+            disk_mib: specs.disk_mb,
+            driver: specs.driver,
+            accelerator: specs.accelerator,
+            version: specs.version,
+            templates: specs.templates,
             ..Default::default()
         })
     }
@@ -232,8 +248,8 @@ fn shown((stages, ends): Begun) -> (Vec<wire::Stage>, i64) {
     (stages.into_iter().map(stage).collect(), ends.unwrap_or(0))
 }
 
-fn info((id, state, generation, end): (CapsuleId, State, u64, Option<i64>)) -> wire::CapsuleInfo {
-    let (state, reason) = match state {
+fn info(listed: Listed) -> wire::CapsuleInfo {
+    let (state, reason) = match listed.state {
         State::Starting => (wire::CapsuleState::CAPSULE_STATE_STARTING, String::new()),
         State::Running => (wire::CapsuleState::CAPSULE_STATE_RUNNING, String::new()),
         State::Pausing => (wire::CapsuleState::CAPSULE_STATE_PAUSING, String::new()),
@@ -244,10 +260,11 @@ fn info((id, state, generation, end): (CapsuleId, State, u64, Option<i64>)) -> w
         State::Dead(reason) => (wire::CapsuleState::CAPSULE_STATE_DEAD, reason),
     };
     wire::CapsuleInfo {
-        capsule_id: id.to_string(),
+        capsule_id: listed.id.to_string(),
         state: state.into(),
-        generation,
-        ends_at_ms: end.unwrap_or(0),
+        generation: listed.generation,
+        ends_at_ms: listed.ends_at_ms.unwrap_or(0),
+        stored: listed.stored,
         reason,
         ..Default::default()
     }

@@ -102,6 +102,9 @@ pub(crate) struct Manifest {
     /// What it was made on: a machine of another kind would not understand it.
     pub fingerprint: String,
     pub template: String,
+    /// Whose it is; none of what the host has for all.
+    #[serde(default)]
+    pub team: Option<String>,
     pub resources: Resources,
     /// Milliseconds since 1970.
     pub taken_at_ms: i64,

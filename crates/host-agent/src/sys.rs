@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 /// Names the capsule in the environment of every process that is its machine, so that one which
 /// was started and never written down is found.
 const CAPSULE_VAR: &str = "WRENN_CAPSULE";
+const DIR_VAR: &str = "WRENN_CAPSULE_DIR";
 
 /// First descriptor number that a started VMM finds its resources at.
 pub(crate) const FIRST_FD: RawFd = 3;
@@ -25,6 +26,8 @@ pub(crate) const FIRST_FD: RawFd = 3;
 pub(crate) struct VmmCommand<'a> {
     pub program: &'a str,
     pub capsule: &'a str,
+    /// Folder of the capsule.
+    pub dir: &'a Path,
     pub args: Vec<String>,
     /// Become descriptors 3, 4, … of the process.
     pub fds: Vec<OwnedFd>,
@@ -41,7 +44,8 @@ pub(crate) struct VmmCommand<'a> {
 /// namespaces, no privileges, only the descriptors it was given.
 pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
     let mut command = Command::new(vmm.program);
-    command.args(&vmm.args).env_clear().env(CAPSULE_VAR, vmm.capsule).current_dir("/");
+    command.args(&vmm.args).env_clear().env(CAPSULE_VAR, vmm.capsule).env(DIR_VAR, vmm.dir);
+    command.current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(vmm.log));
     // Above the numbers that they are to have, so that no copy overwrites another.
     let floor = FIRST_FD + 32;
@@ -95,6 +99,7 @@ pub(crate) fn run(program: &str, args: &[&str]) -> io::Result<String> {
 pub(crate) fn spawn_envd(envd: &Path, port: u16, capsule: &str, dir: &Path) -> io::Result<Child> {
     let mut command = Command::new(envd);
     command.args(["--port", &port.to_string()]).current_dir(dir).env(CAPSULE_VAR, capsule);
+    command.env(DIR_VAR, dir);
     // Of a group of its own, so that a terminal's signals reach the agent alone.
     command
         .process_group(0)
@@ -272,6 +277,14 @@ pub(crate) fn boot_id() -> String {
     id.trim().to_owned()
 }
 
+/// Memory that programs could have without others losing theirs, in MiB.
+pub(crate) fn available_memory_mib() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
 /// When a process began, in clock ticks since the boot (`proc(5)`, field 22).
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -279,16 +292,20 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// The processes that are the machine of `capsule`, by the environment they were started with.
-pub(crate) fn processes_of(capsule: &str) -> Vec<i32> {
+/// The processes that are the machine of `capsule` in a folder, by the environment they were
+/// started with: another agent of this machine may have one of the same capsule.
+pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let wanted = format!("{CAPSULE_VAR}={capsule}");
+    let (folder, here) = (format!("{DIR_VAR}="), dir.as_os_str().as_encoded_bytes());
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
             let vars = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            vars.split(|byte| *byte == 0).any(|var| var == wanted.as_bytes())
+            let mut vars = vars.split(|byte| *byte == 0);
+            let mut elsewhere = vars.clone().filter_map(|v| v.strip_prefix(folder.as_bytes()));
+            vars.any(|var| var == wanted.as_bytes()) && !elsewhere.any(|dir| dir != here)
         })
         .collect()
 }

@@ -4,6 +4,7 @@
 //! needed to find it again is its [`Record`], which the ledger keeps.
 
 pub(crate) mod fake;
+pub(crate) mod hollow;
 pub(crate) mod qemu;
 mod qmp;
 
@@ -14,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use types::resources::Resources;
 
@@ -148,10 +149,10 @@ pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
     done.map_err(|e| Error::new("ending the machine", e))
 }
 
-/// Kills every process that was started as the machine called `name`, also one that was never
-/// written down.
-pub(crate) async fn kill_named(name: &str) -> Result<(), Error> {
-    for pid in crate::sys::processes_of(name) {
+/// Kills every process that was started as the machine called `name` of a folder, also one that
+/// was never written down.
+pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
+    for pid in crate::sys::processes_of(name, dir) {
         if let Some(record) = Record::of(pid, None) {
             kill_record(&record).await?;
         }

@@ -313,7 +313,7 @@ async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Res
     if let Some(record) = ledger.and_then(|l| l.machine.as_ref()) {
         vmm::kill_record(record).await?;
     }
-    vmm::kill_named(&name).await?;
+    vmm::kill_named(&name, &folder(parts, id)).await?;
     daemon::step("release.killed").map_err(io_error("a step"))?;
     let limits = async {
         let Some(groups) = parts.cgroups.clone() else { return Ok(()) };

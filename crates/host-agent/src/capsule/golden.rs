@@ -170,6 +170,7 @@ impl Golden {
         let manifest = Manifest {
             fingerprint,
             template: self.template.clone(),
+            team: None,
             resources: self.resources,
             taken_at_ms: now_ms(),
             memory: None,

@@ -49,6 +49,9 @@ pub(crate) struct Ledger {
     /// Number of the newest snapshot of its own, 0 for none: one that is newer was completed by
     /// a pause that was not written down any more.
     pub last: u64,
+    /// Number of the one that the platform's store has, 0 for none.
+    #[serde(default)]
+    pub stored: u64,
     /// What the machine's memory was made of; the files are in the capsule's folder.
     pub began: Layers,
     pub life: Life,
@@ -80,9 +83,15 @@ impl Ledger {
             machine: None,
             phase: Phase::Starting,
             last: 0,
+            stored: 0,
             began: Layers::default(),
             life: Life::default(),
         }
+    }
+
+    /// Removes it from a folder that is no capsule's.
+    pub(crate) fn remove(dir: &Path) -> io::Result<()> {
+        fs::remove_file(dir.join(FILE))
     }
 
     /// Whether there is one, of whatever kind.
@@ -116,6 +125,7 @@ mod tests {
             machine: None,
             phase: Phase::Starting,
             last: 0,
+            stored: 0,
             began: Layers::default(),
             life: Life::default(),
         };

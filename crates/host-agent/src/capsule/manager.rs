@@ -73,6 +73,9 @@ pub(super) struct Capsule {
     pub state: State,
     pub generation: u64,
     pub memory_mib: u64,
+    /// Numbers of its newest snapshot and of the one that the store has.
+    pub last: u64,
+    pub stored: u64,
     pub stages: Stages,
     pub running: Option<(Arc<dyn Machine>, Guest)>,
     /// Held by the operation under way.
@@ -84,6 +87,16 @@ pub(super) struct Capsule {
     pub active: Instant,
     /// What was due and failed is not tried before.
     pub due_after: Instant,
+}
+
+/// What is told of a capsule.
+pub(crate) struct Listed {
+    pub id: CapsuleId,
+    pub state: State,
+    pub generation: u64,
+    pub ends_at_ms: Option<i64>,
+    /// Number of its newest snapshot, when the store has it.
+    pub stored: u64,
 }
 
 /// All capsules of this machine.
@@ -112,6 +125,7 @@ impl Manager {
             golden::sweep(&manager.parts);
         }
         manager.adopt_all().await?;
+        manager.keep_stored();
         let this = manager.clone();
         manager.parts.tasks.every(TRIM, move || {
             let this = this.clone();
@@ -195,6 +209,10 @@ impl Manager {
         from: Option<SnapshotId>,
     ) -> Result<Begun, Error> {
         ledger.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
+        match from {
+            Some(id) => self.fetch_snapshot(&ledger.team, id).await?,
+            None => self.fetch_template(&ledger.template).await?,
+        }
         let this = self.clone();
         self.detached(async move { this.create_in_turn(ledger, from).await }).await
     }
@@ -408,12 +426,17 @@ impl Manager {
     }
 
     /// Every capsule with its state and generation.
-    pub(crate) fn list(&self) -> Vec<(CapsuleId, State, u64, Option<i64>)> {
+    pub(crate) fn list(&self) -> Vec<Listed> {
         self.count();
         let capsules = self.lock();
-        let of = |c: &Capsule| (c.state.clone(), c.generation, c.life.ends_at_ms);
-        let all = capsules.iter().map(|(id, capsule)| (*id, of(capsule)));
-        all.map(|(id, (state, generation, end))| (id, state, generation, end)).collect()
+        let listed = |(id, capsule): (&CapsuleId, &Capsule)| Listed {
+            id: *id,
+            state: capsule.state.clone(),
+            generation: capsule.generation,
+            ends_at_ms: capsule.life.ends_at_ms,
+            stored: if capsule.is_unsent() { 0 } else { capsule.stored },
+        };
+        capsules.iter().map(listed).collect()
     }
 
     /// Brings the gauges up to date.
@@ -503,6 +526,11 @@ impl Manager {
 }
 
 impl Capsule {
+    /// Whether the store lacks its newest snapshot.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.last > 0 && self.stored != self.last
+    }
+
     pub(super) fn begun(&self) -> Begun {
         (self.stages.clone(), self.life.ends_at_ms)
     }
@@ -518,6 +546,8 @@ impl Capsule {
             state,
             generation: ledger.generation,
             memory_mib,
+            last: ledger.last,
+            stored: ledger.stored,
             stages: Vec::new(),
             running: None,
             turn: Turn::default(),

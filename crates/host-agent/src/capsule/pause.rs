@@ -100,7 +100,11 @@ impl Manager {
                 self.change(id, |capsule| {
                     capsule.state = State::Paused;
                     capsule.memory_mib = 0;
+                    capsule.last = number;
                 });
+                if let Some(stored) = &self.parts.stored {
+                    stored.tell();
+                }
                 Ok(())
             }
             Err((error, going)) => {
@@ -216,6 +220,7 @@ impl Manager {
         Manifest {
             fingerprint: self.parts.driver.fingerprint(),
             template: ledger.template.clone(),
+            team: Some(ledger.team.clone()),
             resources: ledger.resources,
             taken_at_ms: now_ms(),
             memory: None,

@@ -164,6 +164,7 @@ impl Qemu {
         let command = VmmCommand {
             program: PROGRAM,
             capsule: name,
+            dir,
             args,
             fds,
             id: devices.uid,

@@ -1,0 +1,381 @@
+//! What of this host is in the platform's store, so that another host can go on with it: the last
+//! snapshot of each paused capsule, the snapshots that belong to none, the templates. And what
+//! this host has from there: a capsule that was paused elsewhere, a snapshot or a template that
+//! it lacks, fetched once however many ask for it.
+//!
+//! A pause does not wait for the store. What is to be kept is linked aside first, so that the
+//! capsule may be resumed, or removed, while it is sent.
+
+use super::ledger::{Ledger, Phase};
+use super::manager::{Capsule, Manager, State, chain};
+use super::{Error, blocking, boot, io_error};
+use crate::snapshot::{self, Layers};
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use store::Store;
+use tokio::sync::Notify;
+use types::{CapsuleId, SnapshotId};
+
+/// Between two looks at what is to be sent, when nothing says that there is something.
+const LOOK: Duration = Duration::from_secs(20);
+/// Capsules that are sent at once.
+const AT_ONCE: usize = 2;
+/// Between two sweeps of the store.
+const SWEEP: Duration = Duration::from_secs(24 * 3600);
+/// Whose templates are.
+const PLATFORM: &str = "platform";
+
+/// The store, and what of this host is known to be there.
+pub(crate) struct Stored {
+    store: Store,
+    /// Where folders are made that are to be sent, or were fetched.
+    dir: PathBuf,
+    snapshots: Mutex<HashSet<SnapshotId>>,
+    fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    work: Notify,
+}
+
+impl Stored {
+    /// Nothing of an earlier agent is left in `dir`.
+    pub(crate) fn new(store: Store, dir: PathBuf) -> io::Result<Self> {
+        let _ = fs::remove_dir_all(&dir);
+        // In it are disks and memories, as in the capsules' folders.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let (snapshots, fetching) = (Mutex::default(), Mutex::default());
+        Ok(Self { store, dir, snapshots, fetching, work: Notify::new() })
+    }
+
+    /// Says that there is something to be sent.
+    pub(super) fn tell(&self) {
+        self.work.notify_one();
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, HashSet<SnapshotId>> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches a tree to a folder that is to be at `to`, unless it is there.
+    async fn fetch(&self, space: &str, name: &str, to: &Path) -> Result<(), Error> {
+        let turn = {
+            let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(name.to_owned()).or_default())
+        };
+        let _turn = turn.lock().await;
+        if to.exists() {
+            return Ok(());
+        }
+        let staged = self.dir.join(format!("fetched-{}", name.replace('/', "-")));
+        let failed = "fetching from the store";
+        let _ = fs::remove_dir_all(&staged);
+        fs::create_dir_all(&staged).map_err(io_error(failed))?;
+        let fetched = self.store.get(space, name, &staged).await.map_err(failure);
+        let placed = fetched.and_then(|()| place(&staged, to).map_err(io_error(failed)));
+        if placed.is_err() {
+            let _ = fs::remove_dir_all(&staged);
+        }
+        placed
+    }
+}
+
+/// Makes a folder appear, durably.
+fn place(staged: &Path, to: &Path) -> io::Result<()> {
+    daemon::step("store.fetched")?;
+    let parent = to.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent)?;
+    fs::rename(staged, to)?;
+    File::open(parent)?.sync_all()
+}
+
+fn failure(error: store::Error) -> Error {
+    match error {
+        store::Error::Missing(name) => Error::NotFound(format!("{name} in the store")),
+        store::Error::Damaged(name) => {
+            Error::Damaged(snapshot::damaged(format!("{name} in the store")))
+        }
+        error @ (store::Error::Store(_) | store::Error::File(_)) => {
+            Error::Io { what: "using the store", source: io::Error::other(error) }
+        }
+    }
+}
+
+fn capsules(id: CapsuleId) -> String {
+    format!("capsules/{id}")
+}
+
+fn capsule(id: CapsuleId, number: u64) -> String {
+    format!("capsules/{id}/{number}")
+}
+
+impl Manager {
+    /// Sends what is to be there, for as long as the process lives.
+    pub(super) fn keep_stored(&self) {
+        let Some(stored) = self.parts.stored.clone() else { return };
+        let (this, tasks) = (self.clone(), self.parts.tasks.clone());
+        self.parts.tasks.spawn(async move {
+            let mut stop = tasks.stop_signal().wait();
+            loop {
+                tokio::select! {
+                    () = Box::pin(this.store_all(&stored)) => {}
+                    () = &mut stop => return,
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = stored.work.notified() => {}
+                    () = &mut stop => return,
+                }
+            }
+        });
+        let (stored, tasks) = (self.parts.stored.clone(), self.parts.tasks.clone());
+        self.parts.tasks.spawn(async move {
+            let Some(stored) = stored else { return };
+            let mut stop = tasks.stop_signal().wait();
+            // Hosts that start together do not all sweep together.
+            let mut wait = SWEEP.mul_f64(f64::from(rand::random::<f32>()));
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = &mut stop => return,
+                }
+                match stored.store.sweep().await {
+                    Ok(0) => {}
+                    Ok(removed) => tracing::info!(removed, "swept the store"),
+                    Err(error) => tracing::warn!(%error, "sweeping the store"),
+                }
+                wait = SWEEP;
+            }
+        });
+    }
+
+    async fn store_all(&self, stored: &Stored) {
+        use futures::StreamExt;
+        let due: Vec<CapsuleId> = {
+            let capsules = self.lock();
+            let due = capsules.iter().filter(|(_, c)| c.state == State::Paused && c.is_unsent());
+            due.map(|(id, _)| *id).collect()
+        };
+        let sending = due.into_iter().map(|id| async move {
+            if let Err(error) = self.send_capsule(stored, id).await {
+                tracing::warn!(%id, error = chain(&error), "keeping a capsule in the store");
+            }
+        });
+        futures::stream::iter(sending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+        for id in self.snapshots() {
+            if !stored.snapshots().contains(&id)
+                && let Err(error) = self.send_snapshot(stored, id).await
+            {
+                tracing::warn!(%id, error = chain(&error), "keeping a snapshot in the store");
+            }
+        }
+        for name in self.parts.templates_here() {
+            if let Err(error) = self.send_template(stored, &name).await {
+                tracing::warn!(name, error = chain(&error), "keeping a template in the store");
+            }
+        }
+    }
+
+    /// Keeps a paused capsule's last snapshot in the store, in place of the one before.
+    async fn send_capsule(&self, stored: &Stored, id: CapsuleId) -> Result<(), Error> {
+        let dir = boot::folder(&self.parts, id);
+        let turn = self.turn(id)?;
+        let aside = stored.dir.join(format!("sent-{id}"));
+        let ledger = {
+            let _turn = turn.lock().await;
+            let Some(ledger) = Ledger::load(&dir).filter(|l| l.phase == Phase::Paused) else {
+                return Ok(());
+            };
+            let (from, to, told) =
+                (boot::kept(&dir).join(ledger.last.to_string()), aside.clone(), ledger.clone());
+            let set_aside = move || {
+                link_aside(&from, &to)?;
+                // As another host is to find it.
+                Ledger { slot: None, machine: None, began: Layers::default(), ..told }.save(&to)
+            };
+            blocking(set_aside).await.map_err(io_error("setting a snapshot aside"))?;
+            ledger
+        };
+        let (team, number) = (&ledger.team, ledger.last);
+        let sent = stored.store.put(team, &capsule(id, number), &aside).await;
+        let _ = fs::remove_dir_all(&aside);
+        let bytes = sent.map_err(failure)?;
+        daemon::step("store.sent").map_err(io_error("a step"))?;
+        metrics::counter!("wrenn_stored_bytes_total").increment(bytes);
+        let _turn = turn.lock().await;
+        match Ledger::load(&dir) {
+            Some(mut ledger) => {
+                ledger.stored = number;
+                ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
+                self.change(id, |capsule| capsule.stored = number);
+                self.changed();
+                self.forget_stored(team, id, number).await
+            }
+            // Removed while it was sent.
+            None => stored.store.remove(team, &capsule(id, number)).await.map_err(failure),
+        }
+    }
+
+    /// Forgets the snapshots of a capsule in the store that are older than a number. Newer ones
+    /// may be there already: of another host, to which the capsule went on meanwhile.
+    pub(crate) async fn forget_stored(
+        &self,
+        team: &str,
+        id: CapsuleId,
+        below: u64,
+    ) -> Result<(), Error> {
+        let Some(stored) = &self.parts.stored else { return Ok(()) };
+        for name in stored.store.names(team, &capsules(id)).await.map_err(failure)? {
+            let number = name.rsplit('/').next().and_then(|number| number.parse::<u64>().ok());
+            if number.is_none_or(|number| number < below) {
+                stored.store.remove(team, &name).await.map_err(failure)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a capsule that was paused on another host be paused on this one.
+    pub(crate) async fn fetch_capsule(
+        &self,
+        team: &str,
+        id: CapsuleId,
+        number: u64,
+    ) -> Result<(), Error> {
+        let here = Ledger::load(&boot::folder(&self.parts, id));
+        if here.as_ref().is_some_and(|ledger| ledger.last >= number) {
+            return Ok(());
+        }
+        let Some(stored) = &self.parts.stored else {
+            return Err(Error::NotFound(format!("capsule {id}, and no store here")));
+        };
+        // What was left here when the capsule went on elsewhere.
+        if here.is_some() {
+            self.give_way(id).await?;
+        }
+        let (name, failed) = (capsule(id, number), "placing a capsule from the store");
+        let fetched = stored.dir.join(format!("capsule-{id}"));
+        stored.fetch(team, &name, &fetched).await?;
+        let (from, to) = (fetched.clone(), boot::folder(&self.parts, id));
+        let placed = blocking(move || {
+            let mut ledger = Ledger::load(&from)
+                .filter(|ledger| ledger.id == id && ledger.last == number)
+                .ok_or_else(|| snapshot::damaged("the capsule's ledger"))?;
+            ledger.stored = number;
+            // One whose folder is there lost a race with this one.
+            let whole = from.with_extension("whole");
+            let _ = fs::remove_dir_all(&whole);
+            fs::create_dir_all(boot::kept(&whole))?;
+            ledger.save(&whole)?;
+            Ledger::remove(&from)?;
+            fs::rename(&from, boot::kept(&whole).join(number.to_string()))?;
+            File::open(boot::kept(&whole))?.sync_all()?;
+            place(&whole, &to)?;
+            Ok(ledger)
+        });
+        let ledger = placed.await;
+        let _ = fs::remove_dir_all(&fetched);
+        let ledger = ledger.map_err(super::kept_error(failed))?;
+        tracing::info!(%id, number, "fetched a capsule from the store");
+        let mut capsules = self.lock();
+        capsules.entry(id).or_insert_with(|| Capsule::new(&ledger, State::Paused));
+        Ok(())
+    }
+
+    /// Removes what is left of a capsule that has gone on elsewhere since it was paused here.
+    async fn give_way(&self, id: CapsuleId) -> Result<(), Error> {
+        let known = self.change(id, |capsule| capsule.state.clone());
+        match known {
+            None | Some(State::Paused | State::Dead(_)) => {
+                tracing::info!(%id, "an old copy of a capsule gives way");
+                self.destroy(id).await
+            }
+            Some(state) => Err(Error::State(state)),
+        }
+    }
+
+    async fn send_snapshot(&self, stored: &Stored, id: SnapshotId) -> Result<(), Error> {
+        let from = self.parts.config.snapshots().join(id.to_string());
+        let Ok(found) = snapshot::Snapshot::open(&from) else { return Ok(()) };
+        let Some(team) = found.manifest.team else { return Ok(()) };
+        let name = format!("snapshots/{id}");
+        if !stored.store.has(&team, &name).await.map_err(failure)? {
+            let aside = stored.dir.join(format!("sent-{id}"));
+            let to = aside.clone();
+            let set_aside = blocking(move || link_aside(&from, &to)).await;
+            set_aside.map_err(io_error("setting a snapshot aside"))?;
+            let sent = stored.store.put(&team, &name, &aside).await;
+            let _ = fs::remove_dir_all(&aside);
+            sent.map_err(failure)?;
+        }
+        if self.parts.config.snapshots().join(id.to_string()).exists() {
+            stored.snapshots().insert(id);
+            self.changed();
+            return Ok(());
+        }
+        // Removed while it was sent.
+        stored.store.remove(&team, &name).await.map_err(failure)
+    }
+
+    /// The snapshots of this host that the store has too.
+    pub(crate) fn stored_snapshots(&self) -> Vec<SnapshotId> {
+        let stored = self.parts.stored.as_ref();
+        stored.map(|stored| stored.snapshots().iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Forgets what the store has of a snapshot.
+    pub(crate) async fn forget_snapshot(&self, team: &str, id: SnapshotId) -> Result<(), Error> {
+        let Some(stored) = &self.parts.stored else { return Ok(()) };
+        stored.snapshots().remove(&id);
+        stored.store.remove(team, &format!("snapshots/{id}")).await.map_err(failure)
+    }
+
+    /// Has a snapshot here that another host took, if the store has it.
+    pub(super) async fn fetch_snapshot(&self, team: &str, id: SnapshotId) -> Result<(), Error> {
+        let to = self.parts.config.snapshots().join(id.to_string());
+        match &self.parts.stored {
+            Some(stored) if !to.exists() => {
+                stored.fetch(team, &format!("snapshots/{id}"), &to).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn send_template(&self, stored: &Stored, name: &str) -> Result<(), Error> {
+        let tree = format!("templates/{name}");
+        if stored.store.has(PLATFORM, &tree).await.map_err(failure)? {
+            return Ok(());
+        }
+        let from = self.parts.config.templates().join(name);
+        stored.store.put(PLATFORM, &tree, &from).await.map_err(failure)?;
+        tracing::info!(name, "a template is in the store");
+        Ok(())
+    }
+
+    /// Has a template here that another host made, if the store has it.
+    pub(super) async fn fetch_template(&self, name: &str) -> Result<(), Error> {
+        let Some(stored) = &self.parts.stored else { return Ok(()) };
+        if self.parts.templates().iter().any(|known| known == name) {
+            return Ok(());
+        }
+        let to = self.parts.config.templates().join(name);
+        match stored.fetch(PLATFORM, &format!("templates/{name}"), &to).await {
+            Err(Error::NotFound(_)) => Err(Error::NoTemplate(name.to_owned())),
+            fetched => fetched,
+        }
+    }
+}
+
+/// Links a folder's files into another, which is new.
+fn link_aside(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(to) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => fs::create_dir_all(to)?,
+    }
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! This host as one of a platform's: it registers once, and then says that it is there, renews
+//! what it was given long before that ends, and answers to the platform's control planes alone.
+//!
+//! Its private key is made here and stays here. Losing the platform changes nothing on this host:
+//! capsules run on, and it is asked again for as long as it takes.
+
+mod credentials;
+
+pub use credentials::Credentials;
+
+use crate::Parts;
+use anyhow::Context;
+use daemon::Tasks;
+use pki::{Key, Pair, Trust};
+use reqwest::StatusCode;
+use rustls::ServerConfig;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+/// Between two words that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long whoever looks at this host's key may take: others may want to look.
+const SHOWING: Duration = Duration::from_secs(2);
+/// How often registering is tried, each time with the same key.
+const TRIES: u32 = 5;
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a host registers with.
+pub struct Registration {
+    pub token: String,
+    /// `HOST:PORT`, where control planes reach it.
+    pub address: String,
+    /// URL of the platform's API.
+    pub control_plane: String,
+}
+
+/// What this machine is and how busy, as the platform is told.
+#[derive(Clone)]
+pub struct About(pub(crate) Arc<Parts>);
+
+/// This host's place in a platform.
+pub struct Membership {
+    path: PathBuf,
+    http: reqwest::Client,
+    credentials: Credentials,
+    tls: Option<watch::Sender<Arc<ServerConfig>>>,
+}
+
+/// Why the platform did not answer as asked.
+enum Refused {
+    /// What we showed is not valid.
+    Credentials(String),
+    /// What we asked is not.
+    Request(String),
+    /// It knows no such host.
+    Unknown,
+    /// It may answer later.
+    Other(anyhow::Error),
+}
+
+impl Membership {
+    /// The place that this host was given before.
+    ///
+    /// # Errors
+    /// When there is none, with what to do.
+    pub fn load(dir: &Path) -> anyhow::Result<Self> {
+        let path = Credentials::path(dir);
+        let credentials = Credentials::load(&path)?;
+        Self::new(path, http()?, credentials)
+    }
+
+    /// Registers at the platform, which looks whether this host answers at `listener`.
+    ///
+    /// # Errors
+    /// Why the platform refused it, or that it cannot be reached.
+    pub async fn register(
+        dir: &Path,
+        asked: &Registration,
+        about: &About,
+        listener: &TcpListener,
+    ) -> anyhow::Result<Self> {
+        let http = http()?;
+        let key = Key::generate()?;
+        let request = api::RegisterHost {
+            token: asked.token.clone(),
+            address: asked.address.clone(),
+            csr_pem: Some(key.request()?),
+            specs: about.specs(),
+        };
+        let base = asked.control_plane.trim_end_matches('/');
+        let acceptor = TlsAcceptor::from(Arc::new(pki::prove(&key.self_signed()?)?));
+        let given: api::HostCredentials = tokio::select! {
+            given = ask(&http, base, &request) => given?,
+            never = show(listener, &acceptor) => never,
+        };
+        let mut credentials = Credentials::new(base, &asked.address);
+        credentials.listens = listener.local_addr().ok();
+        credentials.take(given, &key);
+        let path = Credentials::path(dir);
+        credentials.save(&path)?;
+        tracing::info!(host = credentials.host_id, address = asked.address, "enrolled");
+        Self::new(path, http, credentials)
+    }
+
+    fn new(path: PathBuf, http: reqwest::Client, credentials: Credentials) -> anyhow::Result<Self> {
+        let tls = credentials.tls()?.map(|config| watch::Sender::new(Arc::new(config)));
+        Ok(Self { path, http, credentials, tls })
+    }
+
+    /// Which host it is.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.credentials.host_id
+    }
+
+    /// Where it listened when it registered.
+    #[must_use]
+    pub fn listens(&self) -> Option<SocketAddr> {
+        self.credentials.listens
+    }
+
+    /// What each handshake goes by; none where the platform has no certificates.
+    #[must_use]
+    pub fn tls(&self) -> Option<hop::Tls> {
+        self.tls.as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// Stays a member, for as long as the process lives. `control_plane` is where the platform is
+    /// now, where that is known better than from the file.
+    pub fn keep(mut self, about: About, control_plane: Option<String>, tasks: &Tasks) {
+        if let Some(url) = control_plane {
+            self.credentials.control_plane = url;
+        }
+        let at = tasks.clone();
+        tasks.spawn(async move {
+            let Ok(mut hangups) = daemon::hangups() else { return };
+            let mut told = true;
+            loop {
+                let heard = self.beat(&about).await;
+                match &heard {
+                    Ok(()) if !told => tracing::info!("the platform answers again"),
+                    Err(error) if told => {
+                        tracing::warn!(error = format!("{error:#}"), "the platform is not reached");
+                    }
+                    _ => {}
+                }
+                told = heard.is_ok();
+                tokio::select! {
+                    () = tokio::time::sleep(HEARTBEAT) => {}
+                    () = hangups.next() => {
+                        if let Err(error) = self.renew().await {
+                            tracing::warn!(error = format!("{error:#}"), "renewing");
+                        }
+                    }
+                    () = at.stopping() => return,
+                }
+            }
+        });
+    }
+
+    /// Says that this host is there; renews when that is due.
+    async fn beat(&mut self, about: &About) -> anyhow::Result<()> {
+        // That it fails is no reason to be silent: there are days left.
+        if self.credentials.renew_at <= SystemTime::now()
+            && let Err(error) = self.renew().await
+        {
+            tracing::warn!(error = format!("{error:#}"), "renewing");
+        }
+        let trust = self.credentials.ca_cert_pem.as_deref();
+        let word = api::Heartbeat {
+            specs: about.specs(),
+            load: about.load(),
+            trust: trust.map(|pem| pki::fingerprint(pem.as_bytes())),
+        };
+        let path = format!("/v1/hosts/{}/heartbeat", self.credentials.host_id);
+        let request = self.http.post(format!("{}{path}", self.credentials.control_plane));
+        let request = request.bearer_auth(&self.credentials.jwt);
+        match exchange::<_, api::HeartbeatAnswer>(request, &word).await {
+            Ok(answer) if answer.renew => self.renew().await,
+            Ok(_) => Ok(()),
+            Err(Refused::Credentials(_)) => self.renew().await,
+            Err(Refused::Unknown) => anyhow::bail!(
+                "the platform has forgotten this host; its capsules run on until they are ended \
+                 here. Enrol it again with `wrenn agent --register`"
+            ),
+            Err(Refused::Request(why)) => anyhow::bail!("the platform refuses its words: {why}"),
+            Err(Refused::Other(error)) => Err(error),
+        }
+    }
+
+    /// Gets new credentials, for a new key, and goes by them at once.
+    async fn renew(&mut self) -> anyhow::Result<()> {
+        let key = Key::generate()?;
+        let request = api::RefreshHost {
+            refresh_token: self.credentials.refresh_token.clone(),
+            csr_pem: Some(key.request()?),
+        };
+        let url = format!("{}/v1/hosts/refresh", self.credentials.control_plane);
+        let given: api::HostCredentials = match exchange(self.http.post(url), &request).await {
+            Ok(given) => given,
+            Err(Refused::Credentials(why)) => anyhow::bail!(
+                "the platform takes this host's credentials no more ({why}); enrol it again: \
+                 `wrenn host token`, then `wrenn agent --register`"
+            ),
+            Err(Refused::Request(why)) => anyhow::bail!("the platform refuses to renew: {why}"),
+            Err(Refused::Unknown) => anyhow::bail!("the platform has no such route"),
+            Err(Refused::Other(error)) => return Err(error),
+        };
+        let mut renewed = self.credentials.clone();
+        renewed.take(given, &key);
+        // What is not on the disk is not gone by: the old token is still good.
+        renewed.save(&self.path)?;
+        if let (Some(tls), Some(config)) = (&self.tls, renewed.tls()?) {
+            tls.send_replace(Arc::new(config));
+        }
+        self.credentials = renewed;
+        tracing::info!("renewed this host's credentials");
+        Ok(())
+    }
+}
+
+/// Asks to be registered; a lost answer is asked for again.
+async fn ask(
+    http: &reqwest::Client,
+    base: &str,
+    request: &api::RegisterHost,
+) -> anyhow::Result<api::HostCredentials> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let url = format!("{base}/v1/hosts/register");
+        match exchange(http.post(url), request).await {
+            Ok(given) => return Ok(given),
+            Err(Refused::Credentials(why) | Refused::Request(why)) => {
+                anyhow::bail!("the platform refused: {why}")
+            }
+            Err(Refused::Unknown) => anyhow::bail!("{base} is no Wrenn platform"),
+            Err(Refused::Other(error)) if tries == TRIES => {
+                return Err(error.context("registering"));
+            }
+            Err(Refused::Other(_)) => tokio::time::sleep(TRY_AGAIN).await,
+        }
+    }
+}
+
+/// Shows this host's key to whoever connects, and no more, for ever.
+async fn show<T>(listener: &TcpListener, acceptor: &TlsAcceptor) -> T {
+    loop {
+        match listener.accept().await {
+            // Whoever asked has seen the key once the handshake is over.
+            Ok((stream, _)) => {
+                let _ = tokio::time::timeout(SHOWING, acceptor.accept(stream)).await;
+            }
+            Err(_) => tokio::time::sleep(TRY_AGAIN).await,
+        }
+    }
+}
+
+async fn exchange<B: Serialize + Sync, T: DeserializeOwned>(
+    request: reqwest::RequestBuilder,
+    body: &B,
+) -> Result<T, Refused> {
+    let answer = request.json(body).send().await.map_err(|e| Refused::Other(e.into()))?;
+    let status = answer.status();
+    if status.is_success() {
+        return answer.json().await.map_err(|e| Refused::Other(e.into()));
+    }
+    let told = answer.json::<api::ErrorBody>().await.map(|body| body.error);
+    let (code, why) = told.map_or_else(|_| Default::default(), |told| (told.code, told.message));
+    match status {
+        StatusCode::UNAUTHORIZED => Err(Refused::Credentials(why)),
+        StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::CONFLICT => {
+            Err(Refused::Request(why))
+        }
+        StatusCode::NOT_FOUND if code == "not_found" || code.is_empty() => Err(Refused::Unknown),
+        status => Err(Refused::Other(anyhow::anyhow!("the platform answered {status}: {why}"))),
+    }
+}
+
+fn http() -> anyhow::Result<reqwest::Client> {
+    // A second call keeps the first one's choice.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
+    builder.build().context("preparing to ask the platform")
+}
+
+/// How this host is reached by TLS.
+fn accept(pair: &Pair, trust: &str) -> anyhow::Result<ServerConfig> {
+    Ok(pki::accept_control_plane(&Trust::from_pem(trust)?, pair)?)
+}

@@ -1,0 +1,111 @@
+//! `host-credentials.json`: who this host is, readable by its owner alone, replaced in one step.
+
+use super::accept;
+use anyhow::Context;
+use pki::{Key, Pair};
+use rustls::ServerConfig;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// What the file holds.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Credentials {
+    pub(super) host_id: String,
+    pub(super) jwt: String,
+    pub(super) refresh_token: String,
+    /// This and the next two are none where the platform has no certificates.
+    cert_pem: Option<String>,
+    key_pem: Option<String>,
+    pub(super) ca_cert_pem: Option<String>,
+    /// URL of the platform's API.
+    pub(super) control_plane: String,
+    /// Where control planes reach this host.
+    pub(super) address: String,
+    /// Where it listened when it registered.
+    #[serde(default)]
+    pub(super) listens: Option<SocketAddr>,
+    pub(super) renew_at: SystemTime,
+}
+
+impl Credentials {
+    /// Where the file is.
+    #[must_use]
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join("host-credentials.json")
+    }
+
+    pub(super) fn new(control_plane: &str, address: &str) -> Self {
+        Self {
+            host_id: String::new(),
+            jwt: String::new(),
+            refresh_token: String::new(),
+            cert_pem: None,
+            key_pem: None,
+            ca_cert_pem: None,
+            control_plane: control_plane.to_owned(),
+            address: address.to_owned(),
+            listens: None,
+            renew_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Takes what the platform gave for a key.
+    pub(super) fn take(&mut self, given: api::HostCredentials, key: &Key) {
+        self.host_id = given.host_id;
+        self.jwt = given.jwt;
+        self.refresh_token = given.refresh_token;
+        self.key_pem = given.cert_pem.is_some().then(|| key.to_pem());
+        self.cert_pem = given.cert_pem;
+        self.ca_cert_pem = given.ca_cert_pem;
+        // A little sooner: hosts that enrolled together do not all renew together.
+        let sooner = 1.0 - f64::from(rand::random::<f32>()) / 10.0;
+        self.renew_at = SystemTime::now() + Duration::from_secs(given.renew_sec).mul_f64(sooner);
+    }
+
+    pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => anyhow::bail!(
+                "this host belongs to no platform ({} is missing): get a token there with \
+                 `wrenn host add`, then `wrenn agent --register TOKEN --address IP:PORT`",
+                path.display()
+            ),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+    }
+
+    pub(super) fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let what = || format!("writing {}", path.display());
+        let staged = path.with_extension("new");
+        let _ = fs::remove_file(&staged);
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staged)
+            .with_context(what)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?).with_context(what)?;
+        file.sync_all().with_context(what)?;
+        daemon::step("host.credentials").with_context(what)?;
+        fs::rename(&staged, path).with_context(what)?;
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        File::open(dir).and_then(|dir| dir.sync_all()).with_context(what)
+    }
+
+    /// How this host is reached by TLS; none where the platform has no certificates.
+    pub(super) fn tls(&self) -> anyhow::Result<Option<ServerConfig>> {
+        let (Some(cert), Some(key), Some(trust)) =
+            (&self.cert_pem, &self.key_pem, &self.ca_cert_pem)
+        else {
+            return Ok(None);
+        };
+        let pair = Pair { cert_pem: cert.clone(), key_pem: key.clone() };
+        accept(&pair, trust).map(Some).context("this host's certificate")
+    }
+}

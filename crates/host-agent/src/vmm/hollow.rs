@@ -1,0 +1,96 @@
+//! Machines that are none: every capsule's guest is whatever answers at one port. For measuring
+//! what is above machines, a thousand hosts in one process; nothing of a capsule runs.
+
+use super::{Driver, Error, Machine, Record, Saved, Spec};
+use crate::snapshot::memory::Memory;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::fs::File;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+pub(crate) struct Hollow {
+    pub port: u16,
+}
+
+struct HollowMachine {
+    port: u16,
+}
+
+impl Driver for Hollow {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn accelerator(&self) -> &'static str {
+        "none"
+    }
+
+    fn boots_images(&self) -> bool {
+        false
+    }
+
+    fn fingerprint(&self) -> String {
+        "hollow".to_owned()
+    }
+
+    fn boot(&self, _spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        let machine = HollowMachine { port: self.port };
+        std::future::ready(Ok(Box::new(machine) as Box<dyn Machine>)).boxed()
+    }
+
+    fn restore(&self, spec: Spec, _saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        self.boot(spec)
+    }
+
+    fn adopt(&self, _record: &Record, _dir: PathBuf) -> Option<Box<dyn Machine>> {
+        Some(Box::new(HollowMachine { port: self.port }))
+    }
+}
+
+impl Machine for HollowMachine {
+    /// That of no process.
+    fn record(&self) -> Record {
+        Record { pid: 0, started: 0, boot: String::new(), port: Some(self.port) }
+    }
+
+    fn loopback(&self, _port: u16) -> Option<SocketAddr> {
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        std::future::pending().boxed()
+    }
+
+    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        std::future::ready(Vec::new()).boxed()
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn save(&self, mut state: File) -> BoxFuture<'_, Result<(), Error>> {
+        let wrote = state.write_all(b"hollow");
+        std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
+    }
+
+    fn memory(&self, _bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        std::future::ready(Ok(None)).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn said(&self) -> String {
+        String::new()
+    }
+
+    fn trim_logs(&self) {}
+}
