@@ -1,6 +1,10 @@
 //! The command line: what can be asked, and nothing of how it is done.
 
-use crate::settings::{Agent, ControlPlane, Folder, Log};
+mod host;
+
+pub(crate) use host::{Host, Pki};
+
+use crate::settings::{Agent, ControlPlane, Folder, Log, Plaintext};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -56,6 +60,9 @@ pub(crate) enum Command {
     ControlPlane(ControlPlaneRole),
     /// Run a host agent alone.
     Agent(AgentRole),
+    /// The authority that vouches for hosts and control planes.
+    #[command(subcommand)]
+    Pki(Pki),
     /// Make what guests boot from.
     #[command(subcommand)]
     Image(Image),
@@ -143,6 +150,9 @@ pub(crate) struct Create {
     /// A port that anyone may reach by its URL; repeatable.
     #[arg(long, value_name = "PORT")]
     pub public: Vec<u16>,
+    /// A tag that its host must bear; may be given again.
+    #[arg(long = "host-tag", value_name = "TAG")]
+    pub host_tags: Vec<String>,
     /// NAME=VALUE for every process in it; repeatable.
     #[arg(long = "env", short, value_parser = pair)]
     pub envs: Vec<(String, String)>,
@@ -283,13 +293,6 @@ pub(crate) enum Template {
     List,
 }
 
-#[derive(Subcommand, Debug)]
-pub(crate) enum Host {
-    /// List them.
-    #[command(visible_alias = "ls")]
-    List,
-}
-
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
     #[command(flatten)]
@@ -304,6 +307,8 @@ pub(crate) struct Up {
     pub agent: Agent,
     #[command(flatten)]
     pub control_plane: ControlPlane,
+    #[command(flatten)]
+    pub plaintext: Plaintext,
     #[command(flatten)]
     pub log: Log,
     #[command(flatten)]
@@ -322,9 +327,8 @@ pub(crate) struct Clean {
 pub(crate) struct ControlPlaneRole {
     #[command(flatten)]
     pub control_plane: ControlPlane,
-    /// URL of the host agent.
-    #[arg(long, env = "WRENN_AGENT_URL", default_value = "http://127.0.0.1:8001")]
-    pub agent_url: String,
+    #[command(flatten)]
+    pub plaintext: Plaintext,
     #[command(flatten)]
     pub log: Log,
 }
@@ -335,6 +339,18 @@ pub(crate) struct AgentRole {
     pub folder: Folder,
     #[command(flatten)]
     pub agent: Agent,
+    /// Become a host of a platform, with a token of `wrenn host add`. Later starts go by what was
+    /// given then.
+    #[arg(long, value_name = "TOKEN", env = "WRENN_REGISTER_TOKEN", hide_env_values = true)]
+    pub register: Option<String>,
+    /// Where control planes reach this host, as 10.0.0.7:8001; by default where it listens.
+    #[arg(long, value_name = "IP:PORT", env = "WRENN_HOST_ADDRESS", requires = "register")]
+    pub address: Option<String>,
+    /// URL of the platform's API, to register at.
+    #[arg(long, value_name = "URL", env = "WRENN_CP_URL", default_value = "http://127.0.0.1:8000")]
+    pub control_plane: String,
+    #[command(flatten)]
+    pub plaintext: Plaintext,
     #[command(flatten)]
     pub log: Log,
 }

@@ -4,12 +4,14 @@ mod capsule;
 mod cp;
 mod doctor;
 mod exec;
+mod host;
 mod keep;
 mod port;
 mod shell;
 
 pub(crate) use capsule::capsule;
 pub(crate) use doctor::doctor;
+pub(crate) use host::host;
 pub(crate) use keep::snapshots;
 
 use crate::client::Client;
@@ -33,29 +35,6 @@ pub(crate) async fn templates(client: &Client, form: Form) -> anyhow::Result<()>
         ]
     };
     let header = ["NAME", "VCPUS", "MEMORY", "DISK", "FOR", "ID"];
-    output::table(&header, list.items.into_iter().map(row).collect());
-    Ok(())
-}
-
-/// `wrenn host list`.
-pub(crate) async fn hosts(client: &Client, form: Form) -> anyhow::Result<()> {
-    let list: api::HostList = client.get("/v1/hosts").await?;
-    if form == Form::Json {
-        return output::json(&list.items);
-    }
-    let row = |h: api::Host| {
-        vec![
-            h.name,
-            h.status,
-            format!("{}/{}", h.driver, h.accelerator),
-            h.capsules.to_string(),
-            h.cpu_cores.to_string(),
-            format!("{} MiB", h.memory_mb),
-            format!("{} GiB", h.disk_mb >> 10),
-            h.id,
-        ]
-    };
-    let header = ["NAME", "STATUS", "DRIVER", "CAPSULES", "CORES", "MEMORY", "DISK", "ID"];
     output::table(&header, list.items.into_iter().map(row).collect());
     Ok(())
 }

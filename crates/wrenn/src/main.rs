@@ -44,7 +44,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
         Command::Template(cli::Template::List) => commands::templates(&client()?, form).await?,
         Command::Snapshot(command) => commands::snapshots(command, &client()?, form).await?,
-        Command::Host(cli::Host::List) => commands::hosts(&client()?, form).await?,
+        Command::Host(command) => commands::host(command, &client()?, form).await?,
         Command::Doctor(doctor) => {
             let path = var("PATH").unwrap_or_default();
             return commands::doctor(&doctor.folder.dir, &path, client().ok(), form).await;
@@ -57,6 +57,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
                 envd: up.envd.find(),
                 agent: up.agent,
                 control_plane: up.control_plane,
+                plaintext: up.plaintext,
                 client_file,
             };
             platform::up(up).await?;
@@ -71,12 +72,25 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::ControlPlane(role) => {
             daemon::raise_open_files();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
-            platform::control_plane(&role.control_plane, &role.agent_url, &client_file).await?;
+            platform::control_plane(&role.control_plane, role.plaintext, &client_file).await?;
         }
         Command::Agent(role) => {
             daemon::raise_open_files();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
-            platform::agent(&role.folder.dir, &role.agent).await?;
+            let (address, control_plane) = (role.address, role.control_plane);
+            let register = role.register.filter(|token| !token.is_empty());
+            let register =
+                register.map(|token| platform::Register { token, address, control_plane });
+            platform::agent(&role.folder.dir, &role.agent, register, role.plaintext).await?;
+        }
+        Command::Pki(cli::Pki::Init(folder)) => {
+            let made = platform::pki::init(&folder.dir)?;
+            let (cert, key) = platform::pki::paths(&folder.dir);
+            output::line(&format!("WRENN_CA_CERT={}", cert.display()));
+            output::line(&format!("WRENN_CA_KEY={}", key.display()));
+            if !made {
+                output::note("they were there");
+            }
         }
         Command::Image(cli::Image::Build(build)) => {
             let envd = build.envd.find();

@@ -1,28 +1,58 @@
 //! The long-lived roles: `up` (everything in one process), `control-plane`, `agent`; and what
 //! ends them. Decides what is started in which order; the roles' own crates do the work.
 
+mod members;
+pub(crate) mod pki;
 mod postgres;
 mod up;
 
 pub(crate) use up::{Up, clean, stop, up};
 
 use crate::output;
-use crate::settings::{Agent, ControlPlane};
+use crate::settings::{Agent, ControlPlane, Plaintext};
 use anyhow::Context;
 use control_plane::App;
 use daemon::Tasks;
 use hop::Limits;
+use host_agent::membership::{Membership, Registration};
 use std::net::SocketAddr;
 use std::path::Path;
 use tokio::net::TcpListener;
 
+/// How a host becomes one of a platform's.
+pub(crate) struct Register {
+    pub token: String,
+    /// Where it is reached; by default where it listens.
+    pub address: Option<String>,
+    pub control_plane: String,
+}
+
 /// Runs a host agent until it is told to stop; its capsules run on.
-pub(crate) async fn agent(dir: &Path, settings: &Agent) -> anyhow::Result<()> {
+pub(crate) async fn agent(
+    dir: &Path,
+    settings: &Agent,
+    register: Option<Register>,
+    plaintext: Plaintext,
+) -> anyhow::Result<()> {
     let tasks = Tasks::default();
-    let listener = listen(settings.listen, "WRENN_AGENT_LISTEN_ADDR").await?;
+    // Before anything else is done: there may be nothing to do.
+    let before = match &register {
+        Some(_) => None,
+        None => Membership::load(dir)?.listens(),
+    };
+    let listener = listen(settings.listens(before), "WRENN_AGENT_LISTEN_ADDR").await?;
     let agent = host_agent::start(settings.config(dir)?, &tasks).await?;
+    let member = match register {
+        None => Membership::load(dir)?,
+        Some(Register { token, address, control_plane }) => {
+            members::check_url(&control_plane, plaintext)?;
+            let address = address.map_or_else(|| members::own_address(&listener), Ok)?;
+            let asked = Registration { token, address, control_plane };
+            Membership::register(dir, &asked, &agent.about(), &listener).await?
+        }
+    };
     let address = listener.local_addr()?;
-    hop::serve(listener, agent, Limits::default(), &tasks);
+    members::serve(listener, agent, member, None, plaintext, &tasks)?;
     tracing::info!(%address, "the host agent serves");
     daemon::terminated().await?;
     tasks.finish().await;
@@ -32,13 +62,14 @@ pub(crate) async fn agent(dir: &Path, settings: &Agent) -> anyhow::Result<()> {
 /// Runs a control plane until it is told to stop.
 pub(crate) async fn control_plane(
     settings: &ControlPlane,
-    agent: &str,
+    plaintext: Plaintext,
     client_file: &Path,
 ) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     let database = settings.database()?.context("set DATABASE_URL to a PostgreSQL URL")?;
+    let authority = settings.ca.read()?;
     let listener = listen(settings.listen, "WRENN_CP_LISTEN_ADDR").await?;
-    let settings = settings.told(database, agent.to_owned(), listener.local_addr()?);
+    let settings = settings.told(database, authority, plaintext, listener.local_addr()?);
     let app = App::start(settings, &tasks).await?;
     let url = up::reachable(listener.local_addr()?);
     up::introduce(&app, &url, client_file).await?;

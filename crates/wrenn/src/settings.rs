@@ -29,14 +29,10 @@ pub(crate) struct Log {
 /// A host agent's settings.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Agent {
-    /// Address of the host agent; loopback, since it demands no credentials.
-    #[arg(
-        id = "agent_listen",
-        long = "agent-listen",
-        env = "WRENN_AGENT_LISTEN_ADDR",
-        default_value = "127.0.0.1:8001"
-    )]
-    pub listen: SocketAddr,
+    /// Address of the host agent; by default where it listened when it registered, else
+    /// 127.0.0.1:8001.
+    #[arg(id = "agent_listen", long = "agent-listen", env = "WRENN_AGENT_LISTEN_ADDR")]
+    pub listen: Option<SocketAddr>,
     /// Range for the capsules' links to the host, at least a /24.
     #[arg(long, env = "WRENN_NETWORK", default_value = "10.220.0.0/16")]
     pub network: String,
@@ -49,6 +45,21 @@ pub(crate) struct Agent {
     /// Memory that capsules may have together, in MiB; 0 is four fifths of the machine's.
     #[arg(long, env = "WRENN_MEMORY_MIB", default_value_t = 0)]
     pub memory_mib: u64,
+    /// Virtual CPUs that capsules may have together; 0 is 64 for each core.
+    #[arg(long, env = "WRENN_VCPUS", default_value_t = 0)]
+    pub vcpus: u64,
+    /// Disk that capsules may have together, in MiB; 0 is eight times the machine's.
+    #[arg(long, env = "WRENN_DISK_MIB", default_value_t = 0)]
+    pub disk_mib: u64,
+    /// Where what is kept of capsules goes too, for other hosts to have: a folder that they share,
+    /// or as s3://bucket/prefix, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and
+    /// AWS_ENDPOINT.
+    #[arg(long, env = "WRENN_STORE")]
+    pub store: Option<String>,
+    /// 64 hexadecimal digits, or a file of them: what each team's key of the store is derived
+    /// from. Every host has the same; without it, the store is not encrypted.
+    #[arg(long, env = "WRENN_STORE_KEY", hide_env_values = true)]
+    pub store_key: Option<String>,
     /// Requests and connections under way to one capsule at once; further ones are refused.
     #[arg(long, env = "WRENN_CAPSULE_CONNECTIONS", default_value_t = 1024)]
     pub connections: u32,
@@ -76,21 +87,96 @@ impl FromStr for Driver {
 }
 
 impl Agent {
+    /// Where it listens, given where it listened before.
+    pub(crate) fn listens(&self, before: Option<SocketAddr>) -> SocketAddr {
+        self.listen.or(before).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8001)))
+    }
+
     /// The agent's own form of it.
     pub(crate) fn config(&self, dir: &Path) -> anyhow::Result<host_agent::Config> {
-        anyhow::ensure!(
-            self.listen.ip().is_loopback(),
-            "WRENN_AGENT_LISTEN_ADDR must be a loopback address: the agent demands no credentials"
-        );
         Ok(host_agent::Config {
             dir: dir.to_owned(),
             network: self.network.clone(),
             dns: self.dns.clone(),
             driver: self.driver.0.clone(),
             memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            disk_mib: self.disk_mib,
+            store: self.store()?,
             connections: self.connections,
         })
     }
+
+    fn store(&self) -> anyhow::Result<Option<host_agent::StoreConfig>> {
+        let Some(url) = self.store.clone().filter(|url| !url.is_empty()) else { return Ok(None) };
+        let key = self.store_key.as_deref().filter(|key| !key.is_empty());
+        let key = key.map(store_key).transpose()?;
+        Ok(Some(host_agent::StoreConfig { url, key }))
+    }
+}
+
+/// A key as digits, or a file of them.
+fn store_key(given: &str) -> anyhow::Result<[u8; 32]> {
+    let read = || std::fs::read_to_string(given);
+    let digits = if given.len() == 64 { given.to_owned() } else { read().unwrap_or_default() };
+    let digits = digits.trim().as_bytes();
+    let mut key = [0; 32];
+    let whole = digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit);
+    anyhow::ensure!(whole, "WRENN_STORE_KEY must be 64 hexadecimal digits, or a file of them");
+    for (byte, pair) in key.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair)?, 16)?;
+    }
+    Ok(key)
+}
+
+/// Whether other machines may be talked to in plain text.
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct Plaintext {
+    /// Let control planes and hosts on different machines talk by plain HTTP, where they have no
+    /// certificates: whoever is on the network between them then has every capsule.
+    #[arg(long = "allow-plaintext", env = "WRENN_ALLOW_PLAINTEXT", value_parser = flag(),
+        default_value = "false", default_missing_value = "true", num_args = 0..=1)]
+    pub allowed: bool,
+}
+
+/// `1` and `true` are yes.
+fn flag() -> impl clap::builder::TypedValueParser {
+    clap::builder::BoolishValueParser::new()
+}
+
+/// Who vouches for hosts and control planes.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Ca {
+    /// Certificates of the authorities that are trusted (PEM, or a path): the one whose key is
+    /// given, and beside it, while one replaces another, the other.
+    #[arg(long, env = "WRENN_CA_CERT", hide_env_values = true)]
+    pub ca_cert: Option<String>,
+    /// Key of the authority (PEM, or a path), ECDSA P-256.
+    #[arg(long, env = "WRENN_CA_KEY", hide_env_values = true)]
+    pub ca_key: Option<String>,
+}
+
+impl Ca {
+    /// The certificates and the key, as PEM; none when neither was given.
+    pub(crate) fn read(&self) -> anyhow::Result<Option<(String, String)>> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        match (given(&self.ca_cert), given(&self.ca_key)) {
+            (None, None) => Ok(None),
+            (Some(cert), Some(key)) => {
+                Ok(Some((pem("WRENN_CA_CERT", cert)?, pem("WRENN_CA_KEY", key)?)))
+            }
+            (None, Some(_)) => anyhow::bail!("WRENN_CA_KEY is set, and WRENN_CA_CERT is not"),
+            (Some(_), None) => anyhow::bail!("WRENN_CA_CERT is set, and WRENN_CA_KEY is not"),
+        }
+    }
+}
+
+/// PEM, given as it is or as a file's path.
+fn pem(name: &str, given: String) -> anyhow::Result<String> {
+    if given.contains("-----BEGIN") {
+        return Ok(given);
+    }
+    std::fs::read_to_string(&given).with_context(|| format!("reading the file of {name}"))
 }
 
 /// A control plane's settings.
@@ -109,6 +195,8 @@ pub(crate) struct ControlPlane {
     /// https and the first of the domains, else http://localhost and the API's port.
     #[arg(long, env = "WRENN_PUBLIC_URL")]
     pub public_url: Option<String>,
+    #[command(flatten)]
+    pub ca: Ca,
 }
 
 impl ControlPlane {
@@ -116,7 +204,8 @@ impl ControlPlane {
     pub(crate) fn told(
         &self,
         database: sqlx::postgres::PgConnectOptions,
-        agent_url: String,
+        authority: Option<(String, String)>,
+        plaintext: Plaintext,
         listening: SocketAddr,
     ) -> control_plane::Settings {
         let domain = self.domains.iter().find(|domain| !domain.is_empty());
@@ -124,7 +213,13 @@ impl ControlPlane {
             Some(domain) => format!("https://{domain}"),
             None => format!("http://localhost:{}", listening.port()),
         });
-        control_plane::Settings { database, agent_url, domains: self.domains.clone(), public_url }
+        control_plane::Settings {
+            database,
+            authority,
+            plaintext: plaintext.allowed,
+            domains: self.domains.clone(),
+            public_url,
+        }
     }
 
     /// The database that was named, if one was.

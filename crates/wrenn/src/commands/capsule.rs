@@ -71,6 +71,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
         on_timeout: create.on_timeout,
         auto_resume: create.auto_resume,
         public_ports: create.public,
+        host_tags: create.host_tags,
         envs: create.envs.into_iter().collect(),
         metadata: create.metadata.into_iter().collect(),
     };

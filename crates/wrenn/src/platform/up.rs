@@ -2,16 +2,18 @@
 //! a key for the commands; `wrenn stop` and `wrenn clean` undo it. Capsules outlive it: a stop
 //! leaves them, the next start finds them, a clean ends them.
 
-use super::listen;
 use super::postgres::{self, Postgres};
+use super::{listen, members, pki};
 use crate::client_file::ClientFile;
 use crate::output::{self, Progress};
-use crate::settings::{Agent, ControlPlane};
+use crate::settings::{Agent as AgentSettings, ControlPlane, Plaintext};
 use crate::{images, sys};
 use anyhow::Context;
 use control_plane::App;
 use daemon::Tasks;
 use hop::Limits;
+use host_agent::Agent;
+use host_agent::membership::{Membership, Registration};
 use rustix::fs::FlockOperation;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -19,6 +21,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 
 const STOP: Duration = Duration::from_secs(30);
 
@@ -26,8 +29,9 @@ const STOP: Duration = Duration::from_secs(30);
 pub(crate) struct Up {
     pub dir: PathBuf,
     pub envd: Option<PathBuf>,
-    pub agent: Agent,
+    pub agent: AgentSettings,
     pub control_plane: ControlPlane,
+    pub plaintext: Plaintext,
     pub client_file: PathBuf,
 }
 
@@ -38,7 +42,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         .with_context(|| format!("a platform already runs in {}", up.dir.display()))?;
     let config = up.agent.config(&up.dir)?;
     let api = listen(up.control_plane.listen, "WRENN_CP_LISTEN_ADDR").await?;
-    let internal = listen(up.agent.listen, "WRENN_AGENT_LISTEN_ADDR").await?;
+    let internal = listen(up.agent.listens(None), "WRENN_AGENT_LISTEN_ADDR").await?;
     if let (Some(envd), true) = (up.envd, config.driver.boots_images()) {
         let dir = up.dir.clone();
         tokio::task::spawn_blocking(move || images::build(&dir, &envd, false)).await??;
@@ -52,21 +56,43 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         None => up.control_plane.database()?.context("DATABASE_URL")?,
     };
     let tasks = Tasks::default();
-    let agent_url = format!("http://{}", internal.local_addr()?);
-    tracing::info!(agent = agent_url, "the host agent listens");
+    let authority = match up.control_plane.ca.read()? {
+        Some(given) => given,
+        None => pki::own(&up.dir)?,
+    };
+    tracing::info!(agent = %internal.local_addr()?, "the host agent listens");
     let agent = host_agent::start(config, &tasks).await?;
-    hop::serve(internal, agent, Limits::default(), &tasks);
-    let settings = up.control_plane.told(database, agent_url, api.local_addr()?);
+    let (plaintext, listening) = (up.plaintext, api.local_addr()?);
+    let settings = up.control_plane.told(database, Some(authority), plaintext, listening);
     let app = App::start(settings, &tasks).await?;
-    let url = reachable(api.local_addr()?);
+    let url = reachable(listening);
     introduce(&app, &url, &up.client_file).await?;
-    hop::serve(api, app.server(), Limits::default(), &tasks);
+    hop::serve(api, app.clone().server(), Limits::default(), &tasks);
+    let member = join(&app, &up.dir, &url, &agent, &internal).await?;
+    members::serve(internal, agent, member, Some(url.clone()), plaintext, &tasks)?;
+    app.wait_online().await?;
     output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
     tasks.finish().await;
     // Last: what the tasks wrote is kept.
     tokio::task::spawn_blocking(move || drop(postgres)).await?;
     Ok(())
+}
+
+/// Makes the agent a member of the platform beside it: the host that it was before, if it was one.
+async fn join(
+    app: &App,
+    dir: &Path,
+    url: &str,
+    agent: &Agent,
+    listener: &TcpListener,
+) -> anyhow::Result<Membership> {
+    let address = members::own_address(listener)?;
+    let before = Membership::load(dir).ok();
+    let token = app.invite_local(before.as_ref().map(Membership::host)).await?;
+    let control_plane = url.to_owned();
+    let asked = Registration { token, address, control_plane };
+    Membership::register(dir, &asked, &agent.about(), listener).await
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {
@@ -172,7 +198,11 @@ pub(crate) fn stop(dir: &Path) -> anyhow::Result<bool> {
 }
 
 /// Stops the platform, ends its capsules and removes everything it made on this machine.
-pub(crate) async fn clean(dir: &Path, agent: &Agent, client_file: &Path) -> anyhow::Result<()> {
+pub(crate) async fn clean(
+    dir: &Path,
+    agent: &AgentSettings,
+    client_file: &Path,
+) -> anyhow::Result<()> {
     let at = dir.to_owned();
     tokio::task::spawn_blocking(move || stop(&at)).await??;
     if !dir.exists() {

@@ -1,0 +1,77 @@
+//! A host agent as a member of a platform: what it serves by, and where plain text is refused.
+
+use crate::settings::Plaintext;
+use daemon::Tasks;
+use hop::Limits;
+use host_agent::Agent;
+use host_agent::membership::Membership;
+use std::net::IpAddr;
+use tokio::net::TcpListener;
+
+/// Serves an agent to its platform, and keeps it a member. `control_plane` is where that is now,
+/// where it is known better than from the agent's file.
+pub(super) fn serve(
+    listener: TcpListener,
+    agent: Agent,
+    member: Membership,
+    control_plane: Option<String>,
+    plaintext: Plaintext,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let about = agent.about();
+    match member.tls() {
+        Some(tls) => hop::serve_tls(listener, tls, agent, Limits::default(), tasks),
+        None => {
+            anyhow::ensure!(
+                plaintext.allowed || listener.local_addr()?.ip().is_loopback(),
+                "the platform has no certificates (WRENN_CA_CERT, WRENN_CA_KEY), so that this \
+                 agent must listen on a loopback address, unless WRENN_ALLOW_PLAINTEXT=1"
+            );
+            tracing::warn!("the platform has no certificates: whoever connects is obeyed");
+            hop::serve(listener, agent, Limits::default(), tasks);
+        }
+    }
+    member.keep(about, control_plane, tasks);
+    Ok(())
+}
+
+/// Where a listener is reached, when it listens on one address.
+pub(super) fn own_address(listener: &TcpListener) -> anyhow::Result<String> {
+    let at = listener.local_addr()?;
+    anyhow::ensure!(
+        !at.ip().is_unspecified(),
+        "say with --address IP:PORT where control planes reach this host"
+    );
+    Ok(at.to_string())
+}
+
+/// Refuses to send tokens to another machine in plain text.
+pub(super) fn check_url(url: &str, plaintext: Plaintext) -> anyhow::Result<()> {
+    let parsed = url.parse::<http::Uri>().ok();
+    let parsed = parsed.filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
+    let host = parsed.as_ref().and_then(http::Uri::host);
+    let Some(host) = host else { anyhow::bail!("WRENN_CP_URL `{url}` is no URL") };
+    let host = host.trim_matches(['[', ']']);
+    let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    anyhow::ensure!(
+        url.starts_with("https://") || local || plaintext.allowed,
+        "WRENN_CP_URL must be https://…, unless WRENN_ALLOW_PLAINTEXT=1: tokens would travel in \
+         plain text"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_go_over_the_network_encrypted_or_not_at_all() {
+        let check = |url: &str, allowed| check_url(url, Plaintext { allowed }).is_ok();
+        assert!(check("https://wrenn.example.com", false));
+        assert!(check("http://127.0.0.1:8000", false) && check("http://[::1]:8000", false));
+        assert!(check("http://localhost:8000", false));
+        assert!(!check("http://wrenn.example.com", false) && !check("http://10.0.0.1", false));
+        assert!(check("http://10.0.0.1", true) && !check("nonsense", true));
+    }
+}

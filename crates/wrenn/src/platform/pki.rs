@@ -1,0 +1,49 @@
+//! The platform's own authority, in files: made once, then read.
+
+use anyhow::Context;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where its certificate and key are, below a folder.
+pub(crate) fn paths(dir: &Path) -> (PathBuf, PathBuf) {
+    (dir.join("pki/ca.crt"), dir.join("pki/ca.key"))
+}
+
+/// Makes an authority; false when there is one, which stays.
+pub(crate) fn init(dir: &Path) -> anyhow::Result<bool> {
+    let (cert, key) = paths(dir);
+    if cert.exists() {
+        return Ok(false);
+    }
+    let folder = dir.join("pki");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    let made = ::pki::Authority::generate()?;
+    // The certificate last: it says that both are there.
+    write(&key, &made.key_pem)?;
+    write(&cert, &made.cert_pem)?;
+    File::open(&folder)?.sync_all()?;
+    Ok(true)
+}
+
+/// The authority's certificate and key, which are made when there are none.
+pub(super) fn own(dir: &Path) -> anyhow::Result<(String, String)> {
+    init(dir).context("making the platform's authority")?;
+    let (cert, key) = paths(dir);
+    let read = |path: &Path| {
+        fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    };
+    Ok((read(&cert)?, read(&key)?))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let what = || format!("writing {}", path.display());
+    let staged = path.with_extension("new");
+    let _ = fs::remove_file(&staged);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&staged);
+    let mut file = file.with_context(what)?;
+    file.write_all(text.as_bytes()).with_context(what)?;
+    file.sync_all().with_context(what)?;
+    fs::rename(&staged, path).with_context(what)
+}
