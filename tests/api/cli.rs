@@ -166,11 +166,14 @@ async fn what_is_wrong_is_said_in_one_line_with_the_fix() {
     assert_eq!(out.status.code(), Some(1));
     let second = platform.run(&["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
     assert!(text(&second.stderr).contains("a platform already runs in"), "{second:?}");
-    let public = platform.run(&["agent", "--agent-listen", "0.0.0.0:0"]);
-    assert!(text(&public.stderr).contains("must be a loopback address"), "{public:?}");
+    let second = platform.run(&["agent", "--agent-listen", "127.0.0.1:0"]);
+    assert!(text(&second.stderr).contains("a host agent already runs in"), "{second:?}");
     let taken = platform.url().strip_prefix("http://").unwrap();
-    let mut command = platform.wrenn();
     let other = tempfile::tempdir().unwrap();
+    let mut command = platform.wrenn();
+    let nobody = command.arg("agent").env("WRENN_DIR", other.path()).output().unwrap();
+    assert!(text(&nobody.stderr).contains("belongs to no platform"), "{nobody:?}");
+    let mut command = platform.wrenn();
     command.args(["up", "--listen", taken]).env("WRENN_DIR", other.path()).stdin(Stdio::null());
     let out = command.output().unwrap();
     assert!(

@@ -141,11 +141,11 @@ async fn an_agent_that_dies_alone_takes_nothing_with_it() {
     // The roles apart: the database stays as the first platform's, everything else is new.
     let database = platform.separate_database().await;
     let agent_dir = tempfile::tempdir().unwrap();
-    let mut agent = platform.agent(agent_dir.path(), "127.0.0.1:0");
+    let replica = Replica::over(&platform, &database);
+    let client = replica.client();
+    let mut agent = platform.agent(&client, agent_dir.path(), "127.0.0.1:0").await;
     let address = agent.1.clone();
-    let replica = Replica::over(&platform, &database, &format!("http://{address}"));
-    let key = replica.key.clone();
-    let client = platform.client_with(&key).at(&replica.url);
+    let mut db = PgConnection::connect(&database).await.unwrap();
     let before = client.create(&json!({ "memory_mb": 128 })).await;
     for millis in [4, 12, 25] {
         let asked = client.clone();
@@ -160,12 +160,16 @@ async fn an_agent_that_dies_alone_takes_nothing_with_it() {
         let exec = format!("/v1/capsules/{before}/exec");
         let away = client.post(&exec, &json!({ "cmd": "true" })).await;
         away.refuses(503, "guest_unavailable", "does not answer");
-        eventually("the host is known to be away", || async {
+        // As after 90 s without a word.
+        let silent = "UPDATE hosts SET last_heartbeat_at = now() - interval '91 s'";
+        sqlx::query(silent).execute(&mut db).await.unwrap();
+        eventually("the host is known to be away, and its capsules missing", || async {
             let hosts = client.get("/v1/hosts").await.expect(200);
-            (hosts["items"][0]["status"] == "unreachable").then_some(())
+            let away = hosts["items"][0]["status"] == "unreachable";
+            (away && client.status(&before).await == "missing").then_some(())
         })
         .await;
-        agent = platform.agent(agent_dir.path(), &address);
+        agent = platform.agent(&client, agent_dir.path(), &address).await;
         for id in settled(&client).await {
             assert_eq!(client.out(&id, "echo up").await, "up\n");
         }

@@ -12,11 +12,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tests::{Client, Platform};
 
 /// envd of a capsule, and its token.
-fn envd(platform: &Platform, client: &Client, id: &str) -> (Client, String) {
+fn envd(platform: &Platform, id: &str) -> (Client, String) {
     let ledger = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
     let ledger: Value = serde_json::from_slice(&ledger.unwrap()).unwrap();
     let token = ledger["envd_token"].as_str().unwrap().to_owned();
-    (client.at(&format!("{}/proxy/{id}/49983", platform.agent_url())), token)
+    (platform.agent_client().below(&format!("/proxy/{id}/49983")), token)
 }
 
 /// A message in Connect's envelope.
@@ -58,8 +58,8 @@ fn stream(
 
 #[tokio::test]
 async fn streams_speak_json_keep_alive_and_end_by_their_deadline() {
-    let (platform, client, id) = capsule().await;
-    let (envd, token) = envd(&platform, &client, &id);
+    let (platform, _, id) = capsule().await;
+    let (envd, token) = envd(&platform, &id);
     let start = json!({ "process": { "cmd": "sh", "args": ["-c", "echo hi; sleep 2.5; exit 3"] } });
     let request = stream(&envd, &token, "/process.Process/Start", &[start]);
     let answer = request.header("keepalive-ping-interval", "1").send().await.unwrap();
@@ -82,7 +82,7 @@ async fn streams_speak_json_keep_alive_and_end_by_their_deadline() {
 #[tokio::test]
 async fn input_comes_as_a_stream_too_and_both_codecs_are_spoken() {
     let (platform, client, id) = capsule().await;
-    let (envd, token) = envd(&platform, &client, &id);
+    let (envd, token) = envd(&platform, &id);
     let exec = json!({ "cmd": "sleep", "args": ["60"], "background": true, "tag": "reader" });
     client.post(&format!("/v1/capsules/{id}/exec"), &exec).await.expect(202);
     let start = json!({ "process": { "cmd": "cat" }, "tag": "fed" });
@@ -120,8 +120,8 @@ async fn input_comes_as_a_stream_too_and_both_codecs_are_spoken() {
 
 #[tokio::test]
 async fn links_are_signed_and_expire() {
-    let (platform, client, id) = capsule().await;
-    let (envd, token) = envd(&platform, &client, &id);
+    let (platform, _, id) = capsule().await;
+    let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f").display().to_string();
     let signed = |path: &str, operation: &str, end: Option<u64>| {
@@ -155,8 +155,8 @@ async fn links_are_signed_and_expire() {
 
 #[tokio::test]
 async fn contents_are_packed_joined_and_ranged() {
-    let (platform, client, id) = capsule().await;
-    let (envd, token) = envd(&platform, &client, &id);
+    let (platform, _, id) = capsule().await;
+    let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
     let with =
@@ -198,8 +198,8 @@ async fn contents_are_packed_joined_and_ranged() {
 
 #[tokio::test]
 async fn a_watch_streams_what_happens_below_a_directory() {
-    let (platform, client, id) = capsule().await;
-    let (envd, token) = envd(&platform, &client, &id);
+    let (platform, _, id) = capsule().await;
+    let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().display().to_string();
     let watch = json!({ "path": path, "recursive": true, "includeEntry": true });

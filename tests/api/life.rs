@@ -1,10 +1,9 @@
 //! Lifetimes: absolute and by idleness, enforced by the host whatever the control plane does.
 
-use crate::capsule;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tests::{Driver, Platform, Upstream, eventually, processes_of};
+use tests::{Driver, Platform, Replica, Upstream, eventually, processes_of};
 
 #[tokio::test]
 async fn when_its_time_is_over_a_capsule_is_paused_or_ended_as_was_asked() {
@@ -74,10 +73,13 @@ async fn commands_files_traffic_and_pings_are_activity_and_only_quiet_pauses() {
 /// so until someone hears it.
 #[tokio::test]
 async fn a_host_without_a_control_plane_does_what_is_due() {
-    let (platform, client, _) = capsule().await;
+    let platform = Platform::start(Driver::Fake, &[]).await;
     let dir = tempfile::tempdir().unwrap();
-    let (mut process, address) = platform.agent(dir.path(), "127.0.0.1:0");
-    let agent = client.at(&format!("http://{address}/wrenn.host.v1.Host"));
+    let replica = Replica::over(&platform, &platform.separate_database().await);
+    let client = replica.client();
+    let (mut process, address) = platform.agent(&client, dir.path(), "127.0.0.1:0").await;
+    drop(replica);
+    let agent = platform.client_of_agent(&address).below("/wrenn.host.v1.Host");
     let mut ids = Vec::new();
     for kill in [false, true] {
         let id = types::CapsuleId::new().to_string();
@@ -103,8 +105,8 @@ async fn a_host_without_a_control_plane_does_what_is_due() {
     // And after a restart too.
     process.kill().unwrap();
     process.wait().unwrap();
-    let (mut process, address) = platform.agent(dir.path(), "127.0.0.1:0");
-    let agent = client.at(&format!("http://{address}/wrenn.host.v1.Host"));
+    let (mut process, _) = platform.agent(&client, dir.path(), &address).await;
+    let agent = platform.client_of_agent(&address).below("/wrenn.host.v1.Host");
     assert_eq!(states(&agent).await, wanted);
     // A command that is older than the last one changes nothing.
     let resume = |generation: u32| json!({ "capsuleId": ids[0], "generation": generation });

@@ -9,14 +9,18 @@ mod crash;
 mod envd;
 mod exec;
 mod files;
+mod hosts;
+mod identity;
 mod input;
 mod keep;
 mod life;
 mod lifecycle;
+mod objects;
 mod openapi;
 mod ports;
 mod proxy;
 mod schema;
+mod store;
 mod streams;
 
 use tests::{Client, Driver, Platform};

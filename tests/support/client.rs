@@ -51,12 +51,35 @@ impl Answer {
 impl Client {
     pub(crate) fn new(base: &str, key: &str) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .unwrap();
-        Self { base: base.to_owned(), key: key.to_owned(), http }
+        Self::over(base, key, reqwest::Client::builder())
+    }
+
+    /// A client of a host agent, which takes it for a control plane.
+    pub(crate) fn of_agent(address: &str, authority: &pki::Authority) -> Self {
+        let pair = authority.control_plane().unwrap();
+        let config = pki::dial_host(authority.trust(), &pair).unwrap();
+        let builder = reqwest::Client::builder().tls_backend_preconfigured(config);
+        Self::over(&format!("https://{address}"), "", builder)
+    }
+
+    fn over(base: &str, key: &str, builder: reqwest::ClientBuilder) -> Self {
+        let builder = builder.no_proxy().redirect(reqwest::redirect::Policy::none());
+        // Each request by another control plane, where there are two.
+        let rest = if std::env::var_os("WRENN_TEST_REPLICAS").is_some() { 0 } else { usize::MAX };
+        let builder = builder.pool_max_idle_per_host(rest);
+        Self { base: base.to_owned(), key: key.to_owned(), http: builder.build().unwrap() }
+    }
+
+    /// The same, where paths have this before them.
+    #[must_use]
+    pub fn below(&self, path: &str) -> Self {
+        Self { base: format!("{}{path}", self.base), ..self.clone() }
+    }
+
+    /// The address that it asks.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// The key.

@@ -8,11 +8,13 @@
     reason = "a test fails by panicking"
 )]
 
+mod balancer;
 mod caddy;
 mod client;
 mod guard;
 mod platform;
 mod replica;
+mod s3;
 mod upstream;
 
 pub use caddy::{Caddy, free_port};
@@ -20,6 +22,7 @@ pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, processes_of, signal};
 pub use platform::{Driver, Platform, binary, told};
 pub use replica::Replica;
+pub use s3::S3;
 pub use upstream::{Upstream, Wire};
 
 use std::future::Future;

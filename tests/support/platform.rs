@@ -1,14 +1,18 @@
 //! A platform for one test: `wrenn up` in a folder of its own, killed and started at will, and
 //! cleaned up with nothing left when the test ends.
 
+use crate::balancer::Balancer;
 use crate::client::Client;
 use crate::guard::Leftovers;
+use crate::replica::Replica;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// Has every platform be two control planes behind a balancer.
+const REPLICAS: &str = "WRENN_TEST_REPLICAS";
 const START: Duration = Duration::from_secs(60);
 
 /// What runs the machines.
@@ -29,6 +33,8 @@ pub struct Platform {
     url: String,
     key: String,
     cleaned: bool,
+    /// Where the whole suite goes through two control planes.
+    second: Option<(Replica, Balancer)>,
 }
 
 /// Where a binary of this workspace is: named by the variable, or in the build folder.
@@ -96,7 +102,8 @@ impl Platform {
         let dir = tempfile::Builder::new().prefix("wrenn-test-").tempdir_in(parent).unwrap();
         let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let (url, key) = (String::new(), String::new());
-        let mut this = Self { dir, driver, vars, process: None, url, key, cleaned: false };
+        let (process, cleaned, second) = (None, false, None);
+        let mut this = Self { dir, driver, vars, process, url, key, cleaned, second };
         if driver == Driver::Tcg {
             this.share_images();
         }
@@ -166,7 +173,9 @@ impl Platform {
     pub fn up_command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
         let mut command = self.wrenn();
-        self.set(command.args(["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]));
+        command.args(["up", "--agent-listen", "127.0.0.1:0"]);
+        command.env("WRENN_CP_LISTEN_ADDR", "127.0.0.1:0");
+        self.set(&mut command);
         command.stdin(Stdio::null()).stdout(File::create(self.said()).unwrap());
         command.stderr(log.unwrap());
         command
@@ -199,10 +208,24 @@ impl Platform {
         let file = std::fs::read(self.dir.path().join("client.json")).unwrap();
         let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
         self.key = file["api_key"].as_str().unwrap().to_owned();
+        if std::env::var_os(REPLICAS).is_some() {
+            self.join_second(file);
+        }
+    }
+
+    /// Puts a second control plane beside the first, and a balancer before both.
+    fn join_second(&mut self, mut file: serde_json::Value) {
+        let replica = Replica::start(self);
+        let balancer = Balancer::start(&[&self.url, &replica.url]);
+        self.url.clone_from(&balancer.url);
+        file["url"] = self.url.clone().into();
+        std::fs::write(self.dir.path().join("client.json"), file.to_string()).unwrap();
+        self.second = Some((replica, balancer));
     }
 
     /// Ends its process at once, as `kill -9` does.
     pub fn kill(&mut self) {
+        self.second = None;
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -233,16 +256,44 @@ impl Platform {
         &self.url
     }
 
+    /// The platform's own authority.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn authority(&self) -> pki::Authority {
+        let read = |name: &str| std::fs::read_to_string(self.dir().join("pki").join(name)).unwrap();
+        pki::Authority::load(&read("ca.crt"), &read("ca.key")).unwrap()
+    }
+
+    /// Names the platform's authority to a role that is run beside it.
+    pub fn name_authority(&self, command: &mut Command) {
+        command.env("WRENN_CA_CERT", self.dir().join("pki/ca.crt"));
+        command.env("WRENN_CA_KEY", self.dir().join("pki/ca.key"));
+    }
+
     /// The address of the host agent.
     ///
     /// # Panics
     /// When the log does not tell it.
     #[must_use]
-    pub fn agent_url(&self) -> String {
+    pub fn agent_address(&self) -> String {
         let log = self.log();
         let told =
             log.lines().rev().find_map(|line| line.split_once("agent=")?.1.split(' ').next());
-        told.expect("the log tells the agent's address").trim_matches('"').to_owned()
+        told.expect("the log tells the agent's address").to_owned()
+    }
+
+    /// A client of the host agent, as a control plane is one.
+    #[must_use]
+    pub fn agent_client(&self) -> Client {
+        Client::of_agent(&self.agent_address(), &self.authority())
+    }
+
+    /// A client of a host agent at an address.
+    #[must_use]
+    pub fn client_of_agent(&self, address: &str) -> Client {
+        Client::of_agent(address, &self.authority())
     }
 
     /// The database's URL, for looking behind the API.
@@ -275,11 +326,16 @@ impl Platform {
     }
 
     /// Starts a host agent alone, in a folder of its own, over the fake driver; with its address.
-    #[must_use]
-    pub fn agent(&self, dir: &Path, listen: &str) -> (Child, String) {
+    /// One that belongs to no platform yet registers with the control plane of `operator`.
+    pub async fn agent(&self, operator: &Client, dir: &Path, listen: &str) -> (Child, String) {
         let log = dir.join("agent.log");
         let mut command = self.wrenn();
         command.args(["agent", "--agent-listen", listen]).env("WRENN_DIR", dir);
+        if !dir.join("host-credentials.json").exists() {
+            let invited = operator.post("/v1/hosts", &serde_json::json!({})).await.expect(201);
+            command.env("WRENN_REGISTER_TOKEN", invited["registration_token"].as_str().unwrap());
+            command.args(["--control-plane", operator.base()]);
+        }
         command.envs(self.vars.iter().map(|(k, v)| (k, v)));
         command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
@@ -337,6 +393,7 @@ impl Platform {
 
     /// Stops it in order.
     pub fn stop(&mut self) {
+        self.second = None;
         if let Some(mut process) = self.process.take() {
             let stopped = self.run(&["stop"]);
             let said = String::from_utf8_lossy(&stopped.stderr);

@@ -19,16 +19,29 @@ impl Replica {
     /// A replica of the platform's control plane.
     #[must_use]
     pub fn start(platform: &Platform) -> Self {
-        Self::over(platform, &platform.database_url(), &platform.agent_url())
+        Self::over(platform, &platform.database_url())
     }
 
-    /// A control plane over a database and an agent.
+    /// A control plane over a database, with the platform's authority.
     #[must_use]
-    pub fn over(platform: &Platform, database: &str, agent: &str) -> Self {
+    pub fn over(platform: &Platform, database: &str) -> Self {
+        Self::run(platform, database, true)
+    }
+
+    /// One without an authority.
+    #[must_use]
+    pub fn plain(platform: &Platform, database: &str) -> Self {
+        Self::run(platform, database, false)
+    }
+
+    fn run(platform: &Platform, database: &str, secured: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (said, key) = (dir.path().join("said"), dir.path().join("client.json"));
         let mut command = platform.wrenn();
-        command.args(["control-plane", "--listen", "127.0.0.1:0", "--agent-url", agent]);
+        command.args(["control-plane", "--listen", "127.0.0.1:0"]);
+        if secured {
+            platform.name_authority(&mut command);
+        }
         command.env("DATABASE_URL", database).env("WRENN_CLIENT_FILE", &key);
         command.stdin(Stdio::null()).stderr(Stdio::null());
         command.stdout(std::fs::File::create(&said).unwrap());

@@ -56,7 +56,7 @@ async fn ten_forks_have_the_sources_state_and_nothing_else_in_common() {
         assert_eq!(client.out(id, "cat /tmp/disk /dev/shm/memory").await, "kept\nkept\n");
     }
     // The source's token opens the source alone: each child's guest has one of its own.
-    let agent = client.at(&format!("{}/proxy/{}/49983", platform.agent_url(), children[0]));
+    let agent = platform.agent_client().below(&format!("/proxy/{}/49983", children[0]));
     agent.get("/envs").await.expect(401);
     // What a fork began from goes with it; children can be kept, and forked, as others can.
     assert_eq!(client.get("/v1/snapshots").await.expect(200)["items"], json!([]));

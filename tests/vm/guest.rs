@@ -85,8 +85,8 @@ async fn files_terminals_and_orphans_are_handled_in_a_real_guest() {
 
 #[tokio::test]
 async fn envd_asks_for_its_token_on_every_path_but_health() {
-    let (platform, client, id) = capsule().await;
-    let agent = client.at(&format!("{}/proxy/{id}/49983", platform.agent_url()));
+    let (platform, _, id) = capsule().await;
+    let agent = platform.agent_client().below(&format!("/proxy/{id}/49983"));
     agent.get("/health").await.expect(204);
     for path in ["/metrics", "/envs", "/files?path=/etc/passwd", "/nosuch"] {
         agent.get(path).await.expect(401);

@@ -10,6 +10,8 @@ mod guest;
 mod hostile;
 mod isolation;
 mod keep;
+mod moves;
+mod partition;
 mod probe;
 mod proxy;
 mod steps;

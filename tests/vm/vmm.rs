@@ -59,6 +59,7 @@ async fn a_range_that_the_machine_uses_is_refused_by_name() {
         let mut command = platform.wrenn();
         command.args(["agent", "--agent-listen", "127.0.0.1:0", "--driver", "tcg"]);
         command.env("WRENN_DIR", other.path()).env("WRENN_NETWORK", &range);
+        command.env("WRENN_REGISTER_TOKEN", "none is looked at before the range");
         let out = command.output().unwrap();
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(!out.status.success() && said.contains(told), "{range}: {said}");

@@ -119,10 +119,10 @@ async fn without_the_databases_word_of_changes_nothing_is_kept() {
 async fn the_proxy_works_again_when_the_agent_does() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let dir = tempfile::tempdir().unwrap();
-    let (mut agent, address) = platform.agent(dir.path(), "127.0.0.1:0");
     let database = platform.separate_database().await;
-    let replica = Replica::over(&platform, &database, &format!("http://{address}"));
+    let replica = Replica::over(&platform, &database);
     let client = replica.client();
+    let (mut agent, address) = platform.agent(&client, dir.path(), "127.0.0.1:0").await;
     let id = client.create(&serde_json::json!({})).await;
     let guest = Upstream::echo();
     assert_eq!(status(&client, &id, guest.port).await, 200);
@@ -130,7 +130,7 @@ async fn the_proxy_works_again_when_the_agent_does() {
     agent.wait().unwrap();
     let answer = client.send(client.to_port(Method::GET, &id, guest.port, "/")).await;
     answer.refuses(503, "host_unavailable", "host does not answer");
-    let (mut agent, _) = platform.agent(dir.path(), &address);
+    let (mut agent, _) = platform.agent(&client, dir.path(), &address).await;
     eventually("the capsule is found again", || async {
         (status(&client, &id, guest.port).await == 200).then_some(())
     })
