@@ -82,10 +82,10 @@ async fn fork(
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         bare.push(machine.save(to, false));
-        let before = frozen(platform, client).await;
+        let before = frozen(platform).await;
         let fork = format!("/v1/capsules/{id}/fork");
         let forked = client.post(&fork, &json!({})).await.expect(201);
-        ours.push(frozen(platform, client).await - before);
+        ours.push(frozen(platform).await - before);
         let child = forked["items"][0]["id"].as_str().unwrap();
         client.delete(&format!("/v1/capsules/{child}")).await.expect(204);
     }
@@ -94,8 +94,8 @@ async fn fork(
     [Row::ratio("fork: source frozen ÷ the VMM's own stop-save-continue", &ours, &bare, "≤ 1.3")]
 }
 
-async fn frozen(platform: &Platform, client: &Client) -> Duration {
-    let figures = client.at(&platform.agent_url()).get("/metrics").await.body;
+async fn frozen(platform: &Platform) -> Duration {
+    let figures = platform.agent_client().get("/metrics").await.body;
     let text = figures.as_str().unwrap();
     let name = "wrenn_snapshot_frozen_seconds_sum ";
     let sum = text.lines().find_map(|line| line.strip_prefix(name));

@@ -7,6 +7,7 @@
 mod bare;
 mod exec;
 mod files;
+mod fleet;
 mod idle;
 mod inside;
 mod keep;
@@ -33,6 +34,9 @@ async fn main() {
     }
     if wanted("proxy") {
         rows.extend(proxy::measure().await);
+    }
+    if wanted("fleet") {
+        rows.extend(fleet::measure().await);
     }
     print(&rows);
 }

@@ -138,10 +138,10 @@ fn large(ours: &Way, nginx: &Way) -> Row {
 /// hop is a process of its own, with two descriptors for each.
 async fn sockets(platform: &Platform) -> Row {
     let dir = tempfile::tempdir().unwrap();
-    let (mut agent, address) = platform.agent(dir.path(), "127.0.0.1:0");
     let database = platform.separate_database().await;
-    let control_plane = Replica::over(platform, &database, &format!("http://{address}"));
+    let control_plane = Replica::over(platform, &database);
     let client = control_plane.client();
+    let (mut agent, _) = platform.agent(&client, dir.path(), "127.0.0.1:0").await;
     let id = client.create(&json!({})).await;
     let hops = [agent.id(), control_plane.process.id()];
     let guest = Upstream::start(|mut wire| {

@@ -1,0 +1,229 @@
+//! A thousand hosts and ten thousand capsules through one control plane. The hosts are in this
+//! process: their agents' own code, each with its identity, certificate, listener, heartbeats and
+//! ledgers (in memory, not on a disk); but their machines are none. The control plane and its
+//! PostgreSQL are processes of their own, and all share the machine's processors.
+
+use crate::stats::Row;
+use daemon::Tasks;
+use futures::StreamExt;
+use host_agent::membership::{Membership, Registration};
+use host_agent::{Config, DriverChoice};
+use serde_json::json;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tests::{Client, Driver, Platform, Replica};
+
+const HOSTS: usize = 1000;
+const CAPSULES: usize = 10_000;
+/// Creates that are asked for at once.
+const AT_ONCE: usize = 16;
+/// Hosts that enrol at once.
+const ENROLLING: usize = 8;
+
+/// What every capsule's guest is: 204 to whatever it is asked.
+fn guest() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "it ends with the process")]
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream));
+        }
+    });
+    port
+}
+
+/// One request, and the end: a thousand hosts would keep ten thousand connections to it.
+async fn answer(mut stream: tokio::net::TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        // Whole: a head, and as many bytes as it says.
+        if let Some(end) = read.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
+            let length: usize = length.map_or(0, |l| l.trim().parse().unwrap());
+            if read.len() >= end + 4 + length {
+                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(answer).await;
+                return;
+            }
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(bytes) => read.extend(&buffer[..bytes]),
+        }
+    }
+}
+
+async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config {
+        dir: dir.to_owned(),
+        network: String::new(),
+        dns: Vec::new(),
+        driver: DriverChoice::Hollow { port: guest },
+        memory_mib: 4096,
+        vcpus: 64,
+        disk_mib: 1 << 20,
+        store: None,
+        connections: 64,
+    };
+    let agent = host_agent::start(config, tasks).await.unwrap();
+    let invited = client.post("/v1/hosts", &json!({})).await.expect(201);
+    let asked = Registration {
+        token: invited["registration_token"].as_str().unwrap().to_owned(),
+        address: listener.local_addr().unwrap().to_string(),
+        control_plane: client.base().to_owned(),
+    };
+    let member = Membership::register(dir, &asked, &agent.about(), &listener).await.unwrap();
+    let about = agent.about();
+    hop::serve_tls(listener, member.tls().unwrap(), agent, hop::Limits::default(), tasks);
+    member.keep(about, None, tasks);
+}
+
+/// Processor time of a process and its children, in seconds.
+fn processor(pids: &[i32]) -> f64 {
+    let ticks = |pid: &i32| -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let fields: Vec<f64> =
+            rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
+        fields.get(11).unwrap_or(&0.0) + fields.get(12).unwrap_or(&0.0)
+    };
+    pids.iter().map(ticks).sum::<f64>() / 100.0
+}
+
+fn children(of: i32) -> Vec<i32> {
+    let mut text = String::new();
+    let path = format!("/proc/{of}/task/{of}/children");
+    let _ = std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    std::iter::once(of).chain(text.split_whitespace().map(|pid| pid.parse().unwrap())).collect()
+}
+
+fn resident_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+fn figure(name: &str, value: String, goal: &str) -> Row {
+    Row::new(name, &value, "–", &value, goal)
+}
+
+pub(crate) async fn measure() -> Vec<Row> {
+    daemon::raise_open_files();
+    daemon::log_to_stderr("warn", false);
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let database = platform.separate_database().await;
+    let control_plane = Replica::over(&platform, &database);
+    let client = control_plane.client();
+    let (tasks, guest) = (Tasks::default(), guest());
+    let dirs = tempfile::tempdir_in("/dev/shm").unwrap();
+    let began = Instant::now();
+    let enrolling = (0..HOSTS).map(|n| {
+        let (client, dir, tasks) = (&client, dirs.path().join(n.to_string()), &tasks);
+        async move { enrol(client, &dir, guest, tasks).await }
+    });
+    futures::stream::iter(enrolling).buffer_unordered(ENROLLING).collect::<Vec<()>>().await;
+    let enrolled = HOSTS as f64 / began.elapsed().as_secs_f64();
+    // All are followed, and say that they are there.
+    tokio::time::sleep(Duration::from_secs(35)).await;
+    let hosts = client.get("/v1/hosts").await.expect(200);
+    let online = |h: &&serde_json::Value| h["status"] == "online";
+    let count = hosts["items"].as_array().unwrap().iter().filter(online).count();
+    assert_eq!(count, HOSTS, "some are not heard of");
+    let idle_mib = resident_mib(control_plane.process.id());
+    let postgres = children(platform.postgres_pid());
+    let us = i32::try_from(control_plane.process.id()).unwrap();
+    let (cp, pg, hosts) = (processor(&[us]), processor(&postgres), processor(&[pid()]));
+    let began = Instant::now();
+    let body = json!({ "memory_mb": 128, "disk_mb": 64 });
+    let creating = (0..CAPSULES).map(|_| async {
+        let began = Instant::now();
+        client.create(&body).await;
+        began.elapsed()
+    });
+    let mut took: Vec<Duration> =
+        futures::stream::iter(creating).buffer_unordered(AT_ONCE).collect().await;
+    let elapsed = began.elapsed().as_secs_f64();
+    took.sort_unstable();
+    let share =
+        |before: f64, after: f64| format!("{:.0} % of a core", (after - before) / elapsed * 100.0);
+    let at = |percent: usize| {
+        format!("{:.1} ms", took[took.len() * percent / 100].as_secs_f64() * 1000.0)
+    };
+    let postgres_now = processor(&children(platform.postgres_pid()));
+    let rows = vec![
+        figure("1,000 hosts enrol, each second", format!("{enrolled:.0}/s"), ""),
+        figure("10,000 creates on them", format!("{:.0}/s", CAPSULES as f64 / elapsed), "≥ 300/s"),
+        figure("one of them, median", at(50), ""),
+        figure("one of them, 99th of a hundred", at(99), ""),
+        figure("processor meanwhile: control plane", share(cp, processor(&[us])), ""),
+        figure("processor meanwhile: PostgreSQL", share(pg, postgres_now), ""),
+        figure("processor meanwhile: all hosts", share(hosts, processor(&[pid()])), ""),
+        figure("memory of the control plane, 1,000 hosts", format!("{idle_mib} MiB"), "≤ 200 MiB"),
+        figure(
+            "the same with 10,000 capsules",
+            format!("{} MiB", resident_mib(control_plane.process.id())),
+            "≤ 200 MiB",
+        ),
+        decision(),
+    ];
+    let _ = std::io::stdout().flush();
+    drop(control_plane);
+    tasks.finish().await;
+    platform.finish();
+    rows
+}
+
+fn pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap()
+}
+
+/// How long the scheduler takes to decide among ten thousand hosts.
+fn decision() -> Row {
+    use control_plane::scheduler::{Ask, Machine, Size, pick};
+    let machine = |n: u128| Machine {
+        id: types::HostId(uuid::Uuid::from_u128(n)),
+        open: true,
+        team: None,
+        tags: vec!["zone-a".to_owned(), "ssd".to_owned()],
+        templates: vec!["base".to_owned(), "python".to_owned()],
+        store: true,
+        room: Size { vcpus: 512, memory_mib: 262_144, disk_mib: 8 << 20 },
+        used: Size {
+            vcpus: (n % 300) as u64,
+            memory_mib: (n * 7919 % 200_000) as u64,
+            disk_mib: 0,
+        },
+    };
+    let machines: Vec<Machine> = (1..=10_000).map(machine).collect();
+    let tags = ["ssd".to_owned()];
+    let ask = Ask {
+        team: types::TeamId::new(),
+        size: Size { vcpus: 1, memory_mib: 512, disk_mib: 5120 },
+        template: "python",
+        near: None,
+        fetches: true,
+        tags: &tags,
+        without: &[],
+    };
+    let mut took: Vec<Duration> = (0..101)
+        .map(|salt| {
+            let began = Instant::now();
+            pick(&machines, &ask, salt).unwrap();
+            began.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    figure(
+        "a decision among 10,000 hosts",
+        format!("{:.2} ms", took[50].as_secs_f64() * 1000.0),
+        "≤ 1 ms",
+    )
+}
