@@ -4,10 +4,12 @@
 //! One [`Tasks`] per process: whatever runs in the background is spawned through it, so that
 //! a shutdown can wait for it. Never holds product logic.
 
+mod file;
 mod metrics;
 mod signal;
 mod step;
 
+pub use file::write_private;
 pub use metrics::Metrics;
 pub use signal::{Signal, Wait};
 pub use step::step;

@@ -3,9 +3,7 @@
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What the file holds.
@@ -36,13 +34,7 @@ impl ClientFile {
         let what = || format!("writing {}", path.display());
         let dir = path.parent().with_context(what)?;
         fs::create_dir_all(dir).with_context(what)?;
-        let staged = path.with_extension("new");
-        let _ = fs::remove_file(&staged);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&staged);
-        let mut file = file.with_context(what)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?).with_context(what)?;
-        file.sync_all().with_context(what)?;
-        fs::rename(&staged, path).with_context(what)
+        daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)
     }
 }
 

@@ -5,10 +5,8 @@ use anyhow::Context;
 use pki::{Key, Pair};
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -82,20 +80,7 @@ impl Credentials {
 
     pub(super) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let what = || format!("writing {}", path.display());
-        let staged = path.with_extension("new");
-        let _ = fs::remove_file(&staged);
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&staged)
-            .with_context(what)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?).with_context(what)?;
-        file.sync_all().with_context(what)?;
-        daemon::step("host.credentials").with_context(what)?;
-        fs::rename(&staged, path).with_context(what)?;
-        let dir = path.parent().unwrap_or(Path::new("/"));
-        File::open(dir).and_then(|dir| dir.sync_all()).with_context(what)
+        daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)
     }
 
     /// How this host is reached by TLS; none where the platform has no certificates.

@@ -1,9 +1,8 @@
 //! The platform's own authority, in files: made once, then read.
 
 use anyhow::Context;
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where its certificate and key are, below a folder.
@@ -23,7 +22,6 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<bool> {
     // The certificate last: it says that both are there.
     write(&key, &made.key_pem)?;
     write(&cert, &made.cert_pem)?;
-    File::open(&folder)?.sync_all()?;
     Ok(true)
 }
 
@@ -39,11 +37,5 @@ pub(super) fn own(dir: &Path) -> anyhow::Result<(String, String)> {
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let what = || format!("writing {}", path.display());
-    let staged = path.with_extension("new");
-    let _ = fs::remove_file(&staged);
-    let file = File::options().write(true).create_new(true).mode(0o600).open(&staged);
-    let mut file = file.with_context(what)?;
-    file.write_all(text.as_bytes()).with_context(what)?;
-    file.sync_all().with_context(what)?;
-    fs::rename(&staged, path).with_context(what)
+    daemon::write_private(path, text.as_bytes()).with_context(what)
 }
