@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName,
+    RootCertStore, ServerConfig, SignatureScheme, WantsVerifier,
 };
 use std::sync::Arc;
 
@@ -46,15 +46,23 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
+fn client() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Error> {
+    let builder = ClientConfig::builder_with_provider(provider());
+    Ok(builder.with_protocol_versions(&[&rustls::version::TLS13])?)
+}
+
+fn server() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
+    let builder = ServerConfig::builder_with_provider(provider());
+    Ok(builder.with_protocol_versions(&[&rustls::version::TLS13])?)
+}
+
 /// How a control plane reaches hosts: as `pair`, and only those that the authorities vouch for.
 ///
 /// # Errors
 /// When the certificate or its key cannot be used.
 pub fn dial_host(trust: &Trust, pair: &Pair) -> Result<ClientConfig, Error> {
     let (certs, key) = pair.parts()?;
-    let builder = ClientConfig::builder_with_provider(provider());
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
-    let builder = builder.with_root_certificates(Arc::clone(&trust.roots));
+    let builder = client()?.with_root_certificates(Arc::clone(&trust.roots));
     let mut config = builder.with_client_auth_cert(certs, key)?;
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -70,9 +78,7 @@ pub fn accept_control_plane(trust: &Trust, pair: &Pair) -> Result<ServerConfig, 
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.roots), provider());
     let verifier =
         verifier.build().map_err(|_| Error::Wrong("no authority is there to be trusted"))?;
-    let builder = ServerConfig::builder_with_provider(provider());
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
-    let builder = builder.with_client_cert_verifier(Arc::new(ControlPlanes(verifier)));
+    let builder = server()?.with_client_cert_verifier(Arc::new(ControlPlanes(verifier)));
     let mut config = builder.with_single_cert(certs, key)?;
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -84,9 +90,7 @@ pub fn accept_control_plane(trust: &Trust, pair: &Pair) -> Result<ServerConfig, 
 /// When the certificate or its key cannot be used.
 pub fn prove(pair: &Pair) -> Result<ServerConfig, Error> {
     let (certs, key) = pair.parts()?;
-    let builder = ServerConfig::builder_with_provider(provider());
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
-    let mut config = builder.with_no_client_auth().with_single_cert(certs, key)?;
+    let mut config = server()?.with_no_client_auth().with_single_cert(certs, key)?;
     config.send_tls13_tickets = 0;
     Ok(config)
 }
@@ -96,10 +100,8 @@ pub fn prove(pair: &Pair) -> Result<ServerConfig, Error> {
 /// # Errors
 /// When TLS cannot be configured.
 pub fn witness() -> Result<ClientConfig, Error> {
-    let builder = ClientConfig::builder_with_provider(provider());
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
     let builder =
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyKey(provider())));
+        client()?.dangerous().with_custom_certificate_verifier(Arc::new(AnyKey(provider())));
     Ok(builder.with_no_client_auth())
 }
 
