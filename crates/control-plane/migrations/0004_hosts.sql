@@ -4,6 +4,8 @@
 ALTER TABLE hosts ADD COLUMN draining boolean NOT NULL DEFAULT false;
 -- Virtual CPUs that capsules may have together, as `memory_mib` and `disk_mib` are of theirs.
 ALTER TABLE hosts ADD COLUMN max_vcpus bigint NOT NULL DEFAULT 0;
+-- Whether it has the platform's store.
+ALTER TABLE hosts ADD COLUMN store boolean NOT NULL DEFAULT false;
 -- What it said of itself last.
 ALTER TABLE hosts ADD COLUMN load jsonb NOT NULL DEFAULT '{}';
 -- The certificate before the last, good until the host is known to have the last.
@@ -45,9 +47,9 @@ DROP FUNCTION tell_of_all();
 CREATE TRIGGER host_came_or_went AFTER INSERT OR DELETE ON hosts
     FOR EACH ROW EXECUTE FUNCTION tell_of_host();
 CREATE TRIGGER host_changed AFTER UPDATE ON hosts FOR EACH ROW WHEN (
-    (OLD.address, OLD.status, OLD.draining, OLD.tags, OLD.templates, OLD.team_id,
+    (OLD.address, OLD.status, OLD.draining, OLD.tags, OLD.templates, OLD.team_id, OLD.store,
      OLD.cert_fingerprint, OLD.cert_previous, OLD.max_vcpus, OLD.memory_mib, OLD.disk_mib)
     IS DISTINCT FROM
-    (NEW.address, NEW.status, NEW.draining, NEW.tags, NEW.templates, NEW.team_id,
+    (NEW.address, NEW.status, NEW.draining, NEW.tags, NEW.templates, NEW.team_id, NEW.store,
      NEW.cert_fingerprint, NEW.cert_previous, NEW.max_vcpus, NEW.memory_mib, NEW.disk_mib))
     EXECUTE FUNCTION tell_of_host();

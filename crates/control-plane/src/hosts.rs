@@ -127,15 +127,13 @@ impl Fleet {
             hosts.insert(id, Arc::new(host));
         }
         let mut view = self.view();
-        // Rows are entered right after a host was picked.
-        view.placed.retain(|(at, ..)| *at + REFRESH > began);
+        // Rows are entered right after a host was picked: those before were read.
+        view.placed.retain(|(at, ..)| *at > began);
         view.suspects.retain(|_, since| since.elapsed() < SUSPECT);
         (view.hosts, view.machines, view.read) = (hosts, machines, Some(began));
         let placed = view.placed.clone();
-        for (at, host, size) in placed {
-            if at > began {
-                view.count(host, size);
-            }
+        for (_, host, size) in placed {
+            view.count(host, size);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::scheduler::{Ask, Size};
+use crate::scheduler::Ask;
 use protocol::host::CreateCapsuleRequest;
 use sqlx::types::Json;
 use std::collections::BTreeMap;
@@ -90,11 +90,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
     };
     let ask = Ask {
         team: caller.team,
-        size: Size {
-            vcpus: wanted.size.vcpus.into(),
-            memory_mib: wanted.size.memory_mib.into(),
-            disk_mib: wanted.size.disk_mib.into(),
-        },
+        size: row.size(),
         template: &wanted.template,
         near: wanted.near,
         // A template is in the store once a host that has it has the store.

@@ -7,7 +7,7 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::scheduler::{Ask, Size};
+use crate::scheduler::Ask;
 use protocol::host::{PauseCapsuleRequest, ResumeCapsuleRequest};
 use std::future::Future;
 use std::time::Duration;
@@ -195,14 +195,9 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         }
         return Ok(own);
     }
-    let whole = |n: i32| u64::from(n.unsigned_abs());
     let ask = Ask {
         team: capsule.team(),
-        size: Size {
-            vcpus: whole(capsule.vcpus),
-            memory_mib: whole(capsule.memory_mib),
-            disk_mib: whole(capsule.disk_mib),
-        },
+        size: capsule.size(),
         template: "",
         near: own,
         fetches,

@@ -1,5 +1,6 @@
 //! Capsules: rows, and the compare-and-set that moves them between states.
 
+use crate::scheduler::Size;
 use sqlx::PgPool;
 use sqlx::types::Json;
 use std::collections::BTreeMap;
@@ -49,6 +50,16 @@ impl Capsule {
     /// Whether all there is of it is in the store.
     pub(crate) fn is_safe(&self) -> bool {
         self.state() == CapsuleState::Paused && self.stored_newest
+    }
+
+    /// What it takes of its host.
+    pub(crate) fn size(&self) -> Size {
+        let whole = |n: i32| u64::from(n.unsigned_abs());
+        Size {
+            vcpus: whole(self.vcpus),
+            memory_mib: whole(self.memory_mib),
+            disk_mib: whole(self.disk_mib),
+        }
     }
 
     pub(crate) fn team(&self) -> TeamId {
