@@ -26,6 +26,14 @@ impl Second {
         Self { dir, process, address, id }
     }
 
+    /// One that capsules ask for by the tag `second`.
+    pub(crate) async fn tagged(platform: &Platform, operator: &Client) -> Self {
+        let this = Self::start(platform, operator).await;
+        let tags = operator.request(Method::PUT, &format!("/v1/hosts/{}/tags", this.id));
+        operator.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+        this
+    }
+
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -280,9 +288,7 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
 async fn a_silent_hosts_capsules_are_missing_and_then_what_they_are() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let mut second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let mut second = Second::tagged(&platform, &client).await;
     let body = json!({ "memory_mb": 128, "host_tags": ["second"] });
     let (runs, paused, ends) =
         (client.create(&body).await, client.create(&body).await, client.create(&body).await);
@@ -325,9 +331,7 @@ async fn a_silent_hosts_capsules_are_missing_and_then_what_they_are() {
 async fn a_host_is_drained_and_deleted_with_nothing_lost_unawares() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let mut second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let mut second = Second::tagged(&platform, &client).await;
     let body = json!({ "memory_mb": 128, "host_tags": ["second"] });
     let (one, two) = (client.create(&body).await, client.create(&body).await);
     let path = format!("/v1/hosts/{}", second.id);

@@ -14,9 +14,7 @@ use tests::{Client, Driver, Platform, Upstream, eventually};
 async fn two() -> (Platform, Client, Second, String) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let second = Second::tagged(&platform, &client).await;
     let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
     (platform, client, second, id)
 }

@@ -2,7 +2,6 @@
 //! goes on elsewhere.
 
 use crate::hosts::Second;
-use reqwest::Method;
 use serde_json::json;
 use tests::{Client, Driver, Platform, S3, eventually};
 
@@ -31,9 +30,7 @@ async fn a_paused_capsule_outlives_its_host() {
     vars.push(("WRENN_STORE_KEY", KEY));
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
-    let mut second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let mut second = Second::tagged(&platform, &client).await;
     let body = json!({ "memory_mb": 128, "host_tags": ["second"] });
     let (moves, stays) = (client.create(&body).await, client.create(&body).await);
     let shown = async |id: &str| client.get(&format!("/v1/capsules/{id}")).await.expect(200);
@@ -107,9 +104,7 @@ async fn a_host_that_returns_has_no_say_over_what_went_on_elsewhere() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
-    let mut second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let mut second = Second::tagged(&platform, &client).await;
     let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
     client.pause(&id).await;
     let shown = async || client.get(&format!("/v1/capsules/{id}")).await.expect(200);
@@ -142,9 +137,7 @@ async fn a_snapshot_is_begun_from_on_any_host() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
-    let second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let second = Second::tagged(&platform, &client).await;
     let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
     let taken = json!({ "capsule_id": id, "name": "kept" });
     let taken = client.post("/v1/snapshots", &taken).await.expect(201);
@@ -171,9 +164,7 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     let s3 = S3::start().await;
     let mut platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
-    let mut second = Second::start(&platform, &client).await;
-    let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
-    client.send(tags.json(&json!({ "tags": ["second"] }))).await.expect(200);
+    let mut second = Second::tagged(&platform, &client).await;
     let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
     let stored = async || {
         eventually("it is in the store", || async {
