@@ -6,11 +6,23 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+mod account;
+mod event;
 mod hosts;
 mod keep;
 mod port;
 mod stream;
+mod team;
 
+pub use account::{
+    Activate, AuthUrl, ChangeMe, ChangePassword, ChangeUser, ConfirmPassword, DeleteMe, InviteUser,
+    LogIn, LoggedIn, Me, Message, Providers, ResetPassword, Session, SessionList, SignUp, User,
+    UserPage, UserToken,
+};
+pub use event::{
+    AuditLog, AuditLogPage, ChangeChannel, Channel, ChannelList, DailyUsage, Delivery,
+    DeliveryPage, Event, NewChannel, Usage,
+};
 pub use hosts::{
     DrainHost, Heartbeat, HeartbeatAnswer, Host, HostCredentials, HostList, HostLoad, HostLoss,
     HostSpecs, HostTags, HostToken, LostCapsule, NewHost, RefreshHost, RegisterHost,
@@ -20,6 +32,11 @@ pub use keep::{
 };
 pub use port::{Link, MakeLink, Port, SetPort};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
+pub use team::{
+    AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, Invitation,
+    InvitationList, InviteMember, Limits, Member, MemberList, NameTeam, NewKey, Team, TeamLimits,
+    TeamList, TransferTeam,
+};
 
 /// What every error answers.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

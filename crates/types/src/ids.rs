@@ -135,6 +135,14 @@ id!(/// A kept state of a capsule.
     SnapshotId, "snap-");
 id!(/// An entry of the audit log.
     AuditLogId, "log-");
+id!(/// A sign-in of a user's.
+    SessionId, "ses-");
+id!(/// A word to someone that they may join a team.
+    InvitationId, "inv-");
+id!(/// A URL that a team's events are sent to.
+    ChannelId, "chn-");
+id!(/// One event on its way to one channel.
+    DeliveryId, "dlv-");
 
 /// The team that owns shared templates and platform resources; nobody is its member.
 pub const PLATFORM_TEAM: TeamId = TeamId(Uuid::nil());

@@ -8,6 +8,6 @@ pub mod resources;
 
 pub use capsule::CapsuleState;
 pub use ids::{
-    ApiKeyId, AuditLogId, BuildId, CapsuleId, HostId, HostTokenId, PLATFORM_TEAM, SnapshotId,
-    TeamId, TemplateId, UserId,
+    ApiKeyId, AuditLogId, BuildId, CapsuleId, ChannelId, DeliveryId, HostId, HostTokenId,
+    InvitationId, PLATFORM_TEAM, SessionId, SnapshotId, TeamId, TemplateId, UserId,
 };
