@@ -1,12 +1,23 @@
 //! What every handler shares, passed explicitly; and the start of the control plane.
 
 use crate::agent::{Agent, Agents};
+use crate::audit::{By, Notes};
+use crate::auth::admit::Peer;
+use crate::auth::directory::Directory;
+use crate::auth::session;
+use crate::cache::Hears;
 use crate::db::capsules::Capsule;
+use crate::db::listen::Change;
 use crate::error::{Error, Result};
 use crate::hosts::tls::Identity;
 use crate::hosts::{Fleet, Signer};
+use crate::limits::Limiter;
 use crate::proxy::{self, Domains, Proxy, Routes};
-use crate::{auth, db, http, reconcile};
+use crate::streams::Streams;
+use crate::users::SignUp;
+use crate::users::mail::{self, Mailer};
+use crate::users::oauth::Provider;
+use crate::{audit, auth, channels, db, http, keys, reconcile};
 use anyhow::Context;
 use daemon::{Metrics, Tasks};
 use sqlx::PgPool;
@@ -37,6 +48,54 @@ pub struct Settings {
     pub domains: Vec<String>,
     /// URL whose host is the domain of the names that are given out.
     pub public_url: String,
+    pub accounts: Accounts,
+    pub mail: mail::Settings,
+    /// Whether commands, files and traffic are noted in the audit log.
+    pub audit_access: bool,
+    /// Days that the audit log is kept; 0 is for ever.
+    pub audit_days: u32,
+}
+
+/// How people come in, and what they may have done for them.
+#[derive(Debug, Clone)]
+pub struct Accounts {
+    pub sign_up: SignUp,
+    pub providers: Vec<Provider>,
+    /// URL of the API, to which providers send browsers back.
+    pub url: String,
+    /// Whether events may be sent to private addresses.
+    pub private_channels: bool,
+    /// Held by who signs in to an account.
+    pub(crate) turns: Arc<Stripes>,
+}
+
+impl Accounts {
+    /// How people come in.
+    #[must_use]
+    pub fn new(
+        sign_up: SignUp,
+        providers: Vec<Provider>,
+        url: String,
+        private_channels: bool,
+    ) -> Self {
+        Self { sign_up, providers, url, private_channels, turns: Arc::default() }
+    }
+}
+
+/// Locks by a hash, of a number that does not grow.
+#[derive(Debug)]
+pub(crate) struct Stripes(Vec<Arc<tokio::sync::Mutex<()>>>);
+
+impl Default for Stripes {
+    fn default() -> Self {
+        Self((0..=u8::MAX).map(|_| Arc::default()).collect())
+    }
+}
+
+impl Stripes {
+    pub(crate) fn of(&self, hash: &[u8; 32]) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.0[usize::from(hash[0])])
+    }
 }
 
 /// The control plane's parts.
@@ -49,7 +108,22 @@ pub struct App {
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) plaintext: bool,
     pub(crate) signer: Arc<Signer>,
+    pub(crate) user_signer: Arc<session::Signer>,
+    pub(crate) hears: Hears,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) notes: Arc<Notes>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) accounts: Accounts,
+    pub(crate) mailer: Arc<Mailer>,
+    /// For providers of sign-ins.
+    pub(crate) http: reqwest::Client,
+    /// For channels, whose addresses are anybody's choice.
+    pub(crate) channel_client: reqwest::Client,
+    pub(crate) channel_secret: Arc<[u8]>,
+    pub(crate) audit_access: bool,
+    pub(crate) audit_days: i32,
     pub(crate) domains: Domains,
     pub(crate) public: PublicUrl,
     pub(crate) metrics: Metrics,
@@ -86,7 +160,15 @@ impl App {
         fleet.read().await.context("reading the hosts")?;
         fleet.keep_true(tasks);
         let agents = Agents::new(Arc::clone(&fleet), identity.clone(), settings.plaintext, tasks);
-        let signer = Signer::load(&db).await.context("reading the secret of hosts' tokens")?;
+        let secret = async |name| {
+            db::secrets::load(&db, name).await.with_context(|| format!("reading the secret {name}"))
+        };
+        let signer = Signer::new(&secret("host-jwt").await?);
+        let user_signer = session::Signer::new(&secret("user-jwt").await?);
+        let channel_secret = secret("channels").await?.into();
+        // A second call, as in tests, keeps the first one's choice.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let hears = Hears::default();
         let app = Self {
             db,
             agents,
@@ -94,7 +176,20 @@ impl App {
             identity,
             plaintext: settings.plaintext,
             signer: Arc::new(signer),
-            routes: Arc::new(Routes::new()),
+            user_signer: Arc::new(user_signer),
+            routes: Arc::new(Routes::new(hears.clone())),
+            directory: Arc::new(Directory::new(hears.clone())),
+            hears,
+            limiter: Arc::new(Limiter::new()),
+            notes: Arc::default(),
+            streams: Arc::new(Streams::new()),
+            http: channels::client(true)?,
+            channel_client: channels::client(settings.accounts.private_channels)?,
+            channel_secret,
+            accounts: settings.accounts,
+            mailer: Arc::new(Mailer::new(settings.mail)?),
+            audit_access: settings.audit_access,
+            audit_days: i32::try_from(settings.audit_days).unwrap_or(i32::MAX),
             domains: Domains::new(&settings.domains),
             public,
             metrics: Metrics::install(),
@@ -107,7 +202,15 @@ impl App {
         }
         proxy::keep_true(&app);
         reconcile::keep(&app);
+        audit::keep_written(&app);
+        channels::deliver::keep(&app);
         Ok(app)
+    }
+
+    /// Drops what this replica knows of what it has just changed; the others are told.
+    pub(crate) fn changed(&self, change: &Change) {
+        self.routes.apply(change);
+        self.directory.apply(change);
     }
 
     /// A host's agent.
@@ -148,12 +251,12 @@ impl App {
             None => db::hosts::not_enrolled(&self.db, LOCAL).await?,
         };
         if let Some(id) = before {
-            return Ok(invite_again(self, id).await?.registration_token);
+            return Ok(invite_again(self, id, By::SYSTEM).await?.registration_token);
         }
         let named = api::NewHost { name: Some(LOCAL.to_owned()), ..Default::default() };
-        let invited = match invite(self, named).await {
+        let invited = match invite(self, named, By::SYSTEM).await {
             // That of another machine, which shares the database.
-            Err(Error::Conflict(_)) => invite(self, api::NewHost::default()).await?,
+            Err(Error::Conflict(_)) => invite(self, api::NewHost::default(), By::SYSTEM).await?,
             invited => invited?,
         };
         Ok(invited.registration_token)
@@ -175,10 +278,10 @@ impl App {
             return Ok(None);
         }
         let team = TeamId::new();
-        db::keys::insert_team(&self.db, team, "Default").await?;
-        let key = auth::new_api_key();
-        db::keys::insert(&self.db, team, "first", &key).await?;
-        Ok(Some(key))
+        let mut tx = self.db.begin().await?;
+        db::teams::insert(&mut *tx, team, "Default").await?;
+        tx.commit().await?;
+        Ok(Some(self.operators_key(team, "first").await?))
     }
 
     /// Whether a key is valid.
@@ -186,7 +289,7 @@ impl App {
     /// # Errors
     /// When the database cannot be used.
     pub async fn accepts(&self, key: &str) -> anyhow::Result<bool> {
-        Ok(db::keys::caller(&self.db, &auth::hash(key)).await?.is_some())
+        Ok(self.routes.key(&self.db, &auth::hash(key)).await?.is_some())
     }
 
     /// Makes a key for the first team that is not the platform's.
@@ -194,9 +297,20 @@ impl App {
     /// # Errors
     /// When the database cannot be used.
     pub async fn add_key(&self, name: &str) -> anyhow::Result<String> {
-        let team = db::keys::first_team(&self.db).await?.unwrap_or(PLATFORM_TEAM);
+        let team = db::teams::first(&self.db).await?.unwrap_or(PLATFORM_TEAM);
+        Ok(self.operators_key(team, name).await?)
+    }
+
+    async fn operators_key(&self, team: TeamId, name: &str) -> sqlx::Result<String> {
         let key = auth::new_api_key();
-        db::keys::insert(&self.db, team, name, &key).await?;
+        let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };
+        let mut tx = self.db.begin().await?;
+        db::keys::insert(&mut *tx, &row, &key, &db::limits::Row::default()).await?;
+        let id = types::ApiKeyId(row.id);
+        let entry = audit::Entry::new(team, By::SYSTEM, "api_key.create", id);
+        let what = serde_json::json!({ "name": name, "operator": true });
+        db::audit::write(&mut *tx, &entry.with(what)).await?;
+        tx.commit().await?;
         Ok(key)
     }
 }
@@ -217,6 +331,8 @@ impl hop::Handler for ControlPlane {
             Ok(answer) => return answer,
             Err(request) => request.map(axum::body::Body::new),
         };
+        let mut request = request;
+        request.extensions_mut().insert(Peer(peer));
         let Ok(answer) = self.api.clone().oneshot(request).await;
         answer.map(hop::Body::boxed)
     }
@@ -239,6 +355,10 @@ impl PublicUrl {
         let parsed = authority.parse::<::http::uri::Authority>().with_context(wrong)?;
         anyhow::ensure!(known && !parsed.host().is_empty() && !authority.contains('@'), wrong());
         Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned() })
+    }
+
+    pub(crate) fn is_https(&self) -> bool {
+        self.scheme == "https"
     }
 
     /// The URL of a capsule's port.

@@ -1,33 +1,101 @@
-//! Who calls: the API key, looked up by its hash; for hosts, their token.
+//! Who calls: a key, a user by their session or their token, a host by its own; and what they may.
+//! Every request is admitted, or not, before its handler runs; handlers take what was found.
+
+pub(crate) mod admit;
+pub(crate) mod directory;
+pub(crate) mod password;
+pub(crate) mod policy;
+pub(crate) mod session;
 
 use crate::app::App;
-use crate::db;
-use crate::error::Error;
+use crate::audit::{Actor, By};
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
 use crate::hosts::Enrolled;
+use crate::limits::Limits;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
+use policy::{Action, Denied, Grants, Only, Resource};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use types::TeamId;
+use types::{ApiKeyId, SessionId, TeamId, UserId};
 
-/// An authenticated caller.
+/// An authenticated caller, in a team.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub team: TeamId,
+    pub by: By,
+    pub grants: Grants,
+    pub only: Only,
     /// Whether what concerns the whole platform is theirs to do.
     pub operator: bool,
+    /// A key's own, beside its team's.
+    pub limits: Limits,
 }
 
 impl Caller {
-    /// A team, for what is done on its behalf.
+    /// The platform itself, for what is done on a team's behalf.
     pub(crate) fn of(team: TeamId) -> Self {
-        Self { team, operator: false }
+        Self {
+            team,
+            by: By::SYSTEM,
+            grants: Grants::ALL,
+            only: Only::default(),
+            operator: false,
+            limits: Limits::NONE,
+        }
+    }
+
+    /// Checks that something may be done.
+    pub(crate) fn may(&self, action: Action, resource: Resource) -> Result<()> {
+        policy::decide(self.grants, self.only, action, resource).map_err(|denied| match denied {
+            Denied::Forbidden(action) => Error::Forbidden(action.as_str()),
+            Denied::Hidden => Error::NotFound(match resource {
+                Resource::Template(_) => "template",
+                Resource::Team | Resource::Capsule(..) | Resource::Capsules => "capsule",
+            }),
+        })
+    }
+
+    /// Whether a capsule of the team's is one that they see.
+    pub(crate) fn sees(&self, capsule: &Capsule) -> bool {
+        let resource = Resource::Capsule(capsule.id(), capsule.template_id);
+        policy::decide(Grants::ALL, self.only, Action::CapsulesRead, resource).is_ok()
+    }
+
+    /// The key that they call with.
+    pub(crate) fn key(&self) -> Option<ApiKeyId> {
+        match self.by.actor {
+            Actor::Key(id) => Some(id),
+            Actor::User(_) | Actor::Host(_) | Actor::System | Actor::Nobody => None,
+        }
+    }
+
+    /// The user that they are.
+    pub(crate) fn user(&self) -> Option<UserId> {
+        match self.by.actor {
+            Actor::User(id) => Some(id),
+            Actor::Key(_) | Actor::Host(_) | Actor::System | Actor::Nobody => None,
+        }
     }
 }
 
 /// An authenticated caller who may do what concerns the whole platform.
-pub(crate) struct Operator;
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Operator(pub By);
+
+/// A user who has signed in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SignedIn {
+    pub user: UserId,
+    pub session: SessionId,
+    pub by: By,
+}
+
+/// Where a request that needs no caller comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stranger(pub By);
 
 /// A host that has shown its token. That the enrolment still stands, the database says.
 pub(crate) struct HostCaller(pub Enrolled);
@@ -42,41 +110,48 @@ pub fn new_api_key() -> String {
 pub(crate) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     rand::rng().fill_bytes(&mut random);
-    random.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&random)
 }
 
-/// What of a key is stored.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // A string takes whatever is written.
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}
+
+/// What of a key or token is stored: they are random, so a plain hash gives nothing away.
 pub(crate) fn hash(key: &str) -> [u8; 32] {
     Sha256::digest(key).into()
 }
 
-impl FromRequestParts<Arc<App>> for Caller {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
-        let key = parts.headers.get("x-api-key").and_then(|v| v.to_str().ok());
-        let key = key.filter(|k| k.len() <= 200).ok_or(Error::Unauthenticated)?;
-        let caller = db::keys::caller(&app.db, &hash(key)).await?;
-        caller.ok_or(Error::Unauthenticated)
-    }
+/// What admission found.
+fn found<T: Clone + Send + Sync + 'static>(parts: &Parts) -> Result<T> {
+    let found = parts.extensions.get::<T>().cloned();
+    found.ok_or_else(|| Error::Internal(anyhow::anyhow!("the route's rule admits no such caller")))
 }
 
-impl FromRequestParts<Arc<App>> for Operator {
-    type Rejection = Error;
+macro_rules! admitted {
+    ($($who:ty),*) => {$(
+        impl FromRequestParts<Arc<App>> for $who {
+            type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
-        let caller = Caller::from_request_parts(parts, app).await?;
-        if caller.operator { Ok(Self) } else { Err(Error::Forbidden) }
-    }
+            async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self> {
+                found(parts)
+            }
+        }
+    )*};
 }
+admitted!(Caller, Operator, SignedIn, Stranger);
 
 impl FromRequestParts<Arc<App>> for HostCaller {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
-        let header = parts.headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let token = header.and_then(|header| header.strip_prefix("Bearer "));
-        let enrolled = token.and_then(|token| app.signer.check(token));
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        let enrolled = session::bearer(&parts.headers).and_then(|token| app.signer.check(token));
         enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host's token"))
     }
 }

@@ -8,6 +8,7 @@ mod begin;
 mod fork;
 mod keep;
 mod life;
+mod quota;
 
 pub(crate) use begin::{Begin, begin};
 pub(crate) use fork::fork;
@@ -15,18 +16,17 @@ pub(crate) use keep::{Wanted, awake, detached, pause, resume, settled, why};
 pub(crate) use life::{end, ping, set as set_life};
 
 use crate::app::App;
+use crate::audit::{By, Entry, Noted};
 use crate::auth::Caller;
+use crate::auth::policy::{Action, Resource};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
+use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{CapsuleId, CapsuleState, HostId, SnapshotId, names};
-
-/// Most metadata that a capsule may carry, in bytes.
-const METADATA_MAX: usize = 16 * 1024;
-/// Most ports of a capsule that may be public.
-const PUBLIC_PORTS_MAX: usize = 64;
+use types::{CapsuleId, CapsuleState, HostId, PLATFORM_TEAM, SnapshotId, TemplateId, names};
 
 /// Makes a capsule and answers when its guest does.
 pub(crate) async fn create(
@@ -97,9 +97,12 @@ async fn source(
             disk_mib: or(wanted.disk_mb, template.disk_mib),
         };
         size.check()?;
+        let template_id = TemplateId(template.id);
+        caller.may(Action::CapsulesAdmin, Resource::Template(template_id))?;
         return Ok(Begin { template_id: Some(template.id), template: template.name, size, ..none });
     }
     let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+    let found = found.filter(|_| caller.may(Action::CapsulesAdmin, Resource::Team).is_ok());
     let snapshot = found.ok_or(Error::NotFound("template"))?;
     let size = Resources {
         vcpus: snapshot.vcpus.unsigned_abs(),
@@ -120,6 +123,22 @@ async fn source(
     Ok(Begin { template: snapshot.template, snapshot: id, size, near, stored, ..none })
 }
 
+/// What it is in the audit log to bring a capsule into a state; what only completes something is
+/// nothing there. Pure.
+fn action(to: CapsuleState) -> Option<&'static str> {
+    match to {
+        CapsuleState::Pausing => Some("capsule.pause"),
+        CapsuleState::Resuming => Some("capsule.resume"),
+        CapsuleState::Stopping => Some("capsule.delete"),
+        CapsuleState::Error => Some("capsule.error"),
+        CapsuleState::Missing => Some("capsule.missing"),
+        CapsuleState::Starting
+        | CapsuleState::Running
+        | CapsuleState::Paused
+        | CapsuleState::Stopped => None,
+    }
+}
+
 /// Moves a capsule to a state, as `db::capsules::transition` does; what the proxy knew of it is
 /// dropped before anyone is told.
 pub(crate) async fn transition(
@@ -128,16 +147,35 @@ pub(crate) async fn transition(
     seen: i64,
     to: CapsuleState,
     error: Option<&str>,
+    by: By,
 ) -> Result<Option<i64>> {
-    let moved = db::capsules::transition(&app.db, id, seen, to, error).await;
+    // The team is the capsule's own.
+    let entry = action(to).map(|action| {
+        let why = error.map_or_else(|| json!({}), |error| json!({ "error": error }));
+        Entry::new(PLATFORM_TEAM, by, action, id).with(why)
+    });
+    let moved = db::capsules::transition(&app.db, id, seen, to, error, entry.as_ref()).await;
     app.routes.forget(id);
     Ok(moved?)
 }
 
-/// A capsule of the caller's team.
+/// A capsule of the caller's team, if they see it. That somebody asks for one of others is noted.
 pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let found = db::capsules::find(&app.db, caller.team, id).await?;
-    found.ok_or(Error::NotFound("capsule"))
+    if let Some(capsule) = found.filter(|capsule| caller.sees(capsule)) {
+        return Ok(capsule);
+    }
+    if db::capsules::exists(&app.db, id).await? {
+        app.notes.note(Noted {
+            team: caller.team,
+            by: caller.by,
+            action: "capsule.refused",
+            resource: id.to_string(),
+            refused: true,
+            code: "not_found",
+        });
+    }
+    Err(Error::NotFound("capsule"))
 }
 
 fn too_many_public() -> String {
@@ -167,7 +205,14 @@ pub(crate) async fn set_public(
         check_exposed("port", port)?;
     }
     let most = i32::try_from(PUBLIC_PORTS_MAX).unwrap_or(i32::MAX);
-    let set = db::capsules::set_public(&app.db, caller.team, id, port, public, most).await?;
+    let mut tx = app.db.begin().await?;
+    let set = db::capsules::set_public(&mut *tx, caller.team, id, port, public, most).await?;
+    let what = json!({ "port": port, "public": public });
+    let entry = Entry::new(caller.team, caller.by, "capsule.set_port", id).with(what);
+    if set.is_some() {
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
     app.routes.forget(id);
     set.ok_or_else(|| Error::invalid("public_ports", too_many_public()))
 }
@@ -176,14 +221,14 @@ pub(crate) async fn set_public(
 pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let capsule = get(app, caller, id).await?;
     let at = app.clone();
-    detached(app, async move { remove(&at, &capsule).await }).await
+    detached(app, async move { remove(&at, &capsule, caller.by).await }).await
 }
 
 /// Brings a capsule to its end from whatever state it was seen in.
-pub(crate) async fn remove(app: &App, seen: &Capsule) -> Result<()> {
+pub(crate) async fn remove(app: &App, seen: &Capsule, by: By) -> Result<()> {
     let (id, mut generation) = (seen.id(), seen.generation);
     if seen.state() != CapsuleState::Stopping {
-        let moved = transition(app, id, generation, CapsuleState::Stopping, None).await?;
+        let moved = transition(app, id, generation, CapsuleState::Stopping, None, by).await?;
         let busy = || Error::Conflict("the capsule is changing; try again".to_owned());
         generation = moved.ok_or_else(busy)?;
     }
@@ -192,12 +237,12 @@ pub(crate) async fn remove(app: &App, seen: &Capsule) -> Result<()> {
     if let Some(host) = host {
         app.agent(host).destroy(id, Some(seen.team())).await?;
     }
-    transition(app, id, generation, CapsuleState::Stopped, None).await?;
+    transition(app, id, generation, CapsuleState::Stopped, None, by).await?;
     Ok(())
 }
 
 /// Gives a capsule up whose host is to be forgotten, with why.
-pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str) -> Result<()> {
+pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Result<()> {
     let (id, generation) = (seen.id(), seen.generation);
     let stopping = seen.state() == CapsuleState::Stopping;
     if let (true, Some(other)) = (stopping, app.fleet.with_store()) {
@@ -205,7 +250,7 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str) -> Result<()> 
     }
     let to = if stopping { CapsuleState::Stopped } else { CapsuleState::Error };
     if seen.state() != to && !seen.is_safe() {
-        let moved = transition(app, id, generation, to, Some(why)).await?;
+        let moved = transition(app, id, generation, to, Some(why), by).await?;
         moved.ok_or_else(|| Error::Conflict("the capsule is changing; try again".to_owned()))?;
     }
     Ok(db::capsules::unplace(&app.db, id).await?)

@@ -1,11 +1,20 @@
 //! SQL, a file for each resource. Never decides anything.
 
+pub(crate) mod audit;
 pub(crate) mod capsules;
+pub(crate) mod channels;
+pub(crate) mod events;
 pub(crate) mod host_tokens;
 pub(crate) mod hosts;
 pub(crate) mod keys;
 pub(crate) mod lead;
+pub(crate) mod limits;
 pub(crate) mod listen;
+pub(crate) mod retention;
 pub(crate) mod routes;
+pub(crate) mod secrets;
+pub(crate) mod sessions;
 pub(crate) mod snapshots;
+pub(crate) mod teams;
 pub(crate) mod templates;
+pub(crate) mod users;

@@ -6,8 +6,12 @@ use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
 use protocol::Refusal;
 use std::sync::Arc;
-use types::CapsuleState;
+use std::time::Duration;
 use types::resources::OutOfRange;
+use types::{CapsuleState, TeamId, UserId};
+
+/// What PostgreSQL calls a text with a NUL, as such and in JSON.
+const NUL: [&str; 2] = ["22021", "22P05"];
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -22,13 +26,42 @@ pub enum Error {
     Invalid { field: String, message: String },
     #[error("the request's body is larger than {0} bytes")]
     TooLarge(usize),
-    #[error("this is for an operator's key alone")]
-    Forbidden,
+    #[error("this takes `{0}`, which your role or key does not have")]
+    Forbidden(&'static str),
+    #[error("this is for a user who has signed in, not for a key")]
+    UserOnly,
+    #[error("you are in no team; make one first")]
+    NoTeam,
+    #[error(
+        "a request with the session's cookie must come from a page of this platform, with its \
+             X-CSRF-Token"
+    )]
+    NotOurPage,
+    #[error("the e-mail or the password is wrong")]
+    WrongCredentials,
+    #[error("too many {0}; try again in {seconds} s", seconds = .1.as_secs() + 1)]
+    TooManyRequests(&'static str, Duration),
+    #[error("{0} has what it may have: {1}")]
+    LimitReached(&'static str, String),
+    #[error(
+        "{team} has {capsules} capsules, {snapshots} snapshots and {hosts} hosts; end them first"
+    )]
+    TeamNotEmpty { team: TeamId, capsules: i64, snapshots: i64, hosts: i64 },
+    #[error("{0} is the last admin of the platform; make another one first")]
+    LastAdmin(UserId),
+    #[error("{0} has other members; transfer it, or remove them, first")]
+    OwnsTeam(TeamId),
+    #[error("this platform sends no mail (set WRENN_SMTP_URL or WRENN_MAIL_OUTBOX)")]
+    NoMail,
+    #[error("the e-mail could not be sent; see the control plane's log")]
+    MailFailed,
+    #[error("{0}")]
+    SignInFailed(String),
     #[error("{0} is not valid, or not any more")]
     InvalidToken(&'static str),
     #[error("the host has {0} capsules and {1} snapshots: drain it first, or delete it by force")]
     HostNotEmpty(usize, i64),
-    #[error("the X-API-Key header is missing or its key is not valid")]
+    #[error("no valid X-API-Key header, bearer token or session came with the request")]
     Unauthenticated,
     #[error(
         "this port is private: present the owner's X-API-Key, the capsule's traffic token or a \
@@ -89,9 +122,14 @@ impl Error {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::UserOnly | Self::NoTeam | Self::NotOurPage => {
+                StatusCode::FORBIDDEN
+            }
             Self::Conflict(_)
             | Self::HostNotEmpty(..)
+            | Self::TeamNotEmpty { .. }
+            | Self::LastAdmin(_)
+            | Self::OwnsTeam(_)
             | Self::NotRunning(_)
             | Self::Interrupted
             | Self::SnapshotDamaged(_)
@@ -99,16 +137,21 @@ impl Error {
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated
+            | Self::WrongCredentials
+            | Self::SignInFailed(_)
             | Self::InvalidToken(_)
             | Self::PrivatePort
             | Self::LinkExpired => StatusCode::UNAUTHORIZED,
             Self::NoCapacity(_)
+            | Self::NoMail
             | Self::DatabaseUnavailable
             | Self::HostUnavailable
             | Self::GuestUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut(_) | Self::GuestSilent => StatusCode::GATEWAY_TIMEOUT,
-            Self::PortClosed(_) | Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
-            Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
+            Self::PortClosed(_) | Self::BadAnswer(_) | Self::MailFailed => StatusCode::BAD_GATEWAY,
+            Self::TooManyConnections | Self::TooManyRequests(..) | Self::LimitReached(..) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::StartFailed(_)
             | Self::PauseFailed(_)
@@ -126,7 +169,19 @@ impl Error {
             Self::Invalid { .. } => "invalid_request",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
-            Self::Forbidden => "forbidden",
+            Self::Forbidden(_) => "forbidden",
+            Self::UserOnly => "user_only",
+            Self::NoTeam => "no_team",
+            Self::NotOurPage => "csrf",
+            Self::WrongCredentials => "wrong_credentials",
+            Self::TooManyRequests(..) => "too_many_requests",
+            Self::LimitReached(..) => "limit_reached",
+            Self::MailFailed => "mail_failed",
+            Self::NoMail => "no_mail",
+            Self::TeamNotEmpty { .. } => "team_not_empty",
+            Self::LastAdmin(_) => "last_admin",
+            Self::OwnsTeam(_) => "owns_team_with_members",
+            Self::SignInFailed(_) => "sign_in_failed",
             Self::InvalidToken(_) => "invalid_token",
             Self::HostNotEmpty(..) => "host_not_empty",
             Self::PrivatePort => "private_port",
@@ -150,6 +205,22 @@ impl Error {
             Self::TimedOut(_) => "timeout",
             Self::StartFailed(_) => "start_failed",
             Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether somebody was not let in, rather than that something was wrong.
+    pub(crate) fn is_refusal(&self) -> bool {
+        let status = self.status();
+        let team = matches!(self, Self::NotFound("team"));
+        team || status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN
+    }
+
+    /// When to ask again.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "all others are not about time")]
+        match self {
+            Self::TooManyRequests(_, wait) => Some(wait.as_secs() + 1),
+            _ => None,
         }
     }
 
@@ -199,6 +270,11 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
                 tracing::warn!(%error, "the database does not answer");
                 Self::DatabaseUnavailable
+            }
+            sqlx::Error::Database(error)
+                if error.code().is_some_and(|code| NUL.contains(&&*code)) =>
+            {
+                Self::invalid("a text in the request", "holds a NUL, which none may")
             }
             other => Self::Internal(other.into()),
         }

@@ -1,24 +1,36 @@
 //! Every route of the API in one list, each with its place in the OpenAPI document.
 
+mod admin;
+mod api_keys;
+mod audit;
+mod auth;
 mod capsules;
+mod channels;
 mod contents;
 mod docs;
+mod events;
 mod exec;
 mod exec_stream;
 mod extract;
 mod files;
 mod hosts;
 mod keep;
+mod me;
+mod paging;
 mod ports;
 mod processes;
 mod pty;
 mod respond;
+pub(crate) mod rules;
 mod snapshots;
 mod socket;
 mod status;
+mod teams;
 mod templates;
+mod usage;
 
 use crate::app::App;
+use crate::auth::admit::admit;
 use crate::error::Error;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::post;
@@ -74,6 +86,53 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hosts::register))
         .routes(routes!(hosts::refresh))
         .routes(routes!(hosts::heartbeat))
+        .merge(accounts())
+}
+
+/// Those of users, teams, keys and what they did.
+fn accounts() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(auth::sign_up))
+        .routes(routes!(auth::activate))
+        .routes(routes!(auth::log_in))
+        .routes(routes!(auth::log_out))
+        .routes(routes!(auth::token))
+        .routes(routes!(auth::reset))
+        .routes(routes!(auth::confirm))
+        .routes(routes!(auth::providers))
+        .routes(routes!(auth::oauth))
+        .routes(routes!(auth::callback))
+        .routes(routes!(me::get, me::change, me::delete))
+        .routes(routes!(me::password))
+        .routes(routes!(me::sessions, me::end_others))
+        .routes(routes!(me::end_session))
+        .routes(routes!(me::add_provider, me::remove_provider))
+        .routes(routes!(teams::list, teams::create))
+        .routes(routes!(teams::get, teams::rename, teams::delete))
+        .routes(routes!(teams::members))
+        .routes(routes!(teams::set_role, teams::remove))
+        .routes(routes!(teams::leave))
+        .routes(routes!(teams::transfer))
+        .routes(routes!(teams::invitations, teams::invite))
+        .routes(routes!(teams::uninvite))
+        .routes(routes!(teams::accept))
+        .routes(routes!(teams::limits))
+        .routes(routes!(api_keys::create, api_keys::list))
+        .routes(routes!(api_keys::revoke))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::export))
+        .routes(routes!(audit::list_all))
+        .routes(routes!(usage::get))
+        .routes(routes!(events::stream))
+        .routes(routes!(channels::create, channels::list))
+        .routes(routes!(channels::get, channels::change, channels::delete))
+        .routes(routes!(channels::renew))
+        .routes(routes!(channels::test))
+        .routes(routes!(channels::deliveries))
+        .routes(routes!(admin::users, admin::invite))
+        .routes(routes!(admin::change, admin::erase))
+        .routes(routes!(admin::teams))
+        .routes(routes!(admin::limits, admin::set_limits))
 }
 
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -86,6 +145,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::disable())
         .fallback(|| async { Error::NotFound("route") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), admit))
         .layer(middleware::from_fn(respond::respond))
         .with_state(app)
 }

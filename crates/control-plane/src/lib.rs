@@ -5,19 +5,31 @@
 
 mod agent;
 mod app;
+mod audit;
 mod auth;
+mod cache;
 mod capsules;
+mod channels;
 mod db;
 mod error;
 mod hosts;
 mod http;
+mod keys;
+pub mod limits;
 mod processes;
 mod proxy;
 mod reconcile;
+mod retention;
 pub mod scheduler;
 mod snapshots;
+mod streams;
+mod teams;
+mod users;
 
-pub use app::{App, ControlPlane, Settings};
+pub use app::{Accounts, App, ControlPlane, Settings};
 pub use auth::new_api_key;
 pub use error::Error;
 pub use http::openapi;
+pub use users::SignUp;
+pub use users::mail::Settings as MailSettings;
+pub use users::oauth::Provider;

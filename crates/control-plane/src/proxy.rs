@@ -12,7 +12,9 @@ pub(crate) use routes::{Routes, keep_true};
 pub(crate) use target::{Domains, Target};
 
 use crate::app::App;
+use crate::audit::{Actor, By, Noted};
 use crate::auth::Caller;
+use crate::auth::admit::key_caller;
 use crate::capsules;
 use crate::error::{Error, Result};
 use crate::reconcile;
@@ -31,8 +33,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use target::Addressee;
-use types::CapsuleState;
-use types::HostId;
+use types::{CapsuleState, HostId, PLATFORM_TEAM};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -109,11 +110,22 @@ impl Proxy {
             request.uri().path(),
             request.uri().query().unwrap_or(""),
         );
-        let found = self.app.routes.find(&self.app.db, target.capsule, presented.key());
-        let (route, key_team) = found.await?;
+        let hash = presented.key().map(crate::auth::hash);
+        let found = self.app.routes.find(&self.app.db, target.capsule, hash.as_ref());
+        let (route, key) = found.await?;
+        let owner = match &key {
+            Some(key) => key_caller(&self.app, key, By::SYSTEM).await.ok(),
+            None => None,
+        };
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let admitted = presented.decide(target, route.as_deref(), key_team, now)?;
+        let decided = presented.decide(target, route.as_deref(), owner.as_ref(), now);
+        let admitted = decided.inspect_err(|error| {
+            self.note(error, route.as_deref(), owner, target, peer);
+        })?;
         let mut route = route.ok_or(Error::NotFound("capsule"))?;
+        if self.app.audit_access {
+            self.note_access(&route, owner, target, peer);
+        }
         let scheme = scheme(request.headers(), peer);
         if let (Admitted::Link(seconds), Some(link)) = (&admitted, &presented.link) {
             let browses = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -153,9 +165,45 @@ impl Proxy {
         sent
     }
 
+    /// Notes that somebody who presented something was not let in.
+    fn note(
+        &self,
+        error: &Error,
+        route: Option<&Route>,
+        who: Option<Caller>,
+        target: Target,
+        peer: SocketAddr,
+    ) {
+        if matches!(error, Error::PrivatePort | Error::LinkExpired) {
+            return;
+        }
+        let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
+        self.app.notes.note(Noted {
+            team: route.map_or(PLATFORM_TEAM, |route| route.team),
+            by: By { actor, from: Some(peer.ip()) },
+            action: "capsule.refused",
+            resource: target.capsule.to_string(),
+            refused: true,
+            code: error.code(),
+        });
+    }
+
+    /// Notes that somebody was let in.
+    fn note_access(&self, route: &Route, who: Option<Caller>, target: Target, peer: SocketAddr) {
+        let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
+        self.app.notes.note(Noted {
+            team: route.team,
+            by: By { actor, from: Some(peer.ip()) },
+            action: "capsule.access",
+            resource: format!("{}:{}", target.capsule, target.port),
+            refused: false,
+            code: "",
+        });
+    }
+
     /// Has a capsule woken, for its owner, by someone who was admitted.
     async fn wake(&self, route: &Route, target: Target) -> Result<Arc<Route>> {
-        capsules::awake(&self.app, Caller::of(route.team), target.capsule).await?;
+        Box::pin(capsules::awake(&self.app, Caller::of(route.team), target.capsule)).await?;
         let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;
         found.0.ok_or(Error::NotFound("capsule"))
     }

@@ -5,6 +5,7 @@
 //! create which finishes in between is never taken for an orphan.
 
 use crate::app::App;
+use crate::audit::{Actor, By};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::lead::Lead;
@@ -121,6 +122,7 @@ async fn lead(app: &App) {
         () = rounds(app) => {}
         () = follow_all(app) => {}
         () = watch(app) => {}
+        () = crate::retention::rounds(app) => {}
     }
 }
 
@@ -284,13 +286,16 @@ async fn round(app: &App, host: HostId) -> Result<()> {
 
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
     let (id, seen) = (row.id(), row.generation);
+    // Nobody asked: it is what the host did, or found.
+    let actor = row.host_id.map_or(Actor::System, |host| Actor::Host(HostId(host)));
+    let by = By { actor, from: None };
     match repair {
         Repair::Nothing => {}
-        Repair::Remove => capsules::remove(app, row).await?,
+        Repair::Remove => capsules::remove(app, row, by).await?,
         Repair::Follow(states) => {
             let mut seen = seen;
             for state in states {
-                match capsules::transition(app, id, seen, *state, None).await? {
+                match capsules::transition(app, id, seen, *state, None, by).await? {
                     Some(generation) => seen = generation,
                     None => break,
                 }
@@ -298,7 +303,7 @@ async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
         }
         Repair::MarkError(why) => {
             tracing::warn!(%id, why, "a capsule was lost");
-            capsules::transition(app, id, seen, CapsuleState::Error, Some(&why)).await?;
+            capsules::transition(app, id, seen, CapsuleState::Error, Some(&why), by).await?;
         }
     }
     Ok(())

@@ -2,12 +2,14 @@
 //! be there; `reconcile` brings the one in line with the other.
 
 use crate::app::App;
+use crate::audit::{By, Entry};
 use crate::auth::Caller;
 use crate::capsules;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
+use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 
@@ -69,7 +71,15 @@ pub(crate) async fn take(
         created_at: now,
         updated_at: now,
     };
-    if !db::snapshots::insert(&app.db, &row).await? {
+    let mut tx = app.db.begin().await?;
+    let what = json!({ "name": row.name, "capsule": capsule.id().to_string() });
+    let entry = Entry::new(caller.team, caller.by, "snapshot.create", id).with(what);
+    let entered = db::snapshots::insert(&mut *tx, &row).await?;
+    if entered && row.name.is_some() {
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    if !entered {
         return Err(Error::Conflict("a snapshot has this name".to_owned()));
     }
     let entered = row.clone();
@@ -84,7 +94,7 @@ pub(crate) async fn take(
         Err(error) => Err(error),
     };
     if taken.is_err()
-        && let Err(undo) = remove(app, &entered).await
+        && let Err(undo) = remove(app, &entered, By::SYSTEM).await
     {
         tracing::warn!(%id, error = %undo, "undoing a snapshot");
     }
@@ -98,9 +108,15 @@ pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Snapsho
 }
 
 /// Removes a snapshot; capsules that began from it keep what they need.
-pub(crate) async fn remove(app: &App, row: &Snapshot) -> Result<()> {
+pub(crate) async fn remove(app: &App, row: &Snapshot, by: By) -> Result<()> {
     let id = row.id();
-    db::snapshots::removing(&app.db, id).await?;
+    let mut tx = app.db.begin().await?;
+    let first = db::snapshots::removing(&mut *tx, id).await?;
+    if let (true, Some(name)) = (first, &row.name) {
+        let entry = Entry::new(TeamId(row.team_id), by, "snapshot.delete", id);
+        db::audit::write(&mut *tx, &entry.with(json!({ "name": name }))).await?;
+    }
+    tx.commit().await?;
     // One whose host was deleted is in the store alone: any host that has that can remove it.
     let host = row.host_id.map(HostId).or_else(|| app.fleet.with_store());
     if let Some(host) = host {
@@ -126,7 +142,7 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
             _ => row.name.is_none() && age > LEFT,
         };
         if left {
-            remove(app, &row).await?;
+            remove(app, &row, By::SYSTEM).await?;
         }
     }
     for id in on_host {

@@ -1,7 +1,11 @@
 //! The command line: what can be asked, and nothing of how it is done.
 
+mod account;
 mod host;
 
+pub(crate) use account::{
+    Account, Activate, Audit, CreateKey, Key, Limits, Login, ResetPassword, SignUp, Team, User,
+};
 pub(crate) use host::{Host, Pki};
 
 use crate::settings::{Agent, ControlPlane, Folder, Log, Plaintext};
@@ -30,6 +34,9 @@ pub(crate) struct Api {
     /// API key; better in the variable, since arguments are seen by every user of a machine.
     #[arg(long, global = true, env = "WRENN_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Id of the team that a user's command is for.
+    #[arg(long, global = true, env = "WRENN_TEAM")]
+    pub in_team: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -46,10 +53,23 @@ pub(crate) enum Command {
     /// The machines that run capsules.
     #[command(subcommand)]
     Host(Host),
+    #[command(flatten)]
+    Account(Account),
+    /// The team that the commands are for: members, limits, usage.
+    #[command(subcommand)]
+    Team(Team),
+    /// The team's API keys.
+    #[command(subcommand)]
+    Key(Key),
+    /// Who did what in the team.
+    Audit(Audit),
+    /// Users of the platform, for its admins.
+    #[command(subcommand)]
+    User(User),
     /// Say whether this machine has what it takes, and how to fix what it lacks.
     Doctor(Doctor),
     /// Run everything in one process: database, host agent, control plane.
-    Up(Up),
+    Up(Box<Up>),
     /// Stop the platform that `wrenn up` started; capsules run on.
     Stop(Folder),
     /// Stop the platform and remove it: capsules, networks, files, keys.
@@ -57,7 +77,7 @@ pub(crate) enum Command {
     /// Print the path of the file by which the commands on this machine find the platform.
     ClientFile,
     /// Run a control plane alone.
-    ControlPlane(ControlPlaneRole),
+    ControlPlane(Box<ControlPlaneRole>),
     /// Run a host agent alone.
     Agent(AgentRole),
     /// The authority that vouches for hosts and control planes.

@@ -5,6 +5,7 @@ use crate::client_file::ClientFile;
 use anyhow::Context;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,13 +14,15 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-const KEY: &str = "X-API-Key";
+const TEAM: &str = "X-Wrenn-Team";
 
 /// A platform, and the right to use it.
 #[derive(Clone)]
 pub(crate) struct Client {
     base: String,
-    key: String,
+    /// The header by which we show who we are, where we do.
+    credential: Option<(HeaderName, HeaderValue)>,
+    team: Option<String>,
     http: reqwest::Client,
 }
 
@@ -31,21 +34,65 @@ impl Client {
     pub(crate) fn new(api: &Api, file: &Path) -> anyhow::Result<Self> {
         let kept = ClientFile::load(file);
         let url = api.url.clone().or_else(|| kept.as_ref().map(|k| k.url.clone()));
-        let key = api.api_key.clone().or_else(|| kept.map(|k| k.api_key));
-        let (Some(url), Some(key)) = (url, key) else {
+        let Some(url) = url else {
             anyhow::bail!(
                 "no platform is known: start one with `wrenn up`, or set WRENN_BASE_URL and \
                  WRENN_API_KEY"
             );
         };
+        let url = url.trim_end_matches('/').to_owned();
+        // What was kept is of the platform that it was kept for, and shown to no other.
+        let kept = kept.filter(|kept| kept.url == url);
+        let session = kept.as_ref().and_then(|kept| kept.session.clone());
+        let key = match (&api.api_key, &session) {
+            (Some(key), _) => Some(key.clone()),
+            (None, Some(_)) => None,
+            (None, None) => kept.as_ref().and_then(|kept| kept.api_key.clone()),
+        };
+        let session = session.filter(|_| api.api_key.is_none());
+        let credential = match (&key, &session) {
+            (Some(key), _) => Some((HeaderName::from_static("x-api-key"), key.clone())),
+            (None, Some(token)) => Some((AUTHORIZATION, format!("Bearer {token}"))),
+            (None, None) => None,
+        };
+        let secret = |(name, value): (HeaderName, String)| {
+            let mut value = HeaderValue::from_str(&value).context("the API key is no text")?;
+            value.set_sensitive(true);
+            anyhow::Ok((name, value))
+        };
+        let credential = credential.map(secret).transpose()?;
+        let chosen = kept.and_then(|kept| kept.team).filter(|_| session.is_some());
+        let team = api.in_team.clone().or(chosen);
         // A second call, as in tests, keeps the first one's choice.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
-        Ok(Self { base: url.trim_end_matches('/').to_owned(), key, http })
+        Ok(Self { base: url, credential, team, http })
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).header(KEY, &self.key)
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some((name, value)) = &self.credential {
+            request = request.header(name, value);
+        }
+        if let Some(team) = &self.team {
+            request = request.header(TEAM, team);
+        }
+        request
+    }
+
+    /// The platform's URL.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Whether it is a user who asks, by their session.
+    pub(crate) fn is_user(&self) -> bool {
+        self.credential.as_ref().is_some_and(|(name, _)| *name == AUTHORIZATION)
+    }
+
+    /// The team that was chosen, if one was.
+    pub(crate) fn team(&self) -> Option<&str> {
+        self.team.as_deref()
     }
 
     /// Sends a request; an answer that is no success becomes the server's error.
@@ -72,7 +119,12 @@ impl Client {
     pub(crate) async fn socket(&self, path: &str) -> anyhow::Result<Socket> {
         let base = self.base.strip_prefix("http").context("the platform's URL is no http URL")?;
         let mut request = format!("ws{base}{path}").into_client_request()?;
-        request.headers_mut().insert(KEY, self.key.parse().context("the API key is no text")?);
+        if let Some((name, value)) = &self.credential {
+            request.headers_mut().insert(name, value.clone());
+        }
+        if let Some(team) = &self.team {
+            request.headers_mut().insert(TEAM, team.parse().context("the team is no text")?);
+        }
         match tokio_tungstenite::connect_async(request).await {
             Ok((stream, _)) => {
                 if let MaybeTlsStream::Plain(stream) = stream.get_ref() {
@@ -131,6 +183,38 @@ impl Client {
     ) -> anyhow::Result<T> {
         let answer = self.send(self.request(Method::PUT, path).json(body)).await?;
         Ok(answer.json().await?)
+    }
+
+    /// POST of something that is answered by nothing.
+    pub(crate) async fn post_nothing(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<()> {
+        self.send(self.request(Method::POST, path).json(body)).await.map(|_| ())
+    }
+
+    /// POST of nothing.
+    pub(crate) async fn post_empty(&self, path: &str) -> anyhow::Result<()> {
+        self.send(self.request(Method::POST, path)).await.map(|_| ())
+    }
+
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let answer = self.send(self.request(Method::PATCH, path).json(body)).await?;
+        Ok(answer.json().await?)
+    }
+
+    /// PATCH that is answered by nothing.
+    pub(crate) async fn patch_nothing(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<()> {
+        self.send(self.request(Method::PATCH, path).json(body)).await.map(|_| ())
     }
 
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<()> {

@@ -1,5 +1,5 @@
 //! The file by which the commands find the platform on the machine where it runs: its URL and
-//! a key, readable by its owner alone.
+//! a key, or a user's session; readable by its owner alone.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,14 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ClientFile {
     pub url: String,
-    pub api_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<String>,
+    /// A user's, who has signed in: it goes before the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The team that the user has chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
 }
 
 /// Where it is, given the environment: `WRENN_CLIENT_FILE`, else the user's configuration.
@@ -48,7 +55,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/client.json");
         assert!(ClientFile::load(&path).is_none());
-        let file = ClientFile { url: "http://127.0.0.1:1".into(), api_key: "k".into() };
+        let file = ClientFile {
+            url: "http://127.0.0.1:1".into(),
+            api_key: Some("k".into()),
+            session: None,
+            team: None,
+        };
         file.save(&path).unwrap();
         file.save(&path).unwrap();
         assert!(ClientFile::load(&path) == Some(file));

@@ -1,21 +1,60 @@
 //! What the client commands do: ask the API, show the answer.
 
+mod account;
 mod capsule;
 mod cp;
 mod doctor;
 mod exec;
 mod host;
 mod keep;
+mod key;
 mod port;
 mod shell;
+mod team;
+mod user;
 
+pub(crate) use account::account;
 pub(crate) use capsule::capsule;
 pub(crate) use doctor::doctor;
 pub(crate) use host::host;
 pub(crate) use keep::snapshots;
+pub(crate) use key::{audit, key};
+pub(crate) use team::team;
+pub(crate) use user::user;
 
 use crate::client::Client;
 use crate::output::{self, Form};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use std::io::{IsTerminal, Write};
+
+/// A path with those of the query's fields that are given.
+fn query(path: &str, fields: &[(&str, Option<String>)]) -> String {
+    let given = fields.iter().filter_map(|(name, value)| {
+        Some(format!("{name}={}", utf8_percent_encode(value.as_deref()?, NON_ALPHANUMERIC)))
+    });
+    let given: Vec<String> = given.collect();
+    if given.is_empty() { path.to_owned() } else { format!("{path}?{}", given.join("&")) }
+}
+
+/// Prints a value whole, or what of it a person, or a script, wants.
+fn shown(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Result<()> {
+    match form {
+        Form::Json => output::json(value),
+        Form::Human => {
+            output::line(text);
+            Ok(())
+        }
+    }
+}
+
+/// Asks whether to go on with what cannot be undone; who cannot be asked must have said so.
+fn agreed(question: &str) -> anyhow::Result<bool> {
+    anyhow::ensure!(std::io::stdin().is_terminal(), "say --yes to go on without being asked");
+    write!(std::io::stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
 
 /// `wrenn template list`.
 pub(crate) async fn templates(client: &Client, form: Form) -> anyhow::Result<()> {

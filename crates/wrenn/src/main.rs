@@ -45,11 +45,19 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Template(cli::Template::List) => commands::templates(&client()?, form).await?,
         Command::Snapshot(command) => commands::snapshots(command, &client()?, form).await?,
         Command::Host(command) => commands::host(command, &client()?, form).await?,
+        Command::Account(command) => {
+            commands::account(command, &client()?, &client_file, form).await?;
+        }
+        Command::Team(command) => commands::team(command, &client()?, &client_file, form).await?,
+        Command::Key(command) => commands::key(command, &client()?, form).await?,
+        Command::Audit(audit) => commands::audit(audit, &client()?, form).await?,
+        Command::User(command) => commands::user(command, &client()?, form).await?,
         Command::Doctor(doctor) => {
             let path = var("PATH").unwrap_or_default();
             return commands::doctor(&doctor.folder.dir, &path, client().ok(), form).await;
         }
         Command::Up(up) => {
+            let up = *up;
             daemon::raise_open_files();
             daemon::log_to_stderr(&up.log.filter, up.log.json);
             let up = platform::Up {

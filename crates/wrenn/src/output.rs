@@ -53,6 +53,11 @@ pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether an error is the server's, of a code.
+pub(crate) fn is_refused(error: &anyhow::Error, code: &str) -> bool {
+    error.downcast_ref::<crate::client::Refused>().is_some_and(|refused| refused.code == code)
+}
+
 /// Prints what went wrong, with its causes.
 pub(crate) fn error(error: &anyhow::Error, form: Form) {
     match form {

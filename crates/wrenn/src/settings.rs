@@ -1,6 +1,9 @@
 //! What each role is told: flags, each with its variable of the environment. The README's
 //! table lists them; `main` reads them once.
 
+mod accounts;
+
+use accounts::Accounts;
 use anyhow::Context;
 use clap::Args;
 use std::net::{IpAddr, SocketAddr};
@@ -197,29 +200,37 @@ pub(crate) struct ControlPlane {
     pub public_url: Option<String>,
     #[command(flatten)]
     pub ca: Ca,
+    #[command(flatten)]
+    pub accounts: Accounts,
 }
 
 impl ControlPlane {
-    /// What the control plane is told, once it listens at an address.
+    /// What the control plane is told, once it listens at an address; with the platform's folder,
+    /// where it has one.
     pub(crate) fn told(
         &self,
         database: sqlx::postgres::PgConnectOptions,
         authority: Option<(String, String)>,
         plaintext: Plaintext,
         listening: SocketAddr,
-    ) -> control_plane::Settings {
+        dir: Option<&Path>,
+    ) -> anyhow::Result<control_plane::Settings> {
         let domain = self.domains.iter().find(|domain| !domain.is_empty());
         let public_url = self.public_url.clone().unwrap_or_else(|| match domain {
             Some(domain) => format!("https://{domain}"),
             None => format!("http://localhost:{}", listening.port()),
         });
-        control_plane::Settings {
+        Ok(control_plane::Settings {
             database,
             authority,
             plaintext: plaintext.allowed,
             domains: self.domains.clone(),
+            accounts: self.accounts.told(&public_url)?,
             public_url,
-        }
+            mail: self.accounts.mail(dir),
+            audit_access: self.accounts.audit_access,
+            audit_days: self.accounts.audit_days,
+        })
     }
 
     /// The database that was named, if one was.

@@ -1,15 +1,18 @@
 //! How a capsule begins: its row, a host for it, and the machine there. A host that has no room, or
 //! does not answer, is not the last.
 
+use super::quota::Quota;
 use super::{get, life, remove, transition};
 use crate::agent::Begun;
 use crate::app::App;
+use crate::audit::Entry;
 use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::scheduler::Ask;
 use protocol::host::CreateCapsuleRequest;
+use serde_json::json;
 use sqlx::types::Json;
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -64,6 +67,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         auto_resume: wanted.auto_resume,
         envd_token: random_hex(32),
         traffic_token: random_hex(32),
+        created_by_key: caller.key().map(|key| key.0),
         public_ports: wanted.public_ports,
         booted: false,
         stored: 0,
@@ -98,16 +102,24 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         tags: &wanted.host_tags,
         without: &[],
     };
+    let quota = Quota::of(app, caller).await?;
+    quota.rate(app)?;
     let host = app.fleet.place(&ask).await?;
     let mut row = Capsule { host_id: Some(host.0), ..row };
-    db::capsules::insert(&app.db, caller.team, host, &row).await?;
+    let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mb": row.memory_mib,
+        "snapshot": wanted.snapshot.map(|id| id.to_string()) });
+    let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id()).with(what);
+    let mut tx = app.db.begin().await?;
+    quota.admit(&mut tx, &row).await?;
+    db::capsules::insert(&mut tx, &row, &entry).await?;
+    tx.commit().await?;
     daemon::step("control.starting").map_err(|e| Error::Internal(e.into()))?;
     match make(app, &mut row, request, &ask).await {
         Ok(begun) => begun_as(app, caller, &row, begun).await,
         Err(error) => {
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
             // What cannot be removed now, the reconciler removes.
-            if let Err(undo) = remove(app, &row).await {
+            if let Err(undo) = remove(app, &row, caller.by).await {
                 tracing::warn!(id = %row.id(), error = %undo, "undoing a create");
             }
             Err(error)
@@ -157,7 +169,7 @@ async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Res
     if begun.ends_at.is_some() {
         db::capsules::set_end(&app.db, id, begun.ends_at).await?;
     }
-    let moved = transition(app, id, row.generation, CapsuleState::Running, None).await?;
+    let moved = transition(app, id, row.generation, CapsuleState::Running, None, caller.by).await?;
     // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
     // does that removes the machine too.
     match get(app, caller, id).await {

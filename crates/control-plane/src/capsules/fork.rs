@@ -4,6 +4,7 @@
 use super::keep::detached;
 use super::{Begin, begin, life, settled, shown};
 use crate::app::App;
+use crate::audit::By;
 use crate::auth::Caller;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ pub(crate) async fn fork(
             .collect::<Vec<_>>()
             .await;
         // What cannot be removed now, the reconciler removes.
-        if let Err(error) = snapshots::remove(&at, &taken).await {
+        if let Err(error) = snapshots::remove(&at, &taken, By::SYSTEM).await {
             tracing::warn!(%id, %error, "removing what a fork began from");
         }
         let (mut items, mut errors) = (Vec::new(), Vec::new());

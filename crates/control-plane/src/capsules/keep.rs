@@ -1,8 +1,10 @@
 //! Pause and resume, and the waking of whoever is asked for something while it is paused.
 //! A caller who leaves stops nothing; what a host does not answer is left to the reconciler.
 
+use super::quota::Quota;
 use super::{get, life, transition};
 use crate::app::App;
+use crate::audit::{By, Entry};
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
@@ -63,7 +65,8 @@ pub(crate) async fn pause(
     }
     let at = app.clone();
     detached(app, async move {
-        let moved = transition(&at, id, capsule.generation, CapsuleState::Pausing, None).await?;
+        let moved =
+            transition(&at, id, capsule.generation, CapsuleState::Pausing, None, caller.by).await?;
         let generation = moved.ok_or_else(busy)?;
         let request = PauseCapsuleRequest {
             capsule_id: id.to_string(),
@@ -74,13 +77,13 @@ pub(crate) async fn pause(
         daemon::step("control.pausing").map_err(|e| Error::Internal(e.into()))?;
         match at.agent_of(&capsule)?.pause(request).await {
             Ok(()) => {
-                transition(&at, id, generation, CapsuleState::Paused, None).await?;
+                transition(&at, id, generation, CapsuleState::Paused, None, caller.by).await?;
                 get(&at, caller, id).await
             }
             // It may be paused, or be about to; the host tells.
             Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
             Err(error) => {
-                transition(&at, id, generation, CapsuleState::Running, None).await?;
+                transition(&at, id, generation, CapsuleState::Running, None, caller.by).await?;
                 Err(error)
             }
         }
@@ -128,7 +131,16 @@ async fn bring_back(
 ) -> Result<Capsule> {
     let (id, seen, before) = (capsule.id(), capsule.generation, capsule.state());
     let host = place(app, &capsule).await?;
-    let Some(generation) = db::capsules::resume_on(&app.db, id, seen, host).await? else {
+    let quota = Quota::of(app, caller).await?;
+    let mut tx = app.db.begin().await?;
+    quota.admit_again(&mut tx, &capsule).await?;
+    let resumed = db::capsules::resume_on(&mut *tx, id, seen, host).await?;
+    if resumed.is_some() {
+        let entry = Entry::new(capsule.team(), caller.by, "capsule.resume", id);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    let Some(generation) = resumed else {
         // Another was faster, perhaps to the same end.
         let capsule = settled(app, caller, id).await?;
         let runs = capsule.state() == CapsuleState::Running;
@@ -152,7 +164,7 @@ async fn bring_back(
             metrics::histogram!("wrenn_capsule_resume_seconds")
                 .record(started.elapsed().as_secs_f64());
             db::capsules::set_end(&app.db, id, begun.ends_at).await?;
-            transition(app, id, generation, CapsuleState::Running, None).await?;
+            transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
             let row = get(app, caller, id).await?;
             Ok(Capsule { booted: begun.booted, ..row })
         }
@@ -161,7 +173,7 @@ async fn bring_back(
         Err(error) => {
             // Where it was is still where it is.
             db::capsules::place(&app.db, id, generation, capsule.host_id).await?;
-            transition(app, id, generation, before, capsule.error.as_deref()).await?;
+            transition(app, id, generation, before, capsule.error.as_deref(), By::SYSTEM).await?;
             Err(error)
         }
     }

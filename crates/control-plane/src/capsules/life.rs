@@ -2,11 +2,13 @@
 
 use super::{get, settled};
 use crate::app::App;
+use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use protocol::host::{KeepCapsuleRequest, Life};
+use serde_json::json;
 use time::OffsetDateTime;
 use types::CapsuleId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
@@ -77,7 +79,12 @@ pub(crate) async fn set(
         KeepCapsuleRequest { capsule_id: id.to_string(), life: life.into(), ..Default::default() };
     app.agent_of(&capsule)?.keep(request).await?;
     let (on_timeout, idle) = (&capsule.on_timeout, capsule.timeout_sec);
-    db::capsules::set_life(&app.db, id, ends, on_timeout, idle).await?;
+    let mut tx = app.db.begin().await?;
+    db::capsules::set_life(&mut *tx, id, ends, on_timeout, idle).await?;
+    let what = json!({ "timeout": wanted.timeout, "on_timeout": on_timeout, "timeout_sec": idle });
+    let entry = Entry::new(caller.team, caller.by, "capsule.set_timeout", id).with(what);
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
     get(app, caller, id).await
 }
 

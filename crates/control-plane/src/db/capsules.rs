@@ -1,8 +1,10 @@
 //! Capsules: rows, and the compare-and-set that moves them between states.
 
+use crate::audit::Entry;
+use crate::auth::policy::Only;
 use crate::scheduler::Size;
-use sqlx::PgPool;
 use sqlx::types::Json;
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, TeamId};
@@ -32,6 +34,8 @@ pub(crate) struct Capsule {
     pub stored_newest: bool,
     pub traffic_token: String,
     pub public_ports: Vec<i32>,
+    /// The key that it was made with, which may be gone.
+    pub created_by_key: Option<Uuid>,
     /// Of the answer to a create or resume alone: whether the guest was booted.
     #[sqlx(skip)]
     pub booted: bool,
@@ -72,23 +76,24 @@ impl Capsule {
     }
 }
 
-/// Enters a capsule as `starting`.
+/// Enters a capsule as `starting`, with its entry of the audit log.
 pub(crate) async fn insert(
-    db: &PgPool,
-    team: TeamId,
-    host: HostId,
+    db: &mut PgConnection,
     row: &Capsule,
+    entry: &Entry,
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO capsules (id, team_id, host_id, template_id, template, status, vcpus, \
                memory_mib, disk_mib, timeout_sec, envd_token, metadata, traffic_token, \
-               public_ports, on_timeout, auto_resume, snapshot_id) VALUES \
-               ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
-    let insert = sqlx::query(sql).bind(row.id).bind(team.0).bind(host.0).bind(row.template_id);
+               public_ports, on_timeout, auto_resume, snapshot_id, created_by_key) VALUES \
+               ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(row.host_id);
+    let insert = insert.bind(row.template_id);
     let insert = insert.bind(&row.template).bind(row.vcpus).bind(row.memory_mib);
     let insert = insert.bind(row.disk_mib).bind(row.timeout_sec).bind(&row.envd_token);
     let insert = insert.bind(&row.metadata).bind(&row.traffic_token).bind(&row.public_ports);
     let insert = insert.bind(&row.on_timeout).bind(row.auto_resume).bind(row.snapshot_id);
-    insert.execute(db).await.map(|_| ())
+    insert.bind(row.created_by_key).execute(&mut *db).await?;
+    super::audit::write(db, entry).await
 }
 
 /// Has a capsule that is starting start on another host. Returns the new generation, or none when
@@ -137,7 +142,7 @@ pub(crate) async fn set_end(
 
 /// Notes how long a capsule may run.
 pub(crate) async fn set_life(
-    db: &PgPool,
+    db: impl PgExecutor<'_>,
     id: CapsuleId,
     ends_at: Option<OffsetDateTime>,
     on_timeout: &str,
@@ -170,18 +175,29 @@ pub(crate) async fn find(
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
-/// A page of a team's capsules that are not gone, newest first.
+/// Whether there is such a capsule, of whatever team.
+pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped')";
+    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+}
+
+/// A page of a team's capsules that are not gone, newest first; of those alone that a key is
+/// confined to.
 pub(crate) async fn list(
     db: &PgPool,
     team: TeamId,
+    only: Only,
     before: Option<CapsuleId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Capsule>> {
     let sql = "SELECT * FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
                AND ($2::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM capsules WHERE id = $2 AND team_id = $1)) \
+               AND ($4::uuid IS NULL OR id = $4) AND ($5::uuid IS NULL OR template_id = $5) \
                ORDER BY created_at DESC, id DESC LIMIT $3";
-    sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+    let list = sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit);
+    let list = list.bind(only.capsule.map(|id| id.0)).bind(only.template.map(|id| id.0));
+    list.fetch_all(db).await
 }
 
 /// Every capsule of a host that is not gone.
@@ -191,28 +207,40 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
 }
 
 /// Moves a capsule to a state, if it is still of the generation that was seen and the move is
-/// legal. Returns the new generation, or none when another was faster.
+/// legal; with an entry of the audit log, where there is one. Returns the new generation, or none
+/// when another was faster.
 pub(crate) async fn transition(
     db: &PgPool,
     id: CapsuleId,
     seen: i64,
     to: CapsuleState,
     error: Option<&str>,
+    entry: Option<&Entry>,
 ) -> sqlx::Result<Option<i64>> {
     let from: Vec<&str> = to.previous().into_iter().map(CapsuleState::as_str).collect();
-    let sql = "UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
+    let sql = "WITH moved AS (\
+               UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
                error = $4, started_at = CASE WHEN $3 = 'running' THEN \
                coalesce(started_at, now()) ELSE started_at END, \
                stored_newest = stored_newest AND $3 <> 'running' \
-               WHERE id = $1 AND generation = $2 AND status = ANY($5) RETURNING generation";
+               WHERE id = $1 AND generation = $2 AND status = ANY($5) \
+               RETURNING team_id, generation), \
+               noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
+               resource_type, resource_id, action, status, metadata) \
+               SELECT gen_random_uuid(), team_id, $6, $7, $8, 'capsule', $9, $10, 'ok', $11 \
+               FROM moved WHERE $10::text IS NOT NULL) SELECT generation FROM moved";
     let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(to.as_str());
-    update.bind(error).bind(from).fetch_optional(db).await
+    let update = update.bind(error).bind(from).bind(entry.map(|e| e.by.actor.kind()));
+    let update = update.bind(entry.map(|e| e.by.actor.id()));
+    let update = update.bind(entry.and_then(|e| e.by.from).map(|ip| ip.to_string()));
+    let update = update.bind(id.to_string()).bind(entry.map(|e| e.action));
+    update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await
 }
 
 /// Has a capsule be resumed on another host than it was paused on, if it is still of the
 /// generation that was seen. Returns the new generation.
 pub(crate) async fn resume_on(
-    db: &PgPool,
+    db: impl PgExecutor<'_>,
     id: CapsuleId,
     seen: i64,
     host: HostId,
@@ -253,7 +281,7 @@ pub(crate) async fn set_stored(
 /// Makes a port of a team's capsule public, or private again. Returns the capsule, unless it
 /// would have more than `most` public ports, or is none of the team's.
 pub(crate) async fn set_public(
-    db: &PgPool,
+    db: impl PgExecutor<'_>,
     team: TeamId,
     id: CapsuleId,
     port: u16,

@@ -1,5 +1,6 @@
 //! Hosts: rows, and what is known of them that decides where capsules go.
 
+use crate::audit::Entry;
 use crate::scheduler::Size;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
@@ -195,18 +196,26 @@ pub(crate) async fn mark_unreachable(db: &PgPool, seconds: f64) -> sqlx::Result<
 }
 
 /// Closes a host for capsules, or opens it again; false when there is none.
-pub(crate) async fn set_draining(db: &PgPool, id: HostId, draining: bool) -> sqlx::Result<bool> {
+pub(crate) async fn set_draining(
+    db: impl sqlx::PgExecutor<'_>,
+    id: HostId,
+    draining: bool,
+) -> sqlx::Result<bool> {
     let sql = "UPDATE hosts SET draining = $2 WHERE id = $1";
     Ok(sqlx::query(sql).bind(id.0).bind(draining).execute(db).await?.rows_affected() == 1)
 }
 
-pub(crate) async fn set_tags(db: &PgPool, id: HostId, tags: &[String]) -> sqlx::Result<bool> {
+pub(crate) async fn set_tags(
+    db: impl sqlx::PgExecutor<'_>,
+    id: HostId,
+    tags: &[String],
+) -> sqlx::Result<bool> {
     let sql = "UPDATE hosts SET tags = $2 WHERE id = $1";
     Ok(sqlx::query(sql).bind(id.0).bind(tags).execute(db).await?.rows_affected() == 1)
 }
 
 /// Forgets a host that has nothing that the store lacks; false when it has, or is none.
-pub(crate) async fn remove(db: &PgPool, id: HostId) -> sqlx::Result<bool> {
+pub(crate) async fn remove(db: &PgPool, id: HostId, entry: &Entry) -> sqlx::Result<bool> {
     let mut transaction = db.begin().await?;
     let there = lock(&mut transaction, id).await?;
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE host_id = $1 AND status <> 'stopped' \
@@ -221,6 +230,7 @@ pub(crate) async fn remove(db: &PgPool, id: HostId) -> sqlx::Result<bool> {
     let sql = "UPDATE snapshots SET host_id = NULL WHERE host_id = $1";
     sqlx::query(sql).bind(id.0).execute(&mut *transaction).await?;
     sqlx::query("DELETE FROM hosts WHERE id = $1").bind(id.0).execute(&mut *transaction).await?;
+    super::audit::write(&mut *transaction, entry).await?;
     transaction.commit().await?;
     Ok(true)
 }

@@ -1,52 +1,159 @@
-//! Teams and API keys.
+//! API keys.
 
-use crate::auth::Caller;
-use sqlx::PgPool;
-use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
+use crate::auth::policy::{self, Grants, Only};
+use crate::limits::Limits;
+use serde::Deserialize;
+use sqlx::{PgExecutor, PgPool};
+use time::OffsetDateTime;
+use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
 use uuid::Uuid;
+
+/// A key as callers are admitted by it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Key {
+    id: Uuid,
+    team_id: Uuid,
+    created_by: Option<Uuid>,
+    pub operator: bool,
+    scopes: Vec<String>,
+    template_id: Option<Uuid>,
+    capsule_id: Option<Uuid>,
+    #[serde(flatten)]
+    pub limits: KeyLimits,
+}
+
+/// A key's own limits; none is no other than its team's.
+#[derive(Debug, Clone, Copy, Default, Deserialize, sqlx::FromRow)]
+pub(crate) struct KeyLimits {
+    max_capsules: Option<i32>,
+    max_vcpus: Option<i32>,
+    max_memory_mib: Option<i64>,
+    creates_per_sec: Option<i32>,
+    requests_per_sec: Option<i32>,
+}
+
+impl KeyLimits {
+    pub(crate) fn limits(self) -> Limits {
+        let whole = |n: Option<i32>| n.map_or(0, i32::unsigned_abs);
+        Limits {
+            capsules: whole(self.max_capsules),
+            vcpus: whole(self.max_vcpus),
+            memory_mib: self.max_memory_mib.map_or(0, i64::unsigned_abs),
+            creates_per_sec: whole(self.creates_per_sec),
+            requests_per_sec: whole(self.requests_per_sec),
+        }
+    }
+}
+
+impl Key {
+    pub(crate) fn id(&self) -> ApiKeyId {
+        ApiKeyId(self.id)
+    }
+
+    pub(crate) fn team(&self) -> TeamId {
+        TeamId(self.team_id)
+    }
+
+    /// The user who made it, and whose power it may not exceed.
+    pub(crate) fn creator(&self) -> Option<UserId> {
+        self.created_by.map(UserId)
+    }
+
+    /// An operator's that has no scopes may all.
+    pub(crate) fn grants(&self) -> Grants {
+        if self.operator && self.scopes.is_empty() {
+            return Grants::ALL;
+        }
+        policy::scoped(self.scopes.iter().map(String::as_str))
+    }
+
+    pub(crate) fn only(&self) -> Only {
+        Only { capsule: self.capsule_id.map(CapsuleId), template: self.template_id.map(TemplateId) }
+    }
+}
+
+/// A key as its team sees it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Row {
+    pub id: Uuid,
+    pub team_id: Uuid,
+    pub name: String,
+    pub key_prefix: String,
+    pub created_by: Option<Uuid>,
+    pub created_at: OffsetDateTime,
+    pub expires_at: Option<OffsetDateTime>,
+    pub last_used_at: Option<OffsetDateTime>,
+    pub operator: bool,
+    pub scopes: Vec<String>,
+    pub template_id: Option<Uuid>,
+    pub capsule_id: Option<Uuid>,
+    #[sqlx(flatten)]
+    pub limits: KeyLimits,
+}
 
 pub(crate) async fn any(db: &PgPool) -> sqlx::Result<bool> {
     sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys)").fetch_one(db).await
 }
 
-pub(crate) async fn insert_team(db: &PgPool, id: TeamId, name: &str) -> sqlx::Result<()> {
-    let slug = types::ids::encode(id.0);
-    let insert = sqlx::query("INSERT INTO teams (id, name, slug) VALUES ($1, $2, $3)");
-    insert.bind(id.0).bind(name).bind(slug).execute(db).await.map(|_| ())
+/// Keeps a key by its hash, with limits of its own, of which 0 is none.
+pub(crate) async fn insert(
+    db: impl PgExecutor<'_>,
+    row: &Row,
+    key: &str,
+    limits: &super::limits::Row,
+) -> sqlx::Result<()> {
+    let sql = "INSERT INTO api_keys (id, team_id, name, key_hash, key_prefix, created_by, \
+               expires_at, operator, scopes, template_id, capsule_id, max_capsules, max_vcpus, \
+               max_memory_mib, creates_per_sec, requests_per_sec) VALUES ($1, $2, $3, $4, $5, $6, \
+               $7, $8, $9, $10, $11, nullif($12, 0), nullif($13, 0), nullif($14::bigint, 0), \
+               nullif($15, 0), nullif($16, 0))";
+    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
+    let insert = insert.bind(crate::auth::hash(key).as_slice()).bind(&row.key_prefix);
+    let insert = insert.bind(row.created_by).bind(row.expires_at).bind(row.operator);
+    let insert = insert.bind(&row.scopes).bind(row.template_id).bind(row.capsule_id);
+    let insert = insert.bind(limits.capsules).bind(limits.vcpus).bind(limits.memory_mib);
+    let insert = insert.bind(limits.creates_per_sec).bind(limits.requests_per_sec);
+    insert.execute(db).await.map(|_| ())
 }
 
-pub(crate) async fn first_team(db: &PgPool) -> sqlx::Result<Option<TeamId>> {
-    let sql =
-        "SELECT id FROM teams WHERE id <> $1 AND deleted_at IS NULL ORDER BY created_at LIMIT 1";
-    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(PLATFORM_TEAM.0).fetch_optional(db).await?;
-    Ok(id.map(TeamId))
+/// A page of a team's keys that are not revoked, newest first.
+pub(crate) async fn list(
+    db: &PgPool,
+    team: TeamId,
+    before: Option<ApiKeyId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Row>> {
+    let sql = "SELECT * FROM api_keys WHERE team_id = $1 AND revoked_at IS NULL \
+               AND ($2::uuid IS NULL OR (created_at, id) < \
+                    (SELECT created_at, id FROM api_keys WHERE id = $2 AND team_id = $1)) \
+               ORDER BY created_at DESC, id DESC LIMIT $3";
+    sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
 }
 
-pub(crate) async fn is_team(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL)";
-    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+pub(crate) async fn find(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: ApiKeyId,
+) -> sqlx::Result<Option<Row>> {
+    let sql = "SELECT * FROM api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL";
+    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
-/// Keeps an operator's key.
-pub(crate) async fn insert(db: &PgPool, team: TeamId, name: &str, key: &str) -> sqlx::Result<()> {
-    let sql = "INSERT INTO api_keys (id, team_id, name, key_hash, key_prefix, operator) \
-               VALUES ($1, $2, $3, $4, $5, true)";
-    let prefix: String = key.chars().take(10).collect();
-    let insert = sqlx::query(sql).bind(ApiKeyId::new().0).bind(team.0).bind(name);
-    insert.bind(crate::auth::hash(key).as_slice()).bind(prefix).execute(db).await.map(|_| ())
+/// Revokes a key; returns its hash, unless it was revoked.
+pub(crate) async fn revoke(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<Vec<u8>>> {
+    let sql = "UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL \
+               RETURNING key_hash";
+    sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// Whose a valid key is; its use is noted once a minute at most.
-pub(crate) async fn caller(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Caller>> {
-    let sql = "SELECT id, team_id, operator, last_used_at IS NULL OR last_used_at < now() - interval '1 minute' \
-               FROM api_keys WHERE key_hash = $1 AND revoked_at IS NULL \
-               AND (expires_at IS NULL OR expires_at > now())";
-    let found: Option<(Uuid, Uuid, bool, bool)> =
-        sqlx::query_as(sql).bind(hash).fetch_optional(db).await?;
-    let Some((id, team, operator, stale)) = found else { return Ok(None) };
-    if stale {
-        let note = sqlx::query("UPDATE api_keys SET last_used_at = now() WHERE id = $1");
-        note.bind(id).execute(db).await?;
-    }
-    Ok(Some(Caller { team: TeamId(team), operator }))
+/// Revokes the keys of a team that a user made; of all teams, when none is given. Returns how many.
+pub(crate) async fn revoke_of(
+    db: impl PgExecutor<'_>,
+    team: Option<TeamId>,
+    user: Option<UserId>,
+) -> sqlx::Result<u64> {
+    let sql = "UPDATE api_keys SET revoked_at = now() WHERE revoked_at IS NULL \
+               AND ($1::uuid IS NULL OR team_id = $1) AND ($2::uuid IS NULL OR created_by = $2)";
+    let revoke = sqlx::query(sql).bind(team.map(|t| t.0)).bind(user.map(|u| u.0));
+    Ok(revoke.execute(db).await?.rows_affected())
 }

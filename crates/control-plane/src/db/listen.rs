@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
-use types::{CapsuleId, HostId};
+use types::{CapsuleId, HostId, TeamId, UserId};
 use uuid::Uuid;
 
 const CHANNEL: &str = "wrenn_changed";
@@ -14,6 +14,15 @@ pub(crate) enum Change {
     /// By the key's hash.
     Key([u8; 32]),
     Host(HostId),
+    User(UserId),
+    /// By the hash of its token.
+    Session([u8; 32]),
+    /// Of a team's limits.
+    Team(TeamId),
+    /// Something happened to a team.
+    Events(TeamId),
+    /// None: somebody looks whether changes are heard of.
+    Nothing,
     /// More than can be named.
     All,
 }
@@ -37,18 +46,32 @@ impl Changes {
     }
 }
 
+/// Has every replica, this one too, hear of nothing.
+pub(crate) async fn ping(db: &PgPool) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_notify($1, 'nothing')").bind(CHANNEL).execute(db).await.map(|_| ())
+}
+
 /// What cannot be read may be anything.
 fn parse(payload: &str) -> Change {
+    if payload == "nothing" {
+        return Change::Nothing;
+    }
+    let id = |text: &str| Uuid::parse_str(text).ok();
     let named = match payload.split_once(':') {
-        Some(("capsule", id)) => Uuid::parse_str(id).ok().map(|id| Change::Capsule(CapsuleId(id))),
-        Some(("host", id)) => Uuid::parse_str(id).ok().map(|id| Change::Host(HostId(id))),
+        Some(("capsule", text)) => id(text).map(|id| Change::Capsule(CapsuleId(id))),
+        Some(("host", text)) => id(text).map(|id| Change::Host(HostId(id))),
+        Some(("user", text)) => id(text).map(|id| Change::User(UserId(id))),
+        Some(("team", text)) => id(text).map(|id| Change::Team(TeamId(id))),
+        Some(("events", text)) => id(text).map(|id| Change::Events(TeamId(id))),
         Some(("key", hash)) => unhex(hash).map(Change::Key),
+        Some(("session", hash)) => unhex(hash).map(Change::Session),
         _ => None,
     };
     named.unwrap_or(Change::All)
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
+/// Reads 64 hexadecimal digits.
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
     let mut out = [0; 32];
     if text.len() != 64 {
         return None;
@@ -72,6 +95,10 @@ mod tests {
         let hash = crate::auth::hash("x");
         let text: String = hash.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(parse(&format!("key:{text}")), Change::Key(hash));
+        assert_eq!(parse(&format!("session:{text}")), Change::Session(hash));
+        let user = UserId::new();
+        assert_eq!(parse(&format!("user:{}", user.0)), Change::User(user));
+        assert_eq!(parse("nothing"), Change::Nothing);
         for odd in ["", "all", "capsule:1", "key:12", "key:+1", &format!("key:é{}", &text[2..])] {
             assert_eq!(parse(odd), Change::All, "{odd}");
         }

@@ -1,6 +1,8 @@
 //! What the sandbox proxy must know of a capsule, and of the key that asks for it.
 
+use super::keys::Key;
 use sqlx::PgPool;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use types::CapsuleId;
 use uuid::Uuid;
@@ -9,6 +11,7 @@ use uuid::Uuid;
 pub(crate) struct Row {
     /// None, as every field of the capsule's, when there is no such capsule.
     pub team_id: Option<Uuid>,
+    pub template_id: Option<Uuid>,
     pub status: Option<String>,
     pub envd_token: Option<String>,
     pub traffic_token: Option<String>,
@@ -16,7 +19,7 @@ pub(crate) struct Row {
     pub auto_resume: Option<bool>,
     pub host_id: Option<Uuid>,
     /// None when the key is not valid.
-    pub key_team: Option<Uuid>,
+    pub key: Option<Json<Key>>,
     pub key_expires: Option<OffsetDateTime>,
 }
 
@@ -24,17 +27,18 @@ pub(crate) struct Row {
 /// noted once a minute at most.
 pub(crate) async fn find(
     db: &PgPool,
-    capsule: CapsuleId,
+    capsule: Option<CapsuleId>,
     key_hash: Option<&[u8]>,
 ) -> sqlx::Result<Row> {
     let sql = "WITH used AS (UPDATE api_keys SET last_used_at = now() WHERE key_hash = $2 \
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
-               SELECT c.team_id, c.status, c.envd_token, c.traffic_token, c.public_ports, \
-               c.auto_resume, \
-               c.host_id, k.team_id AS key_team, k.expires_at AS key_expires \
+               SELECT c.team_id, c.template_id, c.status, c.envd_token, c.traffic_token, \
+               c.public_ports, c.auto_resume, c.host_id, \
+               to_jsonb(k) - 'key_hash' AS key, k.expires_at AS key_expires \
                FROM (SELECT 1) AS always \
                LEFT JOIN capsules c ON c.id = $1 AND c.status <> 'stopped' \
                LEFT JOIN api_keys k ON k.key_hash = $2 AND k.revoked_at IS NULL \
-               AND (k.expires_at IS NULL OR k.expires_at > now())";
-    sqlx::query_as(sql).bind(capsule.0).bind(key_hash).fetch_one(db).await
+               AND (k.expires_at IS NULL OR k.expires_at > now()) \
+               AND EXISTS (SELECT 1 FROM teams t WHERE t.id = k.team_id AND t.deleted_at IS NULL)";
+    sqlx::query_as(sql).bind(capsule.map(|c| c.0)).bind(key_hash).fetch_one(db).await
 }

@@ -1,6 +1,6 @@
 //! Snapshots: rows.
 
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{HostId, SnapshotId, TeamId};
 use uuid::Uuid;
@@ -32,7 +32,7 @@ impl Snapshot {
 }
 
 /// Enters a snapshot as `making`; false when the team has one of its name.
-pub(crate) async fn insert(db: &PgPool, row: &Snapshot) -> sqlx::Result<bool> {
+pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Result<bool> {
     let sql = "INSERT INTO snapshots (id, team_id, capsule_id, host_id, name, template, vcpus, \
                memory_mib, disk_mib) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                ON CONFLICT (team_id, name) DO NOTHING";
@@ -91,11 +91,11 @@ pub(crate) async fn set_stored(db: &PgPool, host: HostId, ids: &[Uuid]) -> sqlx:
     sqlx::query(sql).bind(host.0).bind(ids).execute(db).await.map(|_| ())
 }
 
-/// Marks one as being removed: nobody begins from it any more.
-pub(crate) async fn removing(db: &PgPool, id: SnapshotId) -> sqlx::Result<()> {
+/// Marks one as being removed: nobody begins from it any more. False when it is already.
+pub(crate) async fn removing(db: impl PgExecutor<'_>, id: SnapshotId) -> sqlx::Result<bool> {
     let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
-               WHERE id = $1";
-    sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
+               WHERE id = $1 AND status <> 'removing'";
+    Ok(sqlx::query(sql).bind(id.0).execute(db).await?.rows_affected() == 1)
 }
 
 /// Forgets one that its host does not have.

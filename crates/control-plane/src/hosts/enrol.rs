@@ -8,6 +8,7 @@
 
 use super::jwt::{Enrolled, LIFE};
 use crate::app::App;
+use crate::audit::{Actor, By, Entry};
 use crate::auth::{hash, random_hex};
 use crate::db;
 use crate::db::host_tokens::{Kind, Token};
@@ -15,6 +16,7 @@ use crate::db::hosts::Cert;
 use crate::error::{Error, Result};
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use std::net::IpAddr;
@@ -23,7 +25,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use types::{HostId, TeamId, names};
+use types::{HostId, PLATFORM_TEAM, TeamId, names};
 
 /// How long a registration token is good.
 const REGISTRATION: Duration = Duration::from_secs(3600);
@@ -38,7 +40,7 @@ const TEMPLATES_MAX: usize = 1000;
 const TAGS_MAX: usize = 32;
 
 /// Enters a host, and returns the token that it registers with.
-pub(crate) async fn invite(app: &App, wanted: api::NewHost) -> Result<api::HostToken> {
+pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<api::HostToken> {
     let id = HostId::new();
     let name = wanted.name.unwrap_or_else(|| id.to_string());
     names::check_name("name", &name)?;
@@ -46,7 +48,7 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost) -> Result<api::HostT
     let wrong = |_| Error::invalid("team_id", "is no team's id");
     let team = wanted.team_id.map(|id| id.parse::<TeamId>().map_err(wrong)).transpose()?;
     if let Some(team) = team
-        && !db::keys::is_team(&app.db, team).await?
+        && !db::teams::exists(&app.db, team).await?
     {
         return Err(Error::NotFound("team"));
     }
@@ -55,18 +57,22 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost) -> Result<api::HostT
         return Err(Error::Conflict("a host has this name".to_owned()));
     }
     let token = give_registration(&mut transaction, id).await?;
+    let entry = Entry::new(PLATFORM_TEAM, by, "host.create", id).with(json!({ "name": name }));
+    db::audit::write(&mut *transaction, &entry).await?;
     transaction.commit().await?;
     invitation(app, id, token).await
 }
 
 /// Returns a token by which a host that is known registers anew, as after its disk was lost.
-pub(crate) async fn invite_again(app: &App, id: HostId) -> Result<api::HostToken> {
+pub(crate) async fn invite_again(app: &App, id: HostId, by: By) -> Result<api::HostToken> {
     let mut transaction = app.db.begin().await?;
     if !db::hosts::lock(&mut transaction, id).await? {
         return Err(Error::NotFound("host"));
     }
     db::host_tokens::remove(&mut transaction, id, Kind::Registration).await?;
     let token = give_registration(&mut transaction, id).await?;
+    let entry = Entry::new(PLATFORM_TEAM, by, "host.reenrol", id);
+    db::audit::write(&mut *transaction, &entry).await?;
     transaction.commit().await?;
     invitation(app, id, token).await
 }
@@ -159,6 +165,8 @@ pub(crate) async fn register(app: &App, wanted: api::RegisterHost) -> Result<api
     db::hosts::heard(&mut *transaction, host, enrolment, &wanted.specs, &load).await?;
     db::host_tokens::remove(&mut transaction, host, Kind::Refresh).await?;
     let refresh_token = give_refresh(&mut transaction, host, None).await?;
+    let what = json!({ "address": address.as_str(), "enrolment": enrolment });
+    enrolment_entry(&mut transaction, "host.enrol", host, what).await?;
     transaction.commit().await?;
     tracing::info!(%host, %address, enrolment, "a host has enrolled");
     share_templates(app, host, &wanted.specs).await?;
@@ -180,6 +188,8 @@ pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::
     let token = found.ok_or_else(invalid)?;
     if token.superseded {
         db::hosts::disown(&mut transaction, host).await?;
+        let why = json!({ "error": "a refresh token was used again" });
+        enrolment_entry(&mut transaction, "host.disown", host, why).await?;
         transaction.commit().await?;
         app.agents.forget(host);
         app.fleet.tell();
@@ -204,6 +214,17 @@ pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::
     transaction.commit().await?;
     app.fleet.read().await?;
     credentials(app, Enrolled { host, enrolment }, refresh_token, cert)
+}
+
+/// Notes what became of a host that acts for itself.
+async fn enrolment_entry(
+    db: &mut PgConnection,
+    action: &'static str,
+    host: HostId,
+    what: serde_json::Value,
+) -> Result<()> {
+    let by = By { actor: Actor::Host(host), from: None };
+    Ok(db::audit::write(db, &Entry::new(PLATFORM_TEAM, by, action, host).with(what)).await?)
 }
 
 async fn give_refresh(db: &mut PgConnection, id: HostId, of: Option<&Token>) -> Result<String> {

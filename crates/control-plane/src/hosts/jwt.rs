@@ -4,7 +4,6 @@
 use crate::error::{Error, Result};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 use std::time::Duration;
 use time::OffsetDateTime;
 use types::HostId;
@@ -15,7 +14,6 @@ pub(super) const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 const SKEW: u64 = 60;
 const ISSUER: &str = "wrenn";
 const AUDIENCE: &str = "wrenn-host";
-const SECRET: &str = "host-jwt";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
@@ -42,17 +40,7 @@ pub(crate) struct Signer {
 }
 
 impl Signer {
-    /// The one whose secret the database has; whoever comes first makes it.
-    pub(crate) async fn load(db: &PgPool) -> sqlx::Result<Self> {
-        let fresh: [u8; 32] = rand::random();
-        let sql = "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-        sqlx::query(sql).bind(SECRET).bind(fresh.as_slice()).execute(db).await?;
-        let sql = "SELECT value FROM secrets WHERE name = $1";
-        let secret: Vec<u8> = sqlx::query_scalar(sql).bind(SECRET).fetch_one(db).await?;
-        Ok(Self::new(&secret))
-    }
-
-    fn new(secret: &[u8]) -> Self {
+    pub(crate) fn new(secret: &[u8]) -> Self {
         let encoding = EncodingKey::from_secret(secret);
         Self { encoding, decoding: DecodingKey::from_secret(secret) }
     }

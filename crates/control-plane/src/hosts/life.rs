@@ -2,12 +2,14 @@
 
 use super::jwt::Enrolled;
 use crate::app::App;
+use crate::audit::{By, Entry};
 use crate::capsules;
 use crate::db;
 use crate::error::{Error, Result};
 use crate::snapshots;
 use futures::StreamExt;
-use types::{CapsuleState, HostId, TeamId};
+use serde_json::json;
+use types::{CapsuleState, HostId, PLATFORM_TEAM, TeamId};
 
 /// Without a heartbeat for this long, in seconds, a host cannot be reached.
 const SILENT: f64 = 90.0;
@@ -40,7 +42,7 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
     }
     for capsule in db::capsules::list_lost(&app.db).await? {
         let (id, seen) = (capsule.id(), capsule.generation);
-        capsules::transition(app, id, seen, CapsuleState::Missing, None).await?;
+        capsules::transition(app, id, seen, CapsuleState::Missing, None, By::SYSTEM).await?;
     }
     db::host_tokens::prune(&app.db).await?;
     Ok(())
@@ -65,20 +67,29 @@ pub(crate) async fn get(app: &App, id: HostId) -> Result<api::Host> {
     found.map(shown).ok_or(Error::NotFound("host"))
 }
 
-pub(crate) async fn drain(app: &App, id: HostId, drain: bool) -> Result<api::Host> {
-    if !db::hosts::set_draining(&app.db, id, drain).await? {
+pub(crate) async fn drain(app: &App, id: HostId, drain: bool, by: By) -> Result<api::Host> {
+    let mut tx = app.db.begin().await?;
+    if !db::hosts::set_draining(&mut *tx, id, drain).await? {
         return Err(Error::NotFound("host"));
     }
+    let what = json!({ "drain": drain });
+    let entry = Entry::new(PLATFORM_TEAM, by, "host.drain", id).with(what);
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
     app.fleet.read().await?;
     app.wake.notify_one();
     get(app, id).await
 }
 
-pub(crate) async fn set_tags(app: &App, id: HostId, tags: &[String]) -> Result<api::Host> {
+pub(crate) async fn set_tags(app: &App, id: HostId, tags: &[String], by: By) -> Result<api::Host> {
     super::enrol::check_tags(tags)?;
-    if !db::hosts::set_tags(&app.db, id, tags).await? {
+    let mut tx = app.db.begin().await?;
+    if !db::hosts::set_tags(&mut *tx, id, tags).await? {
         return Err(Error::NotFound("host"));
     }
+    let entry = Entry::new(PLATFORM_TEAM, by, "host.set_tags", id).with(json!({ "tags": tags }));
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
     app.fleet.read().await?;
     get(app, id).await
 }
@@ -100,14 +111,16 @@ pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
 }
 
 /// Forgets a host; with `force` also one that has something, which is then lost.
-pub(crate) async fn delete(app: &App, id: HostId, force: bool) -> Result<()> {
-    get(app, id).await?;
+pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: By) -> Result<()> {
+    let host = get(app, id).await?;
     if force {
         db::hosts::set_draining(&app.db, id, true).await?;
         app.fleet.read().await?;
-        give_up(app, id).await?;
+        give_up(app, id, by).await?;
     }
-    if !db::hosts::remove(&app.db, id).await? {
+    let what = json!({ "name": host.name, "force": force });
+    let entry = Entry::new(PLATFORM_TEAM, by, "host.delete", id).with(what);
+    if !db::hosts::remove(&app.db, id, &entry).await? {
         let loss = loss(app, id).await?;
         return Err(Error::HostNotEmpty(loss.capsules.len(), loss.snapshots));
     }
@@ -117,15 +130,15 @@ pub(crate) async fn delete(app: &App, id: HostId, force: bool) -> Result<()> {
 }
 
 /// Ends what a host has: at the host where it answers, else only here.
-async fn give_up(app: &App, id: HostId) -> Result<()> {
+async fn give_up(app: &App, id: HostId, by: By) -> Result<()> {
     let answers = app.agent(id).describe().await.is_ok();
     let rows = db::capsules::list_by_host(&app.db, id).await?;
     let lost = rows.into_iter().filter(|row| !row.is_safe());
     let ending = lost.map(|row| async move {
         let ended = if answers {
-            capsules::remove(app, &row).await
+            capsules::remove(app, &row, by).await
         } else {
-            capsules::abandon(app, &row, "its host was deleted").await
+            capsules::abandon(app, &row, "its host was deleted", by).await
         };
         if let Err(error) = ended {
             tracing::warn!(id = %row.id(), %error, "ending a capsule of a host that is deleted");
@@ -135,7 +148,7 @@ async fn give_up(app: &App, id: HostId) -> Result<()> {
     let snapshots = db::snapshots::list_by_host(&app.db, id).await?;
     for snapshot in snapshots.into_iter().filter(|snapshot| !snapshot.stored) {
         if answers {
-            snapshots::remove(app, &snapshot).await?;
+            snapshots::remove(app, &snapshot, by).await?;
         } else {
             db::snapshots::remove(&app.db, snapshot.id()).await?;
         }

@@ -1,17 +1,16 @@
 //! `/v1/capsules`: wire to domain and back.
 
 use super::extract::{Json as Body, Path, Query, capsule_id};
+use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::{capsules, db};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use http::{StatusCode, header};
 use std::sync::Arc;
-
-const PAGE: u32 = 100;
 
 /// Start a capsule; answers when its guest does.
 #[utoipa::path(
@@ -32,16 +31,6 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(capsules::shown(capsule))))
 }
 
-#[derive(serde::Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Page {
-    /// `next` of the page before.
-    before: Option<String>,
-    /// 1 to 100; 100 when left out.
-    limit: Option<u32>,
-}
-
 /// List the capsules that are not gone, newest first.
 #[utoipa::path(
     operation_id = "list_capsules",
@@ -53,16 +42,9 @@ pub(crate) async fn list(
     caller: Caller,
     Query(page): Query<Page>,
 ) -> Result<Json<api::CapsulePage>> {
-    let bad = |_| Error::invalid("before", "is not the id of a capsule");
-    let before = page.before.map(|b| b.parse()).transpose().map_err(bad)?;
-    let limit = page.limit.unwrap_or(PAGE);
-    types::resources::in_range("limit", limit, 1, PAGE)?;
-    // One more than asked for tells whether there is a next page.
-    let mut rows = db::capsules::list(&app.db, caller.team, before, i64::from(limit) + 1).await?;
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let items: Vec<_> = rows.into_iter().map(capsules::shown).collect();
-    let next = items.last().filter(|_| more).map(|last| last.id.clone());
+    let (before, limit) = page.read("a capsule")?;
+    let listed = db::capsules::list(&app.db, caller.team, caller.only, before, limit + 1);
+    let (items, next) = paged(listed.await?, limit, capsules::shown, |c| c.id.clone());
     Ok(Json(api::CapsulePage { items, next }))
 }
 

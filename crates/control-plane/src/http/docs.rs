@@ -1,14 +1,17 @@
 //! The OpenAPI document, and a page that shows it without the internet.
 
+use super::rules;
 use axum::Json;
 use axum::response::Html;
 use http::header::CONTENT_SECURITY_POLICY;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use std::sync::OnceLock;
 use utoipa::OpenApi as _;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr};
 
+/// Where the document says whom an operation serves.
+const ACCESS: &str = "x-wrenn-access";
 const PAGE: &str = include_str!("docs.html");
 /// The page's own script and style alone; it asks nothing of other hosts.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
@@ -22,7 +25,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     components(schemas(api::StreamRequest, api::StreamEvent, api::PtyRequest, api::PtyEvent)),
-    security(("api_key" = []))
+    security(("api_key" = []), ("user" = []))
 )]
 struct Head;
 
@@ -34,15 +37,28 @@ pub(super) fn head() -> OpenApi {
     components.add_security_scheme("api_key", key);
     let host = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     components.add_security_scheme("host", host);
+    let user = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    components.add_security_scheme("user", user);
     document
 }
 
-/// Gives every answer the description that OpenAPI demands: where none is written, the words
+/// Says of every operation whom it serves, and gives every answer the description that OpenAPI demands: where none is written, the words
 /// that HTTP has for its status.
 pub(super) fn describe(document: &mut OpenApi) {
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
+    for (path, item) in &mut document.paths.paths {
+        let operations = [
+            (Method::GET, &mut item.get),
+            (Method::PUT, &mut item.put),
+            (Method::POST, &mut item.post),
+            (Method::DELETE, &mut item.delete),
+            (Method::PATCH, &mut item.patch),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            if let Some(rule) = rules::of(&method, path) {
+                let access = serde_json::json!(rule.as_str());
+                operation.extensions.get_or_insert_default().insert(ACCESS.to_owned(), access);
+            }
             for (status, answer) in &mut operation.responses.responses {
                 if let RefOr::T(answer) = answer
                     && answer.description.is_empty()

@@ -1,7 +1,9 @@
 //! What handlers take from a request, with errors that are ours and name the field.
 
 use crate::app::App;
+use crate::auth::Stranger;
 use crate::error::{Error, Result};
+use crate::limits::{JSON_MAX, STRANGERS_JSON_MAX};
 use axum::body::Body;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -10,9 +12,6 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use types::CapsuleId;
 
-/// Largest JSON body.
-const JSON_MAX: usize = 20 << 20;
-
 /// A JSON body; an empty one is `{}`.
 pub(super) struct Json<T>(pub T);
 
@@ -20,9 +19,11 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, _app: &Arc<App>) -> Result<Self> {
+        let stranger = request.extensions().get::<Stranger>().is_some();
+        let most = if stranger { STRANGERS_JSON_MAX } else { JSON_MAX };
         let body: Body = request.into_body();
-        let body = axum::body::to_bytes(body, JSON_MAX).await;
-        let body = body.map_err(|_| Error::TooLarge(JSON_MAX))?;
+        let body = axum::body::to_bytes(body, most).await;
+        let body = body.map_err(|_| Error::TooLarge(most))?;
         parse(if body.is_empty() { b"{}" } else { &body }).map(Self)
     }
 }

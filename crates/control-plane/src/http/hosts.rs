@@ -51,10 +51,10 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn add(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    Operator(by): Operator,
     Body(wanted): Body<api::NewHost>,
 ) -> Result<(StatusCode, Json<api::HostToken>)> {
-    Ok((StatusCode::CREATED, Json(enrol::invite(&app, wanted).await?)))
+    Ok((StatusCode::CREATED, Json(enrol::invite(&app, wanted, by).await?)))
 }
 
 /// Get a token by which a host that is known registers anew; what it was given before ends when
@@ -69,10 +69,10 @@ pub(crate) async fn add(
 )]
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    Operator(by): Operator,
     Path(id): Path<String>,
 ) -> Result<(StatusCode, Json<api::HostToken>)> {
-    Ok((StatusCode::CREATED, Json(enrol::invite_again(&app, host_id(&id)?).await?)))
+    Ok((StatusCode::CREATED, Json(enrol::invite_again(&app, host_id(&id)?, by).await?)))
 }
 
 /// Get a host.
@@ -99,11 +99,11 @@ pub(crate) async fn get(
 )]
 pub(crate) async fn drain(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    Operator(by): Operator,
     Path(id): Path<String>,
     Body(wanted): Body<api::DrainHost>,
 ) -> Result<Json<api::Host>> {
-    Ok(Json(life::drain(&app, host_id(&id)?, wanted.drain).await?))
+    Ok(Json(life::drain(&app, host_id(&id)?, wanted.drain, by).await?))
 }
 
 /// Read a host's figures, as Prometheus' text.
@@ -135,11 +135,11 @@ pub(crate) async fn metrics(
 )]
 pub(crate) async fn tags(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    Operator(by): Operator,
     Path(id): Path<String>,
     Body(wanted): Body<api::HostTags>,
 ) -> Result<Json<api::Host>> {
-    Ok(Json(life::set_tags(&app, host_id(&id)?, &wanted.tags).await?))
+    Ok(Json(life::set_tags(&app, host_id(&id)?, &wanted.tags, by).await?))
 }
 
 /// See what would be lost if a host were deleted by force.
@@ -179,11 +179,11 @@ pub(crate) struct Delete {
 )]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    Operator(by): Operator,
     Path(id): Path<String>,
     Query(wanted): Query<Delete>,
 ) -> Result<StatusCode> {
-    life::delete(&app, host_id(&id)?, wanted.force).await?;
+    life::delete(&app, host_id(&id)?, wanted.force, by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

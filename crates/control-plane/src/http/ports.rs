@@ -2,17 +2,19 @@
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
+use crate::audit::Entry;
 use crate::auth::Caller;
-use crate::capsules;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::proxy::{self, Target};
+use crate::{capsules, db};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use hop::{Outgoing, headers};
 use http::{HeaderValue, StatusCode, header};
 use protocol::{REFUSAL, Refusal};
+use serde_json::json;
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 use types::HostId;
@@ -104,6 +106,9 @@ pub(crate) async fn link(
     // To the second, as the link says it.
     let expires_at = until.replace_nanosecond(0).unwrap_or(until);
     let field = proxy::link(&capsule.traffic_token, target, expires_at.unix_timestamp());
+    let what = json!({ "port": target.port, "expires_sec": seconds });
+    let entry = Entry::new(caller.team, caller.by, "capsule.create_link", target.capsule);
+    db::audit::write(&app.db, &entry.with(what)).await?;
     let url = format!("{}/?{field}", app.public.of(target));
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
 }

@@ -5,7 +5,8 @@ use axum::Json;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, Method};
+use http::header::{self, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method};
 use std::time::Instant;
 
 const REQUEST_ID: &str = "x-request-id";
@@ -24,6 +25,20 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
+/// What browsers are to make of an answer: nothing but what it is, in no page but ours.
+fn protect(headers: &mut HeaderMap) {
+    let policy = "default-src 'none'; frame-ancestors 'none'";
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+}
+
 pub(super) async fn respond(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
@@ -39,12 +54,16 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
             message: error.to_string(),
             request_id: id.clone(),
         };
-        let status = response.status();
+        let (status, wait) = (response.status(), error.retry_after());
         response = (status, Json(api::ErrorBody { error: detail })).into_response();
+        if let Some(wait) = wait {
+            response.headers_mut().insert(RETRY_AFTER, wait.into());
+        }
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
+    protect(response.headers_mut());
     let (status, took) = (response.status().as_u16(), started.elapsed());
     tracing::debug!(request_id = id, method, route, status, ?took, "answered");
     let labels = [("method", method.to_string()), ("route", route), ("status", status.to_string())];

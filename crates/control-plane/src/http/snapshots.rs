@@ -1,6 +1,7 @@
 //! `/v1/snapshots`: wire to domain and back.
 
 use super::extract::{Json as Body, Path, Query};
+use super::paging::{cursor, paged};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
@@ -10,8 +11,6 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 use types::CapsuleId;
-
-const PAGE: u32 = 100;
 
 /// Keep a capsule's memory and disk as they are, under a name; the capsule goes on.
 #[utoipa::path(
@@ -54,18 +53,12 @@ pub(crate) async fn list(
     caller: Caller,
     Query(page): Query<Page>,
 ) -> Result<Json<api::SnapshotPage>> {
-    let bad = |field: &'static str| move |_| Error::invalid(field, "is no id");
-    let before = page.before.map(|b| b.parse()).transpose().map_err(bad("before"))?;
-    let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose();
-    let capsule = capsule.map_err(bad("capsule_id"))?.map(|id| id.0);
-    let limit = page.limit.unwrap_or(PAGE);
-    types::resources::in_range("limit", limit, 1, PAGE)?;
-    let listed = db::snapshots::list(&app.db, caller.team, capsule, before, i64::from(limit) + 1);
-    let mut rows = listed.await?;
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let items: Vec<_> = rows.into_iter().map(snapshots::shown).collect();
-    let next = items.last().filter(|_| more).map(|last| last.id.clone());
+    let (before, limit) = cursor(page.before.as_deref(), page.limit, "a snapshot")?;
+    let bad = |_| Error::invalid("capsule_id", "is no id");
+    let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose().map_err(bad)?;
+    let capsule = capsule.map(|id| id.0);
+    let listed = db::snapshots::list(&app.db, caller.team, capsule, before, limit + 1);
+    let (items, next) = paged(listed.await?, limit, snapshots::shown, |s| s.id.clone());
     Ok(Json(api::SnapshotPage { items, next }))
 }
 
@@ -97,6 +90,6 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
 ) -> Result<StatusCode> {
     let snapshot = snapshots::get(&app, caller, &name).await?;
-    snapshots::remove(&app, &snapshot).await?;
+    snapshots::remove(&app, &snapshot, caller.by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,7 +1,7 @@
 //! Whether the platform is well, which version it is, and its figures.
 
 use crate::app::App;
-use crate::auth::Caller;
+use crate::auth::Operator;
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -39,6 +39,6 @@ pub(crate) async fn version() -> Json<api::Version> {
     get, path = "/metrics", tag = "platform",
     responses((status = 200, body = String), (status = 401, body = api::ErrorBody))
 )]
-pub(crate) async fn metrics(State(app): State<Arc<App>>, _caller: Caller) -> String {
+pub(crate) async fn metrics(State(app): State<Arc<App>>, _operator: Operator) -> String {
     app.metrics.render()
 }

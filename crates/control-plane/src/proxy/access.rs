@@ -4,11 +4,14 @@
 use super::preview::{self, Checked};
 use super::routes::Route;
 use super::target::Target;
+use crate::auth::Caller;
+use crate::auth::policy::{Action, Resource};
+use crate::auth::session;
 use crate::error::Error;
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use subtle::ConstantTimeEq;
-use types::TeamId;
 
 /// Header of the platform's keys, and the two of a capsule's own tokens.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -61,7 +64,7 @@ impl<'a> Presented<'a> {
         &self,
         target: Target,
         route: Option<&Route>,
-        key_team: Option<TeamId>,
+        owner: Option<&Caller>,
         now: i64,
     ) -> Result<Admitted, Error> {
         if target.port == ENVD_PORT && ENVD_CLOSED.contains(&self.path) {
@@ -89,13 +92,16 @@ impl<'a> Presented<'a> {
                 return Err(Error::LinkExpired);
             }
         }
-        match (self.headers.contains_key(&API_KEY), key_team) {
+        match (self.headers.contains_key(&API_KEY), owner) {
             (true, None) => Err(Error::Unauthenticated),
-            (true, Some(team)) if route.is_some_and(|route| route.team == team) => {
-                Ok(Admitted::Owner)
+            (true, Some(caller)) => {
+                let route = route.filter(|route| route.team == caller.team);
+                let route = route.ok_or(Error::NotFound("capsule"))?;
+                let capsule = Resource::Capsule(target.capsule, route.template);
+                caller.may(Action::CapsulesExec, capsule).map(|()| Admitted::Owner)
             }
             (false, _) if !self.presents_token(target) => Err(Error::PrivatePort),
-            (true, Some(_)) | (false, _) => Err(Error::NotFound("capsule")),
+            (false, _) => Err(Error::NotFound("capsule")),
         }
     }
 
@@ -120,9 +126,14 @@ impl<'a> Presented<'a> {
 /// be ours, at a port that needed none, is the guest's program's. The owner is known to envd by
 /// its token.
 pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
-    let ours = |value: &HeaderValue| value.as_bytes().starts_with(b"e2b_");
+    let ours = |value: &HeaderValue| {
+        value.as_bytes().starts_with(b"e2b_") || value.as_bytes().starts_with(b"wrn_")
+    };
     if *admitted == Admitted::Owner || headers.get_all(&API_KEY).iter().any(ours) {
         headers.remove(&API_KEY);
+    }
+    if session::bearer(headers).is_some_and(|token| token.starts_with(session::PREFIX)) {
+        headers.remove(AUTHORIZATION);
     }
     headers.remove(&TRAFFIC_TOKEN);
     preview::strip_cookies(headers);
@@ -142,7 +153,7 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
 mod tests {
     use super::*;
     use http::header::COOKIE;
-    use types::{CapsuleId, CapsuleState};
+    use types::{CapsuleId, CapsuleState, TeamId};
 
     const TEAM: u128 = 1;
     const NOW: i64 = 1000;
@@ -150,6 +161,7 @@ mod tests {
     fn route() -> Route {
         Route {
             team: TeamId(uuid::Uuid::from_u128(TEAM)),
+            template: None,
             state: CapsuleState::Running,
             host: None,
             envd_token: "envd".into(),
@@ -178,8 +190,9 @@ mod tests {
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let headers = map(headers);
         let presented = Presented::new(&headers, path, query);
-        let (route, team) = (route(), key_team.map(|t| TeamId(uuid::Uuid::from_u128(t))));
-        let decided = presented.decide(target, known.then_some(&route), team, NOW);
+        let of = |team| Caller::of(TeamId(uuid::Uuid::from_u128(team)));
+        let (route, owner) = (route(), key_team.map(of));
+        let decided = presented.decide(target, known.then_some(&route), owner.as_ref(), NOW);
         decided.map_err(|error| error.code())
     }
 
@@ -244,7 +257,7 @@ mod tests {
             ("x-api-key", key),
             ("x-access-token", "envd"),
             ("e2b-traffic-access-token", "traffic"),
-            ("cookie", "a=1; wrenn-preview=x"),
+            ("cookie", "a=1; wrenn-preview=x; wrenn-session=wrs_1"),
             ("authorization", "Bearer app"),
         ];
         let at = |port, headers: &[(&str, &str)], admitted| {
@@ -257,6 +270,8 @@ mod tests {
         for admitted in [Admitted::Owner, Admitted::Guest, Admitted::Link(1)] {
             assert_eq!(at(80, &all, admitted), left);
         }
+        let session = [("authorization", "Bearer wrs_1"), ("x-api-key", "wrn_1")];
+        assert!(at(80, &session, Admitted::Guest).is_empty());
         let apps = [("x-api-key", "app"), ("x-access-token", "app")];
         assert_eq!(at(80, &apps, Admitted::Guest), map(&apps));
         assert_eq!(at(80, &apps, Admitted::Owner), map(&[("x-access-token", "app")]));

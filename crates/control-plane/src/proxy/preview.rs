@@ -80,10 +80,20 @@ fn ours(cookie: &str) -> Option<&str> {
     COOKIES.contains(&name).then_some(value)
 }
 
+/// What is in every name of ours.
+const OURS: &str = "wrenn-";
+
+/// Whether a cookie is the platform's: a link's, or a session's.
+fn is_ours(cookie: &str) -> bool {
+    let name = cookie.split_once('=').map_or("", |(name, _)| name.trim());
+    ours(cookie).is_some() || crate::auth::session::is_ours(name)
+}
+
 /// Takes our cookies out of a request and leaves the rest as it is.
 pub(crate) fn strip_cookies(headers: &mut HeaderMap) {
+    // Every name of ours begins alike, but for what a browser puts before it.
     let has_ours = |value: &HeaderValue| {
-        value.as_bytes().windows(FIELD.len()).any(|part| part == FIELD.as_bytes())
+        value.as_bytes().windows(OURS.len()).any(|part| part == OURS.as_bytes())
     };
     if !headers.get_all(COOKIE).iter().any(has_ours) {
         return;
@@ -93,7 +103,7 @@ pub(crate) fn strip_cookies(headers: &mut HeaderMap) {
         .iter()
         .filter_map(|value| {
             let Ok(text) = value.to_str() else { return Some(value.clone()) };
-            let rest: Vec<&str> = text.split(';').filter(|c| ours(c).is_none()).collect();
+            let rest: Vec<&str> = text.split(';').filter(|c| !is_ours(c)).collect();
             let rest = rest.join(";");
             HeaderValue::from_str(rest.trim()).ok().filter(|rest| !rest.is_empty())
         })

@@ -4,7 +4,6 @@ use crate::cli::Host;
 use crate::client::Client;
 use crate::output::{self, Form};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use std::io::{IsTerminal, Write};
 
 pub(crate) async fn host(command: Host, client: &Client, form: Form) -> anyhow::Result<()> {
     match command {
@@ -79,13 +78,7 @@ fn agreed(loss: &api::HostLoss) -> anyhow::Result<bool> {
         loss.capsules.len(),
         loss.snapshots
     ));
-    if !std::io::stdin().is_terminal() {
-        anyhow::bail!("say --yes to lose them");
-    }
-    write!(std::io::stderr(), "Delete the host? [y/N] ")?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    super::agreed("Delete the host?")
 }
 
 fn state(host: &api::Host) -> String {

@@ -9,9 +9,8 @@ use crate::output::{self, Progress};
 use crate::settings::{Agent as AgentSettings, ControlPlane, Plaintext};
 use crate::{images, sys};
 use anyhow::Context;
-use control_plane::App;
+use control_plane::{App, limits};
 use daemon::Tasks;
-use hop::Limits;
 use host_agent::Agent;
 use host_agent::membership::{Membership, Registration};
 use rustix::fs::FlockOperation;
@@ -63,11 +62,12 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     tracing::info!(agent = %internal.local_addr()?, "the host agent listens");
     let agent = host_agent::start(config, &tasks).await?;
     let (plaintext, listening) = (up.plaintext, api.local_addr()?);
-    let settings = up.control_plane.told(database, Some(authority), plaintext, listening);
+    let settings =
+        up.control_plane.told(database, Some(authority), plaintext, listening, Some(&up.dir))?;
     let app = App::start(settings, &tasks).await?;
     let url = reachable(listening);
     introduce(&app, &url, &up.client_file).await?;
-    hop::serve(api, app.clone().server(), Limits::default(), &tasks);
+    hop::serve(api, app.clone().server(), limits::listener(), &tasks);
     let member = join(&app, &up.dir, &url, &agent, &internal).await?;
     members::serve(internal, agent, member, Some(url.clone()), plaintext, &tasks)?;
     app.wait_online().await?;
@@ -105,22 +105,26 @@ fn make_dir(dir: &Path) -> anyhow::Result<()> {
 /// first key is shown on a terminal alone: elsewhere what is printed ends in some log.
 pub(super) async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Result<()> {
     let known = ClientFile::load(path);
-    let api_key = match (app.bootstrap().await?, known) {
+    let api_key = match (app.bootstrap().await?, known.clone()) {
         (Some(first), _) => {
             if output::on_terminal() {
                 output::line(&format!("API key, shown this once: {first}"));
             }
             first
         }
-        (None, Some(known)) if app.accepts(&known.api_key).await? => {
-            if known.url == url {
+        (None, Some(ClientFile { api_key: Some(key), url: before, .. }))
+            if app.accepts(&key).await? =>
+        {
+            if before == url {
                 return Ok(());
             }
-            known.api_key
+            key
         }
         (None, _) => app.add_key("commands on this machine").await?,
     };
-    ClientFile { url: url.to_owned(), api_key }.save(path)?;
+    // A user's session, and their team, are of the platform, wherever it listens.
+    let (session, team) = known.map_or((None, None), |known| (known.session, known.team));
+    ClientFile { url: url.to_owned(), api_key: Some(api_key), session, team }.save(path)?;
     output::line(&format!("The commands on this machine use the key in {}", path.display()));
     Ok(())
 }

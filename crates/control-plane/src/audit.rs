@@ -1,0 +1,198 @@
+//! The audit log: who did what, to what, from where. What changes the database is written in the
+//! change's own transaction; what is refused, of which there can be any number, is counted and
+//! written once a second. It is never changed but to forget a user who is erased.
+
+use crate::app::App;
+use crate::db;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use types::{ApiKeyId, HostId, PLATFORM_TEAM, TeamId, UserId};
+
+/// Between two writings of what was refused.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Different refusals of a second that are told apart; the others are counted together.
+const APART: usize = 256;
+
+/// Who did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Actor {
+    User(UserId),
+    Key(ApiKeyId),
+    Host(HostId),
+    /// The platform itself.
+    System,
+    /// Somebody who did not say who they are, or lied.
+    Nobody,
+}
+
+impl Actor {
+    /// As it is stored.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Self::User(_) => "user",
+            Self::Key(_) => "api_key",
+            Self::Host(_) => "host",
+            Self::System | Self::Nobody => "system",
+        }
+    }
+
+    pub(crate) fn id(self) -> String {
+        match self {
+            Self::User(id) => id.to_string(),
+            Self::Key(id) => id.to_string(),
+            Self::Host(id) => id.to_string(),
+            Self::System => "system".to_owned(),
+            Self::Nobody => "anonymous".to_owned(),
+        }
+    }
+}
+
+/// Who did something, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct By {
+    pub actor: Actor,
+    pub from: Option<IpAddr>,
+}
+
+impl By {
+    pub(crate) const SYSTEM: Self = Self { actor: Actor::System, from: None };
+
+    pub(crate) fn user(self, id: UserId) -> Self {
+        Self { actor: Actor::User(id), ..self }
+    }
+}
+
+/// One thing that was done.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub team: TeamId,
+    pub by: By,
+    /// As `capsule.pause`: what it was done to, and what.
+    pub action: &'static str,
+    pub resource: String,
+    pub metadata: Value,
+    pub refused: bool,
+}
+
+impl Entry {
+    pub(crate) fn new(team: TeamId, by: By, action: &'static str, resource: impl ToString) -> Self {
+        let (resource, metadata) = (resource.to_string(), json!({}));
+        Self { team, by, action, resource, metadata, refused: false }
+    }
+
+    pub(crate) fn with(self, metadata: Value) -> Self {
+        Self { metadata, ..self }
+    }
+
+    /// The kind of what it was done to.
+    pub(crate) fn resource_type(&self) -> &'static str {
+        self.action.split_once('.').map_or(self.action, |(kind, _)| kind)
+    }
+}
+
+/// Something that was refused, or an access that is noted; the same ones are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Noted {
+    pub team: TeamId,
+    pub by: By,
+    pub action: &'static str,
+    /// What was asked for: a route's pattern, or an id.
+    pub resource: String,
+    pub refused: bool,
+    /// The error's code; empty for an access.
+    pub code: &'static str,
+}
+
+impl Noted {
+    /// What is written of it, when it happened so many times.
+    fn entry(self, times: u32) -> Entry {
+        let what = match self.refused {
+            true => json!({ "count": times, "code": self.code }),
+            false => json!({ "count": times }),
+        };
+        let entry = Entry::new(self.team, self.by, self.action, self.resource).with(what);
+        Entry { refused: self.refused, ..entry }
+    }
+}
+
+/// What is to be written in the next second.
+#[derive(Default)]
+pub(crate) struct Notes(Mutex<HashMap<Noted, u32>>);
+
+impl Notes {
+    pub(crate) fn note(&self, noted: Noted) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = if notes.len() < APART || notes.contains_key(&noted) {
+            noted
+        } else {
+            let by = By { from: None, ..noted.by };
+            let by = if noted.refused { By { actor: Actor::Nobody, ..by } } else { by };
+            Noted { team: PLATFORM_TEAM, by, resource: "many".to_owned(), ..noted }
+        };
+        *notes.entry(noted).or_default() += 1;
+    }
+
+    fn take(&self) -> HashMap<Noted, u32> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Writes what is noted, for as long as the process lives.
+pub(crate) fn keep_written(app: &App) {
+    let app = app.clone();
+    app.tasks.clone().spawn(async move {
+        let mut stop = app.tasks.stop_signal().wait();
+        loop {
+            let stopped = tokio::select! {
+                () = tokio::time::sleep(FLUSH) => false,
+                () = &mut stop => true,
+            };
+            for (noted, times) in app.notes.take() {
+                let entry = noted.entry(times);
+                if let Err(error) = db::audit::write(&app.db, &entry).await {
+                    tracing::warn!(%error, ?entry, "writing the audit log");
+                }
+            }
+            if stopped {
+                return;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_and_their_number_is_bounded() {
+        let notes = Notes::default();
+        let by = By { actor: Actor::Nobody, from: None };
+        for round in 0..3 {
+            for n in 0..1000 {
+                notes.note(Noted {
+                    team: PLATFORM_TEAM,
+                    by,
+                    action: "auth.refused",
+                    resource: format!("/{n}"),
+                    refused: true,
+                    code: "unauthorized",
+                });
+            }
+            assert!(round < 3);
+        }
+        let taken = notes.take();
+        assert_eq!(taken.len(), APART + 1);
+        assert_eq!(taken.values().sum::<u32>(), 3000);
+        assert!(notes.take().is_empty());
+    }
+
+    #[test]
+    fn an_action_names_the_kind_of_what_it_is_done_to() {
+        let entry = Entry::new(PLATFORM_TEAM, By::SYSTEM, "capsule.pause", "cl-x");
+        assert_eq!((entry.resource_type(), entry.resource.as_str()), ("capsule", "cl-x"));
+    }
+}

@@ -1,0 +1,87 @@
+//! What callers are admitted by, kept in memory: users with their teams, sessions, teams' limits.
+//! A change anywhere drops what it concerns within a second, so a role that was taken away, or a
+//! session that was ended, is of no use from then on; and nothing is kept for long.
+
+use crate::cache::{Hears, Known, Lookups};
+use crate::db;
+use crate::db::listen::Change;
+use crate::db::sessions::Session;
+use crate::db::users::Person;
+use crate::error::Result;
+use crate::limits::Limits;
+use sqlx::PgPool;
+use std::sync::Arc;
+use std::time::Duration;
+use types::{TeamId, UserId};
+
+/// How long anything is kept.
+const KEPT: Duration = Duration::from_secs(15);
+
+/// The caches.
+pub(crate) struct Directory {
+    hears: Hears,
+    users: Lookups<UserId, Arc<Person>>,
+    sessions: Lookups<[u8; 32], Arc<Session>>,
+    limits: Lookups<TeamId, Limits>,
+}
+
+impl Directory {
+    pub(crate) fn new(hears: Hears) -> Self {
+        let (users, sessions) = (Lookups::new(), Lookups::new());
+        Self { hears, users, sessions, limits: Lookups::new() }
+    }
+
+    /// A user who is active.
+    pub(crate) async fn person(&self, db: &PgPool, id: UserId) -> Result<Option<Arc<Person>>> {
+        let look = async {
+            let found = db::users::person(db, id).await?;
+            Ok(Known::new(found.map(Arc::new), Some(KEPT)))
+        };
+        self.users.get(&self.hears, &id, look).await
+    }
+
+    /// The session of a token's hash.
+    pub(crate) async fn session(
+        &self,
+        db: &PgPool,
+        hash: &[u8; 32],
+    ) -> Result<Option<Arc<Session>>> {
+        let look = async {
+            let found = db::sessions::find(db, hash).await?;
+            let left = found.as_ref().map(|s| s.expires_at - time::OffsetDateTime::now_utc());
+            let left = left.map(|left| Duration::try_from(left).unwrap_or_default().min(KEPT));
+            Ok(Known::new(found.map(Arc::new), left))
+        };
+        self.sessions.get(&self.hears, hash, look).await
+    }
+
+    /// What a team may have.
+    pub(crate) async fn limits(&self, db: &PgPool, team: TeamId) -> Result<Limits> {
+        let look =
+            async { Ok(Known::new(Some(db::limits::of(db, team).await?.limits()), Some(KEPT))) };
+        let found = self.limits.get(&self.hears, &team, look).await?;
+        Ok(found.unwrap_or(Limits::DEFAULT))
+    }
+
+    pub(crate) fn apply(&self, change: &Change) {
+        match change {
+            Change::User(id) => self.users.forget(id),
+            Change::Session(hash) => self.sessions.forget(hash),
+            // The platform's are everyone's default.
+            Change::Team(id) if *id == types::PLATFORM_TEAM => self.limits.forget_all(),
+            Change::Team(id) => self.limits.forget(id),
+            Change::All => self.forget_all(),
+            Change::Capsule(_)
+            | Change::Key(_)
+            | Change::Host(_)
+            | Change::Events(_)
+            | Change::Nothing => {}
+        }
+    }
+
+    pub(crate) fn forget_all(&self) {
+        self.users.forget_all();
+        self.sessions.forget_all();
+        self.limits.forget_all();
+    }
+}

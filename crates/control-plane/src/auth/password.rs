@@ -1,0 +1,108 @@
+//! Passwords: rules, and argon2id. Hashing takes tens of milliseconds and megabytes by intent, so
+//! only so many are made at once.
+
+use crate::error::{Error, Result};
+use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
+use argon2::{Algorithm, Argon2, Params, Version};
+use std::sync::OnceLock;
+use tokio::sync::Semaphore;
+
+/// Shortest and longest, in characters.
+const SHORTEST: usize = 8;
+const LONGEST: usize = 256;
+/// Made at once.
+const AT_ONCE: usize = 4;
+/// Memory in KiB, passes and lanes: OWASP's first choice for argon2id.
+const COST: (u32, u32, u32) = (19 * 1024, 2, 1);
+
+static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// Checks a new password: its length, and that it is none that many use or that is made of the
+/// user's own words.
+pub(crate) fn check(field: &str, password: &str, own: &[&str]) -> Result<()> {
+    let count = password.chars().count();
+    if !(SHORTEST..=LONGEST).contains(&count) {
+        let message = format!("must be {SHORTEST} to {LONGEST} characters");
+        return Err(Error::invalid(field, message));
+    }
+    // What comes after a hundred characters cannot make it worse.
+    let start: String = password.chars().take(100).collect();
+    if zxcvbn::zxcvbn(&start, own).score() < zxcvbn::Score::Two {
+        return Err(Error::invalid(
+            field,
+            "is too easy to guess: it is, or is made of, common ones",
+        ));
+    }
+    Ok(())
+}
+
+fn argon2() -> Argon2<'static> {
+    let (memory, passes, lanes) = COST;
+    let params = Params::new(memory, passes, lanes, None).unwrap_or_default();
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+/// Does the work where it holds nobody else up.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let _place = PLACES.acquire().await.map_err(|e| Error::Internal(e.into()))?;
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(e.into()))
+}
+
+/// Hashes a password with a salt of its own.
+pub(crate) async fn hash(password: &str) -> Result<String> {
+    let password = password.to_owned();
+    let hashed =
+        apart(move || argon2().hash_password(password.as_bytes()).map(|hash| hash.to_string()));
+    hashed.await?.map_err(|e| Error::Internal(anyhow::anyhow!("hashing a password: {e}")))
+}
+
+/// Whether a password is the one of a hash. Without one it takes as long, and is not.
+pub(crate) async fn verify(password: &str, hash: Option<&str>) -> Result<bool> {
+    static NOBODYS: OnceLock<String> = OnceLock::new();
+    // Nobody has such a one, and it would take long.
+    if password.len() > 4 * LONGEST {
+        return Ok(false);
+    }
+    let (password, known) = (password.to_owned(), hash.is_some());
+    let hash = hash.map(str::to_owned);
+    let matches = apart(move || {
+        let nobodys = || {
+            NOBODYS.get_or_init(|| {
+                let hash = argon2().hash_password(b"nobody's").map(|hash| hash.to_string());
+                hash.unwrap_or_default()
+            })
+        };
+        let hash = hash.unwrap_or_else(|| nobodys().clone());
+        let Ok(hash) = PasswordHash::new(&hash) else { return false };
+        argon2().verify_password(password.as_bytes(), &hash).is_ok()
+    });
+    Ok(matches.await? && known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_many_use_and_what_is_ones_own_is_refused() {
+        let own = ["maria.lopez@example.com", "Maria Lopez"];
+        for bad in ["short", "password", "12345678", "qwertyuiop", "Password1", "marialopez"] {
+            assert!(check("password", bad, &own).is_err(), "{bad}");
+        }
+        assert!(check("password", &"é".repeat(257), &own).is_err());
+        for good in ["correct horse battery", "Tz8#kkw0!q", "ünïcödé und lang"] {
+            assert!(check("password", good, &own).is_ok(), "{good}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hash_fits_its_password_alone_and_nobodys_none() {
+        let hash = hash("correct horse").await.unwrap();
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+        assert!(verify("correct horse", Some(&hash)).await.unwrap());
+        assert!(!verify("correct house", Some(&hash)).await.unwrap());
+        assert!(!verify("nobody's", None).await.unwrap());
+        assert!(!verify("x", Some("no hash")).await.unwrap());
+        assert!(!verify(&"x".repeat(1 << 20), Some(&hash)).await.unwrap());
+    }
+}

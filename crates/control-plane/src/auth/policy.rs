@@ -1,0 +1,295 @@
+//! Who may do what: pure, and the only place that decides it. A caller has grants, from a role or
+//! from a key's scopes, and may be confined to one template or one capsule.
+
+use types::{CapsuleId, TemplateId};
+use uuid::Uuid;
+
+/// What a user is in a team; each may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    Viewer,
+    Member,
+    Admin,
+    Owner,
+}
+
+/// What is asked for, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// See capsules, snapshots, templates, events and usage.
+    CapsulesRead,
+    /// Run commands in capsules, touch their files, reach their ports.
+    CapsulesExec,
+    /// Make, change and end capsules and snapshots.
+    CapsulesAdmin,
+    /// See the team, its members and its keys.
+    TeamRead,
+    /// Make keys, and revoke one's own.
+    KeysMake,
+    /// Members, invitations, channels, all keys, the audit log.
+    TeamAdmin,
+    /// Give the team away, or end it.
+    TeamOwn,
+}
+
+impl Action {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::CapsulesRead,
+        Self::CapsulesExec,
+        Self::CapsulesAdmin,
+        Self::TeamRead,
+        Self::KeysMake,
+        Self::TeamAdmin,
+        Self::TeamOwn,
+    ];
+
+    /// As people are told.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::CapsulesRead => "capsules:read",
+            Self::CapsulesExec => "capsules:exec",
+            Self::CapsulesAdmin => "capsules:admin",
+            Self::TeamRead => "team:read",
+            Self::KeysMake => "keys:make",
+            Self::TeamAdmin => "team:admin",
+            Self::TeamOwn => "team:own",
+        }
+    }
+}
+
+/// What a caller may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Grants(u8);
+
+impl Grants {
+    pub(crate) const ALL: Self = Self(u8::MAX);
+
+    const fn of(actions: &[Action]) -> Self {
+        let (mut bits, mut i) = (0, 0);
+        while i < actions.len() {
+            bits |= 1 << actions[i] as u8;
+            i += 1;
+        }
+        Self(bits)
+    }
+
+    pub(crate) fn allow(self, action: Action) -> bool {
+        self.0 & (1 << action as u8) != 0
+    }
+
+    /// What both allow.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether it allows nothing that the other does not.
+    pub(crate) fn within(self, other: Self) -> bool {
+        self.and(other) == self
+    }
+}
+
+impl Role {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "viewer" => Self::Viewer,
+            "member" => Self::Member,
+            "admin" => Self::Admin,
+            "owner" => Self::Owner,
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Member => "member",
+            Self::Admin => "admin",
+            Self::Owner => "owner",
+        }
+    }
+
+    pub(crate) fn grants(self) -> Grants {
+        use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
+        match self {
+            Self::Viewer => Grants::of(&[CapsulesRead, TeamRead]),
+            Self::Member => {
+                Grants::of(&[CapsulesRead, TeamRead, CapsulesExec, CapsulesAdmin, KeysMake])
+            }
+            Self::Admin => Grants::of(&[
+                CapsulesRead,
+                TeamRead,
+                CapsulesExec,
+                CapsulesAdmin,
+                KeysMake,
+                TeamAdmin,
+            ]),
+            Self::Owner => Grants::of(&Action::ALL),
+        }
+    }
+}
+
+/// Words that a key's scopes are written with.
+pub(crate) const SCOPES: [&str; 5] =
+    ["capsules:read", "capsules:exec", "capsules:admin", "team:read", "team:admin"];
+
+/// What a key's scopes allow. One without any may do all with capsules, and see its team; a word
+/// that is not known allows nothing.
+pub(crate) fn scoped<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Grants {
+    use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
+    let mut scopes = scopes.into_iter().peekable();
+    if scopes.peek().is_none() {
+        return Grants::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin, TeamRead]);
+    }
+    let grants = scopes.map(|scope| match scope {
+        "capsules:read" => Grants::of(&[CapsulesRead]),
+        "capsules:exec" => Grants::of(&[CapsulesRead, CapsulesExec]),
+        "capsules:admin" => Grants::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin]),
+        "team:read" => Grants::of(&[TeamRead]),
+        "team:admin" => Grants::of(&[TeamRead, KeysMake, TeamAdmin]),
+        _ => Grants::default(),
+    });
+    grants.fold(Grants::default(), |all, one| Grants(all.0 | one.0))
+}
+
+/// What a key is confined to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Only {
+    pub capsule: Option<CapsuleId>,
+    pub template: Option<TemplateId>,
+}
+
+/// What something is done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resource {
+    /// The team as a whole, or what is of no capsule.
+    Team,
+    /// A capsule of the team's, with the template that it was made from.
+    Capsule(CapsuleId, Option<Uuid>),
+    /// A template, for a capsule to begin from.
+    Template(TemplateId),
+    /// Capsules as a whole, of which the caller sees those that they may.
+    Capsules,
+}
+
+/// Why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// It is seen, and this may not be done to it.
+    Forbidden(Action),
+    /// It is not for this caller to see.
+    Hidden,
+}
+
+/// Decides whether a caller of the resource's own team may do something to it.
+pub(crate) fn decide(
+    grants: Grants,
+    only: Only,
+    action: Action,
+    resource: Resource,
+) -> Result<(), Denied> {
+    if !grants.allow(action) {
+        return Err(Denied::Forbidden(action));
+    }
+    let seen = match resource {
+        Resource::Capsules => true,
+        Resource::Team => only == Only::default(),
+        Resource::Template(id) => {
+            only.capsule.is_none() && only.template.is_none_or(|own| own == id)
+        }
+        Resource::Capsule(id, template) => {
+            only.capsule.is_none_or(|own| own == id)
+                && only.template.is_none_or(|own| Some(own.0) == template)
+        }
+    };
+    match (seen, resource) {
+        (true, _) => Ok(()),
+        (false, Resource::Team) => Err(Denied::Forbidden(action)),
+        (false, _) => Err(Denied::Hidden),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Action::{
+        CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamOwn, TeamRead,
+    };
+
+    /// Who, and of the actions in their order, which they may.
+    const TABLE: [(&str, [bool; 7]); 11] = [
+        // read, exec, admin of capsules; team read, keys, team admin, team own
+        ("viewer", [true, false, false, true, false, false, false]),
+        ("member", [true, true, true, true, true, false, false]),
+        ("admin", [true, true, true, true, true, true, false]),
+        ("owner", [true, true, true, true, true, true, true]),
+        ("", [true, true, true, true, false, false, false]),
+        ("capsules:read", [true, false, false, false, false, false, false]),
+        ("capsules:exec", [true, true, false, false, false, false, false]),
+        ("capsules:admin", [true, true, true, false, false, false, false]),
+        ("team:read", [false, false, false, true, false, false, false]),
+        ("team:admin", [false, false, false, true, true, true, false]),
+        ("capsules:own", [false, false, false, false, false, false, false]),
+    ];
+
+    fn grants(who: &str) -> Grants {
+        match Role::parse(who) {
+            Some(role) => role.grants(),
+            None => scoped(who.split(' ').filter(|scope| !scope.is_empty())),
+        }
+    }
+
+    #[test]
+    fn each_may_what_the_table_says_and_no_more() {
+        for (who, may) in TABLE {
+            for (action, may) in Action::ALL.into_iter().zip(may) {
+                let decided = decide(grants(who), Only::default(), action, Resource::Team);
+                let wanted = if may { Ok(()) } else { Err(Denied::Forbidden(action)) };
+                assert_eq!(decided, wanted, "{who} {action:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn scopes_add_up_and_a_key_never_may_more_than_who_made_it() {
+        let both = grants("capsules:read team:read");
+        assert!(both.allow(CapsulesRead) && both.allow(TeamRead) && !both.allow(CapsulesExec));
+        let left = grants("").and(grants("viewer"));
+        assert!(left.allow(CapsulesRead) && !left.allow(CapsulesExec));
+        assert!(grants("capsules:exec").within(grants("member")));
+        assert!(!grants("team:admin").within(grants("member")));
+        assert!(!grants("owner").within(grants("admin")));
+        assert!(SCOPES.iter().all(|scope| scoped([*scope]) != Grants::default()));
+        assert!(!Grants::of(&[KeysMake]).allow(TeamOwn));
+    }
+
+    #[test]
+    fn a_key_for_one_thing_sees_no_other() {
+        let (capsule, other) = (CapsuleId::new(), CapsuleId::new());
+        let (template, strange) = (TemplateId::new(), TemplateId::new());
+        let capsules = Only { capsule: Some(capsule), template: None };
+        let templates = Only { capsule: None, template: Some(template) };
+        let of = |id, template: Option<TemplateId>| Resource::Capsule(id, template.map(|t| t.0));
+        let cases = [
+            (capsules, CapsulesExec, of(capsule, None), Ok(())),
+            (capsules, CapsulesExec, of(other, None), Err(Denied::Hidden)),
+            (capsules, CapsulesAdmin, Resource::Template(template), Err(Denied::Hidden)),
+            (capsules, CapsulesRead, Resource::Capsules, Ok(())),
+            (capsules, TeamRead, Resource::Team, Err(Denied::Forbidden(TeamRead))),
+            (templates, CapsulesAdmin, Resource::Template(template), Ok(())),
+            (templates, CapsulesAdmin, Resource::Template(strange), Err(Denied::Hidden)),
+            (templates, CapsulesExec, of(other, Some(template)), Ok(())),
+            (templates, CapsulesExec, of(other, Some(strange)), Err(Denied::Hidden)),
+            (templates, CapsulesExec, of(other, None), Err(Denied::Hidden)),
+            (templates, TeamAdmin, Resource::Team, Err(Denied::Forbidden(TeamAdmin))),
+        ];
+        for (only, action, resource, wanted) in cases {
+            assert_eq!(
+                decide(Grants::ALL, only, action, resource),
+                wanted,
+                "{only:?} {resource:?}"
+            );
+        }
+        let not = decide(grants("viewer"), capsules, CapsulesExec, of(other, None));
+        assert_eq!(not, Err(Denied::Forbidden(CapsulesExec)));
+    }
+}

@@ -1,0 +1,205 @@
+//! How a user shows that they have signed in: a random token, in a cookie or kept by a program,
+//! whose hash the database has; or a short-lived signed word for one. Never in a URL.
+
+use crate::app::PublicUrl;
+use crate::error::{Error, Result};
+use http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+use types::UserId;
+
+/// What a session's token begins with, so that it is known for what it is.
+pub(crate) const PREFIX: &str = "wrs_";
+/// How long a browser, and a program, stays signed in.
+pub(crate) const BROWSER: Duration = Duration::from_secs(14 * 24 * 3600);
+pub(crate) const PROGRAM: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How long a signed word is good.
+pub(crate) const TOKEN: Duration = Duration::from_secs(15 * 60);
+/// By how much a clock may be wrong, in seconds.
+const SKEW: u64 = 60;
+const ISSUER: &str = "wrenn";
+const AUDIENCE: &str = "wrenn-user";
+/// Header by which a page of ours shows that it is one.
+pub(crate) const CSRF: &str = "x-csrf-token";
+/// Names of the cookie: by HTTPS one that no other host, a capsule's above all, can set.
+const COOKIES: [&str; 2] = ["__Host-wrenn-session", "wrenn-session"];
+
+/// Makes a session's token.
+pub(crate) fn new_token() -> String {
+    format!("{PREFIX}{}", super::random_hex(32))
+}
+
+/// What a page must show beside the cookie: other sites' pages cannot read it.
+pub(crate) fn csrf(token: &str) -> String {
+    super::hex(&Sha256::digest(format!("csrf:{token}")))
+}
+
+/// Whether a request shows what goes with its cookie.
+pub(crate) fn shows_csrf(headers: &HeaderMap, token: &str) -> bool {
+    let shown = headers.get(CSRF).map(HeaderValue::as_bytes).unwrap_or_default();
+    shown.ct_eq(csrf(token).as_bytes()).into()
+}
+
+/// Whether the page that asks is of this very host.
+pub(crate) fn same_origin(parts: &Parts) -> bool {
+    let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    // HTTP/2 says it in the first line alone.
+    let host = parts.uri.authority().map(Authority::as_str).or_else(|| text(HOST));
+    let origin = text(ORIGIN).and_then(|origin| origin.split_once("://"));
+    origin.is_some_and(|(_, authority)| host == Some(authority))
+}
+
+/// What is presented as a bearer's.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// The token in a request's cookie.
+pub(crate) fn from_cookie(headers: &HeaderMap) -> Option<&str> {
+    let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let pairs =
+        texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut ours = pairs.filter(|(name, _)| COOKIES.contains(name)).map(|(_, value)| value);
+    ours.find(|value| value.starts_with(PREFIX))
+}
+
+/// Whether a cookie is one of ours, for which no guest has a use.
+pub(crate) fn is_ours(name: &str) -> bool {
+    COOKIES.contains(&name)
+}
+
+/// Sets the cookie, or, without a token, takes it away.
+pub(crate) fn cookie(public: &PublicUrl, token: Option<&str>) -> HeaderValue {
+    let (name, secure) =
+        if public.is_https() { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
+    let age = token.map_or(0, |_| BROWSER.as_secs());
+    let token = token.unwrap_or("");
+    let text = format!("{name}={token}; Path=/; Max-Age={age}; HttpOnly; SameSite=Lax{secure}");
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    /// Hash of the session's token: the word ends with the session.
+    sid: String,
+    iat: i64,
+    exp: i64,
+}
+
+/// Signs words for sessions, and checks them.
+pub(crate) struct Signer {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+}
+
+impl Signer {
+    pub(crate) fn new(secret: &[u8]) -> Self {
+        let encoding = EncodingKey::from_secret(secret);
+        Self { encoding, decoding: DecodingKey::from_secret(secret) }
+    }
+
+    pub(crate) fn sign(&self, user: UserId, session: &[u8; 32]) -> Result<String> {
+        let now = OffsetDateTime::now_utc();
+        let claims = Claims {
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
+            sub: user.to_string(),
+            sid: super::hex(session),
+            iat: now.unix_timestamp(),
+            exp: (now + TOKEN).unix_timestamp(),
+        };
+        let signed = encode(&Header::new(Algorithm::HS256), &claims, &self.encoding);
+        signed.map_err(|e| Error::Internal(e.into()))
+    }
+
+    /// The hash of the session that a word is for; none when it is not ours, or has expired.
+    pub(crate) fn check(&self, word: &str) -> Option<[u8; 32]> {
+        let mut rules = Validation::new(Algorithm::HS256);
+        rules.leeway = SKEW;
+        rules.set_issuer(&[ISSUER]);
+        rules.set_audience(&[AUDIENCE]);
+        rules.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        let claims = decode::<Claims>(word, &self.decoding, &rules).ok()?.claims;
+        crate::db::listen::unhex(&claims.sid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (http::HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn a_word_ends_and_is_for_users_alone() {
+        let (ours, others) = (Signer::new(&[1; 32]), Signer::new(&[2; 32]));
+        let word = ours.sign(UserId::new(), &[7; 32]).unwrap();
+        assert_eq!(ours.check(&word), Some([7; 32]));
+        assert_eq!(others.check(&word), None);
+        let claims = |aud: &str, exp: i64| Claims {
+            iss: ISSUER.to_owned(),
+            aud: aud.to_owned(),
+            sub: UserId::new().to_string(),
+            sid: super::super::hex(&[7; 32]),
+            iat: 0,
+            exp,
+        };
+        let signed =
+            |claims| encode(&Header::new(Algorithm::HS256), &claims, &ours.encoding).unwrap();
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        assert!(ours.check(&signed(claims(AUDIENCE, now - 30))).is_some());
+        assert!(ours.check(&signed(claims(AUDIENCE, now - 90))).is_none());
+        assert!(ours.check(&signed(claims("wrenn-host", now + 90))).is_none());
+    }
+
+    #[test]
+    fn tokens_are_found_where_they_may_be() {
+        let cookie = headers(&[("cookie", "a=b; wrenn-session=wrs_1; c=d")]);
+        assert_eq!(from_cookie(&cookie), Some("wrs_1"));
+        assert_eq!(
+            from_cookie(&headers(&[("cookie", "wrenn-session=x; wrenn-sessions=wrs_2")])),
+            None
+        );
+        assert_eq!(bearer(&headers(&[("authorization", "bearer  x ")])), Some("x"));
+        assert_eq!(bearer(&headers(&[("authorization", "Basic x")])), None);
+        let shown = HeaderValue::from_str(&csrf("wrs_1")).unwrap();
+        let mut with = HeaderMap::new();
+        assert!(!shows_csrf(&with, "wrs_1"));
+        with.insert(CSRF, shown);
+        assert!(shows_csrf(&with, "wrs_1") && !shows_csrf(&with, "wrs_2"));
+    }
+
+    #[test]
+    fn a_page_is_ours_when_it_is_of_this_host() {
+        let parts = |uri: &str, pairs: &[(&'static str, &'static str)]| {
+            let (mut parts, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
+            parts.headers = headers(pairs);
+            parts
+        };
+        let from =
+            |origin| same_origin(&parts("/", &[("host", "w.example:1"), ("origin", origin)]));
+        assert!(from("https://w.example:1"));
+        assert!(!from("https://80-cl-x.w.example:1") && !from("null") && !from("w.example:1"));
+        assert!(!same_origin(&parts("/", &[("host", "w.example")])));
+        let ours = [("origin", "https://w.example")];
+        assert!(same_origin(&parts("https://w.example/", &ours)));
+        assert!(!same_origin(&parts("https://80-cl-x.w.example/", &ours)));
+    }
+}

@@ -1,0 +1,75 @@
+//! Whether a team, and the key that asks, may have more: counted in the transaction that takes it,
+//! one at a time for each team, so that two who ask at once do not both get the last.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use crate::limits::{Held, Limits, Per, beyond};
+use sqlx::PgConnection;
+use types::ApiKeyId;
+
+/// What a caller's team may have, and the key that they call with. Read before the transaction
+/// begins: who waits for a connection while holding one may wait for ever.
+pub(super) struct Quota {
+    caller: Caller,
+    team: Limits,
+}
+
+impl Quota {
+    pub(super) async fn of(app: &App, caller: Caller) -> Result<Self> {
+        Ok(Self { caller, team: app.directory.limits(&app.db, caller.team).await? })
+    }
+
+    /// Counts one more create.
+    pub(super) fn rate(&self, app: &App) -> Result<()> {
+        let too_many = |wait| Error::TooManyRequests("creates", wait);
+        if let Some(key) = self.caller.key() {
+            let own = self.caller.limits.creates_per_sec;
+            app.limiter.pass(key.0, Per::Create, own).map_err(too_many)?;
+        }
+        let (team, rate) = (self.caller.team.0, self.team.creates_per_sec);
+        app.limiter.pass(team, Per::Create, rate).map_err(too_many)
+    }
+
+    /// Checks that there is room for one more capsule, and holds it until the transaction ends.
+    pub(super) async fn admit(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
+        let more = Held { capsules: 1, ..machine(capsule) };
+        self.check(tx, more, self.caller.key()).await
+    }
+
+    /// The same for one that is there and is to have a machine again.
+    pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
+        let own = self.caller.key().filter(|key| Some(key.0) == capsule.created_by_key);
+        self.check(tx, machine(capsule), own).await
+    }
+
+    async fn check(&self, tx: &mut PgConnection, more: Held, key: Option<ApiKeyId>) -> Result<()> {
+        // Held as the row's own reference holds it: nobody ends the team meanwhile.
+        if !db::teams::hold(&mut *tx, self.caller.team).await? {
+            return Err(Error::NotFound("team"));
+        }
+        let key = key.filter(|_| self.caller.limits.counts());
+        if self.team.counts() || key.is_some() {
+            db::limits::hold(tx, self.caller.team).await?;
+        }
+        if self.team.counts() {
+            let held = db::limits::held(&mut *tx, self.caller.team).await?;
+            refuse("the team", beyond(&self.team, held, more))?;
+        }
+        if let Some(key) = key {
+            let held = db::limits::held_by_key(&mut *tx, key).await?;
+            refuse("the key", beyond(&self.caller.limits, held, more))?;
+        }
+        Ok(())
+    }
+}
+
+fn machine(capsule: &Capsule) -> Held {
+    Held { capsules: 0, vcpus: capsule.vcpus.into(), memory_mib: capsule.memory_mib.into() }
+}
+
+fn refuse(who: &'static str, over: Option<String>) -> Result<()> {
+    over.map_or(Ok(()), |what| Err(Error::LimitReached(who, what)))
+}

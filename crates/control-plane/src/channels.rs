@@ -1,0 +1,243 @@
+//! Channels: URLs that a team has its events sent to. What is to be sent is written by the
+//! transaction in which it happened; `deliver` sends it.
+
+pub(crate) mod deliver;
+mod guard;
+
+pub(crate) use guard::client;
+
+use crate::app::App;
+use crate::audit::Entry;
+use crate::auth::{Caller, hex};
+use crate::db;
+use crate::db::channels::Channel;
+use crate::error::{Error, Result};
+use crate::teams::check_title;
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::json;
+use sha2::Sha256;
+use types::{ChannelId, DeliveryId, TeamId};
+
+/// Most channels of a team.
+const CHANNELS_MAX: i64 = 32;
+/// Longest URL.
+const URL_MAX: usize = 2000;
+/// Kinds of events.
+pub(crate) const EVENTS: [&str; 10] = [
+    "capsule.created",
+    "capsule.running",
+    "capsule.paused",
+    "capsule.error",
+    "capsule.missing",
+    "capsule.destroyed",
+    "template.snapshot.created",
+    "template.snapshot.deleted",
+    "host.up",
+    "host.down",
+];
+
+/// What a channel's deliveries are signed with: made of the platform's secret, so that the
+/// database has none to give away with the channel.
+pub(crate) fn secret(app: &App, id: ChannelId, version: i32) -> String {
+    hex(&mac(&app.channel_secret, format!("{id}.{version}").as_bytes()))
+}
+
+/// HMAC-SHA256.
+fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
+    // HMAC takes a key of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
+    mac.update(message);
+    mac.finalize().into_bytes().to_vec()
+}
+
+/// What a delivery is signed with: of the timestamp, a dot and the body.
+fn signature(secret: &str, timestamp: i64, body: &[u8]) -> String {
+    let message = [timestamp.to_string().as_bytes(), b".", body].concat();
+    format!("sha256={}", hex(&mac(secret.as_bytes(), &message)))
+}
+
+fn check_url(app: &App, url: &str) -> Result<()> {
+    let wrong = |message: &str| Err(Error::invalid("url", message));
+    let Ok(parsed) = reqwest::Url::parse(url) else { return wrong("is no URL") };
+    let plain = !url.chars().any(char::is_control) && url.len() <= URL_MAX;
+    if !matches!(parsed.scheme(), "http" | "https") || !plain {
+        return wrong("must be an HTTP or HTTPS URL of at most 2000 bytes");
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return wrong("must not hold a user or a password: deliveries are signed");
+    }
+    if !app.accounts.private_channels && guard::is_private_literal(&parsed) {
+        return wrong("must not be at a private address (WRENN_WEBHOOK_PRIVATE)");
+    }
+    Ok(())
+}
+
+fn check_events(events: &[String]) -> Result<()> {
+    match events.iter().find(|event| !EVENTS.contains(&event.as_str())) {
+        None => Ok(()),
+        Some(event) => {
+            let message = format!("has `{event}`, which is none of {}", EVENTS.join(", "));
+            Err(Error::invalid("events", message))
+        }
+    }
+}
+
+pub(crate) async fn create(
+    app: &App,
+    caller: Caller,
+    wanted: api::NewChannel,
+) -> Result<api::Channel> {
+    let name = check_title("name", &wanted.name)?;
+    check_url(app, &wanted.url)?;
+    check_events(&wanted.events)?;
+    let now = time::OffsetDateTime::now_utc();
+    let row = Channel {
+        id: ChannelId::new().0,
+        team_id: caller.team.0,
+        name,
+        url: wanted.url,
+        events: wanted.events,
+        enabled: true,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+    };
+    let id = ChannelId(row.id);
+    let mut tx = app.db.begin().await?;
+    db::limits::hold(&mut tx, caller.team).await?;
+    if db::channels::count(&mut *tx, caller.team).await? >= CHANNELS_MAX {
+        return Err(Error::LimitReached("the team", format!("{CHANNELS_MAX} channels")));
+    }
+    if !db::channels::insert(&mut *tx, &row).await? {
+        return Err(Error::Conflict("a channel has this name".to_owned()));
+    }
+    let what = json!({ "name": row.name, "url": row.url, "events": row.events });
+    let entry = Entry::new(caller.team, caller.by, "channel.create", id).with(what);
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
+    Ok(api::Channel { secret: Some(secret(app, id, 1)), ..shown(row) })
+}
+
+pub(crate) async fn get(app: &App, caller: Caller, id: ChannelId) -> Result<Channel> {
+    let found = db::channels::find(&app.db, caller.team, id).await?;
+    found.ok_or(Error::NotFound("channel"))
+}
+
+pub(crate) async fn change(
+    app: &App,
+    caller: Caller,
+    id: ChannelId,
+    wanted: api::ChangeChannel,
+) -> Result<api::Channel> {
+    let what = json!(wanted);
+    let mut row = get(app, caller, id).await?;
+    if let Some(name) = &wanted.name {
+        row.name = check_title("name", name)?;
+    }
+    if let Some(url) = wanted.url {
+        check_url(app, &url)?;
+        row.url = url;
+    }
+    if let Some(events) = wanted.events {
+        check_events(&events)?;
+        row.events = events;
+    }
+    row.enabled = wanted.enabled.unwrap_or(row.enabled);
+    update(app, caller, row, "channel.change", what).await
+}
+
+/// Makes a new secret; deliveries are signed with it from now on.
+pub(crate) async fn renew(app: &App, caller: Caller, id: ChannelId) -> Result<api::Channel> {
+    let mut row = get(app, caller, id).await?;
+    row.version += 1;
+    let new = secret(app, id, row.version);
+    let shown = update(app, caller, row, "channel.renew_secret", json!({})).await?;
+    Ok(api::Channel { secret: Some(new), ..shown })
+}
+
+async fn update(
+    app: &App,
+    caller: Caller,
+    row: Channel,
+    action: &'static str,
+    what: serde_json::Value,
+) -> Result<api::Channel> {
+    let mut tx = app.db.begin().await?;
+    let taken = |error: sqlx::Error| match error.as_database_error() {
+        Some(error) if error.is_unique_violation() => {
+            Error::Conflict("a channel has this name".to_owned())
+        }
+        _ => error.into(),
+    };
+    db::channels::update(&mut *tx, &row).await.map_err(taken)?;
+    let entry = Entry::new(caller.team, caller.by, action, ChannelId(row.id)).with(what);
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
+    Ok(shown(row))
+}
+
+pub(crate) async fn delete(app: &App, caller: Caller, id: ChannelId) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    if !db::channels::remove(&mut *tx, caller.team, id).await? {
+        return Err(Error::NotFound("channel"));
+    }
+    let entry = Entry::new(caller.team, caller.by, "channel.delete", id);
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Sends an event to one channel alone, to see whether it comes.
+pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<DeliveryId> {
+    let row = get(app, caller, id).await?;
+    let now = time::OffsetDateTime::now_utc();
+    let at = now.format(&time::format_description::well_known::Rfc3339);
+    let body = json!({ "seq": 0, "transaction": "0", "team_id": row.team_id, "kind": "channel.test",
+        "resource_type": "channel", "resource_id": row.id, "data": {},
+        "created_at": at.map_err(|e| Error::Internal(e.into()))? });
+    let sent = db::channels::send(&app.db, id, "channel.test", body).await?;
+    app.streams.wake(Some(caller.team));
+    Ok(sent)
+}
+
+/// The wire's shape.
+pub(crate) fn shown(row: Channel) -> api::Channel {
+    api::Channel {
+        id: ChannelId(row.id).to_string(),
+        team_id: TeamId(row.team_id).to_string(),
+        name: row.name,
+        url: row.url,
+        events: row.events,
+        enabled: row.enabled,
+        secret: None,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    }
+}
+
+pub(crate) fn delivery_shown(row: db::channels::Delivery) -> api::Delivery {
+    api::Delivery {
+        id: DeliveryId(row.id).to_string(),
+        event: row.kind,
+        next_at: (row.status == "waiting").then_some(row.next_at),
+        status: row.status,
+        attempts: row.attempts,
+        answer: row.answer,
+        error: row.error,
+        created_at: row.created_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_of_the_time_and_the_body() {
+        // By `printf '%s' '12.{}' | openssl dgst -sha256 -hmac key`.
+        let told = "sha256=043e30e1e15664dc97494d18e4110984bcbd2c4e6f3e19de9569dc1ea6d9b03e";
+        assert_eq!(signature("key", 12, b"{}"), told);
+        assert_ne!(signature("key", 13, b"{}"), told);
+        assert_ne!(signature("kex", 12, b"{}"), told);
+    }
+}

@@ -1,0 +1,103 @@
+//! The audit log's rows.
+
+use crate::audit::Entry;
+use serde_json::Value;
+use sqlx::PgExecutor;
+use sqlx::{PgPool, Postgres, QueryBuilder};
+use time::OffsetDateTime;
+use types::{AuditLogId, TeamId};
+use uuid::Uuid;
+
+#[derive(sqlx::FromRow)]
+pub(crate) struct Row {
+    pub id: Uuid,
+    pub team_id: Uuid,
+    pub actor_type: String,
+    pub actor_id: String,
+    pub address: Option<String>,
+    pub resource_type: String,
+    pub resource_id: String,
+    pub action: String,
+    pub status: String,
+    pub metadata: Value,
+    pub created_at: OffsetDateTime,
+}
+
+/// Writes an entry, in the transaction of what was done.
+pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Result<()> {
+    let sql = "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
+               resource_type, resource_id, action, status, metadata) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+    let insert = sqlx::query(sql).bind(AuditLogId::new().0).bind(entry.team.0);
+    let insert = insert.bind(entry.by.actor.kind()).bind(entry.by.actor.id());
+    let insert = insert.bind(entry.by.from.map(|ip| ip.to_string()));
+    let insert = insert.bind(entry.resource_type()).bind(&entry.resource).bind(entry.action);
+    let status = if entry.refused { "refused" } else { "ok" };
+    insert.bind(status).bind(&entry.metadata).execute(db).await.map(|_| ())
+}
+
+/// Which entries are wanted; none is any.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Filter {
+    pub actor: Option<String>,
+    pub resource: Option<String>,
+    pub resource_type: Option<String>,
+    pub action: Option<String>,
+    pub status: Option<String>,
+    pub from: Option<OffsetDateTime>,
+    pub to: Option<OffsetDateTime>,
+}
+
+/// A page of a team's entries, newest first; of all teams', when none is given.
+pub(crate) async fn list(
+    db: &PgPool,
+    team: Option<TeamId>,
+    filter: &Filter,
+    before: Option<AuditLogId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Row>> {
+    let mut sql = QueryBuilder::<Postgres>::new("SELECT * FROM audit_logs WHERE true");
+    if let Some(team) = team {
+        sql.push(" AND team_id = ").push_bind(team.0);
+    }
+    let texts = [
+        (" AND actor_id = ", &filter.actor),
+        (" AND resource_id = ", &filter.resource),
+        (" AND resource_type = ", &filter.resource_type),
+        (" AND action = ", &filter.action),
+        (" AND status = ", &filter.status),
+    ];
+    for (condition, value) in texts {
+        if let Some(value) = value {
+            sql.push(condition).push_bind(value.clone());
+        }
+    }
+    if let Some(from) = filter.from {
+        sql.push(" AND created_at >= ").push_bind(from);
+    }
+    if let Some(to) = filter.to {
+        sql.push(" AND created_at < ").push_bind(to);
+    }
+    if let Some(before) = before {
+        sql.push(" AND (created_at, id) < (SELECT created_at, id FROM audit_logs WHERE id = ");
+        sql.push_bind(before.0).push(")");
+    }
+    sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(limit);
+    sql.build_query_as().fetch_all(db).await
+}
+
+/// Forgets who a user was, in everything that they did and that was done to them.
+pub(crate) async fn anonymise(
+    db: impl PgExecutor<'_>,
+    user: &str,
+    email: &str,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE audit_logs SET \
+               actor_id = CASE WHEN actor_id = $1 THEN 'erased' ELSE actor_id END, \
+               resource_id = CASE WHEN resource_id = $1 THEN 'erased' ELSE resource_id END, \
+               address = CASE WHEN actor_id = $1 THEN NULL ELSE address END, \
+               metadata = metadata - 'email' - 'name' - 'user' \
+               WHERE actor_id = $1 OR resource_id = $1 OR metadata ->> 'user' = $1 \
+               OR metadata ->> 'email' = $2";
+    sqlx::query(sql).bind(user).bind(email).execute(db).await.map(|_| ())
+}

@@ -1,0 +1,152 @@
+//! Where events are sent to, and what is on its way.
+
+use serde_json::Value;
+use sqlx::{PgExecutor, PgPool};
+use time::OffsetDateTime;
+use types::{ChannelId, DeliveryId, TeamId};
+use uuid::Uuid;
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Channel {
+    pub id: Uuid,
+    pub team_id: Uuid,
+    pub name: String,
+    pub url: String,
+    pub events: Vec<String>,
+    pub enabled: bool,
+    pub version: i32,
+    pub created_at: OffsetDateTime,
+    pub updated_at: OffsetDateTime,
+}
+
+/// Enters a channel; false when the team has one of its name.
+pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Channel) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO channels (id, team_id, name, url, events) VALUES ($1, $2, $3, $4, $5) \
+               ON CONFLICT (team_id, name) DO NOTHING";
+    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
+    let insert = insert.bind(&row.url).bind(&row.events);
+    Ok(insert.execute(db).await?.rows_affected() == 1)
+}
+
+pub(crate) async fn find(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: ChannelId,
+) -> sqlx::Result<Option<Channel>> {
+    let sql = "SELECT * FROM channels WHERE id = $1 AND team_id = $2";
+    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+}
+
+pub(crate) async fn list(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Channel>> {
+    let sql = "SELECT * FROM channels WHERE team_id = $1 ORDER BY created_at, id";
+    sqlx::query_as(sql).bind(team.0).fetch_all(db).await
+}
+
+pub(crate) async fn count(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<i64> {
+    let sql = "SELECT count(*) FROM channels WHERE team_id = $1";
+    sqlx::query_scalar(sql).bind(team.0).fetch_one(db).await
+}
+
+pub(crate) async fn update(db: impl PgExecutor<'_>, row: &Channel) -> sqlx::Result<()> {
+    let sql = "UPDATE channels SET name = $2, url = $3, events = $4, enabled = $5, version = $6, \
+               updated_at = now() WHERE id = $1";
+    let update = sqlx::query(sql).bind(row.id).bind(&row.name).bind(&row.url).bind(&row.events);
+    update.bind(row.enabled).bind(row.version).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn remove(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: ChannelId,
+) -> sqlx::Result<bool> {
+    let sql = "DELETE FROM channels WHERE id = $1 AND team_id = $2";
+    Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
+}
+
+/// Puts something on its way to one channel alone.
+pub(crate) async fn send(
+    db: impl PgExecutor<'_>,
+    id: ChannelId,
+    kind: &str,
+    body: Value,
+) -> sqlx::Result<DeliveryId> {
+    let sql = "INSERT INTO deliveries (channel_id, kind, body) VALUES ($1, $2, $3) RETURNING id";
+    let sent = sqlx::query_scalar(sql).bind(id.0).bind(kind).bind(body);
+    sent.fetch_one(db).await.map(DeliveryId)
+}
+
+/// A delivery that is due, with where it goes.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Due {
+    pub id: Uuid,
+    pub channel_id: Uuid,
+    pub kind: String,
+    pub body: Value,
+    pub attempts: i32,
+    pub url: String,
+    pub version: i32,
+}
+
+/// Takes deliveries that are due, for so many seconds: whoever dies meanwhile leaves them to be
+/// taken again. Those of channels that are off wait.
+pub(crate) async fn take_due(db: &PgPool, seconds: f64, limit: i64) -> sqlx::Result<Vec<Due>> {
+    let sql = "WITH due AS (SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id \
+               WHERE d.status = 'waiting' AND d.next_at <= now() AND c.enabled \
+               ORDER BY d.next_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED) \
+               UPDATE deliveries d SET next_at = now() + make_interval(secs => $1), \
+               attempts = attempts + 1 FROM due, channels c \
+               WHERE d.id = due.id AND c.id = d.channel_id \
+               RETURNING d.id, d.channel_id, d.kind, d.body, d.attempts, c.url, c.version";
+    sqlx::query_as(sql).bind(seconds).bind(limit).fetch_all(db).await
+}
+
+/// Notes how a try went: done, to be tried again after so many seconds, or given up.
+pub(crate) async fn settle(
+    db: &PgPool,
+    id: Uuid,
+    status: &str,
+    again: f64,
+    answer: Option<i32>,
+    error: Option<&str>,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE deliveries SET status = $2, next_at = now() + make_interval(secs => $3), \
+               answer = $4, error = $5, done_at = CASE WHEN $2 = 'waiting' THEN NULL ELSE now() \
+               END WHERE id = $1";
+    let settle = sqlx::query(sql).bind(id).bind(status).bind(again).bind(answer).bind(error);
+    settle.execute(db).await.map(|_| ())
+}
+
+/// Has what else waits for a channel wait for so many seconds: who does not answer one does not
+/// answer many, and holds others up.
+pub(crate) async fn put_off(db: &PgPool, channel: Uuid, seconds: f64) -> sqlx::Result<()> {
+    let sql = "UPDATE deliveries SET next_at = now() + make_interval(secs => $2) \
+               WHERE channel_id = $1 AND status = 'waiting' \
+               AND next_at < now() + make_interval(secs => $2)";
+    sqlx::query(sql).bind(channel).bind(seconds).execute(db).await.map(|_| ())
+}
+
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Delivery {
+    pub id: Uuid,
+    pub kind: String,
+    pub status: String,
+    pub attempts: i32,
+    pub answer: Option<i32>,
+    pub error: Option<String>,
+    pub created_at: OffsetDateTime,
+    pub next_at: OffsetDateTime,
+}
+
+/// A page of a channel's deliveries, newest first.
+pub(crate) async fn deliveries(
+    db: &PgPool,
+    id: ChannelId,
+    before: Option<DeliveryId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Delivery>> {
+    let sql = "SELECT * FROM deliveries WHERE channel_id = $1 \
+               AND ($2::uuid IS NULL OR (created_at, id) < \
+                    (SELECT created_at, id FROM deliveries WHERE id = $2)) \
+               ORDER BY created_at DESC, id DESC LIMIT $3";
+    sqlx::query_as(sql).bind(id.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+}

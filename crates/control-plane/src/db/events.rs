@@ -1,0 +1,113 @@
+//! What happened, in its order; what each team used.
+
+use serde_json::Value;
+use sqlx::PgPool;
+use time::{Date, OffsetDateTime};
+use types::TeamId;
+use uuid::Uuid;
+
+/// A place among events: their transaction, and their number in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Place(pub i64, pub i64);
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Event {
+    pub seq: i64,
+    pub tx: i64,
+    pub team_id: Uuid,
+    pub kind: String,
+    pub resource_type: String,
+    pub resource_id: Uuid,
+    pub data: Value,
+    pub created_at: OffsetDateTime,
+}
+
+impl Event {
+    pub(crate) fn place(&self) -> Place {
+        Place(self.tx, self.seq)
+    }
+}
+
+/// The place after everything that has happened for sure: of a transaction that is still open,
+/// nobody knows yet.
+pub(crate) async fn now(db: &PgPool) -> sqlx::Result<Place> {
+    let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
+    Ok(Place(sqlx::query_scalar(sql).fetch_one(db).await?, 0))
+}
+
+/// A team's events after a place, in their order, as far as none can come between them any more.
+pub(crate) async fn after(
+    db: &PgPool,
+    team: TeamId,
+    place: Place,
+    limit: i64,
+) -> sqlx::Result<Vec<Event>> {
+    let sql = "SELECT seq, transaction::text::bigint AS tx, team_id, kind, resource_type, \
+               resource_id, data, created_at FROM events WHERE team_id = $1 \
+               AND (transaction, seq) > ($2::text::xid8, $3) \
+               AND transaction < pg_snapshot_xmin(pg_current_snapshot()) \
+               ORDER BY transaction, seq LIMIT $4";
+    let after = sqlx::query_as(sql).bind(team.0).bind(place.0.to_string()).bind(place.1);
+    after.bind(limit).fetch_all(db).await
+}
+
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Day {
+    pub day: Date,
+    pub vcpu_seconds: f64,
+    pub memory_mib_seconds: f64,
+    pub storage_mib_seconds: f64,
+}
+
+/// What a team used, by day in UTC: what was added up, and what the spans of time say.
+pub(crate) async fn usage(
+    db: &PgPool,
+    team: TeamId,
+    from: Date,
+    to: Date,
+) -> sqlx::Result<Vec<Day>> {
+    let sql = "WITH days AS (SELECT d::date AS day, d::timestamp AT TIME ZONE 'UTC' AS lo, \
+               (d + interval '1 day')::timestamp AT TIME ZONE 'UTC' AS hi \
+               FROM generate_series($2::date::timestamp, $3::date::timestamp, '1 day') d), \
+               spans AS (SELECT * FROM usage_spans WHERE team_id = $1 \
+               AND began_at < ($3::date + 1)::timestamp AT TIME ZONE 'UTC' \
+               AND (ended_at IS NULL OR ended_at > $2::date::timestamp AT TIME ZONE 'UTC')), \
+               parts AS (SELECT d.day, s.vcpus, s.memory_mib, s.storage_mib, \
+               extract(epoch FROM least(coalesce(s.ended_at, now()), d.hi) \
+               - greatest(s.began_at, d.lo))::float8 AS seconds \
+               FROM days d JOIN spans s ON s.began_at < d.hi \
+               AND coalesce(s.ended_at, now()) > d.lo) \
+               SELECT d.day, \
+               coalesce(u.vcpu_seconds, 0) + coalesce(sum(p.vcpus * p.seconds), 0) \
+               AS vcpu_seconds, \
+               coalesce(u.memory_mib_seconds, 0) + coalesce(sum(p.memory_mib * p.seconds), 0) \
+               AS memory_mib_seconds, \
+               coalesce(u.storage_mib_seconds, 0) + coalesce(sum(p.storage_mib * p.seconds), 0) \
+               AS storage_mib_seconds \
+               FROM days d LEFT JOIN parts p ON p.day = d.day \
+               LEFT JOIN daily_usage u ON u.team_id = $1 AND u.day = d.day \
+               GROUP BY d.day, u.vcpu_seconds, u.memory_mib_seconds, u.storage_mib_seconds \
+               ORDER BY d.day";
+    sqlx::query_as(sql).bind(team.0).bind(from).bind(to).fetch_all(db).await
+}
+
+/// Adds spans up by day that ended some days ago, and forgets them; in one step.
+pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u64> {
+    let sql = "WITH gone AS (DELETE FROM usage_spans WHERE id IN (SELECT id FROM usage_spans \
+               WHERE ended_at < now() - make_interval(days => $1) LIMIT $2) RETURNING *), \
+               parts AS (SELECT g.team_id, d::date AS day, g.vcpus, g.memory_mib, g.storage_mib, \
+               extract(epoch FROM least(g.ended_at, (d + interval '1 day') AT TIME ZONE 'UTC') \
+               - greatest(g.began_at, d AT TIME ZONE 'UTC'))::float8 AS seconds \
+               FROM gone g, generate_series(date_trunc('day', g.began_at AT TIME ZONE 'UTC'), \
+               g.ended_at AT TIME ZONE 'UTC', interval '1 day') d), \
+               summed AS (SELECT team_id, day, sum(vcpus * seconds) AS v, \
+               sum(memory_mib * seconds) AS m, sum(storage_mib * seconds) AS s FROM parts \
+               GROUP BY team_id, day) \
+               INSERT INTO daily_usage AS u (team_id, day, vcpu_seconds, memory_mib_seconds, \
+               storage_mib_seconds) SELECT team_id, day, v, m, s FROM summed \
+               ON CONFLICT (team_id, day) DO UPDATE SET \
+               vcpu_seconds = u.vcpu_seconds + excluded.vcpu_seconds, \
+               memory_mib_seconds = u.memory_mib_seconds + excluded.memory_mib_seconds, \
+               storage_mib_seconds = u.storage_mib_seconds + excluded.storage_mib_seconds";
+    Ok(sqlx::query(sql).bind(days).bind(limit).execute(db).await?.rows_affected())
+}

@@ -1,0 +1,74 @@
+//! What teams may have, and what they have.
+
+use crate::limits::{Held, Limits};
+use sqlx::{PgConnection, PgExecutor, PgPool};
+use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
+
+/// A team's limits: its own, else the platform's default; none where neither is set.
+#[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
+pub(crate) struct Row {
+    pub capsules: Option<i32>,
+    pub vcpus: Option<i32>,
+    pub memory_mib: Option<i64>,
+    pub creates_per_sec: Option<i32>,
+    pub requests_per_sec: Option<i32>,
+}
+
+impl Row {
+    /// What is not set is as written in the code.
+    pub(crate) fn limits(self) -> Limits {
+        let or = |set: Option<i32>, default| set.map_or(default, i32::unsigned_abs);
+        let default = Limits::DEFAULT;
+        Limits {
+            capsules: or(self.capsules, default.capsules),
+            vcpus: or(self.vcpus, default.vcpus),
+            memory_mib: self.memory_mib.map_or(default.memory_mib, i64::unsigned_abs),
+            creates_per_sec: or(self.creates_per_sec, default.creates_per_sec),
+            requests_per_sec: or(self.requests_per_sec, default.requests_per_sec),
+        }
+    }
+}
+
+pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
+    let sql = "SELECT coalesce(t.capsules, p.capsules) AS capsules, \
+               coalesce(t.vcpus, p.vcpus) AS vcpus, \
+               coalesce(t.memory_mib, p.memory_mib) AS memory_mib, \
+               coalesce(t.creates_per_sec, p.creates_per_sec) AS creates_per_sec, \
+               coalesce(t.requests_per_sec, p.requests_per_sec) AS requests_per_sec \
+               FROM (SELECT 1) AS always LEFT JOIN team_limits t ON t.team_id = $1 \
+               LEFT JOIN team_limits p ON p.team_id = $2";
+    sqlx::query_as(sql).bind(team.0).bind(PLATFORM_TEAM.0).fetch_one(db).await
+}
+
+pub(crate) async fn set(db: impl PgExecutor<'_>, team: TeamId, row: &Row) -> sqlx::Result<()> {
+    let sql = "INSERT INTO team_limits VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (team_id) \
+               DO UPDATE SET capsules = $2, vcpus = $3, memory_mib = $4, creates_per_sec = $5, \
+               requests_per_sec = $6";
+    let set = sqlx::query(sql).bind(team.0).bind(row.capsules).bind(row.vcpus);
+    let set = set.bind(row.memory_mib).bind(row.creates_per_sec).bind(row.requests_per_sec);
+    set.execute(db).await.map(|_| ())
+}
+
+/// Has whoever else would count a team's capsules wait until this transaction ends.
+pub(crate) async fn hold(db: &mut PgConnection, team: TeamId) -> sqlx::Result<()> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 6))";
+    sqlx::query(sql).bind(team.0.to_string()).execute(db).await.map(|_| ())
+}
+
+/// What a team has.
+pub(crate) async fn held(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Held> {
+    let sql = "SELECT count(*) AS capsules, \
+               coalesce(sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS vcpus, \
+               coalesce(sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')), 0) \
+               AS memory_mib FROM capsules WHERE team_id = $1 AND status <> 'stopped'";
+    sqlx::query_as(sql).bind(team.0).fetch_one(db).await
+}
+
+/// What was made with a key.
+pub(crate) async fn held_by_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Result<Held> {
+    let sql = "SELECT count(*) AS capsules, \
+               coalesce(sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS vcpus, \
+               coalesce(sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')), 0) \
+               AS memory_mib FROM capsules WHERE created_by_key = $1 AND status <> 'stopped'";
+    sqlx::query_as(sql).bind(key.0).fetch_one(db).await
+}

@@ -1,0 +1,115 @@
+//! Sign-ins that stand, those under way elsewhere, and those that failed.
+
+use sqlx::{PgExecutor, PgPool};
+use time::OffsetDateTime;
+use types::{SessionId, UserId};
+use uuid::Uuid;
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Session {
+    pub id: Uuid,
+    pub user_id: Uuid,
+    pub kind: String,
+    pub address: String,
+    pub agent: String,
+    pub created_at: OffsetDateTime,
+    pub expires_at: OffsetDateTime,
+    pub last_used_at: OffsetDateTime,
+}
+
+pub(crate) async fn insert(
+    db: impl PgExecutor<'_>,
+    session: &Session,
+    hash: &[u8],
+) -> sqlx::Result<()> {
+    let sql = "INSERT INTO sessions (id, user_id, token_hash, kind, address, agent, expires_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let insert = sqlx::query(sql).bind(session.id).bind(session.user_id).bind(hash);
+    let insert = insert.bind(&session.kind).bind(&session.address).bind(&session.agent);
+    insert.bind(session.expires_at).execute(db).await.map(|_| ())
+}
+
+/// The session of a token, if it stands; its use is noted once a minute at most.
+pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Session>> {
+    let sql = "WITH used AS (UPDATE sessions SET last_used_at = now() WHERE token_hash = $1 \
+               AND last_used_at < now() - interval '1 minute') \
+               SELECT * FROM sessions WHERE token_hash = $1 AND expires_at > now()";
+    sqlx::query_as(sql).bind(hash).fetch_optional(db).await
+}
+
+pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Session>> {
+    let sql = "SELECT * FROM sessions WHERE user_id = $1 AND expires_at > now() \
+               ORDER BY created_at DESC, id DESC LIMIT 1000";
+    sqlx::query_as(sql).bind(user.0).fetch_all(db).await
+}
+
+/// Ends a session; returns its token's hash, if it was the user's.
+pub(crate) async fn remove(
+    db: impl PgExecutor<'_>,
+    user: UserId,
+    id: SessionId,
+) -> sqlx::Result<Option<Vec<u8>>> {
+    let sql = "DELETE FROM sessions WHERE user_id = $1 AND id = $2 RETURNING token_hash";
+    sqlx::query_scalar(sql).bind(user.0).bind(id.0).fetch_optional(db).await
+}
+
+/// Ends a user's sessions, but one. Returns their tokens' hashes.
+pub(crate) async fn remove_all(
+    db: impl PgExecutor<'_>,
+    user: UserId,
+    but: Option<SessionId>,
+) -> sqlx::Result<Vec<Vec<u8>>> {
+    let sql = "DELETE FROM sessions WHERE user_id = $1 AND ($2::uuid IS NULL OR id <> $2) \
+               RETURNING token_hash";
+    sqlx::query_scalar(sql).bind(user.0).bind(but.map(|id| id.0)).fetch_all(db).await
+}
+
+/// A sign-in elsewhere that is under way.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct SignIn {
+    pub provider: String,
+    pub verifier: String,
+    pub nonce: String,
+    pub user_id: Option<Uuid>,
+}
+
+pub(crate) async fn begin(
+    db: &PgPool,
+    state: &[u8],
+    sign_in: &SignIn,
+    seconds: f64,
+) -> sqlx::Result<()> {
+    let sql = "INSERT INTO sign_ins (state_hash, provider, verifier, nonce, user_id, expires_at) \
+               VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))";
+    let insert = sqlx::query(sql).bind(state).bind(&sign_in.provider).bind(&sign_in.verifier);
+    let insert = insert.bind(&sign_in.nonce).bind(sign_in.user_id).bind(seconds);
+    insert.execute(db).await.map(|_| ())
+}
+
+/// Takes one that is under way, for the one time that it is good.
+pub(crate) async fn take(db: &PgPool, state: &[u8]) -> sqlx::Result<Option<SignIn>> {
+    let sql = "DELETE FROM sign_ins WHERE state_hash = $1 AND expires_at > now() \
+               RETURNING provider, verifier, nonce, user_id";
+    sqlx::query_as(sql).bind(state).fetch_optional(db).await
+}
+
+/// How many failures there were of a subject of late, and seconds since the last.
+pub(crate) async fn failures(db: &PgPool, subject: &[u8]) -> sqlx::Result<(i32, f64)> {
+    let sql = "SELECT failures, extract(epoch FROM now() - last_at)::float8 \
+               FROM sign_in_failures WHERE subject = $1";
+    let found: Option<(i32, f64)> = sqlx::query_as(sql).bind(subject).fetch_optional(db).await?;
+    Ok(found.unwrap_or((0, 0.0)))
+}
+
+/// Counts a failure; those of long ago are forgotten.
+pub(crate) async fn failed(db: &PgPool, subject: &[u8], forgotten: f64) -> sqlx::Result<()> {
+    let sql = "INSERT INTO sign_in_failures AS f (subject, failures) VALUES ($1, 1) \
+               ON CONFLICT (subject) DO UPDATE SET last_at = now(), failures = 1 + CASE \
+               WHEN f.last_at < now() - make_interval(secs => $2) THEN 0 ELSE f.failures END";
+    sqlx::query(sql).bind(subject).bind(forgotten).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn forgive(db: &PgPool, subject: &[u8]) -> sqlx::Result<()> {
+    let sql = "DELETE FROM sign_in_failures WHERE subject = $1";
+    sqlx::query(sql).bind(subject).execute(db).await.map(|_| ())
+}

@@ -1,0 +1,268 @@
+//! Teams, their members, and who is invited to be one.
+
+use crate::auth::policy::Role;
+use sqlx::{PgConnection, PgExecutor, PgPool};
+use time::OffsetDateTime;
+use types::{InvitationId, PLATFORM_TEAM, TeamId, UserId};
+use uuid::Uuid;
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Team {
+    pub id: Uuid,
+    pub name: String,
+    pub created_at: OffsetDateTime,
+}
+
+/// A team with what a user is in it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Joined {
+    pub id: Uuid,
+    pub name: String,
+    pub created_at: OffsetDateTime,
+    pub role: String,
+    pub is_default: bool,
+}
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Member {
+    pub user_id: Uuid,
+    pub name: String,
+    pub email: String,
+    pub role: String,
+    pub created_at: OffsetDateTime,
+}
+
+pub(crate) async fn insert(db: impl PgExecutor<'_>, id: TeamId, name: &str) -> sqlx::Result<()> {
+    let slug = types::ids::encode(id.0);
+    let insert = sqlx::query("INSERT INTO teams (id, name, slug) VALUES ($1, $2, $3)");
+    insert.bind(id.0).bind(name).bind(slug).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn first(db: &PgPool) -> sqlx::Result<Option<TeamId>> {
+    let sql =
+        "SELECT id FROM teams WHERE id <> $1 AND deleted_at IS NULL ORDER BY created_at LIMIT 1";
+    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(PLATFORM_TEAM.0).fetch_optional(db).await?;
+    Ok(id.map(TeamId))
+}
+
+pub(crate) async fn exists(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
+    Ok(find(db, id).await?.is_some())
+}
+
+pub(crate) async fn find(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<Option<Team>> {
+    let sql = "SELECT id, name, created_at FROM teams WHERE id = $1 AND deleted_at IS NULL";
+    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+}
+
+/// Holds a team for the rest of the transaction; false when there is none.
+pub(crate) async fn lock(db: &mut PgConnection, id: TeamId) -> sqlx::Result<bool> {
+    let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
+    Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
+}
+
+/// Keeps a team from being ended for the rest of the transaction; false when it has been.
+pub(crate) async fn hold(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<bool> {
+    let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE";
+    Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
+}
+
+/// The teams that a user is in, oldest first.
+pub(crate) async fn of_user(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Joined>> {
+    let sql = "SELECT t.id, t.name, t.created_at, m.role, m.is_default FROM memberships m \
+               JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL \
+               WHERE m.user_id = $1 ORDER BY t.created_at, t.id";
+    sqlx::query_as(sql).bind(user.0).fetch_all(db).await
+}
+
+pub(crate) async fn set_name(db: impl PgExecutor<'_>, id: TeamId, name: &str) -> sqlx::Result<()> {
+    let sql = "UPDATE teams SET name = $2 WHERE id = $1";
+    sqlx::query(sql).bind(id.0).bind(name).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn members(db: &PgPool, id: TeamId) -> sqlx::Result<Vec<Member>> {
+    let sql = "SELECT m.user_id, u.name, u.email, m.role, m.created_at FROM memberships m \
+               JOIN users u ON u.id = m.user_id WHERE m.team_id = $1 \
+               ORDER BY m.created_at, m.user_id";
+    sqlx::query_as(sql).bind(id.0).fetch_all(db).await
+}
+
+/// What a user is in a team, held for the rest of the transaction.
+pub(crate) async fn role(
+    db: &mut PgConnection,
+    team: TeamId,
+    user: UserId,
+) -> sqlx::Result<Option<Role>> {
+    let sql = "SELECT role FROM memberships WHERE team_id = $1 AND user_id = $2 FOR UPDATE";
+    let role: Option<String> =
+        sqlx::query_scalar(sql).bind(team.0).bind(user.0).fetch_optional(db).await?;
+    Ok(role.as_deref().and_then(Role::parse))
+}
+
+/// Makes a user a member; false when they are one. The first team of a user is their default.
+pub(crate) async fn join(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    user: UserId,
+    role: Role,
+) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO memberships (team_id, user_id, role, is_default) \
+               VALUES ($1, $2, $3, NOT EXISTS (SELECT 1 FROM memberships WHERE user_id = $2 \
+               AND is_default)) ON CONFLICT (team_id, user_id) DO NOTHING";
+    let insert = sqlx::query(sql).bind(team.0).bind(user.0).bind(role.as_str());
+    Ok(insert.execute(db).await?.rows_affected() == 1)
+}
+
+pub(crate) async fn set_role(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    user: UserId,
+    role: Role,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE memberships SET role = $3 WHERE team_id = $1 AND user_id = $2";
+    sqlx::query(sql).bind(team.0).bind(user.0).bind(role.as_str()).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn set_default(
+    db: &mut PgConnection,
+    team: TeamId,
+    user: UserId,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE memberships SET is_default = false WHERE user_id = $1 AND is_default";
+    sqlx::query(sql).bind(user.0).execute(&mut *db).await?;
+    let sql = "UPDATE memberships SET is_default = true WHERE user_id = $1 AND team_id = $2";
+    sqlx::query(sql).bind(user.0).bind(team.0).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn part(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    user: UserId,
+) -> sqlx::Result<bool> {
+    let sql = "DELETE FROM memberships WHERE team_id = $1 AND user_id = $2";
+    Ok(sqlx::query(sql).bind(team.0).bind(user.0).execute(db).await?.rows_affected() == 1)
+}
+
+/// Has a user own every team that has no member, but the platform's: those that were there before
+/// there were users.
+pub(crate) async fn adopt(db: impl PgExecutor<'_>, user: UserId) -> sqlx::Result<()> {
+    let sql = "INSERT INTO memberships (team_id, user_id, role, is_default) \
+               SELECT t.id, $1, 'owner', false FROM teams t WHERE t.id <> $2 \
+               AND t.deleted_at IS NULL \
+               AND NOT EXISTS (SELECT 1 FROM memberships m WHERE m.team_id = t.id)";
+    sqlx::query(sql).bind(user.0).bind(PLATFORM_TEAM.0).execute(db).await.map(|_| ())
+}
+
+/// What a team has that is not gone: capsules, snapshots, hosts.
+pub(crate) async fn has(db: &mut PgConnection, id: TeamId) -> sqlx::Result<(i64, i64, i64)> {
+    let sql = "SELECT (SELECT count(*) FROM capsules WHERE team_id = $1 AND status <> 'stopped'), \
+               (SELECT count(*) FROM snapshots WHERE team_id = $1), \
+               (SELECT count(*) FROM hosts WHERE team_id = $1)";
+    sqlx::query_as(sql).bind(id.0).fetch_one(db).await
+}
+
+/// Ends a team: nobody is its member any more, and its keys, invitations and channels end.
+pub(crate) async fn end(db: &mut PgConnection, id: TeamId) -> sqlx::Result<()> {
+    super::keys::revoke_of(&mut *db, Some(id), None).await?;
+    for sql in [
+        "DELETE FROM memberships WHERE team_id = $1",
+        "DELETE FROM invitations WHERE team_id = $1",
+        "DELETE FROM channels WHERE team_id = $1",
+        "UPDATE teams SET deleted_at = now() WHERE id = $1",
+    ] {
+        sqlx::query(sql).bind(id.0).execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+/// Teams that a user owns, each with how many others are in it.
+pub(crate) async fn owned(db: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<(TeamId, i64)>> {
+    let sql = "SELECT m.team_id, (SELECT count(*) FROM memberships o WHERE o.team_id = m.team_id \
+               AND o.user_id <> $1) FROM memberships m WHERE m.user_id = $1 AND m.role = 'owner'";
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(sql).bind(user.0).fetch_all(db).await?;
+    Ok(rows.into_iter().map(|(id, others)| (TeamId(id), others)).collect())
+}
+
+/// A team as admins see it.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Overview {
+    pub id: Uuid,
+    pub name: String,
+    pub created_at: OffsetDateTime,
+    pub members: i64,
+    pub capsules: i64,
+}
+
+/// A page of teams, newest first.
+pub(crate) async fn list(
+    db: &PgPool,
+    before: Option<TeamId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Overview>> {
+    let sql = "SELECT t.id, t.name, t.created_at, \
+               (SELECT count(*) FROM memberships m WHERE m.team_id = t.id) AS members, \
+               (SELECT count(*) FROM capsules c WHERE c.team_id = t.id AND c.status <> 'stopped') \
+               AS capsules FROM teams t WHERE t.deleted_at IS NULL \
+               AND ($1::uuid IS NULL OR (t.created_at, t.id) < \
+                    (SELECT created_at, id FROM teams WHERE id = $1)) \
+               ORDER BY t.created_at DESC, t.id DESC LIMIT $2";
+    sqlx::query_as(sql).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+}
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Invitation {
+    pub id: Uuid,
+    pub team_id: Uuid,
+    pub email: String,
+    pub role: String,
+    pub created_at: OffsetDateTime,
+    pub expires_at: OffsetDateTime,
+}
+
+/// Keeps an invitation, in place of one of the same e-mail.
+pub(crate) async fn invite(
+    db: impl PgExecutor<'_>,
+    invitation: &Invitation,
+    by: Option<UserId>,
+    hash: &[u8],
+) -> sqlx::Result<()> {
+    let sql = "INSERT INTO invitations (id, team_id, email, role, invited_by, token_hash, \
+               created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+               ON CONFLICT (team_id, email) DO UPDATE SET id = $1, role = $4, invited_by = $5, \
+               token_hash = $6, created_at = $7, expires_at = $8";
+    let insert = sqlx::query(sql).bind(invitation.id).bind(invitation.team_id);
+    let insert = insert.bind(&invitation.email).bind(&invitation.role).bind(by.map(|u| u.0));
+    let insert = insert.bind(hash).bind(invitation.created_at).bind(invitation.expires_at);
+    insert.execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn invitations(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Invitation>> {
+    let sql = "SELECT * FROM invitations WHERE team_id = $1 AND expires_at > now() \
+               ORDER BY created_at DESC, id DESC LIMIT 1000";
+    sqlx::query_as(sql).bind(team.0).fetch_all(db).await
+}
+
+pub(crate) async fn uninvite(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: InvitationId,
+) -> sqlx::Result<Option<Invitation>> {
+    let sql = "DELETE FROM invitations WHERE team_id = $1 AND id = $2 RETURNING *";
+    sqlx::query_as(sql).bind(team.0).bind(id.0).fetch_optional(db).await
+}
+
+/// Takes the invitation of a token, if it is for this e-mail and not too late.
+pub(crate) async fn take_invitation(
+    db: impl PgExecutor<'_>,
+    hash: &[u8],
+    email: &str,
+) -> sqlx::Result<Option<Invitation>> {
+    let sql = "DELETE FROM invitations WHERE token_hash = $1 AND email = $2 \
+               AND expires_at > now() RETURNING *";
+    sqlx::query_as(sql).bind(hash).bind(email).fetch_optional(db).await
+}
+
+/// Whether somebody of an e-mail is invited to any team.
+pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM invitations WHERE email = $1 AND expires_at > now())";
+    sqlx::query_scalar(sql).bind(email).fetch_one(db).await
+}

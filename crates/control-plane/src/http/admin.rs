@@ -1,0 +1,149 @@
+//! `/v1/admin`: users, teams and limits of the whole platform.
+
+use super::extract::{Json as Body, Path, Query};
+use super::paging::{Page, paged};
+use crate::app::App;
+use crate::auth::Operator;
+use crate::error::{Error, Result};
+use crate::users::admin;
+use crate::{db, teams};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+use types::{TeamId, UserId};
+
+fn user_id(text: &str) -> Result<UserId> {
+    text.parse().map_err(|_| Error::NotFound("user"))
+}
+
+fn team_id(text: &str) -> Result<TeamId> {
+    text.parse().map_err(|_| Error::NotFound("team"))
+}
+
+/// List the users, newest first.
+#[utoipa::path(
+    operation_id = "list_users",
+    get, path = "/v1/admin/users", tag = "admin", params(Page),
+    responses((status = 200, body = api::UserPage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn users(
+    State(app): State<Arc<App>>,
+    _operator: Operator,
+    Query(page): Query<Page>,
+) -> Result<Json<api::UserPage>> {
+    let (before, limit) = page.read("a user")?;
+    let rows = db::users::list(&app.db, before, limit + 1).await?;
+    let (items, next) = paged(rows, limit, admin::shown, |user| user.id.clone());
+    Ok(Json(api::UserPage { items, next }))
+}
+
+/// Invite somebody to the platform by mail; again, if they have not come.
+#[utoipa::path(
+    operation_id = "invite_user",
+    post, path = "/v1/admin/users", tag = "admin", request_body = api::InviteUser,
+    responses((status = 201, body = api::User), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn invite(
+    State(app): State<Arc<App>>,
+    Operator(by): Operator,
+    Body(wanted): Body<api::InviteUser>,
+) -> Result<(StatusCode, Json<api::User>)> {
+    let user = admin::invite(&app, by, wanted).await?;
+    Ok((StatusCode::CREATED, Json(admin::shown(user))))
+}
+
+/// Make a user an admin or not, or let them in or not: who is disabled has no session and no key.
+#[utoipa::path(
+    operation_id = "change_user",
+    patch, path = "/v1/admin/users/{id}", tag = "admin", request_body = api::ChangeUser,
+    params(("id" = String, Path, description = "Id of the user")),
+    responses((status = 200, body = api::User), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
+    Operator(by): Operator,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::ChangeUser>,
+) -> Result<Json<api::User>> {
+    Ok(Json(admin::shown(admin::change(&app, by, user_id(&id)?, wanted).await?)))
+}
+
+/// Erase a user, as they may themselves.
+#[utoipa::path(
+    operation_id = "erase_user",
+    delete, path = "/v1/admin/users/{id}", tag = "admin",
+    params(("id" = String, Path, description = "Id of the user")),
+    responses(
+        (status = 204), (status = 409, body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn erase(
+    State(app): State<Arc<App>>,
+    Operator(by): Operator,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    admin::erase(&app, by, user_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// List the teams, newest first.
+#[utoipa::path(
+    operation_id = "list_all_teams",
+    get, path = "/v1/admin/teams", tag = "admin", params(Page),
+    responses((status = 200, body = api::AdminTeamPage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn teams(
+    State(app): State<Arc<App>>,
+    _operator: Operator,
+    Query(page): Query<Page>,
+) -> Result<Json<api::AdminTeamPage>> {
+    let (before, limit) = page.read("a team")?;
+    let rows = db::teams::list(&app.db, before, limit + 1).await?;
+    let shown = |row: db::teams::Overview| api::AdminTeam {
+        id: TeamId(row.id).to_string(),
+        name: row.name,
+        members: row.members,
+        capsules: row.capsules,
+        created_at: row.created_at,
+    };
+    let (items, next) = paged(rows, limit, shown, |team| team.id.clone());
+    Ok(Json(api::AdminTeamPage { items, next }))
+}
+
+/// See what any team may have, and has.
+#[utoipa::path(
+    operation_id = "get_team_limits",
+    get, path = "/v1/admin/teams/{id}/limits", tag = "admin",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::TeamLimits), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn limits(
+    State(app): State<Arc<App>>,
+    _operator: Operator,
+    Path(id): Path<String>,
+) -> Result<Json<api::TeamLimits>> {
+    let id = team_id(&id)?;
+    if !db::teams::exists(&app.db, id).await? {
+        return Err(Error::NotFound("team"));
+    }
+    Ok(Json(teams::limits(&app, id).await?))
+}
+
+/// Set what a team may have, in place of what was set; for the platform's own team, whose id is
+/// all zeroes, what every team may have that has nothing set.
+#[utoipa::path(
+    operation_id = "set_team_limits",
+    put, path = "/v1/admin/teams/{id}/limits", tag = "admin", request_body = api::Limits,
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::TeamLimits), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn set_limits(
+    State(app): State<Arc<App>>,
+    Operator(by): Operator,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::Limits>,
+) -> Result<Json<api::TeamLimits>> {
+    Ok(Json(teams::set_limits(&app, team_id(&id)?, wanted, by).await?))
+}

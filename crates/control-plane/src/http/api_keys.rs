@@ -1,0 +1,60 @@
+//! `/v1/api-keys`: wire to domain and back.
+
+use super::extract::{Json as Body, Path, Query};
+use super::paging::{Page, paged};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::{db, keys};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+
+/// Make a key; the answer alone has it.
+#[utoipa::path(
+    operation_id = "create_api_key",
+    post, path = "/v1/api-keys", tag = "keys", request_body = api::NewKey,
+    responses((status = 201, body = api::ApiKey), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(wanted): Body<api::NewKey>,
+) -> Result<(StatusCode, Json<api::ApiKey>)> {
+    Ok((StatusCode::CREATED, Json(keys::create(&app, caller, wanted).await?)))
+}
+
+/// List the team's keys that are not revoked, newest first.
+#[utoipa::path(
+    operation_id = "list_api_keys",
+    get, path = "/v1/api-keys", tag = "keys", params(Page),
+    responses((status = 200, body = api::ApiKeyPage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(page): Query<Page>,
+) -> Result<Json<api::ApiKeyPage>> {
+    let (before, limit) = page.read("a key")?;
+    let rows = db::keys::list(&app.db, caller.team, before, limit + 1).await?;
+    let (items, next) = paged(rows, limit, keys::shown, |key| key.id.clone());
+    Ok(Json(api::ApiKeyPage { items, next }))
+}
+
+/// Revoke a key, at once: one's own, or, as an admin of the team, any.
+#[utoipa::path(
+    operation_id = "revoke_api_key",
+    delete, path = "/v1/api-keys/{id}", tag = "keys",
+    params(("id" = String, Path, description = "Id of the key")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn revoke(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    let id = id.parse().map_err(|_| Error::NotFound("key"))?;
+    keys::revoke(&app, caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

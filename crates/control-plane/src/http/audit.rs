@@ -1,0 +1,157 @@
+//! `/v1/audit-logs`: who did what.
+
+use super::extract::Query;
+use super::paging::{cursor, paged};
+use crate::app::App;
+use crate::auth::{Caller, Operator};
+use crate::db;
+use crate::db::audit::{Filter, Row};
+use crate::error::{Error, Result};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use serde::Deserialize;
+use std::sync::Arc;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use types::{AuditLogId, TeamId};
+use utoipa::IntoParams;
+
+/// Rows of one step of an export.
+const STEP: i64 = 1000;
+
+/// Which entries.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Wanted {
+    /// `next` of the page before.
+    before: Option<String>,
+    /// 1 to 100; 100 when left out.
+    limit: Option<u32>,
+    /// Id of who did it.
+    actor: Option<String>,
+    /// Id of what it was done to.
+    resource: Option<String>,
+    /// `capsule`, `api_key`, `member` and so on.
+    resource_type: Option<String>,
+    /// As `capsule.pause`.
+    action: Option<String>,
+    /// `ok` or `refused`.
+    status: Option<String>,
+    /// Not before this time (RFC 3339).
+    from: Option<String>,
+    /// Before this time (RFC 3339).
+    to: Option<String>,
+}
+
+impl Wanted {
+    fn filter(&self) -> Result<Filter> {
+        let time = |field: &str, text: &Option<String>| {
+            let wrong = |_| Error::invalid(field, "must be a time as 2026-11-26T12:00:00Z");
+            let parsed = text.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339));
+            parsed.transpose().map_err(wrong)
+        };
+        Ok(Filter {
+            actor: self.actor.clone(),
+            resource: self.resource.clone(),
+            resource_type: self.resource_type.clone(),
+            action: self.action.clone(),
+            status: self.status.clone(),
+            from: time("from", &self.from)?,
+            to: time("to", &self.to)?,
+        })
+    }
+}
+
+fn shown(row: Row) -> api::AuditLog {
+    api::AuditLog {
+        id: AuditLogId(row.id).to_string(),
+        team_id: TeamId(row.team_id).to_string(),
+        actor_type: row.actor_type,
+        actor_id: row.actor_id,
+        address: row.address,
+        resource_type: row.resource_type,
+        resource_id: row.resource_id,
+        action: row.action,
+        status: row.status,
+        metadata: row.metadata,
+        created_at: row.created_at,
+    }
+}
+
+async fn page(app: &App, team: Option<TeamId>, wanted: &Wanted) -> Result<Json<api::AuditLogPage>> {
+    let (before, limit) = cursor(wanted.before.as_deref(), wanted.limit, "an entry")?;
+    let rows = db::audit::list(&app.db, team, &wanted.filter()?, before, limit + 1).await?;
+    let (items, next) = paged(rows, limit, shown, |entry| entry.id.clone());
+    Ok(Json(api::AuditLogPage { items, next }))
+}
+
+/// List what was done in the team, and what was refused, newest first.
+#[utoipa::path(
+    operation_id = "list_audit_logs",
+    get, path = "/v1/audit-logs", tag = "audit", params(Wanted),
+    responses((status = 200, body = api::AuditLogPage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<api::AuditLogPage>> {
+    page(&app, Some(caller.team), &wanted).await
+}
+
+/// List what was done on the whole platform, newest first.
+#[utoipa::path(
+    operation_id = "list_all_audit_logs",
+    get, path = "/v1/admin/audit-logs", tag = "admin", params(Wanted),
+    responses((status = 200, body = api::AuditLogPage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn list_all(
+    State(app): State<Arc<App>>,
+    _operator: Operator,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<api::AuditLogPage>> {
+    page(&app, None, &wanted).await
+}
+
+/// Export what was done in the team as JSON lines, newest first, by the same filters; `limit` is
+/// of no effect.
+#[utoipa::path(
+    operation_id = "export_audit_logs",
+    get, path = "/v1/audit-logs/export", tag = "audit", params(Wanted),
+    responses(
+        (status = 200, description = "an entry in each line", content_type = "application/x-ndjson"),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn export(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response> {
+    let (before, _) = cursor::<AuditLogId>(wanted.before.as_deref(), wanted.limit, "an entry")?;
+    let filter = wanted.filter()?;
+    let team = Some(caller.team);
+    let steps = futures::stream::try_unfold(Some(before), move |at| {
+        let (app, filter) = (Arc::clone(&app), filter.clone());
+        async move {
+            let Some(before) = at else { return Ok(None) };
+            let rows = db::audit::list(&app.db, team, &filter, before, STEP).await;
+            let rows = rows.map_err(std::io::Error::other)?;
+            let last = rows.last().map(|row| AuditLogId(row.id));
+            // A step that is not full is the last.
+            let next = last.filter(|_| rows.len() >= usize::try_from(STEP).unwrap_or(0)).map(Some);
+            let mut lines = Vec::new();
+            for row in rows {
+                serde_json::to_writer(&mut lines, &shown(row))?;
+                lines.push(b'\n');
+            }
+            Ok::<_, std::io::Error>(Some((Bytes::from(lines), next)))
+        }
+    });
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(steps)).into_response())
+}

@@ -1,0 +1,264 @@
+//! `/v1/auth`: how people come in. What is answered never tells whether there is an account.
+
+use super::extract::{Json as Body, Path, Query};
+use crate::app::App;
+use crate::auth::session::{self, TOKEN};
+use crate::auth::{SignedIn, Stranger, hash};
+use crate::error::{Error, Result};
+use crate::users::{self, Entered, Origin, oauth};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header::{LOCATION, SET_COOKIE, USER_AGENT};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::Deserialize;
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+use utoipa::IntoParams;
+
+/// Cookie that binds a sign-in elsewhere to the browser that began it.
+const STATE: &str = "wrenn-oauth";
+const STATE_AGE: u32 = 600;
+
+fn origin(stranger: Stranger, headers: &HeaderMap, program: bool) -> Origin {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("");
+    Origin { by: stranger.0, agent: agent.to_owned(), program }
+}
+
+/// Answers one who came in: with the token, for a program, else with a cookie.
+async fn entered(app: &App, entered: Entered, program: bool) -> Result<Response> {
+    let person = app.directory.person(&app.db, entered.user.id()).await?;
+    let body = api::LoggedIn {
+        user_id: entered.user.id().to_string(),
+        email: entered.user.email,
+        name: entered.user.name,
+        team_id: person.and_then(|person| person.default_team).map(|team| team.to_string()),
+        csrf_token: session::csrf(&entered.token),
+        session_token: program.then(|| entered.token.clone()),
+        expires_at: entered.expires_at,
+    };
+    let mut answer = Json(body).into_response();
+    if !program {
+        let cookie = session::cookie(&app.public, Some(&entered.token));
+        answer.headers_mut().append(SET_COOKIE, cookie);
+    }
+    Ok(answer)
+}
+
+fn told(message: &str) -> (StatusCode, Json<api::Message>) {
+    (StatusCode::ACCEPTED, Json(api::Message { message: message.to_owned() }))
+}
+
+/// Ask for an account; how it goes on is mailed.
+#[utoipa::path(
+    operation_id = "sign_up",
+    post, path = "/v1/auth/signup", tag = "auth", request_body = api::SignUp, security(()),
+    responses((status = 202, body = api::Message), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn sign_up(
+    State(app): State<Arc<App>>,
+    Stranger(by): Stranger,
+    Body(wanted): Body<api::SignUp>,
+) -> Result<(StatusCode, Json<api::Message>)> {
+    users::sign_up(&app, by, wanted).await?;
+    Ok(told("if this e-mail may have an account, a mail says how it goes on"))
+}
+
+/// Activate an account with the mailed token and its password, or its first one; and sign in.
+#[utoipa::path(
+    operation_id = "activate",
+    post, path = "/v1/auth/activate", tag = "auth", request_body = api::Activate, security(()),
+    responses((status = 200, body = api::LoggedIn), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn activate(
+    State(app): State<Arc<App>>,
+    stranger: Stranger,
+    headers: HeaderMap,
+    Body(wanted): Body<api::Activate>,
+) -> Result<Response> {
+    let program = wanted.program;
+    let came = users::activate(&app, origin(stranger, &headers, program), wanted).await?;
+    entered(&app, came, program).await
+}
+
+/// Sign in with an e-mail and a password.
+#[utoipa::path(
+    operation_id = "log_in",
+    post, path = "/v1/auth/login", tag = "auth", request_body = api::LogIn, security(()),
+    responses(
+        (status = 200, body = api::LoggedIn),
+        (status = 401, description = "wrong, or no such account", body = api::ErrorBody),
+        (status = 429, description = "too many failures; see Retry-After", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn log_in(
+    State(app): State<Arc<App>>,
+    stranger: Stranger,
+    headers: HeaderMap,
+    Body(wanted): Body<api::LogIn>,
+) -> Result<Response> {
+    let program = wanted.program;
+    let came = users::log_in(&app, origin(stranger, &headers, program), wanted).await?;
+    entered(&app, came, program).await
+}
+
+/// End the session that asks.
+#[utoipa::path(
+    operation_id = "log_out",
+    post, path = "/v1/auth/logout", tag = "auth", security(("user" = [])),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn log_out(State(app): State<Arc<App>>, who: SignedIn) -> Result<Response> {
+    users::log_out(&app, who).await?;
+    let mut answer = StatusCode::NO_CONTENT.into_response();
+    answer.headers_mut().append(SET_COOKIE, session::cookie(&app.public, None));
+    Ok(answer)
+}
+
+/// Get a signed token of the session's for a quarter of an hour; it ends with the session.
+#[utoipa::path(
+    operation_id = "create_user_token",
+    post, path = "/v1/auth/token", tag = "auth", security(("user" = [])),
+    responses((status = 200, body = api::UserToken), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn token(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    headers: HeaderMap,
+) -> Result<Json<api::UserToken>> {
+    let bearer = session::bearer(&headers).filter(|token| token.starts_with(session::PREFIX));
+    let token = bearer.or_else(|| session::from_cookie(&headers));
+    let token = token.ok_or_else(|| {
+        Error::invalid("authorization", "must be a session: a token makes no further tokens")
+    })?;
+    let token = app.user_signer.sign(who.user, &hash(token))?;
+    Ok(Json(api::UserToken { token, expires_at: OffsetDateTime::now_utc() + TOKEN }))
+}
+
+/// Have a token mailed by which a new password is set.
+#[utoipa::path(
+    operation_id = "reset_password",
+    post, path = "/v1/auth/password/reset", tag = "auth", request_body = api::ResetPassword,
+    security(()),
+    responses((status = 202, body = api::Message), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn reset(
+    State(app): State<Arc<App>>,
+    Stranger(by): Stranger,
+    Body(wanted): Body<api::ResetPassword>,
+) -> Result<(StatusCode, Json<api::Message>)> {
+    users::ask_reset(&app, by, &wanted.email).await?;
+    Ok(told("if this e-mail has an account, a mail says how it goes on"))
+}
+
+/// Set a new password with the mailed token; every session ends.
+#[utoipa::path(
+    operation_id = "confirm_password",
+    post, path = "/v1/auth/password/confirm", tag = "auth", request_body = api::ConfirmPassword,
+    security(()),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn confirm(
+    State(app): State<Arc<App>>,
+    Stranger(by): Stranger,
+    Body(wanted): Body<api::ConfirmPassword>,
+) -> Result<StatusCode> {
+    users::reset(&app, by, wanted).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// See how people may come in.
+#[utoipa::path(
+    operation_id = "list_providers",
+    get, path = "/v1/auth/providers", tag = "auth", security(()),
+    responses((status = 200, body = api::Providers))
+)]
+pub(crate) async fn providers(State(app): State<Arc<App>>) -> Json<api::Providers> {
+    let providers = app.accounts.providers.iter().map(|provider| provider.name.clone());
+    let signup = app.accounts.sign_up.as_str().to_owned();
+    Json(api::Providers { signup, providers: providers.collect() })
+}
+
+fn state_cookie(app: &App, name: &str, state: Option<&str>) -> HeaderValue {
+    let (age, state) = (state.map_or(0, |_| STATE_AGE), state.unwrap_or(""));
+    let secure = if app.accounts.url.starts_with("https") { "; Secure" } else { "" };
+    let path = format!("/v1/auth/oauth/{name}");
+    let text =
+        format!("{STATE}={state}; Path={path}; Max-Age={age}; HttpOnly; SameSite=Lax{secure}");
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Sends a browser on to a provider, with the cookie that it is to come back with.
+pub(super) async fn begin(
+    app: &App,
+    name: &str,
+    adds: Option<types::UserId>,
+) -> Result<(String, HeaderValue)> {
+    let (url, state) = oauth::begin(app, name, adds).await?;
+    Ok((url, state_cookie(app, name, Some(&state))))
+}
+
+/// Sign in with GitHub or an OpenID Connect provider: for browsers, which are sent there.
+#[utoipa::path(
+    operation_id = "begin_oauth",
+    get, path = "/v1/auth/oauth/{provider}", tag = "auth", security(()),
+    params(("provider" = String, Path, description = "As `GET /v1/auth/providers` names it")),
+    responses((status = 303), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn oauth(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Response> {
+    let (url, cookie) = begin(&app, &name, None).await?;
+    let url = HeaderValue::from_str(&url).map_err(|e| Error::Internal(e.into()))?;
+    Ok((StatusCode::SEE_OTHER, [(LOCATION, url), (SET_COOKIE, cookie)]).into_response())
+}
+
+/// What a provider sends a browser back with.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Callback {
+    code: Option<String>,
+    state: Option<String>,
+    error: Option<String>,
+}
+
+/// End a sign-in elsewhere: the browser has the session's cookie, and is sent to `/`.
+#[utoipa::path(
+    operation_id = "end_oauth",
+    get, path = "/v1/auth/oauth/{provider}/callback", tag = "auth", security(()),
+    params(("provider" = String, Path, description = "The provider"), Callback),
+    responses((status = 303), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn callback(
+    State(app): State<Arc<App>>,
+    stranger: Stranger,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(came): Query<Callback>,
+) -> Result<Response> {
+    let state = came.state.unwrap_or_default();
+    let bound = cookie(&headers, STATE).unwrap_or("");
+    if state.is_empty() || !bool::from(bound.as_bytes().ct_eq(state.as_bytes())) {
+        return Err(Error::InvalidToken("the sign-in's state"));
+    }
+    let Some(code) = came.code else {
+        let why = came.error.unwrap_or_else(|| "it sent no code".to_owned());
+        let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
+        return Err(Error::SignInFailed(format!("the provider refused: {why}")));
+    };
+    let came = oauth::end(&app, origin(stranger, &headers, false), &name, &state, code).await?;
+    let session = session::cookie(&app.public, Some(&came.token));
+    let mut answer = (StatusCode::SEE_OTHER, [(LOCATION, "/")]).into_response();
+    answer.headers_mut().append(SET_COOKIE, session);
+    answer.headers_mut().append(SET_COOKIE, state_cookie(&app, &name, None));
+    Ok(answer)
+}
+
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let texts = headers.get_all(http::header::COOKIE).iter().filter_map(|v| v.to_str().ok());
+    let mut pairs = texts.flat_map(|text| text.split(';')).filter_map(|p| p.trim().split_once('='));
+    pairs.find(|(known, _)| *known == name).map(|(_, value)| value)
+}

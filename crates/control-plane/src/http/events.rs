@@ -1,0 +1,66 @@
+//! `/v1/events/stream`: what happens to a team, as it happens, as server-sent events.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::streams::{Stream, place, shown};
+use axum::extract::State;
+use axum::response::sse::{Event, Sse};
+use futures::StreamExt;
+use http::HeaderMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// After how long without an event a comment is sent, for whoever is in between.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Follow what happens to the team: its capsules, snapshots and hosts. With `Last-Event-ID` it
+/// goes on after that event, and misses none of the last 30 days.
+#[utoipa::path(
+    operation_id = "stream_events",
+    get, path = "/v1/events/stream", tag = "events",
+    params(("last-event-id" = Option<String>, Header, description = "`id` of the last that came")),
+    responses(
+        (status = 200, description = "each `data` is an event as JSON, `event` its kind",
+            content_type = "text/event-stream", body = api::Event),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn stream(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    headers: HeaderMap,
+) -> Result<Sse<impl futures::Stream<Item = std::result::Result<Event, Infallible>>>> {
+    let wrong = || Error::invalid("last-event-id", "is not the id of an event");
+    let last = headers.get("last-event-id").filter(|id| !id.is_empty());
+    let after = last.map(|id| id.to_str().ok().and_then(place).ok_or_else(wrong)).transpose()?;
+    let stream = Stream::open(&app, caller, after).await?;
+    let tasks = app.tasks.clone();
+    let batches =
+        futures::stream::unfold((stream, Instant::now()), |(mut stream, told)| async move {
+            loop {
+                // What fails ends the stream; the client goes on from where it was.
+                let events = stream.next().await.ok()?;
+                let quiet = events.is_empty();
+                if quiet && told.elapsed() < KEEP_ALIVE {
+                    continue;
+                }
+                let mut out: Vec<_> = events.into_iter().filter_map(frame).collect();
+                if quiet {
+                    out.push(Event::default().comment(""));
+                }
+                return Some((futures::stream::iter(out), (stream, Instant::now())));
+            }
+        });
+    let hello = futures::stream::iter([Event::default().comment("hello")]);
+    let stopped = async move { tasks.stop_signal().wait().await };
+    let frames = hello.chain(batches.flatten()).map(Ok).take_until(stopped);
+    Ok(Sse::new(frames))
+}
+
+fn frame(event: crate::db::events::Event) -> Option<Event> {
+    let event = shown(event);
+    let frame = Event::default().id(event.id.clone()).event(event.event.clone());
+    frame.json_data(event).ok()
+}

@@ -1,0 +1,189 @@
+//! `/v1/me`: the user who asks, their sessions and their ways in.
+
+use super::auth::begin;
+use super::extract::{Json as Body, Path};
+use crate::app::App;
+use crate::auth::{SignedIn, session};
+use crate::db;
+use crate::error::{Error, Result};
+use crate::users::{self, admin, oauth};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header::SET_COOKIE;
+use http::{HeaderMap, StatusCode};
+use std::sync::Arc;
+use types::SessionId;
+
+/// Show the user who asks.
+#[utoipa::path(
+    operation_id = "get_me",
+    get, path = "/v1/me", tag = "me", security(("user" = [])),
+    responses((status = 200, body = api::Me), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    headers: HeaderMap,
+) -> Result<Json<api::Me>> {
+    shown(&app, who, &headers).await
+}
+
+async fn shown(app: &App, who: SignedIn, headers: &HeaderMap) -> Result<Json<api::Me>> {
+    let user = users::me(app, who).await?;
+    let providers = db::users::identities(&app.db, who.user).await?;
+    let in_cookie = session::bearer(headers).is_none().then(|| session::from_cookie(headers));
+    Ok(Json(api::Me {
+        id: user.id().to_string(),
+        email: user.email,
+        name: user.name,
+        admin: user.is_admin,
+        has_password: user.password_hash.is_some(),
+        providers,
+        csrf_token: in_cookie.flatten().map(session::csrf),
+        created_at: user.created_at,
+    }))
+}
+
+/// Change the user's name, or the team that requests are for which name none.
+#[utoipa::path(
+    operation_id = "change_me",
+    patch, path = "/v1/me", tag = "me", request_body = api::ChangeMe, security(("user" = [])),
+    responses((status = 200, body = api::Me), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    headers: HeaderMap,
+    Body(wanted): Body<api::ChangeMe>,
+) -> Result<Json<api::Me>> {
+    users::change(&app, who, wanted).await?;
+    shown(&app, who, &headers).await
+}
+
+/// Erase the user: teams of theirs alone, which must be empty, sessions and keys end, and the
+/// audit log forgets who they were.
+#[utoipa::path(
+    operation_id = "delete_me",
+    delete, path = "/v1/me", tag = "me", request_body = api::DeleteMe, security(("user" = [])),
+    responses(
+        (status = 204), (status = 409, body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Body(wanted): Body<api::DeleteMe>,
+) -> Result<Response> {
+    let user = users::me(&app, who).await?;
+    if wanted.confirmation.trim().to_lowercase() != user.email {
+        return Err(Error::invalid("confirmation", "must be your e-mail"));
+    }
+    admin::erase(&app, who.by, who.user).await?;
+    let mut answer = StatusCode::NO_CONTENT.into_response();
+    answer.headers_mut().append(SET_COOKIE, session::cookie(&app.public, None));
+    Ok(answer)
+}
+
+/// Set a new password; the other sessions end.
+#[utoipa::path(
+    operation_id = "change_password",
+    post, path = "/v1/me/password", tag = "me", request_body = api::ChangePassword,
+    security(("user" = [])),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn password(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Body(wanted): Body<api::ChangePassword>,
+) -> Result<StatusCode> {
+    users::change_password(&app, who, wanted).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// List where the user is signed in, newest first.
+#[utoipa::path(
+    operation_id = "list_sessions",
+    get, path = "/v1/me/sessions", tag = "me", security(("user" = [])),
+    responses((status = 200, body = api::SessionList), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn sessions(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+) -> Result<Json<api::SessionList>> {
+    let rows = db::sessions::list(&app.db, who.user).await?;
+    let shown = |row: db::sessions::Session| api::Session {
+        id: SessionId(row.id).to_string(),
+        kind: row.kind,
+        address: row.address,
+        agent: row.agent,
+        current: row.id == who.session.0,
+        created_at: row.created_at,
+        last_used_at: row.last_used_at,
+        expires_at: row.expires_at,
+    };
+    Ok(Json(api::SessionList { items: rows.into_iter().map(shown).collect() }))
+}
+
+/// End one of the user's sessions, at once.
+#[utoipa::path(
+    operation_id = "end_session",
+    delete, path = "/v1/me/sessions/{id}", tag = "me", security(("user" = [])),
+    params(("id" = String, Path, description = "Id of the session")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn end_session(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    let id: SessionId = id.parse().map_err(|_| Error::NotFound("session"))?;
+    match users::end_session(&app, who, id, "user.end_session").await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Error::NotFound("session")),
+    }
+}
+
+/// End every session of the user's but the one that asks.
+#[utoipa::path(
+    operation_id = "end_other_sessions",
+    delete, path = "/v1/me/sessions", tag = "me", security(("user" = [])),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Result<StatusCode> {
+    users::end_others(&app, who).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Add an account elsewhere to sign in with: the answer says where the browser is to go.
+#[utoipa::path(
+    operation_id = "add_provider",
+    post, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),
+    params(("provider" = String, Path, description = "As `GET /v1/auth/providers` names it")),
+    responses((status = 200, body = api::AuthUrl), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn add_provider(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Path(name): Path<String>,
+) -> Result<Response> {
+    let (auth_url, cookie) = begin(&app, &name, Some(who.user)).await?;
+    Ok(([(SET_COOKIE, cookie)], Json(api::AuthUrl { auth_url })).into_response())
+}
+
+/// Take an account elsewhere away again.
+#[utoipa::path(
+    operation_id = "remove_provider",
+    delete, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),
+    params(("provider" = String, Path, description = "The provider")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn remove_provider(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Path(name): Path<String>,
+) -> Result<StatusCode> {
+    oauth::remove(&app, who, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

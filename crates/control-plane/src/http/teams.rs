@@ -1,0 +1,255 @@
+//! `/v1/teams`: wire to domain and back. Which team, admission found by the path.
+
+use super::extract::{Json as Body, Path};
+use crate::app::App;
+use crate::auth::{Caller, SignedIn};
+use crate::error::{Error, Result};
+use crate::{db, teams};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+use types::UserId;
+
+fn user_id(text: &str) -> Result<UserId> {
+    text.parse().map_err(|_| Error::NotFound("member"))
+}
+
+/// List the teams that the caller is in; of a key, the one that it is for.
+#[utoipa::path(
+    operation_id = "list_teams",
+    get, path = "/v1/teams", tag = "teams",
+    responses((status = 200, body = api::TeamList), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<api::TeamList>> {
+    Ok(Json(api::TeamList { items: teams::list(&app, caller).await? }))
+}
+
+/// Make a team that the user owns.
+#[utoipa::path(
+    operation_id = "create_team",
+    post, path = "/v1/teams", tag = "teams", request_body = api::NameTeam,
+    security(("user" = [])),
+    responses((status = 201, body = api::Team), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Body(wanted): Body<api::NameTeam>,
+) -> Result<(StatusCode, Json<api::Team>)> {
+    Ok((StatusCode::CREATED, Json(teams::create(&app, who, &wanted.name).await?)))
+}
+
+/// Show a team.
+#[utoipa::path(
+    operation_id = "get_team",
+    get, path = "/v1/teams/{id}", tag = "teams",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::Team), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn get(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<api::Team>> {
+    Ok(Json(teams::show(&app, caller).await?))
+}
+
+/// Rename a team.
+#[utoipa::path(
+    operation_id = "rename_team",
+    patch, path = "/v1/teams/{id}", tag = "teams", request_body = api::NameTeam,
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::Team), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn rename(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(wanted): Body<api::NameTeam>,
+) -> Result<Json<api::Team>> {
+    Ok(Json(teams::rename(&app, caller, &wanted.name).await?))
+}
+
+/// Delete a team that has no capsules, snapshots and hosts; its keys, invitations and channels end
+/// with it.
+#[utoipa::path(
+    operation_id = "delete_team",
+    delete, path = "/v1/teams/{id}", tag = "teams",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses(
+        (status = 204), (status = 409, body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn delete(State(app): State<Arc<App>>, caller: Caller) -> Result<StatusCode> {
+    teams::delete(&app, caller).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// List a team's members.
+#[utoipa::path(
+    operation_id = "list_members",
+    get, path = "/v1/teams/{id}/members", tag = "teams",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::MemberList), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn members(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<api::MemberList>> {
+    let rows = db::teams::members(&app.db, caller.team).await?;
+    let shown = |row: db::teams::Member| api::Member {
+        user_id: UserId(row.user_id).to_string(),
+        name: row.name,
+        email: row.email,
+        role: row.role,
+        joined_at: row.created_at,
+    };
+    Ok(Json(api::MemberList { items: rows.into_iter().map(shown).collect() }))
+}
+
+/// Change what a member is in the team.
+#[utoipa::path(
+    operation_id = "set_member_role",
+    patch, path = "/v1/teams/{id}/members/{user}", tag = "teams",
+    request_body = api::ChangeMember,
+    params(
+        ("id" = String, Path, description = "Id of the team"),
+        ("user" = String, Path, description = "Id of the member"),
+    ),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn set_role(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+    Body(wanted): Body<api::ChangeMember>,
+) -> Result<StatusCode> {
+    teams::set_role(&app, caller, user_id(&path.1)?, &wanted.role).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Remove a member; the keys that they made for the team end, what they started stays the team's.
+#[utoipa::path(
+    operation_id = "remove_member",
+    delete, path = "/v1/teams/{id}/members/{user}", tag = "teams",
+    params(
+        ("id" = String, Path, description = "Id of the team"),
+        ("user" = String, Path, description = "Id of the member"),
+    ),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+) -> Result<StatusCode> {
+    teams::remove_member(&app, caller, user_id(&path.1)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Leave a team, as its owner cannot; the keys that one made for it end.
+#[utoipa::path(
+    operation_id = "leave_team",
+    post, path = "/v1/teams/{id}/leave", tag = "teams",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn leave(State(app): State<Arc<App>>, caller: Caller) -> Result<StatusCode> {
+    teams::leave(&app, caller).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Make another member the owner; who was, is an admin then.
+#[utoipa::path(
+    operation_id = "transfer_team",
+    post, path = "/v1/teams/{id}/transfer", tag = "teams", request_body = api::TransferTeam,
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn transfer(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(wanted): Body<api::TransferTeam>,
+) -> Result<StatusCode> {
+    teams::transfer(&app, caller, user_id(&wanted.user_id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// List who is invited and has not come yet.
+#[utoipa::path(
+    operation_id = "list_invitations",
+    get, path = "/v1/teams/{id}/invitations", tag = "teams",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::InvitationList), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn invitations(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<api::InvitationList>> {
+    let rows = db::teams::invitations(&app.db, caller.team).await?;
+    Ok(Json(api::InvitationList { items: rows.into_iter().map(teams::invitation_shown).collect() }))
+}
+
+/// Invite somebody by mail, in place of an earlier invitation.
+#[utoipa::path(
+    operation_id = "invite_member",
+    post, path = "/v1/teams/{id}/invitations", tag = "teams", request_body = api::InviteMember,
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 201, body = api::Invitation), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn invite(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(wanted): Body<api::InviteMember>,
+) -> Result<(StatusCode, Json<api::Invitation>)> {
+    Ok((StatusCode::CREATED, Json(teams::invite(&app, caller, wanted).await?)))
+}
+
+/// Take an invitation back.
+#[utoipa::path(
+    operation_id = "delete_invitation",
+    delete, path = "/v1/teams/{id}/invitations/{invitation}", tag = "teams",
+    params(
+        ("id" = String, Path, description = "Id of the team"),
+        ("invitation" = String, Path, description = "Id of the invitation"),
+    ),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn uninvite(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(path): Path<(String, String)>,
+) -> Result<StatusCode> {
+    let id = path.1.parse().map_err(|_| Error::NotFound("invitation"))?;
+    teams::uninvite(&app, caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Join a team, with the mailed token of an invitation to one's own e-mail.
+#[utoipa::path(
+    operation_id = "accept_invitation",
+    post, path = "/v1/invitations/accept", tag = "teams", request_body = api::AcceptInvitation,
+    security(("user" = [])),
+    responses((status = 200, body = api::Team), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn accept(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    Body(wanted): Body<api::AcceptInvitation>,
+) -> Result<Json<api::Team>> {
+    Ok(Json(teams::accept(&app, who, &wanted.token).await?))
+}
+
+/// See what a team may have, and what it has.
+#[utoipa::path(
+    operation_id = "get_limits",
+    get, path = "/v1/teams/{id}/limits", tag = "teams",
+    params(("id" = String, Path, description = "Id of the team")),
+    responses((status = 200, body = api::TeamLimits), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn limits(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<api::TeamLimits>> {
+    Ok(Json(teams::limits(&app, caller.team).await?))
+}

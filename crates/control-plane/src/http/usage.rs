@@ -1,0 +1,64 @@
+//! `/v1/usage`: what a team used.
+
+use super::extract::Query;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db;
+use crate::error::{Error, Result};
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use std::sync::Arc;
+use time::macros::format_description;
+use time::{Date, Duration, OffsetDateTime};
+use utoipa::IntoParams;
+
+/// Days that are shown when none are named, and at most.
+const DAYS: i64 = 30;
+const DAYS_MAX: i64 = 366;
+
+/// Which days.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Range {
+    /// First day, as 2026-11-01; 29 days before the last when left out.
+    from: Option<String>,
+    /// Last day; today when left out.
+    to: Option<String>,
+}
+
+fn day(field: &str, text: Option<&str>) -> Result<Option<Date>> {
+    let wrong = |_| Error::invalid(field, "must be a day as 2026-11-26");
+    let parsed = text.map(|text| Date::parse(text, format_description!("[year]-[month]-[day]")));
+    parsed.transpose().map_err(wrong)
+}
+
+/// See what the team used, by day in UTC: exact, from when its capsules and snapshots began and
+/// ended. Today's is up to now.
+#[utoipa::path(
+    operation_id = "get_usage",
+    get, path = "/v1/usage", tag = "teams", params(Range),
+    responses((status = 200, body = api::Usage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(range): Query<Range>,
+) -> Result<Json<api::Usage>> {
+    let today = OffsetDateTime::now_utc().date();
+    let to = day("to", range.to.as_deref())?.unwrap_or(today);
+    let from = day("from", range.from.as_deref())?;
+    let from = from.unwrap_or_else(|| to.saturating_sub(Duration::days(DAYS - 1)));
+    if !(0..DAYS_MAX).contains(&(to - from).whole_days()) {
+        return Err(Error::invalid("from", format!("must be at most {DAYS_MAX} days before `to`")));
+    }
+    let rows = db::events::usage(&app.db, caller.team, from, to).await?;
+    let shown = |row: db::events::Day| api::DailyUsage {
+        day: row.day,
+        vcpu_seconds: row.vcpu_seconds,
+        memory_mb_seconds: row.memory_mib_seconds,
+        storage_mb_seconds: row.storage_mib_seconds,
+    };
+    Ok(Json(api::Usage { items: rows.into_iter().map(shown).collect() }))
+}

@@ -1,0 +1,171 @@
+//! Every limit in one place: what a team and a key may have, how often they may ask, and how large
+//! a request may be. What a team may have is its own, else the platform's default, else what is
+//! written here; 0 is no limit.
+
+use quick_cache::sync::Cache;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Largest JSON body, in bytes.
+pub(crate) const JSON_MAX: usize = 20 << 20;
+/// The same of somebody who has not shown who they are.
+pub(crate) const STRANGERS_JSON_MAX: usize = 256 << 10;
+/// Most metadata that a capsule may carry, in bytes.
+pub(crate) const METADATA_MAX: usize = 16 * 1024;
+/// Most ports of a capsule that may be public.
+pub(crate) const PUBLIC_PORTS_MAX: usize = 64;
+/// Longest key or token that is looked at, in bytes.
+pub(crate) const TOKEN_MAX: usize = 2000;
+/// Streams of events that one control plane has at once.
+pub(crate) const STREAMS_MAX: usize = 1000;
+/// Requests to sign in, up or elsewhere that one address may make a second, and twice as many at
+/// once.
+pub(crate) const STRANGERS_PER_SEC: u32 = 20;
+/// Teams and keys whose requests are counted at once.
+const COUNTED: usize = 100_000;
+
+/// What the listener of the API takes: connections at once, and bytes of a request's head.
+#[must_use]
+pub fn listener() -> hop::Limits {
+    hop::Limits { connections: 16_384, head_bytes: 64 * 1024 }
+}
+
+/// What a team or a key may have and do; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Capsules that are not gone.
+    pub capsules: u32,
+    /// Virtual processors of those that have a machine.
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub creates_per_sec: u32,
+    pub requests_per_sec: u32,
+}
+
+impl Limits {
+    pub(crate) const NONE: Self =
+        Self { capsules: 0, vcpus: 0, memory_mib: 0, creates_per_sec: 0, requests_per_sec: 0 };
+    /// A team's, where the admin has set no others.
+    pub(crate) const DEFAULT: Self = Self {
+        capsules: 1000,
+        vcpus: 4000,
+        memory_mib: 4 << 20,
+        creates_per_sec: 100,
+        requests_per_sec: 1000,
+    };
+
+    /// Whether anything is counted before a capsule may begin.
+    pub(crate) fn counts(&self) -> bool {
+        (self.capsules, self.vcpus, self.memory_mib) != (0, 0, 0)
+    }
+}
+
+/// What a team or a key has.
+#[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
+pub(crate) struct Held {
+    pub capsules: i64,
+    pub vcpus: i64,
+    pub memory_mib: i64,
+}
+
+/// Says which limit more would go beyond; none when there is room. Pure.
+pub(crate) fn beyond(limits: &Limits, held: Held, more: Held) -> Option<String> {
+    let whole = |n: i64| u64::try_from(n).unwrap_or(0);
+    let rows = [
+        ("capsules", u64::from(limits.capsules), held.capsules, more.capsules),
+        ("vCPUs", u64::from(limits.vcpus), held.vcpus, more.vcpus),
+        ("MiB of memory", limits.memory_mib, held.memory_mib, more.memory_mib),
+    ];
+    let over = rows.into_iter().find(|(_, limit, held, more)| {
+        *limit > 0 && *more > 0 && whole(*held) + whole(*more) > *limit
+    });
+    over.map(|(what, limit, held, _)| format!("{held} of {limit} {what} are in use"))
+}
+
+/// What is counted per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Per {
+    Request,
+    Create,
+}
+
+/// Lets so many through a second, and twice as many at once; by one replica alone.
+pub(crate) struct Limiter(Cache<(Uuid, Per), Arc<Mutex<Option<Instant>>>>);
+
+impl Limiter {
+    pub(crate) fn new() -> Self {
+        Self(Cache::new(COUNTED))
+    }
+
+    /// Lets one more through, or says after how long one would be.
+    pub(crate) fn pass(&self, who: Uuid, per: Per, rate: u32) -> Result<(), Duration> {
+        if rate == 0 {
+            return Ok(());
+        }
+        let made = self
+            .0
+            .get_or_insert_with(&(who, per), || Ok::<_, std::convert::Infallible>(Arc::default()));
+        let Ok(slot) = made;
+        let mut free_at = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (next, wait) = after(free_at.unwrap_or(now).max(now) - now, rate);
+        if let Some(wait) = wait {
+            return Err(wait);
+        }
+        *free_at = Some(now + next);
+        Ok(())
+    }
+}
+
+/// The generic cell rate algorithm: `ahead` is by how much those before have used up what is to
+/// come. Returns the new one, or how long to wait. Pure.
+fn after(ahead: Duration, rate: u32) -> (Duration, Option<Duration>) {
+    let each = Duration::from_secs(1) / rate;
+    let most = Duration::from_secs(2);
+    let next = ahead + each;
+    (next, (next > most).then(|| next - most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_be_too_much_is_named() {
+        let limits = Limits { capsules: 2, vcpus: 4, memory_mib: 0, ..Limits::NONE };
+        let held = |capsules, vcpus| Held { capsules, vcpus, memory_mib: 1 << 40 };
+        let more = Held { capsules: 1, vcpus: 2, memory_mib: 1 };
+        assert_eq!(beyond(&limits, held(1, 2), more), None);
+        assert_eq!(beyond(&limits, held(2, 0), more).unwrap(), "2 of 2 capsules are in use");
+        assert_eq!(beyond(&limits, held(0, 3), more).unwrap(), "3 of 4 vCPUs are in use");
+        // A resume makes no more capsules, though there be too many.
+        assert_eq!(beyond(&limits, held(3, 0), Held { capsules: 0, ..more }), None);
+        assert_eq!(beyond(&Limits::NONE, held(1 << 40, 1 << 40), more), None);
+        assert!(!Limits::NONE.counts() && Limits::DEFAULT.counts());
+    }
+
+    #[test]
+    fn a_burst_of_two_seconds_passes_and_then_the_rate_is_kept() {
+        let mut ahead = Duration::ZERO;
+        for n in 0..20 {
+            let (next, wait) = after(ahead, 10);
+            assert_eq!(wait, None, "{n}");
+            ahead = next;
+        }
+        assert_eq!(after(ahead, 10).1, Some(Duration::from_millis(100)));
+        assert_eq!(after(ahead - Duration::from_millis(100), 10).1, None);
+    }
+
+    #[test]
+    fn each_is_counted_alone_and_none_is_no_limit() {
+        let limiter = Limiter::new();
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        assert!(limiter.pass(one, Per::Request, 1).is_ok());
+        assert!(limiter.pass(one, Per::Request, 1).is_ok());
+        assert!(limiter.pass(one, Per::Request, 1).is_err());
+        assert!(limiter.pass(one, Per::Create, 1).is_ok());
+        assert!(limiter.pass(other, Per::Request, 1).is_ok());
+        assert!((0..10_000).all(|_| limiter.pass(one, Per::Request, 0).is_ok()));
+    }
+}

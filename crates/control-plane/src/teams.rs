@@ -1,0 +1,398 @@
+//! Teams: who is in them, as what, and what becomes of what they had. Changes hold the team's row,
+//! so that two at once are one after the other.
+//!
+//! Who leaves, or is removed, leaves capsules and snapshots to the team; the keys that they made
+//! for it end. A team ends only when it has nothing, and then its keys, invitations and channels
+//! end with it; what it did stays in the audit log.
+
+use crate::app::App;
+use crate::audit::{By, Entry};
+use crate::auth::policy::Role;
+use crate::auth::{Caller, SignedIn, hash, random_hex};
+use crate::db;
+use crate::db::listen::Change;
+use crate::db::teams::Invitation;
+use crate::error::{Error, Result};
+use crate::users::{self, mail, throttle};
+use serde_json::json;
+use sqlx::PgConnection;
+use time::{Duration, OffsetDateTime};
+use types::{InvitationId, PLATFORM_TEAM, TeamId, UserId};
+
+/// How long an invitation is good.
+const INVITATION: Duration = Duration::days(7);
+/// Longest name of a team, a user, a key or a channel, in characters.
+const NAME_MAX: usize = 100;
+
+/// Checks what people call something.
+pub(crate) fn check_title(field: &str, name: &str) -> Result<String> {
+    let name = name.trim();
+    let count = name.chars().count();
+    if !(1..=NAME_MAX).contains(&count) || name.chars().any(char::is_control) {
+        let message = format!("must be 1 to {NAME_MAX} characters, none of them a control");
+        return Err(Error::invalid(field, message));
+    }
+    Ok(name.to_owned())
+}
+
+fn check_team_name(name: &str) -> Result<String> {
+    let name = check_title("name", name)?;
+    if name.eq_ignore_ascii_case("platform") {
+        return Err(Error::Conflict("the name is the platform's own".to_owned()));
+    }
+    Ok(name)
+}
+
+/// Checks that a team is not the platform's own, which nobody joins, renames or ends.
+pub(crate) fn check_not_platforms(caller: Caller) -> Result<()> {
+    if caller.team == PLATFORM_TEAM {
+        return Err(Error::Conflict(
+            "the platform's own team has no members and no keys".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// A role that can be given; an owner is made by a transfer.
+fn check_role(role: &str) -> Result<Role> {
+    let role = Role::parse(role).filter(|role| *role != Role::Owner);
+    role.ok_or_else(|| Error::invalid("role", "must be `admin`, `member` or `viewer`"))
+}
+
+/// Makes a team that its maker owns.
+pub(crate) async fn create(app: &App, who: SignedIn, name: &str) -> Result<api::Team> {
+    let name = check_team_name(name)?;
+    let mut tx = app.db.begin().await?;
+    let id = found(&mut tx, &name, who.user, who.by).await?;
+    tx.commit().await?;
+    app.changed(&Change::User(who.user));
+    get(app, who.user, id).await
+}
+
+/// Founds a team with its owner.
+pub(crate) async fn found(
+    tx: &mut PgConnection,
+    name: &str,
+    owner: UserId,
+    by: By,
+) -> Result<TeamId> {
+    let id = TeamId::new();
+    db::teams::insert(&mut *tx, id, name).await?;
+    db::teams::join(&mut *tx, id, owner, Role::Owner).await?;
+    let entry = Entry::new(id, by, "team.create", id).with(json!({ "name": name }));
+    db::audit::write(tx, &entry).await?;
+    Ok(id)
+}
+
+/// A team as a member sees it.
+pub(crate) async fn get(app: &App, user: UserId, id: TeamId) -> Result<api::Team> {
+    let teams = db::teams::of_user(&app.db, user).await?;
+    let team = teams.into_iter().find(|team| team.id == id.0);
+    team.map(shown).ok_or(Error::NotFound("team"))
+}
+
+/// The teams of whoever asks; of a key, the one that it is for.
+pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Team>> {
+    match caller.user() {
+        Some(user) => Ok(db::teams::of_user(&app.db, user).await?.into_iter().map(shown).collect()),
+        None => Ok(vec![of_key(app, caller).await?]),
+    }
+}
+
+/// The team of whoever asks.
+pub(crate) async fn show(app: &App, caller: Caller) -> Result<api::Team> {
+    match caller.user() {
+        Some(user) => get(app, user, caller.team).await,
+        None => of_key(app, caller).await,
+    }
+}
+
+async fn of_key(app: &App, caller: Caller) -> Result<api::Team> {
+    let team = db::teams::find(&app.db, caller.team).await?.ok_or(Error::NotFound("team"))?;
+    Ok(api::Team {
+        id: TeamId(team.id).to_string(),
+        name: team.name,
+        role: "key".to_owned(),
+        default: true,
+        created_at: team.created_at,
+    })
+}
+
+fn shown(team: db::teams::Joined) -> api::Team {
+    api::Team {
+        id: TeamId(team.id).to_string(),
+        name: team.name,
+        role: team.role,
+        default: team.is_default,
+        created_at: team.created_at,
+    }
+}
+
+/// Holds the caller's team, which must be one that people are in.
+async fn lock(tx: &mut PgConnection, caller: Caller) -> Result<()> {
+    check_not_platforms(caller)?;
+    if db::teams::lock(tx, caller.team).await? { Ok(()) } else { Err(Error::NotFound("team")) }
+}
+
+async fn note(
+    tx: &mut PgConnection,
+    caller: Caller,
+    action: &'static str,
+    resource: impl ToString,
+    what: serde_json::Value,
+) -> Result<()> {
+    let entry = Entry::new(caller.team, caller.by, action, resource).with(what);
+    Ok(db::audit::write(tx, &entry).await?)
+}
+
+pub(crate) async fn rename(app: &App, caller: Caller, name: &str) -> Result<api::Team> {
+    let name = check_team_name(name)?;
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    db::teams::set_name(&mut *tx, caller.team, &name).await?;
+    note(&mut tx, caller, "team.rename", caller.team, json!({ "name": name })).await?;
+    tx.commit().await?;
+    show(app, caller).await
+}
+
+/// Ends a team that has nothing.
+pub(crate) async fn delete(app: &App, caller: Caller) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    end(&mut tx, caller.team, caller.by).await?;
+    tx.commit().await?;
+    // Its members are not told one by one here: what they had of it is gone.
+    app.changed(&Change::All);
+    Ok(())
+}
+
+/// Ends a team within a transaction that holds it.
+pub(crate) async fn end(tx: &mut PgConnection, team: TeamId, by: By) -> Result<()> {
+    let (capsules, snapshots, hosts) = db::teams::has(tx, team).await?;
+    if capsules + snapshots + hosts > 0 {
+        return Err(Error::TeamNotEmpty { team, capsules, snapshots, hosts });
+    }
+    db::teams::end(tx, team).await?;
+    db::audit::write(tx, &Entry::new(team, by, "team.delete", team)).await?;
+    Ok(())
+}
+
+/// Whether whoever asks may change a member: admins change those below them, an owner all others.
+async fn rank(tx: &mut PgConnection, caller: Caller, user: UserId) -> Result<Role> {
+    let role = db::teams::role(tx, caller.team, user).await?;
+    let role = role.ok_or(Error::NotFound("member"))?;
+    let own = match caller.user() {
+        Some(own) => db::teams::role(tx, caller.team, own).await?.unwrap_or(Role::Viewer),
+        // A key with the scope is an admin.
+        None if caller.operator => Role::Owner,
+        None => Role::Admin,
+    };
+    if role == Role::Owner || role == Role::Admin && own != Role::Owner {
+        return Err(Error::Forbidden("team:own"));
+    }
+    Ok(role)
+}
+
+pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str) -> Result<()> {
+    let role = check_role(role)?;
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    rank(&mut tx, caller, user).await?;
+    db::teams::set_role(&mut *tx, caller.team, user, role).await?;
+    let what = json!({ "user": user.to_string(), "role": role.as_str() });
+    note(&mut tx, caller, "member.set_role", user, what).await?;
+    tx.commit().await?;
+    app.changed(&Change::User(user));
+    Ok(())
+}
+
+pub(crate) async fn remove_member(app: &App, caller: Caller, user: UserId) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    rank(&mut tx, caller, user).await?;
+    part(&mut tx, caller, user, "member.remove").await?;
+    tx.commit().await?;
+    app.changed(&Change::User(user));
+    Ok(())
+}
+
+pub(crate) async fn leave(app: &App, caller: Caller) -> Result<()> {
+    let user = caller.user().ok_or(Error::UserOnly)?;
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    if db::teams::role(&mut tx, caller.team, user).await? == Some(Role::Owner) {
+        let message = "an owner cannot leave: transfer the team, or delete it";
+        return Err(Error::Conflict(message.to_owned()));
+    }
+    part(&mut tx, caller, user, "member.leave").await?;
+    tx.commit().await?;
+    app.changed(&Change::User(user));
+    Ok(())
+}
+
+/// Ends a membership, and the keys that the member made for the team.
+async fn part(
+    tx: &mut PgConnection,
+    caller: Caller,
+    user: UserId,
+    action: &'static str,
+) -> Result<()> {
+    db::teams::part(&mut *tx, caller.team, user).await?;
+    let keys = db::keys::revoke_of(&mut *tx, Some(caller.team), Some(user)).await?;
+    let what = json!({ "user": user.to_string(), "keys_revoked": keys });
+    note(tx, caller, action, user, what).await
+}
+
+/// Makes another member the owner; who was, is an admin then.
+pub(crate) async fn transfer(app: &App, caller: Caller, to: UserId) -> Result<()> {
+    let from = caller.user().ok_or(Error::UserOnly)?;
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    // Read again, now that nobody else transfers it.
+    if db::teams::role(&mut tx, caller.team, from).await? != Some(Role::Owner) {
+        return Err(Error::Forbidden("team:own"));
+    }
+    if db::teams::role(&mut tx, caller.team, to).await?.is_none() {
+        return Err(Error::NotFound("member"));
+    }
+    db::teams::set_role(&mut *tx, caller.team, from, Role::Admin).await?;
+    db::teams::set_role(&mut *tx, caller.team, to, Role::Owner).await?;
+    let what = json!({ "user": to.to_string() });
+    note(&mut tx, caller, "team.transfer", caller.team, what).await?;
+    tx.commit().await?;
+    app.changed(&Change::User(from));
+    app.changed(&Change::User(to));
+    Ok(())
+}
+
+/// Invites somebody by mail, whether they have an account or not; the answer does not tell.
+pub(crate) async fn invite(
+    app: &App,
+    caller: Caller,
+    wanted: api::InviteMember,
+) -> Result<api::Invitation> {
+    let email = users::check_email(&wanted.email)?;
+    let role = check_role(&wanted.role)?;
+    check_not_platforms(caller)?;
+    app.mailer.check()?;
+    throttle::mail_to(app, &email).await?;
+    let token = random_hex(16);
+    let now = OffsetDateTime::now_utc();
+    let invitation = Invitation {
+        id: InvitationId::new().0,
+        team_id: caller.team.0,
+        email,
+        role: role.as_str().to_owned(),
+        created_at: now,
+        expires_at: now + INVITATION,
+    };
+    let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller).await?;
+    let team = db::teams::find(&mut *tx, caller.team).await?.ok_or(Error::NotFound("team"))?;
+    db::teams::invite(&mut *tx, &invitation, caller.user(), &hash(&token)).await?;
+    let what = json!({ "email": invitation.email, "role": role.as_str() });
+    let id = InvitationId(invitation.id);
+    note(&mut tx, caller, "invitation.create", id, what).await?;
+    tx.commit().await?;
+    mail::send(app, &invitation.email, mail::invitation(&team.name, &token)).await?;
+    Ok(invitation_shown(invitation))
+}
+
+pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    let gone = db::teams::uninvite(&mut *tx, caller.team, id).await?;
+    let gone = gone.ok_or(Error::NotFound("invitation"))?;
+    note(&mut tx, caller, "invitation.delete", id, json!({ "email": gone.email })).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Takes an invitation, which must be for the user's own e-mail.
+pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api::Team> {
+    let mut tx = app.db.begin().await?;
+    let user = db::users::find(&mut *tx, who.user).await?.ok_or(Error::Unauthenticated)?;
+    let taken = db::teams::take_invitation(&mut *tx, &hash(token.trim()), &user.email).await?;
+    let taken = taken.ok_or(Error::InvalidToken("the invitation"))?;
+    let team = TeamId(taken.team_id);
+    if !db::teams::lock(&mut tx, team).await? {
+        return Err(Error::InvalidToken("the invitation"));
+    }
+    let role = check_role(&taken.role)?;
+    if db::teams::join(&mut *tx, team, who.user, role).await? {
+        let what = json!({ "user": who.user.to_string(), "role": role.as_str() });
+        let entry = Entry::new(team, who.by, "member.join", who.user).with(what);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    app.changed(&Change::User(who.user));
+    get(app, who.user, team).await
+}
+
+pub(crate) fn invitation_shown(invitation: Invitation) -> api::Invitation {
+    api::Invitation {
+        id: InvitationId(invitation.id).to_string(),
+        email: invitation.email,
+        role: invitation.role,
+        created_at: invitation.created_at,
+        expires_at: invitation.expires_at,
+    }
+}
+
+/// The wire's shape of limits that hold.
+pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
+    api::Limits {
+        capsules: Some(limits.capsules),
+        vcpus: Some(limits.vcpus),
+        memory_mb: Some(limits.memory_mib),
+        creates_per_sec: Some(limits.creates_per_sec),
+        requests_per_sec: Some(limits.requests_per_sec),
+    }
+}
+
+/// What a team may have, and has.
+pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
+    let limits = db::limits::of(&app.db, team).await?.limits();
+    let held = db::limits::held(&app.db, team).await?;
+    Ok(api::TeamLimits {
+        limits: limits_shown(limits),
+        capsules: held.capsules,
+        vcpus: held.vcpus,
+        memory_mb: held.memory_mib,
+    })
+}
+
+/// Checks limits that are to be set.
+pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
+    let int = |field: &str, n: Option<u32>| {
+        let wrong = |_| Error::invalid(field, "must be at most 2,147,483,647");
+        n.map(i32::try_from).transpose().map_err(wrong)
+    };
+    let memory = wanted.memory_mb.map(i64::try_from).transpose();
+    Ok(db::limits::Row {
+        capsules: int("capsules", wanted.capsules)?,
+        vcpus: int("vcpus", wanted.vcpus)?,
+        memory_mib: memory.map_err(|_| Error::invalid("memory_mb", "is too large"))?,
+        creates_per_sec: int("creates_per_sec", wanted.creates_per_sec)?,
+        requests_per_sec: int("requests_per_sec", wanted.requests_per_sec)?,
+    })
+}
+
+/// Sets what a team may have; of the platform's team, what every other may that has none set.
+pub(crate) async fn set_limits(
+    app: &App,
+    team: TeamId,
+    wanted: api::Limits,
+    by: By,
+) -> Result<api::TeamLimits> {
+    let row = check_limits(&wanted)?;
+    let mut tx = app.db.begin().await?;
+    if !db::teams::lock(&mut tx, team).await? {
+        return Err(Error::NotFound("team"));
+    }
+    db::limits::set(&mut *tx, team, &row).await?;
+    let entry = Entry::new(team, by, "team.set_limits", team).with(json!(wanted));
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
+    app.changed(&Change::Team(team));
+    limits(app, team).await
+}

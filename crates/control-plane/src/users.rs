@@ -1,0 +1,392 @@
+//! Users: how they come, sign in, and go. What an answer says never tells whether there is an
+//! account of an e-mail; that is told by mail alone.
+
+pub(crate) mod admin;
+pub(crate) mod mail;
+pub(crate) mod oauth;
+pub(crate) mod throttle;
+
+use crate::app::App;
+use crate::audit::{By, Entry, Noted};
+use crate::auth::session::{self, BROWSER, PROGRAM};
+use crate::auth::{SignedIn, hash, password, random_hex};
+use crate::db;
+use crate::db::listen::Change;
+use crate::db::sessions::Session;
+use crate::db::users::{Purpose, User};
+use crate::error::{Error, Result};
+use crate::teams::{self, check_title};
+use serde_json::json;
+use sqlx::PgConnection;
+use std::time::Duration;
+use time::OffsetDateTime;
+use types::{PLATFORM_TEAM, SessionId, UserId};
+
+/// How long a mailed token is good.
+const ACTIVATION: Duration = Duration::from_secs(24 * 3600);
+const RESET: Duration = Duration::from_secs(30 * 60);
+/// What is kept of a client's word for itself, in characters.
+const AGENT_MAX: usize = 200;
+
+/// Who may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignUp {
+    /// Anybody.
+    Open,
+    /// Who is invited to a team, or by an admin.
+    Invited,
+    /// Who is invited by an admin.
+    Off,
+}
+
+impl SignUp {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Invited => "invited",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How a client signs in.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub by: By,
+    /// What the client says that it is.
+    pub agent: String,
+    /// Whether it is a program, which keeps the token itself.
+    pub program: bool,
+}
+
+/// A sign-in that was let pass.
+pub(crate) struct Entered {
+    pub user: User,
+    pub token: String,
+    pub expires_at: OffsetDateTime,
+}
+
+/// An e-mail address in the one way that it is kept.
+pub(crate) fn check_email(email: &str) -> Result<String> {
+    let email = email.trim().to_lowercase();
+    let valid = email.len() <= 254 && email.parse::<lettre::Address>().is_ok();
+    if valid { Ok(email) } else { Err(Error::invalid("email", "is no e-mail address")) }
+}
+
+/// Notes what a user did, in the platform's own log.
+async fn note(
+    tx: &mut PgConnection,
+    by: By,
+    action: &'static str,
+    user: UserId,
+    what: serde_json::Value,
+) -> Result<()> {
+    let entry = Entry::new(PLATFORM_TEAM, by, action, user).with(what);
+    Ok(db::audit::write(tx, &entry).await?)
+}
+
+/// Takes somebody's word that they want an account; the mail tells how it goes on.
+pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()> {
+    if app.accounts.sign_up == SignUp::Off {
+        return Err(Error::Forbidden("an invitation"));
+    }
+    let email = check_email(&wanted.email)?;
+    let name = check_title("name", &wanted.name)?;
+    password::check("password", &wanted.password, &[&email, &name])?;
+    app.mailer.check()?;
+    throttle::mail(app, by, &email).await?;
+    // Before it is known whether there is an account, so that it takes as long.
+    let hashed = password::hash(&wanted.password).await?;
+    let app = app.clone();
+    app.tasks.clone().spawn(async move {
+        if let Err(error) = enter(&app, by, &email, &name, &hashed).await {
+            tracing::warn!(%error, "a sign-up");
+        }
+    });
+    Ok(())
+}
+
+/// Enters a user who signs up, or whoever did before and signs up again.
+async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    let known = db::users::by_email(&mut *tx, email).await?;
+    let invited = known.is_some() || db::teams::is_invited(&mut *tx, email).await?;
+    let id = match &known {
+        Some(user) if user.is_active() => {
+            tx.commit().await?;
+            return mail::send(app, email, mail::there_already()).await;
+        }
+        Some(user) if user.status == "inactive" => {
+            db::users::set_name(&mut *tx, user.id(), name).await?;
+            db::users::set_password(&mut *tx, user.id(), hashed).await?;
+            user.id()
+        }
+        Some(_) => return Ok(()),
+        None if app.accounts.sign_up == SignUp::Invited && !invited => return Ok(()),
+        None => {
+            let id = UserId::new();
+            if !db::users::insert(&mut *tx, id, email, name, Some(hashed)).await? {
+                return Ok(());
+            }
+            note(&mut tx, by, "user.sign_up", id, json!({ "email": email })).await?;
+            id
+        }
+    };
+    let token = give_token(&mut tx, id, Purpose::Activate).await?;
+    tx.commit().await?;
+    mail::send(app, email, mail::activation(&token)).await
+}
+
+/// Makes a token to be mailed.
+async fn give_token(tx: &mut PgConnection, id: UserId, purpose: Purpose) -> Result<String> {
+    let token = random_hex(16);
+    let life = if purpose == Purpose::Activate { ACTIVATION } else { RESET };
+    db::users::insert_token(tx, id, purpose, &hash(&token), life.as_secs_f64()).await?;
+    Ok(token)
+}
+
+/// Makes an account active, for who has the mail and knows the password that it was made with, or
+/// sets its first.
+pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -> Result<Entered> {
+    let hashed = hash(wanted.token.trim());
+    let invalid = || Error::InvalidToken("the activation token");
+    let id = db::users::peek_token(&app.db, Purpose::Activate, &hashed).await?;
+    let id = id.ok_or_else(invalid)?;
+    let user = db::users::find(&app.db, id).await?.ok_or_else(invalid)?;
+    let given = wanted.password.ok_or_else(|| Error::invalid("password", "is missing"))?;
+    let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
+    let name = name.unwrap_or_else(|| user.name.clone());
+    let first = match &user.password_hash {
+        Some(known) => {
+            let _turn = throttle::turn(app, origin.by, &user.email).await?;
+            if !password::verify(&given, Some(known)).await? {
+                return Err(refused(app, origin.by, &user.email, Some(id)).await?);
+            }
+            None
+        }
+        None => {
+            password::check("password", &given, &[&user.email, &name])?;
+            Some(password::hash(&given).await?)
+        }
+    };
+    let by = origin.by.user(id);
+    let mut tx = app.db.begin().await?;
+    if db::users::use_token(&mut *tx, Purpose::Activate, &hashed).await? != Some(id) {
+        return Err(invalid());
+    }
+    db::users::set_name(&mut *tx, id, &name).await?;
+    if let Some(first) = first {
+        db::users::set_password(&mut *tx, id, &first).await?;
+    }
+    settle(&mut tx, id, &name, by).await?;
+    let user = db::users::find(&mut *tx, id).await?.ok_or_else(invalid)?;
+    let entered = open(&mut tx, user, &origin).await?;
+    tx.commit().await?;
+    Ok(entered)
+}
+
+/// Makes a user active and gives them a team; the platform's first has those that nobody has.
+async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result<()> {
+    let admin = db::users::activate(&mut *tx, id).await?;
+    // One who was disabled, or has come meanwhile, does not come by this.
+    let admin = admin.ok_or(Error::InvalidToken("the activation token"))?;
+    let what = json!({ "admin": admin });
+    note(&mut *tx, by, "user.activate", id, what).await?;
+    teams::found(&mut *tx, &format!("{name}'s team"), id, by).await?;
+    if admin {
+        db::teams::adopt(&mut *tx, id).await?;
+    }
+    Ok(())
+}
+
+/// Opens a session.
+async fn open(tx: &mut PgConnection, user: User, origin: &Origin) -> Result<Entered> {
+    let token = session::new_token();
+    let (kind, life) = if origin.program { ("program", PROGRAM) } else { ("browser", BROWSER) };
+    let now = OffsetDateTime::now_utc();
+    let session = Session {
+        id: SessionId::new().0,
+        user_id: user.id,
+        kind: kind.to_owned(),
+        address: origin.by.from.map(|ip| ip.to_string()).unwrap_or_default(),
+        agent: origin.agent.chars().take(AGENT_MAX).collect(),
+        created_at: now,
+        expires_at: now + life,
+        last_used_at: now,
+    };
+    db::sessions::insert(&mut *tx, &session, &hash(&token)).await?;
+    let by = origin.by.user(user.id());
+    note(tx, by, "user.login", user.id(), json!({ "kind": kind })).await?;
+    Ok(Entered { user, token, expires_at: session.expires_at })
+}
+
+/// Signs a user in by e-mail and password.
+pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Result<Entered> {
+    let email = check_email(&wanted.email).map_err(|_| Error::WrongCredentials)?;
+    let _turn = throttle::turn(app, origin.by, &email).await?;
+    let user = db::users::by_email(&app.db, &email).await?;
+    let known = user.as_ref().and_then(|user| user.password_hash.as_deref());
+    let right = password::verify(&wanted.password, known).await?;
+    let id = user.as_ref().map(User::id);
+    let Some(user) = user.filter(|user| right && user.is_active()) else {
+        return Err(refused(app, origin.by, &email, id).await?);
+    };
+    throttle::forgive(app, &email).await?;
+    let mut tx = app.db.begin().await?;
+    let entered = open(&mut tx, user, &origin).await?;
+    tx.commit().await?;
+    Ok(entered)
+}
+
+/// Counts and notes a sign-in that failed.
+async fn refused(app: &App, by: By, email: &str, id: Option<UserId>) -> Result<Error> {
+    throttle::failed(app, by, email).await?;
+    app.notes.note(Noted {
+        team: PLATFORM_TEAM,
+        by,
+        action: "user.login",
+        resource: id.map_or_else(|| "unknown".to_owned(), |id| id.to_string()),
+        refused: true,
+        code: "wrong_credentials",
+    });
+    Ok(Error::WrongCredentials)
+}
+
+/// Ends the session that asks.
+pub(crate) async fn log_out(app: &App, who: SignedIn) -> Result<()> {
+    end_session(app, who, who.session, "user.logout").await.map(|_| ())
+}
+
+/// Ends one of the user's sessions.
+pub(crate) async fn end_session(
+    app: &App,
+    who: SignedIn,
+    id: SessionId,
+    action: &'static str,
+) -> Result<bool> {
+    let mut tx = app.db.begin().await?;
+    let ended = db::sessions::remove(&mut *tx, who.user, id).await?;
+    if ended.is_some() {
+        note(&mut tx, who.by, action, who.user, json!({ "session": id.to_string() })).await?;
+    }
+    tx.commit().await?;
+    let was = ended.is_some();
+    forget(app, ended);
+    Ok(was)
+}
+
+/// Has this replica know at once that sessions have ended, by their tokens' hashes.
+fn forget(app: &App, hashes: impl IntoIterator<Item = Vec<u8>>) {
+    for hash in hashes.into_iter().filter_map(|hash| hash.try_into().ok()) {
+        app.changed(&Change::Session(hash));
+    }
+}
+
+/// Ends the user's sessions but the one that asks.
+pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    let ended = db::sessions::remove_all(&mut *tx, who.user, Some(who.session)).await?;
+    let what = json!({ "sessions": ended.len() });
+    note(&mut tx, who.by, "user.logout_others", who.user, what).await?;
+    tx.commit().await?;
+    forget(app, ended);
+    Ok(())
+}
+
+/// Mails a token to set a new password by, if there is an account.
+pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
+    let email = check_email(email)?;
+    app.mailer.check()?;
+    throttle::mail(app, by, &email).await?;
+    let app = app.clone();
+    app.tasks.clone().spawn(async move {
+        let mailed = async {
+            let Some(user) = db::users::by_email(&app.db, &email).await? else { return Ok(()) };
+            if !user.is_active() {
+                return Ok(());
+            }
+            let mut tx = app.db.begin().await?;
+            let token = give_token(&mut tx, user.id(), Purpose::Reset).await?;
+            note(&mut tx, by, "user.ask_reset", user.id(), json!({})).await?;
+            tx.commit().await?;
+            mail::send(&app, &email, mail::reset(&token)).await
+        };
+        if let Err(error) = mailed.await {
+            let error: Error = error;
+            tracing::warn!(%error, "a password's reset");
+        }
+    });
+    Ok(())
+}
+
+/// Sets a new password for a mailed token, and ends every session.
+pub(crate) async fn reset(app: &App, by: By, wanted: api::ConfirmPassword) -> Result<()> {
+    let hashed = hash(wanted.token.trim());
+    let invalid = || Error::InvalidToken("the reset token");
+    let id = db::users::peek_token(&app.db, Purpose::Reset, &hashed).await?;
+    let id = id.ok_or_else(invalid)?;
+    let user = db::users::find(&app.db, id).await?.filter(User::is_active).ok_or_else(invalid)?;
+    password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;
+    let new = password::hash(&wanted.new_password).await?;
+    let mut tx = app.db.begin().await?;
+    if db::users::use_token(&mut *tx, Purpose::Reset, &hashed).await? != Some(id) {
+        return Err(invalid());
+    }
+    db::users::set_password(&mut *tx, id, &new).await?;
+    let ended = db::sessions::remove_all(&mut *tx, id, None).await?;
+    note(&mut tx, by.user(id), "user.reset_password", id, json!({})).await?;
+    tx.commit().await?;
+    forget(app, ended);
+    throttle::forgive(app, &user.email).await
+}
+
+/// Sets a new password for who knows the old one, and ends the other sessions.
+pub(crate) async fn change_password(
+    app: &App,
+    who: SignedIn,
+    wanted: api::ChangePassword,
+) -> Result<()> {
+    let user = me(app, who).await?;
+    if user.password_hash.is_some() {
+        let _turn = throttle::turn(app, who.by, &user.email).await?;
+        let given = wanted.current_password.unwrap_or_default();
+        if !password::verify(&given, user.password_hash.as_deref()).await? {
+            return Err(refused(app, who.by, &user.email, Some(user.id())).await?);
+        }
+    }
+    password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;
+    let new = password::hash(&wanted.new_password).await?;
+    let mut tx = app.db.begin().await?;
+    db::users::set_password(&mut *tx, who.user, &new).await?;
+    let ended = db::sessions::remove_all(&mut *tx, who.user, Some(who.session)).await?;
+    note(&mut tx, who.by, "user.change_password", who.user, json!({})).await?;
+    tx.commit().await?;
+    forget(app, ended);
+    Ok(())
+}
+
+/// The user who asks.
+pub(crate) async fn me(app: &App, who: SignedIn) -> Result<User> {
+    let found = db::users::find(&app.db, who.user).await?;
+    found.ok_or(Error::Unauthenticated)
+}
+
+pub(crate) async fn change(app: &App, who: SignedIn, wanted: api::ChangeMe) -> Result<()> {
+    let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
+    let team = wanted.default_team.map(|id| id.parse().map_err(|_| Error::NotFound("team")));
+    let team = team.transpose()?;
+    let mut tx = app.db.begin().await?;
+    if let Some(name) = &name {
+        db::users::set_name(&mut *tx, who.user, name).await?;
+        note(&mut tx, who.by, "user.rename", who.user, json!({ "name": name })).await?;
+    }
+    if let Some(team) = team {
+        db::teams::role(&mut tx, team, who.user).await?.ok_or(Error::NotFound("team"))?;
+        db::teams::set_default(&mut tx, team, who.user).await?;
+        let what = json!({ "team": team.to_string() });
+        note(&mut tx, who.by, "user.set_default_team", who.user, what).await?;
+    }
+    tx.commit().await?;
+    app.changed(&Change::User(who.user));
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! What admins of the platform do with users, and how a user is erased. There is always one admin
+//! who can sign in, once there has been one.
+
+use super::{check_email, give_token, mail, note};
+use crate::app::App;
+use crate::audit::By;
+use crate::db;
+use crate::db::listen::Change;
+use crate::db::users::{Purpose, User};
+use crate::error::{Error, Result};
+use crate::teams::{self, check_title};
+use serde_json::json;
+use sqlx::PgConnection;
+use types::UserId;
+
+/// Invites somebody to the platform, whether sign-up is open or not; again, if they have not come.
+pub(crate) async fn invite(app: &App, by: By, wanted: api::InviteUser) -> Result<User> {
+    let email = check_email(&wanted.email)?;
+    let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
+    let name = name.unwrap_or_else(|| email.split('@').next().unwrap_or("").to_owned());
+    app.mailer.check()?;
+    let mut tx = app.db.begin().await?;
+    let id = UserId::new();
+    if db::users::insert(&mut *tx, id, &email, &name, None).await? {
+        note(&mut tx, by, "user.invite", id, json!({ "email": email })).await?;
+    }
+    let user = db::users::by_email(&mut *tx, &email).await?.ok_or(Error::NotFound("user"))?;
+    if user.status != "inactive" {
+        return Err(Error::Conflict("there is a user of this e-mail".to_owned()));
+    }
+    let token = give_token(&mut tx, user.id(), Purpose::Activate).await?;
+    tx.commit().await?;
+    mail::send(app, &email, mail::activation(&token)).await?;
+    Ok(user)
+}
+
+/// Checks that somebody else is an admin, and holds that until the transaction ends.
+async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
+    db::users::lock_admins(tx).await?;
+    // Read again, now that nobody else changes it.
+    let now = db::users::find(&mut *tx, user.id()).await?;
+    let is_one = now.is_some_and(|user| user.is_admin && user.is_active());
+    if is_one && db::users::other_admins(tx, user.id()).await? == 0 {
+        return Err(Error::LastAdmin(user.id()));
+    }
+    Ok(())
+}
+
+/// Makes a user an admin or not, or lets them in or not.
+pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUser) -> Result<User> {
+    let mut tx = app.db.begin().await?;
+    let user = db::users::find(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
+    if let Some(admin) = wanted.admin {
+        if !admin {
+            not_last(&mut tx, &user).await?;
+        } else if !user.is_active() {
+            return Err(Error::Conflict("the user is not active".to_owned()));
+        }
+        db::users::set_admin(&mut *tx, id, admin).await?;
+        note(&mut tx, by, "user.set_admin", id, json!({ "admin": admin })).await?;
+    }
+    match wanted.status.as_deref() {
+        None => {}
+        Some("disabled") => {
+            not_last(&mut tx, &user).await?;
+            db::users::set_status(&mut *tx, id, "disabled").await?;
+            db::sessions::remove_all(&mut *tx, id, None).await?;
+            note(&mut tx, by, "user.disable", id, json!({})).await?;
+        }
+        Some("active") if user.status == "inactive" => {
+            let message = "the user has not activated the account";
+            return Err(Error::Conflict(message.to_owned()));
+        }
+        Some("active") => {
+            db::users::set_status(&mut *tx, id, "active").await?;
+            note(&mut tx, by, "user.enable", id, json!({})).await?;
+        }
+        Some(_) => return Err(Error::invalid("status", "must be `active` or `disabled`")),
+    }
+    let user = db::users::find(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
+    tx.commit().await?;
+    app.changed(&Change::User(id));
+    Ok(user)
+}
+
+/// Erases a user: their teams, which must be empty and theirs alone, their keys and sessions end,
+/// and the audit log forgets who they were.
+pub(crate) async fn erase(app: &App, by: By, id: UserId) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    let user = db::users::find(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
+    not_last(&mut tx, &user).await?;
+    for (team, others) in db::teams::owned(&mut tx, id).await? {
+        db::teams::lock(&mut tx, team).await?;
+        if others > 0 {
+            return Err(Error::OwnsTeam(team));
+        }
+        teams::end(&mut tx, team, by).await?;
+    }
+    db::keys::revoke_of(&mut *tx, None, Some(id)).await?;
+    note(&mut tx, by, "user.erase", id, json!({})).await?;
+    db::audit::anonymise(&mut *tx, &id.to_string(), &user.email).await?;
+    db::users::remove(&mut *tx, id).await?;
+    tx.commit().await?;
+    app.changed(&Change::User(id));
+    Ok(())
+}
+
+/// The wire's shape.
+pub(crate) fn shown(user: User) -> api::User {
+    api::User {
+        id: user.id().to_string(),
+        email: user.email,
+        name: user.name,
+        admin: user.is_admin,
+        status: user.status,
+        created_at: user.created_at,
+    }
+}

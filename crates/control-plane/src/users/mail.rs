@@ -1,0 +1,156 @@
+//! Mail to users: by SMTP, or, for development, as files in an outbox.
+
+use crate::app::App;
+use crate::error::{Error, Result};
+use anyhow::Context;
+use lettre::message::{Mailbox, header::ContentType};
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long the server may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where mail goes.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// As smtps://user:password@host or smtp://host:25; wins over the outbox.
+    pub smtp: Option<String>,
+    /// Folder that mails are written to.
+    pub outbox: Option<PathBuf>,
+    /// As `Wrenn <wrenn@example.com>`.
+    pub from: String,
+}
+
+enum Way {
+    Smtp(AsyncSmtpTransport<Tokio1Executor>),
+    Outbox(PathBuf),
+    Nowhere,
+}
+
+/// Sends mail.
+pub(crate) struct Mailer {
+    way: Way,
+    from: Mailbox,
+}
+
+impl Mailer {
+    pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
+        let from = settings.from.parse().context("WRENN_MAIL_FROM is no mailbox")?;
+        let way = match (settings.smtp, settings.outbox) {
+            (Some(url), _) => {
+                // The text may hold a password: what is wrong with it is told without it.
+                let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url).ok();
+                let smtp =
+                    smtp.context("WRENN_SMTP_URL is no URL as smtps://user:password@host")?;
+                Way::Smtp(smtp.timeout(Some(PATIENCE)).build())
+            }
+            (None, Some(folder)) => {
+                let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+                made.with_context(|| format!("making WRENN_MAIL_OUTBOX {}", folder.display()))?;
+                Way::Outbox(folder)
+            }
+            (None, None) => Way::Nowhere,
+        };
+        Ok(Self { way, from })
+    }
+
+    /// Whether mail goes anywhere.
+    pub(crate) fn check(&self) -> Result<()> {
+        if matches!(self.way, Way::Nowhere) { Err(Error::NoMail) } else { Ok(()) }
+    }
+
+    async fn send(&self, to: &str, text: Text) -> anyhow::Result<()> {
+        let message = Message::builder()
+            .from(self.from.clone())
+            .to(to.parse()?)
+            .subject(text.subject)
+            .header(ContentType::TEXT_PLAIN)
+            .body(text.body)?;
+        match &self.way {
+            Way::Smtp(smtp) => smtp.send(message).await.map(|_| ())?,
+            Way::Outbox(folder) => {
+                let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
+                let path = folder.join(format!("{now}-{}.eml", crate::auth::random_hex(4)));
+                daemon::write_private(&path, &message.formatted())?;
+                tracing::info!(path = %path.display(), "a mail is in the outbox");
+            }
+            Way::Nowhere => anyhow::bail!("no mail is sent"),
+        }
+        Ok(())
+    }
+}
+
+/// What a mail says.
+pub(crate) struct Text {
+    subject: String,
+    body: String,
+}
+
+/// Sends a mail; one that cannot be sent is logged, without what it says.
+pub(crate) async fn send(app: &App, to: &str, text: Text) -> Result<()> {
+    app.mailer.check()?;
+    let sent = app.mailer.send(to, text).await;
+    sent.map_err(|error| {
+        tracing::warn!(error = format!("{error:#}"), "sending a mail");
+        Error::MailFailed
+    })
+}
+
+pub(super) fn activation(token: &str) -> Text {
+    text(
+        "Activate your Wrenn account".to_owned(),
+        &[
+            "Someone, hopefully you, has made a Wrenn account with this address.",
+            "To activate it, run `wrenn activate` and give this code:",
+            &format!("    {token}"),
+            "and then the password of the account; choose one if you were invited.",
+            "The code is good for a day. If it was not you, do nothing.",
+        ],
+    )
+}
+
+pub(super) fn there_already() -> Text {
+    text(
+        "Your Wrenn account".to_owned(),
+        &[
+            "Someone, hopefully you, wanted to make a Wrenn account with this address,",
+            "which has one. If you have forgotten its password, run",
+            "    wrenn reset-password YOUR-ADDRESS",
+            "If it was not you, do nothing.",
+        ],
+    )
+}
+
+pub(super) fn reset(token: &str) -> Text {
+    text(
+        "A new password for Wrenn".to_owned(),
+        &[
+            "Someone, hopefully you, wants a new password for your Wrenn account.",
+            "To set one, run `wrenn reset-password` and give the code",
+            &format!("    {token}"),
+            "The code is good for half an hour. If it was not you, do nothing.",
+        ],
+    )
+}
+
+pub(crate) fn invitation(team: &str, token: &str) -> Text {
+    text(
+        // A team's name has no control characters, so it ends no header.
+        format!("You are invited to the Wrenn team {team}"),
+        &[
+            "You are invited to a team of Wrenn:",
+            &format!("    {team}"),
+            "To join it, sign in with this address and run",
+            &format!("    wrenn team accept {token}"),
+            "If you have no account yet, sign up with this address first.",
+            "The code is good for a week.",
+        ],
+    )
+}
+
+/// Short lines with nothing between them that a mail's form would break.
+fn text(subject: String, lines: &[&str]) -> Text {
+    Text { subject, body: lines.join("\n\n") + "\n" }
+}
