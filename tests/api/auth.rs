@@ -1,33 +1,128 @@
-//! Who may: nobody without a key, and nobody to what is another team's. The list of routes is
-//! the OpenAPI document's, so a new route is covered when it is made.
+//! Who may: every route of the document, against every kind of caller. What is expected is written
+//! down here, apart from the platform's own table; a route without an expectation fails.
 
 use crate::capsule;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use tests::{Client, Platform};
+use std::collections::{BTreeMap, BTreeSet};
+use tests::{Client, Driver, Platform, eventually, signal};
 
-/// Every operation: method, path with the capsule's id in its place, whether it is open.
-fn operations(capsule: &str) -> Vec<(Method, String, bool)> {
-    let document: Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
-    let mut out = Vec::new();
-    for (path, item) in document["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap() {
-            let open = operation["security"]
-                .as_array()
-                .is_some_and(|s| s.contains(&Value::Object(serde_json::Map::new())));
-            let path =
-                path.replace("{id}", capsule).replace("{selector}", "1").replace("{port}", "80");
-            out.push((method.to_uppercase().parse().unwrap(), path, open));
+/// What each route takes: `open`, `token` (one of its own, else 401), `user`, `anyone`, `platform`, or what of a team.
+const EXPECTED: &str = "
+    open GET /health, GET /version, GET /openapi.json, GET /docs, POST /v1/auth/signup,
+    open POST /v1/auth/activate, POST /v1/auth/login,
+    open POST /v1/auth/password/reset, POST /v1/auth/password/confirm, GET /v1/auth/providers,
+    open GET /v1/auth/oauth/{provider}
+    token POST /v1/hosts/register, POST /v1/hosts/refresh, POST /v1/hosts/{id}/heartbeat,
+    token GET /v1/auth/oauth/{provider}/callback
+    user POST /v1/auth/logout, POST /v1/auth/token, GET /v1/me, PATCH /v1/me, DELETE /v1/me,
+    user POST /v1/me/password, GET /v1/me/sessions, DELETE /v1/me/sessions,
+    user DELETE /v1/me/sessions/{id}, POST /v1/me/providers/{provider},
+    user DELETE /v1/me/providers/{provider}, POST /v1/teams, POST /v1/invitations/accept
+    anyone GET /v1/teams
+    read GET /v1/capsules, GET /v1/capsules/{id}, GET /v1/capsules/{id}/logs, GET /v1/snapshots,
+    read GET /v1/capsules/{id}/ports/{port}, GET /v1/snapshots/{name}, GET /v1/templates,
+    read GET /v1/hosts, GET /v1/usage, GET /v1/events/stream
+    exec POST /v1/capsules/{id}/ping, POST /v1/capsules/{id}/exec, GET /v1/capsules/{id}/exec/stream,
+    exec GET /v1/capsules/{id}/pty, GET /v1/capsules/{id}/processes,
+    exec DELETE /v1/capsules/{id}/processes/{selector},
+    exec GET /v1/capsules/{id}/processes/{selector}/stream, GET /v1/capsules/{id}/files,
+    exec PUT /v1/capsules/{id}/files, POST /v1/capsules/{id}/files/read,
+    exec POST /v1/capsules/{id}/files/write, POST /v1/capsules/{id}/files/stream/read,
+    exec POST /v1/capsules/{id}/files/stream/write, POST /v1/capsules/{id}/files/list,
+    exec POST /v1/capsules/{id}/files/stat, POST /v1/capsules/{id}/files/mkdir,
+    exec POST /v1/capsules/{id}/files/move, POST /v1/capsules/{id}/files/remove,
+    exec POST /v1/capsules/{id}/ports/{port}/links, GET /v1/capsules/{id}/ports/{port}/tcp
+    change POST /v1/capsules, DELETE /v1/capsules/{id}, POST /v1/capsules/{id}/pause,
+    change POST /v1/capsules/{id}/resume, POST /v1/capsules/{id}/fork, POST /v1/snapshots,
+    change POST /v1/capsules/{id}/timeout, PUT /v1/capsules/{id}/ports/{port},
+    change DELETE /v1/snapshots/{name}
+    team GET /v1/teams/{id}, GET /v1/teams/{id}/members, GET /v1/teams/{id}/limits,
+    team GET /v1/api-keys, POST /v1/teams/{id}/leave
+    keys POST /v1/api-keys, DELETE /v1/api-keys/{id}
+    admin PATCH /v1/teams/{id}, PATCH /v1/teams/{id}/members/{user},
+    admin DELETE /v1/teams/{id}/members/{user}, GET /v1/teams/{id}/invitations,
+    admin POST /v1/teams/{id}/invitations, DELETE /v1/teams/{id}/invitations/{invitation},
+    admin GET /v1/audit-logs, GET /v1/audit-logs/export, GET /v1/channels, POST /v1/channels,
+    admin GET /v1/channels/{id}, PATCH /v1/channels/{id}, DELETE /v1/channels/{id},
+    admin POST /v1/channels/{id}/secret, POST /v1/channels/{id}/test,
+    admin GET /v1/channels/{id}/deliveries
+    own DELETE /v1/teams/{id}, POST /v1/teams/{id}/transfer
+    platform GET /metrics, POST /v1/hosts, GET /v1/hosts/{id}, DELETE /v1/hosts/{id},
+    platform POST /v1/hosts/{id}/token, POST /v1/hosts/{id}/drain, PUT /v1/hosts/{id}/tags,
+    platform GET /v1/hosts/{id}/delete-preview, GET /v1/hosts/{id}/metrics, GET /v1/admin/users,
+    platform POST /v1/admin/users, PATCH /v1/admin/users/{id}, DELETE /v1/admin/users/{id},
+    platform GET /v1/admin/teams, GET /v1/admin/teams/{id}/limits,
+    platform PUT /v1/admin/teams/{id}/limits, GET /v1/admin/audit-logs
+";
+
+/// Done by who may, these would end what the others are asked with; other tests do them.
+const ENDS: [&str; 8] = [
+    "POST /v1/auth/logout",
+    "DELETE /v1/me",
+    "DELETE /v1/me/sessions",
+    "DELETE /v1/capsules/{id}",
+    "DELETE /v1/teams/{id}",
+    "POST /v1/teams/{id}/leave",
+    "POST /v1/teams/{id}/transfer",
+    "POST /v1/capsules/{id}/pause",
+];
+
+/// What each kind of caller may of a team, and whether they are a user.
+const CALLERS: [(&str, &[&str], bool); 9] = [
+    ("viewer", &["read", "team"], true),
+    ("member", &["read", "team", "exec", "change", "keys"], true),
+    ("admin", &["read", "team", "exec", "change", "keys", "admin"], true),
+    ("owner", &["read", "team", "exec", "change", "keys", "admin", "own"], true),
+    ("unscoped key", &["read", "exec", "change", "team"], false),
+    ("capsules:read", &["read"], false),
+    ("capsules:exec", &["read", "exec"], false),
+    ("capsules:admin", &["read", "exec", "change"], false),
+    ("team:admin", &["team", "keys", "admin"], false),
+];
+
+/// Every route with what it takes.
+fn expected() -> BTreeMap<String, &'static str> {
+    let mut out = BTreeMap::new();
+    for line in EXPECTED.lines().filter(|line| !line.trim().is_empty()) {
+        let (takes, routes) = line.trim().split_once(' ').unwrap();
+        for route in routes.split(',').map(str::trim).filter(|route| !route.is_empty()) {
+            assert!(out.insert(route.to_owned(), takes).is_none(), "{route} twice");
         }
     }
-    assert!(out.len() > 20);
+    out
+}
+
+#[test]
+fn every_route_has_an_expectation() {
+    let document: Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+    let mut routes = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        routes.extend(
+            item.as_object().unwrap().keys().map(|m| format!("{} {path}", m.to_uppercase())),
+        );
+    }
+    assert!(routes.len() > 100);
     // Other names for documented routes.
     for alias in ["read", "write"] {
-        let path = format!("/v1/capsules/{capsule}/files/stream/{alias}");
-        out.push((Method::POST, path, false));
+        routes.insert(format!("POST /v1/capsules/{{id}}/files/stream/{alias}"));
     }
-    out
+    let expected: BTreeSet<String> = expected().into_keys().collect();
+    let missing: Vec<_> = routes.symmetric_difference(&expected).collect();
+    assert!(missing.is_empty(), "without an expectation, or without a route: {missing:?}");
+}
+
+/// A route's path with ids in their places.
+fn path(route: &str, capsule: &str, team: &str) -> String {
+    let id = match route {
+        route if route.starts_with("/v1/capsules") => capsule,
+        route if route.starts_with("/v1/teams") => team,
+        _ => "none",
+    };
+    let filled = route.replace("{id}", id).replace("{selector}", "1").replace("{port}", "80");
+    let filled = filled.replace("{user}", "none").replace("{invitation}", "none");
+    filled.replace("{provider}", "none").replace("{name}", "none")
 }
 
 /// A request that is right in all but who makes it.
@@ -70,6 +165,11 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
     request.body(body)
 }
 
+/// Asks, and gives the status alone: a stream of events has no end.
+async fn status(client: &Client, method: &Method, path: &str) -> u16 {
+    sound(client, method, path).send().await.unwrap().status().as_u16()
+}
+
 /// Makes another team with a key.
 pub(crate) async fn other_team(platform: &Platform) -> Client {
     let key = "e2b_1111111111111111111111111111111111111111";
@@ -84,35 +184,142 @@ pub(crate) async fn other_team(platform: &Platform) -> Client {
     platform.client_with(key)
 }
 
+/// Makes a key with scopes.
+async fn scoped(platform: &Platform, owner: &Client, wanted: Value) -> Client {
+    let made = owner.post("/v1/api-keys", &wanted).await.expect(201);
+    platform.client_with(made["key"].as_str().unwrap())
+}
+
+/// A platform with a team that has a capsule, and a client for each of `CALLERS`. Its owner is no
+/// admin of the platform.
+async fn callers() -> (Platform, String, String, Vec<Client>) {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let root = platform.user("root@example.com").await;
+    root.get("/v1/admin/users").await.expect(200);
+    let owner = platform.user("owner@example.com").await;
+    let teams = owner.get("/v1/teams").await.expect(200);
+    let team = teams["items"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(teams["items"][0]["role"], "owner");
+    let id = owner.create(&json!({})).await;
+    let mut clients = Vec::new();
+    for (who, ..) in CALLERS {
+        clients.push(match who {
+            "owner" => owner.clone(),
+            "unscoped key" => scoped(&platform, &owner, json!({ "name": "k" })).await,
+            role @ ("viewer" | "member" | "admin") => platform.member(&owner, &team, role).await.0,
+            scope => scoped(&platform, &owner, json!({ "name": "k", "scopes": [scope] })).await,
+        });
+    }
+    (platform, team, id, clients)
+}
+
+/// The status that refuses a caller, if one does.
+fn refusal(takes: &str, may: &[&str], user: bool) -> Option<u16> {
+    match takes {
+        "open" | "anyone" => None,
+        "token" => Some(401),
+        "user" => (!user).then_some(403),
+        "platform" => Some(403),
+        takes => (!may.contains(&takes)).then_some(403),
+    }
+}
+
 #[tokio::test]
-async fn no_route_serves_without_a_key_and_none_shows_another_teams() {
-    let (platform, client, id) = capsule().await;
-    let stranger = other_team(&platform).await;
-    for (method, path, open) in operations(&id) {
-        for key in ["", "e2b_wrong", &"x".repeat(4000)] {
-            let asked = platform.client_with(key);
-            let answer = asked.send(sound(&asked, &method, &path)).await;
-            let status = answer.status.as_u16();
-            // A host's own token is in the body.
-            let open = open && !path.starts_with("/v1/hosts/");
-            assert_eq!(status == 401, !open, "{method} {path} with key `{key:.10}`: {status}");
-        }
-        if path.starts_with("/v1/hosts/") && !open {
-            // What concerns the whole platform is an operator's; a host's own, the host's.
-            let answer = stranger.send(sound(&stranger, &method, &path)).await;
-            let refused = if path.ends_with("/heartbeat") { 401 } else { 403 };
-            assert_eq!(answer.status.as_u16(), refused, "{method} {path} by another team");
-        } else if path.contains(&id) {
-            let answer = stranger.send(sound(&stranger, &method, &path)).await;
-            assert_eq!(answer.status.as_u16(), 404, "{method} {path} by another team");
-            assert!(!answer.body.to_string().contains(&id), "{}", answer.body);
+async fn each_route_serves_whom_it_should_and_nobody_else() {
+    let (platform, team, id, clients) = callers().await;
+    for (route, takes) in expected() {
+        let (method, pattern) = route.split_once(' ').unwrap();
+        let (method, path) = (method.parse::<Method>().unwrap(), path(pattern, &id, &team));
+        for ((who, may, user), client) in CALLERS.iter().zip(&clients) {
+            let refused = refusal(takes, may, *user);
+            if refused.is_none() && ENDS.contains(&route.as_str()) {
+                continue;
+            }
+            // A user says in which team; the others have theirs.
+            let asked =
+                status(&client.in_team(if *user { &team } else { "" }), &method, &path).await;
+            match refused {
+                Some(refused) => assert_eq!(asked, refused, "{route} by {who}"),
+                None => assert!(asked != 401 && asked != 403, "{route} by {who}: {asked}"),
+            }
         }
     }
-    let seen = stranger.get("/v1/capsules").await.expect(200);
-    assert_eq!(seen["items"].as_array().unwrap().len(), 0);
-    let page = stranger.get(&format!("/v1/capsules?before={id}")).await.expect(200);
-    assert_eq!(page["items"].as_array().unwrap().len(), 0);
-    client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn nobody_comes_in_without_a_credential_that_is_good() {
+    let (platform, team, id, clients) = callers().await;
+    let owner = &clients[3];
+    let revoked = owner.post("/v1/api-keys", &json!({ "name": "gone" })).await.expect(201);
+    let gone = platform.client_with(revoked["key"].as_str().unwrap());
+    gone.get("/v1/capsules").await.expect(200);
+    let key = format!("/v1/api-keys/{}", revoked["id"].as_str().unwrap());
+    owner.delete(&key).await.expect(204);
+    eventually("the key is of no use", async || {
+        (gone.get("/v1/capsules").await.status.as_u16() == 401).then_some(())
+    })
+    .await;
+    let long = "x".repeat(4000);
+    let keys = ["", "e2b_wrong", "wrs_wrong", "eyJhbGciOiJub25lIn0.e30.", &long];
+    let mut clients: Vec<Client> = keys.iter().map(|key| platform.client_with(key)).collect();
+    clients.push(gone);
+    for (route, takes) in expected() {
+        let (method, pattern) = route.split_once(' ').unwrap();
+        let (method, path) = (method.parse::<Method>().unwrap(), path(pattern, &id, &team));
+        for client in &clients {
+            let asked = status(client, &method, &path).await;
+            let open = takes == "open";
+            let code = "with what is presented";
+            assert_eq!(asked == 401, !open, "{route} {code} `{:.10}`: {asked}", client.key());
+        }
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_is_another_teams_is_not_there() {
+    let (platform, team, id, clients) = callers().await;
+    let key = other_team(&platform).await;
+    let user = platform.user("stranger@example.com").await;
+    // One of the same team's that is for another capsule.
+    let other = clients[3].create(&json!({})).await;
+    let wanted = json!({ "name": "one", "capsule": other, "scopes": ["capsules:admin"] });
+    let confined = scoped(&platform, &clients[3], wanted).await;
+    for (route, takes) in expected() {
+        let (method, pattern) = route.split_once(' ').unwrap();
+        let (method, path) = (method.parse::<Method>().unwrap(), path(pattern, &id, &team));
+        if path.contains(&id) {
+            for stranger in [&key, &user, &confined] {
+                let answer = stranger.send(sound(stranger, &method, &path)).await;
+                assert_eq!(answer.status.as_u16(), 404, "{route} by {:.4}", stranger.key());
+                assert!(!answer.body.to_string().contains(&id), "{}", answer.body);
+            }
+        } else if path.contains(&team) {
+            for stranger in [&key, &user] {
+                assert_eq!(status(stranger, &method, &path).await, 404, "{route}");
+            }
+            let refused = status(&confined, &method, &path).await;
+            assert_eq!(refused, 403, "{route} by a confined key");
+        } else if ["read", "change"].contains(&takes) && !pattern.starts_with("/v1/capsules") {
+            let seen = status(&confined, &method, &path).await;
+            let open = pattern == "/v1/templates";
+            assert_eq!(seen, if open { 200 } else { 403 }, "{route} by a confined key");
+        }
+    }
+    for stranger in [&key, &user] {
+        let seen = stranger.get("/v1/capsules").await.expect(200);
+        assert_eq!(seen["items"].as_array().unwrap().len(), 0);
+        let page = stranger.get(&format!("/v1/capsules?before={id}")).await.expect(200);
+        assert_eq!(page["items"].as_array().unwrap().len(), 0);
+        // Nor may they say that they are in the other's team.
+        stranger.in_team(&team).get("/v1/capsules").await.refuses(404, "not_found", "team");
+    }
+    let seen = confined.get("/v1/capsules").await.expect(200);
+    let ids: Vec<&str> =
+        seen["items"].as_array().unwrap().iter().flat_map(|c| c["id"].as_str()).collect();
+    assert_eq!(ids, [other.as_str()]);
+    clients[3].get(&format!("/v1/capsules/{id}")).await.expect(200);
     platform.finish();
 }
 
@@ -134,10 +341,54 @@ async fn a_key_is_stored_hashed_ends_and_is_revoked_and_no_log_holds_it() {
     for secret in [key, &token] {
         assert!(!platform.log().contains(secret), "a secret is in the log");
     }
+    let refused = async || {
+        eventually("the key is of no use", async || {
+            (client.get("/v1/capsules").await.status.as_u16() == 401).then_some(())
+        })
+        .await;
+        client.get("/v1/capsules").await.refuses(401, "unauthorized", "X-API-Key");
+    };
     sqlx::query("UPDATE api_keys SET expires_at = now()").execute(&mut db).await.unwrap();
-    client.get("/v1/capsules").await.refuses(401, "unauthorized", "X-API-Key");
+    refused().await;
     let revoke = "UPDATE api_keys SET expires_at = NULL, revoked_at = now()";
     sqlx::query(revoke).execute(&mut db).await.unwrap();
-    client.get("/v1/capsules").await.refuses(401, "unauthorized", "X-API-Key");
+    refused().await;
+    platform.finish();
+}
+
+/// With a warm cache admission asks the database nothing: it stands still meanwhile.
+#[tokio::test]
+async fn who_asks_again_is_known_without_the_database() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let user = platform.user("a@example.com").await;
+    let key = scoped(&platform, &user, json!({ "name": "k" })).await;
+    let token = user.post("/v1/auth/token", &json!({})).await.expect(200);
+    let token = platform.client_with(token["token"].as_str().unwrap());
+    let clients = [platform.client(), user, key, token];
+    // Refused for its query, once it is known who asks.
+    let path = "/v1/capsules?limit=0";
+    for client in clients.iter().cycle().take(16) {
+        client.get(path).await.refuses(400, "invalid_request", "limit");
+    }
+    let postmaster = platform.postgres_pid();
+    let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+    let children = std::fs::read_to_string(children).unwrap();
+    let mut all: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    all.push(postmaster);
+    all.iter().for_each(|pid| signal(*pid, rustix::process::Signal::STOP));
+    let asked = futures::future::join_all(clients.iter().map(|client| client.get(path)));
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(4), asked).await;
+    // But a replica that hears of no change for long lets nobody in by what it remembers.
+    let forgotten = eventually("what was known is forgotten", async || {
+        let ask = tokio::time::timeout(std::time::Duration::from_millis(500), clients[0].get(path));
+        let answered = ask.await.is_ok_and(|answer| answer.status.as_u16() == 400);
+        (!answered).then_some(())
+    });
+    let forgotten = tokio::time::timeout(std::time::Duration::from_secs(40), forgotten).await;
+    all.iter().rev().for_each(|pid| signal(*pid, rustix::process::Signal::CONT));
+    assert!(forgotten.is_ok());
+    for answer in asked.expect("the database was asked") {
+        answer.refuses(400, "invalid_request", "limit");
+    }
     platform.finish();
 }

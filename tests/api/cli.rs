@@ -1,6 +1,8 @@
 //! The command line against a platform on the same machine, with no variable set but where that
 //! platform keeps its file.
 
+mod accounts;
+
 use crate::capsule;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};

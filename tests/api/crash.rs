@@ -88,7 +88,15 @@ async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_remo
 #[tokio::test]
 async fn the_database_dies_and_is_started_again() {
     let (platform, client, id) = capsule().await;
-    tests::signal(platform.postgres_pid(), Signal::KILL);
+    let dead = platform.postgres_pid();
+    tests::signal(dead, Signal::KILL);
+    eventually("another database runs", || async {
+        // Its children may live on for a moment, and answer.
+        let file = platform.dir().join("postgres/data/postmaster.pid");
+        let pid = std::fs::read_to_string(file).ok()?.lines().next()?.parse::<i32>().ok()?;
+        (pid != dead).then_some(())
+    })
+    .await;
     eventually("the database answers again", || async {
         let health = client.get("/health").await;
         (health.status.as_u16() == 200 && client.get("/v1/capsules").await.status == 200)

@@ -46,6 +46,34 @@ async fn a_create_that_is_wrong_says_what_and_makes_nothing() {
     platform.finish();
 }
 
+/// A NUL, which PostgreSQL keeps in no text, wherever a text may be.
+#[tokio::test]
+async fn a_nul_is_refused_wherever_it_comes() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    for path in ["/v1/audit-logs?actor=%00", "/v1/audit-logs?action=a%00b", "/v1/snapshots/%00"] {
+        client.get(path).await.refuses(400, "invalid_request", "NUL");
+    }
+    for (path, body) in [
+        ("/v1/capsules", json!({ "metadata": { "a": "\0" } })),
+        ("/v1/api-keys", json!({ "name": "x", "template": "\0" })),
+        ("/v1/api-keys", json!({ "name": "\0" })),
+        ("/v1/channels", json!({ "name": "x", "url": "http://example.com/\0" })),
+        ("/v1/channels", json!({ "name": "x\0", "url": "http://example.com/" })),
+        ("/v1/admin/users", json!({ "email": "a\0@example.com" })),
+        ("/v1/admin/users", json!({ "email": "a@example.com", "name": "\0" })),
+    ] {
+        client.post(path, &body).await.refuses(400, "invalid_request", "");
+    }
+    client
+        .post("/v1/auth/login", &json!({ "email": "a@example.com", "password": "\0" }))
+        .await
+        .refuses(401, "wrong_credentials", "");
+    assert_eq!(client.get("/v1/capsules").await.expect(200)["items"], json!([]));
+    assert!(!platform.log().contains("internal error"));
+    platform.finish();
+}
+
 #[tokio::test]
 async fn requests_that_name_nothing_get_the_envelope() {
     let (platform, client, id) = capsule().await;

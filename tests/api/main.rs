@@ -3,18 +3,24 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
+mod accounts;
+mod audit;
 mod auth;
 mod cli;
 mod crash;
 mod envd;
+mod events;
 mod exec;
 mod files;
 mod hosts;
 mod identity;
 mod input;
 mod keep;
+mod keys;
 mod life;
 mod lifecycle;
+mod limits;
+mod oauth;
 mod objects;
 mod openapi;
 mod ports;
@@ -22,6 +28,8 @@ mod proxy;
 mod schema;
 mod store;
 mod streams;
+mod teams;
+mod usage;
 
 use tests::{Client, Driver, Platform};
 

@@ -14,6 +14,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 pub struct Client {
     base: String,
     key: String,
+    /// The team that a user asks in; empty for their own.
+    team: String,
     http: reqwest::Client,
 }
 
@@ -48,6 +50,16 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Checks that the proxy, whose errors may be text, refuses.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn refuses_plain(self, status: u16) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+    }
+}
+
 impl Client {
     pub(crate) fn new(base: &str, key: &str) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -67,13 +79,24 @@ impl Client {
         // Each request by another control plane, where there are two.
         let rest = if std::env::var_os("WRENN_TEST_REPLICAS").is_some() { 0 } else { usize::MAX };
         let builder = builder.pool_max_idle_per_host(rest);
-        Self { base: base.to_owned(), key: key.to_owned(), http: builder.build().unwrap() }
+        Self {
+            base: base.to_owned(),
+            key: key.to_owned(),
+            team: String::new(),
+            http: builder.build().unwrap(),
+        }
     }
 
     /// The same, where paths have this before them.
     #[must_use]
     pub fn below(&self, path: &str) -> Self {
         Self { base: format!("{}{path}", self.base), ..self.clone() }
+    }
+
+    /// The same, in a team.
+    #[must_use]
+    pub fn in_team(&self, team: &str) -> Self {
+        Self { team: team.to_owned(), ..self.clone() }
     }
 
     /// The address that it asks.
@@ -97,7 +120,18 @@ impl Client {
     /// A request with the key.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
-        if self.key.is_empty() { request } else { request.header("X-API-Key", &self.key) }
+        let request = match self.team.as_str() {
+            "" => request,
+            team => request.header("X-Wrenn-Team", team),
+        };
+        match self.key.as_str() {
+            "" => request,
+            // A user's session, or a token of one.
+            token if token.starts_with("wrs_") || token.starts_with("ey") => {
+                request.bearer_auth(token)
+            }
+            key => request.header("X-API-Key", key),
+        }
     }
 
     /// A request to a port of a capsule, by its host name; with the key, if there is one.
@@ -123,6 +157,16 @@ impl Client {
     /// POST of JSON.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// PUT of JSON.
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::PUT, path).json(body)).await
+    }
+
+    /// PATCH of JSON.
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::PATCH, path).json(body)).await
     }
 
     /// DELETE.

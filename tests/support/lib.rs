@@ -8,21 +8,27 @@
     reason = "a test fails by panicking"
 )]
 
+mod accounts;
 mod balancer;
 mod caddy;
 mod client;
 mod guard;
+mod hook;
 mod platform;
 mod replica;
 mod s3;
+mod smtp;
 mod upstream;
 
+pub use accounts::{PASSWORD, mailed};
 pub use caddy::{Caddy, free_port};
 pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, processes_of, signal};
+pub use hook::{Heard, Hook};
 pub use platform::{Driver, Platform, binary, told};
 pub use replica::Replica;
 pub use s3::S3;
+pub use smtp::Smtp;
 pub use upstream::{Upstream, Wire};
 
 use std::future::Future;

@@ -196,7 +196,19 @@ impl Platform {
             }
             Driver::Tcg => command.env("WRENN_DRIVER", "tcg").env("WRENN_ENVD", binary("envd")),
         };
+        self.set_vars(command);
+    }
+
+    /// What every process of the platform's is told.
+    pub(crate) fn set_vars(&self, command: &mut Command) {
+        command.env("WRENN_MAIL_OUTBOX", self.outbox());
         command.envs(self.vars.iter().map(|(k, v)| (k, v)));
+    }
+
+    /// Folder that mails are written to.
+    #[must_use]
+    pub fn outbox(&self) -> PathBuf {
+        self.dir.path().join("outbox")
     }
 
     /// Starts it, again if it ran before, and waits until it serves.

@@ -43,6 +43,7 @@ impl Replica {
             platform.name_authority(&mut command);
         }
         command.env("DATABASE_URL", database).env("WRENN_CLIENT_FILE", &key);
+        platform.set_vars(&mut command);
         command.stdin(Stdio::null()).stderr(Stdio::null());
         command.stdout(std::fs::File::create(&said).unwrap());
         let mut process = command.spawn().unwrap();

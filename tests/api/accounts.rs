@@ -1,0 +1,486 @@
+//! Users: sign-up, activation, sign-in, sessions, passwords, and their end. Mail goes to an outbox.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use std::time::{Duration, Instant};
+use tests::{Answer, Client, Driver, PASSWORD, Platform, Smtp, eventually, mailed};
+
+async fn platform(vars: &[(&str, &str)]) -> Platform {
+    Platform::start(Driver::Fake, vars).await
+}
+
+async fn log_in(client: &Client, email: &str, password: &str) -> Answer {
+    let body = json!({ "email": email, "password": password, "program": true });
+    client.post("/v1/auth/login", &body).await
+}
+
+async fn refused(client: &Client, path: &str) {
+    eventually("it is refused", async || {
+        (client.get(path).await.status.as_u16() == 401).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_signs_up_activates_by_mail_and_signs_in() {
+    let platform = platform(&[("WRENN_SIGNUP", "open")]).await;
+    let anyone = platform.client_with("");
+    let account = json!({ "email": " Ada@Example.com ", "password": PASSWORD, "name": "Ada" });
+    let told = anyone.post("/v1/auth/signup", &account).await.expect(202);
+    let token = mailed(&platform, "ada@example.com", "give this code:").await;
+    log_in(&anyone, "ada@example.com", PASSWORD).await.refuses(401, "wrong_credentials", "");
+    // Who has the mail and not the password has made no account with it.
+    let wrong = json!({ "token": token, "password": "another-tangerine" });
+    anyone.post("/v1/auth/activate", &wrong).await.refuses(401, "wrong_credentials", "");
+    let right = json!({ "token": token, "password": PASSWORD, "program": true });
+    let came = anyone.post("/v1/auth/activate", &right).await.expect(200);
+    anyone.post("/v1/auth/activate", &right).await.refuses(401, "invalid_token", "activation");
+    let user = platform.client_with(came["session_token"].as_str().unwrap());
+    let me = user.get("/v1/me").await.expect(200);
+    assert_eq!((&me["email"], &me["name"]), (&json!("ada@example.com"), &json!("Ada")));
+    // The first is the platform's admin, and has the team that was there before.
+    assert_eq!(me["admin"], true);
+    let teams = user.get("/v1/teams").await.expect(200);
+    let names: Vec<_> =
+        teams["items"].as_array().unwrap().iter().map(|t| t["name"].clone()).collect();
+    assert_eq!(names, ["Default", "Ada's team"]);
+    assert_eq!(teams["items"][1]["default"], true);
+    // Again with the same e-mail: the same answer, another mail.
+    let again = anyone.post("/v1/auth/signup", &account).await.expect(202);
+    assert_eq!(again, told);
+    mailed(&platform, "ada@example.com", "wanted to make").await;
+    let second = log_in(&anyone, "ADA@example.com", PASSWORD).await.expect(200);
+    assert_ne!(second["session_token"], came["session_token"]);
+    // The second is no admin.
+    let other = platform.user("bob@example.com").await;
+    assert_eq!(other.get("/v1/me").await.expect(200)["admin"], false);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_a_sign_up_is_named_and_makes_nothing() {
+    let platform = platform(&[("WRENN_SIGNUP", "open")]).await;
+    let anyone = platform.client_with("");
+    let good = json!({ "email": "a@example.com", "password": PASSWORD, "name": "A" });
+    for (field, bad) in [
+        ("email", json!("no mail")),
+        ("email", json!("a@b@c")),
+        ("email", json!("a@example.com\r\nBcc: b@example.com")),
+        ("password", json!("short")),
+        ("password", json!("password123")),
+        ("password", json!("x".repeat(257))),
+        ("name", json!(" ")),
+        ("name", json!("a\nb")),
+    ] {
+        let mut body = good.clone();
+        body[field] = bad;
+        anyone.post("/v1/auth/signup", &body).await.refuses(400, "invalid_request", field);
+    }
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let users: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&mut db).await.unwrap();
+    assert_eq!(users, 0);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn by_default_one_must_be_invited_and_the_answer_does_not_tell() {
+    let platform = platform(&[]).await;
+    let root = platform.user("root@example.com").await;
+    let anyone = platform.client_with("");
+    assert_eq!(anyone.get("/v1/auth/providers").await.expect(200)["signup"], "invited");
+    let team = root.get("/v1/teams").await.expect(200)["items"][0]["id"].clone();
+    let invite = format!("/v1/teams/{}/invitations", team.as_str().unwrap());
+    let body = json!({ "email": "in@example.com", "role": "viewer" });
+    root.post(&invite, &body).await.expect(201);
+    let account = |email: &str| json!({ "email": email, "password": PASSWORD, "name": "N" });
+    let out = anyone.post("/v1/auth/signup", &account("out@example.com")).await.expect(202);
+    let welcome = anyone.post("/v1/auth/signup", &account("in@example.com")).await.expect(202);
+    assert_eq!(out, welcome);
+    mailed(&platform, "in@example.com", "give this code:").await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let emails: Vec<String> = sqlx::query_scalar("SELECT email FROM users ORDER BY email")
+        .fetch_all(&mut db)
+        .await
+        .unwrap();
+    assert_eq!(emails, ["in@example.com", "root@example.com"]);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn nothing_tells_whether_an_e_mail_has_an_account() {
+    let platform = platform(&[]).await;
+    platform.user("known@example.com").await;
+    let anyone = platform.client_with("");
+    // What differs between requests by nature.
+    let told = |answer: Answer| {
+        let mut body = answer.body;
+        body["error"]["request_id"] = Value::Null;
+        (answer.status, body)
+    };
+    for (path, body) in [
+        ("/v1/auth/login", json!({ "password": "not-the-password" })),
+        ("/v1/auth/password/reset", json!({})),
+        ("/v1/auth/signup", json!({ "password": PASSWORD, "name": "N" })),
+    ] {
+        let mut answers = Vec::new();
+        for email in ["known@example.com", "unknown@example.com"] {
+            let mut body = body.clone();
+            body["email"] = email.into();
+            answers.push(told(anyone.post(path, &body).await));
+        }
+        assert_eq!(answers[0], answers[1], "{path}");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn failures_to_sign_in_are_throttled_by_account_and_forgiven() {
+    let platform = platform(&[]).await;
+    platform.user("a@example.com").await;
+    platform.user("b@example.com").await;
+    let anyone = platform.client_with("");
+    // One that does not exist is throttled alike.
+    for email in ["a@example.com", "nobody@example.com"] {
+        for _ in 0..5 {
+            let answer = log_in(&anyone, email, "wrong-password").await;
+            answer.refuses(401, "wrong_credentials", "");
+        }
+    }
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "SELECT count(*) FROM sign_in_failures WHERE failures = 5";
+    let counted: i64 = sqlx::query_scalar(sql).fetch_one(&mut db).await.unwrap();
+    assert_eq!(counted, 2, "two accounts, beside what is counted by address");
+    // As after four more, which take their time.
+    let more = "UPDATE sign_in_failures SET failures = 9, last_at = now() WHERE failures = 5";
+    sqlx::query(more).execute(&mut db).await.unwrap();
+    for email in ["a@example.com", "nobody@example.com"] {
+        let body = json!({ "email": email, "password": PASSWORD });
+        let request = anyone.request(Method::POST, "/v1/auth/login").json(&body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 429);
+        let wait: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((5..=9).contains(&wait), "{wait}");
+    }
+    // Another account, from the same address, is not held up.
+    log_in(&anyone, "b@example.com", PASSWORD).await.expect(200);
+    let later = "UPDATE sign_in_failures SET last_at = now() - interval '9 seconds'";
+    sqlx::query(later).execute(&mut db).await.unwrap();
+    log_in(&anyone, "a@example.com", PASSWORD).await.expect(200);
+    // All is forgiven: as many are free again.
+    for _ in 0..5 {
+        let answer = log_in(&anyone, "a@example.com", "wrong-password").await;
+        answer.refuses(401, "wrong_credentials", "");
+    }
+    log_in(&anyone, "a@example.com", PASSWORD).await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn many_attempts_at_once_are_no_way_around_the_throttle() {
+    let platform = platform(&[]).await;
+    platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let tries = (0..20).map(|_| log_in(&anyone, "a@example.com", "wrong-password"));
+    let answers = futures::future::join_all(tries).await;
+    let looked_at = answers.iter().filter(|answer| answer.status.as_u16() == 401).count();
+    // A replica's attempts are one after the other; two replicas may each be ahead by one.
+    assert!(looked_at <= 8, "{looked_at} of 20 were looked at");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_password_is_reset_by_mail_once_and_ends_every_session() {
+    let platform = platform(&[]).await;
+    let user = platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let email = json!({ "email": "a@example.com" });
+    anyone.post("/v1/auth/password/reset", &email).await.expect(202);
+    let token = mailed(&platform, "a@example.com", "give the code").await;
+    let weak = json!({ "token": token, "new_password": "password1" });
+    anyone.post("/v1/auth/password/confirm", &weak).await.refuses(400, "invalid_request", "guess");
+    let body = json!({ "token": token, "new_password": "a-new-tangerine-9" });
+    anyone.post("/v1/auth/password/confirm", &body).await.expect(204);
+    anyone.post("/v1/auth/password/confirm", &body).await.refuses(401, "invalid_token", "reset");
+    refused(&user, "/v1/me").await;
+    log_in(&anyone, "a@example.com", PASSWORD).await.refuses(401, "wrong_credentials", "");
+    log_in(&anyone, "a@example.com", "a-new-tangerine-9").await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_token_that_is_too_late_is_none() {
+    let platform = platform(&[]).await;
+    platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let email = json!({ "email": "a@example.com" });
+    anyone.post("/v1/auth/password/reset", &email).await.expect(202);
+    let token = mailed(&platform, "a@example.com", "give the code").await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let kept: Vec<u8> =
+        sqlx::query_scalar("SELECT token_hash FROM user_tokens").fetch_one(&mut db).await.unwrap();
+    assert_eq!(kept.len(), 32, "what is kept is a hash");
+    let late = "UPDATE user_tokens SET expires_at = now() - interval '1 second'";
+    sqlx::query(late).execute(&mut db).await.unwrap();
+    let body = json!({ "token": token, "new_password": "a-new-tangerine-9" });
+    anyone.post("/v1/auth/password/confirm", &body).await.refuses(401, "invalid_token", "reset");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn sessions_are_listed_ended_one_by_one_and_all_at_once() {
+    let platform = platform(&[]).await;
+    let first = platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        let came = log_in(&anyone, "a@example.com", PASSWORD).await.expect(200);
+        others.push(platform.client_with(came["session_token"].as_str().unwrap()));
+    }
+    let sessions = first.get("/v1/me/sessions").await.expect(200);
+    let items = sessions["items"].as_array().unwrap();
+    assert_eq!(items.len(), 4);
+    assert_eq!(items.iter().filter(|s| s["current"] == true).count(), 1);
+    assert!(items.iter().all(|s| s["kind"] == "program" && s["address"] == "127.0.0.1"));
+    let newest = items[0]["id"].as_str().unwrap();
+    // A stranger ends no session of others.
+    let stranger = platform.user("b@example.com").await;
+    let path = format!("/v1/me/sessions/{newest}");
+    stranger.delete(&path).await.refuses(404, "not_found", "session");
+    others[2].get("/v1/me").await.expect(200);
+    first.delete(&path).await.expect(204);
+    refused(&others[2], "/v1/me").await;
+    others[1].post("/v1/auth/logout", &json!({})).await.expect(204);
+    refused(&others[1], "/v1/me").await;
+    first.delete("/v1/me/sessions").await.expect(204);
+    refused(&others[0], "/v1/me").await;
+    first.get("/v1/me").await.expect(200);
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let dump: Vec<String> =
+        sqlx::query_scalar("SELECT s::text FROM sessions s").fetch_all(&mut db).await.unwrap();
+    assert!(!dump.concat().contains(&first.key()[4..]), "a session's token is stored as it is");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_signed_token_is_a_users_and_ends_with_their_session() {
+    let platform = platform(&[]).await;
+    let user = platform.user("a@example.com").await;
+    let made = user.post("/v1/auth/token", &json!({})).await.expect(200);
+    let program = platform.client_with(made["token"].as_str().unwrap());
+    let me = program.get("/v1/me").await.expect(200);
+    assert_eq!(me["email"], "a@example.com");
+    program.post("/v1/auth/token", &json!({})).await.refuses(400, "invalid_request", "session");
+    let id = program.create(&json!({})).await;
+    user.get(&format!("/v1/capsules/{id}")).await.expect(200);
+    user.post("/v1/auth/logout", &json!({})).await.expect(204);
+    refused(&program, "/v1/me").await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_cookie_is_of_use_to_pages_of_the_platform_alone() {
+    let platform = platform(&[]).await;
+    platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let body = json!({ "email": "a@example.com", "password": PASSWORD });
+    let request = anyone.request(Method::POST, "/v1/auth/login").json(&body);
+    let answer = request.send().await.unwrap();
+    let set = answer.headers()["set-cookie"].to_str().unwrap().to_owned();
+    for part in ["wrenn-session=wrs_", "HttpOnly", "SameSite=Lax", "Path=/"] {
+        assert!(set.contains(part), "{part} not in {set}");
+    }
+    assert!(!set.contains("Domain"), "{set}");
+    let came: Value = answer.json().await.unwrap();
+    assert!(came.get("session_token").is_none(), "a page needs no token");
+    let csrf = came["csrf_token"].as_str().unwrap();
+    let cookie = set.split(';').next().unwrap();
+    let with = |method: Method, path: &str| anyone.request(method, path).header("cookie", cookie);
+    let me = anyone.send(with(Method::GET, "/v1/me")).await.expect(200);
+    assert_eq!(me["csrf_token"], csrf);
+    let named = |request: reqwest::RequestBuilder| request.json(&json!({ "name": "B" }));
+    anyone.send(named(with(Method::PATCH, "/v1/me"))).await.refuses(403, "csrf", "X-CSRF-Token");
+    let wrong = with(Method::PATCH, "/v1/me").header("x-csrf-token", "0".repeat(64));
+    anyone.send(named(wrong)).await.refuses(403, "csrf", "");
+    let right = with(Method::PATCH, "/v1/me").header("x-csrf-token", csrf);
+    assert_eq!(anyone.send(named(right)).await.expect(200)["name"], "B");
+    // A page elsewhere opens no terminal.
+    let create = with(Method::POST, "/v1/capsules").header("x-csrf-token", csrf).body("{}");
+    let id = anyone.send(create).await.expect(201)["id"].as_str().unwrap().to_owned();
+    for (origin, wanted) in [("https://evil.example", 403), (anyone.base(), 101)] {
+        let socket = with(Method::GET, &format!("/v1/capsules/{id}/pty"))
+            .header("origin", origin)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(socket.send().await.unwrap().status().as_u16(), wanted, "{origin}");
+    }
+    // Nor does it sign its visitors in.
+    let body = json!({ "email": "a@example.com", "password": PASSWORD });
+    let visit =
+        anyone.request(Method::POST, "/v1/auth/login").header("origin", "https://evil.example");
+    anyone.send(visit.json(&body)).await.refuses(403, "csrf", "page of this platform");
+    let own = anyone.request(Method::POST, "/v1/auth/login").header("origin", anyone.base());
+    anyone.send(own.json(&body)).await.expect(200);
+    let out = with(Method::POST, "/v1/auth/logout").header("x-csrf-token", csrf);
+    let answer = out.send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 204);
+    assert!(answer.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
+    platform.finish();
+}
+
+#[tokio::test]
+async fn over_https_the_cookie_is_one_that_no_capsule_can_set() {
+    let platform = platform(&[("WRENN_PUBLIC_URL", "https://wrenn.example.com")]).await;
+    platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let body = json!({ "email": "a@example.com", "password": PASSWORD });
+    let request = anyone.request(Method::POST, "/v1/auth/login").json(&body);
+    let set = request.send().await.unwrap().headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(set.starts_with("__Host-wrenn-session=wrs_") && set.contains("; Secure"), "{set}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn there_is_always_an_admin_who_can_come_in() {
+    let platform = platform(&[]).await;
+    let root = platform.user("root@example.com").await;
+    let id = root.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/admin/users/{id}");
+    for change in [json!({ "admin": false }), json!({ "status": "disabled" })] {
+        root.patch(&path, &change).await.refuses(409, "last_admin", "last admin");
+    }
+    root.delete(&path).await.refuses(409, "last_admin", "");
+    let bye = root.request(Method::DELETE, "/v1/me");
+    let bye = bye.json(&json!({ "confirmation": "root@example.com" }));
+    root.send(bye).await.refuses(409, "last_admin", "");
+    let second = platform.user("b@example.com").await;
+    let other = second.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/admin/users/{other}");
+    root.patch(&path, &json!({ "admin": true })).await.expect(200);
+    // Both take it from each other at the same moment: one of them stays.
+    let mine = format!("/v1/admin/users/{id}");
+    let down = json!({ "admin": false });
+    let (one, two) = tokio::join!(root.patch(&path, &down), second.patch(&mine, &down));
+    let statuses = [one.status.as_u16(), two.status.as_u16()];
+    assert!(statuses.contains(&200), "{statuses:?}");
+    let users = platform.client().get("/v1/admin/users").await.expect(200);
+    let admins = users["items"].as_array().unwrap().iter().filter(|u| u["admin"] == true).count();
+    assert_eq!(admins, 1, "{statuses:?}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn who_was_disabled_before_they_came_does_not_come() {
+    let platform = platform(&[]).await;
+    let root = platform.user("root@example.com").await;
+    let body = json!({ "email": "a@example.com" });
+    let user = root.post("/v1/admin/users", &body).await.expect(201);
+    let token = mailed(&platform, "a@example.com", "give this code:").await;
+    let path = format!("/v1/admin/users/{}", user["id"].as_str().unwrap());
+    root.patch(&path, &json!({ "status": "active" })).await.refuses(409, "conflict", "activated");
+    root.patch(&path, &json!({ "status": "disabled" })).await.expect(200);
+    let anyone = platform.client_with("");
+    let come = json!({ "token": token, "password": PASSWORD, "program": true });
+    anyone.post("/v1/auth/activate", &come).await.refuses(401, "invalid_token", "activation");
+    // A body that no stranger needs is not read.
+    let big = json!({ "email": "a@example.com", "password": "x".repeat(300 << 10) });
+    anyone.post("/v1/auth/login", &big).await.refuses(413, "too_large", "262144");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn who_is_disabled_is_out_at_once_with_their_keys_and_may_come_back() {
+    let platform = platform(&[]).await;
+    let root = platform.user("root@example.com").await;
+    let user = platform.user("a@example.com").await;
+    let key = user.post("/v1/api-keys", &json!({ "name": "k" })).await.expect(201);
+    let key = platform.client_with(key["key"].as_str().unwrap());
+    key.get("/v1/capsules").await.expect(200);
+    let id = user.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/admin/users/{id}");
+    root.patch(&path, &json!({ "status": "disabled" })).await.expect(200);
+    let since = Instant::now();
+    refused(&user, "/v1/me").await;
+    refused(&key, "/v1/capsules").await;
+    assert!(since.elapsed() < Duration::from_secs(10), "pushed, not waited for");
+    let anyone = platform.client_with("");
+    log_in(&anyone, "a@example.com", PASSWORD).await.refuses(401, "wrong_credentials", "");
+    root.patch(&path, &json!({ "status": "active" })).await.expect(200);
+    log_in(&anyone, "a@example.com", PASSWORD).await.expect(200);
+    eventually("the key is of use again", async || {
+        (key.get("/v1/capsules").await.status.as_u16() == 200).then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_user_is_erased_with_what_was_theirs_and_the_log_forgets_who() {
+    let platform = platform(&[]).await;
+    platform.user("root@example.com").await;
+    let user = platform.user("gone@example.com").await;
+    let me = user.get("/v1/me").await.expect(200);
+    let id = me["id"].as_str().unwrap();
+    let capsule = user.create(&json!({})).await;
+    let key = user.post("/v1/api-keys", &json!({ "name": "k" })).await.expect(201);
+    let key = platform.client_with(key["key"].as_str().unwrap());
+    let bye = |client: &Client, email: &str| {
+        client.request(Method::DELETE, "/v1/me").json(&json!({ "confirmation": email }))
+    };
+    user.send(bye(&user, "else@example.com")).await.refuses(400, "invalid_request", "confirmation");
+    user.send(bye(&user, "gone@example.com")).await.refuses(409, "team_not_empty", "1 capsules");
+    user.delete(&format!("/v1/capsules/{capsule}")).await.expect(204);
+    user.send(bye(&user, "gone@example.com")).await.expect(204);
+    refused(&user, "/v1/me").await;
+    refused(&key, "/v1/capsules").await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    for table in ["users", "sessions", "memberships", "audit_logs", "teams", "invitations"] {
+        let sql =
+            format!("SELECT count(*) FROM {table} t WHERE t::text LIKE $1 OR t::text LIKE $2");
+        let told = |text: &str| format!("%{text}%");
+        let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .bind(told(id))
+            .bind(told("gone@example.com"))
+            .fetch_one(&mut db)
+            .await
+            .unwrap();
+        assert_eq!(count, 0, "{table}");
+    }
+    let log = platform.client().get("/v1/admin/audit-logs?actor=erased").await.expect(200);
+    let actions: Vec<_> =
+        log["items"].as_array().unwrap().iter().map(|e| e["action"].clone()).collect();
+    assert!(actions.contains(&json!("capsule.delete")), "{actions:?}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn mail_is_sent_by_a_server_where_one_is_set() {
+    let server = Smtp::start().await;
+    let vars = [("WRENN_SMTP_URL", server.url.as_str()), ("WRENN_MAIL_FROM", "W <w@example.com>")];
+    let platform = platform(&vars).await;
+    let body = json!({ "email": "a@example.com" });
+    platform.client().post("/v1/admin/users", &body).await.expect(201);
+    let mail = eventually("the mail has come", async || server.mails().pop()).await;
+    for part in ["MAIL FROM:<w@example.com>", "RCPT TO:<a@example.com>", "give this code:"] {
+        assert!(mail.contains(part), "`{part}` not in {mail}");
+    }
+    assert!(
+        !platform.outbox().exists() || std::fs::read_dir(platform.outbox()).unwrap().count() == 0
+    );
+    platform.finish();
+}
+
+#[tokio::test]
+async fn without_mail_nobody_is_told_that_one_was_sent() {
+    let mut platform = platform(&[("WRENN_SIGNUP", "open")]).await;
+    platform.kill();
+    // A server that does not answer.
+    platform.set_var("WRENN_SMTP_URL", Some("smtp://127.0.0.1:1"));
+    platform.resume().await;
+    let body = json!({ "email": "a@example.com" });
+    platform.client().post("/v1/admin/users", &body).await.refuses(502, "mail_failed", "log");
+    platform.finish();
+}

@@ -1,0 +1,280 @@
+//! Events: streamed as they happen, none missed; sent to channels, signed, until they arrive.
+
+use futures::StreamExt;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use tests::{Client, Driver, Heard, Hook, Platform, eventually};
+
+/// A stream of events.
+struct Stream {
+    bytes: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    text: String,
+}
+
+impl Stream {
+    async fn open(client: &Client, after: Option<&str>) -> Self {
+        let mut request = client.request(Method::GET, "/v1/events/stream");
+        if let Some(after) = after {
+            request = request.header("last-event-id", after);
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Self { bytes: answer.bytes_stream().boxed(), text: String::new() }
+    }
+
+    /// The next event.
+    async fn next(&mut self) -> Value {
+        loop {
+            while let Some((frame, rest)) = self.text.split_once("\n\n") {
+                let (frame, rest) = (frame.to_owned(), rest.to_owned());
+                self.text = rest;
+                if let Some(data) = frame.lines().find_map(|line| line.strip_prefix("data: ")) {
+                    let event: Value = serde_json::from_str(data).unwrap();
+                    assert!(frame.contains(&format!("id: {}", event["id"].as_str().unwrap())));
+                    return event;
+                }
+            }
+            let part = tokio::time::timeout(std::time::Duration::from_secs(30), self.bytes.next());
+            let part =
+                part.await.expect("no event came in time").expect("the stream ended").unwrap();
+            self.text += std::str::from_utf8(&part).unwrap();
+        }
+    }
+
+    async fn kinds(&mut self, count: usize) -> Vec<String> {
+        let mut kinds = Vec::new();
+        for _ in 0..count {
+            kinds.push(self.next().await["event"].as_str().unwrap().to_owned());
+        }
+        kinds
+    }
+}
+
+#[tokio::test]
+async fn what_happens_is_streamed_in_its_order_and_to_its_team_alone() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let other = crate::auth::other_team(&platform).await;
+    let mut stream = Stream::open(&client, None).await;
+    let mut strange = Stream::open(&other, None).await;
+    let id = client.create(&json!({})).await;
+    client.pause(&id).await;
+    client.resume(&id).await;
+    client.post("/v1/snapshots", &json!({ "capsule_id": id, "name": "s" })).await.expect(201);
+    client.delete("/v1/snapshots/s").await.expect(204);
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    let first = stream.next().await;
+    assert_eq!((&first["event"], &first["resource_id"]), (&json!("capsule.created"), &json!(id)));
+    let kinds = stream.kinds(6).await;
+    assert_eq!(
+        kinds,
+        [
+            "capsule.running",
+            "capsule.paused",
+            "capsule.running",
+            "template.snapshot.created",
+            "template.snapshot.deleted",
+            "capsule.destroyed"
+        ]
+    );
+    let theirs = other.create(&json!({})).await;
+    assert_eq!(strange.next().await["resource_id"], theirs);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_where_it_was_and_misses_nothing_though_all_died() {
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let mut stream = Stream::open(&client, None).await;
+    let first = client.create(&json!({})).await;
+    let seen = stream.next().await;
+    assert_eq!(seen["resource_id"], first);
+    client.create(&json!({})).await;
+    platform.kill();
+    platform.resume().await;
+    let client = platform.client();
+    client.create(&json!({})).await;
+    let mut stream = Stream::open(&client, seen["id"].as_str()).await;
+    let kinds = stream.kinds(5).await;
+    let created = kinds.iter().filter(|kind| *kind == "capsule.created").count();
+    assert_eq!((created, kinds.len() - created), (2, 3), "{kinds:?}");
+    let bad = client.request(Method::GET, "/v1/events/stream").header("last-event-id", "x");
+    client.send(bad).await.refuses(400, "invalid_request", "last-event-id");
+    platform.finish();
+}
+
+/// Events of many who write at once: none is missed, though they are committed in any order.
+#[tokio::test]
+async fn of_many_at_once_none_is_missed() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let mut stream = Stream::open(&client, None).await;
+    let body = json!({});
+    let made = futures::stream::iter(0..24).map(|_| client.create(&body)).buffer_unordered(8);
+    let mut made: Vec<String> = made.collect().await;
+    let mut seen = Vec::new();
+    for _ in 0..48 {
+        let event = stream.next().await;
+        if event["event"] == "capsule.running" {
+            seen.push(event["resource_id"].as_str().unwrap().to_owned());
+        }
+    }
+    made.sort();
+    seen.sort();
+    assert_eq!(made, seen);
+    platform.finish();
+}
+
+fn signed(heard: &Heard, secret: &str) -> bool {
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(heard.headers["x-wrenn-timestamp"].as_bytes());
+    mac.update(b".");
+    mac.update(&heard.body);
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    heard.headers["x-wrenn-signature"] == format!("sha256={}", hex(&mac.finalize().into_bytes()))
+}
+
+#[tokio::test]
+async fn a_channel_gets_what_it_asked_for_signed() {
+    let platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
+    let client = platform.client();
+    let hook = Hook::start(|_| (204, String::new(), String::new())).await;
+    let wanted = json!({ "name": "n", "url": format!("{}/in", hook.url),
+        "events": ["capsule.running", "capsule.destroyed"] });
+    let made = client.post("/v1/channels", &wanted).await.expect(201);
+    let (id, secret) = (made["id"].as_str().unwrap(), made["secret"].as_str().unwrap());
+    assert!(!client.get("/v1/channels").await.expect(200).to_string().contains(secret));
+    client.post("/v1/channels", &wanted).await.refuses(409, "conflict", "name");
+    let capsule = client.create(&json!({})).await;
+    client.delete(&format!("/v1/capsules/{capsule}")).await.expect(204);
+    client.post(&format!("/v1/channels/{id}/test"), &json!({})).await.expect(202);
+    let heard = eventually("three deliveries", async || {
+        Some(hook.heard()).filter(|heard| heard.len() >= 3)
+    })
+    .await;
+    let mut kinds: Vec<&str> = heard.iter().map(|h| h.headers["x-wrenn-event"].as_str()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["capsule.destroyed", "capsule.running", "channel.test"]);
+    for one in &heard {
+        assert!(one.line == "POST /in" && signed(one, secret), "{one:?}");
+        assert!(!signed(one, "another"));
+        let body: Value = serde_json::from_slice(&one.body).unwrap();
+        assert_eq!(body["event"], one.headers["x-wrenn-event"].as_str());
+        assert!(one.headers["x-wrenn-delivery"].starts_with("dlv-"));
+    }
+    let listed = client.get(&format!("/v1/channels/{id}/deliveries")).await.expect(200);
+    let done = |d: &Value| d["status"] == "done" && d["answer"] == 204 && d["attempts"] == 1;
+    assert!(listed["items"].as_array().unwrap().iter().all(done), "{listed}");
+    // Turned off, and with another secret.
+    let off = client.patch(&format!("/v1/channels/{id}"), &json!({ "enabled": false })).await;
+    assert_eq!(off.expect(200)["enabled"], false);
+    client.create(&json!({})).await;
+    let renewed = client.post(&format!("/v1/channels/{id}/secret"), &json!({})).await.expect(200);
+    assert_ne!(renewed["secret"], secret);
+    client.patch(&format!("/v1/channels/{id}"), &json!({ "enabled": true })).await.expect(200);
+    client.post(&format!("/v1/channels/{id}/test"), &json!({})).await.expect(202);
+    let heard = eventually("another delivery", async || {
+        Some(hook.heard()).filter(|heard| heard.len() >= 4)
+    })
+    .await;
+    assert_eq!(heard.len(), 4, "what happened while it was off was sent");
+    assert!(signed(&heard[3], renewed["secret"].as_str().unwrap()));
+    client.delete(&format!("/v1/channels/{id}")).await.expect(204);
+    client.get(&format!("/v1/channels/{id}")).await.refuses(404, "not_found", "channel");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_does_not_arrive_is_sent_again_though_all_died() {
+    let mut platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
+    let status = Arc::new(AtomicU16::new(500));
+    let told = Arc::clone(&status);
+    let hook =
+        Hook::start(move |_| (told.load(Ordering::SeqCst), String::new(), String::new())).await;
+    let client = platform.client();
+    let wanted = json!({ "name": "n", "url": hook.url, "events": ["capsule.created"] });
+    let made = client.post("/v1/channels", &wanted).await.expect(201);
+    let path = format!("/v1/channels/{}/deliveries", made["id"].as_str().unwrap());
+    let capsule = client.create(&json!({})).await;
+    let failed = eventually("a try that failed", async || {
+        let listed = client.get(&path).await.expect(200)["items"][0].clone();
+        (listed["answer"] == 500).then_some(listed)
+    })
+    .await;
+    assert_eq!((&failed["status"], &failed["attempts"]), (&json!("waiting"), &json!(1)));
+    platform.kill();
+    status.store(200, Ordering::SeqCst);
+    platform.resume().await;
+    let client = platform.client();
+    eventually("it has arrived", async || {
+        let listed = client.get(&path).await.expect(200)["items"][0].clone();
+        (listed["status"] == "done" && listed["attempts"] == 2).then_some(())
+    })
+    .await;
+    let ids: Vec<String> =
+        hook.heard().iter().map(|heard| heard.headers["x-wrenn-delivery"].clone()).collect();
+    assert!(ids.len() == 2 && ids[0] == ids[1], "the same, by its id: {ids:?}");
+    let body: Value = serde_json::from_slice(&hook.heard()[1].body).unwrap();
+    assert_eq!(body["resource_id"], capsule);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_where_only_the_platform_may() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let hook = Hook::start(|_| (200, String::new(), String::new())).await;
+    let make = async |name: &str, url: &str| {
+        client.post("/v1/channels", &json!({ "name": name, "url": url })).await
+    };
+    for bad in [
+        hook.url.as_str(),
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "http://2130706433/",
+        "ftp://example.com/",
+        "http://user:secret@example.com/",
+        "nonsense",
+    ] {
+        make("n", bad).await.refuses(400, "invalid_request", "url");
+    }
+    client
+        .post(
+            "/v1/channels",
+            &json!({ "name": "n", "url": "https://example.com/", "events": ["x"] }),
+        )
+        .await
+        .refuses(400, "invalid_request", "events");
+    // A name that leads there is looked up when it is sent to.
+    let port = hook.url.rsplit_once(':').unwrap().1;
+    let made = make("n", &format!("http://localhost:{port}/")).await.expect(201);
+    let path = format!("/v1/channels/{}", made["id"].as_str().unwrap());
+    client.post(&format!("{path}/test"), &json!({})).await.expect(202);
+    let failed = eventually("a try that failed", async || {
+        let listed =
+            client.get(&format!("{path}/deliveries")).await.expect(200)["items"][0].clone();
+        listed["error"].is_string().then_some(listed)
+    })
+    .await;
+    assert!(failed["error"].as_str().unwrap().contains("no public address"), "{failed}");
+    assert!(hook.heard().is_empty());
+    platform.finish();
+}
+
+#[tokio::test]
+async fn operators_hear_of_the_platforms_hosts() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let operator = platform.client();
+    let platforms = operator.in_team(&format!("team-{}", "0".repeat(25)));
+    let mut stream = Stream::open(&platforms, None).await;
+    let second = crate::hosts::Second::start(&platform, &operator).await;
+    let event = stream.next().await;
+    assert_eq!((&event["event"], &event["resource_id"]), (&json!("host.up"), &json!(second.id)));
+    drop(second);
+    platform.finish();
+}

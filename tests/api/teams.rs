@@ -1,0 +1,282 @@
+//! Teams: what each role may, who may change whom, and what is left behind.
+
+use serde_json::{Value, json};
+use tests::{Client, Driver, Platform, eventually, mailed};
+
+/// A platform, a team's owner who is no admin of it, and the team.
+async fn team() -> (Platform, Client, String) {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    platform.user("root@example.com").await;
+    let owner = platform.user("owner@example.com").await;
+    let teams = owner.get("/v1/teams").await.expect(200);
+    let id = teams["items"][0]["id"].as_str().unwrap().to_owned();
+    (platform, owner, id)
+}
+
+async fn id(user: &Client) -> String {
+    user.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned()
+}
+
+/// Waits until something is answered so: another replica hears of a change within a second.
+async fn becomes(status: u16, ask: impl AsyncFn() -> u16) {
+    let what = format!("it is answered with {status}");
+    eventually(&what, async || (ask().await == status).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_role_is_what_the_database_says_now_and_no_token_says_else() {
+    let (platform, owner, team) = team().await;
+    let (member, user) = platform.member(&owner, &team, "member").await;
+    let token = member.post("/v1/auth/token", &json!({})).await.expect(200);
+    let token = platform.client_with(token["token"].as_str().unwrap()).in_team(&team);
+    let member = member.in_team(&team);
+    let capsule = member.create(&json!({})).await;
+    let exec = format!("/v1/capsules/{capsule}/exec");
+    token.post(&exec, &json!({ "cmd": "true" })).await.expect(200);
+    let path = format!("/v1/teams/{team}/members/{user}");
+    owner.patch(&path, &json!({ "role": "viewer" })).await.expect(204);
+    for client in [&member, &token] {
+        let ask = async || client.post(&exec, &json!({ "cmd": "true" })).await.status.as_u16();
+        becomes(403, ask).await;
+        client.get(&format!("/v1/capsules/{capsule}")).await.expect(200);
+    }
+    owner.delete(&path).await.expect(204);
+    for client in [&member, &token] {
+        becomes(404, async || client.get("/v1/capsules").await.status.as_u16()).await;
+    }
+    // What they started is the team's.
+    owner.get(&format!("/v1/capsules/{capsule}")).await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_key_never_may_more_than_who_made_it_and_ends_when_they_go() {
+    let (platform, owner, team) = team().await;
+    let (admin, user) = platform.member(&owner, &team, "admin").await;
+    let admin = admin.in_team(&team);
+    let wanted = json!({ "name": "k", "scopes": ["capsules:admin", "team:admin"] });
+    let made = admin.post("/v1/api-keys", &wanted).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    key.get("/v1/audit-logs").await.expect(200);
+    // One that a key makes is bound to the same user.
+    let child = key.post("/v1/api-keys", &json!({ "name": "c", "scopes": ["team:read"] })).await;
+    let child = platform.client_with(child.expect(201)["key"].as_str().unwrap());
+    child.get("/v1/api-keys").await.expect(200);
+    let path = format!("/v1/teams/{team}/members/{user}");
+    owner.patch(&path, &json!({ "role": "viewer" })).await.expect(204);
+    becomes(403, async || key.get("/v1/audit-logs").await.status.as_u16()).await;
+    key.post("/v1/capsules", &json!({})).await.refuses(403, "forbidden", "capsules:admin");
+    key.get("/v1/capsules").await.expect(200);
+    admin.post("/v1/api-keys", &json!({ "name": "x" })).await.refuses(
+        403,
+        "forbidden",
+        "keys:make",
+    );
+    owner.patch(&path, &json!({ "role": "member" })).await.expect(204);
+    becomes(201, async || {
+        admin.post("/v1/api-keys", &json!({ "name": "x" })).await.status.as_u16()
+    })
+    .await;
+    let more = json!({ "name": "x", "scopes": ["team:admin"] });
+    admin.post("/v1/api-keys", &more).await.refuses(400, "invalid_request", "scopes");
+    let operator = json!({ "name": "x", "operator": true });
+    admin.post("/v1/api-keys", &operator).await.refuses(403, "forbidden", "platform");
+    admin.post(&format!("/v1/teams/{team}/leave"), &json!({})).await.expect(204);
+    for gone in [&key, &child] {
+        becomes(401, async || gone.get("/v1/capsules").await.status.as_u16()).await;
+    }
+    let keys = owner.get("/v1/api-keys").await.expect(200);
+    assert_eq!(keys["items"].as_array().unwrap().len(), 0);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_operators_key_is_one_as_long_as_its_maker_is_an_admin() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let root = platform.user("root@example.com").await;
+    let second = platform.user("second@example.com").await;
+    let path = format!("/v1/admin/users/{}", id(&second).await);
+    let operator = json!({ "name": "k", "operator": true });
+    second.post("/v1/api-keys", &operator).await.refuses(403, "forbidden", "platform");
+    root.patch(&path, &json!({ "admin": true })).await.expect(200);
+    becomes(201, async || second.post("/v1/api-keys", &operator).await.status.as_u16()).await;
+    let made = second.post("/v1/api-keys", &operator).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    key.get("/v1/admin/users").await.expect(200);
+    let platforms = key.in_team(&format!("team-{}", "0".repeat(25)));
+    platforms.get("/v1/audit-logs").await.expect(200);
+    root.patch(&path, &json!({ "admin": false })).await.expect(200);
+    becomes(403, async || key.get("/v1/admin/users").await.status.as_u16()).await;
+    becomes(404, async || platforms.get("/v1/audit-logs").await.status.as_u16()).await;
+    key.get("/v1/capsules").await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn nobody_changes_who_is_above_or_beside_them() {
+    let (platform, owner, team) = team().await;
+    let (admin, admins) = platform.member(&owner, &team, "admin").await;
+    let (_, members) = platform.member(&owner, &team, "member").await;
+    let admin = admin.in_team(&team);
+    let owners = id(&owner).await;
+    let path = |user: &str| format!("/v1/teams/{team}/members/{user}");
+    for above in [&owners, &admins] {
+        let down = json!({ "role": "viewer" });
+        admin.patch(&path(above), &down).await.refuses(403, "forbidden", "team:own");
+        admin.delete(&path(above)).await.refuses(403, "forbidden", "team:own");
+    }
+    let up = json!({ "role": "owner" });
+    owner.patch(&path(&members), &up).await.refuses(400, "invalid_request", "role");
+    admin.patch(&path(&members), &json!({ "role": "admin" })).await.expect(204);
+    admin.delete(&format!("/v1/teams/{team}")).await.refuses(403, "forbidden", "team:own");
+    let take = json!({ "user_id": admins });
+    admin.post(&format!("/v1/teams/{team}/transfer"), &take).await.refuses(403, "forbidden", "");
+    owner
+        .post(&format!("/v1/teams/{team}/leave"), &json!({}))
+        .await
+        .refuses(409, "conflict", "transfer");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_team_is_given_away_and_has_one_owner_whatever_happens_at_once() {
+    let (platform, owner, team) = team().await;
+    let (one, first) = platform.member(&owner, &team, "member").await;
+    let (two, second) = platform.member(&owner, &team, "viewer").await;
+    let path = format!("/v1/teams/{team}/transfer");
+    let give = |user: &str| json!({ "user_id": user });
+    let (left, right) = (give(&first), give(&second));
+    let (a, b) = tokio::join!(owner.post(&path, &left), owner.post(&path, &right));
+    let done = [a.status.as_u16(), b.status.as_u16()].iter().filter(|s| **s == 204).count();
+    assert_eq!(done, 1, "{} {}", a.body, b.body);
+    let members = owner.get(&format!("/v1/teams/{team}/members")).await.expect(200);
+    let owners = members["items"].as_array().unwrap().iter().filter(|m| m["role"] == "owner");
+    assert_eq!(owners.count(), 1);
+    let stranger = give("usr-0000000000000000000000001");
+    let owner = if a.status == 204 { one } else { two };
+    becomes(404, async || owner.post(&path, &stranger).await.status.as_u16()).await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_invitation_is_for_one_e_mail_once_and_for_a_while() {
+    let (platform, owner, team) = team().await;
+    let path = format!("/v1/teams/{team}/invitations");
+    let body = json!({ "email": "New@Example.com", "role": "member" });
+    let made = owner.post(&path, &body).await.expect(201);
+    assert_eq!(made["email"], "new@example.com");
+    let first = mailed(&platform, "new@example.com", "wrenn team accept ").await;
+    // Invited again: the first is of no use.
+    owner.post(&path, &json!({ "email": "new@example.com", "role": "viewer" })).await.expect(201);
+    let second = eventually("another mail", async || {
+        let token = mailed(&platform, "new@example.com", "wrenn team accept ").await;
+        (token != first).then_some(token)
+    })
+    .await;
+    let accept = async |client: &Client, token: &str| {
+        client.post("/v1/invitations/accept", &json!({ "token": token })).await
+    };
+    let thief = platform.user("thief@example.com").await;
+    accept(&thief, &second).await.refuses(401, "invalid_token", "invitation");
+    let user = platform.user("new@example.com").await;
+    accept(&user, &first).await.refuses(401, "invalid_token", "invitation");
+    assert_eq!(accept(&user, &second).await.expect(200)["role"], "viewer");
+    accept(&user, &second).await.refuses(401, "invalid_token", "invitation");
+    let listed = owner.get(&path).await.expect(200);
+    assert_eq!(listed["items"], json!([]));
+    // Taken back.
+    let made = owner.post(&path, &json!({ "email": "x@example.com", "role": "viewer" })).await;
+    let id = made.expect(201)["id"].as_str().unwrap().to_owned();
+    owner.delete(&format!("{path}/{id}")).await.expect(204);
+    owner.delete(&format!("{path}/{id}")).await.refuses(404, "not_found", "invitation");
+    owner.post(&path, &json!({ "email": "x@example.com", "role": "owner" })).await.refuses(
+        400,
+        "invalid_request",
+        "role",
+    );
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_team_ends_when_it_has_nothing_and_its_keys_with_it() {
+    let (platform, owner, _) = team().await;
+    let made = owner.post("/v1/teams", &json!({ "name": "Second" })).await.expect(201);
+    let team = made["id"].as_str().unwrap();
+    let there = owner.in_team(team);
+    let id = there.create(&json!({})).await;
+    let key = there.post("/v1/api-keys", &json!({ "name": "k" })).await.expect(201);
+    let key = platform.client_with(key["key"].as_str().unwrap());
+    let path = format!("/v1/teams/{team}");
+    owner.delete(&path).await.refuses(409, "team_not_empty", "1 capsules");
+    key.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    owner.delete(&path).await.expect(204);
+    becomes(401, async || key.get("/v1/capsules").await.status.as_u16()).await;
+    becomes(404, async || there.get("/v1/capsules").await.status.as_u16()).await;
+    // What it did is in the log.
+    let log = platform.client().get("/v1/admin/audit-logs?action=team.delete").await.expect(200);
+    assert_eq!(log["items"][0]["resource_id"], team);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn one_works_in_the_team_that_one_names_or_the_default() {
+    let (platform, owner, first) = team().await;
+    let made = owner.post("/v1/teams", &json!({ "name": "Second" })).await.expect(201);
+    let second = made["id"].as_str().unwrap();
+    let id = owner.create(&json!({})).await;
+    let seen = async |client: &Client| -> Vec<Value> {
+        let list = client.get("/v1/capsules").await.expect(200);
+        list["items"].as_array().unwrap().iter().map(|c| c["id"].clone()).collect()
+    };
+    assert_eq!(seen(&owner).await, [json!(id)]);
+    assert_eq!(seen(&owner.in_team(second)).await, [] as [Value; 0]);
+    owner.patch("/v1/me", &json!({ "default_team": second })).await.expect(200);
+    eventually("the default is the second", async || seen(&owner).await.is_empty().then_some(()))
+        .await;
+    assert_eq!(seen(&owner.in_team(&first)).await, [json!(id)]);
+    owner.in_team("nonsense").get("/v1/capsules").await.refuses(404, "not_found", "team");
+    let platforms = format!("team-{}", "0".repeat(25));
+    owner.in_team(&platforms).get("/v1/capsules").await.refuses(404, "not_found", "team");
+    // Nor does an operator, who sees it, make anybody its member, or a capsule its own.
+    let operator = platform.client().in_team(&platforms);
+    operator.get("/v1/audit-logs").await.expect(200);
+    let invite = json!({ "email": "a@example.com", "role": "admin" });
+    let path = format!("/v1/teams/{platforms}/invitations");
+    operator.post(&path, &invite).await.refuses(409, "conflict", "no members");
+    operator
+        .post("/v1/api-keys", &json!({ "name": "k" }))
+        .await
+        .refuses(409, "conflict", "no keys");
+    operator.post("/v1/capsules", &json!({})).await.refuses(403, "forbidden", "capsules:admin");
+    let join = json!({ "default_team": platforms });
+    owner.patch("/v1/me", &join).await.refuses(404, "not_found", "team");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn one_who_is_in_no_team_sees_that_and_makes_one() {
+    let (platform, owner, team) = team().await;
+    owner.delete(&format!("/v1/teams/{team}")).await.expect(204);
+    becomes(403, async || owner.get("/v1/capsules").await.status.as_u16()).await;
+    owner.get("/v1/capsules").await.refuses(403, "no_team", "in no team");
+    assert_eq!(owner.get("/v1/teams").await.expect(200)["items"], json!([]));
+    owner.post("/v1/teams", &json!({ "name": "New" })).await.expect(201);
+    becomes(200, async || owner.get("/v1/capsules").await.status.as_u16()).await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn the_platforms_names_are_its_own() {
+    let (platform, owner, _) = team().await;
+    owner
+        .post("/v1/teams", &json!({ "name": "PLATFORM" }))
+        .await
+        .refuses(409, "conflict", "platform");
+    let id = owner.create(&json!({})).await;
+    let body = json!({ "capsule_id": id, "name": "base" });
+    owner.post("/v1/snapshots", &body).await.refuses(409, "conflict", "template");
+    // Every team sees its templates.
+    let templates = owner.get("/v1/templates").await.expect(200);
+    assert_eq!(templates["items"][0]["shared"], true);
+    platform.finish();
+}
