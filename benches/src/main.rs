@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot run says so")]
 
+mod accounts;
 mod bare;
 mod exec;
 mod files;
@@ -34,6 +35,13 @@ async fn main() {
     }
     if wanted("proxy") {
         rows.extend(proxy::measure().await);
+    }
+    if wanted("admission") {
+        rows.extend(accounts::admission().await);
+    }
+    // Takes minutes and gigabytes, so it is asked for by name.
+    if named.iter().any(|one| one == "listing") {
+        rows.extend(accounts::listing().await);
     }
     if wanted("fleet") {
         rows.extend(fleet::measure().await);

@@ -1,0 +1,145 @@
+//! What it costs to know who asks, and to list among millions. The control plane and PostgreSQL
+//! are as they run; the rows are made in the database, as no platform would in an hour.
+
+use crate::stats::{Row, shown};
+use reqwest::Method;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use std::time::{Duration, Instant};
+use tests::{Client, Driver, Platform};
+
+/// Requests of each side.
+const REQUESTS: usize = 4000;
+/// Rows, and requests for pages of them.
+const CAPSULES: i64 = 1_000_000;
+const ENTRIES: i64 = 10_000_000;
+const PAGES: usize = 500;
+
+/// One request, to its answer's last byte.
+async fn timed(client: &Client, path: &str, wanted: u16) -> Duration {
+    let began = Instant::now();
+    let answer = client.request(Method::GET, path).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), wanted, "{path}");
+    answer.bytes().await.unwrap();
+    began.elapsed()
+}
+
+/// What authentication adds: a request that is refused for its query, after it was admitted and
+/// before anything is asked of the database, against one that no route takes.
+pub(crate) async fn admission() -> Vec<Row> {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let operator = platform.client();
+    let platforms = format!("/v1/admin/teams/team-{}/limits", "0".repeat(25));
+    let none = json!({ "requests_per_sec": 0, "creates_per_sec": 0 });
+    operator.put(&platforms, &none).await.expect(200);
+    let user = platform.user("bench@example.com").await;
+    let wanted = json!({ "name": "k", "scopes": ["capsules:read"] });
+    let made = user.post("/v1/api-keys", &wanted).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    let token = user.post("/v1/auth/token", &json!({})).await.expect(200);
+    let token = platform.client_with(token["token"].as_str().unwrap());
+    let mut rows = Vec::new();
+    for (who, client) in [("a user's key", key), ("a session", user), ("a signed token", token)] {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..REQUESTS {
+            ours.push(timed(&client, "/v1/capsules?limit=0", 400).await);
+            floor.push(timed(&client, "/v1/nothing", 404).await);
+        }
+        // The first only warm caches.
+        let warm = ours.len() / 10;
+        let what = format!("{who}: a request admitted − one that no route takes");
+        rows.push(Row::less(&what, &ours.split_off(warm), &floor.split_off(warm), "≤ 0.3 ms"));
+    }
+    platform.finish();
+    rows
+}
+
+/// A page among a million capsules and ten million entries of the audit log, all of one team.
+pub(crate) async fn listing() -> Vec<Row> {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    fill(&mut db).await;
+    let capsules = ids(&mut db, "SELECT id FROM capsules WHERE status <> 'stopped'", "cl-").await;
+    let entries = ids(&mut db, "SELECT id FROM audit_logs", "log-").await;
+    let mut rows = Vec::new();
+    let page = |name: &str, list: &str, ids: &[String]| {
+        let paths = (0..PAGES).map(|n| format!("{list}before={}", ids[n % ids.len()]));
+        (name.to_owned(), paths.collect::<Vec<String>>())
+    };
+    for (name, paths) in [
+        page("a page of 1,000,000 capsules", "/v1/capsules?", &capsules),
+        page("a page of 10,000,000 entries", "/v1/audit-logs?", &entries),
+        page("the same of one action", "/v1/audit-logs?action=x.7&", &entries),
+        page("the same of one resource", "/v1/audit-logs?resource=x-77&", &entries),
+        page("the same of all teams", "/v1/admin/audit-logs?", &entries),
+    ] {
+        let mut times = Vec::new();
+        let (first, _) = paths[0].rsplit_once("before=").unwrap();
+        let page = client.get(first).await.expect(200);
+        assert_eq!(page["items"].as_array().unwrap().len(), 100, "{first}");
+        for path in &paths {
+            times.push(timed(&client, path, 200).await);
+        }
+        times.sort();
+        let at = |part: usize| shown(times[times.len() * part / 100]);
+        let value = format!("{}; {}", at(50), at(99));
+        let what = format!("{name}, median; 99th of a hundred");
+        rows.push(Row::new(&what, &value, "–", &value, "≤ 20 ms"));
+    }
+    platform.finish();
+    rows
+}
+
+/// Makes the rows; indexes are made after, as they are defined.
+async fn fill(db: &mut PgConnection) {
+    let run = async |db: &mut PgConnection, sql: String| {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(db).await.unwrap();
+    };
+    // No events and no usage of what never was.
+    run(db, "SET session_replication_role = replica".to_owned()).await;
+    run(db, "SET maintenance_work_mem = '1GB'".to_owned()).await;
+    let sql = "SELECT indexname, indexdef FROM pg_indexes \
+               WHERE tablename IN ('capsules', 'audit_logs') AND indexname NOT LIKE '%pkey'";
+    let indexes: Vec<(String, String)> = sqlx::query_as(sql).fetch_all(&mut *db).await.unwrap();
+    for (name, _) in &indexes {
+        run(db, format!("DROP INDEX {name}")).await;
+    }
+    // Half of the capsules are gone, as most are in time.
+    run(
+        db,
+        format!(
+            "INSERT INTO capsules (id, team_id, template, status, vcpus, memory_mib, disk_mib, \
+             envd_token, created_at) SELECT gen_random_uuid(), t.id, 'base', \
+             CASE n % 2 WHEN 0 THEN 'stopped' ELSE 'paused' END, 1, 512, 1024, md5(n::text), \
+             now() - n * interval '1 second' FROM teams t, generate_series(1, {CAPSULES}) n \
+             WHERE t.name = 'Default'"
+        ),
+    )
+    .await;
+    run(
+        db,
+        format!(
+            "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, resource_type, \
+             resource_id, action, status, created_at) SELECT gen_random_uuid(), t.id, 'api_key', \
+             'key-' || n % 1000, 'x', 'x-' || n % 100000, 'x.' || n % 50, 'ok', \
+             now() - n * interval '1 second' FROM teams t, generate_series(1, {ENTRIES}) n \
+             WHERE t.name = 'Default'"
+        ),
+    )
+    .await;
+    for (_, definition) in indexes {
+        run(db, definition).await;
+    }
+    run(db, "ANALYZE capsules".to_owned()).await;
+    run(db, "ANALYZE audit_logs".to_owned()).await;
+    run(db, "CHECKPOINT".to_owned()).await;
+}
+
+/// Some ids from all over the rows, as the wire has them.
+async fn ids(db: &mut PgConnection, sql: &str, prefix: &str) -> Vec<String> {
+    let sql = format!("SELECT id FROM ({sql}) all_of_them ORDER BY id LIMIT {PAGES}");
+    let ids: Vec<uuid::Uuid> =
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(db).await.unwrap();
+    ids.into_iter().map(|id| format!("{prefix}{}", types::ids::encode(id))).collect()
+}
