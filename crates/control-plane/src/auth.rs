@@ -6,6 +6,7 @@ pub(crate) mod directory;
 pub(crate) mod password;
 pub(crate) mod policy;
 pub(crate) mod session;
+pub(crate) mod token;
 
 use crate::app::App;
 use crate::audit::{Actor, By};

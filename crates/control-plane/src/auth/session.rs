@@ -1,18 +1,17 @@
 //! How a user shows that they have signed in: a random token, in a cookie or kept by a program,
 //! whose hash the database has; or a short-lived signed word for one. Never in a URL.
 
+use super::token;
 use crate::app::PublicUrl;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
-use time::OffsetDateTime;
 use types::UserId;
 
 /// What a session's token begins with, so that it is known for what it is.
@@ -22,9 +21,6 @@ pub(crate) const BROWSER: Duration = Duration::from_secs(14 * 24 * 3600);
 pub(crate) const PROGRAM: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a signed word is good.
 pub(crate) const TOKEN: Duration = Duration::from_secs(15 * 60);
-/// By how much a clock may be wrong, in seconds.
-const SKEW: u64 = 60;
-const ISSUER: &str = "wrenn";
 const AUDIENCE: &str = "wrenn-user";
 /// Header by which a page of ours shows that it is one.
 pub(crate) const CSRF: &str = "x-csrf-token";
@@ -63,13 +59,16 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
+/// A request's cookies, by name and value.
+pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+    let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='))
+}
+
 /// The token in a request's cookie.
 pub(crate) fn from_cookie(headers: &HeaderMap) -> Option<&str> {
-    let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let pairs =
-        texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let mut ours = pairs.filter(|(name, _)| COOKIES.contains(name)).map(|(_, value)| value);
-    ours.find(|value| value.starts_with(PREFIX))
+    let ours = cookies(headers).filter(|(name, _)| COOKIES.contains(name));
+    ours.map(|(_, value)| value).find(|value| value.starts_with(PREFIX))
 }
 
 /// Whether a cookie is one of ours, for which no guest has a use.
@@ -88,51 +87,27 @@ pub(crate) fn cookie(public: &PublicUrl, token: Option<&str>) -> HeaderValue {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    iss: String,
-    aud: String,
-    sub: String,
+struct Own {
     /// Hash of the session's token: the word ends with the session.
     sid: String,
-    iat: i64,
-    exp: i64,
 }
 
 /// Signs words for sessions, and checks them.
-pub(crate) struct Signer {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-}
+pub(crate) struct Signer(token::Signer);
 
 impl Signer {
     pub(crate) fn new(secret: &[u8]) -> Self {
-        let encoding = EncodingKey::from_secret(secret);
-        Self { encoding, decoding: DecodingKey::from_secret(secret) }
+        Self(token::Signer::new(secret, AUDIENCE))
     }
 
     pub(crate) fn sign(&self, user: UserId, session: &[u8; 32]) -> Result<String> {
-        let now = OffsetDateTime::now_utc();
-        let claims = Claims {
-            iss: ISSUER.to_owned(),
-            aud: AUDIENCE.to_owned(),
-            sub: user.to_string(),
-            sid: super::hex(session),
-            iat: now.unix_timestamp(),
-            exp: (now + TOKEN).unix_timestamp(),
-        };
-        let signed = encode(&Header::new(Algorithm::HS256), &claims, &self.encoding);
-        signed.map_err(|e| Error::Internal(e.into()))
+        self.0.sign(user.to_string(), Own { sid: super::hex(session) }, TOKEN)
     }
 
     /// The hash of the session that a word is for; none when it is not ours, or has expired.
     pub(crate) fn check(&self, word: &str) -> Option<[u8; 32]> {
-        let mut rules = Validation::new(Algorithm::HS256);
-        rules.leeway = SKEW;
-        rules.set_issuer(&[ISSUER]);
-        rules.set_audience(&[AUDIENCE]);
-        rules.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        let claims = decode::<Claims>(word, &self.decoding, &rules).ok()?.claims;
-        crate::db::listen::unhex(&claims.sid)
+        let (_, Own { sid }) = self.0.check(word)?;
+        crate::db::listen::unhex(&sid)
     }
 }
 
@@ -153,20 +128,15 @@ mod tests {
         let word = ours.sign(UserId::new(), &[7; 32]).unwrap();
         assert_eq!(ours.check(&word), Some([7; 32]));
         assert_eq!(others.check(&word), None);
-        let claims = |aud: &str, exp: i64| Claims {
-            iss: ISSUER.to_owned(),
-            aud: aud.to_owned(),
-            sub: UserId::new().to_string(),
-            sid: super::super::hex(&[7; 32]),
-            iat: 0,
-            exp,
+        let signed = |audience, exp| {
+            let own = Own { sid: super::super::hex(&[7; 32]) };
+            let signer = token::Signer::new(&[1; 32], audience);
+            signer.sign_until(UserId::new().to_string(), own, exp).unwrap()
         };
-        let signed =
-            |claims| encode(&Header::new(Algorithm::HS256), &claims, &ours.encoding).unwrap();
-        let now = OffsetDateTime::now_utc().unix_timestamp();
-        assert!(ours.check(&signed(claims(AUDIENCE, now - 30))).is_some());
-        assert!(ours.check(&signed(claims(AUDIENCE, now - 90))).is_none());
-        assert!(ours.check(&signed(claims("wrenn-host", now + 90))).is_none());
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        assert!(ours.check(&signed(AUDIENCE, now - 30)).is_some());
+        assert!(ours.check(&signed(AUDIENCE, now - 90)).is_none());
+        assert!(ours.check(&signed("wrenn-host", now + 90)).is_none());
     }
 
     #[test]

@@ -240,7 +240,8 @@ pub(crate) async fn callback(
     Query(came): Query<Callback>,
 ) -> Result<Response> {
     let state = came.state.unwrap_or_default();
-    let bound = cookie(&headers, STATE).unwrap_or("");
+    let mut cookies = session::cookies(&headers);
+    let bound = cookies.find(|(name, _)| *name == STATE).map_or("", |(_, value)| value);
     if state.is_empty() || !bool::from(bound.as_bytes().ct_eq(state.as_bytes())) {
         return Err(Error::InvalidToken("the sign-in's state"));
     }
@@ -255,10 +256,4 @@ pub(crate) async fn callback(
     answer.headers_mut().append(SET_COOKIE, session);
     answer.headers_mut().append(SET_COOKIE, state_cookie(&app, &name, None));
     Ok(answer)
-}
-
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let texts = headers.get_all(http::header::COOKIE).iter().filter_map(|v| v.to_str().ok());
-    let mut pairs = texts.flat_map(|text| text.split(';')).filter_map(|p| p.trim().split_once('='));
-    pairs.find(|(known, _)| *known == name).map(|(_, value)| value)
 }
