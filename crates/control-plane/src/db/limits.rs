@@ -55,20 +55,20 @@ pub(crate) async fn hold(db: &mut PgConnection, team: TeamId) -> sqlx::Result<()
     sqlx::query(sql).bind(team.0.to_string()).execute(db).await.map(|_| ())
 }
 
+/// Capsules that are not gone, and what those have that have a machine; of whom, is to be added.
+const HELD: &str = "SELECT count(*) AS capsules, \
+    coalesce(sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS vcpus, \
+    coalesce(sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS memory_mib \
+    FROM capsules WHERE status <> 'stopped'";
+
 /// What a team has.
 pub(crate) async fn held(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Held> {
-    let sql = "SELECT count(*) AS capsules, \
-               coalesce(sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS vcpus, \
-               coalesce(sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')), 0) \
-               AS memory_mib FROM capsules WHERE team_id = $1 AND status <> 'stopped'";
+    let sql = sqlx::AssertSqlSafe(format!("{HELD} AND team_id = $1"));
     sqlx::query_as(sql).bind(team.0).fetch_one(db).await
 }
 
 /// What was made with a key.
 pub(crate) async fn held_by_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Result<Held> {
-    let sql = "SELECT count(*) AS capsules, \
-               coalesce(sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS vcpus, \
-               coalesce(sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')), 0) \
-               AS memory_mib FROM capsules WHERE created_by_key = $1 AND status <> 'stopped'";
+    let sql = sqlx::AssertSqlSafe(format!("{HELD} AND created_by_key = $1"));
     sqlx::query_as(sql).bind(key.0).fetch_one(db).await
 }
