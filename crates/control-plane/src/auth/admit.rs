@@ -6,6 +6,7 @@ use super::{Caller, Operator, SignedIn, Stranger, session};
 use crate::app::App;
 use crate::audit::{Actor, By, Noted};
 use crate::db::keys::Key;
+use crate::db::users::Person;
 use crate::error::{Error, Failure, Result};
 use crate::http::rules::{self, Rule};
 use crate::limits::{Limits, Per, STRANGERS_PER_SEC, TOKEN_MAX};
@@ -29,7 +30,7 @@ pub(crate) struct Peer(pub SocketAddr);
 /// Who has shown who they are.
 enum Identity {
     Key(Arc<Key>),
-    User { user: UserId, session: SessionId },
+    User { user: UserId, session: SessionId, person: Arc<Person> },
 }
 
 /// Lets a request pass to its handler, or answers why not.
@@ -97,7 +98,7 @@ impl Gate<'_> {
             // Its token is looked at where it is used.
             Rule::Host => {}
             Rule::User => {
-                let Identity::User { user, session } = self.identify(parts).await? else {
+                let Identity::User { user, session, .. } = self.identify(parts).await? else {
                     return Err(Error::UserOnly);
                 };
                 parts.extensions.insert(SignedIn { user, session, by: self.by });
@@ -105,10 +106,7 @@ impl Gate<'_> {
             Rule::Platform => {
                 let operator = match self.identify(parts).await? {
                     Identity::Key(key) => key_caller(self.app, &key, self.by).await?.operator,
-                    Identity::User { user, .. } => {
-                        let person = self.app.directory.person(&self.app.db, user).await?;
-                        person.is_some_and(|person| person.admin)
-                    }
+                    Identity::User { person, .. } => person.admin,
                 };
                 if !operator {
                     return Err(Error::Forbidden("platform"));
@@ -205,8 +203,8 @@ impl Gate<'_> {
         }
         let (user, session) = (UserId(found.user_id), SessionId(found.id));
         let person = self.app.directory.person(&self.app.db, user).await?;
-        person.ok_or(Error::Unauthenticated)?;
-        Ok(Identity::User { user, session })
+        let person = person.ok_or(Error::Unauthenticated)?;
+        Ok(Identity::User { user, session, person })
     }
 
     /// The caller in the team that the request is for, which they must be of.
@@ -215,7 +213,7 @@ impl Gate<'_> {
         let asked = asked_team(parts)?;
         let caller = match &identity {
             Identity::Key(key) => key_caller(self.app, key, self.by).await?,
-            Identity::User { user, .. } => self.member(*user, asked).await?,
+            Identity::User { person, .. } => self.member(person, asked)?,
         };
         let caller = match asked == Some(PLATFORM_TEAM) && caller.operator {
             true => of_platform(caller.by),
@@ -232,9 +230,7 @@ impl Gate<'_> {
     }
 
     /// A user in a team, theirs by default; an admin of the platform may name its own.
-    async fn member(&self, user: UserId, asked: Option<TeamId>) -> Result<Caller> {
-        let person = self.app.directory.person(&self.app.db, user).await?;
-        let person = person.ok_or(Error::Unauthenticated)?;
+    fn member(&self, person: &Person, asked: Option<TeamId>) -> Result<Caller> {
         let team = asked.or(person.default_team).ok_or(Error::NoTeam)?;
         let grants = match person.role(team) {
             Some(role) => role.grants(),
