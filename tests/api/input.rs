@@ -74,6 +74,24 @@ async fn a_nul_is_refused_wherever_it_comes() {
     platform.finish();
 }
 
+/// Whatever is answered, a browser makes nothing of it but what it is, and keeps none of it.
+#[tokio::test]
+async fn every_answer_says_what_browsers_may_do_with_it() {
+    let (platform, client, id) = capsule().await;
+    for path in ["/v1/capsules", &format!("/v1/capsules/{id}"), "/nosuch", "/health", "/docs"] {
+        let answer = client.request(Method::GET, path).send().await.unwrap();
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("x-content-type-options"), "nosniff", "{path}");
+        assert_eq!(header("x-frame-options"), "DENY", "{path}");
+        assert_eq!(header("referrer-policy"), "no-referrer", "{path}");
+        assert_eq!(header("cache-control"), "no-store", "{path}");
+        let policy = header("content-security-policy");
+        assert!(policy.contains("default-src 'none'"), "{path}: {policy}");
+        assert!(policy.contains("frame-ancestors 'none'"), "{path}: {policy}");
+    }
+    platform.finish();
+}
+
 #[tokio::test]
 async fn requests_that_name_nothing_get_the_envelope() {
     let (platform, client, id) = capsule().await;

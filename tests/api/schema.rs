@@ -27,5 +27,11 @@ async fn every_id_is_a_uuid_but_the_two_that_outlive_what_they_name() {
     let member = "INSERT INTO memberships (team_id, user_id, role) SELECT \
                   '00000000-0000-0000-0000-000000000000', gen_random_uuid(), 'owner'";
     assert!(sqlx::query(member).execute(&mut db).await.is_err(), "the platform has a member");
+    for (name, taken) in [("base", true), ("own", false)] {
+        let sql = "INSERT INTO templates (id, team_id, name, vcpus, memory_mib, disk_mib) \
+                   SELECT gen_random_uuid(), id, $1, 1, 128, 64 FROM teams WHERE name = 'Default'";
+        let made = sqlx::query(sql).bind(name).execute(&mut db).await;
+        assert_eq!(made.is_err(), taken, "a team's template called {name}");
+    }
     platform.finish();
 }
