@@ -22,8 +22,11 @@ pub struct Host {
     pub address: String,
     pub arch: String,
     pub driver: String,
-    /// Isolation tier: `kvm`, `tcg` or `none`.
+    /// `kvm`, `tcg` or `none`.
     pub accelerator: String,
+    /// Tier, each better than those before it: `none`, `tcg` (emulated), `kvm`, `jailed` (KVM, and
+    /// the VMM in a jail).
+    pub isolation: String,
     pub version: String,
     pub templates: Vec<String>,
     /// Whether it has the platform's store, where what it keeps goes too.
@@ -88,6 +91,9 @@ pub struct HostSpecs {
     pub disk_mb: u64,
     pub driver: String,
     pub accelerator: String,
+    /// Tier; one that is told by no agent of before is none.
+    #[serde(default)]
+    pub isolation: String,
     pub version: String,
     pub templates: Vec<String>,
     /// Whether it has the platform's store.

@@ -33,9 +33,9 @@ pub use keep::{
 pub use port::{Link, MakeLink, Port, SetPort};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 pub use team::{
-    AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, Invitation,
-    InvitationList, InviteMember, Limits, Member, MemberList, NameTeam, NewKey, Team, TeamLimits,
-    TeamList, TransferTeam,
+    AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, ChangeTeam,
+    Invitation, InvitationList, InviteMember, Limits, Member, MemberList, NameTeam, NewKey, Team,
+    TeamLimits, TeamList, TransferTeam,
 };
 
 /// What every error answers.
@@ -291,10 +291,20 @@ pub struct Template {
     pub vcpus: i32,
     pub memory_mb: i32,
     pub disk_mb: i32,
+    /// The least tier of isolation that its capsules begin on.
+    pub isolation: String,
     /// Whether every team may use it.
     pub shared: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+}
+
+/// `PATCH /v1/templates/{name}`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeTemplate {
+    /// `none`, `tcg`, `kvm` or `jailed`: capsules begin on hosts of that tier, or a better one.
+    pub isolation: String,
 }
 
 /// `GET /v1/templates`.

@@ -13,6 +13,8 @@ pub struct Team {
     pub role: String,
     /// Whether requests are for it that name none.
     pub default: bool,
+    /// The least tier of isolation that its capsules begin on: `none`, `tcg`, `kvm` or `jailed`.
+    pub isolation: String,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
@@ -23,12 +25,25 @@ pub struct TeamList {
     pub items: Vec<Team>,
 }
 
-/// `POST /v1/teams`, `PATCH /v1/teams/{id}`.
+/// `POST /v1/teams`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NameTeam {
     /// 1 to 100 characters.
     pub name: String,
+}
+
+/// `PATCH /v1/teams/{id}`; what is left out stays.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeTeam {
+    /// 1 to 100 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The least tier of isolation that capsules begin on from now on: `none`, `tcg`, `kvm` or
+    /// `jailed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
 }
 
 /// A member of a team.

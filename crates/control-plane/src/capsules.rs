@@ -26,7 +26,9 @@ use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{CapsuleId, CapsuleState, HostId, PLATFORM_TEAM, SnapshotId, TemplateId, names};
+use types::{
+    CapsuleId, CapsuleState, HostId, Isolation, PLATFORM_TEAM, SnapshotId, TemplateId, names,
+};
 
 /// Makes a capsule and answers when its guest does.
 pub(crate) async fn create(
@@ -78,6 +80,7 @@ async fn source(
         template: String::new(),
         snapshot: None,
         size: Resources::default(),
+        isolation: Isolation::None,
         near: None,
         stored: false,
         host_tags: Vec::new(),
@@ -99,7 +102,9 @@ async fn source(
         size.check()?;
         let template_id = TemplateId(template.id);
         caller.may(Action::CapsulesAdmin, Resource::Template(template_id))?;
-        return Ok(Begin { template_id: Some(template.id), template: template.name, size, ..none });
+        let isolation = template.isolation();
+        let (template_id, template) = (Some(template.id), template.name);
+        return Ok(Begin { template_id, template, size, isolation, ..none });
     }
     let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
     let found = found.filter(|_| caller.may(Action::CapsulesAdmin, Resource::Team).is_ok());

@@ -118,6 +118,7 @@ impl Fleet {
                 room: row.room(),
                 used: row.used(),
                 tags: row.tags,
+                isolation: row.isolation.parse().unwrap_or_default(),
                 templates: row.templates.clone(),
                 store: row.store,
             });

@@ -5,6 +5,7 @@
 use quick_cache::sync::Cache;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use types::Isolation;
 use uuid::Uuid;
 
 /// Largest JSON body, in bytes.
@@ -41,11 +42,19 @@ pub(crate) struct Limits {
     pub memory_mib: u64,
     pub creates_per_sec: u32,
     pub requests_per_sec: u32,
+    /// The least tier that its capsules begin on; of a team alone.
+    pub isolation: Isolation,
 }
 
 impl Limits {
-    pub(crate) const NONE: Self =
-        Self { capsules: 0, vcpus: 0, memory_mib: 0, creates_per_sec: 0, requests_per_sec: 0 };
+    pub(crate) const NONE: Self = Self {
+        capsules: 0,
+        vcpus: 0,
+        memory_mib: 0,
+        creates_per_sec: 0,
+        requests_per_sec: 0,
+        isolation: Isolation::None,
+    };
     /// A team's, where the admin has set no others.
     pub(crate) const DEFAULT: Self = Self {
         capsules: 1000,
@@ -53,6 +62,7 @@ impl Limits {
         memory_mib: 4 << 20,
         creates_per_sec: 100,
         requests_per_sec: 1000,
+        isolation: Isolation::None,
     };
 
     /// Whether anything is counted before a capsule may begin.

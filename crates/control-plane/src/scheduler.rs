@@ -5,7 +5,7 @@
 //! what the capsule begins from counts as much as a quarter of a host.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use types::{HostId, TeamId};
+use types::{HostId, Isolation, TeamId};
 
 /// What having to fetch what a capsule begins from costs, as a share of a host.
 const FETCH: f64 = 0.25;
@@ -40,6 +40,7 @@ pub struct Machine {
     /// The team whose own it is; anyone's when none.
     pub team: Option<TeamId>,
     pub tags: Vec<String>,
+    pub isolation: Isolation,
     pub templates: Vec<String>,
     /// Whether it can fetch what it lacks.
     pub store: bool,
@@ -60,6 +61,8 @@ pub struct Ask<'a> {
     /// Whether what it begins from can be fetched by a host that lacks it and has the store.
     pub fetches: bool,
     pub tags: &'a [String],
+    /// The least tier that will do.
+    pub isolation: Isolation,
     /// Hosts that were tried and refused.
     pub without: &'a [HostId],
 }
@@ -71,6 +74,8 @@ pub enum NoFit {
     None,
     #[error("no host has these tags")]
     Tags,
+    #[error("no host that takes capsules has the isolation tier `{0}`, or a better one")]
+    Isolation(Isolation),
     #[error("no host that takes capsules has what it begins from")]
     Origin,
     #[error("no host has room for {0} vCPUs, {1} MiB of memory and {2} MiB of disk")]
@@ -113,6 +118,9 @@ fn weigh(machine: &Machine, ask: &Ask<'_>) -> Result<f64, NoFit> {
     if !ask.tags.iter().all(|tag| machine.tags.contains(tag)) {
         return Err(NoFit::Tags);
     }
+    if machine.isolation < ask.isolation {
+        return Err(NoFit::Isolation(ask.isolation));
+    }
     let holds = match ask.near {
         Some(near) => machine.id == near,
         None => machine.templates.iter().any(|name| name == ask.template),
@@ -141,8 +149,9 @@ fn further(one: NoFit, other: NoFit) -> NoFit {
     let rank = |why: NoFit| match why {
         NoFit::None => 0,
         NoFit::Tags => 1,
-        NoFit::Origin => 2,
-        NoFit::Full(..) => 3,
+        NoFit::Isolation(_) => 2,
+        NoFit::Origin => 3,
+        NoFit::Full(..) => 4,
     };
     if rank(other) > rank(one) { other } else { one }
 }
@@ -158,6 +167,7 @@ mod tests {
             open: true,
             team: None,
             tags: Vec::new(),
+            isolation: Isolation::Tcg,
             templates: vec!["base".to_owned()],
             store: true,
             room: Size { vcpus: 32, memory_mib: 4096, disk_mib: 100_000 },
@@ -174,8 +184,20 @@ mod tests {
             near: None,
             fetches: false,
             tags: &[],
+            isolation: Isolation::None,
             without: &[],
         }
+    }
+
+    #[test]
+    fn a_host_of_a_weaker_tier_takes_nothing_that_asks_for_a_better_one() {
+        let mut hosts = vec![host(1, 0), host(2, 3000)];
+        hosts[1].isolation = Isolation::Kvm;
+        let wants = |isolation| Ask { isolation, ..ask() };
+        assert_eq!(pick(&hosts, &wants(Isolation::Tcg), 7), Ok(hosts[0].id));
+        assert_eq!(pick(&hosts, &wants(Isolation::Kvm), 7), Ok(hosts[1].id));
+        let jailed = pick(&hosts, &wants(Isolation::Jailed), 7);
+        assert_eq!(jailed, Err(NoFit::Isolation(Isolation::Jailed)));
     }
 
     #[test]

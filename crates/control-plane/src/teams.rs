@@ -17,7 +17,7 @@ use crate::users::{self, mail, throttle};
 use serde_json::json;
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
-use types::{InvitationId, PLATFORM_TEAM, TeamId, UserId};
+use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
 
 /// How long an invitation is good.
 const INVITATION: Duration = Duration::days(7);
@@ -114,6 +114,7 @@ async fn of_key(app: &App, caller: Caller) -> Result<api::Team> {
         name: team.name,
         role: "key".to_owned(),
         default: true,
+        isolation: team.isolation,
         created_at: team.created_at,
     })
 }
@@ -124,6 +125,7 @@ fn shown(team: db::teams::Joined) -> api::Team {
         name: team.name,
         role: team.role,
         default: team.is_default,
+        isolation: team.isolation,
         created_at: team.created_at,
     }
 }
@@ -145,13 +147,26 @@ async fn note(
     Ok(db::audit::write(tx, &entry).await?)
 }
 
-pub(crate) async fn rename(app: &App, caller: Caller, name: &str) -> Result<api::Team> {
-    let name = check_team_name(name)?;
+pub(crate) async fn change(
+    app: &App,
+    caller: Caller,
+    wanted: api::ChangeTeam,
+) -> Result<api::Team> {
+    let name = wanted.name.as_deref().map(check_team_name).transpose()?;
+    let isolation = wanted.isolation.as_deref().map(str::parse::<Isolation>).transpose()?;
     let mut tx = app.db.begin().await?;
     lock(&mut tx, caller).await?;
-    db::teams::set_name(&mut *tx, caller.team, &name).await?;
-    note(&mut tx, caller, "team.rename", caller.team, json!({ "name": name })).await?;
+    if let Some(name) = name {
+        db::teams::set_name(&mut *tx, caller.team, &name).await?;
+        note(&mut tx, caller, "team.rename", caller.team, json!({ "name": name })).await?;
+    }
+    if let Some(isolation) = isolation {
+        db::teams::set_isolation(&mut *tx, caller.team, isolation).await?;
+        let with = json!({ "isolation": isolation.as_str() });
+        note(&mut tx, caller, "team.set_isolation", caller.team, with).await?;
+    }
     tx.commit().await?;
+    app.changed(&Change::Team(caller.team));
     show(app, caller).await
 }
 
@@ -374,6 +389,7 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
         memory_mib: memory.map_err(|_| Error::invalid("memory_mb", "is too large"))?,
         creates_per_sec: int("creates_per_sec", wanted.creates_per_sec)?,
         requests_per_sec: int("requests_per_sec", wanted.requests_per_sec)?,
+        isolation: None,
     })
 }
 

@@ -3,6 +3,7 @@
 
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
+use crate::metadata::Metadata;
 use crate::process::registry::Registry;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -17,6 +18,7 @@ pub(crate) struct Guest {
     pub processes: Registry,
     pub watchers: Watchers,
     pub cgroups: Cgroups,
+    pub metadata: Metadata,
     settings: RwLock<Settings>,
 }
 
@@ -46,6 +48,7 @@ impl Guest {
             processes: Registry::default(),
             watchers: Watchers::default(),
             cgroups: Cgroups::open(in_guest),
+            metadata: Metadata::default(),
             settings: RwLock::new(settings),
         }
     }

@@ -5,7 +5,8 @@ mod files;
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::{VERSION, auth, clock, init, metrics, rpc, users};
+use crate::metadata::Metadata;
+use crate::{auth, clock, init, metrics, rpc, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -39,7 +40,7 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
 }
 
 async fn health() -> impl IntoResponse {
-    (StatusCode::NO_CONTENT, [("x-envd-version", VERSION)])
+    (StatusCode::NO_CONTENT, [("x-envd-version", protocol::ENVD_VERSION)])
 }
 
 async fn envs(State(guest): State<Arc<Guest>>) -> Json<BTreeMap<String, String>> {
@@ -81,6 +82,7 @@ async fn initialize(
         epoch::thaw(guest.disk.as_ref());
         if let Some(epoch) = &init.epoch {
             epoch::begin(epoch, host)?;
+            Metadata::ask(&guest);
         }
         adopt_host(&init)?;
     }

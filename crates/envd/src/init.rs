@@ -86,7 +86,8 @@ fn reset() -> ! {
     }
 }
 
-fn console(line: &str) {
+/// Writes a line to the console, which the host keeps.
+pub(crate) fn console(line: &str) {
     if let Ok(mut console) = std::fs::OpenOptions::new().write(true).open("/dev/console") {
         let _ = writeln!(console, "{line}");
     }

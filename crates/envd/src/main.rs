@@ -2,8 +2,8 @@
 //!
 //! As PID 1 it brings the guest up (`init`), then serves; `envd --port N` serves on an
 //! ordinary machine. Everything it says and hears goes over one HTTP port: Connect RPC for
-//! processes and the file system, plain HTTP for contents, health and metrics. It never
-//! dials out and never trusts a caller without the token that `/init` gave it.
+//! processes and the file system, plain HTTP for contents, health and metrics. It dials nobody but
+//! the metadata service, and never trusts a caller without the token that `/init` gave it.
 
 #![allow(clippy::disallowed_methods, reason = "envd ends with its guest, never before its tasks")]
 
@@ -16,6 +16,7 @@ mod filesystem;
 mod guest;
 mod http;
 mod init;
+mod metadata;
 mod metrics;
 mod paths;
 mod process;
@@ -28,9 +29,6 @@ use guest::Guest;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-/// What the SDKs gate their features on: everything that this version unlocks is here.
-pub(crate) const VERSION: &str = "0.6.13";
 
 fn main() -> anyhow::Result<()> {
     if std::process::id() == 1 {

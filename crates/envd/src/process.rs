@@ -59,14 +59,15 @@ pub(crate) struct Process {
 
 /// Starts a program as `user` and returns it with the first subscription, made before the
 /// program can write, so that no output is lost. At the deadline its whole group is killed,
-/// whether or not anyone listens.
+/// whether or not anyone listens. `vars` are what the guest knows of itself.
 pub(crate) fn start(
     guest: &Arc<Guest>,
     user: &User,
     spec: Spec,
+    vars: Vec<(&'static str, String)>,
     deadline: Option<Instant>,
 ) -> Result<(Arc<Process>, mpsc::Receiver<Event>)> {
-    let mut command = command(guest, user, &spec)?;
+    let mut command = command(guest, user, &spec, vars)?;
     let terminal = spec.terminal.map(|size| pty::open(size, user.uid)).transpose();
     let mut terminal = terminal.map_err(|e| Error::io("opening a terminal", &e))?;
     if let Some((_, slave)) = &mut terminal {
@@ -111,7 +112,12 @@ pub(crate) fn start(
     Ok((process, events))
 }
 
-fn command(guest: &Guest, user: &User, spec: &Spec) -> Result<Command> {
+fn command(
+    guest: &Guest,
+    user: &User,
+    spec: &Spec,
+    vars: Vec<(&'static str, String)>,
+) -> Result<Command> {
     let nul = |text: &String| text.contains('\0');
     if spec.cmd.is_empty() {
         return Err(Error::invalid("cmd must not be empty"));
@@ -134,7 +140,7 @@ fn command(guest: &Guest, user: &User, spec: &Spec) -> Result<Command> {
     command.args(&spec.args).current_dir(cwd).env_clear();
     command.env("PATH", SEARCH_PATH).env("HOME", &user.home);
     command.env("USER", &user.name).env("LOGNAME", &user.name);
-    command.envs(&settings.envs).envs(&spec.envs);
+    command.envs(vars).envs(&settings.envs).envs(&spec.envs);
     Ok(command)
 }
 

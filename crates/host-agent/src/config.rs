@@ -1,5 +1,7 @@
 //! What a host agent is told once, at its start.
 
+use crate::snapshot::System;
+use crate::vmm::firecracker::Choice as FirecrackerChoice;
 use std::path::PathBuf;
 
 /// Settings of a host agent.
@@ -13,6 +15,8 @@ pub struct Config {
     pub dns: Vec<std::net::IpAddr>,
     /// Which driver runs the machines.
     pub driver: DriverChoice,
+    /// Which Firecracker, where that is the driver.
+    pub firecracker: FirecrackerChoice,
     /// Memory that capsules may have together, in MiB; 0 means four fifths of the machine's.
     pub memory_mib: u64,
     /// Virtual CPUs that capsules may have together; 0 means 64 for each core.
@@ -43,8 +47,11 @@ impl std::fmt::Debug for StoreConfig {
 /// Which driver runs the machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverChoice {
-    /// KVM where a probe guest boots on it, else software emulation.
+    /// Firecracker where it is and a probe guest boots on it, else QEMU on KVM where one boots
+    /// on that, else software emulation.
     Auto,
+    /// Firecracker, which needs KVM.
+    Firecracker,
     /// QEMU on KVM.
     Kvm,
     /// QEMU with software emulation.
@@ -82,10 +89,24 @@ impl Config {
         self.dir.join("golden")
     }
 
+    /// Where memory is that machines map by its path.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.dir.join("memory")
+    }
+
     /// The guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("images/boot/vmlinux")
+    }
+
+    /// What a machine that is booted now has in its memory.
+    pub(crate) fn system(&self) -> System {
+        let images = self.dir.join("images/boot");
+        let images = images.canonicalize().unwrap_or(images);
+        let kernel = images.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        System { kernel, envd: protocol::ENVD_VERSION.to_owned() }
     }
 
     /// The initramfs with envd.

@@ -18,6 +18,8 @@ mod sys;
 mod vmm;
 
 pub use config::{Config, DriverChoice, StoreConfig};
+pub use vmm::choose::Examined;
+pub use vmm::firecracker::Choice as FirecrackerChoice;
 
 use anyhow::Context;
 use capsule::golden::Goldens;
@@ -40,14 +42,8 @@ use std::time::Duration;
 use store::Store;
 use tower::ServiceExt;
 use vmm::Driver;
+use vmm::choose::{self, choose};
 use vmm::fake::Fake;
-use vmm::hollow::Hollow;
-use vmm::qemu::{Accelerator, Qemu};
-
-/// How long a guest may take to show that KVM works, where emulation stands ready.
-const PROBE: Duration = Duration::from_secs(5);
-/// And where KVM was asked for, as on a slow host that is itself a guest.
-const PROBE_PINNED: Duration = Duration::from_secs(60);
 
 /// Virtual CPUs that capsules may have together, for each core.
 const VCPUS_PER_CORE: u64 = 64;
@@ -86,6 +82,7 @@ impl Parts {
             disk_mb: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
             driver: self.driver.name().to_owned(),
             accelerator: self.driver.accelerator().to_owned(),
+            isolation: self.driver.isolation().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             templates: self.templates_by_name(),
             store: self.stored.is_some(),
@@ -175,8 +172,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     let lock = lock(&config.dir)?;
     let tag = tag(&config.dir);
     // One of an agent that died while it waited for it.
-    vmm::kill_named(&probe_name(&tag), &config.dir.join("probe")).await?;
-    let driver = choose_driver(&config, &tag).await?;
+    vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
+    let driver = choose(&config, &tag, tasks).await?;
     let (mut networks, mut cgroups) = (None, None);
     if driver.boots_images() {
         anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
@@ -191,12 +188,13 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         given => given,
     };
     tracing::info!(driver = driver.name(), accelerator = driver.accelerator(), memory_mib, "ready");
+    let memory = driver.maps_paths().then(|| config.memory());
     let parts = Arc::new(Parts {
         driver,
         networks,
         cgroups,
         memory_mib,
-        images: Images::default(),
+        images: Images::new(memory).context("making the folder of images of memory")?,
         goldens: Goldens::default(),
         stored: open_store(&config).await?,
         config,
@@ -253,7 +251,7 @@ fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
 /// What cannot be removed.
 pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
-    vmm::kill_named(&probe_name(&tag), &config.dir.join("probe")).await?;
+    vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
     let (mut networks, mut cgroups) = (None, None);
     if config.driver.boots_images() {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
@@ -286,66 +284,21 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Finds out which drivers work here, and why others do not.
+///
+/// # Errors
+/// When the agent's folder cannot be made.
+pub async fn examine(config: &Config) -> anyhow::Result<Vec<Examined>> {
+    std::fs::create_dir_all(&config.dir)
+        .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
+    Ok(choose::examine(config, &tag(&config.dir), &Tasks::default()).await)
+}
+
 /// Tells the names of one agent from another's on the same machine, by its folder.
 fn tag(dir: &Path) -> String {
     let path = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
     digest.iter().take(2).map(|byte| format!("{byte:02x}")).collect()
-}
-
-async fn choose_driver(config: &Config, tag: &str) -> anyhow::Result<Box<dyn Driver>> {
-    let tcg = || Qemu::tcg(config.kernel(), config.initramfs(), config.dns.clone());
-    let kvm = || Qemu { accelerator: Accelerator::Kvm, ..tcg() };
-    Ok(match &config.driver {
-        DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
-        DriverChoice::Hollow { port } => Box::new(Hollow { port: *port }),
-        DriverChoice::Tcg => Box::new(tcg()),
-        DriverChoice::Kvm => {
-            let probed = boot_probe(config, tag, &kvm(), PROBE_PINNED).await;
-            probed.context("WRENN_DRIVER=kvm, but no guest boots on it")?;
-            Box::new(kvm())
-        }
-        DriverChoice::Auto if !Path::new("/dev/kvm").exists() => Box::new(tcg()),
-        DriverChoice::Auto => match probe(config, tag, &kvm()).await {
-            Ok(()) => Box::new(kvm()),
-            Err(error) => {
-                tracing::info!(error = format!("{error:#}"), "KVM boots no guest here");
-                Box::new(tcg())
-            }
-        },
-    })
-}
-
-/// Probes KVM once per boot of this machine, and remembers.
-async fn probe(config: &Config, tag: &str, driver: &Qemu) -> anyhow::Result<()> {
-    let boot = sys::boot_id();
-    let (kept, works) = (config.dir.join("kvm-probe"), format!("works {boot}"));
-    let fails = format!("fails {boot}");
-    let known = std::fs::read_to_string(&kept).unwrap_or_default();
-    if known == works {
-        return Ok(());
-    }
-    anyhow::ensure!(known != fails, "a probe guest did not get up since this machine booted");
-    let probed = boot_probe(config, tag, driver, PROBE).await;
-    std::fs::write(&kept, if probed.is_ok() { works } else { fails })?;
-    probed
-}
-
-async fn boot_probe(
-    config: &Config,
-    tag: &str,
-    driver: &Qemu,
-    limit: Duration,
-) -> anyhow::Result<()> {
-    let dir = config.dir.join("probe");
-    std::fs::create_dir_all(&dir)?;
-    let probed = driver.probe(&probe_name(tag), &dir, limit).await;
-    let _ = std::fs::remove_dir_all(&dir);
-    Ok(probed?)
-}
-
-fn probe_name(tag: &str) -> String {
-    format!("probe-{tag}")
 }
 
 fn total_memory_mib() -> u64 {

@@ -6,7 +6,7 @@ use crate::capsule::ledger::{Ledger, Phase};
 use crate::capsule::life::{Life, OnTimeout};
 use crate::capsule::manager::{Begun, Listed, Manager, State, chain};
 use crate::capsule::resume::Resume;
-use crate::snapshot::Layers;
+use crate::snapshot::{Layers, System};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
 };
@@ -50,6 +50,7 @@ impl wire::Host for Service {
             last: 0,
             stored: 0,
             began: Layers::default(),
+            system: System::default(),
             life: life(request.life.into_option()),
         };
         let from = match request.snapshot_id.as_str() {
@@ -57,7 +58,7 @@ impl wire::Host for Service {
             id => Some(snapshot_id(id)?),
         };
         let id = ledger.id;
-        let begun = self.manager.create(ledger, from).await;
+        let begun = Box::pin(self.manager.create(ledger, from)).await;
         let (stages, ends_at_ms) = shown(begun.map_err(|e| refused(id, &e))?);
         Response::ok(wire::CreateCapsuleResponse { stages, ends_at_ms, ..Default::default() })
     }

@@ -96,11 +96,22 @@ impl Layers {
     }
 }
 
+/// What runs in a guest's memory, whatever this host would boot now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct System {
+    /// Names the kernel and the initramfs by what they were made of.
+    pub kernel: String,
+    /// Version of envd.
+    pub envd: String,
+}
+
 /// What a snapshot says of itself.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Manifest {
-    /// What it was made on: a machine of another kind would not understand it.
+    /// What it was made on, VMM and processor: a machine of another kind would not understand it.
     pub fingerprint: String,
+    #[serde(default)]
+    pub system: System,
     pub template: String,
     /// Whose it is; none of what the host has for all.
     #[serde(default)]
@@ -249,13 +260,13 @@ impl Staging {
     ) -> io::Result<Layers> {
         let written = match began.all.len() < LAYERS_MAX {
             true => self.write_above(memory, began, from),
-            false => self.write_whole(memory),
+            false => self.write_whole(memory, began, from),
         };
         match written {
             // What lies below cannot be read; the machine has it all the same.
             Err(error) if is_damage(&error) => {
                 tracing::warn!(%error, "a layer is damaged; writing the whole memory");
-                self.write_whole(memory)
+                self.write_whole(memory, began, from)
             }
             written => written,
         }
@@ -277,8 +288,9 @@ impl Staging {
         Ok(layers)
     }
 
-    fn write_whole(&self, memory: &Memory) -> io::Result<Layers> {
-        Ok(Layers { all: vec![self.add_layer(&memory.whole()?, &[])?], shared: 0 })
+    fn write_whole(&self, memory: &Memory, began: &Layers, from: &Path) -> io::Result<Layers> {
+        let whole = memory.whole(|| began.open(from))?;
+        Ok(Layers { all: vec![self.add_layer(&whole, &[])?], shared: 0 })
     }
 
     fn add_layer(&self, memory: &Memory, below: &[Layer]) -> io::Result<LayerRef> {
@@ -370,4 +382,45 @@ pub(crate) fn sweep(dir: &Path) -> Vec<String> {
         }
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layer::PAGE;
+    use std::ops::Range;
+    use std::os::unix::fs::FileExt;
+
+    const PAGES: u64 = 16;
+
+    /// A memory of whose pages one was touched, and holds `fill`.
+    fn touched(number: u64, fill: u8) -> Memory {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[fill; PAGE], number * PAGE as u64).unwrap();
+        Memory::of_changes(file, None, PAGES, Vec::from([Range { start: number, end: number + 1 }]))
+    }
+
+    /// As forks of forks are made: each begins from all layers of the one before, and what is
+    /// copied of it is what it has touched.
+    #[test]
+    fn a_chain_of_forks_of_any_depth_keeps_what_nobody_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut began, mut from) = (Layers::default(), dir.path().to_owned());
+        let fill = |number: u64| u8::try_from(1 + number).unwrap();
+        for depth in 0..2 * LAYERS_MAX as u64 {
+            let staging = Staging::begin(&dir.path().join(depth.to_string())).unwrap();
+            let memory = touched(depth, fill(depth)).copy().unwrap();
+            began = staging.write_memory(&memory, &began, &from).unwrap();
+            began.shared = began.all.len();
+            from = staging.path().to_owned();
+            std::mem::forget(staging);
+            let layers = began.open(&from).unwrap();
+            let image = memory::image(&layers, PAGES * PAGE as u64).unwrap();
+            let mut page = [0; PAGE];
+            for number in 0..=depth {
+                image.read_exact_at(&mut page, number * PAGE as u64).unwrap();
+                assert_eq!(page[0], fill(number), "page {number} of the fork {depth} deep");
+            }
+        }
+    }
 }

@@ -67,21 +67,41 @@ const PIECE: usize = 4096;
 /// Copies a disk that nobody writes to: by sharing its blocks where the file system can, else
 /// only what is not zeros. Returns the copy, open for a machine, with the hash of its contents.
 pub(crate) fn copy_disk(from: &File, to: &Path) -> io::Result<(File, blake3::Hash)> {
-    let copy = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
-    if rustix::fs::ioctl_ficlone(&copy, from).is_ok() {
-        let hash = hash_disk(from)?;
-        return Ok((copy, hash));
+    match share_blocks(from, to)? {
+        (copy, true) => Ok((copy, hash_disk(from)?)),
+        (copy, false) => {
+            let hash = copy_data(from, &copy)?;
+            Ok((copy, hash))
+        }
     }
+}
+
+/// Copies a file in which much is zeros, and asks for no hash of it.
+pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
+    let (copy, shared) = share_blocks(from, to)?;
+    if !shared {
+        copy_data(from, &copy)?;
+    }
+    Ok(copy)
+}
+
+/// Makes a file, with the blocks of another where the file system can have both share them.
+fn share_blocks(from: &File, to: &Path) -> io::Result<(File, bool)> {
+    let copy = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
+    let shared = rustix::fs::ioctl_ficlone(&copy, from).is_ok();
+    Ok((copy, shared))
+}
+
+fn copy_data(from: &File, copy: &File) -> io::Result<blake3::Hash> {
     copy.set_len(from.metadata()?.len())?;
     let zeros = [0; PIECE];
-    let hash = each_block(from, |at, block| {
+    each_block(from, |at, block| {
         let mut pieces = (at..).step_by(PIECE).zip(block.chunks(PIECE));
         pieces.try_for_each(|(at, piece)| match *piece == zeros[..piece.len()] {
             true => Ok(()),
             false => copy.write_all_at(piece, at),
         })
-    })?;
-    Ok((copy, hash))
+    })
 }
 
 /// The hash of a disk's contents, however sparse its file is.

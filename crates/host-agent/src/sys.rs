@@ -24,29 +24,42 @@ pub(crate) const FIRST_FD: RawFd = 3;
 
 /// A VMM process to be started.
 pub(crate) struct VmmCommand<'a> {
-    pub program: &'a str,
+    pub program: &'a Path,
     pub capsule: &'a str,
     /// Folder of the capsule.
     pub dir: &'a Path,
+    /// Where it works.
+    pub cwd: &'a Path,
     pub args: Vec<String>,
     /// Become descriptors 3, 4, … of the process.
     pub fds: Vec<OwnedFd>,
+    /// None for a program that needs its rights to give them up.
+    pub identity: Option<Identity>,
+    /// The network namespace; an empty one where none is given.
+    pub namespace: Option<File>,
+    /// `cgroup.procs` files to enter.
+    pub cgroups: Vec<File>,
+    /// Standard output; nowhere when none.
+    pub out: Option<File>,
+    /// Standard error.
+    pub log: File,
+}
+
+/// Who a process is.
+pub(crate) struct Identity {
     /// User and group id; unprivileged.
     pub id: u32,
     /// Further group, as that of `/dev/kvm`.
     pub group: Option<u32>,
-    /// `cgroup.procs` files to enter.
-    pub cgroups: Vec<File>,
-    pub log: File,
 }
 
-/// Starts a VMM that outlives us: a session of its own, empty network, IPC and UTS
-/// namespaces, no privileges, only the descriptors it was given.
+/// Starts a VMM that outlives us: a session of its own, IPC and UTS namespaces that are empty, a
+/// network that is empty or the capsule's, no privileges, only the descriptors it was given.
 pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
     let mut command = Command::new(vmm.program);
     command.args(&vmm.args).env_clear().env(CAPSULE_VAR, vmm.capsule).env(DIR_VAR, vmm.dir);
-    command.current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(vmm.log));
+    let out = vmm.out.map_or_else(Stdio::null, Stdio::from);
+    command.current_dir(vmm.cwd).stdin(Stdio::null()).stdout(out).stderr(Stdio::from(vmm.log));
     // Above the numbers that they are to have, so that no copy overwrites another.
     let floor = FIRST_FD + 32;
     let fds: Vec<OwnedFd> = vmm
@@ -54,8 +67,8 @@ pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
         .iter()
         .map(|fd| Ok(rustix::io::fcntl_dupfd_cloexec(fd, floor)?))
         .collect::<io::Result<_>>()?;
-    let groups: Vec<libc::gid_t> = vmm.group.into_iter().collect();
-    let (id, cgroups) = (vmm.id, vmm.cgroups);
+    let identity = vmm.identity.map(|who| (who.id, Vec::from_iter(who.group)));
+    let (namespace, cgroups) = (vmm.namespace, vmm.cgroups);
     let hook = move || {
         for procs in &cgroups {
             rustix::io::write(procs, b"0")?;
@@ -65,15 +78,21 @@ pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
             |result: c_int| if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) };
         // SAFETY: plain system calls on numbers and live memory; nothing allocates.
         unsafe {
-            ok(libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
+            match &namespace {
+                Some(namespace) => ok(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET))?,
+                None => ok(libc::unshare(libc::CLONE_NEWNET))?,
+            }
+            ok(libc::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
             for (number, fd) in (FIRST_FD..).zip(&fds) {
                 ok(libc::dup2(fd.as_raw_fd(), number))?;
             }
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             ok(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
-            ok(libc::setgroups(groups.len(), groups.as_ptr()))?;
-            ok(libc::setgid(id))?;
-            ok(libc::setuid(id))?;
+            if let Some((id, groups)) = &identity {
+                ok(libc::setgroups(groups.len(), groups.as_ptr()))?;
+                ok(libc::setgid(*id))?;
+                ok(libc::setuid(*id))?;
+            }
             ok(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         }
     };
@@ -165,6 +184,18 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(tap.into()) }
 }
 
+/// Lets a user open a tap by its name, which stays when we close it.
+pub(crate) fn give_tap(tap: &OwnedFd, uid: u32) -> io::Result<()> {
+    const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+    const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
+    // SAFETY: both requests take numbers.
+    let failed = unsafe {
+        libc::ioctl(tap.as_raw_fd(), TUNSETOWNER, libc::c_ulong::from(uid)) == -1
+            || libc::ioctl(tap.as_raw_fd(), TUNSETPERSIST, 1 as libc::c_ulong) == -1
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[repr(C)]
 struct NftContext {
     _opaque: [u8; 0],
@@ -242,11 +273,16 @@ pub(crate) async fn wait_end(pid: i32, started: u64) -> io::Result<()> {
     // SAFETY: the descriptor is owned by the registration and closed with it.
     let handle = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) }?;
     let _ = handle.readable().await?;
-    // Reaps it if it is a child of ours, and not one that we adopted.
-    if let Some(pid) = Pid::from_raw(pid) {
+    reap(pid, started);
+    Ok(())
+}
+
+/// Forgets a process that has ended, if it is a child of ours, and not one that we adopted.
+pub(crate) fn reap(pid: i32, started: u64) {
+    let ended = start_time(pid) == Some(started) && is_zombie(pid);
+    if let Some(pid) = Pid::from_raw(pid).filter(|_| ended) {
         let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
     }
-    Ok(())
 }
 
 /// Kills a process if it is still the one that began at `started`.
@@ -287,17 +323,29 @@ pub(crate) fn available_memory_mib() -> u64 {
 
 /// When a process began, in clock ticks since the boot (`proc(5)`, field 22).
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field may hold spaces and parentheses; the last `)` ends it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat(pid, 19)?.parse().ok()
 }
 
-/// The processes that are the machine of `capsule` in a folder, by the environment they were
-/// started with: another agent of this machine may have one of the same capsule.
+/// Whether a process has ended, and whoever started it, or inherited it, has not asked yet.
+pub(crate) fn is_zombie(pid: i32) -> bool {
+    stat(pid, 0).is_some_and(|state| matches!(state.as_str(), "Z" | "X"))
+}
+
+/// A word of what the kernel says of a process, from the third on.
+fn stat(pid: i32, word: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second may hold spaces and parentheses; the last `)` ends it.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(word).map(str::to_owned)
+}
+
+/// The processes that are the machine of `capsule` in a folder: by the environment they were
+/// started with, or, where a jailer took that away, by their arguments and their root, which is
+/// below the folder. Another agent of this machine may have one of the same capsule.
 pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let wanted = format!("{CAPSULE_VAR}={capsule}");
     let (folder, here) = (format!("{DIR_VAR}="), dir.as_os_str().as_encoded_bytes());
+    let roots = jails(&dir.join(crate::vmm::OWN));
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
@@ -305,7 +353,31 @@ pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
             let vars = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             let mut vars = vars.split(|byte| *byte == 0);
             let mut elsewhere = vars.clone().filter_map(|v| v.strip_prefix(folder.as_bytes()));
-            vars.any(|var| var == wanted.as_bytes()) && !elsewhere.any(|dir| dir != here)
+            let named =
+                vars.any(|var| var == wanted.as_bytes()) && !elsewhere.any(|dir| dir != here);
+            named || file_id(format!("/proc/{pid}/root")).is_some_and(|root| roots.contains(&root))
         })
         .collect()
+}
+
+/// The folders `root` below the one where a driver keeps what is its own.
+fn jails(own: &Path) -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    let mut below = vec![(own.to_owned(), 0)];
+    while let Some((dir, depth)) = below.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name() == "root" {
+                found.extend(file_id(entry.path()));
+            } else if depth < 3 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                below.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    found
+}
+
+/// What tells a file from every other of this machine.
+fn file_id(path: impl AsRef<Path>) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }

@@ -1,23 +1,33 @@
-//! The machine behind a capsule: one trait, a driver each for QEMU and for tests.
+//! The machine behind a capsule: one trait, a driver each for Firecracker, for QEMU and for tests.
 //!
 //! Nothing above this trait knows which driver runs. A machine outlives the agent: what is
 //! needed to find it again is its [`Record`], which the ledger keeps.
 
+pub(crate) mod choose;
 pub(crate) mod fake;
+pub(crate) mod firecracker;
 pub(crate) mod hollow;
+mod metadata;
 pub(crate) mod qemu;
 mod qmp;
+mod socket;
 
+use crate::snapshot::images::Image;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory::Memory;
 use futures::future::BoxFuture;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use types::Isolation;
 use types::resources::Resources;
+
+/// The folder, in a capsule's, of what a driver keeps while its machine runs.
+pub(crate) const OWN: &str = "vmm";
 
 /// Why a machine could not be made or asked.
 #[derive(Debug, thiserror::Error)]
@@ -45,18 +55,45 @@ pub(crate) struct Spec {
     pub disks: Option<Disks>,
     /// None where the driver needs no network.
     pub tap: Option<OwnedFd>,
+    /// Where the tap is.
+    pub namespace: Option<File>,
     /// Unprivileged user and group of the VMM; this capsule's alone.
     pub uid: u32,
     /// `cgroup.procs` files for the VMM to enter.
     pub cgroups: Vec<File>,
+    pub metadata: Metadata,
+}
+
+/// What a guest is told of itself by the metadata service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    pub capsule: String,
+    pub template: String,
+}
+
+impl Metadata {
+    /// As the guest reads it; the names are those that E2B's agents look for.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "instanceID": self.capsule, "envID": self.template })
+    }
+}
+
+/// A machine that an earlier agent left.
+pub(crate) struct Found<'a> {
+    pub record: &'a Record,
+    pub name: &'a str,
+    pub dir: &'a Path,
+    pub uid: u32,
+    pub namespace: Option<&'a File>,
+    pub metadata: Metadata,
 }
 
 /// What a machine is brought back from.
 pub(crate) struct Saved {
     /// Memory that the machine maps copy-on-write; nobody can change it.
-    pub image: Arc<File>,
+    pub image: Arc<Image>,
     /// What its own memory holds above that.
-    pub above: Vec<Layer>,
+    pub above: Arc<Vec<Layer>>,
     /// The state of its devices.
     pub state: File,
 }
@@ -89,7 +126,9 @@ impl Record {
 
     /// Whether the process is still that one.
     pub(crate) fn lives(&self) -> bool {
-        self.boot == crate::sys::boot_id() && crate::sys::start_time(self.pid) == Some(self.started)
+        self.boot == crate::sys::boot_id()
+            && crate::sys::start_time(self.pid) == Some(self.started)
+            && !crate::sys::is_zombie(self.pid)
     }
 }
 
@@ -97,10 +136,16 @@ impl Record {
 pub(crate) trait Driver: Send + Sync {
     /// `qemu`, `firecracker` or `fake`.
     fn name(&self) -> &'static str;
-    /// Isolation tier: `kvm`, `tcg` or `none`.
+    /// `kvm`, `tcg` or `none`.
     fn accelerator(&self) -> &'static str;
+    /// How well machines are kept apart from this one.
+    fn isolation(&self) -> Isolation;
     /// Whether machines boot from images, with disks and networks of their own.
     fn boots_images(&self) -> bool;
+    /// Whether machines map files by their paths.
+    fn maps_paths(&self) -> bool {
+        false
+    }
     /// Starts a machine; it runs when this returns, the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// What a saved machine fits: VMM, accelerator, processor. One of another fits not.
@@ -108,14 +153,16 @@ pub(crate) trait Driver: Send + Sync {
     /// Makes a machine from what was saved of one; it stands still.
     fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// Finds a machine that an earlier agent started; none when it has ended.
-    fn adopt(&self, record: &Record, dir: PathBuf) -> Option<Box<dyn Machine>>;
+    fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>>;
 }
 
 /// A machine that was started.
 pub(crate) trait Machine: Send + Sync {
     fn record(&self) -> Record;
     /// Where the guest's port is reached when it has no namespace.
-    fn loopback(&self, port: u16) -> Option<SocketAddr>;
+    fn loopback(&self, _port: u16) -> Option<SocketAddr> {
+        None
+    }
     /// Waits for the machine's end and says why, for people.
     fn ended(&self) -> BoxFuture<'_, String>;
     /// The last 64 KiB at most of what the guest wrote to its console.
@@ -124,10 +171,9 @@ pub(crate) trait Machine: Send + Sync {
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Lets the guest go on; one that does is success.
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>>;
-    /// Writes the state of the devices of a frozen machine, which stays frozen.
-    fn save(&self, state: File) -> BoxFuture<'_, Result<(), Error>>;
-    /// The memory of a frozen machine; none where a driver's machines have none to keep.
-    fn memory(&self, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;
+    /// Writes the state of the devices of a frozen machine, which stays frozen, and gives its
+    /// memory of `bytes`; none where a driver's machines have none to keep.
+    fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;
     /// Ends it and waits until it has; one that has ended is success.
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// What the VMM itself said last; for the log, since it may name this machine's paths.
@@ -136,12 +182,28 @@ pub(crate) trait Machine: Send + Sync {
     fn trim_logs(&self);
 }
 
+/// What the kernel of every guest is told; see `docs/operations.md` for each word.
+fn kernel_words(dns: &[IpAddr]) -> String {
+    let dns: Vec<String> = dns.iter().map(IpAddr::to_string).collect();
+    format!(
+        "quiet loglevel=3 console=ttyS0 random.trust_cpu=on cryptomgr.notests audit=0 \
+         8250.nr_uarts=1 init_on_alloc=0 lsm= rcupdate.rcu_expedited=1 wrenn.dns={}",
+        dns.join(",")
+    )
+}
+
+/// The group whose members may use KVM, where that is not root.
+fn kvm_group() -> Option<u32> {
+    Some(std::fs::metadata("/dev/kvm").ok()?.gid()).filter(|gid| *gid != 0)
+}
+
 /// Kills a process by its record and waits until it is gone.
 pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
+    let (pid, started) = (record.pid, record.started);
     if !record.lives() {
+        crate::sys::reap(pid, started);
         return Ok(());
     }
-    let (pid, started) = (record.pid, record.started);
     let done = match crate::sys::kill_process(pid, started) {
         Ok(()) => crate::sys::wait_end(pid, started).await,
         Err(error) => Err(error),
@@ -162,10 +224,11 @@ pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
 
 /// Waits for the end of a process by its record.
 pub(crate) async fn wait_record(record: &Record) {
+    let (pid, started) = (record.pid, record.started);
     if !record.lives() {
+        crate::sys::reap(pid, started);
         return;
     }
-    let (pid, started) = (record.pid, record.started);
     if let Err(error) = crate::sys::wait_end(pid, started).await {
         tracing::warn!(pid, %error, "waiting for a machine's end");
     }
@@ -190,5 +253,15 @@ mod tests {
         }
         kill_record(&record).await.unwrap();
         assert!(!record.lives());
+        // One that has ended by itself lives no more either, asked for or not.
+        #[expect(clippy::zombie_processes, reason = "that is what is looked at")]
+        let ended = std::process::Command::new("true").spawn().unwrap();
+        let record = Record::of(i32::try_from(ended.id()).unwrap(), None).unwrap();
+        while record.lives() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert!(crate::sys::is_zombie(record.pid));
+        wait_record(&record).await;
+        assert_eq!(crate::sys::start_time(record.pid), None, "nobody asked for it");
     }
 }

@@ -16,6 +16,9 @@ pub use rpc::{filesystem, process};
 
 /// The port on which envd serves inside a guest.
 pub const ENVD_PORT: u16 = 49983;
+/// Version of envd. The SDKs gate their features on it: everything that it unlocks is there. An
+/// agent brings back no guest whose envd is newer than the one that it knows.
+pub const ENVD_VERSION: &str = "0.6.13";
 /// Header that carries envd's token.
 pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Header by which a stream's caller chooses how often a keepalive is sent, in seconds.

@@ -3,6 +3,7 @@
 
 pub mod capsule;
 pub mod ids;
+pub mod isolation;
 pub mod names;
 pub mod resources;
 
@@ -11,3 +12,4 @@ pub use ids::{
     ApiKeyId, AuditLogId, BuildId, CapsuleId, ChannelId, DeliveryId, HostId, HostTokenId,
     InvitationId, PLATFORM_TEAM, SessionId, SnapshotId, TeamId, TemplateId, UserId,
 };
+pub use isolation::Isolation;

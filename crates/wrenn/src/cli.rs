@@ -311,12 +311,20 @@ pub(crate) enum Template {
     /// List them.
     #[command(visible_alias = "ls")]
     List,
+    /// Have a template's capsules begin only on hosts of a tier of isolation, or a better one.
+    Require {
+        template: String,
+        /// `none`, `tcg`, `kvm` or `jailed`.
+        tier: String,
+    },
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
     #[command(flatten)]
     pub folder: Folder,
+    #[command(flatten)]
+    pub agent: Agent,
 }
 
 #[derive(Args, Debug)]

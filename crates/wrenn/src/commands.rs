@@ -22,6 +22,7 @@ pub(crate) use key::{audit, key};
 pub(crate) use team::team;
 pub(crate) use user::user;
 
+use crate::cli::Template;
 use crate::client::Client;
 use crate::output::{self, Form};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -56,8 +57,18 @@ fn agreed(question: &str) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// `wrenn template list`.
-pub(crate) async fn templates(client: &Client, form: Form) -> anyhow::Result<()> {
+/// `wrenn template`.
+pub(crate) async fn templates(
+    command: Template,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    if let Template::Require { template, tier } = command {
+        let path = format!("/v1/templates/{template}");
+        let change = api::ChangeTemplate { isolation: tier };
+        let changed: api::Template = client.patch(&path, &change).await?;
+        return shown(&changed, &changed.isolation, form);
+    }
     let list: api::TemplateList = client.get("/v1/templates").await?;
     if form == Form::Json {
         return output::json(&list.items);
@@ -69,11 +80,12 @@ pub(crate) async fn templates(client: &Client, form: Form) -> anyhow::Result<()>
             t.vcpus.to_string(),
             format!("{} MiB", t.memory_mb),
             format!("{} MiB", t.disk_mb),
+            t.isolation,
             shared.to_owned(),
             t.id,
         ]
     };
-    let header = ["NAME", "VCPUS", "MEMORY", "DISK", "FOR", "ID"];
+    let header = ["NAME", "VCPUS", "MEMORY", "DISK", "ISOLATION", "FOR", "ID"];
     output::table(&header, list.items.into_iter().map(row).collect());
     Ok(())
 }

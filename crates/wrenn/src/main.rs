@@ -42,7 +42,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     let client = || client::Client::new(&cli.api, &client_file);
     match cli.command {
         Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
-        Command::Template(cli::Template::List) => commands::templates(&client()?, form).await?,
+        Command::Template(command) => commands::templates(command, &client()?, form).await?,
         Command::Snapshot(command) => commands::snapshots(command, &client()?, form).await?,
         Command::Host(command) => commands::host(command, &client()?, form).await?,
         Command::Account(command) => {
@@ -54,7 +54,8 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::User(command) => commands::user(command, &client()?, form).await?,
         Command::Doctor(doctor) => {
             let path = var("PATH").unwrap_or_default();
-            return commands::doctor(&doctor.folder.dir, &path, client().ok(), form).await;
+            let config = doctor.agent.config(&doctor.folder.dir)?;
+            return commands::doctor(&config, &path, client().ok(), form).await;
         }
         Command::Up(up) => {
             let up = *up;

@@ -42,9 +42,20 @@ pub(crate) struct Agent {
     /// Name servers of the guests.
     #[arg(long, env = "WRENN_DNS", default_value = "1.1.1.1,8.8.8.8", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
-    /// `auto`, `kvm`, `tcg`, or `fake:ENVD` for tests without machines.
+    /// `auto`, `firecracker`, `kvm` and `tcg` (QEMU), or `fake:ENVD` for tests without machines.
     #[arg(long, env = "WRENN_DRIVER", default_value = "auto")]
     pub driver: Driver,
+    /// Path of Firecracker; by default the one on the PATH.
+    #[arg(long, env = "WRENN_FIRECRACKER")]
+    pub firecracker: Option<PathBuf>,
+    /// Path of Firecracker's jailer, or `none` to run capsules without; by default the one beside
+    /// Firecracker, or on the PATH.
+    #[arg(long, env = "WRENN_JAILER")]
+    pub jailer: Option<PathBuf>,
+    /// Use a Firecracker, too, that is older than those known to be safe: for trying things.
+    #[arg(long, env = "WRENN_FIRECRACKER_ANY_VERSION", value_parser = flag(),
+        default_value = "false", default_missing_value = "true", num_args = 0..=1)]
+    pub firecracker_any_version: bool,
     /// Memory that capsules may have together, in MiB; 0 is four fifths of the machine's.
     #[arg(long, env = "WRENN_MEMORY_MIB", default_value_t = 0)]
     pub memory_mib: u64,
@@ -79,11 +90,12 @@ impl FromStr for Driver {
         use host_agent::DriverChoice;
         Ok(Self(match text {
             "auto" => DriverChoice::Auto,
+            "firecracker" => DriverChoice::Firecracker,
             "kvm" => DriverChoice::Kvm,
             "tcg" => DriverChoice::Tcg,
             other => match other.strip_prefix("fake:") {
                 Some(envd) => DriverChoice::Fake { envd: envd.into() },
-                None => return Err("must be auto, kvm, tcg or fake:ENVD".to_owned()),
+                None => return Err("must be auto, firecracker, kvm, tcg or fake:ENVD".to_owned()),
             },
         }))
     }
@@ -102,12 +114,26 @@ impl Agent {
             network: self.network.clone(),
             dns: self.dns.clone(),
             driver: self.driver.0.clone(),
+            firecracker: self.firecracker(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
             disk_mib: self.disk_mib,
             store: self.store()?,
             connections: self.connections,
         })
+    }
+
+    fn firecracker(&self) -> host_agent::FirecrackerChoice {
+        let given =
+            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let jailer = given(&self.jailer);
+        let unjailed = jailer.as_deref() == Some(Path::new("none"));
+        host_agent::FirecrackerChoice {
+            firecracker: given(&self.firecracker),
+            jailer: jailer.filter(|_| !unjailed),
+            unjailed,
+            any_version: self.firecracker_any_version,
+        }
     }
 
     fn store(&self) -> anyhow::Result<Option<host_agent::StoreConfig>> {

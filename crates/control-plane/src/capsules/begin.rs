@@ -17,7 +17,7 @@ use sqlx::types::Json;
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use types::resources::Resources;
-use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
+use types::{CapsuleId, CapsuleState, HostId, Isolation, SnapshotId};
 
 /// Hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;
@@ -29,6 +29,8 @@ pub(crate) struct Begin {
     /// What it begins from; the template when none.
     pub snapshot: Option<SnapshotId>,
     pub size: Resources,
+    /// The least tier that the template is content with.
+    pub isolation: Isolation,
     /// The host that has it, when it is a snapshot.
     pub near: Option<HostId>,
     /// Whether the store has it, too.
@@ -92,6 +94,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         team_id: caller.team.to_string(),
         ..Default::default()
     };
+    let quota = Quota::of(app, caller).await?;
     let ask = Ask {
         team: caller.team,
         size: row.size(),
@@ -100,9 +103,9 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         // A template is in the store once a host that has it has the store.
         fetches: wanted.snapshot.is_none() || wanted.stored,
         tags: &wanted.host_tags,
+        isolation: wanted.isolation.max(quota.isolation()),
         without: &[],
     };
-    let quota = Quota::of(app, caller).await?;
     quota.rate(app)?;
     let host = app.fleet.place(&ask).await?;
     let mut row = Capsule { host_id: Some(host.0), ..row };

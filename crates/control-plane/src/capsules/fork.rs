@@ -12,7 +12,7 @@ use crate::snapshots;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
-use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
+use types::{CapsuleId, CapsuleState, HostId, Isolation, SnapshotId};
 
 /// Capsules that one fork may make.
 const MOST: u32 = 100;
@@ -76,6 +76,8 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
             memory_mib: size(source.memory_mib),
             disk_mib: size(source.disk_mib),
         },
+        // It is on its source's host.
+        isolation: Isolation::None,
         near: source.host_id.map(HostId),
         stored: false,
         host_tags: Vec::new(),

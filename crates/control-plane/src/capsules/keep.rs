@@ -13,7 +13,7 @@ use crate::scheduler::Ask;
 use protocol::host::{PauseCapsuleRequest, ResumeCapsuleRequest};
 use std::future::Future;
 use std::time::Duration;
-use types::{CapsuleId, CapsuleState, HostId};
+use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
 /// Between two looks at a capsule that is changing.
 const LOOK: Duration = Duration::from_millis(25);
@@ -207,6 +207,11 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         }
         return Ok(own);
     }
+    let team = app.directory.limits(&app.db, capsule.team()).await?.isolation;
+    let template = match capsule.template_id {
+        Some(id) => db::templates::isolation(&app.db, id).await?,
+        None => Isolation::None,
+    };
     let ask = Ask {
         team: capsule.team(),
         size: capsule.size(),
@@ -214,6 +219,7 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         near: own,
         fetches,
         tags: &[],
+        isolation: team.max(template),
         without: own.as_slice(),
     };
     app.fleet.place(&ask).await
@@ -227,7 +233,7 @@ pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Ca
         if capsule.state() == CapsuleState::Paused {
             let timeout = life::after_waking(&capsule);
             let wanted = Wanted { timeout, ..Wanted::default() };
-            capsule = resume(app, caller, id, wanted).await?;
+            capsule = Box::pin(resume(app, caller, id, wanted)).await?;
         }
     }
     let state = capsule.state();

@@ -8,7 +8,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::limits::{Held, Limits, Per, beyond};
 use sqlx::PgConnection;
-use types::ApiKeyId;
+use types::{ApiKeyId, Isolation};
 
 /// What a caller's team may have, and the key that they call with. Read before the transaction
 /// begins: who waits for a connection while holding one may wait for ever.
@@ -20,6 +20,11 @@ pub(super) struct Quota {
 impl Quota {
     pub(super) async fn of(app: &App, caller: Caller) -> Result<Self> {
         Ok(Self { caller, team: app.directory.limits(&app.db, caller.team).await? })
+    }
+
+    /// The least tier that the team's capsules begin on.
+    pub(super) fn isolation(&self) -> Isolation {
+        self.team.isolation
     }
 
     /// Counts one more create.

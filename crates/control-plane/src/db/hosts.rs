@@ -5,7 +5,7 @@ use crate::scheduler::Size;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
-use types::{HostId, TeamId};
+use types::{HostId, Isolation, TeamId};
 use uuid::Uuid;
 
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -19,6 +19,7 @@ pub(crate) struct Host {
     pub arch: String,
     pub driver: String,
     pub accelerator: String,
+    pub isolation: String,
     pub version: String,
     pub templates: Vec<String>,
     pub cpu_cores: i32,
@@ -177,14 +178,18 @@ pub(crate) async fn heard(
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE hosts SET status = 'online', last_heartbeat_at = now(), arch = $3, \
                driver = $4, accelerator = $5, version = $6, templates = $7, cpu_cores = $8, \
-               max_vcpus = $9, memory_mib = $10, disk_mib = $11, load = $12, store = $13 \
+               max_vcpus = $9, memory_mib = $10, disk_mib = $11, load = $12, store = $13, \
+               isolation = $14 \
                WHERE id = $1 AND enrolment = $2";
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let update = sqlx::query(sql).bind(id.0).bind(enrolment).bind(&is.arch).bind(&is.driver);
     let update = update.bind(&is.accelerator).bind(&is.version).bind(&is.templates);
     let update = update.bind(i32::try_from(is.cpu_cores).unwrap_or(i32::MAX));
     let update = update.bind(whole(is.vcpus)).bind(whole(is.memory_mb)).bind(whole(is.disk_mb));
-    Ok(update.bind(Json(load)).bind(is.store).execute(db).await?.rows_affected() == 1)
+    // An agent of before says nothing of it.
+    let tier = is.isolation.parse::<Isolation>().unwrap_or_default();
+    let update = update.bind(Json(load)).bind(is.store).bind(tier.as_str());
+    Ok(update.execute(db).await?.rows_affected() == 1)
 }
 
 /// Marks the hosts that were not heard of for some seconds; returns which they are.

@@ -5,7 +5,7 @@ use crate::limits::Limits;
 use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
-use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
+use types::{ApiKeyId, CapsuleId, Isolation, TeamId, TemplateId, UserId};
 use uuid::Uuid;
 
 /// A key as callers are admitted by it.
@@ -41,6 +41,7 @@ impl KeyLimits {
             memory_mib: self.max_memory_mib.map_or(0, i64::unsigned_abs),
             creates_per_sec: whole(self.creates_per_sec),
             requests_per_sec: whole(self.requests_per_sec),
+            isolation: Isolation::None,
         }
     }
 }

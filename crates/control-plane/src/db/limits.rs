@@ -5,13 +5,16 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
 
 /// A team's limits: its own, else the platform's default; none where neither is set.
-#[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
+#[derive(Debug, Clone, Default, sqlx::FromRow)]
 pub(crate) struct Row {
     pub capsules: Option<i32>,
     pub vcpus: Option<i32>,
     pub memory_mib: Option<i64>,
     pub creates_per_sec: Option<i32>,
     pub requests_per_sec: Option<i32>,
+    /// Kept with the team itself.
+    #[sqlx(default)]
+    pub isolation: Option<String>,
 }
 
 impl Row {
@@ -25,6 +28,7 @@ impl Row {
             memory_mib: self.memory_mib.map_or(default.memory_mib, i64::unsigned_abs),
             creates_per_sec: or(self.creates_per_sec, default.creates_per_sec),
             requests_per_sec: or(self.requests_per_sec, default.requests_per_sec),
+            isolation: self.isolation.and_then(|tier| tier.parse().ok()).unwrap_or_default(),
         }
     }
 }
@@ -34,7 +38,8 @@ pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
                coalesce(t.vcpus, p.vcpus) AS vcpus, \
                coalesce(t.memory_mib, p.memory_mib) AS memory_mib, \
                coalesce(t.creates_per_sec, p.creates_per_sec) AS creates_per_sec, \
-               coalesce(t.requests_per_sec, p.requests_per_sec) AS requests_per_sec \
+               coalesce(t.requests_per_sec, p.requests_per_sec) AS requests_per_sec, \
+               (SELECT isolation FROM teams WHERE id = $1) AS isolation \
                FROM (SELECT 1) AS always LEFT JOIN team_limits t ON t.team_id = $1 \
                LEFT JOIN team_limits p ON p.team_id = $2";
     sqlx::query_as(sql).bind(team.0).bind(PLATFORM_TEAM.0).fetch_one(db).await

@@ -3,13 +3,14 @@
 use crate::auth::policy::Role;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
-use types::{InvitationId, PLATFORM_TEAM, TeamId, UserId};
+use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
 use uuid::Uuid;
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Team {
     pub id: Uuid,
     pub name: String,
+    pub isolation: String,
     pub created_at: OffsetDateTime,
 }
 
@@ -18,6 +19,7 @@ pub(crate) struct Team {
 pub(crate) struct Joined {
     pub id: Uuid,
     pub name: String,
+    pub isolation: String,
     pub created_at: OffsetDateTime,
     pub role: String,
     pub is_default: bool,
@@ -50,7 +52,8 @@ pub(crate) async fn exists(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
 }
 
 pub(crate) async fn find(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<Option<Team>> {
-    let sql = "SELECT id, name, created_at FROM teams WHERE id = $1 AND deleted_at IS NULL";
+    let sql =
+        "SELECT id, name, isolation, created_at FROM teams WHERE id = $1 AND deleted_at IS NULL";
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
@@ -68,10 +71,19 @@ pub(crate) async fn hold(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<bo
 
 /// The teams that a user is in, oldest first.
 pub(crate) async fn of_user(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Joined>> {
-    let sql = "SELECT t.id, t.name, t.created_at, m.role, m.is_default FROM memberships m \
+    let sql = "SELECT t.id, t.name, t.isolation, t.created_at, m.role, m.is_default FROM memberships m \
                JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL \
                WHERE m.user_id = $1 ORDER BY t.created_at, t.id";
     sqlx::query_as(sql).bind(user.0).fetch_all(db).await
+}
+
+pub(crate) async fn set_isolation(
+    db: impl PgExecutor<'_>,
+    id: TeamId,
+    tier: Isolation,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE teams SET isolation = $2 WHERE id = $1";
+    sqlx::query(sql).bind(id.0).bind(tier.as_str()).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn set_name(db: impl PgExecutor<'_>, id: TeamId, name: &str) -> sqlx::Result<()> {

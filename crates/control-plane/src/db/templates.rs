@@ -1,9 +1,9 @@
 //! Templates: a team's own, and those that the platform shares with all.
 
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::resources::Resources;
-use types::{PLATFORM_TEAM, TeamId, TemplateId};
+use types::{Isolation, PLATFORM_TEAM, TeamId, TemplateId};
 use uuid::Uuid;
 
 #[derive(sqlx::FromRow)]
@@ -14,7 +14,33 @@ pub(crate) struct Template {
     pub vcpus: i32,
     pub memory_mib: i32,
     pub disk_mib: i32,
+    pub isolation: String,
     pub created_at: OffsetDateTime,
+}
+
+impl Template {
+    /// The least tier that it is content with.
+    pub(crate) fn isolation(&self) -> Isolation {
+        self.isolation.parse().unwrap_or_default()
+    }
+}
+
+/// The least tier that one is content with; that is gone, any.
+pub(crate) async fn isolation(db: &PgPool, id: Uuid) -> sqlx::Result<Isolation> {
+    let sql = "SELECT isolation FROM templates WHERE id = $1";
+    let tier: Option<String> = sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?;
+    Ok(tier.and_then(|tier| tier.parse().ok()).unwrap_or_default())
+}
+
+/// Sets that of a template that all teams share; none when there is none of this name.
+pub(crate) async fn set_isolation(
+    db: impl PgExecutor<'_>,
+    name: &str,
+    tier: Isolation,
+) -> sqlx::Result<Option<Template>> {
+    let sql = "UPDATE templates SET isolation = $3 WHERE team_id = $1 AND name = $2 RETURNING *";
+    let update = sqlx::query_as(sql).bind(PLATFORM_TEAM.0).bind(name).bind(tier.as_str());
+    update.fetch_optional(db).await
 }
 
 /// Makes a template of the platform's known; one that is, stays as it is.

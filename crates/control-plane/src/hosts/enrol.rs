@@ -100,6 +100,9 @@ pub(crate) fn check_tags(tags: &[String]) -> Result<()> {
 
 /// Checks what a host says of itself, which may be a team's own.
 pub(crate) fn check_specs(specs: &api::HostSpecs) -> Result<()> {
+    if !specs.isolation.is_empty() {
+        specs.isolation.parse::<types::Isolation>()?;
+    }
     let words = [&specs.arch, &specs.driver, &specs.accelerator, &specs.version];
     if words.iter().any(|word| word.len() > WORD_MAX) || specs.templates.len() > TEMPLATES_MAX {
         return Err(Error::invalid("specs", "say too much"));

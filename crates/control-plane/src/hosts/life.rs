@@ -188,6 +188,7 @@ pub(crate) fn shown(row: db::hosts::Host) -> api::Host {
         arch: row.arch,
         driver: row.driver,
         accelerator: row.accelerator,
+        isolation: row.isolation,
         version: row.version,
         templates: row.templates,
         store: row.store,

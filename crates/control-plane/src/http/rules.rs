@@ -86,6 +86,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/v1/snapshots/{name}", READ),
     ("DELETE", "/v1/snapshots/{name}", CHANGE),
     ("GET", "/v1/templates", READ),
+    ("PATCH", "/v1/templates/{name}", Rule::Platform),
     ("GET", "/v1/hosts", READ),
     ("POST", "/v1/hosts", Rule::Platform),
     ("GET", "/v1/hosts/{id}", Rule::Platform),

@@ -54,19 +54,19 @@ pub(crate) async fn get(State(app): State<Arc<App>>, caller: Caller) -> Result<J
     Ok(Json(teams::show(&app, caller).await?))
 }
 
-/// Rename a team.
+/// Change a team's name, or the least tier of isolation that its capsules begin on.
 #[utoipa::path(
-    operation_id = "rename_team",
-    patch, path = "/v1/teams/{id}", tag = "teams", request_body = api::NameTeam,
+    operation_id = "change_team",
+    patch, path = "/v1/teams/{id}", tag = "teams", request_body = api::ChangeTeam,
     params(("id" = String, Path, description = "Id of the team")),
     responses((status = 200, body = api::Team), (status = "4XX", body = api::ErrorBody))
 )]
-pub(crate) async fn rename(
+pub(crate) async fn change(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Body(wanted): Body<api::NameTeam>,
+    Body(wanted): Body<api::ChangeTeam>,
 ) -> Result<Json<api::Team>> {
-    Ok(Json(teams::rename(&app, caller, &wanted.name).await?))
+    Ok(Json(teams::change(&app, caller, wanted).await?))
 }
 
 /// Delete a team that has no capsules, snapshots and hosts; its keys, invitations and channels end

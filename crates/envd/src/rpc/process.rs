@@ -57,7 +57,8 @@ impl wire::Process for Processes {
         let user = super::acting_user(&self.0, &ctx)?;
         let spec = spec(request.to_owned_message())?;
         let timing = Timing::of(&ctx);
-        let (process, events) = process::start(&self.0, &user, spec, timing.deadline)?;
+        let vars = self.0.metadata.vars().await;
+        let (process, events) = process::start(&self.0, &user, spec, vars, timing.deadline)?;
         let wrap = |event: oneof::process_event::Event| wire::StartResponse {
             event: message(event).into(),
             ..Default::default()

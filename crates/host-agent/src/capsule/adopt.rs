@@ -7,7 +7,7 @@ use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
 use super::{Error, pause};
 use crate::snapshot;
-use crate::vmm::Machine;
+use crate::vmm::{Found, Machine};
 use std::sync::Arc;
 use types::CapsuleId;
 
@@ -92,12 +92,19 @@ impl Manager {
 
     async fn find_running(&self, ledger: &Ledger) -> Option<Booted> {
         let dir = boot::folder(&self.parts, ledger.id);
-        let machine: Arc<dyn Machine> =
-            Arc::from(self.parts.driver.adopt(ledger.machine.as_ref()?, dir)?);
         let network = match (&self.parts.networks, ledger.slot) {
             (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
             _ => None,
         };
+        let name = ledger.id.to_string();
+        let machine: Arc<dyn Machine> = Arc::from(self.parts.driver.adopt(Found {
+            record: ledger.machine.as_ref()?,
+            name: &name,
+            dir: &dir,
+            uid: boot::uid(ledger),
+            namespace: network.as_ref().map(|network| &network.namespace),
+            metadata: boot::metadata(ledger),
+        })?);
         let route = boot::route(&*machine, network.map(|n| n.namespace)).ok()?;
         let guest = boot::guest(&self.parts, route);
         // It may have been frozen for a pause that did not come to its end.

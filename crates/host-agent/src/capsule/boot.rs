@@ -13,7 +13,7 @@ use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
 use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
-use crate::vmm::{self, Disks, Machine, Saved, Spec};
+use crate::vmm::{self, Disks, Machine, Metadata, Saved, Spec};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,6 +106,10 @@ pub(crate) async fn boot(
     daemon::step("boot.begun").map_err(io_error("a step"))?;
     let layers = origin.layers();
     ledger.began = layers.clone().unwrap_or_default();
+    ledger.system = match (origin.snapshot(), &layers) {
+        (Some(snapshot), Some(_)) => snapshot.manifest.system.clone(),
+        _ => parts.config.system(),
+    };
     // Side by side; both end before either's failure is told, so that nothing is forgotten.
     let preparing = async {
         let disks = match parts.driver.boots_images() {
@@ -129,7 +133,9 @@ pub(crate) async fn boot(
     daemon::step("boot.wired").map_err(io_error("a step"))?;
     lap("prepared", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
-    let spec = spec(parts, ledger, dir.clone(), disks, tap)?;
+    let at = namespace.as_ref().map(File::try_clone).transpose();
+    let at = at.map_err(io_error("holding the capsule's network"))?;
+    let spec = Spec { disks, tap, namespace: at, ..spec(parts, ledger, dir.clone())? };
     let restored = saved.is_some();
     let machine: Arc<dyn Machine> = Arc::from(match saved {
         Some(saved) => parts.driver.restore(spec, saved).await?,
@@ -158,13 +164,7 @@ pub(crate) async fn boot(
     Ok(Booted { machine, guest, stages, life: ledger.life.clone() })
 }
 
-fn spec(
-    parts: &Parts,
-    ledger: &Ledger,
-    dir: PathBuf,
-    disks: Option<Disks>,
-    tap: Option<std::os::fd::OwnedFd>,
-) -> Result<Spec, Error> {
+fn spec(parts: &Parts, ledger: &Ledger, dir: PathBuf) -> Result<Spec, Error> {
     let name = ledger.id.to_string();
     let cgroups = match &parts.cgroups {
         None => Vec::new(),
@@ -172,8 +172,27 @@ fn spec(
             .create(&name, &ledger.resources)
             .map_err(io_error("limiting the capsule's machine"))?,
     };
-    let uid = FIRST_UID + ledger.slot.unwrap_or(0);
-    Ok(Spec { name, resources: ledger.resources, dir, disks, tap, uid, cgroups })
+    Ok(Spec {
+        name,
+        resources: ledger.resources,
+        dir,
+        disks: None,
+        tap: None,
+        namespace: None,
+        uid: uid(ledger),
+        cgroups,
+        metadata: metadata(ledger),
+    })
+}
+
+/// The user that a capsule's VMM is.
+pub(crate) fn uid(ledger: &Ledger) -> u32 {
+    FIRST_UID + ledger.slot.unwrap_or(0)
+}
+
+/// What a capsule's guest finds out about itself.
+pub(crate) fn metadata(ledger: &Ledger) -> Metadata {
+    Metadata { capsule: ledger.id.to_string(), template: ledger.template.clone() }
 }
 
 async fn wire(parts: &Parts) -> Result<Option<Network>, Error> {
@@ -219,6 +238,11 @@ async fn saved(
         let kept = snapshot.manifest.fingerprint.clone();
         return Err(Error::Incompatible { kept, here });
     }
+    if is_newer(&snapshot.manifest.system.envd, protocol::ENVD_VERSION) {
+        let kept = format!("envd {}", snapshot.manifest.system.envd);
+        let here = format!("envd {}", protocol::ENVD_VERSION);
+        return Err(Error::Incompatible { kept, here });
+    }
     let bytes = u64::from(snapshot.manifest.resources.memory_mib) << 20;
     let open = || {
         layers.link(&snapshot.dir, dir)?;
@@ -229,7 +253,15 @@ async fn saved(
     let wrong = "opening what was kept of the machine";
     let (shared, above, state) = open().map_err(kept_error(wrong))?;
     let image = parts.images.get(team, layers, shared, bytes).await.map_err(kept_error(wrong))?;
-    Ok(Saved { image, above, state })
+    Ok(Saved { image, above: Arc::new(above), state })
+}
+
+/// Whether a version is one of after another; what is no version is none.
+fn is_newer(version: &str, than: &str) -> bool {
+    let numbers = |text: &str| -> Option<Vec<u32>> {
+        text.split('.').map(|part| part.parse().ok()).collect()
+    };
+    numbers(version).zip(numbers(than)).is_some_and(|(version, than)| version > than)
 }
 
 fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
@@ -355,7 +387,9 @@ pub(crate) async fn release(parts: &Parts, ledger: &mut Ledger) -> Result<(), Er
 fn clear(dir: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name == storage::DISK
+        if name == vmm::OWN {
+            fs::remove_dir_all(entry.path())?;
+        } else if name == storage::DISK
             || name == storage::OWN_IMAGE
             || name.as_encoded_bytes().ends_with(b".pages")
         {

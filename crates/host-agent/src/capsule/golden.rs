@@ -7,7 +7,7 @@ use super::{Error, blocking};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::memory::Memory;
-use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
+use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging, System};
 use crate::storage;
 use crate::vmm::Machine;
 use sha2::{Digest, Sha256};
@@ -140,7 +140,8 @@ impl Golden {
         // None of ours may be open in it.
         guest.pool().clear();
         let fingerprint = parts.driver.fingerprint();
-        let taken = self.take(machine, fingerprint, dir.to_owned()).await;
+        let system = parts.config.system();
+        let taken = self.take(machine, (fingerprint, system), dir.to_owned()).await;
         let thawed = machine.thaw().await;
         match (taken, thawed) {
             // Its hashing and its way to the disk are nothing that the capsule has to wait for.
@@ -159,16 +160,17 @@ impl Golden {
     async fn take(
         &self,
         machine: &Arc<dyn Machine>,
-        fingerprint: String,
+        (fingerprint, system): (String, System),
         own: PathBuf,
     ) -> Result<Taken, crate::vmm::Error> {
         let fail = |e| crate::vmm::Error::new("keeping a golden machine", e);
         let staging = Staging::begin(&self.dir).map_err(fail)?;
         machine.freeze().await?;
-        machine.save(staging.state_file().map_err(fail)?).await?;
-        let memory = machine.memory(u64::from(self.resources.memory_mib) << 20).await?;
+        let state = staging.state_file().map_err(fail)?;
+        let memory = machine.save(state, u64::from(self.resources.memory_mib) << 20).await?;
         let manifest = Manifest {
             fingerprint,
+            system,
             template: self.template.clone(),
             team: None,
             resources: self.resources,

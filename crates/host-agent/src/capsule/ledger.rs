@@ -2,7 +2,7 @@
 //! folder, replaced as a whole. It is written before anything else of the capsule is made.
 
 use super::life::Life;
-use crate::snapshot::Layers;
+use crate::snapshot::{Layers, System};
 use crate::vmm::Record;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -54,6 +54,9 @@ pub(crate) struct Ledger {
     pub stored: u64,
     /// What the machine's memory was made of; the files are in the capsule's folder.
     pub began: Layers,
+    /// What runs in its memory.
+    #[serde(default)]
+    pub system: System,
     pub life: Life,
 }
 
@@ -85,6 +88,7 @@ impl Ledger {
             last: 0,
             stored: 0,
             began: Layers::default(),
+            system: System::default(),
             life: Life::default(),
         }
     }
@@ -127,6 +131,7 @@ mod tests {
             last: 0,
             stored: 0,
             began: Layers::default(),
+            system: System::default(),
             life: Life::default(),
         };
         ledger.save(dir.path()).unwrap();

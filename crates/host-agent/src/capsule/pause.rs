@@ -190,9 +190,11 @@ impl Manager {
         let pages = match memory {
             false => None,
             true => {
-                machine.save(staging.state_file().map_err(io_error(failed))?).await?;
+                let state = staging.state_file().map_err(io_error(failed))?;
+                let bytes = u64::from(ledger.resources.memory_mib) << 20;
+                let pages = machine.save(state, bytes).await?;
                 step("pause.saved")?;
-                Some(machine.memory(u64::from(ledger.resources.memory_mib) << 20).await?)
+                Some(pages)
             }
         };
         let began = ledger.began.clone();
@@ -219,6 +221,7 @@ impl Manager {
     pub(super) fn manifest(&self, ledger: &Ledger) -> Manifest {
         Manifest {
             fingerprint: self.parts.driver.fingerprint(),
+            system: ledger.system.clone(),
             template: ledger.template.clone(),
             team: Some(ledger.team.clone()),
             resources: ledger.resources,

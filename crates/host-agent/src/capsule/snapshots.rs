@@ -69,8 +69,7 @@ impl Manager {
         let copied = async {
             machine.freeze().await?;
             daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
-            machine.save(state).await?;
-            let memory = machine.memory(bytes).await?;
+            let memory = machine.save(state, bytes).await?;
             let copy = move || {
                 let memory = memory.map(|memory| memory.copy()).transpose()?;
                 let disk = has_disk.then(|| staging.copy_disk(&from)).transpose()?;

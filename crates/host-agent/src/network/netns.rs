@@ -1,6 +1,6 @@
 //! Carries a plan out, by netlink and nftables. All of it blocks: callers use a thread.
 
-use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Plan, TAP, UPLINK};
+use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, METADATA, Plan, TAP, UPLINK};
 use super::{Error, io_error};
 use crate::sys;
 use futures::TryStreamExt;
@@ -147,6 +147,7 @@ async fn wire_inside(
     }
     netlink.address().add(tap, GATEWAY.into(), 30).execute().await.map_err(fail)?;
     netlink.address().add(uplink, inner.into(), 31).execute().await.map_err(fail)?;
+    netlink.address().add(lo, METADATA.into(), 32).execute().await.map_err(fail)?;
     netlink
         .neighbours()
         .add(tap, GUEST.into())

@@ -15,6 +15,8 @@ pub(crate) const TAP: &str = "tap0";
 pub(crate) const UPLINK: &str = "veth0";
 /// The gateway as every guest sees it.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+/// The metadata service, as every guest finds it.
+pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The guest, everywhere.
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 2);
 /// The gateway's MAC: fixed, since a restored guest remembers it.
@@ -100,7 +102,11 @@ impl Plan {
     pub(crate) fn namespace_rules(&self) -> String {
         let mut out = String::from("table ip capsule {\n");
         out += " chain incoming {\n  type filter hook input priority 0; policy drop;\n";
-        out += "  iifname \"lo\" accept\n  ct state established,related accept\n }\n";
+        out += "  iifname \"lo\" accept\n  ct state established,related accept\n";
+        let service =
+            format!("iifname \"{TAP}\" ip saddr {GUEST} ip daddr {METADATA} tcp dport 80");
+        // Each new connection costs the agent something.
+        let _ = writeln!(out, "  {service} limit rate 50/second burst 100 packets accept\n }}");
         out += " chain through {\n  type filter hook forward priority 0; policy drop;\n";
         let _ = writeln!(out, "  iifname \"{TAP}\" ip saddr != {GUEST} drop");
         for rule in self.dns_exceptions() {

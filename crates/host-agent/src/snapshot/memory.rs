@@ -5,12 +5,14 @@
 //! What a page held is compared, never guessed from how it was touched: a page that was cleared
 //! is written as zeros, and one that was written with what it held is not written at all.
 
+use super::images::Image;
 use super::layer::{Chunk, Layer, PAGE, Writer, ZERO, index};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// Pages read at once.
 const BATCH: u64 = 256;
@@ -19,12 +21,26 @@ const ENTRIES: u64 = 64 * 1024;
 
 /// Memory that stands still.
 pub(crate) struct Memory {
+    /// Holds what was touched.
     file: File,
     /// Where the guest's memory begins in it.
     offset: u64,
     pages: u64,
     /// Pages that may differ from the image that the machine maps, in rising order.
     touched: Vec<Range<u64>>,
+    rest: Rest,
+}
+
+/// Where the pages are that were not touched.
+enum Rest {
+    /// In the same file.
+    Same,
+    /// In another, which begins with the first.
+    Other(File),
+    /// They are zeros.
+    Zeros,
+    /// Nobody has them any more but the layers below.
+    Gone,
 }
 
 impl Memory {
@@ -34,21 +50,50 @@ impl Memory {
         let map = File::open(format!("/proc/{pid}/pagemap"))?;
         let pages = bytes / PAGE as u64;
         let touched = touched(&map, address / PAGE as u64, pages)?;
-        Ok(Self { file, offset: address, pages, touched })
+        Ok(Self { file, offset: address, pages, touched, rest: Rest::Same })
+    }
+
+    /// That of which a file holds what was `touched`, where it is in memory, and another what it
+    /// began with; without that one, it began with zeros.
+    pub(crate) fn of_changes(
+        file: File,
+        began: Option<File>,
+        pages: u64,
+        touched: Vec<Range<u64>>,
+    ) -> Self {
+        let rest = began.map_or(Rest::Zeros, Rest::Other);
+        Self { file, offset: 0, pages, touched, rest }
     }
 
     /// A copy of what was touched, so that the machine can go on.
     pub(crate) fn copy(&self) -> io::Result<Self> {
         let file = memfd(self.pages)?;
         self.each(|first, bytes| file.write_all_at(bytes, first * PAGE as u64))?;
-        Ok(Self { file, offset: 0, pages: self.pages, touched: self.touched.clone() })
+        let touched = self.touched.clone();
+        Ok(Self { file, offset: 0, pages: self.pages, touched, rest: Rest::Gone })
     }
 
-    /// The same, with every page looked at.
-    pub(crate) fn whole(&self) -> io::Result<Self> {
-        let file = self.file.try_clone()?;
-        let touched = Vec::from([Range { start: 0, end: self.pages }]);
-        Ok(Self { file, offset: self.offset, pages: self.pages, touched })
+    /// The same, with every page looked at. Of a copy, what was not touched is only in the layers
+    /// `below`.
+    pub(crate) fn whole(&self, below: impl FnOnce() -> io::Result<Vec<Layer>>) -> io::Result<Self> {
+        let all = || Vec::from([Range { start: 0, end: self.pages }]);
+        let (file, offset) = match &self.rest {
+            Rest::Same => (self.file.try_clone()?, self.offset),
+            rest @ (Rest::Other(_) | Rest::Zeros | Rest::Gone) => {
+                let file = memfd(self.pages)?;
+                let put = |first: u64, bytes: &[u8]| file.write_all_at(bytes, first * PAGE as u64);
+                match rest {
+                    Rest::Gone => install(&below()?, &file, 0, self.pages * PAGE as u64)?,
+                    Rest::Other(began) => {
+                        Self::of_changes(began.try_clone()?, None, self.pages, all()).each(put)?;
+                    }
+                    Rest::Zeros | Rest::Same => {}
+                }
+                self.each(put)?;
+                (file, 0)
+            }
+        };
+        Ok(Self { file, offset, pages: self.pages, touched: all(), rest: Rest::Same })
     }
 
     /// Writes a layer of the pages that differ from what is below, where a page that no layer
@@ -143,6 +188,15 @@ pub(crate) fn image(layers: &[Layer], bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// The same, as a file that machines find by its path.
+pub(crate) fn image_at(path: &Path, layers: &[Layer], bytes: u64) -> io::Result<Image> {
+    let image = Image { file: File::create_new(path)?, path: Some(path.to_owned()) };
+    image.file.set_len(bytes)?;
+    install(layers, &image.file, 0, bytes)?;
+    rustix::fs::fchmod(&image.file, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
+    Ok(image)
+}
+
 /// Puts the pages of layers, in order, where the guest's memory of `bytes` begins in a file.
 pub(crate) fn install(layers: &[Layer], to: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let pages = bytes / PAGE as u64;
@@ -181,6 +235,7 @@ mod tests {
             offset: 0,
             pages: PAGES,
             touched: Vec::from([Range { start: 0, end: PAGES }]),
+            rest: Rest::Same,
         }
     }
 
@@ -223,6 +278,26 @@ mod tests {
         pages[9] = 0;
         let second = memory(&pages).write(&layers, tempfile::tempfile().unwrap()).unwrap();
         assert_eq!(second.1, PAGE as u64);
+    }
+
+    #[test]
+    fn a_whole_memory_has_what_was_not_touched_too() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (mut began, mut changed) = ([3; 64], [0; 64]);
+        let written = memory(&began).write(&[], file.reopen().unwrap()).unwrap();
+        let below = || Ok(vec![Layer::open(file.reopen()?, &written.0)?]);
+        let whole = |memory: &Memory| read(&memory.whole(below).unwrap().file);
+        changed[7] = 9;
+        let changes = |began| {
+            let touched = Vec::from([Range { start: 7, end: 8 }]);
+            Memory::of_changes(memory(&changed).file, began, PAGES, touched)
+        };
+        assert_eq!(whole(&changes(None)), changed);
+        let above = changes(Some(memory(&began).file));
+        began[7] = 9;
+        assert_eq!(whole(&above), began);
+        // A copy has only what was touched.
+        assert_eq!(whole(&above.copy().unwrap()), began);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! No machine at all: `envd` on the host, one per capsule, on a loopback port. For tests of
 //! everything above the trait; it isolates nothing and is never chosen by itself.
 
-use super::{Driver, Error, Machine, Record, Saved, Spec, kill_record, wait_record};
+use super::{Driver, Error, Found, Machine, Record, Saved, Spec, kill_record, wait_record};
 use crate::snapshot::memory::Memory;
 use crate::sys;
 use futures::FutureExt;
@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use types::Isolation;
 
 pub(crate) struct Fake {
     pub envd: PathBuf,
@@ -26,6 +27,10 @@ impl Driver for Fake {
 
     fn accelerator(&self) -> &'static str {
         "none"
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::None
     }
 
     fn boots_images(&self) -> bool {
@@ -49,8 +54,9 @@ impl Driver for Fake {
         self.boot(spec)
     }
 
-    fn adopt(&self, record: &Record, _dir: PathBuf) -> Option<Box<dyn Machine>> {
-        record.lives().then(|| Box::new(FakeMachine(record.clone())) as Box<dyn Machine>)
+    fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>> {
+        let machine = FakeMachine(found.record.clone());
+        found.record.lives().then(|| Box::new(machine) as Box<dyn Machine>)
     }
 }
 
@@ -119,13 +125,9 @@ impl Machine for FakeMachine {
         std::future::ready(self.signal(Signal::CONT)).boxed()
     }
 
-    fn save(&self, mut state: File) -> BoxFuture<'_, Result<(), Error>> {
-        let wrote = state.write_all(b"fake");
+    fn save(&self, mut state: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        let wrote = state.write_all(b"fake").map(|()| None);
         std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
-    }
-
-    fn memory(&self, _bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
-        std::future::ready(Ok(None)).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -1,14 +1,14 @@
 //! Machines that are none: every capsule's guest is whatever answers at one port. For measuring
 //! what is above machines, a thousand hosts in one process; nothing of a capsule runs.
 
-use super::{Driver, Error, Machine, Record, Saved, Spec};
+use super::{Driver, Error, Found, Machine, Record, Saved, Spec};
 use crate::snapshot::memory::Memory;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use types::Isolation;
 
 pub(crate) struct Hollow {
     pub port: u16,
@@ -25,6 +25,10 @@ impl Driver for Hollow {
 
     fn accelerator(&self) -> &'static str {
         "none"
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::None
     }
 
     fn boots_images(&self) -> bool {
@@ -44,7 +48,7 @@ impl Driver for Hollow {
         self.boot(spec)
     }
 
-    fn adopt(&self, _record: &Record, _dir: PathBuf) -> Option<Box<dyn Machine>> {
+    fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
         Some(Box::new(HollowMachine { port: self.port }))
     }
 }
@@ -75,13 +79,9 @@ impl Machine for HollowMachine {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn save(&self, mut state: File) -> BoxFuture<'_, Result<(), Error>> {
-        let wrote = state.write_all(b"hollow");
+    fn save(&self, mut state: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        let wrote = state.write_all(b"hollow").map(|()| None);
         std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
-    }
-
-    fn memory(&self, _bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
-        std::future::ready(Ok(None)).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -7,10 +7,12 @@
 
 mod machine;
 
-use super::qmp;
-use super::{Disks, Driver, Error, Machine, Record, Saved, Spec};
+use super::metadata::Service;
+use super::{Disks, Driver, Error, Found, Machine, Record, Saved, Spec};
+use super::{kernel_words, kvm_group, qmp, socket};
 use crate::network::plan::GUEST_MAC;
-use crate::sys::{self, FIRST_FD, VmmCommand};
+use crate::snapshot::images::Image;
+use crate::sys::{self, FIRST_FD, Identity, VmmCommand};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use machine::QemuMachine;
@@ -18,17 +20,14 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use types::Isolation;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Console kept, in bytes; a power of two, by QEMU's rule.
 const CONSOLE: usize = 64 * 1024;
 const LOG: &str = "qemu.log";
-/// What only a kernel that got to its first process can have written.
-const PROBE_WORD: &[u8] = b"envd:";
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,45 +59,13 @@ impl Qemu {
         Self { accelerator, kernel, initramfs, dns, version }
     }
 
-    /// Boots the guest's kernel without disks, in `dir`, to see whether it gets up in time.
-    ///
-    /// # Errors
-    /// Why not, for people.
-    pub(crate) async fn probe(&self, name: &str, dir: &Path, limit: Duration) -> Result<(), Error> {
-        let fail = |e| Error::new("booting a probe guest", e);
-        let sizes = Sizes { vcpus: 1, memory_mib: 128 };
-        let machine = self.spawn(name, &sizes, dir, Devices::default());
-        let machine = machine.map_err(fail)?;
-        let limit = tokio::time::Instant::now() + limit;
-        let mut result = Err(fail(io::ErrorKind::TimedOut.into()));
-        while tokio::time::Instant::now() < limit {
-            let console = machine.console().await;
-            if console.windows(PROBE_WORD.len()).any(|w| w == PROBE_WORD) {
-                result = Ok(());
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        machine.kill().await?;
-        result
+    fn start(&self, spec: Spec, image: Option<&Image>) -> Result<QemuMachine, Error> {
+        self.spawn(spec, image).map_err(|e| Error::new("starting QEMU", e))
     }
 
-    fn start(&self, spec: Spec, image: Option<Arc<File>>) -> Result<QemuMachine, Error> {
-        let sizes = Sizes { vcpus: spec.resources.vcpus, memory_mib: spec.resources.memory_mib };
-        let Spec { disks, tap, uid, cgroups, .. } = spec;
-        let devices = Devices { disks, tap, uid, cgroups, image };
-        let machine = self.spawn(&spec.name, &sizes, &spec.dir, devices);
-        machine.map_err(|e| Error::new("starting QEMU", e))
-    }
-
-    fn spawn(
-        &self,
-        name: &str,
-        sizes: &Sizes,
-        dir: &Path,
-        devices: Devices,
-    ) -> io::Result<QemuMachine> {
-        let mut args = self.machine_args(name, sizes);
+    fn spawn(&self, spec: Spec, image: Option<&Image>) -> io::Result<QemuMachine> {
+        let dir = &spec.dir;
+        let mut args = self.machine_args(&spec);
         let mut fds: Vec<OwnedFd> = Vec::new();
         let mut number = FIRST_FD;
         let mut pass = |fd: OwnedFd| {
@@ -106,8 +73,8 @@ impl Qemu {
             number += 1;
             number - 1
         };
-        for socket in [qmp::COMMANDS, qmp::EVENTS] {
-            let fd = pass(qmp::listen(dir, socket)?.into());
+        for name in [qmp::COMMANDS, qmp::EVENTS] {
+            let fd = pass(socket::listen(dir, name)?.into());
             args.extend(words(&[
                 "-chardev",
                 &format!("socket,id=m{fd},fd={fd},server=on,wait=off"),
@@ -116,8 +83,8 @@ impl Qemu {
             ]));
         }
         // Never merged with another's: that what is equal is shared could be told by its speed.
-        let size = format!("id=m0,size={}M,merge=off", sizes.memory_mib);
-        match devices.image {
+        let size = format!("id=m0,size={}M,merge=off", spec.resources.memory_mib);
+        match image {
             None => {
                 let kernel = pass(File::open(&self.kernel)?.into());
                 let initramfs = pass(File::open(&self.initramfs)?.into());
@@ -128,16 +95,13 @@ impl Qemu {
             }
             // A restored guest has its kernel in its memory.
             Some(image) => {
-                let image = pass(image.try_clone()?.into());
+                let image = pass(image.file.try_clone()?.into());
                 let path = format!("mem-path=/proc/self/fd/{image},share=off");
                 args.extend(words(&["-object", &format!("memory-backend-file,{size},{path}")]));
                 args.extend(words(&["-S", "-incoming", "defer"]));
             }
         }
-        let disks = devices.disks.into_iter();
-        let modes = disks
-            .flat_map(|d| [(d.image, "readonly=on"), (d.own, "auto-read-only=off,discard=unmap")]);
-        for (disk, mode) in modes {
+        for (disk, mode) in spec.disks.into_iter().flat_map(drives) {
             let fd = pass(disk.into());
             args.extend(words(&[
                 "-add-fd",
@@ -150,7 +114,7 @@ impl Qemu {
                 &format!("virtio-blk-device,drive=d{fd}"),
             ]));
         }
-        if let Some(tap) = devices.tap {
+        if let Some(tap) = spec.tap {
             let mac = GUEST_MAC.map(|b| format!("{b:02x}")).join(":");
             args.extend(words(&[
                 "-netdev",
@@ -159,25 +123,28 @@ impl Qemu {
                 &format!("virtio-net-device,netdev=net0,mac={mac}"),
             ]));
         }
-        let log = File::options().create(true).append(true).open(dir.join(LOG))?;
+        let service = spec.namespace.as_ref().map(|at| Service::start(at, &spec.metadata));
         let group = (self.accelerator == Accelerator::Kvm).then(kvm_group).flatten();
         let command = VmmCommand {
-            program: PROGRAM,
-            capsule: name,
+            program: Path::new(PROGRAM),
+            capsule: &spec.name,
             dir,
+            cwd: Path::new("/"),
             args,
             fds,
-            id: devices.uid,
-            group,
-            cgroups: devices.cgroups,
-            log,
+            identity: Some(Identity { id: spec.uid, group }),
+            namespace: None,
+            cgroups: spec.cgroups,
+            out: None,
+            log: File::options().create(true).append(true).open(dir.join(LOG))?,
         };
+        let _service = service.transpose()?;
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
         let record = Record::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
-        Ok(QemuMachine { record, dir: dir.to_owned() })
+        Ok(QemuMachine { record, dir: spec.dir, _service })
     }
 
-    fn machine_args(&self, name: &str, sizes: &Sizes) -> Vec<String> {
+    fn machine_args(&self, spec: &Spec) -> Vec<String> {
         let (accel, cpu) = match self.accelerator {
             Accelerator::Kvm => ("kvm", "host"),
             // A named model: what `max` means changes with QEMU.
@@ -185,7 +152,7 @@ impl Qemu {
         };
         words(&[
             "-name",
-            name,
+            &spec.name,
             "-M",
             "microvm,suppress-vmdesc=on,memory-backend=m0",
             // Of a state that is loaded, nothing but the devices' is there.
@@ -196,9 +163,9 @@ impl Qemu {
             "-cpu",
             cpu,
             "-smp",
-            &sizes.vcpus.to_string(),
+            &spec.resources.vcpus.to_string(),
             "-m",
-            &sizes.memory_mib.to_string(),
+            &spec.resources.memory_mib.to_string(),
             "-nodefaults",
             "-no-user-config",
             "-display",
@@ -217,7 +184,6 @@ impl Qemu {
 
     /// What the guest's kernel is told; see `docs/operations.md` for each word.
     fn command_line(&self) -> String {
-        let dns: Vec<String> = self.dns.iter().map(IpAddr::to_string).collect();
         let clock = match self.accelerator {
             Accelerator::Kvm => String::new(),
             // Without these an emulated guest may wait for ever to learn its clock's rate.
@@ -225,42 +191,17 @@ impl Qemu {
                 format!("tsc_early_khz={tsc_khz} tsc=reliable no_timer_check mitigations=off ")
             }
         };
-        format!(
-            "{clock}quiet loglevel=3 console=ttyS0 panic=-1 reboot=t random.trust_cpu=on \
-             cryptomgr.notests audit=0 8250.nr_uarts=1 init_on_alloc=0 lsm= \
-             rcupdate.rcu_expedited=1 wrenn.dns={}",
-            dns.join(",")
-        )
+        format!("{clock}panic=-1 reboot=t {}", kernel_words(&self.dns))
     }
 }
 
-struct Sizes {
-    vcpus: u32,
-    memory_mib: u32,
-}
-
-/// What a machine has besides processor and memory; the probe has none of it.
-struct Devices {
-    disks: Option<Disks>,
-    tap: Option<OwnedFd>,
-    uid: u32,
-    cgroups: Vec<File>,
-    /// Memory to be mapped; without it, a kernel is booted.
-    image: Option<Arc<File>>,
-}
-
-impl Default for Devices {
-    fn default() -> Self {
-        Self { disks: None, tap: None, uid: 65_534, cgroups: Vec::new(), image: None }
-    }
+/// Each disk, and how it is opened.
+fn drives(disks: Disks) -> [(File, &'static str); 2] {
+    [(disks.image, "readonly=on"), (disks.own, "auto-read-only=off,discard=unmap")]
 }
 
 fn words(args: &[&str]) -> Vec<String> {
     args.iter().map(|&a| a.to_owned()).collect()
-}
-
-fn kvm_group() -> Option<u32> {
-    Some(std::fs::metadata("/dev/kvm").ok()?.gid()).filter(|gid| *gid != 0)
 }
 
 impl Driver for Qemu {
@@ -272,6 +213,13 @@ impl Driver for Qemu {
         match self.accelerator {
             Accelerator::Kvm => "kvm",
             Accelerator::Tcg { .. } => "tcg",
+        }
+    }
+
+    fn isolation(&self) -> Isolation {
+        match self.accelerator {
+            Accelerator::Kvm => Isolation::Kvm,
+            Accelerator::Tcg { .. } => Isolation::Tcg,
         }
     }
 
@@ -291,7 +239,7 @@ impl Driver for Qemu {
     fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         async move {
             let bytes = u64::from(spec.resources.memory_mib) << 20;
-            let machine = self.start(spec, Some(Arc::clone(&saved.image)))?;
+            let machine = self.start(spec, Some(&Arc::clone(&saved.image)))?;
             if let Err(error) = machine.load(saved, bytes).await {
                 tracing::warn!(said = machine.said(), "QEMU did not load a saved machine");
                 machine.kill().await?;
@@ -302,8 +250,15 @@ impl Driver for Qemu {
         .boxed()
     }
 
-    fn adopt(&self, record: &Record, dir: PathBuf) -> Option<Box<dyn Machine>> {
-        let machine = QemuMachine { record: record.clone(), dir };
-        record.lives().then(|| Box::new(machine) as Box<dyn Machine>)
+    fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>> {
+        if !found.record.lives() {
+            return None;
+        }
+        let _service = found.namespace.and_then(|namespace| {
+            let service = Service::start(namespace, &found.metadata);
+            service.inspect_err(|error| tracing::warn!(%error, "serving an adopted guest")).ok()
+        });
+        let (record, dir) = (found.record.clone(), found.dir.to_owned());
+        Some(Box::new(QemuMachine { record, dir, _service }))
     }
 }

@@ -2,13 +2,12 @@
 //! for commands, one to wait for the guest's end. They stay in the capsule's folder, so that a
 //! later agent can use them too.
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -24,31 +23,10 @@ pub(super) const EVENTS: &str = "events.sock";
 /// A connection that has gone through the greeting.
 pub(super) struct Qmp(BufReader<UnixStream>);
 
-/// Listens for QEMU to take over; the path may be of any length.
-pub(super) fn listen(dir: &Path, socket: &str) -> io::Result<std::os::unix::net::UnixListener> {
-    let _ = std::fs::remove_file(dir.join(socket));
-    through_descriptor(dir, socket, |path| std::os::unix::net::UnixListener::bind(path))
-}
-
-/// Socket paths hold 107 bytes; a descriptor's path is short whatever the folder's is.
-fn through_descriptor<T>(
-    dir: &Path,
-    socket: &str,
-    f: impl FnOnce(&Path) -> io::Result<T>,
-) -> io::Result<T> {
-    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    f(Path::new(&format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd())))
-}
-
 impl Qmp {
     pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<Self> {
         let limited = tokio::time::timeout(LIMIT, async {
-            let stream = through_descriptor(dir, socket, |path| {
-                let stream = std::os::unix::net::UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                Ok(stream)
-            })?;
-            let mut qmp = Self(BufReader::new(UnixStream::from_std(stream)?));
+            let mut qmp = Self(BufReader::new(super::socket::connect(dir, socket)?));
             qmp.read().await?;
             qmp.command("qmp_capabilities", json!({})).await?;
             Ok(qmp)

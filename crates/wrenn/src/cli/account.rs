@@ -56,6 +56,11 @@ pub(crate) enum Team {
     Use { team: String },
     /// Rename the team.
     Rename { name: String },
+    /// Have the team's capsules begin only on hosts of a tier of isolation, or a better one.
+    Require {
+        /// `none`, `tcg`, `kvm` or `jailed`.
+        tier: String,
+    },
     /// List the team's members.
     Members,
     /// Invite somebody by mail.

@@ -7,9 +7,10 @@ use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Programs, the Debian package of each, and whether nothing works without it.
+/// Programs, the Debian package of each, and whether nothing works without it. Whether a driver
+/// works without QEMU is found out by booting a guest.
 const PROGRAMS: [(&str, &str, bool); 5] = [
-    ("qemu-system-x86_64", "qemu-system-x86", true),
+    ("qemu-system-x86_64", "qemu-system-x86", false),
     ("mkfs.ext4", "e2fsprogs", true),
     ("mmdebstrap", "mmdebstrap", false),
     ("apt-get", "apt", false),
@@ -33,13 +34,14 @@ impl Check {
 
 /// Checks, prints, and fails when something is missing.
 pub(crate) async fn doctor(
-    dir: &Path,
+    config: &host_agent::Config,
     path: &str,
     client: Option<Client>,
     form: Form,
 ) -> anyhow::Result<ExitCode> {
     let mut checks = machine(path);
-    checks.extend(files(dir));
+    checks.extend(files(&config.dir));
+    checks.extend(drivers(config).await?);
     checks.push(platform(client).await);
     let failed = checks.iter().any(|check| check.status == "failed");
     if form == Form::Json {
@@ -75,14 +77,33 @@ fn machine(path: &str) -> Vec<Check> {
     checks.push(Check::new("/dev/net/tun", tun, if tun { "there" } else { "modprobe tun" }));
     let kvm = Path::new("/dev/kvm").exists();
     let without = "absent: capsules run under software emulation, which is slower";
-    let detail =
-        if kvm { "there; `wrenn host list` shows whether guests boot on it" } else { without };
     checks.push(Check {
         name: "/dev/kvm".into(),
         status: if kvm { "ok" } else { "note" },
-        detail: detail.into(),
+        detail: if kvm { "there" } else { without }.into(),
     });
     checks
+}
+
+/// Which drivers work, by booting a guest on each; one is enough, and the first is used.
+async fn drivers(config: &host_agent::Config) -> anyhow::Result<Vec<Check>> {
+    let can = rustix::process::getuid().is_root() && config.kernel().exists();
+    if !can {
+        // Both are among what is missing already.
+        return Ok(Vec::new());
+    }
+    let all = host_agent::examine(config).await?;
+    let first = all.iter().position(|one| one.why_not.is_none());
+    let check = |(at, one): (usize, host_agent::Examined)| {
+        let (status, detail) = match one.why_not {
+            None if Some(at) == first => ("ok", "used by WRENN_DRIVER=auto".to_owned()),
+            None => ("ok", "works".to_owned()),
+            Some(why) if first.is_some() => ("note", why),
+            Some(why) => ("failed", why),
+        };
+        Check { name: format!("{}/{}", one.driver, one.accelerator), status, detail }
+    };
+    Ok(all.into_iter().enumerate().map(check).collect())
 }
 
 fn files(dir: &Path) -> Vec<Check> {

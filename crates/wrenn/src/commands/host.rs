@@ -95,6 +95,7 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
         vec![
             state(&h),
             format!("{}/{}", h.driver, h.accelerator),
+            h.isolation,
             h.capsules.to_string(),
             format!("{}/{}", h.used_vcpus, h.vcpus),
             format!("{}/{} MiB", h.used_memory_mb, h.memory_mb),
@@ -110,7 +111,18 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
         row.rotate_right(1);
         rows.push(row);
     }
-    let header = ["NAME", "STATUS", "DRIVER", "CAPSULES", "VCPUS", "MEMORY", "DISK", "TAGS", "ID"];
+    let header = [
+        "NAME",
+        "STATUS",
+        "DRIVER",
+        "ISOLATION",
+        "CAPSULES",
+        "VCPUS",
+        "MEMORY",
+        "DISK",
+        "TAGS",
+        "ID",
+    ];
     output::table(&header, rows);
     Ok(())
 }
@@ -132,6 +144,7 @@ fn show(host: &api::Host, form: Form) -> anyhow::Result<()> {
         ("address", host.address.clone()),
         ("machine", format!("{}, {} cores, wrenn {}", host.arch, host.cpu_cores, host.version)),
         ("driver", format!("{}/{}", host.driver, host.accelerator)),
+        ("isolation", host.isolation.clone()),
         ("team", host.team_id.clone().unwrap_or_else(|| "anyone's".to_owned())),
         ("tags", host.tags.join(" ")),
         ("templates", host.templates.join(" ")),

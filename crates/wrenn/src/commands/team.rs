@@ -23,8 +23,15 @@ pub(crate) async fn team(
         Team::Use { team } => use_team(&team, client, file).await,
         Team::Rename { name } => {
             let path = path(client, "").await?;
-            let named: api::Team = client.patch(&path, &api::NameTeam { name }).await?;
+            let change = api::ChangeTeam { name: Some(name), isolation: None };
+            let named: api::Team = client.patch(&path, &change).await?;
             shown(&named, &named.name, form)
+        }
+        Team::Require { tier } => {
+            let path = path(client, "").await?;
+            let change = api::ChangeTeam { name: None, isolation: Some(tier) };
+            let changed: api::Team = client.patch(&path, &change).await?;
+            shown(&changed, &changed.isolation, form)
         }
         Team::Members => members(client, form).await,
         Team::Invite(invite) => {

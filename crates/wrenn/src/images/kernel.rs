@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The package that always depends on the newest kernel for machines without hardware.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 /// In the order in which they load; each needs only those before it.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_mmio.ko",
@@ -18,6 +18,7 @@ const MODULES: [&str; 10] = [
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
+    "drivers/char/hw_random/virtio-rng.ko",
     "fs/overlayfs/overlay.ko",
     "net/ipv4/inet_diag.ko",
     "net/ipv4/tcp_diag.ko",

@@ -1,6 +1,7 @@
 //! A QEMU process that runs: asked over its sockets, which stay in the capsule's folder, so that a
 //! later agent asks it the same way.
 
+use super::super::metadata::Service;
 use super::super::qmp::{self, Qmp};
 use super::super::{Error, Machine, Record, Saved, kill_record, wait_record};
 use super::{CONSOLE, LOG};
@@ -11,8 +12,8 @@ use serde_json::json;
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 const CONSOLE_LOG: &str = "console.log";
@@ -28,6 +29,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) struct QemuMachine {
     pub record: Record,
     pub dir: PathBuf,
+    /// None for one without a network.
+    pub _service: Option<Service>,
 }
 
 impl QemuMachine {
@@ -87,7 +90,8 @@ impl QemuMachine {
             let to = File::options().write(true).open(format!("/proc/{}/mem", self.record.pid))?;
             self.check()?;
             // Before the devices, which look at their rings in it.
-            let work = move || memory::install(&saved.above, &to, address, bytes);
+            let above = Arc::clone(&saved.above);
+            let work = move || memory::install(&above, &to, address, bytes);
             let done = tokio::task::spawn_blocking(work).await;
             done.unwrap_or_else(|e| Err(io::Error::other(e)))?;
         }
@@ -111,10 +115,6 @@ impl QemuMachine {
 impl Machine for QemuMachine {
     fn record(&self) -> Record {
         self.record.clone()
-    }
-
-    fn loopback(&self, _port: u16) -> Option<SocketAddr> {
-        None
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {
@@ -152,7 +152,7 @@ impl Machine for QemuMachine {
         self.limited("letting the guest go on", self.ask("cont")).boxed()
     }
 
-    fn save(&self, state: File) -> BoxFuture<'_, Result<(), Error>> {
+    fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         let work = async move {
             let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
             let set = qmp.pass(&state, "add-fd", json!({})).await?["fdset-id"].take();
@@ -160,20 +160,13 @@ impl Machine for QemuMachine {
             let to = json!({ "filename": format!("/dev/fdset/{set}"), "live": false });
             let saved = qmp.command("xen-save-devices-state", to).await;
             qmp.command("remove-fd", json!({ "fdset-id": set })).await?;
-            saved.map(|_| ())
-        };
-        self.limited("saving the state of the devices", work).boxed()
-    }
-
-    fn memory(&self, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
-        let work = async move {
-            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            saved?;
             let (pid, address) = (self.record.pid, self.address(&mut qmp).await?);
             let memory = Memory::of_process(pid, address, bytes)?;
             self.check()?;
             Ok(Some(memory))
         };
-        self.limited("finding the guest's memory", work).boxed()
+        self.limited("saving the state of the machine", work).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -1,0 +1,171 @@
+//! What the guest finds out about itself from the metadata service (MMDS of version 2): which
+//! capsule it is and of which template. Asked anew in every epoch, since a guest that was restored
+//! may be another; given to every process and written below `/run/wrenn`. A process that is
+//! started before the answer waits for it, for a while.
+
+use crate::guest::Guest;
+use crate::init;
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// Where the service is, in every capsule.
+const SERVICE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
+/// How long a token is wanted for, in seconds.
+const TTL: &str = "60";
+/// How long one try may take.
+const TRY: Duration = Duration::from_secs(2);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is tried in an epoch.
+const TRIES: u32 = 600;
+/// How long a process waits for the answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Bytes of an answer that are read.
+const ANSWER_MAX: usize = 64 * 1024;
+const FOLDER: &str = "/run/wrenn";
+
+/// What is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+struct About {
+    #[serde(rename = "instanceID")]
+    capsule: String,
+    #[serde(rename = "envID")]
+    template: String,
+}
+
+impl About {
+    fn vars(&self) -> [(&'static str, &str); 2] {
+        [("WRENN_SANDBOX_ID", &self.capsule), ("WRENN_TEMPLATE_ID", &self.template)]
+    }
+}
+
+/// What the guest knows of itself.
+pub(crate) struct Metadata {
+    /// None while it is asked for.
+    known: watch::Sender<Option<Arc<About>>>,
+    asking: Mutex<Option<AbortHandle>>,
+}
+
+impl Default for Metadata {
+    /// Nothing is known, and nothing asked for.
+    fn default() -> Self {
+        Self { known: watch::Sender::new(Some(Arc::default())), asking: Mutex::default() }
+    }
+}
+
+impl Metadata {
+    /// Forgets what was known and asks anew.
+    pub(crate) fn ask(guest: &Arc<Guest>) {
+        let this = &guest.metadata;
+        this.known.send_replace(None);
+        let task = tokio::spawn(learn(Arc::clone(guest)));
+        let mut asking = this.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(earlier) = asking.replace(task.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    /// Variables for a process that is started now.
+    pub(crate) async fn vars(&self) -> Vec<(&'static str, String)> {
+        let mut known = self.known.subscribe();
+        let answered = tokio::time::timeout(PATIENCE, known.wait_for(Option::is_some)).await;
+        let about = match answered {
+            Ok(Ok(about)) => about.clone().unwrap_or_default(),
+            _ => Arc::default(),
+        };
+        let vars = about.vars().map(|(name, value)| (name, value.to_owned()));
+        let told = vars.into_iter().filter(|(_, value)| !value.is_empty());
+        told.collect()
+    }
+}
+
+async fn learn(guest: Arc<Guest>) {
+    for _ in 0..TRIES {
+        let asked = tokio::time::timeout(TRY, fetch()).await;
+        if let Ok(Ok(about)) = asked {
+            if let Err(error) = write(Path::new(FOLDER), &about) {
+                init::console(&format!("envd: writing below {FOLDER}: {error}"));
+            }
+            guest.metadata.known.send_replace(Some(Arc::new(about)));
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    guest.metadata.known.send_replace(Some(Arc::default()));
+}
+
+async fn fetch() -> anyhow::Result<About> {
+    let stream = TcpStream::connect(SERVICE).await?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let asked = async {
+        let mut send = async |request: http::request::Builder| -> anyhow::Result<Bytes> {
+            let request = request.header(header::HOST, SERVICE.ip().to_string());
+            let answer = sender.send_request(request.body(Full::<Bytes>::default())?).await?;
+            anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
+            let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+            Ok(body.map_err(|e| anyhow::anyhow!(e))?.to_bytes())
+        };
+        let token = Request::put("/latest/api/token").header("X-metadata-token-ttl-seconds", TTL);
+        let token = send(token).await?;
+        let all = Request::get("/").header("X-metadata-token", token.as_ref());
+        let all = send(all.header(header::ACCEPT, "application/json")).await?;
+        serde_json::from_slice(&all).context("reading what the service says")
+    };
+    tokio::select! {
+        about = asked => about,
+        ended = connection => Err(anyhow::anyhow!("the connection ended: {ended:?}")),
+    }
+}
+
+/// Each value in a file, which is replaced as a whole.
+fn write(dir: &Path, about: &About) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for (name, value) in about.vars() {
+        let (staged, file) = (dir.join(format!(".{name}.new")), dir.join(format!(".{name}")));
+        std::fs::write(&staged, value)?;
+        std::fs::rename(staged, file)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_gets_what_is_known_and_waits_for_what_is_asked() {
+        let metadata = Metadata::default();
+        assert_eq!(metadata.vars().await, []);
+        metadata.known.send_replace(None);
+        let about = About { capsule: "cl-1".to_owned(), template: "base".to_owned() };
+        let (vars, ()) = tokio::join!(metadata.vars(), async {
+            tokio::task::yield_now().await;
+            metadata.known.send_replace(Some(Arc::new(about.clone())));
+        });
+        let told = [("WRENN_SANDBOX_ID", "cl-1"), ("WRENN_TEMPLATE_ID", "base")];
+        assert_eq!(vars, told.map(|(name, value)| (name, value.to_owned())));
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &about).unwrap();
+        write(dir.path(), &About { capsule: "cl-2".to_owned(), ..about }).unwrap();
+        let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(
+            (read(".WRENN_SANDBOX_ID"), read(".WRENN_TEMPLATE_ID")),
+            ("cl-2".into(), "base".into())
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,384 @@
+//! Firecracker, the driver for production: on KVM alone, each machine in a jail of its own.
+//!
+//! A machine opens its files by the same names in a root of its own, and its tap in a namespace
+//! of its own, so that a snapshot of one fits any other.
+
+mod api;
+mod changes;
+mod figures;
+mod jail;
+mod machine;
+#[cfg(test)]
+mod tests;
+mod version;
+mod words;
+
+use super::{Driver, Error, Found, Machine, Saved, Spec};
+use crate::network::plan::{GUEST_MAC, METADATA, TAP};
+use crate::{storage, sys};
+use anyhow::Context;
+use api::Api;
+use changes::Changes;
+use daemon::Tasks;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jail::{Jail, Programs, Start};
+use machine::{FirecrackerMachine, Outputs};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use types::Isolation;
+use version::{FLOOR, TRACKS, Version};
+
+const PROGRAM: &str = "firecracker";
+const JAILER: &str = "jailer";
+/// For what Firecracker does at once.
+const PROMPT: Duration = Duration::from_secs(60);
+/// Names in the machine's root.
+const SOCKET: &str = "api.sock";
+const LOG: &str = "log";
+const METRICS: &str = "metrics";
+const KERNEL: &str = "kernel";
+const INITRAMFS: &str = "initramfs";
+const MEMORY: &str = "memory";
+const STATE: &str = "state";
+const WRITTEN: &str = "written";
+/// Of what Firecracker says, only that is kept which tells of something wrong.
+const LEVEL: &str = "Warning";
+/// Bytes in a second that a guest may send, and receive; twice as many at once.
+const NETWORK_RATE: u64 = 200 << 20;
+/// Files grow to this at least.
+const FILE_MIB: u64 = 64;
+
+/// What to run, as the agent is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Where Firecracker is; the one on the PATH when none.
+    pub firecracker: Option<PathBuf>,
+    /// Where the jailer is; beside Firecracker, or on the PATH, when none.
+    pub jailer: Option<PathBuf>,
+    /// Whether to do without the jailer.
+    pub unjailed: bool,
+    /// Whether one that is too old is used all the same.
+    pub any_version: bool,
+}
+
+/// The driver, with what every machine boots from.
+pub(crate) struct Firecracker {
+    programs: Programs,
+    version: Version,
+    snapshots: Version,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    dns: Vec<IpAddr>,
+    api: Arc<Api>,
+    tasks: Tasks,
+}
+
+impl Firecracker {
+    /// Looks for the programs.
+    ///
+    /// # Errors
+    /// What is missing, or too old, and what to do about it.
+    pub(crate) fn find(config: &crate::Config, tasks: &Tasks) -> anyhow::Result<Self> {
+        let choice = &config.firecracker;
+        let firecracker = match &choice.firecracker {
+            Some(given) => given.clone(),
+            None => on_path(PROGRAM).context(
+                "there is no `firecracker` on the PATH (see docs/operations.md, or WRENN_FIRECRACKER)",
+            )?,
+        };
+        let firecracker = firecracker
+            .canonicalize()
+            .with_context(|| format!("there is no Firecracker at {}", firecracker.display()))?;
+        changes::check(&config.dir).context("looking at the file system of WRENN_DIR")?;
+        let (version, snapshots) = version::ask(&firecracker)?;
+        anyhow::ensure!(
+            version >= FLOOR || choice.any_version,
+            "Firecracker {version} is older than {FLOOR}, with known ways out of a guest and wrong \
+             snapshots; install a newer one (docs/operations.md)"
+        );
+        let beside = firecracker.with_file_name(JAILER);
+        let jailer = match &choice.jailer {
+            _ if choice.unjailed => None,
+            Some(given) => Some(given.clone()),
+            None if beside.exists() => Some(beside),
+            None => Some(on_path(JAILER).context(
+                "there is no `jailer` beside Firecracker or on the PATH; install it, or set \
+                 WRENN_JAILER=none to run capsules without (docs/security.md)",
+            )?),
+        };
+        let jailer = match jailer {
+            Some(jailer) => Some(
+                jailer
+                    .canonicalize()
+                    .with_context(|| format!("there is no jailer at {}", jailer.display()))?,
+            ),
+            None => None,
+        };
+        Ok(Self {
+            programs: Programs { firecracker, jailer },
+            version,
+            snapshots,
+            kernel: config.kernel(),
+            initramfs: config.initramfs(),
+            dns: config.dns.clone(),
+            api: Arc::new(Api::new(tasks.clone())),
+            tasks: tasks.clone(),
+        })
+    }
+
+    /// Starts the process; what it is to run is not told yet.
+    async fn start(&self, spec: Spec, saved: Option<&Saved>) -> io::Result<FirecrackerMachine> {
+        let jail = Jail::of(&self.programs, &spec.dir, &spec.name, spec.uid);
+        let (programs, at, tasks) = (self.programs.clone(), jail.clone(), self.tasks.clone());
+        let boot = saved.is_none().then(|| (self.kernel.clone(), self.initramfs.clone()));
+        let began = saved.map(|saved| (Arc::clone(&saved.image), saved.state.try_clone()));
+        let above = saved.map(|saved| Arc::clone(&saved.above)).unwrap_or_default();
+        let work = move || {
+            at.make()?;
+            if let Some((kernel, initramfs)) = boot {
+                at.link(&kernel, KERNEL)?;
+                at.link(&initramfs, INITRAMFS)?;
+            }
+            let memory = u64::from(spec.resources.memory_mib) << 20;
+            if let Some((image, state)) = began {
+                let changes = Changes(at.own.clone());
+                begin(&changes, &image, &above, memory)?;
+                at.link(&changes.began(), MEMORY)?;
+                io::copy(&mut state?, &mut File::create_new(at.root.join(STATE))?)?;
+            }
+            if spec.disks.is_some() {
+                at.link(&spec.dir.join(storage::OWN_IMAGE), storage::OWN_IMAGE)?;
+                at.link(&spec.dir.join(storage::DISK), storage::DISK)?;
+                at.give(&at.root.join(storage::DISK))?;
+            }
+            if let Some(tap) = &spec.tap {
+                sys::give_tap(tap, at.uid)?;
+            }
+            // Firecracker opens it by its name.
+            drop::<Option<OwnedFd>>(spec.tap);
+            let words = Outputs::make(&at, &tasks)?;
+            let mib = spec.resources.memory_mib.max(spec.resources.disk_mib);
+            let with = Start {
+                namespace: spec.namespace,
+                cgroups: spec.cgroups,
+                file_max: u64::from(mib).max(FILE_MIB) << 20,
+            };
+            let record = at.start(&programs, with, &words.console)?;
+            Ok((record, words))
+        };
+        let started = tokio::task::spawn_blocking(work).await;
+        let (record, words) = started.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+        Ok(FirecrackerMachine { api: Arc::clone(&self.api), record, jail, words: Some(words) })
+    }
+
+    /// Waits until Firecracker takes requests.
+    async fn answers(&self, machine: &FirecrackerMachine) -> io::Result<()> {
+        let limit = Instant::now() + PROMPT;
+        loop {
+            match self.api.get(&machine.jail.root, "/").await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > limit || !machine.record.lives() => {
+                    return Err(error);
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+
+    async fn run(&self, spec: Spec) -> io::Result<FirecrackerMachine> {
+        let config = config(&spec, &self.command_line());
+        let machine = self.start(spec, None).await?;
+        let configured = async {
+            self.answers(&machine).await?;
+            for (path, body) in config {
+                self.api.put(&machine.jail.root, &path, body).await?;
+            }
+            Ok(())
+        };
+        let configured = configured.await;
+        settle(machine, configured).await
+    }
+
+    async fn load(&self, spec: Spec, saved: Saved) -> io::Result<FirecrackerMachine> {
+        let metadata = spec.metadata.json();
+        let machine = self.start(spec, Some(&saved)).await?;
+        let tracks =
+            if self.version >= TRACKS { "track_dirty_pages" } else { "enable_diff_snapshots" };
+        let root = &machine.jail.root;
+        let loaded = async {
+            self.answers(&machine).await?;
+            let body = json!({
+                "snapshot_path": STATE,
+                "mem_backend": { "backend_type": "File", "backend_path": MEMORY },
+                tracks: true,
+                "resume_vm": false,
+            });
+            self.api.put(root, "/snapshot/load", body).await?;
+            self.api.put(root, "/mmds", metadata).await?;
+            machine.jail.remove(STATE)
+        };
+        let loaded = loaded.await;
+        settle(machine, loaded).await
+    }
+
+    /// What the guest's kernel is told; see `docs/operations.md` for each word.
+    fn command_line(&self) -> String {
+        format!("panic=-1 reboot=k {}", super::kernel_words(&self.dns))
+    }
+}
+
+/// What a machine maps: the image itself, which others map too, or, where there is something above
+/// it, a file of its own with both.
+fn begin(
+    changes: &Changes,
+    image: &crate::snapshot::images::Image,
+    above: &[crate::snapshot::layer::Layer],
+    bytes: u64,
+) -> io::Result<()> {
+    let missing = || io::Error::other("the image of the memory has no path");
+    let path = image.path.as_ref().ok_or_else(missing)?;
+    if above.is_empty() {
+        return fs::hard_link(path, changes.began());
+    }
+    let own = storage::copy_sparse(&image.file, &changes.began())?;
+    crate::snapshot::memory::install(above, &own, 0, bytes)?;
+    changes.begin(above, bytes)
+}
+
+/// A machine that is as it should be; one that is not is ended, with what it said in the log.
+async fn settle(
+    machine: FirecrackerMachine,
+    done: io::Result<()>,
+) -> io::Result<FirecrackerMachine> {
+    let Err(error) = done else { return Ok(machine) };
+    tracing::warn!(said = machine.said(), "Firecracker did not do as it was asked");
+    machine.kill().await.map_err(io::Error::other)?;
+    Err(error)
+}
+
+/// What a machine is told before it boots, in order.
+fn config(spec: &Spec, command_line: &str) -> Vec<(String, Value)> {
+    let mut all = Vec::new();
+    let mut put = |path: &str, body: Value| all.push((path.to_owned(), body));
+    let machine = json!({
+        "vcpu_count": spec.resources.vcpus,
+        "mem_size_mib": spec.resources.memory_mib,
+        "track_dirty_pages": true,
+    });
+    put("/machine-config", machine);
+    let source = json!({
+        "kernel_image_path": KERNEL,
+        "initrd_path": INITRAMFS,
+        "boot_args": command_line,
+    });
+    put("/boot-source", source);
+    if spec.disks.is_some() {
+        for (id, name, read_only) in
+            [("image", storage::OWN_IMAGE, true), ("disk", storage::DISK, false)]
+        {
+            let drive = json!({
+                "drive_id": id,
+                "path_on_host": name,
+                "is_root_device": false,
+                "is_read_only": read_only,
+            });
+            put(&format!("/drives/{id}"), drive);
+        }
+    }
+    if spec.tap.is_some() {
+        let bucket = json!({
+            "size": NETWORK_RATE,
+            "one_time_burst": NETWORK_RATE,
+            "refill_time": 1000,
+        });
+        let limiter = json!({ "bandwidth": bucket });
+        let interface = json!({
+            "iface_id": "eth0",
+            "guest_mac": GUEST_MAC.map(|b| format!("{b:02x}")).join(":"),
+            "host_dev_name": TAP,
+            "rx_rate_limiter": limiter,
+            "tx_rate_limiter": limiter,
+        });
+        put("/network-interfaces/eth0", interface);
+        let service = json!({
+            "version": "V2",
+            "network_interfaces": ["eth0"],
+            "ipv4_address": METADATA,
+        });
+        put("/mmds/config", service);
+        put("/mmds", spec.metadata.json());
+    }
+    put("/entropy", json!({}));
+    put("/actions", json!({ "action_type": "InstanceStart" }));
+    all
+}
+
+/// A program on the PATH.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+impl Driver for Firecracker {
+    fn name(&self) -> &'static str {
+        "firecracker"
+    }
+
+    fn accelerator(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn isolation(&self) -> Isolation {
+        if self.programs.jailer.is_some() { Isolation::Jailed } else { Isolation::Kvm }
+    }
+
+    fn boots_images(&self) -> bool {
+        true
+    }
+
+    fn maps_paths(&self) -> bool {
+        true
+    }
+
+    fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        async move {
+            let machine =
+                self.run(spec).await.map_err(|e| Error::new("starting Firecracker", e))?;
+            Ok(Box::new(machine) as Box<dyn Machine>)
+        }
+        .boxed()
+    }
+
+    /// Firecracker reads what another has written whose snapshots are of the same major version.
+    fn fingerprint(&self) -> String {
+        format!("firecracker snapshots {} kvm {}", self.snapshots.0, sys::cpu_model())
+    }
+
+    fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        async move {
+            let machine = self.load(spec, saved).await;
+            let machine = machine.map_err(|e| Error::new("loading the saved machine", e))?;
+            Ok(Box::new(machine) as Box<dyn Machine>)
+        }
+        .boxed()
+    }
+
+    fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>> {
+        if !found.record.lives() {
+            return None;
+        }
+        let jail = Jail::found(found.dir, found.name, found.uid).unwrap_or_else(|_| {
+            // It cannot be asked for anything, but it is there.
+            Jail::of(&self.programs, found.dir, found.name, found.uid)
+        });
+        let (api, record) = (Arc::clone(&self.api), found.record.clone());
+        Some(Box::new(FirecrackerMachine::found(api, record, jail, &self.tasks)))
+    }
+}

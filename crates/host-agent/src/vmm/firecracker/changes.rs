@@ -1,0 +1,229 @@
+//! What a machine has changed of its memory since it began, gathered from Firecracker's
+//! differential snapshots: each holds what was written since the one before, which Firecracker
+//! then forgets. So that nothing is lost to whoever dies in between, a mark says that one was
+//! asked for; as long as it stands, the next is a full one, which holds everything.
+//!
+//! ```text
+//! memory   what the machine began with, as it maps it; none for one that was booted
+//! changed  pages that may differ from the image that all share, where they are in memory; sparse
+//! asked    the mark
+//! ```
+
+use crate::snapshot::layer::PAGE;
+use crate::snapshot::memory::{self, Memory};
+use rustix::fs::{OFlags, SeekFrom, seek};
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const BEGAN: &str = "memory";
+const CHANGED: &str = "changed";
+const NEWEST: &str = "newest";
+const ASKED: &str = "asked";
+
+/// Of one machine, in the driver's own folder.
+#[derive(Debug, Clone)]
+pub(super) struct Changes(pub PathBuf);
+
+impl Changes {
+    /// What the machine is to map.
+    pub(super) fn began(&self) -> PathBuf {
+        self.0.join(BEGAN)
+    }
+
+    /// What is above the image counts as changed.
+    pub(super) fn begin(
+        &self,
+        above: &[crate::snapshot::layer::Layer],
+        bytes: u64,
+    ) -> io::Result<()> {
+        if above.is_empty() {
+            return Ok(());
+        }
+        let file = File::create_new(self.0.join(CHANGED))?;
+        file.set_len(bytes)?;
+        memory::install(above, &file, 0, bytes)
+    }
+
+    /// Which kind of snapshot to ask for; from here on it is asked for.
+    pub(super) fn ask(&self) -> io::Result<&'static str> {
+        match File::create_new(self.0.join(ASKED)) {
+            Ok(_) => Ok("Diff"),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok("Full"),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Takes what was asked for out of the machine's root, and adds it.
+    pub(super) fn add(&self, written: &Path, kind: &str, uid: u32) -> io::Result<()> {
+        let (newest, changed) = (self.0.join(NEWEST), self.0.join(CHANGED));
+        fs::rename(written, &newest)?;
+        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
+        let file = File::options().read(true).custom_flags(flags).open(&newest)?;
+        let found = file.metadata()?;
+        // It was where the machine could have put another's file under its name.
+        if !found.is_file() || found.nlink() != 1 || found.uid() != uid {
+            return Err(io::Error::other("Firecracker wrote no file of its own"));
+        }
+        if kind == "Full" || !changed.exists() {
+            fs::rename(&newest, &changed)?;
+        } else {
+            let all = File::options().read(true).write(true).open(&changed)?;
+            let mut buffer = vec![0; 256 * PAGE];
+            for range in extents(&file)? {
+                let mut at = range.start;
+                while at < range.end {
+                    let size = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+                    let part = &mut buffer[..size.min(256 * PAGE)];
+                    file.read_exact_at(part, at)?;
+                    all.write_all_at(part, at)?;
+                    at += part.len() as u64;
+                }
+            }
+            fs::remove_file(&newest)?;
+        }
+        fs::remove_file(self.0.join(ASKED))
+    }
+
+    /// All of it.
+    pub(super) fn memory(&self, bytes: u64) -> io::Result<Memory> {
+        let changed = File::open(self.0.join(CHANGED))?;
+        let began = match File::open(self.began()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            began => Some(began?),
+        };
+        let pages = bytes / PAGE as u64;
+        let page = |at: u64| at / PAGE as u64;
+        let touched = extents(&changed)?.into_iter();
+        let touched = touched.map(|range| page(range.start)..page(range.end + PAGE as u64 - 1));
+        let touched = touched.filter(|range| range.end <= pages);
+        Ok(Memory::of_changes(changed, began, pages, touched.collect()))
+    }
+}
+
+/// Whether a file system tells of each page of a sparse file whether it was written: by larger
+/// blocks, as some do, what was not would pass for zeros.
+pub(super) fn check(dir: &Path) -> io::Result<()> {
+    const AT: u64 = (1 << 20) + PAGE as u64;
+    let path = dir.join("sparse.new");
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    let told = file
+        .set_len(4 << 20)
+        .and_then(|()| file.write_all_at(&[1; PAGE], AT))
+        .and_then(|()| extents(&file));
+    fs::remove_file(path)?;
+    if told? == [Range { start: AT, end: AT + PAGE as u64 }] {
+        return Ok(());
+    }
+    let why = "it keeps sparse files by larger blocks than 4 KiB; use ext4, XFS or btrfs";
+    Err(io::Error::other(why))
+}
+
+/// Where a sparse file holds data.
+fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    loop {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(found),
+            Err(error) => return Err(error.into()),
+        };
+        at = seek(file, SeekFrom::Hole(start))?;
+        found.push(start..at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::layer::Layer;
+
+    const PAGES: u64 = 32;
+
+    #[test]
+    fn what_is_not_kept_page_by_page_is_not_used() {
+        check(tempfile::tempdir().unwrap().path()).unwrap();
+        // A tmpfs of huge pages, where the kernel has them and this may mount it.
+        let dir = tempfile::tempdir().unwrap();
+        let (none, data) = (rustix::mount::MountFlags::empty(), c"huge=always");
+        if rustix::mount::mount("tmpfs", dir.path(), "tmpfs", none, data).is_ok() {
+            let by_pages = check(dir.path());
+            rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+            let why = by_pages.err().map(|error| error.to_string());
+            assert!(why.is_none_or(|why| why.contains("larger blocks")));
+        }
+    }
+
+    fn written(dir: &Path, pages: &[(u64, u8)]) -> PathBuf {
+        let path = dir.join("written");
+        let file = File::create_new(&path).unwrap();
+        file.set_len(PAGES * PAGE as u64).unwrap();
+        for (number, fill) in pages {
+            file.write_all_at(&[*fill; PAGE], number * PAGE as u64).unwrap();
+        }
+        path
+    }
+
+    /// What a snapshot would hold above an image of zeros.
+    fn seen(changes: &Changes) -> Vec<(u64, u8)> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let memory = changes.memory(PAGES * PAGE as u64).unwrap();
+        let (hash, _) = memory.write(&[], file.reopen().unwrap()).unwrap();
+        let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
+        let mut found = Vec::new();
+        layer
+            .each(|first, data| {
+                let pages = data.unwrap().chunks_exact(PAGE).enumerate();
+                found.extend(pages.map(|(n, page)| (first + n as u64, page[0])));
+                Ok(())
+            })
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn what_was_written_before_an_earlier_snapshot_is_in_a_later_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let changes = Changes(dir.path().to_owned());
+        for (pages, kind) in [(&[(1, 1), (5, 5)][..], "Diff"), (&[(5, 6), (9, 9)], "Diff")] {
+            assert_eq!(changes.ask().unwrap(), kind);
+            changes.add(&written(dir.path(), pages), kind, own).unwrap();
+        }
+        assert_eq!(seen(&changes), [(1, 1), (5, 6), (9, 9)]);
+    }
+
+    #[test]
+    fn after_one_of_which_nothing_is_known_the_next_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let changes = Changes(dir.path().to_owned());
+        assert_eq!(changes.ask().unwrap(), "Diff");
+        // Whoever asked died here; Firecracker may have forgotten what was changed.
+        for _ in 0..2 {
+            assert_eq!(changes.ask().unwrap(), "Full");
+        }
+        changes.add(&written(dir.path(), &[(2, 2), (3, 3)]), "Full", own).unwrap();
+        assert_eq!(seen(&changes), [(2, 2), (3, 3)]);
+        assert_eq!(changes.ask().unwrap(), "Diff");
+    }
+
+    #[test]
+    fn another_file_under_its_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let changes = Changes(dir.path().to_owned());
+        let kind = changes.ask().unwrap();
+        let path = written(dir.path(), &[(1, 1)]);
+        assert!(changes.add(&path, kind, own + 1).is_err());
+        let path = written(dir.path(), &[(1, 1)]);
+        fs::hard_link(&path, dir.path().join("elsewhere")).unwrap();
+        assert!(changes.add(&path, "Full", own).is_err());
+        fs::remove_file(dir.path().join(NEWEST)).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
+        assert!(changes.add(&path, "Full", own).is_err());
+        assert_eq!(changes.ask().unwrap(), "Full");
+    }
+}

@@ -1,0 +1,171 @@
+//! A Firecracker process that runs: asked over its API, whose socket stays in the machine's root, so
+//! that a later agent asks it the same way.
+
+use super::api::Api;
+use super::changes::Changes;
+use super::figures::Figures;
+use super::jail::Jail;
+use super::words::Words;
+use super::{LOG, METRICS, STATE, WRITTEN};
+use crate::snapshot::memory::Memory;
+use crate::vmm::{Error, Machine, Record, kill_record, wait_record};
+use daemon::Tasks;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::json;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of devices' state that are read.
+const STATE_MAX: u64 = 64 << 20;
+/// What a disk writes in a second at least.
+const BYTES_PER_SECOND: u64 = 16 << 20;
+/// How much of its last words is told, in bytes.
+const WORDS: usize = 2000;
+
+pub(super) struct FirecrackerMachine {
+    pub api: Arc<Api>,
+    pub record: Record,
+    pub jail: Jail,
+    pub words: Option<Outputs>,
+}
+
+/// What a machine says; it is read for as long as this is there.
+pub(super) struct Outputs {
+    pub console: Words,
+    pub log: Words,
+    pub _figures: Figures,
+}
+
+impl Outputs {
+    /// Makes the pipes that a machine is to write to.
+    pub(super) fn make(jail: &Jail, tasks: &Tasks) -> io::Result<Self> {
+        for pipe in [console(jail).0, log(jail).0, jail.root.join(METRICS)] {
+            jail.pipe(&pipe)?;
+        }
+        Self::open(jail, tasks)
+    }
+
+    fn open(jail: &Jail, tasks: &Tasks) -> io::Result<Self> {
+        let open = |(pipe, kept): (PathBuf, PathBuf)| Words::open(&pipe, kept, tasks);
+        let (console, log) = (open(console(jail))?, open(log(jail))?);
+        Ok(Self { console, log, _figures: Figures::open(&jail.root.join(METRICS), tasks)? })
+    }
+}
+
+/// What the guest writes to its console.
+fn console(jail: &Jail) -> (PathBuf, PathBuf) {
+    (jail.own.join("console"), jail.own.join("console.log"))
+}
+
+/// What Firecracker says.
+fn log(jail: &Jail) -> (PathBuf, PathBuf) {
+    (jail.root.join(LOG), jail.own.join("vmm.log"))
+}
+
+impl FirecrackerMachine {
+    /// One that runs; where its pipes cannot be opened, it is not listened to.
+    pub(super) fn found(api: Arc<Api>, record: Record, jail: Jail, tasks: &Tasks) -> Self {
+        let words = Outputs::open(&jail, tasks);
+        let warn = |error: &io::Error| {
+            tracing::warn!(%error, name = jail.name, "what a machine says cannot be read");
+        };
+        let words = words.inspect_err(warn).ok();
+        Self { api, record, jail, words }
+    }
+
+    async fn set(&self, state: &str) -> io::Result<()> {
+        self.api.patch(&self.jail.root, "/vm", json!({ "state": state })).await
+    }
+
+    async fn keep(&self, mut state: File, bytes: u64) -> io::Result<Memory> {
+        let (jail, changes) = (self.jail.clone(), Changes(self.jail.own.clone()));
+        let asking = changes.clone();
+        let kind = blocking(move || {
+            jail.remove(STATE)?;
+            jail.remove(WRITTEN)?;
+            asking.ask()
+        });
+        let kind = kind.await?;
+        let what = json!({
+            "snapshot_type": kind,
+            "snapshot_path": STATE,
+            "mem_file_path": WRITTEN,
+        });
+        let limit = super::PROMPT + Duration::from_secs(bytes / BYTES_PER_SECOND);
+        self.api.put_for(&self.jail.root, "/snapshot/create", what, limit).await?;
+        let jail = self.jail.clone();
+        let work = move || {
+            changes.add(&jail.root.join(WRITTEN), kind, jail.uid)?;
+            io::copy(&mut jail.open(STATE)?.take(STATE_MAX), &mut state)?;
+            jail.remove(STATE)?;
+            changes.memory(bytes)
+        };
+        blocking(work).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
+impl Machine for FirecrackerMachine {
+    fn record(&self) -> Record {
+        self.record.clone()
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        async {
+            wait_record(&self.record).await;
+            self.api.forget(&self.jail.root);
+            "the VMM ended".to_owned()
+        }
+        .boxed()
+    }
+
+    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        let read = self.words.as_ref().map(|words| words.console.read());
+        std::future::ready(read.unwrap_or_default()).boxed()
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
+        async { self.set("Paused").await.map_err(|e| Error::new("stopping the guest", e)) }.boxed()
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        async { self.set("Resumed").await.map_err(|e| Error::new("letting the guest go on", e)) }
+            .boxed()
+    }
+
+    fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        async move {
+            let kept = self.keep(state, bytes).await;
+            kept.map(Some).map_err(|e| Error::new("having Firecracker write a snapshot", e))
+        }
+        .boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
+        async {
+            let killed = kill_record(&self.record).await;
+            self.api.forget(&self.jail.root);
+            killed
+        }
+        .boxed()
+    }
+
+    fn said(&self) -> String {
+        let said = self.words.as_ref().map(|words| words.log.read()).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said[said.len().saturating_sub(WORDS)..]).into_owned();
+        said.trim().lines().collect::<Vec<_>>().join("; ")
+    }
+
+    fn trim_logs(&self) {
+        // They never hold more than their bound.
+    }
+}

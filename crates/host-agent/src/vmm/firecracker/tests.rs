@@ -1,0 +1,220 @@
+//! The driver against a real Firecracker and its jailer, which `WRENN_TEST_FIRECRACKER` names;
+//! needs root and a `/dev/kvm` that opens. The guest is one instruction that waits: everything but
+//! what a guest does of its own is as always.
+
+use super::*;
+use crate::snapshot::layer::Layer;
+use crate::snapshot::memory;
+use crate::vmm::{Metadata, Record};
+use std::os::unix::fs::MetadataExt;
+use types::resources::Resources;
+
+const MEMORY_MIB: u32 = 16;
+const BYTES: u64 = (MEMORY_MIB as u64) << 20;
+
+/// A kernel: an ELF of one segment at 1 MiB with `hlt` and a jump back to it.
+fn kernel() -> Vec<u8> {
+    const AT: u64 = 1 << 20;
+    const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let mut half = |numbers: &[u16]| numbers.iter().for_each(|n| elf.extend(n.to_le_bytes()));
+    half(&[2, 62, 1, 0]); // executable, x86-64, version
+    for number in [AT, 64, 0] {
+        elf.extend(number.to_le_bytes()); // entry, program headers, section headers
+    }
+    elf.extend([0; 4]);
+    for number in [64_u16, 56, 1, 0, 0, 0] {
+        elf.extend(number.to_le_bytes()); // sizes and counts of the headers
+    }
+    elf.extend([1, 0, 0, 0, 5, 0, 0, 0]); // loaded, read and executed
+    for number in [120, AT, AT, CODE.len() as u64, CODE.len() as u64, 4096] {
+        elf.extend(number.to_le_bytes()); // offset, addresses, sizes, alignment
+    }
+    elf.extend(CODE);
+    elf
+}
+
+struct Setup {
+    dir: tempfile::TempDir,
+    driver: Firecracker,
+}
+
+/// None, with the reason, where there is nothing to test.
+fn setup() -> Option<Setup> {
+    let named = std::env::var_os("WRENN_TEST_FIRECRACKER").filter(|path| !path.is_empty());
+    let Some(path) = named else {
+        tracing::warn!("skipped: WRENN_TEST_FIRECRACKER names no Firecracker");
+        return None;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let boot = dir.path().join("images/boot");
+    fs::create_dir_all(&boot).unwrap();
+    fs::write(boot.join("vmlinux"), kernel()).unwrap();
+    fs::write(boot.join("initramfs"), [7; 4096]).unwrap();
+    let config = crate::Config {
+        dir: dir.path().to_owned(),
+        network: String::new(),
+        dns: Vec::new(),
+        driver: crate::DriverChoice::Firecracker,
+        firecracker: Choice {
+            firecracker: Some(path.into()),
+            any_version: true,
+            ..Choice::default()
+        },
+        memory_mib: 0,
+        vcpus: 0,
+        disk_mib: 0,
+        store: None,
+        connections: 1,
+    };
+    let driver = Firecracker::find(&config, &Tasks::default()).unwrap();
+    Some(Setup { dir, driver })
+}
+
+impl Setup {
+    fn folder(&self, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn spec(&self, name: &str) -> Spec {
+        Spec {
+            name: name.to_owned(),
+            resources: Resources { vcpus: 1, memory_mib: MEMORY_MIB, disk_mib: 1 },
+            dir: self.folder(name),
+            disks: None,
+            tap: None,
+            namespace: None,
+            uid: 2_100_000,
+            cgroups: Vec::new(),
+            metadata: Metadata::default(),
+        }
+    }
+
+    /// What Firecracker says of itself.
+    async fn state(&self, name: &str) -> String {
+        let jail = Jail::of(&self.driver.programs, &self.folder(name), name, 0);
+        let said = self.driver.api.get(&jail.root, "/").await.unwrap();
+        said["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Keeps a frozen machine: the state of its devices, and its memory as a layer.
+    async fn keep(&self, machine: &dyn Machine, number: u32) -> (PathBuf, Layer) {
+        let state = self.dir.path().join(format!("state-{number}"));
+        let memory = machine.save(File::create_new(&state).unwrap(), BYTES).await.unwrap();
+        let pages = self.dir.path().join(format!("pages-{number}"));
+        let file = File::create_new(&pages).unwrap();
+        let (hash, _) = memory.unwrap().write(&[], file).unwrap();
+        (state, Layer::open(File::open(pages).unwrap(), &hash).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
+    let Some(setup) = setup() else { return };
+    let path = setup.driver.programs.firecracker.clone();
+    let machine = setup.driver.boot(setup.spec("one")).await.unwrap();
+    assert_eq!(setup.state("one").await, "Running");
+    let pid = machine.record().pid;
+    let root = fs::metadata(format!("/proc/{pid}/root")).unwrap();
+    let jail = Jail::of(&setup.driver.programs, &setup.folder("one"), "one", 2_100_000);
+    assert_eq!(root.ino(), fs::metadata(&jail.root).unwrap().ino(), "it is not in its jail");
+    assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), 2_100_000);
+    // One that runs is not kept, and loses nothing by that.
+    let failed = machine.save(tempfile::tempfile().unwrap(), BYTES).await;
+    assert!(failed.is_err());
+    for _ in 0..2 {
+        machine.freeze().await.unwrap();
+        assert_eq!(setup.state("one").await, "Paused");
+    }
+    let (state, layer) = setup.keep(&*machine, 1).await;
+    assert!(fs::metadata(&state).unwrap().len() > 1000);
+    machine.thaw().await.unwrap();
+    machine.freeze().await.unwrap();
+    let (_, again) = setup.keep(&*machine, 2).await;
+    let held = |layer: &Layer| {
+        let mut pages = std::collections::BTreeMap::new();
+        let add = |first: u64, data: Result<&[u8], u32>| {
+            let data = data.unwrap_or_default().chunks_exact(4096).enumerate();
+            pages.extend(data.map(|(n, page)| (first + n as u64, page.to_vec())));
+            Ok(())
+        };
+        layer.each(add).unwrap();
+        pages
+    };
+    // The kernel stands where it was put, in what was kept first and in what was kept later.
+    for layer in [&layer, &again] {
+        assert_eq!(held(layer)[&256][..3], [0xf4, 0xeb, 0xfd]);
+    }
+    // Another agent finds it by its record, and its processes by its folder.
+    let record: Record = machine.record();
+    let mut newer = setup.driver;
+    newer.programs.firecracker = PathBuf::from("/usr/bin/firecracker-v9.9.9");
+    let found = newer.adopt(Found {
+        record: &record,
+        name: "one",
+        dir: &setup.dir.path().join("one"),
+        uid: 2_100_000,
+        namespace: None,
+        metadata: Metadata::default(),
+    });
+    let found = found.unwrap();
+    newer.programs.firecracker = path;
+    let setup = Setup { dir: setup.dir, driver: newer };
+    assert_eq!(sys::processes_of("one", &setup.folder("one")), [pid]);
+    assert_eq!(sys::processes_of("one", &setup.folder("other")), [] as [i32; 0]);
+    found.thaw().await.unwrap();
+    assert_eq!(setup.state("one").await, "Running");
+    crate::vmm::kill_named("one", &setup.folder("one")).await.unwrap();
+    assert_eq!(found.ended().await, "the VMM ended");
+    // What was kept is brought back, by itself and with something above it.
+    let images = setup.folder("memory");
+    let image = memory::image_at(&images.join("one"), &[layer], BYTES).unwrap();
+    let image = Arc::new(image);
+    for (name, above) in [("two", Vec::new()), ("three", vec![again])] {
+        let (image, state) = (Arc::clone(&image), File::open(&state).unwrap());
+        let saved = Saved { image, above: Arc::new(above), state };
+        let back = setup.driver.restore(setup.spec(name), saved).await.unwrap();
+        assert_eq!(setup.state(name).await, "Paused");
+        back.thaw().await.unwrap();
+        back.freeze().await.unwrap();
+        let changed = back.save(tempfile::tempfile().unwrap(), BYTES).await.unwrap().unwrap();
+        let whole = changed.whole(|| unreachable!("nothing is asked for below it")).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (hash, _) = whole.write(&[], file.reopen().unwrap()).unwrap();
+        let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
+        assert_eq!(held(&layer)[&256][..3], [0xf4, 0xeb, 0xfd], "{name}");
+        back.kill().await.unwrap();
+        assert!(!back.record().lives());
+    }
+}
+
+#[tokio::test]
+async fn what_firecracker_refuses_is_told_in_its_words() {
+    let Some(setup) = setup() else { return };
+    let machine = setup.driver.boot(setup.spec("one")).await.unwrap();
+    let jail = Jail::of(&setup.driver.programs, &setup.folder("one"), "one", 0);
+    for (path, body, told) in [
+        ("/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 16 }), "not supported after"),
+        ("/actions", json!({ "action_type": "InstanceStart" }), "not supported after"),
+        ("/entropy", json!({ "colour": 1 }), "colour"),
+        ("/nowhere", json!({}), "nowhere"),
+    ] {
+        let error = setup.driver.api.put(&jail.root, path, body).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("PUT {path}: 400")), "{error}");
+        assert!(error.contains(told), "{path}: {error}");
+    }
+    machine.kill().await.unwrap();
+    // A state that is none is refused, and the process that was to load it is gone.
+    let image = memory::image_at(&setup.folder("memory").join("one"), &[], BYTES).unwrap();
+    let state = setup.dir.path().join("state");
+    fs::write(&state, [1; 2000]).unwrap();
+    let state = File::open(state).unwrap();
+    let saved = Saved { image: Arc::new(image), above: Arc::default(), state };
+    let error = setup.driver.restore(setup.spec("two"), saved).await.err().unwrap();
+    assert_eq!(error.what, "loading the saved machine");
+    let why = error.source.unwrap().to_string();
+    assert!(why.contains("PUT /snapshot/load: 400"), "{why}");
+    assert_eq!(sys::processes_of("two", &setup.folder("two")), [] as [i32; 0]);
+}

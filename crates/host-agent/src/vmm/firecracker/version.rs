@@ -1,0 +1,66 @@
+//! Which Firecracker is there, and whether it may be used.
+
+use crate::sys;
+use anyhow::Context;
+use std::fmt;
+use std::path::Path;
+
+/// The oldest that is used. Before it a guest could break out (CVE-2026-5747, in 1.13.0 to 1.14.3 and
+/// 1.15.0), the jailer followed links (CVE-2026-1386), and differential snapshots of guests with
+/// more than 3 GiB were wrong.
+pub(crate) const FLOOR: Version = Version(1, 15, 1);
+/// The first whose load calls it `track_dirty_pages`.
+pub(super) const TRACKS: Version = Version(1, 13, 0);
+
+/// Major, minor, patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(pub u32, pub u32, pub u32);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// The first thing in a text that reads as one: `v1.16.1`, or `1.17.0-dev`.
+fn read(text: &str) -> Option<Version> {
+    text.split_whitespace().find_map(|word| {
+        let mut parts = word.trim_start_matches('v').splitn(3, '.');
+        let mut number = || {
+            let part = parts.next()?;
+            let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+            part[..end].parse().ok()
+        };
+        Some(Version(number()?, number()?, number()?))
+    })
+}
+
+/// The version of a program, and of the snapshots that it makes.
+pub(super) fn ask(program: &Path) -> anyhow::Result<(Version, Version)> {
+    let name = program.to_str().context("the path of Firecracker is no text")?;
+    let asked = |arg: &str| {
+        let said = sys::run(name, &[arg])?;
+        read(&said).with_context(|| format!("{name} {arg} tells no version"))
+    };
+    Ok((asked("--version")?, asked("--snapshot-version")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_and_compared_by_their_numbers() {
+        assert_eq!(
+            read("Firecracker v1.12.1\n\n2026-11-26T10:23:23 exiting"),
+            Some(Version(1, 12, 1))
+        );
+        assert_eq!(read("v10.0.0\n"), Some(Version(10, 0, 0)));
+        assert_eq!(read("Firecracker v1.17.0-dev"), Some(Version(1, 17, 0)));
+        assert_eq!(read("Firecracker"), None);
+        assert!(Version(1, 9, 9) < FLOOR && Version(1, 15, 0) < FLOOR);
+        assert!(
+            FLOOR <= Version(1, 15, 1) && FLOOR < Version(1, 16, 0) && FLOOR < Version(2, 0, 0)
+        );
+    }
+}

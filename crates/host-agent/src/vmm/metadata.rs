@@ -1,0 +1,224 @@
+//! The metadata service, for drivers whose VMM has none: what Firecracker's MMDS of version 2 does,
+//! at the same address. A session token is asked for by `PUT /latest/api/token`, and everything
+//! else is a `GET` with it. The listener is inside the capsule's namespace, so that whoever can
+//! ask is the guest it belongs to.
+
+use super::Metadata;
+use crate::network::plan::METADATA;
+use crate::sys;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use daemon::Tasks;
+use hop::{Body, Handler, Limits};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use serde_json::Value;
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Where tokens are asked for.
+const TOKEN_PATH: &str = "/latest/api/token";
+/// What a token is presented in; the second is AWS's name for it.
+const TOKEN: [&str; 2] = ["x-metadata-token", "x-aws-ec2-metadata-token"];
+/// How long a token is to live, in seconds.
+const TTL: [&str; 2] = ["x-metadata-token-ttl-seconds", "x-aws-ec2-metadata-token-ttl-seconds"];
+const TTL_MAX: u64 = 21_600;
+/// Guests are hostile: what one may take of the agent.
+const LIMITS: Limits = Limits { connections: 16, head_bytes: 8 * 1024 };
+
+/// Between two requests of one guest, where it makes many.
+const STEP: Duration = Duration::from_millis(5);
+/// How far it may be ahead of that.
+const BURST: Duration = Duration::from_millis(500);
+
+/// The service of one machine; it ends with this.
+pub(super) struct Service(Tasks);
+
+impl Service {
+    /// Serves in the namespace of a capsule.
+    pub(super) fn start(namespace: &File, metadata: &Metadata) -> io::Result<Self> {
+        let listener = sys::in_namespace(namespace, || TcpListener::bind((METADATA, 80)))?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let tasks = Tasks::default();
+        hop::serve(listener, Guest::new(metadata)?, LIMITS, &tasks);
+        Ok(Self(tasks))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// What one guest is answered by.
+struct Guest {
+    data: Value,
+    /// Tokens are signed with it; nobody knows those of an earlier service.
+    key: [u8; 32],
+    since: Instant,
+    /// When the next request would be due, if all came in equal steps.
+    due: Mutex<Instant>,
+}
+
+impl Handler for Guest {
+    async fn handle(
+        self: &Arc<Self>,
+        request: Request<hyper::body::Incoming>,
+        _: SocketAddr,
+    ) -> Response<Body> {
+        tokio::time::sleep(self.early(Instant::now())).await;
+        self.answer(request.method(), request.uri().path(), request.headers(), self.since.elapsed())
+    }
+}
+
+impl Guest {
+    fn new(metadata: &Metadata) -> io::Result<Self> {
+        let (since, due) = (Instant::now(), Mutex::new(Instant::now()));
+        Ok(Self { data: metadata.json(), key: sys::random()?, since, due })
+    }
+
+    /// How long a request waits, so that a guest which asks all the time costs the host no more
+    /// than one that does not.
+    fn early(&self, now: Instant) -> Duration {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        *due = (*due).max(now.checked_sub(BURST).unwrap_or(now)) + STEP;
+        due.saturating_duration_since(now)
+    }
+
+    fn answer(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        now: Duration,
+    ) -> Response<Body> {
+        match *method {
+            Method::PUT => self.token(path, headers, now),
+            Method::GET => self.read(path, headers, now),
+            Method::PATCH => {
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "Use GET or PUT.".to_owned());
+                let allowed = header::HeaderValue::from_static("GET, PUT");
+                answer.headers_mut().insert(header::ALLOW, allowed);
+                answer
+            }
+            _ => text(StatusCode::NOT_IMPLEMENTED, "Unsupported HTTP method.".to_owned()),
+        }
+    }
+
+    fn token(&self, path: &str, headers: &HeaderMap, now: Duration) -> Response<Body> {
+        let bad = |said: &str| text(StatusCode::BAD_REQUEST, said.to_owned());
+        if path.trim_end_matches('/') != TOKEN_PATH {
+            return missing(path);
+        }
+        // Whoever is forwarded is not the guest's own program.
+        if headers.contains_key("x-forwarded-for") {
+            return bad("X-Forwarded-For is not allowed here.");
+        }
+        let Some(ttl) = one_of(headers, TTL) else {
+            return bad("Say by X-metadata-token-ttl-seconds how long the token is to live.");
+        };
+        let ttl = ttl.parse().ok().filter(|ttl| (1..=TTL_MAX).contains(ttl));
+        let Some(ttl) = ttl else {
+            return bad("X-metadata-token-ttl-seconds must be between 1 and 21600.");
+        };
+        text(StatusCode::OK, self.sign(now.as_secs() + ttl))
+    }
+
+    /// A token that ends at a second of this service.
+    fn sign(&self, end: u64) -> String {
+        let end = end.to_be_bytes();
+        let mut token = end.to_vec();
+        token.extend_from_slice(blake3::keyed_hash(&self.key, &end).as_bytes());
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    fn knows(&self, token: &str, now: Duration) -> bool {
+        let Ok(bytes) = URL_SAFE_NO_PAD.decode(token) else { return false };
+        let Some((end, signature)) = bytes.split_first_chunk::<8>() else { return false };
+        let Ok(signature) = <[u8; 32]>::try_from(signature) else { return false };
+        // Compared in constant time.
+        blake3::keyed_hash(&self.key, end) == signature && u64::from_be_bytes(*end) > now.as_secs()
+    }
+
+    fn read(&self, path: &str, headers: &HeaderMap, now: Duration) -> Response<Body> {
+        let unknown = |said: &str| text(StatusCode::UNAUTHORIZED, said.to_owned());
+        let Some(token) = one_of(headers, TOKEN) else {
+            return unknown("Present a session token in X-metadata-token.");
+        };
+        if !self.knows(token, now) {
+            return unknown("The session token is not valid.");
+        }
+        let Some(value) = self.data.pointer(path.trim_end_matches('/')) else {
+            return missing(path);
+        };
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        if accept.is_some_and(|accept| accept.contains("application/json")) {
+            let mut answer = text(StatusCode::OK, value.to_string());
+            let json = header::HeaderValue::from_static("application/json");
+            answer.headers_mut().insert(header::CONTENT_TYPE, json);
+            return answer;
+        }
+        match value {
+            Value::String(value) => text(StatusCode::OK, value.clone()),
+            Value::Object(values) => {
+                let name = |(name, value): (&String, &Value)| match value.is_object() {
+                    true => format!("{name}/"),
+                    false => name.clone(),
+                };
+                let names: Vec<String> = values.iter().map(name).collect();
+                text(StatusCode::OK, names.join("\n"))
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
+                text(StatusCode::NOT_IMPLEMENTED, "Ask for this as JSON.".to_owned())
+            }
+        }
+    }
+}
+
+fn one_of<'a>(headers: &'a HeaderMap, names: [&str; 2]) -> Option<&'a str> {
+    names.iter().find_map(|name| headers.get(*name)?.to_str().ok())
+}
+
+fn missing(path: &str) -> Response<Body> {
+    text(StatusCode::NOT_FOUND, format!("Resource not found: {path}."))
+}
+
+fn text(status: StatusCode, said: String) -> Response<Body> {
+    let mut answer = Response::new(Body::from(said));
+    *answer.status_mut() = status;
+    let plain = header::HeaderValue::from_static("text/plain");
+    answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_asks_all_the_time_waits_and_no_other_does() {
+        let guest = Guest::new(&Metadata::default()).unwrap();
+        let now = Instant::now() + BURST;
+        let waits: Vec<Duration> = (0..200).map(|_| guest.early(now)).collect();
+        assert!(waits[..100].iter().all(Duration::is_zero), "{waits:?}");
+        assert_eq!(waits[199], STEP * 100);
+        assert_eq!(guest.early(now + Duration::from_secs(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_token_lives_as_long_as_it_was_asked_for_and_in_one_service_alone() {
+        let metadata = Metadata { capsule: "cl-1".to_owned(), template: "base".to_owned() };
+        let (one, other) = (Guest::new(&metadata).unwrap(), Guest::new(&metadata).unwrap());
+        let token = one.sign(60);
+        assert!(one.knows(&token, Duration::from_secs(59)));
+        assert!(!one.knows(&token, Duration::from_secs(60)));
+        assert!(!other.knows(&token, Duration::ZERO));
+        for wrong in ["", "x", &token[..20], &format!("{token}A")] {
+            assert!(!one.knows(wrong, Duration::ZERO), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! How well a machine is kept apart from its host: tiers, of which each is better than those
+//! before it.
+
+use crate::resources::OutOfRange;
+use std::fmt;
+use std::str::FromStr;
+
+/// A tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isolation {
+    /// No machine at all, as for tests.
+    #[default]
+    None,
+    /// A machine that software emulates.
+    Tcg,
+    /// A machine that the processor keeps apart.
+    Kvm,
+    /// The same, and its VMM is in a jail: a root, a user and namespaces of its own.
+    Jailed,
+}
+
+impl Isolation {
+    /// All, from the weakest.
+    pub const ALL: [Self; 4] = [Self::None, Self::Tcg, Self::Kvm, Self::Jailed];
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+            Self::Jailed => "jailed",
+        }
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Isolation {
+    type Err = OutOfRange;
+
+    fn from_str(text: &str) -> Result<Self, OutOfRange> {
+        Self::ALL.into_iter().find(|tier| tier.as_str() == text).ok_or_else(|| OutOfRange {
+            field: "isolation",
+            message: "must be none, tcg, kvm or jailed".to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_tier_is_better_than_those_before_it_and_is_read_as_it_is_written() {
+        assert!(Isolation::ALL.is_sorted());
+        for tier in Isolation::ALL {
+            assert_eq!(tier.to_string().parse(), Ok(tier));
+        }
+        assert_eq!("KVM".parse::<Isolation>().unwrap_err().field, "isolation");
+    }
+}
