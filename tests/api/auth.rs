@@ -50,7 +50,7 @@ const EXPECTED: &str = "
     admin GET /v1/channels/{id}/deliveries
     own DELETE /v1/teams/{id}, POST /v1/teams/{id}/transfer
     platform GET /metrics, POST /v1/hosts, GET /v1/hosts/{id}, DELETE /v1/hosts/{id},
-    platform POST /v1/hosts/{id}/token, POST /v1/hosts/{id}/drain, PUT /v1/hosts/{id}/tags,
+    platform PATCH /v1/templates/{name}, POST /v1/hosts/{id}/token, POST /v1/hosts/{id}/drain, PUT /v1/hosts/{id}/tags,
     platform GET /v1/hosts/{id}/delete-preview, GET /v1/hosts/{id}/metrics, GET /v1/admin/users,
     platform POST /v1/admin/users, PATCH /v1/admin/users/{id}, DELETE /v1/admin/users/{id},
     platform GET /v1/admin/teams, GET /v1/admin/teams/{id}/limits,

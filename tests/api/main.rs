@@ -6,6 +6,7 @@
 mod accounts;
 mod audit;
 mod auth;
+mod choice;
 mod cli;
 mod crash;
 mod envd;
@@ -13,8 +14,10 @@ mod events;
 mod exec;
 mod files;
 mod hosts;
+
 mod identity;
 mod input;
+mod isolation;
 mod keep;
 mod keys;
 mod life;

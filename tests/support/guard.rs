@@ -98,12 +98,15 @@ fn processes(dir: &str) -> Vec<String> {
 /// The processes that are a capsule's machine.
 #[must_use]
 pub fn processes_of(capsule: &str) -> Vec<i32> {
-    let wanted = format!("WRENN_CAPSULE={capsule}");
+    let (wanted, jailed) = (format!("WRENN_CAPSULE={capsule}"), format!("--id\0{capsule}\0"));
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let vars = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        // A jailer takes the environment away.
+        let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         vars.split(|byte| *byte == 0).any(|var| var == wanted.as_bytes())
+            || args.windows(jailed.len()).any(|part| part == jailed.as_bytes())
     })
     .collect()
 }

@@ -25,7 +25,7 @@ pub use caddy::{Caddy, free_port};
 pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, processes_of, signal};
 pub use hook::{Heard, Hook};
-pub use platform::{Driver, Platform, binary, told};
+pub use platform::{Driver, Platform, binary, firecracker, set_guests, told};
 pub use replica::Replica;
 pub use s3::S3;
 pub use smtp::Smtp;

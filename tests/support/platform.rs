@@ -13,15 +13,41 @@ use tempfile::TempDir;
 
 /// Has every platform be two control planes behind a balancer.
 const REPLICAS: &str = "WRENN_TEST_REPLICAS";
-const START: Duration = Duration::from_secs(60);
+/// Long enough for a machine that is emulated itself.
+const START: Duration = Duration::from_secs(240);
+
+/// What runs the guests of the whole suite: `firecracker`, which is then that of the other.
+const GUESTS: &str = "WRENN_TEST_GUESTS";
+const FIRECRACKER: &str = "WRENN_TEST_FIRECRACKER";
 
 /// What runs the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
     /// None: envd on this machine.
     Fake,
-    /// Real guests, under software emulation, which every machine has.
-    Tcg,
+    /// Real guests: under software emulation, which every machine has, or by Firecracker.
+    Guests,
+}
+
+/// The Firecracker that runs the guests; none when software emulation does.
+#[must_use]
+pub fn firecracker() -> Option<PathBuf> {
+    if !std::env::var(GUESTS).is_ok_and(|guests| guests == "firecracker") {
+        return None;
+    }
+    Some(std::env::var(FIRECRACKER).expect("WRENN_TEST_FIRECRACKER names it").into())
+}
+
+/// Has a process of the product's run guests by the driver that the suite goes by.
+pub fn set_guests(command: &mut Command) {
+    command.env("WRENN_ENVD", binary("envd"));
+    match firecracker() {
+        None => command.env("WRENN_DRIVER", "tcg"),
+        Some(path) => {
+            command.env("WRENN_FIRECRACKER", path).env("WRENN_FIRECRACKER_ANY_VERSION", "1");
+            command.env("WRENN_DRIVER", "firecracker")
+        }
+    };
 }
 
 /// A platform that runs.
@@ -104,7 +130,7 @@ impl Platform {
         let (url, key) = (String::new(), String::new());
         let (process, cleaned, second) = (None, false, None);
         let mut this = Self { dir, driver, vars, process, url, key, cleaned, second };
-        if driver == Driver::Tcg {
+        if driver == Driver::Guests {
             this.share_images();
         }
         this.resume().await;
@@ -192,10 +218,10 @@ impl Platform {
         command.env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
         match self.driver {
             Driver::Fake => {
-                command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()))
+                command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()));
             }
-            Driver::Tcg => command.env("WRENN_DRIVER", "tcg").env("WRENN_ENVD", binary("envd")),
-        };
+            Driver::Guests => set_guests(command),
+        }
         self.set_vars(command);
     }
 
@@ -382,7 +408,7 @@ impl Platform {
     /// # Panics
     /// When something is.
     pub fn finish(mut self) {
-        if self.driver == Driver::Tcg {
+        if self.driver == Driver::Guests {
             self.leave_golden();
         }
         self.clean().unwrap();

@@ -9,7 +9,8 @@ use tests::{Client, Socket, eventually, processes_of};
 #[tokio::test]
 async fn machines_outlive_the_platform_and_are_found_again() {
     let (mut platform, client, id) = capsule().await;
-    let count = "cd /tmp; i=0; while :; do i=$((i+1)); echo $i > count; sleep 0.1; done";
+    let count =
+        "cd /tmp; i=0; while :; do i=$((i+1)); echo $i > new; mv new count; sleep 0.1; done";
     let body =
         json!({ "cmd": "bash", "args": ["-c", count], "background": true, "tag": "counter" });
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
@@ -126,6 +127,30 @@ async fn a_machine_that_is_killed_is_told_and_removed() {
         left.namespaces.is_empty() && left.links.is_empty() && left.cgroups.is_empty(),
         "{left:?}"
     );
+    platform.finish();
+}
+
+/// What a machine leaves that dies while no agent runs is still its own: its removal takes nothing
+/// from whoever came after.
+#[tokio::test]
+async fn a_machine_that_dies_while_no_agent_runs_is_told_and_takes_nothing_with_it() {
+    let (mut platform, _, id) = capsule().await;
+    let machine = processes_of(&id)[0];
+    platform.kill();
+    tests::signal(machine, rustix::process::Signal::KILL);
+    platform.resume().await;
+    let client = platform.client();
+    eventually("the capsule is known to have failed", || async {
+        (client.status(&id).await == "error").then_some(())
+    })
+    .await;
+    let other = client.create(&small()).await;
+    assert_eq!(client.out(&other, "echo up").await, "up\n");
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    assert_eq!(client.out(&other, "echo up").await, "up\n");
+    client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
+    let left = platform.leftovers();
+    assert!(left.namespaces.is_empty() && left.links.is_empty(), "{left:?}");
     platform.finish();
 }
 

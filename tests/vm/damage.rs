@@ -36,7 +36,7 @@ impl Drop for Damage {
 
 #[tokio::test]
 async fn damage_is_told_and_the_snapshot_before_is_offered() {
-    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     // Booted, so that all layers are its own: one that is shared may be in memory, checked already.
     let _ = fs::remove_dir_all(platform.dir().join("golden"));
@@ -112,7 +112,7 @@ impl Drop for Small {
 #[tokio::test]
 async fn a_full_disk_fails_a_pause_and_nothing_else() {
     let disk = Small::new();
-    let platform = Platform::start_in(Driver::Tcg, disk.0.path(), &[]).await;
+    let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
     let client = platform.client();
     let id = client.create(&small()).await;
     client.out(&id, "echo one > /dev/shm/x").await;

@@ -37,7 +37,7 @@ async fn ask(client: &Client, id: &str, port: u16, path: &str) -> String {
 /// itself, through many pauses: no page may be other than it was.
 #[tokio::test]
 async fn no_page_is_ever_other_than_it_was() {
-    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
     put(&client, &id, "/tmp/sums.py", include_bytes!("checksummer.py").to_vec()).await;
@@ -184,7 +184,7 @@ async fn connections_of_before_end_on_both_sides_and_processes_go_on() {
 
 #[tokio::test]
 async fn a_paused_capsule_costs_no_process_and_wakes_for_whoever_may_ask() {
-    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     let body = json!({ "memory_mb": 256, "disk_mb": 256, "timeout_sec": 1, "auto_resume": true });
     let id = client.create(&body).await;

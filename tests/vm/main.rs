@@ -1,5 +1,6 @@
-//! Real guests, under software emulation, which every machine has; needs root. Each test ends
-//! with a guard that finds any process, namespace, link, mount, group or folder left.
+//! Real guests, under software emulation, which every machine has, or by the Firecracker that
+//! `WRENN_TEST_FIRECRACKER` names, with `WRENN_TEST_GUESTS=firecracker`; needs root. Each test ends with a guard that finds any process,
+//! namespace, link, mount, group or folder left.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
@@ -10,6 +11,7 @@ mod guest;
 mod hostile;
 mod isolation;
 mod keep;
+mod metadata;
 mod moves;
 mod partition;
 mod probe;
@@ -27,7 +29,7 @@ fn small() -> Value {
 
 /// A platform, a client of it, and one small capsule.
 async fn capsule() -> (Platform, Client, String) {
-    let platform = Platform::start(Driver::Tcg, &[]).await;
+    let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     let id = client.create(&small()).await;
     (platform, client, id)

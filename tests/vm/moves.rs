@@ -7,7 +7,7 @@ use serde_json::json;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
-use tests::{Driver, Platform, binary, eventually, told};
+use tests::{Driver, Platform, binary, eventually, set_guests, told};
 
 const NETWORK: &str = "10.196.7.0/24";
 
@@ -30,7 +30,8 @@ impl Drop for Second {
         let _ = self.process.kill();
         let _ = self.process.wait();
         let mut clean = Command::new(binary("wrenn"));
-        clean.arg("clean").env("WRENN_DIR", self.dir.path()).env("WRENN_DRIVER", "tcg");
+        clean.arg("clean").env("WRENN_DIR", self.dir.path());
+        set_guests(&mut clean);
         clean.env("WRENN_NETWORK", NETWORK);
         clean.env("WRENN_CLIENT_FILE", self.dir.path().join("none"));
         let cleaned = clean.status().unwrap();
@@ -45,7 +46,8 @@ fn run(platform: &Platform, dir: &Path, store: &str, token: &str) -> Child {
     let mut command = Command::new(binary("wrenn"));
     command.args(["agent", "--agent-listen", "127.0.0.1:0", "--control-plane", platform.url()]);
     command.env("WRENN_DIR", dir).env("WRENN_REGISTER_TOKEN", token).env("WRENN_STORE", store);
-    command.env("WRENN_DRIVER", "tcg").env("WRENN_NETWORK", NETWORK);
+    command.env("WRENN_NETWORK", NETWORK);
+    set_guests(&mut command);
     let log = dir.join("agent.log");
     command.stdin(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
     let mut process = command.spawn().unwrap();
@@ -57,7 +59,7 @@ fn run(platform: &Platform, dir: &Path, store: &str, token: &str) -> Child {
 async fn a_guest_goes_on_on_another_host_with_its_memory() {
     let store = tempfile::tempdir().unwrap();
     let folder = store.path().to_str().unwrap();
-    let platform = Platform::start(Driver::Tcg, &[("WRENN_STORE", folder)]).await;
+    let platform = Platform::start(Driver::Guests, &[("WRENN_STORE", folder)]).await;
     let client = platform.client();
     let id = client.create(&small()).await;
     let counting = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.1; done";

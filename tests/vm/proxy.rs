@@ -35,7 +35,7 @@ async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
     let port = free_port();
     let public = format!("https://{DOMAIN}:{port}");
     let vars = [("WRENN_DOMAINS", DOMAIN), ("WRENN_PUBLIC_URL", &public)];
-    let platform = Platform::start(Driver::Tcg, &vars).await;
+    let platform = Platform::start(Driver::Guests, &vars).await;
     let client = platform.client();
     let id = client.create(&small()).await;
     serve(&client, &id).await;
