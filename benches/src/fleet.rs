@@ -67,6 +67,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
         network: String::new(),
         dns: Vec::new(),
         driver: DriverChoice::Hollow { port: guest },
+        firecracker: host_agent::FirecrackerChoice::default(),
         memory_mib: 4096,
         vcpus: 64,
         disk_mib: 1 << 20,
@@ -198,6 +199,7 @@ fn decision() -> Row {
         open: true,
         team: None,
         tags: vec!["zone-a".to_owned(), "ssd".to_owned()],
+        isolation: types::Isolation::Jailed,
         templates: vec!["base".to_owned(), "python".to_owned()],
         store: true,
         room: Size { vcpus: 512, memory_mib: 262_144, disk_mib: 8 << 20 },
@@ -216,6 +218,7 @@ fn decision() -> Row {
         near: None,
         fetches: true,
         tags: &tags,
+        isolation: types::Isolation::Kvm,
         without: &[],
     };
     let mut took: Vec<Duration> = (0..101)

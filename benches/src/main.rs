@@ -8,6 +8,7 @@ mod accounts;
 mod bare;
 mod exec;
 mod files;
+mod firecracker;
 mod fleet;
 mod idle;
 mod inside;
@@ -43,6 +44,9 @@ async fn main() {
     if named.iter().any(|one| one == "listing") {
         rows.extend(accounts::listing().await);
     }
+    if wanted("firecracker") {
+        rows.extend(firecracker::measure());
+    }
     if wanted("fleet") {
         rows.extend(fleet::measure().await);
     }
@@ -51,7 +55,7 @@ async fn main() {
 
 /// What is measured with real guests.
 async fn guests(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
-    let platform = Platform::start(Driver::Tcg, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let platform = Platform::start(Driver::Guests, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
     // Of a size that nobody else has, so that it is booted.
     let odd = 4000 + std::process::id() % 900;
