@@ -47,8 +47,9 @@ async fn ten_forks_have_the_sources_state_and_nothing_else_in_common() {
         let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
         assert_eq!(list["processes"][0]["tag"], "count", "{list}");
         let before: u32 = client.out(id, "cat /dev/shm/count").await.trim().parse().unwrap();
-        let after = client.out(id, "sleep 1.5; cat /dev/shm/count").await;
-        assert!(after.trim().parse::<u32>().unwrap() > before, "its processes stand still");
+        // It counts on, however slowly; the command's own end is that of patience.
+        let counts = format!("until [ $(cat /dev/shm/count) -gt {before} ]; do sleep 0.2; done");
+        client.out(id, &counts).await;
     }
     // What one writes, no other sees.
     client.out(&children[0], "echo other > /tmp/disk; echo other > /dev/shm/memory").await;
