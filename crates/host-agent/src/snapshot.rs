@@ -362,7 +362,8 @@ pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     remove_all(&staged(dir))
 }
 
-fn remove_all(dir: &Path) -> io::Result<()> {
+/// Removes a folder; one that is not there is success.
+pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,

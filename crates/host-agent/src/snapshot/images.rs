@@ -46,10 +46,8 @@ impl Images {
     /// Those of a driver; an earlier agent's in the folder are nobody's any more.
     pub(crate) fn new(dir: Option<PathBuf>) -> io::Result<Self> {
         if let Some(dir) = &dir {
-            match fs::remove_dir_all(dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => fs::create_dir_all(dir)?,
-            }
+            super::remove_all(dir)?;
+            fs::create_dir_all(dir)?;
         }
         Ok(Self { made: Mutex::default(), dir })
     }

@@ -93,9 +93,10 @@ impl Firecracker {
                 "there is no `firecracker` on the PATH (see docs/operations.md, or WRENN_FIRECRACKER)",
             )?,
         };
-        let firecracker = firecracker
-            .canonicalize()
-            .with_context(|| format!("there is no Firecracker at {}", firecracker.display()))?;
+        let there = |path: PathBuf, what: &str| {
+            path.canonicalize().with_context(|| format!("there is no {what} at {}", path.display()))
+        };
+        let firecracker = there(firecracker, "Firecracker")?;
         changes::check(&config.dir).context("looking at the file system of WRENN_DIR")?;
         let (version, snapshots) = version::ask(&firecracker)?;
         anyhow::ensure!(
@@ -113,14 +114,7 @@ impl Firecracker {
                  WRENN_JAILER=none to run capsules without (docs/security.md)",
             )?),
         };
-        let jailer = match jailer {
-            Some(jailer) => Some(
-                jailer
-                    .canonicalize()
-                    .with_context(|| format!("there is no jailer at {}", jailer.display()))?,
-            ),
-            None => None,
-        };
+        let jailer = jailer.map(|jailer| there(jailer, "jailer")).transpose()?;
         Ok(Self {
             programs: Programs { firecracker, jailer },
             version,

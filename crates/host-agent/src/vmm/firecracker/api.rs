@@ -2,7 +2,7 @@
 //! that fits its work, and what Firecracker says of a failure is the error.
 
 use super::super::socket;
-use super::SOCKET;
+use super::{PROMPT, SOCKET};
 use daemon::Tasks;
 use hop::{Body, Dial, Failed, Pool, Stream};
 use http::{Method, Request, header};
@@ -12,8 +12,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// For what Firecracker does at once.
-const PROMPT: Duration = Duration::from_secs(60);
 /// Bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;
 /// Connections that rest, for each machine.

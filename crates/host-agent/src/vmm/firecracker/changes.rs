@@ -39,9 +39,6 @@ impl Changes {
         above: &[crate::snapshot::layer::Layer],
         bytes: u64,
     ) -> io::Result<()> {
-        if above.is_empty() {
-            return Ok(());
-        }
         let file = File::create_new(self.0.join(CHANGED))?;
         file.set_len(bytes)?;
         memory::install(above, &file, 0, bytes)

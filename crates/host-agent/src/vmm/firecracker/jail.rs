@@ -59,10 +59,8 @@ impl Jail {
 
     /// Makes the folders, empty.
     pub(super) fn make(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.own) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => fs::create_dir_all(&self.root)?,
-        }
+        crate::snapshot::remove_all(&self.own)?;
+        fs::create_dir_all(&self.root)?;
         rustix::fs::chmod(&self.root, Mode::RWXU)?;
         self.give(&self.root)
     }
