@@ -415,3 +415,16 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     release_slot(parts, ledger.and_then(|ledger| ledger.slot));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_envd_is_told_by_its_numbers_and_one_of_before_has_none() {
+        assert!(is_newer("0.6.14", "0.6.13") && is_newer("0.10.0", "0.9.9"));
+        assert!(!is_newer("0.6.13", "0.6.13") && !is_newer("0.6.9", "0.6.13"));
+        assert!(!is_newer("", "0.6.13"), "what was kept before versions were written down");
+        assert!(!is_newer(protocol::ENVD_VERSION, protocol::ENVD_VERSION));
+    }
+}
