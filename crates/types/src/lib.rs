@@ -2,12 +2,14 @@
 //! names and limits. Never does I/O, never knows a wire format beyond the text of an id.
 
 pub mod capsule;
+pub mod egress;
 pub mod ids;
 pub mod isolation;
 pub mod names;
 pub mod resources;
 
 pub use capsule::CapsuleState;
+pub use egress::Egress;
 pub use ids::{
     ApiKeyId, AuditLogId, BuildId, CapsuleId, ChannelId, DeliveryId, HostId, HostTokenId,
     InvitationId, PLATFORM_TEAM, SessionId, SnapshotId, TeamId, TemplateId, UserId,
