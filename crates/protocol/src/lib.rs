@@ -1,6 +1,6 @@
 //! The contracts between Wrenn's processes, generated from `proto/`: `host` between a
 //! control plane and a host agent, `process` and `filesystem` between anyone and envd.
-//! Holds no behaviour beyond a few names that both ends must agree on.
+//! Holds no behaviour beyond what both ends must agree on: a few names, and how links are signed.
 
 #![allow(clippy::all, unreachable_pub, reason = "generated code is held to its generator's rules")]
 
@@ -9,10 +9,12 @@ mod rpc {
 }
 
 mod refusal;
+mod signature;
 
 pub use refusal::{REFUSAL, Refusal};
 pub use rpc::wrenn::host::v1 as host;
 pub use rpc::{filesystem, process};
+pub use signature::{Operation, SignedFile};
 
 /// The port on which envd serves inside a guest.
 pub const ENVD_PORT: u16 = 49983;

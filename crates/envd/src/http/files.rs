@@ -1,6 +1,6 @@
 //! `/files`: contents up and down, streamed, of any size; nothing is held whole in memory.
 
-use crate::auth::{self, Operation, Signed};
+use crate::auth::{self, Signed};
 use crate::error::{Error, Result};
 use crate::filesystem::{self, entry};
 use crate::guest::Guest;
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use flate2::write::{GzDecoder, GzEncoder};
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode, header};
+use protocol::Operation;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
