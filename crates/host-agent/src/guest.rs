@@ -2,6 +2,7 @@
 //! pool of them per capsule (so that none can serve another), the count of what is under way,
 //! and envd's first words.
 
+use crate::network::egress::Guard;
 use crate::network::plan::GUEST;
 use crate::sys;
 use base64::Engine;
@@ -74,6 +75,8 @@ pub(crate) struct Guest {
     tracker: Tracker,
     /// Requests under way at once.
     most: u32,
+    /// Carries out what it may reach; none where it has no network.
+    guard: Option<Arc<Guard>>,
 }
 
 /// What envd is told before anyone is let in.
@@ -94,7 +97,17 @@ impl Guest {
         let cut = Signal::default();
         let dialer = Dialer { route, cut: cut.clone() };
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
-        Self { pool, cut, tracker: Tracker::default(), most }
+        Self { pool, cut, tracker: Tracker::default(), most, guard: None }
+    }
+
+    /// The same, with who carries out what it may reach.
+    pub(crate) fn guarded(self, guard: Option<Arc<Guard>>) -> Self {
+        Self { guard, ..self }
+    }
+
+    /// Who carries out what it may reach.
+    pub(crate) fn guard(&self) -> Option<Arc<Guard>> {
+        self.guard.clone()
     }
 
     /// The same guest, which takes no requests yet, by connections that are not cut: for a guest
@@ -104,7 +117,8 @@ impl Guest {
         let route = self.pool.dialer().route.clone();
         let dialer = Dialer { route, cut: cut.clone() };
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
-        Self { pool, cut, tracker: self.tracker.clone(), most: self.most }
+        let (tracker, guard) = (self.tracker.clone(), self.guard.clone());
+        Self { pool, cut, tracker, most: self.most, guard }
     }
 
     /// Lets requests in again.

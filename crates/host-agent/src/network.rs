@@ -2,19 +2,22 @@
 //!
 //! Everything inside a namespace is the same for every capsule, so that a snapshot fits
 //! anywhere. Nothing from outside reaches a guest, and a guest reaches neither the host nor
-//! another capsule nor a private range; see `plan.rs`, which decides, and `netns.rs`, which
-//! carries out.
+//! another capsule nor a private range, nor what its own rules deny; see `plan.rs`, which decides,
+//! `netns.rs`, which carries out, and `egress.rs`, which looks at names.
 
+pub(crate) mod egress;
 pub(crate) mod netns;
 pub(crate) mod plan;
 mod slots;
 
+use egress::Guard;
 use plan::Plan;
 use slots::Slots;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use types::Egress;
 
 /// Why a network could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -74,13 +77,13 @@ impl Networks {
         Arc::new(Self { plan, slots })
     }
 
-    /// Makes a capsule's network.
-    pub(crate) async fn create(self: &Arc<Self>) -> Result<Network, Error> {
+    /// Makes a capsule's network, for one that may reach what its rules let it.
+    pub(crate) async fn create(self: &Arc<Self>, egress: &Egress) -> Result<Network, Error> {
         let full = self.plan.slots();
         let slot = self.lock().take().ok_or(Error::Full(full))?;
-        let this = Arc::clone(self);
-        let made =
-            blocking("making the capsule's network", move || netns::create(&this.plan, slot)).await;
+        let (this, egress) = (Arc::clone(self), egress.clone());
+        let make = move || netns::create(&this.plan, slot, &egress);
+        let made = blocking("making the capsule's network", make).await;
         match made {
             Ok((namespace, tap)) => Ok(Network { slot, namespace, tap: Some(tap) }),
             Err(error) => {
@@ -88,6 +91,17 @@ impl Networks {
                 Err(error)
             }
         }
+    }
+
+    /// Who carries out, in a namespace, what a capsule's rules say of names; and all of them, when
+    /// they change.
+    pub(crate) async fn guard(
+        self: &Arc<Self>,
+        namespace: &File,
+        egress: &Egress,
+    ) -> Result<Arc<Guard>, Error> {
+        let guard = Guard::new(self.plan.clone(), namespace, egress).await;
+        guard.map(Arc::new).map_err(io_error("carrying out the capsule's rules"))
     }
 
     /// Takes over the network of a machine that runs.

@@ -13,6 +13,7 @@ use connectrpc::{
 use protocol::host as wire;
 use std::sync::Arc;
 use std::time::Duration;
+use types::egress::{Egress, Rule};
 use types::resources::Resources;
 use types::{CapsuleId, SnapshotId};
 
@@ -44,6 +45,7 @@ impl wire::Host for Service {
             },
             envd_token: request.envd_token,
             envs: request.envs.into_iter().collect(),
+            egress: egress(request.egress.into_option())?,
             slot: None,
             machine: None,
             phase: Phase::Starting,
@@ -85,6 +87,7 @@ impl wire::Host for Service {
             id,
             generation: request.generation,
             life: life(request.life.into_option()),
+            egress: egress(request.egress.into_option())?,
             number: (request.snapshot != 0).then_some(request.snapshot),
             cold: request.cold,
         };
@@ -118,13 +121,26 @@ impl wire::Host for Service {
         Response::ok(wire::KeepCapsuleResponse::default())
     }
 
+    async fn set_egress(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::SetEgressRequest>,
+    ) -> ServiceResult<wire::SetEgressResponse> {
+        let request = request.to_owned_message();
+        let id = capsule_id(&request.capsule_id)?;
+        let egress = egress(request.egress.into_option())?;
+        self.manager.set_egress(id, egress).await.map_err(|e| refused(id, &e))?;
+        Response::ok(wire::SetEgressResponse::default())
+    }
+
     async fn create_snapshot(
         &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, wire::CreateSnapshotRequest>,
     ) -> ServiceResult<wire::CreateSnapshotResponse> {
         let (id, to) = (capsule_id(request.capsule_id)?, snapshot_id(request.snapshot_id)?);
-        let size_bytes = self.manager.snapshot(id, to).await.map_err(|e| refused(id, &e))?;
+        let taken = self.manager.snapshot(id, to, !request.disk_only).await;
+        let size_bytes = taken.map_err(|e| refused(id, &e))?;
         Response::ok(wire::CreateSnapshotResponse { size_bytes, ..Default::default() })
     }
 
@@ -230,11 +246,24 @@ fn snapshot_id(text: &str) -> Result<SnapshotId, ConnectError> {
     text.parse().map_err(|e| ConnectError::invalid_argument(format!("snapshot_id: {e}")))
 }
 
+fn egress(wire: Option<wire::Egress>) -> Result<Egress, ConnectError> {
+    let wire = wire.unwrap_or_default();
+    let rules = |texts: Vec<String>| -> Result<Vec<Rule>, ConnectError> {
+        let rules = texts.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+        rules.map_err(|e: types::egress::BadRule| ConnectError::invalid_argument(e.to_string()))
+    };
+    Ok(Egress { allow: rules(wire.allow)?, deny: rules(wire.deny)? })
+}
+
 fn life(wire: Option<wire::Life>) -> Life {
     let wire = wire.unwrap_or_default();
     Life {
         ends_at_ms: (wire.ends_at_ms != 0).then_some(wire.ends_at_ms),
-        on_timeout: if wire.kill { OnTimeout::Kill } else { OnTimeout::Pause },
+        on_timeout: match (wire.kill, wire.disk_only) {
+            (true, _) => OnTimeout::Kill,
+            (false, true) => OnTimeout::PauseDisk,
+            (false, false) => OnTimeout::Pause,
+        },
         idle_sec: wire.idle_sec,
         lasts_ms: wire.lasts_ms,
     }

@@ -105,8 +105,15 @@ impl Manager {
             namespace: network.as_ref().map(|network| &network.namespace),
             metadata: boot::metadata(ledger),
         })?);
-        let route = boot::route(&*machine, network.map(|n| n.namespace)).ok()?;
-        let guest = boot::guest(&self.parts, route);
+        let namespace = network.map(|network| network.namespace);
+        let guarded = boot::guard(&self.parts, namespace.as_ref(), &ledger.egress).await;
+        // Without, what its rules say of names lets nothing through.
+        let warn = |error: &Error| {
+            tracing::error!(id = %ledger.id, error = chain(error), "a capsule's rules");
+        };
+        let guard = guarded.inspect_err(warn).ok().flatten();
+        let route = boot::route(&*machine, namespace).ok()?;
+        let guest = boot::guest(&self.parts, route).guarded(guard);
         // It may have been frozen for a pause that did not come to its end.
         let thawed = machine.thaw().await;
         let (id, token, asked) = (ledger.id, ledger.envd_token.clone(), guest.clone());

@@ -11,6 +11,7 @@ use super::{Error, blocking, io_error, kept_error};
 use crate::Parts;
 use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
+use crate::network::egress::Guard;
 use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
 use crate::vmm::{self, Disks, Machine, Metadata, Saved, Spec};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use types::CapsuleId;
+use types::{CapsuleId, Egress};
 
 /// How long a guest may take to answer; emulated ones on a busy machine take a while.
 const READY: Duration = Duration::from_secs(90);
@@ -124,7 +125,7 @@ pub(crate) async fn boot(
         };
         Ok::<_, Error>((disks, saved))
     };
-    let (prepared, wired) = tokio::join!(preparing, wire(parts));
+    let (prepared, wired) = tokio::join!(preparing, wire(parts, &ledger.egress));
     let network = wired?;
     ledger.slot = network.as_ref().map(|network| network.slot);
     // Before the other's failure is told: whoever undoes it goes by what is written.
@@ -133,6 +134,7 @@ pub(crate) async fn boot(
     daemon::step("boot.wired").map_err(io_error("a step"))?;
     lap("prepared", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
+    let guard = guard(parts, namespace.as_ref(), &ledger.egress).await?;
     let at = namespace.as_ref().map(File::try_clone).transpose();
     let at = at.map_err(io_error("holding the capsule's network"))?;
     let spec = Spec { disks, tap, namespace: at, ..spec(parts, ledger, dir.clone())? };
@@ -145,7 +147,7 @@ pub(crate) async fn boot(
     save(ledger, &dir)?;
     daemon::step("boot.machine").map_err(io_error("a step"))?;
     lap(if restored { "restored" } else { "booted" }, &mut stages);
-    let guest = guest(parts, route(&*machine, namespace)?);
+    let guest = guest(parts, route(&*machine, namespace)?).guarded(guard);
     let mut identity = identity(parts, ledger);
     if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
         identity.old_token.clone_from(&snapshot.manifest.envd_token);
@@ -195,10 +197,22 @@ pub(crate) fn metadata(ledger: &Ledger) -> Metadata {
     Metadata { capsule: ledger.id.to_string(), template: ledger.template.clone() }
 }
 
-async fn wire(parts: &Parts) -> Result<Option<Network>, Error> {
+async fn wire(parts: &Parts, egress: &Egress) -> Result<Option<Network>, Error> {
     match &parts.networks {
         None => Ok(None),
-        Some(networks) => Ok(Some(networks.create().await?)),
+        Some(networks) => Ok(Some(networks.create(egress).await?)),
+    }
+}
+
+/// Who carries out, in a namespace, what a capsule may reach.
+pub(crate) async fn guard(
+    parts: &Parts,
+    namespace: Option<&File>,
+    egress: &Egress,
+) -> Result<Option<Arc<Guard>>, Error> {
+    match (&parts.networks, namespace) {
+        (Some(networks), Some(namespace)) => Ok(Some(networks.guard(namespace, egress).await?)),
+        _ => Ok(None),
     }
 }
 

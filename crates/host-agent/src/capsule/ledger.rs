@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use types::CapsuleId;
 use types::resources::Resources;
+use types::{CapsuleId, Egress};
 
 const FILE: &str = "capsule.json";
 const STAGED: &str = "capsule.json.new";
@@ -41,6 +41,9 @@ pub(crate) struct Ledger {
     pub envd_token: String,
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
+    /// What it may reach.
+    #[serde(default)]
+    pub egress: Egress,
     /// The network's number, once there is one.
     pub slot: Option<u32>,
     /// The machine, once it was started.
@@ -82,6 +85,7 @@ impl Ledger {
             resources: Resources::default(),
             envd_token: String::new(),
             envs: BTreeMap::new(),
+            egress: Egress::default(),
             slot: None,
             machine: None,
             phase: Phase::Starting,
@@ -125,6 +129,7 @@ mod tests {
             resources: Resources::default(),
             envd_token: "t".into(),
             envs: BTreeMap::new(),
+            egress: Egress { allow: vec!["x.org".parse().unwrap()], deny: Vec::new() },
             slot: Some(4),
             machine: None,
             phase: Phase::Starting,

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(crate) enum OnTimeout {
     #[default]
     Pause,
+    /// Without its memory.
+    PauseDisk,
     Kill,
 }
 
@@ -28,6 +30,7 @@ pub(crate) struct Life {
 pub(crate) enum Due {
     Nothing,
     Pause,
+    PauseDisk,
     Kill,
 }
 
@@ -47,6 +50,7 @@ impl Life {
         match (over, self.on_timeout) {
             (true, OnTimeout::Kill) => Due::Kill,
             (true, OnTimeout::Pause) => Due::Pause,
+            (true, OnTimeout::PauseDisk) => Due::PauseDisk,
             (false, _) if self.idle_sec > 0 && idle.as_secs() >= self.idle_sec.into() => Due::Pause,
             (false, _) => Due::Nothing,
         }
@@ -75,6 +79,9 @@ mod tests {
         assert_eq!(Life::default().due(i64::MAX, day), Due::Nothing);
         assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(5, Duration::ZERO), Due::Kill);
         assert_eq!(life(Some(5), OnTimeout::Pause, 0).due(6, Duration::ZERO), Due::Pause);
+        let disk = life(Some(5), OnTimeout::PauseDisk, 3);
+        assert_eq!(disk.due(6, Duration::ZERO), Due::PauseDisk);
+        assert_eq!(disk.due(4, day), Due::Pause);
         assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(4, day), Due::Nothing);
         assert_eq!(life(Some(9), OnTimeout::Kill, 3).due(4, Duration::from_secs(3)), Due::Pause);
         let mut begun = Life { lasts_ms: 7, ..Life::default() };

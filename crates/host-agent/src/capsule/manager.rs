@@ -189,6 +189,7 @@ impl Manager {
             self.parts.tasks.spawn(async move {
                 let done = match what {
                     Due::Kill => this.expire(id).await,
+                    Due::PauseDisk => this.pause(id, None, false).await,
                     Due::Pause | Due::Nothing => this.pause(id, None, true).await,
                 };
                 match done {

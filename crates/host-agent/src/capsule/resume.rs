@@ -7,13 +7,14 @@ use super::life::Life;
 use super::manager::{Begun, Manager, State, chain};
 use super::pause;
 use super::{Error, io_error, kept_error};
-use types::CapsuleId;
+use types::{CapsuleId, Egress};
 
 /// What a resume is told.
 pub(crate) struct Resume {
     pub id: CapsuleId,
     pub generation: u64,
     pub life: Life,
+    pub egress: Egress,
     /// Which of its snapshots; the last one when none.
     pub number: Option<u64>,
     /// Whether memory that was kept is left aside, for a boot on the disk.
@@ -119,6 +120,7 @@ impl Manager {
         };
         (ledger.phase, ledger.generation) = (Phase::Resuming, wanted.generation);
         ledger.life = wanted.life.clone();
+        ledger.egress = wanted.egress.clone();
         boot::boot(parts, &mut ledger, origin, cancel).await
     }
 
@@ -142,6 +144,27 @@ impl Manager {
         let mut numbers: Vec<u64> = names.filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable();
         numbers
+    }
+
+    /// Changes what a capsule may reach; when this is done, it holds.
+    pub(crate) async fn set_egress(&self, id: CapsuleId, egress: Egress) -> Result<(), Error> {
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        let dir = boot::folder(&self.parts, id);
+        let none = || Error::NotFound(format!("capsule {id}"));
+        let known = self.change(id, |capsule| (capsule.state.clone(), capsule.running.clone()));
+        let (state, running) = known.ok_or_else(none)?;
+        if !matches!(state, State::Running | State::Paused) {
+            return Err(Error::State(state));
+        }
+        let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
+        // First: an agent that dies now carries these out when it is back.
+        ledger.egress = egress.clone();
+        ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
+        match running.and_then(|(_, guest)| guest.guard()) {
+            Some(guard) => guard.set(egress).await.map_err(io_error("carrying out the rules")),
+            None => Ok(()),
+        }
     }
 
     /// Changes how long a capsule may run, and counts as activity.

@@ -5,7 +5,7 @@ use super::ledger::Ledger;
 use super::manager::{Manager, State};
 use super::{Error, blocking, boot, io_error, kept_error};
 use crate::guest::Guest;
-use crate::snapshot::{self, Layers, Snapshot, Staging};
+use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
 use crate::vmm::Machine;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +13,23 @@ use types::{CapsuleId, SnapshotId};
 
 impl Manager {
     /// Takes a snapshot of a capsule, which stays as it is; one of this id that is complete is
-    /// success. Returns its bytes on disk.
-    pub(crate) async fn snapshot(&self, id: CapsuleId, to: SnapshotId) -> Result<u64, Error> {
+    /// success. Without `memory`, only the disk is kept. Returns its bytes on disk.
+    pub(crate) async fn snapshot(
+        &self,
+        id: CapsuleId,
+        to: SnapshotId,
+        memory: bool,
+    ) -> Result<u64, Error> {
         let this = self.clone();
-        self.detached(async move { this.snapshot_in_turn(id, to).await }).await
+        self.detached(async move { this.snapshot_in_turn(id, to, memory).await }).await
     }
 
-    async fn snapshot_in_turn(&self, id: CapsuleId, to: SnapshotId) -> Result<u64, Error> {
+    async fn snapshot_in_turn(
+        &self,
+        id: CapsuleId,
+        to: SnapshotId,
+        memory: bool,
+    ) -> Result<u64, Error> {
         let at = self.parts.config.snapshots().join(to.to_string());
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
@@ -31,7 +41,7 @@ impl Manager {
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
         let taken = match known.ok_or_else(none)? {
             (State::Running, Some((machine, guest))) => {
-                let taken = self.take(&ledger, &machine, &guest, &at).await;
+                let taken = self.take(&ledger, &machine, &guest, &at, memory).await;
                 taken.map_err(|error| self.if_full(error))?
             }
             (State::Paused, _) => {
@@ -39,8 +49,15 @@ impl Manager {
                 let own = own.map_err(kept_error("opening what was kept of the capsule"))?;
                 let link = move || {
                     let staging = Staging::begin(&at)?;
-                    staging.link_all(&own)?;
-                    staging.commit(own.manifest)
+                    if memory {
+                        staging.link_all(&own)?;
+                        return staging.commit(own.manifest);
+                    }
+                    let disk = own.manifest.disk.clone();
+                    if disk.is_some() {
+                        staging.take_disk(&own.dir)?;
+                    }
+                    staging.commit(Manifest { memory: None, state: None, ..own.manifest })
                 };
                 blocking(link).await.map_err(kept_error("keeping the snapshot"))?
             }
@@ -50,26 +67,35 @@ impl Manager {
     }
 
     /// Freezes a machine for as long as it takes to copy what has changed, and writes it down
-    /// when it goes on.
+    /// when it goes on. Where only the disk is kept, the guest writes it through before.
     async fn take(
         &self,
         ledger: &Ledger,
         machine: &Arc<dyn Machine>,
         guest: &Guest,
         at: &Path,
+        with_memory: bool,
     ) -> Result<Snapshot, Error> {
         let failed = "taking the snapshot";
         let staging = Staging::begin(at).map_err(io_error(failed))?;
-        let state = staging.state_file().map_err(io_error(failed))?;
+        let state = with_memory.then(|| staging.state_file()).transpose();
+        let state = state.map_err(io_error(failed))?;
         let dir = boot::folder(&self.parts, ledger.id);
         let has_disk = self.parts.driver.boots_images();
         let from = dir.clone();
         let bytes = u64::from(ledger.resources.memory_mib) << 20;
         let frozen = std::time::Instant::now();
         let copied = async {
+            if !with_memory {
+                let quiesced = guest.quiesce(&ledger.envd_token, true).await;
+                quiesced.map_err(io_error("asking the guest to write down what it has"))?;
+            }
             machine.freeze().await?;
             daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
-            let memory = machine.save(state, bytes).await?;
+            let memory = match state {
+                Some(state) => machine.save(state, bytes).await?,
+                None => None,
+            };
             let copy = move || {
                 let memory = memory.map(|memory| memory.copy()).transpose()?;
                 let disk = has_disk.then(|| staging.copy_disk(&from)).transpose()?;
@@ -87,13 +113,15 @@ impl Manager {
         thawed?;
         daemon::step("snapshot.copied").map_err(io_error("a step"))?;
         let mut manifest = self.manifest(ledger);
-        (manifest.disk, manifest.memory) = (disk, Some(Layers::default()));
+        (manifest.disk, manifest.memory) = (disk, with_memory.then(Layers::default));
         let began = ledger.began.clone();
         let write = move || {
             if let Some(memory) = memory {
                 manifest.memory = Some(staging.write_memory(&memory, &began, &dir)?);
             }
-            manifest.state = Some(staging.seal_state()?);
+            if with_memory {
+                manifest.state = Some(staging.seal_state()?);
+            }
             staging.sync_disk()?;
             staging.commit(manifest)
         };

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use types::Egress;
 
 /// How long the kernel may take to remove the links of a namespace that nobody holds.
 const LINK_GOES: Duration = Duration::from_secs(1);
@@ -90,10 +91,11 @@ pub(crate) fn restore_host(plan: &Plan) -> io::Result<()> {
 }
 
 /// Makes a capsule's namespace and what is in it; returns it and the machine's tap.
-pub(super) fn create(plan: &Plan, slot: u32) -> io::Result<(File, OwnedFd)> {
+pub(super) fn create(plan: &Plan, slot: u32, egress: &Egress) -> io::Result<(File, OwnedFd)> {
     remove(plan, slot)?;
     let (host, inner) = plan.link(slot);
-    let (name, rules, path) = (plan.host_link(slot), plan.namespace_rules(), plan.namespace(slot));
+    let (name, rules, path) =
+        (plan.host_link(slot), plan.namespace_rules(egress), plan.namespace(slot));
     let host_ns = File::open("/proc/self/ns/net")?;
     let peer = name.clone();
     let (namespace, tap) = sys::in_new_namespace(move |namespace| {
@@ -108,6 +110,11 @@ pub(super) fn create(plan: &Plan, slot: u32) -> io::Result<(File, OwnedFd)> {
     })?;
     with_netlink(|netlink| wire_outside(netlink, name, host))?;
     Ok((namespace, tap))
+}
+
+/// Replaces the rules in a namespace.
+pub(super) fn set_rules(namespace: &File, rules: String) -> io::Result<()> {
+    sys::in_namespace(namespace, move || sys::apply_nft(&rules))
 }
 
 /// A kernel without IPv6 has nothing to turn off.

@@ -4,6 +4,8 @@ use super::Error;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use types::Egress;
+use types::egress::Net;
 
 /// Where agents have a folder each for their namespaces. Not `/run/netns`: the first
 /// `ip netns add` of anyone on the machine covers what is mounted there, which can then not be
@@ -26,9 +28,23 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x00, 0x00, 0x02];
 
 /// Ranges that no guest may reach: private, shared, link-local, loopback, test, multicast
 /// and reserved (RFC 6890).
-const DENIED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
-    172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, \
-    198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
+const DENIED: [&str; 13] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+];
+/// Where, at the gateway, connections are looked at whose names decide.
+pub(crate) const FILTER_PORT: u16 = 15001;
 
 /// Names and addresses of one agent's networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,24 +113,63 @@ impl Plan {
         self.namespaces().join(slot.to_string())
     }
 
-    /// The rules inside each namespace; they name no address but the guest's own, so they are
-    /// the same everywhere.
-    pub(crate) fn namespace_rules(&self) -> String {
-        let mut out = String::from("table ip capsule {\n");
+    /// The name servers of guests.
+    pub(crate) fn dns(&self) -> &[IpAddr] {
+        &self.dns
+    }
+
+    /// Whether no guest may reach an address, whatever it is allowed.
+    pub(crate) fn is_denied(&self, address: Ipv4Addr) -> bool {
+        let mut ranges = DENIED.iter().filter_map(|range| range.parse::<Net>().ok());
+        ranges.any(|range| range.holds(address)) || self.overlaps(address, 32)
+    }
+
+    /// The rules inside a namespace, for a capsule that may reach what `egress` lets it. They name
+    /// no address of the host's, so they are the same in every slot. Applying them again replaces
+    /// them in one step; what is under way is subject to the new ones.
+    pub(crate) fn namespace_rules(&self, egress: &Egress) -> String {
+        let (allowed, denied) = (listed(egress.allowed()), listed(egress.denied()));
+        let mut out =
+            String::from("table ip capsule\ndelete table ip capsule\ntable ip capsule {\n");
+        if egress.has_names() {
+            out += " chain names {\n  type nat hook prerouting priority -100;\n";
+            let _ = writeln!(out, "  iifname != \"{TAP}\" return");
+            let _ = writeln!(out, "  ip daddr {METADATA} return");
+            let _ = writeln!(out, "  meta l4proto {{ tcp, udp }} th dport 53 dnat to {GATEWAY}");
+            if let Some(allowed) = &allowed {
+                let _ = writeln!(out, "  ip daddr {{ {allowed} }} return");
+            }
+            let _ = writeln!(out, "  tcp dport {{ 80, 443 }} dnat to {GATEWAY}:{FILTER_PORT}\n }}");
+        }
         out += " chain incoming {\n  type filter hook input priority 0; policy drop;\n";
         out += "  iifname \"lo\" accept\n  ct state established,related accept\n";
         let service =
             format!("iifname \"{TAP}\" ip saddr {GUEST} ip daddr {METADATA} tcp dport 80");
         // Each new connection costs the agent something.
-        let _ = writeln!(out, "  {service} limit rate 50/second burst 100 packets accept\n }}");
-        out += " chain through {\n  type filter hook forward priority 0; policy drop;\n";
-        let _ = writeln!(out, "  iifname \"{TAP}\" ip saddr != {GUEST} drop");
-        for rule in self.dns_exceptions() {
-            let _ = writeln!(out, "  iifname \"{TAP}\" {rule}");
+        let _ = writeln!(out, "  {service} limit rate 50/second burst 100 packets accept");
+        if egress.has_names() {
+            let to_us = format!("iifname \"{TAP}\" ip saddr {GUEST} ip daddr {GATEWAY}");
+            let most = "limit rate 500/second burst 1000 packets accept";
+            let _ = writeln!(out, "  {to_us} tcp dport {{ 53, {FILTER_PORT} }} {most}");
+            let _ = writeln!(out, "  {to_us} udp dport 53 {most}");
         }
-        let _ = writeln!(out, "  iifname \"{TAP}\" ip daddr {{ {DENIED} }} drop");
-        let _ = writeln!(out, "  iifname \"{TAP}\" oifname \"{UPLINK}\" accept");
-        let _ = writeln!(out, "  iifname \"{UPLINK}\" ct state established,related accept\n }}");
+        out += " }\n chain permitted {\n";
+        for rule in self.dns_exceptions() {
+            let _ = writeln!(out, "  {rule}");
+        }
+        let _ = writeln!(out, "  ip daddr {{ {} }} drop", DENIED.join(", "));
+        let _ = writeln!(out, "  oifname \"{UPLINK}\" accept\n }}");
+        out += " chain through {\n  type filter hook forward priority 0; policy drop;\n";
+        let _ = writeln!(out, "  iifname \"{UPLINK}\" ct state established,related accept");
+        let _ = writeln!(out, "  iifname != \"{TAP}\" drop");
+        let _ = writeln!(out, "  ip saddr != {GUEST} drop");
+        if let Some(allowed) = allowed {
+            let _ = writeln!(out, "  ip daddr {{ {allowed} }} goto permitted");
+        }
+        if let Some(denied) = denied {
+            let _ = writeln!(out, "  ip daddr {{ {denied} }} drop");
+        }
+        out += "  goto permitted\n }\n";
         out += " chain outgoing {\n  type nat hook postrouting priority 100;\n";
         let _ = writeln!(out, "  oifname \"{UPLINK}\" masquerade\n }}\n}}");
         out
@@ -134,7 +189,7 @@ impl Plan {
         for rule in self.dns_exceptions() {
             let _ = writeln!(out, "  iifname {links} {rule}");
         }
-        let _ = writeln!(out, "  iifname {links} ip daddr {{ {DENIED} }} drop");
+        let _ = writeln!(out, "  iifname {links} ip daddr {{ {} }} drop", DENIED.join(", "));
         let _ = writeln!(out, "  oifname {links} ct state established,related accept");
         let _ = writeln!(out, "  oifname {links} drop\n }}");
         out += " chain outgoing {\n  type nat hook postrouting priority 100;\n";
@@ -154,6 +209,20 @@ impl Plan {
             .map(|ip| format!("ip daddr {ip} meta l4proto {{ tcp, udp }} th dport 53 accept"))
             .collect()
     }
+}
+
+/// Ranges as an anonymous set has them, which may not overlap; none for none.
+fn listed(nets: impl Iterator<Item = Net>) -> Option<String> {
+    let nets: Vec<Net> = nets.collect();
+    let covered = |net: &Net| nets.iter().any(|other| other != net && other.covers(*net));
+    let mut kept: Vec<String> = Vec::new();
+    for net in nets.iter().filter(|net| !covered(net)) {
+        let text = net.to_string();
+        if !kept.contains(&text) {
+            kept.push(text);
+        }
+    }
+    (!kept.is_empty()).then(|| kept.join(", "))
 }
 
 #[cfg(test)]
@@ -185,11 +254,32 @@ mod tests {
 
     #[test]
     fn the_rules_deny_before_they_allow() {
-        for rules in [plan("10.220.0.0/16").namespace_rules(), plan("10.220.0.0/16").host_rules()] {
-            let denied = rules.find(DENIED).unwrap();
+        let plan = plan("10.220.0.0/16");
+        for rules in [plan.namespace_rules(&Egress::default()), plan.host_rules()] {
+            let denied = rules.find(&DENIED.join(", ")).unwrap();
             assert!(rules.find("10.0.0.53").unwrap() < denied, "{rules}");
             assert!(rules.find("established,related accept").is_some());
         }
+    }
+
+    #[test]
+    fn what_is_allowed_is_let_through_before_what_is_denied_and_names_are_looked_at() {
+        let plan = plan("10.220.0.0/16");
+        let rules = |allow: &[&str], deny: &[&str]| {
+            let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+            plan.namespace_rules(&Egress { allow: read(allow), deny: read(deny) })
+        };
+        let open = rules(&[], &[]);
+        assert!(!open.contains("dnat") && !open.contains("daddr { 0.0.0.0/0 }"), "{open}");
+        let some = rules(&["1.1.1.1", "1.1.1.0/24", "1.1.1.0/24"], &["0.0.0.0/0"]);
+        let at = |text: &str| some.find(text).unwrap_or_else(|| panic!("{text} in {some}"));
+        assert!(at("daddr { 1.1.1.0/24 } goto permitted") < at("daddr { 0.0.0.0/0 } drop"));
+        assert!(!some.contains("dnat"));
+        let names = rules(&["*.example.com", "9.9.9.9"], &["0.0.0.0/0"]);
+        assert!(names.contains("dport 53 dnat to 169.254.0.1\n"), "{names}");
+        assert!(names.find("9.9.9.9/32 } return") < names.find("{ 80, 443 } dnat"));
+        assert!(plan.is_denied(GATEWAY) && plan.is_denied("10.220.0.7".parse().unwrap()));
+        assert!(!plan.is_denied("9.9.9.9".parse().unwrap()));
     }
 
     proptest! {
