@@ -162,7 +162,17 @@ async fn secured(
     match tokio::time::timeout(HANDSHAKE, handshake).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
-            tracing::warn!(%peer, %error, "a client was refused");
+            let why = error.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>());
+            match why {
+                // One that should show who it is, and did not.
+                Some(
+                    rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented,
+                ) => {
+                    tracing::warn!(%peer, %error, "a client was refused");
+                }
+                // Whoever finds the port may speak what they like to it.
+                _ => tracing::debug!(%peer, %error, "a client was refused"),
+            }
             None
         }
         Err(_) => None,

@@ -19,6 +19,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub const HOST_LIFE: Duration = Duration::days(7);
 /// How long a control plane's certificate is valid.
 pub const CONTROL_PLANE_LIFE: Duration = Duration::hours(24);
+/// How long a domain's certificate is valid: longer ones, some clients refuse.
+const WILDCARD_LIFE: Duration = Duration::days(397);
 const AUTHORITY_LIFE: Duration = Duration::days(3650);
 /// By how much a clock may be behind the authority's.
 const SKEW: Duration = Duration::minutes(5);
@@ -89,6 +91,27 @@ impl Authority {
             ),
         });
         self.sign(params, &request.public_key)
+    }
+
+    /// A certificate and key for a domain and the names right below it, for anyone who trusts the
+    /// authority.
+    ///
+    /// # Errors
+    /// When the domain is no name, or it cannot be signed.
+    pub fn wildcard(&self, domain: &str) -> Result<Pair, Error> {
+        let domain = domain.trim_matches('.').to_ascii_lowercase();
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+        if domain.is_empty() || !domain.bytes().all(legal) || domain.contains("..") {
+            return Err(Error::Wrong("the domain must be a name as sandbox.example.com"));
+        }
+        let key = Key::generate()?;
+        let mut params = leaf(WILDCARD_LIFE, &domain, ExtendedKeyUsagePurpose::ServerAuth);
+        for name in [format!("*.{domain}"), domain] {
+            let name = name.try_into().map_err(|_| Error::Wrong("the domain is no name"))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        let cert_pem = self.sign(params, &key.0)?.cert_pem;
+        Ok(Pair { cert_pem, key_pem: key.to_pem() })
     }
 
     fn sign(&self, params: CertificateParams, key: &impl PublicKeyData) -> Result<Leaf, Error> {

@@ -1,5 +1,5 @@
-//! TLS 1.3 and nothing older, with no session resumed: every connection proves anew who is at
-//! its ends.
+//! Between the platform's parts TLS 1.3 and nothing older, with no session resumed: every
+//! connection proves anew who is at its ends. To the world, what its clients speak.
 
 use crate::identity::{Pair, certificates, common_name};
 use crate::{CONTROL_PLANE, Error};
@@ -92,6 +92,19 @@ pub fn prove(pair: &Pair) -> Result<ServerConfig, Error> {
     let (certs, key) = pair.parts()?;
     let mut config = server()?.with_no_client_auth().with_single_cert(certs, key)?;
     config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// How anyone is served, who brings no certificate: by TLS 1.2 too, HTTP/2 or HTTP/1.1.
+///
+/// # Errors
+/// When the certificate or its key cannot be used.
+pub fn serve_public(pair: &Pair) -> Result<ServerConfig, Error> {
+    let (certs, key) = pair.parts()?;
+    let builder = ServerConfig::builder_with_provider(provider());
+    let builder = builder.with_safe_default_protocol_versions()?;
+    let mut config = builder.with_no_client_auth().with_single_cert(certs, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
