@@ -55,7 +55,7 @@ pub struct ForkError {
 pub struct SetTimeout {
     /// Seconds from now until the capsule's time is over; 0 ends it now, null never.
     pub timeout: Option<u32>,
-    /// `pause` or `kill`; as it was when left out.
+    /// `pause`, `pause_disk` or `kill`; as it was when left out.
     pub on_timeout: Option<String>,
     /// Seconds of inactivity until it is paused, 0 for never; as it was when left out.
     pub timeout_sec: Option<u32>,
@@ -69,6 +69,12 @@ pub struct CreateSnapshot {
     pub capsule_id: String,
     /// Name of the snapshot, no other's and no template's; made from its id when left out.
     pub name: Option<String>,
+    /// Whether an earlier snapshot of this name gives way, once the new one is complete.
+    #[serde(default)]
+    pub overwrite: bool,
+    /// Whether memory and processes are kept; true when left out. Without them, capsules that
+    /// start from it boot on its disk.
+    pub memory: Option<bool>,
 }
 
 /// A capsule's memory and disk, as they were; capsules start from it as from a template.

@@ -10,6 +10,7 @@ mod account;
 mod event;
 mod hosts;
 mod keep;
+mod network;
 mod port;
 mod stream;
 mod team;
@@ -30,6 +31,7 @@ pub use hosts::{
 pub use keep::{
     CreateSnapshot, Fork, ForkError, Forked, Pause, Resume, SetTimeout, Snapshot, SnapshotPage,
 };
+pub use network::Network;
 pub use port::{Link, MakeLink, Port, SetPort};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 pub use team::{
@@ -73,7 +75,8 @@ pub struct CreateCapsule {
     /// Seconds from when the capsule runs until its time is over, at most 30 days; never when left
     /// out.
     pub timeout: Option<u32>,
-    /// What is done when its time is over: `pause`, as when left out, or `kill`.
+    /// What is done when its time is over: `pause`, as when left out, `pause_disk`, which keeps no
+    /// memory, or `kill`.
     pub on_timeout: Option<String>,
     /// Whether a paused capsule is resumed when something is asked of it.
     #[serde(default)]
@@ -81,6 +84,15 @@ pub struct CreateCapsule {
     /// Ports that anyone may reach by their host names, at most 64.
     #[serde(default)]
     pub public_ports: Vec<u16>,
+    /// Whether anyone may reach all of its ports, but envd's.
+    #[serde(default)]
+    pub public_traffic: bool,
+    /// The name that programs in it are asked by, in which `${PORT}` stands for the port; the
+    /// public one when left out.
+    pub host_header: Option<String>,
+    /// What it may reach outside.
+    #[serde(default)]
+    pub network: Network,
     /// Tags that its host must bear.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_tags: Vec<String>,
@@ -115,7 +127,7 @@ pub struct Capsule {
         default
     )]
     pub ends_at: Option<OffsetDateTime>,
-    /// What is done then: `pause` or `kill`.
+    /// What is done then: `pause`, `pause_disk` or `kill`.
     pub on_timeout: String,
     /// Whether it is resumed when something is asked of it.
     pub auto_resume: bool,
@@ -134,6 +146,15 @@ pub struct Capsule {
     /// Ports that anyone may reach.
     #[serde(default)]
     pub public_ports: Vec<i32>,
+    /// Whether anyone may reach all of them, but envd's.
+    #[serde(default)]
+    pub public_traffic: bool,
+    /// The name that its programs are asked by; the public one when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_header: Option<String>,
+    /// What it may reach outside.
+    #[serde(default)]
+    pub network: Network,
     pub metadata: BTreeMap<String, String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

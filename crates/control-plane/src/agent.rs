@@ -266,10 +266,28 @@ impl Agent {
         self.host().keep_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// Takes a snapshot; returns its bytes.
-    pub(crate) async fn snapshot(&self, capsule: CapsuleId, id: SnapshotId) -> Result<u64> {
+    /// Changes what a capsule may reach.
+    pub(crate) async fn set_egress(&self, id: CapsuleId, egress: host::Egress) -> Result<()> {
+        let (capsule_id, egress) = (id.to_string(), egress.into());
+        let request = host::SetEgressRequest { capsule_id, egress, ..Default::default() };
+        self.host().set_egress(request).await.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    /// Takes a snapshot, with memory or without; returns its bytes.
+    pub(crate) async fn snapshot(
+        &self,
+        capsule: CapsuleId,
+        id: SnapshotId,
+        memory: bool,
+    ) -> Result<u64> {
         let (capsule_id, snapshot_id) = (capsule.to_string(), id.to_string());
-        let request = host::CreateSnapshotRequest { capsule_id, snapshot_id, ..Default::default() };
+        let disk_only = !memory;
+        let request = host::CreateSnapshotRequest {
+            capsule_id,
+            snapshot_id,
+            disk_only,
+            ..Default::default()
+        };
         let options = CallOptions::default().with_timeout(KEEP);
         let answer = self.host().create_snapshot_with_options(request, options).await;
         let answer = answer.map_err(|error| failed(&error, Error::SnapshotFailed))?;

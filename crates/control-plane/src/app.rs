@@ -327,14 +327,46 @@ impl hop::Handler for ControlPlane {
         request: ::http::Request<hyper::body::Incoming>,
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
+        self.answer(request, peer).await
+    }
+}
+
+impl ControlPlane {
+    async fn answer(
+        &self,
+        request: ::http::Request<hyper::body::Incoming>,
+        peer: SocketAddr,
+    ) -> ::http::Response<hop::Body> {
         let request = match self.proxy.answer(request, peer).await {
             Ok(answer) => return answer,
             Err(request) => request.map(axum::body::Body::new),
         };
         let mut request = request;
+        if let Some(ours) = http::earlier::ours(request.method(), request.uri()) {
+            *request.uri_mut() = ours;
+            request.extensions_mut().insert(http::earlier::Earlier);
+        }
         request.extensions_mut().insert(Peer(peer));
         let Ok(answer) = self.api.clone().oneshot(request).await;
         answer.map(hop::Body::boxed)
+    }
+}
+
+/// The same, where requests come by TLS.
+pub struct Secure(pub ControlPlane);
+
+/// Marks a request that came by TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ByTls;
+
+impl hop::Handler for Secure {
+    async fn handle(
+        self: &Arc<Self>,
+        mut request: ::http::Request<hyper::body::Incoming>,
+        peer: SocketAddr,
+    ) -> ::http::Response<hop::Body> {
+        request.extensions_mut().insert(ByTls);
+        self.0.answer(request, peer).await
     }
 }
 
@@ -355,6 +387,11 @@ impl PublicUrl {
         let parsed = authority.parse::<::http::uri::Authority>().with_context(wrong)?;
         anyhow::ensure!(known && !parsed.host().is_empty() && !authority.contains('@'), wrong());
         Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned() })
+    }
+
+    /// The domain of the names, with its port.
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
     }
 
     pub(crate) fn is_https(&self) -> bool {

@@ -126,7 +126,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// What of a key or token is stored: they are random, so a plain hash gives nothing away.
 pub(crate) fn hash(key: &str) -> [u8; 32] {
-    Sha256::digest(key).into()
+    hash_bytes(key.as_bytes())
+}
+
+pub(crate) fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 /// What admission found.

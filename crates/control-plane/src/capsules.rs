@@ -5,15 +5,20 @@
 //! functions.
 
 mod begin;
+mod figures;
 mod fork;
 mod keep;
 mod life;
+pub(crate) mod network;
+mod once;
 mod quota;
 
 pub(crate) use begin::{Begin, begin};
+pub(crate) use figures::{Figures, figures};
 pub(crate) use fork::fork;
 pub(crate) use keep::{Wanted, awake, detached, pause, resume, settled, why};
-pub(crate) use life::{end, ping, set as set_life};
+pub(crate) use life::{end, extend, ping, set as set_life};
+pub(crate) use once::Once;
 
 use crate::app::App;
 use crate::audit::{By, Entry, Noted};
@@ -27,14 +32,28 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
 use types::{
-    CapsuleId, CapsuleState, HostId, Isolation, PLATFORM_TEAM, SnapshotId, TemplateId, names,
+    CapsuleId, CapsuleState, Egress, HostId, Isolation, PLATFORM_TEAM, SnapshotId, TemplateId,
+    names,
 };
+
+/// What stands for the port in the name that programs are asked by.
+pub(crate) const HOST_PORT: &str = "${PORT}";
+
+/// How a capsule is asked for, beside what is wanted of it.
+#[derive(Default)]
+pub(crate) struct How {
+    /// By E2B's API.
+    pub e2b: bool,
+    /// By a key, under which it may be asked for again.
+    pub once: Option<Once>,
+}
 
 /// Makes a capsule and answers when its guest does.
 pub(crate) async fn create(
     app: &App,
     caller: Caller,
     wanted: api::CreateCapsule,
+    how: How,
 ) -> Result<Capsule> {
     let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
     names::check_name("template", &name)?;
@@ -52,6 +71,14 @@ pub(crate) async fn create(
     in_range("timeout_sec", idle_sec, 0, MAX_TIMEOUT_SEC)?;
     life::check_timeout(wanted.timeout)?;
     life::check_on_timeout(wanted.on_timeout.as_deref())?;
+    let host_header = wanted.host_header.as_deref();
+    host_header.map_or(Ok(()), check_host_header)?;
+    let egress = network::read(&wanted.network)?;
+    if let Some(once) = &how.once
+        && let Some(capsule) = once::earlier(app, caller, once).await?
+    {
+        return Ok(capsule);
+    }
     let from = source(app, caller, &name, &wanted).await?;
     let wanted = Begin {
         idle_sec,
@@ -59,6 +86,10 @@ pub(crate) async fn create(
         on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
         auto_resume: wanted.auto_resume,
         public_ports: ports.into_iter().map(i32::from).collect(),
+        public_traffic: wanted.public_traffic,
+        host_header: wanted.host_header,
+        egress,
+        how,
         envs: wanted.envs,
         metadata: wanted.metadata,
         host_tags: wanted.host_tags,
@@ -89,6 +120,10 @@ async fn source(
         on_timeout: String::new(),
         auto_resume: false,
         public_ports: Vec::new(),
+        public_traffic: false,
+        host_header: None,
+        egress: Egress::default(),
+        how: How::default(),
         envs: BTreeMap::new(),
         metadata: BTreeMap::new(),
     };
@@ -181,6 +216,15 @@ pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Caps
         });
     }
     Err(Error::NotFound("capsule"))
+}
+
+/// Checks the name that programs are to be asked by.
+fn check_host_header(name: &str) -> Result<()> {
+    let filled = name.replace(HOST_PORT, "80");
+    match filled.parse::<http::uri::Authority>() {
+        Ok(host) if !filled.contains('@') && !host.host().is_empty() && name.len() <= 300 => Ok(()),
+        _ => Err(Error::invalid("host_header", "must be a host's name, with a port or without")),
+    }
 }
 
 fn too_many_public() -> String {
@@ -280,6 +324,9 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         host_id: row.host_id.map(|id| types::HostId(id).to_string()),
         error: row.error,
         public_ports: row.public_ports,
+        public_traffic: row.public_traffic,
+        host_header: row.host_header,
+        network: network::shown(&row.egress.0),
         metadata: row.metadata.0,
         created_at: row.created_at,
         started_at: row.started_at,

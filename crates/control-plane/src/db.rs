@@ -6,6 +6,7 @@ pub(crate) mod channels;
 pub(crate) mod events;
 pub(crate) mod host_tokens;
 pub(crate) mod hosts;
+pub(crate) mod idempotency;
 pub(crate) mod keys;
 pub(crate) mod lead;
 pub(crate) mod limits;

@@ -22,6 +22,10 @@ pub enum Error {
     MethodNotAllowed,
     #[error("{0}")]
     Conflict(String),
+    #[error("this Idempotency-Key came before, with another request")]
+    KeyReused,
+    #[error("{0} is not supported")]
+    NotSupported(&'static str),
     #[error("{field} {message}")]
     Invalid { field: String, message: String },
     #[error("the request's body is larger than {0} bytes")]
@@ -68,6 +72,8 @@ pub enum Error {
          preview link"
     )]
     PrivatePort,
+    #[error("{0}")]
+    BadSignature(&'static str),
     #[error("the preview link has expired")]
     LinkExpired,
     #[error("the capsule is {0}, not running")]
@@ -135,12 +141,15 @@ impl Error {
             | Self::SnapshotDamaged(_)
             | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated
             | Self::WrongCredentials
             | Self::SignInFailed(_)
             | Self::InvalidToken(_)
             | Self::PrivatePort
+            | Self::BadSignature(_)
             | Self::LinkExpired => StatusCode::UNAUTHORIZED,
             Self::NoCapacity(_)
             | Self::NoMail
@@ -167,6 +176,8 @@ impl Error {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Conflict(_) => "conflict",
             Self::Invalid { .. } => "invalid_request",
+            Self::KeyReused => "idempotency_key_reused",
+            Self::NotSupported(_) => "not_supported",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
             Self::Forbidden(_) => "forbidden",
@@ -185,6 +196,7 @@ impl Error {
             Self::InvalidToken(_) => "invalid_token",
             Self::HostNotEmpty(..) => "host_not_empty",
             Self::PrivatePort => "private_port",
+            Self::BadSignature(_) => "bad_signature",
             Self::LinkExpired => "link_expired",
             Self::NotRunning(CapsuleState::Paused) => "capsule_paused",
             Self::NotRunning(_) => "capsule_not_running",

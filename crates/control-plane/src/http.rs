@@ -8,6 +8,8 @@ mod capsules;
 mod channels;
 mod contents;
 mod docs;
+mod e2b;
+pub(crate) mod earlier;
 mod events;
 mod exec;
 mod exec_stream;
@@ -55,6 +57,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(keep::resume))
         .routes(routes!(keep::fork))
         .routes(routes!(keep::timeout))
+        .routes(routes!(keep::network))
         .routes(routes!(keep::ping))
         .routes(routes!(snapshots::create, snapshots::list))
         .routes(routes!(snapshots::get, snapshots::delete))
@@ -139,6 +142,8 @@ fn accounts() -> OpenApiRouter<Arc<App>> {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .merge(e2b::router())
+        .merge(earlier::router())
         // The names that clients of the earlier system have for the same.
         .route("/v1/capsules/{id}/files/stream/read", post(contents::read))
         .route("/v1/capsules/{id}/files/stream/write", post(contents::write))
@@ -149,6 +154,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&app), admit))
         .layer(middleware::from_fn(respond::respond))
         .with_state(app)
+}
+
+/// Methods and patterns of routes that are there for others' clients, and in no document of ours.
+#[must_use]
+pub fn routes_of_others() -> Vec<String> {
+    rules::of_others()
 }
 
 /// The OpenAPI document of the API.

@@ -6,16 +6,17 @@ mod access;
 mod answer;
 mod preview;
 mod routes;
+mod signed;
 mod target;
 
 pub(crate) use routes::{Routes, keep_true};
 pub(crate) use target::{Domains, Target};
 
-use crate::app::App;
+use crate::app::{App, ByTls};
 use crate::audit::{Actor, By, Noted};
 use crate::auth::Caller;
 use crate::auth::admit::key_caller;
-use crate::capsules;
+use crate::capsules::{self, HOST_PORT};
 use crate::error::{Error, Result};
 use crate::reconcile;
 use access::{Admitted, Presented};
@@ -83,6 +84,9 @@ impl Proxy {
             }
         };
         let form = Form::of(request.headers());
+        if access::is_preflight(request.method(), request.headers(), target) {
+            return Ok(answer::preflight());
+        }
         Ok(match self.pass(request.map(Body::from), target, peer).await {
             Ok(answer) => {
                 self.passed.increment(1);
@@ -91,9 +95,35 @@ impl Proxy {
             Err(error) => {
                 self.refused.increment(1);
                 tracing::debug!(capsule = %target.capsule, port = target.port, %error, "refused");
+                let (error, form) = self.in_e2bs_words(error, form, target).await;
                 answer::refuse(&error, Some(target), form)
             }
         })
+    }
+
+    /// What is told, and how, of a capsule that was made by E2B's API, or to its SDKs. They ask
+    /// why something broke off, and that a capsule has come to its end may be known to its host
+    /// alone.
+    async fn in_e2bs_words(&self, error: Error, form: Form, target: Target) -> (Error, Form) {
+        let find = async || {
+            let found = self.app.routes.find(&self.app.db, target.capsule, None).await;
+            found.ok().and_then(|(route, _)| route)
+        };
+        let mut route = find().await;
+        let made = route.as_ref().is_some_and(|route| route.e2b);
+        if form != Form::E2b && !(form == Form::Json && made) {
+            return (error, form);
+        }
+        if matches!(error, Error::GuestUnavailable)
+            && let Some(host) = route.and_then(|route| route.host)
+        {
+            reconcile::run(&self.app, host).await;
+        }
+        route = find().await;
+        let gone = route.is_some_and(|route| {
+            matches!(route.state, CapsuleState::Stopping | CapsuleState::Stopped)
+        });
+        (if gone { Error::NotFound("capsule") } else { error }, Form::E2b)
     }
 
     async fn pass(
@@ -106,6 +136,7 @@ impl Proxy {
             return Err(Error::MethodNotAllowed);
         }
         let presented = Presented::new(
+            request.method(),
             request.headers(),
             request.uri().path(),
             request.uri().query().unwrap_or(""),
@@ -126,7 +157,7 @@ impl Proxy {
         if self.app.audit_access {
             self.note_access(&route, owner, target, peer);
         }
-        let scheme = scheme(request.headers(), peer);
+        let scheme = scheme(&request, peer);
         if let (Admitted::Link(seconds), Some(link)) = (&admitted, &presented.link) {
             let browses = matches!(*request.method(), Method::GET | Method::HEAD);
             let place = without_link(&request);
@@ -147,6 +178,13 @@ impl Proxy {
         let headers = outgoing.request.headers_mut();
         access::strip(headers, target, &route, &admitted);
         forwarded(headers, &host, scheme, peer)?;
+        if let Some(name) = &route.host_header
+            && target.port != protocol::ENVD_PORT
+        {
+            let name = name.replace(HOST_PORT, &target.port.to_string());
+            let name = HeaderValue::from_str(&name).map_err(|e| Error::Internal(e.into()))?;
+            headers.insert(HOST, name);
+        }
         let public = Public { scheme, host: host.to_str().unwrap_or(""), target };
         // One without a body can be sent again, when the capsule was about to be paused.
         let plain = outgoing.request.body().is_end_stream() && !outgoing.upgrades();
@@ -174,7 +212,7 @@ impl Proxy {
         target: Target,
         peer: SocketAddr,
     ) {
-        if matches!(error, Error::PrivatePort | Error::LinkExpired) {
+        if matches!(error, Error::PrivatePort | Error::LinkExpired | Error::BadSignature(_)) {
             return;
         }
         let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
@@ -267,9 +305,10 @@ fn copied(request: &Request<Body>) -> Request<Body> {
 }
 
 /// How a client came; whoever stands in front on this machine is believed.
-fn scheme(headers: &HeaderMap, peer: SocketAddr) -> &'static str {
-    let said = headers.get(&FORWARDED_PROTO).filter(|_| peer.ip().is_loopback());
-    if said.is_some_and(|said| said == "https") { "https" } else { "http" }
+fn scheme<B>(request: &Request<B>, peer: SocketAddr) -> &'static str {
+    let said = request.headers().get(&FORWARDED_PROTO).filter(|_| peer.ip().is_loopback());
+    let by_tls = request.extensions().get::<ByTls>().is_some();
+    if by_tls || said.is_some_and(|said| said == "https") { "https" } else { "http" }
 }
 
 /// The name that a request has for the capsule.

@@ -38,20 +38,40 @@ pub(crate) async fn create(
     if !matches!(capsule.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(capsule.state()));
     }
-    let (at, name) = (app.clone(), wanted.name);
+    let (at, name, over) = (app.clone(), wanted.name.unwrap_or_default(), wanted.overwrite);
+    let memory = wanted.memory.unwrap_or(true);
     capsules::detached(app, async move {
-        let named = name.unwrap_or_default();
-        take(&at, caller, &capsule, Some(named)).await
+        if !over || name.is_empty() {
+            return take(&at, caller, &capsule, Some(name), memory).await;
+        }
+        let taken = take(&at, caller, &capsule, Some(String::new()), memory).await?;
+        replace(&at, taken, name).await
     })
     .await
 }
 
-/// Takes one; without a name, for a fork alone. An empty name is made from the id.
+/// Gives a snapshot a name, and takes it away from the one that has it, which goes.
+async fn replace(app: &App, taken: Snapshot, name: String) -> Result<Snapshot> {
+    let mut tx = app.db.begin().await?;
+    let old = db::snapshots::take_name(&mut tx, &taken, &name).await?;
+    tx.commit().await?;
+    // What cannot be removed now, the reconciler removes.
+    if let Some(old) = old
+        && let Err(error) = remove(app, &old, By::SYSTEM).await
+    {
+        tracing::warn!(id = %old.id(), %error, "removing a snapshot that gave way");
+    }
+    Ok(Snapshot { name: Some(name), ..taken })
+}
+
+/// Takes one, with memory or without; without a name, for a fork alone. An empty name is made from
+/// the id.
 pub(crate) async fn take(
     app: &App,
     caller: Caller,
     capsule: &Capsule,
     name: Option<String>,
+    memory: bool,
 ) -> Result<Snapshot> {
     let (id, now) = (SnapshotId::new(), OffsetDateTime::now_utc());
     let name = name.map(|name| if name.is_empty() { id.to_string() } else { name });
@@ -83,7 +103,7 @@ pub(crate) async fn take(
         return Err(Error::Conflict("a snapshot has this name".to_owned()));
     }
     let entered = row.clone();
-    let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id).await {
+    let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id, memory).await {
         Ok(bytes) => {
             row.size_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             match db::snapshots::complete(&app.db, id, row.size_bytes).await? {

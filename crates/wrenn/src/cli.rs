@@ -111,6 +111,9 @@ pub(crate) enum Capsule {
     Snapshot(TakeSnapshot),
     /// Set how long a capsule may run.
     Timeout(Timeout),
+    /// Replace the rules for what a capsule may reach outside; without any, all of it but private
+    /// ranges.
+    Network(Network),
     /// Copy files; one side is CAPSULE:PATH, `-` is standard input or output.
     Cp { from: String, to: String },
     /// End capsules and remove all they had.
@@ -158,8 +161,8 @@ pub(crate) struct Create {
     /// How long it may run, as `90s`, `30m` or `2h`.
     #[arg(long)]
     pub timeout: Option<humantime::Duration>,
-    /// What is done then: `pause` or `kill`.
-    #[arg(long, value_parser = ["pause", "kill"])]
+    /// What is done then: `pause`, `pause_disk`, which keeps no memory, or `kill`.
+    #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
     pub on_timeout: Option<String>,
     /// How long it may be idle until it is paused.
     #[arg(long)]
@@ -170,6 +173,14 @@ pub(crate) struct Create {
     /// A port that anyone may reach by its URL; repeatable.
     #[arg(long, value_name = "PORT")]
     pub public: Vec<u16>,
+    /// Let anyone reach all of its ports by their URLs.
+    #[arg(long)]
+    pub public_traffic: bool,
+    /// The name that its programs are asked by, as `localhost:${PORT}`; the public one by default.
+    #[arg(long, value_name = "NAME")]
+    pub host_header: Option<String>,
+    #[command(flatten)]
+    pub network: Rules,
     /// A tag that its host must bear; may be given again.
     #[arg(long = "host-tag", value_name = "TAG")]
     pub host_tags: Vec<String>,
@@ -179,6 +190,28 @@ pub(crate) struct Create {
     /// NAME=VALUE kept with it; repeatable.
     #[arg(long, value_parser = pair)]
     pub metadata: Vec<(String, String)>,
+}
+
+/// What a capsule may reach outside: what is allowed goes before what is denied.
+#[derive(Args, Debug)]
+pub(crate) struct Rules {
+    /// Deny all that is not allowed.
+    #[arg(long)]
+    pub no_internet: bool,
+    /// An address, a range or a name, as 1.1.1.1, 10.0.0.0/8, example.com or *.example.com, that it
+    /// may reach; repeatable.
+    #[arg(long = "allow", value_name = "RULE")]
+    pub allow: Vec<String>,
+    /// One that it may not reach; repeatable.
+    #[arg(long = "deny", value_name = "RULE")]
+    pub deny: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Network {
+    pub capsule: String,
+    #[command(flatten)]
+    pub rules: Rules,
 }
 
 #[derive(Args, Debug)]
@@ -222,6 +255,12 @@ pub(crate) struct TakeSnapshot {
     /// Name for it; made when left out.
     #[arg(long)]
     pub name: Option<String>,
+    /// Have an earlier one of this name give way.
+    #[arg(long, requires = "name")]
+    pub overwrite: bool,
+    /// Keep only the disk; those that start from it boot.
+    #[arg(long)]
+    pub disk_only: bool,
 }
 
 #[derive(Args, Debug)]
@@ -229,8 +268,8 @@ pub(crate) struct Timeout {
     pub capsule: String,
     /// From now, as `90s`, `30m` or `2h`; without it, never.
     pub after: Option<humantime::Duration>,
-    /// What is done then: `pause` or `kill`.
-    #[arg(long, value_parser = ["pause", "kill"])]
+    /// What is done then: `pause`, `pause_disk` or `kill`.
+    #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
     pub on_timeout: Option<String>,
     /// How long it may be idle until it is paused; `0s` for ever.
     #[arg(long)]

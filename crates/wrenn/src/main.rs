@@ -101,6 +101,11 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
                 output::note("they were there");
             }
         }
+        Command::Pki(cli::Pki::Wildcard(wildcard)) => {
+            let (cert, key) = platform::pki::wildcard(&wildcard.folder.dir, &wildcard.domain)?;
+            output::line(&format!("WRENN_TLS_CERT={}", cert.display()));
+            output::line(&format!("WRENN_TLS_KEY={}", key.display()));
+        }
         Command::Image(cli::Image::Build(build)) => {
             let envd = build.envd.find();
             let envd = envd.ok_or_else(|| anyhow::anyhow!("name the guest's agent with --envd"))?;

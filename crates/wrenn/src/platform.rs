@@ -4,18 +4,20 @@
 mod members;
 pub(crate) mod pki;
 mod postgres;
+mod tls;
 mod up;
 
 pub(crate) use up::{Up, clean, stop, up};
 
 use crate::output;
-use crate::settings::{Agent, ControlPlane, Plaintext};
+use crate::settings::{Agent, ControlPlane, Listening, Plaintext};
 use anyhow::Context;
 use control_plane::{App, limits};
 use daemon::Tasks;
 use host_agent::membership::{Membership, Registration};
 use std::net::SocketAddr;
 use std::path::Path;
+use tls::Https;
 use tokio::net::TcpListener;
 
 /// How a host becomes one of a platform's.
@@ -68,15 +70,28 @@ pub(crate) async fn control_plane(
     let database = settings.database()?.context("set DATABASE_URL to a PostgreSQL URL")?;
     let authority = settings.ca.read()?;
     let listener = listen(settings.listen, "WRENN_CP_LISTEN_ADDR").await?;
-    let settings = settings.told(database, authority, plaintext, listener.local_addr()?, None)?;
+    let https = Https::listen(&settings.tls).await?;
+    let listens = Listening::of(&listener, https.as_ref())?;
+    let settings = settings.told(database, authority, plaintext, listens, None)?;
     let app = App::start(settings, &tasks).await?;
     let url = up::reachable(listener.local_addr()?);
     up::introduce(&app, &url, client_file).await?;
+    if let Some(https) = https {
+        https.serve(app.clone().server(), &tasks)?;
+    }
     hop::serve(listener, app.server(), limits::listener(), &tasks);
     output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
     tasks.finish().await;
     Ok(())
+}
+
+impl Listening {
+    /// Where those listen that are there.
+    fn of(plain: &TcpListener, https: Option<&Https>) -> anyhow::Result<Self> {
+        let https = https.map(Https::address).transpose()?;
+        Ok(Self { plain: plain.local_addr()?, https })
+    }
 }
 
 async fn listen(at: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {

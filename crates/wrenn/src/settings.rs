@@ -221,13 +221,37 @@ pub(crate) struct ControlPlane {
     #[arg(long, env = "WRENN_DOMAINS", value_delimiter = ',')]
     pub domains: Vec<String>,
     /// URL whose host is the domain of capsules' names, as https://sandbox.example.com; by default
-    /// https and the first of the domains, else http://localhost and the API's port.
+    /// https, the first of the domains and the port of HTTPS, else http://localhost and the API's.
     #[arg(long, env = "WRENN_PUBLIC_URL")]
     pub public_url: Option<String>,
+    #[command(flatten)]
+    pub tls: Tls,
     #[command(flatten)]
     pub ca: Ca,
     #[command(flatten)]
     pub accounts: Accounts,
+}
+
+/// The listener of HTTPS.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Tls {
+    /// Address of the API and of capsules by HTTPS; none by default.
+    #[arg(long, env = "WRENN_TLS_LISTEN_ADDR")]
+    pub tls_listen: Option<SocketAddr>,
+    /// Path of its certificate, and those that vouch for it (PEM), which is for the first of the
+    /// domains and the names right below it: `wrenn pki wildcard DOMAIN` makes one.
+    #[arg(long, env = "WRENN_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// Path of the certificate's key (PEM).
+    #[arg(long, env = "WRENN_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Where a control plane listens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Listening {
+    pub plain: SocketAddr,
+    pub https: Option<SocketAddr>,
 }
 
 impl ControlPlane {
@@ -238,13 +262,16 @@ impl ControlPlane {
         database: sqlx::postgres::PgConnectOptions,
         authority: Option<(String, String)>,
         plaintext: Plaintext,
-        listening: SocketAddr,
+        listens: Listening,
         dir: Option<&Path>,
     ) -> anyhow::Result<control_plane::Settings> {
         let domain = self.domains.iter().find(|domain| !domain.is_empty());
         let public_url = self.public_url.clone().unwrap_or_else(|| match domain {
-            Some(domain) => format!("https://{domain}"),
-            None => format!("http://localhost:{}", listening.port()),
+            Some(domain) => match listens.https.map(|at| at.port()) {
+                None | Some(443) => format!("https://{domain}"),
+                Some(port) => format!("https://{domain}:{port}"),
+            },
+            None => format!("http://localhost:{}", listens.plain.port()),
         });
         Ok(control_plane::Settings {
             database,

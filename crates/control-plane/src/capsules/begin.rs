@@ -2,7 +2,7 @@
 //! does not answer, is not the last.
 
 use super::quota::Quota;
-use super::{get, life, remove, transition};
+use super::{How, get, life, network, once, remove, transition};
 use crate::agent::Begun;
 use crate::app::App;
 use crate::audit::Entry;
@@ -17,7 +17,7 @@ use sqlx::types::Json;
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use types::resources::Resources;
-use types::{CapsuleId, CapsuleState, HostId, Isolation, SnapshotId};
+use types::{CapsuleId, CapsuleState, Egress, HostId, Isolation, SnapshotId};
 
 /// Hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;
@@ -43,6 +43,10 @@ pub(crate) struct Begin {
     pub on_timeout: String,
     pub auto_resume: bool,
     pub public_ports: Vec<i32>,
+    pub public_traffic: bool,
+    pub host_header: Option<String>,
+    pub egress: Egress,
+    pub how: How,
     pub envs: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
 }
@@ -65,35 +69,26 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         disk_mib: int(wanted.size.disk_mib),
         timeout_sec: int(wanted.idle_sec),
         ends_at: None,
-        on_timeout: wanted.on_timeout,
+        on_timeout: wanted.on_timeout.clone(),
         auto_resume: wanted.auto_resume,
         envd_token: random_hex(32),
         traffic_token: random_hex(32),
         created_by_key: caller.key().map(|key| key.0),
-        public_ports: wanted.public_ports,
+        public_ports: wanted.public_ports.clone(),
+        public_traffic: wanted.public_traffic,
+        host_header: wanted.host_header.clone(),
+        egress: Json(wanted.egress.clone()),
+        e2b: wanted.how.e2b,
         booted: false,
         stored: 0,
         stored_newest: false,
         error: None,
-        metadata: Json(wanted.metadata),
+        metadata: Json(wanted.metadata.clone()),
         created_at: now,
         started_at: None,
         updated_at: now,
     };
-    let request = CreateCapsuleRequest {
-        capsule_id: row.id().to_string(),
-        template: row.template.clone(),
-        vcpus: wanted.size.vcpus,
-        memory_mib: wanted.size.memory_mib,
-        disk_mib: wanted.size.disk_mib,
-        envd_token: row.envd_token.clone(),
-        envs: wanted.envs.into_iter().collect(),
-        generation: 1,
-        snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
-        life: life::wire(&row, wanted.timeout).into(),
-        team_id: caller.team.to_string(),
-        ..Default::default()
-    };
+    let request = request(&row, &wanted);
     let quota = Quota::of(app, caller).await?;
     let ask = Ask {
         team: caller.team,
@@ -115,6 +110,12 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
     let mut tx = app.db.begin().await?;
     quota.admit(&mut tx, &row).await?;
     db::capsules::insert(&mut tx, &row, &entry).await?;
+    if let Some(once) = &wanted.how.once
+        && !db::idempotency::insert(&mut *tx, caller.team, &once.key, &once.request, row.id())
+            .await?
+    {
+        return Err(once::in_flight());
+    }
     tx.commit().await?;
     daemon::step("control.starting").map_err(|e| Error::Internal(e.into()))?;
     match make(app, &mut row, request, &ask).await {
@@ -127,6 +128,25 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
             }
             Err(error)
         }
+    }
+}
+
+/// What the host is asked for.
+fn request(row: &Capsule, wanted: &Begin) -> CreateCapsuleRequest {
+    CreateCapsuleRequest {
+        capsule_id: row.id().to_string(),
+        template: row.template.clone(),
+        vcpus: wanted.size.vcpus,
+        memory_mib: wanted.size.memory_mib,
+        disk_mib: wanted.size.disk_mib,
+        envd_token: row.envd_token.clone(),
+        envs: wanted.envs.clone().into_iter().collect(),
+        generation: 1,
+        snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
+        life: life::wire(row, wanted.timeout).into(),
+        team_id: row.team().to_string(),
+        egress: network::wire(&row.egress).into(),
+        ..Default::default()
     }
 }
 

@@ -2,7 +2,7 @@
 //! or stays paused.
 
 use super::keep::detached;
-use super::{Begin, begin, life, settled, shown};
+use super::{Begin, How, begin, life, settled, shown};
 use crate::app::App;
 use crate::audit::By;
 use crate::auth::Caller;
@@ -19,13 +19,30 @@ const MOST: u32 = 100;
 /// That are started at once.
 const AT_ONCE: usize = 4;
 
+/// What a fork made, and why there are fewer than were asked for.
+pub(crate) struct Forked {
+    pub items: Vec<Capsule>,
+    pub errors: Vec<Error>,
+}
+
+impl Forked {
+    /// The wire's shape.
+    pub(crate) fn shown(self) -> api::Forked {
+        let told = |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
+        api::Forked {
+            items: self.items.into_iter().map(shown).collect(),
+            errors: self.errors.into_iter().map(told).collect(),
+        }
+    }
+}
+
 /// Makes capsules that begin as `id` is.
 pub(crate) async fn fork(
     app: &App,
     caller: Caller,
     id: CapsuleId,
     wanted: &api::Fork,
-) -> Result<api::Forked> {
+) -> Result<Forked> {
     let count = wanted.count.unwrap_or(1);
     in_range("count", count, 1, MOST)?;
     life::check_timeout(wanted.timeout)?;
@@ -35,7 +52,7 @@ pub(crate) async fn fork(
     }
     let (at, timeout) = (app.clone(), wanted.timeout);
     detached(app, async move {
-        let taken = snapshots::take(&at, caller, &source, None).await?;
+        let taken = snapshots::take(&at, caller, &source, None, true).await?;
         let snapshot = taken.id();
         daemon::step("control.forked").map_err(|e| Error::Internal(e.into()))?;
         let made = futures::stream::iter(0..count)
@@ -50,7 +67,7 @@ pub(crate) async fn fork(
         let (mut items, mut errors) = (Vec::new(), Vec::new());
         for one in made {
             match one {
-                Ok(capsule) => items.push(shown(capsule)),
+                Ok(capsule) => items.push(capsule),
                 Err(error) => errors.push(error),
             }
         }
@@ -59,8 +76,7 @@ pub(crate) async fn fork(
         {
             return Err(error);
         }
-        let told = |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
-        Ok(api::Forked { items, errors: errors.into_iter().map(told).collect() })
+        Ok(Forked { items, errors })
     })
     .await
 }
@@ -85,8 +101,12 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
         timeout,
         on_timeout: source.on_timeout.clone(),
         auto_resume: source.auto_resume,
-        // Who may reach the source's ports says nothing of its children's.
+        // That a port of the source's was published says nothing of its children's.
         public_ports: Vec::new(),
+        public_traffic: source.public_traffic,
+        host_header: source.host_header.clone(),
+        egress: source.egress.0.clone(),
+        how: How { e2b: source.e2b, once: None },
         envs: BTreeMap::new(),
         metadata: source.metadata.0.clone(),
     }

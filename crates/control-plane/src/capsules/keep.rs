@@ -2,7 +2,7 @@
 //! A caller who leaves stops nothing; what a host does not answer is left to the reconciler.
 
 use super::quota::Quota;
-use super::{get, life, transition};
+use super::{get, life, network, transition};
 use crate::app::App;
 use crate::audit::{By, Entry};
 use crate::auth::Caller;
@@ -155,6 +155,7 @@ async fn bring_back(
         cold: wanted.cold,
         stored: stored(&capsule).unsigned_abs(),
         team_id: capsule.team().to_string(),
+        egress: network::wire(&capsule.egress).into(),
         ..Default::default()
     };
     daemon::step("control.resuming").map_err(|e| Error::Internal(e.into()))?;
@@ -166,6 +167,10 @@ async fn bring_back(
             db::capsules::set_end(&app.db, id, begun.ends_at).await?;
             transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
             let row = get(app, caller, id).await?;
+            // Changed while it was paused, after it was read here.
+            if row.egress != capsule.egress {
+                app.agent(host).set_egress(id, network::wire(&row.egress)).await?;
+            }
             Ok(Capsule { booted: begun.booted, ..row })
         }
         // It may run, or be about to; the host tells.

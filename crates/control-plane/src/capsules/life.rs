@@ -23,8 +23,8 @@ pub(crate) fn check_timeout(timeout: Option<u32>) -> Result<()> {
 
 pub(crate) fn check_on_timeout(on_timeout: Option<&str>) -> Result<()> {
     match on_timeout {
-        None | Some("pause" | "kill") => Ok(()),
-        Some(_) => Err(Error::invalid("on_timeout", "must be `pause` or `kill`")),
+        None | Some("pause" | "pause_disk" | "kill") => Ok(()),
+        Some(_) => Err(Error::invalid("on_timeout", "must be `pause`, `pause_disk` or `kill`")),
     }
 }
 
@@ -33,6 +33,7 @@ pub(crate) fn wire(capsule: &Capsule, timeout: Option<u32>) -> Life {
     Life {
         lasts_ms: u64::from(timeout.unwrap_or(0)) * 1000,
         kill: capsule.on_timeout == "kill",
+        disk_only: capsule.on_timeout == "pause_disk",
         idle_sec: capsule.timeout_sec.unsigned_abs(),
         ..Default::default()
     }
@@ -86,6 +87,21 @@ pub(crate) async fn set(
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
     get(app, caller, id).await
+}
+
+/// Moves the end of a capsule that runs to so many seconds from now, unless it is later.
+pub(crate) async fn extend(
+    app: &App,
+    caller: Caller,
+    capsule: Capsule,
+    timeout: u32,
+) -> Result<Capsule> {
+    let until = OffsetDateTime::now_utc() + time::Duration::seconds(timeout.into());
+    if capsule.ends_at.is_none_or(|end| end >= until) {
+        return Ok(capsule);
+    }
+    let wanted = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
+    set(app, caller, capsule.id(), &wanted).await
 }
 
 /// Counts as activity.

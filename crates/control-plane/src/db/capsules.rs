@@ -7,7 +7,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
-use types::{CapsuleId, CapsuleState, HostId, TeamId};
+use types::{CapsuleId, CapsuleState, Egress, HostId, SnapshotId, TeamId, TemplateId};
 use uuid::Uuid;
 
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -34,6 +34,13 @@ pub(crate) struct Capsule {
     pub stored_newest: bool,
     pub traffic_token: String,
     pub public_ports: Vec<i32>,
+    /// Whether anyone may reach all of them, but envd's.
+    pub public_traffic: bool,
+    /// The name that its programs are asked by.
+    pub host_header: Option<String>,
+    pub egress: Json<Egress>,
+    /// Whether it was made by E2B's API.
+    pub e2b: bool,
     /// The key that it was made with, which may be gone.
     pub created_by_key: Option<Uuid>,
     /// Of the answer to a create or resume alone: whether the guest was booted.
@@ -84,15 +91,18 @@ pub(crate) async fn insert(
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO capsules (id, team_id, host_id, template_id, template, status, vcpus, \
                memory_mib, disk_mib, timeout_sec, envd_token, metadata, traffic_token, \
-               public_ports, on_timeout, auto_resume, snapshot_id, created_by_key) VALUES \
-               ($1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+               public_ports, on_timeout, auto_resume, snapshot_id, created_by_key, \
+               public_traffic, host_header, egress, e2b) VALUES ($1, $2, $3, $4, $5, 'starting', $6, \
+               $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
     let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(row.host_id);
     let insert = insert.bind(row.template_id);
     let insert = insert.bind(&row.template).bind(row.vcpus).bind(row.memory_mib);
     let insert = insert.bind(row.disk_mib).bind(row.timeout_sec).bind(&row.envd_token);
     let insert = insert.bind(&row.metadata).bind(&row.traffic_token).bind(&row.public_ports);
     let insert = insert.bind(&row.on_timeout).bind(row.auto_resume).bind(row.snapshot_id);
-    insert.bind(row.created_by_key).execute(&mut *db).await?;
+    let insert = insert.bind(row.created_by_key).bind(row.public_traffic);
+    let insert = insert.bind(&row.host_header).bind(&row.egress).bind(row.e2b);
+    insert.execute(&mut *db).await?;
     super::audit::write(db, entry).await
 }
 
@@ -154,6 +164,16 @@ pub(crate) async fn set_life(
     update.execute(db).await.map(|_| ())
 }
 
+/// Replaces the rules for what a capsule may reach.
+pub(crate) async fn set_egress(
+    db: impl PgExecutor<'_>,
+    id: CapsuleId,
+    egress: &Egress,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET egress = $2, updated_at = now() WHERE id = $1";
+    sqlx::query(sql).bind(id.0).bind(Json(egress)).execute(db).await.map(|_| ())
+}
+
 /// How a capsule stands, with its generation.
 pub(crate) async fn stands(
     db: &PgPool,
@@ -198,6 +218,49 @@ pub(crate) async fn list(
     let list = sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit);
     let list = list.bind(only.capsule.map(|id| id.0)).bind(only.template.map(|id| id.0));
     list.fetch_all(db).await
+}
+
+/// Which of a team's capsules are looked for, by when they began.
+pub(crate) struct Search<'a> {
+    pub only: Only,
+    pub states: &'a [&'a str],
+    pub metadata: &'a BTreeMap<String, String>,
+    /// Name or id of a template, or id of a snapshot.
+    pub template: Option<&'a str>,
+    /// Those that began at this time or later.
+    pub since: Option<OffsetDateTime>,
+    pub oldest_first: bool,
+    /// Those after this one.
+    pub after: Option<(OffsetDateTime, Uuid)>,
+    pub limit: i64,
+}
+
+/// A page of those.
+pub(crate) async fn search(
+    db: &PgPool,
+    team: TeamId,
+    search: &Search<'_>,
+) -> sqlx::Result<Vec<Capsule>> {
+    let (than, order) = if search.oldest_first { (">", "ASC") } else { ("<", "DESC") };
+    let began = "coalesce(started_at, created_at)";
+    let sql = format!(
+        "SELECT * FROM capsules WHERE team_id = $1 AND status <> 'stopped' AND status = ANY($2) \
+         AND metadata @> $3 AND ($4::uuid IS NULL OR id = $4) \
+         AND ($5::uuid IS NULL OR template_id = $5) \
+         AND ($6::text IS NULL OR template = $6 OR template_id = $7 OR snapshot_id = $7) \
+         AND ($8::timestamptz IS NULL OR {began} >= $8) \
+         AND ($9::timestamptz IS NULL OR ({began}, id) {than} ($9, $10)) \
+         ORDER BY {began} {order}, id {order} LIMIT $11"
+    );
+    let id = search.template.and_then(|text| {
+        let template = text.parse::<TemplateId>().map(|id| id.0).ok();
+        template.or_else(|| text.parse::<SnapshotId>().map(|id| id.0).ok())
+    });
+    let list = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team.0).bind(search.states);
+    let list = list.bind(Json(search.metadata)).bind(search.only.capsule.map(|id| id.0));
+    let list = list.bind(search.only.template.map(|id| id.0)).bind(search.template).bind(id);
+    let list = list.bind(search.since).bind(search.after.map(|after| after.0));
+    list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
 
 /// Every capsule of a host that is not gone.

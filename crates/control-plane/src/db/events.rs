@@ -91,6 +91,33 @@ pub(crate) async fn usage(
     sqlx::query_as(sql).bind(team.0).bind(from).bind(to).fetch_all(db).await
 }
 
+/// How much of a team's ran at a time.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Point {
+    pub at: OffsetDateTime,
+    pub running: i64,
+    pub vcpus: i64,
+    pub memory_mib: i64,
+}
+
+/// That at so many times, the last of which is now, over so many seconds.
+pub(crate) async fn series(
+    db: &PgPool,
+    team: TeamId,
+    seconds: i32,
+    points: i32,
+) -> sqlx::Result<Vec<Point>> {
+    let sql = "SELECT now() - make_interval(secs => n * $2::float8 / $3) AS at, \
+               count(s.id) AS running, coalesce(sum(s.vcpus), 0) AS vcpus, \
+               coalesce(sum(s.memory_mib), 0) AS memory_mib \
+               FROM generate_series($3 - 1, 0, -1) n LEFT JOIN usage_spans s ON s.team_id = $1 \
+               AND s.vcpus > 0 AND s.began_at <= now() - make_interval(secs => n * $2::float8 / $3) \
+               AND (s.ended_at IS NULL \
+                    OR s.ended_at > now() - make_interval(secs => n * $2::float8 / $3)) \
+               GROUP BY n ORDER BY n DESC";
+    sqlx::query_as(sql).bind(team.0).bind(seconds).bind(points).fetch_all(db).await
+}
+
 /// Adds spans up by day that ended some days ago, and forgets them; in one step.
 pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u64> {
     let sql = "WITH gone AS (DELETE FROM usage_spans WHERE id IN (SELECT id FROM usage_spans \

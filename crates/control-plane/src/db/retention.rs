@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 
 /// Tables with what tells a row's age, which of the rows, and how many days they are kept.
-const OLD: [(&str, &str, &str, i32); 8] = [
+const OLD: [(&str, &str, &str, i32); 9] = [
     ("sessions", "expires_at", "true", 0),
     ("user_tokens", "expires_at", "true", 0),
     ("sign_ins", "expires_at", "true", 0),
@@ -11,6 +11,7 @@ const OLD: [(&str, &str, &str, i32); 8] = [
     ("invitations", "expires_at", "true", 0),
     ("deliveries", "created_at", "status <> 'waiting'", 30),
     ("events", "created_at", "true", 30),
+    ("idempotency_keys", "created_at", "true", 1),
     ("capsules", "updated_at", "status = 'stopped'", 30),
 ];
 

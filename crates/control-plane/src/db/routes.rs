@@ -16,6 +16,9 @@ pub(crate) struct Row {
     pub envd_token: Option<String>,
     pub traffic_token: Option<String>,
     pub public_ports: Option<Vec<i32>>,
+    pub public_traffic: Option<bool>,
+    pub host_header: Option<String>,
+    pub e2b: Option<bool>,
     pub auto_resume: Option<bool>,
     pub host_id: Option<Uuid>,
     /// None when the key is not valid.
@@ -33,10 +36,10 @@ pub(crate) async fn find(
     let sql = "WITH used AS (UPDATE api_keys SET last_used_at = now() WHERE key_hash = $2 \
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
                SELECT c.team_id, c.template_id, c.status, c.envd_token, c.traffic_token, \
-               c.public_ports, c.auto_resume, c.host_id, \
+               c.public_ports, c.public_traffic, c.host_header, c.e2b, c.auto_resume, c.host_id, \
                to_jsonb(k) - 'key_hash' AS key, k.expires_at AS key_expires \
                FROM (SELECT 1) AS always \
-               LEFT JOIN capsules c ON c.id = $1 AND c.status <> 'stopped' \
+               LEFT JOIN capsules c ON c.id = $1 AND (c.status <> 'stopped' OR c.e2b) \
                LEFT JOIN api_keys k ON k.key_hash = $2 AND k.revoked_at IS NULL \
                AND (k.expires_at IS NULL OR k.expires_at > now()) \
                AND EXISTS (SELECT 1 FROM teams t WHERE t.id = k.team_id AND t.deleted_at IS NULL)";

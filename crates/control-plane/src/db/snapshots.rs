@@ -1,6 +1,6 @@
 //! Snapshots: rows.
 
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{HostId, SnapshotId, TeamId};
 use uuid::Uuid;
@@ -89,6 +89,20 @@ pub(crate) async fn set_stored(db: &PgPool, host: HostId, ids: &[Uuid]) -> sqlx:
     let sql = "UPDATE snapshots SET stored = true \
                WHERE host_id = $1 AND id = ANY($2) AND NOT stored";
     sqlx::query(sql).bind(host.0).bind(ids).execute(db).await.map(|_| ())
+}
+
+/// Gives a snapshot a name, and returns the one that had it, which has none from then on.
+pub(crate) async fn take_name(
+    tx: &mut PgConnection,
+    row: &Snapshot,
+    name: &str,
+) -> sqlx::Result<Option<Snapshot>> {
+    let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
+               WHERE team_id = $1 AND name = $2 RETURNING *";
+    let old = sqlx::query_as(sql).bind(row.team_id).bind(name).fetch_optional(&mut *tx).await?;
+    let sql = "UPDATE snapshots SET name = $2 WHERE id = $1";
+    sqlx::query(sql).bind(row.id).bind(name).execute(&mut *tx).await?;
+    Ok(old)
 }
 
 /// Marks one as being removed: nobody begins from it any more. False when it is already.

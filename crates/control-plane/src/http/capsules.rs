@@ -1,21 +1,25 @@
 //! `/v1/capsules`: wire to domain and back.
 
-use super::extract::{Json as Body, Path, Query, capsule_id};
+use super::extract::{Path, Query, Sent, capsule_id, once};
 use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::capsules::How;
 use crate::error::Result;
 use crate::{capsules, db};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use std::sync::Arc;
 
 /// Start a capsule; answers when its guest does.
 #[utoipa::path(
     operation_id = "create_capsule",
     post, path = "/v1/capsules", tag = "capsules", request_body = api::CreateCapsule,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 lower-case \
+        letters, digits and hyphens: a request that is repeated with it within a day is answered \
+        by what the first one made")),
     responses(
         (status = 201, body = api::Capsule),
         (status = 503, description = "no capacity, with the reason", body = api::ErrorBody),
@@ -25,9 +29,11 @@ use std::sync::Arc;
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Body(wanted): Body<api::CreateCapsule>,
+    headers: HeaderMap,
+    Sent(wanted, body): Sent<api::CreateCapsule>,
 ) -> Result<(StatusCode, Json<api::Capsule>)> {
-    let capsule = capsules::create(&app, caller, wanted).await?;
+    let how = How { e2b: false, once: once(&headers, &body)? };
+    let capsule = capsules::create(&app, caller, wanted, how).await?;
     Ok((StatusCode::CREATED, Json(capsules::shown(capsule))))
 }
 

@@ -7,6 +7,7 @@ use crate::streams::{Stream, place, shown};
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use http::HeaderMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,14 +32,27 @@ pub(crate) async fn stream(
     State(app): State<Arc<App>>,
     caller: Caller,
     headers: HeaderMap,
-) -> Result<Sse<impl futures::Stream<Item = std::result::Result<Event, Infallible>>>> {
+) -> Result<Frames> {
+    open(&app, caller, &headers, frame).await
+}
+
+/// Frames of a stream.
+pub(super) type Frames = Sse<BoxStream<'static, std::result::Result<Event, Infallible>>>;
+
+/// Follows a team's events, each of which is told by a frame, or not.
+pub(super) async fn open(
+    app: &App,
+    caller: Caller,
+    headers: &HeaderMap,
+    frame: fn(crate::db::events::Event) -> Option<Event>,
+) -> Result<Frames> {
     let wrong = || Error::invalid("last-event-id", "is not the id of an event");
     let last = headers.get("last-event-id").filter(|id| !id.is_empty());
     let after = last.map(|id| id.to_str().ok().and_then(place).ok_or_else(wrong)).transpose()?;
-    let stream = Stream::open(&app, caller, after).await?;
+    let stream = Stream::open(app, caller, after).await?;
     let tasks = app.tasks.clone();
     let batches =
-        futures::stream::unfold((stream, Instant::now()), |(mut stream, told)| async move {
+        futures::stream::unfold((stream, Instant::now()), move |(mut stream, told)| async move {
             loop {
                 // What fails ends the stream; the client goes on from where it was.
                 let events = stream.next().await.ok()?;
@@ -56,7 +70,7 @@ pub(crate) async fn stream(
     let hello = futures::stream::iter([Event::default().comment("hello")]);
     let stopped = async move { tasks.stop_signal().wait().await };
     let frames = hello.chain(batches.flatten()).map(Ok).take_until(stopped);
-    Ok(Sse::new(frames))
+    Ok(Sse::new(frames.boxed()))
 }
 
 fn frame(event: crate::db::events::Event) -> Option<Event> {

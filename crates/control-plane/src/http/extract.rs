@@ -2,11 +2,13 @@
 
 use crate::app::App;
 use crate::auth::Stranger;
+use crate::capsules::Once;
 use crate::error::{Error, Result};
 use crate::limits::{JSON_MAX, STRANGERS_JSON_MAX};
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use http::HeaderMap;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -19,13 +21,35 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, _app: &Arc<App>) -> Result<Self> {
-        let stranger = request.extensions().get::<Stranger>().is_some();
-        let most = if stranger { STRANGERS_JSON_MAX } else { JSON_MAX };
-        let body: Body = request.into_body();
-        let body = axum::body::to_bytes(body, most).await;
-        let body = body.map_err(|_| Error::TooLarge(most))?;
-        parse(if body.is_empty() { b"{}" } else { &body }).map(Self)
+        read(request).await.map(|(value, _)| Self(value))
     }
+}
+
+/// The same, and the bytes that it was sent as.
+pub(super) struct Sent<T>(pub T, pub Bytes);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Sent<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _app: &Arc<App>) -> Result<Self> {
+        read(request).await.map(|(value, body)| Self(value, body))
+    }
+}
+
+async fn read<T: DeserializeOwned>(request: Request) -> Result<(T, Bytes)> {
+    let stranger = request.extensions().get::<Stranger>().is_some();
+    let most = if stranger { STRANGERS_JSON_MAX } else { JSON_MAX };
+    let body: Body = request.into_body();
+    let body = axum::body::to_bytes(body, most).await;
+    let body = body.map_err(|_| Error::TooLarge(most))?;
+    let value = parse(if body.is_empty() { b"{}" } else { &body })?;
+    Ok((value, body))
+}
+
+/// The key under which a request may be repeated, if it came with one.
+pub(super) fn once(headers: &HeaderMap, body: &[u8]) -> Result<Option<Once>> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    Once::new(key.to_str().unwrap_or(""), body).map(Some)
 }
 
 /// Reads JSON; an error names the field that is wrong, and where it stands.

@@ -1,4 +1,4 @@
-//! `…/pause`, `…/resume`, `…/fork`, `…/timeout`, `…/ping`: wire to domain and back.
+//! `…/pause`, `…/resume`, `…/fork`, `…/timeout`, `…/network`, `…/ping`: wire to domain and back.
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
@@ -77,7 +77,7 @@ pub(crate) async fn fork(
     Body(wanted): Body<api::Fork>,
 ) -> Result<(StatusCode, Json<api::Forked>)> {
     let forked = capsules::fork(&app, caller, capsule_id(&id)?, &wanted).await?;
-    Ok((StatusCode::CREATED, Json(forked)))
+    Ok((StatusCode::CREATED, Json(forked.shown())))
 }
 
 /// Set when a capsule's time is over, counted from now, and what is done then.
@@ -94,6 +94,27 @@ pub(crate) async fn timeout(
     Body(wanted): Body<api::SetTimeout>,
 ) -> Result<Json<api::Capsule>> {
     let capsule = capsules::set_life(&app, caller, capsule_id(&id)?, &wanted).await?;
+    Ok(Json(capsules::shown(capsule)))
+}
+
+/// Replace the rules for what a capsule may reach outside. Of one that runs they hold, for what is
+/// under way too, when this answers.
+#[utoipa::path(
+    operation_id = "set_capsule_network",
+    put, path = "/v1/capsules/{id}/network", tag = "capsules", request_body = api::Network,
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, body = api::Capsule),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn network(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::Network>,
+) -> Result<Json<api::Capsule>> {
+    let capsule = capsules::network::set(&app, caller, capsule_id(&id)?, &wanted).await?;
     Ok(Json(capsules::shown(capsule)))
 }
 

@@ -1,17 +1,20 @@
 //! `…/pty`: a terminal over a WebSocket. A client that leaves can come back to it by its tag.
 
-use super::extract::{Path, Upgrade, capsule_id};
-use super::socket::{self, FRAME_MAX, Incoming, Input};
+use super::earlier::Earlier;
+use super::extract::{Path, Query, Upgrade, capsule_id};
+use super::socket::{self, FRAME_MAX, Frame, Incoming, Input, Received};
 use crate::app::App;
 use crate::auth::{Caller, random_hex};
 use crate::error::{Error, Result};
 use crate::processes::{Command, Event, Events, Processes, Selector};
 use api::{PtyEvent, PtyRequest};
+use axum::Extension;
 use axum::extract::State;
-use axum::extract::ws::WebSocket;
+use axum::extract::ws::{Message, WebSocket};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use futures::StreamExt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -19,25 +22,54 @@ use tokio::sync::mpsc;
 const SHELL: &str = "/bin/bash";
 const SIZE: (u16, u16) = (80, 24);
 
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Form {
+    /// Whether what the terminal shows comes in binary frames, as it is.
+    #[serde(default)]
+    binary: bool,
+}
+
 /// Open a terminal over a WebSocket. Frames: `PtyRequest` from the client, `PtyEvent` from the
-/// server.
+/// server; a binary frame from the client is what is typed.
 #[utoipa::path(
     operation_id = "open_pty",
     get, path = "/v1/capsules/{id}/pty", tag = "processes",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id of the capsule"), Form),
     responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn open(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    Query(form): Query<Form>,
+    earlier: Option<Extension<Earlier>>,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
-    Ok(upgrade.max_message_size(FRAME_MAX).on_upgrade(|socket| serve(socket, processes)))
+    let binary = form.binary || earlier.is_some();
+    let upgrade = upgrade.max_message_size(FRAME_MAX);
+    Ok(upgrade.on_upgrade(move |socket| serve(socket, processes, binary)))
 }
 
-async fn serve(socket: WebSocket, processes: Processes) {
+/// What is sent on a terminal's connection.
+enum Sent {
+    Event(PtyEvent),
+    /// What it shows, as it is.
+    Bytes(Bytes),
+}
+
+impl Frame for Sent {
+    fn message(&self) -> Option<Message> {
+        match self {
+            Self::Event(event) => event.message(),
+            Self::Bytes(bytes) => Some(Message::Binary(bytes.clone())),
+        }
+    }
+}
+
+async fn serve(socket: WebSocket, processes: Processes, binary: bool) {
     let (mut outgoing, mut incoming) = socket::split(socket);
     let (tag, pid, events) = match begin(&mut incoming, &processes).await {
         Ok(begun) => begun,
@@ -49,18 +81,21 @@ async fn serve(socket: WebSocket, processes: Processes) {
     if !outgoing.send(&PtyEvent::Started { tag, pid }).await {
         return;
     }
-    let frames = events.map(|event| match event {
-        Ok(Event::Stdout(data) | Event::Stderr(data)) => {
-            (PtyEvent::Output { data: STANDARD.encode(data) }, false)
+    let frames = events.map(move |event| match event {
+        Ok(Event::Stdout(data) | Event::Stderr(data)) if binary => {
+            (Sent::Bytes(data.into()), false)
         }
-        Ok(Event::Exit(exit_code)) => (PtyEvent::Exit { exit_code }, true),
+        Ok(Event::Stdout(data) | Event::Stderr(data)) => {
+            (Sent::Event(PtyEvent::Output { data: STANDARD.encode(data) }), false)
+        }
+        Ok(Event::Exit(exit_code)) => (Sent::Event(PtyEvent::Exit { exit_code }), true),
         Err(error) => (failed(&error, true), true),
     });
     let (tell, beside) = mpsc::channel(8);
     let (input, inputs) = socket::inputs();
     let refused = |error: &Error| failed(error, false);
     let here = tokio::select! {
-        here = outgoing.carry(frames, beside, &PtyEvent::Ping) => here,
+        here = outgoing.carry(frames, beside, &Sent::Event(PtyEvent::Ping)) => here,
         () = listen(&mut incoming, &processes, pid, &input, &tell) => false,
         () = socket::feed(&processes, (pid, true), inputs, &tell, refused) => false,
     };
@@ -100,8 +135,9 @@ async fn begin(incoming: &mut Incoming, processes: &Processes) -> Result<(String
     }
 }
 
-fn failed(error: &Error, fatal: bool) -> PtyEvent {
-    PtyEvent::Error { code: error.code().to_owned(), data: error.to_string(), fatal }
+fn failed(error: &Error, fatal: bool) -> Sent {
+    let (code, data) = (error.code().to_owned(), error.to_string());
+    Sent::Event(PtyEvent::Error { code, data, fatal })
 }
 
 /// Does what the client's frames ask for, until it leaves.
@@ -110,11 +146,12 @@ async fn listen(
     processes: &Processes,
     pid: u32,
     input: &mpsc::Sender<Input>,
-    tell: &mpsc::Sender<PtyEvent>,
+    tell: &mpsc::Sender<Sent>,
 ) {
-    while let Some(frame) = incoming.next().await {
+    while let Some(frame) = incoming.next_or_bytes().await {
         let done = match frame {
-            Ok(frame) => obey(frame, processes, pid, input).await,
+            Ok(Received::Frame(frame)) => obey(frame, processes, pid, input).await,
+            Ok(Received::Bytes(bytes)) => type_in(input, bytes.into()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = done {
@@ -122,6 +159,10 @@ async fn listen(
             let _ = tell.send(failed(&error, false)).await;
         }
     }
+}
+
+async fn type_in(input: &mpsc::Sender<Input>, data: Vec<u8>) -> Result<()> {
+    input.send(Input::Data(data)).await.map_err(|_| Error::GuestUnavailable)
 }
 
 async fn obey(
@@ -137,7 +178,7 @@ async fn obey(
         PtyRequest::Input { data } => {
             let data = STANDARD.decode(data);
             let data = data.map_err(|_| Error::invalid("data", "must be base64"))?;
-            input.send(Input::Data(data)).await.map_err(|_| Error::GuestUnavailable)
+            type_in(input, data).await
         }
         PtyRequest::Resize { cols, rows } => processes.resize(pid, (cols, rows)).await,
         PtyRequest::Kill => processes.signal(&Selector::Pid(pid), "SIGKILL").await,

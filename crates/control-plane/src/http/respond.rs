@@ -1,5 +1,6 @@
 //! Around every request: its id, the body of an error, its line in the log and its count.
 
+use super::e2b;
 use crate::error::Failure;
 use axum::Json;
 use axum::extract::{MatchedPath, Request};
@@ -42,6 +43,7 @@ fn protect(headers: &mut HeaderMap) {
 pub(super) async fn respond(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
+    let (asked, of_e2b) = (request.method().clone(), e2b::serves(request.uri().path()));
     let method = method_label(request.method());
     // The pattern, never the path: a path may hold ids, and numbers of labels must be bounded.
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -49,13 +51,18 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if let Some(Failure(error)) = response.extensions_mut().remove::<Failure>() {
         error.log(&id);
-        let detail = api::ErrorDetail {
-            code: error.code().to_owned(),
-            message: error.to_string(),
-            request_id: id.clone(),
-        };
         let (status, wait) = (response.status(), error.retry_after());
-        response = (status, Json(api::ErrorBody { error: detail })).into_response();
+        response = match of_e2b {
+            true => e2b::refuse(&asked, &error, status),
+            false => {
+                let detail = api::ErrorDetail {
+                    code: error.code().to_owned(),
+                    message: error.to_string(),
+                    request_id: id.clone(),
+                };
+                (status, Json(api::ErrorBody { error: detail })).into_response()
+            }
+        };
         if let Some(wait) = wait {
             response.headers_mut().insert(RETRY_AFTER, wait.into());
         }

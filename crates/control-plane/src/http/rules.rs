@@ -1,6 +1,7 @@
 //! What each route takes of its caller, all in one table; a route that is not in it serves nobody.
 //! `openapi` says the same of each in `x-wrenn-access`.
 
+use super::{e2b, earlier};
 use crate::auth::policy::Action;
 use http::Method;
 
@@ -59,6 +60,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("POST", "/v1/capsules/{id}/resume", CHANGE),
     ("POST", "/v1/capsules/{id}/fork", CHANGE),
     ("POST", "/v1/capsules/{id}/timeout", CHANGE),
+    ("PUT", "/v1/capsules/{id}/network", CHANGE),
     ("POST", "/v1/capsules/{id}/ping", EXEC),
     ("POST", "/v1/capsules/{id}/exec", EXEC),
     ("GET", "/v1/capsules/{id}/exec/stream", EXEC),
@@ -162,13 +164,22 @@ const RULES: &[(&str, &str, Rule)] = &[
 pub(crate) fn of(method: &Method, pattern: &str) -> Option<Rule> {
     // Who may get something may ask for its head.
     let method = if method == Method::HEAD { "GET" } else { method.as_str() };
-    let mut rules = RULES.iter().filter(|(of, at, _)| *of == method && *at == pattern);
+    let rules = RULES.iter().chain(e2b::RULES).chain(earlier::RULES);
+    let mut rules = rules.filter(|(of, at, _)| *of == method && *at == pattern);
     rules.next().map(|(.., rule)| *rule)
+}
+
+/// Methods and patterns of routes that are in no document of ours.
+pub(crate) fn of_others() -> Vec<String> {
+    let rules = e2b::RULES.iter().chain(earlier::RULES);
+    rules.map(|(method, pattern, _)| format!("{method} {pattern}")).collect()
 }
 
 /// Whether a path is of capsules one by one, of which a key may be confined to some.
 pub(crate) fn is_of_capsules(path: &str) -> bool {
-    path.starts_with("/v1/capsules") || path == "/v1/templates"
+    let path = path.strip_prefix("/api").unwrap_or(path);
+    let one_by_one = path.starts_with("/v1/capsules") && !earlier::is_of_team(path);
+    one_by_one || path == "/v1/templates" || e2b::is_of_capsules(path)
 }
 
 #[cfg(test)]

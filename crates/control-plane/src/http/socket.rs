@@ -5,6 +5,7 @@ use super::extract::parse;
 use crate::error::{Error, Result};
 use crate::processes::Processes;
 use axum::extract::ws::{Message, WebSocket};
+use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde::Serialize;
@@ -32,15 +33,31 @@ pub(super) fn split(socket: WebSocket) -> (Outgoing, Incoming) {
     (Outgoing(sink), Incoming(stream))
 }
 
+/// What a client has sent.
+pub(super) enum Received<T> {
+    Frame(T),
+    Bytes(Bytes),
+}
+
 impl Incoming {
     /// The next frame; none when the client has left.
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Option<Result<T>> {
+        Some(match self.next_or_bytes().await? {
+            Ok(Received::Frame(frame)) => Ok(frame),
+            Ok(Received::Bytes(_)) => Err(Error::invalid("frame", "must be JSON text")),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// The next frame, or bytes where those are understood.
+    pub(super) async fn next_or_bytes<T>(&mut self) -> Option<Result<Received<T>>>
+    where
+        T: DeserializeOwned,
+    {
         loop {
             match self.0.next().await?.ok()? {
-                Message::Text(text) => return Some(parse(text.as_bytes())),
-                Message::Binary(_) => {
-                    return Some(Err(Error::invalid("frame", "must be JSON text")));
-                }
+                Message::Text(text) => return Some(parse(text.as_bytes()).map(Received::Frame)),
+                Message::Binary(bytes) => return Some(Ok(Received::Bytes(bytes))),
                 Message::Close(_) => return None,
                 // Answered by the library.
                 Message::Ping(_) | Message::Pong(_) => {}
@@ -55,11 +72,22 @@ impl Incoming {
     }
 }
 
+/// What is sent as one frame: as JSON, unless it says otherwise.
+pub(super) trait Frame {
+    fn message(&self) -> Option<Message>;
+}
+
+impl<T: Serialize> Frame for T {
+    fn message(&self) -> Option<Message> {
+        Some(Message::Text(serde_json::to_string(self).ok()?.into()))
+    }
+}
+
 impl Outgoing {
     /// Sends a frame; false when the client has left.
-    pub(super) async fn send(&mut self, frame: &impl Serialize) -> bool {
-        let Ok(text) = serde_json::to_string(frame) else { return false };
-        self.0.send(Message::Text(text.into())).await.is_ok()
+    pub(super) async fn send(&mut self, frame: &impl Frame) -> bool {
+        let Some(message) = frame.message() else { return false };
+        self.0.send(message).await.is_ok()
     }
 
     /// Ends the connection in order.
@@ -70,7 +98,7 @@ impl Outgoing {
 
     /// Carries `frames` and what is said beside them until one is the last, with a ping when
     /// there is none for a while. Returns whether the client is still there.
-    pub(super) async fn carry<F: Serialize>(
+    pub(super) async fn carry<F: Frame>(
         &mut self,
         mut frames: impl futures::Stream<Item = (F, bool)> + Unpin,
         mut beside: mpsc::Receiver<F>,

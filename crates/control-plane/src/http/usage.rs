@@ -28,6 +28,21 @@ pub(crate) struct Range {
     to: Option<String>,
 }
 
+impl Range {
+    /// The first and the last.
+    pub(super) fn days(&self) -> Result<(Date, Date)> {
+        let today = OffsetDateTime::now_utc().date();
+        let to = day("to", self.to.as_deref())?.unwrap_or(today);
+        let from = day("from", self.from.as_deref())?;
+        let from = from.unwrap_or_else(|| to.saturating_sub(Duration::days(DAYS - 1)));
+        if !(0..DAYS_MAX).contains(&(to - from).whole_days()) {
+            let must = format!("must be at most {DAYS_MAX} days before `to`");
+            return Err(Error::invalid("from", must));
+        }
+        Ok((from, to))
+    }
+}
+
 fn day(field: &str, text: Option<&str>) -> Result<Option<Date>> {
     let wrong = |_| Error::invalid(field, "must be a day as 2026-11-26");
     let parsed = text.map(|text| Date::parse(text, format_description!("[year]-[month]-[day]")));
@@ -46,13 +61,7 @@ pub(crate) async fn get(
     caller: Caller,
     Query(range): Query<Range>,
 ) -> Result<Json<api::Usage>> {
-    let today = OffsetDateTime::now_utc().date();
-    let to = day("to", range.to.as_deref())?.unwrap_or(today);
-    let from = day("from", range.from.as_deref())?;
-    let from = from.unwrap_or_else(|| to.saturating_sub(Duration::days(DAYS - 1)));
-    if !(0..DAYS_MAX).contains(&(to - from).whole_days()) {
-        return Err(Error::invalid("from", format!("must be at most {DAYS_MAX} days before `to`")));
-    }
+    let (from, to) = range.days()?;
     let rows = db::events::usage(&app.db, caller.team, from, to).await?;
     let shown = |row: db::events::Day| api::DailyUsage {
         day: row.day,

@@ -3,13 +3,14 @@
 
 use super::preview::{self, Checked};
 use super::routes::Route;
+use super::signed::Signed;
 use super::target::Target;
 use crate::auth::Caller;
 use crate::auth::policy::{Action, Resource};
 use crate::auth::session;
 use crate::error::Error;
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use subtle::ConstantTimeEq;
 
@@ -21,12 +22,13 @@ const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-to
 const KEY_MAX: usize = 200;
 
 /// What of envd is not for those outside: its control routes are the host agent's.
-const ENVD_CLOSED: [&str; 1] = ["/init"];
+const ENVD_CLOSED: [&str; 2] = ["/init", "/snapshot/prepare"];
 
 /// What a request presents.
 pub(crate) struct Presented<'a> {
     headers: &'a HeaderMap,
     path: &'a str,
+    signed: Option<Signed>,
     /// The token of a preview link.
     pub link: Option<String>,
 }
@@ -44,12 +46,18 @@ pub(crate) enum Admitted {
 
 impl<'a> Presented<'a> {
     /// What a request presents.
-    pub(crate) fn new(headers: &'a HeaderMap, path: &'a str, query: &'a str) -> Self {
+    pub(crate) fn new(
+        method: &Method,
+        headers: &'a HeaderMap,
+        path: &'a str,
+        query: &'a str,
+    ) -> Self {
         let link = match query.contains(preview::FIELD) {
             true => preview::from_link(&format!("?{query}")).map(|(token, _)| token),
             false => None,
         };
-        Self { headers, path, link }
+        let signed = Signed::of(method, path, query);
+        Self { headers, path, signed, link }
     }
 
     /// The key, if it can be one.
@@ -71,7 +79,8 @@ impl<'a> Presented<'a> {
             return Err(Error::NotFound("route"));
         }
         if let Some(route) = route {
-            let public = route.public_ports.contains(&target.port);
+            let all = route.public_traffic && target.port != ENVD_PORT;
+            let public = all || route.public_ports.contains(&target.port);
             let link = self.link.as_deref();
             let link = link.map(|link| preview::check(&route.traffic_token, target, link, now));
             if let Some(Checked::Good(seconds)) = link {
@@ -92,6 +101,9 @@ impl<'a> Presented<'a> {
                 return Err(Error::LinkExpired);
             }
         }
+        if let (ENVD_PORT, Some(signed)) = (target.port, &self.signed) {
+            return signed.check(route, now).map(|()| Admitted::Guest);
+        }
         match (self.headers.contains_key(&API_KEY), owner) {
             (true, None) => Err(Error::Unauthenticated),
             (true, Some(caller)) => {
@@ -100,7 +112,9 @@ impl<'a> Presented<'a> {
                 let capsule = Resource::Capsule(target.capsule, route.template);
                 caller.may(Action::CapsulesExec, capsule).map(|()| Admitted::Owner)
             }
-            (false, _) if !self.presents_token(target) => Err(Error::PrivatePort),
+            (false, _) if !self.presents_token(target) || told(target, route) => {
+                Err(Error::PrivatePort)
+            }
             (false, _) => Err(Error::NotFound("capsule")),
         }
     }
@@ -120,6 +134,11 @@ impl<'a> Presented<'a> {
             || self.link.is_some()
             || target.port == ENVD_PORT && self.headers.contains_key(&ENVD_TOKEN)
     }
+}
+
+/// Whether a port of a capsule is said to be private to who presents a wrong token, as E2B does.
+fn told(target: Target, route: Option<&Route>) -> bool {
+    target.port != ENVD_PORT && route.is_some_and(|route| route.e2b)
 }
 
 /// Takes off a request what is the platform's: keys, tokens, cookies. An `X-API-Key` that cannot
@@ -149,6 +168,13 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
     }
 }
 
+/// Whether a request is a browser's question whether a page may ask envd something, to which the
+/// answer is the same of every capsule, and of none.
+pub(super) fn is_preflight(method: &Method, headers: &HeaderMap, target: Target) -> bool {
+    let asks = headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    method == Method::OPTIONS && asks && target.port == ENVD_PORT
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +194,9 @@ mod tests {
             traffic_token: "traffic".into(),
             auto_resume: false,
             public_ports: [3000].into(),
+            public_traffic: false,
+            host_header: None,
+            e2b: false,
         }
     }
 
@@ -189,7 +218,7 @@ mod tests {
         let target = Target { capsule: CapsuleId(uuid::Uuid::nil()), port };
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let headers = map(headers);
-        let presented = Presented::new(&headers, path, query);
+        let presented = Presented::new(&Method::GET, &headers, path, query);
         let of = |team| Caller::of(TeamId(uuid::Uuid::from_u128(team)));
         let (route, owner) = (route(), key_team.map(of));
         let decided = presented.decide(target, known.then_some(&route), owner.as_ref(), NOW);
@@ -229,6 +258,31 @@ mod tests {
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
         let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
         assert_eq!(decide(ENVD_PORT, "/init", &all, Some(TEAM), true), Err("not_found"));
+    }
+
+    #[test]
+    fn a_signature_opens_one_file_of_envds_and_says_what_is_wrong_with_it() {
+        let link = |until: i64, token: &str| {
+            let signed = protocol::SignedFile { path: "/a", user: None, until: Some(until) };
+            let signature = signed.sign(protocol::Operation::Read, token);
+            let signature = signature.replace('+', "%2B").replace('/', "%2F");
+            format!("/files?path=%2Fa&signature={signature}&signature_expiration={until}")
+        };
+        let good = link(NOW, "envd");
+        assert_eq!(decide(ENVD_PORT, &good, &[], None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(80, &good, &[], None, true), Err("private_port"));
+        let wrong = Err("bad_signature");
+        assert_eq!(
+            decide(ENVD_PORT, &good, &[], None, false),
+            wrong,
+            "as of one that is not there"
+        );
+        let other = good.replace("path=%2Fa", "path=%2Fb");
+        for bad in [&link(NOW, "other"), &link(NOW - 1, "envd"), &other] {
+            assert_eq!(decide(ENVD_PORT, bad, &[], None, true), wrong, "{bad}");
+        }
+        let elsewhere = good.replace("/files?", "/envs?");
+        assert_eq!(decide(ENVD_PORT, &elsewhere, &[], None, true), Err("private_port"));
     }
 
     #[test]

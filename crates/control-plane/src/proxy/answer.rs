@@ -5,7 +5,10 @@ use super::preview;
 use super::target::{SANDBOX_ID, Target};
 use crate::error::Error;
 use hop::Body;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION};
+use http::header::{
+    ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION,
+};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 /// How whoever asks wants to be told.
@@ -62,8 +65,18 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ances
 
 /// The shape and the words that the SDKs read.
 fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
+    if matches!(error, Error::BadSignature(_)) {
+        // As envd itself says it, to the letter.
+        let body = serde_json::json!({ "code": 401, "message": error.to_string() });
+        return (error.status(), "application/json", body.to_string());
+    }
     let missing = matches!(error, Error::NotFound("capsule"));
-    let status = if missing { StatusCode::BAD_GATEWAY } else { error.status() };
+    let private = matches!(error, Error::PrivatePort | Error::LinkExpired);
+    let status = match (missing, private) {
+        (true, _) => StatusCode::BAD_GATEWAY,
+        (_, true) => StatusCode::FORBIDDEN,
+        _ => error.status(),
+    };
     let mut body = serde_json::json!({
         "sandboxId": target.capsule.to_string(),
         "message": if missing { "The sandbox was not found".to_owned() } else { error.to_string() },
@@ -91,6 +104,18 @@ fn page(error: &Error) -> String {
         status.as_u16(),
         error.code(),
     )
+}
+
+/// Lets pages ask envd, which takes a token of them and no cookie.
+pub(crate) fn preflight() -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    for name in
+        [ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_HEADERS]
+    {
+        answer.headers_mut().insert(name, HeaderValue::from_static("*"));
+    }
+    answer
 }
 
 /// Sends a browser to the same place without the link's token, which a cookie takes the place of.

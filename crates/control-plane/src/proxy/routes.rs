@@ -36,6 +36,12 @@ pub(crate) struct Route {
     pub envd_token: Box<str>,
     pub traffic_token: Box<str>,
     pub public_ports: Box<[u16]>,
+    /// Whether anyone may reach all of them, but envd's.
+    pub public_traffic: bool,
+    /// The name that its programs are asked by; the public one when none.
+    pub host_header: Option<Box<str>>,
+    /// Whether it was made by E2B's API, in whose words it is spoken of, even when it is gone.
+    pub e2b: bool,
     /// Whether it is resumed when something is asked of it.
     pub auto_resume: bool,
 }
@@ -200,6 +206,9 @@ fn route(row: &Row) -> Option<Arc<Route>> {
         envd_token: row.envd_token.as_deref()?.into(),
         traffic_token: row.traffic_token.as_deref()?.into(),
         auto_resume: row.auto_resume.unwrap_or(false),
+        public_traffic: row.public_traffic.unwrap_or(false),
+        host_header: row.host_header.as_deref().map(Into::into),
+        e2b: row.e2b.unwrap_or(false),
         public_ports: ports.filter_map(|port| u16::try_from(*port).ok()).collect(),
     }))
 }

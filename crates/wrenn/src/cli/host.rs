@@ -58,4 +58,15 @@ pub(crate) struct Delete {
 pub(crate) enum Pki {
     /// Make an authority, which vouches for hosts and control planes, unless there is one.
     Init(super::Folder),
+    /// Have the authority in the platform's folder vouch for a domain and all names right below it,
+    /// for the listener of HTTPS; who trusts the authority's certificate trusts it.
+    Wildcard(Wildcard),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Wildcard {
+    /// As sandbox.example.com.
+    pub domain: String,
+    #[command(flatten)]
+    pub folder: super::Folder,
 }

@@ -4,6 +4,7 @@ use super::capsule::path;
 use crate::cli;
 use crate::client::Client;
 use crate::output::{self, Form, Progress};
+use reqwest::Method;
 
 /// Seconds of a length of time.
 pub(super) fn seconds(given: humantime::Duration) -> u32 {
@@ -85,12 +86,33 @@ pub(super) async fn fork(fork: &cli::Fork, client: &Client, form: Form) -> anyho
     Ok(())
 }
 
+pub(super) fn rules(rules: cli::Rules) -> api::Network {
+    let internet = rules.no_internet.then_some(false);
+    api::Network { internet, allow: rules.allow, deny: rules.deny }
+}
+
+pub(super) async fn network(
+    network: cli::Network,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
+    let path = path(&network.capsule, "/network")?;
+    let request = client.request(Method::PUT, &path).json(&rules(network.rules));
+    let capsule: api::Capsule = client.send(request).await?.json().await?;
+    if form == Form::Json { output::json(&capsule) } else { Ok(()) }
+}
+
 pub(super) async fn snapshot(
     snapshot: cli::TakeSnapshot,
     client: &Client,
     form: Form,
 ) -> anyhow::Result<()> {
-    let body = api::CreateSnapshot { capsule_id: snapshot.capsule, name: snapshot.name };
+    let body = api::CreateSnapshot {
+        capsule_id: snapshot.capsule,
+        name: snapshot.name,
+        overwrite: snapshot.overwrite,
+        memory: Some(!snapshot.disk_only),
+    };
     let progress = Progress::start("taking a snapshot");
     let taken: anyhow::Result<api::Snapshot> = client.post("/v1/snapshots", &body).await;
     progress.clear();

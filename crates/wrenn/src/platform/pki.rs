@@ -35,6 +35,17 @@ pub(super) fn own(dir: &Path) -> anyhow::Result<(String, String)> {
     Ok((read(&cert)?, read(&key)?))
 }
 
+/// Has the folder's authority, which is made when there is none, vouch for a domain and the names
+/// right below it; returns where the certificate and its key are.
+pub(crate) fn wildcard(dir: &Path, domain: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let (certs, key) = own(dir)?;
+    let made = ::pki::Authority::load(&certs, &key)?.wildcard(domain)?;
+    let at = |kind: &str| dir.join(format!("pki/wildcard.{kind}"));
+    write(&at("key"), &made.key_pem)?;
+    write(&at("crt"), &made.cert_pem)?;
+    Ok((at("crt"), at("key")))
+}
+
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let what = || format!("writing {}", path.display());
     daemon::write_private(path, text.as_bytes()).with_context(what)

@@ -3,10 +3,11 @@
 //! leaves them, the next start finds them, a clean ends them.
 
 use super::postgres::{self, Postgres};
+use super::tls::Https;
 use super::{listen, members, pki};
 use crate::client_file::ClientFile;
 use crate::output::{self, Progress};
-use crate::settings::{Agent as AgentSettings, ControlPlane, Plaintext};
+use crate::settings::{Agent as AgentSettings, ControlPlane, Listening, Plaintext};
 use crate::{images, sys};
 use anyhow::Context;
 use control_plane::{App, limits};
@@ -41,6 +42,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         .with_context(|| format!("a platform already runs in {}", up.dir.display()))?;
     let config = up.agent.config(&up.dir)?;
     let api = listen(up.control_plane.listen, "WRENN_CP_LISTEN_ADDR").await?;
+    let https = Https::listen(&up.control_plane.tls).await?;
     let internal = listen(up.agent.listens(None), "WRENN_AGENT_LISTEN_ADDR").await?;
     if let (Some(envd), true) = (up.envd, config.driver.boots_images()) {
         let dir = up.dir.clone();
@@ -61,12 +63,15 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     };
     tracing::info!(agent = %internal.local_addr()?, "the host agent listens");
     let agent = host_agent::start(config, &tasks).await?;
-    let (plaintext, listening) = (up.plaintext, api.local_addr()?);
+    let (plaintext, listens) = (up.plaintext, Listening::of(&api, https.as_ref())?);
     let settings =
-        up.control_plane.told(database, Some(authority), plaintext, listening, Some(&up.dir))?;
+        up.control_plane.told(database, Some(authority), plaintext, listens, Some(&up.dir))?;
     let app = App::start(settings, &tasks).await?;
-    let url = reachable(listening);
+    let url = reachable(listens.plain);
     introduce(&app, &url, &up.client_file).await?;
+    if let Some(https) = https {
+        https.serve(app.clone().server(), &tasks)?;
+    }
     hop::serve(api, app.clone().server(), limits::listener(), &tasks);
     let member = join(&app, &up.dir, &url, &agent, &internal).await?;
     members::serve(internal, agent, member, Some(url.clone()), plaintext, &tasks)?;

@@ -1,0 +1,46 @@
+//! What a guest says of itself: how much it uses of what it has. It is the guest's word, and is
+//! bounded as such.
+
+use crate::app::App;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use http::Request;
+use serde::Deserialize;
+use std::time::Duration;
+use types::CapsuleState;
+
+/// Most that a guest may say, in bytes, and how long it may take.
+const BYTES_MAX: usize = 64 * 1024;
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Figures of a guest, as envd has them; sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Figures {
+    /// When, in seconds since 1970.
+    pub ts: i64,
+    pub cpu_count: u32,
+    /// Of the whole machine.
+    pub cpu_used_pct: f64,
+    pub mem_total: u64,
+    pub mem_used: u64,
+    pub mem_cache: u64,
+    pub disk_used: u64,
+    pub disk_total: u64,
+}
+
+/// Those of now; none of a capsule that does not run.
+pub(crate) async fn figures(app: &App, capsule: &Capsule) -> Result<Option<Figures>> {
+    if capsule.state() != CapsuleState::Running {
+        return Ok(None);
+    }
+    let agent = app.agent_of(capsule)?;
+    let asked = Request::new(axum::body::Body::empty());
+    let read = async {
+        let answer = agent.forward(capsule.id(), &capsule.envd_token, "/metrics", asked).await?;
+        let body = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), BYTES_MAX).await;
+        let body = body.map_err(|_| Error::GuestUnavailable)?;
+        serde_json::from_slice(&body).map_err(|_| Error::GuestUnavailable)
+    };
+    let read = tokio::time::timeout(WAIT, read).await;
+    read.unwrap_or(Err(Error::GuestUnavailable)).map(Some)
+}

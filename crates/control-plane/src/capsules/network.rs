@@ -1,0 +1,82 @@
+//! What a capsule may reach: the rules are the row's, the host carries them out.
+
+use super::{get, settled};
+use crate::app::App;
+use crate::audit::Entry;
+use crate::auth::Caller;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use protocol::host;
+use serde_json::json;
+use types::egress::{Egress, Net, RULES_MAX, Rule};
+use types::{CapsuleId, CapsuleState};
+
+/// Reads rules as they are asked for; an error names the one that is wrong.
+pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
+    let rules = |field: &str, texts: &[String]| -> Result<Vec<Rule>> {
+        if texts.len() > RULES_MAX {
+            return Err(Error::invalid(field, format!("must have at most {RULES_MAX} rules")));
+        }
+        let rule = |text: &String| text.parse::<Rule>();
+        let rules: std::result::Result<_, _> = texts.iter().map(rule).collect();
+        rules.map_err(|wrong| Error::invalid(field, format!("is wrong: {wrong}")))
+    };
+    let allow = rules("network.allow", &wanted.allow)?;
+    let mut deny = rules("network.deny", &wanted.deny)?;
+    let all = Rule::Net(Net::ALL);
+    if wanted.internet == Some(false) && !deny.contains(&all) {
+        deny.push(all);
+    }
+    let egress = Egress { allow, deny };
+    let is_name = |rule: &Rule| matches!(rule, Rule::Name(_));
+    if egress.allow.iter().any(is_name) && !egress.denies_all() && !egress.deny.iter().any(is_name)
+    {
+        let why = "has names, which are of no use while nothing is denied: deny 0.0.0.0/0 too";
+        return Err(Error::invalid("network.allow", why));
+    }
+    Ok(egress)
+}
+
+/// The wire's shape.
+pub(crate) fn shown(egress: &Egress) -> api::Network {
+    let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+    api::Network {
+        internet: Some(!egress.denies_all()),
+        allow: texts(&egress.allow),
+        deny: texts(&egress.deny),
+    }
+}
+
+/// What the host is told.
+pub(super) fn wire(egress: &Egress) -> host::Egress {
+    let api::Network { allow, deny, .. } = shown(egress);
+    host::Egress { allow, deny, ..Default::default() }
+}
+
+/// Replaces the rules of a capsule. Of one that runs they hold when this answers.
+pub(crate) async fn set(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    wanted: &api::Network,
+) -> Result<Capsule> {
+    let egress = read(wanted)?;
+    let capsule = settled(app, caller, id).await?;
+    let state = capsule.state();
+    if !matches!(state, CapsuleState::Running | CapsuleState::Paused) {
+        return Err(Error::NotRunning(state));
+    }
+    // The row first: whatever happens to the rest, the next resume goes by it.
+    let api::Network { allow, deny, .. } = shown(&egress);
+    let what = json!({ "allow": allow, "deny": deny });
+    let entry = Entry::new(caller.team, caller.by, "capsule.set_network", id).with(what);
+    let mut tx = app.db.begin().await?;
+    db::capsules::set_egress(&mut *tx, id, &egress).await?;
+    db::audit::write(&mut *tx, &entry).await?;
+    tx.commit().await?;
+    if state == CapsuleState::Running {
+        app.agent_of(&capsule)?.set_egress(id, wire(&egress)).await?;
+    }
+    get(app, caller, id).await
+}

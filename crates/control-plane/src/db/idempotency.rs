@@ -1,0 +1,43 @@
+//! Keys by which creates may be repeated: rows.
+
+use super::capsules::Capsule;
+use sqlx::{FromRow, PgExecutor, PgPool, Row};
+use types::{CapsuleId, TeamId};
+
+/// What a team's key was used for, by the hash of the request, and the capsule that it made, which
+/// may be gone.
+pub(crate) async fn find(
+    db: &PgPool,
+    team: TeamId,
+    key: &str,
+) -> sqlx::Result<Option<(Vec<u8>, Capsule)>> {
+    let sql = "SELECT k.request_hash, c.* FROM idempotency_keys k \
+               JOIN capsules c ON c.id = k.capsule_id WHERE k.team_id = $1 AND k.key = $2";
+    let row = sqlx::query(sql).bind(team.0).bind(key).fetch_optional(db).await?;
+    row.map(|row| Ok((row.try_get("request_hash")?, Capsule::from_row(&row)?))).transpose()
+}
+
+/// Enters a key with what it is to make; false when the team has used it.
+pub(crate) async fn insert(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    key: &str,
+    request: &[u8; 32],
+    capsule: CapsuleId,
+) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO idempotency_keys (team_id, key, request_hash, capsule_id) \
+               VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+    let insert = sqlx::query(sql).bind(team.0).bind(key).bind(request.as_slice()).bind(capsule.0);
+    Ok(insert.execute(db).await?.rows_affected() == 1)
+}
+
+/// Forgets a key, if this capsule is what it made.
+pub(crate) async fn forget(
+    db: &PgPool,
+    team: TeamId,
+    key: &str,
+    capsule: CapsuleId,
+) -> sqlx::Result<()> {
+    let sql = "DELETE FROM idempotency_keys WHERE team_id = $1 AND key = $2 AND capsule_id = $3";
+    sqlx::query(sql).bind(team.0).bind(key).bind(capsule.0).execute(db).await.map(|_| ())
+}

@@ -1,0 +1,186 @@
+//! E2B's API: wire to domain and back, over the functions that our own API has, so that E2B's SDKs
+//! work unchanged. Its routes are no part of our document; `docs/e2b.md` says what is there.
+
+mod life;
+mod list;
+mod sandboxes;
+mod snapshots;
+mod templates;
+mod wire;
+
+use super::rules::Rule;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::policy::Action;
+use crate::capsules;
+use crate::db::capsules::Capsule;
+use crate::error::Error;
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, delete, get, post, put};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use serde::Serialize;
+use std::sync::Arc;
+use types::ids::ENCODED_LEN;
+use types::{CapsuleId, CapsuleState};
+
+/// Says where the next page begins; it is absent on the last.
+const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
+/// Tells whether a request that failed may be repeated.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
+
+const READ: Rule = Rule::Team(Action::CapsulesRead);
+const CHANGE: Rule = Rule::Team(Action::CapsulesAdmin);
+
+/// Method, pattern, rule.
+pub(super) const RULES: &[(&str, &str, Rule)] = &[
+    ("POST", "/sandboxes", CHANGE),
+    ("GET", "/sandboxes", READ),
+    ("POST", "/v2/sandboxes", CHANGE),
+    ("GET", "/v2/sandboxes", READ),
+    ("GET", "/sandboxes/{id}", READ),
+    ("DELETE", "/sandboxes/{id}", CHANGE),
+    ("POST", "/sandboxes/{id}/connect", CHANGE),
+    ("POST", "/v2/sandboxes/{id}/connect", CHANGE),
+    ("POST", "/sandboxes/{id}/timeout", CHANGE),
+    ("POST", "/sandboxes/{id}/refreshes", CHANGE),
+    ("POST", "/sandboxes/{id}/pause", CHANGE),
+    ("POST", "/sandboxes/{id}/resume", CHANGE),
+    ("POST", "/sandboxes/{id}/fork", CHANGE),
+    ("POST", "/sandboxes/{id}/snapshots", CHANGE),
+    ("PUT", "/sandboxes/{id}/network", CHANGE),
+    ("GET", "/sandboxes/{id}/metrics", READ),
+    ("GET", "/snapshots", READ),
+    ("GET", "/templates", READ),
+    ("GET", "/v2/templates", READ),
+    ("DELETE", "/templates/{id}", CHANGE),
+    ("GET", "/templates/aliases/{alias}", READ),
+    ("POST", "/v3/templates", CHANGE),
+    ("POST", "/volumes", CHANGE),
+    ("GET", "/volumes", READ),
+    ("POST", "/secrets", CHANGE),
+    ("GET", "/secrets", READ),
+];
+
+/// First parts of paths that are E2B's.
+const ROOTS: [&str; 7] = ["sandboxes", "v2", "v3", "snapshots", "templates", "volumes", "secrets"];
+
+pub(super) fn router() -> Router<Arc<App>> {
+    Router::new()
+        .route("/sandboxes", post(sandboxes::create_v1).get(list::all))
+        .route("/v2/sandboxes", post(sandboxes::create).get(list::page))
+        .route("/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::kill))
+        .route("/sandboxes/{id}/connect", post(sandboxes::connect))
+        .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect))
+        .route("/sandboxes/{id}/timeout", post(life::timeout))
+        .route("/sandboxes/{id}/refreshes", post(life::refresh))
+        .route("/sandboxes/{id}/pause", post(life::pause))
+        .route("/sandboxes/{id}/resume", post(life::resume))
+        .route("/sandboxes/{id}/fork", post(life::fork))
+        .route("/sandboxes/{id}/snapshots", post(snapshots::create))
+        .route("/sandboxes/{id}/network", put(life::network))
+        .route("/sandboxes/{id}/metrics", get(life::metrics))
+        .route("/snapshots", get(snapshots::page))
+        .route("/templates", get(templates::list))
+        .route("/v2/templates", get(templates::list))
+        .route("/templates/{id}", delete(snapshots::delete))
+        .route("/templates/aliases/{alias}", get(templates::alias))
+        .route("/v3/templates", any(|| missing("building templates by E2B's SDK")))
+        .route("/volumes", any(|| missing("a volume")))
+        .route("/secrets", any(|| missing("a secret of the platform's")))
+}
+
+async fn missing(what: &'static str) -> Error {
+    Error::NotSupported(what)
+}
+
+/// Whether a path is E2B's.
+pub(super) fn serves(path: &str) -> bool {
+    let first = path.strip_prefix('/').and_then(|path| path.split('/').next());
+    first.is_some_and(|first| ROOTS.contains(&first))
+}
+
+/// Whether a path is of capsules one by one, of which a key may be confined to some.
+pub(super) fn is_of_capsules(path: &str) -> bool {
+    path.starts_with("/sandboxes") || path.starts_with("/v2/sandboxes")
+}
+
+/// An error as E2B's clients read it. They repeat what failed unless they are told not to, so that
+/// what may have had an effect is told to be no case for that.
+pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Response {
+    let body = wire::Error { code: status.as_u16(), message: error.to_string() };
+    let mut answer = (status, axum::Json(body)).into_response();
+    let harmless = matches!(error, Error::TooManyRequests(..) | Error::NoCapacity(_));
+    if !method.is_safe() && !harmless {
+        answer.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+    answer
+}
+
+/// A page of rows, of which there is one more if it is not the last; then a header says where the
+/// next one begins.
+fn paged<R, T: From<R> + Serialize>(
+    mut rows: Vec<R>,
+    limit: usize,
+    token: fn(&R) -> String,
+) -> Response {
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(token);
+    let shown: Vec<T> = rows.into_iter().map(T::from).collect();
+    let mut answer = axum::Json(shown).into_response();
+    if let Some(next) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
+        answer.headers_mut().insert(NEXT_TOKEN, next);
+    }
+    answer
+}
+
+/// A sandbox's id; clients of earlier versions put one of theirs behind it.
+fn sandbox_id(text: &str) -> Result<CapsuleId, Error> {
+    let end = (CapsuleId::PREFIX.len() + ENCODED_LEN).min(text.len());
+    let (id, rest) = text.split_at_checked(end).unwrap_or((text, ""));
+    let id = if rest.is_empty() || rest.starts_with('-') { id } else { text };
+    super::extract::capsule_id(id)
+}
+
+/// A sandbox as it is now.
+async fn seen(app: &App, caller: Caller, id: &str) -> Result<Capsule, Error> {
+    known(capsules::get(app, caller, sandbox_id(id)?).await?)
+}
+
+/// A sandbox once it is not about to become something else.
+async fn settled(app: &App, caller: Caller, id: &str) -> Result<Capsule, Error> {
+    known(capsules::settled(app, caller, sandbox_id(id)?).await?)
+}
+
+/// One that is being removed is gone, for who had it removed.
+fn known(capsule: Capsule) -> Result<Capsule, Error> {
+    match capsule.state() == CapsuleState::Stopping {
+        true => Err(Error::NotFound("capsule")),
+        false => Ok(capsule),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_id_behind_an_id_is_no_part_of_it() {
+        let id = CapsuleId::new();
+        assert_eq!(sandbox_id(&id.to_string()).unwrap(), id);
+        assert_eq!(sandbox_id(&format!("{id}-6532622b")).unwrap(), id);
+        for wrong in ["", "é", "i123", &format!("{id}0"), &format!("{id}é")] {
+            assert!(sandbox_id(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn its_paths_are_told_from_ours() {
+        assert!(RULES.iter().all(|(_, path, _)| serves(path)));
+        for ours in ["/", "/v1/capsules", "/health", "/v1/snapshots", "/sandboxes2", "/docs"] {
+            assert!(!serves(ours), "{ours}");
+        }
+        assert!(serves("/v3/templates/x") && serves("/snapshots"));
+    }
+}

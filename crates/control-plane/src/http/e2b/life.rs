@@ -1,0 +1,139 @@
+//! How a sandbox goes on: its time, pauses, forks, its network, its figures.
+
+use super::wire::Error as Told;
+use super::wire::{Connect, Fork, Forked, Metric, Network, Pause, Sandbox, Timeout};
+use super::{seen, settled};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::capsules::{self, Wanted};
+use crate::error::{Error, Result};
+use crate::http::extract::{Json as Body, Path, Query};
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use std::sync::Arc;
+use time::OffsetDateTime;
+use types::CapsuleState;
+
+/// Seconds that `…/refreshes` adds when nothing is said.
+const REFRESH: u32 = 15;
+
+pub(super) async fn timeout(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Timeout>,
+) -> Result<StatusCode> {
+    let capsule = settled(&app, caller, &id).await?;
+    let timeout = wanted.timeout.ok_or_else(|| Error::invalid("timeout", "is missing"))?;
+    let timeout = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
+    capsules::set_life(&app, caller, capsule.id(), &timeout).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn refresh(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Timeout>,
+) -> Result<StatusCode> {
+    let capsule = settled(&app, caller, &id).await?;
+    capsules::extend(&app, caller, capsule, wanted.duration.unwrap_or(REFRESH)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Of one that is paused already it is said so, which clients take for no failure.
+pub(super) async fn pause(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Pause>,
+) -> Result<StatusCode> {
+    let capsule = settled(&app, caller, &id).await?;
+    if capsule.state() == CapsuleState::Paused {
+        return Err(Error::Conflict("the sandbox is paused already".to_owned()));
+    }
+    capsules::pause(&app, caller, capsule.id(), wanted.memory.unwrap_or(true)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// As clients of the first API have it, which know whether the sandbox is paused.
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Connect>,
+) -> Result<(StatusCode, Json<Sandbox>)> {
+    let capsule = settled(&app, caller, &id).await?;
+    if capsule.state() == CapsuleState::Running {
+        return Err(Error::Conflict("the sandbox runs already".to_owned()));
+    }
+    let cold = wanted.memory == Some(false);
+    let timeout = Some(wanted.timeout.unwrap_or(REFRESH));
+    let how = Wanted { timeout, cold, ..Wanted::default() };
+    let capsule = capsules::resume(&app, caller, capsule.id(), how).await?;
+    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
+}
+
+pub(super) async fn fork(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Fork>,
+) -> Result<(StatusCode, Json<Vec<Forked>>)> {
+    let source = settled(&app, caller, &id).await?;
+    if source.state() == CapsuleState::Paused {
+        return Err(Error::NotRunning(CapsuleState::Paused));
+    }
+    let left = source.ends_at.map(|end| end - OffsetDateTime::now_utc());
+    let left = left.map(|left| u32::try_from(left.whole_seconds()).unwrap_or(0).max(1));
+    let wanted = api::Fork { count: wanted.count, timeout: wanted.timeout.or(left) };
+    let forked = capsules::fork(&app, caller, source.id(), &wanted).await?;
+    let made = |row| Forked::Sandbox(Box::new(Sandbox::new(row, app.public.authority())));
+    let told = |error: Error| {
+        let code = error.status().as_u16();
+        Forked::Error(Told { code, message: error.to_string() })
+    };
+    let all = forked.items.into_iter().map(made);
+    let all = all.chain(forked.errors.into_iter().map(told)).collect();
+    Ok((StatusCode::CREATED, Json(all)))
+}
+
+pub(super) async fn network(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Network>,
+) -> Result<StatusCode> {
+    if let Some(what) = wanted.unsupported() {
+        return Err(Error::invalid(what, "is not supported"));
+    }
+    let capsule = settled(&app, caller, &id).await?;
+    capsules::network::set(&app, caller, capsule.id(), &wanted.egress(None)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A span of time, in seconds since 1970.
+#[derive(serde::Deserialize)]
+pub(super) struct Span {
+    start: Option<i64>,
+    end: Option<i64>,
+}
+
+/// The figures of now, for whoever asks for a time with now in it: none are kept.
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(span): Query<Span>,
+) -> Result<Json<Vec<Metric>>> {
+    let capsule = seen(&app, caller, &id).await?;
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let in_span =
+        span.start.is_none_or(|start| start <= now) && span.end.is_none_or(|end| end >= now - 1);
+    if !in_span {
+        return Ok(Json(Vec::new()));
+    }
+    let figures = capsules::figures(&app, &capsule).await?;
+    Ok(Json(figures.and_then(Metric::new).into_iter().collect()))
+}

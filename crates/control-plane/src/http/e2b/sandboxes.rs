@@ -1,0 +1,120 @@
+//! Sandboxes: made, shown, ended, connected to.
+
+use super::wire::{Connect, Detail, NewSandbox, Sandbox};
+use super::{seen, settled};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::policy::{Action, Resource};
+use crate::capsules::{self, How, Wanted};
+use crate::error::{Error, Result};
+use crate::http::extract::{Json as Body, Path, Sent, once};
+use crate::names;
+use axum::Json;
+use axum::extract::State;
+use http::{HeaderMap, StatusCode};
+use std::sync::Arc;
+use types::CapsuleState;
+
+/// Seconds that a sandbox may run when nothing is said: of the first API, and of the second.
+const TIMEOUT_V1: u32 = 15;
+const TIMEOUT: u32 = 300;
+
+pub(super) async fn create_v1(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(wanted): Body<NewSandbox>,
+) -> Result<(StatusCode, Json<Sandbox>)> {
+    make(&app, caller, wanted, TIMEOUT_V1, How { e2b: true, once: None }).await
+}
+
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    headers: HeaderMap,
+    Sent(wanted, body): Sent<NewSandbox>,
+) -> Result<(StatusCode, Json<Sandbox>)> {
+    let how = How { e2b: true, once: once(&headers, &body)? };
+    make(&app, caller, wanted, TIMEOUT, how).await
+}
+
+async fn make(
+    app: &App,
+    caller: Caller,
+    wanted: NewSandbox,
+    timeout: u32,
+    how: How,
+) -> Result<(StatusCode, Json<Sandbox>)> {
+    let capsule = capsules::create(app, caller, read(wanted, timeout)?, how).await?;
+    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
+}
+
+/// What is asked for, in our words.
+fn read(wanted: NewSandbox, timeout: u32) -> Result<api::CreateCapsule> {
+    let network = wanted.network.unwrap_or_default();
+    if let Some(what) = network.unsupported() {
+        return Err(Error::invalid(what, "is not supported"));
+    }
+    if wanted.volume_mounts.is_some_and(|mounts| !mounts.is_empty()) {
+        return Err(Error::invalid("volumeMounts", "is not supported"));
+    }
+    if wanted.iam.is_some_and(|iam| !iam.is_null()) {
+        return Err(Error::invalid("iam", "is not supported"));
+    }
+    let on_timeout = match (wanted.auto_pause, wanted.auto_pause_memory) {
+        (false, _) => "kill",
+        (true, Some(false)) => "pause_disk",
+        (true, _) => "pause",
+    };
+    Ok(api::CreateCapsule {
+        template: wanted.template_id.map(|name| names::untagged(&name).to_owned()),
+        timeout: Some(wanted.timeout.unwrap_or(timeout)),
+        on_timeout: Some(on_timeout.to_owned()),
+        auto_resume: wanted.auto_resume.is_some_and(|auto| auto.enabled),
+        public_traffic: network.allow_public_traffic.unwrap_or(true),
+        host_header: network.mask_request_host.clone(),
+        network: network.egress(wanted.allow_internet_access),
+        envs: wanted.env_vars.unwrap_or_default(),
+        metadata: wanted.metadata.unwrap_or_default(),
+        ..Default::default()
+    })
+}
+
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Detail>> {
+    let capsule = seen(&app, caller, &id).await?;
+    let resource = Resource::Capsule(capsule.id(), capsule.template_id);
+    let executes = caller.may(Action::CapsulesExec, resource).is_ok();
+    Ok(Json(Detail::new(capsule, app.public.authority(), executes)))
+}
+
+pub(super) async fn kill(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    let capsule = seen(&app, caller, &id).await?;
+    capsules::delete(&app, caller, capsule.id()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Answers when the sandbox runs. Of one that does, the end moves only away.
+pub(super) async fn connect(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<Connect>,
+) -> Result<(StatusCode, Json<Sandbox>)> {
+    let timeout = wanted.timeout.unwrap_or(TIMEOUT);
+    let seen = settled(&app, caller, &id).await?;
+    let (status, capsule) = if seen.state() == CapsuleState::Running {
+        (StatusCode::OK, capsules::extend(&app, caller, seen, timeout).await?)
+    } else {
+        let cold = wanted.memory == Some(false);
+        let how = Wanted { timeout: Some(timeout), cold, ..Wanted::default() };
+        (StatusCode::CREATED, capsules::resume(&app, caller, seen.id(), how).await?)
+    };
+    Ok((status, Json(Sandbox::new(capsule, app.public.authority()))))
+}

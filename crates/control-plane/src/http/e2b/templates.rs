@@ -1,0 +1,82 @@
+//! Templates: listed, and looked up by their names.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::Path;
+use crate::{db, names};
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use std::sync::Arc;
+use time::OffsetDateTime;
+use types::{PLATFORM_TEAM, TemplateId};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Template {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    /// There is one build of each.
+    #[serde(rename = "buildID")]
+    build_id: String,
+    build_status: &'static str,
+    cpu_count: i32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: i32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: i32,
+    public: bool,
+    aliases: [String; 1],
+    names: [String; 1],
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+    envd_version: &'static str,
+}
+
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<Vec<Template>>> {
+    let shown = |row: db::templates::Template| Template {
+        template_id: TemplateId(row.id).to_string(),
+        build_id: row.id.to_string(),
+        build_status: "ready",
+        cpu_count: row.vcpus,
+        memory_mb: row.memory_mib,
+        disk_size_mb: row.disk_mib,
+        public: row.team_id == PLATFORM_TEAM.0,
+        aliases: [row.name.clone()],
+        names: [row.name],
+        created_at: row.created_at,
+        updated_at: row.created_at,
+        envd_version: protocol::ENVD_VERSION,
+    };
+    let rows = db::templates::list(&app.db, caller.team).await?;
+    Ok(Json(rows.into_iter().map(shown).collect()))
+}
+
+#[derive(Serialize)]
+pub(super) struct Alias {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    public: bool,
+}
+
+/// What goes by a name: a template, else a snapshot.
+pub(super) async fn alias(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(alias): Path<String>,
+) -> Result<Json<Alias>> {
+    let name = names::untagged(&alias);
+    if let Some(found) = db::templates::find(&app.db, caller.team, name).await? {
+        let public = found.team_id == PLATFORM_TEAM.0;
+        return Ok(Json(Alias { template_id: TemplateId(found.id).to_string(), public }));
+    }
+    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+    let found = found.ok_or(Error::NotFound("template"))?;
+    Ok(Json(Alias { template_id: found.id().to_string(), public: false }))
+}

@@ -1,0 +1,343 @@
+//! The shapes of E2B's API, as its SDKs read and write them. What they write and we do not know is
+//! passed over, as their service does.
+
+use crate::capsules::Figures;
+use crate::capsules::network::shown;
+use crate::db::capsules::Capsule;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+use types::{CapsuleState, Egress, SnapshotId, TemplateId};
+
+/// Every sandbox is on one client, as far as its users are concerned.
+const CLIENT: &str = "wrenn";
+/// When a capsule ends whose time is not bounded.
+const NEVER: OffsetDateTime = time::macros::datetime!(9999-01-01 0:00 UTC);
+
+#[derive(Debug, Serialize)]
+pub(super) struct Error {
+    pub code: u16,
+    pub message: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NewSandbox {
+    #[serde(rename = "templateID")]
+    pub template_id: Option<String>,
+    pub timeout: Option<u32>,
+    #[serde(default)]
+    pub auto_pause: bool,
+    pub auto_pause_memory: Option<bool>,
+    pub auto_resume: Option<AutoResume>,
+    /// So on the wire.
+    #[serde(rename = "allow_internet_access")]
+    pub allow_internet_access: Option<bool>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub env_vars: Option<BTreeMap<String, String>>,
+    pub network: Option<Network>,
+    pub volume_mounts: Option<Vec<serde_json::Value>>,
+    pub iam: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct AutoResume {
+    #[serde(default)]
+    pub enabled: bool,
+}
+
+/// Of a create, and of a change, which has `allow_internet_access` in it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Network {
+    pub allow_public_traffic: Option<bool>,
+    pub allow_out: Option<Vec<String>>,
+    pub deny_out: Option<Vec<String>>,
+    pub mask_request_host: Option<String>,
+    #[serde(rename = "allow_internet_access")]
+    pub allow_internet_access: Option<bool>,
+    pub dns_servers: Option<Vec<String>>,
+    pub egress_proxy: Option<serde_json::Value>,
+    pub rules: Option<serde_json::Map<String, serde_json::Value>>,
+    pub https_ports: Option<Vec<u16>>,
+}
+
+impl Network {
+    /// What the platform does not do for anybody.
+    pub(super) fn unsupported(&self) -> Option<&'static str> {
+        let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        if some(&self.dns_servers) {
+            return Some("network.dnsServers");
+        }
+        if self.egress_proxy.as_ref().is_some_and(|proxy| !proxy.is_null()) {
+            return Some("network.egressProxy");
+        }
+        if self.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
+            return Some("network.rules");
+        }
+        let https = self.https_ports.as_ref().is_some_and(|ports| !ports.is_empty());
+        https.then_some("network.httpsPorts")
+    }
+
+    pub(super) fn egress(&self, internet: Option<bool>) -> api::Network {
+        api::Network {
+            internet: internet.or(self.allow_internet_access),
+            allow: self.allow_out.clone().unwrap_or_default(),
+            deny: self.deny_out.clone().unwrap_or_default(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Connect {
+    pub timeout: Option<u32>,
+    pub memory: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Timeout {
+    pub timeout: Option<u32>,
+    /// Of `…/refreshes`.
+    pub duration: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Pause {
+    pub memory: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Fork {
+    pub timeout: Option<u32>,
+    pub count: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct NewSnapshot {
+    pub name: Option<String>,
+    pub memory: Option<bool>,
+}
+
+/// A sandbox as whoever made it, or connects to it, learns of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Sandbox {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    alias: String,
+    envd_version: &'static str,
+    envd_access_token: String,
+    /// None where its ports are everybody's.
+    traffic_access_token: Option<String>,
+    domain: String,
+}
+
+impl Sandbox {
+    pub(super) fn new(row: Capsule, domain: &str) -> Self {
+        Self {
+            template_id: template_id(&row),
+            sandbox_id: row.id().to_string(),
+            client_id: CLIENT,
+            alias: row.template,
+            envd_version: protocol::ENVD_VERSION,
+            envd_access_token: row.envd_token,
+            traffic_access_token: (!row.public_traffic).then_some(row.traffic_token),
+            domain: domain.to_owned(),
+        }
+    }
+}
+
+/// One of a list.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Listed {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    alias: String,
+    #[serde(with = "time::serde::rfc3339")]
+    started_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    end_at: OffsetDateTime,
+    cpu_count: i32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: i32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: i32,
+    state: &'static str,
+    envd_version: &'static str,
+    metadata: BTreeMap<String, String>,
+}
+
+impl From<Capsule> for Listed {
+    fn from(row: Capsule) -> Self {
+        Self {
+            template_id: template_id(&row),
+            sandbox_id: row.id().to_string(),
+            client_id: CLIENT,
+            started_at: began(&row),
+            end_at: row.ends_at.unwrap_or(NEVER),
+            cpu_count: row.vcpus,
+            memory_mb: row.memory_mib,
+            disk_size_mb: row.disk_mib,
+            state: state(row.state()),
+            envd_version: protocol::ENVD_VERSION,
+            alias: row.template,
+            metadata: row.metadata.0,
+        }
+    }
+}
+
+/// All of one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Detail {
+    #[serde(flatten)]
+    listed: Listed,
+    /// For who may run commands, which it lets do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envd_access_token: Option<String>,
+    allow_internet_access: bool,
+    domain: String,
+    network: ShownNetwork,
+    lifecycle: Lifecycle,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownNetwork {
+    allow_public_traffic: bool,
+    allow_out: Vec<String>,
+    deny_out: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask_request_host: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Lifecycle {
+    auto_resume: bool,
+    on_timeout: &'static str,
+}
+
+impl Detail {
+    pub(super) fn new(row: Capsule, domain: &str, executes: bool) -> Self {
+        let api::Network { allow, deny, .. } = shown(&row.egress);
+        Self {
+            envd_access_token: executes.then(|| row.envd_token.clone()),
+            allow_internet_access: !nothing(&row.egress),
+            domain: domain.to_owned(),
+            network: ShownNetwork {
+                allow_public_traffic: row.public_traffic,
+                allow_out: allow,
+                deny_out: deny,
+                mask_request_host: row.host_header.clone(),
+            },
+            lifecycle: Lifecycle {
+                auto_resume: row.auto_resume,
+                on_timeout: if row.on_timeout == "kill" { "kill" } else { "pause" },
+            },
+            listed: row.into(),
+        }
+    }
+}
+
+/// Whether nothing outside may be reached.
+fn nothing(egress: &Egress) -> bool {
+    egress.denies_all() && egress.allow.is_empty()
+}
+
+/// What a sandbox began from.
+fn template_id(row: &Capsule) -> String {
+    match (row.snapshot_id, row.template_id) {
+        (Some(id), None) => SnapshotId(id).to_string(),
+        (_, Some(id)) => TemplateId(id).to_string(),
+        (None, None) => row.template.clone(),
+    }
+}
+
+/// When a sandbox began, by which lists are ordered.
+pub(super) fn began(row: &Capsule) -> OffsetDateTime {
+    row.started_at.unwrap_or(row.created_at)
+}
+
+/// One of the two that E2B has; one that is about to be the one, or may be brought back, is it.
+fn state(state: CapsuleState) -> &'static str {
+    match state {
+        CapsuleState::Starting
+        | CapsuleState::Running
+        | CapsuleState::Resuming
+        | CapsuleState::Missing => "running",
+        CapsuleState::Pausing
+        | CapsuleState::Paused
+        | CapsuleState::Error
+        | CapsuleState::Stopping
+        | CapsuleState::Stopped => "paused",
+    }
+}
+
+/// The states of those that are listed as running, and as paused.
+pub(super) const RUNNING: [&str; 4] = ["starting", "running", "resuming", "missing"];
+pub(super) const PAUSED: [&str; 3] = ["pausing", "paused", "error"];
+
+/// One of a fork.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Forked {
+    Sandbox(Box<Sandbox>),
+    Error(Error),
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Snapshot {
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+    pub names: Vec<String>,
+}
+
+impl From<crate::db::snapshots::Snapshot> for Snapshot {
+    fn from(row: crate::db::snapshots::Snapshot) -> Self {
+        let snapshot_id = row.id().to_string();
+        let names = row.name.filter(|name| *name != snapshot_id).into_iter().collect();
+        Self { snapshot_id, names }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Metric {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    timestamp_unix: i64,
+    cpu_count: u32,
+    cpu_used_pct: f64,
+    mem_used: u64,
+    mem_total: u64,
+    mem_cache: u64,
+    disk_used: u64,
+    disk_total: u64,
+}
+
+impl Metric {
+    /// At the time that the figures are of; a guest that is not of this world has none.
+    pub(super) fn new(figures: Figures) -> Option<Self> {
+        Some(Self {
+            timestamp: OffsetDateTime::from_unix_timestamp(figures.ts).ok()?,
+            timestamp_unix: figures.ts,
+            cpu_count: figures.cpu_count,
+            cpu_used_pct: figures.cpu_used_pct,
+            mem_used: figures.mem_used,
+            mem_total: figures.mem_total,
+            mem_cache: figures.mem_cache,
+            disk_used: figures.disk_used,
+            disk_total: figures.disk_total,
+        })
+    }
+}

@@ -1,0 +1,364 @@
+//! The API of the system of the same name before this one, below `/api`, as its Python package
+//! `wrenn` calls it. Most of it is ours by another path; here is what has another shape. It is no
+//! part of our document; `docs/e2b.md` says what is there.
+
+use super::events::{self, Frames};
+use super::extract::{Json as Body, Path, Query, capsule_id};
+use super::rules::Rule;
+use super::usage;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::policy::Action;
+use crate::capsules;
+use crate::db;
+use crate::error::{Error, Result};
+use crate::snapshots;
+use crate::streams;
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use types::PLATFORM_TEAM;
+
+/// Marks a request that is for what we have by another path.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Earlier;
+
+const ROOT: &str = "/api";
+/// Capsules that are listed at most.
+const LIST_MAX: i64 = 1000;
+/// Points of a series.
+const POINTS: i32 = 60;
+
+const READ: Rule = Rule::Team(Action::CapsulesRead);
+
+/// Method, pattern, rule.
+pub(super) const RULES: &[(&str, &str, Rule)] = &[
+    ("GET", "/api/v1/capsules", READ),
+    ("GET", "/api/v1/capsules/stats", READ),
+    ("GET", "/api/v1/capsules/usage", READ),
+    ("GET", "/api/v1/capsules/{id}/metrics", READ),
+    ("GET", "/api/v1/snapshots", READ),
+    ("POST", "/api/v1/snapshots", Rule::Team(Action::CapsulesAdmin)),
+    ("GET", "/api/v1/events/stream", READ),
+];
+
+pub(super) fn router() -> Router<Arc<App>> {
+    Router::new()
+        .route("/api/v1/capsules", get(list))
+        .route("/api/v1/capsules/stats", get(stats))
+        .route("/api/v1/capsules/usage", get(used))
+        .route("/api/v1/capsules/{id}/metrics", get(metrics))
+        .route("/api/v1/snapshots", get(kept).post(keep))
+        .route("/api/v1/events/stream", get(stream))
+}
+
+/// Whether a path below `ROOT` is of all that a team has.
+pub(super) fn is_of_team(path: &str) -> bool {
+    matches!(path, "/v1/capsules/stats" | "/v1/capsules/usage")
+}
+
+/// Where a request goes that is for what we have by another path.
+pub(crate) fn ours(method: &Method, uri: &Uri) -> Option<Uri> {
+    let rest = uri.path().strip_prefix(ROOT).filter(|rest| rest.starts_with("/v1/"))?;
+    let here = RULES.iter().any(|(of, pattern, _)| {
+        method.as_str() == *of && fits(pattern.strip_prefix(ROOT).unwrap_or(pattern), rest)
+    });
+    if here {
+        return None;
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{rest}{query}").parse().ok()
+}
+
+fn fits(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return true,
+            (Some(part), Some(word)) if part == word || part.starts_with('{') => {}
+            _ => return false,
+        }
+    }
+}
+
+async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Vec<api::Capsule>>> {
+    let rows = db::capsules::list(&app.db, caller.team, caller.only, None, LIST_MAX).await?;
+    Ok(Json(rows.into_iter().map(capsules::shown).collect()))
+}
+
+#[derive(serde::Deserialize)]
+struct Range {
+    range: Option<String>,
+}
+
+impl Range {
+    /// In seconds.
+    fn read(&self, default: &str) -> Result<(String, i32)> {
+        let range = self.range.as_deref().unwrap_or(default);
+        let units = [('m', 60), ('h', 3600), ('d', 86_400)];
+        let seconds = units.iter().find_map(|(unit, seconds)| {
+            let number: i32 = range.strip_suffix(*unit)?.parse().ok()?;
+            Some(number.saturating_mul(*seconds))
+        });
+        let seconds = seconds.unwrap_or(0);
+        if !(1..=30 * 86_400).contains(&seconds) {
+            return Err(Error::invalid("range", "must be as 5m, 1h or 30d"));
+        }
+        Ok((range.to_owned(), seconds))
+    }
+}
+
+/// What runs, and ran: the spans of time in which machines ran, of which those that ended days ago
+/// are known by their sums alone.
+async fn stats(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(range): Query<Range>,
+) -> Result<Json<Value>> {
+    let (name, seconds) = range.read("1h")?;
+    let series = db::events::series(&app.db, caller.team, seconds, POINTS).await?;
+    let most = |of: fn(&db::events::Point) -> i64| series.iter().map(of).max().unwrap_or(0);
+    let now = series.last();
+    let labels: Vec<_> = series.iter().filter_map(|p| p.at.format(&Rfc3339).ok()).collect();
+    let all = |of: fn(&db::events::Point) -> i64| series.iter().map(of).collect::<Vec<_>>();
+    Ok(Json(json!({
+        "range": name,
+        "current": {
+            "running_count": now.map(|p| p.running),
+            "vcpus_reserved": now.map(|p| p.vcpus),
+            "memory_mb_reserved": now.map(|p| p.memory_mib),
+        },
+        "peaks": {
+            "running_count": most(|p| p.running),
+            "vcpus": most(|p| p.vcpus),
+            "memory_mb": most(|p| p.memory_mib),
+        },
+        "series": {
+            "labels": labels,
+            "running": all(|p| p.running),
+            "vcpus": all(|p| p.vcpus),
+            "memory_mb": all(|p| p.memory_mib),
+        },
+    })))
+}
+
+async fn used(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(range): Query<usage::Range>,
+) -> Result<Json<Value>> {
+    let (from, to) = range.days()?;
+    let days = db::events::usage(&app.db, caller.team, from, to).await?;
+    let point = |day: &db::events::Day| {
+        json!({
+            "date": day.day.to_string(),
+            "cpu_minutes": day.vcpu_seconds / 60.0,
+            "ram_mb_minutes": day.memory_mib_seconds / 60.0,
+        })
+    };
+    let points: Vec<_> = days.iter().map(point).collect();
+    Ok(Json(json!({ "from": from.to_string(), "to": to.to_string(), "points": points })))
+}
+
+/// The figures of now: none are kept.
+async fn metrics(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(range): Query<Range>,
+) -> Result<Json<Value>> {
+    let (name, _) = range.read("10m")?;
+    let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
+    let points = capsules::figures(&app, &capsule).await?.map(|now| {
+        json!({
+            "timestamp_unix": now.ts,
+            "cpu_pct": now.cpu_used_pct,
+            "mem_bytes": now.mem_used,
+            "disk_bytes": now.disk_used,
+        })
+    });
+    let points: Vec<_> = points.into_iter().collect();
+    Ok(Json(json!({ "sandbox_id": id, "range": name, "points": points })))
+}
+
+#[derive(serde::Deserialize)]
+struct Kind {
+    r#type: Option<String>,
+}
+
+/// Templates and snapshots are one there.
+async fn kept(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(kind): Query<Kind>,
+) -> Result<Json<Vec<Value>>> {
+    let wanted = |kind_of: &str| kind.r#type.as_deref().is_none_or(|kind| kind == kind_of);
+    let mut all = Vec::new();
+    if wanted("base") {
+        for row in db::templates::list(&app.db, caller.team).await? {
+            let platform = row.team_id == PLATFORM_TEAM.0;
+            all.push(json!({
+                "name": row.name,
+                "type": "base",
+                "vcpus": row.vcpus,
+                "memory_mb": row.memory_mib,
+                "created_at": time_of(row.created_at),
+                "platform": platform,
+                "protected": platform,
+            }));
+        }
+    }
+    if wanted("snapshot") {
+        let rows = db::snapshots::list(&app.db, caller.team, None, None, LIST_MAX).await?;
+        all.extend(rows.into_iter().map(template));
+    }
+    Ok(Json(all))
+}
+
+fn time_of(at: OffsetDateTime) -> Option<String> {
+    at.format(&Rfc3339).ok()
+}
+
+fn template(row: db::snapshots::Snapshot) -> Value {
+    let shown = snapshots::shown(row);
+    json!({
+        "name": shown.name,
+        "type": "snapshot",
+        "vcpus": shown.vcpus,
+        "memory_mb": shown.memory_mb,
+        "size_bytes": shown.size_bytes,
+        "created_at": time_of(shown.created_at),
+        "platform": false,
+        "protected": false,
+    })
+}
+
+#[derive(serde::Deserialize)]
+struct Keep {
+    sandbox_id: String,
+    name: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Over {
+    #[serde(default)]
+    overwrite: bool,
+}
+
+async fn keep(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(over): Query<Over>,
+    Body(wanted): Body<Keep>,
+) -> Result<(StatusCode, Json<Value>)> {
+    let wanted = api::CreateSnapshot {
+        capsule_id: wanted.sandbox_id,
+        name: wanted.name,
+        overwrite: over.overwrite,
+        memory: None,
+    };
+    let taken = snapshots::create(&app, caller, wanted).await?;
+    Ok((StatusCode::CREATED, Json(template(taken))))
+}
+
+async fn stream(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap) -> Result<Frames> {
+    events::open(&app, caller, &headers, |event| {
+        let shown = told(&streams::shown(event));
+        axum::response::sse::Event::default().json_data(shown).ok()
+    })
+    .await
+}
+
+/// An event in the words of that system, which told of what was asked for when it was done.
+fn told(event: &api::Event) -> Value {
+    let before = event.data["previous"].as_str().unwrap_or("");
+    let (kind, outcome) = match (event.event.as_str(), before) {
+        ("capsule.running", "starting") => ("capsule.create", Some("success")),
+        ("capsule.running", "resuming") => ("capsule.resume", Some("success")),
+        ("capsule.paused", _) => ("capsule.pause", Some("success")),
+        ("capsule.destroyed", _) => ("capsule.destroy", Some("success")),
+        ("template.snapshot.created", _) => ("template.snapshot.create", Some("success")),
+        ("template.snapshot.deleted", _) => ("template.snapshot.delete", Some("success")),
+        ("host.up", _) => ("host.up", None),
+        ("host.down", _) => ("host.down", None),
+        _ => ("capsule.state.changed", None),
+    };
+    let to = event.event.rsplit('.').next().unwrap_or("");
+    let changed = json!({ "from": before, "to": to });
+    json!({
+        "event": kind,
+        "outcome": outcome,
+        "resource": { "id": event.resource_id, "type": event.resource_type },
+        "metadata": if kind == "capsule.state.changed" { changed } else { json!({}) },
+        "timestamp": time_of(event.created_at),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_another_shape_stays_and_the_rest_is_ours() {
+        let to = |method: Method, path: &str| {
+            ours(&method, &path.parse().unwrap()).map(|uri| uri.to_string())
+        };
+        for (method, path) in [
+            (Method::GET, "/api/v1/capsules"),
+            (Method::GET, "/api/v1/capsules/stats?range=1h"),
+            (Method::GET, "/api/v1/capsules/cl-1/metrics"),
+            (Method::POST, "/api/v1/snapshots?overwrite=true"),
+            (Method::GET, "/v1/capsules"),
+            (Method::GET, "/api/v2/capsules"),
+            (Method::GET, "/apiv1/x"),
+        ] {
+            assert_eq!(to(method, path), None, "{path}");
+        }
+        for (method, path) in [
+            (Method::POST, "/api/v1/capsules"),
+            (Method::GET, "/api/v1/capsules/cl-1"),
+            (Method::DELETE, "/api/v1/snapshots/x?y=z"),
+        ] {
+            assert_eq!(to(method, path).as_deref(), path.strip_prefix("/api"), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_event_is_told_by_what_was_asked_for() {
+        let event = |kind: &str, data: Value| api::Event {
+            id: "1-1".to_owned(),
+            team_id: String::new(),
+            event: kind.to_owned(),
+            resource_type: "capsule".to_owned(),
+            resource_id: "cl-1".to_owned(),
+            data,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        let made = told(&event("capsule.running", json!({ "previous": "starting" })));
+        assert_eq!(
+            (&made["event"], &made["outcome"]),
+            (&json!("capsule.create"), &json!("success"))
+        );
+        let lost = told(&event("capsule.missing", json!({ "previous": "running" })));
+        assert_eq!(lost["event"], "capsule.state.changed");
+        assert_eq!(lost["metadata"], json!({ "from": "running", "to": "missing" }));
+    }
+
+    #[test]
+    fn ranges_are_read() {
+        let read = |text: &str| Range { range: Some(text.to_owned()) }.read("1h").map(|r| r.1).ok();
+        assert_eq!(
+            (read("5m"), read("24h"), read("30d")),
+            (Some(300), Some(86_400), Some(2_592_000))
+        );
+        assert_eq!(
+            (read("31d"), read("x"), read(""), read("-1m"), read("é")),
+            (None, None, None, None, None)
+        );
+    }
+}

@@ -1,0 +1,19 @@
+//! Names of templates and snapshots as E2B's clients write them. Pure.
+
+/// A name without the tag that says which build of it is meant: there is one.
+pub(crate) fn untagged(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((name, "default" | "latest")) => name,
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_one_build_that_there_is_goes_by_its_tags() {
+        let untagged = super::untagged;
+        assert_eq!((untagged("base"), untagged("base:default")), ("base", "base"));
+        assert_eq!((untagged("a:latest"), untagged("a:v2")), ("a", "a:v2"));
+    }
+}

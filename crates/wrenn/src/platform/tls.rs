@@ -1,0 +1,91 @@
+//! The listener of HTTPS: the same requests as the plain one's, by a certificate in files, which is
+//! read anew when they change.
+
+use super::listen;
+use crate::settings::Tls;
+use anyhow::Context;
+use control_plane::{ControlPlane, Secure, limits};
+use daemon::Tasks;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Between two looks at the files.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// The listener, and what it serves by; its address is known before anything is served.
+pub(super) struct Https {
+    listener: TcpListener,
+    files: Files,
+}
+
+#[derive(Clone)]
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn read(&self) -> anyhow::Result<rustls::ServerConfig> {
+        let read = |path: &Path, setting: &str| {
+            let what = || format!("reading {} ({setting})", path.display());
+            fs::read_to_string(path).with_context(what)
+        };
+        let cert_pem = read(&self.cert, "WRENN_TLS_CERT")?;
+        let key_pem = read(&self.key, "WRENN_TLS_KEY")?;
+        let config = ::pki::serve_public(&::pki::Pair { cert_pem, key_pem });
+        config.context("the certificate (WRENN_TLS_CERT) and its key (WRENN_TLS_KEY)")
+    }
+
+    /// When each was written.
+    fn written(&self) -> [Option<SystemTime>; 2] {
+        [&self.cert, &self.key].map(|path| fs::metadata(path).ok()?.modified().ok())
+    }
+}
+
+impl Https {
+    /// Listens, where that is asked for.
+    pub(super) async fn listen(settings: &Tls) -> anyhow::Result<Option<Self>> {
+        let Some(at) = settings.tls_listen else { return Ok(None) };
+        let (Some(cert), Some(key)) = (settings.tls_cert.clone(), settings.tls_key.clone()) else {
+            anyhow::bail!(
+                "WRENN_TLS_LISTEN_ADDR takes WRENN_TLS_CERT and WRENN_TLS_KEY; \
+                 `wrenn pki wildcard DOMAIN` makes both"
+            );
+        };
+        let listener = listen(at, "WRENN_TLS_LISTEN_ADDR").await?;
+        Ok(Some(Self { listener, files: Files { cert, key } }))
+    }
+
+    pub(super) fn address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    pub(super) fn serve(self, server: ControlPlane, tasks: &Tasks) -> anyhow::Result<()> {
+        let mut written = self.files.written();
+        let (sender, receiver) = watch::channel(Arc::new(self.files.read()?));
+        tracing::info!(address = %self.address()?, "serving HTTPS");
+        hop::serve_tls(self.listener, receiver, Secure(server), limits::listener(), tasks);
+        let files = self.files;
+        tasks.every(LOOK, move || {
+            let now = files.written();
+            if now != written {
+                match files.read() {
+                    Ok(config) => {
+                        written = now;
+                        sender.send_replace(Arc::new(config));
+                        tracing::info!("the certificate was read anew");
+                    }
+                    // Perhaps one of the two is not there yet.
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "certificate"),
+                }
+            }
+            std::future::ready(())
+        });
+        Ok(())
+    }
+}
