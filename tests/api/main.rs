@@ -9,6 +9,7 @@ mod auth;
 mod choice;
 mod cli;
 mod crash;
+mod e2b;
 mod envd;
 mod events;
 mod exec;

@@ -1,86 +1,9 @@
-//! What a guest reaches: the internet, and nothing else. The internet here is a namespace that
-//! the test makes, with an address that is nobody's on this machine.
+//! What a guest reaches: the internet, and nothing else.
 
+use crate::internet::{HOST, INTERNET, Internet, METADATA, PORT, PRIVATE, answer};
 use crate::{capsule, small};
-use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::process::Command;
 use tests::Client;
-
-const INTERNET: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
-/// The host's own address on its way there: a public one, by its looks.
-const HOST: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 1);
-/// A private network behind the same way.
-const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 7);
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-const NAMESPACE: &str = "wrenn-test-internet";
-const PORT: u16 = 8080;
-
-/// The other side of the host's way out.
-struct Internet;
-
-impl Internet {
-    fn make() -> Self {
-        let this = Self;
-        this.remove();
-        let in_ns = format!("-n {NAMESPACE}");
-        for command in [
-            format!("netns add {NAMESPACE}"),
-            format!("link add wt-host type veth peer name wt-inet netns {NAMESPACE}"),
-            format!("addr add {HOST}/24 dev wt-host"),
-            "link set wt-host up".to_owned(),
-            format!("{in_ns} link set lo up"),
-            format!("{in_ns} addr add {INTERNET}/24 dev wt-inet"),
-            format!("{in_ns} addr add {PRIVATE}/32 dev lo"),
-            format!("{in_ns} addr add {METADATA}/32 dev lo"),
-            format!("{in_ns} link set wt-inet up"),
-            format!("route add {PRIVATE}/32 via {INTERNET}"),
-            format!("route add {METADATA}/32 via {INTERNET}"),
-        ] {
-            ip(&command);
-        }
-        this
-    }
-
-    fn remove(&self) {
-        let _ = Command::new("ip").args(["netns", "del", NAMESPACE]).output();
-        let _ = Command::new("ip").args(["link", "del", "wt-host"]).output();
-    }
-
-    /// Serves on every address there: answers with the caller's address.
-    fn serve(&self) {
-        let (ready, wait) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let ns = std::fs::File::open(format!("/run/netns/{NAMESPACE}")).unwrap();
-            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-            let fd = std::os::fd::AsFd::as_fd(&ns);
-            rustix::thread::move_into_link_name_space(fd, kind).unwrap();
-            answer(TcpListener::bind(("0.0.0.0", PORT)).unwrap(), &ready);
-        });
-        wait.recv().unwrap();
-    }
-}
-
-impl Drop for Internet {
-    fn drop(&mut self) {
-        self.remove();
-    }
-}
-
-fn answer(listener: TcpListener, ready: &std::sync::mpsc::Sender<()>) {
-    ready.send(()).unwrap();
-    for stream in listener.incoming() {
-        let mut stream = stream.unwrap();
-        let from = stream.peer_addr().unwrap().ip();
-        let _ = stream.write_all(format!("hello {from}\n").as_bytes());
-        let _ = stream.read(&mut [0; 16]);
-    }
-}
-
-fn ip(command: &str) {
-    let out = Command::new("ip").args(command.split(' ')).output().unwrap();
-    assert!(out.status.success(), "ip {command}: {}", String::from_utf8_lossy(&out.stderr));
-}
 
 /// What connections from a capsule bring, all tried at once: a line each, where there is one.
 async fn reach(client: &Client, id: &str, targets: &[(Ipv4Addr, u16)]) -> String {
@@ -95,8 +18,7 @@ async fn reach(client: &Client, id: &str, targets: &[(Ipv4Addr, u16)]) -> String
 
 #[tokio::test]
 async fn a_guest_reaches_the_internet_and_nothing_else() {
-    let internet = Internet::make();
-    internet.serve();
+    let _internet = Internet::make();
     let (ready, wait) = std::sync::mpsc::channel();
     let host = TcpListener::bind(("0.0.0.0", 0)).unwrap();
     let host_port = host.local_addr().unwrap().port();

@@ -6,9 +6,11 @@
 
 mod crash;
 mod damage;
+mod egress;
 mod fork;
 mod guest;
 mod hostile;
+mod internet;
 mod isolation;
 mod keep;
 mod metadata;

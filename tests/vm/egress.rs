@@ -1,0 +1,164 @@
+//! What a capsule's own rules let it reach: by address and by name, changed while it runs, kept
+//! through pauses, forks and the platform's death.
+
+use crate::internet::{INTERNET, Internet, OTHER, PORT};
+use crate::small;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tests::{Client, Driver, Platform, eventually};
+
+async fn platform() -> (Platform, Client) {
+    let vars = [("WRENN_DNS", INTERNET.to_string())];
+    let vars = vars.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let platform = Platform::start(Driver::Guests, &vars).await;
+    let client = platform.client();
+    (platform, client)
+}
+
+/// What `curl` gets of a URL: the last word, or why there is none.
+async fn curl(client: &Client, id: &str, args: &str) -> String {
+    let curl = format!("curl -sk --noproxy '*' -m 6 -w '%{{http_code}}' {args}");
+    let script = format!("got=$({curl}); code=$?; echo $got $code");
+    client.out(id, &script).await.trim().to_owned()
+}
+
+async fn set(client: &Client, id: &str, rules: Value) {
+    let set = client.put(&format!("/v1/capsules/{id}/network"), &rules).await.expect(200);
+    assert_eq!(set["network"]["internet"], rules["internet"] != false, "{set}");
+}
+
+fn plain(host: &str, at: std::net::Ipv4Addr) -> String {
+    format!("{host} at {at} 200 0")
+}
+
+/// A capsule for whom `*.wild.test` alone is allowed.
+async fn reaches(client: &Client, id: &str) {
+    let wanted = plain("b.wild.test", INTERNET);
+    eventually("it reaches what is allowed", || async {
+        (curl(client, id, "https://b.wild.test/").await == wanted).then_some(())
+    })
+    .await;
+    assert_eq!(curl(client, id, "http://ok.test/").await, "000 6");
+}
+
+/// By address, it takes no more than the firewall; what is denied ends for what is under way too.
+#[tokio::test]
+async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
+    let _internet = Internet::make().with_names();
+    let (platform, client) = platform().await;
+    let id = client.create(&small()).await;
+    assert_eq!(curl(&client, &id, "http://any.test/").await, plain("any.test", INTERNET));
+    let slow = "curl -sN http://11.22.33.44/slow >/tmp/slow & sleep 1; wc -c </tmp/slow";
+    assert_ne!(client.out(&id, slow).await.trim(), "0");
+    set(&client, &id, json!({ "internet": false })).await;
+    let then = Instant::now();
+    let size = "sleep 0.3; a=$(wc -c </tmp/slow); sleep 1; echo $(($(wc -c </tmp/slow) - a))";
+    assert_eq!(client.out(&id, size).await.trim(), "0", "it goes on after {:?}", then.elapsed());
+    // Not by a name server either.
+    assert!(curl(&client, &id, "http://any.test/").await.starts_with("000"));
+    let direct = format!("http://{INTERNET}/ http://{OTHER}:{PORT}/");
+    assert_eq!(curl(&client, &id, &direct).await, "000000 28");
+    set(&client, &id, json!({ "internet": false, "allow": ["11.22.33.45/32", "192.168.0.0/16"] }))
+        .await;
+    let other = format!("http://{OTHER}/");
+    assert_eq!(curl(&client, &id, &other).await, plain("11.22.33.45", OTHER));
+    assert!(curl(&client, &id, &format!("http://{INTERNET}/")).await.starts_with("000"));
+    // What is private stays so.
+    assert!(curl(&client, &id, "http://192.168.77.7:8080/").await.starts_with("000"));
+    set(&client, &id, json!({ "deny": ["11.22.33.45"] })).await;
+    assert!(curl(&client, &id, &other).await.starts_with("000"));
+    assert_eq!(curl(&client, &id, "http://any.test/").await, plain("any.test", INTERNET));
+    for wrong in ["300.1.1.1", "::1", "a b", "http://x.test"] {
+        let rules = json!({ "deny": [wrong] });
+        let refused = client.put(&format!("/v1/capsules/{id}/network"), &rules).await;
+        refused.refuses(400, "invalid_request", "network.deny");
+    }
+    let useless = json!({ "allow": ["x.test"] });
+    let refused = client.put(&format!("/v1/capsules/{id}/network"), &useless).await;
+    refused.refuses(400, "invalid_request", "network.allow");
+    platform.finish();
+}
+
+/// By the name that TLS and HTTP ask for, to the addresses that the name server gave.
+#[tokio::test]
+async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
+    let _internet = Internet::make().with_names();
+    let (mut platform, client) = platform().await;
+    let rules = json!({ "internet": false, "allow": ["ok.test", "*.wild.test"] });
+    let body = json!({ "memory_mb": 256, "disk_mb": 256, "network": rules });
+    let id = client.create(&body).await;
+    for host in ["ok.test", "a.wild.test"] {
+        for scheme in ["http", "https"] {
+            let url = format!("{scheme}://{host}/");
+            assert_eq!(curl(&client, &id, &url).await, plain(host, INTERNET), "{url}");
+        }
+    }
+    // 6: no such name. 403: said in words. 35: TLS was refused. 28, 52, 56: nothing came.
+    let refused = [
+        ("http://bad.test/".to_owned(), "000 6"),
+        ("http://wild.test/".to_owned(), "000 6"),
+        (format!("--resolve bad.test:80:{INTERNET} http://bad.test/"), "403 0"),
+        (format!("--resolve bad.test:443:{INTERNET} https://bad.test/"), "000 35"),
+        // A name that is allowed, at an address that is not its own.
+        (format!("--resolve ok.test:80:{OTHER} http://ok.test/"), "403 0"),
+        (format!("--resolve ok.test:443:{OTHER} https://ok.test/"), "000 35"),
+        (format!("http://{INTERNET}/"), "403 0"),
+        (format!("https://{INTERNET}/"), "000 35"),
+        ("http://ok.test:8080/".to_owned(), "000 28"),
+        ("-H 'Host: bad.test' http://ok.test/".to_owned(), "403 0"),
+    ];
+    for (args, wanted) in refused {
+        let got = curl(&client, &id, &args).await;
+        let tail: Vec<&str> = got.rsplitn(3, ' ').collect();
+        assert_eq!(format!("{} {}", tail[1], tail[0]), wanted, "{args}: {got}");
+    }
+    // Whatever name server is asked, it is the capsule's own, and of what is not allowed it tells
+    // nothing.
+    let ask = "import socket,sys\n\
+        def ask(name, to):\n  \
+          q=b'\\0\\1\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'+b''.join(bytes([len(p)])+p.encode() for p in name.split('.'))+b'\\0\\0\\1\\0\\1'\n  \
+          s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(3); s.sendto(q,(to,53)); return s.recv(512)[3]&15\n\
+        print(ask('ok.test','11.22.33.45'), ask('leak.evil.test','11.22.33.44'))";
+    let script = format!("python3 -c \"{ask}\"");
+    assert_eq!(client.out(&id, &script).await, "0 5\n");
+    // The metadata service is no business of the rules.
+    let metadata = "curl -s -o /dev/null -w '%{http_code}' http://169.254.169.254/";
+    assert_eq!(client.out(&id, metadata).await, "401");
+
+    // A change that takes a name away ends what goes by it.
+    let slow = "curl -skN https://ok.test/slow >/tmp/slow & sleep 1.5; wc -c </tmp/slow";
+    assert_ne!(client.out(&id, slow).await.trim(), "0");
+    set(&client, &id, json!({ "internet": false, "allow": ["*.wild.test"] })).await;
+    let size = "sleep 0.3; a=$(wc -c </tmp/slow); sleep 1; echo $(($(wc -c </tmp/slow) - a))";
+    assert_eq!(client.out(&id, size).await.trim(), "0");
+    assert_eq!(curl(&client, &id, "http://ok.test/").await, "000 6");
+
+    // The rules are the capsule's, wherever it goes: an agent that is another, a pause, a fork.
+    platform.kill();
+    platform.resume().await;
+    let client = platform.client();
+    reaches(&client, &id).await;
+    client.pause(&id).await;
+    client.resume(&id).await;
+    reaches(&client, &id).await;
+    let forked = client.post(&format!("/v1/capsules/{id}/fork"), &json!({})).await.expect(201);
+    let fork = forked["items"][0]["id"].as_str().unwrap().to_owned();
+    reaches(&client, &fork).await;
+
+    // Denied by name, all else is open.
+    set(&client, &id, json!({ "deny": ["bad.test"] })).await;
+    assert_eq!(curl(&client, &id, "http://other.test/").await, plain("other.test", OTHER));
+    assert_eq!(curl(&client, &id, "http://bad.test/").await, "000 6");
+    let direct = format!("--resolve bad.test:443:{INTERNET} https://bad.test/");
+    assert_eq!(curl(&client, &id, &direct).await, "000 35");
+    assert_eq!(
+        curl(&client, &id, &format!("http://{INTERNET}/")).await,
+        plain("11.22.33.44", INTERNET)
+    );
+    // And open again, nothing of ours is in the way.
+    set(&client, &id, json!({})).await;
+    let took = Instant::now();
+    assert_eq!(curl(&client, &id, "http://bad.test/").await, plain("bad.test", INTERNET));
+    assert!(took.elapsed() < Duration::from_secs(20));
+    platform.finish();
+}
