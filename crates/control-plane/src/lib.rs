@@ -16,7 +16,6 @@ mod hosts;
 mod http;
 mod keys;
 pub mod limits;
-mod names;
 mod processes;
 mod proxy;
 mod reconcile;

@@ -3,6 +3,7 @@
 
 mod life;
 mod list;
+mod names;
 mod sandboxes;
 mod snapshots;
 mod templates;

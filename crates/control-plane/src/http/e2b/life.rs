@@ -1,11 +1,12 @@
 //! How a sandbox goes on: its time, pauses, forks, its network, its figures.
 
+use super::sandboxes::bring_back;
 use super::wire::Error as Told;
 use super::wire::{Connect, Fork, Forked, Metric, Network, Pause, Sandbox, Timeout};
 use super::{seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules::{self, Wanted};
+use crate::capsules;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json as Body, Path, Query};
 use axum::Json;
@@ -68,11 +69,7 @@ pub(super) async fn resume(
     if capsule.state() == CapsuleState::Running {
         return Err(Error::Conflict("the sandbox runs already".to_owned()));
     }
-    let cold = wanted.memory == Some(false);
-    let timeout = Some(wanted.timeout.unwrap_or(REFRESH));
-    let how = Wanted { timeout, cold, ..Wanted::default() };
-    let capsule = capsules::resume(&app, caller, capsule.id(), how).await?;
-    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
+    bring_back(&app, caller, &capsule, &wanted, REFRESH).await
 }
 
 pub(super) async fn fork(

@@ -1,5 +1,6 @@
 //! Lists of sandboxes: which, in which order, by pages.
 
+use super::names;
 use super::wire::{self, Listed};
 use crate::app::App;
 use crate::auth::Caller;
@@ -7,7 +8,6 @@ use crate::db::capsules::{self, Capsule, Search};
 use crate::error::{Error, Result};
 use crate::http::extract::Query;
 use crate::http::paging::PAGE;
-use crate::names;
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;

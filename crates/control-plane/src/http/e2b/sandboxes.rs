@@ -1,14 +1,15 @@
 //! Sandboxes: made, shown, ended, connected to.
 
+use super::names;
 use super::wire::{Connect, Detail, NewSandbox, Sandbox};
 use super::{seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::policy::{Action, Resource};
 use crate::capsules::{self, How, Wanted};
+use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json as Body, Path, Sent, once};
-use crate::names;
 use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode};
@@ -107,14 +108,26 @@ pub(super) async fn connect(
     Path(id): Path<String>,
     Body(wanted): Body<Connect>,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
+    let capsule = settled(&app, caller, &id).await?;
+    if capsule.state() != CapsuleState::Running {
+        return bring_back(&app, caller, &capsule, &wanted, TIMEOUT).await;
+    }
     let timeout = wanted.timeout.unwrap_or(TIMEOUT);
-    let seen = settled(&app, caller, &id).await?;
-    let (status, capsule) = if seen.state() == CapsuleState::Running {
-        (StatusCode::OK, capsules::extend(&app, caller, seen, timeout).await?)
-    } else {
-        let cold = wanted.memory == Some(false);
-        let how = Wanted { timeout: Some(timeout), cold, ..Wanted::default() };
-        (StatusCode::CREATED, capsules::resume(&app, caller, seen.id(), how).await?)
-    };
-    Ok((status, Json(Sandbox::new(capsule, app.public.authority()))))
+    let capsule = capsules::extend(&app, caller, capsule, timeout).await?;
+    Ok((StatusCode::OK, Json(Sandbox::new(capsule, app.public.authority()))))
+}
+
+/// Resumes a sandbox, for so many seconds when nothing is said.
+pub(super) async fn bring_back(
+    app: &App,
+    caller: Caller,
+    capsule: &Capsule,
+    wanted: &Connect,
+    timeout: u32,
+) -> Result<(StatusCode, Json<Sandbox>)> {
+    let timeout = Some(wanted.timeout.unwrap_or(timeout));
+    let cold = wanted.memory == Some(false);
+    let how = Wanted { timeout, cold, ..Wanted::default() };
+    let capsule = capsules::resume(app, caller, capsule.id(), how).await?;
+    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
 }

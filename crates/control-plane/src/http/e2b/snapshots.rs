@@ -1,5 +1,6 @@
 //! Snapshots: taken of a sandbox, listed, removed.
 
+use super::names;
 use super::sandbox_id;
 use super::wire::{NewSnapshot, Snapshot};
 use crate::app::App;
@@ -7,7 +8,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::{Json as Body, Path, Query};
 use crate::http::paging::cursor;
-use crate::{db, names, snapshots};
+use crate::{db, snapshots};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};

@@ -1,10 +1,11 @@
 //! Templates: listed, and looked up by their names.
 
+use super::names;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db;
 use crate::error::{Error, Result};
 use crate::http::extract::Path;
-use crate::{db, names};
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
