@@ -70,8 +70,9 @@ pub(crate) fn copy_disk(from: &File, to: &Path) -> io::Result<(File, blake3::Has
     match share_blocks(from, to)? {
         (copy, true) => Ok((copy, hash_disk(from)?)),
         (copy, false) => {
-            let hash = copy_data(from, &copy)?;
-            Ok((copy, hash))
+            let mut hash = DiskHash::new(from)?;
+            copy_data(from, &copy, |at, block| hash.add(at, block))?;
+            Ok((copy, hash.finish()))
         }
     }
 }
@@ -80,7 +81,7 @@ pub(crate) fn copy_disk(from: &File, to: &Path) -> io::Result<(File, blake3::Has
 pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
     let (copy, shared) = share_blocks(from, to)?;
     if !shared {
-        copy_data(from, &copy)?;
+        copy_data(from, &copy, |_, _| {})?;
     }
     Ok(copy)
 }
@@ -92,10 +93,12 @@ fn share_blocks(from: &File, to: &Path) -> io::Result<(File, bool)> {
     Ok((copy, shared))
 }
 
-fn copy_data(from: &File, copy: &File) -> io::Result<blake3::Hash> {
+/// Copies what is not zeros; `seen` is shown each block that is not.
+fn copy_data(from: &File, copy: &File, mut seen: impl FnMut(u64, &[u8])) -> io::Result<()> {
     copy.set_len(from.metadata()?.len())?;
     let zeros = [0; PIECE];
     each_block(from, |at, block| {
+        seen(at, block);
         let mut pieces = (at..).step_by(PIECE).zip(block.chunks(PIECE));
         pieces.try_for_each(|(at, piece)| match *piece == zeros[..piece.len()] {
             true => Ok(()),
@@ -106,34 +109,53 @@ fn copy_data(from: &File, copy: &File) -> io::Result<blake3::Hash> {
 
 /// The hash of a disk's contents, however sparse its file is.
 pub(crate) fn hash_disk(file: &File) -> io::Result<blake3::Hash> {
-    each_block(file, |_, _| Ok(()))
+    let mut hash = DiskHash::new(file)?;
+    each_block(file, |at, block| {
+        hash.add(at, block);
+        Ok(())
+    })?;
+    Ok(hash.finish())
 }
 
-/// Calls `work` for each block that is not zeros; the hash is of those and of where they are.
-fn each_block(
-    file: &File,
-    mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<blake3::Hash> {
-    let (length, zeros) = (file.metadata()?.len(), vec![0; BLOCK]);
-    let (mut hash, mut block) = (blake3::Hasher::new(), vec![0; BLOCK]);
-    hash.update(&length.to_le_bytes());
+/// The hash of a disk as it is made: of its length, of the blocks that are not zeros, and of where
+/// those are.
+struct DiskHash(blake3::Hasher);
+
+impl DiskHash {
+    fn new(disk: &File) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&disk.metadata()?.len().to_le_bytes());
+        Ok(Self(hasher))
+    }
+
+    fn add(&mut self, at: u64, block: &[u8]) {
+        self.0.update(&at.to_le_bytes());
+        self.0.update(block);
+    }
+
+    fn finish(&self) -> blake3::Hash {
+        self.0.finalize()
+    }
+}
+
+/// Calls `work` for each block that is not zeros.
+fn each_block(file: &File, mut work: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let (length, zeros, mut block) = (file.metadata()?.len(), vec![0; BLOCK], vec![0; BLOCK]);
     let mut at = 0;
     loop {
         at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data - data % BLOCK as u64,
-            Err(rustix::io::Errno::NXIO) => return Ok(hash.finalize()),
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         let size = usize::try_from((length - at).min(BLOCK as u64)).map_err(io::Error::other)?;
         file.read_exact_at(&mut block[..size], at)?;
         if block[..size] != zeros[..size] {
-            hash.update(&at.to_le_bytes());
-            hash.update(&block[..size]);
             work(at, &block[..size])?;
         }
         at += BLOCK as u64;
         if at >= length {
-            return Ok(hash.finalize());
+            return Ok(());
         }
     }
 }

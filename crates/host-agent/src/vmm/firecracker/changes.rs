@@ -23,6 +23,15 @@ const CHANGED: &str = "changed";
 const NEWEST: &str = "newest";
 const ASKED: &str = "asked";
 
+/// A kind of snapshot, as Firecracker names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(super) enum Kind {
+    /// What was written since the one before.
+    Diff,
+    /// Everything.
+    Full,
+}
+
 /// Of one machine, in the driver's own folder.
 #[derive(Debug, Clone)]
 pub(super) struct Changes(pub PathBuf);
@@ -45,16 +54,16 @@ impl Changes {
     }
 
     /// Which kind of snapshot to ask for; from here on it is asked for.
-    pub(super) fn ask(&self) -> io::Result<&'static str> {
+    pub(super) fn ask(&self) -> io::Result<Kind> {
         match File::create_new(self.0.join(ASKED)) {
-            Ok(_) => Ok("Diff"),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok("Full"),
+            Ok(_) => Ok(Kind::Diff),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Kind::Full),
             Err(e) => Err(e),
         }
     }
 
     /// Takes what was asked for out of the machine's root, and adds it.
-    pub(super) fn add(&self, written: &Path, kind: &str, uid: u32) -> io::Result<()> {
+    pub(super) fn add(&self, written: &Path, kind: Kind, uid: u32) -> io::Result<()> {
         let (newest, changed) = (self.0.join(NEWEST), self.0.join(CHANGED));
         fs::rename(written, &newest)?;
         let flags = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
@@ -64,7 +73,7 @@ impl Changes {
         if !found.is_file() || found.nlink() != 1 || found.uid() != uid {
             return Err(io::Error::other("Firecracker wrote no file of its own"));
         }
-        if kind == "Full" || !changed.exists() {
+        if kind == Kind::Full || !changed.exists() {
             fs::rename(&newest, &changed)?;
         } else {
             let all = File::options().read(true).write(true).open(&changed)?;
@@ -185,9 +194,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::getuid().as_raw();
         let changes = Changes(dir.path().to_owned());
-        for (pages, kind) in [(&[(1, 1), (5, 5)][..], "Diff"), (&[(5, 6), (9, 9)], "Diff")] {
-            assert_eq!(changes.ask().unwrap(), kind);
-            changes.add(&written(dir.path(), pages), kind, own).unwrap();
+        for pages in [&[(1, 1), (5, 5)][..], &[(5, 6), (9, 9)]] {
+            assert_eq!(changes.ask().unwrap(), Kind::Diff);
+            changes.add(&written(dir.path(), pages), Kind::Diff, own).unwrap();
         }
         assert_eq!(seen(&changes), [(1, 1), (5, 6), (9, 9)]);
     }
@@ -197,14 +206,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::getuid().as_raw();
         let changes = Changes(dir.path().to_owned());
-        assert_eq!(changes.ask().unwrap(), "Diff");
+        assert_eq!(changes.ask().unwrap(), Kind::Diff);
         // Whoever asked died here; Firecracker may have forgotten what was changed.
         for _ in 0..2 {
-            assert_eq!(changes.ask().unwrap(), "Full");
+            assert_eq!(changes.ask().unwrap(), Kind::Full);
         }
-        changes.add(&written(dir.path(), &[(2, 2), (3, 3)]), "Full", own).unwrap();
+        changes.add(&written(dir.path(), &[(2, 2), (3, 3)]), Kind::Full, own).unwrap();
         assert_eq!(seen(&changes), [(2, 2), (3, 3)]);
-        assert_eq!(changes.ask().unwrap(), "Diff");
+        assert_eq!(changes.ask().unwrap(), Kind::Diff);
     }
 
     #[test]
@@ -217,10 +226,10 @@ mod tests {
         assert!(changes.add(&path, kind, own + 1).is_err());
         let path = written(dir.path(), &[(1, 1)]);
         fs::hard_link(&path, dir.path().join("elsewhere")).unwrap();
-        assert!(changes.add(&path, "Full", own).is_err());
+        assert!(changes.add(&path, Kind::Full, own).is_err());
         fs::remove_file(dir.path().join(NEWEST)).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
-        assert!(changes.add(&path, "Full", own).is_err());
-        assert_eq!(changes.ask().unwrap(), "Full");
+        assert!(changes.add(&path, Kind::Full, own).is_err());
+        assert_eq!(changes.ask().unwrap(), Kind::Full);
     }
 }
