@@ -123,6 +123,24 @@ impl Tasks {
     }
 }
 
+/// Tasks of one part of a process, which end with it; nobody waits for them.
+#[derive(Debug, Default)]
+pub struct OwnTasks(Tasks);
+
+impl std::ops::Deref for OwnTasks {
+    type Target = Tasks;
+
+    fn deref(&self) -> &Tasks {
+        &self.0
+    }
+}
+
+impl Drop for OwnTasks {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// The times that the process is told to take its settings anew (SIGHUP).
 pub struct Hangups(tokio::signal::unix::Signal);
 

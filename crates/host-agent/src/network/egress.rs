@@ -11,7 +11,7 @@ mod resolver;
 use super::netns;
 use super::plan::{FILTER_PORT, GATEWAY, Plan};
 use crate::sys;
-use daemon::Tasks;
+use daemon::OwnTasks;
 use resolver::Resolver;
 use std::fs::File;
 use std::io;
@@ -25,7 +25,8 @@ pub(crate) struct Guard {
     namespace: Arc<File>,
     plan: Plan,
     rules: Arc<Rules>,
-    serving: Mutex<Option<Serving>>,
+    /// The name server and the filter.
+    serving: Mutex<Option<OwnTasks>>,
 }
 
 /// The rules as they are now.
@@ -49,15 +50,6 @@ impl Rules {
         let known = Known { egress: Arc::new(egress), replaced: CancellationToken::new() };
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *now, known).replaced.cancel();
-    }
-}
-
-/// The name server and the filter; both end with this.
-struct Serving(Tasks);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.stop();
     }
 }
 
@@ -113,7 +105,7 @@ impl Guard {
         let filter = tokio::net::TcpListener::from_std(filter)?;
         let tcp = tokio::net::TcpListener::from_std(tcp)?;
         let udp = tokio::net::UdpSocket::from_std(udp)?;
-        let tasks = Tasks::default();
+        let tasks = OwnTasks::default();
         let resolver = Resolver::new(self.plan.dns(), Arc::clone(&self.rules));
         resolver::serve(Arc::clone(&resolver), udp, tcp, &tasks);
         let way = filter::Way {
@@ -123,11 +115,11 @@ impl Guard {
             resolver,
         };
         filter::serve(way, filter, &tasks);
-        *self.lock() = Some(Serving(tasks));
+        *self.lock() = Some(tasks);
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Serving>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnTasks>> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ use crate::network::plan::METADATA;
 use crate::sys;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use daemon::Tasks;
+use daemon::OwnTasks;
 use hop::{Body, Handler, Limits};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::Value;
@@ -33,25 +33,14 @@ const STEP: Duration = Duration::from_millis(5);
 /// How far it may be ahead of that.
 const BURST: Duration = Duration::from_millis(500);
 
-/// The service of one machine; it ends with this.
-pub(super) struct Service(Tasks);
-
-impl Service {
-    /// Serves in the namespace of a capsule.
-    pub(super) fn start(namespace: &File, metadata: &Metadata) -> io::Result<Self> {
-        let listener = sys::in_namespace(namespace, || TcpListener::bind((METADATA, 80)))?;
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let tasks = Tasks::default();
-        hop::serve(listener, Guest::new(metadata)?, LIMITS, &tasks);
-        Ok(Self(tasks))
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
+/// Serves one machine, in the namespace of its capsule, for as long as what is returned is there.
+pub(super) fn serve(namespace: &File, metadata: &Metadata) -> io::Result<OwnTasks> {
+    let listener = sys::in_namespace(namespace, || TcpListener::bind((METADATA, 80)))?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let tasks = OwnTasks::default();
+    hop::serve(listener, Guest::new(metadata)?, LIMITS, &tasks);
+    Ok(tasks)
 }
 
 /// What one guest is answered by.

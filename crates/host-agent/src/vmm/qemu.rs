@@ -7,9 +7,8 @@
 
 mod machine;
 
-use super::metadata::Service;
 use super::{Disks, Driver, Error, Found, Machine, Record, Saved, Spec};
-use super::{kernel_words, kvm_group, qmp, socket};
+use super::{kernel_words, kvm_group, metadata, qmp, socket};
 use crate::network::plan::GUEST_MAC;
 use crate::snapshot::images::Image;
 use crate::sys::{self, FIRST_FD, Identity, VmmCommand};
@@ -123,7 +122,7 @@ impl Qemu {
                 &format!("virtio-net-device,netdev=net0,mac={mac}"),
             ]));
         }
-        let service = spec.namespace.as_ref().map(|at| Service::start(at, &spec.metadata));
+        let service = spec.namespace.as_ref().map(|at| metadata::serve(at, &spec.metadata));
         let group = (self.accelerator == Accelerator::Kvm).then(kvm_group).flatten();
         let command = VmmCommand {
             program: Path::new(PROGRAM),
@@ -138,10 +137,10 @@ impl Qemu {
             out: None,
             log: File::options().create(true).append(true).open(dir.join(LOG))?,
         };
-        let _service = service.transpose()?;
+        let _metadata = service.transpose()?;
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
         let record = Record::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
-        Ok(QemuMachine { record, dir: spec.dir, _service })
+        Ok(QemuMachine { record, dir: spec.dir, _metadata })
     }
 
     fn machine_args(&self, spec: &Spec) -> Vec<String> {
@@ -254,11 +253,11 @@ impl Driver for Qemu {
         if !found.record.lives() {
             return None;
         }
-        let _service = found.namespace.and_then(|namespace| {
-            let service = Service::start(namespace, &found.metadata);
+        let _metadata = found.namespace.and_then(|namespace| {
+            let service = metadata::serve(namespace, &found.metadata);
             service.inspect_err(|error| tracing::warn!(%error, "serving an adopted guest")).ok()
         });
         let (record, dir) = (found.record.clone(), found.dir.to_owned());
-        Some(Box::new(QemuMachine { record, dir, _service }))
+        Some(Box::new(QemuMachine { record, dir, _metadata }))
     }
 }

@@ -1,11 +1,11 @@
 //! A QEMU process that runs: asked over its sockets, which stay in the capsule's folder, so that a
 //! later agent asks it the same way.
 
-use super::super::metadata::Service;
 use super::super::qmp::{self, Qmp};
 use super::super::{Error, Machine, Record, Saved, kill_record, wait_record};
 use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
+use daemon::OwnTasks;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -29,8 +29,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) struct QemuMachine {
     pub record: Record,
     pub dir: PathBuf,
-    /// None for one without a network.
-    pub _service: Option<Service>,
+    /// The metadata service; none for one without a network.
+    pub _metadata: Option<OwnTasks>,
 }
 
 impl QemuMachine {
