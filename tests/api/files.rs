@@ -54,6 +54,24 @@ async fn what_is_written_is_read_by_every_way() {
     platform.finish();
 }
 
+/// Whoever refuses a body before its end, at whichever hop, is heard.
+#[tokio::test]
+async fn a_refusal_reaches_who_still_sends() {
+    let (platform, client, id) = capsule().await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = format!("/v1/capsules/{id}/files");
+    let at = dir.path().display().to_string();
+    let nobody = platform.client_with("wrn_0000");
+    let large = vec![7_u8; 16 << 20];
+    for _ in 0..20 {
+        let put = client.request(Method::PUT, &files).query(&[("path", &at)]);
+        client.send(put.body(large.clone())).await.refuses(400, "invalid_request", "path");
+        let put = nobody.request(Method::PUT, &files).query(&[("path", &at)]);
+        nobody.send(put.body(large.clone())).await.refuses(401, "unauthorized", "X-API-Key");
+    }
+    platform.finish();
+}
+
 #[tokio::test]
 async fn a_form_that_is_wrong_says_what_and_writes_nothing() {
     let (platform, client, id) = capsule().await;

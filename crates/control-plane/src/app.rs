@@ -324,7 +324,7 @@ pub struct ControlPlane {
 impl hop::Handler for ControlPlane {
     async fn handle(
         self: &Arc<Self>,
-        request: ::http::Request<hyper::body::Incoming>,
+        request: ::http::Request<hop::Body>,
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
         self.answer(request, peer).await
@@ -334,7 +334,7 @@ impl hop::Handler for ControlPlane {
 impl ControlPlane {
     async fn answer(
         &self,
-        request: ::http::Request<hyper::body::Incoming>,
+        request: ::http::Request<hop::Body>,
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
         let request = match self.proxy.answer(request, peer).await {
@@ -362,7 +362,7 @@ pub(crate) struct ByTls;
 impl hop::Handler for Secure {
     async fn handle(
         self: &Arc<Self>,
-        mut request: ::http::Request<hyper::body::Incoming>,
+        mut request: ::http::Request<hop::Body>,
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
         request.extensions_mut().insert(ByTls);

@@ -66,14 +66,11 @@ impl Proxy {
     }
 
     /// Answers a request that is for a capsule; gives back one that is not.
-    pub(crate) async fn answer<B>(
+    pub(crate) async fn answer(
         &self,
-        request: Request<B>,
+        request: Request<Body>,
         peer: SocketAddr,
-    ) -> std::result::Result<Response<Body>, Request<B>>
-    where
-        Body: From<B>,
-    {
+    ) -> std::result::Result<Response<Body>, Request<Body>> {
         let target = match target::of(&request, &self.app.domains) {
             Addressee::Api => return Err(request),
             Addressee::Capsule(target) => target,
@@ -87,7 +84,7 @@ impl Proxy {
         if access::is_preflight(request.method(), request.headers(), target) {
             return Ok(answer::preflight());
         }
-        Ok(match self.pass(request.map(Body::from), target, peer).await {
+        Ok(match self.pass(request, target, peer).await {
             Ok(answer) => {
                 self.passed.increment(1);
                 answer

@@ -1,6 +1,7 @@
 //! Every route of envd in one list, and the small handlers.
 
 mod files;
+mod linger;
 
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
@@ -36,6 +37,7 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
         .fallback_service(rpc::service(&guest))
         .layer(middleware::from_fn_with_state(Arc::clone(&guest), auth::require_token))
         .layer(CorsLayer::permissive())
+        .layer(middleware::map_request(linger::read_rest))
         .with_state(guest)
 }
 

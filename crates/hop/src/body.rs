@@ -3,6 +3,7 @@
 use crate::line::Exchange;
 use crate::timed::Busy;
 use bytes::Bytes;
+use daemon::Tasks;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -10,6 +11,11 @@ use hyper::body::Incoming;
 use std::any::Any;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// How long what nobody wants of a request's body is read: a connection that is closed with bytes
+/// unread takes an answer away from whoever has not read it yet.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -22,6 +28,8 @@ pub struct Body {
     kind: Kind,
     held: Option<Held>,
     busy: Option<Busy>,
+    /// Of a request that is served: what reads the rest of it.
+    lingers: Option<Tasks>,
 }
 
 #[derive(Default)]
@@ -56,6 +64,13 @@ impl Body {
         Kind::Boxed(body.map_err(Into::into).boxed_unsync()).into()
     }
 
+    /// That of a request that is served; when it is dropped, the rest of it is read.
+    pub(crate) fn taken(body: Incoming, tasks: &Tasks) -> Self {
+        let mut this = Self::from(body);
+        this.lingers = matches!(this.kind, Kind::Incoming(_)).then(|| tasks.clone());
+        this
+    }
+
     pub(crate) fn exchange(exchange: Exchange) -> Self {
         Kind::Exchange(exchange).into()
     }
@@ -76,7 +91,7 @@ impl Body {
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, held: None, busy: None }
+        Self { kind, held: None, busy: None, lingers: None }
     }
 }
 
@@ -96,6 +111,25 @@ impl From<Incoming> for Body {
     fn from(body: Incoming) -> Self {
         use http_body::Body as _;
         if body.is_end_stream() { Self::empty() } else { Kind::Incoming(body).into() }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let (Some(tasks), Kind::Incoming(rest)) =
+            (self.lingers.take(), std::mem::take(&mut self.kind))
+        {
+            tasks.clone().spawn(discard(rest, tasks));
+        }
+    }
+}
+
+/// Reads a body that nobody wants.
+async fn discard(mut body: Incoming, tasks: Tasks) {
+    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
+    tokio::select! {
+        _ = tokio::time::timeout(LINGER, reading) => {}
+        () = tasks.stopping() => {}
     }
 }
 
@@ -119,7 +153,7 @@ impl http_body::Body for Body {
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         };
         if let Poll::Ready(None) = frame {
-            (self.held, self.busy) = (None, None);
+            (self.held, self.busy, self.lingers) = (None, None, None);
         }
         frame
     }

@@ -36,7 +36,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Answers one of a client at an address.
     fn handle(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<Body>,
         peer: SocketAddr,
     ) -> impl Future<Output = Response<Body>> + Send;
 }
@@ -188,9 +188,15 @@ async fn connection<H: Handler>(
 ) {
     let pace: Arc<Pace> = Arc::default();
     let io = TokioIo::new(Timed::accepted(stream, Arc::clone(&pace)));
+    let tasks = stopping.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = pace.request(request.version() == http::Version::HTTP_2);
         let (handler, pace) = (Arc::clone(&handler), Arc::clone(&pace));
+        // Of a stream that is one of many, the client is told that the rest is not wanted.
+        let request = match request.version() {
+            http::Version::HTTP_2 => request.map(Body::from),
+            _ => request.map(|body| Body::taken(body, &tasks)),
+        };
         async move {
             let answer = handler.handle(request, peer).await;
             if answer.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -147,15 +147,14 @@ impl About {
 impl hop::Handler for Agent {
     async fn handle(
         self: &Arc<Self>,
-        request: http::Request<hyper::body::Incoming>,
+        request: http::Request<hop::Body>,
         _peer: SocketAddr,
     ) -> http::Response<hop::Body> {
         if request.uri().path().starts_with(proxy::PREFIX) {
-            let request = request.map(hop::Body::from);
             return proxy::forward(&self.manager, &self.tasks, request).await;
         }
         if request.uri().path().starts_with(proxy::TCP) {
-            return proxy::connect(&self.manager, &self.tasks, request.map(hop::Body::from)).await;
+            return proxy::connect(&self.manager, &self.tasks, request).await;
         }
         let Ok(answer) = self.rpc.clone().oneshot(request.map(axum::body::Body::new)).await;
         answer.map(hop::Body::boxed)

@@ -54,11 +54,7 @@ struct Guest {
 }
 
 impl Handler for Guest {
-    async fn handle(
-        self: &Arc<Self>,
-        request: Request<hyper::body::Incoming>,
-        _: SocketAddr,
-    ) -> Response<Body> {
+    async fn handle(self: &Arc<Self>, request: Request<Body>, _: SocketAddr) -> Response<Body> {
         tokio::time::sleep(self.early(Instant::now())).await;
         self.answer(request.method(), request.uri().path(), request.headers(), self.since.elapsed())
     }
