@@ -45,7 +45,7 @@ async fn reaches(client: &Client, id: &str) {
 #[tokio::test]
 async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
     let _internet = Internet::make().with_names();
-    let (platform, client) = platform().await;
+    let (mut platform, client) = platform().await;
     let id = client.create(&small()).await;
     assert_eq!(curl(&client, &id, "http://any.test/").await, plain("any.test", INTERNET));
     let slow = "curl -sN http://11.22.33.44/slow >/tmp/slow & sleep 1; wc -c </tmp/slow";
@@ -73,6 +73,22 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
         let refused = client.put(&format!("/v1/capsules/{id}/network"), &rules).await;
         refused.refuses(400, "invalid_request", "network.deny");
     }
+    // Whoever changes them and dies on the way to the host is made up for.
+    platform.kill();
+    platform.set_var("WRENN_DIE_AT", Some("control.network"));
+    platform.resume().await;
+    let path = format!("/v1/capsules/{id}/network");
+    let denied = json!({ "deny": ["11.22.33.44"] });
+    let _ = platform.client().request(reqwest::Method::PUT, &path).json(&denied).send().await;
+    platform.wait_dead();
+    platform.set_var("WRENN_DIE_AT", None);
+    platform.resume().await;
+    let client = platform.client();
+    eventually("the change has reached the host", || async {
+        curl(&client, &id, "http://11.22.33.44/").await.starts_with("000").then_some(())
+    })
+    .await;
+    assert_eq!(curl(&client, &id, &other).await, plain("11.22.33.45", OTHER));
     let useless = json!({ "allow": ["x.test"] });
     let refused = client.put(&format!("/v1/capsules/{id}/network"), &useless).await;
     refused.refuses(400, "invalid_request", "network.allow");

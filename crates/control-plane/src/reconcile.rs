@@ -13,7 +13,7 @@ use crate::hosts::life;
 use crate::{capsules, error::Result, snapshots};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use protocol::host::CapsuleState as OnHost;
+use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use time::{Duration, OffsetDateTime};
@@ -250,26 +250,19 @@ async fn follow(app: &App, host: HostId) -> HostId {
 async fn round(app: &App, host: HostId) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, host).await?;
     let agent = app.agent(host);
-    let mut seen: HashMap<CapsuleId, (OnHost, String, i64)> = HashMap::new();
+    let mut seen: HashMap<CapsuleId, (OnHost, CapsuleInfo)> = HashMap::new();
     for info in agent.list().await? {
         if let (Ok(id), Some(state)) = (info.capsule_id.parse(), info.state.as_known()) {
-            let stored = i64::try_from(info.stored).unwrap_or(0);
-            seen.insert(id, (state, info.reason, stored));
+            seen.insert(id, (state, info));
         }
     }
     for row in &rows {
         let on_host = seen.remove(&row.id());
-        match &on_host {
-            Some((.., stored)) if *stored > 0 && (*stored != row.stored || !row.stored_newest) => {
-                db::capsules::set_stored(&app.db, row.id(), row.generation, *stored).await?;
-            }
-            // The host has lost it; the store has it.
-            None if row.is_safe() => continue,
-            _ => {}
+        // The host has lost it; the store has it.
+        if on_host.is_none() && row.is_safe() {
+            continue;
         }
-        let on_host = on_host.as_ref().map(|(state, why, _)| (*state, why.as_str()));
-        let age = OffsetDateTime::now_utc() - row.updated_at;
-        if let Err(error) = repair(app, row, decide(row.state(), age, on_host)).await {
+        if let Err(error) = settle(app, row, on_host.as_ref()).await {
             tracing::warn!(id = %row.id(), %error, "repairing a capsule");
         }
     }
@@ -282,6 +275,24 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         agent.destroy(id, None).await?;
     }
     snapshots::reconcile(app, host).await
+}
+
+/// Brings a row and what its host has of it in line.
+async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)>) -> Result<()> {
+    if let Some((state, info)) = on_host {
+        let stored = i64::try_from(info.stored).unwrap_or(0);
+        if stored > 0 && (stored != row.stored || !row.stored_newest) {
+            db::capsules::set_stored(&app.db, row.id(), row.generation, stored).await?;
+        }
+        // Somebody changed them and did not reach the host, or died.
+        let runs = row.state() == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
+        if runs && info.egress_revision < row.egress.revision {
+            capsules::network::carry_out(app, row).await?;
+        }
+    }
+    let on_host = on_host.map(|(state, info)| (*state, info.reason.as_str()));
+    let age = OffsetDateTime::now_utc() - row.updated_at;
+    repair(app, row, decide(row.state(), age, on_host)).await
 }
 
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {

@@ -252,7 +252,7 @@ fn egress(wire: Option<wire::Egress>) -> Result<Egress, ConnectError> {
         let rules = texts.iter().map(|text| text.parse()).collect::<Result<_, _>>();
         rules.map_err(|e: types::egress::BadRule| ConnectError::invalid_argument(e.to_string()))
     };
-    Ok(Egress { allow: rules(wire.allow)?, deny: rules(wire.deny)? })
+    Ok(Egress { allow: rules(wire.allow)?, deny: rules(wire.deny)?, revision: wire.revision })
 }
 
 fn life(wire: Option<wire::Life>) -> Life {
@@ -295,6 +295,7 @@ fn info(listed: Listed) -> wire::CapsuleInfo {
         generation: listed.generation,
         ends_at_ms: listed.ends_at_ms.unwrap_or(0),
         stored: listed.stored,
+        egress_revision: listed.egress,
         reason,
         ..Default::default()
     }

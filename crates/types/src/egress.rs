@@ -21,6 +21,10 @@ pub struct Egress {
     pub allow: Vec<Rule>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<Rule>,
+    /// What replaces a capsule's rules has a higher number, so that an older change which comes late
+    /// is told from them.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// What a rule is of.
@@ -223,7 +227,7 @@ mod tests {
 
     fn egress(allow: &[&str], deny: &[&str]) -> Egress {
         let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        Egress { allow: rules(allow), deny: rules(deny) }
+        Egress { allow: rules(allow), deny: rules(deny), revision: 0 }
     }
 
     #[test]

@@ -169,7 +169,7 @@ async fn bring_back(
             let row = get(app, caller, id).await?;
             // Changed while it was paused, after it was read here.
             if row.egress != capsule.egress {
-                app.agent(host).set_egress(id, network::wire(&row.egress)).await?;
+                Box::pin(network::carry_out(app, &row)).await?;
             }
             Ok(Capsule { booted: begun.booted, ..row })
         }

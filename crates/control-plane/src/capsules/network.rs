@@ -28,7 +28,7 @@ pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
     if wanted.internet == Some(false) && !deny.contains(&all) {
         deny.push(all);
     }
-    let egress = Egress { allow, deny };
+    let egress = Egress { allow, deny, revision: 0 };
     let is_name = |rule: &Rule| matches!(rule, Rule::Name(_));
     if egress.allow.iter().any(is_name) && !egress.denies_all() && !egress.deny.iter().any(is_name)
     {
@@ -51,7 +51,13 @@ pub(crate) fn shown(egress: &Egress) -> api::Network {
 /// What the host is told.
 pub(super) fn wire(egress: &Egress) -> host::Egress {
     let api::Network { allow, deny, .. } = shown(egress);
-    host::Egress { allow, deny, ..Default::default() }
+    host::Egress { allow, deny, revision: egress.revision, ..Default::default() }
+}
+
+/// Has the host of a capsule that runs carry out the row's rules; they hold when this is done,
+/// unless the host knows later ones.
+pub(crate) async fn carry_out(app: &App, capsule: &Capsule) -> Result<()> {
+    app.agent_of(capsule)?.set_egress(capsule.id(), wire(&capsule.egress)).await
 }
 
 /// Replaces the rules of a capsule. Of one that runs they hold when this answers.
@@ -62,12 +68,12 @@ pub(crate) async fn set(
     wanted: &api::Network,
 ) -> Result<Capsule> {
     let egress = read(wanted)?;
-    let capsule = settled(app, caller, id).await?;
-    let state = capsule.state();
+    let state = settled(app, caller, id).await?.state();
     if !matches!(state, CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(state));
     }
-    // The row first: whatever happens to the rest, the next resume goes by it.
+    // The row first: whatever happens to the rest, the next resume goes by it, and the
+    // reconciler sees a host that does not.
     let api::Network { allow, deny, .. } = shown(&egress);
     let what = json!({ "allow": allow, "deny": deny });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_network", id).with(what);
@@ -75,8 +81,11 @@ pub(crate) async fn set(
     db::capsules::set_egress(&mut *tx, id, &egress).await?;
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
-    if state == CapsuleState::Running {
-        app.agent_of(&capsule)?.set_egress(id, wire(&egress)).await?;
+    daemon::step("control.network").map_err(|e| Error::Internal(e.into()))?;
+    // Whoever resumes it at this moment looks at the row again when it runs.
+    let capsule = get(app, caller, id).await?;
+    if capsule.state() == CapsuleState::Running {
+        carry_out(app, &capsule).await?;
     }
-    get(app, caller, id).await
+    Ok(capsule)
 }

@@ -164,13 +164,15 @@ pub(crate) async fn set_life(
     update.execute(db).await.map(|_| ())
 }
 
-/// Replaces the rules for what a capsule may reach.
+/// Replaces the rules for what a capsule may reach, by a later revision.
 pub(crate) async fn set_egress(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
     egress: &Egress,
 ) -> sqlx::Result<()> {
-    let sql = "UPDATE capsules SET egress = $2, updated_at = now() WHERE id = $1";
+    let sql = "UPDATE capsules SET egress = jsonb_set($2, '{revision}', \
+               to_jsonb(COALESCE((egress->>'revision')::bigint, 0) + 1)), updated_at = now() \
+               WHERE id = $1";
     sqlx::query(sql).bind(id.0).bind(Json(egress)).execute(db).await.map(|_| ())
 }
 

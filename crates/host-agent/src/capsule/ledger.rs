@@ -129,7 +129,7 @@ mod tests {
             resources: Resources::default(),
             envd_token: "t".into(),
             envs: BTreeMap::new(),
-            egress: Egress { allow: vec!["x.org".parse().unwrap()], deny: Vec::new() },
+            egress: Egress { allow: vec!["x.org".parse().unwrap()], ..Egress::default() },
             slot: Some(4),
             machine: None,
             phase: Phase::Starting,

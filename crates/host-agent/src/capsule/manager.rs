@@ -76,6 +76,8 @@ pub(super) struct Capsule {
     /// Numbers of its newest snapshot and of the one that the store has.
     pub last: u64,
     pub stored: u64,
+    /// Revision of the rules that hold for what it may reach.
+    pub egress: u64,
     pub stages: Stages,
     pub running: Option<(Arc<dyn Machine>, Guest)>,
     /// Held by the operation under way.
@@ -97,6 +99,8 @@ pub(crate) struct Listed {
     pub ends_at_ms: Option<i64>,
     /// Number of its newest snapshot, when the store has it.
     pub stored: u64,
+    /// Revision of the rules that hold for what it may reach.
+    pub egress: u64,
 }
 
 /// All capsules of this machine.
@@ -436,6 +440,7 @@ impl Manager {
             generation: capsule.generation,
             ends_at_ms: capsule.life.ends_at_ms,
             stored: if capsule.is_unsent() { 0 } else { capsule.stored },
+            egress: capsule.egress,
         };
         capsules.iter().map(listed).collect()
     }
@@ -549,6 +554,7 @@ impl Capsule {
             memory_mib,
             last: ledger.last,
             stored: ledger.stored,
+            egress: ledger.egress.revision,
             stages: Vec::new(),
             running: None,
             turn: Turn::default(),

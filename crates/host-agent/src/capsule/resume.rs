@@ -121,6 +121,7 @@ impl Manager {
         (ledger.phase, ledger.generation) = (Phase::Resuming, wanted.generation);
         ledger.life = wanted.life.clone();
         ledger.egress = wanted.egress.clone();
+        self.change(wanted.id, |capsule| capsule.egress = wanted.egress.revision);
         boot::boot(parts, &mut ledger, origin, cancel).await
     }
 
@@ -146,7 +147,7 @@ impl Manager {
         numbers
     }
 
-    /// Changes what a capsule may reach; when this is done, it holds.
+    /// Changes what a capsule may reach; when this is done, it holds, or a later change does.
     pub(crate) async fn set_egress(&self, id: CapsuleId, egress: Egress) -> Result<(), Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
@@ -158,13 +159,18 @@ impl Manager {
             return Err(Error::State(state));
         }
         let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
+        if egress.revision < ledger.egress.revision {
+            return Ok(());
+        }
         // First: an agent that dies now carries these out when it is back.
         ledger.egress = egress.clone();
         ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
-        match running.and_then(|(_, guest)| guest.guard()) {
-            Some(guard) => guard.set(egress).await.map_err(io_error("carrying out the rules")),
-            None => Ok(()),
+        let revision = egress.revision;
+        if let Some(guard) = running.and_then(|(_, guest)| guest.guard()) {
+            guard.set(egress).await.map_err(io_error("carrying out the rules"))?;
         }
+        self.change(id, |capsule| capsule.egress = revision);
+        Ok(())
     }
 
     /// Changes how long a capsule may run, and counts as activity.

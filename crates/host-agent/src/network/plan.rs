@@ -267,7 +267,7 @@ mod tests {
         let plan = plan("10.220.0.0/16");
         let rules = |allow: &[&str], deny: &[&str]| {
             let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-            plan.namespace_rules(&Egress { allow: read(allow), deny: read(deny) })
+            plan.namespace_rules(&Egress { allow: read(allow), deny: read(deny), revision: 0 })
         };
         let open = rules(&[], &[]);
         assert!(!open.contains("dnat") && !open.contains("daddr { 0.0.0.0/0 }"), "{open}");

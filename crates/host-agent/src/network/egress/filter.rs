@@ -193,11 +193,11 @@ mod tests {
     fn names_decide_before_addresses_and_an_allowed_name_must_be_its_own() {
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let ip = "9.9.9.9".parse().unwrap();
-        let closed = Egress { allow: read(&["*.a.com"]), deny: read(&["0.0.0.0/0"]) };
+        let closed = Egress { allow: read(&["*.a.com"]), deny: read(&["0.0.0.0/0"]), revision: 0 };
         assert_eq!(decide(&closed, Some("x.a.com"), ip), Verdict::IfItsOwn);
         assert_eq!(decide(&closed, Some("a.com"), ip), Verdict::No);
         assert_eq!(decide(&closed, None, ip), Verdict::No);
-        let open = Egress { allow: Vec::new(), deny: read(&["b.com"]) };
+        let open = Egress { deny: read(&["b.com"]), ..Egress::default() };
         assert_eq!(decide(&open, Some("b.com"), ip), Verdict::No);
         assert_eq!(decide(&open, Some("a.com"), ip), Verdict::Yes);
         assert_eq!(decide(&open, None, ip), Verdict::Yes);

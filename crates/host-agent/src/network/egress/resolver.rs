@@ -306,11 +306,11 @@ mod tests {
     #[test]
     fn only_names_that_may_be_reached_are_asked_for() {
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let closed = Egress { allow: read(&["a.com"]), deny: read(&["0.0.0.0/0"]) };
+        let closed = Egress { allow: read(&["a.com"]), deny: read(&["0.0.0.0/0"]), revision: 0 };
         assert_eq!(turn(&closed, "a.com", RecordType::A), Turn::Ask);
         assert_eq!(turn(&closed, "secret.evil.org", RecordType::TXT), Turn::Refuse);
         assert_eq!(turn(&closed, "a.com", RecordType::HTTPS), Turn::Empty);
-        let open = Egress { allow: Vec::new(), deny: read(&["*.b.com"]) };
+        let open = Egress { deny: read(&["*.b.com"]), ..Egress::default() };
         assert_eq!(turn(&open, "x.b.com", RecordType::A), Turn::Refuse);
         assert_eq!(turn(&open, "c.com", RecordType::AAAA), Turn::Ask);
     }
