@@ -48,8 +48,9 @@ const INITRAMFS: &str = "initramfs";
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const WRITTEN: &str = "written";
-/// Of what Firecracker says, only that is kept which tells of something wrong.
-const LEVEL: &str = "Warning";
+/// The least level at which Firecracker says why it ended. Of the metadata, which is the guest's,
+/// it says nothing.
+const LEVEL: &str = "Info";
 /// Bytes in a second that a guest may send, and receive; twice as many at once.
 const NETWORK_RATE: u64 = 200 << 20;
 /// Files grow to this at least.

@@ -23,6 +23,8 @@ use std::time::Duration;
 const STATE_MAX: u64 = 64 << 20;
 /// What a disk writes in a second at least.
 const BYTES_PER_SECOND: u64 = 16 << 20;
+/// What it says at its end when its guest has shut down or reset; one that is killed says nothing.
+const LAST_WORDS: &str = "Firecracker exiting successfully";
 /// How much of its last words is told, in bytes.
 const WORDS: usize = 2000;
 
@@ -77,6 +79,12 @@ impl FirecrackerMachine {
         Self { api, record, jail, words }
     }
 
+    /// The last of what Firecracker said.
+    fn log(&self) -> String {
+        let said = self.words.as_ref().map(|words| words.log.read()).unwrap_or_default();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
     async fn set(&self, state: &str) -> io::Result<()> {
         self.api.patch(&self.jail.root, "/vm", json!({ "state": state })).await
     }
@@ -123,7 +131,10 @@ impl Machine for FirecrackerMachine {
         async {
             wait_record(&self.record).await;
             self.api.forget(&self.jail.root);
-            "the VMM ended".to_owned()
+            match self.log().contains(LAST_WORDS) {
+                true => "the guest ended".to_owned(),
+                false => "the VMM ended".to_owned(),
+            }
         }
         .boxed()
     }
@@ -160,9 +171,9 @@ impl Machine for FirecrackerMachine {
     }
 
     fn said(&self) -> String {
-        let said = self.words.as_ref().map(|words| words.log.read()).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said[said.len().saturating_sub(WORDS)..]).into_owned();
-        said.trim().lines().collect::<Vec<_>>().join("; ")
+        let said = self.log();
+        let last = said.floor_char_boundary(said.len().saturating_sub(WORDS));
+        said[last..].trim().lines().collect::<Vec<_>>().join("; ")
     }
 
     fn trim_logs(&self) {

@@ -12,10 +12,14 @@ use types::resources::Resources;
 const MEMORY_MIB: u32 = 16;
 const BYTES: u64 = (MEMORY_MIB as u64) << 20;
 
-/// A kernel: an ELF of one segment at 1 MiB with `hlt` and a jump back to it.
-fn kernel() -> Vec<u8> {
+/// `hlt` and a jump back to it.
+const WAITS: &[u8] = &[0xf4, 0xeb, 0xfd];
+/// `ud2`, which nobody handles, so that the processor shuts down.
+const ENDS: &[u8] = &[0x0f, 0x0b];
+
+/// A kernel: an ELF of one segment at 1 MiB.
+fn kernel(code: &[u8]) -> Vec<u8> {
     const AT: u64 = 1 << 20;
-    const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let mut half = |numbers: &[u16]| numbers.iter().for_each(|n| elf.extend(n.to_le_bytes()));
     half(&[2, 62, 1, 0]); // executable, x86-64, version
@@ -27,10 +31,10 @@ fn kernel() -> Vec<u8> {
         elf.extend(number.to_le_bytes()); // sizes and counts of the headers
     }
     elf.extend([1, 0, 0, 0, 5, 0, 0, 0]); // loaded, read and executed
-    for number in [120, AT, AT, CODE.len() as u64, CODE.len() as u64, 4096] {
+    for number in [120, AT, AT, code.len() as u64, code.len() as u64, 4096] {
         elf.extend(number.to_le_bytes()); // offset, addresses, sizes, alignment
     }
-    elf.extend(CODE);
+    elf.extend(code);
     elf
 }
 
@@ -49,7 +53,7 @@ fn setup() -> Option<Setup> {
     let dir = tempfile::tempdir().unwrap();
     let boot = dir.path().join("images/boot");
     fs::create_dir_all(&boot).unwrap();
-    fs::write(boot.join("vmlinux"), kernel()).unwrap();
+    fs::write(boot.join("vmlinux"), kernel(WAITS)).unwrap();
     fs::write(boot.join("initramfs"), [7; 4096]).unwrap();
     let config = crate::Config {
         dir: dir.path().to_owned(),
@@ -145,7 +149,7 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
     };
     // The kernel stands where it was put, in what was kept first and in what was kept later.
     for layer in [&layer, &again] {
-        assert_eq!(held(layer)[&256][..3], [0xf4, 0xeb, 0xfd]);
+        assert_eq!(held(layer)[&256][..3], WAITS[..]);
     }
     // Another agent finds it by its record, and its processes by its folder.
     let record: Record = machine.record();
@@ -184,10 +188,21 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (hash, _) = whole.write(&[], file.reopen().unwrap()).unwrap();
         let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
-        assert_eq!(held(&layer)[&256][..3], [0xf4, 0xeb, 0xfd], "{name}");
+        assert_eq!(held(&layer)[&256][..3], WAITS[..], "{name}");
         back.kill().await.unwrap();
         assert!(!back.record().lives());
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_ends_is_told_from_a_process_that_does() {
+    let Some(setup) = setup() else { return };
+    let machine = setup.driver.boot(setup.spec("one")).await.unwrap();
+    crate::vmm::kill_record(&machine.record()).await.unwrap();
+    assert_eq!(machine.ended().await, "the VMM ended");
+    fs::write(setup.dir.path().join("images/boot/vmlinux"), kernel(ENDS)).unwrap();
+    let machine = setup.driver.boot(setup.spec("two")).await.unwrap();
+    assert_eq!(machine.ended().await, "the guest ended", "{}", machine.said());
 }
 
 #[tokio::test]
