@@ -102,7 +102,7 @@ impl Bare {
         let process = inside.spawn().unwrap();
         // A client of its own, as no connection of another machine's may be tried first.
         let machine = Machine { process, socket: self.dir.path().join(name) };
-        at.inside.run(|runtime, _| runtime.block_on(wait_healthy()));
+        at.wait_healthy();
         (machine, started.elapsed())
     }
 
@@ -239,6 +239,15 @@ impl Namespace {
         }
         let inside = Inside::enter(Path::new(&format!("/run/netns/{name}")));
         Self { name, inside }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until the machine in it answers.
+    pub(crate) fn wait_healthy(&self) {
+        self.inside.run(|runtime, _| runtime.block_on(wait_healthy()));
     }
 }
 

@@ -1,6 +1,8 @@
-//! What the jailer costs, and what Firecracker takes beside its guest's memory. The Firecracker is
-//! the one that `WRENN_TEST_FIRECRACKER` names, with the jailer beside it; the guest needs no
-//! working KVM, since it is loaded and never looked at.
+//! What the jailer costs, what Firecracker takes beside its guest's memory, and creates by it. The
+//! Firecracker is the one that `WRENN_TEST_FIRECRACKER` names, with the jailer beside it. For the
+//! first two the guest needs no working KVM, since it is loaded and never looked at.
+
+mod create;
 
 use crate::stats::Row;
 use rustix::process::{Pid, Signal};
@@ -109,12 +111,26 @@ fn own_memory(pid: i32) -> u64 {
     kib << 10
 }
 
-pub(crate) fn measure() -> Vec<Row> {
-    let Some(path) = std::env::var_os("WRENN_TEST_FIRECRACKER").map(PathBuf::from) else {
+/// The Firecracker that is named.
+fn named() -> Option<PathBuf> {
+    let named = std::env::var_os("WRENN_TEST_FIRECRACKER").map(PathBuf::from);
+    if named.is_none() {
         println!("firecracker: skipped, since WRENN_TEST_FIRECRACKER names none");
-        return Vec::new();
-    };
-    let path = path.canonicalize().unwrap();
+    }
+    Some(named?.canonicalize().unwrap())
+}
+
+/// Creates and resumes.
+pub(crate) async fn measure() -> Vec<Row> {
+    match named() {
+        Some(path) => create::measure(&path).await,
+        None => Vec::new(),
+    }
+}
+
+/// Loads in a jail and without one.
+pub(crate) fn jail() -> Vec<Row> {
+    let Some(path) = named() else { return Vec::new() };
     let dir = tempfile::tempdir().unwrap();
     let kept = dir.path().join("kept");
     keep_one(&path, &kept);

@@ -44,8 +44,11 @@ async fn main() {
     if named.iter().any(|one| one == "listing") {
         rows.extend(accounts::listing().await);
     }
+    if wanted("jail") {
+        rows.extend(firecracker::jail());
+    }
     if wanted("firecracker") {
-        rows.extend(firecracker::measure());
+        rows.extend(firecracker::measure().await);
     }
     if wanted("fleet") {
         rows.extend(fleet::measure().await);

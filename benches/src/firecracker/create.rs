@@ -1,0 +1,111 @@
+//! Creates and resumes by Firecracker, against a bare one that loads the very memory, state and
+//! disk of the template's kept machine, until envd's `/health` answers.
+
+use super::{Running, connect, load, quiet};
+use crate::bare::Namespace;
+use crate::stats::Row;
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tests::{Driver, Platform};
+
+const ROUNDS: usize = 11;
+
+/// What bare machines are loaded from.
+struct Kept {
+    golden: PathBuf,
+    memory: PathBuf,
+    image: PathBuf,
+}
+
+impl Kept {
+    /// What this capsule, which nobody has paused yet, began with.
+    fn of(platform: &Platform, capsule: &str) -> Self {
+        let jails = platform.dir().join(format!("capsules/{capsule}/vmm/jail"));
+        let program = fs::read_dir(jails).unwrap().next().unwrap().unwrap().path();
+        let root = program.join(capsule).join("root");
+        let golden = fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
+        // Of the default size, as the capsule is.
+        let wanted = "\"memory_mib\":512,\"disk_mib\":5120";
+        let golden = golden.map(|entry| entry.path()).find(|dir| {
+            fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(wanted))
+        });
+        let image = root.join("image.ext4");
+        Self { golden: golden.unwrap(), memory: root.join("memory"), image }
+    }
+
+    /// The root that a bare machine works in, made anew.
+    fn furnish(&self, root: &Path) {
+        let _ = fs::remove_dir_all(root);
+        fs::create_dir_all(root).unwrap();
+        fs::hard_link(&self.memory, root.join("memory")).unwrap();
+        fs::hard_link(&self.image, root.join("image.ext4")).unwrap();
+        fs::copy(self.golden.join("state"), root.join("state")).unwrap();
+        let mut copy = Command::new("cp");
+        copy.arg("--sparse=always").arg(self.golden.join("disk.ext4")).arg(root);
+        assert!(copy.status().unwrap().success());
+    }
+}
+
+/// Starts one in a namespace with a tap, and returns how long it took to answer.
+fn restore(firecracker: &Path, root: &Path, at: &Namespace) -> Duration {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", at.name()]).arg(firecracker).args(["--api-sock", "api.sock"]);
+    let began = Instant::now();
+    // `ip` becomes the program.
+    let child = quiet(inside.current_dir(root));
+    let pid = i32::try_from(child.id()).unwrap();
+    let running = Running { root: root.to_owned(), pid, child };
+    drop(connect(root));
+    load(&running);
+    at.wait_healthy();
+    let took = began.elapsed();
+    running.end();
+    took
+}
+
+pub(super) async fn measure(firecracker: &Path) -> Vec<Row> {
+    if tests::firecracker().is_none() {
+        println!("firecracker: no creates, since WRENN_TEST_GUESTS is not `firecracker`");
+        return Vec::new();
+    }
+    let platform = Platform::start(Driver::Guests, &[("WRENN_MEMORY_MIB", "100000")]).await;
+    let client = platform.client();
+    // The first of its size may be booted; the next one is brought back.
+    let first = client.create(&json!({})).await;
+    client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
+    let like = client.create(&json!({})).await;
+    let kept = Kept::of(&platform, &like);
+    // On the platform's own file system, so that files are linked.
+    let root = platform.dir().join("bare");
+    let at = Namespace::new("firecracker");
+    let (mut bare, mut created, mut commanded, mut resumed) = (vec![], vec![], vec![], vec![]);
+    // The first of each only warms caches.
+    for _ in 0..=ROUNDS {
+        kept.furnish(&root);
+        bare.push(restore(firecracker, &root, &at));
+        let started = Instant::now();
+        let id = client.create(&json!({})).await;
+        created.push(started.elapsed());
+        client.out(&id, "true").await;
+        commanded.push(started.elapsed());
+        client.pause(&id).await;
+        let started = Instant::now();
+        client.resume(&id).await;
+        resumed.push(started.elapsed());
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    }
+    client.delete(&format!("/v1/capsules/{like}")).await.expect(204);
+    drop(at);
+    platform.finish();
+    let what = ["create from the template", "the same with a first command", "resume"];
+    let goals = ["≤ 1.2", "", ""];
+    let rows = what.iter().zip([created, commanded, resumed]).zip(goals);
+    rows.map(|((what, ours), goal)| {
+        let what = format!("Firecracker: {what} ÷ bare load to /health");
+        Row::ratio(&what, &ours[1..], &bare[1..], goal)
+    })
+    .collect()
+}
