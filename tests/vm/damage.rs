@@ -4,7 +4,9 @@
 use crate::{capsule, small};
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tests::{Driver, Platform, eventually, processes_of};
 
 /// The files of a capsule's snapshot that are written at each pause.
@@ -82,15 +84,23 @@ async fn damage_is_told_and_the_snapshot_before_is_offered() {
     platform.finish();
 }
 
-/// A small file system of its own, which can be filled.
+/// A small disk, which can be filled. No tmpfs: there a page of a mapped file takes room when it is
+/// read, and a guest that Firecracker runs waits for one that there is none for.
 struct Small(tempfile::TempDir);
 
 impl Small {
     fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("wrenn-small-").tempdir().unwrap();
-        let options = Some(c"size=1700m,mode=755");
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, options).unwrap();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1700 << 20).unwrap();
+        let mut make = Command::new("mkfs.ext4");
+        let made = make.args(["-q", "-F", "-m", "0"]).arg(image.path()).status().unwrap();
+        let mut mount = Command::new("mount");
+        let mounted =
+            mount.args(["-o", "loop"]).arg(image.path()).arg(dir.path()).status().unwrap();
+        assert!(made.success() && mounted.success());
+        // The loop device keeps it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self(dir)
     }
 
