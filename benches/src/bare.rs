@@ -124,8 +124,7 @@ impl Bare {
     pub(crate) fn restore(&self, at: &Namespace, name: &str) -> (Machine, Duration) {
         let saved = self.saved.as_ref().unwrap();
         let disk = self.dir.path().join(format!("{name}.disk"));
-        let copied = Command::new("cp").arg("--sparse=always").args([&saved.disk, &disk]).status();
-        assert!(copied.unwrap().success());
+        copy_disk(&saved.disk, &disk);
         let mut command = self.command(name, &disk);
         let path = saved.memory.display();
         let memory =
@@ -153,13 +152,7 @@ impl Saved {
             }
             at += 4096;
         }
-        let golden = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
-        // Of the disk's default size, as every capsule of the benchmarks that is brought back.
-        let wanted = format!("\"memory_mib\":{size},\"disk_mib\":5120");
-        let mut golden = golden.map(|entry| entry.path()).filter(|dir| {
-            std::fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(&wanted))
-        });
-        let golden = golden.next().unwrap();
+        let golden = golden(platform, size);
         Self { memory, state: golden.join("state"), disk: golden.join("disk.ext4") }
     }
 }
@@ -273,6 +266,23 @@ async fn wait_healthy() {
         tokio::time::sleep(POLL).await;
     }
     panic!("the bare machine did not get up");
+}
+
+/// The template's kept machine with this much memory, in MiB.
+pub(crate) fn golden(platform: &Platform, size: &str) -> PathBuf {
+    let golden = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
+    // Of the disk's default size, as every capsule of the benchmarks that is brought back.
+    let wanted = format!("\"memory_mib\":{size},\"disk_mib\":5120");
+    let mut golden = golden.map(|entry| entry.path()).filter(|dir| {
+        std::fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(&wanted))
+    });
+    golden.next().unwrap()
+}
+
+/// Copies a disk with nobody's machine on it.
+pub(crate) fn copy_disk(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status();
+    assert!(copied.unwrap().success());
 }
 
 /// The capsule's own disk, as the agent makes it.

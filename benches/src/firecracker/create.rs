@@ -2,7 +2,7 @@
 //! disk of the template's kept machine, until envd's `/health` answers.
 
 use super::{Running, connect, load, quiet};
-use crate::bare::Namespace;
+use crate::bare::{self, Namespace};
 use crate::stats::Row;
 use serde_json::json;
 use std::fs;
@@ -26,26 +26,18 @@ impl Kept {
         let jails = platform.dir().join(format!("capsules/{capsule}/vmm/jail"));
         let program = fs::read_dir(jails).unwrap().next().unwrap().unwrap().path();
         let root = program.join(capsule).join("root");
-        let golden = fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
         // Of the default size, as the capsule is.
-        let wanted = "\"memory_mib\":512,\"disk_mib\":5120";
-        let golden = golden.map(|entry| entry.path()).find(|dir| {
-            fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(wanted))
-        });
-        let image = root.join("image.ext4");
-        Self { golden: golden.unwrap(), memory: root.join("memory"), image }
+        let golden = bare::golden(platform, "512");
+        Self { golden, memory: root.join("memory"), image: root.join("image.ext4") }
     }
 
-    /// The root that a bare machine works in, made anew.
+    /// The root that a bare machine works in.
     fn furnish(&self, root: &Path) {
-        let _ = fs::remove_dir_all(root);
         fs::create_dir_all(root).unwrap();
         fs::hard_link(&self.memory, root.join("memory")).unwrap();
         fs::hard_link(&self.image, root.join("image.ext4")).unwrap();
         fs::copy(self.golden.join("state"), root.join("state")).unwrap();
-        let mut copy = Command::new("cp");
-        copy.arg("--sparse=always").arg(self.golden.join("disk.ext4")).arg(root);
-        assert!(copy.status().unwrap().success());
+        bare::copy_disk(&self.golden.join("disk.ext4"), &root.join("disk.ext4"));
     }
 }
 
@@ -81,11 +73,11 @@ pub(super) async fn measure(firecracker: &Path) -> Vec<Row> {
     // On the platform's own file system, so that files are linked.
     let root = platform.dir().join("bare");
     let at = Namespace::new("firecracker");
-    let (mut bare, mut created, mut commanded, mut resumed) = (vec![], vec![], vec![], vec![]);
+    let (mut floor, mut created, mut commanded, mut resumed) = (vec![], vec![], vec![], vec![]);
     // The first of each only warms caches.
     for _ in 0..=ROUNDS {
         kept.furnish(&root);
-        bare.push(restore(firecracker, &root, &at));
+        floor.push(restore(firecracker, &root, &at));
         let started = Instant::now();
         let id = client.create(&json!({})).await;
         created.push(started.elapsed());
@@ -105,7 +97,7 @@ pub(super) async fn measure(firecracker: &Path) -> Vec<Row> {
     let rows = what.iter().zip([created, commanded, resumed]).zip(goals);
     rows.map(|((what, ours), goal)| {
         let what = format!("Firecracker: {what} ÷ bare load to /health");
-        Row::ratio(&what, &ours[1..], &bare[1..], goal)
+        Row::ratio(&what, &ours[1..], &floor[1..], goal)
     })
     .collect()
 }
