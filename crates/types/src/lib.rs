@@ -2,6 +2,7 @@
 //! names and limits. Never does I/O, never knows a wire format beyond the text of an id.
 
 pub mod capsule;
+pub mod client_network;
 pub mod egress;
 pub mod ids;
 pub mod isolation;
@@ -9,6 +10,7 @@ pub mod names;
 pub mod resources;
 
 pub use capsule::CapsuleState;
+pub use client_network::ClientNetwork;
 pub use egress::Egress;
 pub use ids::{
     ApiKeyId, AuditLogId, BuildId, CapsuleId, ChannelId, DeliveryId, HostId, HostTokenId,
