@@ -1,9 +1,14 @@
 //! Watching directories with inotify: names relative to the watched directory, recursion
 //! that also covers directories made later, and what was put into them before their watch.
+//!
+//! A directory that appears is watched and then read. Its contents are told from that reading:
+//! `Create` for each name, and `Write` for each file that has contents. The kernel may report the
+//! same changes again, since both look at the directory at the same time; those repetitions are in
+//! its queue by then, and are dropped until the queue is empty.
 
 use crate::error::{Error, Result};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -30,6 +35,50 @@ pub(crate) struct Event {
     /// Relative to the watched directory.
     pub name: PathBuf,
     pub change: Change,
+}
+
+/// The events that one call to `drain` has found.
+#[derive(Default)]
+struct Found {
+    events: Vec<Event>,
+    /// Names that were told from reading a directory, and those told as written.
+    read: HashSet<PathBuf>,
+    written: HashSet<PathBuf>,
+}
+
+impl Found {
+    /// Tells of a name that was read from a directory.
+    fn add_read(&mut self, name: &Path, has_contents: bool) {
+        if self.read.insert(name.to_owned()) {
+            self.events.push(Event { name: name.to_owned(), change: Change::Create });
+        }
+        if has_contents && self.written.insert(name.to_owned()) {
+            self.events.push(Event { name: name.to_owned(), change: Change::Write });
+        }
+    }
+
+    /// Tells of a change that the kernel reports, unless a reading has told of it.
+    fn add_reported(&mut self, name: PathBuf, change: Change) {
+        match change {
+            Change::Create if self.read.contains(&name) => return,
+            Change::Write if self.written.contains(&name) => return,
+            Change::Remove | Change::Rename => {
+                self.read.remove(&name);
+                self.written.remove(&name);
+            }
+            Change::Create | Change::Write | Change::Chmod => {}
+        }
+        self.events.push(Event { name, change });
+    }
+}
+
+/// Which names `Watcher::add` tells of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    Nothing,
+    /// Directories that are not watched yet, and their contents.
+    New,
+    All,
 }
 
 /// A watch on a directory, and below it when recursive.
@@ -62,24 +111,24 @@ impl Watcher {
         let inotify = Inotify::init().map_err(|e| fail(&e))?;
         let mut watcher =
             Self { root, recursive, include_entry: false, inotify, dirs: HashMap::new() };
-        watcher.add(Path::new(""), None)?;
+        watcher.add(Path::new(""), Tell::Nothing, &mut Found::default())?;
         Ok(watcher)
     }
 
     /// Every event since the last call, without waiting.
     pub(crate) fn drain(&mut self) -> Vec<Event> {
-        let mut out = Vec::new();
+        let mut found = Found::default();
         let mut buffer = vec![0; BUFFER];
         loop {
             let raw: Vec<_> = match self.inotify.read_events(&mut buffer) {
                 Ok(events) => events.map(|e| (e.wd, e.mask, e.name.map(PathBuf::from))).collect(),
-                Err(_) => return out, // nothing more to read now
+                Err(_) => return found.events, // nothing more to read now
             };
             if raw.is_empty() {
-                return out;
+                return found.events;
             }
             for (descriptor, mask, name) in raw {
-                self.take(&descriptor, mask, name, &mut out);
+                self.take(&descriptor, mask, name, &mut found);
             }
         }
     }
@@ -89,30 +138,31 @@ impl Watcher {
         descriptor: &WatchDescriptor,
         mask: EventMask,
         name: Option<PathBuf>,
-        out: &mut Vec<Event>,
+        found: &mut Found,
     ) {
         if mask.contains(EventMask::IGNORED) {
             self.dirs.remove(descriptor);
+            return;
+        }
+        if mask.contains(EventMask::Q_OVERFLOW) {
+            // Events were lost, and with them perhaps directories to watch.
+            let _ = self.add(Path::new(""), Tell::New, found);
             return;
         }
         // Events of a directory itself reach its parent's watch under its name.
         let (Some(dir), Some(name)) = (self.dirs.get(descriptor), name) else { return };
         let name = dir.join(name);
         let Some(change) = change_of(mask) else { return };
-        let event = Event { name: name.clone(), change };
         let made_dir = change == Change::Create && mask.contains(EventMask::ISDIR);
-        // The scan of a new directory may have told of this one already.
-        if change != Change::Create || !out.contains(&event) {
-            out.push(event);
-        }
+        found.add_reported(name.clone(), change);
         if made_dir && self.recursive {
-            let _ = self.add(&name, Some(out));
+            let _ = self.add(&name, Tell::All, found);
         }
     }
 
-    /// Watches a directory and, when recursive, those below; with `found`, tells of what is
-    /// there already, since it may have come before the watch.
-    fn add(&mut self, dir: &Path, mut found: Option<&mut Vec<Event>>) -> Result<()> {
+    /// Watches a directory and, when recursive, those below. Tells of their contents as `tell`
+    /// says, since a name may have come before the watch.
+    fn add(&mut self, dir: &Path, tell: Tell, found: &mut Found) -> Result<()> {
         let path = self.root.join(dir);
         let mask = WatchMask::CREATE
             | WatchMask::MODIFY
@@ -125,20 +175,26 @@ impl Watcher {
         let descriptor = watches
             .add(&path, mask)
             .map_err(|e| Error::io(&format!("watching {}", path.display()), &e))?;
-        self.dirs.insert(descriptor, dir.to_owned());
+        let is_new = self.dirs.insert(descriptor, dir.to_owned()).is_none();
         if !self.recursive {
             return Ok(());
         }
+        let tell = match tell {
+            Tell::New if is_new => {
+                found.add_read(dir, false);
+                Tell::All
+            }
+            Tell::Nothing | Tell::New | Tell::All => tell,
+        };
         for child in fs::read_dir(&path).into_iter().flatten().flatten() {
             let name = dir.join(child.file_name());
-            let event = Event { name: name.clone(), change: Change::Create };
-            if let Some(found) = found.as_deref_mut()
-                && !found.contains(&event)
-            {
-                found.push(event);
+            let is_dir = child.file_type().is_ok_and(|kind| kind.is_dir());
+            if tell == Tell::All {
+                let has_contents = || child.metadata().is_ok_and(|m| m.is_file() && m.len() > 0);
+                found.add_read(&name, !is_dir && has_contents());
             }
-            if child.file_type().is_ok_and(|t| t.is_dir()) {
-                let _ = self.add(&name, found.as_deref_mut());
+            if is_dir {
+                let _ = self.add(&name, tell, found);
             }
         }
         Ok(())
@@ -221,22 +277,79 @@ mod tests {
         watcher.drain().into_iter().map(|e| (e.name.display().to_string(), e.change)).collect()
     }
 
+    fn count(seen: &[(String, Change)], name: &str, change: Change) -> usize {
+        seen.iter().filter(|event| **event == (name.to_owned(), change)).count()
+    }
+
     #[test]
-    fn a_new_directory_and_what_was_put_into_it_at_once_are_both_told() {
+    fn new_directory_tells_what_was_put_into_it_before_its_watch_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut watcher = Watcher::new(dir.path().to_owned(), true, false).unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/b/f"), "x").unwrap();
+        fs::write(dir.path().join("a/empty"), "").unwrap();
         let seen = changes(&mut watcher);
-        for name in ["a", "a/b", "a/b/f"] {
-            assert_eq!(
-                seen.iter().filter(|e| **e == (name.into(), Change::Create)).count(),
-                1,
-                "{seen:?}"
-            );
+        for name in ["a", "a/b", "a/b/f", "a/empty"] {
+            assert_eq!(count(&seen, name, Change::Create), 1, "{name}: {seen:?}");
         }
+        assert_eq!(count(&seen, "a/b/f", Change::Write), 1, "{seen:?}");
+        assert_eq!(count(&seen, "a/empty", Change::Write), 0, "{seen:?}");
         fs::remove_file(dir.path().join("a/b/f")).unwrap();
         assert_eq!(changes(&mut watcher), [("a/b/f".into(), Change::Remove)]);
+        fs::write(dir.path().join("a/b/f"), "x").unwrap();
+        let wanted = [("a/b/f".into(), Change::Create), ("a/b/f".into(), Change::Write)];
+        assert_eq!(changes(&mut watcher), wanted);
+    }
+
+    #[test]
+    fn files_written_while_directories_appear_are_each_told_as_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watcher = Watcher::new(dir.path().to_owned(), true, false).unwrap();
+        let root = dir.path().to_owned();
+        let writer = std::thread::spawn(move || {
+            for n in 0..300 {
+                fs::create_dir_all(root.join(format!("{n}/in"))).unwrap();
+                fs::write(root.join(format!("{n}/in/f")), "x").unwrap();
+            }
+        });
+        let mut seen = Vec::new();
+        while !writer.is_finished() {
+            seen.extend(changes(&mut watcher));
+        }
+        writer.join().unwrap();
+        seen.extend(changes(&mut watcher));
+        for n in 0..300 {
+            let of = |name: &str, change| count(&seen, &format!("{n}{name}"), change);
+            let created = ["", "/in", "/in/f"].map(|name| of(name, Change::Create));
+            assert_eq!(created, [1; 3], "{n}");
+            // Told from a reading and then by the kernel, when it is still being written.
+            assert!((1..=2).contains(&of("/in/f", Change::Write)), "{n}");
+        }
+    }
+
+    #[test]
+    fn directories_whose_events_were_lost_are_watched_and_told() {
+        let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let queue: usize = queue.trim().parse().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut watcher = Watcher::new(dir.path().to_owned(), true, false).unwrap();
+        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+        fs::write(&one, "x").unwrap();
+        for _ in 0..=queue / 2 {
+            // The kernel joins an event with the one before where they are alike.
+            fs::rename(&one, &other).unwrap();
+            fs::rename(&other, &one).unwrap();
+        }
+        fs::create_dir(dir.path().join("late")).unwrap();
+        fs::write(dir.path().join("late/f"), "x").unwrap();
+        let seen = changes(&mut watcher);
+        for (name, change) in
+            [("late", Change::Create), ("late/f", Change::Create), ("late/f", Change::Write)]
+        {
+            assert_eq!(count(&seen, name, change), 1, "{name} {change:?}");
+        }
+        fs::write(dir.path().join("late/g"), "").unwrap();
+        assert_eq!(changes(&mut watcher), [("late/g".into(), Change::Create)]);
     }
 
     #[test]

@@ -215,7 +215,6 @@ fn shown(entry: Entry) -> wire::EntryInfo {
         .into(),
         symlink_target: entry.symlink_target,
         metadata: entry.metadata.into_iter().collect(),
-        is_symlink: entry.is_symlink,
         ..Default::default()
     }
 }
