@@ -249,7 +249,7 @@ async fn the_proxy_speaks_of_it_in_e2bs_words_and_its_ports_are_as_it_was_asked_
     let masked = json!({ "network": { "maskRequestHost": "app.internal:${PORT}" } });
     let masked = id(&create(&client, &masked).await);
     let head = ask(&masked, guest.port).await.unwrap().text().await.unwrap();
-    assert!(head.contains(&format!("host: app.internal:{}\r\n", guest.port)), "{head}");
+    assert!(head.contains(&format!("Host: app.internal:{}\r\n", guest.port)), "{head}");
     // Gone, it is still known by that name; a browser is told in a page.
     client.delete(&format!("/sandboxes/{open}")).await.expect(204);
     let gone: Value = ask(&open, guest.port).await.unwrap().json().await.unwrap();

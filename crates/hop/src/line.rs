@@ -43,8 +43,14 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) async fn open(stream: Box<dyn Stream>) -> hyper::Result<Box<Self>> {
+    /// Opens a connection over `stream`. Header names are sent as `Content-Type` with `title_case`,
+    /// and as `content-type` without.
+    pub(crate) async fn open(
+        stream: Box<dyn Stream>,
+        title_case: bool,
+    ) -> hyper::Result<Box<Self>> {
         let mut builder = http1::Builder::new();
+        builder.title_case_headers(title_case);
         // At most 100 headers, hyper's default, which it reads without allocating.
         // The buffer bounds what a client that does not read makes us hold.
         builder.max_header_size(HEAD_MAX).max_buf_size(BUFFER);

@@ -143,13 +143,21 @@ pub struct Pool<D: Dial> {
     dialer: D,
     places: Mutex<HashMap<D::To, Place>>,
     most: usize,
+    title_case: bool,
     tasks: Tasks,
 }
 
 impl<D: Dial> Pool<D> {
     /// An empty one that keeps at most `most` resting connections to each place.
     pub fn new(dialer: D, most: usize, tasks: Tasks) -> Self {
-        Self { dialer, places: Mutex::default(), most, tasks }
+        Self { dialer, places: Mutex::default(), most, title_case: false, tasks }
+    }
+
+    /// Has HTTP/1.1 requests carry header names as `Content-Type` rather than `content-type`.
+    /// Programs exist that compare names byte for byte, against RFC 9110, 5.1.
+    #[must_use]
+    pub fn with_title_case(self) -> Self {
+        Self { title_case: true, ..self }
     }
 
     fn place<T>(&self, to: &D::To, of: impl Fn(&Place) -> T) -> T {
@@ -233,7 +241,7 @@ impl<D: Dial> Pool<D> {
                 return Err(Failed { error: Error::Dial(error), request: Some(request) });
             }
         };
-        let mut line = Line::open(stream).await.map_err(Error::of)?;
+        let mut line = Line::open(stream, self.title_case).await.map_err(Error::of)?;
         let sent = line.send(request).await;
         let answer = sent.map_err(|failed| Error::of(failed.into_error()))?;
         Ok(finish(answer, line, shelf))

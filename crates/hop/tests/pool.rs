@@ -64,3 +64,25 @@ async fn one_connection_serves_all_that_come_one_after_another() {
     assert_eq!(dialled.load(Ordering::SeqCst), 1);
     pool.clear();
 }
+
+#[tokio::test]
+async fn header_names_are_in_title_case_where_the_pool_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let pool = || Pool::new(Counting(Arc::default()), 8, Tasks::default());
+    let wanted = ["Host: x\r\nX-Access-Token: y\r\n", "host: x\r\nx-access-token: y\r\n"];
+    for (pool, wanted) in [pool().with_title_case(), pool()].into_iter().zip(wanted) {
+        let request = Request::get("/").header(header::HOST, "x").header("x-access-token", "y");
+        let request = request.body(Body::empty()).unwrap();
+        let sending = tokio::spawn(async move { pool.send(&to, request).await.map(|_| ()) });
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(stream.read_line(&mut head).await.unwrap() > 0, "{head}");
+        }
+        assert!(head.contains(wanted), "{head}");
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        sending.await.unwrap().unwrap();
+    }
+}

@@ -96,7 +96,7 @@ impl Guest {
     pub(crate) fn new(route: Route, most: u32, tasks: Tasks) -> Self {
         let cut = Signal::default();
         let dialer = Dialer { route, cut: cut.clone() };
-        let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
+        let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         Self { pool, cut, tracker: Tracker::default(), most, guard: None }
     }
 
@@ -116,7 +116,7 @@ impl Guest {
         let cut = Signal::default();
         let route = self.pool.dialer().route.clone();
         let dialer = Dialer { route, cut: cut.clone() };
-        let pool = Arc::new(Pool::new(dialer, RESTING, tasks));
+        let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, guard) = (self.tracker.clone(), self.guard.clone());
         Self { pool, cut, tracker, most: self.most, guard }
     }

@@ -114,7 +114,7 @@ async fn huge_bodies_pass_whole_both_ways_and_are_not_held() {
     let guest = Upstream::start(|mut wire| {
         let head = wire.head().unwrap();
         // A chunked body is read by the sizes that stand before its chunks.
-        assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+        assert!(head.contains("Transfer-Encoding: chunked\r\n"), "{head}");
         let mut digest = Sha256::new();
         loop {
             let mut size = Vec::new();
@@ -171,7 +171,7 @@ async fn trailers_early_permission_and_bodiless_answers_pass() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         while let Some(head) = wire.head() {
-            assert!(!head.contains("expect"), "{head}");
+            assert!(!head.to_lowercase().contains("expect"), "{head}");
             if head.starts_with("HEAD") {
                 wire.send("HTTP/1.1 200 OK\r\ncontent-length: 12345\r\n\r\n");
             } else if head.starts_with("PUT") {
@@ -180,7 +180,7 @@ async fn trailers_early_permission_and_bodiless_answers_pass() {
             } else if head.starts_with("DELETE") {
                 wire.send("HTTP/1.1 204 No Content\r\n\r\n");
             } else {
-                assert!(head.contains("te: trailers\r\n"), "{head}");
+                assert!(head.contains("\nTe: trailers\r\n"), "{head}");
                 wire.send(
                     "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n",
                 );
@@ -212,7 +212,7 @@ async fn a_protocol_that_was_switched_to_passes_either_way_until_both_have_ended
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         let head = wire.head().unwrap();
-        assert!(head.contains("connection: upgrade\r\n") && head.contains("upgrade: echo\r\n"));
+        assert!(head.contains("Connection: upgrade\r\n") && head.contains("Upgrade: echo\r\n"));
         wire.send(
             "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\nhi",
         );

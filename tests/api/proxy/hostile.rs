@@ -65,8 +65,8 @@ async fn a_request_within_a_request_reaches_nobody() {
     let seen = Arc::clone(&heads);
     let guest = Upstream::start(move |mut wire| {
         while let Some(head) = wire.head() {
-            let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
-            let chunked = head.contains("transfer-encoding: chunked\r\n");
+            let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: "));
+            let chunked = head.contains("Transfer-Encoding: chunked\r\n");
             assert!(!(chunked && length.is_some()), "two lengths: {head}");
             seen.lock().unwrap().push(head.clone());
             match length {

@@ -15,7 +15,8 @@ import http.server
 class Echo(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
-        self.wfile.write(f"{self.headers['host']} {self.headers['x-forwarded-proto']}".encode())
+        named = dict(self.headers.items())
+        self.wfile.write(f"{named['Host']} {named['X-Forwarded-Proto']}".encode())
 http.server.HTTPServer(("", 8000), Echo).serve_forever()
 """
 
