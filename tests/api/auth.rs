@@ -61,6 +61,7 @@ const EXPECTED: &str = "
 /// The same of routes that others' clients have, which are in no document of ours.
 const OF_OTHERS: &str = "
     read GET /sandboxes, GET /v2/sandboxes, GET /sandboxes/{id}, GET /sandboxes/{id}/metrics,
+    read GET /sandboxes/metrics, GET /sandboxes/{id}/logs, GET /v2/sandboxes/{id}/logs,
     read GET /snapshots, GET /templates, GET /v2/templates, GET /templates/aliases/{alias},
     read GET /volumes, GET /secrets, GET /api/v1/capsules, GET /api/v1/capsules/{id}/metrics,
     read GET /api/v1/capsules/stats, GET /api/v1/capsules/usage, GET /api/v1/snapshots,
@@ -71,6 +72,7 @@ const OF_OTHERS: &str = "
     change POST /sandboxes/{id}/pause, POST /sandboxes/{id}/resume, POST /sandboxes/{id}/fork,
     change POST /sandboxes/{id}/snapshots, PUT /sandboxes/{id}/network, DELETE /templates/{id},
     change POST /v3/templates, POST /volumes, POST /secrets, POST /api/v1/snapshots
+    anyone GET /teams
 ";
 
 /// Done by who may, these would end what the others are asked with; other tests do them.

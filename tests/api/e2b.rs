@@ -304,3 +304,202 @@ async fn a_snapshots_name_goes_over_to_the_next_one_of_it() {
     assert_eq!(rest.json::<Value>().await.unwrap().as_array().unwrap().len(), 1);
     platform.finish();
 }
+
+/// A request to envd by the headers of E2B's SDKs; with the sandbox's token, where there is one.
+fn to_envd(
+    client: &Client,
+    method: Method,
+    made: &Value,
+    path: &str,
+    token: bool,
+) -> reqwest::RequestBuilder {
+    let asked = client.request(method, path).header("e2b-sandbox-id", id(made));
+    let asked = asked.header("e2b-sandbox-port", "49983");
+    let secret = made["envdAccessToken"].as_str().unwrap();
+    if token { asked.header("x-access-token", secret) } else { asked }
+}
+
+/// Everything that an answer says, but for the id of the request.
+async fn all_of(asked: reqwest::RequestBuilder) -> (u16, Vec<(String, String)>, String) {
+    let answer = asked.send().await.unwrap();
+    let headers = answer.headers().iter().filter(|(name, _)| *name != "x-request-id");
+    let headers = headers.filter(|(name, _)| *name != "date");
+    let pair = |(name, value): (&reqwest::header::HeaderName, &reqwest::header::HeaderValue)| {
+        (name.to_string(), format!("{value:?}"))
+    };
+    let (status, headers) = (answer.status().as_u16(), headers.map(pair).collect());
+    (status, headers, answer.text().await.unwrap())
+}
+
+/// What somebody without a credential is told of a sandbox, by every way to ask for it.
+async fn told_to_nobody(
+    platform: &Platform,
+    made: &Value,
+) -> Vec<(u16, Vec<(String, String)>, String)> {
+    let nobody = platform.client_with("");
+    let mut all = Vec::new();
+    for (method, path) in [
+        (Method::GET, "/health"),
+        (Method::POST, "/init"),
+        (Method::POST, "/process.Process/List"),
+        (Method::GET, "/files?path=/etc/hostname&signature=v1_x"),
+    ] {
+        all.push(all_of(to_envd(&nobody, method.clone(), made, path, false)).await);
+        for accept in ["*/*", "text/html"] {
+            let named = nobody.to_port(method.clone(), &id(made), 49983, path);
+            all.push(all_of(named.header("accept", accept)).await);
+        }
+    }
+    let port = nobody.to_port(Method::GET, &id(made), 8080, "/");
+    all.push(all_of(port).await);
+    let token = nobody.to_port(Method::GET, &id(made), 8080, "/");
+    all.push(all_of(token.header("e2b-traffic-access-token", "wrong")).await);
+    all
+}
+
+#[tokio::test]
+async fn paused_sandbox_is_not_found_by_sdks_and_told_apart_by_no_stranger() {
+    let (platform, client) = platform().await;
+    let nobody = platform.client_with("");
+    let private = json!({ "network": { "allowPublicTraffic": false } });
+    let made = create(&client, &private).await;
+    let path = |what: &str| format!("/sandboxes/{}{what}", id(&made));
+    let health = async || all_of(to_envd(&nobody, Method::GET, &made, "/health", true)).await;
+    let absent = json!({
+        "sandboxId": id(&made), "message": "The sandbox was not found", "code": 502,
+    });
+    let is_absent = async |asked: reqwest::RequestBuilder| {
+        let (status, _, body) = all_of(asked).await;
+        assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (502, absent.clone()));
+    };
+    assert_eq!(health().await.0, 204);
+    let running = told_to_nobody(&platform, &made).await;
+    assert!(running.iter().all(|(status, ..)| (400..500).contains(status)), "{running:?}");
+
+    client.post(&path("/pause"), &json!({})).await.expect(204);
+    is_absent(to_envd(&nobody, Method::GET, &made, "/health", true)).await;
+    let list = to_envd(&nobody, Method::POST, &made, "/process.Process/List", true);
+    is_absent(list.json(&json!({}))).await;
+    let by_name = nobody.to_port(Method::GET, &id(&made), 8080, "/");
+    let traffic = made["trafficAccessToken"].as_str().unwrap();
+    is_absent(by_name.header("e2b-traffic-access-token", traffic)).await;
+    assert_eq!(told_to_nobody(&platform, &made).await, running, "paused and running");
+
+    client.post(&path("/connect"), &json!({ "timeout": 60 })).await.expect(201);
+    assert_eq!(health().await.0, 204);
+    client.delete(&path("")).await.expect(204);
+    is_absent(to_envd(&nobody, Method::GET, &made, "/health", true)).await;
+    assert_eq!(told_to_nobody(&platform, &made).await, running, "killed and running");
+
+    // Where everybody may ask, a browser cannot tell a paused one from a killed one either.
+    let public = create(&client, &json!({})).await;
+    let page =
+        || nobody.to_port(Method::GET, &id(&public), 8080, "/").header("accept", "text/html");
+    client.post(&format!("/sandboxes/{}/pause", id(&public)), &json!({})).await.expect(204);
+    let paused = all_of(page()).await;
+    client.delete(&format!("/sandboxes/{}", id(&public))).await.expect(204);
+    assert_eq!(all_of(page()).await, paused);
+    // Our own API keeps its words, for a capsule of its own.
+    let ours = client.create(&json!({ "public_traffic": true })).await;
+    client.pause(&ours).await;
+    let asked = nobody.to_port(Method::GET, &ours, 8080, "/");
+    client.send(asked).await.refuses(409, "capsule_paused", "paused");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn api_is_reached_with_the_headers_that_lead_to_envd() {
+    let vars = [("WRENN_DOMAINS", "sandbox.test")];
+    let platform = Platform::start(Driver::Fake, &vars).await;
+    let client = platform.client();
+    let made = create(&client, &json!({ "timeout": 60 })).await;
+    let body = json!({ "timeout": 100 });
+    let connect = async |path: String, status: u16| {
+        let asked = to_envd(&client, Method::POST, &made, &path, false).json(&body);
+        assert_eq!(client.send(asked).await.expect(status)["sandboxID"], made["sandboxID"]);
+    };
+    for version in ["", "/v2"] {
+        let path = format!("{version}/sandboxes/{}/connect", id(&made));
+        connect(path.clone(), 200).await;
+        client.post(&format!("/sandboxes/{}/pause", id(&made)), &json!({})).await.expect(204);
+        connect(path, 201).await;
+    }
+    // What is envd's goes there, though both are at one address.
+    let health = to_envd(&client, Method::GET, &made, "/health", true).send().await.unwrap();
+    assert_eq!(health.status(), 204);
+    let metrics = to_envd(&client, Method::GET, &made, "/metrics", true);
+    assert!(client.send(metrics).await.expect(200)["mem_total"].is_number());
+    // A program has paths of its own.
+    let guest = Upstream::echo();
+    let asked = client.request(Method::GET, "/sandboxes/x").header("e2b-sandbox-id", id(&made));
+    let asked = asked.header("e2b-sandbox-port", guest.port.to_string());
+    assert!(all_of(asked).await.2.starts_with("GET /sandboxes/x HTTP/1.1\r\n"));
+    // By its own name, the API is meant whatever the headers say.
+    let named = to_envd(&client, Method::GET, &made, "/version", true);
+    let version = client.send(named.header("host", "api.sandbox.test:8000")).await.expect(200);
+    assert!(version["version"].is_string(), "{version}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn logs_are_empty_and_metrics_and_teams_are_listed() {
+    let (platform, client) = platform().await;
+    let (one, other) = (create(&client, &json!({})).await, create(&client, &json!({})).await);
+    let stranger = other_team(&platform).await;
+    let logs = format!("/sandboxes/{}/logs", id(&one));
+    let first = client.get(&format!("{logs}?start=0&limit=10")).await.expect(200);
+    assert_eq!(first, json!({ "logs": [], "logEntries": [] }));
+    let second = client.get(&format!("/v2{logs}?direction=backward")).await.expect(200);
+    assert_eq!(second, json!({ "logs": [] }));
+    for path in [logs.clone(), format!("/v2{logs}")] {
+        assert_eq!(stranger.get(&path).await.status, 404, "{path}");
+    }
+    client.post(&format!("/sandboxes/{}/pause", id(&other)), &json!({})).await.expect(204);
+    let unknown = "cl-0000000000000000000000001";
+    let many = format!("/sandboxes/metrics?sandbox_ids={},{},{unknown}", id(&one), id(&other));
+    let metrics = client.get(&many).await.expect(200);
+    let listed: Vec<&String> = metrics["sandboxes"].as_object().unwrap().keys().collect();
+    assert_eq!(listed, [&id(&one)]);
+    assert!(metrics["sandboxes"][id(&one)]["memTotal"].as_u64().unwrap() > 0, "{metrics}");
+    assert_eq!(stranger.get(&many).await.expect(200), json!({ "sandboxes": {} }));
+    let too_many = vec![unknown; 101].join(",");
+    for wrong in
+        ["/sandboxes/metrics".to_owned(), format!("/sandboxes/metrics?sandbox_ids={too_many}")]
+    {
+        let refused = client.request(Method::GET, &wrong).send().await.unwrap();
+        let (status, message, _) = told(refused).await;
+        assert_eq!((status, message.starts_with("sandbox_ids ")), (400, true), "{message}");
+    }
+    let teams = client.get("/teams").await.expect(200);
+    assert_eq!((teams.as_array().unwrap().len(), &teams[0]["apiKey"]), (1, &json!("")));
+    assert_eq!((&teams[0]["name"], &teams[0]["isDefault"]), (&json!("Default"), &json!(true)));
+    let missing = client.request(Method::GET, "/teams/x/metrics").send().await.unwrap();
+    assert_eq!(told(missing).await.0, 404);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn limit_on_capsules_is_refused_with_e2bs_text_on_its_routes_alone() {
+    let (platform, client) = platform().await;
+    let teams = client.get("/v1/teams").await.expect(200);
+    let limits = format!("/v1/admin/teams/{}/limits", teams["items"][0]["id"].as_str().unwrap());
+    client.put(&limits, &json!({ "capsules": 1, "vcpus": 1 })).await.expect(200);
+    let made = create(&client, &json!({})).await;
+    let text = "maximum number of concurrent sandboxes";
+    for path in ["/v2/sandboxes", "/sandboxes"] {
+        let asked = client.request(Method::POST, path).json(&json!({ "templateID": "base" }));
+        let refused = eventually("the limit holds on every replica", async || {
+            let answer = asked.try_clone().unwrap().send().await.unwrap();
+            (answer.status() == 429).then_some(answer)
+        });
+        let (_, message, retry) = told(refused.await).await;
+        assert!(message.contains(text) && message.contains("1 of 1 capsules"), "{message}");
+        assert_eq!(retry.as_deref(), Some("false"));
+    }
+    let fork = client.post(&format!("/sandboxes/{}/fork", id(&made)), &json!({})).await;
+    assert!(fork.body.to_string().contains(text), "{}", fork.body);
+    let ours = client.post("/v1/capsules", &json!({})).await;
+    assert!(!ours.body.to_string().contains(text), "{}", ours.body);
+    ours.refuses(429, "limit_reached", "1 of 1 capsules are in use");
+    platform.finish();
+}

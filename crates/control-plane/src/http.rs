@@ -8,7 +8,7 @@ mod capsules;
 mod channels;
 mod contents;
 mod docs;
-mod e2b;
+pub(crate) mod e2b;
 pub(crate) mod earlier;
 mod events;
 mod exec;

@@ -18,6 +18,7 @@ use crate::auth::Caller;
 use crate::auth::admit::key_caller;
 use crate::capsules::{self, HOST_PORT};
 use crate::error::{Error, Result};
+use crate::http::e2b;
 use crate::reconcile;
 use access::{Admitted, Presented};
 use answer::{Form, Public};
@@ -98,9 +99,10 @@ impl Proxy {
         })
     }
 
-    /// What is told, and how, of a capsule that was made by E2B's API, or to its SDKs. They ask
-    /// why something broke off, and that a capsule has come to its end may be known to its host
-    /// alone.
+    /// Rewords an error for E2B's clients: its SDKs, and whoever asks for a capsule that E2B's API
+    /// made. They ask why something broke off, and that a capsule has come to its end may be known
+    /// to its host alone. An error that comes before admission is the same in every state of the
+    /// capsule.
     async fn in_e2bs_words(&self, error: Error, form: Form, target: Target) -> (Error, Form) {
         let find = async || {
             let found = self.app.routes.find(&self.app.db, target.capsule, None).await;
@@ -108,7 +110,12 @@ impl Proxy {
         };
         let mut route = find().await;
         let made = route.as_ref().is_some_and(|route| route.e2b);
-        if form != Form::E2b && !(form == Form::Json && made) {
+        if form != Form::E2b && !made {
+            return (error, form);
+        }
+        let form = if form == Form::Page { Form::Page } else { Form::E2b };
+        let kept_out = matches!(error, Error::NotFound("route") | Error::MethodNotAllowed);
+        if kept_out || error.is_refusal() {
             return (error, form);
         }
         if matches!(error, Error::GuestUnavailable)
@@ -117,10 +124,8 @@ impl Proxy {
             reconcile::run(&self.app, host).await;
         }
         route = find().await;
-        let gone = route.is_some_and(|route| {
-            matches!(route.state, CapsuleState::Stopping | CapsuleState::Stopped)
-        });
-        (if gone { Error::NotFound("capsule") } else { error }, Form::E2b)
+        let absent = route.is_some_and(|route| answer::is_absent(&error, &route));
+        (if absent { Error::NotFound("capsule") } else { e2b::concurrent(error) }, form)
     }
 
     async fn pass(

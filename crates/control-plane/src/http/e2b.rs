@@ -6,6 +6,7 @@ mod list;
 mod names;
 mod sandboxes;
 mod snapshots;
+mod stats;
 mod templates;
 mod wire;
 
@@ -51,6 +52,9 @@ pub(super) const RULES: &[(&str, &str, Rule)] = &[
     ("POST", "/sandboxes/{id}/snapshots", CHANGE),
     ("PUT", "/sandboxes/{id}/network", CHANGE),
     ("GET", "/sandboxes/{id}/metrics", READ),
+    ("GET", "/sandboxes/metrics", READ),
+    ("GET", "/sandboxes/{id}/logs", READ),
+    ("GET", "/v2/sandboxes/{id}/logs", READ),
     ("GET", "/snapshots", READ),
     ("GET", "/templates", READ),
     ("GET", "/v2/templates", READ),
@@ -61,10 +65,12 @@ pub(super) const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/volumes", READ),
     ("POST", "/secrets", CHANGE),
     ("GET", "/secrets", READ),
+    ("GET", "/teams", Rule::Anyone),
 ];
 
-/// First parts of paths that are E2B's.
-const ROOTS: [&str; 7] = ["sandboxes", "v2", "v3", "snapshots", "templates", "volumes", "secrets"];
+/// First segments of the paths of E2B's API. None of them is a path of envd's.
+const ROOTS: [&str; 8] =
+    ["sandboxes", "v2", "v3", "snapshots", "templates", "volumes", "secrets", "teams"];
 
 pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
@@ -80,7 +86,11 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/sandboxes/{id}/fork", post(life::fork))
         .route("/sandboxes/{id}/snapshots", post(snapshots::create))
         .route("/sandboxes/{id}/network", put(life::network))
-        .route("/sandboxes/{id}/metrics", get(life::metrics))
+        .route("/sandboxes/{id}/metrics", get(stats::of_one))
+        .route("/sandboxes/metrics", get(stats::of_many))
+        .route("/sandboxes/{id}/logs", get(stats::logs))
+        .route("/v2/sandboxes/{id}/logs", get(stats::logs_v2))
+        .route("/teams", get(templates::teams))
         .route("/snapshots", get(snapshots::page))
         .route("/templates", get(templates::list))
         .route("/v2/templates", get(templates::list))
@@ -95,8 +105,8 @@ async fn missing(what: &'static str) -> Error {
     Error::NotSupported(what)
 }
 
-/// Whether a path is E2B's.
-pub(super) fn serves(path: &str) -> bool {
+/// Reports whether a path belongs to E2B's API.
+pub(crate) fn serves(path: &str) -> bool {
     let first = path.strip_prefix('/').and_then(|path| path.split('/').next());
     first.is_some_and(|first| ROOTS.contains(&first))
 }
@@ -116,6 +126,17 @@ pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Resp
         answer.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     answer
+}
+
+/// Words a limit on what runs at once as E2B's service does. Its clients wait for room by these
+/// texts: both are in use.
+pub(crate) fn concurrent(error: Error) -> Error {
+    let Error::LimitReached(who, what) = error else { return error };
+    let what = format!(
+        "{what}, the maximum number of concurrent sandboxes (E2B: maximum number of concurrent \
+         E2B sandboxes)"
+    );
+    Error::LimitReached(who, what)
 }
 
 /// A page of rows, of which there is one more if it is not the last; then a header says where the
@@ -182,6 +203,17 @@ mod tests {
         for ours in ["/", "/v1/capsules", "/health", "/v1/snapshots", "/sandboxes2", "/docs"] {
             assert!(!serves(ours), "{ours}");
         }
-        assert!(serves("/v3/templates/x") && serves("/snapshots"));
+        assert!(serves("/v3/templates/x") && serves("/snapshots") && serves("/teams/x/metrics"));
+        for envds in [
+            "/files",
+            "/process.Process/Start",
+            "/filesystem.Filesystem/Stat",
+            "/health",
+            "/metrics",
+            "/envs",
+            "/init",
+        ] {
+            assert!(!serves(envds), "{envds}");
+        }
     }
 }

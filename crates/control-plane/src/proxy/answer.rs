@@ -2,6 +2,7 @@
 //! small page for browsers. And what of a guest's answer is put right for the public name.
 
 use super::preview;
+use super::routes::Route;
 use super::target::{SANDBOX_ID, Target};
 use crate::error::Error;
 use hop::Body;
@@ -10,6 +11,7 @@ use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use types::CapsuleState;
 
 /// How whoever asks wants to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +89,22 @@ fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
         fields.insert("port".to_owned(), (*port).into());
     }
     (status, "application/json", body.to_string())
+}
+
+/// Reports whether E2B's service would not find the capsule that an error is about. It finds no
+/// paused one, unless a request may resume it; a conflict means that the capsule still changes.
+pub(crate) fn is_absent(error: &Error, route: &Route) -> bool {
+    use CapsuleState::{Missing, Paused, Pausing, Resuming, Running, Starting, Stopped, Stopping};
+    let state = match (route.state, error) {
+        (gone @ (Stopping | Stopped), _) => gone,
+        (_, Error::NotRunning(state)) => *state,
+        _ => return false,
+    };
+    match state {
+        Pausing | Paused => !route.auto_resume,
+        CapsuleState::Error | Stopping | Stopped => true,
+        Starting | Running | Resuming | Missing => false,
+    }
 }
 
 /// Holds nothing that a client sent: errors name a port and a state at most.

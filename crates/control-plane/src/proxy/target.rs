@@ -1,7 +1,13 @@
 //! Which requests are for a capsule, by the host that they name: `{port}-{capsule}.{domain}`, or
 //! E2B's two headers where names cannot be had. Pure.
+//!
+//! Some of E2B's SDKs (Python 2.7 to 2.26) also send the two headers to the API. A request for the
+//! API therefore goes there before the headers are read: by its host name `api.{domain}`, or, where
+//! the headers name envd's port, by a path that is E2B's API and none of envd's.
 
+use crate::http::e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use protocol::ENVD_PORT;
 use types::CapsuleId;
 
 /// Header that names a capsule on a plain host, and the one beside it.
@@ -23,6 +29,13 @@ impl Domains {
 
     fn hold(&self, domain: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|one| one == domain)
+    }
+
+    /// Reports whether a host name, with or without a port, is `api.` before a configured domain.
+    fn name_api(&self, host: &str) -> bool {
+        let label = host.get(..API.len()).filter(|label| label.eq_ignore_ascii_case(API));
+        let domain = label.and(host.get(API.len()..)).map(plain_name);
+        domain.is_some_and(|domain| self.0.iter().any(|one| one.eq_ignore_ascii_case(domain)))
     }
 }
 
@@ -47,15 +60,18 @@ const PORT: &str = "the port must be 1 to 65535, without leading zeros";
 const ID: &str = "the capsule's id must be `cl-` and 25 digits and lower-case letters";
 const HOST: &str = "the request must name one host";
 
+/// First label of the API's own name.
+const API: &str = "api.";
+
 /// For whom a request is.
 pub(crate) fn of<B>(request: &Request<B>, domains: &Domains) -> Addressee {
-    let headers = request.headers();
     let host = match host(request) {
-        Ok(host) => host,
+        Ok(host) => host.unwrap_or(""),
         Err(wrong) => return Addressee::Malformed(wrong),
     };
-    match by_name(host.unwrap_or(""), domains) {
-        Addressee::Api => by_headers(headers),
+    match by_name(host, domains) {
+        Addressee::Api if domains.name_api(host) => Addressee::Api,
+        Addressee::Api => by_headers(request.headers(), request.uri().path()),
         named @ (Addressee::Capsule(_) | Addressee::Malformed(_)) => named,
     }
 }
@@ -77,8 +93,7 @@ pub(crate) fn host<B>(request: &Request<B>) -> Result<Option<&str>, &'static str
 /// By the name of a host, as a request has it: with a port or without, in any case, with or
 /// without the dot that ends it.
 fn by_name(host: &str, domains: &Domains) -> Addressee {
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    let name = name.strip_suffix('.').unwrap_or(name);
+    let name = plain_name(host);
     let Some((label, domain)) = name.split_once('.').filter(|_| name.len() <= NAME_MAX) else {
         return Addressee::Api;
     };
@@ -91,10 +106,18 @@ fn by_name(host: &str, domains: &Domains) -> Addressee {
     target(port, &id.to_ascii_lowercase())
 }
 
-fn by_headers(headers: &HeaderMap) -> Addressee {
+/// Strips the port and the final dot from a host name.
+fn plain_name(host: &str) -> &str {
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or(""));
+    let envd = |port: &str| port.parse() == Ok(ENVD_PORT);
     match (text(SANDBOX_ID), text(SANDBOX_PORT)) {
         (None, _) => Addressee::Api,
+        (Some(_), Some(port)) if envd(port) && e2b::serves(path) => Addressee::Api,
         (Some(id), Some(port)) => target(port, id),
         (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
     }
@@ -224,6 +247,62 @@ mod tests {
         assert_eq!(request("/", &bad), Addressee::Malformed(PORT));
         assert_eq!(request("/", &[plain, port]), Addressee::Api);
         assert_eq!(request("/", &[]), Addressee::Api);
+    }
+
+    #[test]
+    fn e2b_api_path_with_envd_headers_goes_to_the_api() {
+        let id = CapsuleId::new();
+        let wanted = |port| Addressee::Capsule(Target { capsule: id, port });
+        let text = id.to_string();
+        let asked = |path: &str, port: &str| {
+            let headers = [("host", "127.0.0.1:8000"), ("e2b-sandbox-id", &text)];
+            request(path, &[headers[0], headers[1], ("e2b-sandbox-port", port)])
+        };
+        for path in [
+            &format!("/sandboxes/{id}/connect"),
+            &format!("/v2/sandboxes/{id}/connect"),
+            "/sandboxes",
+            "/v2/sandboxes?state=paused",
+            "/templates/base",
+            "/teams",
+        ] {
+            assert_eq!(asked(path, "49983"), Addressee::Api, "{path}");
+            assert_eq!(asked(path, "3000"), wanted(3000), "{path} is the program's own");
+        }
+        for path in [
+            "/files?path=/sandboxes",
+            "/process.Process/Start",
+            "/filesystem.Filesystem/Stat",
+            "/health",
+            "/metrics",
+            "/envs",
+            "/init",
+            "/sandboxes2",
+            "/",
+        ] {
+            assert_eq!(asked(path, "49983"), wanted(49983), "{path} is envd's");
+        }
+        let bad = [("e2b-sandbox-id", "i1"), ("e2b-sandbox-port", "49983")];
+        assert_eq!(request("/sandboxes/i1/connect", &bad), Addressee::Api);
+    }
+
+    #[test]
+    fn api_host_name_of_a_configured_domain_wins_over_headers() {
+        let id = CapsuleId::new().to_string();
+        let domains = Domains::new(&["sandbox.test".to_owned()]);
+        let asked = |host: &str, domains: &Domains| {
+            let request = Request::builder().uri("/files").header("host", host);
+            let request = request.header("e2b-sandbox-id", &id).header("e2b-sandbox-port", "49983");
+            of(&request.body(()).unwrap(), domains)
+        };
+        for host in ["api.sandbox.test", "API.Sandbox.test.:8443"] {
+            assert_eq!(asked(host, &domains), Addressee::Api, "{host}");
+            let without = asked(host, &any());
+            assert!(matches!(without, Addressee::Capsule(_)), "{host} without a domain");
+        }
+        for host in ["sandbox.test", "sandbox.sandbox.test", "api.other.test", "api."] {
+            assert!(matches!(asked(host, &domains), Addressee::Capsule(_)), "{host}");
+        }
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! How a sandbox goes on: its time, pauses, forks, its network, its figures.
+//! How a sandbox goes on: its time, pauses, forks, its network.
 
 use super::sandboxes::bring_back;
 use super::wire::Error as Told;
-use super::wire::{Connect, Fork, Forked, Metric, Network, Pause, Sandbox, Timeout};
-use super::{seen, settled};
+use super::wire::{Connect, Fork, Forked, Network, Pause, Sandbox, Timeout};
+use super::{concurrent, settled};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json as Body, Path, Query};
+use crate::http::extract::{Json as Body, Path};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -85,11 +85,11 @@ pub(super) async fn fork(
     let left = source.ends_at.map(|end| end - OffsetDateTime::now_utc());
     let left = left.map(|left| u32::try_from(left.whole_seconds()).unwrap_or(0).max(1));
     let wanted = api::Fork { count: wanted.count, timeout: wanted.timeout.or(left) };
-    let forked = capsules::fork(&app, caller, source.id(), &wanted).await?;
+    let forked = capsules::fork(&app, caller, source.id(), &wanted).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(Sandbox::new(row, app.public.authority())));
     let told = |error: Error| {
         let code = error.status().as_u16();
-        Forked::Error(Told { code, message: error.to_string() })
+        Forked::Error(Told { code, message: concurrent(error).to_string() })
     };
     let all = forked.items.into_iter().map(made);
     let all = all.chain(forked.errors.into_iter().map(told)).collect();
@@ -108,29 +108,4 @@ pub(super) async fn network(
     let capsule = settled(&app, caller, &id).await?;
     capsules::network::set(&app, caller, capsule.id(), &wanted.egress(None)).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// A span of time, in seconds since 1970.
-#[derive(serde::Deserialize)]
-pub(super) struct Span {
-    start: Option<i64>,
-    end: Option<i64>,
-}
-
-/// The figures of now, for whoever asks for a time with now in it: none are kept.
-pub(super) async fn metrics(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Query(span): Query<Span>,
-) -> Result<Json<Vec<Metric>>> {
-    let capsule = seen(&app, caller, &id).await?;
-    let now = OffsetDateTime::now_utc().unix_timestamp();
-    let in_span =
-        span.start.is_none_or(|start| start <= now) && span.end.is_none_or(|end| end >= now - 1);
-    if !in_span {
-        return Ok(Json(Vec::new()));
-    }
-    let figures = capsules::figures(&app, &capsule).await?;
-    Ok(Json(figures.and_then(Metric::new).into_iter().collect()))
 }

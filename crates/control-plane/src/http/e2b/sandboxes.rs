@@ -2,7 +2,7 @@
 
 use super::names;
 use super::wire::{Connect, Detail, NewSandbox, Sandbox};
-use super::{seen, settled};
+use super::{concurrent, seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::policy::{Action, Resource};
@@ -45,7 +45,8 @@ async fn make(
     timeout: u32,
     how: How,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
-    let capsule = capsules::create(app, caller, read(wanted, timeout)?, how).await?;
+    let made = capsules::create(app, caller, read(wanted, timeout)?, how).await;
+    let capsule = made.map_err(concurrent)?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
 }
 
@@ -128,6 +129,7 @@ pub(super) async fn bring_back(
     let timeout = Some(wanted.timeout.unwrap_or(timeout));
     let cold = wanted.memory == Some(false);
     let how = Wanted { timeout, cold, ..Wanted::default() };
-    let capsule = capsules::resume(app, caller, capsule.id(), how).await?;
+    let resumed = capsules::resume(app, caller, capsule.id(), how).await;
+    let capsule = resumed.map_err(concurrent)?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
 }

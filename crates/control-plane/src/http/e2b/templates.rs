@@ -1,11 +1,12 @@
-//! Templates: listed, and looked up by their names.
+//! Templates: listed, and looked up by their names. And the caller's teams.
 
 use super::names;
+use super::wire::Team;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db;
 use crate::error::{Error, Result};
 use crate::http::extract::Path;
+use crate::{db, teams};
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -80,4 +81,10 @@ pub(super) async fn alias(
     let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
     let found = found.ok_or(Error::NotFound("template"))?;
     Ok(Json(Alias { template_id: found.id().to_string(), public: false }))
+}
+
+/// Lists the caller's teams; of a key, the one that it belongs to.
+pub(super) async fn teams(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Vec<Team>>> {
+    let teams = teams::list(&app, caller).await?;
+    Ok(Json(teams.into_iter().map(Team::from).collect()))
 }

@@ -341,3 +341,41 @@ impl Metric {
         })
     }
 }
+
+/// Metrics of sandboxes by their ids.
+#[derive(Debug, Serialize)]
+pub(super) struct Metrics {
+    pub sandboxes: BTreeMap<String, Metric>,
+}
+
+/// Log lines of a sandbox in the second API's shape. None are stored.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Logs {
+    logs: [(); 0],
+}
+
+/// Log lines of a sandbox in the first API's shape. None are stored.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LogsV1 {
+    logs: [(); 0],
+    log_entries: [(); 0],
+}
+
+/// A team as E2B's CLI lists it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Team {
+    #[serde(rename = "teamID")]
+    team_id: String,
+    name: String,
+    /// Always empty: the platform stores hashes of keys alone.
+    api_key: &'static str,
+    is_default: bool,
+}
+
+impl From<api::Team> for Team {
+    fn from(team: api::Team) -> Self {
+        Self { team_id: team.id, name: team.name, api_key: "", is_default: team.default }
+    }
+}
