@@ -141,6 +141,9 @@ def test_one_that_was_paused_goes_on(create):
     one.files.write("kept", "yes")
     one.pause()
     assert one.get_info().state == SandboxState.PAUSED
+    assert not one.is_running()
+    with pytest.raises(e2b.TimeoutException):
+        one.commands.run("true")
     again = Sandbox.connect(one.sandbox_id)
     assert again.files.read("kept") == "yes" and again.is_running()
 
