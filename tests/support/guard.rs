@@ -1,6 +1,7 @@
 //! Finds what belongs to a platform, or to one of its capsules, on this machine.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What is there.
@@ -61,6 +62,102 @@ impl Leftovers {
     pub fn is_empty(&self) -> bool {
         *self == Self { tag: self.tag.clone(), ..Self::default() }
     }
+}
+
+/// What a process has open in network namespaces that are neither its own nor bound below
+/// `/run/wrenn`: descriptors of namespaces, and sockets. An agent has nothing of the kind, but for
+/// an instant while it takes a namespace down.
+#[must_use]
+pub fn held_in_removed_namespaces(pid: u32) -> Vec<String> {
+    let known = || {
+        let mut known = known_to(pid);
+        for agent in fs::read_dir("/run/wrenn").into_iter().flatten().flatten() {
+            for file in fs::read_dir(agent.path()).into_iter().flatten().flatten() {
+                let at = fs::metadata(file.path()).ok();
+                known.extend(at.map(|at| format!("net:[{}]", at.ino())));
+                known.extend(sockets_in(&file.path()));
+            }
+        }
+        known
+    };
+    unknown(pid, known)
+}
+
+/// How many descriptors of namespaces a process has open, and how many sockets in other
+/// namespaces than its own.
+#[must_use]
+pub fn held_in_namespaces(pid: u32) -> (usize, usize) {
+    let strange = unknown(pid, || known_to(pid));
+    let (namespaces, sockets): (Vec<_>, Vec<_>) =
+        strange.into_iter().partition(|link| link.starts_with("net:"));
+    (namespaces.len(), sockets.len())
+}
+
+/// The namespaces and sockets that a process has open and that are not among those known, at two
+/// looks: what is opened or closed at one of them is nothing strange.
+fn unknown(pid: u32, known: impl Fn() -> Vec<String>) -> Vec<String> {
+    let look = || {
+        let open = open_descriptors(pid);
+        let known = known();
+        open.into_iter().filter(|link| !known.contains(link)).collect::<Vec<_>>()
+    };
+    let first = look();
+    if first.is_empty() {
+        return first;
+    }
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    look().into_iter().filter(|link| first.contains(link)).collect()
+}
+
+/// The namespaces and the sockets that a process has open, by what their links say.
+fn open_descriptors(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    let links = links.map(|link| link.to_string_lossy().into_owned());
+    links.filter(|link| link.starts_with("socket:[") || link.starts_with("net:[")).collect()
+}
+
+/// A process's own namespace, and the sockets in that.
+fn known_to(pid: u32) -> Vec<String> {
+    let own = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap_or_default();
+    let mut known = sockets_below(&format!("/proc/{pid}/net"));
+    known.push(own.to_string_lossy().into_owned());
+    known
+}
+
+/// Tables of sockets, and which word of a line is the socket's inode.
+const TABLES: [(&str, usize); 8] = [
+    ("tcp", 9),
+    ("tcp6", 9),
+    ("udp", 9),
+    ("udp6", 9),
+    ("raw", 9),
+    ("unix", 6),
+    ("netlink", 9),
+    ("packet", 8),
+];
+
+fn links(table: &str, word: usize) -> Vec<String> {
+    let inodes = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(word));
+    inodes.map(|inode| format!("socket:[{inode}]")).collect()
+}
+
+/// The sockets of the namespace whose tables are in a folder.
+fn sockets_below(folder: &str) -> Vec<String> {
+    let read = |name: &str| fs::read_to_string(format!("{folder}/{name}")).unwrap_or_default();
+    TABLES.iter().flat_map(|(name, word)| links(&read(name), *word)).collect()
+}
+
+/// The sockets of a namespace that is bound to a file.
+fn sockets_in(namespace: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    for (name, word) in TABLES {
+        let mut enter = std::process::Command::new("nsenter");
+        enter.arg(format!("--net={}", namespace.display())).args(["cat"]);
+        let out = enter.arg(format!("/proc/net/{name}")).output().unwrap();
+        all.extend(links(&String::from_utf8_lossy(&out.stdout), word));
+    }
+    all
 }
 
 /// The name that tells this folder's platform from others on the machine; the first four hex

@@ -23,7 +23,7 @@ mod upstream;
 pub use accounts::{PASSWORD, mailed};
 pub use caddy::{Caddy, free_port};
 pub use client::{Answer, Client, Socket};
-pub use guard::{Leftovers, processes_of, signal};
+pub use guard::{Leftovers, held_in_namespaces, held_in_removed_namespaces, processes_of, signal};
 pub use hook::{Heard, Hook};
 pub use platform::{Driver, Platform, binary, firecracker, set_guests, told};
 pub use replica::Replica;

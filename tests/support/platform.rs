@@ -3,7 +3,7 @@
 
 use crate::balancer::Balancer;
 use crate::client::Client;
-use crate::guard::Leftovers;
+use crate::guard::{Leftovers, held_in_removed_namespaces};
 use crate::replica::Replica;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use tempfile::TempDir;
 const REPLICAS: &str = "WRENN_TEST_REPLICAS";
 /// Long enough for a machine that is emulated itself.
 const START: Duration = Duration::from_secs(240);
+/// How long a look at what the agent has open may be repeated.
+const HELD: Duration = Duration::from_secs(5);
 
 /// What runs the guests of the whole suite: `firecracker`, which is then that of the other.
 const GUESTS: &str = "WRENN_TEST_GUESTS";
@@ -410,11 +412,24 @@ impl Platform {
     pub fn finish(mut self) {
         if self.driver == Driver::Guests {
             self.leave_golden();
+            self.check_held();
         }
         self.clean().unwrap();
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind: {left:?}");
         assert!(!self.dir().exists(), "the folder is left");
+    }
+
+    /// The agent has nothing open in namespaces of capsules that are gone. What it opens just now
+    /// is in no table yet, so that it is looked at more than once.
+    fn check_held(&self) {
+        let limit = Instant::now() + HELD;
+        let mut held = held_in_removed_namespaces(self.pid());
+        while !held.is_empty() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(50));
+            held = held_in_removed_namespaces(self.pid());
+        }
+        assert!(held.is_empty(), "the agent has open in namespaces that are gone: {held:?}");
     }
 
     fn clean(&mut self) -> Result<(), String> {

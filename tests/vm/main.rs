@@ -18,6 +18,7 @@ mod moves;
 mod partition;
 mod probe;
 mod proxy;
+mod removal;
 mod steps;
 mod vmm;
 

@@ -28,7 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub fn log_to_stderr(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
+    // A log whose disk is full would be told of on standard error, which panics when that fails.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
     // A second call, as in tests, keeps the first one's choice.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }
@@ -53,6 +54,8 @@ pub fn raise_open_files() {
 pub struct Tasks {
     stop: Signal,
     tracker: TaskTracker,
+    /// Ends tasks wherever they wait; none where they are only ever told to stop.
+    abort: Option<Signal>,
 }
 
 impl Tasks {
@@ -62,7 +65,16 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(self.tracker.track_future(task));
+        match self.abort.clone() {
+            None => drop(tokio::spawn(self.tracker.track_future(task))),
+            Some(abort) => drop(tokio::spawn(self.tracker.track_future(async move {
+                tokio::select! {
+                    biased;
+                    () = abort.wait() => {}
+                    () = task => {}
+                }
+            }))),
+        }
     }
 
     /// Runs work that goes on when whoever waits for it here leaves, and returns what it comes to;
@@ -123,9 +135,27 @@ impl Tasks {
     }
 }
 
-/// Tasks of one part of a process, which end with it; nobody waits for them.
-#[derive(Debug, Default)]
+/// Tasks of one part of a process, which end with it.
+#[derive(Debug)]
 pub struct OwnTasks(Tasks);
+
+impl Default for OwnTasks {
+    fn default() -> Self {
+        Self(Tasks { abort: Some(Signal::default()), ..Tasks::default() })
+    }
+}
+
+impl OwnTasks {
+    /// Drops every task wherever it waits, and waits until all are dropped with what they hold.
+    pub async fn end(&self) {
+        self.0.stop.give();
+        if let Some(abort) = &self.0.abort {
+            abort.give();
+        }
+        self.0.tracker.close();
+        self.0.tracker.wait().await;
+    }
+}
 
 impl std::ops::Deref for OwnTasks {
     type Target = Tasks;
@@ -138,6 +168,9 @@ impl std::ops::Deref for OwnTasks {
 impl Drop for OwnTasks {
     fn drop(&mut self) {
         self.0.stop();
+        if let Some(abort) = &self.0.abort {
+            abort.give();
+        }
     }
 }
 

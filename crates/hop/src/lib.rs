@@ -19,7 +19,7 @@ pub use body::{Body, BoxError, Held};
 pub use forward::{Outgoing, join};
 pub use line::{Stream, Switched};
 pub use pool::{Dial, Error, Failed, Pool, Sent};
-pub use server::{Handler, Limits, Tls, serve, serve_tls};
+pub use server::{Handler, Limits, Tls, serve, serve_stream, serve_tls};
 pub use timed::SILENCE;
 pub use tracker::{Drain, Drained, Place, Refused, Tracker};
 

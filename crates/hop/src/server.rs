@@ -76,6 +76,17 @@ pub fn serve_tls<H: Handler>(
     run(listener, Some(tls), handler, limits, tasks);
 }
 
+/// Serves one connection that was accepted elsewhere, until the shutdown or its end.
+pub async fn serve_stream<H: Handler>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    peer: SocketAddr,
+    handler: Arc<H>,
+    limits: Limits,
+    tasks: Tasks,
+) {
+    connection(stream, peer, handler, &builder(limits), tasks).await;
+}
+
 fn run<H: Handler>(
     listener: TcpListener,
     tls: Option<Tls>,

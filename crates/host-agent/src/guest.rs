@@ -3,6 +3,7 @@
 //! and envd's first words.
 
 use crate::network::egress::Guard;
+use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::GUEST;
 use crate::sys;
 use base64::Engine;
@@ -12,7 +13,6 @@ use futures::FutureExt;
 use hop::{Body, Dial, Drained, Failed, Place, Pool, Refused, Stream, Tracker};
 use http::{Request, Response, header};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -43,27 +43,23 @@ const RESTING: usize = 64;
 #[derive(Clone)]
 pub(crate) enum Route {
     /// Inside a namespace, at the guest's address.
-    Namespace(Arc<File>),
+    Namespace(Namespace),
     /// On this machine, for a driver without machines: envd's port there.
     Loopback(SocketAddr),
 }
 
 impl Route {
-    async fn dial(&self, port: u16) -> io::Result<TcpStream> {
-        let stream = match self {
-            Self::Loopback(envd) if port == protocol::ENVD_PORT => TcpStream::connect(envd).await?,
-            Self::Loopback(envd) => TcpStream::connect((envd.ip(), port)).await?,
+    async fn dial(&self, port: u16) -> io::Result<NamespaceStream> {
+        let to = match self {
             Self::Namespace(namespace) => {
-                let namespace = Arc::clone(namespace);
-                let socket = tokio::task::spawn_blocking(move || {
-                    sys::in_namespace(&namespace, tokio::net::TcpSocket::new_v4)
-                });
-                let socket = socket.await.map_err(io::Error::other)??;
-                socket.connect(SocketAddr::from((GUEST, port))).await?
+                return namespace.connect(SocketAddr::from((GUEST, port))).await;
             }
+            Self::Loopback(envd) if port == protocol::ENVD_PORT => *envd,
+            Self::Loopback(envd) => SocketAddr::from((envd.ip(), port)),
         };
+        let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok(NamespaceStream::outside(stream))
     }
 }
 
@@ -319,7 +315,7 @@ fn reset() -> io::Error {
 
 /// A connection to a guest, which ends with it.
 struct GuestStream {
-    stream: TcpStream,
+    stream: NamespaceStream,
     cut: Wait,
 }
 
@@ -342,7 +338,7 @@ impl Drop for GuestStream {
     /// and hold the namespace meanwhile. So it is closed at once, without one.
     fn drop(&mut self) {
         if self.cut.is_given() {
-            let _ = rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+            self.stream.abort();
         }
     }
 }

@@ -6,13 +6,16 @@
 //! `netns.rs`, which carries out, and `egress.rs`, which looks at names.
 
 pub(crate) mod egress;
+pub(crate) mod namespace;
 pub(crate) mod netns;
 pub(crate) mod plan;
 mod slots;
 
 use egress::Guard;
+use namespace::Namespace;
 use plan::Plan;
 use slots::Slots;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -44,13 +47,14 @@ pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 pub(crate) struct Networks {
     plan: Plan,
     slots: Mutex<Slots>,
+    /// The namespaces that this process has open, by their slots.
+    open: Mutex<HashMap<u32, Namespace>>,
 }
 
 /// One capsule's network. Dropping it keeps it; `Networks::remove` takes it down.
 pub(crate) struct Network {
     pub slot: u32,
-    /// Open, so that it lives as long as it is dialled.
-    pub namespace: File,
+    pub namespace: Namespace,
     /// For the machine to be; none once handed over.
     pub tap: Option<OwnedFd>,
 }
@@ -74,7 +78,7 @@ impl Networks {
     /// Only takes networks down; the host is left as it is.
     pub(crate) fn for_removal(plan: Plan) -> Arc<Self> {
         let slots = Mutex::new(Slots::new(plan.slots()));
-        Arc::new(Self { plan, slots })
+        Arc::new(Self { plan, slots, open: Mutex::default() })
     }
 
     /// Makes a capsule's network, for one that may reach what its rules let it.
@@ -85,7 +89,10 @@ impl Networks {
         let make = move || netns::create(&this.plan, slot, &egress);
         let made = blocking("making the capsule's network", make).await;
         match made {
-            Ok((namespace, tap)) => Ok(Network { slot, namespace, tap: Some(tap) }),
+            Ok((namespace, tap)) => {
+                let namespace = self.opened(slot, namespace);
+                Ok(Network { slot, namespace, tap: Some(tap) })
+            }
             Err(error) => {
                 self.remove(slot).await?;
                 Err(error)
@@ -97,7 +104,7 @@ impl Networks {
     /// they change.
     pub(crate) async fn guard(
         self: &Arc<Self>,
-        namespace: &File,
+        namespace: &Namespace,
         egress: &Egress,
     ) -> Result<Arc<Guard>, Error> {
         let guard = Guard::new(self.plan.clone(), namespace, egress).await;
@@ -109,12 +116,24 @@ impl Networks {
         let namespace = File::open(self.plan.namespace(slot))
             .map_err(io_error("opening the namespace of a running capsule"))?;
         self.lock().claim(slot);
+        let namespace = self.opened(slot, namespace);
         Ok(Network { slot, namespace, tap: None })
     }
 
-    /// Takes a network down; one that is not there is success. Its number is free only once it is
-    /// released.
+    fn opened(&self, slot: u32, file: File) -> Namespace {
+        let namespace = Namespace::new(file);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(slot, namespace.clone());
+        namespace
+    }
+
+    /// Takes a network down, once nothing of this process is open in it; one that is not there is
+    /// success. Its number is free only once it is released.
     pub(crate) async fn take_down(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        if let Some(namespace) = open {
+            namespace.close().await;
+        }
         let this = Arc::clone(self);
         blocking("removing the capsule's network", move || netns::remove(&this.plan, slot)).await
     }

@@ -12,6 +12,7 @@ pub(crate) mod qemu;
 mod qmp;
 mod socket;
 
+use crate::network::namespace::Namespace;
 use crate::snapshot::images::Image;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory::Memory;
@@ -56,7 +57,7 @@ pub(crate) struct Spec {
     /// None where the driver needs no network.
     pub tap: Option<OwnedFd>,
     /// Where the tap is.
-    pub namespace: Option<File>,
+    pub namespace: Option<Namespace>,
     /// Unprivileged user and group of the VMM; this capsule's alone.
     pub uid: u32,
     /// `cgroup.procs` files for the VMM to enter.
@@ -84,7 +85,7 @@ pub(crate) struct Found<'a> {
     pub name: &'a str,
     pub dir: &'a Path,
     pub uid: u32,
-    pub namespace: Option<&'a File>,
+    pub namespace: Option<&'a Namespace>,
     pub metadata: Metadata,
 }
 

@@ -12,10 +12,11 @@ use crate::Parts;
 use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
 use crate::network::egress::Guard;
+use crate::network::namespace::Namespace;
 use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
 use crate::vmm::{self, Disks, Machine, Metadata, Saved, Spec};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -135,8 +136,7 @@ pub(crate) async fn boot(
     lap("prepared", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
     let guard = guard(parts, namespace.as_ref(), &ledger.egress).await?;
-    let at = namespace.as_ref().map(File::try_clone).transpose();
-    let at = at.map_err(io_error("holding the capsule's network"))?;
+    let at = namespace.clone();
     let spec = Spec { disks, tap, namespace: at, ..spec(parts, ledger, dir.clone())? };
     let restored = saved.is_some();
     let machine: Arc<dyn Machine> = Arc::from(match saved {
@@ -207,7 +207,7 @@ async fn wire(parts: &Parts, egress: &Egress) -> Result<Option<Network>, Error> 
 /// Who carries out, in a namespace, what a capsule may reach.
 pub(crate) async fn guard(
     parts: &Parts,
-    namespace: Option<&File>,
+    namespace: Option<&Namespace>,
     egress: &Egress,
 ) -> Result<Option<Arc<Guard>>, Error> {
     match (&parts.networks, namespace) {
@@ -288,12 +288,12 @@ pub(crate) fn guest(parts: &Parts, route: Route) -> Guest {
 }
 
 /// The way to a machine's guest.
-pub(crate) fn route(machine: &dyn Machine, ns: Option<File>) -> Result<Route, Error> {
+pub(crate) fn route(machine: &dyn Machine, ns: Option<Namespace>) -> Result<Route, Error> {
     if let Some(at) = machine.loopback(protocol::ENVD_PORT) {
         return Ok(Route::Loopback(at));
     }
     let none = || io_error("finding the guest")(std::io::ErrorKind::NotFound.into());
-    Ok(Route::Namespace(Arc::new(ns.ok_or_else(none)?)))
+    Ok(Route::Namespace(ns.ok_or_else(none)?))
 }
 
 /// What a capsule's guest is told of itself.

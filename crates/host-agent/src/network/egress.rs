@@ -8,25 +8,24 @@ mod filter;
 mod names;
 mod resolver;
 
-use super::netns;
+use super::namespace::Namespace;
 use super::plan::{FILTER_PORT, GATEWAY, Plan};
 use crate::sys;
-use daemon::OwnTasks;
 use resolver::Resolver;
-use std::fs::File;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
 use types::Egress;
 
 /// Who carries out what one capsule may reach; without it, no name leads anywhere.
 pub(crate) struct Guard {
-    namespace: Arc<File>,
+    namespace: Namespace,
     plan: Plan,
     rules: Arc<Rules>,
-    /// The name server and the filter.
-    serving: Mutex<Option<OwnTasks>>,
+    /// Whether the name server and the filter are there. They are tasks of the namespace's.
+    serving: AtomicBool,
 }
 
 /// The rules as they are now.
@@ -55,13 +54,17 @@ impl Rules {
 
 impl Guard {
     /// Begins to carry out rules that the namespace has already.
-    pub(super) async fn new(plan: Plan, namespace: &File, egress: &Egress) -> io::Result<Self> {
+    pub(super) async fn new(
+        plan: Plan,
+        namespace: &Namespace,
+        egress: &Egress,
+    ) -> io::Result<Self> {
         let known = Known { egress: Arc::new(egress.clone()), replaced: CancellationToken::new() };
         let guard = Self {
-            namespace: Arc::new(namespace.try_clone()?),
+            namespace: namespace.clone(),
             plan,
             rules: Arc::new(Rules { now: RwLock::new(known) }),
-            serving: Mutex::default(),
+            serving: AtomicBool::new(false),
         };
         if egress.has_names() {
             guard.serve().await?;
@@ -76,50 +79,38 @@ impl Guard {
             self.serve().await?;
         }
         self.rules.replace(egress);
-        let namespace = Arc::clone(&self.namespace);
-        let apply = move || netns::set_rules(&namespace, text);
-        let applied = tokio::task::spawn_blocking(apply).await;
         // Where no name decides any more, both stay, for what they carry and is allowed.
-        applied.unwrap_or_else(|e| Err(io::Error::other(e)))
+        self.namespace.run_async(move || sys::apply_nft(&text)).await
     }
 
     /// Serves, unless it does.
     async fn serve(&self) -> io::Result<()> {
-        if self.lock().is_some() {
+        if self.serving.load(Ordering::Acquire) {
             return Ok(());
         }
-        let namespace = Arc::clone(&self.namespace);
-        let open = move || {
-            sys::in_namespace(&namespace, || {
-                let filter = TcpListener::bind((GATEWAY, FILTER_PORT))?;
-                let tcp = TcpListener::bind((GATEWAY, 53))?;
-                let udp = UdpSocket::bind((GATEWAY, 53))?;
-                filter.set_nonblocking(true)?;
-                tcp.set_nonblocking(true)?;
-                udp.set_nonblocking(true)?;
-                Ok((filter, tcp, udp))
-            })
+        let open = || {
+            let filter = TcpListener::bind((GATEWAY, FILTER_PORT))?;
+            let tcp = TcpListener::bind((GATEWAY, 53))?;
+            let udp = UdpSocket::bind((GATEWAY, 53))?;
+            filter.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            udp.set_nonblocking(true)?;
+            Ok((filter, tcp, udp))
         };
-        let opened = tokio::task::spawn_blocking(open).await;
-        let (filter, tcp, udp) = opened.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+        let (filter, tcp, udp) = self.namespace.run_async(open).await?;
         let filter = tokio::net::TcpListener::from_std(filter)?;
         let tcp = tokio::net::TcpListener::from_std(tcp)?;
         let udp = tokio::net::UdpSocket::from_std(udp)?;
-        let tasks = OwnTasks::default();
         let resolver = Resolver::new(self.plan.dns(), Arc::clone(&self.rules));
-        resolver::serve(Arc::clone(&resolver), udp, tcp, &tasks);
+        resolver::serve(Arc::clone(&resolver), udp, tcp, &self.namespace);
         let way = filter::Way {
-            namespace: Arc::clone(&self.namespace),
+            namespace: self.namespace.clone(),
             plan: self.plan.clone(),
             rules: Arc::clone(&self.rules),
             resolver,
         };
-        filter::serve(way, filter, &tasks);
-        *self.lock() = Some(tasks);
+        filter::serve(way, filter);
+        self.serving.store(true, Ordering::Release);
         Ok(())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnTasks>> {
-        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

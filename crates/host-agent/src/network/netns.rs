@@ -112,11 +112,6 @@ pub(super) fn create(plan: &Plan, slot: u32, egress: &Egress) -> io::Result<(Fil
     Ok((namespace, tap))
 }
 
-/// Replaces the rules in a namespace.
-pub(super) fn set_rules(namespace: &File, rules: String) -> io::Result<()> {
-    sys::in_namespace(namespace, move || sys::apply_nft(&rules))
-}
-
 /// A kernel without IPv6 has nothing to turn off.
 fn absent(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
@@ -208,13 +203,18 @@ pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
     }
     let link = plan.host_link(slot);
     let there = Path::new("/sys/class/net").join(&link);
-    // The kernel takes it away by itself, many at a time, and sooner than it does when asked
-    // to; unless somebody holds the namespace.
+    // The kernel takes it away by itself, many at a time, and sooner than it does when asked to.
     let limit = Instant::now() + LINK_GOES;
     while there.exists() && Instant::now() < limit {
         std::thread::sleep(Duration::from_millis(2));
     }
-    if there.exists() { with_netlink(|netlink| delete(netlink, link)) } else { Ok(()) }
+    if !there.exists() {
+        return Ok(());
+    }
+    // Nothing of this process is open in it: `network.rs` has closed that before.
+    tracing::warn!(link, "somebody still holds a namespace that is taken down");
+    metrics::counter!("wrenn_host_namespaces_held_total").increment(1);
+    with_netlink(|netlink| delete(netlink, link))
 }
 
 async fn delete(netlink: Handle, name: String) -> io::Result<()> {

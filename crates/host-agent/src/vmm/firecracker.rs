@@ -161,7 +161,7 @@ impl Firecracker {
             let words = Outputs::make(&at, &tasks)?;
             let mib = spec.resources.memory_mib.max(spec.resources.disk_mib);
             let with = Start {
-                namespace: spec.namespace,
+                namespace: spec.namespace.map(|namespace| namespace.try_clone()).transpose()?,
                 cgroups: spec.cgroups,
                 file_max: u64::from(mib).max(FILE_MIB) << 20,
             };

@@ -4,19 +4,19 @@
 //! ask is the guest it belongs to.
 
 use super::Metadata;
+use crate::network::namespace::Namespace;
 use crate::network::plan::METADATA;
 use crate::sys;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use daemon::OwnTasks;
 use hop::{Body, Handler, Limits};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::Value;
-use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// Where tokens are asked for.
 const TOKEN_PATH: &str = "/latest/api/token";
@@ -28,19 +28,37 @@ const TTL_MAX: u64 = 21_600;
 /// Guests are hostile: what one may take of the agent.
 const LIMITS: Limits = Limits { connections: 16, head_bytes: 8 * 1024 };
 
+/// Before another try where no connection can be taken in.
+const AGAIN: Duration = Duration::from_millis(50);
 /// Between two requests of one guest, where it makes many.
 const STEP: Duration = Duration::from_millis(5);
 /// How far it may be ahead of that.
 const BURST: Duration = Duration::from_millis(500);
 
-/// Serves one machine, in the namespace of its capsule, for as long as what is returned is there.
-pub(super) fn serve(namespace: &File, metadata: &Metadata) -> io::Result<OwnTasks> {
-    let listener = sys::in_namespace(namespace, || TcpListener::bind((METADATA, 80)))?;
+/// Serves one machine, in the namespace of its capsule, until that is closed.
+pub(super) fn serve(namespace: &Namespace, metadata: &Metadata) -> io::Result<()> {
+    let listener = namespace.run(|| TcpListener::bind((METADATA, 80)))?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let tasks = OwnTasks::default();
-    hop::serve(listener, Guest::new(metadata)?, LIMITS, &tasks);
-    Ok(tasks)
+    let (guest, inside) = (Arc::new(Guest::new(metadata)?), namespace.clone());
+    namespace.tasks().spawn(async move {
+        let places = Arc::new(Semaphore::new(LIMITS.connections));
+        loop {
+            // The semaphore is never closed.
+            let place = Arc::clone(&places).acquire_owned().await.ok();
+            let Ok((stream, peer)) = listener.accept().await else {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            };
+            let Ok(stream) = inside.hold(stream) else { return };
+            let (guest, tasks) = (Arc::clone(&guest), inside.tasks().clone());
+            inside.tasks().spawn(async move {
+                hop::serve_stream(stream, peer, guest, LIMITS, tasks).await;
+                drop(place);
+            });
+        }
+    });
+    Ok(())
 }
 
 /// What one guest is answered by.

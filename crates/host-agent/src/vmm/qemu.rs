@@ -123,6 +123,7 @@ impl Qemu {
             ]));
         }
         let service = spec.namespace.as_ref().map(|at| metadata::serve(at, &spec.metadata));
+        service.transpose()?;
         let group = (self.accelerator == Accelerator::Kvm).then(kvm_group).flatten();
         let command = VmmCommand {
             program: Path::new(PROGRAM),
@@ -137,10 +138,9 @@ impl Qemu {
             out: None,
             log: File::options().create(true).append(true).open(dir.join(LOG))?,
         };
-        let _metadata = service.transpose()?;
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
         let record = Record::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
-        Ok(QemuMachine { record, dir: spec.dir, _metadata })
+        Ok(QemuMachine { record, dir: spec.dir })
     }
 
     fn machine_args(&self, spec: &Spec) -> Vec<String> {
@@ -253,11 +253,12 @@ impl Driver for Qemu {
         if !found.record.lives() {
             return None;
         }
-        let _metadata = found.namespace.and_then(|namespace| {
-            let service = metadata::serve(namespace, &found.metadata);
-            service.inspect_err(|error| tracing::warn!(%error, "serving an adopted guest")).ok()
-        });
+        if let Some(namespace) = found.namespace
+            && let Err(error) = metadata::serve(namespace, &found.metadata)
+        {
+            tracing::warn!(%error, "serving an adopted guest");
+        }
         let (record, dir) = (found.record.clone(), found.dir.to_owned());
-        Some(Box::new(QemuMachine { record, dir, _metadata }))
+        Some(Box::new(QemuMachine { record, dir }))
     }
 }

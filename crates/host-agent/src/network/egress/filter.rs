@@ -4,16 +4,14 @@
 use super::names::{self, HEAD_MAX, Said};
 use super::resolver::Resolver;
 use super::{Known, Rules};
+use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::Plan;
-use crate::sys;
-use daemon::Tasks;
-use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use types::Egress;
 
@@ -33,7 +31,7 @@ const DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 /// What a connection is let through by.
 #[derive(Clone)]
 pub(super) struct Way {
-    pub namespace: Arc<File>,
+    pub namespace: Namespace,
     pub plan: Plan,
     pub rules: Arc<Rules>,
     pub resolver: Arc<Resolver>,
@@ -69,9 +67,9 @@ fn all() -> &'static Semaphore {
     })
 }
 
-pub(super) fn serve(way: Way, listener: TcpListener, tasks: &Tasks) {
-    let (places, at) = (Arc::new(Semaphore::new(CONNECTIONS)), tasks.clone());
-    tasks.spawn(async move {
+pub(super) fn serve(way: Way, listener: TcpListener) {
+    let (places, at) = (Arc::new(Semaphore::new(CONNECTIONS)), way.namespace.tasks().clone());
+    at.clone().spawn(async move {
         let accepting = async {
             loop {
                 // The semaphore is never closed.
@@ -103,9 +101,10 @@ pub(super) fn serve(way: Way, listener: TcpListener, tasks: &Tasks) {
 }
 
 impl Way {
-    async fn pass(&self, mut guest: TcpStream) -> io::Result<()> {
+    async fn pass(&self, guest: TcpStream) -> io::Result<()> {
         guest.set_nodelay(true)?;
         let to = rustix::net::sockopt::ip_original_dst(&guest)?;
+        let mut guest = self.namespace.hold(guest)?;
         let (head, name) = head(&mut guest, to.port()).await?;
         let mut known = self.rules.now();
         if !self.admits(&known, name.as_deref(), *to.ip()).await {
@@ -140,18 +139,13 @@ impl Way {
     }
 
     /// Connects from inside the namespace, whose rules and the host's are then for this too.
-    async fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
-        let namespace = Arc::clone(&self.namespace);
-        let open = move || sys::in_namespace(&namespace, TcpSocket::new_v4);
-        let socket = tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??;
-        let stream = tokio::time::timeout(DIAL, socket.connect(SocketAddr::V4(to))).await??;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    async fn dial(&self, to: SocketAddrV4) -> io::Result<NamespaceStream> {
+        tokio::time::timeout(DIAL, self.namespace.connect(SocketAddr::V4(to))).await?
     }
 }
 
 /// The first bytes of a connection, and the host that they ask for.
-async fn head(guest: &mut TcpStream, port: u16) -> io::Result<(Vec<u8>, Option<String>)> {
+async fn head(guest: &mut NamespaceStream, port: u16) -> io::Result<(Vec<u8>, Option<String>)> {
     let mut bytes = Vec::with_capacity(2048);
     let late = tokio::time::Instant::now() + HEAD;
     loop {
@@ -172,7 +166,7 @@ async fn head(guest: &mut TcpStream, port: u16) -> io::Result<(Vec<u8>, Option<S
 }
 
 /// Says no in the connection's own protocol.
-async fn refuse(guest: &mut TcpStream, port: u16, name: Option<&str>) -> io::Result<()> {
+async fn refuse(guest: &mut NamespaceStream, port: u16, name: Option<&str>) -> io::Result<()> {
     if port == HTTP {
         let what = name.unwrap_or("this address");
         let said = format!("This capsule's network rules do not allow {what}.\n");

@@ -3,6 +3,7 @@
 //! told, so that nothing leaves by way of a question.
 
 use super::Rules;
+use crate::network::namespace::{Namespace, NamespaceStream};
 use daemon::Tasks;
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -11,7 +12,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use types::Egress;
@@ -157,7 +158,7 @@ impl Resolver {
     }
 
     /// Answers questions on a connection until there are no more.
-    async fn converse(&self, stream: &mut TcpStream) -> io::Result<()> {
+    async fn converse(&self, stream: &mut NamespaceStream) -> io::Result<()> {
         loop {
             let question = tokio::time::timeout(REST, read_message(stream)).await??;
             let Some(answer) = self.answer(&question, true).await else { return Ok(()) };
@@ -223,33 +224,38 @@ async fn over_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     read_message(&mut stream).await
 }
 
-async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(message);
     stream.write_all(&bytes).await
 }
 
-async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut message = vec![0; stream.read_u16().await?.into()];
     stream.read_exact(&mut message).await?;
     Ok(message)
 }
 
-/// Serves a capsule's questions.
-pub(super) fn serve(resolver: Arc<Resolver>, udp: UdpSocket, tcp: TcpListener, tasks: &Tasks) {
-    let (at, also) = (tasks.clone(), Arc::clone(&resolver));
-    tasks.spawn(async move {
+/// Serves a capsule's questions, in its namespace.
+pub(super) fn serve(
+    resolver: Arc<Resolver>,
+    udp: UdpSocket,
+    tcp: TcpListener,
+    namespace: &Namespace,
+) {
+    let (at, also) = (namespace.tasks().clone(), Arc::clone(&resolver));
+    namespace.tasks().spawn(async move {
         tokio::select! {
             () = by_udp(resolver, udp, &at) => {}
             () = at.stopping() => {}
         }
     });
-    let at = tasks.clone();
-    tasks.spawn(async move {
+    let inside = namespace.clone();
+    namespace.tasks().spawn(async move {
         tokio::select! {
-            () = by_tcp(also, tcp, &at) => {}
-            () = at.stopping() => {}
+            () = by_tcp(also, tcp, &inside) => {}
+            () = inside.tasks().stopping() => {}
         }
     });
 }
@@ -275,17 +281,18 @@ async fn by_udp(resolver: Arc<Resolver>, udp: UdpSocket, tasks: &Tasks) {
     }
 }
 
-async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, tasks: &Tasks) {
+async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, namespace: &Namespace) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // The semaphore is never closed.
         let place = Arc::clone(&places).acquire_owned().await.ok();
-        let Ok((mut stream, _)) = tcp.accept().await else {
+        let Ok((stream, _)) = tcp.accept().await else {
             tokio::time::sleep(AGAIN).await;
             continue;
         };
-        let (resolver, stop) = (Arc::clone(&resolver), tasks.clone());
-        tasks.spawn(async move {
+        let Ok(mut stream) = namespace.hold(stream) else { return };
+        let (resolver, stop) = (Arc::clone(&resolver), namespace.tasks().clone());
+        namespace.tasks().spawn(async move {
             tokio::select! {
                 asked = resolver.converse(&mut stream) => {
                     if let Err(error) = asked {

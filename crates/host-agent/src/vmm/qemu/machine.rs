@@ -5,7 +5,6 @@ use super::super::qmp::{self, Qmp};
 use super::super::{Error, Machine, Record, Saved, kill_record, wait_record};
 use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
-use daemon::OwnTasks;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -29,8 +28,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) struct QemuMachine {
     pub record: Record,
     pub dir: PathBuf,
-    /// The metadata service; none for one without a network.
-    pub _metadata: Option<OwnTasks>,
 }
 
 impl QemuMachine {

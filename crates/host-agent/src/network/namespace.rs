@@ -1,0 +1,316 @@
+//! A capsule's network namespace as this process holds it: the descriptor, the sockets and the
+//! tasks that the agent has inside.
+//!
+//! The kernel takes a namespace down when nobody holds it any more, and an open socket holds it.
+//! So everything that the agent opens inside goes through a [`Namespace`], and
+//! [`Namespace::close`] ends all of it before the namespace is taken down. `network.rs` calls
+//! that. This module knows nothing of what is served inside.
+
+use crate::sys;
+use daemon::{OwnTasks, Signal, Tasks};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_util::task::TaskTracker;
+
+/// Most time that closing may take. Nothing inside waits for anything, so this is never reached
+/// unless the machine is overloaded.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// A network namespace. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Namespace(Arc<Inner>);
+
+struct Inner {
+    /// None once it is closed.
+    file: Mutex<Option<Arc<File>>>,
+    closed: Signal,
+    /// Connections that are open inside.
+    streams: Mutex<Streams>,
+    /// What is served inside.
+    tasks: OwnTasks,
+    /// Work on threads that are inside, and connections that are being opened.
+    opening: TaskTracker,
+}
+
+#[derive(Default)]
+struct Streams {
+    open: HashMap<u64, Shared>,
+    next: u64,
+    closed: bool,
+}
+
+/// A connection that its user and the namespace share, so that either can close it.
+type Shared = Arc<Mutex<Option<TcpStream>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn reset() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}
+
+impl Namespace {
+    /// Takes over an open namespace.
+    pub(super) fn new(file: File) -> Self {
+        Self(Arc::new(Inner {
+            file: Mutex::new(Some(Arc::new(file))),
+            closed: Signal::default(),
+            streams: Mutex::default(),
+            tasks: OwnTasks::default(),
+            opening: TaskTracker::new(),
+        }))
+    }
+
+    /// The tasks that serve inside. They are ended when the namespace is closed.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.0.tasks
+    }
+
+    /// Duplicates the descriptor, for a process that is to live inside.
+    ///
+    /// # Errors
+    /// When the namespace is closed.
+    pub(crate) fn try_clone(&self) -> io::Result<File> {
+        self.file()?.try_clone()
+    }
+
+    fn file(&self) -> io::Result<Arc<File>> {
+        lock(&self.0.file).clone().ok_or_else(reset)
+    }
+
+    /// Does blocking work inside, on a thread of its own.
+    ///
+    /// # Errors
+    /// Those of the work, or when the namespace is closed.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let _opening = self.0.opening.token();
+        let file = self.file()?;
+        sys::in_namespace(&file, work)
+    }
+
+    /// Does the same without blocking the caller.
+    pub(crate) async fn run_async<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || this.run(work)).await;
+        done.unwrap_or_else(|e| Err(io::Error::other(e)))
+    }
+
+    /// Connects from inside.
+    ///
+    /// # Errors
+    /// When nothing answers there, or the namespace is closed.
+    pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<NamespaceStream> {
+        let _opening = self.0.opening.token();
+        let connecting = async {
+            let socket = self.run_async(TcpSocket::new_v4).await?;
+            let stream = socket.connect(to).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, io::Error>(stream)
+        };
+        tokio::select! {
+            biased;
+            () = self.0.closed.wait() => Err(reset()),
+            stream = connecting => self.hold(stream?),
+        }
+    }
+
+    /// Ties a connection that was accepted inside to the namespace's life.
+    ///
+    /// # Errors
+    /// When the namespace is closed.
+    pub(crate) fn hold(&self, stream: TcpStream) -> io::Result<NamespaceStream> {
+        let shared = Arc::new(Mutex::new(Some(stream)));
+        let mut streams = lock(&self.0.streams);
+        if streams.closed {
+            return Err(reset());
+        }
+        let id = streams.next;
+        streams.next += 1;
+        streams.open.insert(id, Arc::clone(&shared));
+        Ok(NamespaceStream { shared, of: Some((Arc::clone(&self.0), id)) })
+    }
+
+    /// Ends everything that this process has inside, and waits until it has ended. Connections
+    /// are reset: a guest that is gone acknowledges no goodbye, and the kernel would keep the
+    /// socket, and the namespace with it, for minutes.
+    pub(super) async fn close(&self) {
+        lock(&self.0.file).take();
+        self.0.closed.give();
+        let open = {
+            let mut streams = lock(&self.0.streams);
+            streams.closed = true;
+            std::mem::take(&mut streams.open)
+        };
+        for stream in open.into_values() {
+            abort(&stream);
+        }
+        self.0.opening.close();
+        let ended = async {
+            self.0.tasks.end().await;
+            self.0.opening.wait().await;
+        };
+        if tokio::time::timeout(CLOSE, ended).await.is_err() {
+            tracing::warn!("something is still open in a namespace that is taken down");
+        }
+    }
+}
+
+/// Closes a connection at once, without a goodbye.
+fn abort(stream: &Shared) {
+    if let Some(stream) = lock(stream).take() {
+        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+    }
+}
+
+/// A connection inside a namespace, or on this machine where a capsule has none. It is reset when
+/// its namespace is closed, whoever has it and whatever they wait for.
+pub(crate) struct NamespaceStream {
+    shared: Shared,
+    of: Option<(Arc<Inner>, u64)>,
+}
+
+impl NamespaceStream {
+    /// A connection that is in no namespace of a capsule's.
+    pub(crate) fn outside(stream: TcpStream) -> Self {
+        Self { shared: Arc::new(Mutex::new(Some(stream))), of: None }
+    }
+
+    /// Closes it at once, without a goodbye.
+    pub(crate) fn abort(&self) {
+        abort(&self.shared);
+    }
+
+    fn with<T>(
+        &self,
+        poll: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut *lock(&self.shared) {
+            Some(stream) => poll(Pin::new(stream)),
+            None => Poll::Ready(Err(reset())),
+        }
+    }
+}
+
+impl Drop for NamespaceStream {
+    fn drop(&mut self) {
+        // The descriptor is closed here, and not when the namespace's own share is dropped.
+        let _stream = lock(&self.shared).take();
+        if let Some((namespace, id)) = &self.of {
+            lock(&namespace.streams).open.remove(id);
+        }
+    }
+}
+
+impl AsyncRead for NamespaceStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for NamespaceStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|stream| stream.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|stream| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    fn own() -> Namespace {
+        Namespace::new(File::open("/proc/self/ns/net").unwrap())
+    }
+
+    /// Descriptors of this process that are a network namespace's.
+    fn namespaces() -> usize {
+        let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("net:")).count()
+    }
+
+    #[tokio::test]
+    async fn close_ends_connections_nobody_reads_tasks_and_the_descriptor() {
+        let before = namespaces();
+        let namespace = own();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (held, peer) = tokio::join!(
+            async { namespace.hold(TcpStream::connect(address).await.unwrap()).unwrap() },
+            listener.accept()
+        );
+        let mut peer = peer.unwrap().0;
+        let (served, other) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), namespace.clone());
+        let at = served.local_addr().unwrap();
+        namespace.tasks().spawn(async move {
+            let _served = served;
+            std::future::pending::<()>().await;
+        });
+        namespace.close().await;
+        // The other end hears it although nobody polls the connection.
+        let heard = peer.read(&mut [0]).await.unwrap_err();
+        assert_eq!(heard.kind(), io::ErrorKind::ConnectionReset);
+        assert!(TcpStream::connect(at).await.is_err(), "a task still listens");
+        assert_eq!(namespaces(), before, "the descriptor is still open");
+        let mut held = held;
+        assert!(held.write_all(b"x").await.is_err());
+        assert!(other.run(|| Ok(())).is_err() && other.connect(address).await.is_err());
+        assert!(other.hold(TcpStream::connect(address).await.unwrap()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_is_forgotten() {
+        let namespace = own();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for _ in 0..10 {
+            let stream = TcpStream::connect(address).await.unwrap();
+            drop(namespace.hold(stream).unwrap());
+        }
+        assert!(lock(&namespace.0.streams).open.is_empty());
+    }
+}

@@ -1,0 +1,70 @@
+//! A removal ends everything that the agent has in the capsule's namespace before it takes the
+//! namespace down, so that it waits for nobody.
+
+use crate::small;
+use serde_json::{Value, json};
+use tests::{Client, Driver, Platform, held_in_namespaces, held_in_removed_namespaces};
+
+/// How often a namespace was still held by somebody when it was taken down.
+async fn waited(platform: &Platform) -> u64 {
+    let figures = platform.agent_client().get("/metrics").await.body;
+    let text = figures.as_str().unwrap();
+    let line = text.lines().find(|line| line.starts_with("wrenn_host_namespaces_held_total"));
+    line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0)
+}
+
+/// Has a guest hold what it can: connections to the metadata service, the name server and the
+/// filter, which say nothing; and one to a port of its own, whose reader is slow.
+async fn take_all(client: &Client, id: &str) {
+    let script = "import socket, time\n\
+        held = []\n\
+        for at in [('169.254.169.254', 80)] * 5 + [('169.254.0.1', 53)] * 5 + [('9.9.9.9', 443)] * 5:\n\
+        \x20   s = socket.socket(); s.settimeout(5); s.connect(at); held.append(s)\n\
+        held[0].send(b'GET / HTTP/1.1\\r\\nhost: x')\n\
+        open('/tmp/held', 'w').close()\n\
+        time.sleep(10000)";
+    let held: Value = json!({ "cmd": "python3", "args": ["-c", script], "background": true });
+    client.post(&format!("/v1/capsules/{id}/exec"), &held).await.expect(202);
+    client
+        .out(id, "for i in $(seq 100); do test -e /tmp/held && exit 0; sleep 0.1; done; exit 1")
+        .await;
+}
+
+#[tokio::test]
+async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
+    let platform = Platform::start(Driver::Guests, &[]).await;
+    let client = platform.client();
+    // The first may make the template's machine.
+    let first = client.create(&small()).await;
+    client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
+    let pid = platform.pid();
+    let before = held_in_namespaces(pid);
+    assert_eq!(before, (0, 0), "open in namespaces without a capsule");
+    let (mut ids, mut terminals) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let body = json!({ "memory_mb": 256, "disk_mb": 256,
+            "network": { "deny": ["denied.test"] } });
+        let id = client.create(&body).await;
+        take_all(&client, &id).await;
+        // A tunnel to the guest, which nobody reads from.
+        let flood = json!({ "type": "start", "cmd": "cat", "args": ["/dev/zero"] });
+        let mut terminal = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+        terminal.send(flood).await;
+        terminals.push(terminal);
+        ids.push(id);
+    }
+    let during = held_in_namespaces(pid);
+    assert!(during.0 >= 3 && during.1 >= 3 * 15, "the test holds nothing: {during:?}");
+    client.delete(&format!("/v1/capsules/{}", ids[0])).await.expect(204);
+    client.delete(&format!("/v1/capsules/{}", ids[1])).await.expect(204);
+    client.pause(&ids[2]).await;
+    assert_eq!(held_in_removed_namespaces(pid), Vec::<String>::new());
+    assert_eq!(held_in_namespaces(pid), (0, 0));
+    assert_eq!(waited(&platform).await, 0, "a namespace was held when it was taken down");
+    assert!(platform.leftovers().namespaces.is_empty());
+    client.resume(&ids[2]).await;
+    assert_eq!(client.out(&ids[2], "echo up").await, "up\n");
+    client.delete(&format!("/v1/capsules/{}", ids[2])).await.expect(204);
+    assert_eq!(held_in_namespaces(pid), (0, 0));
+    platform.finish();
+}
