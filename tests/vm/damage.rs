@@ -1,16 +1,13 @@
-//! What was kept and is not whole is found out, told, and never taken for what it was; a pause
-//! that fails leaves the capsule running and what was kept before as it was.
+//! What was kept and is not whole is found out, told, and never taken for what it was.
 
-use crate::{capsule, small};
+use crate::capsule;
 use serde_json::json;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tests::{Driver, Platform, eventually, processes_of};
 
 /// The files of a capsule's snapshot that are written at each pause.
-fn parts(platform: &Platform, id: &str, number: u32) -> Vec<PathBuf> {
+pub(crate) fn parts(platform: &Platform, id: &str, number: u32) -> Vec<PathBuf> {
     let kept = platform.dir().join(format!("capsules/{id}/kept/{number}"));
     let files = fs::read_dir(kept).unwrap().flatten().map(|file| file.path());
     files.filter(|path| !path.ends_with("image.ext4")).collect()
@@ -81,71 +78,6 @@ async fn damage_is_told_and_the_snapshot_before_is_offered() {
     // And so is the one that was damaged, as long as it is kept.
     client.change(&id, "resume", &json!({ "snapshot": 2 })).await;
     assert_eq!(client.out(&id, "cat /dev/shm/x f").await, "two\ntwo\n");
-    platform.finish();
-}
-
-/// A small disk, which can be filled. No tmpfs: there a page of a mapped file takes room when it is
-/// read, and a guest that Firecracker runs waits for one that there is none for.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("wrenn-small-").tempdir().unwrap();
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(1700 << 20).unwrap();
-        let mut make = Command::new("mkfs.ext4");
-        let made = make.args(["-q", "-F", "-m", "0"]).arg(image.path()).status().unwrap();
-        let mut mount = Command::new("mount");
-        let mounted =
-            mount.args(["-o", "loop"]).arg(image.path()).arg(dir.path()).status().unwrap();
-        assert!(made.success() && mounted.success());
-        // The loop device keeps it.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self(dir)
-    }
-
-    fn fill(&self) -> PathBuf {
-        let path = self.0.path().join("filler");
-        let mut file = fs::File::create(&path).unwrap();
-        let block = vec![1; 1 << 20];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        path
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_full_disk_fails_a_pause_and_nothing_else() {
-    let disk = Small::new();
-    let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
-    let client = platform.client();
-    let id = client.create(&small()).await;
-    client.out(&id, "echo one > /dev/shm/x").await;
-    client.pause(&id).await;
-    client.resume(&id).await;
-    client.out(&id, "head -c 5000000 /dev/urandom > /dev/shm/y; echo two > /dev/shm/x").await;
-    let before: Vec<_> = parts(&platform, &id, 1).iter().map(|f| fs::read(f).unwrap()).collect();
-    let filler = disk.fill();
-    let machine = processes_of(&id);
-    let refused = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
-    assert!(!refused.status.is_success(), "{}", refused.body);
-    assert_eq!(refused.body["error"]["code"], "no_capacity", "{}", refused.body);
-    assert_eq!(client.status(&id).await, "running");
-    assert_eq!(processes_of(&id), machine, "another machine");
-    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "two\n");
-    let after: Vec<_> = parts(&platform, &id, 1).iter().map(|f| fs::read(f).unwrap()).collect();
-    assert!(before == after, "what was kept before has changed");
-    let kept = platform.dir().join(format!("capsules/{id}/kept"));
-    assert_eq!(fs::read_dir(&kept).unwrap().count(), 1, "something is left of the pause");
-    fs::remove_file(filler).unwrap();
-    client.pause(&id).await;
-    client.resume(&id).await;
-    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "two\n");
     platform.finish();
 }
 

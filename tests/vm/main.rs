@@ -8,6 +8,7 @@ mod crash;
 mod damage;
 mod egress;
 mod fork;
+mod full;
 mod guest;
 mod hostile;
 mod internet;

@@ -1,11 +1,13 @@
 //! Capsules on this machine: made, paused, resumed, found again, ended. `manager` is the only
 //! writer of a capsule's state here; `ledger` is what it remembers on disk; `boot` makes and
 //! unmakes the parts of one; `pause`, `resume` and `snapshots` keep them and bring them back;
-//! `adopt` finds what an earlier agent left; `life` says when their time is over.
+//! `adopt` finds what an earlier agent left; `life` says when their time is over; `hold` stops
+//! guests that would fill the disk.
 
 mod adopt;
 pub(crate) mod boot;
 pub(crate) mod golden;
+mod hold;
 pub(crate) mod ledger;
 pub(crate) mod life;
 pub(crate) mod manager;

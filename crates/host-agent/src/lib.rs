@@ -11,6 +11,7 @@ mod guest;
 pub mod membership;
 mod network;
 mod proxy;
+mod room;
 mod rpc;
 mod snapshot;
 mod storage;
@@ -18,6 +19,7 @@ mod sys;
 mod vmm;
 
 pub use config::{Config, DriverChoice, StoreConfig};
+pub use room::make_room;
 pub use vmm::choose::Examined;
 pub use vmm::firecracker::Choice as FirecrackerChoice;
 
@@ -31,16 +33,19 @@ use membership::About;
 use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
+use room::Room;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use snapshot::images::Images;
+use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use store::Store;
 use tower::ServiceExt;
+use types::SnapshotId;
 use vmm::Driver;
 use vmm::choose::{self, choose};
 use vmm::fake::Fake;
@@ -65,6 +70,9 @@ pub(crate) struct Parts {
     pub goldens: Goldens,
     /// None without a store.
     pub stored: Option<Arc<Stored>>,
+    pub room: Room,
+    /// Bytes on disk of each snapshot that nothing else has, at the last look.
+    pub snapshot_sizes: Mutex<HashMap<SnapshotId, u64>>,
     pub tasks: Tasks,
 }
 
@@ -196,6 +204,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         images: Images::new(memory).context("making the folder of images of memory")?,
         goldens: Goldens::default(),
         stored: open_store(&config).await?,
+        room: Room::new(&config.dir, config.driver.boots_images()),
+        snapshot_sizes: Mutex::default(),
         config,
         tasks: tasks.clone(),
     });
@@ -260,6 +270,8 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     let (images, goldens) = (Images::default(), Goldens::default());
     let parts = Parts {
+        room: Room::new(&config.dir, false),
+        snapshot_sizes: Mutex::default(),
         config,
         driver,
         networks,

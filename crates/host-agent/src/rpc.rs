@@ -140,8 +140,10 @@ impl wire::Host for Service {
     ) -> ServiceResult<wire::CreateSnapshotResponse> {
         let (id, to) = (capsule_id(request.capsule_id)?, snapshot_id(request.snapshot_id)?);
         let taken = self.manager.snapshot(id, to, !request.disk_only).await;
-        let size_bytes = taken.map_err(|e| refused(id, &e))?;
-        Response::ok(wire::CreateSnapshotResponse { size_bytes, ..Default::default() })
+        let (size_bytes, storage_bytes) = taken.map_err(|e| refused(id, &e))?;
+        let answer =
+            wire::CreateSnapshotResponse { size_bytes, storage_bytes, ..Default::default() };
+        Response::ok(answer)
     }
 
     async fn delete_snapshot(
@@ -168,6 +170,7 @@ impl wire::Host for Service {
         Response::ok(wire::ListSnapshotsResponse {
             snapshot_ids: texts(self.manager.snapshots()),
             stored_ids: texts(self.manager.stored_snapshots()),
+            storage_bytes: self.manager.snapshot_sizes().into_iter().collect(),
             ..Default::default()
         })
     }
@@ -297,6 +300,8 @@ fn info(listed: Listed) -> wire::CapsuleInfo {
         stored: listed.stored,
         egress_revision: listed.egress,
         reason,
+        waits_for_room: listed.waits_for_room,
+        storage_bytes: listed.kept,
         ..Default::default()
     }
 }

@@ -173,6 +173,12 @@ impl Snapshot {
         Ok(Some(file))
     }
 
+    /// Bytes on disk of its disk.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.dir.join(DISK).metadata().map_or(0, |found| found.blocks() * 512)
+    }
+
     /// Bytes on disk of all of it but the template's image, whoever else shares them.
     pub(crate) fn bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
@@ -355,6 +361,11 @@ fn staged(to: &Path) -> PathBuf {
 pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     match fs::rename(dir, staged(dir)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        // The new name has no room in its folder. Without its manifest it is no snapshot either.
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            fs::remove_file(dir.join(MANIFEST))?;
+            remove_all(dir)?;
+        }
         // Of one whose removal, or making, was cut short before.
         Err(_) => remove_all(&staged(dir)).and_then(|()| fs::rename(dir, staged(dir)))?,
         Ok(()) => {}

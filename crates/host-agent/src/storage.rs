@@ -46,6 +46,15 @@ pub(crate) fn link_image(from: &Path, dir: &Path) -> io::Result<File> {
     File::open(to)
 }
 
+/// Bytes that making an image known in a folder writes: none where it can be a link.
+pub(crate) fn copied_image(from: &Path, dir: &Path) -> u64 {
+    let device = |path: &Path| path.metadata().map(|found| (found.dev(), found.blocks() * 512));
+    match (device(from), device(dir)) {
+        (Ok((here, bytes)), Ok((there, _))) if here != there => bytes,
+        _ => 0,
+    }
+}
+
 /// Makes a capsule's disk of `mib` in its folder and opens it. It takes no room until it is
 /// written to; its journal keeps it whole through a kill at any instant.
 pub(crate) fn make_disk(dir: &Path, mib: u32) -> io::Result<File> {

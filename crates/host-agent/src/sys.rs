@@ -321,6 +321,16 @@ pub(crate) fn available_memory_mib() -> u64 {
     kib.unwrap_or(0) / 1024
 }
 
+/// Bytes of memory that are a process's alone and no file's, with what is swapped out (`proc(5)`).
+pub(crate) fn own_memory(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    Some((kib("RssAnon:")? + kib("VmSwap:")?) * 1024)
+}
+
 /// When a process began, in clock ticks since the boot (`proc(5)`, field 22).
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     stat(pid, 19)?.parse().ok()

@@ -16,6 +16,7 @@ use crate::network::namespace::Namespace;
 use crate::snapshot::images::Image;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory::Memory;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::File;
 use std::io;
@@ -172,6 +173,19 @@ pub(crate) trait Machine: Send + Sync {
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Lets the guest go on; one that does is success.
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>>;
+    /// Whether the VMM has stopped the guest because the host's disk is full. It goes on by a thaw
+    /// when there is room. A driver that cannot tell says never.
+    fn waits_for_room(&self) -> bool {
+        false
+    }
+    /// Whether the guest stands still, by whomever it was stopped.
+    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+        std::future::ready(Ok(false)).boxed()
+    }
+    /// The most bytes that keeping the memory of `bytes` may write.
+    fn most_memory(&self, bytes: u64) -> u64 {
+        bytes
+    }
     /// Writes the state of the devices of a frozen machine, which stays frozen, and gives its
     /// memory of `bytes`; none where a driver's machines have none to keep.
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;

@@ -101,6 +101,14 @@ impl Store {
         tree::get(self, space, name, folder).await
     }
 
+    /// The most bytes that having the files of a name writes.
+    ///
+    /// # Errors
+    /// When nothing has the name, or the store cannot be used.
+    pub async fn bytes(&self, space: &str, name: &str) -> Result<u64, Error> {
+        Ok(tree::Tree::read(self, space, name).await?.bytes())
+    }
+
     /// Whether there is something of a name.
     ///
     /// # Errors

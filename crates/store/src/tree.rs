@@ -30,6 +30,12 @@ impl Tree {
         self.files.iter().flat_map(|file| &file.pieces).map(|piece| piece.hash.as_str())
     }
 
+    /// The most bytes that its files take on a disk: they are sparse.
+    pub(crate) fn bytes(&self) -> u64 {
+        let of = |file: &Listed| (file.pieces.len() as u64 * PIECE).min(file.bytes);
+        self.files.iter().map(of).sum()
+    }
+
     pub(crate) async fn read(store: &Store, space: &str, name: &str) -> Result<Self, Error> {
         let at = tree_name(space, name);
         let object = match store.objects.get(&at).await {

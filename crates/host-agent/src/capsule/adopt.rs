@@ -6,6 +6,7 @@ use super::boot::{self, Booted};
 use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
 use super::{Error, pause};
+use crate::room::Level;
 use crate::snapshot;
 use crate::vmm::{Found, Machine};
 use std::sync::Arc;
@@ -66,10 +67,11 @@ impl Manager {
                 State::Paused
             }
             Phase::Running => match self.find_running(&ledger).await {
-                Some(booted) => {
-                    tracing::info!(%id, "adopted a running capsule");
+                Some((booted, waits)) => {
+                    tracing::info!(%id, waits, "adopted a running capsule");
                     self.lock().insert(id, Capsule::new(&ledger, State::Running));
                     self.run(id, booted);
+                    self.change(id, |capsule| capsule.usage.waits = waits);
                     return Ok(());
                 }
                 None => State::Dead("the machine ended while no agent ran".to_owned()),
@@ -90,7 +92,8 @@ impl Manager {
         Ok(())
     }
 
-    async fn find_running(&self, ledger: &Ledger) -> Option<Booted> {
+    /// The machine of a capsule, and whether its guest waits for room on the disk.
+    async fn find_running(&self, ledger: &Ledger) -> Option<(Booted, bool)> {
         let dir = boot::folder(&self.parts, ledger.id);
         let network = match (&self.parts.networks, ledger.slot) {
             (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
@@ -114,6 +117,13 @@ impl Manager {
         let guard = guarded.inspect_err(warn).ok().flatten();
         let route = boot::route(&*machine, namespace).ok()?;
         let guest = boot::guest(&self.parts, route).guarded(guard);
+        // Where there is too little room, one that stands still takes none of it until there is.
+        let scarce = matches!(self.parts.room.look(), Level::Scarce | Level::Low);
+        let waits = scarce && machine.stands_still().await.unwrap_or(false);
+        if waits {
+            let life = ledger.life.clone();
+            return Some((Booted { machine, guest, stages: Vec::new(), life }, true));
+        }
         // It may have been frozen for a pause that did not come to its end.
         let thawed = machine.thaw().await;
         let (id, token, asked) = (ledger.id, ledger.envd_token.clone(), guest.clone());
@@ -125,6 +135,7 @@ impl Manager {
         if let Err(error) = thawed {
             tracing::warn!(id = %ledger.id, error = chain(&error), "adopting a machine");
         }
-        Some(Booted { machine, guest, stages: Vec::new(), life: ledger.life.clone() })
+        let life = ledger.life.clone();
+        Some((Booted { machine, guest, stages: Vec::new(), life }, false))
     }
 }

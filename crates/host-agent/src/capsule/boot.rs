@@ -227,6 +227,8 @@ async fn disks(
         Some(snapshot) => snapshot.dir.join(storage::OWN_IMAGE),
     };
     let none = |_| Error::NoTemplate(ledger.template.clone());
+    let copied = from.map_or(0, Snapshot::disk_bytes) + storage::copied_image(&image, dir);
+    let _claim = parts.room.claim(copied)?;
     let image = storage::link_image(&image, dir).map_err(none)?;
     let (at, mib, from) = (dir.to_owned(), ledger.resources.disk_mib, from.cloned());
     let own = blocking(move || match from {
@@ -264,6 +266,9 @@ async fn saved(
         let above = shared.split_off(layers.shared);
         Ok((shared, above, snapshot.state()?))
     };
+    // A driver that maps files by their paths has the image in one, and in another what is above.
+    let written = if parts.driver.maps_paths() { bytes.saturating_mul(2) } else { 0 };
+    let _claim = parts.room.claim(written)?;
     let wrong = "opening what was kept of the machine";
     let (shared, above, state) = open().map_err(kept_error(wrong))?;
     let image = parts.images.get(team, layers, shared, bytes).await.map_err(kept_error(wrong))?;

@@ -3,7 +3,7 @@
 //! depends on: what does not fit is never found, and removed when the agent starts.
 
 use super::life::now_ms;
-use super::{Error, blocking};
+use super::{Error, blocking, pause};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::memory::Memory;
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -134,6 +135,12 @@ impl Golden {
         guest: &Guest,
         dir: &Path,
     ) {
+        let bytes = u64::from(self.resources.memory_mib) << 20;
+        let disk = dir.join(storage::DISK).metadata().map_or(0, |found| found.blocks() * 512);
+        let Ok(_claim) = parts.room.claim(pause::most(&**machine, bytes) + disk) else {
+            tracing::warn!("there is no room to keep a golden machine");
+            return;
+        };
         if let Err(error) = guest.warm().await {
             tracing::warn!(%error, "warming a golden machine");
         }

@@ -2,17 +2,17 @@
 //! operations run as tasks of their own, so that a caller who leaves does not stop them.
 
 use super::boot::{self, Booted, Origin};
+use super::hold::Usage;
 use super::ledger::Ledger;
 use super::life::{Due, Life, now_ms};
 use super::{Error, golden, io_error, kept_error};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::{self, Snapshot};
-use crate::storage;
 use crate::vmm::Machine;
 use hop::{Place, Refused};
 use protocol::Refusal;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::future::Future;
@@ -54,8 +54,6 @@ impl fmt::Display for State {
     }
 }
 
-/// Bytes of disk that must be free for another capsule to be made.
-const DISK_RESERVE: u64 = 1 << 30;
 /// Between two looks at the logs of machines and at connections that rest.
 const TRIM: Duration = Duration::from_secs(60);
 /// Between two looks at whose time is over.
@@ -89,6 +87,7 @@ pub(super) struct Capsule {
     pub active: Instant,
     /// What was due and failed is not tried before.
     pub due_after: Instant,
+    pub usage: Usage,
 }
 
 /// What is told of a capsule.
@@ -101,6 +100,10 @@ pub(crate) struct Listed {
     pub stored: u64,
     /// Revision of the rules that hold for what it may reach.
     pub egress: u64,
+    /// Whether its guest stands still until there is room on the host's disk.
+    pub waits_for_room: bool,
+    /// Bytes on disk of what is kept of it.
+    pub kept: u64,
 }
 
 /// All capsules of this machine.
@@ -130,6 +133,7 @@ impl Manager {
         }
         manager.adopt_all().await?;
         manager.keep_stored();
+        manager.watch_disk().await;
         let this = manager.clone();
         manager.parts.tasks.every(TRIM, move || {
             let this = this.clone();
@@ -154,21 +158,7 @@ impl Manager {
             guest.pool().sweep();
         }
         let this = self.clone();
-        tokio::task::spawn_blocking(move || {
-            golden::retire(&this.parts);
-            this.measure();
-        });
-    }
-
-    /// Brings the gauge of what is kept up to date, by what is on the disk.
-    fn measure(&self) {
-        let config = &self.parts.config;
-        let (mut seen, mut bytes) = (HashSet::new(), 0);
-        for dir in [config.capsules(), config.snapshots(), config.golden()] {
-            bytes += storage::used(&dir, &mut seen);
-        }
-        let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
-        metrics::gauge!("wrenn_host_kept_mib").set(f64::from(mib));
+        tokio::task::spawn_blocking(move || golden::retire(&this.parts));
     }
 
     /// Pauses, or ends, those whose time is over. What fails destroys nothing and is tried again.
@@ -219,7 +209,7 @@ impl Manager {
             None => self.fetch_template(&ledger.template).await?,
         }
         let this = self.clone();
-        self.detached(async move { this.create_in_turn(ledger, from).await }).await
+        self.detached(async move { Box::pin(this.create_in_turn(ledger, from)).await }).await
     }
 
     /// Does work that goes on when whoever asked for it leaves.
@@ -349,12 +339,8 @@ impl Manager {
                 format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
             return Err(Error::NoCapacity(why));
         }
-        let (_, free) = storage::capacity(&self.parts.config.dir);
-        if free < DISK_RESERVE {
-            let why = format!("{} MiB of disk are free on the host", free >> 20);
-            return Err(Error::NoCapacity(why));
-        }
-        Ok(())
+        // What the machine's disk is copied from is claimed when it is.
+        self.parts.room.claim(0).map(drop)
     }
 
     /// Marks a capsule as running and watches for its machine's end.
@@ -364,6 +350,7 @@ impl Manager {
             capsule.state = State::Running;
             capsule.stages = booted.stages;
             capsule.life = booted.life;
+            capsule.usage = Usage::of(capsule.usage.kept);
             capsule.running = Some((booted.machine, booted.guest));
             (capsule.active, capsule.due_after) = (Instant::now(), Instant::now());
         }
@@ -441,6 +428,8 @@ impl Manager {
             ends_at_ms: capsule.life.ends_at_ms,
             stored: if capsule.is_unsent() { 0 } else { capsule.stored },
             egress: capsule.egress,
+            waits_for_room: capsule.usage.waits && capsule.state == State::Running,
+            kept: capsule.usage.kept,
         };
         capsules.iter().map(listed).collect()
     }
@@ -562,6 +551,7 @@ impl Capsule {
             life: ledger.life.clone(),
             active: now,
             due_after: now,
+            usage: Usage::default(),
         }
     }
 }

@@ -9,7 +9,6 @@ use super::{Error, blocking, boot, io_error};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::{self, Manifest, Snapshot, Staging};
-use crate::storage;
 use crate::vmm::Machine;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +16,19 @@ use types::CapsuleId;
 
 /// How long requests under way may take to come to their end.
 const GRACE: Duration = Duration::from_secs(2);
-/// A disk with fewer bytes than that is full.
-const FULL: u64 = 1 << 20;
+/// Most bytes that keeping a machine writes beside its memory: the devices' state, the manifest,
+/// and what the guest writes down at last.
+pub(super) const BESIDE: u64 = 64 << 20;
 /// Snapshots of its own that a capsule keeps.
 const KEPT: u64 = 2;
+
+/// Most bytes that keeping a machine with `memory` bytes may write.
+pub(super) fn most(machine: &dyn Machine, memory: u64) -> u64 {
+    match machine.most_memory(memory) {
+        0 => 0,
+        bytes => bytes + BESIDE,
+    }
+}
 
 /// The highest of some numbers.
 pub(super) fn newest(names: &[String]) -> u64 {
@@ -72,6 +80,16 @@ impl Manager {
             Some(running) => running,
             None => return Ok(()),
         };
+        // Before anything is cut off: without room the guest has noticed nothing.
+        let most = if memory { most(&*machine, self.memory_of(id)) } else { BESIDE };
+        let _claim = match self.parts.room.claim(most) {
+            Ok(claim) => claim,
+            Err(error) => {
+                metrics::counter!("wrenn_pauses_failed_total").increment(1);
+                self.change(id, |capsule| capsule.state = State::Running);
+                return Err(error);
+            }
+        };
         let (dir, started) = (boot::folder(&self.parts, id), std::time::Instant::now());
         let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
         let kept = match Ledger::load(&dir).ok_or_else(lost) {
@@ -102,6 +120,7 @@ impl Manager {
                     capsule.memory_mib = 0;
                     capsule.last = number;
                 });
+                self.measure_soon(id);
                 if let Some(stored) = &self.parts.stored {
                     stored.tell();
                 }
@@ -115,10 +134,14 @@ impl Manager {
         }
     }
 
+    /// Bytes of a capsule's memory.
+    pub(super) fn memory_of(&self, id: CapsuleId) -> u64 {
+        self.lock().get(&id).map_or(0, |capsule| capsule.memory_mib << 20)
+    }
+
     /// What a failure to keep something comes to when the disk is full, whoever met that.
     pub(super) fn if_full(&self, error: Error) -> Error {
-        let (_, free) = storage::capacity(&self.parts.config.dir);
-        match free < FULL {
+        match self.parts.room.is_full() {
             true => Error::NoCapacity(format!("the host's disk is full ({})", chain(&error))),
             false => error,
         }

@@ -3,23 +3,26 @@
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State};
-use super::{Error, blocking, boot, io_error, kept_error};
+use super::{Error, blocking, boot, io_error, kept_error, pause};
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
+use crate::storage;
 use crate::vmm::Machine;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use types::{CapsuleId, SnapshotId};
 
 impl Manager {
     /// Takes a snapshot of a capsule, which stays as it is; one of this id that is complete is
-    /// success. Without `memory`, only the disk is kept. Returns its bytes on disk.
+    /// success. Without `memory`, only the disk is kept. Returns its bytes on disk, all of them and
+    /// those that are in no template's machine.
     pub(crate) async fn snapshot(
         &self,
         id: CapsuleId,
         to: SnapshotId,
         memory: bool,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, u64), Error> {
         let this = self.clone();
         self.detached(async move { this.snapshot_in_turn(id, to, memory).await }).await
     }
@@ -29,22 +32,26 @@ impl Manager {
         id: CapsuleId,
         to: SnapshotId,
         memory: bool,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, u64), Error> {
         let at = self.parts.config.snapshots().join(to.to_string());
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
         if let Ok(snapshot) = Snapshot::open(&at) {
-            return Ok(snapshot.bytes());
+            return Ok(self.bytes_of(&snapshot));
         }
         let none = || Error::NotFound(format!("capsule {id}"));
         let known = self.change(id, |capsule| (capsule.state.clone(), capsule.running.clone()));
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
         let taken = match known.ok_or_else(none)? {
             (State::Running, Some((machine, guest))) => {
+                let bytes = if memory { self.memory_of(id) } else { 0 };
+                let most = pause::most(&*machine, bytes) + self.disk_bytes(id);
+                let _claim = self.parts.room.claim(most)?;
                 let taken = self.take(&ledger, &machine, &guest, &at, memory).await;
                 taken.map_err(|error| self.if_full(error))?
             }
             (State::Paused, _) => {
+                let _claim = self.parts.room.claim(0)?;
                 let own = self.own_snapshot(&ledger, ledger.last);
                 let own = own.map_err(kept_error("opening what was kept of the capsule"))?;
                 let link = move || {
@@ -63,7 +70,14 @@ impl Manager {
             }
             (state, _) => return Err(Error::State(state)),
         };
-        Ok(taken.bytes())
+        Ok(self.bytes_of(&taken))
+    }
+
+    /// A snapshot's bytes on disk, all of them and those that are in no template's machine.
+    fn bytes_of(&self, snapshot: &Snapshot) -> (u64, u64) {
+        let mut seen = HashSet::new();
+        storage::used(&self.parts.config.golden(), &mut seen);
+        (snapshot.bytes(), storage::used(&snapshot.dir, &mut seen))
     }
 
     /// Freezes a machine for as long as it takes to copy what has changed, and writes it down

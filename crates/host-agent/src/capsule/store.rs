@@ -9,6 +9,7 @@
 use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
 use super::{Error, blocking, boot, io_error};
+use crate::room::Room;
 use crate::snapshot::{self, Layers};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -60,7 +61,12 @@ impl Stored {
     }
 
     /// Fetches a tree to a folder that is to be at `to`, unless it is there.
-    async fn fetch(&self, space: &str, name: &str, to: &Path) -> Result<(), Error> {
+    async fn fetch(
+        &self,
+        room: &Room,
+        (space, name): (&str, &str),
+        to: &Path,
+    ) -> Result<(), Error> {
         let turn = {
             let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(all.entry(name.to_owned()).or_default())
@@ -69,6 +75,8 @@ impl Stored {
         if to.exists() {
             return Ok(());
         }
+        let bytes = self.store.bytes(space, name).await.map_err(failure)?;
+        let _claim = room.claim(bytes)?;
         let staged = self.dir.join(format!("fetched-{}", name.replace('/', "-")));
         let failed = "fetching from the store";
         let _ = fs::remove_dir_all(&staged);
@@ -153,6 +161,11 @@ impl Manager {
 
     async fn store_all(&self, stored: &Stored) {
         use futures::StreamExt;
+        // What is set aside takes a little room, and keeps what is removed meanwhile on the disk.
+        if let Err(error) = self.parts.room.claim(0) {
+            tracing::warn!(error = chain(&error), "nothing is sent to the store");
+            return;
+        }
         let due: Vec<CapsuleId> = {
             let capsules = self.lock();
             let due = capsules.iter().filter(|(_, c)| c.state == State::Paused && c.is_unsent());
@@ -256,7 +269,7 @@ impl Manager {
         }
         let (name, failed) = (capsule(id, number), "placing a capsule from the store");
         let fetched = stored.dir.join(format!("capsule-{id}"));
-        stored.fetch(team, &name, &fetched).await?;
+        stored.fetch(&self.parts.room, (team, &name), &fetched).await?;
         let (from, to) = (fetched.clone(), boot::folder(&self.parts, id));
         let placed = blocking(move || {
             let mut ledger = Ledger::load(&from)
@@ -336,7 +349,8 @@ impl Manager {
         let to = self.parts.config.snapshots().join(id.to_string());
         match &self.parts.stored {
             Some(stored) if !to.exists() => {
-                stored.fetch(team, &format!("snapshots/{id}"), &to).await
+                let name = format!("snapshots/{id}");
+                stored.fetch(&self.parts.room, (team, &name), &to).await
             }
             _ => Ok(()),
         }
@@ -360,7 +374,8 @@ impl Manager {
             return Ok(());
         }
         let to = self.parts.config.templates().join(name);
-        match stored.fetch(PLATFORM, &format!("templates/{name}"), &to).await {
+        let tree = format!("templates/{name}");
+        match stored.fetch(&self.parts.room, (PLATFORM, &tree), &to).await {
             Err(Error::NotFound(_)) => Err(Error::NoTemplate(name.to_owned())),
             fetched => fetched,
         }

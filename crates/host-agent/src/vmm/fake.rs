@@ -125,6 +125,10 @@ impl Machine for FakeMachine {
         std::future::ready(self.signal(Signal::CONT)).boxed()
     }
 
+    fn most_memory(&self, _: u64) -> u64 {
+        0
+    }
+
     fn save(&self, mut state: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         let wrote = state.write_all(b"fake").map(|()| None);
         std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()

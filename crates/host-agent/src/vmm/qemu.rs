@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use types::Isolation;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -140,7 +141,7 @@ impl Qemu {
         };
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
         let record = Record::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
-        Ok(QemuMachine { record, dir: spec.dir })
+        Ok(QemuMachine { record, dir: spec.dir, full: AtomicBool::new(false) })
     }
 
     fn machine_args(&self, spec: &Spec) -> Vec<String> {
@@ -259,6 +260,6 @@ impl Driver for Qemu {
             tracing::warn!(%error, "serving an adopted guest");
         }
         let (record, dir) = (found.record.clone(), found.dir.to_owned());
-        Some(Box::new(QemuMachine { record, dir }))
+        Some(Box::new(QemuMachine { record, dir, full: AtomicBool::new(false) }))
     }
 }

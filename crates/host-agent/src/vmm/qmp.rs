@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -82,16 +83,23 @@ impl Qmp {
         }
     }
 
-    /// Waits for the guest's own end: a shutdown, a reset, a panic.
-    pub(super) async fn guest_ended(&mut self) -> io::Result<String> {
+    /// Waits for the guest's own end: a shutdown, a reset, a panic. Says in `full` meanwhile when
+    /// QEMU has stopped the guest because the host's disk is full, which is a pause and no end.
+    pub(super) async fn guest_ended(&mut self, full: &AtomicBool) -> io::Result<String> {
         let status = self.command("query-status", json!({})).await?;
-        if let Some(status @ ("shutdown" | "guest-panicked" | "internal-error" | "io-error")) =
-            status["status"].as_str()
-        {
-            return Ok(format!("the guest ended: {status}"));
+        match status["status"].as_str() {
+            Some(status @ ("shutdown" | "guest-panicked" | "internal-error")) => {
+                return Ok(format!("the guest ended: {status}"));
+            }
+            Some("io-error") => full.store(true, Ordering::Release),
+            _ => {}
         }
         loop {
             let event = self.read().await?;
+            if event["event"] == "BLOCK_IO_ERROR" && event["data"]["action"] == "stop" {
+                tracing::debug!(data = %event["data"], "a guest's disk");
+                full.store(true, Ordering::Release);
+            }
             if let Some("SHUTDOWN" | "GUEST_PANICKED") = event["event"].as_str() {
                 let reason = event["data"]["reason"].as_str().unwrap_or("panic");
                 return Ok(format!("the guest ended: {reason}"));
@@ -105,5 +113,50 @@ impl Qmp {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(serde_json::from_str(&line)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::net::UnixListener;
+
+    /// A QEMU whose guest is in a state, and which then tells of some events.
+    async fn told(status: &str, events: &[Value]) -> (io::Result<String>, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(EVENTS)).unwrap();
+        let full = Arc::new(AtomicBool::new(false));
+        let serve = async {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            let status = json!({ "return": { "status": status } });
+            let said = [json!({ "QMP": {} }), json!({ "return": {} }), status];
+            for (number, line) in said.iter().chain(events).enumerate() {
+                if (1..3).contains(&number) {
+                    stream.read_line(&mut String::new()).await.unwrap();
+                }
+                stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+            }
+        };
+        let watch = async { Qmp::connect(dir.path(), EVENTS).await?.guest_ended(&full).await };
+        let (ended, ()) = tokio::join!(watch, serve);
+        (ended, full.load(Ordering::Acquire))
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_waits_for_room_has_not_ended() {
+        let shutdown = json!({ "event": "SHUTDOWN", "data": { "reason": "guest-shutdown" } });
+        let (ended, full) = told("io-error", &[]).await;
+        assert!(ended.is_err() && full, "{ended:?}");
+        let failed = |action: &str| {
+            let data = json!({ "action": action, "nospace": true, "operation": "write" });
+            json!({ "event": "BLOCK_IO_ERROR", "data": data })
+        };
+        let (ended, full) = told("running", &[failed("stop"), shutdown.clone()]).await;
+        assert_eq!((ended.unwrap().as_str(), full), ("the guest ended: guest-shutdown", true));
+        let (_, full) = told("running", &[failed("report"), shutdown]).await;
+        assert!(!full, "the guest was told of it and goes on");
+        let (ended, _) = told("guest-panicked", &[]).await;
+        assert_eq!(ended.unwrap(), "the guest ended: guest-panicked");
     }
 }

@@ -22,6 +22,10 @@ const NAME: &str = "wrenn";
 /// A socket's path holds 107 bytes at most (`unix(7)`).
 const SOCKET_MAX: usize = 107;
 const READY: Duration = Duration::from_secs(60);
+/// Between the server's end and its next start.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Bytes of the server's log that are told when it ends.
+const WORDS: usize = 1000;
 const SETTINGS: [&str; 6] = [
     "listen_addresses=",
     "unix_socket_permissions=0700",
@@ -119,16 +123,21 @@ impl Drop for Postgres {
     }
 }
 
-/// Waits for the server's end and starts it again, until told to stop.
-fn watch(cluster: &Cluster, state: &Mutex<State>, mut child: Child) {
+/// Waits for the server's end and starts it again, until told to stop. A server that does not get
+/// up, as when the disk is full, is tried again for as long as that takes.
+fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
+    let mut running = Some(child);
     loop {
-        let ended = child.wait();
-        if lock(state).stopping {
-            return;
+        if let Some(mut child) = running.take() {
+            let ended = child.wait();
+            if lock(state).stopping {
+                return;
+            }
+            tracing::error!(?ended, said = cluster.last_words(), "PostgreSQL ended");
         }
-        tracing::error!(?ended, "PostgreSQL ended; starting it again");
         // Its workers may hold its memory for a moment yet.
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(AGAIN);
+        host_agent::make_room(cluster.home.parent().unwrap_or(&cluster.home));
         let mut state = lock(state);
         if state.stopping {
             return;
@@ -136,11 +145,10 @@ fn watch(cluster: &Cluster, state: &Mutex<State>, mut child: Child) {
         match cluster.spawn() {
             Ok(started) => {
                 state.pid = pid(&started);
-                child = started;
+                running = Some(started);
             }
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "PostgreSQL does not start");
-                return;
             }
         }
     }
@@ -227,6 +235,13 @@ impl Cluster {
     fn give(&self, path: &Path) -> anyhow::Result<()> {
         let (uid, gid) = self.owner.unzip();
         Ok(std::os::unix::fs::chown(path, uid, gid)?)
+    }
+
+    /// The last of what the server said.
+    fn last_words(&self) -> String {
+        let log = fs::read(self.log()).unwrap_or_default();
+        let last = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
+        last.trim().lines().collect::<Vec<_>>().join("; ")
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {

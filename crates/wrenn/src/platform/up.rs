@@ -48,6 +48,8 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         let dir = up.dir.clone();
         tokio::task::spawn_blocking(move || images::build(&dir, &envd, false)).await??;
     }
+    // Whatever is written from here on: on a full disk, the reserve is for it.
+    host_agent::make_room(&up.dir);
     let postgres = match up.control_plane.database()? {
         Some(_) => None,
         None => Some(Postgres::start(&up.dir).await?),

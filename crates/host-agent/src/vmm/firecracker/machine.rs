@@ -153,6 +153,20 @@ impl Machine for FirecrackerMachine {
             .boxed()
     }
 
+    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+        let ask = async {
+            let about = self.api.get(&self.jail.root, "/").await?;
+            Ok(about["state"] == "Paused")
+        };
+        ask.map(|told: io::Result<bool>| told.map_err(|e| Error::new("asking how the guest is", e)))
+            .boxed()
+    }
+
+    /// Firecracker writes all of it in its root, and it is written again where it is kept.
+    fn most_memory(&self, bytes: u64) -> u64 {
+        bytes.saturating_mul(2)
+    }
+
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         async move {
             let kept = self.keep(state, bytes).await;

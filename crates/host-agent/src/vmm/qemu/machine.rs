@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const CONSOLE_LOG: &str = "console.log";
@@ -28,11 +29,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) struct QemuMachine {
     pub record: Record,
     pub dir: PathBuf,
+    /// Whether QEMU has stopped the guest because the host's disk is full.
+    pub full: AtomicBool,
 }
 
 impl QemuMachine {
     async fn watch(&self) -> io::Result<String> {
-        Qmp::connect(&self.dir, qmp::EVENTS).await?.guest_ended().await
+        Qmp::connect(&self.dir, qmp::EVENTS).await?.guest_ended(&self.full).await
     }
 
     /// Takes what is new from the ring and keeps it beside what was read before.
@@ -146,7 +149,27 @@ impl Machine for QemuMachine {
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        // Before it goes on: what is tried again may fail again at once.
+        self.full.store(false, Ordering::Release);
         self.limited("letting the guest go on", self.ask("cont")).boxed()
+    }
+
+    fn waits_for_room(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+        let ask = async {
+            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            let status = qmp.command("query-status", json!({})).await?;
+            Ok(status["running"] == false)
+        };
+        self.limited("asking how the guest is", ask).boxed()
+    }
+
+    /// What the guest has written to is the process's own memory.
+    fn most_memory(&self, bytes: u64) -> u64 {
+        crate::sys::own_memory(self.record.pid).map_or(bytes, |own| own.min(bytes))
     }
 
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {

@@ -1,0 +1,241 @@
+//! Guests that wait for room on the host's disk. While half of the reserve is gone, a guest whose
+//! disk grows is stopped before the disk is full, so that the database and removals can still
+//! write. A guest that meets a full disk all the same is stopped by its VMM, where that can. Both
+//! go on by themselves when there is room. It also counts what is kept of each capsule.
+
+use super::ledger::Ledger;
+use super::manager::{Manager, State, chain};
+use super::{Error, boot, io_error};
+use crate::guest::Guest;
+use crate::room::Level;
+use crate::storage;
+use crate::vmm::Machine;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use types::CapsuleId;
+
+/// Between two looks at the disk.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between two looks at what is kept.
+const MEASURE: Duration = Duration::from_secs(15);
+/// How long a guest that was let go on is left alone, whatever it meets.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What a capsule takes of its host's disk.
+#[derive(Default)]
+pub(super) struct Usage {
+    /// Bytes of its own disk at the last look; none while there is plenty of room.
+    disk: Option<u64>,
+    /// Whether its guest stands still for want of room.
+    pub waits: bool,
+    /// When it may be let go on.
+    go_on: Option<Instant>,
+    /// Bytes on the host's disk of its snapshots that nothing else has.
+    pub kept: u64,
+}
+
+/// What is done with a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    /// Its VMM has stopped it: that is told.
+    Tell,
+    Stop,
+    GoOn,
+}
+
+impl Usage {
+    /// That of a guest which begins, of whose capsule so many bytes are kept.
+    pub(super) fn of(kept: u64) -> Self {
+        Self { kept, ..Self::default() }
+    }
+
+    /// Decides on a guest that runs, whose disk has `disk` bytes. Pure.
+    fn step(&mut self, level: Level, disk: Option<u64>, stopped: bool, now: Instant) -> Step {
+        let grows = self.disk.zip(disk).is_some_and(|(before, now)| now > before);
+        self.disk = disk;
+        let due = self.go_on.is_none_or(|at| at <= now);
+        let room = matches!(level, Level::Plenty | Level::Enough);
+        if room && due && (self.waits || stopped) {
+            self.go_on = Some(now + AGAIN);
+            return Step::GoOn;
+        }
+        match (stopped, self.waits) {
+            (_, true) => Step::Nothing,
+            (true, false) => Step::Tell,
+            (false, false) if level == Level::Low && grows => Step::Stop,
+            (false, false) => Step::Nothing,
+        }
+    }
+}
+
+impl Manager {
+    /// Looks at the disk and at what is kept, for as long as the process lives.
+    pub(super) async fn watch_disk(&self) {
+        // Before anyone asks: what is not counted would be taken for nothing.
+        let this = self.clone();
+        let _ = tokio::task::spawn_blocking(move || this.measure()).await;
+        let this = self.clone();
+        self.parts.tasks.every(LOOK, move || {
+            let this = this.clone();
+            async move { this.look_at_disk() }
+        });
+        let this = self.clone();
+        self.parts.tasks.every(MEASURE, move || {
+            let this = this.clone();
+            async move {
+                let _ = tokio::task::spawn_blocking(move || this.measure()).await;
+            }
+        });
+    }
+
+    fn look_at_disk(&self) {
+        let (level, now) = (self.parts.room.look(), Instant::now());
+        let mut steps = Vec::new();
+        for (id, capsule) in self.lock().iter_mut() {
+            let (State::Running, Some((machine, _))) = (&capsule.state, &capsule.running) else {
+                continue;
+            };
+            let looks = level != Level::Plenty;
+            let disk = looks.then(|| self.disk_bytes(*id));
+            let stopped = machine.waits_for_room();
+            match capsule.usage.step(level, disk, stopped, now) {
+                Step::Nothing => {}
+                Step::Tell => {
+                    tracing::warn!(%id, "a guest waits for room on the host's disk");
+                    capsule.usage.waits = true;
+                    self.changed();
+                }
+                step @ (Step::Stop | Step::GoOn) => steps.push((*id, step)),
+            }
+        }
+        for (id, step) in steps {
+            let this = self.clone();
+            self.parts.tasks.spawn(async move {
+                let done = match step {
+                    Step::Stop => this.stop_for_room(id).await,
+                    Step::GoOn | Step::Tell | Step::Nothing => this.let_go_on(id).await,
+                };
+                if let Err(error) = done {
+                    tracing::warn!(%id, ?step, error = chain(&error), "a guest and a full disk");
+                }
+            });
+        }
+    }
+
+    /// Bytes on disk of a capsule's own disk.
+    pub(super) fn disk_bytes(&self, id: CapsuleId) -> u64 {
+        let disk = boot::folder(&self.parts, id).join(storage::DISK);
+        disk.metadata().map_or(0, |found| found.blocks() * 512)
+    }
+
+    /// Stops a guest that would fill the disk.
+    async fn stop_for_room(&self, id: CapsuleId) -> Result<(), Error> {
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        let Some((machine, _)) = self.running(id) else { return Ok(()) };
+        machine.freeze().await?;
+        metrics::counter!("wrenn_host_guests_stopped_for_room_total").increment(1);
+        tracing::warn!(%id, "a guest is stopped: it takes room of which the host has too little");
+        self.change(id, |capsule| capsule.usage.waits = true);
+        self.changed();
+        Ok(())
+    }
+
+    /// Lets a guest go on that waited for room, and sets its clock.
+    async fn let_go_on(&self, id: CapsuleId) -> Result<(), Error> {
+        let turn = self.turn(id)?;
+        let held = turn.lock().await;
+        let Some((machine, guest)) = self.running(id) else { return Ok(()) };
+        // Before it goes on: it may meet a full disk again at once.
+        self.change(id, |capsule| capsule.usage.waits = false);
+        machine.thaw().await?;
+        self.changed();
+        tracing::info!(%id, "a guest goes on: there is room on the host's disk");
+        let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
+        let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(lost)?;
+        drop(held);
+        let refreshed = guest.refresh(&ledger.envd_token).await;
+        refreshed.map_err(io_error("setting the clock of a guest that waited"))
+    }
+
+    fn running(&self, id: CapsuleId) -> Option<(Arc<dyn Machine>, Guest)> {
+        let capsules = self.lock();
+        let capsule = capsules.get(&id).filter(|capsule| capsule.state == State::Running)?;
+        capsule.running.clone()
+    }
+
+    /// Bytes on disk of each snapshot, by its id, at the last look.
+    pub(crate) fn snapshot_sizes(&self) -> HashMap<String, u64> {
+        let sizes = self.parts.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        sizes.iter().map(|(id, bytes)| (id.to_string(), *bytes)).collect()
+    }
+
+    /// Counts what is kept of one capsule, until the next look at all of them.
+    pub(super) fn measure_soon(&self, id: CapsuleId) {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut seen = HashSet::new();
+            storage::used(&this.parts.config.golden(), &mut seen);
+            let kept = storage::used(&boot::kept(&boot::folder(&this.parts, id)), &mut seen);
+            this.change(id, |capsule| capsule.usage.kept = kept);
+        });
+    }
+
+    /// Counts what is kept, by what is on the disk: a file that several have counts once.
+    fn measure(&self) {
+        let config = &self.parts.config;
+        let mut seen = HashSet::new();
+        let mut bytes = storage::used(&config.golden(), &mut seen);
+        let ids: Vec<CapsuleId> = self.lock().keys().copied().collect();
+        for id in ids {
+            let kept = storage::used(&boot::kept(&boot::folder(&self.parts, id)), &mut seen);
+            self.change(id, |capsule| capsule.usage.kept = kept);
+            bytes += kept;
+        }
+        let mut sizes = HashMap::new();
+        for id in self.snapshots() {
+            let kept = storage::used(&config.snapshots().join(id.to_string()), &mut seen);
+            sizes.insert(id, kept);
+            bytes += kept;
+        }
+        *self.parts.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        bytes += storage::used(&config.capsules(), &mut seen);
+        let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+        metrics::gauge!("wrenn_host_kept_mib").set(f64::from(mib));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_takes_room_is_stopped_and_one_that_does_not_goes_on() {
+        let (mut writer, mut quiet, now) = (Usage::default(), Usage::default(), Instant::now());
+        for level in [Level::Enough, Level::Scarce] {
+            assert_eq!(writer.step(level, Some(5), false, now), Step::Nothing);
+            assert_eq!(quiet.step(level, Some(5), false, now), Step::Nothing);
+        }
+        assert_eq!(writer.step(Level::Low, Some(6), false, now), Step::Stop);
+        assert_eq!(quiet.step(Level::Low, Some(5), false, now), Step::Nothing);
+        writer.waits = true;
+        assert_eq!(writer.step(Level::Low, Some(7), false, now), Step::Nothing);
+        assert_eq!(writer.step(Level::Scarce, Some(7), false, now), Step::Nothing);
+        assert_eq!(writer.step(Level::Enough, Some(7), false, now), Step::GoOn);
+    }
+
+    #[test]
+    fn a_guest_that_its_vmm_stopped_is_told_of_and_tried_now_and_then() {
+        let (mut usage, now) = (Usage::default(), Instant::now());
+        assert_eq!(usage.step(Level::Low, Some(5), true, now), Step::Tell);
+        usage.waits = true;
+        assert_eq!(usage.step(Level::Low, Some(5), true, now), Step::Nothing);
+        assert_eq!(usage.step(Level::Plenty, None, true, now), Step::GoOn);
+        // A quota of the file system, say, lets nothing be written although there is room.
+        assert_eq!(usage.step(Level::Plenty, None, true, now), Step::Nothing);
+        assert_eq!(usage.step(Level::Plenty, None, true, now + AGAIN), Step::GoOn);
+    }
+}

@@ -1,0 +1,234 @@
+//! Room on the disk that holds the agent's folder: how much is kept back, who may take how much,
+//! and the ballast.
+//!
+//! A part of the disk, the reserve, is kept back for the database and for removals. Whatever keeps
+//! something (a pause, a snapshot, a create, a fetch) first claims the most that it may take, and
+//! is refused when that would reach into the reserve. Guests write to sparse disks without asking;
+//! `capsule/hold.rs` stops those that take room while half of the reserve is gone. The ballast is
+//! a file that holds some of the reserve physically. It is given up when the disk is full all the
+//! same, so that the database can write and removals are recorded.
+
+use crate::capsule::Error;
+use crate::storage;
+use rustix::fs::FallocateFlags;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The reserve is this share of the disk.
+const SHARE: u64 = 20;
+/// The reserve is at least and at most so many bytes.
+const LEAST: u64 = 256 << 20;
+const MOST: u64 = 1 << 30;
+/// Size of the ballast, in bytes.
+const BALLAST: u64 = 64 << 20;
+/// A disk with fewer free bytes is full.
+pub(crate) const FULL: u64 = 16 << 20;
+const BALLAST_FILE: &str = "ballast";
+/// Before another try to make a ballast that could not be made.
+const MAKE_AGAIN: Duration = Duration::from_secs(60);
+
+/// How much of the disk is free, as far as guests are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Nothing has to be looked at.
+    Plenty,
+    /// Guests go on; the reserve is touched.
+    Enough,
+    /// Guests stay as they are.
+    Scarce,
+    /// Guests that take more are stopped.
+    Low,
+}
+
+/// Decides on the level from the free bytes and the reserve. Pure.
+fn level(free: u64, reserve: u64) -> Level {
+    match free {
+        free if free >= reserve => Level::Plenty,
+        free if free >= reserve / 4 * 3 => Level::Enough,
+        free if free >= reserve / 2 => Level::Scarce,
+        _ => Level::Low,
+    }
+}
+
+/// The part of a disk that is kept back, in bytes. Pure.
+fn reserve(total: u64) -> u64 {
+    (total / SHARE).clamp(LEAST, MOST)
+}
+
+/// The room of one agent.
+pub(crate) struct Room {
+    dir: PathBuf,
+    /// Whether a ballast is kept: not where capsules are no machines.
+    ballast: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Bytes that were claimed and are perhaps not written yet.
+    claimed: u64,
+    /// Whether the disk was full at the last look.
+    full: bool,
+    /// When a ballast may be made again that could not be.
+    make_after: Option<Instant>,
+}
+
+/// Bytes that somebody may write; given back when it is dropped.
+pub(crate) struct Claim<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.room.lock().claimed -= self.bytes;
+    }
+}
+
+impl Room {
+    pub(crate) fn new(dir: &Path, ballast: bool) -> Self {
+        Self { dir: dir.to_owned(), ballast, state: Mutex::default() }
+    }
+
+    /// Claims the most bytes that something may write.
+    ///
+    /// # Errors
+    /// When they would reach into the reserve.
+    pub(crate) fn claim(&self, bytes: u64) -> Result<Claim<'_>, Error> {
+        let (total, free) = storage::capacity(&self.dir);
+        let mut state = self.lock();
+        let wanted = state.claimed.saturating_add(bytes);
+        if free < reserve(total).saturating_add(wanted) {
+            let (free, back) = (free >> 20, reserve(total) >> 20);
+            let said = format!("{free} MiB of the host's disk are free, {back} are kept back");
+            return Err(Error::NoCapacity(match wanted.div_ceil(1 << 20) {
+                0 => said,
+                most => format!("{said}, and up to {most} would be written"),
+            }));
+        }
+        state.claimed = wanted;
+        Ok(Claim { room: self, bytes })
+    }
+
+    /// Whether the disk is full.
+    pub(crate) fn is_full(&self) -> bool {
+        storage::capacity(&self.dir).1 < FULL
+    }
+
+    /// Looks at the disk. Gives the ballast up when the disk is full at two looks in a row, so
+    /// that whoever is filling it does not get that too; makes it anew when there is plenty.
+    pub(crate) fn look(&self) -> Level {
+        let (total, free) = storage::capacity(&self.dir);
+        let level = level(free, reserve(total));
+        let (full, now) = (free < FULL, Instant::now());
+        let mut state = self.lock();
+        let was = std::mem::replace(&mut state.full, full);
+        let path = self.dir.join(BALLAST_FILE);
+        let due = state.make_after.is_none_or(|at| at <= now);
+        if full && was && path.exists() {
+            tracing::error!("the disk is full; giving up the ballast");
+            give_up(&self.dir);
+        } else if self.ballast
+            && level == Level::Plenty
+            && due
+            && !is_whole(&path)
+            && let Err(error) = make(&path)
+        {
+            tracing::warn!(%error, "reserving room on the disk");
+            state.make_after = Some(now + MAKE_AGAIN);
+        }
+        level
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_whole(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.len() == BALLAST)
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    let file = File::create(path)?;
+    let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BALLAST);
+    match made {
+        Ok(()) => Ok(()),
+        // A file system without it keeps nothing back; an empty file of that size says so.
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(BALLAST),
+        Err(error) => {
+            let _ = fs::remove_file(path);
+            Err(error.into())
+        }
+    }
+}
+
+/// Gives the ballast of a folder up; none is success.
+fn give_up(dir: &Path) {
+    match fs::remove_file(dir.join(BALLAST_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(%error, "giving up the ballast");
+        }
+        _ => {}
+    }
+}
+
+/// Makes room on a full disk for what the platform itself writes when it starts, by the ballast of
+/// the agent in a folder.
+pub fn make_room(dir: &Path) {
+    if storage::capacity(dir).1 < FULL && dir.join(BALLAST_FILE).exists() {
+        tracing::error!("the disk is full; giving up the ballast");
+        give_up(dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_are_stopped_before_the_disk_is_full_and_go_on_later_than_they_stopped() {
+        let back = reserve(100 << 30);
+        assert_eq!(back, MOST);
+        assert_eq!(reserve(1700 << 20), LEAST);
+        assert_eq!(level(back, back), Level::Plenty);
+        assert_eq!(level(back - 1, back), Level::Enough);
+        assert_eq!(level(back / 4 * 3 - 1, back), Level::Scarce);
+        assert_eq!(level(back / 2, back), Level::Scarce);
+        assert_eq!(level(back / 2 - 1, back), Level::Low);
+        assert!(reserve(0) / 2 > FULL + BALLAST, "the ballast is a part of what guests leave");
+    }
+
+    #[test]
+    fn claims_add_up_and_are_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = Room::new(dir.path(), true);
+        let (total, free) = storage::capacity(dir.path());
+        let most = free.saturating_sub(reserve(total));
+        let Some(half) = (most / 2).checked_sub(64 << 20).filter(|half| *half > 256 << 20) else {
+            return;
+        };
+        let first = room.claim(half).unwrap();
+        let second = room.claim(half).unwrap();
+        let refused = room.claim(half).err().map(|error| error.to_string());
+        assert!(refused.unwrap().contains("are kept back"));
+        drop(second);
+        let third = room.claim(half).unwrap();
+        drop((first, third));
+        assert_eq!(room.lock().claimed, 0);
+    }
+
+    #[test]
+    fn the_ballast_takes_room_and_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(BALLAST_FILE);
+        make(&path).unwrap();
+        assert!(is_whole(&path));
+        give_up(dir.path());
+        give_up(dir.path());
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,260 @@
+//! A host whose disk is full, or nearly: what would need room is refused and changes nothing, what
+//! is removed needs none, guests wait and go on, and the platform comes back.
+
+use crate::damage::parts;
+use crate::small;
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use tempfile::NamedTempFile;
+use tests::{Client, Driver, Platform, eventually, processes_of};
+
+/// A small disk, which can be filled. No tmpfs: there a page of a mapped file takes room when it is
+/// read, and a guest that Firecracker runs waits for one that there is none for.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("wrenn-small-").tempdir().unwrap();
+        let image = NamedTempFile::new().unwrap();
+        image.as_file().set_len(2600 << 20).unwrap();
+        let mut make = Command::new("mkfs.ext4");
+        let made = make.args(["-q", "-F", "-m", "0"]).arg(image.path()).status().unwrap();
+        let mut mount = Command::new("mount");
+        let mounted =
+            mount.args(["-o", "loop"]).arg(image.path()).arg(dir.path()).status().unwrap();
+        assert!(made.success() && mounted.success());
+        // The loop device keeps it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self(dir)
+    }
+
+    /// Takes all the room that there is, to the last block, until what is returned is dropped.
+    fn fill(&self) -> NamedTempFile {
+        let mut filler = self.leave(1);
+        let end = std::io::Seek::seek(&mut filler, std::io::SeekFrom::End(0)).unwrap();
+        for size in [1 << 16, 4096] {
+            let block = vec![1; size];
+            while std::io::Write::write_all(&mut filler, &block).is_ok() {}
+        }
+        assert!(filler.as_file().metadata().unwrap().len() >= end);
+        filler
+    }
+
+    /// Takes all the room but so many MiB.
+    fn leave(&self, mib: u64) -> NamedTempFile {
+        let filler = NamedTempFile::new_in(self.0.path()).unwrap();
+        let take = self.free_mib().saturating_sub(mib) << 20;
+        if take > 0 {
+            let plain = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(filler.as_file(), plain, 0, take).unwrap();
+        }
+        filler
+    }
+
+    fn free_mib(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.0.path()).unwrap();
+        (found.f_bavail * found.f_frsize) >> 20
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_a_pause_and_nothing_else() {
+    let disk = Small::new();
+    let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
+    let client = platform.client();
+    let id = client.create(&small()).await;
+    client.out(&id, "echo one > /dev/shm/x").await;
+    client.pause(&id).await;
+    client.resume(&id).await;
+    client.out(&id, "head -c 5000000 /dev/urandom > /dev/shm/y; echo two > /dev/shm/x").await;
+    let before: Vec<_> = parts(&platform, &id, 1).iter().map(|f| fs::read(f).unwrap()).collect();
+    let filler = disk.fill();
+    let machine = processes_of(&id);
+    let refused = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
+    assert!(!refused.status.is_success(), "{}", refused.body);
+    assert_eq!(refused.body["error"]["code"], "no_capacity", "{}", refused.body);
+    assert_eq!(client.status(&id).await, "running");
+    assert_eq!(processes_of(&id), machine, "another machine");
+    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "two\n");
+    let after: Vec<_> = parts(&platform, &id, 1).iter().map(|f| fs::read(f).unwrap()).collect();
+    assert!(before == after, "what was kept before has changed");
+    let kept = platform.dir().join(format!("capsules/{id}/kept"));
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 1, "something is left of the pause");
+    drop(filler);
+    client.pause(&id).await;
+    client.resume(&id).await;
+    assert_eq!(client.out(&id, "cat /dev/shm/x").await, "two\n");
+    platform.finish();
+}
+
+/// Has a guest write to its disk in the background, so much and then a word, each piece through to
+/// the disk.
+async fn write_on(client: &Client, id: &str, mib: u32) {
+    let script = format!(
+        "head -c {mib}M /dev/urandom > /dev/shm/data; cp /dev/shm/data /home/user/data; \
+         sync /home/user/data; sha256sum < /dev/shm/data > /dev/shm/sum; echo done > /dev/shm/done"
+    );
+    let body: Value = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
+    client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
+}
+
+/// What the guest wrote, once it says that it is done, is what it meant to write.
+async fn written(client: &Client, id: &str) {
+    let done = "test -e /dev/shm/done && echo yes || echo no";
+    eventually("the guest has written all of it", || async {
+        (client.out(id, done).await == "yes\n").then_some(())
+    })
+    .await;
+    let same = "sudo sh -c 'echo 3 > /proc/sys/vm/drop_caches'; \
+                sha256sum < /home/user/data | cmp - /dev/shm/sum && echo same";
+    assert_eq!(client.out(id, same).await, "same\n");
+}
+
+async fn waits(client: &Client, id: &str, wanted: bool) {
+    eventually("it is told whether the guest waits", || async {
+        let seen = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+        assert_eq!(seen["status"], "running", "{seen}");
+        assert!(seen["error"].is_null(), "{seen}");
+        let told = seen["disk_full"].as_bool().unwrap_or(false);
+        (told == wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_guest_that_would_fill_the_disk_waits_others_do_not_and_it_goes_on_by_itself() {
+    let disk = Small::new();
+    let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
+    let client = platform.client();
+    let writer = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    let other = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    // Half of the reserve, 256 MiB on a disk this small, is about to be taken.
+    let filler = disk.leave(150);
+    write_on(&client, &writer, 130).await;
+    waits(&client, &writer, true).await;
+    waits(&client, &other, false).await;
+    assert_eq!(client.out(&other, "echo up").await, "up\n");
+    assert!(disk.free_mib() > 16, "the disk is full all the same");
+    let shown = platform.run(&["capsule", "list"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("disk_full"));
+    // What would need room is refused, and removals are not.
+    let body = json!({ "capsule_id": other, "name": "s" });
+    client.post("/v1/snapshots", &body).await.refuses(503, "no_capacity", "kept back");
+    let fork = format!("/v1/capsules/{other}/fork");
+    client.post(&fork, &json!({})).await.refuses(503, "no_capacity", "kept back");
+    let pause = format!("/v1/capsules/{other}/pause");
+    client.post(&pause, &json!({})).await.refuses(503, "no_capacity", "kept back");
+    assert_eq!(client.status(&other).await, "running");
+    assert_eq!(client.out(&other, "echo up").await, "up\n");
+    client.post("/v1/capsules", &small()).await.refuses(503, "no_capacity", "kept back");
+    client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
+    drop(filler);
+    waits(&client, &writer, false).await;
+    written(&client, &writer).await;
+    platform.finish();
+}
+
+/// Another program fills the disk to the last block. The ballast lets the database write, so that
+/// what is removed is removed; and the database gets up again that ended for lack of room.
+#[tokio::test]
+async fn removals_work_on_a_full_disk_and_the_database_comes_back() {
+    let disk = Small::new();
+    let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
+    let client = platform.client();
+    let (paused, runs) = (client.create(&small()).await, client.create(&small()).await);
+    client.pause(&paused).await;
+    let body = json!({ "capsule_id": runs, "name": "s" });
+    client.post("/v1/snapshots", &body).await.expect(201);
+    let ballast = platform.dir().join("ballast");
+    eventually("the ballast is there", async || ballast.exists().then_some(())).await;
+    let filler = disk.fill();
+    eventually("the ballast is given up", async || (!ballast.exists()).then_some(())).await;
+    client.delete("/v1/snapshots/s").await.expect(204);
+    assert_eq!(fs::read_dir(platform.dir().join("snapshots")).unwrap().count(), 0);
+    for id in [&paused, &runs] {
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+        assert!(!platform.dir().join(format!("capsules/{id}")).exists());
+    }
+    let rest = disk.fill();
+    tests::signal(platform.postgres_pid(), rustix::process::Signal::KILL);
+    eventually("it does not get up", || async {
+        let ended = platform.log().matches("PostgreSQL ended").count();
+        (ended > 1).then_some(())
+    })
+    .await;
+    drop((filler, rest));
+    eventually("the database is back", || async {
+        (client.get("/v1/capsules").await.status == 200).then_some(())
+    })
+    .await;
+    eventually("the ballast is there again", async || ballast.exists().then_some(())).await;
+    platform.finish();
+}
+
+/// Waits until the template's machine is kept, of which the host would else give room back.
+async fn template_is_kept(platform: &Platform) {
+    let golden = platform.dir().join("golden");
+    eventually("the template's machine is kept", async || {
+        let entries = fs::read_dir(&golden).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.any(|name| !name.ends_with(".new")).then_some(())
+    })
+    .await;
+}
+
+/// Moves the database's folder to another disk, as who has two would.
+fn move_database(platform: &Platform) -> tempfile::TempDir {
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let (from, to) = (platform.dir().join("postgres"), elsewhere.path().join("postgres"));
+    let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).status().unwrap();
+    assert!(copied.success());
+    fs::remove_dir_all(&from).unwrap();
+    std::os::unix::fs::symlink(to, from).unwrap();
+    elsewhere
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended() {
+    if tests::firecracker().is_some() {
+        // Its guests get an error of their disk, as `docs/operations.md` says.
+        return;
+    }
+    let disk = Small::new();
+    let mut platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
+    platform.stop();
+    let _database = move_database(&platform);
+    platform.resume().await;
+    let client = platform.client();
+    let writer = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    template_is_kept(&platform).await;
+    let ballast = platform.dir().join("ballast");
+    eventually("the ballast is there", async || ballast.exists().then_some(())).await;
+    let filler = disk.fill();
+    eventually("the ballast is given up", async || (!ballast.exists()).then_some(())).await;
+    let rest = disk.fill();
+    write_on(&client, &writer, 150).await;
+    waits(&client, &writer, true).await;
+    assert_eq!(disk.free_mib(), 0);
+    let machine = processes_of(&writer);
+    // What the agent itself writes at its start needs some room; the guest does not take it.
+    rest.as_file().set_len(rest.as_file().metadata().unwrap().len() - (8 << 20)).unwrap();
+    platform.kill();
+    platform.resume().await;
+    let client = platform.client();
+    waits(&client, &writer, true).await;
+    assert_eq!(processes_of(&writer), machine, "another machine");
+    drop((filler, rest));
+    waits(&client, &writer, false).await;
+    written(&client, &writer).await;
+    assert_eq!(processes_of(&writer), machine, "another machine");
+    platform.finish();
+}
