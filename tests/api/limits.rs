@@ -166,3 +166,114 @@ async fn the_platforms_limits_are_everyones_who_has_none_set() {
     operator.put(&path, &json!({ "colour": 1 })).await.refuses(400, "invalid_request", "colour");
     platform.finish();
 }
+
+/// Files of something that is kept, made larger behind the agent's back: the fake driver's are tiny.
+fn grow(platform: &Platform, folder: &str, mib: usize) {
+    let file = platform.dir().join(folder).join("grown");
+    std::fs::write(file, vec![1; mib << 20]).unwrap();
+}
+
+async fn storage(client: &Client, team: &str) -> i64 {
+    let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
+    seen["storage_mb"].as_i64().unwrap()
+}
+
+#[tokio::test]
+async fn of_snapshots_asked_for_at_once_as_many_are_taken_as_the_team_may_have() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let team = team(&client).await;
+    set(&client, &team, json!({ "snapshots": 2 })).await;
+    let ids = [client.create(&json!({})).await, client.create(&json!({})).await];
+    let bodies: Vec<_> =
+        (0..8).map(|n| json!({ "capsule_id": ids[n % 2], "name": format!("s{n}") })).collect();
+    let asked = bodies.iter().map(|body| client.post("/v1/snapshots", body));
+    let taken = futures::future::join_all(asked).await;
+    let (good, bad): (Vec<_>, Vec<_>) = taken.into_iter().partition(|a| a.status == 201);
+    assert_eq!(good.len(), 2);
+    for refused in bad {
+        refused.refuses(429, "limit_reached", "2 of 2 snapshots");
+    }
+    let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
+    assert_eq!((&seen["limits"]["snapshots"], &seen["snapshots"]), (&json!(2), &json!(2)));
+    // One that takes the place of another is not one more. A fork's is not counted.
+    let name = good[0].body["name"].as_str().unwrap();
+    let body = json!({ "capsule_id": ids[0], "name": name, "overwrite": true });
+    client.post("/v1/snapshots", &body).await.expect(201);
+    let body = json!({ "capsule_id": ids[0], "name": "new", "overwrite": true });
+    client.post("/v1/snapshots", &body).await.refuses(429, "limit_reached", "snapshots");
+    client.post(&format!("/v1/capsules/{}/fork", ids[0]), &json!({})).await.expect(201);
+    // By E2B's route too.
+    let path = format!("/sandboxes/{}/snapshots", ids[0]);
+    let refused = client.post(&path, &json!({})).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    client.delete(&format!("/v1/snapshots/{name}")).await.expect(204);
+    let body = json!({ "capsule_id": ids[0], "name": "new" });
+    client.post("/v1/snapshots", &body).await.expect(201);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn storage_of_snapshots_and_paused_capsules_counts_as_the_host_says() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let team = team(&client).await;
+    let (paused, runs) = (client.create(&json!({})).await, client.create(&json!({})).await);
+    client.pause(&paused).await;
+    let body = json!({ "capsule_id": runs, "name": "one" });
+    let one = client.post("/v1/snapshots", &body).await.expect(201);
+    let before = storage(&client, &team).await;
+    assert!(before < 3, "{before}");
+    grow(&platform, &format!("capsules/{paused}/kept/1"), 7);
+    grow(&platform, &format!("snapshots/{}", one["id"].as_str().unwrap()), 5);
+    eventually("the host has counted them", async || {
+        let now = storage(&client, &team).await;
+        (now >= 12).then_some(())
+    })
+    .await;
+    set(&client, &team, json!({ "storage_mb": 12 })).await;
+    let body = json!({ "capsule_id": runs, "name": "two" });
+    client.post("/v1/snapshots", &body).await.refuses(429, "limit_reached", "MiB of storage");
+    let fork = format!("/v1/capsules/{runs}/fork");
+    client.post(&fork, &json!({})).await.refuses(429, "limit_reached", "MiB of storage");
+    // A pause is not refused: whoever is over the limit may stop computing.
+    client.pause(&runs).await;
+    client.resume(&runs).await;
+    // What is removed makes room, and so does a higher limit.
+    client.delete(&format!("/v1/capsules/{paused}")).await.expect(204);
+    client.post("/v1/snapshots", &body).await.expect(201);
+    // A file that several have counts once: a snapshot of a paused capsule takes no room.
+    client.pause(&runs).await;
+    grow(&platform, &format!("capsules/{runs}/kept/1"), 6);
+    let listed = client.get("/v1/snapshots").await.expect(200);
+    let names: Vec<_> = listed["items"].as_array().unwrap().iter().collect();
+    assert_eq!(names.len(), 2, "{listed}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn limits_of_storage_are_set_by_admins_for_teams_alone() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let team = team(&client).await;
+    let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
+    assert_eq!(seen["limits"]["snapshots"], 1000);
+    assert_eq!(seen["limits"]["storage_mb"], 1 << 20);
+    let path = format!("/v1/admin/teams/{team}/limits");
+    for (field, wrong) in
+        [("snapshots", json!(3_000_000_000_u32)), ("storage_mb", json!(1_u64 << 44))]
+    {
+        client.put(&path, &json!({ field: wrong })).await.refuses(400, "invalid_request", field);
+        let key = json!({ "name": "k", "limits": { field: 1 } });
+        client.post("/v1/api-keys", &key).await.refuses(400, "invalid_request", field);
+    }
+    let set =
+        platform.run(&["team", "limits", "--of", &team, "--snapshots", "7", "--storage", "99"]);
+    let said = String::from_utf8_lossy(&set.stdout).into_owned();
+    assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    assert!(said.contains("snapshots") && said.contains("99"), "{said}");
+    let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
+    assert_eq!(seen["limits"]["snapshots"], 7);
+    assert_eq!(seen["limits"]["storage_mb"], 99);
+    platform.finish();
+}

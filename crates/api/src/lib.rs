@@ -140,6 +140,10 @@ pub struct Capsule {
     pub stored: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
+    /// Whether its guest stands still because the host's disk has too little room. The status
+    /// stays `running`, and the guest goes on by itself when there is room.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_full: bool,
     /// Why it failed, when its status is `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

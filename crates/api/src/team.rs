@@ -128,6 +128,13 @@ pub struct Limits {
     /// Memory of the same, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
+    /// Snapshots. A limit of teams alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u32>,
+    /// Storage of snapshots and paused capsules, in MiB, by their blocks on the hosts' disks. A
+    /// limit of teams alone. It refuses snapshots and forks, and no pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_mb: Option<u64>,
     /// By each control plane, and twice as many at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creates_per_sec: Option<u32>,
@@ -144,6 +151,10 @@ pub struct TeamLimits {
     pub capsules: i64,
     pub vcpus: i64,
     pub memory_mb: i64,
+    /// Snapshots.
+    pub snapshots: i64,
+    /// Storage of snapshots and paused capsules, in MiB, as the hosts counted it last.
+    pub storage_mb: i64,
 }
 
 /// A team as admins see it.

@@ -19,6 +19,7 @@ use protocol::filesystem::FilesystemClient;
 use protocol::host::{self, HostClient};
 use protocol::process::ProcessClient;
 use rustls::pki_types::ServerName;
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,13 +274,14 @@ impl Agent {
         self.host().set_egress(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// Takes a snapshot, with memory or without; returns its bytes.
+    /// Takes a snapshot, with memory or without; returns its bytes, all of them and those that are
+    /// in no template's machine.
     pub(crate) async fn snapshot(
         &self,
         capsule: CapsuleId,
         id: SnapshotId,
         memory: bool,
-    ) -> Result<u64> {
+    ) -> Result<(u64, u64)> {
         let (capsule_id, snapshot_id) = (capsule.to_string(), id.to_string());
         let disk_only = !memory;
         let request = host::CreateSnapshotRequest {
@@ -291,7 +293,8 @@ impl Agent {
         let options = CallOptions::default().with_timeout(KEEP);
         let answer = self.host().create_snapshot_with_options(request, options).await;
         let answer = answer.map_err(|error| failed(&error, Error::SnapshotFailed))?;
-        Ok(answer.into_owned().size_bytes)
+        let answer = answer.into_owned();
+        Ok((answer.size_bytes, answer.storage_bytes))
     }
 
     /// Removes a snapshot; that of a team from the store, too.
@@ -302,12 +305,19 @@ impl Agent {
         self.host().delete_snapshot(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// The snapshots that there are, and those of them that the store has too.
-    pub(crate) async fn snapshots(&self) -> Result<(Vec<SnapshotId>, Vec<SnapshotId>)> {
+    /// The snapshots that there are.
+    pub(crate) async fn snapshots(&self) -> Result<HostSnapshots> {
         let answer = self.host().list_snapshots(host::ListSnapshotsRequest::default()).await;
         let answer = answer.map_err(|e| refused(&e))?.into_owned();
         let ids = |texts: Vec<String>| texts.iter().filter_map(|id| id.parse().ok()).collect();
-        Ok((ids(answer.snapshot_ids), ids(answer.stored_ids)))
+        let int = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let storage = answer.storage_bytes.into_iter();
+        let storage = storage.filter_map(|(id, bytes)| Some((id.parse().ok()?, int(bytes))));
+        Ok(HostSnapshots {
+            ids: ids(answer.snapshot_ids),
+            stored: ids(answer.stored_ids),
+            storage: storage.collect(),
+        })
     }
 
     /// Waits until something has changed on the host that nobody asked for, or for some seconds.
@@ -339,6 +349,15 @@ impl Agent {
     pub(crate) async fn describe(&self) -> anyhow::Result<host::DescribeResponse> {
         Ok(self.host().describe(host::DescribeRequest::default()).await?.into_owned())
     }
+}
+
+/// The snapshots that a host has.
+pub(crate) struct HostSnapshots {
+    pub ids: Vec<SnapshotId>,
+    /// Those that the store has too.
+    pub stored: Vec<SnapshotId>,
+    /// Bytes on disk of each, that nothing else has, as the host counted them last.
+    pub storage: HashMap<SnapshotId, i64>,
 }
 
 /// How a capsule came to run.

@@ -19,6 +19,7 @@ pub(crate) use fork::fork;
 pub(crate) use keep::{Wanted, awake, detached, pause, resume, settled, why};
 pub(crate) use life::{end, extend, ping, set as set_life};
 pub(crate) use once::Once;
+pub(crate) use quota::Quota;
 
 use crate::app::App;
 use crate::audit::{By, Entry, Noted};
@@ -322,6 +323,7 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         booted: row.booted,
         stored: row.stored_newest,
         host_id: row.host_id.map(|id| types::HostId(id).to_string()),
+        disk_full: row.disk_full,
         error: row.error,
         public_ports: row.public_ports,
         public_traffic: row.public_traffic,

@@ -13,6 +13,9 @@ use types::{CapsuleState, TeamId, UserId};
 /// What PostgreSQL calls a text with a NUL, as such and in JSON.
 const NUL: [&str; 2] = ["22021", "22P05"];
 
+/// What it calls a full disk.
+const FULL: &str = "53100";
+
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -282,6 +285,10 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
                 tracing::warn!(%error, "the database does not answer");
                 Self::DatabaseUnavailable
+            }
+            sqlx::Error::Database(error) if error.code().is_some_and(|code| code == FULL) => {
+                tracing::error!(%error, "the database's disk is full");
+                Self::NoCapacity("the disk of the platform's database is full".to_owned())
             }
             sqlx::Error::Database(error)
                 if error.code().is_some_and(|code| NUL.contains(&&*code)) =>

@@ -61,7 +61,15 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         return Err(Error::invalid("expires_sec", format!("must be 1 to {EXPIRES_MAX}")));
     }
     let ends = |seconds| OffsetDateTime::now_utc() + std::time::Duration::from_secs(seconds);
-    let limits = check_limits(&wanted.limits.unwrap_or_default())?;
+    let limits = wanted.limits.unwrap_or_default();
+    for (field, set) in
+        [("snapshots", limits.snapshots.is_some()), ("storage_mb", limits.storage_mb.is_some())]
+    {
+        if set {
+            return Err(Error::invalid(format!("limits.{field}"), "is a limit of teams alone"));
+        }
+    }
+    let limits = check_limits(&limits)?;
     let only = confined(app, caller, &wanted).await?;
     let row = Row {
         created_by: creator(app, caller).await?,
@@ -162,6 +170,7 @@ pub(crate) fn shown(row: Row) -> api::ApiKey {
             memory_mb: (own.memory_mib > 0).then_some(own.memory_mib),
             creates_per_sec: some(own.creates_per_sec),
             requests_per_sec: some(own.requests_per_sec),
+            ..api::Limits::default()
         },
         created_by: row.created_by.map(|id| UserId(id).to_string()),
         created_at: row.created_at,

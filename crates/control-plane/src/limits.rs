@@ -40,6 +40,10 @@ pub(crate) struct Limits {
     /// Virtual processors of those that have a machine.
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// Snapshots that have a name; of a team alone.
+    pub snapshots: u32,
+    /// Storage of snapshots and paused capsules on the hosts' disks; of a team alone.
+    pub storage_mib: u64,
     pub creates_per_sec: u32,
     pub requests_per_sec: u32,
     /// The least tier that its capsules begin on; of a team alone.
@@ -51,6 +55,8 @@ impl Limits {
         capsules: 0,
         vcpus: 0,
         memory_mib: 0,
+        snapshots: 0,
+        storage_mib: 0,
         creates_per_sec: 0,
         requests_per_sec: 0,
         isolation: Isolation::None,
@@ -60,6 +66,8 @@ impl Limits {
         capsules: 1000,
         vcpus: 4000,
         memory_mib: 4 << 20,
+        snapshots: 1000,
+        storage_mib: 1 << 20,
         creates_per_sec: 100,
         requests_per_sec: 1000,
         isolation: Isolation::None,
@@ -79,9 +87,33 @@ pub(crate) struct Held {
     pub memory_mib: i64,
 }
 
+/// What a team keeps.
+#[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
+pub(crate) struct Stored {
+    /// Snapshots that have a name.
+    pub snapshots: i64,
+    /// Bytes on the hosts' disks of snapshots and paused capsules.
+    pub storage_bytes: i64,
+}
+
+/// Says which limit a team goes beyond that keeps so much; none when it is within. Pure.
+pub(crate) fn beyond_storage(limits: &Limits, stored: Stored) -> Option<String> {
+    let snapshots = whole(stored.snapshots);
+    if limits.snapshots > 0 && snapshots > u64::from(limits.snapshots) {
+        return Some(format!("{} of {} snapshots are in use", snapshots - 1, limits.snapshots));
+    }
+    let (bytes, most) = (whole(stored.storage_bytes), limits.storage_mib.saturating_mul(1 << 20));
+    let mib = bytes.div_ceil(1 << 20);
+    let over = limits.storage_mib > 0 && bytes > most;
+    over.then(|| format!("{mib} of {} MiB of storage would be in use", limits.storage_mib))
+}
+
+fn whole(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
 /// Says which limit more would go beyond; none when there is room. Pure.
 pub(crate) fn beyond(limits: &Limits, held: Held, more: Held) -> Option<String> {
-    let whole = |n: i64| u64::try_from(n).unwrap_or(0);
     let rows = [
         ("capsules", u64::from(limits.capsules), held.capsules, more.capsules),
         ("vCPUs", u64::from(limits.vcpus), held.vcpus, more.vcpus),
@@ -153,6 +185,19 @@ mod tests {
         assert_eq!(beyond(&limits, held(3, 0), Held { capsules: 0, ..more }), None);
         assert_eq!(beyond(&Limits::NONE, held(1 << 40, 1 << 40), more), None);
         assert!(!Limits::NONE.counts() && Limits::DEFAULT.counts());
+    }
+
+    #[test]
+    fn storage_beyond_its_limit_is_named() {
+        let limits = Limits { snapshots: 2, storage_mib: 10, ..Limits::NONE };
+        let stored = |snapshots, mib: i64| Stored { snapshots, storage_bytes: mib << 20 };
+        assert_eq!(beyond_storage(&limits, stored(2, 10)), None);
+        let said = beyond_storage(&limits, stored(3, 0)).unwrap();
+        assert_eq!(said, "2 of 2 snapshots are in use");
+        let over = Stored { storage_bytes: (10 << 20) + 1, ..stored(2, 0) };
+        let said = beyond_storage(&limits, over).unwrap();
+        assert_eq!(said, "11 of 10 MiB of storage would be in use");
+        assert_eq!(beyond_storage(&Limits::NONE, stored(1 << 40, 1 << 30)), None);
     }
 
     #[test]

@@ -284,6 +284,11 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
         if stored > 0 && (stored != row.stored || !row.stored_newest) {
             db::capsules::set_stored(&app.db, row.id(), row.generation, stored).await?;
         }
+        let storage = i64::try_from(info.storage_bytes).unwrap_or(i64::MAX);
+        let waits = info.waits_for_room && row.state() == CapsuleState::Running;
+        if (storage, waits) != (row.storage_bytes, row.disk_full) {
+            db::capsules::set_usage(&app.db, row.id(), row.generation, storage, waits).await?;
+        }
         // Somebody changed them and did not reach the host, or died.
         let runs = row.state() == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
         if runs && info.egress_revision < row.egress.revision {

@@ -1,10 +1,11 @@
 //! Snapshots of capsules: taken, listed, removed. The host has the files, the row says what is to
 //! be there; `reconcile` brings the one in line with the other.
 
+use crate::agent::HostSnapshots;
 use crate::app::App;
 use crate::audit::{By, Entry};
 use crate::auth::Caller;
-use crate::capsules;
+use crate::capsules::{self, Quota};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
@@ -42,9 +43,10 @@ pub(crate) async fn create(
     let memory = wanted.memory.unwrap_or(true);
     capsules::detached(app, async move {
         if !over || name.is_empty() {
-            return take(&at, caller, &capsule, Some(name), memory).await;
+            return take(&at, caller, &capsule, Some(name), memory, None).await;
         }
-        let taken = take(&at, caller, &capsule, Some(String::new()), memory).await?;
+        let unnamed = Some(String::new());
+        let taken = take(&at, caller, &capsule, unnamed, memory, Some(&name)).await?;
         replace(&at, taken, name).await
     })
     .await
@@ -65,13 +67,14 @@ async fn replace(app: &App, taken: Snapshot, name: String) -> Result<Snapshot> {
 }
 
 /// Takes one, with memory or without; without a name, for a fork alone. An empty name is made from
-/// the id.
+/// the id. One that takes the place of another, by that one's name, is not one more.
 pub(crate) async fn take(
     app: &App,
     caller: Caller,
     capsule: &Capsule,
     name: Option<String>,
     memory: bool,
+    replaces: Option<&str>,
 ) -> Result<Snapshot> {
     let (id, now) = (SnapshotId::new(), OffsetDateTime::now_utc());
     let name = name.map(|name| if name.is_empty() { id.to_string() } else { name });
@@ -87,13 +90,21 @@ pub(crate) async fn take(
         memory_mib: capsule.memory_mib,
         disk_mib: capsule.disk_mib,
         size_bytes: 0,
+        storage_bytes: 0,
         stored: false,
         created_at: now,
         updated_at: now,
     };
+    let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
     let what = json!({ "name": row.name, "capsule": capsule.id().to_string() });
     let entry = Entry::new(caller.team, caller.by, "snapshot.create", id).with(what);
+    let replaced = match replaces {
+        Some(name) => db::snapshots::is_named(&mut *tx, caller.team, name).await?,
+        None => false,
+    };
+    let more = i64::from(row.name.is_some() && !replaced);
+    quota.admit_snapshot(&mut tx, more).await?;
     let entered = db::snapshots::insert(&mut *tx, &row).await?;
     if entered && row.name.is_some() {
         db::audit::write(&mut *tx, &entry).await?;
@@ -104,12 +115,10 @@ pub(crate) async fn take(
     }
     let entered = row.clone();
     let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id, memory).await {
-        Ok(bytes) => {
-            row.size_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            match db::snapshots::complete(&app.db, id, row.size_bytes).await? {
-                true => Ok(row),
-                false => Err(Error::NotFound("snapshot")),
-            }
+        Ok((size, storage)) => {
+            let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            (row.size_bytes, row.storage_bytes) = (int(size), int(storage));
+            complete(app, &quota, row).await
         }
         Err(error) => Err(error),
     };
@@ -119,6 +128,19 @@ pub(crate) async fn take(
         tracing::warn!(%id, error = %undo, "undoing a snapshot");
     }
     taken
+}
+
+/// Marks a snapshot as complete, if its team may have the storage that it turned out to take.
+async fn complete(app: &App, quota: &Quota, row: Snapshot) -> Result<Snapshot> {
+    let mut tx = app.db.begin().await?;
+    quota.hold_storage(&mut tx).await?;
+    let sizes = (row.size_bytes, row.storage_bytes);
+    if !db::snapshots::complete(&mut *tx, row.id(), sizes).await? {
+        return Err(Error::NotFound("snapshot"));
+    }
+    quota.check_storage(&mut tx).await?;
+    tx.commit().await?;
+    Ok(row)
 }
 
 /// A snapshot of the caller's team, by its name or its id.
@@ -148,13 +170,22 @@ pub(crate) async fn remove(app: &App, row: &Snapshot, by: By) -> Result<()> {
 /// Brings what a host has in line with the rows, both ways.
 pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     // The host first: a row comes before its files, so what it has without one is nobody's.
-    let (on_host, stored) = app.agent(host).snapshots().await?;
+    let HostSnapshots { ids: on_host, stored, storage } = app.agent(host).snapshots().await?;
     let stored: Vec<uuid::Uuid> = stored.into_iter().map(|id| id.0).collect();
     if !stored.is_empty() {
         db::snapshots::set_stored(&app.db, host, &stored).await?;
     }
     let now = OffsetDateTime::now_utc();
-    for row in db::snapshots::list_by_host(&app.db, host).await? {
+    let rows = db::snapshots::list_by_host(&app.db, host).await?;
+    let changed = rows.iter().filter_map(|row| {
+        let bytes = *storage.get(&row.id())?;
+        (row.status == "ready" && bytes != row.storage_bytes).then_some((row.id, bytes))
+    });
+    let (ids, bytes): (Vec<_>, Vec<_>) = changed.unzip();
+    if !ids.is_empty() {
+        db::snapshots::set_storage(&app.db, host, &ids, &bytes).await?;
+    }
+    for row in rows {
         let age = now - row.updated_at;
         let left = match row.status.as_str() {
             "removing" => true,

@@ -361,6 +361,8 @@ pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
         memory_mb: Some(limits.memory_mib),
         creates_per_sec: Some(limits.creates_per_sec),
         requests_per_sec: Some(limits.requests_per_sec),
+        snapshots: Some(limits.snapshots),
+        storage_mb: Some(limits.storage_mib),
     }
 }
 
@@ -368,11 +370,14 @@ pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
 pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
     let limits = db::limits::of(&app.db, team).await?.limits();
     let held = db::limits::held(&app.db, team).await?;
+    let stored = db::limits::stored(&app.db, team).await?;
     Ok(api::TeamLimits {
         limits: limits_shown(limits),
         capsules: held.capsules,
         vcpus: held.vcpus,
         memory_mb: held.memory_mib,
+        snapshots: stored.snapshots,
+        storage_mb: (stored.storage_bytes + (1 << 20) - 1) >> 20,
     })
 }
 
@@ -382,11 +387,17 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
         let wrong = |_| Error::invalid(field, "must be at most 2,147,483,647");
         n.map(i32::try_from).transpose().map_err(wrong)
     };
-    let memory = wanted.memory_mb.map(i64::try_from).transpose();
+    let long = |field: &str, n: Option<u64>| {
+        // As bytes, it is a number of the database's.
+        let n = n.map(|n| i64::try_from(n).ok().filter(|n| *n < 1 << 43));
+        n.map(|n| n.ok_or_else(|| Error::invalid(field, "is too large"))).transpose()
+    };
     Ok(db::limits::Row {
         capsules: int("capsules", wanted.capsules)?,
         vcpus: int("vcpus", wanted.vcpus)?,
-        memory_mib: memory.map_err(|_| Error::invalid("memory_mb", "is too large"))?,
+        memory_mib: long("memory_mb", wanted.memory_mb)?,
+        snapshots: int("snapshots", wanted.snapshots)?,
+        storage_mib: long("storage_mb", wanted.storage_mb)?,
         creates_per_sec: int("creates_per_sec", wanted.creates_per_sec)?,
         requests_per_sec: int("requests_per_sec", wanted.requests_per_sec)?,
         isolation: None,

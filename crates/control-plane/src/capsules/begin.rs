@@ -82,6 +82,8 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         booted: false,
         stored: 0,
         stored_newest: false,
+        disk_full: false,
+        storage_bytes: 0,
         error: None,
         metadata: Json(wanted.metadata.clone()),
         created_at: now,

@@ -120,7 +120,7 @@ pub(crate) async fn resume(
         return Err(Error::NotRunning(before));
     }
     let at = app.clone();
-    detached(app, async move { bring_back(&at, caller, capsule, wanted).await }).await
+    detached(app, async move { Box::pin(bring_back(&at, caller, capsule, wanted)).await }).await
 }
 
 async fn bring_back(

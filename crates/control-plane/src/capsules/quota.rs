@@ -6,19 +6,19 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::limits::{Held, Limits, Per, beyond};
+use crate::limits::{Held, Limits, Per, Stored, beyond, beyond_storage};
 use sqlx::PgConnection;
 use types::{ApiKeyId, Isolation};
 
 /// What a caller's team may have, and the key that they call with. Read before the transaction
 /// begins: who waits for a connection while holding one may wait for ever.
-pub(super) struct Quota {
+pub(crate) struct Quota {
     caller: Caller,
     team: Limits,
 }
 
 impl Quota {
-    pub(super) async fn of(app: &App, caller: Caller) -> Result<Self> {
+    pub(crate) async fn of(app: &App, caller: Caller) -> Result<Self> {
         Ok(Self { caller, team: app.directory.limits(&app.db, caller.team).await? })
     }
 
@@ -48,6 +48,33 @@ impl Quota {
     pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
         let own = self.caller.key().filter(|key| Some(key.0) == capsule.created_by_key);
         self.check(tx, machine(capsule), own).await
+    }
+
+    /// Checks that there is room for so many more named snapshots, and for any more storage; holds
+    /// it until the transaction ends.
+    pub(crate) async fn admit_snapshot(&self, tx: &mut PgConnection, more: i64) -> Result<()> {
+        self.hold_storage(tx).await?;
+        let stored = db::limits::stored(&mut *tx, self.caller.team).await?;
+        // What has no name, as a fork's, is refused for no number of those that have.
+        let snapshots = if more > 0 { stored.snapshots + more } else { 0 };
+        let storage_bytes = stored.storage_bytes + 1;
+        refuse("the team", beyond_storage(&self.team, Stored { snapshots, storage_bytes }))
+    }
+
+    /// Has whoever else would count what the team keeps wait until the transaction ends.
+    pub(crate) async fn hold_storage(&self, tx: &mut PgConnection) -> Result<()> {
+        if !db::teams::hold(&mut *tx, self.caller.team).await? {
+            return Err(Error::NotFound("team"));
+        }
+        Ok(db::limits::hold(tx, self.caller.team).await?)
+    }
+
+    /// Checks what the team keeps, with what the transaction has changed of it.
+    pub(crate) async fn check_storage(&self, tx: &mut PgConnection) -> Result<()> {
+        let stored = db::limits::stored(&mut *tx, self.caller.team).await?;
+        // A name was admitted before; a lower limit since then takes nothing away.
+        let stored = Stored { snapshots: 0, ..stored };
+        refuse("the team", beyond_storage(&self.team, stored))
     }
 
     async fn check(&self, tx: &mut PgConnection, more: Held, key: Option<ApiKeyId>) -> Result<()> {

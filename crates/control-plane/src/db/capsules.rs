@@ -46,6 +46,10 @@ pub(crate) struct Capsule {
     /// Of the answer to a create or resume alone: whether the guest was booted.
     #[sqlx(skip)]
     pub booted: bool,
+    /// Whether its guest stands still until there is room on its host's disk.
+    pub disk_full: bool,
+    /// Bytes on disk of what is kept of it, as its host said last.
+    pub storage_bytes: i64,
     pub error: Option<String>,
     pub metadata: Json<BTreeMap<String, String>>,
     pub created_at: OffsetDateTime,
@@ -287,7 +291,8 @@ pub(crate) async fn transition(
                UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
                error = $4, started_at = CASE WHEN $3 = 'running' THEN \
                coalesce(started_at, now()) ELSE started_at END, \
-               stored_newest = stored_newest AND $3 <> 'running' \
+               stored_newest = stored_newest AND $3 <> 'running', \
+               disk_full = disk_full AND $3 = 'running' \
                WHERE id = $1 AND generation = $2 AND status = ANY($5) \
                RETURNING team_id, generation), \
                noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
@@ -341,6 +346,21 @@ pub(crate) async fn set_stored(
     let sql = "UPDATE capsules SET stored = $3, stored_newest = true \
                WHERE id = $1 AND generation = $2 AND status = 'paused'";
     sqlx::query(sql).bind(id.0).bind(seen).bind(stored).execute(db).await.map(|_| ())
+}
+
+/// Notes what a host says of a capsule's storage, and whether its guest waits for room, while it
+/// is still of the generation that was seen.
+pub(crate) async fn set_usage(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: i64,
+    storage_bytes: i64,
+    disk_full: bool,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET storage_bytes = $3, disk_full = $4 AND status = 'running' \
+               WHERE id = $1 AND generation = $2 AND status <> 'stopped'";
+    let update = sqlx::query(sql).bind(id.0).bind(seen).bind(storage_bytes).bind(disk_full);
+    update.execute(db).await.map(|_| ())
 }
 
 /// Makes a port of a team's capsule public, or private again. Returns the capsule, unless it

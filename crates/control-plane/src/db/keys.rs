@@ -39,6 +39,8 @@ impl KeyLimits {
             capsules: whole(self.max_capsules),
             vcpus: whole(self.max_vcpus),
             memory_mib: self.max_memory_mib.map_or(0, i64::unsigned_abs),
+            snapshots: 0,
+            storage_mib: 0,
             creates_per_sec: whole(self.creates_per_sec),
             requests_per_sec: whole(self.requests_per_sec),
             isolation: Isolation::None,

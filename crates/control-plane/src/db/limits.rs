@@ -1,6 +1,6 @@
 //! What teams may have, and what they have.
 
-use crate::limits::{Held, Limits};
+use crate::limits::{Held, Limits, Stored};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
 
@@ -12,6 +12,8 @@ pub(crate) struct Row {
     pub memory_mib: Option<i64>,
     pub creates_per_sec: Option<i32>,
     pub requests_per_sec: Option<i32>,
+    pub snapshots: Option<i32>,
+    pub storage_mib: Option<i64>,
     /// Kept with the team itself.
     #[sqlx(default)]
     pub isolation: Option<String>,
@@ -26,6 +28,8 @@ impl Row {
             capsules: or(self.capsules, default.capsules),
             vcpus: or(self.vcpus, default.vcpus),
             memory_mib: self.memory_mib.map_or(default.memory_mib, i64::unsigned_abs),
+            snapshots: or(self.snapshots, default.snapshots),
+            storage_mib: self.storage_mib.map_or(default.storage_mib, i64::unsigned_abs),
             creates_per_sec: or(self.creates_per_sec, default.creates_per_sec),
             requests_per_sec: or(self.requests_per_sec, default.requests_per_sec),
             isolation: self.isolation.and_then(|tier| tier.parse().ok()).unwrap_or_default(),
@@ -39,6 +43,8 @@ pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
                coalesce(t.memory_mib, p.memory_mib) AS memory_mib, \
                coalesce(t.creates_per_sec, p.creates_per_sec) AS creates_per_sec, \
                coalesce(t.requests_per_sec, p.requests_per_sec) AS requests_per_sec, \
+               coalesce(t.snapshots, p.snapshots) AS snapshots, \
+               coalesce(t.storage_mib, p.storage_mib) AS storage_mib, \
                (SELECT isolation FROM teams WHERE id = $1) AS isolation \
                FROM (SELECT 1) AS always LEFT JOIN team_limits t ON t.team_id = $1 \
                LEFT JOIN team_limits p ON p.team_id = $2";
@@ -46,11 +52,13 @@ pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
 }
 
 pub(crate) async fn set(db: impl PgExecutor<'_>, team: TeamId, row: &Row) -> sqlx::Result<()> {
-    let sql = "INSERT INTO team_limits VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (team_id) \
-               DO UPDATE SET capsules = $2, vcpus = $3, memory_mib = $4, creates_per_sec = $5, \
-               requests_per_sec = $6";
+    let sql = "INSERT INTO team_limits (team_id, capsules, vcpus, memory_mib, creates_per_sec, \
+               requests_per_sec, snapshots, storage_mib) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+               ON CONFLICT (team_id) DO UPDATE SET capsules = $2, vcpus = $3, memory_mib = $4, \
+               creates_per_sec = $5, requests_per_sec = $6, snapshots = $7, storage_mib = $8";
     let set = sqlx::query(sql).bind(team.0).bind(row.capsules).bind(row.vcpus);
     let set = set.bind(row.memory_mib).bind(row.creates_per_sec).bind(row.requests_per_sec);
+    let set = set.bind(row.snapshots).bind(row.storage_mib);
     set.execute(db).await.map(|_| ())
 }
 
@@ -69,6 +77,18 @@ const HELD: &str = "SELECT count(*) AS capsules, \
 /// What a team has.
 pub(crate) async fn held(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Held> {
     let sql = sqlx::AssertSqlSafe(format!("{HELD} AND team_id = $1"));
+    sqlx::query_as(sql).bind(team.0).fetch_one(db).await
+}
+
+/// What a team keeps: named snapshots that are there or being made, and the storage of all
+/// snapshots and of its capsules.
+pub(crate) async fn stored(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Stored> {
+    let sql = "SELECT s.snapshots, (s.bytes + c.bytes)::bigint AS storage_bytes FROM \
+               (SELECT count(*) FILTER (WHERE name IS NOT NULL AND status <> 'removing') \
+                AS snapshots, coalesce(sum(storage_bytes), 0) AS bytes \
+                FROM snapshots WHERE team_id = $1) s, \
+               (SELECT coalesce(sum(storage_bytes), 0) AS bytes FROM capsules \
+                WHERE team_id = $1 AND status <> 'stopped') c";
     sqlx::query_as(sql).bind(team.0).fetch_one(db).await
 }
 

@@ -19,6 +19,8 @@ pub(crate) struct Snapshot {
     pub memory_mib: i32,
     pub disk_mib: i32,
     pub size_bytes: i64,
+    /// Those of them that nothing else has, as its host said last.
+    pub storage_bytes: i64,
     /// Whether the store has it.
     pub stored: bool,
     pub created_at: OffsetDateTime,
@@ -43,10 +45,38 @@ pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Res
 }
 
 /// Marks one as complete; false when it is being removed meanwhile.
-pub(crate) async fn complete(db: &PgPool, id: SnapshotId, bytes: i64) -> sqlx::Result<bool> {
-    let sql = "UPDATE snapshots SET status = 'ready', size_bytes = $2, updated_at = now() \
-               WHERE id = $1 AND status = 'making'";
-    Ok(sqlx::query(sql).bind(id.0).bind(bytes).execute(db).await?.rows_affected() == 1)
+pub(crate) async fn complete(
+    db: impl PgExecutor<'_>,
+    id: SnapshotId,
+    (size, storage): (i64, i64),
+) -> sqlx::Result<bool> {
+    let sql = "UPDATE snapshots SET status = 'ready', size_bytes = $2, storage_bytes = $3, \
+               updated_at = now() WHERE id = $1 AND status = 'making'";
+    let done = sqlx::query(sql).bind(id.0).bind(size).bind(storage).execute(db).await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Whether a team has a snapshot of a name.
+pub(crate) async fn is_named(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    name: &str,
+) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE team_id = $1 AND name = $2)";
+    sqlx::query_scalar(sql).bind(team.0).bind(name).fetch_one(db).await
+}
+
+/// Notes what a host says of its complete snapshots' storage.
+pub(crate) async fn set_storage(
+    db: &PgPool,
+    host: HostId,
+    ids: &[Uuid],
+    bytes: &[i64],
+) -> sqlx::Result<()> {
+    let sql = "UPDATE snapshots s SET storage_bytes = v.bytes \
+               FROM unnest($2::uuid[], $3::bigint[]) AS v (id, bytes) \
+               WHERE s.id = v.id AND s.host_id = $1 AND s.status = 'ready'";
+    sqlx::query(sql).bind(host.0).bind(ids).bind(bytes).execute(db).await.map(|_| ())
 }
 
 /// A team's complete snapshot, by its name or its id.

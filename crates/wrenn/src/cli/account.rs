@@ -119,6 +119,11 @@ pub(crate) struct Limits {
     #[arg(long, requires = "of")]
     pub memory: Option<u64>,
     #[arg(long, requires = "of")]
+    pub snapshots: Option<u32>,
+    /// Of snapshots and paused capsules, in MiB.
+    #[arg(long, requires = "of")]
+    pub storage: Option<u64>,
+    #[arg(long, requires = "of")]
     pub creates_per_sec: Option<u32>,
     #[arg(long, requires = "of")]
     pub requests_per_sec: Option<u32>,

@@ -90,6 +90,11 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
     Ok(())
 }
 
+/// A capsule's status, as people read it.
+fn status(status: String, disk_full: bool) -> String {
+    if disk_full { format!("{status} (waits: disk_full)") } else { status }
+}
+
 async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
     let items: Vec<api::Capsule> = client.list("/v1/capsules").await?;
     if form == Form::Json {
@@ -98,7 +103,7 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
     let row = |c: api::Capsule| {
         vec![
             c.id,
-            c.status,
+            status(c.status, c.disk_full),
             c.template,
             c.vcpus.to_string(),
             format!("{} MiB", c.memory_mb),
@@ -117,7 +122,7 @@ async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
     }
     let mut rows = vec![
         ("id", found.id),
-        ("status", found.status),
+        ("status", status(found.status, found.disk_full)),
         ("template", found.template),
         ("vcpus", found.vcpus.to_string()),
         ("memory", format!("{} MiB", found.memory_mb)),

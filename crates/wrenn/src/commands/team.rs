@@ -161,6 +161,8 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
         memory_mb: wanted.memory,
         creates_per_sec: wanted.creates_per_sec,
         requests_per_sec: wanted.requests_per_sec,
+        snapshots: wanted.snapshots,
+        storage_mb: wanted.storage,
     };
     let limits: api::TeamLimits = match of {
         None => client.get(&path(client, "/limits").await?).await?,
@@ -179,6 +181,8 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
         ("capsules", small(held.capsules), limits.capsules.to_string()),
         ("vcpus", small(held.vcpus), limits.vcpus.to_string()),
         ("memory, MiB", text(held.memory_mb.unwrap_or(0)), limits.memory_mb.to_string()),
+        ("snapshots", small(held.snapshots), limits.snapshots.to_string()),
+        ("storage, MiB", text(held.storage_mb.unwrap_or(0)), limits.storage_mb.to_string()),
         ("creates a second", small(held.creates_per_sec), String::new()),
         ("requests a second", small(held.requests_per_sec), String::new()),
     ];
