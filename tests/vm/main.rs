@@ -7,6 +7,7 @@
 mod crash;
 mod damage;
 mod egress;
+mod ends;
 mod fork;
 mod full;
 mod guest;

@@ -1,5 +1,5 @@
-//! Brings the guest up as PID 1, then leaves two processes: PID 1, which does nothing but
-//! reap orphans, and its child, which serves.
+//! Brings the guest up as PID 1, then leaves two processes: PID 1, which reaps orphans and resets
+//! a machine that its kernel cannot power off, and its child, which serves.
 //!
 //! Nothing here may fail silently: what goes wrong is written to the console, which the host
 //! keeps, and the machine is reset.
@@ -7,6 +7,7 @@
 pub(crate) mod identity;
 mod mounts;
 pub(crate) mod network;
+mod power;
 
 use crate::sys;
 use std::io::Write;
@@ -23,7 +24,10 @@ pub(crate) fn bring_up() -> OwnedFd {
     });
     match sys::fork() {
         Ok(None) => disk,
-        Ok(Some(server)) => reap(server),
+        Ok(Some(server)) => {
+            power::watch();
+            reap(server)
+        }
         Err(error) => {
             console(&format!("envd: fork: {error}"));
             reset();
@@ -80,6 +84,11 @@ fn reap(server: rustix::process::Pid) -> ! {
 /// Ends the machine; the host sees its reset as the guest's end.
 fn reset() -> ! {
     rustix::fs::sync();
+    restart()
+}
+
+/// Ends the machine without a write to its disks, which may be gone.
+fn restart() -> ! {
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     loop {
         std::thread::sleep(std::time::Duration::from_secs(1));

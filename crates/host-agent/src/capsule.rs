@@ -2,7 +2,7 @@
 //! writer of a capsule's state here; `ledger` is what it remembers on disk; `boot` makes and
 //! unmakes the parts of one; `pause`, `resume` and `snapshots` keep them and bring them back;
 //! `adopt` finds what an earlier agent left; `life` says when their time is over; `hold` stops
-//! guests that would fill the disk.
+//! guests that would fill the disk; `liveness` notices that a machine has ended.
 
 mod adopt;
 pub(crate) mod boot;
@@ -10,6 +10,7 @@ pub(crate) mod golden;
 mod hold;
 pub(crate) mod ledger;
 pub(crate) mod life;
+mod liveness;
 pub(crate) mod manager;
 mod pause;
 pub(crate) mod resume;
@@ -40,6 +41,8 @@ pub(crate) enum Error {
     GuestSilent { seconds: u64, console: String },
     #[error("the machine ended while it booted: {reason}; its console ended with: {console}")]
     Died { reason: String, console: String },
+    #[error("{0}")]
+    Ended(String),
     #[error("what was kept is damaged")]
     Damaged(#[source] io::Error),
     #[error("it was kept on another kind of machine ({kept}) than this host has ({here})")]

@@ -29,6 +29,8 @@ const CLOCK_WRONG: Duration = Duration::from_millis(500);
 const CLOCK_TRIES: u32 = 10;
 /// How long a guest may take to write down what it has in memory.
 const QUIESCE: Duration = Duration::from_secs(30);
+/// How long a guest that goes on may take to set its clock. One that has ended never does.
+const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of randomness that a guest begins a new epoch with.
 const SEED: usize = 64;
 const DIAL: Duration = Duration::from_secs(5);
@@ -162,6 +164,20 @@ impl Guest {
         self.pool.clear();
     }
 
+    /// Waits until every connection is to end.
+    pub(crate) async fn gone(&self) {
+        self.cut.wait().await;
+    }
+
+    /// Reports whether envd answers on a new connection in time.
+    pub(crate) async fn answers(&self, limit: Duration) -> bool {
+        let asked = async {
+            self.pool.dial(&protocol::ENVD_PORT).await.ok()?;
+            self.ask("GET", "/health", "", Bytes::new()).await.ok()
+        };
+        matches!(tokio::time::timeout(limit, asked).await, Ok(Some(_)))
+    }
+
     /// Sends a request to envd.
     async fn ask(
         &self,
@@ -227,10 +243,14 @@ impl Guest {
     /// Sets the clock of a guest that stood still, and lets its file system go on.
     ///
     /// # Errors
-    /// As [`Self::initialize`].
+    /// As [`Self::initialize`], and when the guest takes longer than [`REFRESH`].
     pub(crate) async fn refresh(&self, token: &str) -> io::Result<()> {
-        let took = self.init(serde_json::json!({}), token).await?;
-        self.settle_clock(token, took).await
+        let refreshed = async {
+            let took = self.init(serde_json::json!({}), token).await?;
+            self.settle_clock(token, took).await
+        };
+        let refreshed = tokio::time::timeout(REFRESH, refreshed).await;
+        refreshed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// The clock is off by no more than its setting took; where that was long, it is set again.

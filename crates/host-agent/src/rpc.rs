@@ -321,6 +321,7 @@ fn refused(id: CapsuleId, error: &Error) -> ConnectError {
         Error::NotFound(_) => ErrorCode::NotFound,
         Error::GuestSilent { .. }
         | Error::Died { .. }
+        | Error::Ended(_)
         | Error::Io { .. }
         | Error::Network(_)
         | Error::Vmm(_) => ErrorCode::Internal,

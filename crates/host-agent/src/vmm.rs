@@ -11,6 +11,9 @@ mod metadata;
 pub(crate) mod qemu;
 mod qmp;
 mod socket;
+mod threads;
+
+pub(crate) use threads::Threads;
 
 use crate::network::namespace::Namespace;
 use crate::snapshot::images::Image;
@@ -167,9 +170,14 @@ pub(crate) trait Machine: Send + Sync {
     }
     /// Waits for the machine's end and says why, for people.
     fn ended(&self) -> BoxFuture<'_, String>;
+    /// Threads of the VMM that run the guest's processors; none where it has no such threads.
+    fn vcpus(&self) -> Option<Threads> {
+        None
+    }
     /// The last 64 KiB at most of what the guest wrote to its console.
     fn console(&self) -> BoxFuture<'_, Vec<u8>>;
-    /// Lets the guest stand still, with everything that it wrote in its disk's file.
+    /// Lets the guest stand still, with everything that it wrote in its disk's file. Fails where
+    /// the guest has ended.
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Lets the guest go on; one that does is success.
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>>;

@@ -134,6 +134,7 @@ impl Manager {
         manager.adopt_all().await?;
         manager.keep_stored();
         manager.watch_disk().await;
+        manager.watch_liveness();
         let this = manager.clone();
         manager.parts.tasks.every(TRIM, move || {
             let this = this.clone();
@@ -354,41 +355,7 @@ impl Manager {
             capsule.running = Some((booted.machine, booted.guest));
             (capsule.active, capsule.due_after) = (Instant::now(), Instant::now());
         }
-        let this = self.clone();
-        self.parts.tasks.spawn(async move {
-            let reason = tokio::select! {
-                reason = machine.ended() => reason,
-                () = this.parts.tasks.stopping() => return,
-            };
-            this.lost(id, &*machine, reason).await;
-        });
-    }
-
-    /// Notes that a machine ended by itself; one that was ended by us, or that an operation has in
-    /// hand, is none of this.
-    pub(super) async fn lost(&self, id: CapsuleId, machine: &dyn Machine, reason: String) {
-        let record = machine.record();
-        match self.lock().get_mut(&id) {
-            Some(capsule) => match &capsule.running {
-                Some((known, guest)) if known.record() == record => {
-                    guest.close();
-                    if capsule.state != State::Running {
-                        return;
-                    }
-                    tracing::warn!(%id, reason, said = machine.said(), "a machine ended");
-                    metrics::counter!("wrenn_machines_lost_total").increment(1);
-                    capsule.state = State::Dead(reason);
-                }
-                _ => return,
-            },
-            None => return,
-        }
-        self.changed();
-        // What the guest said last is kept; then the process need not hold its memory any more.
-        let _ = machine.console().await;
-        if let Err(error) = machine.kill().await {
-            tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
-        }
+        self.watch_end(id, machine);
     }
 
     /// Ends a capsule and removes all it had; an unknown one is success.

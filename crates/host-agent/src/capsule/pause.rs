@@ -5,7 +5,7 @@
 use super::ledger::{Ledger, Phase};
 use super::life::now_ms;
 use super::manager::{Manager, State, chain};
-use super::{Error, blocking, boot, io_error};
+use super::{Error, blocking, boot, io_error, liveness};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::{self, Manifest, Snapshot, Staging};
@@ -128,7 +128,11 @@ impl Manager {
             }
             Err((error, going)) => {
                 metrics::counter!("wrenn_pauses_failed_total").increment(1);
+                let record = machine.record();
                 self.go_on(id, machine, going).await;
+                if let Error::Ended(reason) = &error {
+                    self.lost(id, &record, reason.clone()).await;
+                }
                 Err(error)
             }
         }
@@ -197,6 +201,12 @@ impl Manager {
         asking.cut();
         match quiesced.map_err(io_error("asking the guest to write down what it has")) {
             Err(error) if !memory => return Err(error),
+            Err(_)
+                if liveness::is_halted(&**machine, &guest.renewed(self.parts.tasks.clone()))
+                    .await =>
+            {
+                return Err(Error::Ended(liveness::REASON.to_owned()));
+            }
             // What it has in memory is kept anyway.
             Err(error) => tracing::warn!(id = %ledger.id, error = chain(&error), "pausing"),
             Ok(()) => {}
@@ -265,7 +275,10 @@ impl Manager {
     ) {
         let thawed = machine.thaw().await;
         if let Some((guest, token)) = going {
-            if let Err(error) = guest.refresh(&token).await {
+            // A guest that cannot go on has nobody who answers.
+            if thawed.is_ok()
+                && let Err(error) = guest.refresh(&token).await
+            {
                 tracing::warn!(%id, %error, "a guest that goes on does not answer");
             }
             guest.admit();
@@ -276,7 +289,7 @@ impl Manager {
             tracing::error!(%id, error = chain(&error), "letting a capsule go on");
         }
         if !machine.record().lives() {
-            self.lost(id, &*machine, "the VMM ended".to_owned()).await;
+            self.lost(id, &machine.record(), "the VMM ended".to_owned()).await;
         }
     }
 

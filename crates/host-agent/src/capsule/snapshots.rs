@@ -3,7 +3,7 @@
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State};
-use super::{Error, blocking, boot, io_error, kept_error, pause};
+use super::{Error, blocking, boot, io_error, kept_error, liveness, pause};
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
 use crate::storage;
@@ -122,6 +122,10 @@ impl Manager {
         metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
         if let Err(error) = guest.refresh(&ledger.envd_token).await {
             tracing::warn!(id = %ledger.id, %error, "setting the clock after a snapshot");
+            let lives = self.change(ledger.id, |capsule| capsule.state == State::Running);
+            if lives != Some(true) || liveness::is_halted(&**machine, guest).await {
+                return Err(Error::Ended(liveness::REASON.to_owned()));
+            }
         }
         let (staging, memory, disk) = copied?;
         thawed?;

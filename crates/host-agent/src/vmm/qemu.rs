@@ -151,8 +151,9 @@ impl Qemu {
             Accelerator::Tcg { .. } => ("tcg,thread=multi,tb-size=128", "EPYC"),
         };
         words(&[
+            // Threads have names, by which those of the processors are found.
             "-name",
-            &spec.name,
+            &format!("{},debug-threads=on", spec.name),
             "-M",
             "microvm,suppress-vmdesc=on,memory-backend=m0",
             // Of a state that is loaded, nothing but the devices' is there.

@@ -24,6 +24,11 @@ pub(super) const EVENTS: &str = "events.sock";
 /// A connection that has gone through the greeting.
 pub(super) struct Qmp(BufReader<UnixStream>);
 
+/// Reports whether a state of a machine is one that only a reset ends.
+pub(super) fn has_ended(status: &str) -> bool {
+    matches!(status, "shutdown" | "guest-panicked" | "internal-error")
+}
+
 impl Qmp {
     pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<Self> {
         let limited = tokio::time::timeout(LIMIT, async {
@@ -83,16 +88,21 @@ impl Qmp {
         }
     }
 
+    /// The state of the machine, in QEMU's word.
+    pub(super) async fn status(&mut self) -> io::Result<String> {
+        let status = self.command("query-status", json!({})).await?;
+        Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Waits for the guest's own end: a shutdown, a reset, a panic. Says in `full` meanwhile when
     /// QEMU has stopped the guest because the host's disk is full, which is a pause and no end.
     pub(super) async fn guest_ended(&mut self, full: &AtomicBool) -> io::Result<String> {
-        let status = self.command("query-status", json!({})).await?;
-        match status["status"].as_str() {
-            Some(status @ ("shutdown" | "guest-panicked" | "internal-error")) => {
-                return Ok(format!("the guest ended: {status}"));
-            }
-            Some("io-error") => full.store(true, Ordering::Release),
-            _ => {}
+        let status = self.status().await?;
+        if has_ended(&status) {
+            return Ok(format!("the guest ended: {status}"));
+        }
+        if status == "io-error" {
+            full.store(true, Ordering::Release);
         }
         loop {
             let event = self.read().await?;

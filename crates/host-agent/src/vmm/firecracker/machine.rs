@@ -8,7 +8,8 @@ use super::jail::Jail;
 use super::words::Words;
 use super::{LOG, METRICS, STATE, WRITTEN};
 use crate::snapshot::memory::Memory;
-use crate::vmm::{Error, Machine, Record, kill_record, wait_record};
+use crate::sys;
+use crate::vmm::{Error, Machine, Record, Threads, kill_record, wait_record};
 use daemon::Tasks;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -27,6 +28,8 @@ const BYTES_PER_SECOND: u64 = 16 << 20;
 const LAST_WORDS: &str = "Firecracker exiting successfully";
 /// How much of its last words is told, in bytes.
 const WORDS: usize = 2000;
+/// How the names of vCPU threads begin.
+const VCPU: &str = "fc_vcpu ";
 
 pub(super) struct FirecrackerMachine {
     pub api: Arc<Api>,
@@ -137,6 +140,10 @@ impl Machine for FirecrackerMachine {
             }
         }
         .boxed()
+    }
+
+    fn vcpus(&self) -> Option<Threads> {
+        Threads::find(self.record.pid, VCPU)
     }
 
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {

@@ -14,6 +14,8 @@ const BYTES: u64 = (MEMORY_MIB as u64) << 20;
 
 /// `hlt` and a jump back to it.
 const WAITS: &[u8] = &[0xf4, 0xeb, 0xfd];
+/// A jump to itself.
+const SPINS: &[u8] = &[0xeb, 0xfe];
 /// `ud2`, which nobody handles, so that the processor shuts down.
 const ENDS: &[u8] = &[0x0f, 0x0b];
 
@@ -203,6 +205,31 @@ async fn a_guest_that_ends_is_told_from_a_process_that_does() {
     fs::write(setup.dir.path().join("images/boot/vmlinux"), kernel(ENDS)).unwrap();
     let machine = setup.driver.boot(setup.spec("two")).await.unwrap();
     assert_eq!(machine.ended().await, "the guest ended", "{}", machine.said());
+}
+
+#[tokio::test]
+async fn processor_that_is_halted_for_good_is_told_from_one_that_runs() {
+    let Some(setup) = setup() else { return };
+    // The guest begins with interrupts off.
+    let machine = setup.driver.boot(setup.spec("halted")).await.unwrap();
+    let threads = machine.vcpus().unwrap();
+    let limit = Instant::now() + PROMPT;
+    let waits = loop {
+        if let Some(waits) = threads.waits() {
+            break waits;
+        }
+        assert!(Instant::now() < limit, "the processor does not come to rest");
+        tokio::task::yield_now().await;
+    };
+    assert!(!machine.stands_still().await.unwrap());
+    assert_eq!(threads.waits(), Some(waits));
+    machine.freeze().await.unwrap();
+    assert!(machine.stands_still().await.unwrap());
+    machine.kill().await.unwrap();
+    fs::write(setup.dir.path().join("images/boot/vmlinux"), kernel(SPINS)).unwrap();
+    let machine = setup.driver.boot(setup.spec("spins")).await.unwrap();
+    assert_eq!(machine.vcpus().unwrap().waits(), None);
+    machine.kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! later agent asks it the same way.
 
 use super::super::qmp::{self, Qmp};
-use super::super::{Error, Machine, Record, Saved, kill_record, wait_record};
+use super::super::{Error, Machine, Record, Saved, Threads, kill_record, wait_record};
 use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
 use futures::FutureExt;
@@ -25,6 +25,8 @@ const WORDS: usize = 2000;
 const HARMLESS: &str = "TCG doesn't support requested feature";
 /// How long QEMU may take for what it does at once.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How the names of vCPU threads begin, with `debug-threads=on`.
+const VCPU: &str = "CPU ";
 
 pub(super) struct QemuMachine {
     pub record: Record,
@@ -135,6 +137,10 @@ impl Machine for QemuMachine {
         .boxed()
     }
 
+    fn vcpus(&self) -> Option<Threads> {
+        Threads::find(self.record.pid, VCPU)
+    }
+
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {
         async {
             // A machine that has ended keeps its last words in the file alone.
@@ -145,7 +151,18 @@ impl Machine for QemuMachine {
     }
 
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
-        self.limited("stopping the guest", self.ask("stop")).boxed()
+        let stop = async {
+            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            qmp.command("stop", json!({})).await?;
+            // QEMU obeys too where there is nothing to stop any more.
+            match qmp.status().await? {
+                status if qmp::has_ended(&status) => {
+                    Err(io::Error::other(format!("the guest has ended: {status}")))
+                }
+                _ => Ok(()),
+            }
+        };
+        self.limited("stopping the guest", stop).boxed()
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
@@ -161,8 +178,7 @@ impl Machine for QemuMachine {
     fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
         let ask = async {
             let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
-            let status = qmp.command("query-status", json!({})).await?;
-            Ok(status["running"] == false)
+            Ok(qmp.status().await? != "running")
         };
         self.limited("asking how the guest is", ask).boxed()
     }

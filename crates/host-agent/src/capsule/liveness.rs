@@ -1,0 +1,210 @@
+//! Notices the end of a machine: the VMM tells of it, or the guest's processors have stopped for
+//! good while the VMM lives on. The second is what a kernel does that halts; no VMM reports it.
+//!
+//! A kernel that lives wakes a processor every second, since envd's first process asks it to, and
+//! for each packet that the host sends. A guest counts as halted when all of these hold for
+//! several seconds: no vCPU thread ran, every thread of the VMM slept, the VMM says that it runs
+//! the guest, and envd took no connection. So a slow guest is never halted, nor is one that is
+//! frozen, that waits for room on the disk, or whose VMM is starved or stopped.
+
+#[cfg(test)]
+mod tests;
+
+use super::blocking;
+use super::manager::{Manager, State, Turn, chain};
+use crate::guest::Guest;
+use crate::vmm::{Machine, Record, Threads};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use types::CapsuleId;
+
+/// Period of the cheap look at every running guest.
+const LOOK: Duration = Duration::from_secs(2);
+/// Looks without a sign of life after which a guest is examined.
+const SUSPICIOUS: u32 = 2;
+/// Period of the looks of an examination, and time limit of each question in it.
+const EXAMINE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
+/// Looks without a sign of life after which an examined guest is halted.
+const HALTED: u32 = 5;
+/// Looks of one examination. Those at which a thread of the VMM did not sleep prove nothing.
+const EXAMINE_MOST: u32 = 10;
+/// Guests that are examined at once.
+const SUSPECTS: usize = 16;
+/// Reason of the end that is noticed here.
+pub(super) const REASON: &str = "the guest ended: its processors are halted";
+
+/// What the last look at each running machine saw.
+type Watched = HashMap<CapsuleId, Watch>;
+
+struct Watch {
+    record: Record,
+    threads: Option<Threads>,
+    waits: Option<Vec<u64>>,
+    /// Looks since the processors last ran.
+    still: u32,
+}
+
+impl Watch {
+    fn new(machine: &dyn Machine) -> Self {
+        Self { record: machine.record(), threads: machine.vcpus(), waits: None, still: 0 }
+    }
+
+    /// Takes a look, and reports whether the machine is to be examined.
+    fn look(&mut self) -> bool {
+        let waits = self.threads.as_ref().and_then(Threads::waits);
+        self.still = if waits.is_some() && waits == self.waits { self.still + 1 } else { 0 };
+        self.waits = waits;
+        self.still >= SUSPICIOUS
+    }
+}
+
+/// What becomes of the news that a machine ended.
+enum Noted {
+    /// The capsule is dead.
+    Dead(Arc<dyn Machine>),
+    /// An operation has the machine in hand, and the news waits for its turn to end.
+    InHand(Turn),
+    /// The machine is no capsule's any more, or its end is known.
+    Nothing,
+}
+
+/// Reports whether a guest's processors have stopped for good. Takes up to a second for a guest
+/// that lives, and some seconds for one that does not.
+pub(super) async fn is_halted(machine: &dyn Machine, guest: &Guest) -> bool {
+    let Some(threads) = machine.vcpus() else { return false };
+    let Some(first) = threads.waits() else { return false };
+    if !runs(machine).await {
+        return false;
+    }
+    let (mut still, gone) = (0, guest.gone());
+    tokio::pin!(gone);
+    for _ in 0..EXAMINE_MOST {
+        let knock = async { tokio::join!(guest.answers(EXAMINE), tokio::time::sleep(EXAMINE)).0 };
+        tokio::select! {
+            () = &mut gone => return false,
+            answered = knock => if answered { return false },
+        }
+        if threads.waits().as_ref() != Some(&first) {
+            return false;
+        }
+        still += u32::from(threads.all_sleep());
+        if still == HALTED {
+            // Last, since a guest that was stopped meanwhile is not halted.
+            return runs(machine).await;
+        }
+    }
+    false
+}
+
+/// Reports whether the VMM answers and runs the guest.
+async fn runs(machine: &dyn Machine) -> bool {
+    matches!(tokio::time::timeout(EXAMINE, machine.stands_still()).await, Ok(Ok(false)))
+}
+
+impl Manager {
+    /// Looks at all running guests from now on.
+    pub(super) fn watch_liveness(&self) {
+        let (this, watched) = (self.clone(), Arc::<Mutex<Watched>>::default());
+        self.parts.tasks.every(LOOK, move || {
+            let (this, watched) = (this.clone(), Arc::clone(&watched));
+            async move { this.look_at_all(watched).await }
+        });
+    }
+
+    async fn look_at_all(&self, watched: Arc<Mutex<Watched>>) {
+        let running: Vec<(CapsuleId, Arc<dyn Machine>)> = {
+            let capsules = self.lock();
+            let runs = capsules.iter().filter(|(_, capsule)| capsule.state == State::Running);
+            runs.filter_map(|(id, c)| Some((*id, Arc::clone(&c.running.as_ref()?.0)))).collect()
+        };
+        let look = move || {
+            let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut before = std::mem::take(&mut *watched);
+            let mut suspects = Vec::new();
+            for (id, machine) in running {
+                let known = before.remove(&id).filter(|watch| watch.record == machine.record());
+                let mut watch = known.unwrap_or_else(|| Watch::new(&*machine));
+                if watch.look() {
+                    suspects.push(id);
+                }
+                watched.insert(id, watch);
+            }
+            Ok(suspects)
+        };
+        let suspects = blocking(look).await.unwrap_or_default();
+        let examined = suspects.into_iter().take(SUSPECTS).map(|id| self.examine(id));
+        futures::future::join_all(examined).await;
+    }
+
+    /// Ends a capsule whose guest turns out to be halted.
+    async fn examine(&self, id: CapsuleId) {
+        let running = self.lock().get(&id).and_then(|capsule| capsule.running.clone());
+        let Some((machine, guest)) = running else { return };
+        if is_halted(&*machine, &guest).await {
+            self.lost(id, &machine.record(), REASON.to_owned()).await;
+        }
+    }
+
+    /// Waits for the end of a capsule's machine, from now on.
+    pub(super) fn watch_end(&self, id: CapsuleId, machine: Arc<dyn Machine>) {
+        let this = self.clone();
+        self.parts.tasks.spawn(async move {
+            let reason = tokio::select! {
+                reason = machine.ended() => reason,
+                () = this.parts.tasks.stopping() => return,
+            };
+            let record = machine.record();
+            // A network goes when nobody holds it.
+            drop(machine);
+            this.lost(id, &record, reason).await;
+        });
+    }
+
+    /// Notes that a machine ended by itself, and removes what is left of it.
+    ///
+    /// Where an operation has the machine in hand, the operation decides what becomes of the
+    /// capsule. If the capsule runs after that, it is one whose machine ended.
+    pub(super) async fn lost(&self, id: CapsuleId, record: &Record, reason: String) {
+        let noted = match self.note_end(id, record, &reason) {
+            Noted::InHand(turn) => {
+                drop(turn.lock().await);
+                self.note_end(id, record, &reason)
+            }
+            noted @ (Noted::Dead(_) | Noted::Nothing) => noted,
+        };
+        let Noted::Dead(machine) = noted else { return };
+        tracing::warn!(%id, reason, said = machine.said(), "a machine ended");
+        metrics::counter!("wrenn_machines_lost_total").increment(1);
+        self.changed();
+        // What the guest said last is kept; then the process need not hold its memory any more.
+        let _ = machine.console().await;
+        if let Err(error) = machine.kill().await {
+            tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
+        }
+    }
+
+    fn note_end(&self, id: CapsuleId, record: &Record, reason: &str) -> Noted {
+        let mut capsules = self.lock();
+        let Some(capsule) = capsules.get_mut(&id) else { return Noted::Nothing };
+        let Some((machine, guest)) = &capsule.running else { return Noted::Nothing };
+        if machine.record() != *record {
+            return Noted::Nothing;
+        }
+        guest.close();
+        match capsule.state {
+            State::Running => {
+                let machine = Arc::clone(machine);
+                capsule.state = State::Dead(reason.to_owned());
+                Noted::Dead(machine)
+            }
+            State::Pausing => Noted::InHand(Arc::clone(&capsule.turn)),
+            State::Starting
+            | State::Paused
+            | State::Resuming
+            | State::Expired
+            | State::Stopping
+            | State::Dead(_) => Noted::Nothing,
+        }
+    }
+}

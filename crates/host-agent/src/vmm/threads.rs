@@ -1,0 +1,136 @@
+//! Reads the threads of a VMM process from `/proc`, to tell whether a guest's processors ran
+//! between two readings. Never judges what that means; `capsule/liveness.rs` does.
+
+use std::path::PathBuf;
+
+/// The threads of one VMM process that run its guest's processors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Threads {
+    pid: i32,
+    vcpus: Vec<i32>,
+}
+
+/// What `/proc` says of one thread.
+struct Thread {
+    /// Whether it waits for an event, and neither for a processor nor for a disk.
+    sleeps: bool,
+    /// How often it has begun to wait.
+    waits: u64,
+}
+
+impl Threads {
+    /// Finds the threads whose names begin with `prefix`. Returns `None` where there are none.
+    pub(crate) fn find(pid: i32, prefix: &str) -> Option<Self> {
+        let is_vcpu = |tid: &i32| {
+            let name = std::fs::read_to_string(dir(pid, *tid).join("comm")).unwrap_or_default();
+            name.starts_with(prefix)
+        };
+        let vcpus: Vec<i32> = all(pid).filter(is_vcpu).collect();
+        (!vcpus.is_empty()).then_some(Self { pid, vcpus })
+    }
+
+    /// Returns how often each vCPU thread has begun to wait, if all of them wait now.
+    ///
+    /// Equal answers at two times mean that no processor of the guest ran in between.
+    pub(crate) fn waits(&self) -> Option<Vec<u64>> {
+        let waits = |tid: &i32| {
+            let thread = read(self.pid, *tid)?;
+            thread.sleeps.then_some(thread.waits)
+        };
+        self.vcpus.iter().map(waits).collect()
+    }
+
+    /// Reports whether every thread of the process sleeps. A process that is starved, stopped, or
+    /// waits for a disk has one that does not.
+    pub(crate) fn all_sleep(&self) -> bool {
+        all(self.pid).all(|tid| read(self.pid, tid).is_some_and(|thread| thread.sleeps))
+    }
+}
+
+fn dir(pid: i32, tid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/task/{tid}"))
+}
+
+fn all(pid: i32) -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn read(pid: i32, tid: i32) -> Option<Thread> {
+    parse(&std::fs::read_to_string(dir(pid, tid).join("status")).ok()?)
+}
+
+/// Reads the text of `/proc/PID/task/TID/status` (`proc(5)`).
+fn parse(status: &str) -> Option<Thread> {
+    let field = |name: &str| {
+        let mut values = status.lines().filter_map(|line| line.strip_prefix(name));
+        values.next().map(str::trim)
+    };
+    let sleeps = field("State:")?.starts_with('S');
+    Some(Thread { sleeps, waits: field("voluntary_ctxt_switches:")?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// Starts a thread of this name that wakes at each message and answers it.
+    fn thread(name: &str) -> (Sender<()>, Receiver<()>) {
+        let ((wake, woken), (answer, answered)) = (channel(), channel());
+        let run = move || {
+            while woken.recv().is_ok() {
+                answer.send(()).unwrap();
+            }
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(run).unwrap();
+        (wake, answered)
+    }
+
+    /// Waits until the threads sleep.
+    fn settled(threads: &Threads) -> Vec<u64> {
+        loop {
+            if let Some(waits) = threads.waits() {
+                return waits;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn processors_that_ran_between_two_readings_are_told_from_those_that_did_not() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let started: Vec<_> = ["fc_vcpu 0", "fc_vcpu 1"].map(thread).into();
+        let threads = loop {
+            let found = Threads::find(pid, "fc_vcpu ");
+            if let Some(found) = found.filter(|found| found.vcpus.len() == 2) {
+                break found;
+            }
+        };
+        let before = settled(&threads);
+        assert_eq!(threads.waits(), Some(before.clone()));
+        for (wake, answered) in &started {
+            wake.send(()).unwrap();
+            answered.recv().unwrap();
+            assert_ne!(settled(&threads), before);
+        }
+        assert_eq!(Threads::find(pid, "no such thread"), None);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_a_processor_or_a_disk_or_is_stopped_does_not_sleep() {
+        let status = |state: &str| {
+            format!(
+                "Name:\tx\nState:\t{state}\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t9\n"
+            )
+        };
+        let read = |state: &str| parse(&status(state)).map(|thread| (thread.sleeps, thread.waits));
+        assert_eq!(read("S (sleeping)"), Some((true, 7)));
+        for state in
+            ["R (running)", "D (disk sleep)", "T (stopped)", "t (tracing stop)", "Z (zombie)"]
+        {
+            assert_eq!(read(state), Some((false, 7)), "{state}");
+        }
+        assert!(parse("Name:\tx\n").is_none());
+    }
+}

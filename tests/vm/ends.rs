@@ -1,0 +1,257 @@
+//! Guests that end by themselves: every way is told as an end, and none is kept as a snapshot.
+
+use crate::{capsule, small};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustix::process::Signal;
+use serde_json::json;
+use std::fs;
+use tests::{Client, Platform, eventually, processes_of, signal};
+
+/// What the host says of a guest whose processors never run again.
+const HALTED: &str = "the guest ended: its processors are halted";
+
+/// A command by which root calls `reboot(2)`.
+fn reboot(command: &str) -> String {
+    format!("sudo python3 -c 'import ctypes; ctypes.CDLL(None).reboot({command})'")
+}
+
+/// Stops every processor, with interrupts off (`LINUX_REBOOT_CMD_HALT`).
+fn halt() -> String {
+    reboot("0xcdef0123")
+}
+
+/// A command that root gives to the kernel by its key.
+fn sysrq(key: char) -> String {
+    format!("sudo sh -c 'echo {key} > /proc/sysrq-trigger'")
+}
+
+/// Starts a command that goes on.
+async fn unleash(client: &Client, id: &str, script: &str) {
+    let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
+    client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
+}
+
+/// Waits until a capsule is known to have ended, and returns why.
+async fn why_ended(client: &Client, id: &str) -> String {
+    let path = format!("/v1/capsules/{id}");
+    let seen = eventually("the capsule is known to have ended", || async {
+        let seen = client.get(&path).await.expect(200);
+        (seen["status"] == "error").then_some(seen)
+    })
+    .await;
+    seen["error"].as_str().unwrap().to_owned()
+}
+
+/// Waits until a guest has said its last word.
+async fn last_word(client: &Client, id: &str, word: &str) {
+    let path = format!("/v1/capsules/{id}/logs");
+    eventually("the guest says its last word", || async {
+        let logs = client.get(&path).await;
+        logs.body.as_str().unwrap_or_default().contains(word).then_some(())
+    })
+    .await;
+}
+
+/// The snapshots that a capsule has of its own.
+fn kept(platform: &Platform, id: &str) -> usize {
+    let kept = platform.dir().join(format!("capsules/{id}/kept"));
+    fs::read_dir(kept).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn guest_that_ends_in_any_way_is_told_with_the_reason() {
+    let (platform, client, first) = capsule().await;
+    let ended = "the guest ended";
+    let ways = [
+        (halt(), 1, HALTED),
+        (halt(), 2, HALTED),
+        (sysrq('o'), 1, ended),
+        (reboot("0x4321fedc"), 1, ended), // power off
+        (reboot("0x01234567"), 1, ended), // restart
+        (sysrq('c'), 1, ended),           // panic
+    ];
+    let mut running = vec![first];
+    for (_, vcpus, _) in &ways[1..] {
+        running.push(
+            client.create(&json!({ "memory_mb": 256, "disk_mb": 256, "vcpus": vcpus })).await,
+        );
+    }
+    let ending = ways.iter().zip(&running).map(|((way, _, told), id)| {
+        let client = &client;
+        async move {
+            // A command that is under way ends too.
+            let waits = json!({ "cmd": "sh", "args": ["-c", format!("{way}; sleep 3600")] });
+            let under_way = client.post(&format!("/v1/capsules/{id}/exec"), &waits).await;
+            assert!(!under_way.status.is_success(), "{way}: {under_way:?}");
+            let why = why_ended(client, id).await;
+            assert!(why.contains(told), "{way}: {why}");
+            let path = format!("/v1/capsules/{id}/exec");
+            let exec = client.post(&path, &json!({ "cmd": "true" })).await;
+            exec.refuses(409, "capsule_not_running", "the capsule is error");
+            eventually("the machine is gone", || async {
+                processes_of(id).is_empty().then_some(())
+            })
+            .await;
+        }
+    });
+    futures::future::join_all(ending).await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn halted_guest_is_kept_by_no_pause_and_no_snapshot() {
+    let (platform, client, id) = capsule().await;
+    let other = client.create(&small()).await;
+    for id in [&id, &other] {
+        unleash(&client, id, &halt()).await;
+    }
+    for id in [&id, &other] {
+        last_word(&client, id, "System halted").await;
+    }
+    let paused = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
+    assert!(!paused.status.is_success(), "{paused:?}");
+    let taken = client.post("/v1/snapshots", &json!({ "capsule_id": other, "name": "dead" })).await;
+    assert!(!taken.status.is_success(), "{taken:?}");
+    for id in [&id, &other] {
+        assert_eq!(why_ended(&client, id).await, HALTED);
+    }
+    assert_eq!(kept(&platform, &id), 0);
+    let snapshots = client.get("/v1/snapshots").await.expect(200);
+    assert_eq!(snapshots["items"], json!([]), "{snapshots}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn guest_that_ends_during_a_pause_is_not_kept_and_is_told() {
+    let (platform, client, id) = capsule().await;
+    // A pause lets requests that are under way end; the guest ends with this one.
+    let going = format!("sleep 1; {}", sysrq('o'));
+    let body = json!({ "cmd": "sh", "args": ["-c", going] });
+    let exec = client.request(reqwest::Method::POST, &format!("/v1/capsules/{id}/exec"));
+    let under_way = tokio::spawn(exec.json(&body).send());
+    let list = format!("/v1/capsules/{id}/processes");
+    eventually("the command is under way", || async {
+        let seen = client.get(&list).await.expect(200);
+        (!seen["processes"].as_array().unwrap().is_empty()).then_some(())
+    })
+    .await;
+    let paused = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
+    assert!(!paused.status.is_success(), "{paused:?}");
+    let _ = under_way.await.unwrap();
+    let why = why_ended(&client, &id).await;
+    assert!(why.contains("the guest ended"), "{why}");
+    assert_eq!(kept(&platform, &id), 0);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn guest_that_is_stopped_or_silent_is_not_taken_for_halted() {
+    let (platform, client, stopped) = capsule().await;
+    let silent = client.create(&small()).await;
+    let halted = client.create(&small()).await;
+    // The host gives one no time; another does not listen; both live.
+    signal(processes_of(&stopped)[0], Signal::STOP);
+    let deaf = "sudo sh -c 'ip link set eth0 down; sleep 25; ip link set eth0 up'";
+    unleash(&client, &silent, deaf).await;
+    unleash(&client, &halted, &halt()).await;
+    // By the time that a third is known to have halted, both were looked at as long.
+    assert_eq!(why_ended(&client, &halted).await, HALTED);
+    signal(processes_of(&stopped)[0], Signal::CONT);
+    for id in [&stopped, &silent] {
+        eventually("the guest answers again", || async {
+            let body = json!({ "cmd": "true" });
+            let exec = client.post(&format!("/v1/capsules/{id}/exec"), &body).await;
+            (exec.status.as_u16() == 200).then_some(())
+        })
+        .await;
+        assert_eq!(client.status(id).await, "running");
+    }
+    platform.finish();
+}
+
+/// Takes the power switch off a machine's description, as a Firecracker's has none. Returns
+/// `None` where there is none.
+fn without_power_switch(mut dsdt: Vec<u8>) -> Option<Vec<u8>> {
+    let at = dsdt.windows(4).position(|name| name == b"_S5_")?;
+    dsdt[at] = b'X';
+    // A later revision takes the place of the machine's own; all bytes add up to 0.
+    dsdt[24] += 1;
+    dsdt[9] = 0;
+    let sum = dsdt.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    dsdt[9] = sum.wrapping_neg();
+    Some(dsdt)
+}
+
+/// An archive by which a guest's kernel takes another description of its machine
+/// (`Documentation/admin-guide/acpi/initrd_table_override.rst`).
+fn table_archive(dsdt: &[u8]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let pad = |archive: &mut Vec<u8>| archive.resize(archive.len().next_multiple_of(4), 0);
+    let entries: [(&str, u32, &[u8]); 5] = [
+        ("kernel", 0o040_755, b""),
+        ("kernel/firmware", 0o040_755, b""),
+        ("kernel/firmware/acpi", 0o040_755, b""),
+        ("kernel/firmware/acpi/dsdt.aml", 0o100_644, dsdt),
+        ("TRAILER!!!", 0, b""),
+    ];
+    for (number, (name, mode, contents)) in (1_usize..).zip(entries) {
+        archive.extend(b"070701");
+        let mode = usize::try_from(mode).unwrap();
+        let fields = [number, mode, 0, 0, 1, 0, contents.len(), 0, 0, 0, 0, name.len() + 1, 0];
+        for field in fields {
+            archive.extend(format!("{field:08x}").into_bytes());
+        }
+        archive.extend(name.as_bytes());
+        archive.push(0);
+        pad(&mut archive);
+        archive.extend(contents);
+        pad(&mut archive);
+    }
+    archive
+}
+
+/// Gives a platform images of its own, whose guests begin with `archive`.
+fn change_initramfs(platform: &Platform, archive: &[u8]) {
+    let own = platform.dir().join("images");
+    let shared = fs::read_link(&own).unwrap();
+    fs::remove_file(&own).unwrap();
+    // The platform makes its images anew where one of them is missing.
+    for made in fs::read_dir(shared.join("store")).unwrap().flatten() {
+        let to = own.join("store").join(made.file_name());
+        fs::create_dir_all(&to).unwrap();
+        for file in fs::read_dir(made.path()).unwrap().flatten() {
+            let to = to.join(file.file_name());
+            fs::hard_link(file.path(), &to)
+                .or_else(|_| fs::copy(file.path(), &to).map(drop))
+                .unwrap();
+        }
+    }
+    let initramfs = own.join(fs::read_link(shared.join("boot")).unwrap()).join("initramfs");
+    let whole = [archive, &fs::read(&initramfs).unwrap()].concat();
+    fs::remove_file(&initramfs).unwrap();
+    fs::write(&initramfs, whole).unwrap();
+}
+
+#[tokio::test]
+async fn machine_without_a_power_switch_is_reset_by_its_first_process() {
+    let (mut platform, client, id) = capsule().await;
+    let read = "sudo base64 -w 0 /sys/firmware/acpi/tables/DSDT";
+    let dsdt = STANDARD.decode(client.out(&id, read).await.trim()).unwrap();
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    if let Some(dsdt) = without_power_switch(dsdt) {
+        platform.stop();
+        change_initramfs(&platform, &table_archive(&dsdt));
+        platform.resume().await;
+    }
+    let client = platform.client();
+    let id = client.create(&small()).await;
+    unleash(&client, &id, &sysrq('o')).await;
+    let why = why_ended(&client, &id).await;
+    assert!(why.contains("the guest ended") && why != HALTED, "{why}");
+    last_word(&client, &id, "envd: the machine has no power switch").await;
+    // Made of images that no other test has.
+    platform.stop();
+    fs::remove_dir_all(platform.dir().join("golden")).unwrap();
+    platform.finish();
+}
