@@ -1,8 +1,9 @@
 //! Which accelerator is chosen, and that the machine is asked once per boot of its own.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tests::{Driver, Platform};
+use std::process::Command;
+use tests::{Driver, Platform, binary};
 
 #[tokio::test]
 async fn what_boots_a_guest_is_found_out_once_and_remembered() {
@@ -18,15 +19,17 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
     let chosen = hosts["items"][0]["accelerator"].as_str().unwrap().to_owned();
     let dir = platform.dir();
     let kept = remembered(&dir);
-    if std::fs::exists("/dev/kvm").unwrap() {
-        let works = kept.iter().any(|(_, told)| told.starts_with("works"));
-        assert!(!kept.is_empty() && works == (chosen == "kvm"), "{kept:?}, and {chosen}");
+    // None where there is no KVM, or none that a VMM may open.
+    let probed = !kept.is_empty();
+    if probed {
+        let works = kept.iter().any(|(_, told)| told.contains("\"why_not\":null"));
+        assert!(works == (chosen == "kvm"), "{kept:?}, and {chosen}");
     } else {
-        assert_eq!((chosen.as_str(), kept.len()), ("tcg", 0));
+        assert_eq!(chosen, "tcg");
     }
     // One that dies while it probes leaves a guest, which the next one ends.
     platform.kill();
-    if std::fs::exists("/dev/kvm").unwrap() {
+    if probed {
         for (path, _) in &kept {
             std::fs::remove_file(path).unwrap();
         }
@@ -52,5 +55,55 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
     let client = platform.client();
     let id = client.create(&json!({ "memory_mb": 256 })).await;
     assert_eq!(client.out(&id, "echo up").await, "up\n");
+    platform.finish();
+}
+
+/// Runs `wrenn doctor` and returns what it says of QEMU on KVM; with a device for KVM of this mode
+/// and group, if there is one at all.
+fn doctor(platform: &Platform, device: Option<(&str, &str)>, more: &[&str]) -> String {
+    let script = "mount -t tmpfs -o mode=0755 none \"$1\" && mknod -m $2 \"$1/kvm\" c 10 232 &&
+        chgrp $3 \"$1/kvm\" && mount --bind \"$1/kvm\" /dev/kvm && shift 3 && exec \"$@\"";
+    let at = tempfile::tempdir().unwrap();
+    let mut doctor = Command::new("unshare");
+    doctor.args(["--mount", "--propagation", "private"]);
+    if let Some((mode, group)) = device {
+        doctor.args(["sh", "-c", script, "sh"]).arg(at.path()).args([mode, group]);
+    }
+    doctor.arg(binary("wrenn")).args(["--json", "doctor"]).args(more);
+    doctor.env("WRENN_DIR", platform.dir()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let out = doctor.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    let checks: Value = serde_json::from_str(&said)
+        .unwrap_or_else(|_| panic!("{said} {}", String::from_utf8_lossy(&out.stderr)));
+    let qemu = checks.as_array().unwrap().iter().find(|check| check["name"] == "qemu/kvm");
+    let qemu = qemu.unwrap_or_else(|| panic!("nothing is said of QEMU on KVM: {said}"));
+    qemu["detail"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn doctor_tells_a_device_that_no_vmm_may_open_and_what_is_remembered() {
+    let platform = Platform::start(Driver::Guests, &[]).await;
+    if !std::fs::exists("/dev/kvm").unwrap() {
+        assert_eq!(doctor(&platform, None, &[]), "there is no /dev/kvm");
+        return platform.finish();
+    }
+    let file = platform.dir().join("qemu-probe");
+    for (mode, group, told) in [("0600", "0", "mode is 0600"), ("0660", "0", "its group 0")] {
+        let said = doctor(&platform, Some((mode, group)), &[]);
+        assert!(said.contains("/dev/kvm cannot be opened") && said.contains(told), "{said}");
+        assert!(said.contains("chgrp kvm /dev/kvm && chmod 0660 /dev/kvm"), "{said}");
+        assert!(!file.exists(), "a guest was booted");
+    }
+    // Of a group that is not root's, a guest is booted, and that is remembered.
+    let ours = Some(("0660", "4242"));
+    let first = doctor(&platform, ours, &[]);
+    assert!(!first.contains("ermission denied") && !first.contains("found at"), "{first}");
+    let when = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let again = doctor(&platform, ours, &[]);
+    assert!(again.starts_with(&first), "{again}");
+    assert!(again.contains("(found at 2") && again.contains("wrenn doctor --probe"), "{again}");
+    let anew = doctor(&platform, ours, &["--probe"]);
+    assert!(!anew.contains("found at"), "{anew}");
+    assert!(std::fs::metadata(&file).unwrap().modified().unwrap() > when);
     platform.finish();
 }

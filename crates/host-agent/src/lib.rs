@@ -295,14 +295,15 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds out which drivers work here, and why others do not.
+/// Finds out which drivers work here, and why others do not; `again` without regard to what is
+/// remembered.
 ///
 /// # Errors
 /// When the agent's folder cannot be made.
-pub async fn examine(config: &Config) -> anyhow::Result<Vec<Examined>> {
+pub async fn examine(config: &Config, again: bool) -> anyhow::Result<Vec<Examined>> {
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
-    Ok(choose::examine(config, &tag(&config.dir), &Tasks::default()).await)
+    Ok(choose::examine(config, &tag(&config.dir), &Tasks::default(), again).await)
 }
 
 /// Tells the names of one agent from another's on the same machine, by its folder.

@@ -7,6 +7,7 @@ pub(crate) mod choose;
 pub(crate) mod fake;
 pub(crate) mod firecracker;
 pub(crate) mod hollow;
+mod kvm;
 mod metadata;
 pub(crate) mod qemu;
 mod qmp;
@@ -25,7 +26,6 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use types::Isolation;
@@ -151,6 +151,10 @@ pub(crate) trait Driver: Send + Sync {
     fn maps_paths(&self) -> bool {
         false
     }
+    /// Programs that machines are made with, of which the guest's kernel is none.
+    fn programs(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
     /// Starts a machine; it runs when this returns, the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// What a saved machine fits: VMM, accelerator, processor. One of another fits not.
@@ -215,9 +219,10 @@ fn kernel_words(dns: &[IpAddr]) -> String {
     )
 }
 
-/// The group whose members may use KVM, where that is not root.
-fn kvm_group() -> Option<u32> {
-    Some(std::fs::metadata("/dev/kvm").ok()?.gid()).filter(|gid| *gid != 0)
+/// Finds a program on the PATH.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Kills a process by its record and waits until it is gone.

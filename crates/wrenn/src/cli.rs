@@ -360,6 +360,9 @@ pub(crate) enum Template {
 
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
+    /// Boot a guest on each driver again, whatever is remembered of an earlier try.
+    #[arg(long)]
+    pub probe: bool,
     #[command(flatten)]
     pub folder: Folder,
     #[command(flatten)]

@@ -55,7 +55,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Doctor(doctor) => {
             let path = var("PATH").unwrap_or_default();
             let config = doctor.agent.config(&doctor.folder.dir)?;
-            return commands::doctor(&config, &path, client().ok(), form).await;
+            return commands::doctor(&config, &path, client().ok(), (doctor.probe, form)).await;
         }
         Command::Up(up) => {
             let up = *up;

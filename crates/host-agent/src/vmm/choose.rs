@@ -1,14 +1,22 @@
-//! Which driver runs the machines here. What is there is not trusted: a guest is booted, and
-//! whether it got up is remembered until this machine boots again.
+//! Which driver runs the machines here. What is there is not trusted: a guest is booted. Whether
+//! it got up is remembered for as long as nothing changes of what it depends on, and until this
+//! machine boots again.
+
+#[cfg(test)]
+mod tests;
 
 use super::firecracker::Firecracker;
 use super::qemu::{Accelerator, Qemu};
-use super::{Driver, Machine, Metadata, Spec, fake::Fake, hollow::Hollow};
+use super::{Driver, Machine, Metadata, Spec, fake::Fake, hollow::Hollow, kvm};
 use crate::{Config, DriverChoice, sys};
 use anyhow::Context;
 use daemon::Tasks;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use types::Isolation;
 use types::resources::Resources;
 
 /// How long a guest may take to show that a driver works, where another stands ready.
@@ -21,7 +29,6 @@ const LOOK: Duration = Duration::from_millis(50);
 const PROBE_WORD: &[u8] = b"envd:";
 /// Nobody, by whom the probe's machine is run.
 const NOBODY: u32 = 65_534;
-const KVM: &str = "/dev/kvm";
 
 /// What was found out about a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +39,18 @@ pub struct Examined {
     pub accelerator: &'static str,
     /// Why it cannot be used; none when it can.
     pub why_not: Option<String>,
+    /// When it was found out, in RFC 3339, if that was not just now.
+    pub remembered: Option<String>,
+}
+
+/// What is remembered of a driver, in a file of its own.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Verdict {
+    /// Everything that it depends on; see [`Prober::about`].
+    about: String,
+    /// When it was found out, in RFC 3339.
+    at: String,
+    why_not: Option<String>,
 }
 
 /// A driver, or why it is none.
@@ -46,7 +65,7 @@ pub(crate) async fn choose(
     tag: &str,
     tasks: &Tasks,
 ) -> anyhow::Result<Box<dyn Driver>> {
-    let prober = Prober { config, tag };
+    let prober = Prober { config, tag, again: false };
     Ok(match &config.driver {
         DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
         DriverChoice::Hollow { port } => Box::new(Hollow { port: *port }),
@@ -55,14 +74,15 @@ pub(crate) async fn choose(
             let driver = Firecracker::find(config, tasks);
             prober.insist(driver.context("WRENN_DRIVER=firecracker")?).await?
         }
-        DriverChoice::Kvm => prober.insist(kvm(config)).await?,
+        DriverChoice::Kvm => prober.insist(on_kvm(config)).await?,
         DriverChoice::Auto => {
             for (examined, tried) in prober.try_all(tasks).await {
                 match tried {
                     Ok(driver) => return Ok(driver),
                     Err(error) => {
-                        let (driver, why) = (examined.driver, format!("{error:#}"));
-                        tracing::info!(driver, accelerator = examined.accelerator, why, "not used");
+                        let Examined { driver, accelerator, remembered, .. } = examined;
+                        let why = format!("{error:#}");
+                        tracing::info!(driver, accelerator, why, remembered, "not used");
                     }
                 }
             }
@@ -71,9 +91,15 @@ pub(crate) async fn choose(
     })
 }
 
-/// Tries each driver of a kind that needs none to be asked for, the best first.
-pub(crate) async fn examine(config: &Config, tag: &str, tasks: &Tasks) -> Vec<Examined> {
-    let tried = Prober { config, tag }.try_all(tasks).await.into_iter();
+/// Tries each driver of a kind that needs none to be asked for, the best first; `again` without
+/// regard to what is remembered.
+pub(crate) async fn examine(
+    config: &Config,
+    tag: &str,
+    tasks: &Tasks,
+    again: bool,
+) -> Vec<Examined> {
+    let tried = Prober { config, tag, again }.try_all(tasks).await.into_iter();
     let mut all: Vec<Examined> = tried
         .map(|(examined, tried)| Examined {
             why_not: tried.err().map(|error| format!("{error:#}")),
@@ -82,7 +108,7 @@ pub(crate) async fn examine(config: &Config, tag: &str, tasks: &Tasks) -> Vec<Ex
         .collect();
     let missing = tcg(config).version.is_empty();
     let why_not = missing.then(|| "there is no qemu-system-x86_64 on the PATH".to_owned());
-    all.push(Examined { driver: "qemu", accelerator: "tcg", why_not });
+    all.push(Examined { driver: "qemu", accelerator: "tcg", why_not, remembered: None });
     all
 }
 
@@ -90,29 +116,32 @@ fn tcg(config: &Config) -> Qemu {
     Qemu::tcg(config.kernel(), config.initramfs(), config.dns.clone())
 }
 
-fn kvm(config: &Config) -> Qemu {
+fn on_kvm(config: &Config) -> Qemu {
     Qemu { accelerator: Accelerator::Kvm, ..tcg(config) }
 }
 
 struct Prober<'a> {
     config: &'a Config,
     tag: &'a str,
+    /// Whether a guest is booted even where it is remembered what came of that.
+    again: bool,
 }
 
 impl Prober<'_> {
     /// Those that need KVM, the best first; what comes after one that works is not tried.
     async fn try_all(&self, tasks: &Tasks) -> Vec<(Examined, Tried)> {
-        let examined = |driver| Examined { driver, accelerator: "kvm", why_not: None };
+        let examined =
+            |driver, remembered| Examined { driver, accelerator: "kvm", why_not: None, remembered };
         let mut all = Vec::new();
-        let found = Firecracker::find(self.config, tasks);
-        let firecracker = match found {
+        let (remembered, firecracker) = match Firecracker::find(self.config, tasks) {
             Ok(driver) => self.remembered(Box::new(driver)).await,
-            Err(error) => Err(error),
+            Err(error) => (None, Err(error)),
         };
         let works = firecracker.is_ok();
-        all.push((examined("firecracker"), firecracker));
+        all.push((examined("firecracker", remembered), firecracker));
         if !works {
-            all.push((examined("qemu"), self.remembered(Box::new(kvm(self.config))).await));
+            let (remembered, qemu) = self.remembered(Box::new(on_kvm(self.config))).await;
+            all.push((examined("qemu", remembered), qemu));
         }
         all
     }
@@ -120,27 +149,60 @@ impl Prober<'_> {
     /// One that was asked for, if a guest boots on it.
     async fn insist(&self, driver: impl Driver + 'static) -> Tried {
         let name = driver.name();
-        needs_kvm()?;
+        needs_kvm(&driver)?;
         self.boot(&driver, PROBE_PINNED)
             .await
             .with_context(|| format!("{name} was asked for, but no guest boots on it"))?;
         Ok(Box::new(driver))
     }
 
-    /// Tries one once per boot of this machine, and remembers.
-    async fn remembered(&self, driver: Box<dyn Driver>) -> Tried {
-        needs_kvm()?;
-        let kept = self.config.dir.join(format!("{}-probe", driver.name()));
-        let about = format!("{} {}", sys::boot_id(), driver.fingerprint());
-        let (works, fails) = (format!("works {about}"), format!("fails {about}"));
-        let known = std::fs::read_to_string(&kept).unwrap_or_default();
-        if known == works {
-            return Ok(driver);
+    /// Tries a driver, unless it is remembered what came of that, and remembers. Returns when it
+    /// was found out, if that was earlier.
+    async fn remembered(&self, driver: Box<dyn Driver>) -> (Option<String>, Tried) {
+        match needs_kvm(&*driver) {
+            Ok(()) => self.boot_once(driver).await,
+            Err(error) => (None, Err(error)),
         }
-        anyhow::ensure!(known != fails, "a guest did not get up on it since this machine booted");
+    }
+
+    async fn boot_once(&self, driver: Box<dyn Driver>) -> (Option<String>, Tried) {
+        let file = self.config.dir.join(format!("{}-probe", driver.name()));
+        let about = self.about(&*driver);
+        let known = std::fs::read(&file).ok();
+        let known = known.and_then(|known| serde_json::from_slice::<Verdict>(&known).ok());
+        if let Some(known) = known.filter(|known| known.about == about && !self.again) {
+            let tried = match known.why_not {
+                Some(why) => Err(anyhow::anyhow!(why)),
+                None => Ok(driver),
+            };
+            return (Some(known.at), tried);
+        }
         let booted = self.boot(&*driver, PROBE).await;
-        std::fs::write(&kept, if booted.is_ok() { works } else { fails })?;
-        booted.map(|()| driver)
+        let verdict = Verdict {
+            about,
+            at: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            why_not: booted.as_ref().err().map(|error| format!("{error:#}")),
+        };
+        let written = write(&file, &verdict);
+        (None, written.and(booted).map(|()| driver))
+    }
+
+    /// Everything that a probe's outcome depends on: this boot of the machine, the driver with its
+    /// version and tier, the programs, what they boot, and who may open the device.
+    fn about(&self, driver: &dyn Driver) -> String {
+        let mut files = driver.programs();
+        files.extend([self.config.kernel(), self.config.initramfs()]);
+        let files: Vec<String> = files.iter().map(|file| identity(file)).collect();
+        let device = std::fs::metadata(kvm::DEVICE);
+        let device = device.map(|found| (found.mode(), found.uid(), found.gid()));
+        format!(
+            "boot {}; {}; tier {}; {}; {:?}",
+            sys::boot_id(),
+            driver.fingerprint(),
+            driver.isolation(),
+            files.join("; "),
+            device.ok()
+        )
     }
 
     /// Boots the guest's kernel without disks, to see whether it gets up in time.
@@ -176,9 +238,28 @@ pub(crate) fn name(tag: &str) -> String {
     format!("probe-{tag}")
 }
 
-fn needs_kvm() -> anyhow::Result<()> {
-    anyhow::ensure!(Path::new(KVM).exists(), "there is no {KVM}");
-    Ok(())
+/// Fails where a driver's machines cannot use KVM. A jailer makes a device of its own, for the
+/// user of the machine.
+fn needs_kvm(driver: &dyn Driver) -> anyhow::Result<()> {
+    kvm::check(driver.isolation() != Isolation::Jailed)
+}
+
+/// Tells a file from every other, and from itself after a change.
+fn identity(file: &Path) -> String {
+    let found = file.metadata().map(|found| {
+        // Its status changes with each link that a jail has to it.
+        let changed = format!("{}.{:09}", found.mtime(), found.mtime_nsec());
+        format!("{}:{} {} {changed}", found.dev(), found.ino(), found.len())
+    });
+    format!("{} {}", file.display(), found.unwrap_or_default())
+}
+
+/// Replaces what is remembered in one step.
+fn write(file: &Path, verdict: &Verdict) -> anyhow::Result<()> {
+    let staged = file.with_extension("new");
+    let written = std::fs::write(&staged, serde_json::to_vec(verdict)?)
+        .and_then(|()| std::fs::rename(&staged, file));
+    written.context("remembering which drivers work")
 }
 
 async fn gets_up(machine: &dyn Machine, limit: Duration) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ mod tests;
 mod version;
 mod words;
 
-use super::{Driver, Error, Found, Machine, Saved, Spec};
+use super::{Driver, Error, Found, Machine, Saved, Spec, on_path};
 use crate::network::plan::{GUEST_MAC, METADATA, TAP};
 use crate::{storage, sys};
 use anyhow::Context;
@@ -315,12 +315,6 @@ fn config(spec: &Spec, command_line: &str) -> Vec<(String, Value)> {
     all
 }
 
-/// A program on the PATH.
-fn on_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
-}
-
 impl Driver for Firecracker {
     fn name(&self) -> &'static str {
         "firecracker"
@@ -340,6 +334,11 @@ impl Driver for Firecracker {
 
     fn maps_paths(&self) -> bool {
         true
+    }
+
+    fn programs(&self) -> Vec<PathBuf> {
+        let Programs { firecracker, jailer } = &self.programs;
+        [Some(firecracker), jailer.as_ref()].into_iter().flatten().cloned().collect()
     }
 
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {

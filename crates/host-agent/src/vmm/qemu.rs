@@ -8,7 +8,7 @@
 mod machine;
 
 use super::{Disks, Driver, Error, Found, Machine, Record, Saved, Spec};
-use super::{kernel_words, kvm_group, metadata, qmp, socket};
+use super::{kernel_words, kvm, metadata, on_path, qmp, socket};
 use crate::network::plan::GUEST_MAC;
 use crate::snapshot::images::Image;
 use crate::sys::{self, FIRST_FD, Identity, VmmCommand};
@@ -125,7 +125,7 @@ impl Qemu {
         }
         let service = spec.namespace.as_ref().map(|at| metadata::serve(at, &spec.metadata));
         service.transpose()?;
-        let group = (self.accelerator == Accelerator::Kvm).then(kvm_group).flatten();
+        let group = (self.accelerator == Accelerator::Kvm).then(kvm::group).flatten();
         let command = VmmCommand {
             program: Path::new(PROGRAM),
             capsule: &spec.name,
@@ -226,6 +226,10 @@ impl Driver for Qemu {
 
     fn boots_images(&self) -> bool {
         true
+    }
+
+    fn programs(&self) -> Vec<PathBuf> {
+        on_path(PROGRAM).into_iter().collect()
     }
 
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {

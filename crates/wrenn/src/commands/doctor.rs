@@ -37,11 +37,11 @@ pub(crate) async fn doctor(
     config: &host_agent::Config,
     path: &str,
     client: Option<Client>,
-    form: Form,
+    (again, form): (bool, Form),
 ) -> anyhow::Result<ExitCode> {
     let mut checks = machine(path);
     checks.extend(files(&config.dir));
-    checks.extend(drivers(config).await?);
+    checks.extend(drivers(config, again).await?);
     checks.push(platform(client).await);
     let failed = checks.iter().any(|check| check.status == "failed");
     if form == Form::Json {
@@ -85,14 +85,15 @@ fn machine(path: &str) -> Vec<Check> {
     checks
 }
 
-/// Which drivers work, by booting a guest on each; one is enough, and the first is used.
-async fn drivers(config: &host_agent::Config) -> anyhow::Result<Vec<Check>> {
+/// Which drivers work, by booting a guest on each; one is enough, and the first is used. What is
+/// remembered of an earlier boot is taken for true, unless it is to be found out `again`.
+async fn drivers(config: &host_agent::Config, again: bool) -> anyhow::Result<Vec<Check>> {
     let can = rustix::process::getuid().is_root() && config.kernel().exists();
     if !can {
         // Both are among what is missing already.
         return Ok(Vec::new());
     }
-    let all = host_agent::examine(config).await?;
+    let all = host_agent::examine(config, again).await?;
     let first = all.iter().position(|one| one.why_not.is_none());
     let check = |(at, one): (usize, host_agent::Examined)| {
         let (status, detail) = match one.why_not {
@@ -100,6 +101,10 @@ async fn drivers(config: &host_agent::Config) -> anyhow::Result<Vec<Check>> {
             None => ("ok", "works".to_owned()),
             Some(why) if first.is_some() => ("note", why),
             Some(why) => ("failed", why),
+        };
+        let detail = match one.remembered {
+            Some(at) => format!("{detail} (found at {at}; `wrenn doctor --probe` looks again)"),
+            None => detail,
         };
         Check { name: format!("{}/{}", one.driver, one.accelerator), status, detail }
     };

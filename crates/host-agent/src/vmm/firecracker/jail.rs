@@ -139,7 +139,7 @@ impl Jail {
         let identity = match programs.jailer {
             // The jailer changes to the user, when it has made the root.
             Some(_) => None,
-            None => Some(Identity { id: self.uid, group: super::super::kvm_group() }),
+            None => Some(Identity { id: self.uid, group: super::super::kvm::group() }),
         };
         let child = sys::spawn_vmm(VmmCommand {
             program: programs.jailer.as_ref().unwrap_or(&programs.firecracker),

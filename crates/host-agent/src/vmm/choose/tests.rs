@@ -1,0 +1,178 @@
+//! What is remembered of a driver, and for how long.
+
+use super::*;
+use crate::snapshot::memory::Memory;
+use crate::vmm::firecracker::Choice;
+use crate::vmm::{Error, Found, Record, Saved};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+/// A driver of which one program holds whether guests get up.
+#[derive(Clone)]
+struct Scripted {
+    program: PathBuf,
+    tier: Isolation,
+    boots: Arc<AtomicU32>,
+}
+
+/// A machine whose guest has got up.
+struct Up;
+
+impl Driver for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn accelerator(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn isolation(&self) -> Isolation {
+        self.tier
+    }
+
+    fn boots_images(&self) -> bool {
+        true
+    }
+
+    fn programs(&self) -> Vec<PathBuf> {
+        vec![self.program.clone()]
+    }
+
+    fn boot(&self, _: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        self.boots.fetch_add(1, SeqCst);
+        let booted = match fs::read(&self.program).unwrap().as_slice() {
+            b"works" => Ok(Box::new(Up) as Box<dyn Machine>),
+            _ => Err(Error::new("starting it", io::Error::other("it is broken"))),
+        };
+        std::future::ready(booted).boxed()
+    }
+
+    fn fingerprint(&self) -> String {
+        "scripted 1.0".to_owned()
+    }
+
+    fn restore(&self, spec: Spec, _: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        self.boot(spec)
+    }
+
+    fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
+        None
+    }
+}
+
+impl Machine for Up {
+    fn record(&self) -> Record {
+        Record { pid: 0, started: 0, boot: String::new(), port: None }
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        std::future::pending().boxed()
+    }
+
+    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        std::future::ready(PROBE_WORD.to_vec()).boxed()
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn save(&self, _: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
+        std::future::ready(Ok(None)).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn said(&self) -> String {
+        String::new()
+    }
+
+    fn trim_logs(&self) {}
+}
+
+fn config(dir: &Path) -> Config {
+    Config {
+        dir: dir.to_owned(),
+        network: String::new(),
+        dns: Vec::new(),
+        driver: DriverChoice::Auto,
+        firecracker: Choice::default(),
+        memory_mib: 0,
+        vcpus: 0,
+        disk_mib: 0,
+        store: None,
+        connections: 1,
+    }
+}
+
+/// Puts a program in the place of another, as an installation does.
+fn install(program: &Path, contents: &str) {
+    let staged = program.with_extension("new");
+    fs::write(&staged, contents).unwrap();
+    fs::rename(&staged, program).unwrap();
+}
+
+#[tokio::test]
+async fn verdict_holds_until_something_that_it_depends_on_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let boot = config.initramfs().parent().unwrap().to_owned();
+    fs::create_dir_all(&boot).unwrap();
+    install(&config.kernel(), "kernel");
+    install(&config.initramfs(), "initramfs");
+    let program = dir.path().join("program");
+    install(&program, "fails");
+    let boots = Arc::new(AtomicU32::new(0));
+    let mut driver = Scripted { program: program.clone(), tier: Isolation::Kvm, boots };
+    let mut prober = Prober { config: &config, tag: "test", again: false };
+    let mut booted = 0;
+    // Asks whether the driver works: by a new boot or by an old one's verdict.
+    macro_rules! asked {
+        ($anew:expr, $works:expr) => {
+            let (remembered, tried) = prober.boot_once(Box::new(driver.clone())).await;
+            booted += u32::from($anew);
+            assert_eq!(driver.boots.load(SeqCst), booted, "boots");
+            assert_eq!(remembered.is_none(), $anew);
+            assert_eq!(tried.is_ok(), $works);
+            if let Err(error) = tried {
+                assert_eq!(format!("{error:#}"), "starting it: it is broken");
+            }
+        };
+    }
+    asked!(true, false);
+    asked!(false, false);
+    // A good program in a broken one's place, and the other way round.
+    install(&program, "works");
+    asked!(true, true);
+    asked!(false, true);
+    install(&program, "fails");
+    asked!(true, false);
+    // In the same file too.
+    fs::write(&program, "works").unwrap();
+    asked!(true, true);
+    driver.tier = Isolation::Jailed;
+    asked!(true, true);
+    install(&config.initramfs(), "another initramfs");
+    asked!(true, true);
+    asked!(false, true);
+    prober.again = true;
+    asked!(true, true);
+    asked!(true, true);
+    prober.again = false;
+    asked!(false, true);
+    // Words of another version, or torn ones, are none.
+    fs::write(dir.path().join("scripted-probe"), "works boot-of-before").unwrap();
+    asked!(true, true);
+}

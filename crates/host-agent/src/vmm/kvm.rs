@@ -1,0 +1,65 @@
+//! `/dev/kvm`: whether it is there, and whether a VMM may open it.
+
+use anyhow::Context;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+
+pub(super) const DEVICE: &str = "/dev/kvm";
+
+/// Reading and writing, for a file's group and for everyone else.
+const GROUP: u32 = 0o060;
+const OTHERS: u32 = 0o006;
+
+/// Returns the group of the device, which a VMM joins, where that is not root's.
+pub(super) fn group() -> Option<u32> {
+    Some(std::fs::metadata(DEVICE).ok()?.gid()).filter(|gid| *gid != 0)
+}
+
+/// Checks that machines can use the device. `unprivileged` says that a VMM opens it as its own
+/// user; a jailer makes a device of its own instead.
+///
+/// # Errors
+/// Why they cannot, with the remedy.
+pub(super) fn check(unprivileged: bool) -> anyhow::Result<()> {
+    let found = match std::fs::metadata(DEVICE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => anyhow::bail!("there is no {DEVICE}"),
+        found => found.with_context(|| format!("looking at {DEVICE}"))?,
+    };
+    File::options().read(true).write(true).open(DEVICE).with_context(|| {
+        format!(
+            "{DEVICE} cannot be opened by the host agent: run it as root, and, in a container, \
+             let the container use the device"
+        )
+    })?;
+    if unprivileged && !opens(found.mode(), found.gid()) {
+        anyhow::bail!(
+            "{DEVICE} cannot be opened by a VMM's unprivileged user: its mode is {:04o} and its \
+             group {}. Give it a group other than root's, which each VMM joins: \
+             `chgrp kvm {DEVICE} && chmod 0660 {DEVICE}`",
+            found.mode() & 0o7777,
+            found.gid()
+        );
+    }
+    Ok(())
+}
+
+/// Reports whether a user who owns nothing, and who joins the group unless it is root's, may open
+/// a file of this mode and group.
+fn opens(mode: u32, gid: u32) -> bool {
+    let needed = if gid == 0 { OTHERS } else { GROUP };
+    mode & needed == needed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::opens;
+
+    #[test]
+    fn the_group_decides_where_a_vmm_joins_it_and_everyone_elses_right_where_not() {
+        assert!(opens(0o660, 104) && opens(0o666, 104) && opens(0o666, 0));
+        assert!(!opens(0o600, 0) && !opens(0o660, 0) && !opens(0o600, 104));
+        assert!(!opens(0o606, 104), "a member of the group is not everyone else");
+        assert!(!opens(0o640, 104) && !opens(0o664, 0));
+    }
+}
