@@ -65,3 +65,59 @@ fn an_old_firecracker_and_one_without_its_jailer_are_refused_with_the_fix() {
         assert_eq!(said.trim().lines().count(), 1, "{said}");
     }
 }
+
+/// A program that says it is a Firecracker and does nothing else, linked in this way.
+fn compiled(dir: &Path, name: &str, linking: &[&str]) -> PathBuf {
+    let (source, path) = (dir.join("main.c"), dir.join(name));
+    let program = "#include <stdio.h>\n#include <string.h>\nint main(int c, char **v) {\n\
+        puts(c > 1 && !strcmp(v[1], \"--version\") ? \"Firecracker v1.16.1\" : \"v10.0.0\");\n}\n";
+    std::fs::write(&source, program).unwrap();
+    let compiled = Command::new("cc").args(linking).arg("-o").args([&path, &source]).status();
+    assert!(compiled.unwrap().success());
+    path
+}
+
+/// A jailer that says something and whose Firecracker ends at once.
+fn failing_jailer(dir: &Path) -> PathBuf {
+    let path = dir.join("failing-jailer");
+    let script = "#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in --id) id=$2;; --exec-file) exec=$(basename $2);; --chroot-base-dir) base=$2;; esac
+    shift
+done
+root=$base/$exec/$id/root
+(sleep 0.3; echo 'cannot execute it, said the jailer' >&2; exit 1) &
+echo $! > $root/$exec.pid
+";
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn firecracker_that_cannot_run_in_its_jail_is_refused_and_one_that_ends_there_tells_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let jailer = failing_jailer(dir.path());
+    let run = |program: &Path| {
+        let vars = [("WRENN_FIRECRACKER", program), ("WRENN_JAILER", jailer.as_path())];
+        said(dir.path(), &vars)
+    };
+    let refused = run(&compiled(dir.path(), "dynamic", &[]));
+    assert!(refused.contains("is dynamically linked"), "{refused}");
+    assert!(refused.contains("it must be static, as the official releases are"), "{refused}");
+    let refused = run(&firecracker(dir.path(), "1.16.1"));
+    assert!(refused.contains("must be a static ELF executable"), "{refused}");
+    // This one is run, as far as this machine can.
+    let boot = dir.path().join("w/images/boot");
+    std::fs::create_dir_all(&boot).unwrap();
+    std::fs::write(boot.join("vmlinux"), "").unwrap();
+    std::fs::write(boot.join("initramfs"), "").unwrap();
+    let ended = run(&compiled(dir.path(), "static", &["-static"]));
+    match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Err(_) => assert!(ended.contains("/dev/kvm"), "{ended}"),
+        Ok(_) => {
+            assert!(ended.contains("cannot execute it, said the jailer"), "{ended}");
+            assert!(ended.contains("Firecracker ended"), "{ended}");
+        }
+    }
+}

@@ -285,6 +285,16 @@ pub(crate) fn reap(pid: i32, started: u64) {
     }
 }
 
+/// Returns how a child of ours has ended, which stays to be asked for again. Returns `None` for a
+/// process that runs, or that is no child of ours.
+pub(crate) fn exit_status(pid: i32) -> Option<String> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let ended = waitid(WaitId::Pid(Pid::from_raw(pid)?), options).ok()??;
+    let status = ended.exit_status().map(|code| format!("exit status {code}"));
+    status.or_else(|| Some(format!("signal {}", ended.terminating_signal()?)))
+}
+
 /// Kills a process if it is still the one that began at `started`.
 pub(crate) fn kill_process(pid: i32, started: u64) -> io::Result<()> {
     let Some(handle) = open_process(pid, started) else { return Ok(()) };

@@ -5,6 +5,7 @@
 
 mod api;
 mod changes;
+mod elf;
 mod figures;
 mod jail;
 mod machine;
@@ -116,6 +117,9 @@ impl Firecracker {
             )?),
         };
         let jailer = jailer.map(|jailer| there(jailer, "jailer")).transpose()?;
+        if jailer.is_some() {
+            elf::check_static(&firecracker)?;
+        }
         Ok(Self {
             programs: Programs { firecracker, jailer },
             version,
@@ -247,12 +251,16 @@ fn begin(
     changes.begin(above, bytes)
 }
 
-/// A machine that is as it should be; one that is not is ended, with what it said in the log.
+/// A machine that is as it should be; one that is not is ended, with what it said in the log. The
+/// error of a process that has ended holds its exit status and its last words.
 async fn settle(
     machine: FirecrackerMachine,
     done: io::Result<()>,
 ) -> io::Result<FirecrackerMachine> {
-    let Err(error) = done else { return Ok(machine) };
+    let Err(mut error) = done else { return Ok(machine) };
+    if let Some(end) = machine.end() {
+        error = io::Error::new(error.kind(), format!("{end} ({error})"));
+    }
     tracing::warn!(said = machine.said(), "Firecracker did not do as it was asked");
     machine.kill().await.map_err(io::Error::other)?;
     Err(error)

@@ -88,6 +88,21 @@ impl FirecrackerMachine {
         String::from_utf8_lossy(&said).into_owned()
     }
 
+    /// How a process that has ended did so: its exit status, where it was a child of ours, and its
+    /// last words, which may be the jailer's, or the kernel's of its guest.
+    pub(super) fn end(&self) -> Option<String> {
+        if self.record.lives() {
+            return None;
+        }
+        let status = sys::exit_status(self.record.pid);
+        let status = status.map(|status| format!(" ({status})")).unwrap_or_default();
+        let console = self.words.as_ref().map(|words| words.console.read()).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console).into_owned();
+        let said = format!("{} {}", last(&console), last(&self.log()));
+        let said = Some(said.trim()).filter(|said| !said.is_empty()).unwrap_or("nothing");
+        Some(format!("Firecracker ended{status}; its last words: {said}"))
+    }
+
     async fn set(&self, state: &str) -> io::Result<()> {
         self.api.patch(&self.jail.root, "/vm", json!({ "state": state })).await
     }
@@ -117,6 +132,12 @@ impl FirecrackerMachine {
         };
         blocking(work).await
     }
+}
+
+/// The last of a text, in one line.
+fn last(text: &str) -> String {
+    let from = text.floor_char_boundary(text.len().saturating_sub(WORDS));
+    text[from..].trim().lines().collect::<Vec<_>>().join("; ")
 }
 
 async fn blocking<T: Send + 'static>(
@@ -192,9 +213,7 @@ impl Machine for FirecrackerMachine {
     }
 
     fn said(&self) -> String {
-        let said = self.log();
-        let last = said.floor_char_boundary(said.len().saturating_sub(WORDS));
-        said[last..].trim().lines().collect::<Vec<_>>().join("; ")
+        last(&self.log())
     }
 
     fn trim_logs(&self) {

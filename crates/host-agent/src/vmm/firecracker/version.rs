@@ -5,7 +5,7 @@ use anyhow::Context;
 use std::fmt;
 use std::path::Path;
 
-/// The oldest that is used. Before it a guest could break out (CVE-2026-5747, in 1.13.0 to 1.14.3 and
+/// The oldest that is used; `docs/operations.md` names it too. Before it a guest could break out (CVE-2026-5747, in 1.13.0 to 1.14.3 and
 /// 1.15.0), the jailer followed links (CVE-2026-1386), and differential snapshots of guests with
 /// more than 3 GiB were wrong.
 pub(crate) const FLOOR: Version = Version(1, 15, 1);
@@ -48,6 +48,13 @@ pub(super) fn ask(program: &Path) -> anyhow::Result<(Version, Version)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_documentation_names_the_floor_once() {
+        let text = include_str!("../../../../../docs/operations.md");
+        assert_eq!(text.matches(&FLOOR.to_string()).count(), 1);
+        assert!(text.contains(&format!("The oldest version that is used is {FLOOR};")));
+    }
 
     #[test]
     fn versions_are_read_and_compared_by_their_numbers() {

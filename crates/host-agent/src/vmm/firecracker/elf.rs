@@ -1,0 +1,91 @@
+//! Whether a program runs in a root that holds nothing else: a static ELF executable does.
+
+use anyhow::Context;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Size of the header of a 64-bit file, and of each of its program headers (`elf(5)`).
+const HEADER: usize = 64;
+const SEGMENT: usize = 56;
+/// Type of the segment that names the loader of a dynamically linked program.
+const PT_INTERP: u32 = 3;
+
+/// Checks that a program needs no other file.
+///
+/// # Errors
+/// Where it needs one, or is no executable of this kind of machine.
+pub(super) fn check_static(program: &Path) -> anyhow::Result<()> {
+    let name = program.display();
+    let file = File::open(program).with_context(|| format!("opening {name}"))?;
+    match is_static(&file) {
+        Ok(true) => Ok(()),
+        Ok(false) => anyhow::bail!(
+            "{name} is dynamically linked, and its jail holds no libraries: it must be static, as \
+             the official releases are"
+        ),
+        Err(error) => Err(error).with_context(|| {
+            format!("{name} must be a static ELF executable, as the official releases are")
+        }),
+    }
+}
+
+/// Reports whether an ELF executable names no loader.
+fn is_static(file: &File) -> io::Result<bool> {
+    let mut header = [0; HEADER];
+    file.read_exact_at(&mut header, 0)?;
+    // 64 bits, little-endian.
+    if !header.starts_with(b"\x7fELF\x02\x01") {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no 64-bit ELF file"));
+    }
+    let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    let (size, count) = (half(54), half(56));
+    let mut at = header[32..40].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    for _ in 0..count {
+        let mut segment = [0; SEGMENT];
+        file.read_exact_at(&mut segment, at)?;
+        if segment.starts_with(&PT_INTERP.to_le_bytes()) {
+            return Ok(false);
+        }
+        at = at.saturating_add(u64::from(size));
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// An ELF file with a segment of each of these types.
+    fn elf(types: &[u32]) -> File {
+        let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        bytes.resize(HEADER, 0);
+        bytes[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        bytes[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        bytes[56..58].copy_from_slice(&u16::try_from(types.len()).unwrap().to_le_bytes());
+        for kind in types {
+            bytes.extend(kind.to_le_bytes());
+            bytes.resize(bytes.len() + SEGMENT - 4, 0);
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_static_program_is_told_from_one_that_needs_a_loader_and_from_what_is_none() {
+        assert!(is_static(&elf(&[1, 2, 1])).unwrap(), "a static one may relocate itself");
+        assert!(!is_static(&elf(&[6, 3, 1])).unwrap());
+        let own = File::open("/proc/self/exe").unwrap();
+        assert!(!is_static(&own).unwrap(), "tests are dynamically linked");
+        let mut script = tempfile::tempfile().unwrap();
+        script.write_all(&[b'#'; 100]).unwrap();
+        assert_eq!(is_static(&script).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(is_static(&tempfile::tempfile().unwrap()).is_err());
+        let cut = elf(&[1, 3]);
+        cut.set_len(80).unwrap();
+        assert!(is_static(&cut).is_err());
+    }
+}
