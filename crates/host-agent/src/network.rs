@@ -5,6 +5,7 @@
 //! another capsule nor a private range, nor what its own rules deny; see `plan.rs`, which decides,
 //! `netns.rs`, which carries out, and `egress.rs`, which looks at names.
 
+mod conntrack;
 pub(crate) mod egress;
 pub(crate) mod namespace;
 pub(crate) mod netns;
@@ -135,7 +136,21 @@ impl Networks {
             namespace.close().await;
         }
         let this = Arc::clone(self);
-        blocking("removing the capsule's network", move || netns::remove(&this.plan, slot)).await
+        let remove = move || {
+            netns::remove(&this.plan, slot)?;
+            this.forget(|used| used == slot);
+            Ok(())
+        };
+        blocking("removing the capsule's network", remove).await
+    }
+
+    /// Removes the connections of picked slots from the host's connection-tracking table. Without
+    /// this they stay there until they time out, and count against the host's limit. Blocks.
+    fn forget(&self, of: impl Fn(u32) -> bool) {
+        let of = |address| self.plan.slot_of(address).is_some_and(&of);
+        if let Err(error) = conntrack::forget(of) {
+            tracing::warn!(%error, "connections of removed capsules stay in the host's table");
+        }
     }
 
     /// Lets the number of a network that was taken down be used again.
@@ -170,7 +185,13 @@ impl Networks {
                 self.remove(slot).await?;
             }
         }
-        Ok(())
+        // An agent that died may have left some of capsules that it removed.
+        let this = Arc::clone(self);
+        let forget = move || {
+            this.forget(|slot| !this.lock().is_used(slot));
+            Ok(())
+        };
+        blocking("reading the host's connections", forget).await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {

@@ -73,6 +73,12 @@ impl Egress {
         self.allow.iter().chain(&self.deny).any(|rule| matches!(rule, Rule::Name(_)))
     }
 
+    /// Whether a rule denies a name. Then a connection whose name cannot be read is denied too.
+    #[must_use]
+    pub fn denies_names(&self) -> bool {
+        self.deny.iter().any(|rule| matches!(rule, Rule::Name(_)))
+    }
+
     /// Ranges that are allowed whatever name they are reached by.
     pub fn allowed(&self) -> impl Iterator<Item = Net> + '_ {
         nets(&self.allow)
@@ -287,5 +293,7 @@ mod tests {
         let some = egress(&[], &["9.0.0.0/8"]);
         assert!(!some.admits_address(ip("9.1.1.1")) && some.admits_address(ip("8.1.1.1")));
         assert!(!some.denies_all() && !some.has_names() && !some.is_open());
+        assert!(rules.denies_names() && !some.denies_names());
+        assert!(!egress(&["a.com"], &["0.0.0.0/0"]).denies_names());
     }
 }

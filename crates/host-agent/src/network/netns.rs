@@ -1,6 +1,8 @@
 //! Carries a plan out, by netlink and nftables. All of it blocks: callers use a thread.
 
-use super::plan::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, METADATA, Plan, TAP, UPLINK};
+use super::plan::{
+    GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, METADATA, Plan, TAP, UPLINK, namespace_limits,
+};
 use super::{Error, io_error};
 use crate::sys;
 use futures::TryStreamExt;
@@ -105,7 +107,7 @@ pub(super) fn create(plan: &Plan, slot: u32, egress: &Egress) -> io::Result<(Fil
         fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         let tap = sys::open_tap(TAP)?;
         with_netlink(|netlink| wire_inside(netlink, peer, host_ns, host, inner))?;
-        sys::apply_nft(&rules)?;
+        sys::apply_nft(&(namespace_limits() + &rules))?;
         Ok((namespace.try_clone()?, tap))
     })?;
     with_netlink(|netlink| wire_outside(netlink, name, host))?;

@@ -46,6 +46,40 @@ const DENIED: [&str; 13] = [
 /// Where, at the gateway, connections are looked at whose names decide.
 pub(crate) const FILTER_PORT: u16 = 15001;
 
+/// Connections that one capsule may have at once. Each takes an entry, of about 300 bytes, in the
+/// connection-tracking table of its namespace, and another in the host's.
+pub(crate) const CONNECTIONS_MAX: u32 = 2048;
+/// Connections that one capsule may open a second, once it has opened `CONNECTIONS_BURST`.
+const CONNECTIONS_RATE: u32 = 100;
+const CONNECTIONS_BURST: u32 = 1000;
+
+/// How long the connection-tracking table keeps a capsule's connections, in seconds. Only states
+/// in which a connection carries nothing are shortened. The kernel's own figure for a closed TCP
+/// connection is 120, and for an answered datagram up to 120.
+const TIMEOUTS: &str = "\
+ ct timeout brief_tcp {
+  protocol tcp
+  l3proto ip
+  policy = { syn_sent : 30, syn_recv : 30, fin_wait : 30, last_ack : 30, time_wait : 20, close : 5 }
+ }
+ ct timeout brief_udp {
+  protocol udp
+  l3proto ip
+  policy = { unreplied : 20, replied : 60 }
+ }
+ ct timeout brief_dns {
+  protocol udp
+  l3proto ip
+  policy = { unreplied : 5, replied : 5 }
+ }
+";
+/// Gives a new connection its timeouts.
+const SET_TIMEOUTS: &str = "  udp dport 53 ct timeout set \"brief_dns\" accept
+  meta l4proto udp ct timeout set \"brief_udp\"
+  meta l4proto tcp ct timeout set \"brief_tcp\"
+ }
+";
+
 /// Names and addresses of one agent's networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -91,6 +125,12 @@ impl Plan {
     pub(crate) fn link(&self, slot: u32) -> (Ipv4Addr, Ipv4Addr) {
         let first = self.base + 2 * slot;
         (Ipv4Addr::from(first), Ipv4Addr::from(first + 1))
+    }
+
+    /// The slot whose link has an address; none for an address outside the range.
+    pub(crate) fn slot_of(&self, address: Ipv4Addr) -> Option<u32> {
+        let slot = u32::from(address).checked_sub(self.base)? / 2;
+        (slot < self.slots()).then_some(slot)
     }
 
     /// The host's end of a link; at most 15 characters.
@@ -163,8 +203,18 @@ impl Plan {
         let _ = writeln!(out, "  iifname \"{UPLINK}\" ct state established,related accept");
         let _ = writeln!(out, "  iifname != \"{TAP}\" drop");
         let _ = writeln!(out, "  ip saddr != {GUEST} drop");
+        if egress.has_names() {
+            // New questions go to the capsule's own name server. A flow that is older does not.
+            out += "  meta l4proto { tcp, udp } th dport 53 reject\n";
+        }
         if let Some(allowed) = allowed {
             let _ = writeln!(out, "  ip daddr {{ {allowed} }} goto permitted");
+        }
+        if egress.denies_names() {
+            // The filter gets each new connection. One that is older than the rules, and a
+            // datagram of QUIC, would pass it by.
+            out += "  tcp dport { 80, 443 } reject with tcp reset\n";
+            out += "  udp dport { 80, 443 } reject\n";
         }
         if let Some(denied) = denied {
             let _ = writeln!(out, "  ip daddr {{ {denied} }} drop");
@@ -181,6 +231,10 @@ impl Plan {
         let (table, links) =
             (format!("wrenn_{}", self.tag), format!("\"{}*\"", self.link_prefix()));
         let mut out = format!("table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
+        out += TIMEOUTS;
+        out += " chain brief {\n  type filter hook prerouting priority -150;\n";
+        let _ = writeln!(out, "  iifname != {links} accept\n  ct state != new accept");
+        out += SET_TIMEOUTS;
         out += " chain incoming {\n  type filter hook input priority 0; policy accept;\n";
         let _ = writeln!(out, "  iifname {links} ct state established,related accept");
         let _ = writeln!(out, "  iifname {links} drop\n }}");
@@ -209,6 +263,22 @@ impl Plan {
             .map(|ip| format!("ip daddr {ip} meta l4proto {{ tcp, udp }} th dport 53 accept"))
             .collect()
     }
+}
+
+/// Rules that bound the entries that a capsule takes in connection-tracking tables. They see every
+/// connection that the guest opens, before any other rule does. A connection that they drop takes
+/// no entry anywhere. They have a table of their own, which is made once for each namespace: a
+/// count begins anew when its rule is replaced.
+pub(crate) fn namespace_limits() -> String {
+    let mut out = format!("table ip limits {{\n{TIMEOUTS}");
+    out += " chain opened {\n  type filter hook prerouting priority -150;\n";
+    let _ = writeln!(out, "  iifname != \"{TAP}\" accept\n  ct state != new accept");
+    // A flow of datagrams that nobody answers stays `new`. It has its entry.
+    out += "  ct status confirmed accept\n";
+    let burst = format!("burst {CONNECTIONS_BURST} packets");
+    let _ = writeln!(out, "  limit rate over {CONNECTIONS_RATE}/second {burst} drop");
+    let _ = writeln!(out, "  ct count over {CONNECTIONS_MAX} drop");
+    out + SET_TIMEOUTS + "}\n"
 }
 
 /// Ranges as an anonymous set has them, which may not overlap; none for none.
@@ -278,8 +348,29 @@ mod tests {
         let names = rules(&["*.example.com", "9.9.9.9"], &["0.0.0.0/0"]);
         assert!(names.contains("dport 53 dnat to 169.254.0.1\n"), "{names}");
         assert!(names.find("9.9.9.9/32 } return") < names.find("{ 80, 443 } dnat"));
+        assert!(
+            names.contains("th dport 53 reject") && !names.contains("dport { 80, 443 } reject")
+        );
+        let denied = rules(&["9.9.9.9"], &["bad.com"]);
+        let at = |text: &str| denied.find(text).unwrap_or_else(|| panic!("{text} in {denied}"));
+        assert!(at("9.9.9.9/32 } goto permitted") < at("tcp dport { 80, 443 } reject"));
+        assert!(at("udp dport { 80, 443 } reject") < denied.rfind("goto permitted").unwrap());
+        assert!(!open.contains("reject"));
         assert!(plan.is_denied(GATEWAY) && plan.is_denied("10.220.0.7".parse().unwrap()));
         assert!(!plan.is_denied("9.9.9.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn every_connection_of_a_guest_is_limited_and_gets_short_timeouts() {
+        let rules = namespace_limits();
+        let at = |text: &str| rules.find(text).unwrap_or_else(|| panic!("{text} in {rules}"));
+        assert!(at("iifname != \"tap0\" accept") < at("limit rate over 100/second"));
+        assert!(at("limit rate over 100/second") < at("ct count over 2048 drop"));
+        assert!(at("ct count over 2048 drop") < at("set \"brief_tcp\""));
+        let plan = plan("10.220.0.0/16");
+        assert!(plan.host_rules().contains("ct timeout set \"brief_tcp\""));
+        // A change of rules does not begin the count anew.
+        assert!(!plan.namespace_rules(&Egress::default()).contains("ct count"));
     }
 
     proptest! {
@@ -291,6 +382,7 @@ mod tests {
             prop_assert!(plan.overlaps(x.1, 32));
             prop_assert_eq!(a == b, x == y);
             prop_assert!(plan.host_link(a).len() <= 15);
+            prop_assert_eq!((plan.slot_of(x.0), plan.slot_of(x.1)), (Some(a), Some(a)));
         }
     }
 }
