@@ -178,3 +178,145 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
     assert!(took.elapsed() < Duration::from_secs(20));
     platform.finish();
 }
+
+/// Speaks to `INTERNET` by bytes that a usual client does not send, and prints of each case whether
+/// the web server there answered for `bad.test`.
+const TRICKS: &str = r#"
+import socket, ssl, sys, time
+at = sys.argv[1]
+def say(*parts, port=80, wait=0):
+    s = socket.create_connection((at, port), timeout=20)
+    try:
+        for part in parts:
+            s.sendall(part); time.sleep(wait)
+        s.settimeout(5); got = b""
+        while more := s.recv(4096): got += more
+    except OSError: pass
+    return got
+GOOD = b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n"
+BAD = b"GET / HTTP/1.1\r\nHost: bad.test\r\nConnection: close\r\n\r\n"
+cases = {
+  "plain": [BAD],
+  "two hosts": [b"GET / HTTP/1.1\r\nHost: bad.test\r\nHost: good.test\r\nConnection: close\r\n\r\n"],
+  "large head": [b"GET / HTTP/1.1\r\nX: " + b"y" * 17000 + b"\r\nHost: bad.test\r\nConnection: close\r\n\r\n"],
+  "no host": [b"GET http://bad.test/ HTTP/1.0\r\n\r\n"],
+  "absolute form": [b"GET http://good.test/ HTTP/1.1\r\nHost: bad.test\r\nConnection: close\r\n\r\n"],
+  "second request": [GOOD + BAD],
+  "second request, later": [GOOD, BAD],
+  "hidden in a length": [b"POST / HTTP/1.1\r\nHost: good.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + BAD],
+}
+for name, parts in cases.items():
+    got = say(*parts, wait=0.5 if "later" in name else 0)
+    print(name, b"bad.test at" in got or b"None at" in got, b" at " in got)
+got = say(BAD[:20], BAD[20:], wait=11)
+print("slow head", b"bad.test at" in got, b" at " in got)
+print("no TLS", b" at " in say(BAD, port=443), False)
+def tls(name):
+    context = ssl._create_unverified_context()
+    try:
+        with socket.create_connection((at, 443), timeout=20) as s:
+            with context.wrap_socket(s, server_hostname=name) as t:
+                t.sendall(BAD); got = b""
+                while more := t.recv(4096): got += more
+                return got
+    except OSError: return b""
+print("no server name", b" at " in tls(None), False)
+print("good server name False", b" at " in tls("good.test"))
+"#;
+
+/// On ports 80 and 443, where a name is denied, nothing reaches it whose host cannot be read, and
+/// a connection of before the change is none that goes on.
+#[tokio::test]
+async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection() {
+    let _internet = Internet::make().with_names();
+    let (platform, client) = platform().await;
+    let id = client.create(&small()).await;
+    // Open connections of before the change, which the filter has never seen.
+    let open = format!(
+        "for s in http https; do curl -skN --resolve bad.test:80:{INTERNET} \
+         --resolve bad.test:443:{INTERNET} $s://bad.test/slow >/tmp/$s & done; sleep 3; \
+         wc -c </tmp/http; wc -c </tmp/https"
+    );
+    let before = client.out(&id, &open).await;
+    assert!(before.lines().all(|size| size.trim() != "0"), "{before}");
+    set(&client, &id, json!({ "deny": ["bad.test"] })).await;
+    let size = "sleep 0.3; a=$(cat /tmp/http /tmp/https | wc -c); sleep 1; \
+        echo $(($(cat /tmp/http /tmp/https | wc -c) - a))";
+    assert_eq!(client.out(&id, size).await.trim(), "0", "they go on");
+
+    let script = format!("cat >/tmp/t.py <<'END'\n{TRICKS}\nEND\npython3 /tmp/t.py {INTERNET}");
+    let exec = json!({ "cmd": "bash", "args": ["-c", script], "timeout_sec": 120 });
+    let told = client.post(&format!("/v1/capsules/{id}/exec"), &exec).await.expect(200);
+    let told = told["stdout"].as_str().unwrap().to_owned();
+    assert_eq!(told.lines().count(), 12, "{told}");
+    for line in told.lines() {
+        let allowed = line.starts_with("second request") || line.starts_with("good");
+        let wanted = if allowed { " False True" } else { " False False" };
+        assert!(line.ends_with(wanted), "{line} in\n{told}");
+    }
+    // QUIC would hide the name; other ports go by address.
+    let udp = "import socket,sys\n\
+        s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(3)\n\
+        s.connect((sys.argv[1],443)); s.send(b'x')\n\
+        try: s.recv(9)\n\
+        except OSError as e: print(type(e).__name__)";
+    let quic = format!("python3 -c \"{udp}\" {INTERNET}");
+    assert_eq!(client.out(&id, &quic).await.trim(), "ConnectionRefusedError");
+    let other = format!("curl -s -m 6 -o /dev/null --http0.9 http://{INTERNET}:{PORT}/; echo $?");
+    assert_ne!(client.out(&id, &other).await.trim(), "28", "a port of no name is open");
+    // A kept connection stays usable, request by request.
+    let kept = format!(
+        "curl -s -m 9 --resolve good.test:80:{INTERNET} http://good.test/ http://good.test/ \
+         -w '%{{num_connects}}'"
+    );
+    let kept = client.out(&id, &kept).await;
+    assert_eq!(kept, "good.test at 11.22.33.44\n1good.test at 11.22.33.44\n0");
+    platform.finish();
+}
+
+/// Opens more connections than a capsule may have, in a way that costs a guest nothing.
+const FLOOD: &str = r#"
+import socket, sys
+kept = []
+for i in range(10000):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try: s.sendto(b"x", (sys.argv[1], 1024 + i % 60000))
+    except OSError: pass
+    s.close()
+print("sent")
+"#;
+
+/// As many questions at once as a busy program has, all of which are answered.
+const BUSY: &str = r#"
+import socket, sys
+q = b"\0\1\1\0\0\1\0\0\0\0\0\0\1a\4test\0\0\1\0\1"
+all = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(400)]
+for s in all: s.settimeout(10); s.sendto(q, (sys.argv[1], 53))
+print(sum(len(s.recv(512)) > 12 for s in all))
+"#;
+
+/// Entries of the host's connection-tracking table that lead to the internet of the tests.
+fn entries() -> usize {
+    let table = std::fs::read_to_string("/proc/net/nf_conntrack").unwrap();
+    table.lines().filter(|line| line.contains(&format!("dst={OTHER}"))).count()
+}
+
+#[tokio::test]
+async fn flood_of_one_guest_leaves_the_hosts_connection_table_to_others() {
+    let _internet = Internet::make().with_names();
+    let (platform, client) = platform().await;
+    let id = client.create(&small()).await;
+    let python = |script: &str, at: std::net::Ipv4Addr| {
+        format!("cat >/tmp/s.py <<'END'\n{script}\nEND\npython3 /tmp/s.py {at}")
+    };
+    assert_eq!(client.out(&id, &python(BUSY, INTERNET)).await.trim(), "400");
+    assert_eq!(client.out(&id, &python(FLOOD, OTHER)).await.trim(), "sent");
+    let count = entries();
+    assert!((1..=2100).contains(&count), "{count} entries of one capsule");
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    assert_eq!(entries(), 0, "entries outlive their capsule");
+    // Its address is another's by now, or soon.
+    let next = client.create(&small()).await;
+    assert_eq!(client.out(&next, &python(BUSY, INTERNET)).await.trim(), "400");
+    platform.finish();
+}

@@ -77,13 +77,18 @@ impl Internet {
 const WEB: &str = r#"
 import http.server, ssl, threading, time
 class Web(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     def do_GET(self):
-        self.send_response(200); self.end_headers()
+        said = f"{self.headers['host']} at {self.request.getsockname()[0]}\n".encode()
+        slow = self.path == "/slow"
+        self.send_response(200)
+        if slow: self.close_connection = True
+        else: self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
         try:
-            while self.path == "/slow":
+            while slow:
                 self.wfile.write(b"."); time.sleep(0.1)
-            said = f"{self.headers['host']} at {self.request.getsockname()[0]}\n"
-            self.wfile.write(said.encode())
+            self.wfile.write(said)
         except OSError: pass
     def log_message(self, *_): pass
 plain = http.server.ThreadingHTTPServer(("0.0.0.0", 80), Web)

@@ -5,8 +5,12 @@
 //! process is not there, nothing is let through.
 
 mod filter;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod names;
+mod requests;
 mod resolver;
+mod tls;
 
 use super::namespace::Namespace;
 use super::plan::{FILTER_PORT, GATEWAY, Plan};
@@ -17,6 +21,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use types::Egress;
 
 /// Who carries out what one capsule may reach; without it, no name leads anywhere.
@@ -38,6 +43,15 @@ struct Known {
     egress: Arc<Egress>,
     /// Given when these are replaced: what is under way is then looked at again.
     replaced: CancellationToken,
+    /// Connections that pass bytes by these rules.
+    under_way: TaskTracker,
+}
+
+impl From<Egress> for Known {
+    fn from(egress: Egress) -> Self {
+        let (replaced, under_way) = (CancellationToken::new(), TaskTracker::new());
+        Self { egress: Arc::new(egress), replaced, under_way }
+    }
 }
 
 impl Rules {
@@ -45,10 +59,15 @@ impl Rules {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn replace(&self, egress: Egress) {
-        let known = Known { egress: Arc::new(egress), replaced: CancellationToken::new() };
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *now, known).replaced.cancel();
+    /// Replaces the rules. Returns once no connection passes a byte by the earlier ones.
+    async fn replace(&self, egress: Egress) {
+        let earlier = {
+            let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, egress.into())
+        };
+        earlier.replaced.cancel();
+        earlier.under_way.close();
+        earlier.under_way.wait().await;
     }
 }
 
@@ -59,7 +78,7 @@ impl Guard {
         namespace: &Namespace,
         egress: &Egress,
     ) -> io::Result<Self> {
-        let known = Known { egress: Arc::new(egress.clone()), replaced: CancellationToken::new() };
+        let known = Known::from(egress.clone());
         let guard = Self {
             namespace: namespace.clone(),
             plan,
@@ -78,7 +97,7 @@ impl Guard {
         if egress.has_names() {
             self.serve().await?;
         }
-        self.rules.replace(egress);
+        self.rules.replace(egress).await;
         // Where no name decides any more, both stay, for what they carry and is allowed.
         self.namespace.run_async(move || sys::apply_nft(&text)).await
     }
@@ -112,5 +131,28 @@ impl Guard {
         filter::serve(way, filter);
         self.serving.store(true, Ordering::Release);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    #[tokio::test]
+    async fn replaced_rules_hold_once_no_connection_passes_bytes_by_the_earlier_ones() {
+        let rules = Rules { now: RwLock::new(Egress::default().into()) };
+        let Known { replaced, under_way, .. } = rules.now();
+        let passing = under_way.token();
+        let later = Egress { revision: 7, ..Egress::default() };
+        let mut replacing = std::pin::pin!(rules.replace(later));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(replacing.as_mut().poll(&mut context).is_pending());
+        // Whoever looks meanwhile finds the new ones, and whoever passes is told.
+        assert_eq!(rules.now().egress.revision, 7);
+        assert!(replaced.is_cancelled() && !rules.now().replaced.is_cancelled());
+        drop(passing);
+        replacing.await;
     }
 }

@@ -1,16 +1,19 @@
 //! Connections of a capsule to ports 80 and 443, which the namespace's rules lead here: let through
-//! to where they were going, or refused, by the name that they ask for.
+//! to where they were going, or refused, by the names that they ask for.
 
-use super::names::{self, HEAD_MAX, Said};
+use super::names::{Asked, Verdict, decide, of_head};
+use super::requests::{Exchange, Gate};
 use super::resolver::Resolver;
+use super::tls::{HELLO_MAX, Hello, Later, Step, hello};
 use super::{Known, Rules};
 use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::Plan;
-use std::io;
+use std::future::Future;
+use std::io::{self, Cursor};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use types::Egress;
@@ -23,6 +26,8 @@ const SHARE: u64 = 4;
 /// How long the first bytes may take, and how long the other side.
 const HEAD: Duration = Duration::from_secs(10);
 const DIAL: Duration = Duration::from_secs(10);
+/// Most of the first bytes that is looked at.
+const HEAD_MAX: usize = HELLO_MAX;
 /// Port of HTTP, whose refusals are said in words.
 const HTTP: u16 = 80;
 /// A TLS alert, fatal: access denied (RFC 8446, 6.2).
@@ -37,25 +42,6 @@ pub(super) struct Way {
     pub resolver: Arc<Resolver>,
 }
 
-/// Why a connection is let through.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Its name is allowed, so its address must be one of that name's.
-    IfItsOwn,
-    Yes,
-    No,
-}
-
-/// By what it asks for and where it goes. Pure.
-fn decide(egress: &Egress, name: Option<&str>, to: Ipv4Addr) -> Verdict {
-    match name.and_then(|name| egress.admits_name(name)) {
-        Some(true) => Verdict::IfItsOwn,
-        Some(false) => Verdict::No,
-        None if egress.admits_address(to) => Verdict::Yes,
-        None => Verdict::No,
-    }
-}
-
 /// Places for the connections of all capsules, so that no guest takes every file that this process
 /// may open.
 fn all() -> &'static Semaphore {
@@ -65,6 +51,11 @@ fn all() -> &'static Semaphore {
         let places = files.map_or(16_384, |files| files / SHARE / 2);
         Semaphore::new(usize::try_from(places).unwrap_or(16_384).clamp(64, 65_536))
     })
+}
+
+/// Counts a connection or a request that was refused by name.
+pub(super) fn count_refused() {
+    metrics::counter!("wrenn_egress_refused_total").increment(1);
 }
 
 pub(super) fn serve(way: Way, listener: TcpListener) {
@@ -104,34 +95,115 @@ impl Way {
     async fn pass(&self, guest: TcpStream) -> io::Result<()> {
         guest.set_nodelay(true)?;
         let to = rustix::net::sockopt::ip_original_dst(&guest)?;
-        let mut guest = self.namespace.hold(guest)?;
-        let (head, name) = head(&mut guest, to.port()).await?;
-        let mut known = self.rules.now();
-        if !self.admits(&known, name.as_deref(), *to.ip()).await {
-            metrics::counter!("wrenn_egress_refused_total").increment(1);
-            return refuse(&mut guest, to.port(), name.as_deref()).await;
+        let guest = self.namespace.hold(guest)?;
+        // Boxed, since the one is far larger than the other.
+        if to.port() == HTTP {
+            Box::pin(self.pass_http(guest, to)).await
+        } else {
+            Box::pin(self.pass_tls(guest, to)).await
         }
-        let mut outside = self.dial(to).await?;
-        outside.write_all(&head).await?;
-        let mut copying = std::pin::pin!(tokio::io::copy_bidirectional(&mut guest, &mut outside));
+    }
+
+    async fn pass_http(&self, mut guest: NamespaceStream, to: SocketAddrV4) -> io::Result<()> {
+        let mut first = Vec::new();
+        // Where what cannot be read may pass, so may other protocols, whose servers speak first.
+        if self.admits(&self.rules.now().egress, &Asked::Unreadable, *to.ip()).await {
+            let asked = head(&mut guest, &mut first, of_head).await?;
+            if asked.is_none_or(|asked| asked == Asked::Unreadable) {
+                return self.join(guest, first, None, to).await;
+            }
+        }
+        let asked = Mutex::default();
+        let exchange = Exchange::new(Open { way: self, to }, &asked);
+        let (read, write) = tokio::io::split(guest);
+        let guest = tokio::io::join(Cursor::new(first).chain(read), write);
+        self.under_rules(&asked, *to.ip(), exchange.serve(guest)).await
+    }
+
+    async fn pass_tls(&self, mut guest: NamespaceStream, to: SocketAddrV4) -> io::Result<()> {
+        let mut first = Vec::with_capacity(2048);
+        let hello = head(&mut guest, &mut first, hello).await?;
+        let asked = hello.as_ref().map_or(Asked::Unreadable, |hello| hello.asked.clone());
+        if !self.admits(&self.rules.now().egress, &asked, *to.ip()).await {
+            count_refused();
+            if asked.name().is_some() {
+                guest.write_all(&DENIED).await?;
+            }
+            return guest.shutdown().await;
+        }
+        self.join(guest, first, hello.filter(|_| asked != Asked::Unreadable), to).await
+    }
+
+    /// Joins a connection with where it was going, by the name of its hello, if it has one.
+    async fn join(
+        &self,
+        mut guest: NamespaceStream,
+        first: Vec<u8>,
+        hello: Option<Hello>,
+        to: SocketAddrV4,
+    ) -> io::Result<()> {
+        let asked = hello.as_ref().map_or(Asked::Unreadable, |hello| hello.asked.clone());
+        let asked = Mutex::new(Some(asked));
+        let joined = async {
+            let mut server = self.dial(to).await?;
+            let Some(hello) = hello else {
+                server.write_all(&first).await?;
+                drop(first);
+                return tokio::io::copy_bidirectional(&mut guest, &mut server).await.map(|_| ());
+            };
+            let (opening, more) = first.split_at(hello.length);
+            server.write_all(opening).await?;
+            let mut more = more.to_vec();
+            drop(first);
+            let (mut from_guest, mut to_guest) = tokio::io::split(&mut guest);
+            let (mut from_server, mut to_server) = tokio::io::split(&mut server);
+            let there = async {
+                encrypted(&mut more, &mut from_guest, &mut to_server, Later::new(hello)).await?;
+                to_server.write_all(&std::mem::take(&mut more)).await?;
+                tokio::io::copy(&mut from_guest, &mut to_server).await?;
+                to_server.shutdown().await
+            };
+            let back = async {
+                tokio::io::copy(&mut from_server, &mut to_guest).await?;
+                to_guest.shutdown().await
+            };
+            tokio::try_join!(there, back).map(|_| ())
+        };
+        self.under_rules(&asked, *to.ip(), joined).await
+    }
+
+    /// Does `work` as long as the rules admit what is `asked` for. When rules are replaced nothing
+    /// of it moves until the new ones have admitted that.
+    async fn under_rules(
+        &self,
+        asked: &Mutex<Option<Asked>>,
+        to: Ipv4Addr,
+        work: impl Future<Output = io::Result<()>>,
+    ) -> io::Result<()> {
+        let mut work = std::pin::pin!(work);
         loop {
+            let Known { egress, replaced, under_way } = self.rules.now();
+            let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(asked) = asked
+                && !self.admits(&egress, &asked, to).await
+            {
+                count_refused();
+                return Err(io::Error::other("the capsule's rules do not allow it any more"));
+            }
+            let _passing = under_way.token();
             tokio::select! {
-                copied = copying.as_mut() => return copied.map(|_| ()),
-                () = known.replaced.cancelled() => {
-                    known = self.rules.now();
-                    if !self.admits(&known, name.as_deref(), *to.ip()).await {
-                        return Err(io::ErrorKind::ConnectionAborted.into());
-                    }
-                }
+                biased;
+                () = replaced.cancelled() => {}
+                done = work.as_mut() => return done,
             }
         }
     }
 
-    async fn admits(&self, known: &Known, name: Option<&str>, to: Ipv4Addr) -> bool {
+    async fn admits(&self, egress: &Egress, asked: &Asked, to: Ipv4Addr) -> bool {
         if self.plan.is_denied(to) {
             return false;
         }
-        match (decide(&known.egress, name, to), name) {
+        match (decide(egress, asked, to), asked.name()) {
             (Verdict::Yes, _) => true,
             (Verdict::IfItsOwn, Some(name)) => self.resolver.gave(name, to).await,
             (Verdict::IfItsOwn, None) | (Verdict::No, _) => false,
@@ -144,56 +216,73 @@ impl Way {
     }
 }
 
-/// The first bytes of a connection, and the host that they ask for.
-async fn head(guest: &mut NamespaceStream, port: u16) -> io::Result<(Vec<u8>, Option<String>)> {
-    let mut bytes = Vec::with_capacity(2048);
+/// A connection that requests go by.
+struct Open<'a> {
+    way: &'a Way,
+    to: SocketAddrV4,
+}
+
+impl Gate for Open<'_> {
+    type Stream = NamespaceStream;
+
+    async fn admits(&self, asked: &Asked) -> bool {
+        let egress = self.way.rules.now().egress;
+        self.way.admits(&egress, asked, *self.to.ip()).await
+    }
+
+    async fn dial(&self) -> io::Result<NamespaceStream> {
+        self.way.dial(self.to).await
+    }
+}
+
+/// Reads the first bytes of a connection until `read` finds in them what it looks for. None when
+/// they end, or do not come in time.
+async fn head<T>(
+    guest: &mut NamespaceStream,
+    bytes: &mut Vec<u8>,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Option<T>> {
     let late = tokio::time::Instant::now() + HEAD;
     loop {
-        let said = if port == HTTP { names::of_http(&bytes) } else { names::of_tls(&bytes) };
-        match said {
-            Said::Host(name) => return Ok((bytes, Some(name))),
-            Said::Nothing => return Ok((bytes, None)),
-            Said::More if bytes.len() >= HEAD_MAX => return Ok((bytes, None)),
-            Said::More => {}
+        if let Some(found) = read(bytes) {
+            return Ok(Some(found));
+        }
+        if bytes.len() >= HEAD_MAX {
+            return Ok(None);
         }
         // One that says nothing at first, or no more, says no name.
-        match tokio::time::timeout_at(late, guest.read_buf(&mut bytes)).await {
+        match tokio::time::timeout_at(late, guest.read_buf(bytes)).await {
             Ok(Ok(1..)) => {}
             Ok(Err(error)) => return Err(error),
-            Ok(Ok(0)) | Err(_) => return Ok((bytes, None)),
+            Ok(Ok(0)) | Err(_) => return Ok(None),
         }
     }
 }
 
-/// Says no in the connection's own protocol.
-async fn refuse(guest: &mut NamespaceStream, port: u16, name: Option<&str>) -> io::Result<()> {
-    if port == HTTP {
-        let what = name.unwrap_or("this address");
-        let said = format!("This capsule's network rules do not allow {what}.\n");
-        let head = "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\nconnection: close";
-        let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{said}", said.len());
-        guest.write_all(answer.as_bytes()).await?;
-    } else if name.is_some() {
-        guest.write_all(&DENIED).await?;
-    }
-    guest.shutdown().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_decide_before_addresses_and_an_allowed_name_must_be_its_own() {
-        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let ip = "9.9.9.9".parse().unwrap();
-        let closed = Egress { allow: read(&["*.a.com"]), deny: read(&["0.0.0.0/0"]), revision: 0 };
-        assert_eq!(decide(&closed, Some("x.a.com"), ip), Verdict::IfItsOwn);
-        assert_eq!(decide(&closed, Some("a.com"), ip), Verdict::No);
-        assert_eq!(decide(&closed, None, ip), Verdict::No);
-        let open = Egress { deny: read(&["b.com"]), ..Egress::default() };
-        assert_eq!(decide(&open, Some("b.com"), ip), Verdict::No);
-        assert_eq!(decide(&open, Some("a.com"), ip), Verdict::Yes);
-        assert_eq!(decide(&open, None, ip), Verdict::Yes);
+/// Passes on what a client sends until all that follows is encrypted. What has been read of that
+/// is left in `bytes`.
+async fn encrypted(
+    bytes: &mut Vec<u8>,
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    mut later: Later,
+) -> io::Result<()> {
+    loop {
+        match later.look(bytes) {
+            Step::Pass(count) => {
+                to.write_all(&bytes[..count]).await?;
+                bytes.drain(..count);
+            }
+            Step::More => {
+                if from.read_buf(bytes).await? == 0 {
+                    return Ok(());
+                }
+            }
+            Step::Encrypted => return Ok(()),
+            Step::Refuse => {
+                count_refused();
+                return Err(io::Error::other("a further hello asks for another host"));
+            }
+        }
     }
 }

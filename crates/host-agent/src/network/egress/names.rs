@@ -1,124 +1,163 @@
-//! Which host a connection is for, by its first bytes: the server name of TLS, the host of HTTP.
-//! Pure. What they say is the guest's word; whether the address is that host's, others look.
+//! Which host a connection or a request asks for: the server name of TLS, the host of HTTP. Pure.
+//! The name is the guest's word. Others look whether the address is that host's.
 
-use rustls::server::Acceptor;
+use http::uri::Authority;
+use http::{HeaderMap, Uri, header};
+use types::Egress;
 
-/// Most of a connection's first bytes that is looked at.
-pub(super) const HEAD_MAX: usize = 16 * 1024;
 /// Headers of a request that are looked at.
 const HEADERS_MAX: usize = 100;
 
-/// What the first bytes say.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// The host that is asked for.
+/// A host as a connection or a request asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The only host that is asked for: a name in lower case, or an address.
     Host(String),
-    /// None.
-    Nothing,
-    /// More bytes are needed.
-    More,
+    /// A host that may stand for another, whose name is encrypted (ECH, RFC 9849).
+    Cover(String),
+    /// No host can be read.
+    Unreadable,
 }
 
-/// Of a connection to the port of HTTPS.
-pub(super) fn of_tls(bytes: &[u8]) -> Said {
-    // The type of a record with a handshake in it.
-    if bytes.first().is_some_and(|first| *first != 22) {
-        return Said::Nothing;
-    }
-    let (mut acceptor, mut left) = (Acceptor::default(), bytes);
-    loop {
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let name = accepted.client_hello().server_name().map(str::to_owned);
-                return name.map_or(Said::Nothing, Said::Host);
-            }
-            Ok(None) if left.is_empty() => return Said::More,
-            Ok(None) => match acceptor.read_tls(&mut left) {
-                Ok(1..) => {}
-                Ok(0) | Err(_) => return Said::Nothing,
-            },
-            Err(_) => return Said::Nothing,
+impl Asked {
+    /// The name, where one can be read.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Host(name) | Self::Cover(name) => Some(name),
+            Self::Unreadable => None,
         }
     }
 }
 
-/// Of a connection to the port of HTTP: of its first request. One that names two hosts names none.
-pub(super) fn of_http(bytes: &[u8]) -> Said {
+/// What a connection comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Its name is allowed, so its address must be one of that name's.
+    IfItsOwn,
+    Yes,
+    No,
+}
+
+/// Decides by what is asked for and where it goes. Where a name is denied, whatever may hide a
+/// name is denied.
+pub(super) fn decide(egress: &Egress, asked: &Asked, to: std::net::Ipv4Addr) -> Verdict {
+    let hides = matches!(asked, Asked::Cover(_) | Asked::Unreadable);
+    if hides && egress.denies_names() {
+        return Verdict::No;
+    }
+    match asked.name().and_then(|name| egress.admits_name(name)) {
+        Some(true) => Verdict::IfItsOwn,
+        Some(false) => Verdict::No,
+        None if egress.admits_address(to) => Verdict::Yes,
+        None => Verdict::No,
+    }
+}
+
+/// The host that a request asks for. It must be told by one `Host` line, and a target in absolute
+/// form must agree with it.
+pub(super) fn of_request(target: &Uri, headers: &HeaderMap) -> Asked {
+    let hosts = headers.get_all(header::HOST).iter().map(http::HeaderValue::as_bytes);
+    agreed(hosts, target.authority())
+}
+
+/// The host that the first bytes of a connection ask for by HTTP/1; none while more are needed.
+pub(super) fn of_head(bytes: &[u8]) -> Option<Asked> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Said::More,
-        Err(_) => return Said::Nothing,
+        Ok(httparse::Status::Partial) => return None,
+        Err(_) => return Some(Asked::Unreadable),
     }
-    let mut hosts = request.headers.iter().filter(|one| one.name.eq_ignore_ascii_case("host"));
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Said::Nothing };
-    let Some(host) = std::str::from_utf8(host.value).ok().and_then(plain) else {
-        return Said::Nothing;
+    let hosts = request.headers.iter().filter(|one| one.name.eq_ignore_ascii_case("host"));
+    let Some(Ok(target)) = request.path.map(str::parse::<Uri>) else {
+        return Some(Asked::Unreadable);
     };
-    let uri = request.path.and_then(|path| path.parse::<http::Uri>().ok());
-    let other = uri.as_ref().and_then(|uri| uri.authority()).map(|one| one.as_str());
-    match other.map(plain) {
-        None => Said::Host(host),
-        Some(Some(other)) if other == host => Said::Host(host),
-        Some(_) => Said::Nothing,
+    Some(agreed(hosts.map(|host| host.value), target.authority()))
+}
+
+fn agreed<'a>(mut hosts: impl Iterator<Item = &'a [u8]>, target: Option<&Authority>) -> Asked {
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Asked::Unreadable };
+    let Some(host) = std::str::from_utf8(host).ok().and_then(plain) else {
+        return Asked::Unreadable;
+    };
+    match target.map(|target| plain(target.as_str())) {
+        None => Asked::Host(host),
+        Some(Some(target)) if target == host => Asked::Host(host),
+        Some(_) => Asked::Unreadable,
     }
 }
 
-/// A host's name without its port.
+/// A host's name, or its address, without its port. Servers differ in how they read anything else.
 fn plain(text: &str) -> Option<String> {
-    let authority = text.trim().parse::<http::uri::Authority>().ok()?;
-    let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
-    (!host.is_empty() && !text.contains('@')).then_some(host)
+    let authority = text.trim_matches([' ', '\t']).parse::<Authority>().ok()?;
+    let host = authority.host().to_ascii_lowercase();
+    let host = host.strip_suffix('.').unwrap_or(&host);
+    if let Some(inner) = host.strip_prefix('[') {
+        let address = inner.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok()?;
+        return Some(format!("[{address}]"));
+    }
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let label = |label: &str| !label.is_empty() && label.bytes().all(legal);
+    (!text.contains('@') && host.split('.').all(label)).then(|| host.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
-    fn hello(name: &str) -> Vec<u8> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider);
-        let config = config.with_safe_default_protocol_versions().unwrap();
-        let config = config.with_root_certificates(rustls::RootCertStore::empty());
-        let name = name.to_owned().try_into().unwrap();
-        let config = Arc::new(config.with_no_client_auth());
-        let mut client = rustls::ClientConnection::new(config, name).unwrap();
-        let mut bytes = Vec::new();
-        client.write_tls(&mut bytes).unwrap();
-        bytes
+    #[test]
+    fn names_decide_before_addresses_and_an_allowed_name_must_be_its_own() {
+        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let ip = "9.9.9.9".parse().unwrap();
+        let host = |name: &str| Asked::Host(name.to_owned());
+        let closed = Egress { allow: read(&["*.a.com"]), deny: read(&["0.0.0.0/0"]), revision: 0 };
+        assert_eq!(decide(&closed, &host("x.a.com"), ip), Verdict::IfItsOwn);
+        assert_eq!(decide(&closed, &Asked::Cover("x.a.com".to_owned()), ip), Verdict::IfItsOwn);
+        assert_eq!(decide(&closed, &host("a.com"), ip), Verdict::No);
+        assert_eq!(decide(&closed, &Asked::Unreadable, ip), Verdict::No);
+        let some = Egress { allow: read(&["a.com"]), deny: read(&["8.0.0.0/8"]), revision: 0 };
+        assert_eq!(decide(&some, &Asked::Unreadable, ip), Verdict::Yes);
     }
 
     #[test]
-    fn the_server_name_is_read_however_few_bytes_came_at_first() {
-        let bytes = hello("api.example.com");
-        assert_eq!(of_tls(&bytes), Said::Host("api.example.com".to_owned()));
-        for cut in [0, 1, 5, 40, bytes.len() - 1] {
-            assert_eq!(of_tls(&bytes[..cut]), Said::More, "{cut}");
-        }
-        assert_eq!(of_tls(&hello("1.2.3.4")), Said::Nothing, "an address is no name");
-        assert_eq!(of_tls(b"GET / HTTP/1.1\r\n"), Said::Nothing);
-        assert_eq!(of_tls(&[22, 3, 1, 0, 4, 9, 9, 9, 9]), Said::Nothing);
+    fn unreadable_is_denied_where_a_name_is_denied() {
+        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let ip = "9.9.9.9".parse().unwrap();
+        let host = |name: &str| Asked::Host(name.to_owned());
+        let open = Egress { deny: read(&["b.com"]), ..Egress::default() };
+        assert_eq!(decide(&open, &host("b.com"), ip), Verdict::No);
+        assert_eq!(decide(&open, &host("a.com"), ip), Verdict::Yes);
+        assert_eq!(decide(&open, &host("9.9.9.9"), ip), Verdict::Yes);
+        assert_eq!(decide(&open, &Asked::Unreadable, ip), Verdict::No);
+        assert_eq!(decide(&open, &Asked::Cover("a.com".to_owned()), ip), Verdict::No);
     }
 
     #[test]
-    fn the_host_of_a_request_is_read_and_two_are_none() {
-        let host = |text: &str| of_http(text.as_bytes());
-        let wanted = Said::Host("example.com".to_owned());
+    fn host_of_a_request_is_read_and_two_are_none() {
+        let host = |text: &str| of_head(text.as_bytes());
+        let wanted = Some(Asked::Host("example.com".to_owned()));
         assert_eq!(host("GET / HTTP/1.1\r\nhost: Example.com:80\r\n\r\n"), wanted);
         assert_eq!(host("GET / HTTP/1.1\r\nA: b\r\nHost: example.com.\r\n\r\n"), wanted);
         assert_eq!(host("GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n"), wanted);
-        assert_eq!(host("GET / HTTP/1.1\r\nHost: exam"), Said::More);
+        assert_eq!(host("GET / HTTP/1.1\r\nHost: exam"), None);
         for none in [
             "GET http://x.org/ HTTP/1.1\r\nHost: example.com\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a.com\r\nHost: b.com\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a.com\r\nHost: a.com\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x@example.com\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: ex%61mple.com\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: example..com\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: example.com, b.com\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a.com\r\n b.com\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n",
             "GET / HTTP/1.0\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET /\r\n",
             "SSH-2.0-x\r\n",
             "\0\0",
         ] {
-            assert_eq!(host(none), Said::Nothing, "{none}");
+            assert_eq!(host(none), Some(Asked::Unreadable), "{none}");
         }
     }
 }

@@ -1,17 +1,21 @@
-//! The name server of a capsule whose rules speak of names: passes questions on to the host's name
-//! servers and remembers which addresses a name has. Of names that may not be reached nothing is
-//! told, so that nothing leaves by way of a question.
+//! The name server of a capsule whose rules speak of names. It asks the host's name servers and
+//! remembers which addresses a name has. Of names that may not be reached nothing is told, so that
+//! nothing leaves by way of a question.
+//!
+//! A question is asked anew: under an id and from a port of its own, and with nothing of the
+//! guest's message but the name, type and class. An answer is written anew too: only records that
+//! lead from the name to what was asked for go to the guest.
 
 use super::Rules;
 use crate::network::namespace::{Namespace, NamespaceStream};
 use daemon::Tasks;
-use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -25,10 +29,21 @@ const REST: Duration = Duration::from_secs(30);
 /// finds no place waits, or is lost.
 const QUESTIONS: usize = 64;
 const CONNECTIONS: usize = 16;
+/// Questions a second that are asked for one capsule, once it has asked `BURST`. Each takes an
+/// entry in the host's connection-tracking table for up to half a minute.
+const RATE: f64 = 100.0;
+const BURST: f64 = 500.0;
 /// Before another try where none can be taken in.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Largest question that is taken, and largest answer by UDP, in bytes.
+/// Largest question that is taken, and largest answer by UDP that is read, in bytes.
 const MESSAGE_MAX: usize = 4096;
+/// Largest answer by UDP to a guest, in bytes: what it says that it can take, at least what all
+/// can (RFC 1035, 4.2.1), at most what networks pass whole.
+const ANSWER_MIN: u16 = 512;
+const ANSWER_MAX: u16 = 1232;
+/// Records of one answer, and names that lead to one another in it.
+const RECORDS_MAX: usize = 512;
+const ALIASES_MAX: usize = 16;
 /// Names that are remembered, and addresses of each.
 const NAMES_MAX: usize = 4096;
 const ADDRESSES_MAX: usize = 64;
@@ -37,6 +52,23 @@ pub(super) struct Resolver {
     servers: Vec<IpAddr>,
     rules: Arc<Rules>,
     given: Mutex<Given>,
+    pace: Mutex<Pace>,
+}
+
+/// Questions that may be asked at once: the rest of `BURST`, and when it was reckoned.
+struct Pace {
+    left: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn take(&mut self, now: Instant) -> bool {
+        let grown = now.saturating_duration_since(self.at).as_secs_f64() * RATE;
+        (self.left, self.at) = ((self.left + grown).min(BURST), now);
+        let taken = self.left >= 1.0;
+        self.left -= f64::from(u8::from(taken));
+        taken
+    }
 }
 
 /// The addresses that were given for names, the longest known name first.
@@ -93,7 +125,8 @@ fn turn(egress: &Egress, name: &str, kind: RecordType) -> Turn {
 impl Resolver {
     pub(super) fn new(servers: &[IpAddr], rules: Arc<Rules>) -> Arc<Self> {
         let servers = servers.to_vec();
-        Arc::new(Self { servers, rules, given: Mutex::default() })
+        let pace = Mutex::new(Pace { left: BURST, at: Instant::now() });
+        Arc::new(Self { servers, rules, given: Mutex::default(), pace })
     }
 
     /// Whether an address is one that a name has: as it was told before, or is told now, since a
@@ -104,13 +137,9 @@ impl Resolver {
             return true;
         }
         let Ok(asked) = Name::from_ascii(format!("{name}.")) else { return false };
-        let mut question = Message::query();
-        question.add_query(Query::query(asked, RecordType::A));
-        question.metadata.recursion_desired = true;
-        if let Ok(bytes) = question.to_vec()
-            && let Ok(answer) = self.ask(&bytes, false).await
-        {
-            self.remember(&answer);
+        let query = Query::query(asked, RecordType::A);
+        if let Ok(answer) = self.ask(&query, false).await {
+            self.remember(&query, &leading(&query, answer.answers));
         }
         self.lock().has(&name, address)
     }
@@ -118,35 +147,51 @@ impl Resolver {
     /// Answers a question; none for what is none.
     async fn answer(&self, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
         let asked = Message::from_vec(question).ok()?;
-        let [query] = asked.queries.as_slice() else { return refused(&asked) };
         if asked.metadata.message_type != MessageType::Query {
             return None;
         }
+        let [query] = asked.queries.as_slice() else { return refused(&asked) };
+        if asked.metadata.op_code != OpCode::Query || query.query_class() != DNSClass::IN {
+            return refused(&asked);
+        }
         let name = key(&query.name().to_ascii());
-        let egress = self.rules.now().egress;
-        match turn(&egress, &name, query.query_type()) {
-            Turn::Refuse => refused(&asked),
-            Turn::Empty => told(&asked, ResponseCode::NoError),
-            Turn::Ask => match self.ask(question, tcp).await {
-                Ok(answer) => {
-                    self.remember(&answer);
-                    Some(answer)
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "no name server answers");
-                    told(&asked, ResponseCode::ServFail)
-                }
-            },
+        let verdict = || turn(&self.rules.now().egress, &name, query.query_type());
+        match verdict() {
+            Turn::Refuse => return refused(&asked),
+            Turn::Empty => return told(&asked, ResponseCode::NoError),
+            Turn::Ask => {}
+        }
+        let answered = self.ask(query, tcp).await;
+        // The rules may be others by now.
+        if verdict() != Turn::Ask {
+            return refused(&asked);
+        }
+        match answered {
+            Ok(answer) => {
+                let (code, cut) = (answer.metadata.response_code, answer.metadata.truncation);
+                let records = leading(query, answer.answers);
+                self.remember(query, &records);
+                let most = if tcp { u16::MAX } else { room(&asked) };
+                written(&asked, code, records, cut, most.into())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no name server answers");
+                told(&asked, ResponseCode::ServFail)
+            }
         }
     }
 
     /// Asks the host's name servers, one after the other.
-    async fn ask(&self, question: &[u8], tcp: bool) -> io::Result<Vec<u8>> {
+    async fn ask(&self, query: &Query, tcp: bool) -> io::Result<Message> {
         let mut last = io::Error::other("the host has no name server (WRENN_DNS)");
         for server in &self.servers {
+            if !self.pace.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {
+                return Err(io::Error::other("the capsule asks too often"));
+            }
             let at = SocketAddr::new(*server, 53);
+            let question = Question::new(query)?;
             let asked = async {
-                if tcp { over_tcp(at, question).await } else { over_udp(at, question).await }
+                if tcp { over_tcp(at, &question).await } else { over_udp(at, &question).await }
             };
             match tokio::time::timeout(ASK, asked).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -166,11 +211,9 @@ impl Resolver {
         }
     }
 
-    fn remember(&self, answer: &[u8]) {
-        let Ok(answer) = Message::from_vec(answer) else { return };
-        let [query] = answer.queries.as_slice() else { return };
+    fn remember(&self, query: &Query, records: &[Record]) {
         // Whatever other names led to them, they were asked for by this one.
-        let addresses = answer.answers.iter().filter_map(|record| {
+        let addresses = records.iter().filter_map(|record| {
             if let RData::A(address) = &record.data { Some(address.0) } else { None }
         });
         self.lock().add(&key(&query.name().to_ascii()), addresses);
@@ -192,36 +235,128 @@ fn refused(asked: &Message) -> Option<Vec<u8>> {
 
 /// An answer without records.
 fn told(asked: &Message, code: ResponseCode) -> Option<Vec<u8>> {
+    written(asked, code, Vec::new(), false, usize::from(ANSWER_MIN))
+}
+
+/// An answer of ours, of at most `most` bytes. One that was cut, or that does not fit, says so,
+/// and has no records: whoever asked asks again by TCP.
+fn written(
+    asked: &Message,
+    code: ResponseCode,
+    records: Vec<Record>,
+    cut: bool,
+    most: usize,
+) -> Option<Vec<u8>> {
     let mut answer = Message::error_msg(asked.metadata.id, asked.metadata.op_code, code);
     answer.add_queries(asked.queries.iter().cloned());
     answer.metadata.recursion_desired = asked.metadata.recursion_desired;
     answer.metadata.recursion_available = true;
-    answer.to_vec().ok()
+    if asked.edns.is_some() {
+        answer.set_edns(edns());
+    }
+    let mut whole = answer.clone();
+    whole.add_answers(records);
+    let whole = whole.to_vec().ok().filter(|bytes| bytes.len() <= most && !cut);
+    whole.or_else(|| {
+        answer.metadata.truncation = true;
+        answer.to_vec().ok()
+    })
 }
 
-async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+/// What we say of ourselves, with no option.
+fn edns() -> Edns {
+    let mut edns = Edns::new();
+    edns.set_max_payload(ANSWER_MAX).set_version(0);
+    edns
+}
+
+/// Bytes that whoever asks can take of an answer by UDP.
+fn room(asked: &Message) -> u16 {
+    let told = asked.edns.as_ref().map_or(ANSWER_MIN, Edns::max_payload);
+    told.clamp(ANSWER_MIN, ANSWER_MAX)
+}
+
+/// The records that lead from a question's name to what it asks for: aliases, and records of its
+/// type that the last of them has.
+fn leading(query: &Query, mut records: Vec<Record>) -> Vec<Record> {
+    records.truncate(RECORDS_MAX);
+    let mut names = vec![query.name().clone()];
+    // They may be in any order.
+    while let Some(next) = names.last().filter(|_| names.len() <= ALIASES_MAX).and_then(|last| {
+        let aliases = records.iter().filter(|record| record.name == *last);
+        aliases.filter_map(|record| alias(&record.data)).find(|next| !names.contains(next)).cloned()
+    }) {
+        names.push(next);
+    }
+    let wanted = |record: &Record| {
+        let kind = record.record_type();
+        kind == query.query_type() || kind == RecordType::CNAME
+    };
+    records.retain(|record| {
+        record.dns_class == DNSClass::IN && names.contains(&record.name) && wanted(record)
+    });
+    records
+}
+
+fn alias(data: &RData) -> Option<&Name> {
+    if let RData::CNAME(name) = data { Some(&name.0) } else { None }
+}
+
+/// A question of ours to a name server.
+struct Question {
+    id: u16,
+    query: Query,
+    bytes: Vec<u8>,
+}
+
+impl Question {
+    fn new(query: &Query) -> io::Result<Self> {
+        let query = Query::query(query.name().clone(), query.query_type());
+        let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(query.clone());
+        message.set_edns(edns());
+        let bytes = message.to_vec().map_err(io::Error::other)?;
+        Ok(Self { id: message.metadata.id, query, bytes })
+    }
+
+    /// The answer to this question, if the bytes are one.
+    fn answer(&self, bytes: &[u8]) -> Option<Message> {
+        let answer = Message::from_vec(bytes).ok()?;
+        let [query] = answer.queries.as_slice() else { return None };
+        let same = query.name() == self.query.name()
+            && query.query_type() == self.query.query_type()
+            && query.query_class() == self.query.query_class();
+        let answers = answer.metadata.message_type == MessageType::Response
+            && answer.metadata.op_code == OpCode::Query;
+        (answer.metadata.id == self.id && answers && same).then_some(answer)
+    }
+}
+
+async fn over_udp(server: SocketAddr, question: &Question) -> io::Result<Message> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
+    // A port of its own, which the kernel picks at random.
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
-    socket.send(question).await?;
+    socket.send(&question.bytes).await?;
     let mut answer = vec![0; MESSAGE_MAX];
     loop {
         let length = socket.recv(&mut answer).await?;
         // Of another question, or nobody's.
-        if length >= 2 && answer[..2] == question[..2] {
-            answer.truncate(length);
+        if let Some(answer) = question.answer(&answer[..length]) {
             return Ok(answer);
         }
     }
 }
 
-async fn over_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+async fn over_tcp(server: SocketAddr, question: &Question) -> io::Result<Message> {
     let mut stream = TcpStream::connect(server).await?;
-    write_message(&mut stream, question).await?;
-    read_message(&mut stream).await
+    write_message(&mut stream, &question.bytes).await?;
+    let answer = read_message(&mut stream).await?;
+    question.answer(&answer).ok_or_else(|| io::Error::other("the answer is not to our question"))
 }
 
 async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
@@ -306,6 +441,37 @@ async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, namespace: &Namespace
     }
 }
 
+/// A guest's question, and an answer to it. What is written to the guest fits, and is an answer to
+/// its question alone.
+///
+/// # Panics
+/// When it does not.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(data: &[u8]) {
+    let (asked, answer) = data.split_at(data.len() / 2);
+    for asked in [asked, data].into_iter().filter_map(|bytes| Message::from_vec(bytes).ok()) {
+        let [query] = asked.queries.as_slice() else { continue };
+        let Ok(question) = Question::new(query) else { continue };
+        let mut answer = answer.to_vec();
+        if let Some(id) = answer.first_chunk_mut::<2>() {
+            *id = question.id.to_be_bytes();
+        }
+        let read = question.answer(&answer).or_else(|| Message::from_vec(&answer).ok());
+        let records = leading(query, read.map(|read| read.answers).unwrap_or_default());
+        for most in [room(&asked), u16::MAX] {
+            let code = ResponseCode::NoError;
+            let Some(bytes) = written(&asked, code, records.clone(), false, most.into()) else {
+                continue;
+            };
+            let told = Message::from_vec(&bytes);
+            let Ok(told) = told else { panic!("an answer of ours cannot be read: {bytes:?}") };
+            assert!(told.metadata.truncation || bytes.len() <= usize::from(most));
+            assert!(told.authorities.is_empty() && told.additionals.is_empty());
+            assert_eq!(told.metadata.id, asked.metadata.id);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +486,104 @@ mod tests {
         let open = Egress { deny: read(&["*.b.com"]), ..Egress::default() };
         assert_eq!(turn(&open, "x.b.com", RecordType::A), Turn::Refuse);
         assert_eq!(turn(&open, "c.com", RecordType::AAAA), Turn::Ask);
+    }
+
+    #[test]
+    fn questions_have_a_burst_and_then_a_rate() {
+        let start = Instant::now();
+        let mut pace = Pace { left: BURST, at: start };
+        let asked = |pace: &mut Pace, at| (0..10_000).filter(|_| pace.take(at)).count();
+        assert_eq!(asked(&mut pace, start), 500);
+        assert_eq!(asked(&mut pace, start + Duration::from_secs(2)), 200);
+        assert_eq!(asked(&mut pace, start + Duration::from_secs(90)), 500);
+    }
+
+    fn record(name: &str, data: RData) -> Record {
+        Record::from_rdata(Name::from_ascii(name).unwrap(), 60, data)
+    }
+
+    fn a(text: &str) -> RData {
+        RData::A(text.parse::<Ipv4Addr>().unwrap().into())
+    }
+
+    fn cname(name: &str) -> RData {
+        RData::CNAME(hickory_proto::rr::rdata::CNAME(Name::from_ascii(name).unwrap()))
+    }
+
+    #[test]
+    fn forwarded_question_has_nothing_of_the_guests_message_but_the_question() {
+        let mut asked = Message::new(7, MessageType::Query, OpCode::Query);
+        asked.add_query(Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A));
+        asked.add_additional(record("secret.evil.org.", a("6.6.6.6")));
+        asked.metadata.checking_disabled = true;
+        let ids: HashSet<u16> = (0..50)
+            .map(|_| {
+                let question = Question::new(&asked.queries[0]).unwrap();
+                let sent = Message::from_vec(&question.bytes).unwrap();
+                assert_eq!(sent.queries, asked.queries);
+                assert!(sent.additionals.is_empty() && sent.authorities.is_empty());
+                assert!(sent.answers.is_empty() && !sent.metadata.checking_disabled);
+                sent.metadata.id
+            })
+            .collect();
+        assert!(ids.len() > 10, "{ids:?}");
+    }
+
+    #[test]
+    fn answer_is_matched_by_id_and_question() {
+        let query = Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A);
+        let question = Question::new(&query).unwrap();
+        let answer = |id: u16, name: &str, kind: RecordType| {
+            let mut answer = Message::response(id, OpCode::Query);
+            answer.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+            answer.to_vec().unwrap()
+        };
+        assert!(question.answer(&answer(question.id, "A.com.", RecordType::A)).is_some());
+        for wrong in [
+            answer(question.id ^ 1, "a.com.", RecordType::A),
+            answer(question.id, "b.com.", RecordType::A),
+            answer(question.id, "a.com.", RecordType::AAAA),
+            question.bytes.clone(),
+            vec![0; 5],
+        ] {
+            assert!(question.answer(&wrong).is_none());
+        }
+    }
+
+    #[test]
+    fn answer_keeps_only_records_that_lead_from_the_question() {
+        let query = Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A);
+        let records = vec![
+            record("c.net.", a("1.1.1.1")),
+            record("b.net.", cname("c.net.")),
+            record("a.com.", cname("b.net.")),
+            record("evil.org.", a("6.6.6.6")),
+            record("c.net.", RData::TXT(hickory_proto::rr::rdata::TXT::new(vec!["x".into()]))),
+        ];
+        let kept = leading(&query, records.clone());
+        assert_eq!(kept, records[..3]);
+        // Aliases that lead in a circle end.
+        let circle = vec![record("a.com.", cname("b.net.")), record("b.net.", cname("a.com."))];
+        assert_eq!(leading(&query, circle.clone()), circle);
+    }
+
+    #[test]
+    fn answer_that_does_not_fit_has_no_records_and_says_so() {
+        let mut asked = Message::new(7, MessageType::Query, OpCode::Query);
+        asked.add_query(Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A));
+        let records: Vec<Record> =
+            (0..60u8).map(|n| record("a.com.", a(&format!("1.1.1.{n}")))).collect();
+        let write = |cut, most| {
+            let code = ResponseCode::NoError;
+            Message::from_vec(&written(&asked, code, records.clone(), cut, most).unwrap()).unwrap()
+        };
+        let whole = write(false, 4096);
+        assert_eq!((whole.answers.len(), whole.metadata.id), (60, 7));
+        for short in [write(false, room(&asked).into()), write(true, 4096)] {
+            assert!(short.answers.is_empty() && short.metadata.truncation);
+        }
+        asked.set_edns(edns());
+        assert_eq!(room(&asked), ANSWER_MAX);
     }
 
     #[test]
