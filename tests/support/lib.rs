@@ -10,6 +10,7 @@
 
 mod accounts;
 mod balancer;
+mod browser;
 mod caddy;
 mod client;
 mod guard;
@@ -21,6 +22,7 @@ mod smtp;
 mod upstream;
 
 pub use accounts::{PASSWORD, mailed};
+pub use browser::Browser;
 pub use caddy::{Caddy, free_port};
 pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, held_in_namespaces, held_in_removed_namespaces, processes_of, signal};
