@@ -210,6 +210,101 @@ async fn a_password_is_reset_by_mail_once_and_ends_every_session() {
 }
 
 #[tokio::test]
+async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
+    let platform = platform(&[]).await;
+    platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let email = json!({ "email": "a@example.com" });
+    anyone.post("/v1/auth/password/reset", &email).await.expect(202);
+    let owners = mailed(&platform, "a@example.com", "give the code").await;
+    // From many networks, and many at once.
+    let ask = |n: usize| {
+        let ask = anyone.request(Method::POST, "/v1/auth/password/reset").json(&email);
+        anyone.send(ask.header("x-forwarded-for", format!("192.0.2.{n}")))
+    };
+    for answer in futures::future::join_all((0..40).map(ask)).await {
+        answer.expect(202);
+    }
+    let mails = async || {
+        let files = std::fs::read_dir(platform.outbox()).unwrap().flatten();
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts.filter(|text| text.contains("give the code")).count()
+    };
+    // A few at once, then after waits that double.
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let full = "UPDATE sign_in_failures SET failures = 40, last_at = now() WHERE failures > 5";
+    let full = sqlx::query(full).execute(&mut db).await.unwrap();
+    assert_eq!(full.rows_affected(), 1, "the account's, and no network's");
+    let tokens = "SELECT count(*) FROM user_tokens WHERE kind = 'reset'";
+    let made = eventually("the mails", async || {
+        let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+        let made: i64 = sqlx::query_scalar(tokens).fetch_one(&mut db).await.unwrap();
+        (made >= 6 && mails().await == usize::try_from(made).unwrap()).then_some(made)
+    })
+    .await;
+    assert!(made < 20, "{made} of 41 were mailed");
+    // The owner asks once more, is told as ever, and has a code that is good: theirs, or the last.
+    anyone.post("/v1/auth/password/reset", &email).await.expect(202);
+    let last = mailed(&platform, "a@example.com", "give the code").await;
+    let after: i64 = sqlx::query_scalar(tokens).fetch_one(&mut db).await.unwrap();
+    assert_eq!(after, made, "none is mailed");
+    let body = json!({ "token": owners, "new_password": "a-new-tangerine-9" });
+    anyone.post("/v1/auth/password/confirm", &body).await.expect(204);
+    // One that was used ends all the others.
+    let body = json!({ "token": last, "new_password": "another-tangerine-9" });
+    anyone.post("/v1/auth/password/confirm", &body).await.refuses(401, "invalid_token", "reset");
+    // And the next is mailed again.
+    anyone.post("/v1/auth/password/reset", &email).await.expect(202);
+    let wanted = usize::try_from(made + 1).unwrap();
+    eventually("another mail", async || (mails().await == wanted).then_some(())).await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn failures_in_ones_name_keep_nobody_from_changing_the_password() {
+    let platform = platform(&[]).await;
+    let user = platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    log_in(&anyone, "a@example.com", "wrong-password").await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let more = "UPDATE sign_in_failures SET failures = 40, last_at = now()";
+    sqlx::query(more).execute(&mut db).await.unwrap();
+    log_in(&anyone, "a@example.com", PASSWORD).await.refuses(429, "too_many_requests", "");
+    let change = json!({ "current_password": PASSWORD, "new_password": "a-new-tangerine-9" });
+    user.post("/v1/me/password", &change).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_ipv6_network_is_one_address_and_of_what_is_forwarded_the_last_is_believed() {
+    let platform = platform(&[]).await;
+    platform.user("a@example.com").await;
+    let anyone = platform.client_with("");
+    let from = async |lines: &[&str], email: &str, password: &str| {
+        let body = json!({ "email": email, "password": password, "program": true });
+        let mut ask = anyone.request(Method::POST, "/v1/auth/login").json(&body);
+        for line in lines {
+            ask = ask.header("x-forwarded-for", *line);
+        }
+        anyone.send(ask).await
+    };
+    let forged = "198.51.100.9";
+    for (n, last) in ["2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:0:9::3"].iter().enumerate() {
+        let email = format!("nobody-{n}@example.com");
+        from(&[forged, last], &email, "wrong-password").await.refuses(401, "wrong_credentials", "");
+    }
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "SELECT array_agg(failures ORDER BY failures) FROM sign_in_failures";
+    let counted: Vec<i32> = sqlx::query_scalar(sql).fetch_one(&mut db).await.unwrap();
+    assert_eq!(counted, [1, 1, 1, 3], "three accounts and one network");
+    let came = from(&[forged, "192.0.2.7"], "a@example.com", PASSWORD).await.expect(200);
+    let user = platform.client_with(came["session_token"].as_str().unwrap());
+    let sessions = user.get("/v1/me/sessions").await.expect(200);
+    assert_eq!(sessions["items"][0]["address"], "192.0.2.7");
+    platform.finish();
+}
+
+#[tokio::test]
 async fn a_token_that_is_too_late_is_none() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;

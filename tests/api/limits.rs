@@ -82,6 +82,83 @@ async fn a_key_has_limits_of_its_own_within_its_teams() {
 }
 
 #[tokio::test]
+async fn a_key_hands_on_no_more_than_it_has() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let owner = platform.client();
+    let scopes = json!(["capsules:admin", "team:admin"]);
+    let limits = json!({ "capsules": 2, "requests_per_sec": 1000 });
+    let wanted = json!({ "name": "k", "scopes": scopes, "limits": limits, "expires_sec": 3600 });
+    let made = owner.post("/v1/api-keys", &wanted).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    let ask = async |body: Value| key.post("/v1/api-keys", &body).await;
+    let none = json!({ "name": "c", "limits": { "capsules": 0 } });
+    ask(none).await.refuses(400, "invalid_request", "limits.capsules must be 1 to 2");
+    let more = json!({ "name": "c", "limits": { "capsules": 3 } });
+    ask(more).await.refuses(400, "invalid_request", "limits.capsules");
+    let longer = json!({ "name": "c", "expires_sec": 7200 });
+    ask(longer).await.refuses(400, "invalid_request", "expires_sec");
+    let more = json!({ "name": "c", "operator": true });
+    ask(more).await.refuses(403, "forbidden", "platform");
+    let child = ask(json!({ "name": "c", "scopes": scopes, "limits": { "vcpus": 8 } })).await;
+    let child = child.expect(201);
+    assert_eq!(child["limits"], json!({ "capsules": 2, "vcpus": 8, "requests_per_sec": 1000 }));
+    assert_eq!(child["expires_at"], made["expires_at"]);
+    let child = platform.client_with(child["key"].as_str().unwrap());
+    let grandchild = child.post("/v1/api-keys", &json!({ "name": "g" })).await.expect(201);
+    let grandchild = platform.client_with(grandchild["key"].as_str().unwrap());
+    // All of them together have as many as the first may have.
+    let id = grandchild.create(&json!({})).await;
+    key.create(&json!({})).await;
+    for client in [&key, &child, &grandchild] {
+        client.post("/v1/capsules", &json!({})).await.refuses(429, "limit_reached", "2 of 2");
+    }
+    key.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    child.create(&json!({})).await;
+    // A line of keys comes to an end.
+    let mut last = child;
+    let mut made = 0;
+    loop {
+        let more = last.post("/v1/api-keys", &json!({ "name": "n", "scopes": scopes })).await;
+        if more.status != 201 {
+            more.refuses(429, "limit_reached", "8 keys");
+            break;
+        }
+        made += 1;
+        last = platform.client_with(more.body["key"].as_str().unwrap());
+    }
+    assert_eq!(made, 5, "the platform's first key, its child and its grandchild were there");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn who_wakes_a_public_capsule_is_held_to_the_limits_of_the_key_that_made_it() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let owner = platform.client();
+    let wanted = json!({ "name": "k", "limits": { "vcpus": 1 } });
+    let made = owner.post("/v1/api-keys", &wanted).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    let guest = tests::Upstream::echo();
+    let public = json!({ "vcpus": 1, "public_ports": [guest.port], "auto_resume": true });
+    let first = key.create(&public).await;
+    key.pause(&first).await;
+    let second = key.create(&public).await;
+    let nobody = platform.client_with("");
+    let visit = async |id: &str| {
+        nobody.send(nobody.to_port(Method::GET, id, guest.port, "/")).await.status.as_u16()
+    };
+    assert_eq!(visit(&second).await, 200);
+    assert_eq!(visit(&first).await, 429);
+    assert_eq!(key.status(&first).await, "paused");
+    // Who is not held to the limits of a key brings it back.
+    owner.resume(&first).await;
+    owner.pause(&first).await;
+    // So does a stranger, once there is room.
+    key.pause(&second).await;
+    assert_eq!(visit(&first).await, 200);
+    platform.finish();
+}
+
+#[tokio::test]
 async fn who_asks_too_often_is_told_when_to_ask_again() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();

@@ -6,6 +6,7 @@
 mod accounts;
 mod audit;
 mod auth;
+mod browser;
 mod choice;
 mod cli;
 mod crash;
@@ -29,6 +30,7 @@ mod objects;
 mod openapi;
 mod ports;
 mod proxy;
+mod races;
 mod schema;
 mod store;
 mod streams;

@@ -1,6 +1,7 @@
 //! Sign-in elsewhere, against a provider of our own that speaks as they do: OpenID Connect with
 //! signed tokens, and GitHub's two requests.
 
+use crate::races::Other;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use tests::{Client, Driver, Heard, Hook, Platform};
+use tests::{Client, Driver, Heard, Hook, PASSWORD, Platform, mailed};
 
 /// What the provider knows: who is signed in there, and what the code was given for.
 #[derive(Default)]
@@ -231,12 +232,12 @@ async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
     let (path, cookie) = provider.go(&anyone, "github").await;
     let (status, body) = back(&anyone, &path, &cookie).await.unwrap_err();
     assert_eq!(status, 401, "{body}");
-    // By the account's own wish, whatever the e-mail there.
-    let asked = user.request(Method::POST, "/v1/me/providers/github").send().await.unwrap();
-    let cookie = asked.headers()["set-cookie"].to_str().unwrap().to_owned();
-    let url = asked.json::<Value>().await.unwrap()["auth_url"].as_str().unwrap().to_owned();
-    let (path, cookie) = provider.consent(&url, "github", cookie.split(';').next().unwrap());
-    back(&anyone, &path, &cookie).await.unwrap();
+    // By the account's own wish, whatever the e-mail there; in the browser that asks for it.
+    let no = user.post("/v1/me/providers/github", &json!({})).await;
+    no.refuses(400, "invalid_request", "authorization");
+    let session = browser(&anyone, "a@example.com").await;
+    let (path, state) = add(&provider, &anyone, &session).await;
+    back(&anyone, &path, &format!("{state}; {}", session.0)).await.unwrap();
     assert_eq!(user.get("/v1/me").await.expect(200)["providers"], json!(["github"]));
     let (path, cookie) = provider.go(&anyone, "github").await;
     let session = back(&anyone, &path, &cookie).await.unwrap();
@@ -256,5 +257,100 @@ async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
     let remove = remove.header("cookie", &session).header("x-csrf-token", csrf);
     anyone.send(remove).await.refuses(409, "conflict", "only way");
     anyone.get("/v1/auth/oauth/gitlab").await.refuses(404, "not_found", "provider");
+    platform.finish();
+}
+
+/// Signs in as a page does; returns the session's cookie and the CSRF token.
+async fn browser(client: &Client, email: &str) -> (String, String) {
+    let body = json!({ "email": email, "password": PASSWORD });
+    let ask = client.request(Method::POST, "/v1/auth/login").json(&body);
+    let answer = ask.send().await.unwrap();
+    let cookie =
+        answer.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let said: Value = answer.json().await.unwrap();
+    (cookie, said["csrf_token"].as_str().unwrap().to_owned())
+}
+
+/// Asks, in a session, to add GitHub, and consents there. Returns the callback's path and the
+/// state's cookie.
+async fn add(provider: &Provider, client: &Client, session: &(String, String)) -> (String, String) {
+    let ask = client.request(Method::POST, "/v1/me/providers/github");
+    let ask = ask.header("cookie", &session.0).header("x-csrf-token", &session.1);
+    let asked = ask.send().await.unwrap();
+    assert_eq!(asked.status().as_u16(), 200);
+    let cookie = asked.headers()["set-cookie"].to_str().unwrap().to_owned();
+    let url = asked.json::<Value>().await.unwrap()["auth_url"].as_str().unwrap().to_owned();
+    provider.consent(&url, "github", cookie.split(';').next().unwrap())
+}
+
+#[tokio::test]
+async fn a_provider_is_added_in_the_session_that_asked_for_it_alone() {
+    let provider = Provider::start().await;
+    let platform = platform(&provider, "open").await;
+    let anyone = platform.client_with("");
+    let attacker = platform.user("attacker@example.com").await;
+    let victim = platform.user("victim@example.com").await;
+    provider.is(json!({ "verified": true }));
+    let attackers = browser(&anyone, "attacker@example.com").await;
+    let victims = browser(&anyone, "victim@example.com").await;
+    // The attacker's state, in the browser of a victim who is signed in, and of one who is not.
+    for cookie in [victims.0.as_str(), ""] {
+        let (path, state) = add(&provider, &anyone, &attackers).await;
+        let (status, body) = back(&anyone, &path, &format!("{state}; {cookie}")).await.unwrap_err();
+        assert_eq!((status, &body["error"]["code"]), (401, &json!("sign_in_failed")));
+    }
+    // Nor in another session of the same user, nor once the session has ended.
+    let second = browser(&anyone, "attacker@example.com").await;
+    let (path, state) = add(&provider, &anyone, &attackers).await;
+    assert!(back(&anyone, &path, &format!("{state}; {}", second.0)).await.is_err());
+    let (path, state) = add(&provider, &anyone, &second).await;
+    let out = anyone.request(Method::POST, "/v1/auth/logout");
+    let out = out.header("cookie", &second.0).header("x-csrf-token", &second.1);
+    anyone.send(out).await.expect(204);
+    let (status, body) = back(&anyone, &path, &format!("{state}; {}", second.0)).await.unwrap_err();
+    assert_eq!((status, &body["error"]["code"]), (401, &json!("invalid_token")));
+    for user in [&attacker, &victim] {
+        assert_eq!(user.get("/v1/me").await.expect(200)["providers"], json!([]));
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_sign_in_elsewhere_waits_for_who_disables_the_user_and_opens_no_session() {
+    let provider = Provider::start().await;
+    let platform = platform(&provider, "open").await;
+    let anyone = platform.client_with("");
+    platform.user("root@example.com").await;
+    provider.is(who("1", "p@example.com"));
+    let (path, cookie) = provider.go(&anyone, "corp").await;
+    back(&anyone, &path, &cookie).await.unwrap();
+    let (path, cookie) = provider.go(&anyone, "corp").await;
+    let disable = "UPDATE users SET status = 'disabled' WHERE email = 'p@example.com'; \
+                   DELETE FROM sessions WHERE user_id = \
+                   (SELECT id FROM users WHERE email = 'p@example.com');";
+    let other = Other::begin(&platform, disable).await;
+    let (status, body) = other.then(back(&anyone, &path, &cookie)).await.unwrap_err();
+    assert_eq!((status, &body["error"]["code"]), (401, &json!("sign_in_failed")), "{body}");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn a_strangers_sign_up_keeps_nobody_from_coming_by_a_provider() {
+    let provider = Provider::start().await;
+    let platform = platform(&provider, "open").await;
+    let anyone = platform.client_with("");
+    let body = json!({ "email": "p@example.com", "password": PASSWORD, "name": "Stranger" });
+    anyone.post("/v1/auth/signup", &body).await.expect(202);
+    let strangers = mailed(&platform, "p@example.com", "give this code:").await;
+    provider.is(who("1", "p@example.com"));
+    let (path, cookie) = provider.go(&anyone, "corp").await;
+    let session = back(&anyone, &path, &cookie).await.unwrap();
+    let came = me(&anyone, &session).await;
+    assert_eq!((&came["name"], &came["has_password"]), (&json!("Corp Person"), &json!(false)));
+    // What the stranger chose opens nothing.
+    let come = json!({ "token": strangers, "password": PASSWORD });
+    anyone.post("/v1/auth/activate", &come).await.refuses(401, "invalid_token", "activation");
+    let log_in = json!({ "email": "p@example.com", "password": PASSWORD });
+    anyone.post("/v1/auth/login", &log_in).await.refuses(401, "wrong_credentials", "");
     platform.finish();
 }

@@ -280,3 +280,155 @@ async fn the_platforms_names_are_its_own() {
     assert_eq!(templates["items"][0]["shared"], true);
     platform.finish();
 }
+
+#[tokio::test]
+async fn what_a_removed_admin_made_lets_nobody_in() {
+    let (platform, owner, team) = team().await;
+    let (admin, admins) = platform.member(&owner, &team, "admin").await;
+    let admin = admin.in_team(&team);
+    let path = format!("/v1/teams/{team}/invitations");
+    let invite = async |by: &Client, email: &str| {
+        by.post(&path, &json!({ "email": email, "role": "admin" })).await.expect(201);
+        mailed(&platform, email, "wrenn team accept ").await
+    };
+    let key = json!({ "name": "k", "scopes": ["team:admin"] });
+    let made = admin.post("/v1/api-keys", &key).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    let by_user = invite(&admin, "one@example.com").await;
+    let by_key = invite(&key, "two@example.com").await;
+    let by_owner = invite(&owner.in_team(&team), "three@example.com").await;
+    let hook = |name: &str| json!({ "name": name, "url": "https://hooks.example.com/" });
+    admin.post("/v1/channels", &hook("theirs")).await.expect(201);
+    key.post("/v1/channels", &hook("keys")).await.expect(201);
+    owner.in_team(&team).post("/v1/channels", &hook("owners")).await.expect(201);
+    owner.delete(&format!("/v1/teams/{team}/members/{admins}")).await.expect(204);
+    for (email, token, wanted) in [
+        ("one@example.com", &by_user, 401),
+        ("two@example.com", &by_key, 401),
+        ("three@example.com", &by_owner, 200),
+    ] {
+        let user = platform.user(email).await;
+        let answer = user.post("/v1/invitations/accept", &json!({ "token": token })).await;
+        assert_eq!(answer.status.as_u16(), wanted, "{email}: {}", answer.body);
+    }
+    let owner = owner.in_team(&team);
+    assert_eq!(owner.get(&path).await.expect(200)["items"], json!([]));
+    let channels = owner.get("/v1/channels").await.expect(200);
+    let enabled: Vec<_> = channels["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|channel| (channel["name"].as_str().unwrap(), channel["enabled"].clone()))
+        .collect();
+    let wanted = [("theirs", json!(false)), ("keys", json!(false)), ("owners", json!(true))];
+    assert_eq!(enabled, wanted);
+    let log = owner.get("/v1/audit-logs?action=member.remove").await.expect(200);
+    let ended = json!({ "keys_revoked": 1, "invitations_deleted": 2, "channels_disabled": 2 });
+    assert_eq!(log["items"][0]["metadata"]["ended"], ended);
+    // A channel is the team's: who turns it on again answers for it.
+    let id = channels["items"][0]["id"].as_str().unwrap();
+    owner.patch(&format!("/v1/channels/{id}"), &json!({ "enabled": true })).await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_invitation_is_of_use_while_who_made_it_may_invite() {
+    let (platform, owner, team) = team().await;
+    let root = platform.client();
+    let (admin, admins) = platform.member(&owner, &team, "admin").await;
+    let admin = admin.in_team(&team);
+    let path = format!("/v1/teams/{team}/invitations");
+    let guest = platform.user("guest@example.com").await;
+    let invite = async |by: &Client| {
+        by.post(&path, &json!({ "email": "guest@example.com", "role": "admin" })).await.expect(201);
+    };
+    let mut before = String::new();
+    let mut token = async || {
+        let token = eventually("a new mail", async || {
+            let token = mailed(&platform, "guest@example.com", "wrenn team accept ").await;
+            (token != before).then_some(token)
+        })
+        .await;
+        before.clone_from(&token);
+        json!({ "token": token })
+    };
+    let accept = "/v1/invitations/accept";
+    // Its maker is disabled, and may come back.
+    invite(&admin).await;
+    let first = token().await;
+    let user = format!("/v1/admin/users/{admins}");
+    root.patch(&user, &json!({ "status": "disabled" })).await.expect(200);
+    guest.post(accept, &first).await.refuses(401, "invalid_token", "invitation");
+    root.patch(&user, &json!({ "status": "active" })).await.expect(200);
+    // Its maker is an admin no more.
+    let member = format!("/v1/teams/{team}/members/{admins}");
+    owner.patch(&member, &json!({ "role": "member" })).await.expect(204);
+    guest.post(accept, &first).await.refuses(401, "invalid_token", "invitation");
+    // It was made by a key that is revoked, or by one that this key made.
+    let wanted = json!({ "name": "k", "scopes": ["team:admin"] });
+    let made = owner.in_team(&team).post("/v1/api-keys", &wanted).await.expect(201);
+    let key = platform.client_with(made["key"].as_str().unwrap());
+    let child = key.post("/v1/api-keys", &wanted).await.expect(201);
+    let child = platform.client_with(child["key"].as_str().unwrap());
+    invite(&child).await;
+    let second = token().await;
+    let revoke = format!("/v1/api-keys/{}", made["id"].as_str().unwrap());
+    owner.in_team(&team).delete(&revoke).await.expect(204);
+    guest.post(accept, &second).await.refuses(401, "invalid_token", "invitation");
+    for gone in [&key, &child] {
+        becomes(401, async || gone.get("/v1/api-keys").await.status.as_u16()).await;
+    }
+    invite(&owner).await;
+    guest.post(accept, &token().await).await.expect(200);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn what_an_admin_of_the_platform_gave_out_ends_with_their_right() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let root = platform.user("root@example.com").await;
+    let second = platform.user("second@example.com").await;
+    let path = format!("/v1/admin/users/{}", id(&second).await);
+    root.patch(&path, &json!({ "admin": true })).await.expect(200);
+    let host = async |by: &Client| {
+        let made = by.post("/v1/hosts", &json!({})).await;
+        (made.status.as_u16() == 201).then(|| made.body["registration_token"].clone())
+    };
+    let token = eventually("the second is an admin", async || host(&second).await).await;
+    let operator = json!({ "name": "k", "operator": true, "scopes": ["team:admin"] });
+    let key = second.post("/v1/api-keys", &operator).await.expect(201);
+    let key = platform.client_with(key["key"].as_str().unwrap());
+    let by_key = eventually("so is the key", async || host(&key).await).await;
+    let invite = json!({ "email": "in@example.com" });
+    becomes(201, async || second.post("/v1/admin/users", &invite).await.status.as_u16()).await;
+    let invited = mailed(&platform, "in@example.com", "give this code:").await;
+    let specs = json!({ "arch": "x86_64", "cpu_cores": 1, "vcpus": 1, "memory_mb": 1,
+        "disk_mb": 1, "driver": "fake", "accelerator": "none", "version": "0", "templates": [] });
+    let register = async |token: &Value| {
+        let body = json!({ "token": token, "address": "nowhere", "specs": specs });
+        platform.client_with("").post("/v1/hosts/register", &body).await
+    };
+    for token in [&token, &by_key] {
+        register(token).await.refuses(400, "invalid_request", "address");
+    }
+    root.patch(&path, &json!({ "admin": false })).await.expect(200);
+    for token in [&token, &by_key] {
+        register(token).await.refuses(401, "invalid_token", "registration");
+    }
+    let anyone = platform.client_with("");
+    let come = json!({ "token": invited, "password": tests::PASSWORD, "program": true });
+    anyone.post("/v1/auth/activate", &come).await.refuses(401, "invalid_token", "activation");
+    // Nor by signing up, which takes an invitation that stands.
+    let body = json!({ "email": "in@example.com", "password": tests::PASSWORD, "name": "N" });
+    anyone.post("/v1/auth/signup", &body).await.expect(202);
+    root.post("/v1/admin/users", &json!({ "email": "in@example.com" })).await.expect(201);
+    let invited = eventually("another mail", async || {
+        let token = mailed(&platform, "in@example.com", "give this code:").await;
+        (token != invited).then_some(token)
+    })
+    .await;
+    // The only other mail is that of the admin who is one, since it takes a first password.
+    let come = json!({ "token": invited, "password": "a-first-tangerine-3", "program": true });
+    anyone.post("/v1/auth/activate", &come).await.expect(200);
+    platform.finish();
+}

@@ -194,7 +194,7 @@ pub struct NewKey {
     pub template: Option<String>,
     /// Id of the one capsule that it sees.
     pub capsule: Option<String>,
-    /// Seconds from now until it is of no use; never when left out.
+    /// Seconds from now until it is of no use; never, or as the key that makes it, when left out.
     pub expires_sec: Option<u64>,
     /// Whether what concerns the whole platform may be done with it; for admins to give.
     #[serde(default)]

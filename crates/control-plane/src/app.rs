@@ -2,8 +2,8 @@
 
 use crate::agent::{Agent, Agents};
 use crate::audit::{By, Notes};
-use crate::auth::admit::Peer;
 use crate::auth::directory::Directory;
+use crate::auth::origin::Peer;
 use crate::auth::session;
 use crate::cache::Hears;
 use crate::db::capsules::Capsule;
@@ -20,8 +20,8 @@ use crate::users::oauth::Provider;
 use crate::{audit, auth, channels, db, http, keys, reconcile};
 use anyhow::Context;
 use daemon::{Metrics, Tasks};
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgConnection, PgPool};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -274,14 +274,17 @@ impl App {
     /// # Errors
     /// When the database cannot be used.
     pub async fn bootstrap(&self) -> anyhow::Result<Option<String>> {
-        if db::keys::any(&self.db).await? {
+        let mut tx = self.db.begin().await?;
+        // Of replicas that start at once, one makes it.
+        db::users::lock_admins(&mut tx).await?;
+        if db::keys::any(&mut *tx).await? {
             return Ok(None);
         }
         let team = TeamId::new();
-        let mut tx = self.db.begin().await?;
         db::teams::insert(&mut *tx, team, "Default").await?;
+        let key = operators_key(&mut tx, team, "first").await?;
         tx.commit().await?;
-        Ok(Some(self.operators_key(team, "first").await?))
+        Ok(Some(key))
     }
 
     /// Whether a key is valid.
@@ -298,21 +301,23 @@ impl App {
     /// When the database cannot be used.
     pub async fn add_key(&self, name: &str) -> anyhow::Result<String> {
         let team = db::teams::first(&self.db).await?.unwrap_or(PLATFORM_TEAM);
-        Ok(self.operators_key(team, name).await?)
-    }
-
-    async fn operators_key(&self, team: TeamId, name: &str) -> sqlx::Result<String> {
-        let key = auth::new_api_key();
-        let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };
         let mut tx = self.db.begin().await?;
-        db::keys::insert(&mut *tx, &row, &key, &db::limits::Row::default()).await?;
-        let id = types::ApiKeyId(row.id);
-        let entry = audit::Entry::new(team, By::SYSTEM, "api_key.create", id);
-        let what = serde_json::json!({ "name": name, "operator": true });
-        db::audit::write(&mut *tx, &entry.with(what)).await?;
+        let key = operators_key(&mut tx, team, name).await?;
         tx.commit().await?;
         Ok(key)
     }
+}
+
+/// Makes a key of an operator's, which no user and no other key has made.
+async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx::Result<String> {
+    let key = auth::new_api_key();
+    let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };
+    db::keys::insert(&mut *tx, &row, &key, &db::limits::Row::default()).await?;
+    let id = types::ApiKeyId(row.id);
+    let entry = audit::Entry::new(team, By::SYSTEM, "api_key.create", id);
+    let what = serde_json::json!({ "name": name, "operator": true });
+    db::audit::write(&mut *tx, &entry.with(what)).await?;
+    Ok(key)
 }
 
 /// Serves every request: those for capsules, and the API.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use types::{ApiKeyId, HostId, PLATFORM_TEAM, TeamId, UserId};
+use types::{ApiKeyId, ClientNetwork, HostId, PLATFORM_TEAM, TeamId, UserId};
 
 /// Between two writings of what was refused.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -118,25 +118,39 @@ impl Noted {
     }
 }
 
-/// What is to be written in the next second.
+/// An event without its address, and the network that it came from: a client has all addresses of
+/// its network.
+type Apart = (Noted, Option<ClientNetwork>);
+
+/// What is to be written in the next second: each with how often it happened, and the address that
+/// it first came from.
 #[derive(Default)]
-pub(crate) struct Notes(Mutex<HashMap<Noted, u32>>);
+pub(crate) struct Notes(Mutex<HashMap<Apart, (u32, Option<IpAddr>)>>);
 
 impl Notes {
     pub(crate) fn note(&self, noted: Noted) {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let noted = if notes.len() < APART || notes.contains_key(&noted) {
-            noted
+        let from = noted.by.from;
+        let by = By { from: None, ..noted.by };
+        let key = (Noted { by, ..noted }, from.map(ClientNetwork::from));
+        let (key, from) = if notes.len() < APART || notes.contains_key(&key) {
+            (key, from)
         } else {
-            let by = By { from: None, ..noted.by };
+            let (noted, _) = key;
             let by = if noted.refused { By { actor: Actor::Nobody, ..by } } else { by };
-            Noted { team: PLATFORM_TEAM, by, resource: "many".to_owned(), ..noted }
+            let many = Noted { team: PLATFORM_TEAM, by, resource: "many".to_owned(), ..noted };
+            ((many, None), None)
         };
-        *notes.entry(noted).or_default() += 1;
+        notes.entry(key).or_insert((0, from)).0 += 1;
     }
 
-    fn take(&self) -> HashMap<Noted, u32> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn take(&self) -> Vec<(Noted, u32)> {
+        let notes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = |((noted, _), (times, from)): (Apart, _)| {
+            let by = By { from, ..noted.by };
+            (Noted { by, ..noted }, times)
+        };
+        notes.into_iter().map(told).collect()
     }
 }
 
@@ -186,8 +200,32 @@ mod tests {
         }
         let taken = notes.take();
         assert_eq!(taken.len(), APART + 1);
-        assert_eq!(taken.values().sum::<u32>(), 3000);
+        assert_eq!(taken.iter().map(|(_, times)| times).sum::<u32>(), 3000);
         assert!(notes.take().is_empty());
+    }
+
+    #[test]
+    fn refusals_of_one_ipv6_network_are_one() {
+        let notes = Notes::default();
+        for from in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"] {
+            notes.note(Noted {
+                team: PLATFORM_TEAM,
+                by: By { actor: Actor::Nobody, from: from.parse().ok() },
+                action: "auth.refused",
+                resource: "/".to_owned(),
+                refused: true,
+                code: "unauthorized",
+            });
+        }
+        let mut taken: Vec<_> = notes
+            .take()
+            .into_iter()
+            .map(|(noted, times)| (noted.by.from.unwrap().to_string(), times))
+            .collect();
+        taken.sort();
+        let wanted =
+            [("192.0.2.1", 1), ("192.0.2.2", 1), ("2001:db8:0:1::1", 1), ("2001:db8::1", 2)];
+        assert_eq!(taken, wanted.map(|(from, times)| (from.to_owned(), times)));
     }
 
     #[test]

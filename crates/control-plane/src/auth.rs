@@ -3,9 +3,11 @@
 
 pub(crate) mod admit;
 pub(crate) mod directory;
+pub(crate) mod origin;
 pub(crate) mod password;
 pub(crate) mod policy;
 pub(crate) mod session;
+pub(crate) mod standing;
 pub(crate) mod token;
 
 use crate::app::App;
@@ -16,6 +18,7 @@ use crate::hosts::Enrolled;
 use crate::limits::Limits;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
+use origin::Transport;
 use policy::{Action, Denied, Grants, Only, Resource};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
@@ -33,6 +36,9 @@ pub(crate) struct Caller {
     pub operator: bool,
     /// A key's own, beside its team's.
     pub limits: Limits,
+    /// The key under which a key's requests and creates are counted: its own, or that of the
+    /// limited key that it comes from.
+    pub counted_as: Option<ApiKeyId>,
 }
 
 impl Caller {
@@ -45,6 +51,7 @@ impl Caller {
             only: Only::default(),
             operator: false,
             limits: Limits::NONE,
+            counted_as: None,
         }
     }
 
@@ -150,7 +157,7 @@ macro_rules! admitted {
         }
     )*};
 }
-admitted!(Caller, Operator, SignedIn, Stranger);
+admitted!(Caller, Operator, SignedIn, Stranger, Transport);
 
 impl FromRequestParts<Arc<App>> for HostCaller {
     type Rejection = Error;

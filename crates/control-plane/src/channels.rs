@@ -8,6 +8,8 @@ pub(crate) use guard::client;
 
 use crate::app::App;
 use crate::audit::Entry;
+use crate::auth::policy::Action;
+use crate::auth::standing::stand;
 use crate::auth::{Caller, hex};
 use crate::db;
 use crate::db::channels::Channel;
@@ -104,11 +106,11 @@ pub(crate) async fn create(
     };
     let id = ChannelId(row.id);
     let mut tx = app.db.begin().await?;
-    db::limits::hold(&mut tx, caller.team).await?;
+    let maker = stand(&mut tx, caller, Action::TeamAdmin).await?.maker;
     if db::channels::count(&mut *tx, caller.team).await? >= CHANNELS_MAX {
         return Err(Error::LimitReached("the team", format!("{CHANNELS_MAX} channels")));
     }
-    if !db::channels::insert(&mut *tx, &row).await? {
+    if !db::channels::insert(&mut *tx, &row, maker).await? {
         return Err(Error::Conflict("a channel has this name".to_owned()));
     }
     let what = json!({ "name": row.name, "url": row.url, "events": row.events });
@@ -130,54 +132,55 @@ pub(crate) async fn change(
     wanted: api::ChangeChannel,
 ) -> Result<api::Channel> {
     let what = json!(wanted);
-    let mut row = get(app, caller, id).await?;
-    if let Some(name) = &wanted.name {
-        row.name = check_title("name", name)?;
-    }
-    if let Some(url) = wanted.url {
-        check_url(app, &url)?;
-        row.url = url;
-    }
-    if let Some(events) = wanted.events {
-        check_events(&events)?;
-        row.events = events;
-    }
-    row.enabled = wanted.enabled.unwrap_or(row.enabled);
-    update(app, caller, row, "channel.change", what).await
+    let name = wanted.name.as_deref().map(|name| check_title("name", name)).transpose()?;
+    wanted.url.as_deref().map_or(Ok(()), |url| check_url(app, url))?;
+    wanted.events.as_deref().map_or(Ok(()), check_events)?;
+    let row = update(app, caller, id, ("channel.change", what), |row| {
+        row.name = name.unwrap_or_else(|| row.name.clone());
+        row.url = wanted.url.unwrap_or_else(|| row.url.clone());
+        row.events = wanted.events.unwrap_or_else(|| row.events.clone());
+        row.enabled = wanted.enabled.unwrap_or(row.enabled);
+    });
+    Ok(shown(row.await?))
 }
 
 /// Makes a new secret; deliveries are signed with it from now on.
 pub(crate) async fn renew(app: &App, caller: Caller, id: ChannelId) -> Result<api::Channel> {
-    let mut row = get(app, caller, id).await?;
-    row.version += 1;
+    let action = ("channel.renew_secret", json!({}));
+    let row = update(app, caller, id, action, |row| row.version += 1).await?;
     let new = secret(app, id, row.version);
-    let shown = update(app, caller, row, "channel.renew_secret", json!({})).await?;
-    Ok(api::Channel { secret: Some(new), ..shown })
+    Ok(api::Channel { secret: Some(new), ..shown(row) })
 }
 
+/// Changes a channel as it is at this moment: of two changes at once, neither undoes the other.
 async fn update(
     app: &App,
     caller: Caller,
-    row: Channel,
-    action: &'static str,
-    what: serde_json::Value,
-) -> Result<api::Channel> {
+    id: ChannelId,
+    (action, what): (&'static str, serde_json::Value),
+    change: impl FnOnce(&mut Channel),
+) -> Result<Channel> {
     let mut tx = app.db.begin().await?;
+    let maker = stand(&mut tx, caller, Action::TeamAdmin).await?.maker;
+    let found = db::channels::lock(&mut *tx, caller.team, id).await?;
+    let mut row = found.ok_or(Error::NotFound("channel"))?;
+    change(&mut row);
     let taken = |error: sqlx::Error| match error.as_database_error() {
         Some(error) if error.is_unique_violation() => {
             Error::Conflict("a channel has this name".to_owned())
         }
         _ => error.into(),
     };
-    db::channels::update(&mut *tx, &row).await.map_err(taken)?;
-    let entry = Entry::new(caller.team, caller.by, action, ChannelId(row.id)).with(what);
+    db::channels::update(&mut *tx, &row, maker).await.map_err(taken)?;
+    let entry = Entry::new(caller.team, caller.by, action, id).with(what);
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
-    Ok(shown(row))
+    Ok(row)
 }
 
 pub(crate) async fn delete(app: &App, caller: Caller, id: ChannelId) -> Result<()> {
     let mut tx = app.db.begin().await?;
+    stand(&mut tx, caller, Action::TeamAdmin).await?;
     if !db::channels::remove(&mut *tx, caller.team, id).await? {
         return Err(Error::NotFound("channel"));
     }
@@ -196,6 +199,7 @@ pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<Del
         "resource_type": "channel", "resource_id": row.id, "data": {},
         "created_at": at.map_err(|e| Error::Internal(e.into()))? });
     let sent = db::channels::send(&app.db, id, "channel.test", body).await?;
+    let sent = sent.ok_or(Error::NotFound("channel"))?;
     app.streams.wake(Some(caller.team));
     Ok(sent)
 }

@@ -11,6 +11,7 @@ pub(crate) mod keys;
 pub(crate) mod lead;
 pub(crate) mod limits;
 pub(crate) mod listen;
+pub(crate) mod makers;
 pub(crate) mod retention;
 pub(crate) mod routes;
 pub(crate) mod secrets;

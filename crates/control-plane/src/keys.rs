@@ -3,13 +3,16 @@
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::policy::{Action, Resource, SCOPES, scoped};
+use crate::auth::standing::stand;
 use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::keys::Row;
 use crate::db::listen::Change;
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::teams::{check_limits, check_not_platforms, check_title};
 use serde_json::json;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
 
@@ -17,6 +20,8 @@ use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
 const PREFIX: usize = 10;
 /// Longest life of a key that ends, in seconds: ten years.
 const EXPIRES_MAX: u64 = 10 * 366 * 86_400;
+/// Most keys of which each was made with the one before.
+const DEPTH_MAX: i64 = 8;
 
 /// A row for a key of a team that nobody else is told of yet.
 pub(crate) fn row(team: TeamId, name: &str, key: &str) -> Row {
@@ -33,6 +38,8 @@ pub(crate) fn row(team: TeamId, name: &str, key: &str) -> Row {
         scopes: Vec::new(),
         template_id: None,
         capsule_id: None,
+        made_by_key: None,
+        counted_as: None,
         limits: db::keys::KeyLimits::default(),
     }
 }
@@ -50,12 +57,6 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         let message = format!("`{scope}` is none of {}", SCOPES.join(", "));
         return Err(Error::invalid("scopes", message));
     }
-    if !scoped(wanted.scopes.iter().map(String::as_str)).within(caller.grants) {
-        return Err(Error::invalid("scopes", "allow more than you may yourself"));
-    }
-    if wanted.operator && !caller.operator {
-        return Err(Error::Forbidden("platform"));
-    }
     let life = wanted.expires_sec;
     if life.is_some_and(|seconds| !(1..=EXPIRES_MAX).contains(&seconds)) {
         return Err(Error::invalid("expires_sec", format!("must be 1 to {EXPIRES_MAX}")));
@@ -71,8 +72,16 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     }
     let limits = check_limits(&limits)?;
     let only = confined(app, caller, &wanted).await?;
+    let mut tx = app.db.begin().await?;
+    let standing = stand(&mut tx, caller, Action::KeysMake).await?;
+    if !scoped(wanted.scopes.iter().map(String::as_str)).within(standing.grants) {
+        return Err(Error::invalid("scopes", "allow more than you may yourself"));
+    }
+    if wanted.operator && !standing.operator {
+        return Err(Error::Forbidden("platform"));
+    }
     let row = Row {
-        created_by: creator(app, caller).await?,
+        created_by: standing.maker.user,
         expires_at: life.map(ends),
         operator: wanted.operator,
         scopes: wanted.scopes,
@@ -80,28 +89,86 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         capsule_id: only.1.map(|id| id.0),
         ..row(caller.team, &name, &key)
     };
+    let (row, limits) = match &standing.key {
+        None => (row, limits),
+        Some(from) => inherited(&mut tx, row, limits, from).await?,
+    };
     let id = ApiKeyId(row.id);
     let what = json!({ "name": name, "key_prefix": row.key_prefix, "scopes": row.scopes,
         "operator": row.operator });
     let entry = Entry::new(caller.team, caller.by, "api_key.create", id).with(what);
-    let mut tx = app.db.begin().await?;
     db::keys::insert(&mut *tx, &row, &key, &limits).await?;
     db::audit::write(&mut *tx, &entry).await?;
-    let kept = db::keys::find(&mut *tx, caller.team, id).await?.ok_or(Error::NotFound("key"))?;
+    let stored = db::keys::find(&mut *tx, caller.team, id).await?.ok_or(Error::NotFound("key"))?;
     tx.commit().await?;
-    Ok(api::ApiKey { key: Some(key), ..shown(kept) })
+    Ok(api::ApiKey { key: Some(key), ..shown(stored) })
 }
 
-/// Whose powers a key may not exceed: those of the user who makes it, or who made the key that
-/// makes it.
-async fn creator(app: &App, caller: Caller) -> Result<Option<uuid::Uuid>> {
-    match caller.key() {
-        None => Ok(caller.user().map(|user| user.0)),
-        Some(key) => {
-            let row = db::keys::find(&app.db, caller.team, key).await?;
-            Ok(row.ok_or(Error::Unauthenticated)?.created_by)
+/// A key that another key makes, and its limits: none of them beyond its maker's. A key that is
+/// confined to a capsule or a template makes none.
+async fn inherited(
+    tx: &mut PgConnection,
+    row: Row,
+    limits: db::limits::Row,
+    from: &Row,
+) -> Result<(Row, db::limits::Row)> {
+    if db::keys::depth(&mut *tx, ApiKeyId(from.id)).await? >= DEPTH_MAX {
+        return Err(Error::LimitReached(
+            "the key",
+            format!("{DEPTH_MAX} keys made one from another"),
+        ));
+    }
+    let expires_at = match (row.expires_at, from.expires_at) {
+        (Some(end), Some(last)) if end > last => {
+            let message = "must not be after the end of the key that makes it";
+            return Err(Error::invalid("expires_sec", message));
+        }
+        (end, last) => end.or(last),
+    };
+    let own = from.limits.limits();
+    let limits = within(limits, &own)?;
+    let limited = (own.creates_per_sec, own.requests_per_sec) != (0, 0);
+    let counted_as = if limited { from.counted_as.or(Some(from.id)) } else { None };
+    Ok((Row { expires_at, made_by_key: Some(from.id), counted_as, ..row }, limits))
+}
+
+/// Limits that are at most `own`: what is not asked for is as there. Pure.
+fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
+    fn at_most<N: Copy + Ord + Default + ToString>(
+        field: &str,
+        asked: Option<N>,
+        own: N,
+    ) -> Result<Option<N>> {
+        let none = N::default();
+        match asked {
+            _ if own == none => Ok(asked),
+            None => Ok(Some(own)),
+            Some(n) if n != none && n <= own => Ok(asked),
+            Some(_) => {
+                let message =
+                    format!("must be 1 to {}, as of the key that makes it", own.to_string());
+                Err(Error::invalid(format!("limits.{field}"), message))
+            }
         }
     }
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let memory = i64::try_from(own.memory_mib).unwrap_or(i64::MAX);
+    Ok(db::limits::Row {
+        capsules: at_most("capsules", asked.capsules, int(own.capsules))?,
+        vcpus: at_most("vcpus", asked.vcpus, int(own.vcpus))?,
+        memory_mib: at_most("memory_mb", asked.memory_mib, memory)?,
+        creates_per_sec: at_most(
+            "creates_per_sec",
+            asked.creates_per_sec,
+            int(own.creates_per_sec),
+        )?,
+        requests_per_sec: at_most(
+            "requests_per_sec",
+            asked.requests_per_sec,
+            int(own.requests_per_sec),
+        )?,
+        ..asked
+    })
 }
 
 /// What a key is to be confined to, which must be the team's, or shared.
@@ -127,25 +194,26 @@ async fn confined(
     Ok((template, capsule))
 }
 
-/// Revokes a key: one's own, or, as an admin, any of the team's.
+/// Revokes a key, one's own, or, as an admin, any of the team's; with it end the keys and
+/// invitations that were made with it, and its channels are disabled.
 pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()> {
     let mut tx = app.db.begin().await?;
+    let standing = stand(&mut tx, caller, Action::KeysMake).await?;
     let row = db::keys::find(&mut *tx, caller.team, id).await?.ok_or(Error::NotFound("key"))?;
     let own = row.created_by.is_some() && row.created_by == caller.user().map(|user| user.0);
     if !own {
-        caller.may(Action::TeamAdmin, Resource::Team)?;
+        Caller { grants: standing.grants, ..caller }.may(Action::TeamAdmin, Resource::Team)?;
     }
     // An operator's key may be all that is left to manage the platform by.
-    if row.operator && !caller.operator {
+    if row.operator && !standing.operator {
         return Err(Error::Forbidden("platform"));
     }
-    let revoked = db::keys::revoke(&mut *tx, id).await?;
-    if revoked.is_some() {
-        let entry = Entry::new(caller.team, caller.by, "api_key.revoke", id);
-        db::audit::write(&mut *tx, &entry.with(json!({ "name": row.name }))).await?;
-    }
+    let (hashes, ended) = db::makers::end_of_key(&mut tx, id).await?;
+    let entry = Entry::new(caller.team, caller.by, "api_key.revoke", id);
+    let entry = entry.with(json!({ "name": row.name, "ended": ended }));
+    db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
-    if let Some(hash) = revoked.and_then(|hash| hash.try_into().ok()) {
+    for hash in hashes.into_iter().filter_map(|hash| hash.try_into().ok()) {
         app.changed(&Change::Key(hash));
     }
     Ok(())
@@ -177,5 +245,24 @@ pub(crate) fn shown(row: Row) -> api::ApiKey {
         expires_at: row.expires_at,
         last_used_at: row.last_used_at,
         key: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_a_key_that_a_key_makes_are_at_most_its_makers() {
+        let own = Limits { capsules: 2, memory_mib: 512, ..Limits::NONE };
+        let none = within(db::limits::Row::default(), &own).unwrap();
+        assert_eq!((none.capsules, none.vcpus, none.memory_mib), (Some(2), None, Some(512)));
+        let asked = |n| db::limits::Row { capsules: Some(n), vcpus: Some(9), ..Default::default() };
+        let less = within(asked(1), &own).unwrap();
+        assert_eq!((less.capsules, less.vcpus), (Some(1), Some(9)));
+        for n in [0, 3] {
+            let refused = within(asked(n), &own).unwrap_err().to_string();
+            assert!(refused.starts_with("limits.capsules must be 1 to 2"), "{refused}");
+        }
     }
 }

@@ -12,10 +12,11 @@ mod target;
 pub(crate) use routes::{Routes, keep_true};
 pub(crate) use target::{Domains, Target};
 
-use crate::app::{App, ByTls};
+use crate::app::App;
 use crate::audit::{Actor, By, Noted};
 use crate::auth::Caller;
 use crate::auth::admit::key_caller;
+use crate::auth::origin::{FORWARDED_FOR, FORWARDED_PROTO, Peer, Transport};
 use crate::capsules::{self, HOST_PORT};
 use crate::error::{Error, Result};
 use crate::http::e2b;
@@ -31,15 +32,13 @@ use http_body::Body as _;
 use metrics::Counter;
 use protocol::{REFUSAL, Refusal};
 use routes::Route;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use target::Addressee;
 use types::{CapsuleState, HostId, PLATFORM_TEAM};
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Before another look at a capsule that is being paused, and is to wake.
 const WAKE: Duration = Duration::from_millis(100);
@@ -137,11 +136,14 @@ impl Proxy {
         if *request.method() == Method::CONNECT {
             return Err(Error::MethodNotAllowed);
         }
+        let peer = Peer(peer);
+        let by_tls = peer.came_by_tls(request.headers(), request.extensions());
+        let transport = if by_tls { Transport::Tls } else { Transport::Plain };
         let presented = Presented::new(
             request.method(),
             request.headers(),
-            request.uri().path(),
-            request.uri().query().unwrap_or(""),
+            (request.uri().path(), request.uri().query().unwrap_or("")),
+            transport,
         );
         let hash = presented.key().map(crate::auth::hash);
         let found = self.app.routes.find(&self.app.db, target.capsule, hash.as_ref());
@@ -150,27 +152,31 @@ impl Proxy {
             Some(key) => key_caller(&self.app, key, By::SYSTEM).await.ok(),
             None => None,
         };
+        let from = peer.client(request.headers());
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let decided = presented.decide(target, route.as_deref(), owner.as_ref(), now);
         let admitted = decided.inspect_err(|error| {
-            self.note(error, route.as_deref(), owner, target, peer);
+            self.note(error, route.as_deref(), owner, target, from);
         })?;
         let mut route = route.ok_or(Error::NotFound("capsule"))?;
         if self.app.audit_access {
-            self.note_access(&route, owner, target, peer);
+            self.note_access(&route, owner, target, from);
         }
-        let scheme = scheme(&request, peer);
+        let scheme = if by_tls { "https" } else { "http" };
         if let (Admitted::Link(seconds), Some(link)) = (&admitted, &presented.link) {
             let browses = matches!(*request.method(), Method::GET | Method::HEAD);
             let place = without_link(&request);
             return match browses {
-                true => Ok(answer::enter(&place, link, *seconds, scheme == "https")),
+                true => Ok(answer::enter(&place, link, *seconds, transport)),
                 false => Err(Error::PrivatePort),
             };
         }
         let path = if presented.link.is_some() { Some(without_link(&request)) } else { None };
+        // The owner wakes it by their own right, and whoever else by the capsule's.
+        let waker = owner.filter(|_| admitted == Admitted::Owner);
+        let waker = waker.unwrap_or_else(|| Caller::of(route.team));
         if route.auto_resume && route.state != CapsuleState::Running {
-            route = self.wake(&route, target).await?;
+            route = self.wake(waker, target).await?;
         }
         let host = name(&request)?;
         address(&mut request, target, path.as_deref())?;
@@ -180,13 +186,7 @@ impl Proxy {
         let headers = outgoing.request.headers_mut();
         access::strip(headers, target, &route, &admitted);
         forwarded(headers, &host, scheme, peer)?;
-        if let Some(name) = &route.host_header
-            && target.port != protocol::ENVD_PORT
-        {
-            let name = name.replace(HOST_PORT, &target.port.to_string());
-            let name = HeaderValue::from_str(&name).map_err(|e| Error::Internal(e.into()))?;
-            headers.insert(HOST, name);
-        }
+        rename(headers, &route, target)?;
         let public = Public { scheme, host: host.to_str().unwrap_or(""), target };
         // One without a body can be sent again, when the capsule was about to be paused.
         let plain = outgoing.request.body().is_end_stream() && !outgoing.upgrades();
@@ -199,7 +199,7 @@ impl Proxy {
             }
             tokio::time::sleep(WAKE).await;
             reconcile::run(&self.app, route.reachable()?).await;
-            route = self.wake(&route, target).await?;
+            route = self.wake(waker, target).await?;
             sent = self.send(Outgoing::of(copied(&again)), route.reachable()?, &public).await;
         }
         sent
@@ -212,7 +212,7 @@ impl Proxy {
         route: Option<&Route>,
         who: Option<Caller>,
         target: Target,
-        peer: SocketAddr,
+        from: IpAddr,
     ) {
         if matches!(error, Error::PrivatePort | Error::LinkExpired | Error::BadSignature(_)) {
             return;
@@ -220,7 +220,7 @@ impl Proxy {
         let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
         self.app.notes.note(Noted {
             team: route.map_or(PLATFORM_TEAM, |route| route.team),
-            by: By { actor, from: Some(peer.ip()) },
+            by: By { actor, from: Some(from) },
             action: "capsule.refused",
             resource: target.capsule.to_string(),
             refused: true,
@@ -229,11 +229,11 @@ impl Proxy {
     }
 
     /// Notes that somebody was let in.
-    fn note_access(&self, route: &Route, who: Option<Caller>, target: Target, peer: SocketAddr) {
+    fn note_access(&self, route: &Route, who: Option<Caller>, target: Target, from: IpAddr) {
         let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
         self.app.notes.note(Noted {
             team: route.team,
-            by: By { actor, from: Some(peer.ip()) },
+            by: By { actor, from: Some(from) },
             action: "capsule.access",
             resource: format!("{}:{}", target.capsule, target.port),
             refused: false,
@@ -241,9 +241,9 @@ impl Proxy {
         });
     }
 
-    /// Has a capsule woken, for its owner, by someone who was admitted.
-    async fn wake(&self, route: &Route, target: Target) -> Result<Arc<Route>> {
-        Box::pin(capsules::awake(&self.app, Caller::of(route.team), target.capsule)).await?;
+    /// Has a capsule woken by someone who was admitted.
+    async fn wake(&self, waker: Caller, target: Target) -> Result<Arc<Route>> {
+        Box::pin(capsules::awake(&self.app, waker, target.capsule)).await?;
         let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;
         found.0.ok_or(Error::NotFound("capsule"))
     }
@@ -306,13 +306,6 @@ fn copied(request: &Request<Body>) -> Request<Body> {
     again
 }
 
-/// How a client came; whoever stands in front on this machine is believed.
-fn scheme<B>(request: &Request<B>, peer: SocketAddr) -> &'static str {
-    let said = request.headers().get(&FORWARDED_PROTO).filter(|_| peer.ip().is_loopback());
-    let by_tls = request.extensions().get::<ByTls>().is_some();
-    if by_tls || said.is_some_and(|said| said == "https") { "https" } else { "http" }
-}
-
 /// The name that a request has for the capsule.
 fn name(request: &Request<Body>) -> Result<HeaderValue> {
     // HTTP/2, and who asks a proxy, say it in the first line alone.
@@ -323,18 +316,34 @@ fn name(request: &Request<Body>) -> Result<HeaderValue> {
     }
 }
 
+/// Has the guest's program be asked by the name that its capsule was made with, if there is one.
+fn rename(headers: &mut HeaderMap, route: &Route, target: Target) -> Result<()> {
+    if let Some(name) = &route.host_header
+        && target.port != protocol::ENVD_PORT
+    {
+        let name = name.replace(HOST_PORT, &target.port.to_string());
+        let name = HeaderValue::from_str(&name).map_err(|e| Error::Internal(e.into()))?;
+        headers.insert(HOST, name);
+    }
+    Ok(())
+}
+
 /// Tells the guest by which name and from where it is asked.
 fn forwarded(
     headers: &mut HeaderMap,
     host: &HeaderValue,
     scheme: &'static str,
-    peer: SocketAddr,
+    peer: Peer,
 ) -> Result<()> {
     headers.remove(FORWARDED);
-    if !(peer.ip().is_loopback() && headers.contains_key(&FORWARDED_FOR)) {
-        let from = HeaderValue::from_str(&peer.ip().to_string());
-        headers.insert(FORWARDED_FOR, from.map_err(|e| Error::Internal(e.into()))?);
-    }
+    // The way as the proxy tells it, in one line: of several, some programs read the first alone.
+    let lines = headers.get_all(FORWARDED_FOR).iter().filter(|_| peer.is_proxy());
+    let told = lines.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
+    let from = match told.is_empty() {
+        true => HeaderValue::from_str(&peer.client(&HeaderMap::new()).to_string()),
+        false => HeaderValue::from_bytes(&told),
+    };
+    headers.insert(FORWARDED_FOR, from.map_err(|e| Error::Internal(e.into()))?);
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     headers.insert(FORWARDED_HOST, host.clone());
     headers.insert(HOST, host.clone());

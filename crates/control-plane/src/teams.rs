@@ -1,16 +1,18 @@
 //! Teams: who is in them, as what, and what becomes of what they had. Changes hold the team's row,
-//! so that two at once are one after the other.
+//! so that two at once are one after the other, and read again what their caller may.
 //!
-//! Who leaves, or is removed, leaves capsules and snapshots to the team; the keys that they made
-//! for it end. A team ends only when it has nothing, and then its keys, invitations and channels
+//! Who leaves, or is removed, leaves capsules and snapshots to the team; the keys and invitations
+//! that they made for it end, and channels that they set are disabled. A team ends only when it has nothing, and then its keys, invitations and channels
 //! end with it; what it did stays in the audit log.
 
 use crate::app::App;
 use crate::audit::{By, Entry};
-use crate::auth::policy::Role;
+use crate::auth::policy::{Action, Role};
+use crate::auth::standing::{Standing, stand, stand_operator, stand_user};
 use crate::auth::{Caller, SignedIn, hash, random_hex};
 use crate::db;
 use crate::db::listen::Change;
+use crate::db::makers::Ended;
 use crate::db::teams::Invitation;
 use crate::error::{Error, Result};
 use crate::users::{self, mail, throttle};
@@ -63,13 +65,14 @@ fn check_role(role: &str) -> Result<Role> {
 pub(crate) async fn create(app: &App, who: SignedIn, name: &str) -> Result<api::Team> {
     let name = check_team_name(name)?;
     let mut tx = app.db.begin().await?;
+    stand_user(&mut tx, who).await?;
     let id = found(&mut tx, &name, who.user, who.by).await?;
     tx.commit().await?;
     app.changed(&Change::User(who.user));
     get(app, who.user, id).await
 }
 
-/// Founds a team with its owner.
+/// Founds a team with its owner, whom the caller has locked.
 pub(crate) async fn found(
     tx: &mut PgConnection,
     name: &str,
@@ -130,10 +133,10 @@ fn shown(team: db::teams::Joined) -> api::Team {
     }
 }
 
-/// Holds the caller's team, which must be one that people are in.
-async fn lock(tx: &mut PgConnection, caller: Caller) -> Result<()> {
+/// Locks the caller's team, which must be one that people are in, for who may do something there.
+async fn lock(tx: &mut PgConnection, caller: Caller, action: Action) -> Result<Standing> {
     check_not_platforms(caller)?;
-    if db::teams::lock(tx, caller.team).await? { Ok(()) } else { Err(Error::NotFound("team")) }
+    stand(tx, caller, action).await
 }
 
 async fn note(
@@ -155,7 +158,7 @@ pub(crate) async fn change(
     let name = wanted.name.as_deref().map(check_team_name).transpose()?;
     let isolation = wanted.isolation.as_deref().map(str::parse::<Isolation>).transpose()?;
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
+    lock(&mut tx, caller, Action::TeamAdmin).await?;
     if let Some(name) = name {
         db::teams::set_name(&mut *tx, caller.team, &name).await?;
         note(&mut tx, caller, "team.rename", caller.team, json!({ "name": name })).await?;
@@ -173,7 +176,7 @@ pub(crate) async fn change(
 /// Ends a team that has nothing.
 pub(crate) async fn delete(app: &App, caller: Caller) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
+    lock(&mut tx, caller, Action::TeamOwn).await?;
     end(&mut tx, caller.team, caller.by).await?;
     tx.commit().await?;
     // Its members are not told one by one here: what they had of it is gone.
@@ -211,10 +214,15 @@ async fn rank(tx: &mut PgConnection, caller: Caller, user: UserId) -> Result<Rol
 pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str) -> Result<()> {
     let role = check_role(role)?;
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
+    lock(&mut tx, caller, Action::TeamAdmin).await?;
     rank(&mut tx, caller, user).await?;
     db::teams::set_role(&mut *tx, caller.team, user, role).await?;
-    let what = json!({ "user": user.to_string(), "role": role.as_str() });
+    let ended = match role.grants().allow(Action::TeamAdmin) {
+        true => Ended::default(),
+        // Keys go by the role at each request, and may do the rest.
+        false => db::makers::end_of_user(&mut tx, Some(caller.team), user).await?,
+    };
+    let what = json!({ "user": user.to_string(), "role": role.as_str(), "ended": ended });
     note(&mut tx, caller, "member.set_role", user, what).await?;
     tx.commit().await?;
     app.changed(&Change::User(user));
@@ -223,7 +231,7 @@ pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str
 
 pub(crate) async fn remove_member(app: &App, caller: Caller, user: UserId) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
+    lock(&mut tx, caller, Action::TeamAdmin).await?;
     rank(&mut tx, caller, user).await?;
     part(&mut tx, caller, user, "member.remove").await?;
     tx.commit().await?;
@@ -234,7 +242,7 @@ pub(crate) async fn remove_member(app: &App, caller: Caller, user: UserId) -> Re
 pub(crate) async fn leave(app: &App, caller: Caller) -> Result<()> {
     let user = caller.user().ok_or(Error::UserOnly)?;
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
+    lock(&mut tx, caller, Action::TeamRead).await?;
     if db::teams::role(&mut tx, caller.team, user).await? == Some(Role::Owner) {
         let message = "an owner cannot leave: transfer the team, or delete it";
         return Err(Error::Conflict(message.to_owned()));
@@ -245,7 +253,7 @@ pub(crate) async fn leave(app: &App, caller: Caller) -> Result<()> {
     Ok(())
 }
 
-/// Ends a membership, and the keys that the member made for the team.
+/// Ends a membership, and what the member made for the team that lets others in.
 async fn part(
     tx: &mut PgConnection,
     caller: Caller,
@@ -253,8 +261,9 @@ async fn part(
     action: &'static str,
 ) -> Result<()> {
     db::teams::part(&mut *tx, caller.team, user).await?;
-    let keys = db::keys::revoke_of(&mut *tx, Some(caller.team), Some(user)).await?;
-    let what = json!({ "user": user.to_string(), "keys_revoked": keys });
+    let keys_revoked = db::keys::revoke_of(&mut *tx, Some(caller.team), Some(user)).await?;
+    let ended = db::makers::end_of_user(&mut *tx, Some(caller.team), user).await?;
+    let what = json!({ "user": user.to_string(), "ended": Ended { keys_revoked, ..ended } });
     note(tx, caller, action, user, what).await
 }
 
@@ -262,11 +271,14 @@ async fn part(
 pub(crate) async fn transfer(app: &App, caller: Caller, to: UserId) -> Result<()> {
     let from = caller.user().ok_or(Error::UserOnly)?;
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
-    // Read again, now that nobody else transfers it.
-    if db::teams::role(&mut tx, caller.team, from).await? != Some(Role::Owner) {
-        return Err(Error::Forbidden("team:own"));
+    // Both before the team, in one order: an erasure of either waits, or is seen.
+    for user in [from.min(to), from.max(to)] {
+        let there = db::users::hold(&mut *tx, user).await?.is_some_and(|user| user.is_active());
+        if !there {
+            return Err(Error::NotFound("member"));
+        }
     }
+    lock(&mut tx, caller, Action::TeamOwn).await?;
     if db::teams::role(&mut tx, caller.team, to).await?.is_none() {
         return Err(Error::NotFound("member"));
     }
@@ -290,7 +302,7 @@ pub(crate) async fn invite(
     let role = check_role(&wanted.role)?;
     check_not_platforms(caller)?;
     app.mailer.check()?;
-    throttle::mail_to(app, &email).await?;
+    throttle::invitation(app, caller.team, caller.by, &email).await?;
     let token = random_hex(16);
     let now = OffsetDateTime::now_utc();
     let invitation = Invitation {
@@ -302,9 +314,9 @@ pub(crate) async fn invite(
         expires_at: now + INVITATION,
     };
     let mut tx = app.db.begin().await?;
-    lock(&mut tx, caller).await?;
+    let maker = lock(&mut tx, caller, Action::TeamAdmin).await?.maker;
     let team = db::teams::find(&mut *tx, caller.team).await?.ok_or(Error::NotFound("team"))?;
-    db::teams::invite(&mut *tx, &invitation, caller.user(), &hash(&token)).await?;
+    db::teams::invite(&mut *tx, &invitation, maker, &hash(&token)).await?;
     let what = json!({ "email": invitation.email, "role": role.as_str() });
     let id = InvitationId(invitation.id);
     note(&mut tx, caller, "invitation.create", id, what).await?;
@@ -315,6 +327,7 @@ pub(crate) async fn invite(
 
 pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Result<()> {
     let mut tx = app.db.begin().await?;
+    lock(&mut tx, caller, Action::TeamAdmin).await?;
     let gone = db::teams::uninvite(&mut *tx, caller.team, id).await?;
     let gone = gone.ok_or(Error::NotFound("invitation"))?;
     note(&mut tx, caller, "invitation.delete", id, json!({ "email": gone.email })).await?;
@@ -322,16 +335,18 @@ pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Res
     Ok(())
 }
 
-/// Takes an invitation, which must be for the user's own e-mail.
+/// Takes an invitation, which must be for the user's own e-mail, and whose maker may still invite.
 pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api::Team> {
+    let (hashed, invalid) = (hash(token.trim()), || Error::InvalidToken("the invitation"));
     let mut tx = app.db.begin().await?;
-    let user = db::users::find(&mut *tx, who.user).await?.ok_or(Error::Unauthenticated)?;
-    let taken = db::teams::take_invitation(&mut *tx, &hash(token.trim()), &user.email).await?;
-    let taken = taken.ok_or(Error::InvalidToken("the invitation"))?;
-    let team = TeamId(taken.team_id);
+    let user = stand_user(&mut tx, who).await?;
+    let team = db::teams::team_of_invitation(&mut *tx, &hashed).await?.ok_or_else(invalid)?;
     if !db::teams::lock(&mut tx, team).await? {
-        return Err(Error::InvalidToken("the invitation"));
+        return Err(invalid());
     }
+    // After the lock, so that who removes its maker was first, or finds a member.
+    let taken = db::teams::take_invitation(&mut *tx, &hashed, &user.email).await?;
+    let taken = taken.ok_or_else(invalid)?;
     let role = check_role(&taken.role)?;
     if db::teams::join(&mut *tx, team, who.user, role).await? {
         let what = json!({ "user": who.user.to_string(), "role": role.as_str() });
@@ -413,6 +428,7 @@ pub(crate) async fn set_limits(
 ) -> Result<api::TeamLimits> {
     let row = check_limits(&wanted)?;
     let mut tx = app.db.begin().await?;
+    stand_operator(&mut tx, by).await?;
     if !db::teams::lock(&mut tx, team).await? {
         return Err(Error::NotFound("team"));
     }

@@ -9,11 +9,13 @@ pub(crate) mod throttle;
 use crate::app::App;
 use crate::audit::{By, Entry, Noted};
 use crate::auth::session::{self, BROWSER, PROGRAM};
-use crate::auth::{SignedIn, hash, password, random_hex};
+use crate::auth::standing::stand_user;
+use crate::auth::{SignedIn, hash, hex, password, random_hex};
 use crate::db;
 use crate::db::listen::Change;
+use crate::db::makers::Maker;
 use crate::db::sessions::Session;
-use crate::db::users::{Purpose, User};
+use crate::db::users::{NewToken, Purpose, User};
 use crate::error::{Error, Result};
 use crate::teams::{self, check_title};
 use serde_json::json;
@@ -94,7 +96,7 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
     let name = check_title("name", &wanted.name)?;
     password::check("password", &wanted.password, &[&email, &name])?;
     app.mailer.check()?;
-    throttle::mail(app, by, &email).await?;
+    throttle::sign_up_mail(app, by, &email).await?;
     // Before it is known whether there is an account, so that it takes as long.
     let hashed = password::hash(&wanted.password).await?;
     let app = app.clone();
@@ -106,90 +108,112 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
     Ok(())
 }
 
-/// Enters a user who signs up, or whoever did before and signs up again.
+/// Enters a user who signs up. A sign-up changes no account that there is: its password and name
+/// wait with the mailed token, and become the account's when that is used.
 async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    let known = db::users::by_email(&mut *tx, email).await?;
-    let invited = known.is_some() || db::teams::is_invited(&mut *tx, email).await?;
-    let id = match &known {
-        Some(user) if user.is_active() => {
-            tx.commit().await?;
-            return mail::send(app, email, mail::there_already()).await;
+    let mut known = db::users::lock_by_email(&mut *tx, email).await?;
+    let active = known.as_ref().is_some_and(User::is_active);
+    if !active && !welcome(app, &mut tx, email).await? {
+        return Ok(());
+    }
+    if known.is_none()
+        && let Some((user, new)) = db::users::insert(&mut tx, email, name).await?
+    {
+        if new {
+            note(&mut tx, by, "user.sign_up", user.id(), json!({ "email": email })).await?;
         }
-        Some(user) if user.status == "inactive" => {
-            db::users::set_name(&mut *tx, user.id(), name).await?;
-            db::users::set_password(&mut *tx, user.id(), hashed).await?;
-            user.id()
+        known = Some(user);
+    }
+    let Some(user) = known else { return Ok(()) };
+    let text = match user.status.as_str() {
+        "active" => mail::there_already(),
+        "inactive" => {
+            let sign_up = Some((hashed, name));
+            let token = give_token(&mut tx, &user, Purpose::Activate, Maker::default(), sign_up);
+            mail::activation(&token.await?)
         }
-        Some(_) => return Ok(()),
-        None if app.accounts.sign_up == SignUp::Invited && !invited => return Ok(()),
-        None => {
-            let id = UserId::new();
-            if !db::users::insert(&mut *tx, id, email, name, Some(hashed)).await? {
-                return Ok(());
-            }
-            note(&mut tx, by, "user.sign_up", id, json!({ "email": email })).await?;
-            id
-        }
+        _ => return Ok(()),
     };
-    let token = give_token(&mut tx, id, Purpose::Activate).await?;
     tx.commit().await?;
-    mail::send(app, email, mail::activation(&token)).await
+    mail::send(app, email, text).await
+}
+
+/// Whether somebody of an e-mail may make an account now.
+async fn welcome(app: &App, tx: &mut PgConnection, email: &str) -> Result<bool> {
+    let mode = app.accounts.sign_up;
+    Ok(mode == SignUp::Open
+        || db::users::is_invited(&mut *tx, email).await?
+        || mode == SignUp::Invited && db::teams::is_invited(&mut *tx, email).await?)
 }
 
 /// Makes a token to be mailed.
-async fn give_token(tx: &mut PgConnection, id: UserId, purpose: Purpose) -> Result<String> {
+async fn give_token(
+    tx: &mut PgConnection,
+    user: &User,
+    purpose: Purpose,
+    maker: Maker,
+    sign_up: Option<(&str, &str)>,
+) -> Result<String> {
     let token = random_hex(16);
     let life = if purpose == Purpose::Activate { ACTIVATION } else { RESET };
-    db::users::insert_token(tx, id, purpose, &hash(&token), life.as_secs_f64()).await?;
+    let (user, seconds) = (user.id(), life.as_secs_f64());
+    let hash = hash(&token);
+    let new = NewToken { user, purpose, hash: &hash, seconds, maker, sign_up };
+    db::users::insert_token(tx, &new).await?;
     Ok(token)
 }
 
-/// Makes an account active, for who has the mail and knows the password that it was made with, or
-/// sets its first.
+/// Makes an account active, for who has the mail and knows the password of its sign-up, or sets
+/// its first.
 pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -> Result<Entered> {
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the activation token");
-    let id = db::users::peek_token(&app.db, Purpose::Activate, &hashed).await?;
-    let id = id.ok_or_else(invalid)?;
-    let user = db::users::find(&app.db, id).await?.ok_or_else(invalid)?;
+    let mailed = db::users::peek_token(&app.db, Purpose::Activate, &hashed).await?;
+    let mailed = mailed.ok_or_else(invalid)?;
+    let user = db::users::find(&app.db, mailed.user()).await?.ok_or_else(invalid)?;
     let given = wanted.password.ok_or_else(|| Error::invalid("password", "is missing"))?;
     let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
-    let name = name.unwrap_or_else(|| user.name.clone());
-    let first = match &user.password_hash {
+    let name = name.or(mailed.name).unwrap_or_else(|| user.name.clone());
+    let password = match mailed.password_hash.or_else(|| user.password_hash.clone()) {
         Some(known) => {
-            let _turn = throttle::turn(app, origin.by, &user.email).await?;
-            if !password::verify(&given, Some(known)).await? {
-                return Err(refused(app, origin.by, &user.email, Some(id)).await?);
+            // Nobody without the mail can use this turn up.
+            let attempts = format!("activation {}", hex(&hashed));
+            let _turn = throttle::turn(app, origin.by, &attempts).await?;
+            if !password::verify(&given, Some(&known)).await? {
+                return Err(refused(app, origin.by, &attempts, Some(UserId(user.id))).await?);
             }
-            None
+            known
         }
         None => {
             password::check("password", &given, &[&user.email, &name])?;
-            Some(password::hash(&given).await?)
+            password::hash(&given).await?
         }
     };
-    let by = origin.by.user(id);
+    let by = origin.by.user(UserId(user.id));
     let mut tx = app.db.begin().await?;
-    if db::users::use_token(&mut *tx, Purpose::Activate, &hashed).await? != Some(id) {
+    db::users::lock_admins(&mut tx).await?;
+    let user = db::users::lock(&mut *tx, UserId(user.id)).await?.ok_or_else(invalid)?;
+    if db::users::use_token(&mut *tx, Purpose::Activate, &hashed).await?.is_none() {
         return Err(invalid());
     }
-    db::users::set_name(&mut *tx, id, &name).await?;
-    if let Some(first) = first {
-        db::users::set_password(&mut *tx, id, &first).await?;
-    }
-    settle(&mut tx, id, &name, by).await?;
-    let user = db::users::find(&mut *tx, id).await?.ok_or_else(invalid)?;
-    let entered = open(&mut tx, user, &origin).await?;
+    db::users::set_name(&mut *tx, user.id(), &name).await?;
+    db::users::set_password(&mut *tx, user.id(), &password).await?;
+    settle(&mut tx, user.id(), &name, by).await?;
+    let user = db::users::find(&mut *tx, user.id()).await?.ok_or_else(invalid)?;
+    let entered = open(&mut tx, &user, &origin).await?.ok_or_else(invalid)?;
     tx.commit().await?;
     Ok(entered)
 }
 
-/// Makes a user active and gives them a team; the platform's first has those that nobody has.
+/// Makes a user active and gives them a team; the platform's first has those that nobody has. The
+/// caller holds the lock of admins, and the user.
 async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result<()> {
     let admin = db::users::activate(&mut *tx, id).await?;
     // One who was disabled, or has come meanwhile, does not come by this.
     let admin = admin.ok_or(Error::InvalidToken("the activation token"))?;
+    // No other sign-up with this e-mail is of use from now on.
+    db::users::remove_tokens(&mut *tx, id).await?;
     let what = json!({ "admin": admin });
     note(&mut *tx, by, "user.activate", id, what).await?;
     teams::found(&mut *tx, &format!("{name}'s team"), id, by).await?;
@@ -199,8 +223,12 @@ async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result
     Ok(())
 }
 
-/// Opens a session.
-async fn open(tx: &mut PgConnection, user: User, origin: &Origin) -> Result<Entered> {
+/// Opens a session for a user who is active and has the password that was looked at; none when
+/// that has changed. Whoever changes it, or disables the user, waits, and then ends the session.
+async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Option<Entered>> {
+    let user = db::users::hold(&mut *tx, seen.id()).await?;
+    let same = |now: &User| now.is_active() && now.password_hash == seen.password_hash;
+    let Some(user) = user.filter(same) else { return Ok(None) };
     let token = session::new_token();
     let (kind, life) = if origin.program { ("program", PROGRAM) } else { ("browser", BROWSER) };
     let now = OffsetDateTime::now_utc();
@@ -217,7 +245,7 @@ async fn open(tx: &mut PgConnection, user: User, origin: &Origin) -> Result<Ente
     db::sessions::insert(&mut *tx, &session, &hash(&token)).await?;
     let by = origin.by.user(user.id());
     note(tx, by, "user.login", user.id(), json!({ "kind": kind })).await?;
-    Ok(Entered { user, token, expires_at: session.expires_at })
+    Ok(Some(Entered { user, token, expires_at: session.expires_at }))
 }
 
 /// Signs a user in by e-mail and password.
@@ -231,16 +259,19 @@ pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Res
     let Some(user) = user.filter(|user| right && user.is_active()) else {
         return Err(refused(app, origin.by, &email, id).await?);
     };
-    throttle::forgive(app, &email).await?;
     let mut tx = app.db.begin().await?;
-    let entered = open(&mut tx, user, &origin).await?;
+    let Some(entered) = open(&mut tx, &user, &origin).await? else {
+        drop(tx);
+        return Err(refused(app, origin.by, &email, id).await?);
+    };
     tx.commit().await?;
+    throttle::forgive(app, &email).await?;
     Ok(entered)
 }
 
-/// Counts and notes a sign-in that failed.
-async fn refused(app: &App, by: By, email: &str, id: Option<UserId>) -> Result<Error> {
-    throttle::failed(app, by, email).await?;
+/// Counts and notes an attempt that failed, of an account's e-mail or another subject.
+async fn refused(app: &App, by: By, subject: &str, id: Option<UserId>) -> Result<Error> {
+    throttle::failed(app, by, subject).await?;
     app.notes.note(Noted {
         team: PLATFORM_TEAM,
         by,
@@ -297,16 +328,18 @@ pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
 pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
     let email = check_email(email)?;
     app.mailer.check()?;
-    throttle::mail(app, by, &email).await?;
+    // Otherwise the mailbox has a code that is good for a while yet.
+    if !throttle::reset_mail(app, by, &email).await? {
+        return Ok(());
+    }
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mailed = async {
-            let Some(user) = db::users::by_email(&app.db, &email).await? else { return Ok(()) };
-            if !user.is_active() {
-                return Ok(());
-            }
             let mut tx = app.db.begin().await?;
-            let token = give_token(&mut tx, user.id(), Purpose::Reset).await?;
+            let user = db::users::lock_by_email(&mut *tx, &email).await?;
+            let Some(user) = user.filter(User::is_active) else { return Ok(()) };
+            let none = Maker::default();
+            let token = give_token(&mut tx, &user, Purpose::Reset, none, None).await?;
             note(&mut tx, by, "user.ask_reset", user.id(), json!({})).await?;
             tx.commit().await?;
             mail::send(&app, &email, mail::reset(&token)).await
@@ -319,25 +352,39 @@ pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sets a new password for a mailed token, and ends every session.
+/// Sets a new password for a mailed token, and ends every session and every other token.
 pub(crate) async fn reset(app: &App, by: By, wanted: api::ConfirmPassword) -> Result<()> {
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the reset token");
-    let id = db::users::peek_token(&app.db, Purpose::Reset, &hashed).await?;
-    let id = id.ok_or_else(invalid)?;
+    let mailed = db::users::peek_token(&app.db, Purpose::Reset, &hashed).await?;
+    let id = mailed.ok_or_else(invalid)?.user();
     let user = db::users::find(&app.db, id).await?.filter(User::is_active).ok_or_else(invalid)?;
     password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;
     let new = password::hash(&wanted.new_password).await?;
     let mut tx = app.db.begin().await?;
-    if db::users::use_token(&mut *tx, Purpose::Reset, &hashed).await? != Some(id) {
+    let user = db::users::lock(&mut *tx, id).await?.filter(User::is_active).ok_or_else(invalid)?;
+    if db::users::use_token(&mut *tx, Purpose::Reset, &hashed).await?.is_none() {
         return Err(invalid());
     }
-    db::users::set_password(&mut *tx, id, &new).await?;
-    let ended = db::sessions::remove_all(&mut *tx, id, None).await?;
+    let ended = renew_password(&mut tx, id, &new, None).await?;
     note(&mut tx, by.user(id), "user.reset_password", id, json!({})).await?;
     tx.commit().await?;
     forget(app, ended);
+    throttle::forgive_reset(app, &user.email).await?;
     throttle::forgive(app, &user.email).await
+}
+
+/// Sets a new password of a user whom the caller has locked; ends their sessions but one, and
+/// every mailed token. Returns the hashes of the sessions' tokens.
+async fn renew_password(
+    tx: &mut PgConnection,
+    id: UserId,
+    hash: &str,
+    but: Option<SessionId>,
+) -> Result<Vec<Vec<u8>>> {
+    db::users::set_password(&mut *tx, id, hash).await?;
+    db::users::remove_tokens(&mut *tx, id).await?;
+    Ok(db::sessions::remove_all(&mut *tx, id, but).await?)
 }
 
 /// Sets a new password for who knows the old one, and ends the other sessions.
@@ -347,22 +394,28 @@ pub(crate) async fn change_password(
     wanted: api::ChangePassword,
 ) -> Result<()> {
     let user = me(app, who).await?;
+    // No stranger's failures to sign in hold its owner up.
+    let attempts = format!("change by {}", who.user);
     if user.password_hash.is_some() {
-        let _turn = throttle::turn(app, who.by, &user.email).await?;
+        let _turn = throttle::turn(app, who.by, &attempts).await?;
         let given = wanted.current_password.unwrap_or_default();
         if !password::verify(&given, user.password_hash.as_deref()).await? {
-            return Err(refused(app, who.by, &user.email, Some(user.id())).await?);
+            return Err(refused(app, who.by, &attempts, Some(user.id())).await?);
         }
     }
     password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;
     let new = password::hash(&wanted.new_password).await?;
     let mut tx = app.db.begin().await?;
-    db::users::set_password(&mut *tx, who.user, &new).await?;
-    let ended = db::sessions::remove_all(&mut *tx, who.user, Some(who.session)).await?;
+    // Who has reset the password meanwhile has ended this session too.
+    if stand_user(&mut tx, who).await?.password_hash != user.password_hash {
+        return Err(Error::WrongCredentials);
+    }
+    let ended = renew_password(&mut tx, who.user, &new, Some(who.session)).await?;
     note(&mut tx, who.by, "user.change_password", who.user, json!({})).await?;
     tx.commit().await?;
     forget(app, ended);
-    Ok(())
+    throttle::forgive_reset(app, &user.email).await?;
+    throttle::forgive(app, &attempts).await
 }
 
 /// The user who asks.
@@ -376,6 +429,7 @@ pub(crate) async fn change(app: &App, who: SignedIn, wanted: api::ChangeMe) -> R
     let team = wanted.default_team.map(|id| id.parse().map_err(|_| Error::NotFound("team")));
     let team = team.transpose()?;
     let mut tx = app.db.begin().await?;
+    stand_user(&mut tx, who).await?;
     if let Some(name) = &name {
         db::users::set_name(&mut *tx, who.user, name).await?;
         note(&mut tx, who.by, "user.rename", who.user, json!({ "name": name })).await?;

@@ -44,6 +44,11 @@ async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
     {
         assert!(told.contains(wanted) && !told.contains("1.2.3.4"), "{wanted} is not in {told}");
     }
+    // Of several lines some programs read the first alone: the way is told in one.
+    let lines = [("x-forwarded-for", "198.51.100.9"), ("x-forwarded-for", "192.0.2.7")];
+    let (_, told) = seen(&client, &id, guest.port, &lines).await;
+    assert!(told.contains("X-Forwarded-For: 198.51.100.9, 192.0.2.7\r\n"), "{told}");
+    assert_eq!(told.matches("X-Forwarded-For").count(), 1, "{told}");
     for secret in [client.key(), "api-key", "wrenn"] {
         assert!(!head.to_lowercase().contains(secret), "{secret} is in {head}");
     }
@@ -177,6 +182,12 @@ async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
     // Behind TLS the cookie's name is one that no other host can set.
     let secure = enter(&name, "https").await.headers()["set-cookie"].to_str().unwrap().to_owned();
     assert!(secure.starts_with("__Host-wrenn-preview=") && secure.contains("; Secure"), "{secure}");
+    // It alone counts there.
+    let own = secure.split(';').next().unwrap();
+    for (cookie, wanted) in [(cookie.as_str(), 401), (own, 200)] {
+        let by_tls = [("cookie", cookie), ("x-forwarded-proto", "https")];
+        assert_eq!(seen(&nobody, &id, guest.port, &by_tls).await.0, wanted, "{cookie}");
+    }
     let other = Upstream::echo();
     assert_eq!(seen(&nobody, &id, other.port, &[("cookie", &cookie)]).await.0, 401);
     assert_eq!(enter(&format!("{}-{id}.localhost", other.port), "http").await.status(), 404);

@@ -1,6 +1,7 @@
 //! The gate before every route: finds who calls, lets them pass or not by the route's rule, counts
 //! their requests, and gives the handler what it found. A route without a rule serves nobody.
 
+use super::origin::{Peer, Transport};
 use super::policy::{self, Action, Grants, Only, Resource};
 use super::{Caller, Operator, SignedIn, Stranger, session};
 use crate::app::App;
@@ -15,17 +16,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, header};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use types::{PLATFORM_TEAM, SessionId, TeamId, UserId};
+use types::{ClientNetwork, PLATFORM_TEAM, SessionId, TeamId, UserId};
 use uuid::Uuid;
 
 /// Header by which a user says in which of their teams something is done.
 const TEAM: &str = "x-wrenn-team";
-
-/// Where a request's connection comes from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub SocketAddr);
 
 /// Who has shown who they are.
 enum Identity {
@@ -42,8 +38,13 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let Some(rule) = rules::of(&parts.method, pattern.as_str()) else {
         return Error::MethodNotAllowed.into_response();
     };
-    let from = address(&parts);
-    let mut gate = Gate { app: &app, by: By { actor: Actor::Nobody, from }, team: PLATFORM_TEAM };
+    let peer = parts.extensions.get::<Peer>().copied();
+    let from = peer.map(|peer| peer.client(&parts.headers));
+    let by_tls = peer.is_some_and(|peer| peer.came_by_tls(&parts.headers, &parts.extensions));
+    let transport = Transport::of(&app.public, by_tls);
+    parts.extensions.insert(transport);
+    let by = By { actor: Actor::Nobody, from };
+    let mut gate = Gate { app: &app, by, team: PLATFORM_TEAM, transport };
     match gate.admit(rule, &mut parts).await {
         Ok(()) => {
             if app.audit_access && rule == Rule::Team(Action::CapsulesExec) {
@@ -65,19 +66,12 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     }
 }
 
-/// Where a request comes from: who stands in front on this machine is believed.
-pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
-    let peer = parts.extensions.get::<Peer>()?.0.ip();
-    let said = parts.headers.get("x-forwarded-for").filter(|_| peer.is_loopback());
-    let last = said.and_then(|said| said.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
-    Some(last.unwrap_or(peer))
-}
-
 /// What is known of a caller so far.
 struct Gate<'a> {
     app: &'a App,
     by: By,
     team: TeamId,
+    transport: Transport,
 }
 
 impl Gate<'_> {
@@ -86,7 +80,7 @@ impl Gate<'_> {
             Rule::Open => {
                 // What hosts ask goes by their tokens, and the rest costs nothing.
                 if parts.uri.path().starts_with("/v1/auth/") {
-                    self.count(self.address(), STRANGERS_PER_SEC)?;
+                    self.count(self.network(), STRANGERS_PER_SEC)?;
                     // Another site's page is not to sign its visitors in, as whomever it likes.
                     let by_page = parts.headers.contains_key(header::ORIGIN);
                     if by_page && !parts.method.is_safe() && !session::same_origin(parts) {
@@ -150,7 +144,8 @@ impl Gate<'_> {
         let (actor, who, rate) = match &identity {
             Identity::Key(key) => {
                 self.team = key.team();
-                (Actor::Key(key.id()), key.id().0, key.limits.limits().requests_per_sec)
+                let rate = key.limits.limits().requests_per_sec;
+                (Actor::Key(key.id()), key.counted_as().0, rate)
             }
             // In whatever team: what any may.
             Identity::User { user, .. } => {
@@ -169,17 +164,17 @@ impl Gate<'_> {
         passed.map_err(|wait| Error::TooManyRequests("requests", wait))
     }
 
-    /// What requests of an address are counted by.
-    fn address(&self) -> Uuid {
-        let address = self.by.from.map(|ip| ip.to_string()).unwrap_or_default();
-        let hash = super::hash(&address);
+    /// What requests of a stranger are counted by.
+    fn network(&self) -> Uuid {
+        let network = self.by.from.map(|ip| ClientNetwork::from(ip).to_string());
+        let hash = super::hash(&network.unwrap_or_default());
         Uuid::from_slice(&hash[..16]).unwrap_or_default()
     }
 
     async fn user(&self, parts: &Parts) -> Result<Identity> {
         let headers = &parts.headers;
         let bearer = session::bearer(headers).filter(|token| token.len() <= TOKEN_MAX);
-        let (hash, cookie) = match (bearer, session::from_cookie(headers)) {
+        let (hash, cookie) = match (bearer, session::from_cookie(headers, self.transport)) {
             (Some(token), _) if token.starts_with(session::PREFIX) => (super::hash(token), None),
             (Some(word), _) => {
                 let hash = self.app.user_signer.check(word);
@@ -238,7 +233,8 @@ impl Gate<'_> {
             None => return Err(Error::NotFound("team")),
         };
         let (by, only, limits) = (self.by, Only::default(), Limits::NONE);
-        Ok(Caller { team, by, grants, only, operator: person.admin, limits })
+        let operator = person.admin;
+        Ok(Caller { team, by, grants, only, operator, limits, counted_as: None })
     }
 
     fn note(&self, action: &'static str, what: &str, error: Option<&Error>) {
@@ -265,7 +261,7 @@ pub(crate) async fn key_caller(app: &App, key: &Key, by: By) -> Result<Caller> {
     }
     let by = By { actor: Actor::Key(key.id()), ..by };
     let (team, only, limits) = (key.team(), key.only(), key.limits.limits());
-    Ok(Caller { team, by, grants, only, operator, limits })
+    Ok(Caller { team, by, grants, only, operator, limits, counted_as: Some(key.counted_as()) })
 }
 
 /// An operator in the platform's own team: its events, its channels, its log. It has no capsules.

@@ -1,8 +1,8 @@
 //! How a user shows that they have signed in: a random token, in a cookie or kept by a program,
 //! whose hash the database has; or a short-lived signed word for one. Never in a URL.
 
+use super::origin::Transport;
 use super::token;
-use crate::app::PublicUrl;
 use crate::error::Result;
 use http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
 use http::request::Parts;
@@ -24,8 +24,12 @@ pub(crate) const TOKEN: Duration = Duration::from_secs(15 * 60);
 const AUDIENCE: &str = "wrenn-user";
 /// Header by which a page of ours shows that it is one.
 pub(crate) const CSRF: &str = "x-csrf-token";
-/// Names of the cookie: by HTTPS one that no other host, a capsule's above all, can set.
+/// Names of the session's cookie, by TLS and in plain text.
 const COOKIES: [&str; 2] = ["__Host-wrenn-session", "wrenn-session"];
+/// Names of the cookie that binds a sign-in elsewhere to the browser that began it.
+const STATES: [&str; 2] = ["__Host-wrenn-oauth", "wrenn-oauth"];
+/// How long that is kept.
+const STATE_AGE: Duration = Duration::from_secs(600);
 
 /// Makes a session's token.
 pub(crate) fn new_token() -> String {
@@ -65,25 +69,30 @@ pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)>
     texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='))
 }
 
-/// The token in a request's cookie.
-pub(crate) fn from_cookie(headers: &HeaderMap) -> Option<&str> {
-    let ours = cookies(headers).filter(|(name, _)| COOKIES.contains(name));
+/// The token in a request's cookie, of the one name that counts.
+pub(crate) fn from_cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> {
+    let ours = cookies(headers).filter(|(name, _)| *name == transport.name(COOKIES));
     ours.map(|(_, value)| value).find(|value| value.starts_with(PREFIX))
+}
+
+/// The state of a sign-in elsewhere in a request's cookie.
+pub(crate) fn state_from_cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> {
+    cookies(headers).find(|(name, _)| *name == transport.name(STATES)).map(|(_, value)| value)
 }
 
 /// Whether a cookie is one of ours, for which no guest has a use.
 pub(crate) fn is_ours(name: &str) -> bool {
-    COOKIES.contains(&name)
+    COOKIES.contains(&name) || STATES.contains(&name)
 }
 
 /// Sets the cookie, or, without a token, takes it away.
-pub(crate) fn cookie(public: &PublicUrl, token: Option<&str>) -> HeaderValue {
-    let (name, secure) =
-        if public.is_https() { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
-    let age = token.map_or(0, |_| BROWSER.as_secs());
-    let token = token.unwrap_or("");
-    let text = format!("{name}={token}; Path=/; Max-Age={age}; HttpOnly; SameSite=Lax{secure}");
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+pub(crate) fn cookie(transport: Transport, token: Option<&str>) -> HeaderValue {
+    transport.cookie(COOKIES, token, BROWSER.as_secs())
+}
+
+/// Sets the cookie of a sign-in elsewhere, or, without a state, takes it away.
+pub(crate) fn state_cookie(transport: Transport, state: Option<&str>) -> HeaderValue {
+    transport.cookie(STATES, state, STATE_AGE.as_secs())
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -142,11 +151,17 @@ mod tests {
     #[test]
     fn tokens_are_found_where_they_may_be() {
         let cookie = headers(&[("cookie", "a=b; wrenn-session=wrs_1; c=d")]);
-        assert_eq!(from_cookie(&cookie), Some("wrs_1"));
-        assert_eq!(
-            from_cookie(&headers(&[("cookie", "wrenn-session=x; wrenn-sessions=wrs_2")])),
-            None
-        );
+        let (tls, plain) = (Transport::Tls, Transport::Plain);
+        assert_eq!(from_cookie(&cookie, plain), Some("wrs_1"));
+        let none = headers(&[("cookie", "wrenn-session=x; wrenn-sessions=wrs_2")]);
+        assert_eq!(from_cookie(&none, plain), None);
+        // By TLS one that a capsule's page can set is nothing, and comes first.
+        assert_eq!(from_cookie(&cookie, tls), None);
+        let both = "wrenn-session=wrs_tossed; __Host-wrenn-session=wrs_own; wrenn-oauth=t";
+        let both = headers(&[("cookie", both)]);
+        assert_eq!(from_cookie(&both, tls), Some("wrs_own"));
+        assert_eq!(state_from_cookie(&both, tls), None);
+        assert_eq!(state_from_cookie(&both, plain), Some("t"));
         assert_eq!(bearer(&headers(&[("authorization", "bearer  x ")])), Some("x"));
         assert_eq!(bearer(&headers(&[("authorization", "Basic x")])), None);
         let shown = HeaderValue::from_str(&csrf("wrs_1")).unwrap();

@@ -2,6 +2,7 @@
 //! one at a time for each team, so that two who ask at once do not both get the last.
 
 use crate::app::App;
+use crate::audit::Actor;
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
@@ -30,7 +31,7 @@ impl Quota {
     /// Counts one more create.
     pub(super) fn rate(&self, app: &App) -> Result<()> {
         let too_many = |wait| Error::TooManyRequests("creates", wait);
-        if let Some(key) = self.caller.key() {
+        if let Some(key) = self.caller.counted_as {
             let own = self.caller.limits.creates_per_sec;
             app.limiter.pass(key.0, Per::Create, own).map_err(too_many)?;
         }
@@ -41,13 +42,21 @@ impl Quota {
     /// Checks that there is room for one more capsule, and holds it until the transaction ends.
     pub(super) async fn admit(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
         let more = Held { capsules: 1, ..machine(capsule) };
-        self.check(tx, more, self.caller.key()).await
+        let key = self.caller.key().filter(|_| self.caller.limits.counts());
+        self.check(tx, more, key).await
     }
 
-    /// The same for one that is there and is to have a machine again.
+    /// Checks that there is room for the machine of a capsule that is brought back. It counts for
+    /// the key that made the capsule, unless somebody without limits of their own asks for it.
     pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
-        let own = self.caller.key().filter(|key| Some(key.0) == capsule.created_by_key);
-        self.check(tx, machine(capsule), own).await
+        let bound = match self.caller.by.actor {
+            Actor::User(_) => false,
+            Actor::Key(_) => self.caller.limits.counts(),
+            // Whoever woke it has no limits, and may be anybody.
+            Actor::Host(_) | Actor::System | Actor::Nobody => true,
+        };
+        let key = capsule.created_by_key.filter(|_| bound).map(ApiKeyId);
+        self.check(tx, machine(capsule), key).await
     }
 
     /// Checks that there is room for so many more named snapshots, and for any more storage; holds
@@ -82,7 +91,6 @@ impl Quota {
         if !db::teams::hold(&mut *tx, self.caller.team).await? {
             return Err(Error::NotFound("team"));
         }
-        let key = key.filter(|_| self.caller.limits.counts());
         if self.team.counts() || key.is_some() {
             db::limits::hold(tx, self.caller.team).await?;
         }
@@ -91,8 +99,9 @@ impl Quota {
             refuse("the team", beyond(&self.team, held, more))?;
         }
         if let Some(key) = key {
-            let held = db::limits::held_by_key(&mut *tx, key).await?;
-            refuse("the key", beyond(&self.caller.limits, held, more))?;
+            for line in db::limits::of_key(&mut *tx, key).await? {
+                refuse("the key", beyond(&line.limits.limits(), line.held, more))?;
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Where events are sent to, and what is on its way.
 
+use super::makers::Maker;
 use serde_json::Value;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -20,11 +21,15 @@ pub(crate) struct Channel {
 }
 
 /// Enters a channel; false when the team has one of its name.
-pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Channel) -> sqlx::Result<bool> {
-    let sql = "INSERT INTO channels (id, team_id, name, url, events) VALUES ($1, $2, $3, $4, $5) \
-               ON CONFLICT (team_id, name) DO NOTHING";
+pub(crate) async fn insert(
+    db: impl PgExecutor<'_>,
+    row: &Channel,
+    maker: Maker,
+) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO channels (id, team_id, name, url, events, created_by, made_by_key) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (team_id, name) DO NOTHING";
     let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
-    let insert = insert.bind(&row.url).bind(&row.events);
+    let insert = insert.bind(&row.url).bind(&row.events).bind(maker.user).bind(maker.key);
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
@@ -34,6 +39,16 @@ pub(crate) async fn find(
     id: ChannelId,
 ) -> sqlx::Result<Option<Channel>> {
     let sql = "SELECT * FROM channels WHERE id = $1 AND team_id = $2";
+    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+}
+
+/// Reads a channel that this transaction alone may change until it ends.
+pub(crate) async fn lock(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: ChannelId,
+) -> sqlx::Result<Option<Channel>> {
+    let sql = "SELECT * FROM channels WHERE id = $1 AND team_id = $2 FOR UPDATE";
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
@@ -47,11 +62,17 @@ pub(crate) async fn count(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result
     sqlx::query_scalar(sql).bind(team.0).fetch_one(db).await
 }
 
-pub(crate) async fn update(db: impl PgExecutor<'_>, row: &Channel) -> sqlx::Result<()> {
+/// Stores a channel that the caller has locked. From now on it is its changer's.
+pub(crate) async fn update(
+    db: impl PgExecutor<'_>,
+    row: &Channel,
+    maker: Maker,
+) -> sqlx::Result<()> {
     let sql = "UPDATE channels SET name = $2, url = $3, events = $4, enabled = $5, version = $6, \
-               updated_at = now() WHERE id = $1";
+               created_by = $7, made_by_key = $8, updated_at = now() WHERE id = $1";
     let update = sqlx::query(sql).bind(row.id).bind(&row.name).bind(&row.url).bind(&row.events);
-    update.bind(row.enabled).bind(row.version).execute(db).await.map(|_| ())
+    let update = update.bind(row.enabled).bind(row.version).bind(maker.user).bind(maker.key);
+    update.execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn remove(
@@ -63,16 +84,17 @@ pub(crate) async fn remove(
     Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
 }
 
-/// Puts something on its way to one channel alone.
+/// Puts something on its way to one channel alone; none when it is gone.
 pub(crate) async fn send(
     db: impl PgExecutor<'_>,
     id: ChannelId,
     kind: &str,
     body: Value,
-) -> sqlx::Result<DeliveryId> {
-    let sql = "INSERT INTO deliveries (channel_id, kind, body) VALUES ($1, $2, $3) RETURNING id";
+) -> sqlx::Result<Option<DeliveryId>> {
+    let sql = "INSERT INTO deliveries (channel_id, kind, body) \
+               SELECT id, $2, $3 FROM channels WHERE id = $1 FOR KEY SHARE RETURNING id";
     let sent = sqlx::query_scalar(sql).bind(id.0).bind(kind).bind(body);
-    sent.fetch_one(db).await.map(DeliveryId)
+    Ok(sent.fetch_optional(db).await?.map(DeliveryId))
 }
 
 /// A delivery that is due, with where it goes.

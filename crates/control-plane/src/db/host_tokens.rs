@@ -1,5 +1,6 @@
 //! Tokens of hosts: one to register with, then one after the other to renew by.
 
+use super::makers::Maker;
 use sqlx::{PgConnection, PgPool};
 use types::HostId;
 use uuid::Uuid;
@@ -53,7 +54,17 @@ pub(crate) async fn insert(
     insert.bind(hash).bind(parent).bind(seconds).execute(db).await.map(|_| ())
 }
 
-/// A token that has not expired, by its hash.
+/// Notes who made a token, and may still make one when it is used.
+pub(crate) async fn set_maker(
+    db: &mut PgConnection,
+    hash: &[u8],
+    maker: Maker,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE host_tokens SET created_by = $2, made_by_key = $3 WHERE token_hash = $1";
+    sqlx::query(sql).bind(hash).bind(maker.user).bind(maker.key).execute(db).await.map(|_| ())
+}
+
+/// A token that has not expired, and whose maker may still make one, by its hash.
 pub(crate) async fn find(db: &PgPool, kind: Kind, hash: &[u8]) -> sqlx::Result<Option<Token>> {
     let mut connection = db.acquire().await?;
     find_in(&mut connection, kind, hash).await
@@ -69,7 +80,7 @@ pub(crate) async fn find_in(
                EXISTS (SELECT 1 FROM host_tokens c WHERE c.parent_id = t.id \
                AND c.used_at IS NOT NULL) AS superseded \
                FROM host_tokens t WHERE t.token_hash = $1 AND t.kind = $2 \
-               AND t.expires_at > now()";
+               AND t.expires_at > now() AND operator_stands(t.created_by, t.made_by_key)";
     sqlx::query_as(sql).bind(hash).bind(kind.as_str()).fetch_optional(db).await
 }
 

@@ -18,6 +18,7 @@ pub(crate) struct Key {
     scopes: Vec<String>,
     template_id: Option<Uuid>,
     capsule_id: Option<Uuid>,
+    counted_as: Option<Uuid>,
     #[serde(flatten)]
     pub limits: KeyLimits,
 }
@@ -62,17 +63,26 @@ impl Key {
         self.created_by.map(UserId)
     }
 
-    /// An operator's that has no scopes may all.
     pub(crate) fn grants(&self) -> Grants {
-        if self.operator && self.scopes.is_empty() {
-            return Grants::ALL;
-        }
-        policy::scoped(self.scopes.iter().map(String::as_str))
+        grants(self.operator, &self.scopes)
+    }
+
+    /// The key under which its requests and creates are counted.
+    pub(crate) fn counted_as(&self) -> ApiKeyId {
+        ApiKeyId(self.counted_as.unwrap_or(self.id))
     }
 
     pub(crate) fn only(&self) -> Only {
         Only { capsule: self.capsule_id.map(CapsuleId), template: self.template_id.map(TemplateId) }
     }
+}
+
+/// What a key may do by itself. An operator's that has no scopes may do all.
+fn grants(operator: bool, scopes: &[String]) -> Grants {
+    if operator && scopes.is_empty() {
+        return Grants::ALL;
+    }
+    policy::scoped(scopes.iter().map(String::as_str))
 }
 
 /// A key as its team sees it.
@@ -90,11 +100,21 @@ pub(crate) struct Row {
     pub scopes: Vec<String>,
     pub template_id: Option<Uuid>,
     pub capsule_id: Option<Uuid>,
+    /// The key that it was made with.
+    pub made_by_key: Option<Uuid>,
+    /// The key under which its requests and creates are counted; itself when none.
+    pub counted_as: Option<Uuid>,
     #[sqlx(flatten)]
     pub limits: KeyLimits,
 }
 
-pub(crate) async fn any(db: &PgPool) -> sqlx::Result<bool> {
+impl Row {
+    pub(crate) fn grants(&self) -> Grants {
+        grants(self.operator, &self.scopes)
+    }
+}
+
+pub(crate) async fn any(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
     sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys)").fetch_one(db).await
 }
 
@@ -107,15 +127,17 @@ pub(crate) async fn insert(
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO api_keys (id, team_id, name, key_hash, key_prefix, created_by, \
                expires_at, operator, scopes, template_id, capsule_id, max_capsules, max_vcpus, \
-               max_memory_mib, creates_per_sec, requests_per_sec) VALUES ($1, $2, $3, $4, $5, $6, \
+               max_memory_mib, creates_per_sec, requests_per_sec, made_by_key, counted_as) \
+               VALUES ($1, $2, $3, $4, $5, $6, \
                $7, $8, $9, $10, $11, nullif($12, 0), nullif($13, 0), nullif($14::bigint, 0), \
-               nullif($15, 0), nullif($16, 0))";
+               nullif($15, 0), nullif($16, 0), $17, $18)";
     let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
     let insert = insert.bind(crate::auth::hash(key).as_slice()).bind(&row.key_prefix);
     let insert = insert.bind(row.created_by).bind(row.expires_at).bind(row.operator);
     let insert = insert.bind(&row.scopes).bind(row.template_id).bind(row.capsule_id);
     let insert = insert.bind(limits.capsules).bind(limits.vcpus).bind(limits.memory_mib);
     let insert = insert.bind(limits.creates_per_sec).bind(limits.requests_per_sec);
+    let insert = insert.bind(row.made_by_key).bind(row.counted_as);
     insert.execute(db).await.map(|_| ())
 }
 
@@ -142,11 +164,28 @@ pub(crate) async fn find(
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
-/// Revokes a key; returns its hash, unless it was revoked.
-pub(crate) async fn revoke(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<Vec<u8>>> {
-    let sql = "UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL \
-               RETURNING key_hash";
-    sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
+/// A key that is valid, and stays so for the rest of the transaction.
+pub(crate) async fn hold(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<Row>> {
+    let sql = "SELECT * FROM api_keys WHERE id = $1 AND revoked_at IS NULL \
+               AND (expires_at IS NULL OR expires_at > now()) FOR SHARE";
+    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+}
+
+/// The user who made a key, which never changes but by the user's end.
+pub(crate) async fn creator(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<UserId>> {
+    let sql = "SELECT created_by FROM api_keys WHERE id = $1";
+    let user: Option<Option<Uuid>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
+    Ok(user.flatten().map(UserId))
+}
+
+/// Number of keys that came one from another before this one, and itself: one for a key that no
+/// key made.
+pub(crate) async fn depth(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<i64> {
+    let sql = "WITH RECURSIVE line (id, from_key) AS (\
+               SELECT id, made_by_key FROM api_keys WHERE id = $1 UNION \
+               SELECT k.id, k.made_by_key FROM api_keys k JOIN line l ON k.id = l.from_key) \
+               SELECT count(*) FROM line";
+    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
 }
 
 /// Revokes the keys of a team that a user made; of all teams, when none is given. Returns how many.

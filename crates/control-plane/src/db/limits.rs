@@ -92,8 +92,26 @@ pub(crate) async fn stored(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Resul
     sqlx::query_as(sql).bind(team.0).fetch_one(db).await
 }
 
-/// What was made with a key.
-pub(crate) async fn held_by_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Result<Held> {
-    let sql = sqlx::AssertSqlSafe(format!("{HELD} AND created_by_key = $1"));
-    sqlx::query_as(sql).bind(key.0).fetch_one(db).await
+/// Limits of one key, and what was made with it and with the keys that came from it.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct OfKey {
+    #[sqlx(flatten)]
+    pub limits: super::keys::KeyLimits,
+    #[sqlx(flatten)]
+    pub held: Held,
+}
+
+/// The limits that more for a key must keep to: its own, and those of each key that it came from.
+pub(crate) async fn of_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Result<Vec<OfKey>> {
+    let sql = format!(
+        "WITH RECURSIVE line AS (SELECT k.* FROM api_keys k WHERE k.id = $1 UNION ALL \
+         SELECT k.* FROM api_keys k JOIN line l ON k.id = l.made_by_key) \
+         SELECT l.max_capsules, l.max_vcpus, l.max_memory_mib, l.creates_per_sec, \
+         l.requests_per_sec, h.* FROM line l, LATERAL (\
+         WITH RECURSIVE family (id) AS (SELECT l.id UNION ALL \
+         SELECT k.id FROM api_keys k JOIN family f ON k.made_by_key = f.id) \
+         {HELD} AND created_by_key IN (SELECT id FROM family)) h \
+         WHERE coalesce(l.max_capsules, l.max_vcpus, l.max_memory_mib) IS NOT NULL"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(key.0).fetch_all(db).await
 }

@@ -37,6 +37,18 @@ pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Sessio
     sqlx::query_as(sql).bind(hash).fetch_optional(db).await
 }
 
+/// Keeps a user's session from being ended for the rest of the transaction; false when it has
+/// ended.
+pub(crate) async fn hold(
+    db: impl PgExecutor<'_>,
+    user: UserId,
+    id: SessionId,
+) -> sqlx::Result<bool> {
+    let sql = "SELECT 1 FROM sessions WHERE id = $1 AND user_id = $2 AND expires_at > now() \
+               FOR SHARE";
+    Ok(sqlx::query(sql).bind(id.0).bind(user.0).fetch_optional(db).await?.is_some())
+}
+
 pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Session>> {
     let sql = "SELECT * FROM sessions WHERE user_id = $1 AND expires_at > now() \
                ORDER BY created_at DESC, id DESC LIMIT 1000";
@@ -70,7 +82,9 @@ pub(crate) struct SignIn {
     pub provider: String,
     pub verifier: String,
     pub nonce: String,
+    /// The user who adds the provider, and the session in which they do; none of a sign-in.
     pub user_id: Option<Uuid>,
+    pub session_id: Option<Uuid>,
 }
 
 pub(crate) async fn begin(
@@ -79,17 +93,18 @@ pub(crate) async fn begin(
     sign_in: &SignIn,
     seconds: f64,
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO sign_ins (state_hash, provider, verifier, nonce, user_id, expires_at) \
-               VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))";
+    let sql = "INSERT INTO sign_ins (state_hash, provider, verifier, nonce, user_id, session_id, \
+               expires_at) VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))";
     let insert = sqlx::query(sql).bind(state).bind(&sign_in.provider).bind(&sign_in.verifier);
-    let insert = insert.bind(&sign_in.nonce).bind(sign_in.user_id).bind(seconds);
+    let insert = insert.bind(&sign_in.nonce).bind(sign_in.user_id).bind(sign_in.session_id);
+    let insert = insert.bind(seconds);
     insert.execute(db).await.map(|_| ())
 }
 
 /// Takes one that is under way, for the one time that it is good.
 pub(crate) async fn take(db: &PgPool, state: &[u8]) -> sqlx::Result<Option<SignIn>> {
     let sql = "DELETE FROM sign_ins WHERE state_hash = $1 AND expires_at > now() \
-               RETURNING provider, verifier, nonce, user_id";
+               RETURNING provider, verifier, nonce, user_id, session_id";
     sqlx::query_as(sql).bind(state).fetch_optional(db).await
 }
 
@@ -107,6 +122,26 @@ pub(crate) async fn failed(db: &PgPool, subject: &[u8], forgotten: f64) -> sqlx:
                ON CONFLICT (subject) DO UPDATE SET last_at = now(), failures = 1 + CASE \
                WHEN f.last_at < now() - make_interval(secs => $2) THEN 0 ELSE f.failures END";
     sqlx::query(sql).bind(subject).bind(forgotten).execute(db).await.map(|_| ())
+}
+
+/// Counts one more, unless a wait is not over: one second after `free`, then twice as long each
+/// time, up to `longest`. One statement, so that many at once are no way around it. Returns whether
+/// it was counted.
+pub(crate) async fn count(
+    db: &PgPool,
+    subject: &[u8],
+    free: i32,
+    longest: f64,
+    forgotten: f64,
+) -> sqlx::Result<bool> {
+    let sql = "INSERT INTO sign_in_failures AS f (subject, failures) VALUES ($1, 1) \
+               ON CONFLICT (subject) DO UPDATE SET last_at = now(), failures = 1 + CASE \
+               WHEN f.last_at < now() - make_interval(secs => $4) THEN 0 ELSE f.failures END \
+               WHERE f.failures <= $2 OR f.last_at < now() - make_interval(secs => $4) \
+               OR f.last_at <= now() - make_interval(secs => \
+                  least($3, power(2::float8, least(f.failures - $2 - 1, 30))))";
+    let count = sqlx::query(sql).bind(subject).bind(free).bind(longest).bind(forgotten);
+    Ok(count.execute(db).await?.rows_affected() == 1)
 }
 
 pub(crate) async fn forgive(db: &PgPool, subject: &[u8]) -> sqlx::Result<()> {

@@ -1,5 +1,6 @@
 //! Teams, their members, and who is invited to be one.
 
+use super::makers::Maker;
 use crate::auth::policy::Role;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -186,12 +187,18 @@ pub(crate) async fn end(db: &mut PgConnection, id: TeamId) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Teams that a user owns, each with how many others are in it.
-pub(crate) async fn owned(db: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<(TeamId, i64)>> {
-    let sql = "SELECT m.team_id, (SELECT count(*) FROM memberships o WHERE o.team_id = m.team_id \
-               AND o.user_id <> $1) FROM memberships m WHERE m.user_id = $1 AND m.role = 'owner'";
-    let rows: Vec<(Uuid, i64)> = sqlx::query_as(sql).bind(user.0).fetch_all(db).await?;
-    Ok(rows.into_iter().map(|(id, others)| (TeamId(id), others)).collect())
+/// Teams that a user owns, in the order in which they are locked.
+pub(crate) async fn owned(db: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<TeamId>> {
+    let sql = "SELECT team_id FROM memberships WHERE user_id = $1 AND role = 'owner' \
+               ORDER BY team_id";
+    let ids: Vec<Uuid> = sqlx::query_scalar(sql).bind(user.0).fetch_all(db).await?;
+    Ok(ids.into_iter().map(TeamId).collect())
+}
+
+/// Number of a team's members but one. The caller holds the team.
+pub(crate) async fn others(db: &mut PgConnection, team: TeamId, user: UserId) -> sqlx::Result<i64> {
+    let sql = "SELECT count(*) FROM memberships WHERE team_id = $1 AND user_id <> $2";
+    sqlx::query_scalar(sql).bind(team.0).bind(user.0).fetch_one(db).await
 }
 
 /// A team as admins see it.
@@ -234,23 +241,28 @@ pub(crate) struct Invitation {
 pub(crate) async fn invite(
     db: impl PgExecutor<'_>,
     invitation: &Invitation,
-    by: Option<UserId>,
+    by: Maker,
     hash: &[u8],
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO invitations (id, team_id, email, role, invited_by, token_hash, \
-               created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+               created_at, expires_at, made_by_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                ON CONFLICT (team_id, email) DO UPDATE SET id = $1, role = $4, invited_by = $5, \
-               token_hash = $6, created_at = $7, expires_at = $8";
+               token_hash = $6, created_at = $7, expires_at = $8, made_by_key = $9";
     let insert = sqlx::query(sql).bind(invitation.id).bind(invitation.team_id);
-    let insert = insert.bind(&invitation.email).bind(&invitation.role).bind(by.map(|u| u.0));
+    let insert = insert.bind(&invitation.email).bind(&invitation.role).bind(by.user);
     let insert = insert.bind(hash).bind(invitation.created_at).bind(invitation.expires_at);
-    insert.execute(db).await.map(|_| ())
+    insert.bind(by.key).execute(db).await.map(|_| ())
 }
 
+/// Which invitations are good: those that are not too late, and whose maker may still invite.
+const GOOD: &str = "expires_at > now() AND inviter_stands(team_id, invited_by, made_by_key)";
+
 pub(crate) async fn invitations(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Invitation>> {
-    let sql = "SELECT * FROM invitations WHERE team_id = $1 AND expires_at > now() \
-               ORDER BY created_at DESC, id DESC LIMIT 1000";
-    sqlx::query_as(sql).bind(team.0).fetch_all(db).await
+    let sql = format!(
+        "SELECT * FROM invitations WHERE team_id = $1 AND {GOOD} \
+         ORDER BY created_at DESC, id DESC LIMIT 1000"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team.0).fetch_all(db).await
 }
 
 pub(crate) async fn uninvite(
@@ -262,19 +274,30 @@ pub(crate) async fn uninvite(
     sqlx::query_as(sql).bind(team.0).bind(id.0).fetch_optional(db).await
 }
 
-/// Takes the invitation of a token, if it is for this e-mail and not too late.
+/// The team of an invitation, which may not be good.
+pub(crate) async fn team_of_invitation(
+    db: impl PgExecutor<'_>,
+    hash: &[u8],
+) -> sqlx::Result<Option<TeamId>> {
+    let sql = "SELECT team_id FROM invitations WHERE token_hash = $1";
+    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(hash).fetch_optional(db).await?;
+    Ok(id.map(TeamId))
+}
+
+/// Takes the invitation of a token, if it is for this e-mail and good.
 pub(crate) async fn take_invitation(
     db: impl PgExecutor<'_>,
     hash: &[u8],
     email: &str,
 ) -> sqlx::Result<Option<Invitation>> {
-    let sql = "DELETE FROM invitations WHERE token_hash = $1 AND email = $2 \
-               AND expires_at > now() RETURNING *";
-    sqlx::query_as(sql).bind(hash).bind(email).fetch_optional(db).await
+    let sql = format!(
+        "DELETE FROM invitations WHERE token_hash = $1 AND email = $2 AND {GOOD} RETURNING *"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(email).fetch_optional(db).await
 }
 
 /// Whether somebody of an e-mail is invited to any team.
 pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM invitations WHERE email = $1 AND expires_at > now())";
-    sqlx::query_scalar(sql).bind(email).fetch_one(db).await
+    let sql = format!("SELECT EXISTS (SELECT 1 FROM invitations WHERE email = $1 AND {GOOD})");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(email).fetch_one(db).await
 }

@@ -1,5 +1,6 @@
 //! Users, and what they are of teams.
 
+use super::makers::Maker;
 use crate::auth::policy::Role;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
@@ -73,18 +74,42 @@ pub(crate) async fn by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Resu
     sqlx::query_as("SELECT * FROM users WHERE email = $1").bind(email).fetch_optional(db).await
 }
 
-/// Enters a user who is to activate their account; false when there is one of the e-mail.
-pub(crate) async fn insert(
+/// Reads a user who stays as they are for the rest of the transaction. Several transactions may
+/// hold one user.
+pub(crate) async fn hold(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
+    let sql = "SELECT * FROM users WHERE id = $1 FOR SHARE";
+    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+}
+
+/// Reads a user whom this transaction alone may change or hold until it ends.
+pub(crate) async fn lock(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
+    let sql = "SELECT * FROM users WHERE id = $1 FOR UPDATE";
+    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+}
+
+/// Locks the user of an e-mail, as `lock` does.
+pub(crate) async fn lock_by_email(
     db: impl PgExecutor<'_>,
-    id: UserId,
+    email: &str,
+) -> sqlx::Result<Option<User>> {
+    let sql = "SELECT * FROM users WHERE email = $1 FOR UPDATE";
+    sqlx::query_as(sql).bind(email).fetch_optional(db).await
+}
+
+/// Enters a user who is to activate their account, unless the e-mail has one. Returns the account
+/// of the e-mail, locked, and whether it is new. It has no password before it is active.
+pub(crate) async fn insert(
+    db: &mut PgConnection,
     email: &str,
     name: &str,
-    password_hash: Option<&str>,
-) -> sqlx::Result<bool> {
-    let sql = "INSERT INTO users (id, email, name, password_hash, status) \
-               VALUES ($1, $2, $3, $4, 'inactive') ON CONFLICT (email) DO NOTHING";
-    let insert = sqlx::query(sql).bind(id.0).bind(email).bind(name).bind(password_hash);
-    Ok(insert.execute(db).await?.rows_affected() == 1)
+) -> sqlx::Result<Option<(User, bool)>> {
+    let sql = "INSERT INTO users (id, email, name, status) VALUES ($1, $2, $3, 'inactive') \
+               ON CONFLICT (email) DO NOTHING RETURNING *";
+    let insert = sqlx::query_as(sql).bind(UserId::new().0).bind(email).bind(name);
+    if let Some(user) = insert.fetch_optional(&mut *db).await? {
+        return Ok(Some((user, true)));
+    }
+    Ok(lock_by_email(db, email).await?.map(|user| (user, false)))
 }
 
 /// Makes a user active who is not yet. Returns whether they are an admin: the first becomes the
@@ -168,56 +193,99 @@ impl Purpose {
     }
 }
 
-/// Keeps a mailed token by its hash, in place of those of the same purpose before it.
-pub(crate) async fn insert_token(
-    db: &mut PgConnection,
-    id: UserId,
-    purpose: Purpose,
-    hash: &[u8],
-    seconds: f64,
-) -> sqlx::Result<()> {
-    let sql = "DELETE FROM user_tokens WHERE user_id = $1 AND kind = $2";
-    sqlx::query(sql).bind(id.0).bind(purpose.as_str()).execute(&mut *db).await?;
-    let sql = "INSERT INTO user_tokens (token_hash, user_id, kind, expires_at) \
-               VALUES ($1, $2, $3, now() + make_interval(secs => $4))";
-    let insert = sqlx::query(sql).bind(hash).bind(id.0).bind(purpose.as_str()).bind(seconds);
-    insert.execute(db).await.map(|_| ())
+/// A mailed token that is good.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Mailed {
+    pub user_id: Uuid,
+    /// The password and name of the sign-up that it was mailed for.
+    pub password_hash: Option<String>,
+    pub name: Option<String>,
 }
 
-/// Uses a mailed token up; whose it was, if it was good.
+impl Mailed {
+    pub(crate) fn user(&self) -> UserId {
+        UserId(self.user_id)
+    }
+}
+
+/// A mailed token that is to be stored.
+pub(crate) struct NewToken<'a> {
+    pub user: UserId,
+    pub purpose: Purpose,
+    pub hash: &'a [u8],
+    /// Seconds until it expires.
+    pub seconds: f64,
+    pub maker: Maker,
+    /// The hashed password and the name of a sign-up.
+    pub sign_up: Option<(&'a str, &'a str)>,
+}
+
+/// Stores a mailed token by its hash. Earlier ones stay good: whoever asks for a token in
+/// another's name must not end the one that the other has.
+pub(crate) async fn insert_token(
+    db: impl PgExecutor<'_>,
+    token: &NewToken<'_>,
+) -> sqlx::Result<()> {
+    let sql = "INSERT INTO user_tokens (token_hash, user_id, kind, expires_at, created_by, \
+               made_by_key, password_hash, name) \
+               VALUES ($1, $2, $3, now() + make_interval(secs => $4), $5, $6, $7, $8)";
+    let insert = sqlx::query(sql).bind(token.hash).bind(token.user.0);
+    let insert = insert.bind(token.purpose.as_str()).bind(token.seconds);
+    let insert = insert.bind(token.maker.user).bind(token.maker.key);
+    let (hash, name) = token.sign_up.unzip();
+    insert.bind(hash).bind(name).execute(db).await.map(|_| ())
+}
+
+/// Which tokens are good: those that have not expired, and whose maker may still make them.
+const GOOD: &str = "token_hash = $1 AND kind = $2 AND expires_at > now() \
+    AND operator_stands(created_by, made_by_key)";
+
+/// Uses a mailed token up; none when it is not good.
 pub(crate) async fn use_token(
     db: impl PgExecutor<'_>,
     purpose: Purpose,
     hash: &[u8],
-) -> sqlx::Result<Option<UserId>> {
-    let sql = "DELETE FROM user_tokens WHERE token_hash = $1 AND kind = $2 \
-               AND expires_at > now() RETURNING user_id";
-    let id: Option<Uuid> =
-        sqlx::query_scalar(sql).bind(hash).bind(purpose.as_str()).fetch_optional(db).await?;
-    Ok(id.map(UserId))
+) -> sqlx::Result<Option<Mailed>> {
+    let sql =
+        format!("DELETE FROM user_tokens WHERE {GOOD} RETURNING user_id, password_hash, name");
+    let token = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(purpose.as_str());
+    token.fetch_optional(db).await
 }
 
-/// Whose a mailed token is, left as it is.
+/// Reads a mailed token and leaves it as it is; none when it is not good.
 pub(crate) async fn peek_token(
     db: impl PgExecutor<'_>,
     purpose: Purpose,
     hash: &[u8],
-) -> sqlx::Result<Option<UserId>> {
-    let sql = "SELECT user_id FROM user_tokens WHERE token_hash = $1 AND kind = $2 \
-               AND expires_at > now()";
-    let id: Option<Uuid> =
-        sqlx::query_scalar(sql).bind(hash).bind(purpose.as_str()).fetch_optional(db).await?;
-    Ok(id.map(UserId))
+) -> sqlx::Result<Option<Mailed>> {
+    let sql = format!("SELECT user_id, password_hash, name FROM user_tokens WHERE {GOOD}");
+    let token = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(purpose.as_str());
+    token.fetch_optional(db).await
 }
 
-/// The user of an account elsewhere.
+/// Whether an admin of the platform has invited somebody of an e-mail, and may still do so.
+pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM user_tokens t JOIN users u ON u.id = t.user_id \
+               WHERE u.email = $1 AND t.kind = 'activate' AND t.password_hash IS NULL \
+               AND t.expires_at > now() AND operator_stands(t.created_by, t.made_by_key))";
+    sqlx::query_scalar(sql).bind(email).fetch_one(db).await
+}
+
+/// Forgets all mailed tokens of a user.
+pub(crate) async fn remove_tokens(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM user_tokens WHERE user_id = $1").bind(id.0).execute(db).await?;
+    Ok(())
+}
+
+/// The user of an account elsewhere. User and account stay as they are for the rest of the
+/// transaction.
 pub(crate) async fn by_identity(
     db: impl PgExecutor<'_>,
     provider: &str,
     subject: &str,
 ) -> sqlx::Result<Option<User>> {
     let sql = "SELECT u.* FROM users u JOIN identities i ON i.user_id = u.id \
-               WHERE i.provider = $1 AND i.subject = $2";
+               WHERE i.provider = $1 AND i.subject = $2 FOR SHARE";
     sqlx::query_as(sql).bind(provider).bind(subject).fetch_optional(db).await
 }
 
@@ -234,7 +302,7 @@ pub(crate) async fn add_identity(
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
-pub(crate) async fn identities(db: &PgPool, id: UserId) -> sqlx::Result<Vec<String>> {
+pub(crate) async fn identities(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Vec<String>> {
     let sql = "SELECT provider FROM identities WHERE user_id = $1 ORDER BY provider";
     sqlx::query_scalar(sql).bind(id.0).fetch_all(db).await
 }

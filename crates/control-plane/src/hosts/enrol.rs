@@ -13,6 +13,7 @@ use crate::auth::{hash, random_hex};
 use crate::db;
 use crate::db::host_tokens::{Kind, Token};
 use crate::db::hosts::Cert;
+use crate::db::makers::Maker;
 use crate::error::{Error, Result};
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
@@ -47,16 +48,17 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<ap
     check_tags(&wanted.tags)?;
     let wrong = |_| Error::invalid("team_id", "is no team's id");
     let team = wanted.team_id.map(|id| id.parse::<TeamId>().map_err(wrong)).transpose()?;
+    let mut transaction = app.db.begin().await?;
+    let maker = db::makers::of(&mut transaction, by).await?;
     if let Some(team) = team
-        && !db::teams::exists(&app.db, team).await?
+        && !db::teams::hold(&mut *transaction, team).await?
     {
         return Err(Error::NotFound("team"));
     }
-    let mut transaction = app.db.begin().await?;
     if !db::hosts::insert(&mut transaction, id, team, &name, &wanted.tags).await? {
         return Err(Error::Conflict("a host has this name".to_owned()));
     }
-    let token = give_registration(&mut transaction, id).await?;
+    let token = give_registration(&mut transaction, id, maker).await?;
     let entry = Entry::new(PLATFORM_TEAM, by, "host.create", id).with(json!({ "name": name }));
     db::audit::write(&mut *transaction, &entry).await?;
     transaction.commit().await?;
@@ -66,21 +68,25 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<ap
 /// Returns a token by which a host that is known registers anew, as after its disk was lost.
 pub(crate) async fn invite_again(app: &App, id: HostId, by: By) -> Result<api::HostToken> {
     let mut transaction = app.db.begin().await?;
+    let maker = db::makers::of(&mut transaction, by).await?;
     if !db::hosts::lock(&mut transaction, id).await? {
         return Err(Error::NotFound("host"));
     }
     db::host_tokens::remove(&mut transaction, id, Kind::Registration).await?;
-    let token = give_registration(&mut transaction, id).await?;
+    let token = give_registration(&mut transaction, id, maker).await?;
     let entry = Entry::new(PLATFORM_TEAM, by, "host.reenrol", id);
     db::audit::write(&mut *transaction, &entry).await?;
     transaction.commit().await?;
     invitation(app, id, token).await
 }
 
-async fn give_registration(db: &mut PgConnection, id: HostId) -> Result<String> {
+/// Makes a registration token, which ends with its maker's right to make one.
+async fn give_registration(db: &mut PgConnection, id: HostId, maker: Maker) -> Result<String> {
     let token = random_hex(32);
     let (kind, life) = (Kind::Registration, REGISTRATION.as_secs_f64());
-    db::host_tokens::insert(db, id, kind, &hash(&token), None, life).await?;
+    let hash = hash(&token);
+    db::host_tokens::insert(&mut *db, id, kind, &hash, None, life).await?;
+    db::host_tokens::set_maker(db, &hash, maker).await?;
     Ok(token)
 }
 

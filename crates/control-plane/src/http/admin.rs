@@ -5,7 +5,7 @@ use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Operator;
 use crate::error::{Error, Result};
-use crate::users::admin;
+use crate::users::admin::{self, Eraser};
 use crate::{db, teams};
 use axum::Json;
 use axum::extract::State;
@@ -84,7 +84,7 @@ pub(crate) async fn erase(
     Operator(by): Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
-    admin::erase(&app, by, user_id(&id)?).await?;
+    admin::erase(&app, Eraser::Operator(by), user_id(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -2,6 +2,7 @@
 
 use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
+use crate::auth::origin::Transport;
 use crate::auth::session::{self, TOKEN};
 use crate::auth::{SignedIn, Stranger, hash};
 use crate::error::{Error, Result};
@@ -15,11 +16,8 @@ use serde::Deserialize;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
+use types::SessionId;
 use utoipa::IntoParams;
-
-/// Cookie that binds a sign-in elsewhere to the browser that began it.
-const STATE: &str = "wrenn-oauth";
-const STATE_AGE: u32 = 600;
 
 fn origin(stranger: Stranger, headers: &HeaderMap, program: bool) -> Origin {
     let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("");
@@ -27,7 +25,12 @@ fn origin(stranger: Stranger, headers: &HeaderMap, program: bool) -> Origin {
 }
 
 /// Answers one who came in: with the token, for a program, else with a cookie.
-async fn entered(app: &App, entered: Entered, program: bool) -> Result<Response> {
+async fn entered(
+    app: &App,
+    transport: Transport,
+    entered: Entered,
+    program: bool,
+) -> Result<Response> {
     let person = app.directory.person(&app.db, entered.user.id()).await?;
     let body = api::LoggedIn {
         user_id: entered.user.id().to_string(),
@@ -40,7 +43,7 @@ async fn entered(app: &App, entered: Entered, program: bool) -> Result<Response>
     };
     let mut answer = Json(body).into_response();
     if !program {
-        let cookie = session::cookie(&app.public, Some(&entered.token));
+        let cookie = session::cookie(transport, Some(&entered.token));
         answer.headers_mut().append(SET_COOKIE, cookie);
     }
     Ok(answer)
@@ -73,13 +76,13 @@ pub(crate) async fn sign_up(
 )]
 pub(crate) async fn activate(
     State(app): State<Arc<App>>,
-    stranger: Stranger,
+    (stranger, transport): (Stranger, Transport),
     headers: HeaderMap,
     Body(wanted): Body<api::Activate>,
 ) -> Result<Response> {
     let program = wanted.program;
     let came = users::activate(&app, origin(stranger, &headers, program), wanted).await?;
-    entered(&app, came, program).await
+    entered(&app, transport, came, program).await
 }
 
 /// Sign in with an e-mail and a password.
@@ -95,13 +98,13 @@ pub(crate) async fn activate(
 )]
 pub(crate) async fn log_in(
     State(app): State<Arc<App>>,
-    stranger: Stranger,
+    (stranger, transport): (Stranger, Transport),
     headers: HeaderMap,
     Body(wanted): Body<api::LogIn>,
 ) -> Result<Response> {
     let program = wanted.program;
     let came = users::log_in(&app, origin(stranger, &headers, program), wanted).await?;
-    entered(&app, came, program).await
+    entered(&app, transport, came, program).await
 }
 
 /// End the session that asks.
@@ -110,10 +113,14 @@ pub(crate) async fn log_in(
     post, path = "/v1/auth/logout", tag = "auth", security(("user" = [])),
     responses((status = 204), (status = "4XX", body = api::ErrorBody))
 )]
-pub(crate) async fn log_out(State(app): State<Arc<App>>, who: SignedIn) -> Result<Response> {
+pub(crate) async fn log_out(
+    State(app): State<Arc<App>>,
+    who: SignedIn,
+    transport: Transport,
+) -> Result<Response> {
     users::log_out(&app, who).await?;
     let mut answer = StatusCode::NO_CONTENT.into_response();
-    answer.headers_mut().append(SET_COOKIE, session::cookie(&app.public, None));
+    answer.headers_mut().append(SET_COOKIE, session::cookie(transport, None));
     Ok(answer)
 }
 
@@ -126,10 +133,11 @@ pub(crate) async fn log_out(State(app): State<Arc<App>>, who: SignedIn) -> Resul
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
     who: SignedIn,
+    transport: Transport,
     headers: HeaderMap,
 ) -> Result<Json<api::UserToken>> {
     let bearer = session::bearer(&headers).filter(|token| token.starts_with(session::PREFIX));
-    let token = bearer.or_else(|| session::from_cookie(&headers));
+    let token = bearer.or_else(|| session::from_cookie(&headers, transport));
     let token = token.ok_or_else(|| {
         Error::invalid("authorization", "must be a session: a token makes no further tokens")
     })?;
@@ -181,23 +189,15 @@ pub(crate) async fn providers(State(app): State<Arc<App>>) -> Json<api::Provider
     Json(api::Providers { signup, providers: providers.collect() })
 }
 
-fn state_cookie(app: &App, name: &str, state: Option<&str>) -> HeaderValue {
-    let (age, state) = (state.map_or(0, |_| STATE_AGE), state.unwrap_or(""));
-    let secure = if app.accounts.url.starts_with("https") { "; Secure" } else { "" };
-    let path = format!("/v1/auth/oauth/{name}");
-    let text =
-        format!("{STATE}={state}; Path={path}; Max-Age={age}; HttpOnly; SameSite=Lax{secure}");
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
-}
-
 /// Sends a browser on to a provider, with the cookie that it is to come back with.
 pub(super) async fn begin(
     app: &App,
+    transport: Transport,
     name: &str,
-    adds: Option<types::UserId>,
+    adds: Option<SignedIn>,
 ) -> Result<(String, HeaderValue)> {
     let (url, state) = oauth::begin(app, name, adds).await?;
-    Ok((url, state_cookie(app, name, Some(&state))))
+    Ok((url, session::state_cookie(transport, Some(&state))))
 }
 
 /// Sign in with GitHub or an OpenID Connect provider: for browsers, which are sent there.
@@ -209,9 +209,10 @@ pub(super) async fn begin(
 )]
 pub(crate) async fn oauth(
     State(app): State<Arc<App>>,
+    transport: Transport,
     Path(name): Path<String>,
 ) -> Result<Response> {
-    let (url, cookie) = begin(&app, &name, None).await?;
+    let (url, cookie) = begin(&app, transport, &name, None).await?;
     let url = HeaderValue::from_str(&url).map_err(|e| Error::Internal(e.into()))?;
     Ok((StatusCode::SEE_OTHER, [(LOCATION, url), (SET_COOKIE, cookie)]).into_response())
 }
@@ -234,14 +235,13 @@ pub(crate) struct Callback {
 )]
 pub(crate) async fn callback(
     State(app): State<Arc<App>>,
-    stranger: Stranger,
+    (stranger, transport): (Stranger, Transport),
     headers: HeaderMap,
     Path(name): Path<String>,
     Query(came): Query<Callback>,
 ) -> Result<Response> {
     let state = came.state.unwrap_or_default();
-    let mut cookies = session::cookies(&headers);
-    let bound = cookies.find(|(name, _)| *name == STATE).map_or("", |(_, value)| value);
+    let bound = session::state_from_cookie(&headers, transport).unwrap_or("");
     if state.is_empty() || !bool::from(bound.as_bytes().ct_eq(state.as_bytes())) {
         return Err(Error::InvalidToken("the sign-in's state"));
     }
@@ -250,10 +250,16 @@ pub(crate) async fn callback(
         let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
         return Err(Error::SignInFailed(format!("the provider refused: {why}")));
     };
-    let came = oauth::end(&app, origin(stranger, &headers, false), &name, &state, code).await?;
-    let session = session::cookie(&app.public, Some(&came.token));
+    let shown = match session::from_cookie(&headers, transport) {
+        Some(token) => app.directory.session(&app.db, &hash(token)).await?,
+        None => None,
+    };
+    let shown = shown.map(|session| SessionId(session.id));
+    let origin = origin(stranger, &headers, false);
+    let came = oauth::end(&app, origin, &name, (&state, code), shown).await?;
+    let session = session::cookie(transport, Some(&came.token));
     let mut answer = (StatusCode::SEE_OTHER, [(LOCATION, "/")]).into_response();
     answer.headers_mut().append(SET_COOKIE, session);
-    answer.headers_mut().append(SET_COOKIE, state_cookie(&app, &name, None));
+    answer.headers_mut().append(SET_COOKIE, session::state_cookie(transport, None));
     Ok(answer)
 }

@@ -3,6 +3,7 @@
 use super::auth::begin;
 use super::extract::{Json as Body, Path};
 use crate::app::App;
+use crate::auth::origin::Transport;
 use crate::auth::{SignedIn, session};
 use crate::db;
 use crate::error::{Error, Result};
@@ -24,15 +25,22 @@ use types::SessionId;
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
     who: SignedIn,
+    transport: Transport,
     headers: HeaderMap,
 ) -> Result<Json<api::Me>> {
-    shown(&app, who, &headers).await
+    shown(&app, who, transport, &headers).await
 }
 
-async fn shown(app: &App, who: SignedIn, headers: &HeaderMap) -> Result<Json<api::Me>> {
+async fn shown(
+    app: &App,
+    who: SignedIn,
+    transport: Transport,
+    headers: &HeaderMap,
+) -> Result<Json<api::Me>> {
     let user = users::me(app, who).await?;
     let providers = db::users::identities(&app.db, who.user).await?;
-    let in_cookie = session::bearer(headers).is_none().then(|| session::from_cookie(headers));
+    let by_cookie = session::bearer(headers).is_none();
+    let in_cookie = by_cookie.then(|| session::from_cookie(headers, transport));
     Ok(Json(api::Me {
         id: user.id().to_string(),
         email: user.email,
@@ -54,11 +62,12 @@ async fn shown(app: &App, who: SignedIn, headers: &HeaderMap) -> Result<Json<api
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
     who: SignedIn,
+    transport: Transport,
     headers: HeaderMap,
     Body(wanted): Body<api::ChangeMe>,
 ) -> Result<Json<api::Me>> {
     users::change(&app, who, wanted).await?;
-    shown(&app, who, &headers).await
+    shown(&app, who, transport, &headers).await
 }
 
 /// Erase the user: teams of theirs alone, which must be empty, sessions and keys end, and the
@@ -74,15 +83,16 @@ pub(crate) async fn change(
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     who: SignedIn,
+    transport: Transport,
     Body(wanted): Body<api::DeleteMe>,
 ) -> Result<Response> {
     let user = users::me(&app, who).await?;
     if wanted.confirmation.trim().to_lowercase() != user.email {
         return Err(Error::invalid("confirmation", "must be your e-mail"));
     }
-    admin::erase(&app, who.by, who.user).await?;
+    admin::erase(&app, admin::Eraser::Themselves(who), who.user).await?;
     let mut answer = StatusCode::NO_CONTENT.into_response();
-    answer.headers_mut().append(SET_COOKIE, session::cookie(&app.public, None));
+    answer.headers_mut().append(SET_COOKIE, session::cookie(transport, None));
     Ok(answer)
 }
 
@@ -156,7 +166,8 @@ pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Re
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Add an account elsewhere to sign in with: the answer says where the browser is to go.
+/// Add an account elsewhere to sign in with, from a browser that is signed in: the answer says where
+/// it is to go, and it must come back in the session that asked.
 #[utoipa::path(
     operation_id = "add_provider",
     post, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),
@@ -166,9 +177,15 @@ pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Re
 pub(crate) async fn add_provider(
     State(app): State<Arc<App>>,
     who: SignedIn,
+    transport: Transport,
+    headers: HeaderMap,
     Path(name): Path<String>,
 ) -> Result<Response> {
-    let (auth_url, cookie) = begin(&app, &name, Some(who.user)).await?;
+    if session::bearer(&headers).is_some() {
+        let message = "must be left out: a browser adds a provider, by its session's cookie";
+        return Err(Error::invalid("authorization", message));
+    }
+    let (auth_url, cookie) = begin(&app, transport, &name, Some(who)).await?;
     Ok(([(SET_COOKIE, cookie)], Json(api::AuthUrl { auth_url })).into_response())
 }
 

@@ -6,6 +6,7 @@ use super::routes::Route;
 use super::signed::Signed;
 use super::target::Target;
 use crate::auth::Caller;
+use crate::auth::origin::Transport;
 use crate::auth::policy::{Action, Resource};
 use crate::auth::session;
 use crate::error::Error;
@@ -29,6 +30,7 @@ pub(crate) struct Presented<'a> {
     headers: &'a HeaderMap,
     path: &'a str,
     signed: Option<Signed>,
+    transport: Transport,
     /// The token of a preview link.
     pub link: Option<String>,
 }
@@ -49,15 +51,15 @@ impl<'a> Presented<'a> {
     pub(crate) fn new(
         method: &Method,
         headers: &'a HeaderMap,
-        path: &'a str,
-        query: &'a str,
+        (path, query): (&'a str, &'a str),
+        transport: Transport,
     ) -> Self {
         let link = match query.contains(preview::FIELD) {
             true => preview::from_link(&format!("?{query}")).map(|(token, _)| token),
             false => None,
         };
         let signed = Signed::of(method, path, query);
-        Self { headers, path, signed, link }
+        Self { headers, path, signed, link, transport }
     }
 
     /// The key, if it can be one.
@@ -89,7 +91,7 @@ impl<'a> Presented<'a> {
             if public || self.holds_token(target, route) {
                 return Ok(Admitted::Guest);
             }
-            let cookies = preview::from_cookies(self.headers);
+            let cookies = preview::from_cookies(self.headers, self.transport);
             let good = |token: &&str| {
                 let checked = preview::check(&route.traffic_token, target, token, now);
                 matches!(checked, Checked::Good(_))
@@ -218,7 +220,7 @@ mod tests {
         let target = Target { capsule: CapsuleId(uuid::Uuid::nil()), port };
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let headers = map(headers);
-        let presented = Presented::new(&Method::GET, &headers, path, query);
+        let presented = Presented::new(&Method::GET, &headers, (path, query), Transport::Plain);
         let of = |team| Caller::of(TeamId(uuid::Uuid::from_u128(team)));
         let (route, owner) = (route(), key_team.map(of));
         let decided = presented.decide(target, known.then_some(&route), owner.as_ref(), NOW);

@@ -4,11 +4,13 @@
 use super::preview;
 use super::routes::Route;
 use super::target::{SANDBOX_ID, Target};
+use crate::auth::origin::Transport;
 use crate::error::Error;
 use hop::Body;
 use http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION,
+    SET_COOKIE,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use types::CapsuleState;
@@ -137,18 +139,21 @@ pub(crate) fn preflight() -> Response<Body> {
 }
 
 /// Sends a browser to the same place without the link's token, which a cookie takes the place of.
-pub(crate) fn enter(place: &str, token: &str, seconds: i64, secure: bool) -> Response<Body> {
+pub(crate) fn enter(
+    place: &str,
+    token: &str,
+    seconds: i64,
+    transport: Transport,
+) -> Response<Body> {
     let mut answer = Response::new(Body::empty());
     *answer.status_mut() = StatusCode::SEE_OTHER;
     let headers = answer.headers_mut();
     // A path that begins with two slashes would name another host.
     let place = format!("/{}", place.trim_start_matches('/'));
-    let cookie = preview::cookie(token, seconds, secure);
-    for (name, value) in [(LOCATION, &place), (http::header::SET_COOKIE, &cookie)] {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(name, value);
-        }
+    if let Ok(place) = HeaderValue::from_str(&place) {
+        headers.insert(LOCATION, place);
     }
+    headers.insert(SET_COOKIE, preview::cookie(token, seconds, transport));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
@@ -240,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_link_never_leads_to_another_host() {
-        let answer = enter("//evil.example/x?y", "1.x", 5, true);
+        let answer = enter("//evil.example/x?y", "1.x", 5, Transport::Tls);
         assert_eq!(answer.headers()[LOCATION], "/evil.example/x?y");
         let cookie = answer.headers()[http::header::SET_COOKIE].to_str().unwrap();
         assert!(cookie.starts_with("__Host-wrenn-preview=1.x; ") && cookie.contains("; Secure"));

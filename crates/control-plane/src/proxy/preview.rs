@@ -3,6 +3,8 @@
 //! another port or capsule. The link's first use becomes a cookie of that host name alone.
 
 use super::target::Target;
+use crate::auth::origin::Transport;
+use crate::auth::session;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -69,24 +71,19 @@ pub(crate) fn from_link(path: &str) -> Option<(String, String)> {
     Some((token?, rest))
 }
 
-/// The tokens in a request's cookies.
-pub(crate) fn from_cookies(headers: &HeaderMap) -> Vec<&str> {
-    let all = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-    all.flat_map(|value| value.split(';')).filter_map(ours).collect()
-}
-
-fn ours(cookie: &str) -> Option<&str> {
-    let (name, value) = cookie.trim().split_once('=')?;
-    COOKIES.contains(&name).then_some(value)
+/// The tokens in a request's cookies of the one name that counts.
+pub(crate) fn from_cookies(headers: &HeaderMap, transport: Transport) -> Vec<&str> {
+    let ours = session::cookies(headers).filter(|(name, _)| *name == transport.name(COOKIES));
+    ours.map(|(_, value)| value).collect()
 }
 
 /// What is in every name of ours.
 const OURS: &str = "wrenn-";
 
-/// Whether a cookie is the platform's: a link's, or a session's.
+/// Whether a cookie is the platform's: a link's, a session's or a sign-in's.
 fn is_ours(cookie: &str) -> bool {
     let name = cookie.split_once('=').map_or("", |(name, _)| name.trim());
-    ours(cookie).is_some() || crate::auth::session::is_ours(name)
+    COOKIES.contains(&name) || session::is_ours(name)
 }
 
 /// Takes our cookies out of a request and leaves the rest as it is.
@@ -115,9 +112,8 @@ pub(crate) fn strip_cookies(headers: &mut HeaderMap) {
 }
 
 /// The cookie that a link becomes.
-pub(crate) fn cookie(token: &str, seconds: i64, secure: bool) -> String {
-    let (name, mark) = if secure { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
-    format!("{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{mark}")
+pub(crate) fn cookie(token: &str, seconds: i64, transport: Transport) -> HeaderValue {
+    transport.cookie(COOKIES, Some(token), seconds.unsigned_abs())
 }
 
 /// Keeps what a guest sets to its own host name: with a domain, a cookie would reach the names
@@ -199,7 +195,8 @@ mod tests {
     fn our_cookies_are_read_and_taken_off_alone() {
         let mut headers =
             cookies(&["a=1; wrenn-preview=x; b=2", "__Host-wrenn-preview=y", "c=wrenn-preview"]);
-        assert_eq!(from_cookies(&headers), ["x", "y"]);
+        assert_eq!(from_cookies(&headers, Transport::Plain), ["x"]);
+        assert_eq!(from_cookies(&headers, Transport::Tls), ["y"]);
         strip_cookies(&mut headers);
         assert_eq!(headers, cookies(&["a=1; b=2", "c=wrenn-preview"]));
         let mut alone = cookies(&["wrenn-preview=x"]);

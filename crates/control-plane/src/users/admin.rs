@@ -4,6 +4,8 @@
 use super::{check_email, give_token, mail, note};
 use crate::app::App;
 use crate::audit::By;
+use crate::auth::SignedIn;
+use crate::auth::standing::{stand_operator, stand_user};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::users::{Purpose, User};
@@ -20,26 +22,24 @@ pub(crate) async fn invite(app: &App, by: By, wanted: api::InviteUser) -> Result
     let name = name.unwrap_or_else(|| email.split('@').next().unwrap_or("").to_owned());
     app.mailer.check()?;
     let mut tx = app.db.begin().await?;
-    let id = UserId::new();
-    if db::users::insert(&mut *tx, id, &email, &name, None).await? {
-        note(&mut tx, by, "user.invite", id, json!({ "email": email })).await?;
+    let maker = stand_operator(&mut tx, by).await?;
+    let entered = db::users::insert(&mut tx, &email, &name).await?;
+    let (user, new) = entered.ok_or(Error::NotFound("user"))?;
+    if new {
+        note(&mut tx, by, "user.invite", user.id(), json!({ "email": email })).await?;
     }
-    let user = db::users::by_email(&mut *tx, &email).await?.ok_or(Error::NotFound("user"))?;
     if user.status != "inactive" {
         return Err(Error::Conflict("there is a user of this e-mail".to_owned()));
     }
-    let token = give_token(&mut tx, user.id(), Purpose::Activate).await?;
+    let token = give_token(&mut tx, &user, Purpose::Activate, maker, None).await?;
     tx.commit().await?;
     mail::send(app, &email, mail::activation(&token)).await?;
     Ok(user)
 }
 
-/// Checks that somebody else is an admin, and holds that until the transaction ends.
+/// Checks that somebody else is an admin. The caller holds the lock of admins, and the user.
 async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
-    db::users::lock_admins(tx).await?;
-    // Read again, now that nobody else changes it.
-    let now = db::users::find(&mut *tx, user.id()).await?;
-    let is_one = now.is_some_and(|user| user.is_admin && user.is_active());
+    let is_one = user.is_admin && user.is_active();
     if is_one && db::users::other_admins(tx, user.id()).await? == 0 {
         return Err(Error::LastAdmin(user.id()));
     }
@@ -49,7 +49,8 @@ async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
 /// Makes a user an admin or not, or lets them in or not.
 pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUser) -> Result<User> {
     let mut tx = app.db.begin().await?;
-    let user = db::users::find(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
+    stand_operator(&mut tx, by).await?;
+    let mut user = db::users::lock(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
     if let Some(admin) = wanted.admin {
         if !admin {
             not_last(&mut tx, &user).await?;
@@ -57,6 +58,7 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
             return Err(Error::Conflict("the user is not active".to_owned()));
         }
         db::users::set_admin(&mut *tx, id, admin).await?;
+        user.is_admin = admin;
         note(&mut tx, by, "user.set_admin", id, json!({ "admin": admin })).await?;
     }
     match wanted.status.as_deref() {
@@ -64,8 +66,12 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
         Some("disabled") => {
             not_last(&mut tx, &user).await?;
             db::users::set_status(&mut *tx, id, "disabled").await?;
+            // Keys, invitations and tokens for others go by the user's status when they are used.
             db::sessions::remove_all(&mut *tx, id, None).await?;
-            note(&mut tx, by, "user.disable", id, json!({})).await?;
+            db::users::remove_tokens(&mut *tx, id).await?;
+            let ended = db::makers::disable_channels(&mut tx, None, id).await?;
+            let what = json!({ "channels_disabled": ended });
+            note(&mut tx, by, "user.disable", id, what).await?;
         }
         Some("active") if user.status == "inactive" => {
             let message = "the user has not activated the account";
@@ -83,20 +89,36 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
     Ok(user)
 }
 
+/// Who has a user erased.
+pub(crate) enum Eraser {
+    Themselves(SignedIn),
+    Operator(By),
+}
+
 /// Erases a user: their teams, which must be empty and theirs alone, their keys and sessions end,
 /// and the audit log forgets who they were.
-pub(crate) async fn erase(app: &App, by: By, id: UserId) -> Result<()> {
+pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    let user = db::users::find(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
+    db::users::lock_admins(&mut tx).await?;
+    let (by, user) = match by {
+        Eraser::Themselves(who) => (who.by, stand_user(&mut tx, who).await?),
+        Eraser::Operator(by) => {
+            stand_operator(&mut tx, by).await?;
+            let user = db::users::lock(&mut *tx, id).await?;
+            (by, user.ok_or(Error::NotFound("user"))?)
+        }
+    };
     not_last(&mut tx, &user).await?;
-    for (team, others) in db::teams::owned(&mut tx, id).await? {
+    // Nobody makes them the owner of another meanwhile, who would have to hold the user.
+    for team in db::teams::owned(&mut tx, id).await? {
         db::teams::lock(&mut tx, team).await?;
-        if others > 0 {
+        if db::teams::others(&mut tx, team, id).await? > 0 {
             return Err(Error::OwnsTeam(team));
         }
         teams::end(&mut tx, team, by).await?;
     }
     db::keys::revoke_of(&mut *tx, None, Some(id)).await?;
+    db::makers::end_of_user(&mut tx, None, id).await?;
     note(&mut tx, by, "user.erase", id, json!({})).await?;
     db::audit::anonymise(&mut *tx, &id.to_string(), &user.email).await?;
     db::users::remove(&mut *tx, id).await?;

@@ -1,13 +1,16 @@
 //! Sign-in elsewhere: GitHub, or any provider of OpenID Connect, by the code flow with PKCE. The
-//! state is good once and bound to the browser by a cookie. An account of the same e-mail is never
-//! taken over: its owner adds the provider after signing in.
+//! state is good once and bound to the browser by a cookie, and, where a provider is added, to the
+//! session that asked for it. An account of the same e-mail is never taken over: its owner adds the
+//! provider after signing in.
 
-use super::{Entered, Origin, SignUp, check_email, note, open};
+use super::{Entered, Origin, check_email, note, open};
 use crate::app::App;
 use crate::audit::By;
+use crate::auth::standing::stand_user;
 use crate::auth::{SignedIn, hash, random_hex};
 use crate::db;
 use crate::db::sessions::SignIn;
+use crate::db::users::User;
 use crate::error::{Error, Result};
 use anyhow::Context;
 use jsonwebtoken::jwk::JwkSet;
@@ -23,11 +26,14 @@ use oauth2::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgConnection;
 use std::time::Duration;
-use types::UserId;
+use types::{SessionId, UserId};
 
 /// How long somebody may take to sign in there.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Why a provider is not added by another browser, or after a sign-out.
+const OTHER_SESSION: &str = "the provider is added in the session that asked for it alone";
 /// Name of GitHub among the providers.
 const GITHUB: &str = "github";
 /// By which tokens may be signed.
@@ -242,8 +248,13 @@ fn failed(error: &anyhow::Error) -> Error {
     Error::SignInFailed("the provider's sign-in failed; see the control plane's log".to_owned())
 }
 
-/// Begins a sign-in. Returns where the browser is to go, and the state that its cookie is to have.
-pub(crate) async fn begin(app: &App, name: &str, adds: Option<UserId>) -> Result<(String, String)> {
+/// Begins a sign-in, or has a session's user add the provider. Returns where the browser is to go,
+/// and the state that its cookie is to have.
+pub(crate) async fn begin(
+    app: &App,
+    name: &str,
+    adds: Option<SignedIn>,
+) -> Result<(String, String)> {
     let provider = provider(app, name)?;
     let at = provider.endpoints(&app.http).await.map_err(|e| failed(&e))?;
     let client = provider.client(&at, redirect(app, name)).map_err(|e| failed(&e))?;
@@ -263,9 +274,15 @@ pub(crate) async fn begin(app: &App, name: &str, adds: Option<UserId>) -> Result
         provider: name.to_owned(),
         verifier: verifier.secret().clone(),
         nonce,
-        user_id: adds.map(|user| user.0),
+        user_id: adds.map(|who| who.user.0),
+        session_id: adds.map(|who| who.session.0),
     };
-    db::sessions::begin(&app.db, &hash(&state), &sign_in, PATIENCE.as_secs_f64()).await?;
+    let begun = db::sessions::begin(&app.db, &hash(&state), &sign_in, PATIENCE.as_secs_f64()).await;
+    begun.map_err(|error| match error.as_database_error() {
+        // The session has ended meanwhile.
+        Some(error) if error.is_foreign_key_violation() => Error::Unauthenticated,
+        _ => error.into(),
+    })?;
     Ok((url.to_string(), state))
 }
 
@@ -274,18 +291,26 @@ fn redirect(app: &App, name: &str) -> String {
 }
 
 /// Ends a sign-in: the browser has come back with a code and the state that its cookie has.
+/// `shown` is the session of its other cookie, in which alone a provider is added.
 pub(crate) async fn end(
     app: &App,
     origin: Origin,
     name: &str,
-    state: &str,
-    code: String,
+    (state, code): (&str, String),
+    shown: Option<SessionId>,
 ) -> Result<Entered> {
     let provider = provider(app, name)?;
     let sign_in = db::sessions::take(&app.db, &hash(state)).await?;
     let sign_in = sign_in.filter(|sign_in| sign_in.provider == name);
     let sign_in = sign_in.ok_or(Error::InvalidToken("the sign-in's state"))?;
-    let adds = sign_in.user_id.map(UserId);
+    let adds = match (sign_in.user_id, sign_in.session_id) {
+        (None, _) => None,
+        (Some(user), Some(session)) if shown == Some(SessionId(session)) => {
+            let (user, session) = (UserId(user), SessionId(session));
+            Some(SignedIn { user, session, by: origin.by.user(user) })
+        }
+        (Some(_), _) => return Err(Error::SignInFailed(OTHER_SESSION.to_owned())),
+    };
     let asked = async {
         let at = provider.endpoints(&app.http).await?;
         let client = provider.client(&at, redirect(app, name))?;
@@ -302,90 +327,101 @@ pub(crate) async fn end(
     enter(app, origin, name, identity, adds).await
 }
 
+fn refusal(why: &str) -> Error {
+    Error::SignInFailed(why.to_owned())
+}
+
 /// The account of an identity: the one that has it, the one that adds it, or a new one.
 async fn enter(
     app: &App,
     origin: Origin,
     name: &str,
     identity: Identity,
-    adds: Option<UserId>,
+    adds: Option<SignedIn>,
 ) -> Result<Entered> {
-    let refuse = |why: &str| Err(Error::SignInFailed(why.to_owned()));
     let mut tx = app.db.begin().await?;
+    // Who adds it is locked first, as everywhere.
+    let adder = match adds {
+        Some(who) => Some(stand_user(&mut tx, who).await?),
+        None => None,
+    };
     let known = db::users::by_identity(&mut *tx, name, &identity.subject).await?;
-    let user = match (known, adds) {
-        (Some(user), Some(adds)) if user.id() != adds => {
-            return refuse("that account there belongs to another user");
+    let user = match (known, adder) {
+        (Some(user), Some(adder)) if user.id != adder.id => {
+            return Err(refusal("that account there belongs to another user"));
         }
         (Some(user), _) => user,
-        (None, Some(adds)) => {
-            if !db::users::add_identity(&mut *tx, adds, name, &identity.subject).await? {
-                return refuse("you have an account of that provider already");
+        (None, Some(adder)) => {
+            let id = adder.id();
+            if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
+                return Err(refusal("you have an account of that provider already"));
             }
-            let by = origin.by.user(adds);
-            note(&mut tx, by, "user.add_provider", adds, json!({ "provider": name })).await?;
-            db::users::find(&mut *tx, adds).await?.ok_or(Error::Unauthenticated)?
+            let by = origin.by.user(id);
+            note(&mut tx, by, "user.add_provider", id, json!({ "provider": name })).await?;
+            adder
         }
-        (None, None) => {
-            let email = identity.email.as_deref().map(check_email).transpose()?;
-            let Some(email) = email else {
-                return refuse("the provider vouches for no e-mail of yours");
-            };
-            let known = db::users::by_email(&mut *tx, &email).await?;
-            let invited = known.is_some() || db::teams::is_invited(&mut *tx, &email).await?;
-            let welcome = match app.accounts.sign_up {
-                SignUp::Open => true,
-                SignUp::Invited => invited,
-                SignUp::Off => known.is_some(),
-            };
-            if !welcome {
-                return refuse("this platform takes new users by invitation");
-            }
-            let name_there = crate::teams::check_title("name", &identity.name);
-            let called = name_there.unwrap_or_else(|_| email.clone());
-            // One that was invited and has no password yet is who is meant.
-            let id = match &known {
-                Some(user) if user.status == "inactive" && user.password_hash.is_none() => {
-                    user.id()
-                }
-                Some(_) => {
-                    return refuse(
-                        "there is an account of this e-mail; sign in to it and add the provider",
-                    );
-                }
-                None => {
-                    let id = UserId::new();
-                    db::users::insert(&mut *tx, id, &email, &called, None).await?;
-                    id
-                }
-            };
-            db::users::add_identity(&mut *tx, id, name, &identity.subject).await?;
-            super::settle(&mut tx, id, &called, origin.by.user(id)).await?;
-            db::users::find(&mut *tx, id).await?.ok_or(Error::Unauthenticated)?
-        }
+        (None, None) => come(app, &mut tx, origin.by, name, &identity).await?,
     };
-    if !user.is_active() {
-        return refuse("the account is not active");
-    }
-    let entered = open(&mut tx, user, &origin).await?;
+    let entered = open(&mut tx, &user, &origin).await?;
+    let entered = entered.ok_or_else(|| refusal("the account is not active"))?;
     tx.commit().await?;
     Ok(entered)
 }
 
+/// Makes the account of who comes for the first time, or makes one active that waits for its
+/// owner: the provider vouches for the e-mail, as a mailed code does.
+async fn come(
+    app: &App,
+    tx: &mut PgConnection,
+    by: By,
+    name: &str,
+    identity: &Identity,
+) -> Result<User> {
+    let email = identity.email.as_deref().map(check_email).transpose()?;
+    let email = email.ok_or_else(|| refusal("the provider vouches for no e-mail of yours"))?;
+    db::users::lock_admins(&mut *tx).await?;
+    let known = db::users::lock_by_email(&mut *tx, &email).await?;
+    if known.as_ref().is_some_and(|user| user.status != "inactive") {
+        return Err(refusal(
+            "there is an account of this e-mail; sign in to it and add the provider",
+        ));
+    }
+    if !super::welcome(app, tx, &email).await? {
+        return Err(refusal("this platform takes new users by invitation"));
+    }
+    let name_there = crate::teams::check_title("name", &identity.name);
+    let called = name_there.unwrap_or_else(|_| email.clone());
+    let user = match known {
+        Some(user) => user,
+        None => {
+            let entered = db::users::insert(&mut *tx, &email, &called).await?;
+            let entered = entered.filter(|(user, _)| user.status == "inactive");
+            entered.ok_or_else(|| refusal("there is an account of this e-mail; try again"))?.0
+        }
+    };
+    let id = user.id();
+    if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
+        return Err(refusal("that account there belongs to another user"));
+    }
+    // Whoever signed up with the e-mail may have been a stranger.
+    db::users::set_name(&mut *tx, id, &called).await?;
+    super::settle(tx, id, &called, by.user(id)).await?;
+    db::users::find(&mut *tx, id).await?.ok_or(Error::Unauthenticated)
+}
+
 /// Takes a provider from an account that can be reached otherwise.
 pub(crate) async fn remove(app: &App, who: SignedIn, name: &str) -> Result<()> {
-    let user = super::me(app, who).await?;
-    let known = db::users::identities(&app.db, who.user).await?;
+    let mut tx = app.db.begin().await?;
+    let user = stand_user(&mut tx, who).await?;
+    let known = db::users::identities(&mut *tx, who.user).await?;
     if user.password_hash.is_none() && known.len() < 2 {
         let message = "it is the only way into the account; set a password first";
         return Err(Error::Conflict(message.to_owned()));
     }
-    let mut tx = app.db.begin().await?;
     if !db::users::remove_identity(&mut *tx, who.user, name).await? {
         return Err(Error::NotFound("provider"));
     }
-    let by: By = who.by;
-    note(&mut tx, by, "user.remove_provider", who.user, json!({ "provider": name })).await?;
+    note(&mut tx, who.by, "user.remove_provider", who.user, json!({ "provider": name })).await?;
     tx.commit().await?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! How often somebody may fail to sign in, or have mail sent: by account and by address, shared by
-//! all replicas through the database. Attempts of one account are one after the other, so that
+//! How often somebody may fail to sign in, or have mail sent: by account and by network, shared by
+//! all replicas through the database. An IPv6 network is a /64, which any client has. Attempts of one account are one after the other, so that
 //! many at once do not all count as the first.
 
 use crate::app::App;
@@ -9,11 +9,12 @@ use crate::db;
 use crate::error::{Error, Result};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
+use types::{ClientNetwork, TeamId};
 
-/// Failures that are nothing yet: of an account, and of an address, behind which there may be many.
+/// Failures that are nothing yet: of an account, and of a network, behind which there may be many.
 const FREE_ACCOUNT: i32 = 5;
 const FREE_ADDRESS: i32 = 50;
-/// Mails that an account, or an address, has sent at once.
+/// Mails that are sent at once to an e-mail.
 const FREE_MAILS: i32 = 5;
 /// The longest wait, and after how long without a failure all are forgotten, in seconds.
 const WAIT_MAX: u64 = 900;
@@ -28,12 +29,16 @@ fn wait(failures: i32, free: i32) -> Duration {
     }
 }
 
-/// What failures are counted by.
-fn subjects(by: By, email: &str) -> [([u8; 32], i32); 2] {
-    let address = by.from.map(|ip| ip.to_string()).unwrap_or_default();
+/// The network that a request comes from, as one client.
+fn network(by: By) -> String {
+    by.from.map(|ip| ClientNetwork::from(ip).to_string()).unwrap_or_default()
+}
+
+/// What failures are counted by: an account's e-mail or another subject, and the network.
+fn subjects(by: By, subject: &str) -> [([u8; 32], i32); 2] {
     [
-        (hash(&format!("account:{email}")), FREE_ACCOUNT),
-        (hash(&format!("address:{address}")), FREE_ADDRESS),
+        (hash(&format!("account:{subject}")), FREE_ACCOUNT),
+        (hash(&format!("address:{}", network(by))), FREE_ADDRESS),
     ]
 }
 
@@ -47,41 +52,71 @@ async fn check(app: &App, what: &'static str, subject: &[u8], free: i32) -> Resu
 }
 
 /// Lets an attempt begin, or says how long to wait. Held until it is over.
-pub(super) async fn turn(app: &App, by: By, email: &str) -> Result<OwnedMutexGuard<()>> {
-    let turn = app.accounts.turns.of(&hash(email)).lock_owned().await;
-    for (subject, free) in subjects(by, email) {
+pub(super) async fn turn(app: &App, by: By, subject: &str) -> Result<OwnedMutexGuard<()>> {
+    let turn = app.accounts.turns.of(&hash(subject)).lock_owned().await;
+    for (subject, free) in subjects(by, subject) {
         check(app, "failures to sign in", &subject, free).await?;
     }
     Ok(turn)
 }
 
-pub(super) async fn failed(app: &App, by: By, email: &str) -> Result<()> {
-    for (subject, _) in subjects(by, email) {
+pub(super) async fn failed(app: &App, by: By, subject: &str) -> Result<()> {
+    for (subject, _) in subjects(by, subject) {
         db::sessions::failed(&app.db, &subject, FORGOTTEN).await?;
     }
     Ok(())
 }
 
-/// Forgets the failures of an account whose owner came in; those of the address stay.
-pub(super) async fn forgive(app: &App, email: &str) -> Result<()> {
-    Ok(db::sessions::forgive(&app.db, &hash(&format!("account:{email}"))).await?)
+/// Forgets the failures of an account whose owner came in; those of the network stay.
+pub(super) async fn forgive(app: &App, subject: &str) -> Result<()> {
+    Ok(db::sessions::forgive(&app.db, &hash(&format!("account:{subject}"))).await?)
 }
 
-/// Counts a mail to somebody; the same whether there is an account or not.
-pub(crate) async fn mail_to(app: &App, email: &str) -> Result<()> {
-    count(app, &hash(&format!("mail:{email}")), FREE_MAILS).await
+/// Counts a mail that a stranger has sent, by their network.
+async fn strangers_mail(app: &App, by: By) -> Result<()> {
+    told(app, &hash(&format!("mails:{}", network(by))), FREE_ADDRESS).await
 }
 
-/// Counts a mail that a stranger has sent.
-pub(super) async fn mail(app: &App, by: By, email: &str) -> Result<()> {
-    let address = by.from.map(|ip| ip.to_string()).unwrap_or_default();
-    count(app, &hash(&format!("mails:{address}")), FREE_ADDRESS).await?;
-    mail_to(app, email).await
+/// Counts a mail to who signs up; the same whether there is an account or not. Each network has a
+/// share of an e-mail's mails of its own, so that nobody uses up another's.
+pub(super) async fn sign_up_mail(app: &App, by: By, email: &str) -> Result<()> {
+    strangers_mail(app, by).await?;
+    told(app, &hash(&format!("sign-up:{}:{email}", network(by))), FREE_MAILS).await?;
+    told(app, &hash(&format!("sign-up:{email}")), FREE_ADDRESS).await
 }
 
-async fn count(app: &App, subject: &[u8; 32], free: i32) -> Result<()> {
+/// Counts a mail by which a password is reset; the same whether there is an account or not. False
+/// when there were so many of late that none is sent. The last of them is then less than
+/// `WAIT_MAX` old, and its code is good for longer, so nobody can keep the owner from one.
+pub(super) async fn reset_mail(app: &App, by: By, email: &str) -> Result<bool> {
+    strangers_mail(app, by).await?;
+    count(app, &hash(&format!("reset:{email}")), FREE_MAILS).await
+}
+
+/// Forgets the mails by which a password was to be reset, of which none is good any more.
+pub(super) async fn forgive_reset(app: &App, email: &str) -> Result<()> {
+    Ok(db::sessions::forgive(&app.db, &hash(&format!("reset:{email}"))).await?)
+}
+
+/// Counts an invitation by mail, by the team and by who invites.
+pub(crate) async fn invitation(app: &App, team: TeamId, by: By, email: &str) -> Result<()> {
+    told(app, &hash(&format!("inviter:{}", by.actor.id())), FREE_ADDRESS).await?;
+    told(app, &hash(&format!("invitation:{team}:{email}")), FREE_MAILS).await
+}
+
+/// Counts a mail, or says how long to wait.
+async fn told(app: &App, subject: &[u8; 32], free: i32) -> Result<()> {
+    if count(app, subject, free).await? {
+        return Ok(());
+    }
     check(app, "mails", subject, free).await?;
-    Ok(db::sessions::failed(&app.db, subject, FORGOTTEN).await?)
+    // The wait has ended since.
+    Err(Error::TooManyRequests("mails", Duration::ZERO))
+}
+
+async fn count(app: &App, subject: &[u8; 32], free: i32) -> Result<bool> {
+    let longest = Duration::from_secs(WAIT_MAX).as_secs_f64();
+    Ok(db::sessions::count(&app.db, subject, free, longest, FORGOTTEN).await?)
 }
 
 #[cfg(test)]

@@ -1,0 +1,91 @@
+//! What a caller may do, read again in the transaction of a change. A request was admitted by what
+//! was true a moment ago; whoever takes that right away either waits here or was first.
+//!
+//! Every transaction takes its locks in this order: the lock of admins, users by their ids, the
+//! team, members, keys, and then the rest.
+
+use super::policy::{Action, Grants, Resource};
+use super::{Caller, SignedIn};
+use crate::audit::{Actor, By};
+use crate::db;
+use crate::db::makers::Maker;
+use crate::db::users::User;
+use crate::error::{Error, Result};
+use sqlx::PgConnection;
+use types::{PLATFORM_TEAM, UserId};
+
+/// A caller whose rights hold until the transaction ends.
+pub(crate) struct Standing {
+    pub maker: Maker,
+    pub grants: Grants,
+    /// The key that they call with.
+    pub key: Option<db::keys::Row>,
+    /// Whether they may do what concerns the whole platform.
+    pub operator: bool,
+}
+
+/// Locks the caller's team, and checks that the caller may still do something there.
+pub(crate) async fn stand(
+    tx: &mut PgConnection,
+    caller: Caller,
+    action: Action,
+) -> Result<Standing> {
+    let maker = db::makers::of(tx, caller.by).await?;
+    let person = hold_maker(tx, maker).await?;
+    if !db::teams::lock(tx, caller.team).await? {
+        return Err(Error::NotFound("team"));
+    }
+    let key = match caller.key() {
+        Some(id) => Some(db::keys::hold(&mut *tx, id).await?.ok_or(Error::Unauthenticated)?),
+        None => None,
+    };
+    let admin = person.as_ref().is_none_or(|person| person.is_admin);
+    let operator = admin && key.as_ref().map_or(person.is_some(), |key| key.operator);
+    let mut grants = caller.grants;
+    if caller.team == PLATFORM_TEAM {
+        // Nobody is a member of it.
+        if !operator && caller.by.actor != Actor::System {
+            return Err(Error::Forbidden("platform"));
+        }
+    } else if let Some(person) = &person {
+        let gone = if key.is_some() { Error::Unauthenticated } else { Error::NotFound("team") };
+        let role = db::teams::role(tx, caller.team, person.id()).await?.ok_or(gone)?;
+        grants = role.grants();
+        if let Some(key) = &key {
+            grants = grants.and(key.grants());
+        }
+    }
+    Caller { grants, ..caller }.may(action, Resource::Team)?;
+    Ok(Standing { maker, grants, key, operator })
+}
+
+/// Holds the user whose rights something depends on, who must be active.
+async fn hold_maker(tx: &mut PgConnection, maker: Maker) -> Result<Option<User>> {
+    let Some(id) = maker.user else { return Ok(None) };
+    let user = db::users::hold(tx, UserId(id)).await?.filter(User::is_active);
+    user.map(Some).ok_or(Error::Unauthenticated)
+}
+
+/// Takes the lock of admins, and checks that an operator still is one.
+pub(crate) async fn stand_operator(tx: &mut PgConnection, by: By) -> Result<Maker> {
+    db::users::lock_admins(tx).await?;
+    let maker = db::makers::of(tx, by).await?;
+    hold_maker(tx, maker).await?;
+    if let Some(key) = maker.key {
+        db::keys::hold(&mut *tx, types::ApiKeyId(key)).await?.ok_or(Error::Unauthenticated)?;
+    }
+    match db::makers::operator_stands(tx, maker).await? {
+        true => Ok(maker),
+        false => Err(Error::Forbidden("platform")),
+    }
+}
+
+/// Locks a user who has signed in, and checks that they are active and that the session stands.
+pub(crate) async fn stand_user(tx: &mut PgConnection, who: SignedIn) -> Result<User> {
+    let user = db::users::lock(&mut *tx, who.user).await?.filter(User::is_active);
+    let user = user.ok_or(Error::Unauthenticated)?;
+    match db::sessions::hold(tx, who.user, who.session).await? {
+        true => Ok(user),
+        false => Err(Error::Unauthenticated),
+    }
+}

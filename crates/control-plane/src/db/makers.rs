@@ -1,0 +1,95 @@
+//! Who makes what lets others in, and how it ends with them.
+
+use crate::audit::{Actor, By};
+use sqlx::{PgConnection, PgExecutor};
+use types::{ApiKeyId, TeamId, UserId};
+use uuid::Uuid;
+
+/// The maker of a key, an invitation, a channel or a token. Neither is the platform itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Maker {
+    /// The user, or who made the key.
+    pub user: Option<Uuid>,
+    pub key: Option<Uuid>,
+}
+
+/// Returns the maker that an actor is.
+pub(crate) async fn of(db: &mut PgConnection, by: By) -> sqlx::Result<Maker> {
+    match by.actor {
+        Actor::User(id) => Ok(Maker { user: Some(id.0), key: None }),
+        Actor::Key(id) => {
+            let user = super::keys::creator(db, id).await?.map(|user| user.0);
+            Ok(Maker { user, key: Some(id.0) })
+        }
+        Actor::Host(_) | Actor::System | Actor::Nobody => Ok(Maker::default()),
+    }
+}
+
+/// Number of things that ended with their maker's right to have them.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub(crate) struct Ended {
+    pub keys_revoked: u64,
+    pub invitations_deleted: u64,
+    pub channels_disabled: u64,
+}
+
+/// Deletes the invitations that a user made, and disables the channels that they set: of one team,
+/// or of all when none is given. A channel is the team's, so another admin may enable it again.
+pub(crate) async fn end_of_user(
+    db: &mut PgConnection,
+    team: Option<TeamId>,
+    user: UserId,
+) -> sqlx::Result<Ended> {
+    let sql =
+        "DELETE FROM invitations WHERE invited_by = $2 AND ($1::uuid IS NULL OR team_id = $1)";
+    let deleted = sqlx::query(sql).bind(team.map(|t| t.0)).bind(user.0).execute(&mut *db).await?;
+    Ok(Ended {
+        keys_revoked: 0,
+        invitations_deleted: deleted.rows_affected(),
+        channels_disabled: disable_channels(db, team, user).await?,
+    })
+}
+
+/// Disables the channels that a user set, of one team or of all; returns how many.
+pub(crate) async fn disable_channels(
+    db: &mut PgConnection,
+    team: Option<TeamId>,
+    user: UserId,
+) -> sqlx::Result<u64> {
+    let sql = "UPDATE channels SET enabled = false, updated_at = now() WHERE created_by = $2 \
+               AND enabled AND ($1::uuid IS NULL OR team_id = $1)";
+    let disable = sqlx::query(sql).bind(team.map(|t| t.0)).bind(user.0);
+    Ok(disable.execute(db).await?.rows_affected())
+}
+
+/// Revokes a key and every key that was made with it, deletes their invitations and disables their
+/// channels. Returns the hashes of the keys. The caller holds the team, so that no key is made
+/// meanwhile.
+pub(crate) async fn end_of_key(
+    db: &mut PgConnection,
+    key: ApiKeyId,
+) -> sqlx::Result<(Vec<Vec<u8>>, Ended)> {
+    let sql = "WITH RECURSIVE family (id) AS (SELECT $1::uuid UNION \
+               SELECT k.id FROM api_keys k JOIN family f ON k.made_by_key = f.id) \
+               UPDATE api_keys SET revoked_at = now() WHERE id IN (SELECT id FROM family) \
+               AND revoked_at IS NULL RETURNING id, key_hash";
+    let revoked: Vec<(Uuid, Vec<u8>)> = sqlx::query_as(sql).bind(key.0).fetch_all(&mut *db).await?;
+    let (ids, hashes): (Vec<Uuid>, Vec<Vec<u8>>) = revoked.into_iter().unzip();
+    let sql = "DELETE FROM invitations WHERE made_by_key = ANY($1)";
+    let deleted = sqlx::query(sql).bind(&ids).execute(&mut *db).await?;
+    let sql = "UPDATE channels SET enabled = false, updated_at = now() \
+               WHERE made_by_key = ANY($1) AND enabled";
+    let disabled = sqlx::query(sql).bind(&ids).execute(&mut *db).await?;
+    let ended = Ended {
+        keys_revoked: ids.len() as u64,
+        invitations_deleted: deleted.rows_affected(),
+        channels_disabled: disabled.rows_affected(),
+    };
+    Ok((hashes, ended))
+}
+
+/// Whether who made something for the whole platform may still do so.
+pub(crate) async fn operator_stands(db: impl PgExecutor<'_>, maker: Maker) -> sqlx::Result<bool> {
+    let sql = "SELECT operator_stands($1, $2)";
+    sqlx::query_scalar(sql).bind(maker.user).bind(maker.key).fetch_one(db).await
+}
