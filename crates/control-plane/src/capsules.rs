@@ -16,7 +16,7 @@ mod quota;
 pub(crate) use begin::{Begin, begin};
 pub(crate) use figures::{Figures, figures};
 pub(crate) use fork::fork;
-pub(crate) use keep::{Wanted, awake, detached, pause, resume, settled, why};
+pub(crate) use keep::{Wanted, awake, caught_up, detached, may_lag, pause, resume, settled, why};
 pub(crate) use life::{end, extend, ping, set as set_life};
 pub(crate) use once::Once;
 pub(crate) use quota::Quota;

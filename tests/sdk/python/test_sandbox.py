@@ -158,6 +158,14 @@ def test_one_whose_time_is_over_is_paused_and_wakes(create):
     assert info.lifecycle["on_timeout"] == "pause" and info.lifecycle["auto_resume"]
 
 
+def test_one_that_is_connected_to_while_it_is_paused_goes_on(create):
+    one = create(lifecycle={"on_timeout": "pause"})
+    one.files.write("kept", "yes")
+    one.set_timeout(0)
+    until(lambda: not one.is_running())
+    assert one.connect().files.read("kept") == "yes"
+
+
 @new
 def test_one_that_does_not_wake_by_itself_says_so(create):
     one = create(lifecycle={"on_timeout": {"action": "pause", "mode": "filesystem"}})

@@ -13,6 +13,7 @@ use crate::scheduler::Ask;
 use protocol::host::{PauseCapsuleRequest, ResumeCapsuleRequest};
 use std::future::Future;
 use std::time::Duration;
+use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
 /// Between two looks at a capsule that is changing.
@@ -42,6 +43,28 @@ pub(crate) async fn settled(app: &App, caller: Caller, id: CapsuleId) -> Result<
         tokio::time::sleep(LOOK).await;
     }
     Err(Error::HostUnavailable)
+}
+
+/// Reports whether a capsule's host may have paused or ended it by itself, at the end of its time
+/// or after idleness, while its row still says `running`.
+pub(crate) fn may_lag(row: &Capsule) -> bool {
+    let over = row.ends_at.is_some_and(|end| end <= OffsetDateTime::now_utc());
+    row.state() == CapsuleState::Running && (over || row.timeout_sec > 0)
+}
+
+/// Has the row of a capsule that may lag follow its host, and reads it again. The host answers once
+/// a pause that is under way has ended.
+pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Result<Capsule> {
+    if !may_lag(&capsule) {
+        return Ok(capsule);
+    }
+    let id = capsule.id();
+    // One that has ended is no error here: the row says so next.
+    let _ = life::ping(app, caller, id).await;
+    if let Some(host) = capsule.host_id {
+        crate::reconcile::run(app, HostId(host)).await;
+    }
+    settled(app, caller, id).await
 }
 
 fn busy() -> Error {
@@ -111,6 +134,7 @@ pub(crate) async fn resume(
 ) -> Result<Capsule> {
     life::check_timeout(wanted.timeout)?;
     let capsule = settled(app, caller, id).await?;
+    let capsule = Box::pin(caught_up(app, caller, capsule)).await?;
     let before = capsule.state();
     if before == CapsuleState::Running {
         return Ok(capsule);

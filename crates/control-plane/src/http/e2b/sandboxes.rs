@@ -102,20 +102,28 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Answers when the sandbox runs. Of one that does, the end moves only away.
+/// Answers when the sandbox runs. Of one that does, the end moves only away. Its host may have
+/// begun to pause it at its end, which the extension waits for, and then it is resumed.
 pub(super) async fn connect(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
     Body(wanted): Body<Connect>,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
-    let capsule = settled(&app, caller, &id).await?;
-    if capsule.state() != CapsuleState::Running {
-        return bring_back(&app, caller, &capsule, &wanted, TIMEOUT).await;
+    let mut capsule = settled(&app, caller, &id).await?;
+    if capsule.state() == CapsuleState::Running {
+        let timeout = wanted.timeout.unwrap_or(TIMEOUT);
+        let lags = capsules::may_lag(&capsule);
+        let extended = capsules::extend(&app, caller, capsule.clone(), timeout).await;
+        if lags {
+            capsule = super::known(capsules::caught_up(&app, caller, capsule).await?)?;
+        }
+        if capsule.state() == CapsuleState::Running {
+            let capsule = extended?;
+            return Ok((StatusCode::OK, Json(Sandbox::new(capsule, app.public.authority()))));
+        }
     }
-    let timeout = wanted.timeout.unwrap_or(TIMEOUT);
-    let capsule = capsules::extend(&app, caller, capsule, timeout).await?;
-    Ok((StatusCode::OK, Json(Sandbox::new(capsule, app.public.authority()))))
+    bring_back(&app, caller, &capsule, &wanted, TIMEOUT).await
 }
 
 /// Resumes a sandbox, for so many seconds when nothing is said.
