@@ -30,7 +30,7 @@ async fn a_sandbox_is_a_capsule_and_has_what_the_sdks_read() {
     assert_eq!(made["envdVersion"], "0.6.13");
     assert_eq!(made["domain"], "sandbox.test:8443");
     for secret in ["envdAccessToken", "trafficAccessToken"] {
-        assert_eq!(made[secret].as_str().unwrap().len(), 64, "{made}");
+        assert!(made[secret].as_str().unwrap().len() >= 64, "{made}");
     }
     let id = id(&made);
     // Who may look may not do what the token lets do.
@@ -429,6 +429,22 @@ async fn api_is_reached_with_the_headers_that_lead_to_envd() {
     assert_eq!(health.status(), 204);
     let metrics = to_envd(&client, Method::GET, &made, "/metrics", true);
     assert!(client.send(metrics).await.expect(200)["mem_total"].is_number());
+    // Once they have connected, those SDKs send the token alone.
+    let nobody = platform.client_with("");
+    let token = made["envdAccessToken"].as_str().unwrap();
+    let by_token = |path: &str, token: &str| {
+        nobody.request(Method::GET, path).header("x-access-token", token).send()
+    };
+    assert_eq!(by_token("/health", token).await.unwrap().status(), 204);
+    let wrong = by_token("/envs", &token.replace("cl-", "cl-1")).await.unwrap();
+    assert_eq!(wrong.status(), 404, "no token of a capsule's: the API has no such route");
+    let forged = format!("{}-{}", id(&made), "0".repeat(64));
+    let forged = all_of(nobody.request(Method::GET, "/envs").header("x-access-token", &forged));
+    let unknown = format!("cl-{}-{}", "0".repeat(25), "0".repeat(64));
+    let unknown = all_of(nobody.request(Method::GET, "/envs").header("x-access-token", &unknown));
+    let (forged, unknown) = (forged.await, unknown.await);
+    assert_eq!((forged.0, unknown.0), (502, 404), "{} {}", forged.2, unknown.2);
+    assert!(forged.2.contains("The sandbox was not found"), "{}", forged.2);
     // A program has paths of its own.
     let guest = Upstream::echo();
     let asked = client.request(Method::GET, "/sandboxes/x").header("e2b-sandbox-id", id(&made));
@@ -501,5 +517,26 @@ async fn limit_on_capsules_is_refused_with_e2bs_text_on_its_routes_alone() {
     let ours = client.post("/v1/capsules", &json!({})).await;
     assert!(!ours.body.to_string().contains(text), "{}", ours.body);
     ours.refuses(429, "limit_reached", "1 of 1 capsules are in use");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn connect_right_after_the_end_resumes_what_the_host_has_paused() {
+    let (platform, client) = platform().await;
+    let nobody = platform.client_with("");
+    let rounds = (0..12).map(async |_| {
+        let made = create(&client, &json!({ "timeout": 60, "autoPause": true })).await;
+        let path = |what: &str| format!("/sandboxes/{}{what}", id(&made));
+        let health = async || {
+            let asked = to_envd(&nobody, Method::GET, &made, "/health", true).send();
+            asked.await.unwrap().status().as_u16()
+        };
+        client.post(&path("/timeout"), &json!({ "timeout": 0 })).await.expect(204);
+        // As soon as the host lets nobody in, though no row says so yet.
+        while health().await == 204 {}
+        client.post(&path("/connect"), &json!({ "timeout": 60 })).await.expect(201);
+        assert_eq!(health().await, 204);
+    });
+    futures::future::join_all(rounds).await;
     platform.finish();
 }

@@ -10,7 +10,7 @@ mod signed;
 mod target;
 
 pub(crate) use routes::{Routes, keep_true};
-pub(crate) use target::{Domains, Target};
+pub(crate) use target::{Domains, Target, new_envd_token};
 
 use crate::app::App;
 use crate::audit::{Actor, By, Noted};

@@ -10,6 +10,7 @@ use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
+use crate::proxy::new_envd_token;
 use crate::scheduler::Ask;
 use protocol::host::CreateCapsuleRequest;
 use serde_json::json;
@@ -55,8 +56,9 @@ pub(crate) struct Begin {
 pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
     let now = OffsetDateTime::now_utc();
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let id = CapsuleId::new();
     let row = Capsule {
-        id: CapsuleId::new().0,
+        id: id.0,
         team_id: caller.team.0,
         host_id: None,
         template_id: wanted.template_id,
@@ -71,7 +73,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         ends_at: None,
         on_timeout: wanted.on_timeout.clone(),
         auto_resume: wanted.auto_resume,
-        envd_token: random_hex(32),
+        envd_token: new_envd_token(id),
         traffic_token: random_hex(32),
         created_by_key: caller.key().map(|key| key.0),
         public_ports: wanted.public_ports.clone(),

@@ -3,11 +3,14 @@
 //!
 //! Some of E2B's SDKs (Python 2.7 to 2.26) also send the two headers to the API. A request for the
 //! API therefore goes there before the headers are read: by its host name `api.{domain}`, or, where
-//! the headers name envd's port, by a path that is E2B's API and none of envd's.
+//! the headers name envd's port, by a path that is E2B's API and none of envd's. The same SDKs (to
+//! 2.25) send envd no header but its token, once they have connected. The token therefore names its
+//! capsule.
 
+use crate::auth::random_hex;
 use crate::http::e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
-use protocol::ENVD_PORT;
+use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use types::CapsuleId;
 
 /// Header that names a capsule on a plain host, and the one beside it.
@@ -116,11 +119,33 @@ fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or(""));
     let envd = |port: &str| port.parse() == Ok(ENVD_PORT);
     match (text(SANDBOX_ID), text(SANDBOX_PORT)) {
-        (None, _) => Addressee::Api,
+        (None, _) => by_token(headers, path),
         (Some(_), Some(port)) if envd(port) && e2b::serves(path) => Addressee::Api,
         (Some(id), Some(port)) => target(port, id),
         (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
     }
+}
+
+/// Makes a capsule's envd token, which begins with the capsule's id.
+pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
+    format!("{capsule}-{}", random_hex(32))
+}
+
+/// By envd's token, at a path of envd's. Tokens from before they named their capsule lead nowhere.
+fn by_token(headers: &HeaderMap, path: &str) -> Addressee {
+    let token = headers.get(ACCESS_TOKEN).and_then(|token| token.to_str().ok());
+    let named = token.and_then(|token| token.rsplit_once('-')?.0.parse().ok());
+    match named {
+        Some(capsule) if is_envds(path) => Addressee::Capsule(Target { capsule, port: ENVD_PORT }),
+        Some(_) | None => Addressee::Api,
+    }
+}
+
+/// Reports whether SDKs ask envd at a path.
+fn is_envds(path: &str) -> bool {
+    matches!(path, "/files" | "/health" | "/metrics" | "/envs")
+        || path.starts_with("/process.Process/")
+        || path.starts_with("/filesystem.Filesystem/")
 }
 
 fn target(port: &str, id: &str) -> Addressee {
@@ -284,6 +309,28 @@ mod tests {
         }
         let bad = [("e2b-sandbox-id", "i1"), ("e2b-sandbox-port", "49983")];
         assert_eq!(request("/sandboxes/i1/connect", &bad), Addressee::Api);
+    }
+
+    #[test]
+    fn envd_token_names_its_capsule_where_nothing_else_does() {
+        let capsule = CapsuleId::new();
+        let token = new_envd_token(capsule);
+        assert_eq!(token.len(), capsule.to_string().len() + 1 + 64);
+        let wanted = Addressee::Capsule(Target { capsule, port: ENVD_PORT });
+        let asked = |path: &str, token: &str| request(path, &[("x-access-token", token)]);
+        for path in ["/files?path=x", "/health", "/metrics", "/envs", "/process.Process/Start"] {
+            assert_eq!(asked(path, &token), wanted, "{path}");
+            for other in ["", "x", "-", "cl-0-1", &"f".repeat(64)] {
+                assert_eq!(asked(path, other), Addressee::Api, "{path} {other}");
+            }
+        }
+        for path in ["/", "/v1/capsules", "/sandboxes", "/init", "/files/x", "/version"] {
+            assert_eq!(asked(path, &token), Addressee::Api, "{path}");
+        }
+        let other = CapsuleId::new();
+        let named = format!("80-{other}.x");
+        let both = request("/files", &[("host", &named), ("x-access-token", &token)]);
+        assert_eq!(both, Addressee::Capsule(Target { capsule: other, port: 80 }));
     }
 
     #[test]
