@@ -115,7 +115,10 @@ impl Manager {
     async fn look_at_all(&self, watched: Arc<Mutex<Watched>>) {
         let running: Vec<(CapsuleId, Arc<dyn Machine>)> = {
             let capsules = self.lock();
-            let runs = capsules.iter().filter(|(_, capsule)| capsule.state == State::Running);
+            // A guest that waits for room stands still by right, and would take another's place.
+            let runs = capsules
+                .iter()
+                .filter(|(_, capsule)| capsule.state == State::Running && !capsule.usage.waits);
             runs.filter_map(|(id, c)| Some((*id, Arc::clone(&c.running.as_ref()?.0)))).collect()
         };
         let look = move || {
