@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use std::any::Any;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,6 +22,12 @@ const LINGER: Duration = Duration::from_secs(5);
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Something that lives as long as a body does, as a count of requests under way.
 pub type Held = Box<dyn Any + Send>;
+/// Ends an exchange early: it completes when the exchange may no longer go on. Its output is the
+/// last data of the body, or the error that the body breaks off with.
+pub type Until = Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
+
+/// Frames of a body that never waits, between two looks at its [`Until`].
+const LOOK: u8 = 32;
 
 /// A body of a request or an answer.
 #[derive(Default)]
@@ -28,6 +35,9 @@ pub struct Body {
     kind: Kind,
     held: Option<Held>,
     busy: Option<Busy>,
+    until: Option<Until>,
+    /// Frames since the last look at `until`.
+    frames: u8,
     /// Of a request that is served: what reads the rest of it.
     lingers: Option<Tasks>,
 }
@@ -82,6 +92,32 @@ impl Body {
         self
     }
 
+    /// Ends the body when `until` completes, unless it has ended before.
+    #[must_use]
+    pub fn until(mut self, until: Until) -> Self {
+        use http_body::Body as _;
+        self.until = (!self.is_end_stream()).then_some(until);
+        self
+    }
+
+    /// Looks whether the body must end now; if so, returns its last frame. A body that waits is
+    /// looked at each time, one that does not every [`LOOK`] frames.
+    fn ended(&mut self, cx: &mut Context<'_>, waits: bool) -> Option<Last> {
+        let until = self.until.as_mut()?;
+        self.frames += 1;
+        if !waits && self.frames < LOOK {
+            return None;
+        }
+        self.frames = 0;
+        let Poll::Ready(last) = until.as_mut().poll(cx) else { return None };
+        // With the kind goes the connection that the body comes by.
+        (self.kind, self.until) = (Kind::Empty, None);
+        Some(match last {
+            Ok(bytes) if bytes.is_empty() => None,
+            last => Some(last.map(Frame::data)),
+        })
+    }
+
     /// Keeps the request under way likewise.
     pub(crate) fn answering(mut self, busy: Busy) -> Self {
         self.busy = Some(busy);
@@ -89,9 +125,12 @@ impl Body {
     }
 }
 
+/// The last frame of a body that ends early; none when it ends without one.
+type Last = Option<Result<Frame<Bytes>, BoxError>>;
+
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, held: None, busy: None, lingers: None }
+        Self { kind, held: None, busy: None, until: None, frames: 0, lingers: None }
     }
 }
 
@@ -153,7 +192,9 @@ impl http_body::Body for Body {
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         };
         if let Poll::Ready(None) = frame {
-            (self.held, self.busy, self.lingers) = (None, None, None);
+            (self.held, self.busy, self.lingers, self.until) = (None, None, None, None);
+        } else if let Some(last) = self.ended(cx, frame.is_pending()) {
+            return Poll::Ready(last);
         }
         frame
     }
@@ -176,5 +217,62 @@ impl http_body::Body for Body {
             Kind::Exchange(body) => body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+    use http_body_util::StreamBody;
+    use tokio::sync::oneshot;
+
+    type Data = Result<Frame<Bytes>, BoxError>;
+
+    fn data(text: &'static str) -> Data {
+        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+    }
+
+    /// A body that waits after its first frame, and what ends it.
+    fn waiting() -> (Body, oneshot::Sender<Result<Bytes, BoxError>>) {
+        let (end, ended) = oneshot::channel();
+        let frames = futures::stream::iter([data("a")]).chain(futures::stream::pending::<Data>());
+        let until = async { ended.await.unwrap_or_else(|_| Err("left".into())) };
+        (Body::boxed(StreamBody::new(frames)).until(Box::pin(until)), end)
+    }
+
+    #[tokio::test]
+    async fn until_ends_a_body_that_waits_with_last_data_or_an_error() {
+        let (mut body, end) = waiting();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        end.send(Ok(Bytes::from_static(b"z"))).unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "z");
+        assert!(body.frame().await.is_none());
+        let (mut body, end) = waiting();
+        body.frame().await.unwrap().unwrap();
+        end.send(Err("over".into())).unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap_err().to_string(), "over");
+        assert!(body.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn until_ends_a_body_that_never_waits() {
+        let frames = futures::stream::repeat_with(|| data("a"));
+        let until = Box::pin(async { Ok(Bytes::new()) });
+        let mut body = Body::boxed(StreamBody::new(frames)).until(until);
+        let mut count = 0;
+        while let Some(frame) = body.frame().await {
+            frame.unwrap();
+            count += 1;
+            assert!(count < usize::from(LOOK), "the body went on");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_complete_is_not_ended_early() {
+        let until = Box::pin(async { Err("over".into()) });
+        let mut body = Body::from(Bytes::from_static(b"all")).until(until);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "all");
+        assert!(body.frame().await.is_none());
     }
 }

@@ -1,12 +1,13 @@
 //! Passes one request on and its answer back: what concerns one hop is taken off and put on
 //! anew, a switch of protocols becomes a tunnel.
 
-use crate::body::{Body, Held};
+use crate::body::{Body, Held, Until};
 use crate::headers;
 use crate::line::Switched;
 use crate::pool::{Dial, Error, Failed, Pool};
 use crate::tunnel::tunnel;
 use daemon::Tasks;
+use futures::future::OptionFuture;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -15,6 +16,9 @@ use hyper_util::rt::TokioIo;
 pub struct Outgoing {
     /// What is sent; it may be changed, but for what [`headers`] owns.
     pub request: Request<Body>,
+    /// Ends the whole exchange when it completes: the wait for an answer, the answer's body, and
+    /// the tunnel that follows a switch of protocols.
+    pub until: Option<Until>,
     switch: Option<(HeaderValue, OnUpgrade)>,
 }
 
@@ -35,7 +39,7 @@ impl Outgoing {
             headers::set_upgrade(request.headers_mut(), protocol.clone());
         }
         request.extensions_mut().clear();
-        Self { request, switch }
+        Self { request, until: None, switch }
     }
 
     /// Whether it asks for a switch of protocols.
@@ -56,34 +60,54 @@ impl Outgoing {
         held: impl FnOnce() -> Option<Held>,
         tasks: &Tasks,
     ) -> Result<Response<Body>, (Error, Option<Self>)> {
-        let Self { request, switch } = self;
-        let sent = match pool.send(to, request).await {
+        let Self { request, mut until, switch } = self;
+        let sent = match &mut until {
+            None => pool.send(to, request).await,
+            Some(end) => tokio::select! {
+                biased;
+                sent = pool.send(to, request) => sent,
+                _ = end => return Err((Error::Ended, None)),
+            },
+        };
+        let sent = match sent {
             Ok(sent) => sent,
             Err(Failed { error, request }) => {
-                return Err((error, request.map(|request| Self { request, switch })));
+                return Err((error, request.map(|request| Self { request, until, switch })));
             }
         };
         let mut answer = sent.answer;
         let protocol = headers::upgrade(answer.headers());
         headers::strip(answer.headers_mut());
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(match held() {
-                Some(held) => answer.map(|body| body.holding(held)),
-                None => answer,
-            });
+            return Ok(answer.map(|mut body| {
+                if let Some(held) = held() {
+                    body = body.holding(held);
+                }
+                if let Some(until) = until {
+                    body = body.until(until);
+                }
+                body
+            }));
         }
         let (Some((_, client)), Some(protocol), Some(guest)) = (switch, protocol, sent.switched)
         else {
             return Err((Error::Unasked, None));
         };
         headers::set_upgrade(answer.headers_mut(), protocol);
-        join(client, guest, held(), tasks);
+        join(client, guest, until, held(), tasks);
         Ok(answer)
     }
 }
 
-/// Joins a client, once it is told that the protocol was switched, with a connection.
-pub fn join(client: OnUpgrade, mut other: Switched, held: Option<Held>, tasks: &Tasks) {
+/// Joins a client, once it is told that the protocol was switched, with a connection. The tunnel
+/// ends when `until` completes.
+pub fn join(
+    client: OnUpgrade,
+    mut other: Switched,
+    until: Option<Until>,
+    held: Option<Held>,
+    tasks: &Tasks,
+) {
     let stopping = tasks.stop_signal().wait();
     tasks.spawn(async move {
         // Fails when the client left before it was told.
@@ -94,6 +118,7 @@ pub fn join(client: OnUpgrade, mut other: Switched, held: Option<Held>, tasks: &
             // How it ended, both sides see for themselves.
             _ = tunnel(&mut client, &mut other.stream, other.read) => {}
             () = stopping => {}
+            Some(_) = OptionFuture::from(until) => {}
         }
         drop(held);
     });

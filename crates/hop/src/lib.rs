@@ -15,7 +15,7 @@ mod timed;
 mod tracker;
 mod tunnel;
 
-pub use body::{Body, BoxError, Held};
+pub use body::{Body, BoxError, Held, Until};
 pub use forward::{Outgoing, join};
 pub use line::{Stream, Switched};
 pub use pool::{Dial, Error, Failed, Pool, Sent};

@@ -49,6 +49,8 @@ pub enum Error {
     Garbage(#[source] hyper::Error),
     #[error("the protocol was switched without being asked to")]
     Unasked,
+    #[error("whoever asked may no longer ask")]
+    Ended,
     /// The request's own body failed: whoever sends it has left.
     #[error("the request broke off")]
     Request(#[source] hyper::Error),

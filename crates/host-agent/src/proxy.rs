@@ -51,7 +51,8 @@ pub(crate) async fn connect(
     };
     match guest.pool().dial(&port).await.map_err(Error::Dial) {
         Ok(stream) => {
-            hop::join(hyper::upgrade::on(&mut request), stream, Some(Box::new(place)), tasks);
+            let client = hyper::upgrade::on(&mut request);
+            hop::join(client, stream, None, Some(Box::new(place)), tasks);
             let mut answer = refuse(StatusCode::SWITCHING_PROTOCOLS, None);
             headers::set_upgrade(answer.headers_mut(), protocol);
             answer
@@ -121,7 +122,7 @@ fn refusal(error: &Error) -> Refusal {
     match error {
         Error::Dial(_) if is_refused(error) => Refusal::PortClosed,
         Error::Dial(_) => Refusal::Unreachable,
-        Error::Closed(_) | Error::Request(_) => Refusal::Closed,
+        Error::Closed(_) | Error::Request(_) | Error::Ended => Refusal::Closed,
         Error::Silent(_) => Refusal::Silent,
         Error::Garbage(_) | Error::Unasked => Refusal::Garbage,
     }
