@@ -144,6 +144,63 @@ async fn a_key_for_one_template_starts_and_sees_its_capsules_alone() {
     platform.finish();
 }
 
+/// Snapshots are the team's: a key that is confined replaces and removes none, by any route.
+#[tokio::test]
+async fn a_confined_key_changes_no_snapshot_of_its_team() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let owner = platform.client();
+    let id = owner.create(&json!({})).await;
+    let golden = json!({ "capsule_id": id, "name": "golden" });
+    let golden = owner.post("/v1/snapshots", &golden).await.expect(201);
+    let (by_capsule, _) = make(&platform, &owner, json!({ "name": "k", "capsule": id })).await;
+    let (by_template, _) =
+        make(&platform, &owner, json!({ "name": "k", "template": "base" })).await;
+    for key in [&by_capsule, &by_template] {
+        let ours = json!({ "capsule_id": id, "name": "golden", "overwrite": true });
+        key.post("/v1/snapshots", &ours).await.refuses(403, "forbidden", "");
+        let named = json!({ "name": "golden" });
+        let e2bs = key.post(&format!("/sandboxes/{id}/snapshots"), &named).await;
+        assert_eq!((e2bs.status.as_u16(), &e2bs.body["code"]), (403, &json!(403)), "{}", e2bs.body);
+        let unnamed = key.post(&format!("/sandboxes/{id}/snapshots"), &json!({})).await;
+        assert_eq!(unnamed.status.as_u16(), 403);
+        let earlier = json!({ "sandbox_id": id, "name": "golden" });
+        let earlier = key.post("/api/v1/snapshots?overwrite=true", &earlier).await;
+        earlier.refuses(403, "forbidden", "");
+        key.delete("/v1/snapshots/golden").await.refuses(403, "forbidden", "");
+        key.delete("/api/v1/snapshots/golden").await.refuses(403, "forbidden", "");
+        assert_eq!(key.delete("/templates/golden").await.status.as_u16(), 403);
+    }
+    let listed = owner.get("/v1/snapshots").await.expect(200);
+    let ids: Vec<_> = listed["items"].as_array().unwrap().iter().map(|s| &s["id"]).collect();
+    assert_eq!(ids, [&golden["id"]]);
+    // Who may remove it may replace it.
+    owner
+        .post(&format!("/sandboxes/{id}/snapshots"), &json!({ "name": "golden" }))
+        .await
+        .expect(201);
+    assert_ne!(owner.get("/v1/snapshots/golden").await.expect(200)["id"], golden["id"]);
+    platform.finish();
+}
+
+/// A fork is refused to who would not see what it makes, before anything is made.
+#[tokio::test]
+async fn a_key_for_one_capsule_forks_nothing() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let owner = platform.client();
+    let id = owner.create(&json!({})).await;
+    let (key, _) = make(&platform, &owner, json!({ "name": "k", "capsule": id })).await;
+    let fork = json!({ "count": 3 });
+    key.post(&format!("/v1/capsules/{id}/fork"), &fork).await.refuses(403, "forbidden", "confined");
+    assert_eq!(key.post(&format!("/sandboxes/{id}/fork"), &fork).await.status.as_u16(), 403);
+    let listed = owner.get("/v1/capsules").await.expect(200);
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1, "{listed}");
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "SELECT (SELECT count(*) FROM capsules) + (SELECT count(*) FROM snapshots)";
+    let rows: i64 = sqlx::query_scalar(sql).fetch_one(&mut db).await.unwrap();
+    assert_eq!(rows, 1, "nothing was made");
+    platform.finish();
+}
+
 #[tokio::test]
 async fn a_key_to_read_with_reaches_no_port() {
     let platform = Platform::start(Driver::Fake, &[]).await;

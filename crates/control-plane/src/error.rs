@@ -35,6 +35,8 @@ pub enum Error {
     TooLarge(usize),
     #[error("this takes `{0}`, which your role or key does not have")]
     Forbidden(&'static str),
+    #[error("this key is confined to a capsule or a template, and this goes beyond it")]
+    Confined,
     #[error("this is for a user who has signed in, not for a key")]
     UserOnly,
     #[error("you are in no team; make one first")]
@@ -131,9 +133,11 @@ impl Error {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Forbidden(_) | Self::UserOnly | Self::NoTeam | Self::NotOurPage => {
-                StatusCode::FORBIDDEN
-            }
+            Self::Forbidden(_)
+            | Self::Confined
+            | Self::UserOnly
+            | Self::NoTeam
+            | Self::NotOurPage => StatusCode::FORBIDDEN,
             Self::Conflict(_)
             | Self::HostNotEmpty(..)
             | Self::TeamNotEmpty { .. }
@@ -183,7 +187,7 @@ impl Error {
             Self::NotSupported(_) => "not_supported",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
-            Self::Forbidden(_) => "forbidden",
+            Self::Forbidden(_) | Self::Confined => "forbidden",
             Self::UserOnly => "user_only",
             Self::NoTeam => "no_team",
             Self::NotOurPage => "csrf",

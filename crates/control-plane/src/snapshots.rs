@@ -5,6 +5,7 @@ use crate::agent::HostSnapshots;
 use crate::app::App;
 use crate::audit::{By, Entry};
 use crate::auth::Caller;
+use crate::auth::policy::{Action, Only, Resource};
 use crate::capsules::{self, Quota};
 use crate::db;
 use crate::db::capsules::Capsule;
@@ -18,6 +19,15 @@ use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 /// began from.
 const LEFT: Duration = Duration::minutes(30);
 
+/// Checks that a caller may make, replace and remove snapshots. They are the whole team's: a key
+/// that is confined to one capsule or template may not.
+fn check_may(caller: Caller) -> Result<()> {
+    match caller.only == Only::default() {
+        true => caller.may(Action::CapsulesAdmin, Resource::Team),
+        false => Err(Error::Confined),
+    }
+}
+
 /// Takes a snapshot of a capsule, which stays as it is.
 pub(crate) async fn create(
     app: &App,
@@ -26,6 +36,9 @@ pub(crate) async fn create(
 ) -> Result<Snapshot> {
     let wrong = |_| Error::invalid("capsule_id", "is no capsule's id");
     let id: CapsuleId = wanted.capsule_id.parse().map_err(wrong)?;
+    // One that a confined key does not see is not there for it.
+    let capsule = capsules::settled(app, caller, id).await?;
+    check_may(caller)?;
     if let Some(name) = &wanted.name {
         names::check_name("name", name)?;
         if name.parse::<SnapshotId>().is_ok() {
@@ -35,7 +48,6 @@ pub(crate) async fn create(
             return Err(Error::Conflict("a template has this name".to_owned()));
         }
     }
-    let capsule = capsules::settled(app, caller, id).await?;
     if !matches!(capsule.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(capsule.state()));
     }
@@ -147,6 +159,13 @@ async fn complete(app: &App, quota: &Quota, row: Snapshot) -> Result<Snapshot> {
 pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Snapshot> {
     let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
     found.ok_or(Error::NotFound("snapshot"))
+}
+
+/// Removes a snapshot for a caller, by its name or its id.
+pub(crate) async fn delete(app: &App, caller: Caller, name: &str) -> Result<()> {
+    check_may(caller)?;
+    let snapshot = get(app, caller, name).await?;
+    remove(app, &snapshot, caller.by).await
 }
 
 /// Removes a snapshot; capsules that began from it keep what they need.

@@ -2,7 +2,7 @@
 //! does not answer, is not the last.
 
 use super::quota::Quota;
-use super::{How, get, life, network, once, remove, transition};
+use super::{How, life, network, once, remove, transition};
 use crate::agent::Begun;
 use crate::app::App;
 use crate::audit::Entry;
@@ -198,14 +198,11 @@ async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Res
     }
     let moved = transition(app, id, row.generation, CapsuleState::Running, None, caller.by).await?;
     // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
-    // does that removes the machine too.
-    match get(app, caller, id).await {
-        Ok(row) if moved.is_some() || row.state() == CapsuleState::Running => {
-            Ok(Capsule { booted: begun.booted, ..row })
-        }
-        Ok(_) | Err(Error::NotFound(_)) => {
-            Err(Error::Conflict("the capsule was deleted while it started".to_owned()))
-        }
-        Err(error) => Err(error),
+    // does that removes the machine too. Who may have it was decided before it was made.
+    let row = db::capsules::find(&app.db, caller.team, id).await?;
+    let runs = |row: &Capsule| moved.is_some() || row.state() == CapsuleState::Running;
+    match row.filter(runs) {
+        Some(row) => Ok(Capsule { booted: begun.booted, ..row }),
+        None => Err(Error::Conflict("the capsule was deleted while it started".to_owned())),
     }
 }

@@ -47,6 +47,10 @@ pub(crate) async fn fork(
     in_range("count", count, 1, MOST)?;
     life::check_timeout(wanted.timeout)?;
     let source = settled(app, caller, id).await?;
+    // Whoever may see this one alone would not see what is made.
+    if caller.only.capsule.is_some() {
+        return Err(Error::Confined);
+    }
     if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(source.state()));
     }

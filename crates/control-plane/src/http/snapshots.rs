@@ -89,7 +89,6 @@ pub(crate) async fn delete(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<StatusCode> {
-    let snapshot = snapshots::get(&app, caller, &name).await?;
-    snapshots::remove(&app, &snapshot, caller.by).await?;
+    snapshots::delete(&app, caller, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -73,7 +73,6 @@ pub(super) async fn delete(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<StatusCode> {
-    let snapshot = snapshots::get(&app, caller, names::untagged(&name)).await?;
-    snapshots::remove(&app, &snapshot, caller.by).await?;
+    snapshots::delete(&app, caller, names::untagged(&name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
