@@ -37,7 +37,8 @@ const EXPECTED: &str = "
     change POST /v1/capsules, DELETE /v1/capsules/{id}, POST /v1/capsules/{id}/pause,
     change POST /v1/capsules/{id}/resume, POST /v1/capsules/{id}/fork, POST /v1/snapshots,
     change POST /v1/capsules/{id}/timeout, PUT /v1/capsules/{id}/ports/{port},
-    change PUT /v1/capsules/{id}/network,
+    change PUT /v1/capsules/{id}/network, POST /v1/capsules/{id}/traffic-token,
+    change POST /v1/capsules/{id}/links/rotate,
     change DELETE /v1/snapshots/{name}
     team GET /v1/teams/{id}, GET /v1/teams/{id}/members, GET /v1/teams/{id}/limits,
     team GET /v1/api-keys, POST /v1/teams/{id}/leave
@@ -388,6 +389,36 @@ async fn a_key_is_stored_hashed_ends_and_is_revoked_and_no_log_holds_it() {
     let revoke = "UPDATE api_keys SET expires_at = NULL, revoked_at = now()";
     sqlx::query(revoke).execute(&mut db).await.unwrap();
     refused().await;
+    platform.finish();
+}
+
+/// Who may look at a capsule is shown nothing that lets do more, by any route.
+#[tokio::test]
+async fn no_answer_to_a_read_holds_a_token_for_who_may_only_read() {
+    let (platform, team, id, clients) = callers().await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "SELECT traffic_token, envd_token FROM capsules";
+    let tokens: (String, String) = sqlx::query_as(sql).fetch_one(&mut db).await.unwrap();
+    let owner = clients[3].get(&format!("/v1/capsules/{id}/ports/80")).await.expect(200);
+    assert_eq!(owner["traffic_token"], tokens.0);
+    let mut asked = 0;
+    for (route, takes) in expected() {
+        let (method, pattern) = route.split_once(' ').unwrap();
+        if takes != "read" || method != "GET" || pattern.ends_with("/events/stream") {
+            continue;
+        }
+        let path = path(pattern, &id, &team);
+        for reader in [clients[0].in_team(&team), clients[5].clone()] {
+            let text = reader.request(Method::GET, &path).send().await.unwrap().text().await;
+            let text = text.unwrap();
+            for token in [&tokens.0, &tokens.1] {
+                assert!(!text.contains(token), "{route}: {text}");
+            }
+            assert!(!text.contains("traffic_token") && !text.contains("AccessToken"), "{route}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 30);
     platform.finish();
 }
 

@@ -203,6 +203,12 @@ async fn a_port_gets_a_url_is_published_and_forwarded() {
     let (_, link, _) = run(&["url", &id, &port, "--expires", "90s", "--json"]);
     let link: Value = serde_json::from_str(&link).unwrap();
     assert!(link["url"].as_str().unwrap().starts_with(&format!("{url}/?wrenn-preview=")), "{link}");
+    // Both are ended by a command; only one has something new to show.
+    let (_, token, _) = run(&["rotate-token", &id]);
+    let (_, shown, _) = run(&["url", &id, &port, "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert!(token.len() == 64 && shown["traffic_token"] == token, "{token} {shown}");
+    assert_eq!(run(&["rotate-links", &id]), (true, String::new(), String::new()));
     for (args, told) in [
         (["url", &id, "0"].as_slice(), "0 is not in 1..=65535"),
         (&["url", &id, "x"], "invalid digit"),

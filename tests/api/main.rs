@@ -31,6 +31,7 @@ mod openapi;
 mod ports;
 mod proxy;
 mod races;
+mod revocation;
 mod schema;
 mod store;
 mod streams;

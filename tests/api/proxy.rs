@@ -34,7 +34,7 @@ async fn figure(client: &Client, name: &str) -> f64 {
 }
 
 /// Asks a platform's database, as its superuser.
-fn psql(platform: &Platform, sql: &str) -> String {
+pub(crate) fn psql(platform: &Platform, sql: &str) -> String {
     let out = Command::new("psql").args(["-XqAt", "-c", sql]).arg(platform.database_url()).output();
     let out = out.unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -222,7 +222,16 @@ impl Client {
     pub async fn socket(&self, path: &str) -> Socket {
         let url = format!("ws{}{path}", self.base.strip_prefix("http").unwrap());
         let mut request = url.into_client_request().unwrap();
-        request.headers_mut().insert("X-API-Key", self.key.parse().unwrap());
+        let headers = request.headers_mut();
+        match self.key.starts_with("wrs_") {
+            true => {
+                headers.insert("Authorization", format!("Bearer {}", self.key).parse().unwrap())
+            }
+            false => headers.insert("X-API-Key", self.key.parse().unwrap()),
+        };
+        if !self.team.is_empty() {
+            headers.insert("X-Wrenn-Team", self.team.parse().unwrap());
+        }
         Socket(tokio_tungstenite::connect_async(request).await.unwrap().0)
     }
 }
@@ -252,6 +261,25 @@ impl Socket {
                 Message::Text(text) => return Some(serde_json::from_str(&text).unwrap()),
                 Message::Close(_) => return None,
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    /// Reads to the close: the last frame, and the close's code and reason.
+    ///
+    /// # Panics
+    /// When it does not come in time.
+    pub async fn until_closed(&mut self) -> (Value, Option<(u16, String)>) {
+        let mut last = Value::Null;
+        loop {
+            let next = tokio::time::timeout(crate::PATIENCE, self.0.next()).await;
+            match next.expect("the socket was not closed in time") {
+                Some(Ok(Message::Text(text))) => last = serde_json::from_str(&text).unwrap(),
+                Some(Ok(Message::Close(reason))) => {
+                    return (last, reason.map(|r| (r.code.into(), r.reason.to_string())));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return (last, None),
             }
         }
     }

@@ -32,7 +32,7 @@ pub use keep::{
     CreateSnapshot, Fork, ForkError, Forked, Pause, Resume, SetTimeout, Snapshot, SnapshotPage,
 };
 pub use network::Network;
-pub use port::{Link, MakeLink, Port, SetPort};
+pub use port::{Link, MakeLink, Port, SetPort, TrafficToken};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 pub use team::{
     AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, ChangeTeam,
@@ -153,6 +153,10 @@ pub struct Capsule {
     /// Whether anyone may reach all of them, but envd's.
     #[serde(default)]
     pub public_traffic: bool,
+    /// Admits to every port but envd's, in the header `E2b-Traffic-Access-Token`. It is in answers
+    /// to create and fork alone, for callers with `capsules:exec`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic_token: Option<String>,
     /// The name that its programs are asked by; the public one when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_header: Option<String>,

@@ -13,7 +13,15 @@ pub struct Port {
     /// The port's own host name, as a URL.
     pub url: String,
     /// Admits to every port of the capsule but envd's, in the header `E2b-Traffic-Access-Token`;
-    /// for programs that are not to have a key.
+    /// for programs that are not to have a key. Absent for callers without `capsules:exec`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic_token: Option<String>,
+}
+
+/// `POST /v1/capsules/{id}/traffic-token`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TrafficToken {
+    /// The new token. The one before admits to nothing.
     pub traffic_token: String,
 }
 
@@ -29,8 +37,8 @@ pub struct SetPort {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MakeLink {
-    /// Seconds until the link, and the cookie that it becomes, are good no more: 1 to 30 days; an
-    /// hour when left out.
+    /// Seconds until the link, and the cookie that it becomes, are good no more: at most 30 days;
+    /// an hour when left out.
     pub expires_sec: Option<u32>,
 }
 

@@ -4,6 +4,7 @@ use crate::agent::{Agent, Agents};
 use crate::audit::{By, Notes};
 use crate::auth::directory::Directory;
 use crate::auth::origin::Peer;
+use crate::auth::revocations::Revocations;
 use crate::auth::session;
 use crate::cache::Hears;
 use crate::db::capsules::Capsule;
@@ -112,6 +113,7 @@ pub struct App {
     pub(crate) hears: Hears,
     pub(crate) routes: Arc<Routes>,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) revocations: Arc<Revocations>,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) notes: Arc<Notes>,
     pub(crate) streams: Arc<Streams>,
@@ -122,6 +124,8 @@ pub struct App {
     /// For channels, whose addresses are anybody's choice.
     pub(crate) channel_client: reqwest::Client,
     pub(crate) channel_secret: Arc<[u8]>,
+    /// Signs preview links.
+    pub(crate) link_secret: Arc<[u8]>,
     pub(crate) audit_access: bool,
     pub(crate) audit_days: i32,
     pub(crate) domains: Domains,
@@ -166,6 +170,7 @@ impl App {
         let signer = Signer::new(&secret("host-jwt").await?);
         let user_signer = session::Signer::new(&secret("user-jwt").await?);
         let channel_secret = secret("channels").await?.into();
+        let link_secret = secret("links").await?.into();
         // A second call, as in tests, keeps the first one's choice.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let hears = Hears::default();
@@ -179,6 +184,7 @@ impl App {
             user_signer: Arc::new(user_signer),
             routes: Arc::new(Routes::new(hears.clone())),
             directory: Arc::new(Directory::new(hears.clone())),
+            revocations: Arc::new(Revocations::new()),
             hears,
             limiter: Arc::new(Limiter::new()),
             notes: Arc::default(),
@@ -186,6 +192,7 @@ impl App {
             http: channels::client(true)?,
             channel_client: channels::client(settings.accounts.private_channels)?,
             channel_secret,
+            link_secret,
             accounts: settings.accounts,
             mailer: Arc::new(Mailer::new(settings.mail)?),
             audit_access: settings.audit_access,
@@ -207,10 +214,12 @@ impl App {
         Ok(app)
     }
 
-    /// Drops what this replica knows of what it has just changed; the others are told.
+    /// Drops what this replica knows of what it has just changed, and has what is open checked
+    /// again; the others are told.
     pub(crate) fn changed(&self, change: &Change) {
         self.routes.apply(change);
         self.directory.apply(change);
+        self.revocations.apply(change);
     }
 
     /// A host's agent.

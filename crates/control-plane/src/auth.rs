@@ -1,11 +1,13 @@
 //! Who calls: a key, a user by their session or their token, a host by its own; and what they may.
 //! Every request is admitted, or not, before its handler runs; handlers take what was found.
 
+pub(crate) mod admission;
 pub(crate) mod admit;
 pub(crate) mod directory;
 pub(crate) mod origin;
 pub(crate) mod password;
 pub(crate) mod policy;
+pub(crate) mod revocations;
 pub(crate) mod session;
 pub(crate) mod standing;
 pub(crate) mod token;
@@ -70,6 +72,12 @@ impl Caller {
     pub(crate) fn sees(&self, capsule: &Capsule) -> bool {
         let resource = Resource::Capsule(capsule.id(), capsule.template_id);
         policy::decide(Grants::ALL, self.only, Action::CapsulesRead, resource).is_ok()
+    }
+
+    /// Whether they may run commands in a capsule and reach its ports, which its tokens let do.
+    pub(crate) fn executes(&self, capsule: &Capsule) -> bool {
+        let resource = Resource::Capsule(capsule.id(), capsule.template_id);
+        self.may(Action::CapsulesExec, resource).is_ok()
     }
 
     /// The key that they call with.

@@ -4,6 +4,7 @@
 //! nothing half-way. Whatever dies in between, `reconcile` completes or undoes by these same
 //! functions.
 
+mod access;
 mod begin;
 mod figures;
 mod fork;
@@ -13,6 +14,7 @@ pub(crate) mod network;
 mod once;
 mod quota;
 
+pub(crate) use access::{rotate_links, rotate_token};
 pub(crate) use begin::{Begin, begin};
 pub(crate) use figures::{Figures, figures};
 pub(crate) use fork::fork;
@@ -27,6 +29,7 @@ use crate::auth::Caller;
 use crate::auth::policy::{Action, Resource};
 use crate::db;
 use crate::db::capsules::Capsule;
+use crate::db::listen::Change;
 use crate::error::{Error, Result};
 use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
 use serde_json::json;
@@ -263,7 +266,7 @@ pub(crate) async fn set_public(
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await?;
-    app.routes.forget(id);
+    app.changed(&Change::Capsule(id));
     set.ok_or_else(|| Error::invalid("public_ports", too_many_public()))
 }
 
@@ -306,6 +309,12 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Res
     Ok(db::capsules::unplace(&app.db, id).await?)
 }
 
+/// The wire's shape for whoever made it: with its traffic token, if they may use that.
+pub(crate) fn shown_to_maker(row: Capsule, caller: Caller) -> api::Capsule {
+    let traffic_token = caller.executes(&row).then(|| row.traffic_token.clone());
+    api::Capsule { traffic_token, ..shown(row) }
+}
+
 /// The wire's shape.
 pub(crate) fn shown(row: Capsule) -> api::Capsule {
     api::Capsule {
@@ -327,6 +336,7 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         error: row.error,
         public_ports: row.public_ports,
         public_traffic: row.public_traffic,
+        traffic_token: None,
         host_header: row.host_header,
         network: network::shown(&row.egress.0),
         metadata: row.metadata.0,

@@ -81,6 +81,10 @@ pub enum Error {
     BadSignature(&'static str),
     #[error("the preview link has expired")]
     LinkExpired,
+    #[error("the preview link was revoked, or whoever made it may reach the port no more")]
+    LinkRevoked,
+    #[error("the credential that this was opened with has ended, or no longer allows it")]
+    AccessRevoked,
     #[error("the capsule is {0}, not running")]
     NotRunning(CapsuleState),
     #[error(
@@ -157,7 +161,9 @@ impl Error {
             | Self::InvalidToken(_)
             | Self::PrivatePort
             | Self::BadSignature(_)
-            | Self::LinkExpired => StatusCode::UNAUTHORIZED,
+            | Self::LinkExpired
+            | Self::LinkRevoked
+            | Self::AccessRevoked => StatusCode::UNAUTHORIZED,
             Self::NoCapacity(_)
             | Self::NoMail
             | Self::DatabaseUnavailable
@@ -205,6 +211,8 @@ impl Error {
             Self::PrivatePort => "private_port",
             Self::BadSignature(_) => "bad_signature",
             Self::LinkExpired => "link_expired",
+            Self::LinkRevoked => "link_revoked",
+            Self::AccessRevoked => "access_revoked",
             Self::NotRunning(CapsuleState::Paused) => "capsule_paused",
             Self::NotRunning(_) => "capsule_not_running",
             Self::Interrupted => "capsule_interrupted",

@@ -78,6 +78,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(ports::get, ports::set))
         .routes(routes!(ports::link))
         .routes(routes!(ports::connect))
+        .routes(routes!(ports::rotate_token))
+        .routes(routes!(ports::rotate_links))
         .routes(routes!(templates::list))
         .routes(routes!(templates::change))
         .routes(routes!(hosts::list, hosts::add))

@@ -4,11 +4,14 @@
 
 mod access;
 mod answer;
+mod links;
 mod preview;
 mod routes;
 mod signed;
+mod standing;
 mod target;
 
+pub(crate) use preview::{Link, Maker};
 pub(crate) use routes::{Routes, keep_true};
 pub(crate) use target::{Domains, Target, new_envd_token};
 
@@ -21,7 +24,7 @@ use crate::capsules::{self, HOST_PORT};
 use crate::error::{Error, Result};
 use crate::http::e2b;
 use crate::reconcile;
-use access::{Admitted, Presented};
+use access::{Admitted, Presented, Way};
 use answer::{Form, Public};
 use bytes::Bytes;
 use hop::{Body, Outgoing};
@@ -29,9 +32,11 @@ use http::header::{FORWARDED, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body as _;
+use links::Links;
 use metrics::Counter;
 use protocol::{REFUSAL, Refusal};
 use routes::Route;
+use standing::Standing;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,9 +58,9 @@ pub(crate) struct Proxy {
     refused: Counter,
 }
 
-/// Signs a link to a port; `until` is in seconds since 1970.
-pub(crate) fn link(secret: &str, target: Target, until: i64) -> String {
-    format!("{}={}", preview::FIELD, preview::sign(secret, target, until))
+/// Signs a link to a port: the field of a query that lets in.
+pub(crate) fn link(app: &App, target: Target, link: &Link) -> String {
+    format!("{}={}", preview::FIELD, link.sign(&app.link_secret, target))
 }
 
 impl Proxy {
@@ -145,29 +150,15 @@ impl Proxy {
             (request.uri().path(), request.uri().query().unwrap_or("")),
             transport,
         );
-        let hash = presented.key().map(crate::auth::hash);
-        let found = self.app.routes.find(&self.app.db, target.capsule, hash.as_ref());
-        let (route, key) = found.await?;
-        let owner = match &key {
-            Some(key) => key_caller(&self.app, key, By::SYSTEM).await.ok(),
-            None => None,
-        };
         let from = peer.client(request.headers());
-        let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let decided = presented.decide(target, route.as_deref(), owner.as_ref(), now);
-        let admitted = decided.inspect_err(|error| {
-            self.note(error, route.as_deref(), owner, target, from);
-        })?;
-        let mut route = route.ok_or(Error::NotFound("capsule"))?;
-        if self.app.audit_access {
-            self.note_access(&route, owner, target, from);
-        }
+        let (standing, owner) = self.admit(&presented, target, from).await?;
+        let (mut route, admitted) = (Arc::clone(&standing.route), standing.admitted);
         let scheme = if by_tls { "https" } else { "http" };
-        if let (Admitted::Link(seconds), Some(link)) = (&admitted, &presented.link) {
+        if let (Admitted::Link(seconds), Some(link)) = (admitted, &presented.link) {
             let browses = matches!(*request.method(), Method::GET | Method::HEAD);
             let place = without_link(&request);
             return match browses {
-                true => Ok(answer::enter(&place, link, *seconds, transport)),
+                true => Ok(answer::enter(&place, link, seconds, transport)),
                 false => Err(Error::PrivatePort),
             };
         }
@@ -183,6 +174,7 @@ impl Proxy {
         // Taken off first: a client could name what we put on as an option of its connection.
         route.reachable()?;
         let mut outgoing = Outgoing::of(request);
+        outgoing.until = Some(standing.until());
         let headers = outgoing.request.headers_mut();
         access::strip(headers, target, &route, &admitted);
         forwarded(headers, &host, scheme, peer)?;
@@ -200,9 +192,46 @@ impl Proxy {
             tokio::time::sleep(WAKE).await;
             reconcile::run(&self.app, route.reachable()?).await;
             route = self.wake(waker, target).await?;
-            sent = self.send(Outgoing::of(copied(&again)), route.reachable()?, &public).await;
+            let mut outgoing = Outgoing::of(copied(&again));
+            outgoing.until = Some(standing.until());
+            sent = self.send(outgoing, route.reachable()?, &public).await;
         }
         sent
+    }
+
+    /// Decides whether a request is let in, and by what; also who its key is of, if it has one.
+    async fn admit(
+        &self,
+        presented: &Presented<'_>,
+        target: Target,
+        from: IpAddr,
+    ) -> Result<(Standing, Option<Caller>)> {
+        let app = &self.app;
+        // Before the first look-up.
+        let seen = app.revocations.count();
+        let hash = presented.key().map(crate::auth::hash);
+        let (route, key) = app.routes.find(&app.db, target.capsule, hash.as_ref()).await?;
+        let owner = match &key {
+            Some(key) => key_caller(app, key, By::SYSTEM).await.ok(),
+            None => None,
+        };
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let links = Links::find(app, presented, target, route.as_deref(), now).await?;
+        let decided = presented.decide(target, route.as_deref(), owner.as_ref(), &links, now);
+        let admitted = decided.inspect_err(|error| {
+            self.note(error, route.as_deref(), owner, target, from);
+        })?;
+        let route = route.ok_or(Error::NotFound("capsule"))?;
+        if app.audit_access {
+            self.note_access(&route, owner, target, from);
+        }
+        let hash = hash.filter(|_| admitted == Admitted::Owner);
+        let basis = match (admitted, links.cookie) {
+            (Admitted::Guest(Way::Cookie(_)), Some((_, basis))) => basis,
+            _ => standing::basis(target, key.as_deref().zip(hash)),
+        };
+        let app = Arc::clone(app);
+        Ok((Standing { app, target, route, admitted, key: hash, basis, seen }, owner))
     }
 
     /// Notes that somebody who presented something was not let in.
@@ -214,7 +243,8 @@ impl Proxy {
         target: Target,
         from: IpAddr,
     ) {
-        if matches!(error, Error::PrivatePort | Error::LinkExpired | Error::BadSignature(_)) {
+        let common = matches!(error, Error::LinkExpired | Error::LinkRevoked);
+        if common || matches!(error, Error::PrivatePort | Error::BadSignature(_)) {
             return;
         }
         let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
@@ -260,6 +290,7 @@ impl Proxy {
             Ok(answer) => answer,
             // The agent waits as long as we do.
             Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
+            Err((hop::Error::Ended, _)) => return Err(Error::AccessRevoked),
             Err((error, _)) => {
                 tracing::debug!(%host, %error, "the host agent did not answer");
                 self.app.routes.forget(target.capsule);

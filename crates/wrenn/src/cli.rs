@@ -142,6 +142,10 @@ pub(crate) enum Capsule {
     },
     /// Open a port on this machine that leads to one of a capsule, until interrupted.
     Forward(Forward),
+    /// Replace the traffic token of a capsule and print the new one; the old one ends at once.
+    RotateToken { capsule: String },
+    /// End every preview link of a capsule at once.
+    RotateLinks { capsule: String },
 }
 
 #[derive(Args, Debug)]

@@ -205,3 +205,146 @@ async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
     .await;
     platform.finish();
 }
+
+/// A link's token, as the field of a query and as the cookie that it becomes.
+struct Link {
+    field: String,
+    cookie: String,
+}
+
+impl Link {
+    async fn make(maker: &Client, id: &str, port: u16) -> Self {
+        let links = format!("/v1/capsules/{id}/ports/{port}/links");
+        let link = maker.post(&links, &json!({})).await.expect(201);
+        let field = link["url"].as_str().unwrap().split_once('?').unwrap().1.to_owned();
+        Self { cookie: field.clone(), field }
+    }
+
+    /// The statuses of a visit by the link and by its cookie, with the codes of what refuses.
+    async fn visit(&self, at: &Client, id: &str, port: u16) -> [(u16, String); 2] {
+        let code = |answer: tests::Answer| {
+            let code = answer.body["error"]["code"].as_str().unwrap_or("").to_owned();
+            (answer.status.as_u16(), code)
+        };
+        let by_link = at.to_port(Method::GET, id, port, &format!("/?{}", self.field));
+        let by_cookie = at.to_port(Method::GET, id, port, "/").header("cookie", &self.cookie);
+        [code(at.send(by_link).await), code(at.send(by_cookie).await)]
+    }
+
+    async fn opens(&self, at: &Client, id: &str, port: u16) {
+        let seen = self.visit(at, id, port).await;
+        assert_eq!([seen[0].0, seen[1].0], [303, 200]);
+    }
+
+    async fn ends(&self, at: &Client, id: &str, port: u16) {
+        eventually("the link opens nothing", || async {
+            let [link, cookie] = self.visit(at, id, port).await;
+            let ended = link == (401, "link_revoked".to_owned());
+            (ended && cookie == (401, "private_port".to_owned())).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    platform.user("root@example.com").await;
+    let owner = platform.user("owner@example.com").await;
+    let teams = owner.get("/v1/teams").await.expect(200);
+    let team = teams["items"][0]["id"].as_str().unwrap().to_owned();
+    let id = owner.create(&json!({})).await;
+    let (guest, replica) = (Upstream::echo(), Replica::start(&platform));
+    let port = guest.port;
+    let here = platform.client_with("");
+    let both = [here.clone(), here.at(&replica.url)];
+    let (member, user) = platform.member(&owner, &team, "member").await;
+    let member = member.in_team(&team);
+    let key = async |maker: &Client, scope: &str| {
+        let wanted = json!({ "name": "k", "scopes": [scope] });
+        let made = maker.post("/v1/api-keys", &wanted).await.expect(201);
+        let path = format!("/v1/api-keys/{}", made["id"].as_str().unwrap());
+        (platform.client_with(made["key"].as_str().unwrap()), path)
+    };
+    let (owners, owners_path) = key(&owner, "capsules:exec").await;
+    let (members, _) = key(&member, "capsules:admin").await;
+    let by_owner = Link::make(&owner, &id, port).await;
+    let by_member = Link::make(&member, &id, port).await;
+    let by_owners = Link::make(&owners, &id, port).await;
+    let by_members = Link::make(&members, &id, port).await;
+    for at in &both {
+        for link in [&by_owner, &by_member, &by_owners, &by_members] {
+            link.opens(at, &id, port).await;
+        }
+    }
+    let path = format!("/v1/teams/{team}/members/{user}");
+    owner.patch(&path, &json!({ "role": "viewer" })).await.expect(204);
+    for at in &both {
+        by_member.ends(at, &id, port).await;
+        by_members.ends(at, &id, port).await;
+    }
+    // Made good again with the role; ended for good with the membership.
+    owner.patch(&path, &json!({ "role": "member" })).await.expect(204);
+    eventually("the link opens again", || async {
+        (by_member.visit(&here, &id, port).await[0].0 == 303).then_some(())
+    })
+    .await;
+    owner.delete(&path).await.expect(204);
+    owner.delete(&owners_path).await.expect(204);
+    for at in &both {
+        by_member.ends(at, &id, port).await;
+        by_members.ends(at, &id, port).await;
+        by_owners.ends(at, &id, port).await;
+        by_owner.opens(at, &id, port).await;
+    }
+    // The capsule's token has nothing to do with links.
+    owner.post(&format!("/v1/capsules/{id}/traffic-token"), &json!({})).await.expect(200);
+    by_owner.opens(&here, &id, port).await;
+    owner.post(&format!("/v1/capsules/{id}/links/rotate"), &json!({})).await.expect(204);
+    for at in &both {
+        by_owner.ends(at, &id, port).await;
+    }
+    Link::make(&owner, &id, port).await.opens(&both[1], &id, port).await;
+    drop(replica);
+    platform.finish();
+}
+
+/// Whoever has the traffic token can make no link of it, as they could when it signed them.
+#[tokio::test]
+async fn no_link_is_made_of_the_traffic_token_and_that_can_be_replaced() {
+    use base64::Engine;
+    use hmac::{Hmac, KeyInit, Mac};
+    let (platform, client, _) = capsule().await;
+    let guest = Upstream::echo();
+    let made = client.post("/v1/capsules", &json!({})).await.expect(201);
+    let id = made["id"].as_str().unwrap().to_owned();
+    let token = made["traffic_token"].as_str().unwrap();
+    let nobody = platform.client_with("");
+    let until = 4_000_000_000_i64;
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(token.as_bytes()).unwrap();
+    mac.update(format!("wrenn preview\n{id}\n{}\n{until}", guest.port).as_bytes());
+    let tag = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
+    let forged = format!("/?wrenn-preview={until}.{tag}");
+    let ask = nobody.to_port(Method::GET, &id, guest.port, &forged);
+    nobody.send(ask).await.refuses(404, "not_found", "capsule");
+    // Answers to a fork and to E2B's connect have it, as they are for who may use it.
+    let fork = client.post(&format!("/v1/capsules/{id}/fork"), &json!({})).await.expect(201);
+    let forks = fork["items"][0]["traffic_token"].as_str().unwrap();
+    assert!(forks.len() == 64 && forks != token, "{fork}");
+    let connect = client.post(&format!("/sandboxes/{id}/connect"), &json!({ "timeout": 60 })).await;
+    assert_eq!(connect.expect(200)["trafficAccessToken"], token);
+    let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+    assert!(shown["traffic_token"].is_null(), "{shown}");
+    let at = |token: &str| {
+        let ask = nobody.to_port(Method::GET, &id, guest.port, "/");
+        nobody.send(ask.header("e2b-traffic-access-token", token))
+    };
+    assert_eq!(at(token).await.status, StatusCode::OK);
+    let rotated = client.post(&format!("/v1/capsules/{id}/traffic-token"), &json!({})).await;
+    let rotated = rotated.expect(200)["traffic_token"].as_str().unwrap().to_owned();
+    assert_eq!(at(&rotated).await.status, StatusCode::OK);
+    at(token).await.refuses(404, "not_found", "capsule");
+    let log = client.get("/v1/audit-logs").await.expect(200).to_string();
+    assert!(log.contains("capsule.rotate_traffic_token") && !log.contains(&rotated));
+    platform.finish();
+}

@@ -48,6 +48,34 @@ async fn a_miss_costs_one_query_and_a_hit_none() {
     platform.finish();
 }
 
+/// A visit by a link's cookie asks the database nothing once its maker is known, with PostgreSQL
+/// counting.
+#[tokio::test]
+async fn a_link_whose_maker_is_known_costs_no_query() {
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    psql(&platform, "ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'");
+    platform.stop();
+    platform.resume().await;
+    psql(&platform, "CREATE EXTENSION pg_stat_statements");
+    let client = platform.client();
+    let (id, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
+    let links = format!("/v1/capsules/{id}/ports/{}/links", guest.port);
+    let link = client.post(&links, &serde_json::json!({})).await.expect(201);
+    let cookie = link["url"].as_str().unwrap().split_once('?').unwrap().1.to_owned();
+    let nobody = platform.client_with("");
+    let visit = async || {
+        let ask = nobody.to_port(Method::GET, &id, guest.port, "/").header("cookie", &cookie);
+        assert_eq!(ask.send().await.unwrap().status().as_u16(), 200);
+    };
+    visit().await;
+    psql(&platform, "SELECT pg_stat_statements_reset()");
+    for _ in 0..50 {
+        visit().await;
+    }
+    assert_eq!(executed(&platform), 0);
+    platform.finish();
+}
+
 #[tokio::test]
 async fn a_capsule_that_ends_is_known_to_have_on_every_replica() {
     let (platform, client, id) = capsule().await;

@@ -1,33 +1,28 @@
 //! The gate before every route: finds who calls, lets them pass or not by the route's rule, counts
 //! their requests, and gives the handler what it found. A route without a rule serves nobody.
 
+use super::admission::{Admission, Credential, Identity};
 use super::origin::{Peer, Transport};
-use super::policy::{self, Action, Grants, Only, Resource};
+use super::policy::{Action, Grants, Resource};
+use super::revocations::Basis;
 use super::{Caller, Operator, SignedIn, Stranger, session};
 use crate::app::App;
 use crate::audit::{Actor, By, Noted};
 use crate::db::keys::Key;
-use crate::db::users::Person;
 use crate::error::{Error, Failure, Result};
 use crate::http::rules::{self, Rule};
-use crate::limits::{Limits, Per, STRANGERS_PER_SEC, TOKEN_MAX};
+use crate::limits::{Per, STRANGERS_PER_SEC, TOKEN_MAX};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, header};
 use std::sync::Arc;
-use types::{ClientNetwork, PLATFORM_TEAM, SessionId, TeamId, UserId};
+use types::{ClientNetwork, PLATFORM_TEAM, TeamId};
 use uuid::Uuid;
 
 /// Header by which a user says in which of their teams something is done.
 const TEAM: &str = "x-wrenn-team";
-
-/// Who has shown who they are.
-enum Identity {
-    Key(Arc<Key>),
-    User { user: UserId, session: SessionId, person: Arc<Person> },
-}
 
 /// Lets a request pass to its handler, or answers why not.
 pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -43,14 +38,27 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let by_tls = peer.is_some_and(|peer| peer.came_by_tls(&parts.headers, &parts.extensions));
     let transport = Transport::of(&app.public, by_tls);
     parts.extensions.insert(transport);
-    let by = By { actor: Actor::Nobody, from };
-    let mut gate = Gate { app: &app, by, team: PLATFORM_TEAM, transport };
+    let (by, shown) = (By { actor: Actor::Nobody, from }, None);
+    let mut gate = Gate { app: &app, by, team: PLATFORM_TEAM, transport, shown };
+    // Before the first look-up.
+    let seen = app.revocations.count();
     match gate.admit(rule, &mut parts).await {
         Ok(()) => {
             if app.audit_access && rule == Rule::Team(Action::CapsulesExec) {
                 gate.note("capsule.access", parts.uri.path(), None);
             }
-            let answer = next.run(Request::from_parts(parts, body)).await;
+            let admission = gate.shown.map(|(credential, basis)| {
+                let team = matches!(rule, Rule::Team(_)).then_some(gate.team);
+                let (app, resource) = (Arc::clone(&app), resource(&parts));
+                Admission { app, credential, rule, team, resource, basis, seen }
+            });
+            let answer = match admission {
+                None => next.run(Request::from_parts(parts, body)).await,
+                Some(admission) => {
+                    parts.extensions.insert(admission.clone());
+                    admission.watch(next.run(Request::from_parts(parts, body))).await
+                }
+            };
             // What the handler alone could know; a sign-in notes its own.
             if let Some(Failure(error)) = answer.extensions().get::<Failure>()
                 && !matches!(**error, Error::WrongCredentials)
@@ -72,6 +80,8 @@ struct Gate<'a> {
     by: By,
     team: TeamId,
     transport: Transport,
+    /// The credential that was shown, once it is known to be good.
+    shown: Option<(Credential, Basis)>,
 }
 
 impl Gate<'_> {
@@ -98,11 +108,8 @@ impl Gate<'_> {
                 parts.extensions.insert(SignedIn { user, session, by: self.by });
             }
             Rule::Platform => {
-                let operator = match self.identify(parts).await? {
-                    Identity::Key(key) => key_caller(self.app, &key, self.by).await?.operator,
-                    Identity::User { person, .. } => person.admin,
-                };
-                if !operator {
+                let identity = self.identify(parts).await?;
+                if !identity.operates(self.app, self.by).await? {
                     return Err(Error::Forbidden("platform"));
                 }
                 parts.extensions.insert(Operator(self.by));
@@ -120,8 +127,7 @@ impl Gate<'_> {
             }
             Rule::Team(action) => {
                 let caller = self.in_team(parts).await?;
-                let whole = rules::is_of_capsules(parts.uri.path());
-                caller.may(action, if whole { Resource::Capsules } else { Resource::Team })?;
+                caller.may(action, resource(parts))?;
                 parts.extensions.insert(caller);
             }
         }
@@ -133,11 +139,8 @@ impl Gate<'_> {
         let headers = &parts.headers;
         let identity = if let Some(key) = headers.get("x-api-key") {
             let key = key.to_str().ok().filter(|key| key.len() <= TOKEN_MAX);
-            let key = match key {
-                Some(key) => self.app.routes.key(&self.app.db, &super::hash(key)).await?,
-                None => None,
-            };
-            Identity::Key(key.ok_or(Error::Unauthenticated)?)
+            let key = key.ok_or(Error::Unauthenticated)?;
+            self.find(Credential::Key(super::hash(key))).await?
         } else {
             self.user(parts).await?
         };
@@ -171,7 +174,14 @@ impl Gate<'_> {
         Uuid::from_slice(&hash[..16]).unwrap_or_default()
     }
 
-    async fn user(&self, parts: &Parts) -> Result<Identity> {
+    /// Finds whom a credential is of.
+    async fn find(&mut self, credential: Credential) -> Result<Identity> {
+        let identity = Identity::find(self.app, credential).await?;
+        self.shown = Some((credential, identity.basis(credential)));
+        Ok(identity)
+    }
+
+    async fn user(&mut self, parts: &Parts) -> Result<Identity> {
         let headers = &parts.headers;
         let bearer = session::bearer(headers).filter(|token| token.len() <= TOKEN_MAX);
         let (hash, cookie) = match (bearer, session::from_cookie(headers, self.transport)) {
@@ -183,8 +193,7 @@ impl Gate<'_> {
             (None, Some(token)) => (super::hash(token), Some(token)),
             (None, None) => return Err(Error::Unauthenticated),
         };
-        let found = self.app.directory.session(&self.app.db, &hash).await?;
-        let found = found.ok_or(Error::Unauthenticated)?;
+        let identity = self.find(Credential::Session(hash)).await?;
         // A browser sends a cookie with what other sites make it ask, too.
         if let Some(token) = cookie {
             let ours = match (parts.method.is_safe(), headers.contains_key(header::UPGRADE)) {
@@ -196,45 +205,18 @@ impl Gate<'_> {
                 return Err(Error::NotOurPage);
             }
         }
-        let (user, session) = (UserId(found.user_id), SessionId(found.id));
-        let person = self.app.directory.person(&self.app.db, user).await?;
-        let person = person.ok_or(Error::Unauthenticated)?;
-        Ok(Identity::User { user, session, person })
+        Ok(identity)
     }
 
     /// The caller in the team that the request is for, which they must be of.
     async fn in_team(&mut self, parts: &Parts) -> Result<Caller> {
         let identity = self.identify(parts).await?;
-        let asked = asked_team(parts)?;
-        let caller = match &identity {
-            Identity::Key(key) => key_caller(self.app, key, self.by).await?,
-            Identity::User { person, .. } => self.member(person, asked)?,
-        };
-        let caller = match asked == Some(PLATFORM_TEAM) && caller.operator {
-            true => of_platform(caller.by),
-            false => caller,
-        };
+        let caller = identity.caller(self.app, asked_team(parts)?, self.by).await?;
         let team = caller.team;
-        if asked.is_some_and(|asked| asked != team) {
-            return Err(Error::NotFound("team"));
-        }
         self.team = team;
         let limits = self.app.directory.limits(&self.app.db, team).await?;
         self.count(team.0, limits.requests_per_sec)?;
         Ok(caller)
-    }
-
-    /// A user in a team, theirs by default; an admin of the platform may name its own.
-    fn member(&self, person: &Person, asked: Option<TeamId>) -> Result<Caller> {
-        let team = asked.or(person.default_team).ok_or(Error::NoTeam)?;
-        let grants = match person.role(team) {
-            Some(role) => role.grants(),
-            None if person.admin && team == PLATFORM_TEAM => Grants::default(),
-            None => return Err(Error::NotFound("team")),
-        };
-        let (by, only, limits) = (self.by, Only::default(), Limits::NONE);
-        let operator = person.admin;
-        Ok(Caller { team, by, grants, only, operator, limits, counted_as: None })
     }
 
     fn note(&self, action: &'static str, what: &str, error: Option<&Error>) {
@@ -264,10 +246,12 @@ pub(crate) async fn key_caller(app: &App, key: &Key, by: By) -> Result<Caller> {
     Ok(Caller { team, by, grants, only, operator, limits, counted_as: Some(key.counted_as()) })
 }
 
-/// An operator in the platform's own team: its events, its channels, its log. It has no capsules.
-fn of_platform(by: By) -> Caller {
-    let grants = policy::scoped(["capsules:read", "team:admin"]);
-    Caller { by, grants, operator: true, ..Caller::of(PLATFORM_TEAM) }
+/// What a route is of, as a whole.
+fn resource(parts: &Parts) -> Resource {
+    match rules::is_of_capsules(parts.uri.path()) {
+        true => Resource::Capsules,
+        false => Resource::Team,
+    }
 }
 
 /// The team that a request names: in its path, or in a header.

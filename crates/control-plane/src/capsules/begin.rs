@@ -75,6 +75,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         auto_resume: wanted.auto_resume,
         envd_token: new_envd_token(id),
         traffic_token: random_hex(32),
+        link_generation: 1,
         created_by_key: caller.key().map(|key| key.0),
         public_ports: wanted.public_ports.clone(),
         public_traffic: wanted.public_traffic,

@@ -2,7 +2,7 @@
 //! or stays paused.
 
 use super::keep::detached;
-use super::{Begin, How, begin, life, settled, shown};
+use super::{Begin, How, begin, life, settled, shown_to_maker};
 use crate::app::App;
 use crate::audit::By;
 use crate::auth::Caller;
@@ -27,10 +27,10 @@ pub(crate) struct Forked {
 
 impl Forked {
     /// The wire's shape.
-    pub(crate) fn shown(self) -> api::Forked {
+    pub(crate) fn shown(self, caller: Caller) -> api::Forked {
         let told = |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
         api::Forked {
-            items: self.items.into_iter().map(shown).collect(),
+            items: self.items.into_iter().map(|row| shown_to_maker(row, caller)).collect(),
             errors: self.errors.into_iter().map(told).collect(),
         }
     }

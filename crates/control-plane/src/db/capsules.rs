@@ -33,6 +33,8 @@ pub(crate) struct Capsule {
     /// Whether it has not run since.
     pub stored_newest: bool,
     pub traffic_token: String,
+    /// Preview links of earlier generations are good no more.
+    pub link_generation: i64,
     pub public_ports: Vec<i32>,
     /// Whether anyone may reach all of them, but envd's.
     pub public_traffic: bool,
@@ -379,6 +381,30 @@ pub(crate) async fn set_public(
                AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) RETURNING *";
     let update = sqlx::query_as(sql).bind(id.0).bind(team.0).bind(i32::from(port));
     update.bind(public).bind(most).fetch_optional(db).await
+}
+
+/// Replaces the traffic token of a team's capsule; false when the capsule is gone.
+pub(crate) async fn set_traffic_token(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: CapsuleId,
+    token: &str,
+) -> sqlx::Result<bool> {
+    let sql = "UPDATE capsules SET traffic_token = $3, updated_at = now() \
+               WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
+    let set = sqlx::query(sql).bind(id.0).bind(team.0).bind(token).execute(db).await?;
+    Ok(set.rows_affected() == 1)
+}
+
+/// Begins another generation of preview links; false when the capsule is gone.
+pub(crate) async fn rotate_links(
+    db: impl PgExecutor<'_>,
+    team: TeamId,
+    id: CapsuleId,
+) -> sqlx::Result<bool> {
+    let sql = "UPDATE capsules SET link_generation = link_generation + 1, updated_at = now() \
+               WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
+    Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
 }
 
 /// Whether a machine of this id is to exist on a host: there where its row is, and, while it is

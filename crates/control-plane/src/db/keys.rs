@@ -19,6 +19,8 @@ pub(crate) struct Key {
     template_id: Option<Uuid>,
     capsule_id: Option<Uuid>,
     counted_as: Option<Uuid>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
     #[serde(flatten)]
     pub limits: KeyLimits,
 }
@@ -186,6 +188,12 @@ pub(crate) async fn depth(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result
                SELECT k.id, k.made_by_key FROM api_keys k JOIN line l ON k.id = l.from_key) \
                SELECT count(*) FROM line";
     sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+}
+
+/// The hash of a key, whether it is valid or not. It never changes.
+pub(crate) async fn hash(db: &PgPool, id: ApiKeyId) -> sqlx::Result<Option<Vec<u8>>> {
+    let sql = "SELECT key_hash FROM api_keys WHERE id = $1";
+    sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
 }
 
 /// Revokes the keys of a team that a user made; of all teams, when none is given. Returns how many.

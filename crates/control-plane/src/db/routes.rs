@@ -15,6 +15,7 @@ pub(crate) struct Row {
     pub status: Option<String>,
     pub envd_token: Option<String>,
     pub traffic_token: Option<String>,
+    pub link_generation: Option<i64>,
     pub public_ports: Option<Vec<i32>>,
     pub public_traffic: Option<bool>,
     pub host_header: Option<String>,
@@ -36,7 +37,7 @@ pub(crate) async fn find(
     let sql = "WITH used AS (UPDATE api_keys SET last_used_at = now() WHERE key_hash = $2 \
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
                SELECT c.team_id, c.template_id, c.status, c.envd_token, c.traffic_token, \
-               c.public_ports, c.public_traffic, c.host_header, c.e2b, c.auto_resume, c.host_id, \
+               c.link_generation, c.public_ports, c.public_traffic, c.host_header, c.e2b, c.auto_resume, c.host_id, \
                to_jsonb(k) - 'key_hash' AS key, k.expires_at AS key_expires \
                FROM (SELECT 1) AS always \
                LEFT JOIN capsules c ON c.id = $1 AND (c.status <> 'stopped' OR c.e2b) \

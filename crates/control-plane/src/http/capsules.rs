@@ -34,7 +34,7 @@ pub(crate) async fn create(
 ) -> Result<(StatusCode, Json<api::Capsule>)> {
     let how = How { e2b: false, once: once(&headers, &body)? };
     let capsule = capsules::create(&app, caller, wanted, how).await?;
-    Ok((StatusCode::CREATED, Json(capsules::shown(capsule))))
+    Ok((StatusCode::CREATED, Json(capsules::shown_to_maker(capsule, caller))))
 }
 
 /// List the capsules that are not gone, newest first.

@@ -3,14 +3,13 @@
 //! it can be attached to again.
 
 use super::extract::{Path, Upgrade, capsule_id};
-use super::socket::{self, FRAME_MAX, Incoming, Input};
+use super::socket::{self, Incoming, Input, Outgoing};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::processes::{Command, Event, Events, Processes, Selector};
 use api::{StreamEvent, StreamRequest};
 use axum::extract::State;
-use axum::extract::ws::WebSocket;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -31,10 +30,10 @@ pub(crate) async fn exec(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    Upgrade(upgrade): Upgrade,
+    upgrade: Upgrade,
 ) -> Result<Response> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
-    Ok(upgrade.max_message_size(FRAME_MAX).on_upgrade(|socket| serve(socket, processes, None)))
+    Ok(upgrade.serve(failed, |out, incoming| Box::pin(serve(out, incoming, processes, None))))
 }
 
 /// Attach to a process over a WebSocket: what it writes from here on, and its end.
@@ -51,26 +50,30 @@ pub(crate) async fn attach(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path((id, selector)): Path<(String, String)>,
-    Upgrade(upgrade): Upgrade,
+    upgrade: Upgrade,
 ) -> Result<Response> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     // Before the upgrade, so that what is not there is a plain 404.
     let attached = processes.connect(&Selector::parse(&selector)).await?;
-    let upgrade = upgrade.max_message_size(FRAME_MAX);
-    Ok(upgrade.on_upgrade(|socket| serve(socket, processes, Some(attached))))
+    let attached = Some(attached);
+    Ok(upgrade.serve(failed, |out, incoming| Box::pin(serve(out, incoming, processes, attached))))
 }
 
-async fn serve(socket: WebSocket, processes: Processes, attached: Option<(u32, Events)>) {
-    let (mut outgoing, mut incoming) = socket::split(socket);
+async fn serve(
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+    processes: Processes,
+    attached: Option<(u32, Events)>,
+) {
     let begun = match attached {
         Some(attached) => Ok((attached, false)),
-        None => start(&mut incoming, &processes).await,
+        None => start(incoming, &processes).await,
     };
     let ((pid, events), all_base64) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             outgoing.send(&failed(&error)).await;
-            return outgoing.close().await;
+            return;
         }
     };
     if !outgoing.send(&StreamEvent::Start { pid }).await {
@@ -78,13 +81,10 @@ async fn serve(socket: WebSocket, processes: Processes, attached: Option<(u32, E
     }
     let (tell, beside) = mpsc::channel(8);
     let (input, inputs) = socket::inputs();
-    let here = tokio::select! {
-        here = outgoing.carry(frames(events, all_base64), beside, &StreamEvent::Ping) => here,
-        () = listen(&mut incoming, &processes, pid, &input, &tell) => false,
-        () = socket::feed(&processes, (pid, false), inputs, &tell, failed) => false,
-    };
-    if here {
-        outgoing.close().await;
+    tokio::select! {
+        () = outgoing.carry(frames(events, all_base64), beside, &StreamEvent::Ping) => {}
+        () = listen(incoming, &processes, pid, &input, &tell) => {}
+        () = socket::feed(&processes, (pid, false), inputs, &tell, failed) => {}
     }
 }
 

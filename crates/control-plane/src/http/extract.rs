@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::auth::Stranger;
+use crate::auth::admission::Admission;
 use crate::capsules::Once;
 use crate::error::{Error, Result};
 use crate::limits::{JSON_MAX, STRANGERS_JSON_MAX};
@@ -105,8 +106,11 @@ pub(super) fn capsule_id(text: &str) -> Result<CapsuleId> {
     text.parse().map_err(|_| Error::NotFound("capsule"))
 }
 
-/// A request to speak WebSocket.
-pub(super) struct Upgrade(pub WebSocketUpgrade);
+/// A request to speak WebSocket, with what it was admitted by.
+pub(super) struct Upgrade {
+    pub upgrade: WebSocketUpgrade,
+    pub admission: Admission,
+}
 
 impl FromRequestParts<Arc<App>> for Upgrade {
     type Rejection = Error;
@@ -114,7 +118,8 @@ impl FromRequestParts<Arc<App>> for Upgrade {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
         let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
         let wrong = |_| Error::invalid("upgrade", "must ask for a WebSocket (RFC 6455)");
-        upgrade.map(Self).map_err(wrong)
+        let admission = Admission::from_request_parts(parts, app).await?;
+        Ok(Self { upgrade: upgrade.map_err(wrong)?, admission })
     }
 }
 

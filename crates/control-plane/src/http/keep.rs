@@ -77,7 +77,7 @@ pub(crate) async fn fork(
     Body(wanted): Body<api::Fork>,
 ) -> Result<(StatusCode, Json<api::Forked>)> {
     let forked = capsules::fork(&app, caller, capsule_id(&id)?, &wanted).await?;
-    Ok((StatusCode::CREATED, Json(forked.shown())))
+    Ok((StatusCode::CREATED, Json(forked.shown(caller))))
 }
 
 /// Set when a capsule's time is over, counted from now, and what is done then.

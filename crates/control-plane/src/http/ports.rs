@@ -2,11 +2,12 @@
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
-use crate::audit::Entry;
+use crate::audit::{Actor, Entry};
 use crate::auth::Caller;
+use crate::auth::admission::Admission;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::proxy::{self, Target};
+use crate::proxy::{self, Link, Maker, Target};
 use crate::{capsules, db};
 use axum::Json;
 use axum::extract::{Request, State};
@@ -29,12 +30,12 @@ fn target((id, port): (String, String)) -> Result<Target> {
     Ok(Target { capsule: capsule_id(&id)?, port })
 }
 
-fn shown(app: &App, capsule: Capsule, target: Target) -> Json<api::Port> {
+fn shown(app: &App, caller: Caller, capsule: Capsule, target: Target) -> Json<api::Port> {
     Json(api::Port {
         port: target.port,
         public: capsule.public_ports.contains(&i32::from(target.port)),
         url: app.public.of(target),
-        traffic_token: capsule.traffic_token,
+        traffic_token: caller.executes(&capsule).then_some(capsule.traffic_token),
     })
 }
 
@@ -55,7 +56,7 @@ pub(crate) async fn get(
 ) -> Result<Json<api::Port>> {
     let target = target(path)?;
     let capsule = capsules::get(&app, caller, target.capsule).await?;
-    Ok(shown(&app, capsule, target))
+    Ok(shown(&app, caller, capsule, target))
 }
 
 /// Let anyone reach a port, or only those who are admitted.
@@ -77,10 +78,11 @@ pub(crate) async fn set(
     let target = target(path)?;
     let Target { capsule, port } = target;
     let capsule = capsules::set_public(&app, caller, capsule, port, wanted.public).await?;
-    Ok(shown(&app, capsule, target))
+    Ok(shown(&app, caller, capsule, target))
 }
 
-/// Make a link that lets a browser reach a port until it expires.
+/// Make a link that lets a browser reach a port until it expires, or until the key or membership
+/// that made it ends.
 #[utoipa::path(
     operation_id = "create_link",
     post, path = "/v1/capsules/{id}/ports/{port}/links", tag = "ports",
@@ -105,12 +107,52 @@ pub(crate) async fn link(
     let until = OffsetDateTime::now_utc() + Duration::seconds(seconds.into());
     // To the second, as the link says it.
     let expires_at = until.replace_nanosecond(0).unwrap_or(until);
-    let field = proxy::link(&capsule.traffic_token, target, expires_at.unix_timestamp());
+    let maker = match caller.by.actor {
+        Actor::User(id) => Maker::User(id),
+        Actor::Key(id) => Maker::Key(id),
+        Actor::Host(_) | Actor::System | Actor::Nobody => return Err(Error::Unauthenticated),
+    };
+    let (until, generation) = (expires_at.unix_timestamp(), capsule.link_generation);
+    let field = proxy::link(&app, target, &Link { until, generation, maker });
     let what = json!({ "port": target.port, "expires_sec": seconds });
     let entry = Entry::new(caller.team, caller.by, "capsule.create_link", target.capsule);
     db::audit::write(&app.db, &entry.with(what)).await?;
     let url = format!("{}/?{field}", app.public.of(target));
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
+}
+
+/// Replace the token that admits to a capsule's ports. The one before, and every connection that
+/// it opened, ends at once.
+#[utoipa::path(
+    operation_id = "rotate_traffic_token",
+    post, path = "/v1/capsules/{id}/traffic-token", tag = "ports",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 200, body = api::TrafficToken), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn rotate_token(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<api::TrafficToken>> {
+    let traffic_token = capsules::rotate_token(&app, caller, capsule_id(&id)?).await?;
+    Ok(Json(api::TrafficToken { traffic_token }))
+}
+
+/// End every preview link of a capsule, with the cookies that they became and the connections
+/// that these opened.
+#[utoipa::path(
+    operation_id = "rotate_links",
+    post, path = "/v1/capsules/{id}/links/rotate", tag = "ports",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses((status = 204), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn rotate_links(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    capsules::rotate_links(&app, caller, capsule_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Connect to a port: the request asks to switch to `tcp`, and the connection is the guest's.
@@ -131,6 +173,7 @@ pub(crate) async fn link(
 pub(crate) async fn connect(
     State(app): State<Arc<App>>,
     caller: Caller,
+    admission: Admission,
     Path(path): Path<(String, String)>,
     mut request: Request,
 ) -> Result<Response> {
@@ -147,7 +190,8 @@ pub(crate) async fn connect(
     headers::set_upgrade(&mut asked, HeaderValue::from_static("tcp"));
     *request.headers_mut() = asked;
     *request.uri_mut() = format!("/tcp/{capsule}/{port}").parse().unwrap_or_default();
-    let outgoing = Outgoing::of(request.map(hop::Body::boxed));
+    let mut outgoing = Outgoing::of(request.map(hop::Body::boxed));
+    outgoing.until = Some(admission.until());
     let host = row.host_id.map(HostId).ok_or(Error::HostUnavailable)?;
     let sent = outgoing.send(app.agents.pool(), &host, || None, &app.tasks).await;
     let answer = sent.map_err(|_| Error::HostUnavailable)?;

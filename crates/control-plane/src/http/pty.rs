@@ -2,7 +2,7 @@
 
 use super::earlier::Earlier;
 use super::extract::{Path, Query, Upgrade, capsule_id};
-use super::socket::{self, FRAME_MAX, Frame, Incoming, Input, Received};
+use super::socket::{self, Frame, Incoming, Input, Outgoing, Received};
 use crate::app::App;
 use crate::auth::{Caller, random_hex};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::processes::{Command, Event, Events, Processes, Selector};
 use api::{PtyEvent, PtyRequest};
 use axum::Extension;
 use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::Message;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -45,12 +45,12 @@ pub(crate) async fn open(
     Path(id): Path<String>,
     Query(form): Query<Form>,
     earlier: Option<Extension<Earlier>>,
-    Upgrade(upgrade): Upgrade,
+    upgrade: Upgrade,
 ) -> Result<Response> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
     let binary = form.binary || earlier.is_some();
-    let upgrade = upgrade.max_message_size(FRAME_MAX);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, processes, binary)))
+    let fatal = |error: &Error| failed(error, true);
+    Ok(upgrade.serve(fatal, move |out, incoming| Box::pin(serve(out, incoming, processes, binary))))
 }
 
 /// What is sent on a terminal's connection.
@@ -69,13 +69,17 @@ impl Frame for Sent {
     }
 }
 
-async fn serve(socket: WebSocket, processes: Processes, binary: bool) {
-    let (mut outgoing, mut incoming) = socket::split(socket);
-    let (tag, pid, events) = match begin(&mut incoming, &processes).await {
+async fn serve(
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+    processes: Processes,
+    binary: bool,
+) {
+    let (tag, pid, events) = match begin(incoming, &processes).await {
         Ok(begun) => begun,
         Err(error) => {
             outgoing.send(&failed(&error, true)).await;
-            return outgoing.close().await;
+            return;
         }
     };
     if !outgoing.send(&PtyEvent::Started { tag, pid }).await {
@@ -94,13 +98,10 @@ async fn serve(socket: WebSocket, processes: Processes, binary: bool) {
     let (tell, beside) = mpsc::channel(8);
     let (input, inputs) = socket::inputs();
     let refused = |error: &Error| failed(error, false);
-    let here = tokio::select! {
-        here = outgoing.carry(frames, beside, &Sent::Event(PtyEvent::Ping)) => here,
-        () = listen(&mut incoming, &processes, pid, &input, &tell) => false,
-        () = socket::feed(&processes, (pid, true), inputs, &tell, refused) => false,
-    };
-    if here {
-        outgoing.close().await;
+    tokio::select! {
+        () = outgoing.carry(frames, beside, &Sent::Event(PtyEvent::Ping)) => {}
+        () = listen(incoming, &processes, pid, &input, &tell) => {}
+        () = socket::feed(&processes, (pid, true), inputs, &tell, refused) => {}
     }
 }
 

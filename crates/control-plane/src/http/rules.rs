@@ -83,6 +83,8 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("PUT", "/v1/capsules/{id}/ports/{port}", CHANGE),
     ("POST", "/v1/capsules/{id}/ports/{port}/links", EXEC),
     ("GET", "/v1/capsules/{id}/ports/{port}/tcp", EXEC),
+    ("POST", "/v1/capsules/{id}/traffic-token", CHANGE),
+    ("POST", "/v1/capsules/{id}/links/rotate", CHANGE),
     ("POST", "/v1/snapshots", CHANGE),
     ("GET", "/v1/snapshots", READ),
     ("GET", "/v1/snapshots/{name}", READ),

@@ -1,11 +1,13 @@
-//! What both kinds of WebSocket share: JSON frames, a first frame in time, pings, and two
-//! directions that never wait for each other.
+//! What both kinds of WebSocket share: JSON frames, a first frame in time, pings, two directions
+//! that never wait for each other, and an end when the caller may no longer have it open.
 
-use super::extract::parse;
+use super::extract::{Upgrade, parse};
 use crate::error::{Error, Result};
 use crate::processes::Processes;
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::response::Response;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde::Serialize;
@@ -14,13 +16,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Largest frame of a client.
-pub(super) const FRAME_MAX: usize = 1 << 20;
+const FRAME_MAX: usize = 1 << 20;
 /// Frames of input that may wait for a program to read, before the client is held up.
 const INPUT_BACKLOG: usize = 8;
 /// How long a client may take for its first frame.
 const FIRST: Duration = Duration::from_secs(10);
 /// Between two signs of life.
 const PING: Duration = Duration::from_secs(30);
+/// How long a client may take for the frames that end a connection.
+const CLOSE: Duration = Duration::from_secs(1);
 
 /// The client's direction.
 pub(super) struct Incoming(SplitStream<WebSocket>);
@@ -28,9 +32,31 @@ pub(super) struct Incoming(SplitStream<WebSocket>);
 /// The server's direction.
 pub(super) struct Outgoing(SplitSink<WebSocket, Message>);
 
-pub(super) fn split(socket: WebSocket) -> (Outgoing, Incoming) {
-    let (sink, stream) = socket.split();
-    (Outgoing(sink), Incoming(stream))
+impl Upgrade {
+    /// Serves a connection until `serve` is done or the caller's admission holds no more, and ends
+    /// it in order. `failed` makes the frame that tells why.
+    pub(super) fn serve<F: Frame + 'static>(
+        self,
+        failed: fn(&Error) -> F,
+        serve: impl for<'a> FnOnce(&'a mut Outgoing, &'a mut Incoming) -> BoxFuture<'a, ()>
+        + Send
+        + 'static,
+    ) -> Response {
+        let Self { upgrade, admission } = self;
+        let run = move |socket: WebSocket| async move {
+            let (sink, stream) = socket.split();
+            let (mut outgoing, mut incoming) = (Outgoing(sink), Incoming(stream));
+            let revoked = tokio::select! {
+                () = serve(&mut outgoing, &mut incoming) => None,
+                error = admission.revoked() => Some(error),
+            };
+            let last = revoked.as_ref().and_then(|error| failed(error).message());
+            let reason = revoked
+                .map(|error| CloseFrame { code: close_code::POLICY, reason: error.code().into() });
+            let _ = tokio::time::timeout(CLOSE, outgoing.close(last, reason)).await;
+        };
+        upgrade.max_message_size(FRAME_MAX).on_upgrade(run)
+    }
 }
 
 /// What a client has sent.
@@ -90,39 +116,39 @@ impl Outgoing {
         self.0.send(message).await.is_ok()
     }
 
-    /// Ends the connection in order.
-    pub(super) async fn close(mut self) {
-        let _ = self.0.send(Message::Close(None)).await;
+    /// Ends the connection in order, after a last message.
+    async fn close(&mut self, last: Option<Message>, reason: Option<CloseFrame>) {
+        if let Some(last) = last {
+            let _ = self.0.send(last).await;
+        }
+        let _ = self.0.send(Message::Close(reason)).await;
         let _ = self.0.close().await;
     }
 
-    /// Carries `frames` and what is said beside them until one is the last, with a ping when
-    /// there is none for a while. Returns whether the client is still there.
+    /// Carries `frames` and what is said beside them until one is the last, or the client has left,
+    /// with a ping when there is none for a while.
     pub(super) async fn carry<F: Frame>(
         &mut self,
         mut frames: impl futures::Stream<Item = (F, bool)> + Unpin,
         mut beside: mpsc::Receiver<F>,
         ping: &F,
-    ) -> bool {
+    ) {
         loop {
             let (frame, last) = tokio::select! {
                 frame = frames.next() => match frame {
                     Some((frame, last)) => (frame, last),
-                    None => return true,
+                    None => return,
                 },
                 Some(frame) = beside.recv() => (frame, false),
                 () = tokio::time::sleep(PING) => {
                     if !self.send(ping).await {
-                        return false;
+                        return;
                     }
                     continue;
                 }
             };
-            if !self.send(&frame).await {
-                return false;
-            }
-            if last {
-                return true;
+            if !self.send(&frame).await || last {
+                return;
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Who may reach a port of a capsule. Pure: decides by what a request presents and what is known
 //! of the capsule, and takes off the request what it was admitted by.
 
-use super::preview::{self, Checked};
+use super::links::{Checked, Links};
+use super::preview::{self, Link};
 use super::routes::Route;
 use super::signed::Signed;
 use super::target::Target;
@@ -36,14 +37,27 @@ pub(crate) struct Presented<'a> {
 }
 
 /// Why a request is let in.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admitted {
     /// By a key of the owner's.
     Owner,
-    /// By a token or cookie of the capsule's, or because the port is public.
-    Guest,
+    /// By something that the capsule itself has.
+    Guest(Way),
     /// By a link, which a cookie takes the place of for so many seconds.
     Link(i64),
+}
+
+/// By what of a capsule's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The port is public.
+    Public,
+    TrafficToken,
+    EnvdToken,
+    /// A signed link to a file of envd's.
+    Signed,
+    /// The cookie that a link became.
+    Cookie(Link),
 }
 
 impl<'a> Presented<'a> {
@@ -68,6 +82,11 @@ impl<'a> Presented<'a> {
         Some(key).filter(|key| key.len() <= KEY_MAX)
     }
 
+    /// The tokens of links: in the query first, then those in cookies.
+    pub(crate) fn link_tokens(&self) -> (Option<&str>, Vec<&'a str>) {
+        (self.link.as_deref(), preview::from_cookies(self.headers, self.transport))
+    }
+
     /// Decides. A capsule of others, and a token that is not this capsule's, are answered as no
     /// capsule is.
     pub(crate) fn decide(
@@ -75,36 +94,32 @@ impl<'a> Presented<'a> {
         target: Target,
         route: Option<&Route>,
         owner: Option<&Caller>,
+        links: &Links,
         now: i64,
     ) -> Result<Admitted, Error> {
         if target.port == ENVD_PORT && ENVD_CLOSED.contains(&self.path) {
             return Err(Error::NotFound("route"));
         }
         if let Some(route) = route {
-            let all = route.public_traffic && target.port != ENVD_PORT;
-            let public = all || route.public_ports.contains(&target.port);
-            let link = self.link.as_deref();
-            let link = link.map(|link| preview::check(&route.traffic_token, target, link, now));
-            if let Some(Checked::Good(seconds)) = link {
-                return Ok(Admitted::Link(seconds));
+            if let Some(Checked::Good(link, _)) = &links.query {
+                return Ok(Admitted::Link(link.until.saturating_sub(now)));
             }
-            if public || self.holds_token(target, route) {
-                return Ok(Admitted::Guest);
-            }
-            let cookies = preview::from_cookies(self.headers, self.transport);
-            let good = |token: &&str| {
-                let checked = preview::check(&route.traffic_token, target, token, now);
-                matches!(checked, Checked::Good(_))
+            let way = match route.is_public(target.port) {
+                true => Some(Way::Public),
+                false => self.token(target, route),
             };
-            if cookies.iter().any(good) {
-                return Ok(Admitted::Guest);
+            let cookie = links.cookie.as_ref().map(|(link, _)| Way::Cookie(*link));
+            if let Some(way) = way.or(cookie) {
+                return Ok(Admitted::Guest(way));
             }
-            if link == Some(Checked::Expired) {
-                return Err(Error::LinkExpired);
+            match &links.query {
+                Some(Checked::Expired) => return Err(Error::LinkExpired),
+                Some(Checked::Revoked) => return Err(Error::LinkRevoked),
+                Some(Checked::Good(..) | Checked::Bad) | None => {}
             }
         }
         if let (ENVD_PORT, Some(signed)) = (target.port, &self.signed) {
-            return signed.check(route, now).map(|()| Admitted::Guest);
+            return signed.check(route, now).map(|()| Admitted::Guest(Way::Signed));
         }
         match (self.headers.contains_key(&API_KEY), owner) {
             (true, None) => Err(Error::Unauthenticated),
@@ -121,9 +136,13 @@ impl<'a> Presented<'a> {
         }
     }
 
-    fn holds_token(&self, target: Target, route: &Route) -> bool {
-        let traffic = self.equals(&TRAFFIC_TOKEN, &route.traffic_token);
-        traffic || target.port == ENVD_PORT && self.equals(&ENVD_TOKEN, &route.envd_token)
+    /// Which of the capsule's own tokens is presented.
+    fn token(&self, target: Target, route: &Route) -> Option<Way> {
+        if self.equals(&TRAFFIC_TOKEN, &route.traffic_token) {
+            return Some(Way::TrafficToken);
+        }
+        let envd = target.port == ENVD_PORT && self.equals(&ENVD_TOKEN, &route.envd_token);
+        envd.then_some(Way::EnvdToken)
     }
 
     fn equals(&self, name: &HeaderName, secret: &str) -> bool {
@@ -180,6 +199,7 @@ pub(super) fn is_preflight(method: &Method, headers: &HeaderMap, target: Target)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::revocations::Basis;
     use http::header::COOKIE;
     use types::{CapsuleId, CapsuleState, TeamId};
 
@@ -194,6 +214,7 @@ mod tests {
             host: None,
             envd_token: "envd".into(),
             traffic_token: "traffic".into(),
+            link_generation: 1,
             auto_resume: false,
             public_ports: [3000].into(),
             public_traffic: false,
@@ -209,6 +230,10 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
+    fn guest(way: Way) -> Result<Admitted, &'static str> {
+        Ok(Admitted::Guest(way))
+    }
+
     /// What is decided, with an error as its code.
     fn decide(
         port: u16,
@@ -217,13 +242,26 @@ mod tests {
         key_team: Option<u128>,
         known: bool,
     ) -> Result<Admitted, &'static str> {
+        decide_with(port, url, headers, key_team, known.then(Links::default))
+    }
+
+    /// The same with what links and cookies came to; none of a capsule that is not known.
+    fn decide_with(
+        port: u16,
+        url: &str,
+        headers: &[(&str, &str)],
+        key_team: Option<u128>,
+        links: Option<Links>,
+    ) -> Result<Admitted, &'static str> {
         let target = Target { capsule: CapsuleId(uuid::Uuid::nil()), port };
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let headers = map(headers);
         let presented = Presented::new(&Method::GET, &headers, (path, query), Transport::Plain);
         let of = |team| Caller::of(TeamId(uuid::Uuid::from_u128(team)));
         let (route, owner) = (route(), key_team.map(of));
-        let decided = presented.decide(target, known.then_some(&route), owner.as_ref(), NOW);
+        let (known, links) = (links.is_some(), links.unwrap_or_default());
+        let route = known.then_some(&route);
+        let decided = presented.decide(target, route, owner.as_ref(), &links, NOW);
         decided.map_err(|error| error.code())
     }
 
@@ -256,7 +294,7 @@ mod tests {
     #[test]
     fn envds_token_opens_envd_alone_and_never_its_control_routes() {
         let token = [("x-access-token", "envd")];
-        assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), guest(Way::EnvdToken));
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
         let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
         assert_eq!(decide(ENVD_PORT, "/init", &all, Some(TEAM), true), Err("not_found"));
@@ -271,7 +309,7 @@ mod tests {
             format!("/files?path=%2Fa&signature={signature}&signature_expiration={until}")
         };
         let good = link(NOW, "envd");
-        assert_eq!(decide(ENVD_PORT, &good, &[], None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(ENVD_PORT, &good, &[], None, true), guest(Way::Signed));
         assert_eq!(decide(80, &good, &[], None, true), Err("private_port"));
         let wrong = Err("bad_signature");
         assert_eq!(
@@ -290,20 +328,23 @@ mod tests {
     #[test]
     fn traffic_tokens_links_cookies_and_public_ports_open_theirs() {
         let traffic = [("e2b-traffic-access-token", "traffic")];
-        assert_eq!(decide(80, "/", &traffic, None, true), Ok(Admitted::Guest));
-        assert_eq!(decide(3000, "/", &[], None, true), Ok(Admitted::Guest));
+        assert_eq!(decide(80, "/", &traffic, None, true), guest(Way::TrafficToken));
+        assert_eq!(decide(3000, "/", &[], None, true), guest(Way::Public));
         // A program's own use of the header does not close a public port.
-        assert_eq!(decide(3000, "/", &[("x-api-key", "app")], None, true), Ok(Admitted::Guest));
-        let target = Target { capsule: CapsuleId(uuid::Uuid::nil()), port: 80 };
-        let token = preview::sign("traffic", target, NOW + 60);
-        let link = format!("/a?x=1&wrenn-preview={token}");
-        assert_eq!(decide(80, &link, &[], None, true), Ok(Admitted::Link(60)));
-        assert_eq!(decide(81, &link, &[], None, true), Err("not_found"));
-        let cookie = format!("a=b; wrenn-preview=old; wrenn-preview={token}");
-        assert_eq!(decide(80, "/", &[("cookie", &cookie)], None, true), Ok(Admitted::Guest));
-        assert_eq!(decide(81, "/", &[("cookie", &cookie)], None, true), Err("private_port"));
-        let old = format!("/?wrenn-preview={}", preview::sign("traffic", target, NOW));
-        assert_eq!(decide(80, &old, &[], None, true), Err("link_expired"));
+        assert_eq!(decide(3000, "/", &[("x-api-key", "app")], None, true), guest(Way::Public));
+        let maker = preview::Maker::User(types::UserId::new());
+        let link = Link { until: NOW + 60, generation: 1, maker };
+        let url = "/a?x=1&wrenn-preview=1.x";
+        let by_link =
+            |checked| decide_with(80, url, &[], None, Some(Links::of(Some(checked), None)));
+        assert_eq!(by_link(Checked::Good(link, Basis::default())), Ok(Admitted::Link(60)));
+        assert_eq!(by_link(Checked::Expired), Err("link_expired"));
+        assert_eq!(by_link(Checked::Revoked), Err("link_revoked"));
+        assert_eq!(by_link(Checked::Bad), Err("not_found"));
+        let cookie = Links::of(None, Some((link, Basis::default())));
+        assert_eq!(decide_with(80, "/", &[], None, Some(cookie)), guest(Way::Cookie(link)));
+        let cookie = Links::of(Some(Checked::Revoked), Some((link, Basis::default())));
+        assert_eq!(decide_with(80, url, &[], None, Some(cookie)), guest(Way::Cookie(link)));
     }
 
     #[test]
@@ -323,16 +364,17 @@ mod tests {
             headers
         };
         let left = map(&[("cookie", "a=1"), ("authorization", "Bearer app")]);
-        for admitted in [Admitted::Owner, Admitted::Guest, Admitted::Link(1)] {
+        let public = Admitted::Guest(Way::Public);
+        for admitted in [Admitted::Owner, public, Admitted::Link(1)] {
             assert_eq!(at(80, &all, admitted), left);
         }
         let session = [("authorization", "Bearer wrs_1"), ("x-api-key", "wrn_1")];
-        assert!(at(80, &session, Admitted::Guest).is_empty());
+        assert!(at(80, &session, public).is_empty());
         let apps = [("x-api-key", "app"), ("x-access-token", "app")];
-        assert_eq!(at(80, &apps, Admitted::Guest), map(&apps));
+        assert_eq!(at(80, &apps, public), map(&apps));
         assert_eq!(at(80, &apps, Admitted::Owner), map(&[("x-access-token", "app")]));
         let to_envd = at(ENVD_PORT, &[("x-api-key", key)], Admitted::Owner);
         assert_eq!(to_envd, map(&[("x-access-token", "envd")]));
-        assert!(!at(80, &[("cookie", "wrenn-preview=x")], Admitted::Guest).contains_key(COOKIE));
+        assert!(!at(80, &[("cookie", "wrenn-preview=x")], public).contains_key(COOKIE));
     }
 }

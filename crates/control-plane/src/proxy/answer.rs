@@ -75,7 +75,8 @@ fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
         return (error.status(), "application/json", body.to_string());
     }
     let missing = matches!(error, Error::NotFound("capsule"));
-    let private = matches!(error, Error::PrivatePort | Error::LinkExpired);
+    let link = matches!(error, Error::LinkExpired | Error::LinkRevoked);
+    let private = link || matches!(error, Error::PrivatePort | Error::AccessRevoked);
     let status = match (missing, private) {
         (true, _) => StatusCode::BAD_GATEWAY,
         (_, true) => StatusCode::FORBIDDEN,

@@ -1,6 +1,7 @@
-//! Preview links: a port of a capsule for a browser, until a moment. Signed with the capsule's
-//! traffic token, so that nothing is stored, a link ends with its capsule, and none is good for
-//! another port or capsule. The link's first use becomes a cookie of that host name alone.
+//! Preview links: a port of a capsule for a browser, until a moment. Signed with a secret of the
+//! platform's, so that nothing is stored, and none is good for another port or capsule. A link names
+//! its maker and the capsule's generation of links, and ends with either. Its first use becomes a
+//! cookie of that host name alone.
 
 use super::target::Target;
 use crate::auth::origin::Transport;
@@ -11,6 +12,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 use sha2::Sha256;
+use std::fmt;
+use std::str::FromStr;
+use types::{ApiKeyId, UserId};
 
 /// Name of the query's field.
 pub(crate) const FIELD: &str = "wrenn-preview";
@@ -18,41 +22,65 @@ pub(crate) const FIELD: &str = "wrenn-preview";
 /// (RFC 6265bis, 4.1.3).
 const COOKIES: [&str; 2] = ["__Host-wrenn-preview", "wrenn-preview"];
 
-/// What a link says.
+/// Whose right a link carries on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Checked {
-    /// Good for so many seconds more.
-    Good(i64),
-    Expired,
-    /// Not ours, or not for this.
-    Bad,
+pub(crate) enum Maker {
+    User(UserId),
+    Key(ApiKeyId),
 }
 
-fn mac(secret: &str, target: Target, until: i64) -> Hmac<Sha256> {
-    // An HMAC's key may have any length.
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())
-        .unwrap_or_else(|_| Hmac::new(&hmac::digest::Key::<Hmac<Sha256>>::default()));
-    let what = format!("wrenn preview\n{}\n{}\n{until}", target.capsule, target.port);
-    mac.update(what.as_bytes());
-    mac
-}
-
-/// Signs a link's token; `until` is in seconds since 1970.
-pub(crate) fn sign(secret: &str, target: Target, until: i64) -> String {
-    let tag = mac(secret, target, until).finalize().into_bytes();
-    format!("{until}.{}", URL_SAFE_NO_PAD.encode(tag))
-}
-
-/// Reads a token, at a moment in seconds since 1970.
-pub(crate) fn check(secret: &str, target: Target, token: &str, now: i64) -> Checked {
-    let parsed = token.split_once('.').and_then(|(until, tag)| {
-        Some((until.parse::<i64>().ok()?, URL_SAFE_NO_PAD.decode(tag).ok()?))
-    });
-    let Some((until, tag)) = parsed else { return Checked::Bad };
-    if mac(secret, target, until).verify_slice(&tag).is_err() {
-        return Checked::Bad;
+impl fmt::Display for Maker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(id) => id.fmt(f),
+            Self::Key(id) => id.fmt(f),
+        }
     }
-    if until <= now { Checked::Expired } else { Checked::Good(until.saturating_sub(now)) }
+}
+
+impl FromStr for Maker {
+    type Err = types::ids::ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::User).or_else(|_| text.parse().map(Self::Key))
+    }
+}
+
+/// What a link says, beside the port of the capsule that it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// In seconds since 1970.
+    pub until: i64,
+    /// The capsule's generation of links when it was made.
+    pub generation: i64,
+    pub maker: Maker,
+}
+
+impl Link {
+    fn mac(&self, secret: &[u8], target: Target) -> Hmac<Sha256> {
+        // An HMAC's key may have any length.
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret)
+            .unwrap_or_else(|_| Hmac::new(&hmac::digest::Key::<Hmac<Sha256>>::default()));
+        let (Target { capsule, port }, Self { until, generation, maker }) = (target, self);
+        let text = format!("wrenn preview 2\n{capsule}\n{port}\n{until}\n{generation}\n{maker}");
+        mac.update(text.as_bytes());
+        mac
+    }
+
+    /// Signs its token.
+    pub(crate) fn sign(&self, secret: &[u8], target: Target) -> String {
+        let tag = URL_SAFE_NO_PAD.encode(self.mac(secret, target).finalize().into_bytes());
+        format!("{}.{}.{}.{tag}", self.until, self.generation, self.maker)
+    }
+
+    /// Reads a token; none when it is not ours, or not for this.
+    pub(crate) fn read(secret: &[u8], target: Target, token: &str) -> Option<Self> {
+        let mut parts = token.splitn(4, '.');
+        let (until, generation) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let link = Self { until, generation, maker: parts.next()?.parse().ok()? };
+        let tag = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?;
+        link.mac(secret, target).verify_slice(&tag).ok().map(|()| link)
+    }
 }
 
 /// Takes our field out of a query; the token, and what is left of the path with its query.
@@ -157,19 +185,24 @@ mod tests {
     use types::CapsuleId;
 
     #[test]
-    fn a_link_is_good_for_one_port_of_one_capsule_until_it_expires() {
+    fn a_link_is_read_by_its_secret_for_its_port_and_capsule_alone() {
         let target = Target { capsule: CapsuleId::new(), port: 80 };
-        let token = sign("secret", target, 1000);
-        assert_eq!(check("secret", target, &token, 900), Checked::Good(100));
-        assert_eq!(check("secret", target, &token, 1000), Checked::Expired);
-        let other = Target { port: 81, ..target };
-        assert_eq!(check("secret", other, &token, 900), Checked::Bad);
-        let other = Target { capsule: CapsuleId::new(), ..target };
-        assert_eq!(check("secret", other, &token, 900), Checked::Bad);
-        assert_eq!(check("other", target, &token, 900), Checked::Bad);
-        let later = token.replace("1000.", "9999.");
-        for bad in ["", ".", "1000.", "x.y", "9999999999999999999999.AA", &later] {
-            assert_eq!(check("secret", target, bad, 900), Checked::Bad, "{bad}");
+        for maker in [Maker::User(UserId::new()), Maker::Key(ApiKeyId::new())] {
+            let link = Link { until: 1000, generation: 2, maker };
+            let token = link.sign(b"secret", target);
+            assert_eq!(Link::read(b"secret", target, &token), Some(link));
+            let port = Target { port: 81, ..target };
+            let capsule = Target { capsule: CapsuleId::new(), ..target };
+            assert_eq!(Link::read(b"secret", port, &token), None);
+            assert_eq!(Link::read(b"secret", capsule, &token), None);
+            assert_eq!(Link::read(b"other", target, &token), None);
+            let later = token.replacen("1000.", "9999.", 1);
+            let newer = token.replacen(".2.", ".3.", 1);
+            let others = token.replace(&maker.to_string(), &UserId::new().to_string());
+            let before = format!("1000.{}", token.rsplit('.').next().unwrap());
+            for bad in ["", ".", "1000.", "x.y", "...", &later, &newer, &others, &before] {
+                assert_eq!(Link::read(b"secret", target, bad), None, "{bad}");
+            }
         }
     }
 

@@ -12,11 +12,12 @@ use crate::db::keys::Key;
 use crate::db::listen::{Change, Changes};
 use crate::db::routes::Row;
 use crate::error::Result;
+use protocol::ENVD_PORT;
 use sqlx::PgPool;
 use sqlx::types::Json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use types::{CapsuleId, CapsuleState, HostId, TeamId};
+use types::{ApiKeyId, CapsuleId, CapsuleState, HostId, TeamId};
 use uuid::Uuid;
 
 /// Before another try to hear of changes.
@@ -35,6 +36,8 @@ pub(crate) struct Route {
     pub host: Option<HostId>,
     pub envd_token: Box<str>,
     pub traffic_token: Box<str>,
+    /// Preview links of earlier generations are good no more.
+    pub link_generation: i64,
     pub public_ports: Box<[u16]>,
     /// Whether anyone may reach all of them, but envd's.
     pub public_traffic: bool,
@@ -46,16 +49,27 @@ pub(crate) struct Route {
     pub auto_resume: bool,
 }
 
+impl Route {
+    /// Whether anyone may reach a port.
+    pub(crate) fn is_public(&self, port: u16) -> bool {
+        let all = self.public_traffic && port != ENVD_PORT;
+        all || self.public_ports.contains(&port)
+    }
+}
+
 /// The cache.
 pub(crate) struct Routes {
     hears: Hears,
     capsules: Lookups<CapsuleId, Arc<Route>>,
     keys: Lookups<[u8; 32], Arc<Key>>,
+    /// Hashes of keys by their ids, which never change.
+    hashes: Lookups<ApiKeyId, [u8; 32]>,
 }
 
 impl Routes {
     pub(crate) fn new(hears: Hears) -> Self {
-        Self { hears, capsules: Lookups::new(), keys: Lookups::new() }
+        let (capsules, keys, hashes) = (Lookups::new(), Lookups::new(), Lookups::new());
+        Self { hears, capsules, keys, hashes }
     }
 
     /// A capsule and a key, by one query at most.
@@ -99,6 +113,15 @@ impl Routes {
         self.keys.get(&self.hears, hash, look).await
     }
 
+    /// The hash of a key, by its id.
+    pub(crate) async fn hash(&self, db: &PgPool, id: ApiKeyId) -> Result<Option<[u8; 32]>> {
+        let look = async {
+            let hash = db::keys::hash(db, id).await?;
+            Ok(Known::new(hash.and_then(|hash| hash.try_into().ok()), None))
+        };
+        self.hashes.get(&self.hears, &id, look).await
+    }
+
     /// Drops what is known of a capsule.
     pub(crate) fn forget(&self, id: CapsuleId) {
         self.capsules.forget(&id);
@@ -126,6 +149,8 @@ impl Routes {
 async fn hear(app: &App) -> sqlx::Result<()> {
     let mut changes = Changes::listen(&app.db).await?;
     app.hears.set(true);
+    // What changed while nothing was heard may have ended what is open.
+    app.revocations.check_all();
     let mut look = tokio::time::interval(LOOK);
     let mut heard = Instant::now();
     loop {
@@ -205,6 +230,7 @@ fn route(row: &Row) -> Option<Arc<Route>> {
         host: row.host_id.map(HostId),
         envd_token: row.envd_token.as_deref()?.into(),
         traffic_token: row.traffic_token.as_deref()?.into(),
+        link_generation: row.link_generation?,
         auto_resume: row.auto_resume.unwrap_or(false),
         public_traffic: row.public_traffic.unwrap_or(false),
         host_header: row.host_header.as_deref().map(Into::into),

@@ -42,6 +42,8 @@ pub(crate) async fn capsule(
             port::publish(&capsule, port, false, client, form).await?;
         }
         cli::Capsule::Forward(forward) => port::forward(&forward, client).await?,
+        cli::Capsule::RotateToken { capsule } => port::rotate_token(&capsule, client, form).await?,
+        cli::Capsule::RotateLinks { capsule } => port::rotate_links(&capsule, client, form).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

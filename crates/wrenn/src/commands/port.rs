@@ -1,4 +1,5 @@
-//! `wrenn capsule url`, `publish`, `unpublish` and `forward`: ports of capsules.
+//! `wrenn capsule url`, `publish`, `unpublish`, `forward`, `rotate-token` and `rotate-links`: ports
+//! of capsules.
 
 use super::capsule::path;
 use crate::cli;
@@ -48,6 +49,21 @@ fn shown(port: &api::Port, form: Form) -> anyhow::Result<()> {
     }
     output::line(&port.url);
     Ok(())
+}
+
+pub(super) async fn rotate_token(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
+    let rotated: api::TrafficToken =
+        client.post(&path(capsule, "/traffic-token")?, &serde_json::json!({})).await?;
+    if form == Form::Json {
+        return output::json(&rotated);
+    }
+    output::line(&rotated.traffic_token);
+    Ok(())
+}
+
+pub(super) async fn rotate_links(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
+    client.post_empty(&path(capsule, "/links/rotate")?).await?;
+    if form == Form::Json { output::json(&serde_json::json!({})) } else { Ok(()) }
 }
 
 pub(super) async fn forward(forward: &cli::Forward, client: &Client) -> anyhow::Result<()> {

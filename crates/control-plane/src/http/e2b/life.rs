@@ -86,7 +86,7 @@ pub(super) async fn fork(
     let left = left.map(|left| u32::try_from(left.whole_seconds()).unwrap_or(0).max(1));
     let wanted = api::Fork { count: wanted.count, timeout: wanted.timeout.or(left) };
     let forked = capsules::fork(&app, caller, source.id(), &wanted).await.map_err(concurrent)?;
-    let made = |row| Forked::Sandbox(Box::new(Sandbox::new(row, app.public.authority())));
+    let made = |row| Forked::Sandbox(Box::new(Sandbox::new(row, app.public.authority(), caller)));
     let told = |error: Error| {
         let code = error.status().as_u16();
         Forked::Error(Told { code, message: concurrent(error).to_string() })

@@ -5,7 +5,6 @@ use super::wire::{Connect, Detail, NewSandbox, Sandbox};
 use super::{concurrent, seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::policy::{Action, Resource};
 use crate::capsules::{self, How, Wanted};
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
@@ -47,7 +46,7 @@ async fn make(
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let made = capsules::create(app, caller, read(wanted, timeout)?, how).await;
     let capsule = made.map_err(concurrent)?;
-    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
+    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
 }
 
 /// What is asked for, in our words.
@@ -87,9 +86,7 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<Detail>> {
     let capsule = seen(&app, caller, &id).await?;
-    let resource = Resource::Capsule(capsule.id(), capsule.template_id);
-    let executes = caller.may(Action::CapsulesExec, resource).is_ok();
-    Ok(Json(Detail::new(capsule, app.public.authority(), executes)))
+    Ok(Json(Detail::new(capsule, app.public.authority(), caller)))
 }
 
 pub(super) async fn kill(
@@ -120,7 +117,10 @@ pub(super) async fn connect(
         }
         if capsule.state() == CapsuleState::Running {
             let capsule = extended?;
-            return Ok((StatusCode::OK, Json(Sandbox::new(capsule, app.public.authority()))));
+            return Ok((
+                StatusCode::OK,
+                Json(Sandbox::new(capsule, app.public.authority(), caller)),
+            ));
         }
     }
     bring_back(&app, caller, &capsule, &wanted, TIMEOUT).await
@@ -139,5 +139,5 @@ pub(super) async fn bring_back(
     let how = Wanted { timeout, cold, ..Wanted::default() };
     let resumed = capsules::resume(app, caller, capsule.id(), how).await;
     let capsule = resumed.map_err(concurrent)?;
-    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority()))))
+    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
 }

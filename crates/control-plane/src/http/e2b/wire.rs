@@ -1,6 +1,7 @@
 //! The shapes of E2B's API, as its SDKs read and write them. What they write and we do not know is
 //! passed over, as their service does.
 
+use crate::auth::Caller;
 use crate::capsules::Figures;
 use crate::capsules::network::shown;
 use crate::db::capsules::Capsule;
@@ -130,22 +131,25 @@ pub(super) struct Sandbox {
     client_id: &'static str,
     alias: String,
     envd_version: &'static str,
-    envd_access_token: String,
+    /// For who may run commands, which it lets do; so is the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envd_access_token: Option<String>,
     /// None where its ports are everybody's.
     traffic_access_token: Option<String>,
     domain: String,
 }
 
 impl Sandbox {
-    pub(super) fn new(row: Capsule, domain: &str) -> Self {
+    pub(super) fn new(row: Capsule, domain: &str, caller: Caller) -> Self {
+        let (executes, private) = (caller.executes(&row), !row.public_traffic);
         Self {
             template_id: template_id(&row),
             sandbox_id: row.id().to_string(),
             client_id: CLIENT,
             alias: row.template,
             envd_version: protocol::ENVD_VERSION,
-            envd_access_token: row.envd_token,
-            traffic_access_token: (!row.public_traffic).then_some(row.traffic_token),
+            envd_access_token: executes.then_some(row.envd_token),
+            traffic_access_token: (executes && private).then_some(row.traffic_token),
             domain: domain.to_owned(),
         }
     }
@@ -228,7 +232,8 @@ struct Lifecycle {
 }
 
 impl Detail {
-    pub(super) fn new(row: Capsule, domain: &str, executes: bool) -> Self {
+    pub(super) fn new(row: Capsule, domain: &str, caller: Caller) -> Self {
+        let executes = caller.executes(&row);
         let api::Network { allow, deny, .. } = shown(&row.egress);
         Self {
             envd_access_token: executes.then(|| row.envd_token.clone()),

@@ -1,0 +1,208 @@
+//! What a request to the API was admitted by, kept while its answer is under way: the check can be
+//! repeated, and what is open ends when it fails.
+
+use super::policy::{Action, Grants, Only, Resource};
+use super::revocations::{Basis, Recheck, Subject, broken_off};
+use super::{Caller, admit, policy};
+use crate::app::App;
+use crate::audit::By;
+use crate::db::keys::Key;
+use crate::db::users::Person;
+use crate::error::{Error, Result};
+use crate::http::rules::Rule;
+use crate::limits::Limits;
+use axum::extract::FromRequestParts;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http_body::Body as _;
+use std::future::Future;
+use std::sync::Arc;
+use time::OffsetDateTime;
+use types::{PLATFORM_TEAM, SessionId, TeamId, UserId};
+
+/// Largest answer of a known length that is let end by itself, in bytes.
+const SHORT: u64 = 64 * 1024;
+
+/// A credential, by its hash.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Credential {
+    Key([u8; 32]),
+    /// Of a session, by its own token or by a signed one.
+    Session([u8; 32]),
+}
+
+/// Whom a credential is of.
+pub(super) enum Identity {
+    Key(Arc<Key>),
+    User { user: UserId, session: SessionId, person: Arc<Person>, until: OffsetDateTime },
+}
+
+impl Identity {
+    /// Finds it, if the credential is good.
+    pub(super) async fn find(app: &App, credential: Credential) -> Result<Self> {
+        match credential {
+            Credential::Key(hash) => {
+                let key = app.routes.key(&app.db, &hash).await?;
+                Ok(Self::Key(key.ok_or(Error::Unauthenticated)?))
+            }
+            Credential::Session(hash) => {
+                let found = app.directory.session(&app.db, &hash).await?;
+                let found = found.ok_or(Error::Unauthenticated)?;
+                let (user, session) = (UserId(found.user_id), SessionId(found.id));
+                let person = app.directory.person(&app.db, user).await?;
+                let person = person.ok_or(Error::Unauthenticated)?;
+                Ok(Self::User { user, session, person, until: found.expires_at })
+            }
+        }
+    }
+
+    /// What an admission of it rests on.
+    pub(super) fn basis(&self, credential: Credential) -> Basis {
+        let (Credential::Key(hash) | Credential::Session(hash)) = credential;
+        match self {
+            Self::Key(key) => key.basis(hash, None),
+            Self::User { user, until, .. } => {
+                let subjects = [Some(Subject::Session(hash)), Some(Subject::User(*user)), None];
+                Basis { subjects, until: Some(*until) }
+            }
+        }
+    }
+
+    /// Whether what concerns the whole platform is theirs to do.
+    pub(super) async fn operates(&self, app: &App, by: By) -> Result<bool> {
+        Ok(match self {
+            Self::Key(key) => admit::key_caller(app, key, by).await?.operator,
+            Self::User { person, .. } => person.admin,
+        })
+    }
+
+    /// The caller in the team that is asked for, which they must be of; in their own when none is.
+    pub(super) async fn caller(&self, app: &App, asked: Option<TeamId>, by: By) -> Result<Caller> {
+        let caller = match self {
+            Self::Key(key) => admit::key_caller(app, key, by).await?,
+            Self::User { person, .. } => member(person, asked, by)?,
+        };
+        let caller = match asked == Some(PLATFORM_TEAM) && caller.operator {
+            true => of_platform(caller.by),
+            false => caller,
+        };
+        match asked.is_some_and(|asked| asked != caller.team) {
+            true => Err(Error::NotFound("team")),
+            false => Ok(caller),
+        }
+    }
+}
+
+impl Key {
+    /// What a caller with the key rests on, and a third subject.
+    pub(crate) fn basis(&self, hash: [u8; 32], third: Option<Subject>) -> Basis {
+        let creator = self.creator().map(Subject::User);
+        Basis { subjects: [Some(Subject::Key(hash)), creator, third], until: self.expires_at }
+    }
+}
+
+/// A user in a team, theirs by default; an admin of the platform may name its own.
+fn member(person: &Person, asked: Option<TeamId>, by: By) -> Result<Caller> {
+    let team = asked.or(person.default_team).ok_or(Error::NoTeam)?;
+    let grants = match person.role(team) {
+        Some(role) => role.grants(),
+        None if person.admin && team == PLATFORM_TEAM => Grants::default(),
+        None => return Err(Error::NotFound("team")),
+    };
+    let (only, limits) = (Only::default(), Limits::NONE);
+    let operator = person.admin;
+    Ok(Caller { team, by, grants, only, operator, limits, counted_as: None })
+}
+
+/// An operator in the platform's own team: its events, its channels, its log. It has no capsules.
+fn of_platform(by: By) -> Caller {
+    let grants = policy::scoped(["capsules:read", "team:admin"]);
+    Caller { by, grants, operator: true, ..Caller::of(PLATFORM_TEAM) }
+}
+
+/// An admission by a credential.
+#[derive(Clone)]
+pub(crate) struct Admission {
+    pub(super) app: Arc<App>,
+    pub(super) credential: Credential,
+    pub(super) rule: Rule,
+    /// The team that the caller is in, where the rule takes one.
+    pub(super) team: Option<TeamId>,
+    pub(super) resource: Resource,
+    pub(super) basis: Basis,
+    /// The count of changes from before.
+    pub(super) seen: u64,
+}
+
+impl Recheck for Admission {
+    async fn check(&self) -> Result<Basis> {
+        let (app, by) = (&self.app, By::SYSTEM);
+        let identity = Identity::find(app, self.credential).await?;
+        match self.rule {
+            Rule::Platform if !identity.operates(app, by).await? => {
+                return Err(Error::Forbidden("platform"));
+            }
+            Rule::Team(action) => {
+                identity.caller(app, self.team, by).await?.may(action, self.resource)?;
+            }
+            Rule::Platform | Rule::Open | Rule::Host | Rule::User | Rule::Anyone => {}
+        }
+        Ok(identity.basis(self.credential))
+    }
+}
+
+impl Admission {
+    /// Completes when the admission holds no more.
+    pub(crate) async fn revoked(self) -> Error {
+        let app = Arc::clone(&self.app);
+        app.revocations.revoked(&self, self.basis, self.seen).await
+    }
+
+    /// Breaks an exchange off when the admission holds no more.
+    pub(crate) fn until(self) -> hop::Until {
+        Box::pin(async { broken_off(self.revoked().await) })
+    }
+
+    /// Runs a handler. One that works in a capsule ends when the admission does, as it would if its
+    /// client left; so does what any of them streams.
+    pub(super) async fn watch(self, handler: impl Future<Output = Response>) -> Response {
+        let answer = match self.rule == Rule::Team(Action::CapsulesExec) {
+            false => handler.await,
+            true => {
+                let mut revoked = Box::pin(self.clone().revoked());
+                tokio::select! {
+                    biased;
+                    answer = handler => answer,
+                    error = &mut revoked => return error.into_response(),
+                }
+            }
+        };
+        if answer.body().size_hint().exact().is_some_and(|bytes| bytes <= SHORT) {
+            return answer;
+        }
+        let kind = answer.headers().get(CONTENT_TYPE);
+        let events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let until: hop::Until = match events {
+            true => Box::pin(async { Ok(last_event(&self.revoked().await)) }),
+            false => self.until(),
+        };
+        answer.map(|body| axum::body::Body::new(hop::Body::boxed(body).until(until)))
+    }
+}
+
+/// The event that ends a stream of events. A client that connects again is refused.
+fn last_event(error: &Error) -> Bytes {
+    let (code, message) = (error.code(), error.to_string());
+    let data = serde_json::json!({ "error": { "code": code, "message": message } });
+    format!("event: {code}\ndata: {data}\n\n").into()
+}
+
+impl FromRequestParts<Arc<App>> for Admission {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self> {
+        super::found(parts)
+    }
+}

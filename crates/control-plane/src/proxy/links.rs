@@ -1,0 +1,118 @@
+//! Whether a preview link, or the cookie that it became, still lets in: it must be of the capsule's
+//! present generation of links, and its maker must still be allowed to reach the port.
+
+use super::access::Presented;
+use super::preview::{Link, Maker};
+use super::routes::Route;
+use super::target::Target;
+use crate::app::App;
+use crate::audit::By;
+use crate::auth::Caller;
+use crate::auth::admit::key_caller;
+use crate::auth::policy::{Action, Resource};
+use crate::auth::revocations::{Basis, Subject};
+use crate::error::{Error, Result};
+
+/// What a link is found to be.
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// Good, with what its maker's right rests on.
+    Good(Link, Basis),
+    Expired,
+    Revoked,
+    /// Not ours, or not for this.
+    Bad,
+}
+
+/// The links that a request presents.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    /// In the query.
+    pub query: Option<Checked>,
+    /// The first good one in a cookie.
+    pub cookie: Option<(Link, Basis)>,
+}
+
+impl Links {
+    /// Checks those of a request for a capsule that is there; looks nothing up for one without.
+    pub(crate) async fn find(
+        app: &App,
+        presented: &Presented<'_>,
+        target: Target,
+        route: Option<&Route>,
+        now: i64,
+    ) -> Result<Self> {
+        let (query, cookies) = presented.link_tokens();
+        let (Some(route), false) = (route, query.is_none() && cookies.is_empty()) else {
+            return Ok(Self::default());
+        };
+        let mut links = Self::default();
+        if let Some(token) = query {
+            links.query = Some(check(app, target, route, token, now).await?);
+        }
+        for token in cookies {
+            if let Checked::Good(link, basis) = check(app, target, route, token, now).await? {
+                links.cookie = Some((link, basis));
+                break;
+            }
+        }
+        Ok(links)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(query: Option<Checked>, cookie: Option<(Link, Basis)>) -> Self {
+        Self { query, cookie }
+    }
+}
+
+/// Checks a token. Only one that the platform signed has anything looked up.
+async fn check(app: &App, target: Target, route: &Route, token: &str, now: i64) -> Result<Checked> {
+    let Some(link) = Link::read(&app.link_secret, target, token) else { return Ok(Checked::Bad) };
+    match stands(app, target, route, &link, now).await {
+        Ok(basis) => Ok(Checked::Good(link, basis)),
+        Err(Error::LinkExpired) => Ok(Checked::Expired),
+        Err(error) if error.status().is_client_error() => Ok(Checked::Revoked),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks a link that the platform signed, and returns what it rests on.
+///
+/// # Errors
+/// Why it lets in no more.
+pub(super) async fn stands(
+    app: &App,
+    target: Target,
+    route: &Route,
+    link: &Link,
+    now: i64,
+) -> Result<Basis> {
+    if link.until <= now {
+        return Err(Error::LinkExpired);
+    }
+    if link.generation != route.link_generation {
+        return Err(Error::LinkRevoked);
+    }
+    let this = Some(Subject::Capsule(target.capsule));
+    let (caller, mut basis) = match link.maker {
+        Maker::User(id) => {
+            let person = app.directory.person(&app.db, id).await?;
+            let role = person.and_then(|person| person.role(route.team));
+            let grants = role.ok_or(Error::LinkRevoked)?.grants();
+            let subjects = [Some(Subject::User(id)), None, this];
+            (Caller { grants, ..Caller::of(route.team) }, Basis { subjects, until: None })
+        }
+        Maker::Key(id) => {
+            let hash = app.routes.hash(&app.db, id).await?.ok_or(Error::LinkRevoked)?;
+            let key = app.routes.key(&app.db, &hash).await?.ok_or(Error::LinkRevoked)?;
+            (key_caller(app, &key, By::SYSTEM).await?, key.basis(hash, this))
+        }
+    };
+    if caller.team != route.team {
+        return Err(Error::LinkRevoked);
+    }
+    caller.may(Action::CapsulesExec, Resource::Capsule(target.capsule, route.template))?;
+    let until = time::OffsetDateTime::from_unix_timestamp(link.until).ok();
+    basis.until = [basis.until, until].into_iter().flatten().min();
+    Ok(basis)
+}

@@ -1,0 +1,319 @@
+//! What is open ends when the credential that opened it ends: terminals, streams, requests that
+//! wait, tunnels and proxied connections, on every replica, whatever ended the credential.
+
+use crate::proxy::psql;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tests::{Answer, Client, Driver, Platform, Replica, Socket, Upstream, Wire, eventually};
+use tokio::task::JoinHandle;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const CODE: &str = "access_revoked";
+
+/// A body that goes on.
+type Bytes = BoxStream<'static, reqwest::Result<bytes::Bytes>>;
+
+/// Reads a body until it has `wanted`, to the end when that is empty; the text of it.
+async fn read(bytes: &mut Bytes, wanted: &str) -> String {
+    let mut text = String::new();
+    let reading = async {
+        while wanted.is_empty() || !text.contains(wanted) {
+            match bytes.next().await {
+                Some(Ok(part)) => text += &String::from_utf8_lossy(&part),
+                Some(Err(_)) | None => break,
+            }
+        }
+    };
+    let what = if wanted.is_empty() { "its end" } else { wanted };
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("{what} did not come"));
+    text
+}
+
+/// Sends until the connection is cut off.
+fn go_on(wire: &mut Wire) {
+    while wire.send("1\r\nx\r\n") {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A guest's program that speaks no HTTP and never stops sending.
+fn raw() -> Upstream {
+    Upstream::start(|mut wire| go_on(&mut wire))
+}
+
+/// One of HTTP that never stops sending, as a body or after a switch of protocols; or that, at
+/// `/silent`, never answers, and notes that it was asked.
+fn endless() -> (Upstream, Arc<AtomicBool>) {
+    let asked = Arc::new(AtomicBool::new(false));
+    let note = Arc::clone(&asked);
+    let guest = Upstream::start(move |mut wire| {
+        let Some(head) = wire.head() else { return };
+        if head.starts_with("GET /silent") {
+            note.store(true, Ordering::SeqCst);
+            wire.rest();
+            return;
+        }
+        wire.send(match head.starts_with("GET /switch") {
+            true => {
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                 upgrade: websocket\r\n\r\n"
+            }
+            false => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        });
+        go_on(&mut wire);
+    });
+    (guest, asked)
+}
+
+/// What a caller has open at the API.
+struct Open {
+    sockets: Vec<(&'static str, Socket)>,
+    events: Bytes,
+    tunnel: Bytes,
+    waits: JoinHandle<Answer>,
+}
+
+/// Reads a connection that has switched protocols as a body.
+async fn switched(answer: Response) -> Bytes {
+    use tokio::io::AsyncReadExt;
+    assert_eq!(answer.status().as_u16(), 101);
+    let stream = answer.upgrade().await.unwrap();
+    let chunks = futures::stream::unfold(stream, |mut stream| async move {
+        let mut chunk = vec![0; 4096];
+        let count = stream.read(&mut chunk).await.unwrap_or(0);
+        (count > 0).then(|| (Ok(chunk[..count].to_vec().into()), stream))
+    });
+    chunks.boxed()
+}
+
+impl Open {
+    async fn of(client: &Client, id: &str, port: u16) -> Self {
+        let at = format!("/v1/capsules/{id}");
+        let mut exec = client.socket(&format!("{at}/exec/stream")).await;
+        exec.send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "stdin": true }))
+            .await;
+        let pid = exec.next().await.unwrap()["pid"].as_u64().unwrap();
+        let mut pty = client.socket(&format!("{at}/pty")).await;
+        pty.send(json!({ "type": "start" })).await;
+        assert_eq!(pty.next().await.unwrap()["type"], "started");
+        let mut attached = client.socket(&format!("{at}/processes/{pid}/stream")).await;
+        assert_eq!(attached.next().await.unwrap()["type"], "start");
+        let events = client.request(Method::GET, "/v1/events/stream").send().await.unwrap();
+        let mut events = events.bytes_stream().boxed();
+        read(&mut events, "hello").await;
+        let tunnel = client.request(Method::GET, &format!("{at}/ports/{port}/tcp"));
+        let tunnel = tunnel.header("connection", "upgrade").header("upgrade", "tcp");
+        let mut tunnel = switched(tunnel.send().await.unwrap()).await;
+        read(&mut tunnel, "x").await;
+        let (asks, path) = (client.clone(), format!("{at}/exec"));
+        let tag = uuid::Uuid::new_v4().to_string();
+        let body = json!({ "cmd": "sleep", "args": ["1000"], "timeout_sec": 1000, "tag": tag });
+        let waits = tokio::spawn(async move { asks.post(&path, &body).await });
+        eventually("the command runs", async || {
+            let seen = client.get(&format!("{at}/processes")).await.expect(200);
+            seen.to_string().contains(&tag).then_some(())
+        })
+        .await;
+        let sockets = vec![("exec", exec), ("pty", pty), ("attach", attached)];
+        Self { sockets, events, tunnel, waits }
+    }
+
+    /// Waits until all of it has ended, each with its reason.
+    async fn ends(self) {
+        let mut events = self.ends_but_events().await;
+        let rest = read(&mut events, "").await;
+        let wanted = format!("event: {CODE}\ndata: {{\"error\":{{\"code\":\"{CODE}\"");
+        assert!(rest.contains(&wanted), "{rest}");
+    }
+
+    /// The same of all but the stream of events, which is returned.
+    async fn ends_but_events(mut self) -> Bytes {
+        for (what, socket) in &mut self.sockets {
+            let (last, close) = socket.until_closed().await;
+            assert_eq!((&last["type"], &last["code"]), (&json!("error"), &json!(CODE)), "{what}");
+            assert_eq!(close, Some((1008, CODE.to_owned())), "{what}");
+        }
+        read(&mut self.tunnel, "").await;
+        let waited = tokio::time::timeout(PATIENCE, self.waits).await.expect("exec goes on");
+        waited.unwrap().refuses(401, CODE, "credential");
+        self.events
+    }
+}
+
+/// A platform with a team and its capsule; the owner is no admin of the platform.
+async fn team() -> (Platform, Client, String, String) {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    platform.user("root@example.com").await;
+    let owner = platform.user("owner@example.com").await;
+    let teams = owner.get("/v1/teams").await.expect(200);
+    let team = teams["items"][0]["id"].as_str().unwrap().to_owned();
+    let id = owner.create(&json!({})).await;
+    (platform, owner, team, id)
+}
+
+async fn key(platform: &Platform, maker: &Client, more: Value) -> (Client, String) {
+    let mut wanted = json!({ "name": "k" });
+    wanted.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let made = maker.post("/v1/api-keys", &wanted).await.expect(201);
+    let path = format!("/v1/api-keys/{}", made["id"].as_str().unwrap());
+    (platform.client_with(made["key"].as_str().unwrap()), path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_key_has_open_ends_with_the_key_on_every_replica() {
+    let (platform, owner, _, id) = team().await;
+    let (replica, guest) = (Replica::start(&platform), raw());
+    let (revoked, path) = key(&platform, &owner, json!({})).await;
+    let (stays, _) = key(&platform, &owner, json!({})).await;
+    let here = Open::of(&revoked, &id, guest.port).await;
+    let there = Open::of(&revoked.at(&replica.url), &id, guest.port).await;
+    let mut other = Open::of(&stays, &id, guest.port).await;
+    owner.delete(&path).await.expect(204);
+    here.ends().await;
+    there.ends().await;
+    // What another key has open goes on, and so does the command.
+    let seen = stays.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+    assert!(seen["processes"].as_array().unwrap().len() >= 6, "{seen}");
+    let pty = &mut other.sockets[1].1;
+    pty.send(json!({ "type": "input", "data": STANDARD.encode("echo st''ill\n") })).await;
+    pty.until("output", "still").await;
+    read(&mut other.tunnel, "x").await;
+    // A key's own end is none that is told.
+    let (brief, _) = key(&platform, &owner, json!({ "expires_sec": 30 })).await;
+    Open::of(&brief, &id, guest.port).await.ends().await;
+    drop(replica);
+    platform.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_allowed() {
+    let (platform, owner, team, id) = team().await;
+    let guest = raw();
+    let (member, user) = platform.member(&owner, &team, "member").await;
+    let (member, member_path) = (member.in_team(&team), format!("/v1/teams/{team}/members/{user}"));
+    let (made, _) = key(&platform, &member, json!({})).await;
+    // A viewer may still see events, and do nothing in the capsule.
+    let (own, by_key) =
+        (Open::of(&member, &id, guest.port).await, Open::of(&made, &id, guest.port).await);
+    owner.patch(&member_path, &json!({ "role": "viewer" })).await.expect(204);
+    let mut events = own.ends_but_events().await;
+    let _events = by_key.ends_but_events().await;
+    owner.create(&json!({})).await;
+    read(&mut events, "capsule.running").await;
+    // Signed out.
+    owner.patch(&member_path, &json!({ "role": "member" })).await.expect(204);
+    let own = Open::of(&member, &id, guest.port).await;
+    let by_key = Open::of(&made, &id, guest.port).await;
+    member.post("/v1/auth/logout", &json!({})).await.expect(204);
+    own.ends().await;
+    // Removed from the team: the key that they made ends with the membership.
+    owner.delete(&member_path).await.expect(204);
+    by_key.ends().await;
+    // Disabled.
+    let (other, user) = platform.member(&owner, &team, "admin").await;
+    let own = Open::of(&other.in_team(&team), &id, guest.port).await;
+    let disabled = json!({ "status": "disabled" });
+    platform.client().patch(&format!("/v1/admin/users/{user}"), &disabled).await.expect(200);
+    own.ends().await;
+    platform.finish();
+}
+
+/// A change that a replica does not hear of is found when it hears again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_while_nothing_is_heard_ends_when_it_is_heard_again() {
+    let (platform, owner, _, id) = team().await;
+    let guest = raw();
+    let (revoked, _) = key(&platform, &owner, json!({})).await;
+    let open = Open::of(&revoked, &id, guest.port).await;
+    psql(
+        &platform,
+        "BEGIN; UPDATE api_keys SET revoked_at = now() WHERE name = 'k'; \
+         SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'; \
+         COMMIT",
+    );
+    open.ends().await;
+    platform.finish();
+}
+
+/// Opens what a request to a port may have open: a body, a switched connection, a wait.
+async fn at_port(client: &Client, id: &str, port: u16, by: (&str, &str)) -> (Bytes, Bytes) {
+    let ask = |path| client.to_port(Method::GET, id, port, path).header(by.0, by.1);
+    let mut body = ask("/").send().await.unwrap().bytes_stream().boxed();
+    read(&mut body, "x").await;
+    let switch = ask("/switch").header("connection", "upgrade").header("upgrade", "websocket");
+    let mut switch = switched(switch.send().await.unwrap()).await;
+    read(&mut switch, "x").await;
+    (body, switch)
+}
+
+async fn end(opened: (Bytes, Bytes)) {
+    let (mut body, mut switch) = opened;
+    read(&mut body, "").await;
+    read(&mut switch, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_at_a_port_ends_with_what_opened_it() {
+    let (platform, owner, _, id) = team().await;
+    let (replica, (guest, asked)) = (Replica::start(&platform), endless());
+    let nobody = platform.client_with("");
+    let none = ("x-none", "1");
+    // A key: its bodies, tunnels, waits and E2B's streams.
+    let (revoked, path) = key(&platform, &owner, json!({})).await;
+    let here = at_port(&revoked, &id, guest.port, none).await;
+    let there = at_port(&revoked.at(&replica.url), &id, guest.port, none).await;
+    let silent = revoked.to_port(Method::GET, &id, guest.port, "/silent");
+    let silent = silent.header("accept", "application/json");
+    let asks = revoked.clone();
+    let silent = tokio::spawn(async move { asks.send(silent).await });
+    let start = br#"{"process":{"cmd":"sleep","args":["1000"]}}"#;
+    let framed = [&[0, 0, 0, 0, u8::try_from(start.len()).unwrap()][..], start].concat();
+    let stream = revoked.to_port(Method::POST, &id, 49983, "/process.Process/Start");
+    let stream = stream.header("content-type", "application/connect+json").body(framed);
+    let mut stream = stream.send().await.unwrap().bytes_stream().boxed();
+    read(&mut stream, "start").await;
+    eventually("the guest was asked", async || asked.load(Ordering::SeqCst).then_some(())).await;
+    owner.delete(&path).await.expect(204);
+    end(here).await;
+    end(there).await;
+    read(&mut stream, "").await;
+    let silent = tokio::time::timeout(PATIENCE, silent).await.expect("a wait goes on").unwrap();
+    silent.refuses(401, CODE, "credential");
+    // The capsule's token.
+    let port = format!("/v1/capsules/{id}/ports/{}", guest.port);
+    let token = owner.get(&port).await.expect(200)["traffic_token"].as_str().unwrap().to_owned();
+    let header = ("e2b-traffic-access-token", token.as_str());
+    let here = at_port(&nobody, &id, guest.port, header).await;
+    let there = at_port(&nobody.at(&replica.url), &id, guest.port, header).await;
+    owner.post(&format!("/v1/capsules/{id}/traffic-token"), &json!({})).await.expect(200);
+    end(here).await;
+    end(there).await;
+    // A public port.
+    owner.put(&port, &json!({ "public": true })).await.expect(200);
+    let here = at_port(&nobody, &id, guest.port, none).await;
+    owner.put(&port, &json!({ "public": false })).await.expect(200);
+    end(here).await;
+    // A link's cookie: when it expires, and when its links are ended.
+    let cookie = async |seconds: u32| {
+        let body = json!({ "expires_sec": seconds });
+        let link = owner.post(&format!("{port}/links"), &body).await.expect(201);
+        format!("wrenn-preview={}", link["url"].as_str().unwrap().split_once('=').unwrap().1)
+    };
+    let brief = cookie(15).await;
+    end(at_port(&nobody, &id, guest.port, ("cookie", &brief)).await).await;
+    let long = cookie(3600).await;
+    let here = at_port(&nobody, &id, guest.port, ("cookie", &long)).await;
+    let there = at_port(&nobody.at(&replica.url), &id, guest.port, ("cookie", &long)).await;
+    owner.post(&format!("/v1/capsules/{id}/links/rotate"), &json!({})).await.expect(204);
+    end(here).await;
+    end(there).await;
+    drop(replica);
+    platform.finish();
+}
