@@ -246,7 +246,8 @@ async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended(
     assert_eq!(disk.free_mib(), 0);
     let machine = processes_of(&writer);
     // What the agent itself writes at its start needs some room; the guest does not take it.
-    rest.as_file().set_len(rest.as_file().metadata().unwrap().len() - (8 << 20)).unwrap();
+    let filled = filler.as_file();
+    filled.set_len(filled.metadata().unwrap().len() - (8 << 20)).unwrap();
     platform.kill();
     platform.resume().await;
     let client = platform.client();
