@@ -5,6 +5,7 @@ use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 /// A private key, ECDSA P-256. It is shown to nobody but its own file.
@@ -89,6 +90,20 @@ pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Er
 #[must_use]
 pub fn fingerprint(cert: &[u8]) -> String {
     Sha256::digest(cert).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What names a certificate that is PEM; none when it is not.
+#[must_use]
+pub fn fingerprint_of_pem(pem: &str) -> Option<String> {
+    certificates(pem).ok()?.first().map(|cert| fingerprint(cert))
+}
+
+/// When a certificate that is PEM expires; none when it is not PEM.
+#[must_use]
+pub fn expires_at(pem: &str) -> Option<OffsetDateTime> {
+    let certs = certificates(pem).ok()?;
+    let (_, cert) = X509Certificate::from_der(certs.first()?).ok()?;
+    Some(cert.validity().not_after.to_datetime())
 }
 
 /// The name that a certificate is for, if it has one.

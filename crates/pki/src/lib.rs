@@ -8,8 +8,13 @@ mod identity;
 mod tls;
 
 pub use authority::{Authority, CONTROL_PLANE_LIFE, HOST_LIFE, Leaf};
-pub use identity::{Key, Pair, common_name, fingerprint, public_key, public_key_of_request};
-pub use tls::{Trust, accept_control_plane, dial_host, prove, serve_public, witness};
+pub use identity::{
+    Key, Pair, common_name, expires_at, fingerprint, fingerprint_of_pem, public_key,
+    public_key_of_request,
+};
+pub use tls::{
+    Trust, accept_and_prove, accept_control_plane, dial_host, prove, serve_public, witness,
+};
 
 /// What is wrong with a certificate, a key or a request for one.
 #[derive(Debug, thiserror::Error)]

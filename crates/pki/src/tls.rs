@@ -7,13 +7,18 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName,
     RootCertStore, ServerConfig, SignatureScheme, WantsVerifier,
 };
 use std::sync::Arc;
+
+/// Protocol (ALPN) of a control plane that looks for a host's new key. Hosts of earlier versions
+/// pass it over.
+const PROOF: &[u8] = b"wrenn-proof";
 
 /// Authorities that are trusted.
 #[derive(Debug, Clone)]
@@ -73,15 +78,48 @@ pub fn dial_host(trust: &Trust, pair: &Pair) -> Result<ClientConfig, Error> {
 /// # Errors
 /// When the certificate or its key cannot be used.
 pub fn accept_control_plane(trust: &Trust, pair: &Pair) -> Result<ServerConfig, Error> {
-    let (certs, key) = pair.parts()?;
+    accept(trust, Shown { serves: certified(pair)?, proven: None })
+}
+
+/// As [`accept_control_plane`]; a control plane that comes as a [`witness`] is shown `proven`, a
+/// key that this host asks a certificate for.
+///
+/// # Errors
+/// When a certificate or its key cannot be used.
+pub fn accept_and_prove(trust: &Trust, pair: &Pair, proven: &Pair) -> Result<ServerConfig, Error> {
+    accept(trust, Shown { serves: certified(pair)?, proven: Some(certified(proven)?) })
+}
+
+fn accept(trust: &Trust, shown: Shown) -> Result<ServerConfig, Error> {
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.roots), provider());
     let verifier =
         verifier.build().map_err(|_| Error::Wrong("no authority is there to be trusted"))?;
     let builder = server()?.with_client_cert_verifier(Arc::new(ControlPlanes(verifier)));
-    let mut config = builder.with_single_cert(certs, key)?;
+    let mut config = builder.with_cert_resolver(Arc::new(shown));
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+fn certified(pair: &Pair) -> Result<Arc<CertifiedKey>, Error> {
+    let (certs, key) = pair.parts()?;
+    Ok(Arc::new(CertifiedKey::from_der(certs, key, &provider())?))
+}
+
+/// The certificates of a host: the one that it serves by, and one for whoever looks for its new
+/// key.
+#[derive(Debug)]
+struct Shown {
+    serves: Arc<CertifiedKey>,
+    proven: Option<Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let looks = hello.alpn().is_some_and(|mut offered| offered.any(|name| name == PROOF));
+        let shown = self.proven.as_ref().filter(|_| looks).unwrap_or(&self.serves);
+        Some(Arc::clone(shown))
+    }
 }
 
 /// How a host that nobody vouches for yet shows that it has its key: to anyone, and no more.
@@ -108,14 +146,21 @@ pub fn serve_public(pair: &Pair) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// How a control plane looks which key answers at an address: nothing may be sent over it.
+/// How a control plane looks, as `pair` or as nobody, which key answers at an address: nothing may
+/// be sent over it.
 ///
 /// # Errors
-/// When TLS cannot be configured.
-pub fn witness() -> Result<ClientConfig, Error> {
+/// When the certificate or its key cannot be used.
+pub fn witness(pair: Option<&Pair>) -> Result<ClientConfig, Error> {
     let builder =
         client()?.dangerous().with_custom_certificate_verifier(Arc::new(AnyKey(provider())));
-    Ok(builder.with_no_client_auth())
+    let mut config = match pair.map(Pair::parts).transpose()? {
+        Some((certs, key)) => builder.with_client_auth_cert(certs, key)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![PROOF.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// Takes a control plane's certificate of the authorities, and no other.

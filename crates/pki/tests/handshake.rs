@@ -75,6 +75,43 @@ async fn a_control_plane_and_a_host_of_one_authority_meet() {
     }
 }
 
+/// The key that a server shows to a client.
+async fn shown(client: ClientConfig, server: ServerConfig) -> Option<Vec<u8>> {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let asking = TlsConnector::from(Arc::new(client)).connect(name, near);
+    let answering = TlsAcceptor::from(Arc::new(server)).accept(far);
+    let (asked, answered) = tokio::join!(asking, answering);
+    answered.ok()?;
+    let certs = asked.ok()?.get_ref().1.peer_certificates()?.to_vec();
+    pki::public_key(certs.first()?)
+}
+
+#[tokio::test]
+async fn new_key_is_shown_to_a_witness_while_the_host_serves_by_the_old_one() {
+    let (ca, _) = authority();
+    let host = host_of(&ca, HostId::new(), "127.0.0.1");
+    let new = Key::generate().unwrap();
+    let key_of = |request: &str| pki::public_key_of_request(request).unwrap();
+    let new_key = key_of(&new.request().unwrap());
+    let old_key = key_of(&Key::from_pem(&host.key_pem).unwrap().request().unwrap());
+    let proves = || pki::accept_and_prove(ca.trust(), &host, &new.self_signed().unwrap()).unwrap();
+    let pair = ca.control_plane().unwrap();
+    let witness = || pki::witness(Some(&pair)).unwrap();
+    let dials = || pki::dial_host(ca.trust(), &pair).unwrap();
+    assert_eq!(shown(witness(), proves()).await, Some(new_key));
+    assert_eq!(shown(dials(), proves()).await, Some(old_key.clone()));
+    assert!(meets(dials(), proves(), "127.0.0.1").await);
+    // Nobody else is let in by asking for the new key.
+    assert_eq!(shown(pki::witness(None).unwrap(), proves()).await, None);
+    let (foreign, _) = authority();
+    let stranger = foreign.control_plane().unwrap();
+    assert_eq!(shown(pki::witness(Some(&stranger)).unwrap(), proves()).await, None);
+    // A host with no new key shows the one that it has.
+    let serves = pki::accept_control_plane(ca.trust(), &host).unwrap();
+    assert_eq!(shown(witness(), serves).await, Some(old_key));
+}
+
 #[tokio::test]
 async fn a_host_takes_no_one_but_a_control_plane_of_its_authority() {
     let (ca, root) = authority();
