@@ -1,7 +1,38 @@
 //! The database's shape.
 
 use sqlx::{Connection, PgConnection};
+use std::process::Command;
 use tests::{Driver, Platform};
+
+/// Runs a platform's start, which must fail, to its end.
+fn refused(mut up: Command) {
+    let started = up.status().unwrap();
+    assert!(!started.success(), "it started");
+}
+
+#[tokio::test]
+async fn older_program_starts_on_a_newer_schema_down_to_the_schemas_floor() {
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    let id = platform.client().create(&serde_json::json!({ "memory_mb": 128 })).await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    // As a program of a later version leaves the database.
+    let newer = "INSERT INTO _sqlx_migrations \
+                 (version, description, success, checksum, execution_time) \
+                 VALUES (9999, 'later', true, '\\x00', 0)";
+    sqlx::query(newer).execute(&mut db).await.unwrap();
+    platform.kill();
+    platform.resume().await;
+    assert_eq!(platform.client().out(&id, "echo up").await, "up\n");
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    sqlx::query("UPDATE schema_floor SET version = 9999").execute(&mut db).await.unwrap();
+    platform.kill();
+    refused(platform.up_command());
+    let log = platform.log();
+    let sentence = "this wrenn is too old for its database: the database needs a wrenn that knows \
+                    migration 9999";
+    assert!(log.lines().any(|line| line.contains(sentence)), "{log}");
+    platform.finish();
+}
 
 #[tokio::test]
 async fn every_id_is_a_uuid_but_the_two_that_outlive_what_they_name() {

@@ -14,6 +14,7 @@ pub(crate) mod listen;
 pub(crate) mod makers;
 pub(crate) mod retention;
 pub(crate) mod routes;
+pub(crate) mod schema;
 pub(crate) mod secrets;
 pub(crate) mod sessions;
 pub(crate) mod snapshots;
