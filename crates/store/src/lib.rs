@@ -22,6 +22,10 @@ use seal::Sealer;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Contents of the object that tells whether the store can be used.
+const PROBE: &[u8] = b"wrenn";
 
 /// Why something could not be kept or had.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +80,18 @@ impl Store {
     /// # Errors
     /// Why the store cannot be used.
     pub async fn probe(&self) -> anyhow::Result<()> {
-        let (name, text) = (Name::from("probe"), "wrenn");
-        self.objects.put(&name, PutPayload::from_static(text.as_bytes())).await?;
+        let name = Name::from("probe");
+        self.objects.put(&name, PutPayload::from_static(PROBE)).await?;
         let read = self.objects.get(&name).await?.bytes().await?;
-        anyhow::ensure!(read == text, "what is read is not what was written");
+        anyhow::ensure!(read == PROBE, "what is read is not what was written");
         Ok(())
+    }
+
+    /// The store's own time, by which it dates what is put there. The clocks of hosts differ.
+    pub(crate) async fn now(&self) -> Result<SystemTime, Error> {
+        let name = Name::from("probe");
+        self.objects.put(&name, PutPayload::from_static(PROBE)).await?;
+        Ok(self.objects.head(&name).await?.last_modified.into())
     }
 
     /// Keeps the files of a folder under a name, in place of what has it. Returns the bytes that

@@ -11,23 +11,24 @@ use std::time::{Duration, SystemTime};
 /// How long a piece stays that nothing names.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Whether a piece might be swept before a tree that is being made names it.
-pub(crate) fn is_old(piece: &ObjectMeta) -> bool {
-    age(piece) > GRACE / 2
+/// Whether a piece might be swept before a tree that is being made names it. `now` is the store's
+/// time.
+pub(crate) fn is_old(piece: &ObjectMeta, now: SystemTime) -> bool {
+    age(piece, now) > GRACE / 2
 }
 
-fn age(piece: &ObjectMeta) -> Duration {
-    SystemTime::now().duration_since(piece.last_modified.into()).unwrap_or_default()
+fn age(piece: &ObjectMeta, now: SystemTime) -> Duration {
+    now.duration_since(piece.last_modified.into()).unwrap_or_default()
 }
 
 pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
-    let mut removed = 0;
+    let (mut removed, now) = (0, store.now().await?);
     for space in store.objects.list_with_delimiter(None).await?.common_prefixes {
         let space = space.as_ref().to_owned();
         // The pieces first: a tree that appears later names none of those that are old now.
         let pieces = Name::from(format!("{space}/pieces"));
         let listed = store.objects.list(Some(&pieces));
-        let old = listed.try_filter(|piece| std::future::ready(age(piece) > GRACE));
+        let old = listed.try_filter(|piece| std::future::ready(age(piece, now) > GRACE));
         let old: Vec<_> = old.map_ok(|piece| piece.location).try_collect().await?;
         if old.is_empty() {
             continue;
@@ -48,4 +49,24 @@ pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
         store.objects.delete_stream(gone).try_collect::<Vec<_>>().await?;
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn piece_age_is_counted_by_the_stores_clock() {
+        let written = SystemTime::UNIX_EPOCH + GRACE * 100;
+        let piece = ObjectMeta {
+            location: Name::from("piece"),
+            last_modified: written.into(),
+            size: 1,
+            e_tag: None,
+            version: None,
+        };
+        assert!(!is_old(&piece, written + GRACE / 3) && is_old(&piece, written + GRACE));
+        // A store whose clock was set back.
+        assert_eq!(age(&piece, written - GRACE), Duration::ZERO);
+    }
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Bytes of a file that are kept as one.
 pub(crate) const PIECE: u64 = 2 << 20;
@@ -79,6 +80,7 @@ pub(crate) async fn put(
     folder: &Path,
 ) -> Result<u64, Error> {
     let (sealer, mut sent, mut files) = (Arc::new(store.sealer(space)), 0, Vec::new());
+    let now = store.now().await?;
     let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
@@ -94,7 +96,7 @@ pub(crate) async fn put(
         let places = futures::stream::iter(places(Arc::clone(&file), about.len()));
         let kept = places.map(|at| {
             let (file, sealer) = (Arc::clone(&file), Arc::clone(&sealer));
-            async move { keep(store, space, &sealer, file, at?).await }
+            async move { keep(store, (space, now), &sealer, file, at?).await }
         });
         let mut kept = kept.buffered(AT_ONCE);
         while let Some((piece, bytes)) = kept.try_next().await? {
@@ -131,10 +133,11 @@ fn places(file: Arc<File>, bytes: u64) -> impl Iterator<Item = io::Result<u64>> 
     })
 }
 
-/// Keeps one piece, unless it is there; none when it is zeros.
+/// Keeps one piece, unless it is there; none when it is zeros. With the space comes the store's
+/// time.
 async fn keep(
     store: &Store,
-    space: &str,
+    (space, now): (&str, SystemTime),
     sealer: &Arc<Sealer>,
     file: Arc<File>,
     at: u64,
@@ -156,7 +159,7 @@ async fn keep(
     let (piece, to) = (Piece { at, hash: hash.clone() }, piece_name(space, &hash));
     match store.objects.head(&to).await {
         // One that is about to be swept is written anew.
-        Ok(found) if !crate::sweep::is_old(&found) => return Ok((Some(piece), 0)),
+        Ok(found) if !crate::sweep::is_old(&found, now) => return Ok((Some(piece), 0)),
         Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
