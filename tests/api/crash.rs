@@ -64,6 +64,56 @@ async fn the_platform_dies_in_the_middle_of_creates_and_deletes() {
     platform.finish();
 }
 
+/// An address on this machine that nothing listens at.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_platform_answers_for_its_own_host_from_the_first_request() {
+    let (api, agent) = (free_address(), free_address());
+    let vars = [("WRENN_CP_LISTEN_ADDR", api.as_str()), ("WRENN_AGENT_LISTEN_ADDR", &agent)];
+    let mut platform = Platform::start(Driver::Fake, &vars).await;
+    let client = platform.client().at(&format!("http://{api}"));
+    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    for kills in [true, false] {
+        let seen = platform.log().len();
+        if kills {
+            platform.kill()
+        } else {
+            platform.stop()
+        }
+        // Waits before the door, and is the first that comes in.
+        let (asked, path) = (client.clone(), format!("/v1/capsules/{id}/exec"));
+        let first = tokio::spawn(async move {
+            loop {
+                let exec = asked.request(reqwest::Method::POST, &path);
+                let exec = exec.json(&json!({ "cmd": "echo", "args": ["up"] }));
+                match exec.send().await {
+                    Ok(answer) => return (answer.status().as_u16(), answer.text().await.unwrap()),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        });
+        platform.resume().await;
+        let (status, body) = first.await.unwrap();
+        assert_eq!(status, 200, "{body}");
+        assert_eq!(client.out(&id, "echo up").await, "up\n");
+        let log = platform.log().split_off(seen);
+        assert!(!log.contains("UnknownIssuer") && !log.contains("a host was refused"), "{log}");
+    }
+    // What it was given is worth nothing to a platform that has forgotten it: it enrols anew.
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let revoke = "UPDATE hosts SET cert_fingerprint = NULL, cert_previous = NULL, \
+                  enrolment = enrolment + 1";
+    sqlx::query(revoke).execute(&mut db).await.unwrap();
+    platform.kill();
+    platform.resume().await;
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    platform.finish();
+}
+
 #[tokio::test]
 async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_removed() {
     let (platform, client, id) = capsule().await;

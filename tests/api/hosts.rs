@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use std::path::Path;
 use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 use tests::{Client, Driver, Platform, Replica, eventually};
 
@@ -39,7 +41,7 @@ impl Second {
         self.process.wait().unwrap();
     }
 
-    async fn again(&mut self, platform: &Platform, operator: &Client) {
+    pub(crate) async fn again(&mut self, platform: &Platform, operator: &Client) {
         self.process = platform.agent(operator, self.dir.path(), &self.address).await.0;
     }
 }
@@ -54,6 +56,42 @@ impl Drop for Second {
         clean.env("WRENN_CLIENT_FILE", self.dir.path().join("none"));
         let cleaned = clean.output().unwrap();
         assert!(cleaned.status.success() || std::thread::panicking(), "{cleaned:?}");
+    }
+}
+
+/// Shows a key at an address to whoever connects, until it is dropped.
+struct Shows {
+    address: String,
+    over: Arc<AtomicBool>,
+    showing: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Shows {
+    fn at(address: &str, key: &pki::Key) -> Self {
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        let config = Arc::new(pki::prove(&key.self_signed().unwrap()).unwrap());
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let showing = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if ends.load(Ordering::Relaxed) {
+                    return;
+                }
+                let mut stream = stream.unwrap();
+                let mut shown = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                // Whoever comes may be no one that looks for the key.
+                let _ = shown.complete_io(&mut stream);
+            }
+        });
+        Self { address: address.to_owned(), over, showing: Some(showing) }
+    }
+}
+
+impl Drop for Shows {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = std::net::TcpStream::connect(&self.address);
+        self.showing.take().unwrap().join().unwrap();
     }
 }
 
@@ -77,7 +115,7 @@ async fn database(platform: &Platform) -> PgConnection {
 }
 
 /// Has a host be as one that was not heard of for 91 s.
-async fn silence(platform: &Platform, id: &str) {
+pub(crate) async fn silence(platform: &Platform, id: &str) {
     let id: types::HostId = id.parse().unwrap();
     let sql = "UPDATE hosts SET last_heartbeat_at = now() - interval '91 s' WHERE id = $1";
     sqlx::query(sql).bind(id.0).execute(&mut database(platform).await).await.unwrap();
@@ -229,9 +267,11 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
     let id = client.create(&json!({ "memory_mb": 128 })).await;
     second.kill();
     let first = credentials(second.dir.path());
+    let address = second.address.clone();
     let refresh = async |token: &Value| {
-        let csr = pki::Key::generate().unwrap().request().unwrap();
-        let body = json!({ "refresh_token": token, "csr_pem": csr });
+        let key = pki::Key::generate().unwrap();
+        let _shown = Shows::at(&address, &key);
+        let body = json!({ "refresh_token": token, "csr_pem": key.request().unwrap() });
         client.post("/v1/hosts/refresh", &body).await
     };
     // The answers are lost, several times: the host goes on as it was.
@@ -279,6 +319,50 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
         (host(&client, &second.id).await["status"] == "online").then_some(())
     })
     .await;
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn refresh_certifies_no_key_that_the_hosts_address_does_not_show() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let mut second = Second::start(&platform, &client).await;
+    let before = credentials(second.dir.path());
+    let key = pki::Key::generate().unwrap();
+    let body = json!({
+        "refresh_token": before["refresh_token"], "csr_pem": key.request().unwrap(),
+    });
+    let refused = async || {
+        let answer = client.post("/v1/hosts/refresh", &body).await;
+        answer.refuses(400, "invalid_request", "does not prove its key");
+    };
+    // The host itself answers at its address; then nobody does; then somebody with another key.
+    refused().await;
+    second.kill();
+    refused().await;
+    let other = Shows::at(&second.address, &pki::Key::generate().unwrap());
+    refused().await;
+    drop(other);
+    // None of it used the token up, or changed what the host is known by.
+    let seen = host(&client, &second.id).await;
+    second.again(&platform, &client).await;
+    eventually("it is heard of", || async {
+        let now = host(&client, &second.id).await;
+        (now["last_heartbeat_at"] != seen["last_heartbeat_at"]).then_some(())
+    })
+    .await;
+    let pid = i32::try_from(second.process.id()).unwrap();
+    tests::signal(pid, rustix::process::Signal::HUP);
+    eventually("the host renews its own credentials", || async {
+        let now = credentials(second.dir.path());
+        (now["refresh_token"] != before["refresh_token"]).then_some(())
+    })
+    .await;
+    let now = host(&client, &second.id).await;
+    assert_ne!(now["cert_fingerprint"], seen["cert_fingerprint"]);
+    let id = client.create(&json!({ "memory_mb": 128 })).await;
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     platform.finish();

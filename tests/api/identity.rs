@@ -135,7 +135,7 @@ async fn a_host_answers_nobody_but_its_control_planes() {
     let as_who = |pair: &pki::Pair| with(pki::dial_host(ca.trust(), pair).unwrap());
     assert_eq!(status(as_who(&ca.control_plane().unwrap()), "https").await, Some(204));
     // Nobody; another authority's control plane; the host itself; plain HTTP.
-    assert_eq!(status(with(pki::witness().unwrap()), "https").await, None);
+    assert_eq!(status(with(pki::witness(None).unwrap()), "https").await, None);
     let other = pki::Authority::generate().unwrap();
     let other = pki::Authority::load(&other.cert_pem, &other.key_pem).unwrap();
     assert_eq!(status(as_who(&other.control_plane().unwrap()), "https").await, None);

@@ -1,11 +1,40 @@
 //! The platform's store, on a real S3 server: a capsule that is paused outlives its host, and
 //! goes on elsewhere.
 
-use crate::hosts::Second;
-use serde_json::json;
+use crate::hosts::{Second, silence};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use tests::{Client, Driver, Platform, S3, eventually};
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// The name of a tree in the store.
+fn tree_name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
+/// Waits until the store has all of a paused capsule.
+async fn stored(client: &Client, id: &str) {
+    eventually("it is in the store", || async {
+        let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
+        (shown["stored"] == true).then_some(())
+    })
+    .await;
+}
+
+/// A capsule's trees in the store, with what they hold.
+fn trees(s3: &S3, id: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    let found = s3.find(&format!("trees/capsules/{id}"));
+    found.into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+/// What a host has of a capsule's snapshot, which says when it was taken.
+fn manifest(dir: &Path, id: &str, number: u64) -> Option<Vec<u8>> {
+    std::fs::read(dir.join(format!("capsules/{id}/kept/{number}/manifest.json"))).ok()
+}
 
 /// Resumes a capsule of a host that is drained, until it is resumed on another: a control plane
 /// that does not know of the drain yet resumes it where it is, and then it is paused again.
@@ -54,7 +83,7 @@ async fn a_paused_capsule_outlives_its_host() {
     client.pause(&moves).await;
     eventually("the last one is there alone", || async {
         let trees = s3.find(&format!("trees/capsules/{moves}"));
-        let last = trees.len() == 1 && trees[0].ends_with("2");
+        let last = trees.len() == 1 && tree_name(&trees[0]).starts_with("2-");
         (last && shown(&moves).await["stored"] == true).then_some(())
     })
     .await;
@@ -119,9 +148,11 @@ async fn a_host_that_returns_has_no_say_over_what_went_on_elsewhere() {
     })
     .await;
     client.pause(&id).await;
-    eventually("it is in the store", || async { (shown().await["stored"] == true).then_some(()) })
-        .await;
-    assert_eq!(s3.find(&format!("trees/capsules/{id}")).len(), 1);
+    eventually("its last snapshot is in the store alone", || async {
+        let stored = shown().await["stored"] == true;
+        (stored && trees(&s3, &id).len() == 1).then_some(())
+    })
+    .await;
     // Without the store it is paused as it would be, and goes on where it is.
     client.resume(&id).await;
     std::fs::rename(s3.objects(), s3.objects().with_extension("away")).unwrap();
@@ -166,38 +197,174 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
     let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
-    let stored = async || {
-        eventually("it is in the store", || async {
-            let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
-            (shown["stored"] == true).then_some(())
-        })
-        .await;
-    };
     client.pause(&id).await;
-    stored().await;
+    stored(&client, &id).await;
     let folder = second.dir.path().join("capsules").join(&id);
     // It goes on elsewhere, and is paused there.
     second.kill();
     client.delete(&format!("/v1/hosts/{}?force=true", second.id)).await.expect(204);
     client.resume(&id).await;
     client.pause(&id).await;
-    stored().await;
-    // The host has its old copy still, and is asked to go on with the capsule: not with that.
+    stored(&client, &id).await;
+    let good = manifest(&platform.dir(), &id, 2).unwrap();
+    let before = eventually("the one before is removed from there", || async {
+        let trees = trees(&s3, &id);
+        (trees.len() == 1).then_some(trees)
+    })
+    .await;
+    let tree = tree_name(before.keys().next().unwrap()).to_owned();
     platform.kill();
+    // The host has its old copy still, and goes on with it by itself up to the same number.
     assert!(folder.join("kept/1").exists() && !folder.join("kept/2").exists());
     second.process = platform.agent(&client, second.dir.path(), &second.address).await.0;
     let agent = platform.client_of_agent(&second.address).below("/wrenn.host.v1.Host");
-    let list = agent.post("/ListCapsules", &json!({})).await.expect(200);
-    assert_eq!(list["capsules"][0]["state"], "CAPSULE_STATE_PAUSED", "{list}");
-    let ledger = std::fs::read(folder.join("capsule.json")).unwrap();
-    let ledger: serde_json::Value = serde_json::from_slice(&ledger).unwrap();
-    let resume =
-        json!({ "capsuleId": id, "generation": 100, "stored": 2, "teamId": ledger["team"] });
+    let listed = async || agent.post("/ListCapsules", &json!({})).await.expect(200);
+    assert_eq!(listed().await["capsules"][0]["state"], "CAPSULE_STATE_PAUSED");
+    let at = |generation: u32| json!({ "capsuleId": id, "generation": generation });
+    agent.post("/ResumeCapsule", &at(50)).await.expect(200);
+    agent.post("/PauseCapsule", &at(51)).await.expect(200);
+    assert!(manifest(second.dir.path(), &id, 2).is_some_and(|kept| kept != good));
+    // A removal of what was there before is too late for it.
+    let late = agent.post("/DestroyCapsule", &at(50)).await;
+    assert_eq!(late.body["code"], "aborted", "{}", late.body);
+    assert_eq!(listed().await["capsules"][0]["state"], "CAPSULE_STATE_PAUSED");
+    // It is asked to go on with the capsule: not with its own copy, though that is as new.
+    let ledger: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("capsule.json")).unwrap()).unwrap();
+    let resume = json!({
+        "capsuleId": id, "generation": 100, "placed": 100, "stored": 2, "storedTree": tree,
+        "teamId": ledger["team"],
+    });
+    for wrong in ["3-0123456789abcdef", "../../x", "2-x"] {
+        let mut resume = resume.clone();
+        resume["storedTree"] = wrong.into();
+        let refused = agent.post("/ResumeCapsule", &resume).await;
+        assert_eq!(refused.body["code"], "invalid_argument", "{}", refused.body);
+    }
     agent.post("/ResumeCapsule", &resume).await.expect(200);
-    assert!(folder.join("kept/2").exists());
+    assert_eq!(manifest(second.dir.path(), &id, 2).as_ref(), Some(&good));
+    // The command comes again, after the capsule was paused: nothing gives way to what is older.
+    agent.post("/PauseCapsule", &at(101)).await.expect(200);
+    let newer = manifest(second.dir.path(), &id, 3).unwrap();
+    let again = agent.post("/ResumeCapsule", &resume).await;
+    assert_eq!(again.body["code"], "aborted", "{}", again.body);
+    assert_eq!(manifest(second.dir.path(), &id, 3), Some(newer));
+    assert_eq!(trees(&s3, &id), before, "a host that is no member changed the store");
     agent.post("/DestroyCapsule", &json!({ "capsuleId": id })).await.expect(200);
     second.kill();
     platform.resume().await;
     platform.client().delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
+    let s3 = S3::start().await;
+    let platform = Platform::start(Driver::Fake, &s3.vars()).await;
+    let client = platform.client();
+    let mut first = Second::tagged(&platform, &client).await;
+    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
+    let path = format!("/v1/capsules/{id}");
+    let shown = async || client.get(&path).await.expect(200);
+    client.pause(&id).await;
+    stored(&client, &id).await;
+    // It runs on, for a time that ends while its host sleeps.
+    client.change(&id, "resume", &json!({ "timeout": 20 })).await;
+    let pid = i32::try_from(first.process.id()).unwrap();
+    tests::signal(pid, Signal::STOP);
+    silence(&platform, &first.id).await;
+    eventually("it is missing", || async { (shown().await["status"] == "missing").then_some(()) })
+        .await;
+    client.delete(&format!("/v1/hosts/{}?force=true", first.id)).await.expect(204);
+    // It goes on elsewhere from what the store has, and is paused there under the same number.
+    client.resume(&id).await;
+    let local = shown().await["host_id"].as_str().unwrap().to_owned();
+    client.pause(&id).await;
+    stored(&client, &id).await;
+    let good = manifest(&platform.dir(), &id, 2).unwrap();
+    let before = eventually("the one before is removed from there", || async {
+        let trees = trees(&s3, &id);
+        (trees.len() == 1).then_some(trees)
+    })
+    .await;
+    // The host wakes: its capsule's time is over.
+    tests::signal(pid, Signal::CONT);
+    let log = first.dir.path().join("agent.log");
+    eventually("it has paused the capsule, and is told that it is no member", || async {
+        let log = std::fs::read_to_string(&log).unwrap();
+        let told = log.contains("the platform has forgotten this host")
+            && log.contains("nothing is sent to the store");
+        (told && manifest(first.dir.path(), &id, 2).is_some()).then_some(())
+    })
+    .await;
+    assert_ne!(manifest(first.dir.path(), &id, 2).as_ref(), Some(&good));
+    assert_eq!(trees(&s3, &id), before, "the good copy was touched");
+    // What is resumed on a third host is the good copy.
+    let third = Second::start(&platform, &client).await;
+    client.post(&format!("/v1/hosts/{local}/drain"), &json!({})).await.expect(200);
+    goes_elsewhere(&client, &id).await;
+    assert_eq!(shown().await["host_id"], third.id.as_str());
+    assert_eq!(manifest(third.dir.path(), &id, 2), Some(good));
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    // The first host joins again, as another: what it has is nobody's, and nothing else is.
+    first.kill();
+    std::fs::remove_file(first.dir.path().join("host-credentials.json")).unwrap();
+    first.again(&platform, &client).await;
+    eventually("its leftover is removed", || async {
+        let left = std::fs::read_dir(first.dir.path().join("capsules")).unwrap().count();
+        (left == 0).then_some(())
+    })
+    .await;
+    assert_eq!(trees(&s3, &id), before);
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    client.pause(&id).await;
+    eventually("the newest is in the store alone", || async {
+        let trees = trees(&s3, &id);
+        let newest = trees.len() == 1 && trees.keys().all(|tree| tree_name(tree).starts_with("3-"));
+        (newest && shown().await["stored"] == true).then_some(())
+    })
+    .await;
+    client.delete(&path).await.expect(204);
+    assert_eq!(trees(&s3, &id).len(), 0);
+    platform.finish();
+}
+
+/// A host that missed its capsule's life elsewhere, and is the capsule's host again.
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_of_before_a_placement_is_removed_and_fetched_anew() {
+    let s3 = S3::start().await;
+    let platform = Platform::start(Driver::Fake, &s3.vars()).await;
+    let client = platform.client();
+    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    client.pause(&id).await;
+    stored(&client, &id).await;
+    let good = manifest(&platform.dir(), &id, 1).unwrap();
+    let capsule: types::CapsuleId = id.parse().unwrap();
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let placed = "UPDATE capsules SET placed = generation WHERE id = $1";
+    sqlx::query(placed).bind(capsule.0).execute(&mut db).await.unwrap();
+    eventually("the copy is removed", || async {
+        manifest(&platform.dir(), &id, 1).is_none().then_some(())
+    })
+    .await;
+    assert_eq!(client.status(&id).await, "paused");
+    client.resume(&id).await;
+    assert_eq!(manifest(&platform.dir(), &id, 1), Some(good));
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    // A snapshot that was stored by an earlier version is named by its number alone.
+    client.pause(&id).await;
+    stored(&client, &id).await;
+    let newest = |tree: &PathBuf| tree_name(tree).starts_with("2-");
+    let tree = trees(&s3, &id).into_keys().find(newest).unwrap();
+    std::fs::copy(&tree, tree.with_file_name("2")).unwrap();
+    let earlier = "UPDATE capsules SET placed = generation, stored_tree = '' WHERE id = $1";
+    sqlx::query(earlier).bind(capsule.0).execute(&mut db).await.unwrap();
+    eventually("the copy is removed", || async {
+        manifest(&platform.dir(), &id, 2).is_none().then_some(())
+    })
+    .await;
+    client.resume(&id).await;
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     platform.finish();
 }

@@ -196,12 +196,13 @@ impl Platform {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// The command that starts it, on free ports, with its output kept.
+    /// The command that starts it, with its output kept; on free ports, unless its variables name
+    /// others.
     #[must_use]
     pub fn up_command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
         let mut command = self.wrenn();
-        command.args(["up", "--agent-listen", "127.0.0.1:0"]);
+        command.arg("up").env("WRENN_AGENT_LISTEN_ADDR", "127.0.0.1:0");
         command.env("WRENN_CP_LISTEN_ADDR", "127.0.0.1:0");
         self.set(&mut command);
         command.stdin(Stdio::null()).stdout(File::create(self.said()).unwrap());

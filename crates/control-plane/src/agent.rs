@@ -1,7 +1,6 @@
 //! The way to host agents: their RPC, and their data hop to guests, over one pool of
 //! connections, so that whatever secures the one secures the other.
 
-use crate::capsules;
 use crate::error::{Error, Result};
 use crate::hosts::enrol::is_loopback;
 use crate::hosts::tls::Identity;
@@ -23,7 +22,6 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use types::{CapsuleId, HostId, SnapshotId, TeamId};
@@ -238,7 +236,7 @@ impl Agent {
         match answer {
             Ok(answer) => {
                 let answer = answer.into_owned();
-                Ok(begun(answer.ends_at_ms, &answer.stages))
+                Ok(begun(answer.left_ms, &answer.stages))
             }
             Err(error) => Err(failed(&error, Error::StartFailed)),
         }
@@ -257,14 +255,17 @@ impl Agent {
         match answer {
             Ok(answer) => {
                 let answer = answer.into_owned();
-                Ok(begun(answer.ends_at_ms, &answer.stages))
+                Ok(begun(answer.left_ms, &answer.stages))
             }
             Err(error) => Err(failed(&error, Error::StartFailed)),
         }
     }
 
-    pub(crate) async fn keep(&self, request: host::KeepCapsuleRequest) -> Result<()> {
-        self.host().keep_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
+    /// Changes how long a capsule may run. Returns what the host has set: the time that is left,
+    /// or none when that is for ever.
+    pub(crate) async fn keep(&self, request: host::KeepCapsuleRequest) -> Result<Option<Duration>> {
+        let answer = self.host().keep_capsule(request).await.map_err(|e| refused(&e))?;
+        Ok(left(answer.into_owned().left_ms))
     }
 
     /// Changes what a capsule may reach.
@@ -327,12 +328,34 @@ impl Agent {
         Ok(answer.into_owned().count)
     }
 
-    /// Ends a capsule with all that the host has of it; that of a team in the store, too.
-    pub(crate) async fn destroy(&self, id: CapsuleId, of: Option<TeamId>) -> Result<()> {
+    /// Ends a capsule with all that the host has of it, unless a command later than the generation
+    /// `newest` began it; that of a team in the store, too.
+    pub(crate) async fn destroy(
+        &self,
+        id: CapsuleId,
+        newest: u64,
+        of: Option<TeamId>,
+    ) -> Result<()> {
         let team_id = of.map(|team| team.to_string()).unwrap_or_default();
-        let capsule_id = id.to_string();
-        let request = host::DestroyCapsuleRequest { capsule_id, team_id, ..Default::default() };
+        let request = host::DestroyCapsuleRequest {
+            capsule_id: id.to_string(),
+            team_id,
+            // 0 would be any.
+            generation: newest.max(1),
+            ..Default::default()
+        };
         self.host().destroy_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
+    }
+
+    /// Removes what the store has of a capsule beside the tree that its row names.
+    pub(crate) async fn prune_stored(&self, id: CapsuleId, of: TeamId, tree: &str) -> Result<()> {
+        let request = host::PruneStoredRequest {
+            capsule_id: id.to_string(),
+            team_id: of.to_string(),
+            tree: tree.to_owned(),
+            ..Default::default()
+        };
+        self.host().prune_stored(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<host::CapsuleInfo>> {
@@ -362,15 +385,20 @@ pub(crate) struct HostSnapshots {
 
 /// How a capsule came to run.
 pub(crate) struct Begun {
-    /// When its time is over.
-    pub ends_at: Option<OffsetDateTime>,
+    /// Time until its end; none is for ever.
+    pub left: Option<Duration>,
     /// Whether its guest was booted, where it could not be brought back from memory.
     pub booted: bool,
 }
 
-fn begun(ends_at_ms: i64, stages: &[host::Stage]) -> Begun {
+fn begun(left_ms: u64, stages: &[host::Stage]) -> Begun {
     let booted = stages.iter().any(|stage| stage.name == "booted");
-    Begun { ends_at: capsules::end(ends_at_ms), booted }
+    Begun { left: left(left_ms), booted }
+}
+
+/// The host's word for the time that is left; 0 is for ever.
+fn left(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
 }
 
 /// Where an RPC goes, by its path; which host, the transport knows.

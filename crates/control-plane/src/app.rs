@@ -149,7 +149,7 @@ impl App {
             .connect_with(settings.database)
             .await
             .context("connecting to the database (DATABASE_URL)")?;
-        sqlx::migrate!("./migrations").run(&db).await.context("migrating the database")?;
+        db::schema::migrate(&db).await?;
         let public = PublicUrl::parse(&settings.public_url)?;
         let identity = match &settings.authority {
             Some((certs, key)) => Some(Arc::new(Identity::new(certs, key)?)),
@@ -269,6 +269,25 @@ impl App {
             invited => invited?,
         };
         Ok(invited.registration_token)
+    }
+
+    /// Whether a host is known by this certificate, which is named by its fingerprint, and at this
+    /// address.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn has_enrolled(
+        &self,
+        host: &str,
+        cert: &str,
+        address: &str,
+    ) -> anyhow::Result<bool> {
+        let Ok(id) = host.parse::<HostId>() else { return Ok(false) };
+        let found = db::hosts::find(&self.db, id).await?;
+        Ok(found.is_some_and(|host| {
+            let certs = [&host.cert_fingerprint, &host.cert_previous];
+            host.address == address && certs.iter().any(|known| known.as_deref() == Some(cert))
+        }))
     }
 
     /// What serves every request.

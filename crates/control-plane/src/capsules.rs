@@ -19,7 +19,7 @@ pub(crate) use begin::{Begin, begin};
 pub(crate) use figures::{Figures, figures};
 pub(crate) use fork::fork;
 pub(crate) use keep::{Wanted, awake, caught_up, detached, may_lag, pause, resume, settled, why};
-pub(crate) use life::{end, extend, ping, set as set_life};
+pub(crate) use life::{extend, ping, set as set_life};
 pub(crate) use once::Once;
 pub(crate) use quota::Quota;
 
@@ -288,7 +288,7 @@ pub(crate) async fn remove(app: &App, seen: &Capsule, by: By) -> Result<()> {
     // What one has whose host was deleted is in the store: any host that has that can remove it.
     let host = seen.host_id.map(HostId).or_else(|| app.fleet.with_store());
     if let Some(host) = host {
-        app.agent(host).destroy(id, Some(seen.team())).await?;
+        app.agent(host).destroy(id, generation.unsigned_abs(), Some(seen.team())).await?;
     }
     transition(app, id, generation, CapsuleState::Stopped, None, by).await?;
     Ok(())
@@ -299,14 +299,14 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Res
     let (id, generation) = (seen.id(), seen.generation);
     let stopping = seen.state() == CapsuleState::Stopping;
     if let (true, Some(other)) = (stopping, app.fleet.with_store()) {
-        app.agent(other).destroy(id, Some(seen.team())).await?;
+        app.agent(other).destroy(id, generation.unsigned_abs(), Some(seen.team())).await?;
     }
     let to = if stopping { CapsuleState::Stopped } else { CapsuleState::Error };
     if seen.state() != to && !seen.is_safe() {
         let moved = transition(app, id, generation, to, Some(why), by).await?;
         moved.ok_or_else(|| Error::Conflict("the capsule is changing; try again".to_owned()))?;
     }
-    Ok(db::capsules::unplace(&app.db, id).await?)
+    Ok(db::capsules::unplace(&app.db, seen).await?)
 }
 
 /// The wire's shape for whoever made it: with its traffic token, if they may use that.

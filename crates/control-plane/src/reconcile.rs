@@ -4,19 +4,21 @@
 //! Rows are read before the host is asked and again before a stranger is removed, so that a
 //! create which finishes in between is never taken for an orphan.
 
+use crate::agent::Agent;
 use crate::app::App;
 use crate::audit::{Actor, By};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::lead::Lead;
+use crate::error::Result;
 use crate::hosts::life;
-use crate::{capsules, error::Result, snapshots};
+use crate::{capsules, snapshots};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use time::{Duration, OffsetDateTime};
+use time::Duration;
 use types::{CapsuleId, CapsuleState, HostId};
 
 /// A row that is `starting` for longer, and that its host does not know, was left by a control
@@ -258,6 +260,14 @@ async fn round(app: &App, host: HostId) -> Result<()> {
     }
     for row in &rows {
         let on_host = seen.remove(&row.id());
+        let (on_host, leftover) = if on_host.as_ref().is_some_and(|it| is_leftover(row, &it.1)) {
+            (None, on_host)
+        } else {
+            (on_host, None)
+        };
+        if let Some((_, info)) = leftover {
+            remove_leftover(&agent, row.id(), &info).await;
+        }
         // The host has lost it; the store has it.
         if on_host.is_none() && row.is_safe() {
             continue;
@@ -266,24 +276,36 @@ async fn round(app: &App, host: HostId) -> Result<()> {
             tracing::warn!(id = %row.id(), %error, "repairing a capsule");
         }
     }
-    for id in seen.into_keys() {
+    for (id, (_, info)) in seen {
         // Made since the rows were read, unless there still is none.
         if db::capsules::is_wanted(&app.db, id, host).await? {
             continue;
         }
-        tracing::info!(%id, %host, "removing a machine that no capsule owns");
-        agent.destroy(id, None).await?;
+        remove_leftover(&agent, id, &info).await;
     }
     snapshots::reconcile(app, host).await
+}
+
+/// Whether what a host has of a capsule was there before the capsule was placed on that host: the
+/// capsule has run elsewhere since, and all of it is in the store. Pure.
+fn is_leftover(row: &Capsule, info: &CapsuleInfo) -> bool {
+    // An agent that cannot read its own word of a capsule lists it with generation 0.
+    info.generation > 0 && info.generation < row.placed.unsigned_abs()
+}
+
+/// Removes a machine, or what was kept of it, that no row places on its host. A machine that was
+/// begun since the host was asked stays.
+async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
+    tracing::info!(%id, generation = info.generation, "removing a machine that no capsule owns");
+    if let Err(error) = agent.destroy(id, info.generation, None).await {
+        tracing::warn!(%id, %error, "removing a machine that no capsule owns");
+    }
 }
 
 /// Brings a row and what its host has of it in line.
 async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)>) -> Result<()> {
     if let Some((state, info)) = on_host {
-        let stored = i64::try_from(info.stored).unwrap_or(0);
-        if stored > 0 && (stored != row.stored || !row.stored_newest) {
-            db::capsules::set_stored(&app.db, row.id(), row.generation, stored).await?;
-        }
+        note_stored(app, row, info).await?;
         let storage = i64::try_from(info.storage_bytes).unwrap_or(i64::MAX);
         let waits = info.waits_for_room && row.state() == CapsuleState::Running;
         if (storage, waits) != (row.storage_bytes, row.disk_full) {
@@ -296,8 +318,27 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
         }
     }
     let on_host = on_host.map(|(state, info)| (*state, info.reason.as_str()));
-    let age = OffsetDateTime::now_utc() - row.updated_at;
+    let age = Duration::seconds_f64(row.age);
     repair(app, row, decide(row.state(), age, on_host)).await
+}
+
+/// Notes that the store has what a capsule was paused as. Then what was there before is of no use:
+/// it stays until here, since the row named it.
+async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()> {
+    let (stored, tree) = (i64::try_from(info.stored).unwrap_or(0), &info.stored_tree);
+    let known = row.stored_newest && stored == row.stored && *tree == row.stored_tree;
+    if stored == 0 || known || !db::capsules::set_stored(&app.db, row, stored, tree).await? {
+        return Ok(());
+    }
+    // An agent of before names no tree, and removes by itself what was there before.
+    if let (Some(host), false) = (row.host_id.map(HostId), tree.is_empty()) {
+        let pruned = app.agent(host).prune_stored(row.id(), row.team(), tree).await;
+        if let Err(error) = pruned {
+            // The next snapshot's turn, or the capsule's end, takes what stays.
+            tracing::warn!(id = %row.id(), %error, "removing older snapshots from the store");
+        }
+    }
+    Ok(())
 }
 
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {

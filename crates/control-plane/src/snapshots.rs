@@ -12,12 +12,13 @@ use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
 use serde_json::json;
-use time::{Duration, OffsetDateTime};
+use std::time::Duration;
+use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 
 /// One that is `making` for longer was left by a control plane that died, as is one that a fork
 /// began from.
-const LEFT: Duration = Duration::minutes(30);
+const LEFT: Duration = Duration::from_secs(30 * 60);
 
 /// Checks that a caller may make, replace and remove snapshots. They are the whole team's: a key
 /// that is confined to one capsule or template may not.
@@ -105,7 +106,6 @@ pub(crate) async fn take(
         storage_bytes: 0,
         stored: false,
         created_at: now,
-        updated_at: now,
     };
     let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
@@ -194,7 +194,6 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     if !stored.is_empty() {
         db::snapshots::set_stored(&app.db, host, &stored).await?;
     }
-    let now = OffsetDateTime::now_utc();
     let rows = db::snapshots::list_by_host(&app.db, host).await?;
     let changed = rows.iter().filter_map(|row| {
         let bytes = *storage.get(&row.id())?;
@@ -204,16 +203,8 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     if !ids.is_empty() {
         db::snapshots::set_storage(&app.db, host, &ids, &bytes).await?;
     }
-    for row in rows {
-        let age = now - row.updated_at;
-        let left = match row.status.as_str() {
-            "removing" => true,
-            "making" => age > LEFT,
-            _ => row.name.is_none() && age > LEFT,
-        };
-        if left {
-            remove(app, &row, By::SYSTEM).await?;
-        }
+    for row in db::snapshots::list_left(&app.db, host, LEFT.as_secs_f64()).await? {
+        remove(app, &row, By::SYSTEM).await?;
     }
     for id in on_host {
         if !db::snapshots::is_wanted(&app.db, id, host).await? {

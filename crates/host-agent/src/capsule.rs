@@ -1,11 +1,12 @@
 //! Capsules on this machine: made, paused, resumed, found again, ended. `manager` is the only
 //! writer of a capsule's state here; `ledger` is what it remembers on disk; `boot` makes and
 //! unmakes the parts of one; `pause`, `resume` and `snapshots` keep them and bring them back;
-//! `adopt` finds what an earlier agent left; `life` says when their time is over; `hold` stops
-//! guests that would fill the disk; `liveness` notices that a machine has ended.
+//! `destroy` removes one; `adopt` finds what an earlier agent left; `life` says when their time is
+//! over; `hold` stops guests that would fill the disk; `liveness` notices that a machine has ended.
 
 mod adopt;
 pub(crate) mod boot;
+mod destroy;
 pub(crate) mod golden;
 mod hold;
 pub(crate) mod ledger;

@@ -29,7 +29,7 @@ use capsule::manager::Manager;
 use capsule::store::Stored;
 use cgroup::Cgroups;
 use daemon::{Metrics, Tasks};
-use membership::About;
+use membership::{About, Standing};
 use network::Networks;
 use network::plan::Plan;
 use protocol::host::HostExt;
@@ -73,6 +73,7 @@ pub(crate) struct Parts {
     pub room: Room,
     /// Bytes on disk of each snapshot that nothing else has, at the last look.
     pub snapshot_sizes: Mutex<HashMap<SnapshotId, u64>>,
+    pub standing: Arc<Standing>,
     pub tasks: Tasks,
 }
 
@@ -135,6 +136,11 @@ impl Agent {
 }
 
 impl About {
+    /// Has the platform hear what this machine is. Returns whether it took that.
+    pub async fn is_member(&self) -> bool {
+        self.0.standing.confirm().await
+    }
+
     pub(crate) fn specs(&self) -> api::HostSpecs {
         self.0.specs()
     }
@@ -206,6 +212,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         stored: open_store(&config).await?,
         room: Room::new(&config.dir, config.driver.boots_images()),
         snapshot_sizes: Mutex::default(),
+        standing: Arc::default(),
         config,
         tasks: tasks.clone(),
     });
@@ -280,6 +287,7 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
         images,
         goldens,
         stored: None,
+        standing: Arc::default(),
         tasks,
     };
     for id in capsule::boot::existing(&parts) {

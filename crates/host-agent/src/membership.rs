@@ -5,8 +5,10 @@
 //! capsules run on, and it is asked again for as long as it takes.
 
 mod credentials;
+mod standing;
 
 pub use credentials::Credentials;
+pub(crate) use standing::Standing;
 
 use crate::Parts;
 use anyhow::Context;
@@ -67,6 +69,22 @@ enum Refused {
     Other(anyhow::Error),
 }
 
+impl Registration {
+    /// URL of the platform's API, without a slash at its end.
+    fn base(&self) -> &str {
+        self.control_plane.trim_end_matches('/')
+    }
+
+    fn request(&self, about: &About, key: &Key) -> anyhow::Result<api::RegisterHost> {
+        Ok(api::RegisterHost {
+            token: self.token.clone(),
+            address: self.address.clone(),
+            csr_pem: Some(key.request()?),
+            specs: about.specs(),
+        })
+    }
+}
+
 impl Membership {
     /// The place that this host was given before.
     ///
@@ -76,6 +94,14 @@ impl Membership {
         let path = Credentials::path(dir);
         let credentials = Credentials::load(&path)?;
         Self::new(path, http()?, credentials)
+    }
+
+    /// The place that this host was given before, if it can still serve by it: the certificate is
+    /// valid, of the authorities in `trust`, and for `address`.
+    #[must_use]
+    pub fn standing(dir: &Path, trust: &str, address: &str) -> Option<Self> {
+        let before = Self::load(dir).ok()?;
+        (before.tls.is_some() && before.credentials.serve(trust, address)).then_some(before)
     }
 
     /// Registers at the platform, which looks whether this host answers at `listener`.
@@ -88,15 +114,9 @@ impl Membership {
         about: &About,
         listener: &TcpListener,
     ) -> anyhow::Result<Self> {
-        let http = http()?;
-        let key = Key::generate()?;
-        let request = api::RegisterHost {
-            token: asked.token.clone(),
-            address: asked.address.clone(),
-            csr_pem: Some(key.request()?),
-            specs: about.specs(),
-        };
-        let base = asked.control_plane.trim_end_matches('/');
+        let (http, key) = (http()?, Key::generate()?);
+        let request = asked.request(about, &key)?;
+        let base = asked.base();
         let acceptor = TlsAcceptor::from(Arc::new(pki::prove(&key.self_signed()?)?));
         let given: api::HostCredentials = tokio::select! {
             given = ask(&http, base, &request) => given?,
@@ -111,8 +131,55 @@ impl Membership {
         Self::new(path, http, credentials)
     }
 
+    /// Registers anew a host that serves by the credentials of before, and goes on to do so until
+    /// it has others.
+    ///
+    /// # Errors
+    /// Why the platform refused it, or that it cannot be reached.
+    pub async fn register_anew(
+        &mut self,
+        asked: &Registration,
+        about: &About,
+    ) -> anyhow::Result<()> {
+        let key = Key::generate()?;
+        let request = asked.request(about, &key)?;
+        self.serve_by(Some(&key))?;
+        let given = ask(&self.http, asked.base(), &request).await;
+        let taken = given.and_then(|given| {
+            let mut credentials = Credentials::new(asked.base(), &asked.address);
+            credentials.listens = self.credentials.listens;
+            self.take(credentials, given, &key)
+        });
+        self.serve_by(None)?;
+        taken?;
+        tracing::info!(host = self.host(), address = asked.address, "enrolled");
+        Ok(())
+    }
+
+    /// Goes by new credentials once they are on the disk: until then the old ones are still good.
+    fn take(
+        &mut self,
+        mut credentials: Credentials,
+        given: api::HostCredentials,
+        key: &Key,
+    ) -> anyhow::Result<()> {
+        credentials.take(given, key);
+        credentials.save(&self.path)?;
+        self.credentials = credentials;
+        Ok(())
+    }
+
+    /// Has the next handshakes go by this host's credentials; a control plane that looks for
+    /// `proven` at this host's address finds it.
+    fn serve_by(&self, proven: Option<&Key>) -> anyhow::Result<()> {
+        if let (Some(tls), Some(config)) = (&self.tls, self.credentials.tls(proven)?) {
+            tls.send_replace(Arc::new(config));
+        }
+        Ok(())
+    }
+
     fn new(path: PathBuf, http: reqwest::Client, credentials: Credentials) -> anyhow::Result<Self> {
-        let tls = credentials.tls()?.map(|config| watch::Sender::new(Arc::new(config)));
+        let tls = credentials.tls(None)?.map(|config| watch::Sender::new(Arc::new(config)));
         Ok(Self { path, http, credentials, tls })
     }
 
@@ -120,6 +187,13 @@ impl Membership {
     #[must_use]
     pub fn host(&self) -> &str {
         &self.credentials.host_id
+    }
+
+    /// SHA-256 of its certificate, in hexadecimal digits; none where the platform has no
+    /// certificates.
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<String> {
+        self.credentials.fingerprint()
     }
 
     /// Where it listened when it registered.
@@ -140,12 +214,14 @@ impl Membership {
         if let Some(url) = control_plane {
             self.credentials.control_plane = url;
         }
-        let at = tasks.clone();
+        let (at, standing) = (tasks.clone(), Arc::clone(&about.0.standing));
         tasks.spawn(async move {
             let Ok(mut hangups) = daemon::hangups() else { return };
             let mut told = true;
             loop {
+                let sent = standing::now();
                 let heard = self.beat(&about).await;
+                standing.heard(sent, heard.is_ok());
                 match &heard {
                     Ok(()) if !told => tracing::info!("the platform answers again"),
                     Err(error) if told => {
@@ -156,6 +232,7 @@ impl Membership {
                 told = heard.is_ok();
                 tokio::select! {
                     () = tokio::time::sleep(HEARTBEAT) => {}
+                    () = standing.asked() => {}
                     () = hangups.next() => {
                         if let Err(error) = self.renew().await {
                             tracing::warn!(error = format!("{error:#}"), "renewing");
@@ -200,6 +277,13 @@ impl Membership {
     /// Gets new credentials, for a new key, and goes by them at once.
     async fn renew(&mut self) -> anyhow::Result<()> {
         let key = Key::generate()?;
+        self.serve_by(Some(&key))?;
+        let renewed = self.renew_for(&key).await;
+        self.serve_by(None)?;
+        renewed
+    }
+
+    async fn renew_for(&mut self, key: &Key) -> anyhow::Result<()> {
         let request = api::RefreshHost {
             refresh_token: self.credentials.refresh_token.clone(),
             csr_pem: Some(key.request()?),
@@ -215,14 +299,7 @@ impl Membership {
             Err(Refused::Unknown) => anyhow::bail!("the platform has no such route"),
             Err(Refused::Other(error)) => return Err(error),
         };
-        let mut renewed = self.credentials.clone();
-        renewed.take(given, &key);
-        // What is not on the disk is not gone by: the old token is still good.
-        renewed.save(&self.path)?;
-        if let (Some(tls), Some(config)) = (&self.tls, renewed.tls()?) {
-            tls.send_replace(Arc::new(config));
-        }
-        self.credentials = renewed;
+        self.take(self.credentials.clone(), given, key)?;
         tracing::info!("renewed this host's credentials");
         Ok(())
     }
@@ -294,6 +371,10 @@ fn http() -> anyhow::Result<reqwest::Client> {
 }
 
 /// How this host is reached by TLS.
-fn accept(pair: &Pair, trust: &str) -> anyhow::Result<ServerConfig> {
-    Ok(pki::accept_control_plane(&Trust::from_pem(trust)?, pair)?)
+fn accept(pair: &Pair, trust: &str, proven: Option<&Key>) -> anyhow::Result<ServerConfig> {
+    let trust = Trust::from_pem(trust)?;
+    Ok(match proven {
+        None => pki::accept_control_plane(&trust, pair)?,
+        Some(key) => pki::accept_and_prove(&trust, pair, &key.self_signed()?)?,
+    })
 }

@@ -6,6 +6,7 @@ use crate::capsule::ledger::{Ledger, Phase};
 use crate::capsule::life::{Life, OnTimeout};
 use crate::capsule::manager::{Begun, Listed, Manager, State, chain};
 use crate::capsule::resume::Resume;
+use crate::capsule::store::{Placed, Tree};
 use crate::snapshot::{Layers, System};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
@@ -51,6 +52,7 @@ impl wire::Host for Service {
             phase: Phase::Starting,
             last: 0,
             stored: 0,
+            tree: String::new(),
             began: Layers::default(),
             system: System::default(),
             life: life(request.life.into_option()),
@@ -61,8 +63,8 @@ impl wire::Host for Service {
         };
         let id = ledger.id;
         let begun = Box::pin(self.manager.create(ledger, from)).await;
-        let (stages, ends_at_ms) = shown(begun.map_err(|e| refused(id, &e))?);
-        Response::ok(wire::CreateCapsuleResponse { stages, ends_at_ms, ..Default::default() })
+        let (stages, left_ms) = shown(begun.map_err(|e| refused(id, &e))?);
+        Response::ok(wire::CreateCapsuleResponse { stages, left_ms, ..Default::default() })
     }
 
     async fn pause_capsule(
@@ -92,10 +94,13 @@ impl wire::Host for Service {
             cold: request.cold,
         };
         if request.stored != 0 {
-            let fetched = self.manager.fetch_capsule(&request.team_id, id, request.stored).await;
+            let tree = Tree::new(request.stored, &request.stored_tree);
+            let tree = tree.ok_or_else(|| ConnectError::invalid_argument("stored_tree"))?;
+            let at = Placed { generation: request.generation, since: request.placed };
+            let fetched = self.manager.fetch_capsule(&request.team_id, id, &tree, at).await;
             fetched.map_err(|e| refused(id, &e))?;
         }
-        let (stages, ends_at_ms) = match self.manager.resume(wanted).await {
+        let (stages, left_ms) = match self.manager.resume(wanted).await {
             Ok(begun) => shown(begun),
             Err(error @ Error::Damaged(_)) => {
                 let kept = self.manager.numbers(id);
@@ -106,7 +111,7 @@ impl wire::Host for Service {
             }
             Err(error) => return Err(refused(id, &error)),
         };
-        Response::ok(wire::ResumeCapsuleResponse { stages, ends_at_ms, ..Default::default() })
+        Response::ok(wire::ResumeCapsuleResponse { stages, left_ms, ..Default::default() })
     }
 
     async fn keep_capsule(
@@ -117,8 +122,9 @@ impl wire::Host for Service {
         let request = request.to_owned_message();
         let id = capsule_id(&request.capsule_id)?;
         let to = request.life.into_option().map(|to| life(Some(to)));
-        self.manager.set_life(id, to).await.map_err(|e| refused(id, &e))?;
-        Response::ok(wire::KeepCapsuleResponse::default())
+        let left = self.manager.set_life(id, to).await.map_err(|e| refused(id, &e))?;
+        let left_ms = left.unwrap_or(0);
+        Response::ok(wire::KeepCapsuleResponse { left_ms, ..Default::default() })
     }
 
     async fn set_egress(
@@ -194,12 +200,26 @@ impl wire::Host for Service {
         request: ServiceRequest<'_, wire::DestroyCapsuleRequest>,
     ) -> ServiceResult<wire::DestroyCapsuleResponse> {
         let id = capsule_id(request.capsule_id)?;
-        self.manager.destroy(id).await.map_err(|e| refused(id, &e))?;
+        let newest = (request.generation != 0).then_some(request.generation);
+        self.manager.destroy(id, newest).await.map_err(|e| refused(id, &e))?;
         if !request.team_id.is_empty() {
-            let forgotten = self.manager.forget_stored(request.team_id, id, u64::MAX).await;
+            let forgotten = self.manager.prune_stored(request.team_id, id, None).await;
             forgotten.map_err(|e| refused(id, &e))?;
         }
         Response::ok(wire::DestroyCapsuleResponse::default())
+    }
+
+    async fn prune_stored(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, wire::PruneStoredRequest>,
+    ) -> ServiceResult<wire::PruneStoredResponse> {
+        let id = capsule_id(request.capsule_id)?;
+        let stays = Tree::parse(request.tree);
+        let stays = stays.ok_or_else(|| ConnectError::invalid_argument("tree"))?;
+        let pruned = self.manager.prune_stored(request.team_id, id, Some(&stays)).await;
+        pruned.map_err(|e| refused(id, &e))?;
+        Response::ok(wire::PruneStoredResponse::default())
     }
 
     async fn list_capsules(
@@ -261,7 +281,7 @@ fn egress(wire: Option<wire::Egress>) -> Result<Egress, ConnectError> {
 fn life(wire: Option<wire::Life>) -> Life {
     let wire = wire.unwrap_or_default();
     Life {
-        ends_at_ms: (wire.ends_at_ms != 0).then_some(wire.ends_at_ms),
+        ends_at_ms: None,
         on_timeout: match (wire.kill, wire.disk_only) {
             (true, _) => OnTimeout::Kill,
             (false, true) => OnTimeout::PauseDisk,
@@ -272,13 +292,13 @@ fn life(wire: Option<wire::Life>) -> Life {
     }
 }
 
-fn shown((stages, ends): Begun) -> (Vec<wire::Stage>, i64) {
+fn shown((stages, left): Begun) -> (Vec<wire::Stage>, u64) {
     let stage = |(name, took): (&str, Duration)| wire::Stage {
         name: name.to_owned(),
         micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         ..Default::default()
     };
-    (stages.into_iter().map(stage).collect(), ends.unwrap_or(0))
+    (stages.into_iter().map(stage).collect(), left.unwrap_or(0))
 }
 
 fn info(listed: Listed) -> wire::CapsuleInfo {
@@ -296,8 +316,8 @@ fn info(listed: Listed) -> wire::CapsuleInfo {
         capsule_id: listed.id.to_string(),
         state: state.into(),
         generation: listed.generation,
-        ends_at_ms: listed.ends_at_ms.unwrap_or(0),
-        stored: listed.stored,
+        stored: listed.stored.as_ref().map_or(0, |tree| tree.number),
+        stored_tree: listed.stored.map_or_else(String::new, |tree| tree.name().to_owned()),
         egress_revision: listed.egress,
         reason,
         waits_for_room: listed.waits_for_room,

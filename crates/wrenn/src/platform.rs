@@ -53,7 +53,9 @@ pub(crate) async fn agent(
         }
     };
     let address = listener.local_addr()?;
-    members::serve(listener, agent, member, None, plaintext, &tasks)?;
+    let about = agent.about();
+    members::serve(listener, agent, &member, plaintext, &tasks)?;
+    member.keep(about, None, &tasks);
     tracing::info!(%address, "the host agent serves");
     daemon::terminated().await?;
     tasks.finish().await;

@@ -84,9 +84,12 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         e2b: wanted.how.e2b,
         booted: false,
         stored: 0,
+        stored_tree: String::new(),
         stored_newest: false,
         disk_full: false,
         storage_bytes: 0,
+        placed: 0,
+        age: 0.0,
         error: None,
         metadata: Json(wanted.metadata.clone()),
         created_at: now,
@@ -165,7 +168,9 @@ async fn make(
     let started = std::time::Instant::now();
     let mut tried = Vec::new();
     loop {
-        let error = match app.agent_of(row)?.create(request.clone()).await {
+        let generation = row.generation.unsigned_abs();
+        let request = CreateCapsuleRequest { generation, ..request.clone() };
+        let error = match app.agent_of(row)?.create(request).await {
             Ok(begun) => {
                 metrics::histogram!("wrenn_capsule_create_seconds")
                     .record(started.elapsed().as_secs_f64());
@@ -194,8 +199,9 @@ async fn make(
 /// Notes that the machine runs.
 async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Result<Capsule> {
     let id = row.id();
-    if begun.ends_at.is_some() {
-        db::capsules::set_end(&app.db, id, begun.ends_at).await?;
+    if let Some(left) = begun.left {
+        let left = Some(left.as_secs_f64());
+        db::capsules::set_end(&app.db, id, row.generation, left).await?;
     }
     let moved = transition(app, id, row.generation, CapsuleState::Running, None, caller.by).await?;
     // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever

@@ -155,6 +155,7 @@ async fn bring_back(
 ) -> Result<Capsule> {
     let (id, seen, before) = (capsule.id(), capsule.generation, capsule.state());
     let host = place(app, &capsule).await?;
+    let moves = capsule.host_id != Some(host.0);
     let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
     quota.admit_again(&mut tx, &capsule).await?;
@@ -178,6 +179,8 @@ async fn bring_back(
         snapshot: wanted.snapshot,
         cold: wanted.cold,
         stored: stored(&capsule).unsigned_abs(),
+        stored_tree: capsule.stored_tree.clone(),
+        placed: if moves { generation } else { capsule.placed }.unsigned_abs(),
         team_id: capsule.team().to_string(),
         egress: network::wire(&capsule.egress).into(),
         ..Default::default()
@@ -188,7 +191,8 @@ async fn bring_back(
         Ok(begun) => {
             metrics::histogram!("wrenn_capsule_resume_seconds")
                 .record(started.elapsed().as_secs_f64());
-            db::capsules::set_end(&app.db, id, begun.ends_at).await?;
+            let left = begun.left.map(|left| left.as_secs_f64());
+            db::capsules::set_end(&app.db, id, generation, left).await?;
             transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
             let row = get(app, caller, id).await?;
             // Changed while it was paused, after it was read here.
@@ -201,7 +205,7 @@ async fn bring_back(
         Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
         Err(error) => {
             // Where it was is still where it is.
-            db::capsules::place(&app.db, id, generation, capsule.host_id).await?;
+            db::capsules::place_back(&app.db, generation, &capsule).await?;
             transition(app, id, generation, before, capsule.error.as_deref(), By::SYSTEM).await?;
             Err(error)
         }
@@ -209,7 +213,8 @@ async fn bring_back(
 }
 
 /// Which snapshot in the store a capsule may be resumed from, 0 for none: the newest, or, of one
-/// whose machine is lost, the last that is there. A host that has as new a one takes its own.
+/// whose machine is lost, the last that is there. A host that the capsule was on since takes its
+/// own.
 fn stored(capsule: &Capsule) -> i64 {
     let lost = capsule.state() == CapsuleState::Error;
     if capsule.stored_newest || lost { capsule.stored } else { 0 }

@@ -5,10 +5,11 @@ use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::db;
-use crate::db::capsules::Capsule;
+use crate::db::capsules::{Capsule, Rules};
 use crate::error::{Error, Result};
 use protocol::host::{KeepCapsuleRequest, Life};
 use serde_json::json;
+use std::time::Duration;
 use time::OffsetDateTime;
 use types::CapsuleId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
@@ -44,12 +45,6 @@ pub(super) fn after_waking(capsule: &Capsule) -> Option<u32> {
     capsule.ends_at.map(|_| AWAKE)
 }
 
-/// The host's word for when a capsule's time is over.
-pub(crate) fn end(ends_at_ms: i64) -> Option<OffsetDateTime> {
-    let nanos = i128::from(ends_at_ms) * 1_000_000;
-    OffsetDateTime::from_unix_timestamp_nanos(nanos).ok().filter(|_| ends_at_ms != 0)
-}
-
 /// Sets when a capsule's time is over, counted from now.
 pub(crate) async fn set(
     app: &App,
@@ -71,17 +66,21 @@ pub(crate) async fn set(
     if let Some(idle) = wanted.timeout_sec {
         capsule.timeout_sec = i32::try_from(idle).unwrap_or(i32::MAX);
     }
-    let now = OffsetDateTime::now_utc();
-    let ends = wanted.timeout.map(|timeout| now + time::Duration::seconds(timeout.into()));
-    let ends_at_ms = ends.map_or(0, |at| at.unix_timestamp_nanos() / 1_000_000);
-    let life =
-        Life { ends_at_ms: i64::try_from(ends_at_ms).unwrap_or(i64::MAX), ..wire(&capsule, None) };
+    let mut life = wire(&capsule, wanted.timeout);
+    if let Some(timeout) = wanted.timeout {
+        // Its time may be over now; 0 would be never.
+        life.lasts_ms = life.lasts_ms.max(1);
+        let end = OffsetDateTime::now_utc() + Duration::from_secs(timeout.into());
+        life.ends_at_ms = end.unix_timestamp().saturating_mul(1000);
+    }
     let request =
         KeepCapsuleRequest { capsule_id: id.to_string(), life: life.into(), ..Default::default() };
-    app.agent_of(&capsule)?.keep(request).await?;
+    let left = app.agent_of(&capsule)?.keep(request).await?;
+    let left = left.map(|left| left.as_secs_f64());
     let (on_timeout, idle) = (&capsule.on_timeout, capsule.timeout_sec);
+    let rules = Rules { on_timeout, idle_sec: idle };
     let mut tx = app.db.begin().await?;
-    db::capsules::set_life(&mut *tx, id, ends, on_timeout, idle).await?;
+    db::capsules::set_life(&mut *tx, id, capsule.generation, left, &rules).await?;
     let what = json!({ "timeout": wanted.timeout, "on_timeout": on_timeout, "timeout_sec": idle });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_timeout", id).with(what);
     db::audit::write(&mut *tx, &entry).await?;
@@ -96,8 +95,11 @@ pub(crate) async fn extend(
     capsule: Capsule,
     timeout: u32,
 ) -> Result<Capsule> {
-    let until = OffsetDateTime::now_utc() + time::Duration::seconds(timeout.into());
-    if capsule.ends_at.is_none_or(|end| end >= until) {
+    if capsule.ends_at.is_none() {
+        return Ok(capsule);
+    }
+    let left = db::capsules::left(&app.db, capsule.id()).await?;
+    if left.is_none_or(|left| left >= Duration::from_secs(timeout.into())) {
         return Ok(capsule);
     }
     let wanted = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
@@ -108,5 +110,6 @@ pub(crate) async fn extend(
 pub(crate) async fn ping(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let capsule = get(app, caller, id).await?;
     let capsule_id = id.to_string();
-    app.agent_of(&capsule)?.keep(KeepCapsuleRequest { capsule_id, ..Default::default() }).await
+    let request = KeepCapsuleRequest { capsule_id, ..Default::default() };
+    app.agent_of(&capsule)?.keep(request).await.map(|_| ())
 }

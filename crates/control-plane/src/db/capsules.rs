@@ -6,6 +6,7 @@ use crate::scheduler::Size;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, Egress, HostId, SnapshotId, TeamId, TemplateId};
 use uuid::Uuid;
@@ -30,6 +31,8 @@ pub(crate) struct Capsule {
     pub envd_token: String,
     /// Number of its snapshot that the store has; 0 for none.
     pub stored: i64,
+    /// Name of that snapshot's tree in the store; empty where the number alone names it.
+    pub stored_tree: String,
     /// Whether it has not run since.
     pub stored_newest: bool,
     pub traffic_token: String,
@@ -52,6 +55,11 @@ pub(crate) struct Capsule {
     pub disk_full: bool,
     /// Bytes on disk of what is kept of it, as its host said last.
     pub storage_bytes: i64,
+    /// Generation of the command that placed it on its host; 0 when unknown.
+    pub placed: i64,
+    /// Seconds since `updated_at` by the database's clock, where the query asks for them.
+    #[sqlx(default)]
+    pub age: f64,
     pub error: Option<String>,
     pub metadata: Json<BTreeMap<String, String>>,
     pub created_at: OffsetDateTime,
@@ -120,15 +128,16 @@ pub(crate) async fn move_start(
     seen: i64,
     host: HostId,
 ) -> sqlx::Result<Option<i64>> {
-    let sql = "UPDATE capsules SET host_id = $3, generation = generation + 1, updated_at = now() \
+    let sql = "UPDATE capsules SET host_id = $3, generation = generation + 1, \
+               placed = generation + 1, updated_at = now() \
                WHERE id = $1 AND generation = $2 AND status = 'starting' RETURNING generation";
     sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0).fetch_optional(db).await
 }
 
-/// Notes that a capsule is on no host.
-pub(crate) async fn unplace(db: &PgPool, id: CapsuleId) -> sqlx::Result<()> {
-    let sql = "UPDATE capsules SET host_id = NULL WHERE id = $1";
-    sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
+/// Notes that a capsule is on no host, if it is still on the host that it was seen on.
+pub(crate) async fn unplace(db: &PgPool, seen: &Capsule) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET host_id = NULL WHERE id = $1 AND host_id = $2";
+    sqlx::query(sql).bind(seen.id).bind(seen.host_id).execute(db).await.map(|_| ())
 }
 
 /// Capsules of hosts that cannot be reached, of which it is not known any more what they are.
@@ -146,28 +155,47 @@ pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
     Ok(ids.into_iter().map(HostId).collect())
 }
 
-/// Notes when a capsule's time is over, as its host says.
+/// Notes the seconds that a capsule has left, as its host says; none is for ever. `seen` is the
+/// generation of the command that the host answers. The reconciler may have marked the capsule as
+/// running meanwhile; a later command has set an end of its own.
 pub(crate) async fn set_end(
     db: &PgPool,
     id: CapsuleId,
-    ends_at: Option<OffsetDateTime>,
+    seen: i64,
+    left: Option<f64>,
 ) -> sqlx::Result<()> {
-    let sql = "UPDATE capsules SET ends_at = $2 WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(ends_at).execute(db).await.map(|_| ())
+    let sql = "UPDATE capsules SET ends_at = now() + make_interval(secs => $3) \
+               WHERE id = $1 AND generation BETWEEN $2 AND $2 + 1";
+    sqlx::query(sql).bind(id.0).bind(seen).bind(left).execute(db).await.map(|_| ())
 }
 
-/// Notes how long a capsule may run.
+/// The rules for how long a capsule may run.
+pub(crate) struct Rules<'a> {
+    pub on_timeout: &'a str,
+    pub idle_sec: i32,
+}
+
+/// Notes how long a capsule may run. `left` are the seconds that its host has set, and `seen` is
+/// the generation that it had then: a later resume has set an end of its own.
 pub(crate) async fn set_life(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
-    ends_at: Option<OffsetDateTime>,
-    on_timeout: &str,
-    idle_sec: i32,
+    seen: i64,
+    left: Option<f64>,
+    rules: &Rules<'_>,
 ) -> sqlx::Result<()> {
-    let sql = "UPDATE capsules SET ends_at = $2, on_timeout = $3, timeout_sec = $4, \
-               updated_at = now() WHERE id = $1";
-    let update = sqlx::query(sql).bind(id.0).bind(ends_at).bind(on_timeout).bind(idle_sec);
-    update.execute(db).await.map(|_| ())
+    let sql = "UPDATE capsules SET on_timeout = $4, timeout_sec = $5, updated_at = now(), \
+               ends_at = CASE WHEN generation = $2 THEN now() + make_interval(secs => $3) \
+               ELSE ends_at END WHERE id = $1";
+    let update = sqlx::query(sql).bind(id.0).bind(seen).bind(left);
+    update.bind(rules.on_timeout).bind(rules.idle_sec).execute(db).await.map(|_| ())
+}
+
+/// Time that a capsule has left, by the clock that its end was noted by; none is for ever.
+pub(crate) async fn left(db: &PgPool, id: CapsuleId) -> sqlx::Result<Option<Duration>> {
+    let sql = "SELECT extract(epoch FROM ends_at - now())::float8 FROM capsules WHERE id = $1";
+    let found: Option<Option<f64>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
+    Ok(found.flatten().map(|left| Duration::try_from_secs_f64(left).unwrap_or_default()))
 }
 
 /// Replaces the rules for what a capsule may reach, by a later revision.
@@ -271,9 +299,10 @@ pub(crate) async fn search(
     list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
 
-/// Every capsule of a host that is not gone.
+/// Every capsule of a host that is not gone, with its age.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Capsule>> {
-    let sql = "SELECT * FROM capsules WHERE host_id = $1 AND status <> 'stopped'";
+    let sql = "SELECT *, extract(epoch FROM now() - updated_at)::float8 AS age FROM capsules \
+               WHERE host_id = $1 AND status <> 'stopped'";
     sqlx::query_as(sql).bind(host.0).fetch_all(db).await
 }
 
@@ -320,34 +349,35 @@ pub(crate) async fn resume_on(
     let from: Vec<&str> =
         CapsuleState::Resuming.previous().into_iter().map(CapsuleState::as_str).collect();
     let sql = "UPDATE capsules SET status = 'resuming', host_id = $3, error = NULL, \
-               generation = generation + 1, updated_at = now() \
+               placed = CASE WHEN host_id IS DISTINCT FROM $3 THEN generation + 1 \
+               ELSE placed END, generation = generation + 1, updated_at = now() \
                WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
     let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0);
     update.bind(from).fetch_optional(db).await
 }
 
-/// Notes on which host a capsule is, if it is still of the generation that was seen.
-pub(crate) async fn place(
-    db: &PgPool,
-    id: CapsuleId,
-    seen: i64,
-    host: Option<Uuid>,
-) -> sqlx::Result<()> {
-    let sql = "UPDATE capsules SET host_id = $3 WHERE id = $1 AND generation = $2";
-    sqlx::query(sql).bind(id.0).bind(seen).bind(host).execute(db).await.map(|_| ())
+/// Notes that a capsule is on the host that it was on `before`, if it is still of the generation
+/// that was seen.
+pub(crate) async fn place_back(db: &PgPool, seen: i64, before: &Capsule) -> sqlx::Result<()> {
+    let sql = "UPDATE capsules SET host_id = $3, placed = $4 WHERE id = $1 AND generation = $2";
+    let update = sqlx::query(sql).bind(before.id).bind(seen).bind(before.host_id);
+    update.bind(before.placed).execute(db).await.map(|_| ())
 }
 
-/// Notes that the store has what a capsule was paused as, if nothing has happened to it since it
-/// was seen: of one that has run since, the store has not the newest.
+/// Notes that the store has what a capsule was paused as, in a tree of this name, if nothing has
+/// happened to it since it was seen: of one that has run since, the store has not the newest.
+/// Returns whether it is so.
 pub(crate) async fn set_stored(
     db: &PgPool,
-    id: CapsuleId,
-    seen: i64,
+    seen: &Capsule,
     stored: i64,
-) -> sqlx::Result<()> {
-    let sql = "UPDATE capsules SET stored = $3, stored_newest = true \
-               WHERE id = $1 AND generation = $2 AND status = 'paused'";
-    sqlx::query(sql).bind(id.0).bind(seen).bind(stored).execute(db).await.map(|_| ())
+    tree: &str,
+) -> sqlx::Result<bool> {
+    let sql = "UPDATE capsules SET stored = $4, stored_tree = $5, stored_newest = true \
+               WHERE id = $1 AND generation = $2 AND host_id = $3 AND status = 'paused'";
+    let update = sqlx::query(sql).bind(seen.id).bind(seen.generation).bind(seen.host_id);
+    let noted = update.bind(stored).bind(tree).execute(db).await?;
+    Ok(noted.rows_affected() == 1)
 }
 
 /// Notes what a host says of a capsule's storage, and whether its guest waits for room, while it

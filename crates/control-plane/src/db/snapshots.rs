@@ -24,7 +24,6 @@ pub(crate) struct Snapshot {
     /// Whether the store has it.
     pub stored: bool,
     pub created_at: OffsetDateTime,
-    pub updated_at: OffsetDateTime,
 }
 
 impl Snapshot {
@@ -112,6 +111,19 @@ pub(crate) async fn list(
 /// Every snapshot of a host.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Snapshot>> {
     sqlx::query_as("SELECT * FROM snapshots WHERE host_id = $1").bind(host.0).fetch_all(db).await
+}
+
+/// Snapshots of a host that nobody completes or uses any more: being removed, or without an end or
+/// a name for `seconds` by the database's clock.
+pub(crate) async fn list_left(
+    db: &PgPool,
+    host: HostId,
+    seconds: f64,
+) -> sqlx::Result<Vec<Snapshot>> {
+    let sql = "SELECT * FROM snapshots WHERE host_id = $1 AND (status = 'removing' \
+               OR (status = 'making' OR name IS NULL) \
+               AND updated_at < now() - make_interval(secs => $2))";
+    sqlx::query_as(sql).bind(host.0).bind(seconds).fetch_all(db).await
 }
 
 /// Notes which of a host's snapshots the store has too.

@@ -15,6 +15,7 @@ use crate::db::host_tokens::{Kind, Token};
 use crate::db::hosts::Cert;
 use crate::db::makers::Maker;
 use crate::error::{Error, Result};
+use crate::hosts::tls::Identity;
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
 use serde_json::json;
@@ -156,7 +157,7 @@ pub(crate) async fn register(app: &App, wanted: api::RegisterHost) -> Result<api
             return Err(Error::invalid("csr_pem", "is missing: this platform has certificates"));
         }
         (Some(identity), Some(request), Some(key)) => {
-            prove(&address, &key).await?;
+            prove(identity, &address, &key).await?;
             Some(identity.sign(request, host, address.host())?)
         }
     };
@@ -185,12 +186,24 @@ pub(crate) async fn register(app: &App, wanted: api::RegisterHost) -> Result<api
     credentials(app, Enrolled { host, enrolment }, refresh_token, cert)
 }
 
-/// Gives a host new credentials for its refresh token.
+/// Gives a host new credentials for its refresh token. A new key must answer at the host's
+/// address, as at a registration: a copy of the token alone gets no certificate.
 pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::HostCredentials> {
     let (kind, hashed) = (Kind::Refresh, hash(&wanted.refresh_token));
     let invalid = || Error::InvalidToken("the refresh token");
     let found = db::host_tokens::find(&app.db, kind, &hashed).await?;
-    let host = found.ok_or_else(invalid)?.host();
+    let found = found.ok_or_else(invalid)?;
+    let host = found.host();
+    let address = db::hosts::find(&app.db, host).await?.map(|row| row.address);
+    let address = address.and_then(|address| address.parse::<Authority>().ok());
+    let address = address.ok_or_else(invalid)?;
+    // A token that was used again is dealt with whoever sends it.
+    if let (Some(identity), false) = (&app.identity, found.superseded) {
+        let request = wanted.csr_pem.as_deref();
+        let missing = "is missing: this platform has certificates";
+        let request = request.ok_or_else(|| Error::invalid("csr_pem", missing))?;
+        prove(identity, &address, &public_key(request)?).await?;
+    }
     let mut transaction = app.db.begin().await?;
     db::hosts::lock(&mut transaction, host).await?;
     let found = db::host_tokens::find_in(&mut transaction, kind, &hashed).await?;
@@ -206,15 +219,14 @@ pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::
         return Err(invalid());
     }
     let row = db::hosts::find(&mut *transaction, host).await?.ok_or_else(invalid)?;
+    if row.address != address.as_str() {
+        // It enrolled elsewhere while its key was looked for.
+        return Err(invalid());
+    }
     let cert = match (&app.identity, &wanted.csr_pem) {
+        (Some(identity), Some(request)) => Some(identity.sign(request, host, address.host())?),
+        (Some(_), None) => return Err(invalid()),
         (None, _) => None,
-        (Some(_), None) => {
-            return Err(Error::invalid("csr_pem", "is missing: this platform has certificates"));
-        }
-        (Some(identity), Some(request)) => {
-            let address = row.address.parse::<Authority>().map_err(|_| invalid())?;
-            Some(identity.sign(request, host, address.host())?)
-        }
     };
     let enrolment =
         db::hosts::renew(&mut transaction, host, &known(cert.as_ref()), !token.used).await?;
@@ -271,11 +283,11 @@ fn public_key(request: &str) -> Result<Vec<u8>> {
 }
 
 /// Looks whether an address answers with a key.
-async fn prove(address: &Authority, key: &[u8]) -> Result<()> {
+async fn prove(identity: &Identity, address: &Authority, key: &[u8]) -> Result<()> {
     let no = |why: String| Error::invalid("address", format!("does not prove its key: {why}"));
     let host = address.host().trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(|e| no(e.to_string()))?;
-    let config = pki::witness().map_err(|e| Error::Internal(e.into()))?;
+    let config = identity.witness()?;
     let shown = async {
         let tcp = TcpStream::connect((host, address.port_u16().unwrap_or(0))).await?;
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;

@@ -40,6 +40,12 @@ impl Identity {
         signed.map_err(|e| Error::invalid("csr_pem", e.to_string()))
     }
 
+    /// How to look which key answers at an address.
+    pub(crate) fn witness(&self) -> Result<ClientConfig> {
+        let made = self.authority.control_plane().and_then(|pair| pki::witness(Some(&pair)));
+        made.map_err(|error| Error::Internal(error.into()))
+    }
+
     /// What the next connection goes by.
     pub(crate) fn current(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.current.borrow())

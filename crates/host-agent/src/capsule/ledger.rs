@@ -55,6 +55,9 @@ pub(crate) struct Ledger {
     /// Number of the one that the platform's store has, 0 for none.
     #[serde(default)]
     pub stored: u64,
+    /// Name of its tree there; empty when the number alone names it.
+    #[serde(default)]
+    pub tree: String,
     /// What the machine's memory was made of; the files are in the capsule's folder.
     pub began: Layers,
     /// What runs in its memory.
@@ -91,6 +94,7 @@ impl Ledger {
             phase: Phase::Starting,
             last: 0,
             stored: 0,
+            tree: String::new(),
             began: Layers::default(),
             system: System::default(),
             life: Life::default(),
@@ -135,6 +139,7 @@ mod tests {
             phase: Phase::Starting,
             last: 0,
             stored: 0,
+            tree: String::new(),
             began: Layers::default(),
             system: System::default(),
             life: Life::default(),

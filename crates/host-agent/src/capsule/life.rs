@@ -15,12 +15,12 @@ pub(crate) enum OnTimeout {
 /// The rules of one capsule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Life {
-    /// When its time is over, in milliseconds since 1970; none is never.
+    /// When its time is over by this machine's clock, in milliseconds since 1970; none is never.
     pub ends_at_ms: Option<i64>,
     pub on_timeout: OnTimeout,
     /// Seconds without anything under way after which it is paused; 0 is never.
     pub idle_sec: u32,
-    /// Milliseconds from when it runs until its time is over, instead of `ends_at_ms`.
+    /// Milliseconds from `begin` until its time is over, instead of `ends_at_ms`.
     #[serde(default)]
     pub lasts_ms: u64,
 }
@@ -42,6 +42,12 @@ impl Life {
             self.ends_at_ms = Some(now_ms.saturating_add(lasts));
             self.lasts_ms = 0;
         }
+    }
+
+    /// Milliseconds until its time is over, at least 1; none is never.
+    pub(crate) fn left_ms(&self, now_ms: i64) -> Option<u64> {
+        let left = |end: i64| u64::try_from(end.saturating_sub(now_ms)).unwrap_or(0).max(1);
+        self.ends_at_ms.map(left)
     }
 
     /// What is due at a time, for a capsule that has been idle for so long.
@@ -87,6 +93,8 @@ mod tests {
         let mut begun = Life { lasts_ms: 7, ..Life::default() };
         begun.begin(3);
         assert_eq!((begun.ends_at_ms, begun.lasts_ms), (Some(10), 0));
+        assert_eq!((begun.left_ms(3), begun.left_ms(12)), (Some(7), Some(1)));
+        assert_eq!(Life::default().left_ms(3), None);
         assert_eq!(
             life(None, OnTimeout::Kill, 3).due(4, Duration::from_millis(2999)),
             Due::Nothing

@@ -5,6 +5,7 @@ use super::boot::{self, Booted, Origin};
 use super::hold::Usage;
 use super::ledger::Ledger;
 use super::life::{Due, Life, now_ms};
+use super::store::Tree;
 use super::{Error, golden, io_error, kept_error};
 use crate::Parts;
 use crate::guest::Guest;
@@ -63,17 +64,18 @@ const DUE_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long each phase of a boot took.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
-/// How a capsule came to run, and when its time is over.
-pub(crate) type Begun = (Stages, Option<i64>);
+/// How a capsule came to run, and the milliseconds until its time is over; none is never.
+pub(crate) type Begun = (Stages, Option<u64>);
 pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
 
 pub(super) struct Capsule {
     pub state: State,
     pub generation: u64,
     pub memory_mib: u64,
-    /// Numbers of its newest snapshot and of the one that the store has.
+    /// Number of its newest snapshot.
     pub last: u64,
-    pub stored: u64,
+    /// The snapshot that the store has.
+    pub stored: Option<Tree>,
     /// Revision of the rules that hold for what it may reach.
     pub egress: u64,
     pub stages: Stages,
@@ -95,9 +97,8 @@ pub(crate) struct Listed {
     pub id: CapsuleId,
     pub state: State,
     pub generation: u64,
-    pub ends_at_ms: Option<i64>,
-    /// Number of its newest snapshot, when the store has it.
-    pub stored: u64,
+    /// Its newest snapshot, when the store has it.
+    pub stored: Option<Tree>,
     /// Revision of the rules that hold for what it may reach.
     pub egress: u64,
     /// Whether its guest stands still until there is room on the host's disk.
@@ -358,32 +359,6 @@ impl Manager {
         self.watch_end(id, machine);
     }
 
-    /// Ends a capsule and removes all it had; an unknown one is success.
-    pub(crate) async fn destroy(&self, id: CapsuleId) -> Result<(), Error> {
-        let this = self.clone();
-        self.detached(async move { this.destroy_in_turn(id).await }).await
-    }
-
-    async fn destroy_in_turn(&self, id: CapsuleId) -> Result<(), Error> {
-        let known = self.lock().get(&id).map(|c| (Arc::clone(&c.turn), c.cancel.clone()));
-        let Some((turn, cancel)) = known else {
-            return boot::unmake(&self.parts, id).await;
-        };
-        cancel.cancel();
-        let _turn = turn.lock().await;
-        let running = self.lock().get_mut(&id).and_then(|capsule| {
-            capsule.state = State::Stopping;
-            capsule.running.take()
-        });
-        if let Some((_, guest)) = running {
-            let cut = guest.drain(Duration::ZERO).await;
-            metrics::counter!("wrenn_requests_cut_total").increment(cut);
-        }
-        boot::unmake(&self.parts, id).await?;
-        self.lock().remove(&id);
-        Ok(())
-    }
-
     /// Every capsule with its state and generation.
     pub(crate) fn list(&self) -> Vec<Listed> {
         self.count();
@@ -392,8 +367,7 @@ impl Manager {
             id: *id,
             state: capsule.state.clone(),
             generation: capsule.generation,
-            ends_at_ms: capsule.life.ends_at_ms,
-            stored: if capsule.is_unsent() { 0 } else { capsule.stored },
+            stored: capsule.stored.clone().filter(|_| !capsule.is_unsent()),
             egress: capsule.egress,
             waits_for_room: capsule.usage.waits && capsule.state == State::Running,
             kept: capsule.usage.kept,
@@ -490,11 +464,11 @@ impl Manager {
 impl Capsule {
     /// Whether the store lacks its newest snapshot.
     pub(super) fn is_unsent(&self) -> bool {
-        self.last > 0 && self.stored != self.last
+        self.last > 0 && self.stored.as_ref().is_none_or(|stored| stored.number != self.last)
     }
 
     pub(super) fn begun(&self) -> Begun {
-        (self.stages.clone(), self.life.ends_at_ms)
+        (self.stages.clone(), self.life.left_ms(now_ms()))
     }
 
     pub(super) fn new(ledger: &Ledger, state: State) -> Self {
@@ -509,7 +483,7 @@ impl Capsule {
             generation: ledger.generation,
             memory_mib,
             last: ledger.last,
-            stored: ledger.stored,
+            stored: Tree::new(ledger.stored, &ledger.tree),
             egress: ledger.egress.revision,
             stages: Vec::new(),
             running: None,

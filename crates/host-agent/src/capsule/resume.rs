@@ -3,10 +3,11 @@
 
 use super::boot::{self, Origin};
 use super::ledger::{Ledger, Phase};
-use super::life::Life;
+use super::life::{Life, now_ms};
 use super::manager::{Begun, Manager, State, chain};
 use super::pause;
 use super::{Error, io_error, kept_error};
+use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, Egress};
 
 /// What a resume is told.
@@ -64,7 +65,7 @@ impl Manager {
     fn begin_resume(
         &self,
         wanted: &Resume,
-    ) -> Result<Result<(State, tokio_util::sync::CancellationToken), Begun>, Error> {
+    ) -> Result<Result<(State, CancellationToken), Begun>, Error> {
         let dir = boot::folder(&self.parts, wanted.id);
         let none = || Error::NotFound(format!("capsule {}", wanted.id));
         let ledger = Ledger::load(&dir).ok_or_else(none)?;
@@ -90,6 +91,8 @@ impl Manager {
         capsule.state = State::Resuming;
         capsule.memory_mib = memory;
         capsule.generation = wanted.generation;
+        // A removal that was asked for before this command ends nothing of it.
+        capsule.cancel = CancellationToken::new();
         capsule.running = None;
         Ok(Ok((before, capsule.cancel.clone())))
     }
@@ -97,7 +100,7 @@ impl Manager {
     async fn bring_back(
         &self,
         wanted: &Resume,
-        cancel: &tokio_util::sync::CancellationToken,
+        cancel: &CancellationToken,
     ) -> Result<boot::Booted, Error> {
         let parts = &self.parts;
         let dir = boot::folder(parts, wanted.id);
@@ -173,21 +176,28 @@ impl Manager {
         Ok(())
     }
 
-    /// Changes how long a capsule may run, and counts as activity.
-    pub(crate) async fn set_life(&self, id: CapsuleId, life: Option<Life>) -> Result<(), Error> {
+    /// Changes how long a capsule may run, and counts as activity. Returns the milliseconds until
+    /// its time is over; none is never.
+    pub(crate) async fn set_life(
+        &self,
+        id: CapsuleId,
+        life: Option<Life>,
+    ) -> Result<Option<u64>, Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
         let dir = boot::folder(&self.parts, id);
         let known = self.change(id, |capsule| {
             capsule.active = std::time::Instant::now();
-            capsule.state.clone()
+            (capsule.state.clone(), capsule.life.left_ms(now_ms()))
         });
         let none = || Error::NotFound(format!("capsule {id}"));
-        let state = known.ok_or_else(none)?;
+        let (state, left) = known.ok_or_else(none)?;
         if !matches!(state, State::Running | State::Paused) {
             return Err(Error::State(state));
         }
-        let Some(life) = life else { return Ok(()) };
+        let Some(mut life) = life else { return Ok(left) };
+        life.begin(now_ms());
+        let left = life.left_ms(now_ms());
         let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
         ledger.life = life.clone();
         ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
@@ -195,6 +205,6 @@ impl Manager {
             capsule.life = life;
             capsule.due_after = std::time::Instant::now();
         });
-        Ok(())
+        Ok(left)
     }
 }

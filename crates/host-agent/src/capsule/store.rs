@@ -5,6 +5,13 @@
 //!
 //! A pause does not wait for the store. What is to be kept is linked aside first, so that the
 //! capsule may be resumed, or removed, while it is sent.
+//!
+//! Nothing is sent or swept unless the platform has just confirmed that this host is a member. An
+//! older snapshot is removed when the control plane asks for it, after the row names the new one.
+
+mod tree;
+
+pub(crate) use tree::Tree;
 
 use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
@@ -16,6 +23,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use store::Store;
@@ -37,6 +45,9 @@ pub(crate) struct Stored {
     /// Where folders are made that are to be sent, or were fetched.
     dir: PathBuf,
     snapshots: Mutex<HashSet<SnapshotId>>,
+    templates: Mutex<HashSet<String>>,
+    /// Whether the platform last said that this host is none of its own.
+    refused: AtomicBool,
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     work: Notify,
 }
@@ -47,8 +58,8 @@ impl Stored {
         let _ = fs::remove_dir_all(&dir);
         // In it are disks and memories, as in the capsules' folders.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let (snapshots, fetching) = (Mutex::default(), Mutex::default());
-        Ok(Self { store, dir, snapshots, fetching, work: Notify::new() })
+        let (snapshots, templates, refused, fetching) = Default::default();
+        Ok(Self { store, dir, snapshots, templates, refused, fetching, work: Notify::new() })
     }
 
     /// Says that there is something to be sent.
@@ -58,6 +69,10 @@ impl Stored {
 
     fn snapshots(&self) -> MutexGuard<'_, HashSet<SnapshotId>> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn templates(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.templates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches a tree to a folder that is to be at `to`, unless it is there.
@@ -111,12 +126,14 @@ fn failure(error: store::Error) -> Error {
     }
 }
 
-fn capsules(id: CapsuleId) -> String {
-    format!("capsules/{id}")
-}
-
-fn capsule(id: CapsuleId, number: u64) -> String {
-    format!("capsules/{id}/{number}")
+/// The command that a capsule is resumed by, as far as copies of the capsule go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placed {
+    /// Generation of the command.
+    pub generation: u64,
+    /// Generation of the command that placed the capsule on this host. A copy of an earlier
+    /// generation is a leftover: the capsule has run elsewhere since. 0 when unknown.
+    pub since: u64,
 }
 
 impl Manager {
@@ -139,6 +156,7 @@ impl Manager {
             }
         });
         let (stored, tasks) = (self.parts.stored.clone(), self.parts.tasks.clone());
+        let standing = Arc::clone(&self.parts.standing);
         self.parts.tasks.spawn(async move {
             let Some(stored) = stored else { return };
             let mut stop = tasks.stop_signal().wait();
@@ -149,16 +167,21 @@ impl Manager {
                     () = tokio::time::sleep(wait) => {}
                     () = &mut stop => return,
                 }
+                wait = SWEEP;
+                if !standing.confirm().await {
+                    continue;
+                }
                 match stored.store.sweep().await {
                     Ok(0) => {}
                     Ok(removed) => tracing::info!(removed, "swept the store"),
                     Err(error) => tracing::warn!(%error, "sweeping the store"),
                 }
-                wait = SWEEP;
             }
         });
     }
 
+    /// Sends what the store lacks, if there is something and the platform still counts this host
+    /// as its own.
     async fn store_all(&self, stored: &Stored) {
         use futures::StreamExt;
         // What is set aside takes a little room, and keeps what is removed meanwhile on the disk.
@@ -171,32 +194,43 @@ impl Manager {
             let due = capsules.iter().filter(|(_, c)| c.state == State::Paused && c.is_unsent());
             due.map(|(id, _)| *id).collect()
         };
+        let (mut snapshots, mut templates) = (self.snapshots(), self.parts.templates_here());
+        snapshots.retain(|id| !stored.snapshots().contains(id));
+        templates.retain(|name| !stored.templates().contains(name));
+        if due.is_empty() && snapshots.is_empty() && templates.is_empty() {
+            return;
+        }
+        let refused = !self.parts.standing.confirm().await;
+        if stored.refused.swap(refused, Ordering::Relaxed) != refused && refused {
+            tracing::warn!("the platform does not confirm this host: nothing is sent to the store");
+        }
+        if refused {
+            return;
+        }
         let sending = due.into_iter().map(|id| async move {
             if let Err(error) = self.send_capsule(stored, id).await {
                 tracing::warn!(%id, error = chain(&error), "keeping a capsule in the store");
             }
         });
         futures::stream::iter(sending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
-        for id in self.snapshots() {
-            if !stored.snapshots().contains(&id)
-                && let Err(error) = self.send_snapshot(stored, id).await
-            {
+        for id in snapshots {
+            if let Err(error) = self.send_snapshot(stored, id).await {
                 tracing::warn!(%id, error = chain(&error), "keeping a snapshot in the store");
             }
         }
-        for name in self.parts.templates_here() {
+        for name in templates {
             if let Err(error) = self.send_template(stored, &name).await {
                 tracing::warn!(name, error = chain(&error), "keeping a template in the store");
             }
         }
     }
 
-    /// Keeps a paused capsule's last snapshot in the store, in place of the one before.
+    /// Keeps a paused capsule's last snapshot in the store, beside the one before.
     async fn send_capsule(&self, stored: &Stored, id: CapsuleId) -> Result<(), Error> {
         let dir = boot::folder(&self.parts, id);
         let turn = self.turn(id)?;
         let aside = stored.dir.join(format!("sent-{id}"));
-        let ledger = {
+        let sent = {
             let _turn = turn.lock().await;
             let Some(ledger) = Ledger::load(&dir).filter(|l| l.phase == Phase::Paused) else {
                 return Ok(());
@@ -211,38 +245,44 @@ impl Manager {
             blocking(set_aside).await.map_err(io_error("setting a snapshot aside"))?;
             ledger
         };
-        let (team, number) = (&ledger.team, ledger.last);
-        let sent = stored.store.put(team, &capsule(id, number), &aside).await;
+        let (team, tree) = (&sent.team, Tree::fresh(sent.last));
+        let put = stored.store.put(team, &tree.path(id), &aside).await;
         let _ = fs::remove_dir_all(&aside);
-        let bytes = sent.map_err(failure)?;
+        let bytes = put.map_err(failure)?;
         daemon::step("store.sent").map_err(io_error("a step"))?;
         metrics::counter!("wrenn_stored_bytes_total").increment(bytes);
         let _turn = turn.lock().await;
-        match Ledger::load(&dir) {
+        // Any command since then has a later generation: a resume, or another copy after a removal.
+        match Ledger::load(&dir).filter(|ledger| ledger.generation == sent.generation) {
             Some(mut ledger) => {
-                ledger.stored = number;
+                (ledger.stored, ledger.tree) = (tree.number, tree.name().to_owned());
                 ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
-                self.change(id, |capsule| capsule.stored = number);
+                self.change(id, |capsule| capsule.stored = Some(tree));
                 self.changed();
-                self.forget_stored(team, id, number).await
+                Ok(())
             }
-            // Removed while it was sent.
-            None => stored.store.remove(team, &capsule(id, number)).await.map_err(failure),
+            // No row can name it.
+            None => stored.store.remove(team, &tree.path(id)).await.map_err(failure),
         }
     }
 
-    /// Forgets the snapshots of a capsule in the store that are older than a number. Newer ones
-    /// may be there already: of another host, to which the capsule went on meanwhile.
-    pub(crate) async fn forget_stored(
+    /// Removes a capsule's snapshots from the store: all of them or, with `stays`, those that are
+    /// no newer than that one.
+    pub(crate) async fn prune_stored(
         &self,
         team: &str,
         id: CapsuleId,
-        below: u64,
+        stays: Option<&Tree>,
     ) -> Result<(), Error> {
         let Some(stored) = &self.parts.stored else { return Ok(()) };
-        for name in stored.store.names(team, &capsules(id)).await.map_err(failure)? {
-            let number = name.rsplit('/').next().and_then(|number| number.parse::<u64>().ok());
-            if number.is_none_or(|number| number < below) {
+        for name in stored.store.names(team, &tree::folder(id)).await.map_err(failure)? {
+            let found = name.rsplit('/').next().and_then(Tree::parse);
+            let goes = match (stays, found) {
+                (None, _) => true,
+                (Some(stays), Some(found)) => found.number <= stays.number && found != *stays,
+                (Some(_), None) => false,
+            };
+            if goes {
                 stored.store.remove(team, &name).await.map_err(failure)?;
             }
         }
@@ -254,28 +294,33 @@ impl Manager {
         &self,
         team: &str,
         id: CapsuleId,
-        number: u64,
+        tree: &Tree,
+        placed: Placed,
     ) -> Result<(), Error> {
         let here = Ledger::load(&boot::folder(&self.parts, id));
-        if here.as_ref().is_some_and(|ledger| ledger.last >= number) {
+        let is_ours = |here: &Ledger| here.generation >= placed.since && here.last >= tree.number;
+        if here.as_ref().is_some_and(is_ours) {
             return Ok(());
         }
         let Some(stored) = &self.parts.stored else {
             return Err(Error::NotFound(format!("capsule {id}, and no store here")));
         };
         // What was left here when the capsule went on elsewhere.
-        if here.is_some() {
-            self.give_way(id).await?;
+        if let Some(here) = here {
+            self.give_way(&here, placed).await?;
         }
-        let (name, failed) = (capsule(id, number), "placing a capsule from the store");
-        let fetched = stored.dir.join(format!("capsule-{id}"));
-        stored.fetch(&self.parts.room, (team, &name), &fetched).await?;
-        let (from, to) = (fetched.clone(), boot::folder(&self.parts, id));
-        let placed = blocking(move || {
+        let failed = "placing a capsule from the store";
+        let fetched = stored.dir.join(format!("capsule-{id}-{}", tree.name()));
+        stored.fetch(&self.parts.room, (team, &tree.path(id)), &fetched).await?;
+        let (from, to, tree) = (fetched.clone(), boot::folder(&self.parts, id), tree.clone());
+        let number = tree.number;
+        let placing = blocking(move || {
             let mut ledger = Ledger::load(&from)
                 .filter(|ledger| ledger.id == id && ledger.last == number)
                 .ok_or_else(|| snapshot::damaged("the capsule's ledger"))?;
-            ledger.stored = number;
+            (ledger.stored, ledger.tree) = (number, tree.name().to_owned());
+            // This copy is of the command that it was fetched for.
+            ledger.generation = placed.generation.max(ledger.generation);
             // One whose folder is there lost a race with this one.
             let whole = from.with_extension("whole");
             let _ = fs::remove_dir_all(&whole);
@@ -287,7 +332,7 @@ impl Manager {
             place(&whole, &to)?;
             Ok(ledger)
         });
-        let ledger = placed.await;
+        let ledger = placing.await;
         let _ = fs::remove_dir_all(&fetched);
         let ledger = ledger.map_err(super::kept_error(failed))?;
         tracing::info!(%id, number, "fetched a capsule from the store");
@@ -296,15 +341,18 @@ impl Manager {
         Ok(())
     }
 
-    /// Removes what is left of a capsule that has gone on elsewhere since it was paused here.
-    async fn give_way(&self, id: CapsuleId) -> Result<(), Error> {
-        let known = self.change(id, |capsule| capsule.state.clone());
-        match known {
-            None | Some(State::Paused | State::Dead(_)) => {
+    /// Removes what is left of a capsule that has gone on elsewhere since it was here. What a
+    /// later command than `placed` began stays.
+    async fn give_way(&self, here: &Ledger, placed: Placed) -> Result<(), Error> {
+        let id = here.id;
+        let state = self.change(id, |capsule| capsule.state.clone());
+        let ended = matches!(state, None | Some(State::Paused | State::Dead(_)));
+        match state {
+            Some(state) if !ended && here.generation >= placed.since => Err(Error::State(state)),
+            _ => {
                 tracing::info!(%id, "an old copy of a capsule gives way");
-                self.destroy(id).await
+                self.destroy(id, Some(placed.generation.saturating_sub(1))).await
             }
-            Some(state) => Err(Error::State(state)),
         }
     }
 
@@ -358,12 +406,12 @@ impl Manager {
 
     async fn send_template(&self, stored: &Stored, name: &str) -> Result<(), Error> {
         let tree = format!("templates/{name}");
-        if stored.store.has(PLATFORM, &tree).await.map_err(failure)? {
-            return Ok(());
+        if !stored.store.has(PLATFORM, &tree).await.map_err(failure)? {
+            let from = self.parts.config.templates().join(name);
+            stored.store.put(PLATFORM, &tree, &from).await.map_err(failure)?;
+            tracing::info!(name, "a template is in the store");
         }
-        let from = self.parts.config.templates().join(name);
-        stored.store.put(PLATFORM, &tree, &from).await.map_err(failure)?;
-        tracing::info!(name, "a template is in the store");
+        stored.templates().insert(name.to_owned());
         Ok(())
     }
 

@@ -10,6 +10,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+/// A certificate that ends sooner is not begun with.
+const SPARE: Duration = Duration::from_secs(3600);
+
 /// What the file holds.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Credentials {
@@ -83,14 +86,29 @@ impl Credentials {
         daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)
     }
 
-    /// How this host is reached by TLS; none where the platform has no certificates.
-    pub(super) fn tls(&self) -> anyhow::Result<Option<ServerConfig>> {
+    /// Whether a host can serve by them at `address` now, for control planes of these authorities.
+    pub(super) fn serve(&self, trust: &str, address: &str) -> bool {
+        let now = SystemTime::now();
+        let until = self.cert_pem.as_deref().and_then(pki::expires_at);
+        self.address == address
+            && self.ca_cert_pem.as_deref() == Some(trust)
+            && until.is_some_and(|until| SystemTime::from(until) > now + SPARE)
+    }
+
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    pub(super) fn fingerprint(&self) -> Option<String> {
+        self.cert_pem.as_deref().and_then(pki::fingerprint_of_pem)
+    }
+
+    /// How this host is reached by TLS; none where the platform has no certificates. `proven` is
+    /// a new key that control planes may look for.
+    pub(super) fn tls(&self, proven: Option<&Key>) -> anyhow::Result<Option<ServerConfig>> {
         let (Some(cert), Some(key), Some(trust)) =
             (&self.cert_pem, &self.key_pem, &self.ca_cert_pem)
         else {
             return Ok(None);
         };
         let pair = Pair { cert_pem: cert.clone(), key_pem: key.clone() };
-        accept(&pair, trust).map(Some).context("this host's certificate")
+        accept(&pair, trust, proven).map(Some).context("this host's certificate")
     }
 }

@@ -8,17 +8,14 @@ use host_agent::membership::Membership;
 use std::net::IpAddr;
 use tokio::net::TcpListener;
 
-/// Serves an agent to its platform, and keeps it a member. `control_plane` is where that is now,
-/// where it is known better than from the agent's file.
+/// Serves an agent to its platform.
 pub(super) fn serve(
     listener: TcpListener,
     agent: Agent,
-    member: Membership,
-    control_plane: Option<String>,
+    member: &Membership,
     plaintext: Plaintext,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
-    let about = agent.about();
     match member.tls() {
         Some(tls) => hop::serve_tls(listener, tls, agent, Limits::default(), tasks),
         None => {
@@ -31,7 +28,6 @@ pub(super) fn serve(
             hop::serve(listener, agent, Limits::default(), tasks);
         }
     }
-    member.keep(about, control_plane, tasks);
     Ok(())
 }
 

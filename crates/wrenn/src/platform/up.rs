@@ -13,7 +13,7 @@ use anyhow::Context;
 use control_plane::{App, limits};
 use daemon::Tasks;
 use host_agent::Agent;
-use host_agent::membership::{Membership, Registration};
+use host_agent::membership::{About, Membership, Registration};
 use rustix::fs::FlockOperation;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -65,6 +65,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     };
     tracing::info!(agent = %internal.local_addr()?, "the host agent listens");
     let agent = host_agent::start(config, &tasks).await?;
+    let own = Own::serve(&up.dir, agent, &authority.0, internal, (up.plaintext, &tasks))?;
     let (plaintext, listens) = (up.plaintext, Listening::of(&api, https.as_ref())?);
     let settings =
         up.control_plane.told(database, Some(authority), plaintext, listens, Some(&up.dir))?;
@@ -75,8 +76,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         https.serve(app.clone().server(), &tasks)?;
     }
     hop::serve(api, app.clone().server(), limits::listener(), &tasks);
-    let member = join(&app, &up.dir, &url, &agent, &internal).await?;
-    members::serve(internal, agent, member, Some(url.clone()), plaintext, &tasks)?;
+    own.join(&app, &up.dir, &url, (plaintext, &tasks)).await?;
     app.wait_online().await?;
     output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
@@ -86,20 +86,76 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the agent a member of the platform beside it: the host that it was before, if it was one.
-async fn join(
-    app: &App,
-    dir: &Path,
-    url: &str,
-    agent: &Agent,
-    listener: &TcpListener,
-) -> anyhow::Result<Membership> {
-    let address = members::own_address(listener)?;
-    let before = Membership::load(dir).ok();
-    let token = app.invite_local(before.as_ref().map(Membership::host)).await?;
-    let control_plane = url.to_owned();
-    let asked = Registration { token, address, control_plane };
-    Membership::register(dir, &asked, &agent.about(), listener).await
+/// The agent beside the control plane.
+struct Own {
+    about: About,
+    address: String,
+    serving: Serving,
+}
+
+enum Serving {
+    /// The agent serves by the credentials that it was given before.
+    Before(Box<Membership>),
+    /// The agent is to register first.
+    Not(TcpListener, Agent),
+}
+
+impl Own {
+    /// Serves an agent at once if it has valid credentials for where it listens: the control plane
+    /// then finds its own host from its first request on.
+    fn serve(
+        dir: &Path,
+        agent: Agent,
+        trust: &str,
+        listener: TcpListener,
+        (plaintext, tasks): (Plaintext, &Tasks),
+    ) -> anyhow::Result<Self> {
+        let (about, address) = (agent.about(), members::own_address(&listener)?);
+        let serving = match Membership::standing(dir, trust, &address) {
+            Some(member) => {
+                members::serve(listener, agent, &member, plaintext, tasks)?;
+                Serving::Before(Box::new(member))
+            }
+            None => Serving::Not(listener, agent),
+        };
+        Ok(Self { about, address, serving })
+    }
+
+    /// Makes the agent a member of the platform: the host that it was before, if it was one.
+    async fn join(
+        self,
+        app: &App,
+        dir: &Path,
+        url: &str,
+        (plaintext, tasks): (Plaintext, &Tasks),
+    ) -> anyhow::Result<()> {
+        let Self { about, address, serving } = self;
+        let asked = async |before: Option<&str>| {
+            let (address, control_plane) = (address.clone(), url.to_owned());
+            let token = app.invite_local(before).await?;
+            anyhow::Ok(Registration { token, address, control_plane })
+        };
+        let member = match serving {
+            Serving::Before(mut member) => {
+                let cert = member.fingerprint().unwrap_or_default();
+                if !app.has_enrolled(member.host(), &cert, &address).await? {
+                    let asked = asked(Some(member.host())).await?;
+                    member.register_anew(&asked, &about).await?;
+                }
+                *member
+            }
+            Serving::Not(listener, agent) => {
+                let before = Membership::load(dir).ok();
+                let asked = asked(before.as_ref().map(Membership::host)).await?;
+                let member = Membership::register(dir, &asked, &about, &listener).await?;
+                members::serve(listener, agent, &member, plaintext, tasks)?;
+                member
+            }
+        };
+        member.keep(about.clone(), Some(url.to_owned()), tasks);
+        anyhow::ensure!(about.is_member().await, "the host agent is not taken; see the log");
+        Ok(())
+    }
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {

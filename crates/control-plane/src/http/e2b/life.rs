@@ -6,14 +6,13 @@ use super::wire::{Connect, Fork, Forked, Network, Pause, Sandbox, Timeout};
 use super::{concurrent, settled};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json as Body, Path};
+use crate::{capsules, db};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
-use time::OffsetDateTime;
 use types::CapsuleState;
 
 /// Seconds that `…/refreshes` adds when nothing is said.
@@ -82,8 +81,11 @@ pub(super) async fn fork(
     if source.state() == CapsuleState::Paused {
         return Err(Error::NotRunning(CapsuleState::Paused));
     }
-    let left = source.ends_at.map(|end| end - OffsetDateTime::now_utc());
-    let left = left.map(|left| u32::try_from(left.whole_seconds()).unwrap_or(0).max(1));
+    let left = match source.ends_at {
+        Some(_) => db::capsules::left(&app.db, source.id()).await?,
+        None => None,
+    };
+    let left = left.map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
     let wanted = api::Fork { count: wanted.count, timeout: wanted.timeout.or(left) };
     let forked = capsules::fork(&app, caller, source.id(), &wanted).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(Sandbox::new(row, app.public.authority(), caller)));

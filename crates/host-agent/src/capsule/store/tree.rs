@@ -1,0 +1,80 @@
+//! The name that a capsule's snapshot has in the store. Each upload has a name of its own: a host
+//! that lost the capsule cannot overwrite what the capsule's next host has put there.
+
+use types::CapsuleId;
+
+/// Digits of the random part.
+const DIGITS: usize = 16;
+
+/// One snapshot of a capsule in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tree {
+    /// Number of the snapshot.
+    pub number: u64,
+    /// The number, then a random part. Trees of earlier versions have the number alone.
+    name: String,
+}
+
+impl Tree {
+    /// A name that no other upload has.
+    pub(super) fn fresh(number: u64) -> Self {
+        Self { number, name: format!("{number}-{:0DIGITS$x}", rand::random::<u64>()) }
+    }
+
+    /// Reads a name. Returns none unless it is one that [`Tree::fresh`] or an earlier version
+    /// made.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let (number, random) = name.split_once('-').unwrap_or((name, "0000000000000000"));
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let hex = random.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let number = number.parse().ok().filter(|number| *number > 0)?;
+        (digits && hex && random.len() == DIGITS).then(|| Self { number, name: name.to_owned() })
+    }
+
+    /// The tree of a snapshot's number, by its name or, when that is empty, by the number alone.
+    /// Returns none for number 0, and when number and name differ.
+    pub(crate) fn new(number: u64, name: &str) -> Option<Self> {
+        let tree =
+            if name.is_empty() { Self::parse(&number.to_string()) } else { Self::parse(name) };
+        tree.filter(|tree| tree.number == number)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is in its team's part of the store.
+    pub(super) fn path(&self, id: CapsuleId) -> String {
+        format!("{}/{}", folder(id), self.name)
+    }
+}
+
+/// Where all trees of a capsule are.
+pub(super) fn folder(id: CapsuleId) -> String {
+    format!("capsules/{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tree_name_round_trips_and_two_uploads_differ() {
+        let (one, other) = (Tree::fresh(7), Tree::fresh(7));
+        assert_eq!(Tree::parse(one.name()), Some(one.clone()));
+        assert_eq!((one.number, other.number), (7, 7));
+        assert_ne!(one, other);
+        assert_eq!(Tree::new(7, one.name()), Some(one.clone()));
+        assert_eq!(Tree::new(8, one.name()), None);
+        assert_eq!(Tree::new(7, "").unwrap().name(), "7");
+        assert_eq!(Tree::new(0, ""), None);
+    }
+
+    #[test]
+    fn tree_name_that_leaves_its_folder_is_refused() {
+        for name in ["", "0", "-", "../7", "7/8", "+7", "7-", "7-xyz", "7-00000000000000/0", "x-7"]
+        {
+            assert_eq!(Tree::parse(name), None, "{name}");
+        }
+    }
+}
