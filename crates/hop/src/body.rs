@@ -1,9 +1,11 @@
 //! The one type of body that passes through a hop, with no box around the common kinds.
 
 use crate::line::Exchange;
-use crate::timed::Busy;
+use crate::pace::{Busy, Pace, Place};
+use crate::timed::{SILENCE, Still};
 use bytes::Bytes;
 use daemon::Tasks;
+use http::{HeaderMap, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -11,12 +13,17 @@ use hyper::body::Incoming;
 use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How long what nobody wants of a request's body is read: a connection that is closed with bytes
 /// unread takes an answer away from whoever has not read it yet.
-const LINGER: Duration = Duration::from_secs(5);
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a request's body may make no progress while somebody waits for it.
+pub const STALL: Duration = Duration::from_secs(60);
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,8 +45,50 @@ pub struct Body {
     until: Option<Until>,
     /// Frames since the last look at `until`.
     frames: u8,
-    /// Of a request that is served: what reads the rest of it.
-    lingers: Option<Tasks>,
+    /// Of a request that is served and has a body.
+    served: Option<Box<Served>>,
+}
+
+/// The way of a request's body to the server.
+struct Served {
+    /// Reads the rest that nobody wants, and notes what is left. Of a stream that is one of many,
+    /// the client is told instead.
+    alone: Option<(Tasks, Arc<Pace>)>,
+    /// Whether the answer has begun. From then on the client may send when it likes.
+    answered: Answered,
+    limit: Duration,
+    still: Still,
+}
+
+/// Whether the answer to a request has begun.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answered(Arc<AtomicBool>);
+
+impl Answered {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request's body made no progress for too long while somebody waited for it.
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body made no progress for {} s", .0.as_secs())]
+pub struct Stalled(Duration);
+
+impl Stalled {
+    /// Whether an error has a stalled body as its cause.
+    #[must_use]
+    pub fn is_cause_of(error: &(dyn std::error::Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Self>())
+    }
+}
+
+/// How long a request's body may make no progress. A stream of messages, as gRPC's, may be silent
+/// between them for as long as any exchange.
+fn patience(headers: &HeaderMap) -> Duration {
+    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+    let streams = [&b"application/grpc"[..], b"application/connect+"];
+    if streams.iter().any(|of| kind.starts_with(of)) { SILENCE } else { STALL }
 }
 
 #[derive(Default)]
@@ -74,22 +123,45 @@ impl Body {
         Kind::Boxed(body.map_err(Into::into).boxed_unsync()).into()
     }
 
-    /// That of a request that is served; when it is dropped, the rest of it is read.
-    pub(crate) fn taken(body: Incoming, tasks: &Tasks) -> Self {
+    /// Takes the body of a request that is served, and what is to be told when its answer begins.
+    /// On a connection that is not shared, the rest of it is read when it is dropped.
+    pub(crate) fn taken(
+        body: Incoming,
+        headers: &HeaderMap,
+        alone: Option<(&Tasks, &Arc<Pace>)>,
+    ) -> (Self, Option<Answered>) {
         let mut this = Self::from(body);
-        this.lingers = matches!(this.kind, Kind::Incoming(_)).then(|| tasks.clone());
-        this
+        if !matches!(this.kind, Kind::Incoming(_)) {
+            return (this, None);
+        }
+        let (answered, limit) = (Answered::default(), patience(headers));
+        let alone = alone.map(|(tasks, pace)| (tasks.clone(), Arc::clone(pace)));
+        if let Some((_, pace)) = &alone {
+            pace.set_body(Place::Coming);
+        }
+        let served = Served { alone, answered: answered.clone(), limit, still: Still::default() };
+        this.served = Some(Box::new(served));
+        (this, Some(answered))
     }
 
     pub(crate) fn exchange(exchange: Exchange) -> Self {
         Kind::Exchange(exchange).into()
     }
 
-    /// Keeps `held` until the body has ended or is dropped.
+    /// Keeps `held` until the body has ended or is dropped. What the answer to a switch of
+    /// protocols holds is kept for as long as the connection.
     #[must_use]
     pub fn holding(mut self, held: Held) -> Self {
-        self.held = Some(held);
+        self.held = Some(match self.held.take() {
+            Some(before) => Box::new((before, held)),
+            None => held,
+        });
         self
+    }
+
+    /// Gives up what is held.
+    pub(crate) fn take_held(&mut self) -> Option<Held> {
+        self.held.take()
     }
 
     /// Ends the body when `until` completes, unless it has ended before.
@@ -130,7 +202,7 @@ type Last = Option<Result<Frame<Bytes>, BoxError>>;
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, held: None, busy: None, until: None, frames: 0, lingers: None }
+        Self { kind, held: None, busy: None, until: None, frames: 0, served: None }
     }
 }
 
@@ -155,21 +227,37 @@ impl From<Incoming> for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if let (Some(tasks), Kind::Incoming(rest)) =
-            (self.lingers.take(), std::mem::take(&mut self.kind))
+        let alone = self.served.take().and_then(|served| served.alone);
+        if let (Some((tasks, pace)), Kind::Incoming(rest)) = (alone, std::mem::take(&mut self.kind))
         {
-            tasks.clone().spawn(discard(rest, tasks));
+            match http_body::Body::is_end_stream(&rest) {
+                true => pace.set_body(Place::Here),
+                false => tasks.clone().spawn(discard(rest, tasks, pace)),
+            }
         }
     }
 }
 
+impl Served {
+    /// Errs when the body has made no progress for too long.
+    fn look<T>(&mut self, cx: &mut Context<'_>, frame: &Poll<T>) -> Option<Stalled> {
+        if frame.is_ready() || self.answered.0.load(Ordering::Relaxed) {
+            self.still.moved();
+            return None;
+        }
+        self.still.poll(cx, self.limit).is_ready().then_some(Stalled(self.limit))
+    }
+}
+
 /// Reads a body that nobody wants.
-async fn discard(mut body: Incoming, tasks: Tasks) {
+async fn discard(mut body: Incoming, tasks: Tasks, pace: Arc<Pace>) {
+    use http_body::Body as _;
     let reading = async { while let Some(Ok(_)) = body.frame().await {} };
     tokio::select! {
         _ = tokio::time::timeout(LINGER, reading) => {}
         () = tasks.stopping() => {}
     }
+    pace.set_body(if body.is_end_stream() { Place::Here } else { Place::Left });
 }
 
 impl http_body::Body for Body {
@@ -180,19 +268,35 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = match &mut self.kind {
+        let this = &mut *self;
+        let frame = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.kind = Kind::Empty;
+                this.kind = Kind::Empty;
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Kind::Incoming(body) => {
+                let frame = Pin::new(body).poll_frame(cx).map_err(Into::into);
+                let stalled = this.served.as_mut().and_then(|served| served.look(cx, &frame));
+                if let Some(stalled) = stalled {
+                    // Without its reader the connection ends after the answer.
+                    if let Some((_, pace)) = this.served.take().and_then(|served| served.alone) {
+                        pace.set_body(Place::Left);
+                    }
+                    this.kind = Kind::Empty;
+                    return Poll::Ready(Some(Err(stalled.into())));
+                }
+                frame
+            }
             Kind::Exchange(body) => body.poll_frame(cx).map_err(Into::into),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         };
         if let Poll::Ready(None) = frame {
-            (self.held, self.busy, self.lingers, self.until) = (None, None, None, None);
+            if let Some((_, pace)) = self.served.take().and_then(|served| served.alone) {
+                pace.set_body(Place::Here);
+            }
+            (self.held, self.busy, self.until) = (None, None, None);
         } else if let Some(last) = self.ended(cx, frame.is_pending()) {
             return Poll::Ready(last);
         }

@@ -2,24 +2,27 @@
 //!
 //! [`serve`] takes requests in, [`Outgoing`] passes one on by a [`Pool`] of connections,
 //! [`tunnel`] joins two that no longer speak HTTP, [`Tracker`] counts what is under way and lets
-//! it drain. Bodies are streamed: no hop holds more of one than a socket's worth. Nothing
+//! it drain, [`Shares`] bounds what each of many holds. Bodies are streamed: no hop holds more of one than a socket's worth. Nothing
 //! here knows what a capsule is, or who may reach it.
 
 mod body;
 mod forward;
 pub mod headers;
 mod line;
+mod pace;
 mod pool;
 mod server;
+mod shares;
 mod timed;
 mod tracker;
 mod tunnel;
 
-pub use body::{Body, BoxError, Held, Until};
+pub use body::{Body, BoxError, Held, STALL, Stalled, Until};
 pub use forward::{Outgoing, join};
 pub use line::{Stream, Switched};
 pub use pool::{Dial, Error, Failed, Pool, Sent};
-pub use server::{Handler, Limits, Tls, serve, serve_stream, serve_tls};
+pub use server::{Handler, Limits, Standing, Tls, serve, serve_stream, serve_tls};
+pub use shares::{Bounds, Full, Share, Shares};
 pub use timed::SILENCE;
 pub use tracker::{Drain, Drained, Place, Refused, Tracker};
 

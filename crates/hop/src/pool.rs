@@ -1,7 +1,7 @@
 //! Connections by where they lead. Those that rest are kept for the next request there; each
 //! pool's connections are its own, so that none can serve another's.
 
-use crate::body::Body;
+use crate::body::{Body, Stalled};
 use crate::line::{Exchange, HEAD_MAX, Line, Stream, Switched};
 use crate::timed::Timed;
 use bytes::Bytes;
@@ -70,6 +70,12 @@ impl From<Error> for Failed {
 }
 
 impl Error {
+    /// Whether the request's own body made no progress for too long.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        matches!(self, Self::Request(error) if Stalled::is_cause_of(error))
+    }
+
     fn of(error: hyper::Error) -> Self {
         if error.is_parse() {
             return Self::Garbage(error);

@@ -1,9 +1,11 @@
 //! Takes requests in: HTTP/1.1, and HTTP/2 from who speaks it without asking (gRPC, a proxy in
-//! front). A client that is slow with its head, that sends too much of one, or that comes with
-//! too many others is turned away.
+//! front). A client that is slow, that sends too large a head, or that comes with too many others
+//! is turned away at once.
 
-use crate::body::Body;
-use crate::timed::{Pace, Timed};
+use crate::body::{Body, Held};
+use crate::pace::{Over, Pace, Watch};
+use crate::shares::{Bounds, Full, Share, Shares};
+use crate::timed::Timed;
 use daemon::Tasks;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -13,14 +15,15 @@ use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use types::ClientNetwork;
 
 /// How long requests under way may take once a shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -30,6 +33,34 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING: Duration = Duration::from_secs(60);
+/// Bytes that an HTTP/2 client may send of one stream, and on one connection, before somebody
+/// reads them. A window that adapts would let an idle reader hold 16 MiB for each connection.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Sent to a client that comes with too many others.
+const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// How far a peer is known when its connection is accepted. It decides on the share of the
+/// listener's connections that the peer's network may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// Nothing is known.
+    Stranger,
+    /// The network belongs to a host, or somebody there has shown a credential.
+    Known,
+    /// The peer is on this machine, or its certificate is good. A proxy on this machine has the
+    /// connections of many.
+    Trusted,
+}
+
+impl Standing {
+    /// The standing of an address of which nothing else is known.
+    #[must_use]
+    pub fn of(peer: IpAddr) -> Self {
+        if peer.to_canonical().is_loopback() { Self::Trusted } else { Self::Stranger }
+    }
+}
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
@@ -39,20 +70,58 @@ pub trait Handler: Send + Sync + 'static {
         request: Request<Body>,
         peer: SocketAddr,
     ) -> impl Future<Output = Response<Body>> + Send;
+
+    /// Tells how far a peer is known.
+    fn standing(&self, peer: IpAddr) -> Standing {
+        Standing::of(peer)
+    }
 }
 
 /// What clients may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at once; further ones wait to be accepted.
+    /// Connections at once. An eighth is kept back from strangers.
     pub connections: usize,
+    /// Connections at once of one network of strangers: an IPv4 address or an IPv6 /64.
+    pub per_network: usize,
     /// Bytes of a request's head; of headers, it may have 100, hyper's default.
     pub head_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 16_384, head_bytes: 64 * 1024 }
+        Self { connections: 16_384, per_network: 1024, head_bytes: 64 * 1024 }
+    }
+}
+
+impl Limits {
+    /// How much may be held by a network of a standing, and by all together.
+    #[must_use]
+    pub fn bounds(&self, standing: Standing) -> Bounds {
+        let of = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let (all, each) = (of(self.connections), of(self.per_network));
+        match standing {
+            Standing::Stranger => Bounds { all: all - all / 8, each },
+            Standing::Known => Bounds { all, each: each.max(all / 2) },
+            Standing::Trusted => Bounds { all, each: all },
+        }
+    }
+}
+
+/// Who holds a connection.
+type Holder = (ClientNetwork, Standing);
+
+/// The connections of one listener.
+#[derive(Clone)]
+struct Places {
+    shares: Shares<Holder>,
+    limits: Limits,
+}
+
+impl Places {
+    fn take(&self, peer: SocketAddr, standing: Standing) -> Result<Share<Holder>, Full> {
+        let holder = (ClientNetwork::from(peer.ip()), standing);
+        self.shares.take(holder, 1, self.limits.bounds(standing))
     }
 }
 
@@ -84,7 +153,8 @@ pub async fn serve_stream<H: Handler>(
     limits: Limits,
     tasks: Tasks,
 ) {
-    connection(stream, peer, handler, &builder(limits), tasks).await;
+    // Whoever accepted it has counted it.
+    connection(stream, peer, handler, &builder(limits), Box::new(()), tasks).await;
 }
 
 fn run<H: Handler>(
@@ -95,25 +165,36 @@ fn run<H: Handler>(
     tasks: &Tasks,
 ) {
     let (handler, at) = (Arc::new(handler), tasks.clone());
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Places { shares: Shares::default(), limits };
     let builder = Arc::new(builder(limits));
     tasks.spawn(async move {
         let accepting = async {
             loop {
-                let (stream, peer, place) = accept(&listener, &places).await;
+                let (stream, peer) = accept(&listener).await;
+                let standing = handler.standing(peer.ip());
+                let place = match places.take(peer, standing) {
+                    Ok(place) => place,
+                    Err(full) => {
+                        refuse(stream, peer, full, tls.is_none());
+                        continue;
+                    }
+                };
                 let (handler, builder) = (Arc::clone(&handler), Arc::clone(&builder));
-                let (stopping, tls) = (at.clone(), tls.clone());
+                let (places, stopping, tls) = (places.clone(), at.clone(), tls.clone());
                 at.spawn(async move {
                     let _ = stream.set_nodelay(true);
-                    match tls {
-                        None => connection(stream, peer, handler, &builder, stopping).await,
-                        Some(tls) => {
-                            if let Some(stream) = secured(stream, peer, &tls).await {
-                                connection(stream, peer, handler, &builder, stopping).await;
-                            }
-                        }
-                    }
-                    drop(place);
+                    let Some(tls) = tls else {
+                        let held = Box::new(place);
+                        return connection(stream, peer, handler, &builder, held, stopping).await;
+                    };
+                    let Some(stream) = secured(stream, peer, &tls).await else { return };
+                    let vouched = stream.get_ref().1.peer_certificates().is_some();
+                    let place = match vouched {
+                        // The network's share is for those who are not known yet.
+                        true => places.take(peer, Standing::Trusted).unwrap_or(place),
+                        false => place,
+                    };
+                    connection(stream, peer, handler, &builder, Box::new(place), stopping).await;
                 });
             }
         };
@@ -122,6 +203,23 @@ fn run<H: Handler>(
             () = at.stopping() => {}
         }
     });
+}
+
+/// Turns a connection away. It is not left to wait: who waits is not served sooner, and holds a
+/// place in the system's queue that others need.
+fn refuse(stream: TcpStream, peer: SocketAddr, full: Full, plain: bool) {
+    let whose = match full {
+        Full::All => "all",
+        Full::Each => "network",
+    };
+    metrics::counter!("wrenn_connections_refused_total", "full" => whose).increment(1);
+    tracing::debug!(%peer, whose, "a connection is one too many");
+    if let (true, Ok(mut stream)) = (plain, stream.into_std()) {
+        // Nothing of it waits. What has come is read, since a close with bytes unread takes the
+        // answer away.
+        let _ = stream.write(CROWDED);
+        let _ = stream.read(&mut [0; 4096]);
+    }
 }
 
 fn builder(limits: Limits) -> Builder<TokioExecutor> {
@@ -133,20 +231,17 @@ fn builder(limits: Limits) -> Builder<TokioExecutor> {
     http1.max_buf_size(limits.head_bytes);
     let head = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
     let mut http2 = builder.http2();
-    http2.timer(TokioTimer::new()).keep_alive_interval(PING).adaptive_window(true);
+    http2.timer(TokioTimer::new()).keep_alive_interval(PING);
+    http2.initial_stream_window_size(STREAM_WINDOW);
+    http2.initial_connection_window_size(CONNECTION_WINDOW);
     http2.max_header_list_size(head).max_concurrent_streams(250);
     builder
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
-        // The semaphore is never closed.
-        let place = Arc::clone(places).acquire_owned().await.ok();
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer, place),
+            Ok(accepted) => return accepted,
             Err(error) if is_clients(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "accepting a connection");
@@ -190,28 +285,38 @@ async fn secured(
     }
 }
 
+/// Serves a connection to its end. `place` lives as long as the connection, also after a switch of
+/// protocols.
 async fn connection<H: Handler>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: SocketAddr,
     handler: Arc<H>,
     builder: &Builder<TokioExecutor>,
+    place: Held,
     stopping: Tasks,
 ) {
     let pace: Arc<Pace> = Arc::default();
+    pace.hold(place);
+    let mut watch = Watch::new(Arc::clone(&pace));
     let io = TokioIo::new(Timed::accepted(stream, Arc::clone(&pace)));
     let tasks = stopping.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let busy = pace.request(request.version() == http::Version::HTTP_2);
+        let shared = request.version() == http::Version::HTTP_2;
+        let busy = pace.request(shared);
         let (handler, pace) = (Arc::clone(&handler), Arc::clone(&pace));
-        // Of a stream that is one of many, the client is told that the rest is not wanted.
-        let request = match request.version() {
-            http::Version::HTTP_2 => request.map(Body::from),
-            _ => request.map(|body| Body::taken(body, &tasks)),
-        };
+        let (head, body) = request.into_parts();
+        let alone = (!shared).then_some((&tasks, &pace));
+        let (body, answered) = Body::taken(body, &head.headers, alone);
+        let request = Request::from_parts(head, body);
         async move {
-            let answer = handler.handle(request, peer).await;
-            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                pace.switched();
+            let mut answer = handler.handle(request, peer).await;
+            if let Some(answered) = answered {
+                answered.set();
+            }
+            if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+                && let Some(held) = answer.body_mut().take_held()
+            {
+                pace.hold(held);
             }
             Ok::<_, Infallible>(answer.map(|body| body.answering(busy)))
         }
@@ -219,6 +324,7 @@ async fn connection<H: Handler>(
     let serving = builder.serve_connection_with_upgrades(io, service);
     let mut serving = std::pin::pin!(serving);
     let mut stop = stopping.stop_signal().wait();
+    let over = std::future::poll_fn(|cx| watch.poll(cx));
     tokio::select! {
         biased;
         ended = serving.as_mut() => {
@@ -227,8 +333,17 @@ async fn connection<H: Handler>(
             }
             return;
         }
+        over = over => {
+            tracing::debug!(%peer, ?over, "a connection took too long");
+            if over == Over::Head {
+                return;
+            }
+        }
         () = &mut stop => {}
     }
     serving.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(DRAIN, serving).await;
 }
+
+#[cfg(test)]
+mod tests;

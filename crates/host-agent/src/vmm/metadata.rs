@@ -26,7 +26,7 @@ const TOKEN: [&str; 2] = ["x-metadata-token", "x-aws-ec2-metadata-token"];
 const TTL: [&str; 2] = ["x-metadata-token-ttl-seconds", "x-aws-ec2-metadata-token-ttl-seconds"];
 const TTL_MAX: u64 = 21_600;
 /// Guests are hostile: what one may take of the agent.
-const LIMITS: Limits = Limits { connections: 16, head_bytes: 8 * 1024 };
+const LIMITS: Limits = Limits { connections: 16, per_network: 16, head_bytes: 8 * 1024 };
 
 /// Before another try where no connection can be taken in.
 const AGAIN: Duration = Duration::from_millis(50);

@@ -1,0 +1,182 @@
+//! Bounded shares of something that many hold at once: connections, requests, bytes. Each key may
+//! hold so much, and all together so much. Whoever asks for more is refused at once and never
+//! waits.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Locks that the keys are spread over.
+const SHARDS: usize = 16;
+
+/// Largest amounts that may be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// By all keys together.
+    pub all: u64,
+    /// By one key.
+    pub each: u64,
+}
+
+/// Says which bound is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// All keys together hold as much as they may.
+    All,
+    /// The key holds as much as it may.
+    Each,
+}
+
+/// Counts what each key holds. A clone counts the same.
+#[derive(Debug)]
+pub struct Shares<K>(Arc<Counts<K>>);
+
+#[derive(Debug)]
+struct Counts<K> {
+    all: AtomicU64,
+    each: [Mutex<HashMap<K, u64>>; SHARDS],
+    hasher: RandomState,
+}
+
+/// An amount that a key holds until this is dropped.
+#[derive(Debug)]
+pub struct Share<K: Hash + Eq> {
+    counts: Arc<Counts<K>>,
+    key: K,
+    amount: u64,
+}
+
+impl<K> Clone for Shares<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K> Default for Shares<K> {
+    fn default() -> Self {
+        let each = std::array::from_fn(|_| Mutex::default());
+        let (all, hasher) = (AtomicU64::new(0), RandomState::new());
+        Self(Arc::new(Counts { all, each, hasher }))
+    }
+}
+
+impl<K: Hash + Eq + Clone> Shares<K> {
+    /// Takes an amount for a key.
+    ///
+    /// # Errors
+    /// When a bound would be passed; nothing is taken then.
+    pub fn take(&self, key: K, amount: u64, bounds: Bounds) -> Result<Share<K>, Full> {
+        let room = |held: u64| held.checked_add(amount).filter(|held| *held <= bounds.all);
+        let all = self.0.all.fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
+        all.map_err(|_| Full::All)?;
+        let mut counts = self.0.shard(&key);
+        let held = counts.get(&key).copied().unwrap_or(0);
+        match held.checked_add(amount).filter(|held| *held <= bounds.each) {
+            Some(held) => counts.insert(key.clone(), held),
+            None => {
+                self.0.all.fetch_sub(amount, Ordering::AcqRel);
+                return Err(Full::Each);
+            }
+        };
+        drop(counts);
+        Ok(Share { counts: Arc::clone(&self.0), key, amount })
+    }
+
+    /// Returns how much all keys together hold.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.0.all.load(Ordering::Acquire)
+    }
+}
+
+impl<K: Hash + Eq> Counts<K> {
+    fn shard(&self, key: &K) -> MutexGuard<'_, HashMap<K, u64>> {
+        let at = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or(0) % SHARDS;
+        self.each[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Hash + Eq> Share<K> {
+    /// Gives back what exceeds `amount`.
+    pub fn shrink(&mut self, amount: u64) {
+        let back = self.amount.saturating_sub(amount);
+        self.give_back(back);
+        self.amount -= back;
+    }
+
+    fn give_back(&self, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        let mut counts = self.counts.shard(&self.key);
+        if let Some(held) = counts.get_mut(&self.key) {
+            *held = held.saturating_sub(amount);
+            if *held == 0 {
+                counts.remove(&self.key);
+            }
+        }
+        drop(counts);
+        self.counts.all.fetch_sub(amount, Ordering::AcqRel);
+    }
+}
+
+impl<K: Hash + Eq> Drop for Share<K> {
+    fn drop(&mut self) {
+        self.give_back(self.amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FEW: Bounds = Bounds { all: 10, each: 4 };
+
+    #[test]
+    fn a_key_holds_its_share_and_all_keys_hold_theirs() {
+        let shares = Shares::default();
+        let first = shares.take("a", 4, FEW).unwrap();
+        assert_eq!(shares.take("a", 1, FEW).unwrap_err(), Full::Each);
+        let rest = [shares.take("b", 4, FEW).unwrap(), shares.take("c", 2, FEW).unwrap()];
+        assert_eq!(shares.take("d", 1, FEW).unwrap_err(), Full::All);
+        // A wider bound is the room that is kept back for whom it is given to.
+        drop(shares.take("d", 1, Bounds { all: 11, ..FEW }).unwrap());
+        drop(first);
+        assert_eq!(shares.held(), 6);
+        drop(shares.take("a", 4, FEW).unwrap());
+        drop(rest);
+        assert_eq!(shares.held(), 0);
+        assert!(shares.0.each.iter().all(|shard| shard.lock().unwrap().is_empty()));
+    }
+
+    #[test]
+    fn a_share_that_shrinks_leaves_room() {
+        let shares = Shares::default();
+        let mut share = shares.take("a", 4, FEW).unwrap();
+        share.shrink(1);
+        assert_eq!(shares.held(), 1);
+        let more = shares.take("a", 3, FEW).unwrap();
+        drop((share, more));
+        assert_eq!(shares.held(), 0);
+    }
+
+    #[test]
+    fn takers_at_once_never_pass_a_bound() {
+        let shares = Shares::default();
+        let bounds = Bounds { all: 60, each: 50 };
+        std::thread::scope(|scope| {
+            for key in 0..4 {
+                let shares = shares.clone();
+                scope.spawn(move || {
+                    for _ in 0..2000 {
+                        let share = shares.take(key, 20, bounds);
+                        assert!(shares.held() <= bounds.all);
+                        drop(share);
+                    }
+                });
+            }
+        });
+        assert_eq!(shares.held(), 0);
+    }
+}
