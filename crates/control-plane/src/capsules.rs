@@ -13,6 +13,7 @@ mod life;
 pub(crate) mod network;
 mod once;
 mod quota;
+mod waiters;
 
 pub(crate) use access::{rotate_links, rotate_token};
 pub(crate) use begin::{Begin, begin};
@@ -22,6 +23,7 @@ pub(crate) use keep::{Wanted, awake, caught_up, detached, may_lag, pause, resume
 pub(crate) use life::{extend, ping, set as set_life};
 pub(crate) use once::Once;
 pub(crate) use quota::Quota;
+pub(crate) use waiters::{Waiters, wake};
 
 use crate::app::App;
 use crate::audit::{By, Entry, Noted};

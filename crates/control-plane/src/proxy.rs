@@ -27,7 +27,7 @@ use crate::reconcile;
 use access::{Admitted, Presented, Way};
 use answer::{Form, Public};
 use bytes::Bytes;
-use hop::{Body, Outgoing};
+use hop::{Body, Outgoing, Share};
 use http::header::{FORWARDED, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
@@ -41,7 +41,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use target::Addressee;
-use types::{CapsuleState, HostId, PLATFORM_TEAM};
+use types::{CapsuleId, CapsuleState, HostId, PLATFORM_TEAM};
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
@@ -56,6 +56,11 @@ pub(crate) struct Proxy {
     /// Requests that were passed on, and that were not.
     passed: Counter,
     refused: Counter,
+}
+
+/// Answers a request that is one too many.
+pub(crate) fn refuse(error: &Error, headers: &HeaderMap) -> Response<Body> {
+    answer::refuse(error, None, Form::of(headers))
 }
 
 /// Signs a link to a port: the field of a query that lets in.
@@ -124,8 +129,10 @@ impl Proxy {
         }
         if matches!(error, Error::GuestUnavailable)
             && let Some(host) = route.and_then(|route| route.host)
+            // Anybody may ask this of a public port, so few wait for it.
+            && let Ok(_place) = self.app.load.waiter(target.capsule)
         {
-            reconcile::run(&self.app, host).await;
+            reconcile::fresh(&self.app, host).await;
         }
         route = find().await;
         let absent = route.is_some_and(|route| answer::is_absent(&error, &route));
@@ -167,7 +174,7 @@ impl Proxy {
         let waker = owner.filter(|_| admitted == Admitted::Owner);
         let waker = waker.unwrap_or_else(|| Caller::of(route.team));
         if route.auto_resume && route.state != CapsuleState::Running {
-            route = self.wake(waker, target).await?;
+            route = self.wake(waker, target, &admitted).await?;
         }
         let host = name(&request)?;
         address(&mut request, target, path.as_deref())?;
@@ -190,8 +197,10 @@ impl Proxy {
                 break;
             }
             tokio::time::sleep(WAKE).await;
-            reconcile::run(&self.app, route.reachable()?).await;
-            route = self.wake(waker, target).await?;
+            let place = self.place(target, &admitted)?;
+            reconcile::fresh(&self.app, route.reachable()?).await;
+            drop(place);
+            route = self.wake(waker, target, &admitted).await?;
             let mut outgoing = Outgoing::of(copied(&again));
             outgoing.until = Some(standing.until());
             sent = self.send(outgoing, route.reachable()?, &public).await;
@@ -271,9 +280,23 @@ impl Proxy {
         });
     }
 
+    /// Takes a place among those who wait for a capsule; the owner needs none.
+    fn place(&self, target: Target, admitted: &Admitted) -> Result<Option<Share<CapsuleId>>> {
+        match admitted {
+            Admitted::Owner => Ok(None),
+            Admitted::Guest | Admitted::Link(_) => self.app.load.waiter(target.capsule).map(Some),
+        }
+    }
+
     /// Has a capsule woken by someone who was admitted.
-    async fn wake(&self, waker: Caller, target: Target) -> Result<Arc<Route>> {
-        Box::pin(capsules::awake(&self.app, waker, target.capsule)).await?;
+    async fn wake(
+        &self,
+        waker: Caller,
+        target: Target,
+        admitted: &Admitted,
+    ) -> Result<Arc<Route>> {
+        let _place = self.place(target, admitted)?;
+        Box::pin(capsules::wake(&self.app, waker, target.capsule)).await?;
         let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;
         found.0.ok_or(Error::NotFound("capsule"))
     }
@@ -291,6 +314,7 @@ impl Proxy {
             // The agent waits as long as we do.
             Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
             Err((hop::Error::Ended, _)) => return Err(Error::AccessRevoked),
+            Err((error, _)) if error.is_stalled() => return Err(Error::BodyTooSlow),
             Err((error, _)) => {
                 tracing::debug!(%host, %error, "the host agent did not answer");
                 self.app.routes.forget(target.capsule);

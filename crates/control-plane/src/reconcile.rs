@@ -19,6 +19,7 @@ use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use time::Duration;
+use tokio::time::Instant;
 use types::{CapsuleId, CapsuleState, HostId};
 
 /// A row that is `starting` for longer, and that its host does not know, was left by a control
@@ -33,6 +34,9 @@ const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
 const PER_ROUND: usize = 250;
 /// Hosts that are reconciled at once.
 const AT_ONCE: usize = 16;
+/// Between two rounds of a host that requests ask for, and how long a request waits for one.
+const APART: std::time::Duration = std::time::Duration::from_secs(1);
+const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
 /// Before a host that does not answer is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -137,6 +141,38 @@ impl Turns {
         let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(turns.entry(host).or_default())
     }
+}
+
+/// Rounds that requests ask for: when the last one began, for each host.
+#[derive(Default)]
+pub(crate) struct Asked(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<Option<Instant>>>>>);
+
+impl Asked {
+    fn of(&self, host: HostId) -> Arc<tokio::sync::Mutex<Option<Instant>>> {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(asked.entry(host).or_default())
+    }
+}
+
+/// Waits for a round of a host that begins from now on. All who ask meanwhile share one, and two
+/// begin a while apart, so that no number of requests has a host reconciled more often.
+pub(crate) async fn fresh(app: &App, host: HostId) {
+    let now = Instant::now();
+    let last = app.asked.of(host);
+    let look = async {
+        let mut last = last.lock().await;
+        if last.is_some_and(|begun| begun >= now) {
+            return;
+        }
+        if let Some(begun) = *last {
+            tokio::time::sleep_until(begun + APART).await;
+        }
+        *last = Some(Instant::now());
+        let at = app.clone();
+        // Whoever leaves stops nothing.
+        app.tasks.detached(async move { run(&at, host).await }).await;
+    };
+    let _ = tokio::time::timeout(FRESH, look).await;
 }
 
 /// Reconciles one host; what fails is logged.

@@ -2,6 +2,7 @@
 //! A caller who leaves stops nothing; what a host does not answer is left to the reconciler.
 
 use super::quota::Quota;
+use super::waiters::Waiter;
 use super::{get, life, network, transition};
 use crate::app::App;
 use crate::audit::{By, Entry};
@@ -16,12 +17,10 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
-/// Between two looks at a capsule that is changing.
-const LOOK: Duration = Duration::from_millis(25);
-/// How often it is looked at, which is some minutes.
-const LOOKS: u32 = 6000;
-/// And how often for why a guest does not answer.
-const LOOKS_WHY: u32 = 30;
+/// How long a capsule that is changing is waited for.
+const SETTLE: Duration = Duration::from_secs(150);
+/// How long it is waited for why a guest does not answer.
+const WHY: Duration = Duration::from_millis(750);
 
 /// Does work that goes on when whoever asked for it leaves.
 pub(crate) async fn detached<T: Send + 'static>(
@@ -33,16 +32,25 @@ pub(crate) async fn detached<T: Send + 'static>(
 
 /// A capsule once it is not about to become something else.
 pub(crate) async fn settled(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
-    for _ in 0..LOOKS {
-        let capsule = get(app, caller, id).await?;
+    let settled = |capsule: &Capsule| {
         let state = capsule.state();
-        if !matches!(state, CapsuleState::Starting | CapsuleState::Pausing | CapsuleState::Resuming)
-        {
+        !matches!(state, CapsuleState::Starting | CapsuleState::Pausing | CapsuleState::Resuming)
+    };
+    let mut capsule = get(app, caller, id).await?;
+    if settled(&capsule) {
+        return Ok(capsule);
+    }
+    let mut waiter = Waiter::new(app, id, SETTLE);
+    loop {
+        waiter.note();
+        capsule = get(app, caller, id).await?;
+        if settled(&capsule) {
             return Ok(capsule);
         }
-        tokio::time::sleep(LOOK).await;
+        if !waiter.again().await {
+            return Err(Error::HostUnavailable);
+        }
     }
-    Err(Error::HostUnavailable)
 }
 
 /// Reports whether a capsule's host may have paused or ended it by itself, at the end of its time
@@ -280,21 +288,23 @@ pub(crate) async fn why(app: &App, seen: &Capsule, error: Error) -> Error {
     if !matches!(error, Error::GuestUnavailable) {
         return error;
     }
-    for _ in 0..LOOKS_WHY {
+    let mut waiter = Waiter::new(app, seen.id(), WHY);
+    loop {
+        waiter.note();
         let Ok(Some(now)) = db::capsules::stands(&app.db, seen.id()).await else { return error };
         let (state, generation) = now;
-        if state == CapsuleState::Running && generation == seen.generation {
-            tokio::time::sleep(LOOK).await;
-            continue;
+        if state != CapsuleState::Running || generation != seen.generation {
+            let kept = matches!(
+                state,
+                CapsuleState::Pausing
+                    | CapsuleState::Paused
+                    | CapsuleState::Resuming
+                    | CapsuleState::Running
+            );
+            return if kept { Error::Interrupted } else { error };
         }
-        let kept = matches!(
-            state,
-            CapsuleState::Pausing
-                | CapsuleState::Paused
-                | CapsuleState::Resuming
-                | CapsuleState::Running
-        );
-        return if kept { Error::Interrupted } else { error };
+        if !waiter.again().await {
+            return error;
+        }
     }
-    error
 }

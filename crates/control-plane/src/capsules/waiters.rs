@@ -1,0 +1,137 @@
+//! Waiting for a capsule to change. PostgreSQL tells of each change, so whoever waits asks the
+//! database when there is something to see, and not again and again. Waking a paused capsule is
+//! done once, for all who ask for it meanwhile.
+
+use super::awake;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db::listen::Change;
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use types::CapsuleId;
+
+/// How long a waiter sleeps at most while changes are heard of, and while they are not.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_DEAF: Duration = Duration::from_millis(100);
+
+/// What came of waking a capsule.
+type Outcome = Option<std::result::Result<(), Arc<Error>>>;
+
+/// Those who wait for capsules.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    changes: Mutex<HashMap<CapsuleId, watch::Sender<()>>>,
+    wakes: Mutex<HashMap<CapsuleId, watch::Receiver<Outcome>>>,
+}
+
+impl Waiters {
+    fn changes(&self) -> MutexGuard<'_, HashMap<CapsuleId, watch::Sender<()>>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wakes(&self) -> MutexGuard<'_, HashMap<CapsuleId, watch::Receiver<Outcome>>> {
+        self.wakes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes whoever waits for what has changed.
+    pub(crate) fn apply(&self, change: &Change) {
+        match change {
+            Change::Capsule(id) => {
+                if let Some(change) = self.changes().get(id) {
+                    change.send_replace(());
+                }
+            }
+            Change::All => self.changes().values().for_each(|change| change.send_replace(())),
+            Change::Key(_)
+            | Change::Host(_)
+            | Change::User(_)
+            | Change::Session(_)
+            | Change::Team(_)
+            | Change::Events(_)
+            | Change::Nothing => {}
+        }
+    }
+}
+
+/// One who waits for changes of a capsule.
+pub(super) struct Waiter<'a> {
+    app: &'a App,
+    id: CapsuleId,
+    changed: watch::Receiver<()>,
+    until: Instant,
+}
+
+impl<'a> Waiter<'a> {
+    /// Waits for so long at most.
+    pub(super) fn new(app: &'a App, id: CapsuleId, limit: Duration) -> Self {
+        let mut changes = app.waiters.changes();
+        let changed = changes.entry(id).or_insert_with(|| watch::channel(()).0).subscribe();
+        Self { app, id, changed, until: Instant::now() + limit }
+    }
+
+    /// Takes note of all changes so far; called before a look, so that none is missed after it.
+    pub(super) fn note(&mut self) {
+        self.changed.mark_unchanged();
+    }
+
+    /// Waits for a change since then, or until it is time for another look. False when the time to
+    /// wait is over.
+    pub(super) async fn again(&mut self) -> bool {
+        let now = Instant::now();
+        let pause = if self.app.hears.get() { LOOK } else { LOOK_DEAF };
+        let _ = tokio::time::timeout_at(self.until.min(now + pause), self.changed.changed()).await;
+        now < self.until
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut changes = self.app.waiters.changes();
+        if changes.get(&self.id).is_some_and(|change| change.receiver_count() == 1) {
+            changes.remove(&self.id);
+        }
+    }
+}
+
+/// Ends a wake: whoever comes later begins another.
+struct Ends<'a>(&'a App, CapsuleId);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.wakes().remove(&self.1);
+    }
+}
+
+/// Has a capsule woken: by this request, or by one before that is still at it.
+pub(crate) async fn wake(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
+    let mut heard = {
+        let mut wakes = app.waiters.wakes();
+        match wakes.get(&id) {
+            Some(heard) => heard.clone(),
+            None => {
+                let (tell, heard) = watch::channel(None);
+                wakes.insert(id, heard.clone());
+                let app = app.clone();
+                // A client who leaves stops nothing.
+                app.tasks.clone().spawn(async move {
+                    let ends = Ends(&app, id);
+                    let woken = Box::pin(awake(&app, caller, id)).await;
+                    drop(ends);
+                    let _ = tell.send(Some(woken.map(|_| ()).map_err(Arc::new)));
+                });
+                heard
+            }
+        }
+    };
+    let outcome = heard.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+    match outcome {
+        Ok(Some(Err(error))) => Err(error.repeated()),
+        Ok(Some(Ok(()))) => Ok(()),
+        // The shutdown ended it.
+        Ok(None) | Err(_) => Err(Error::HostUnavailable),
+    }
+}
