@@ -12,6 +12,7 @@ pub(crate) mod lead;
 pub(crate) mod limits;
 pub(crate) mod listen;
 pub(crate) mod makers;
+pub(crate) mod pool;
 pub(crate) mod retention;
 pub(crate) mod routes;
 pub(crate) mod schema;
@@ -21,3 +22,5 @@ pub(crate) mod snapshots;
 pub(crate) mod teams;
 pub(crate) mod templates;
 pub(crate) mod users;
+
+pub(crate) use pool::connect;

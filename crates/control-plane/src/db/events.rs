@@ -1,7 +1,8 @@
 //! What happened, in its order; what each team used.
 
+use super::pool::UNHURRIED;
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{Executor, PgPool};
 use time::{Date, OffsetDateTime};
 use types::TeamId;
 use uuid::Uuid;
@@ -136,5 +137,9 @@ pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u
                vcpu_seconds = u.vcpu_seconds + excluded.vcpu_seconds, \
                memory_mib_seconds = u.memory_mib_seconds + excluded.memory_mib_seconds, \
                storage_mib_seconds = u.storage_mib_seconds + excluded.storage_mib_seconds";
-    Ok(sqlx::query(sql).bind(days).bind(limit).execute(db).await?.rows_affected())
+    let mut tx = db.begin().await?;
+    tx.execute(UNHURRIED).await?;
+    let gone = sqlx::query(sql).bind(days).bind(limit).execute(&mut *tx).await?.rows_affected();
+    tx.commit().await?;
+    Ok(gone)
 }

@@ -1,6 +1,7 @@
 //! What is forgotten in time, a bounded number of rows at once.
 
-use sqlx::PgPool;
+use super::pool::UNHURRIED;
+use sqlx::{Executor, PgPool};
 
 /// Tables with what tells a row's age, which of the rows, and how many days they are kept.
 const OLD: [(&str, &str, &str, i32); 9] = [
@@ -26,7 +27,10 @@ pub(crate) async fn forget(db: &PgPool, audit_days: i32, limit: i64) -> sqlx::Re
              WHERE {age} < now() - make_interval(days => $1) AND {which} LIMIT $2))"
         );
         let remove = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(days).bind(limit);
-        let removed = remove.execute(db).await?.rows_affected();
+        let mut tx = db.begin().await?;
+        tx.execute(UNHURRIED).await?;
+        let removed = remove.execute(&mut *tx).await?.rows_affected();
+        tx.commit().await?;
         more |= i64::try_from(removed).unwrap_or(limit) >= limit;
     }
     Ok(more)

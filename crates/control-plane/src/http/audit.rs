@@ -17,7 +17,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use types::{AuditLogId, TeamId};
+use types::{AuditLogId, PLATFORM_TEAM, TeamId};
 use utoipa::IntoParams;
 
 /// Rows of one step of an export.
@@ -85,7 +85,9 @@ fn shown(row: Row) -> api::AuditLog {
 
 async fn page(app: &App, team: Option<TeamId>, wanted: &Wanted) -> Result<Json<api::AuditLogPage>> {
     let (before, limit) = cursor(wanted.before.as_deref(), wanted.limit, "an entry")?;
-    let rows = db::audit::list(&app.db, team, &wanted.filter()?, before, limit + 1).await?;
+    let filter = wanted.filter()?;
+    let _place = app.load.dear(team.unwrap_or(PLATFORM_TEAM)).await?;
+    let rows = db::audit::list(&app.db, team, &filter, before, limit + 1).await?;
     let (items, next) = paged(rows, limit, shown, |entry| entry.id.clone());
     Ok(Json(api::AuditLogPage { items, next }))
 }
@@ -140,7 +142,10 @@ pub(crate) async fn export(
         let (app, filter) = (Arc::clone(&app), filter.clone());
         async move {
             let Some(before) = at else { return Ok(None) };
+            // Not held while the client reads.
+            let place = app.load.dear(caller.team).await.map_err(std::io::Error::other)?;
             let rows = db::audit::list(&app.db, team, &filter, before, STEP).await;
+            drop(place);
             let rows = rows.map_err(std::io::Error::other)?;
             let last = rows.last().map(|row| AuditLogId(row.id));
             // A step that is not full is the last.

@@ -121,6 +121,7 @@ async fn stats(
     Query(range): Query<Range>,
 ) -> Result<Json<Value>> {
     let (name, seconds) = range.read("1h")?;
+    let _place = app.load.dear(caller.team).await?;
     let series = db::events::series(&app.db, caller.team, seconds, POINTS).await?;
     let most = |of: fn(&db::events::Point) -> i64| series.iter().map(of).max().unwrap_or(0);
     let now = series.last();

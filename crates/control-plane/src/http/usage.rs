@@ -62,6 +62,7 @@ pub(crate) async fn get(
     Query(range): Query<Range>,
 ) -> Result<Json<api::Usage>> {
     let (from, to) = range.days()?;
+    let _place = app.load.dear(caller.team).await?;
     let rows = db::events::usage(&app.db, caller.team, from, to).await?;
     let shown = |row: db::events::Day| api::DailyUsage {
         day: row.day,
