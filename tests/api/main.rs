@@ -25,6 +25,7 @@ mod keys;
 mod life;
 mod lifecycle;
 mod limits;
+mod load;
 mod oauth;
 mod objects;
 mod openapi;

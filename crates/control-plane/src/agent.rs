@@ -215,7 +215,10 @@ impl Agent {
         let token = token.parse().map_err(|_| Error::GuestUnavailable)?;
         request.headers_mut().insert(protocol::ACCESS_TOKEN, token);
         let sent = self.exchange(request.map(hop::Body::boxed)).await;
-        sent.map_err(|_| Error::HostUnavailable)
+        sent.map_err(|error| match error.is_stalled() {
+            true => Error::BodyTooSlow,
+            false => Error::HostUnavailable,
+        })
     }
 
     /// The agent's figures, in Prometheus' form.

@@ -13,19 +13,20 @@ use crate::error::{Error, Result};
 use crate::hosts::tls::Identity;
 use crate::hosts::{Fleet, Signer};
 use crate::limits::Limiter;
+use crate::load::{Load, UnderWay};
 use crate::proxy::{self, Domains, Proxy, Routes};
 use crate::streams::Streams;
 use crate::users::SignUp;
 use crate::users::mail::{self, Mailer};
 use crate::users::oauth::Provider;
-use crate::{audit, auth, channels, db, http, keys, reconcile};
+use crate::{audit, auth, capsules, channels, db, http, keys, reconcile};
 use anyhow::Context;
 use daemon::{Metrics, Tasks};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{PgConnection, PgPool};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tower::ServiceExt;
 use types::{HostId, PLATFORM_TEAM, TeamId};
@@ -33,6 +34,8 @@ use types::{HostId, PLATFORM_TEAM, TeamId};
 /// Name of the host that `wrenn up` runs beside its control plane.
 const LOCAL: &str = "local";
 
+/// How long it is believed whether the database answers.
+const HEALTH: Duration = Duration::from_millis(250);
 /// How often, and how many times, it is looked whether a host is there.
 const ONLINE: Duration = Duration::from_millis(50);
 const ONLINE_TRIES: u32 = 600;
@@ -55,6 +58,8 @@ pub struct Settings {
     pub audit_access: bool,
     /// Days that the audit log is kept; 0 is for ever.
     pub audit_days: u32,
+    /// What each listener takes.
+    pub limits: hop::Limits,
 }
 
 /// How people come in, and what they may have done for them.
@@ -115,6 +120,8 @@ pub struct App {
     pub(crate) directory: Arc<Directory>,
     pub(crate) revocations: Arc<Revocations>,
     pub(crate) limiter: Arc<Limiter>,
+    pub(crate) load: Arc<Load>,
+    pub(crate) waiters: Arc<capsules::Waiters>,
     pub(crate) notes: Arc<Notes>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) accounts: Accounts,
@@ -132,6 +139,9 @@ pub struct App {
     pub(crate) public: PublicUrl,
     pub(crate) metrics: Metrics,
     pub(crate) turns: Arc<reconcile::Turns>,
+    pub(crate) asked: Arc<reconcile::Asked>,
+    /// Whether the database answered, and when that was seen.
+    health: Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>,
     /// Has whoever reconciles do it now.
     pub(crate) wake: Arc<Notify>,
     pub(crate) tasks: Tasks,
@@ -143,13 +153,7 @@ impl App {
     /// # Errors
     /// When the database or the authority cannot be used, with which.
     pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
-        let db = PgPoolOptions::new()
-            .max_connections(16)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(settings.database)
-            .await
-            .context("connecting to the database (DATABASE_URL)")?;
-        db::schema::migrate(&db).await?;
+        let db = db::connect(settings.database).await?;
         let public = PublicUrl::parse(&settings.public_url)?;
         let identity = match &settings.authority {
             Some((certs, key)) => Some(Arc::new(Identity::new(certs, key)?)),
@@ -187,6 +191,8 @@ impl App {
             revocations: Arc::new(Revocations::new()),
             hears,
             limiter: Arc::new(Limiter::new()),
+            load: Arc::new(Load::new(settings.limits)),
+            waiters: Arc::default(),
             notes: Arc::default(),
             streams: Arc::new(Streams::new()),
             http: channels::client(true)?,
@@ -201,6 +207,8 @@ impl App {
             public,
             metrics: Metrics::install(),
             turns: Arc::default(),
+            asked: Arc::default(),
+            health: Arc::default(),
             wake: Arc::default(),
             tasks: tasks.clone(),
         };
@@ -220,6 +228,24 @@ impl App {
         self.routes.apply(change);
         self.directory.apply(change);
         self.revocations.apply(change);
+        self.waiters.apply(change);
+    }
+
+    /// Whether the database answers. All who ask at once share one look, since anybody may ask.
+    pub(crate) async fn healthy(&self) -> bool {
+        let mut seen = self.health.lock().await;
+        if let Some((_, up)) = seen.filter(|(at, _)| at.elapsed() < HEALTH) {
+            return up;
+        }
+        let up = sqlx::query("SELECT 1").execute(&self.db).await.is_ok();
+        *seen = Some((Instant::now(), up));
+        up
+    }
+
+    /// What each listener takes.
+    #[must_use]
+    pub fn limits(&self) -> hop::Limits {
+        self.load.limits()
     }
 
     /// A host's agent.
@@ -294,7 +320,8 @@ impl App {
     #[must_use]
     pub fn server(self) -> ControlPlane {
         let app = Arc::new(self);
-        ControlPlane { proxy: Proxy::new(Arc::clone(&app)), api: http::router(app) }
+        let load = Arc::clone(&app.load);
+        ControlPlane { proxy: Proxy::new(Arc::clone(&app)), api: http::router(app), load }
     }
 
     /// Makes the first team and its key; returns the key the first time only.
@@ -352,6 +379,7 @@ async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx:
 pub struct ControlPlane {
     proxy: Proxy,
     api: axum::Router,
+    load: Arc<Load>,
 }
 
 impl hop::Handler for ControlPlane {
@@ -360,11 +388,28 @@ impl hop::Handler for ControlPlane {
         request: ::http::Request<hop::Body>,
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
-        self.answer(request, peer).await
+        self.serve(request, peer).await
+    }
+
+    fn standing(&self, peer: IpAddr) -> hop::Standing {
+        self.load.standing(peer)
     }
 }
 
 impl ControlPlane {
+    async fn serve(
+        &self,
+        request: ::http::Request<hop::Body>,
+        peer: SocketAddr,
+    ) -> ::http::Response<hop::Body> {
+        let client = Peer(peer).client(request.headers());
+        match self.load.request(client, peer, request.version()) {
+            Ok(None) => self.answer(request, peer).await,
+            Ok(Some(share)) => self.answer(request, peer).await.map(|body| body.holding(share)),
+            Err(error) => proxy::refuse(&error, request.headers()),
+        }
+    }
+
     async fn answer(
         &self,
         request: ::http::Request<hop::Body>,
@@ -380,8 +425,13 @@ impl ControlPlane {
             request.extensions_mut().insert(http::earlier::Earlier);
         }
         request.extensions_mut().insert(Peer(peer));
-        let Ok(answer) = self.api.clone().oneshot(request).await;
-        answer.map(hop::Body::boxed)
+        let Ok(mut answer) = self.api.clone().oneshot(request).await;
+        let under_way = answer.extensions_mut().remove::<UnderWay>();
+        let answer = answer.map(hop::Body::boxed);
+        match under_way {
+            Some(under_way) => answer.map(|body| body.holding(Box::new(under_way))),
+            None => answer,
+        }
     }
 }
 
@@ -399,7 +449,11 @@ impl hop::Handler for Secure {
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
         request.extensions_mut().insert(ByTls);
-        self.0.answer(request, peer).await
+        self.0.serve(request, peer).await
+    }
+
+    fn standing(&self, peer: IpAddr) -> hop::Standing {
+        self.0.load.standing(peer)
     }
 }
 

@@ -26,6 +26,7 @@ use rand::RngCore;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use types::{ApiKeyId, SessionId, TeamId, UserId};
+use uuid::Uuid;
 
 /// An authenticated caller, in a team.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +79,16 @@ impl Caller {
     pub(crate) fn executes(&self, capsule: &Capsule) -> bool {
         let resource = Resource::Capsule(capsule.id(), capsule.template_id);
         self.may(Action::CapsulesExec, resource).is_ok()
+    }
+
+    /// The id of the key or the user; nil for the platform itself.
+    pub(crate) fn id(&self) -> Uuid {
+        match self.by.actor {
+            Actor::Key(id) => id.0,
+            Actor::User(id) => id.0,
+            Actor::Host(id) => id.0,
+            Actor::System | Actor::Nobody => Uuid::nil(),
+        }
     }
 
     /// The key that they call with.
@@ -172,6 +183,9 @@ impl FromRequestParts<Arc<App>> for HostCaller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
         let enrolled = session::bearer(&parts.headers).and_then(|token| app.signer.check(token));
+        if let (Some(_), Some(peer)) = (&enrolled, parts.extensions.get::<origin::Peer>()) {
+            app.load.vouch(peer.client(&parts.headers));
+        }
         enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host's token"))
     }
 }

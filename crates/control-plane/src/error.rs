@@ -12,6 +12,9 @@ use types::{CapsuleState, TeamId, UserId};
 
 /// What PostgreSQL calls a text with a NUL, as such and in JSON.
 const NUL: [&str; 2] = ["22021", "22P05"];
+/// What PostgreSQL calls a statement that took too long, a lock that was not had in time, and a
+/// transaction that waited for its next statement for too long.
+const TOO_LATE: [&str; 3] = ["57014", "55P03", "25P03"];
 
 /// What it calls a full disk.
 const FULL: &str = "53100";
@@ -50,6 +53,12 @@ pub enum Error {
     WrongCredentials,
     #[error("too many {0}; try again in {seconds} s", seconds = .1.as_secs() + 1)]
     TooManyRequests(&'static str, Duration),
+    #[error("as many requests as may be are under way from {0}")]
+    TooManyAtOnce(&'static str),
+    #[error("the control plane has as much under way as it may; try again")]
+    Overloaded,
+    #[error("the request's body did not come in time")]
+    BodyTooSlow,
     #[error("{0} has what it may have: {1}")]
     LimitReached(&'static str, String),
     #[error(
@@ -110,7 +119,7 @@ pub enum Error {
     GuestSilent,
     #[error("no capacity: {0}")]
     NoCapacity(String),
-    #[error("the database does not answer")]
+    #[error("the database does not answer in time")]
     DatabaseUnavailable,
     #[error("the capsule's host does not answer")]
     HostUnavailable,
@@ -155,6 +164,7 @@ impl Error {
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthenticated
             | Self::WrongCredentials
             | Self::SignInFailed(_)
@@ -166,14 +176,16 @@ impl Error {
             | Self::AccessRevoked => StatusCode::UNAUTHORIZED,
             Self::NoCapacity(_)
             | Self::NoMail
+            | Self::Overloaded
             | Self::DatabaseUnavailable
             | Self::HostUnavailable
             | Self::GuestUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut(_) | Self::GuestSilent => StatusCode::GATEWAY_TIMEOUT,
             Self::PortClosed(_) | Self::BadAnswer(_) | Self::MailFailed => StatusCode::BAD_GATEWAY,
-            Self::TooManyConnections | Self::TooManyRequests(..) | Self::LimitReached(..) => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::TooManyConnections
+            | Self::TooManyAtOnce(_)
+            | Self::TooManyRequests(..)
+            | Self::LimitReached(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::StartFailed(_)
             | Self::PauseFailed(_)
@@ -199,6 +211,9 @@ impl Error {
             Self::NotOurPage => "csrf",
             Self::WrongCredentials => "wrong_credentials",
             Self::TooManyRequests(..) => "too_many_requests",
+            Self::TooManyAtOnce(_) => "too_many_at_once",
+            Self::Overloaded => "overloaded",
+            Self::BodyTooSlow => "body_timeout",
             Self::LimitReached(..) => "limit_reached",
             Self::MailFailed => "mail_failed",
             Self::NoMail => "no_mail",
@@ -247,7 +262,31 @@ impl Error {
         #[expect(clippy::wildcard_enum_match_arm, reason = "all others are not about time")]
         match self {
             Self::TooManyRequests(_, wait) => Some(wait.as_secs() + 1),
+            Self::TooManyAtOnce(_)
+            | Self::TooManyConnections
+            | Self::Overloaded
+            | Self::DatabaseUnavailable => Some(1),
             _ => None,
+        }
+    }
+
+    /// The same error for another who waited for the same thing.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is told as what it says")]
+    pub(crate) fn repeated(&self) -> Self {
+        match self {
+            Self::NotFound(what) => Self::NotFound(what),
+            Self::Conflict(why) => Self::Conflict(why.clone()),
+            Self::NotRunning(state) => Self::NotRunning(*state),
+            Self::LimitReached(who, why) => Self::LimitReached(who, why.clone()),
+            Self::NoCapacity(why) => Self::NoCapacity(why.clone()),
+            Self::StartFailed(why) => Self::StartFailed(why.clone()),
+            Self::SnapshotDamaged(why) => Self::SnapshotDamaged(why.clone()),
+            Self::SnapshotIncompatible(why) => Self::SnapshotIncompatible(why.clone()),
+            Self::DatabaseUnavailable => Self::DatabaseUnavailable,
+            Self::HostUnavailable => Self::HostUnavailable,
+            Self::GuestUnavailable => Self::GuestUnavailable,
+            Self::TooManyRequests(what, wait) => Self::TooManyRequests(what, *wait),
+            other => Self::Internal(anyhow::anyhow!("{other:?}")),
         }
     }
 
@@ -306,6 +345,12 @@ impl From<sqlx::Error> for Error {
                 if error.code().is_some_and(|code| NUL.contains(&&*code)) =>
             {
                 Self::invalid("a text in the request", "holds a NUL, which none may")
+            }
+            sqlx::Error::Database(error)
+                if error.code().is_some_and(|code| TOO_LATE.contains(&&*code)) =>
+            {
+                tracing::warn!(%error, "the database took too long");
+                Self::DatabaseUnavailable
             }
             other => Self::Internal(other.into()),
         }

@@ -1,5 +1,5 @@
-//! Every limit in one place: what a team and a key may have, how often they may ask, and how large
-//! a request may be. What a team may have is its own, else the platform's default, else what is
+//! What a team and a key may have, and how often they may ask; `load.rs` has what one control plane
+//! takes at once. What a team may have is its own, else the platform's default, else what is
 //! written here; 0 is no limit.
 
 use quick_cache::sync::Cache;
@@ -8,29 +8,17 @@ use std::time::{Duration, Instant};
 use types::Isolation;
 use uuid::Uuid;
 
-/// Largest JSON body, in bytes.
-pub(crate) const JSON_MAX: usize = 20 << 20;
-/// The same of somebody who has not shown who they are.
-pub(crate) const STRANGERS_JSON_MAX: usize = 256 << 10;
 /// Most metadata that a capsule may carry, in bytes.
 pub(crate) const METADATA_MAX: usize = 16 * 1024;
 /// Most ports of a capsule that may be public.
 pub(crate) const PUBLIC_PORTS_MAX: usize = 64;
 /// Longest key or token that is looked at, in bytes.
 pub(crate) const TOKEN_MAX: usize = 2000;
-/// Streams of events that one control plane has at once.
-pub(crate) const STREAMS_MAX: usize = 1000;
 /// Requests to sign in, up or elsewhere that one address may make a second, and twice as many at
 /// once.
 pub(crate) const STRANGERS_PER_SEC: u32 = 20;
 /// Teams and keys whose requests are counted at once.
 const COUNTED: usize = 100_000;
-
-/// What the listener of the API takes: connections at once, and bytes of a request's head.
-#[must_use]
-pub fn listener() -> hop::Limits {
-    hop::Limits { connections: 16_384, head_bytes: 64 * 1024 }
-}
 
 /// What a team or a key may have and do; 0 is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,12 +5,12 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::db;
 use crate::db::events::{Event, Place};
-use crate::error::{Error, Result};
-use crate::limits::STREAMS_MAX;
-use std::sync::Arc;
+use crate::error::Result;
+use hop::Share;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::broadcast;
 use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId};
+use uuid::Uuid;
 
 /// Events that are asked for at once.
 const PAGE: i64 = 500;
@@ -25,13 +25,11 @@ const WAITING: usize = 64;
 pub(crate) struct Streams {
     /// None is every team.
     woken: broadcast::Sender<Option<TeamId>>,
-    places: Arc<Semaphore>,
 }
 
 impl Streams {
     pub(crate) fn new() -> Self {
-        let places = Arc::new(Semaphore::new(STREAMS_MAX));
-        Self { woken: broadcast::channel(WAITING).0, places }
+        Self { woken: broadcast::channel(WAITING).0 }
     }
 
     /// Hears of what happens to teams.
@@ -51,20 +49,20 @@ pub(crate) struct Stream {
     team: TeamId,
     at: Place,
     woken: broadcast::Receiver<Option<TeamId>>,
-    _place: OwnedSemaphorePermit,
+    /// The team's and the caller's share of the streams.
+    _shares: (Share<TeamId>, Share<Uuid>),
 }
 
 impl Stream {
     /// Begins after a place; with none, after everything that has happened.
     pub(crate) async fn open(app: &App, caller: Caller, after: Option<Place>) -> Result<Self> {
-        let place = Arc::clone(&app.streams.places).try_acquire_owned();
-        let place = place.map_err(|_| Error::TooManyConnections)?;
+        let shares = app.load.stream(caller.team, caller.id())?;
         let woken = app.streams.listen();
         let at = match after {
             Some(at) => at,
             None => db::events::now(&app.db).await?,
         };
-        Ok(Self { app: app.clone(), team: caller.team, at, woken, _place: place })
+        Ok(Self { app: app.clone(), team: caller.team, at, woken, _shares: shares })
     }
 
     /// What has happened since; empty when nothing did for a while.

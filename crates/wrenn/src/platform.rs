@@ -12,7 +12,7 @@ pub(crate) use up::{Up, clean, stop, up};
 use crate::output;
 use crate::settings::{Agent, ControlPlane, Listening, Plaintext};
 use anyhow::Context;
-use control_plane::{App, limits};
+use control_plane::App;
 use daemon::Tasks;
 use host_agent::membership::{Membership, Registration};
 use std::net::SocketAddr;
@@ -79,9 +79,9 @@ pub(crate) async fn control_plane(
     let url = up::reachable(listener.local_addr()?);
     up::introduce(&app, &url, client_file).await?;
     if let Some(https) = https {
-        https.serve(app.clone().server(), &tasks)?;
+        https.serve(&app, &tasks)?;
     }
-    hop::serve(listener, app.server(), limits::listener(), &tasks);
+    hop::serve(listener, app.clone().server(), app.limits(), &tasks);
     output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
     tasks.finish().await;

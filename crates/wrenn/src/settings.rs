@@ -229,7 +229,34 @@ pub(crate) struct ControlPlane {
     #[command(flatten)]
     pub ca: Ca,
     #[command(flatten)]
+    pub capacity: Capacity,
+    #[command(flatten)]
     pub accounts: Accounts,
+}
+
+/// What each listener takes.
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct Capacity {
+    /// Connections to each listener at once. An eighth is kept for this machine, for hosts and for
+    /// addresses where a credential was shown within an hour. Of the requests under way, a team
+    /// may have a half, and one key or user a quarter.
+    #[arg(id = "api_connections", long = "api-connections", env = "WRENN_CONNECTIONS",
+        default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..))]
+    pub connections: u32,
+    /// Connections of one IPv4 address, or one IPv6 /64, at once; a sixteenth of all by default.
+    /// Of clients behind a proxy on this machine their requests are counted instead.
+    #[arg(long, env = "WRENN_CONNECTIONS_PER_ADDRESS",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections_per_address: Option<u32>,
+}
+
+impl Capacity {
+    fn limits(self) -> hop::Limits {
+        let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let per_network = self.connections_per_address.unwrap_or(self.connections / 16);
+        let (connections, per_network) = (count(self.connections), count(per_network));
+        hop::Limits { connections, per_network, ..hop::Limits::default() }
+    }
 }
 
 /// The listener of HTTPS.
@@ -283,6 +310,7 @@ impl ControlPlane {
             mail: self.accounts.mail(dir),
             audit_access: self.accounts.audit_access,
             audit_days: self.accounts.audit_days,
+            limits: self.capacity.limits(),
         })
     }
 

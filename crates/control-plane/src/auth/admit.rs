@@ -12,6 +12,7 @@ use crate::db::keys::Key;
 use crate::error::{Error, Failure, Result};
 use crate::http::rules::{self, Rule};
 use crate::limits::{Per, STRANGERS_PER_SEC, TOKEN_MAX};
+use crate::load::{Payer, UnderWay};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -38,12 +39,22 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let by_tls = peer.is_some_and(|peer| peer.came_by_tls(&parts.headers, &parts.extensions));
     let transport = Transport::of(&app.public, by_tls);
     parts.extensions.insert(transport);
-    let (by, shown) = (By { actor: Actor::Nobody, from }, None);
-    let mut gate = Gate { app: &app, by, team: PLATFORM_TEAM, transport, shown };
+    let mut gate = Gate {
+        app: &app,
+        by: By { actor: Actor::Nobody, from },
+        team: PLATFORM_TEAM,
+        transport,
+        shown: None,
+        payer: Payer::Network(from.map(Into::into)),
+        under_way: UnderWay::default(),
+    };
     // Before the first look-up.
     let seen = app.revocations.count();
     match gate.admit(rule, &mut parts).await {
         Ok(()) => {
+            let under_way = gate.under_way.clone();
+            parts.extensions.insert(gate.payer);
+            parts.extensions.insert(under_way.clone());
             if app.audit_access && rule == Rule::Team(Action::CapsulesExec) {
                 gate.note("capsule.access", parts.uri.path(), None);
             }
@@ -52,13 +63,15 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
                 let (app, resource) = (Arc::clone(&app), resource(&parts));
                 Admission { app, credential, rule, team, resource, basis, seen }
             });
-            let answer = match admission {
+            let mut answer = match admission {
                 None => next.run(Request::from_parts(parts, body)).await,
                 Some(admission) => {
                     parts.extensions.insert(admission.clone());
                     admission.watch(next.run(Request::from_parts(parts, body))).await
                 }
             };
+            // Taken out by whoever sends the answer.
+            answer.extensions_mut().insert(under_way);
             // What the handler alone could know; a sign-in notes its own.
             if let Some(Failure(error)) = answer.extensions().get::<Failure>()
                 && !matches!(**error, Error::WrongCredentials)
@@ -82,6 +95,10 @@ struct Gate<'a> {
     transport: Transport,
     /// The credential that was shown, once it is known to be good.
     shown: Option<(Credential, Basis)>,
+    /// Whose share the request's body is taken from.
+    payer: Payer,
+    /// What the request holds until its answer has ended.
+    under_way: UnderWay,
 }
 
 impl Gate<'_> {
@@ -157,7 +174,12 @@ impl Gate<'_> {
             }
         };
         self.by.actor = actor;
+        self.payer = Payer::Caller(who);
+        if let Some(address) = self.by.from {
+            self.app.load.vouch(address);
+        }
         self.count(who, rate)?;
+        self.under_way.hold(self.app.load.caller(who)?);
         Ok(identity)
     }
 
@@ -216,6 +238,7 @@ impl Gate<'_> {
         self.team = team;
         let limits = self.app.directory.limits(&self.app.db, team).await?;
         self.count(team.0, limits.requests_per_sec)?;
+        self.under_way.hold(self.app.load.team(team)?);
         Ok(caller)
     }
 

@@ -22,7 +22,7 @@ pub(crate) const UNHURRIED: &str = "SET LOCAL statement_timeout = '10min'";
 pub(crate) async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {
     let connecting = "connecting to the database (DATABASE_URL)";
     let mut alone = options.connect().await.context(connecting)?;
-    sqlx::migrate!("./migrations").run(&mut alone).await.context("migrating the database")?;
+    super::schema::migrate(&mut alone).await?;
     sqlx::Connection::close(alone).await.context(connecting)?;
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
     let pool = pool.after_connect(|connection, _| {

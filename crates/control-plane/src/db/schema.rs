@@ -2,25 +2,25 @@
 //! still be served.
 
 use anyhow::Context;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 /// Brings the schema up to this program's version. A newer schema, as after a rollback of the
 /// program, is left as it is.
 ///
 /// # Errors
 /// When the schema needs a newer program, or cannot be changed.
-pub(crate) async fn migrate(db: &PgPool) -> anyhow::Result<()> {
+pub(crate) async fn migrate(db: &mut PgConnection) -> anyhow::Result<()> {
     let mut migrations = sqlx::migrate!("./migrations");
     migrations.set_ignore_missing(true);
     let own = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
     check_floor(db, own).await?;
-    migrations.run(db).await.context("migrating the database")?;
+    migrations.run(&mut *db).await.context("migrating the database")?;
     // A newer program may have migrated while this one waited for the lock.
     check_floor(db, own).await
 }
 
 /// Refuses a schema that needs a migration which this program does not know.
-async fn check_floor(db: &PgPool, own: i64) -> anyhow::Result<()> {
+async fn check_floor(db: &mut PgConnection, own: i64) -> anyhow::Result<()> {
     let floor = floor(db).await.context("reading the version that the database needs")?;
     anyhow::ensure!(
         floor <= own,
@@ -31,9 +31,9 @@ async fn check_floor(db: &PgPool, own: i64) -> anyhow::Result<()> {
 }
 
 /// The oldest migration that a program must know; 0 before the schema says so.
-async fn floor(db: &PgPool) -> sqlx::Result<i64> {
+async fn floor(db: &mut PgConnection) -> sqlx::Result<i64> {
     let known = sqlx::query_scalar("SELECT to_regclass('schema_floor') IS NOT NULL");
-    if !known.fetch_one(db).await? {
+    if !known.fetch_one(&mut *db).await? {
         return Ok(0);
     }
     let floor: Option<i64> =

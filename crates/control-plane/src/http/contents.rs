@@ -143,7 +143,10 @@ pub(crate) async fn write(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<StatusCode> {
-    let wrong = |e: multer::Error| Error::invalid("body", format!("is wrong: {e}"));
+    let wrong = |e: multer::Error| match hop::Stalled::is_cause_of(&e) {
+        true => Error::BodyTooSlow,
+        false => Error::invalid("body", format!("is wrong: {e}")),
+    };
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let boundary = multer::parse_boundary(kind.unwrap_or("")).map_err(wrong)?;
     let mut form = multer::Multipart::new(request.into_body().into_data_stream(), boundary);

@@ -1,9 +1,9 @@
 //! The OpenAPI document, and a page that shows it without the internet.
 
 use super::rules;
-use axum::Json;
+use axum::body::Bytes;
 use axum::response::Html;
-use http::header::CONTENT_SECURITY_POLICY;
+use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use http::{HeaderValue, Method, StatusCode};
 use std::sync::OnceLock;
 use utoipa::OpenApi as _;
@@ -87,9 +87,11 @@ fn words_for(status: &str) -> &'static str {
     get, path = "/openapi.json", tag = "platform", security(()),
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
 )]
-pub(crate) async fn document() -> Json<&'static OpenApi> {
-    static ONE: OnceLock<OpenApi> = OnceLock::new();
-    Json(ONE.get_or_init(super::openapi))
+pub(crate) async fn document() -> ([(http::HeaderName, HeaderValue); 1], Bytes) {
+    // Written once: anybody may ask for it as often as they like.
+    static ONE: OnceLock<Bytes> = OnceLock::new();
+    let written = ONE.get_or_init(|| super::openapi().to_json().unwrap_or_default().into());
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], written.clone())
 }
 
 /// This API as a page for people.

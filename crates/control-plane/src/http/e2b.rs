@@ -121,7 +121,13 @@ pub(super) fn is_of_capsules(path: &str) -> bool {
 pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Response {
     let body = wire::Error { code: status.as_u16(), message: error.to_string() };
     let mut answer = (status, axum::Json(body)).into_response();
-    let harmless = matches!(error, Error::TooManyRequests(..) | Error::NoCapacity(_));
+    let harmless = matches!(
+        error,
+        Error::TooManyRequests(..)
+            | Error::TooManyAtOnce(_)
+            | Error::Overloaded
+            | Error::NoCapacity(_)
+    );
     if !method.is_safe() && !harmless {
         answer.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }

@@ -1,10 +1,12 @@
 //! `…/exec`: a command run to its end in one request, or left running in the background.
 
-use super::extract::{Json, Path, capsule_id};
+use super::extract::{Path, WithInput, capsule_id};
 use crate::app::App;
 use crate::auth::{Caller, random_hex};
 use crate::error::{Error, Result};
+use crate::load::{Load, Payer, UnderWay};
 use crate::processes::{Command, Event, Events, Processes};
+use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -15,6 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const OUTPUT_MAX: usize = 8 << 20;
+/// Bytes of output that take no room, and bytes for which room is taken at once.
+const FREE: usize = 64 << 10;
+const ROOM: usize = 256 << 10;
 const TIMEOUT: u32 = 60;
 
 /// Run a command and answer with its output and exit code.
@@ -33,7 +38,8 @@ pub(crate) async fn exec(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    Json(exec): Json<api::Exec>,
+    Extension(under_way): Extension<UnderWay>,
+    WithInput(exec): WithInput<api::Exec>,
 ) -> Result<Response> {
     let command = command(&exec)?;
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
@@ -46,7 +52,7 @@ pub(crate) async fn exec(
         let body = api::ExecStarted { sandbox_id, cmd: exec.cmd, pid, tag };
         return Ok((StatusCode::ACCEPTED, axum::Json(body)).into_response());
     }
-    let collect = collect(events);
+    let collect = collect(events, Room::new(&app.load, caller, under_way));
     let out = match &exec.stdin {
         None => collect.await?,
         Some(stdin) => tokio::select! {
@@ -94,22 +100,49 @@ struct Collected {
     exit_code: i32,
 }
 
-async fn collect(mut events: Events) -> Result<Collected> {
+async fn collect(mut events: Events, mut room: Room<'_>) -> Result<Collected> {
     let mut out = Collected::default();
     while let Some(event) = events.next().await {
         match event? {
-            Event::Stdout(data) => out.truncated |= append(&mut out.stdout, &data),
-            Event::Stderr(data) => out.truncated |= append(&mut out.stderr, &data),
+            Event::Stdout(data) => out.truncated |= append(&mut out.stdout, &data, &mut room),
+            Event::Stderr(data) => out.truncated |= append(&mut out.stderr, &data, &mut room),
             Event::Exit(code) => out.exit_code = code,
         }
     }
     Ok(out)
 }
 
-fn append(to: &mut Vec<u8>, data: &[u8]) -> bool {
-    let room = OUTPUT_MAX - to.len();
-    to.extend_from_slice(&data[..data.len().min(room)]);
-    data.len() > room
+/// Appends what there is room for; true when some is left out.
+fn append(to: &mut Vec<u8>, data: &[u8], room: &mut Room<'_>) -> bool {
+    let kept = room.take(data.len().min(OUTPUT_MAX - to.len()));
+    to.extend_from_slice(&data[..kept]);
+    data.len() > kept
+}
+
+/// Room for output, taken from the caller's share of memory until the answer has ended.
+struct Room<'a> {
+    load: &'a Load,
+    payer: Payer,
+    under_way: UnderWay,
+    left: usize,
+}
+
+impl<'a> Room<'a> {
+    fn new(load: &'a Load, caller: Caller, under_way: UnderWay) -> Self {
+        Self { load, payer: Payer::Caller(caller.id()), under_way, left: FREE }
+    }
+
+    /// Takes as much of `bytes` as there is room for.
+    fn take(&mut self, bytes: usize) -> usize {
+        while self.left < bytes {
+            let Ok(share) = self.load.body(self.payer, ROOM) else { break };
+            self.under_way.hold(share);
+            self.left += ROOM;
+        }
+        let taken = bytes.min(self.left);
+        self.left -= taken;
+        taken
+    }
 }
 
 fn result(sandbox_id: String, cmd: String, out: Collected, took: Duration) -> api::ExecResult {

@@ -1,16 +1,17 @@
 //! What handlers take from a request, with errors that are ours and name the field.
 
+use super::socket::FRAME_MAX;
 use crate::app::App;
-use crate::auth::Stranger;
 use crate::auth::admission::Admission;
 use crate::capsules::Once;
 use crate::error::{Error, Result};
-use crate::limits::{JSON_MAX, STRANGERS_JSON_MAX};
+use crate::load::{Payer, UnderWay};
 use axum::body::{Body, Bytes};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::HeaderMap;
 use http::request::Parts;
+use http_body::Body as _;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use types::CapsuleId;
@@ -21,8 +22,19 @@ pub(super) struct Json<T>(pub T);
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, _app: &Arc<App>) -> Result<Self> {
-        read(request).await.map(|(value, _)| Self(value))
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self> {
+        read(app, request, false).await.map(|(value, _)| Self(value))
+    }
+}
+
+/// A JSON body that carries the input of a command, and may be large.
+pub(super) struct WithInput<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for WithInput<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self> {
+        read(app, request, true).await.map(|(value, _)| Self(value))
     }
 }
 
@@ -32,19 +44,42 @@ pub(super) struct Sent<T>(pub T, pub Bytes);
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Sent<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, _app: &Arc<App>) -> Result<Self> {
-        read(request).await.map(|(value, body)| Self(value, body))
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self> {
+        read(app, request, false).await.map(|(value, body)| Self(value, body))
     }
 }
 
-async fn read<T: DeserializeOwned>(request: Request) -> Result<(T, Bytes)> {
-    let stranger = request.extensions().get::<Stranger>().is_some();
-    let most = if stranger { STRANGERS_JSON_MAX } else { JSON_MAX };
+/// Reads a body whose room was taken before; the room is given back when the answer has ended.
+async fn read<T: DeserializeOwned>(app: &App, request: Request, input: bool) -> Result<(T, Bytes)> {
+    let payer = request.extensions().get().copied().unwrap_or(Payer::Network(None));
+    let under_way = request.extensions().get().cloned().unwrap_or_else(UnderWay::default);
+    let (most, time) = payer.allowance(input);
     let body: Body = request.into_body();
-    let body = axum::body::to_bytes(body, most).await;
-    let body = body.map_err(|_| Error::TooLarge(most))?;
+    let said = body.size_hint();
+    if said.lower() > u64::try_from(most).unwrap_or(u64::MAX) {
+        return Err(Error::TooLarge(most));
+    }
+    let told = said.upper().and_then(|bytes| usize::try_from(bytes).ok());
+    let mut room = app.load.body(payer, told.unwrap_or(most).min(most))?;
+    let body = tokio::time::timeout(time, axum::body::to_bytes(body, most)).await;
+    let body = body.map_err(|_| Error::BodyTooSlow)?.map_err(|error| broken(&error, most))?;
+    room.shrink(u64::try_from(body.len()).unwrap_or(u64::MAX));
+    under_way.hold(room);
     let value = parse(if body.is_empty() { b"{}" } else { &body })?;
     Ok((value, body))
+}
+
+/// Why a body could not be read to its end.
+fn broken(error: &axum::Error, most: usize) -> Error {
+    let error: &(dyn std::error::Error + 'static) = error;
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    if hop::Stalled::is_cause_of(error) {
+        Error::BodyTooSlow
+    } else if causes.any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+        Error::TooLarge(most)
+    } else {
+        Error::invalid("body", "broke off")
+    }
 }
 
 /// The key under which a request may be repeated, if it came with one.
@@ -118,8 +153,12 @@ impl FromRequestParts<Arc<App>> for Upgrade {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
         let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
         let wrong = |_| Error::invalid("upgrade", "must ask for a WebSocket (RFC 6455)");
+        // A message may be one frame, which is held whole before its size is looked at.
+        let bounded = |upgrade: WebSocketUpgrade| {
+            upgrade.max_message_size(FRAME_MAX).max_frame_size(FRAME_MAX)
+        };
         let admission = Admission::from_request_parts(parts, app).await?;
-        Ok(Self { upgrade: upgrade.map_err(wrong)?, admission })
+        Ok(Self { upgrade: upgrade.map(bounded).map_err(wrong)?, admission })
     }
 }
 

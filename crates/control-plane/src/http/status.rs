@@ -17,7 +17,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
     responses((status = 200, body = api::Health), (status = 503, body = api::Health))
 )]
 pub(crate) async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
-    let up = sqlx::query("SELECT 1").execute(&app.db).await.is_ok();
+    let up = app.healthy().await;
     let status = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if up { "ok" } else { "the database does not answer" };
     (status, Json(api::Health { status: word.to_owned(), version: VERSION.to_owned() }))

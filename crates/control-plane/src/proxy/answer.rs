@@ -58,6 +58,9 @@ pub(crate) fn refuse(error: &Error, target: Option<Target>, form: Form) -> Respo
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    if let Some(wait) = error.retry_after() {
+        headers.insert(http::header::RETRY_AFTER, wait.into());
+    }
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         headers.insert("x-request-id", id);
     }

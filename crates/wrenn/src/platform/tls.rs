@@ -4,7 +4,7 @@
 use super::listen;
 use crate::settings::Tls;
 use anyhow::Context;
-use control_plane::{ControlPlane, Secure, limits};
+use control_plane::{App, Secure};
 use daemon::Tasks;
 use std::fs;
 use std::net::SocketAddr;
@@ -65,11 +65,12 @@ impl Https {
         Ok(self.listener.local_addr()?)
     }
 
-    pub(super) fn serve(self, server: ControlPlane, tasks: &Tasks) -> anyhow::Result<()> {
+    pub(super) fn serve(self, app: &App, tasks: &Tasks) -> anyhow::Result<()> {
         let mut written = self.files.written();
         let (sender, receiver) = watch::channel(Arc::new(self.files.read()?));
         tracing::info!(address = %self.address()?, "serving HTTPS");
-        hop::serve_tls(self.listener, receiver, Secure(server), limits::listener(), tasks);
+        let server = Secure(app.clone().server());
+        hop::serve_tls(self.listener, receiver, server, app.limits(), tasks);
         let files = self.files;
         tasks.every(LOOK, move || {
             let now = files.written();

@@ -10,7 +10,7 @@ use crate::output::{self, Progress};
 use crate::settings::{Agent as AgentSettings, ControlPlane, Listening, Plaintext};
 use crate::{images, sys};
 use anyhow::Context;
-use control_plane::{App, limits};
+use control_plane::App;
 use daemon::Tasks;
 use host_agent::Agent;
 use host_agent::membership::{About, Membership, Registration};
@@ -73,9 +73,9 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     let url = reachable(listens.plain);
     introduce(&app, &url, &up.client_file).await?;
     if let Some(https) = https {
-        https.serve(app.clone().server(), &tasks)?;
+        https.serve(&app, &tasks)?;
     }
-    hop::serve(api, app.clone().server(), limits::listener(), &tasks);
+    hop::serve(api, app.clone().server(), app.limits(), &tasks);
     own.join(&app, &up.dir, &url, (plaintext, &tasks)).await?;
     app.wait_online().await?;
     output::line(&format!("Wrenn serves {url}"));

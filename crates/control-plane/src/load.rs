@@ -1,0 +1,276 @@
+//! What one control plane takes on at once, and the share of it that each network, caller, team
+//! and capsule may hold. A share that is full refuses the newest at once; nobody waits in a queue
+//! that others can fill.
+
+use crate::error::{Error, Result};
+use hop::{Bounds, Full, Held, Limits, Share, Shares, Standing};
+use quick_cache::sync::Cache;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use types::{CapsuleId, ClientNetwork, TeamId};
+use uuid::Uuid;
+
+/// Largest JSON body of somebody who has shown a credential, in bytes.
+const JSON_MAX: usize = 1 << 20;
+/// Largest JSON body that carries the input of a command.
+const INPUT_MAX: usize = 20 << 20;
+/// Largest JSON body of somebody who has shown no credential yet.
+const STRANGERS_JSON_MAX: usize = 256 << 10;
+/// How long a JSON body may take from its head to its last byte.
+const JSON_TIME: Duration = Duration::from_secs(60);
+const INPUT_TIME: Duration = Duration::from_secs(600);
+const STRANGERS_JSON_TIME: Duration = Duration::from_secs(20);
+/// Bytes of JSON bodies and of output of commands that are held in memory at once, by all and by
+/// one caller.
+const BODIES: Bounds = Bounds { all: 512 << 20, each: 128 << 20 };
+/// The same of those who have shown no credential, by all and by one network.
+const STRANGERS_BODIES: Bounds = Bounds { all: 64 << 20, each: 4 << 20 };
+/// Streams of events, by all and by one team.
+const STREAMS: Bounds = Bounds { all: 1000, each: 250 };
+/// Streams of events of one caller.
+const CALLERS_STREAMS: Bounds = Bounds { all: 1000, each: 50 };
+/// Requests of strangers that wait for a capsule, by all and for one.
+const WAITING: Bounds = Bounds { all: 4096, each: 256 };
+/// Reads that may take the database long, by all and by one team. The pool has twice as many
+/// connections.
+const DEAR: Bounds = Bounds { all: 8, each: 3 };
+/// How long such a read waits for its place, and between two tries.
+const DEAR_WAIT: Duration = Duration::from_secs(5);
+const DEAR_LOOK: Duration = Duration::from_millis(50);
+/// Networks that are remembered because somebody there has shown a credential, and for how long.
+const KNOWN: usize = 10_000;
+const KNOWN_FOR: Duration = Duration::from_secs(3600);
+/// How old the memory of a network may be before it is renewed.
+const KNOWN_RENEWED: Duration = Duration::from_secs(600);
+
+/// The shares of one control plane.
+pub(crate) struct Load {
+    limits: Limits,
+    /// Where a credential was shown last, and when.
+    known: Cache<ClientNetwork, Instant>,
+    /// Requests that have no connection of their own: through a proxy on this machine, and by
+    /// HTTP/2.
+    requests: Shares<(ClientNetwork, Standing)>,
+    callers: Shares<Uuid>,
+    teams: Shares<TeamId>,
+    streams: Shares<TeamId>,
+    callers_streams: Shares<Uuid>,
+    bodies: Shares<Payer>,
+    strangers_bodies: Shares<Payer>,
+    waiting: Shares<CapsuleId>,
+    dear: Shares<TeamId>,
+}
+
+/// Whose share a body is taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Payer {
+    /// Somebody who has shown no credential, by their network.
+    Network(Option<ClientNetwork>),
+    /// A key or a user.
+    Caller(Uuid),
+}
+
+impl Payer {
+    /// How large a JSON body may be, and how long it may take; `input` is for a body that carries
+    /// the input of a command.
+    pub(crate) fn allowance(self, input: bool) -> (usize, Duration) {
+        match (self, input) {
+            (Self::Network(_), _) => (STRANGERS_JSON_MAX, STRANGERS_JSON_TIME),
+            (Self::Caller(_), false) => (JSON_MAX, JSON_TIME),
+            (Self::Caller(_), true) => (INPUT_MAX, INPUT_TIME),
+        }
+    }
+}
+
+/// What a request holds until its answer has ended.
+#[derive(Clone, Default)]
+pub(crate) struct UnderWay(Arc<Mutex<Vec<Held>>>);
+
+impl UnderWay {
+    pub(crate) fn hold(&self, held: impl Send + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(held));
+    }
+}
+
+fn of(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+impl Load {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            known: Cache::new(KNOWN),
+            requests: Shares::default(),
+            callers: Shares::default(),
+            teams: Shares::default(),
+            streams: Shares::default(),
+            callers_streams: Shares::default(),
+            bodies: Shares::default(),
+            strangers_bodies: Shares::default(),
+            waiting: Shares::default(),
+            dear: Shares::default(),
+        }
+    }
+
+    /// What each listener takes.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Remembers that somebody at an address has shown a credential.
+    pub(crate) fn vouch(&self, address: IpAddr) {
+        let network = ClientNetwork::from(address);
+        let shown = self.known.get(&network);
+        if shown.is_none_or(|at| at.elapsed() > KNOWN_RENEWED) {
+            self.known.insert(network, Instant::now());
+        }
+    }
+
+    /// How far an address is known.
+    pub(crate) fn standing(&self, address: IpAddr) -> Standing {
+        let standing = Standing::of(address);
+        let shown = || self.known.get(&ClientNetwork::from(address));
+        match standing {
+            Standing::Stranger if shown().is_some_and(|at| at.elapsed() < KNOWN_FOR) => {
+                Standing::Known
+            }
+            Standing::Stranger | Standing::Known | Standing::Trusted => standing,
+        }
+    }
+
+    /// Takes a share of the requests for a client that shares its connection with others. A
+    /// client that has a connection of its own was counted with that.
+    pub(crate) fn request(
+        &self,
+        client: IpAddr,
+        peer: SocketAddr,
+        version: http::Version,
+    ) -> Result<Option<Held>> {
+        let shared = peer.ip().is_loopback() || version == http::Version::HTTP_2;
+        if !shared || client.is_loopback() {
+            return Ok(None);
+        }
+        let standing = self.standing(client);
+        let holder = (ClientNetwork::from(client), standing);
+        let share = self.requests.take(holder, 1, self.limits.bounds(standing));
+        share.map(|share| Some(Box::new(share) as Held)).map_err(|full| match full {
+            Full::All => Error::Overloaded,
+            Full::Each => Error::TooManyAtOnce("your address"),
+        })
+    }
+
+    /// Takes a share of the requests under way for a key or a user: a quarter of all.
+    pub(crate) fn caller(&self, who: Uuid) -> Result<Share<Uuid>> {
+        let bounds = Bounds { all: u64::MAX, each: of(self.limits.connections / 4) };
+        self.callers.take(who, 1, bounds).map_err(|_| Error::TooManyAtOnce("this key or user"))
+    }
+
+    /// Takes a share of the requests under way for a team: a half of all.
+    pub(crate) fn team(&self, team: TeamId) -> Result<Share<TeamId>> {
+        let bounds = Bounds { all: u64::MAX, each: of(self.limits.connections / 2) };
+        self.teams.take(team, 1, bounds).map_err(|_| Error::TooManyAtOnce("this team"))
+    }
+
+    /// Takes a share of the streams of events.
+    pub(crate) fn stream(&self, team: TeamId, who: Uuid) -> Result<(Share<TeamId>, Share<Uuid>)> {
+        let refused = |whose| move |_| Error::TooManyAtOnce(whose);
+        let own = self.callers_streams.take(who, 1, CALLERS_STREAMS);
+        let own = own.map_err(refused("this key or user, as streams of events"))?;
+        let teams = self.streams.take(team, 1, STREAMS);
+        Ok((teams.map_err(refused("this team, as streams of events"))?, own))
+    }
+
+    /// Takes room for a body before it is read.
+    pub(crate) fn body(&self, payer: Payer, bytes: usize) -> Result<Share<Payer>> {
+        let (shares, bounds) = match payer {
+            Payer::Network(_) => (&self.strangers_bodies, STRANGERS_BODIES),
+            Payer::Caller(_) => (&self.bodies, BODIES),
+        };
+        shares.take(payer, of(bytes), bounds).map_err(|full| match full {
+            Full::All => Error::Overloaded,
+            Full::Each => Error::TooManyAtOnce("you, by the size of their bodies"),
+        })
+    }
+
+    /// Takes a place among the strangers who wait for a capsule.
+    pub(crate) fn waiter(&self, capsule: CapsuleId) -> Result<Share<CapsuleId>> {
+        self.waiting.take(capsule, 1, WAITING).map_err(|_| Error::TooManyConnections)
+    }
+
+    /// Waits for a place among the reads that may take the database long.
+    pub(crate) async fn dear(&self, team: TeamId) -> Result<Share<TeamId>> {
+        let until = Instant::now() + DEAR_WAIT;
+        loop {
+            match self.dear.take(team, 1, DEAR) {
+                Ok(share) => return Ok(share),
+                Err(_) if Instant::now() < until => tokio::time::sleep(DEAR_LOOK).await,
+                Err(Full::Each) => return Err(Error::TooManyAtOnce("this team, as long reads")),
+                Err(Full::All) => return Err(Error::Overloaded),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { connections: 32, per_network: 4, head_bytes: 8192 };
+    const HTTP: http::Version = http::Version::HTTP_11;
+
+    #[test]
+    fn clients_behind_a_proxy_have_a_share_each_and_a_direct_one_has_its_connections() {
+        let load = Load::new(LIMITS);
+        let (proxy, direct) = ("127.0.0.1:1".parse().unwrap(), "192.0.2.1:1".parse().unwrap());
+        let client = |text: &str| text.parse::<IpAddr>().unwrap();
+        let of = |text: &str| load.request(client(text), proxy, HTTP);
+        let held: Vec<_> = (1..=4).map(|n| of(&format!("2001:db8::{n}")).unwrap()).collect();
+        assert!(held.iter().all(Option::is_some));
+        assert!(matches!(of("2001:db8::5"), Err(Error::TooManyAtOnce(_))));
+        assert!(of("2001:db8:0:1::5").is_ok_and(|share| share.is_some()));
+        // The proxy's own requests, and those of a client with a connection of its own.
+        assert!(of("127.0.0.1").is_ok_and(|share| share.is_none()));
+        let own = |version| load.request(client("192.0.2.1"), direct, version);
+        assert!(own(HTTP).is_ok_and(|share| share.is_none()));
+        let streams: Vec<_> = (0..4).map(|_| own(http::Version::HTTP_2).unwrap()).collect();
+        assert!(matches!(own(http::Version::HTTP_2), Err(Error::TooManyAtOnce(_))));
+        drop((held, streams));
+        // A network that is known may hold a half.
+        load.vouch("2001:db8::77".parse().unwrap());
+        let held: Vec<_> = (0..16).map(|_| of("2001:db8::5").unwrap()).collect();
+        assert!(matches!(of("2001:db8::5"), Err(Error::TooManyAtOnce(_))));
+        drop(held);
+    }
+
+    #[test]
+    fn bodies_are_bounded_for_each_and_for_all() {
+        let load = Load::new(LIMITS);
+        let payer = |n: u128| Payer::Caller(Uuid::from_u128(n));
+        let (most, _) = payer(0).allowance(true);
+        let held: Vec<_> = (0..6).map(|_| load.body(payer(0), most).unwrap()).collect();
+        assert!(matches!(load.body(payer(0), most), Err(Error::TooManyAtOnce(_))));
+        let others = (1..40).map(|n| load.body(payer(n), most));
+        let (all, refused): (Vec<_>, Vec<_>) = others.partition(std::result::Result::is_ok);
+        assert_eq!(all.len() + held.len(), (512 << 20) / most);
+        assert!(refused.into_iter().all(|no| matches!(no, Err(Error::Overloaded))));
+        // Strangers have a room of their own.
+        let stranger = Payer::Network(None);
+        assert_eq!(stranger.allowance(true), stranger.allowance(false));
+        let (most, _) = stranger.allowance(true);
+        let held: Vec<_> = (0..16).map(|_| load.body(stranger, most).unwrap()).collect();
+        assert!(load.body(stranger, 1).is_err());
+        drop(held);
+    }
+
+    #[test]
+    fn a_team_that_reads_much_leaves_room_for_others() {
+        let load = Load::new(LIMITS);
+        let (one, other) = (TeamId::new(), TeamId::new());
+        let held: Vec<_> = (0..3).map(|_| load.dear.take(one, 1, DEAR).unwrap()).collect();
+        assert_eq!(load.dear.take(one, 1, DEAR).unwrap_err(), Full::Each);
+        assert!(load.dear.take(other, 1, DEAR).is_ok());
+        drop(held);
+    }
+}
