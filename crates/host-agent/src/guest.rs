@@ -71,10 +71,19 @@ pub(crate) struct Guest {
     pool: Arc<Pool<Dialer>>,
     cut: Signal,
     tracker: Tracker,
-    /// Requests under way at once.
+    /// Requests under way at envd's port, and at all the others.
+    counts: [Tracker; 2],
+    /// Requests under way at once at envd's port, and as many at all the others.
     most: u32,
     /// Carries out what it may reach; none where it has no network.
     guard: Option<Arc<Guard>>,
+}
+
+/// A request's places among those under way.
+#[derive(Debug)]
+pub(crate) struct Places {
+    _of_port: Place,
+    _of_all: Place,
 }
 
 /// What envd is told before anyone is let in.
@@ -95,7 +104,8 @@ impl Guest {
         let cut = Signal::default();
         let dialer = Dialer { route, cut: cut.clone() };
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
-        Self { pool, cut, tracker: Tracker::default(), most, guard: None }
+        let (tracker, counts) = (Tracker::default(), <[Tracker; 2]>::default());
+        Self { pool, cut, tracker, counts, most, guard: None }
     }
 
     /// The same, with who carries out what it may reach.
@@ -116,7 +126,8 @@ impl Guest {
         let dialer = Dialer { route, cut: cut.clone() };
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, guard) = (self.tracker.clone(), self.guard.clone());
-        Self { pool, cut, tracker, most: self.most, guard }
+        let counts = self.counts.clone();
+        Self { pool, cut, tracker, counts, most: self.most, guard }
     }
 
     /// Lets requests in again.
@@ -129,13 +140,18 @@ impl Guest {
         self.tracker.count() > 0
     }
 
-    /// A place among the requests under way. There is always one for envd, so that a capsule
-    /// whose ports are flooded still obeys its owner.
+    /// Takes a place among the requests under way. envd's port has places of its own, so that a
+    /// capsule whose ports are flooded still obeys its owner.
     ///
     /// # Errors
     /// When there is none, or none is given any more.
-    pub(crate) fn acquire(&self, port: u16) -> Result<Place, Refused> {
-        self.tracker.acquire(if port == protocol::ENVD_PORT { u32::MAX } else { self.most })
+    pub(crate) fn acquire(&self, port: u16) -> Result<Places, Refused> {
+        let [envds, others] = &self.counts;
+        let of_port = if port == protocol::ENVD_PORT { envds } else { others };
+        Ok(Places {
+            _of_port: of_port.acquire(self.most)?,
+            _of_all: self.tracker.acquire(u32::MAX)?,
+        })
     }
 
     /// The connections to the guest's ports.

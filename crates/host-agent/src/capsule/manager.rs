@@ -8,10 +8,10 @@ use super::life::{Due, Life, now_ms};
 use super::store::Tree;
 use super::{Error, golden, io_error, kept_error};
 use crate::Parts;
-use crate::guest::Guest;
+use crate::guest::{Guest, Places};
 use crate::snapshot::{self, Snapshot};
 use crate::vmm::Machine;
-use hop::{Place, Refused};
+use hop::Refused;
 use protocol::Refusal;
 use std::collections::HashMap;
 use std::fmt;
@@ -401,7 +401,7 @@ impl Manager {
 
     /// A running capsule's guest, and a place among its requests, in one step: what is under way
     /// is known to whoever ends it.
-    pub(crate) fn acquire(&self, id: CapsuleId, port: u16) -> Result<(Guest, Place), Refusal> {
+    pub(crate) fn acquire(&self, id: CapsuleId, port: u16) -> Result<(Guest, Places), Refusal> {
         let mut capsules = self.lock();
         let capsule = capsules.get_mut(&id).ok_or(Refusal::NotRunning)?;
         match capsule.state {
