@@ -289,3 +289,53 @@ async fn capsules_are_kept_and_come_back_by_commands() {
     assert!(!wrong.status.success() && text(&wrong.stderr).contains("snapshot"), "{wrong:?}");
     platform.finish();
 }
+
+#[tokio::test]
+async fn failures_as_json_carry_code_message_and_request_id() {
+    let (platform, _, id) = capsule().await;
+    let failure = |out: std::process::Output| -> Value {
+        assert!(!out.status.success() && out.stdout.is_empty(), "{out:?}");
+        let told: Value = serde_json::from_slice(&out.stderr).unwrap();
+        told["error"].clone()
+    };
+    let unknown = format!("cl-{}", "0".repeat(25));
+    let refused = failure(platform.run(&["--json", "capsule", "get", &unknown]));
+    assert_eq!(refused["code"], "not_found");
+    assert_eq!(refused["message"], "capsule not found");
+    assert_eq!(refused["request_id"].as_str().unwrap().len(), 32);
+    // The exit codes are what they are without it.
+    let out = platform.run(&["capsule", "exec", &unknown, "-n", "--json", "--", "true"]);
+    assert_eq!(out.status.code(), Some(125));
+    assert_eq!(failure(out)["code"], "not_found");
+    // A command whose failure comes over a WebSocket.
+    let out = platform.run(&["--json", "capsule", "exec", &unknown, "-t", "--", "true"]);
+    assert_eq!(failure(out)["code"], "not_found");
+    // Those that never reached the platform.
+    let nowhere = "http://127.0.0.1:1";
+    for (args, code, exit) in [
+        (&["--json", "capsule", "get", "cl-x"][..], "usage", 1),
+        (&["--json", "capsule", "cp", "a", "b"], "usage", 1),
+        (&["--json", "capsule", "nonsense"], "usage", 2),
+        (&["capsule", "get", "--json"], "usage", 2),
+        (&["--json", "--url", nowhere, "capsule", "list"], "unreachable", 1),
+        (&["--json", "--url", nowhere, "capsule", "exec", &id, "-t", "true"], "unreachable", 125),
+        (&["--json", "capsule", "cp", "/no/such/file", &format!("{id}:/x")], "failed", 1),
+    ] {
+        let out = platform.run(args);
+        assert_eq!(out.status.code(), Some(exit), "{args:?}: {out:?}");
+        let error = failure(out);
+        assert_eq!(error["code"], code, "{args:?}: {error}");
+        assert!(!error["message"].as_str().unwrap().is_empty() && error["request_id"].is_null());
+    }
+    // Something else that answers in the platform's place.
+    let other = tests::Upstream::echo();
+    let other = format!("http://127.0.0.1:{}", other.port);
+    let error = failure(platform.run(&["--json", "--url", &other, "capsule", "get", &id]));
+    assert_eq!(error["code"], "bad_answer", "{error}");
+    // Whoever asks for help gets it, and a program's own `--json` is not ours.
+    let help = platform.run(&["--json", "capsule", "--help"]);
+    assert!(help.status.success() && text(&help.stdout).contains("Usage"), "{help:?}");
+    let human = platform.run(&["capsule", "nonsense", "--", "--json"]);
+    assert!(text(&human.stderr).starts_with("error: "), "{human:?}");
+    platform.finish();
+}

@@ -228,6 +228,20 @@ pub(crate) struct Refused {
     /// Stable, for programs.
     pub code: String,
     pub message: String,
+    /// Finds the request in the platform's log; none for a refusal that came over a WebSocket.
+    pub request_id: Option<String>,
+}
+
+/// An answer of the platform, or of something in front of it, that has not the API's form.
+#[derive(Debug, thiserror::Error)]
+#[error("the platform answered {0}")]
+pub(crate) struct BadAnswer(reqwest::StatusCode);
+
+impl Refused {
+    /// A refusal that came over a WebSocket.
+    pub(crate) fn frame(code: String, message: String) -> anyhow::Error {
+        Self { code, message, request_id: None }.into()
+    }
 }
 
 impl std::fmt::Display for Refused {
@@ -240,8 +254,11 @@ impl std::error::Error for Refused {}
 
 fn refused(status: reqwest::StatusCode, body: &[u8]) -> anyhow::Error {
     match serde_json::from_slice::<api::ErrorBody>(body) {
-        Ok(body) => Refused { code: body.error.code, message: body.error.message }.into(),
-        Err(_) => anyhow::anyhow!("the platform answered {status}"),
+        Ok(api::ErrorBody { error }) => {
+            let request_id = Some(error.request_id);
+            Refused { code: error.code, message: error.message, request_id }.into()
+        }
+        Err(_) => BadAnswer(status).into(),
     }
 }
 

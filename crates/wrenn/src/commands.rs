@@ -50,7 +50,9 @@ fn shown(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Resul
 
 /// Asks whether to go on with what cannot be undone; who cannot be asked must have said so.
 fn agreed(question: &str) -> anyhow::Result<bool> {
-    anyhow::ensure!(std::io::stdin().is_terminal(), "say --yes to go on without being asked");
+    if !std::io::stdin().is_terminal() {
+        return Err(output::usage("say --yes to go on without being asked"));
+    }
     write!(std::io::stderr(), "{question} [y/N] ")?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

@@ -17,8 +17,16 @@ use output::Form;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let form = if cli.json { Form::Json } else { Form::Human };
+    let form = |json| if json { Form::Json } else { Form::Human };
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // What follows `--` is another command's.
+            let mut ours = std::env::args_os().take_while(|word| word != "--");
+            return output::unreadable(&error, form(ours.any(|word| word == "--json")));
+        }
+    };
+    let form = form(cli.json);
     match run(cli, form) {
         Ok(code) => code,
         Err(error) => {

@@ -2,9 +2,12 @@
 //! error. Colours and moving progress appear on a terminal alone.
 #![expect(clippy::print_stderr, reason = "this is where printing is done")]
 
+use crate::client::{BadAnswer, Refused};
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio_tungstenite::tungstenite;
 
 /// How results are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,58 @@ pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 /// Whether an error is the server's, of a code.
 pub(crate) fn is_refused(error: &anyhow::Error, code: &str) -> bool {
-    error.downcast_ref::<crate::client::Refused>().is_some_and(|refused| refused.code == code)
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == code)
+}
+
+/// A command that is given what it cannot take.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Makes the error of a command that is given what it cannot take.
+pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
+    Usage(message.into()).into()
+}
+
+/// A failure in the form that the API has for its own; programs read `code`.
+fn failure(error: &anyhow::Error) -> serde_json::Value {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        let Refused { code, message, request_id } = refused;
+        return serde_json::json!({
+            "error": { "code": code, "message": message, "request_id": request_id },
+        });
+    }
+    // It came from no request that the platform answered as it does.
+    let code = if error.is::<Usage>() {
+        "usage"
+    } else if error.is::<BadAnswer>() {
+        "bad_answer"
+    } else {
+        let causes: Vec<_> = error.chain().collect();
+        let http = causes.iter().find_map(|cause| cause.downcast_ref::<reqwest::Error>());
+        match http {
+            Some(http) if http.is_decode() => "bad_answer",
+            Some(_) => "unreachable",
+            None if causes.iter().any(|cause| cause.is::<tungstenite::Error>()) => "unreachable",
+            None => "failed",
+        }
+    };
+    serde_json::json!({
+        "error": { "code": code, "message": format!("{error:#}"), "request_id": null },
+    })
+}
+
+/// Prints a command line that cannot be read, and returns the exit code.
+pub(crate) fn unreadable(error: &clap::Error, form: Form) -> ExitCode {
+    if form == Form::Human || !error.use_stderr() {
+        // A reader who has left is no error.
+        let _ = error.print();
+    } else {
+        let text = error.render().to_string();
+        let text = text.trim().trim_start_matches("error: ");
+        self::error(&usage(text), form);
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Prints what went wrong, with its causes.
@@ -65,10 +119,7 @@ pub(crate) fn error(error: &anyhow::Error, form: Form) {
             eprintln!("\u{1b}[31merror:\u{1b}[0m {error:#}");
         }
         Form::Human => eprintln!("error: {error:#}"),
-        Form::Json => {
-            let message = format!("{error:#}");
-            eprintln!("{}", serde_json::json!({ "error": { "message": message } }));
-        }
+        Form::Json => eprintln!("{}", failure(error)),
     }
 }
 

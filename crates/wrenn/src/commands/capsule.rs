@@ -41,7 +41,7 @@ pub(crate) async fn capsule(
         cli::Capsule::Unpublish { capsule, port } => {
             port::publish(&capsule, port, false, client, form).await?;
         }
-        cli::Capsule::Forward(forward) => port::forward(&forward, client).await?,
+        cli::Capsule::Forward(forward) => port::forward(&forward, client, form).await?,
         cli::Capsule::RotateToken { capsule } => port::rotate_token(&capsule, client, form).await?,
         cli::Capsule::RotateLinks { capsule } => port::rotate_links(&capsule, client, form).await?,
     }
@@ -58,8 +58,9 @@ fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
 
 /// The path of a capsule's resource; its id is checked, so that it stays one segment.
 pub(super) fn path(capsule: &str, rest: &str) -> anyhow::Result<String> {
-    let id: types::CapsuleId =
-        capsule.parse().map_err(|e| anyhow::anyhow!("`{capsule}` is no capsule's id: {e}"))?;
+    let id: types::CapsuleId = capsule
+        .parse()
+        .map_err(|e| output::usage(format!("`{capsule}` is no capsule's id: {e}")))?;
     Ok(format!("/v1/capsules/{id}{rest}"))
 }
 

@@ -32,8 +32,8 @@ impl<'a> Side<'a> {
         }
         match text.split_once(':') {
             Some((id, path)) if id.starts_with(types::CapsuleId::PREFIX) => {
-                anyhow::ensure!(!path.is_empty(), "`{text}` names no path in the capsule");
-                Ok(Self::Capsule { id, path })
+                let none = || output::usage(format!("`{text}` names no path in the capsule"));
+                if path.is_empty() { Err(none()) } else { Ok(Self::Capsule { id, path }) }
             }
             _ => Ok(Self::Local(Path::new(text))),
         }
@@ -59,7 +59,10 @@ pub(super) async fn cp(from: &str, to: &str, client: &Client, form: Form) -> any
             let sent = send(client, id, path, tokio::io::stdin(), None).await?;
             (sent, format!("{id}:{path}"))
         }
-        _ => anyhow::bail!("one side must be CAPSULE:PATH, the other a local path or `-`"),
+        _ => {
+            let must = "one side must be CAPSULE:PATH, the other a local path or `-`";
+            return Err(output::usage(must));
+        }
     };
     if form == Form::Json {
         return output::json(&serde_json::json!({ "to": at, "bytes": copied }));

@@ -48,7 +48,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     sender.send(&start).await?;
     let pid = match receiver.next().await? {
         StreamEvent::Start { pid } => pid,
-        StreamEvent::Error { code, data } => return Err(Refused { code, message: data }.into()),
+        StreamEvent::Error { code, data } => return Err(Refused::frame(code, data)),
         StreamEvent::Stdout { .. }
         | StreamEvent::Stderr { .. }
         | StreamEvent::Exit { .. }
@@ -85,7 +85,7 @@ fn show(frame: StreamEvent) -> anyhow::Result<Option<ExitCode>> {
         StreamEvent::Exit { exit_code } => return Ok(Some(exit(exit_code))),
         // The program may end without having read its input.
         StreamEvent::Error { code, .. } if code == "conflict" => {}
-        StreamEvent::Error { code, data } => return Err(Refused { code, message: data }.into()),
+        StreamEvent::Error { code, data } => return Err(Refused::frame(code, data)),
         StreamEvent::Start { .. } | StreamEvent::Ping => {}
     }
     Ok(None)

@@ -66,7 +66,11 @@ pub(super) async fn rotate_links(capsule: &str, client: &Client, form: Form) -> 
     if form == Form::Json { output::json(&serde_json::json!({})) } else { Ok(()) }
 }
 
-pub(super) async fn forward(forward: &cli::Forward, client: &Client) -> anyhow::Result<()> {
+pub(super) async fn forward(
+    forward: &cli::Forward,
+    client: &Client,
+    form: Form,
+) -> anyhow::Result<()> {
     let cli::Forward { capsule, port, local, bind } = forward;
     // Says at once what is wrong with the capsule or the key.
     let _: api::Port = client.get(&port_path(capsule, *port, "")?).await?;
@@ -83,7 +87,7 @@ pub(super) async fn forward(forward: &cli::Forward, client: &Client) -> anyhow::
             let (client, path) = (client.clone(), Arc::clone(&path));
             tasks.spawn(async move {
                 if let Err(error) = join(stream, &client, &path).await {
-                    output::error(&error, Form::Human);
+                    output::error(&error, form);
                 }
             });
         }

@@ -81,7 +81,7 @@ async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
                 return Ok(exit(exit_code));
             }
             PtyEvent::Error { code, data, fatal: true } => {
-                return Err(Refused { code, message: data }.into());
+                return Err(Refused::frame(code, data));
             }
             PtyEvent::Error { .. } | PtyEvent::Ping => {}
         }
