@@ -45,7 +45,8 @@ async fn body_that_never_comes_is_answered_with_408_and_its_connection_ends() {
         let wanted = [200, 404].get(n.wrapping_sub(41)).copied().unwrap_or(408);
         assert_eq!(status, wanted, "{n}: {head}");
         wire.rest();
-        eventually("the connection ends", async || (!wire.send([0; 1024])).then_some(())).await;
+        let mut ended = || (!wire.send([0; 1024])).then_some(());
+        eventually("the connection ends", || std::future::ready(ended())).await;
     }
     platform.finish();
 }
@@ -56,8 +57,7 @@ async fn clients_behind_a_proxy_have_a_share_each() {
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
     // More than the share: the first look below may take a place before the last of them.
-    let held: Vec<Wire> =
-        (0..16).map(|n| stranger(&platform, &format!("2001:db8::{n}"))).collect();
+    let held: Vec<Wire> = (0..16).map(|n| stranger(&platform, &format!("2001:db8::{n}"))).collect();
     let ask = |address: &str| {
         let mut wire = Wire::to(platform.url());
         let from = format!("X-Forwarded-For: {address}\r\n");

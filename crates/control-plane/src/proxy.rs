@@ -284,17 +284,14 @@ impl Proxy {
     fn place(&self, target: Target, admitted: &Admitted) -> Result<Option<Share<CapsuleId>>> {
         match admitted {
             Admitted::Owner => Ok(None),
-            Admitted::Guest | Admitted::Link(_) => self.app.load.waiter(target.capsule).map(Some),
+            Admitted::Guest(_) | Admitted::Link(_) => {
+                self.app.load.waiter(target.capsule).map(Some)
+            }
         }
     }
 
     /// Has a capsule woken by someone who was admitted.
-    async fn wake(
-        &self,
-        waker: Caller,
-        target: Target,
-        admitted: &Admitted,
-    ) -> Result<Arc<Route>> {
+    async fn wake(&self, waker: Caller, target: Target, admitted: &Admitted) -> Result<Arc<Route>> {
         let _place = self.place(target, admitted)?;
         Box::pin(capsules::wake(&self.app, waker, target.capsule)).await?;
         let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;

@@ -54,48 +54,7 @@ pub(crate) struct Begin {
 
 /// Enters a capsule and has its host make it.
 pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
-    let now = OffsetDateTime::now_utc();
-    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
-    let id = CapsuleId::new();
-    let row = Capsule {
-        id: id.0,
-        team_id: caller.team.0,
-        host_id: None,
-        template_id: wanted.template_id,
-        template: wanted.template.clone(),
-        snapshot_id: wanted.snapshot.map(|id| id.0),
-        status: CapsuleState::Starting.as_str().to_owned(),
-        generation: 1,
-        vcpus: int(wanted.size.vcpus),
-        memory_mib: int(wanted.size.memory_mib),
-        disk_mib: int(wanted.size.disk_mib),
-        timeout_sec: int(wanted.idle_sec),
-        ends_at: None,
-        on_timeout: wanted.on_timeout.clone(),
-        auto_resume: wanted.auto_resume,
-        envd_token: new_envd_token(id),
-        traffic_token: random_hex(32),
-        link_generation: 1,
-        created_by_key: caller.key().map(|key| key.0),
-        public_ports: wanted.public_ports.clone(),
-        public_traffic: wanted.public_traffic,
-        host_header: wanted.host_header.clone(),
-        egress: Json(wanted.egress.clone()),
-        e2b: wanted.how.e2b,
-        booted: false,
-        stored: 0,
-        stored_tree: String::new(),
-        stored_newest: false,
-        disk_full: false,
-        storage_bytes: 0,
-        placed: 0,
-        age: 0.0,
-        error: None,
-        metadata: Json(wanted.metadata.clone()),
-        created_at: now,
-        started_at: None,
-        updated_at: now,
-    };
+    let row = row(caller, &wanted);
     let request = request(&row, &wanted);
     let quota = Quota::of(app, caller).await?;
     let ask = Ask {
@@ -136,6 +95,52 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
             }
             Err(error)
         }
+    }
+}
+
+/// Makes the row of a capsule that is to start. Its host is placed later.
+fn row(caller: Caller, wanted: &Begin) -> Capsule {
+    let now = OffsetDateTime::now_utc();
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let id = CapsuleId::new();
+    Capsule {
+        id: id.0,
+        team_id: caller.team.0,
+        host_id: None,
+        template_id: wanted.template_id,
+        template: wanted.template.clone(),
+        snapshot_id: wanted.snapshot.map(|id| id.0),
+        status: CapsuleState::Starting.as_str().to_owned(),
+        generation: 1,
+        vcpus: int(wanted.size.vcpus),
+        memory_mib: int(wanted.size.memory_mib),
+        disk_mib: int(wanted.size.disk_mib),
+        timeout_sec: int(wanted.idle_sec),
+        ends_at: None,
+        on_timeout: wanted.on_timeout.clone(),
+        auto_resume: wanted.auto_resume,
+        envd_token: new_envd_token(id),
+        traffic_token: random_hex(32),
+        link_generation: 1,
+        created_by_key: caller.key().map(|key| key.0),
+        public_ports: wanted.public_ports.clone(),
+        public_traffic: wanted.public_traffic,
+        host_header: wanted.host_header.clone(),
+        egress: Json(wanted.egress.clone()),
+        e2b: wanted.how.e2b,
+        booted: false,
+        stored: 0,
+        stored_tree: String::new(),
+        stored_newest: false,
+        disk_full: false,
+        storage_bytes: 0,
+        placed: 0,
+        age: 0.0,
+        error: None,
+        metadata: Json(wanted.metadata.clone()),
+        created_at: now,
+        started_at: None,
+        updated_at: now,
     }
 }
 

@@ -1,6 +1,5 @@
 //! What handlers take from a request, with errors that are ours and name the field.
 
-use super::socket::FRAME_MAX;
 use crate::app::App;
 use crate::auth::admission::Admission;
 use crate::capsules::Once;
@@ -153,12 +152,8 @@ impl FromRequestParts<Arc<App>> for Upgrade {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
         let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
         let wrong = |_| Error::invalid("upgrade", "must ask for a WebSocket (RFC 6455)");
-        // A message may be one frame, which is held whole before its size is looked at.
-        let bounded = |upgrade: WebSocketUpgrade| {
-            upgrade.max_message_size(FRAME_MAX).max_frame_size(FRAME_MAX)
-        };
         let admission = Admission::from_request_parts(parts, app).await?;
-        Ok(Self { upgrade: upgrade.map(bounded).map_err(wrong)?, admission })
+        Ok(Self { upgrade: upgrade.map_err(wrong)?, admission })
     }
 }
 

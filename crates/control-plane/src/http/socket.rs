@@ -55,7 +55,8 @@ impl Upgrade {
                 .map(|error| CloseFrame { code: close_code::POLICY, reason: error.code().into() });
             let _ = tokio::time::timeout(CLOSE, outgoing.close(last, reason)).await;
         };
-        upgrade.max_message_size(FRAME_MAX).on_upgrade(run)
+        // A message may be one frame, which is held whole before its size is looked at.
+        upgrade.max_message_size(FRAME_MAX).max_frame_size(FRAME_MAX).on_upgrade(run)
     }
 }
 
