@@ -10,7 +10,7 @@ const LINES_MAX: usize = 600;
 pub(crate) fn faults(root: &Path) -> Vec<String> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
-    for dir in ["crates", "tests", "benches", "xtask"] {
+    for dir in ["crates", "tests", "benches", "xtask", "fuzz"] {
         sources(&root.join(dir), &mut files);
     }
     for path in &files {

@@ -7,6 +7,8 @@
 mod capsule;
 mod cgroup;
 mod config;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest;
 pub mod membership;
 mod network;

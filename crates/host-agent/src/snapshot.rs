@@ -6,6 +6,8 @@
 //! Layers are shared between snapshots by hard links, so that removing a folder removes what
 //! nobody else needs. Knows nothing of capsules, hosts or who may do what.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod images;
 pub(crate) mod layer;
 pub(crate) mod memory;
@@ -129,6 +131,19 @@ pub(crate) struct Manifest {
     pub envd_token: Option<String>,
 }
 
+impl Manifest {
+    /// Reads a manifest whose first line is the hash of the rest.
+    fn read(text: &[u8]) -> io::Result<Self> {
+        let wrong = || damaged("the manifest is not the one that was written");
+        let at = text.iter().position(|byte| *byte == b'\n').ok_or_else(wrong)?;
+        let (hash, body) = (&text[..at], &text[at + 1..]);
+        if blake3::hash(body).to_hex().as_bytes() != hash {
+            return Err(wrong());
+        }
+        serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))
+    }
+}
+
 /// A complete snapshot.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
@@ -140,14 +155,7 @@ impl Snapshot {
     /// Opens what is in a folder; the manifest is checked, the rest when it is read.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let text = fs::read(dir.join(MANIFEST)).map_err(unreadable)?;
-        let wrong = || damaged("the manifest is not the one that was written");
-        let at = text.iter().position(|byte| *byte == b'\n').ok_or_else(wrong)?;
-        let (hash, body) = (&text[..at], &text[at + 1..]);
-        if blake3::hash(body).to_hex().as_bytes() != hash {
-            return Err(wrong());
-        }
-        let manifest = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
-        Ok(Self { dir: dir.to_owned(), manifest })
+        Ok(Self { dir: dir.to_owned(), manifest: Manifest::read(&text)? })
     }
 
     /// The state of the devices.

@@ -6,6 +6,8 @@
 pub(crate) mod choose;
 pub(crate) mod fake;
 pub(crate) mod firecracker;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod hollow;
 mod kvm;
 mod metadata;

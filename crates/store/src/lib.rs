@@ -9,6 +9,8 @@
 //! shared between spaces, and nothing tells whether two of them keep the same. It knows nothing
 //! of capsules, and never decides what is kept or for how long.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod seal;
 mod sweep;
 mod tree;

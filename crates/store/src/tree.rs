@@ -46,15 +46,19 @@ impl Tree {
             }
             Err(error) => return Err(error.into()),
         };
-        let sealer = store.sealer(space);
-        let damaged = || Error::Damaged(name.to_owned());
+        let tree = Self::parse(&store.sealer(space), name, &object);
+        tree.ok_or_else(|| Error::Damaged(name.to_owned()))
+    }
+
+    /// Reads a tree from its object; none for a damaged one.
+    pub(crate) fn parse(sealer: &Sealer, name: &str, object: &[u8]) -> Option<Self> {
+        let text = sealer.open(name, object, TREE_MAX)?;
         // The list's own hash comes first.
-        let text = sealer.open(name, &object, TREE_MAX).ok_or_else(damaged)?;
-        let (hash, list) = text.split_at_checked(64).ok_or_else(damaged)?;
+        let (hash, list) = text.split_at_checked(64)?;
         if sealer.name(list).as_bytes() != hash {
-            return Err(damaged());
+            return None;
         }
-        serde_json::from_slice(list).map_err(|_| damaged())
+        serde_json::from_slice(list).ok()
     }
 }
 

@@ -384,3 +384,14 @@ impl Driver for Firecracker {
         Some(Box::new(FirecrackerMachine::found(api, record, jail, &self.tasks)))
     }
 }
+
+/// What Firecracker says: an answer to a request, a line of its figures, its version.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(data: &[u8]) {
+    for status in [http::StatusCode::OK, http::StatusCode::BAD_REQUEST] {
+        let _ = api::read("GET /", status, data);
+    }
+    let text = String::from_utf8_lossy(data);
+    text.lines().for_each(figures::count);
+    let _ = version::read(&text);
+}

@@ -12,10 +12,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// Longest line that is taken, in bytes. The longest answer that is asked for has some hundred.
+const LINE_MAX: u64 = 1 << 20;
 /// For commands.
 pub(super) const COMMANDS: &str = "qmp.sock";
 /// For the wait.
@@ -119,11 +121,31 @@ impl Qmp {
 
     async fn read(&mut self) -> io::Result<Value> {
         let mut line = String::new();
-        if self.0.read_line(&mut line).await? == 0 {
+        // A line that is cut there is no JSON, and ends the connection.
+        if (&mut self.0).take(LINE_MAX).read_line(&mut line).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(serde_json::from_str(&line)?)
     }
+}
+
+/// Hears any bytes from QEMU's socket to their end.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn fuzz(data: &[u8]) {
+    let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
+    let mut qmp = Qmp(BufReader::new(ours));
+    let said = async {
+        let _ = theirs.write_all(data).await;
+        let _ = theirs.shutdown().await;
+        let _ = tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await;
+    };
+    let heard = async move {
+        let _ = qmp.read().await;
+        let _ = qmp.command("qmp_capabilities", json!({})).await;
+        let _ = qmp.guest_ended(&AtomicBool::new(false)).await;
+        drop(qmp);
+    };
+    tokio::join!(said, heard);
 }
 
 #[cfg(test)]

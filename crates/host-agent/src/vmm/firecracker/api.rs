@@ -77,16 +77,7 @@ impl Api {
         let (status, answer) = asked
             .unwrap_or_else(|_| Err(io::Error::other(format!("no answer in {limit:?}"))))
             .map_err(|error| io::Error::new(error.kind(), format!("{what}: {error}")))?;
-        if status.is_success() {
-            return if answer.is_empty() {
-                Ok(Value::Null)
-            } else {
-                Ok(serde_json::from_slice(&answer)?)
-            };
-        }
-        let said = serde_json::from_slice::<Value>(&answer).unwrap_or_default();
-        let said = said["fault_message"].as_str().unwrap_or("no reason").to_owned();
-        Err(io::Error::other(format!("{what}: {status}: {said}")))
+        read(&what, status, &answer)
     }
 
     async fn exchange(
@@ -117,4 +108,15 @@ impl Api {
             .map_err(io::Error::other)?;
         Ok((status, body.to_bytes().to_vec()))
     }
+}
+
+/// Reads the answer to a request.
+pub(super) fn read(what: &str, status: http::StatusCode, answer: &[u8]) -> io::Result<Value> {
+    if status.is_success() {
+        let empty = answer.is_empty();
+        return if empty { Ok(Value::Null) } else { Ok(serde_json::from_slice(answer)?) };
+    }
+    let said = serde_json::from_slice::<Value>(answer).unwrap_or_default();
+    let said = said["fault_message"].as_str().unwrap_or("no reason").to_owned();
+    Err(io::Error::other(format!("{what}: {status}: {said}")))
 }

@@ -50,7 +50,7 @@ impl Drop for Figures {
 }
 
 /// Adds what a line says; one that is cut short says nothing.
-fn count(line: &str) {
+pub(super) fn count(line: &str) {
     let said: Value = serde_json::from_str(line).unwrap_or_default();
     for (at, name) in FIGURES {
         if let Some(more @ 1..) = said.pointer(at).and_then(Value::as_u64) {

@@ -23,7 +23,7 @@ impl fmt::Display for Version {
 }
 
 /// The first thing in a text that reads as one: `v1.16.1`, or `1.17.0-dev`.
-fn read(text: &str) -> Option<Version> {
+pub(super) fn read(text: &str) -> Option<Version> {
     text.split_whitespace().find_map(|word| {
         let mut parts = word.trim_start_matches('v').splitn(3, '.');
         let mut number = || {

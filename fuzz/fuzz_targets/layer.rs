@@ -1,0 +1,4 @@
+//! A layer of a snapshot's memory, as it may come from the store.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| host_agent::fuzzing::layer(data));

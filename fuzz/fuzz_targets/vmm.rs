@@ -1,0 +1,7 @@
+//! What QEMU and Firecracker say on their sockets.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    host_agent::fuzzing::qmp(data);
+    host_agent::fuzzing::firecracker(data);
+});
