@@ -1,7 +1,7 @@
 //! The one type of body that passes through a hop, with no box around the common kinds.
 
 use crate::line::Exchange;
-use crate::pace::{Busy, Pace, Place};
+use crate::pace::{BodyNote, Busy, Pace, Place};
 use crate::timed::{SILENCE, Still};
 use bytes::Bytes;
 use daemon::Tasks;
@@ -53,7 +53,7 @@ pub struct Body {
 struct Served {
     /// Reads the rest that nobody wants, and notes what is left. Of a stream that is one of many,
     /// the client is told instead.
-    alone: Option<(Tasks, Arc<Pace>)>,
+    alone: Option<(Tasks, BodyNote)>,
     /// Whether the answer has begun. From then on the client may send when it likes.
     answered: Answered,
     limit: Duration,
@@ -135,10 +135,7 @@ impl Body {
             return (this, None);
         }
         let (answered, limit) = (Answered::default(), patience(headers));
-        let alone = alone.map(|(tasks, pace)| (tasks.clone(), Arc::clone(pace)));
-        if let Some((_, pace)) = &alone {
-            pace.set_body(Place::Coming);
-        }
+        let alone = alone.map(|(tasks, pace)| (tasks.clone(), pace.body()));
         let served = Served { alone, answered: answered.clone(), limit, still: Still::default() };
         this.served = Some(Box::new(served));
         (this, Some(answered))
@@ -228,11 +225,11 @@ impl From<Incoming> for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         let alone = self.served.take().and_then(|served| served.alone);
-        if let (Some((tasks, pace)), Kind::Incoming(rest)) = (alone, std::mem::take(&mut self.kind))
+        if let (Some((tasks, note)), Kind::Incoming(rest)) = (alone, std::mem::take(&mut self.kind))
         {
             match http_body::Body::is_end_stream(&rest) {
-                true => pace.set_body(Place::Here),
-                false => tasks.clone().spawn(discard(rest, tasks, pace)),
+                true => note.set(Place::Here),
+                false => tasks.clone().spawn(discard(rest, tasks, note)),
             }
         }
     }
@@ -250,14 +247,22 @@ impl Served {
 }
 
 /// Reads a body that nobody wants.
-async fn discard(mut body: Incoming, tasks: Tasks, pace: Arc<Pace>) {
-    use http_body::Body as _;
-    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
-    tokio::select! {
-        _ = tokio::time::timeout(LINGER, reading) => {}
-        () = tasks.stopping() => {}
-    }
-    pace.set_body(if body.is_end_stream() { Place::Here } else { Place::Left });
+async fn discard(mut body: Incoming, tasks: Tasks, note: BodyNote) {
+    // A chunked body tells its end by its last frame alone.
+    let reading = async {
+        loop {
+            match body.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return Place::Left,
+                None => return Place::Here,
+            }
+        }
+    };
+    let place = tokio::select! {
+        read = tokio::time::timeout(LINGER, reading) => read.unwrap_or(Place::Left),
+        () = tasks.stopping() => Place::Left,
+    };
+    note.set(place);
 }
 
 impl http_body::Body for Body {
@@ -281,8 +286,8 @@ impl http_body::Body for Body {
                 let stalled = this.served.as_mut().and_then(|served| served.look(cx, &frame));
                 if let Some(stalled) = stalled {
                     // Without its reader the connection ends after the answer.
-                    if let Some((_, pace)) = this.served.take().and_then(|served| served.alone) {
-                        pace.set_body(Place::Left);
+                    if let Some((_, note)) = this.served.take().and_then(|served| served.alone) {
+                        note.set(Place::Left);
                     }
                     this.kind = Kind::Empty;
                     return Poll::Ready(Some(Err(stalled.into())));
@@ -293,8 +298,8 @@ impl http_body::Body for Body {
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         };
         if let Poll::Ready(None) = frame {
-            if let Some((_, pace)) = self.served.take().and_then(|served| served.alone) {
-                pace.set_body(Place::Here);
+            if let Some((_, note)) = self.served.take().and_then(|served| served.alone) {
+                note.set(Place::Here);
             }
             (self.held, self.busy, self.until) = (None, None, None);
         } else if let Some(last) = self.ended(cx, frame.is_pending()) {

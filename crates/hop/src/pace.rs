@@ -6,7 +6,7 @@
 
 use crate::body::{Held, LINGER};
 use crate::timed::Timer;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) const HEAD: Duration = Duration::from_secs(20);
 
 /// How long the rest of a body may come after its answer: a little longer than it is read, so that
 /// its reader has left by then.
-pub(crate) const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
+const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
 
 /// What happens on a server's connection, noted by whoever serves it and by its reads.
 #[derive(Debug, Default)]
@@ -33,8 +33,9 @@ pub(crate) struct Pace {
     shared: AtomicBool,
     /// Whether bytes have come since the last look.
     read: AtomicBool,
-    /// Where a request's body is, on a connection that is not shared.
-    body: AtomicU8,
+    /// Where the last request's body is, on a connection that is not shared: the number of the
+    /// request, and its [`Place`] in the lowest two bits.
+    body: AtomicU64,
     /// Lives as long as the connection, also after a switch of protocols.
     held: Mutex<Vec<Held>>,
 }
@@ -58,9 +59,15 @@ impl Pace {
         }
     }
 
-    /// Notes where the body of the request is.
-    pub(crate) fn set_body(&self, place: Place) {
-        self.body.store(place as u8, Ordering::Relaxed);
+    /// Begins to note where the body of the last request is.
+    pub(crate) fn body(self: &Arc<Self>) -> BodyNote {
+        let number = u64::from(self.begun.load(Ordering::Relaxed)) << 2;
+        self.body.store(number | Place::Coming as u64, Ordering::Relaxed);
+        BodyNote { pace: Arc::clone(self), number }
+    }
+
+    fn is_body(&self, place: Place) -> bool {
+        self.body.load(Ordering::Relaxed) & 3 == place as u64
     }
 
     /// Keeps something for as long as the connection lives.
@@ -78,6 +85,23 @@ pub(crate) enum Place {
     Coming = 1,
     /// Nobody reads what is still to come.
     Left = 2,
+}
+
+/// Notes where the body of one request is. A note that comes after the next request has begun
+/// changes nothing.
+pub(crate) struct BodyNote {
+    pace: Arc<Pace>,
+    number: u64,
+}
+
+impl BodyNote {
+    pub(crate) fn set(&self, place: Place) {
+        let coming = self.number | Place::Coming as u64;
+        let now = self.number | place as u64;
+        let (done, at) = (Ordering::Relaxed, &self.pace.body);
+        // Fails where another request's body has taken the place.
+        let _ = at.compare_exchange(coming, now, done, done);
+    }
 }
 
 /// A request under way.
@@ -139,7 +163,7 @@ impl Watch {
                 Phase::Head => HEAD,
                 Phase::Resting => REST,
                 // Its reader has left: hyper would not see that before bytes come.
-                Phase::Lingering if self.pace.body.load(Ordering::Relaxed) == Place::Left as u8 => {
+                Phase::Lingering if self.pace.is_body(Place::Left) => {
                     return Poll::Ready(Over::Body);
                 }
                 Phase::Lingering => LINGERING,
@@ -168,7 +192,7 @@ impl Watch {
         }
         let answered = begun != self.begun;
         self.begun = begun;
-        let ended = self.pace.body.load(Ordering::Relaxed) == Place::Here as u8;
+        let ended = self.pace.is_body(Place::Here);
         let phase = if self.pace.busy.load(Ordering::Relaxed) > 0 {
             Phase::Exchange
         } else if !ended {
