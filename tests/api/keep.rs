@@ -233,7 +233,7 @@ async fn random_histories_are_legal_and_end_well() {
     ] {
         sqlx::query(sql).execute(&mut db).await.unwrap();
     }
-    for round in 0..4 {
+    for round in 0..8 {
         let id = if round == 0 { first.clone() } else { client.create(&json!({})).await };
         let clients = (0..6).map(|_| tokio::spawn(history(client.clone(), id.clone())));
         for done in futures::future::join_all(clients).await {

@@ -13,6 +13,9 @@ async fn a_capsule_is_made_shown_and_ended_and_then_is_not_there() {
         "envs": { "GREETING": "hello" }, "metadata": { "owner": "ü" } });
     let mut made = client.post("/v1/capsules", &body).await.expect(201);
     assert_eq!(made.as_object_mut().unwrap().remove("booted"), Some(json!(true)));
+    // The answer to a create alone has the token.
+    let token = made.as_object_mut().unwrap().remove("traffic_token");
+    assert!(token.is_some_and(|token| token.is_string()));
     let id = made["id"].as_str().unwrap();
     assert!(id.starts_with("cl-") && id.len() == 28, "{id}");
     let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
