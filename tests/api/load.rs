@@ -22,6 +22,16 @@ fn unfinished(platform: &Platform, line: &str, headers: &str, length: usize) -> 
     wire
 }
 
+/// Waits until one of several requests is refused, since the others hold a whole share. Returns
+/// the head of its answer.
+async fn full(held: &mut [Wire], share: &str) -> String {
+    let refused = || std::future::ready(held.iter().position(Wire::has_bytes));
+    let refused = eventually(share, refused).await;
+    let (status, told) = head(&mut held[refused]);
+    assert_eq!(status, 429, "{told}");
+    told
+}
+
 /// A sign-in that never comes, by a client of the proxy on this machine.
 fn stranger(platform: &Platform, address: &str) -> Wire {
     let from = format!("X-Forwarded-For: 10.0.0.1, {address}\r\n");
@@ -55,19 +65,17 @@ async fn clients_behind_a_proxy_have_a_share_each() {
     let vars = [("WRENN_CONNECTIONS_PER_ADDRESS", "8")];
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
-    // More than the share: the first look below may take a place before the last of them.
-    let held: Vec<Wire> = (0..16).map(|n| stranger(&platform, &format!("2001:db8::{n}"))).collect();
+    let mut held: Vec<Wire> =
+        (0..9).map(|n| stranger(&platform, &format!("2001:db8::{n}"))).collect();
+    full(&mut held, "the share of a network").await;
     let ask = |address: &str| {
         let mut wire = Wire::to(platform.url());
         let from = format!("X-Forwarded-For: {address}\r\n");
         wire.send(format!("GET /health HTTP/1.1\r\nHost: x\r\n{from}\r\n"));
         head(&mut wire)
     };
-    let refused = eventually("the share is full", async || {
-        let (status, head) = ask("2001:db8::ffff");
-        (status == 429).then_some(head)
-    })
-    .await;
+    let (status, refused) = ask("2001:db8::ffff");
+    assert_eq!(status, 429, "{refused}");
     assert!(refused.contains("retry-after: 1\r\n"), "{refused}");
     // Another network, and whoever is on this machine, is served.
     assert_eq!(ask("2001:db8:0:1::1").0, 200);
@@ -153,13 +161,8 @@ async fn bodies_are_refused_before_they_are_read() {
         assert!(status == 413 || (line.ends_with("teams") && status == 403), "{line}: {head}");
     }
     let exec = format!("POST /v1/capsules/{id}/exec");
-    let held: Vec<Wire> = (0..12).map(|_| unfinished(&platform, &exec, &key, LARGE)).collect();
-    let told = eventually("the caller's share of memory is full", async || {
-        let mut wire = unfinished(&platform, &exec, &key, LARGE);
-        let (status, head) = head(&mut wire);
-        (status == 429).then_some(head)
-    })
-    .await;
+    let mut held: Vec<Wire> = (0..12).map(|_| unfinished(&platform, &exec, &key, LARGE)).collect();
+    let told = full(&mut held, "the caller's share of memory").await;
     assert!(told.contains("retry-after: 1\r\n"), "{told}");
     client.get("/v1/capsules").await.expect(200);
     drop(held);

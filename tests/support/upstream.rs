@@ -72,6 +72,18 @@ impl Wire {
         count
     }
 
+    /// Whether bytes have come that were not read yet.
+    ///
+    /// # Panics
+    /// When the socket cannot be asked.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        !self.early.is_empty() || peeked.is_ok_and(|count| count > 0)
+    }
+
     /// The next head, with the empty line that ends it; none at the end.
     pub fn head(&mut self) -> Option<String> {
         loop {
