@@ -315,7 +315,9 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
         (left == 0).then_some(())
     })
     .await;
-    assert_eq!(trees(&s3, &id), before);
+    // It may have sent that first, under a name of its own, which the next pause removes.
+    let now = trees(&s3, &id);
+    assert!(before.iter().all(|(name, tree)| now.get(name) == Some(tree)), "the good copy");
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     client.pause(&id).await;
     eventually("the newest is in the store alone", || async {
