@@ -193,12 +193,10 @@ async fn envds_port_has_as_many_places_as_the_others_together() {
         ));
         wire
     };
-    let held: Vec<Wire> = (0..4).map(|_| upload()).collect();
-    eventually("envd's places are taken", async || {
-        let answer = client.send(client.to_port(Method::GET, &id, 49983, "/metrics")).await;
-        (answer.status == 429).then(|| answer.refuses(429, "too_many_connections", "under way"))
-    })
-    .await;
+    let mut held: Vec<Wire> = (0..5).map(|_| upload()).collect();
+    full(&mut held, "envd's places").await;
+    let answer = client.send(client.to_port(Method::GET, &id, 49983, "/metrics")).await;
+    answer.refuses(429, "too_many_connections", "under way");
     let answer = client.to_port(Method::GET, &id, guest.port, "/").send().await.unwrap();
     assert_eq!(answer.status(), 200);
     drop(held);
