@@ -67,6 +67,8 @@ async fn a_link_whose_maker_is_known_costs_no_query() {
         let ask = nobody.to_port(Method::GET, &id, guest.port, "/").header("cookie", &cookie);
         assert_eq!(ask.send().await.unwrap().status().as_u16(), 200);
     };
+    // Where there are two replicas, each has a cache of its own to warm.
+    visit().await;
     visit().await;
     psql(&platform, "SELECT pg_stat_statements_reset()");
     for _ in 0..50 {
