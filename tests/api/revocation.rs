@@ -209,6 +209,16 @@ async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_all
     read(&mut events, "capsule.running").await;
     // Signed out.
     owner.patch(&member_path, &json!({ "role": "member" })).await.expect(204);
+    // Where there are two replicas, the other hears of it a moment later.
+    let ping = format!("/v1/capsules/{id}/ping");
+    eventually("every replica knows the role", async || {
+        let mut known = true;
+        for client in [&member, &member, &made, &made] {
+            known &= client.post(&ping, &json!({})).await.status != 403;
+        }
+        known.then_some(())
+    })
+    .await;
     let own = Open::of(&member, &id, guest.port).await;
     let by_key = Open::of(&made, &id, guest.port).await;
     member.post("/v1/auth/logout", &json!({})).await.expect(204);
