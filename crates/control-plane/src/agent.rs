@@ -380,7 +380,7 @@ impl Agent {
 /// The snapshots that a host has.
 pub(crate) struct HostSnapshots {
     pub ids: Vec<SnapshotId>,
-    /// Those that the store has too.
+    /// Snapshots that the store has too.
     pub stored: Vec<SnapshotId>,
     /// Bytes on disk of each, that nothing else has, as the host counted them last.
     pub storage: HashMap<SnapshotId, i64>,

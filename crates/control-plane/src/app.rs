@@ -34,7 +34,7 @@ use types::{HostId, PLATFORM_TEAM, TeamId};
 /// Name of the host that `wrenn up` runs beside its control plane.
 const LOCAL: &str = "local";
 
-/// How long it is believed whether the database answers.
+/// Lifetime of a look at the database.
 const HEALTH: Duration = Duration::from_millis(250);
 /// How often, and how many times, it is looked whether a host is there.
 const ONLINE: Duration = Duration::from_millis(50);
@@ -58,7 +58,7 @@ pub struct Settings {
     pub audit_access: bool,
     /// Days that the audit log is kept; 0 is for ever.
     pub audit_days: u32,
-    /// What each listener takes.
+    /// Limits of each listener.
     pub limits: hop::Limits,
 }
 
@@ -140,7 +140,7 @@ pub struct App {
     pub(crate) metrics: Metrics,
     pub(crate) turns: Arc<reconcile::Turns>,
     pub(crate) asked: Arc<reconcile::Asked>,
-    /// Whether the database answered, and when that was seen.
+    /// Result of the last look at the database, and its time.
     health: Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>,
     /// Has whoever reconciles do it now.
     pub(crate) wake: Arc<Notify>,
@@ -242,7 +242,7 @@ impl App {
         up
     }
 
-    /// What each listener takes.
+    /// Limits of each listener.
     #[must_use]
     pub fn limits(&self) -> hop::Limits {
         self.load.limits()

@@ -114,7 +114,7 @@ impl Load {
         }
     }
 
-    /// What each listener takes.
+    /// Limits of each listener.
     pub(crate) fn limits(&self) -> Limits {
         self.limits
     }

@@ -16,13 +16,19 @@ fn executed(platform: &Platform) -> u64 {
     psql(platform, sql).parse().unwrap()
 }
 
-#[tokio::test]
-async fn a_miss_costs_one_query_and_a_hit_none() {
+/// A platform whose PostgreSQL counts the statements that it executes.
+async fn counting() -> Platform {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     psql(&platform, "ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'");
     platform.stop();
     platform.resume().await;
     psql(&platform, "CREATE EXTENSION pg_stat_statements");
+    platform
+}
+
+#[tokio::test]
+async fn a_miss_costs_one_query_and_a_hit_none() {
+    let platform = counting().await;
     let client = platform.client();
     let (one, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
     let two = client.create(&serde_json::json!({})).await;
@@ -52,11 +58,7 @@ async fn a_miss_costs_one_query_and_a_hit_none() {
 /// counting.
 #[tokio::test]
 async fn a_link_whose_maker_is_known_costs_no_query() {
-    let mut platform = Platform::start(Driver::Fake, &[]).await;
-    psql(&platform, "ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'");
-    platform.stop();
-    platform.resume().await;
-    psql(&platform, "CREATE EXTENSION pg_stat_statements");
+    let platform = counting().await;
     let client = platform.client();
     let (id, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
     let links = format!("/v1/capsules/{id}/ports/{}/links", guest.port);

@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Usage {
     /// Bytes of its own disk at the last look; none while there is plenty of room.
     disk: Option<u64>,
-    /// Whether its guest stands still for want of room.
+    /// The guest stands still for want of room.
     pub waits: bool,
     /// When it may be let go on.
     go_on: Option<Instant>,

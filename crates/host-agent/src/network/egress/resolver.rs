@@ -1,6 +1,5 @@
 //! The name server of a capsule whose rules speak of names. It asks the host's name servers and
-//! remembers which addresses a name has. Of names that may not be reached nothing is told, so that
-//! nothing leaves by way of a question.
+//! remembers which addresses a name has. A name that may not be reached is never asked for.
 //!
 //! A question is asked anew: under an id and from a port of its own, and with nothing of the
 //! guest's message but the name, type and class. An answer is written anew too: only records that
