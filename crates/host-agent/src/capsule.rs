@@ -1,8 +1,9 @@
 //! Capsules on this machine: made, paused, resumed, found again, ended. `manager` is the only
-//! writer of a capsule's state here; `ledger` is what it remembers on disk; `boot` makes and
-//! unmakes the parts of one; `pause`, `resume` and `snapshots` keep them and bring them back;
-//! `destroy` removes one; `adopt` finds what an earlier agent left; `life` says when their time is
-//! over; `hold` stops guests that would fill the disk; `liveness` notices that a machine has ended.
+//! writer of a capsule's state here. `ledger` is the record of a capsule on disk. `boot` makes and
+//! unmakes the parts of a capsule. `pause`, `resume` and `snapshots` keep machines and bring them
+//! back. `destroy` removes a capsule. `adopt` finds the capsules that an earlier agent left. `life`
+//! decides when a capsule's time is over. `hold` stops guests that would fill the disk. `liveness`
+//! notices that a machine has ended.
 
 mod adopt;
 pub(crate) mod boot;

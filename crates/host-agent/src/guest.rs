@@ -29,7 +29,7 @@ const CLOCK_WRONG: Duration = Duration::from_millis(500);
 const CLOCK_TRIES: u32 = 10;
 /// How long a guest may take to write down what it has in memory.
 const QUIESCE: Duration = Duration::from_secs(30);
-/// How long a guest that goes on may take to set its clock. One that has ended never does.
+/// Time that a guest which goes on may take to set its clock. An ended guest never does.
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of randomness that a guest begins a new epoch with.
 const SEED: usize = 64;
@@ -73,13 +73,13 @@ pub(crate) struct Guest {
     tracker: Tracker,
     /// Requests under way at envd's port, and at all the others.
     counts: [Tracker; 2],
-    /// Requests under way at once at envd's port, and as many at all the others.
+    /// Limit of requests at once at envd's port; all the other ports together have the same limit.
     most: u32,
     /// Carries out what it may reach; none where it has no network.
     guard: Option<Arc<Guard>>,
 }
 
-/// A request's places among those under way.
+/// A request's places among the requests under way.
 #[derive(Debug)]
 pub(crate) struct Places {
     _of_port: Place,
@@ -144,7 +144,7 @@ impl Guest {
     /// capsule whose ports are flooded still obeys its owner.
     ///
     /// # Errors
-    /// When there is none, or none is given any more.
+    /// When no place is free, or none is given any more.
     pub(crate) fn acquire(&self, port: u16) -> Result<Places, Refused> {
         let [envds, others] = &self.counts;
         let of_port = if port == protocol::ENVD_PORT { envds } else { others };
@@ -180,12 +180,12 @@ impl Guest {
         self.pool.clear();
     }
 
-    /// Waits until every connection is to end.
+    /// Waits until every connection has to end.
     pub(crate) async fn gone(&self) {
         self.cut.wait().await;
     }
 
-    /// Reports whether envd answers on a new connection in time.
+    /// Reports whether envd takes a new connection and answers a request within `limit`.
     pub(crate) async fn answers(&self, limit: Duration) -> bool {
         let asked = async {
             self.pool.dial(&protocol::ENVD_PORT).await.ok()?;

@@ -73,7 +73,7 @@ pub(crate) struct Parts {
     /// None without a store.
     pub stored: Option<Arc<Stored>>,
     pub room: Room,
-    /// Bytes on disk of each snapshot that nothing else has, at the last look.
+    /// Bytes on disk that only this snapshot holds, for each snapshot, as of the last count.
     pub snapshot_sizes: Mutex<HashMap<SnapshotId, u64>>,
     pub standing: Arc<Standing>,
     pub tasks: Tasks,
@@ -138,7 +138,7 @@ impl Agent {
 }
 
 impl About {
-    /// Has the platform hear what this machine is. Returns whether it took that.
+    /// Tells the platform about this machine. Returns whether the platform took the report.
     pub async fn is_member(&self) -> bool {
         self.0.standing.confirm().await
     }
@@ -305,8 +305,8 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds out which drivers work here, and why others do not; `again` without regard to what is
-/// remembered.
+/// Finds out which drivers work here, and why others do not. With `again`, ignores remembered
+/// results.
 ///
 /// # Errors
 /// When the agent's folder cannot be made.

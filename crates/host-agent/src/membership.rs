@@ -70,7 +70,7 @@ enum Refused {
 }
 
 impl Registration {
-    /// URL of the platform's API, without a slash at its end.
+    /// Returns the URL of the platform's API, without a slash at its end.
     fn base(&self) -> &str {
         self.control_plane.trim_end_matches('/')
     }
@@ -96,8 +96,8 @@ impl Membership {
         Self::new(path, http()?, credentials)
     }
 
-    /// The place that this host was given before, if it can still serve by it: the certificate is
-    /// valid, of the authorities in `trust`, and for `address`.
+    /// Loads the membership that this host was given before, if this host can still serve by it.
+    /// The certificate must be valid, of the authorities in `trust`, and for `address`.
     #[must_use]
     pub fn standing(dir: &Path, trust: &str, address: &str) -> Option<Self> {
         let before = Self::load(dir).ok()?;
@@ -131,11 +131,11 @@ impl Membership {
         Self::new(path, http, credentials)
     }
 
-    /// Registers anew a host that serves by the credentials of before, and goes on to do so until
-    /// it has others.
+    /// Registers a host anew that serves by its earlier credentials, and goes on to do so until it
+    /// has others.
     ///
     /// # Errors
-    /// Why the platform refused it, or that it cannot be reached.
+    /// The platform refused the registration, or cannot be reached.
     pub async fn register_anew(
         &mut self,
         asked: &Registration,
@@ -156,7 +156,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Goes by new credentials once they are on the disk: until then the old ones are still good.
+    /// Goes by new credentials once they are on the disk; until then the old ones are still good.
     fn take(
         &mut self,
         mut credentials: Credentials,
@@ -169,8 +169,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Has the next handshakes go by this host's credentials; a control plane that looks for
-    /// `proven` at this host's address finds it.
+    /// Has the next handshakes go by this host's credentials. A control plane that looks for
+    /// `proven` at this host's address finds that key.
     fn serve_by(&self, proven: Option<&Key>) -> anyhow::Result<()> {
         if let (Some(tls), Some(config)) = (&self.tls, self.credentials.tls(proven)?) {
             tls.send_replace(Arc::new(config));
@@ -189,8 +189,8 @@ impl Membership {
         &self.credentials.host_id
     }
 
-    /// SHA-256 of its certificate, in hexadecimal digits; none where the platform has no
-    /// certificates.
+    /// Returns the SHA-256 of this host's certificate, in hexadecimal digits. Returns `None` where
+    /// the platform has no certificates.
     #[must_use]
     pub fn fingerprint(&self) -> Option<String> {
         self.credentials.fingerprint()

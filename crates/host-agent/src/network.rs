@@ -128,8 +128,8 @@ impl Networks {
         namespace
     }
 
-    /// Takes a network down, once nothing of this process is open in it; one that is not there is
-    /// success. Its number is free only once it is released.
+    /// Takes a network down, once nothing of this process is open in it. A missing network is
+    /// success. The number stays taken until [`Self::release`].
     pub(crate) async fn take_down(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
         if let Some(namespace) = open {
@@ -144,8 +144,8 @@ impl Networks {
         blocking("removing the capsule's network", remove).await
     }
 
-    /// Removes the connections of picked slots from the host's connection-tracking table. Without
-    /// this they stay there until they time out, and count against the host's limit. Blocks.
+    /// Removes the connections of picked slots from the host's connection-tracking table. Otherwise
+    /// the entries stay until they time out, and count against the host's limit. Blocks.
     fn forget(&self, of: impl Fn(u32) -> bool) {
         let of = |address| self.plan.slot_of(address).is_some_and(&of);
         if let Err(error) = conntrack::forget(of) {
@@ -185,7 +185,7 @@ impl Networks {
                 self.remove(slot).await?;
             }
         }
-        // An agent that died may have left some of capsules that it removed.
+        // An agent that died may have left entries of capsules that it removed.
         let this = Arc::clone(self);
         let forget = move || {
             this.forget(|slot| !this.lock().is_used(slot));

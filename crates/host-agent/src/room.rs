@@ -1,12 +1,11 @@
-//! Room on the disk that holds the agent's folder: how much is kept back, who may take how much,
-//! and the ballast.
+//! Room on the disk that holds the agent's folder: the reserve, the claims, and the ballast.
 //!
-//! A part of the disk, the reserve, is kept back for the database and for removals. Whatever keeps
-//! something (a pause, a snapshot, a create, a fetch) first claims the most that it may take, and
-//! is refused when that would reach into the reserve. Guests write to sparse disks without asking;
-//! `capsule/hold.rs` stops those that take room while half of the reserve is gone. The ballast is
-//! a file that holds some of the reserve physically. It is given up when the disk is full all the
-//! same, so that the database can write and removals are recorded.
+//! A part of the disk, the reserve, is kept back for the database and for removals. A pause, a
+//! snapshot, a create or a fetch first claims the most bytes that it may write. The claim is
+//! refused when it would reach into the reserve. Guests write to sparse disks without asking;
+//! `capsule/hold.rs` stops guests that take room while half of the reserve is gone. The ballast is
+//! a file that holds some of the reserve physically. The agent deletes it when the disk is full
+//! nevertheless, so that the database can write and removals are recorded.
 
 use crate::capsule::Error;
 use crate::storage;
@@ -17,29 +16,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The reserve is this share of the disk.
+/// The reserve is the disk's size divided by this figure.
 const SHARE: u64 = 20;
-/// The reserve is at least and at most so many bytes.
+/// Least and greatest reserve, in bytes.
 const LEAST: u64 = 256 << 20;
 const MOST: u64 = 1 << 30;
 /// Size of the ballast, in bytes.
 const BALLAST: u64 = 64 << 20;
-/// A disk with fewer free bytes is full.
+/// Free bytes below which a disk is full.
 pub(crate) const FULL: u64 = 16 << 20;
 const BALLAST_FILE: &str = "ballast";
-/// Before another try to make a ballast that could not be made.
+/// Time before another try to make a ballast after a failure.
 const MAKE_AGAIN: Duration = Duration::from_secs(60);
 
 /// How much of the disk is free, as far as guests are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// Nothing has to be looked at.
+    /// The reserve is untouched, and nobody has to look at the guests' disks.
     Plenty,
-    /// Guests go on; the reserve is touched.
+    /// The reserve is touched, and guests go on.
     Enough,
     /// Guests stay as they are.
     Scarce,
-    /// Guests that take more are stopped.
+    /// Guests whose disks grow are stopped.
     Low,
 }
 
@@ -53,7 +52,7 @@ fn level(free: u64, reserve: u64) -> Level {
     }
 }
 
-/// The part of a disk that is kept back, in bytes. Pure.
+/// Returns the part of a disk that is kept back, in bytes. Pure.
 fn reserve(total: u64) -> u64 {
     (total / SHARE).clamp(LEAST, MOST)
 }
@@ -61,22 +60,22 @@ fn reserve(total: u64) -> u64 {
 /// The room of one agent.
 pub(crate) struct Room {
     dir: PathBuf,
-    /// Whether a ballast is kept: not where capsules are no machines.
+    /// Set where a ballast is kept; drivers without machines need none.
     ballast: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Bytes that were claimed and are perhaps not written yet.
+    /// Bytes that are claimed and perhaps not written yet.
     claimed: u64,
-    /// Whether the disk was full at the last look.
+    /// Set when the disk was full at the last look.
     full: bool,
-    /// When a ballast may be made again that could not be.
+    /// Earliest time for another try after a ballast could not be made.
     make_after: Option<Instant>,
 }
 
-/// Bytes that somebody may write; given back when it is dropped.
+/// Bytes that the holder may write; dropping the claim returns them.
 pub(crate) struct Claim<'a> {
     room: &'a Room,
     bytes: u64,
@@ -93,10 +92,10 @@ impl Room {
         Self { dir: dir.to_owned(), ballast, state: Mutex::default() }
     }
 
-    /// Claims the most bytes that something may write.
+    /// Claims the most bytes that an operation may write.
     ///
     /// # Errors
-    /// When they would reach into the reserve.
+    /// When the bytes would reach into the reserve.
     pub(crate) fn claim(&self, bytes: u64) -> Result<Claim<'_>, Error> {
         let (total, free) = storage::capacity(&self.dir);
         let mut state = self.lock();
@@ -113,13 +112,13 @@ impl Room {
         Ok(Claim { room: self, bytes })
     }
 
-    /// Whether the disk is full.
+    /// Reports whether the disk is full.
     pub(crate) fn is_full(&self) -> bool {
         storage::capacity(&self.dir).1 < FULL
     }
 
-    /// Looks at the disk. Gives the ballast up when the disk is full at two looks in a row, so
-    /// that whoever is filling it does not get that too; makes it anew when there is plenty.
+    /// Looks at the disk. Deletes the ballast when the disk is full at two looks in a row, so that
+    /// a writer in between cannot take its room too. Makes it anew when there is plenty.
     pub(crate) fn look(&self) -> Level {
         let (total, free) = storage::capacity(&self.dir);
         let level = level(free, reserve(total));
@@ -157,7 +156,8 @@ fn make(path: &Path) -> io::Result<()> {
     let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BALLAST);
     match made {
         Ok(()) => Ok(()),
-        // A file system without it keeps nothing back; an empty file of that size says so.
+        // A file system without `fallocate` holds nothing back; an empty file of that size marks
+        // the try.
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(BALLAST),
         Err(error) => {
             let _ = fs::remove_file(path);
@@ -166,7 +166,7 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives the ballast of a folder up; none is success.
+/// Deletes the ballast of a folder; a missing one is success.
 fn give_up(dir: &Path) {
     match fs::remove_file(dir.join(BALLAST_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -176,8 +176,8 @@ fn give_up(dir: &Path) {
     }
 }
 
-/// Makes room on a full disk for what the platform itself writes when it starts, by the ballast of
-/// the agent in a folder.
+/// Deletes an agent's ballast in `dir` if the disk is full, so that the platform itself can write
+/// when it starts.
 pub fn make_room(dir: &Path) {
     if storage::capacity(dir).1 < FULL && dir.join(BALLAST_FILE).exists() {
         tracing::error!("the disk is full; giving up the ballast");

@@ -181,7 +181,7 @@ impl Snapshot {
         Ok(Some(file))
     }
 
-    /// Bytes on disk of its disk.
+    /// Returns the bytes that the snapshot's disk takes on the host's disk.
     pub(crate) fn disk_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         self.dir.join(DISK).metadata().map_or(0, |found| found.blocks() * 512)
@@ -369,7 +369,8 @@ fn staged(to: &Path) -> PathBuf {
 pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     match fs::rename(dir, staged(dir)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        // The new name has no room in its folder. Without its manifest it is no snapshot either.
+        // The folder has no room for the new name. A snapshot ends just as well without its
+        // manifest.
         Err(e) if e.kind() == io::ErrorKind::StorageFull => {
             fs::remove_file(dir.join(MANIFEST))?;
             remove_all(dir)?;

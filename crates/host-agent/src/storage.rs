@@ -46,7 +46,7 @@ pub(crate) fn link_image(from: &Path, dir: &Path) -> io::Result<File> {
     File::open(to)
 }
 
-/// Bytes that making an image known in a folder writes: none where it can be a link.
+/// Returns the bytes that making an image known in a folder writes: 0 where a link is possible.
 pub(crate) fn copied_image(from: &Path, dir: &Path) -> u64 {
     let device = |path: &Path| path.metadata().map(|found| (found.dev(), found.blocks() * 512));
     match (device(from), device(dir)) {

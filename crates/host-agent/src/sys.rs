@@ -285,7 +285,7 @@ pub(crate) fn reap(pid: i32, started: u64) {
     }
 }
 
-/// Returns how a child of ours has ended, which stays to be asked for again. Returns `None` for a
+/// Returns the exit status of an ended child of ours, without reaping it. Returns `None` for a
 /// process that runs, or that is no child of ours.
 pub(crate) fn exit_status(pid: i32) -> Option<String> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -331,7 +331,8 @@ pub(crate) fn available_memory_mib() -> u64 {
     kib.unwrap_or(0) / 1024
 }
 
-/// Bytes of memory that are a process's alone and no file's, with what is swapped out (`proc(5)`).
+/// Returns the bytes of memory that belong to a process alone and to no file, with swapped pages
+/// (`proc(5)`).
 pub(crate) fn own_memory(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib = |name: &str| {

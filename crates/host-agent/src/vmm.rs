@@ -153,7 +153,7 @@ pub(crate) trait Driver: Send + Sync {
     fn maps_paths(&self) -> bool {
         false
     }
-    /// Programs that machines are made with, of which the guest's kernel is none.
+    /// Returns the programs that start machines, without the guest's kernel.
     fn programs(&self) -> Vec<PathBuf> {
         Vec::new()
     }
@@ -176,27 +176,28 @@ pub(crate) trait Machine: Send + Sync {
     }
     /// Waits for the machine's end and says why, for people.
     fn ended(&self) -> BoxFuture<'_, String>;
-    /// Threads of the VMM that run the guest's processors; none where it has no such threads.
+    /// Returns the VMM's threads that run the guest's processors; `None` for a VMM without such
+    /// threads.
     fn vcpus(&self) -> Option<Threads> {
         None
     }
     /// The last 64 KiB at most of what the guest wrote to its console.
     fn console(&self) -> BoxFuture<'_, Vec<u8>>;
-    /// Lets the guest stand still, with everything that it wrote in its disk's file. Fails where
-    /// the guest has ended.
+    /// Lets the guest stand still, with all its writes in its disk's file. Fails where the guest
+    /// has ended.
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Lets the guest go on; one that does is success.
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>>;
-    /// Whether the VMM has stopped the guest because the host's disk is full. It goes on by a thaw
-    /// when there is room. A driver that cannot tell says never.
+    /// Reports whether the VMM has stopped the guest because the host's disk is full. A thaw lets
+    /// the guest go on when there is room. A driver that cannot tell returns `false`.
     fn waits_for_room(&self) -> bool {
         false
     }
-    /// Whether the guest stands still, by whomever it was stopped.
+    /// Reports whether the guest stands still, whoever stopped it.
     fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
         std::future::ready(Ok(false)).boxed()
     }
-    /// The most bytes that keeping the memory of `bytes` may write.
+    /// Returns the most bytes that saving a memory of `bytes` may write.
     fn most_memory(&self, bytes: u64) -> u64 {
         bytes
     }

@@ -92,7 +92,7 @@ impl Manager {
         Ok(())
     }
 
-    /// The machine of a capsule, and whether its guest waits for room on the disk.
+    /// Finds the machine of a capsule. The flag is set when its guest waits for room on the disk.
     async fn find_running(&self, ledger: &Ledger) -> Option<(Booted, bool)> {
         let dir = boot::folder(&self.parts, ledger.id);
         let network = match (&self.parts.networks, ledger.slot) {
@@ -117,7 +117,8 @@ impl Manager {
         let guard = guarded.inspect_err(warn).ok().flatten();
         let route = boot::route(&*machine, namespace).ok()?;
         let guest = boot::guest(&self.parts, route).guarded(guard);
-        // Where there is too little room, one that stands still takes none of it until there is.
+        // A guest that stands still takes no room, so it stays stopped until the disk has room
+        // again.
         let scarce = matches!(self.parts.room.look(), Level::Scarce | Level::Low);
         let waits = scarce && machine.stands_still().await.unwrap_or(false);
         if waits {

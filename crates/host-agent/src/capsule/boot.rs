@@ -266,7 +266,8 @@ async fn saved(
         let above = shared.split_off(layers.shared);
         Ok((shared, above, snapshot.state()?))
     };
-    // A driver that maps files by their paths has the image in one, and in another what is above.
+    // A driver that maps files by their paths writes the image to one file, and the pages above the
+    // image to another.
     let written = if parts.driver.maps_paths() { bytes.saturating_mul(2) } else { 0 };
     let _claim = parts.room.claim(written)?;
     let wrong = "opening what was kept of the machine";

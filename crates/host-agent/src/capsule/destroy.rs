@@ -1,5 +1,5 @@
-//! The removal of a capsule with all that the host has of it. A removal names the newest
-//! generation that it is about: a capsule that a later command began is not what it removes.
+//! The removal of a capsule with all that the host has of it. A removal names the newest generation
+//! that it may remove. A later command's capsule stays.
 
 use super::Error;
 use super::boot;
@@ -10,8 +10,8 @@ use std::time::Duration;
 use types::CapsuleId;
 
 impl Manager {
-    /// Ends a capsule and removes all it had; an unknown capsule is success. With `newest`, a
-    /// capsule of a later generation is left alone and answered with [`Error::Stale`].
+    /// Ends a capsule and removes everything that belongs to it; an unknown capsule is success.
+    /// With `newest`, a capsule of a later generation stays, and the answer is [`Error::Stale`].
     pub(crate) async fn destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<(), Error> {
         let this = self.clone();
         self.detached(async move { this.destroy_in_turn(id, newest).await }).await
@@ -23,7 +23,8 @@ impl Manager {
         let running = {
             let mut capsules = self.lock();
             match capsules.get_mut(&id) {
-                // The capsule that this is about was removed while this waited for its turn.
+                // Another removal of the same capsule went first, while this call waited for the
+                // turn.
                 None => return Ok(()),
                 Some(capsule) if !Arc::ptr_eq(&capsule.turn, &turn) => return Ok(()),
                 Some(capsule) if capsule.is_later_than(newest) => return Err(Error::Stale),
@@ -42,8 +43,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Ends a boot under way of the capsule that is to be removed. An unknown capsule is entered
-    /// meanwhile, so that none is begun under its id while its leftovers are removed.
+    /// Cancels a boot under way of the capsule. An unknown capsule is entered meanwhile, so that
+    /// nobody begins a capsule of this id while its leftovers are removed.
     fn begin_destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<Turn, Error> {
         let mut capsules = self.lock();
         let unknown =

@@ -1,7 +1,7 @@
 //! Guests that wait for room on the host's disk. While half of the reserve is gone, a guest whose
-//! disk grows is stopped before the disk is full, so that the database and removals can still
-//! write. A guest that meets a full disk all the same is stopped by its VMM, where that can. Both
-//! go on by themselves when there is room. It also counts what is kept of each capsule.
+//! disk grows is stopped. So the database and removals can still write. A guest that meets a full
+//! disk nevertheless is stopped by its VMM, if the VMM can do so. Both kinds of guest go on by
+//! themselves when there is room. This module also counts the bytes that are kept of each capsule.
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
@@ -16,38 +16,38 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use types::CapsuleId;
 
-/// Between two looks at the disk.
+/// Period of the looks at the disk.
 const LOOK: Duration = Duration::from_millis(250);
-/// Between two looks at what is kept.
+/// Period of the counts of kept bytes.
 const MEASURE: Duration = Duration::from_secs(15);
-/// How long a guest that was let go on is left alone, whatever it meets.
+/// Time for which a guest that was let go on is not let go on again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// What a capsule takes of its host's disk.
+/// Room that a capsule takes on its host's disk.
 #[derive(Default)]
 pub(super) struct Usage {
-    /// Bytes of its own disk at the last look; none while there is plenty of room.
+    /// Bytes of its own disk at the last look; `None` while there is plenty of room.
     disk: Option<u64>,
-    /// The guest stands still for want of room.
+    /// Set while the guest stands still for want of room.
     pub waits: bool,
-    /// When it may be let go on.
+    /// Earliest time to let the guest go on again.
     go_on: Option<Instant>,
-    /// Bytes on the host's disk of its snapshots that nothing else has.
+    /// Bytes on the host's disk that only its snapshots hold.
     pub kept: u64,
 }
 
-/// What is done with a guest.
+/// Step to take with a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Nothing,
-    /// Its VMM has stopped it: that is told.
+    /// Report the guest as waiting, since its VMM has stopped it.
     Tell,
     Stop,
     GoOn,
 }
 
 impl Usage {
-    /// That of a guest which begins, of whose capsule so many bytes are kept.
+    /// Returns the usage of a capsule that begins to run, with `kept` bytes in its snapshots.
     pub(super) fn of(kept: u64) -> Self {
         Self { kept, ..Self::default() }
     }
@@ -72,9 +72,10 @@ impl Usage {
 }
 
 impl Manager {
-    /// Looks at the disk and at what is kept, for as long as the process lives.
+    /// Looks at the disk and counts kept bytes, for as long as the process lives.
     pub(super) async fn watch_disk(&self) {
-        // Before anyone asks: what is not counted would be taken for nothing.
+        // The first count comes before any answer, since an uncounted snapshot would be reported as
+        // empty.
         let this = self.clone();
         let _ = tokio::task::spawn_blocking(move || this.measure()).await;
         let this = self.clone();
@@ -125,7 +126,7 @@ impl Manager {
         }
     }
 
-    /// Bytes on disk of a capsule's own disk.
+    /// Returns the bytes that a capsule's own disk takes on the host's disk.
     pub(super) fn disk_bytes(&self, id: CapsuleId) -> u64 {
         let disk = boot::folder(&self.parts, id).join(storage::DISK);
         disk.metadata().map_or(0, |found| found.blocks() * 512)
@@ -144,12 +145,13 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets a guest go on that waited for room, and sets its clock.
+    /// Lets a guest that waited for room go on, and sets its clock.
     async fn let_go_on(&self, id: CapsuleId) -> Result<(), Error> {
         let turn = self.turn(id)?;
         let held = turn.lock().await;
         let Some((machine, guest)) = self.running(id) else { return Ok(()) };
-        // Before it goes on: it may meet a full disk again at once.
+        // The flag is cleared before the guest goes on, since the guest may meet a full disk again
+        // at once.
         self.change(id, |capsule| capsule.usage.waits = false);
         machine.thaw().await?;
         self.changed();
@@ -167,13 +169,13 @@ impl Manager {
         capsule.running.clone()
     }
 
-    /// Bytes on disk of each snapshot, by its id, at the last look.
+    /// Returns the bytes on disk of each snapshot, by its id, as of the last count.
     pub(crate) fn snapshot_sizes(&self) -> HashMap<String, u64> {
         let sizes = self.parts.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner);
         sizes.iter().map(|(id, bytes)| (id.to_string(), *bytes)).collect()
     }
 
-    /// Counts what is kept of one capsule, until the next look at all of them.
+    /// Counts the kept bytes of one capsule; the next full count replaces the figure.
     pub(super) fn measure_soon(&self, id: CapsuleId) {
         let this = self.clone();
         tokio::task::spawn_blocking(move || {
@@ -184,7 +186,8 @@ impl Manager {
         });
     }
 
-    /// Counts what is kept, by what is on the disk: a file that several have counts once.
+    /// Counts the kept bytes of all capsules and snapshots. A file that several of them link counts
+    /// once.
     fn measure(&self) {
         let config = &self.parts.config;
         let mut seen = HashSet::new();
@@ -234,7 +237,7 @@ mod tests {
         usage.waits = true;
         assert_eq!(usage.step(Level::Low, Some(5), true, now), Step::Nothing);
         assert_eq!(usage.step(Level::Plenty, None, true, now), Step::GoOn);
-        // A quota of the file system, say, lets nothing be written although there is room.
+        // A full quota, for example, lets nothing be written although the disk has room.
         assert_eq!(usage.step(Level::Plenty, None, true, now), Step::Nothing);
         assert_eq!(usage.step(Level::Plenty, None, true, now + AGAIN), Step::GoOn);
     }

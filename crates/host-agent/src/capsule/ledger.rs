@@ -55,7 +55,7 @@ pub(crate) struct Ledger {
     /// Number of the one that the platform's store has, 0 for none.
     #[serde(default)]
     pub stored: u64,
-    /// Name of its tree there; empty when the number alone names it.
+    /// Name of the tree in the store; empty when the number alone names the tree.
     #[serde(default)]
     pub tree: String,
     /// What the machine's memory was made of; the files are in the capsule's folder.

@@ -15,12 +15,13 @@ pub(crate) enum OnTimeout {
 /// The rules of one capsule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Life {
-    /// When its time is over by this machine's clock, in milliseconds since 1970; none is never.
+    /// End of the capsule's time by this machine's clock, in milliseconds since 1970; `None` is
+    /// never.
     pub ends_at_ms: Option<i64>,
     pub on_timeout: OnTimeout,
     /// Seconds without anything under way after which it is paused; 0 is never.
     pub idle_sec: u32,
-    /// Milliseconds from `begin` until its time is over, instead of `ends_at_ms`.
+    /// Milliseconds from `begin` until the capsule's time is over, instead of `ends_at_ms`.
     #[serde(default)]
     pub lasts_ms: u64,
 }
@@ -44,7 +45,7 @@ impl Life {
         }
     }
 
-    /// Milliseconds until its time is over, at least 1; none is never.
+    /// Returns the milliseconds until the capsule's time is over, at least 1; `None` is never.
     pub(crate) fn left_ms(&self, now_ms: i64) -> Option<u64> {
         let left = |end: i64| u64::try_from(end.saturating_sub(now_ms)).unwrap_or(0).max(1);
         self.ends_at_ms.map(left)

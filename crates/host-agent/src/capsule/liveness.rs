@@ -1,11 +1,12 @@
-//! Notices the end of a machine: the VMM tells of it, or the guest's processors have stopped for
-//! good while the VMM lives on. The second is what a kernel does that halts; no VMM reports it.
+//! Notices the end of a machine. Either the VMM reports the end, or the guest's processors have
+//! stopped for good while the VMM lives on. A kernel that halts does the latter, and no VMM reports
+//! it.
 //!
-//! A kernel that lives wakes a processor every second, since envd's first process asks it to, and
-//! for each packet that the host sends. A guest counts as halted when all of these hold for
-//! several seconds: no vCPU thread ran, every thread of the VMM slept, the VMM says that it runs
-//! the guest, and envd took no connection. So a slow guest is never halted, nor is one that is
-//! frozen, that waits for room on the disk, or whose VMM is starved or stopped.
+//! A kernel that lives wakes a processor every second, since envd's first process asks for that.
+//! Each packet that the host sends wakes a processor too. A guest counts as halted when all of
+//! these hold for several seconds: no vCPU thread ran, every thread of the VMM slept, the VMM says
+//! that it runs the guest, and envd took no connection. So a slow guest never counts as halted. Nor
+//! does a guest that is frozen or waits for room, or whose VMM is starved or stopped.
 
 #[cfg(test)]
 mod tests;
@@ -23,18 +24,18 @@ use types::CapsuleId;
 const LOOK: Duration = Duration::from_secs(2);
 /// Looks without a sign of life after which a guest is examined.
 const SUSPICIOUS: u32 = 2;
-/// Period of the looks of an examination, and time limit of each question in it.
+/// Period of the looks of an examination, and time limit of each question to VMM or guest.
 const EXAMINE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
 /// Looks without a sign of life after which an examined guest is halted.
 const HALTED: u32 = 5;
-/// Looks of one examination. Those at which a thread of the VMM did not sleep prove nothing.
+/// Most looks of one examination. A look at which a thread of the VMM did not sleep proves nothing.
 const EXAMINE_MOST: u32 = 10;
 /// Guests that are examined at once.
 const SUSPECTS: usize = 16;
-/// Reason of the end that is noticed here.
+/// Reason that is recorded for a guest that this module finds halted.
 pub(super) const REASON: &str = "the guest ended: its processors are halted";
 
-/// What the last look at each running machine saw.
+/// State of each running machine at the last look.
 type Watched = HashMap<CapsuleId, Watch>;
 
 struct Watch {
@@ -59,13 +60,14 @@ impl Watch {
     }
 }
 
-/// What becomes of the news that a machine ended.
+/// Result of noting that a machine ended.
 enum Noted {
     /// The capsule is dead.
     Dead(Arc<dyn Machine>),
-    /// An operation has the machine in hand, and the news waits for its turn to end.
+    /// An operation has the machine in hand, and the note waits for the end of that operation's
+    /// turn.
     InHand(Turn),
-    /// The machine is no capsule's any more, or its end is known.
+    /// The machine belongs to no capsule any more, or its end is known.
     Nothing,
 }
 
@@ -90,7 +92,7 @@ pub(super) async fn is_halted(machine: &dyn Machine, guest: &Guest) -> bool {
         }
         still += u32::from(threads.all_sleep());
         if still == HALTED {
-            // Last, since a guest that was stopped meanwhile is not halted.
+            // The VMM is asked last, since a guest that was stopped meanwhile is not halted.
             return runs(machine).await;
         }
     }
@@ -103,7 +105,7 @@ async fn runs(machine: &dyn Machine) -> bool {
 }
 
 impl Manager {
-    /// Looks at all running guests from now on.
+    /// Begins to look at all running guests.
     pub(super) fn watch_liveness(&self) {
         let (this, watched) = (self.clone(), Arc::<Mutex<Watched>>::default());
         self.parts.tasks.every(LOOK, move || {
@@ -115,7 +117,8 @@ impl Manager {
     async fn look_at_all(&self, watched: Arc<Mutex<Watched>>) {
         let running: Vec<(CapsuleId, Arc<dyn Machine>)> = {
             let capsules = self.lock();
-            // A guest that waits for room stands still by right, and would take another's place.
+            // A guest that waits for room stands still rightly, and would take a place among the
+            // suspects.
             let runs = capsules
                 .iter()
                 .filter(|(_, capsule)| capsule.state == State::Running && !capsule.usage.waits);
@@ -149,7 +152,7 @@ impl Manager {
         }
     }
 
-    /// Waits for the end of a capsule's machine, from now on.
+    /// Begins to wait for the end of a capsule's machine.
     pub(super) fn watch_end(&self, id: CapsuleId, machine: Arc<dyn Machine>) {
         let this = self.clone();
         self.parts.tasks.spawn(async move {
@@ -158,13 +161,17 @@ impl Manager {
                 () = this.parts.tasks.stopping() => return,
             };
             let record = machine.record();
-            // A network goes when nobody holds it.
+            // A network goes only when nobody holds it, so this handle must not outlive the
+            // machine.
             drop(machine);
             this.lost(id, &record, reason).await;
         });
     }
 
-    /// Notes that a machine ended by itself, and removes what is left of it.
+    /// Notes that a machine ended by itself, and removes the rest of it.
+    ///
+    /// Where an operation has the machine in hand, the operation decides the capsule's state. If
+    /// the capsule counts as running after that operation, it is dead, since its machine has ended.
     ///
     /// Where an operation has the machine in hand, the operation decides what becomes of the
     /// capsule. If the capsule runs after that, it is one whose machine ended.
@@ -180,7 +187,8 @@ impl Manager {
         tracing::warn!(%id, reason, said = machine.said(), "a machine ended");
         metrics::counter!("wrenn_machines_lost_total").increment(1);
         self.changed();
-        // What the guest said last is kept; then the process need not hold its memory any more.
+        // The guest's last words are saved first; then the process need not hold the guest's
+        // memory.
         let _ = machine.console().await;
         if let Err(error) = machine.kill().await {
             tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");

@@ -64,7 +64,7 @@ const DUE_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long each phase of a boot took.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
-/// How a capsule came to run, and the milliseconds until its time is over; none is never.
+/// Stages of a start, and the milliseconds until the capsule's time is over; `None` is never.
 pub(crate) type Begun = (Stages, Option<u64>);
 pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
 
@@ -74,7 +74,7 @@ pub(super) struct Capsule {
     pub memory_mib: u64,
     /// Number of its newest snapshot.
     pub last: u64,
-    /// The snapshot that the store has.
+    /// Snapshot that the store has.
     pub stored: Option<Tree>,
     /// Revision of the rules that hold for what it may reach.
     pub egress: u64,
@@ -97,13 +97,13 @@ pub(crate) struct Listed {
     pub id: CapsuleId,
     pub state: State,
     pub generation: u64,
-    /// Its newest snapshot, when the store has it.
+    /// Newest snapshot of the capsule, when the store has it.
     pub stored: Option<Tree>,
     /// Revision of the rules that hold for what it may reach.
     pub egress: u64,
-    /// Whether its guest stands still until there is room on the host's disk.
+    /// Set while the guest stands still until there is room on the host's disk.
     pub waits_for_room: bool,
-    /// Bytes on disk of what is kept of it.
+    /// Bytes on disk that only the capsule's snapshots hold.
     pub kept: u64,
 }
 
@@ -341,7 +341,7 @@ impl Manager {
                 format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
             return Err(Error::NoCapacity(why));
         }
-        // What the machine's disk is copied from is claimed when it is.
+        // The copy of the machine's disk claims its own bytes later.
         self.parts.room.claim(0).map(drop)
     }
 

@@ -16,13 +16,13 @@ use types::CapsuleId;
 
 /// How long requests under way may take to come to their end.
 const GRACE: Duration = Duration::from_secs(2);
-/// Most bytes that keeping a machine writes beside its memory: the devices' state, the manifest,
-/// and what the guest writes down at last.
+/// Most bytes that a pause or snapshot writes beside the memory: the devices' state, the manifest,
+/// and the data that the guest writes down last.
 pub(super) const BESIDE: u64 = 64 << 20;
 /// Snapshots of its own that a capsule keeps.
 const KEPT: u64 = 2;
 
-/// Most bytes that keeping a machine with `memory` bytes may write.
+/// Returns the most bytes that saving a machine with `memory` bytes may write.
 pub(super) fn most(machine: &dyn Machine, memory: u64) -> u64 {
     match machine.most_memory(memory) {
         0 => 0,
@@ -80,7 +80,7 @@ impl Manager {
             Some(running) => running,
             None => return Ok(()),
         };
-        // Before anything is cut off: without room the guest has noticed nothing.
+        // The claim comes before anything is cut off, so that a guest without room notices nothing.
         let most = if memory { most(&*machine, self.memory_of(id)) } else { BESIDE };
         let _claim = match self.parts.room.claim(most) {
             Ok(claim) => claim,
@@ -138,7 +138,7 @@ impl Manager {
         }
     }
 
-    /// Bytes of a capsule's memory.
+    /// Returns the bytes of a capsule's memory.
     pub(super) fn memory_of(&self, id: CapsuleId) -> u64 {
         self.lock().get(&id).map_or(0, |capsule| capsule.memory_mib << 20)
     }
@@ -275,7 +275,7 @@ impl Manager {
     ) {
         let thawed = machine.thaw().await;
         if let Some((guest, token)) = going {
-            // A guest that cannot go on has nobody who answers.
+            // In a guest that cannot go on, nobody answers.
             if thawed.is_ok()
                 && let Err(error) = guest.refresh(&token).await
             {

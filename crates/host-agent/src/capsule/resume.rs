@@ -91,7 +91,7 @@ impl Manager {
         capsule.state = State::Resuming;
         capsule.memory_mib = memory;
         capsule.generation = wanted.generation;
-        // A removal that was asked for before this command ends nothing of it.
+        // An earlier removal cancelled the old token; this command must not be cancelled with it.
         capsule.cancel = CancellationToken::new();
         capsule.running = None;
         Ok(Ok((before, capsule.cancel.clone())))
@@ -176,8 +176,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Changes how long a capsule may run, and counts as activity. Returns the milliseconds until
-    /// its time is over; none is never.
+    /// Changes the time that a capsule may run, and counts as activity. Returns the milliseconds
+    /// until the capsule's time is over; `None` is never.
     pub(crate) async fn set_life(
         &self,
         id: CapsuleId,

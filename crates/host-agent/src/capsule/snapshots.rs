@@ -14,9 +14,9 @@ use std::sync::Arc;
 use types::{CapsuleId, SnapshotId};
 
 impl Manager {
-    /// Takes a snapshot of a capsule, which stays as it is; one of this id that is complete is
-    /// success. Without `memory`, only the disk is kept. Returns its bytes on disk, all of them and
-    /// those that are in no template's machine.
+    /// Takes a snapshot of a capsule, which stays as it is. A complete snapshot of this id is
+    /// success. Without `memory`, only the disk is kept. Returns the snapshot's bytes on disk: all
+    /// of them, and those that no template's machine shares.
     pub(crate) async fn snapshot(
         &self,
         id: CapsuleId,
@@ -73,7 +73,8 @@ impl Manager {
         Ok(self.bytes_of(&taken))
     }
 
-    /// A snapshot's bytes on disk, all of them and those that are in no template's machine.
+    /// Returns a snapshot's bytes on disk: all of them, and those that no template's machine
+    /// shares.
     fn bytes_of(&self, snapshot: &Snapshot) -> (u64, u64) {
         let mut seen = HashSet::new();
         storage::used(&self.parts.config.golden(), &mut seen);

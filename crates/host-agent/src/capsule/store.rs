@@ -46,7 +46,7 @@ pub(crate) struct Stored {
     dir: PathBuf,
     snapshots: Mutex<HashSet<SnapshotId>>,
     templates: Mutex<HashSet<String>>,
-    /// Whether the platform last said that this host is none of its own.
+    /// Set when the platform last refused to confirm this host, or could not be reached.
     refused: AtomicBool,
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     work: Notify,
@@ -126,7 +126,7 @@ fn failure(error: store::Error) -> Error {
     }
 }
 
-/// The command that a capsule is resumed by, as far as copies of the capsule go.
+/// The command that resumes a capsule, as far as copies of the capsule are concerned.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Placed {
     /// Generation of the command.
@@ -180,11 +180,12 @@ impl Manager {
         });
     }
 
-    /// Sends what the store lacks, if there is something and the platform still counts this host
-    /// as its own.
+    /// Sends everything that the store lacks, unless the platform no longer counts this host as its
+    /// own.
     async fn store_all(&self, stored: &Stored) {
         use futures::StreamExt;
-        // What is set aside takes a little room, and keeps what is removed meanwhile on the disk.
+        // A copy that is set aside takes a little room, and keeps files on the disk that are
+        // removed meanwhile.
         if let Err(error) = self.parts.room.claim(0) {
             tracing::warn!(error = chain(&error), "nothing is sent to the store");
             return;
@@ -225,7 +226,7 @@ impl Manager {
         }
     }
 
-    /// Keeps a paused capsule's last snapshot in the store, beside the one before.
+    /// Keeps a paused capsule's last snapshot in the store, beside earlier ones.
     async fn send_capsule(&self, stored: &Stored, id: CapsuleId) -> Result<(), Error> {
         let dir = boot::folder(&self.parts, id);
         let turn = self.turn(id)?;
@@ -261,13 +262,13 @@ impl Manager {
                 self.changed();
                 Ok(())
             }
-            // No row can name it.
+            // The row never learnt of this tree, so nobody can ask for it or remove it later.
             None => stored.store.remove(team, &tree.path(id)).await.map_err(failure),
         }
     }
 
-    /// Removes a capsule's snapshots from the store: all of them or, with `stays`, those that are
-    /// no newer than that one.
+    /// Removes a capsule's snapshots from the store: all of them or, with `stays`, the other ones
+    /// with no higher number.
     pub(crate) async fn prune_stored(
         &self,
         team: &str,
@@ -319,7 +320,7 @@ impl Manager {
                 .filter(|ledger| ledger.id == id && ledger.last == number)
                 .ok_or_else(|| snapshot::damaged("the capsule's ledger"))?;
             (ledger.stored, ledger.tree) = (number, tree.name().to_owned());
-            // This copy is of the command that it was fetched for.
+            // This copy belongs to the command that it was fetched for.
             ledger.generation = placed.generation.max(ledger.generation);
             // One whose folder is there lost a race with this one.
             let whole = from.with_extension("whole");
@@ -341,8 +342,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Removes what is left of a capsule that has gone on elsewhere since it was here. What a
-    /// later command than `placed` began stays.
+    /// Removes the rest of a capsule that has gone on elsewhere since it was here. A copy of
+    /// `placed`'s own generation, or of a later one, stays.
     async fn give_way(&self, here: &Ledger, placed: Placed) -> Result<(), Error> {
         let id = here.id;
         let state = self.change(id, |capsule| capsule.state.clone());

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A certificate that ends sooner is not begun with.
+/// Least remaining life of a certificate that a host begins to serve with.
 const SPARE: Duration = Duration::from_secs(3600);
 
 /// What the file holds.
@@ -86,7 +86,8 @@ impl Credentials {
         daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)
     }
 
-    /// Whether a host can serve by them at `address` now, for control planes of these authorities.
+    /// Reports whether a host can serve by them at `address` now, for control planes of these
+    /// authorities.
     pub(super) fn serve(&self, trust: &str, address: &str) -> bool {
         let now = SystemTime::now();
         let until = self.cert_pem.as_deref().and_then(pki::expires_at);
@@ -95,13 +96,13 @@ impl Credentials {
             && until.is_some_and(|until| SystemTime::from(until) > now + SPARE)
     }
 
-    /// SHA-256 of the certificate, in hexadecimal digits.
+    /// Returns the SHA-256 of the certificate, in hexadecimal digits.
     pub(super) fn fingerprint(&self) -> Option<String> {
         self.cert_pem.as_deref().and_then(pki::fingerprint_of_pem)
     }
 
-    /// How this host is reached by TLS; none where the platform has no certificates. `proven` is
-    /// a new key that control planes may look for.
+    /// Returns the configuration by which this host serves TLS; `None` where the platform has no
+    /// certificates. `proven` is a new key that control planes may look for.
     pub(super) fn tls(&self, proven: Option<&Key>) -> anyhow::Result<Option<ServerConfig>> {
         let (Some(cert), Some(key), Some(trust)) =
             (&self.cert_pem, &self.key_pem, &self.ca_cert_pem)

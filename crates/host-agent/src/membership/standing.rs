@@ -1,27 +1,27 @@
-//! Whether the platform counts this host as one of its own, as the last heartbeat told.
+//! This host's standing: the platform's last answer on whether this host is one of its own.
 //!
-//! A host may wake after any time, with its timers due, and learn only later that the platform
-//! has forgotten it. Whoever is about to write to what hosts share asks here first.
+//! A host may wake after any time, with its timers due, and learn only later that the platform has
+//! forgotten it. So code that is about to write to storage that hosts share asks here first.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// How long a heartbeat's answer is good.
+/// Time for which a heartbeat's answer is good.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long to wait for a heartbeat; longer than the platform may take to answer one.
+/// Time to wait for a heartbeat; longer than the platform may take to answer one.
 const WAIT: Duration = Duration::from_secs(60);
 
 /// One heartbeat.
 #[derive(Debug, Clone, Copy, Default)]
 struct Beat {
-    /// When it was sent, by [`now`]; none before the first.
+    /// Time of sending, by [`now`]; `None` before the first heartbeat.
     sent: Option<Duration>,
-    /// Whether the platform took it.
+    /// Set when the platform took the heartbeat.
     taken: bool,
 }
 
-/// What is known of this host's membership.
+/// The last heartbeat's answer, and requests for another heartbeat.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
     last: watch::Sender<Beat>,
@@ -29,8 +29,8 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    /// Asks for a heartbeat unless one was answered just now. Returns whether the platform took
-    /// it; false also when the platform cannot be reached.
+    /// Asks for a heartbeat unless one was answered just now. Returns whether the platform took the
+    /// heartbeat; `false` also when the platform cannot be reached.
     pub(crate) async fn confirm(&self) -> bool {
         let asked = now();
         let last = *self.last.borrow();
@@ -43,7 +43,7 @@ impl Standing {
         tokio::time::timeout(WAIT, later).await.is_ok_and(|beat| beat.is_ok_and(|beat| beat.taken))
     }
 
-    /// Returns when somebody asks for a heartbeat.
+    /// Waits until somebody asks for a heartbeat.
     pub(super) async fn asked(&self) {
         self.asked.notified().await;
     }
@@ -54,7 +54,7 @@ impl Standing {
     }
 }
 
-/// Time since this machine booted, with the time that it was suspended.
+/// Returns the time since this machine booted, including time that it was suspended.
 pub(super) fn now() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::try_from(now).unwrap_or_default()
@@ -76,9 +76,9 @@ mod tests {
         let standing = Arc::new(Standing::default());
         let (taken, ()) = tokio::join!(standing.confirm(), answer(&standing, true));
         assert!(taken);
-        // Nobody answers: the last answer is recent enough.
+        // Nobody answers, but the last answer is recent enough.
         assert!(standing.confirm().await);
-        // The answer is older than that: it says nothing about now.
+        // An answer that is too old says nothing about the present.
         standing.heard(now().saturating_sub(FRESH * 2), true);
         let (taken, ()) = tokio::join!(standing.confirm(), answer(&standing, false));
         assert!(!taken);

@@ -1,6 +1,6 @@
-//! Removes entries from the connection-tracking table of the current network namespace. The
-//! table of a capsule's namespace goes with the namespace. The host's table has an entry for each
-//! connection that left by the host, and keeps it for up to five days.
+//! Removes entries from the connection-tracking table of the current network namespace. The table
+//! of a capsule's namespace goes with the namespace. The host's table has an entry for each
+//! connection that left through the host, and keeps it for up to five days.
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// Number of the attribute that tells an entry from a later one with the same addresses
 /// (`CTA_ID` in `linux/netfilter/nfnetlink_conntrack.h`).
 const CTA_ID: u16 = 12;
-/// Times that the table is read. An entry may be missed while others move.
+/// Passes over the table. One pass may miss an entry while others move.
 const PASSES: usize = 3;
 
 /// Removes every entry whose connection was opened from an address that `of` picks. Blocks.
@@ -42,7 +42,7 @@ pub(super) fn forget(of: impl Fn(Ipv4Addr) -> bool) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Reads the entries that were opened from a picked address: what names each of them.
+/// Reads the identifying attributes of each entry that was opened from a picked address.
 fn list(
     socket: &Socket,
     of: &impl Fn(Ipv4Addr) -> bool,
@@ -54,7 +54,7 @@ fn list(
         let mut rest = bytes.as_slice();
         while let Some((message, after)) = split(rest) {
             rest = after;
-            // An entry of a kind that the library cannot read is none of a guest's.
+            // An entry that the library cannot read is of no kind that a guest's connection has.
             let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(message) else {
                 continue;
             };
@@ -69,7 +69,7 @@ fn list(
     }
 }
 
-/// Splits the first message off.
+/// Splits off the first message.
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk::<4>()?);
     let length = usize::try_from(length).ok().filter(|length| *length >= 16)?;
@@ -77,7 +77,7 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// Returns what names an entry, if it was opened from a picked address.
+/// Returns the attributes that identify an entry, if it was opened from a picked address.
 fn name(
     message: NetfilterMessage,
     of: &impl Fn(Ipv4Addr) -> bool,
@@ -104,7 +104,7 @@ fn source(attribute: &ConntrackAttribute) -> Option<Ipv4Addr> {
     })
 }
 
-/// Removes one entry. One that has gone meanwhile is success.
+/// Removes one entry. An entry that has gone meanwhile is success.
 fn remove(socket: &Socket, named: Vec<ConntrackAttribute>) -> io::Result<()> {
     ask(socket, NLM_F_ACK, ConntrackMessage::Delete(named))?;
     let (bytes, _) = socket.recv_from_full()?;
@@ -112,7 +112,7 @@ fn remove(socket: &Socket, named: Vec<ConntrackAttribute>) -> io::Result<()> {
     let NetlinkPayload::Error(answer) = answer.map_err(io::Error::other)?.payload else {
         return Ok(());
     };
-    // An answer without a code is that of success.
+    // An answer without an error code reports success.
     let failed = answer.code.map(|_| answer.to_io());
     failed.filter(|error| error.kind() != io::ErrorKind::NotFound).map_or(Ok(()), Err)
 }

@@ -29,7 +29,7 @@ pub(crate) struct Guard {
     namespace: Namespace,
     plan: Plan,
     rules: Arc<Rules>,
-    /// Whether the name server and the filter are there. They are tasks of the namespace's.
+    /// Set once the name server and the filter serve. They are tasks of the namespace's.
     serving: AtomicBool,
 }
 
@@ -149,7 +149,8 @@ mod tests {
         let mut replacing = std::pin::pin!(rules.replace(later));
         let mut context = Context::from_waker(Waker::noop());
         assert!(replacing.as_mut().poll(&mut context).is_pending());
-        // Whoever looks meanwhile finds the new ones, and whoever passes is told.
+        // A reader sees the new rules before the wait ends, and a connection that passes bytes is
+        // told.
         assert_eq!(rules.now().egress.revision, 7);
         assert!(replaced.is_cancelled() && !rules.now().replaced.is_cancelled());
         drop(passing);

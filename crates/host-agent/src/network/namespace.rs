@@ -1,10 +1,10 @@
-//! A capsule's network namespace as this process holds it: the descriptor, the sockets and the
-//! tasks that the agent has inside.
+//! A capsule's network namespace as this process holds it: the descriptor, and the agent's sockets
+//! and tasks inside.
 //!
-//! The kernel takes a namespace down when nobody holds it any more, and an open socket holds it.
-//! So everything that the agent opens inside goes through a [`Namespace`], and
-//! [`Namespace::close`] ends all of it before the namespace is taken down. `network.rs` calls
-//! that. This module knows nothing of what is served inside.
+//! The kernel takes a namespace down when nobody holds it any more, and an open socket holds it. So
+//! everything that the agent opens inside goes through a [`Namespace`]. [`Namespace::close`], which
+//! `network.rs` calls, ends all of it before the namespace is taken down. This module does not know
+//! which services run inside.
 
 use crate::sys;
 use daemon::{OwnTasks, Signal, Tasks};
@@ -20,8 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 
-/// Most time that closing may take. Nothing inside waits for anything, so this is never reached
-/// unless the machine is overloaded.
+/// Longest time that closing may take. Nothing inside waits for anything else, so only an
+/// overloaded machine reaches this limit.
 const CLOSE: Duration = Duration::from_secs(2);
 
 /// A network namespace. Clones are the same one.
@@ -29,12 +29,12 @@ const CLOSE: Duration = Duration::from_secs(2);
 pub(crate) struct Namespace(Arc<Inner>);
 
 struct Inner {
-    /// None once it is closed.
+    /// The descriptor; `None` once the namespace is closed.
     file: Mutex<Option<Arc<File>>>,
     closed: Signal,
     /// Connections that are open inside.
     streams: Mutex<Streams>,
-    /// What is served inside.
+    /// Services that run inside.
     tasks: OwnTasks,
     /// Work on threads that are inside, and connections that are being opened.
     opening: TaskTracker,
@@ -70,7 +70,7 @@ impl Namespace {
         }))
     }
 
-    /// The tasks that serve inside. They are ended when the namespace is closed.
+    /// Returns the tasks that serve inside. Closing the namespace ends them.
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.0.tasks
     }
@@ -90,7 +90,7 @@ impl Namespace {
     /// Does blocking work inside, on a thread of its own.
     ///
     /// # Errors
-    /// Those of the work, or when the namespace is closed.
+    /// When the work fails, or the namespace is closed.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -100,7 +100,7 @@ impl Namespace {
         sys::in_namespace(&file, work)
     }
 
-    /// Does the same without blocking the caller.
+    /// Does blocking work inside as [`Self::run`] does, without blocking the caller.
     pub(crate) async fn run_async<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -145,9 +145,9 @@ impl Namespace {
         Ok(NamespaceStream { shared, of: Some((Arc::clone(&self.0), id)) })
     }
 
-    /// Ends everything that this process has inside, and waits until it has ended. Connections
-    /// are reset: a guest that is gone acknowledges no goodbye, and the kernel would keep the
-    /// socket, and the namespace with it, for minutes.
+    /// Ends everything that this process has inside, and waits for the end. Connections are reset:
+    /// a guest that is gone acknowledges no goodbye. The kernel would keep the socket, and the
+    /// namespace with it, for minutes.
     pub(super) async fn close(&self) {
         lock(&self.0.file).take();
         self.0.closed.give();
@@ -177,20 +177,20 @@ fn abort(stream: &Shared) {
     }
 }
 
-/// A connection inside a namespace, or on this machine where a capsule has none. It is reset when
-/// its namespace is closed, whoever has it and whatever they wait for.
+/// A connection inside a namespace, or on this machine where a capsule has none. Closing the
+/// namespace resets the connection, even while somebody waits for it.
 pub(crate) struct NamespaceStream {
     shared: Shared,
     of: Option<(Arc<Inner>, u64)>,
 }
 
 impl NamespaceStream {
-    /// A connection that is in no namespace of a capsule's.
+    /// Wraps a connection that is in no capsule's namespace.
     pub(crate) fn outside(stream: TcpStream) -> Self {
         Self { shared: Arc::new(Mutex::new(Some(stream))), of: None }
     }
 
-    /// Closes it at once, without a goodbye.
+    /// Closes the connection at once, without a goodbye.
     pub(crate) fn abort(&self) {
         abort(&self.shared);
     }
@@ -208,7 +208,8 @@ impl NamespaceStream {
 
 impl Drop for NamespaceStream {
     fn drop(&mut self) {
-        // The descriptor is closed here, and not when the namespace's own share is dropped.
+        // Dropping the connection here closes its descriptor now, while the namespace still shares
+        // it.
         let _stream = lock(&self.shared).take();
         if let Some((namespace, id)) = &self.of {
             lock(&namespace.streams).open.remove(id);
@@ -266,7 +267,7 @@ mod tests {
         Namespace::new(File::open("/proc/self/ns/net").unwrap())
     }
 
-    /// Descriptors of this process that are a network namespace's.
+    /// Counts this process's descriptors of network namespaces.
     fn namespaces() -> usize {
         let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
@@ -291,7 +292,7 @@ mod tests {
             std::future::pending::<()>().await;
         });
         namespace.close().await;
-        // The other end hears it although nobody polls the connection.
+        // The other end gets the reset although nobody polls the connection.
         let heard = peer.read(&mut [0]).await.unwrap_err();
         assert_eq!(heard.kind(), io::ErrorKind::ConnectionReset);
         assert!(TcpStream::connect(at).await.is_err(), "a task still listens");

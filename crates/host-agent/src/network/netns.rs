@@ -205,7 +205,7 @@ pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
     }
     let link = plan.host_link(slot);
     let there = Path::new("/sys/class/net").join(&link);
-    // The kernel takes it away by itself, many at a time, and sooner than it does when asked to.
+    // The kernel removes the link by itself, many at a time, and sooner than when asked to.
     let limit = Instant::now() + LINK_GOES;
     while there.exists() && Instant::now() < limit {
         std::thread::sleep(Duration::from_millis(2));
@@ -213,7 +213,7 @@ pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
     if !there.exists() {
         return Ok(());
     }
-    // Nothing of this process is open in it: `network.rs` has closed that before.
+    // `network.rs` has closed everything that this process had inside, so another process holds it.
     tracing::warn!(link, "somebody still holds a namespace that is taken down");
     metrics::counter!("wrenn_host_namespaces_held_total").increment(1);
     with_netlink(|netlink| delete(netlink, link))

@@ -46,16 +46,16 @@ const DENIED: [&str; 13] = [
 /// Where, at the gateway, connections are looked at whose names decide.
 pub(crate) const FILTER_PORT: u16 = 15001;
 
-/// Connections that one capsule may have at once. Each takes an entry, of about 300 bytes, in the
-/// connection-tracking table of its namespace, and another in the host's.
+/// Connections that one capsule may have at once. Each connection takes an entry, of about 300
+/// bytes, in the namespace's connection-tracking table, and another in the host's.
 pub(crate) const CONNECTIONS_MAX: u32 = 2048;
 /// Connections that one capsule may open a second, once it has opened `CONNECTIONS_BURST`.
 const CONNECTIONS_RATE: u32 = 100;
 const CONNECTIONS_BURST: u32 = 1000;
 
-/// How long the connection-tracking table keeps a capsule's connections, in seconds. Only states
-/// in which a connection carries nothing are shortened. The kernel's own figure for a closed TCP
-/// connection is 120, and for an answered datagram up to 120.
+/// Times for which the connection-tracking table keeps a capsule's connections, in seconds. Only
+/// states in which a connection carries nothing are shortened. The kernel's own figure for a closed
+/// TCP connection is 120, and for an answered datagram up to 120.
 const TIMEOUTS: &str = "\
  ct timeout brief_tcp {
   protocol tcp
@@ -127,7 +127,7 @@ impl Plan {
         (Ipv4Addr::from(first), Ipv4Addr::from(first + 1))
     }
 
-    /// The slot whose link has an address; none for an address outside the range.
+    /// Returns the slot whose link has an address; `None` for an address outside the range.
     pub(crate) fn slot_of(&self, address: Ipv4Addr) -> Option<u32> {
         let slot = u32::from(address).checked_sub(self.base)? / 2;
         (slot < self.slots()).then_some(slot)
@@ -204,15 +204,15 @@ impl Plan {
         let _ = writeln!(out, "  iifname != \"{TAP}\" drop");
         let _ = writeln!(out, "  ip saddr != {GUEST} drop");
         if egress.has_names() {
-            // New questions go to the capsule's own name server. A flow that is older does not.
+            // New questions go to the capsule's own name server, but an older flow would bypass it.
             out += "  meta l4proto { tcp, udp } th dport 53 reject\n";
         }
         if let Some(allowed) = allowed {
             let _ = writeln!(out, "  ip daddr {{ {allowed} }} goto permitted");
         }
         if egress.denies_names() {
-            // The filter gets each new connection. One that is older than the rules, and a
-            // datagram of QUIC, would pass it by.
+            // The filter gets each new connection. A connection older than the rules, and a QUIC
+            // datagram, would bypass it.
             out += "  tcp dport { 80, 443 } reject with tcp reset\n";
             out += "  udp dport { 80, 443 } reject\n";
         }
@@ -265,15 +265,15 @@ impl Plan {
     }
 }
 
-/// Rules that bound the entries that a capsule takes in connection-tracking tables. They see every
+/// Returns rules that limit a capsule's entries in connection-tracking tables. The rules see every
 /// connection that the guest opens, before any other rule does. A connection that they drop takes
-/// no entry anywhere. They have a table of their own, which is made once for each namespace: a
-/// count begins anew when its rule is replaced.
+/// no entry anywhere. The rules have a table of their own, made once for each namespace, because
+/// replacing a rule restarts its count.
 pub(crate) fn namespace_limits() -> String {
     let mut out = format!("table ip limits {{\n{TIMEOUTS}");
     out += " chain opened {\n  type filter hook prerouting priority -150;\n";
     let _ = writeln!(out, "  iifname != \"{TAP}\" accept\n  ct state != new accept");
-    // A flow of datagrams that nobody answers stays `new`. It has its entry.
+    // A flow of datagrams that nobody answers stays `new`, but already has its entry.
     out += "  ct status confirmed accept\n";
     let burst = format!("burst {CONNECTIONS_BURST} packets");
     let _ = writeln!(out, "  limit rate over {CONNECTIONS_RATE}/second {burst} drop");
@@ -369,7 +369,7 @@ mod tests {
         assert!(at("ct count over 2048 drop") < at("set \"brief_tcp\""));
         let plan = plan("10.220.0.0/16");
         assert!(plan.host_rules().contains("ct timeout set \"brief_tcp\""));
-        // A change of rules does not begin the count anew.
+        // A change of rules must not restart the count.
         assert!(!plan.namespace_rules(&Egress::default()).contains("ct count"));
     }
 

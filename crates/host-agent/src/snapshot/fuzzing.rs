@@ -5,15 +5,15 @@ use super::layer::{Chunk, Layer, PAGE};
 use std::fs::File;
 use std::io::Write;
 
-/// A layer whose footer names the true hash of its index, so that the index itself is read.
+/// Reads `data` as a layer, with the true hash of the index, so that the index itself is read.
 ///
 /// # Panics
-/// When pages are told of that are not whole.
+/// When the layer yields pages that are not whole.
 pub fn layer(data: &[u8]) {
     let name = "layer";
     let Ok(file) = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC) else { return };
     let mut file = File::from(file);
-    // From the end: the magic, the index's length, its offset, its hash.
+    // The footer, from its end: the magic, the index's length, its offset, its hash.
     let number = |from_end: usize| {
         let at = data.len().checked_sub(from_end)?;
         let bytes = data.get(at..)?.first_chunk::<8>()?;
@@ -39,7 +39,7 @@ pub fn layer(data: &[u8]) {
     }
 }
 
-/// A manifest, as it is, and with the true hash before it.
+/// Reads `data` as a manifest, first alone, then with the true hash before it.
 pub fn manifest(data: &[u8]) {
     let _ = Manifest::read(data);
     let hash = blake3::hash(data).to_hex();

@@ -1,5 +1,5 @@
-//! Which driver runs the machines here. What is there is not trusted: a guest is booted. Whether
-//! it got up is remembered for as long as nothing changes of what it depends on, and until this
+//! Chooses the driver that runs the machines here. An installed VMM is not trusted: a guest is
+//! booted. The outcome is remembered as long as nothing that it depends on changes, and until this
 //! machine boots again.
 
 #[cfg(test)]
@@ -39,16 +39,16 @@ pub struct Examined {
     pub accelerator: &'static str,
     /// Why it cannot be used; none when it can.
     pub why_not: Option<String>,
-    /// When it was found out, in RFC 3339, if that was not just now.
+    /// Time of the probe, in RFC 3339, if that was not just now.
     pub remembered: Option<String>,
 }
 
-/// What is remembered of a driver, in a file of its own.
+/// Remembered outcome for a driver, in a file of its own.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Verdict {
-    /// Everything that it depends on; see [`Prober::about`].
+    /// Everything that the outcome depends on; see [`Prober::about`].
     about: String,
-    /// When it was found out, in RFC 3339.
+    /// Time of the probe, in RFC 3339.
     at: String,
     why_not: Option<String>,
 }
@@ -91,8 +91,8 @@ pub(crate) async fn choose(
     })
 }
 
-/// Tries each driver of a kind that needs none to be asked for, the best first; `again` without
-/// regard to what is remembered.
+/// Tries each driver that need not be asked for, the best first. With `again`, ignores remembered
+/// outcomes.
 pub(crate) async fn examine(
     config: &Config,
     tag: &str,
@@ -123,7 +123,7 @@ fn on_kvm(config: &Config) -> Qemu {
 struct Prober<'a> {
     config: &'a Config,
     tag: &'a str,
-    /// Whether a guest is booted even where it is remembered what came of that.
+    /// Set to boot a guest even where an outcome is remembered.
     again: bool,
 }
 
@@ -156,8 +156,8 @@ impl Prober<'_> {
         Ok(Box::new(driver))
     }
 
-    /// Tries a driver, unless it is remembered what came of that, and remembers. Returns when it
-    /// was found out, if that was earlier.
+    /// Tries a driver, or takes its remembered outcome, and remembers. Returns the time of an
+    /// earlier probe if its outcome was taken.
     async fn remembered(&self, driver: Box<dyn Driver>) -> (Option<String>, Tried) {
         match needs_kvm(&*driver) {
             Ok(()) => self.boot_once(driver).await,
@@ -187,8 +187,9 @@ impl Prober<'_> {
         (None, written.and(booted).map(|()| driver))
     }
 
-    /// Everything that a probe's outcome depends on: this boot of the machine, the driver with its
-    /// version and tier, the programs, what they boot, and who may open the device.
+    /// Returns everything that a probe's outcome depends on: this boot of the machine, the driver
+    /// with its version and tier, the programs, the kernel and initramfs, and the device's
+    /// permissions.
     fn about(&self, driver: &dyn Driver) -> String {
         let mut files = driver.programs();
         files.extend([self.config.kernel(), self.config.initramfs()]);
@@ -239,22 +240,22 @@ pub(crate) fn name(tag: &str) -> String {
 }
 
 /// Fails where a driver's machines cannot use KVM. A jailer makes a device of its own, for the
-/// user of the machine.
+/// machine's user.
 fn needs_kvm(driver: &dyn Driver) -> anyhow::Result<()> {
     kvm::check(driver.isolation() != Isolation::Jailed)
 }
 
-/// Tells a file from every other, and from itself after a change.
+/// Returns a text that differs for every other file, and for the same file after a change.
 fn identity(file: &Path) -> String {
     let found = file.metadata().map(|found| {
-        // Its status changes with each link that a jail has to it.
+        // The change time is of no use, since each link of a jail to the file alters it.
         let changed = format!("{}.{:09}", found.mtime(), found.mtime_nsec());
         format!("{}:{} {} {changed}", found.dev(), found.ino(), found.len())
     });
     format!("{} {}", file.display(), found.unwrap_or_default())
 }
 
-/// Replaces what is remembered in one step.
+/// Replaces a remembered outcome in one step.
 fn write(file: &Path, verdict: &Verdict) -> anyhow::Result<()> {
     let staged = file.with_extension("new");
     let written = std::fs::write(&staged, serde_json::to_vec(verdict)?)

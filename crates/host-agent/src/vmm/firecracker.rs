@@ -251,8 +251,8 @@ fn begin(
     changes.begin(above, bytes)
 }
 
-/// A machine that is as it should be; one that is not is ended, with what it said in the log. The
-/// error of a process that has ended holds its exit status and its last words.
+/// Returns a machine whose requests succeeded. Any other machine is ended, with its last words in
+/// the log. The error of a process that has ended holds its exit status and its last words.
 async fn settle(
     machine: FirecrackerMachine,
     done: io::Result<()>,
@@ -385,7 +385,7 @@ impl Driver for Firecracker {
     }
 }
 
-/// What Firecracker says: an answer to a request, a line of its figures, its version.
+/// Feeds bytes as Firecracker's output to its readers: an API answer, a line of metrics, a version.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz(data: &[u8]) {
     for status in [http::StatusCode::OK, http::StatusCode::BAD_REQUEST] {

@@ -1,8 +1,8 @@
-//! Faults that fuzzing looks for in what VMMs say.
+//! Faults that fuzzing looks for in the output of VMMs.
 
 pub use super::firecracker::fuzz as firecracker;
 
-/// What QEMU says on its socket. Whatever it is, it is heard to its end.
+/// Feeds `data` as QEMU's output on its socket, and reads it to its end.
 pub fn qmp(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {

@@ -1,4 +1,4 @@
-//! `/dev/kvm`: whether it is there, and whether a VMM may open it.
+//! Checks that `/dev/kvm` exists, and that a VMM may open it.
 
 use anyhow::Context;
 use std::fs::File;
@@ -7,20 +7,21 @@ use std::os::unix::fs::MetadataExt;
 
 pub(super) const DEVICE: &str = "/dev/kvm";
 
-/// Reading and writing, for a file's group and for everyone else.
+/// Bits of reading and writing, for a file's group and for everyone else.
 const GROUP: u32 = 0o060;
 const OTHERS: u32 = 0o006;
 
-/// Returns the group of the device, which a VMM joins, where that is not root's.
+/// Returns the device's group, which a VMM joins; `None` where it is root's or the device is
+/// missing.
 pub(super) fn group() -> Option<u32> {
     Some(std::fs::metadata(DEVICE).ok()?.gid()).filter(|gid| *gid != 0)
 }
 
-/// Checks that machines can use the device. `unprivileged` says that a VMM opens it as its own
+/// Checks that machines can use the device. With `unprivileged`, a VMM opens the device as its own
 /// user; a jailer makes a device of its own instead.
 ///
 /// # Errors
-/// Why they cannot, with the remedy.
+/// When they cannot, with the remedy.
 pub(super) fn check(unprivileged: bool) -> anyhow::Result<()> {
     let found = match std::fs::metadata(DEVICE) {
         Err(error) if error.kind() == ErrorKind::NotFound => anyhow::bail!("there is no {DEVICE}"),
@@ -44,8 +45,8 @@ pub(super) fn check(unprivileged: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reports whether a user who owns nothing, and who joins the group unless it is root's, may open
-/// a file of this mode and group.
+/// Reports whether an unprivileged user may open a file of this mode and group. The user owns
+/// nothing, and joins the group unless it is root's.
 fn opens(mode: u32, gid: u32) -> bool {
     let needed = if gid == 0 { OTHERS } else { GROUP };
     mode & needed == needed

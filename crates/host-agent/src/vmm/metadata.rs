@@ -28,14 +28,14 @@ const TTL_MAX: u64 = 21_600;
 /// Guests are hostile: what one may take of the agent.
 const LIMITS: Limits = Limits { connections: 16, per_network: 16, head_bytes: 8 * 1024 };
 
-/// Before another try where no connection can be taken in.
+/// Time before another try after a connection could not be taken in.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Between two requests of one guest, where it makes many.
 const STEP: Duration = Duration::from_millis(5);
 /// How far it may be ahead of that.
 const BURST: Duration = Duration::from_millis(500);
 
-/// Serves one machine, in the namespace of its capsule, until that is closed.
+/// Serves one machine, in the namespace of its capsule, until the namespace is closed.
 pub(super) fn serve(namespace: &Namespace, metadata: &Metadata) -> io::Result<()> {
     let listener = namespace.run(|| TcpListener::bind((METADATA, 80)))?;
     listener.set_nonblocking(true)?;

@@ -151,7 +151,7 @@ impl Qemu {
             Accelerator::Tcg { .. } => ("tcg,thread=multi,tb-size=128", "EPYC"),
         };
         words(&[
-            // Threads have names, by which those of the processors are found.
+            // The names of QEMU's threads tell which of them run processors.
             "-name",
             &format!("{},debug-threads=on", spec.name),
             "-M",

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 const LIMIT: Duration = Duration::from_secs(5);
-/// Longest line that is taken, in bytes. The longest answer that is asked for has some hundred.
+/// Longest line that is taken, in bytes. The longest answer to our commands has some hundred bytes.
 const LINE_MAX: u64 = 1 << 20;
 /// For commands.
 pub(super) const COMMANDS: &str = "qmp.sock";
@@ -26,7 +26,7 @@ pub(super) const EVENTS: &str = "events.sock";
 /// A connection that has gone through the greeting.
 pub(super) struct Qmp(BufReader<UnixStream>);
 
-/// Reports whether a state of a machine is one that only a reset ends.
+/// Reports whether only a reset ends a machine's state.
 pub(super) fn has_ended(status: &str) -> bool {
     matches!(status, "shutdown" | "guest-panicked" | "internal-error")
 }
@@ -90,14 +90,14 @@ impl Qmp {
         }
     }
 
-    /// The state of the machine, in QEMU's word.
+    /// Returns the machine's state, in QEMU's word.
     pub(super) async fn status(&mut self) -> io::Result<String> {
         let status = self.command("query-status", json!({})).await?;
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits for the guest's own end: a shutdown, a reset, a panic. Says in `full` meanwhile when
-    /// QEMU has stopped the guest because the host's disk is full, which is a pause and no end.
+    /// Waits for the guest's own end: a shutdown, a reset, a panic. Sets `full` meanwhile when QEMU
+    /// has stopped the guest because the host's disk is full, which is a pause and no end.
     pub(super) async fn guest_ended(&mut self, full: &AtomicBool) -> io::Result<String> {
         let status = self.status().await?;
         if has_ended(&status) {
@@ -121,7 +121,7 @@ impl Qmp {
 
     async fn read(&mut self) -> io::Result<Value> {
         let mut line = String::new();
-        // A line that is cut there is no JSON, and ends the connection.
+        // A line that is cut at the limit is no JSON, so the connection ends.
         if (&mut self.0).take(LINE_MAX).read_line(&mut line).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -129,7 +129,7 @@ impl Qmp {
     }
 }
 
-/// Hears any bytes from QEMU's socket to their end.
+/// Reads any bytes from QEMU's socket to their end.
 #[cfg(feature = "fuzzing")]
 pub(crate) async fn fuzz(data: &[u8]) {
     let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
@@ -154,7 +154,7 @@ mod tests {
     use std::sync::Arc;
     use tokio::net::UnixListener;
 
-    /// A QEMU whose guest is in a state, and which then tells of some events.
+    /// Plays a QEMU whose guest is in a state, and which then reports some events.
     async fn told(status: &str, events: &[Value]) -> (io::Result<String>, bool) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(EVENTS)).unwrap();

@@ -1,5 +1,5 @@
-//! Each sign of life by itself keeps a guest from being taken for halted. A process that sleeps
-//! stands for a VMM, and its main thread for the guest's processor.
+//! Each sign of life alone keeps a guest from counting as halted. In these tests a sleeping process
+//! plays the VMM, and its main thread plays the guest's processor.
 
 use super::*;
 use crate::guest::Route;
@@ -24,7 +24,7 @@ impl Vmm {
     fn start(command: &[&str], name: &'static str) -> Self {
         let process = Command::new(command[0]).args(&command[1..]).spawn().unwrap();
         let vmm = Self { process, name, runs: true };
-        // Until it is that program, which sleeps.
+        // The process first has to become the program that sleeps.
         while vmm.vcpus().and_then(|threads| threads.waits()).is_none() {
             std::thread::yield_now();
         }

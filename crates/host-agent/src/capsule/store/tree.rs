@@ -1,5 +1,5 @@
-//! The name that a capsule's snapshot has in the store. Each upload has a name of its own: a host
-//! that lost the capsule cannot overwrite what the capsule's next host has put there.
+//! The name that a capsule's snapshot has in the store. Each upload has a name of its own. So a
+//! host that lost the capsule cannot overwrite an upload of the capsule's next host.
 
 use types::CapsuleId;
 
@@ -11,18 +11,17 @@ const DIGITS: usize = 16;
 pub(crate) struct Tree {
     /// Number of the snapshot.
     pub number: u64,
-    /// The number, then a random part. Trees of earlier versions have the number alone.
+    /// The number, then a random part. A tree of an earlier version has the number alone.
     name: String,
 }
 
 impl Tree {
-    /// A name that no other upload has.
+    /// Returns a name that no other upload has.
     pub(super) fn fresh(number: u64) -> Self {
         Self { number, name: format!("{number}-{:0DIGITS$x}", rand::random::<u64>()) }
     }
 
-    /// Reads a name. Returns none unless it is one that [`Tree::fresh`] or an earlier version
-    /// made.
+    /// Reads a name. Returns `None` unless [`Tree::fresh`] or an earlier version made it.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (number, random) = name.split_once('-').unwrap_or((name, "0000000000000000"));
         let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -31,8 +30,8 @@ impl Tree {
         (digits && hex && random.len() == DIGITS).then(|| Self { number, name: name.to_owned() })
     }
 
-    /// The tree of a snapshot's number, by its name or, when that is empty, by the number alone.
-    /// Returns none for number 0, and when number and name differ.
+    /// Returns the tree of a snapshot's number, by `name` or, when that is empty, by the number
+    /// alone. Returns `None` for number 0, and when number and name differ.
     pub(crate) fn new(number: u64, name: &str) -> Option<Self> {
         let tree =
             if name.is_empty() { Self::parse(&number.to_string()) } else { Self::parse(name) };
@@ -43,13 +42,13 @@ impl Tree {
         &self.name
     }
 
-    /// Where it is in its team's part of the store.
+    /// Returns the tree's place in its team's part of the store.
     pub(super) fn path(&self, id: CapsuleId) -> String {
         format!("{}/{}", folder(id), self.name)
     }
 }
 
-/// Where all trees of a capsule are.
+/// Returns the folder of all trees of a capsule.
 pub(super) fn folder(id: CapsuleId) -> String {
     format!("capsules/{id}")
 }

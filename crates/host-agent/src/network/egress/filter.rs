@@ -26,7 +26,7 @@ const SHARE: u64 = 4;
 /// How long the first bytes may take, and how long the other side.
 const HEAD: Duration = Duration::from_secs(10);
 const DIAL: Duration = Duration::from_secs(10);
-/// Most of the first bytes that is looked at.
+/// Limit of the first bytes that are looked at.
 const HEAD_MAX: usize = HELLO_MAX;
 /// Port of HTTP, whose refusals are said in words.
 const HTTP: u16 = 80;
@@ -96,7 +96,7 @@ impl Way {
         guest.set_nodelay(true)?;
         let to = rustix::net::sockopt::ip_original_dst(&guest)?;
         let guest = self.namespace.hold(guest)?;
-        // Boxed, since the one is far larger than the other.
+        // Boxed, since one future is far larger than the other.
         if to.port() == HTTP {
             Box::pin(self.pass_http(guest, to)).await
         } else {
@@ -106,7 +106,8 @@ impl Way {
 
     async fn pass_http(&self, mut guest: NamespaceStream, to: SocketAddrV4) -> io::Result<()> {
         let mut first = Vec::new();
-        // Where what cannot be read may pass, so may other protocols, whose servers speak first.
+        // Where unreadable requests may pass, other protocols may too, and their servers may speak
+        // first.
         if self.admits(&self.rules.now().egress, &Asked::Unreadable, *to.ip()).await {
             let asked = head(&mut guest, &mut first, of_head).await?;
             if asked.is_none_or(|asked| asked == Asked::Unreadable) {
@@ -134,7 +135,8 @@ impl Way {
         self.join(guest, first, hello.filter(|_| asked != Asked::Unreadable), to).await
     }
 
-    /// Joins a connection with where it was going, by the name of its hello, if it has one.
+    /// Joins a connection with its original destination, under the name in its hello, if it has
+    /// one.
     async fn join(
         &self,
         mut guest: NamespaceStream,
@@ -172,8 +174,8 @@ impl Way {
         self.under_rules(&asked, *to.ip(), joined).await
     }
 
-    /// Does `work` as long as the rules admit what is `asked` for. When rules are replaced nothing
-    /// of it moves until the new ones have admitted that.
+    /// Does `work` as long as the rules admit the host in `asked`. When the rules are replaced,
+    /// `work` does not move until the new rules have admitted that host.
     async fn under_rules(
         &self,
         asked: &Mutex<Option<Asked>>,
@@ -216,7 +218,7 @@ impl Way {
     }
 }
 
-/// A connection that requests go by.
+/// Opens the server's connection for one guest's requests.
 struct Open<'a> {
     way: &'a Way,
     to: SocketAddrV4,
@@ -235,8 +237,8 @@ impl Gate for Open<'_> {
     }
 }
 
-/// Reads the first bytes of a connection until `read` finds in them what it looks for. None when
-/// they end, or do not come in time.
+/// Reads the first bytes of a connection until `read` finds in them what it looks for. Returns
+/// `None` when the bytes end, or do not come in time.
 async fn head<T>(
     guest: &mut NamespaceStream,
     bytes: &mut Vec<u8>,
@@ -259,8 +261,8 @@ async fn head<T>(
     }
 }
 
-/// Passes on what a client sends until all that follows is encrypted. What has been read of that
-/// is left in `bytes`.
+/// Passes on a client's bytes until all the rest is encrypted. Encrypted bytes that were read
+/// already are left in `bytes`.
 async fn encrypted(
     bytes: &mut Vec<u8>,
     from: &mut (impl AsyncRead + Unpin),

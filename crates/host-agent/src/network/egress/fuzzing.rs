@@ -12,10 +12,10 @@ pub use super::resolver::fuzz as dns;
 /// The one host that requests may ask for.
 const ALLOWED: &str = "good.test";
 
-/// The first bytes of a connection to port 443.
+/// Feeds the first bytes of a connection to port 443 to the filter.
 ///
 /// # Panics
-/// When a hello is not read alike without what follows it, or what follows is not looked at.
+/// When a hello reads differently without the bytes after it, or those bytes make no progress.
 pub fn hello(data: &[u8]) {
     let _ = of_head(data);
     let Some(hello) = tls::hello(data) else { return };
@@ -47,8 +47,8 @@ impl Gate for OnlyGood {
     }
 }
 
-/// The bytes of a connection to port 80. A server that reads what reaches it by a reader of its
-/// own finds requests for the allowed host, and nothing else.
+/// Feeds the bytes of a connection to port 80 to the filter. A server that parses the result by
+/// itself must find requests for the allowed host, and nothing else.
 ///
 /// # Panics
 /// When a request for another host reaches the server.
@@ -72,7 +72,7 @@ pub fn requests(data: &[u8]) {
     });
 }
 
-/// Reads requests as servers do, and answers each.
+/// Reads requests as servers do, and answers each of them.
 async fn server(mut stream: DuplexStream) {
     let mut bytes = Vec::new();
     while let Ok(1..) = stream.read_buf(&mut bytes).await {
@@ -83,7 +83,7 @@ async fn server(mut stream: DuplexStream) {
     }
 }
 
-/// Bytes that the first request takes, once it is whole.
+/// Returns the bytes that the first request takes, once it is whole.
 fn request(bytes: &[u8]) -> Option<usize> {
     let mut headers = [httparse::EMPTY_HEADER; 128];
     let mut request = httparse::Request::new(&mut headers);
@@ -113,7 +113,7 @@ fn request(bytes: &[u8]) -> Option<usize> {
             Ok(httparse::Status::Complete((skip, size))) => {
                 at += skip;
                 if size == 0 {
-                    // Trailers, which are none or end with an empty line.
+                    // The trailers are empty or end with an empty line.
                     let rest = bytes.get(at..)?;
                     let none = rest.starts_with(b"\r\n").then_some(2);
                     let some = || rest.windows(4).position(|four| four == b"\r\n\r\n");

@@ -1,5 +1,5 @@
-//! Which host a connection or a request asks for: the server name of TLS, the host of HTTP. Pure.
-//! The name is the guest's word. Others look whether the address is that host's.
+//! Reads the host that a connection or a request asks for: TLS's server name, or HTTP's host. Pure.
+//! A guest may write any name. Callers check whether the address belongs to that host.
 
 use http::uri::Authority;
 use http::{HeaderMap, Uri, header};
@@ -8,19 +8,19 @@ use types::Egress;
 /// Headers of a request that are looked at.
 const HEADERS_MAX: usize = 100;
 
-/// A host as a connection or a request asks for it.
+/// A host as a connection or a request names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// The only host that is asked for: a name in lower case, or an address.
+    /// The only host that is named: a name in lower case, or an address.
     Host(String),
-    /// A host that may stand for another, whose name is encrypted (ECH, RFC 9849).
+    /// A host that may stand in for another, whose name is encrypted (ECH, RFC 9849).
     Cover(String),
     /// No host can be read.
     Unreadable,
 }
 
 impl Asked {
-    /// The name, where one can be read.
+    /// Returns the name, if one can be read.
     pub(super) fn name(&self) -> Option<&str> {
         match self {
             Self::Host(name) | Self::Cover(name) => Some(name),
@@ -29,17 +29,17 @@ impl Asked {
     }
 }
 
-/// What a connection comes to.
+/// Decision on a connection or request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Its name is allowed, so its address must be one of that name's.
+    /// The name is allowed, so the address must be one of that name's.
     IfItsOwn,
     Yes,
     No,
 }
 
-/// Decides by what is asked for and where it goes. Where a name is denied, whatever may hide a
-/// name is denied.
+/// Decides by the host asked for and the destination address. Where the rules deny any name, they
+/// also deny everything that may hide a name.
 pub(super) fn decide(egress: &Egress, asked: &Asked, to: std::net::Ipv4Addr) -> Verdict {
     let hides = matches!(asked, Asked::Cover(_) | Asked::Unreadable);
     if hides && egress.denies_names() {
@@ -53,14 +53,15 @@ pub(super) fn decide(egress: &Egress, asked: &Asked, to: std::net::Ipv4Addr) -> 
     }
 }
 
-/// The host that a request asks for. It must be told by one `Host` line, and a target in absolute
-/// form must agree with it.
+/// Returns the host that a request asks for. Exactly one `Host` line must name it, and a target in
+/// absolute form must agree with that line.
 pub(super) fn of_request(target: &Uri, headers: &HeaderMap) -> Asked {
     let hosts = headers.get_all(header::HOST).iter().map(http::HeaderValue::as_bytes);
     agreed(hosts, target.authority())
 }
 
-/// The host that the first bytes of a connection ask for by HTTP/1; none while more are needed.
+/// Returns the host that the first bytes of a connection ask for by HTTP/1; `None` while more bytes
+/// are needed.
 pub(super) fn of_head(bytes: &[u8]) -> Option<Asked> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
@@ -88,7 +89,7 @@ fn agreed<'a>(mut hosts: impl Iterator<Item = &'a [u8]>, target: Option<&Authori
     }
 }
 
-/// A host's name, or its address, without its port. Servers differ in how they read anything else.
+/// Returns a host's name or address without its port. Servers differ in reading anything else.
 fn plain(text: &str) -> Option<String> {
     let authority = text.trim_matches([' ', '\t']).parse::<Authority>().ok()?;
     let host = authority.host().to_ascii_lowercase();

@@ -1,6 +1,6 @@
-//! Requests of a connection to port 80. Each is judged by the host that it asks for, and written
-//! anew: hyper reads it from the guest and writes it to the server. So a server reads no request
-//! in the bytes of a connection but those that were judged here, whatever a guest sends.
+//! Requests of a connection to port 80. Each request is judged by the host that it asks for, and
+//! written anew: hyper reads it from the guest and writes it to the server. So a server reads only
+//! requests that were judged here, whatever bytes a guest sends.
 //!
 //! The task that serves the guest drives both connections, so that nothing moves while it waits
 //! for new rules.
@@ -22,19 +22,20 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Time until the next request's head is there, whole.
+/// Time limit for the whole head of the next request.
 const NEXT: Duration = Duration::from_secs(180);
-/// Largest head of a request, and most of a body that is held, in bytes.
+/// Largest head of a request, and most bytes of a body that are held.
 const BUFFER: usize = 64 * 1024;
-/// The one protocol that a request may switch to. Others carry requests that nobody here can read.
+/// The only protocol that a request may switch to. Other protocols carry requests that nobody here
+/// can read.
 const WEBSOCKET: &[u8] = b"websocket";
 
-/// Judges a connection's requests, and leads where they go.
+/// Judges a connection's requests, and opens the way to their server.
 pub(super) trait Gate: Sync {
     /// A connection to a server.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    /// Whether a request for a host may pass.
+    /// Reports whether a request for a host may pass.
     fn admits(&self, asked: &Asked) -> impl Future<Output = bool> + Send;
 
     /// Opens the connection to the server.
@@ -44,13 +45,13 @@ pub(super) trait Gate: Sync {
 type Answer = Response<Either<Full<Bytes>, Incoming>>;
 type Driven = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
-/// One connection of a guest, with the one to the server that its requests go by.
+/// A connection of a guest, with the connection to the server that its requests go by.
 pub(super) struct Exchange<'a, G> {
     gate: G,
-    /// What the last request asked for; none before the first.
+    /// Host that the last request asked for; `None` before the first.
     asked: &'a Mutex<Option<Asked>>,
     sender: tokio::sync::Mutex<Option<SendRequest<Incoming>>>,
-    /// The server's connection, until it ends.
+    /// The server's connection, until its end.
     server: Mutex<Option<Driven>>,
     /// Both ends, once a request has switched protocols.
     switched: Mutex<Option<(OnUpgrade, OnUpgrade)>>,
@@ -65,7 +66,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
     /// Serves a guest's requests until the connection ends.
     ///
     /// # Errors
-    /// What ended it before its end, such as bytes that are no request.
+    /// When the connection fails before its end, for example on bytes that are no request.
     pub(super) async fn serve<S>(&self, guest: S) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -79,7 +80,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
         let mut ending = false;
         let served = poll_fn(|cx| {
             let mut served = serving.as_mut().poll(cx);
-            // A server that closes its connection closes the guest's.
+            // When the server closes its connection, the guest's connection closes too.
             if self.drive(cx).is_ready() && !std::mem::replace(&mut ending, true) {
                 serving.as_mut().graceful_shutdown();
                 if served.is_pending() {
@@ -106,11 +107,11 @@ impl<'a, G: Gate> Exchange<'a, G> {
         tokio::io::copy_bidirectional(&mut guest, &mut server).await.map(|_| ())
     }
 
-    /// Moves the server's connection on. Ready once it has ended.
+    /// Drives the server's connection. Ready once that has ended.
     fn drive(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut server = lock(&self.server);
         let Some(driven) = server.as_mut() else { return Poll::Pending };
-        // Whoever waits for an answer is told of an error.
+        // An error reaches the request that waits for an answer, so nothing is lost here.
         std::task::ready!(driven.as_mut().poll(cx)).ok();
         *server = None;
         Poll::Ready(())
@@ -125,8 +126,8 @@ impl<'a, G: Gate> Exchange<'a, G> {
         }
         let websocket = is_websocket(request.headers());
         if !websocket {
-            // As whoever passes a request on does with a protocol that they do not speak (RFC
-            // 9110, 7.8).
+            // An intermediary drops an `Upgrade` to a protocol that it does not speak (RFC 9110,
+            // 7.8).
             request.headers_mut().remove(header::UPGRADE);
         }
         let guest = websocket.then(|| hyper::upgrade::on(&mut request));
@@ -142,7 +143,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
     }
 
     async fn send(&self, request: Request<Incoming>) -> io::Result<Response<Incoming>> {
-        // One at a time: a connection's requests are answered in their order.
+        // A connection's requests are answered in their order, so only one is under way.
         let mut sender = self.sender.lock().await;
         if sender.is_none() {
             let stream = TokioIo::new(self.gate.dial().await?);
@@ -161,23 +162,23 @@ impl<'a, G: Gate> Exchange<'a, G> {
     }
 }
 
-/// Whether every server reads the same bytes as the body. A tunnel (`CONNECT`) has none.
+/// Reports whether every server reads the same bytes as the body. A tunnel (`CONNECT`) has no body.
 fn is_framed_alike(request: &Request<Incoming>) -> bool {
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     let coding = codings.next().map(HeaderValue::as_bytes);
     let chunked = coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked"));
-    // Of a length beside a coding hyper drops the length, and ends the connection after it.
+    // For a length beside a coding, hyper drops the length, and ends the connection afterwards.
     chunked && codings.next().is_none() && request.method() != Method::CONNECT
 }
 
-/// Whether a switch to WebSocket is asked for, or agreed to, and to nothing else.
+/// Reports whether the headers ask for, or agree to, a switch to WebSocket and to nothing else.
 fn is_websocket(headers: &http::HeaderMap) -> bool {
     let alone = headers.get_all(header::UPGRADE).iter().count() == 1;
     let protocol = hop::headers::upgrade(headers).filter(|_| alone);
     protocol.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(WEBSOCKET))
 }
 
-/// Says no in words.
+/// Refuses a request, with the reason as text.
 fn refusal(asked: &Asked) -> Answer {
     let text = match asked.name() {
         Some(name) => format!("This capsule's network rules do not allow {name}.\n"),
@@ -201,7 +202,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    /// Denies `bad.test` and what cannot be read.
+    /// Denies `bad.test` and unreadable requests.
     struct OpenButBad(Mutex<Option<DuplexStream>>);
 
     impl Gate for OpenButBad {
@@ -216,7 +217,7 @@ mod tests {
         }
     }
 
-    /// Answers each head with `answer`, and returns all that came.
+    /// Answers each head with `answer`, and returns all the bytes that came.
     async fn server(mut stream: DuplexStream, answer: &str) -> String {
         let (mut all, mut answered) = (Vec::new(), 0);
         while let Ok(1..) = stream.read_buf(&mut all).await {
@@ -233,7 +234,7 @@ mod tests {
 
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-    /// What a guest and a server get when a guest sends some bytes.
+    /// Sends `bytes` as a guest; returns the bytes that the guest and the server got.
     async fn say(bytes: &str, answer: &str) -> (String, String) {
         let ((mut guest, ours), (near, far)) = (duplex(1 << 20), duplex(1 << 20));
         let asked = Mutex::default();
@@ -261,7 +262,7 @@ mod tests {
         let (got, served) = say(&[good, post, bad, good].concat(), OK).await;
         assert_eq!(got.matches("200 OK").count(), 2, "{got}");
         assert!(got.contains("403 Forbidden") && got.contains("do not allow bad.test"), "{got}");
-        // Byte for byte, as the guest wrote them.
+        // Both requests arrive byte for byte, as the guest wrote them.
         assert_eq!(served, [good, post].concat());
     }
 
@@ -272,7 +273,7 @@ mod tests {
         let body = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
         let (_, served) = say(&format!("{head}{body}"), OK).await;
         assert!(served.starts_with(head) && served.ends_with("\r\n0\r\n\r\n"), "{served}");
-        // What follows the body's end is a request.
+        // The bytes after the body's end are a request of their own.
         let (got, served) = say(&format!("{head}{body}{hidden}\r\n\r\n"), OK).await;
         assert!(got.contains("403") && served.matches("bad.test").count() == 1, "{got} {served}");
     }
@@ -309,7 +310,7 @@ mod tests {
         }
     }
 
-    /// Of two lengths a server may take either. Written anew, a request has one.
+    /// A server may take either of two lengths. A rewritten request has only one.
     #[tokio::test]
     async fn request_with_two_lengths_is_written_with_one_and_is_the_last() {
         let hidden = "GET / HTTP/1.1\r\nHost: bad.test\r\n\r\n";
@@ -320,7 +321,7 @@ mod tests {
         let (_, served) = say(&format!("{both}{hidden}"), OK).await;
         assert!(!served.to_ascii_lowercase().contains("content-length"), "{served}");
         assert!(!served.contains("bad.test"), "{served}");
-        // A chunk that is none ends the connection.
+        // A malformed chunk ends the connection.
         let bad = "POST / HTTP/1.1\r\nHost: good.test\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n";
         let (_, served) = say(&format!("{bad}{hidden}"), OK).await;
         assert!(!served.contains("bad.test"), "{served}");
@@ -347,7 +348,7 @@ mod tests {
         let (_, served) = say(&(ask("h2c") + raw), OK).await;
         assert!(!served.to_ascii_lowercase().contains("\r\nupgrade:"), "{served}");
         assert!(!served.contains("bad.test"), "{served}");
-        // Nor one that switches to what nobody asked for.
+        // A server that switches to an unrequested protocol gets no unjudged request either.
         let (got, served) = say(&(ask("h2c") + raw), agreed).await;
         assert!(!got.contains("101") && !served.contains("bad.test"), "{got} {served}");
     }

@@ -1,9 +1,9 @@
 //! The name server of a capsule whose rules speak of names. It asks the host's name servers and
-//! remembers which addresses a name has. A name that may not be reached is never asked for.
+//! remembers the addresses of each name. No query goes out for a name that the rules deny.
 //!
-//! A question is asked anew: under an id and from a port of its own, and with nothing of the
-//! guest's message but the name, type and class. An answer is written anew too: only records that
-//! lead from the name to what was asked for go to the guest.
+//! Each question is asked anew, under an id and from a port of its own. Of the guest's message only
+//! the name, type and class go on. An answer is written anew too: the guest gets only records that
+//! lead from the name to the wanted type.
 
 use super::Rules;
 use crate::network::namespace::{Namespace, NamespaceStream};
@@ -28,19 +28,19 @@ const REST: Duration = Duration::from_secs(30);
 /// finds no place waits, or is lost.
 const QUESTIONS: usize = 64;
 const CONNECTIONS: usize = 16;
-/// Questions a second that are asked for one capsule, once it has asked `BURST`. Each takes an
-/// entry in the host's connection-tracking table for up to half a minute.
+/// Questions a second that are asked for one capsule, once it has asked `BURST`. Each question
+/// takes an entry in the host's connection-tracking table for up to half a minute.
 const RATE: f64 = 100.0;
 const BURST: f64 = 500.0;
 /// Before another try where none can be taken in.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Largest question that is taken, and largest answer by UDP that is read, in bytes.
+/// Largest question that is taken, and largest UDP answer that is read, in bytes.
 const MESSAGE_MAX: usize = 4096;
-/// Largest answer by UDP to a guest, in bytes: what it says that it can take, at least what all
-/// can (RFC 1035, 4.2.1), at most what networks pass whole.
+/// Bounds of a UDP answer to a guest, in bytes. Every resolver can take the lower (RFC 1035,
+/// 4.2.1), and networks pass the upper whole. Between them, the guest's own limit holds.
 const ANSWER_MIN: u16 = 512;
 const ANSWER_MAX: u16 = 1232;
-/// Records of one answer, and names that lead to one another in it.
+/// Most records of one answer, and most names that lead to one another in it.
 const RECORDS_MAX: usize = 512;
 const ALIASES_MAX: usize = 16;
 /// Names that are remembered, and addresses of each.
@@ -54,7 +54,7 @@ pub(super) struct Resolver {
     pace: Mutex<Pace>,
 }
 
-/// Questions that may be asked at once: the rest of `BURST`, and when it was reckoned.
+/// Questions that may be asked at once: the rest of `BURST`, and the time of its last update.
 struct Pace {
     left: f64,
     at: Instant,
@@ -161,7 +161,7 @@ impl Resolver {
             Turn::Ask => {}
         }
         let answered = self.ask(query, tcp).await;
-        // The rules may be others by now.
+        // The rules may have changed while the question was under way.
         if verdict() != Turn::Ask {
             return refused(&asked);
         }
@@ -237,8 +237,8 @@ fn told(asked: &Message, code: ResponseCode) -> Option<Vec<u8>> {
     written(asked, code, Vec::new(), false, usize::from(ANSWER_MIN))
 }
 
-/// An answer of ours, of at most `most` bytes. One that was cut, or that does not fit, says so,
-/// and has no records: whoever asked asks again by TCP.
+/// Writes an answer of ours, of at most `most` bytes. An answer that was cut, or does not fit, is
+/// marked as truncated and has no records, so the guest asks again by TCP.
 fn written(
     asked: &Message,
     code: ResponseCode,
@@ -262,25 +262,25 @@ fn written(
     })
 }
 
-/// What we say of ourselves, with no option.
+/// Returns our own EDNS record, with no option.
 fn edns() -> Edns {
     let mut edns = Edns::new();
     edns.set_max_payload(ANSWER_MAX).set_version(0);
     edns
 }
 
-/// Bytes that whoever asks can take of an answer by UDP.
+/// Returns the largest UDP answer, in bytes, that the asker can take.
 fn room(asked: &Message) -> u16 {
     let told = asked.edns.as_ref().map_or(ANSWER_MIN, Edns::max_payload);
     told.clamp(ANSWER_MIN, ANSWER_MAX)
 }
 
-/// The records that lead from a question's name to what it asks for: aliases, and records of its
-/// type that the last of them has.
+/// Returns the records that lead from a question's name to its answer: aliases, and records of the
+/// wanted type for any name on the way.
 fn leading(query: &Query, mut records: Vec<Record>) -> Vec<Record> {
     records.truncate(RECORDS_MAX);
     let mut names = vec![query.name().clone()];
-    // They may be in any order.
+    // The aliases may come in any order.
     while let Some(next) = names.last().filter(|_| names.len() <= ALIASES_MAX).and_then(|last| {
         let aliases = records.iter().filter(|record| record.name == *last);
         aliases.filter_map(|record| alias(&record.data)).find(|next| !names.contains(next)).cloned()
@@ -319,7 +319,7 @@ impl Question {
         Ok(Self { id: message.metadata.id, query, bytes })
     }
 
-    /// The answer to this question, if the bytes are one.
+    /// Returns the answer to this question, if `bytes` are one.
     fn answer(&self, bytes: &[u8]) -> Option<Message> {
         let answer = Message::from_vec(bytes).ok()?;
         let [query] = answer.queries.as_slice() else { return None };
@@ -337,7 +337,7 @@ async fn over_udp(server: SocketAddr, question: &Question) -> io::Result<Message
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    // A port of its own, which the kernel picks at random.
+    // Each question has a port of its own, which the kernel picks at random.
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
     socket.send(&question.bytes).await?;
@@ -440,11 +440,11 @@ async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, namespace: &Namespace
     }
 }
 
-/// A guest's question, and an answer to it. What is written to the guest fits, and is an answer to
-/// its question alone.
+/// Feeds a guest's question and a name server's answer to the resolver. The written answer must
+/// fit, and must answer the guest's question alone.
 ///
 /// # Panics
-/// When it does not.
+/// When the written answer does not.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz(data: &[u8]) {
     let (asked, answer) = data.split_at(data.len() / 2);
@@ -561,7 +561,7 @@ mod tests {
         ];
         let kept = leading(&query, records.clone());
         assert_eq!(kept, records[..3]);
-        // Aliases that lead in a circle end.
+        // Aliases that lead in a circle must not loop for ever.
         let circle = vec![record("a.com.", cname("b.net.")), record("b.net.", cname("a.com."))];
         assert_eq!(leading(&query, circle.clone()), circle);
     }

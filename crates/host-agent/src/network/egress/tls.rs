@@ -1,15 +1,15 @@
-//! What a client says by TLS before all is encrypted: its hello, and a second hello if the server
-//! asks for one (RFC 8446, 4.1.4). Pure.
+//! The part of a client's TLS stream that is not encrypted: its hello, and a second hello if the
+//! server asks for one (RFC 8446, 4.1.4). Pure.
 
 use super::names::Asked;
 use rustls::server::Acceptor;
 
-/// Most of a hello that is looked at, in bytes.
+/// Largest part of a hello that is looked at, in bytes.
 pub(super) const HELLO_MAX: usize = 16 * 1024;
-/// Largest record: 2^14 bytes and what encryption adds (RFC 5246, 6.2.3), after its own head.
+/// Largest record, with its header: 2^14 bytes and the overhead of encryption (RFC 5246, 6.2.3).
 const RECORD_MAX: usize = 5 + 16_384 + 2048;
 
-/// Length of the longest hello that servers take, at least: OpenSSL's limit is 131,396 bytes.
+/// Upper bound of the hellos that servers take. OpenSSL's limit is 131,396 bytes.
 const LONGEST_HELLO: usize = 0x3_0000;
 
 /// Types of records.
@@ -27,15 +27,15 @@ const ENCRYPTED_HELLO: u16 = 0xfe0d;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hello {
     pub asked: Asked,
-    /// Data may come before the server answers.
+    /// Set when data may come before the server answers.
     early: bool,
-    /// Bytes that it takes, with the heads of its records.
+    /// Bytes that the hello takes, including its record headers.
     pub length: usize,
 }
 
 const UNREADABLE: Hello = Hello { asked: Asked::Unreadable, early: false, length: 0 };
 
-/// Reads a hello from the first bytes of a connection; none while more are needed.
+/// Reads a hello from the first bytes of a connection; `None` while more bytes are needed.
 pub(super) fn hello(bytes: &[u8]) -> Option<Hello> {
     if bytes.first().is_some_and(|first| *first != HANDSHAKE) {
         return Some(UNREADABLE);
@@ -57,7 +57,7 @@ pub(super) fn hello(bytes: &[u8]) -> Option<Hello> {
     }
 }
 
-/// Reads what is looked at of a whole hello besides its name. Nothing may follow it in its record.
+/// Reads the extensions of a whole hello. Nothing may follow the hello in its record.
 fn read(name: String, bytes: &[u8]) -> Option<Hello> {
     let (mut message, mut rest) = (Vec::new(), bytes);
     let whole = |message: &[u8]| {
@@ -79,13 +79,13 @@ fn read(name: String, bytes: &[u8]) -> Option<Hello> {
     Some(Hello { asked, early, length: bytes.len() - rest.len() })
 }
 
-/// Splits the first record off, its head included.
+/// Splits off the first record, including its header.
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::from(u16::from_be_bytes([*bytes.get(3)?, *bytes.get(4)?]));
     bytes.split_at_checked(5 + length)
 }
 
-/// Types of the extensions of a hello (RFC 8446, 4.1.2).
+/// Returns the types of a hello's extensions (RFC 8446, 4.1.2).
 fn extensions(message: &[u8]) -> Option<Vec<u16>> {
     // The message's type and length, a version, and 32 random bytes.
     let rest = message.get(4 + 2 + 32..)?;
@@ -108,28 +108,28 @@ fn vector<const N: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// Looks at what a client sends after its first hello, until no further hello can be read in it.
+/// Looks for a second hello in the bytes after a client's first, until none can follow.
 #[derive(Debug)]
 pub(super) struct Later {
     asked: Asked,
     early: bool,
     ciphers_changed: bool,
-    /// Bytes of a message that are still to come, and are no hello's.
+    /// Bytes still to come of a message that is no hello.
     skip: usize,
-    /// Records of a hello that is not whole.
+    /// Records of an incomplete hello.
     hello: Vec<u8>,
 }
 
-/// What is to be done with the bytes that a client has sent.
+/// Decision on the bytes that a client has sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The first so many may go on.
+    /// The first bytes, as many as given, may go on.
     Pass(usize),
-    /// More are needed.
+    /// More bytes are needed.
     More,
     /// All that follows is encrypted, and may go on.
     Encrypted,
-    /// They are no TLS, or a hello for another host.
+    /// The bytes are no TLS, or contain a hello for another host.
     Refuse,
 }
 
@@ -193,11 +193,11 @@ impl Later {
             let length = length.iter().fold(0, |sum, byte| (sum << 8) | usize::from(*byte));
             let hello = *kind == CLIENT_HELLO && length <= LONGEST_HELLO;
             if self.ciphers_changed && !(hello && matches!(payload.get(4), None | Some(3))) {
-                // The end of a handshake of TLS 1.2, which is encrypted.
+                // This message ends a handshake of TLS 1.2, and is encrypted.
                 return Step::Encrypted;
             }
             if *kind == CLIENT_HELLO {
-                // It begins a record, so that what is held of it begins with one.
+                // A hello must begin a record, so that the held bytes begin with a record.
                 return if payload.len() + 5 == record.len() {
                     self.more_of_hello(record)
                 } else {
@@ -240,7 +240,7 @@ mod tests {
         bytes
     }
 
-    /// The same hello in records of so many bytes each.
+    /// Splits a hello into records of `size` bytes each.
     fn in_records(hello: &[u8], size: usize) -> Vec<u8> {
         let chunks = hello[5..].chunks(size);
         let record = |part: &[u8]| {
@@ -250,7 +250,7 @@ mod tests {
         chunks.flat_map(record).collect()
     }
 
-    /// The same hello with one more extension.
+    /// Returns a hello with one more extension.
     fn with_extension(hello: &[u8], kind: u16, data: &[u8]) -> Vec<u8> {
         let mut message = hello[5..].to_vec();
         let session = 4 + 2 + 32;
@@ -262,7 +262,7 @@ mod tests {
         let list = compressions + 1 + usize::from(message[compressions]);
         let grown = u16::try_from(length(list, &message) + 4 + data.len()).unwrap();
         let size = u16::try_from(data.len()).unwrap().to_be_bytes();
-        // Before the others, since a pre-shared key's must be last.
+        // A pre-shared key's extension must stay last, so this extension goes first.
         let extension = [&kind.to_be_bytes(), &size[..], data].concat();
         message.splice(list + 2..list + 2, extension);
         message[list..list + 2].copy_from_slice(&grown.to_be_bytes());
@@ -293,7 +293,8 @@ mod tests {
         assert_eq!(asked(&client_hello("1.2.3.4")), none, "an address is no name");
         assert_eq!(asked(b"GET / HTTP/1.1\r\n"), none);
         assert_eq!(asked(&[22, 3, 1, 0, 4, 9, 9, 9, 9]), none);
-        // What follows it is not of it, and what follows in its record is read by nobody alike.
+        // Bytes after a hello are not part of it. Servers disagree about bytes that follow it in
+        // its record.
         let two = [bytes.clone(), client_hello("b.com")].concat();
         assert_eq!(hello(&two).unwrap().length, bytes.len());
         let joined = [&[0; 5], &bytes[5..], &bytes[5..]].concat();
@@ -309,7 +310,7 @@ mod tests {
         assert_eq!(asked(&with_extension(&client_hello("a.com"), 0x1234, &[0])), host("a.com"));
     }
 
-    /// What becomes of bytes that follow a first hello for `a.com`.
+    /// Looks at bytes that follow a first hello for `a.com`.
     fn after(first: &[u8], parts: &[&[u8]]) -> Step {
         let mut later = Later::new(hello(first).unwrap());
         let mut bytes = parts.concat();
@@ -333,11 +334,11 @@ mod tests {
             assert_eq!(after(&first, &[&parts]), Step::Refuse, "{size}");
             assert_eq!(after(&first, &[change, &parts]), Step::Refuse, "{size}");
         }
-        // One that is too large to look at is no encrypted message.
+        // A hello that is too large to look at must not count as an encrypted message.
         let large = [vec![1, 1, 0, 0, 3, 3], vec![0; 65_530]].concat();
         let large = in_records(&[&[0; 5], large.as_slice()].concat(), 16_384);
         assert_eq!(after(&first, &[change, &large]), Step::Refuse);
-        // After early data too, which a server may refuse.
+        // The same holds after early data, which a server may refuse.
         let early = with_extension(&first, EARLY_DATA, &[]);
         assert!(hello(&early).is_some_and(|hello| hello.early));
         assert_eq!(after(&early, &[change, data, &other]), Step::Refuse);
@@ -354,7 +355,7 @@ mod tests {
             let end: &[u8] = &[22, 3, 3, 0, 8, nonce, 200, 1, 2, 3, 4, 5, 6];
             assert_eq!(after(&first, &[exchange, change, end]), Step::Encrypted, "{nonce}");
         }
-        // A certificate in two records.
+        // A certificate may be split over two records.
         let parts: &[u8] = &[22, 3, 3, 0, 6, 11, 0, 0, 4, 1, 2, 22, 3, 3, 0, 2, 3, 4];
         assert_eq!(after(&first, &[parts, exchange]), Step::More);
     }

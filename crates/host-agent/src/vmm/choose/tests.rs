@@ -1,4 +1,4 @@
-//! What is remembered of a driver, and for how long.
+//! Remembered outcomes of drivers, and their expiry.
 
 use super::*;
 use crate::snapshot::memory::Memory;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-/// A driver of which one program holds whether guests get up.
+/// A driver whose guests get up or not, as the text of a program says.
 #[derive(Clone)]
 struct Scripted {
     program: PathBuf,
@@ -117,7 +117,7 @@ fn config(dir: &Path) -> Config {
     }
 }
 
-/// Puts a program in the place of another, as an installation does.
+/// Replaces a program by another file, as an installation does.
 fn install(program: &Path, contents: &str) {
     let staged = program.with_extension("new");
     fs::write(&staged, contents).unwrap();
@@ -138,7 +138,7 @@ async fn verdict_holds_until_something_that_it_depends_on_changes() {
     let mut driver = Scripted { program: program.clone(), tier: Isolation::Kvm, boots };
     let mut prober = Prober { config: &config, tag: "test", again: false };
     let mut booted = 0;
-    // Asks whether the driver works: by a new boot or by an old one's verdict.
+    // Asks whether the driver works, and expects a new boot or an old verdict.
     macro_rules! asked {
         ($anew:expr, $works:expr) => {
             let (remembered, tried) = prober.boot_once(Box::new(driver.clone())).await;
@@ -153,13 +153,13 @@ async fn verdict_holds_until_something_that_it_depends_on_changes() {
     }
     asked!(true, false);
     asked!(false, false);
-    // A good program in a broken one's place, and the other way round.
+    // The outcome follows the program, from broken to working and back.
     install(&program, "works");
     asked!(true, true);
     asked!(false, true);
     install(&program, "fails");
     asked!(true, false);
-    // In the same file too.
+    // Overwriting the same file also counts as a change.
     fs::write(&program, "works").unwrap();
     asked!(true, true);
     driver.tier = Isolation::Jailed;
@@ -172,7 +172,7 @@ async fn verdict_holds_until_something_that_it_depends_on_changes() {
     asked!(true, true);
     prober.again = false;
     asked!(false, true);
-    // Words of another version, or torn ones, are none.
+    // A file of another version, or a torn one, counts as no outcome.
     fs::write(dir.path().join("scripted-probe"), "works boot-of-before").unwrap();
     asked!(true, true);
 }

@@ -1,4 +1,4 @@
-//! Whether a program runs in a root that holds nothing else: a static ELF executable does.
+//! Checks that a program runs in a root that holds nothing else, as a static ELF executable does.
 
 use anyhow::Context;
 use std::fs::File;
@@ -15,7 +15,7 @@ const PT_INTERP: u32 = 3;
 /// Checks that a program needs no other file.
 ///
 /// # Errors
-/// Where it needs one, or is no executable of this kind of machine.
+/// When it needs another file, or is no 64-bit little-endian ELF file.
 pub(super) fn check_static(program: &Path) -> anyhow::Result<()> {
     let name = program.display();
     let file = File::open(program).with_context(|| format!("opening {name}"))?;
@@ -35,7 +35,7 @@ pub(super) fn check_static(program: &Path) -> anyhow::Result<()> {
 fn is_static(file: &File) -> io::Result<bool> {
     let mut header = [0; HEADER];
     file.read_exact_at(&mut header, 0)?;
-    // 64 bits, little-endian.
+    // The bytes stand for ELF, 64 bits, little-endian.
     if !header.starts_with(b"\x7fELF\x02\x01") {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no 64-bit ELF file"));
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// An ELF file with a segment of each of these types.
+    /// Makes an ELF file with a segment of each of these types.
     fn elf(types: &[u32]) -> File {
         let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
         bytes.resize(HEADER, 0);

@@ -28,7 +28,7 @@ const BYTES_PER_SECOND: u64 = 16 << 20;
 const LAST_WORDS: &str = "Firecracker exiting successfully";
 /// How much of its last words is told, in bytes.
 const WORDS: usize = 2000;
-/// How the names of vCPU threads begin.
+/// Prefix of the names of vCPU threads.
 const VCPU: &str = "fc_vcpu ";
 
 pub(super) struct FirecrackerMachine {
@@ -88,8 +88,8 @@ impl FirecrackerMachine {
         String::from_utf8_lossy(&said).into_owned()
     }
 
-    /// How a process that has ended did so: its exit status, where it was a child of ours, and its
-    /// last words, which may be the jailer's, or the kernel's of its guest.
+    /// Describes the end of a process that has ended: its exit status, if it was a child of ours,
+    /// and its last words. The words may come from the jailer, or from the guest's kernel.
     pub(super) fn end(&self) -> Option<String> {
         if self.record.lives() {
             return None;
@@ -134,7 +134,7 @@ impl FirecrackerMachine {
     }
 }
 
-/// The last of a text, in one line.
+/// Returns the last part of a text, in one line.
 fn last(text: &str) -> String {
     let from = text.floor_char_boundary(text.len().saturating_sub(WORDS));
     text[from..].trim().lines().collect::<Vec<_>>().join("; ")
@@ -190,7 +190,8 @@ impl Machine for FirecrackerMachine {
             .boxed()
     }
 
-    /// Firecracker writes all of it in its root, and it is written again where it is kept.
+    /// Firecracker writes the whole memory in its root, and the agent writes it again where it is
+    /// kept.
     fn most_memory(&self, bytes: u64) -> u64 {
         bytes.saturating_mul(2)
     }

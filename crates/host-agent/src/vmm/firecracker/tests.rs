@@ -14,7 +14,7 @@ const BYTES: u64 = (MEMORY_MIB as u64) << 20;
 
 /// `hlt` and a jump back to it.
 const WAITS: &[u8] = &[0xf4, 0xeb, 0xfd];
-/// A jump to itself.
+/// Machine code of a jump to itself.
 const SPINS: &[u8] = &[0xeb, 0xfe];
 /// `ud2`, which nobody handles, so that the processor shuts down.
 const ENDS: &[u8] = &[0x0f, 0x0b];

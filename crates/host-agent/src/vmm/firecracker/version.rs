@@ -5,9 +5,9 @@ use anyhow::Context;
 use std::fmt;
 use std::path::Path;
 
-/// The oldest that is used; `docs/operations.md` names it too. Before it a guest could break out (CVE-2026-5747, in 1.13.0 to 1.14.3 and
-/// 1.15.0), the jailer followed links (CVE-2026-1386), and differential snapshots of guests with
-/// more than 3 GiB were wrong.
+/// The oldest version that is used; `docs/operations.md` names it too. Before it, a guest could
+/// break out (CVE-2026-5747, in 1.13.0 to 1.14.3 and 1.15.0), and the jailer followed links
+/// (CVE-2026-1386). Differential snapshots of guests with more than 3 GiB were wrong, too.
 pub(crate) const FLOOR: Version = Version(1, 15, 1);
 /// The first whose load calls it `track_dirty_pages`.
 pub(super) const TRACKS: Version = Version(1, 13, 0);

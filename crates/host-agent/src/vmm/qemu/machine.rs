@@ -25,13 +25,13 @@ const WORDS: usize = 2000;
 const HARMLESS: &str = "TCG doesn't support requested feature";
 /// How long QEMU may take for what it does at once.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How the names of vCPU threads begin, with `debug-threads=on`.
+/// Prefix of the names of vCPU threads, with `debug-threads=on`.
 const VCPU: &str = "CPU ";
 
 pub(super) struct QemuMachine {
     pub record: Record,
     pub dir: PathBuf,
-    /// Whether QEMU has stopped the guest because the host's disk is full.
+    /// Set while QEMU has stopped the guest because the host's disk is full.
     pub full: AtomicBool,
 }
 
@@ -154,7 +154,7 @@ impl Machine for QemuMachine {
         let stop = async {
             let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
             qmp.command("stop", json!({})).await?;
-            // QEMU obeys too where there is nothing to stop any more.
+            // QEMU obeys even when the guest has ended and there is nothing to stop.
             match qmp.status().await? {
                 status if qmp::has_ended(&status) => {
                     Err(io::Error::other(format!("the guest has ended: {status}")))
@@ -166,7 +166,8 @@ impl Machine for QemuMachine {
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
-        // Before it goes on: what is tried again may fail again at once.
+        // The flag is cleared before the guest goes on, since a write that is tried again may fail
+        // at once.
         self.full.store(false, Ordering::Release);
         self.limited("letting the guest go on", self.ask("cont")).boxed()
     }
@@ -183,7 +184,7 @@ impl Machine for QemuMachine {
         self.limited("asking how the guest is", ask).boxed()
     }
 
-    /// What the guest has written to is the process's own memory.
+    /// Pages that the guest has written to are the process's own memory.
     fn most_memory(&self, bytes: u64) -> u64 {
         crate::sys::own_memory(self.record.pid).map_or(bytes, |own| own.min(bytes))
     }
