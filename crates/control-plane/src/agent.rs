@@ -264,8 +264,8 @@ impl Agent {
         }
     }
 
-    /// Changes how long a capsule may run. Returns what the host has set: the time that is left,
-    /// or none when that is for ever.
+    /// Changes the time that a capsule may run. Returns the time that is left by the host's word;
+    /// `None` is for ever.
     pub(crate) async fn keep(&self, request: host::KeepCapsuleRequest) -> Result<Option<Duration>> {
         let answer = self.host().keep_capsule(request).await.map_err(|e| refused(&e))?;
         Ok(left(answer.into_owned().left_ms))
@@ -278,8 +278,8 @@ impl Agent {
         self.host().set_egress(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// Takes a snapshot, with memory or without; returns its bytes, all of them and those that are
-    /// in no template's machine.
+    /// Takes a snapshot, with memory or without. Returns its bytes: all of them, and those that no
+    /// template's machine shares.
     pub(crate) async fn snapshot(
         &self,
         capsule: CapsuleId,
@@ -309,7 +309,7 @@ impl Agent {
         self.host().delete_snapshot(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// The snapshots that there are.
+    /// Lists the snapshots that the host has.
     pub(crate) async fn snapshots(&self) -> Result<HostSnapshots> {
         let answer = self.host().list_snapshots(host::ListSnapshotsRequest::default()).await;
         let answer = answer.map_err(|e| refused(&e))?.into_owned();
@@ -331,8 +331,8 @@ impl Agent {
         Ok(answer.into_owned().count)
     }
 
-    /// Ends a capsule with all that the host has of it, unless a command later than the generation
-    /// `newest` began it; that of a team in the store, too.
+    /// Ends a capsule with all that the host has of it. With a team, the capsule's part of the
+    /// store goes too. A capsule that a command later than the generation `newest` began stays.
     pub(crate) async fn destroy(
         &self,
         id: CapsuleId,
@@ -343,14 +343,14 @@ impl Agent {
         let request = host::DestroyCapsuleRequest {
             capsule_id: id.to_string(),
             team_id,
-            // 0 would be any.
+            // On the wire, 0 would allow any generation.
             generation: newest.max(1),
             ..Default::default()
         };
         self.host().destroy_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// Removes what the store has of a capsule beside the tree that its row names.
+    /// Removes a capsule's trees from the store, except the tree that its row names.
     pub(crate) async fn prune_stored(&self, id: CapsuleId, of: TeamId, tree: &str) -> Result<()> {
         let request = host::PruneStoredRequest {
             capsule_id: id.to_string(),
@@ -377,18 +377,18 @@ impl Agent {
     }
 }
 
-/// The snapshots that a host has.
+/// Snapshots that a host has.
 pub(crate) struct HostSnapshots {
     pub ids: Vec<SnapshotId>,
     /// Snapshots that the store has too.
     pub stored: Vec<SnapshotId>,
-    /// Bytes on disk of each, that nothing else has, as the host counted them last.
+    /// Bytes on disk that only this snapshot holds, for each snapshot, as of the host's last count.
     pub storage: HashMap<SnapshotId, i64>,
 }
 
 /// How a capsule came to run.
 pub(crate) struct Begun {
-    /// Time until its end; none is for ever.
+    /// Time until the capsule's end; `None` is for ever.
     pub left: Option<Duration>,
     /// Whether its guest was booted, where it could not be brought back from memory.
     pub booted: bool,
@@ -399,7 +399,7 @@ fn begun(left_ms: u64, stages: &[host::Stage]) -> Begun {
     Begun { left: left(left_ms), booted }
 }
 
-/// The host's word for the time that is left; 0 is for ever.
+/// Reads the host's word for the time that is left; 0 is for ever.
 fn left(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
 }

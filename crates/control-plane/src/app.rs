@@ -131,7 +131,7 @@ pub struct App {
     /// For channels, whose addresses are anybody's choice.
     pub(crate) channel_client: reqwest::Client,
     pub(crate) channel_secret: Arc<[u8]>,
-    /// Signs preview links.
+    /// Secret that signs preview links.
     pub(crate) link_secret: Arc<[u8]>,
     pub(crate) audit_access: bool,
     pub(crate) audit_days: i32,
@@ -140,7 +140,7 @@ pub struct App {
     pub(crate) metrics: Metrics,
     pub(crate) turns: Arc<reconcile::Turns>,
     pub(crate) asked: Arc<reconcile::Asked>,
-    /// Result of the last look at the database, and its time.
+    /// Result and time of the last look at the database.
     health: Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>,
     /// Has whoever reconciles do it now.
     pub(crate) wake: Arc<Notify>,
@@ -222,8 +222,8 @@ impl App {
         Ok(app)
     }
 
-    /// Drops what this replica knows of what it has just changed, and has what is open checked
-    /// again; the others are told.
+    /// Applies a change that this replica has just made: drops it from the caches, has open
+    /// exchanges checked again, and wakes waiters. PostgreSQL tells the other replicas.
     pub(crate) fn changed(&self, change: &Change) {
         self.routes.apply(change);
         self.directory.apply(change);
@@ -231,7 +231,8 @@ impl App {
         self.waiters.apply(change);
     }
 
-    /// Whether the database answers. All who ask at once share one look, since anybody may ask.
+    /// Reports whether the database answers. All who ask at once share one look, since anybody may
+    /// ask.
     pub(crate) async fn healthy(&self) -> bool {
         let mut seen = self.health.lock().await;
         if let Some((_, up)) = seen.filter(|(at, _)| at.elapsed() < HEALTH) {
@@ -242,7 +243,7 @@ impl App {
         up
     }
 
-    /// Limits of each listener.
+    /// Returns the limits of each listener.
     #[must_use]
     pub fn limits(&self) -> hop::Limits {
         self.load.limits()
@@ -297,8 +298,8 @@ impl App {
         Ok(invited.registration_token)
     }
 
-    /// Whether a host is known by this certificate, which is named by its fingerprint, and at this
-    /// address.
+    /// Reports whether the database has a host with this certificate, named by its fingerprint, at
+    /// this address.
     ///
     /// # Errors
     /// When the database cannot be used.
@@ -330,7 +331,7 @@ impl App {
     /// When the database cannot be used.
     pub async fn bootstrap(&self) -> anyhow::Result<Option<String>> {
         let mut tx = self.db.begin().await?;
-        // Of replicas that start at once, one makes it.
+        // Of replicas that start at once, only one makes the platform's first key.
         db::users::lock_admins(&mut tx).await?;
         if db::keys::any(&mut *tx).await? {
             return Ok(None);
@@ -363,7 +364,7 @@ impl App {
     }
 }
 
-/// Makes a key of an operator's, which no user and no other key has made.
+/// Makes an operator's key that no user and no other key has made.
 async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx::Result<String> {
     let key = auth::new_api_key();
     let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };

@@ -118,12 +118,11 @@ impl Noted {
     }
 }
 
-/// An event without its address, and the network that it came from: a client has all addresses of
-/// its network.
+/// An event without its address, and the network that it came from. A client has every address of
+/// its network, so a key with the address would bound nothing.
 type Apart = (Noted, Option<ClientNetwork>);
 
-/// What is to be written in the next second: each with how often it happened, and the address that
-/// it first came from.
+/// Events to write in the next second, each with its count and the address that it first came from.
 #[derive(Default)]
 pub(crate) struct Notes(Mutex<HashMap<Apart, (u32, Option<IpAddr>)>>);
 

@@ -39,8 +39,8 @@ pub(crate) struct Caller {
     pub operator: bool,
     /// A key's own, beside its team's.
     pub limits: Limits,
-    /// The key under which a key's requests and creates are counted: its own, or that of the
-    /// limited key that it comes from.
+    /// Key under which this key's requests and creates are counted: itself, or the limited key that
+    /// it comes from.
     pub counted_as: Option<ApiKeyId>,
 }
 
@@ -75,13 +75,14 @@ impl Caller {
         policy::decide(Grants::ALL, self.only, Action::CapsulesRead, resource).is_ok()
     }
 
-    /// Whether they may run commands in a capsule and reach its ports, which its tokens let do.
+    /// Reports whether the caller may run commands in a capsule. Its tokens allow that, so only
+    /// such callers see them.
     pub(crate) fn executes(&self, capsule: &Capsule) -> bool {
         let resource = Resource::Capsule(capsule.id(), capsule.template_id);
         self.may(Action::CapsulesExec, resource).is_ok()
     }
 
-    /// The id of the key or the user; nil for the platform itself.
+    /// Returns the id of the key or the user; nil for the platform itself.
     pub(crate) fn id(&self) -> Uuid {
         match self.by.actor {
             Actor::Key(id) => id.0,

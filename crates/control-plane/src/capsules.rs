@@ -311,7 +311,7 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Res
     Ok(db::capsules::unplace(&app.db, seen).await?)
 }
 
-/// The wire's shape for whoever made it: with its traffic token, if they may use that.
+/// Shows a capsule to its maker: with its traffic token, if the maker may run commands there.
 pub(crate) fn shown_to_maker(row: Capsule, caller: Caller) -> api::Capsule {
     let traffic_token = caller.executes(&row).then(|| row.traffic_token.clone());
     api::Capsule { traffic_token, ..shown(row) }

@@ -152,7 +152,7 @@ pub(crate) async fn renew(app: &App, caller: Caller, id: ChannelId) -> Result<ap
     Ok(api::Channel { secret: Some(new), ..shown(row) })
 }
 
-/// Changes a channel as it is at this moment: of two changes at once, neither undoes the other.
+/// Changes a channel under its lock, so that neither of two changes at once undoes the other.
 async fn update(
     app: &App,
     caller: Caller,

@@ -12,11 +12,11 @@ use types::{CapsuleState, TeamId, UserId};
 
 /// What PostgreSQL calls a text with a NUL, as such and in JSON.
 const NUL: [&str; 2] = ["22021", "22P05"];
-/// What PostgreSQL calls a statement that took too long, a lock that was not had in time, and a
-/// transaction that waited for its next statement for too long.
+/// SQLSTATEs of a statement that took too long, of a lock that was not had in time, and of a
+/// transaction that was idle for too long.
 const TOO_LATE: [&str; 3] = ["57014", "55P03", "25P03"];
 
-/// What it calls a full disk.
+/// SQLSTATE of a full disk.
 const FULL: &str = "53100";
 
 /// Why a request was not done.
@@ -270,7 +270,7 @@ impl Error {
         }
     }
 
-    /// The same error for another who waited for the same thing.
+    /// Makes the same error for another request that waited for the same event.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is told as what it says")]
     pub(crate) fn repeated(&self) -> Self {
         match self {

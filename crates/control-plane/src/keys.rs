@@ -20,7 +20,7 @@ use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
 const PREFIX: usize = 10;
 /// Longest life of a key that ends, in seconds: ten years.
 const EXPIRES_MAX: u64 = 10 * 366 * 86_400;
-/// Most keys of which each was made with the one before.
+/// Longest chain of keys each of which was made with the one before.
 const DEPTH_MAX: i64 = 8;
 
 /// A row for a key of a team that nobody else is told of yet.
@@ -104,8 +104,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     Ok(api::ApiKey { key: Some(key), ..shown(stored) })
 }
 
-/// A key that another key makes, and its limits: none of them beyond its maker's. A key that is
-/// confined to a capsule or a template makes none.
+/// Limits a key that another key makes: none of its limits goes beyond its maker's.
 async fn inherited(
     tx: &mut PgConnection,
     row: Row,
@@ -132,7 +131,7 @@ async fn inherited(
     Ok((Row { expires_at, made_by_key: Some(from.id), counted_as, ..row }, limits))
 }
 
-/// Limits that are at most `own`: what is not asked for is as there. Pure.
+/// Returns limits that are at most `own`. A limit that is not asked for is as in `own`. Pure.
 fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
     fn at_most<N: Copy + Ord + Default + ToString>(
         field: &str,
@@ -194,8 +193,8 @@ async fn confined(
     Ok((template, capsule))
 }
 
-/// Revokes a key, one's own, or, as an admin, any of the team's; with it end the keys and
-/// invitations that were made with it, and its channels are disabled.
+/// Revokes a key: one's own, or, as an admin, any of the team's. The keys and invitations made with
+/// the key end, and its channels are disabled.
 pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let standing = stand(&mut tx, caller, Action::KeysMake).await?;

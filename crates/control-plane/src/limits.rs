@@ -1,6 +1,6 @@
-//! What a team and a key may have, and how often they may ask; `load.rs` has what one control plane
-//! takes at once. What a team may have is its own, else the platform's default, else what is
-//! written here; 0 is no limit.
+//! Limits on the holdings and the requests of a team and of a key. `load.rs` has the limits of one
+//! control plane. A team's limit is its own, else the platform's default, else the figure written
+//! here; 0 is no limit.
 
 use quick_cache::sync::Cache;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,9 +28,9 @@ pub(crate) struct Limits {
     /// Virtual processors of those that have a machine.
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// Snapshots that have a name; of a team alone.
+    /// Snapshots that have a name. A limit of teams alone.
     pub snapshots: u32,
-    /// Storage of snapshots and paused capsules on the hosts' disks; of a team alone.
+    /// Storage of snapshots and paused capsules on the hosts' disks. A limit of teams alone.
     pub storage_mib: u64,
     pub creates_per_sec: u32,
     pub requests_per_sec: u32,
@@ -75,7 +75,7 @@ pub(crate) struct Held {
     pub memory_mib: i64,
 }
 
-/// What a team keeps.
+/// Snapshots and storage that a team keeps.
 #[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
 pub(crate) struct Stored {
     /// Snapshots that have a name.
@@ -84,7 +84,7 @@ pub(crate) struct Stored {
     pub storage_bytes: i64,
 }
 
-/// Says which limit a team goes beyond that keeps so much; none when it is within. Pure.
+/// Names the limit that a team with these holdings exceeds; `None` when it is within. Pure.
 pub(crate) fn beyond_storage(limits: &Limits, stored: Stored) -> Option<String> {
     let snapshots = whole(stored.snapshots);
     if limits.snapshots > 0 && snapshots > u64::from(limits.snapshots) {

@@ -1,6 +1,6 @@
-//! What one control plane takes on at once, and the share of it that each network, caller, team
-//! and capsule may hold. A share that is full refuses the newest at once; nobody waits in a queue
-//! that others can fill.
+//! Limits on the work that one control plane takes on at once, and on the share of each network,
+//! caller, team and capsule. A full share refuses the newest request at once. Nobody waits in a
+//! queue that others can fill.
 
 use crate::error::{Error, Result};
 use hop::{Bounds, Full, Held, Limits, Share, Shares, Standing};
@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use types::{CapsuleId, ClientNetwork, TeamId};
 use uuid::Uuid;
 
-/// Largest JSON body of somebody who has shown a credential, in bytes.
+/// Largest JSON body after a credential was shown, in bytes.
 const JSON_MAX: usize = 1 << 20;
-/// Largest JSON body that carries the input of a command.
+/// Largest JSON body that carries the input of a command, in bytes.
 const INPUT_MAX: usize = 20 << 20;
-/// Largest JSON body of somebody who has shown no credential yet.
+/// Largest JSON body before a credential was shown, in bytes.
 const STRANGERS_JSON_MAX: usize = 256 << 10;
-/// How long a JSON body may take from its head to its last byte.
+/// Time for a JSON body, from its head to its last byte.
 const JSON_TIME: Duration = Duration::from_secs(60);
 const INPUT_TIME: Duration = Duration::from_secs(600);
 const STRANGERS_JSON_TIME: Duration = Duration::from_secs(20);
-/// Bytes of JSON bodies and of output of commands that are held in memory at once, by all and by
-/// one caller.
+/// Bytes of JSON bodies and of commands' output that are held in memory at once, by all and by one
+/// caller.
 const BODIES: Bounds = Bounds { all: 512 << 20, each: 128 << 20 };
-/// The same of those who have shown no credential, by all and by one network.
+/// Bytes of JSON bodies held before a credential was shown, by all and by one network.
 const STRANGERS_BODIES: Bounds = Bounds { all: 64 << 20, each: 4 << 20 };
 /// Streams of events, by all and by one team.
 const STREAMS: Bounds = Bounds { all: 1000, each: 250 };
@@ -33,24 +33,23 @@ const CALLERS_STREAMS: Bounds = Bounds { all: 1000, each: 50 };
 /// Requests of strangers that wait for a capsule, by all and for one.
 const WAITING: Bounds = Bounds { all: 4096, each: 256 };
 /// Reads that may take the database long, by all and by one team. The pool has twice as many
-/// connections.
+/// connections as all of these.
 const DEAR: Bounds = Bounds { all: 8, each: 3 };
-/// How long such a read waits for its place, and between two tries.
+/// Longest wait of such a read for its place, and the time between two tries.
 const DEAR_WAIT: Duration = Duration::from_secs(5);
 const DEAR_LOOK: Duration = Duration::from_millis(50);
-/// Networks that are remembered because somebody there has shown a credential, and for how long.
+/// Most networks that are remembered for a credential shown there, and the time of each memory.
 const KNOWN: usize = 10_000;
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
-/// How old the memory of a network may be before it is renewed.
+/// Age at which the memory of a network is renewed.
 const KNOWN_RENEWED: Duration = Duration::from_secs(600);
 
 /// The shares of one control plane.
 pub(crate) struct Load {
     limits: Limits,
-    /// Where a credential was shown last, and when.
+    /// Networks where a credential was shown, with the time.
     known: Cache<ClientNetwork, Instant>,
-    /// Requests that have no connection of their own: through a proxy on this machine, and by
-    /// HTTP/2.
+    /// Requests without a connection of their own: through a proxy on this machine, and by HTTP/2.
     requests: Shares<(ClientNetwork, Standing)>,
     callers: Shares<Uuid>,
     teams: Shares<TeamId>,
@@ -62,18 +61,18 @@ pub(crate) struct Load {
     dear: Shares<TeamId>,
 }
 
-/// Whose share a body is taken from.
+/// Holder of the share that a body is taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Payer {
-    /// Somebody who has shown no credential, by their network.
+    /// A client who has shown no credential, by their network.
     Network(Option<ClientNetwork>),
     /// A key or a user.
     Caller(Uuid),
 }
 
 impl Payer {
-    /// How large a JSON body may be, and how long it may take; `input` is for a body that carries
-    /// the input of a command.
+    /// Returns the largest size of a JSON body and its time limit. `input` marks a body that
+    /// carries the input of a command.
     pub(crate) fn allowance(self, input: bool) -> (usize, Duration) {
         match (self, input) {
             (Self::Network(_), _) => (STRANGERS_JSON_MAX, STRANGERS_JSON_TIME),
@@ -83,7 +82,7 @@ impl Payer {
     }
 }
 
-/// What a request holds until its answer has ended.
+/// Shares that a request holds until its answer has ended.
 #[derive(Clone, Default)]
 pub(crate) struct UnderWay(Arc<Mutex<Vec<Held>>>);
 
@@ -114,7 +113,7 @@ impl Load {
         }
     }
 
-    /// Limits of each listener.
+    /// Returns the limits of each listener.
     pub(crate) fn limits(&self) -> Limits {
         self.limits
     }
@@ -128,7 +127,7 @@ impl Load {
         }
     }
 
-    /// How far an address is known.
+    /// Returns the standing of an address, with the memory of credentials shown there.
     pub(crate) fn standing(&self, address: IpAddr) -> Standing {
         let standing = Standing::of(address);
         let shown = || self.known.get(&ClientNetwork::from(address));
@@ -140,8 +139,8 @@ impl Load {
         }
     }
 
-    /// Takes a share of the requests for a client that shares its connection with others. A
-    /// client that has a connection of its own was counted with that.
+    /// Takes a share of the requests for a client that shares its connection with others. A client
+    /// with a connection of its own was counted when it connected.
     pub(crate) fn request(
         &self,
         client: IpAddr,
@@ -230,14 +229,15 @@ mod tests {
         assert!(held.iter().all(Option::is_some));
         assert!(matches!(of("2001:db8::5"), Err(Error::TooManyAtOnce(_))));
         assert!(of("2001:db8:0:1::5").is_ok_and(|share| share.is_some()));
-        // The proxy's own requests, and those of a client with a connection of its own.
+        // The proxy's own requests take no share, and neither do those of a client with its own
+        // connection.
         assert!(of("127.0.0.1").is_ok_and(|share| share.is_none()));
         let own = |version| load.request(client("192.0.2.1"), direct, version);
         assert!(own(HTTP).is_ok_and(|share| share.is_none()));
         let streams: Vec<_> = (0..4).map(|_| own(http::Version::HTTP_2).unwrap()).collect();
         assert!(matches!(own(http::Version::HTTP_2), Err(Error::TooManyAtOnce(_))));
         drop((held, streams));
-        // A network that is known may hold a half.
+        // A known network may hold half of all.
         load.vouch("2001:db8::77".parse().unwrap());
         let held: Vec<_> = (0..16).map(|_| of("2001:db8::5").unwrap()).collect();
         assert!(matches!(of("2001:db8::5"), Err(Error::TooManyAtOnce(_))));
@@ -255,7 +255,7 @@ mod tests {
         let (all, refused): (Vec<_>, Vec<_>) = others.partition(std::result::Result::is_ok);
         assert_eq!(all.len() + held.len(), (512 << 20) / most);
         assert!(refused.into_iter().all(|no| matches!(no, Err(Error::Overloaded))));
-        // Strangers have a room of their own.
+        // Strangers have room of their own for bodies.
         let stranger = Payer::Network(None);
         assert_eq!(stranger.allowance(true), stranger.allowance(false));
         let (most, _) = stranger.allowance(true);

@@ -58,12 +58,12 @@ pub(crate) struct Proxy {
     refused: Counter,
 }
 
-/// Answers a request that is one too many.
+/// Answers a request beyond a limit of connections or requests.
 pub(crate) fn refuse(error: &Error, headers: &HeaderMap) -> Response<Body> {
     answer::refuse(error, None, Form::of(headers))
 }
 
-/// Signs a link to a port: the field of a query that lets in.
+/// Signs a link to a port, as the field of a query that admits.
 pub(crate) fn link(app: &App, target: Target, link: &Link) -> String {
     format!("{}={}", preview::FIELD, link.sign(&app.link_secret, target))
 }
@@ -108,10 +108,9 @@ impl Proxy {
         })
     }
 
-    /// Rewords an error for E2B's clients: its SDKs, and whoever asks for a capsule that E2B's API
-    /// made. They ask why something broke off, and that a capsule has come to its end may be known
-    /// to its host alone. An error that comes before admission is the same in every state of the
-    /// capsule.
+    /// Rewords an error for E2B's clients: its SDKs, and programs that use a capsule made by E2B's
+    /// API. Such clients ask why a request broke off. Only the host may know that the capsule has
+    /// come to its end. An error before admission is the same in every state of the capsule.
     async fn in_e2bs_words(&self, error: Error, form: Form, target: Target) -> (Error, Form) {
         let find = async || {
             let found = self.app.routes.find(&self.app.db, target.capsule, None).await;
@@ -129,7 +128,7 @@ impl Proxy {
         }
         if matches!(error, Error::GuestUnavailable)
             && let Some(host) = route.and_then(|route| route.host)
-            // Anybody may ask this of a public port, so few wait for it.
+            // Anybody may cause this wait at a public port, so a capsule has a bound on waiters.
             && let Ok(_place) = self.app.load.waiter(target.capsule)
         {
             reconcile::fresh(&self.app, host).await;
@@ -170,7 +169,7 @@ impl Proxy {
             };
         }
         let path = if presented.link.is_some() { Some(without_link(&request)) } else { None };
-        // The owner wakes it by their own right, and whoever else by the capsule's.
+        // The owner wakes the capsule by their own right, and others by the capsule's.
         let waker = owner.filter(|_| admitted == Admitted::Owner);
         let waker = waker.unwrap_or_else(|| Caller::of(route.team));
         if route.auto_resume && route.state != CapsuleState::Running {
@@ -208,7 +207,8 @@ impl Proxy {
         sent
     }
 
-    /// Decides whether a request is let in, and by what; also who its key is of, if it has one.
+    /// Decides whether a request is let in, and by which grounds. Also returns the owner of its
+    /// key.
     async fn admit(
         &self,
         presented: &Presented<'_>,
@@ -216,7 +216,7 @@ impl Proxy {
         from: IpAddr,
     ) -> Result<(Standing, Option<Caller>)> {
         let app = &self.app;
-        // Before the first look-up.
+        // The count is taken before the first look-up, so that no change in between is missed.
         let seen = app.revocations.count();
         let hash = presented.key().map(crate::auth::hash);
         let (route, key) = app.routes.find(&app.db, target.capsule, hash.as_ref()).await?;
@@ -280,7 +280,7 @@ impl Proxy {
         });
     }
 
-    /// Takes a place among those who wait for a capsule; the owner needs none.
+    /// Takes a place among the requests that wait for a capsule; the owner needs none.
     fn place(&self, target: Target, admitted: &Admitted) -> Result<Option<Share<CapsuleId>>> {
         match admitted {
             Admitted::Owner => Ok(None),
@@ -290,7 +290,7 @@ impl Proxy {
         }
     }
 
-    /// Has a capsule woken by someone who was admitted.
+    /// Wakes a capsule for a request that was admitted.
     async fn wake(&self, waker: Caller, target: Target, admitted: &Admitted) -> Result<Arc<Route>> {
         let _place = self.place(target, admitted)?;
         Box::pin(capsules::wake(&self.app, waker, target.capsule)).await?;
@@ -368,7 +368,7 @@ fn name(request: &Request<Body>) -> Result<HeaderValue> {
     }
 }
 
-/// Has the guest's program be asked by the name that its capsule was made with, if there is one.
+/// Sets the `Host` header to the name that the capsule was made with, if there is one.
 fn rename(headers: &mut HeaderMap, route: &Route, target: Target) -> Result<()> {
     if let Some(name) = &route.host_header
         && target.port != protocol::ENVD_PORT
@@ -388,7 +388,7 @@ fn forwarded(
     peer: Peer,
 ) -> Result<()> {
     headers.remove(FORWARDED);
-    // The way as the proxy tells it, in one line: of several, some programs read the first alone.
+    // The proxy's addresses go into one line, since some programs read only the first of several.
     let lines = headers.get_all(FORWARDED_FOR).iter().filter(|_| peer.is_proxy());
     let told = lines.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
     let from = match told.is_empty() {

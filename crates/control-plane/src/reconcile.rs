@@ -34,7 +34,7 @@ const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
 const PER_ROUND: usize = 250;
 /// Hosts that are reconciled at once.
 const AT_ONCE: usize = 16;
-/// Between two rounds of a host that requests ask for, and how long a request waits for one.
+/// Least time between two rounds of a host that requests ask for.
 const APART: std::time::Duration = std::time::Duration::from_secs(1);
 const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
 /// Before a host that does not answer is asked again.
@@ -143,7 +143,7 @@ impl Turns {
     }
 }
 
-/// Rounds that requests ask for: when the last one began, for each host.
+/// Rounds that requests ask for, with the begin of the last one, for each host.
 #[derive(Default)]
 pub(crate) struct Asked(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<Option<Instant>>>>>);
 
@@ -154,8 +154,9 @@ impl Asked {
     }
 }
 
-/// Waits for a round of a host that begins from now on. All who ask meanwhile share one, and two
-/// begin a while apart, so that no number of requests has a host reconciled more often.
+/// Waits for a round of a host that begins after this call. All who ask meanwhile share one round,
+/// and rounds begin [`APART`] from each other. So no number of requests reconciles a host more
+/// often.
 pub(crate) async fn fresh(app: &App, host: HostId) {
     let now = Instant::now();
     let last = app.asked.of(host);
@@ -169,7 +170,7 @@ pub(crate) async fn fresh(app: &App, host: HostId) {
         }
         *last = Some(Instant::now());
         let at = app.clone();
-        // Whoever leaves stops nothing.
+        // The round goes on when its request leaves, since others may wait for it.
         app.tasks.detached(async move { run(&at, host).await }).await;
     };
     let _ = tokio::time::timeout(FRESH, look).await;
@@ -322,15 +323,15 @@ async fn round(app: &App, host: HostId) -> Result<()> {
     snapshots::reconcile(app, host).await
 }
 
-/// Whether what a host has of a capsule was there before the capsule was placed on that host: the
-/// capsule has run elsewhere since, and all of it is in the store. Pure.
+/// Reports whether a host's copy of a capsule dates from before the capsule was placed there. Such
+/// a capsule has run elsewhere since, and all of it is in the store. Pure.
 fn is_leftover(row: &Capsule, info: &CapsuleInfo) -> bool {
-    // An agent that cannot read its own word of a capsule lists it with generation 0.
+    // An agent that cannot read its own record of a capsule lists it with generation 0.
     info.generation > 0 && info.generation < row.placed.unsigned_abs()
 }
 
-/// Removes a machine, or what was kept of it, that no row places on its host. A machine that was
-/// begun since the host was asked stays.
+/// Removes a machine, or its remains, that no row places on its host. A machine that was begun
+/// after the host was asked stays.
 async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
     tracing::info!(%id, generation = info.generation, "removing a machine that no capsule owns");
     if let Err(error) = agent.destroy(id, info.generation, None).await {
@@ -358,19 +359,19 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
     repair(app, row, decide(row.state(), age, on_host)).await
 }
 
-/// Notes that the store has what a capsule was paused as. Then what was there before is of no use:
-/// it stays until here, since the row named it.
+/// Notes that the store has the snapshot of a paused capsule. Only now are older trees removed,
+/// since the row named one of them until here.
 async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()> {
     let (stored, tree) = (i64::try_from(info.stored).unwrap_or(0), &info.stored_tree);
     let known = row.stored_newest && stored == row.stored && *tree == row.stored_tree;
     if stored == 0 || known || !db::capsules::set_stored(&app.db, row, stored, tree).await? {
         return Ok(());
     }
-    // An agent of before names no tree, and removes by itself what was there before.
+    // An agent of an earlier version names no tree, and removes older trees by itself.
     if let (Some(host), false) = (row.host_id.map(HostId), tree.is_empty()) {
         let pruned = app.agent(host).prune_stored(row.id(), row.team(), tree).await;
         if let Err(error) = pruned {
-            // The next snapshot's turn, or the capsule's end, takes what stays.
+            // The next snapshot, or the capsule's end, removes the remaining trees.
             tracing::warn!(id = %row.id(), %error, "removing older snapshots from the store");
         }
     }

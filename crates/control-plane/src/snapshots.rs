@@ -20,8 +20,8 @@ use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 /// began from.
 const LEFT: Duration = Duration::from_secs(30 * 60);
 
-/// Checks that a caller may make, replace and remove snapshots. They are the whole team's: a key
-/// that is confined to one capsule or template may not.
+/// Checks that a caller may make, replace and remove snapshots. Snapshots are the whole team's, so
+/// a key that is confined to one capsule or template may not.
 fn check_may(caller: Caller) -> Result<()> {
     match caller.only == Only::default() {
         true => caller.may(Action::CapsulesAdmin, Resource::Team),
@@ -37,7 +37,7 @@ pub(crate) async fn create(
 ) -> Result<Snapshot> {
     let wrong = |_| Error::invalid("capsule_id", "is no capsule's id");
     let id: CapsuleId = wanted.capsule_id.parse().map_err(wrong)?;
-    // One that a confined key does not see is not there for it.
+    // A capsule that a confined key may not see does not exist for that key.
     let capsule = capsules::settled(app, caller, id).await?;
     check_may(caller)?;
     if let Some(name) = &wanted.name {
@@ -79,8 +79,9 @@ async fn replace(app: &App, taken: Snapshot, name: String) -> Result<Snapshot> {
     Ok(Snapshot { name: Some(name), ..taken })
 }
 
-/// Takes one, with memory or without; without a name, for a fork alone. An empty name is made from
-/// the id. One that takes the place of another, by that one's name, is not one more.
+/// Takes a snapshot, with memory or without. A snapshot without a name is for a fork alone. An
+/// empty name is made from the id. A snapshot that replaces the one of the same name does not count
+/// as one more.
 pub(crate) async fn take(
     app: &App,
     caller: Caller,
@@ -142,7 +143,7 @@ pub(crate) async fn take(
     taken
 }
 
-/// Marks a snapshot as complete, if its team may have the storage that it turned out to take.
+/// Marks a snapshot as complete, if its team may have the storage that the snapshot takes.
 async fn complete(app: &App, quota: &Quota, row: Snapshot) -> Result<Snapshot> {
     let mut tx = app.db.begin().await?;
     quota.hold_storage(&mut tx).await?;

@@ -49,7 +49,7 @@ pub(crate) struct Stream {
     team: TeamId,
     at: Place,
     woken: broadcast::Receiver<Option<TeamId>>,
-    /// The team's and the caller's share of the streams.
+    /// Shares of the streams that the team and the caller hold.
     _shares: (Share<TeamId>, Share<Uuid>),
 }
 

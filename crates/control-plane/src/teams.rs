@@ -1,9 +1,10 @@
-//! Teams: who is in them, as what, and what becomes of what they had. Changes hold the team's row,
-//! so that two at once are one after the other, and read again what their caller may.
+//! Teams: their members, the members' roles, and the fate of members' things. Changes hold the
+//! team's row, so that two at once come one after the other, and read their caller's rights again.
 //!
-//! Who leaves, or is removed, leaves capsules and snapshots to the team; the keys and invitations
-//! that they made for it end, and channels that they set are disabled. A team ends only when it has nothing, and then its keys, invitations and channels
-//! end with it; what it did stays in the audit log.
+//! A member who leaves, or is removed, leaves capsules and snapshots to the team. The keys and
+//! invitations that they made for the team end, and channels that they set are disabled. A team
+//! ends only when it has nothing. Its keys, invitations and channels end with it, and its entries
+//! stay in the audit log.
 
 use crate::app::App;
 use crate::audit::{By, Entry};
@@ -133,7 +134,7 @@ fn shown(team: db::teams::Joined) -> api::Team {
     }
 }
 
-/// Locks the caller's team, which must be one that people are in, for who may do something there.
+/// Locks the caller's team, which must be a team of people, and checks the caller's right.
 async fn lock(tx: &mut PgConnection, caller: Caller, action: Action) -> Result<Standing> {
     check_not_platforms(caller)?;
     stand(tx, caller, action).await
@@ -219,7 +220,8 @@ pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str
     db::teams::set_role(&mut *tx, caller.team, user, role).await?;
     let ended = match role.grants().allow(Action::TeamAdmin) {
         true => Ended::default(),
-        // Keys go by the role at each request, and may do the rest.
+        // Keys follow their maker's role at each request. Everything else that lets others in ends
+        // here.
         false => db::makers::end_of_user(&mut tx, Some(caller.team), user).await?,
     };
     let what = json!({ "user": user.to_string(), "role": role.as_str(), "ended": ended });
@@ -253,7 +255,7 @@ pub(crate) async fn leave(app: &App, caller: Caller) -> Result<()> {
     Ok(())
 }
 
-/// Ends a membership, and what the member made for the team that lets others in.
+/// Ends a membership, and everything that the member made for the team that lets others in.
 async fn part(
     tx: &mut PgConnection,
     caller: Caller,
@@ -271,7 +273,7 @@ async fn part(
 pub(crate) async fn transfer(app: &App, caller: Caller, to: UserId) -> Result<()> {
     let from = caller.user().ok_or(Error::UserOnly)?;
     let mut tx = app.db.begin().await?;
-    // Both before the team, in one order: an erasure of either waits, or is seen.
+    // Both users are locked before the team, in one order: an erasure of either waits, or is seen.
     for user in [from.min(to), from.max(to)] {
         let there = db::users::hold(&mut *tx, user).await?.is_some_and(|user| user.is_active());
         if !there {
@@ -335,7 +337,8 @@ pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Res
     Ok(())
 }
 
-/// Takes an invitation, which must be for the user's own e-mail, and whose maker may still invite.
+/// Takes an invitation. It must be for the user's own e-mail, and its maker must still be allowed
+/// to invite.
 pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api::Team> {
     let (hashed, invalid) = (hash(token.trim()), || Error::InvalidToken("the invitation"));
     let mut tx = app.db.begin().await?;
@@ -344,7 +347,7 @@ pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api:
     if !db::teams::lock(&mut tx, team).await? {
         return Err(invalid());
     }
-    // After the lock, so that who removes its maker was first, or finds a member.
+    // Taken after the lock, so that a removal of the maker was first, or finds a member.
     let taken = db::teams::take_invitation(&mut *tx, &hashed, &user.email).await?;
     let taken = taken.ok_or_else(invalid)?;
     let role = check_role(&taken.role)?;
@@ -403,7 +406,7 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
         n.map(i32::try_from).transpose().map_err(wrong)
     };
     let long = |field: &str, n: Option<u64>| {
-        // As bytes, it is a number of the database's.
+        // In bytes, the number must fit the database's integer.
         let n = n.map(|n| i64::try_from(n).ok().filter(|n| *n < 1 << 43));
         n.map(|n| n.ok_or_else(|| Error::invalid(field, "is too large"))).transpose()
     };

@@ -108,8 +108,8 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
     Ok(())
 }
 
-/// Enters a user who signs up. A sign-up changes no account that there is: its password and name
-/// wait with the mailed token, and become the account's when that is used.
+/// Enters a user who signs up. A sign-up changes no existing account. Its password and name wait
+/// with the mailed token, and become the account's when the token is used.
 async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let mut known = db::users::lock_by_email(&mut *tx, email).await?;
@@ -139,7 +139,7 @@ async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Resu
     mail::send(app, email, text).await
 }
 
-/// Whether somebody of an e-mail may make an account now.
+/// Reports whether an e-mail may make an account now.
 async fn welcome(app: &App, tx: &mut PgConnection, email: &str) -> Result<bool> {
     let mode = app.accounts.sign_up;
     Ok(mode == SignUp::Open
@@ -164,8 +164,8 @@ async fn give_token(
     Ok(token)
 }
 
-/// Makes an account active, for who has the mail and knows the password of its sign-up, or sets
-/// its first.
+/// Makes an account active for the reader of the mail. The reader must know the password of the
+/// sign-up, or sets the account's first.
 pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -> Result<Entered> {
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the activation token");
@@ -177,7 +177,7 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
     let name = name.or(mailed.name).unwrap_or_else(|| user.name.clone());
     let password = match mailed.password_hash.or_else(|| user.password_hash.clone()) {
         Some(known) => {
-            // Nobody without the mail can use this turn up.
+            // Only the reader of the mail knows this token, so nobody else can use up the attempts.
             let attempts = format!("activation {}", hex(&hashed));
             let _turn = throttle::turn(app, origin.by, &attempts).await?;
             if !password::verify(&given, Some(&known)).await? {
@@ -206,13 +206,13 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
     Ok(entered)
 }
 
-/// Makes a user active and gives them a team; the platform's first has those that nobody has. The
-/// caller holds the lock of admins, and the user.
+/// Makes a user active and gives them a team. The platform's first user gets the teams that nobody
+/// has. The caller holds the lock of admins, and the user.
 async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result<()> {
     let admin = db::users::activate(&mut *tx, id).await?;
     // One who was disabled, or has come meanwhile, does not come by this.
     let admin = admin.ok_or(Error::InvalidToken("the activation token"))?;
-    // No other sign-up with this e-mail is of use from now on.
+    // No other sign-up with this e-mail may be used from now on.
     db::users::remove_tokens(&mut *tx, id).await?;
     let what = json!({ "admin": admin });
     note(&mut *tx, by, "user.activate", id, what).await?;
@@ -223,8 +223,9 @@ async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result
     Ok(())
 }
 
-/// Opens a session for a user who is active and has the password that was looked at; none when
-/// that has changed. Whoever changes it, or disables the user, waits, and then ends the session.
+/// Opens a session for an active user with the password that was checked; `None` when the password
+/// has changed. A change of the password, or of the user's status, waits, and then ends the
+/// session.
 async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Option<Entered>> {
     let user = db::users::hold(&mut *tx, seen.id()).await?;
     let same = |now: &User| now.is_active() && now.password_hash == seen.password_hash;
@@ -269,7 +270,7 @@ pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Res
     Ok(entered)
 }
 
-/// Counts and notes an attempt that failed, of an account's e-mail or another subject.
+/// Counts and notes a failed attempt, on an account's e-mail or another subject.
 async fn refused(app: &App, by: By, subject: &str, id: Option<UserId>) -> Result<Error> {
     throttle::failed(app, by, subject).await?;
     app.notes.note(Noted {
@@ -328,7 +329,7 @@ pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
 pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
     let email = check_email(email)?;
     app.mailer.check()?;
-    // Otherwise the mailbox has a code that is good for a while yet.
+    // Otherwise the mailbox has a recent code that is still good.
     if !throttle::reset_mail(app, by, &email).await? {
         return Ok(());
     }
@@ -374,8 +375,8 @@ pub(crate) async fn reset(app: &App, by: By, wanted: api::ConfirmPassword) -> Re
     throttle::forgive(app, &user.email).await
 }
 
-/// Sets a new password of a user whom the caller has locked; ends their sessions but one, and
-/// every mailed token. Returns the hashes of the sessions' tokens.
+/// Sets a new password of a user whom the caller has locked. Ends the user's sessions except one,
+/// and every mailed token. Returns the hashes of the sessions' tokens.
 async fn renew_password(
     tx: &mut PgConnection,
     id: UserId,
@@ -394,7 +395,7 @@ pub(crate) async fn change_password(
     wanted: api::ChangePassword,
 ) -> Result<()> {
     let user = me(app, who).await?;
-    // No stranger's failures to sign in hold its owner up.
+    // Counted per user, so that a stranger's failures to sign in never hold the owner up.
     let attempts = format!("change by {}", who.user);
     if user.password_hash.is_some() {
         let _turn = throttle::turn(app, who.by, &attempts).await?;
@@ -406,7 +407,7 @@ pub(crate) async fn change_password(
     password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;
     let new = password::hash(&wanted.new_password).await?;
     let mut tx = app.db.begin().await?;
-    // Who has reset the password meanwhile has ended this session too.
+    // A reset of the password meanwhile has ended this session too.
     if stand_user(&mut tx, who).await?.password_hash != user.password_hash {
         return Err(Error::WrongCredentials);
     }

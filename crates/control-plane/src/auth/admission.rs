@@ -1,5 +1,5 @@
-//! What a request to the API was admitted by, kept while its answer is under way: the check can be
-//! repeated, and what is open ends when it fails.
+//! The grounds on which a request to the API was admitted, kept while its answer is under way. The
+//! check can be repeated, and open exchanges end when it fails.
 
 use super::policy::{Action, Grants, Only, Resource};
 use super::revocations::{Basis, Recheck, Subject, broken_off};
@@ -22,25 +22,25 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use types::{PLATFORM_TEAM, SessionId, TeamId, UserId};
 
-/// Largest answer of a known length that is let end by itself, in bytes.
+/// Largest answer of a known length that may end by itself, in bytes.
 const SHORT: u64 = 64 * 1024;
 
 /// A credential, by its hash.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Credential {
     Key([u8; 32]),
-    /// Of a session, by its own token or by a signed one.
+    /// A session, by its own token or by a signed one.
     Session([u8; 32]),
 }
 
-/// Whom a credential is of.
+/// The key or the user that a credential belongs to.
 pub(super) enum Identity {
     Key(Arc<Key>),
     User { user: UserId, session: SessionId, person: Arc<Person>, until: OffsetDateTime },
 }
 
 impl Identity {
-    /// Finds it, if the credential is good.
+    /// Finds the owner of a credential that is good.
     pub(super) async fn find(app: &App, credential: Credential) -> Result<Self> {
         match credential {
             Credential::Key(hash) => {
@@ -58,7 +58,7 @@ impl Identity {
         }
     }
 
-    /// What an admission of it rests on.
+    /// Returns the subjects and the end that an admission by this credential rests on.
     pub(super) fn basis(&self, credential: Credential) -> Basis {
         let (Credential::Key(hash) | Credential::Session(hash)) = credential;
         match self {
@@ -70,7 +70,7 @@ impl Identity {
         }
     }
 
-    /// Whether what concerns the whole platform is theirs to do.
+    /// Reports whether the caller may act on the whole platform.
     pub(super) async fn operates(&self, app: &App, by: By) -> Result<bool> {
         Ok(match self {
             Self::Key(key) => admit::key_caller(app, key, by).await?.operator,
@@ -78,7 +78,7 @@ impl Identity {
         })
     }
 
-    /// The caller in the team that is asked for, which they must be of; in their own when none is.
+    /// Returns the caller in the team `asked`, which they must belong to, or in their default team.
     pub(super) async fn caller(&self, app: &App, asked: Option<TeamId>, by: By) -> Result<Caller> {
         let caller = match self {
             Self::Key(key) => admit::key_caller(app, key, by).await?,
@@ -96,14 +96,15 @@ impl Identity {
 }
 
 impl Key {
-    /// What a caller with the key rests on, and a third subject.
+    /// Returns the basis of an admission by this key, with a third subject.
     pub(crate) fn basis(&self, hash: [u8; 32], third: Option<Subject>) -> Basis {
         let creator = self.creator().map(Subject::User);
         Basis { subjects: [Some(Subject::Key(hash)), creator, third], until: self.expires_at }
     }
 }
 
-/// A user in a team, theirs by default; an admin of the platform may name its own.
+/// Returns a user as a caller in a team, or in their default team. An admin of the platform may
+/// name the platform's team.
 fn member(person: &Person, asked: Option<TeamId>, by: By) -> Result<Caller> {
     let team = asked.or(person.default_team).ok_or(Error::NoTeam)?;
     let grants = match person.role(team) {
@@ -116,7 +117,8 @@ fn member(person: &Person, asked: Option<TeamId>, by: By) -> Result<Caller> {
     Ok(Caller { team, by, grants, only, operator, limits, counted_as: None })
 }
 
-/// An operator in the platform's own team: its events, its channels, its log. It has no capsules.
+/// Returns an operator as a caller in the platform's own team: its events, its channels, its log.
+/// The platform's team has no capsules.
 fn of_platform(by: By) -> Caller {
     let grants = policy::scoped(["capsules:read", "team:admin"]);
     Caller { by, grants, operator: true, ..Caller::of(PLATFORM_TEAM) }
@@ -128,11 +130,11 @@ pub(crate) struct Admission {
     pub(super) app: Arc<App>,
     pub(super) credential: Credential,
     pub(super) rule: Rule,
-    /// The team that the caller is in, where the rule takes one.
+    /// Team that the caller acts in, where the rule takes one.
     pub(super) team: Option<TeamId>,
     pub(super) resource: Resource,
     pub(super) basis: Basis,
-    /// The count of changes from before.
+    /// Count of changes from before the first look-up.
     pub(super) seen: u64,
 }
 
@@ -154,19 +156,19 @@ impl Recheck for Admission {
 }
 
 impl Admission {
-    /// Completes when the admission holds no more.
+    /// Completes when the admission no longer holds.
     pub(crate) async fn revoked(self) -> Error {
         let app = Arc::clone(&self.app);
         app.revocations.revoked(&self, self.basis, self.seen).await
     }
 
-    /// Breaks an exchange off when the admission holds no more.
+    /// Breaks an exchange off when the admission no longer holds.
     pub(crate) fn until(self) -> hop::Until {
         Box::pin(async { broken_off(self.revoked().await) })
     }
 
-    /// Runs a handler. One that works in a capsule ends when the admission does, as it would if its
-    /// client left; so does what any of them streams.
+    /// Runs a handler. A handler that works in a capsule ends when the admission does, as it would
+    /// if its client left. So does a long or streamed answer of any handler.
     pub(super) async fn watch(self, handler: impl Future<Output = Response>) -> Response {
         let answer = match self.rule == Rule::Team(Action::CapsulesExec) {
             false => handler.await,
@@ -192,7 +194,7 @@ impl Admission {
     }
 }
 
-/// The event that ends a stream of events. A client that connects again is refused.
+/// Makes the last event of a stream of events. A client that connects again is refused.
 fn last_event(error: &Error) -> Bytes {
     let (code, message) = (error.code(), error.to_string());
     let data = serde_json::json!({ "error": { "code": code, "message": message } });

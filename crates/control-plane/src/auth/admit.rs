@@ -48,7 +48,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         payer: Payer::Network(from.map(Into::into)),
         under_way: UnderWay::default(),
     };
-    // Before the first look-up.
+    // The count is taken before the first look-up, so that no change in between is missed.
     let seen = app.revocations.count();
     match gate.admit(rule, &mut parts).await {
         Ok(()) => {
@@ -70,7 +70,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
                     admission.watch(next.run(Request::from_parts(parts, body))).await
                 }
             };
-            // Taken out by whoever sends the answer.
+            // The code that sends the answer takes the shares out and holds them until its end.
             answer.extensions_mut().insert(under_way);
             // What the handler alone could know; a sign-in notes its own.
             if let Some(Failure(error)) = answer.extensions().get::<Failure>()
@@ -93,11 +93,11 @@ struct Gate<'a> {
     by: By,
     team: TeamId,
     transport: Transport,
-    /// The credential that was shown, once it is known to be good.
+    /// Credential that was shown, once it is known to be good.
     shown: Option<(Credential, Basis)>,
-    /// Whose share the request's body is taken from.
+    /// Holder of the share that the request's body is taken from.
     payer: Payer,
-    /// What the request holds until its answer has ended.
+    /// Shares that the request holds until its answer has ended.
     under_way: UnderWay,
 }
 
@@ -189,14 +189,14 @@ impl Gate<'_> {
         passed.map_err(|wait| Error::TooManyRequests("requests", wait))
     }
 
-    /// What requests of a stranger are counted by.
+    /// Returns the id under which a stranger's requests are counted.
     fn network(&self) -> Uuid {
         let network = self.by.from.map(|ip| ClientNetwork::from(ip).to_string());
         let hash = super::hash(&network.unwrap_or_default());
         Uuid::from_slice(&hash[..16]).unwrap_or_default()
     }
 
-    /// Finds whom a credential is of.
+    /// Finds the key or the user that a credential belongs to.
     async fn find(&mut self, credential: Credential) -> Result<Identity> {
         let identity = Identity::find(self.app, credential).await?;
         self.shown = Some((credential, identity.basis(credential)));
@@ -269,7 +269,7 @@ pub(crate) async fn key_caller(app: &App, key: &Key, by: By) -> Result<Caller> {
     Ok(Caller { team, by, grants, only, operator, limits, counted_as: Some(key.counted_as()) })
 }
 
-/// What a route is of, as a whole.
+/// Returns the resource that a route's path names.
 fn resource(parts: &Parts) -> Resource {
     match rules::is_of_capsules(parts.uri.path()) {
         true => Resource::Capsules,

@@ -1,5 +1,5 @@
-//! Where a request comes from, and by what: a proxy in front of the control plane is believed when
-//! it is on this machine, and nobody else is.
+//! Finds a request's client address and transport. A proxy on this machine is believed; nobody else
+//! is.
 
 use crate::app::{ByTls, PublicUrl};
 use http::header::HeaderName;
@@ -14,13 +14,13 @@ pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwar
 pub(crate) struct Peer(pub SocketAddr);
 
 impl Peer {
-    /// Whether what it says of others is believed.
+    /// Reports whether the peer is believed about other addresses.
     pub(crate) fn is_proxy(self) -> bool {
         self.0.ip().to_canonical().is_loopback()
     }
 
-    /// The address of the client. A proxy adds the address that it saw at the end; whatever is
-    /// before that, in this line of the header or an earlier one, is the client's own word.
+    /// Returns the client's address. A proxy adds the address that it saw at the end. Everything
+    /// before that, in this header line or an earlier one, is the client's own claim.
     pub(crate) fn client(self, headers: &HeaderMap) -> IpAddr {
         let own = self.0.ip().to_canonical();
         let last = headers.get_all(FORWARDED_FOR).iter().next_back().filter(|_| self.is_proxy());
@@ -28,7 +28,7 @@ impl Peer {
         last.and_then(|word| address(word.trim())).unwrap_or(own)
     }
 
-    /// Whether the client came by TLS, to this process or to the proxy.
+    /// Reports whether the client came by TLS, to this process or to the proxy.
     pub(crate) fn came_by_tls(self, headers: &HeaderMap, extensions: &Extensions) -> bool {
         let said = headers.get_all(FORWARDED_PROTO).iter().next_back();
         let said = said.filter(|_| self.is_proxy()).map(HeaderValue::as_bytes);
@@ -36,7 +36,7 @@ impl Peer {
     }
 }
 
-/// An address as proxies write it: with or without a port, IPv6 in brackets or not.
+/// Reads an address as proxies write it: with or without a port, IPv6 in brackets or not.
 fn address(word: &str) -> Option<IpAddr> {
     let bare = word.trim_start_matches('[').trim_end_matches(']');
     let address = bare.parse().ok();
@@ -44,7 +44,7 @@ fn address(word: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
-/// How a browser's request came, which decides the names of our cookies.
+/// Transport of a browser's request, which decides the names of our cookies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tls,
@@ -52,13 +52,13 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// A platform whose public URL is of HTTPS takes every request for one by TLS.
+    /// Returns the transport of a request. With an HTTPS public URL, every request counts as TLS.
     pub(crate) fn of(public: &PublicUrl, by_tls: bool) -> Self {
         if by_tls || public.is_https() { Self::Tls } else { Self::Plain }
     }
 
-    /// The name of a cookie. By TLS it is one that no other host can set, a capsule's page above
-    /// all: browsers take `__Host-` names from their own host alone (RFC 6265bis, 4.1.3.2).
+    /// Returns the name of a cookie. By TLS, no other host can set it, in particular no capsule's
+    /// page. Browsers accept `__Host-` names only from their own host (RFC 6265bis, 4.1.3.2).
     pub(crate) fn name(self, names: [&'static str; 2]) -> &'static str {
         let [tls, plain] = names;
         match self {
@@ -67,7 +67,7 @@ impl Transport {
         }
     }
 
-    /// Writes a cookie of this host alone; without a value, one that is gone.
+    /// Writes a cookie of this host alone; without a value, a cookie that expires at once.
     pub(crate) fn cookie(
         self,
         names: [&'static str; 2],

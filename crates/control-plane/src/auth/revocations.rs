@@ -1,6 +1,6 @@
-//! Ends what is open when the credential that opened it ends: terminals, streams, transfers,
-//! tunnels. Every change that may take a right away wakes the open exchanges that rest on it;
-//! each then repeats the check that admitted it, from the caches.
+//! Ends open exchanges when the credential that opened them ends: terminals, streams, transfers,
+//! tunnels. Every change that may take a right away wakes the exchanges that rest on it. Each of
+//! them then repeats the check that admitted it, from the caches.
 
 use crate::db::listen::Change;
 use crate::error::{Error, Result};
@@ -14,15 +14,15 @@ use types::{CapsuleId, UserId};
 
 /// Groups of subjects that are woken together.
 const SHARDS: usize = 256;
-/// Before another check, when the database did not answer, or a clock disagrees.
+/// Time before another check when the database did not answer, or a clock disagrees.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Something whose change may take a right away.
+/// Key, session, user or capsule whose change may take a right away.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Subject {
-    /// By the key's hash.
+    /// A key, by its hash.
     Key([u8; 32]),
-    /// By the hash of its token.
+    /// A session, by the hash of its token.
     Session([u8; 32]),
     User(UserId),
     Capsule(CapsuleId),
@@ -39,29 +39,29 @@ impl Subject {
     }
 }
 
-/// What an admission rests on.
+/// Subjects and end of an admission.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Basis {
     pub subjects: [Option<Subject>; 3],
-    /// When it ends by itself.
+    /// Time at which the admission ends by itself.
     pub until: Option<OffsetDateTime>,
 }
 
 /// An admission that can be checked again.
 pub(crate) trait Recheck: Send + Sync {
-    /// Checks it as it stands now.
+    /// Checks the admission as it stands now.
     ///
     /// # Errors
-    /// Why it would be refused, or why that cannot be told.
+    /// When the admission would be refused, or cannot be checked.
     fn check(&self) -> impl Future<Output = Result<Basis>> + Send;
 }
 
-/// How a body breaks off whose admission holds no more.
+/// Makes the error of a body whose admission no longer holds.
 pub(crate) fn broken_off(error: Error) -> std::result::Result<Bytes, hop::BoxError> {
     Err(error.into())
 }
 
-/// The count of changes, and the exchanges that wait for one.
+/// The count of changes, and the exchanges that wait for a change.
 pub(crate) struct Revocations {
     count: AtomicU64,
     shards: [Notify; SHARDS],
@@ -72,13 +72,14 @@ impl Revocations {
         Self { count: AtomicU64::new(0), shards: std::array::from_fn(|_| Notify::new()) }
     }
 
-    /// The count of changes so far. Whoever admits takes it before the first look-up, so that a
-    /// change during the admission is not missed.
+    /// Returns the count of changes so far. An admission takes the count before its first look-up,
+    /// so that a change during the admission is not missed.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Has the exchanges checked again that a change concerns. The caches must have dropped it.
+    /// Has the exchanges that a change concerns checked again. The caches must have dropped the
+    /// changed subject already.
     pub(crate) fn apply(&self, change: &Change) {
         let subject = match change {
             Change::Key(hash) => Subject::Key(*hash),
@@ -92,7 +93,7 @@ impl Revocations {
         self.shards[subject.shard()].notify_waiters();
     }
 
-    /// Has all exchanges checked again: changes may have been missed.
+    /// Has all exchanges checked again, since changes may have been missed.
     pub(crate) fn check_all(&self) {
         self.count.fetch_add(1, Ordering::AcqRel);
         self.shards.iter().for_each(Notify::notify_waiters);
@@ -102,7 +103,7 @@ impl Revocations {
         of.map(|subject| self.shards[subject.shard()].notified()).into()
     }
 
-    /// Completes when an admission holds no more. `seen` is the count from before it was checked.
+    /// Completes when an admission no longer holds. `seen` is the count from before its check.
     pub(crate) async fn revoked(
         &self,
         of: &impl Recheck,
@@ -111,13 +112,13 @@ impl Revocations {
     ) -> Error {
         let mut failed = false;
         loop {
-            // Made before the count is read: no change falls in between.
+            // The waits begin before the count is read, so that no change falls in between.
             let [one, two, three] = basis.subjects.map(|subject| self.changed(subject));
             let count = self.count();
             let over = basis.until.is_some_and(|until| until <= OffsetDateTime::now_utc());
             let due = failed || over || count != seen;
             if due {
-                // Boxed, so that who waits holds little.
+                // Boxed, so that a waiting exchange holds little memory.
                 match Box::pin(of.check()).await {
                     Ok(now) => (basis, seen, failed) = (now, count, false),
                     Err(error) if error.status().is_client_error() => return Error::AccessRevoked,
@@ -154,7 +155,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// An admission whose next checks are written down, the last of which stays.
+    /// An admission that answers its next checks from a list, the last answer for ever.
     struct Script(Mutex<Vec<Result<Basis>>>);
 
     impl Script {

@@ -28,7 +28,7 @@ pub(crate) const CSRF: &str = "x-csrf-token";
 const COOKIES: [&str; 2] = ["__Host-wrenn-session", "wrenn-session"];
 /// Names of the cookie that binds a sign-in elsewhere to the browser that began it.
 const STATES: [&str; 2] = ["__Host-wrenn-oauth", "wrenn-oauth"];
-/// How long that is kept.
+/// Lifetime of the cookie that binds a sign-in elsewhere.
 const STATE_AGE: Duration = Duration::from_secs(600);
 
 /// Makes a session's token.
@@ -69,13 +69,13 @@ pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)>
     texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='))
 }
 
-/// The token in a request's cookie, of the one name that counts.
+/// Returns the session's token from a request's cookie, of the only name that counts.
 pub(crate) fn from_cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> {
     let ours = cookies(headers).filter(|(name, _)| *name == transport.name(COOKIES));
     ours.map(|(_, value)| value).find(|value| value.starts_with(PREFIX))
 }
 
-/// The state of a sign-in elsewhere in a request's cookie.
+/// Returns the state of a sign-in elsewhere from a request's cookie.
 pub(crate) fn state_from_cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> {
     cookies(headers).find(|(name, _)| *name == transport.name(STATES)).map(|(_, value)| value)
 }
@@ -90,7 +90,7 @@ pub(crate) fn cookie(transport: Transport, token: Option<&str>) -> HeaderValue {
     transport.cookie(COOKIES, token, BROWSER.as_secs())
 }
 
-/// Sets the cookie of a sign-in elsewhere, or, without a state, takes it away.
+/// Sets the cookie of a sign-in elsewhere; without a state, removes it.
 pub(crate) fn state_cookie(transport: Transport, state: Option<&str>) -> HeaderValue {
     transport.cookie(STATES, state, STATE_AGE.as_secs())
 }
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(from_cookie(&cookie, plain), Some("wrs_1"));
         let none = headers(&[("cookie", "wrenn-session=x; wrenn-sessions=wrs_2")]);
         assert_eq!(from_cookie(&none, plain), None);
-        // By TLS one that a capsule's page can set is nothing, and comes first.
+        // By TLS, a cookie that a capsule's page can set must not count, even when it comes first.
         assert_eq!(from_cookie(&cookie, tls), None);
         let both = "wrenn-session=wrs_tossed; __Host-wrenn-session=wrs_own; wrenn-oauth=t";
         let both = headers(&[("cookie", both)]);

@@ -1,5 +1,5 @@
-//! What a caller may do, read again in the transaction of a change. A request was admitted by what
-//! was true a moment ago; whoever takes that right away either waits here or was first.
+//! A caller's rights, read again in the transaction of a change. A request was admitted by a state
+//! that may be over. A transaction that takes the right away either waits here or was first.
 //!
 //! Every transaction takes its locks in this order: the lock of admins, users by their ids, the
 //! team, members, keys, and then the rest.
@@ -18,9 +18,9 @@ use types::{PLATFORM_TEAM, UserId};
 pub(crate) struct Standing {
     pub maker: Maker,
     pub grants: Grants,
-    /// The key that they call with.
+    /// Key that the caller uses.
     pub key: Option<db::keys::Row>,
-    /// Whether they may do what concerns the whole platform.
+    /// Set for callers who may act on the whole platform.
     pub operator: bool,
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn stand(
     let operator = admin && key.as_ref().map_or(person.is_some(), |key| key.operator);
     let mut grants = caller.grants;
     if caller.team == PLATFORM_TEAM {
-        // Nobody is a member of it.
+        // The platform's team has no members, so the operator's right decides.
         if !operator && caller.by.actor != Actor::System {
             return Err(Error::Forbidden("platform"));
         }
@@ -59,7 +59,7 @@ pub(crate) async fn stand(
     Ok(Standing { maker, grants, key, operator })
 }
 
-/// Holds the user whose rights something depends on, who must be active.
+/// Holds the user whose rights a change rests on; the user must be active.
 async fn hold_maker(tx: &mut PgConnection, maker: Maker) -> Result<Option<User>> {
     let Some(id) = maker.user else { return Ok(None) };
     let user = db::users::hold(tx, UserId(id)).await?.filter(User::is_active);

@@ -1,4 +1,5 @@
-//! What admits to a capsule's ports, replaced: what was there before ends at once, on every replica.
+//! Replaces the credentials that admit to a capsule's ports. Exchanges under the old ones end at
+//! once, on every replica.
 
 use super::get;
 use crate::app::App;

@@ -98,7 +98,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
     }
 }
 
-/// Makes the row of a capsule that is to start. Its host is placed later.
+/// Makes the row of a capsule that is about to start. Placement chooses its host later.
 fn row(caller: Caller, wanted: &Begin) -> Capsule {
     let now = OffsetDateTime::now_utc();
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
@@ -209,8 +209,8 @@ async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Res
         db::capsules::set_end(&app.db, id, row.generation, left).await?;
     }
     let moved = transition(app, id, row.generation, CapsuleState::Running, None, caller.by).await?;
-    // Where the move was refused, the reconciler was faster, or someone deletes it: then whoever
-    // does that removes the machine too. Who may have it was decided before it was made.
+    // A refused move means that the reconciler was faster, or that someone deletes the capsule. A
+    // deletion removes the machine too. The caller's right was checked before the capsule was made.
     let row = db::capsules::find(&app.db, caller.team, id).await?;
     let runs = |row: &Capsule| moved.is_some() || row.state() == CapsuleState::Running;
     match row.filter(runs) {

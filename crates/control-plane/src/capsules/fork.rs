@@ -47,7 +47,7 @@ pub(crate) async fn fork(
     in_range("count", count, 1, MOST)?;
     life::check_timeout(wanted.timeout)?;
     let source = settled(app, caller, id).await?;
-    // Whoever may see this one alone would not see what is made.
+    // A caller confined to this capsule would not see the forks.
     if caller.only.capsule.is_some() {
         return Err(Error::Confined);
     }

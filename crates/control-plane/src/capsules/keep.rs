@@ -17,9 +17,9 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
-/// How long a capsule that is changing is waited for.
+/// Longest wait for a capsule that is changing.
 const SETTLE: Duration = Duration::from_secs(150);
-/// How long it is waited for why a guest does not answer.
+/// Longest wait for the reason why a guest does not answer.
 const WHY: Duration = Duration::from_millis(750);
 
 /// Does work that goes on when whoever asked for it leaves.
@@ -60,14 +60,14 @@ pub(crate) fn may_lag(row: &Capsule) -> bool {
     row.state() == CapsuleState::Running && (over || row.timeout_sec > 0)
 }
 
-/// Has the row of a capsule that may lag follow its host, and reads it again. The host answers once
-/// a pause that is under way has ended.
+/// Has the row of a capsule that may lag follow its host, and reads it again. The host answers only
+/// after a pause that is under way.
 pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Result<Capsule> {
     if !may_lag(&capsule) {
         return Ok(capsule);
     }
     let id = capsule.id();
-    // One that has ended is no error here: the row says so next.
+    // A capsule that has ended is no error here, since the row shows its end next.
     let _ = life::ping(app, caller, id).await;
     if let Some(host) = capsule.host_id {
         crate::reconcile::run(app, HostId(host)).await;
@@ -220,9 +220,9 @@ async fn bring_back(
     }
 }
 
-/// Which snapshot in the store a capsule may be resumed from, 0 for none: the newest, or, of one
-/// whose machine is lost, the last that is there. A host that the capsule was on since takes its
-/// own.
+/// Returns the number of the stored snapshot that a capsule may be resumed from, or 0 for none.
+/// Normally only the newest will do; for a capsule whose machine is lost, the last stored one. A
+/// host that the capsule was on since then takes its own.
 fn stored(capsule: &Capsule) -> i64 {
     let lost = capsule.state() == CapsuleState::Error;
     if capsule.stored_newest || lost { capsule.stored } else { 0 }

@@ -68,7 +68,7 @@ pub(crate) async fn set(
     }
     let mut life = wire(&capsule, wanted.timeout);
     if let Some(timeout) = wanted.timeout {
-        // Its time may be over now; 0 would be never.
+        // The capsule's time may be over at once, but 0 on the wire would mean never.
         life.lasts_ms = life.lasts_ms.max(1);
         let end = OffsetDateTime::now_utc() + Duration::from_secs(timeout.into());
         life.ends_at_ms = end.unix_timestamp().saturating_mul(1000);

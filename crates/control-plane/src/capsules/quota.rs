@@ -46,31 +46,31 @@ impl Quota {
         self.check(tx, more, key).await
     }
 
-    /// Checks that there is room for the machine of a capsule that is brought back. It counts for
-    /// the key that made the capsule, unless somebody without limits of their own asks for it.
+    /// Checks that there is room for the machine of a capsule that is brought back. The machine
+    /// counts for the key that made the capsule, unless the caller has no limits of their own.
     pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
         let bound = match self.caller.by.actor {
             Actor::User(_) => false,
             Actor::Key(_) => self.caller.limits.counts(),
-            // Whoever woke it has no limits, and may be anybody.
+            // A waker of this kind has no limits, and may be anybody.
             Actor::Host(_) | Actor::System | Actor::Nobody => true,
         };
         let key = capsule.created_by_key.filter(|_| bound).map(ApiKeyId);
         self.check(tx, machine(capsule), key).await
     }
 
-    /// Checks that there is room for so many more named snapshots, and for any more storage; holds
-    /// it until the transaction ends.
+    /// Checks that there is room for `more` named snapshots, and for any more storage. Holds the
+    /// room until the transaction ends.
     pub(crate) async fn admit_snapshot(&self, tx: &mut PgConnection, more: i64) -> Result<()> {
         self.hold_storage(tx).await?;
         let stored = db::limits::stored(&mut *tx, self.caller.team).await?;
-        // What has no name, as a fork's, is refused for no number of those that have.
+        // A snapshot without a name, such as a fork's, is not refused for the number of named ones.
         let snapshots = if more > 0 { stored.snapshots + more } else { 0 };
         let storage_bytes = stored.storage_bytes + 1;
         refuse("the team", beyond_storage(&self.team, Stored { snapshots, storage_bytes }))
     }
 
-    /// Has whoever else would count what the team keeps wait until the transaction ends.
+    /// Makes others who would count the team's storage wait until the transaction ends.
     pub(crate) async fn hold_storage(&self, tx: &mut PgConnection) -> Result<()> {
         if !db::teams::hold(&mut *tx, self.caller.team).await? {
             return Err(Error::NotFound("team"));
@@ -78,10 +78,10 @@ impl Quota {
         Ok(db::limits::hold(tx, self.caller.team).await?)
     }
 
-    /// Checks what the team keeps, with what the transaction has changed of it.
+    /// Checks the team's storage, including the transaction's own changes.
     pub(crate) async fn check_storage(&self, tx: &mut PgConnection) -> Result<()> {
         let stored = db::limits::stored(&mut *tx, self.caller.team).await?;
-        // A name was admitted before; a lower limit since then takes nothing away.
+        // The name was admitted before, and a limit lowered since then must take nothing away.
         let stored = Stored { snapshots: 0, ..stored };
         refuse("the team", beyond_storage(&self.team, stored))
     }

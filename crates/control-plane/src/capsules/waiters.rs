@@ -1,6 +1,5 @@
-//! Waiting for a capsule to change. PostgreSQL tells of each change, so whoever waits asks the
-//! database when there is something to see, and not again and again. Waking a paused capsule is
-//! done once, for all who ask for it meanwhile.
+//! Waiting for a capsule to change. PostgreSQL announces each change, so a waiter asks the database
+//! only when there is something to see. A paused capsule is woken once for all who ask meanwhile.
 
 use super::awake;
 use crate::app::App;
@@ -14,14 +13,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use types::CapsuleId;
 
-/// How long a waiter sleeps at most while changes are heard of, and while they are not.
+/// Longest sleep of a waiter while changes are heard of, and while they are not.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_DEAF: Duration = Duration::from_millis(100);
 
-/// What came of waking a capsule.
+/// Result of waking a capsule; `None` while the wake is under way.
 type Outcome = Option<std::result::Result<(), Arc<Error>>>;
 
-/// Those who wait for capsules.
+/// Waiters for capsules, and wakes that are under way.
 #[derive(Default)]
 pub(crate) struct Waiters {
     changes: Mutex<HashMap<CapsuleId, watch::Sender<()>>>,
@@ -37,7 +36,7 @@ impl Waiters {
         self.wakes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes whoever waits for what has changed.
+    /// Wakes the waiters for a capsule that has changed.
     pub(crate) fn apply(&self, change: &Change) {
         match change {
             Change::Capsule(id) => {
@@ -57,7 +56,7 @@ impl Waiters {
     }
 }
 
-/// One who waits for changes of a capsule.
+/// A waiter for changes of a capsule.
 pub(super) struct Waiter<'a> {
     app: &'a App,
     id: CapsuleId,
@@ -66,20 +65,20 @@ pub(super) struct Waiter<'a> {
 }
 
 impl<'a> Waiter<'a> {
-    /// Waits for so long at most.
+    /// Makes a waiter that waits for `limit` at most.
     pub(super) fn new(app: &'a App, id: CapsuleId, limit: Duration) -> Self {
         let mut changes = app.waiters.changes();
         let changed = changes.entry(id).or_insert_with(|| watch::channel(()).0).subscribe();
         Self { app, id, changed, until: Instant::now() + limit }
     }
 
-    /// Takes note of all changes so far; called before a look, so that none is missed after it.
+    /// Takes note of all changes so far. Call it before a look, so that no later change is missed.
     pub(super) fn note(&mut self) {
         self.changed.mark_unchanged();
     }
 
-    /// Waits for a change since then, or until it is time for another look. False when the time to
-    /// wait is over.
+    /// Waits for a change since [`Self::note`], or until it is time for another look. Returns
+    /// `false` when the time to wait is over.
     pub(super) async fn again(&mut self) -> bool {
         let now = Instant::now();
         let pause = if self.app.hears.get() { LOOK } else { LOOK_DEAF };
@@ -97,7 +96,7 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Ends a wake: whoever comes later begins another.
+/// Ends a wake when dropped, so that a later request begins another.
 struct Ends<'a>(&'a App, CapsuleId);
 
 impl Drop for Ends<'_> {
@@ -106,7 +105,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Has a capsule woken: by this request, or by one before that is still at it.
+/// Wakes a capsule, or joins a wake that is under way.
 pub(crate) async fn wake(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let mut heard = {
         let mut wakes = app.waiters.wakes();
@@ -116,7 +115,7 @@ pub(crate) async fn wake(app: &App, caller: Caller, id: CapsuleId) -> Result<()>
                 let (tell, heard) = watch::channel(None);
                 wakes.insert(id, heard.clone());
                 let app = app.clone();
-                // A client who leaves stops nothing.
+                // The wake goes on when its client leaves, since others may wait for it.
                 app.tasks.clone().spawn(async move {
                     let ends = Ends(&app, id);
                     let woken = Box::pin(awake(&app, caller, id)).await;
@@ -131,7 +130,7 @@ pub(crate) async fn wake(app: &App, caller: Caller, id: CapsuleId) -> Result<()>
     match outcome {
         Ok(Some(Err(error))) => Err(error.repeated()),
         Ok(Some(Ok(()))) => Ok(()),
-        // The shutdown ended it.
+        // The process shuts down, which ended the wake.
         Ok(None) | Err(_) => Err(Error::HostUnavailable),
     }
 }

@@ -31,12 +31,12 @@ pub(crate) struct Capsule {
     pub envd_token: String,
     /// Number of its snapshot that the store has; 0 for none.
     pub stored: i64,
-    /// Name of that snapshot's tree in the store; empty where the number alone names it.
+    /// Name of the stored snapshot's tree; empty where the number alone names it.
     pub stored_tree: String,
     /// Whether it has not run since.
     pub stored_newest: bool,
     pub traffic_token: String,
-    /// Preview links of earlier generations are good no more.
+    /// Generation of preview links; links of earlier generations no longer admit.
     pub link_generation: i64,
     pub public_ports: Vec<i32>,
     /// Whether anyone may reach all of them, but envd's.
@@ -51,11 +51,11 @@ pub(crate) struct Capsule {
     /// Of the answer to a create or resume alone: whether the guest was booted.
     #[sqlx(skip)]
     pub booted: bool,
-    /// Whether its guest stands still until there is room on its host's disk.
+    /// Set while the guest stands still until there is room on its host's disk.
     pub disk_full: bool,
-    /// Bytes on disk of what is kept of it, as its host said last.
+    /// Bytes on disk that only the capsule's snapshots hold, by its host's last word.
     pub storage_bytes: i64,
-    /// Generation of the command that placed it on its host; 0 when unknown.
+    /// Generation of the command that placed the capsule on its host; 0 when unknown.
     pub placed: i64,
     /// Seconds since `updated_at` by the database's clock, where the query asks for them.
     #[sqlx(default)]
@@ -134,7 +134,7 @@ pub(crate) async fn move_start(
     sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0).fetch_optional(db).await
 }
 
-/// Notes that a capsule is on no host, if it is still on the host that it was seen on.
+/// Notes that a capsule is on no host, if it is still on the host it was seen on.
 pub(crate) async fn unplace(db: &PgPool, seen: &Capsule) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET host_id = NULL WHERE id = $1 AND host_id = $2";
     sqlx::query(sql).bind(seen.id).bind(seen.host_id).execute(db).await.map(|_| ())
@@ -155,9 +155,9 @@ pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
     Ok(ids.into_iter().map(HostId).collect())
 }
 
-/// Notes the seconds that a capsule has left, as its host says; none is for ever. `seen` is the
+/// Notes the seconds that a capsule has left, by its host's word; `None` is for ever. `seen` is the
 /// generation of the command that the host answers. The reconciler may have marked the capsule as
-/// running meanwhile; a later command has set an end of its own.
+/// running meanwhile. A later command has set an end of its own.
 pub(crate) async fn set_end(
     db: &PgPool,
     id: CapsuleId,
@@ -175,8 +175,8 @@ pub(crate) struct Rules<'a> {
     pub idle_sec: i32,
 }
 
-/// Notes how long a capsule may run. `left` are the seconds that its host has set, and `seen` is
-/// the generation that it had then: a later resume has set an end of its own.
+/// Notes the rules for a capsule's time. `left` are the seconds that its host has set, and `seen`
+/// is the generation at that moment. A later resume has set an end of its own.
 pub(crate) async fn set_life(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -191,7 +191,7 @@ pub(crate) async fn set_life(
     update.bind(rules.on_timeout).bind(rules.idle_sec).execute(db).await.map(|_| ())
 }
 
-/// Time that a capsule has left, by the clock that its end was noted by; none is for ever.
+/// Returns the time that a capsule has left, by the database's clock; `None` is for ever.
 pub(crate) async fn left(db: &PgPool, id: CapsuleId) -> sqlx::Result<Option<Duration>> {
     let sql = "SELECT extract(epoch FROM ends_at - now())::float8 FROM capsules WHERE id = $1";
     let found: Option<Option<f64>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
@@ -299,7 +299,7 @@ pub(crate) async fn search(
     list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
 
-/// Every capsule of a host that is not gone, with its age.
+/// Lists every capsule of a host that is not gone, with its age.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Capsule>> {
     let sql = "SELECT *, extract(epoch FROM now() - updated_at)::float8 AS age FROM capsules \
                WHERE host_id = $1 AND status <> 'stopped'";
@@ -356,17 +356,16 @@ pub(crate) async fn resume_on(
     update.bind(from).fetch_optional(db).await
 }
 
-/// Notes that a capsule is on the host that it was on `before`, if it is still of the generation
-/// that was seen.
+/// Notes that a capsule is back on the host in `before`, if its generation is still `seen`.
 pub(crate) async fn place_back(db: &PgPool, seen: i64, before: &Capsule) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET host_id = $3, placed = $4 WHERE id = $1 AND generation = $2";
     let update = sqlx::query(sql).bind(before.id).bind(seen).bind(before.host_id);
     update.bind(before.placed).execute(db).await.map(|_| ())
 }
 
-/// Notes that the store has what a capsule was paused as, in a tree of this name, if nothing has
-/// happened to it since it was seen: of one that has run since, the store has not the newest.
-/// Returns whether it is so.
+/// Notes that the store has the snapshot of a paused capsule, in a tree of this name. A capsule
+/// that has changed since it was seen has a newer snapshot, and is left alone. Returns whether the
+/// row was changed.
 pub(crate) async fn set_stored(
     db: &PgPool,
     seen: &Capsule,
@@ -380,8 +379,8 @@ pub(crate) async fn set_stored(
     Ok(noted.rows_affected() == 1)
 }
 
-/// Notes what a host says of a capsule's storage, and whether its guest waits for room, while it
-/// is still of the generation that was seen.
+/// Notes a capsule's storage, and whether its guest waits for room, by its host's word. Does
+/// nothing once the generation has changed.
 pub(crate) async fn set_usage(
     db: &PgPool,
     id: CapsuleId,
@@ -413,7 +412,7 @@ pub(crate) async fn set_public(
     update.bind(public).bind(most).fetch_optional(db).await
 }
 
-/// Replaces the traffic token of a team's capsule; false when the capsule is gone.
+/// Replaces the traffic token of a team's capsule; `false` when the capsule is gone.
 pub(crate) async fn set_traffic_token(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -426,7 +425,7 @@ pub(crate) async fn set_traffic_token(
     Ok(set.rows_affected() == 1)
 }
 
-/// Begins another generation of preview links; false when the capsule is gone.
+/// Begins another generation of preview links; `false` when the capsule is gone.
 pub(crate) async fn rotate_links(
     db: impl PgExecutor<'_>,
     team: TeamId,

@@ -42,7 +42,7 @@ pub(crate) async fn find(
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
-/// Reads a channel that this transaction alone may change until it ends.
+/// Reads a channel and locks it, so that only this transaction may change it until its end.
 pub(crate) async fn lock(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -62,7 +62,7 @@ pub(crate) async fn count(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result
     sqlx::query_scalar(sql).bind(team.0).fetch_one(db).await
 }
 
-/// Stores a channel that the caller has locked. From now on it is its changer's.
+/// Stores a channel that the caller has locked. The channel then belongs to whoever changed it.
 pub(crate) async fn update(
     db: impl PgExecutor<'_>,
     row: &Channel,
@@ -84,7 +84,7 @@ pub(crate) async fn remove(
     Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
 }
 
-/// Puts something on its way to one channel alone; none when it is gone.
+/// Enqueues a delivery to one channel alone; `None` when the channel is gone.
 pub(crate) async fn send(
     db: impl PgExecutor<'_>,
     id: ChannelId,

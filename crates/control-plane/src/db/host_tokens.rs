@@ -54,7 +54,7 @@ pub(crate) async fn insert(
     insert.bind(hash).bind(parent).bind(seconds).execute(db).await.map(|_| ())
 }
 
-/// Notes who made a token, and may still make one when it is used.
+/// Notes the maker of a token. The token is good only while its maker may still make one.
 pub(crate) async fn set_maker(
     db: &mut PgConnection,
     hash: &[u8],
@@ -64,7 +64,8 @@ pub(crate) async fn set_maker(
     sqlx::query(sql).bind(hash).bind(maker.user).bind(maker.key).execute(db).await.map(|_| ())
 }
 
-/// A token that has not expired, and whose maker may still make one, by its hash.
+/// Finds a token by its hash. It must not have expired, and its maker must still be allowed to make
+/// one.
 pub(crate) async fn find(db: &PgPool, kind: Kind, hash: &[u8]) -> sqlx::Result<Option<Token>> {
     let mut connection = db.acquire().await?;
     find_in(&mut connection, kind, hash).await

@@ -69,7 +69,7 @@ impl Key {
         grants(self.operator, &self.scopes)
     }
 
-    /// The key under which its requests and creates are counted.
+    /// Returns the key under which this key's requests and creates are counted.
     pub(crate) fn counted_as(&self) -> ApiKeyId {
         ApiKeyId(self.counted_as.unwrap_or(self.id))
     }
@@ -79,7 +79,7 @@ impl Key {
     }
 }
 
-/// What a key may do by itself. An operator's that has no scopes may do all.
+/// Returns the grants of a key by itself. An operator's key without scopes may do everything.
 fn grants(operator: bool, scopes: &[String]) -> Grants {
     if operator && scopes.is_empty() {
         return Grants::ALL;
@@ -102,9 +102,9 @@ pub(crate) struct Row {
     pub scopes: Vec<String>,
     pub template_id: Option<Uuid>,
     pub capsule_id: Option<Uuid>,
-    /// The key that it was made with.
+    /// Key that this key was made with.
     pub made_by_key: Option<Uuid>,
-    /// The key under which its requests and creates are counted; itself when none.
+    /// Key under which requests and creates are counted; this key itself when `None`.
     pub counted_as: Option<Uuid>,
     #[sqlx(flatten)]
     pub limits: KeyLimits,
@@ -166,22 +166,22 @@ pub(crate) async fn find(
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
-/// A key that is valid, and stays so for the rest of the transaction.
+/// Reads a valid key, and keeps it valid for the rest of the transaction.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<Row>> {
     let sql = "SELECT * FROM api_keys WHERE id = $1 AND revoked_at IS NULL \
                AND (expires_at IS NULL OR expires_at > now()) FOR SHARE";
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// The user who made a key, which never changes but by the user's end.
+/// Returns the user who made a key. Only the user's erasure changes it.
 pub(crate) async fn creator(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<UserId>> {
     let sql = "SELECT created_by FROM api_keys WHERE id = $1";
     let user: Option<Option<Uuid>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
     Ok(user.flatten().map(UserId))
 }
 
-/// Number of keys that came one from another before this one, and itself: one for a key that no
-/// key made.
+/// Returns the length of the chain of keys that led to this one, itself included. A key that no key
+/// made has a depth of one.
 pub(crate) async fn depth(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<i64> {
     let sql = "WITH RECURSIVE line (id, from_key) AS (\
                SELECT id, made_by_key FROM api_keys WHERE id = $1 UNION \
@@ -190,7 +190,7 @@ pub(crate) async fn depth(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result
     sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
 }
 
-/// The hash of a key, whether it is valid or not. It never changes.
+/// Returns the hash of a key, valid or not. The hash never changes.
 pub(crate) async fn hash(db: &PgPool, id: ApiKeyId) -> sqlx::Result<Option<Vec<u8>>> {
     let sql = "SELECT key_hash FROM api_keys WHERE id = $1";
     sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await

@@ -80,8 +80,8 @@ pub(crate) async fn held(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<
     sqlx::query_as(sql).bind(team.0).fetch_one(db).await
 }
 
-/// What a team keeps: named snapshots that are there or being made, and the storage of all
-/// snapshots and of its capsules.
+/// Counts what a team keeps: named snapshots, complete or being made, and the storage of all its
+/// snapshots and capsules.
 pub(crate) async fn stored(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Stored> {
     let sql = "SELECT s.snapshots, (s.bytes + c.bytes)::bigint AS storage_bytes FROM \
                (SELECT count(*) FILTER (WHERE name IS NOT NULL AND status <> 'removing') \
@@ -92,7 +92,7 @@ pub(crate) async fn stored(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Resul
     sqlx::query_as(sql).bind(team.0).fetch_one(db).await
 }
 
-/// Limits of one key, and what was made with it and with the keys that came from it.
+/// Limits of one key, and the capsules of that key and of the keys that came from it.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct OfKey {
     #[sqlx(flatten)]
@@ -101,7 +101,7 @@ pub(crate) struct OfKey {
     pub held: Held,
 }
 
-/// The limits that more for a key must keep to: its own, and those of each key that it came from.
+/// Returns the limits that bind a key: its own, and those of each key that it came from.
 pub(crate) async fn of_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Result<Vec<OfKey>> {
     let sql = format!(
         "WITH RECURSIVE line AS (SELECT k.* FROM api_keys k WHERE k.id = $1 UNION ALL \

@@ -1,19 +1,20 @@
-//! Who makes what lets others in, and how it ends with them.
+//! Makers of things that let others in, and the end of those things with their maker's rights.
 
 use crate::audit::{Actor, By};
 use sqlx::{PgConnection, PgExecutor};
 use types::{ApiKeyId, TeamId, UserId};
 use uuid::Uuid;
 
-/// The maker of a key, an invitation, a channel or a token. Neither is the platform itself.
+/// Maker of a key, an invitation, a channel or a token. The platform itself has neither user nor
+/// key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Maker {
-    /// The user, or who made the key.
+    /// The user, or the maker of the key.
     pub user: Option<Uuid>,
     pub key: Option<Uuid>,
 }
 
-/// Returns the maker that an actor is.
+/// Returns the maker that an actor stands for.
 pub(crate) async fn of(db: &mut PgConnection, by: By) -> sqlx::Result<Maker> {
     match by.actor {
         Actor::User(id) => Ok(Maker { user: Some(id.0), key: None }),
@@ -25,7 +26,7 @@ pub(crate) async fn of(db: &mut PgConnection, by: By) -> sqlx::Result<Maker> {
     }
 }
 
-/// Number of things that ended with their maker's right to have them.
+/// Counts of things that ended with their maker's right to have them.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub(crate) struct Ended {
     pub keys_revoked: u64,
@@ -33,8 +34,8 @@ pub(crate) struct Ended {
     pub channels_disabled: u64,
 }
 
-/// Deletes the invitations that a user made, and disables the channels that they set: of one team,
-/// or of all when none is given. A channel is the team's, so another admin may enable it again.
+/// Deletes a user's invitations and disables the channels that they set, of one team or, without
+/// one, of all. The channel is the team's, so another admin may enable it again.
 pub(crate) async fn end_of_user(
     db: &mut PgConnection,
     team: Option<TeamId>,
@@ -50,7 +51,7 @@ pub(crate) async fn end_of_user(
     })
 }
 
-/// Disables the channels that a user set, of one team or of all; returns how many.
+/// Disables the channels that a user set, of one team or of all. Returns their count.
 pub(crate) async fn disable_channels(
     db: &mut PgConnection,
     team: Option<TeamId>,
@@ -88,7 +89,7 @@ pub(crate) async fn end_of_key(
     Ok((hashes, ended))
 }
 
-/// Whether who made something for the whole platform may still do so.
+/// Reports whether a maker may still act on the whole platform.
 pub(crate) async fn operator_stands(db: impl PgExecutor<'_>, maker: Maker) -> sqlx::Result<bool> {
     let sql = "SELECT operator_stands($1, $2)";
     sqlx::query_scalar(sql).bind(maker.user).bind(maker.key).fetch_one(db).await

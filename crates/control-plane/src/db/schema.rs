@@ -1,11 +1,11 @@
-//! The schema's version: migrations up to this program's own, and whether a newer schema can
-//! still be served.
+//! The schema's version. Migrates up to this program's own version, and refuses a newer schema that
+//! this program cannot serve.
 
 use anyhow::Context;
 use sqlx::PgConnection;
 
-/// Brings the schema up to this program's version. A newer schema, as after a rollback of the
-/// program, is left as it is.
+/// Brings the schema up to this program's version. A newer schema, for example after a rollback of
+/// the program, is left as it is.
 ///
 /// # Errors
 /// When the schema needs a newer program, or cannot be changed.
@@ -30,7 +30,7 @@ async fn check_floor(db: &mut PgConnection, own: i64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The oldest migration that a program must know; 0 before the schema says so.
+/// Returns the oldest migration that a program must know; 0 before the schema says so.
 async fn floor(db: &mut PgConnection) -> sqlx::Result<i64> {
     let known = sqlx::query_scalar("SELECT to_regclass('schema_floor') IS NOT NULL");
     if !known.fetch_one(&mut *db).await? {

@@ -37,8 +37,8 @@ pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Sessio
     sqlx::query_as(sql).bind(hash).fetch_optional(db).await
 }
 
-/// Keeps a user's session from being ended for the rest of the transaction; false when it has
-/// ended.
+/// Keeps a user's session from being ended for the rest of the transaction. Returns `false` when
+/// the session has ended.
 pub(crate) async fn hold(
     db: impl PgExecutor<'_>,
     user: UserId,
@@ -82,7 +82,7 @@ pub(crate) struct SignIn {
     pub provider: String,
     pub verifier: String,
     pub nonce: String,
-    /// The user who adds the provider, and the session in which they do; none of a sign-in.
+    /// User who adds the provider, and their session; `None` for a sign-in.
     pub user_id: Option<Uuid>,
     pub session_id: Option<Uuid>,
 }
@@ -124,9 +124,9 @@ pub(crate) async fn failed(db: &PgPool, subject: &[u8], forgotten: f64) -> sqlx:
     sqlx::query(sql).bind(subject).bind(forgotten).execute(db).await.map(|_| ())
 }
 
-/// Counts one more, unless a wait is not over: one second after `free`, then twice as long each
-/// time, up to `longest`. One statement, so that many at once are no way around it. Returns whether
-/// it was counted.
+/// Counts one more attempt, unless a wait is not over. Once more than `free` attempts are counted
+/// the wait is one second, then twice as long each time, up to `longest`. One statement counts, so
+/// that attempts at once cannot pass it by. Returns whether the attempt was counted.
 pub(crate) async fn count(
     db: &PgPool,
     subject: &[u8],

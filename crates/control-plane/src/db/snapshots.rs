@@ -19,7 +19,7 @@ pub(crate) struct Snapshot {
     pub memory_mib: i32,
     pub disk_mib: i32,
     pub size_bytes: i64,
-    /// Those of them that nothing else has, as its host said last.
+    /// Bytes on disk that only this snapshot holds, by its host's last word.
     pub storage_bytes: i64,
     /// Whether the store has it.
     pub stored: bool,
@@ -55,7 +55,7 @@ pub(crate) async fn complete(
     Ok(done.rows_affected() == 1)
 }
 
-/// Whether a team has a snapshot of a name.
+/// Reports whether a team has a snapshot of a name.
 pub(crate) async fn is_named(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -65,7 +65,7 @@ pub(crate) async fn is_named(
     sqlx::query_scalar(sql).bind(team.0).bind(name).fetch_one(db).await
 }
 
-/// Notes what a host says of its complete snapshots' storage.
+/// Notes the storage of complete snapshots, by their host's word.
 pub(crate) async fn set_storage(
     db: &PgPool,
     host: HostId,
@@ -113,8 +113,8 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
     sqlx::query_as("SELECT * FROM snapshots WHERE host_id = $1").bind(host.0).fetch_all(db).await
 }
 
-/// Snapshots of a host that nobody completes or uses any more: being removed, or without an end or
-/// a name for `seconds` by the database's clock.
+/// Lists a host's snapshots that nobody completes or uses any more. They are being removed, or lack
+/// an end or a name for `seconds` by the database's clock.
 pub(crate) async fn list_left(
     db: &PgPool,
     host: HostId,

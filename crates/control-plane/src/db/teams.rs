@@ -187,7 +187,7 @@ pub(crate) async fn end(db: &mut PgConnection, id: TeamId) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Teams that a user owns, in the order in which they are locked.
+/// Returns the teams that a user owns, in the order in which they are locked.
 pub(crate) async fn owned(db: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<TeamId>> {
     let sql = "SELECT team_id FROM memberships WHERE user_id = $1 AND role = 'owner' \
                ORDER BY team_id";
@@ -195,7 +195,7 @@ pub(crate) async fn owned(db: &mut PgConnection, user: UserId) -> sqlx::Result<V
     Ok(ids.into_iter().map(TeamId).collect())
 }
 
-/// Number of a team's members but one. The caller holds the team.
+/// Counts a team's members except one. The caller holds the team.
 pub(crate) async fn others(db: &mut PgConnection, team: TeamId, user: UserId) -> sqlx::Result<i64> {
     let sql = "SELECT count(*) FROM memberships WHERE team_id = $1 AND user_id <> $2";
     sqlx::query_scalar(sql).bind(team.0).bind(user.0).fetch_one(db).await
@@ -254,7 +254,7 @@ pub(crate) async fn invite(
     insert.bind(by.key).execute(db).await.map(|_| ())
 }
 
-/// Which invitations are good: those that are not too late, and whose maker may still invite.
+/// Condition of a good invitation: it has not expired, and its maker may still invite.
 const GOOD: &str = "expires_at > now() AND inviter_stands(team_id, invited_by, made_by_key)";
 
 pub(crate) async fn invitations(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Invitation>> {
@@ -274,7 +274,7 @@ pub(crate) async fn uninvite(
     sqlx::query_as(sql).bind(team.0).bind(id.0).fetch_optional(db).await
 }
 
-/// The team of an invitation, which may not be good.
+/// Returns the team of an invitation, whether the invitation is good or not.
 pub(crate) async fn team_of_invitation(
     db: impl PgExecutor<'_>,
     hash: &[u8],
@@ -284,7 +284,7 @@ pub(crate) async fn team_of_invitation(
     Ok(id.map(TeamId))
 }
 
-/// Takes the invitation of a token, if it is for this e-mail and good.
+/// Takes the invitation of a token, if it is good and for this e-mail.
 pub(crate) async fn take_invitation(
     db: impl PgExecutor<'_>,
     hash: &[u8],

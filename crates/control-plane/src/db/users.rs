@@ -74,14 +74,14 @@ pub(crate) async fn by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Resu
     sqlx::query_as("SELECT * FROM users WHERE email = $1").bind(email).fetch_optional(db).await
 }
 
-/// Reads a user who stays as they are for the rest of the transaction. Several transactions may
-/// hold one user.
+/// Reads a user and keeps them as they are for the rest of the transaction. Several transactions
+/// may hold one user.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
     let sql = "SELECT * FROM users WHERE id = $1 FOR SHARE";
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// Reads a user whom this transaction alone may change or hold until it ends.
+/// Reads a user and locks them, so that no other transaction may change or hold them until the end.
 pub(crate) async fn lock(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
     let sql = "SELECT * FROM users WHERE id = $1 FOR UPDATE";
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
@@ -96,8 +96,9 @@ pub(crate) async fn lock_by_email(
     sqlx::query_as(sql).bind(email).fetch_optional(db).await
 }
 
-/// Enters a user who is to activate their account, unless the e-mail has one. Returns the account
-/// of the e-mail, locked, and whether it is new. It has no password before it is active.
+/// Enters a user who has yet to activate their account, unless the e-mail has an account. Returns
+/// the e-mail's account, locked, and whether it is new. A new account has no password before it is
+/// active.
 pub(crate) async fn insert(
     db: &mut PgConnection,
     email: &str,
@@ -197,7 +198,7 @@ impl Purpose {
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Mailed {
     pub user_id: Uuid,
-    /// The password and name of the sign-up that it was mailed for.
+    /// Password and name of the sign-up that the token was mailed for.
     pub password_hash: Option<String>,
     pub name: Option<String>,
 }
@@ -208,20 +209,20 @@ impl Mailed {
     }
 }
 
-/// A mailed token that is to be stored.
+/// A mailed token to store.
 pub(crate) struct NewToken<'a> {
     pub user: UserId,
     pub purpose: Purpose,
     pub hash: &'a [u8],
-    /// Seconds until it expires.
+    /// Seconds until the token expires.
     pub seconds: f64,
     pub maker: Maker,
-    /// The hashed password and the name of a sign-up.
+    /// Hashed password and name of a sign-up.
     pub sign_up: Option<(&'a str, &'a str)>,
 }
 
-/// Stores a mailed token by its hash. Earlier ones stay good: whoever asks for a token in
-/// another's name must not end the one that the other has.
+/// Stores a mailed token by its hash. Earlier tokens stay good, so that a request in somebody's
+/// name cannot end their token.
 pub(crate) async fn insert_token(
     db: impl PgExecutor<'_>,
     token: &NewToken<'_>,
@@ -236,11 +237,11 @@ pub(crate) async fn insert_token(
     insert.bind(hash).bind(name).execute(db).await.map(|_| ())
 }
 
-/// Which tokens are good: those that have not expired, and whose maker may still make them.
+/// Condition of a good token: it has not expired, and its maker may still make such tokens.
 const GOOD: &str = "token_hash = $1 AND kind = $2 AND expires_at > now() \
     AND operator_stands(created_by, made_by_key)";
 
-/// Uses a mailed token up; none when it is not good.
+/// Uses a mailed token up; `None` when the token is not good.
 pub(crate) async fn use_token(
     db: impl PgExecutor<'_>,
     purpose: Purpose,
@@ -252,7 +253,7 @@ pub(crate) async fn use_token(
     token.fetch_optional(db).await
 }
 
-/// Reads a mailed token and leaves it as it is; none when it is not good.
+/// Reads a mailed token and leaves it as it is; `None` when the token is not good.
 pub(crate) async fn peek_token(
     db: impl PgExecutor<'_>,
     purpose: Purpose,
@@ -263,7 +264,7 @@ pub(crate) async fn peek_token(
     token.fetch_optional(db).await
 }
 
-/// Whether an admin of the platform has invited somebody of an e-mail, and may still do so.
+/// Reports whether an admin of the platform has invited an e-mail, and may still do so.
 pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM user_tokens t JOIN users u ON u.id = t.user_id \
                WHERE u.email = $1 AND t.kind = 'activate' AND t.password_hash IS NULL \
@@ -277,7 +278,7 @@ pub(crate) async fn remove_tokens(db: impl PgExecutor<'_>, id: UserId) -> sqlx::
     Ok(())
 }
 
-/// The user of an account elsewhere. User and account stay as they are for the rest of the
+/// Finds the user of an account elsewhere. User and account stay as they are for the rest of the
 /// transaction.
 pub(crate) async fn by_identity(
     db: impl PgExecutor<'_>,

@@ -81,7 +81,7 @@ pub(crate) async fn invite_again(app: &App, id: HostId, by: By) -> Result<api::H
     invitation(app, id, token).await
 }
 
-/// Makes a registration token, which ends with its maker's right to make one.
+/// Makes a registration token. The token ends with its maker's right to make one.
 async fn give_registration(db: &mut PgConnection, id: HostId, maker: Maker) -> Result<String> {
     let token = random_hex(32);
     let (kind, life) = (Kind::Registration, REGISTRATION.as_secs_f64());
@@ -197,7 +197,7 @@ pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::
     let address = db::hosts::find(&app.db, host).await?.map(|row| row.address);
     let address = address.and_then(|address| address.parse::<Authority>().ok());
     let address = address.ok_or_else(invalid)?;
-    // A token that was used again is dealt with whoever sends it.
+    // A token that was used twice is dealt with below, whoever sends it.
     if let (Some(identity), false) = (&app.identity, found.superseded) {
         let request = wanted.csr_pem.as_deref();
         let missing = "is missing: this platform has certificates";
@@ -220,7 +220,7 @@ pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::
     }
     let row = db::hosts::find(&mut *transaction, host).await?.ok_or_else(invalid)?;
     if row.address != address.as_str() {
-        // It enrolled elsewhere while its key was looked for.
+        // The host enrolled elsewhere while its new key was looked for.
         return Err(invalid());
     }
     let cert = match (&app.identity, &wanted.csr_pem) {

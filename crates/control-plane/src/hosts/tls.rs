@@ -40,7 +40,7 @@ impl Identity {
         signed.map_err(|e| Error::invalid("csr_pem", e.to_string()))
     }
 
-    /// How to look which key answers at an address.
+    /// Returns the configuration for finding out which key answers at an address.
     pub(crate) fn witness(&self) -> Result<ClientConfig> {
         let made = self.authority.control_plane().and_then(|pair| pki::witness(Some(&pair)));
         made.map_err(|error| Error::Internal(error.into()))

@@ -11,8 +11,8 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Make a key; the answer alone has it. A key that a key makes has at most its scopes, limits and
-/// end, and shares its limits.
+/// Make a key; only this answer has it. A key made with a key has at most its maker's scopes,
+/// limits and end, and shares its maker's limits.
 #[utoipa::path(
     operation_id = "create_api_key",
     post, path = "/v1/api-keys", tag = "keys", request_body = api::NewKey,
@@ -43,8 +43,8 @@ pub(crate) async fn list(
     Ok(Json(api::ApiKeyPage { items, next }))
 }
 
-/// Revoke a key, at once: one's own, or, as an admin of the team, any. The keys and invitations that
-/// were made with it end too, and channels that were set with it are disabled.
+/// Revoke a key, at once: one's own, or, as an admin of the team, any. The keys and invitations
+/// made with the key end too, and channels set with the key are disabled.
 #[utoipa::path(
     operation_id = "revoke_api_key",
     delete, path = "/v1/api-keys/{id}", tag = "keys",

@@ -142,7 +142,7 @@ pub(crate) async fn export(
         let (app, filter) = (Arc::clone(&app), filter.clone());
         async move {
             let Some(before) = at else { return Ok(None) };
-            // Not held while the client reads.
+            // The place is given back before the client reads, since a client may read slowly.
             let place = app.load.dear(caller.team).await.map_err(std::io::Error::other)?;
             let rows = db::audit::list(&app.db, team, &filter, before, STEP).await;
             drop(place);

@@ -88,7 +88,7 @@ fn words_for(status: &str) -> &'static str {
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
 )]
 pub(crate) async fn document() -> ([(http::HeaderName, HeaderValue); 1], Bytes) {
-    // Written once: anybody may ask for it as often as they like.
+    // Written only once, since anybody may ask for it as often as they like.
     static ONE: OnceLock<Bytes> = OnceLock::new();
     let written = ONE.get_or_init(|| super::openapi().to_json().unwrap_or_default().into());
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], written.clone())

@@ -134,8 +134,8 @@ pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Resp
     answer
 }
 
-/// Words a limit on what runs at once as E2B's service does. Its clients wait for room by these
-/// texts: both are in use.
+/// Words a limit on concurrency as E2B's service does. E2B's clients recognise both texts, and wait
+/// for room when they see them.
 pub(crate) fn concurrent(error: Error) -> Error {
     let Error::LimitReached(who, what) = error else { return error };
     let what = format!(

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const OUTPUT_MAX: usize = 8 << 20;
-/// Bytes of output that take no room, and bytes for which room is taken at once.
+/// Bytes of output that take no room, and the step in which further room is taken.
 const FREE: usize = 64 << 10;
 const ROOM: usize = 256 << 10;
 const TIMEOUT: u32 = 60;
@@ -112,7 +112,7 @@ async fn collect(mut events: Events, mut room: Room<'_>) -> Result<Collected> {
     Ok(out)
 }
 
-/// Appends what there is room for; true when some is left out.
+/// Appends as much as there is room for. Returns `true` when some is left out.
 fn append(to: &mut Vec<u8>, data: &[u8], room: &mut Room<'_>) -> bool {
     let kept = room.take(data.len().min(OUTPUT_MAX - to.len()));
     to.extend_from_slice(&data[..kept]);

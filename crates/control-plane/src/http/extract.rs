@@ -48,7 +48,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Sent<T> {
     }
 }
 
-/// Reads a body whose room was taken before; the room is given back when the answer has ended.
+/// Takes room for a body, then reads it. The room is given back when the answer has ended.
 async fn read<T: DeserializeOwned>(app: &App, request: Request, input: bool) -> Result<(T, Bytes)> {
     let payer = request.extensions().get().copied().unwrap_or(Payer::Network(None));
     let under_way = request.extensions().get().cloned().unwrap_or_else(UnderWay::default);
@@ -68,7 +68,7 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request, input: bool) -> 
     Ok((value, body))
 }
 
-/// Why a body could not be read to its end.
+/// Explains why a body could not be read to its end.
 fn broken(error: &axum::Error, most: usize) -> Error {
     let error: &(dyn std::error::Error + 'static) = error;
     let mut causes = std::iter::successors(Some(error), |error| error.source());
@@ -140,7 +140,7 @@ pub(super) fn capsule_id(text: &str) -> Result<CapsuleId> {
     text.parse().map_err(|_| Error::NotFound("capsule"))
 }
 
-/// A request to speak WebSocket, with what it was admitted by.
+/// A request to speak WebSocket, with its admission.
 pub(super) struct Upgrade {
     pub upgrade: WebSocketUpgrade,
     pub admission: Admission,

@@ -166,8 +166,8 @@ pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Re
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Add an account elsewhere to sign in with, from a browser that is signed in: the answer says where
-/// it is to go, and it must come back in the session that asked.
+/// Begin to add an account elsewhere to sign in with, from a browser that is signed in. The answer
+/// has the address to visit. The browser must come back in the same session.
 #[utoipa::path(
     operation_id = "add_provider",
     post, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),

@@ -81,8 +81,8 @@ pub(crate) async fn set(
     Ok(shown(&app, caller, capsule, target))
 }
 
-/// Make a link that lets a browser reach a port until it expires, or until the key or membership
-/// that made it ends.
+/// Make a link that lets a browser reach a port. The link ends with its time, or with the key or
+/// membership that made it.
 #[utoipa::path(
     operation_id = "create_link",
     post, path = "/v1/capsules/{id}/ports/{port}/links", tag = "ports",
@@ -121,8 +121,8 @@ pub(crate) async fn link(
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
 }
 
-/// Replace the token that admits to a capsule's ports. The one before, and every connection that
-/// it opened, ends at once.
+/// Replace the token that admits to a capsule's ports. The old token, and every connection that it
+/// opened, ends at once.
 #[utoipa::path(
     operation_id = "rotate_traffic_token",
     post, path = "/v1/capsules/{id}/traffic-token", tag = "ports",
@@ -138,8 +138,8 @@ pub(crate) async fn rotate_token(
     Ok(Json(api::TrafficToken { traffic_token }))
 }
 
-/// End every preview link of a capsule, with the cookies that they became and the connections
-/// that these opened.
+/// End every preview link of a capsule, with the cookies made from the links and the connections
+/// that the cookies opened.
 #[utoipa::path(
     operation_id = "rotate_links",
     post, path = "/v1/capsules/{id}/links/rotate", tag = "ports",

@@ -1,5 +1,6 @@
-//! What both kinds of WebSocket share: JSON frames, a first frame in time, pings, two directions
-//! that never wait for each other, and an end when the caller may no longer have it open.
+//! The common part of both kinds of WebSocket: JSON frames, a time limit for the first frame,
+//! pings, and two directions that never wait for each other. A connection ends when its caller may
+//! no longer have it open.
 
 use super::extract::{Upgrade, parse};
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ const INPUT_BACKLOG: usize = 8;
 const FIRST: Duration = Duration::from_secs(10);
 /// Between two signs of life.
 const PING: Duration = Duration::from_secs(30);
-/// How long a client may take for the frames that end a connection.
+/// Time that a client may take for the frames that end a connection.
 const CLOSE: Duration = Duration::from_secs(1);
 
 /// The client's direction.
@@ -33,8 +34,8 @@ pub(super) struct Incoming(SplitStream<WebSocket>);
 pub(super) struct Outgoing(SplitSink<WebSocket, Message>);
 
 impl Upgrade {
-    /// Serves a connection until `serve` is done or the caller's admission holds no more, and ends
-    /// it in order. `failed` makes the frame that tells why.
+    /// Serves a connection until `serve` is done or the caller's admission no longer holds, and
+    /// closes it in order. `failed` makes the frame that tells why.
     pub(super) fn serve<F: Frame + 'static>(
         self,
         failed: fn(&Error) -> F,
@@ -55,7 +56,8 @@ impl Upgrade {
                 .map(|error| CloseFrame { code: close_code::POLICY, reason: error.code().into() });
             let _ = tokio::time::timeout(CLOSE, outgoing.close(last, reason)).await;
         };
-        // A message may be one frame, which is held whole before its size is looked at.
+        // A message may be a single frame, and the library holds a whole frame before it checks the
+        // message's size.
         upgrade.max_message_size(FRAME_MAX).max_frame_size(FRAME_MAX).on_upgrade(run)
     }
 }
@@ -126,8 +128,8 @@ impl Outgoing {
         let _ = self.0.close().await;
     }
 
-    /// Carries `frames` and what is said beside them until one is the last, or the client has left,
-    /// with a ping when there is none for a while.
+    /// Carries `frames` and the client's messages until one of them is the last, or the client has
+    /// left. Sends a ping after each silence.
     pub(super) async fn carry<F: Frame>(
         &mut self,
         mut frames: impl futures::Stream<Item = (F, bool)> + Unpin,

@@ -128,8 +128,8 @@ pub(crate) async fn set_role(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Remove a member; the keys and invitations that they made for the team end, channels that they set
-/// are disabled, capsules that they started stay the team's.
+/// Remove a member. The keys and invitations that they made for the team end, and channels that
+/// they set are disabled. The capsules that they started stay the team's.
 #[utoipa::path(
     operation_id = "remove_member",
     delete, path = "/v1/teams/{id}/members/{user}", tag = "teams",
@@ -148,8 +148,8 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Leave a team, as its owner cannot; the keys and invitations that one made for it end, and channels
-/// that one set are disabled.
+/// Leave a team, as its owner cannot. The keys and invitations that the member made for it end, and
+/// channels that they set are disabled.
 #[utoipa::path(
     operation_id = "leave_team",
     post, path = "/v1/teams/{id}/leave", tag = "teams",

@@ -41,22 +41,22 @@ pub(crate) struct Presented<'a> {
 pub(crate) enum Admitted {
     /// By a key of the owner's.
     Owner,
-    /// By something that the capsule itself has.
+    /// By something that belongs to the capsule itself.
     Guest(Way),
     /// By a link, which a cookie takes the place of for so many seconds.
     Link(i64),
 }
 
-/// By what of a capsule's.
+/// The capsule's own ground that a request is admitted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     /// The port is public.
     Public,
     TrafficToken,
     EnvdToken,
-    /// A signed link to a file of envd's.
+    /// A signed link to one of envd's files.
     Signed,
-    /// The cookie that a link became.
+    /// A cookie that a link was exchanged for.
     Cookie(Link),
 }
 
@@ -82,7 +82,7 @@ impl<'a> Presented<'a> {
         Some(key).filter(|key| key.len() <= KEY_MAX)
     }
 
-    /// The tokens of links: in the query first, then those in cookies.
+    /// Returns the tokens of links: first the query's, then those in cookies.
     pub(crate) fn link_tokens(&self) -> (Option<&str>, Vec<&'a str>) {
         (self.link.as_deref(), preview::from_cookies(self.headers, self.transport))
     }
@@ -136,7 +136,7 @@ impl<'a> Presented<'a> {
         }
     }
 
-    /// Which of the capsule's own tokens is presented.
+    /// Returns which of the capsule's own tokens the request presents.
     fn token(&self, target: Target, route: &Route) -> Option<Way> {
         if self.equals(&TRAFFIC_TOKEN, &route.traffic_token) {
             return Some(Way::TrafficToken);
@@ -245,7 +245,8 @@ mod tests {
         decide_with(port, url, headers, key_team, known.then(Links::default))
     }
 
-    /// The same with what links and cookies came to; none of a capsule that is not known.
+    /// Decides on a request with the given results of its links and cookies. Without `links`, the
+    /// capsule is not known.
     fn decide_with(
         port: u16,
         url: &str,

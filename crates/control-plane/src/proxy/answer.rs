@@ -97,8 +97,9 @@ fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
     (status, "application/json", body.to_string())
 }
 
-/// Reports whether E2B's service would not find the capsule that an error is about. It finds no
-/// paused one, unless a request may resume it; a conflict means that the capsule still changes.
+/// Reports whether E2B's service would not find the capsule that an error is about. E2B's service
+/// finds no paused capsule, unless a request may resume it. A conflict means that the capsule is
+/// still changing.
 pub(crate) fn is_absent(error: &Error, route: &Route) -> bool {
     use CapsuleState::{Missing, Paused, Pausing, Resuming, Running, Starting, Stopped, Stopping};
     let state = match (route.state, error) {

@@ -1,5 +1,5 @@
-//! Whether a preview link, or the cookie that it became, still lets in: it must be of the capsule's
-//! present generation of links, and its maker must still be allowed to reach the port.
+//! Checks preview links, and the cookies that they were exchanged for. A link must be of the
+//! capsule's present generation of links, and its maker must still be allowed to reach the port.
 
 use super::access::Presented;
 use super::preview::{Link, Maker};
@@ -13,28 +13,29 @@ use crate::auth::policy::{Action, Resource};
 use crate::auth::revocations::{Basis, Subject};
 use crate::error::{Error, Result};
 
-/// What a link is found to be.
+/// Result of checking a link.
 #[derive(Debug)]
 pub(crate) enum Checked {
-    /// Good, with what its maker's right rests on.
+    /// The link is good; the basis is that of its maker's right.
     Good(Link, Basis),
     Expired,
     Revoked,
-    /// Not ours, or not for this.
+    /// The token is not ours, or for another capsule or port.
     Bad,
 }
 
-/// The links that a request presents.
+/// Links that a request presents.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
-    /// In the query.
+    /// Link in the query.
     pub query: Option<Checked>,
-    /// The first good one in a cookie.
+    /// First good link in a cookie.
     pub cookie: Option<(Link, Basis)>,
 }
 
 impl Links {
-    /// Checks those of a request for a capsule that is there; looks nothing up for one without.
+    /// Checks the links of a request for an existing capsule. Looks nothing up for a request
+    /// without links.
     pub(crate) async fn find(
         app: &App,
         presented: &Presented<'_>,
@@ -65,7 +66,7 @@ impl Links {
     }
 }
 
-/// Checks a token. Only one that the platform signed has anything looked up.
+/// Checks a token. Only a token that the platform signed causes look-ups.
 async fn check(app: &App, target: Target, route: &Route, token: &str, now: i64) -> Result<Checked> {
     let Some(link) = Link::read(&app.link_secret, target, token) else { return Ok(Checked::Bad) };
     match stands(app, target, route, &link, now).await {
@@ -76,10 +77,10 @@ async fn check(app: &App, target: Target, route: &Route, token: &str, now: i64) 
     }
 }
 
-/// Checks a link that the platform signed, and returns what it rests on.
+/// Checks a link that the platform signed, and returns the basis of its maker's right.
 ///
 /// # Errors
-/// Why it lets in no more.
+/// When the link no longer admits, with the reason.
 pub(super) async fn stands(
     app: &App,
     target: Target,

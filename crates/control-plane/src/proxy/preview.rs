@@ -1,7 +1,7 @@
-//! Preview links: a port of a capsule for a browser, until a moment. Signed with a secret of the
-//! platform's, so that nothing is stored, and none is good for another port or capsule. A link names
-//! its maker and the capsule's generation of links, and ends with either. Its first use becomes a
-//! cookie of that host name alone.
+//! Preview links: access to one port of a capsule for a browser, until a moment. The platform signs
+//! them with a secret of its own, so nothing is stored. A link is good for no other port or
+//! capsule. It names its maker and the capsule's generation of links, and ends with either. Its
+//! first use becomes a cookie of that host name alone.
 
 use super::target::Target;
 use crate::auth::origin::Transport;
@@ -22,7 +22,7 @@ pub(crate) const FIELD: &str = "wrenn-preview";
 /// (RFC 6265bis, 4.1.3).
 const COOKIES: [&str; 2] = ["__Host-wrenn-preview", "wrenn-preview"];
 
-/// Whose right a link carries on.
+/// Maker whose right a link passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Maker {
     User(UserId),
@@ -46,19 +46,19 @@ impl FromStr for Maker {
     }
 }
 
-/// What a link says, beside the port of the capsule that it is for.
+/// Contents of a link, beside the port and the capsule that it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Link {
-    /// In seconds since 1970.
+    /// End of the link, in seconds since 1970.
     pub until: i64,
-    /// The capsule's generation of links when it was made.
+    /// The capsule's generation of links when the link was made.
     pub generation: i64,
     pub maker: Maker,
 }
 
 impl Link {
     fn mac(&self, secret: &[u8], target: Target) -> Hmac<Sha256> {
-        // An HMAC's key may have any length.
+        // An HMAC's key may have any length, so this cannot fail.
         let mut mac = Hmac::<Sha256>::new_from_slice(secret)
             .unwrap_or_else(|_| Hmac::new(&hmac::digest::Key::<Hmac<Sha256>>::default()));
         let (Target { capsule, port }, Self { until, generation, maker }) = (target, self);
@@ -67,13 +67,13 @@ impl Link {
         mac
     }
 
-    /// Signs its token.
+    /// Signs the link's token.
     pub(crate) fn sign(&self, secret: &[u8], target: Target) -> String {
         let tag = URL_SAFE_NO_PAD.encode(self.mac(secret, target).finalize().into_bytes());
         format!("{}.{}.{}.{tag}", self.until, self.generation, self.maker)
     }
 
-    /// Reads a token; none when it is not ours, or not for this.
+    /// Reads a token; `None` when it is not ours, or for another capsule or port.
     pub(crate) fn read(secret: &[u8], target: Target, token: &str) -> Option<Self> {
         let mut parts = token.splitn(4, '.');
         let (until, generation) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -99,7 +99,7 @@ pub(crate) fn from_link(path: &str) -> Option<(String, String)> {
     Some((token?, rest))
 }
 
-/// The tokens in a request's cookies of the one name that counts.
+/// Returns the tokens in a request's cookies of the only name that counts.
 pub(crate) fn from_cookies(headers: &HeaderMap, transport: Transport) -> Vec<&str> {
     let ours = session::cookies(headers).filter(|(name, _)| *name == transport.name(COOKIES));
     ours.map(|(_, value)| value).collect()
@@ -108,7 +108,7 @@ pub(crate) fn from_cookies(headers: &HeaderMap, transport: Transport) -> Vec<&st
 /// What is in every name of ours.
 const OURS: &str = "wrenn-";
 
-/// Whether a cookie is the platform's: a link's, a session's or a sign-in's.
+/// Reports whether a cookie is the platform's: a link's, a session's or a sign-in's.
 fn is_ours(cookie: &str) -> bool {
     let name = cookie.split_once('=').map_or("", |(name, _)| name.trim());
     COOKIES.contains(&name) || session::is_ours(name)

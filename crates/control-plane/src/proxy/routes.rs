@@ -36,7 +36,7 @@ pub(crate) struct Route {
     pub host: Option<HostId>,
     pub envd_token: Box<str>,
     pub traffic_token: Box<str>,
-    /// Preview links of earlier generations are good no more.
+    /// Generation of preview links; links of earlier generations no longer admit.
     pub link_generation: i64,
     pub public_ports: Box<[u16]>,
     /// Whether anyone may reach all of them, but envd's.
@@ -50,7 +50,7 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// Whether anyone may reach a port.
+    /// Reports whether anyone may reach a port.
     pub(crate) fn is_public(&self, port: u16) -> bool {
         let all = self.public_traffic && port != ENVD_PORT;
         all || self.public_ports.contains(&port)
@@ -62,7 +62,7 @@ pub(crate) struct Routes {
     hears: Hears,
     capsules: Lookups<CapsuleId, Arc<Route>>,
     keys: Lookups<[u8; 32], Arc<Key>>,
-    /// Hashes of keys by their ids, which never change.
+    /// Hashes of keys by the keys' ids. A hash never changes.
     hashes: Lookups<ApiKeyId, [u8; 32]>,
 }
 
@@ -113,7 +113,7 @@ impl Routes {
         self.keys.get(&self.hears, hash, look).await
     }
 
-    /// The hash of a key, by its id.
+    /// Returns the hash of a key, by its id.
     pub(crate) async fn hash(&self, db: &PgPool, id: ApiKeyId) -> Result<Option<[u8; 32]>> {
         let look = async {
             let hash = db::keys::hash(db, id).await?;
@@ -149,7 +149,7 @@ impl Routes {
 async fn hear(app: &App) -> sqlx::Result<()> {
     let mut changes = Changes::listen(&app.db).await?;
     app.hears.set(true);
-    // What changed while nothing was heard may have ended what is open.
+    // Changes that nobody heard of may have revoked open exchanges.
     app.revocations.check_all();
     let mut look = tokio::time::interval(LOOK);
     let mut heard = Instant::now();

@@ -1,5 +1,5 @@
-//! What a request to a capsule's port was admitted by, kept while anything of it is under way: its
-//! body, its answer, its tunnel. All of it ends when the admission does.
+//! The grounds on which a request to a capsule's port was admitted, kept while its body, answer or
+//! tunnel is under way. All of these end when the admission does.
 
 use super::access::{Admitted, Way};
 use super::links;
@@ -20,17 +20,17 @@ use time::OffsetDateTime;
 pub(super) struct Standing {
     pub app: Arc<App>,
     pub target: Target,
-    /// The capsule as it was then.
+    /// The capsule at the time of admission.
     pub route: Arc<Route>,
     pub admitted: Admitted,
-    /// The owner's key, by its hash, when it was admitted by that.
+    /// Hash of the owner's key, when that admitted the request.
     pub key: Option<[u8; 32]>,
     pub basis: Basis,
-    /// The count of changes from before.
+    /// Count of changes from before the first look-up.
     pub seen: u64,
 }
 
-/// What an admission by a key rests on; by something of the capsule's, when there is none.
+/// Returns the basis of an admission by a key or, without one, by something of the capsule's.
 pub(super) fn basis(target: Target, key: Option<(&Key, [u8; 32])>) -> Basis {
     let this = Some(Subject::Capsule(target.capsule));
     match key {
@@ -40,7 +40,7 @@ pub(super) fn basis(target: Target, key: Option<(&Key, [u8; 32])>) -> Basis {
 }
 
 impl Standing {
-    /// Ends an exchange when the admission holds no more.
+    /// Ends an exchange when the admission no longer holds.
     pub(super) fn until(&self) -> hop::Until {
         let this = self.clone();
         Box::pin(async move {
@@ -54,7 +54,7 @@ impl Recheck for Standing {
     async fn check(&self) -> Result<Basis> {
         let Self { app, target, route: before, .. } = self;
         let (route, key) = app.routes.find(&app.db, target.capsule, self.key.as_ref()).await?;
-        // Of one that is gone the host ends whatever is open.
+        // When a capsule is gone, its host ends every open exchange.
         let Some(route) = route else { return Ok(self.basis) };
         if route.team != before.team {
             return Err(Error::NotFound("capsule"));
@@ -73,7 +73,7 @@ impl Recheck for Standing {
             }
             Admitted::Guest(Way::Public) => same(route.is_public(target.port)),
             Admitted::Guest(Way::TrafficToken) => same(route.traffic_token == before.traffic_token),
-            // That a signed link has expired ends no transfer that had begun.
+            // An expired signed link ends no transfer that had begun.
             Admitted::Guest(Way::EnvdToken | Way::Signed) => {
                 same(route.envd_token == before.envd_token)
             }
@@ -81,7 +81,7 @@ impl Recheck for Standing {
                 let now = OffsetDateTime::now_utc().unix_timestamp();
                 links::stands(app, *target, &route, &link, now).await
             }
-            // It was answered by the platform.
+            // The platform itself answered this request, so nothing is open.
             Admitted::Link(_) => Ok(capsule()),
         }
     }

@@ -1,10 +1,10 @@
 //! Which requests are for a capsule, by the host that they name: `{port}-{capsule}.{domain}`, or
 //! E2B's two headers where names cannot be had. Pure.
 //!
-//! Some of E2B's SDKs (Python 2.7 to 2.26) also send the two headers to the API. A request for the
-//! API therefore goes there before the headers are read: by its host name `api.{domain}`, or, where
-//! the headers name envd's port, by a path that is E2B's API and none of envd's. The same SDKs (to
-//! 2.25) send envd no header but its token, once they have connected. The token therefore names its
+//! Some of E2B's SDKs (Python 2.7 to 2.26) also send the two headers to the API. So two kinds of
+//! request go to the API before the headers are read. The first has the host name `api.{domain}`.
+//! The second names envd's port, with a path that is E2B's API and none of envd's. The same SDKs
+//! (to 2.25) send envd no header but its token, once they have connected. So the token names its
 //! capsule.
 
 use crate::auth::random_hex;
@@ -131,7 +131,8 @@ pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
     format!("{capsule}-{}", random_hex(32))
 }
 
-/// By envd's token, at a path of envd's. Tokens from before they named their capsule lead nowhere.
+/// Finds a capsule by envd's token, at a path of envd's. An older token does not name its capsule
+/// and leads nowhere.
 fn by_token(headers: &HeaderMap, path: &str) -> Addressee {
     let token = headers.get(ACCESS_TOKEN).and_then(|token| token.to_str().ok());
     let named = token.and_then(|token| token.rsplit_once('-')?.0.parse().ok());

@@ -66,7 +66,7 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
         Some("disabled") => {
             not_last(&mut tx, &user).await?;
             db::users::set_status(&mut *tx, id, "disabled").await?;
-            // Keys, invitations and tokens for others go by the user's status when they are used.
+            // Keys, invitations and tokens for others follow the user's status when they are used.
             db::sessions::remove_all(&mut *tx, id, None).await?;
             db::users::remove_tokens(&mut *tx, id).await?;
             let ended = db::makers::disable_channels(&mut tx, None, id).await?;
@@ -89,7 +89,7 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
     Ok(user)
 }
 
-/// Who has a user erased.
+/// The person or process that has a user erased.
 pub(crate) enum Eraser {
     Themselves(SignedIn),
     Operator(By),
@@ -109,7 +109,7 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
         }
     };
     not_last(&mut tx, &user).await?;
-    // Nobody makes them the owner of another meanwhile, who would have to hold the user.
+    // The lock keeps others from making the user an owner of another team meanwhile.
     for team in db::teams::owned(&mut tx, id).await? {
         db::teams::lock(&mut tx, team).await?;
         if db::teams::others(&mut tx, team, id).await? > 0 {

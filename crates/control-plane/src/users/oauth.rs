@@ -1,7 +1,7 @@
 //! Sign-in elsewhere: GitHub, or any provider of OpenID Connect, by the code flow with PKCE. The
-//! state is good once and bound to the browser by a cookie, and, where a provider is added, to the
-//! session that asked for it. An account of the same e-mail is never taken over: its owner adds the
-//! provider after signing in.
+//! state is good once, and bound to the browser by a cookie. Where a provider is added, the state
+//! is also bound to the session that asked for it. An account of the same e-mail is never taken
+//! over: its owner adds the provider after signing in.
 
 use super::{Entered, Origin, check_email, note, open};
 use crate::app::App;
@@ -32,7 +32,7 @@ use types::{SessionId, UserId};
 
 /// How long somebody may take to sign in there.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Why a provider is not added by another browser, or after a sign-out.
+/// Message for a provider that is added by another browser, or after a sign-out.
 const OTHER_SESSION: &str = "the provider is added in the session that asked for it alone";
 /// Name of GitHub among the providers.
 const GITHUB: &str = "github";
@@ -248,8 +248,8 @@ fn failed(error: &anyhow::Error) -> Error {
     Error::SignInFailed("the provider's sign-in failed; see the control plane's log".to_owned())
 }
 
-/// Begins a sign-in, or has a session's user add the provider. Returns where the browser is to go,
-/// and the state that its cookie is to have.
+/// Begins a sign-in, or has a session's user add the provider. Returns the address for the browser
+/// to visit, and the state for its cookie.
 pub(crate) async fn begin(
     app: &App,
     name: &str,
@@ -279,7 +279,7 @@ pub(crate) async fn begin(
     };
     let begun = db::sessions::begin(&app.db, &hash(&state), &sign_in, PATIENCE.as_secs_f64()).await;
     begun.map_err(|error| match error.as_database_error() {
-        // The session has ended meanwhile.
+        // The session has ended meanwhile, so its row is gone.
         Some(error) if error.is_foreign_key_violation() => Error::Unauthenticated,
         _ => error.into(),
     })?;
@@ -290,8 +290,8 @@ fn redirect(app: &App, name: &str) -> String {
     format!("{}/v1/auth/oauth/{name}/callback", app.accounts.url)
 }
 
-/// Ends a sign-in: the browser has come back with a code and the state that its cookie has.
-/// `shown` is the session of its other cookie, in which alone a provider is added.
+/// Ends a sign-in: the browser has come back with a code and the state in its cookie. `shown` is
+/// the session of its other cookie. A provider is added only in the session that asked for it.
 pub(crate) async fn end(
     app: &App,
     origin: Origin,
@@ -340,7 +340,7 @@ async fn enter(
     adds: Option<SignedIn>,
 ) -> Result<Entered> {
     let mut tx = app.db.begin().await?;
-    // Who adds it is locked first, as everywhere.
+    // The user who adds a provider is locked first, as in every transaction.
     let adder = match adds {
         Some(who) => Some(stand_user(&mut tx, who).await?),
         None => None,
@@ -368,8 +368,8 @@ async fn enter(
     Ok(entered)
 }
 
-/// Makes the account of who comes for the first time, or makes one active that waits for its
-/// owner: the provider vouches for the e-mail, as a mailed code does.
+/// Makes the account of a first-time user, or activates an account that waits for its owner. The
+/// provider vouches for the e-mail, as a mailed code does.
 async fn come(
     app: &App,
     tx: &mut PgConnection,
@@ -403,7 +403,7 @@ async fn come(
     if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
         return Err(refusal("that account there belongs to another user"));
     }
-    // Whoever signed up with the e-mail may have been a stranger.
+    // The earlier sign-up with this e-mail may have been a stranger's.
     db::users::set_name(&mut *tx, id, &called).await?;
     super::settle(tx, id, &called, by.user(id)).await?;
     db::users::find(&mut *tx, id).await?.ok_or(Error::Unauthenticated)

@@ -1,6 +1,6 @@
-//! How often somebody may fail to sign in, or have mail sent: by account and by network, shared by
-//! all replicas through the database. An IPv6 network is a /64, which any client has. Attempts of one account are one after the other, so that
-//! many at once do not all count as the first.
+//! Limits on failed sign-ins and on mails, by account and by network, shared by all replicas
+//! through the database. An IPv6 network is a /64, which any client has. Attempts on one account
+//! come one after the other, so that many at once do not all count as the first.
 
 use crate::app::App;
 use crate::audit::By;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use types::{ClientNetwork, TeamId};
 
-/// Failures that are nothing yet: of an account, and of a network, behind which there may be many.
+/// Failures that cause no wait: of an account, and of a network, where many users may be.
 const FREE_ACCOUNT: i32 = 5;
 const FREE_ADDRESS: i32 = 50;
-/// Mails that are sent at once to an e-mail.
+/// Mails to an e-mail that cause no wait; the wait begins after the next one.
 const FREE_MAILS: i32 = 5;
 /// The longest wait, and after how long without a failure all are forgotten, in seconds.
 const WAIT_MAX: u64 = 900;
@@ -29,12 +29,13 @@ fn wait(failures: i32, free: i32) -> Duration {
     }
 }
 
-/// The network that a request comes from, as one client.
+/// Returns the network that a request comes from, as one client.
 fn network(by: By) -> String {
     by.from.map(|ip| ClientNetwork::from(ip).to_string()).unwrap_or_default()
 }
 
-/// What failures are counted by: an account's e-mail or another subject, and the network.
+/// Returns the subjects that failures are counted by: an account's e-mail or another subject, and
+/// the network.
 fn subjects(by: By, subject: &str) -> [([u8; 32], i32); 2] {
     [
         (hash(&format!("account:{subject}")), FREE_ACCOUNT),
@@ -67,7 +68,7 @@ pub(super) async fn failed(app: &App, by: By, subject: &str) -> Result<()> {
     Ok(())
 }
 
-/// Forgets the failures of an account whose owner came in; those of the network stay.
+/// Forgets the failures of an account whose owner came in. The network's failures stay.
 pub(super) async fn forgive(app: &App, subject: &str) -> Result<()> {
     Ok(db::sessions::forgive(&app.db, &hash(&format!("account:{subject}"))).await?)
 }
@@ -77,28 +78,28 @@ async fn strangers_mail(app: &App, by: By) -> Result<()> {
     told(app, &hash(&format!("mails:{}", network(by))), FREE_ADDRESS).await
 }
 
-/// Counts a mail to who signs up; the same whether there is an account or not. Each network has a
-/// share of an e-mail's mails of its own, so that nobody uses up another's.
+/// Counts a mail to somebody who signs up, whether there is an account or not. Each network has its
+/// own share of an e-mail's mails, so that nobody uses up another's.
 pub(super) async fn sign_up_mail(app: &App, by: By, email: &str) -> Result<()> {
     strangers_mail(app, by).await?;
     told(app, &hash(&format!("sign-up:{}:{email}", network(by))), FREE_MAILS).await?;
     told(app, &hash(&format!("sign-up:{email}")), FREE_ADDRESS).await
 }
 
-/// Counts a mail by which a password is reset; the same whether there is an account or not. False
-/// when there were so many of late that none is sent. The last of them is then less than
-/// `WAIT_MAX` old, and its code is good for longer, so nobody can keep the owner from one.
+/// Counts a mail by which a password is reset, whether there is an account or not. Returns `false`
+/// when too many were sent lately to send another. The last of those is then less than `WAIT_MAX`
+/// old. Its code is good for longer, so nobody can keep the owner from a good code.
 pub(super) async fn reset_mail(app: &App, by: By, email: &str) -> Result<bool> {
     strangers_mail(app, by).await?;
     count(app, &hash(&format!("reset:{email}")), FREE_MAILS).await
 }
 
-/// Forgets the mails by which a password was to be reset, of which none is good any more.
+/// Forgets the mails for resetting a password, since none of them is good any more.
 pub(super) async fn forgive_reset(app: &App, email: &str) -> Result<()> {
     Ok(db::sessions::forgive(&app.db, &hash(&format!("reset:{email}"))).await?)
 }
 
-/// Counts an invitation by mail, by the team and by who invites.
+/// Counts an invitation by mail, by the team and by the inviter.
 pub(crate) async fn invitation(app: &App, team: TeamId, by: By, email: &str) -> Result<()> {
     told(app, &hash(&format!("inviter:{}", by.actor.id())), FREE_ADDRESS).await?;
     told(app, &hash(&format!("invitation:{team}:{email}")), FREE_MAILS).await
@@ -110,7 +111,7 @@ async fn told(app: &App, subject: &[u8; 32], free: i32) -> Result<()> {
         return Ok(());
     }
     check(app, "mails", subject, free).await?;
-    // The wait has ended since.
+    // The wait has ended meanwhile, so the next try may pass.
     Err(Error::TooManyRequests("mails", Duration::ZERO))
 }
 

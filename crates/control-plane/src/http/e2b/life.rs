@@ -1,4 +1,4 @@
-//! How a sandbox goes on: its time, pauses, forks, its network.
+//! Changes of a sandbox's life: its time, pauses, forks, its network.
 
 use super::sandboxes::bring_back;
 use super::wire::Error as Told;

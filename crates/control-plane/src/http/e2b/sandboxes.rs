@@ -99,8 +99,9 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Answers when the sandbox runs. Of one that does, the end moves only away. Its host may have
-/// begun to pause it at its end, which the extension waits for, and then it is resumed.
+/// Answers when the sandbox runs. The end of a running sandbox only moves away. Its host may have
+/// begun to pause it at its end; the extension waits for the pause, and the sandbox is then
+/// resumed.
 pub(super) async fn connect(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -1,5 +1,5 @@
-//! Metrics and logs of sandboxes, in E2B's shapes. Neither is stored: metrics are the guest's
-//! present ones, and logs are empty.
+//! Metrics and logs of sandboxes, in E2B's shapes. The platform stores neither: metrics are the
+//! guest's present ones, and logs are empty.
 
 use super::wire::{Logs, LogsV1, Metric, Metrics};
 use super::{sandbox_id, seen};
@@ -14,7 +14,7 @@ use futures::StreamExt;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// Most sandboxes that one request may ask metrics of, as in E2B's service.
+/// Most sandboxes whose metrics one request may ask for, as in E2B's service.
 const SANDBOXES_MAX: usize = 100;
 /// Guests that one request asks at a time.
 const AT_ONCE: usize = 8;
@@ -49,7 +49,8 @@ pub(super) struct Sandboxes {
     sandbox_ids: Option<String>,
 }
 
-/// Answers with the metrics of those sandboxes that run. The others are left out.
+/// Answers with the metrics of the running sandboxes among those asked for. The others are left
+/// out.
 pub(super) async fn of_many(
     State(app): State<Arc<App>>,
     caller: Caller,

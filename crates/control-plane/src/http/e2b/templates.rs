@@ -1,4 +1,4 @@
-//! Templates: listed, and looked up by their names. And the caller's teams.
+//! Templates, listed and looked up by their names, and the caller's teams.
 
 use super::names;
 use super::wire::Team;
@@ -83,7 +83,7 @@ pub(super) async fn alias(
     Ok(Json(Alias { template_id: found.id().to_string(), public: false }))
 }
 
-/// Lists the caller's teams; of a key, the one that it belongs to.
+/// Lists the caller's teams. A key has only the team that it belongs to.
 pub(super) async fn teams(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Vec<Team>>> {
     let teams = teams::list(&app, caller).await?;
     Ok(Json(teams.into_iter().map(Team::from).collect()))

@@ -131,7 +131,8 @@ pub(super) struct Sandbox {
     client_id: &'static str,
     alias: String,
     envd_version: &'static str,
-    /// For who may run commands, which it lets do; so is the next.
+    /// Shown only to callers who may run commands, since the tokens allow that. The same holds for
+    /// the next field.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
     /// None where its ports are everybody's.
@@ -374,7 +375,7 @@ pub(super) struct Team {
     #[serde(rename = "teamID")]
     team_id: String,
     name: String,
-    /// Always empty: the platform stores hashes of keys alone.
+    /// Always empty, since the platform stores only hashes of keys.
     api_key: &'static str,
     is_default: bool,
 }
