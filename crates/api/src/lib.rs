@@ -140,7 +140,7 @@ pub struct Capsule {
     pub stored: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
-    /// Whether its guest stands still because the host's disk has too little room. The status
+    /// Set while the guest stands still because the host's disk has too little room. The status
     /// stays `running`, and the guest goes on by itself when there is room.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_full: bool,
@@ -153,8 +153,8 @@ pub struct Capsule {
     /// Whether anyone may reach all of them, but envd's.
     #[serde(default)]
     pub public_traffic: bool,
-    /// Admits to every port but envd's, in the header `E2b-Traffic-Access-Token`. It is in answers
-    /// to create and fork alone, for callers with `capsules:exec`.
+    /// Token that admits to every port but envd's, in the header `E2b-Traffic-Access-Token`. Only
+    /// answers to create and fork have it, for callers with `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,
     /// The name that its programs are asked by; the public one when absent.

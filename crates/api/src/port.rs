@@ -12,8 +12,9 @@ pub struct Port {
     pub public: bool,
     /// The port's own host name, as a URL.
     pub url: String,
-    /// Admits to every port of the capsule but envd's, in the header `E2b-Traffic-Access-Token`;
-    /// for programs that are not to have a key. Absent for callers without `capsules:exec`.
+    /// Token that admits to every port of the capsule but envd's, in the header
+    /// `E2b-Traffic-Access-Token`. It is for programs that should not have a key. Absent for
+    /// callers without `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,
 }
@@ -21,7 +22,7 @@ pub struct Port {
 /// `POST /v1/capsules/{id}/traffic-token`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TrafficToken {
-    /// The new token. The one before admits to nothing.
+    /// The new token. The old one admits to nothing.
     pub traffic_token: String,
 }
 
@@ -37,8 +38,7 @@ pub struct SetPort {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MakeLink {
-    /// Seconds until the link, and the cookie that it becomes, are good no more: at most 30 days;
-    /// an hour when left out.
+    /// Seconds until the link and its cookie expire: at most 30 days; an hour when left out.
     pub expires_sec: Option<u32>,
 }
 

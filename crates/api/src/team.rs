@@ -128,11 +128,11 @@ pub struct Limits {
     /// Memory of the same, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
-    /// Snapshots. A limit of teams alone.
+    /// Number of named snapshots. A limit of teams alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u32>,
     /// Storage of snapshots and paused capsules, in MiB, by their blocks on the hosts' disks. A
-    /// limit of teams alone. It refuses snapshots and forks, and no pause.
+    /// limit of teams alone. Beyond it, snapshots and forks are refused, but no pause is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_mb: Option<u64>,
     /// By each control plane, and twice as many at once.
@@ -151,9 +151,9 @@ pub struct TeamLimits {
     pub capsules: i64,
     pub vcpus: i64,
     pub memory_mb: i64,
-    /// Snapshots.
+    /// Number of named snapshots.
     pub snapshots: i64,
-    /// Storage of snapshots and paused capsules, in MiB, as the hosts counted it last.
+    /// Storage of snapshots and paused capsules, in MiB, as of the hosts' last count.
     pub storage_mb: i64,
 }
 
@@ -194,7 +194,8 @@ pub struct NewKey {
     pub template: Option<String>,
     /// Id of the one capsule that it sees.
     pub capsule: Option<String>,
-    /// Seconds from now until it is of no use; never, or as the key that makes it, when left out.
+    /// Seconds from now until the key expires. Without it, the key never expires, or expires with
+    /// the key that makes it.
     pub expires_sec: Option<u64>,
     /// Whether what concerns the whole platform may be done with it; for admins to give.
     #[serde(default)]

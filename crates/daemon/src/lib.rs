@@ -28,7 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub fn log_to_stderr(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A log whose disk is full would be told of on standard error, which panics when that fails.
+    // On a full disk the subscriber would report its own failure on standard error, and would panic
+    // when that fails too.
     let builder = builder.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
     // A second call, as in tests, keeps the first one's choice.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
@@ -54,7 +55,7 @@ pub fn raise_open_files() {
 pub struct Tasks {
     stop: Signal,
     tracker: TaskTracker,
-    /// Ends tasks wherever they wait; none where they are only ever told to stop.
+    /// Signal that ends tasks wherever they wait; `None` where tasks are only ever told to stop.
     abort: Option<Signal>,
 }
 
@@ -146,7 +147,8 @@ impl Default for OwnTasks {
 }
 
 impl OwnTasks {
-    /// Drops every task wherever it waits, and waits until all are dropped with what they hold.
+    /// Drops every task wherever it waits, and waits until the tasks and all that they hold are
+    /// gone.
     pub async fn end(&self) {
         self.0.stop.give();
         if let Some(abort) = &self.0.abort {

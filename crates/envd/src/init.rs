@@ -1,5 +1,5 @@
-//! Brings the guest up as PID 1, then leaves two processes: PID 1, which reaps orphans and resets
-//! a machine that its kernel cannot power off, and its child, which serves.
+//! Brings the guest up as PID 1, then leaves two processes. PID 1 reaps orphans, and resets a
+//! machine that its kernel cannot power off. Its child serves.
 //!
 //! Nothing here may fail silently: what goes wrong is written to the console, which the host
 //! keeps, and the machine is reset.

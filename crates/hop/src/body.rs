@@ -22,18 +22,18 @@ use std::time::Duration;
 /// unread takes an answer away from whoever has not read it yet.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
-/// How long a request's body may make no progress while somebody waits for it.
+/// Time that a request's body may make no progress while somebody waits for it.
 pub const STALL: Duration = Duration::from_secs(60);
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Something that lives as long as a body does, as a count of requests under way.
 pub type Held = Box<dyn Any + Send>;
-/// Ends an exchange early: it completes when the exchange may no longer go on. Its output is the
-/// last data of the body, or the error that the body breaks off with.
+/// Ends an exchange early: the future completes when the exchange may no longer go on. Its output
+/// is the last data of the body, or the error that the body breaks off with.
 pub type Until = Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
 
-/// Frames of a body that never waits, between two looks at its [`Until`].
+/// Frames between two looks at the [`Until`] of a body that never waits.
 const LOOK: u8 = 32;
 
 /// A body of a request or an answer.
@@ -45,22 +45,22 @@ pub struct Body {
     until: Option<Until>,
     /// Frames since the last look at `until`.
     frames: u8,
-    /// Of a request that is served and has a body.
+    /// Set for a request's body on a server's connection.
     served: Option<Box<Served>>,
 }
 
-/// The way of a request's body to the server.
+/// State of a request's body on a server's connection.
 struct Served {
-    /// Reads the rest that nobody wants, and notes what is left. Of a stream that is one of many,
-    /// the client is told instead.
+    /// Reads the rest that nobody wants, and notes the body's end. `None` on a shared connection,
+    /// where the stream is reset instead.
     alone: Option<(Tasks, BodyNote)>,
-    /// Whether the answer has begun. From then on the client may send when it likes.
+    /// Set once the answer has begun. From then on the client may send when it likes.
     answered: Answered,
     limit: Duration,
     still: Still,
 }
 
-/// Whether the answer to a request has begun.
+/// Flag that is set once the answer to a request has begun.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answered(Arc<AtomicBool>);
 
@@ -70,21 +70,21 @@ impl Answered {
     }
 }
 
-/// A request's body made no progress for too long while somebody waited for it.
+/// Error of a request's body that made no progress for too long while somebody waited for it.
 #[derive(Debug, thiserror::Error)]
 #[error("the request's body made no progress for {} s", .0.as_secs())]
 pub struct Stalled(Duration);
 
 impl Stalled {
-    /// Whether an error has a stalled body as its cause.
+    /// Reports whether an error has a stalled body as its cause.
     #[must_use]
     pub fn is_cause_of(error: &(dyn std::error::Error + 'static)) -> bool {
         std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Self>())
     }
 }
 
-/// How long a request's body may make no progress. A stream of messages, as gRPC's, may be silent
-/// between them for as long as any exchange.
+/// Returns the time that a request's body may make no progress. A stream of messages, such as
+/// gRPC's, may be silent for as long as any exchange.
 fn patience(headers: &HeaderMap) -> Duration {
     let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
     let streams = [&b"application/grpc"[..], b"application/connect+"];
@@ -123,8 +123,8 @@ impl Body {
         Kind::Boxed(body.map_err(Into::into).boxed_unsync()).into()
     }
 
-    /// Takes the body of a request that is served, and what is to be told when its answer begins.
-    /// On a connection that is not shared, the rest of it is read when it is dropped.
+    /// Takes the body of a request, and returns it with the flag to set when its answer begins.
+    /// With `alone`, on a connection that is not shared, the rest of a dropped body is read.
     pub(crate) fn taken(
         body: Incoming,
         headers: &HeaderMap,
@@ -145,8 +145,8 @@ impl Body {
         Kind::Exchange(exchange).into()
     }
 
-    /// Keeps `held` until the body has ended or is dropped. What the answer to a switch of
-    /// protocols holds is kept for as long as the connection.
+    /// Keeps `held` until the body has ended or is dropped. When an answer switches protocols, the
+    /// connection keeps `held` instead.
     #[must_use]
     pub fn holding(mut self, held: Held) -> Self {
         self.held = Some(match self.held.take() {
@@ -156,7 +156,7 @@ impl Body {
         self
     }
 
-    /// Gives up what is held.
+    /// Takes out the values that the body holds.
     pub(crate) fn take_held(&mut self) -> Option<Held> {
         self.held.take()
     }
@@ -169,8 +169,8 @@ impl Body {
         self
     }
 
-    /// Looks whether the body must end now; if so, returns its last frame. A body that waits is
-    /// looked at each time, one that does not every [`LOOK`] frames.
+    /// Looks whether the body must end now; if so, returns its last frame. Each poll of a waiting
+    /// body looks; a body that does not wait looks every [`LOOK`] frames.
     fn ended(&mut self, cx: &mut Context<'_>, waits: bool) -> Option<Last> {
         let until = self.until.as_mut()?;
         self.frames += 1;
@@ -179,7 +179,7 @@ impl Body {
         }
         self.frames = 0;
         let Poll::Ready(last) = until.as_mut().poll(cx) else { return None };
-        // With the kind goes the connection that the body comes by.
+        // Dropping the kind also drops the connection that the body comes by.
         (self.kind, self.until) = (Kind::Empty, None);
         Some(match last {
             Ok(bytes) if bytes.is_empty() => None,
@@ -194,7 +194,7 @@ impl Body {
     }
 }
 
-/// The last frame of a body that ends early; none when it ends without one.
+/// Last frame of a body that ends early; `None` when it ends without one.
 type Last = Option<Result<Frame<Bytes>, BoxError>>;
 
 impl From<Kind> for Body {
@@ -236,7 +236,7 @@ impl Drop for Body {
 }
 
 impl Served {
-    /// Errs when the body has made no progress for too long.
+    /// Returns an error when the body has made no progress for too long.
     fn look<T>(&mut self, cx: &mut Context<'_>, frame: &Poll<T>) -> Option<Stalled> {
         if frame.is_ready() || self.answered.0.load(Ordering::Relaxed) {
             self.still.moved();
@@ -246,9 +246,9 @@ impl Served {
     }
 }
 
-/// Reads a body that nobody wants.
+/// Reads the rest of a body that nobody wants.
 async fn discard(mut body: Incoming, tasks: Tasks, note: BodyNote) {
-    // A chunked body tells its end by its last frame alone.
+    // Only the last frame of a chunked body tells its end.
     let reading = async {
         loop {
             match body.frame().await {
@@ -285,7 +285,7 @@ impl http_body::Body for Body {
                 let frame = Pin::new(body).poll_frame(cx).map_err(Into::into);
                 let stalled = this.served.as_mut().and_then(|served| served.look(cx, &frame));
                 if let Some(stalled) = stalled {
-                    // Without its reader the connection ends after the answer.
+                    // A body without a reader makes the connection end after the answer.
                     if let Some((_, note)) = this.served.take().and_then(|served| served.alone) {
                         note.set(Place::Left);
                     }
@@ -342,7 +342,7 @@ mod tests {
         Ok(Frame::data(Bytes::from_static(text.as_bytes())))
     }
 
-    /// A body that waits after its first frame, and what ends it.
+    /// Returns a body that waits after its first frame, and the sender that ends it.
     fn waiting() -> (Body, oneshot::Sender<Result<Bytes, BoxError>>) {
         let (end, ended) = oneshot::channel();
         let frames = futures::stream::iter([data("a")]).chain(futures::stream::pending::<Data>());

@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 pub struct Outgoing {
     /// What is sent; it may be changed, but for what [`headers`] owns.
     pub request: Request<Body>,
-    /// Ends the whole exchange when it completes: the wait for an answer, the answer's body, and
-    /// the tunnel that follows a switch of protocols.
+    /// Ends the whole exchange when the future completes: the wait for an answer, the answer's
+    /// body, and the tunnel that follows a switch of protocols.
     pub until: Option<Until>,
     switch: Option<(HeaderValue, OnUpgrade)>,
 }
@@ -99,8 +99,8 @@ impl Outgoing {
     }
 }
 
-/// Joins a client, once it is told that the protocol was switched, with a connection. The tunnel
-/// ends when `until` completes.
+/// Joins a client with a connection, once the client is told that the protocol was switched. The
+/// tunnel ends when `until` completes.
 pub fn join(
     client: OnUpgrade,
     mut other: Switched,

@@ -1,9 +1,10 @@
 //! One hop of HTTP: what the proxies of the control plane and of the host agent share.
 //!
-//! [`serve`] takes requests in, [`Outgoing`] passes one on by a [`Pool`] of connections,
-//! [`tunnel`] joins two that no longer speak HTTP, [`Tracker`] counts what is under way and lets
-//! it drain, [`Shares`] bounds what each of many holds. Bodies are streamed: no hop holds more of one than a socket's worth. Nothing
-//! here knows what a capsule is, or who may reach it.
+//! [`serve`] takes requests in. [`Outgoing`] passes a request on by a [`Pool`] of connections.
+//! [`tunnel`] joins two connections that no longer speak HTTP. [`Tracker`] counts requests under
+//! way and lets them drain. [`Shares`] bounds the share of each of many holders. Bodies are
+//! streamed: no hop holds more of one than a socket's worth. Nothing here knows about capsules, or
+//! about rights to reach them.
 
 mod body;
 mod forward;

@@ -1,8 +1,8 @@
-//! Limits of time on a server's connection between its requests: how long a head may take, and how
-//! long a connection may rest. The task that serves the connection also polls its [`Watch`].
+//! Limits of time on a server's connection between its requests: on a head, and on the rest of a
+//! connection. The task that serves the connection also polls its [`Watch`].
 //!
-//! hyper does not read a connection again after an answer until bytes come, so a limit that sits
-//! in the reads of the connection is never looked at while the connection rests.
+//! After an answer, hyper does not read a connection again until bytes come. A limit inside the
+//! connection's reads would therefore never be looked at while the connection rests.
 
 use crate::body::{Held, LINGER};
 use crate::timed::Timer;
@@ -12,36 +12,36 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a client's connection may wait for its next request. Longer than clients keep theirs,
-/// so that it is they who close.
+/// Time that a client's connection may wait for its next request. Clients keep theirs for less, so
+/// that they close first.
 pub(crate) const REST: Duration = Duration::from_secs(620);
-/// How long the head of a request may take from its first byte to its last.
+/// Time for a request's head, from its first byte to its last.
 pub(crate) const HEAD: Duration = Duration::from_secs(20);
 
-/// How long the rest of a body may come after its answer: a little longer than it is read, so that
-/// its reader has left by then.
+/// Time for the rest of a body after its answer. It exceeds [`LINGER`] a little, so that the body's
+/// reader has left by then.
 const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
 
-/// What happens on a server's connection, noted by whoever serves it and by its reads.
+/// State of a server's connection, as its task and its reads note it.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// Requests under way.
     busy: AtomicU32,
     /// Requests that have begun; wraps.
     begun: AtomicU32,
-    /// Whether several requests share the connection (HTTP/2), so that bytes need not be a head.
+    /// Set when several requests share the connection (HTTP/2), so that bytes need not be a head.
     shared: AtomicBool,
-    /// Whether bytes have come since the last look.
+    /// Set when bytes have come since the last look.
     read: AtomicBool,
-    /// Where the last request's body is, on a connection that is not shared: the number of the
+    /// State of the last request's body, on a connection that is not shared: the number of the
     /// request, and its [`Place`] in the lowest two bits.
     body: AtomicU64,
-    /// Lives as long as the connection, also after a switch of protocols.
+    /// Values that live as long as the connection, also after a switch of protocols.
     held: Mutex<Vec<Held>>,
 }
 
 impl Pace {
-    /// Notes that a request has come in, until the return value is dropped.
+    /// Notes that a request is under way until the return value is dropped.
     pub(crate) fn request(self: &Arc<Self>, shared: bool) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
@@ -53,13 +53,13 @@ impl Pace {
 
     /// Notes that bytes have come.
     pub(crate) fn read(&self) {
-        // A load costs less than a store to a line that is shared.
+        // A load of a shared cache line costs less than a store.
         if !self.read.load(Ordering::Relaxed) {
             self.read.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Begins to note where the body of the last request is.
+    /// Begins to note the state of the last request's body.
     pub(crate) fn body(self: &Arc<Self>) -> BodyNote {
         let number = u64::from(self.begun.load(Ordering::Relaxed)) << 2;
         self.body.store(number | Place::Coming as u64, Ordering::Relaxed);
@@ -70,25 +70,25 @@ impl Pace {
         self.body.load(Ordering::Relaxed) & 3 == place as u64
     }
 
-    /// Keeps something for as long as the connection lives.
+    /// Keeps a value for as long as the connection lives.
     pub(crate) fn hold(&self, held: Held) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).push(held);
     }
 }
 
-/// Where a request's body is.
+/// State of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// All of it has come, or there is none.
+    /// The whole body has come, or there is none.
     Here = 0,
-    /// Some of it is still to come.
+    /// Some of the body is still to come.
     Coming = 1,
-    /// Nobody reads what is still to come.
+    /// Nobody reads the part that is still to come.
     Left = 2,
 }
 
-/// Notes where the body of one request is. A note that comes after the next request has begun
-/// changes nothing.
+/// Notes the state of one request's body. A note after the next request's body has begun changes
+/// nothing.
 pub(crate) struct BodyNote {
     pace: Arc<Pace>,
     number: u64,
@@ -99,7 +99,7 @@ impl BodyNote {
         let coming = self.number | Place::Coming as u64;
         let now = self.number | place as u64;
         let (done, at) = (Ordering::Relaxed, &self.pace.body);
-        // Fails where another request's body has taken the place.
+        // The exchange fails when another request's body has taken the place.
         let _ = at.compare_exchange(coming, now, done, done);
     }
 }
@@ -115,46 +115,48 @@ impl Drop for Busy {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No request is under way and none has begun to come.
+    /// No request is under way, and no head has begun to come.
     Resting,
     /// A head is coming.
     Head,
-    /// A request is under way. The body and the answer have limits of their own.
+    /// A request is under way. Its body and answer have limits of their own.
     Exchange,
-    /// The answer has ended before the request's body, of which the rest is read for a while.
+    /// The answer has ended before the request's body, and the rest of the body is read for a
+    /// while.
     Lingering,
 }
 
-/// Why a connection is ended.
+/// Reason for ending a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
-    /// It has rested for too long.
+    /// The connection has rested for too long.
     Rest,
     /// A head has taken too long.
     Head,
-    /// A body that was answered has not come to its end.
+    /// An answered request's body has not come to its end.
     Body,
 }
 
-/// Looks when a connection has taken too long.
+/// Watches for a connection that has taken too long.
 pub(crate) struct Watch {
     pace: Arc<Pace>,
     phase: Phase,
     since: Instant,
-    /// Requests that had begun at the last look.
+    /// Count of requests that had begun at the last look.
     begun: u32,
     timer: Timer,
 }
 
 impl Watch {
-    /// Watches a connection that was just accepted. Its first head is awaited as if it had begun:
-    /// whoever connects has something to ask.
+    /// Watches a connection that was just accepted. Its first head is awaited as if it had begun,
+    /// since a client connects in order to ask.
     pub(crate) fn new(pace: Arc<Pace>) -> Self {
         let (phase, since) = (Phase::Head, Instant::now());
         Self { pace, phase, since, begun: 0, timer: Timer::default() }
     }
 
-    /// Completes when the connection has taken too long. Polled after the connection, by its task.
+    /// Completes when the connection has taken too long. Its task polls this after the connection
+    /// itself.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             self.look();
@@ -162,15 +164,15 @@ impl Watch {
             let limit = match self.phase {
                 Phase::Head => HEAD,
                 Phase::Resting => REST,
-                // Its reader has left: hyper would not see that before bytes come.
+                // The body's reader has left, which hyper would not see before bytes come.
                 Phase::Lingering if self.pace.is_body(Place::Left) => {
                     return Poll::Ready(Over::Body);
                 }
                 Phase::Lingering => LINGERING,
-                // Its answer's end wakes the task that serves it.
+                // The end of the answer wakes the task that serves this connection.
                 Phase::Exchange if !shared => return Poll::Pending,
-                // The end of a shared connection's last answer may be seen after its last frame
-                // was sent, so it is looked for again.
+                // The task may see the end of a shared connection's last answer only after the last
+                // frame was sent, so it looks again.
                 Phase::Exchange => REST,
             };
             ready!(self.timer.poll(cx, self.since + limit));
@@ -183,7 +185,7 @@ impl Watch {
         }
     }
 
-    /// Finds the phase, and since when it lasts.
+    /// Finds the phase, and the time at which it began.
     fn look(&mut self) {
         let begun = self.pace.begun.load(Ordering::Relaxed);
         let read = self.pace.read.load(Ordering::Relaxed);

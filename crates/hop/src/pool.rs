@@ -70,7 +70,7 @@ impl From<Error> for Failed {
 }
 
 impl Error {
-    /// Whether the request's own body made no progress for too long.
+    /// Reports whether the request's own body made no progress for too long.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         matches!(self, Self::Request(error) if Stalled::is_cause_of(error))
@@ -161,8 +161,8 @@ impl<D: Dial> Pool<D> {
         Self { dialer, places: Mutex::default(), most, title_case: false, tasks }
     }
 
-    /// Has HTTP/1.1 requests carry header names as `Content-Type` rather than `content-type`.
-    /// Programs exist that compare names byte for byte, against RFC 9110, 5.1.
+    /// Has HTTP/1.1 requests carry header names as `Content-Type` rather than `content-type`. Some
+    /// programs compare names byte for byte, against RFC 9110, 5.1.
     #[must_use]
     pub fn with_title_case(self) -> Self {
         Self { title_case: true, ..self }

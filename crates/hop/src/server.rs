@@ -33,29 +33,29 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING: Duration = Duration::from_secs(60);
-/// Bytes that an HTTP/2 client may send of one stream, and on one connection, before somebody
-/// reads them. A window that adapts would let an idle reader hold 16 MiB for each connection.
+/// Bytes that an HTTP/2 client may send on one stream, and on one connection, before somebody reads
+/// them. An adaptive window would let an idle reader hold 16 MiB for each connection.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Sent to a client that comes with too many others.
+/// Answer to a client that comes with too many others.
 const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// How far a peer is known when its connection is accepted. It decides on the share of the
+/// Grade of trust in a peer when its connection is accepted. It decides on the share of the
 /// listener's connections that the peer's network may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
-    /// Nothing is known.
+    /// Nothing is known about the peer.
     Stranger,
     /// The network belongs to a host, or somebody there has shown a credential.
     Known,
     /// The peer is on this machine, or its certificate is good. A proxy on this machine has the
-    /// connections of many.
+    /// connections of many clients.
     Trusted,
 }
 
 impl Standing {
-    /// The standing of an address of which nothing else is known.
+    /// Returns the standing of an address about which nothing else is known.
     #[must_use]
     pub fn of(peer: IpAddr) -> Self {
         if peer.to_canonical().is_loopback() { Self::Trusted } else { Self::Stranger }
@@ -71,7 +71,7 @@ pub trait Handler: Send + Sync + 'static {
         peer: SocketAddr,
     ) -> impl Future<Output = Response<Body>> + Send;
 
-    /// Tells how far a peer is known.
+    /// Returns the standing of a peer.
     fn standing(&self, peer: IpAddr) -> Standing {
         Standing::of(peer)
     }
@@ -95,7 +95,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How much may be held by a network of a standing, and by all together.
+    /// Returns the bounds of a network with a standing, and of all together.
     #[must_use]
     pub fn bounds(&self, standing: Standing) -> Bounds {
         let of = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
@@ -108,7 +108,7 @@ impl Limits {
     }
 }
 
-/// Who holds a connection.
+/// Holder of a connection.
 type Holder = (ClientNetwork, Standing);
 
 /// The connections of one listener.
@@ -153,7 +153,7 @@ pub async fn serve_stream<H: Handler>(
     limits: Limits,
     tasks: Tasks,
 ) {
-    // Whoever accepted it has counted it.
+    // The caller accepted the stream and has counted it.
     connection(stream, peer, handler, &builder(limits), Box::new(()), tasks).await;
 }
 
@@ -190,7 +190,8 @@ fn run<H: Handler>(
                     let Some(stream) = secured(stream, peer, &tls).await else { return };
                     let vouched = stream.get_ref().1.peer_certificates().is_some();
                     let place = match vouched {
-                        // The network's share is for those who are not known yet.
+                        // A peer with a certificate is trusted, so it gives its place in the
+                        // network's share back.
                         true => places.take(peer, Standing::Trusted).unwrap_or(place),
                         false => place,
                     };
@@ -205,8 +206,8 @@ fn run<H: Handler>(
     });
 }
 
-/// Turns a connection away. It is not left to wait: who waits is not served sooner, and holds a
-/// place in the system's queue that others need.
+/// Turns a connection away. A waiting client would not be served sooner, and would hold a place in
+/// the system's queue that others need.
 fn refuse(stream: TcpStream, peer: SocketAddr, full: Full, plain: bool) {
     let whose = match full {
         Full::All => "all",
@@ -215,8 +216,8 @@ fn refuse(stream: TcpStream, peer: SocketAddr, full: Full, plain: bool) {
     metrics::counter!("wrenn_connections_refused_total", "full" => whose).increment(1);
     tracing::debug!(%peer, whose, "a connection is one too many");
     if let (true, Ok(mut stream)) = (plain, stream.into_std()) {
-        // Nothing of it waits. What has come is read, since a close with bytes unread takes the
-        // answer away.
+        // Neither call blocks. The bytes that have come are read, since a close with unread bytes
+        // takes the answer away.
         let _ = stream.write(CROWDED);
         let _ = stream.read(&mut [0; 4096]);
     }

@@ -1,5 +1,5 @@
-//! Bounded shares of something that many hold at once: connections, requests, bytes. Each key may
-//! hold so much, and all together so much. Whoever asks for more is refused at once and never
+//! Bounded shares of something that many hold at once: connections, requests, bytes. Each key has a
+//! bound, and all keys together have another. A request for more is refused at once and never
 //! waits.
 
 use std::collections::HashMap;
@@ -13,13 +13,13 @@ const SHARDS: usize = 16;
 /// Largest amounts that may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// By all keys together.
+    /// Bound of all keys together.
     pub all: u64,
-    /// By one key.
+    /// Bound of one key.
     pub each: u64,
 }
 
-/// Says which bound is reached.
+/// The bound that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
     /// All keys together hold as much as they may.
@@ -28,7 +28,7 @@ pub enum Full {
     Each,
 }
 
-/// Counts what each key holds. A clone counts the same.
+/// Counts the amount that each key holds. Clones share their counts.
 #[derive(Debug)]
 pub struct Shares<K>(Arc<Counts<K>>);
 
@@ -39,7 +39,7 @@ struct Counts<K> {
     hasher: RandomState,
 }
 
-/// An amount that a key holds until this is dropped.
+/// An amount that a key holds until the share is dropped.
 #[derive(Debug)]
 pub struct Share<K: Hash + Eq> {
     counts: Arc<Counts<K>>,
@@ -83,7 +83,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         Ok(Share { counts: Arc::clone(&self.0), key, amount })
     }
 
-    /// Returns how much all keys together hold.
+    /// Returns the amount that all keys together hold.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.0.all.load(Ordering::Acquire)
@@ -98,7 +98,7 @@ impl<K: Hash + Eq> Counts<K> {
 }
 
 impl<K: Hash + Eq> Share<K> {
-    /// Gives back what exceeds `amount`.
+    /// Gives back the part above `amount`.
     pub fn shrink(&mut self, amount: u64) {
         let back = self.amount.saturating_sub(amount);
         self.give_back(back);
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(shares.take("a", 1, FEW).unwrap_err(), Full::Each);
         let rest = [shares.take("b", 4, FEW).unwrap(), shares.take("c", 2, FEW).unwrap()];
         assert_eq!(shares.take("d", 1, FEW).unwrap_err(), Full::All);
-        // A wider bound is the room that is kept back for whom it is given to.
+        // A caller with a wider bound gets the room that is kept back from others.
         drop(shares.take("d", 1, Bounds { all: 11, ..FEW }).unwrap());
         drop(first);
         assert_eq!(shares.held(), 6);

@@ -1,5 +1,5 @@
-//! A connection with limits of time that cost a request nothing: the clock is read when nothing
-//! moves, and one timer per connection is armed only then.
+//! A connection with limits of time that cost a request nothing. The clock is read only when
+//! nothing moves, and only then is the connection's single timer armed.
 
 use crate::pace::Pace;
 use std::future::Future;
@@ -11,22 +11,22 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// How long an exchange may go on without a byte.
+/// Time that an exchange may go on without a byte.
 pub const SILENCE: Duration = Duration::from_secs(600);
 
-/// A connection that errs when nothing has moved on it for too long. One that we accepted is
+/// A connection that fails when nothing has moved on it for too long. An accepted connection is
 /// timed while its client takes nothing; [`crate::pace`] times it between requests.
 pub(crate) struct Timed<I> {
     io: I,
-    /// None on a client's side, where an answer is always awaited.
+    /// `None` on a client's side, where an answer is always awaited.
     pace: Option<Arc<Pace>>,
     still: Still,
 }
 
-/// Finds when nothing has happened for too long.
+/// Finds out when nothing has moved for too long.
 #[derive(Default)]
 pub(crate) struct Still {
-    /// When it was first seen that nothing happens.
+    /// Time of the first look that saw no movement.
     since: Option<Instant>,
     timer: Timer,
 }
@@ -42,12 +42,12 @@ struct Armed {
 }
 
 impl Still {
-    /// Notes that something happens.
+    /// Notes that something has moved.
     pub(crate) fn moved(&mut self) {
         self.since = None;
     }
 
-    /// Completes when nothing has happened for as long as `limit`.
+    /// Completes when nothing has moved for as long as `limit`.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
         let since = *self.since.get_or_insert_with(Instant::now);
         self.timer.poll(cx, since + limit)
@@ -55,7 +55,7 @@ impl Still {
 }
 
 impl Timer {
-    /// Completes at the deadline; until then the task is woken for it.
+    /// Completes at the deadline; wakes the task then.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let Armed { sleep, known } = self.0.get_or_insert_with(|| Armed {
             sleep: Box::pin(tokio::time::sleep_until(deadline)),
@@ -81,17 +81,17 @@ impl Timer {
 }
 
 impl<I> Timed<I> {
-    /// A connection that we dialled.
+    /// Wraps a connection that we dialled.
     pub(crate) fn dialled(io: I) -> Self {
         Self { io, pace: None, still: Still::default() }
     }
 
-    /// A connection that we accepted.
+    /// Wraps a connection that we accepted.
     pub(crate) fn accepted(io: I, pace: Arc<Pace>) -> Self {
         Self { io, pace: Some(pace), still: Still::default() }
     }
 
-    /// The connection, with no limits.
+    /// Returns the connection without its limits.
     pub(crate) fn into_inner(self) -> I {
         self.io
     }

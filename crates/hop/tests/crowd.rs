@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 const LIMITS: Limits = Limits { connections: 16, per_network: 4, head_bytes: 8192 };
 /// Connections that strangers may hold together.
 const STRANGERS: u8 = 14;
-/// The address of a network that is known.
+/// Last byte of an address in a known network.
 const KNOWN: u8 = 200;
 
 struct Ok;
@@ -32,7 +32,7 @@ impl Handler for Ok {
     }
 }
 
-/// A connection from an address, and its first answer's status.
+/// Connects from an address; returns the connection and its first answer's status.
 async fn asked(from: u8, to: SocketAddr) -> (TcpStream, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, from], 0))).unwrap();
@@ -44,8 +44,8 @@ async fn asked(from: u8, to: SocketAddr) -> (TcpStream, String) {
     (stream, status.into_owned())
 }
 
-/// Whether a connection was turned away: by its answer, or by its end where the system took the
-/// answer away.
+/// Reports whether a connection was turned away. The answer tells, or the connection's end where
+/// the system took the answer away.
 fn refused(status: &str) -> bool {
     status == "503" || status.is_empty()
 }
@@ -66,7 +66,7 @@ async fn a_network_has_its_share_and_an_eighth_is_kept_back_from_strangers() {
         }
         assert!(refused(&asked(from, to).await.1), "{from}");
     }
-    // No stranger is let in; whom we know is, while there is room at all.
+    // No further stranger is let in; known peers are, while there is any room.
     assert!(refused(&asked(9, to).await.1));
     for from in [KNOWN, 1] {
         let (stream, status) = asked(from, to).await;
@@ -74,7 +74,7 @@ async fn a_network_has_its_share_and_an_eighth_is_kept_back_from_strangers() {
         open.push(stream);
     }
     assert!(refused(&asked(1, to).await.1));
-    // Whoever leaves makes room.
+    // Closed connections make room again.
     drop(open);
     loop {
         let (stream, status) = asked(9, to).await;

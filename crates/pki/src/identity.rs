@@ -92,13 +92,13 @@ pub fn fingerprint(cert: &[u8]) -> String {
     Sha256::digest(cert).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What names a certificate that is PEM; none when it is not.
+/// Returns the fingerprint of a PEM certificate; `None` when the text is no PEM.
 #[must_use]
 pub fn fingerprint_of_pem(pem: &str) -> Option<String> {
     certificates(pem).ok()?.first().map(|cert| fingerprint(cert))
 }
 
-/// When a certificate that is PEM expires; none when it is not PEM.
+/// Returns the expiry of a PEM certificate; `None` when the text is no PEM.
 #[must_use]
 pub fn expires_at(pem: &str) -> Option<OffsetDateTime> {
     let certs = certificates(pem).ok()?;

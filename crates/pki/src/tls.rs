@@ -17,7 +17,7 @@ use rustls::{
 use std::sync::Arc;
 
 /// Protocol (ALPN) of a control plane that looks for a host's new key. Hosts of earlier versions
-/// pass it over.
+/// ignore it.
 const PROOF: &[u8] = b"wrenn-proof";
 
 /// Authorities that are trusted.
@@ -81,8 +81,8 @@ pub fn accept_control_plane(trust: &Trust, pair: &Pair) -> Result<ServerConfig, 
     accept(trust, Shown { serves: certified(pair)?, proven: None })
 }
 
-/// As [`accept_control_plane`]; a control plane that comes as a [`witness`] is shown `proven`, a
-/// key that this host asks a certificate for.
+/// Works as [`accept_control_plane`] does, but shows a [`witness`] the certificate `proven`. This
+/// host has asked for a certificate for its key.
 ///
 /// # Errors
 /// When a certificate or its key cannot be used.
@@ -106,8 +106,8 @@ fn certified(pair: &Pair) -> Result<Arc<CertifiedKey>, Error> {
     Ok(Arc::new(CertifiedKey::from_der(certs, key, &provider())?))
 }
 
-/// The certificates of a host: the one that it serves by, and one for whoever looks for its new
-/// key.
+/// The certificates of a host: the one that it serves by, and one for a control plane that looks
+/// for its new key.
 #[derive(Debug)]
 struct Shown {
     serves: Arc<CertifiedKey>,
@@ -146,8 +146,8 @@ pub fn serve_public(pair: &Pair) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// How a control plane looks, as `pair` or as nobody, which key answers at an address: nothing may
-/// be sent over it.
+/// Returns the configuration by which a control plane, as `pair` or as nobody, finds out which key
+/// answers at an address. Nothing may be sent over such a connection.
 ///
 /// # Errors
 /// When the certificate or its key cannot be used.

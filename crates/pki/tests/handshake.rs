@@ -75,7 +75,7 @@ async fn a_control_plane_and_a_host_of_one_authority_meet() {
     }
 }
 
-/// The key that a server shows to a client.
+/// Returns the key that a server shows to a client.
 async fn shown(client: ClientConfig, server: ServerConfig) -> Option<Vec<u8>> {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let name = ServerName::try_from("127.0.0.1").unwrap();
@@ -102,12 +102,12 @@ async fn new_key_is_shown_to_a_witness_while_the_host_serves_by_the_old_one() {
     assert_eq!(shown(witness(), proves()).await, Some(new_key));
     assert_eq!(shown(dials(), proves()).await, Some(old_key.clone()));
     assert!(meets(dials(), proves(), "127.0.0.1").await);
-    // Nobody else is let in by asking for the new key.
+    // A client without the control plane's certificate gets nothing by asking for the new key.
     assert_eq!(shown(pki::witness(None).unwrap(), proves()).await, None);
     let (foreign, _) = authority();
     let stranger = foreign.control_plane().unwrap();
     assert_eq!(shown(pki::witness(Some(&stranger)).unwrap(), proves()).await, None);
-    // A host with no new key shows the one that it has.
+    // A host without a new key shows its present key.
     let serves = pki::accept_control_plane(ca.trust(), &host).unwrap();
     assert_eq!(shown(witness(), serves).await, Some(old_key));
 }

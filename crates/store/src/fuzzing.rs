@@ -1,13 +1,14 @@
-//! What the fuzz targets of `fuzz/` call. It exists with the feature `fuzzing` alone, so that no
-//! parser is public in a build that is used.
+//! Entry points of the fuzz targets in `fuzz/`. The feature `fuzzing` alone compiles this module,
+//! so a build for use has no public parser.
 
 use crate::seal::Sealer;
 use crate::tree::{PIECE, Tree};
 
-/// An object as somebody who can write to the store may have left it: a piece, or a tree.
+/// Reads `data` as an object that anybody with write access may have left in the store: a piece, or
+/// a tree.
 ///
 /// # Panics
-/// When a piece is larger than one may be, or an object that was sealed does not open.
+/// When an opened piece is too large, or a sealed object does not open.
 pub fn object(data: &[u8]) {
     let key = [7; 32];
     for sealer in [Sealer::new(None, "space"), Sealer::new(Some(&key), "space")] {
@@ -15,7 +16,7 @@ pub fn object(data: &[u8]) {
         let opened = sealer.open("name", data, most);
         assert!(opened.is_none_or(|piece| piece.len() <= most), "a piece is too large");
         let _ = Tree::parse(&sealer, "name", data);
-        // Its contents, sealed as they should be.
+        // A valid object: the same data behind its own hash, sealed.
         let text = [sealer.name(data).as_bytes(), data].concat();
         let Some(sealed) = sealer.seal("name", &text) else { continue };
         assert!(sealer.open("name", &sealed, text.len()).as_ref() == Some(&text), "it is shut");

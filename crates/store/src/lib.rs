@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Contents of the object that tells whether the store can be used.
+/// Contents of the object that is written to check the store, and to read its clock.
 const PROBE: &[u8] = b"wrenn";
 
 /// Why something could not be kept or had.
@@ -89,7 +89,7 @@ impl Store {
         Ok(())
     }
 
-    /// The store's own time, by which it dates what is put there. The clocks of hosts differ.
+    /// Returns the store's own time, by which it dates its objects. The clocks of hosts differ.
     pub(crate) async fn now(&self) -> Result<SystemTime, Error> {
         let name = Name::from("probe");
         self.objects.put(&name, PutPayload::from_static(PROBE)).await?;
@@ -114,7 +114,7 @@ impl Store {
         tree::get(self, space, name, folder).await
     }
 
-    /// The most bytes that having the files of a name writes.
+    /// Returns the most bytes that fetching the files of a name writes.
     ///
     /// # Errors
     /// When nothing has the name, or the store cannot be used.

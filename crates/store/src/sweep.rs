@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 /// How long a piece stays that nothing names.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Whether a piece might be swept before a tree that is being made names it. `now` is the store's
+/// Reports whether a piece might be swept before a tree under way names it. `now` is the store's
 /// time.
 pub(crate) fn is_old(piece: &ObjectMeta, now: SystemTime) -> bool {
     age(piece, now) > GRACE / 2
@@ -66,7 +66,7 @@ mod tests {
             version: None,
         };
         assert!(!is_old(&piece, written + GRACE / 3) && is_old(&piece, written + GRACE));
-        // A store whose clock was set back.
+        // A store's clock may be set back.
         assert_eq!(age(&piece, written - GRACE), Duration::ZERO);
     }
 }

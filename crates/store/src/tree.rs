@@ -31,7 +31,7 @@ impl Tree {
         self.files.iter().flat_map(|file| &file.pieces).map(|piece| piece.hash.as_str())
     }
 
-    /// The most bytes that its files take on a disk: they are sparse.
+    /// Returns the most bytes that the tree's files take on a disk. The files are sparse.
     pub(crate) fn bytes(&self) -> u64 {
         let of = |file: &Listed| (file.pieces.len() as u64 * PIECE).min(file.bytes);
         self.files.iter().map(of).sum()
@@ -50,7 +50,7 @@ impl Tree {
         tree.ok_or_else(|| Error::Damaged(name.to_owned()))
     }
 
-    /// Reads a tree from its object; none for a damaged one.
+    /// Reads a tree from its object; `None` for a damaged one.
     pub(crate) fn parse(sealer: &Sealer, name: &str, object: &[u8]) -> Option<Self> {
         let text = sealer.open(name, object, TREE_MAX)?;
         // The list's own hash comes first.
@@ -137,8 +137,7 @@ fn places(file: Arc<File>, bytes: u64) -> impl Iterator<Item = io::Result<u64>> 
     })
 }
 
-/// Keeps one piece, unless it is there; none when it is zeros. With the space comes the store's
-/// time.
+/// Stores one piece, unless it is there; `None` when it is zeros. `now` is the store's time.
 async fn keep(
     store: &Store,
     (space, now): (&str, SystemTime),

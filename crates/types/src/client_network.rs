@@ -1,4 +1,4 @@
-//! The unit by which addresses of clients are limited.
+//! The unit by which client addresses are limited.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};

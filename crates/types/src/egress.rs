@@ -73,7 +73,8 @@ impl Egress {
         self.allow.iter().chain(&self.deny).any(|rule| matches!(rule, Rule::Name(_)))
     }
 
-    /// Whether a rule denies a name. Then a connection whose name cannot be read is denied too.
+    /// Reports whether a rule denies a name. If so, a connection whose name cannot be read is
+    /// denied too.
     #[must_use]
     pub fn denies_names(&self) -> bool {
         self.deny.iter().any(|rule| matches!(rule, Rule::Name(_)))

@@ -364,7 +364,7 @@ pub(crate) enum Template {
 
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
-    /// Boot a guest on each driver again, whatever is remembered of an earlier try.
+    /// Boot a guest on each driver again, and ignore remembered results.
     #[arg(long)]
     pub probe: bool,
     #[command(flatten)]

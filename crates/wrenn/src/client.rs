@@ -228,17 +228,17 @@ pub(crate) struct Refused {
     /// Stable, for programs.
     pub code: String,
     pub message: String,
-    /// Finds the request in the platform's log; none for a refusal that came over a WebSocket.
+    /// Id of the request in the platform's log; `None` for a refusal that came over a WebSocket.
     pub request_id: Option<String>,
 }
 
-/// An answer of the platform, or of something in front of it, that has not the API's form.
+/// Error of an answer, by the platform or something in front of it, that has not the API's form.
 #[derive(Debug, thiserror::Error)]
 #[error("the platform answered {0}")]
 pub(crate) struct BadAnswer(reqwest::StatusCode);
 
 impl Refused {
-    /// A refusal that came over a WebSocket.
+    /// Makes the error of a refusal that came over a WebSocket.
     pub(crate) fn frame(code: String, message: String) -> anyhow::Error {
         Self { code, message, request_id: None }.into()
     }

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // What follows `--` is another command's.
+            // Arguments after `--` belong to another command.
             let mut ours = std::env::args_os().take_while(|word| word != "--");
             return output::unreadable(&error, form(ours.any(|word| word == "--json")));
         }

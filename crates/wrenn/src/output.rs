@@ -61,17 +61,17 @@ pub(crate) fn is_refused(error: &anyhow::Error, code: &str) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == code)
 }
 
-/// A command that is given what it cannot take.
+/// Error of a command whose arguments are wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
 
-/// Makes the error of a command that is given what it cannot take.
+/// Makes the error of a command whose arguments are wrong.
 pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
     Usage(message.into()).into()
 }
 
-/// A failure in the form that the API has for its own; programs read `code`.
+/// Renders a failure in the form of the API's own errors; programs read `code`.
 fn failure(error: &anyhow::Error) -> serde_json::Value {
     if let Some(refused) = error.downcast_ref::<Refused>() {
         let Refused { code, message, request_id } = refused;
@@ -79,7 +79,7 @@ fn failure(error: &anyhow::Error) -> serde_json::Value {
             "error": { "code": code, "message": message, "request_id": request_id },
         });
     }
-    // It came from no request that the platform answered as it does.
+    // This error is no refusal by the platform, so the code tells its kind.
     let code = if error.is::<Usage>() {
         "usage"
     } else if error.is::<BadAnswer>() {
@@ -99,7 +99,7 @@ fn failure(error: &anyhow::Error) -> serde_json::Value {
     })
 }
 
-/// Prints a command line that cannot be read, and returns the exit code.
+/// Prints the error of a command line that cannot be read, and returns the exit code.
 pub(crate) fn unreadable(error: &clap::Error, form: Form) -> ExitCode {
     if form == Form::Human || !error.use_stderr() {
         // A reader who has left is no error.

@@ -234,17 +234,17 @@ pub(crate) struct ControlPlane {
     pub accounts: Accounts,
 }
 
-/// What each listener takes.
+/// Capacity of each listener.
 #[derive(Args, Debug, Clone, Copy)]
 pub(crate) struct Capacity {
     /// Connections to each listener at once. An eighth is kept for this machine, for hosts and for
-    /// addresses where a credential was shown within an hour. Of the requests under way, a team
-    /// may have a half, and one key or user a quarter.
+    /// addresses where a credential was shown within an hour. A team may have half of the requests
+    /// under way, and one key or user a quarter.
     #[arg(id = "api_connections", long = "api-connections", env = "WRENN_CONNECTIONS",
         default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..))]
     pub connections: u32,
     /// Connections of one IPv4 address, or one IPv6 /64, at once; a sixteenth of all by default.
-    /// Of clients behind a proxy on this machine their requests are counted instead.
+    /// For clients behind a proxy on this machine, their requests are counted instead.
     #[arg(long, env = "WRENN_CONNECTIONS_PER_ADDRESS",
         value_parser = clap::value_parser!(u32).range(1..))]
     pub connections_per_address: Option<u32>,

@@ -1,10 +1,10 @@
 //! Watching directories with inotify: names relative to the watched directory, recursion
 //! that also covers directories made later, and what was put into them before their watch.
 //!
-//! A directory that appears is watched and then read. Its contents are told from that reading:
+//! A directory that appears is watched and then read. Its contents are reported from that reading:
 //! `Create` for each name, and `Write` for each file that has contents. The kernel may report the
-//! same changes again, since both look at the directory at the same time; those repetitions are in
-//! its queue by then, and are dropped until the queue is empty.
+//! same changes again, since both look at the directory at the same time. Such repetitions are in
+//! the kernel's queue by then, and are dropped until the queue is empty.
 
 use crate::error::{Error, Result};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -41,13 +41,13 @@ pub(crate) struct Event {
 #[derive(Default)]
 struct Found {
     events: Vec<Event>,
-    /// Names that were told from reading a directory, and those told as written.
+    /// Names that were reported from reading a directory, and those reported as written.
     read: HashSet<PathBuf>,
     written: HashSet<PathBuf>,
 }
 
 impl Found {
-    /// Tells of a name that was read from a directory.
+    /// Reports a name that was read from a directory.
     fn add_read(&mut self, name: &Path, has_contents: bool) {
         if self.read.insert(name.to_owned()) {
             self.events.push(Event { name: name.to_owned(), change: Change::Create });
@@ -57,7 +57,7 @@ impl Found {
         }
     }
 
-    /// Tells of a change that the kernel reports, unless a reading has told of it.
+    /// Reports a change from the kernel, unless a reading has reported it already.
     fn add_reported(&mut self, name: PathBuf, change: Change) {
         match change {
             Change::Create if self.read.contains(&name) => return,
@@ -72,7 +72,7 @@ impl Found {
     }
 }
 
-/// Which names `Watcher::add` tells of.
+/// Names that `Watcher::add` reports.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tell {
     Nothing,
@@ -145,7 +145,7 @@ impl Watcher {
             return;
         }
         if mask.contains(EventMask::Q_OVERFLOW) {
-            // Events were lost, and with them perhaps directories to watch.
+            // Events were lost, and directories that need a watch may be among them.
             let _ = self.add(Path::new(""), Tell::New, found);
             return;
         }
@@ -160,8 +160,8 @@ impl Watcher {
         }
     }
 
-    /// Watches a directory and, when recursive, those below. Tells of their contents as `tell`
-    /// says, since a name may have come before the watch.
+    /// Watches a directory and, when recursive, the directories below it. Reports their contents as
+    /// `tell` says, since a name may have come before the watch.
     fn add(&mut self, dir: &Path, tell: Tell, found: &mut Found) -> Result<()> {
         let path = self.root.join(dir);
         let mask = WatchMask::CREATE
@@ -322,7 +322,7 @@ mod tests {
             let of = |name: &str, change| count(&seen, &format!("{n}{name}"), change);
             let created = ["", "/in", "/in/f"].map(|name| of(name, Change::Create));
             assert_eq!(created, [1; 3], "{n}");
-            // Told from a reading and then by the kernel, when it is still being written.
+            // A file that is still being written may be reported by a reading and by the kernel.
             assert!((1..=2).contains(&of("/in/f", Change::Write)), "{n}");
         }
     }
@@ -336,7 +336,7 @@ mod tests {
         let (one, other) = (dir.path().join("one"), dir.path().join("other"));
         fs::write(&one, "x").unwrap();
         for _ in 0..=queue / 2 {
-            // The kernel joins an event with the one before where they are alike.
+            // The kernel joins an event with an equal one just before it.
             fs::rename(&one, &other).unwrap();
             fs::rename(&other, &one).unwrap();
         }

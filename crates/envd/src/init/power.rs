@@ -1,8 +1,8 @@
 //! Ends the machine for a kernel that was told to power off and cannot.
 //!
 //! A machine without a power switch, as Firecracker's is, goes on after the kernel's last word:
-//! processes run, and nothing of the machine is of use any more. The first process hears that word
-//! in the kernel's log and resets the machine, which every host sees.
+//! processes run, but the machine is of no use any more. The first process reads that word in the
+//! kernel's log and resets the machine, which every host notices.
 
 use super::{console, restart};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,15 +15,15 @@ use std::os::fd::OwnedFd;
 const LOG: &str = "/dev/kmsg";
 /// The kernel's last word before it powers the machine off.
 const LAST_WORD: &str = "reboot: Power down";
-/// Said before the reset, of a priority that reaches the console.
+/// Message before the reset, with a priority that reaches the console.
 const GOODBYE: &[u8] = b"<2>envd: the machine has no power switch and is reset instead";
 /// Size of a buffer that every record fits, in bytes.
 const RECORD: usize = 8192;
-/// Time between two wakes. The host counts on them: it takes a guest whose processors do not run
-/// for several seconds for one that has halted.
+/// Time between two wakes. The host relies on them: a guest whose processors do not run for several
+/// seconds counts as halted.
 const HEARTBEAT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Follows the kernel's log from now on, on a thread of its own.
+/// Begins to follow the kernel's log, on a thread of its own.
 pub(super) fn watch() {
     let started = open().and_then(|log| {
         let thread = std::thread::Builder::new().name("power".to_owned());
@@ -48,7 +48,7 @@ fn follow(log: &OwnedFd) {
         loop {
             match rustix::io::read(log, &mut record) {
                 Ok(count) if is_last_word(&record[..count]) => {
-                    // By the kernel, which waits for no interrupt to write it.
+                    // The kernel prints the message, and waits for no interrupt to do so.
                     let _ = rustix::io::write(log, GOODBYE);
                     restart();
                 }

@@ -14,10 +14,10 @@ use hyper::client::conn::http2;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
-/// How long the handler thinks about `/late`.
+/// Time that the handler takes to answer `/late`.
 const LATE: Duration = Duration::from_secs(5000);
 
-/// Answers by the path that it is asked for.
+/// Answers by the request's path.
 struct Paths;
 
 impl Handler for Paths {
@@ -28,7 +28,7 @@ impl Handler for Paths {
             "/late" => tokio::time::sleep(LATE).await,
             "/soon" => tokio::task::yield_now().await,
             "/unread" => return Response::new(Body::from("ok".to_owned())),
-            // Begins its answer at once and passes the request's body on as it comes.
+            // The answer begins at once, and passes the request's body on as it comes.
             "/echo" => return Response::new(Body::boxed(body)),
             "/switch" => {
                 let held: Held = Box::new(HELD.take((), 1, ONE).unwrap());
@@ -53,7 +53,7 @@ impl Handler for Paths {
 static HELD: std::sync::LazyLock<Shares<()>> = std::sync::LazyLock::new(Shares::default);
 const ONE: Bounds = Bounds { all: 1, each: 1 };
 
-/// A connection that is served, and the share that it holds.
+/// Returns a connection that is served, and the share that it holds.
 fn served() -> (DuplexStream, Shares<()>) {
     let (client, server) = tokio::io::duplex(64 * 1024);
     let shares = Shares::default();
@@ -67,7 +67,7 @@ fn served() -> (DuplexStream, Shares<()>) {
     (client, shares)
 }
 
-/// Reads to the end; returns what came, and after how long the end did.
+/// Reads to the end; returns the bytes, and the time that the end took.
 async fn rest(client: &mut DuplexStream) -> (String, Duration) {
     let (started, mut all) = (Instant::now(), Vec::new());
     let _ = client.read_to_end(&mut all).await;
@@ -137,7 +137,7 @@ async fn a_body_that_makes_no_progress_is_answered_with_408_and_the_connection_c
     let (mut client, shares) = served();
     let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1";
     client.write_all(head.as_bytes()).await.unwrap();
-    // Each byte gives it its time again.
+    // Each byte renews the body's time.
     for _ in 0..3 {
         tokio::time::sleep(STALL - Duration::from_secs(1)).await;
         client.write_all(b"x").await.unwrap();
@@ -150,14 +150,14 @@ async fn a_body_that_makes_no_progress_is_answered_with_408_and_the_connection_c
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_nobody_wants_is_read_for_a_while() {
-    // One that comes to its end leaves the connection to the next request.
+    // A body that comes to its end leaves the connection to the next request.
     let (mut client, _) = served();
     let head = "POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n1";
     ask(&mut client, head).await;
     tokio::time::sleep(LINGER / 2).await;
     client.write_all(b"23").await.unwrap();
     ask(&mut client, &get("/")).await;
-    // So does one of chunks, which has no length that tells its end.
+    // So does a chunked body, which has no length that tells its end.
     let chunked = "POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
                    1\r\n1\r\n0\r\n\r\n";
     ask(&mut client, chunked).await;
@@ -203,14 +203,14 @@ async fn what_a_connection_holds_outlives_a_switch_of_protocols() {
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await.unwrap());
     }
-    // Nobody has taken the connection over here, so that it ends with the answer.
+    // Nobody has taken the connection over here, so the connection ends with the answer.
     rest(&mut client).await;
     assert_eq!((shares.held(), HELD.held()), (0, 0));
 }
 
 type Sender = http2::SendRequest<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>>;
 
-/// A client that speaks HTTP/2, and whether its connection stands.
+/// Returns a client that speaks HTTP/2, and the task of its connection.
 async fn http2() -> (Sender, tokio::task::JoinHandle<()>) {
     let (client, _) = served();
     let builder = http2::Builder::new(TokioExecutor::new());
@@ -225,7 +225,7 @@ async fn a_shared_connection_rests_and_is_closed_whatever_frames_come() {
     let answer = sender.send_request(request.unwrap().map(BodyExt::boxed_unsync)).await.unwrap();
     answer.into_body().collect().await.unwrap();
     let started = Instant::now();
-    // The server asks every minute whether the client is there, which answers.
+    // The server's pings, one a minute, are answered and must not keep the connection open.
     connection.await.unwrap();
     assert_eq!(started.elapsed(), REST);
 }

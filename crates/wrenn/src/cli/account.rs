@@ -120,7 +120,7 @@ pub(crate) struct Limits {
     pub memory: Option<u64>,
     #[arg(long, requires = "of")]
     pub snapshots: Option<u32>,
-    /// Of snapshots and paused capsules, in MiB.
+    /// Storage of snapshots and paused capsules, in MiB.
     #[arg(long, requires = "of")]
     pub storage: Option<u64>,
     #[arg(long, requires = "of")]

@@ -93,7 +93,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
     Ok(())
 }
 
-/// A capsule's status, as people read it.
+/// Returns a capsule's status in words for people.
 fn status(status: String, disk_full: bool) -> String {
     if disk_full { format!("{status} (waits: disk_full)") } else { status }
 }

@@ -85,8 +85,8 @@ fn machine(path: &str) -> Vec<Check> {
     checks
 }
 
-/// Which drivers work, by booting a guest on each; one is enough, and the first is used. What is
-/// remembered of an earlier boot is taken for true, unless it is to be found out `again`.
+/// Checks each driver by booting a guest on it. One working driver is enough, and the first is
+/// used. The outcome of an earlier boot is trusted unless `again` is set.
 async fn drivers(config: &host_agent::Config, again: bool) -> anyhow::Result<Vec<Check>> {
     let can = rustix::process::getuid().is_root() && config.kernel().exists();
     if !can {

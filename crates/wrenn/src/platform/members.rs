@@ -25,7 +25,7 @@ pub(super) fn serve(
                  agent must listen on a loopback address, unless WRENN_ALLOW_PLAINTEXT=1"
             );
             tracing::warn!("the platform has no certificates: whoever connects is obeyed");
-            // Nobody is told apart here: a control plane may take all connections.
+            // Clients have no certificates here, and a control plane may take all connections.
             let limits = Limits::default();
             let limits = Limits { per_network: limits.connections, ..limits };
             hop::serve(listener, agent, limits, tasks);

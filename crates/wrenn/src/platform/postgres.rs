@@ -22,9 +22,9 @@ const NAME: &str = "wrenn";
 /// A socket's path holds 107 bytes at most (`unix(7)`).
 const SOCKET_MAX: usize = 107;
 const READY: Duration = Duration::from_secs(60);
-/// Between the server's end and its next start.
+/// Time between the server's end and its next start.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Bytes of the server's log that are told when it ends.
+/// Bytes of the server's log that are reported when it ends.
 const WORDS: usize = 1000;
 const SETTINGS: [&str; 6] = [
     "listen_addresses=",
@@ -123,8 +123,8 @@ impl Drop for Postgres {
     }
 }
 
-/// Waits for the server's end and starts it again, until told to stop. A server that does not get
-/// up, as when the disk is full, is tried again for as long as that takes.
+/// Waits for the server's end and starts it again, until told to stop. A start that fails, for
+/// example on a full disk, is repeated for as long as necessary.
 fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
     let mut running = Some(child);
     loop {
@@ -237,7 +237,7 @@ impl Cluster {
         Ok(std::os::unix::fs::chown(path, uid, gid)?)
     }
 
-    /// The last of what the server said.
+    /// Returns the last words in the server's log.
     fn last_words(&self) -> String {
         let log = fs::read(self.log()).unwrap_or_default();
         let last = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();

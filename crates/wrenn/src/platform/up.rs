@@ -48,7 +48,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         let dir = up.dir.clone();
         tokio::task::spawn_blocking(move || images::build(&dir, &envd, false)).await??;
     }
-    // Whatever is written from here on: on a full disk, the reserve is for it.
+    // The steps from here on write; on a full disk, the reserve is for them.
     host_agent::make_room(&up.dir);
     let postgres = match up.control_plane.database()? {
         Some(_) => None,
@@ -96,13 +96,13 @@ struct Own {
 enum Serving {
     /// The agent serves by the credentials that it was given before.
     Before(Box<Membership>),
-    /// The agent is to register first.
+    /// The agent has yet to register.
     Not(TcpListener, Agent),
 }
 
 impl Own {
-    /// Serves an agent at once if it has valid credentials for where it listens: the control plane
-    /// then finds its own host from its first request on.
+    /// Serves an agent at once if it has valid credentials for its address. So the control plane
+    /// finds its own host from its first request on.
     fn serve(
         dir: &Path,
         agent: Agent,
@@ -121,7 +121,7 @@ impl Own {
         Ok(Self { about, address, serving })
     }
 
-    /// Makes the agent a member of the platform: the host that it was before, if it was one.
+    /// Makes the agent a member of the platform, as the host that it was before, if any.
     async fn join(
         self,
         app: &App,
