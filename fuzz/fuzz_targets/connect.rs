@@ -8,7 +8,7 @@ use connectrpc::envelope::Envelope;
 use libfuzzer_sys::fuzz_target;
 use protocol::{filesystem, process};
 
-/// Largest message that is taken here, in bytes.
+/// Largest message that this target takes, in bytes.
 const MESSAGE_MAX: usize = 1 << 20;
 
 fn message<M: Message + serde::de::DeserializeOwned>(data: &[u8]) {

@@ -1,10 +1,10 @@
-//! The host of a request at the control plane: whether it names a capsule, and which.
+//! The host of a request at the control plane: the capsule that it names, if any.
 #![no_main]
 
 use ::http::{Request, header};
 use libfuzzer_sys::fuzz_target;
 
-/// What the module below asks of the control plane.
+/// Items of the control plane that the included module uses.
 mod http {
     pub(crate) mod e2b {
         pub(crate) fn serves(path: &str) -> bool {
@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
     for domains in [any, one] {
         if let Addressee::Capsule(found) = target::of(&request, &domains) {
             assert!(found.port != 0, "a port that cannot be");
-            // The same name, written as it should be, leads to the same capsule.
+            // The same name in its usual form must lead to the same capsule.
             let name = format!("{}-{}.example.com", found.port, found.capsule);
             let again = Request::builder().header(header::HOST, name).body(());
             let Ok(again) = again else { continue };

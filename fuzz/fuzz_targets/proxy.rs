@@ -1,4 +1,4 @@
-//! The proxies' hop: what a server answers, by any bytes, and headers that concern one hop.
+//! The proxies' hop: a server's answer of any bytes, and headers that concern one hop.
 #![no_main]
 
 use daemon::Tasks;
@@ -13,7 +13,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 /// Bytes of one answer that are read.
 const BODY_MAX: usize = 1 << 20;
 
-/// Answers whatever is asked with some bytes, and says no more.
+/// Answers every request with the same bytes, and sends no more.
 struct Says {
     bytes: Vec<u8>,
     /// The far ends, which must live as long as they are written to.
@@ -32,7 +32,7 @@ impl Dial for Says {
     }
 }
 
-/// A request with headers of any kind: `name: value` lines of the bytes.
+/// Makes a request with headers of any kind: `name: value` lines of the bytes.
 fn request(data: &[u8]) -> Option<Request<Body>> {
     let mut request = Request::builder().uri("/").header(header::HOST, "guest");
     for line in data.split(|byte| *byte == b'\n').take(32) {

@@ -1,4 +1,4 @@
-//! What QEMU and Firecracker say on their sockets.
+//! Output of QEMU and Firecracker on their sockets.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -217,7 +217,7 @@ async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
     let email = json!({ "email": "a@example.com" });
     anyone.post("/v1/auth/password/reset", &email).await.expect(202);
     let owners = mailed(&platform, "a@example.com", "give the code").await;
-    // From many networks, and many at once.
+    // Strangers ask from many networks at once.
     let ask = |n: usize| {
         let ask = anyone.request(Method::POST, "/v1/auth/password/reset").json(&email);
         anyone.send(ask.header("x-forwarded-for", format!("192.0.2.{n}")))
@@ -230,7 +230,7 @@ async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
         let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
         texts.filter(|text| text.contains("give the code")).count()
     };
-    // A few at once, then after waits that double.
+    // A few mails go out at once, later ones only after waits that double.
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let full = "UPDATE sign_in_failures SET failures = 40, last_at = now() WHERE failures > 5";
     let full = sqlx::query(full).execute(&mut db).await.unwrap();
@@ -243,17 +243,18 @@ async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
     })
     .await;
     assert!(made < 20, "{made} of 41 were mailed");
-    // The owner asks once more, is told as ever, and has a code that is good: theirs, or the last.
+    // The owner asks once more and is answered as ever. No mail is needed, since the owner's first
+    // code and the last one are both good.
     anyone.post("/v1/auth/password/reset", &email).await.expect(202);
     let last = mailed(&platform, "a@example.com", "give the code").await;
     let after: i64 = sqlx::query_scalar(tokens).fetch_one(&mut db).await.unwrap();
     assert_eq!(after, made, "none is mailed");
     let body = json!({ "token": owners, "new_password": "a-new-tangerine-9" });
     anyone.post("/v1/auth/password/confirm", &body).await.expect(204);
-    // One that was used ends all the others.
+    // Using one code ends all the others.
     let body = json!({ "token": last, "new_password": "another-tangerine-9" });
     anyone.post("/v1/auth/password/confirm", &body).await.refuses(401, "invalid_token", "reset");
-    // And the next is mailed again.
+    // The next request is mailed again.
     anyone.post("/v1/auth/password/reset", &email).await.expect(202);
     let wanted = usize::try_from(made + 1).unwrap();
     eventually("another mail", async || (mails().await == wanted).then_some(())).await;

@@ -392,7 +392,7 @@ async fn a_key_is_stored_hashed_ends_and_is_revoked_and_no_log_holds_it() {
     platform.finish();
 }
 
-/// Who may look at a capsule is shown nothing that lets do more, by any route.
+/// A caller who may only look at a capsule gets no token that allows more, by any route.
 #[tokio::test]
 async fn no_answer_to_a_read_holds_a_token_for_who_may_only_read() {
     let (platform, team, id, clients) = callers().await;

@@ -6,7 +6,7 @@ use tests::{Browser, Caddy, Driver, PASSWORD, Platform, Upstream, free_port};
 
 const DOMAIN: &str = "capsules.test";
 
-/// A page whose script may be anything: the test runs it.
+/// Serves a plain page, in which the test runs scripts.
 fn page() -> Upstream {
     Upstream::start(|mut wire| {
         while wire.head().is_some() {
@@ -29,7 +29,7 @@ async fn a_capsules_page_tosses_no_cookie_into_the_platforms_own_pages() {
     let caddy = Caddy::start(DOMAIN, port, platform.url());
     let mut browser = Browser::start(DOMAIN, caddy.address).await;
 
-    // The victim signs in by a page of the platform's.
+    // The victim signs in through a page of the platform's.
     browser.go(&format!("{public}/docs")).await;
     let log_in = format!(
         "fetch('/v1/auth/login', {{ method: 'POST', \
@@ -41,7 +41,8 @@ async fn a_capsules_page_tosses_no_cookie_into_the_platforms_own_pages() {
     let me = format!("{public}/v1/me");
     assert!(browser.go(&me).await.contains("victim@example.com"));
 
-    // The attacker's page sets cookies for the whole domain, which go before the victim's own.
+    // The attacker's page sets cookies for the whole domain, which the browser sends before the
+    // victim's own.
     let theirs = format!("https://{}-{id}.{DOMAIN}:{port}/", guest.port);
     assert!(browser.go(&theirs).await.contains("a capsule's page"));
     let session = attacker.key();
@@ -58,7 +59,7 @@ async fn a_capsules_page_tosses_no_cookie_into_the_platforms_own_pages() {
     assert_eq!(of("wrenn-session"), 4, "the browser takes these: {cookies:?}");
     assert_eq!((of("__Host-wrenn-session"), of("__Host-wrenn-oauth")), (1, 0), "{cookies:?}");
 
-    // The victim is still the victim, and, signed out, is nobody.
+    // The victim is still signed in as themselves and, after signing out, is nobody.
     assert!(browser.go(&me).await.contains("victim@example.com"));
     let said: Value = serde_json::from_str(&browser.go(&me).await).unwrap();
     browser.go(&format!("{public}/docs")).await;
@@ -68,7 +69,7 @@ async fn a_capsules_page_tosses_no_cookie_into_the_platforms_own_pages() {
         said["csrf_token"].as_str().unwrap()
     );
     assert_eq!(browser.run(&log_out).await, 204);
-    // Another replica hears of it within a second.
+    // Another replica learns of the sign-out within a second.
     let mut said = String::new();
     for _ in 0..50 {
         said = browser.go(&me).await;
@@ -78,12 +79,12 @@ async fn a_capsules_page_tosses_no_cookie_into_the_platforms_own_pages() {
     }
     assert!(said.contains("unauthorized"), "{said}");
 
-    // A state that was tossed begins no sign-in.
+    // A state that the attacker set begins no sign-in.
     let callback = format!("{public}/v1/auth/oauth/corp/callback?code=good&state={session}");
     assert!(browser.go(&callback).await.contains("invalid_token"));
     drop(browser);
 
-    // Without a browser the same names are nothing over TLS, whoever sends them.
+    // Over TLS these cookie names mean nothing from any client, with or without a browser.
     let client = caddy.client(&[DOMAIN]);
     for name in ["wrenn-session", "Wrenn-Session"] {
         let ask = client.request(Method::GET, &me).header("cookie", format!("{name}={session}"));

@@ -28,7 +28,7 @@ fn said(dir: &Path, vars: &[(&str, &Path)]) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
-/// Whether a VMM's unprivileged user, who joins the group of the device, may open it.
+/// Reports whether a VMM's unprivileged user, who joins the device's group, may open it.
 fn a_vmm_opens_kvm() -> bool {
     std::fs::metadata("/dev/kvm").is_ok_and(|found| {
         let needed = if found.gid() == 0 { 0o006 } else { 0o060 };
@@ -66,7 +66,8 @@ fn an_old_firecracker_and_one_without_its_jailer_are_refused_with_the_fix() {
     }
 }
 
-/// A program that says it is a Firecracker and does nothing else, linked in this way.
+/// Compiles a program that names itself a Firecracker and does nothing else, linked with these
+/// options.
 fn compiled(dir: &Path, name: &str, linking: &[&str]) -> PathBuf {
     let (source, path) = (dir.join("main.c"), dir.join(name));
     let program = "#include <stdio.h>\n#include <string.h>\nint main(int c, char **v) {\n\
@@ -77,7 +78,7 @@ fn compiled(dir: &Path, name: &str, linking: &[&str]) -> PathBuf {
     path
 }
 
-/// A jailer that says something and whose Firecracker ends at once.
+/// Makes a jailer that prints a message and whose Firecracker ends at once.
 fn failing_jailer(dir: &Path) -> PathBuf {
     let path = dir.join("failing-jailer");
     let script = "#!/bin/sh
@@ -107,7 +108,7 @@ fn firecracker_that_cannot_run_in_its_jail_is_refused_and_one_that_ends_there_te
     assert!(refused.contains("it must be static, as the official releases are"), "{refused}");
     let refused = run(&firecracker(dir.path(), "1.16.1"));
     assert!(refused.contains("must be a static ELF executable"), "{refused}");
-    // This one is run, as far as this machine can.
+    // A static program is started, as far as this machine can.
     let boot = dir.path().join("w/images/boot");
     std::fs::create_dir_all(&boot).unwrap();
     std::fs::write(boot.join("vmlinux"), "").unwrap();

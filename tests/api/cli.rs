@@ -203,7 +203,7 @@ async fn a_port_gets_a_url_is_published_and_forwarded() {
     let (_, link, _) = run(&["url", &id, &port, "--expires", "90s", "--json"]);
     let link: Value = serde_json::from_str(&link).unwrap();
     assert!(link["url"].as_str().unwrap().starts_with(&format!("{url}/?wrenn-preview=")), "{link}");
-    // Both are ended by a command; only one has something new to show.
+    // Both commands end old credentials, but only the first has a new one to print.
     let (_, token, _) = run(&["rotate-token", &id]);
     let (_, shown, _) = run(&["url", &id, &port, "--json"]);
     let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -303,14 +303,14 @@ async fn failures_as_json_carry_code_message_and_request_id() {
     assert_eq!(refused["code"], "not_found");
     assert_eq!(refused["message"], "capsule not found");
     assert_eq!(refused["request_id"].as_str().unwrap().len(), 32);
-    // The exit codes are what they are without it.
+    // The exit codes are the same as without `--json`.
     let out = platform.run(&["capsule", "exec", &unknown, "-n", "--json", "--", "true"]);
     assert_eq!(out.status.code(), Some(125));
     assert_eq!(failure(out)["code"], "not_found");
-    // A command whose failure comes over a WebSocket.
+    // The failure of this command comes over a WebSocket.
     let out = platform.run(&["--json", "capsule", "exec", &unknown, "-t", "--", "true"]);
     assert_eq!(failure(out)["code"], "not_found");
-    // Those that never reached the platform.
+    // These failures never reached the platform.
     let nowhere = "http://127.0.0.1:1";
     for (args, code, exit) in [
         (&["--json", "capsule", "get", "cl-x"][..], "usage", 1),
@@ -327,12 +327,12 @@ async fn failures_as_json_carry_code_message_and_request_id() {
         assert_eq!(error["code"], code, "{args:?}: {error}");
         assert!(!error["message"].as_str().unwrap().is_empty() && error["request_id"].is_null());
     }
-    // Something else that answers in the platform's place.
+    // Another server answers in the platform's place.
     let other = tests::Upstream::echo();
     let other = format!("http://127.0.0.1:{}", other.port);
     let error = failure(platform.run(&["--json", "--url", &other, "capsule", "get", &id]));
     assert_eq!(error["code"], "bad_answer", "{error}");
-    // Whoever asks for help gets it, and a program's own `--json` is not ours.
+    // A request for help is no failure, and a program's own `--json` is not ours.
     let help = platform.run(&["--json", "capsule", "--help"]);
     assert!(help.status.success() && text(&help.stdout).contains("Usage"), "{help:?}");
     let human = platform.run(&["capsule", "nonsense", "--", "--json"]);

@@ -64,7 +64,7 @@ async fn the_platform_dies_in_the_middle_of_creates_and_deletes() {
     platform.finish();
 }
 
-/// An address on this machine that nothing listens at.
+/// Returns an address on this machine where nothing listens.
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
@@ -84,7 +84,7 @@ async fn restarted_platform_answers_for_its_own_host_from_the_first_request() {
         } else {
             platform.stop()
         }
-        // Waits before the door, and is the first that comes in.
+        // A client waits for the platform, and is the first to be served.
         let (asked, path) = (client.clone(), format!("/v1/capsules/{id}/exec"));
         let first = tokio::spawn(async move {
             loop {
@@ -103,7 +103,7 @@ async fn restarted_platform_answers_for_its_own_host_from_the_first_request() {
         let log = platform.log().split_off(seen);
         assert!(!log.contains("UnknownIssuer") && !log.contains("a host was refused"), "{log}");
     }
-    // What it was given is worth nothing to a platform that has forgotten it: it enrols anew.
+    // A platform that has forgotten the host rejects its credentials, so the host enrols anew.
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let revoke = "UPDATE hosts SET cert_fingerprint = NULL, cert_previous = NULL, \
                   enrolment = enrolment + 1";

@@ -305,7 +305,7 @@ async fn a_snapshots_name_goes_over_to_the_next_one_of_it() {
     platform.finish();
 }
 
-/// A request to envd by the headers of E2B's SDKs; with the sandbox's token, where there is one.
+/// Makes a request to envd with the headers of E2B's SDKs, and on demand with the sandbox's token.
 fn to_envd(
     client: &Client,
     method: Method,
@@ -319,7 +319,7 @@ fn to_envd(
     if token { asked.header("x-access-token", secret) } else { asked }
 }
 
-/// Everything that an answer says, but for the id of the request.
+/// Returns everything in an answer but the id of the request.
 async fn all_of(asked: reqwest::RequestBuilder) -> (u16, Vec<(String, String)>, String) {
     let answer = asked.send().await.unwrap();
     let headers = answer.headers().iter().filter(|(name, _)| *name != "x-request-id");
@@ -331,7 +331,7 @@ async fn all_of(asked: reqwest::RequestBuilder) -> (u16, Vec<(String, String)>, 
     (status, headers, answer.text().await.unwrap())
 }
 
-/// What somebody without a credential is told of a sandbox, by every way to ask for it.
+/// Asks for a sandbox without a credential, in every way, and returns all answers.
 async fn told_to_nobody(
     platform: &Platform,
     made: &Value,
@@ -391,7 +391,7 @@ async fn paused_sandbox_is_not_found_by_sdks_and_told_apart_by_no_stranger() {
     is_absent(to_envd(&nobody, Method::GET, &made, "/health", true)).await;
     assert_eq!(told_to_nobody(&platform, &made).await, running, "killed and running");
 
-    // Where everybody may ask, a browser cannot tell a paused one from a killed one either.
+    // At a public port, too, a browser cannot tell a paused capsule from a killed one.
     let public = create(&client, &json!({})).await;
     let page =
         || nobody.to_port(Method::GET, &id(&public), 8080, "/").header("accept", "text/html");
@@ -399,7 +399,7 @@ async fn paused_sandbox_is_not_found_by_sdks_and_told_apart_by_no_stranger() {
     let paused = all_of(page()).await;
     client.delete(&format!("/sandboxes/{}", id(&public))).await.expect(204);
     assert_eq!(all_of(page()).await, paused);
-    // Our own API keeps its words, for a capsule of its own.
+    // For a capsule made by our own API, the words stay those of our API.
     let ours = client.create(&json!({ "public_traffic": true })).await;
     client.pause(&ours).await;
     let asked = nobody.to_port(Method::GET, &ours, 8080, "/");
@@ -424,12 +424,12 @@ async fn api_is_reached_with_the_headers_that_lead_to_envd() {
         client.post(&format!("/sandboxes/{}/pause", id(&made)), &json!({})).await.expect(204);
         connect(path, 201).await;
     }
-    // What is envd's goes there, though both are at one address.
+    // A path of envd's goes to envd, although both are at one address.
     let health = to_envd(&client, Method::GET, &made, "/health", true).send().await.unwrap();
     assert_eq!(health.status(), 204);
     let metrics = to_envd(&client, Method::GET, &made, "/metrics", true);
     assert!(client.send(metrics).await.expect(200)["mem_total"].is_number());
-    // Once they have connected, those SDKs send the token alone.
+    // Once connected, those SDKs send the token alone.
     let nobody = platform.client_with("");
     let token = made["envdAccessToken"].as_str().unwrap();
     let by_token = |path: &str, token: &str| {
@@ -445,12 +445,12 @@ async fn api_is_reached_with_the_headers_that_lead_to_envd() {
     let (forged, unknown) = (forged.await, unknown.await);
     assert_eq!((forged.0, unknown.0), (502, 404), "{} {}", forged.2, unknown.2);
     assert!(forged.2.contains("The sandbox was not found"), "{}", forged.2);
-    // A program has paths of its own.
+    // A guest's program keeps its own paths.
     let guest = Upstream::echo();
     let asked = client.request(Method::GET, "/sandboxes/x").header("e2b-sandbox-id", id(&made));
     let asked = asked.header("e2b-sandbox-port", guest.port.to_string());
     assert!(all_of(asked).await.2.starts_with("GET /sandboxes/x HTTP/1.1\r\n"));
-    // By its own name, the API is meant whatever the headers say.
+    // Under its own name, the API gets every request, whatever the headers say.
     let named = to_envd(&client, Method::GET, &made, "/version", true);
     let version = client.send(named.header("host", "api.sandbox.test:8000")).await.expect(200);
     assert!(version["version"].is_string(), "{version}");
@@ -532,7 +532,7 @@ async fn connect_right_after_the_end_resumes_what_the_host_has_paused() {
             asked.await.unwrap().status().as_u16()
         };
         client.post(&path("/timeout"), &json!({ "timeout": 0 })).await.expect(204);
-        // As soon as the host lets nobody in, though no row says so yet.
+        // The loop ends as soon as the host lets nobody in, before any row says so.
         while health().await == 204 {}
         client.post(&path("/connect"), &json!({ "timeout": 60 })).await.expect(201);
         assert_eq!(health().await, 204);

@@ -59,7 +59,7 @@ impl Drop for Second {
     }
 }
 
-/// Shows a key at an address to whoever connects, until it is dropped.
+/// Shows a key at an address to every client, until it is dropped.
 struct Shows {
     address: String,
     over: Arc<AtomicBool>,
@@ -79,7 +79,7 @@ impl Shows {
                 }
                 let mut stream = stream.unwrap();
                 let mut shown = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-                // Whoever comes may be no one that looks for the key.
+                // A client may be another one than the control plane that looks for the key.
                 let _ = shown.complete_io(&mut stream);
             }
         });
@@ -338,14 +338,14 @@ async fn refresh_certifies_no_key_that_the_hosts_address_does_not_show() {
         let answer = client.post("/v1/hosts/refresh", &body).await;
         answer.refuses(400, "invalid_request", "does not prove its key");
     };
-    // The host itself answers at its address; then nobody does; then somebody with another key.
+    // First the host itself answers at its address, then nobody, then somebody with another key.
     refused().await;
     second.kill();
     refused().await;
     let other = Shows::at(&second.address, &pki::Key::generate().unwrap());
     refused().await;
     drop(other);
-    // None of it used the token up, or changed what the host is known by.
+    // None of these attempts used the token up, or changed the host's row.
     let seen = host(&client, &second.id).await;
     second.again(&platform, &client).await;
     eventually("it is heard of", || async {

@@ -144,7 +144,7 @@ async fn a_key_for_one_template_starts_and_sees_its_capsules_alone() {
     platform.finish();
 }
 
-/// Snapshots are the team's: a key that is confined replaces and removes none, by any route.
+/// Snapshots belong to the team, so a confined key replaces and removes none, by any route.
 #[tokio::test]
 async fn a_confined_key_changes_no_snapshot_of_its_team() {
     let platform = Platform::start(Driver::Fake, &[]).await;
@@ -173,7 +173,7 @@ async fn a_confined_key_changes_no_snapshot_of_its_team() {
     let listed = owner.get("/v1/snapshots").await.expect(200);
     let ids: Vec<_> = listed["items"].as_array().unwrap().iter().map(|s| &s["id"]).collect();
     assert_eq!(ids, [&golden["id"]]);
-    // Who may remove it may replace it.
+    // A caller who may remove the snapshot may replace it.
     owner
         .post(&format!("/sandboxes/{id}/snapshots"), &json!({ "name": "golden" }))
         .await
@@ -182,7 +182,7 @@ async fn a_confined_key_changes_no_snapshot_of_its_team() {
     platform.finish();
 }
 
-/// A fork is refused to who would not see what it makes, before anything is made.
+/// A fork is refused to a caller who would not see the copies, before anything is made.
 #[tokio::test]
 async fn a_key_for_one_capsule_forks_nothing() {
     let platform = Platform::start(Driver::Fake, &[]).await;

@@ -114,15 +114,15 @@ async fn a_host_without_a_control_plane_does_what_is_due() {
     let stale = agent.post("/PauseCapsule", &resume(4)).await;
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
-    // Nor does a removal that is: the machine was begun later.
+    // An older removal changes nothing either, since the machine was begun later.
     let stale = agent.post("/DestroyCapsule", &resume(4)).await;
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
-    // A lifetime is counted from when the host hears of it, by the host's clock alone.
+    // A lifetime counts from when the host hears of it, by the host's clock alone.
     let life = json!({ "lastsMs": 600_000, "endsAtMs": 1 });
     let keep = json!({ "capsuleId": ids[0], "life": life });
     let kept = agent.post("/KeepCapsule", &keep).await.expect(200);
-    // A long number is a text in this form.
+    // In JSON, a 64-bit number may come as a text.
     let left = kept["leftMs"].as_str().and_then(|left| left.parse::<u64>().ok());
     let left = left.or(kept["leftMs"].as_u64()).unwrap();
     assert!((1..=600_000).contains(&left), "{kept}");

@@ -106,7 +106,7 @@ async fn a_key_hands_on_no_more_than_it_has() {
     let child = platform.client_with(child["key"].as_str().unwrap());
     let grandchild = child.post("/v1/api-keys", &json!({ "name": "g" })).await.expect(201);
     let grandchild = platform.client_with(grandchild["key"].as_str().unwrap());
-    // All of them together have as many as the first may have.
+    // All keys of one line together have as many capsules as the first key may have.
     let id = grandchild.create(&json!({})).await;
     key.create(&json!({})).await;
     for client in [&key, &child, &grandchild] {
@@ -114,7 +114,7 @@ async fn a_key_hands_on_no_more_than_it_has() {
     }
     key.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     child.create(&json!({})).await;
-    // A line of keys comes to an end.
+    // A line of keys has a greatest length.
     let mut last = child;
     let mut made = 0;
     loop {
@@ -149,10 +149,10 @@ async fn who_wakes_a_public_capsule_is_held_to_the_limits_of_the_key_that_made_i
     assert_eq!(visit(&second).await, 200);
     assert_eq!(visit(&first).await, 429);
     assert_eq!(key.status(&first).await, "paused");
-    // Who is not held to the limits of a key brings it back.
+    // A caller who is not held to the key's limits brings the capsule back.
     owner.resume(&first).await;
     owner.pause(&first).await;
-    // So does a stranger, once there is room.
+    // A stranger brings it back, too, once there is room.
     key.pause(&second).await;
     assert_eq!(visit(&first).await, 200);
     platform.finish();
@@ -244,7 +244,7 @@ async fn the_platforms_limits_are_everyones_who_has_none_set() {
     platform.finish();
 }
 
-/// Files of something that is kept, made larger behind the agent's back: the fake driver's are tiny.
+/// Enlarges kept files behind the agent's back, since the fake driver's files are tiny.
 fn grow(platform: &Platform, folder: &str, mib: usize) {
     let file = platform.dir().join(folder).join("grown");
     std::fs::write(file, vec![1; mib << 20]).unwrap();
@@ -273,14 +273,14 @@ async fn of_snapshots_asked_for_at_once_as_many_are_taken_as_the_team_may_have()
     }
     let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
     assert_eq!((&seen["limits"]["snapshots"], &seen["snapshots"]), (&json!(2), &json!(2)));
-    // One that takes the place of another is not one more. A fork's is not counted.
+    // A snapshot that replaces another does not count as one more. A fork's is not counted.
     let name = good[0].body["name"].as_str().unwrap();
     let body = json!({ "capsule_id": ids[0], "name": name, "overwrite": true });
     client.post("/v1/snapshots", &body).await.expect(201);
     let body = json!({ "capsule_id": ids[0], "name": "new", "overwrite": true });
     client.post("/v1/snapshots", &body).await.refuses(429, "limit_reached", "snapshots");
     client.post(&format!("/v1/capsules/{}/fork", ids[0]), &json!({})).await.expect(201);
-    // By E2B's route too.
+    // The limit also holds by E2B's route.
     let path = format!("/sandboxes/{}/snapshots", ids[0]);
     let refused = client.post(&path, &json!({})).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
@@ -313,13 +313,13 @@ async fn storage_of_snapshots_and_paused_capsules_counts_as_the_host_says() {
     client.post("/v1/snapshots", &body).await.refuses(429, "limit_reached", "MiB of storage");
     let fork = format!("/v1/capsules/{runs}/fork");
     client.post(&fork, &json!({})).await.refuses(429, "limit_reached", "MiB of storage");
-    // A pause is not refused: whoever is over the limit may stop computing.
+    // A pause is not refused, so a team over its limit may stop computing.
     client.pause(&runs).await;
     client.resume(&runs).await;
-    // What is removed makes room, and so does a higher limit.
+    // A removal makes room, and so does a higher limit.
     client.delete(&format!("/v1/capsules/{paused}")).await.expect(204);
     client.post("/v1/snapshots", &body).await.expect(201);
-    // A file that several have counts once: a snapshot of a paused capsule takes no room.
+    // The team keeps both snapshots when a paused capsule takes more storage.
     client.pause(&runs).await;
     grow(&platform, &format!("capsules/{runs}/kept/1"), 6);
     let listed = client.get("/v1/snapshots").await.expect(200);

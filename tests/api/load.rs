@@ -1,4 +1,5 @@
-//! A crowd, a slow client and a greedy one leave room for everybody else, and are refused at once.
+//! Crowds, slow clients and greedy ones leave room for everybody else. Requests beyond a share are
+//! refused at once.
 
 use crate::capsule;
 use reqwest::Method;
@@ -7,7 +8,7 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use tests::{Client, Driver, Platform, Upstream, Wire, eventually};
 
-/// The status and the headers of the next answer.
+/// Reads the next answer's status and headers.
 fn head(wire: &mut Wire) -> (u16, String) {
     let head = wire.head().unwrap_or_default().to_lowercase();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -22,8 +23,8 @@ fn unfinished(platform: &Platform, line: &str, headers: &str, length: usize) -> 
     wire
 }
 
-/// Waits until one of several requests is refused, since the others hold a whole share. Returns
-/// the head of its answer.
+/// Waits until one of several requests is refused, since the others hold a whole share. Returns the
+/// head of the refusal.
 async fn full(held: &mut [Wire], share: &str) -> String {
     let refused = || std::future::ready(held.iter().position(Wire::has_bytes));
     let refused = eventually(share, refused).await;
@@ -32,7 +33,7 @@ async fn full(held: &mut [Wire], share: &str) -> String {
     told
 }
 
-/// A sign-in that never comes, by a client of the proxy on this machine.
+/// Begins a sign-in that never ends, as a client of the proxy on this machine.
 fn stranger(platform: &Platform, address: &str) -> Wire {
     let from = format!("X-Forwarded-For: 10.0.0.1, {address}\r\n");
     unfinished(platform, "POST /v1/auth/login", &from, 9)
@@ -44,7 +45,7 @@ async fn body_that_never_comes_is_answered_with_408_and_its_connection_ends() {
     let client = platform.client();
     let key = format!("X-API-Key: {}\r\n", client.key());
     let mut slow: Vec<Wire> = (0..40).map(|_| stranger(&platform, "198.51.100.1")).collect();
-    // Answered at once are a host without its token, and requests whose body nobody asks for.
+    // A host without its token is answered at once. So are requests whose body nobody asks for.
     slow.push(unfinished(&platform, "POST /v1/hosts/host-x/heartbeat", "", 9));
     slow.push(unfinished(&platform, "GET /health", "", 9));
     slow.push(unfinished(&platform, "GET /v1/nonsense", &key, 9));
@@ -77,7 +78,7 @@ async fn clients_behind_a_proxy_have_a_share_each() {
     let (status, refused) = ask("2001:db8::ffff");
     assert_eq!(status, 429, "{refused}");
     assert!(refused.contains("retry-after: 1\r\n"), "{refused}");
-    // Another network, and whoever is on this machine, is served.
+    // Another network is served, and so is a client on this machine.
     assert_eq!(ask("2001:db8:0:1::1").0, 200);
     assert_eq!(ask("203.0.113.9").0, 200);
     client.get("/v1/capsules").await.expect(200);
@@ -89,7 +90,7 @@ async fn clients_behind_a_proxy_have_a_share_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caller_has_a_share_of_the_requests_under_way() {
-    // A quarter of them for a key, a half for the team.
+    // A key's share is a quarter of them, and a team's is a half.
     let platform = Platform::start(Driver::Fake, &[("WRENN_CONNECTIONS", "24")]).await;
     let client = platform.client();
     let (other, third) = (key(&platform).await, key(&platform).await);
@@ -103,7 +104,7 @@ async fn caller_has_a_share_of_the_requests_under_way() {
             assert_eq!(socket.next().await.unwrap()["type"], "start");
             sockets.push(socket);
         }
-        // A socket is under way for as long as it is open.
+        // A socket counts as under way for as long as it is open.
         let refused = client.get("/v1/capsules").await;
         refused.refuses(429, "too_many_at_once", "this key");
     }
@@ -116,7 +117,7 @@ async fn caller_has_a_share_of_the_requests_under_way() {
     platform.finish();
 }
 
-/// A further key of the team.
+/// Makes a further key of the team.
 async fn key(platform: &Platform) -> Client {
     let made = platform.client().post("/v1/api-keys", &json!({ "name": "other" })).await;
     platform.client_with(made.expect(201)["key"].as_str().unwrap())
@@ -155,7 +156,7 @@ async fn bodies_are_refused_before_they_are_read() {
     const LARGE: usize = 19 << 20;
     let (platform, client, id) = capsule().await;
     let key = format!("X-API-Key: {}\r\n", client.key());
-    // Nobody sends the input of a command to a route that runs none.
+    // These routes run no command, so they take no body of that size.
     for line in ["POST /v1/capsules", "POST /v1/teams", "POST /v1/auth/login"] {
         let (status, head) = head(&mut unfinished(&platform, line, &key, LARGE));
         assert!(status == 413 || (line.ends_with("teams") && status == 403), "{line}: {head}");
@@ -225,7 +226,7 @@ async fn strangers_who_wake_one_capsule_wake_it_once() {
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     let sql = "SELECT count(*) FROM audit_logs WHERE action = 'capsule.resume'";
     assert_eq!(crate::proxy::psql(&platform, sql), "1");
-    // What a connection has counted is written when it ends.
+    // PostgreSQL writes a connection's counts when the connection ends.
     platform.kill();
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename IS NOT NULL \
                AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
@@ -240,7 +241,7 @@ async fn strangers_who_wake_one_capsule_wake_it_once() {
     platform.finish();
 }
 
-/// Somebody who holds a table, as a statement does that takes long.
+/// A client that holds a table locked, as a long statement would.
 struct Held(Child);
 
 impl Held {
@@ -286,7 +287,7 @@ async fn reads_that_take_long_leave_the_database_to_others() {
         client.get("/health").await.expect(200);
         client.get(&format!("/v1/capsules/{id}")).await.expect(200);
         answered += 1;
-        // No more often than a team may ask.
+        // The pause keeps the requests within the team's rate.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(answered > 0);

@@ -232,7 +232,7 @@ async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
     let (path, cookie) = provider.go(&anyone, "github").await;
     let (status, body) = back(&anyone, &path, &cookie).await.unwrap_err();
     assert_eq!(status, 401, "{body}");
-    // By the account's own wish, whatever the e-mail there; in the browser that asks for it.
+    // A user may add a provider whatever the e-mail there, but only in the browser that asks.
     let no = user.post("/v1/me/providers/github", &json!({})).await;
     no.refuses(400, "invalid_request", "authorization");
     let session = browser(&anyone, "a@example.com").await;
@@ -260,7 +260,7 @@ async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
     platform.finish();
 }
 
-/// Signs in as a page does; returns the session's cookie and the CSRF token.
+/// Signs in as a page does. Returns the session's cookie and the CSRF token.
 async fn browser(client: &Client, email: &str) -> (String, String) {
     let body = json!({ "email": email, "password": PASSWORD });
     let ask = client.request(Method::POST, "/v1/auth/login").json(&body);
@@ -293,13 +293,13 @@ async fn a_provider_is_added_in_the_session_that_asked_for_it_alone() {
     provider.is(json!({ "verified": true }));
     let attackers = browser(&anyone, "attacker@example.com").await;
     let victims = browser(&anyone, "victim@example.com").await;
-    // The attacker's state, in the browser of a victim who is signed in, and of one who is not.
+    // The attacker's state is of no use in a victim's browser, signed in or not.
     for cookie in [victims.0.as_str(), ""] {
         let (path, state) = add(&provider, &anyone, &attackers).await;
         let (status, body) = back(&anyone, &path, &format!("{state}; {cookie}")).await.unwrap_err();
         assert_eq!((status, &body["error"]["code"]), (401, &json!("sign_in_failed")));
     }
-    // Nor in another session of the same user, nor once the session has ended.
+    // It is of no use in another session of the same user, or once the session has ended.
     let second = browser(&anyone, "attacker@example.com").await;
     let (path, state) = add(&provider, &anyone, &attackers).await;
     assert!(back(&anyone, &path, &format!("{state}; {}", second.0)).await.is_err());
@@ -347,7 +347,7 @@ async fn a_strangers_sign_up_keeps_nobody_from_coming_by_a_provider() {
     let session = back(&anyone, &path, &cookie).await.unwrap();
     let came = me(&anyone, &session).await;
     assert_eq!((&came["name"], &came["has_password"]), (&json!("Corp Person"), &json!(false)));
-    // What the stranger chose opens nothing.
+    // The password that the stranger chose opens nothing.
     let come = json!({ "token": strangers, "password": PASSWORD });
     anyone.post("/v1/auth/activate", &come).await.refuses(401, "invalid_token", "activation");
     let log_in = json!({ "email": "p@example.com", "password": PASSWORD });

@@ -1,5 +1,5 @@
-//! Two changes at once. The test plays one of them, in a transaction of its own; the request was
-//! admitted by what was true before, waits for that transaction, and must see what it did.
+//! Two changes at once. The test makes one of them in a transaction of its own. The request was
+//! admitted before that change, waits for the transaction, and must see its result.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ impl Other {
         Self { db, watch, pid }
     }
 
-    /// Waits until so many of the platform's transactions wait for this one.
+    /// Waits until `count` of the platform's transactions wait for this one.
     async fn awaited(&mut self, count: i64) {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))";
         for _ in 0..600 {
@@ -42,7 +42,7 @@ impl Other {
         sqlx::raw_sql("COMMIT").execute(&mut self.db).await.unwrap();
     }
 
-    /// Commits once a request waits for this transaction; returns what that is answered.
+    /// Commits once a request waits for this transaction. Returns the answer to the request.
     pub(crate) async fn then<T>(mut self, request: impl Future<Output = T>) -> T {
         let mut request = std::pin::pin!(request);
         tokio::select! {
@@ -75,17 +75,17 @@ async fn log_in(client: &Client, email: &str, password: &str) -> Answer {
     client.post("/v1/auth/login", &body).await
 }
 
-/// The user's id, for SQL.
+/// Returns SQL for the id of a user.
 fn user(email: &str) -> String {
     format!("(SELECT id FROM users WHERE email = '{email}')")
 }
 
-/// The id of the team that somebody owns, for SQL.
+/// Returns SQL for the id of the team that a user owns.
 fn team_of(email: &str) -> String {
     format!("(SELECT team_id FROM memberships WHERE role = 'owner' AND user_id = {})", user(email))
 }
 
-/// A reset of a password, as the platform does it.
+/// Returns the statements by which the platform resets a password.
 fn reset(email: &str) -> String {
     let id = user(email);
     format!(
@@ -100,20 +100,20 @@ async fn a_stolen_password_does_not_survive_its_reset() {
     platform.user("a@example.com").await;
     let changer = platform.user("b@example.com").await;
     let anyone = platform.client_with("");
-    // A sign-in by the old password.
+    // A sign-in by the old password races with the reset.
     let other = Other::begin(&platform, &reset("a@example.com")).await;
     let answer = other.then(log_in(&anyone, "a@example.com", PASSWORD)).await;
     answer.refuses(401, "wrong_credentials", "");
     let sessions =
         format!("SELECT count(*) FROM sessions WHERE user_id = {}", user("a@example.com"));
     assert_eq!(scalar(&platform, &sessions).await, 0);
-    // A change of the password by who knows the old one, in a session that the reset ends.
+    // Somebody who knows the old password changes it, in a session that the reset ends.
     let other = Other::begin(&platform, &reset("b@example.com")).await;
     let change = json!({ "current_password": PASSWORD, "new_password": "a-thiefs-tangerine-7" });
     other.then(changer.post("/v1/me/password", &change)).await.refuses(401, "unauthorized", "");
     let kept = "SELECT count(*) FROM users WHERE password_hash = 'new'";
     assert_eq!(scalar(&platform, kept).await, 2);
-    // A sign-in while the user is disabled, or erased.
+    // A sign-in races with the user's disabling, and with their erasure.
     platform.user("c@example.com").await;
     let disable = "UPDATE users SET status = 'disabled' WHERE email = 'c@example.com'";
     let other = Other::begin(&platform, disable).await;
@@ -127,7 +127,7 @@ async fn a_stolen_password_does_not_survive_its_reset() {
     let other = Other::begin(&platform, &erase).await;
     let answer = other.then(log_in(&anyone, "d@example.com", PASSWORD)).await;
     answer.refuses(401, "wrong_credentials", "");
-    // The platform's own reset and sign-in at the same moment, with no order given.
+    // The platform's own reset and a sign-in run at the same moment, in either order.
     platform.user("e@example.com").await;
     let mut password = PASSWORD.to_owned();
     for round in 0..3 {
@@ -155,7 +155,7 @@ async fn a_stolen_password_does_not_survive_its_reset() {
     platform.finish();
 }
 
-/// The code of a mail that is there already.
+/// Returns the code of a mail that has already come.
 fn mailed_before(platform: &Platform, to: &str, holding: &str) -> Option<String> {
     let mut names: Vec<_> = std::fs::read_dir(platform.outbox()).ok()?.flatten().collect();
     names.sort_by_key(std::fs::DirEntry::file_name);
@@ -173,7 +173,7 @@ async fn a_sign_up_changes_no_account_and_ends_no_other_sign_up() {
         let body = json!({ "email": email, "password": password, "name": "N" });
         anyone.post("/v1/auth/signup", &body).await.expect(202);
     };
-    // Its owner activates the account while a stranger signs up with the same e-mail.
+    // The account's owner activates it while a stranger signs up with the same e-mail.
     sign_up("a@example.com", PASSWORD).await;
     mailed(&platform, "a@example.com", "give this code:").await;
     let activate = "UPDATE users SET status = 'active', password_hash = 'own' \
@@ -204,7 +204,7 @@ async fn a_sign_up_changes_no_account_and_ends_no_other_sign_up() {
     log_in(&anyone, "b@example.com", PASSWORD).await.expect(200);
     let stolen = log_in(&anyone, "b@example.com", "a-strangers-tangerine-7").await;
     stolen.refuses(401, "wrong_credentials", "");
-    // Whoever is disabled while they activate does not come.
+    // A user who is disabled during the activation does not get in.
     sign_up("c@example.com", PASSWORD).await;
     let token = mailed(&platform, "c@example.com", "give this code:").await;
     let disable = "UPDATE users SET status = 'disabled' WHERE email = 'c@example.com'";
@@ -227,7 +227,7 @@ async fn who_is_removed_meanwhile_makes_nothing_that_lets_others_in() {
     let key = admin.post("/v1/api-keys", &json!({ "name": "k", "scopes": ["team:admin"] })).await;
     let key = platform.client_with(key.expect(201)["key"].as_str().unwrap());
     let (sql_team, sql_user) = (team_of("owner@example.com"), user(&email));
-    // As a removal does it.
+    // These statements are those of the platform's own removal.
     let remove = format!(
         "SELECT 1 FROM teams WHERE id = {sql_team} FOR UPDATE; \
          DELETE FROM memberships WHERE team_id = {sql_team} AND user_id = {sql_user}; \
@@ -284,7 +284,7 @@ async fn an_erasure_leaves_no_team_without_an_owner_and_no_member_without_a_team
     let (of_owner, of_loner) = (team_of("owner@example.com"), team_of("loner@example.com"));
     let heirs =
         format!("(SELECT user_id FROM memberships WHERE team_id = {of_owner} AND role = 'member')");
-    // The team is given to a user who is being erased.
+    // The team goes to a user who is being erased.
     let transfer = format!(
         "SELECT 1 FROM users WHERE id = {heirs} FOR SHARE; \
          SELECT 1 FROM teams WHERE id = {of_owner} FOR UPDATE; \
@@ -320,7 +320,7 @@ async fn of_two_changes_at_once_each_sees_the_other() {
     let owner = platform.user("owner@example.com").await;
     let teams = owner.get("/v1/teams").await.expect(200);
     let team = teams["items"][0]["id"].as_str().unwrap().to_owned();
-    // Both ways into an account are taken away: one stays.
+    // Both ways into an account are removed at once, and one must stay.
     let alone = platform.user("alone@example.com").await;
     run(
         &platform,
@@ -347,7 +347,7 @@ async fn of_two_changes_at_once_each_sees_the_other() {
     let mut statuses = [one.status.as_u16(), two.status.as_u16()];
     statuses.sort_unstable();
     assert_eq!(statuses, [204, 409], "{} {}", one.body, two.body);
-    // Two invitations are taken by a user who has no team: one of them is the default.
+    // A user without a team takes two invitations at once, and one team becomes the default.
     let guest = platform.user("guest@example.com").await;
     let own =
         guest.get("/v1/teams").await.expect(200)["items"][0]["id"].as_str().unwrap().to_owned();
@@ -372,9 +372,9 @@ async fn of_two_changes_at_once_each_sees_the_other() {
     let (one, two) = other.then(both).await;
     one.expect(200);
     two.expect(200);
-    // One invitation is taken twice.
+    // An invitation that was taken cannot be taken again.
     accept(&tokens[0]).await.refuses(401, "invalid_token", "invitation");
-    // A channel is renamed while its secret is renewed, which stays renewed.
+    // A channel is renamed while its secret is renewed. The new secret must stay.
     let channel = json!({ "name": "c", "url": "https://hooks.example.com/" });
     let channel = owner.post("/v1/channels", &channel).await.expect(201);
     let path = format!("/v1/channels/{}", channel["id"].as_str().unwrap());

@@ -1,5 +1,6 @@
-//! What is open ends when the credential that opened it ends: terminals, streams, requests that
-//! wait, tunnels and proxied connections, on every replica, whatever ended the credential.
+//! Open exchanges end when the credential that opened them ends: terminals, streams, waiting
+//! requests, tunnels and proxied connections. They end on every replica, whatever ended the
+//! credential.
 
 use crate::proxy::psql;
 use base64::Engine;
@@ -17,10 +18,11 @@ use tokio::task::JoinHandle;
 const PATIENCE: Duration = Duration::from_secs(60);
 const CODE: &str = "access_revoked";
 
-/// A body that goes on.
+/// An answer's body that goes on.
 type Bytes = BoxStream<'static, reqwest::Result<bytes::Bytes>>;
 
-/// Reads a body until it has `wanted`, to the end when that is empty; the text of it.
+/// Reads a body until its text has `wanted`, or to its end when `wanted` is empty. Returns the
+/// text.
 async fn read(bytes: &mut Bytes, wanted: &str) -> String {
     let mut text = String::new();
     let reading = async {
@@ -43,13 +45,13 @@ fn go_on(wire: &mut Wire) {
     }
 }
 
-/// A guest's program that speaks no HTTP and never stops sending.
+/// Starts a guest's program that speaks no HTTP and never stops sending.
 fn raw() -> Upstream {
     Upstream::start(|mut wire| go_on(&mut wire))
 }
 
-/// One of HTTP that never stops sending, as a body or after a switch of protocols; or that, at
-/// `/silent`, never answers, and notes that it was asked.
+/// Starts a guest's program that speaks HTTP and never stops sending, as a body or after a switch
+/// of protocols. At `/silent` it never answers, and sets the flag.
 fn endless() -> (Upstream, Arc<AtomicBool>) {
     let asked = Arc::new(AtomicBool::new(false));
     let note = Arc::clone(&asked);
@@ -72,7 +74,7 @@ fn endless() -> (Upstream, Arc<AtomicBool>) {
     (guest, asked)
 }
 
-/// What a caller has open at the API.
+/// Everything that a caller may have open at the API.
 struct Open {
     sockets: Vec<(&'static str, Socket)>,
     events: Bytes,
@@ -125,7 +127,7 @@ impl Open {
         Self { sockets, events, tunnel, waits }
     }
 
-    /// Waits until all of it has ended, each with its reason.
+    /// Waits until all of it has ended, each part with its reason.
     async fn ends(self) {
         let mut events = self.ends_but_events().await;
         let rest = read(&mut events, "").await;
@@ -133,7 +135,7 @@ impl Open {
         assert!(rest.contains(&wanted), "{rest}");
     }
 
-    /// The same of all but the stream of events, which is returned.
+    /// Waits until all but the stream of events has ended. Returns that stream.
     async fn ends_but_events(mut self) -> Bytes {
         for (what, socket) in &mut self.sockets {
             let (last, close) = socket.until_closed().await;
@@ -147,7 +149,7 @@ impl Open {
     }
 }
 
-/// A platform with a team and its capsule; the owner is no admin of the platform.
+/// Starts a platform with a team and its capsule. The owner is no admin of the platform.
 async fn team() -> (Platform, Client, String, String) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("root@example.com").await;
@@ -178,14 +180,14 @@ async fn what_a_key_has_open_ends_with_the_key_on_every_replica() {
     owner.delete(&path).await.expect(204);
     here.ends().await;
     there.ends().await;
-    // What another key has open goes on, and so does the command.
+    // The exchanges of another key go on, and so do the commands.
     let seen = stays.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
     assert!(seen["processes"].as_array().unwrap().len() >= 6, "{seen}");
     let pty = &mut other.sockets[1].1;
     pty.send(json!({ "type": "input", "data": STANDARD.encode("echo st''ill\n") })).await;
     pty.until("output", "still").await;
     read(&mut other.tunnel, "x").await;
-    // A key's own end is none that is told.
+    // Nobody announces that a key expires, but its exchanges must end all the same.
     let (brief, _) = key(&platform, &owner, json!({ "expires_sec": 30 })).await;
     Open::of(&brief, &id, guest.port).await.ends().await;
     drop(replica);
@@ -199,7 +201,7 @@ async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_all
     let (member, user) = platform.member(&owner, &team, "member").await;
     let (member, member_path) = (member.in_team(&team), format!("/v1/teams/{team}/members/{user}"));
     let (made, _) = key(&platform, &member, json!({})).await;
-    // A viewer may still see events, and do nothing in the capsule.
+    // A viewer may still see events, but do nothing in the capsule.
     let (own, by_key) =
         (Open::of(&member, &id, guest.port).await, Open::of(&made, &id, guest.port).await);
     owner.patch(&member_path, &json!({ "role": "viewer" })).await.expect(204);
@@ -207,9 +209,9 @@ async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_all
     let _events = by_key.ends_but_events().await;
     owner.create(&json!({})).await;
     read(&mut events, "capsule.running").await;
-    // Signed out.
+    // First the member signs out.
     owner.patch(&member_path, &json!({ "role": "member" })).await.expect(204);
-    // Where there are two replicas, the other hears of it a moment later.
+    // With two replicas, the other learns of the role a moment later.
     let ping = format!("/v1/capsules/{id}/ping");
     eventually("every replica knows the role", async || {
         let mut known = true;
@@ -223,10 +225,10 @@ async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_all
     let by_key = Open::of(&made, &id, guest.port).await;
     member.post("/v1/auth/logout", &json!({})).await.expect(204);
     own.ends().await;
-    // Removed from the team: the key that they made ends with the membership.
+    // Then the member is removed, and the key that they made ends with the membership.
     owner.delete(&member_path).await.expect(204);
     by_key.ends().await;
-    // Disabled.
+    // Finally another member is disabled.
     let (other, user) = platform.member(&owner, &team, "admin").await;
     let own = Open::of(&other.in_team(&team), &id, guest.port).await;
     let disabled = json!({ "status": "disabled" });
@@ -235,7 +237,7 @@ async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_all
     platform.finish();
 }
 
-/// A change that a replica does not hear of is found when it hears again.
+/// A replica that missed a change finds it when it hears of changes again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_revoked_while_nothing_is_heard_ends_when_it_is_heard_again() {
     let (platform, owner, _, id) = team().await;
@@ -252,7 +254,7 @@ async fn what_is_revoked_while_nothing_is_heard_ends_when_it_is_heard_again() {
     platform.finish();
 }
 
-/// Opens what a request to a port may have open: a body, a switched connection, a wait.
+/// Opens what a request to a port may have open: a body, and a switched connection.
 async fn at_port(client: &Client, id: &str, port: u16, by: (&str, &str)) -> (Bytes, Bytes) {
     let ask = |path| client.to_port(Method::GET, id, port, path).header(by.0, by.1);
     let mut body = ask("/").send().await.unwrap().bytes_stream().boxed();
@@ -275,7 +277,7 @@ async fn what_is_open_at_a_port_ends_with_what_opened_it() {
     let (replica, (guest, asked)) = (Replica::start(&platform), endless());
     let nobody = platform.client_with("");
     let none = ("x-none", "1");
-    // A key: its bodies, tunnels, waits and E2B's streams.
+    // A key ends with its bodies, tunnels, waits and E2B's streams.
     let (revoked, path) = key(&platform, &owner, json!({})).await;
     let here = at_port(&revoked, &id, guest.port, none).await;
     let there = at_port(&revoked.at(&replica.url), &id, guest.port, none).await;
@@ -296,7 +298,7 @@ async fn what_is_open_at_a_port_ends_with_what_opened_it() {
     read(&mut stream, "").await;
     let silent = tokio::time::timeout(PATIENCE, silent).await.expect("a wait goes on").unwrap();
     silent.refuses(401, CODE, "credential");
-    // The capsule's token.
+    // Replacing the capsule's token ends its connections.
     let port = format!("/v1/capsules/{id}/ports/{}", guest.port);
     let token = owner.get(&port).await.expect(200)["traffic_token"].as_str().unwrap().to_owned();
     let header = ("e2b-traffic-access-token", token.as_str());
@@ -305,12 +307,12 @@ async fn what_is_open_at_a_port_ends_with_what_opened_it() {
     owner.post(&format!("/v1/capsules/{id}/traffic-token"), &json!({})).await.expect(200);
     end(here).await;
     end(there).await;
-    // A public port.
+    // Closing a public port ends its connections.
     owner.put(&port, &json!({ "public": true })).await.expect(200);
     let here = at_port(&nobody, &id, guest.port, none).await;
     owner.put(&port, &json!({ "public": false })).await.expect(200);
     end(here).await;
-    // A link's cookie: when it expires, and when its links are ended.
+    // A link's cookie ends when it expires, and when the capsule's links are ended.
     let cookie = async |seconds: u32| {
         let body = json!({ "expires_sec": seconds });
         let link = owner.post(&format!("{port}/links"), &body).await.expect(201);

@@ -15,7 +15,7 @@ async fn older_program_starts_on_a_newer_schema_down_to_the_schemas_floor() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let id = platform.client().create(&serde_json::json!({ "memory_mb": 128 })).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
-    // As a program of a later version leaves the database.
+    // A program of a later version leaves the database like this.
     let newer = "INSERT INTO _sqlx_migrations \
                  (version, description, success, checksum, execution_time) \
                  VALUES (9999, 'later', true, '\\x00', 0)";

@@ -11,7 +11,7 @@ use tests::{Client, Driver, Platform, S3, eventually};
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
-/// The name of a tree in the store.
+/// Returns the name of a tree in the store.
 fn tree_name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
@@ -25,13 +25,14 @@ async fn stored(client: &Client, id: &str) {
     .await;
 }
 
-/// A capsule's trees in the store, with what they hold.
+/// Returns a capsule's trees in the store, with their contents.
 fn trees(s3: &S3, id: &str) -> BTreeMap<PathBuf, Vec<u8>> {
     let found = s3.find(&format!("trees/capsules/{id}"));
     found.into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// What a host has of a capsule's snapshot, which says when it was taken.
+/// Returns the manifest of a capsule's snapshot on a host. The manifest holds the time of the
+/// snapshot.
 fn manifest(dir: &Path, id: &str, number: u64) -> Option<Vec<u8>> {
     std::fs::read(dir.join(format!("capsules/{id}/kept/{number}/manifest.json"))).ok()
 }
@@ -214,7 +215,7 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     .await;
     let tree = tree_name(before.keys().next().unwrap()).to_owned();
     platform.kill();
-    // The host has its old copy still, and goes on with it by itself up to the same number.
+    // The host still has its old copy, and goes on with it by itself up to the same number.
     assert!(folder.join("kept/1").exists() && !folder.join("kept/2").exists());
     second.process = platform.agent(&client, second.dir.path(), &second.address).await.0;
     let agent = platform.client_of_agent(&second.address).below("/wrenn.host.v1.Host");
@@ -224,11 +225,11 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     agent.post("/ResumeCapsule", &at(50)).await.expect(200);
     agent.post("/PauseCapsule", &at(51)).await.expect(200);
     assert!(manifest(second.dir.path(), &id, 2).is_some_and(|kept| kept != good));
-    // A removal of what was there before is too late for it.
+    // A removal of the earlier copy comes too late for the later one.
     let late = agent.post("/DestroyCapsule", &at(50)).await;
     assert_eq!(late.body["code"], "aborted", "{}", late.body);
     assert_eq!(listed().await["capsules"][0]["state"], "CAPSULE_STATE_PAUSED");
-    // It is asked to go on with the capsule: not with its own copy, though that is as new.
+    // The host is told to go on from the store's copy, though its own has the same number.
     let ledger: Value =
         serde_json::from_slice(&std::fs::read(folder.join("capsule.json")).unwrap()).unwrap();
     let resume = json!({
@@ -243,7 +244,7 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     }
     agent.post("/ResumeCapsule", &resume).await.expect(200);
     assert_eq!(manifest(second.dir.path(), &id, 2).as_ref(), Some(&good));
-    // The command comes again, after the capsule was paused: nothing gives way to what is older.
+    // The command comes again after a pause, and an older copy must not replace the newer one.
     agent.post("/PauseCapsule", &at(101)).await.expect(200);
     let newer = manifest(second.dir.path(), &id, 3).unwrap();
     let again = agent.post("/ResumeCapsule", &resume).await;
@@ -268,7 +269,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
     let shown = async || client.get(&path).await.expect(200);
     client.pause(&id).await;
     stored(&client, &id).await;
-    // It runs on, for a time that ends while its host sleeps.
+    // The capsule runs on, and its time ends while its host sleeps.
     client.change(&id, "resume", &json!({ "timeout": 20 })).await;
     let pid = i32::try_from(first.process.id()).unwrap();
     tests::signal(pid, Signal::STOP);
@@ -276,7 +277,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
     eventually("it is missing", || async { (shown().await["status"] == "missing").then_some(()) })
         .await;
     client.delete(&format!("/v1/hosts/{}?force=true", first.id)).await.expect(204);
-    // It goes on elsewhere from what the store has, and is paused there under the same number.
+    // The capsule goes on elsewhere from the store, and is paused there under the same number.
     client.resume(&id).await;
     let local = shown().await["host_id"].as_str().unwrap().to_owned();
     client.pause(&id).await;
@@ -287,7 +288,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
         (trees.len() == 1).then_some(trees)
     })
     .await;
-    // The host wakes: its capsule's time is over.
+    // The host wakes, and its capsule's time is over.
     tests::signal(pid, Signal::CONT);
     let log = first.dir.path().join("agent.log");
     eventually("it has paused the capsule, and is told that it is no member", || async {
@@ -299,14 +300,14 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
     .await;
     assert_ne!(manifest(first.dir.path(), &id, 2).as_ref(), Some(&good));
     assert_eq!(trees(&s3, &id), before, "the good copy was touched");
-    // What is resumed on a third host is the good copy.
+    // A third host resumes the good copy.
     let third = Second::start(&platform, &client).await;
     client.post(&format!("/v1/hosts/{local}/drain"), &json!({})).await.expect(200);
     goes_elsewhere(&client, &id).await;
     assert_eq!(shown().await["host_id"], third.id.as_str());
     let fetched = |number| Some((number, manifest(third.dir.path(), &id, number)?));
     let (number, fetched) = (2..10).find_map(fetched).unwrap();
-    // A replica that did not know of the drain yet has resumed it at home first.
+    // A replica that did not know of the drain yet may have resumed the capsule at home first.
     assert!(number > 2 || fetched == good, "not the good copy");
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     let before = eventually("one tree is in the store", || async {
@@ -314,7 +315,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
         (trees.len() == 1).then_some(trees)
     })
     .await;
-    // The first host joins again, as another: what it has is nobody's, and nothing else is.
+    // The first host joins again under a new id, so its copy belongs to nobody and is removed.
     first.kill();
     std::fs::remove_file(first.dir.path().join("host-credentials.json")).unwrap();
     first.again(&platform, &client).await;
@@ -323,7 +324,8 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
         (left == 0).then_some(())
     })
     .await;
-    // It may have sent that first, under a name of its own, which the next pause removes.
+    // The host may have sent its copy first, under a name of its own. The next pause removes that
+    // tree.
     let now = trees(&s3, &id);
     assert!(before.iter().all(|(name, tree)| now.get(name) == Some(tree)), "the good copy");
     assert_eq!(client.out(&id, "echo up").await, "up\n");
@@ -341,7 +343,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
     platform.finish();
 }
 
-/// A host that missed its capsule's life elsewhere, and is the capsule's host again.
+/// A host missed its capsule's life elsewhere, and is then the capsule's host again.
 #[tokio::test(flavor = "multi_thread")]
 async fn copy_of_before_a_placement_is_removed_and_fetched_anew() {
     let s3 = S3::start().await;
@@ -363,7 +365,7 @@ async fn copy_of_before_a_placement_is_removed_and_fetched_anew() {
     client.resume(&id).await;
     assert_eq!(manifest(&platform.dir(), &id, 1), Some(good));
     assert_eq!(client.out(&id, "echo up").await, "up\n");
-    // A snapshot that was stored by an earlier version is named by its number alone.
+    // A snapshot that an earlier version stored is named by its number alone.
     client.pause(&id).await;
     stored(&client, &id).await;
     let newest = |tree: &PathBuf| tree_name(tree).starts_with("2-");

@@ -325,7 +325,7 @@ async fn what_a_removed_admin_made_lets_nobody_in() {
     let log = owner.get("/v1/audit-logs?action=member.remove").await.expect(200);
     let ended = json!({ "keys_revoked": 1, "invitations_deleted": 2, "channels_disabled": 2 });
     assert_eq!(log["items"][0]["metadata"]["ended"], ended);
-    // A channel is the team's: who turns it on again answers for it.
+    // A channel is the team's, and an admin who enables it again answers for it.
     let id = channels["items"][0]["id"].as_str().unwrap();
     owner.patch(&format!("/v1/channels/{id}"), &json!({ "enabled": true })).await.expect(200);
     platform.finish();
@@ -353,18 +353,18 @@ async fn an_invitation_is_of_use_while_who_made_it_may_invite() {
         json!({ "token": token })
     };
     let accept = "/v1/invitations/accept";
-    // Its maker is disabled, and may come back.
+    // The maker is disabled, and may come back.
     invite(&admin).await;
     let first = token().await;
     let user = format!("/v1/admin/users/{admins}");
     root.patch(&user, &json!({ "status": "disabled" })).await.expect(200);
     guest.post(accept, &first).await.refuses(401, "invalid_token", "invitation");
     root.patch(&user, &json!({ "status": "active" })).await.expect(200);
-    // Its maker is an admin no more.
+    // The maker is no longer an admin.
     let member = format!("/v1/teams/{team}/members/{admins}");
     owner.patch(&member, &json!({ "role": "member" })).await.expect(204);
     guest.post(accept, &first).await.refuses(401, "invalid_token", "invitation");
-    // It was made by a key that is revoked, or by one that this key made.
+    // The invitation was made by a child of a key that is revoked.
     let wanted = json!({ "name": "k", "scopes": ["team:admin"] });
     let made = owner.in_team(&team).post("/v1/api-keys", &wanted).await.expect(201);
     let key = platform.client_with(made["key"].as_str().unwrap());
@@ -418,7 +418,7 @@ async fn what_an_admin_of_the_platform_gave_out_ends_with_their_right() {
     let anyone = platform.client_with("");
     let come = json!({ "token": invited, "password": tests::PASSWORD, "program": true });
     anyone.post("/v1/auth/activate", &come).await.refuses(401, "invalid_token", "activation");
-    // Nor by signing up, which takes an invitation that stands.
+    // Signing up fails too, since it takes an invitation whose maker may still invite.
     let body = json!({ "email": "in@example.com", "password": tests::PASSWORD, "name": "N" });
     anyone.post("/v1/auth/signup", &body).await.expect(202);
     root.post("/v1/admin/users", &json!({ "email": "in@example.com" })).await.expect(201);
@@ -427,7 +427,8 @@ async fn what_an_admin_of_the_platform_gave_out_ends_with_their_right() {
         (token != invited).then_some(token)
     })
     .await;
-    // The only other mail is that of the admin who is one, since it takes a first password.
+    // The only other mail comes from the remaining admin's invitation, which takes a first
+    // password.
     let come = json!({ "token": invited, "password": "a-first-tangerine-3", "program": true });
     anyone.post("/v1/auth/activate", &come).await.expect(200);
     platform.finish();

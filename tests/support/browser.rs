@@ -1,4 +1,4 @@
-//! A real browser, Debian's Chromium without a window, told what to do by the DevTools protocol.
+//! A real browser, Debian's Chromium without a window, driven by the DevTools protocol.
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -11,27 +11,27 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-/// How long a start and a page may take, on a machine that others use too.
+/// Time that a start or a page may take, on a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A browser with one page, whose profile is its own.
+/// A browser with one page and a profile of its own.
 pub struct Browser {
     process: Child,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// The page's session of the protocol.
     page: String,
     last: u64,
-    /// Whether a page has loaded since the last look.
+    /// Set once a page has loaded since the last look.
     loaded: bool,
     _profile: TempDir,
 }
 
 impl Browser {
-    /// Starts one that finds a domain and every name below it at an address, whoever signed its
-    /// certificate.
+    /// Starts a browser that finds a domain and every name below it at an address. The browser
+    /// accepts any certificate.
     ///
     /// # Panics
-    /// When it does not start.
+    /// When the browser does not start.
     pub async fn start(domain: &str, at: SocketAddr) -> Self {
         let profile = tempfile::Builder::new().prefix("wrenn-browser-").tempdir().unwrap();
         let rules = format!("MAP {domain} {ip}, MAP *.{domain} {ip}", ip = at.ip());
@@ -62,7 +62,7 @@ impl Browser {
         this
     }
 
-    /// Asks for something and returns its result.
+    /// Sends a command and returns its result.
     async fn ask(&mut self, method: &str, params: Value) -> Value {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": params });
@@ -79,7 +79,7 @@ impl Browser {
         }
     }
 
-    /// The next message; `what` says what is waited for.
+    /// Returns the next message; `what` names the event that is waited for.
     async fn next(&mut self, what: &str) -> Value {
         loop {
             let next = tokio::time::timeout(PATIENCE, self.socket.next()).await;
@@ -92,7 +92,7 @@ impl Browser {
         }
     }
 
-    /// Goes to a URL as who types it does, and returns the text of the page once it has loaded.
+    /// Opens a URL as if somebody had typed it, and returns the page's text once it has loaded.
     ///
     /// # Panics
     /// When the browser cannot get there.
@@ -107,7 +107,7 @@ impl Browser {
         text.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Runs a script in the page and returns what it comes to, also when that is a promise.
+    /// Runs a script in the page and returns its result, also when that is a promise.
     ///
     /// # Panics
     /// When the script throws.
@@ -118,7 +118,7 @@ impl Browser {
         done["result"]["value"].clone()
     }
 
-    /// Every cookie that the browser has: domain, path and name, in order.
+    /// Returns every cookie that the browser has: domain, path and name, in order.
     pub async fn cookies(&mut self) -> Vec<(String, String, String)> {
         let all = self.ask("Storage.getCookies", json!({})).await;
         let text = |cookie: &Value, field: &str| cookie[field].as_str().unwrap().to_owned();
@@ -129,7 +129,7 @@ impl Browser {
     }
 }
 
-/// Where the browser listens, as it writes it down once it does.
+/// Returns the address where the browser listens, from the file that it writes.
 async fn address(profile: &Path, process: &mut Child) -> String {
     let limit = Instant::now() + PATIENCE;
     loop {

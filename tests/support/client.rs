@@ -265,10 +265,10 @@ impl Socket {
         }
     }
 
-    /// Reads to the close: the last frame, and the close's code and reason.
+    /// Reads to the close. Returns the last frame, and the close's code and reason.
     ///
     /// # Panics
-    /// When it does not come in time.
+    /// When the close does not come in time.
     pub async fn until_closed(&mut self) -> (Value, Option<(u16, String)>) {
         let mut last = Value::Null;
         loop {

@@ -64,9 +64,9 @@ impl Leftovers {
     }
 }
 
-/// What a process has open in network namespaces that are neither its own nor bound below
-/// `/run/wrenn`: descriptors of namespaces, and sockets. An agent has nothing of the kind, but for
-/// an instant while it takes a namespace down.
+/// Returns a process's descriptors and sockets in network namespaces that are neither its own nor
+/// bound below `/run/wrenn`. An agent has none, except for an instant while it takes a namespace
+/// down.
 #[must_use]
 pub fn held_in_removed_namespaces(pid: u32) -> Vec<String> {
     let known = || {
@@ -83,8 +83,7 @@ pub fn held_in_removed_namespaces(pid: u32) -> Vec<String> {
     unknown(pid, known)
 }
 
-/// How many descriptors of namespaces a process has open, and how many sockets in other
-/// namespaces than its own.
+/// Counts a process's descriptors of namespaces, and its sockets in namespaces other than its own.
 #[must_use]
 pub fn held_in_namespaces(pid: u32) -> (usize, usize) {
     let strange = unknown(pid, || known_to(pid));
@@ -93,8 +92,8 @@ pub fn held_in_namespaces(pid: u32) -> (usize, usize) {
     (namespaces.len(), sockets.len())
 }
 
-/// The namespaces and sockets that a process has open and that are not among those known, at two
-/// looks: what is opened or closed at one of them is nothing strange.
+/// Returns the namespaces and sockets that a process has open, and that are unknown, at two looks.
+/// Something that opens or closes between the looks is nothing strange.
 fn unknown(pid: u32, known: impl Fn() -> Vec<String>) -> Vec<String> {
     let look = || {
         let open = open_descriptors(pid);
@@ -109,7 +108,7 @@ fn unknown(pid: u32, known: impl Fn() -> Vec<String>) -> Vec<String> {
     look().into_iter().filter(|link| first.contains(link)).collect()
 }
 
-/// The namespaces and the sockets that a process has open, by what their links say.
+/// Returns the namespaces and sockets that a process has open, by the text of their links.
 fn open_descriptors(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
@@ -117,7 +116,7 @@ fn open_descriptors(pid: u32) -> Vec<String> {
     links.filter(|link| link.starts_with("socket:[") || link.starts_with("net:[")).collect()
 }
 
-/// A process's own namespace, and the sockets in that.
+/// Returns a process's own namespace, and the sockets in it.
 fn known_to(pid: u32) -> Vec<String> {
     let own = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap_or_default();
     let mut known = sockets_below(&format!("/proc/{pid}/net"));
@@ -125,7 +124,7 @@ fn known_to(pid: u32) -> Vec<String> {
     known
 }
 
-/// Tables of sockets, and which word of a line is the socket's inode.
+/// Tables of sockets, and the position of the inode in a line.
 const TABLES: [(&str, usize); 8] = [
     ("tcp", 9),
     ("tcp6", 9),
@@ -142,13 +141,13 @@ fn links(table: &str, word: usize) -> Vec<String> {
     inodes.map(|inode| format!("socket:[{inode}]")).collect()
 }
 
-/// The sockets of the namespace whose tables are in a folder.
+/// Returns the sockets of the namespace whose tables are in a folder.
 fn sockets_below(folder: &str) -> Vec<String> {
     let read = |name: &str| fs::read_to_string(format!("{folder}/{name}")).unwrap_or_default();
     TABLES.iter().flat_map(|(name, word)| links(&read(name), *word)).collect()
 }
 
-/// The sockets of a namespace that is bound to a file.
+/// Returns the sockets of a namespace that is bound to a file.
 fn sockets_in(namespace: &Path) -> Vec<String> {
     let mut all = Vec::new();
     for (name, word) in TABLES {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const REPLICAS: &str = "WRENN_TEST_REPLICAS";
 /// Long enough for a machine that is emulated itself.
 const START: Duration = Duration::from_secs(240);
-/// How long a look at what the agent has open may be repeated.
+/// Time for which a look at the agent's open descriptors may be repeated.
 const HELD: Duration = Duration::from_secs(5);
 
 /// What runs the guests of the whole suite: `firecracker`, which is then that of the other.
@@ -196,8 +196,8 @@ impl Platform {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// The command that starts it, with its output kept; on free ports, unless its variables name
-    /// others.
+    /// Returns the command that starts it, with its output kept. Ports are free ones, unless the
+    /// platform's variables name others.
     #[must_use]
     pub fn up_command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
@@ -421,8 +421,8 @@ impl Platform {
         assert!(!self.dir().exists(), "the folder is left");
     }
 
-    /// The agent has nothing open in namespaces of capsules that are gone. What it opens just now
-    /// is in no table yet, so that it is looked at more than once.
+    /// Checks that the agent has nothing open in namespaces of capsules that are gone. A socket
+    /// that opens just now is in no table yet, so the check looks more than once.
     fn check_held(&self) {
         let limit = Instant::now() + HELD;
         let mut held = held_in_removed_namespaces(self.pid());

@@ -72,7 +72,7 @@ impl Wire {
         count
     }
 
-    /// Whether bytes have come that were not read yet.
+    /// Reports whether bytes have come that were not read yet.
     ///
     /// # Panics
     /// When the socket cannot be asked.

@@ -1,4 +1,4 @@
-//! What was kept and is not whole is found out, told, and never taken for what it was.
+//! Damaged snapshots are noticed, reported, and never restored as if they were whole.
 
 use crate::capsule;
 use serde_json::json;

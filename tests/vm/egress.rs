@@ -179,8 +179,8 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
     platform.finish();
 }
 
-/// Speaks to `INTERNET` by bytes that a usual client does not send, and prints of each case whether
-/// the web server there answered for `bad.test`.
+/// Speaks to `INTERNET` in ways that a usual client does not. Prints for each case whether the web
+/// server there answered for `bad.test`.
 const TRICKS: &str = r#"
 import socket, ssl, sys, time
 at = sys.argv[1]
@@ -224,14 +224,14 @@ print("no server name", b" at " in tls(None), False)
 print("good server name False", b" at " in tls("good.test"))
 "#;
 
-/// On ports 80 and 443, where a name is denied, nothing reaches it whose host cannot be read, and
-/// a connection of before the change is none that goes on.
+/// While a name is denied, nothing with an unreadable host reaches ports 80 and 443. Connections
+/// from before the change do not go on either.
 #[tokio::test]
 async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection() {
     let _internet = Internet::make().with_names();
     let (platform, client) = platform().await;
     let id = client.create(&small()).await;
-    // Open connections of before the change, which the filter has never seen.
+    // These connections were opened before the change, and the filter has never seen them.
     let open = format!(
         "for s in http https; do curl -skN --resolve bad.test:80:{INTERNET} \
          --resolve bad.test:443:{INTERNET} $s://bad.test/slow >/tmp/$s & done; sleep 3; \
@@ -274,7 +274,7 @@ async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection(
     platform.finish();
 }
 
-/// Opens more connections than a capsule may have, in a way that costs a guest nothing.
+/// Opens more connections than a capsule may have, in a way that costs the guest nothing.
 const FLOOD: &str = r#"
 import socket, sys
 kept = []
@@ -286,7 +286,7 @@ for i in range(10000):
 print("sent")
 "#;
 
-/// As many questions at once as a busy program has, all of which are answered.
+/// Asks as many questions at once as a busy program has, and all must be answered.
 const BUSY: &str = r#"
 import socket, sys
 q = b"\0\1\1\0\0\1\0\0\0\0\0\0\1a\4test\0\0\1\0\1"
@@ -302,7 +302,7 @@ for s in all: s.settimeout(3)
 print(sum(answered(s) for s in all))
 "#;
 
-/// Entries of the host's connection-tracking table that lead to the internet of the tests.
+/// Counts the entries of the host's connection-tracking table that lead to the tests' internet.
 fn entries() -> usize {
     let table = std::fs::read_to_string("/proc/net/nf_conntrack").unwrap();
     table.lines().filter(|line| line.contains(&format!("dst={OTHER}"))).count()
@@ -322,7 +322,7 @@ async fn flood_of_one_guest_leaves_the_hosts_connection_table_to_others() {
     assert!((1..=2100).contains(&count), "{count} entries of one capsule");
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     assert_eq!(entries(), 0, "entries outlive their capsule");
-    // Its address is another's by now, or soon.
+    // Another capsule has the address by now, or soon will.
     let next = client.create(&small()).await;
     assert_eq!(client.out(&next, &python(BUSY, INTERNET)).await.trim(), "400");
     platform.finish();

@@ -1,4 +1,5 @@
-//! Guests that end by themselves: every way is told as an end, and none is kept as a snapshot.
+//! Guests that end by themselves. Every way counts as an end, and no such guest is kept as a
+//! snapshot.
 
 use crate::{capsule, small};
 use base64::Engine;
@@ -8,20 +9,20 @@ use serde_json::json;
 use std::fs;
 use tests::{Client, Platform, eventually, processes_of, signal};
 
-/// What the host says of a guest whose processors never run again.
+/// The host's reason for a guest whose processors never run again.
 const HALTED: &str = "the guest ended: its processors are halted";
 
-/// A command by which root calls `reboot(2)`.
+/// Returns a command by which root calls `reboot(2)`.
 fn reboot(command: &str) -> String {
     format!("sudo python3 -c 'import ctypes; ctypes.CDLL(None).reboot({command})'")
 }
 
-/// Stops every processor, with interrupts off (`LINUX_REBOOT_CMD_HALT`).
+/// Returns a command that stops every processor, with interrupts off (`LINUX_REBOOT_CMD_HALT`).
 fn halt() -> String {
     reboot("0xcdef0123")
 }
 
-/// A command that root gives to the kernel by its key.
+/// Returns a command that root gives to the kernel by its SysRq key.
 fn sysrq(key: char) -> String {
     format!("sudo sh -c 'echo {key} > /proc/sysrq-trigger'")
 }
@@ -32,7 +33,7 @@ async fn unleash(client: &Client, id: &str, script: &str) {
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
 }
 
-/// Waits until a capsule is known to have ended, and returns why.
+/// Waits until a capsule is known to have ended. Returns the reason.
 async fn why_ended(client: &Client, id: &str) -> String {
     let path = format!("/v1/capsules/{id}");
     let seen = eventually("the capsule is known to have ended", || async {
@@ -43,7 +44,7 @@ async fn why_ended(client: &Client, id: &str) -> String {
     seen["error"].as_str().unwrap().to_owned()
 }
 
-/// Waits until a guest has said its last word.
+/// Waits until a guest's console has its last word.
 async fn last_word(client: &Client, id: &str, word: &str) {
     let path = format!("/v1/capsules/{id}/logs");
     eventually("the guest says its last word", || async {
@@ -53,7 +54,7 @@ async fn last_word(client: &Client, id: &str, word: &str) {
     .await;
 }
 
-/// The snapshots that a capsule has of its own.
+/// Counts the snapshots that a capsule has of its own.
 fn kept(platform: &Platform, id: &str) -> usize {
     let kept = platform.dir().join(format!("capsules/{id}/kept"));
     fs::read_dir(kept).map_or(0, Iterator::count)
@@ -80,7 +81,7 @@ async fn guest_that_ends_in_any_way_is_told_with_the_reason() {
     let ending = ways.iter().zip(&running).map(|((way, _, told), id)| {
         let client = &client;
         async move {
-            // A command that is under way ends too.
+            // A command under way must end too.
             let waits = json!({ "cmd": "sh", "args": ["-c", format!("{way}; sleep 3600")] });
             let under_way = client.post(&format!("/v1/capsules/{id}/exec"), &waits).await;
             assert!(!under_way.status.is_success(), "{way}: {under_way:?}");
@@ -125,7 +126,7 @@ async fn halted_guest_is_kept_by_no_pause_and_no_snapshot() {
 #[tokio::test]
 async fn guest_that_ends_during_a_pause_is_not_kept_and_is_told() {
     let (platform, client, id) = capsule().await;
-    // A pause lets requests that are under way end; the guest ends with this one.
+    // A pause lets requests under way end, and the guest ends with this one.
     let going = format!("sleep 1; {}", sysrq('o'));
     let body = json!({ "cmd": "sh", "args": ["-c", going] });
     let exec = client.request(reqwest::Method::POST, &format!("/v1/capsules/{id}/exec"));
@@ -150,12 +151,12 @@ async fn guest_that_is_stopped_or_silent_is_not_taken_for_halted() {
     let (platform, client, stopped) = capsule().await;
     let silent = client.create(&small()).await;
     let halted = client.create(&small()).await;
-    // The host gives one no time; another does not listen; both live.
+    // The host gives the first guest no time, and the second does not listen. Both live.
     signal(processes_of(&stopped)[0], Signal::STOP);
     let deaf = "sudo sh -c 'ip link set eth0 down; sleep 25; ip link set eth0 up'";
     unleash(&client, &silent, deaf).await;
     unleash(&client, &halted, &halt()).await;
-    // By the time that a third is known to have halted, both were looked at as long.
+    // By the time that the third counts as halted, both were looked at for as long.
     assert_eq!(why_ended(&client, &halted).await, HALTED);
     signal(processes_of(&stopped)[0], Signal::CONT);
     for id in [&stopped, &silent] {
@@ -170,12 +171,12 @@ async fn guest_that_is_stopped_or_silent_is_not_taken_for_halted() {
     platform.finish();
 }
 
-/// Takes the power switch off a machine's description, as a Firecracker's has none. Returns
-/// `None` where there is none.
+/// Removes the power switch from a machine's description, as in a Firecracker's. Returns `None`
+/// when the description has none.
 fn without_power_switch(mut dsdt: Vec<u8>) -> Option<Vec<u8>> {
     let at = dsdt.windows(4).position(|name| name == b"_S5_")?;
     dsdt[at] = b'X';
-    // A later revision takes the place of the machine's own; all bytes add up to 0.
+    // A later revision replaces the machine's own table. The sum of all bytes must be 0.
     dsdt[24] += 1;
     dsdt[9] = 0;
     let sum = dsdt.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
@@ -183,7 +184,7 @@ fn without_power_switch(mut dsdt: Vec<u8>) -> Option<Vec<u8>> {
     Some(dsdt)
 }
 
-/// An archive by which a guest's kernel takes another description of its machine
+/// Packs an archive that gives a guest's kernel another description of its machine
 /// (`Documentation/admin-guide/acpi/initrd_table_override.rst`).
 fn table_archive(dsdt: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
@@ -216,7 +217,7 @@ fn change_initramfs(platform: &Platform, archive: &[u8]) {
     let own = platform.dir().join("images");
     let shared = fs::read_link(&own).unwrap();
     fs::remove_file(&own).unwrap();
-    // The platform makes its images anew where one of them is missing.
+    // The platform makes its images anew when one of them is missing.
     for made in fs::read_dir(shared.join("store")).unwrap().flatten() {
         let to = own.join("store").join(made.file_name());
         fs::create_dir_all(&to).unwrap();
@@ -250,7 +251,7 @@ async fn machine_without_a_power_switch_is_reset_by_its_first_process() {
     let why = why_ended(&client, &id).await;
     assert!(why.contains("the guest ended") && why != HALTED, "{why}");
     last_word(&client, &id, "envd: the machine has no power switch").await;
-    // Made of images that no other test has.
+    // The template's machine was made of images that no other test has, so it is removed.
     platform.stop();
     fs::remove_dir_all(platform.dir().join("golden")).unwrap();
     platform.finish();

@@ -1,5 +1,5 @@
-//! A host whose disk is full, or nearly: what would need room is refused and changes nothing, what
-//! is removed needs none, guests wait and go on, and the platform comes back.
+//! A host whose disk is full, or nearly full. Work that needs room is refused and changes nothing.
+//! Removals need no room. Guests wait and go on, and the platform comes back.
 
 use crate::damage::parts;
 use crate::small;
@@ -10,8 +10,8 @@ use std::process::Command;
 use tempfile::NamedTempFile;
 use tests::{Client, Driver, Platform, eventually, processes_of};
 
-/// A small disk, which can be filled. No tmpfs: there a page of a mapped file takes room when it is
-/// read, and a guest that Firecracker runs waits for one that there is none for.
+/// A small disk, which can be filled. A tmpfs would not do: reading a page of a mapped file takes
+/// room there. A guest under Firecracker then waits for a page without room.
 struct Small(tempfile::TempDir);
 
 impl Small {
@@ -25,12 +25,12 @@ impl Small {
         let mounted =
             mount.args(["-o", "loop"]).arg(image.path()).arg(dir.path()).status().unwrap();
         assert!(made.success() && mounted.success());
-        // The loop device keeps it.
+        // The loop device keeps the image's file open, so the file may lose its name here.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self(dir)
     }
 
-    /// Takes all the room that there is, to the last block, until what is returned is dropped.
+    /// Takes all the room that there is, to the last block, until the returned file is dropped.
     fn fill(&self) -> NamedTempFile {
         let mut filler = self.leave(1);
         let end = std::io::Seek::seek(&mut filler, std::io::SeekFrom::End(0)).unwrap();
@@ -42,7 +42,7 @@ impl Small {
         filler
     }
 
-    /// Takes all the room but so many MiB.
+    /// Takes all the room except for `mib` MiB.
     fn leave(&self, mib: u64) -> NamedTempFile {
         let filler = NamedTempFile::new_in(self.0.path()).unwrap();
         let take = self.free_mib().saturating_sub(mib) << 20;
@@ -95,8 +95,8 @@ async fn a_full_disk_fails_a_pause_and_nothing_else() {
     platform.finish();
 }
 
-/// Has a guest write to its disk in the background, so much and then a word, each piece through to
-/// the disk.
+/// Has a guest write so many MiB to its disk in the background, each piece through to the disk, and
+/// then a word.
 async fn write_on(client: &Client, id: &str, mib: u32) {
     let script = format!(
         "head -c {mib}M /dev/urandom > /dev/shm/data; cp /dev/shm/data /home/user/data; \
@@ -106,7 +106,7 @@ async fn write_on(client: &Client, id: &str, mib: u32) {
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
 }
 
-/// What the guest wrote, once it says that it is done, is what it meant to write.
+/// Waits for the word that the guest is done, and checks the written data.
 async fn written(client: &Client, id: &str) {
     let done = "test -e /dev/shm/done && echo yes || echo no";
     eventually("the guest has written all of it", || async {
@@ -145,7 +145,7 @@ async fn a_guest_that_would_fill_the_disk_waits_others_do_not_and_it_goes_on_by_
     assert!(disk.free_mib() > 16, "the disk is full all the same");
     let shown = platform.run(&["capsule", "list"]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("disk_full"));
-    // What would need room is refused, and removals are not.
+    // Work that needs room is refused, and removals are not.
     let body = json!({ "capsule_id": other, "name": "s" });
     client.post("/v1/snapshots", &body).await.refuses(503, "no_capacity", "kept back");
     let fork = format!("/v1/capsules/{other}/fork");
@@ -163,7 +163,7 @@ async fn a_guest_that_would_fill_the_disk_waits_others_do_not_and_it_goes_on_by_
 }
 
 /// Another program fills the disk to the last block. The ballast lets the database write, so that
-/// what is removed is removed; and the database gets up again that ended for lack of room.
+/// removals succeed. A database that ended for lack of room starts again.
 #[tokio::test]
 async fn removals_work_on_a_full_disk_and_the_database_comes_back() {
     let disk = Small::new();
@@ -199,7 +199,7 @@ async fn removals_work_on_a_full_disk_and_the_database_comes_back() {
     platform.finish();
 }
 
-/// Waits until the template's machine is kept, of which the host would else give room back.
+/// Waits until the template's machine is saved, since the host would give back room meanwhile.
 async fn template_is_kept(platform: &Platform) {
     let golden = platform.dir().join("golden");
     eventually("the template's machine is kept", async || {
@@ -210,7 +210,7 @@ async fn template_is_kept(platform: &Platform) {
     .await;
 }
 
-/// Moves the database's folder to another disk, as who has two would.
+/// Moves the database's folder to another disk, as on a host with two.
 fn move_database(platform: &Platform) -> tempfile::TempDir {
     let elsewhere = tempfile::tempdir().unwrap();
     fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o711)).unwrap();
@@ -225,7 +225,7 @@ fn move_database(platform: &Platform) -> tempfile::TempDir {
 #[tokio::test]
 async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended() {
     if tests::firecracker().is_some() {
-        // Its guests get an error of their disk, as `docs/operations.md` says.
+        // Firecracker's guests get an error of their disk instead, as `docs/operations.md` says.
         return;
     }
     let disk = Small::new();
@@ -245,7 +245,8 @@ async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended(
     waits(&client, &writer, true).await;
     assert_eq!(disk.free_mib(), 0);
     let machine = processes_of(&writer);
-    // What the agent itself writes at its start needs some room; the guest does not take it.
+    // The agent itself writes a little at its start, so some room is left. The guest must not take
+    // it.
     let filled = filler.as_file();
     filled.set_len(filled.metadata().unwrap().len() - (8 << 20)).unwrap();
     platform.kill();

@@ -19,7 +19,7 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
     let chosen = hosts["items"][0]["accelerator"].as_str().unwrap().to_owned();
     let dir = platform.dir();
     let kept = remembered(&dir);
-    // None where there is no KVM, or none that a VMM may open.
+    // Nothing is remembered without KVM, or where no VMM may open it.
     let probed = !kept.is_empty();
     if probed {
         let works = kept.iter().any(|(_, told)| told.contains("\"why_not\":null"));
@@ -58,8 +58,8 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
     platform.finish();
 }
 
-/// Runs `wrenn doctor` and returns what it says of QEMU on KVM; with a device for KVM of this mode
-/// and group, if there is one at all.
+/// Runs `wrenn doctor` and returns its line about QEMU on KVM. With `device`, the KVM device has
+/// this mode and group, if the machine has one at all.
 fn doctor(platform: &Platform, device: Option<(&str, &str)>, more: &[&str]) -> String {
     let script = "mount -t tmpfs -o mode=0755 none \"$1\" && mknod -m $2 \"$1/kvm\" c 10 232 &&
         chgrp $3 \"$1/kvm\" && mount --bind \"$1/kvm\" /dev/kvm && shift 3 && exec \"$@\"";
@@ -94,7 +94,7 @@ async fn doctor_tells_a_device_that_no_vmm_may_open_and_what_is_remembered() {
         assert!(said.contains("chgrp kvm /dev/kvm && chmod 0660 /dev/kvm"), "{said}");
         assert!(!file.exists(), "a guest was booted");
     }
-    // Of a group that is not root's, a guest is booted, and that is remembered.
+    // With a group other than root's, a guest is booted, and the outcome is remembered.
     let ours = Some(("0660", "4242"));
     let first = doctor(&platform, ours, &[]);
     assert!(!first.contains("ermission denied") && !first.contains("found at"), "{first}");

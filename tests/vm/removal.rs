@@ -1,12 +1,12 @@
 //! A removal ends everything that the agent has in the capsule's namespace before it takes the
-//! namespace down, so that it waits for nobody.
+//! namespace down. So the removal waits for nobody.
 
 use crate::small;
 use serde_json::{Value, json};
 use tests::{Client, Driver, Platform, held_in_namespaces, held_in_removed_namespaces};
 
-/// Has a guest hold what it can: connections to the metadata service, the name server and the
-/// filter, which say nothing; and one to a port of its own, whose reader is slow.
+/// Has a guest hold every kind of connection. Those to the metadata service, the name server and
+/// the filter stay silent. One to a port of its own has a slow reader.
 async fn take_all(client: &Client, id: &str) {
     let script = "import socket, time\n\
         held = []\n\
@@ -26,7 +26,7 @@ async fn take_all(client: &Client, id: &str) {
 async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
-    // The first may make the template's machine.
+    // The first create may also make the template's machine.
     let first = client.create(&small()).await;
     client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
     let pid = platform.pid();
@@ -38,7 +38,7 @@ async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
             "network": { "deny": ["denied.test"] } });
         let id = client.create(&body).await;
         take_all(&client, &id).await;
-        // A tunnel to the guest, which nobody reads from.
+        // Nobody reads from this tunnel to the guest.
         let flood = json!({ "type": "start", "cmd": "cat", "args": ["/dev/zero"] });
         let mut terminal = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
         terminal.send(flood).await;

@@ -44,7 +44,7 @@ async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
     {
         assert!(told.contains(wanted) && !told.contains("1.2.3.4"), "{wanted} is not in {told}");
     }
-    // Of several lines some programs read the first alone: the way is told in one.
+    // The forwarded addresses go into one line, since some programs read only the first of several.
     let lines = [("x-forwarded-for", "198.51.100.9"), ("x-forwarded-for", "192.0.2.7")];
     let (_, told) = seen(&client, &id, guest.port, &lines).await;
     assert!(told.contains("X-Forwarded-For: 198.51.100.9, 192.0.2.7\r\n"), "{told}");
@@ -182,7 +182,7 @@ async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
     // Behind TLS the cookie's name is one that no other host can set.
     let secure = enter(&name, "https").await.headers()["set-cookie"].to_str().unwrap().to_owned();
     assert!(secure.starts_with("__Host-wrenn-preview=") && secure.contains("; Secure"), "{secure}");
-    // It alone counts there.
+    // Over TLS that cookie alone counts.
     let own = secure.split(';').next().unwrap();
     for (cookie, wanted) in [(cookie.as_str(), 401), (own, 200)] {
         let by_tls = [("cookie", cookie), ("x-forwarded-proto", "https")];
@@ -206,7 +206,7 @@ async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
     platform.finish();
 }
 
-/// A link's token, as the field of a query and as the cookie that it becomes.
+/// A link's token, as a field of a query and as a cookie.
 struct Link {
     field: String,
     cookie: String,
@@ -220,7 +220,7 @@ impl Link {
         Self { cookie: field.clone(), field }
     }
 
-    /// The statuses of a visit by the link and by its cookie, with the codes of what refuses.
+    /// Visits by the link and by its cookie. Returns both statuses, with the codes of refusals.
     async fn visit(&self, at: &Client, id: &str, port: u16) -> [(u16, String); 2] {
         let code = |answer: tests::Answer| {
             let code = answer.body["error"]["code"].as_str().unwrap_or("").to_owned();
@@ -283,7 +283,7 @@ async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
         by_member.ends(at, &id, port).await;
         by_members.ends(at, &id, port).await;
     }
-    // Made good again with the role; ended for good with the membership.
+    // The role makes the links good again. The end of the membership ends them for good.
     owner.patch(&path, &json!({ "role": "member" })).await.expect(204);
     eventually("the link opens again", || async {
         (by_member.visit(&here, &id, port).await[0].0 == 303).then_some(())
@@ -297,7 +297,7 @@ async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
         by_owners.ends(at, &id, port).await;
         by_owner.opens(at, &id, port).await;
     }
-    // The capsule's token has nothing to do with links.
+    // The capsule's token is independent of links.
     owner.post(&format!("/v1/capsules/{id}/traffic-token"), &json!({})).await.expect(200);
     by_owner.opens(&here, &id, port).await;
     owner.post(&format!("/v1/capsules/{id}/links/rotate"), &json!({})).await.expect(204);
@@ -309,7 +309,7 @@ async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
     platform.finish();
 }
 
-/// Whoever has the traffic token can make no link of it, as they could when it signed them.
+/// The traffic token signs no links, unlike in earlier versions.
 #[tokio::test]
 async fn no_link_is_made_of_the_traffic_token_and_that_can_be_replaced() {
     use base64::Engine;
@@ -327,7 +327,7 @@ async fn no_link_is_made_of_the_traffic_token_and_that_can_be_replaced() {
     let forged = format!("/?wrenn-preview={until}.{tag}");
     let ask = nobody.to_port(Method::GET, &id, guest.port, &forged);
     nobody.send(ask).await.refuses(404, "not_found", "capsule");
-    // Answers to a fork and to E2B's connect have it, as they are for who may use it.
+    // Answers to a fork and to E2B's connect hold the token, since their callers may use it.
     let fork = client.post(&format!("/v1/capsules/{id}/fork"), &json!({})).await.expect(201);
     let forks = fork["items"][0]["traffic_token"].as_str().unwrap();
     assert!(forks.len() == 64 && forks != token, "{fork}");

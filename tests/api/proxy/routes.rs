@@ -16,7 +16,7 @@ fn executed(platform: &Platform) -> u64 {
     psql(platform, sql).parse().unwrap()
 }
 
-/// A platform whose PostgreSQL counts the statements that it executes.
+/// Starts a platform whose PostgreSQL counts the statements that it executes.
 async fn counting() -> Platform {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     psql(&platform, "ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'");
@@ -54,8 +54,7 @@ async fn a_miss_costs_one_query_and_a_hit_none() {
     platform.finish();
 }
 
-/// A visit by a link's cookie asks the database nothing once its maker is known, with PostgreSQL
-/// counting.
+/// A visit by a link's cookie causes no query once the link's maker is known. PostgreSQL counts.
 #[tokio::test]
 async fn a_link_whose_maker_is_known_costs_no_query() {
     let platform = counting().await;
@@ -69,7 +68,7 @@ async fn a_link_whose_maker_is_known_costs_no_query() {
         let ask = nobody.to_port(Method::GET, &id, guest.port, "/").header("cookie", &cookie);
         assert_eq!(ask.send().await.unwrap().status().as_u16(), 200);
     };
-    // Where there are two replicas, each has a cache of its own to warm.
+    // With two replicas, each has a cache of its own to warm.
     visit().await;
     visit().await;
     psql(&platform, "SELECT pg_stat_statements_reset()");

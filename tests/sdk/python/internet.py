@@ -31,7 +31,7 @@ address, certificate, key = sys.argv[1:]
 web = http.server.ThreadingHTTPServer(("0.0.0.0", 443), Web)
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 context.load_cert_chain(certificate, key)
-# The handshake is each connection's own matter, so that one that is not made holds up no other.
+# Each connection has its own handshake, so that an unfinished one holds up no other.
 web.socket = context.wrap_socket(web.socket, server_side=True, do_handshake_on_connect=False)
 threading.Thread(target=web.serve_forever, daemon=True).start()
 names.serve(address, address)
