@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
     for domains in [any, one] {
         if let Addressee::Capsule(found) = target::of(&request, &domains) {
             assert!(found.port != 0, "a port that cannot be");
-            // The same name in its usual form must lead to the same capsule.
+            // A name in its usual form must lead to the same capsule as any other form of it.
             let name = format!("{}-{}.example.com", found.port, found.capsule);
             let again = Request::builder().header(header::HOST, name).body(());
             let Ok(again) = again else { continue };

@@ -310,7 +310,7 @@ async fn failures_as_json_carry_code_message_and_request_id() {
     // The failure of this command comes over a WebSocket.
     let out = platform.run(&["--json", "capsule", "exec", &unknown, "-t", "--", "true"]);
     assert_eq!(failure(out)["code"], "not_found");
-    // These failures never reached the platform.
+    // Commands that never reach the platform fail with codes of their own.
     let nowhere = "http://127.0.0.1:1";
     for (args, code, exit) in [
         (&["--json", "capsule", "get", "cl-x"][..], "usage", 1),

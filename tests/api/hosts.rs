@@ -345,7 +345,7 @@ async fn refresh_certifies_no_key_that_the_hosts_address_does_not_show() {
     let other = Shows::at(&second.address, &pki::Key::generate().unwrap());
     refused().await;
     drop(other);
-    // None of these attempts used the token up, or changed the host's row.
+    // The refused attempts neither used the token up nor changed the host's row.
     let seen = host(&client, &second.id).await;
     second.again(&platform, &client).await;
     eventually("it is heard of", || async {

@@ -156,7 +156,7 @@ async fn bodies_are_refused_before_they_are_read() {
     const LARGE: usize = 19 << 20;
     let (platform, client, id) = capsule().await;
     let key = format!("X-API-Key: {}\r\n", client.key());
-    // These routes run no command, so they take no body of that size.
+    // Routes that run no command take no body of that size.
     for line in ["POST /v1/capsules", "POST /v1/teams", "POST /v1/auth/login"] {
         let (status, head) = head(&mut unfinished(&platform, line, &key, LARGE));
         assert!(status == 413 || (line.ends_with("teams") && status == 403), "{line}: {head}");

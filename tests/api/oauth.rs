@@ -299,7 +299,7 @@ async fn a_provider_is_added_in_the_session_that_asked_for_it_alone() {
         let (status, body) = back(&anyone, &path, &format!("{state}; {cookie}")).await.unwrap_err();
         assert_eq!((status, &body["error"]["code"]), (401, &json!("sign_in_failed")));
     }
-    // It is of no use in another session of the same user, or once the session has ended.
+    // The state is of no use in another session of the same user, or once the session has ended.
     let second = browser(&anyone, "attacker@example.com").await;
     let (path, state) = add(&provider, &anyone, &attackers).await;
     assert!(back(&anyone, &path, &format!("{state}; {}", second.0)).await.is_err());

@@ -227,7 +227,7 @@ async fn who_is_removed_meanwhile_makes_nothing_that_lets_others_in() {
     let key = admin.post("/v1/api-keys", &json!({ "name": "k", "scopes": ["team:admin"] })).await;
     let key = platform.client_with(key.expect(201)["key"].as_str().unwrap());
     let (sql_team, sql_user) = (team_of("owner@example.com"), user(&email));
-    // These statements are those of the platform's own removal.
+    // The platform's own removal executes these statements.
     let remove = format!(
         "SELECT 1 FROM teams WHERE id = {sql_team} FOR UPDATE; \
          DELETE FROM memberships WHERE team_id = {sql_team} AND user_id = {sql_user}; \

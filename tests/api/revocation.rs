@@ -1,5 +1,5 @@
 //! Open exchanges end when the credential that opened them ends: terminals, streams, waiting
-//! requests, tunnels and proxied connections. They end on every replica, whatever ended the
+//! requests, tunnels and proxied connections. The end reaches every replica, whatever ended the
 //! credential.
 
 use crate::proxy::psql;

@@ -231,7 +231,7 @@ async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection(
     let _internet = Internet::make().with_names();
     let (platform, client) = platform().await;
     let id = client.create(&small()).await;
-    // These connections were opened before the change, and the filter has never seen them.
+    // Connections that were opened before the change, which the filter has never seen.
     let open = format!(
         "for s in http https; do curl -skN --resolve bad.test:80:{INTERNET} \
          --resolve bad.test:443:{INTERNET} $s://bad.test/slow >/tmp/$s & done; sleep 3; \

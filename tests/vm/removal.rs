@@ -5,8 +5,8 @@ use crate::small;
 use serde_json::{Value, json};
 use tests::{Client, Driver, Platform, held_in_namespaces, held_in_removed_namespaces};
 
-/// Has a guest hold every kind of connection. Those to the metadata service, the name server and
-/// the filter stay silent. One to a port of its own has a slow reader.
+/// Has a guest hold every kind of connection. Connections to the metadata service, the name server
+/// and the filter stay silent. A connection to a port of the guest's own has a slow reader.
 async fn take_all(client: &Client, id: &str) {
     let script = "import socket, time\n\
         held = []\n\

@@ -13,7 +13,7 @@ pub struct Port {
     /// The port's own host name, as a URL.
     pub url: String,
     /// Token that admits to every port of the capsule but envd's, in the header
-    /// `E2b-Traffic-Access-Token`. It is for programs that should not have a key. Absent for
+    /// `E2b-Traffic-Access-Token`. Meant for programs that should not have a key. Absent for
     /// callers without `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,

@@ -331,7 +331,7 @@ impl App {
     /// When the database cannot be used.
     pub async fn bootstrap(&self) -> anyhow::Result<Option<String>> {
         let mut tx = self.db.begin().await?;
-        // Of replicas that start at once, only one makes the platform's first key.
+        // The lock lets only one of several starting replicas make the platform's first key.
         db::users::lock_admins(&mut tx).await?;
         if db::keys::any(&mut *tx).await? {
             return Ok(None);

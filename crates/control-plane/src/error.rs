@@ -12,8 +12,7 @@ use types::{CapsuleState, TeamId, UserId};
 
 /// What PostgreSQL calls a text with a NUL, as such and in JSON.
 const NUL: [&str; 2] = ["22021", "22P05"];
-/// SQLSTATEs of a statement that took too long, of a lock that was not had in time, and of a
-/// transaction that was idle for too long.
+/// SQLSTATEs of limits of time: on a statement, on the wait for a lock, and on an idle transaction.
 const TOO_LATE: [&str; 3] = ["57014", "55P03", "25P03"];
 
 /// SQLSTATE of a full disk.

@@ -337,8 +337,8 @@ pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Res
     Ok(())
 }
 
-/// Takes an invitation. It must be for the user's own e-mail, and its maker must still be allowed
-/// to invite.
+/// Takes an invitation. The invitation must be for the user's own e-mail, and its maker must still
+/// be allowed to invite.
 pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api::Team> {
     let (hashed, invalid) = (hash(token.trim()), || Error::InvalidToken("the invitation"));
     let mut tx = app.db.begin().await?;

@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 pub struct Outgoing {
     /// What is sent; it may be changed, but for what [`headers`] owns.
     pub request: Request<Body>,
-    /// Ends the whole exchange when the future completes: the wait for an answer, the answer's
-    /// body, and the tunnel that follows a switch of protocols.
+    /// Ends the whole exchange when the future completes. That covers the wait for an answer, the
+    /// answer's body, and the tunnel after a switch of protocols.
     pub until: Option<Until>,
     switch: Option<(HeaderValue, OnUpgrade)>,
 }

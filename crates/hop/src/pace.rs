@@ -18,8 +18,8 @@ pub(crate) const REST: Duration = Duration::from_secs(620);
 /// Time for a request's head, from its first byte to its last.
 pub(crate) const HEAD: Duration = Duration::from_secs(20);
 
-/// Time for the rest of a body after its answer. It exceeds [`LINGER`] a little, so that the body's
-/// reader has left by then.
+/// Time for the rest of a body after its answer. The time exceeds [`LINGER`] a little, so that the
+/// body's reader has left by then.
 const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
 
 /// State of a server's connection, as its task and its reads note it.
@@ -33,8 +33,8 @@ pub(crate) struct Pace {
     shared: AtomicBool,
     /// Set when bytes have come since the last look.
     read: AtomicBool,
-    /// State of the last request's body, on a connection that is not shared: the number of the
-    /// request, and its [`Place`] in the lowest two bits.
+    /// State of the last request's body, on a connection that is not shared. The lowest two bits
+    /// are its [`Place`]; the rest is the number of the request.
     body: AtomicU64,
     /// Values that live as long as the connection, also after a switch of protocols.
     held: Mutex<Vec<Held>>,

@@ -41,7 +41,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// Grade of trust in a peer when its connection is accepted. It decides on the share of the
+/// Grade of trust in a peer when its connection is accepted. The grade decides on the share of the
 /// listener's connections that the peer's network may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {

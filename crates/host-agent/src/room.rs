@@ -29,7 +29,7 @@ const BALLAST_FILE: &str = "ballast";
 /// Time before another try to make a ballast after a failure.
 const MAKE_AGAIN: Duration = Duration::from_secs(60);
 
-/// How much of the disk is free, as far as guests are concerned.
+/// Level of free room on the disk, as far as guests are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
     /// The reserve is untouched, and nobody has to look at the guests' disks.
@@ -118,7 +118,7 @@ impl Room {
     }
 
     /// Looks at the disk. Deletes the ballast when the disk is full at two looks in a row, so that
-    /// a writer in between cannot take its room too. Makes it anew when there is plenty.
+    /// no writer in between takes its room too. Makes it anew when there is plenty.
     pub(crate) fn look(&self) -> Level {
         let (total, free) = storage::capacity(&self.dir);
         let level = level(free, reserve(total));

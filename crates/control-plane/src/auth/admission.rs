@@ -168,7 +168,7 @@ impl Admission {
     }
 
     /// Runs a handler. A handler that works in a capsule ends when the admission does, as it would
-    /// if its client left. So does a long or streamed answer of any handler.
+    /// if its client left. A long or streamed answer of any handler ends with it, too.
     pub(super) async fn watch(self, handler: impl Future<Output = Response>) -> Response {
         let answer = match self.rule == Rule::Team(Action::CapsulesExec) {
             false => handler.await,

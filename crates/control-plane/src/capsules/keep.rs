@@ -53,8 +53,8 @@ pub(crate) async fn settled(app: &App, caller: Caller, id: CapsuleId) -> Result<
     }
 }
 
-/// Reports whether a capsule's host may have paused or ended it by itself, at the end of its time
-/// or after idleness, while its row still says `running`.
+/// Reports whether a host may have paused or ended a capsule whose row still says `running`. Hosts
+/// do so by themselves at the end of a capsule's time, or after idleness.
 pub(crate) fn may_lag(row: &Capsule) -> bool {
     let over = row.ends_at.is_some_and(|end| end <= OffsetDateTime::now_utc());
     row.state() == CapsuleState::Running && (over || row.timeout_sec > 0)

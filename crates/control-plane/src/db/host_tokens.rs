@@ -64,8 +64,8 @@ pub(crate) async fn set_maker(
     sqlx::query(sql).bind(hash).bind(maker.user).bind(maker.key).execute(db).await.map(|_| ())
 }
 
-/// Finds a token by its hash. It must not have expired, and its maker must still be allowed to make
-/// one.
+/// Finds a token by its hash. The token must not have expired, and its maker must still be allowed
+/// to make one.
 pub(crate) async fn find(db: &PgPool, kind: Kind, hash: &[u8]) -> sqlx::Result<Option<Token>> {
     let mut connection = db.acquire().await?;
     find_in(&mut connection, kind, hash).await

@@ -125,8 +125,8 @@ pub(crate) async fn failed(db: &PgPool, subject: &[u8], forgotten: f64) -> sqlx:
 }
 
 /// Counts one more attempt, unless a wait is not over. Once more than `free` attempts are counted
-/// the wait is one second, then twice as long each time, up to `longest`. One statement counts, so
-/// that attempts at once cannot pass it by. Returns whether the attempt was counted.
+/// the wait is one second, then twice as long each time, up to `longest`. A single statement
+/// counts, so that attempts at once cannot pass it by. Returns whether the attempt was counted.
 pub(crate) async fn count(
     db: &PgPool,
     subject: &[u8],

@@ -113,8 +113,8 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
     sqlx::query_as("SELECT * FROM snapshots WHERE host_id = $1").bind(host.0).fetch_all(db).await
 }
 
-/// Lists a host's snapshots that nobody completes or uses any more. They are being removed, or lack
-/// an end or a name for `seconds` by the database's clock.
+/// Lists a host's snapshots that nobody completes or uses any more. Such snapshots are being
+/// removed, or have lacked an end or a name for `seconds` by the database's clock.
 pub(crate) async fn list_left(
     db: &PgPool,
     host: HostId,

@@ -68,7 +68,7 @@ pub(super) const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/teams", Rule::Anyone),
 ];
 
-/// First segments of the paths of E2B's API. None of them is a path of envd's.
+/// First segments of the paths of E2B's API. No path of envd's begins with any of them.
 const ROOTS: [&str; 8] =
     ["sandboxes", "v2", "v3", "snapshots", "templates", "volumes", "secrets", "teams"];
 

@@ -1,6 +1,6 @@
-//! The common part of both kinds of WebSocket: JSON frames, a time limit for the first frame,
-//! pings, and two directions that never wait for each other. A connection ends when its caller may
-//! no longer have it open.
+//! The common part of both kinds of WebSocket: JSON frames, a time limit for the first frame, and
+//! pings. Its two directions never wait for each other. A connection ends when its caller may no
+//! longer have it open.
 
 use super::extract::{Upgrade, parse};
 use crate::error::{Error, Result};

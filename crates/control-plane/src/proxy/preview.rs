@@ -1,7 +1,7 @@
 //! Preview links: access to one port of a capsule for a browser, until a moment. The platform signs
 //! them with a secret of its own, so nothing is stored. A link is good for no other port or
-//! capsule. It names its maker and the capsule's generation of links, and ends with either. Its
-//! first use becomes a cookie of that host name alone.
+//! capsule. Each link names its maker and the capsule's generation of links, and ends with either.
+//! Its first use becomes a cookie of that host name alone.
 
 use super::target::Target;
 use crate::auth::origin::Transport;

@@ -3,9 +3,8 @@
 //!
 //! Some of E2B's SDKs (Python 2.7 to 2.26) also send the two headers to the API. So two kinds of
 //! request go to the API before the headers are read. The first has the host name `api.{domain}`.
-//! The second names envd's port, with a path that is E2B's API and none of envd's. The same SDKs
-//! (to 2.25) send envd no header but its token, once they have connected. So the token names its
-//! capsule.
+//! The second names envd's port, with a path that is E2B's API and none of envd's. SDKs up to 2.25
+//! send envd no header but its token, once they have connected. So the token names its capsule.
 
 use crate::auth::random_hex;
 use crate::http::e2b;

@@ -1,7 +1,7 @@
 //! Sign-in elsewhere: GitHub, or any provider of OpenID Connect, by the code flow with PKCE. The
-//! state is good once, and bound to the browser by a cookie. Where a provider is added, the state
-//! is also bound to the session that asked for it. An account of the same e-mail is never taken
-//! over: its owner adds the provider after signing in.
+//! state is good once, and bound to the browser by a cookie. When a provider is added, the state is
+//! also bound to the session that asked for it. An account of the same e-mail is never taken over:
+//! its owner adds the provider after signing in.
 
 use super::{Entered, Origin, check_email, note, open};
 use crate::app::App;

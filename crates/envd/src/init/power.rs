@@ -1,8 +1,8 @@
 //! Ends the machine for a kernel that was told to power off and cannot.
 //!
-//! A machine without a power switch, as Firecracker's is, goes on after the kernel's last word:
-//! processes run, but the machine is of no use any more. The first process reads that word in the
-//! kernel's log and resets the machine, which every host notices.
+//! A machine without a power switch, such as Firecracker's, goes on after the kernel's last word.
+//! Its processes run, but the machine is of no use any more. The first process reads that word in
+//! the kernel's log and resets the machine, which every host notices.
 
 use super::{console, restart};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

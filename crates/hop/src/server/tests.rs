@@ -157,7 +157,7 @@ async fn a_body_that_nobody_wants_is_read_for_a_while() {
     tokio::time::sleep(LINGER / 2).await;
     client.write_all(b"23").await.unwrap();
     ask(&mut client, &get("/")).await;
-    // So does a chunked body, which has no length that tells its end.
+    // A chunked body does so too, although no length tells its end.
     let chunked = "POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
                    1\r\n1\r\n0\r\n\r\n";
     ask(&mut client, chunked).await;

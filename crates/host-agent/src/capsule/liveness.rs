@@ -3,10 +3,11 @@
 //! it.
 //!
 //! A kernel that lives wakes a processor every second, since envd's first process asks for that.
-//! Each packet that the host sends wakes a processor too. A guest counts as halted when all of
-//! these hold for several seconds: no vCPU thread ran, every thread of the VMM slept, the VMM says
-//! that it runs the guest, and envd took no connection. So a slow guest never counts as halted. Nor
-//! does a guest that is frozen or waits for room, or whose VMM is starved or stopped.
+//! Each packet that the host sends wakes a processor too. Four signs together, for several seconds,
+//! make a guest count as halted. No vCPU thread ran, and every thread of the VMM slept. The VMM
+//! says that it runs the guest, and envd took no connection. So a slow guest never counts as
+//! halted. A guest that is frozen or waits for room does not either, nor does one whose VMM is
+//! starved or stopped.
 
 #[cfg(test)]
 mod tests;
@@ -170,11 +171,8 @@ impl Manager {
 
     /// Notes that a machine ended by itself, and removes the rest of it.
     ///
-    /// Where an operation has the machine in hand, the operation decides the capsule's state. If
-    /// the capsule counts as running after that operation, it is dead, since its machine has ended.
-    ///
-    /// Where an operation has the machine in hand, the operation decides what becomes of the
-    /// capsule. If the capsule runs after that, it is one whose machine ended.
+    /// When an operation has the machine in hand, the operation decides the capsule's state. If the
+    /// capsule counts as running after that operation, it is dead, since its machine has ended.
     pub(super) async fn lost(&self, id: CapsuleId, record: &Record, reason: String) {
         let noted = match self.note_end(id, record, &reason) {
             Noted::InHand(turn) => {

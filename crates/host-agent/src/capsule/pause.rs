@@ -17,7 +17,7 @@ use types::CapsuleId;
 /// How long requests under way may take to come to their end.
 const GRACE: Duration = Duration::from_secs(2);
 /// Most bytes that a pause or snapshot writes beside the memory: the devices' state, the manifest,
-/// and the data that the guest writes down last.
+/// and the guest's last writes.
 pub(super) const BESIDE: u64 = 64 << 20;
 /// Snapshots of its own that a capsule keeps.
 const KEPT: u64 = 2;

@@ -12,7 +12,7 @@ const FRESH: Duration = Duration::from_secs(5);
 /// Time to wait for a heartbeat; longer than the platform may take to answer one.
 const WAIT: Duration = Duration::from_secs(60);
 
-/// One heartbeat.
+/// A heartbeat, with its answer.
 #[derive(Debug, Clone, Copy, Default)]
 struct Beat {
     /// Time of sending, by [`now`]; `None` before the first heartbeat.

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// Number of the attribute that tells an entry from a later one with the same addresses
 /// (`CTA_ID` in `linux/netfilter/nfnetlink_conntrack.h`).
 const CTA_ID: u16 = 12;
-/// Passes over the table. One pass may miss an entry while others move.
+/// Passes over the table. A single pass may miss an entry while others move.
 const PASSES: usize = 3;
 
 /// Removes every entry whose connection was opened from an address that `of` picks. Blocks.

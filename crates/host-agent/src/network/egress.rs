@@ -29,7 +29,7 @@ pub(crate) struct Guard {
     namespace: Namespace,
     plan: Plan,
     rules: Arc<Rules>,
-    /// Set once the name server and the filter serve. They are tasks of the namespace's.
+    /// Set once the name server and the filter serve, as tasks of the namespace.
     serving: AtomicBool,
 }
 

@@ -187,8 +187,8 @@ impl Prober<'_> {
         (None, written.and(booted).map(|()| driver))
     }
 
-    /// Returns everything that a probe's outcome depends on: this boot of the machine, the driver
-    /// with its version and tier, the programs, the kernel and initramfs, and the device's
+    /// Returns everything that a probe's outcome depends on. That is this boot of the machine, the
+    /// driver with its version and tier, the programs, the kernel and initramfs, and the device's
     /// permissions.
     fn about(&self, driver: &dyn Driver) -> String {
         let mut files = driver.programs();

@@ -10,11 +10,11 @@ pub(crate) struct Threads {
     vcpus: Vec<i32>,
 }
 
-/// What `/proc` says of one thread.
+/// A thread's state, as `/proc` tells it.
 struct Thread {
-    /// Whether it waits for an event, and neither for a processor nor for a disk.
+    /// Set when the thread waits for an event, and neither for a processor nor for a disk.
     sleeps: bool,
-    /// How often it has begun to wait.
+    /// Count of times that the thread has begun to wait.
     waits: u64,
 }
 
@@ -29,7 +29,7 @@ impl Threads {
         (!vcpus.is_empty()).then_some(Self { pid, vcpus })
     }
 
-    /// Returns how often each vCPU thread has begun to wait, if all of them wait now.
+    /// Returns each vCPU thread's count of waits, if all of them wait now.
     ///
     /// Equal answers at two times mean that no processor of the guest ran in between.
     pub(crate) fn waits(&self) -> Option<Vec<u64>> {

@@ -85,7 +85,7 @@ fn machine(path: &str) -> Vec<Check> {
     checks
 }
 
-/// Checks each driver by booting a guest on it. One working driver is enough, and the first is
+/// Checks each driver by booting a guest on it. A single working driver is enough, and the first is
 /// used. The outcome of an earlier boot is trusted unless `again` is set.
 async fn drivers(config: &host_agent::Config, again: bool) -> anyhow::Result<Vec<Check>> {
     let can = rustix::process::getuid().is_root() && config.kernel().exists();

@@ -131,8 +131,8 @@ pub(super) struct Sandbox {
     client_id: &'static str,
     alias: String,
     envd_version: &'static str,
-    /// Shown only to callers who may run commands, since the tokens allow that. The same holds for
-    /// the next field.
+    /// Both this token and the next are shown only to callers who may run commands, since the
+    /// tokens allow that.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
     /// None where its ports are everybody's.
@@ -354,13 +354,13 @@ pub(super) struct Metrics {
     pub sandboxes: BTreeMap<String, Metric>,
 }
 
-/// Log lines of a sandbox in the second API's shape. None are stored.
+/// Log lines of a sandbox in the second API's shape. The platform stores no lines.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Logs {
     logs: [(); 0],
 }
 
-/// Log lines of a sandbox in the first API's shape. None are stored.
+/// Log lines of a sandbox in the first API's shape. The platform stores no lines.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct LogsV1 {

@@ -6,7 +6,7 @@ use types::CapsuleId;
 /// Digits of the random part.
 const DIGITS: usize = 16;
 
-/// One snapshot of a capsule in the store.
+/// A snapshot of a capsule in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tree {
     /// Number of the snapshot.

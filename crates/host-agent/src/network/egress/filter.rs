@@ -1,5 +1,5 @@
-//! Connections of a capsule to ports 80 and 443, which the namespace's rules lead here: let through
-//! to where they were going, or refused, by the names that they ask for.
+//! Filters a capsule's connections to ports 80 and 443, which the namespace's rules lead here. By
+//! the names that they ask for, connections go on to their destination or are refused.
 
 use super::names::{Asked, Verdict, decide, of_head};
 use super::requests::{Exchange, Gate};
@@ -106,7 +106,7 @@ impl Way {
 
     async fn pass_http(&self, mut guest: NamespaceStream, to: SocketAddrV4) -> io::Result<()> {
         let mut first = Vec::new();
-        // Where unreadable requests may pass, other protocols may too, and their servers may speak
+        // If unreadable requests may pass, other protocols may too, and their servers may speak
         // first.
         if self.admits(&self.rules.now().egress, &Asked::Unreadable, *to.ip()).await {
             let asked = head(&mut guest, &mut first, of_head).await?;

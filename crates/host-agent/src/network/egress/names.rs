@@ -38,8 +38,8 @@ pub(super) enum Verdict {
     No,
 }
 
-/// Decides by the host asked for and the destination address. Where the rules deny any name, they
-/// also deny everything that may hide a name.
+/// Decides by the host asked for and the destination address. Rules that deny any name also deny
+/// everything that may hide a name.
 pub(super) fn decide(egress: &Egress, asked: &Asked, to: std::net::Ipv4Addr) -> Verdict {
     let hides = matches!(asked, Asked::Cover(_) | Asked::Unreadable);
     if hides && egress.denies_names() {

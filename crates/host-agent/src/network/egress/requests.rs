@@ -1,6 +1,6 @@
 //! Requests of a connection to port 80. Each request is judged by the host that it asks for, and
-//! written anew: hyper reads it from the guest and writes it to the server. So a server reads only
-//! requests that were judged here, whatever bytes a guest sends.
+//! written anew. hyper reads the request from the guest and writes it to the server. So a server
+//! reads only requests that were judged here, whatever bytes a guest sends.
 //!
 //! The task that serves the guest drives both connections, so that nothing moves while it waits
 //! for new rules.

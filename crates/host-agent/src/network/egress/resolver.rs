@@ -1,9 +1,9 @@
-//! The name server of a capsule whose rules speak of names. It asks the host's name servers and
-//! remembers the addresses of each name. No query goes out for a name that the rules deny.
+//! The name server of a capsule whose rules speak of names. The server asks the host's name servers
+//! and remembers the addresses of each name. No query goes out for a name that the rules deny.
 //!
-//! Each question is asked anew, under an id and from a port of its own. Of the guest's message only
-//! the name, type and class go on. An answer is written anew too: the guest gets only records that
-//! lead from the name to the wanted type.
+//! Each question is asked anew, under an id and from a port of its own. Only the name, type and
+//! class of the guest's message go on. An answer is written anew too: the guest gets only records
+//! that lead from the name to the wanted type.
 
 use super::Rules;
 use crate::network::namespace::{Namespace, NamespaceStream};
@@ -275,8 +275,8 @@ fn room(asked: &Message) -> u16 {
     told.clamp(ANSWER_MIN, ANSWER_MAX)
 }
 
-/// Returns the records that lead from a question's name to its answer: aliases, and records of the
-/// wanted type for any name on the way.
+/// Returns the records that lead from a question's name to its answer. They are aliases, and
+/// records of the wanted type for any name on the way.
 fn leading(query: &Query, mut records: Vec<Record>) -> Vec<Record> {
     records.truncate(RECORDS_MAX);
     let mut names = vec![query.name().clone()];

@@ -1,5 +1,5 @@
-//! The part of a client's TLS stream that is not encrypted: its hello, and a second hello if the
-//! server asks for one (RFC 8446, 4.1.4). Pure.
+//! The plain part of a client's TLS stream: its hello, and a second hello if the server asks for
+//! one (RFC 8446, 4.1.4). Pure.
 
 use super::names::Asked;
 use rustls::server::Acceptor;
@@ -338,7 +338,7 @@ mod tests {
         let large = [vec![1, 1, 0, 0, 3, 3], vec![0; 65_530]].concat();
         let large = in_records(&[&[0; 5], large.as_slice()].concat(), 16_384);
         assert_eq!(after(&first, &[change, &large]), Step::Refuse);
-        // The same holds after early data, which a server may refuse.
+        // Early data, which a server may refuse, must not change that.
         let early = with_extension(&first, EARLY_DATA, &[]);
         assert!(hello(&early).is_some_and(|hello| hello.early));
         assert_eq!(after(&early, &[change, data, &other]), Step::Refuse);
