@@ -120,8 +120,12 @@ async fn a_host_without_a_control_plane_does_what_is_due() {
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
     // A lifetime counts from when the host hears of it, by the host's clock alone.
     let life = json!({ "lastsMs": 600_000, "endsAtMs": 1 });
-    let keep = json!({ "capsuleId": ids[0], "life": life });
-    let kept = agent.post("/KeepCapsule", &keep).await.expect(200);
+    let keep =
+        |generation: u32| json!({ "capsuleId": ids[0], "life": life, "generation": generation });
+    // A lifetime that is set by an older command changes nothing either.
+    let stale = agent.post("/KeepCapsule", &keep(4)).await;
+    assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
+    let kept = agent.post("/KeepCapsule", &keep(5)).await.expect(200);
     // In JSON, a 64-bit number may come as a text.
     let left = kept["leftMs"].as_str().and_then(|left| left.parse::<u64>().ok());
     let left = left.or(kept["leftMs"].as_u64()).unwrap();

@@ -121,9 +121,11 @@ impl wire::Host for Service {
     ) -> ServiceResult<wire::KeepCapsuleResponse> {
         let request = request.to_owned_message();
         let id = capsule_id(&request.capsule_id)?;
-        let to = request.life.into_option().map(|to| life(Some(to)));
-        let left = self.manager.set_life(id, to).await.map_err(|e| refused(id, &e))?;
-        let left_ms = left.unwrap_or(0);
+        let left = match request.life.into_option() {
+            Some(to) => self.manager.set_life(id, request.generation, life(Some(to))).await,
+            None => self.manager.touch(id).await,
+        };
+        let left_ms = left.map_err(|e| refused(id, &e))?.unwrap_or(0);
         Response::ok(wire::KeepCapsuleResponse { left_ms, ..Default::default() })
     }
 

@@ -73,8 +73,12 @@ pub(crate) async fn set(
         let end = OffsetDateTime::now_utc() + Duration::from_secs(timeout.into());
         life.ends_at_ms = end.unix_timestamp().saturating_mul(1000);
     }
-    let request =
-        KeepCapsuleRequest { capsule_id: id.to_string(), life: life.into(), ..Default::default() };
+    let request = KeepCapsuleRequest {
+        capsule_id: id.to_string(),
+        life: life.into(),
+        generation: capsule.generation.unsigned_abs(),
+        ..Default::default()
+    };
     let left = app.agent_of(&capsule)?.keep(request).await?;
     let left = left.map(|left| left.as_secs_f64());
     let (on_timeout, idle) = (&capsule.on_timeout, capsule.timeout_sec);

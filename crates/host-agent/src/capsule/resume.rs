@@ -176,28 +176,49 @@ impl Manager {
         Ok(())
     }
 
-    /// Changes the time that a capsule may run, and counts as activity. Returns the milliseconds
-    /// until the capsule's time is over; `None` is never.
+    /// Counts as activity. Returns the milliseconds until the capsule's lifetime ends; none is never.
+    ///
+    /// # Errors
+    /// No such capsule, or neither running nor paused.
+    pub(crate) async fn touch(&self, id: CapsuleId) -> Result<Option<u64>, Error> {
+        let turn = self.turn(id)?;
+        let _turn = turn.lock().await;
+        self.note_activity(id)
+    }
+
+    /// Does the work of [`Self::touch`]. The caller holds the capsule's turn.
+    fn note_activity(&self, id: CapsuleId) -> Result<Option<u64>, Error> {
+        let known = self.change(id, |capsule| {
+            capsule.active = std::time::Instant::now();
+            match &capsule.state {
+                State::Running | State::Paused => Ok(capsule.life.left_ms(now_ms())),
+                state => Err(Error::State(state.clone())),
+            }
+        });
+        known.ok_or_else(|| Error::NotFound(format!("capsule {id}")))?
+    }
+
+    /// Sets a capsule's lifetime, and counts as activity. Returns the milliseconds until the
+    /// lifetime ends; none is never.
+    ///
+    /// # Errors
+    /// As [`Self::touch`]; a command of a later generation came first; the disk.
     pub(crate) async fn set_life(
         &self,
         id: CapsuleId,
-        life: Option<Life>,
+        generation: u64,
+        mut life: Life,
     ) -> Result<Option<u64>, Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
-        let dir = boot::folder(&self.parts, id);
-        let known = self.change(id, |capsule| {
-            capsule.active = std::time::Instant::now();
-            (capsule.state.clone(), capsule.life.left_ms(now_ms()))
-        });
-        let none = || Error::NotFound(format!("capsule {id}"));
-        let (state, left) = known.ok_or_else(none)?;
-        if !matches!(state, State::Running | State::Paused) {
-            return Err(Error::State(state));
+        self.note_activity(id)?;
+        if self.change(id, |capsule| generation < capsule.generation) != Some(false) {
+            return Err(Error::Stale);
         }
-        let Some(mut life) = life else { return Ok(left) };
+        let dir = boot::folder(&self.parts, id);
         life.begin(now_ms());
         let left = life.left_ms(now_ms());
+        let none = || Error::NotFound(format!("capsule {id}"));
         let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
         ledger.life = life.clone();
         ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
