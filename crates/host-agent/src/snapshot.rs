@@ -62,8 +62,14 @@ pub(crate) struct LayerRef {
 }
 
 impl LayerRef {
+    /// Name of the layer's file in the snapshot's folder.
     pub(crate) fn file(&self) -> String {
         format!("{}.pages", self.id)
+    }
+
+    /// Reports whether the id is a UUID without hyphens, as [`Staging::add_layer`] makes it.
+    fn has_valid_id(&self) -> bool {
+        self.id.len() == 32 && uuid::Uuid::try_parse(&self.id).is_ok()
     }
 
     fn open(&self, dir: &Path) -> io::Result<Layer> {
@@ -82,6 +88,11 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
+    /// Reports whether the ids can be parts of file names and the shared layers are there.
+    fn is_valid(&self) -> bool {
+        self.shared <= self.all.len() && self.all.iter().all(LayerRef::has_valid_id)
+    }
+
     pub(crate) fn open(&self, dir: &Path) -> io::Result<Vec<Layer>> {
         self.all.iter().map(|layer| layer.open(dir)).collect()
     }
@@ -140,7 +151,12 @@ impl Manifest {
         if blake3::hash(body).to_hex().as_bytes() != hash {
             return Err(wrong());
         }
-        serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))
+        let read: Self = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
+        // The hash proves nothing here: whoever writes to a store can make one.
+        if !read.memory.iter().all(Layers::is_valid) {
+            return Err(damaged("the manifest's layers are not valid"));
+        }
+        Ok(read)
     }
 }
 
@@ -419,6 +435,25 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[fill; PAGE], number * PAGE as u64).unwrap();
         Memory::of_changes(file, None, PAGES, Vec::from([Range { start: number, end: number + 1 }]))
+    }
+
+    #[test]
+    fn manifest_with_invalid_layers_is_damage() {
+        let read = |id: &str, shared: usize| {
+            let layer = serde_json::json!({ "id": id, "hash": "00", "bytes": 1 });
+            let body = serde_json::json!({
+                "fingerprint": "f", "template": "base", "taken_at_ms": 1, "state": null,
+                "resources": { "vcpus": 1, "memory_mib": 512, "disk_mib": 5120 }, "disk": null,
+                "memory": { "all": [layer], "shared": shared }, "envd_token": null,
+            });
+            let body = body.to_string();
+            Manifest::read(format!("{}\n{body}", blake3::hash(body.as_bytes())).as_bytes())
+        };
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        read(&id, 1).unwrap();
+        for (id, shared) in [("../../etc/shadow", 1), ("", 1), (&*format!("/{id}"), 1), (&id, 2)] {
+            assert!(is_damage(&read(id, shared).unwrap_err()), "{id} {shared}");
+        }
     }
 
     /// As forks of forks are made: each begins from all layers of the one before, and what is
