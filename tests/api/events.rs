@@ -1,5 +1,6 @@
 //! Events: streamed as they happen, none missed; sent to channels, signed, until they arrive.
 
+use crate::proxy::psql;
 use futures::StreamExt;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::Method;
@@ -276,5 +277,36 @@ async fn operators_hear_of_the_platforms_hosts() {
     let event = stream.next().await;
     assert_eq!((&event["event"], &event["resource_id"]), (&json!("host.up"), &json!(second.id)));
     drop(second);
+    platform.finish();
+}
+
+#[tokio::test]
+async fn channel_of_an_expired_key_is_disabled_and_sends_nothing() {
+    let platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
+    let client = platform.client();
+    let hook = Hook::start(|_| (200, String::new(), String::new())).await;
+    let wanted = json!({ "name": "k", "expires_sec": 600, "scopes": ["team:admin"] });
+    let made = client.post("/v1/api-keys", &wanted).await.expect(201);
+    let brief = platform.client_with(made["key"].as_str().unwrap());
+    let wanted = json!({ "name": "n", "url": hook.url, "events": ["capsule.created"] });
+    let channel = brief.post("/v1/channels", &wanted).await.expect(201);
+    let path = format!("/v1/channels/{}", channel["id"].as_str().unwrap());
+    client.create(&json!({})).await;
+    eventually("a delivery", async || (hook.heard().len() == 1).then_some(())).await;
+    psql(&platform, "UPDATE api_keys SET expires_at = now() WHERE name = 'k'");
+    client.create(&json!({})).await;
+    eventually("the channel is disabled", async || {
+        (client.get(&path).await.expect(200)["enabled"] == false).then_some(())
+    })
+    .await;
+    client.create(&json!({})).await;
+    let log = client.get("/v1/audit-logs?action=channel.disable").await.expect(200);
+    assert_eq!(log["items"][0]["resource_id"], channel["id"], "{log}");
+    assert_eq!(hook.heard().len(), 1);
+    // An admin who enables it answers for it.
+    client.patch(&path, &json!({ "enabled": true })).await.expect(200);
+    client.create(&json!({})).await;
+    eventually("another delivery", async || (hook.heard().len() > 1).then_some(())).await;
+    assert_eq!(client.get(&path).await.expect(200)["enabled"], true);
     platform.finish();
 }

@@ -97,6 +97,16 @@ pub(crate) async fn send(
     Ok(sent.fetch_optional(db).await?.map(DeliveryId))
 }
 
+/// Disables the channels whose maker's key has expired; returns them with their teams.
+pub(crate) async fn disable_expired(
+    db: impl PgExecutor<'_>,
+) -> sqlx::Result<Vec<(ChannelId, TeamId)>> {
+    let sql = "UPDATE channels SET enabled = false, updated_at = now() WHERE enabled \
+               AND made_by_key IS NOT NULL AND NOT key_stands(made_by_key) RETURNING id, team_id";
+    let disabled: Vec<(Uuid, Uuid)> = sqlx::query_as(sql).fetch_all(db).await?;
+    Ok(disabled.into_iter().map(|(id, team)| (ChannelId(id), TeamId(team))).collect())
+}
+
 /// A delivery that is due, with where it goes.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Due {
@@ -110,7 +120,7 @@ pub(crate) struct Due {
 }
 
 /// Takes deliveries that are due, for so many seconds: whoever dies meanwhile leaves them to be
-/// taken again. Those of channels that are off wait.
+/// taken again. Deliveries wait while their channel is disabled.
 pub(crate) async fn take_due(db: &PgPool, seconds: f64, limit: i64) -> sqlx::Result<Vec<Due>> {
     let sql = "WITH due AS (SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id \
                WHERE d.status = 'waiting' AND d.next_at <= now() AND c.enabled \
