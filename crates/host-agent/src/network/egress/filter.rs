@@ -8,9 +8,11 @@ use super::tls::{HELLO_MAX, Hello, Later, Step, hello};
 use super::{Known, Rules};
 use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::Plan;
+use hop::{Bounds, Share, Shares};
 use std::future::Future;
 use std::io::{self, Cursor};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -20,6 +22,9 @@ use types::Egress;
 
 /// Connections of one capsule at once; further ones wait.
 const CONNECTIONS: usize = 256;
+/// Connections of one capsule that the second half of all places takes. Capsules that hold many
+/// share the first half.
+const FEW: u64 = 16;
 /// Share of the files that this process may have open, which connections of all may take: each
 /// takes two.
 const SHARE: u64 = 4;
@@ -42,15 +47,35 @@ pub(super) struct Way {
     pub resolver: Arc<Resolver>,
 }
 
-/// Places for the connections of all capsules, so that no guest takes every file that this process
-/// may open.
-fn all() -> &'static Semaphore {
-    static ALL: OnceLock<Semaphore> = OnceLock::new();
-    ALL.get_or_init(|| {
-        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let places = files.map_or(16_384, |files| files / SHARE / 2);
-        Semaphore::new(usize::try_from(places).unwrap_or(16_384).clamp(64, 65_536))
-    })
+/// Places for the connections of all capsules, so that guests neither take every file that this
+/// process may open nor every place from each other.
+struct Places {
+    held: Shares<u64>,
+    most: u64,
+    /// Numbers for capsules, which hold places by them.
+    next: AtomicU64,
+}
+
+impl Places {
+    fn new(most: u64) -> Self {
+        Self { held: Shares::default(), most, next: AtomicU64::new(0) }
+    }
+
+    fn of_this_process() -> &'static Self {
+        static PLACES: OnceLock<Places> = OnceLock::new();
+        PLACES.get_or_init(|| {
+            let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+            let most = files.map_or(16_384, |files| files / SHARE / 2);
+            Self::new(most.clamp(64, 65_536))
+        })
+    }
+
+    /// Takes a place for a capsule's connection; `None` when there is none for it.
+    fn take(&self, capsule: u64) -> Option<Share<u64>> {
+        let bounds =
+            [Bounds { all: self.most / 2, each: u64::MAX }, Bounds { all: self.most, each: FEW }];
+        bounds.into_iter().find_map(|bounds| self.held.take(capsule, 1, bounds).ok())
+    }
 }
 
 /// Counts a connection or a request that was refused by name.
@@ -60,6 +85,8 @@ pub(super) fn count_refused() {
 
 pub(super) fn serve(way: Way, listener: TcpListener) {
     let (places, at) = (Arc::new(Semaphore::new(CONNECTIONS)), way.namespace.tasks().clone());
+    let all = Places::of_this_process();
+    let capsule = all.next.fetch_add(1, Ordering::Relaxed);
     at.clone().spawn(async move {
         let accepting = async {
             loop {
@@ -69,7 +96,10 @@ pub(super) fn serve(way: Way, listener: TcpListener) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 };
-                let Ok(shared) = all().try_acquire() else { continue };
+                let Some(shared) = all.take(capsule) else {
+                    metrics::counter!("wrenn_egress_full_total").increment(1);
+                    continue;
+                };
                 let (way, stop) = (way.clone(), at.clone());
                 at.spawn(async move {
                     tokio::select! {
@@ -286,5 +316,23 @@ async fn encrypted(
                 return Err(io::Error::other("a further hello asks for another host"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capsules_with_many_connections_leave_places_to_those_with_few() {
+        let places = Places::new(128);
+        let mut held: Vec<_> = (0..CONNECTIONS).map_while(|_| places.take(0)).collect();
+        assert_eq!(held.len(), 64, "one capsule takes one half");
+        held.extend((0..CONNECTIONS).map_while(|_| places.take(1)));
+        assert_eq!(held.len(), 64 + 16, "another takes a few of the second half");
+        assert!(places.take(0).is_none());
+        assert!(places.take(2).is_some());
+        drop(held);
+        assert_eq!(places.held.held(), 0);
     }
 }
