@@ -14,7 +14,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -48,7 +48,24 @@ struct Streams {
 }
 
 /// A connection that its user and the namespace share, so that either can close it.
-type Shared = Arc<Mutex<Option<TcpStream>>>;
+type Shared = Arc<Mutex<Connection>>;
+
+struct Connection {
+    /// The connection; `None` once it is closed.
+    stream: Option<TcpStream>,
+    /// Tasks that wait to read and to write. Closing a socket wakes nobody by itself.
+    waiting: [Option<Waker>; 2],
+}
+
+/// A direction of a connection, as an index into `Connection::waiting`.
+const READ: usize = 0;
+const WRITE: usize = 1;
+
+impl Connection {
+    fn share(stream: TcpStream) -> Shared {
+        Arc::new(Mutex::new(Self { stream: Some(stream), waiting: [None, None] }))
+    }
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,7 +151,7 @@ impl Namespace {
     /// # Errors
     /// When the namespace is closed.
     pub(crate) fn hold(&self, stream: TcpStream) -> io::Result<NamespaceStream> {
-        let shared = Arc::new(Mutex::new(Some(stream)));
+        let shared = Connection::share(stream);
         let mut streams = lock(&self.0.streams);
         if streams.closed {
             return Err(reset());
@@ -171,10 +188,15 @@ impl Namespace {
 }
 
 /// Closes a connection at once, without a goodbye.
-fn abort(stream: &Shared) {
-    if let Some(stream) = lock(stream).take() {
+fn abort(connection: &Shared) {
+    let (stream, waiting) = {
+        let mut connection = lock(connection);
+        (connection.stream.take(), std::mem::take(&mut connection.waiting))
+    };
+    if let Some(stream) = stream {
         let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
     }
+    waiting.into_iter().flatten().for_each(Waker::wake);
 }
 
 /// A connection inside a namespace, or on this machine where a capsule has none. Closing the
@@ -187,7 +209,7 @@ pub(crate) struct NamespaceStream {
 impl NamespaceStream {
     /// Wraps a connection that is in no capsule's namespace.
     pub(crate) fn outside(stream: TcpStream) -> Self {
-        Self { shared: Arc::new(Mutex::new(Some(stream))), of: None }
+        Self { shared: Connection::share(stream), of: None }
     }
 
     /// Closes the connection at once, without a goodbye.
@@ -197,12 +219,18 @@ impl NamespaceStream {
 
     fn with<T>(
         &self,
-        poll: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+        direction: usize,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        match &mut *lock(&self.shared) {
-            Some(stream) => poll(Pin::new(stream)),
-            None => Poll::Ready(Err(reset())),
+        let mut connection = lock(&self.shared);
+        let Some(stream) = &mut connection.stream else { return Poll::Ready(Err(reset())) };
+        let polled = poll(Pin::new(stream), cx);
+        let waiting = &mut connection.waiting[direction];
+        if polled.is_pending() && !waiting.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waiting = Some(cx.waker().clone());
         }
+        polled
     }
 }
 
@@ -210,7 +238,7 @@ impl Drop for NamespaceStream {
     fn drop(&mut self) {
         // Dropping the connection here closes its descriptor now, while the namespace still shares
         // it.
-        let _stream = lock(&self.shared).take();
+        let _stream = lock(&self.shared).stream.take();
         if let Some((namespace, id)) = &self.of {
             lock(&namespace.streams).open.remove(id);
         }
@@ -223,7 +251,7 @@ impl AsyncRead for NamespaceStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.with(|stream| stream.poll_read(cx, buf))
+        self.with(READ, cx, |stream, cx| stream.poll_read(cx, buf))
     }
 }
 
@@ -233,7 +261,7 @@ impl AsyncWrite for NamespaceStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.with(|stream| stream.poll_write(cx, buf))
+        self.with(WRITE, cx, |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -241,7 +269,7 @@ impl AsyncWrite for NamespaceStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.with(|stream| stream.poll_write_vectored(cx, bufs))
+        self.with(WRITE, cx, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -249,11 +277,11 @@ impl AsyncWrite for NamespaceStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|stream| stream.poll_flush(cx))
+        self.with(WRITE, cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|stream| stream.poll_shutdown(cx))
+        self.with(WRITE, cx, AsyncWrite::poll_shutdown)
     }
 }
 
@@ -301,6 +329,21 @@ mod tests {
         assert!(held.write_all(b"x").await.is_err());
         assert!(other.run(|| Ok(())).is_err() && other.connect(address).await.is_err());
         assert!(other.hold(TcpStream::connect(address).await.unwrap()).is_err());
+    }
+
+    #[tokio::test]
+    async fn close_wakes_a_task_that_waits_to_read() {
+        let namespace = own();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut held = namespace.hold(stream).unwrap();
+        let reads = tokio::spawn(async move { held.read(&mut [0]).await });
+        while lock(&namespace.0.streams).open.values().all(|c| lock(c).waiting[READ].is_none()) {
+            tokio::task::yield_now().await;
+        }
+        namespace.close().await;
+        let read = tokio::time::timeout(Duration::from_secs(60), reads).await.unwrap().unwrap();
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]
