@@ -10,9 +10,11 @@ use futures::stream::BoxStream;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tests::{Answer, Client, Driver, Platform, Replica, Socket, Upstream, Wire, eventually};
+use tests::{
+    Answer, Client, Driver, Platform, Replica, Socket, Upstream, Wire, eventually, mailed,
+};
 use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -327,5 +329,79 @@ async fn what_is_open_at_a_port_ends_with_what_opened_it() {
     end(here).await;
     end(there).await;
     drop(replica);
+    platform.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_streams_end_with_password_reset_account_and_team() {
+    let (platform, owner, team, id) = team().await;
+    let guest = raw();
+    let (member, _) = platform.member(&owner, &team, "member").await;
+    let email = member.get("/v1/me").await.expect(200)["email"].as_str().unwrap().to_owned();
+    let anyone = platform.client_with("");
+    // A password reset ends the sessions.
+    let open = Open::of(&member.in_team(&team), &id, guest.port).await;
+    anyone.post("/v1/auth/password/reset", &json!({ "email": email })).await.expect(202);
+    let token = mailed(&platform, &email, "give the code").await;
+    let password = "a-new-tangerine-9";
+    let body = json!({ "token": token, "new_password": password });
+    anyone.post("/v1/auth/password/confirm", &body).await.expect(204);
+    open.ends().await;
+    // The account's erasure ends its sessions.
+    let body = json!({ "email": email, "password": password, "program": true });
+    let session = anyone.post("/v1/auth/login", &body).await.expect(200);
+    let member = platform.client_with(session["session_token"].as_str().unwrap());
+    let open = Open::of(&member.in_team(&team), &id, guest.port).await;
+    let bye = member.request(Method::DELETE, "/v1/me").json(&json!({ "confirmation": email }));
+    member.send(bye).await.expect(204);
+    open.ends().await;
+    // The team's deletion ends its event streams; it has no capsules then.
+    owner.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    let events = owner.request(Method::GET, "/v1/events/stream").send().await.unwrap();
+    let mut events = events.bytes_stream().boxed();
+    read(&mut events, "hello").await;
+    owner.delete(&format!("/v1/teams/{team}")).await.expect(204);
+    let rest = read(&mut events, "").await;
+    assert!(rest.contains(&format!("event: {CODE}")), "{rest}");
+    platform.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upload_and_download_end_with_their_key() {
+    const SIZE: usize = 64 << 20;
+    let (platform, owner, _, id) = team().await;
+    let (revoked, path) = key(&platform, &owner, json!({})).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (large, partial) = (dir.path().join("large"), dir.path().join("partial"));
+    std::fs::File::create(&large).unwrap().set_len(SIZE as u64).unwrap();
+    let file = |method, path: &std::path::Path| {
+        let request = revoked.request(method, &format!("/v1/capsules/{id}/files"));
+        request.query(&[("path", path.display().to_string())])
+    };
+    // The body is not read until the key has ended, so that most of it is still at the host.
+    let answer = file(Method::GET, &large).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&sent);
+    let chunks = futures::stream::unfold((), move |()| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Some((Ok::<_, std::io::Error>("x"), ()))
+        }
+    });
+    let upload = file(Method::PUT, &partial).body(reqwest::Body::wrap_stream(chunks));
+    let asks = revoked.clone();
+    let upload = tokio::spawn(async move { asks.send(upload).await });
+    eventually("the upload is under way", async || {
+        (sent.load(Ordering::SeqCst) > 10).then_some(())
+    })
+    .await;
+    owner.delete(&path).await.expect(204);
+    let upload = tokio::time::timeout(PATIENCE, upload).await.expect("the upload goes on").unwrap();
+    upload.refuses(401, CODE, "credential");
+    let got = read(&mut answer.bytes_stream().boxed(), "").await;
+    assert!(got.len() < SIZE, "the whole file came");
+    assert!(!partial.exists(), "an upload that was cut off left a file");
     platform.finish();
 }
