@@ -112,6 +112,8 @@ pub(crate) async fn take(
     let mut tx = app.db.begin().await?;
     let what = json!({ "name": row.name, "capsule": capsule.id().to_string() });
     let entry = Entry::new(caller.team, caller.by, "snapshot.create", id).with(what);
+    // The name is looked at under the lock, or others could take its place in the count.
+    quota.hold_storage(&mut tx).await?;
     let replaced = match replaces {
         Some(name) => db::snapshots::is_named(&mut *tx, caller.team, name).await?,
         None => false,

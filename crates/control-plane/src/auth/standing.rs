@@ -2,7 +2,7 @@
 //! that may be over. A transaction that takes the right away either waits here or was first.
 //!
 //! Every transaction takes its locks in this order: the lock of admins, users by their ids, the
-//! team, members, keys, and then the rest.
+//! team, and then the rest. The lock of a team also orders changes to its members and keys.
 
 use super::policy::{Action, Grants, Resource};
 use super::{Caller, SignedIn};
