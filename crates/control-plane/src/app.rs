@@ -348,7 +348,7 @@ impl App {
     /// # Errors
     /// When the database cannot be used.
     pub async fn accepts(&self, key: &str) -> anyhow::Result<bool> {
-        Ok(self.routes.key(&self.db, &auth::hash(key)).await?.is_some())
+        Ok(self.routes.key(self, &auth::hash(key), None).await?.is_some())
     }
 
     /// Makes a key for the first team that is not the platform's.

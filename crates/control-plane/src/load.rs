@@ -36,8 +36,15 @@ const WAITING: Bounds = Bounds { all: 4096, each: 256 };
 /// connections as all of these.
 const DEAR: Bounds = Bounds { all: 8, each: 3 };
 /// Longest wait of such a read for its place, and the time between two tries.
-const DEAR_WAIT: Duration = Duration::from_secs(5);
 const DEAR_LOOK: Duration = Duration::from_millis(50);
+/// Queries at once that look up what the caches lack, such as unknown keys and capsules: by clients
+/// of all networks and of one. Known networks have more, and the pool has more than all of them.
+const LOOKUPS: Bounds = Bounds { all: 8, each: 4 };
+const STRANGERS_LOOKUPS: Bounds = Bounds { all: 4, each: 2 };
+/// Time between two tries for such a query.
+const LOOKUP_LOOK: Duration = Duration::from_millis(5);
+/// Longest wait for a place in the database's pool.
+const PLACE_WAIT: Duration = Duration::from_secs(5);
 /// Most networks that are remembered for a credential shown there, and the time of each memory.
 const KNOWN: usize = 10_000;
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
@@ -59,6 +66,7 @@ pub(crate) struct Load {
     strangers_bodies: Shares<Payer>,
     waiting: Shares<CapsuleId>,
     dear: Shares<TeamId>,
+    lookups: Shares<ClientNetwork>,
 }
 
 /// Holder of the share that a body is taken from.
@@ -110,6 +118,7 @@ impl Load {
             strangers_bodies: Shares::default(),
             waiting: Shares::default(),
             dear: Shares::default(),
+            lookups: Shares::default(),
         }
     }
 
@@ -200,14 +209,42 @@ impl Load {
 
     /// Waits for a place among the reads that may take the database long.
     pub(crate) async fn dear(&self, team: TeamId) -> Result<Share<TeamId>> {
-        let until = Instant::now() + DEAR_WAIT;
-        loop {
-            match self.dear.take(team, 1, DEAR) {
-                Ok(share) => return Ok(share),
-                Err(_) if Instant::now() < until => tokio::time::sleep(DEAR_LOOK).await,
-                Err(Full::Each) => return Err(Error::TooManyAtOnce("this team, as long reads")),
-                Err(Full::All) => return Err(Error::Overloaded),
-            }
+        place(DEAR_LOOK, "this team, as long reads", || self.dear.take(team, 1, DEAR)).await
+    }
+
+    /// Waits for a place among the queries that look up what the caches lack, for a client at an
+    /// address. The platform itself and clients on this machine need none.
+    pub(crate) async fn lookup(
+        &self,
+        from: Option<IpAddr>,
+    ) -> Result<Option<Share<ClientNetwork>>> {
+        let Some(address) = from else { return Ok(None) };
+        let bounds = match self.standing(address) {
+            Standing::Trusted => return Ok(None),
+            Standing::Known => LOOKUPS,
+            Standing::Stranger => STRANGERS_LOOKUPS,
+        };
+        let take = || self.lookups.take(address.into(), 1, bounds);
+        place(LOOKUP_LOOK, "your address, as unknown names", take).await.map(Some)
+    }
+}
+
+/// Waits for a share, with a pause between two tries.
+///
+/// # Errors
+/// When none was free in time. `each` names the holder whose own share is full.
+async fn place<K: std::hash::Hash + Eq>(
+    pause: Duration,
+    each: &'static str,
+    take: impl Fn() -> std::result::Result<Share<K>, Full>,
+) -> Result<Share<K>> {
+    let until = Instant::now() + PLACE_WAIT;
+    loop {
+        match take() {
+            Ok(share) => return Ok(share),
+            Err(_) if Instant::now() < until => tokio::time::sleep(pause).await,
+            Err(Full::Each) => return Err(Error::TooManyAtOnce(each)),
+            Err(Full::All) => return Err(Error::Overloaded),
         }
     }
 }
@@ -272,5 +309,28 @@ mod tests {
         assert_eq!(load.dear.take(one, 1, DEAR).unwrap_err(), Full::Each);
         assert!(load.dear.take(other, 1, DEAR).is_ok());
         drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_names_of_strangers_leave_the_database_to_others() {
+        let load = Load::new(LIMITS);
+        let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let mut held = Vec::new();
+        for address in ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+            held.push(load.lookup(at(address)).await.unwrap());
+        }
+        assert!(matches!(load.lookup(at("192.0.2.1")).await, Err(Error::TooManyAtOnce(_))));
+        assert!(matches!(load.lookup(at("192.0.2.4")).await, Err(Error::Overloaded)));
+        // A network where a credential was shown has room, and this machine needs none.
+        load.vouch(at("192.0.2.4").unwrap());
+        assert!(load.lookup(at("192.0.2.4")).await.unwrap().is_some());
+        assert!(load.lookup(at("127.0.0.1")).await.unwrap().is_none());
+        assert!(load.lookup(None).await.unwrap().is_none());
+        // A place that becomes free is given to a client that waits.
+        let (waits, ()) = tokio::join!(load.lookup(at("192.0.2.1")), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            held.clear();
+        });
+        assert!(waits.is_ok());
     }
 }

@@ -94,7 +94,8 @@ impl Proxy {
         if access::is_preflight(request.method(), request.headers(), target) {
             return Ok(answer::preflight());
         }
-        Ok(match self.pass(request, target, peer).await {
+        let from = Peer(peer).client(request.headers());
+        Ok(match self.pass(request, target, (peer, from)).await {
             Ok(answer) => {
                 self.passed.increment(1);
                 answer
@@ -102,7 +103,7 @@ impl Proxy {
             Err(error) => {
                 self.refused.increment(1);
                 tracing::debug!(capsule = %target.capsule, port = target.port, %error, "refused");
-                let (error, form) = self.in_e2bs_words(error, form, target).await;
+                let (error, form) = self.in_e2bs_words(error, form, (target, from)).await;
                 answer::refuse(&error, Some(target), form)
             }
         })
@@ -111,9 +112,18 @@ impl Proxy {
     /// Rewords an error for E2B's clients: its SDKs, and programs that use a capsule made by E2B's
     /// API. Such clients ask why a request broke off. Only the host may know that the capsule has
     /// come to its end. An error before admission is the same in every state of the capsule.
-    async fn in_e2bs_words(&self, error: Error, form: Form, target: Target) -> (Error, Form) {
+    async fn in_e2bs_words(
+        &self,
+        error: Error,
+        form: Form,
+        (target, from): (Target, IpAddr),
+    ) -> (Error, Form) {
+        if matches!(error, Error::Overloaded | Error::TooManyAtOnce(_)) {
+            // The look-up may be what was refused.
+            return (error, form);
+        }
         let find = async || {
-            let found = self.app.routes.find(&self.app.db, target.capsule, None).await;
+            let found = self.app.routes.find(&self.app, target.capsule, None, Some(from)).await;
             found.ok().and_then(|(route, _)| route)
         };
         let mut route = find().await;
@@ -142,7 +152,7 @@ impl Proxy {
         &self,
         mut request: Request<Body>,
         target: Target,
-        peer: SocketAddr,
+        (peer, from): (SocketAddr, IpAddr),
     ) -> Result<Response<Body>> {
         if *request.method() == Method::CONNECT {
             return Err(Error::MethodNotAllowed);
@@ -156,7 +166,6 @@ impl Proxy {
             (request.uri().path(), request.uri().query().unwrap_or("")),
             transport,
         );
-        let from = peer.client(request.headers());
         let (standing, owner) = self.admit(&presented, target, from).await?;
         let (mut route, admitted) = (Arc::clone(&standing.route), standing.admitted);
         let scheme = if by_tls { "https" } else { "http" };
@@ -219,7 +228,7 @@ impl Proxy {
         // The count is taken before the first look-up, so that no change in between is missed.
         let seen = app.revocations.count();
         let hash = presented.key().map(crate::auth::hash);
-        let (route, key) = app.routes.find(&app.db, target.capsule, hash.as_ref()).await?;
+        let (route, key) = app.routes.find(app, target.capsule, hash.as_ref(), Some(from)).await?;
         let owner = match &key {
             Some(key) => key_caller(app, key, By::SYSTEM).await.ok(),
             None => None,
@@ -294,7 +303,7 @@ impl Proxy {
     async fn wake(&self, waker: Caller, target: Target, admitted: &Admitted) -> Result<Arc<Route>> {
         let _place = self.place(target, admitted)?;
         Box::pin(capsules::wake(&self.app, waker, target.capsule)).await?;
-        let found = self.app.routes.find(&self.app.db, target.capsule, None).await?;
+        let found = self.app.routes.find(&self.app, target.capsule, None, None).await?;
         found.0.ok_or(Error::NotFound("capsule"))
     }
 

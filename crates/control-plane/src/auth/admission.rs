@@ -41,14 +41,14 @@ pub(super) enum Identity {
 
 impl Identity {
     /// Finds the owner of a credential that is good.
-    pub(super) async fn find(app: &App, credential: Credential) -> Result<Self> {
+    pub(super) async fn find(app: &App, credential: Credential, by: By) -> Result<Self> {
         match credential {
             Credential::Key(hash) => {
-                let key = app.routes.key(&app.db, &hash).await?;
+                let key = app.routes.key(app, &hash, by.from).await?;
                 Ok(Self::Key(key.ok_or(Error::Unauthenticated)?))
             }
             Credential::Session(hash) => {
-                let found = app.directory.session(&app.db, &hash).await?;
+                let found = app.directory.session(app, &hash, by.from).await?;
                 let found = found.ok_or(Error::Unauthenticated)?;
                 let (user, session) = (UserId(found.user_id), SessionId(found.id));
                 let person = app.directory.person(&app.db, user).await?;
@@ -141,7 +141,7 @@ pub(crate) struct Admission {
 impl Recheck for Admission {
     async fn check(&self) -> Result<Basis> {
         let (app, by) = (&self.app, By::SYSTEM);
-        let identity = Identity::find(app, self.credential).await?;
+        let identity = Identity::find(app, self.credential, by).await?;
         match self.rule {
             Rule::Platform if !identity.operates(app, by).await? => {
                 return Err(Error::Forbidden("platform"));

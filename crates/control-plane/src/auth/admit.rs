@@ -105,7 +105,6 @@ impl Gate<'_> {
     async fn admit(&mut self, rule: Rule, parts: &mut Parts) -> Result<()> {
         match rule {
             Rule::Open => {
-                // What hosts ask goes by their tokens, and the rest costs nothing.
                 if parts.uri.path().starts_with("/v1/auth/") {
                     self.count(self.network(), STRANGERS_PER_SEC)?;
                     // Another site's page is not to sign its visitors in, as whomever it likes.
@@ -198,7 +197,7 @@ impl Gate<'_> {
 
     /// Finds the key or the user that a credential belongs to.
     async fn find(&mut self, credential: Credential) -> Result<Identity> {
-        let identity = Identity::find(self.app, credential).await?;
+        let identity = Identity::find(self.app, credential, self.by).await?;
         self.shown = Some((credential, identity.basis(credential)));
         Ok(identity)
     }

@@ -2,6 +2,7 @@
 //! A change anywhere drops what it concerns within a second, so a role that was taken away, or a
 //! session that was ended, is of no use from then on; and nothing is kept for long.
 
+use crate::app::App;
 use crate::cache::{Hears, Known, Lookups};
 use crate::db;
 use crate::db::listen::Change;
@@ -10,6 +11,7 @@ use crate::db::users::Person;
 use crate::error::Result;
 use crate::limits::Limits;
 use sqlx::PgPool;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use types::{TeamId, UserId};
@@ -40,14 +42,16 @@ impl Directory {
         self.users.get(&self.hears, &id, look).await
     }
 
-    /// The session of a token's hash.
+    /// Finds a session by its token's hash, for a client at `from`.
     pub(crate) async fn session(
         &self,
-        db: &PgPool,
+        app: &App,
         hash: &[u8; 32],
+        from: Option<IpAddr>,
     ) -> Result<Option<Arc<Session>>> {
         let look = async {
-            let found = db::sessions::find(db, hash).await?;
+            let _place = app.load.lookup(from).await?;
+            let found = db::sessions::find(&app.db, hash).await?;
             let left = found.as_ref().map(|s| s.expires_at - time::OffsetDateTime::now_utc());
             let left = left.map(|left| Duration::try_from(left).unwrap_or_default().min(KEPT));
             Ok(Known::new(found.map(Arc::new), left))

@@ -129,10 +129,15 @@ pub(crate) async fn share_templates(app: &App, host: HostId, specs: &api::HostSp
 }
 
 /// Enrols a host that holds a registration token and answers at its address with its key.
-pub(crate) async fn register(app: &App, wanted: api::RegisterHost) -> Result<api::HostCredentials> {
+pub(crate) async fn register(
+    app: &App,
+    by: By,
+    wanted: api::RegisterHost,
+) -> Result<api::HostCredentials> {
     let (kind, hashed) = (Kind::Registration, hash(&wanted.token));
-    let found = db::host_tokens::find(&app.db, kind, &hashed).await?;
-    let token = found.ok_or_else(|| Error::InvalidToken("the registration token"))?;
+    let token = find(app, by, kind, &hashed)
+        .await?
+        .ok_or_else(|| Error::InvalidToken("the registration token"))?;
     let host = token.host();
     check_specs(&wanted.specs)?;
     let address = wanted.address.parse::<Authority>().ok();
@@ -188,11 +193,14 @@ pub(crate) async fn register(app: &App, wanted: api::RegisterHost) -> Result<api
 
 /// Gives a host new credentials for its refresh token. A new key must answer at the host's
 /// address, as at a registration: a copy of the token alone gets no certificate.
-pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::HostCredentials> {
+pub(crate) async fn refresh(
+    app: &App,
+    by: By,
+    wanted: api::RefreshHost,
+) -> Result<api::HostCredentials> {
     let (kind, hashed) = (Kind::Refresh, hash(&wanted.refresh_token));
     let invalid = || Error::InvalidToken("the refresh token");
-    let found = db::host_tokens::find(&app.db, kind, &hashed).await?;
-    let found = found.ok_or_else(invalid)?;
+    let found = find(app, by, kind, &hashed).await?.ok_or_else(invalid)?;
     let host = found.host();
     let address = db::hosts::find(&app.db, host).await?.map(|row| row.address);
     let address = address.and_then(|address| address.parse::<Authority>().ok());
@@ -235,6 +243,12 @@ pub(crate) async fn refresh(app: &App, wanted: api::RefreshHost) -> Result<api::
     transaction.commit().await?;
     app.fleet.read().await?;
     credentials(app, Enrolled { host, enrolment }, refresh_token, cert)
+}
+
+/// Finds a host's token. Anybody may send one, so the query needs a place.
+async fn find(app: &App, by: By, kind: Kind, hashed: &[u8; 32]) -> Result<Option<Token>> {
+    let _place = app.load.lookup(by.from).await?;
+    Ok(db::host_tokens::find(&app.db, kind, hashed).await?)
 }
 
 /// Notes what became of a host that acts for itself.

@@ -251,7 +251,7 @@ pub(crate) async fn callback(
         return Err(Error::SignInFailed(format!("the provider refused: {why}")));
     };
     let shown = match session::from_cookie(&headers, transport) {
-        Some(token) => app.directory.session(&app.db, &hash(token)).await?,
+        Some(token) => app.directory.session(&app, &hash(token), stranger.0.from).await?,
         None => None,
     };
     let shown = shown.map(|session| SessionId(session.id));

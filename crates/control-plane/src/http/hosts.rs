@@ -3,7 +3,7 @@
 
 use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
-use crate::auth::{Caller, HostCaller, Operator};
+use crate::auth::{Caller, HostCaller, Operator, Stranger};
 use crate::db;
 use crate::error::{Error, Result};
 use crate::hosts::{enrol, life};
@@ -198,9 +198,10 @@ pub(crate) async fn delete(
 )]
 pub(crate) async fn register(
     State(app): State<Arc<App>>,
+    Stranger(by): Stranger,
     Body(wanted): Body<api::RegisterHost>,
 ) -> Result<(StatusCode, Json<api::HostCredentials>)> {
-    Ok((StatusCode::CREATED, Json(enrol::register(&app, wanted).await?)))
+    Ok((StatusCode::CREATED, Json(enrol::register(&app, by, wanted).await?)))
 }
 
 /// Renew a host's credentials, with its refresh token.
@@ -214,9 +215,10 @@ pub(crate) async fn register(
 )]
 pub(crate) async fn refresh(
     State(app): State<Arc<App>>,
+    Stranger(by): Stranger,
     Body(wanted): Body<api::RefreshHost>,
 ) -> Result<Json<api::HostCredentials>> {
-    Ok(Json(enrol::refresh(&app, wanted).await?))
+    Ok(Json(enrol::refresh(&app, by, wanted).await?))
 }
 
 /// Say, as a host, that it is there and how it is.

@@ -105,7 +105,7 @@ pub(super) async fn stands(
         }
         Maker::Key(id) => {
             let hash = app.routes.hash(&app.db, id).await?.ok_or(Error::LinkRevoked)?;
-            let key = app.routes.key(&app.db, &hash).await?.ok_or(Error::LinkRevoked)?;
+            let key = app.routes.key(app, &hash, None).await?.ok_or(Error::LinkRevoked)?;
             (key_caller(app, &key, By::SYSTEM).await?, key.basis(hash, this))
         }
     };

@@ -15,6 +15,7 @@ use crate::error::Result;
 use protocol::ENVD_PORT;
 use sqlx::PgPool;
 use sqlx::types::Json;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::{ApiKeyId, CapsuleId, CapsuleState, HostId, TeamId};
@@ -72,15 +73,16 @@ impl Routes {
         Self { hears, capsules, keys, hashes }
     }
 
-    /// A capsule and a key, by one query at most.
+    /// Finds a capsule and a key, by one query at most, for a client at `from`.
     pub(crate) async fn find(
         &self,
-        db: &PgPool,
+        app: &App,
         id: CapsuleId,
         key: Option<&[u8; 32]>,
+        from: Option<IpAddr>,
     ) -> Result<(Option<Arc<Route>>, Option<Arc<Key>>)> {
         if !self.hears.get() {
-            let row = query(db, Some(id), key).await?;
+            let row = query(app, Some(id), key, from).await?;
             return Ok((route(&row), row.key.map(|Json(key)| Arc::new(key))));
         }
         let mut asked = None;
@@ -91,7 +93,7 @@ impl Routes {
                 Some(hash) => self.keys.place(hash).await,
                 None => None,
             };
-            let row = query(db, Some(id), key).await?;
+            let row = query(app, Some(id), key, from).await?;
             let known = known_key(&row);
             asked = key.map(|_| known.found.clone());
             if let Some(place) = place {
@@ -103,13 +105,18 @@ impl Routes {
         match (key, asked) {
             (None, _) => Ok((found, None)),
             (Some(_), Some(key)) => Ok((found, key)),
-            (Some(hash), None) => Ok((found, self.key(db, hash).await?)),
+            (Some(hash), None) => Ok((found, self.key(app, hash, from).await?)),
         }
     }
 
-    /// A key that is valid.
-    pub(crate) async fn key(&self, db: &PgPool, hash: &[u8; 32]) -> Result<Option<Arc<Key>>> {
-        let look = async { Ok(known_key(&query(db, None, Some(hash)).await?)) };
+    /// Finds a valid key, for a client at `from`.
+    pub(crate) async fn key(
+        &self,
+        app: &App,
+        hash: &[u8; 32],
+        from: Option<IpAddr>,
+    ) -> Result<Option<Arc<Key>>> {
+        let look = async { Ok(known_key(&query(app, None, Some(hash), from).await?)) };
         self.keys.get(&self.hears, hash, look).await
     }
 
@@ -213,11 +220,17 @@ pub(crate) fn keep_true(app: &App) {
     });
 }
 
-async fn query(db: &PgPool, id: Option<CapsuleId>, hash: Option<&[u8; 32]>) -> Result<Row> {
+async fn query(
+    app: &App,
+    id: Option<CapsuleId>,
+    hash: Option<&[u8; 32]>,
+    from: Option<IpAddr>,
+) -> Result<Row> {
+    let _place = app.load.lookup(from).await?;
     if id.is_some() {
         metrics::counter!("wrenn_proxy_lookups_total").increment(1);
     }
-    Ok(db::routes::find(db, id, hash.map(<[u8; 32]>::as_slice)).await?)
+    Ok(db::routes::find(&app.db, id, hash.map(<[u8; 32]>::as_slice)).await?)
 }
 
 fn route(row: &Row) -> Option<Arc<Route>> {

@@ -53,7 +53,7 @@ impl Standing {
 impl Recheck for Standing {
     async fn check(&self) -> Result<Basis> {
         let Self { app, target, route: before, .. } = self;
-        let (route, key) = app.routes.find(&app.db, target.capsule, self.key.as_ref()).await?;
+        let (route, key) = app.routes.find(app, target.capsule, self.key.as_ref(), None).await?;
         // When a capsule is gone, its host ends every open exchange.
         let Some(route) = route else { return Ok(self.basis) };
         if route.team != before.team {
