@@ -9,13 +9,14 @@
 //! asked    the mark
 //! ```
 
+use super::jail;
 use crate::snapshot::layer::PAGE;
 use crate::snapshot::memory::{self, Memory};
-use rustix::fs::{OFlags, SeekFrom, seek};
+use rustix::fs::{FileType, OFlags, SeekFrom, seek};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const BEGAN: &str = "memory";
@@ -66,13 +67,8 @@ impl Changes {
     pub(super) fn add(&self, written: &Path, kind: Kind, uid: u32) -> io::Result<()> {
         let (newest, changed) = (self.0.join(NEWEST), self.0.join(CHANGED));
         fs::rename(written, &newest)?;
-        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
-        let file = File::options().read(true).custom_flags(flags).open(&newest)?;
-        let found = file.metadata()?;
         // It was where the machine could have put another's file under its name.
-        if !found.is_file() || found.nlink() != 1 || found.uid() != uid {
-            return Err(io::Error::other("Firecracker wrote no file of its own"));
-        }
+        let file = jail::open(&newest, OFlags::RDONLY, FileType::RegularFile, uid)?;
         if kind == Kind::Full || !changed.exists() {
             fs::rename(&newest, &changed)?;
         } else {
@@ -145,6 +141,7 @@ fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
 mod tests {
     use super::*;
     use crate::snapshot::layer::Layer;
+    use rustix::fs::{CWD, Mode};
 
     const PAGES: u64 = 32;
 
@@ -229,6 +226,9 @@ mod tests {
         assert!(changes.add(&path, Kind::Full, own).is_err());
         fs::remove_file(dir.path().join(NEWEST)).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
+        assert!(changes.add(&path, Kind::Full, own).is_err());
+        // A pipe that nobody writes to.
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         assert!(changes.add(&path, Kind::Full, own).is_err());
         assert_eq!(changes.ask().unwrap(), Kind::Full);
     }

@@ -22,9 +22,9 @@ const FIGURES: [(&str, &str); 4] = [
 pub(super) struct Figures(Signal);
 
 impl Figures {
-    /// Reads the pipe at `path` from now on.
-    pub(super) fn open(path: &Path, tasks: &Tasks) -> io::Result<Self> {
-        let receiver = pipe::Receiver::from_file(words::open(path)?)?;
+    /// Reads the pipe at `path`, which the user `uid` owns, from now on.
+    pub(super) fn open(path: &Path, uid: u32, tasks: &Tasks) -> io::Result<Self> {
+        let receiver = pipe::Receiver::from_file(words::open(path, uid)?)?;
         let end = Signal::default();
         let ended = end.wait();
         tasks.spawn(async move {

@@ -89,12 +89,7 @@ impl Jail {
 
     /// Opens a regular file that the machine has written.
     pub(super) fn open(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(self.root.join(name), flags, Mode::empty())?);
-        match file.metadata()?.is_file() {
-            true => Ok(file),
-            false => Err(io::Error::other(format!("{name} is no file"))),
-        }
+        open(&self.root.join(name), OFlags::RDONLY, FileType::RegularFile, self.uid)
     }
 
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
@@ -180,10 +175,27 @@ impl Jail {
         }
         let program = self.root.parent().and_then(Path::parent).and_then(Path::file_name);
         let name = format!("{}.pid", program.unwrap_or_default().to_string_lossy());
+        // The jailer writes it as the agent's own user.
+        let agent = rustix::process::geteuid().as_raw();
+        let file = open(&self.root.join(name), OFlags::RDONLY, FileType::RegularFile, agent)?;
         let mut text = String::new();
-        self.open(&name)?.take(32).read_to_string(&mut text)?;
+        file.take(32).read_to_string(&mut text)?;
         text.trim().parse().map_err(|_| io::Error::other("the jailer wrote no process's number"))
     }
+}
+
+/// Opens a file that a machine may have replaced. Follows no link, waits for no other end, and
+/// refuses a file of another kind, of another owner, or with a second name.
+pub(super) fn open(path: &Path, access: OFlags, kind: FileType, owner: u32) -> io::Result<File> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = rustix::fs::fstat(&file)?;
+    let same_kind = FileType::from_raw_mode(found.st_mode) == kind;
+    if same_kind && found.st_uid == owner && found.st_nlink == 1 {
+        return Ok(file);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Err(io::Error::other(format!("{name} is not the file that was expected there")))
 }
 
 /// What a machine is started with, besides its files.
@@ -198,4 +210,29 @@ pub(super) struct Start {
 fn failed(what: &str, console: &Words) -> io::Error {
     let said = String::from_utf8_lossy(&console.read()).trim().to_owned();
     io::Error::other(if said.is_empty() { what.to_owned() } else { format!("{what}: {said}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_of_another_kind_owner_or_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        let [file, pipe, link] = ["file", "pipe", "link"].map(|name| dir.path().join(name));
+        let plain = |path: &Path, uid| open(path, OFlags::RDONLY, FileType::RegularFile, uid);
+        fs::write(&file, "kept").unwrap();
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        plain(&file, own).unwrap();
+        open(&pipe, OFlags::RDWR, FileType::Fifo, own).unwrap();
+        assert!(plain(&file, own + 1).is_err());
+        assert!(plain(&link, own).is_err());
+        // Nobody has opened its other end.
+        assert!(plain(&pipe, own).is_err());
+        assert!(open(&file, OFlags::RDWR, FileType::Fifo, own).is_err());
+        fs::hard_link(&file, dir.path().join("second")).unwrap();
+        assert!(plain(&file, own).is_err());
+    }
 }

@@ -2,8 +2,9 @@
 //! the machine itself holds open, so that it never waits for a reader and lives on without one.
 //! The last of it is kept, in memory and in a file for a later agent.
 
+use super::jail;
 use daemon::{Signal, Tasks};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// One of a machine's outputs; it is read for as long as this is there.
 pub(super) struct Words {
     path: PathBuf,
+    /// Owner of the pipe.
+    uid: u32,
     last: Arc<Mutex<Last>>,
     end: Signal,
 }
@@ -30,12 +33,13 @@ struct Last {
 }
 
 impl Words {
-    /// Reads the pipe at `path` from now on; the last of it is in `file` too.
-    pub(super) fn open(path: &Path, file: PathBuf, tasks: &Tasks) -> io::Result<Self> {
-        // Refuses what is no pipe.
-        let receiver = pipe::Receiver::from_file(open(path)?)?;
+    /// Reads the pipe at `path`, which the user `uid` owns, from now on; the last of it is in
+    /// `file` too.
+    pub(super) fn open(path: &Path, file: PathBuf, uid: u32, tasks: &Tasks) -> io::Result<Self> {
+        let pipe = open(path, uid)?;
+        let receiver = pipe::Receiver::from_file(pipe.try_clone()?)?;
         let words = fs::read(&file).unwrap_or_default();
-        let last = Arc::new(Mutex::new(Last { pipe: open(path)?, words, file }));
+        let last = Arc::new(Mutex::new(Last { pipe, words, file }));
         let (end, of) = (Signal::default(), Arc::clone(&last));
         let ended = end.wait();
         tasks.spawn(async move {
@@ -44,12 +48,12 @@ impl Words {
                 () = ended => {}
             }
         });
-        Ok(Self { path: path.to_owned(), last, end })
+        Ok(Self { path: path.to_owned(), uid, last, end })
     }
 
     /// For a process to write to.
     pub(super) fn writer(&self) -> io::Result<File> {
-        open(&self.path)
+        open(&self.path, self.uid)
     }
 
     /// The last of what was written until now.
@@ -103,15 +107,14 @@ async fn follow(receiver: &pipe::Receiver, last: &Mutex<Last>) {
 }
 
 /// Both ends at once: neither waits for the other, and it never ends.
-pub(super) fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+pub(super) fn open(path: &Path, uid: u32) -> io::Result<File> {
+    jail::open(path, OFlags::RDWR, FileType::Fifo, uid)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{CWD, FileType};
+    use rustix::fs::{CWD, Mode};
     use std::io::Write;
 
     #[tokio::test]
@@ -119,8 +122,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, file) = (dir.path().join("pipe"), dir.path().join("kept"));
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let tasks = Tasks::default();
-        let words = Words::open(&path, file.clone(), &tasks).unwrap();
+        let (tasks, own) = (Tasks::default(), rustix::process::geteuid().as_raw());
+        let words = Words::open(&path, file.clone(), own, &tasks).unwrap();
         let mut writer = words.writer().unwrap();
         writer.write_all(b"first ").unwrap();
         // Until it is full; nobody reads meanwhile.
@@ -131,8 +134,8 @@ mod tests {
         assert!(read.len() <= KEPT && read.ends_with(b"x last"), "{}", read.len());
         drop(words);
         tasks.finish().await;
-        let later = Words::open(&path, file, &Tasks::default()).unwrap();
+        let later = Words::open(&path, file, own, &Tasks::default()).unwrap();
         assert_eq!(later.read(), read);
-        assert!(Words::open(&dir.path().join("kept"), path, &Tasks::default()).is_err());
+        assert!(Words::open(&dir.path().join("kept"), path, own, &Tasks::default()).is_err());
     }
 }
