@@ -7,9 +7,14 @@ use daemon::{Signal, Tasks};
 use serde_json::Value;
 use std::io;
 use std::path::Path;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+/// Longest line that is taken, in bytes. Firecracker's own are many times shorter.
+const LINE_MAX: usize = 256 * 1024;
+/// Between two readings of a pipe that is written to all the time.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Where each is in a line, and what it is called.
 const FIGURES: [(&str, &str); 4] = [
     ("/seccomp/num_faults", "wrenn_firecracker_seccomp_faults_total"),
@@ -24,14 +29,15 @@ pub(super) struct Figures(Signal);
 impl Figures {
     /// Reads the pipe at `path`, which the user `uid` owns, from now on.
     pub(super) fn open(path: &Path, uid: u32, tasks: &Tasks) -> io::Result<Self> {
-        let receiver = pipe::Receiver::from_file(words::open(path, uid)?)?;
+        let mut receiver = pipe::Receiver::from_file(words::open(path, uid)?)?;
         let end = Signal::default();
         let ended = end.wait();
         tasks.spawn(async move {
-            let mut lines = BufReader::new(receiver).lines();
             let reading = async {
-                while let Ok(Some(line)) = lines.next_line().await {
-                    count(&line);
+                let (mut lines, mut new) = (Lines::default(), vec![0; 8 * 1024]);
+                while let Ok(length @ 1..) = receiver.read(&mut new).await {
+                    lines.add(&new[..length], |line| count(&String::from_utf8_lossy(line)));
+                    tokio::time::sleep(PAUSE).await;
                 }
             };
             tokio::select! {
@@ -49,6 +55,41 @@ impl Drop for Figures {
     }
 }
 
+/// The lines of a pipe. A line that is too long is dropped up to its end.
+#[derive(Default)]
+struct Lines {
+    /// What there is of the line that has not ended.
+    begun: Vec<u8>,
+    /// Set while the rest of a line is dropped.
+    skips: bool,
+    /// Set when a dropped line was logged.
+    warned: bool,
+}
+
+impl Lines {
+    /// Adds bytes, and hands on each line that ends in them.
+    fn add(&mut self, new: &[u8], mut take: impl FnMut(&[u8])) {
+        for part in new.split_inclusive(|&byte| byte == b'\n') {
+            if self.begun.len() + part.len() > LINE_MAX {
+                self.begun = Vec::new();
+                self.skips = true;
+                if !std::mem::replace(&mut self.warned, true) {
+                    tracing::warn!("a machine writes lines of metrics that are too long");
+                }
+            }
+            if !self.skips {
+                self.begun.extend_from_slice(part);
+            }
+            if part.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.begun);
+                if !std::mem::take(&mut self.skips) {
+                    take(&line);
+                }
+            }
+        }
+    }
+}
+
 /// Adds what a line says; one that is cut short says nothing.
 pub(super) fn count(line: &str) {
     let said: Value = serde_json::from_str(line).unwrap_or_default();
@@ -56,5 +97,24 @@ pub(super) fn count(line: &str) {
         if let Some(more @ 1..) = said.pointer(at).and_then(Value::as_u64) {
             metrics::counter!(name).increment(more);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_without_an_end_is_dropped_and_the_next_one_is_read() {
+        let (mut lines, mut read) = (Lines::default(), Vec::new());
+        let mut add = |new: &[u8]| lines.add(new, |line| read.push(line.to_vec()));
+        add(b"{\"a\":");
+        add(b"1}\n{}\n");
+        for _ in 0..100 {
+            add(&[b'x'; LINE_MAX / 10]);
+        }
+        add(b"the end\n{\"b\":2}\n");
+        assert_eq!(read, [&b"{\"a\":1}\n"[..], b"{}\n", b"{\"b\":2}\n"]);
+        assert!(lines.begun.is_empty() && lines.warned);
     }
 }
