@@ -34,7 +34,7 @@ pub(super) fn has_ended(status: &str) -> bool {
 impl Qmp {
     pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<Self> {
         let limited = tokio::time::timeout(LIMIT, async {
-            let mut qmp = Self(BufReader::new(super::socket::connect(dir, socket)?));
+            let mut qmp = Self(BufReader::new(super::socket::connect(dir, socket).await?));
             qmp.read().await?;
             qmp.command("qmp_capabilities", json!({})).await?;
             Ok(qmp)

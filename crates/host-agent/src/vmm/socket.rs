@@ -1,7 +1,7 @@
 //! Sockets that a VMM is asked over. They stay in the capsule's folder, so that a later agent can
 //! use them too.
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net;
@@ -14,11 +14,22 @@ pub(super) fn listen(dir: &Path, socket: &str) -> io::Result<net::UnixListener> 
     through_descriptor(dir, socket, |path| net::UnixListener::bind(path))
 }
 
-/// Connects to where a VMM listens.
-pub(super) fn connect(dir: &Path, socket: &str) -> io::Result<UnixStream> {
-    let stream = through_descriptor(dir, socket, |path| net::UnixStream::connect(path))?;
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
+/// Connects to where a VMM listens; the path may be of any length. Fails where the listener's queue
+/// is full.
+///
+/// The folder may be the VMM's own, which may have replaced the socket. So no link is followed, and
+/// a socket of another owner than the folder's, or with a second name, is refused.
+pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(dir, flags, Mode::empty())?;
+    let found = rustix::fs::openat(&dir, socket, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    let (folder, about) = (rustix::fs::fstat(&dir)?, rustix::fs::fstat(&found)?);
+    let is_socket = FileType::from_raw_mode(about.st_mode) == FileType::Socket;
+    if !is_socket || about.st_uid != folder.st_uid || about.st_nlink != 1 {
+        return Err(io::Error::other(format!("{socket} is not the socket of its folder's owner")));
+    }
+    // The descriptor names the very file that was looked at.
+    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
 
 /// Socket paths hold 107 bytes; a descriptor's path is short whatever the folder's is.
@@ -29,4 +40,38 @@ fn through_descriptor<T>(
 ) -> io::Result<T> {
     let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     work(Path::new(&format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn link_second_name_or_file_in_place_of_a_socket_is_refused() {
+        let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (place, theirs) = (own.path().join("socket"), other.path().join("socket"));
+        let _listener = listen(other.path(), "socket").unwrap();
+        connect(other.path(), "socket").await.unwrap();
+        std::os::unix::fs::symlink(&theirs, &place).unwrap();
+        assert!(connect(own.path(), "socket").await.is_err());
+        std::fs::remove_file(&place).unwrap();
+        std::fs::hard_link(&theirs, &place).unwrap();
+        assert!(connect(own.path(), "socket").await.is_err());
+        std::fs::remove_file(&place).unwrap();
+        connect(other.path(), "socket").await.unwrap();
+        std::fs::write(&place, "").unwrap();
+        assert!(connect(own.path(), "socket").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn connect_does_not_wait_where_the_queue_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = listen(dir.path(), "socket").unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..3 {
+            waiting.push(connect(dir.path(), "socket").await);
+        }
+        assert!(waiting[0].is_ok() && waiting[2].is_err(), "{waiting:?}");
+    }
 }

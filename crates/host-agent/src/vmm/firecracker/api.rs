@@ -27,7 +27,7 @@ impl Dial for Sockets {
     type To = PathBuf;
 
     async fn dial(&self, root: &PathBuf) -> io::Result<Box<dyn Stream>> {
-        Ok(Box::new(socket::connect(root, SOCKET)?))
+        Ok(Box::new(socket::connect(root, SOCKET).await?))
     }
 }
 
