@@ -28,6 +28,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use types::Isolation;
@@ -220,6 +221,13 @@ fn kernel_words(dns: &[IpAddr]) -> String {
          8250.nr_uarts=1 init_on_alloc=0 lsm= rcupdate.rcu_expedited=1 wrenn.dns={}",
         dns.join(",")
     )
+}
+
+/// Replaces the contents of a file of bounded size. The file keeps its blocks, so that a full disk
+/// costs it none of its contents.
+fn overwrite(file: &File, contents: &[u8]) -> io::Result<()> {
+    file.write_all_at(contents, 0)?;
+    file.set_len(contents.len() as u64)
 }
 
 /// Finds a program on the PATH.

@@ -55,7 +55,7 @@ impl Outputs {
     }
 
     fn open(jail: &Jail, tasks: &Tasks) -> io::Result<Self> {
-        let open = |(pipe, kept): (PathBuf, PathBuf)| Words::open(&pipe, kept, jail.uid, tasks);
+        let open = |(pipe, kept): (PathBuf, PathBuf)| Words::open(&pipe, &kept, jail.uid, tasks);
         let (console, log) = (open(console(jail))?, open(log(jail))?);
         let figures = Figures::open(&jail.root.join(METRICS), jail.uid, tasks)?;
         Ok(Self { console, log, _figures: figures })

@@ -3,52 +3,71 @@
 //! The last of it is kept, in memory and in a file for a later agent.
 
 use super::jail;
+use crate::vmm::overwrite;
 use daemon::{Signal, Tasks};
 use rustix::fs::{FileType, OFlags};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 
 /// Bytes that are kept.
 const KEPT: usize = 64 * 1024;
 /// Between two readings of one that is written to all the time.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Least time between two writings of the file.
+const REST: Duration = Duration::from_secs(1);
 
 /// One of a machine's outputs; it is read for as long as this is there.
 pub(super) struct Words {
     path: PathBuf,
     /// Owner of the pipe.
     uid: u32,
-    last: Arc<Mutex<Last>>,
+    kept: Arc<Kept>,
     end: Signal,
+}
+
+/// What the readers of the words share with the task that writes the file.
+struct Kept {
+    last: Mutex<Last>,
+    /// Tells that there may be words to write.
+    added: Notify,
+    file: Mutex<File>,
 }
 
 struct Last {
     pipe: File,
     words: Vec<u8>,
-    file: PathBuf,
+    /// Set while the file lacks some of the words.
+    unwritten: bool,
 }
 
 impl Words {
     /// Reads the pipe at `path`, which the user `uid` owns, from now on; the last of it is in
     /// `file` too.
-    pub(super) fn open(path: &Path, file: PathBuf, uid: u32, tasks: &Tasks) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, file: &Path, uid: u32, tasks: &Tasks) -> io::Result<Self> {
         let pipe = open(path, uid)?;
         let receiver = pipe::Receiver::from_file(pipe.try_clone()?)?;
-        let words = fs::read(&file).unwrap_or_default();
-        let last = Arc::new(Mutex::new(Last { pipe, words, file }));
-        let (end, of) = (Signal::default(), Arc::clone(&last));
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(file)?;
+        let mut words = Vec::new();
+        file.read_to_end(&mut words)?;
+        let last = Mutex::new(Last { pipe, words, unwritten: false });
+        let kept = Arc::new(Kept { last, added: Notify::new(), file: Mutex::new(file) });
+        let (end, of) = (Signal::default(), Arc::clone(&kept));
         let ended = end.wait();
         tasks.spawn(async move {
             tokio::select! {
                 () = follow(&receiver, &of) => {}
+                () = write_now_and_then(&of) => {}
                 () = ended => {}
             }
+            write(&of).await;
         });
-        Ok(Self { path: path.to_owned(), uid, last, end })
+        Ok(Self { path: path.to_owned(), uid, kept, end })
     }
 
     /// For a process to write to.
@@ -58,8 +77,9 @@ impl Words {
 
     /// The last of what was written until now.
     pub(super) fn read(&self) -> Vec<u8> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.kept.lock();
         last.take();
+        self.kept.added.notify_one();
         last.words.clone()
     }
 }
@@ -67,6 +87,30 @@ impl Words {
 impl Drop for Words {
     fn drop(&mut self) {
         self.end.give();
+    }
+}
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the file up to date. A file that was removed is not made again.
+    fn write(&self) -> io::Result<()> {
+        // Locked before the words are read, so that no earlier ones replace later ones.
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = {
+            let mut last = self.lock();
+            if !std::mem::take(&mut last.unwritten) {
+                return Ok(());
+            }
+            last.words.clone()
+        };
+        let written = overwrite(&file, &words);
+        if written.is_err() {
+            self.lock().unwritten = true;
+        }
+        written
     }
 }
 
@@ -86,23 +130,38 @@ impl Last {
         self.words.extend_from_slice(new);
         let over = self.words.len().saturating_sub(KEPT);
         self.words.drain(..over);
-        if let Err(error) = fs::write(&self.file, &self.words) {
-            tracing::warn!(%error, "keeping what a machine wrote");
-        }
+        self.unwritten = true;
     }
 }
 
-async fn follow(receiver: &pipe::Receiver, last: &Mutex<Last>) {
+async fn follow(receiver: &pipe::Receiver, kept: &Kept) {
     let mut new = vec![0; 4096];
     while receiver.readable().await.is_ok() {
         {
-            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = kept.lock();
             if let Ok(count) = receiver.try_read(&mut new) {
                 last.add(&new[..count]);
             }
             last.take();
         }
+        kept.added.notify_one();
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn write_now_and_then(kept: &Arc<Kept>) {
+    loop {
+        kept.added.notified().await;
+        write(kept).await;
+        tokio::time::sleep(REST).await;
+    }
+}
+
+async fn write(kept: &Arc<Kept>) {
+    let kept = Arc::clone(kept);
+    let written = tokio::task::spawn_blocking(move || kept.write()).await;
+    if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
+        tracing::warn!(%error, "keeping what a machine wrote");
     }
 }
 
@@ -115,7 +174,54 @@ pub(super) fn open(path: &Path, uid: u32) -> io::Result<File> {
 mod tests {
     use super::*;
     use rustix::fs::{CWD, Mode};
+    use std::collections::HashSet;
+    use std::fs;
     use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Instant;
+
+    /// Makes a pipe in a folder, and reads it. The words are in the file `kept`.
+    fn words(dir: &Path, tasks: &Tasks) -> (Words, PathBuf) {
+        let (path, file) = (dir.join("pipe"), dir.join("kept"));
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        (Words::open(&path, &file, own, tasks).unwrap(), file)
+    }
+
+    #[tokio::test]
+    async fn steady_writer_has_the_file_written_once_a_second() {
+        let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::default());
+        let (words, file) = words(dir.path(), &tasks);
+        let mut writer = words.writer().unwrap();
+        let (began, mut seen) = (Instant::now(), HashSet::new());
+        for _ in 0..50 {
+            writer.write_all(b"noise").unwrap();
+            let found = fs::metadata(&file).ok();
+            seen.extend(found.map(|found| (found.ino(), found.mtime(), found.mtime_nsec())));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The time as the file was made, and two for each writing.
+        let most = 1 + 2 * (began.elapsed().as_secs() + 1);
+        assert!(u64::try_from(seen.len()).unwrap() <= most, "{seen:?}");
+        let read = words.read();
+        assert_eq!(read.len(), 50 * 5);
+        drop(words);
+        tasks.finish().await;
+        assert_eq!(fs::read(file).unwrap(), read);
+    }
+
+    #[tokio::test]
+    async fn file_that_was_removed_is_not_made_again() {
+        let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::default());
+        fs::write(dir.path().join("kept"), "before ").unwrap();
+        let (words, file) = words(dir.path(), &tasks);
+        words.writer().unwrap().write_all(b"after").unwrap();
+        fs::remove_file(&file).unwrap();
+        assert_eq!(words.read(), b"before after");
+        drop(words);
+        tasks.finish().await;
+        assert!(!file.exists());
+    }
 
     #[tokio::test]
     async fn the_last_words_are_kept_and_the_writer_never_waits() {
@@ -123,7 +229,7 @@ mod tests {
         let (path, file) = (dir.path().join("pipe"), dir.path().join("kept"));
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let (tasks, own) = (Tasks::default(), rustix::process::geteuid().as_raw());
-        let words = Words::open(&path, file.clone(), own, &tasks).unwrap();
+        let words = Words::open(&path, &file, own, &tasks).unwrap();
         let mut writer = words.writer().unwrap();
         writer.write_all(b"first ").unwrap();
         // Until it is full; nobody reads meanwhile.
@@ -134,8 +240,8 @@ mod tests {
         assert!(read.len() <= KEPT && read.ends_with(b"x last"), "{}", read.len());
         drop(words);
         tasks.finish().await;
-        let later = Words::open(&path, file, own, &Tasks::default()).unwrap();
+        let later = Words::open(&path, &file, own, &Tasks::default()).unwrap();
         assert_eq!(later.read(), read);
-        assert!(Words::open(&dir.path().join("kept"), path, own, &Tasks::default()).is_err());
+        assert!(Words::open(&file, &path, own, &Tasks::default()).is_err());
     }
 }

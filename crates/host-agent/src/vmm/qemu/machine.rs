@@ -2,7 +2,8 @@
 //! later agent asks it the same way.
 
 use super::super::qmp::{self, Qmp};
-use super::super::{Error, Machine, Record, Saved, Threads, kill_record, wait_record};
+use super::super::{Error, Machine, Record, Saved, Threads};
+use super::super::{kill_record, overwrite, wait_record};
 use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
 use futures::FutureExt;
@@ -50,7 +51,9 @@ impl QemuMachine {
         let mut all = self.kept_console();
         all.extend(new.map_err(io::Error::other)?);
         let from = all.len().saturating_sub(CONSOLE);
-        std::fs::write(self.dir.join(CONSOLE_LOG), &all[from..])
+        let file = self.dir.join(CONSOLE_LOG);
+        let file = File::options().write(true).create(true).truncate(false).open(file)?;
+        overwrite(&file, &all[from..])
     }
 
     /// Where in the process the guest's memory is.
