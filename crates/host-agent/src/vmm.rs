@@ -223,6 +223,14 @@ fn kernel_words(dns: &[IpAddr]) -> String {
     )
 }
 
+/// Ends a machine that failed to start. A failure to end it goes to the log, so that the caller
+/// returns the error that explains the failed start.
+async fn give_up(machine: &dyn Machine) {
+    if let Err(error) = machine.kill().await {
+        tracing::error!(%error, source = ?error.source, "ending a machine that failed to start");
+    }
+}
+
 /// Replaces the contents of a file of bounded size. The file keeps its blocks, so that a full disk
 /// costs it none of its contents.
 fn overwrite(file: &File, contents: &[u8]) -> io::Result<()> {

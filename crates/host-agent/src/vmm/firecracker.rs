@@ -262,7 +262,7 @@ async fn settle(
         error = io::Error::new(error.kind(), format!("{end} ({error})"));
     }
     tracing::warn!(said = machine.said(), "Firecracker did not do as it was asked");
-    machine.kill().await.map_err(io::Error::other)?;
+    super::give_up(&machine).await;
     Err(error)
 }
 

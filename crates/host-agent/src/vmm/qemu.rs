@@ -247,7 +247,7 @@ impl Driver for Qemu {
             let machine = self.start(spec, Some(&Arc::clone(&saved.image)))?;
             if let Err(error) = machine.load(saved, bytes).await {
                 tracing::warn!(said = machine.said(), "QEMU did not load a saved machine");
-                machine.kill().await?;
+                super::give_up(&machine).await;
                 return Err(Error::new("loading the saved machine", error));
             }
             Ok(Box::new(machine) as Box<dyn Machine>)
