@@ -14,9 +14,9 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::Value;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 /// Where tokens are asked for.
 const TOKEN_PATH: &str = "/latest/api/token";
@@ -67,13 +67,14 @@ struct Guest {
     /// Tokens are signed with it; nobody knows those of an earlier service.
     key: [u8; 32],
     since: Instant,
-    /// When the next request would be due, if all came in equal steps.
+    /// When the next request is due, if all come in equal steps. Locked by the request that waits
+    /// for its time; the others wait for the lock, in order.
     due: Mutex<Instant>,
 }
 
 impl Handler for Guest {
     async fn handle(self: &Arc<Self>, request: Request<Body>, _: SocketAddr) -> Response<Body> {
-        tokio::time::sleep(self.early(Instant::now())).await;
+        self.turn().await;
         self.answer(request.method(), request.uri().path(), request.headers(), self.since.elapsed())
     }
 }
@@ -84,12 +85,12 @@ impl Guest {
         Ok(Self { data: metadata.json(), key: sys::random()?, since, due })
     }
 
-    /// How long a request waits, so that a guest which asks all the time costs the host no more
-    /// than one that does not.
-    fn early(&self, now: Instant) -> Duration {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        *due = (*due).max(now.checked_sub(BURST).unwrap_or(now)) + STEP;
-        due.saturating_duration_since(now)
+    /// Lets a request wait, so that a guest which asks all the time costs the host no more than one
+    /// that does not. A request that is given up while it waits takes no time from others.
+    async fn turn(&self) {
+        let mut due = self.due.lock().await;
+        tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
+        *due = after(*due, Instant::now());
     }
 
     fn answer(
@@ -182,6 +183,11 @@ impl Guest {
     }
 }
 
+/// When the next request is due, after one that was due at a time and is answered now.
+fn after(due: Instant, now: Instant) -> Instant {
+    due.max(now.checked_sub(BURST).unwrap_or(now)) + STEP
+}
+
 fn one_of<'a>(headers: &'a HeaderMap, names: [&str; 2]) -> Option<&'a str> {
     names.iter().find_map(|name| headers.get(*name)?.to_str().ok())
 }
@@ -201,15 +207,33 @@ fn text(status: StatusCode, said: String) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
 
     #[test]
     fn a_guest_that_asks_all_the_time_waits_and_no_other_does() {
+        let mut due = Instant::now();
+        let now = due + BURST;
+        for _ in 0..100 {
+            assert!(due <= now);
+            due = after(due, now);
+        }
+        for step in 0..100 {
+            assert_eq!(due, now + STEP * step);
+            due = after(due, due);
+        }
+        let later = due + Duration::from_secs(9);
+        assert_eq!(after(due, later), later - BURST + STEP);
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_given_up_delay_no_other() {
         let guest = Guest::new(&Metadata::default()).unwrap();
-        let now = Instant::now() + BURST;
-        let waits: Vec<Duration> = (0..200).map(|_| guest.early(now)).collect();
-        assert!(waits[..100].iter().all(Duration::is_zero), "{waits:?}");
-        assert_eq!(waits[199], STEP * 100);
-        assert_eq!(guest.early(now + Duration::from_secs(9)), Duration::ZERO);
+        let due = Instant::now() + Duration::from_secs(60);
+        *guest.due.lock().await = due;
+        for _ in 0..1000 {
+            assert!(guest.turn().now_or_never().is_none());
+        }
+        assert_eq!(*guest.due.lock().await, due);
     }
 
     #[test]
