@@ -112,6 +112,37 @@ impl Parts {
         if self.driver.boots_images() { storage::templates(&self.config) } else { Vec::new() }
     }
 
+    /// Returns the parts of an agent without machines in an empty folder.
+    #[cfg(test)]
+    pub(crate) fn of_tests(dir: &Path, driver: Box<dyn Driver>) -> Self {
+        let config = Config {
+            dir: dir.to_owned(),
+            network: String::new(),
+            dns: Vec::new(),
+            driver: DriverChoice::Hollow { port: 1 },
+            firecracker: FirecrackerChoice::default(),
+            memory_mib: 0,
+            vcpus: 0,
+            disk_mib: 0,
+            store: None,
+            connections: 1,
+        };
+        Self {
+            room: Room::new(&config.dir, false),
+            snapshot_sizes: Mutex::default(),
+            config,
+            driver,
+            networks: None,
+            cgroups: None,
+            memory_mib: 1024,
+            images: Images::default(),
+            goldens: Goldens::default(),
+            stored: None,
+            standing: Arc::default(),
+            tasks: Tasks::default(),
+        }
+    }
+
     fn templates(&self) -> Vec<String> {
         if self.driver.boots_images() {
             return storage::templates(&self.config);

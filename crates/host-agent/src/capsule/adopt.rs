@@ -71,7 +71,10 @@ impl Manager {
                     tracing::info!(%id, waits, "adopted a running capsule");
                     self.lock().insert(id, Capsule::new(&ledger, State::Running));
                     self.run(id, booted);
-                    self.change(id, |capsule| capsule.usage.waits = waits);
+                    // An earlier agent may have died before it let the guest go on.
+                    self.change(id, |capsule| {
+                        (capsule.usage.waits, capsule.usage.thaw_owed) = (waits, true);
+                    });
                     return Ok(());
                 }
                 None => State::Dead("the machine ended while no agent ran".to_owned()),
@@ -121,22 +124,7 @@ impl Manager {
         // again.
         let scarce = matches!(self.parts.room.look(), Level::Scarce | Level::Low);
         let waits = scarce && machine.stands_still().await.unwrap_or(false);
-        if waits {
-            let life = ledger.life.clone();
-            return Some((Booted { machine, guest, stages: Vec::new(), life }, true));
-        }
-        // It may have been frozen for a pause that did not come to its end.
-        let thawed = machine.thaw().await;
-        let (id, token, asked) = (ledger.id, ledger.envd_token.clone(), guest.clone());
-        self.parts.tasks.spawn(async move {
-            if let Err(error) = asked.refresh(&token).await {
-                tracing::warn!(%id, %error, "an adopted guest does not answer");
-            }
-        });
-        if let Err(error) = thawed {
-            tracing::warn!(id = %ledger.id, error = chain(&error), "adopting a machine");
-        }
         let life = ledger.life.clone();
-        Some((Booted { machine, guest, stages: Vec::new(), life }, false))
+        Some((Booted { machine, guest, stages: Vec::new(), life }, waits))
     }
 }

@@ -2,6 +2,10 @@
 //! disk grows is stopped. So the database and removals can still write. A guest that meets a full
 //! disk nevertheless is stopped by its VMM, if the VMM can do so. Both kinds of guest go on by
 //! themselves when there is room. This module also counts the bytes that are kept of each capsule.
+//!
+//! The guest of a running capsule stands still only while it waits for room, or while an operation
+//! has it in hand. [`Manager::freeze`] notes that a thaw is owed, and [`Manager::thaw`] clears the
+//! note when it succeeds. The looks at the disk try owed thaws again.
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
@@ -9,7 +13,7 @@ use super::{Error, boot, io_error};
 use crate::guest::Guest;
 use crate::room::Level;
 use crate::storage;
-use crate::vmm::Machine;
+use crate::vmm::{self, Machine};
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError};
@@ -20,8 +24,8 @@ use types::CapsuleId;
 const LOOK: Duration = Duration::from_millis(250);
 /// Period of the counts of kept bytes.
 const MEASURE: Duration = Duration::from_secs(15);
-/// Time for which a guest that was let go on is not let go on again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// Time between two tries to let a guest go on.
+const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 });
 
 /// Room that a capsule takes on its host's disk.
 #[derive(Default)]
@@ -30,6 +34,8 @@ pub(super) struct Usage {
     disk: Option<u64>,
     /// Set while the guest stands still for want of room.
     pub waits: bool,
+    /// Set from before a freeze or a try to thaw until a thaw has succeeded.
+    pub thaw_owed: bool,
     /// Earliest time to let the guest go on again.
     go_on: Option<Instant>,
     /// Bytes on the host's disk that only its snapshots hold.
@@ -58,7 +64,8 @@ impl Usage {
         self.disk = disk;
         let due = self.go_on.is_none_or(|at| at <= now);
         let room = matches!(level, Level::Plenty | Level::Enough);
-        if room && due && (self.waits || stopped) {
+        let goes_on = if self.waits || stopped { room } else { self.thaw_owed };
+        if goes_on && due {
             self.go_on = Some(now + AGAIN);
             return Step::GoOn;
         }
@@ -120,7 +127,7 @@ impl Manager {
                     Step::GoOn | Step::Tell | Step::Nothing => this.let_go_on(id).await,
                 };
                 if let Err(error) = done {
-                    tracing::warn!(%id, ?step, error = chain(&error), "a guest and a full disk");
+                    tracing::warn!(%id, ?step, error = chain(&error), "stopping or thawing a guest");
                 }
             });
         }
@@ -137,7 +144,7 @@ impl Manager {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
         let Some((machine, _)) = self.running(id) else { return Ok(()) };
-        machine.freeze().await?;
+        self.freeze(id, &*machine).await?;
         metrics::counter!("wrenn_host_guests_stopped_for_room_total").increment(1);
         tracing::warn!(%id, "a guest is stopped: it takes room of which the host has too little");
         self.change(id, |capsule| capsule.usage.waits = true);
@@ -145,22 +152,62 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets a guest that waited for room go on, and sets its clock.
+    /// Lets a guest go on that waited for room or that is owed a thaw, and sets its clock.
     async fn let_go_on(&self, id: CapsuleId) -> Result<(), Error> {
         let turn = self.turn(id)?;
-        let held = turn.lock().await;
+        // An operation that has the guest in hand lets it go on. If that fails, a later look comes
+        // here again.
+        let Ok(held) = turn.try_lock() else { return Ok(()) };
         let Some((machine, guest)) = self.running(id) else { return Ok(()) };
-        // The flag is cleared before the guest goes on, since the guest may meet a full disk again
-        // at once.
-        self.change(id, |capsule| capsule.usage.waits = false);
-        machine.thaw().await?;
-        self.changed();
-        tracing::info!(%id, "a guest goes on: there is room on the host's disk");
+        let waited = self.change(id, |capsule| capsule.usage.waits) == Some(true);
+        self.thaw(id, &*machine).await?;
+        if waited {
+            self.changed();
+            tracing::info!(%id, "a guest goes on: there is room on the host's disk");
+        }
         let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(lost)?;
         drop(held);
         let refreshed = guest.refresh(&ledger.envd_token).await;
-        refreshed.map_err(io_error("setting the clock of a guest that waited"))
+        refreshed.map_err(io_error("setting the clock of a guest that goes on"))
+    }
+
+    /// Stops a running capsule's guest. A thaw is owed from here on, also when this fails: a VMM
+    /// that did not answer in time may stop the guest all the same.
+    pub(super) async fn freeze(
+        &self,
+        id: CapsuleId,
+        machine: &dyn Machine,
+    ) -> Result<(), vmm::Error> {
+        self.change(id, |capsule| capsule.usage.thaw_owed = true);
+        machine.freeze().await
+    }
+
+    /// Lets a running capsule's guest go on. If this fails, a thaw is owed, also when the VMM
+    /// stopped the guest by itself.
+    pub(super) async fn thaw(
+        &self,
+        id: CapsuleId,
+        machine: &dyn Machine,
+    ) -> Result<(), vmm::Error> {
+        self.change(id, |capsule| capsule.usage.thaw_owed = true);
+        machine.thaw().await?;
+        self.change(id, |capsule| {
+            (capsule.usage.waits, capsule.usage.thaw_owed) = (false, false);
+        });
+        Ok(())
+    }
+
+    /// Lets a guest go on that is owed a thaw, before the guest is asked for something.
+    pub(super) async fn thaw_if_owed(
+        &self,
+        id: CapsuleId,
+        machine: &dyn Machine,
+    ) -> Result<(), vmm::Error> {
+        match self.change(id, |capsule| capsule.usage.thaw_owed) {
+            Some(true) => self.thaw(id, machine).await,
+            Some(false) | None => Ok(()),
+        }
     }
 
     fn running(&self, id: CapsuleId) -> Option<(Arc<dyn Machine>, Guest)> {
@@ -213,7 +260,142 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
+    use super::super::manager::Capsule;
     use super::*;
+    use crate::Parts;
+    use crate::capsule::boot::Booted;
+    use crate::capsule::life::Life;
+    use crate::guest::Route;
+    use crate::snapshot::memory::Memory;
+    use crate::vmm::Record;
+    use crate::vmm::hollow::Hollow;
+    use daemon::Tasks;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use std::fs::File;
+    use std::io;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+    /// A machine whose VMM refuses the first commands to go on.
+    struct Stubborn {
+        stands: AtomicBool,
+        refusals: AtomicI32,
+    }
+
+    impl Stubborn {
+        /// Starts a running capsule on a machine that refuses `refusals` thaws.
+        async fn start(dir: &std::path::Path, refusals: i32) -> (Manager, CapsuleId, Arc<Self>) {
+            let parts = Parts::of_tests(dir, Box::new(Hollow { port: 1 }));
+            let manager = Manager::new(Arc::new(parts)).await.unwrap();
+            let ledger = Ledger { id: CapsuleId::new(), ..Ledger::unknown() };
+            let id = ledger.id;
+            manager.lock().insert(id, Capsule::new(&ledger, State::Running));
+            let refusals = AtomicI32::new(refusals);
+            let machine = Arc::new(Self { stands: AtomicBool::new(false), refusals });
+            let nowhere = Route::Loopback(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
+            let booted = Booted {
+                machine: Arc::clone(&machine) as Arc<dyn Machine>,
+                guest: Guest::new(nowhere, 1, Tasks::default()),
+                stages: Vec::new(),
+                life: Life::default(),
+            };
+            manager.run(id, booted);
+            (manager, id, machine)
+        }
+
+        /// Waits until the guest runs and no thaw is owed.
+        async fn goes_on(&self, manager: &Manager, id: CapsuleId) {
+            let goes_on = async {
+                while self.stands.load(Ordering::Acquire)
+                    || manager.change(id, |capsule| capsule.usage.thaw_owed) != Some(false)
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), goes_on).await.unwrap();
+        }
+    }
+
+    impl Machine for Stubborn {
+        fn record(&self) -> Record {
+            Record { pid: 0, started: 0, boot: String::new(), port: None }
+        }
+
+        fn ended(&self) -> BoxFuture<'_, String> {
+            std::future::pending().boxed()
+        }
+
+        fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+            std::future::ready(Vec::new()).boxed()
+        }
+
+        fn freeze(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
+            self.stands.store(true, Ordering::Release);
+            std::future::ready(Ok(())).boxed()
+        }
+
+        fn thaw(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
+            if self.refusals.fetch_sub(1, Ordering::AcqRel) > 0 {
+                let error = vmm::Error::new("thawing", io::ErrorKind::TimedOut.into());
+                return std::future::ready(Err(error)).boxed();
+            }
+            self.stands.store(false, Ordering::Release);
+            std::future::ready(Ok(())).boxed()
+        }
+
+        fn save(&self, _: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, vmm::Error>> {
+            std::future::ready(Ok(None)).boxed()
+        }
+
+        fn kill(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
+            std::future::ready(Ok(())).boxed()
+        }
+
+        fn said(&self) -> String {
+            String::new()
+        }
+
+        fn trim_logs(&self) {}
+    }
+
+    #[tokio::test]
+    async fn guest_whose_thaw_fails_is_thawed_again_until_it_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manager, id, machine) = Stubborn::start(dir.path(), 3).await;
+        // The VMM stops the guest by itself.
+        machine.stands.store(true, Ordering::Release);
+        assert!(manager.thaw(id, &*machine).await.is_err());
+        assert!(machine.stands.load(Ordering::Acquire));
+        machine.goes_on(&manager, id).await;
+        assert_eq!(machine.refusals.load(Ordering::Acquire), -1);
+    }
+
+    #[tokio::test]
+    async fn guest_in_the_hand_of_an_operation_stays_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manager, id, machine) = Stubborn::start(dir.path(), 0).await;
+        let turn = manager.turn(id).unwrap();
+        let held = turn.lock().await;
+        manager.freeze(id, &*machine).await.unwrap();
+        manager.let_go_on(id).await.unwrap();
+        assert!(machine.stands.load(Ordering::Acquire));
+        // The operation ends without a thaw, as one that panics does.
+        drop(held);
+        machine.goes_on(&manager, id).await;
+    }
+
+    #[test]
+    fn owed_thaw_is_due_without_room_unless_the_guest_waits_for_room() {
+        let (mut usage, now) = (Usage { thaw_owed: true, ..Usage::default() }, Instant::now());
+        assert_eq!(usage.step(Level::Low, Some(5), false, now), Step::GoOn);
+        // A try that fails clears nothing, and the next one comes after a pause.
+        assert_eq!(usage.step(Level::Low, Some(5), false, now), Step::Nothing);
+        assert_eq!(usage.step(Level::Low, Some(5), false, now + AGAIN), Step::GoOn);
+        usage.waits = true;
+        assert_eq!(usage.step(Level::Low, Some(5), false, now + 2 * AGAIN), Step::Nothing);
+        assert_eq!(usage.step(Level::Plenty, None, false, now + 2 * AGAIN), Step::GoOn);
+    }
 
     #[test]
     fn a_guest_that_takes_room_is_stopped_and_one_that_does_not_goes_on() {

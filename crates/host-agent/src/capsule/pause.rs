@@ -195,6 +195,7 @@ impl Manager {
         let cut = guest.drain(GRACE).await;
         metrics::counter!("wrenn_requests_cut_total").increment(cut);
         step("pause.drained")?;
+        self.thaw_if_owed(ledger.id, &**machine).await?;
         let asking = guest.renewed(self.parts.tasks.clone());
         let quiesced = asking.quiesce(&ledger.envd_token, !memory).await;
         // Without a goodbye, whose answer a frozen guest would owe us.
@@ -212,7 +213,7 @@ impl Manager {
             Ok(()) => {}
         }
         step("pause.quiesced")?;
-        machine.freeze().await?;
+        self.freeze(ledger.id, &**machine).await?;
         step("pause.frozen")?;
         let dir = boot::folder(&self.parts, ledger.id);
         let kept = boot::kept(&dir);
@@ -273,9 +274,9 @@ impl Manager {
         machine: Arc<dyn Machine>,
         going: Option<(Guest, String)>,
     ) {
-        let thawed = machine.thaw().await;
+        let thawed = self.thaw(id, &*machine).await;
         if let Some((guest, token)) = going {
-            // In a guest that cannot go on, nobody answers.
+            // In a guest that stands still, nobody answers. Its clock is set when it goes on.
             if thawed.is_ok()
                 && let Err(error) = guest.refresh(&token).await
             {

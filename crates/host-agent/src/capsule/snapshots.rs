@@ -2,7 +2,7 @@
 //! begun from by any number of others.
 
 use super::ledger::Ledger;
-use super::manager::{Manager, State};
+use super::manager::{Manager, State, chain};
 use super::{Error, blocking, boot, io_error, kept_error, liveness, pause};
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
@@ -102,10 +102,11 @@ impl Manager {
         let frozen = std::time::Instant::now();
         let copied = async {
             if !with_memory {
+                self.thaw_if_owed(ledger.id, &**machine).await?;
                 let quiesced = guest.quiesce(&ledger.envd_token, true).await;
                 quiesced.map_err(io_error("asking the guest to write down what it has"))?;
             }
-            machine.freeze().await?;
+            self.freeze(ledger.id, &**machine).await?;
             daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
             let memory = match state {
                 Some(state) => machine.save(state, bytes).await?,
@@ -119,17 +120,23 @@ impl Manager {
             blocking(copy).await.map_err(io_error(failed))
         };
         let copied = copied.await;
-        let thawed = machine.thaw().await;
+        let thawed = self.thaw(ledger.id, &**machine).await;
         metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
-        if let Err(error) = guest.refresh(&ledger.envd_token).await {
-            tracing::warn!(id = %ledger.id, %error, "setting the clock after a snapshot");
+        let goes_on = match thawed {
+            Ok(()) => {
+                let refreshed = guest.refresh(&ledger.envd_token).await;
+                refreshed.map_err(io_error("setting the clock after a snapshot"))
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = goes_on {
+            tracing::warn!(id = %ledger.id, error = chain(&error), "going on after a snapshot");
             let lives = self.change(ledger.id, |capsule| capsule.state == State::Running);
             if lives != Some(true) || liveness::is_halted(&**machine, guest).await {
                 return Err(Error::Ended(liveness::REASON.to_owned()));
             }
         }
         let (staging, memory, disk) = copied?;
-        thawed?;
         daemon::step("snapshot.copied").map_err(io_error("a step"))?;
         let mut manifest = self.manifest(ledger);
         (manifest.disk, manifest.memory) = (disk, with_memory.then(Layers::default));
