@@ -9,7 +9,7 @@
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
-use super::{Error, boot, io_error};
+use super::{Error, blocking, boot, io_error};
 use crate::guest::Guest;
 use crate::room::Level;
 use crate::storage;
@@ -88,7 +88,7 @@ impl Manager {
         let this = self.clone();
         self.parts.tasks.every(LOOK, move || {
             let this = this.clone();
-            async move { this.look_at_disk() }
+            async move { this.look_at_disk().await }
         });
         let this = self.clone();
         self.parts.tasks.every(MEASURE, move || {
@@ -99,17 +99,20 @@ impl Manager {
         });
     }
 
-    fn look_at_disk(&self) {
-        let (level, now) = (self.parts.room.look(), Instant::now());
+    async fn look_at_disk(&self) {
+        let level = self.parts.room.look();
+        let disks = match level {
+            Level::Plenty => HashMap::new(),
+            Level::Enough | Level::Scarce | Level::Low => self.running_disks().await,
+        };
+        let now = Instant::now();
         let mut steps = Vec::new();
         for (id, capsule) in self.lock().iter_mut() {
             let (State::Running, Some((machine, _))) = (&capsule.state, &capsule.running) else {
                 continue;
             };
-            let looks = level != Level::Plenty;
-            let disk = looks.then(|| self.disk_bytes(*id));
             let stopped = machine.waits_for_room();
-            match capsule.usage.step(level, disk, stopped, now) {
+            match capsule.usage.step(level, disks.get(id).copied(), stopped, now) {
                 Step::Nothing => {}
                 Step::Tell => {
                     tracing::warn!(%id, "a guest waits for room on the host's disk");
@@ -131,6 +134,19 @@ impl Manager {
                 }
             });
         }
+    }
+
+    /// Returns the bytes that the disk of each running capsule takes on the host's disk. No lock is
+    /// held meanwhile, since every request to a capsule needs it and a disk may be slow.
+    async fn running_disks(&self) -> HashMap<CapsuleId, u64> {
+        let ids: Vec<CapsuleId> = {
+            let capsules = self.lock();
+            let running = capsules.iter().filter(|(_, capsule)| capsule.state == State::Running);
+            running.map(|(id, _)| *id).collect()
+        };
+        let this = self.clone();
+        let measure = move || Ok(ids.into_iter().map(|id| (id, this.disk_bytes(id))).collect());
+        blocking(measure).await.unwrap_or_default()
     }
 
     /// Returns the bytes that a capsule's own disk takes on the host's disk.
