@@ -71,7 +71,7 @@ struct State {
     claimed: u64,
     /// Set when the disk was full at the last look.
     full: bool,
-    /// Earliest time for another try after a ballast could not be made.
+    /// Earliest time for another try to make a ballast; `None` after a try that succeeded.
     make_after: Option<Instant>,
 }
 
@@ -97,8 +97,18 @@ impl Room {
     /// # Errors
     /// When the bytes would reach into the reserve.
     pub(crate) fn claim(&self, bytes: u64) -> Result<Claim<'_>, Error> {
-        let (total, free) = storage::capacity(&self.dir);
+        self.claim_of(bytes, || storage::capacity(&self.dir))
+    }
+
+    fn claim_of(
+        &self,
+        bytes: u64,
+        capacity: impl FnOnce() -> (u64, u64),
+    ) -> Result<Claim<'_>, Error> {
         let mut state = self.lock();
+        // Under the lock no claim ends. So bytes that were written under a claim are either claimed
+        // still or not free any more.
+        let (total, free) = capacity();
         let wanted = state.claimed.saturating_add(bytes);
         if free < reserve(total).saturating_add(wanted) {
             let (free, back) = (free >> 20, reserve(total) >> 20);
@@ -122,24 +132,34 @@ impl Room {
     pub(crate) fn look(&self) -> Level {
         let (total, free) = storage::capacity(&self.dir);
         let level = level(free, reserve(total));
-        let (full, now) = (free < FULL, Instant::now());
-        let mut state = self.lock();
-        let was = std::mem::replace(&mut state.full, full);
+        let full = free < FULL;
+        let was = std::mem::replace(&mut self.lock().full, full);
         let path = self.dir.join(BALLAST_FILE);
-        let due = state.make_after.is_none_or(|at| at <= now);
         if full && was && path.exists() {
             tracing::error!("the disk is full; giving up the ballast");
             give_up(&self.dir);
         } else if self.ballast
             && level == Level::Plenty
-            && due
             && !is_whole(&path)
-            && let Err(error) = make(&path)
+            && self.begin_try(Instant::now())
         {
-            tracing::warn!(%error, "reserving room on the disk");
-            state.make_after = Some(now + MAKE_AGAIN);
+            // Claims need the lock, so nobody holds it during the slow part.
+            match make(&path) {
+                Ok(()) => self.lock().make_after = None,
+                Err(error) => tracing::warn!(%error, "reserving room on the disk"),
+            }
         }
         level
+    }
+
+    /// Reports whether a try to make the ballast is due, and puts off the next one.
+    fn begin_try(&self, now: Instant) -> bool {
+        let mut state = self.lock();
+        let due = state.make_after.is_none_or(|at| at <= now);
+        if due {
+            state.make_after = Some(now + MAKE_AGAIN);
+        }
+        due
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -188,6 +208,8 @@ pub fn make_room(dir: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode, OFlags};
+    use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
     fn guests_are_stopped_before_the_disk_is_full_and_go_on_later_than_they_stopped() {
@@ -219,6 +241,46 @@ mod tests {
         let third = room.claim(half).unwrap();
         drop((first, third));
         assert_eq!(room.lock().claimed, 0);
+    }
+
+    #[test]
+    fn claim_reads_the_free_room_while_no_other_claim_can_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = Room::new(dir.path(), false);
+        let capacity = || {
+            assert!(room.state.try_lock().is_err(), "a claim can end after the room was read");
+            (0, LEAST + 5)
+        };
+        let first = room.claim_of(4, capacity).unwrap();
+        assert!(room.claim_of(2, capacity).is_err());
+        drop(first);
+        assert!(room.claim_of(2, capacity).is_ok());
+    }
+
+    #[test]
+    fn claim_does_not_wait_until_the_ballast_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (total, free) = storage::capacity(dir.path());
+        if level(free, reserve(total)) != Level::Plenty {
+            return;
+        }
+        // Opening a pipe to write waits for a reader.
+        let path = dir.path().join(BALLAST_FILE);
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        let room = Room::new(dir.path(), true);
+        let begun = std::thread::scope(|scope| {
+            let looks = scope.spawn(|| room.look());
+            let begun = (0..5000).any(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                room.state.try_lock().is_ok_and(|state| state.make_after.is_some())
+            });
+            let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
+            let _reader = File::options().read(true).custom_flags(flags).open(&path).unwrap();
+            looks.join().unwrap();
+            begun
+        });
+        assert!(begun, "the lock is held while the ballast is made");
     }
 
     #[test]
