@@ -162,6 +162,12 @@ impl Room {
         due
     }
 
+    /// Returns the bytes that are claimed.
+    #[cfg(test)]
+    pub(crate) fn claimed(&self) -> u64 {
+        self.lock().claimed
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,7 +246,7 @@ mod tests {
         drop(second);
         let third = room.claim(half).unwrap();
         drop((first, third));
-        assert_eq!(room.lock().claimed, 0);
+        assert_eq!(room.claimed(), 0);
     }
 
     #[test]

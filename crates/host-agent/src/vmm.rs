@@ -154,6 +154,11 @@ pub(crate) trait Driver: Send + Sync {
     fn maps_paths(&self) -> bool {
         false
     }
+    /// Returns the most bytes that restoring a memory of `bytes` writes to the host's disk. `above`
+    /// is set when the memory has pages above its image.
+    fn most_restored(&self, _bytes: u64, _above: bool) -> u64 {
+        0
+    }
     /// Returns the programs that start machines, without the guest's kernel.
     fn programs(&self) -> Vec<PathBuf> {
         Vec::new()

@@ -13,6 +13,7 @@ use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
 use crate::network::egress::Guard;
 use crate::network::namespace::Namespace;
+use crate::room::Claim;
 use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
 use crate::vmm::{self, Disks, Machine, Metadata, Saved, Spec};
@@ -140,7 +141,8 @@ pub(crate) async fn boot(
     let spec = Spec { disks, tap, namespace: at, ..spec(parts, ledger, dir.clone())? };
     let restored = saved.is_some();
     let machine: Arc<dyn Machine> = Arc::from(match saved {
-        Some(saved) => parts.driver.restore(spec, saved).await?,
+        // The driver writes too, so the claim lives until the driver is done.
+        Some((saved, _claim)) => parts.driver.restore(spec, saved).await?,
         None => parts.driver.boot(spec).await?,
     });
     ledger.machine = Some(machine.record());
@@ -241,14 +243,15 @@ async fn disks(
     Ok(Disks { image, own: own.await.map_err(kept_error("making the capsule's disk"))? })
 }
 
-/// Opens what a machine is brought back from, and keeps its layers at hand for the next pause.
-async fn saved(
-    parts: &Parts,
+/// Opens what a machine is brought back from, and keeps its layers at hand for the next pause. The
+/// claim covers what is written from here until the driver has restored the machine.
+async fn saved<'a>(
+    parts: &'a Parts,
     team: &str,
     snapshot: &Snapshot,
     layers: &Layers,
     dir: &Path,
-) -> Result<Saved, Error> {
+) -> Result<(Saved, Claim<'a>), Error> {
     let here = parts.driver.fingerprint();
     if snapshot.manifest.fingerprint != here {
         let kept = snapshot.manifest.fingerprint.clone();
@@ -266,14 +269,12 @@ async fn saved(
         let above = shared.split_off(layers.shared);
         Ok((shared, above, snapshot.state()?))
     };
-    // A driver that maps files by their paths writes the image to one file, and the pages above the
-    // image to another.
-    let written = if parts.driver.maps_paths() { bytes.saturating_mul(2) } else { 0 };
-    let _claim = parts.room.claim(written)?;
+    let above = layers.all.len() > layers.shared;
+    let claim = parts.room.claim(parts.driver.most_restored(bytes, above))?;
     let wrong = "opening what was kept of the machine";
     let (shared, above, state) = open().map_err(kept_error(wrong))?;
     let image = parts.images.get(team, layers, shared, bytes).await.map_err(kept_error(wrong))?;
-    Ok(Saved { image, above: Arc::new(above), state })
+    Ok((Saved { image, above: Arc::new(above), state }, claim))
 }
 
 /// Whether a version is one of after another; what is no version is none.
@@ -439,6 +440,106 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::{Manifest, Staging};
+    use crate::vmm::{Driver, Found};
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use std::io::{self, Write};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{OnceLock, Weak};
+    use types::Isolation;
+
+    /// A driver whose restore writes some bytes, and looks at how many are claimed meanwhile.
+    #[derive(Clone, Default)]
+    struct Writing {
+        parts: Arc<OnceLock<Weak<Parts>>>,
+        claimed: Arc<AtomicU64>,
+    }
+
+    const WRITTEN: u64 = 5;
+
+    fn refused() -> BoxFuture<'static, Result<Box<dyn Machine>, vmm::Error>> {
+        let error = vmm::Error::new("making a machine", io::ErrorKind::Unsupported.into());
+        std::future::ready(Err(error)).boxed()
+    }
+
+    impl Driver for Writing {
+        fn name(&self) -> &'static str {
+            "writing"
+        }
+
+        fn accelerator(&self) -> &'static str {
+            "none"
+        }
+
+        fn isolation(&self) -> Isolation {
+            Isolation::None
+        }
+
+        fn boots_images(&self) -> bool {
+            false
+        }
+
+        fn most_restored(&self, _: u64, _: bool) -> u64 {
+            WRITTEN
+        }
+
+        fn boot(&self, _: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, vmm::Error>> {
+            refused()
+        }
+
+        fn fingerprint(&self) -> String {
+            "writing".to_owned()
+        }
+
+        fn restore(
+            &self,
+            _: Spec,
+            _: Saved,
+        ) -> BoxFuture<'_, Result<Box<dyn Machine>, vmm::Error>> {
+            let parts = self.parts.get().and_then(Weak::upgrade).unwrap();
+            self.claimed.store(parts.room.claimed(), Ordering::Release);
+            refused()
+        }
+
+        fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn room_stays_claimed_while_the_driver_restores_a_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let driver = Writing::default();
+        let parts = Arc::new(Parts::of_tests(dir.path(), Box::new(driver.clone())));
+        driver.parts.set(Arc::downgrade(&parts)).unwrap();
+        if parts.room.claim(WRITTEN).is_err() {
+            return;
+        }
+        let mut ledger = Ledger { id: CapsuleId::new(), ..Ledger::unknown() };
+        let folder = folder(&parts, ledger.id);
+        fs::create_dir_all(&folder).unwrap();
+        let staging = Staging::begin(&kept(&folder).join("1")).unwrap();
+        staging.state_file().unwrap().write_all(b"state").unwrap();
+        let manifest = Manifest {
+            fingerprint: "writing".to_owned(),
+            system: ledger.system.clone(),
+            template: String::new(),
+            team: None,
+            resources: ledger.resources,
+            taken_at_ms: 0,
+            memory: Some(Layers::default()),
+            state: Some(staging.seal_state().unwrap()),
+            disk: None,
+            envd_token: None,
+        };
+        let origin = Origin::Same(staging.commit(manifest).unwrap());
+        let cancel = CancellationToken::new();
+        let booted = boot(&parts, &mut ledger, origin, &cancel).await;
+        assert!(matches!(booted, Err(Error::Vmm(_))));
+        assert_eq!(driver.claimed.load(Ordering::Acquire), WRITTEN);
+        assert_eq!(parts.room.claimed(), 0);
+    }
 
     #[test]
     fn a_newer_envd_is_told_by_its_numbers_and_one_of_before_has_none() {

@@ -6,11 +6,13 @@ use super::*;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory;
 use crate::vmm::{Metadata, Record};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use types::resources::Resources;
 
 const MEMORY_MIB: u32 = 16;
 const BYTES: u64 = (MEMORY_MIB as u64) << 20;
+/// Bytes that a file system may take to find the blocks of a file.
+const SLACK: u64 = 1 << 20;
 
 /// `hlt` and a jump back to it.
 const WAITS: &[u8] = &[0xf4, 0xeb, 0xfd];
@@ -194,6 +196,34 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
         back.kill().await.unwrap();
         assert!(!back.record().lives());
     }
+}
+
+#[test]
+fn restore_writes_no_more_than_it_claims() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = BYTES / crate::snapshot::layer::PAGE as u64;
+    let layer = |fill: u8| {
+        let data = tempfile::tempfile().unwrap();
+        data.write_all_at(&vec![fill; usize::try_from(BYTES).unwrap()], 0).unwrap();
+        let touched = Vec::from([std::ops::Range { start: 0, end: pages }]);
+        let memory = memory::Memory::of_changes(data, None, pages, touched);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (hash, _) = memory.write(&[], file.reopen().unwrap()).unwrap();
+        Layer::open(file.reopen().unwrap(), &hash).unwrap()
+    };
+    let blocks = |name: &str| dir.path().join(name).metadata().unwrap().blocks() * 512;
+    let image = memory::image_at(&dir.path().join("image"), &[layer(1)], BYTES).unwrap();
+    let alone = Changes(dir.path().join("alone"));
+    fs::create_dir(&alone.0).unwrap();
+    begin(&alone, &image, &[], BYTES).unwrap();
+    assert!(blocks("image") <= most_restored(BYTES, false) + SLACK);
+    assert_eq!(blocks("alone/memory"), blocks("image"), "it is the image's own file");
+    let above = Changes(dir.path().join("above"));
+    fs::create_dir(&above.0).unwrap();
+    begin(&above, &image, &[layer(2)], BYTES).unwrap();
+    let written = ["image", "above/memory", "above/changed"].map(blocks).iter().sum::<u64>();
+    assert!(written <= most_restored(BYTES, true) + SLACK, "{written}");
+    assert!(written > 2 * BYTES, "{written}");
 }
 
 #[tokio::test]
