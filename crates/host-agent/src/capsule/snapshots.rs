@@ -159,7 +159,7 @@ impl Manager {
     pub(crate) async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         let at = self.parts.config.snapshots().join(id.to_string());
         if let Some(layers) = Snapshot::open(&at).ok().and_then(|found| found.manifest.memory) {
-            self.parts.images.forget(&layers).await;
+            self.parts.images.forget(&layers);
         }
         let removed = blocking(move || snapshot::remove(&at)).await;
         removed.map_err(io_error("removing the snapshot"))

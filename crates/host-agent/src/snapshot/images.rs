@@ -12,8 +12,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use tokio::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::OnceCell;
 
 /// Images that are kept; a machine's own mapping keeps its pages alive without it.
 const KEPT: usize = 8;
@@ -34,10 +34,32 @@ impl Drop for Image {
     }
 }
 
+/// An image that is made, or being made.
+struct Entry {
+    /// The team, and the ids of the layers.
+    key: Vec<String>,
+    /// Bytes of the layers' data.
+    bytes: u64,
+    image: Cell,
+}
+
+/// The image, once it is made. Whoever wants it meanwhile waits for it here.
+type Cell = Arc<OnceCell<Arc<Image>>>;
+
+impl Entry {
+    /// Returns the bytes of memory that the image takes. An image in the making counts with all
+    /// that its layers hold.
+    fn used(&self) -> u64 {
+        let Some(image) = self.image.get() else { return self.bytes };
+        image.file.metadata().map_or(0, |found| found.blocks() * 512)
+    }
+}
+
 /// The images, the one used last at the end.
 #[derive(Default)]
 pub(crate) struct Images {
-    made: Mutex<Vec<(Vec<String>, Arc<Image>)>>,
+    /// Nobody holds the lock while an image is made.
+    known: Mutex<Vec<Entry>>,
     /// Where those are that have a path.
     dir: Option<PathBuf>,
 }
@@ -49,23 +71,65 @@ impl Images {
             super::remove_all(dir)?;
             fs::create_dir_all(dir)?;
         }
-        Ok(Self { made: Mutex::default(), dir })
+        Ok(Self { known: Mutex::default(), dir })
     }
 
     /// Bytes of memory that the images take: what was written into them, and empty pages that
     /// machines have touched since.
     pub(crate) fn used(&self) -> u64 {
-        let images = self.made.try_lock();
-        // What is a file of the disk's, the kernel can take the memory of.
-        let held = |image: &Image| image.path.is_none().then(|| image.file.metadata().ok());
-        let bytes = |image: &Image| held(image).flatten().map_or(0, |found| found.blocks() * 512);
-        images.map_or(0, |images| images.iter().map(|(_, image)| bytes(image)).sum())
+        match self.dir {
+            // What is a file of the disk's, the kernel can take the memory of.
+            Some(_) => 0,
+            None => self.lock().iter().map(Entry::used).sum(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets the images that end in one of these layers: nobody will begin from them any more.
-    pub(crate) async fn forget(&self, gone: &Layers) {
+    pub(crate) fn forget(&self, gone: &Layers) {
         let last = gone.all.last().map(|layer| &layer.id);
-        self.made.lock().await.retain(|(key, _)| key.last() != last);
+        self.keep(|entry| entry.key.last() != last);
+    }
+
+    /// Forgets the images that are not to stay.
+    fn keep(&self, stays: impl FnMut(&Entry) -> bool) {
+        let gone: Vec<Entry> = {
+            let mut known = self.lock();
+            let (stay, gone) = std::mem::take(&mut *known).into_iter().partition(stays);
+            *known = stay;
+            gone
+        };
+        // The removal of a large file may take a while, so it happens without the lock.
+        drop(gone);
+    }
+
+    /// Returns the place of an image, as the one used last.
+    fn cell(&self, key: Vec<String>, bytes: u64) -> Cell {
+        let mut known = self.lock();
+        let found = known.iter().position(|entry| entry.key == key);
+        let new = || Entry { key, bytes, image: Cell::default() };
+        let entry = found.map(|at| known.remove(at)).unwrap_or_else(new);
+        let cell = Arc::clone(&entry.image);
+        known.push(entry);
+        cell
+    }
+
+    /// Forgets the images that could not be made, and all but the few that were used last.
+    fn trim(&self) {
+        let made = self.lock().iter().filter(|entry| entry.image.initialized()).count();
+        let mut over = made.saturating_sub(KEPT);
+        self.keep(|entry| match entry.image.initialized() {
+            true if over > 0 => {
+                over -= 1;
+                false
+            }
+            true => true,
+            // Somebody else makes it, or waits for it.
+            false => Arc::strong_count(&entry.image) > 1,
+        });
     }
 
     /// The image of the layers that are shared; `layers` are those, opened.
@@ -76,27 +140,81 @@ impl Images {
         layers: Vec<Layer>,
         bytes: u64,
     ) -> io::Result<Arc<Image>> {
-        let ids = named.all[..named.shared].iter().map(|layer| layer.id.clone());
+        let shared = &named.all[..named.shared];
+        let ids = shared.iter().map(|layer| layer.id.clone());
         let key: Vec<String> = std::iter::once(team.to_owned()).chain(ids).collect();
-        // Held while one is made: who wants the same waits for it.
-        let mut images = self.made.lock().await;
-        if let Some(at) = images.iter().position(|(known, _)| *known == key) {
-            let found = images.remove(at);
-            let image = Arc::clone(&found.1);
-            images.push(found);
-            return Ok(image);
-        }
+        let held = shared.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.bytes));
+        let cell = self.cell(key, held.min(bytes));
         let path = self.dir.as_ref().map(|dir| dir.join(uuid::Uuid::new_v4().to_string()));
-        let made = tokio::task::spawn_blocking(move || match path {
-            None => Ok(Image { file: memory::image(&layers, bytes)?, path }),
-            Some(path) => memory::image_at(&path, &layers, bytes),
-        });
-        let made = made.await;
-        let image = Arc::new(made.unwrap_or_else(|e| Err(io::Error::other(e)))?);
-        if images.len() == KEPT {
-            images.remove(0);
+        let make = async move {
+            let made = tokio::task::spawn_blocking(move || match path {
+                None => Ok(Image { file: memory::image(&layers, bytes)?, path }),
+                Some(path) => memory::image_at(&path, &layers, bytes),
+            });
+            made.await.unwrap_or_else(|e| Err(io::Error::other(e))).map(Arc::new)
+        };
+        let image = cell.get_or_try_init(|| make).await.cloned();
+        drop(cell);
+        self.trim();
+        image
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LayerRef;
+    use super::super::layer::PAGE;
+    use super::super::memory::Memory;
+    use super::*;
+    use std::ops::Range;
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+
+    const ONE: u64 = PAGE as u64;
+
+    /// Returns a layer that holds one page.
+    fn layer(id: &str) -> (Layers, Vec<Layer>) {
+        let data = tempfile::tempfile().unwrap();
+        data.write_all_at(&[7; PAGE], 0).unwrap();
+        let memory = Memory::of_changes(data, None, 1, Vec::from([Range { start: 0, end: 1 }]));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (hash, bytes) = memory.write(&[], file.reopen().unwrap()).unwrap();
+        let named = LayerRef { id: id.to_owned(), hash: hash.to_hex().to_string(), bytes };
+        let opened = Layer::open(file.reopen().unwrap(), &hash).unwrap();
+        (Layers { all: vec![named], shared: 1 }, vec![opened])
+    }
+
+    async fn get(images: &Images, team: &str, id: &str) -> Arc<Image> {
+        let (named, opened) = layer(id);
+        let got = images.get(team, &named, opened, 4 * ONE);
+        tokio::time::timeout(Duration::from_secs(60), got).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn image_in_the_making_counts_and_holds_up_no_other() {
+        let images = Images::default();
+        let slow = images.cell(vec!["one".to_owned(), "a".to_owned()], ONE);
+        let never = slow.get_or_try_init(std::future::pending::<io::Result<Arc<Image>>>);
+        tokio::pin!(never);
+        assert!(futures::poll!(&mut never).is_pending());
+        assert_eq!(images.used(), ONE);
+        get(&images, "two", "a").await;
+        assert!(images.used() >= 2 * ONE);
+        assert_eq!(images.lock().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn image_is_made_once_and_the_last_ones_are_kept() {
+        let images = Images::default();
+        let (named, opened) = layer("a");
+        assert!(images.get("one", &named, opened, 0).await.is_err(), "it does not fit");
+        assert!(images.lock().is_empty());
+        let (one, other) = tokio::join!(get(&images, "one", "a"), get(&images, "one", "a"));
+        assert!(Arc::ptr_eq(&one, &other));
+        for number in 0..KEPT {
+            get(&images, "one", &number.to_string()).await;
         }
-        images.push((key, Arc::clone(&image)));
-        Ok(image)
+        let known: Vec<String> = images.lock().iter().map(|entry| entry.key[1].clone()).collect();
+        assert_eq!(known, ["0", "1", "2", "3", "4", "5", "6", "7"]);
     }
 }
