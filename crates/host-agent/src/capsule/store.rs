@@ -48,6 +48,7 @@ pub(crate) struct Stored {
     templates: Mutex<HashSet<String>>,
     /// Set when the platform last refused to confirm this host, or could not be reached.
     refused: AtomicBool,
+    /// The turn of each tree that is fetched, by the tree's name.
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     work: Notify,
 }
@@ -84,6 +85,9 @@ impl Stored {
     ) -> Result<(), Error> {
         let turn = {
             let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody has or wants a turn that only the map holds. A fetch that is given up cannot
+            // remove its own turn, so the next fetch does.
+            all.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(all.entry(name.to_owned()).or_default())
         };
         let _turn = turn.lock().await;
@@ -442,4 +446,31 @@ fn link_aside(from: &Path, to: &Path) -> io::Result<()> {
         fs::hard_link(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn turns_of_ended_fetches_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = dir.path().join("store");
+        let store = Store::open(kept.to_str().unwrap(), None, std::iter::empty()).unwrap();
+        let stored = Stored::new(store, dir.path().join("sending")).unwrap();
+        let room = Room::new(dir.path(), false);
+        let to = dir.path().join("fetched");
+        let waiting = {
+            let mut all = stored.fetching.lock().unwrap();
+            Arc::clone(all.entry("waited-for".to_owned()).or_default())
+        };
+        for number in 0..10 {
+            let name = format!("capsules/x/{number}");
+            let fetched = stored.fetch(&room, ("team", &name), &to).await;
+            assert!(matches!(fetched, Err(Error::NotFound(_))));
+        }
+        let names: HashSet<String> = stored.fetching.lock().unwrap().keys().cloned().collect();
+        assert_eq!(names, HashSet::from(["waited-for".to_owned(), "capsules/x/9".to_owned()]));
+        drop(waiting);
+    }
 }
