@@ -95,7 +95,7 @@ impl Networks {
                 Ok(Network { slot, namespace, tap: Some(tap) })
             }
             Err(error) => {
-                self.remove(slot).await?;
+                self.give_up(slot).await;
                 Err(error)
             }
         }
@@ -165,6 +165,15 @@ impl Networks {
         Ok(())
     }
 
+    /// Takes a network down that could not be used, and that no ledger names. The number is free in
+    /// any case: the next network of this number begins with the removal of what is left.
+    pub(crate) async fn give_up(self: &Arc<Self>, slot: u32) {
+        if let Err(error) = self.take_down(slot).await {
+            tracing::warn!(slot, ?error, "a network that could not be used is left behind");
+        }
+        self.release(slot);
+    }
+
     /// Takes the host's own rules away; no capsule may be left.
     pub(crate) fn restore_host(&self) -> io::Result<()> {
         netns::restore_host(&self.plan)
@@ -205,4 +214,21 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(io_error(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn network_that_can_be_neither_made_nor_removed_frees_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        // A folder stands where the namespace is to be. A removal of the file fails.
+        std::fs::create_dir(dir.path().join("0")).unwrap();
+        let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
+        let networks = Networks::for_removal(plan);
+        let error = networks.create(&Egress::default()).await.err().unwrap();
+        assert_eq!(error.to_string(), "making the capsule's network");
+        assert!(!networks.lock().is_used(0));
+    }
 }

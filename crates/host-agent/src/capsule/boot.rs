@@ -131,7 +131,12 @@ pub(crate) async fn boot(
     let network = wired?;
     ledger.slot = network.as_ref().map(|network| network.slot);
     // Before the other's failure is told: whoever undoes it goes by what is written.
-    save(ledger, &dir)?;
+    if let Err(error) = save(ledger, &dir) {
+        // The tap would hold the network.
+        drop(network);
+        unwire(parts, ledger, &dir).await;
+        return Err(error);
+    }
     let (disks, saved) = prepared?;
     daemon::step("boot.wired").map_err(io_error("a step"))?;
     lap("prepared", &mut stages);
@@ -203,6 +208,17 @@ async fn wire(parts: &Parts, egress: &Egress) -> Result<Option<Network>, Error> 
     match &parts.networks {
         None => Ok(None),
         Some(networks) => Ok(Some(networks.create(egress).await?)),
+    }
+}
+
+/// Takes a capsule's network down unless the written ledger names the network. Whoever undoes the
+/// boot finds only a network that is written down.
+async fn unwire(parts: &Parts, ledger: &Ledger, dir: &Path) {
+    let written = Ledger::load(dir).and_then(|written| written.slot);
+    if let (Some(networks), Some(slot)) = (&parts.networks, ledger.slot)
+        && written != Some(slot)
+    {
+        networks.give_up(slot).await;
     }
 }
 
@@ -440,6 +456,8 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::Networks;
+    use crate::network::plan::Plan;
     use crate::snapshot::{Manifest, Staging};
     use crate::vmm::{Driver, Found};
     use futures::FutureExt;
@@ -539,6 +557,30 @@ mod tests {
         assert!(matches!(booted, Err(Error::Vmm(_))));
         assert_eq!(driver.claimed.load(Ordering::Acquire), WRITTEN);
         assert_eq!(parts.room.claimed(), 0);
+    }
+
+    #[tokio::test]
+    async fn network_that_no_ledger_names_is_taken_down() {
+        let dir = tempfile::tempdir().unwrap();
+        // An absolute path in place of an agent's tag puts the namespaces in this folder.
+        let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
+        let networks = Networks::for_removal(plan);
+        let parts = Parts {
+            networks: Some(Arc::clone(&networks)),
+            ..Parts::of_tests(dir.path(), Box::new(Writing::default()))
+        };
+        let own = dir.path().join("own");
+        fs::create_dir(&own).unwrap();
+        let (namespace, mut ledger) = (dir.path().join("1"), Ledger::unknown());
+        fs::write(&namespace, []).unwrap();
+        ledger.slot = Some(networks.adopt(1).unwrap().slot);
+        // The undoing of the boot takes down a network that is written down.
+        ledger.save(&own).unwrap();
+        unwire(&parts, &ledger, &own).await;
+        assert!(namespace.exists());
+        Ledger { slot: None, ..ledger.clone() }.save(&own).unwrap();
+        unwire(&parts, &ledger, &own).await;
+        assert!(!namespace.exists());
     }
 
     #[test]
