@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -269,7 +269,7 @@ pub(crate) fn tsc_khz() -> u64 {
 /// Waits until a process ends; at once when it has. `started` guards against another that
 /// has its number by now.
 pub(crate) async fn wait_end(pid: i32, started: u64) -> io::Result<()> {
-    let Some(handle) = open_process(pid, started) else { return Ok(()) };
+    let Some(handle) = open_process(pid, started)? else { return Ok(()) };
     // SAFETY: the descriptor is owned by the registration and closed with it.
     let handle = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) }?;
     let _ = handle.readable().await?;
@@ -297,17 +297,40 @@ pub(crate) fn exit_status(pid: i32) -> Option<String> {
 
 /// Kills a process if it is still the one that began at `started`.
 pub(crate) fn kill_process(pid: i32, started: u64) -> io::Result<()> {
-    let Some(handle) = open_process(pid, started) else { return Ok(()) };
+    let Some(handle) = open_process(pid, started)? else { return Ok(()) };
     match rustix::process::pidfd_send_signal(handle.as_fd(), Signal::KILL) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }
 
-fn open_process(pid: i32, started: u64) -> Option<OwnedFd> {
-    let handle = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+/// Opens the process that began at `started`; `None` when it is gone.
+///
+/// # Errors
+/// When that cannot be told, as without a free descriptor.
+fn open_process(pid: i32, started: u64) -> io::Result<Option<OwnedFd>> {
+    let Some(id) = Pid::from_raw(pid) else { return Ok(None) };
+    let handle = match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        opened => opened?,
+    };
     // Compared after the opening: from here on the handle is that very process's.
-    (start_time(pid) == Some(started)).then_some(handle)
+    Ok(is_there(pid, started)?.then_some(handle))
+}
+
+/// Reports whether the process that began at `started` is there, ended or not.
+///
+/// # Errors
+/// When that cannot be told, as without a free descriptor.
+pub(crate) fn is_there(pid: i32, started: u64) -> io::Result<bool> {
+    let line = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            return Ok(false);
+        }
+        read => read?,
+    };
+    Ok(word(&line, STARTED).is_some_and(|found| found.parse() == Ok(started)))
 }
 
 /// The model of this machine's processor.
@@ -317,10 +340,16 @@ pub(crate) fn cpu_model() -> String {
     model.map(|(_, name)| name.trim().to_owned()).unwrap_or_default()
 }
 
-/// Which boot of this machine this is.
+/// Returns the id of this boot of the machine. It is read once, since a process without a free
+/// descriptor would take every machine for another boot's.
 pub(crate) fn boot_id() -> String {
+    static ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return id.clone();
+    }
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
+    let id = id.trim().to_owned();
+    if id.is_empty() { id } else { ID.get_or_init(|| id).clone() }
 }
 
 /// Memory that programs could have without others losing theirs, in MiB.
@@ -342,9 +371,12 @@ pub(crate) fn own_memory(pid: i32) -> Option<u64> {
     Some((kib("RssAnon:")? + kib("VmSwap:")?) * 1024)
 }
 
-/// When a process began, in clock ticks since the boot (`proc(5)`, field 22).
+/// Place of the start time among the words after the second of a `stat` line (`proc(5)`, field 22).
+const STARTED: usize = 19;
+
+/// When a process began, in clock ticks since the boot.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    stat(pid, 19)?.parse().ok()
+    stat(pid, STARTED)?.parse().ok()
 }
 
 /// Whether a process has ended, and whoever started it, or inherited it, has not asked yet.
@@ -352,11 +384,16 @@ pub(crate) fn is_zombie(pid: i32) -> bool {
     stat(pid, 0).is_some_and(|state| matches!(state.as_str(), "Z" | "X"))
 }
 
-/// A word of what the kernel says of a process, from the third on.
+/// Returns a word of a process's `stat` line, counted from the third.
 fn stat(pid: i32, word: usize) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second may hold spaces and parentheses; the last `)` ends it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(word).map(str::to_owned)
+    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    self::word(&line, word).map(str::to_owned)
+}
+
+/// Returns a word of a `stat` line, counted from the third.
+fn word(line: &str, number: usize) -> Option<&str> {
+    // The second word may hold spaces and parentheses; the last `)` ends it.
+    line.rsplit_once(')')?.1.split_whitespace().nth(number)
 }
 
 /// The processes that are the machine of `capsule` in a folder: by the environment they were

@@ -31,6 +31,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use types::Isolation;
 use types::resources::Resources;
 
@@ -132,10 +133,11 @@ impl Record {
         Some(Self { pid, started: crate::sys::start_time(pid)?, boot: crate::sys::boot_id(), port })
     }
 
-    /// Whether the process is still that one.
+    /// Reports whether the process still runs; also when that cannot be told, as without a free
+    /// descriptor. A machine must not be taken for ended while it runs.
     pub(crate) fn lives(&self) -> bool {
         self.boot == crate::sys::boot_id()
-            && crate::sys::start_time(self.pid) == Some(self.started)
+            && crate::sys::is_there(self.pid, self.started).unwrap_or(true)
             && !crate::sys::is_zombie(self.pid)
     }
 }
@@ -274,21 +276,41 @@ pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Pause before another try to wait for a machine's end.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// Waits for the end of a process by its record.
 pub(crate) async fn wait_record(record: &Record) {
     let (pid, started) = (record.pid, record.started);
-    if !record.lives() {
-        crate::sys::reap(pid, started);
-        return;
+    while record.lives() {
+        match crate::sys::wait_end(pid, started).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(pid, %error, "waiting for a machine's end"),
+        }
+        tokio::time::sleep(RETRY).await;
     }
-    if let Err(error) = crate::sys::wait_end(pid, started).await {
-        tracing::warn!(pid, %error, "waiting for a machine's end");
-    }
+    crate::sys::reap(pid, started);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    #[test]
+    fn process_that_cannot_be_looked_at_is_not_taken_for_gone() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let record = Record::of(i32::try_from(child.id()).unwrap(), None).unwrap();
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before.clone() }).unwrap();
+        let lives = record.lives();
+        let killed = crate::sys::kill_process(record.pid, record.started);
+        setrlimit(Resource::Nofile, before).unwrap();
+        assert!(lives && killed.is_err());
+        crate::sys::kill_process(record.pid, record.started).unwrap();
+        child.wait().unwrap();
+        assert!(!record.lives());
+    }
 
     #[tokio::test]
     async fn a_record_of_another_boot_or_start_names_no_process_of_this() {
