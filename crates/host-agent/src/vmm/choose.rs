@@ -224,8 +224,7 @@ impl Prober<'_> {
         let booted = match driver.boot(spec).await {
             Ok(machine) => {
                 let up = gets_up(&*machine, limit).await;
-                machine.kill().await?;
-                up
+                up.and(machine.kill().await.map_err(Into::into))
             }
             Err(error) => Err(error.into()),
         };
