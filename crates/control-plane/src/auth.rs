@@ -25,7 +25,7 @@ use policy::{Action, Denied, Grants, Only, Resource};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use types::{ApiKeyId, SessionId, TeamId, UserId};
+use types::{ApiKeyId, CapsuleId, SessionId, TeamId, UserId};
 use uuid::Uuid;
 
 /// An authenticated caller, in a team.
@@ -132,6 +132,12 @@ pub(crate) struct HostCaller(pub Enrolled);
 #[must_use]
 pub fn new_api_key() -> String {
     format!("e2b_{}", random_hex(20))
+}
+
+/// Makes a capsule's envd token. It begins with the capsule's id, by which `proxy::target` finds
+/// the capsule where nothing else names it.
+pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
+    format!("{capsule}-{}", random_hex(32))
 }
 
 /// Random bytes as hexadecimal digits.

@@ -13,7 +13,7 @@ mod target;
 
 pub(crate) use preview::{Link, Maker};
 pub(crate) use routes::{Routes, keep_true};
-pub(crate) use target::{Domains, Target, new_envd_token};
+pub(crate) use target::{Domains, Target};
 
 use crate::app::App;
 use crate::audit::{Actor, By, Noted};

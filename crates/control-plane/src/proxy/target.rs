@@ -6,7 +6,6 @@
 //! The second names envd's port, with a path that is E2B's API and none of envd's. SDKs up to 2.25
 //! send envd no header but its token, once they have connected. So the token names its capsule.
 
-use crate::auth::random_hex;
 use crate::http::e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
@@ -123,11 +122,6 @@ fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
         (Some(id), Some(port)) => target(port, id),
         (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
     }
-}
-
-/// Makes a capsule's envd token, which begins with the capsule's id.
-pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
-    format!("{capsule}-{}", random_hex(32))
 }
 
 /// Finds a capsule by envd's token, at a path of envd's. An older token does not name its capsule
@@ -314,7 +308,7 @@ mod tests {
     #[test]
     fn envd_token_names_its_capsule_where_nothing_else_does() {
         let capsule = CapsuleId::new();
-        let token = new_envd_token(capsule);
+        let token = crate::auth::new_envd_token(capsule);
         assert_eq!(token.len(), capsule.to_string().len() + 1 + 64);
         let wanted = Addressee::Capsule(Target { capsule, port: ENVD_PORT });
         let asked = |path: &str, token: &str| request(path, &[("x-access-token", token)]);
