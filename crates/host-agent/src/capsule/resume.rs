@@ -190,9 +190,9 @@ impl Manager {
     fn note_activity(&self, id: CapsuleId) -> Result<Option<u64>, Error> {
         let known = self.change(id, |capsule| {
             capsule.active = std::time::Instant::now();
-            match &capsule.state {
-                State::Running | State::Paused => Ok(capsule.life.left_ms(now_ms())),
-                state => Err(Error::State(state.clone())),
+            match matches!(capsule.state, State::Running | State::Paused) {
+                true => Ok(capsule.life.left_ms(now_ms())),
+                false => Err(Error::State(capsule.state.clone())),
             }
         });
         known.ok_or_else(|| Error::NotFound(format!("capsule {id}")))?
