@@ -302,7 +302,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let record = Record::of(i32::try_from(child.id()).unwrap(), None).unwrap();
         let before = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before.clone() }).unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
         let lives = record.lives();
         let killed = crate::sys::kill_process(record.pid, record.started);
         setrlimit(Resource::Nofile, before).unwrap();

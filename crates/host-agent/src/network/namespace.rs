@@ -337,12 +337,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut held = namespace.hold(stream).unwrap();
-        let reads = tokio::spawn(async move { held.read(&mut [0]).await });
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let tasks = Tasks::default();
+        tasks.spawn(async move {
+            let _ = tell.send(held.read(&mut [0]).await);
+        });
         while lock(&namespace.0.streams).open.values().all(|c| lock(c).waiting[READ].is_none()) {
             tokio::task::yield_now().await;
         }
         namespace.close().await;
-        let read = tokio::time::timeout(Duration::from_secs(60), reads).await.unwrap().unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(60), told).await.unwrap().unwrap();
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
