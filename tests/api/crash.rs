@@ -2,6 +2,7 @@
 //! done, and capsules that ran still run.
 
 use crate::capsule;
+use crate::proxy::psql;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -305,5 +306,24 @@ async fn a_row_without_a_machine_and_a_machine_without_a_row_are_both_repaired()
     })
     .await;
     assert_eq!(client.out(&id, "echo up").await, "up\n");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn capsules_are_not_missing_after_a_long_stop_of_the_platform() {
+    let (mut platform, client, id) = capsule().await;
+    platform.kill();
+    psql(&platform, "UPDATE hosts SET last_heartbeat_at = now() - interval '1 hour'");
+    platform.resume().await;
+    let client = platform.client_with(client.key());
+    eventually("the host is heard of", async || {
+        let heard = "SELECT last_heartbeat_at > now() - interval '1 min' FROM hosts";
+        (psql(&platform, heard) == "t").then_some(())
+    })
+    .await;
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    let log = client.get("/v1/audit-logs?action=capsule.missing").await.expect(200);
+    assert_eq!(log["items"], json!([]), "its host was taken for silent");
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     platform.finish();
 }

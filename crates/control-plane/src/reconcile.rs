@@ -200,13 +200,23 @@ async fn rounds(app: &App) {
     }
 }
 
+/// Notes which hosts are silent, once their silence counts. `from` is when that is.
+async fn look_for_silent(app: &App, from: &mut Option<Instant>) -> Result<()> {
+    let counts = match *from {
+        Some(counts) => counts,
+        None => *from.insert(Instant::now() + life::grace(app).await?),
+    };
+    if Instant::now() < counts { Ok(()) } else { life::watch(app).await }
+}
+
 /// Looks which hosts are silent, and has those emptied that are drained: beside the rounds, which
 /// wait for hosts.
 async fn watch(app: &App) {
     let mut emptying = FuturesUnordered::new();
     let mut under_way = HashSet::new();
+    let mut from = None;
     loop {
-        if let Err(error) = life::watch(app).await {
+        if let Err(error) = look_for_silent(app, &mut from).await {
             tracing::warn!(%error, "looking which hosts are silent");
         }
         let drained = app.fleet.all().into_iter().filter(|host| host.draining && host.online);

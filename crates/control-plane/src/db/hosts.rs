@@ -192,6 +192,13 @@ pub(crate) async fn heard(
     Ok(update.execute(db).await?.rows_affected() == 1)
 }
 
+/// Reports whether there are hosts online and none of them was heard of for some seconds.
+pub(crate) async fn are_all_silent(db: &PgPool, seconds: f64) -> sqlx::Result<bool> {
+    let sql = "SELECT coalesce(max(last_heartbeat_at) < now() - make_interval(secs => $1), false) \
+               FROM hosts WHERE status = 'online'";
+    sqlx::query_scalar(sql).bind(seconds).fetch_one(db).await
+}
+
 /// Marks the hosts that were not heard of for some seconds; returns which they are.
 pub(crate) async fn mark_unreachable(db: &PgPool, seconds: f64) -> sqlx::Result<Vec<HostId>> {
     let sql = "UPDATE hosts SET status = 'unreachable' WHERE status = 'online' \

@@ -13,6 +13,9 @@ use types::{CapsuleState, HostId, PLATFORM_TEAM, TeamId};
 
 /// Without a heartbeat for this long, in seconds, a host cannot be reached.
 const SILENT: f64 = 90.0;
+/// Time that hosts get to be heard of after nobody was there to hear them. It is one and a half
+/// times the pause between heartbeats.
+const GRACE: Duration = Duration::from_secs(45);
 /// Capsules that are paused, or removed, at once.
 const AT_ONCE: usize = 4;
 /// Most capsules that a preview names.
@@ -33,6 +36,13 @@ pub(crate) async fn heartbeat(app: &App, who: Enrolled, said: &api::Heartbeat) -
     }
     let trusts = app.identity.as_ref().map(|identity| identity.trust_hash());
     Ok(said.trust != trusts)
+}
+
+/// Returns the time that passes before the silence of hosts counts. All are silent when no control
+/// plane ran, and then nobody could hear them.
+pub(crate) async fn grace(app: &App) -> Result<Duration> {
+    let nobody_heard = db::hosts::are_all_silent(&app.db, SILENT).await?;
+    Ok(if nobody_heard { GRACE } else { Duration::ZERO })
 }
 
 /// Notes which hosts are silent, and that their capsules are missing.
