@@ -47,6 +47,7 @@ async fn wrong_input_names_its_field_and_changes_nothing() {
         (path("pause"), json!({ "memori": true }), "memori"),
         (path("resume"), json!({ "timeout": 0 }), "timeout"),
         (path("resume"), json!({ "snapshot": 0 }), "snapshot"),
+        (path("resume"), json!({ "snapshot": 1 }), "pause it first"),
         (path("fork"), json!({ "count": 0 }), "count"),
         (path("fork"), json!({ "count": 101 }), "count"),
         (path("fork"), json!({ "timeout": 99_999_999 }), "timeout"),

@@ -61,6 +61,21 @@ pub(crate) fn is_refused(error: &anyhow::Error, code: &str) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == code)
 }
 
+/// Makes the error of a name that nothing has.
+pub(crate) fn not_found(message: String) -> anyhow::Error {
+    Refused { code: "not_found".to_owned(), message, request_id: None }.into()
+}
+
+/// Says in an error which of several things it is about.
+pub(crate) fn about(what: &str, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<Refused>() {
+        Ok(refused) => {
+            Refused { message: format!("{what}: {}", refused.message), ..refused }.into()
+        }
+        Err(error) => error.context(what.to_owned()),
+    }
+}
+
 /// Error of a command whose arguments are wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

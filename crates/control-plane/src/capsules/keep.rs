@@ -145,7 +145,10 @@ pub(crate) async fn resume(
     let capsule = Box::pin(caught_up(app, caller, capsule)).await?;
     let before = capsule.state();
     if before == CapsuleState::Running {
-        return Ok(capsule);
+        return match wanted.snapshot {
+            0 => Ok(capsule),
+            _ => Err(Error::invalid("snapshot", "is for a capsule that is paused; pause it first")),
+        };
     }
     // One whose machine is lost may have been kept before.
     if !matches!(before, CapsuleState::Paused | CapsuleState::Error) {

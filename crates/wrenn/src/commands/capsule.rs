@@ -149,10 +149,17 @@ async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
 
 async fn kill(capsules: &[String], client: &Client, form: Form) -> anyhow::Result<()> {
     let progress = Progress::start("ending capsules");
+    let mut failed = None;
     for capsule in capsules {
-        client.delete(&path(capsule, "")?).await?;
+        let ended = async { client.delete(&path(capsule, "")?).await };
+        if let Err(error) = ended.await {
+            failed.get_or_insert(output::about(capsule, error));
+        }
     }
     progress.clear();
+    if let Some(error) = failed {
+        return Err(error);
+    }
     if form == Form::Json { output::json(&capsules) } else { Ok(()) }
 }
 

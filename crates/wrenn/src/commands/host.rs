@@ -48,7 +48,7 @@ async fn path(client: &Client, host: &str, rest: &str) -> anyhow::Result<String>
     let list: api::HostList = client.get("/v1/hosts").await?;
     match list.items.into_iter().find(|known| known.name == host) {
         Some(known) => Ok(format!("/v1/hosts/{}{rest}", known.id)),
-        None => anyhow::bail!("no host is called {host}"),
+        None => Err(output::not_found(format!("no host is called {host}"))),
     }
 }
 

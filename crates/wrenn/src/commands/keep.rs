@@ -6,9 +6,10 @@ use crate::client::Client;
 use crate::output::{self, Form, Progress};
 use reqwest::Method;
 
-/// Seconds of a length of time.
+/// Returns a length of time in whole seconds, rounded up: 0 would mean for ever.
 pub(super) fn seconds(given: humantime::Duration) -> u32 {
-    u32::try_from(given.as_secs()).unwrap_or(u32::MAX)
+    let whole = given.as_secs() + u64::from(given.subsec_nanos() > 0);
+    u32::try_from(whole).unwrap_or(u32::MAX)
 }
 
 /// Asks for a change of a capsule and shows what it is then.

@@ -5,7 +5,6 @@ use crate::cli::{Limits, Team};
 use crate::client::Client;
 use crate::client_file::ClientFile;
 use crate::output::{self, Form};
-use anyhow::Context;
 use std::path::Path;
 
 pub(crate) async fn team(
@@ -101,7 +100,8 @@ async fn id_of(client: &Client, member: &str) -> anyhow::Result<String> {
     let list: api::MemberList = client.get(&path(client, "/members").await?).await?;
     let mut members = list.items.into_iter();
     let found = members.find(|known| known.email.eq_ignore_ascii_case(member));
-    Ok(found.with_context(|| format!("{member} is no member"))?.user_id)
+    let found = found.ok_or_else(|| output::not_found(format!("{member} is no member")));
+    Ok(found?.user_id)
 }
 
 async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
@@ -121,7 +121,8 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
 async fn use_team(wanted: &str, client: &Client, file: &Path) -> anyhow::Result<()> {
     let teams = teams(client).await?;
     let mut found = teams.iter().filter(|team| team.id == wanted || team.name == wanted);
-    let team = found.next().with_context(|| format!("you are in no team {wanted}"))?;
+    let none = || output::not_found(format!("you are in no team {wanted}"));
+    let team = found.next().ok_or_else(none)?;
     anyhow::ensure!(found.next().is_none(), "more than one team is called so; name its id");
     let kept = ClientFile::load(file).context("sign in first, with `wrenn login`")?;
     ClientFile { team: Some(team.id.clone()), ..kept }.save(file)?;
