@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::snapshots;
 use futures::StreamExt;
 use serde_json::json;
+use std::time::Duration;
 use types::{CapsuleState, HostId, PLATFORM_TEAM, TeamId};
 
 /// Without a heartbeat for this long, in seconds, a host cannot be reached.
