@@ -5,6 +5,7 @@ use crate::cli::{Limits, Team};
 use crate::client::Client;
 use crate::client_file::ClientFile;
 use crate::output::{self, Form};
+use anyhow::Context;
 use std::path::Path;
 
 pub(crate) async fn team(
