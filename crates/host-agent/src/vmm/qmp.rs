@@ -16,6 +16,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// Pause before another try to connect.
+const TURN: Duration = Duration::from_millis(10);
 /// Longest line that is taken, in bytes. The longest answer to our commands has some hundred bytes.
 const LINE_MAX: u64 = 1 << 20;
 /// For commands.
@@ -34,7 +36,16 @@ pub(super) fn has_ended(status: &str) -> bool {
 impl Qmp {
     pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<Self> {
         let limited = tokio::time::timeout(LIMIT, async {
-            let mut qmp = Self(BufReader::new(super::socket::connect(dir, socket).await?));
+            let stream = loop {
+                match super::socket::connect(dir, socket).await {
+                    // QEMU serves one connection at a time, and few may wait for their turn.
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        tokio::time::sleep(TURN).await;
+                    }
+                    connected => break connected?,
+                }
+            };
+            let mut qmp = Self(BufReader::new(stream));
             qmp.read().await?;
             qmp.command("qmp_capabilities", json!({})).await?;
             Ok(qmp)
