@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tests::{Client, Driver, Platform, Upstream, Wire, eventually};
 
 /// Reads the next answer's status and headers.
@@ -152,7 +153,7 @@ async fn streams_of_events_are_shared_among_callers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_are_refused_before_they_are_read() {
+async fn bodies_are_refused_beyond_a_share_of_memory() {
     const LARGE: usize = 19 << 20;
     let (platform, client, id) = capsule().await;
     let key = format!("X-API-Key: {}\r\n", client.key());
@@ -163,6 +164,13 @@ async fn bodies_are_refused_before_they_are_read() {
     }
     let exec = format!("POST /v1/capsules/{id}/exec");
     let mut held: Vec<Wire> = (0..12).map(|_| unfinished(&platform, &exec, &key, LARGE)).collect();
+    // A body takes room as it comes.
+    tokio::time::timeout(Duration::from_secs(60), client.get("/v1/capsules")).await.unwrap();
+    assert!(!held.iter().any(Wire::has_bytes));
+    let part = vec![b'1'; LARGE - 2];
+    held.iter_mut().for_each(|wire| {
+        wire.send(&part);
+    });
     let told = full(&mut held, "the caller's share of memory").await;
     assert!(told.contains("retry-after: 1\r\n"), "{told}");
     client.get("/v1/capsules").await.expect(200);

@@ -18,6 +18,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::hosts::Enrolled;
 use crate::limits::Limits;
+use crate::load::{Holder, Payer};
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use origin::Transport;
@@ -42,6 +43,8 @@ pub(crate) struct Caller {
     /// Key under which this key's requests and creates are counted: itself, or the limited key that
     /// it comes from.
     pub counted_as: Option<ApiKeyId>,
+    /// The user who made the key.
+    pub maker: Option<UserId>,
 }
 
 impl Caller {
@@ -55,7 +58,15 @@ impl Caller {
             operator: false,
             limits: Limits::NONE,
             counted_as: None,
+            maker: None,
         }
+    }
+
+    /// Returns the holder of the caller's shares.
+    pub(crate) fn holder(&self) -> Holder {
+        let who = self.counted_as.map_or_else(|| self.id(), |key| key.0);
+        let person = self.maker.or_else(|| self.user());
+        Holder { who, person: person.map_or(who, |user| user.0) }
     }
 
     /// Checks that something may be done.
@@ -192,6 +203,10 @@ impl FromRequestParts<Arc<App>> for HostCaller {
         let enrolled = session::bearer(&parts.headers).and_then(|token| app.signer.check(token));
         if let (Some(_), Some(peer)) = (&enrolled, parts.extensions.get::<origin::Peer>()) {
             app.load.vouch(peer.client(&parts.headers));
+        }
+        if let Some(enrolled) = &enrolled {
+            // The body is read next, and takes its room from the host's own share.
+            parts.extensions.insert(Payer::Host(enrolled.host.0));
         }
         enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host's token"))
     }

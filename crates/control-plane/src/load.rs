@@ -21,15 +21,26 @@ const STRANGERS_JSON_MAX: usize = 256 << 10;
 const JSON_TIME: Duration = Duration::from_secs(60);
 const INPUT_TIME: Duration = Duration::from_secs(600);
 const STRANGERS_JSON_TIME: Duration = Duration::from_secs(20);
+/// Bytes that a body takes before any of it has come.
+const BODY_LEAST: usize = 1024;
 /// Bytes of JSON bodies and of commands' output that are held in memory at once, by all and by one
-/// caller.
+/// key or session.
 const BODIES: Bounds = Bounds { all: 512 << 20, each: 128 << 20 };
-/// Bytes of JSON bodies held before a credential was shown, by all and by one network.
+/// The part of them that all keys and sessions of one person hold.
+const PERSONS_BODIES: Bounds = Bounds { all: u64::MAX, each: 192 << 20 };
+/// Bytes of JSON bodies held before a credential was shown, by all and by one network. Networks
+/// where a credential was shown have room that strangers cannot take, and so has this machine.
 const STRANGERS_BODIES: Bounds = Bounds { all: 64 << 20, each: 4 << 20 };
+const KNOWN_BODIES: Bounds = Bounds { all: 96 << 20, each: 4 << 20 };
+const TRUSTED_BODIES: Bounds = Bounds { all: 128 << 20, each: 32 << 20 };
+/// Bytes of JSON bodies of hosts, which have shown their tokens.
+const HOSTS_BODIES: Bounds = Bounds { all: u64::MAX, each: 4 << 20 };
 /// Streams of events, by all and by one team.
 const STREAMS: Bounds = Bounds { all: 1000, each: 250 };
-/// Streams of events of one caller.
+/// Streams of events of one key or session.
 const CALLERS_STREAMS: Bounds = Bounds { all: 1000, each: 50 };
+/// Streams of events of all keys and sessions of one person, in whatever teams.
+const PERSONS_STREAMS: Bounds = Bounds { all: 1000, each: 250 };
 /// Requests of strangers that wait for a capsule, by all and for one.
 const WAITING: Bounds = Bounds { all: 4096, each: 256 };
 /// Reads that may take the database long, by all and by one team. The pool has twice as many
@@ -62,8 +73,12 @@ pub(crate) struct Load {
     teams: Shares<TeamId>,
     streams: Shares<TeamId>,
     callers_streams: Shares<Uuid>,
+    persons_streams: Shares<Uuid>,
+    persons: Shares<Uuid>,
     bodies: Shares<Payer>,
+    persons_bodies: Shares<Uuid>,
     strangers_bodies: Shares<Payer>,
+    hosts_bodies: Shares<Payer>,
     waiting: Shares<CapsuleId>,
     dear: Shares<TeamId>,
     lookups: Shares<ClientNetwork>,
@@ -73,9 +88,20 @@ pub(crate) struct Load {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Payer {
     /// A client who has shown no credential, by their network.
-    Network(Option<ClientNetwork>),
+    Network(Option<ClientNetwork>, Standing),
+    /// A host that has shown its token.
+    Host(Uuid),
     /// A key or a user.
-    Caller(Uuid),
+    Caller(Holder),
+}
+
+/// A key or a session that holds shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Holder {
+    /// The key that its requests count as, or the user.
+    pub who: Uuid,
+    /// The user, or the key's maker. A person may have any number of keys and teams.
+    pub person: Uuid,
 }
 
 impl Payer {
@@ -83,12 +109,48 @@ impl Payer {
     /// carries the input of a command.
     pub(crate) fn allowance(self, input: bool) -> (usize, Duration) {
         match (self, input) {
-            (Self::Network(_), _) => (STRANGERS_JSON_MAX, STRANGERS_JSON_TIME),
-            (Self::Caller(_), false) => (JSON_MAX, JSON_TIME),
+            (Self::Network(..), _) => (STRANGERS_JSON_MAX, STRANGERS_JSON_TIME),
+            (Self::Host(_), _) | (Self::Caller(_), false) => (JSON_MAX, JSON_TIME),
             (Self::Caller(_), true) => (INPUT_MAX, INPUT_TIME),
         }
     }
 }
+
+/// Room in memory for a body, which grows as the body comes.
+pub(crate) struct Room {
+    own: Share<Payer>,
+    bounds: Bounds,
+    persons: Option<Share<Uuid>>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Takes room up to so many bytes in all.
+    ///
+    /// # Errors
+    /// When the share of the payer, of the person or of all is full.
+    pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<()> {
+        let more = of(bytes).saturating_sub(self.bytes);
+        if more > 0 {
+            self.own.grow(more, self.bounds).map_err(no_room)?;
+            if let Some(share) = &mut self.persons {
+                share.grow(more, PERSONS_BODIES).map_err(no_room)?;
+            }
+            self.bytes += more;
+        }
+        Ok(())
+    }
+}
+
+fn no_room(full: Full) -> Error {
+    match full {
+        Full::All => Error::Overloaded,
+        Full::Each => Error::TooManyAtOnce("you, by the size of their bodies"),
+    }
+}
+
+/// Shares of the streams of events: of a team, of a key or session, and of a person.
+pub(crate) type Streaming = (Share<TeamId>, Share<Uuid>, Share<Uuid>);
 
 /// Shares that a request holds until its answer has ended.
 #[derive(Clone, Default)]
@@ -114,8 +176,12 @@ impl Load {
             teams: Shares::default(),
             streams: Shares::default(),
             callers_streams: Shares::default(),
+            persons_streams: Shares::default(),
+            persons: Shares::default(),
             bodies: Shares::default(),
+            persons_bodies: Shares::default(),
             strangers_bodies: Shares::default(),
+            hosts_bodies: Shares::default(),
             waiting: Shares::default(),
             dear: Shares::default(),
             lookups: Shares::default(),
@@ -169,10 +235,14 @@ impl Load {
         })
     }
 
-    /// Takes a share of the requests under way for a key or a user: a quarter of all.
-    pub(crate) fn caller(&self, who: Uuid) -> Result<Share<Uuid>> {
-        let bounds = Bounds { all: u64::MAX, each: of(self.limits.connections / 4) };
-        self.callers.take(who, 1, bounds).map_err(|_| Error::TooManyAtOnce("this key or user"))
+    /// Takes shares of the requests under way: a quarter of all for a key or a session, and a half
+    /// for all of one person's.
+    pub(crate) fn caller(&self, holder: Holder) -> Result<(Share<Uuid>, Share<Uuid>)> {
+        let bounds = |part| Bounds { all: u64::MAX, each: of(self.limits.connections / part) };
+        let own = self.callers.take(holder.who, 1, bounds(4));
+        let own = own.map_err(|_| Error::TooManyAtOnce("this key or user"))?;
+        let persons = self.persons.take(holder.person, 1, bounds(2));
+        Ok((own, persons.map_err(|_| Error::TooManyAtOnce("this user, by all their keys"))?))
     }
 
     /// Takes a share of the requests under way for a team: a half of all.
@@ -181,25 +251,41 @@ impl Load {
         self.teams.take(team, 1, bounds).map_err(|_| Error::TooManyAtOnce("this team"))
     }
 
-    /// Takes a share of the streams of events.
-    pub(crate) fn stream(&self, team: TeamId, who: Uuid) -> Result<(Share<TeamId>, Share<Uuid>)> {
+    /// Takes shares of the streams of events.
+    pub(crate) fn stream(&self, team: TeamId, holder: Holder) -> Result<Streaming> {
         let refused = |whose| move |_| Error::TooManyAtOnce(whose);
-        let own = self.callers_streams.take(who, 1, CALLERS_STREAMS);
+        let own = self.callers_streams.take(holder.who, 1, CALLERS_STREAMS);
         let own = own.map_err(refused("this key or user, as streams of events"))?;
+        let persons = self.persons_streams.take(holder.person, 1, PERSONS_STREAMS);
+        let persons = persons.map_err(refused("this user, as streams of events"))?;
         let teams = self.streams.take(team, 1, STREAMS);
-        Ok((teams.map_err(refused("this team, as streams of events"))?, own))
+        Ok((teams.map_err(refused("this team, as streams of events"))?, own, persons))
     }
 
-    /// Takes room for a body before it is read.
-    pub(crate) fn body(&self, payer: Payer, bytes: usize) -> Result<Share<Payer>> {
+    /// Takes room for a body of which nothing has come yet.
+    pub(crate) fn body(&self, payer: Payer) -> Result<Room> {
+        self.room(payer, BODY_LEAST)
+    }
+
+    /// Takes room for so many bytes.
+    pub(crate) fn room(&self, payer: Payer, bytes: usize) -> Result<Room> {
         let (shares, bounds) = match payer {
-            Payer::Network(_) => (&self.strangers_bodies, STRANGERS_BODIES),
+            Payer::Network(_, Standing::Stranger) => (&self.strangers_bodies, STRANGERS_BODIES),
+            Payer::Network(_, Standing::Known) => (&self.strangers_bodies, KNOWN_BODIES),
+            Payer::Network(_, Standing::Trusted) => (&self.strangers_bodies, TRUSTED_BODIES),
+            Payer::Host(_) => (&self.hosts_bodies, HOSTS_BODIES),
             Payer::Caller(_) => (&self.bodies, BODIES),
         };
-        shares.take(payer, of(bytes), bounds).map_err(|full| match full {
-            Full::All => Error::Overloaded,
-            Full::Each => Error::TooManyAtOnce("you, by the size of their bodies"),
-        })
+        let bytes = of(bytes);
+        let own = shares.take(payer, bytes, bounds).map_err(no_room)?;
+        let persons = match payer {
+            Payer::Caller(holder) => {
+                let share = self.persons_bodies.take(holder.person, bytes, PERSONS_BODIES);
+                Some(share.map_err(no_room)?)
+            }
+            Payer::Network(..) | Payer::Host(_) => None,
+        };
+        Ok(Room { own, bounds, persons, bytes })
     }
 
     /// Takes a place among the strangers who wait for a capsule.
@@ -281,24 +367,55 @@ mod tests {
         drop(held);
     }
 
+    fn caller(who: u128, person: u128) -> Payer {
+        let (who, person) = (Uuid::from_u128(who), Uuid::from_u128(person));
+        Payer::Caller(Holder { who, person })
+    }
+
     #[test]
     fn bodies_are_bounded_for_each_and_for_all() {
         let load = Load::new(LIMITS);
-        let payer = |n: u128| Payer::Caller(Uuid::from_u128(n));
-        let (most, _) = payer(0).allowance(true);
-        let held: Vec<_> = (0..6).map(|_| load.body(payer(0), most).unwrap()).collect();
-        assert!(matches!(load.body(payer(0), most), Err(Error::TooManyAtOnce(_))));
-        let others = (1..40).map(|n| load.body(payer(n), most));
+        let (most, _) = caller(0, 0).allowance(true);
+        let held: Vec<_> = (0..6).map(|_| load.room(caller(0, 0), most).unwrap()).collect();
+        assert!(matches!(load.room(caller(0, 0), most), Err(Error::TooManyAtOnce(_))));
+        // Further keys of the same person add little.
+        let persons: Vec<_> = (1..9).map_while(|n| load.room(caller(n, 0), most).ok()).collect();
+        assert_eq!(persons.len(), 3);
+        let others = (10..50).map(|n| load.room(caller(n, n), most));
         let (all, refused): (Vec<_>, Vec<_>) = others.partition(std::result::Result::is_ok);
-        assert_eq!(all.len() + held.len(), (512 << 20) / most);
+        assert_eq!(all.len() + held.len() + persons.len(), (512 << 20) / most);
         assert!(refused.into_iter().all(|no| matches!(no, Err(Error::Overloaded))));
-        // Strangers have room of their own for bodies.
-        let stranger = Payer::Network(None);
-        assert_eq!(stranger.allowance(true), stranger.allowance(false));
-        let (most, _) = stranger.allowance(true);
-        let held: Vec<_> = (0..16).map(|_| load.body(stranger, most).unwrap()).collect();
-        assert!(load.body(stranger, 1).is_err());
+        drop((all, held, persons));
+        assert_eq!((load.bodies.held(), load.persons_bodies.held()), (0, 0));
+    }
+
+    #[test]
+    fn strangers_bodies_leave_room_to_known_networks_this_machine_and_hosts() {
+        let load = Load::new(LIMITS);
+        let network = |n: u32| Some(ClientNetwork::from(IpAddr::from(n.to_be_bytes())));
+        let stranger = |n| Payer::Network(network(n), Standing::Stranger);
+        let (most, _) = stranger(0).allowance(true);
+        assert_eq!(stranger(0).allowance(true), stranger(0).allowance(false));
+        // A body of which nothing has come takes next to nothing.
+        let begun: Vec<_> = (0..1000).map(|n| load.body(stranger(n)).unwrap()).collect();
+        drop(begun);
+        let mut held = Vec::new();
+        for n in 0..16 {
+            for _ in 0..16 {
+                let mut room = load.body(stranger(n)).unwrap();
+                room.grow_to(most).unwrap();
+                held.push(room);
+            }
+            let refused = load.body(stranger(n));
+            assert!(matches!(refused, Err(Error::TooManyAtOnce(_) | Error::Overloaded)));
+        }
+        assert!(matches!(load.body(stranger(99)), Err(Error::Overloaded)));
+        for standing in [Standing::Known, Standing::Trusted] {
+            load.body(Payer::Network(network(99), standing)).unwrap().grow_to(most).unwrap();
+        }
+        load.body(Payer::Host(Uuid::nil())).unwrap().grow_to(JSON_MAX).unwrap();
         drop(held);
+        assert_eq!(load.strangers_bodies.held(), 0);
     }
 
     #[test]

@@ -6,11 +6,10 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::events::{Event, Place};
 use crate::error::Result;
-use hop::Share;
+use crate::load::Streaming;
 use std::time::Duration;
 use tokio::sync::broadcast;
 use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId};
-use uuid::Uuid;
 
 /// Events that are asked for at once.
 const PAGE: i64 = 500;
@@ -50,13 +49,13 @@ pub(crate) struct Stream {
     at: Place,
     woken: broadcast::Receiver<Option<TeamId>>,
     /// Shares of the streams that the team and the caller hold.
-    _shares: (Share<TeamId>, Share<Uuid>),
+    _shares: Streaming,
 }
 
 impl Stream {
     /// Begins after a place; with none, after everything that has happened.
     pub(crate) async fn open(app: &App, caller: Caller, after: Option<Place>) -> Result<Self> {
-        let shares = app.load.stream(caller.team, caller.id())?;
+        let shares = app.load.stream(caller.team, caller.holder())?;
         let woken = app.streams.listen();
         let at = match after {
             Some(at) => at,

@@ -98,6 +98,19 @@ impl<K: Hash + Eq> Counts<K> {
 }
 
 impl<K: Hash + Eq> Share<K> {
+    /// Takes so much more for the same key.
+    ///
+    /// # Errors
+    /// When a bound would be passed; nothing is taken then.
+    pub fn grow(&mut self, more: u64, bounds: Bounds) -> Result<(), Full>
+    where
+        K: Clone,
+    {
+        let mut added = Shares(Arc::clone(&self.counts)).take(self.key.clone(), more, bounds)?;
+        self.amount += std::mem::take(&mut added.amount);
+        Ok(())
+    }
+
     /// Gives back the part above `amount`.
     pub fn shrink(&mut self, amount: u64) {
         let back = self.amount.saturating_sub(amount);
@@ -157,7 +170,11 @@ mod tests {
         share.shrink(1);
         assert_eq!(shares.held(), 1);
         let more = shares.take("a", 3, FEW).unwrap();
-        drop((share, more));
+        drop(more);
+        share.grow(3, FEW).unwrap();
+        assert_eq!(share.grow(1, FEW), Err(Full::Each));
+        assert_eq!(shares.held(), 4);
+        drop(share);
         assert_eq!(shares.held(), 0);
     }
 

@@ -6,6 +6,7 @@ mod client;
 mod client_file;
 mod commands;
 mod images;
+mod memory;
 mod output;
 mod platform;
 mod settings;
@@ -68,6 +69,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Up(up) => {
             let up = *up;
             daemon::raise_open_files();
+            memory::map_large_blocks();
             daemon::log_to_stderr(&up.log.filter, up.log.json);
             let up = platform::Up {
                 dir: up.folder.dir,
@@ -88,11 +90,13 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::ClientFile => output::line(&client_file.display().to_string()),
         Command::ControlPlane(role) => {
             daemon::raise_open_files();
+            memory::map_large_blocks();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
             platform::control_plane(&role.control_plane, role.plaintext, &client_file).await?;
         }
         Command::Agent(role) => {
             daemon::raise_open_files();
+            memory::map_large_blocks();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
             let (address, control_plane) = (role.address, role.control_plane);
             let register = role.register.filter(|token| !token.is_empty());

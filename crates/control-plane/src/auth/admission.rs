@@ -114,7 +114,7 @@ fn member(person: &Person, asked: Option<TeamId>, by: By) -> Result<Caller> {
     };
     let (only, limits) = (Only::default(), Limits::NONE);
     let operator = person.admin;
-    Ok(Caller { team, by, grants, only, operator, limits, counted_as: None })
+    Ok(Caller { team, by, grants, only, operator, limits, counted_as: None, maker: None })
 }
 
 /// Returns an operator as a caller in the platform's own team: its events, its channels, its log.

@@ -12,10 +12,11 @@ use crate::db::keys::Key;
 use crate::error::{Error, Failure, Result};
 use crate::http::rules::{self, Rule};
 use crate::limits::{Per, STRANGERS_PER_SEC, TOKEN_MAX};
-use crate::load::{Payer, UnderWay};
+use crate::load::{Holder, Payer, UnderWay};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hop::Standing;
 use http::request::Parts;
 use http::{HeaderMap, header};
 use std::sync::Arc;
@@ -45,7 +46,10 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         team: PLATFORM_TEAM,
         transport,
         shown: None,
-        payer: Payer::Network(from.map(Into::into)),
+        payer: Payer::Network(
+            from.map(Into::into),
+            from.map_or(Standing::Stranger, |from| app.load.standing(from)),
+        ),
         under_way: UnderWay::default(),
     };
     // The count is taken before the first look-up, so that no change in between is missed.
@@ -160,25 +164,27 @@ impl Gate<'_> {
         } else {
             self.user(parts).await?
         };
-        let (actor, who, rate) = match &identity {
+        let (actor, holder, rate) = match &identity {
             Identity::Key(key) => {
                 self.team = key.team();
-                let rate = key.limits.limits().requests_per_sec;
-                (Actor::Key(key.id()), key.counted_as().0, rate)
+                let (who, rate) = (key.counted_as().0, key.limits.limits().requests_per_sec);
+                let person = key.creator().map_or(who, |user| user.0);
+                (Actor::Key(key.id()), Holder { who, person }, rate)
             }
             // In whatever team: what any may.
             Identity::User { user, .. } => {
                 let limits = self.app.directory.limits(&self.app.db, PLATFORM_TEAM).await?;
-                (Actor::User(*user), user.0, limits.requests_per_sec)
+                let holder = Holder { who: user.0, person: user.0 };
+                (Actor::User(*user), holder, limits.requests_per_sec)
             }
         };
         self.by.actor = actor;
-        self.payer = Payer::Caller(who);
+        self.payer = Payer::Caller(holder);
         if let Some(address) = self.by.from {
             self.app.load.vouch(address);
         }
-        self.count(who, rate)?;
-        self.under_way.hold(self.app.load.caller(who)?);
+        self.count(holder.who, rate)?;
+        self.under_way.hold(self.app.load.caller(holder)?);
         Ok(identity)
     }
 
@@ -265,7 +271,8 @@ pub(crate) async fn key_caller(app: &App, key: &Key, by: By) -> Result<Caller> {
     }
     let by = By { actor: Actor::Key(key.id()), ..by };
     let (team, only, limits) = (key.team(), key.only(), key.limits.limits());
-    Ok(Caller { team, by, grants, only, operator, limits, counted_as: Some(key.counted_as()) })
+    let (counted_as, maker) = (Some(key.counted_as()), key.creator());
+    Ok(Caller { team, by, grants, only, operator, limits, counted_as, maker })
 }
 
 /// Returns the resource that a route's path names.

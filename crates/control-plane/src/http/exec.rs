@@ -129,13 +129,13 @@ struct Room<'a> {
 
 impl<'a> Room<'a> {
     fn new(load: &'a Load, caller: Caller, under_way: UnderWay) -> Self {
-        Self { load, payer: Payer::Caller(caller.id()), under_way, left: FREE }
+        Self { load, payer: Payer::Caller(caller.holder()), under_way, left: FREE }
     }
 
     /// Takes as much of `bytes` as there is room for.
     fn take(&mut self, bytes: usize) -> usize {
         while self.left < bytes {
-            let Ok(share) = self.load.body(self.payer, ROOM) else { break };
+            let Ok(share) = self.load.room(self.payer, ROOM) else { break };
             self.under_way.hold(share);
             self.left += ROOM;
         }

@@ -4,13 +4,15 @@ use crate::app::App;
 use crate::auth::admission::Admission;
 use crate::capsules::Once;
 use crate::error::{Error, Result};
-use crate::load::{Payer, UnderWay};
+use crate::load::{Payer, Room, UnderWay};
 use axum::body::{Body, Bytes};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use hop::Standing;
 use http::HeaderMap;
 use http::request::Parts;
 use http_body::Body as _;
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use types::CapsuleId;
@@ -48,9 +50,11 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Sent<T> {
     }
 }
 
-/// Takes room for a body, then reads it. The room is given back when the answer has ended.
+/// Reads a body, for which it takes room as the body comes. The room is given back when the answer
+/// has ended.
 async fn read<T: DeserializeOwned>(app: &App, request: Request, input: bool) -> Result<(T, Bytes)> {
-    let payer = request.extensions().get().copied().unwrap_or(Payer::Network(None));
+    let payer =
+        request.extensions().get().copied().unwrap_or(Payer::Network(None, Standing::Stranger));
     let under_way = request.extensions().get().cloned().unwrap_or_else(UnderWay::default);
     let (most, time) = payer.allowance(input);
     let body: Body = request.into_body();
@@ -58,27 +62,30 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request, input: bool) -> 
     if said.lower() > u64::try_from(most).unwrap_or(u64::MAX) {
         return Err(Error::TooLarge(most));
     }
-    let told = said.upper().and_then(|bytes| usize::try_from(bytes).ok());
-    let mut room = app.load.body(payer, told.unwrap_or(most).min(most))?;
-    let body = tokio::time::timeout(time, axum::body::to_bytes(body, most)).await;
-    let body = body.map_err(|_| Error::BodyTooSlow)?.map_err(|error| broken(&error, most))?;
-    room.shrink(u64::try_from(body.len()).unwrap_or(u64::MAX));
+    let mut room = app.load.body(payer)?;
+    let body = tokio::time::timeout(time, collect(body, most, &mut room)).await;
+    let body = body.map_err(|_| Error::BodyTooSlow)??;
     under_way.hold(room);
     let value = parse(if body.is_empty() { b"{}" } else { &body })?;
     Ok((value, body))
 }
 
-/// Explains why a body could not be read to its end.
-fn broken(error: &axum::Error, most: usize) -> Error {
-    let error: &(dyn std::error::Error + 'static) = error;
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    if hop::Stalled::is_cause_of(error) {
-        Error::BodyTooSlow
-    } else if causes.any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
-        Error::TooLarge(most)
-    } else {
-        Error::invalid("body", "broke off")
+/// Reads a body to its end.
+async fn collect(mut body: Body, most: usize, room: &mut Room) -> Result<Bytes> {
+    let mut all = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match hop::Stalled::is_cause_of(&error) {
+            true => Error::BodyTooSlow,
+            false => Error::invalid("body", "broke off"),
+        })?;
+        let Ok(part) = frame.into_data() else { continue };
+        if all.len() + part.len() > most {
+            return Err(Error::TooLarge(most));
+        }
+        room.grow_to(all.len() + part.len())?;
+        all.extend_from_slice(&part);
     }
+    Ok(all.into())
 }
 
 /// The key under which a request may be repeated, if it came with one.
