@@ -52,9 +52,13 @@ const DEAR_LOOK: Duration = Duration::from_millis(50);
 /// of all networks and of one. Known networks have more, and the pool has more than all of them.
 const LOOKUPS: Bounds = Bounds { all: 8, each: 4 };
 const STRANGERS_LOOKUPS: Bounds = Bounds { all: 4, each: 2 };
-/// Time between two tries for such a query.
+/// Checks of passwords that wait at once: of clients of all networks and of one. Each takes a
+/// processor for some 50 ms. Known networks have more.
+const PASSWORDS: Bounds = Bounds { all: 48, each: 12 };
+const STRANGERS_PASSWORDS: Bounds = Bounds { all: 24, each: 3 };
+/// Time between two tries for such a query or check.
 const LOOKUP_LOOK: Duration = Duration::from_millis(5);
-/// Longest wait for a place in the database's pool.
+/// Longest wait for a place among queries or checks of passwords.
 const PLACE_WAIT: Duration = Duration::from_secs(5);
 /// Most networks that are remembered for a credential shown there, and the time of each memory.
 const KNOWN: usize = 10_000;
@@ -82,6 +86,7 @@ pub(crate) struct Load {
     waiting: Shares<CapsuleId>,
     dear: Shares<TeamId>,
     lookups: Shares<ClientNetwork>,
+    passwords: Shares<ClientNetwork>,
 }
 
 /// Holder of the share that a body is taken from.
@@ -185,6 +190,7 @@ impl Load {
             waiting: Shares::default(),
             dear: Shares::default(),
             lookups: Shares::default(),
+            passwords: Shares::default(),
         }
     }
 
@@ -304,14 +310,40 @@ impl Load {
         &self,
         from: Option<IpAddr>,
     ) -> Result<Option<Share<ClientNetwork>>> {
-        let Some(address) = from else { return Ok(None) };
-        let bounds = match self.standing(address) {
-            Standing::Trusted => return Ok(None),
-            Standing::Known => LOOKUPS,
-            Standing::Stranger => STRANGERS_LOOKUPS,
+        let Some((network, bounds)) = self.bounds(from, LOOKUPS, STRANGERS_LOOKUPS) else {
+            return Ok(None);
         };
-        let take = || self.lookups.take(address.into(), 1, bounds);
+        let take = || self.lookups.take(network, 1, bounds);
         place(LOOKUP_LOOK, "your address, as unknown names", take).await.map(Some)
+    }
+
+    /// Waits for a place among the checks of passwords, for a client at an address. Clients on this
+    /// machine need none.
+    pub(crate) async fn password(
+        &self,
+        from: Option<IpAddr>,
+    ) -> Result<Option<Share<ClientNetwork>>> {
+        let Some((network, bounds)) = self.bounds(from, PASSWORDS, STRANGERS_PASSWORDS) else {
+            return Ok(None);
+        };
+        let take = || self.passwords.take(network, 1, bounds);
+        place(LOOKUP_LOOK, "your address, as sign-ins", take).await.map(Some)
+    }
+
+    /// Returns a client's network with its bounds; `None` for a client on this machine.
+    fn bounds(
+        &self,
+        from: Option<IpAddr>,
+        known: Bounds,
+        strangers: Bounds,
+    ) -> Option<(ClientNetwork, Bounds)> {
+        let address = from?;
+        let bounds = match self.standing(address) {
+            Standing::Trusted => return None,
+            Standing::Known => known,
+            Standing::Stranger => strangers,
+        };
+        Some((address.into(), bounds))
     }
 }
 
@@ -450,5 +482,10 @@ mod tests {
             held.clear();
         });
         assert!(waits.is_ok());
+        let passwords = (0..3).map(|_| load.password(at("192.0.2.1")));
+        let passwords = futures::future::try_join_all(passwords).await.unwrap();
+        assert!(matches!(load.password(at("192.0.2.1")).await, Err(Error::TooManyAtOnce(_))));
+        assert!(load.password(at("192.0.2.2")).await.is_ok());
+        drop(passwords);
     }
 }

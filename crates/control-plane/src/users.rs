@@ -97,6 +97,7 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
     password::check("password", &wanted.password, &[&email, &name])?;
     app.mailer.check()?;
     throttle::sign_up_mail(app, by, &email).await?;
+    let _place = app.load.password(by.from).await?;
     // Before it is known whether there is an account, so that it takes as long.
     let hashed = password::hash(&wanted.password).await?;
     let app = app.clone();
@@ -252,6 +253,7 @@ async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Opt
 /// Signs a user in by e-mail and password.
 pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Result<Entered> {
     let email = check_email(&wanted.email).map_err(|_| Error::WrongCredentials)?;
+    let _place = app.load.password(origin.by.from).await?;
     let _turn = throttle::turn(app, origin.by, &email).await?;
     let user = db::users::by_email(&app.db, &email).await?;
     let known = user.as_ref().and_then(|user| user.password_hash.as_deref());
