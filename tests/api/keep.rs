@@ -9,7 +9,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use std::collections::BTreeSet;
 use tests::{Client, Driver, Platform, Upstream, eventually, processes_of};
-use types::CapsuleState;
+use types::{CapsuleState, SnapshotId};
 
 #[tokio::test]
 async fn a_capsule_is_paused_and_resumed_and_asking_twice_is_no_error() {
@@ -395,4 +395,50 @@ async fn rest(platform: &Platform, client: &Client, kept: &str, step: &str) {
     for id in ids.iter().filter(|id| *id != kept) {
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     }
+}
+
+/// `kill -9` before the name goes over to a new snapshot, and after that change.
+#[tokio::test]
+async fn overwrite_that_dies_leaves_one_snapshot_of_the_name_and_nothing_else() {
+    let (mut platform, client, id) = capsule().await;
+    let body = json!({ "capsule_id": id, "name": "p1", "overwrite": true });
+    let mut last = client.post("/v1/snapshots", &body).await.expect(201)["id"].clone();
+    for (step, replaced) in [("control.snapshot", false), ("control.replaced", true)] {
+        platform.kill();
+        platform.set_var("WRENN_DIE_AT", Some(step));
+        platform.resume().await;
+        let request = platform.client().request(Method::POST, "/v1/snapshots").json(&body);
+        let _ = request.send().await;
+        platform.wait_dead();
+        platform.set_var("WRENN_DIE_AT", None);
+        platform.resume().await;
+        let client = platform.client();
+        let listed = client.get("/v1/snapshots").await.expect(200);
+        let items = listed["items"].as_array().unwrap();
+        assert!(items.len() == 1 && items[0]["name"] == "p1", "after {step}: {listed}");
+        assert_eq!(items[0]["id"] != last, replaced, "after {step}");
+        // An interrupted overwrite is removed once it is old.
+        let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+        let age = "UPDATE snapshots SET updated_at = now() - interval '1 hour' \
+                   WHERE status = 'making' AND name IS NULL";
+        let aged = sqlx::query(age).execute(&mut db).await.unwrap().rows_affected();
+        assert_eq!(aged, u64::from(!replaced), "after {step}");
+        let kept = [items[0]["id"].as_str().unwrap().to_owned()];
+        eventually("the rest is removed", || async {
+            (snapshots_of(&platform).await == (1, kept.to_vec())).then_some(())
+        })
+        .await;
+        last = client.post("/v1/snapshots", &body).await.expect(201)["id"].clone();
+    }
+    platform.finish();
+}
+
+/// Returns the number of rows of snapshots, and the snapshots that the host has.
+async fn snapshots_of(platform: &Platform) -> (i64, Vec<String>) {
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let count = sqlx::query_scalar("SELECT count(*) FROM snapshots");
+    let count: i64 = count.fetch_one(&mut db).await.unwrap();
+    let folder = std::fs::read_dir(platform.dir().join("snapshots")).unwrap();
+    let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    (count, names.filter(|name| name.parse::<SnapshotId>().is_ok()).collect())
 }

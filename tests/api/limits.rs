@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tests::{Client, Driver, Platform, eventually};
 
 async fn team(client: &Client) -> String {
@@ -287,6 +288,54 @@ async fn of_snapshots_asked_for_at_once_as_many_are_taken_as_the_team_may_have()
     client.delete(&format!("/v1/snapshots/{name}")).await.expect(204);
     let body = json!({ "capsule_id": ids[0], "name": "new" });
     client.post("/v1/snapshots", &body).await.expect(201);
+    platform.finish();
+}
+
+/// Counts the rows of snapshots, whatever their state.
+async fn snapshot_rows(platform: &Platform) -> i64 {
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    sqlx::query_scalar("SELECT count(*) FROM snapshots").fetch_one(&mut db).await.unwrap()
+}
+
+#[tokio::test]
+async fn parallel_overwrites_of_a_name_leave_one_snapshot_within_the_limit() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let team = team(&client).await;
+    set(&client, &team, json!({ "snapshots": 1 })).await;
+    let id = client.create(&json!({})).await;
+    let ours = json!({ "capsule_id": id, "name": "p1", "overwrite": true });
+    let (e2b_path, e2bs) = (format!("/sandboxes/{id}/snapshots"), json!({ "name": "p1" }));
+    let rounds = [("/v1/snapshots", &ours), (e2b_path.as_str(), &e2bs), ("/v1/snapshots", &ours)];
+    for (path, body) in rounds {
+        let asked = (0..24).map(|_| client.post(path, body));
+        let answers = futures::future::join_all(asked).await;
+        for answer in &answers {
+            assert!([201, 409].contains(&answer.status.as_u16()), "{answer:?}");
+        }
+        assert!(answers.iter().any(|answer| answer.status == 201), "{answers:?}");
+        let listed = client.get("/v1/snapshots").await.expect(200);
+        let items = listed["items"].as_array().unwrap();
+        assert!(items.len() == 1 && items[0]["name"] == "p1", "{listed}");
+        let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
+        assert_eq!(seen["snapshots"], 1);
+        eventually("the others are removed", || async {
+            (snapshot_rows(&platform).await == 1).then_some(())
+        })
+        .await;
+    }
+    // Overwrites of names that nothing has are held to the limit.
+    set(&client, &team, json!({ "snapshots": 2 })).await;
+    let bodies: Vec<_> = (0..8)
+        .map(|n| json!({ "capsule_id": id, "name": format!("n{n}"), "overwrite": true }))
+        .collect();
+    let asked = bodies.iter().map(|body| client.post("/v1/snapshots", body));
+    let taken = futures::future::join_all(asked).await;
+    let (good, bad): (Vec<_>, Vec<_>) = taken.into_iter().partition(|a| a.status == 201);
+    assert_eq!(good.len(), 1, "{good:?}");
+    for refused in bad {
+        refused.refuses(429, "limit_reached", "2 of 2 snapshots");
+    }
     platform.finish();
 }
 

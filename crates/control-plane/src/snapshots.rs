@@ -16,8 +16,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 
-/// One that is `making` for longer was left by a control plane that died, as is one that a fork
-/// began from.
+/// Age at which a snapshot that is `making`, or has no name, was left by a control plane that died.
+/// Forks and overwrites leave snapshots without a name.
 const LEFT: Duration = Duration::from_secs(30 * 60);
 
 /// Checks that a caller may make, replace and remove snapshots. Snapshots are the whole team's, so
@@ -52,43 +52,27 @@ pub(crate) async fn create(
     if !matches!(capsule.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(capsule.state()));
     }
-    let (at, name, over) = (app.clone(), wanted.name.unwrap_or_default(), wanted.overwrite);
+    let (at, name, overwrite) = (app.clone(), wanted.name.unwrap_or_default(), wanted.overwrite);
     let memory = wanted.memory.unwrap_or(true);
     capsules::detached(app, async move {
-        if !over || name.is_empty() {
-            return take(&at, caller, &capsule, Some(name), memory, None).await;
-        }
-        let unnamed = Some(String::new());
-        let taken = take(&at, caller, &capsule, unnamed, memory, Some(&name)).await?;
-        replace(&at, taken, name).await
+        take(&at, caller, &capsule, Some(name), memory, overwrite).await
     })
     .await
 }
 
-/// Gives a snapshot a name, and takes it away from the one that has it, which goes.
-async fn replace(app: &App, taken: Snapshot, name: String) -> Result<Snapshot> {
-    let mut tx = app.db.begin().await?;
-    let old = db::snapshots::take_name(&mut tx, &taken, &name).await?;
-    tx.commit().await?;
-    // What cannot be removed now, the reconciler removes.
-    if let Some(old) = old
-        && let Err(error) = remove(app, &old, By::SYSTEM).await
-    {
-        tracing::warn!(id = %old.id(), %error, "removing a snapshot that gave way");
-    }
-    Ok(Snapshot { name: Some(name), ..taken })
-}
-
 /// Takes a snapshot, with memory or without. A snapshot without a name is for a fork alone. An
-/// empty name is made from the id. A snapshot that replaces the one of the same name does not count
-/// as one more.
+/// empty name is made from the id.
+///
+/// With `overwrite`, a snapshot whose name is in use has none until it is complete, and does not
+/// count as one more. An interrupted overwrite leaves a snapshot without a name, which the
+/// reconciler removes.
 pub(crate) async fn take(
     app: &App,
     caller: Caller,
     capsule: &Capsule,
     name: Option<String>,
     memory: bool,
-    replaces: Option<&str>,
+    overwrite: bool,
 ) -> Result<Snapshot> {
     let (id, now) = (SnapshotId::new(), OffsetDateTime::now_utc());
     let name = name.map(|name| if name.is_empty() { id.to_string() } else { name });
@@ -109,31 +93,13 @@ pub(crate) async fn take(
         created_at: now,
     };
     let quota = Quota::of(app, caller).await?;
-    let mut tx = app.db.begin().await?;
-    let what = json!({ "name": row.name, "capsule": capsule.id().to_string() });
-    let entry = Entry::new(caller.team, caller.by, "snapshot.create", id).with(what);
-    // The name is looked at under the lock, or others could take its place in the count.
-    quota.hold_storage(&mut tx).await?;
-    let replaced = match replaces {
-        Some(name) => db::snapshots::is_named(&mut *tx, caller.team, name).await?,
-        None => false,
-    };
-    let more = i64::from(row.name.is_some() && !replaced);
-    quota.admit_snapshot(&mut tx, more).await?;
-    let entered = db::snapshots::insert(&mut *tx, &row).await?;
-    if entered && row.name.is_some() {
-        db::audit::write(&mut *tx, &entry).await?;
-    }
-    tx.commit().await?;
-    if !entered {
-        return Err(Error::Conflict("a snapshot has this name".to_owned()));
-    }
+    enter(app, caller, &quota, &row, overwrite).await?;
     let entered = row.clone();
     let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id, memory).await {
         Ok((size, storage)) => {
             let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
             (row.size_bytes, row.storage_bytes) = (int(size), int(storage));
-            complete(app, &quota, row).await
+            complete(app, &quota, row, overwrite).await
         }
         Err(error) => Err(error),
     };
@@ -145,17 +111,73 @@ pub(crate) async fn take(
     taken
 }
 
-/// Marks a snapshot as complete, if its team may have the storage that the snapshot takes.
-async fn complete(app: &App, quota: &Quota, row: Snapshot) -> Result<Snapshot> {
+/// Enters a snapshot as `making`, if its team may have one more.
+async fn enter(
+    app: &App,
+    caller: Caller,
+    quota: &Quota,
+    row: &Snapshot,
+    overwrite: bool,
+) -> Result<()> {
+    let mut tx = app.db.begin().await?;
+    // The name is looked at under the lock, or others could take its place in the count.
+    quota.hold_storage(&mut tx).await?;
+    let waits = match &row.name {
+        Some(name) if overwrite => db::snapshots::is_named(&mut *tx, caller.team, name).await?,
+        Some(_) | None => false,
+    };
+    let first = Snapshot { name: row.name.clone().filter(|_| !waits), ..row.clone() };
+    quota.admit_snapshot(&mut tx, i64::from(first.name.is_some())).await?;
+    if !db::snapshots::insert(&mut *tx, &first).await? {
+        return Err(Error::Conflict("a snapshot has this name".to_owned()));
+    }
+    if row.name.is_some() {
+        let capsule = row.capsule_id.map(|id| CapsuleId(id).to_string());
+        let what = json!({ "name": row.name, "capsule": capsule });
+        let entry = Entry::new(caller.team, caller.by, "snapshot.create", row.id()).with(what);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Marks a snapshot as complete, if its team may have the storage that the snapshot takes. With
+/// `overwrite`, its name moves to it in the same transaction, from whichever snapshot has the name.
+async fn complete(app: &App, quota: &Quota, row: Snapshot, overwrite: bool) -> Result<Snapshot> {
+    daemon::step("control.snapshot").map_err(|e| Error::Internal(e.into()))?;
     let mut tx = app.db.begin().await?;
     quota.hold_storage(&mut tx).await?;
-    let sizes = (row.size_bytes, row.storage_bytes);
-    if !db::snapshots::complete(&mut *tx, row.id(), sizes).await? {
-        return Err(Error::NotFound("snapshot"));
+    let old = match &row.name {
+        Some(name) if overwrite => {
+            // The snapshot to replace may be gone, and another one may have its place in the count.
+            let team = TeamId(row.team_id);
+            let more = i64::from(!db::snapshots::is_named(&mut *tx, team, name).await?);
+            quota.admit_snapshot(&mut tx, more).await?;
+            db::snapshots::take_name(&mut tx, &row, name).await?
+        }
+        Some(_) | None => None,
+    };
+    if !db::snapshots::complete(&mut *tx, &row).await? {
+        let message = "the snapshot was removed, or lost its name, while it was taken";
+        return Err(Error::Conflict(message.to_owned()));
     }
     quota.check_storage(&mut tx).await?;
     tx.commit().await?;
+    if let Some(old) = old {
+        clear(app, &old).await;
+    }
     Ok(row)
+}
+
+/// Removes a snapshot that another one replaced. On failure the reconciler removes it.
+async fn clear(app: &App, old: &Snapshot) {
+    let removed = match daemon::step("control.replaced") {
+        Ok(()) => remove(app, old, By::SYSTEM).await,
+        Err(error) => Err(Error::Internal(error.into())),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(id = %old.id(), %error, "removing a snapshot that gave way");
+    }
 }
 
 /// A snapshot of the caller's team, by its name or its id.

@@ -56,7 +56,7 @@ pub(crate) async fn fork(
     }
     let (at, timeout) = (app.clone(), wanted.timeout);
     detached(app, async move {
-        let taken = snapshots::take(&at, caller, &source, None, true, None).await?;
+        let taken = snapshots::take(&at, caller, &source, None, true, false).await?;
         let snapshot = taken.id();
         daemon::step("control.forked").map_err(|e| Error::Internal(e.into()))?;
         let made = futures::stream::iter(0..count)

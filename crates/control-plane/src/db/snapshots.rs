@@ -11,7 +11,7 @@ pub(crate) struct Snapshot {
     pub team_id: Uuid,
     pub capsule_id: Option<Uuid>,
     pub host_id: Option<Uuid>,
-    /// None for one that is there for a fork alone.
+    /// None for a fork's snapshot, and until it is complete for a snapshot that replaces another.
     pub name: Option<String>,
     pub status: String,
     pub template: String,
@@ -43,16 +43,14 @@ pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Res
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
-/// Marks one as complete; false when it is being removed meanwhile.
-pub(crate) async fn complete(
-    db: impl PgExecutor<'_>,
-    id: SnapshotId,
-    (size, storage): (i64, i64),
-) -> sqlx::Result<bool> {
+/// Marks a snapshot as complete, with its sizes. Returns false when it is being removed meanwhile,
+/// or when another snapshot took its name.
+pub(crate) async fn complete(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Result<bool> {
     let sql = "UPDATE snapshots SET status = 'ready', size_bytes = $2, storage_bytes = $3, \
-               updated_at = now() WHERE id = $1 AND status = 'making'";
-    let done = sqlx::query(sql).bind(id.0).bind(size).bind(storage).execute(db).await?;
-    Ok(done.rows_affected() == 1)
+               updated_at = now() \
+               WHERE id = $1 AND status = 'making' AND name IS NOT DISTINCT FROM $4";
+    let done = sqlx::query(sql).bind(row.id).bind(row.size_bytes).bind(row.storage_bytes);
+    Ok(done.bind(&row.name).execute(db).await?.rows_affected() == 1)
 }
 
 /// Reports whether a team has a snapshot of a name.
@@ -133,18 +131,22 @@ pub(crate) async fn set_stored(db: &PgPool, host: HostId, ids: &[Uuid]) -> sqlx:
     sqlx::query(sql).bind(host.0).bind(ids).execute(db).await.map(|_| ())
 }
 
-/// Gives a snapshot a name, and returns the one that had it, which has none from then on.
+/// Gives a snapshot that is being made a name, under the lock of `limits::hold`. The snapshot that
+/// has the name loses it. Returns that snapshot when it was complete, and is being removed now.
 pub(crate) async fn take_name(
     tx: &mut PgConnection,
     row: &Snapshot,
     name: &str,
 ) -> sqlx::Result<Option<Snapshot>> {
-    let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
-               WHERE team_id = $1 AND name = $2 RETURNING *";
-    let old = sqlx::query_as(sql).bind(row.team_id).bind(name).fetch_optional(&mut *tx).await?;
-    let sql = "UPDATE snapshots SET name = $2 WHERE id = $1";
+    // A snapshot that is still being made goes on without a name: its maker decides on its end.
+    let sql = "UPDATE snapshots SET name = NULL, updated_at = now(), \
+               status = CASE status WHEN 'ready' THEN 'removing' ELSE status END \
+               WHERE team_id = $1 AND name = $2 AND id <> $3 RETURNING *";
+    let old = sqlx::query_as(sql).bind(row.team_id).bind(name).bind(row.id);
+    let old: Option<Snapshot> = old.fetch_optional(&mut *tx).await?;
+    let sql = "UPDATE snapshots SET name = $2 WHERE id = $1 AND status = 'making'";
     sqlx::query(sql).bind(row.id).bind(name).execute(&mut *tx).await?;
-    Ok(old)
+    Ok(old.filter(|old| old.status == "removing"))
 }
 
 /// Marks one as being removed: nobody begins from it any more. False when it is already.
