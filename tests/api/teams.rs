@@ -113,6 +113,27 @@ async fn an_operators_key_is_one_as_long_as_its_maker_is_an_admin() {
 }
 
 #[tokio::test]
+async fn admin_invites_an_admin_whom_only_the_owner_demotes() {
+    let (platform, owner, team) = team().await;
+    let (admin, _) = platform.member(&owner, &team, "admin").await;
+    let admin = admin.in_team(&team);
+    let email = "second@example.com";
+    let second = platform.user(email).await;
+    let invite = json!({ "email": email, "role": "admin" });
+    admin.post(&format!("/v1/teams/{team}/invitations"), &invite).await.expect(201);
+    let token = mailed(&platform, email, "wrenn team accept ").await;
+    let accept = json!({ "token": token });
+    let joined = second.post("/v1/invitations/accept", &accept).await.expect(200);
+    assert_eq!(joined["role"], "admin");
+    let path = format!("/v1/teams/{team}/members/{}", id(&second).await);
+    let down = json!({ "role": "viewer" });
+    admin.patch(&path, &down).await.refuses(403, "forbidden", "team:own");
+    admin.delete(&path).await.refuses(403, "forbidden", "team:own");
+    owner.patch(&path, &down).await.expect(204);
+    platform.finish();
+}
+
+#[tokio::test]
 async fn nobody_changes_who_is_above_or_beside_them() {
     let (platform, owner, team) = team().await;
     let (admin, admins) = platform.member(&owner, &team, "admin").await;
