@@ -215,9 +215,14 @@ impl Agent {
         let token = token.parse().map_err(|_| Error::GuestUnavailable)?;
         request.headers_mut().insert(protocol::ACCESS_TOKEN, token);
         let sent = self.exchange(request.map(hop::Body::boxed)).await;
-        sent.map_err(|error| match error.is_stalled() {
-            true => Error::BodyTooSlow,
-            false => Error::HostUnavailable,
+        sent.map_err(|error| {
+            if error.is_stalled() {
+                Error::BodyTooSlow
+            } else if matches!(error, hop::Error::Request(_)) {
+                Error::broken_body()
+            } else {
+                Error::HostUnavailable
+            }
         })
     }
 

@@ -141,6 +141,11 @@ impl Error {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
+    /// Makes the error of a request whose own body could not be read to its end.
+    pub(crate) fn broken_body() -> Self {
+        Self::invalid("body", "is malformed, or broke off")
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,

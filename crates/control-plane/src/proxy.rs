@@ -321,6 +321,8 @@ impl Proxy {
             Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
             Err((hop::Error::Ended, _)) => return Err(Error::AccessRevoked),
             Err((error, _)) if error.is_stalled() => return Err(Error::BodyTooSlow),
+            // The client's own body failed, so nothing new is known of the capsule or its host.
+            Err((hop::Error::Request(_), _)) => return Err(Error::broken_body()),
             Err((error, _)) => {
                 tracing::debug!(%host, %error, "the host agent did not answer");
                 self.app.routes.forget(target.capsule);

@@ -51,8 +51,9 @@ pub enum Error {
     Unasked,
     #[error("whoever asked may no longer ask")]
     Ended,
-    /// The request's own body failed: whoever sends it has left.
-    #[error("the request broke off")]
+    /// The request's own body failed: it is malformed or too slow, or whoever sends it has left.
+    /// The place that was asked is not at fault.
+    #[error("the request's body failed")]
     Request(#[source] hyper::Error),
 }
 

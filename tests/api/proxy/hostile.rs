@@ -117,6 +117,51 @@ async fn a_request_within_a_request_reaches_nobody() {
     platform.finish();
 }
 
+/// Neither the host nor the guest is at fault, so the answer blames neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_body_is_its_senders_fault() {
+    let (platform, client, id) = capsule().await;
+    let guest = Upstream::start(|mut wire| {
+        wire.head();
+        wire.rest();
+    });
+    let key = client.key();
+    let post = |path: &str, headers: &str, body: &str| {
+        let mut wire = Wire::to(platform.url());
+        wire.send(format!(
+            "POST {path} HTTP/1.1\r\n{headers}X-API-Key: {key}\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{body}"
+        ));
+        let (status, _, said) = answer(&mut wire);
+        (status, String::from_utf8_lossy(&said).into_owned())
+    };
+    let to_port = format!("Host: {}-{id}.localhost\r\n", guest.port);
+    let by_headers =
+        format!("Host: x\r\nE2b-Sandbox-Id: {id}\r\nE2b-Sandbox-Port: {}\r\n", guest.port);
+    let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(30_000));
+    for body in ["zz\r\n", "0x5\r\nhello\r\n", "fffffffffffffffff\r\n", "5\nhello", &long] {
+        for headers in [&to_port, &by_headers] {
+            let (status, said) = post("/", headers, body);
+            assert!(status == 400 && said.contains("body is malformed"), "{body}: {status} {said}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f").display().to_string();
+    let (api, line) = ("Host: x\r\n", format!("/v1/capsules/{id}/exec"));
+    let (status, said) = post(&line, api, "zz\r\n");
+    assert!(status == 400 && said.contains("body is malformed"), "{status} {said}");
+    let mut wire = Wire::to(platform.url());
+    wire.send(format!(
+        "PUT /v1/capsules/{id}/files?path={file} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"
+    ));
+    let (status, _, said) = answer(&mut wire);
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(status == 400 && said.contains("body is malformed"), "{status} {said}");
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    platform.finish();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_headers_are_refused_and_cost_no_one_else() {
     let (platform, client, id) = capsule().await;

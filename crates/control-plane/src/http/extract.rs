@@ -76,7 +76,7 @@ async fn collect(mut body: Body, most: usize, room: &mut Room) -> Result<Bytes> 
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| match hop::Stalled::is_cause_of(&error) {
             true => Error::BodyTooSlow,
-            false => Error::invalid("body", "broke off"),
+            false => Error::broken_body(),
         })?;
         let Ok(part) = frame.into_data() else { continue };
         if all.len() + part.len() > most {
