@@ -190,6 +190,7 @@ impl Proxy {
         route.reachable()?;
         let mut outgoing = Outgoing::of(request);
         outgoing.until = Some(standing.until());
+        outgoing.request.body_mut().drop_trailers();
         let headers = outgoing.request.headers_mut();
         access::strip(headers, target, &route, &admitted);
         forwarded(headers, &host, scheme, peer)?;

@@ -45,6 +45,8 @@ pub struct Body {
     until: Option<Until>,
     /// Frames since the last look at `until`.
     frames: u8,
+    /// Set when trailers are left out.
+    no_trailers: bool,
     /// Set for a request's body on a server's connection.
     served: Option<Box<Served>>,
 }
@@ -169,6 +171,11 @@ impl Body {
         self
     }
 
+    /// Leaves out the trailers, if any come.
+    pub fn drop_trailers(&mut self) {
+        self.no_trailers = true;
+    }
+
     /// Looks whether the body must end now; if so, returns its last frame. Each poll of a waiting
     /// body looks; a body that does not wait looks every [`LOOK`] frames.
     fn ended(&mut self, cx: &mut Context<'_>, waits: bool) -> Option<Last> {
@@ -199,7 +206,15 @@ type Last = Option<Result<Frame<Bytes>, BoxError>>;
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, held: None, busy: None, until: None, frames: 0, served: None }
+        Self {
+            kind,
+            held: None,
+            busy: None,
+            until: None,
+            frames: 0,
+            no_trailers: false,
+            served: None,
+        }
     }
 }
 
@@ -265,14 +280,10 @@ async fn discard(mut body: Incoming, tasks: Tasks, note: BodyNote) {
     note.set(place);
 }
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+impl Body {
+    /// Polls for the next frame of whatever kind.
+    fn poll_any(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        use http_body::Body as _;
         let this = &mut *self;
         let frame = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
@@ -306,6 +317,24 @@ impl http_body::Body for Body {
             return Poll::Ready(last);
         }
         frame
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let frame = self.poll_any(cx);
+            let trailers = matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_trailers());
+            if !(trailers && self.no_trailers) {
+                return frame;
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -375,6 +404,23 @@ mod tests {
             count += 1;
             assert!(count < usize::from(LOOK), "the body went on");
         }
+    }
+
+    #[tokio::test]
+    async fn trailers_are_left_out_where_none_are_wanted() {
+        let body = || {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-sum", header::HeaderValue::from_static("42"));
+            let frames = [data("a"), Ok(Frame::trailers(trailers))];
+            Body::boxed(StreamBody::new(futures::stream::iter(frames)))
+        };
+        let whole = body().collect().await.unwrap();
+        assert_eq!(whole.trailers().unwrap()["x-sum"], "42");
+        let mut without = body();
+        without.drop_trailers();
+        let without = without.collect().await.unwrap();
+        assert!(without.trailers().is_none());
+        assert_eq!(without.to_bytes(), "a");
     }
 
     #[tokio::test]

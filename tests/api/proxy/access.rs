@@ -1,11 +1,11 @@
 //! Who gets in, and what the guest sees of it.
 
-use super::psql;
+use super::{answer, head, psql};
 use crate::auth::other_team;
 use crate::capsule;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use tests::{Client, Driver, Platform, Replica, Upstream, eventually};
+use tests::{Client, Driver, Platform, Replica, Upstream, Wire, eventually};
 
 /// What a request to a port is answered, and the guest's sight of it.
 async fn seen(client: &Client, id: &str, port: u16, headers: &[(&str, &str)]) -> (u16, String) {
@@ -52,6 +52,34 @@ async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
     for secret in [client.key(), "api-key", "wrenn"] {
         assert!(!head.to_lowercase().contains(secret), "{secret} is in {head}");
     }
+    platform.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_a_trailer_reaches_no_guest() {
+    let (platform, client, id) = capsule().await;
+    let guest = Upstream::start(|mut wire| {
+        let Some(head) = wire.head() else { return };
+        let mut seen = head.into_bytes();
+        loop {
+            let byte = wire.take(1);
+            seen.extend_from_slice(&byte);
+            if byte.is_empty() || seen.ends_with(b"0\r\n\r\n") || seen.ends_with(b"key\r\n\r\n") {
+                break;
+            }
+        }
+        wire.answer("200 OK", "", &seen);
+    });
+    let mut wire = Wire::to(platform.url());
+    wire.send(
+        head(&client, &id, guest.port, "POST /")
+            + "Trailer: X-API-Key, X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n\
+               3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-API-Key: wrn_key\r\n\r\n",
+    );
+    let (status, _, seen) = answer(&mut wire);
+    let seen = String::from_utf8_lossy(&seen).into_owned();
+    assert!(status == 200 && seen.ends_with("\r\nabc\r\n0\r\n\r\n"), "{status} {seen}");
+    assert!(!seen.to_lowercase().contains("trailer"), "{seen}");
     platform.finish();
 }
 

@@ -24,7 +24,7 @@ use types::{ClientNetwork, PLATFORM_TEAM, TeamId};
 use uuid::Uuid;
 
 /// Header by which a user says in which of their teams something is done.
-const TEAM: &str = "x-wrenn-team";
+pub(crate) const TEAM: &str = "x-wrenn-team";
 
 /// Lets a request pass to its handler, or answers why not.
 pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

@@ -47,6 +47,20 @@ pub(crate) fn shows_csrf(headers: &HeaderMap, token: &str) -> bool {
     shown.ct_eq(csrf(token).as_bytes()).into()
 }
 
+/// Takes off a request what goes with a session's cookie in it. Any other value of that header is a
+/// guest's program's, since programs use the same name.
+pub(crate) fn strip_csrf(headers: &mut HeaderMap) {
+    let is_ours = |shown: &HeaderValue| {
+        cookies(headers).any(|(name, token)| {
+            COOKIES.contains(&name) && shown.as_bytes() == csrf(token).as_bytes()
+        })
+    };
+    let ours = headers.get_all(CSRF).iter().any(is_ours);
+    if ours {
+        headers.remove(CSRF);
+    }
+}
+
 /// Whether the page that asks is of this very host.
 pub(crate) fn same_origin(parts: &Parts) -> bool {
     let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());

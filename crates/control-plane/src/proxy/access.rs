@@ -5,13 +5,14 @@ use super::links::{Checked, Links};
 use super::preview::{self, Link};
 use super::routes::Route;
 use super::signed::Signed;
-use super::target::Target;
+use super::target::{self, Target};
 use crate::auth::Caller;
+use crate::auth::admit::TEAM;
 use crate::auth::origin::Transport;
 use crate::auth::policy::{Action, Resource};
 use crate::auth::session;
 use crate::error::Error;
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use subtle::ConstantTimeEq;
@@ -164,7 +165,7 @@ fn told(target: Target, route: Option<&Route>) -> bool {
 
 /// Takes off a request what is the platform's: keys, tokens, cookies. An `X-API-Key` that cannot
 /// be ours, at a port that needed none, is the guest's program's. The owner is known to envd by
-/// its token.
+/// its token. Trailers are dropped, since one may be a key, and so is what announces them.
 pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
     let ours = |value: &HeaderValue| {
         value.as_bytes().starts_with(b"e2b_") || value.as_bytes().starts_with(b"wrn_")
@@ -175,10 +176,18 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
     if session::bearer(headers).is_some_and(|token| token.starts_with(session::PREFIX)) {
         headers.remove(AUTHORIZATION);
     }
-    headers.remove(&TRAFFIC_TOKEN);
+    for name in [&TRAFFIC_TOKEN, &TRAILER] {
+        headers.remove(name);
+    }
+    headers.remove(TEAM);
+    // By the cookies, so before them.
+    session::strip_csrf(headers);
     preview::strip_cookies(headers);
     if target.port != ENVD_PORT {
-        let is_envds = |value: &HeaderValue| value.as_bytes() == route.envd_token.as_bytes();
+        // A token of another capsule's is no program's either. An older token names no capsule.
+        let is_envds = |value: &HeaderValue| {
+            value.as_bytes() == route.envd_token.as_bytes() || target::named_by(value).is_some()
+        };
         if headers.get_all(&ENVD_TOKEN).iter().any(is_envds) {
             headers.remove(&ENVD_TOKEN);
         }
@@ -351,9 +360,13 @@ mod tests {
     #[test]
     fn a_guest_sees_no_credential_of_the_platforms() {
         let key = "e2b_0000000000000000000000000000000000000000";
+        let csrf = session::csrf("wrs_1");
         let all = [
             ("x-api-key", key),
             ("x-access-token", "envd"),
+            ("x-csrf-token", csrf.as_str()),
+            ("x-wrenn-team", "t"),
+            ("trailer", "x-api-key"),
             ("e2b-traffic-access-token", "traffic"),
             ("cookie", "a=1; wrenn-preview=x; wrenn-session=wrs_1"),
             ("authorization", "Bearer app"),
@@ -371,9 +384,11 @@ mod tests {
         }
         let session = [("authorization", "Bearer wrs_1"), ("x-api-key", "wrn_1")];
         assert!(at(80, &session, public).is_empty());
-        let apps = [("x-api-key", "app"), ("x-access-token", "app")];
+        let apps = [("x-api-key", "app"), ("x-access-token", "a-p-p"), ("x-csrf-token", "app")];
         assert_eq!(at(80, &apps, public), map(&apps));
-        assert_eq!(at(80, &apps, Admitted::Owner), map(&[("x-access-token", "app")]));
+        assert_eq!(at(80, &apps, Admitted::Owner), map(&apps[1..]));
+        let others = crate::auth::new_envd_token(CapsuleId::new());
+        assert!(at(80, &[("x-access-token", &others)], public).is_empty());
         let to_envd = at(ENVD_PORT, &[("x-api-key", key)], Admitted::Owner);
         assert_eq!(to_envd, map(&[("x-access-token", "envd")]));
         assert!(!at(80, &[("cookie", "wrenn-preview=x")], public).contains_key(COOKIE));

@@ -127,12 +127,15 @@ fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
 /// Finds a capsule by envd's token, at a path of envd's. An older token does not name its capsule
 /// and leads nowhere.
 fn by_token(headers: &HeaderMap, path: &str) -> Addressee {
-    let token = headers.get(ACCESS_TOKEN).and_then(|token| token.to_str().ok());
-    let named = token.and_then(|token| token.rsplit_once('-')?.0.parse().ok());
-    match named {
+    match headers.get(ACCESS_TOKEN).and_then(named_by) {
         Some(capsule) if is_envds(path) => Addressee::Capsule(Target { capsule, port: ENVD_PORT }),
         Some(_) | None => Addressee::Api,
     }
+}
+
+/// Returns the capsule that a token of envd's names. Nothing is said of whether the token is good.
+pub(super) fn named_by(token: &HeaderValue) -> Option<CapsuleId> {
+    token.to_str().ok()?.rsplit_once('-')?.0.parse().ok()
 }
 
 /// Reports whether SDKs ask envd at a path.
