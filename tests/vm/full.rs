@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::Duration;
 use tempfile::NamedTempFile;
 use tests::{Client, Driver, Platform, eventually, processes_of};
 
@@ -254,7 +255,14 @@ async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended(
     let client = platform.client();
     waits(&client, &writer, true).await;
     assert_eq!(processes_of(&writer), machine, "another machine");
+    // The new agent has no connection to the guest. A request waits all the same, for longer than a
+    // connection may take to be opened.
+    let (asks, id) = (client.clone(), writer.clone());
+    let mut asked = tokio::spawn(async move { asks.out(&id, "echo waited").await });
+    let early = tokio::time::timeout(Duration::from_secs(8), &mut asked).await;
+    assert!(early.is_err(), "a guest that waits was asked in vain: {early:?}");
     drop((filler, rest));
+    assert_eq!(asked.await.unwrap(), "waited\n");
     waits(&client, &writer, false).await;
     written(&client, &writer).await;
     assert_eq!(processes_of(&writer), machine, "another machine");

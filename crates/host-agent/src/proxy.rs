@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri};
 use protocol::{REFUSAL, Refusal};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use types::CapsuleId;
 
 /// Where requests for guests come in.
@@ -18,6 +18,35 @@ pub(crate) const PREFIX: &str = "/proxy/";
 /// been started may be about to.
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
+
+/// How long to wait before another try of a guest that waits for room on the host's disk. Each try
+/// itself takes seconds.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// The wait of one request for a guest that waits for room on the host's disk. Such a guest takes no
+/// connection. The request waits as one does on a connection that was open before.
+struct Wait<'a> {
+    manager: &'a Manager,
+    id: CapsuleId,
+    /// Set when the guest stood still at the last look.
+    stood: bool,
+    until: Instant,
+}
+
+impl<'a> Wait<'a> {
+    fn new(manager: &'a Manager, id: CapsuleId) -> Self {
+        let stood = manager.waits_for_room(id);
+        Self { manager, id, stood, until: Instant::now() + hop::SILENCE }
+    }
+
+    /// Reports whether to try again after a connection could not be opened. A guest that goes on
+    /// during a try may have lost the try, so there is one more.
+    fn goes_on(&mut self, error: &io::Error) -> bool {
+        let stands = self.manager.waits_for_room(self.id);
+        let stood = std::mem::replace(&mut self.stood, stands);
+        (stands || stood) && is_unanswered(error) && Instant::now() < self.until
+    }
+}
 
 /// Where a request is to go: the capsule, the port, and what the guest is asked for.
 fn target(uri: &Uri) -> Option<(CapsuleId, u16, PathAndQuery)> {
@@ -49,7 +78,14 @@ pub(crate) async fn connect(
         Ok(acquired) => acquired,
         Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
     };
-    match guest.pool().dial(&port).await.map_err(Error::Dial) {
+    let mut wait = Wait::new(manager, id);
+    let dialled = loop {
+        match guest.pool().dial(&port).await {
+            Err(error) if wait.goes_on(&error) => tokio::time::sleep(AGAIN).await,
+            dialled => break dialled,
+        }
+    };
+    match dialled.map_err(Error::Dial) {
         Ok(stream) => {
             let client = hyper::upgrade::on(&mut request);
             hop::join(client, stream, None, Some(Box::new(place)), tasks);
@@ -81,6 +117,7 @@ pub(crate) async fn forward(
     let mut outgoing = Outgoing::of(request);
     let mut place = Some(place);
     let mut retries = RETRIES.into_iter();
+    let mut wait = Wait::new(manager, id);
     loop {
         let held = || place.take().map(|place| Box::new(place) as hop::Held);
         let (error, back) = match outgoing.send(guest.pool(), &port, held, tasks).await {
@@ -91,16 +128,21 @@ pub(crate) async fn forward(
             }
             Err(failed) => failed,
         };
-        match (back, is_refused(&error), retries.next()) {
-            (Some(back), true, Some(pause)) => {
-                outgoing = back;
-                tokio::time::sleep(pause).await;
-            }
-            _ => {
-                tracing::debug!(%id, port, %error, "the guest did not answer");
-                return refuse(StatusCode::BAD_GATEWAY, Some(refusal(&error)));
-            }
-        }
+        let pause = if is_refused(&error) {
+            retries.next()
+        } else if let Error::Dial(why) = &error
+            && wait.goes_on(why)
+        {
+            Some(AGAIN)
+        } else {
+            None
+        };
+        let (Some(back), Some(pause)) = (back, pause) else {
+            tracing::debug!(%id, port, %error, "the guest did not answer");
+            return refuse(StatusCode::BAD_GATEWAY, Some(refusal(&error)));
+        };
+        outgoing = back;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -116,6 +158,12 @@ fn set_path(uri: &mut Uri, path: PathAndQuery) {
 
 fn is_refused(error: &Error) -> bool {
     matches!(error, Error::Dial(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Reports whether a guest said nothing to a connection, as one does that stands still.
+fn is_unanswered(error: &io::Error) -> bool {
+    // The guest's address is not found either, once the kernel has asked in vain for it.
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable)
 }
 
 fn refusal(error: &Error) -> Refusal {

@@ -369,7 +369,7 @@ impl Manager {
             generation: capsule.generation,
             stored: capsule.stored.clone().filter(|_| !capsule.is_unsent()),
             egress: capsule.egress,
-            waits_for_room: capsule.usage.waits && capsule.state == State::Running,
+            waits_for_room: capsule.waits_for_room(),
             kept: capsule.usage.kept,
         };
         capsules.iter().map(listed).collect()
@@ -421,6 +421,11 @@ impl Manager {
         }
     }
 
+    /// Reports whether a capsule's guest stands still until there is room on the host's disk.
+    pub(crate) fn waits_for_room(&self, id: CapsuleId) -> bool {
+        self.lock().get(&id).is_some_and(Capsule::waits_for_room)
+    }
+
     /// What a capsule's guest wrote to its console.
     pub(crate) async fn console(&self, id: CapsuleId) -> Result<Vec<u8>, Error> {
         let machine = {
@@ -462,6 +467,10 @@ impl Manager {
 }
 
 impl Capsule {
+    fn waits_for_room(&self) -> bool {
+        self.usage.waits && self.state == State::Running
+    }
+
     /// Whether the store lacks its newest snapshot.
     pub(super) fn is_unsent(&self) -> bool {
         self.last > 0 && self.stored.as_ref().is_none_or(|stored| stored.number != self.last)
