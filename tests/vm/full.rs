@@ -6,8 +6,9 @@ use crate::small;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use tests::{Client, Driver, Platform, eventually, processes_of};
 
@@ -215,12 +216,46 @@ async fn template_is_kept(platform: &Platform) {
 fn move_database(platform: &Platform) -> tempfile::TempDir {
     let elsewhere = tempfile::tempdir().unwrap();
     fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    let (from, to) = (platform.dir().join("postgres"), elsewhere.path().join("postgres"));
+    move_database_to(platform, elsewhere.path());
+    elsewhere
+}
+
+fn move_database_to(platform: &Platform, elsewhere: &Path) {
+    let (from, to) = (platform.dir().join("postgres"), elsewhere.join("postgres"));
     let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).status().unwrap();
     assert!(copied.success());
     fs::remove_dir_all(&from).unwrap();
     std::os::unix::fs::symlink(to, from).unwrap();
-    elsewhere
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_starts_on_a_full_disk_says_so_and_gets_up_when_there_is_room() {
+    let disk = Small::new();
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    platform.stop();
+    move_database_to(&platform, disk.0.path());
+    let (filler, log) = (disk.fill(), platform.dir().with_file_name("log"));
+    let freed = std::thread::spawn(move || {
+        let limit = Instant::now() + Duration::from_secs(60);
+        let told = loop {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let told = said.contains("the private PostgreSQL waits for room");
+            if told || Instant::now() > limit {
+                break told;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        drop(filler);
+        told
+    });
+    platform.resume().await;
+    assert!(freed.join().unwrap(), "the full disk is not told");
+    platform.client().get("/v1/capsules").await.expect(200);
+    platform.stop();
+    // The guard looks for what is left in the platform's own folder.
+    fs::remove_dir_all(disk.0.path().join("postgres")).unwrap();
+    fs::remove_file(platform.dir().join("postgres")).unwrap();
+    platform.finish();
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ mod sys;
 mod vmm;
 
 pub use config::{Config, DriverChoice, StoreConfig};
-pub use room::make_room;
+pub use room::{is_full, make_room};
 pub use vmm::choose::Examined;
 pub use vmm::firecracker::Choice as FirecrackerChoice;
 

@@ -202,10 +202,17 @@ fn give_up(dir: &Path) {
     }
 }
 
+/// Reports whether the disk that holds `dir` is full. A disk that cannot be asked is not.
+#[must_use]
+pub fn is_full(dir: &Path) -> bool {
+    let (total, free) = storage::capacity(dir);
+    total > 0 && free < FULL
+}
+
 /// Deletes an agent's ballast in `dir` if the disk is full, so that the platform itself can write
 /// when it starts.
 pub fn make_room(dir: &Path) {
-    if storage::capacity(dir).1 < FULL && dir.join(BALLAST_FILE).exists() {
+    if is_full(dir) && dir.join(BALLAST_FILE).exists() {
         tracing::error!("the disk is full; giving up the ballast");
         give_up(dir);
     }

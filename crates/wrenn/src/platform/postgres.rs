@@ -22,6 +22,8 @@ const NAME: &str = "wrenn";
 /// A socket's path holds 107 bytes at most (`unix(7)`).
 const SOCKET_MAX: usize = 107;
 const READY: Duration = Duration::from_secs(60);
+/// Time after which a full disk is told as the reason why the server does not answer yet.
+const TOLD: Duration = Duration::from_secs(2);
 /// Time between the server's end and its next start.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Bytes of the server's log that are reported when it ends.
@@ -84,8 +86,11 @@ impl Postgres {
         self.cluster.options(NAME)
     }
 
+    /// Waits until the server answers, for as long as its disk is full: the watcher starts it again
+    /// and again, and it gets up when there is room.
     async fn wait_ready(&self) -> anyhow::Result<()> {
-        let limit = Instant::now() + READY;
+        let begun = Instant::now();
+        let (mut limit, mut told) = (begun + READY, false);
         loop {
             match self.cluster.options("postgres").connect().await {
                 Ok(mut connection) => {
@@ -94,6 +99,17 @@ impl Postgres {
                         sqlx::query("CREATE DATABASE wrenn").execute(&mut connection).await?;
                     }
                     return Ok(connection.close().await?);
+                }
+                Err(_) if host_agent::is_full(&self.cluster.home) => {
+                    limit = Instant::now() + READY;
+                    if !told && begun.elapsed() > TOLD {
+                        told = true;
+                        tracing::error!(
+                            dir = %self.cluster.home.display(),
+                            "the disk is full, and the private PostgreSQL waits for room"
+                        );
+                    }
+                    tokio::time::sleep(AGAIN).await;
                 }
                 Err(error) if Instant::now() > limit => {
                     let log = self.cluster.log();
