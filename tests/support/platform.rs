@@ -210,6 +210,15 @@ impl Platform {
         command
     }
 
+    /// Returns the command that removes it.
+    #[must_use]
+    pub fn clean_command(&self) -> Command {
+        let mut command = self.wrenn();
+        self.set(command.arg("clean"));
+        command.stdin(Stdio::null());
+        command
+    }
+
     /// What the platform says on its standard output.
     fn said(&self) -> PathBuf {
         self.dir.path().join("said")
@@ -438,9 +447,7 @@ impl Platform {
         if self.process.is_some() {
             self.stop();
         }
-        let mut command = self.wrenn();
-        self.set(command.arg("clean"));
-        let cleaned = command.stdin(Stdio::null()).output().unwrap();
+        let cleaned = self.clean_command().output().unwrap();
         let said = String::from_utf8_lossy(&cleaned.stderr);
         if cleaned.status.success() { Ok(()) } else { Err(format!("wrenn clean: {said}")) }
     }

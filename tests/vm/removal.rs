@@ -59,3 +59,19 @@ async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
     assert_eq!(held_in_namespaces(pid), (0, 0));
     platform.finish();
 }
+
+/// A disk of its own is what `docs/operations.md` recommends for `WRENN_DIR`.
+#[tokio::test]
+async fn clean_empties_a_folder_that_a_disk_is_mounted_at() {
+    let mut platform = Platform::start(Driver::Fake, &[]).await;
+    platform.stop();
+    let dir = platform.dir();
+    rustix::mount::mount_bind(dir.as_path(), dir.as_path()).unwrap();
+    let cleaned = platform.clean_command().output().unwrap();
+    let left = std::fs::read_dir(&dir).unwrap().count();
+    rustix::mount::unmount(dir.as_path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    assert_eq!(left, 0, "something is left");
+    assert!(!dir.with_file_name("client.json").exists(), "the key is left");
+    platform.finish();
+}

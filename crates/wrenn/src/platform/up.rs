@@ -16,7 +16,7 @@ use host_agent::Agent;
 use host_agent::membership::{About, Membership, Registration};
 use rustix::fs::FlockOperation;
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -277,12 +277,21 @@ pub(crate) async fn clean(
     }
     let progress = Progress::start("removing capsules, networks and files");
     host_agent::clean(agent.config(dir)?).await?;
-    fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    remove(dir).with_context(|| format!("removing {}", dir.display()))?;
     let _ = fs::remove_file(client_file);
     // The folder may hold what is not ours.
     let _ = client_file.parent().map(fs::remove_dir);
     progress.done();
     Ok(())
+}
+
+/// Removes a folder with all that is in it. One that a disk is mounted at is emptied and stays.
+fn remove(dir: &Path) -> io::Result<()> {
+    let is_empty = || fs::read_dir(dir).is_ok_and(|mut left| left.next().is_none());
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy && is_empty() => Ok(()),
+        removed => removed,
+    }
 }
 
 #[cfg(test)]
