@@ -24,6 +24,10 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 const STOP: Duration = Duration::from_secs(30);
+/// Time that the kernel may take to end a process that was killed.
+const DYING: Duration = Duration::from_secs(5);
+/// Time between two looks at a lock.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What `wrenn up` is told.
 pub(crate) struct Up {
@@ -38,7 +42,8 @@ pub(crate) struct Up {
 /// Runs the platform until it is told to stop.
 pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     make_dir(&up.dir)?;
-    let _running = Lock::take(&up.dir)?
+    let _running = Lock::wait(&up.dir, DYING)
+        .await?
         .with_context(|| format!("a platform already runs in {}", up.dir.display()))?;
     let config = up.agent.config(&up.dir)?;
     let api = listen(up.control_plane.listen, "WRENN_CP_LISTEN_ADDR").await?;
@@ -223,6 +228,19 @@ impl Lock {
         Ok(Some(Self(file)))
     }
 
+    /// Takes it, and waits for it as long as `limit`: a process that was killed holds it to its end.
+    /// None when another still holds it then.
+    async fn wait(dir: &Path, limit: Duration) -> anyhow::Result<Option<Self>> {
+        let begun = Instant::now();
+        loop {
+            let taken = Self::take(dir)?;
+            if taken.is_some() || begun.elapsed() >= limit {
+                return Ok(taken);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// The process that holds it.
     fn holder(dir: &Path) -> anyhow::Result<i32> {
         let mut text = String::new();
@@ -256,7 +274,7 @@ pub(crate) fn stop(dir: &Path) -> anyhow::Result<bool> {
         let limit = Instant::now() + STOP;
         while Lock::take(dir)?.is_none() {
             anyhow::ensure!(Instant::now() < limit, "the platform does not stop; see its log");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK);
         }
         progress.done();
     }
@@ -308,6 +326,20 @@ mod tests {
         assert_eq!(Lock::holder(dir.path()).unwrap(), ours);
         drop(held);
         assert!(Lock::take(dir.path()).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_platform_waits_for_one_that_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        assert!(Lock::wait(dir.path(), Duration::ZERO).await.unwrap().is_none());
+        // The first look finds the lock held, and a later one does not.
+        let ends = async {
+            tokio::task::yield_now().await;
+            drop(held);
+        };
+        let (waited, ()) = tokio::join!(Lock::wait(dir.path(), DYING), ends);
+        assert!(waited.unwrap().is_some());
     }
 
     #[test]
