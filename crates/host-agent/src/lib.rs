@@ -44,7 +44,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::Store;
 use tower::ServiceExt;
 use types::SnapshotId;
@@ -215,7 +215,7 @@ impl hop::Handler for Agent {
 pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
-    let lock = lock(&config.dir)?;
+    let lock = lock(&config.dir).await?;
     let tag = tag(&config.dir);
     // One of an agent that died while it waited for it.
     vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
@@ -273,11 +273,19 @@ async fn open_store(config: &Config) -> anyhow::Result<Option<Arc<Stored>>> {
     Ok(Some(Arc::new(stored.context("making the folder of what is sent")?)))
 }
 
+/// Time that the kernel may take to end an agent that was killed, and time between two looks.
+const DYING: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Held while an agent runs in a folder; the kernel lets go of it however the process ends.
-fn lock(dir: &Path) -> anyhow::Result<File> {
+async fn lock(dir: &Path) -> anyhow::Result<File> {
     let file = File::create(dir.join("agent.lock")).context("opening the agent's lock")?;
-    let held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-    held.map_err(|_| anyhow::anyhow!("a host agent already runs in {}", dir.display()))?;
+    let begun = Instant::now();
+    while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let dir = dir.display();
+        anyhow::ensure!(begun.elapsed() < DYING, "a host agent already runs in {dir}");
+        tokio::time::sleep(LOOK).await;
+    }
     Ok(file)
 }
 
