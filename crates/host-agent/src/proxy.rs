@@ -23,8 +23,8 @@ const RETRIES: [Duration; 3] =
 /// itself takes seconds.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// The wait of one request for a guest that waits for room on the host's disk. Such a guest takes no
-/// connection. The request waits as one does on a connection that was open before.
+/// The wait of one request for a guest that waits for room on the host's disk. Such a guest takes
+/// no connection. The request waits as one does on a connection that was open before.
 struct Wait<'a> {
     manager: &'a Manager,
     id: CapsuleId,
