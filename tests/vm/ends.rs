@@ -27,6 +27,11 @@ fn sysrq(key: char) -> String {
     format!("sudo sh -c 'echo {key} > /proc/sysrq-trigger'")
 }
 
+/// Returns a command by which root resets the machine with a triple fault.
+fn triple_fault() -> String {
+    format!("sudo sh -c 'echo triple > /sys/kernel/reboot/type'; {}", reboot("0x01234567"))
+}
+
 /// Starts a command that goes on.
 async fn unleash(client: &Client, id: &str, script: &str) {
     let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
@@ -70,7 +75,8 @@ async fn guest_that_ends_in_any_way_is_told_with_the_reason() {
         (sysrq('o'), 1, ended),
         (reboot("0x4321fedc"), 1, ended), // power off
         (reboot("0x01234567"), 1, ended), // restart
-        (sysrq('c'), 1, ended),           // panic
+        (triple_fault(), 1, ended),
+        (sysrq('c'), 1, ended), // panic
     ];
     let mut running = vec![first];
     for (_, vcpus, _) in &ways[1..] {

@@ -24,8 +24,10 @@ use std::time::Duration;
 const STATE_MAX: u64 = 64 << 20;
 /// What a disk writes in a second at least.
 const BYTES_PER_SECOND: u64 = 16 << 20;
-/// What it says at its end when its guest has shut down or reset; one that is killed says nothing.
-const LAST_WORDS: &str = "Firecracker exiting successfully";
+/// Words of a Firecracker whose guest has shut down or reset. A killed one says neither. Since 1.15
+/// a triple fault is an error to it, and has the second words.
+const LAST_WORDS: [&str; 2] =
+    ["Firecracker exiting successfully", "Unexpected exit reason on vcpu run: Shutdown"];
 /// How much of its last words is told, in bytes.
 const WORDS: usize = 2000;
 /// Prefix of the names of vCPU threads.
@@ -156,7 +158,8 @@ impl Machine for FirecrackerMachine {
         async {
             wait_record(&self.record).await;
             self.api.forget(&self.jail.root);
-            match self.log().contains(LAST_WORDS) {
+            let log = self.log();
+            match LAST_WORDS.iter().any(|words| log.contains(words)) {
                 true => "the guest ended".to_owned(),
                 false => "the VMM ended".to_owned(),
             }
