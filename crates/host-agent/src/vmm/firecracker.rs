@@ -206,7 +206,8 @@ impl Firecracker {
     }
 
     async fn load(&self, spec: Spec, saved: Saved) -> io::Result<FirecrackerMachine> {
-        let metadata = spec.metadata.json();
+        // A machine without a network has no metadata service.
+        let metadata = spec.tap.is_some().then(|| spec.metadata.json());
         let machine = self.start(spec, Some(&saved)).await?;
         let tracks =
             if self.version >= TRACKS { "track_dirty_pages" } else { "enable_diff_snapshots" };
@@ -220,7 +221,9 @@ impl Firecracker {
                 "resume_vm": false,
             });
             self.api.put(root, "/snapshot/load", body).await?;
-            self.api.put(root, "/mmds", metadata).await?;
+            if let Some(metadata) = metadata {
+                self.api.put(root, "/mmds", metadata).await?;
+            }
             machine.jail.remove(STATE)
         };
         let loaded = loaded.await;
