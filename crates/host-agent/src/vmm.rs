@@ -165,6 +165,10 @@ pub(crate) trait Driver: Send + Sync {
     fn programs(&self) -> Vec<PathBuf> {
         Vec::new()
     }
+    /// Returns the VMM's own version, where the fingerprint does not hold it.
+    fn version(&self) -> String {
+        String::new()
+    }
     /// Starts a machine; it runs when this returns, the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// What a saved machine fits: VMM, accelerator, processor. One of another fits not.

@@ -197,9 +197,10 @@ impl Prober<'_> {
         let device = std::fs::metadata(kvm::DEVICE);
         let device = device.map(|found| (found.mode(), found.uid(), found.gid()));
         format!(
-            "boot {}; {}; tier {}; {}; {:?}",
+            "boot {}; {}; version {}; tier {}; {}; {:?}",
             sys::boot_id(),
             driver.fingerprint(),
+            driver.version(),
             driver.isolation(),
             files.join("; "),
             device.ok()

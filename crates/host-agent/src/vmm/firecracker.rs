@@ -371,6 +371,10 @@ impl Driver for Firecracker {
         .boxed()
     }
 
+    fn version(&self) -> String {
+        self.version.to_string()
+    }
+
     /// Firecracker reads what another has written whose snapshots are of the same major version.
     fn fingerprint(&self) -> String {
         format!("firecracker snapshots {} kvm {}", self.snapshots.0, sys::cpu_model())

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 #[derive(Clone)]
 struct Scripted {
     program: PathBuf,
+    version: &'static str,
     tier: Isolation,
     boots: Arc<AtomicU32>,
 }
@@ -44,6 +45,10 @@ impl Driver for Scripted {
         vec![self.program.clone()]
     }
 
+    fn version(&self) -> String {
+        self.version.to_owned()
+    }
+
     fn boot(&self, _: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         self.boots.fetch_add(1, SeqCst);
         let booted = match fs::read(&self.program).unwrap().as_slice() {
@@ -54,7 +59,7 @@ impl Driver for Scripted {
     }
 
     fn fingerprint(&self) -> String {
-        "scripted 1.0".to_owned()
+        "scripted".to_owned()
     }
 
     fn restore(&self, spec: Spec, _: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
@@ -135,7 +140,8 @@ async fn verdict_holds_until_something_that_it_depends_on_changes() {
     let program = dir.path().join("program");
     install(&program, "fails");
     let boots = Arc::new(AtomicU32::new(0));
-    let mut driver = Scripted { program: program.clone(), tier: Isolation::Kvm, boots };
+    let mut driver =
+        Scripted { program: program.clone(), version: "1.0", tier: Isolation::Kvm, boots };
     let mut prober = Prober { config: &config, tag: "test", again: false };
     let mut booted = 0;
     // Asks whether the driver works, and expects a new boot or an old verdict.
@@ -164,6 +170,9 @@ async fn verdict_holds_until_something_that_it_depends_on_changes() {
     asked!(true, true);
     driver.tier = Isolation::Jailed;
     asked!(true, true);
+    driver.version = "1.1";
+    asked!(true, true);
+    asked!(false, true);
     install(&config.initramfs(), "another initramfs");
     asked!(true, true);
     asked!(false, true);
