@@ -32,21 +32,26 @@ async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
     let pid = platform.pid();
     let before = held_in_namespaces(pid);
     assert_eq!(before, (0, 0), "open in namespaces without a capsule");
-    let (mut ids, mut terminals) = (Vec::new(), Vec::new());
+    let mut ids = Vec::new();
     for _ in 0..3 {
         let body = json!({ "memory_mb": 256, "disk_mb": 256,
             "network": { "deny": ["denied.test"] } });
-        let id = client.create(&body).await;
-        take_all(&client, &id).await;
+        ids.push(client.create(&body).await);
+    }
+    // All at once, since the filter and the name server end silent connections after a while.
+    futures::future::join_all(ids.iter().map(|id| take_all(&client, id))).await;
+    // Firecracker itself answers for the metadata service.
+    let each = if tests::firecracker().is_some() { 10 } else { 15 };
+    let during = held_in_namespaces(pid);
+    assert!(during.0 >= 3 && during.1 >= 3 * each, "the test holds nothing: {during:?}");
+    let mut terminals = Vec::new();
+    for id in &ids {
         // Nobody reads from this tunnel to the guest.
         let flood = json!({ "type": "start", "cmd": "cat", "args": ["/dev/zero"] });
         let mut terminal = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
         terminal.send(flood).await;
         terminals.push(terminal);
-        ids.push(id);
     }
-    let during = held_in_namespaces(pid);
-    assert!(during.0 >= 3 && during.1 >= 3 * 15, "the test holds nothing: {during:?}");
     client.delete(&format!("/v1/capsules/{}", ids[0])).await.expect(204);
     client.delete(&format!("/v1/capsules/{}", ids[1])).await.expect(204);
     client.pause(&ids[2]).await;
