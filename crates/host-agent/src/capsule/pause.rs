@@ -10,6 +10,7 @@ use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::{self, Manifest, Snapshot, Staging};
 use crate::vmm::Machine;
+use futures::FutureExt;
 use std::sync::Arc;
 use std::time::Duration;
 use types::CapsuleId;
@@ -290,7 +291,10 @@ impl Manager {
             tracing::error!(%id, error = chain(&error), "letting a capsule go on");
         }
         if !machine.record().lives() {
-            self.lost(id, &machine.record(), "the VMM ended".to_owned()).await;
+            // A machine that has ended tells the reason at once.
+            let reason = machine.ended().now_or_never();
+            let reason = reason.unwrap_or_else(|| "the VMM ended".to_owned());
+            self.lost(id, &machine.record(), reason).await;
         }
     }
 
