@@ -93,13 +93,13 @@ pub(crate) async fn take(
         created_at: now,
     };
     let quota = Quota::of(app, caller).await?;
-    enter(app, caller, &quota, &row, overwrite).await?;
+    Box::pin(enter(app, caller, &quota, &row, overwrite)).await?;
     let entered = row.clone();
     let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id, memory).await {
         Ok((size, storage)) => {
             let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
             (row.size_bytes, row.storage_bytes) = (int(size), int(storage));
-            complete(app, &quota, row, overwrite).await
+            Box::pin(complete(app, &quota, row, overwrite)).await
         }
         Err(error) => Err(error),
     };
