@@ -314,6 +314,7 @@ impl Manager {
         if let Some(here) = here {
             self.give_way(&here, placed).await?;
         }
+        let fetching = Fetching::begin(self, id, placed.generation);
         let failed = "placing a capsule from the store";
         let fetched = stored.dir.join(format!("capsule-{id}-{}", tree.name()));
         stored.fetch(&self.parts.room, (team, &tree.path(id)), &fetched).await?;
@@ -341,9 +342,12 @@ impl Manager {
         let _ = fs::remove_dir_all(&fetched);
         let ledger = ledger.map_err(super::kept_error(failed))?;
         tracing::info!(%id, number, "fetched a capsule from the store");
-        let mut capsules = self.lock();
-        capsules.entry(id).or_insert_with(|| Capsule::new(&ledger, State::Paused));
-        Ok(())
+        if fetching.end(&ledger) {
+            return Ok(());
+        }
+        // The capsule was removed meanwhile.
+        boot::unmake(&self.parts, id).await?;
+        Err(Error::Stale)
     }
 
     /// Removes the rest of a capsule that has gone on elsewhere since it was here. A copy of
@@ -448,9 +452,77 @@ fn link_aside(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A capsule that is being fetched. The host lists it as `Resuming`, so that the platform does not
+/// take it for lost, however long the fetch lasts. Dropping it, as when the caller leaves, forgets
+/// the capsule unless it has been fetched.
+struct Fetching<'a> {
+    manager: &'a Manager,
+    id: CapsuleId,
+    generation: u64,
+}
+
+impl<'a> Fetching<'a> {
+    fn begin(manager: &'a Manager, id: CapsuleId, generation: u64) -> Self {
+        let unknown = Ledger { generation, ..Ledger::unknown() };
+        let new = || Capsule { memory_mib: 0, ..Capsule::new(&unknown, State::Resuming) };
+        manager.lock().entry(id).or_insert_with(new);
+        Self { manager, id, generation }
+    }
+
+    /// Reports whether the entry is still the one of this fetch.
+    fn is_ours(&self, capsule: &Capsule) -> bool {
+        capsule.state == State::Resuming && capsule.generation == self.generation
+    }
+
+    /// Has the capsule be paused here; false when it was removed meanwhile.
+    fn end(&self, ledger: &Ledger) -> bool {
+        let mut capsules = self.manager.lock();
+        let Some(capsule) = capsules.get_mut(&self.id) else { return false };
+        if self.is_ours(capsule) {
+            // A removal may wait for this turn.
+            let turn = Arc::clone(&capsule.turn);
+            *capsule = Capsule { turn, ..Capsule::new(ledger, State::Paused) };
+        }
+        true
+    }
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        let mut capsules = self.manager.lock();
+        if capsules.get(&self.id).is_some_and(|capsule| self.is_ours(capsule)) {
+            capsules.remove(&self.id);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Parts;
+    use crate::vmm::hollow::Hollow;
+
+    #[tokio::test]
+    async fn capsule_is_listed_while_it_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = Parts::of_tests(dir.path(), Box::new(Hollow { port: 1 }));
+        let manager = Manager::new(Arc::new(parts)).await.unwrap();
+        let id = CapsuleId::new();
+        let state = || manager.list().into_iter().find(|it| it.id == id).map(|it| it.state);
+        let fetching = Fetching::begin(&manager, id, 7);
+        assert_eq!(state(), Some(State::Resuming));
+        drop(fetching);
+        assert_eq!(state(), None, "its caller has left");
+        let fetching = Fetching::begin(&manager, id, 7);
+        let ledger = Ledger { id, generation: 7, ..Ledger::unknown() };
+        assert!(fetching.end(&ledger));
+        drop(fetching);
+        assert_eq!(state(), Some(State::Paused));
+        manager.lock().remove(&id);
+        let fetching = Fetching::begin(&manager, id, 8);
+        manager.lock().remove(&id);
+        assert!(!fetching.end(&ledger), "it was removed meanwhile");
+    }
 
     #[tokio::test]
     async fn turns_of_ended_fetches_are_forgotten() {
