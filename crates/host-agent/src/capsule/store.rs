@@ -503,7 +503,7 @@ mod tests {
     use crate::vmm::hollow::Hollow;
 
     #[tokio::test]
-    async fn capsule_is_listed_while_it_is_ours() {
+    async fn capsule_is_listed_while_it_is_fetched() {
         let dir = tempfile::tempdir().unwrap();
         let parts = Parts::of_tests(dir.path(), Box::new(Hollow { port: 1 }));
         let manager = Manager::new(Arc::new(parts)).await.unwrap();
