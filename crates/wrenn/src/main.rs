@@ -45,6 +45,12 @@ fn run(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     code
 }
 
+/// Prepares the process for a role that lives long and serves many.
+fn begin_role() {
+    daemon::raise_open_files();
+    memory::map_large_blocks();
+}
+
 async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     let var = |name: &str| std::env::var(name).ok();
     let client_file = client_file::path(var);
@@ -68,8 +74,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         }
         Command::Up(up) => {
             let up = *up;
-            daemon::raise_open_files();
-            memory::map_large_blocks();
+            begin_role();
             daemon::log_to_stderr(&up.log.filter, up.log.json);
             let up = platform::Up {
                 dir: up.folder.dir,
@@ -89,14 +94,12 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         }
         Command::ClientFile => output::line(&client_file.display().to_string()),
         Command::ControlPlane(role) => {
-            daemon::raise_open_files();
-            memory::map_large_blocks();
+            begin_role();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
             platform::control_plane(&role.control_plane, role.plaintext, &client_file).await?;
         }
         Command::Agent(role) => {
-            daemon::raise_open_files();
-            memory::map_large_blocks();
+            begin_role();
             daemon::log_to_stderr(&role.log.filter, role.log.json);
             let (address, control_plane) = (role.address, role.control_plane);
             let register = role.register.filter(|token| !token.is_empty());
