@@ -310,11 +310,8 @@ impl Load {
         &self,
         from: Option<IpAddr>,
     ) -> Result<Option<Share<ClientNetwork>>> {
-        let Some((network, bounds)) = self.bounds(from, LOOKUPS, STRANGERS_LOOKUPS) else {
-            return Ok(None);
-        };
-        let take = || self.lookups.take(network, 1, bounds);
-        place(LOOKUP_LOOK, "your address, as unknown names", take).await.map(Some)
+        let bounds = (LOOKUPS, STRANGERS_LOOKUPS);
+        self.network_place(&self.lookups, from, bounds, "your address, as unknown names").await
     }
 
     /// Waits for a place among the checks of passwords, for a client at an address. Clients on this
@@ -323,27 +320,25 @@ impl Load {
         &self,
         from: Option<IpAddr>,
     ) -> Result<Option<Share<ClientNetwork>>> {
-        let Some((network, bounds)) = self.bounds(from, PASSWORDS, STRANGERS_PASSWORDS) else {
-            return Ok(None);
-        };
-        let take = || self.passwords.take(network, 1, bounds);
-        place(LOOKUP_LOOK, "your address, as sign-ins", take).await.map(Some)
+        let bounds = (PASSWORDS, STRANGERS_PASSWORDS);
+        self.network_place(&self.passwords, from, bounds, "your address, as sign-ins").await
     }
 
-    /// Returns a client's network with its bounds; `None` for a client on this machine.
-    fn bounds(
+    /// Waits for a share of a client's network; `None` for a client on this machine.
+    async fn network_place(
         &self,
+        shares: &Shares<ClientNetwork>,
         from: Option<IpAddr>,
-        known: Bounds,
-        strangers: Bounds,
-    ) -> Option<(ClientNetwork, Bounds)> {
-        let address = from?;
+        (known, strangers): (Bounds, Bounds),
+        each: &'static str,
+    ) -> Result<Option<Share<ClientNetwork>>> {
+        let Some(address) = from else { return Ok(None) };
         let bounds = match self.standing(address) {
-            Standing::Trusted => return None,
+            Standing::Trusted => return Ok(None),
             Standing::Known => known,
             Standing::Stranger => strangers,
         };
-        Some((address.into(), bounds))
+        place(LOOKUP_LOOK, each, || shares.take(address.into(), 1, bounds)).await.map(Some)
     }
 }
 

@@ -19,8 +19,8 @@ pub(crate) const PREFIX: &str = "/proxy/";
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
 
-/// How long to wait before another try of a guest that waits for room on the host's disk. Each try
-/// itself takes seconds.
+/// Pause before another try of a guest that waits for room on the host's disk. Each try itself
+/// takes seconds.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// The wait of one request for a guest that waits for room on the host's disk. Such a guest takes

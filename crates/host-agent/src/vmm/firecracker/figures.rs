@@ -58,7 +58,7 @@ impl Drop for Figures {
 /// The lines of a pipe. A line that is too long is dropped up to its end.
 #[derive(Default)]
 struct Lines {
-    /// What there is of the line that has not ended.
+    /// Bytes of the line that has not ended.
     begun: Vec<u8>,
     /// Set while the rest of a line is dropped.
     skips: bool,

@@ -30,7 +30,7 @@ pub(super) struct Words {
     end: Signal,
 }
 
-/// What the readers of the words share with the task that writes the file.
+/// State that the readers of the words share with the task that writes the file.
 struct Kept {
     last: Mutex<Last>,
     /// Tells that there may be words to write.
