@@ -2,6 +2,7 @@
 //! transaction in which it happened; `deliver` sends it.
 
 pub(crate) mod deliver;
+pub(crate) mod expire;
 mod guard;
 
 pub(crate) use guard::client;

@@ -129,6 +129,7 @@ async fn lead(app: &App) {
         () = follow_all(app) => {}
         () = watch(app) => {}
         () = crate::retention::rounds(app) => {}
+        () = crate::channels::expire::rounds(app) => {}
     }
 }
 

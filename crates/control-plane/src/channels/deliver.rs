@@ -4,12 +4,10 @@
 
 use super::{secret, signature};
 use crate::app::App;
-use crate::audit::{By, Entry};
 use crate::db;
 use crate::db::channels::Due;
 use crate::streams;
 use futures::StreamExt;
-use serde_json::json;
 use std::time::Duration;
 use types::{ChannelId, DeliveryId};
 
@@ -48,11 +46,7 @@ pub(crate) fn keep(app: &App) {
 
 /// Sends what is due. Returns whether there may be more.
 async fn round(app: &App) -> bool {
-    let taking = async {
-        end_expired(app).await?;
-        db::channels::take_due(&app.db, TAKEN, BATCH).await
-    };
-    let due = match taking.await {
+    let due = match db::channels::take_due(&app.db, TAKEN, BATCH).await {
         Ok(due) => due,
         Err(error) => {
             tracing::warn!(%error, "looking for deliveries");
@@ -63,17 +57,6 @@ async fn round(app: &App) -> bool {
     let sending = due.into_iter().map(|due| send(app, due));
     futures::stream::iter(sending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
     more
-}
-
-/// Disables the channels whose maker's key has expired: nobody tells of such an end.
-async fn end_expired(app: &App) -> sqlx::Result<()> {
-    let mut tx = app.db.begin().await?;
-    for (id, team) in db::channels::disable_expired(&mut *tx).await? {
-        let what = json!({ "reason": "the key that made it has expired" });
-        let entry = Entry::new(team, By::SYSTEM, "channel.disable", id).with(what);
-        db::audit::write(&mut *tx, &entry).await?;
-    }
-    tx.commit().await
 }
 
 async fn send(app: &App, due: Due) {

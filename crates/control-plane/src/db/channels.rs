@@ -120,10 +120,11 @@ pub(crate) struct Due {
 }
 
 /// Takes deliveries that are due, for so many seconds: whoever dies meanwhile leaves them to be
-/// taken again. Deliveries wait while their channel is disabled.
+/// taken again. Deliveries wait while their channel is disabled, or its maker's key has ended.
 pub(crate) async fn take_due(db: &PgPool, seconds: f64, limit: i64) -> sqlx::Result<Vec<Due>> {
     let sql = "WITH due AS (SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id \
                WHERE d.status = 'waiting' AND d.next_at <= now() AND c.enabled \
+               AND (c.made_by_key IS NULL OR key_stands(c.made_by_key)) \
                ORDER BY d.next_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED) \
                UPDATE deliveries d SET next_at = now() + make_interval(secs => $1), \
                attempts = attempts + 1 FROM due, channels c \
