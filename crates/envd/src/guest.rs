@@ -3,6 +3,7 @@
 
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
+use crate::jobs::Jobs;
 use crate::metadata::Metadata;
 use crate::process::registry::Registry;
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub(crate) struct Guest {
     pub processes: Registry,
     pub watchers: Watchers,
     pub cgroups: Cgroups,
+    pub jobs: Jobs,
     pub metadata: Metadata,
     settings: RwLock<Settings>,
 }
@@ -48,6 +50,7 @@ impl Guest {
             processes: Registry::default(),
             watchers: Watchers::default(),
             cgroups: Cgroups::open(in_guest),
+            jobs: Jobs::default(),
             metadata: Metadata::default(),
             settings: RwLock::new(settings),
         }

@@ -16,6 +16,7 @@ mod filesystem;
 mod guest;
 mod http;
 mod init;
+mod jobs;
 mod metadata;
 mod metrics;
 mod paths;
@@ -48,7 +49,7 @@ fn serve(port: u16, disk: Option<OwnedFd>) -> anyhow::Result<()> {
     let in_guest = disk.is_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(16)
+        .max_blocking_threads(jobs::THREADS)
         .thread_stack_size(256 * 1024)
         .build()?;
     runtime.block_on(async move {

@@ -1,0 +1,112 @@
+//! Runs work that may block for ever on threads of its own.
+//!
+//! A guest's file system can hang: a FUSE server that stops, a network file system that is gone, a
+//! named pipe that nobody opens. A thread in such a call cannot be ended from outside. So the
+//! caller waits for a limited time, the number of such threads is bounded, and the thread that
+//! serves never makes such a call itself.
+
+use crate::error::{Error, Result};
+use connectrpc::ErrorCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Time that a call may take, unless a caller has a limit of its own.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+/// Calls to the file system at once. A call that hangs keeps its place until the kernel lets go.
+const FILES: usize = 128;
+/// Program starts and calls of the host at once. They have places of their own, so that hanging
+/// files do not hold them up.
+const STARTS: usize = 32;
+/// Threads of the runtime's pool. Each place needs one, so that no work waits in the pool's queue.
+pub(crate) const THREADS: usize = FILES + STARTS;
+
+/// Places for work that may block.
+pub(crate) struct Jobs {
+    /// For calls that a caller's path decides on.
+    pub files: Pool,
+    /// For program starts and calls of the host.
+    pub starts: Pool,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { files: Pool::new(FILES), starts: Pool::new(STARTS) }
+    }
+}
+
+/// A bounded number of places.
+pub(crate) struct Pool {
+    places: Arc<Semaphore>,
+}
+
+impl Pool {
+    fn new(places: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(places)) }
+    }
+
+    /// Takes a place for work that the caller runs on a thread by itself.
+    ///
+    /// # Errors
+    /// `unavailable` when every place is taken.
+    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        place.map_err(|_| {
+            let message = "too many calls wait for a file system that does not answer";
+            Error::new(ErrorCode::Unavailable, message)
+        })
+    }
+
+    /// Runs work on a thread and waits for its end, for at most `limit`. Work that takes longer
+    /// goes on, keeps its place, and its result is dropped.
+    ///
+    /// # Errors
+    /// `unavailable` when every place is taken, and `deadline_exceeded` after `limit`.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = self.place()?;
+        let work = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => Err(Error::internal(error.to_string())),
+            Err(_) => {
+                let message = format!("the file system did not answer within {limit:?}");
+                Err(Error::new(ErrorCode::DeadlineExceeded, message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn hanging_work_ends_its_callers_wait_and_keeps_its_place() {
+        let pool = Pool::new(1);
+        let (release, hanging) = mpsc::channel::<()>();
+        let hang = move || {
+            let _ = hanging.recv();
+            Ok(())
+        };
+        let error = pool.run(Duration::from_millis(10), hang).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+        let error = pool.run(LIMIT, || Ok(())).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        release.send(()).unwrap();
+        let freed = async {
+            while pool.place().is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, freed).await.unwrap();
+        assert_eq!(pool.run(LIMIT, || Ok(7)).await.unwrap(), 7);
+    }
+}
