@@ -5,6 +5,7 @@ use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
 use crate::jobs::Jobs;
 use crate::metadata::Metadata;
+use crate::ports::Ports;
 use crate::process::registry::Registry;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ pub(crate) struct Guest {
     pub watchers: Watchers,
     pub cgroups: Cgroups,
     pub jobs: Jobs,
+    pub ports: Ports,
     pub metadata: Metadata,
     settings: RwLock<Settings>,
 }
@@ -36,7 +38,8 @@ pub(crate) struct Settings {
 }
 
 impl Guest {
-    pub(crate) fn new(disk: Option<OwnedFd>) -> Self {
+    /// Begins with the capsule's disk, if there is one, and the port at which envd serves.
+    pub(crate) fn new(disk: Option<OwnedFd>, port: u16) -> Self {
         let in_guest = disk.is_some();
         let settings = Settings {
             token: None,
@@ -51,6 +54,7 @@ impl Guest {
             watchers: Watchers::default(),
             cgroups: Cgroups::open(in_guest),
             jobs: Jobs::default(),
+            ports: Ports::new(port),
             metadata: Metadata::default(),
             settings: RwLock::new(settings),
         }

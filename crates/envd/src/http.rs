@@ -2,6 +2,7 @@
 
 mod files;
 mod linger;
+mod ports;
 
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
@@ -34,6 +35,8 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
             get(files::download).post(files::upload).layer(DefaultBodyLimit::disable()),
         )
         .route("/files/compose", post(files::compose))
+        .route(protocol::PORTS, get(ports::list))
+        .route(protocol::CONNECT_PORT, post(ports::connect))
         .fallback_service(rpc::service(&guest))
         .layer(middleware::from_fn_with_state(Arc::clone(&guest), auth::require_token))
         .layer(CorsLayer::permissive())

@@ -20,6 +20,7 @@ mod jobs;
 mod metadata;
 mod metrics;
 mod paths;
+mod ports;
 mod process;
 mod rpc;
 mod sys;
@@ -53,7 +54,7 @@ fn serve(port: u16, disk: Option<OwnedFd>) -> anyhow::Result<()> {
         .thread_stack_size(256 * 1024)
         .build()?;
     runtime.block_on(async move {
-        let guest = Arc::new(Guest::new(disk));
+        let guest = Arc::new(Guest::new(disk, port));
         // On an ordinary machine nothing but this machine may reach it.
         let host = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((host, port)))

@@ -21,6 +21,11 @@ pub const ENVD_PORT: u16 = 49983;
 /// Version of envd. The SDKs gate their features on it: everything that it unlocks is there. An
 /// agent brings back no guest whose envd is newer than the one that it knows.
 pub const ENVD_VERSION: &str = "0.6.13";
+/// Path at which envd lists the servers of its guest.
+pub const PORTS: &str = "/ports";
+/// Path at which envd switches a connection to one of a server on the guest's loopback. The query
+/// names the `port`.
+pub const CONNECT_PORT: &str = "/ports/connect";
 /// Header that carries envd's token.
 pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Header by which a stream's caller chooses how often a keepalive is sent, in seconds.

@@ -1,0 +1,185 @@
+//! Which TCP sockets of the guest listen, by `/proc/net/tcp` and `/proc/net/tcp6` (proc(5)), and
+//! the programs that hold them. The programs are hostile, so every read is bounded.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+/// The kernel's tables, one for each family.
+const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
+/// The state of a socket that listens (`TCP_LISTEN`).
+const LISTENS: &str = "0A";
+/// Servers that are listed, at most.
+const MOST: usize = 1024;
+/// Lines of a table that are read. The kernel puts the sockets that listen before the others.
+const LINES: usize = 4 * MOST;
+/// Descriptors that are looked at in search of the programs.
+const DESCRIPTORS: usize = 65_536;
+
+/// A socket that listens.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Listener {
+    pub port: u16,
+    pub address: IpAddr,
+    /// Name of the program that holds the socket, as the kernel knows it: at most 15 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    #[serde(skip)]
+    inode: u64,
+}
+
+/// Lists the sockets that listen, by port and address, but for those at envd's `own` port. Reads
+/// many files of `/proc`, so it belongs on a thread of its own.
+pub(crate) fn listeners(own: u16) -> Vec<Listener> {
+    let mut found = Vec::new();
+    for table in TABLES {
+        let Ok(file) = File::open(table) else { continue };
+        let lines = BufReader::new(file).lines().map_while(Result::ok).take(LINES);
+        found.extend(lines.filter_map(|line| parse(&line)));
+    }
+    found.retain(|listener| listener.port != own && listener.port != protocol::ENVD_PORT);
+    found.sort_by_key(|listener| (listener.port, listener.address));
+    // Several sockets may share one address (`SO_REUSEPORT`).
+    found.dedup_by_key(|listener| (listener.port, listener.address));
+    found.truncate(MOST);
+    let inodes = found.iter().map(|listener| listener.inode).collect();
+    let mut programs = programs(&inodes);
+    for listener in &mut found {
+        listener.program = programs.remove(&listener.inode);
+    }
+    found
+}
+
+/// Reads a line of a table; `None` when it is of no socket that listens.
+fn parse(line: &str) -> Option<Listener> {
+    let mut fields = line.split_whitespace();
+    let local = fields.nth(1)?;
+    let state = fields.nth(1)?;
+    let inode = fields.nth(5)?;
+    if state != LISTENS {
+        return None;
+    }
+    let (address, port) = local.split_once(':')?;
+    Some(Listener {
+        port: u16::from_str_radix(port, 16).ok()?,
+        address: parse_address(address)?,
+        program: None,
+        inode: inode.parse().ok()?,
+    })
+}
+
+/// Reads an address, which the kernel writes as words of 32 bits in its own byte order.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        let word = u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16);
+        Some(word.ok()?.to_ne_bytes())
+    };
+    match text.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut bytes = [0_u8; 16];
+            for (at, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(at)?);
+            }
+            Some(IpAddr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+/// Finds the names of the programs that hold sockets.
+fn programs(sockets: &HashSet<u64>) -> HashMap<u64, String> {
+    let mut found = HashMap::new();
+    let mut left = DESCRIPTORS;
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if found.len() == sockets.len() || left == 0 {
+            break;
+        }
+        if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let folder = process.path();
+        // Processes end at any time, so whatever cannot be read is passed over.
+        let descriptors = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
+        let mut looked = 0;
+        let held = descriptors.take(left).inspect(|_| looked += 1);
+        let held = held.filter_map(|fd| inode(&fs::read_link(fd.path()).ok()?));
+        let held: Vec<u64> = held.filter(|inode| sockets.contains(inode)).collect();
+        left -= looked;
+        if !held.is_empty() {
+            let name = name(&folder);
+            held.into_iter().for_each(|inode| {
+                found.entry(inode).or_insert_with(|| name.clone());
+            });
+        }
+    }
+    found
+}
+
+/// Reads the number of a socket from the target of a descriptor's link.
+fn inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Reads the name of a process. Unlike the command line, the name is the kernel's own, so that a
+/// process cannot make the read wait.
+fn name(folder: &Path) -> String {
+    let name = fs::read(folder.join("comm")).unwrap_or_default();
+    String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv6Addr, TcpListener};
+
+    /// Writes an address as the kernel of this machine does.
+    fn written(bytes: &[u8]) -> String {
+        let word = |word: &[u8]| u32::from_ne_bytes(word.try_into().unwrap());
+        bytes.chunks_exact(4).map(|part| format!("{:08X}", word(part))).collect()
+    }
+
+    #[test]
+    fn socket_that_listens_is_read_and_others_are_passed_over() {
+        let rest = "00000000:00000000 00:00000000 00000000  1000        0 4242 1 0000 100 0 0 10 0";
+        let line = |local: &str, state: &str| format!("   0: {local} 0:0 {state} {rest}");
+        let own = written(&[127, 0, 0, 1]);
+        let read = parse(&line(&format!("{own}:1F90"), LISTENS)).unwrap();
+        let wanted = (8080, IpAddr::from(Ipv4Addr::LOCALHOST), 4242);
+        assert_eq!((read.port, read.address, read.inode), wanted);
+        let six = written(&Ipv6Addr::LOCALHOST.octets());
+        let read = parse(&line(&format!("{six}:0050"), LISTENS)).unwrap();
+        assert_eq!((read.port, read.address), (80, IpAddr::from(Ipv6Addr::LOCALHOST)));
+        let mapped = written(&Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
+        let read = parse(&line(&format!("{mapped}:0050"), LISTENS)).unwrap();
+        assert_eq!(read.address, IpAddr::from(Ipv4Addr::LOCALHOST));
+        for other in [
+            line(&format!("{own}:1F90"), "01"),
+            line("0:1F90", LISTENS),
+            line("00000000:10000", LISTENS),
+            line("ü000000:0050", LISTENS),
+            "  sl  local_address rem_address   st tx_queue".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(parse(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn servers_of_this_process_are_listed_with_its_name_but_for_envds_own() {
+        let bound: Vec<TcpListener> =
+            ["127.0.0.1:0", "[::1]:0"].iter().map(|at| TcpListener::bind(at).unwrap()).collect();
+        let found = listeners(1);
+        for listener in &bound {
+            let at = listener.local_addr().unwrap();
+            let shown = found.iter().find(|l| (l.address, l.port) == (at.ip(), at.port()));
+            let shown = shown.unwrap_or_else(|| panic!("{at} is not in {found:?}"));
+            let comm = fs::read_to_string("/proc/self/comm").unwrap();
+            assert_eq!(shown.program.as_deref(), Some(comm.trim()));
+        }
+        let own = bound[0].local_addr().unwrap().port();
+        assert!(listeners(own).iter().all(|listener| listener.port != own));
+    }
+}
