@@ -2,6 +2,8 @@
 //! pool of them per capsule (so that none can serve another), the count of what is under way,
 //! and envd's first words.
 
+mod dial;
+
 use crate::network::egress::Guard;
 use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::GUEST;
@@ -9,8 +11,9 @@ use crate::sys;
 use base64::Engine;
 use bytes::Bytes;
 use daemon::{Signal, Tasks, Wait};
+use dial::Dialer;
 use futures::FutureExt;
-use hop::{Body, Dial, Drained, Failed, Place, Pool, Refused, Stream, Tracker};
+use hop::{Body, Drained, Failed, Place, Pool, Refused, Tracker};
 use http::{Request, Response, header};
 use std::collections::BTreeMap;
 use std::io;
@@ -33,7 +36,6 @@ const QUIESCE: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of randomness that a guest begins a new epoch with.
 const SEED: usize = 64;
-const DIAL: Duration = Duration::from_secs(5);
 /// Between two looks at a guest that does not answer yet.
 const POLL: Duration = Duration::from_millis(10);
 /// How long a guest that does not answer yet may take to take a connection, at first.
@@ -99,10 +101,10 @@ pub(crate) struct Identity {
 }
 
 impl Guest {
-    /// The guest at `route`, for at most `most` requests at once.
-    pub(crate) fn new(route: Route, most: u32, tasks: Tasks) -> Self {
+    /// The guest at `route`, whose envd expects `token`, for at most `most` requests at once.
+    pub(crate) fn new(route: Route, token: &str, most: u32, tasks: Tasks) -> Self {
         let cut = Signal::default();
-        let dialer = Dialer { route, cut: cut.clone() };
+        let dialer = Dialer::new(route, token.into(), &cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, counts) = (Tracker::default(), <[Tracker; 2]>::default());
         Self { pool, cut, tracker, counts, most, guard: None }
@@ -122,8 +124,7 @@ impl Guest {
     /// that was cut off and goes on.
     pub(crate) fn renewed(&self, tasks: Tasks) -> Self {
         let cut = Signal::default();
-        let route = self.pool.dialer().route.clone();
-        let dialer = Dialer { route, cut: cut.clone() };
+        let dialer = self.pool.dialer().renewed(&cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, guard) = (self.tracker.clone(), self.guard.clone());
         let counts = self.counts.clone();
@@ -322,26 +323,6 @@ impl Guest {
             return Ok(());
         }
         Err(io::Error::other(format!("envd answered {status} to {path}")))
-    }
-}
-
-/// Opens connections to a guest's ports.
-pub(crate) struct Dialer {
-    route: Route,
-    cut: Signal,
-}
-
-impl Dial for Dialer {
-    type To = u16;
-
-    async fn dial(&self, port: &u16) -> io::Result<Box<dyn Stream>> {
-        let mut cut = self.cut.wait();
-        let stream = tokio::select! {
-            stream = tokio::time::timeout(DIAL, self.route.dial(*port)) => stream,
-            () = &mut cut => return Err(reset()),
-        };
-        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-        Ok(Box::new(GuestStream { stream, cut }))
     }
 }
 

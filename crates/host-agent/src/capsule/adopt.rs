@@ -119,7 +119,7 @@ impl Manager {
         };
         let guard = guarded.inspect_err(warn).ok().flatten();
         let route = boot::route(&*machine, namespace).ok()?;
-        let guest = boot::guest(&self.parts, route).guarded(guard);
+        let guest = boot::guest(&self.parts, ledger, route).guarded(guard);
         // A guest that stands still takes no room, so it stays stopped until the disk has room
         // again.
         let scarce = matches!(self.parts.room.look(), Level::Scarce | Level::Low);

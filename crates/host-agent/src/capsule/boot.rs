@@ -154,7 +154,7 @@ pub(crate) async fn boot(
     save(ledger, &dir)?;
     daemon::step("boot.machine").map_err(io_error("a step"))?;
     lap(if restored { "restored" } else { "booted" }, &mut stages);
-    let guest = guest(parts, route(&*machine, namespace)?).guarded(guard);
+    let guest = guest(parts, ledger, route(&*machine, namespace)?).guarded(guard);
     let mut identity = identity(parts, ledger);
     if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
         identity.old_token.clone_from(&snapshot.manifest.envd_token);
@@ -306,8 +306,8 @@ fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
 }
 
 /// The guest at the end of a way.
-pub(crate) fn guest(parts: &Parts, route: Route) -> Guest {
-    Guest::new(route, parts.config.connections, parts.tasks.clone())
+pub(crate) fn guest(parts: &Parts, ledger: &Ledger, route: Route) -> Guest {
+    Guest::new(route, &ledger.envd_token, parts.config.connections, parts.tasks.clone())
 }
 
 /// The way to a machine's guest.

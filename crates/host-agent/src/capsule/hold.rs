@@ -312,7 +312,7 @@ mod tests {
             let nowhere = Route::Loopback(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
             let booted = Booted {
                 machine: Arc::clone(&machine) as Arc<dyn Machine>,
-                guest: Guest::new(nowhere, 1, Tasks::default()),
+                guest: Guest::new(nowhere, "", 1, Tasks::default()),
                 stages: Vec::new(),
                 life: Life::default(),
             };

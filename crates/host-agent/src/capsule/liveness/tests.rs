@@ -92,7 +92,7 @@ impl Machine for Vmm {
 }
 
 fn guest_at(at: SocketAddr) -> Guest {
-    Guest::new(Route::Loopback(at), 1, Tasks::default())
+    Guest::new(Route::Loopback(at), "", 1, Tasks::default())
 }
 
 /// A guest whose envd takes a connection and never answers.

@@ -1,0 +1,175 @@
+//! Connections to a guest's ports. A server that listens on the guest's loopback alone refuses the
+//! host. envd connects to such a server, and the connection to envd becomes one to the server.
+
+use super::{GuestStream, Route, reset};
+use bytes::{Buf, Bytes};
+use daemon::{Signal, Tasks};
+use hop::{Body, Dial, Error, Pool, Sent, Stream, Switched};
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Longest time that a guest may take to take a connection, and envd to answer for the loopback.
+const DIAL: Duration = Duration::from_secs(5);
+
+/// Opens connections to a guest's ports.
+pub(crate) struct Dialer {
+    direct: Direct,
+    loopback: Loopback,
+}
+
+impl Dialer {
+    /// Dials along `route` until `cut` is given. envd expects the capsule's `token`.
+    pub(super) fn new(route: Route, token: Arc<str>, cut: &Signal, tasks: Tasks) -> Self {
+        let direct = Direct { route, cut: cut.clone() };
+        // A connection to envd either becomes the server's, or is closed: none rests.
+        let loopback = Loopback { envd: Pool::new(direct.clone(), 0, tasks), token };
+        Self { direct, loopback }
+    }
+
+    /// Returns a dialer to the same guest until another `cut`.
+    pub(super) fn renewed(&self, cut: &Signal, tasks: Tasks) -> Self {
+        let (route, token) = (self.direct.route.clone(), Arc::clone(&self.loopback.token));
+        Self::new(route, token, cut, tasks)
+    }
+}
+
+impl Dial for Dialer {
+    type To = u16;
+
+    async fn dial(&self, port: &u16) -> io::Result<Box<dyn Stream>> {
+        match self.direct.dial(port).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused
+                    && *port != protocol::ENVD_PORT =>
+            {
+                // On the heap, since most connections need no second way.
+                Box::pin(self.loopback.dial(*port)).await
+            }
+            dialled => dialled,
+        }
+    }
+}
+
+/// Opens connections to the address by which the host knows the guest.
+#[derive(Clone)]
+struct Direct {
+    route: Route,
+    cut: Signal,
+}
+
+impl Dial for Direct {
+    type To = u16;
+
+    async fn dial(&self, port: &u16) -> io::Result<Box<dyn Stream>> {
+        let mut cut = self.cut.wait();
+        let stream = tokio::select! {
+            stream = tokio::time::timeout(DIAL, self.route.dial(*port)) => stream,
+            () = &mut cut => return Err(reset()),
+        };
+        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        Ok(Box::new(GuestStream { stream, cut }))
+    }
+}
+
+/// Opens connections to the guest's loopback, through envd.
+struct Loopback {
+    envd: Pool<Direct>,
+    token: Arc<str>,
+}
+
+impl Loopback {
+    async fn dial(&self, port: u16) -> io::Result<Box<dyn Stream>> {
+        let asked = tokio::time::timeout(DIAL, self.ask(port)).await;
+        asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Asks envd to switch a connection to one of a server. Root in the guest may answer in place
+    /// of envd. The pool bounds the answer's head, and [`Self::dial`] bounds the time.
+    async fn ask(&self, port: u16) -> io::Result<Box<dyn Stream>> {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}?port={port}", protocol::CONNECT_PORT))
+            .header(protocol::ACCESS_TOKEN, &*self.token)
+            .header(header::HOST, "envd")
+            .header(header::CONTENT_LENGTH, "0")
+            .body(Body::empty())
+            .map_err(io::Error::other)?;
+        hop::headers::set_upgrade(request.headers_mut(), HeaderValue::from_static("tcp"));
+        let sent = self.envd.send(&protocol::ENVD_PORT, request).await;
+        let Sent { answer, switched } = sent.map_err(|failed| {
+            if let Error::Dial(error) = failed.error {
+                return error;
+            }
+            io::Error::other(failed.error)
+        })?;
+        match (switched, answer.status()) {
+            (Some(Switched { read, stream }), _) if read.is_empty() => Ok(stream),
+            (Some(Switched { read, stream }), _) => Ok(Box::new(Early { read, stream })),
+            (None, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            // An envd of an earlier version knows no such path. The host was refused before.
+            (None, _) => Err(io::ErrorKind::ConnectionRefused.into()),
+        }
+    }
+}
+
+/// A connection of which the first bytes have been read already.
+struct Early {
+    read: Bytes,
+    stream: Box<dyn Stream>,
+}
+
+impl AsyncRead for Early {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let count = self.read.len().min(buf.remaining());
+        buf.put_slice(&self.read[..count]);
+        self.read.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Early {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
