@@ -22,7 +22,8 @@ const EXPECTED: &str = "
     user DELETE /v1/me/providers/{provider}, POST /v1/teams, POST /v1/invitations/accept
     anyone GET /v1/teams
     read GET /v1/capsules, GET /v1/capsules/{id}, GET /v1/capsules/{id}/logs, GET /v1/snapshots,
-    read GET /v1/capsules/{id}/ports/{port}, GET /v1/snapshots/{name}, GET /v1/templates,
+    read GET /v1/capsules/{id}/ports, GET /v1/capsules/{id}/ports/{port},
+    read GET /v1/snapshots/{name}, GET /v1/templates,
     read GET /v1/hosts, GET /v1/usage, GET /v1/events/stream
     exec POST /v1/capsules/{id}/ping, POST /v1/capsules/{id}/exec, GET /v1/capsules/{id}/exec/stream,
     exec GET /v1/capsules/{id}/pty, GET /v1/capsules/{id}/processes,

@@ -32,7 +32,7 @@ pub use keep::{
     CreateSnapshot, Fork, ForkError, Forked, Pause, Resume, SetTimeout, Snapshot, SnapshotPage,
 };
 pub use network::Network;
-pub use port::{Link, MakeLink, Port, SetPort, TrafficToken};
+pub use port::{Link, ListeningPort, MakeLink, Port, SetPort, TrafficToken};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 pub use team::{
     AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, ChangeTeam,

@@ -19,6 +19,22 @@ pub struct Port {
     pub traffic_token: Option<String>,
 }
 
+/// A server in a capsule: `GET /v1/capsules/{id}/ports` lists them.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ListeningPort {
+    pub port: u16,
+    /// Address that the server listens on, as `0.0.0.0`, `127.0.0.1` or `::1`. Every server is
+    /// reached by the port's URL.
+    pub address: String,
+    /// Name of the program, where the guest tells one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub program: Option<String>,
+    /// Whether anyone may reach the port.
+    pub public: bool,
+    /// The port's own host name, as a URL.
+    pub url: String,
+}
+
 /// `POST /v1/capsules/{id}/traffic-token`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TrafficToken {

@@ -12,6 +12,7 @@ mod keep;
 mod life;
 pub(crate) mod network;
 mod once;
+mod ports;
 mod quota;
 mod waiters;
 
@@ -22,6 +23,7 @@ pub(crate) use fork::fork;
 pub(crate) use keep::{Wanted, awake, caught_up, detached, may_lag, pause, resume, settled, why};
 pub(crate) use life::{extend, ping, set as set_life};
 pub(crate) use once::Once;
+pub(crate) use ports::{Listener, listeners};
 pub(crate) use quota::Quota;
 pub(crate) use waiters::{Waiters, wake};
 

@@ -75,6 +75,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(files::mkdir))
         .routes(routes!(files::rename))
         .routes(routes!(files::remove))
+        .routes(routes!(ports::list))
         .routes(routes!(ports::get, ports::set))
         .routes(routes!(ports::link))
         .routes(routes!(ports::connect))

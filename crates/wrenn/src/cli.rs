@@ -126,6 +126,8 @@ pub(crate) enum Capsule {
     Logs { capsule: String },
     /// List the processes that were started in a capsule.
     Ps { capsule: String },
+    /// List the servers that listen in a running capsule, with their URLs.
+    Ports { capsule: String },
     /// Print the URL of a capsule's port; with --expires, one that lets any browser in.
     Url(Url),
     /// Let anyone reach a port of a capsule by its URL.

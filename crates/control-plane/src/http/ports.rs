@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use hop::{Outgoing, headers};
 use http::{HeaderValue, StatusCode, header};
-use protocol::{REFUSAL, Refusal};
+use protocol::{ENVD_PORT, REFUSAL, Refusal};
 use serde_json::json;
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
@@ -33,10 +33,42 @@ fn target((id, port): (String, String)) -> Result<Target> {
 fn shown(app: &App, caller: Caller, capsule: Capsule, target: Target) -> Json<api::Port> {
     Json(api::Port {
         port: target.port,
-        public: capsule.public_ports.contains(&i32::from(target.port)),
+        public: is_public(&capsule, target.port),
         url: app.public.of(target),
         traffic_token: caller.executes(&capsule).then_some(capsule.traffic_token),
     })
+}
+
+/// Reports whether anyone may reach a port. envd's port is never public.
+fn is_public(capsule: &Capsule, port: u16) -> bool {
+    let all = capsule.public_traffic && port != ENVD_PORT;
+    all || capsule.public_ports.contains(&i32::from(port))
+}
+
+/// List the servers that listen in a running capsule, on whatever address of it. Wakes no capsule.
+#[utoipa::path(
+    operation_id = "list_ports",
+    get, path = "/v1/capsules/{id}/ports", tag = "ports",
+    params(("id" = String, Path, description = "Id of the capsule")),
+    responses(
+        (status = 200, body = Vec<api::ListeningPort>),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<api::ListeningPort>>> {
+    let (capsule, listeners) = capsules::listeners(&app, caller, capsule_id(&id)?).await?;
+    let shown = |listener: capsules::Listener| api::ListeningPort {
+        port: listener.port,
+        address: listener.address.to_string(),
+        program: listener.program,
+        public: is_public(&capsule, listener.port),
+        url: app.public.of(Target { capsule: capsule.id(), port: listener.port }),
+    };
+    Ok(Json(listeners.into_iter().map(shown).collect()))
 }
 
 /// Show how a port is reached.

@@ -79,6 +79,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("POST", "/v1/capsules/{id}/files/mkdir", EXEC),
     ("POST", "/v1/capsules/{id}/files/move", EXEC),
     ("POST", "/v1/capsules/{id}/files/remove", EXEC),
+    ("GET", "/v1/capsules/{id}/ports", READ),
     ("GET", "/v1/capsules/{id}/ports/{port}", READ),
     ("PUT", "/v1/capsules/{id}/ports/{port}", CHANGE),
     ("POST", "/v1/capsules/{id}/ports/{port}/links", EXEC),

@@ -25,7 +25,8 @@ const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-to
 const KEY_MAX: usize = 200;
 
 /// What of envd is not for those outside: its control routes are the host agent's.
-const ENVD_CLOSED: [&str; 2] = ["/init", "/snapshot/prepare"];
+const ENVD_CLOSED: [&str; 4] =
+    ["/init", "/snapshot/prepare", protocol::PORTS, protocol::CONNECT_PORT];
 
 /// What a request presents.
 pub(crate) struct Presented<'a> {
@@ -307,7 +308,9 @@ mod tests {
         assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), guest(Way::EnvdToken));
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
         let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
-        assert_eq!(decide(ENVD_PORT, "/init", &all, Some(TEAM), true), Err("not_found"));
+        for path in ["/init", "/snapshot/prepare", "/ports", "/ports/connect?port=80"] {
+            assert_eq!(decide(ENVD_PORT, path, &all, Some(TEAM), true), Err("not_found"), "{path}");
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub(crate) async fn capsule(
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
         cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
         cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
+        cli::Capsule::Ports { capsule } => port::list(&capsule, client, form).await?,
         cli::Capsule::Url(url) => port::url(&url, client, form).await?,
         cli::Capsule::Publish { capsule, port } => {
             port::publish(&capsule, port, true, client, form).await?;

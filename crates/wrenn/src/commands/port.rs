@@ -1,5 +1,5 @@
-//! `wrenn capsule url`, `publish`, `unpublish`, `forward`, `rotate-token` and `rotate-links`: ports
-//! of capsules.
+//! `wrenn capsule ports`, `url`, `publish`, `unpublish`, `forward`, `rotate-token` and
+//! `rotate-links`: ports of capsules.
 
 use super::capsule::path;
 use crate::cli;
@@ -13,6 +13,26 @@ use tokio::net::{TcpListener, TcpStream};
 
 fn port_path(capsule: &str, port: u16, rest: &str) -> anyhow::Result<String> {
     path(capsule, &format!("/ports/{port}{rest}"))
+}
+
+pub(super) async fn list(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
+    let ports: Vec<api::ListeningPort> = client.get(&path(capsule, "/ports")?).await?;
+    if form == Form::Json {
+        return output::json(&ports);
+    }
+    let row = |port: api::ListeningPort| {
+        let public = if port.public { "yes" } else { "no" };
+        vec![
+            port.port.to_string(),
+            port.address,
+            port.program.unwrap_or_default(),
+            public.to_owned(),
+            port.url,
+        ]
+    };
+    let header = ["PORT", "ADDRESS", "PROGRAM", "PUBLIC", "URL"];
+    output::table(&header, ports.into_iter().map(row).collect());
+    Ok(())
 }
 
 pub(super) async fn url(url: &cli::Url, client: &Client, form: Form) -> anyhow::Result<()> {

@@ -1,0 +1,129 @@
+//! Which servers listen in a capsule, by its guest's word. A guest is hostile, so the answer is
+//! bounded in time, size and number. The look wakes no capsule.
+
+use super::{get, why};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use axum::body::{Body, to_bytes};
+use http::{Request, StatusCode};
+use protocol::{ENVD_PORT, REFUSAL, Refusal};
+use std::net::IpAddr;
+use std::time::Duration;
+use types::{CapsuleId, CapsuleState};
+
+/// Time that a guest may take to answer.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Largest answer, in bytes. A server takes some 100 bytes.
+const BYTES: usize = 256 * 1024;
+/// Servers that are shown, at most; envd lists no more.
+const MOST: usize = 1024;
+/// Longest name of a program, in characters. A Linux kernel keeps 15 bytes.
+const NAME_MAX: usize = 64;
+
+/// A server in a capsule.
+#[derive(Debug, PartialEq, Eq, serde::Deserialize)]
+pub(crate) struct Listener {
+    pub port: u16,
+    pub address: IpAddr,
+    pub program: Option<String>,
+}
+
+/// Lists the servers that listen in a running capsule of the caller's team.
+pub(crate) async fn listeners(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+) -> Result<(Capsule, Vec<Listener>)> {
+    let capsule = get(app, caller, id).await?;
+    let state = capsule.state();
+    if state != CapsuleState::Running {
+        return Err(Error::NotRunning(state));
+    }
+    let asked = tokio::time::timeout(LIMIT, ask(app, &capsule)).await;
+    match asked.unwrap_or(Err(Error::GuestUnavailable)) {
+        Ok(listeners) => Ok((capsule, listeners)),
+        Err(error) => Err(why(app, &capsule, error).await),
+    }
+}
+
+async fn ask(app: &App, capsule: &Capsule) -> Result<Vec<Listener>> {
+    let (agent, request) = (app.agent_of(capsule)?, Request::new(Body::empty()));
+    let forwarded = agent.forward(capsule.id(), &capsule.envd_token, protocol::PORTS, request);
+    let answer = forwarded.await?;
+    if let Some(refusal) = answer.headers().get(REFUSAL) {
+        return Err(match Refusal::parse(refusal.as_bytes()) {
+            // The port that is closed or silent is envd's, which is not the caller's matter.
+            Some(Refusal::PortClosed | Refusal::Silent | Refusal::Closed | Refusal::Garbage) => {
+                Error::GuestUnavailable
+            }
+            refusal => Error::from_refusal(refusal, ENVD_PORT),
+        });
+    }
+    match answer.status() {
+        StatusCode::OK => {}
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            return Err(Error::NotSupported("listing the ports of a capsule whose envd is older"));
+        }
+        _ => return Err(Error::GuestUnavailable),
+    }
+    let body = to_bytes(Body::new(answer.into_body()), BYTES).await;
+    read(&body.map_err(|_| Error::GuestUnavailable)?)
+}
+
+/// Reads a guest's answer.
+fn read(answer: &[u8]) -> Result<Vec<Listener>> {
+    let listeners = serde_json::from_slice::<Vec<Listener>>(answer);
+    let mut listeners = listeners.map_err(|_| Error::GuestUnavailable)?;
+    listeners.retain(|listener| !matches!(listener.port, 0 | ENVD_PORT));
+    listeners.truncate(MOST);
+    for listener in &mut listeners {
+        listener.program = listener.program.take().and_then(|name| printable(&name));
+    }
+    Ok(listeners)
+}
+
+/// Leaves of a name what a terminal may print.
+fn printable(name: &str) -> Option<String> {
+    let name: String = name.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_read_without_envds_own_and_without_control_characters() {
+        let answer = r#"[
+            {"port": 8000, "address": "127.0.0.1", "program": "py\u001b[31mthon"},
+            {"port": 8000, "address": "::1", "program": "\n", "more": 1},
+            {"port": 49983, "address": "0.0.0.0"}, {"port": 0, "address": "0.0.0.0"}
+        ]"#;
+        let shown: Vec<_> = read(answer.as_bytes()).unwrap().into_iter().collect();
+        let program = Some("py[31mthon".to_owned());
+        let wanted = [
+            Listener { port: 8000, address: "127.0.0.1".parse().unwrap(), program },
+            Listener { port: 8000, address: "::1".parse().unwrap(), program: None },
+        ];
+        assert_eq!(shown, wanted);
+    }
+
+    #[test]
+    fn answer_that_is_no_list_of_servers_is_a_guest_that_does_not_answer() {
+        for answer in ["", "{}", "[1]", r#"[{"port": 65536, "address": "::"}]"#, r#"[{"port": 1}]"#]
+        {
+            assert!(matches!(read(answer.as_bytes()), Err(Error::GuestUnavailable)), "{answer}");
+        }
+    }
+
+    #[test]
+    fn long_lists_and_names_are_cut() {
+        let one = format!(r#"{{"port": 1, "address": "::", "program": "{}"}}"#, "x".repeat(1000));
+        let answer = format!("[{}]", vec![one; MOST + 1].join(","));
+        let read = read(answer.as_bytes()).unwrap();
+        assert_eq!(read.len(), MOST);
+        assert_eq!(read[0].program.as_ref().unwrap().len(), NAME_MAX);
+    }
+}
