@@ -24,8 +24,22 @@ pub struct Wire {
 impl Upstream {
     /// Serves each connection by `serve`, on a thread of its own.
     pub fn start(serve: impl Fn(Wire) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Self::start_at("127.0.0.1", serve)
+    }
+
+    /// Serves as [`Self::start`] does, at an address of this machine alone. No other address of
+    /// the loopback has a server at the port.
+    ///
+    /// # Panics
+    /// When it cannot listen there.
+    pub fn start_at(address: &str, serve: impl Fn(Wire) + Send + Sync + 'static) -> Self {
+        let (listener, port) = loop {
+            let listener = TcpListener::bind((address, 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            if address == "127.0.0.1" || TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                break (listener, port);
+            }
+        };
         let serve = Arc::new(serve);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -38,7 +52,12 @@ impl Upstream {
 
     /// Answers each request with its own head as the body, as often as it is asked.
     pub fn echo() -> Self {
-        Self::start(|mut wire| {
+        Self::echo_at("127.0.0.1")
+    }
+
+    /// Answers as [`Self::echo`] does, at an address of this machine alone.
+    pub fn echo_at(address: &str) -> Self {
+        Self::start_at(address, |mut wire| {
             while let Some(head) = wire.head() {
                 let length = head.lines().find_map(|line| {
                     let (name, value) = line.split_once(':')?;

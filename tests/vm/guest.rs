@@ -88,11 +88,16 @@ async fn envd_asks_for_its_token_on_every_path_but_health() {
     let (platform, _, id) = capsule().await;
     let agent = platform.agent_client().below(&format!("/proxy/{id}/49983"));
     agent.get("/health").await.expect(204);
-    for path in ["/metrics", "/envs", "/files?path=/etc/passwd", "/nosuch"] {
+    for path in ["/metrics", "/envs", "/files?path=/etc/passwd", "/ports", "/nosuch"] {
         agent.get(path).await.expect(401);
     }
-    for path in ["/process.Process/List", "/filesystem.Filesystem/Stat", "/files/compose", "/init"]
-    {
+    for path in [
+        "/process.Process/List",
+        "/filesystem.Filesystem/Stat",
+        "/files/compose",
+        "/init",
+        "/ports/connect?port=22",
+    ] {
         let answer = agent.post(path, &json!({ "accessToken": "guess" })).await;
         assert_eq!(answer.status.as_u16(), 401, "{path}: {}", answer.body);
     }

@@ -18,6 +18,7 @@ mod keep;
 mod metadata;
 mod moves;
 mod partition;
+mod ports;
 mod probe;
 mod proxy;
 mod removal;

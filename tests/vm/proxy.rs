@@ -17,14 +17,17 @@ use tokio_tungstenite::{Connector, client_async_tls_with_config};
 
 const DOMAIN: &str = "capsules.test";
 
-/// Puts a Python server into a capsule, at port 8080.
-async fn serve(client: &Client, id: &str) {
+/// Starts a Python server in a capsule, at an address and a port, and waits until the server is
+/// reached by its host name. The process has both as its tag, as `127.0.0.1-8080`.
+pub(crate) async fn serve(client: &Client, id: &str, address: &str, port: u16) {
     let put = client.request(Method::PUT, &format!("/v1/capsules/{id}/files?path=/tmp/server.py"));
     client.send(put.body(include_str!("server.py"))).await.expect(204);
-    let body = json!({ "cmd": "python3", "args": ["/tmp/server.py", "8080"], "background": true });
+    let (text, tag) = (port.to_string(), format!("{address}-{port}"));
+    let args = ["/tmp/server.py", text.as_str(), address];
+    let body = json!({ "cmd": "python3", "args": args, "background": true, "tag": tag });
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
     eventually("the server listens", || async {
-        let ask = client.request(Method::GET, "/").header("host", format!("8080-{id}.{DOMAIN}"));
+        let ask = client.request(Method::GET, "/").header("host", format!("{port}-{id}.{DOMAIN}"));
         (client.send(ask).await.status == 200).then_some(())
     })
     .await;
@@ -38,7 +41,7 @@ async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
     let platform = Platform::start(Driver::Guests, &vars).await;
     let client = platform.client();
     let id = client.create(&small()).await;
-    serve(&client, &id).await;
+    serve(&client, &id, "0.0.0.0", 8080).await;
     let caddy = Caddy::start(DOMAIN, port, platform.url());
     let (name, closed) = (format!("8080-{id}.{DOMAIN}"), format!("81-{id}.{DOMAIN}"));
     let browser = caddy.client(&[&name, &closed, DOMAIN]);
@@ -87,7 +90,7 @@ async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
     assert!(answer.text().await.unwrap().contains("port is not open"));
 
     websocket(&caddy, &name, port, &cookie).await;
-    forwarded(&platform, &id);
+    forwarded(&platform, &id, 8080);
 
     // Whoever is connected when the capsule ends is told by the end.
     let mut socket = open(&caddy, &name, port, &cookie).await;
@@ -126,9 +129,9 @@ async fn websocket(caddy: &Caddy, name: &str, port: u16, cookie: &str) {
 }
 
 /// A port of this machine that leads to the guest's, for any protocol.
-fn forwarded(platform: &Platform, id: &str) {
+pub(crate) fn forwarded(platform: &Platform, id: &str, port: u16) {
     let mut command = platform.wrenn();
-    command.args(["capsule", "forward", id, "8080", "0"]);
+    command.args(["capsule", "forward", id, &port.to_string(), "0"]);
     let mut forward = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut address = String::new();
     let out = forward.stdout.take().unwrap();

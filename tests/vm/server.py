@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import http.server
+import socket
 import struct
 import sys
 import time
@@ -86,4 +87,6 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
 
-Server(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
+host = sys.argv[2] if len(sys.argv) > 2 else "0.0.0.0"
+Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+Server((host, int(sys.argv[1])), Handler).serve_forever()

@@ -172,6 +172,11 @@ async fn traffic_tokens_public_ports_and_envds_token_open_what_is_theirs() {
     assert_eq!(ask("/health").send().await.unwrap().status(), 204);
     let init = nobody.to_port(Method::POST, &id, 49983, "/init").header(envd[0].0, envd[0].1);
     nobody.send(init.body("{}")).await.refuses(404, "not_found", "route");
+    for path in ["/ports", "/ports/connect?port=80"] {
+        nobody.send(ask(path)).await.refuses(404, "not_found", "route");
+        let owner = client.to_port(Method::GET, &id, 49983, path);
+        client.send(owner).await.refuses(404, "not_found", "route");
+    }
     // The owner needs no token of envd's.
     let envs = client.to_port(Method::GET, &id, 49983, "/envs").send().await.unwrap();
     assert_eq!(envs.status(), 200);
