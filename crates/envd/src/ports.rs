@@ -19,8 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 /// Time that a program may take to take a connection. The host waits for 5 s.
 const LIMIT: Duration = Duration::from_secs(4);
-/// Connections at once between the host and the loopback.
-const RELAYS: usize = 1024;
+/// Connections at once between the host and the loopback. Each takes two of the 65,536 descriptors
+/// that envd may have, and the host limits the requests under way.
+const RELAYS: usize = 8192;
 
 /// The guest's ports, as the host is served.
 pub(crate) struct Ports {
