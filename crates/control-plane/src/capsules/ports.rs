@@ -101,7 +101,7 @@ mod tests {
             {"port": 8000, "address": "::1", "program": "\n", "more": 1},
             {"port": 49983, "address": "0.0.0.0"}, {"port": 0, "address": "0.0.0.0"}
         ]"#;
-        let shown: Vec<_> = read(answer.as_bytes()).unwrap().into_iter().collect();
+        let shown = read(answer.as_bytes()).unwrap();
         let program = Some("py[31mthon".to_owned());
         let wanted = [
             Listener { port: 8000, address: "127.0.0.1".parse().unwrap(), program },

@@ -110,9 +110,9 @@ fn programs(sockets: &HashSet<u64>) -> HashMap<u64, String> {
         left -= looked;
         if !held.is_empty() {
             let name = name(&folder);
-            held.into_iter().for_each(|inode| {
+            for inode in held {
                 found.entry(inode).or_insert_with(|| name.clone());
-            });
+            }
         }
     }
     found
