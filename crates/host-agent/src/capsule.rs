@@ -14,13 +14,15 @@ pub(crate) mod ledger;
 pub(crate) mod life;
 mod liveness;
 pub(crate) mod manager;
-mod pause;
+pub(crate) mod pause;
 pub(crate) mod resume;
 mod snapshots;
 pub(crate) mod store;
 
 use crate::{network, snapshot, vmm};
+use std::future::Future;
 use std::io;
+use tokio_util::sync::CancellationToken;
 
 /// Why a capsule could not be made, changed or ended.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,8 @@ pub(crate) enum Error {
     GuestSilent { seconds: u64, console: String },
     #[error("the machine ended while it booted: {reason}; its console ended with: {console}")]
     Died { reason: String, console: String },
+    #[error("{}", protocol::SILENT)]
+    Silent,
     #[error("{0}")]
     Ended(String),
     #[error("what was kept is damaged")]
@@ -80,6 +84,17 @@ pub(crate) fn kept_error(what: &'static str) -> impl FnOnce(io::Error) -> Error 
         true => Error::Damaged(source),
         false => Error::Io { what, source },
     }
+}
+
+/// Waits for work, unless the capsule is to be removed before the work is done.
+///
+/// # Errors
+/// [`Error::Stopping`] when `cancel` says so.
+pub(crate) async fn until<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> Result<T, Error> {
+    cancel.run_until_cancelled(work).await.ok_or(Error::Stopping)
 }
 
 /// Does work that waits for the disk on a thread of its own.

@@ -32,6 +32,10 @@ const CLOCK_WRONG: Duration = Duration::from_millis(500);
 const CLOCK_TRIES: u32 = 10;
 /// How long a guest may take to write down what it has in memory.
 const QUIESCE: Duration = Duration::from_secs(30);
+/// Time after which a guest's agent counts as silent.
+const SILENT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
+/// Pause before another request to a guest that took no connection.
+const RESPOND_AGAIN: Duration = Duration::from_millis(100);
 /// Time that a guest which goes on may take to set its clock. An ended guest never does.
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of randomness that a guest begins a new epoch with.
@@ -193,6 +197,16 @@ impl Guest {
             self.ask("GET", "/health", "", Bytes::new()).await.ok()
         };
         matches!(tokio::time::timeout(limit, asked).await, Ok(Some(_)))
+    }
+
+    /// Reports whether envd answers anything at all. Waits for a slow answer, but not for ever.
+    pub(crate) async fn responds(&self) -> bool {
+        let asked = async {
+            while self.ask("GET", "/health", "", Bytes::new()).await.is_err() {
+                tokio::time::sleep(RESPOND_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(SILENT, asked).await.is_ok()
     }
 
     /// Sends a request to envd.

@@ -5,6 +5,7 @@ use crate::capsule::Error;
 use crate::capsule::ledger::{Ledger, Phase};
 use crate::capsule::life::{Life, OnTimeout};
 use crate::capsule::manager::{Begun, Listed, Manager, State, chain};
+use crate::capsule::pause::Keep;
 use crate::capsule::resume::Resume;
 use crate::capsule::store::{Placed, Tree};
 use crate::snapshot::{Layers, System};
@@ -73,7 +74,8 @@ impl wire::Host for Service {
         request: ServiceRequest<'_, wire::PauseCapsuleRequest>,
     ) -> ServiceResult<wire::PauseCapsuleResponse> {
         let id = capsule_id(request.capsule_id)?;
-        let paused = self.manager.pause(id, Some(request.generation), !request.disk_only);
+        let what = if request.disk_only { Keep::Disk } else { Keep::Memory };
+        let paused = self.manager.pause(id, Some(request.generation), what);
         paused.await.map_err(|e| refused(id, &e))?;
         Response::ok(wire::PauseCapsuleResponse::default())
     }
@@ -341,8 +343,8 @@ fn refused(id: CapsuleId, error: &Error) -> ConnectError {
         Error::Network(crate::network::Error::Full(_)) => ErrorCode::ResourceExhausted,
         Error::Stopping | Error::Stale | Error::State(_) => ErrorCode::Aborted,
         Error::NotFound(_) => ErrorCode::NotFound,
-        Error::GuestSilent { .. }
-        | Error::Died { .. }
+        Error::Silent | Error::GuestSilent { .. } => ErrorCode::Unavailable,
+        Error::Died { .. }
         | Error::Ended(_)
         | Error::Io { .. }
         | Error::Network(_)
@@ -350,5 +352,7 @@ fn refused(id: CapsuleId, error: &Error) -> ConnectError {
     };
     let text = chain(error);
     tracing::warn!(%id, error = text, "refused");
+    // A silent guest's last words stay in the log.
+    let text = if code == ErrorCode::Unavailable { protocol::SILENT.to_owned() } else { text };
     ConnectError::new(code, text)
 }

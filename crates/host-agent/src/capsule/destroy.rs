@@ -1,5 +1,6 @@
-//! The removal of a capsule with all that the host has of it. A removal names the newest generation
-//! that it may remove. A later command's capsule stays.
+//! The removal of a capsule with all that the host has of it. A removal ends whichever operation
+//! has the capsule's turn, so that nothing that a guest does holds it up. It names the newest
+//! generation that it may remove. A later command's capsule stays.
 
 use super::Error;
 use super::boot;
@@ -8,6 +9,9 @@ use super::manager::{Capsule, Manager, State, Turn};
 use std::sync::Arc;
 use std::time::Duration;
 use types::CapsuleId;
+
+/// Period in which a removal that waits for its turn cancels operations.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl Manager {
     /// Ends a capsule and removes everything that belongs to it; an unknown capsule is success.
@@ -19,7 +23,13 @@ impl Manager {
 
     async fn destroy_in_turn(&self, id: CapsuleId, newest: Option<u64>) -> Result<(), Error> {
         let turn = self.begin_destroy(id, newest)?;
-        let _turn = turn.lock().await;
+        let mut next = std::pin::pin!(turn.lock());
+        let _turn = loop {
+            tokio::select! {
+                held = &mut next => break held,
+                () = tokio::time::sleep(AGAIN) => self.cancel_for_removal(id, &turn, newest),
+            }
+        };
         let running = {
             let mut capsules = self.lock();
             match capsules.get_mut(&id) {
@@ -43,7 +53,16 @@ impl Manager {
         Ok(())
     }
 
-    /// Cancels a boot under way of the capsule. An unknown capsule is entered meanwhile, so that
+    /// Cancels the operation under way again: another may have had its turn meanwhile.
+    fn cancel_for_removal(&self, id: CapsuleId, turn: &Turn, newest: Option<u64>) {
+        self.change(id, |capsule| {
+            if Arc::ptr_eq(&capsule.turn, turn) && !capsule.is_later_than(newest) {
+                capsule.cancel.cancel();
+            }
+        });
+    }
+
+    /// Cancels the operation under way of the capsule. An unknown capsule is entered meanwhile, so that
     /// nobody begins a capsule of this id while its leftovers are removed.
     fn begin_destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<Turn, Error> {
         let mut capsules = self.lock();

@@ -188,6 +188,24 @@ impl Manager {
         refreshed.map_err(io_error("setting the clock of a guest that goes on"))
     }
 
+    /// Sets the clock of a guest that goes on, and lets its file system go on, once its agent
+    /// answers. Gives up when the guest's connections are cut, as each pause and each end does.
+    pub(super) fn refresh_later(&self, id: CapsuleId, guest: Guest, token: String) {
+        let tasks = self.parts.tasks.clone();
+        self.parts.tasks.spawn(async move {
+            let refreshed = async {
+                while guest.refresh(&token).await.is_err() {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            };
+            tokio::select! {
+                () = refreshed => tracing::info!(%id, "a guest that was silent answers"),
+                () = guest.gone() => {}
+                () = tasks.stopping() => {}
+            }
+        });
+    }
+
     /// Stops a running capsule's guest. A thaw is owed from here on, also when this fails: a VMM
     /// that did not answer in time may stop the guest all the same.
     pub(super) async fn freeze(

@@ -1,6 +1,10 @@
 //! How long a capsule may run, and what then: decided here purely, carried out by `manager`.
 
+use super::pause::Keep;
 use std::time::Duration;
+
+/// Tries to pause a capsule at its end that a silent agent may refuse.
+const SILENT_TRIES: u32 = 2;
 
 /// What is done with a capsule whose time is over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -33,6 +37,19 @@ pub(crate) enum Due {
     Pause,
     PauseDisk,
     Kill,
+}
+
+impl Due {
+    /// Decides what a pause keeps, after so many tries in a row that a silent agent refused. Pure.
+    pub(super) fn keep(self, silent_tries: u32) -> Keep {
+        if silent_tries >= SILENT_TRIES {
+            return Keep::Frozen;
+        }
+        match self {
+            Self::PauseDisk => Keep::Disk,
+            Self::Pause | Self::Kill | Self::Nothing => Keep::Memory,
+        }
+    }
 }
 
 impl Life {
@@ -73,6 +90,15 @@ pub(crate) fn now_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silent_agent_delays_a_pause_that_is_due_and_does_not_prevent_it() {
+        for (due, wanted) in [(Due::Pause, Keep::Memory), (Due::PauseDisk, Keep::Disk)] {
+            assert_eq!(due.keep(0), wanted);
+            assert_eq!(due.keep(SILENT_TRIES - 1), wanted);
+            assert_eq!(due.keep(SILENT_TRIES), Keep::Frozen);
+        }
+    }
 
     #[test]
     fn the_end_is_absolute_and_idleness_only_pauses() {

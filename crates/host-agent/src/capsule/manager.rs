@@ -6,7 +6,7 @@ use super::hold::Usage;
 use super::ledger::Ledger;
 use super::life::{Due, Life, now_ms};
 use super::store::Tree;
-use super::{Error, golden, io_error, kept_error};
+use super::{Error, golden, io_error, kept_error, until};
 use crate::Parts;
 use crate::guest::{Guest, Places};
 use crate::snapshot::{self, Snapshot};
@@ -82,13 +82,15 @@ pub(super) struct Capsule {
     pub running: Option<(Arc<dyn Machine>, Guest)>,
     /// Held by the operation under way.
     pub turn: Turn,
-    /// Ends a boot under way.
+    /// Ends the operation under way.
     pub cancel: CancellationToken,
     pub life: Life,
     /// When something was last under way in it.
     pub active: Instant,
     /// What was due and failed is not tried before.
     pub due_after: Instant,
+    /// Pauses in a row that were due and that a silent agent refused.
+    pub silent_tries: u32,
     pub usage: Usage,
 }
 
@@ -185,8 +187,7 @@ impl Manager {
             self.parts.tasks.spawn(async move {
                 let done = match what {
                     Due::Kill => this.expire(id).await,
-                    Due::PauseDisk => this.pause(id, None, false).await,
-                    Due::Pause | Due::Nothing => this.pause(id, None, true).await,
+                    Due::PauseDisk | Due::Pause | Due::Nothing => this.pause_due(id, what).await,
                 };
                 match done {
                     Ok(()) => tracing::info!(%id, ?what, "its time is over"),
@@ -280,7 +281,8 @@ impl Manager {
         if !parts.driver.boots_images() {
             return boot::boot(parts, ledger, Origin::Image(None), cancel).await;
         }
-        let found = parts.goldens.find(parts, &ledger.template, ledger.resources).await;
+        let found = parts.goldens.find(parts, &ledger.template, ledger.resources);
+        let found = until(cancel, found).await?;
         let snapshot = match found.map_err(golden::error)? {
             Ok(snapshot) => snapshot,
             Err(golden) => {
@@ -355,6 +357,7 @@ impl Manager {
             capsule.usage = Usage::of(capsule.usage.kept);
             capsule.running = Some((booted.machine, booted.guest));
             (capsule.active, capsule.due_after) = (Instant::now(), Instant::now());
+            capsule.silent_tries = 0;
         }
         self.watch_end(id, machine);
     }
@@ -476,6 +479,13 @@ impl Capsule {
         self.last > 0 && self.stored.as_ref().is_none_or(|stored| stored.number != self.last)
     }
 
+    /// Returns the token of an operation that begins. An earlier removal may have cancelled the
+    /// last one, and stayed without effect.
+    pub(super) fn renew_cancel(&mut self) -> CancellationToken {
+        self.cancel = CancellationToken::new();
+        self.cancel.clone()
+    }
+
     pub(super) fn begun(&self) -> Begun {
         (self.stages.clone(), self.life.left_ms(now_ms()))
     }
@@ -501,6 +511,7 @@ impl Capsule {
             life: ledger.life.clone(),
             active: now,
             due_after: now,
+            silent_tries: 0,
             usage: Usage::default(),
         }
     }

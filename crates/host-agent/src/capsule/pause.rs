@@ -1,22 +1,31 @@
 //! Pausing: connections are drained, the guest is quiesced and frozen, what it is made of is
 //! written and appears by a rename. Until that rename any failure lets the guest go on as if
 //! nothing had been; after it the machine is ended, whatever happens.
+//!
+//! Each wait for the guest has a limit, and a removal ends it. A guest whose agent is silent could
+//! not be brought back, so its pause is refused.
+
+#[cfg(test)]
+mod tests;
 
 use super::ledger::{Ledger, Phase};
-use super::life::now_ms;
+use super::life::{Due, now_ms};
 use super::manager::{Manager, State, chain};
-use super::{Error, blocking, boot, io_error, liveness};
+use super::{Error, blocking, boot, io_error, liveness, until};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::{self, Manifest, Snapshot, Staging};
 use crate::vmm::Machine;
 use futures::FutureExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 use types::CapsuleId;
 
 /// How long requests under way may take to come to their end.
 const GRACE: Duration = Duration::from_secs(2);
+/// Before another try to pause a capsule whose time is over and whose agent is silent.
+const SILENT_AGAIN: Duration = Duration::from_secs(5);
 /// Most bytes that a pause or snapshot writes beside the memory: the devices' state, the manifest,
 /// and the guest's last writes.
 pub(super) const BESIDE: u64 = 64 << 20;
@@ -55,34 +64,80 @@ pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> R
     Ok(())
 }
 
+/// What a pause keeps of a capsule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The disk, as the guest has written it down.
+    Disk,
+    /// Memory, devices and disk.
+    Memory,
+    /// Memory, devices and disk, even of a guest whose agent is silent.
+    Frozen,
+}
+
+impl Keep {
+    fn has_memory(self) -> bool {
+        match self {
+            Self::Disk => false,
+            Self::Memory | Self::Frozen => true,
+        }
+    }
+}
+
+/// A pause that has begun.
+struct UnderWay {
+    machine: Arc<dyn Machine>,
+    guest: Guest,
+    /// Ends the pause, for a removal.
+    cancel: CancellationToken,
+}
+
 impl Manager {
     /// Keeps a capsule and ends its machine; one that is paused is success. `generation` is that
-    /// of the command, none where the agent itself has it done; without `memory`, only the disk is
-    /// kept.
+    /// of the command, none where the agent itself has it done.
+    ///
+    /// # Errors
+    /// [`Error::Silent`] when the guest's agent does not answer, unless the guest is to be kept
+    /// regardless; [`Error::Stopping`] when the capsule is to be removed. The capsule then runs on.
     pub(crate) async fn pause(
         &self,
         id: CapsuleId,
         generation: Option<u64>,
-        memory: bool,
+        what: Keep,
     ) -> Result<(), Error> {
         let this = self.clone();
-        self.detached(async move { this.pause_in_turn(id, generation, memory).await }).await
+        self.detached(async move { this.pause_in_turn(id, generation, what).await }).await
+    }
+
+    /// Pauses a capsule whose time is over. A guest whose agent stays silent is kept as it is after
+    /// some tries, so that no guest runs for ever.
+    pub(super) async fn pause_due(&self, id: CapsuleId, due: Due) -> Result<(), Error> {
+        let tries = self.change(id, |capsule| capsule.silent_tries).unwrap_or(0);
+        let paused = self.pause(id, None, due.keep(tries)).await;
+        let silent = matches!(paused, Err(Error::Silent));
+        self.change(id, |capsule| {
+            capsule.silent_tries = if silent { tries + 1 } else { 0 };
+            if silent {
+                capsule.due_after = Instant::now() + SILENT_AGAIN;
+            }
+        });
+        paused
     }
 
     async fn pause_in_turn(
         &self,
         id: CapsuleId,
         generation: Option<u64>,
-        memory: bool,
+        what: Keep,
     ) -> Result<(), Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
-        let (machine, guest) = match self.begin_pause(id, generation)? {
-            Some(running) => running,
-            None => return Ok(()),
-        };
+        let Some(under_way) = self.begin_pause(id, generation)? else { return Ok(()) };
         // The claim comes before anything is cut off, so that a guest without room notices nothing.
-        let most = if memory { most(&*machine, self.memory_of(id)) } else { BESIDE };
+        let most = match what.has_memory() {
+            true => most(&*under_way.machine, self.memory_of(id)),
+            false => BESIDE,
+        };
         let _claim = match self.parts.room.claim(most) {
             Ok(claim) => claim,
             Err(error) => {
@@ -91,51 +146,58 @@ impl Manager {
                 return Err(error);
             }
         };
-        let (dir, started) = (boot::folder(&self.parts, id), std::time::Instant::now());
+        let (dir, started) = (boot::folder(&self.parts, id), Instant::now());
         let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
         let kept = match Ledger::load(&dir).ok_or_else(lost) {
             Ok(mut ledger) => {
                 ledger.generation = generation.unwrap_or(ledger.generation);
-                match self.keep(&ledger, &machine, &guest, memory).await {
+                match self.keep(&ledger, &under_way, what).await {
                     Ok(number) => Ok((ledger, number)),
-                    Err(error) => {
-                        let error = self.if_full(error);
-                        let renewed = guest.renewed(self.parts.tasks.clone());
-                        Err((error, Some((renewed, ledger.envd_token))))
-                    }
+                    Err(error) => Err((self.if_full(error), Some(ledger.envd_token))),
                 }
             }
             Err(error) => Err((error, None)),
         };
         match kept {
-            Ok((mut ledger, number)) => {
+            Ok((ledger, number)) => {
                 metrics::histogram!("wrenn_pause_seconds").record(started.elapsed().as_secs_f64());
-                // Complete: from here on there is no way back. The network goes when nobody holds it.
-                self.change(id, |capsule| capsule.running = None);
-                drop((guest, machine));
-                if let Err(error) = settle(&self.parts, &mut ledger, number).await {
-                    tracing::error!(%id, error = chain(&error), "clearing up after a pause");
-                }
-                self.change(id, |capsule| {
-                    capsule.state = State::Paused;
-                    capsule.memory_mib = 0;
-                    capsule.last = number;
-                });
-                self.measure_soon(id);
-                if let Some(stored) = &self.parts.stored {
-                    stored.tell();
-                }
+                self.complete_pause(id, under_way, ledger, number).await;
                 Ok(())
             }
-            Err((error, going)) => {
+            Err((error, token)) => {
                 metrics::counter!("wrenn_pauses_failed_total").increment(1);
-                let record = machine.record();
-                self.go_on(id, machine, going).await;
+                let record = under_way.machine.record();
+                self.go_on(id, under_way, token, &error).await;
                 if let Error::Ended(reason) = &error {
                     self.lost(id, &record, reason.clone()).await;
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Ends the machine of a capsule whose snapshot is complete. There is no way back from here.
+    async fn complete_pause(
+        &self,
+        id: CapsuleId,
+        under_way: UnderWay,
+        mut ledger: Ledger,
+        number: u64,
+    ) {
+        // The network goes when nobody holds it.
+        self.change(id, |capsule| capsule.running = None);
+        drop(under_way);
+        if let Err(error) = settle(&self.parts, &mut ledger, number).await {
+            tracing::error!(%id, error = chain(&error), "clearing up after a pause");
+        }
+        self.change(id, |capsule| {
+            capsule.state = State::Paused;
+            capsule.memory_mib = 0;
+            capsule.last = number;
+        });
+        self.measure_soon(id);
+        if let Some(stored) = &self.parts.stored {
+            stored.tell();
         }
     }
 
@@ -146,75 +208,59 @@ impl Manager {
 
     /// What a failure to keep something comes to when the disk is full, whoever met that.
     pub(super) fn if_full(&self, error: Error) -> Error {
-        match self.parts.room.is_full() {
+        let other = !matches!(error, Error::Silent | Error::Stopping);
+        match other && self.parts.room.is_full() {
             true => Error::NoCapacity(format!("the host's disk is full ({})", chain(&error))),
             false => error,
         }
     }
 
     /// Marks a running capsule as being paused; none when it is paused.
-    #[expect(clippy::type_complexity, reason = "a machine and its guest, as a capsule has them")]
     fn begin_pause(
         &self,
         id: CapsuleId,
         generation: Option<u64>,
-    ) -> Result<Option<(Arc<dyn Machine>, Guest)>, Error> {
+    ) -> Result<Option<UnderWay>, Error> {
         let mut capsules = self.lock();
         let none = || Error::NotFound(format!("capsule {id}"));
         let capsule = capsules.get_mut(&id).ok_or_else(none)?;
         match (&capsule.state, &capsule.running) {
             (State::Paused, _) => Ok(None),
-            (State::Running, Some(running)) => {
+            (State::Running, Some((machine, guest))) => {
                 if generation.is_some_and(|given| given < capsule.generation) {
                     return Err(Error::Stale);
                 }
-                let running = running.clone();
+                let (machine, guest) = (Arc::clone(machine), guest.clone());
                 capsule.generation = generation.unwrap_or(capsule.generation);
                 capsule.state = State::Pausing;
-                Ok(Some(running))
+                Ok(Some(UnderWay { machine, guest, cancel: capsule.renew_cancel() }))
             }
             (state, _) => Err(Error::State(state.clone())),
         }
     }
 
     /// Makes the capsule's next snapshot; returns its number.
-    async fn keep(
-        &self,
-        ledger: &Ledger,
-        machine: &Arc<dyn Machine>,
-        guest: &Guest,
-        memory: bool,
-    ) -> Result<u64, Error> {
-        let mut since = std::time::Instant::now();
+    async fn keep(&self, ledger: &Ledger, under_way: &UnderWay, what: Keep) -> Result<u64, Error> {
+        let UnderWay { machine, guest, cancel } = under_way;
+        let mut since = Instant::now();
         // A point at which a test may end it, and how long it took to get there.
         let mut step = |name: &'static str| {
             let took = since.elapsed().as_secs_f64();
             metrics::histogram!("wrenn_pause_stage_seconds", "stage" => name).record(took);
-            since = std::time::Instant::now();
+            since = Instant::now();
             daemon::step(name).map_err(io_error("a step"))
         };
-        let cut = guest.drain(GRACE).await;
+        let cut = until(cancel, guest.drain(GRACE)).await?;
         metrics::counter!("wrenn_requests_cut_total").increment(cut);
         step("pause.drained")?;
-        self.thaw_if_owed(ledger.id, &**machine).await?;
+        until(cancel, self.thaw_if_owed(ledger.id, &**machine)).await??;
         let asking = guest.renewed(self.parts.tasks.clone());
-        let quiesced = asking.quiesce(&ledger.envd_token, !memory).await;
+        let asked = until(cancel, self.quiesce(ledger, &**machine, &asking, what)).await;
         // Without a goodbye, whose answer a frozen guest would owe us.
         asking.cut();
-        match quiesced.map_err(io_error("asking the guest to write down what it has")) {
-            Err(error) if !memory => return Err(error),
-            Err(_)
-                if liveness::is_halted(&**machine, &guest.renewed(self.parts.tasks.clone()))
-                    .await =>
-            {
-                return Err(Error::Ended(liveness::REASON.to_owned()));
-            }
-            // What it has in memory is kept anyway.
-            Err(error) => tracing::warn!(id = %ledger.id, error = chain(&error), "pausing"),
-            Ok(()) => {}
-        }
+        asked??;
         step("pause.quiesced")?;
-        self.freeze(ledger.id, &**machine).await?;
+        until(cancel, self.freeze(ledger.id, &**machine)).await??;
         step("pause.frozen")?;
         let dir = boot::folder(&self.parts, ledger.id);
         let kept = boot::kept(&dir);
@@ -222,14 +268,14 @@ impl Manager {
         let failed = "keeping the capsule";
         let staging = Staging::begin(&kept.join(number.to_string())).map_err(io_error(failed))?;
         let mut manifest = self.manifest(ledger);
-        let pages = match memory {
+        let pages = match what.has_memory() {
             false => None,
             true => {
                 let state = staging.state_file().map_err(io_error(failed))?;
                 let bytes = u64::from(ledger.resources.memory_mib) << 20;
-                let pages = machine.save(state, bytes).await?;
+                let pages = until(cancel, machine.save(state, bytes)).await??;
                 step("pause.saved")?;
-                Some(pages)
+                Some(pages.map(|pages| pages.until(cancel.clone())))
             }
         };
         let began = ledger.began.clone();
@@ -246,10 +292,69 @@ impl Manager {
             daemon::step("pause.written")?;
             staging.commit(manifest)
         };
-        blocking(write).await.map_err(io_error(failed))?;
+        // A removal waits for the writer, which ends early, so that nothing is written after it.
+        let written = blocking(write).await.map_err(io_error(failed));
+        written.map_err(|error| if cancel.is_cancelled() { Error::Stopping } else { error })?;
         // A failure from here on would be one after the fact.
         let _ = step("pause.committed");
         Ok(number)
+    }
+
+    /// Has a guest write to its disk what it has in memory. A guest that is only slow to do so is
+    /// no error, unless its disk alone is kept.
+    ///
+    /// # Errors
+    /// [`Error::Silent`] when the guest's agent answers nothing, [`Error::Ended`] when the guest is
+    /// halted.
+    pub(super) async fn quiesce(
+        &self,
+        ledger: &Ledger,
+        machine: &dyn Machine,
+        guest: &Guest,
+        what: Keep,
+    ) -> Result<(), Error> {
+        // Nothing is asked of an agent that may carry it out when nobody expects that any more.
+        if guest.responds().await {
+            let quiesced = guest.quiesce(&ledger.envd_token, !what.has_memory()).await;
+            match quiesced.map_err(io_error("asking the guest to write down what it has")) {
+                Ok(()) => return Ok(()),
+                Err(error) if !what.has_memory() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(id = %ledger.id, error = chain(&error), "pausing");
+                    if guest.responds().await {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        self.judge_silent(ledger.id, machine, guest, what).await
+    }
+
+    /// Decides whether a guest whose agent is silent may be kept.
+    ///
+    /// # Errors
+    /// As [`Self::quiesce`].
+    pub(super) async fn judge_silent(
+        &self,
+        id: CapsuleId,
+        machine: &dyn Machine,
+        guest: &Guest,
+        what: Keep,
+    ) -> Result<(), Error> {
+        if liveness::is_halted(machine, guest).await {
+            return Err(Error::Ended(liveness::REASON.to_owned()));
+        }
+        // A guest that waits for room cannot answer, and answers again when it is brought back.
+        let kept = match what {
+            Keep::Frozen => true,
+            Keep::Memory => self.waits_for_room(id) || machine.waits_for_room(),
+            Keep::Disk => false,
+        };
+        if !kept {
+            return Err(Error::Silent);
+        }
+        tracing::warn!(%id, "keeping a guest whose agent is silent, as it is");
+        Ok(())
     }
 
     /// What a snapshot of a capsule says of itself before it has anything.
@@ -268,20 +373,30 @@ impl Manager {
         }
     }
 
-    /// Lets a capsule go on that could not be paused.
+    /// Lets a capsule go on that could not be paused. `token` is that of its agent, where known.
     async fn go_on(
         &self,
         id: CapsuleId,
-        machine: Arc<dyn Machine>,
-        going: Option<(Guest, String)>,
+        under_way: UnderWay,
+        token: Option<String>,
+        error: &Error,
     ) {
-        let thawed = self.thaw(id, &*machine).await;
-        if let Some((guest, token)) = going {
+        let UnderWay { machine, guest, cancel } = under_way;
+        let thawed = self.thaw_if_owed(id, &*machine).await;
+        if let Some(token) = token {
+            let guest = guest.renewed(self.parts.tasks.clone());
             // In a guest that stands still, nobody answers. Its clock is set when it goes on.
-            if thawed.is_ok()
-                && let Err(error) = guest.refresh(&token).await
-            {
-                tracing::warn!(%id, %error, "a guest that goes on does not answer");
+            if thawed.is_ok() {
+                let refreshed = match matches!(error, Error::Silent) {
+                    true => Err(Error::Silent),
+                    false => until(&cancel, guest.refresh(&token)).await.and_then(|refreshed| {
+                        refreshed.map_err(io_error("setting the clock of a guest that goes on"))
+                    }),
+                };
+                if let Err(error) = refreshed {
+                    tracing::warn!(%id, error = chain(&error), "a guest that goes on is silent");
+                    self.refresh_later(id, guest.clone(), token);
+                }
             }
             guest.admit();
             self.change(id, |capsule| capsule.running = Some((Arc::clone(&machine), guest)));

@@ -91,10 +91,8 @@ impl Manager {
         capsule.state = State::Resuming;
         capsule.memory_mib = memory;
         capsule.generation = wanted.generation;
-        // An earlier removal cancelled the old token; this command must not be cancelled with it.
-        capsule.cancel = CancellationToken::new();
         capsule.running = None;
-        Ok(Ok((before, capsule.cancel.clone())))
+        Ok(Ok((before, capsule.renew_cancel())))
     }
 
     async fn bring_back(

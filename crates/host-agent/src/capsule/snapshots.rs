@@ -3,14 +3,16 @@
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
-use super::{Error, blocking, boot, io_error, kept_error, liveness, pause};
+use super::pause::Keep;
+use super::{Error, blocking, boot, io_error, kept_error, liveness, pause, until};
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
 use crate::storage;
-use crate::vmm::Machine;
+use crate::vmm::{self, Machine};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, SnapshotId};
 
 impl Manager {
@@ -40,14 +42,19 @@ impl Manager {
             return Ok(self.bytes_of(&snapshot));
         }
         let none = || Error::NotFound(format!("capsule {id}"));
-        let known = self.change(id, |capsule| (capsule.state.clone(), capsule.running.clone()));
+        let known = self.change(id, |capsule| {
+            let cancel = capsule.renew_cancel();
+            ((capsule.state.clone(), capsule.running.clone()), cancel)
+        });
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
-        let taken = match known.ok_or_else(none)? {
-            (State::Running, Some((machine, guest))) => {
+        let (known, cancel) = known.ok_or_else(none)?;
+        let taken = match known {
+            (State::Running, Some(running)) => {
+                let (machine, _) = &running;
                 let bytes = if memory { self.memory_of(id) } else { 0 };
-                let most = pause::most(&*machine, bytes) + self.disk_bytes(id);
+                let most = pause::most(&**machine, bytes) + self.disk_bytes(id);
                 let _claim = self.parts.room.claim(most)?;
-                let taken = self.take(&ledger, &machine, &guest, &at, memory).await;
+                let taken = self.take(&ledger, &running, &at, memory, &cancel).await;
                 taken.map_err(|error| self.if_full(error))?
             }
             (State::Paused, _) => {
@@ -86,10 +93,10 @@ impl Manager {
     async fn take(
         &self,
         ledger: &Ledger,
-        machine: &Arc<dyn Machine>,
-        guest: &Guest,
+        (machine, guest): &(Arc<dyn Machine>, Guest),
         at: &Path,
         with_memory: bool,
+        cancel: &CancellationToken,
     ) -> Result<Snapshot, Error> {
         let failed = "taking the snapshot";
         let staging = Staging::begin(at).map_err(io_error(failed))?;
@@ -99,19 +106,22 @@ impl Manager {
         let has_disk = self.parts.driver.boots_images();
         let from = dir.clone();
         let bytes = u64::from(ledger.resources.memory_mib) << 20;
+        let prepared = until(cancel, self.prepare(ledger, &**machine, guest, with_memory)).await;
+        let prepared = prepared.and_then(|prepared| prepared);
+        if prepared.is_err() && !with_memory {
+            // The guest may carry out later what nobody waits for any more.
+            self.refresh_later(ledger.id, guest.clone(), ledger.envd_token.clone());
+        }
+        prepared?;
         let frozen = std::time::Instant::now();
         let copied = async {
-            if !with_memory {
-                self.thaw_if_owed(ledger.id, &**machine).await?;
-                let quiesced = guest.quiesce(&ledger.envd_token, true).await;
-                quiesced.map_err(io_error("asking the guest to write down what it has"))?;
-            }
             self.freeze(ledger.id, &**machine).await?;
             daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
             let memory = match state {
                 Some(state) => machine.save(state, bytes).await?,
                 None => None,
             };
+            let memory = memory.map(|memory| memory.until(cancel.clone()));
             let copy = move || {
                 let memory = memory.map(|memory| memory.copy()).transpose()?;
                 let disk = has_disk.then(|| staging.copy_disk(&from)).transpose()?;
@@ -119,23 +129,10 @@ impl Manager {
             };
             blocking(copy).await.map_err(io_error(failed))
         };
-        let copied = copied.await;
+        let copied = until(cancel, copied).await.and_then(|copied| copied);
         let thawed = self.thaw(ledger.id, &**machine).await;
         metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
-        let goes_on = match thawed {
-            Ok(()) => {
-                let refreshed = guest.refresh(&ledger.envd_token).await;
-                refreshed.map_err(io_error("setting the clock after a snapshot"))
-            }
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = goes_on {
-            tracing::warn!(id = %ledger.id, error = chain(&error), "going on after a snapshot");
-            let lives = self.change(ledger.id, |capsule| capsule.state == State::Running);
-            if lives != Some(true) || liveness::is_halted(&**machine, guest).await {
-                return Err(Error::Ended(liveness::REASON.to_owned()));
-            }
-        }
+        self.goes_on(ledger, machine, guest, thawed, cancel).await?;
         let (staging, memory, disk) = copied?;
         daemon::step("snapshot.copied").map_err(io_error("a step"))?;
         let mut manifest = self.manifest(ledger);
@@ -152,6 +149,55 @@ impl Manager {
             staging.commit(manifest)
         };
         blocking(write).await.map_err(io_error(failed))
+    }
+
+    /// Makes sure that a guest can be brought back from the snapshot that is about to be taken. Of a
+    /// guest whose disk alone is kept, everything is on the disk then.
+    async fn prepare(
+        &self,
+        ledger: &Ledger,
+        machine: &dyn Machine,
+        guest: &Guest,
+        with_memory: bool,
+    ) -> Result<(), Error> {
+        if !with_memory {
+            self.thaw_if_owed(ledger.id, machine).await?;
+            return self.quiesce(ledger, machine, guest, Keep::Disk).await;
+        }
+        if self.waits_for_room(ledger.id) || guest.responds().await {
+            return Ok(());
+        }
+        self.judge_silent(ledger.id, machine, guest, Keep::Memory).await
+    }
+
+    /// Sets the clock of a guest of which a snapshot was taken.
+    ///
+    /// # Errors
+    /// When the guest has ended, or is to be removed.
+    async fn goes_on(
+        &self,
+        ledger: &Ledger,
+        machine: &Arc<dyn Machine>,
+        guest: &Guest,
+        thawed: Result<(), vmm::Error>,
+        cancel: &CancellationToken,
+    ) -> Result<(), Error> {
+        let goes_on = match thawed {
+            Ok(()) => {
+                let refreshed = until(cancel, guest.refresh(&ledger.envd_token)).await?;
+                refreshed.map_err(io_error("setting the clock after a snapshot"))
+            }
+            Err(error) => Err(error.into()),
+        };
+        let Err(error) = goes_on else { return Ok(()) };
+        tracing::warn!(id = %ledger.id, error = chain(&error), "going on after a snapshot");
+        let lives = self.change(ledger.id, |capsule| capsule.state == State::Running);
+        let halted = until(cancel, liveness::is_halted(&**machine, guest)).await?;
+        if lives != Some(true) || halted {
+            return Err(Error::Ended(liveness::REASON.to_owned()));
+        }
+        self.refresh_later(ledger.id, guest.clone(), ledger.envd_token.clone());
+        Ok(())
     }
 
     /// Removes a snapshot; capsules that began from it keep what they need. An unknown one is

@@ -13,6 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use tokio_util::sync::CancellationToken;
 
 /// Pages read at once.
 const BATCH: u64 = 256;
@@ -29,6 +30,8 @@ pub(crate) struct Memory {
     /// Pages that may differ from the image that the machine maps, in rising order.
     touched: Vec<Range<u64>>,
     rest: Rest,
+    /// Ends every reading of the memory with an error.
+    cancel: CancellationToken,
 }
 
 /// Where the pages are that were not touched.
@@ -50,7 +53,8 @@ impl Memory {
         let map = File::open(format!("/proc/{pid}/pagemap"))?;
         let pages = bytes / PAGE as u64;
         let touched = touched(&map, address / PAGE as u64, pages)?;
-        Ok(Self { file, offset: address, pages, touched, rest: Rest::Same })
+        let (rest, cancel) = (Rest::Same, CancellationToken::new());
+        Ok(Self { file, offset: address, pages, touched, rest, cancel })
     }
 
     /// That of which a file holds what was `touched`, where it is in memory, and another what it
@@ -62,7 +66,12 @@ impl Memory {
         touched: Vec<Range<u64>>,
     ) -> Self {
         let rest = began.map_or(Rest::Zeros, Rest::Other);
-        Self { file, offset: 0, pages, touched, rest }
+        Self { file, offset: 0, pages, touched, rest, cancel: CancellationToken::new() }
+    }
+
+    /// Ends every reading of the memory with an error once `cancel` says so.
+    pub(crate) fn until(self, cancel: CancellationToken) -> Self {
+        Self { cancel, ..self }
     }
 
     /// A copy of what was touched, so that the machine can go on.
@@ -70,7 +79,8 @@ impl Memory {
         let file = memfd(self.pages)?;
         self.each(|first, bytes| file.write_all_at(bytes, first * PAGE as u64))?;
         let touched = self.touched.clone();
-        Ok(Self { file, offset: 0, pages: self.pages, touched, rest: Rest::Gone })
+        let (rest, cancel) = (Rest::Gone, self.cancel.clone());
+        Ok(Self { file, offset: 0, pages: self.pages, touched, rest, cancel })
     }
 
     /// The same, with every page looked at. Of a copy, what was not touched is only in the layers
@@ -93,7 +103,8 @@ impl Memory {
                 (file, 0)
             }
         };
-        Ok(Self { file, offset, pages: self.pages, touched: all(), rest: Rest::Same })
+        let (pages, rest, cancel) = (self.pages, Rest::Same, self.cancel.clone());
+        Ok(Self { file, offset, pages, touched: all(), rest, cancel })
     }
 
     /// Writes a layer of the pages that differ from what is below, where a page that no layer
@@ -120,6 +131,9 @@ impl Memory {
         for range in &self.touched {
             let mut first = range.start;
             while first < range.end {
+                if self.cancel.is_cancelled() {
+                    return Err(io::Error::other("nobody wants the memory any more"));
+                }
                 let count = (range.end - first).min(BATCH);
                 let bytes = &mut batch[..index(count) * PAGE];
                 self.file.read_exact_at(bytes, self.offset + first * PAGE as u64)?;
@@ -236,6 +250,7 @@ mod tests {
             pages: PAGES,
             touched: Vec::from([Range { start: 0, end: PAGES }]),
             rest: Rest::Same,
+            cancel: CancellationToken::new(),
         }
     }
 

@@ -1,0 +1,208 @@
+//! Guests whose agent answers nothing, or only some requests. A pause of such a guest is refused in
+//! time, and a removal waits for no guest.
+
+use super::*;
+use crate::capsule::boot::Booted;
+use crate::capsule::life::Life;
+use crate::capsule::manager::Capsule;
+use crate::guest::Route;
+use crate::snapshot::memory::Memory;
+use crate::vmm::hollow::Hollow;
+use crate::vmm::{self, Record};
+use daemon::Tasks;
+use futures::future::BoxFuture;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use types::SnapshotId;
+
+/// A machine that only counts what is done with it.
+#[derive(Default)]
+struct Counting {
+    freezes: AtomicU32,
+    saves: AtomicU32,
+}
+
+impl Counting {
+    fn counts(&self) -> (u32, u32) {
+        (self.freezes.load(Ordering::Acquire), self.saves.load(Ordering::Acquire))
+    }
+}
+
+impl Machine for Counting {
+    /// That of the test itself, which lives.
+    fn record(&self) -> Record {
+        Record::of(i32::try_from(std::process::id()).unwrap(), None).unwrap()
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        std::future::pending().boxed()
+    }
+
+    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        std::future::ready(Vec::new()).boxed()
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
+        self.freezes.fetch_add(1, Ordering::AcqRel);
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn most_memory(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn save(&self, _: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, vmm::Error>> {
+        self.saves.fetch_add(1, Ordering::AcqRel);
+        std::future::ready(Ok(None)).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn said(&self) -> String {
+        String::new()
+    }
+
+    fn trim_logs(&self) {}
+}
+
+/// Starts a running capsule whose agent is at `agent`.
+async fn running(dir: &Path, agent: SocketAddr) -> (Manager, CapsuleId, Arc<Counting>) {
+    let parts = Arc::new(Parts::of_tests(dir, Box::new(Hollow { port: 1 })));
+    let manager = Manager::new(Arc::clone(&parts)).await.unwrap();
+    let ledger = Ledger { id: CapsuleId::new(), phase: Phase::Running, ..Ledger::unknown() };
+    let folder = boot::folder(&parts, ledger.id);
+    fs::create_dir_all(&folder).unwrap();
+    ledger.save(&folder).unwrap();
+    manager.lock().insert(ledger.id, Capsule::new(&ledger, State::Running));
+    let machine = Arc::<Counting>::default();
+    let booted = Booted {
+        machine: Arc::clone(&machine) as Arc<dyn Machine>,
+        guest: Guest::new(Route::Loopback(agent), 1, Tasks::default()),
+        stages: Vec::new(),
+        life: Life::default(),
+    };
+    manager.run(ledger.id, booted);
+    (manager, ledger.id, machine)
+}
+
+/// An agent that takes connections and answers nothing.
+fn silent() -> (SocketAddr, TcpListener) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    (listener.local_addr().unwrap(), listener)
+}
+
+/// An agent that answers whether it is well, and nothing else. The flag is set once it was asked
+/// for something else.
+async fn evasive() -> (SocketAddr, Arc<AtomicBool>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let agent = listener.local_addr().unwrap();
+    let asked = Arc::<AtomicBool>::default();
+    let flag = Arc::clone(&asked);
+    Tasks::default().spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let flag = Arc::clone(&flag);
+            Tasks::default().spawn(async move {
+                let mut head = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut head).await {
+                    if head[..read].starts_with(b"GET /health") {
+                        let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+                    } else {
+                        flag.store(true, Ordering::Release);
+                    }
+                }
+            });
+        }
+    });
+    (agent, asked)
+}
+
+fn state(manager: &Manager, id: CapsuleId) -> Option<State> {
+    manager.change(id, |capsule| capsule.state.clone())
+}
+
+#[tokio::test]
+async fn pause_of_a_guest_whose_agent_is_silent_is_refused_and_the_guest_runs_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, _listener) = silent();
+    let (manager, id, machine) = running(dir.path(), agent).await;
+    for what in [Keep::Memory, Keep::Disk] {
+        let paused = manager.pause(id, None, what).await;
+        assert!(matches!(paused, Err(Error::Silent)), "{what:?}: {paused:?}");
+        assert_eq!(state(&manager, id), Some(State::Running), "{what:?}");
+        assert_eq!(machine.counts(), (0, 0), "{what:?}");
+    }
+    assert_eq!(manager.numbers(id), Vec::<u64>::new());
+}
+
+#[tokio::test]
+async fn snapshot_with_memory_of_a_guest_whose_agent_is_silent_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, _listener) = silent();
+    let (manager, id, machine) = running(dir.path(), agent).await;
+    let taken = manager.snapshot(id, SnapshotId::new(), true).await;
+    assert!(matches!(taken, Err(Error::Silent)), "{taken:?}");
+    assert_eq!(machine.counts(), (0, 0));
+    assert_eq!(manager.snapshots(), Vec::new());
+}
+
+#[tokio::test]
+async fn due_pause_of_a_guest_whose_agent_is_silent_keeps_it_as_it_is_after_some_tries() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, _listener) = silent();
+    let (manager, id, machine) = running(dir.path(), agent).await;
+    for _ in 0..2 {
+        let paused = manager.pause_due(id, Due::PauseDisk).await;
+        assert!(matches!(paused, Err(Error::Silent)), "{paused:?}");
+        assert_eq!(machine.counts(), (0, 0));
+    }
+    manager.pause_due(id, Due::PauseDisk).await.unwrap();
+    assert_eq!(state(&manager, id), Some(State::Paused));
+    // The memory is kept too, since the disk alone could lack what the guest has in memory.
+    assert_eq!(machine.counts(), (1, 1));
+    assert_eq!(manager.numbers(id), [1]);
+}
+
+#[tokio::test]
+async fn removal_ends_a_pause_that_waits_for_the_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, asked) = evasive().await;
+    let (manager, id, machine) = running(dir.path(), agent).await;
+    let remove = async {
+        while !asked.load(Ordering::Acquire) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        manager.destroy(id, None).await
+    };
+    let both = async { tokio::join!(manager.pause(id, None, Keep::Memory), remove) };
+    // The guest alone may take longer than this.
+    let both = tokio::time::timeout(Duration::from_secs(25), both).await;
+    let (paused, removed) = both.expect("the removal waits for the guest");
+    assert!(matches!(paused, Err(Error::Stopping)), "{paused:?}");
+    removed.unwrap();
+    assert_eq!(machine.counts(), (0, 0));
+    assert_eq!(state(&manager, id), None);
+    assert!(!boot::folder(&manager.parts, id).exists());
+}
+
+#[tokio::test]
+async fn removal_of_an_earlier_generation_does_not_end_later_pauses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, _listener) = silent();
+    let (manager, id, _) = running(dir.path(), agent).await;
+    manager.change(id, |capsule| capsule.generation = 5);
+    // An earlier removal that came to nothing.
+    manager.change(id, |capsule| capsule.cancel.cancel());
+    assert!(matches!(manager.destroy(id, Some(4)).await, Err(Error::Stale)));
+    manager.pause(id, Some(6), Keep::Frozen).await.unwrap();
+    assert_eq!(state(&manager, id), Some(State::Paused));
+}
