@@ -34,6 +34,7 @@ mod proxy;
 mod races;
 mod revocation;
 mod schema;
+mod silent;
 mod store;
 mod streams;
 mod teams;

@@ -22,6 +22,7 @@ mod ports;
 mod probe;
 mod proxy;
 mod removal;
+mod silent;
 mod steps;
 mod vmm;
 

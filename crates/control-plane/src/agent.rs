@@ -30,6 +30,8 @@ use types::{CapsuleId, HostId, SnapshotId, TeamId};
 const CREATE: Duration = Duration::from_secs(150);
 /// Longer than writing a large memory to a slow disk takes.
 const KEEP: Duration = Duration::from_secs(900);
+/// Longer than an end takes: the host ends what is under way, and then only clears up.
+const REMOVE: Duration = Duration::from_secs(150);
 const CALL: Duration = Duration::from_secs(30);
 const DIAL: Duration = Duration::from_secs(5);
 /// After which a connection is ended on which the other side acknowledges nothing.
@@ -257,6 +259,9 @@ impl Agent {
     }
 
     /// Brings a capsule back.
+    ///
+    /// # Errors
+    /// [`Error::GuestUnavailable`] when its agent never answered; it is kept as it was.
     pub(crate) async fn resume(&self, request: host::ResumeCapsuleRequest) -> Result<Begun> {
         let options = CallOptions::default().with_timeout(KEEP);
         let answer = self.host().resume_capsule_with_options(request, options).await;
@@ -265,6 +270,7 @@ impl Agent {
                 let answer = answer.into_owned();
                 Ok(begun(answer.left_ms, &answer.stages))
             }
+            Err(error) if is_silent(&error) => Err(Error::GuestUnavailable),
             Err(error) => Err(failed(&error, Error::StartFailed)),
         }
     }
@@ -352,7 +358,9 @@ impl Agent {
             generation: newest.max(1),
             ..Default::default()
         };
-        self.host().destroy_capsule(request).await.map(|_| ()).map_err(|e| refused(&e))
+        let options = CallOptions::default().with_timeout(REMOVE);
+        let answer = self.host().destroy_capsule_with_options(request, options).await;
+        answer.map(|_| ()).map_err(|e| refused(&e))
     }
 
     /// Removes a capsule's trees from the store, except the tree that its row names.
@@ -414,6 +422,11 @@ fn uri(path: &str) -> Uri {
     format!("http://agent{path}").parse().unwrap_or_default()
 }
 
+/// Reports whether a host answered that the guest's agent is silent.
+fn is_silent(error: &ConnectError) -> bool {
+    error.code == ErrorCode::Unavailable && error.message.as_deref() == Some(protocol::SILENT)
+}
+
 /// What a host says of a capsule that it could not make or change. Of what went wrong inside,
 /// which may name its machine's paths, only the log tells.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
@@ -422,6 +435,9 @@ fn failed(error: &ConnectError, why: fn(String) -> Error) -> Error {
     if error.code == ErrorCode::Internal {
         tracing::warn!(%error, "a host failed");
         return why("see the host's log".to_owned());
+    }
+    if is_silent(error) {
+        return why(message);
     }
     match error.code {
         ErrorCode::DataLoss => Error::SnapshotDamaged(message),

@@ -47,6 +47,10 @@ use types::{
 /// What stands for the port in the name that programs are asked by.
 pub(crate) const HOST_PORT: &str = "${PORT}";
 
+/// Tries of a change that others may be faster than. Each lost try means that another change was
+/// made.
+const RACES: u32 = 20;
+
 /// How a capsule is asked for, beside what is wanted of it.
 #[derive(Default)]
 pub(crate) struct How {
@@ -274,21 +278,53 @@ pub(crate) async fn set_public(
     set.ok_or_else(|| Error::invalid("public_ports", too_many_public()))
 }
 
-/// Removes a capsule with all it had.
+/// Removes a capsule with all it had, from whatever state. Joins a removal that is under way.
 pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
-    let capsule = get(app, caller, id).await?;
+    let mut seen = get(app, caller, id).await?;
     let at = app.clone();
-    detached(app, async move { remove(&at, &capsule, caller.by).await }).await
+    detached(app, async move {
+        for _ in 0..RACES {
+            if let Some(generation) = begin_removal(&at, &seen, caller.by).await? {
+                return complete_removal(&at, &seen, generation, caller.by).await;
+            }
+            // Another change was faster. A removal may have been, and may be complete.
+            match db::capsules::find(&at.db, caller.team, id).await? {
+                Some(capsule) => seen = capsule,
+                None => return Ok(()),
+            }
+        }
+        Err(keep::busy())
+    })
+    .await
 }
 
-/// Brings a capsule to its end from whatever state it was seen in.
+/// Brings a capsule to its end from the state it was seen in.
 pub(crate) async fn remove(app: &App, seen: &Capsule, by: By) -> Result<()> {
-    let (id, mut generation) = (seen.id(), seen.generation);
-    if seen.state() != CapsuleState::Stopping {
-        let moved = transition(app, id, generation, CapsuleState::Stopping, None, by).await?;
-        let busy = || Error::Conflict("the capsule is changing; try again".to_owned());
-        generation = moved.ok_or_else(busy)?;
+    let generation = begin_removal(app, seen, by).await?.ok_or_else(keep::busy)?;
+    complete_removal(app, seen, generation, by).await
+}
+
+/// Marks a capsule as being removed. Returns the generation of the removal, or none when another
+/// change was faster.
+async fn begin_removal(app: &App, seen: &Capsule, by: By) -> Result<Option<i64>> {
+    match seen.state() {
+        CapsuleState::Stopping => Ok(Some(seen.generation)),
+        CapsuleState::Starting
+        | CapsuleState::Running
+        | CapsuleState::Pausing
+        | CapsuleState::Paused
+        | CapsuleState::Resuming
+        | CapsuleState::Missing
+        | CapsuleState::Error
+        | CapsuleState::Stopped => {
+            transition(app, seen.id(), seen.generation, CapsuleState::Stopping, None, by).await
+        }
     }
+}
+
+/// Has the host remove a capsule. Several may do so at once; each answers when it is done.
+async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: By) -> Result<()> {
+    let id = seen.id();
     // What one has whose host was deleted is in the store: any host that has that can remove it.
     let host = seen.host_id.map(HostId).or_else(|| app.fleet.with_store());
     if let Some(host) = host {

@@ -110,6 +110,7 @@ fn row(caller: Caller, wanted: &Begin) -> Capsule {
         template: wanted.template.clone(),
         snapshot_id: wanted.snapshot.map(|id| id.0),
         status: CapsuleState::Starting.as_str().to_owned(),
+        operation: String::new(),
         generation: 1,
         vcpus: int(wanted.size.vcpus),
         memory_mib: int(wanted.size.memory_mib),

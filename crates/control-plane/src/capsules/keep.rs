@@ -3,7 +3,7 @@
 
 use super::quota::Quota;
 use super::waiters::Waiter;
-use super::{get, life, network, transition};
+use super::{RACES, get, life, network, transition};
 use crate::app::App;
 use crate::audit::{By, Entry};
 use crate::auth::Caller;
@@ -75,51 +75,111 @@ pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Re
     settled(app, caller, id).await
 }
 
-fn busy() -> Error {
+pub(super) fn busy() -> Error {
     Error::Conflict("the capsule is changing; try again".to_owned())
 }
 
-/// Keeps a capsule and ends its machine; one that is paused is success.
+/// Reports whether the operation that is asked for is under way already, and is to be joined.
+///
+/// # Errors
+/// A conflict, when another operation is under way, or the same with other parameters.
+fn joins(capsule: &Capsule, to: CapsuleState, operation: &str) -> Result<bool> {
+    let under_way = capsule.state();
+    match under_way {
+        CapsuleState::Pausing | CapsuleState::Resuming => {
+            let same = capsule.operation.is_empty() || capsule.operation == operation;
+            if under_way == to && same { Ok(true) } else { Err(busy()) }
+        }
+        CapsuleState::Starting
+        | CapsuleState::Running
+        | CapsuleState::Paused
+        | CapsuleState::Missing
+        | CapsuleState::Error
+        | CapsuleState::Stopping
+        | CapsuleState::Stopped => Ok(false),
+    }
+}
+
+/// Reports whether an operation that was seen under way has failed, now that the capsule is back in
+/// the state before it. A success and a later operation lead there too, by more changes.
+fn has_failed(seen: &Capsule, now: &Capsule) -> bool {
+    now.generation == seen.generation + 1
+}
+
+/// Names a pause by its parameters.
+fn pause_name(memory: bool) -> &'static str {
+    if memory { "pause" } else { "pause disk" }
+}
+
+/// Keeps a capsule and ends its machine; one that is paused is success. Joins a pause with the same
+/// parameters that is under way, on whichever control plane.
 pub(crate) async fn pause(
     app: &App,
     caller: Caller,
     id: CapsuleId,
     memory: bool,
 ) -> Result<Capsule> {
-    let capsule = settled(app, caller, id).await?;
-    let state = capsule.state();
-    if state == CapsuleState::Paused {
-        return Ok(capsule);
-    }
-    if state != CapsuleState::Running {
-        return Err(Error::NotRunning(state));
-    }
-    let at = app.clone();
-    detached(app, async move {
-        let moved =
-            transition(&at, id, capsule.generation, CapsuleState::Pausing, None, caller.by).await?;
-        let generation = moved.ok_or_else(busy)?;
-        let request = PauseCapsuleRequest {
-            capsule_id: id.to_string(),
-            generation: generation.unsigned_abs(),
-            disk_only: !memory,
-            ..Default::default()
-        };
-        daemon::step("control.pausing").map_err(|e| Error::Internal(e.into()))?;
-        match at.agent_of(&capsule)?.pause(request).await {
-            Ok(()) => {
-                transition(&at, id, generation, CapsuleState::Paused, None, caller.by).await?;
-                get(&at, caller, id).await
-            }
-            // It may be paused, or be about to; the host tells.
-            Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
-            Err(error) => {
-                transition(&at, id, generation, CapsuleState::Running, None, caller.by).await?;
-                Err(error)
-            }
+    for _ in 0..RACES {
+        let seen = get(app, caller, id).await?;
+        let joined = joins(&seen, CapsuleState::Pausing, pause_name(memory))?;
+        let capsule = settled(app, caller, id).await?;
+        let state = capsule.state();
+        if state == CapsuleState::Paused {
+            return Ok(capsule);
         }
-    })
-    .await
+        if state != CapsuleState::Running {
+            return Err(Error::NotRunning(state));
+        }
+        if joined {
+            let failed = || Error::PauseFailed("the pause that was under way failed".to_owned());
+            return if has_failed(&seen, &capsule) { Err(failed()) } else { Ok(capsule) };
+        }
+        let at = app.clone();
+        let paused =
+            detached(app, async move { Box::pin(keep(&at, caller, capsule, memory)).await });
+        if let Some(paused) = paused.await? {
+            return Ok(paused);
+        }
+    }
+    Err(busy())
+}
+
+/// Pauses a capsule that was seen running; none when another change was faster.
+async fn keep(
+    app: &App,
+    caller: Caller,
+    capsule: Capsule,
+    memory: bool,
+) -> Result<Option<Capsule>> {
+    let (id, seen) = (capsule.id(), capsule.generation);
+    let mut tx = app.db.begin().await?;
+    let begun = db::capsules::begin_pause(&mut *tx, id, seen, pause_name(memory)).await?;
+    if begun.is_some() {
+        let entry = Entry::new(capsule.team(), caller.by, "capsule.pause", id);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    app.routes.forget(id);
+    let Some(generation) = begun else { return Ok(None) };
+    let request = PauseCapsuleRequest {
+        capsule_id: id.to_string(),
+        generation: generation.unsigned_abs(),
+        disk_only: !memory,
+        ..Default::default()
+    };
+    daemon::step("control.pausing").map_err(|e| Error::Internal(e.into()))?;
+    match app.agent_of(&capsule)?.pause(request).await {
+        Ok(()) => {
+            transition(app, id, generation, CapsuleState::Paused, None, caller.by).await?;
+            get(app, caller, id).await.map(Some)
+        }
+        // It may be paused, or be about to; the host tells.
+        Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
+        Err(error) => {
+            transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
+            Err(error)
+        }
+    }
 }
 
 /// How a capsule is brought back.
@@ -131,9 +191,28 @@ pub(crate) struct Wanted {
     pub cold: bool,
     /// Number of a snapshot; 0 for the last.
     pub snapshot: u64,
+    /// Waits for another operation under way, and takes what that comes to.
+    pub patient: bool,
 }
 
-/// Brings a paused capsule back; one that runs is success.
+impl Wanted {
+    /// Names the resume by its parameters.
+    fn name(self) -> String {
+        let Self { timeout, cold, snapshot, patient: _ } = self;
+        let timeout = timeout.unwrap_or(0);
+        format!("resume timeout={timeout} cold={cold} snapshot={snapshot}")
+    }
+
+    fn joins(self, capsule: &Capsule) -> Result<bool> {
+        if self.patient {
+            return Ok(false);
+        }
+        joins(capsule, CapsuleState::Resuming, &self.name())
+    }
+}
+
+/// Brings a paused capsule back; one that runs is success. Joins a resume with the same parameters
+/// that is under way, on whichever control plane.
 pub(crate) async fn resume(
     app: &App,
     caller: Caller,
@@ -141,18 +220,24 @@ pub(crate) async fn resume(
     wanted: Wanted,
 ) -> Result<Capsule> {
     life::check_timeout(wanted.timeout)?;
+    let seen = get(app, caller, id).await?;
+    let joined = wanted.joins(&seen)?;
     let capsule = settled(app, caller, id).await?;
     let capsule = Box::pin(caught_up(app, caller, capsule)).await?;
     let before = capsule.state();
     if before == CapsuleState::Running {
         return match wanted.snapshot {
             0 => Ok(capsule),
+            _ if joined => Ok(capsule),
             _ => Err(Error::invalid("snapshot", "is for a capsule that is paused; pause it first")),
         };
     }
     // One whose machine is lost may have been kept before.
     if !matches!(before, CapsuleState::Paused | CapsuleState::Error) {
         return Err(Error::NotRunning(before));
+    }
+    if joined && has_failed(&seen, &capsule) {
+        return Err(Error::StartFailed("the resume that was under way failed".to_owned()));
     }
     let at = app.clone();
     detached(app, async move { Box::pin(bring_back(&at, caller, capsule, wanted)).await }).await
@@ -170,7 +255,7 @@ async fn bring_back(
     let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
     quota.admit_again(&mut tx, &capsule).await?;
-    let resumed = db::capsules::resume_on(&mut *tx, id, seen, host).await?;
+    let resumed = db::capsules::resume_on(&mut *tx, id, seen, host, &wanted.name()).await?;
     if resumed.is_some() {
         let entry = Entry::new(capsule.team(), caller.by, "capsule.resume", id);
         db::audit::write(&mut *tx, &entry).await?;
@@ -178,6 +263,7 @@ async fn bring_back(
     tx.commit().await?;
     let Some(generation) = resumed else {
         // Another was faster, perhaps to the same end.
+        wanted.joins(&get(app, caller, id).await?)?;
         let capsule = settled(app, caller, id).await?;
         let runs = capsule.state() == CapsuleState::Running;
         return if runs { Ok(capsule) } else { Err(busy()) };
@@ -277,7 +363,7 @@ pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Ca
         capsule = settled(app, caller, id).await?;
         if capsule.state() == CapsuleState::Paused {
             let timeout = life::after_waking(&capsule);
-            let wanted = Wanted { timeout, ..Wanted::default() };
+            let wanted = Wanted { timeout, patient: true, ..Wanted::default() };
             capsule = Box::pin(resume(app, caller, id, wanted)).await?;
         }
     }

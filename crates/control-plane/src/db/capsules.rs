@@ -20,6 +20,8 @@ pub(crate) struct Capsule {
     pub template: String,
     pub snapshot_id: Option<Uuid>,
     pub status: String,
+    /// Pause or resume that began last, with its parameters; empty where they are not known.
+    pub operation: String,
     pub generation: i64,
     pub vcpus: i32,
     pub memory_mib: i32,
@@ -323,7 +325,8 @@ pub(crate) async fn transition(
                error = $4, started_at = CASE WHEN $3 = 'running' THEN \
                coalesce(started_at, now()) ELSE started_at END, \
                stored_newest = stored_newest AND $3 <> 'running', \
-               disk_full = disk_full AND $3 = 'running' \
+               disk_full = disk_full AND $3 = 'running', \
+               operation = CASE WHEN $3 IN ('pausing', 'resuming') THEN '' ELSE operation END \
                WHERE id = $1 AND generation = $2 AND status = ANY($5) \
                RETURNING team_id, generation), \
                noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
@@ -338,22 +341,41 @@ pub(crate) async fn transition(
     update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await
 }
 
-/// Has a capsule be resumed on another host than it was paused on, if it is still of the
+/// Begins a pause, under a name that tells its parameters, if the capsule is still of the
 /// generation that was seen. Returns the new generation.
+pub(crate) async fn begin_pause(
+    db: impl PgExecutor<'_>,
+    id: CapsuleId,
+    seen: i64,
+    operation: &str,
+) -> sqlx::Result<Option<i64>> {
+    let from: Vec<&str> =
+        CapsuleState::Pausing.previous().into_iter().map(CapsuleState::as_str).collect();
+    let sql = "UPDATE capsules SET status = 'pausing', operation = $3, error = NULL, \
+               disk_full = false, generation = generation + 1, updated_at = now() \
+               WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
+    let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(operation);
+    update.bind(from).fetch_optional(db).await
+}
+
+/// Has a capsule be resumed on another host than it was paused on, if it is still of the
+/// generation that was seen. The operation's name tells its parameters. Returns the new
+/// generation.
 pub(crate) async fn resume_on(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
     seen: i64,
     host: HostId,
+    operation: &str,
 ) -> sqlx::Result<Option<i64>> {
     let from: Vec<&str> =
         CapsuleState::Resuming.previous().into_iter().map(CapsuleState::as_str).collect();
     let sql = "UPDATE capsules SET status = 'resuming', host_id = $3, error = NULL, \
                placed = CASE WHEN host_id IS DISTINCT FROM $3 THEN generation + 1 \
-               ELSE placed END, generation = generation + 1, updated_at = now() \
+               ELSE placed END, generation = generation + 1, updated_at = now(), operation = $5 \
                WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
     let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0);
-    update.bind(from).fetch_optional(db).await
+    update.bind(from).bind(operation).fetch_optional(db).await
 }
 
 /// Notes that a capsule is back on the host in `before`, if its generation is still `seen`.

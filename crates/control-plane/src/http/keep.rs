@@ -55,6 +55,7 @@ pub(crate) async fn resume(
         timeout: wanted.timeout,
         cold: wanted.memory == Some(false),
         snapshot: wanted.snapshot.unwrap_or(0),
+        patient: false,
     };
     let capsule = capsules::resume(&app, caller, capsule_id(&id)?, how).await?;
     Ok(Json(capsules::shown(capsule)))

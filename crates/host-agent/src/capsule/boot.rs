@@ -26,6 +26,8 @@ use types::{CapsuleId, Egress};
 
 /// How long a guest may take to answer; emulated ones on a busy machine take a while.
 const READY: Duration = Duration::from_secs(90);
+/// The same of a guest that answered before it was kept, and need not boot.
+const READY_AGAIN: Duration = Duration::from_secs(45);
 /// User ids of VMMs: this and the network's number.
 const FIRST_UID: u32 = 2_000_000;
 
@@ -339,9 +341,10 @@ async fn ready(
     identity: &Identity,
     origin: Origin,
 ) -> Result<(), Error> {
+    // One that was brought back answered before it was kept.
+    let answers = parts.driver.boots_images() && origin.layers().is_some();
+    let limit = if answers { READY_AGAIN } else { READY };
     let begin = async {
-        // One that was brought back answered before it was kept.
-        let answers = parts.driver.boots_images() && origin.layers().is_some();
         if !answers {
             guest.wait_healthy().await;
         }
@@ -363,9 +366,9 @@ async fn ready(
         reason = machine.ended() => {
             Err(Error::Died { reason, console: last_words(&**machine).await })
         }
-        () = tokio::time::sleep(READY) => {
+        () = tokio::time::sleep(limit) => {
             let console = last_words(&**machine).await;
-            Err(Error::GuestSilent { seconds: READY.as_secs(), console })
+            Err(Error::GuestSilent { seconds: limit.as_secs(), console })
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::sandboxes::bring_back;
 use super::wire::Error as Told;
 use super::wire::{Connect, Fork, Forked, Network, Pause, Sandbox, Timeout};
-use super::{concurrent, settled};
+use super::{concurrent, seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
@@ -42,14 +42,18 @@ pub(super) async fn refresh(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Of one that is paused already it is said so, which clients take for no failure.
+/// Of one that is paused already it is said so, which clients take for no failure. A pause that is
+/// under way is joined.
 pub(super) async fn pause(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
     Body(wanted): Body<Pause>,
 ) -> Result<StatusCode> {
-    let capsule = settled(&app, caller, &id).await?;
+    let mut capsule = seen(&app, caller, &id).await?;
+    if capsule.state() != CapsuleState::Pausing {
+        capsule = settled(&app, caller, &id).await?;
+    }
     if capsule.state() == CapsuleState::Paused {
         return Err(Error::Conflict("the sandbox is paused already".to_owned()));
     }

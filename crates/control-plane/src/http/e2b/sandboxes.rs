@@ -137,7 +137,7 @@ pub(super) async fn bring_back(
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let timeout = Some(wanted.timeout.unwrap_or(timeout));
     let cold = wanted.memory == Some(false);
-    let how = Wanted { timeout, cold, ..Wanted::default() };
+    let how = Wanted { timeout, cold, patient: true, ..Wanted::default() };
     let resumed = capsules::resume(app, caller, capsule.id(), how).await;
     let capsule = resumed.map_err(concurrent)?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
