@@ -27,7 +27,7 @@ use types::{CapsuleId, Egress};
 /// How long a guest may take to answer; emulated ones on a busy machine take a while.
 const READY: Duration = Duration::from_secs(90);
 /// The same of a guest that answered before it was kept, and need not boot.
-const READY_AGAIN: Duration = Duration::from_secs(45);
+const READY_AGAIN: Duration = Duration::from_secs(60);
 /// User ids of VMMs: this and the network's number.
 const FIRST_UID: u32 = 2_000_000;
 

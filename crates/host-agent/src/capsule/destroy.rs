@@ -62,8 +62,8 @@ impl Manager {
         });
     }
 
-    /// Cancels the operation under way of the capsule. An unknown capsule is entered meanwhile, so that
-    /// nobody begins a capsule of this id while its leftovers are removed.
+    /// Cancels the operation under way of the capsule. An unknown capsule is entered meanwhile, so
+    /// that nobody begins a capsule of this id while its leftovers are removed.
     fn begin_destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<Turn, Error> {
         let mut capsules = self.lock();
         let unknown =

@@ -43,7 +43,8 @@ impl Manager {
         }
         let none = || Error::NotFound(format!("capsule {id}"));
         let known = self.change(id, |capsule| {
-            let cancel = capsule.renew_cancel();
+            let runs = capsule.state == State::Running;
+            let cancel = if runs { capsule.renew_cancel() } else { capsule.cancel.clone() };
             ((capsule.state.clone(), capsule.running.clone()), cancel)
         });
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;

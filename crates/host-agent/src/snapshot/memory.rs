@@ -260,6 +260,15 @@ mod tests {
         bytes.chunks_exact(PAGE).map(|page| page[0]).collect()
     }
 
+    #[test]
+    fn memory_that_nobody_wants_any_more_is_read_no_further() {
+        let cancel = CancellationToken::new();
+        let memory = memory(&[7; 64]).until(cancel.clone());
+        memory.copy().unwrap();
+        cancel.cancel();
+        assert!(memory.copy().is_err());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         /// However often a memory is kept, it comes back as it was: cleared pages too.
