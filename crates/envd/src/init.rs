@@ -5,16 +5,15 @@
 //! keeps, and the machine is reset.
 
 pub(crate) mod identity;
+mod modules;
 mod mounts;
+mod names;
 pub(crate) mod network;
 mod power;
 
 use crate::sys;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-
-/// Modules of the initramfs, in the order in which they load.
-const MODULE_ORDER: &str = "/modules/order";
 
 /// Prepares the guest and returns, in the child that is to serve, the capsule's own disk.
 pub(crate) fn bring_up() -> OwnedFd {
@@ -37,25 +36,16 @@ pub(crate) fn bring_up() -> OwnedFd {
 
 fn prepare() -> anyhow::Result<OwnedFd> {
     mounts::kernel_file_systems()?;
-    load_modules()?;
+    modules::load()?;
     let disk = mounts::enter_root()?;
     mounts::runtime_file_systems()?;
+    modules::make_devices();
     network::configure()?;
+    names::update(&disk, &network::servers());
     identity::show()?;
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     raise_file_limit();
     Ok(disk)
-}
-
-fn load_modules() -> anyhow::Result<()> {
-    use anyhow::Context;
-    let order = std::fs::read_to_string(MODULE_ORDER).context("reading the list of modules")?;
-    for name in order.lines() {
-        let file = std::fs::File::open(format!("/modules/{name}"))
-            .with_context(|| format!("opening the module {name}"))?;
-        sys::load_module(&file).with_context(|| format!("loading the module {name}"))?;
-    }
-    Ok(())
 }
 
 fn raise_file_limit() {

@@ -1,6 +1,7 @@
 //! Mounts: the kernel's file systems, the overlay of the shared image and the capsule's own
 //! disk as root, and what programs expect below it.
 
+use super::{console, modules};
 use anyhow::Context;
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -43,6 +44,7 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     }
     let layers = "lowerdir=/image,upperdir=/disk/upper,workdir=/disk/work";
     attach("overlay", "/root", "overlay", MountFlags::NOATIME, layers)?;
+    modules::offer();
     for dir in ["dev", "proc", "sys"] {
         let to = format!("/root/{dir}");
         make_dir(&to)?;
@@ -69,7 +71,9 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     attach("tmpfs", "/dev/shm", "tmpfs", safe, "mode=1777")?;
     attach("tmpfs", "/run", "tmpfs", safe, "mode=755")?;
     attach("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | MountFlags::NOEXEC, "")?;
-    rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777)).context("opening /tmp to all")?;
+    if let Err(error) = open_temporary() {
+        console(&format!("envd: {error:#}"));
+    }
     for (link, to) in [
         ("/dev/fd", "/proc/self/fd"),
         ("/dev/stdin", "/proc/self/fd/0"),
@@ -81,21 +85,39 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Opens `/tmp` to all. Root in the guest may have removed it.
+fn open_temporary() -> anyhow::Result<()> {
+    make_dir("/tmp")?;
+    rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777)).context("opening /tmp to all")
+}
+
 fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {
     make_dir(to)?;
+    attach_to(source, to, kind, flags, data)
+}
+
+/// Mounts on a path that exists.
+pub(super) fn attach_to(
+    source: &str,
+    to: &str,
+    kind: &str,
+    flags: MountFlags,
+    data: &str,
+) -> anyhow::Result<()> {
     let data = CString::new(data)?;
     mount(source, to, kind, flags, data.as_c_str())
         .with_context(|| format!("mounting {source} on {to}"))
 }
 
-fn make_dir(path: &str) -> anyhow::Result<()> {
+/// Makes a folder, unless it exists.
+pub(super) fn make_dir(path: &str) -> anyhow::Result<()> {
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("making {path}")),
     }
 }
 
-/// Removes the initramfs's own files; nothing of it is used again.
+/// Removes the initramfs's own files, but for the modules that programs may load.
 fn free_initramfs() {
     let _ = std::fs::remove_dir_all(Path::new("/modules"));
     let _ = std::fs::remove_file("/init");

@@ -1,0 +1,187 @@
+//! The kernel's modules. A few load before the root is there. Programs load the others when they
+//! need them, by `modprobe` or by the kernel itself, which runs `/sbin/modprobe`.
+//!
+//! The loadable modules stay in the initramfs, in memory, so that they fit the kernel whatever the
+//! template's image holds. `images/kernel.rs` of `wrenn` chooses them.
+
+use super::console;
+use super::mounts::{attach_to, make_dir};
+use crate::sys;
+use anyhow::Context;
+use rustix::fs::{
+    CWD, Dev, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat2,
+};
+use rustix::mount::MountFlags;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// Modules that load at once, in their order.
+const ORDER: &str = "/modules/order";
+/// Loadable modules for a guest that has no `modprobe`, as paths below `LOADABLE`.
+const COMMON: &str = "/modules/common";
+/// The folder of loadable modules, with the index that `modprobe` reads.
+const LOADABLE: &str = "/loadable";
+/// The root to be.
+const ROOT: &str = "/root";
+/// The major number of the devices below (`Documentation/admin-guide/devices.txt`).
+const MISC: u32 = 10;
+/// Devices that have their modules loaded when a program opens them: minor number and mode.
+const DEVICES: [(&str, u32, u32); 4] = [
+    ("/dev/fuse", 229, 0o666),
+    ("/dev/net/tun", 200, 0o666),
+    ("/dev/loop-control", 237, 0o600),
+    ("/dev/cuse", 203, 0o600),
+];
+
+/// Loads the modules without which there is no root.
+pub(super) fn load() -> anyhow::Result<()> {
+    let order = fs::read_to_string(ORDER).context("reading the list of modules")?;
+    for name in order.lines() {
+        load_file(&format!("/modules/{name}"))?;
+    }
+    Ok(())
+}
+
+fn load_file(path: &str) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("opening the module {path}"))?;
+    sys::load_module(&file).with_context(|| format!("loading the module {path}"))
+}
+
+/// Offers the loadable modules to the programs of the root to be. A guest without them still runs.
+pub(super) fn offer() {
+    let offered = open_root().and_then(|root| {
+        show(&root)?;
+        // Images of containers often hold no `modprobe`, and their kernel can run none.
+        if find(&root, "sbin/modprobe").is_err() {
+            load_common()?;
+        }
+        Ok(())
+    });
+    if let Err(error) = offered {
+        console(&format!("envd: some kernel modules cannot be loaded: {error:#}"));
+    }
+}
+
+/// Shows the modules below `/lib/modules`. Changes go to the capsule's own disk, so that modules
+/// and headers that a user installs stay.
+fn show(root: &OwnedFd) -> anyhow::Result<()> {
+    let system = rustix::system::uname();
+    let release = system.release().to_str().context("reading the kernel's release")?;
+    let own = format!("/disk/modules/{release}");
+    let (upper, work) = (format!("{own}/upper"), format!("{own}/work"));
+    for dir in ["/disk/modules", &own, &upper, &work] {
+        make_dir(dir)?;
+    }
+    let at = make_below(root, &["lib", "modules", release])?;
+    let to = format!("/proc/self/fd/{}", at.as_raw_fd());
+    let layers = format!("lowerdir={LOADABLE},upperdir={upper},workdir={work}");
+    let flags = MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
+    attach_to("modules", &to, "overlay", flags, &layers)
+}
+
+fn load_common() -> anyhow::Result<()> {
+    let common = fs::read_to_string(COMMON).context("reading the list of common modules")?;
+    for name in common.lines() {
+        load_file(&format!("{LOADABLE}/{name}"))?;
+    }
+    Ok(())
+}
+
+fn open_root() -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(ROOT, flags, Mode::empty()).context("opening the root")
+}
+
+/// Makes folders, each in the one before, and opens the last.
+fn make_below(root: &OwnedFd, names: &[&str]) -> anyhow::Result<OwnedFd> {
+    let mut at = root.as_fd().try_clone_to_owned()?;
+    let mut path = String::new();
+    for name in names {
+        match mkdirat(&at, *name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error).with_context(|| format!("making {path}/{name}")),
+        }
+        path = format!("{path}/{name}");
+        at = find(root, &path).with_context(|| format!("opening {path}"))?;
+    }
+    Ok(at)
+}
+
+/// Finds what a path means to programs of the root to be. Links stay within it.
+fn find(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+}
+
+/// Makes the devices that load their modules. Every user may have a file system or network of
+/// their own, as the kernel checks their rights itself.
+pub(super) fn make_devices() {
+    for (path, minor, mode) in DEVICES {
+        if let Err(error) = make_device(path, makedev(MISC, minor), Mode::from_raw_mode(mode)) {
+            console(&format!("envd: making {path}: {error:#}"));
+        }
+    }
+}
+
+fn make_device(path: &str, number: Dev, mode: Mode) -> anyhow::Result<()> {
+    if let Some((dir, _)) = path.rsplit_once('/') {
+        make_dir(dir)?;
+    }
+    // A module that is there has made its device, for root alone.
+    match mknodat(CWD, path, FileType::CharacterDevice, mode, number) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // The mask takes bits from a new file's mode.
+    Ok(rustix::fs::chmod(path, mode)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn root() -> (tempfile::TempDir, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+        (dir, fd)
+    }
+
+    #[test]
+    fn folder_of_modules_is_made_behind_links_and_within_the_root() {
+        for link in ["usr/lib", "/usr/lib"] {
+            let (dir, fd) = root();
+            fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
+            symlink(link, dir.path().join("lib")).unwrap();
+            make_below(&fd, &["lib", "modules", "6.1.0"]).unwrap();
+            make_below(&fd, &["lib", "modules", "6.1.0"]).unwrap();
+            assert!(dir.path().join("usr/lib/modules/6.1.0").is_dir(), "{link}");
+        }
+        let (dir, fd) = root();
+        make_below(&fd, &["lib", "modules", "6.1.0"]).unwrap();
+        assert!(dir.path().join("lib/modules/6.1.0").is_dir());
+    }
+
+    #[test]
+    fn folder_of_modules_is_refused_where_a_file_or_a_dangling_link_is() {
+        let (dir, fd) = root();
+        symlink("nowhere", dir.path().join("lib")).unwrap();
+        assert!(make_below(&fd, &["lib", "modules"]).is_err());
+        fs::remove_file(dir.path().join("lib")).unwrap();
+        fs::write(dir.path().join("lib"), "").unwrap();
+        assert!(make_below(&fd, &["lib", "modules"]).is_err());
+    }
+
+    #[test]
+    fn modprobe_is_found_behind_absolute_links() {
+        let (dir, fd) = root();
+        fs::create_dir_all(dir.path().join("usr/sbin")).unwrap();
+        fs::create_dir_all(dir.path().join("bin")).unwrap();
+        symlink("usr/sbin", dir.path().join("sbin")).unwrap();
+        symlink("/bin/kmod", dir.path().join("usr/sbin/modprobe")).unwrap();
+        assert!(find(&fd, "sbin/modprobe").is_err());
+        fs::write(dir.path().join("bin/kmod"), "").unwrap();
+        assert!(find(&fd, "sbin/modprobe").is_ok());
+    }
+}
