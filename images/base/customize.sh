@@ -9,4 +9,6 @@ chmod 0440 "$root/etc/sudoers.d/user"
 : >"$root/etc/machine-id"
 echo capsule >"$root/etc/hostname"
 printf '127.0.0.1 localhost capsule\n::1 localhost\n' >"$root/etc/hosts"
+# Each boot writes the host's name servers; these are of the machine that builds the image.
+rm -f "$root/etc/resolv.conf"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log

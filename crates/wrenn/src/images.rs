@@ -138,12 +138,15 @@ fn remove(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Makes the files directly in `dir` durable.
+/// Makes a folder with everything in it durable.
 fn sync_tree(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_file() {
-            File::open(path)?.sync_all()?;
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            File::open(entry.path())?.sync_all()?;
         }
     }
     sync_dir(dir)

@@ -9,12 +9,14 @@ use std::process::ExitCode;
 
 /// Programs, the Debian package of each, and whether nothing works without it. Whether a driver
 /// works without QEMU is found out by booting a guest.
-const PROGRAMS: [(&str, &str, bool); 5] = [
+const PROGRAMS: [(&str, &str, bool); 7] = [
     ("qemu-system-x86_64", "qemu-system-x86", false),
     ("mkfs.ext4", "e2fsprogs", true),
     ("mmdebstrap", "mmdebstrap", false),
     ("apt-get", "apt", false),
     ("dpkg-deb", "dpkg", false),
+    ("depmod", "kmod", false),
+    ("xz", "xz-utils", false),
 ];
 
 #[derive(Serialize)]

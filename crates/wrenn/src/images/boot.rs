@@ -1,8 +1,8 @@
-//! What a machine boots: the kernel, and an initramfs with the modules and envd as `/init`,
+//! Files that a machine boots: the kernel, and an initramfs with the modules and envd as `/init`,
 //! written as a `newc` archive (the kernel's `Documentation/driver-api/early-userspace/
 //! buffer-format.rst`).
 
-use super::{Store, kernel};
+use super::{Store, kernel, text};
 use anyhow::Context;
 use std::fs;
 use std::path::Path;
@@ -11,15 +11,18 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const CONSOLE: u32 = 0o020_600;
+/// Raise it when the way an initramfs is made changes.
+const RECIPE: &[u8] = b"2";
 
 /// Makes `images/boot` from a kernel and envd.
 pub(super) fn ensure(store: &Store, kernel: &Path, envd: &Path) -> anyhow::Result<()> {
     let envd_bytes = fs::read(envd).with_context(|| {
         format!("reading envd at {}; build it or name it with --envd", envd.display())
     })?;
-    let version = fs::read(kernel.join("version"))?;
-    let order = fs::read(kernel.join(kernel::ORDER))?;
-    let path = store.path("boot", &[&version, &order, &envd_bytes]);
+    // The folder's name stands for the choice of modules, the package's for their contents.
+    let source = fs::read(kernel.join(kernel::SOURCE))?;
+    let made_of = text(kernel)?.rsplit('/').next().unwrap_or_default();
+    let path = store.path("boot", &[RECIPE, &source, made_of.as_bytes(), &envd_bytes]);
     store.ensure(&path, "the guest's initramfs", false, |dir| {
         fs::copy(kernel.join(kernel::IMAGE), dir.join(kernel::IMAGE))?;
         fs::write(dir.join("initramfs"), initramfs(kernel, &envd_bytes)?)?;
@@ -40,6 +43,8 @@ fn initramfs(kernel: &Path, envd: &[u8]) -> anyhow::Result<Vec<u8>> {
         archive.add(&format!("modules/{name}"), FILE, &fs::read(kernel.join(name))?);
     }
     archive.add("modules/order", FILE, order.as_bytes());
+    archive.add("modules/common", FILE, &fs::read(kernel.join(kernel::COMMON_LIST))?);
+    archive.add_tree("loadable", &kernel.join(kernel::TREE))?;
     Ok(archive.finish())
 }
 
@@ -66,6 +71,23 @@ impl Archive {
         self.pad();
         self.bytes.extend(content);
         self.pad();
+    }
+
+    /// Adds a folder with everything in it, in an order that is always the same.
+    fn add_tree(&mut self, name: &str, from: &Path) -> anyhow::Result<()> {
+        self.add(name, DIRECTORY, b"");
+        let mut entries = fs::read_dir(from)?.collect::<Result<Vec<_>, _>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            let name = format!("{name}/{}", text(Path::new(&entry.file_name()))?);
+            if entry.file_type()?.is_dir() {
+                self.add_tree(&name, &path)?;
+            } else {
+                self.add(&name, FILE, &fs::read(&path)?);
+            }
+        }
+        Ok(())
     }
 
     fn pad(&mut self) {
@@ -97,5 +119,20 @@ mod tests {
         assert!(
             text.contains("dir/file\0") && text.contains("hello") && text.contains("TRAILER!!!")
         );
+    }
+
+    #[test]
+    fn tree_is_added_with_each_folder_before_its_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("b/c")).unwrap();
+        fs::write(dir.path().join("b/c/file"), "x").unwrap();
+        fs::write(dir.path().join("a"), "y").unwrap();
+        let mut archive = Archive::default();
+        archive.add_tree("tree", dir.path()).unwrap();
+        let bytes = archive.finish();
+        let text = String::from_utf8_lossy(&bytes);
+        let at = |name: &str| text.find(&format!("{name}\0")).unwrap();
+        let names = ["tree", "tree/a", "tree/b", "tree/b/c", "tree/b/c/file"].map(at);
+        assert!(names.is_sorted(), "{names:?}");
     }
 }

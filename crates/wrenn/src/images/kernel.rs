@@ -1,15 +1,17 @@
 //! The distribution's kernel, out of its package and never installed on the host: the image
-//! uncompressed, for direct boot, and the modules that a guest needs.
+//! uncompressed, for direct boot, the modules that a guest needs to boot, and a tree of those that
+//! its programs may load.
 
 use super::{Store, remove, text};
 use crate::sys::Run;
 use anyhow::Context;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The package that always depends on the newest kernel for machines without hardware.
 const PACKAGE: &str = "linux-image-cloud-amd64";
-/// In the order in which they load; each needs only those before it.
+/// Modules that load at boot, in their order. Each needs only those before it.
 const MODULES: [&str; 11] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
@@ -23,12 +25,101 @@ const MODULES: [&str; 11] = [
     "net/ipv4/inet_diag.ko",
     "net/ipv4/tcp_diag.ko",
 ];
+/// Modules that programs in a guest may load. Modules that these need come along.
+const LOADABLE: &[&str] = &[
+    // File systems and disks: FUSE, network file systems, images in files.
+    "fuse",
+    "cuse",
+    "nfs",
+    "nfsv3",
+    "nfsv4",
+    "loop",
+    "squashfs",
+    "binfmt_misc",
+    // Networks: tunnels, and those that Docker makes.
+    "tun",
+    "bridge",
+    "br_netfilter",
+    "veth",
+    "dummy",
+    "macvlan",
+    "ipvlan",
+    "vxlan",
+    "tls",
+    "udp_diag",
+    "unix_diag",
+    // Firewalls by nftables.
+    "nf_tables",
+    "nf_conntrack_netlink",
+    "nf_log_syslog",
+    "nfnetlink_log",
+    "nft_chain_nat",
+    "nft_compat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+    "nft_redir",
+    "nft_reject_inet",
+    // Firewalls by iptables: its own tables, and matches and targets, which nftables uses too.
+    "ip_tables",
+    "iptable_filter",
+    "iptable_mangle",
+    "iptable_nat",
+    "iptable_raw",
+    "ip6_tables",
+    "ip6table_filter",
+    "ip6table_nat",
+    "ipt_REJECT",
+    "ip6t_REJECT",
+    "ip_set",
+    "ip_set_hash_net",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_connmark",
+    "xt_conntrack",
+    "xt_CT",
+    "xt_hashlimit",
+    "xt_limit",
+    "xt_LOG",
+    "xt_mark",
+    "xt_MASQUERADE",
+    "xt_multiport",
+    "xt_nat",
+    "xt_NFLOG",
+    "xt_owner",
+    "xt_physdev",
+    "xt_recent",
+    "xt_REDIRECT",
+    "xt_set",
+    "xt_state",
+    "xt_statistic",
+    "xt_TCPMSS",
+    "xt_tcpudp",
+];
+/// Loadable modules that a guest without `modprobe` loads at boot. They stay uncompressed, since
+/// neither the kernel nor envd takes compressed ones.
+const COMMON: [&str; 3] = ["fuse", "loop", "tun"];
+/// Raise it when the way a kernel is made changes.
+const RECIPE: &[u8] = b"2";
 pub(super) const IMAGE: &str = "vmlinux";
 pub(super) const ORDER: &str = "order";
+/// Folder of the loadable modules, as a guest shows it in `/lib/modules`.
+pub(super) const TREE: &str = "loadable";
+/// List of the common modules' files below `TREE`.
+pub(super) const COMMON_LIST: &str = "common";
+/// File with the name of the package, which tells its revision.
+pub(super) const SOURCE: &str = "source";
 
-/// A folder with `vmlinux`, the modules, and `order`.
+/// Makes a folder with `vmlinux`, the modules for the boot with their `order`, and the tree of
+/// loadable ones.
 pub(super) fn ensure(store: &Store, refresh: bool) -> anyhow::Result<PathBuf> {
-    let path = store.path("kernel", &[PACKAGE.as_bytes(), MODULES.join("\n").as_bytes()]);
+    let lists = [MODULES.join("\n"), LOADABLE.join("\n"), COMMON.join("\n")];
+    let [boot, loadable, common] = lists.each_ref().map(String::as_bytes);
+    let path = store.path("kernel", &[PACKAGE.as_bytes(), boot, loadable, common, RECIPE]);
     store.ensure(&path, "the guest's kernel", refresh, make)?;
     store.forget_others(&path)?;
     Ok(path)
@@ -57,9 +148,72 @@ fn make(dir: &Path) -> anyhow::Result<()> {
         order.push('\n');
     }
     fs::write(dir.join(ORDER), order)?;
-    fs::write(dir.join("version"), version)?;
+    collect(dir, &unpacked, version)?;
+    let source = deb.file_name().context("the package has no name")?;
+    fs::write(dir.join(SOURCE), source.as_encoded_bytes())?;
     fs::remove_file(deb)?;
     remove(&unpacked)
+}
+
+/// Collects the loadable modules of an unpacked kernel in `TREE`, with the index that `modprobe`
+/// reads.
+fn collect(dir: &Path, unpacked: &Path, version: &str) -> anyhow::Result<()> {
+    let below = format!("lib/modules/{version}");
+    let (from, base) = (unpacked.join(&below), dir.join("base"));
+    let tree = base.join(&below);
+    index(unpacked, version)?;
+    let all = fs::read_to_string(from.join("modules.dep"))?;
+    let boot: Vec<String> = MODULES.iter().map(|file| module_name(file)).collect();
+    let names = boot.iter().map(String::as_str).chain(LOADABLE.iter().copied());
+    let common = files_of(&all, COMMON)?;
+    let mut compress = Run::new("xz", &["-q", "--check=crc32"]);
+    for file in files_of(&all, names)? {
+        let to = tree.join(&file);
+        fs::create_dir_all(to.parent().unwrap_or(&tree))?;
+        fs::copy(from.join(&file), &to).with_context(|| format!("taking out {file}"))?;
+        if !common.contains(&file) {
+            compress = compress.arg(text(&to)?);
+        }
+    }
+    compress.output()?;
+    for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
+        fs::copy(from.join(list), tree.join(list)).with_context(|| format!("taking out {list}"))?;
+    }
+    index(&base, version)?;
+    // They load in any order, for none needs another module.
+    anyhow::ensure!(common.len() == COMMON.len(), "a common module needs another one");
+    let common: String = common.iter().map(|file| format!("{file}\n")).collect();
+    fs::write(dir.join(COMMON_LIST), common)?;
+    fs::rename(&tree, dir.join(TREE))?;
+    remove(&base)
+}
+
+/// Writes the index of the modules below a root.
+fn index(root: &Path, version: &str) -> anyhow::Result<()> {
+    Run::new("depmod", &["-b", text(root)?, version]).output()?;
+    Ok(())
+}
+
+/// Lists the files of modules, and of all modules that they need, by a `modules.dep(5)`.
+fn files_of<'a>(
+    index: &str,
+    names: impl IntoIterator<Item = &'a str>,
+) -> anyhow::Result<BTreeSet<String>> {
+    let mut files = BTreeSet::new();
+    for name in names {
+        let mut lines = index.lines().filter_map(|line| line.split_once(':'));
+        let found = lines.find(|(file, _)| module_name(file) == name);
+        let (file, needed) = found.with_context(|| format!("the kernel has no module {name}"))?;
+        files.insert(file.to_owned());
+        files.extend(needed.split_whitespace().map(ToOwned::to_owned));
+    }
+    Ok(files)
+}
+
+/// Names the module in a file as the kernel does.
+fn module_name(file: &str) -> String {
+    let name = file.rsplit_once('/').map_or(file, |(_, name)| name);
+    name.split_once('.').map_or(name, |(name, _)| name).replace('-', "_")
 }
 
 /// The name of the newest kernel's package.
@@ -119,6 +273,23 @@ mod tests {
         let answer = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
         assert_eq!(parse_depends(answer).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(parse_depends(""), None);
+    }
+
+    #[test]
+    fn modules_bring_along_those_that_they_need() {
+        let index = "kernel/net/bridge/bridge.ko: kernel/net/802/stp.ko kernel/net/llc/llc.ko\n\
+            kernel/net/802/stp.ko: kernel/net/llc/llc.ko\nkernel/net/llc/llc.ko:\n\
+            kernel/drivers/char/hw_random/virtio-rng.ko.xz:\n";
+        let files = files_of(index, ["bridge", "virtio_rng"]).unwrap();
+        let names: Vec<String> = files.iter().map(|file| module_name(file)).collect();
+        assert_eq!(names, ["virtio_rng", "stp", "bridge", "llc"]);
+        let missing = files_of(index, ["fuse"]).unwrap_err();
+        assert!(missing.to_string().contains("fuse"));
+    }
+
+    #[test]
+    fn common_modules_are_among_the_loadable_ones() {
+        assert!(COMMON.iter().all(|name| LOADABLE.contains(name)));
     }
 
     #[test]
