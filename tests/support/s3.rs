@@ -17,14 +17,24 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Starts one.
+    /// Starts one on this machine's loopback.
     pub async fn start() -> Self {
+        Self::serve(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// Starts one on a listener, which may be of another network namespace.
+    ///
+    /// # Panics
+    /// When the listener cannot be used, or there is no runtime.
+    #[must_use]
+    pub fn serve(listener: std::net::TcpListener) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(BUCKET)).unwrap();
         let mut service = S3ServiceBuilder::new(FileSystem::new(dir.path()).unwrap());
         service.set_auth(SimpleAuth::from_single("test-key", "test-secret"));
         let service = service.build();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

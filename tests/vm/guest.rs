@@ -19,7 +19,9 @@ async fn base_holds_what_programs_expect() {
     let script = "import sys, venv, ssl, json; print(sum(range(10)))";
     let python = json!({ "cmd": "python3", "args": ["-c", script] });
     assert_eq!(client.post(&exec, &python).await.expect(200)["stdout"], "45\n");
-    for program in ["bash", "pip3", "git", "curl", "tput", "sudo", "ps", "ip"] {
+    for program in
+        ["bash", "pip3", "git", "curl", "tput", "sudo", "ps", "ip", "modprobe", "fusermount3"]
+    {
         client.out(&id, &format!("command -v {program}")).await;
     }
     client.out(&id, "test -x /usr/lib/git-core/git-daemon").await;

@@ -71,6 +71,15 @@ impl Internet {
         self.started.push(web);
         self
     }
+
+    /// Opens a port on every address of it.
+    pub(crate) fn listen(&self, port: u16) -> TcpListener {
+        let bind = move || {
+            enter();
+            TcpListener::bind(("0.0.0.0", port)).unwrap()
+        };
+        std::thread::spawn(bind).join().unwrap()
+    }
 }
 
 /// Says its own address and the host that it was asked by; `/slow` never ends.
@@ -118,13 +127,18 @@ fn remove() {
 fn inside(serve: impl FnOnce(&Sender<()>) + Send + 'static) {
     let (ready, wait) = channel();
     std::thread::spawn(move || {
-        let ns = std::fs::File::open(format!("/run/netns/{NAMESPACE}")).unwrap();
-        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-        let fd = std::os::fd::AsFd::as_fd(&ns);
-        rustix::thread::move_into_link_name_space(fd, kind).unwrap();
+        enter();
         serve(&ready);
     });
     wait.recv().unwrap();
+}
+
+/// Moves the thread inside.
+fn enter() {
+    let ns = std::fs::File::open(format!("/run/netns/{NAMESPACE}")).unwrap();
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    let fd = std::os::fd::AsFd::as_fd(&ns);
+    rustix::thread::move_into_link_name_space(fd, kind).unwrap();
 }
 
 /// Answers connections with the caller's address.

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
+mod cold;
 mod crash;
 mod damage;
 mod egress;
@@ -15,6 +16,7 @@ mod hostile;
 mod internet;
 mod isolation;
 mod keep;
+mod kernel;
 mod metadata;
 mod moves;
 mod partition;

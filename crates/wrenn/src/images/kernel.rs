@@ -64,6 +64,8 @@ const LOADABLE: &[&str] = &[
     "nft_numgen",
     "nft_redir",
     "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
     // Firewalls by iptables: its own tables, and matches and targets, which nftables uses too.
     "ip_tables",
     "iptable_filter",
