@@ -86,3 +86,18 @@ async fn pipes_and_folders_in_place_of_files_hold_up_no_boot() {
     assert_eq!(client.out(&id, left).await, "whole\n");
     platform.finish();
 }
+
+/// Images of containers often hold no `modprobe`.
+#[tokio::test]
+async fn guest_without_modprobe_has_the_common_modules_after_a_boot() {
+    let (platform, client, id) = capsule().await;
+    client.out(&id, "sudo rm /usr/sbin/modprobe").await;
+    boot(&client, &id).await;
+    let loaded = client.out(&id, "cut -d ' ' -f 1 /proc/modules").await;
+    for module in ["fuse", "loop", "tun"] {
+        assert!(loaded.lines().any(|line| line == module), "{module} is not loaded: {loaded}");
+    }
+    let modes = "stat -c %a /dev/fuse /dev/net/tun";
+    assert_eq!(client.out(&id, modes).await, "666\n666\n");
+    platform.finish();
+}

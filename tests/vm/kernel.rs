@@ -174,7 +174,7 @@ async fn bucket_of_a_store_is_mounted_by_fuse() {
          --s3-access-key-id {} --s3-secret-access-key {} --s3-region us-east-1 \
          --s3-no-check-bucket --vfs-cache-mode writes --vfs-write-back 100ms --allow-other \
          >/tmp/rclone.log 2>&1",
-        s3.url().trim_start_matches("s3://"),
+        s3.url().split('/').nth(2).unwrap(),
         var("AWS_ACCESS_KEY_ID"),
         var("AWS_SECRET_ACCESS_KEY"),
     );
@@ -184,10 +184,13 @@ async fn bucket_of_a_store_is_mounted_by_fuse() {
         (there["exit_code"] == 0).then_some(())
     })
     .await;
-    assert_eq!(client.out(&id, "cat /mnt/bucket/from-outside").await, "hello from outside\n");
-    let seen = read(&client, &id, "/mnt/bucket/from-outside").await;
-    assert_eq!(seen, (200, "hello from outside\n".to_owned()));
-    run(&client, &id, "mkdir /mnt/bucket/dir; echo hello from inside >/mnt/bucket/dir/file").await;
+    let at = "/mnt/bucket/below/this";
+    let outside = "hello from outside\n";
+    assert_eq!(client.out(&id, &format!("cat {at}/from-outside")).await, outside);
+    let seen = read(&client, &id, &format!("{at}/from-outside")).await;
+    assert_eq!(seen, (200, outside.to_owned()));
+    let write = format!("mkdir {at}/dir; echo hello from inside >{at}/dir/file");
+    run(&client, &id, &write).await;
     let object = s3.objects().join("dir/file");
     eventually("the object is in the store", || async {
         let contents = std::fs::read_to_string(&object).unwrap_or_default();
