@@ -69,7 +69,7 @@ fn show(root: &OwnedFd) -> anyhow::Result<()> {
     let release = system.release().to_str().context("reading the kernel's release")?;
     let own = format!("/disk/modules/{release}");
     let (upper, work) = (format!("{own}/upper"), format!("{own}/work"));
-    for dir in ["/disk/modules", &own, &upper, &work] {
+    for dir in ["/disk/modules", own.as_str(), upper.as_str(), work.as_str()] {
         make_dir(dir)?;
     }
     let at = make_below(root, &["lib", "modules", release])?;
