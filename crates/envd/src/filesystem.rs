@@ -1,19 +1,34 @@
 //! Looking at and changing the guest's file system, for `rpc/filesystem.rs` and
 //! `http/files.rs`. Acts as root on behalf of a user and gives what it makes to that user.
+//!
+//! Every call here may wait for a file system that does not answer, so callers run it as a job
+//! (`jobs.rs`).
 
 pub(crate) mod entry;
+mod remove;
+pub(crate) mod sink;
+pub(crate) mod source;
 pub(crate) mod watch;
 
 use crate::error::{Error, Result};
-use crate::users::User;
+use crate::users::{Names, User};
 use connectrpc::ErrorCode;
 use entry::Entry;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+/// Bytes of contents that are read or written at once.
+pub(crate) const CHUNK: usize = 256 * 1024;
+/// Beginning of the names of files that are being written. Watchers are told nothing of them.
+pub(crate) const STAGED_PREFIX: &str = ".wrenn-upload-";
+/// Time that a caller waits for the removal of a tree, or for the disk at the end of a write.
+pub(crate) const LONG: Duration = Duration::from_secs(600);
 /// Entries that one listing may have.
 const LIST_MAX: usize = 100_000;
+/// Bytes of text that one listing may have.
+const LIST_BYTES: usize = 64 << 20;
 
 /// Makes a directory and its parents, each new one the user's.
 ///
@@ -75,7 +90,7 @@ pub(crate) fn rename(source: &Path, destination: &Path, user: &User) -> Result<(
 /// Removes recursively; a missing path is success.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(found) if found.is_dir() => remove::tree(path),
         Ok(_) => fs::remove_file(path),
         Err(e) => Err(e),
     };
@@ -94,32 +109,55 @@ pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
     if !found.is_dir() {
         return Err(Error::invalid(format!("path is not a directory: {}", path.display())));
     }
-    let mut out = Vec::new();
-    walk(path, depth.max(1), &mut out)?;
+    let names = Names::load();
+    let (mut out, mut bytes) = (Vec::new(), 0);
+    // A list of its own: a recursion would end the thread's stack in a deep tree.
+    let mut waiting = children(path, depth.max(1), LIST_MAX)?;
+    while let Some((path, depth)) = waiting.pop() {
+        // What vanishes while it is listed was not there.
+        let Ok(entry) = entry::stat_with(&path, &names) else { continue };
+        let descend = depth > 1 && entry.is_directory() && !entry.is_symlink;
+        bytes += text_bytes(&entry);
+        if bytes > LIST_BYTES {
+            return Err(too_long());
+        }
+        out.push(entry);
+        if descend {
+            let room = LIST_MAX.saturating_sub(out.len() + waiting.len());
+            match children(&path, depth - 1, room) {
+                // Below the top, a directory that cannot be read is listed without its contents.
+                Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::PermissionDenied) => {}
+                below => waiting.extend(below?),
+            }
+        }
+    }
     Ok(out)
 }
 
-fn walk(dir: &Path, depth: u32, out: &mut Vec<Entry>) -> Result<()> {
+/// Lists the paths in a directory, in reverse order, each with the depth that is left for it.
+fn children(dir: &Path, depth: u32, room: usize) -> Result<Vec<(PathBuf, u32)>> {
     let fail = |e: std::io::Error| Error::io(&format!("listing {}", dir.display()), &e);
     let mut paths = Vec::new();
     for child in fs::read_dir(dir).map_err(fail)? {
-        paths.push(child.map_err(fail)?.path());
-    }
-    paths.sort();
-    for path in paths {
-        if out.len() >= LIST_MAX {
-            let message = format!("the listing has over {LIST_MAX} entries; list a part of it");
-            return Err(Error::new(ErrorCode::OutOfRange, message));
+        if paths.len() >= room {
+            return Err(too_long());
         }
-        // What vanishes while it is listed was not there.
-        let Ok(entry) = entry::stat(&path) else { continue };
-        let descend = depth > 1 && entry.is_directory() && !entry.is_symlink;
-        out.push(entry);
-        if descend {
-            walk(&path, depth - 1, out)?;
-        }
+        paths.push((child.map_err(fail)?.path(), depth));
     }
-    Ok(())
+    paths.sort_unstable_by(|one, other| other.0.cmp(&one.0));
+    Ok(paths)
+}
+
+fn too_long() -> Error {
+    let message = format!("the listing has over {LIST_MAX} entries; list a part of it");
+    Error::new(ErrorCode::OutOfRange, message)
+}
+
+/// Counts the bytes of text of an entry.
+fn text_bytes(entry: &Entry) -> usize {
+    let metadata = entry.metadata.iter().map(|(key, value)| key.len() + value.len());
+    let target = entry.symlink_target.as_ref().map_or(0, String::len);
+    entry.name.len() + entry.path.as_os_str().len() + target + metadata.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -155,5 +193,47 @@ mod tests {
         remove(&root.join("c")).unwrap();
         remove(&root.join("c")).unwrap();
         assert_eq!(names(1), ["a"]);
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_listed_and_removed_with_their_folder() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        fs::write(top.join(std::ffi::OsStr::from_bytes(b"a\xff")), "x").unwrap();
+        assert_eq!(list(&top, 1).unwrap()[0].name, "a\u{fffd}");
+        remove(&top).unwrap();
+        assert!(!top.exists());
+    }
+
+    #[test]
+    fn deep_tree_is_listed_on_a_small_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d/".repeat(1_500));
+        fs::create_dir_all(deep).unwrap();
+        let root = dir.path().to_owned();
+        let thread = std::thread::Builder::new().stack_size(128 * 1024);
+        let listed = thread.spawn(move || list(&root, u32::MAX).unwrap().len()).unwrap();
+        assert_eq!(listed.join().unwrap(), 1_500);
+        remove(&dir.path().join("d")).unwrap();
+    }
+
+    #[test]
+    fn pipes_sockets_and_loops_of_links_are_listed_and_removed_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(top.join("pipe")).status().unwrap();
+        assert!(made.success());
+        let _listener = std::os::unix::net::UnixListener::bind(top.join("socket")).unwrap();
+        std::os::unix::fs::symlink("loop", top.join("loop")).unwrap();
+        let names: Vec<String> = list(&top, 9).unwrap().into_iter().map(|e| e.name).collect();
+        assert_eq!(names, ["loop", "pipe", "socket"]);
+        let below = make_dir(&top.join("loop/d"), &me()).unwrap_err();
+        assert_eq!(below.code, ErrorCode::InvalidArgument);
+        remove(&top.join("pipe")).unwrap();
+        remove(&top).unwrap();
+        assert!(!top.exists());
     }
 }

@@ -18,6 +18,8 @@ const FILES: usize = 128;
 /// Program starts and calls of the host at once. They have places of their own, so that hanging
 /// files do not hold them up.
 const STARTS: usize = 32;
+/// Time that a call waits for a place, so that a burst of short calls is served whole.
+const QUEUE: Duration = Duration::from_secs(2);
 /// Threads of the runtime's pool. Each place needs one, so that no work waits in the pool's queue.
 pub(crate) const THREADS: usize = FILES + STARTS;
 
@@ -35,7 +37,8 @@ impl Default for Jobs {
     }
 }
 
-/// A bounded number of places.
+/// A bounded number of places, which clones share.
+#[derive(Clone)]
 pub(crate) struct Pool {
     places: Arc<Semaphore>,
 }
@@ -50,24 +53,32 @@ impl Pool {
     /// # Errors
     /// `unavailable` when every place is taken.
     pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        place.map_err(|_| {
-            let message = "too many calls wait for a file system that does not answer";
-            Error::new(ErrorCode::Unavailable, message)
-        })
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| taken())
+    }
+
+    /// Waits for a place, for at most [`QUEUE`].
+    async fn free_place(&self) -> Result<OwnedSemaphorePermit> {
+        if let Ok(place) = self.place() {
+            return Ok(place);
+        }
+        let place = Arc::clone(&self.places).acquire_owned();
+        match tokio::time::timeout(QUEUE, place).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) | Err(_) => Err(taken()),
+        }
     }
 
     /// Runs work on a thread and waits for its end, for at most `limit`. Work that takes longer
     /// goes on, keeps its place, and its result is dropped.
     ///
     /// # Errors
-    /// `unavailable` when every place is taken, and `deadline_exceeded` after `limit`.
+    /// `unavailable` when every place stays taken, and `deadline_exceeded` after `limit`.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         limit: Duration,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let place = self.place()?;
+        let place = self.free_place().await?;
         let work = tokio::task::spawn_blocking(move || {
             let _place = place;
             work()
@@ -81,6 +92,11 @@ impl Pool {
             }
         }
     }
+}
+
+fn taken() -> Error {
+    let message = "too many calls wait for a file system that does not answer";
+    Error::new(ErrorCode::Unavailable, message)
 }
 
 #[cfg(test)]
@@ -108,5 +124,13 @@ mod tests {
         };
         tokio::time::timeout(LIMIT, freed).await.unwrap();
         assert_eq!(pool.run(LIMIT, || Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn burst_of_short_calls_beyond_the_places_is_served_whole() {
+        let pool = Pool::new(2);
+        let calls = (0..100).map(|n| pool.run(LIMIT, move || Ok(n)));
+        let done = futures::future::join_all(calls).await;
+        assert!(done.into_iter().enumerate().all(|(n, done)| done.unwrap() == n));
     }
 }

@@ -1,8 +1,49 @@
 //! Paths as callers write them: absolute, relative to the user's home, or with `~`.
 
+use crate::auth;
 use crate::error::{Error, Result};
-use crate::users::User;
+use crate::guest::Guest;
+use crate::users::{self, User};
+use http::HeaderMap;
 use std::path::{Component, Path, PathBuf};
+
+/// The account that a request acts as, by its name alone, and where relative paths begin.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    name: String,
+    workdir: Option<String>,
+}
+
+impl Caller {
+    /// Reads who acts: `username`, else the account of the headers, else the capsule's default.
+    pub(crate) fn of(guest: &Guest, headers: &HeaderMap, username: Option<&str>) -> Self {
+        let settings = guest.settings();
+        let named = username.filter(|name| !name.is_empty()).map(str::to_owned);
+        let name = named.or_else(|| auth::requested_user(headers)).unwrap_or(settings.default_user);
+        Self { name, workdir: settings.default_workdir }
+    }
+
+    /// Looks the account up. Reads files of the guest, so only threads that may block call it.
+    pub(crate) fn user(&self) -> Result<User> {
+        users::get(&self.name)
+    }
+
+    /// Makes `path` absolute for the caller's account.
+    pub(crate) fn resolve(&self, path: &str, user: &User) -> Result<PathBuf> {
+        resolve(path, user, self.workdir.as_deref())
+    }
+
+    /// Makes a file's path absolute for the caller's account.
+    ///
+    /// # Errors
+    /// `invalid_argument` for an empty path too: no file is meant by it.
+    pub(crate) fn resolve_file(&self, path: &str, user: &User) -> Result<PathBuf> {
+        if path.is_empty() {
+            return Err(Error::invalid("path is missing"));
+        }
+        self.resolve(path, user)
+    }
+}
 
 /// Makes `path` absolute for `user`; an empty one is `workdir`, or else the home.
 ///

@@ -2,7 +2,13 @@
 //! not call the C library's look-ups, which load modules that the image may not fit.
 
 use crate::error::{Error, Result};
-use std::path::PathBuf;
+use crate::filesystem::source;
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Bytes of each table that are read. A guest decides how long its tables are.
+const TABLE_MAX: u64 = 1 << 20;
 
 /// An account of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,20 +32,36 @@ pub(crate) fn get(name: &str) -> Result<User> {
         .ok_or_else(|| Error::unauthenticated(format!("invalid username: '{name}'")))
 }
 
-/// The name of a user id, or its number.
-pub(crate) fn user_name(uid: u32) -> String {
-    name_of(&read("/etc/passwd"), uid)
+/// Names of users and groups, read once for many look-ups.
+pub(crate) struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
 }
 
-/// The name of a group id, or its number.
-pub(crate) fn group_name(gid: u32) -> String {
-    name_of(&read("/etc/group"), gid)
+impl Names {
+    /// Reads both tables.
+    pub(crate) fn load() -> Self {
+        Self { users: names(&read("/etc/passwd")), groups: names(&read("/etc/group")) }
+    }
+
+    /// The name of a user id, or its number.
+    pub(crate) fn user(&self, uid: u32) -> String {
+        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+    }
+
+    /// The name of a group id, or its number.
+    pub(crate) fn group(&self, gid: u32) -> String {
+        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+    }
 }
 
+/// Reads a table. Anything but a regular file, such as a named pipe, is an empty table.
 fn read(path: &str) -> String {
-    std::fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default()
+    let mut bytes = Vec::new();
+    if let Ok(file) = source::open_regular(Path::new(path)) {
+        let _ = file.take(TABLE_MAX).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn parse(passwd: &str, group: &str, name: &str) -> Option<User> {
@@ -68,12 +90,17 @@ fn parse(passwd: &str, group: &str, name: &str) -> Option<User> {
     })
 }
 
-fn name_of(table: &str, id: u32) -> String {
-    table
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.len() >= 3 && fields[2].parse() == Ok(id))
-        .map_or_else(|| id.to_string(), |fields| fields[0].to_owned())
+/// Maps ids to names. The first line of an id counts.
+fn names(table: &str) -> HashMap<u32, String> {
+    let mut names = HashMap::new();
+    for line in table.lines() {
+        let mut fields = line.split(':');
+        let (Some(name), Some(id)) = (fields.next(), fields.nth(1)) else { continue };
+        if let Ok(id) = id.parse() {
+            names.entry(id).or_insert_with(|| name.to_owned());
+        }
+    }
+    names
 }
 
 #[cfg(test)]
@@ -95,7 +122,17 @@ mod tests {
 
     #[test]
     fn unknown_ids_are_shown_as_numbers() {
-        assert_eq!(name_of(PASSWD, 1000), "user");
-        assert_eq!(name_of(PASSWD, 7), "7");
+        let names = Names { users: names(PASSWD), groups: names(GROUP) };
+        assert_eq!((names.user(1000), names.user(7)), ("user".into(), "7".into()));
+        assert_eq!((names.group(27), names.group(7)), ("sudo".into(), "7".into()));
+    }
+
+    #[test]
+    fn table_that_is_a_named_pipe_reads_as_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("passwd");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        assert_eq!(read(&pipe.display().to_string()), "");
     }
 }

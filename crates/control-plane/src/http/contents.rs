@@ -243,7 +243,8 @@ fn refused(status: StatusCode) -> Error {
         401 => Error::invalid("user", "is no account of the capsule"),
         403 => Error::invalid("path", "may not be written"),
         404 => Error::NotFound("file"),
-        502 | 503 => Error::GuestUnavailable,
+        // 504: a file system of the guest does not answer.
+        502..=504 => Error::GuestUnavailable,
         507 => Error::DiskFull,
         other => Error::Internal(anyhow::anyhow!("envd answered {other}")),
     }

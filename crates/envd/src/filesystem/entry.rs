@@ -1,10 +1,11 @@
 //! What is at a path: type, size, owner, times, and metadata kept in extended attributes.
 
 use crate::error::{Error, Result};
-use crate::users;
+use crate::users::Names;
 use rustix::fs::XattrFlags;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,9 @@ const PREFIX: &str = "user.e2b.";
 /// Longest key and value of metadata, in bytes.
 pub(crate) const KEY_MAX: usize = 246;
 pub(crate) const VALUE_MAX: usize = 4096;
+
+/// Longest list of names, and longest value, that the kernel gives (`xattr(7)`).
+const NAMES_MAX: usize = 65_536;
 
 /// What is at a path; for a link, what it leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,11 @@ impl Entry {
 
 /// Describes what is at a path.
 pub(crate) fn stat(path: &Path) -> Result<Entry> {
+    stat_with(path, &Names::load())
+}
+
+/// Describes what is at a path, by names that the caller has read already.
+pub(crate) fn stat_with(path: &Path, names: &Names) -> Result<Entry> {
     let fail = |e| Error::io(&format!("looking at {}", path.display()), &e);
     let link = fs::symlink_metadata(path).map_err(fail)?;
     let is_symlink = link.is_symlink();
@@ -77,8 +86,8 @@ pub(crate) fn stat(path: &Path) -> Result<Entry> {
         symlink_target: is_symlink.then(|| target_of(path)),
         size: shown.size(),
         mode: shown.permissions().mode() & 0o7777,
-        owner: users::user_name(shown.uid()),
-        group: users::group_name(shown.gid()),
+        owner: names.user(shown.uid()),
+        group: names.group(shown.gid()),
         modified: (shown.mtime(), i32::try_from(shown.mtime_nsec()).unwrap_or(0)),
         metadata: metadata(path),
     })
@@ -95,7 +104,7 @@ fn metadata(path: &Path) -> BTreeMap<String, String> {
         Ok(1..) => {}
         _ => return BTreeMap::new(),
     }
-    let mut names = vec![0u8; 65_536];
+    let mut names = vec![0u8; NAMES_MAX];
     let length = rustix::fs::listxattr(path, &mut names[..]).unwrap_or(0);
     let mut value = vec![0u8; VALUE_MAX + 1];
     names[..length]
@@ -109,15 +118,14 @@ fn metadata(path: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Replaces all metadata of an open file at `path`.
-pub(crate) fn replace_metadata(
-    path: &Path,
-    file: &File,
-    wanted: &BTreeMap<String, String>,
-) -> Result<()> {
-    let fail = |e: rustix::io::Errno| Error::io("writing metadata", &e.into());
-    for key in metadata(path).keys().filter(|k| !wanted.contains_key(*k)) {
-        rustix::fs::fremovexattr(file, format!("{PREFIX}{key}")).map_err(fail)?;
+/// Replaces all metadata of an open file.
+pub(crate) fn replace_metadata(file: &File, wanted: &BTreeMap<String, String>) -> io::Result<()> {
+    let mut names = vec![0u8; NAMES_MAX];
+    let length = rustix::fs::flistxattr(file, &mut names[..]).unwrap_or(0);
+    let known = names[..length].split(|byte| *byte == 0);
+    let keys = known.filter_map(|name| std::str::from_utf8(name).ok()?.strip_prefix(PREFIX));
+    for key in keys.filter(|key| !wanted.contains_key(*key)) {
+        rustix::fs::fremovexattr(file, format!("{PREFIX}{key}"))?;
     }
     for (key, value) in wanted {
         rustix::fs::fsetxattr(
@@ -125,10 +133,32 @@ pub(crate) fn replace_metadata(
             format!("{PREFIX}{key}"),
             value.as_bytes(),
             XattrFlags::empty(),
-        )
-        .map_err(fail)?;
+        )?;
     }
     Ok(())
+}
+
+/// Copies the extended attributes of the file at `from` to a file that replaces it: access lists
+/// and users' own attributes. Leaves out metadata, and what must not outlive the old contents,
+/// such as capabilities. An attribute that cannot be copied is left out.
+pub(crate) fn copy_attributes(from: &Path, to: &File) {
+    const ACCESS: &str = "system.posix_acl_access";
+    match rustix::fs::listxattr_query(from) {
+        Ok(1..) => {}
+        _ => return,
+    }
+    let (mut names, mut value) = (vec![0u8; NAMES_MAX], vec![0u8; NAMES_MAX]);
+    let length = rustix::fs::listxattr(from, &mut names[..]).unwrap_or(0);
+    let names = names[..length].split(|byte| *byte == 0);
+    for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
+        let own = name.starts_with("user.") && !name.starts_with(PREFIX);
+        if !own && name != ACCESS {
+            continue;
+        }
+        if let Ok(size) = rustix::fs::getxattr(from, name, &mut value[..]) {
+            let _ = rustix::fs::fsetxattr(to, name, &value[..size], XattrFlags::empty());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -146,7 +176,7 @@ mod tests {
         };
         assert_eq!(stat(&path).unwrap().metadata, of(&[]));
         for wanted in [of(&[("a", "1"), ("b", "ü")]), of(&[("b", "2")]), of(&[])] {
-            replace_metadata(&path, &file, &wanted).unwrap();
+            replace_metadata(&file, &wanted).unwrap();
             assert_eq!(stat(&path).unwrap().metadata, wanted);
         }
     }

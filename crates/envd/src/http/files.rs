@@ -1,11 +1,16 @@
 //! `/files`: contents up and down, streamed, of any size; nothing is held whole in memory.
+//!
+//! Each piece is read or written by a job of its own. So a slow client holds no thread, and a file
+//! system that does not answer ends the transfer after the limit of a job.
 
 use crate::auth::{self, Signed};
 use crate::error::{Error, Result};
-use crate::filesystem::{self, entry};
+use crate::filesystem::sink::{Order, Sink};
+use crate::filesystem::source::{self, Source};
+use crate::filesystem::{CHUNK, LONG, entry};
 use crate::guest::Guest;
-use crate::paths;
-use crate::users::{self, User};
+use crate::jobs::{LIMIT, Pool};
+use crate::paths::Caller;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Query, Request, State};
@@ -15,14 +20,9 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode, header};
 use protocol::Operation;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
-use tokio_util::io::ReaderStream;
-
-const CHUNK: usize = 256 * 1024;
 
 /// One stored file, as answers name it.
 #[derive(serde::Serialize)]
@@ -34,27 +34,34 @@ pub(super) struct Stored {
     metadata: BTreeMap<String, String>,
 }
 
-/// Who acts and on which path, once the caller is known to be allowed.
-struct Target<'a> {
-    guest: &'a Guest,
-    user: User,
+/// A file that is open for a download, with its first piece.
+struct Opened {
+    path: PathBuf,
+    size: Option<u64>,
+    range: Range,
+    first: Vec<u8>,
+    pieces: Pieces,
 }
 
-impl<'a> Target<'a> {
-    fn new(guest: &'a Guest, headers: &HeaderMap, username: Option<&str>) -> Result<Self> {
-        let named = username.filter(|n| !n.is_empty()).map(str::to_owned);
-        let name = named
-            .or_else(|| auth::requested_user(headers))
-            .unwrap_or_else(|| guest.settings().default_user);
-        Ok(Self { guest, user: users::get(&name)? })
-    }
-
-    fn path(&self, path: &str) -> Result<PathBuf> {
-        if path.is_empty() {
-            return Err(Error::invalid("path is missing"));
+impl Opened {
+    /// Opens a file and reads its first piece, so that an error there is the answer.
+    fn open(path: PathBuf, headers: &HeaderMap) -> Result<Self> {
+        let fail = |e: &io::Error| Error::io(&format!("reading {}", path.display()), e);
+        let mut source = Source::open(&path)?;
+        let size = source.size;
+        // Nothing is known of a file whose size says nothing: it is answered whole.
+        let range = size.map_or(Range::Whole, |length| range(headers, length));
+        match range {
+            Range::Whole => {}
+            Range::Part(first, last) => {
+                source.limit(first, last - first + 1).map_err(|e| fail(&e))?;
+            }
+            Range::Unsatisfiable => source.limit(0, 0).map_err(|e| fail(&e))?,
         }
-        let workdir = self.guest.settings().default_workdir;
-        paths::resolve(path, &self.user, workdir.as_deref())
+        let packed = range == Range::Whole && size.is_some() && accepts_gzip(headers);
+        let mut pieces = Pieces::new(source, packed);
+        let first = pieces.read().map_err(|e| fail(&e))?;
+        Ok(Self { path, size, range, first, pieces })
     }
 }
 
@@ -64,46 +71,102 @@ pub(super) async fn download(
     headers: HeaderMap,
 ) -> Result<Response> {
     auth::check_file(&guest, &headers, &signed, Operation::Read)?;
-    let target = Target::new(&guest, &headers, signed.username.as_deref())?;
-    let path = target.path(&signed.path)?;
-    let fail = |e: &std::io::Error| Error::io(&format!("reading {}", path.display()), e);
-    let found = tokio::fs::metadata(&path).await.map_err(|e| fail(&e))?;
-    if !found.is_file() {
-        return Err(Error::invalid(format!("path is not a file: {}", path.display())));
-    }
-    let mut file = File::open(&path).await.map_err(|e| fail(&e))?;
+    let caller = Caller::of(&guest, &headers, signed.username.as_deref());
+    let open = move || {
+        let path = caller.resolve_file(&signed.path, &caller.user()?)?;
+        Opened::open(path, &headers)
+    };
+    let opened = guest.jobs.files.run(LIMIT, open).await?;
     let mut answer = Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
-        .header(header::CONTENT_DISPOSITION, disposition(&path))
-        .header(header::ACCEPT_RANGES, "bytes")
+        .header(header::CONTENT_DISPOSITION, disposition(&opened.path))
         .header(header::VARY, "accept-encoding");
-    let length = found.len();
-    let body = match range(&headers, length) {
-        Range::Whole if length > 0 && accepts_gzip(&headers) => {
-            answer = answer.header(header::CONTENT_ENCODING, "gzip");
-            Body::from_stream(compress(ReaderStream::with_capacity(file, CHUNK)))
+    if opened.size.is_some() {
+        answer = answer.header(header::ACCEPT_RANGES, "bytes");
+    }
+    let length = opened.size.unwrap_or(0);
+    answer = match opened.range {
+        Range::Whole if opened.pieces.is_packed() => {
+            answer.header(header::CONTENT_ENCODING, "gzip")
         }
-        Range::Whole => {
-            answer = answer.header(header::CONTENT_LENGTH, length);
-            // Never more than was promised, should the file grow meanwhile.
-            Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK))
-        }
-        Range::Part(first, last) => {
-            file.seek(std::io::SeekFrom::Start(first)).await.map_err(|e| fail(&e))?;
-            answer = answer
-                .status(StatusCode::PARTIAL_CONTENT)
-                .header(header::CONTENT_LENGTH, last - first + 1)
-                .header(header::CONTENT_RANGE, format!("bytes {first}-{last}/{length}"));
-            Body::from_stream(ReaderStream::with_capacity(file.take(last - first + 1), CHUNK))
-        }
-        Range::Unsatisfiable => {
-            answer = answer
-                .status(StatusCode::RANGE_NOT_SATISFIABLE)
-                .header(header::CONTENT_RANGE, format!("bytes */{length}"));
-            Body::empty()
-        }
+        // The length is unknown until the end: the answer goes in chunks.
+        Range::Whole if opened.size.is_none() && !opened.first.is_empty() => answer,
+        Range::Whole => answer.header(header::CONTENT_LENGTH, length),
+        Range::Part(first, last) => answer
+            .status(StatusCode::PARTIAL_CONTENT)
+            .header(header::CONTENT_LENGTH, last - first + 1)
+            .header(header::CONTENT_RANGE, format!("bytes {first}-{last}/{length}")),
+        Range::Unsatisfiable => answer
+            .status(StatusCode::RANGE_NOT_SATISFIABLE)
+            .header(header::CONTENT_RANGE, format!("bytes */{length}")),
+    };
+    let files = guest.jobs.files.clone();
+    let body = match opened.first.is_empty() {
+        true => Body::empty(),
+        false => Body::from_stream(stream(files, opened.first, opened.pieces)),
     };
     answer.body(body).map_err(|e| Error::invalid(e.to_string()))
+}
+
+/// The pieces of an answer's body: as they are read, or packed.
+struct Pieces {
+    source: Source,
+    packer: Option<GzEncoder<Vec<u8>>>,
+    packed: bool,
+}
+
+impl Pieces {
+    fn new(source: Source, packed: bool) -> Self {
+        let packer = || GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        Self { source, packer: packed.then(packer), packed }
+    }
+
+    fn is_packed(&self) -> bool {
+        self.packed
+    }
+
+    /// Makes the next piece. An empty piece is the end.
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let Some(packer) = &mut self.packer else {
+            // The end of a packed body is behind its last piece.
+            return if self.packed { Ok(Vec::new()) } else { self.source.read() };
+        };
+        loop {
+            let piece = self.source.read()?;
+            if piece.is_empty() {
+                break;
+            }
+            packer.write_all(&piece)?;
+            let out = std::mem::take(packer.get_mut());
+            if !out.is_empty() {
+                return Ok(out);
+            }
+        }
+        self.packer.take().map_or_else(|| Ok(Vec::new()), GzEncoder::finish)
+    }
+}
+
+/// Streams pieces after a first one. An error breaks the answer off, so that its reader sees it.
+fn stream(
+    files: Pool,
+    first: Vec<u8>,
+    pieces: Pieces,
+) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+    let state = (files, Some(first), pieces);
+    futures::stream::try_unfold(state, |(files, first, mut pieces)| async move {
+        let (piece, pieces) = match first {
+            Some(piece) => (piece, pieces),
+            None => {
+                let read = move || {
+                    let piece = pieces.read().map_err(|e| Error::io("reading", &e))?;
+                    Ok((piece, pieces))
+                };
+                files.run(LIMIT, read).await?
+            }
+        };
+        let more = !piece.is_empty();
+        Ok::<_, Error>(more.then(|| (Bytes::from(piece), (files, None, pieces))))
+    })
 }
 
 fn disposition(path: &Path) -> String {
@@ -162,30 +225,6 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-fn compress(
-    from: impl Stream<Item = std::io::Result<Bytes>> + Send + Unpin + 'static,
-) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
-    let encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    futures::stream::unfold(Some((from, encoder)), |state| async move {
-        let (mut from, mut encoder) = state?;
-        loop {
-            match from.next().await {
-                None => return Some((encoder.finish().map(Bytes::from), None)),
-                Some(Err(error)) => return Some((Err(error), None)),
-                Some(Ok(chunk)) => {
-                    if let Err(error) = encoder.write_all(&chunk) {
-                        return Some((Err(error), None));
-                    }
-                    let out = std::mem::take(encoder.get_mut());
-                    if !out.is_empty() {
-                        return Some((Ok(Bytes::from(out)), Some((from, encoder))));
-                    }
-                }
-            }
-        }
-    })
-}
-
 pub(super) async fn upload(
     State(guest): State<Arc<Guest>>,
     Query(signed): Query<Signed>,
@@ -193,14 +232,16 @@ pub(super) async fn upload(
 ) -> Result<Json<Vec<Stored>>> {
     let headers = request.headers().clone();
     auth::check_file(&guest, &headers, &signed, Operation::Write)?;
-    let target = Target::new(&guest, &headers, signed.username.as_deref())?;
-    let metadata = metadata_of(&headers)?;
+    let upload = Upload {
+        caller: Caller::of(&guest, &headers, signed.username.as_deref()),
+        files: guest.jobs.files.clone(),
+        metadata: metadata_of(&headers)?,
+    };
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     if !kind.starts_with("multipart/form-data") {
-        let path = target.path(&signed.path)?;
-        let body = request.into_body().into_data_stream();
         let gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|v| v == "gzip");
-        return Ok(Json(vec![store(&target, &path, body, gzip, &metadata).await?]));
+        let body = Contents::new(request.into_body().into_data_stream(), gzip);
+        return Ok(Json(vec![upload.store(&signed.path, body).await?]));
     }
     let form = Multipart::from_request(request, &()).await;
     let mut form = form.map_err(|e| Error::invalid(e.body_text()))?;
@@ -209,10 +250,9 @@ pub(super) async fn upload(
         if part.name() != Some("file") {
             continue;
         }
-        let name =
-            if signed.path.is_empty() { part.file_name().unwrap_or("") } else { &signed.path };
-        let path = target.path(name)?;
-        stored.push(store(&target, &path, part, false, &metadata).await?);
+        let name = part.file_name().unwrap_or("").to_owned();
+        let path = if signed.path.is_empty() { &name } else { &signed.path };
+        stored.push(upload.store(path, Contents::new(part, false)).await?);
     }
     if stored.is_empty() {
         return Err(Error::invalid("the form has no part named `file`"));
@@ -234,78 +274,101 @@ fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
-/// Writes a body to a path, in the order that watchers expect: create, owner, contents. One
-/// that fails leaves no file where none was.
-async fn store<E: std::fmt::Display>(
-    target: &Target<'_>,
-    path: &Path,
-    body: impl Stream<Item = std::result::Result<Bytes, E>> + Unpin,
-    gzip: bool,
-    metadata: &BTreeMap<String, String>,
-) -> Result<Stored> {
-    let new = !path.exists();
-    let written = match create(target, path, metadata) {
-        Ok(file) => fill(file, path, body, gzip).await,
-        Err(error) => Err(error),
-    };
-    if written.is_err() && new {
-        let _ = std::fs::remove_file(path);
-    }
-    written.map(|()| stored(path, metadata))
+/// How the files of one request are stored.
+struct Upload {
+    caller: Caller,
+    files: Pool,
+    metadata: BTreeMap<String, String>,
 }
 
-async fn fill<E: std::fmt::Display>(
-    mut file: File,
-    path: &Path,
-    mut body: impl Stream<Item = std::result::Result<Bytes, E>> + Unpin,
-    gzip: bool,
-) -> Result<()> {
-    let fail = |e: &std::io::Error| Error::io(&format!("writing {}", path.display()), e);
-    let mut inflate = gzip.then(|| GzDecoder::new(Vec::new()));
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|e| Error::invalid(format!("the body broke off: {e}")))?;
-        match &mut inflate {
-            None => file.write_all(&chunk).await.map_err(|e| fail(&e))?,
-            Some(inflate) => {
+impl Upload {
+    /// Stores contents at a path, all of them or none.
+    async fn store<S, E>(&self, path: &str, mut contents: Contents<S>) -> Result<Stored>
+    where
+        S: Stream<Item = std::result::Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        let (mut sink, path) = self.open(path).await?;
+        let mut piece = contents.gather().await?;
+        while !piece.is_empty() {
+            let write = move || {
+                sink.write(&piece)?;
+                Ok(sink)
+            };
+            let written = self.files.run(LIMIT, write);
+            // A failed write ends the wait for a client that is slow.
+            (sink, piece) = tokio::try_join!(written, contents.gather())?;
+        }
+        self.files.run(LONG, move || sink.commit()).await?;
+        Ok(stored(&path, &self.metadata))
+    }
+
+    async fn open(&self, path: &str) -> Result<(Sink, PathBuf)> {
+        let (caller, path) = (self.caller.clone(), path.to_owned());
+        let (metadata, pool) = (self.metadata.clone(), self.files.clone());
+        let open = move || {
+            let user = caller.user()?;
+            let path = caller.resolve_file(&path, &user)?;
+            let order = Order { path: &path, user: &user, metadata: &metadata };
+            let sink = Sink::open(&order, &pool)?;
+            Ok((sink, path))
+        };
+        self.files.run(LIMIT, open).await
+    }
+}
+
+/// A body, unpacked and gathered into pieces that are worth a job each.
+struct Contents<S> {
+    body: S,
+    /// Bytes of the body that are not unpacked yet.
+    packed: Bytes,
+    unpacker: Option<GzDecoder<Vec<u8>>>,
+    ended: bool,
+}
+
+impl<S, E> Contents<S>
+where
+    S: Stream<Item = std::result::Result<Bytes, E>> + Unpin,
+    E: std::fmt::Display,
+{
+    fn new(body: S, gzip: bool) -> Self {
+        let unpacker = gzip.then(|| GzDecoder::new(Vec::new()));
+        Self { body, packed: Bytes::new(), unpacker, ended: false }
+    }
+
+    /// Gathers the next piece. An empty piece is the end.
+    async fn gather(&mut self) -> Result<Vec<u8>> {
+        let bad = |e: io::Error| Error::invalid(format!("gzip: {e}"));
+        let mut out = Vec::new();
+        while !self.ended && out.len() < CHUNK {
+            if let Some(unpacker) = &mut self.unpacker
+                && !self.packed.is_empty()
+            {
                 // By pieces: what is small packed may be large unpacked.
-                for piece in chunk.chunks(4096) {
-                    inflate.write_all(piece).map_err(|e| Error::invalid(format!("gzip: {e}")))?;
-                    file.write_all(&std::mem::take(inflate.get_mut()))
-                        .await
-                        .map_err(|e| fail(&e))?;
+                let piece = self.packed.split_to(self.packed.len().min(4096));
+                unpacker.write_all(&piece).map_err(bad)?;
+                out.append(unpacker.get_mut());
+                continue;
+            }
+            match self.body.next().await {
+                Some(chunk) => {
+                    let broken = |e: E| Error::invalid(format!("the body broke off: {e}"));
+                    let chunk = chunk.map_err(broken)?;
+                    match self.unpacker {
+                        Some(_) => self.packed = chunk,
+                        None => out.extend_from_slice(&chunk),
+                    }
+                }
+                None => {
+                    if let Some(unpacker) = self.unpacker.take() {
+                        out.append(&mut unpacker.finish().map_err(bad)?);
+                    }
+                    self.ended = true;
                 }
             }
         }
+        Ok(out)
     }
-    if let Some(inflate) = inflate {
-        let rest = inflate.finish().map_err(|e| Error::invalid(format!("gzip: {e}")))?;
-        file.write_all(&rest).await.map_err(|e| fail(&e))?;
-    }
-    file.flush().await.map_err(|e| fail(&e))
-}
-
-fn create(target: &Target<'_>, path: &Path, metadata: &BTreeMap<String, String>) -> Result<File> {
-    let fail = |e: &std::io::Error| Error::io(&format!("writing {}", path.display()), e);
-    if path.is_dir() {
-        return Err(Error::invalid(format!("path is a directory: {}", path.display())));
-    }
-    if let Some(parent) = path.parent() {
-        filesystem::ensure_dir(parent, &target.user)?;
-    }
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .map_err(|e| fail(&e))?;
-    if rustix::process::getuid().is_root() {
-        let (uid, gid) = (Some(target.user.uid), Some(target.user.gid));
-        std::os::unix::fs::fchown(&file, uid, gid).map_err(|e| fail(&e))?;
-    }
-    entry::replace_metadata(path, &file, metadata)?;
-    let mut file = File::from_std(file);
-    file.set_max_buf_size(CHUNK);
-    Ok(file)
 }
 
 fn stored(path: &Path, metadata: &BTreeMap<String, String>) -> Stored {
@@ -331,31 +394,63 @@ pub(super) async fn compose(
     headers: HeaderMap,
     Json(request): Json<Compose>,
 ) -> Result<Response> {
-    let target = Target::new(&guest, &headers, request.username.as_deref())?;
-    let destination = target.path(&request.destination)?;
-    let sources: Vec<PathBuf> =
-        request.sources.iter().map(|s| target.path(s)).collect::<Result<_>>()?;
-    if sources.is_empty() || sources.contains(&destination) {
-        return Err(Error::invalid("sources must name files other than the destination"));
-    }
-    for source in &sources {
-        let found = tokio::fs::metadata(source).await;
-        let found = found.map_err(|e| Error::io(&format!("reading {}", source.display()), &e))?;
-        if !found.is_file() {
-            return Err(Error::invalid(format!("path is not a file: {}", source.display())));
+    let caller = Caller::of(&guest, &headers, request.username.as_deref());
+    let files = guest.jobs.files.clone();
+    let pool = files.clone();
+    let begin = move || begin_compose(&caller, &request, &pool);
+    let (mut sink, destination, sources) = files.run(LIMIT, begin).await?;
+    for path in sources.clone() {
+        let mut source = files.run(LIMIT, move || Source::open(&path)).await?;
+        let mut more = true;
+        while more {
+            let step = move || {
+                let more = sink.copy(&mut source)?;
+                Ok((sink, source, more))
+            };
+            (sink, source, more) = files.run(LIMIT, step).await?;
         }
     }
-    let fail = |e: &std::io::Error| Error::io(&format!("writing {}", destination.display()), e);
-    let mut out = create(&target, &destination, &BTreeMap::new())?;
-    for source in &sources {
-        let mut part = File::open(source).await.map_err(|e| fail(&e))?;
-        tokio::io::copy(&mut part, &mut out).await.map_err(|e| fail(&e))?;
-    }
-    out.flush().await.map_err(|e| fail(&e))?;
-    for source in &sources {
-        filesystem::remove(source)?;
-    }
+    files.run(LONG, move || sink.commit()).await?;
+    let remove = move || sources.iter().try_for_each(|source| remove_part(source));
+    files.run(LONG, remove).await?;
     Ok(Json(stored(&destination, &BTreeMap::new())).into_response())
+}
+
+/// Checks what is to be joined, and opens its destination.
+fn begin_compose(
+    caller: &Caller,
+    request: &Compose,
+    pool: &Pool,
+) -> Result<(Sink, PathBuf, Vec<PathBuf>)> {
+    let user = caller.user()?;
+    let destination = caller.resolve_file(&request.destination, &user)?;
+    let sources = request.sources.iter().map(|path| caller.resolve_file(path, &user));
+    let sources: Vec<PathBuf> = sources.collect::<Result<_>>()?;
+    let same = || Error::invalid("sources must name files other than the destination");
+    if sources.is_empty() || sources.contains(&destination) {
+        return Err(same());
+    }
+    // By another name too: a file that is written in place would be emptied before it is read.
+    let replaced = source::identify(&destination).ok();
+    for path in &sources {
+        if Some(source::identify(path)?) == replaced {
+            return Err(same());
+        }
+    }
+    let metadata = BTreeMap::new();
+    let order = Order { path: &destination, user: &user, metadata: &metadata };
+    let sink = Sink::open(&order, pool)?;
+    Ok((sink, destination, sources))
+}
+
+/// Removes a part that was joined; success too when it is gone.
+fn remove_part(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(&format!("removing {}", path.display()), &e))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -382,16 +477,40 @@ mod tests {
         }
     }
 
+    fn contents(file: &Path, packed: bool) -> Vec<u8> {
+        let mut pieces = Pieces::new(Source::open(file).unwrap(), packed);
+        let mut all = Vec::new();
+        loop {
+            let piece = pieces.read().unwrap();
+            if piece.is_empty() {
+                assert!(pieces.read().unwrap().is_empty());
+                return all;
+            }
+            all.extend(piece);
+        }
+    }
+
     #[tokio::test]
-    async fn a_compressed_body_is_the_same_when_unpacked() {
-        let chunks: Vec<std::io::Result<Bytes>> =
-            (0..50u8).map(|i| Ok(Bytes::from(vec![i; 10_000]))).collect();
-        let packed: Vec<Bytes> =
-            compress(futures::stream::iter(chunks)).map(|chunk| chunk.unwrap()).collect().await;
-        let mut decoder = GzDecoder::new(Vec::new());
-        decoder.write_all(&packed.concat()).unwrap();
-        let plain = decoder.finish().unwrap();
-        assert_eq!(plain.len(), 500_000);
-        assert!(plain.iter().enumerate().all(|(i, b)| usize::from(*b) == i / 10_000));
+    async fn packed_body_is_the_same_when_it_is_unpacked() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        let plain: Vec<u8> = (0..2_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 4]).collect();
+        std::fs::write(&file, &plain).unwrap();
+        assert!(contents(&file, false) == plain);
+        let packed = contents(&file, true);
+        for size in [1_000, packed.len()] {
+            let chunks = packed.chunks(size).map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
+            let body = futures::stream::iter(chunks.collect::<Vec<io::Result<Bytes>>>());
+            let mut body = Contents::new(body, true);
+            let mut unpacked = Vec::new();
+            loop {
+                let piece = body.gather().await.unwrap();
+                if piece.is_empty() {
+                    break;
+                }
+                unpacked.extend(piece);
+            }
+            assert!(unpacked == plain);
+        }
     }
 }

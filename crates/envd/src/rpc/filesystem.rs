@@ -4,15 +4,17 @@ use super::stream::{Tick, Timing, stream};
 use crate::error::{Error, Result};
 use crate::filesystem::entry::{self, Entry, Kind};
 use crate::filesystem::watch::{Change, Event, Watcher};
-use crate::filesystem::{self as domain};
+use crate::filesystem::{self as domain, LONG};
 use crate::guest::Guest;
-use crate::paths;
+use crate::jobs::LIMIT;
+use crate::paths::{self, Caller};
 use crate::users::User;
 use connectrpc::{RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
 use protocol::filesystem as wire;
 use protocol::filesystem::__buffa::oneof::watch_dir_response::Event as WatchEvent;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The service, over the guest it serves.
@@ -25,8 +27,8 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::StatRequest>,
     ) -> ServiceResult<wire::StatResponse> {
-        let (_, path) = self.resolve(&ctx, request.path)?;
-        let entry = shown(entry::stat(&path)?).into();
+        let stat = |_: &User, path: &Path| entry::stat(path);
+        let entry = shown(self.at(&ctx, request.path, LIMIT, stat).await?).into();
         Response::ok(wire::StatResponse { entry, ..Default::default() })
     }
 
@@ -35,9 +37,11 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::MakeDirRequest>,
     ) -> ServiceResult<wire::MakeDirResponse> {
-        let (user, path) = self.resolve(&ctx, request.path)?;
-        domain::make_dir(&path, &user)?;
-        let entry = shown(entry::stat(&path)?).into();
+        let make = |user: &User, path: &Path| {
+            domain::make_dir(path, user)?;
+            entry::stat(path)
+        };
+        let entry = shown(self.at(&ctx, request.path, LIMIT, make).await?).into();
         Response::ok(wire::MakeDirResponse { entry, ..Default::default() })
     }
 
@@ -46,10 +50,14 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::MoveRequest>,
     ) -> ServiceResult<wire::MoveResponse> {
-        let (_, source) = self.resolve(&ctx, request.source)?;
-        let (user, destination) = self.resolve(&ctx, request.destination)?;
-        domain::rename(&source, &destination, &user)?;
-        let entry = shown(entry::stat(&destination)?).into();
+        let caller = Caller::of(&self.0, ctx.headers(), None);
+        let destination = request.destination.to_owned();
+        let rename = move |user: &User, source: &Path| {
+            let destination = caller.resolve(&destination, user)?;
+            domain::rename(source, &destination, user)?;
+            entry::stat(&destination)
+        };
+        let entry = shown(self.at(&ctx, request.source, LIMIT, rename).await?).into();
         Response::ok(wire::MoveResponse { entry, ..Default::default() })
     }
 
@@ -58,9 +66,9 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::ListDirRequest>,
     ) -> ServiceResult<wire::ListDirResponse> {
-        let (_, path) = self.resolve(&ctx, request.path)?;
         let depth = request.depth;
-        let entries = blocking(move || domain::list(&path, depth)).await?;
+        let list = move |_: &User, path: &Path| domain::list(path, depth);
+        let entries = self.at(&ctx, request.path, LIMIT, list).await?;
         let entries = entries.into_iter().map(shown).collect();
         Response::ok(wire::ListDirResponse { entries, ..Default::default() })
     }
@@ -70,11 +78,14 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::RemoveRequest>,
     ) -> ServiceResult<wire::RemoveResponse> {
-        let (_, path) = self.resolve(&ctx, request.path)?;
-        if path == Path::new("/") {
-            return Err(Error::invalid("path must not be the root").into());
-        }
-        blocking(move || domain::remove(&path)).await?;
+        let remove = |_: &User, path: &Path| {
+            if path == Path::new("/") {
+                return Err(Error::invalid("path must not be the root"));
+            }
+            domain::remove(path)
+        };
+        // A large tree takes long. The removal goes on when its caller has left.
+        self.at(&ctx, request.path, LONG, remove).await?;
         Response::ok(wire::RemoveResponse::default())
     }
 
@@ -131,19 +142,29 @@ impl wire::Filesystem for Files {
 }
 
 impl Files {
+    /// Runs work on a path that a caller names, as a job, and waits at most `limit` for it.
+    async fn at<T: Send + 'static>(
+        &self,
+        ctx: &RequestContext,
+        path: &str,
+        limit: Duration,
+        work: impl FnOnce(&User, &Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let caller = Caller::of(&self.0, ctx.headers(), None);
+        let path = path.to_owned();
+        let work = move || {
+            let user = caller.user()?;
+            work(&user, &caller.resolve(&path, &user)?)
+        };
+        self.0.jobs.files.run(limit, work).await
+    }
+
     fn resolve(&self, ctx: &RequestContext, path: &str) -> Result<(User, PathBuf)> {
         let user = super::acting_user(&self.0, ctx)?;
         let workdir = self.0.settings().default_workdir;
         let path = paths::resolve(path, &user, workdir.as_deref())?;
         Ok((user, path))
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::new(connectrpc::ErrorCode::Internal, e.to_string())))
 }
 
 /// Carries a watcher's events until nobody listens.

@@ -1,0 +1,162 @@
+//! Removal of whole trees, however deep and wide. A recursion would end the thread's stack in a
+//! deep tree, and an open folder for each level would use up envd's files.
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat, unlinkat};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// Names of folders that one reading of a folder takes down, at most.
+const BATCH: usize = 1024;
+/// Names that all levels together take down, but for a small factor.
+const NAMES: usize = 65_536;
+
+/// A folder on the way from the top of a tree to the folder that is being emptied.
+struct Level {
+    /// Its name in the folder above.
+    name: CString,
+    /// Device and inode: a folder that is moved meanwhile must not lead out of the tree.
+    id: (u64, u64),
+    /// Folders in it that are still to be removed.
+    waiting: Vec<CString>,
+    /// Whether something in it went since it was read.
+    progress: bool,
+}
+
+impl Level {
+    fn new(name: CString, folder: &OwnedFd) -> io::Result<Self> {
+        Ok(Self { name, id: id(folder)?, waiting: Vec::new(), progress: true })
+    }
+}
+
+/// Removes a folder and all that is below it.
+pub(super) fn tree(path: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut folder = openat(CWD, path, flags, Mode::empty())?;
+    let mut level = Level::new(CString::default(), &folder)?;
+    let mut above: Vec<Level> = Vec::new();
+    loop {
+        if level.waiting.is_empty() {
+            let batch = (NAMES / (above.len() + 1)).clamp(1, BATCH);
+            level.waiting = remove_files(&folder, batch)?;
+            if !level.progress && !level.waiting.is_empty() {
+                return Err(io::Error::other("a folder lists names that it does not have"));
+            }
+            level.progress = level.waiting.is_empty();
+        }
+        if let Some(name) = level.waiting.pop() {
+            match openat(&folder, &name, flags, Mode::empty()) {
+                Ok(below) => {
+                    let next = Level::new(name, &below)?;
+                    above.push(std::mem::replace(&mut level, next));
+                    folder = below;
+                }
+                Err(Errno::NOENT) => {}
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    remove_name(&folder, &name, AtFlags::empty())?;
+                    level.progress = true;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            continue;
+        }
+        let Some(parent) = above.pop() else { break };
+        folder = openat(&folder, c"..", flags, Mode::empty())?;
+        if id(&folder)? != parent.id {
+            return Err(io::Error::other("a folder was moved while it was removed"));
+        }
+        let emptied = std::mem::replace(&mut level, parent);
+        remove_name(&folder, &emptied.name, AtFlags::REMOVEDIR)?;
+        level.progress = true;
+    }
+    std::fs::remove_dir(path)
+}
+
+/// Removes all but folders from a folder. Returns the names of folders, at most `batch`; only when
+/// there are none has the whole folder been read.
+fn remove_files(folder: &OwnedFd, batch: usize) -> io::Result<Vec<CString>> {
+    let mut folders = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) => FileType::from_raw_mode(found.st_mode),
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error.into()),
+            },
+            kind @ (FileType::RegularFile
+            | FileType::Directory
+            | FileType::Symlink
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice) => kind,
+        };
+        if kind != FileType::Directory {
+            remove_name(folder, name, AtFlags::empty())?;
+        } else if folders.len() < batch {
+            folders.push(name.to_owned());
+        } else {
+            break;
+        }
+    }
+    Ok(folders)
+}
+
+/// Removes a name; success too when another program was faster.
+fn remove_name(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> io::Result<()> {
+    match unlinkat(folder, name, flags) {
+        Err(Errno::NOENT) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+fn id(folder: impl AsFd) -> io::Result<(u64, u64)> {
+    let found = fstat(folder)?;
+    Ok((found.st_dev, found.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tree_deeper_than_any_path_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        std::fs::create_dir(&top).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut at = openat(CWD, &top, flags, Mode::empty()).unwrap();
+        for _ in 0..5_000 {
+            rustix::fs::mkdirat(&at, c"d", Mode::RWXU).unwrap();
+            at = openat(&at, c"d", flags, Mode::empty()).unwrap();
+        }
+        let thread = std::thread::Builder::new().stack_size(256 * 1024);
+        let removed = top.clone();
+        thread.spawn(move || tree(&removed).unwrap()).unwrap().join().unwrap();
+        assert!(!top.exists());
+    }
+
+    #[test]
+    fn wide_tree_with_links_is_removed_and_what_links_lead_to_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (top, kept) = (dir.path().join("top"), dir.path().join("kept"));
+        std::fs::create_dir(&top).unwrap();
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(kept.join("f"), "x").unwrap();
+        for n in 0..BATCH + 10 {
+            std::fs::create_dir(top.join(format!("d{n}"))).unwrap();
+            std::fs::write(top.join(format!("f{n}")), "").unwrap();
+        }
+        std::os::unix::fs::symlink(&kept, top.join("link")).unwrap();
+        std::os::unix::fs::symlink(&kept, top.join("d0/link")).unwrap();
+        tree(&top).unwrap();
+        assert!(!top.exists() && kept.join("f").exists());
+    }
+}

@@ -1,0 +1,369 @@
+//! Contents of a file that are written. They go to a file beside the target, which takes the
+//! target's name at the end: until then, and after any failure, the old contents stand. Every
+//! call here belongs on a thread that may block.
+
+use super::source::{self, OPEN_FLAGS, Source};
+use super::{STAGED_PREFIX, ensure_dir, entry};
+use crate::error::{Error, Result};
+use crate::jobs::{self, Pool};
+use crate::users::User;
+use connectrpc::ErrorCode;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Links that a path may lead through (`path_resolution(7)`).
+const LINKS_MAX: usize = 40;
+/// Pieces that one step of a copy moves.
+const STEP: usize = 32;
+
+/// What a caller writes: where, as whom, and with which metadata.
+pub(crate) struct Order<'a> {
+    pub path: &'a Path,
+    pub user: &'a User,
+    pub metadata: &'a BTreeMap<String, String>,
+}
+
+/// A file that is being written. Dropping it before `commit` leaves the old contents.
+pub(crate) struct Sink {
+    file: File,
+    path: PathBuf,
+    way: Way,
+}
+
+/// How contents reach their target.
+enum Way {
+    /// Through a file beside the target.
+    Staged(Staged),
+    /// Straight into a file, since its folder takes no other file: it is read-only, or forbids it.
+    InPlace,
+    /// Straight into a character device, or into a file that the kernel makes up. Owner, mode,
+    /// metadata and length stay.
+    Special,
+}
+
+/// What is kept of a file that is replaced.
+struct Replaced {
+    mode: u32,
+    /// Names of the file.
+    links: u64,
+}
+
+/// A file beside its target.
+struct Staged {
+    folder: Arc<OwnedFd>,
+    name: String,
+    target: OsString,
+    /// The file that is to be replaced.
+    replaced: Option<Replaced>,
+    owner: (u32, u32),
+    metadata: BTreeMap<String, String>,
+    /// Whether the name has become the target's.
+    renamed: bool,
+    pool: Pool,
+}
+
+impl Sink {
+    /// Opens a path for new contents and makes its parents. Links are followed to their end.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a folder, a named pipe, a socket and a block device, which are left
+    /// untouched.
+    pub(crate) fn open(order: &Order<'_>, pool: &Pool) -> Result<Self> {
+        let path = order.path;
+        let fail = |e: &io::Error| failed(path, e);
+        match fs::metadata(path) {
+            Ok(found) if found.file_type().is_char_device() => special(path),
+            Ok(found) if !found.is_file() => Err(source::not_regular(path)),
+            Ok(found) => replace(order, &found, pool),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let target = follow(path).map_err(|e| fail(&e))?;
+                if let Some(parent) = target.parent() {
+                    ensure_dir(parent, order.user)?;
+                }
+                let staged = stage(order, &target, None, pool).map_err(|e| fail(&e))?;
+                staged.ok_or_else(|| fail(&ErrorKind::PermissionDenied.into()))
+            }
+            Err(e) => Err(fail(&e)),
+        }
+    }
+
+    /// Writes bytes after those that were written before.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(failed(&self.path, &ErrorKind::WriteZero.into())),
+                Ok(written) => rest = &rest[written..],
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // A device, such as a terminal that nobody reads.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait()?,
+                Err(e) => return Err(failed(&self.path, &e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a device takes more, for the time that a call may take.
+    fn wait(&self) -> Result<()> {
+        let limit = Timespec::try_from(jobs::LIMIT).map_err(|e| Error::internal(e.to_string()))?;
+        match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&limit)) {
+            Ok(0) => {
+                let message = format!("{} takes no more", self.path.display());
+                Err(Error::new(ErrorCode::DeadlineExceeded, message))
+            }
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(failed(&self.path, &e.into())),
+        }
+    }
+
+    /// Copies a part of a source. Holes of a sparse source stay holes. Returns `false` at its end.
+    pub(crate) fn copy(&mut self, from: &mut Source) -> Result<bool> {
+        for _ in 0..STEP {
+            if matches!(self.way, Way::Staged(_)) {
+                let hole = from.skip_hole();
+                self.skip(hole).map_err(|e| failed(&self.path, &e))?;
+            }
+            let piece = from.read().map_err(|e| failed(&self.path, &e))?;
+            if piece.is_empty() {
+                return Ok(false);
+            }
+            self.write(&piece)?;
+        }
+        Ok(true)
+    }
+
+    fn skip(&mut self, hole: u64) -> io::Result<()> {
+        if hole == 0 {
+            return Ok(());
+        }
+        let at = self.file.stream_position()?.saturating_add(hole);
+        self.file.set_len(at)?;
+        self.file.seek(SeekFrom::Start(at)).map(|_| ())
+    }
+
+    /// Gives the contents to the target.
+    pub(crate) fn commit(mut self) -> Result<()> {
+        let done = match &mut self.way {
+            Way::Staged(staged) => staged.commit(&self.file),
+            Way::InPlace | Way::Special => Ok(()),
+        };
+        done.map_err(|e| failed(&self.path, &e))
+    }
+}
+
+fn failed(path: &Path, error: &io::Error) -> Error {
+    Error::io(&format!("writing {}", path.display()), error)
+}
+
+/// Follows links to a path that does not exist yet.
+fn follow(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
+fn special(path: &Path) -> Result<Sink> {
+    let file = OpenOptions::new().write(true).custom_flags(OPEN_FLAGS).open(path);
+    let file = file.map_err(|e| failed(path, &e))?;
+    // The path may have got another file meanwhile, which would lose its contents by parts.
+    let found = file.metadata().map_err(|e| failed(path, &e))?;
+    if !found.file_type().is_char_device() && !source::is_made_up(&file) {
+        return Err(source::not_regular(path));
+    }
+    Ok(Sink { file, path: path.to_owned(), way: Way::Special })
+}
+
+/// Opens a file that is there already for new contents.
+fn replace(order: &Order<'_>, found: &Metadata, pool: &Pool) -> Result<Sink> {
+    let path = order.path;
+    if source::on_made_up(path) {
+        return special(path);
+    }
+    // A file that has no path any more, as one below /proc/self/fd, is written in place.
+    if let Ok(target) = fs::canonicalize(path) {
+        let replaced = Replaced { mode: found.mode(), links: found.nlink() };
+        let staged = stage(order, &target, Some(replaced), pool).map_err(|e| failed(path, &e))?;
+        if let Some(sink) = staged {
+            return Ok(sink);
+        }
+    }
+    in_place(order).map_err(|e| failed(path, &e))?.ok_or_else(|| source::not_regular(path))
+}
+
+/// Opens a file to be written in place. `None` when something else has taken its path.
+fn in_place(order: &Order<'_>) -> io::Result<Option<Sink>> {
+    let path = order.path;
+    let file = OpenOptions::new().write(true).custom_flags(OPEN_FLAGS).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    own(&file, (order.user.uid, order.user.gid))?;
+    entry::replace_metadata(&file, order.metadata)?;
+    file.set_len(0)?;
+    Ok(Some(Sink { file, path: path.to_owned(), way: Way::InPlace }))
+}
+
+/// Makes a file beside a target, with the owner and the attributes that the target is to have.
+/// `None` when the folder of a target that is there takes no other file.
+fn stage(
+    order: &Order<'_>,
+    target: &Path,
+    replaced: Option<Replaced>,
+    pool: &Pool,
+) -> io::Result<Option<Sink>> {
+    let name = target.file_name().ok_or(ErrorKind::InvalidFilename)?.to_owned();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = openat(rustix::fs::CWD, target.parent().unwrap_or(target), flags, Mode::empty())?;
+    let mut staged = Staged {
+        folder: Arc::new(folder),
+        name: String::new(),
+        target: name,
+        replaced,
+        owner: (order.user.uid, order.user.gid),
+        metadata: order.metadata.clone(),
+        renamed: true,
+        pool: pool.clone(),
+    };
+    let file = match staged.create() {
+        Err(e) if staged.replaced.is_some() && is_forbidden(&e) => return Ok(None),
+        file => file?,
+    };
+    own(&file, staged.owner)?;
+    if let Some(replaced) = &staged.replaced {
+        entry::copy_attributes(target, &file);
+        // As a change of owner does, this takes away the bits that let a program act as its owner.
+        file.set_permissions(fs::Permissions::from_mode(replaced.mode & 0o1777))?;
+    }
+    // On a file system without such attributes the error comes before any contents do.
+    entry::replace_metadata(&file, order.metadata)?;
+    Ok(Some(Sink { file, path: order.path.to_owned(), way: Way::Staged(staged) }))
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Gives a file to its user. On an ordinary machine without the right to, it stays ours.
+fn own(file: &File, owner: (u32, u32)) -> io::Result<()> {
+    if !rustix::process::getuid().is_root() {
+        return Ok(());
+    }
+    fchown(file, Some(owner.0), Some(owner.1))
+}
+
+impl Staged {
+    fn create(&mut self) -> io::Result<File> {
+        let mut random = [0_u8; 8];
+        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())?;
+        let name = format!("{STAGED_PREFIX}{:016x}", u64::from_ne_bytes(random));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        // Nobody may read a file's next contents before its mode is the old file's.
+        let mode = if self.replaced.is_some() { 0o600 } else { 0o666 };
+        let file = openat(&*self.folder, name.as_str(), flags, Mode::from_raw_mode(mode))?;
+        self.name = name;
+        self.renamed = false;
+        Ok(file.into())
+    }
+
+    fn commit(&mut self, file: &File) -> io::Result<()> {
+        if let Some(replaced) = &self.replaced {
+            // Or a crash could leave neither contents. A new file replaces nothing, so it goes to
+            // the disk when the kernel likes: this wait is the dearest part of a small upload.
+            file.sync_data()?;
+            // A file of several names would leave its other names behind.
+            if replaced.links > 1 {
+                return self.copy_into_target(file);
+            }
+        }
+        let target = self.target.as_os_str();
+        match renameat(&*self.folder, self.name.as_str(), &*self.folder, target) {
+            // The target is a mount point: other mounts show the file, which must stay.
+            Err(Errno::BUSY) if self.replaced.is_some() => return self.copy_into_target(file),
+            done => done?,
+        }
+        self.renamed = true;
+        // Watchers are to see three events of a new file, as E2B's tests ask: the name, its
+        // contents, and by this its attributes.
+        if let Ok(found) = file.metadata() {
+            let _ = file.set_permissions(found.permissions());
+        }
+        Ok(())
+    }
+
+    /// Writes the staged contents into the target itself, which has to stay the same file. No
+    /// other way keeps its other names. The room is claimed first, so that a full disk changes
+    /// nothing.
+    fn copy_into_target(&self, staged: &File) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let folder = &*self.folder;
+        let target = File::from(openat(folder, self.target.as_os_str(), flags, Mode::empty())?);
+        let (old, new) = (target.metadata()?, staged.metadata()?);
+        if !old.is_file() {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let room = new.len().min(new.blocks().saturating_mul(512));
+        if room > 0 {
+            let claimed = rustix::fs::fallocate(&target, FallocateFlags::KEEP_SIZE, 0, room);
+            if let Err(full @ (Errno::NOSPC | Errno::DQUOT)) = claimed {
+                let _ = target.set_len(old.len());
+                return Err(full.into());
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let from = openat(folder, self.name.as_str(), flags, Mode::empty())?;
+        io::copy(&mut File::from(from), &mut &target)?;
+        target.set_len(new.len())?;
+        own(&target, self.owner)?;
+        entry::replace_metadata(&target, &self.metadata)?;
+        target.sync_data()
+    }
+}
+
+impl Drop for Staged {
+    /// Removes a file that did not become the target. The serving thread may be the one that
+    /// drops it, so the removal is a job.
+    fn drop(&mut self) {
+        if self.renamed {
+            return;
+        }
+        let (folder, name) = (Arc::clone(&self.folder), std::mem::take(&mut self.name));
+        let remove = move || {
+            let _ = unlinkat(&*folder, name.as_str(), AtFlags::empty());
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return remove() };
+        let pool = self.pool.clone();
+        let remove = Arc::new(remove);
+        runtime.spawn(async move {
+            loop {
+                let remove = Arc::clone(&remove);
+                let done = pool.run(jobs::LIMIT, move || {
+                    remove();
+                    Ok(())
+                });
+                // Without a place nothing has been tried yet.
+                match done.await {
+                    Err(error) if error.code == ErrorCode::Unavailable => {}
+                    Ok(()) | Err(_) => return,
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! Contents of a file that are read. Opening never waits for another program: the file system
+//! alone can hold it up, so every call here belongs on a thread that may block.
+
+use super::CHUNK;
+use crate::error::{Error, Result};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Flags of every open: a named pipe or a device neither blocks nor becomes a terminal of ours.
+pub(super) const OPEN_FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
+/// File systems whose contents the kernel makes up at each read (`statfs(2)`). Sizes there say
+/// nothing: 0, or a whole page.
+const MADE_UP: [u64; 12] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6367_7270, // cgroup2
+    0x0027_e0eb, // cgroup
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x6265_6570, // configfs
+    0x7363_6673, // securityfs
+    0xf97c_ff8c, // selinuxfs
+    0x6165_676c, // pstore
+    0xcafe_4a11, // bpf
+    0x4249_4e4d, // binfmt_misc
+];
+
+/// Reports whether the kernel makes up the contents of files beside this one.
+pub(super) fn is_made_up(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|s| MADE_UP.contains(&s.f_type.unsigned_abs()))
+}
+
+/// Reports whether the kernel makes up the contents of the file at a path.
+pub(super) fn on_made_up(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|s| MADE_UP.contains(&s.f_type.unsigned_abs()))
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// `invalid_argument` for anything else, which is left untouched.
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    Ok(open(path)?.0)
+}
+
+fn open(path: &Path) -> Result<(File, Metadata)> {
+    // Opening a device or a named pipe may change something, so the type comes first.
+    let found = look(path)?;
+    let fail = |e| Error::io(&format!("reading {}", path.display()), &e);
+    check_regular(path, &found)?;
+    let file = OpenOptions::new().read(true).custom_flags(OPEN_FLAGS).open(path).map_err(fail)?;
+    // The path may have got another file meanwhile.
+    let found = file.metadata().map_err(fail)?;
+    check_regular(path, &found)?;
+    Ok((file, found))
+}
+
+/// Checks that a path leads to a regular file, and identifies it by device and inode.
+pub(crate) fn identify(path: &Path) -> Result<(u64, u64)> {
+    let found = look(path)?;
+    check_regular(path, &found)?;
+    Ok((found.dev(), found.ino()))
+}
+
+fn look(path: &Path) -> Result<Metadata> {
+    fs::metadata(path).map_err(|e| Error::io(&format!("reading {}", path.display()), &e))
+}
+
+fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
+    if found.is_file() { Ok(()) } else { Err(not_regular(path)) }
+}
+
+/// The refusal of a path that has no contents of its own.
+pub(super) fn not_regular(path: &Path) -> Error {
+    Error::invalid(format!("path is not a regular file: {}", path.display()))
+}
+
+/// An open file, read piece by piece.
+pub(crate) struct Source {
+    file: File,
+    /// Size in bytes. `None` when only reading tells, as for files that the kernel makes up.
+    pub size: Option<u64>,
+    /// Bytes that are still to be read, at most.
+    left: u64,
+    /// An error that came after bytes of the same piece.
+    failed: Option<io::Error>,
+}
+
+impl Source {
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// `not_found`, and `invalid_argument` for anything but a regular file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let (file, found) = open(path)?;
+        let size = (found.len() > 0 && !is_made_up(&file)).then(|| found.len());
+        Ok(Self { file, size, left: size.unwrap_or(u64::MAX), failed: None })
+    }
+
+    /// Limits reading to `length` bytes from `first`.
+    pub(crate) fn limit(&mut self, first: u64, length: u64) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(first))?;
+        self.left = length;
+        Ok(())
+    }
+
+    /// Reads the next piece, of at most [`CHUNK`] bytes. An empty piece is the end.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when a file has become shorter than its size was.
+    pub(crate) fn read(&mut self) -> io::Result<Vec<u8>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(CHUNK);
+        let mut piece = vec![0; wanted];
+        let mut filled = 0;
+        while filled < wanted {
+            match self.file.read(&mut piece[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // Files as /proc/kmsg have more later: what is there now is the contents.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if filled == 0 => return Err(e),
+                Err(e) => {
+                    self.failed = Some(e);
+                    break;
+                }
+            }
+        }
+        if filled == 0 && wanted > 0 && self.size.is_some() {
+            let message = "the file became shorter while it was read";
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, message));
+        }
+        piece.truncate(filled);
+        self.left -= filled as u64;
+        Ok(piece)
+    }
+
+    /// Skips a hole of a sparse file and returns its length in bytes. The source has no limit.
+    pub(crate) fn skip_hole(&mut self) -> u64 {
+        let Some(size) = self.size else { return 0 };
+        let at = size.saturating_sub(self.left);
+        let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data.clamp(at, size),
+            // A hole up to the end.
+            Err(rustix::io::Errno::NXIO) => size,
+            // A file system that knows no holes.
+            Err(_) => at,
+        };
+        self.left -= data - at;
+        data - at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use connectrpc::ErrorCode;
+    use std::os::unix::net::UnixListener;
+
+    fn whole(source: &mut Source) -> io::Result<Vec<u8>> {
+        let mut contents = Vec::new();
+        loop {
+            let piece = source.read()?;
+            if piece.is_empty() {
+                return Ok(contents);
+            }
+            contents.extend(piece);
+        }
+    }
+
+    #[test]
+    fn anything_but_a_regular_file_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let _listener = UnixListener::bind(&socket).unwrap();
+        for path in [pipe.as_path(), &socket, dir.path(), Path::new("/dev/zero")] {
+            let error = Source::open(path).err().unwrap();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{}", path.display());
+            assert!(error.message.contains("not a regular file"), "{error}");
+        }
+        let link = dir.path().join("loop");
+        std::os::unix::fs::symlink(&link, &link).unwrap();
+        assert_eq!(Source::open(&link).err().unwrap().code, ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn made_up_files_are_read_to_their_end() {
+        for path in ["/proc/self/status", "/proc/self/cmdline"] {
+            let mut source = Source::open(Path::new(path)).unwrap();
+            assert_eq!(source.size, None, "{path}");
+            assert!(!whole(&mut source).unwrap().is_empty(), "{path}");
+        }
+    }
+
+    #[test]
+    fn file_that_becomes_shorter_ends_with_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = File::create(&path).unwrap();
+        file.set_len(3 * CHUNK as u64).unwrap();
+        let mut source = Source::open(&path).unwrap();
+        assert_eq!(source.read().unwrap().len(), CHUNK);
+        file.set_len(0).unwrap();
+        assert_eq!(source.read().unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn holes_of_terabytes_are_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let mut source = Source::open(&path).unwrap();
+        source.limit((1 << 40) - 5, 5).unwrap();
+        assert_eq!(whole(&mut source).unwrap(), [0; 5]);
+        let mut source = Source::open(&path).unwrap();
+        assert_eq!(source.skip_hole(), 1 << 40);
+        assert!(source.read().unwrap().is_empty());
+    }
+}
