@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tests::{Client, Platform};
 
 /// envd of a capsule, and its token.
-fn envd(platform: &Platform, id: &str) -> (Client, String) {
+pub(crate) fn envd(platform: &Platform, id: &str) -> (Client, String) {
     let ledger = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
     let ledger: Value = serde_json::from_slice(&ledger.unwrap()).unwrap();
     let token = ledger["envd_token"].as_str().unwrap().to_owned();

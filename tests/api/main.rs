@@ -37,6 +37,7 @@ mod schema;
 mod silent;
 mod store;
 mod streams;
+mod stuck;
 mod teams;
 mod usage;
 

@@ -9,6 +9,7 @@ mod crash;
 mod damage;
 mod egress;
 mod ends;
+mod files;
 mod fork;
 mod full;
 mod guest;

@@ -50,6 +50,16 @@ enum Way {
     Special,
 }
 
+impl Way {
+    /// Removes a staged file that did not become the target, before its caller has an answer: the
+    /// room that it takes may be wanted next.
+    fn abandon(&mut self) {
+        if let Self::Staged(staged) = self {
+            staged.remove();
+        }
+    }
+}
+
 /// What is kept of a file that is replaced.
 struct Replaced {
     mode: u32,
@@ -66,8 +76,8 @@ struct Staged {
     replaced: Option<Replaced>,
     owner: (u32, u32),
     metadata: BTreeMap<String, String>,
-    /// Whether the name has become the target's.
-    renamed: bool,
+    /// Whether the name is not there: it became the target's, or was removed.
+    gone: bool,
     pool: Pool,
 }
 
@@ -98,6 +108,10 @@ impl Sink {
 
     /// Writes bytes after those that were written before.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.put(bytes).inspect_err(|_| self.way.abandon())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
             match self.file.write(rest) {
@@ -127,6 +141,10 @@ impl Sink {
 
     /// Copies a part of a source. Holes of a sparse source stay holes. Returns `false` at its end.
     pub(crate) fn copy(&mut self, from: &mut Source) -> Result<bool> {
+        self.copy_step(from).inspect_err(|_| self.way.abandon())
+    }
+
+    fn copy_step(&mut self, from: &mut Source) -> Result<bool> {
         for _ in 0..STEP {
             if matches!(self.way, Way::Staged(_)) {
                 let hole = from.skip_hole();
@@ -136,7 +154,7 @@ impl Sink {
             if piece.is_empty() {
                 return Ok(false);
             }
-            self.write(&piece)?;
+            self.put(&piece)?;
         }
         Ok(true)
     }
@@ -156,6 +174,7 @@ impl Sink {
             Way::Staged(staged) => staged.commit(&self.file),
             Way::InPlace | Way::Special => Ok(()),
         };
+        self.way.abandon();
         done.map_err(|e| failed(&self.path, &e))
     }
 }
@@ -235,7 +254,7 @@ fn stage(
         replaced,
         owner: (order.user.uid, order.user.gid),
         metadata: order.metadata.clone(),
-        renamed: true,
+        gone: true,
         pool: pool.clone(),
     };
     let file = match staged.create() {
@@ -276,7 +295,7 @@ impl Staged {
         let mode = if self.replaced.is_some() { 0o600 } else { 0o666 };
         let file = openat(&*self.folder, name.as_str(), flags, Mode::from_raw_mode(mode))?;
         self.name = name;
-        self.renamed = false;
+        self.gone = false;
         Ok(file.into())
     }
 
@@ -296,7 +315,7 @@ impl Staged {
             Err(Errno::BUSY) if self.replaced.is_some() => return self.copy_into_target(file),
             done => done?,
         }
-        self.renamed = true;
+        self.gone = true;
         // Watchers are to see three events of a new file, as E2B's tests ask: the name, its
         // contents, and by this its attributes.
         if let Ok(found) = file.metadata() {
@@ -332,13 +351,20 @@ impl Staged {
         entry::replace_metadata(&target, &self.metadata)?;
         target.sync_data()
     }
+
+    fn remove(&mut self) {
+        if !self.gone {
+            let _ = unlinkat(&*self.folder, self.name.as_str(), AtFlags::empty());
+            self.gone = true;
+        }
+    }
 }
 
 impl Drop for Staged {
     /// Removes a file that did not become the target. The serving thread may be the one that
     /// drops it, so the removal is a job.
     fn drop(&mut self) {
-        if self.renamed {
+        if self.gone {
             return;
         }
         let (folder, name) = (Arc::clone(&self.folder), std::mem::take(&mut self.name));
