@@ -12,7 +12,8 @@ fn file(client: &Client, id: &str, method: Method, path: &str) -> RequestBuilder
 #[tokio::test]
 async fn overwrite_on_a_full_disk_keeps_the_old_contents_and_leaves_nothing() {
     let (platform, client, id) = capsule().await;
-    let begin = "mkdir /home/user/d && cd /home/user/d && seq 100000 > f && chmod 640 f && sha256sum f";
+    let begin =
+        "mkdir /home/user/d && cd /home/user/d && seq 100000 > f && chmod 640 f && sha256sum f";
     let sum = client.out(&id, begin).await;
     // A little room stays: the disk fills while the body comes.
     let fill = "head -c 1G /dev/zero > /home/user/fill 2> /dev/null; truncate -s -4M /home/user/fill; sync";

@@ -57,10 +57,7 @@ impl Pool {
     }
 
     /// Waits for a place, for at most [`QUEUE`].
-    async fn free_place(&self) -> Result<OwnedSemaphorePermit> {
-        if let Ok(place) = self.place() {
-            return Ok(place);
-        }
+    pub(crate) async fn free_place(&self) -> Result<OwnedSemaphorePermit> {
         let place = Arc::clone(&self.places).acquire_owned();
         match tokio::time::timeout(QUEUE, place).await {
             Ok(Ok(place)) => Ok(place),

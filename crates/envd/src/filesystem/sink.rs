@@ -118,7 +118,7 @@ impl Sink {
                 Ok(0) => return Err(failed(&self.path, &ErrorKind::WriteZero.into())),
                 Ok(written) => rest = &rest[written..],
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // A device, such as a terminal that nobody reads.
+                // The device is full, as a terminal that nobody reads.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait()?,
                 Err(e) => return Err(failed(&self.path, &e)),
             }
@@ -301,10 +301,10 @@ impl Staged {
 
     fn commit(&mut self, file: &File) -> io::Result<()> {
         if let Some(replaced) = &self.replaced {
-            // Or a crash could leave neither contents. A new file replaces nothing, so it goes to
-            // the disk when the kernel likes: this wait is the dearest part of a small upload.
+            // Without this, a crash could leave neither contents. The wait is the dearest part of
+            // an upload, so a new file, which replaces nothing, goes to the disk later.
             file.sync_data()?;
-            // A file of several names would leave its other names behind.
+            // A rename would part the file from its other names.
             if replaced.links > 1 {
                 return self.copy_into_target(file);
             }

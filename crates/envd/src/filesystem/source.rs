@@ -122,7 +122,7 @@ impl Source {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // Files as /proc/kmsg have more later: what is there now is the contents.
+                // Files such as /proc/kmsg may have more later. Their contents end here.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if filled == 0 => return Err(e),
                 Err(e) => {
@@ -146,9 +146,9 @@ impl Source {
         let at = size.saturating_sub(self.left);
         let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => data.clamp(at, size),
-            // A hole up to the end.
+            // The rest of the file is a hole.
             Err(rustix::io::Errno::NXIO) => size,
-            // A file system that knows no holes.
+            // The file system knows no holes.
             Err(_) => at,
         };
         self.left -= data - at;

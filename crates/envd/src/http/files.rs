@@ -157,7 +157,7 @@ fn stream(
         let (piece, pieces) = match first {
             Some(piece) => (piece, pieces),
             None => {
-                let read = move || {
+                let read = move || -> Result<_> {
                     let piece = pieces.read().map_err(|e| Error::io("reading", &e))?;
                     Ok((piece, pieces))
                 };
@@ -291,7 +291,7 @@ impl Upload {
         let (mut sink, path) = self.open(path).await?;
         let mut piece = contents.gather().await?;
         while !piece.is_empty() {
-            let write = move || {
+            let write = move || -> Result<_> {
                 sink.write(&piece)?;
                 Ok(sink)
             };
@@ -306,7 +306,7 @@ impl Upload {
     async fn open(&self, path: &str) -> Result<(Sink, PathBuf)> {
         let (caller, path) = (self.caller.clone(), path.to_owned());
         let (metadata, pool) = (self.metadata.clone(), self.files.clone());
-        let open = move || {
+        let open = move || -> Result<_> {
             let user = caller.user()?;
             let path = caller.resolve_file(&path, &user)?;
             let order = Order { path: &path, user: &user, metadata: &metadata };
@@ -403,7 +403,7 @@ pub(super) async fn compose(
         let mut source = files.run(LIMIT, move || Source::open(&path)).await?;
         let mut more = true;
         while more {
-            let step = move || {
+            let step = move || -> Result<_> {
                 let more = sink.copy(&mut source)?;
                 Ok((sink, source, more))
             };
@@ -430,7 +430,7 @@ fn begin_compose(
     if sources.is_empty() || sources.contains(&destination) {
         return Err(same());
     }
-    // By another name too: a file that is written in place would be emptied before it is read.
+    // A file that is written in place would be emptied before it is read, by whatever name.
     let replaced = source::identify(&destination).ok();
     for path in &sources {
         if Some(source::identify(path)?) == replaced {
