@@ -229,3 +229,33 @@ async fn a_watch_streams_what_happens_below_a_directory() {
     assert_eq!(refused.last().unwrap()["error"]["code"], "invalid_argument");
     platform.finish();
 }
+
+/// E2B's own tests ask for exactly three events of a new file, of which the first is its creation.
+#[tokio::test]
+async fn upload_is_told_to_watchers_as_three_events_of_its_own_name() {
+    let (platform, _, id) = capsule().await;
+    let (envd, token) = envd(&platform, &id);
+    let dir = tempfile::tempdir().unwrap();
+    let call = async |method: &str, body: Value| -> Value {
+        let request = envd.request(Method::POST, &format!("/filesystem.Filesystem/{method}"));
+        let answer = request.header("x-access-token", &token).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{method}: {}", answer.status());
+        answer.json().await.unwrap()
+    };
+    let watched = json!({ "path": dir.path().display().to_string() });
+    let watcher = call("CreateWatcher", watched).await["watcherId"].clone();
+    for contents in ["new", "old no more"] {
+        let put = envd.request(Method::POST, "/files").header("x-access-token", &token);
+        let put = put.query(&[("path", dir.path().join("f").display().to_string())]);
+        let put = put.header("content-type", "application/octet-stream").body(contents);
+        assert!(put.send().await.unwrap().status().is_success());
+        let told = call("GetWatcherEvents", json!({ "watcherId": watcher })).await;
+        let events = told["events"].as_array().unwrap();
+        let kinds: Vec<_> = events.iter().map(|e| (&e["name"], e["type"].as_str())).collect();
+        let f = json!("f");
+        let wanted = ["CREATE", "WRITE", "CHMOD"].map(|kind| format!("EVENT_TYPE_{kind}"));
+        let wanted: Vec<_> = wanted.iter().map(|kind| (&f, Some(kind.as_str()))).collect();
+        assert_eq!(kinds, wanted);
+    }
+    platform.finish();
+}
