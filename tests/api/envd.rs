@@ -253,7 +253,7 @@ async fn upload_is_told_to_watchers_as_three_events_of_its_own_name() {
         let events = told["events"].as_array().unwrap();
         let kinds: Vec<_> = events.iter().map(|e| (&e["name"], e["type"].as_str())).collect();
         let f = json!("f");
-        let wanted = ["CREATE", "WRITE", "CHMOD"].map(|kind| format!("EVENT_TYPE_{kind}"));
+        let wanted = ["CREATE", "CHMOD", "WRITE"].map(|kind| format!("EVENT_TYPE_{kind}"));
         let wanted: Vec<_> = wanted.iter().map(|kind| (&f, Some(kind.as_str()))).collect();
         assert_eq!(kinds, wanted);
     }

@@ -316,11 +316,6 @@ impl Staged {
             done => done?,
         }
         self.gone = true;
-        // Watchers are to see three events of a new file, as E2B's tests ask: the name, its
-        // contents, and by this its attributes.
-        if let Ok(found) = file.metadata() {
-            let _ = file.set_permissions(found.permissions());
-        }
         Ok(())
     }
 
