@@ -356,7 +356,12 @@ where
                     let chunk = chunk.map_err(broken)?;
                     match self.unpacker {
                         Some(_) => self.packed = chunk,
-                        None => out.extend_from_slice(&chunk),
+                        None => {
+                            // A small body needs no more than its own room.
+                            let room = if out.is_empty() { chunk.len() } else { 2 * CHUNK };
+                            out.reserve(room.saturating_sub(out.len()));
+                            out.extend_from_slice(&chunk);
+                        }
                     }
                 }
                 None => {
