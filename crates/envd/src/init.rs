@@ -5,6 +5,7 @@
 //! keeps, and the machine is reset.
 
 pub(crate) mod identity;
+mod limits;
 mod modules;
 mod mounts;
 mod names;
@@ -45,6 +46,7 @@ fn prepare() -> anyhow::Result<OwnedFd> {
     identity::show()?;
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     raise_file_limit();
+    limits::raise();
     Ok(disk)
 }
 

@@ -3,6 +3,7 @@
 mod filesystem;
 mod process;
 pub(crate) mod stream;
+mod watch;
 
 use crate::auth;
 use crate::error::Result;

@@ -1,267 +1,184 @@
-//! Watching directories with inotify: names relative to the watched directory, recursion
-//! that also covers directories made later, and what was put into them before their watch.
+//! Watching directories with inotify. Each watch has a thread of its own, which alone looks at the
+//! file system; callers fetch events from a queue and never wait for a hanging file system.
 //!
-//! A directory that appears is watched and then read. Its contents are reported from that reading:
-//! `Create` for each name, and `Write` for each file that has contents. The kernel may report the
-//! same changes again, since both look at the directory at the same time. Such repetitions are in
-//! the kernel's queue by then, and are dropped until the queue is empty.
+//! Nothing is lost silently. A watch whose events the kernel or a queue cannot hold ends with
+//! `resource_exhausted`, one whose folder is gone with `not_found`, both after the events before.
+
+mod events;
+mod queue;
+mod thread;
+mod tree;
+mod watcher;
+
+pub(crate) use events::{Change, Event, Events};
 
 use crate::error::{Error, Result};
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
-use std::io;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use connectrpc::ErrorCode;
+use queue::{Budget, Next, Queue};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot};
 
-/// Watchers that nobody drains may not grow without end.
-const WATCHERS_MAX: usize = 256;
-const BUFFER: usize = 64 * 1024;
+/// Watches at once, each of which has a thread. A hanging one keeps its place.
+const WATCHES_MAX: usize = 256;
+/// Watches whose events wait to be asked for.
+const POLLED_MAX: usize = 192;
+/// Time after which such a watch, when nobody asked, gives way to a new one.
+const POLLED_IDLE: Duration = Duration::from_secs(600);
+/// Stack of a watch's thread.
+const STACK: usize = 256 * 1024;
 
-/// What happened to a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
-    Create,
-    Write,
-    Remove,
-    Rename,
-    Chmod,
-}
-
-/// One event below a watched directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Event {
-    /// Relative to the watched directory.
-    pub name: PathBuf,
-    pub change: Change,
-}
-
-/// The events that one call to `drain` has found.
-#[derive(Default)]
-struct Found {
-    events: Vec<Event>,
-    /// Names that were reported from reading a directory, and those reported as written.
-    read: HashSet<PathBuf>,
-    written: HashSet<PathBuf>,
-}
-
-impl Found {
-    /// Reports a name that was read from a directory.
-    fn add_read(&mut self, name: &Path, has_contents: bool) {
-        if self.read.insert(name.to_owned()) {
-            self.events.push(Event { name: name.to_owned(), change: Change::Create });
-        }
-        if has_contents && self.written.insert(name.to_owned()) {
-            self.events.push(Event { name: name.to_owned(), change: Change::Write });
-        }
-    }
-
-    /// Reports a change from the kernel, unless a reading has reported it already.
-    fn add_reported(&mut self, name: PathBuf, change: Change) {
-        match change {
-            Change::Create if self.read.contains(&name) => return,
-            Change::Write if self.written.contains(&name) => return,
-            Change::Remove | Change::Rename => {
-                self.read.remove(&name);
-                self.written.remove(&name);
-            }
-            Change::Create | Change::Write | Change::Chmod => {}
-        }
-        self.events.push(Event { name, change });
-    }
-}
-
-/// Names that `Watcher::add` reports.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tell {
-    Nothing,
-    /// Directories that are not watched yet, and their contents.
-    New,
-    All,
-}
-
-/// A watch on a directory, and below it when recursive.
-pub(crate) struct Watcher {
-    pub root: PathBuf,
+/// A caller's wishes for a watch.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Options {
+    pub recursive: bool,
+    /// Tells with each event what is at its name.
     pub include_entry: bool,
-    recursive: bool,
-    inotify: Inotify,
-    /// Watched directories, relative to the root.
-    dirs: HashMap<WatchDescriptor, PathBuf>,
+    /// Allows a network's mount, whose changes by others cannot be seen.
+    pub allow_network: bool,
 }
 
-impl Watcher {
-    /// Begins to watch.
+/// A watch that has begun. Its thread ends when it is dropped.
+pub(crate) struct Watch {
+    queue: Arc<Queue>,
+}
+
+impl Watch {
+    /// Waits for events; none when the watch has ended.
+    pub(crate) async fn next(&self) -> Option<Events> {
+        loop {
+            match self.queue.next() {
+                Next::Events(events) => return Some(events),
+                Next::Ended(_) => return None,
+                Next::Nothing => self.queue.ready.notified().await,
+            }
+        }
+    }
+
+    /// Returns every event up to now, for which it waits for at most `limit`.
     ///
     /// # Errors
-    /// `not_found`, `invalid_argument` for what is no directory, and for a network's mount
-    /// unless allowed: its changes by others cannot be seen.
-    pub(crate) fn new(root: PathBuf, recursive: bool, allow_network: bool) -> Result<Self> {
-        let fail = |e: &io::Error| Error::io(&format!("watching {}", root.display()), e);
-        let found = fs::metadata(&root).map_err(|e| fail(&e))?;
-        if !found.is_dir() {
-            return Err(Error::invalid(format!("path {} not a directory", root.display())));
+    /// The watch's end, once the events before it were returned, and `deadline_exceeded`.
+    pub(crate) async fn fetch(&self, limit: Duration) -> Result<Vec<Events>> {
+        let is_late = tokio::time::timeout(limit, self.queue.flush()).await.is_err();
+        let events = self.queue.take();
+        if !events.is_empty() {
+            return Ok(events);
         }
-        if !allow_network && on_network(&root) {
-            let message =
-                format!("{} is on a network mount, which cannot be watched", root.display());
-            return Err(Error::invalid(message));
-        }
-        let inotify = Inotify::init().map_err(|e| fail(&e))?;
-        let mut watcher =
-            Self { root, recursive, include_entry: false, inotify, dirs: HashMap::new() };
-        watcher.add(Path::new(""), Tell::Nothing, &mut Found::default())?;
-        Ok(watcher)
-    }
-
-    /// Every event since the last call, without waiting.
-    pub(crate) fn drain(&mut self) -> Vec<Event> {
-        let mut found = Found::default();
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            let raw: Vec<_> = match self.inotify.read_events(&mut buffer) {
-                Ok(events) => events.map(|e| (e.wd, e.mask, e.name.map(PathBuf::from))).collect(),
-                Err(_) => return found.events, // nothing more to read now
-            };
-            if raw.is_empty() {
-                return found.events;
-            }
-            for (descriptor, mask, name) in raw {
-                self.take(&descriptor, mask, name, &mut found);
-            }
+        match self.queue.ended() {
+            Some(error) => Err(error),
+            None if is_late => Err(late(limit)),
+            None => Ok(events),
         }
     }
 
-    fn take(
-        &mut self,
-        descriptor: &WatchDescriptor,
-        mask: EventMask,
-        name: Option<PathBuf>,
-        found: &mut Found,
-    ) {
-        if mask.contains(EventMask::IGNORED) {
-            self.dirs.remove(descriptor);
-            return;
-        }
-        if mask.contains(EventMask::Q_OVERFLOW) {
-            // Events were lost, and directories that need a watch may be among them.
-            let _ = self.add(Path::new(""), Tell::New, found);
-            return;
-        }
-        // Events of a directory itself reach its parent's watch under its name.
-        let (Some(dir), Some(name)) = (self.dirs.get(descriptor), name) else { return };
-        let name = dir.join(name);
-        let Some(change) = change_of(mask) else { return };
-        let made_dir = change == Change::Create && mask.contains(EventMask::ISDIR);
-        found.add_reported(name.clone(), change);
-        if made_dir && self.recursive {
-            let _ = self.add(&name, Tell::All, found);
-        }
-    }
-
-    /// Watches a directory and, when recursive, the directories below it. Reports their contents as
-    /// `tell` says, since a name may have come before the watch.
-    fn add(&mut self, dir: &Path, tell: Tell, found: &mut Found) -> Result<()> {
-        let path = self.root.join(dir);
-        let mask = WatchMask::CREATE
-            | WatchMask::MODIFY
-            | WatchMask::DELETE
-            | WatchMask::MOVED_FROM
-            | WatchMask::MOVED_TO
-            | WatchMask::ATTRIB
-            | WatchMask::ONLYDIR;
-        let mut watches: Watches = self.inotify.watches();
-        let descriptor = watches
-            .add(&path, mask)
-            .map_err(|e| Error::io(&format!("watching {}", path.display()), &e))?;
-        let is_new = self.dirs.insert(descriptor, dir.to_owned()).is_none();
-        if !self.recursive {
-            return Ok(());
-        }
-        let tell = match tell {
-            Tell::New if is_new => {
-                found.add_read(dir, false);
-                Tell::All
-            }
-            Tell::Nothing | Tell::New | Tell::All => tell,
-        };
-        for child in fs::read_dir(&path).into_iter().flatten().flatten() {
-            let name = dir.join(child.file_name());
-            let is_dir = child.file_type().is_ok_and(|kind| kind.is_dir());
-            if tell == Tell::All {
-                let has_contents = || child.metadata().is_ok_and(|m| m.is_file() && m.len() > 0);
-                found.add_read(&name, !is_dir && has_contents());
-            }
-            if is_dir {
-                let _ = self.add(&name, tell, found);
-            }
-        }
-        Ok(())
+    /// Returns the reason why the watch has ended.
+    pub(crate) fn ended(&self) -> Option<Error> {
+        self.queue.ended()
     }
 }
 
-impl AsFd for Watcher {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.inotify.as_fd()
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.queue.stop();
     }
 }
 
-impl std::os::fd::AsRawFd for Watcher {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.inotify.as_raw_fd()
-    }
-}
-
-fn change_of(mask: EventMask) -> Option<Change> {
-    let table = [
-        (EventMask::CREATE | EventMask::MOVED_TO, Change::Create),
-        (EventMask::MODIFY, Change::Write),
-        (EventMask::DELETE, Change::Remove),
-        (EventMask::MOVED_FROM, Change::Rename),
-        (EventMask::ATTRIB, Change::Chmod),
-    ];
-    table.into_iter().find(|(bits, _)| mask.intersects(*bits)).map(|(_, change)| change)
-}
-
-fn on_network(path: &Path) -> bool {
-    const NETWORK: [u64; 4] = [0x6969, 0xff53_4d42, 0x0102_1997, 0x6573_5546];
-    rustix::fs::statfs(path).is_ok_and(|s| NETWORK.contains(&s.f_type.unsigned_abs()))
-}
-
-/// Watchers whose events wait to be asked for, by id.
-#[derive(Default)]
-pub(crate) struct Watchers {
-    known: Mutex<Known>,
+/// A watch whose events wait to be asked for.
+struct Polled {
+    watch: Arc<Watch>,
+    asked: Instant,
 }
 
 /// How many there were, and those that are left.
-type Known = (u64, BTreeMap<String, Arc<Mutex<Watcher>>>);
+type Known = (u64, BTreeMap<String, Polled>);
+
+/// The watches of a guest.
+pub(crate) struct Watchers {
+    places: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    known: Mutex<Known>,
+}
+
+impl Default for Watchers {
+    fn default() -> Self {
+        let places = Arc::new(Semaphore::new(WATCHES_MAX));
+        Self { places, budget: Arc::default(), known: Mutex::default() }
+    }
+}
 
 impl Watchers {
-    /// Keeps a watcher and names it.
-    pub(crate) fn insert(&self, watcher: Watcher) -> Result<String> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.1.len() >= WATCHERS_MAX {
-            let code = connectrpc::ErrorCode::OutOfRange;
-            return Err(Error::new(code, format!("there are {WATCHERS_MAX} watchers already")));
+    /// Begins a watch, for which it waits for at most `limit`. `locate` finds the folder, on the
+    /// watch's thread.
+    ///
+    /// # Errors
+    /// Those of the watch's begin, `deadline_exceeded`, and `resource_exhausted` when there are
+    /// too many.
+    pub(crate) async fn start(
+        &self,
+        locate: impl FnOnce() -> Result<PathBuf> + Send + 'static,
+        options: Options,
+        limit: Duration,
+    ) -> Result<Watch> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| too_many(WATCHES_MAX))?;
+        let queue = Queue::new(Arc::clone(&self.budget));
+        let queue = Arc::new(queue.map_err(|e| Error::io("watching", &e))?);
+        let watch = Watch { queue: Arc::clone(&queue) };
+        let (sender, begun) = oneshot::channel();
+        let work = move || {
+            let _place = place;
+            thread::run(locate, options, &queue, sender);
+        };
+        let builder = std::thread::Builder::new().name("watch".to_owned()).stack_size(STACK);
+        builder.spawn(work).map_err(|e| Error::io("watching", &e))?;
+        match tokio::time::timeout(limit, begun).await {
+            Ok(Ok(begun)) => begun.map(|()| watch),
+            Ok(Err(_)) => Err(Error::internal("the watch's thread ended")),
+            Err(_) => Err(late(limit)),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a watch and names it.
+    ///
+    /// # Errors
+    /// `resource_exhausted` when there are too many that somebody asks.
+    pub(crate) fn insert(&self, watch: Watch) -> Result<String> {
+        self.insert_at(watch, Instant::now())
+    }
+
+    fn insert_at(&self, watch: Watch, now: Instant) -> Result<String> {
+        let mut known = self.known();
+        if known.1.len() >= POLLED_MAX {
+            let oldest = known.1.iter().min_by_key(|(_, polled)| polled.asked);
+            let idle = oldest.filter(|(_, polled)| now.duration_since(polled.asked) >= POLLED_IDLE);
+            let id = idle.map(|(id, _)| id.clone()).ok_or_else(|| too_many(POLLED_MAX))?;
+            known.1.remove(&id);
         }
         known.0 += 1;
         let id = format!("w{}", known.0);
-        known.1.insert(id.clone(), Arc::new(Mutex::new(watcher)));
+        known.1.insert(id.clone(), Polled { watch: Arc::new(watch), asked: now });
         Ok(id)
     }
 
-    /// Finds a watcher.
-    pub(crate) fn get(&self, id: &str) -> Result<Arc<Mutex<Watcher>>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.1.get(id).cloned().ok_or_else(|| unknown(id))
+    /// Finds a watch, for somebody who asks for its events.
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<Watch>> {
+        let mut known = self.known();
+        let polled = known.1.get_mut(id).ok_or_else(|| unknown(id))?;
+        polled.asked = Instant::now();
+        Ok(Arc::clone(&polled.watch))
     }
 
-    /// Forgets a watcher.
+    /// Ends a watch.
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.1.remove(id).map(|_| ()).ok_or_else(|| unknown(id))
+        let removed = self.known().1.remove(id);
+        removed.map(|_| ()).ok_or_else(|| unknown(id))
     }
 }
 
@@ -269,101 +186,117 @@ fn unknown(id: &str) -> Error {
     Error::not_found(format!("watcher with id {id} not found"))
 }
 
+fn too_many(count: usize) -> Error {
+    let message = format!("there are {count} watchers already; remove those that nobody asks");
+    Error::new(ErrorCode::ResourceExhausted, message)
+}
+
+fn late(limit: Duration) -> Error {
+    let message = format!("the watched file system did not answer within {limit:?}");
+    Error::new(ErrorCode::DeadlineExceeded, message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::LIMIT;
+    use std::fs;
+    use std::path::Path;
+    use std::sync::mpsc;
 
-    fn changes(watcher: &mut Watcher) -> Vec<(String, Change)> {
-        watcher.drain().into_iter().map(|e| (e.name.display().to_string(), e.change)).collect()
+    fn names(events: &[Events]) -> Vec<(String, Change)> {
+        let all = events.iter().flat_map(Events::iter);
+        all.map(|event| (event.name.to_owned(), event.change)).collect()
     }
 
-    fn count(seen: &[(String, Change)], name: &str, change: Change) -> usize {
-        seen.iter().filter(|event| **event == (name.to_owned(), change)).count()
+    async fn start(watchers: &Watchers, root: &Path) -> Watch {
+        let root = root.to_owned();
+        watchers.start(move || Ok(root), Options::default(), LIMIT).await.unwrap()
     }
 
-    #[test]
-    fn new_directory_tells_what_was_put_into_it_before_its_watch_once() {
+    /// A watch without a thread.
+    fn idle_watch(watchers: &Watchers) -> Watch {
+        Watch { queue: Arc::new(Queue::new(Arc::clone(&watchers.budget)).unwrap()) }
+    }
+
+    #[tokio::test]
+    async fn fetch_returns_what_happened_right_before_it() {
         let dir = tempfile::tempdir().unwrap();
-        let mut watcher = Watcher::new(dir.path().to_owned(), true, false).unwrap();
-        fs::create_dir_all(dir.path().join("a/b")).unwrap();
-        fs::write(dir.path().join("a/b/f"), "x").unwrap();
-        fs::write(dir.path().join("a/empty"), "").unwrap();
-        let seen = changes(&mut watcher);
-        for name in ["a", "a/b", "a/b/f", "a/empty"] {
-            assert_eq!(count(&seen, name, Change::Create), 1, "{name}: {seen:?}");
+        let watchers = Watchers::default();
+        let watch = start(&watchers, dir.path()).await;
+        for n in 0..20 {
+            let name = n.to_string();
+            fs::File::create(dir.path().join(&name)).unwrap();
+            assert_eq!(names(&watch.fetch(LIMIT).await.unwrap()), [(name, Change::Create)]);
         }
-        assert_eq!(count(&seen, "a/b/f", Change::Write), 1, "{seen:?}");
-        assert_eq!(count(&seen, "a/empty", Change::Write), 0, "{seen:?}");
-        fs::remove_file(dir.path().join("a/b/f")).unwrap();
-        assert_eq!(changes(&mut watcher), [("a/b/f".into(), Change::Remove)]);
-        fs::write(dir.path().join("a/b/f"), "x").unwrap();
-        let wanted = [("a/b/f".into(), Change::Create), ("a/b/f".into(), Change::Write)];
-        assert_eq!(changes(&mut watcher), wanted);
+        assert!(watch.fetch(LIMIT).await.unwrap().is_empty());
     }
 
-    #[test]
-    fn files_written_while_directories_appear_are_each_told_as_written() {
+    #[tokio::test]
+    async fn watch_of_removed_folder_tells_its_events_and_then_ends() {
         let dir = tempfile::tempdir().unwrap();
-        let mut watcher = Watcher::new(dir.path().to_owned(), true, false).unwrap();
-        let root = dir.path().to_owned();
-        let writer = std::thread::spawn(move || {
-            for n in 0..300 {
-                fs::create_dir_all(root.join(format!("{n}/in"))).unwrap();
-                fs::write(root.join(format!("{n}/in/f")), "x").unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let watchers = Watchers::default();
+        let watch = start(&watchers, &root).await;
+        fs::File::create(root.join("f")).unwrap();
+        // A program that stays in the folder keeps the kernel from telling its removal.
+        let held = fs::File::open(&root).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let first = names(&[watch.next().await.unwrap()]);
+        assert_eq!(first[0], ("f".to_owned(), Change::Create));
+        let error = loop {
+            match watch.fetch(LIMIT).await {
+                Ok(events) => assert!(names(&events).len() <= 1),
+                Err(error) => break error,
             }
-        });
-        let mut seen = Vec::new();
-        while !writer.is_finished() {
-            seen.extend(changes(&mut watcher));
-        }
-        writer.join().unwrap();
-        seen.extend(changes(&mut watcher));
-        for n in 0..300 {
-            let of = |name: &str, change| count(&seen, &format!("{n}{name}"), change);
-            let created = ["", "/in", "/in/f"].map(|name| of(name, Change::Create));
-            assert_eq!(created, [1; 3], "{n}");
-            // A file that is still being written may be reported by a reading and by the kernel.
-            assert!((1..=2).contains(&of("/in/f", Change::Write)), "{n}");
-        }
+        };
+        assert_eq!(error.code, ErrorCode::NotFound);
+        assert_eq!(watch.ended().unwrap().message, error.message);
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn watch_that_hangs_at_its_begin_is_given_up_and_keeps_its_place() {
+        let watchers = Watchers::default();
+        let (release, hanging) = mpsc::channel::<()>();
+        let hang = move || {
+            let _ = hanging.recv();
+            Err(Error::internal("released"))
+        };
+        let short = Duration::from_millis(10);
+        let error = watchers.start(hang, Options::default(), short).await.err().unwrap();
+        assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+        assert_eq!(watchers.places.available_permits(), WATCHES_MAX - 1);
+        release.send(()).unwrap();
+        let all = watchers.places.acquire_many(u32::try_from(WATCHES_MAX).unwrap());
+        let all = tokio::time::timeout(LIMIT, all).await;
+        assert!(all.is_ok());
+    }
+
+    #[tokio::test]
+    async fn dropped_watch_ends_its_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let watchers = Watchers::default();
+        drop(start(&watchers, dir.path()).await);
+        let all = watchers.places.acquire_many(u32::try_from(WATCHES_MAX).unwrap());
+        assert!(tokio::time::timeout(LIMIT, all).await.is_ok());
     }
 
     #[test]
-    fn directories_whose_events_were_lost_are_watched_and_told() {
-        let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-        let queue: usize = queue.trim().parse().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let mut watcher = Watcher::new(dir.path().to_owned(), true, false).unwrap();
-        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
-        fs::write(&one, "x").unwrap();
-        for _ in 0..=queue / 2 {
-            // The kernel joins an event with an equal one just before it.
-            fs::rename(&one, &other).unwrap();
-            fs::rename(&other, &one).unwrap();
+    fn watch_that_nobody_asks_gives_way_to_a_new_one() {
+        let watchers = Watchers::default();
+        let begin = Instant::now();
+        let first = watchers.insert_at(idle_watch(&watchers), begin).unwrap();
+        let soon = begin + Duration::from_secs(1);
+        for _ in 1..POLLED_MAX {
+            watchers.insert_at(idle_watch(&watchers), soon).unwrap();
         }
-        fs::create_dir(dir.path().join("late")).unwrap();
-        fs::write(dir.path().join("late/f"), "x").unwrap();
-        let seen = changes(&mut watcher);
-        for (name, change) in
-            [("late", Change::Create), ("late/f", Change::Create), ("late/f", Change::Write)]
-        {
-            assert_eq!(count(&seen, name, change), 1, "{name} {change:?}");
-        }
-        fs::write(dir.path().join("late/g"), "").unwrap();
-        assert_eq!(changes(&mut watcher), [("late/g".into(), Change::Create)]);
-    }
-
-    #[test]
-    fn a_flat_watch_tells_of_its_own_level_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        let mut watcher = Watcher::new(dir.path().to_owned(), false, false).unwrap();
-        fs::write(dir.path().join("sub/f"), "x").unwrap();
-        fs::rename(dir.path().join("sub"), dir.path().join("new")).unwrap();
-        let seen = changes(&mut watcher);
-        assert!(seen.contains(&("sub".into(), Change::Rename)), "{seen:?}");
-        assert!(seen.contains(&("new".into(), Change::Create)), "{seen:?}");
-        assert!(!seen.iter().any(|(name, _)| name.contains('/')), "{seen:?}");
-        let file = Watcher::new(dir.path().join("new/f"), false, false);
-        assert!(file.is_err_and(|e| e.code == connectrpc::ErrorCode::InvalidArgument));
+        let error = watchers.insert_at(idle_watch(&watchers), soon).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ResourceExhausted);
+        assert!(watchers.known().1.contains_key(&first));
+        watchers.insert_at(idle_watch(&watchers), begin + POLLED_IDLE).unwrap();
+        assert_eq!(watchers.get(&first).err().unwrap().code, ErrorCode::NotFound);
+        assert_eq!(watchers.known().1.len(), POLLED_MAX);
     }
 }

@@ -1,21 +1,18 @@
-//! `filesystem.Filesystem`: look, change, watch.
+//! `filesystem.Filesystem`: look and change. Watches are in `watch`.
 
-use super::stream::{Tick, Timing, stream};
+use super::watch::{self, Fetched};
 use crate::error::{Error, Result};
 use crate::filesystem::entry::{self, Entry, Kind};
-use crate::filesystem::watch::{Change, Event, Watcher};
 use crate::filesystem::{self as domain, LONG};
 use crate::guest::Guest;
 use crate::jobs::LIMIT;
-use crate::paths::{self, Caller};
+use crate::paths::Caller;
 use crate::users::User;
 use connectrpc::{RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
 use protocol::filesystem as wire;
-use protocol::filesystem::__buffa::oneof::watch_dir_response::Event as WatchEvent;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 /// The service, over the guest it serves.
 pub(super) struct Files(pub Arc<Guest>);
@@ -94,17 +91,13 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<wire::WatchDirResponse>> {
-        let (_, path) = self.resolve(&ctx, request.path)?;
-        let mut watcher = Watcher::new(path, request.recursive, request.allow_network_mounts)?;
-        watcher.include_entry = request.include_entry;
-        let events = follow(watcher)?;
-        let wrap = |event| wire::WatchDirResponse { event: Some(event), ..Default::default() };
-        let first = wrap(wire::watch_dir_response::StartEvent::default().into());
-        let render = move |tick| match tick {
-            Tick::Event(event) => (wrap(WatchEvent::Filesystem(Box::new(event))), false),
-            Tick::KeepAlive => (wrap(wire::watch_dir_response::KeepAlive::default().into()), false),
+        let wish = watch::Wish {
+            path: request.path.to_owned(),
+            recursive: request.recursive,
+            include_entry: request.include_entry,
+            allow_network: request.allow_network_mounts,
         };
-        Response::stream_ok(stream(first, events, Timing::of(&ctx), render))
+        watch::stream_events(&self.0, &ctx, wish).await
     }
 
     async fn create_watcher(
@@ -112,23 +105,21 @@ impl wire::Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::CreateWatcherRequest>,
     ) -> ServiceResult<wire::CreateWatcherResponse> {
-        let (_, path) = self.resolve(&ctx, request.path)?;
-        let mut watcher = Watcher::new(path, request.recursive, request.allow_network_mounts)?;
-        watcher.include_entry = request.include_entry;
-        let watcher_id = self.0.watchers.insert(watcher)?;
-        Response::ok(wire::CreateWatcherResponse { watcher_id, ..Default::default() })
+        let wish = watch::Wish {
+            path: request.path.to_owned(),
+            recursive: request.recursive,
+            include_entry: request.include_entry,
+            allow_network: request.allow_network_mounts,
+        };
+        watch::create(&self.0, &ctx, wish).await
     }
 
     async fn get_watcher_events(
         &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, wire::GetWatcherEventsRequest>,
-    ) -> ServiceResult<wire::GetWatcherEventsResponse> {
-        let watcher = self.0.watchers.get(request.watcher_id)?;
-        let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = watcher.drain();
-        let events = events.into_iter().map(|e| told(&watcher, e)).collect();
-        Response::ok(wire::GetWatcherEventsResponse { events, ..Default::default() })
+    ) -> ServiceResult<Fetched> {
+        watch::fetch(&self.0, request.watcher_id).await
     }
 
     async fn remove_watcher(
@@ -158,60 +149,10 @@ impl Files {
         };
         self.0.jobs.files.run(limit, work).await
     }
-
-    fn resolve(&self, ctx: &RequestContext, path: &str) -> Result<(User, PathBuf)> {
-        let user = super::acting_user(&self.0, ctx)?;
-        let workdir = self.0.settings().default_workdir;
-        let path = paths::resolve(path, &user, workdir.as_deref())?;
-        Ok((user, path))
-    }
 }
 
-/// Carries a watcher's events until nobody listens.
-fn follow(watcher: Watcher) -> Result<mpsc::Receiver<wire::FilesystemEvent>> {
-    let (sender, receiver) = mpsc::channel(64);
-    let mut ready = crate::sys::async_fd(watcher).map_err(|e| Error::io("watching", &e))?;
-    tokio::spawn(async move {
-        loop {
-            let events = tokio::select! {
-                () = sender.closed() => return,
-                guard = ready.readable_mut() => {
-                    let Ok(mut guard) = guard else { return };
-                    let events = guard.get_inner_mut().drain();
-                    guard.clear_ready();
-                    events
-                }
-            };
-            for event in events {
-                let event = told(ready.get_ref(), event);
-                if sender.send(event).await.is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-fn told(watcher: &Watcher, event: Event) -> wire::FilesystemEvent {
-    let kind = match event.change {
-        Change::Create => wire::EventType::EVENT_TYPE_CREATE,
-        Change::Write => wire::EventType::EVENT_TYPE_WRITE,
-        Change::Remove => wire::EventType::EVENT_TYPE_REMOVE,
-        Change::Rename => wire::EventType::EVENT_TYPE_RENAME,
-        Change::Chmod => wire::EventType::EVENT_TYPE_CHMOD,
-    };
-    let wanted = watcher.include_entry;
-    let entry = wanted.then(|| entry::stat(&watcher.root.join(&event.name)).ok()).flatten();
-    wire::FilesystemEvent {
-        name: event.name.to_string_lossy().into_owned(),
-        r#type: kind.into(),
-        entry: entry.map(shown).into(),
-        ..Default::default()
-    }
-}
-
-fn shown(entry: Entry) -> wire::EntryInfo {
+/// Describes an entry on the wire.
+pub(super) fn shown(entry: Entry) -> wire::EntryInfo {
     let kind = match entry.kind {
         Some(Kind::File) => wire::FileType::FILE_TYPE_FILE,
         Some(Kind::Directory) => wire::FileType::FILE_TYPE_DIRECTORY,

@@ -1,0 +1,141 @@
+//! Events of a watch, kept closely: their names in one text, so that ten thousand of them take two
+//! blocks of memory.
+
+use crate::filesystem::entry::Entry;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+/// What happened to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Create,
+    Write,
+    Remove,
+    Rename,
+    Chmod,
+}
+
+/// One event below a watched directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Event<'a> {
+    /// Relative to the watched directory.
+    pub name: &'a str,
+    pub change: Change,
+    /// The thing of that name, where callers asked for it and it was there.
+    pub entry: Option<&'a Entry>,
+}
+
+struct Item {
+    /// End of the name in the text.
+    end: usize,
+    change: Change,
+    entry: Option<Arc<Entry>>,
+}
+
+/// Events in the order in which they happened.
+#[derive(Default)]
+pub(crate) struct Events {
+    names: String,
+    items: Vec<Item>,
+    /// Bytes of the entries.
+    entries: usize,
+}
+
+impl Events {
+    /// Adds an event of `name` in a directory, whose path is empty or ends with a slash. Joins the
+    /// event with an equal one just before it, as the kernel does.
+    pub(crate) fn push(
+        &mut self,
+        dir: &str,
+        name: &OsStr,
+        change: Change,
+        entry: Option<Arc<Entry>>,
+    ) {
+        self.names.push_str(dir);
+        self.names.push_str(&name.to_string_lossy());
+        self.finish(change, entry);
+    }
+
+    /// Moves all of `other` behind the events that are there.
+    pub(super) fn append(&mut self, other: Self) {
+        let Self { names, items, .. } = other;
+        let mut begin = 0;
+        for item in items {
+            self.names.push_str(&names[begin..item.end]);
+            begin = item.end;
+            self.finish(item.change, item.entry);
+        }
+    }
+
+    /// Makes an event of the end of the text, which belongs to none yet.
+    fn finish(&mut self, change: Change, entry: Option<Arc<Entry>>) {
+        let before = self.items.len().checked_sub(2).map_or(0, |n| self.items[n].end);
+        self.entries += entry.as_deref().map_or(0, weight);
+        if let Some(last) = self.items.last_mut()
+            && last.change == change
+            && self.names[before..last.end] == self.names[last.end..]
+        {
+            self.names.truncate(last.end);
+            self.entries -= last.entry.as_deref().map_or(0, weight);
+            last.entry = entry;
+            return;
+        }
+        self.items.push(Item { end: self.names.len(), change, entry });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Bytes that the events take.
+    pub(super) fn bytes(&self) -> usize {
+        self.names.len() + self.items.len() * size_of::<Item>() + self.entries
+    }
+
+    /// Yields the events in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Event<'_>> {
+        let mut begin = 0;
+        self.items.iter().map(move |item| {
+            let name = &self.names[begin..item.end];
+            begin = item.end;
+            Event { name, change: item.change, entry: item.entry.as_deref() }
+        })
+    }
+}
+
+/// Bytes of an entry. Several events may share one, of which each counts: an estimate from above.
+fn weight(entry: &Entry) -> usize {
+    let target = entry.symlink_target.as_ref().map_or(0, String::len);
+    let metadata: usize = entry.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    size_of::<Entry>() + entry.name.len() + entry.path.as_os_str().len() + target + metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_keep_their_order_and_equal_neighbours_are_one() {
+        let (mut all, mut more) = (Events::default(), Events::default());
+        all.push("", OsStr::new("a"), Change::Create, None);
+        all.push("dir/", OsStr::new("ü"), Change::Write, None);
+        more.push("dir/", OsStr::new("ü"), Change::Write, None);
+        more.push("", OsStr::new("b"), Change::Remove, None);
+        more.push("", OsStr::new("b"), Change::Remove, None);
+        more.push("", OsStr::new("b"), Change::Create, None);
+        all.append(more);
+        let told: Vec<_> = all.iter().map(|event| (event.name, event.change)).collect();
+        let wanted = [
+            ("a", Change::Create),
+            ("dir/ü", Change::Write),
+            ("b", Change::Remove),
+            ("b", Change::Create),
+        ];
+        assert_eq!(told, wanted);
+        assert!(all.bytes() >= "adir/übb".len() && all.len() == 4);
+    }
+}
