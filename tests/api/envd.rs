@@ -1,6 +1,8 @@
 //! envd's own wire, asked straight through the agent's data hop with the capsule's token: what
 //! E2B's SDKs rely on and `tests/sdk` does not reach.
 
+mod watches;
+
 use crate::capsule;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};

@@ -28,6 +28,7 @@ mod removal;
 mod silent;
 mod steps;
 mod vmm;
+mod watch;
 
 use serde_json::{Value, json};
 use tests::{Client, Driver, Platform};
