@@ -51,7 +51,7 @@ impl Watch {
         loop {
             match self.queue.next() {
                 Next::Events(events) => return Some(events),
-                Next::Ended(_) => return None,
+                Next::Ended => return None,
                 Next::Nothing => self.queue.ready.notified().await,
             }
         }

@@ -52,7 +52,7 @@ pub(super) enum Next {
     /// Nothing waits.
     Nothing,
     /// Nothing waits, and nothing more will come.
-    Ended(Error),
+    Ended,
 }
 
 /// Events of one watch, and requests to its thread.
@@ -122,7 +122,7 @@ impl Queue {
     pub(super) fn next(&self) -> Next {
         let mut state = self.state();
         let Some(events) = state.batches.pop_front() else {
-            return state.ended.clone().map_or(Next::Nothing, Next::Ended);
+            return if state.ended.is_some() { Next::Ended } else { Next::Nothing };
         };
         state.events -= events.len();
         state.bytes -= events.bytes();
@@ -267,7 +267,8 @@ mod tests {
         queue.end(Error::new(ErrorCode::ResourceExhausted, "first"));
         queue.end(Error::new(ErrorCode::NotFound, "second"));
         assert!(matches!(queue.next(), Next::Events(_)));
-        assert!(matches!(queue.next(), Next::Ended(error) if error.message == "first"));
+        assert!(matches!(queue.next(), Next::Ended));
+        assert_eq!(queue.ended().unwrap().message, "first");
     }
 
     #[tokio::test]
