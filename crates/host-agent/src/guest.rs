@@ -36,6 +36,8 @@ const QUIESCE: Duration = Duration::from_secs(30);
 const SILENT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
 /// Pause before another request to a guest that took no connection.
 const RESPOND_AGAIN: Duration = Duration::from_millis(100);
+/// Wait for an answer before envd is asked whether it answers at all.
+const PROBE_AFTER: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1000 });
 /// Time that a guest which goes on may take to set its clock. An ended guest never does.
 const REFRESH: Duration = Duration::from_secs(30);
 /// Bytes of randomness that a guest begins a new epoch with.
@@ -207,6 +209,20 @@ impl Guest {
             }
         };
         tokio::time::timeout(SILENT, asked).await.is_ok()
+    }
+
+    /// Waits for an answer of envd's, unless envd answers nothing at all.
+    pub(crate) async fn unless_silent<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let silent = async {
+            tokio::time::sleep(PROBE_AFTER).await;
+            if self.responds().await {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            answer = answer => Some(answer),
+            () = silent => None,
+        }
     }
 
     /// Sends a request to envd.

@@ -313,19 +313,28 @@ impl Manager {
         guest: &Guest,
         what: Keep,
     ) -> Result<(), Error> {
-        // Nothing is asked of an agent that may carry it out when nobody expects that any more.
-        if guest.responds().await {
-            let quiesced = guest.quiesce(&ledger.envd_token, !what.has_memory()).await;
-            match quiesced.map_err(io_error("asking the guest to write down what it has")) {
-                Ok(()) => return Ok(()),
-                Err(error) if !what.has_memory() => return Err(error),
-                Err(error) => {
-                    tracing::warn!(id = %ledger.id, error = chain(&error), "pausing");
-                    if guest.responds().await {
-                        return Ok(());
-                    }
+        let asked = guest.quiesce(&ledger.envd_token, !what.has_memory());
+        let answered = if what.has_memory() {
+            // An agent that writes late does no harm, so most pauses ask once.
+            guest.unless_silent(asked).await
+        } else if guest.responds().await {
+            // An agent that stops writing late would stop a guest that goes on.
+            Some(asked.await)
+        } else {
+            None
+        };
+        match answered {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) if !what.has_memory() => {
+                return Err(io_error("asking the guest to write down what it has")(error));
+            }
+            Some(Err(error)) => {
+                tracing::warn!(id = %ledger.id, %error, "the guest did not write down what it has");
+                if guest.responds().await {
+                    return Ok(());
                 }
             }
+            None => {}
         }
         self.judge_silent(ledger.id, machine, guest, what).await
     }
