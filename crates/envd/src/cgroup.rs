@@ -1,5 +1,5 @@
 //! Control groups of the guest: what users run may not starve envd of memory or time, nor one
-//! program another.
+//! program another. The end of a program's group ends all that the program has started.
 //!
 //! ```text
 //! /envd          first in line for the processor
@@ -7,11 +7,15 @@
 //! /user/p1 …     one for each program that was started, with an equal share of the processor
 //! /pty           the same for programs with a terminal
 //! ```
-//! On an ordinary machine there are none.
+//! On an ordinary machine there are none. All of it goes through descriptors that were opened
+//! before the first program ran, so that no mount over the path can hold up a caller.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::path::{Path, PathBuf};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -20,67 +24,98 @@ const RESERVE_MAX: u64 = 64 << 20;
 /// Memory for each process that users may have: a bomb of forks ends there, and the kernel's
 /// own tables for so many still fit.
 const BYTES_PER_PROCESS: u64 = 128 << 10;
+/// Groups of ended programs that each start tries to remove.
+const SWEEP: usize = 8;
 
 /// The groups that there are.
 #[derive(Default)]
 pub(crate) struct Cgroups {
-    in_guest: bool,
+    parents: Option<Parents>,
     leaves: Mutex<Leaves>,
+}
+
+/// The groups above those of programs.
+struct Parents {
+    user: OwnedFd,
+    pty: OwnedFd,
 }
 
 #[derive(Default)]
 struct Leaves {
     made: u64,
     /// Those whose program has ended and whose other processes may not have.
-    ended: BTreeSet<PathBuf>,
+    ended: VecDeque<Name>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    pty: bool,
+    number: u64,
 }
 
 /// One program's group.
 pub(crate) struct Leaf {
-    dir: PathBuf,
-    /// Open, to be written between fork and exec.
-    pub procs: File,
+    name: Name,
+    dir: OwnedFd,
 }
 
 impl Cgroups {
     /// Makes the groups when this is a capsule.
     pub(crate) fn open(in_guest: bool) -> Self {
-        if in_guest {
-            let root = Path::new(ROOT);
-            // Controllers first, or the groups have no limits to set. Each is best effort: a
-            // kernel without one still runs programs.
-            let _ = fs::write(root.join("cgroup.subtree_control"), "+memory +cpu +pids");
-            let _ = fs::create_dir(root.join("envd"));
-            let _ = fs::write(root.join("envd/cgroup.procs"), std::process::id().to_string());
-            let _ = fs::write(root.join("envd/cpu.weight"), "10000");
-            limit(&root.join("user"));
-            limit(&root.join("pty"));
+        if !in_guest {
+            return Self::default();
         }
-        Self { in_guest, leaves: Mutex::default() }
+        let root = Path::new(ROOT);
+        // Controllers first, or the groups have no limits to set. Each is best effort: a
+        // kernel without one still runs programs.
+        let _ = fs::write(root.join("cgroup.subtree_control"), "+memory +cpu +pids");
+        let _ = fs::create_dir(root.join("envd"));
+        let _ = fs::write(root.join("envd/cgroup.procs"), std::process::id().to_string());
+        let _ = fs::write(root.join("envd/cpu.weight"), "10000");
+        let parents = || {
+            let open = |name| fs::File::open(limit(&root.join(name))).map(OwnedFd::from);
+            io::Result::Ok(Parents { user: open("user")?, pty: open("pty")? })
+        };
+        Self { parents: parents().ok(), leaves: Mutex::default() }
     }
 
-    /// Makes the group of a program with or without a terminal.
-    pub(crate) fn leaf(&self, pty: bool) -> Option<Leaf> {
-        if !self.in_guest {
-            return None;
-        }
+    /// Makes the group of a program with or without a terminal. Returns it with its list of
+    /// processes, to which the child writes itself.
+    pub(crate) fn leaf(&self, pty: bool) -> Option<(Leaf, OwnedFd)> {
+        let parents = self.parents.as_ref()?;
+        self.sweep(parents);
         let number = {
             let mut leaves = self.lock();
-            leaves.ended.retain(|dir| fs::remove_dir(dir).is_err());
             leaves.made += 1;
             leaves.made
         };
-        let parent = Path::new(ROOT).join(if pty { "pty" } else { "user" });
-        let dir = parent.join(format!("p{number}"));
-        fs::create_dir(&dir).ok()?;
-        let procs = OpenOptions::new().write(true).open(dir.join("cgroup.procs")).ok()?;
-        Some(Leaf { dir, procs })
+        let name = Name { pty, number };
+        let (parent, text) = (parents.of(name), name.text());
+        mkdirat(parent, text.as_str(), Mode::from_raw_mode(0o755)).ok()?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(parent, text.as_str(), flags, Mode::empty()).ok()?;
+        let procs = open_for_writing(&dir, "cgroup.procs").ok()?;
+        Some((Leaf { name, dir }, procs))
     }
 
     /// Removes the group of a program that has ended; now, or once its last process has too.
     pub(crate) fn end(&self, leaf: Leaf) {
-        if fs::remove_dir(&leaf.dir).is_err() {
-            self.lock().ended.insert(leaf.dir);
+        let Some(parents) = &self.parents else { return };
+        let name = leaf.name;
+        drop(leaf);
+        if !parents.remove(name) {
+            self.lock().ended.push_back(name);
+        }
+    }
+
+    /// Removes some groups whose last process has ended since.
+    fn sweep(&self, parents: &Parents) {
+        let mut leaves = self.lock();
+        for _ in 0..SWEEP.min(leaves.ended.len()) {
+            let Some(name) = leaves.ended.pop_front() else { return };
+            if !parents.remove(name) {
+                leaves.ended.push_back(name);
+            }
         }
     }
 
@@ -89,7 +124,38 @@ impl Cgroups {
     }
 }
 
-fn limit(group: &Path) {
+impl Parents {
+    fn of(&self, name: Name) -> &OwnedFd {
+        if name.pty { &self.pty } else { &self.user }
+    }
+
+    fn remove(&self, name: Name) -> bool {
+        unlinkat(self.of(name), name.text(), AtFlags::REMOVEDIR).is_ok()
+    }
+}
+
+impl Name {
+    fn text(self) -> String {
+        format!("p{}", self.number)
+    }
+}
+
+impl Leaf {
+    /// Kills every process of the group and of groups below it (`cgroup.kill`, since Linux 5.14),
+    /// whatever session it is in. Does nothing on a kernel that cannot.
+    pub(crate) fn kill(&self) {
+        if let Ok(kill) = open_for_writing(&self.dir, "cgroup.kill") {
+            let _ = rustix::io::write(kill, b"1");
+        }
+    }
+}
+
+fn open_for_writing(dir: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a group with limits, and returns its path.
+fn limit(group: &Path) -> &Path {
     let _ = fs::create_dir(group);
     let total = crate::metrics::memory().total;
     let reserve = RESERVE_MAX.min(total / 8);
@@ -97,4 +163,5 @@ fn limit(group: &Path) {
     let _ = fs::write(group.join("cpu.weight"), "100");
     let _ = fs::write(group.join("pids.max"), (total / BYTES_PER_PROCESS).to_string());
     let _ = fs::write(group.join("cgroup.subtree_control"), "+cpu");
+    group
 }

@@ -15,25 +15,37 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// Calls to the file system at once. A call that hangs keeps its place until the kernel lets go.
 const FILES: usize = 128;
-/// Program starts and calls of the host at once. They have places of their own, so that hanging
-/// files do not hold them up.
+/// Program starts at once. They have places of their own, so that hanging files do not hold them up.
 const STARTS: usize = 32;
+/// Calls of the host at once, which neither hanging files nor hanging starts hold up.
+const HOST: usize = 8;
+/// Writes of every file system's data at once. A file system that hangs holds up one of them.
+const SYNCS: usize = 1;
 /// Time that a call waits for a place, so that a burst of short calls is served whole.
 const QUEUE: Duration = Duration::from_secs(2);
 /// Threads of the runtime's pool. Each place needs one, so that no work waits in the pool's queue.
-pub(crate) const THREADS: usize = FILES + STARTS;
+pub(crate) const THREADS: usize = FILES + STARTS + HOST + SYNCS;
 
 /// Places for work that may block.
 pub(crate) struct Jobs {
     /// For calls that a caller's path decides on.
     pub files: Pool,
-    /// For program starts and calls of the host.
+    /// For program starts.
     pub starts: Pool,
+    /// For the begin and the end of an epoch, which the host asks for.
+    pub host: Pool,
+    /// For the write of every file system's data, which waits for file systems that hang.
+    pub syncs: Pool,
 }
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self { files: Pool::new(FILES), starts: Pool::new(STARTS) }
+        Self {
+            files: Pool::new(FILES),
+            starts: Pool::new(STARTS),
+            host: Pool::new(HOST),
+            syncs: Pool::new(SYNCS),
+        }
     }
 }
 

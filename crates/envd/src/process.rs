@@ -1,33 +1,38 @@
 //! Programs that callers start: one value each, alive until 30 s after its end.
 //!
-//! The leader of each is in a session and so a process group of its own; a signal or a
-//! deadline reaches the whole group. What it writes goes to its `hub`; nothing is kept for
-//! callers that come later but the end itself.
+//! The leader of each is in a session and so a process group of its own. A signal reaches the whole
+//! group; `SIGKILL` and a deadline end the whole control group, with whatever has a session of its
+//! own in it. Both end with the leader: what it left behind runs on. What it writes goes to its
+//! `hub`; nothing is kept for callers that come later but the end itself, and the last output of
+//! processes that were left behind.
 
+mod child;
+mod endpoint;
+pub(crate) mod exit;
 pub(crate) mod hub;
-pub(crate) mod pty;
+mod pty;
 pub(crate) mod registry;
+mod start;
 
 use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::users::User;
-use crate::{paths, sys};
-use bytes::Bytes;
-use hub::{Event, Exit, Hub, Output};
+use crate::sys;
+use child::Child;
+use endpoint::Endpoint;
+use exit::Exit;
+use futures::future::join_all;
+use hub::{Hub, Output, Subscription};
 use pty::Pty;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
-use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const CHUNK: usize = 32 * 1024;
+/// Most bytes of a terminal that one message carries.
 const PTY_CHUNK: usize = 16 * 1024;
 /// The most that a pipe can hold (`/proc/sys/fs/pipe-max-size`'s default).
 const PIPE_MAX: usize = 1 << 20;
@@ -52,203 +57,160 @@ pub(crate) struct Spec {
 pub(crate) struct Process {
     pub pid: u32,
     pub spec: Spec,
-    pub hub: Hub,
-    stdin: Mutex<Option<ChildStdin>>,
+    pub hub: Arc<Hub>,
+    stdin: AsyncMutex<Option<Endpoint>>,
     pty: Option<Pty>,
+    /// Its control group, until the leader has ended.
+    leaf: Mutex<Option<Leaf>>,
+    /// Whether the leader has been waited for, so that its pid is free.
+    gone: watch::Sender<bool>,
 }
 
-/// Starts a program as `user` and returns it with the first subscription, made before the
-/// program can write, so that no output is lost. At the deadline its whole group is killed,
-/// whether or not anyone listens. `vars` are what the guest knows of itself.
-pub(crate) fn start(
+/// Where output comes from.
+struct Source {
+    end: Endpoint,
+    output: Output,
+    /// Bytes that one message carries.
+    most: usize,
+}
+
+/// Starts a program as the account called `account` and returns it with the first subscription,
+/// made before its output is read, so that none is lost. At the deadline it is killed with its
+/// control group, whether or not anyone listens. `vars` are what the guest knows of itself.
+pub(crate) async fn start(
     guest: &Arc<Guest>,
-    user: &User,
+    account: String,
     spec: Spec,
     vars: Vec<(&'static str, String)>,
     deadline: Option<Instant>,
-) -> Result<(Arc<Process>, mpsc::Receiver<Event>)> {
-    let mut command = command(guest, user, &spec, vars)?;
-    let terminal = spec.terminal.map(|size| pty::open(size, user.uid)).transpose();
-    let mut terminal = terminal.map_err(|e| Error::io("opening a terminal", &e))?;
-    if let Some((_, slave)) = &mut terminal {
-        let stdio = || slave.try_clone().map(Stdio::from);
-        let clone = |e| Error::io("opening a terminal", &e);
-        command.stdin(stdio().map_err(clone)?);
-        command.stdout(stdio().map_err(clone)?);
-        command.stderr(stdio().map_err(clone)?);
-    } else {
-        command.stdin(if spec.stdin { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    }
-    let leaf = guest.cgroups.leaf(terminal.is_some());
-    let cgroup = leaf.as_ref().map(|leaf| &leaf.procs);
-    let alone = !guest.in_guest;
-    sys::prepare_child(
-        &mut command,
-        user,
-        cgroup,
-        sys::Child { terminal: terminal.is_some(), alone },
-    )
-    .map_err(|e| Error::io("preparing the process", &e))?;
-    let spawned = command.spawn();
-    drop(command); // and with it our copies of the terminal's slave
-    let mut child = match spawned {
-        Ok(child) => child,
-        Err(error) => {
-            leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
-            return Err(spawn_error(&spec, &error));
-        }
-    };
+) -> Result<(Arc<Process>, Subscription)> {
+    let started = start::start(guest, account, &spec, vars, deadline).await?;
     let process = Arc::new(Process {
-        pid: child.id().unwrap_or(0),
+        pid: started.child.pid(),
         spec,
-        hub: Hub::default(),
-        stdin: Mutex::new(child.stdin.take()),
-        pty: terminal.map(|(master, _slave)| master),
+        hub: guest.processes.hub(),
+        stdin: AsyncMutex::new(started.stdin),
+        pty: started.pty,
+        leaf: Mutex::new(started.leaf),
+        gone: watch::Sender::new(false),
     });
-    let events = process.hub.subscribe();
+    let events = process.hub.subscribe()?;
     guest.processes.insert(&process);
-    tokio::spawn(follow(Arc::clone(guest), Arc::clone(&process), child, leaf, deadline));
+    let (guest, followed) = (Arc::clone(guest), Arc::clone(&process));
+    tokio::spawn(follow(guest, followed, started.child, started.sources, deadline));
     Ok((process, events))
 }
 
-fn command(
-    guest: &Guest,
-    user: &User,
-    spec: &Spec,
-    vars: Vec<(&'static str, String)>,
-) -> Result<Command> {
-    let nul = |text: &String| text.contains('\0');
-    if spec.cmd.is_empty() {
-        return Err(Error::invalid("cmd must not be empty"));
-    }
-    if nul(&spec.cmd) || spec.args.iter().any(nul) {
-        return Err(Error::invalid("cmd and args must not contain a NUL"));
-    }
-    let bad = |(k, v): (&String, &String)| k.is_empty() || k.contains(['=', '\0']) || nul(v);
-    if spec.envs.iter().any(bad) {
-        return Err(Error::invalid("envs has a name or value that no environment can hold"));
-    }
-    let settings = guest.settings();
-    let workdir = settings.default_workdir.as_deref();
-    let cwd = paths::resolve(spec.cwd.as_deref().unwrap_or(""), user, workdir)?;
-    if !cwd.is_dir() {
-        let shown = cwd.display();
-        return Err(Error::invalid(format!("cwd '{shown}' does not exist or is no directory")));
-    }
-    let mut command = Command::new(&spec.cmd);
-    command.args(&spec.args).current_dir(cwd).env_clear();
-    command.env("PATH", SEARCH_PATH).env("HOME", &user.home);
-    command.env("USER", &user.name).env("LOGNAME", &user.name);
-    command.envs(vars).envs(&settings.envs).envs(&spec.envs);
-    Ok(command)
-}
-
-fn spawn_error(spec: &Spec, error: &std::io::Error) -> Error {
-    let cmd: String = spec.cmd.chars().take(200).collect();
-    Error::invalid(format!("cannot run '{cmd}': {error}"))
-}
-
-/// Carries output to the hub until the program's end, then says how it ended.
+/// Carries output to the hub until the program's end, says how it ended, and reads on for
+/// processes that it left behind.
 async fn follow(
     guest: Arc<Guest>,
     process: Arc<Process>,
-    mut child: Child,
-    leaf: Option<Leaf>,
+    child: Child,
+    sources: Vec<Source>,
     deadline: Option<Instant>,
 ) {
-    let status = carry(&process, &mut child, deadline).await;
-    process.hub.end(Exit::from(status)).await;
-    leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
-    guest.processes.forget_later(Arc::clone(&process));
-    // Last: a writer may hold it while some heir of the program's does not read.
+    let pumps = join_all(sources.iter().map(|source| process.pump(source)));
+    let (status, open) = tokio::join!(process.wait(&child, deadline), pumps);
+    process.hub.end(&Exit::from(status));
+    if let Some(leaf) = process.leaf().take() {
+        guest.cgroups.end(leaf);
+    }
+    let open = sources.into_iter().zip(open).filter_map(|(source, open)| open.then_some(source));
+    let open: Vec<Source> = open.collect();
+    if !open.is_empty() {
+        guest.processes.linger(&process.hub);
+        tokio::spawn(drain(Arc::clone(&process.hub), open));
+    }
+    // Writers have left it, since the leader has ended.
     process.stdin.lock().await.take();
+    guest.processes.forget_later(process).await;
 }
 
-async fn carry(
-    process: &Process,
-    child: &mut Child,
-    deadline: Option<Instant>,
-) -> std::io::Result<ExitStatus> {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (ended, end) = watch::channel(false);
-    let pump = async {
-        if let Some(pty) = &process.pty {
-            process.pump(pty.reader(), Output::Pty, PTY_CHUNK, end).await;
-        } else {
-            tokio::join!(
-                process.pump_maybe(stdout, Output::Stdout, end.clone()),
-                process.pump_maybe(stderr, Output::Stderr, end.clone()),
-            );
+/// Reads the pipes of an ended program until nobody holds them, so that no process that was left
+/// behind waits or gets `SIGPIPE`.
+async fn drain(hub: Arc<Hub>, sources: Vec<Source>) {
+    join_all(sources.iter().map(|source| drain_one(&hub, source))).await;
+    hub.drained();
+}
+
+async fn drain_one(hub: &Hub, source: &Source) {
+    while let Ok(data) = source.end.read(source.most).await {
+        if data.is_empty() {
+            return;
         }
-    };
-    let wait = async {
+        hub.keep(source.output, &data);
+        // A process that never rests leaves the thread to others between two pieces.
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Process {
+    /// Waits for the leader's end; kills everything at the deadline.
+    async fn wait(&self, child: &Child, deadline: Option<Instant>) -> std::io::Result<ExitStatus> {
         let status = tokio::select! {
             status = child.wait() => status,
             () = crate::rpc::stream::until(deadline) => {
                 // One that has just ended needs no killing.
-                let _ = process.signal(Signal::KILL);
+                let _ = self.signal(Signal::KILL);
                 child.wait().await
             }
         };
-        ended.send_replace(true);
+        self.gone.send_replace(true);
+        self.hub.release();
         status
-    };
-    tokio::join!(wait, pump).0
-}
-
-impl Process {
-    async fn pump_maybe(
-        &self,
-        from: Option<impl AsyncRead + Unpin>,
-        output: Output,
-        end: watch::Receiver<bool>,
-    ) {
-        if let Some(from) = from {
-            self.pump(from, output, CHUNK, end).await;
-        }
     }
 
-    /// Carries output until there is no more. Children of the leader may keep its pipes for
-    /// ever: after its end only what it can have left there is carried.
-    async fn pump(
-        &self,
-        mut from: impl AsyncRead + Unpin,
-        output: Output,
-        chunk: usize,
-        mut end: watch::Receiver<bool>,
-    ) {
-        let mut buffer = vec![0; chunk];
-        let mut left = PIPE_MAX;
-        while left > 0 {
-            let ended = *end.borrow_and_update();
-            let read = if ended {
-                tokio::time::timeout(DRAIN, from.read(&mut buffer)).await.unwrap_or(Ok(0))
-            } else {
-                tokio::select! {
+    /// Carries output until there is no more, and returns whether somebody may write still:
+    /// children of the leader may keep its pipes for ever. After its end only what it can have
+    /// left there is carried.
+    async fn pump(&self, source: &Source) -> bool {
+        let mut gone = self.gone.subscribe();
+        let mut rest: Option<(Instant, usize)> = None;
+        loop {
+            if rest.is_none() && *gone.borrow_and_update() {
+                rest = Some((Instant::now() + DRAIN, PIPE_MAX));
+            }
+            let read = source.end.read(source.most);
+            let read = match rest {
+                Some((_, 0)) => return true,
+                Some((until, _)) => match tokio::time::timeout_at(until, read).await {
+                    Ok(read) => read,
+                    Err(_) => return true,
+                },
+                None => tokio::select! {
                     biased;
-                    read = from.read(&mut buffer) => read,
-                    _ = end.changed() => continue,
-                }
+                    read = read => read,
+                    _ = gone.changed() => continue,
+                },
             };
             // A terminal ends with an error, a pipe with nothing more to read.
-            let Ok(n @ 1..) = read else { return };
-            self.hub.publish(output, Bytes::copy_from_slice(&buffer[..n])).await;
-            left = if ended { left.saturating_sub(n) } else { PIPE_MAX };
+            let data = match read {
+                Ok(data) if !data.is_empty() => data,
+                Ok(_) | Err(_) => return false,
+            };
+            if let Some((_, left)) = &mut rest {
+                *left = left.saturating_sub(data.len());
+            }
+            self.hub.publish(source.output, data).await;
         }
     }
 
     /// Feeds standard input; waits while the program does not read.
     pub(crate) async fn write_stdin(&self, data: &[u8]) -> Result<()> {
-        let mut stdin = self.stdin.lock().await;
-        let pipe = stdin.as_mut().ok_or_else(|| self.refuse("has no open standard input"))?;
-        pipe.write_all(data).await.map_err(|e| self.input_failed(&e))
+        let write = async {
+            let stdin = self.stdin.lock().await;
+            let pipe = stdin.as_ref().ok_or_else(|| self.refuse("has no open standard input"))?;
+            pipe.write_all(data).await.map_err(|e| self.input_failed(&e))
+        };
+        self.unless_gone(write).await
     }
 
     /// Types into the terminal.
     pub(crate) async fn write_pty(&self, data: &[u8]) -> Result<()> {
         let pty = self.pty.as_ref().ok_or_else(|| self.refuse("has no terminal"))?;
-        pty.write_all(data).await.map_err(|e| self.input_failed(&e))
+        let write = async { pty.write_all(data).await.map_err(|e| self.input_failed(&e)) };
+        self.unless_gone(write).await
     }
 
     /// Closes standard input, so that the program reads its end.
@@ -260,21 +222,45 @@ impl Process {
         Ok(())
     }
 
+    /// Does what waits for the program to read, until the leader's end: processes that it left
+    /// behind may hold its input for ever.
+    async fn unless_gone(&self, write: impl Future<Output = Result<()>>) -> Result<()> {
+        let mut gone = self.gone.subscribe();
+        tokio::select! {
+            biased;
+            done = write => done,
+            _ = gone.wait_for(|gone| *gone) => Err(self.refuse("has ended")),
+        }
+    }
+
     /// Tells the terminal its size.
     pub(crate) fn resize(&self, size: (u16, u16)) -> Result<()> {
         let pty = self.pty.as_ref().ok_or_else(|| self.refuse("has no terminal"))?;
         pty.resize(size).map_err(|e| Error::io("resizing the terminal", &e))
     }
 
-    /// Signals the whole group; one that has just ended is no error.
+    /// Signals the leader's process group; `SIGKILL` ends its whole control group too, where there
+    /// is one. A leader that has just ended is no error, and nothing that it left behind is reached.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         if self.hub.ended() {
             return Err(Error::not_found(format!("process {} has ended", self.pid)));
+        }
+        if *self.gone.borrow() {
+            return Ok(());
+        }
+        if signal == Signal::KILL
+            && let Some(leaf) = self.leaf().as_ref()
+        {
+            leaf.kill();
         }
         match sys::kill_group(self.pid, signal) {
             Err(e) if e.raw_os_error() != Some(libc::ESRCH) => Err(Error::io("signalling", &e)),
             _ => Ok(()),
         }
+    }
+
+    fn leaf(&self) -> std::sync::MutexGuard<'_, Option<Leaf>> {
+        self.leaf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refuse(&self, why: &str) -> Error {

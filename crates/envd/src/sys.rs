@@ -1,7 +1,8 @@
-//! The only file with unsafe code: what rustix has no safe call for.
+//! The only module with unsafe code: what rustix has no safe call for.
 #![expect(unsafe_code, reason = "fork, exec hooks and network ioctls have no safe form")]
 
-use crate::users::User;
+pub(crate) mod spawn;
+
 use rustix::process::{Pid, Signal};
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -9,58 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use tokio::io::unix::AsyncFd;
 
-/// How a child is to live.
-#[derive(Clone, Copy)]
-pub(crate) struct Child {
-    /// Standard input is a terminal, which becomes its own.
-    pub terminal: bool,
-    /// Ends with envd: on an ordinary machine nobody else would end it.
-    pub alone: bool,
-}
-
-/// What a child does between fork and exec: a session of its own, the user's identity, its
-/// control group, a place early in line when memory runs out.
-pub(crate) fn prepare_child(
-    command: &mut tokio::process::Command,
-    user: &User,
-    cgroup: Option<&File>,
-    child: Child,
-) -> io::Result<()> {
-    let cgroup = cgroup.map(File::try_clone).transpose()?;
-    let groups: Vec<libc::gid_t> = user.groups.clone();
-    let (uid, gid) = (user.uid, user.gid);
-    let change_user = rustix::process::getuid().is_root();
-    let hook = move || {
-        if let Some(procs) = &cgroup {
-            rustix::io::write(procs, b"0")?;
-        }
-        rustix::process::setsid()?;
-        if child.terminal {
-            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
-        }
-        write_oom_score();
-        if change_user {
-            // SAFETY: plain system calls on numbers and a live slice; nothing allocates.
-            let ok = unsafe {
-                libc::setgroups(groups.len(), groups.as_ptr()) == 0
-                    && libc::setgid(gid) == 0
-                    && libc::setuid(uid) == 0
-            };
-            if !ok {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        if child.alone {
-            // After the change of user, which clears it.
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        }
-        Ok(())
-    };
-    // SAFETY: the hook only makes system calls that are safe after a fork.
-    unsafe { command.pre_exec(hook) };
-    Ok(())
-}
-
+/// Gives the process itself an early place in line when memory runs out. Allocates nothing.
 fn write_oom_score() {
     const PATH: &CStr = c"/proc/self/oom_score_adj";
     // SAFETY: the path ends with NUL, the buffer outlives the call, the descriptor is ours.

@@ -1,16 +1,37 @@
 //! Where a program's output meets its subscribers: each gets everything from the moment it
-//! subscribes, in order, and then the end exactly once. A slow subscriber slows the program,
-//! as a full pipe does; with none, output is dropped.
+//! subscribes, in order, and then the end exactly once.
+//!
+//! Each subscriber has a bounded buffer of its own. While all buffers are full the program is held
+//! up, as a full pipe holds it. A subscriber that takes nothing for [`PATIENCE`], while another one
+//! waits for output, loses its subscription. The end waits for nobody. With no subscriber, output
+//! is dropped. After the end, the last output of processes that were left behind is kept for
+//! whoever subscribes then.
 
+use super::exit::Exit;
+use crate::error::{Error, Result};
 use bytes::Bytes;
-use futures::future::join_all;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc;
+use connectrpc::ErrorCode;
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-/// Pieces that a subscriber may be behind before the program is held up.
-const BACKLOG: usize = 16;
+/// Bytes that a subscriber may be behind.
+const BEHIND: usize = 1 << 20;
+/// Bytes that all subscribers of all programs may be behind together. A subscriber with an empty
+/// buffer gets its next piece in any case.
+const BEHIND_TOTAL: usize = 16 << 20;
+/// Memory of a piece beside its bytes, so that many small pieces are bounded too.
+const PIECE: usize = 128;
+/// Subscribers of one program.
+const SUBSCRIBERS: usize = 64;
+/// Time in which a subscriber must take something while it holds up another one.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of each stream that are kept of what was written after the end.
+const KEPT: usize = 64 << 10;
 
 /// Which stream a piece came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,41 +48,99 @@ pub(crate) enum Event {
     End(Exit),
 }
 
-/// How a program ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Exit {
-    /// −1 when a signal ended it.
-    pub code: i32,
-    pub exited: bool,
-    pub status: String,
-    pub error: Option<String>,
+impl Event {
+    fn cost(&self) -> usize {
+        match self {
+            Self::Data(_, data) => PIECE + data.len(),
+            Self::End(_) => PIECE,
+        }
+    }
 }
 
 /// The subscribers of one program.
-#[derive(Default)]
 pub(crate) struct Hub {
     state: Mutex<State>,
+    /// Wakes publishers that wait for room.
+    room: Notify,
+    /// Whether processes that were left behind still hold the program's pipes.
+    lingering: watch::Sender<bool>,
+    /// Bytes that the subscribers of all programs are behind.
+    behind: Arc<AtomicUsize>,
+    patience: Duration,
 }
 
 #[derive(Default)]
 struct State {
-    subscribers: Vec<mpsc::Sender<Event>>,
+    queues: BTreeMap<u64, Queue>,
+    subscribed: u64,
+    /// Whether the leader has ended, so that nothing waits for room any more.
+    released: bool,
     exit: Option<Exit>,
+    kept: Vec<(Output, VecDeque<u8>)>,
+}
+
+/// One subscriber's buffer.
+struct Queue {
+    events: VecDeque<Event>,
+    /// The sum of its events' costs.
+    cost: usize,
+    /// When something was taken last, or the buffer began to fill.
+    active: Instant,
+    /// Whether nothing will be added.
+    closed: bool,
+    /// Whether the subscriber was too slow.
+    lost: bool,
+    ready: Arc<Notify>,
+}
+
+/// Whether a piece found room.
+#[derive(Debug, PartialEq, Eq)]
+enum Offer {
+    Taken,
+    /// Every subscriber is behind, or one holds up the others until then at most.
+    Full(Option<Instant>),
 }
 
 impl Hub {
-    /// Begins a subscription; after the end it holds the end alone.
-    pub(crate) fn subscribe(&self) -> mpsc::Receiver<Event> {
-        let (sender, receiver) = mpsc::channel(BACKLOG);
-        let mut state = self.lock();
-        match &state.exit {
-            Some(exit) => {
-                // The channel is new and empty, so there is room.
-                let _ = sender.try_send(Event::End(exit.clone()));
-            }
-            None => state.subscribers.push(sender),
+    /// Makes a hub that counts in `behind` what its subscribers have not taken.
+    pub(super) fn new(behind: Arc<AtomicUsize>) -> Self {
+        Self {
+            state: Mutex::default(),
+            room: Notify::new(),
+            lingering: watch::Sender::new(false),
+            behind,
+            patience: PATIENCE,
         }
-        receiver
+    }
+
+    /// Begins a subscription. After the end it holds the end alone, and before it what was kept of
+    /// processes that were left behind.
+    ///
+    /// # Errors
+    /// `resource_exhausted` when the program has as many subscribers as it may.
+    pub(crate) fn subscribe(self: &Arc<Self>) -> Result<Subscription> {
+        let mut state = self.lock();
+        if state.queues.len() >= SUBSCRIBERS {
+            let message = "too many connections read the program's output";
+            return Err(Error::new(ErrorCode::ResourceExhausted, message));
+        }
+        state.subscribed += 1;
+        let id = state.subscribed;
+        let ready = Arc::new(Notify::new());
+        let mut queue = Queue::new(Arc::clone(&ready));
+        if let Some(exit) = state.exit.clone() {
+            for (output, kept) in &state.kept {
+                let data: Bytes = kept.iter().copied().collect();
+                self.add(&mut queue, Event::Data(*output, data));
+            }
+            self.add(&mut queue, Event::End(exit));
+            queue.closed = true;
+        }
+        state.queues.insert(id, queue);
+        drop(state);
+        // A publisher that waits for the others has somebody to wait for it.
+        self.room.notify_waiters();
+        Ok(Subscription { hub: Arc::clone(self), id, ready })
     }
 
     /// Whether the end was announced.
@@ -69,22 +148,124 @@ impl Hub {
         self.lock().exit.is_some()
     }
 
+    /// Gives a piece of output to every subscriber; waits while there is no room for it.
     pub(super) async fn publish(&self, output: Output, data: Bytes) {
-        let subscribers = self.lock().subscribers.clone();
         let event = Event::Data(output, data);
-        let sent = join_all(subscribers.iter().map(|s| s.send(event.clone()))).await;
-        if sent.iter().any(Result::is_err) {
-            self.lock().subscribers.retain(|s| !s.is_closed());
+        let mut room = pin!(self.room.notified());
+        loop {
+            // Before the look, so that no change in between is missed.
+            room.as_mut().enable();
+            let Offer::Full(until) = self.offer(&event) else { return };
+            tokio::select! {
+                () = room.as_mut() => {}
+                () = crate::rpc::stream::until(until) => {}
+            }
+            room.set(self.room.notified());
         }
     }
 
-    pub(super) async fn end(&self, exit: Exit) {
-        let subscribers = {
-            let mut state = self.lock();
-            state.exit = Some(exit.clone());
-            std::mem::take(&mut state.subscribers)
-        };
-        join_all(subscribers.iter().map(|s| s.send(Event::End(exit.clone())))).await;
+    /// Lets publishers wait for nobody from now on, since the leader has ended. The rest of its
+    /// output is no more than its pipes hold.
+    pub(super) fn release(&self) {
+        self.lock().released = true;
+        self.room.notify_waiters();
+    }
+
+    /// Tells the end to every subscriber, behind the output that it has not taken.
+    pub(super) fn end(&self, exit: &Exit) {
+        let mut state = self.lock();
+        state.exit = Some(exit.clone());
+        for queue in state.queues.values_mut().filter(|queue| !queue.closed) {
+            self.add(queue, Event::End(exit.clone()));
+            queue.closed = true;
+        }
+    }
+
+    /// Begins to keep what processes that were left behind write.
+    pub(super) fn linger(&self) {
+        self.lingering.send_replace(true);
+    }
+
+    /// Whether output is kept still.
+    pub(super) fn lingers(&self) -> bool {
+        *self.lingering.borrow()
+    }
+
+    /// Keeps the last of what was written after the end.
+    pub(super) fn keep(&self, output: Output, data: &[u8]) {
+        if !self.lingers() {
+            return;
+        }
+        let mut state = self.lock();
+        let at = state.kept.iter().position(|(of, _)| *of == output);
+        let at = at.unwrap_or_else(|| {
+            state.kept.push((output, VecDeque::new()));
+            state.kept.len() - 1
+        });
+        let kept = &mut state.kept[at].1;
+        kept.extend(&data[data.len().saturating_sub(KEPT)..]);
+        let surplus = kept.len().saturating_sub(KEPT);
+        kept.drain(..surplus);
+    }
+
+    /// Notes that nobody holds the program's pipes any more.
+    pub(super) fn drained(&self) {
+        self.lingering.send_replace(false);
+    }
+
+    /// Forgets what was kept, and keeps nothing more.
+    pub(super) fn forget(&self) {
+        self.lingering.send_replace(false);
+        self.lock().kept = Vec::new();
+    }
+
+    /// Waits until nobody holds the program's pipes, or what was kept is forgotten.
+    pub(super) async fn settled(&self) {
+        // The sender lives as long as the hub.
+        let _ = self.lingering.subscribe().wait_for(|lingering| !lingering).await;
+    }
+
+    fn offer(&self, event: &Event) -> Offer {
+        let mut state = self.lock();
+        if !state.released
+            && let Some(full) = self.held_up(&mut state)
+        {
+            return full;
+        }
+        for queue in state.queues.values_mut().filter(|queue| !queue.closed) {
+            self.add(queue, event.clone());
+        }
+        Offer::Taken
+    }
+
+    /// Looks for subscribers without room. Ends the subscriptions of those that have taken nothing
+    /// for too long while another one waits.
+    fn held_up(&self, state: &mut State) -> Option<Offer> {
+        let crowded = self.behind.load(Ordering::Relaxed) >= BEHIND_TOTAL;
+        let open = || state.queues.values().filter(|queue| !queue.closed);
+        if !open().any(|queue| queue.is_full(crowded)) {
+            return None;
+        }
+        if open().all(|queue| !queue.events.is_empty()) {
+            return Some(Offer::Full(None));
+        }
+        let now = Instant::now();
+        let mut until: Option<Instant> = None;
+        let queues = state.queues.values_mut().filter(|queue| !queue.closed);
+        for queue in queues.filter(|queue| queue.is_full(crowded)) {
+            let limit = queue.active + self.patience;
+            if limit <= now {
+                self.behind.fetch_sub(queue.lose(), Ordering::Relaxed);
+            } else {
+                until = Some(until.map_or(limit, |earlier| earlier.min(limit)));
+            }
+        }
+        until.map(|until| Offer::Full(Some(until)))
+    }
+
+    fn add(&self, queue: &mut Queue, event: Event) {
+        self.behind.fetch_add(event.cost(), Ordering::Relaxed);
+        queue.add(event);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,81 +273,84 @@ impl Hub {
     }
 }
 
-impl From<std::io::Result<ExitStatus>> for Exit {
-    fn from(status: std::io::Result<ExitStatus>) -> Self {
-        let (code, status) = match status {
-            Ok(status) => match status.signal() {
-                Some(signal) => (-1, format!("signal: {}", signal_name(signal))),
-                None => {
-                    let code = status.code().unwrap_or(-1);
-                    (code, format!("exit status {code}"))
-                }
-            },
-            Err(error) => (-1, format!("wait: {error}")),
-        };
-        let error = (code != 0).then(|| status.clone());
-        Self { code, exited: code >= 0, status, error }
+impl Queue {
+    fn new(ready: Arc<Notify>) -> Self {
+        let (events, active) = (VecDeque::new(), Instant::now());
+        Self { events, cost: 0, active, closed: false, lost: false, ready }
+    }
+
+    fn is_full(&self, crowded: bool) -> bool {
+        self.cost >= BEHIND || (crowded && self.cost > 0)
+    }
+
+    fn add(&mut self, event: Event) {
+        if self.events.is_empty() {
+            self.active = Instant::now();
+        }
+        self.cost += event.cost();
+        self.events.push_back(event);
+        self.ready.notify_one();
+    }
+
+    /// Ends the subscription. Returns the cost of what the subscriber does not get.
+    fn lose(&mut self) -> usize {
+        (self.closed, self.lost) = (true, true);
+        self.events = VecDeque::new();
+        self.ready.notify_one();
+        std::mem::take(&mut self.cost)
     }
 }
 
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        libc::SIGHUP => "hangup",
-        libc::SIGINT => "interrupt",
-        libc::SIGQUIT => "quit",
-        libc::SIGILL => "illegal instruction",
-        libc::SIGABRT => "aborted",
-        libc::SIGFPE => "floating point exception",
-        libc::SIGKILL => "killed",
-        libc::SIGSEGV => "segmentation fault",
-        libc::SIGPIPE => "broken pipe",
-        libc::SIGALRM => "alarm clock",
-        libc::SIGTERM => "terminated",
-        _ => return signal.to_string(),
-    };
-    name.to_owned()
+/// One subscriber's end of a hub.
+pub(crate) struct Subscription {
+    hub: Arc<Hub>,
+    id: u64,
+    ready: Arc<Notify>,
+}
+
+impl Subscription {
+    /// The next event; none after the last.
+    ///
+    /// # Errors
+    /// `resource_exhausted` when the subscriber took nothing for too long.
+    pub(crate) async fn next(&mut self) -> Option<Result<Event>> {
+        loop {
+            if let Some(next) = self.take() {
+                return next;
+            }
+            // A wake-up between the look and the wait is kept for the wait.
+            self.ready.notified().await;
+        }
+    }
+
+    /// Takes the next event, or the end of the events; none while there is nothing to take.
+    fn take(&self) -> Option<Option<Result<Event>>> {
+        let mut state = self.hub.lock();
+        let Some(queue) = state.queues.get_mut(&self.id) else { return Some(None) };
+        if let Some(event) = queue.events.pop_front() {
+            queue.cost -= event.cost();
+            queue.active = Instant::now();
+            self.hub.behind.fetch_sub(event.cost(), Ordering::Relaxed);
+            drop(state);
+            self.hub.room.notify_waiters();
+            return Some(Some(Ok(event)));
+        }
+        if std::mem::take(&mut queue.lost) {
+            let message = "the connection did not read the program's output";
+            return Some(Some(Err(Error::new(ErrorCode::ResourceExhausted, message))));
+        }
+        queue.closed.then_some(None)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(queue) = self.hub.lock().queues.remove(&self.id) {
+            self.hub.behind.fetch_sub(queue.cost, Ordering::Relaxed);
+        }
+        self.hub.room.notify_waiters();
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn exit() -> Exit {
-        Exit::from(Ok(ExitStatus::from_raw(0)))
-    }
-
-    #[tokio::test]
-    async fn every_subscriber_hears_all_and_the_late_one_the_end() {
-        let hub = Hub::default();
-        let (mut a, mut b) = (hub.subscribe(), hub.subscribe());
-        hub.publish(Output::Stdout, Bytes::from_static(b"x")).await;
-        hub.end(exit()).await;
-        for receiver in [&mut a, &mut b] {
-            assert!(
-                matches!(receiver.recv().await, Some(Event::Data(Output::Stdout, d)) if d == "x")
-            );
-            assert!(matches!(receiver.recv().await, Some(Event::End(_))));
-            assert!(receiver.recv().await.is_none());
-        }
-        let mut late = hub.subscribe();
-        assert!(matches!(late.recv().await, Some(Event::End(e)) if e == exit()));
-        assert!(late.recv().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn one_that_left_holds_up_nobody() {
-        let hub = Hub::default();
-        drop(hub.subscribe());
-        for _ in 0..BACKLOG * 3 {
-            hub.publish(Output::Stdout, Bytes::from_static(b"x")).await;
-        }
-        assert!(hub.lock().subscribers.is_empty());
-    }
-
-    #[test]
-    fn signals_have_names() {
-        let killed = Exit::from(Ok(ExitStatus::from_raw(9)));
-        assert_eq!((killed.code, killed.status.as_str()), (-1, "signal: killed"));
-        assert!(!killed.exited && killed.error.is_some());
-    }
-}
+mod tests;

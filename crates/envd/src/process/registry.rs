@@ -1,13 +1,17 @@
 //! The programs that callers can still name, by pid or by tag.
 
 use super::Process;
+use super::hub::Hub;
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// How long after its end a program can still be attached to.
 const REMEMBER: Duration = Duration::from_secs(30);
+/// Ended programs of which output is kept, since processes that they left behind still write.
+const LINGERING: usize = 64;
 
 /// How a caller names a program.
 #[derive(Debug, Clone)]
@@ -20,9 +24,18 @@ pub(crate) enum Selector {
 #[derive(Clone, Default)]
 pub(crate) struct Registry {
     known: Arc<Mutex<BTreeMap<u32, Arc<Process>>>>,
+    /// Those that keep output after their end, the oldest first.
+    lingering: Arc<Mutex<VecDeque<Weak<Hub>>>>,
+    /// Bytes that the subscribers of all programs have not taken.
+    behind: Arc<AtomicUsize>,
 }
 
 impl Registry {
+    /// Makes the hub of a program that starts.
+    pub(super) fn hub(&self) -> Arc<Hub> {
+        Arc::new(Hub::new(Arc::clone(&self.behind)))
+    }
+
     pub(super) fn insert(&self, process: &Arc<Process>) {
         self.lock().insert(process.pid, Arc::clone(process));
     }
@@ -48,19 +61,56 @@ impl Registry {
         self.lock().values().filter(|p| !p.hub.ended()).cloned().collect()
     }
 
-    pub(super) fn forget_later(&self, process: Arc<Process>) {
-        let registry = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(REMEMBER).await;
-            let mut known = registry.lock();
-            // By then the number may belong to another.
-            if known.get(&process.pid).is_some_and(|p| Arc::ptr_eq(p, &process)) {
-                known.remove(&process.pid);
-            }
-        });
+    /// Has an ended program keep what processes that it left behind write. Beyond the bound, the
+    /// oldest program keeps nothing any more.
+    pub(super) fn linger(&self, hub: &Arc<Hub>) {
+        hub.linger();
+        let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        lingering.retain(|hub| hub.upgrade().is_some_and(|hub| hub.lingers()));
+        if lingering.len() >= LINGERING
+            && let Some(oldest) = lingering.pop_front().and_then(|hub| hub.upgrade())
+        {
+            oldest.forget();
+        }
+        lingering.push_back(Arc::downgrade(hub));
+    }
+
+    /// Forgets an ended program after a while, but not before its kept output is complete.
+    pub(super) async fn forget_later(&self, process: Arc<Process>) {
+        tokio::time::sleep(REMEMBER).await;
+        process.hub.settled().await;
+        let mut known = self.lock();
+        // By then the number may belong to another.
+        if known.get(&process.pid).is_some_and(|p| Arc::ptr_eq(p, &process)) {
+            known.remove(&process.pid);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Process>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::exit::Exit;
+    use super::super::hub::{Event, Output};
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[tokio::test]
+    async fn only_the_latest_ended_programs_keep_output() {
+        let registry = Registry::default();
+        let hubs: Vec<_> = (0..=LINGERING).map(|_| registry.hub()).collect();
+        for hub in &hubs {
+            hub.end(&Exit::from(Ok(std::process::ExitStatus::from_raw(0))));
+            registry.linger(hub);
+            hub.keep(Output::Stdout, b"x");
+        }
+        for (number, hub) in hubs.iter().enumerate() {
+            let first = hub.subscribe().unwrap().next().await;
+            let kept = matches!(first, Some(Ok(Event::Data(..))));
+            assert_eq!((kept, hub.lingers()), (number > 0, number > 0), "{number}");
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! `process.Process`: start, attach, feed, signal.
 
 use super::stream::{Tick, Timing, stream};
+use crate::auth;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::process::hub::{Event, Exit, Output};
+use crate::process::exit::Exit;
+use crate::process::hub::{Event, Output};
 use crate::process::registry::Selector;
 use crate::process::{self, Process, Spec};
 use connectrpc::{
@@ -36,7 +38,7 @@ impl wire::Process for Processes {
         request: ServiceRequest<'_, wire::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<wire::ConnectResponse>> {
         let process = self.find(request.to_owned_message().process)?;
-        let events = process.hub.subscribe();
+        let events = process.hub.subscribe()?;
         let wrap = |event: oneof::process_event::Event| wire::ConnectResponse {
             event: message(event).into(),
             ..Default::default()
@@ -54,11 +56,13 @@ impl wire::Process for Processes {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::StartRequest>,
     ) -> ServiceResult<ServiceStream<wire::StartResponse>> {
-        let user = super::acting_user(&self.0, &ctx)?;
+        let named = auth::requested_user(ctx.headers());
+        let account = named.unwrap_or_else(|| self.0.settings().default_user);
         let spec = spec(request.to_owned_message())?;
         let timing = Timing::of(&ctx);
         let vars = self.0.metadata.vars().await;
-        let (process, events) = process::start(&self.0, &user, spec, vars, timing.deadline)?;
+        let started = process::start(&self.0, account, spec, vars, timing.deadline);
+        let (process, events) = started.await?;
         let wrap = |event: oneof::process_event::Event| wire::StartResponse {
             event: message(event).into(),
             ..Default::default()

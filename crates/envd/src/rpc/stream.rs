@@ -1,6 +1,7 @@
 //! A server stream's frame: its messages, keepalives when there are none for a while, and
 //! its deadline.
 
+use crate::process::hub;
 use connectrpc::{ConnectError, RequestContext};
 use futures::Stream;
 use std::time::Duration;
@@ -13,6 +14,32 @@ const KEEPALIVE_DEFAULT: Duration = Duration::from_secs(90);
 pub(super) enum Tick<E> {
     Event(E),
     KeepAlive,
+}
+
+/// Where a stream's events come from.
+pub(super) trait Events: Send + 'static {
+    type Event: Send;
+
+    /// Waits for the next event; none after the last. An error ends the stream with it.
+    fn next_event(
+        &mut self,
+    ) -> impl Future<Output = Option<Result<Self::Event, ConnectError>>> + Send;
+}
+
+impl<E: Send + 'static> Events for mpsc::Receiver<E> {
+    type Event = E;
+
+    async fn next_event(&mut self) -> Option<Result<E, ConnectError>> {
+        self.recv().await.map(Ok)
+    }
+}
+
+impl Events for hub::Subscription {
+    type Event = hub::Event;
+
+    async fn next_event(&mut self) -> Option<Result<hub::Event, ConnectError>> {
+        self.next().await.map(|event| event.map_err(ConnectError::from))
+    }
 }
 
 /// When a stream ends by itself, and how often it says that it lives.
@@ -39,12 +66,12 @@ impl Timing {
 /// events, so that one which never rests cannot hold it off.
 pub(super) fn stream<E, M>(
     first: M,
-    events: mpsc::Receiver<E>,
+    events: E,
     timing: Timing,
-    render: impl Fn(Tick<E>) -> (M, bool) + Send + 'static,
+    render: impl Fn(Tick<E::Event>) -> (M, bool) + Send + 'static,
 ) -> impl Stream<Item = Result<M, ConnectError>> + Send
 where
-    E: Send + 'static,
+    E: Events,
     M: Send + 'static,
 {
     let state = (Some(first), events, false, render);
@@ -61,10 +88,13 @@ where
                 let error = ConnectError::deadline_exceeded("the deadline passed");
                 Some((Err(error), (None, events, true, render)))
             }
-            event = events.recv() => {
-                let (message, last) = render(Tick::Event(event?));
-                Some((Ok(message), (None, events, last, render)))
-            }
+            event = events.next_event() => match event? {
+                Ok(event) => {
+                    let (message, last) = render(Tick::Event(event));
+                    Some((Ok(message), (None, events, last, render)))
+                }
+                Err(error) => Some((Err(error), (None, events, true, render))),
+            },
             () = tokio::time::sleep(timing.keepalive) => {
                 let (message, last) = render(Tick::KeepAlive);
                 Some((Ok(message), (None, events, last, render)))

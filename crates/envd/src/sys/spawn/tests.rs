@@ -1,0 +1,90 @@
+//! Real programs, started and waited for without a runtime.
+
+use super::*;
+use rustix::fd::AsFd;
+use rustix::process::{WaitOptions, waitpid};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+
+fn plan(cmd: &str, args: &[&str], envs: &[(&str, &str)], cwd: &Path) -> Plan {
+    let gid = rustix::process::getgid().as_raw();
+    let uid = rustix::process::getuid().as_raw();
+    let user = User { name: "me".into(), uid, gid, groups: vec![gid], home: "/".into() };
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let child = Child { terminal: false, alone: true };
+    Plan::new(cmd, &args, &envs.collect(), cwd, user, child).unwrap()
+}
+
+/// Runs a program to its end and returns its failure, its output and its exit code.
+fn run(plan: &Plan) -> (Option<Failure>, String, Option<i32>) {
+    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+    let (output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let stdio = [null.as_fd(), theirs.as_fd(), null.as_fd()];
+    let (pid, outcome) = fork_exec(plan, stdio, None).unwrap();
+    drop(theirs);
+    let (mut report, mut text) = (Vec::new(), String::new());
+    File::from(outcome).read_to_end(&mut report).unwrap();
+    File::from(output).read_to_string(&mut text).unwrap();
+    let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+    (Failure::read(&report), text, status.exit_status())
+}
+
+#[test]
+fn program_gets_its_arguments_environment_and_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap();
+    let envs = [("PATH", "/nowhere:/usr/bin:/bin"), ("A", "ü b")];
+    let script = r#"echo "$A"; pwd; echo "$1"; exit 3"#;
+    let (failure, output, code) = run(&plan("sh", &["-c", script, "sh", "x"], &envs, &path));
+    assert!(failure.is_none(), "{failure:?}");
+    assert_eq!(output, format!("ü b\n{}\nx\n", path.display()));
+    assert_eq!(code, Some(3));
+}
+
+#[test]
+fn failed_start_tells_its_step_and_its_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, "text").unwrap();
+    std::fs::set_permissions(&plain, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let here = dir.path().display().to_string();
+    let search = format!("/nowhere:{here}:/usr/bin:/bin");
+    let envs = [("PATH", search.as_str())];
+    let path = plain.display().to_string();
+    let missing = dir.path().join("missing");
+    for (cmd, cwd, step, number) in [
+        ("nosuchcommand", dir.path(), Step::Exec, libc::ENOENT),
+        ("/nosuchfolder/x", dir.path(), Step::Exec, libc::ENOENT),
+        (path.as_str(), dir.path(), Step::Exec, libc::EACCES),
+        ("plain", dir.path(), Step::Exec, libc::EACCES),
+        (here.as_str(), dir.path(), Step::Exec, libc::EACCES),
+        ("sh", missing.as_path(), Step::Folder, libc::ENOENT),
+        ("sh", plain.as_path(), Step::Folder, libc::ENOTDIR),
+    ] {
+        let (failure, _, code) = run(&plan(cmd, &[], &envs, cwd));
+        let failure = failure.unwrap();
+        let told = (failure.step, failure.error.raw_os_error(), code);
+        assert_eq!(told, (step, Some(number), Some(127)), "{cmd}");
+    }
+}
+
+#[test]
+fn child_keeps_no_descriptor_of_its_parent() {
+    // Without the flag that closes it at an exec, only the child itself can.
+    let (leaked, _writer) = pipe_with(PipeFlags::empty()).unwrap();
+    let test = format!("test -e /proc/self/fd/{}", leaked.as_raw_fd());
+    let envs = [("PATH", "/usr/bin:/bin")];
+    let (failure, _, code) = run(&plan("sh", &["-c", &test], &envs, Path::new("/")));
+    assert!(failure.is_none(), "{failure:?}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn text_with_a_nul_is_refused() {
+    let user = User { name: "me".into(), uid: 0, gid: 0, groups: vec![], home: "/".into() };
+    let child = Child { terminal: false, alone: true };
+    let envs = BTreeMap::new();
+    assert!(Plan::new("a\0b", &[], &envs, Path::new("/"), user, child).is_err());
+}
