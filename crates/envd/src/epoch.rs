@@ -4,6 +4,7 @@
 //! Processes know nothing of it.
 
 use crate::error::{Error, Result};
+use crate::guest::Guest;
 use crate::{init, sys};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +12,8 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// How a new epoch begins.
 #[derive(Debug, serde::Deserialize)]
@@ -37,12 +40,61 @@ pub(crate) fn begin(epoch: &Epoch, host: SocketAddr) -> Result<()> {
     end_connections(host).map_err(|e| fail("ending the connections of before", &e))
 }
 
+/// Time for the write of every file system's data, before the capsule's own disk alone counts.
+const OTHERS: Duration = Duration::from_secs(4);
+/// Time for the write to the capsule's own disk, and for its freeze. Together with [`OTHERS`] it is
+/// less than the host waits.
+const OWN: Duration = Duration::from_secs(22);
+
 /// Writes everything to the disk; with `freeze`, nothing is written any more until [`thaw`].
-pub(crate) fn quiesce(disk: Option<&OwnedFd>, freeze: bool) -> io::Result<()> {
-    rustix::fs::sync();
-    match (disk, freeze) {
-        (Some(disk), true) => sys::freeze_file_system(disk),
-        _ => Ok(()),
+///
+/// Other file systems have little time for it: one that hangs, such as a network mount whose server
+/// is gone, does not hold up a pause.
+///
+/// # Errors
+/// When the capsule's own disk does not take its data, or is not frozen in time.
+pub(crate) async fn quiesce(guest: &Arc<Guest>, freeze: bool) -> Result<()> {
+    if guest.jobs.syncs.place().is_ok() {
+        let all = || {
+            rustix::fs::sync();
+            Ok(())
+        };
+        let _ = guest.jobs.syncs.run(OTHERS, all).await;
+    }
+    let own = Arc::clone(guest);
+    let work = move || {
+        let Some(disk) = &own.disk else { return Ok(None) };
+        let fail = |e: io::Error| Error::internal(format!("writing to the disk: {e}"));
+        rustix::fs::syncfs(disk).map_err(|e| fail(e.into()))?;
+        if !freeze {
+            return Ok(None);
+        }
+        sys::freeze_file_system(disk).map_err(fail)?;
+        Ok(Some(Frozen(Some(Arc::clone(&own)))))
+    };
+    if let Some(frozen) = guest.jobs.host.run(OWN, work).await? {
+        frozen.hold();
+    }
+    Ok(())
+}
+
+/// A disk that was frozen. Dropped, it is thawed: a freeze whose answer came too late has nobody
+/// who would end it. `FIFREEZE` waits for every write under way, and a write may wait for a file
+/// system that hangs.
+struct Frozen(Option<Arc<Guest>>);
+
+impl Frozen {
+    /// Leaves the disk frozen until [`thaw`].
+    fn hold(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Some(guest) = &self.0 {
+            thaw(guest.disk.as_ref());
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::metadata::Metadata;
-use crate::{auth, clock, init, metrics, rpc, users};
+use crate::{auth, clock, init, jobs, metrics, rpc, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -26,7 +26,7 @@ const INIT_MAX: usize = 1 << 20;
 pub(crate) fn router(guest: Arc<Guest>) -> Router {
     Router::new()
         .route("/health", get(health))
-        .route("/metrics", get(|| async { Json(metrics::snapshot()) }))
+        .route("/metrics", get(figures))
         .route("/envs", get(envs))
         .route("/init", post(initialize).layer(DefaultBodyLimit::max(INIT_MAX)))
         .route("/snapshot/prepare", post(prepare))
@@ -46,6 +46,11 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
 
 async fn health() -> impl IntoResponse {
     (StatusCode::NO_CONTENT, [("x-envd-version", protocol::ENVD_VERSION)])
+}
+
+async fn figures(State(guest): State<Arc<Guest>>) -> Result<Json<serde_json::Value>> {
+    // A guest may cover the folders that the figures come from.
+    guest.jobs.starts.run(jobs::LIMIT, || Ok(Json(metrics::snapshot()))).await
 }
 
 async fn envs(State(guest): State<Arc<Guest>>) -> Json<BTreeMap<String, String>> {
@@ -80,16 +85,12 @@ async fn initialize(
         serde_json::from_slice(&body).map_err(|e| Error::invalid(format!("body: {e}")))?
     };
     check_caller(&guest, &headers, &init)?;
-    if let Some(user) = &init.default_user {
-        users::get(user)?;
-    }
-    if guest.in_guest {
-        epoch::thaw(guest.disk.as_ref());
-        if let Some(epoch) = &init.epoch {
-            epoch::begin(epoch, host)?;
-            Metadata::ask(&guest);
-        }
-        adopt_host(&init)?;
+    let adopting = Arc::clone(&guest);
+    // Even these files may be replaced, or covered by a mount, in a guest.
+    let adopt = move || adopt(&adopting, &init, host).map(|()| init);
+    let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
+    if guest.in_guest && init.epoch.is_some() {
+        Metadata::ask(&guest);
     }
     guest.change(|settings| {
         let token = init.access_token.filter(|t| !t.is_empty());
@@ -110,7 +111,18 @@ fn check_caller(guest: &Guest, headers: &HeaderMap, init: &Init) -> Result<()> {
     auth::check_token(guest, headers)
 }
 
-fn adopt_host(init: &Init) -> Result<()> {
+/// Does what the host asks for, but for the settings. May block.
+fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
+    if let Some(user) = &init.default_user {
+        users::get(user)?;
+    }
+    if !guest.in_guest {
+        return Ok(());
+    }
+    epoch::thaw(guest.disk.as_ref());
+    if let Some(epoch) = &init.epoch {
+        epoch::begin(epoch, host)?;
+    }
     if let Some(now) = init.timestamp {
         let set = clock::set(now);
         set.map_err(|e| Error::internal(format!("setting the clock: {e}")))?;
@@ -137,14 +149,10 @@ struct Prepare {
 async fn prepare(State(guest): State<Arc<Guest>>, body: axum::body::Bytes) -> Result<StatusCode> {
     let prepare = serde_json::from_slice::<Prepare>(&body);
     let prepare = prepare.map_err(|e| Error::invalid(format!("body: {e}")))?;
-    let work = move || {
-        if prepare.warm {
-            epoch::warm()?;
-        }
-        epoch::quiesce(guest.disk.as_ref(), prepare.freeze)
-    };
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-    done.map_err(|e| Error::internal(format!("writing to the disk: {e}")))?;
+    if prepare.warm {
+        let fail = |e: std::io::Error| Error::internal(format!("running a first command: {e}"));
+        guest.jobs.host.run(jobs::LIMIT, move || epoch::warm().map_err(fail)).await?;
+    }
+    epoch::quiesce(&guest, prepare.freeze).await?;
     Ok(StatusCode::NO_CONTENT)
 }

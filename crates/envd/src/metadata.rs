@@ -95,10 +95,17 @@ async fn learn(guest: Arc<Guest>) {
     for _ in 0..TRIES {
         let asked = tokio::time::timeout(TRY, fetch()).await;
         if let Ok(Ok(about)) = asked {
-            if let Err(error) = write(Path::new(FOLDER), &about) {
-                init::console(&format!("envd: writing below {FOLDER}: {error}"));
-            }
-            guest.metadata.known.send_replace(Some(Arc::new(about)));
+            let about = Arc::new(about);
+            let told = Arc::clone(&about);
+            let write = move || {
+                if let Err(error) = write(Path::new(FOLDER), &told) {
+                    init::console(&format!("envd: writing below {FOLDER}: {error}"));
+                }
+                Ok(())
+            };
+            // A mount over the folder may hang, and holds up no program.
+            let _ = guest.jobs.starts.run(TRY, write).await;
+            guest.metadata.known.send_replace(Some(about));
             return;
         }
         tokio::time::sleep(PAUSE).await;
