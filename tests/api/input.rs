@@ -134,7 +134,6 @@ async fn commands_and_paths_that_are_wrong_say_what() {
     for (body, told) in [
         (json!({}), "missing field `cmd`"),
         (json!({ "cmd": "" }), "cmd must not be empty"),
-        (json!({ "cmd": "/nosuch" }), "cannot run '/nosuch'"),
         (json!({ "cmd": "true", "cwd": "/nosuch" }), "cwd '/nosuch' does not exist"),
         (json!({ "cmd": "true", "user": "nosuch" }), "invalid username: 'nosuch'"),
         (json!({ "cmd": "true", "args": ["a\0b"] }), "NUL"),
@@ -143,6 +142,15 @@ async fn commands_and_paths_that_are_wrong_say_what() {
         (json!({ "cmd": "true", "envs": { "1": "x" } }), "envs has `1`"),
     ] {
         client.post(&exec, &body).await.refuses(400, "invalid_request", told);
+    }
+    for (cmd, code) in [
+        ("/nosuch", "command_not_found"),
+        ("nosuchcommand", "command_not_found"),
+        ("/etc/passwd", "command_not_executable"),
+        ("/etc", "command_not_executable"),
+    ] {
+        let told = format!("cannot run '{cmd}'");
+        client.post(&exec, &json!({ "cmd": cmd })).await.refuses(400, code, &told);
     }
     let files = |what: &str| format!("/v1/capsules/{id}/files/{what}");
     for (what, body, told) in [

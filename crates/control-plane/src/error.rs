@@ -128,6 +128,12 @@ pub enum Error {
     DiskFull,
     #[error("the command did not end within {0} s and was killed")]
     TimedOut(u32),
+    #[error("{0}")]
+    CommandNotFound(String),
+    #[error("{0}")]
+    CommandNotExecutable(String),
+    #[error("the connection did not read the program's output")]
+    OutputNotRead,
     #[error("the capsule could not be started: {0}")]
     StartFailed(String),
     #[error("internal error")]
@@ -164,11 +170,13 @@ impl Error {
             | Self::Interrupted
             | Self::SnapshotDamaged(_)
             | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
-            Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::CommandNotFound(_) | Self::CommandNotExecutable(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooSlow | Self::OutputNotRead => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthenticated
             | Self::WrongCredentials
             | Self::SignInFailed(_)
@@ -249,6 +257,9 @@ impl Error {
             Self::GuestUnavailable => "guest_unavailable",
             Self::DiskFull => "disk_full",
             Self::TimedOut(_) => "timeout",
+            Self::CommandNotFound(_) => "command_not_found",
+            Self::CommandNotExecutable(_) => "command_not_executable",
+            Self::OutputNotRead => "output_not_read",
             Self::StartFailed(_) => "start_failed",
             Self::Internal(_) => "internal",
         }

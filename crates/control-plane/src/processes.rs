@@ -116,21 +116,26 @@ impl Processes {
         Ok(Self { client, of: Arc::new((app.clone(), capsule)) })
     }
 
-    /// What a refusal means, with a look at what has become of the capsule.
-    async fn refused(&self, error: &ConnectError) -> Error {
+    /// Does a call. `refused` tells what a refusal means; a guest that does not answer may have
+    /// been paused meanwhile.
+    async fn done_or<T>(
+        &self,
+        call: impl Future<Output = std::result::Result<T, ConnectError>>,
+        refused: impl Fn(&ConnectError) -> Error,
+    ) -> Result<T> {
         let (app, capsule) = &*self.of;
-        capsules::why(app, capsule, refused(error)).await
+        match call.await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(capsules::why(app, capsule, refused(&error)).await),
+        }
     }
 
-    /// Does a call.
+    /// Does a call for a program that runs.
     async fn done<T>(
         &self,
         call: impl Future<Output = std::result::Result<T, ConnectError>>,
     ) -> Result<T> {
-        match call.await {
-            Ok(answer) => Ok(answer),
-            Err(error) => Err(self.refused(&error).await),
-        }
+        self.done_or(call, refused).await
     }
 
     /// Starts a program and returns its pid with its events.
@@ -144,13 +149,15 @@ impl Processes {
             options = options.with_header("authorization", basic);
         }
         let timeout = command.timeout_sec.unwrap_or(0);
-        let stream = self.done(self.client.start_with_options(request(command), options)).await?;
+        let not_started = move |error: &ConnectError| not_started(error, timeout);
+        let start = self.client.start_with_options(request(command), options);
+        let stream = self.done_or(start, not_started).await?;
         let events = futures::stream::unfold(stream, |mut stream| async move {
             let message = stream.message::<wire::StartResponse>().await;
             let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
             Some((event.transpose()?, stream))
         });
-        self.begun(events.boxed(), timeout).await
+        self.begun(events.boxed(), timeout, not_started).await
     }
 
     /// Attaches to a program: what it writes from here on, and its end.
@@ -163,7 +170,7 @@ impl Processes {
             let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
             Some((event.transpose()?, stream))
         });
-        self.begun(events.boxed(), 0).await
+        self.begun(events.boxed(), 0, refused).await
     }
 
     /// Writes to a program's standard input, or types into its terminal; waits while it does
@@ -261,8 +268,13 @@ type Raw = BoxStream<'static, std::result::Result<Option<wire::ProcessEvent>, Co
 
 impl Processes {
     /// Takes the first event, which tells the pid, off a stream that ends after `timeout` seconds.
-    async fn begun(&self, mut raw: Raw, timeout: u32) -> Result<(u32, Events)> {
-        let first = self.done(async { raw.next().await.transpose() }).await?;
+    async fn begun(
+        &self,
+        mut raw: Raw,
+        timeout: u32,
+        refused: impl Fn(&ConnectError) -> Error,
+    ) -> Result<(u32, Events)> {
+        let first = self.done_or(async { raw.next().await.transpose() }, refused).await?;
         let Some(Wire::Start(start)) = first.flatten().and_then(|e| e.event) else {
             return Err(Error::GuestUnavailable);
         };
@@ -273,6 +285,7 @@ impl Processes {
                 Err(e) if e.code == ErrorCode::DeadlineExceeded => {
                     Some(Err(Error::TimedOut(timeout)))
                 }
+                Err(e) if e.code == ErrorCode::ResourceExhausted => Some(Err(Error::OutputNotRead)),
                 // envd ends a stream that it began by nothing else, so this is the way's end.
                 Err(error) => {
                     tracing::debug!(%error, "a stream broke off");
@@ -331,16 +344,48 @@ fn signal_code(status: &str) -> i32 {
     128 + signal
 }
 
+/// Tells what a refusal means for a program that runs.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
 fn refused(error: &ConnectError) -> Error {
-    if error.code == ErrorCode::NotFound {
-        return Error::NotFound("process");
+    match error.code {
+        ErrorCode::NotFound => Error::NotFound("process"),
+        ErrorCode::ResourceExhausted => Error::TooManyAtOnce("readers of the program's output"),
+        _ => Error::from_guest(error),
     }
-    Error::from_guest(error)
+}
+
+/// Tells why a program, which was given `timeout` seconds, was not started.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
+fn not_started(error: &ConnectError, timeout: u32) -> Error {
+    let message = error.message.clone().unwrap_or_default();
+    match error.code {
+        ErrorCode::NotFound => Error::CommandNotFound(message),
+        ErrorCode::PermissionDenied => Error::CommandNotExecutable(message),
+        ErrorCode::DeadlineExceeded if message == protocol::DEADLINE_PASSED => {
+            Error::TimedOut(timeout)
+        }
+        _ => Error::from_guest(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn start_of_a_missing_command_and_of_a_plain_file_are_told_apart() {
+        let told = |code, message: &str| {
+            let error = not_started(&ConnectError::new(code, message), 7);
+            (error.status().as_u16(), error.code(), error.to_string())
+        };
+        let missing = told(ErrorCode::NotFound, "cannot run 'x'");
+        assert_eq!(missing, (400, "command_not_found", "cannot run 'x'".to_owned()));
+        let plain = told(ErrorCode::PermissionDenied, "cannot run 'y'");
+        assert_eq!(plain, (400, "command_not_executable", "cannot run 'y'".to_owned()));
+        assert_eq!(told(ErrorCode::InvalidArgument, "cwd").1, "invalid_request");
+        assert_eq!(told(ErrorCode::DeadlineExceeded, protocol::DEADLINE_PASSED).1, "timeout");
+        assert_eq!(told(ErrorCode::DeadlineExceeded, "no answer").1, "guest_unavailable");
+    }
 
     #[test]
     fn a_number_is_a_pid_and_signals_count_as_in_a_shell() {

@@ -33,3 +33,5 @@ pub const SILENT: &str = "the capsule's agent does not answer";
 pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Header by which a stream's caller chooses how often a keepalive is sent, in seconds.
 pub const KEEPALIVE_INTERVAL: &str = "keepalive-ping-interval";
+/// Message with which envd ends a program's stream, or its start, at the program's deadline.
+pub const DEADLINE_PASSED: &str = "the deadline passed";

@@ -134,7 +134,7 @@ async fn await_exec(
         }
         Ok(Err(error)) => Err(Error::io("reading a start", &error)),
         Err(_) if deadline.is_some_and(|deadline| deadline < limit) => {
-            Err(Error::new(ErrorCode::DeadlineExceeded, "the deadline passed"))
+            Err(Error::new(ErrorCode::DeadlineExceeded, protocol::DEADLINE_PASSED))
         }
         Err(_) => {
             let error = io::Error::other("the file system does not answer");

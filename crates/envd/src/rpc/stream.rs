@@ -85,7 +85,7 @@ where
         tokio::select! {
             biased;
             () = until(timing.deadline) => {
-                let error = ConnectError::deadline_exceeded("the deadline passed");
+                let error = ConnectError::deadline_exceeded(protocol::DEADLINE_PASSED);
                 Some((Err(error), (None, events, true, render)))
             }
             event = events.next_event() => match event? {
