@@ -30,6 +30,7 @@ mod oauth;
 mod objects;
 mod openapi;
 mod ports;
+mod processes;
 mod proxy;
 mod races;
 mod revocation;

@@ -23,6 +23,7 @@ mod moves;
 mod partition;
 mod ports;
 mod probe;
+mod processes;
 mod proxy;
 mod removal;
 mod silent;

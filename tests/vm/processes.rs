@@ -1,0 +1,83 @@
+//! A program's control group ends with it, whatever session its processes are in.
+
+use crate::capsule;
+use serde_json::json;
+use tests::{Client, eventually};
+
+/// Starts, beside a leader that runs on, one process for each way to leave its process group.
+const SCRIPT: &str = "setsid sleep 7001 & timeout 7000 sleep 7002 & \
+    bash -c 'set -m; sleep 7003 & wait' & \
+    python3 -c 'import subprocess as s; s.Popen([\"sleep\", \"7004\"], start_new_session=True).wait()' & \
+    sleep 7005";
+
+/// Counts the processes of the script that run.
+async fn sleepers(client: &Client, id: &str) -> usize {
+    let found = client.out(id, "pgrep -fc '^sleep 700[0-9]$' || true").await;
+    found.trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn deadline_and_kill_end_what_has_a_session_of_its_own() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let start = async |timeout_sec: Option<u32>| {
+        let body = json!({ "cmd": "bash", "args": ["-c", SCRIPT], "background": true,
+            "timeout_sec": timeout_sec });
+        let started = client.post(&exec, &body).await.expect(202);
+        eventually("all of it runs", || async {
+            (sleepers(&client, &id).await == 5).then_some(())
+        })
+        .await;
+        started["tag"].as_str().unwrap().to_owned()
+    };
+    let tag = start(None).await;
+    client.delete(&format!("/v1/capsules/{id}/processes/{tag}")).await.expect(204);
+    eventually("the kill ended all of it", || async {
+        (sleepers(&client, &id).await == 0).then_some(())
+    })
+    .await;
+    start(Some(40)).await;
+    eventually("the deadline ended all of it", || async {
+        (sleepers(&client, &id).await == 0).then_some(())
+    })
+    .await;
+    // The groups that the starts made are removed; one is that of the command itself.
+    eventually("no other group is left", || async {
+        let groups = client.out(&id, "ls -d /sys/fs/cgroup/user/p* | wc -l").await;
+        (groups == "1\n").then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn job_of_a_leader_that_has_ended_outlives_the_deadline() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let body = json!({ "cmd": "bash", "args": ["-c", "setsid sleep 7001 & sleep 7002 &"],
+        "timeout_sec": 20 });
+    client.post(&exec, &body).await.expect(200);
+    // Longer than the deadline, by the guest's own clock.
+    client.out(&id, "sleep 25").await;
+    assert_eq!(sleepers(&client, &id).await, 2);
+    client.out(&id, "pkill -f '^sleep 700[0-9]$'").await;
+    eventually("it ended by its name", || async {
+        (sleepers(&client, &id).await == 0).then_some(())
+    })
+    .await;
+    platform.finish();
+}
+
+#[tokio::test]
+async fn programs_start_and_the_host_is_answered_while_a_mount_covers_the_control_groups() {
+    let (platform, client, id) = capsule().await;
+    client.out(&id, "sudo -n mount -t tmpfs none /sys/fs/cgroup").await;
+    assert_eq!(client.out(&id, "echo runs").await, "runs\n");
+    // The group is the kernel's, whatever the path shows.
+    let group = client.out(&id, "cat /proc/self/cgroup").await;
+    assert!(group.contains("/user/p"), "{group}");
+    client.pause(&id).await;
+    client.resume(&id).await;
+    assert_eq!(client.out(&id, "echo again").await, "again\n");
+    platform.finish();
+}
