@@ -81,3 +81,54 @@ async fn programs_start_and_the_host_is_answered_while_a_mount_covers_the_contro
     assert_eq!(client.out(&id, "echo again").await, "again\n");
     platform.finish();
 }
+
+/// Mounts a FUSE file system at `/mnt/hung` whose server never answers.
+const HUNG: &str = "import ctypes, os, time
+fd = os.open('/dev/fuse', os.O_RDWR)
+os.makedirs('/mnt/hung', exist_ok=True)
+libc = ctypes.CDLL(None, use_errno=True)
+options = f'fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other'
+done = libc.mount(b'hung', b'/mnt/hung', b'fuse', 0, options.encode())
+assert done == 0, os.strerror(ctypes.get_errno())
+open('/tmp/mounted', 'w').close()
+time.sleep(3600)
+";
+
+#[tokio::test]
+async fn start_in_a_folder_that_hangs_fails_and_holds_up_nothing_else() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let server = json!({ "cmd": "python3", "args": ["-c", HUNG], "user": "root",
+        "background": true, "tag": "server" });
+    client.post(&exec, &server).await.expect(202);
+    eventually("the file system is mounted", || async {
+        (client.sh(&id, "test -e /tmp/mounted").await["exit_code"] == 0).then_some(())
+    })
+    .await;
+    // A child that hangs holds no copy of another program's input.
+    let reader = json!({ "cmd": "cat", "stdin": "read to its end" });
+    let hung = json!({ "cmd": "true", "cwd": "/mnt/hung" });
+    let (a, b, ()) = tokio::join!(client.post(&exec, &hung), client.post(&exec, &hung), async {
+        for _ in 0..5 {
+            let read = client.post(&exec, &reader).await.expect(200);
+            assert_eq!(read["stdout"], "read to its end");
+        }
+    });
+    for answer in [a, b] {
+        answer.refuses(503, "guest_unavailable", "does not answer");
+    }
+    let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
+    let tags: Vec<_> = list["processes"].as_array().unwrap().iter().map(|p| &p["tag"]).collect();
+    assert_eq!(tags, ["server"], "{list}");
+    // The children that hung were killed.
+    eventually("no child is left", || async {
+        (client.out(&id, "ps -eo wchan:32= | grep -c fuse || true").await == "0\n").then_some(())
+    })
+    .await;
+    let limited = json!({ "cmd": "true", "cwd": "/mnt/hung", "timeout_sec": 2 });
+    client.post(&exec, &limited).await.refuses(504, "timeout", "did not end within 2 s");
+    client.pause(&id).await;
+    client.resume(&id).await;
+    assert_eq!(client.out(&id, "echo again").await, "again\n");
+    platform.finish();
+}

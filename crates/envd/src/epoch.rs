@@ -62,7 +62,7 @@ pub(crate) async fn quiesce(guest: &Arc<Guest>, freeze: bool) -> Result<()> {
         let _ = guest.jobs.syncs.run(OTHERS, all).await;
     }
     let own = Arc::clone(guest);
-    let work = move || {
+    let work = move || -> Result<Option<Frozen>> {
         let Some(disk) = &own.disk else { return Ok(None) };
         let fail = |e: io::Error| Error::internal(format!("writing to the disk: {e}"));
         rustix::fs::syncfs(disk).map_err(|e| fail(e.into()))?;

@@ -48,7 +48,7 @@ pub(super) async fn start(
 ) -> Result<Started> {
     check(spec)?;
     let (stdin, size) = (spec.stdin, spec.terminal);
-    let look_up = move || {
+    let look_up = move || -> Result<(User, Stdio)> {
         let user = users::get(&account)?;
         let stdio = Stdio::open(stdin, size, user.uid);
         Ok((user, stdio.map_err(|e| Error::io("opening the program's pipes", &e))?))
@@ -77,7 +77,7 @@ pub(super) async fn start(
     let starting = Starting::new(guest, Child::new(pid), leaf, place);
     drop((procs, plan));
     let (stdin, pty, sources) = stdio.ours(spec.terminal.is_some())?;
-    await_exec((spec, &cwd), outcome, deadline).await?;
+    await_exec((spec, cwd.as_path()), outcome, deadline).await?;
     let (Some(child), leaf) = starting.finish() else {
         return Err(Error::internal("the program's process is lost"));
     };
