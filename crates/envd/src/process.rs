@@ -112,15 +112,22 @@ async fn follow(
 ) {
     let pumps = join_all(sources.iter().map(|source| process.pump(source)));
     let (status, open) = tokio::join!(process.wait(&child, deadline), pumps);
+    drop(child);
     process.hub.end(&Exit::from(status));
     if let Some(leaf) = process.leaf().take() {
         guest.cgroups.end(leaf);
     }
     let open = sources.into_iter().zip(open).filter_map(|(source, open)| open.then_some(source));
     let open: Vec<Source> = open.collect();
-    if !open.is_empty() {
+    if !open.is_empty()
+        && let Some(place) = guest.processes.drain()
+    {
         guest.processes.linger(&process.hub);
-        tokio::spawn(drain(Arc::clone(&process.hub), open));
+        let hub = Arc::clone(&process.hub);
+        tokio::spawn(async move {
+            drain(&hub, &open).await;
+            drop(place);
+        });
     }
     // Writers have left it, since the leader has ended.
     process.stdin.lock().await.take();
@@ -129,8 +136,8 @@ async fn follow(
 
 /// Reads the pipes of an ended program until nobody holds them, so that no process that was left
 /// behind waits or gets `SIGPIPE`.
-async fn drain(hub: Arc<Hub>, sources: Vec<Source>) {
-    join_all(sources.iter().map(|source| drain_one(&hub, source))).await;
+async fn drain(hub: &Hub, sources: &[Source]) {
+    join_all(sources.iter().map(|source| drain_one(hub, source))).await;
     hub.drained();
 }
 
@@ -272,3 +279,6 @@ impl Process {
         self.refuse(&format!("does not take input: {error}"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long after its end a program can still be attached to.
 const REMEMBER: Duration = Duration::from_secs(30);
 /// Ended programs of which output is kept, since processes that they left behind still write.
 const LINGERING: usize = 64;
+/// Ended programs whose pipes are read on. Each takes two descriptors of envd's.
+const DRAINS: usize = 8192;
 
 /// How a caller names a program.
 #[derive(Debug, Clone)]
@@ -21,16 +24,34 @@ pub(crate) enum Selector {
 }
 
 /// Programs by pid.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Registry {
     known: Arc<Mutex<BTreeMap<u32, Arc<Process>>>>,
     /// Those that keep output after their end, the oldest first.
     lingering: Arc<Mutex<VecDeque<Weak<Hub>>>>,
     /// Bytes that the subscribers of all programs have not taken.
     behind: Arc<AtomicUsize>,
+    drains: Arc<Semaphore>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            known: Arc::default(),
+            lingering: Arc::default(),
+            behind: Arc::default(),
+            drains: Arc::new(Semaphore::new(DRAINS)),
+        }
+    }
 }
 
 impl Registry {
+    /// Takes a place among the programs whose pipes are read on after their end; none when all
+    /// are taken.
+    pub(super) fn drain(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.drains).try_acquire_owned().ok()
+    }
+
     /// Makes the hub of a program that starts.
     pub(super) fn hub(&self) -> Arc<Hub> {
         Arc::new(Hub::new(Arc::clone(&self.behind)))
