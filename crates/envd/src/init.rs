@@ -15,6 +15,10 @@ mod power;
 use crate::sys;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Time for the last write of every file system's data.
+const SYNC: Duration = Duration::from_secs(5);
 
 /// Prepares the guest and returns, in the child that is to serve, the capsule's own disk.
 pub(crate) fn bring_up() -> OwnedFd {
@@ -73,9 +77,18 @@ fn reap(server: rustix::process::Pid) -> ! {
     }
 }
 
-/// Ends the machine; the host sees its reset as the guest's end.
+/// Ends the machine; the host sees its reset as the guest's end. A file system that hangs does not
+/// hold it up.
 fn reset() -> ! {
-    rustix::fs::sync();
+    let (done, written) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024);
+    let started = thread.spawn(move || {
+        rustix::fs::sync();
+        let _ = done.send(());
+    });
+    if started.is_ok() {
+        let _ = written.recv_timeout(SYNC);
+    }
     restart()
 }
 

@@ -5,11 +5,8 @@ mod process;
 pub(crate) mod stream;
 mod watch;
 
-use crate::auth;
-use crate::error::Result;
 use crate::guest::Guest;
-use crate::users::{self, User};
-use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, RequestContext, Router};
+use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, Router};
 use protocol::filesystem::FilesystemExt;
 use protocol::process::ProcessExt;
 use std::sync::Arc;
@@ -27,10 +24,4 @@ pub(crate) fn service(guest: &Arc<Guest>) -> ConnectRpcService {
     // Streams keep their own deadline: a program is killed by it even when its caller left.
     let deadlines = DeadlinePolicy::new().with_enforce_on_streams(false);
     router.into_axum_service().with_limits(limits).with_deadline_policy(deadlines)
-}
-
-/// The account that a call acts as: the one it names, or the capsule's default.
-fn acting_user(guest: &Guest, ctx: &RequestContext) -> Result<User> {
-    let name = auth::requested_user(ctx.headers());
-    users::get(&name.unwrap_or_else(|| guest.settings().default_user))
 }

@@ -36,7 +36,7 @@ async fn outcome(events: &mut Subscription) -> (String, Exit) {
 
 #[tokio::test]
 async fn program_tells_its_output_and_its_end() {
-    let guest = Arc::new(Guest::new(None));
+    let guest = Arc::new(Guest::new(None, 0));
     let (process, mut events) = run(&guest, shell("echo hi; exit 3"), None).await.unwrap();
     let (out, exit) = outcome(&mut events).await;
     assert_eq!((out.as_str(), exit.code), ("hi\n", 3));
@@ -46,7 +46,7 @@ async fn program_tells_its_output_and_its_end() {
 
 #[tokio::test]
 async fn program_that_cannot_start_is_refused_and_not_listed() {
-    let guest = Arc::new(Guest::new(None));
+    let guest = Arc::new(Guest::new(None, 0));
     let missing = Spec { cmd: "nosuchcommand".to_owned(), ..shell("") };
     let plain = Spec { cmd: "/etc/passwd".to_owned(), ..shell("") };
     let lost = Spec { cwd: Some("/nosuchfolder".to_owned()), ..shell("") };
@@ -63,7 +63,7 @@ async fn program_that_cannot_start_is_refused_and_not_listed() {
 
 #[tokio::test]
 async fn deadline_and_kill_end_a_program_whose_output_nobody_takes() {
-    let guest = Arc::new(Guest::new(None));
+    let guest = Arc::new(Guest::new(None, 0));
     let deadline = Instant::now() + Duration::from_secs(1);
     let (_, mut silent) = run(&guest, shell("exec yes"), Some(deadline)).await.unwrap();
     let gone = async {
@@ -79,7 +79,7 @@ async fn deadline_and_kill_end_a_program_whose_output_nobody_takes() {
 
 #[tokio::test]
 async fn job_that_is_left_behind_writes_until_its_own_end() {
-    let guest = Arc::new(Guest::new(None));
+    let guest = Arc::new(Guest::new(None, 0));
     let dir = tempfile::tempdir().unwrap();
     let gate = dir.path().join("gate");
     let script = format!(
