@@ -1,0 +1,51 @@
+//! Tar archives of files and folders, as streams. envd and `wrenn capsule cp` call this crate, each
+//! on a thread that may block.
+//!
+//! Both sides distrust the archive: a guest sends it to a person's machine, and a caller sends it to
+//! a guest. So unpacking never leaves its folder, follows no link, makes no device, and holds
+//! nothing whole in memory. Existing tar libraries keep long names without a limit, which is why
+//! the format is read here.
+//!
+//! Packing skips FIFOs, sockets and devices, and takes links as links.
+
+mod format;
+mod pack;
+pub mod stream;
+mod unpack;
+
+pub use pack::{Packed, pack};
+pub use unpack::{Options, Top, unpack};
+
+use std::io;
+
+/// Folders below each other that an archive may have.
+const DEPTH_MAX: usize = 256;
+/// Bytes that are read or written at once.
+const CHUNK: usize = 256 * 1024;
+
+/// Why an archive was not packed or unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source or the archive is of a kind that is not taken.
+    #[error("{0}")]
+    Refused(String),
+    /// A call to the file system failed.
+    #[error("{doing}")]
+    File {
+        doing: String,
+        #[source]
+        source: io::Error,
+    },
+    /// The stream of the archive failed or ended early.
+    #[error("the archive broke off")]
+    Stream(#[source] io::Error),
+}
+
+/// Result of this crate's calls.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    fn file(doing: String, source: impl Into<io::Error>) -> Self {
+        Self::File { doing, source: source.into() }
+    }
+}

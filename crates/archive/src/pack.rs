@@ -1,0 +1,197 @@
+//! Packs a file or a folder. The kind of each entry is looked at before the entry is opened, so
+//! that no FIFO or device can hold the thread up.
+
+use crate::format::{self, Entry, Kind, Time};
+use crate::{CHUNK, DEPTH_MAX, Error, Result};
+use rustix::fs::{FsWord, Mode, OFlags};
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, ReadDir};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Size up to which a file is read before its header is written. Files of `/proc` and `/sys` tell
+/// no size, or a wrong one.
+const SMALL: u64 = 64 * 1024;
+/// Bytes that a file without a true size may have.
+const UNSIZED_MAX: u64 = 4 * 1024 * 1024;
+
+/// Counts of what was packed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Packed {
+    /// Bytes of files' contents.
+    pub bytes: u64,
+    /// Entries that were left out: FIFOs, sockets, devices, and folders of the kernel's own file
+    /// systems.
+    pub skipped: u64,
+}
+
+/// Packs the file or folder at `source` under the name `name`. A link at `source` itself is
+/// followed, as by `cp`; links below it are packed as links.
+///
+/// # Errors
+/// `Refused` for any other kind of source, `File` when it cannot be read, and `Stream` when the
+/// archive cannot be written.
+pub fn pack(source: &Path, name: &OsStr, to: &mut impl Write) -> Result<Packed> {
+    let found = fs::metadata(source).map_err(|e| reading(source, e))?;
+    if !found.is_file() && !found.is_dir() {
+        let message = format!("path is neither a file nor a folder: {}", source.display());
+        return Err(Error::Refused(message));
+    }
+    let mut packer = Packer { to, packed: Packed::default(), folders: Vec::new() };
+    let name = name.as_bytes().to_vec();
+    if found.is_file() {
+        packer.file(source, name, OFlags::empty())?;
+    } else {
+        packer.enter(source.to_owned(), name, &found)?;
+        packer.walk()?;
+    }
+    format::finish(packer.to)?;
+    Ok(packer.packed)
+}
+
+fn reading(path: &Path, error: io::Error) -> Error {
+    Error::file(format!("reading {}", path.display()), error)
+}
+
+fn time(found: &Metadata) -> Time {
+    Time { seconds: found.mtime(), nanos: u32::try_from(found.mtime_nsec()).unwrap_or(0) }
+}
+
+/// A folder that is being packed.
+struct Folder {
+    path: PathBuf,
+    name: Vec<u8>,
+    device: u64,
+    entries: ReadDir,
+}
+
+struct Packer<'a, W> {
+    to: &'a mut W,
+    packed: Packed,
+    /// The folders from the top down to the current one.
+    folders: Vec<Folder>,
+}
+
+impl<W: Write> Packer<'_, W> {
+    fn walk(&mut self) -> Result<()> {
+        while let Some(folder) = self.folders.last_mut() {
+            let device = folder.device;
+            let Some(child) = folder.entries.next() else {
+                self.folders.pop();
+                continue;
+            };
+            let child = child.map_err(|e| reading(&folder.path, e))?;
+            let name = [&folder.name[..], b"/", child.file_name().as_bytes()].concat();
+            let path = child.path();
+            let found = match fs::symlink_metadata(&path) {
+                Ok(found) => found,
+                // An entry that vanishes meanwhile was not there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(reading(&path, error)),
+            };
+            if found.is_symlink() {
+                self.link(&path, name, &found)?;
+            } else if found.is_file() {
+                self.file(&path, name, OFlags::NOFOLLOW)?;
+            } else if found.is_dir() && (found.dev() == device || !is_kernels(&path)) {
+                self.enter(path, name, &found)?;
+            } else {
+                self.packed.skipped += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, path: PathBuf, name: Vec<u8>, found: &Metadata) -> Result<()> {
+        if self.folders.len() >= DEPTH_MAX {
+            let message = format!("over {DEPTH_MAX} folders below each other: {}", path.display());
+            return Err(Error::Refused(message));
+        }
+        let entries = fs::read_dir(&path).map_err(|e| reading(&path, e))?;
+        let mut header = entry(Kind::Folder, name.clone(), found);
+        header.path.push(b'/');
+        format::write_header(self.to, &header)?;
+        self.folders.push(Folder { path, name, device: found.dev(), entries });
+        Ok(())
+    }
+
+    fn link(&mut self, path: &Path, name: Vec<u8>, found: &Metadata) -> Result<()> {
+        let target = fs::read_link(path).map_err(|e| reading(path, e))?;
+        let mut header = entry(Kind::Link, name, found);
+        header.link = target.into_os_string().as_bytes().to_vec();
+        format::write_header(self.to, &header)
+    }
+
+    fn file(&mut self, path: &Path, name: Vec<u8>, follow: OFlags) -> Result<()> {
+        // The path may be another file by now, so opening never waits and the kind is looked at
+        // again.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
+        let opened = rustix::fs::open(path, flags, Mode::empty());
+        let mut file = File::from(opened.map_err(|e| reading(path, e.into()))?);
+        let found = file.metadata().map_err(|e| reading(path, e))?;
+        if !found.is_file() {
+            self.packed.skipped += 1;
+            return Ok(());
+        }
+        let mut header = entry(Kind::File, name, &found);
+        header.size = found.len();
+        if found.len() <= SMALL {
+            let mut whole = Vec::new();
+            let mut most = Read::by_ref(&mut file).take(UNSIZED_MAX + 1);
+            most.read_to_end(&mut whole).map_err(|e| reading(path, e))?;
+            header.size = whole.len() as u64;
+            if header.size > UNSIZED_MAX {
+                let message = format!("file has more bytes than it says: {}", path.display());
+                return Err(Error::Refused(message));
+            }
+            format::write_header(self.to, &header)?;
+            self.to.write_all(&whole).map_err(Error::Stream)?;
+        } else {
+            format::write_header(self.to, &header)?;
+            self.contents(path, &mut file, header.size)?;
+        }
+        self.packed.bytes += header.size;
+        format::pad(self.to, header.size)
+    }
+
+    fn contents(&mut self, path: &Path, file: &mut File, size: u64) -> Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        let mut left = size;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
+            let read = file.read(&mut buffer[..most]).map_err(|e| reading(path, e))?;
+            if read == 0 {
+                let message = format!("file became shorter while it was read: {}", path.display());
+                return Err(Error::Refused(message));
+            }
+            self.to.write_all(&buffer[..read]).map_err(Error::Stream)?;
+            left -= read as u64;
+        }
+        Ok(())
+    }
+}
+
+fn entry(kind: Kind, path: Vec<u8>, found: &Metadata) -> Entry {
+    let mode = found.permissions().mode() & 0o7777;
+    Entry { kind, path, link: Vec::new(), mode, modified: time(found), size: 0 }
+}
+
+/// Reports whether a folder is of a file system that shows the kernel's state. Such trees have no
+/// end, as `/proc/kcore`, and no contents of their own.
+fn is_kernels(path: &Path) -> bool {
+    /// Magic numbers of procfs, sysfs, both kinds of control groups, debugfs, tracefs, securityfs
+    /// and bpf, from `linux/magic.h`.
+    const KERNELS: [FsWord; 8] = [
+        0x9fa0,
+        0x6265_6572,
+        0x6367_7270,
+        0x0027_e0eb,
+        0x6462_6720,
+        0x7472_6163,
+        0x7363_6673,
+        0xcafe_4a11,
+    ];
+    rustix::fs::statfs(path).is_ok_and(|found| KERNELS.contains(&found.f_type))
+}

@@ -1,0 +1,103 @@
+//! Joins a thread that blocks with an async task: bytes go through a bounded channel of chunks.
+
+use crate::CHUNK;
+use bytes::Bytes;
+use std::io::{self, Read, Write};
+use tokio::sync::mpsc;
+
+/// Chunks that may wait in a channel.
+pub const BACKLOG: usize = 4;
+
+/// Reads the chunks of a channel on a thread that may block. A closed channel is the end.
+pub struct ChunkReader {
+    from: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl ChunkReader {
+    #[must_use]
+    pub fn new(from: mpsc::Receiver<io::Result<Bytes>>) -> Self {
+        Self { from, rest: Bytes::new() }
+    }
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.from.blocking_recv() {
+                Some(chunk) => self.rest = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let taken = self.rest.split_to(buffer.len().min(self.rest.len()));
+        buffer[..taken.len()].copy_from_slice(&taken);
+        Ok(taken.len())
+    }
+}
+
+/// Writes chunks into a channel from a thread that may block. The last chunk goes with a flush.
+pub struct ChunkWriter<E> {
+    to: mpsc::Sender<Result<Bytes, E>>,
+    buffer: Vec<u8>,
+}
+
+impl<E> ChunkWriter<E> {
+    #[must_use]
+    pub fn new(to: mpsc::Sender<Result<Bytes, E>>) -> Self {
+        Self { to, buffer: Vec::with_capacity(CHUNK) }
+    }
+}
+
+impl<E> Write for ChunkWriter<E> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() >= CHUNK {
+            self.flush()?;
+        }
+        let taken = data.len().min(CHUNK - self.buffer.len());
+        self.buffer.extend_from_slice(&data[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
+        let sent = self.to.blocking_send(Ok(Bytes::from(chunk)));
+        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_pass_through_a_channel_in_order_and_an_error_ends_them() {
+        let (to, from) = mpsc::channel::<io::Result<Bytes>>(BACKLOG);
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let data = sent.clone();
+        let writing = std::thread::spawn(move || {
+            let mut writer = ChunkWriter::new(to.clone());
+            writer.write_all(&data).unwrap();
+            writer.flush().unwrap();
+            to.blocking_send(Err(io::Error::other("gone"))).unwrap();
+        });
+        let mut reader = ChunkReader::new(from);
+        let mut got = Vec::new();
+        let error = reader.read_to_end(&mut got).unwrap_err();
+        writing.join().unwrap();
+        assert_eq!(error.to_string(), "gone");
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_writer_whose_reader_left_fails() {
+        let (to, from) = mpsc::channel::<Result<Bytes, ()>>(BACKLOG);
+        drop(from);
+        let mut writer = ChunkWriter::new(to);
+        writer.write_all(b"x").unwrap();
+        assert_eq!(writer.flush().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}
