@@ -3,21 +3,33 @@
 use crate::CHUNK;
 use bytes::Bytes;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Chunks that may wait in a channel.
 pub const BACKLOG: usize = 4;
+/// Time after which a chunk goes though it is not full, so that slow progress is seen.
+const AGE: Duration = Duration::from_secs(1);
 
 /// Reads the chunks of a channel on a thread that may block. A closed channel is the end.
 pub struct ChunkReader {
     from: mpsc::Receiver<io::Result<Bytes>>,
     rest: Bytes,
+    taken: Arc<AtomicU64>,
 }
 
 impl ChunkReader {
     #[must_use]
     pub fn new(from: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self { from, rest: Bytes::new() }
+        Self { from, rest: Bytes::new(), taken: Arc::default() }
+    }
+
+    /// Counts the bytes that were read, for whoever watches the thread.
+    #[must_use]
+    pub fn taken(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.taken)
     }
 }
 
@@ -31,6 +43,7 @@ impl Read for ChunkReader {
         }
         let taken = self.rest.split_to(buffer.len().min(self.rest.len()));
         buffer[..taken.len()].copy_from_slice(&taken);
+        self.taken.fetch_add(taken.len() as u64, Ordering::Relaxed);
         Ok(taken.len())
     }
 }
@@ -39,18 +52,19 @@ impl Read for ChunkReader {
 pub struct ChunkWriter<E> {
     to: mpsc::Sender<Result<Bytes, E>>,
     buffer: Vec<u8>,
+    sent: Instant,
 }
 
 impl<E> ChunkWriter<E> {
     #[must_use]
     pub fn new(to: mpsc::Sender<Result<Bytes, E>>) -> Self {
-        Self { to, buffer: Vec::with_capacity(CHUNK) }
+        Self { to, buffer: Vec::with_capacity(CHUNK), sent: Instant::now() }
     }
 }
 
 impl<E> Write for ChunkWriter<E> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() >= CHUNK {
+        if self.buffer.len() >= CHUNK || self.sent.elapsed() > AGE {
             self.flush()?;
         }
         let taken = data.len().min(CHUNK - self.buffer.len());
@@ -64,6 +78,7 @@ impl<E> Write for ChunkWriter<E> {
         }
         let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
         let sent = self.to.blocking_send(Ok(Bytes::from(chunk)));
+        self.sent = Instant::now();
         sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 }

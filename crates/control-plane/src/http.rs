@@ -2,6 +2,7 @@
 
 mod admin;
 mod api_keys;
+mod archive;
 mod audit;
 mod auth;
 mod capsules;
@@ -70,6 +71,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(contents::get, contents::put))
         .routes(routes!(contents::read))
         .routes(routes!(contents::write))
+        .routes(routes!(archive::get, archive::put))
         .routes(routes!(files::list))
         .routes(routes!(files::stat))
         .routes(routes!(files::mkdir))

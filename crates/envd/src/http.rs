@@ -1,5 +1,6 @@
 //! Every route of envd in one list, and the small handlers.
 
+mod archive;
 mod files;
 mod linger;
 mod ports;
@@ -37,6 +38,10 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
         .route("/files/compose", post(files::compose))
         .route(protocol::PORTS, get(ports::list))
         .route(protocol::CONNECT_PORT, post(ports::connect))
+        .route(
+            "/files/archive",
+            get(archive::download).post(archive::upload).layer(DefaultBodyLimit::disable()),
+        )
         .fallback_service(rpc::service(&guest))
         .layer(middleware::from_fn_with_state(Arc::clone(&guest), auth::require_token))
         .layer(CorsLayer::permissive())

@@ -31,6 +31,8 @@ pub const CONNECT_PORT: &str = "/ports/connect";
 pub const SILENT: &str = "the capsule's agent does not answer";
 /// Header that carries envd's token.
 pub const ACCESS_TOKEN: &str = "x-access-token";
+/// Header of each answer of envd's `/files/archive`. An envd without that route sends none.
+pub const ARCHIVE: &str = "x-envd-archive";
 /// Header by which a stream's caller chooses how often a keepalive is sent, in seconds.
 pub const KEEPALIVE_INTERVAL: &str = "keepalive-ping-interval";
 /// Message with which envd ends a program's stream, or its start, at the program's deadline.

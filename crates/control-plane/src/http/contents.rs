@@ -43,12 +43,12 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// envd's path for it.
-    fn target(&self) -> Result<String> {
+    /// Returns envd's path for it, below a route of envd's.
+    pub(super) fn target(&self, route: &str) -> Result<String> {
         check_path("path", &self.path)?;
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let user = self.user.as_deref().map(|u| format!("&username={}", encode(u)));
-        Ok(format!("/files?path={}{}", encode(&self.path), user.unwrap_or_default()))
+        Ok(format!("{route}?path={}{}", encode(&self.path), user.unwrap_or_default()))
     }
 }
 
@@ -177,7 +177,7 @@ pub(crate) async fn write(
     Err(Error::invalid("file", "is missing"))
 }
 
-fn passed(from: &HeaderMap) -> HeaderMap {
+pub(super) fn passed(from: &HeaderMap) -> HeaderMap {
     PASSED.iter().filter_map(|name| Some((name.clone(), from.get(name)?.clone()))).collect()
 }
 
@@ -188,7 +188,7 @@ async fn download(
     file: &File,
     headers: &HeaderMap,
 ) -> Result<Response> {
-    let target = file.target()?;
+    let target = file.target("/files")?;
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = passed(headers);
@@ -219,7 +219,7 @@ async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode> {
-    let target = file.target()?;
+    let target = file.target("/files")?;
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(body);
     *request.method_mut() = http::Method::POST;

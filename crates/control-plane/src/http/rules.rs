@@ -70,6 +70,8 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/v1/capsules/{id}/processes/{selector}/stream", EXEC),
     ("GET", "/v1/capsules/{id}/files", EXEC),
     ("PUT", "/v1/capsules/{id}/files", EXEC),
+    ("GET", "/v1/capsules/{id}/files/archive", EXEC),
+    ("PUT", "/v1/capsules/{id}/files/archive", EXEC),
     ("POST", "/v1/capsules/{id}/files/read", EXEC),
     ("POST", "/v1/capsules/{id}/files/write", EXEC),
     ("POST", "/v1/capsules/{id}/files/stream/read", EXEC),

@@ -1,0 +1,241 @@
+//! `/files/archive`: a file or a folder as a tar archive, in both directions, streamed. The
+//! archive is packed and unpacked on a thread of its own. A file system without progress ends the
+//! exchange; a slow client does not.
+
+use crate::auth;
+use crate::error::{Error, Result};
+use crate::filesystem;
+use crate::guest::Guest;
+use crate::jobs;
+use crate::paths;
+use crate::users::{self, User};
+use archive::stream::{BACKLOG, ChunkReader, ChunkWriter};
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use connectrpc::ErrorCode;
+use futures::StreamExt;
+use http::{HeaderMap, header};
+use std::ffi::OsStr;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::mpsc;
+use tokio::task::JoinError;
+use tokio::time::timeout;
+
+/// Header of every answer. An older agent has no such route, and so no such header.
+const MARK: [(&str, &str); 1] = [(protocol::ARCHIVE, "1")];
+
+/// Path and account of a request.
+#[derive(serde::Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    path: String,
+    username: Option<String>,
+}
+
+impl Asked {
+    /// Finds the account and the path. Reads files, so the caller is on a thread that may block.
+    fn target(&self, guest: &Guest, header: Option<String>) -> Result<(User, PathBuf)> {
+        if self.path.is_empty() {
+            return Err(Error::invalid("path is missing"));
+        }
+        let settings = guest.settings();
+        let named = self.username.clone().filter(|name| !name.is_empty()).or(header);
+        let user = users::get(&named.unwrap_or(settings.default_user))?;
+        let path = paths::resolve(&self.path, &user, settings.default_workdir.as_deref())?;
+        Ok((user, path))
+    }
+}
+
+impl From<archive::Error> for Error {
+    fn from(error: archive::Error) -> Self {
+        match error {
+            archive::Error::Refused(message) => Self::invalid(message),
+            archive::Error::File { doing, source } => Self::io(&doing, &source),
+            archive::Error::Stream(source) => {
+                Self::invalid(format!("the archive broke off: {source}"))
+            }
+        }
+    }
+}
+
+fn stuck() -> Error {
+    let message = format!("the file system made no progress within {:?}", jobs::LIMIT);
+    Error::new(ErrorCode::DeadlineExceeded, message)
+}
+
+/// Sends a file or a folder as an archive; its one entry at the top has the path's last name.
+pub(super) async fn download(
+    State(guest): State<Arc<Guest>>,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+) -> Response {
+    (MARK, send(guest, asked, &headers).await).into_response()
+}
+
+/// Unpacks the body below a folder, which is made when it is missing.
+pub(super) async fn upload(
+    State(guest): State<Arc<Guest>>,
+    Query(asked): Query<Asked>,
+    request: Request,
+) -> Response {
+    (MARK, receive(guest, asked, request).await).into_response()
+}
+
+type Chunks = mpsc::Receiver<Result<Bytes>>;
+
+async fn send(guest: Arc<Guest>, asked: Asked, headers: &HeaderMap) -> Result<Response> {
+    let place = guest.jobs.files.place()?;
+    let named = auth::requested_user(headers);
+    let (to, mut chunks) = mpsc::channel(BACKLOG);
+    tokio::task::spawn_blocking(move || {
+        let _place = place;
+        let mut writer = ChunkWriter::new(to.clone());
+        let packed = asked.target(&guest, named).and_then(|(_, path)| {
+            let name = path.file_name().unwrap_or(OsStr::new("root"));
+            Ok(archive::pack(&path, name, &mut writer)?)
+        });
+        if let Err(error) = packed {
+            // The body breaks off, so that nobody takes the part before for the whole.
+            let _ = to.blocking_send(Err(error));
+        }
+    });
+    // An error before the first byte is an answer with a status of its own.
+    let first = next(&mut chunks).await.transpose()?;
+    let rest = futures::stream::unfold(chunks, |mut chunks| async move {
+        let chunk = next(&mut chunks).await?;
+        Some((chunk, chunks))
+    });
+    let body = Body::from_stream(futures::stream::iter(first.map(Ok)).chain(rest));
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
+}
+
+/// Takes the next chunk of an archive; none at its end.
+async fn next(chunks: &mut Chunks) -> Option<Result<Bytes>> {
+    timeout(jobs::LIMIT, chunks.recv()).await.unwrap_or_else(|_| Some(Err(stuck())))
+}
+
+/// Tells whether a thread that unpacks gets on.
+struct Progress {
+    bytes: Arc<AtomicU64>,
+    seen: AtomicU64,
+}
+
+impl Progress {
+    /// Reports whether there was progress since the last call.
+    fn is_made(&self) -> bool {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        self.seen.swap(bytes, Ordering::Relaxed) != bytes
+    }
+}
+
+/// Answer to an archive that was unpacked.
+#[derive(serde::Serialize)]
+struct Unpacked {
+    /// Bytes of files' contents.
+    bytes: u64,
+}
+
+async fn receive(guest: Arc<Guest>, asked: Asked, request: Request) -> Result<Response> {
+    let place = guest.jobs.files.place()?;
+    let named = auth::requested_user(request.headers());
+    let (to, chunks) = mpsc::channel(BACKLOG);
+    let reader = ChunkReader::new(chunks);
+    let progress = Progress { bytes: reader.taken(), seen: AtomicU64::new(0) };
+    let mut unpacking = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        unpack(&guest, &asked, named, reader)
+    });
+    tokio::select! {
+        // An archive that is refused is not read to its end.
+        done = &mut unpacking => return ended(done),
+        fed = feed(request.into_body(), to, &progress) => fed?,
+    }
+    loop {
+        match timeout(jobs::LIMIT, &mut unpacking).await {
+            Ok(done) => return ended(done),
+            Err(_) if progress.is_made() => {}
+            Err(_) => return Err(stuck()),
+        }
+    }
+}
+
+fn ended(done: std::result::Result<Result<u64>, JoinError>) -> Result<Response> {
+    let bytes = done.map_err(|e| Error::internal(e.to_string()))??;
+    Ok(Json(Unpacked { bytes }).into_response())
+}
+
+/// Gives a body to the thread that unpacks it.
+async fn feed(body: Body, to: mpsc::Sender<io::Result<Bytes>>, progress: &Progress) -> Result<()> {
+    let mut body = body.into_data_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(io::Error::other);
+        let broken = chunk.is_err();
+        let permit = loop {
+            match timeout(jobs::LIMIT, to.reserve()).await {
+                Ok(Ok(permit)) => break permit,
+                // The thread has ended, and its result tells why.
+                Ok(Err(_)) => return Ok(()),
+                Err(_) if progress.is_made() => {}
+                Err(_) => return Err(stuck()),
+            }
+        };
+        permit.send(chunk);
+        if broken {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn unpack(guest: &Guest, asked: &Asked, named: Option<String>, reader: ChunkReader) -> Result<u64> {
+    let (user, folder) = asked.target(guest, named)?;
+    filesystem::ensure_dir(&folder, &user)?;
+    let may_give = rustix::process::getuid().is_root();
+    let options = archive::Options {
+        owner: may_give.then_some((user.uid, user.gid)),
+        keep_set_id: user.uid == 0,
+        staged: filesystem::STAGED_PREFIX,
+        top: None,
+    };
+    Ok(archive::unpack(&folder, reader, options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_archive_of_a_file_system_that_hangs_ends_with_an_error() {
+        let (to, mut chunks) = mpsc::channel(BACKLOG);
+        let error = next(&mut chunks).await.unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+        drop(to);
+        assert!(next(&mut chunks).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_waits_for_a_slow_file_system_and_not_for_one_that_hangs() {
+        let (to, _chunks) = mpsc::channel(1);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let progress = Progress { bytes: Arc::clone(&bytes), seen: AtomicU64::new(0) };
+        let pieces = [Ok::<_, io::Error>("one"), Ok("two")];
+        let body = Body::from_stream(futures::stream::iter(pieces));
+        let began = tokio::time::Instant::now();
+        let moves = async {
+            tokio::time::sleep(jobs::LIMIT / 2).await;
+            bytes.store(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        };
+        let fed = tokio::select! {
+            fed = feed(body, to, &progress) => fed,
+            () = moves => Ok(()),
+        };
+        assert_eq!(fed.unwrap_err().code, ErrorCode::DeadlineExceeded);
+        assert!(began.elapsed() >= jobs::LIMIT * 2);
+    }
+}
