@@ -28,6 +28,8 @@ use types::{CapsuleId, HostId, SnapshotId, TeamId};
 
 /// Longer than a boot may take on the agent's side.
 const CREATE: Duration = Duration::from_secs(150);
+/// Time that envd may take to say that it is there.
+const HEALTH: Duration = Duration::from_secs(10);
 /// Longer than writing a large memory to a slow disk takes.
 const KEEP: Duration = Duration::from_secs(900);
 /// Longer than an end takes: the host ends what is under way, and then only clears up.
@@ -226,6 +228,13 @@ impl Agent {
                 Error::HostUnavailable
             }
         })
+    }
+
+    /// Reports whether envd in a capsule answers at all.
+    pub(crate) async fn lives(&self, id: CapsuleId, token: &str) -> bool {
+        let asked = self.forward(id, token, "/health", Request::new(Body::empty()));
+        let answer = tokio::time::timeout(HEALTH, asked).await;
+        answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status().is_success()))
     }
 
     /// The agent's figures, in Prometheus' form.

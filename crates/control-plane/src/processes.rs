@@ -6,6 +6,7 @@ use crate::agent::Agent;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
+use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use base64::Engine;
@@ -22,12 +23,14 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use types::{CapsuleId, names, resources};
+use types::{CapsuleId, TeamId, names, resources};
 
 /// For calls that answer at once.
 const CALL: Duration = Duration::from_secs(30);
 /// Longest that a command may be given, in seconds.
 const DAY: u32 = 24 * 3600;
+/// Time that a guest may take to begin an answer before it is asked for a sign of life.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of input that one call carries.
 const INPUT_CHUNK: usize = 64 * 1024;
 
@@ -138,6 +141,39 @@ impl Processes {
         self.done_or(call, refused).await
     }
 
+    /// Waits for the first event of a program. A guest that gives neither that nor a sign of life
+    /// is not waited for.
+    async fn begins<T>(&self, begin: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut begin = std::pin::pin!(begin);
+        loop {
+            let lives = async {
+                tokio::time::sleep(PATIENCE).await;
+                self.lives().await
+            };
+            tokio::select! {
+                begun = &mut begin => return begun,
+                lives = lives => {
+                    if !lives {
+                        let (app, capsule) = &*self.of;
+                        return Err(capsules::why(app, capsule, Error::GuestUnavailable).await);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reports whether the guest answers, or waits for room on its host's disk: requests to such a
+    /// guest wait too.
+    async fn lives(&self) -> bool {
+        let (app, capsule) = &*self.of;
+        let Ok(agent) = app.agent_of(capsule) else { return false };
+        if agent.lives(capsule.id(), &capsule.envd_token).await {
+            return true;
+        }
+        let found = db::capsules::find(&app.db, TeamId(capsule.team_id), capsule.id()).await;
+        found.ok().flatten().is_some_and(|capsule| capsule.disk_full)
+    }
+
     /// Starts a program and returns its pid with its events.
     pub(crate) async fn start(&self, command: Command) -> Result<(u32, Events)> {
         let mut options = CallOptions::default();
@@ -150,27 +186,33 @@ impl Processes {
         }
         let timeout = command.timeout_sec.unwrap_or(0);
         let not_started = move |error: &ConnectError| not_started(error, timeout);
-        let start = self.client.start_with_options(request(command), options);
-        let stream = self.done_or(start, not_started).await?;
-        let events = futures::stream::unfold(stream, |mut stream| async move {
-            let message = stream.message::<wire::StartResponse>().await;
-            let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
-            Some((event.transpose()?, stream))
-        });
-        self.begun(events.boxed(), timeout, not_started).await
+        let begin = async {
+            let start = self.client.start_with_options(request(command), options);
+            let stream = self.done_or(start, not_started).await?;
+            let events = futures::stream::unfold(stream, |mut stream| async move {
+                let message = stream.message::<wire::StartResponse>().await;
+                let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
+                Some((event.transpose()?, stream))
+            });
+            self.begun(events.boxed(), timeout, not_started).await
+        };
+        self.begins(begin).await
     }
 
     /// Attaches to a program: what it writes from here on, and its end.
     pub(crate) async fn connect(&self, selector: &Selector) -> Result<(u32, Events)> {
         let request =
             wire::ConnectRequest { process: selector.wire().into(), ..Default::default() };
-        let stream = self.done(self.client.connect(request)).await?;
-        let events = futures::stream::unfold(stream, |mut stream| async move {
-            let message = stream.message::<wire::ConnectResponse>().await;
-            let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
-            Some((event.transpose()?, stream))
-        });
-        self.begun(events.boxed(), 0, refused).await
+        let begin = async {
+            let stream = self.done(self.client.connect(request)).await?;
+            let events = futures::stream::unfold(stream, |mut stream| async move {
+                let message = stream.message::<wire::ConnectResponse>().await;
+                let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
+                Some((event.transpose()?, stream))
+            });
+            self.begun(events.boxed(), 0, refused).await
+        };
+        self.begins(begin).await
     }
 
     /// Writes to a program's standard input, or types into its terminal; waits while it does
