@@ -10,11 +10,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
+use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Bytes of input that one frame carries.
 const CHUNK: usize = 64 * 1024;
+/// Bytes of each stream that are printed with `--json`, as many as the API answers with.
+const OUTPUT_MAX: usize = 8 << 20;
 
 pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow::Result<ExitCode> {
     if exec.tty {
@@ -27,15 +30,14 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
         };
         return super::shell::run(shell, client).await;
     }
-    if form == Form::Json {
-        return whole(exec, client).await;
-    }
     let stdin = !exec.no_stdin && !std::io::stdin().is_terminal();
     let path = path(&exec.capsule, "")?;
     let Socket { mut sender, mut receiver } = client.socket(&format!("{path}/exec/stream")).await?;
     let mut words = exec.command.into_iter();
+    let cmd = words.next().unwrap_or_default();
+    let mut collected = (form == Form::Json).then(|| Collected::new(exec.capsule, cmd.clone()));
     let start = StreamRequest::Start {
-        cmd: words.next().unwrap_or_default(),
+        cmd,
         args: words.collect(),
         envs: exec.envs.into_iter().collect(),
         cwd: exec.cwd,
@@ -57,7 +59,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     let signals = Signals::new()?;
     let show = async {
         loop {
-            if let Some(code) = show(receiver.next().await?)? {
+            if let Some(code) = show(receiver.next().await?, collected.as_mut())? {
                 return Ok(code);
             }
         }
@@ -74,19 +76,84 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
         signal_process(client, &path, pid, "SIGTERM").await;
         return Ok(exit(128 + rustix::process::Signal::PIPE.as_raw()));
     }
-    code
+    let code = code?;
+    if let Some(collected) = collected {
+        output::json(&collected.result(code))?;
+    }
+    Ok(exit(code))
 }
 
-/// Writes what a frame brings; the last one gives the exit code.
-fn show(frame: StreamEvent) -> anyhow::Result<Option<ExitCode>> {
-    match frame {
-        StreamEvent::Stdout { data, encoding } => output::raw(&bytes(data, encoding)?)?,
-        StreamEvent::Stderr { data, encoding } => output::raw_error(&bytes(data, encoding)?)?,
-        StreamEvent::Exit { exit_code } => return Ok(Some(exit(exit_code))),
+/// Output of a command that is printed as one value, each stream up to a limit.
+struct Collected {
+    capsule: String,
+    cmd: String,
+    since: Instant,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    truncated: bool,
+}
+
+impl Collected {
+    fn new(capsule: String, cmd: String) -> Self {
+        let (stdout, stderr) = (Vec::new(), Vec::new());
+        Self { capsule, cmd, since: Instant::now(), stdout, stderr, truncated: false }
+    }
+
+    fn stdout(&mut self, data: &[u8]) {
+        self.truncated |= append(&mut self.stdout, data);
+    }
+
+    fn stderr(&mut self, data: &[u8]) {
+        self.truncated |= append(&mut self.stderr, data);
+    }
+
+    /// The same form as the API's answer to a command that is run in one request.
+    fn result(self, exit_code: i32) -> api::ExecResult {
+        let duration = self.since.elapsed();
+        let (stdout, stderr, encoding) =
+            match (String::from_utf8(self.stdout), String::from_utf8(self.stderr)) {
+                (Ok(stdout), Ok(stderr)) => (stdout, stderr, "utf-8"),
+                (stdout, stderr) => {
+                    let encode = |text: Result<String, std::string::FromUtf8Error>| {
+                        STANDARD.encode(text.map_or_else(|e| e.into_bytes(), String::into_bytes))
+                    };
+                    (encode(stdout), encode(stderr), "base64")
+                }
+            };
+        api::ExecResult {
+            sandbox_id: self.capsule,
+            cmd: self.cmd,
+            stdout,
+            stderr,
+            encoding: encoding.to_owned(),
+            exit_code,
+            truncated: self.truncated,
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// Appends as much as there is room for. Returns `true` when some is left out.
+fn append(to: &mut Vec<u8>, data: &[u8]) -> bool {
+    let kept = data.len().min(OUTPUT_MAX - to.len());
+    to.extend_from_slice(&data[..kept]);
+    data.len() > kept
+}
+
+/// Writes or collects the output that a frame brings; the last frame gives the exit code.
+fn show(frame: StreamEvent, collected: Option<&mut Collected>) -> anyhow::Result<Option<i32>> {
+    match (frame, collected) {
+        (StreamEvent::Stdout { data, encoding }, None) => output::raw(&bytes(data, encoding)?)?,
+        (StreamEvent::Stderr { data, encoding }, None) => {
+            output::raw_error(&bytes(data, encoding)?)?;
+        }
+        (StreamEvent::Stdout { data, encoding }, Some(to)) => to.stdout(&bytes(data, encoding)?),
+        (StreamEvent::Stderr { data, encoding }, Some(to)) => to.stderr(&bytes(data, encoding)?),
+        (StreamEvent::Exit { exit_code }, _) => return Ok(Some(exit_code)),
         // The program may end without having read its input.
-        StreamEvent::Error { code, .. } if code == "conflict" => {}
-        StreamEvent::Error { code, data } => return Err(Refused::frame(code, data)),
-        StreamEvent::Start { .. } | StreamEvent::Ping => {}
+        (StreamEvent::Error { code, .. }, _) if code == "conflict" => {}
+        (StreamEvent::Error { code, data }, _) => return Err(Refused::frame(code, data)),
+        (StreamEvent::Start { .. } | StreamEvent::Ping, _) => {}
     }
     Ok(None)
 }
@@ -124,7 +191,7 @@ pub(super) fn read_stdin() -> Input {
 
 /// Passes standard input on, and then waits for ever, so that only the program's end counts;
 /// also when it cannot be passed on, since the program may just have ended.
-async fn feed(sender: &mut Sender, stdin: bool) -> anyhow::Result<ExitCode> {
+async fn feed(sender: &mut Sender, stdin: bool) -> anyhow::Result<i32> {
     if stdin {
         let _ = pass_input(sender).await;
     }
@@ -161,7 +228,7 @@ impl Signals {
     }
 
     /// Asks the command to end when we are asked to; the second time, kills it.
-    async fn pass(mut self, client: &Client, path: &str, pid: u32) -> anyhow::Result<ExitCode> {
+    async fn pass(mut self, client: &Client, path: &str, pid: u32) -> anyhow::Result<i32> {
         let mut name = "SIGTERM";
         loop {
             tokio::select! {
@@ -174,27 +241,27 @@ impl Signals {
     }
 }
 
-/// Runs a command to its end and prints all of it as one value.
-async fn whole(exec: cli::Exec, client: &Client) -> anyhow::Result<ExitCode> {
-    let mut stdin = None;
-    if !exec.no_stdin && !std::io::stdin().is_terminal() {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("reading standard input as text")?;
-        stdin = Some(text);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collected(stdout: &[u8]) -> api::ExecResult {
+        let mut collected = Collected::new("cl-x".to_owned(), "cmd".to_owned());
+        collected.stdout(stdout);
+        collected.stderr(b"err");
+        collected.result(3)
     }
-    let mut words = exec.command.into_iter();
-    let body = api::Exec {
-        cmd: words.next().unwrap_or_default(),
-        args: words.collect(),
-        envs: exec.envs.into_iter().collect(),
-        cwd: exec.cwd,
-        user: exec.user,
-        timeout_sec: Some(exec.timeout.unwrap_or(24 * 3600)),
-        stdin,
-        background: false,
-        tag: None,
-    };
-    let result: api::ExecResult = client.post(&path(&exec.capsule, "/exec")?, &body).await?;
-    output::json(&result)?;
-    Ok(exit(result.exit_code))
+
+    #[test]
+    fn collected_output_is_text_or_base64_and_is_cut_at_its_limit() {
+        let text = collected("ü".as_bytes());
+        assert_eq!((text.stdout.as_str(), text.stderr.as_str()), ("ü", "err"));
+        assert_eq!((text.encoding.as_str(), text.exit_code), ("utf-8", 3));
+        let bytes = collected(b"\xff");
+        assert_eq!((bytes.stdout.as_str(), bytes.stderr.as_str()), ("/w==", "ZXJy"));
+        assert_eq!(bytes.encoding, "base64");
+        let long = collected(&vec![b'x'; OUTPUT_MAX + 1]);
+        assert!(long.truncated && long.stdout.len() == OUTPUT_MAX);
+        assert!(!collected(&vec![b'x'; OUTPUT_MAX]).truncated);
+    }
 }
