@@ -114,8 +114,9 @@ pub(crate) enum Capsule {
     /// Replace the rules for what a capsule may reach outside; without any, all of it but private
     /// ranges.
     Network(Network),
-    /// Copy files; one side is CAPSULE:PATH, `-` is standard input or output.
-    Cp { from: String, to: String },
+    /// Copy a file or a folder with its modes and times; one side is CAPSULE:PATH, `-` is standard
+    /// input or output.
+    Cp(Cp),
     /// End capsules and remove all they had.
     #[command(visible_alias = "rm")]
     Kill {
@@ -319,6 +320,17 @@ pub(crate) struct Exec {
     /// The command and its arguments; `--` before it keeps its flags its own.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Cp {
+    /// Source. A folder that ends with `/.` stands for its contents.
+    pub from: String,
+    /// Target. A folder that is there gets the source into it.
+    pub to: String,
+    /// Copy a folder with all below it; links stay links.
+    #[arg(long, short)]
+    pub recursive: bool,
 }
 
 #[derive(Args, Debug)]

@@ -30,7 +30,7 @@ pub(crate) async fn capsule(
         cli::Capsule::Snapshot(snapshot) => keep::snapshot(snapshot, client, form).await?,
         cli::Capsule::Timeout(timeout) => keep::timeout(&timeout, client, form).await?,
         cli::Capsule::Network(network) => keep::network(network, client, form).await?,
-        cli::Capsule::Cp { from, to } => cp::cp(&from, &to, client, form).await?,
+        cli::Capsule::Cp(cp) => cp::cp(&cp, client, form).await?,
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
         cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
         cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
@@ -49,12 +49,17 @@ pub(crate) async fn capsule(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells of a failure that is ours, not the command's, by an exit code that few commands have,
-/// as `timeout(1)` and `env(1)` do.
+/// Tells of a command that was not run to its end by an exit code that few commands have, as
+/// shells, `timeout(1)` and `env(1)` do.
 fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
     output::error(error, form);
-    let timed_out = error.downcast_ref::<Refused>().is_some_and(|r| r.code == "timeout");
-    ExitCode::from(if timed_out { 124 } else { 125 })
+    let code = error.downcast_ref::<Refused>().map(|refused| refused.code.as_str());
+    ExitCode::from(match code {
+        Some("timeout") => 124,
+        Some("command_not_executable") => 126,
+        Some("command_not_found") => 127,
+        _ => 125,
+    })
 }
 
 /// The path of a capsule's resource; its id is checked, so that it stays one segment.

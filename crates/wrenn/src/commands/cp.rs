@@ -1,18 +1,23 @@
-//! `wrenn capsule cp`: a file into a capsule or out of it, streamed, of any size.
+//! `wrenn capsule cp`: files and folders into a capsule or out of it, streamed, of any size. Modes,
+//! times and links are kept, as by `docker cp` and `scp`. What comes from a guest is not trusted:
+//! it lands below the name that was asked for, and nowhere else.
+
+mod transfer;
 
 use super::capsule::path;
-use crate::client::Client;
-use crate::output::{self, Form, Transfer};
+use crate::cli;
+use crate::client::{Client, Refused};
+use crate::output::{self, Form};
 use anyhow::Context;
-use futures::StreamExt;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Body, Method};
+use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use tokio::fs::File;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio_util::io::ReaderStream;
 
-const CHUNK: usize = 256 * 1024;
+/// Name of a capsule's root folder in an archive, as envd gives it.
+const ROOT: &str = "root";
 
 /// One side of a copy.
 enum Side<'a> {
@@ -40,23 +45,22 @@ impl<'a> Side<'a> {
     }
 }
 
-pub(super) async fn cp(from: &str, to: &str, client: &Client, form: Form) -> anyhow::Result<()> {
-    let (copied, at) = match (Side::parse(from)?, Side::parse(to)?) {
+pub(super) async fn cp(cp: &cli::Cp, client: &Client, form: Form) -> anyhow::Result<()> {
+    let (copied, at) = match (Side::parse(&cp.from)?, Side::parse(&cp.to)?) {
         (Side::Capsule { id, path }, Side::Local(local)) => {
-            let local = if local.is_dir() { local.join(name_of(path)?) } else { local.to_owned() };
-            (download(client, id, path, &local).await?, local.display().to_string())
+            let (copied, at) = download(client, (id, path), local, cp.recursive).await?;
+            (copied, at.display().to_string())
         }
         (Side::Capsule { id, path }, Side::Stream) => {
             let mut out = tokio::io::stdout();
-            return fetch(client, id, path, &mut out).await.map(|_| ());
+            return transfer::fetch(client, id, path, &mut out).await.map(|_| ());
         }
         (Side::Local(local), Side::Capsule { id, path }) => {
-            let name = local.file_name().and_then(|name| name.to_str());
-            let path = target(client, id, path, name).await?;
-            (upload(client, id, &path, local).await?, format!("{id}:{path}"))
+            let (copied, at) = upload(client, local, (id, path), cp.recursive).await?;
+            (copied, format!("{id}:{at}"))
         }
         (Side::Stream, Side::Capsule { id, path }) => {
-            let sent = send(client, id, path, tokio::io::stdin(), None).await?;
+            let sent = transfer::send(client, id, path, tokio::io::stdin()).await?;
             (sent, format!("{id}:{path}"))
         }
         _ => {
@@ -71,99 +75,218 @@ pub(super) async fn cp(from: &str, to: &str, client: &Client, form: Form) -> any
     Ok(())
 }
 
-fn name_of(path: &str) -> anyhow::Result<&str> {
-    path.rsplit('/').find(|name| !name.is_empty()).context("the path in the capsule names no file")
-}
-
-/// Where a file goes: into a path that is a directory, or else to the path itself.
-async fn target(client: &Client, id: &str, to: &str, name: Option<&str>) -> anyhow::Result<String> {
-    let into = to.ends_with('/') || is_dir(client, id, to).await;
-    if !into {
-        return Ok(to.to_owned());
+/// Checks that a folder is copied only by somebody who says so.
+fn check_folder(is_folder: bool, recursive: bool, shown: &str) -> anyhow::Result<()> {
+    if is_folder && !recursive {
+        return Err(output::usage(format!("{shown} is a folder; copy it with -r")));
     }
-    let name =
-        name.context("the local file's name is no text; name the file in the capsule too")?;
-    Ok(format!("{}/{name}", to.trim_end_matches('/')))
+    Ok(())
 }
 
-async fn is_dir(client: &Client, id: &str, at: &str) -> bool {
-    let Ok(stat) = path(id, "/files/stat") else { return false };
+/// Reports whether the contents of a folder are meant, and not the folder, as by `cp -r dir/. to`.
+fn means_contents(text: &str) -> bool {
+    text == "." || text.ends_with("/.")
+}
+
+/// What is at a path of a capsule; `None` when there is nothing.
+async fn stat(client: &Client, id: &str, at: &str) -> anyhow::Result<Option<api::Entry>> {
     let asked = api::PathRequest { path: at.to_owned() };
-    let found: anyhow::Result<api::EntryResult> = client.post(&stat, &asked).await;
-    found.is_ok_and(|found| found.entry.r#type == "directory")
-}
-
-fn contents(id: &str, at: &str) -> anyhow::Result<String> {
-    let at = utf8_percent_encode(at, NON_ALPHANUMERIC);
-    path(id, &format!("/files?path={at}"))
-}
-
-async fn upload(client: &Client, id: &str, to: &str, local: &Path) -> anyhow::Result<u64> {
-    let what = || format!("reading {}", local.display());
-    let found = tokio::fs::metadata(local).await.with_context(what)?;
-    anyhow::ensure!(
-        !found.is_dir(),
-        "{0} is a directory; send it as an archive: tar -C {0} -c . | wrenn capsule exec {id} -- \
-         tar -x -C DIRECTORY",
-        local.display()
-    );
-    let file = File::open(local).await.with_context(what)?;
-    send(client, id, to, file, Some(found.len())).await
-}
-
-async fn send(
-    client: &Client,
-    id: &str,
-    to: &str,
-    from: impl AsyncRead + Send + Sync + 'static,
-    length: Option<u64>,
-) -> anyhow::Result<u64> {
-    let transfer = Transfer::start(to, length);
-    let counted = transfer.clone();
-    let body = ReaderStream::with_capacity(from, CHUNK).inspect(move |chunk| {
-        counted.add(chunk.as_ref().map_or(0, |bytes| bytes.len() as u64));
-    });
-    let mut request = client.request(Method::PUT, &contents(id, to)?).body(Body::wrap_stream(body));
-    if let Some(length) = length {
-        request = request.header(http::header::CONTENT_LENGTH, length);
+    let found: anyhow::Result<api::EntryResult> =
+        client.post(&path(id, "/files/stat")?, &asked).await;
+    match found {
+        Ok(found) => Ok(Some(found.entry)),
+        // A capsule that is not there is an error; a path that is not there may be a target.
+        Err(error) if is_missing_path(&error) => Ok(None),
+        Err(error) => Err(error),
     }
-    let sent = client.send(request).await;
-    let copied = transfer.finish();
-    sent.map(|_| copied)
 }
 
-async fn download(client: &Client, id: &str, from: &str, local: &Path) -> anyhow::Result<u64> {
-    // Beside its place, and there only when it is whole.
-    let mut staged = local.as_os_str().to_owned();
-    staged.push(".part");
-    let staged = PathBuf::from(staged);
-    let what = || format!("writing {}", local.display());
-    let mut file = File::create(&staged).await.with_context(what)?;
-    let copied = match fetch(client, id, from, &mut file).await {
-        Ok(copied) => copied,
-        Err(error) => {
-            let _ = tokio::fs::remove_file(&staged).await;
-            return Err(error);
+fn is_missing_path(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref::<Refused>();
+    refused.is_some_and(|refused| refused.code == "not_found" && refused.message.contains("path"))
+}
+
+async fn download(
+    client: &Client,
+    (id, from): (&str, &str),
+    local: &Path,
+    recursive: bool,
+) -> anyhow::Result<(u64, PathBuf)> {
+    let entry = stat(client, id, from).await?;
+    let entry = entry.ok_or_else(|| output::not_found(format!("{from}: file not found")))?;
+    let is_folder = entry.r#type == "directory";
+    check_folder(is_folder, recursive, from)?;
+    if !is_folder && entry.r#type != "file" {
+        anyhow::bail!("{from} is neither a file nor a folder");
+    }
+    let name = name_of(&entry.path);
+    let source = Source { name: OsStr::new(name), is_folder, contents: means_contents(from) };
+    let place = match local_target(local, &source)? {
+        Target::Place(place) => place,
+        Target::Special => {
+            let opened = File::options().write(true).open(local).await;
+            let mut file = opened.with_context(|| format!("opening {}", local.display()))?;
+            let copied = transfer::fetch(client, id, &entry.path, &mut file).await?;
+            return Ok((copied, local.to_owned()));
         }
     };
-    tokio::fs::rename(&staged, local).await.with_context(what)?;
-    Ok(copied)
+    let at = place.folder.join(&place.name);
+    let top = archive::Top { from: name.into(), to: place.name, folder: is_folder };
+    let copied = transfer::unpack(client, (id, &entry.path), place.folder, top).await?;
+    Ok((copied, at))
 }
 
-async fn fetch(
-    client: &Client,
-    id: &str,
-    from: &str,
-    to: &mut (impl AsyncWrite + Unpin),
-) -> anyhow::Result<u64> {
-    let answer = client.send(client.request(Method::GET, &contents(id, from)?)).await?;
-    let transfer = Transfer::start(from, answer.content_length());
-    let mut body = answer.bytes_stream();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.context("the contents broke off")?;
-        to.write_all(&chunk).await.context("writing the contents")?;
-        transfer.add(chunk.len() as u64);
-    }
-    to.flush().await.context("writing the contents")?;
-    Ok(transfer.finish())
+/// Last name of an absolute path in a capsule, as envd calls the archive's entry.
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').find(|name| !name.is_empty()).unwrap_or(ROOT)
 }
+
+/// The source of a copy.
+struct Source<'a> {
+    name: &'a OsStr,
+    is_folder: bool,
+    contents: bool,
+}
+
+/// Place of a copy: a folder that is there, and a name in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Place<F> {
+    folder: F,
+    name: OsString,
+}
+
+/// Target of a copy on this machine.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    Place(Place<PathBuf>),
+    /// A device or a FIFO, which is written into.
+    Special,
+}
+
+/// Finds the place of a copy on this machine. A link at `local` itself is followed, as by `cp`.
+fn local_target(local: &Path, source: &Source<'_>) -> anyhow::Result<Target> {
+    let shown = local.display();
+    let found = match std::fs::metadata(local) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return new_target(local, source),
+        Err(error) => return Err(error).with_context(|| format!("looking at {shown}")),
+    };
+    if found.is_dir() && !source.contents {
+        let name = source.name.to_owned();
+        return Ok(Target::Place(Place { folder: local.to_owned(), name }));
+    }
+    if source.is_folder && !found.is_dir() {
+        anyhow::bail!("{shown} is no folder, and the source is one");
+    }
+    if is_special(&found) {
+        return Ok(Target::Special);
+    }
+    anyhow::ensure!(found.is_dir() || found.is_file(), "{shown} is a socket");
+    let real = std::fs::canonicalize(local).with_context(|| format!("looking at {shown}"))?;
+    let (folder, name) = real.parent().zip(real.file_name()).context("the target has no name")?;
+    Ok(Target::Place(Place { folder: folder.to_owned(), name: name.to_owned() }))
+}
+
+fn is_special(found: &Metadata) -> bool {
+    let kind = found.file_type();
+    kind.is_char_device() || kind.is_block_device() || kind.is_fifo()
+}
+
+/// Finds the place of a copy to a path at which nothing is.
+fn new_target(local: &Path, source: &Source<'_>) -> anyhow::Result<Target> {
+    let shown = local.display();
+    let is_link = std::fs::symlink_metadata(local).is_ok();
+    anyhow::ensure!(!is_link, "{shown} is a link that leads nowhere");
+    let wants_folder = local.as_os_str().as_encoded_bytes().ends_with(b"/");
+    anyhow::ensure!(source.is_folder || !wants_folder, "{shown} is no folder");
+    let name = local.file_name().with_context(|| format!("{shown} names no file"))?.to_owned();
+    let folder = local.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).to_owned();
+    Ok(Target::Place(Place { folder, name }))
+}
+
+async fn upload(
+    client: &Client,
+    local: &Path,
+    (id, to): (&str, &str),
+    recursive: bool,
+) -> anyhow::Result<(u64, String)> {
+    let shown = local.display().to_string();
+    let what = || format!("reading {shown}");
+    let found = tokio::fs::metadata(local).await.with_context(what)?;
+    check_folder(found.is_dir(), recursive, &shown)?;
+    let real;
+    let name = match local.file_name() {
+        Some(name) => name,
+        // `.` and `..` have names of their own.
+        None => {
+            real = std::fs::canonicalize(local).with_context(what)?;
+            real.file_name().unwrap_or(OsStr::new(ROOT))
+        }
+    };
+    let contents = means_contents(&shown);
+    let source = Source { name, is_folder: found.is_dir(), contents };
+    let entry = stat(client, id, to).await?;
+    let place = remote_target(to, entry.as_ref(), &source)?;
+    let at = place.as_ref().map_or_else(
+        || to.to_owned(),
+        |place| format!("{}/{}", place.folder.trim_end_matches('/'), place.name.display()),
+    );
+    let copied = match place {
+        Some(place) if found.is_dir() || found.is_file() => {
+            transfer::pack(client, local, (id, &place.folder), place.name).await?
+        }
+        // A device or a FIFO at either side has contents alone.
+        _ => {
+            anyhow::ensure!(!found.file_type().is_socket(), "{shown} is a socket");
+            let file = File::open(local).await.with_context(what)?;
+            transfer::send(client, id, &at, file).await?
+        }
+    };
+    Ok((copied, at))
+}
+
+/// Finds the place of a copy in a capsule; `None` for a device or the like, which envd writes into
+/// or refuses.
+fn remote_target(
+    to: &str,
+    entry: Option<&api::Entry>,
+    source: &Source<'_>,
+) -> anyhow::Result<Option<Place<String>>> {
+    let Some(entry) = entry else {
+        let wants_folder = to.ends_with('/');
+        anyhow::ensure!(source.is_folder || !wants_folder, "{to} is no folder in the capsule");
+        return split(to).map(Some);
+    };
+    let is_folder = entry.r#type == "directory";
+    if is_folder && !source.contents {
+        let folder = entry.path.clone();
+        return Ok(Some(Place { folder, name: source.name.to_owned() }));
+    }
+    if source.is_folder && !is_folder {
+        anyhow::bail!("{to} is no folder in the capsule, and the source is one");
+    }
+    if !is_folder && entry.r#type != "file" {
+        return Ok(None);
+    }
+    // A link is followed, as by `cp`.
+    split(entry.symlink_target.as_deref().unwrap_or(&entry.path)).map(Some)
+}
+
+/// Splits a path of a capsule into its folder and its name.
+fn split(path: &str) -> anyhow::Result<Place<String>> {
+    let trimmed = path.trim_end_matches('/');
+    let (folder, name) = match trimmed.rsplit_once('/') {
+        Some(("", name)) => ("/", name),
+        Some((folder, name)) => (folder, name),
+        // Relative to the account's home.
+        None => (".", trimmed),
+    };
+    if matches!(name, "" | "." | ".." | "~") {
+        return Err(output::usage(format!("`{path}` names no file in the capsule")));
+    }
+    Ok(Place { folder: folder.to_owned(), name: name.into() })
+}
+
+#[cfg(test)]
+mod tests;
