@@ -90,3 +90,22 @@ async fn a_command_in_the_background_is_listed_and_killed() {
     .await;
     platform.finish();
 }
+
+#[tokio::test]
+async fn a_start_in_a_guest_that_stands_still_fails_alike_by_every_way() {
+    let (platform, client, id) = capsule().await;
+    // Connections to the guest are open already, and take requests that nobody reads.
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    let envd = tests::processes_of(&id)[0];
+    tests::signal(envd, rustix::process::Signal::STOP);
+    let exec = format!("/v1/capsules/{id}/exec");
+    let body = json!({ "cmd": "true", "timeout_sec": 3600 });
+    client.post(&exec, &body).await.refuses(503, "guest_unavailable", "does not answer");
+    let mut socket = client.socket(&format!("{exec}/stream")).await;
+    socket.send(json!({ "type": "start", "cmd": "true" })).await;
+    let frame = socket.next().await.unwrap();
+    assert_eq!((&frame["type"], &frame["code"]), (&json!("error"), &json!("guest_unavailable")));
+    tests::signal(envd, rustix::process::Signal::CONT);
+    assert_eq!(client.out(&id, "echo up").await, "up\n");
+    platform.finish();
+}

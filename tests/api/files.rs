@@ -157,3 +157,81 @@ async fn paths_are_made_shown_listed_moved_and_removed() {
     assert!(!std::fs::exists(at("new")).unwrap());
     platform.finish();
 }
+
+/// Runs `tar`, which must succeed, and returns what it wrote.
+fn tar(args: &[&str]) -> Vec<u8> {
+    let out = std::process::Command::new("tar").args(args).output().unwrap();
+    assert!(out.status.success(), "{args:?}: {out:?}");
+    out.stdout
+}
+
+#[tokio::test]
+async fn archives_of_tar_are_unpacked_and_packed_ones_are_read_by_tar() {
+    let (platform, client, id) = capsule().await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let archive = format!("/v1/capsules/{id}/files/archive");
+    let name = "n".repeat(150);
+    std::fs::create_dir_all(at("src/deep")).unwrap();
+    std::fs::write(at(&format!("src/deep/{name}")), vec![3; 1_000_000]).unwrap();
+    std::fs::hard_link(at(&format!("src/deep/{name}")), at("src/again")).unwrap();
+    std::os::unix::fs::symlink("deep", at("src/link")).unwrap();
+    for format in ["--format=gnu", "--format=posix", "--format=ustar"] {
+        if format == "--format=ustar" {
+            std::fs::rename(at(&format!("src/deep/{name}")), at("src/deep/short")).unwrap();
+        }
+        let target = at(&format!("made{format}/below"));
+        let body = tar(&["-C", &at("src"), "-c", format, "."]);
+        let put = client.request(Method::PUT, &archive).query(&[("path", &target)]).body(body);
+        client.send(put).await.expect(204);
+        let args = ["-r", &at("src"), &target];
+        let same = std::process::Command::new("diff").args(args).output().unwrap();
+        assert!(same.status.success(), "{format}: {same:?}");
+        let get = client.request(Method::GET, &archive).query(&[("path", &target)]);
+        let answer = get.send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/x-tar");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+        std::fs::write(at("got.tar"), answer.bytes().await.unwrap()).unwrap();
+        let back = at(&format!("back{format}"));
+        std::fs::create_dir(&back).unwrap();
+        tar(&["-C", &back, "-x", "-f", &at("got.tar")]);
+        let args = ["-r", &at("src"), &format!("{back}/below")];
+        let same = std::process::Command::new("diff").args(args).output().unwrap();
+        assert!(same.status.success(), "{format}: {same:?}");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
+async fn an_archive_that_is_wrong_or_missing_is_told() {
+    let (platform, client, id) = capsule().await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let archive = format!("/v1/capsules/{id}/files/archive");
+    let get =
+        |path: String| client.send(client.request(Method::GET, &archive).query(&[("path", &path)]));
+    get(at("none")).await.refuses(404, "not_found", "file");
+    std::fs::create_dir(at("src")).unwrap();
+    std::fs::write(at("src/f"), "evil").unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, at("src/pipe"), fifo, mode, 0).unwrap();
+    get(at("src/pipe")).await.refuses(400, "invalid_request", "neither a file nor a folder");
+    let put = |body: Vec<u8>| {
+        let put = client.request(Method::PUT, &archive).query(&[("path", &at("target"))]);
+        client.send(put.body(body))
+    };
+    put(b"nonsense".repeat(100)).await.refuses(400, "invalid_request", "no tar");
+    put(vec![]).await.refuses(400, "invalid_request", "broke off");
+    let out = ["-P", "--transform=s,^f,../out,"];
+    let outside = tar(&[&["-C", &at("src"), "-c"], &out[..], &["f"]].concat());
+    put(outside).await.refuses(400, "invalid_request", "leads out");
+    assert!(!std::fs::exists(at("out")).unwrap());
+    put(tar(&["-C", &at("src"), "-c", "pipe"])).await.refuses(400, "invalid_request", "FIFO");
+    let whole = tar(&["-C", &at("src"), "-c", "f"]);
+    put(whole[..514].to_vec()).await.refuses(400, "invalid_request", "broke off");
+    assert!(std::fs::read_dir(at("target")).unwrap().next().is_none(), "something was left");
+    put(whole).await.expect(204);
+    assert_eq!(std::fs::read(at("target/f")).unwrap(), b"evil");
+    platform.finish();
+}

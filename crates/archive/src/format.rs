@@ -205,7 +205,7 @@ impl<R: Read> Reader<R> {
                 self.drain()?;
                 return Ok(None);
             }
-            if number(&block[148..156])? != u64::from(checksum(&block)) {
+            if number(&block[148..156]).ok() != Some(u64::from(checksum(&block))) {
                 return Err(refused("the archive is no tar, or is damaged"));
             }
             let size = number(&block[124..136])?;
