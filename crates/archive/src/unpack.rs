@@ -56,9 +56,9 @@ pub fn unpack(folder: &Path, from: impl Read, options: Options) -> Result<u64> {
     let root = root.map_err(|e| Error::file(format!("opening {}", folder.display()), e))?;
     let mut reader = Reader::new(from);
     let mut target = Target { root, options, open: Vec::new(), buffer: vec![0; CHUNK] };
-    let mut bytes = 0;
+    let mut bytes = 0_u64;
     while let Some(entry) = reader.next()? {
-        bytes += entry.size;
+        bytes = bytes.saturating_add(entry.size);
         target.put(&entry, &mut reader)?;
     }
     target.close(0)?;

@@ -13,11 +13,14 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// envd's route.
 const ROUTE: &str = "/files/archive";
 /// Bytes of envd's own error that are read.
 const ERROR_MAX: usize = 16 * 1024;
+/// Time that envd may take to send its own error.
+const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// Read a file or a folder as a tar archive; its one entry at the top has the path's last name.
 /// Links are kept as links. FIFOs, sockets and devices are left out.
@@ -96,8 +99,8 @@ async fn ask(
         return Ok(answer);
     }
     let (head, body) = answer.into_parts();
-    let text = Limited::new(body, ERROR_MAX).collect().await;
-    let text = text.map(|whole| whole.to_bytes()).unwrap_or_default();
+    let text = tokio::time::timeout(ERROR_TIME, Limited::new(body, ERROR_MAX).collect()).await;
+    let text = text.ok().and_then(|text| Some(text.ok()?.to_bytes())).unwrap_or_default();
     Err(refused(head.status, &head.headers, &text))
 }
 
