@@ -4,6 +4,7 @@
 use crate::format::{self, Entry, Kind, Time};
 use crate::{CHUNK, DEPTH_MAX, Error, Result};
 use rustix::fs::{FsWord, Mode, OFlags};
+use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, ReadDir};
 use std::io::{self, Read, Write};
@@ -128,8 +129,12 @@ impl<W: Write> Packer<'_, W> {
         // The path may be another file by now, so opening never waits and the kind is looked at
         // again.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
-        let opened = rustix::fs::open(path, flags, Mode::empty());
-        let mut file = File::from(opened.map_err(|e| reading(path, e.into()))?);
+        let mut file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            // Below the top, a file that vanishes or becomes a link meanwhile was not there.
+            Err(Errno::NOENT | Errno::LOOP) if !follow.is_empty() => return Ok(()),
+            Err(error) => return Err(reading(path, error.into())),
+        };
         let found = file.metadata().map_err(|e| reading(path, e))?;
         if !found.is_file() {
             self.packed.skipped += 1;

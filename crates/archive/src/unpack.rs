@@ -151,7 +151,8 @@ impl Target {
                 part => parts.push(OsStr::from_bytes(part).to_owned()),
             }
         }
-        if parts.len() > DEPTH_MAX {
+        // The folders, and a file in the last one.
+        if parts.len() > DEPTH_MAX + 1 {
             return Err(refused(shown, "is too deep"));
         }
         if let Some(top) = &self.options.top {
