@@ -2,13 +2,12 @@
 //! archive is packed and unpacked on a thread of its own. A file system without progress ends the
 //! exchange; a slow client does not.
 
-use crate::auth;
 use crate::error::{Error, Result};
 use crate::filesystem;
 use crate::guest::Guest;
 use crate::jobs;
-use crate::paths;
-use crate::users::{self, User};
+use crate::paths::Caller;
+use crate::users::User;
 use archive::stream::{BACKLOG, ChunkReader, ChunkWriter};
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -37,18 +36,12 @@ pub(super) struct Asked {
     username: Option<String>,
 }
 
-impl Asked {
-    /// Finds the account and the path. Reads files, so the caller is on a thread that may block.
-    fn target(&self, guest: &Guest, header: Option<String>) -> Result<(User, PathBuf)> {
-        if self.path.is_empty() {
-            return Err(Error::invalid("path is missing"));
-        }
-        let settings = guest.settings();
-        let named = self.username.clone().filter(|name| !name.is_empty()).or(header);
-        let user = users::get(&named.unwrap_or(settings.default_user))?;
-        let path = paths::resolve(&self.path, &user, settings.default_workdir.as_deref())?;
-        Ok((user, path))
-    }
+/// Finds the account and the path of a request. Reads files, so this runs on a thread that may
+/// block.
+fn target(caller: &Caller, asked: &Asked) -> Result<(User, PathBuf)> {
+    let user = caller.user()?;
+    let path = caller.resolve_file(&asked.path, &user)?;
+    Ok((user, path))
 }
 
 impl From<archive::Error> for Error {
@@ -89,13 +82,13 @@ pub(super) async fn upload(
 type Chunks = mpsc::Receiver<Result<Bytes>>;
 
 async fn send(guest: Arc<Guest>, asked: Asked, headers: &HeaderMap) -> Result<Response> {
-    let place = guest.jobs.files.place()?;
-    let named = auth::requested_user(headers);
+    let place = guest.jobs.files.free_place().await?;
+    let caller = Caller::of(&guest, headers, asked.username.as_deref());
     let (to, mut chunks) = mpsc::channel(BACKLOG);
     tokio::task::spawn_blocking(move || {
         let _place = place;
         let mut writer = ChunkWriter::new(to.clone());
-        let packed = asked.target(&guest, named).and_then(|(_, path)| {
+        let packed = target(&caller, &asked).and_then(|(_, path)| {
             let name = path.file_name().unwrap_or(OsStr::new("root"));
             Ok(archive::pack(&path, name, &mut writer)?)
         });
@@ -141,14 +134,14 @@ struct Unpacked {
 }
 
 async fn receive(guest: Arc<Guest>, asked: Asked, request: Request) -> Result<Response> {
-    let place = guest.jobs.files.place()?;
-    let named = auth::requested_user(request.headers());
+    let place = guest.jobs.files.free_place().await?;
+    let caller = Caller::of(&guest, request.headers(), asked.username.as_deref());
     let (to, chunks) = mpsc::channel(BACKLOG);
     let reader = ChunkReader::new(chunks);
     let progress = Progress { bytes: reader.taken(), seen: AtomicU64::new(0) };
     let mut unpacking = tokio::task::spawn_blocking(move || {
         let _place = place;
-        unpack(&guest, &asked, named, reader)
+        unpack(&caller, &asked, reader)
     });
     tokio::select! {
         // An archive that is refused is not read to its end.
