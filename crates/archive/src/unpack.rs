@@ -171,7 +171,7 @@ impl Target {
         if self.options.keep_set_id { entry.mode } else { entry.mode & !0o6000 }
     }
 
-    /// The folder that was entered last.
+    /// Returns the folder that was entered last.
     fn dir(&self) -> &OwnedFd {
         self.open.last().map_or(&self.root, |open| &open.fd)
     }

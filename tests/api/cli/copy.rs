@@ -157,7 +157,7 @@ async fn special_targets_on_this_machine_are_written_into_and_links_are_followed
     platform.finish();
 }
 
-/// A tar archive of one file, with a link before it when `link` is one.
+/// Makes a tar archive of one file, after a link where one is given.
 fn tar(name: &str, link: Option<(&str, &str)>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some((name, target)) = link {
@@ -186,7 +186,7 @@ fn header(name: &str, kind: u8, link: &str, size: usize) -> [u8; 512] {
     block
 }
 
-/// A platform that says that there is a file or folder, and sends this archive for it.
+/// Starts a platform that says that there is a file or folder, and sends this archive for it.
 fn hostile(kind: &'static str, archive: Vec<u8>) -> Upstream {
     Upstream::start(move |mut wire| {
         while let Some(head) = wire.head() {

@@ -32,7 +32,7 @@ fn archive(entries: &[Entry]) -> Vec<u8> {
     bytes
 }
 
-/// Names in a folder, in order.
+/// Lists the names in a folder, in order.
 fn names(folder: &Path) -> Vec<String> {
     let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
@@ -40,7 +40,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A folder with a tree of every kind of entry.
+/// Makes a folder with a tree of every kind of entry.
 fn tree() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -88,7 +88,7 @@ fn means_contents(text: &str) -> bool {
     text == "." || text.ends_with("/.")
 }
 
-/// What is at a path of a capsule; `None` when there is nothing.
+/// Describes a path of a capsule; `None` when nothing is there.
 async fn stat(client: &Client, id: &str, at: &str) -> anyhow::Result<Option<api::Entry>> {
     let asked = api::PathRequest { path: at.to_owned() };
     let found: anyhow::Result<api::EntryResult> =
@@ -136,7 +136,7 @@ async fn download(
     Ok((copied, at))
 }
 
-/// Last name of an absolute path in a capsule, as envd calls the archive's entry.
+/// Returns the last name of an absolute path in a capsule, as envd calls the archive's entry.
 fn name_of(path: &str) -> &str {
     path.rsplit('/').find(|name| !name.is_empty()).unwrap_or(ROOT)
 }

@@ -107,7 +107,7 @@ impl Collected {
         self.truncated |= append(&mut self.stderr, data);
     }
 
-    /// The same form as the API's answer to a command that is run in one request.
+    /// Makes the form in which the API answers to a command that is run in one request.
     fn result(self, exit_code: i32) -> api::ExecResult {
         let duration = self.since.elapsed();
         let (stdout, stderr, encoding) =

@@ -22,7 +22,7 @@ const STAGED: &str = ".wrenn-cp-";
 /// Time that the thread which packs may take to notice that nobody reads.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The API's path for contents or an archive at a path in a capsule.
+/// Makes the API's path for contents or an archive at a path in a capsule.
 fn target(id: &str, route: &str, at: &str) -> anyhow::Result<String> {
     let at = utf8_percent_encode(at, NON_ALPHANUMERIC);
     path(id, &format!("{route}?path={at}"))
