@@ -43,8 +43,9 @@ async fn pause_or_snapshot_of_a_guest_whose_agent_is_silent_is_refused_and_the_g
     let (platform, client, id) = capsule().await;
     signal_agent(&id, Signal::STOP);
     for memory in [true, false] {
-        let paused = client.post(&format!("/v1/capsules/{id}/pause"), &json!({ "memory": memory }));
-        paused.await.refuses(500, "pause_failed", "the capsule's agent does not answer");
+        let body = json!({ "memory": memory });
+        let paused = client.post(&format!("/v1/capsules/{id}/pause"), &body).await;
+        paused.refuses(500, "pause_failed", "the capsule's agent does not answer");
         assert_eq!(client.status(&id).await, "running", "memory: {memory}");
     }
     let body = json!({ "capsule_id": id, "name": "silent" });

@@ -233,7 +233,7 @@ impl Agent {
     /// Reports whether envd in a capsule answers at all.
     pub(crate) async fn lives(&self, id: CapsuleId, token: &str) -> bool {
         let asked = self.forward(id, token, "/health", Request::new(Body::empty()));
-        let answer = tokio::time::timeout(HEALTH, asked).await;
+        let answer = tokio::time::timeout(HEALTH, Box::pin(asked)).await;
         answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status().is_success()))
     }
 

@@ -196,7 +196,7 @@ impl Processes {
             });
             self.begun(events.boxed(), timeout, not_started).await
         };
-        self.begins(begin).await
+        self.begins(Box::pin(begin)).await
     }
 
     /// Attaches to a program: what it writes from here on, and its end.
@@ -212,7 +212,7 @@ impl Processes {
             });
             self.begun(events.boxed(), 0, refused).await
         };
-        self.begins(begin).await
+        self.begins(Box::pin(begin)).await
     }
 
     /// Writes to a program's standard input, or types into its terminal; waits while it does

@@ -121,6 +121,6 @@ mod tests {
         let first = ports.connect(port).await.unwrap();
         assert_eq!(ports.connect(port).await.unwrap_err().code, ErrorCode::Unavailable);
         drop(first);
-        ports.connect(port).await.unwrap();
+        drop(ports.connect(port).await.unwrap());
     }
 }

@@ -95,7 +95,7 @@ impl Source {
     /// `not_found`, and `invalid_argument` for anything but a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (file, found) = open(path)?;
-        let size = (found.len() > 0 && !is_made_up(&file)).then(|| found.len());
+        let size = (found.len() > 0 && !is_made_up(&file)).then_some(found.len());
         Ok(Self { file, size, left: size.unwrap_or(u64::MAX), failed: None })
     }
 

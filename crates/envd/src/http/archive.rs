@@ -185,8 +185,8 @@ async fn feed(body: Body, to: mpsc::Sender<io::Result<Bytes>>, progress: &Progre
     Ok(())
 }
 
-fn unpack(guest: &Guest, asked: &Asked, named: Option<String>, reader: ChunkReader) -> Result<u64> {
-    let (user, folder) = asked.target(guest, named)?;
+fn unpack(caller: &Caller, asked: &Asked, reader: ChunkReader) -> Result<u64> {
+    let (user, folder) = target(caller, asked)?;
     filesystem::ensure_dir(&folder, &user)?;
     let may_give = rustix::process::getuid().is_root();
     let options = archive::Options {

@@ -61,8 +61,8 @@ impl wire::Process for Processes {
         let spec = spec(request.to_owned_message())?;
         let timing = Timing::of(&ctx);
         let vars = self.0.metadata.vars().await;
-        let started = process::start(&self.0, account, spec, vars, timing.deadline);
-        let (process, events) = started.await?;
+        let start = process::start(&self.0, account, spec, vars, timing.deadline);
+        let (process, events) = start.await?;
         let wrap = |event: oneof::process_event::Event| wire::StartResponse {
             event: message(event).into(),
             ..Default::default()

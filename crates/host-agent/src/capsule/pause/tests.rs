@@ -86,7 +86,7 @@ async fn running(dir: &Path, agent: SocketAddr) -> (Manager, CapsuleId, Arc<Coun
     let machine = Arc::<Counting>::default();
     let booted = Booted {
         machine: Arc::clone(&machine) as Arc<dyn Machine>,
-        guest: Guest::new(Route::Loopback(agent), 1, Tasks::default()),
+        guest: Guest::new(Route::Loopback(agent), "", 1, Tasks::default()),
         stages: Vec::new(),
         life: Life::default(),
     };
@@ -185,7 +185,7 @@ async fn removal_ends_a_pause_that_waits_for_the_guest() {
     };
     let both = async { tokio::join!(manager.pause(id, None, Keep::Memory), remove) };
     // The guest alone may take longer than this.
-    let both = tokio::time::timeout(Duration::from_secs(25), both).await;
+    let both = tokio::time::timeout(Duration::from_secs(25), Box::pin(both)).await;
     let (paused, removed) = both.expect("the removal waits for the guest");
     assert!(matches!(paused, Err(Error::Stopping)), "{paused:?}");
     removed.unwrap();
