@@ -8,12 +8,12 @@ use std::cell::Cell;
 use tests::{Client, Socket, eventually};
 
 /// More than all buffers between a program and a client hold together.
-const MUCH: usize = 64 << 20;
+const MUCH: usize = 16 << 20;
 
 /// Starts an endless program that is called `flood` and opens its output, of which nothing is read.
 async fn stuck(client: &Client, id: &str, counter: &str, timeout_sec: Option<u32>) -> Socket {
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
-    let script = format!("while :; do head -c 1000000 /dev/zero; echo >> {counter}; done");
+    let script = format!("while :; do yes | head -c 1000000; echo >> {counter}; done");
     let start = json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "tag": "flood",
         "encoding": "base64", "timeout_sec": timeout_sec });
     socket.send(start).await;

@@ -404,10 +404,14 @@ impl ControlPlane {
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
         let client = Peer(peer).client(request.headers());
-        match self.load.request(client, peer, request.version()) {
-            Ok(None) => self.answer(request, peer).await,
-            Ok(Some(share)) => self.answer(request, peer).await.map(|body| body.holding(share)),
-            Err(error) => proxy::refuse(&error, request.headers()),
+        let share = match self.load.request(client, peer, request.version()) {
+            Ok(share) => share,
+            Err(error) => return proxy::refuse(&error, request.headers()),
+        };
+        let answer = self.answer(request, peer).await;
+        match share {
+            Some(share) => answer.map(|body| body.holding(share)),
+            None => answer,
         }
     }
 

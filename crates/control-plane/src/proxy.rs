@@ -103,7 +103,8 @@ impl Proxy {
             Err(error) => {
                 self.refused.increment(1);
                 tracing::debug!(capsule = %target.capsule, port = target.port, %error, "refused");
-                let (error, form) = self.in_e2bs_words(error, form, (target, from)).await;
+                let worded = Box::pin(self.in_e2bs_words(error, form, (target, from)));
+                let (error, form) = worded.await;
                 answer::refuse(&error, Some(target), form)
             }
         })
@@ -199,22 +200,39 @@ impl Proxy {
         // One without a body can be sent again, when the capsule was about to be paused.
         let plain = outgoing.request.body().is_end_stream() && !outgoing.upgrades();
         let again = (route.auto_resume && plain).then(|| copied(&outgoing.request));
-        let mut sent = self.send(outgoing, route.reachable()?, &public).await;
-        let Some(again) = again else { return sent };
-        for _ in 0..WAKES {
-            if !matches!(sent, Err(Error::NotRunning(_))) {
-                break;
+        let sent = self.send(outgoing, route.reachable()?, &public).await;
+        match (again, sent) {
+            (Some(again), Err(Error::NotRunning(_))) => {
+                Box::pin(self.send_again(&again, (&standing, waker), route, &public)).await
             }
+            (_, sent) => sent,
+        }
+    }
+
+    /// Wakes a capsule that was about to be paused, and sends a request to it anew.
+    async fn send_again(
+        &self,
+        request: &Request<Body>,
+        (standing, waker): (&Standing, Caller),
+        mut route: Arc<Route>,
+        public: &Public<'_>,
+    ) -> Result<Response<Body>> {
+        let (target, admitted) = (public.target, &standing.admitted);
+        let mut left = WAKES;
+        loop {
             tokio::time::sleep(WAKE).await;
-            let place = self.place(target, &admitted)?;
+            let place = self.place(target, admitted)?;
             reconcile::fresh(&self.app, route.reachable()?).await;
             drop(place);
-            route = self.wake(waker, target, &admitted).await?;
-            let mut outgoing = Outgoing::of(copied(&again));
+            route = self.wake(waker, target, admitted).await?;
+            let mut outgoing = Outgoing::of(copied(request));
             outgoing.until = Some(standing.until());
-            sent = self.send(outgoing, route.reachable()?, &public).await;
+            let sent = self.send(outgoing, route.reachable()?, public).await;
+            left -= 1;
+            if left == 0 || !matches!(sent, Err(Error::NotRunning(_))) {
+                return sent;
+            }
         }
-        sent
     }
 
     /// Decides whether a request is let in, and by which grounds. Also returns the owner of its

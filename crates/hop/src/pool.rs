@@ -225,8 +225,9 @@ impl<D: Dial> Pool<D> {
     /// # Errors
     /// Why there is no answer; with the request, when nothing of it was sent.
     pub async fn send(&self, to: &D::To, mut request: Request<Body>) -> Result<Sent, Failed> {
+        // Opening a connection is boxed, so that a request by a resting one moves little memory.
         if is_grpc(&request) {
-            return self.send_shared(to, request).await;
+            return Box::pin(self.send_shared(to, request)).await;
         }
         *request.version_mut() = Version::HTTP_11;
         let shelf = self.place(to, |place| Arc::clone(&place.shelf));
@@ -244,6 +245,16 @@ impl<D: Dial> Pool<D> {
                 (None, _) => return Err(Error::of(failed.into_error()).into()),
             };
         }
+        Box::pin(self.send_alone(to, request, shelf)).await
+    }
+
+    /// Sends a request by a connection that is opened for it.
+    async fn send_alone(
+        &self,
+        to: &D::To,
+        request: Request<Body>,
+        shelf: Arc<Shelf>,
+    ) -> Result<Sent, Failed> {
         let stream = match self.dialer.dial(to).await {
             Ok(stream) => stream,
             Err(error) => {

@@ -241,7 +241,7 @@ impl Guest {
             .header(header::CONTENT_LENGTH, body.len())
             .body(Body::from(body));
         let request = request.unwrap_or_default();
-        Ok(Box::pin(self.pool.send(&protocol::ENVD_PORT, request)).await?.answer)
+        Ok(self.pool.send(&protocol::ENVD_PORT, request).await?.answer)
     }
 
     /// Waits until envd answers.
