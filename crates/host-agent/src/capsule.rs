@@ -47,6 +47,8 @@ pub(crate) enum Error {
     Died { reason: String, console: String },
     #[error("{}", protocol::SILENT)]
     Silent,
+    #[error("the guest did not write to its disk what it has in memory")]
+    Unsaved(#[source] io::Error),
     #[error("{0}")]
     Ended(String),
     #[error("what was kept is damaged")]

@@ -24,6 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// How far a guest's clock may be off when anyone is let in.
 const CLOCK_OFF: Duration = Duration::from_millis(100);
@@ -85,6 +86,8 @@ pub(crate) struct Guest {
     most: u32,
     /// Carries out what it may reach; none where it has no network.
     guard: Option<Arc<Guard>>,
+    /// Held by the task that sets the clock once envd answers.
+    refresher: Arc<Mutex<()>>,
 }
 
 /// A request's places among the requests under way.
@@ -113,7 +116,7 @@ impl Guest {
         let dialer = Dialer::new(route, token.into(), &cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, counts) = (Tracker::default(), <[Tracker; 2]>::default());
-        Self { pool, cut, tracker, counts, most, guard: None }
+        Self { pool, cut, tracker, counts, most, guard: None, refresher: Arc::default() }
     }
 
     /// The same, with who carries out what it may reach.
@@ -133,8 +136,8 @@ impl Guest {
         let dialer = self.pool.dialer().renewed(&cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, guard) = (self.tracker.clone(), self.guard.clone());
-        let counts = self.counts.clone();
-        Self { pool, cut, tracker, counts, most: self.most, guard }
+        let (counts, refresher) = (self.counts.clone(), Arc::default());
+        Self { pool, cut, tracker, counts, most: self.most, guard, refresher }
     }
 
     /// Lets requests in again.
@@ -298,6 +301,11 @@ impl Guest {
         };
         let refreshed = tokio::time::timeout(REFRESH, refreshed).await;
         refreshed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Makes the caller the one task that refreshes the guest later; `None` when there is one.
+    pub(crate) fn become_refresher(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.refresher).try_lock_owned().ok()
     }
 
     /// The clock is off by no more than its setting took; where that was long, it is set again.

@@ -345,6 +345,7 @@ fn refused(id: CapsuleId, error: &Error) -> ConnectError {
         Error::NotFound(_) => ErrorCode::NotFound,
         Error::Silent | Error::GuestSilent { .. } => ErrorCode::Unavailable,
         Error::Died { .. }
+        | Error::Unsaved(_)
         | Error::Ended(_)
         | Error::Io { .. }
         | Error::Network(_)

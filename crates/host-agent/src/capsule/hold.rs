@@ -189,10 +189,13 @@ impl Manager {
     }
 
     /// Sets the clock of a guest that goes on, and lets its file system go on, once its agent
-    /// answers. Gives up when the guest's connections are cut, as each pause and each end does.
+    /// answers. Gives up when the guest's connections are cut, as each pause and each end does. Does
+    /// nothing while an earlier call for the same guest still tries.
     pub(super) fn refresh_later(&self, id: CapsuleId, guest: Guest, token: String) {
+        let Some(held) = guest.become_refresher() else { return };
         let tasks = self.parts.tasks.clone();
         self.parts.tasks.spawn(async move {
+            let _held = held;
             let refreshed = async {
                 while guest.refresh(&token).await.is_err() {
                     tokio::time::sleep(AGAIN).await;

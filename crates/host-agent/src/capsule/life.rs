@@ -3,7 +3,7 @@
 use super::pause::Keep;
 use std::time::Duration;
 
-/// Tries to pause a capsule at its end that a silent agent may refuse.
+/// Due pauses that may fail because of the guest's agent before the guest is kept as it is.
 const SILENT_TRIES: u32 = 2;
 
 /// What is done with a capsule whose time is over.
@@ -40,7 +40,8 @@ pub(crate) enum Due {
 }
 
 impl Due {
-    /// Decides what a pause keeps, after so many tries in a row that a silent agent refused. Pure.
+    /// Decides what a pause keeps, after so many tries in a row that failed because of the guest's
+    /// agent. Pure.
     pub(super) fn keep(self, silent_tries: u32) -> Keep {
         if silent_tries >= SILENT_TRIES {
             return Keep::Frozen;

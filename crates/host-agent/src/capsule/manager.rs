@@ -89,7 +89,7 @@ pub(super) struct Capsule {
     pub active: Instant,
     /// What was due and failed is not tried before.
     pub due_after: Instant,
-    /// Pauses in a row that were due and that a silent agent refused.
+    /// Due pauses in a row that failed because of the guest's agent.
     pub silent_tries: u32,
     pub usage: Usage,
 }

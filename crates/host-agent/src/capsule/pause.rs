@@ -24,7 +24,7 @@ use types::CapsuleId;
 
 /// How long requests under way may take to come to their end.
 const GRACE: Duration = Duration::from_secs(2);
-/// Before another try to pause a capsule whose time is over and whose agent is silent.
+/// Wait before another try to pause a capsule whose time is over and whose agent refused the last.
 const SILENT_AGAIN: Duration = Duration::from_secs(5);
 /// Most bytes that a pause or snapshot writes beside the memory: the devices' state, the manifest,
 /// and the guest's last writes.
@@ -109,15 +109,15 @@ impl Manager {
         self.detached(async move { this.pause_in_turn(id, generation, what).await }).await
     }
 
-    /// Pauses a capsule whose time is over. A guest whose agent stays silent is kept as it is after
-    /// some tries, so that no guest runs for ever.
+    /// Pauses a capsule whose time is over. A guest whose agent stays silent, or does not write down
+    /// what it has, is kept as it is after some tries. So no guest runs for ever.
     pub(super) async fn pause_due(&self, id: CapsuleId, due: Due) -> Result<(), Error> {
         let tries = self.change(id, |capsule| capsule.silent_tries).unwrap_or(0);
         let paused = self.pause(id, None, due.keep(tries)).await;
-        let silent = matches!(paused, Err(Error::Silent));
+        let refused = matches!(paused, Err(Error::Silent | Error::Unsaved(_)));
         self.change(id, |capsule| {
-            capsule.silent_tries = if silent { tries + 1 } else { 0 };
-            if silent {
+            capsule.silent_tries = if refused { tries + 1 } else { 0 };
+            if refused {
                 capsule.due_after = Instant::now() + SILENT_AGAIN;
             }
         });
@@ -304,8 +304,8 @@ impl Manager {
     /// no error, unless its disk alone is kept.
     ///
     /// # Errors
-    /// [`Error::Silent`] when the guest's agent answers nothing, [`Error::Ended`] when the guest is
-    /// halted.
+    /// [`Error::Silent`] when the guest's agent answers nothing, [`Error::Unsaved`] when the disk
+    /// alone is to be kept and the agent fails, [`Error::Ended`] when the guest is halted.
     pub(super) async fn quiesce(
         &self,
         ledger: &Ledger,
@@ -326,7 +326,7 @@ impl Manager {
         match answered {
             Some(Ok(())) => return Ok(()),
             Some(Err(error)) if !what.has_memory() => {
-                return Err(io_error("asking the guest to write down what it has")(error));
+                return Err(Error::Unsaved(error));
             }
             Some(Err(error)) => {
                 tracing::warn!(id = %ledger.id, %error, "the guest did not write down what it has");

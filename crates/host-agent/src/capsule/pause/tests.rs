@@ -128,6 +128,34 @@ async fn evasive() -> (SocketAddr, Arc<AtomicBool>) {
     (agent, asked)
 }
 
+/// An agent that is well, and refuses everything else.
+async fn refusing() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let agent = listener.local_addr().unwrap();
+    Tasks::default().spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            Tasks::default().spawn(async move {
+                let mut head = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut head).await {
+                    // A request's body may come by itself.
+                    let answer: &[u8] = match &head[..read] {
+                        head if head.starts_with(b"GET /health") => {
+                            b"HTTP/1.1 204 No Content\r\n\r\n"
+                        }
+                        head if head.starts_with(b"POST ") => {
+                            b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+                        }
+                        _ => b"",
+                    };
+                    let _ = stream.write_all(answer).await;
+                }
+            });
+        }
+    });
+    agent
+}
+
 fn state(manager: &Manager, id: CapsuleId) -> Option<State> {
     manager.change(id, |capsule| capsule.state.clone())
 }
@@ -172,6 +200,34 @@ async fn due_pause_of_a_guest_whose_agent_is_silent_keeps_it_as_it_is_after_some
     // The memory is kept too, since the disk alone could lack what the guest has in memory.
     assert_eq!(machine.counts(), (1, 1));
     assert_eq!(manager.numbers(id), [1]);
+}
+
+#[tokio::test]
+async fn due_pause_of_the_disk_that_the_agent_refuses_keeps_the_guest_as_it_is_after_some_tries() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manager, id, machine) = running(dir.path(), refusing().await).await;
+    for _ in 0..2 {
+        let paused = manager.pause_due(id, Due::PauseDisk).await;
+        assert!(matches!(paused, Err(Error::Unsaved(_))), "{paused:?}");
+        assert_eq!(machine.counts(), (0, 0));
+    }
+    manager.pause_due(id, Due::PauseDisk).await.unwrap();
+    assert_eq!(state(&manager, id), Some(State::Paused));
+    assert_eq!(machine.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn failed_snapshots_of_a_silent_guest_leave_one_task_that_waits_for_its_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, _listener) = silent();
+    let (manager, id, _) = running(dir.path(), agent).await;
+    let (_, guest) = manager.lock().get(&id).unwrap().running.clone().unwrap();
+    for _ in 0..2 {
+        let taken = manager.snapshot(id, SnapshotId::new(), false).await;
+        assert!(matches!(taken, Err(Error::Silent)), "{taken:?}");
+        assert!(guest.become_refresher().is_none(), "nobody waits for the agent");
+    }
+    assert!(guest.renewed(Tasks::default()).become_refresher().is_some());
 }
 
 #[tokio::test]
