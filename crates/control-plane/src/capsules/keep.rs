@@ -111,8 +111,8 @@ fn pause_name(memory: bool) -> &'static str {
     if memory { "pause" } else { "pause disk" }
 }
 
-/// Keeps a capsule and ends its machine; one that is paused is success. Joins a pause with the same
-/// parameters that is under way, on whichever control plane.
+/// Pauses a capsule. Succeeds for a paused capsule. Joins a pause with the same parameters that is
+/// under way, on whichever control plane.
 pub(crate) async fn pause(
     app: &App,
     caller: Caller,
@@ -144,7 +144,7 @@ pub(crate) async fn pause(
     Err(busy())
 }
 
-/// Pauses a capsule that was seen running; none when another change was faster.
+/// Pauses a capsule that was seen running. Returns `None` when another change was faster.
 async fn keep(
     app: &App,
     caller: Caller,
@@ -211,7 +211,7 @@ impl Wanted {
     }
 }
 
-/// Brings a paused capsule back; one that runs is success. Joins a resume with the same parameters
+/// Resumes a paused capsule. Succeeds for a running capsule. Joins a resume with the same parameters
 /// that is under way, on whichever control plane.
 pub(crate) async fn resume(
     app: &App,

@@ -20,7 +20,7 @@ pub(crate) struct Capsule {
     pub template: String,
     pub snapshot_id: Option<Uuid>,
     pub status: String,
-    /// Pause or resume that began last, with its parameters; empty where they are not known.
+    /// Name of the pause or resume under way, with its parameters; empty where nobody named one.
     pub operation: String,
     pub generation: i64,
     pub vcpus: i32,
@@ -326,7 +326,7 @@ pub(crate) async fn transition(
                coalesce(started_at, now()) ELSE started_at END, \
                stored_newest = stored_newest AND $3 <> 'running', \
                disk_full = disk_full AND $3 = 'running', \
-               operation = CASE WHEN $3 IN ('pausing', 'resuming') THEN '' ELSE operation END \
+               operation = '' \
                WHERE id = $1 AND generation = $2 AND status = ANY($5) \
                RETURNING team_id, generation), \
                noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
@@ -341,8 +341,8 @@ pub(crate) async fn transition(
     update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await
 }
 
-/// Begins a pause, under a name that tells its parameters, if the capsule is still of the
-/// generation that was seen. Returns the new generation.
+/// Begins a pause under a name that tells its parameters. The capsule must be of the generation that
+/// was seen. Returns the new generation.
 pub(crate) async fn begin_pause(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -358,8 +358,8 @@ pub(crate) async fn begin_pause(
     update.bind(from).fetch_optional(db).await
 }
 
-/// Has a capsule be resumed on another host than it was paused on, if it is still of the
-/// generation that was seen. The operation's name tells its parameters. Returns the new
+/// Begins a resume on a host, perhaps another one than the capsule was paused on, under a name that
+/// tells its parameters. The capsule must be of the generation that was seen. Returns the new
 /// generation.
 pub(crate) async fn resume_on(
     db: impl PgExecutor<'_>,
