@@ -39,7 +39,7 @@ pub struct Top {
     pub from: OsString,
     /// Name that the entry gets.
     pub to: OsString,
-    /// Takes a folder with all below it. Otherwise only one file is taken.
+    /// Takes a folder with all below it, and no link in its place. Otherwise only one file is taken.
     pub folder: bool,
 }
 
@@ -156,9 +156,14 @@ impl Target {
             return Err(refused(shown, "is too deep"));
         }
         if let Some(top) = &self.options.top {
-            let alone = parts.len() == 1 && kind == Kind::File;
+            // A link at the top would lead the next copy to the same place astray.
+            let fits = match parts.len() {
+                1 if top.folder => kind == Kind::Folder,
+                1 => kind == Kind::File,
+                _ => top.folder,
+            };
             match parts.first_mut() {
-                Some(first) if *first == top.from && (top.folder || alone) => {
+                Some(first) if *first == top.from && fits => {
                     first.clone_from(&top.to);
                 }
                 _ => return Err(refused(shown, "is not what was asked for")),

@@ -186,8 +186,27 @@ fn header(name: &str, kind: u8, link: &str, size: usize) -> [u8; 512] {
     block
 }
 
-/// Starts a platform that says that there is a file or folder, and sends this archive for it.
-fn hostile(kind: &'static str, archive: Vec<u8>) -> Upstream {
+/// Starts a platform that says that there is a file or folder at a path, and sends this archive for
+/// it. Copies `/f` from there to `target`.
+fn copy_of_hostile(
+    kind: &'static str,
+    path: &'static str,
+    archive: Vec<u8>,
+    target: &Path,
+) -> Output {
+    let upstream = hostile(kind, path, archive);
+    std::process::Command::new(tests::binary("wrenn"))
+        .args(["capsule", "cp", "-r", &format!("cl-{}:/f", "0".repeat(25))])
+        .arg(target)
+        .env("WRENN_CLIENT_FILE", target.join("none"))
+        .env("WRENN_BASE_URL", format!("http://127.0.0.1:{}", upstream.port))
+        .env("WRENN_API_KEY", "wrn_none")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn hostile(kind: &'static str, path: &'static str, archive: Vec<u8>) -> Upstream {
     Upstream::start(move |mut wire| {
         while let Some(head) = wire.head() {
             let length = head.lines().find_map(|line| {
@@ -196,7 +215,7 @@ fn hostile(kind: &'static str, archive: Vec<u8>) -> Upstream {
             });
             wire.take(length.unwrap_or(0));
             if head.starts_with("POST") {
-                let entry = json!({ "entry": { "name": "f", "path": "/f", "type": kind, "size": 4,
+                let entry = json!({ "entry": { "name": "f", "path": path, "type": kind, "size": 4,
                     "mode": 420, "permissions": "", "owner": "", "group": "", "modified_at": 0 } });
                 let json = "content-type: application/json\r\n";
                 wire.answer("200 OK", json, entry.to_string().as_bytes());
@@ -215,7 +234,8 @@ fn a_guest_writes_nothing_but_what_was_asked_for() {
         ("file", tar("../outside", None), "leads out"),
         ("directory", tar("other/f", None), "not what was asked"),
         ("directory", tar("f/../../outside", None), "leads out"),
-        ("directory", tar("f/outside", Some(("f", ".."))), "link"),
+        ("directory", tar("f/outside", Some(("f", ".."))), "not what was asked"),
+        ("directory", tar("f/l/outside", Some(("f/l", ".."))), "link"),
         ("directory", tar("/f", None), "absolute"),
         ("file", tar("f", None)[..600].to_vec(), "broke off"),
     ] {
@@ -223,19 +243,21 @@ fn a_guest_writes_nothing_but_what_was_asked_for() {
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
         fs::write(target.join("kept"), "kept").unwrap();
-        let upstream = hostile(kind, archive);
-        let out = std::process::Command::new(tests::binary("wrenn"))
-            .args(["capsule", "cp", "-r", &format!("cl-{}:/f", "0".repeat(25))])
-            .arg(&target)
-            .env("WRENN_CLIENT_FILE", dir.path().join("none"))
-            .env("WRENN_BASE_URL", format!("http://127.0.0.1:{}", upstream.port))
-            .env("WRENN_API_KEY", "wrn_none")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let out = copy_of_hostile(kind, "/f", archive, &target);
         assert!(!out.status.success() && text(&out.stderr).contains(told), "{told}: {out:?}");
         assert_eq!(names(dir.path()), ["target"], "{told}");
         assert!(names(&target).iter().all(|name| name == "kept" || name == "f"), "{told}");
         assert_eq!(fs::read_to_string(target.join("kept")).unwrap(), "kept");
     }
+}
+
+#[test]
+fn a_guest_does_not_choose_the_name_of_a_copy() {
+    let target = tempfile::tempdir().unwrap();
+    fs::write(target.path().join(".bashrc"), "kept").unwrap();
+    let out = copy_of_hostile("file", "/.bashrc", tar(".bashrc", None), target.path());
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(names(target.path()), [".bashrc", "f"]);
+    assert_eq!(fs::read_to_string(target.path().join(".bashrc")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(target.path().join("f")).unwrap(), "evil");
 }

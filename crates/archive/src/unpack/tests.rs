@@ -231,6 +231,12 @@ fn only_what_was_asked_for_is_taken_and_it_gets_the_wanted_name() {
     assert!(unpack(dir.path(), &archive(&tree)[..], top(true)).is_err());
     assert_eq!(names(dir.path()), ["here"]);
     assert_eq!(names(&dir.path().join("here")), ["f"]);
+    fs::remove_dir_all(dir.path().join("here")).unwrap();
+    for kind in [Kind::Link, Kind::File] {
+        let refused = unpack(dir.path(), &archive(&[entry(kind, "asked", "/etc")])[..], top(true));
+        assert!(refused.unwrap_err().to_string().contains("not what was asked"));
+        assert!(names(dir.path()).is_empty());
+    }
 }
 
 #[test]

@@ -119,8 +119,7 @@ async fn download(
     if !is_folder && entry.r#type != "file" {
         anyhow::bail!("{from} is neither a file nor a folder");
     }
-    let name = name_of(&entry.path);
-    let source = Source { name: OsStr::new(name), is_folder, contents: means_contents(from) };
+    let source = Source { name: own_name(from), is_folder, contents: means_contents(from) };
     let place = match local_target(local, &source)? {
         Target::Place(place) => place,
         Target::Special => {
@@ -131,9 +130,20 @@ async fn download(
         }
     };
     let at = place.folder.join(&place.name);
-    let top = archive::Top { from: name.into(), to: place.name, folder: is_folder };
+    let from = name_of(&entry.path).into();
+    let top = archive::Top { from, to: place.name, folder: is_folder };
     let copied = transfer::unpack(client, (id, &entry.path), place.folder, top).await?;
     Ok((copied, at))
+}
+
+/// Returns the last name of a path in a capsule as the caller wrote it, so that no guest chooses the
+/// name here. The name of a path such as `~` or `..` is empty.
+fn own_name(path: &str) -> &OsStr {
+    match Path::new(path).file_name() {
+        Some(name) if path.trim_end_matches('/') != "~" => name,
+        None if path.starts_with('/') => OsStr::new(ROOT),
+        Some(_) | None => OsStr::new(""),
+    }
 }
 
 /// Returns the last name of an absolute path in a capsule, as envd calls the archive's entry.
@@ -143,6 +153,7 @@ fn name_of(path: &str) -> &str {
 
 /// The source of a copy.
 struct Source<'a> {
+    /// Name that a copy into a folder gets; empty for a source without a name of its own.
     name: &'a OsStr,
     is_folder: bool,
     contents: bool,
@@ -173,6 +184,7 @@ fn local_target(local: &Path, source: &Source<'_>) -> anyhow::Result<Target> {
     };
     if found.is_dir() && !source.contents {
         let name = source.name.to_owned();
+        anyhow::ensure!(!name.is_empty(), "the source has no name; name the copy in {shown}");
         return Ok(Target::Place(Place { folder: local.to_owned(), name }));
     }
     if source.is_folder && !found.is_dir() {

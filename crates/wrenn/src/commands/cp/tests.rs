@@ -48,6 +48,26 @@ fn local_targets_are_found_as_by_cp() {
     assert_eq!(here, place(Path::new("."), "surely-not-here"));
 }
 
+#[test]
+fn name_of_a_copy_is_the_callers_and_a_source_without_one_needs_it() {
+    for (path, name) in [
+        ("/a/b", "b"),
+        ("b/", "b"),
+        ("~/b/.", "b"),
+        ("/a/~", "~"),
+        ("/", ROOT),
+        ("~", ""),
+        ("~/", ""),
+        ("..", ""),
+        (".", ""),
+    ] {
+        assert_eq!(own_name(path), name, "{path}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let error = local_target(dir.path(), &folder("")).unwrap_err();
+    assert!(error.to_string().starts_with("the source has no name"), "{error}");
+}
+
 fn entry(kind: &str, path: &str, link: Option<&str>) -> api::Entry {
     api::Entry {
         name: name_of(path).to_owned(),
