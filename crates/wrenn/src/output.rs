@@ -24,7 +24,12 @@ pub(crate) fn line(text: &str) {
 
 /// Prints a line for people beside the result.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(text));
+}
+
+/// Leaves of a text what a terminal may print. Names and messages may come from a guest.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 /// Whether results are read by a person.
@@ -129,11 +134,12 @@ pub(crate) fn unreadable(error: &clap::Error, form: Form) -> ExitCode {
 
 /// Prints what went wrong, with its causes.
 pub(crate) fn error(error: &anyhow::Error, form: Form) {
+    let text = printable(&format!("{error:#}"));
     match form {
         Form::Human if std::io::stderr().is_terminal() => {
-            eprintln!("\u{1b}[31merror:\u{1b}[0m {error:#}");
+            eprintln!("\u{1b}[31merror:\u{1b}[0m {text}");
         }
-        Form::Human => eprintln!("error: {error:#}"),
+        Form::Human => eprintln!("error: {text}"),
         Form::Json => eprintln!("{}", failure(error)),
     }
 }
@@ -248,5 +254,15 @@ pub(crate) fn ago(then: time::OffsetDateTime) -> String {
         120..7200 => format!("{}m ago", seconds / 60),
         7200..172_800 => format!("{}h ago", seconds / 3600),
         _ => format!("{}d ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_of_a_guest_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2J\u{9b}b\r\n\tü"), "a[2Jb\n\tü");
     }
 }
