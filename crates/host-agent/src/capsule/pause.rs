@@ -393,6 +393,8 @@ impl Manager {
         let UnderWay { machine, guest, cancel } = under_way;
         let thawed = self.thaw_if_owed(id, &*machine).await;
         if let Some(token) = token {
+            // A removal may have ended the pause before the connections were cut.
+            guest.cut();
             let guest = guest.renewed(self.parts.tasks.clone());
             // In a guest that stands still, nobody answers. Its clock is set when it goes on.
             if thawed.is_ok() {
