@@ -1,4 +1,4 @@
-//! What a program leaves behind, subscribers that do not read, and ends that wait for nobody.
+//! Programs that leave others behind, subscribers that do not read, and ends that wait for nobody.
 
 use crate::capsule;
 use base64::Engine;
@@ -130,7 +130,7 @@ async fn only_subscriber_that_does_not_read_holds_off_neither_kill_nor_end() {
     .await;
     let mut late = client.socket(&format!("/v1/capsules/{id}/processes/{pid}/stream")).await;
     assert_eq!(late.until_exit("stdout").await.1, 137);
-    // What the program wrote is there, and then the end.
+    // The program's output comes first, and then the end.
     let (out, code) = silent.until_exit("stdout").await;
     assert_eq!((out.is_empty(), code), (false, 137));
     platform.finish();

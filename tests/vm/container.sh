@@ -1,5 +1,5 @@
-# Runs the image in $1, a tar of a root folder, as a container: its layers and network are as Docker
-# makes them, and $2 is a host and port of the internet. Needs root, runc and iptables.
+# Runs the image in $1, a tar of a root folder, as a container. Its layers and network are as Docker
+# makes them. $2 is a host and port of the internet. Needs root, runc and iptables.
 set -eu
 modprobe -a overlay br_netfilter
 # A disk for the layers, since no overlay can be the upper layer of another one.

@@ -58,7 +58,7 @@ async fn server_on_the_loopback_is_reached_and_its_port_stays_free_on_other_addr
     let answer = client.send(client.to_port(Method::GET, &id, 8080, "/")).await;
     let told = answer.body.to_string();
     assert!(answer.status == 502 && told.contains("port is not open"), "{told}");
-    // The same port on all addresses, right after.
+    // A server on all addresses takes the port right after.
     serve(&client, &id, "0.0.0.0", 8080).await;
     exchange(&platform, &client, &id, 8080).await;
     assert_eq!(addresses(&client, &id, 8080).await, [json!(["0.0.0.0", "python3"])]);

@@ -29,7 +29,7 @@ pub struct ListeningPort {
     /// Name of the program, where the guest tells one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub program: Option<String>,
-    /// Whether anyone may reach the port.
+    /// Set when anyone may reach the port.
     pub public: bool,
     /// The port's own host name, as a URL.
     pub url: String,

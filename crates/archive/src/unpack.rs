@@ -39,7 +39,8 @@ pub struct Top {
     pub from: OsString,
     /// Name that the entry gets.
     pub to: OsString,
-    /// Takes a folder with all below it, and no link in its place. Otherwise only one file is taken.
+    /// Takes a folder with all below it, and no link in its place. Otherwise only one file is
+    /// taken.
     pub folder: bool,
 }
 

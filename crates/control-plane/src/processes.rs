@@ -119,7 +119,7 @@ impl Processes {
         Ok(Self { client, of: Arc::new((app.clone(), capsule)) })
     }
 
-    /// Does a call. `refused` tells what a refusal means; a guest that does not answer may have
+    /// Does a call. `refused` turns a refusal into an error. A guest that does not answer may have
     /// been paused meanwhile.
     async fn done_or<T>(
         &self,
@@ -141,8 +141,8 @@ impl Processes {
         self.done_or(call, refused).await
     }
 
-    /// Waits for the first event of a program. A guest that gives neither that nor a sign of life
-    /// is not waited for.
+    /// Waits for the first event of a program. Gives up a guest that sends no event and gives no
+    /// sign of life.
     async fn begins<T>(&self, begin: impl Future<Output = Result<T>>) -> Result<T> {
         let mut begin = std::pin::pin!(begin);
         loop {
@@ -162,8 +162,8 @@ impl Processes {
         }
     }
 
-    /// Reports whether the guest answers, or waits for room on its host's disk: requests to such a
-    /// guest wait too.
+    /// Reports whether the guest answers, or waits for room on its host's disk. Requests to a guest
+    /// that waits for room wait too.
     async fn lives(&self) -> bool {
         let (app, capsule) = &*self.of;
         let Ok(agent) = app.agent_of(capsule) else { return false };
@@ -386,7 +386,7 @@ fn signal_code(status: &str) -> i32 {
     128 + signal
 }
 
-/// Tells what a refusal means for a program that runs.
+/// Turns the refusal of a call for a program that runs into an error.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
 fn refused(error: &ConnectError) -> Error {
     match error.code {
@@ -396,7 +396,7 @@ fn refused(error: &ConnectError) -> Error {
     }
 }
 
-/// Tells why a program, which was given `timeout` seconds, was not started.
+/// Turns the refusal to start a program, which was given `timeout` seconds, into an error.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
 fn not_started(error: &ConnectError, timeout: u32) -> Error {
     let message = error.message.clone().unwrap_or_default();

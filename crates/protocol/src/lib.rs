@@ -26,8 +26,8 @@ pub const PORTS: &str = "/ports";
 /// Path at which envd switches a connection to one of a server on the guest's loopback. The query
 /// names the `port`.
 pub const CONNECT_PORT: &str = "/ports/connect";
-/// What a host says, as the whole of an `unavailable` error, of a guest whose agent is silent. A
-/// host that cannot be reached says nothing.
+/// Message of the `unavailable` error by which a host tells of a guest whose agent is silent. A
+/// host that cannot be reached sends no message.
 pub const SILENT: &str = "the capsule's agent does not answer";
 /// Header that carries envd's token.
 pub const ACCESS_TOKEN: &str = "x-access-token";

@@ -1,5 +1,5 @@
-//! Copies of files and folders by `wrenn capsule cp`: modes, times and links, special targets on
-//! this machine, and guests that send what nobody asked for.
+//! Copies of files and folders by `wrenn capsule cp`. The tests look at modes, times, links and
+//! special targets on this machine, and at guests that send what nobody asked for.
 
 use super::text;
 use crate::capsule;
@@ -186,8 +186,8 @@ fn header(name: &str, kind: u8, link: &str, size: usize) -> [u8; 512] {
     block
 }
 
-/// Starts a platform that says that there is a file or folder at a path, and sends this archive for
-/// it. Copies `/f` from there to `target`.
+/// Copies `/f` to `target` from a platform that says that a file or folder is at `path`. The
+/// platform sends this archive.
 fn copy_of_hostile(
     kind: &'static str,
     path: &'static str,

@@ -100,8 +100,8 @@ fn joins(capsule: &Capsule, to: CapsuleState, operation: &str) -> Result<bool> {
     }
 }
 
-/// Reports whether an operation that was seen under way has failed, now that the capsule is back in
-/// the state before it. A success and a later operation lead there too, by more changes.
+/// Reports whether an operation that was seen under way has failed. The capsule is back in the
+/// state before that operation. A success and a later operation lead there too, by more changes.
 fn has_failed(seen: &Capsule, now: &Capsule) -> bool {
     now.generation == seen.generation + 1
 }
@@ -173,7 +173,7 @@ async fn keep(
             transition(app, id, generation, CapsuleState::Paused, None, caller.by).await?;
             get(app, caller, id).await.map(Some)
         }
-        // It may be paused, or be about to; the host tells.
+        // The capsule may be paused all the same. The reconciler asks the host.
         Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
         Err(error) => {
             transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
@@ -211,8 +211,8 @@ impl Wanted {
     }
 }
 
-/// Resumes a paused capsule. Succeeds for a running capsule. Joins a resume with the same parameters
-/// that is under way, on whichever control plane.
+/// Resumes a paused capsule. Succeeds for a running capsule. Joins a resume with the same
+/// parameters that is under way, on whichever control plane.
 pub(crate) async fn resume(
     app: &App,
     caller: Caller,

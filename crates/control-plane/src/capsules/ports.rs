@@ -1,5 +1,5 @@
-//! Which servers listen in a capsule, by its guest's word. A guest is hostile, so the answer is
-//! bounded in time, size and number. The look wakes no capsule.
+//! The list of servers that listen in a capsule, by its guest's word. A guest is hostile, so the
+//! answer is bounded in time, size and number. The look wakes no capsule.
 
 use super::{get, why};
 use crate::app::App;

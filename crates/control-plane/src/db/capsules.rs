@@ -341,8 +341,8 @@ pub(crate) async fn transition(
     update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await
 }
 
-/// Begins a pause under a name that tells its parameters. The capsule must be of the generation that
-/// was seen. Returns the new generation.
+/// Begins a pause under a name that tells its parameters. The capsule must be of the generation
+/// that was seen. Returns the new generation.
 pub(crate) async fn begin_pause(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -358,8 +358,8 @@ pub(crate) async fn begin_pause(
     update.bind(from).fetch_optional(db).await
 }
 
-/// Begins a resume on a host, perhaps another one than the capsule was paused on, under a name that
-/// tells its parameters. The capsule must be of the generation that was seen. Returns the new
+/// Begins a resume under a name that tells its parameters. The host may be another one than the
+/// capsule was paused on. The capsule must be of the generation that was seen. Returns the new
 /// generation.
 pub(crate) async fn resume_on(
     db: impl PgExecutor<'_>,

@@ -26,7 +26,7 @@ use types::{CapsuleId, Egress};
 
 /// How long a guest may take to answer; emulated ones on a busy machine take a while.
 const READY: Duration = Duration::from_secs(90);
-/// The same of a guest that answered before it was kept, and need not boot.
+/// Time that a guest may take to answer which answered before it was kept, and need not boot.
 const READY_AGAIN: Duration = Duration::from_secs(60);
 /// User ids of VMMs: this and the network's number.
 const FIRST_UID: u32 = 2_000_000;
@@ -341,7 +341,7 @@ async fn ready(
     identity: &Identity,
     origin: Origin,
 ) -> Result<(), Error> {
-    // One that was brought back answered before it was kept.
+    // A guest that was brought back answered before it was kept.
     let answers = parts.driver.boots_images() && origin.layers().is_some();
     let limit = if answers { READY_AGAIN } else { READY };
     let begin = async {

@@ -1,6 +1,6 @@
 //! The removal of a capsule with all that the host has of it. A removal ends whichever operation
-//! has the capsule's turn, so that nothing that a guest does holds it up. It names the newest
-//! generation that it may remove. A later command's capsule stays.
+//! has the capsule's turn, so that no guest holds a removal up. A removal names the newest
+//! generation that may go. A later command's capsule stays.
 
 use super::Error;
 use super::boot;
@@ -53,7 +53,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Cancels the operation under way again: another may have had its turn meanwhile.
+    /// Cancels the operation that has the turn. Another one may have taken the turn since the last
+    /// call.
     fn cancel_for_removal(&self, id: CapsuleId, turn: &Turn, newest: Option<u64>) {
         self.change(id, |capsule| {
             if Arc::ptr_eq(&capsule.turn, turn) && !capsule.is_later_than(newest) {

@@ -189,8 +189,8 @@ impl Manager {
     }
 
     /// Sets the clock of a guest that goes on, and lets its file system go on, once its agent
-    /// answers. Gives up when the guest's connections are cut, as each pause and each end does. Does
-    /// nothing while an earlier call for the same guest still tries.
+    /// answers. Gives up when the guest's connections are cut, as each pause and each end does.
+    /// Does nothing while an earlier call for the same guest still tries.
     pub(super) fn refresh_later(&self, id: CapsuleId, guest: Guest, token: String) {
         let Some(held) = guest.become_refresher() else { return };
         let tasks = self.parts.tasks.clone();

@@ -64,7 +64,7 @@ pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> R
     Ok(())
 }
 
-/// What a pause keeps of a capsule.
+/// Parts of a capsule that a pause keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
     /// The disk, as the guest has written it down.
@@ -93,8 +93,8 @@ struct UnderWay {
 }
 
 impl Manager {
-    /// Keeps a capsule and ends its machine; one that is paused is success. `generation` is that
-    /// of the command, none where the agent itself has it done.
+    /// Pauses a capsule. Succeeds for a paused capsule. `generation` is the command's, or none for
+    /// the agent's own pauses.
     ///
     /// # Errors
     /// [`Error::Silent`] when the guest's agent does not answer, unless the guest is to be kept
@@ -109,8 +109,8 @@ impl Manager {
         self.detached(async move { this.pause_in_turn(id, generation, what).await }).await
     }
 
-    /// Pauses a capsule whose time is over. A guest whose agent stays silent, or does not write down
-    /// what it has, is kept as it is after some tries. So no guest runs for ever.
+    /// Pauses a capsule whose time is over. After some tries that the guest's agent refused, the
+    /// guest is kept as it is. So no guest runs for ever.
     pub(super) async fn pause_due(&self, id: CapsuleId, due: Due) -> Result<(), Error> {
         let tries = self.change(id, |capsule| capsule.silent_tries).unwrap_or(0);
         let paused = self.pause(id, None, due.keep(tries)).await;
@@ -304,8 +304,8 @@ impl Manager {
     /// no error, unless its disk alone is kept.
     ///
     /// # Errors
-    /// [`Error::Silent`] when the guest's agent answers nothing, [`Error::Unsaved`] when the disk
-    /// alone is to be kept and the agent fails, [`Error::Ended`] when the guest is halted.
+    /// [`Error::Silent`] when the guest's agent answers nothing. [`Error::Unsaved`] when the disk
+    /// alone is to be kept and the agent fails. [`Error::Ended`] when the guest is halted.
     pub(super) async fn quiesce(
         &self,
         ledger: &Ledger,

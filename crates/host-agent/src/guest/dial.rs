@@ -1,5 +1,5 @@
 //! Connections to a guest's ports. A server that listens on the guest's loopback alone refuses the
-//! host. envd connects to such a server, and the connection to envd becomes one to the server.
+//! host. For such a server, envd connects to it, and passes the bytes of the host's connection.
 
 use super::{GuestStream, Route, reset};
 use bytes::{Buf, Bytes};

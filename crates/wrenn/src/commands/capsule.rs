@@ -49,8 +49,8 @@ pub(crate) async fn capsule(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells of a command that was not run to its end by an exit code that few commands have, as
-/// shells, `timeout(1)` and `env(1)` do.
+/// Tells of a command that was not run to its end by an exit code. Few commands have these codes,
+/// which shells, `timeout(1)` and `env(1)` use too.
 fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
     output::error(error, form);
     let code = error.downcast_ref::<Refused>().map(|refused| refused.code.as_str());

@@ -1,6 +1,6 @@
 //! `wrenn capsule cp`: files and folders into a capsule or out of it, streamed, of any size. Modes,
-//! times and links are kept, as by `docker cp` and `scp`. What comes from a guest is not trusted:
-//! it lands below the name that was asked for, and nowhere else.
+//! times and links are kept, as by `docker cp` and `scp`. No guest is trusted: contents land below
+//! the name that the caller wrote, and nowhere else.
 
 mod transfer;
 
@@ -136,8 +136,8 @@ async fn download(
     Ok((copied, at))
 }
 
-/// Returns the last name of a path in a capsule as the caller wrote it, so that no guest chooses the
-/// name here. The name of a path such as `~` or `..` is empty.
+/// Returns the last name of a path in a capsule as the caller wrote it. So no guest chooses a name
+/// on this machine. The name of a path such as `~` or `..` is empty.
 fn own_name(path: &str) -> &OsStr {
     match Path::new(path).file_name() {
         Some(name) if path.trim_end_matches('/') != "~" => name,

@@ -1,6 +1,6 @@
-//! The distribution's kernel, out of its package and never installed on the host: the image
-//! uncompressed, for direct boot, the modules that a guest needs to boot, and a tree of those that
-//! its programs may load.
+//! The distribution's kernel, out of its package and never installed on the host. The image is
+//! uncompressed, for direct boot. Some modules load at a guest's boot, and its programs may load
+//! the modules of a tree.
 
 use super::{Store, remove, text};
 use crate::sys::Run;

@@ -33,7 +33,7 @@ impl Counting {
 }
 
 impl Machine for Counting {
-    /// That of the test itself, which lives.
+    /// Returns the record of the test's own process, which lives.
     fn record(&self) -> Record {
         Record::of(i32::try_from(std::process::id()).unwrap(), None).unwrap()
     }
