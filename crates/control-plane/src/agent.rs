@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use hop::{Dial, Pool, Stream};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri, header};
+use protocol::Refusal;
 use protocol::filesystem::FilesystemClient;
 use protocol::host::{self, HostClient};
 use protocol::process::ProcessClient;
@@ -230,11 +231,15 @@ impl Agent {
         })
     }
 
-    /// Reports whether envd in a capsule answers at all.
+    /// Reports whether envd in a capsule answers at all. A capsule with as many requests as may be is
+    /// taken to live, since nobody can ask it.
     pub(crate) async fn lives(&self, id: CapsuleId, token: &str) -> bool {
         let asked = self.forward(id, token, "/health", Request::new(Body::empty()));
         let answer = tokio::time::timeout(HEALTH, Box::pin(asked)).await;
-        answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status().is_success()))
+        let Ok(Ok(answer)) = answer else { return false };
+        let refusal = answer.headers().get(protocol::REFUSAL);
+        let is_full = refusal.is_some_and(|refusal| refusal == Refusal::TooMany.as_str());
+        is_full || answer.status().is_success()
     }
 
     /// The agent's figures, in Prometheus' form.
