@@ -206,6 +206,8 @@ fn copy_of_hostile(
         .unwrap()
 }
 
+/// Starts a platform that says that a file or folder is at `path`. Without an archive, its agent is
+/// of an earlier version.
 fn hostile(kind: &'static str, path: &'static str, archive: Vec<u8>) -> Upstream {
     Upstream::start(move |mut wire| {
         while let Some(head) = wire.head() {
@@ -214,7 +216,13 @@ fn hostile(kind: &'static str, path: &'static str, archive: Vec<u8>) -> Upstream
                 name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
             });
             wire.take(length.unwrap_or(0));
-            if head.starts_with("POST") {
+            if archive.is_empty() && head.contains("/files/archive") {
+                let error = json!({ "error": { "code": "not_supported", "message": "too old",
+                    "request_id": "" } });
+                wire.answer("501 Not Implemented", "", error.to_string().as_bytes());
+            } else if archive.is_empty() && head.starts_with("GET") {
+                wire.answer("200 OK", "", b"contents");
+            } else if head.starts_with("POST") {
                 let entry = json!({ "entry": { "name": "f", "path": path, "type": kind, "size": 4,
                     "mode": 420, "permissions": "", "owner": "", "group": "", "modified_at": 0 } });
                 let json = "content-type: application/json\r\n";
@@ -260,4 +268,15 @@ fn a_guest_does_not_choose_the_name_of_a_copy() {
     assert_eq!(names(target.path()), [".bashrc", "f"]);
     assert_eq!(fs::read_to_string(target.path().join(".bashrc")).unwrap(), "kept");
     assert_eq!(fs::read_to_string(target.path().join("f")).unwrap(), "evil");
+}
+
+#[test]
+fn a_file_of_a_capsule_whose_agent_knows_no_archives_is_copied() {
+    let target = tempfile::tempdir().unwrap();
+    let out = copy_of_hostile("file", "/f", Vec::new(), target.path());
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(names(target.path()), ["f"]);
+    assert_eq!(fs::read_to_string(target.path().join("f")).unwrap(), "contents");
+    let out = copy_of_hostile("directory", "/f", Vec::new(), target.path());
+    assert!(!out.status.success() && text(&out.stderr).contains("too old"), "{out:?}");
 }

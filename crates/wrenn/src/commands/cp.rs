@@ -132,7 +132,12 @@ async fn download(
     let at = place.folder.join(&place.name);
     let from = name_of(&entry.path).into();
     let top = archive::Top { from, to: place.name, folder: is_folder };
-    let copied = transfer::unpack(client, (id, &entry.path), place.folder, top).await?;
+    let copied = match transfer::unpack(client, (id, &entry.path), place.folder, top).await {
+        Err(error) if !is_folder && is_too_old(&error) => {
+            transfer::save(client, (id, &entry.path), &at).await?
+        }
+        copied => copied?,
+    };
     Ok((copied, at))
 }
 
@@ -246,16 +251,29 @@ async fn upload(
     );
     let copied = match place {
         Some(place) if found.is_dir() || found.is_file() => {
-            transfer::pack(client, local, (id, &place.folder), place.name).await?
+            match transfer::pack(client, local, (id, &place.folder), place.name).await {
+                Err(error) if found.is_file() && is_too_old(&error) => None,
+                copied => Some(copied?),
+            }
         }
         // A device or a FIFO at either side has contents alone.
-        _ => {
+        _ => None,
+    };
+    let copied = match copied {
+        Some(copied) => copied,
+        None => {
             anyhow::ensure!(!found.file_type().is_socket(), "{shown} is a socket");
             let file = File::open(local).await.with_context(what)?;
             transfer::send(client, id, &at, file).await?
         }
     };
     Ok((copied, at))
+}
+
+/// Reports whether a capsule's agent takes no archives, as one that began before this version. The
+/// contents of single files pass all the same.
+fn is_too_old(error: &anyhow::Error) -> bool {
+    output::is_refused(error, "not_supported")
 }
 
 /// Finds the place of a copy in a capsule; `None` for a device or the like, which envd writes into

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
@@ -64,6 +65,28 @@ pub(super) async fn fetch(
     }
     to.flush().await.context("writing the contents")?;
     Ok(transfer.finish())
+}
+
+/// Writes the contents of a file in a capsule to a local file, which appears once they are whole.
+pub(super) async fn save(
+    client: &Client,
+    (id, from): (&str, &str),
+    to: &Path,
+) -> anyhow::Result<u64> {
+    let what = || format!("writing {}", to.display());
+    let found = tokio::fs::symlink_metadata(to).await;
+    let is_special = found.is_ok_and(|found| !found.is_file() && !found.is_symlink());
+    anyhow::ensure!(!is_special, "{} is no file", to.display());
+    let staged = to.with_file_name(format!("{STAGED}{}", std::process::id()));
+    let mut file = File::create_new(&staged).await.with_context(what)?;
+    let saved = match fetch(client, id, from, &mut file).await {
+        Ok(copied) => tokio::fs::rename(&staged, to).await.with_context(what).map(|()| copied),
+        Err(error) => Err(error),
+    };
+    if saved.is_err() {
+        let _ = tokio::fs::remove_file(&staged).await;
+    }
+    saved
 }
 
 /// Copies a file or a folder of a capsule to a place in a local folder. Returns the bytes of files'
