@@ -1,5 +1,5 @@
-//! Files that could hold envd up, or that have no contents of their own: named pipes, devices,
-//! files that the kernel makes up, and files that change or fail under way.
+//! Files that could hold envd up, or that have no contents of their own. Examples are named pipes,
+//! devices, files that the kernel makes up, and files that change or fail under way.
 
 use crate::capsule;
 use crate::envd::envd;

@@ -1,5 +1,5 @@
-//! Parts of the guest's kernel that load when programs need them: file systems in user space, disks
-//! in files, networks, and all that a container takes.
+//! Parts of the guest's kernel that load when programs need them. The parts are for file systems in
+//! user space, disks in files, networks and containers.
 
 use crate::capsule;
 use crate::internet::{INTERNET, Internet, PORT};
@@ -201,8 +201,8 @@ async fn bucket_of_a_store_is_mounted_by_fuse() {
     platform.finish();
 }
 
-/// An image of one static program, out of a tar, with the layers, the limits and the network that
-/// Docker gives to a container.
+/// Runs an image of one static program, out of a tar. Layers, limits and network are as Docker makes
+/// them.
 #[tokio::test]
 async fn container_runs_in_a_capsule_and_reaches_the_internet() {
     let _internet = Internet::make();

@@ -17,8 +17,8 @@ use tokio_tungstenite::{Connector, client_async_tls_with_config};
 
 const DOMAIN: &str = "capsules.test";
 
-/// Starts a Python server in a capsule, at an address and a port, and waits until the server is
-/// reached by its host name. The process has both as its tag, as `127.0.0.1-8080`.
+/// Starts a Python server in a capsule, and waits until the server is reached by its host name. The
+/// process has address and port as its tag, as `127.0.0.1-8080`.
 pub(crate) async fn serve(client: &Client, id: &str, address: &str, port: u16) {
     let put = client.request(Method::PUT, &format!("/v1/capsules/{id}/files?path=/tmp/server.py"));
     client.send(put.body(include_str!("server.py"))).await.expect(204);

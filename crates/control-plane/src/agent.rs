@@ -231,8 +231,8 @@ impl Agent {
         })
     }
 
-    /// Reports whether envd in a capsule answers at all. A capsule with as many requests as may be is
-    /// taken to live, since nobody can ask it.
+    /// Reports whether envd in a capsule answers at all. A capsule with as many requests as may be
+    /// is taken to live, since nobody can ask it.
     pub(crate) async fn lives(&self, id: CapsuleId, token: &str) -> bool {
         let asked = self.forward(id, token, "/health", Request::new(Body::empty()));
         let answer = tokio::time::timeout(HEALTH, Box::pin(asked)).await;

@@ -1,5 +1,5 @@
-//! Copies of files and folders by `wrenn capsule cp`. The tests look at modes, times, links and
-//! special targets on this machine, and at guests that send what nobody asked for.
+//! Copies of files and folders by `wrenn capsule cp`. Modes, times, links and special targets
+//! on this machine are looked at. So are guests that send what nobody asked for.
 
 use super::text;
 use crate::capsule;
