@@ -203,7 +203,7 @@ impl Proxy {
         let sent = self.send(outgoing, route.reachable()?, &public).await;
         match (again, sent) {
             (Some(again), Err(Error::NotRunning(_))) => {
-                Box::pin(self.send_again(&again, (&standing, waker), route, &public)).await
+                Box::pin(self.send_again(again, (&standing, waker), route, &public)).await
             }
             (_, sent) => sent,
         }
@@ -212,7 +212,7 @@ impl Proxy {
     /// Wakes a capsule that was about to be paused, and sends a request to it anew.
     async fn send_again(
         &self,
-        request: &Request<Body>,
+        request: Request<Body>,
         (standing, waker): (&Standing, Caller),
         mut route: Arc<Route>,
         public: &Public<'_>,
@@ -225,7 +225,7 @@ impl Proxy {
             reconcile::fresh(&self.app, route.reachable()?).await;
             drop(place);
             route = self.wake(waker, target, admitted).await?;
-            let mut outgoing = Outgoing::of(copied(request));
+            let mut outgoing = Outgoing::of(copied(&request));
             outgoing.until = Some(standing.until());
             let sent = self.send(outgoing, route.reachable()?, public).await;
             left -= 1;
