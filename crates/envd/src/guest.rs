@@ -7,6 +7,7 @@ use crate::jobs::Jobs;
 use crate::metadata::Metadata;
 use crate::ports::Ports;
 use crate::process::registry::Registry;
+use crate::sys::spawner::Spawner;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{PoisonError, RwLock};
@@ -17,6 +18,7 @@ pub(crate) struct Guest {
     pub in_guest: bool,
     /// The capsule's own disk, below the overlay.
     pub disk: Option<OwnedFd>,
+    pub spawner: Spawner,
     pub processes: Registry,
     pub watchers: Watchers,
     pub cgroups: Cgroups,
@@ -50,6 +52,7 @@ impl Guest {
         Self {
             in_guest,
             disk,
+            spawner: Spawner::new(),
             processes: Registry::default(),
             watchers: Watchers::default(),
             cgroups: Cgroups::open(in_guest),

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "fork, exec hooks and network ioctls have no safe form")]
 
 pub(crate) mod spawn;
+pub(crate) mod spawner;
 
 use rustix::process::{Pid, Signal};
 use std::ffi::{CStr, CString};

@@ -1,8 +1,8 @@
 //! Terminals: the master's end.
 
 use super::endpoint::Endpoint;
-use rustix::fs::OFlags;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::fs::{fstat, makedev};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,12 +16,15 @@ pub(crate) struct Pty(Endpoint);
 /// Opens a terminal of `size` (columns, rows) whose slave belongs to `uid`. Returns the master and
 /// the slave. Opens files of the guest, so only threads that may block call it.
 pub(super) fn open(size: (u16, u16), uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    // The thread that serves uses both ends, and must not wait for a server of the guest's.
+    if fstat(&master)?.st_rdev != makedev(5, 2) {
+        return Err(io::Error::other("/dev/ptmx is not the device of terminals"));
+    }
     grantpt(&master)?;
     unlockpt(&master)?;
-    let name = ptsname(&master, Vec::new())?;
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let slave = rustix::fs::open(name, flags, rustix::fs::Mode::empty())?;
+    let slave = ioctl_tiocgptpeer(&master, flags)?;
     let (owner, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(TTY_GROUP));
     // Without the right to, the terminal works all the same.
     let _ = rustix::fs::fchown(&slave, Some(owner), Some(group));

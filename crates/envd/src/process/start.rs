@@ -13,7 +13,7 @@ use crate::sys::spawn::{self, Failure, Plan, Step};
 use crate::users::{self, User};
 use crate::{jobs, paths};
 use connectrpc::ErrorCode;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fstat, makedev};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeMap;
 use std::io;
@@ -66,7 +66,7 @@ pub(super) async fn start(
     let group = guest.cgroups.leaf(spec.terminal.is_some());
     let (leaf, procs) = group.map_or((None, None), |(leaf, procs)| (Some(leaf), Some(procs)));
     let theirs = [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()];
-    let forked = spawn::fork_exec(&plan, theirs, procs.as_ref().map(AsFd::as_fd));
+    let forked = guest.spawner.fork_exec(plan, theirs, procs.as_ref().map(AsFd::as_fd));
     let (pid, outcome) = match forked {
         Ok(forked) => forked,
         Err(error) => {
@@ -75,7 +75,7 @@ pub(super) async fn start(
         }
     };
     let starting = Starting::new(guest, Child::new(pid), leaf, place);
-    drop((procs, plan));
+    drop(procs);
     let (stdin, pty, sources) = stdio.ours(spec.terminal.is_some())?;
     await_exec((spec, cwd.as_path()), outcome, deadline).await?;
     let (Some(child), leaf) = starting.finish() else {
@@ -189,8 +189,7 @@ impl Stdio {
             let (reader, writer) = pipe()?;
             (reader, Some(writer))
         } else {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            (rustix::fs::open("/dev/null", flags, Mode::empty())?, None)
+            (nothing()?, None)
         };
         let ((our_out, their_out), (our_err, their_err)) = (pipe()?, pipe()?);
         let theirs = [their_in, their_out, their_err];
@@ -214,6 +213,20 @@ impl Stdio {
         let source = |(end, output)| Source { end, output, most: super::endpoint::CHUNK };
         Ok((stdin, None, sources.map(source).collect()))
     }
+}
+
+/// Opens an input that is empty: the null device, or a pipe where the guest has put something else
+/// in its place. The thread that serves closes the input, and must not wait for a file system.
+fn nothing() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty())
+        && fstat(&null).is_ok_and(|found| found.st_rdev == makedev(1, 3))
+        && rustix::io::ioctl_fionbio(&null, false).is_ok()
+    {
+        return Ok(null);
+    }
+    let (reader, _) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok(reader)
 }
 
 #[cfg(test)]

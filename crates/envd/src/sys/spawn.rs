@@ -7,7 +7,7 @@
 
 use super::write_oom_score;
 use crate::users::User;
-use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
 use std::collections::BTreeMap;
@@ -117,7 +117,23 @@ pub(crate) fn fork_exec(
     stdio: [BorrowedFd<'_>; 3],
     cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<(Pid, OwnedFd)> {
-    let (outcome, report) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (outcome, report) = report_pipe()?;
+    let pid = fork(plan, stdio, cgroup, report.as_fd())?;
+    Ok((pid, outcome))
+}
+
+/// Makes the pipe for a child's report.
+pub(super) fn report_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
+
+/// Forks as [`fork_exec`] does, for a child that reports to `report`.
+pub(super) fn fork(
+    plan: &Plan,
+    stdio: [BorrowedFd<'_>; 3],
+    cgroup: Option<BorrowedFd<'_>>,
+    report: BorrowedFd<'_>,
+) -> io::Result<Pid> {
     let args = pointers(&plan.args);
     let envs = pointers(&plan.envs);
     let raw = Raw {
@@ -132,10 +148,7 @@ pub(crate) fn fork_exec(
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => raw.run(),
-        pid => {
-            let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork gave no pid"))?;
-            Ok((pid, outcome))
-        }
+        pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork gave no pid")),
     }
 }
 

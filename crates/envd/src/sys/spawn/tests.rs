@@ -1,7 +1,6 @@
 //! Real programs, started and waited for without a runtime.
 
 use super::*;
-use rustix::fd::AsFd;
 use rustix::process::{WaitOptions, waitpid};
 use std::fs::File;
 use std::io::Read;
