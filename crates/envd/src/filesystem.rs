@@ -4,6 +4,7 @@
 //! Every call here may wait for a file system that does not answer, so callers run it as a job
 //! (`jobs.rs`).
 
+mod closer;
 pub(crate) mod entry;
 mod remove;
 pub(crate) mod sink;

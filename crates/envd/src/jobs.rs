@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use connectrpc::ErrorCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Time that a call may take, unless a caller has a limit of its own.
@@ -17,6 +18,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 const FILES: usize = 128;
 /// Program starts at once. They have places of their own, so that hanging files do not hold them up.
 const STARTS: usize = 32;
+/// Archives under way. A slow client holds the place of its archive, which must not be a file's.
+const ARCHIVES: usize = 32;
 /// Calls of the host at once, which neither hanging files nor hanging starts hold up.
 const HOST: usize = 8;
 /// Writes of every file system's data at once. A file system that hangs holds up one of them.
@@ -24,12 +27,14 @@ const SYNCS: usize = 1;
 /// Time that a call waits for a place, so that a burst of short calls is served whole.
 const QUEUE: Duration = Duration::from_secs(2);
 /// Threads of the runtime's pool. Each place needs one, so that no work waits in the pool's queue.
-pub(crate) const THREADS: usize = FILES + STARTS + HOST + SYNCS;
+pub(crate) const THREADS: usize = FILES + ARCHIVES + STARTS + HOST + SYNCS;
 
 /// Places for work that may block.
 pub(crate) struct Jobs {
     /// For calls that a caller's path decides on.
     pub files: Pool,
+    /// For archives, each of which takes as long as its client.
+    pub archives: Pool,
     /// For program starts.
     pub starts: Pool,
     /// For the begin and the end of an epoch, which the host asks for.
@@ -42,6 +47,7 @@ impl Default for Jobs {
     fn default() -> Self {
         Self {
             files: Pool::new(FILES),
+            archives: Pool::new(ARCHIVES),
             starts: Pool::new(STARTS),
             host: Pool::new(HOST),
             syncs: Pool::new(SYNCS),
@@ -75,6 +81,22 @@ impl Pool {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) | Err(_) => Err(taken()),
         }
+    }
+
+    /// Runs work that nobody waits for, such as the close of a file, once there is a place. Outside
+    /// of a runtime, the caller's own thread does it.
+    pub(crate) fn later(&self, work: impl FnOnce() + Send + 'static) {
+        let Ok(runtime) = Handle::try_current() else { return work() };
+        let place = Arc::clone(&self.places).acquire_owned();
+        runtime.spawn(async move {
+            // Nobody closes the places.
+            if let Ok(place) = place.await {
+                tokio::task::spawn_blocking(move || {
+                    let _place = place;
+                    work();
+                });
+            }
+        });
     }
 
     /// Runs work on a thread and waits for its end, for at most `limit`. Work that takes longer
@@ -133,6 +155,20 @@ mod tests {
         };
         tokio::time::timeout(LIMIT, freed).await.unwrap();
         assert_eq!(pool.run(LIMIT, || Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn work_for_later_waits_for_a_place_and_not_on_the_thread_that_serves() {
+        let pool = Pool::new(1);
+        let place = pool.place().unwrap();
+        let serving = std::thread::current().id();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        pool.later(move || {
+            let _ = tell.send(std::thread::current().id());
+        });
+        drop(place);
+        let thread = tokio::time::timeout(LIMIT, told).await.unwrap().unwrap();
+        assert_ne!(thread, serving);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! target's name at the end: until then, and after any failure, the old contents stand. Every
 //! call here belongs on a thread that may block.
 
+use super::closer::Closer;
 use super::source::{self, OPEN_FLAGS, Source};
 use super::{STAGED_PREFIX, ensure_dir, entry};
 use crate::error::{Error, Result};
@@ -34,9 +35,11 @@ pub(crate) struct Order<'a> {
 
 /// A file that is being written. Dropping it before `commit` leaves the old contents.
 pub(crate) struct Sink {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     way: Way,
+    /// Stands last, so that it is dropped last.
+    closer: Option<Closer>,
 }
 
 /// How contents reach their target.
@@ -90,7 +93,7 @@ impl Sink {
     pub(crate) fn open(order: &Order<'_>, pool: &Pool) -> Result<Self> {
         let path = order.path;
         let fail = |e: &io::Error| failed(path, e);
-        match fs::metadata(path) {
+        let sink = match fs::metadata(path) {
             Ok(found) if found.file_type().is_char_device() => special(path),
             Ok(found) if !found.is_file() => Err(source::not_regular(path)),
             Ok(found) => replace(order, &found, pool),
@@ -103,7 +106,12 @@ impl Sink {
                 staged.ok_or_else(|| fail(&ErrorKind::PermissionDenied.into()))
             }
             Err(e) => Err(fail(&e)),
-        }
+        };
+        sink.map(|sink| Self { closer: Some(Closer::new(&sink.file, pool)), ..sink })
+    }
+
+    fn new(file: File, path: &Path, way: Way) -> Self {
+        Self { file: Arc::new(file), path: path.to_owned(), way, closer: None }
     }
 
     /// Writes bytes after those that were written before.
@@ -175,6 +183,9 @@ impl Sink {
             Way::InPlace | Way::Special => Ok(()),
         };
         self.way.abandon();
+        if let Some(closer) = &mut self.closer {
+            closer.release();
+        }
         done.map_err(|e| failed(&self.path, &e))
     }
 }
@@ -203,7 +214,7 @@ fn special(path: &Path) -> Result<Sink> {
     if !found.file_type().is_char_device() && !source::is_made_up(&file) {
         return Err(source::not_regular(path));
     }
-    Ok(Sink { file, path: path.to_owned(), way: Way::Special })
+    Ok(Sink::new(file, path, Way::Special))
 }
 
 /// Opens a file that is there already for new contents.
@@ -233,7 +244,7 @@ fn in_place(order: &Order<'_>) -> io::Result<Option<Sink>> {
     own(&file, (order.user.uid, order.user.gid))?;
     entry::replace_metadata(&file, order.metadata)?;
     file.set_len(0)?;
-    Ok(Some(Sink { file, path: path.to_owned(), way: Way::InPlace }))
+    Ok(Some(Sink::new(file, path, Way::InPlace)))
 }
 
 /// Makes a file beside a target, with the owner and the attributes that the target is to have.
@@ -269,7 +280,7 @@ fn stage(
     }
     // On a file system without such attributes the error comes before any contents do.
     entry::replace_metadata(&file, order.metadata)?;
-    Ok(Some(Sink { file, path: order.path.to_owned(), way: Way::Staged(staged) }))
+    Ok(Some(Sink::new(file, order.path, Way::Staged(staged))))
 }
 
 fn is_forbidden(error: &io::Error) -> bool {
@@ -363,25 +374,8 @@ impl Drop for Staged {
             return;
         }
         let (folder, name) = (Arc::clone(&self.folder), std::mem::take(&mut self.name));
-        let remove = move || {
+        self.pool.later(move || {
             let _ = unlinkat(&*folder, name.as_str(), AtFlags::empty());
-        };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return remove() };
-        let pool = self.pool.clone();
-        let remove = Arc::new(remove);
-        runtime.spawn(async move {
-            loop {
-                let remove = Arc::clone(&remove);
-                let done = pool.run(jobs::LIMIT, move || {
-                    remove();
-                    Ok(())
-                });
-                // Without a place nothing has been tried yet.
-                match done.await {
-                    Err(error) if error.code == ErrorCode::Unavailable => {}
-                    Ok(()) | Err(_) => return,
-                }
-            }
         });
     }
 }

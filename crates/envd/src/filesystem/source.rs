@@ -2,11 +2,14 @@
 //! alone can hold it up, so every call here belongs on a thread that may block.
 
 use super::CHUNK;
+use super::closer::Closer;
 use crate::error::{Error, Result};
+use crate::jobs::Pool;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Flags of every open: a named pipe or a device neither blocks nor becomes a terminal of ours.
 pub(super) const OPEN_FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
@@ -79,13 +82,15 @@ pub(super) fn not_regular(path: &Path) -> Error {
 
 /// An open file, read piece by piece.
 pub(crate) struct Source {
-    file: File,
+    file: Arc<File>,
     /// Size in bytes. `None` when only reading tells, as for files that the kernel makes up.
     pub size: Option<u64>,
     /// Bytes that are still to be read, at most.
     left: u64,
     /// An error that came after bytes of the same piece.
     failed: Option<io::Error>,
+    /// Stands last, so that it is dropped last.
+    closer: Option<Closer>,
 }
 
 impl Source {
@@ -96,7 +101,14 @@ impl Source {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (file, found) = open(path)?;
         let size = (found.len() > 0 && !is_made_up(&file)).then_some(found.len());
-        Ok(Self { file, size, left: size.unwrap_or(u64::MAX), failed: None })
+        let (file, left) = (Arc::new(file), size.unwrap_or(u64::MAX));
+        Ok(Self { file, size, left, failed: None, closer: None })
+    }
+
+    /// Has a thread of `pool` close the file, whichever thread drops the source.
+    pub(crate) fn closed_by(mut self, pool: &Pool) -> Self {
+        self.closer = Some(Closer::new(&self.file, pool));
+        self
     }
 
     /// Limits reading to `length` bytes from `first`.

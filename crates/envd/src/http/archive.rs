@@ -82,7 +82,7 @@ pub(super) async fn upload(
 type Chunks = mpsc::Receiver<Result<Bytes>>;
 
 async fn send(guest: Arc<Guest>, asked: Asked, headers: &HeaderMap) -> Result<Response> {
-    let place = guest.jobs.files.free_place().await?;
+    let place = guest.jobs.archives.free_place().await?;
     let caller = Caller::of(&guest, headers, asked.username.as_deref());
     let (to, mut chunks) = mpsc::channel(BACKLOG);
     tokio::task::spawn_blocking(move || {
@@ -134,7 +134,7 @@ struct Unpacked {
 }
 
 async fn receive(guest: Arc<Guest>, asked: Asked, request: Request) -> Result<Response> {
-    let place = guest.jobs.files.free_place().await?;
+    let place = guest.jobs.archives.free_place().await?;
     let caller = Caller::of(&guest, request.headers(), asked.username.as_deref());
     let (to, chunks) = mpsc::channel(BACKLOG);
     let reader = ChunkReader::new(chunks);

@@ -45,9 +45,9 @@ struct Opened {
 
 impl Opened {
     /// Opens a file and reads its first piece, so that an error there is the answer.
-    fn open(path: PathBuf, headers: &HeaderMap) -> Result<Self> {
+    fn open(path: PathBuf, headers: &HeaderMap, files: &Pool) -> Result<Self> {
         let fail = |e: &io::Error| Error::io(&format!("reading {}", path.display()), e);
-        let mut source = Source::open(&path)?;
+        let mut source = Source::open(&path)?.closed_by(files);
         let size = source.size;
         // Nothing is known of a file whose size says nothing: it is answered whole.
         let range = size.map_or(Range::Whole, |length| range(headers, length));
@@ -72,11 +72,13 @@ pub(super) async fn download(
 ) -> Result<Response> {
     auth::check_file(&guest, &headers, &signed, Operation::Read)?;
     let caller = Caller::of(&guest, &headers, signed.username.as_deref());
+    let files = guest.jobs.files.clone();
+    let pool = files.clone();
     let open = move || {
         let path = caller.resolve_file(&signed.path, &caller.user()?)?;
-        Opened::open(path, &headers)
+        Opened::open(path, &headers, &pool)
     };
-    let opened = guest.jobs.files.run(LIMIT, open).await?;
+    let opened = files.run(LIMIT, open).await?;
     let mut answer = Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
         .header(header::CONTENT_DISPOSITION, disposition(&opened.path))
@@ -100,7 +102,6 @@ pub(super) async fn download(
             .status(StatusCode::RANGE_NOT_SATISFIABLE)
             .header(header::CONTENT_RANGE, format!("bytes */{length}")),
     };
-    let files = guest.jobs.files.clone();
     let body = match opened.first.is_empty() {
         true => Body::empty(),
         false => Body::from_stream(stream(files, opened.first, opened.pieces)),
@@ -405,7 +406,9 @@ pub(super) async fn compose(
     let begin = move || begin_compose(&caller, &request, &pool);
     let (mut sink, destination, sources) = files.run(LIMIT, begin).await?;
     for path in sources.clone() {
-        let mut source = files.run(LIMIT, move || Source::open(&path)).await?;
+        let pool = files.clone();
+        let open = move || Source::open(&path).map(|source| source.closed_by(&pool));
+        let mut source = files.run(LIMIT, open).await?;
         let mut more = true;
         while more {
             let step = move || -> Result<_> {

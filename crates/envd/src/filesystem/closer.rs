@@ -1,0 +1,32 @@
+//! The close of a caller's file. On some file systems, such as FUSE, each close waits for a server,
+//! and no signal ends the wait. So the thread that serves never drops the last holder of a file.
+
+use crate::jobs::Pool;
+use std::fs::File;
+use std::sync::Arc;
+
+/// Has a thread of a pool close a file. Stands behind every other holder of the file, so that it
+/// is dropped last.
+pub(super) struct Closer {
+    file: Option<Arc<File>>,
+    pool: Pool,
+}
+
+impl Closer {
+    pub(super) fn new(file: &Arc<File>, pool: &Pool) -> Self {
+        Self { file: Some(Arc::clone(file)), pool: pool.clone() }
+    }
+
+    /// Leaves the close to the other holders, whose thread may block.
+    pub(super) fn release(&mut self) {
+        self.file = None;
+    }
+}
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.pool.later(move || drop(file));
+        }
+    }
+}
