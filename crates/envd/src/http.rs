@@ -94,6 +94,8 @@ async fn initialize(
     // Even these files may be replaced, or covered by a mount, in a guest.
     let adopt = move || adopt(&adopting, &init, host).map(|()| init);
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
+    // Somebody may have set a token meanwhile.
+    check_caller(&guest, &headers, &init)?;
     if guest.in_guest && init.epoch.is_some() {
         Metadata::ask(&guest);
     }
