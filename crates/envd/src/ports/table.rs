@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -15,6 +15,8 @@ const LISTENS: &str = "0A";
 const MOST: usize = 1024;
 /// Lines of a table that are read. The kernel puts the sockets that listen before the others.
 const LINES: usize = 4 * MOST;
+/// Bytes of a table that are read. A guest may cover a table with a file of its own.
+const BYTES: u64 = 1 << 20;
 /// Descriptors that are looked at in search of the programs.
 const DESCRIPTORS: usize = 65_536;
 
@@ -36,7 +38,7 @@ pub(crate) fn listeners(own: u16) -> Vec<Listener> {
     let mut found = Vec::new();
     for table in TABLES {
         let Ok(file) = File::open(table) else { continue };
-        let lines = BufReader::new(file).lines().map_while(Result::ok).take(LINES);
+        let lines = BufReader::new(file.take(BYTES)).lines().map_while(Result::ok).take(LINES);
         found.extend(lines.filter_map(|line| parse(&line)));
     }
     found.retain(|listener| listener.port != own && listener.port != protocol::ENVD_PORT);
