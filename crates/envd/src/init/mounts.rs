@@ -6,8 +6,8 @@ use anyhow::Context;
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::ffi::CString;
+use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 /// The shared, read-only image.
 const IMAGE: &str = "/dev/vda";
@@ -47,7 +47,8 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     modules::offer();
     for dir in ["dev", "proc", "sys"] {
         let to = format!("/root/{dir}");
-        make_dir(&to)?;
+        // A link there would mean another place than it does to programs.
+        make_mount_point(&to, fs::symlink_metadata(&to).is_ok_and(|found| found.is_dir()))?;
         mount_move(format!("/{dir}"), &to).with_context(|| format!("moving /{dir}"))?;
     }
     free_initramfs();
@@ -92,7 +93,7 @@ fn open_temporary() -> anyhow::Result<()> {
 }
 
 fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {
-    make_dir(to)?;
+    make_mount_point(to, fs::metadata(to).is_ok_and(|found| found.is_dir()))?;
     attach_to(source, to, kind, flags, data)
 }
 
@@ -109,6 +110,16 @@ pub(super) fn attach_to(
         .with_context(|| format!("mounting {source} on {to}"))
 }
 
+/// Makes a folder to mount on, unless there is one. Sets aside what root in the guest has put in its
+/// place, since no boot may fail for that.
+fn make_mount_point(path: &str, is_folder: bool) -> anyhow::Result<()> {
+    if !is_folder && fs::symlink_metadata(path).is_ok() {
+        let moved = fs::rename(path, format!("{path}.before-boot"));
+        moved.or_else(|_| fs::remove_file(path)).with_context(|| format!("clearing {path}"))?;
+    }
+    make_dir(path)
+}
+
 /// Makes a folder, unless it exists.
 pub(super) fn make_dir(path: &str) -> anyhow::Result<()> {
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
@@ -119,6 +130,27 @@ pub(super) fn make_dir(path: &str) -> anyhow::Result<()> {
 
 /// Removes the initramfs's own files, but for the modules that programs may load.
 fn free_initramfs() {
-    let _ = std::fs::remove_dir_all(Path::new("/modules"));
-    let _ = std::fs::remove_file("/init");
+    let _ = fs::remove_dir_all("/modules");
+    let _ = fs::remove_file("/init");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_dangling_links_in_place_of_a_mount_point_are_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let is_folder = |path: &str| fs::metadata(path).is_ok_and(|found| found.is_dir());
+        fs::write(at("run"), "text").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("sys")).unwrap();
+        for name in ["run", "sys", "dev"] {
+            let path = at(name);
+            make_mount_point(&path, is_folder(&path)).unwrap();
+            make_mount_point(&path, is_folder(&path)).unwrap();
+            assert!(is_folder(&path), "{name}");
+        }
+        assert_eq!(fs::read_to_string(at("run.before-boot")).unwrap(), "text");
+    }
 }
