@@ -56,6 +56,11 @@ fn reading(path: &Path, error: io::Error) -> Error {
     Error::file(format!("reading {}", path.display()), error)
 }
 
+/// Reports whether an entry went, or became another kind of entry, since its folder was read.
+fn has_vanished(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 fn time(found: &Metadata) -> Time {
     Time { seconds: found.mtime(), nanos: u32::try_from(found.mtime_nsec()).unwrap_or(0) }
 }
@@ -89,7 +94,7 @@ impl<W: Write> Packer<'_, W> {
             let found = match fs::symlink_metadata(&path) {
                 Ok(found) => found,
                 // An entry that vanishes meanwhile was not there.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if has_vanished(&error) => continue,
                 Err(error) => return Err(reading(&path, error)),
             };
             if found.is_symlink() {
@@ -110,7 +115,11 @@ impl<W: Write> Packer<'_, W> {
             let message = format!("over {DEPTH_MAX} folders below each other: {}", path.display());
             return Err(Error::Refused(message));
         }
-        let entries = fs::read_dir(&path).map_err(|e| reading(&path, e))?;
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if has_vanished(&error) && !self.folders.is_empty() => return Ok(()),
+            Err(error) => return Err(reading(&path, error)),
+        };
         let mut header = entry(Kind::Folder, name.clone(), found);
         header.path.push(b'/');
         format::write_header(self.to, &header)?;
@@ -119,7 +128,14 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn link(&mut self, path: &Path, name: Vec<u8>, found: &Metadata) -> Result<()> {
-        let target = fs::read_link(path).map_err(|e| reading(path, e))?;
+        let target = match fs::read_link(path) {
+            Ok(target) => target,
+            // A link that has become something else is invalid input.
+            Err(error) if has_vanished(&error) || error.kind() == io::ErrorKind::InvalidInput => {
+                return Ok(());
+            }
+            Err(error) => return Err(reading(path, error)),
+        };
         let mut header = entry(Kind::Link, name, found);
         header.link = target.into_os_string().as_bytes().to_vec();
         format::write_header(self.to, &header)
@@ -132,7 +148,7 @@ impl<W: Write> Packer<'_, W> {
         let mut file = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
             // Below the top, a file that vanishes or becomes a link meanwhile was not there.
-            Err(Errno::NOENT | Errno::LOOP) if !follow.is_empty() => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !follow.is_empty() => return Ok(()),
             Err(error) => return Err(reading(path, error.into())),
         };
         let found = file.metadata().map_err(|e| reading(path, e))?;
