@@ -13,6 +13,7 @@ use super::tree::{Id, Tree};
 use crate::error::{Error, Result};
 use crate::filesystem::STAGED_PREFIX;
 use crate::filesystem::entry::{self, Entry};
+use crate::users::Names;
 use connectrpc::ErrorCode;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -63,6 +64,8 @@ pub(super) struct Watcher {
     found: Events,
     /// Entries of the events in `found`, each looked at once.
     entries: HashMap<PathBuf, Option<Arc<Entry>>>,
+    /// Names of users and groups for these entries, read once.
+    names: Option<Names>,
     queue: Arc<Queue>,
 }
 
@@ -100,6 +103,7 @@ impl Watcher {
             place: Place::default(),
             found: Events::default(),
             entries: HashMap::new(),
+            names: None,
             queue,
         };
         watcher.read_below(first, false)?;
@@ -346,7 +350,8 @@ impl Watcher {
         let has_entry = !matches!(change, Change::Remove | Change::Rename);
         let entry = (self.options.include_entry && has_entry).then(|| {
             let path = self.root.join(&self.place.path).join(name);
-            let look = |path: &PathBuf| entry::stat(path).ok().map(Arc::new);
+            let names = self.names.get_or_insert_with(Names::load);
+            let look = |path: &PathBuf| entry::stat_with(path, names).ok().map(Arc::new);
             self.entries.entry(path).or_insert_with_key(look).clone()
         });
         self.found.push(&self.place.text, name, change, entry.flatten());
@@ -381,6 +386,7 @@ impl Watcher {
     /// Hands over the events that are found.
     fn publish(&mut self) -> Result<()> {
         self.entries.clear();
+        self.names = None;
         if self.found.is_empty() {
             return Ok(());
         }
