@@ -1,9 +1,11 @@
 """Serves a file system over /dev/fuse, by the kernel's own protocol: one folder with the files f0 to
-f99, of which each says hello. Needs root; its argument is an empty folder."""
+f99, of which each says hello, but for the last, which is long. Needs root; its argument is an empty
+folder."""
 
 import ctypes, errno, os, stat, struct, sys
 
 ROOT, FILES, HELLO = 1, 100, b"hello\n"
+LONG, LENGTH = FILES + 1, 64 << 20
 HEAD = struct.Struct("<IIQQIIII")
 LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE = 1, 2, 3, 14, 15, 17, 18
 FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, ACCESS, INTERRUPT, BATCH_FORGET = 25, 26, 27, 28, 29, 34, 36, 42
@@ -13,7 +15,7 @@ PARALLEL_DIROPS, DIRECT_IO = 1 << 18, 1
 def attributes(node):
     folder = node == ROOT
     mode = stat.S_IFDIR | 0o755 if folder else stat.S_IFREG | 0o644
-    size = 0 if folder else len(HELLO)
+    size = 0 if folder else LENGTH if node == LONG else len(HELLO)
     return struct.pack("<6Q10I", node, size, 1, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
@@ -39,6 +41,8 @@ def answer(operation, node, body):
         return struct.pack("<Q2I", 0, DIRECT_IO if operation == OPEN else 0, 0)
     if operation == READ:
         _, offset, size = struct.unpack_from("<QQI", body)
+        if node == LONG:
+            return os.urandom(max(0, min(size, LENGTH - offset)))
         return HELLO[offset : offset + size]
     if operation == READDIR:
         _, offset, size = struct.unpack_from("<QQI", body)

@@ -120,6 +120,11 @@ async fn stopped_fuse_server_holds_up_its_own_files_alone() {
     .await;
     assert_eq!(client.out(&id, "ls /mnt/hello | wc -l").await, "100\n");
     run(&client, &id, "mount -t fusectl none /sys/fs/fuse/connections").await;
+    // A client that does not read keeps a file open.
+    let files = format!("/v1/capsules/{id}/files");
+    let open = client.request(Method::GET, &files).query(&[("path", "/mnt/hello/f99")]);
+    let open = open.send().await.unwrap();
+    assert_eq!(open.status(), 200);
     run(&client, &id, &format!("kill -STOP {server}")).await;
     let calls: Vec<_> = (0..CALLS)
         .map(|number| {
@@ -132,6 +137,8 @@ async fn stopped_fuse_server_holds_up_its_own_files_alone() {
         (waiting.trim().parse::<usize>().unwrap() >= CALLS).then_some(())
     })
     .await;
+    // Programs started while the file was open. Its close waits for the server too.
+    drop(open);
     for round in 0..5 {
         assert_eq!(client.out(&id, "echo up").await, "up\n");
         put(&client, &id, "/tmp/other", vec![b'x'; round]).await;
