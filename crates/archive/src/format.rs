@@ -1,5 +1,5 @@
-//! The tar format: headers in the form of POSIX (`ustar` and `pax`), and on reading also long names
-//! and large numbers in GNU's form. Nothing here touches the file system.
+//! The tar format. Headers are in the form of POSIX (`ustar` and `pax`). Long names and large
+//! numbers in GNU's form are read too. Nothing here touches the file system.
 
 use crate::{Error, Result};
 use std::io::{self, Read, Write};

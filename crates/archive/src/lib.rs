@@ -1,8 +1,8 @@
 //! Tar archives of files and folders, as streams. envd and `wrenn capsule cp` call this crate, each
 //! on a thread that may block.
 //!
-//! Both sides distrust the archive: a guest sends it to a person's machine, and a caller sends it to
-//! a guest. So unpacking never leaves its folder, follows no link, makes no device, and holds
+//! Neither side trusts the archive. A guest sends it to a person's machine, and a caller sends it
+//! to a guest. So unpacking never leaves its folder, follows no link, makes no device, and holds
 //! nothing whole in memory. Existing tar libraries keep long names without a limit, which is why
 //! the format is read here.
 //!

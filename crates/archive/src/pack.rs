@@ -1,5 +1,5 @@
-//! Packs a file or a folder. The kind of each entry is looked at before the entry is opened, so
-//! that no FIFO or device can hold the thread up.
+//! Packs a file or a folder. The kind of each entry is looked at before it is opened, so no FIFO or
+//! device holds the thread up.
 
 use crate::format::{self, Entry, Kind, Time};
 use crate::{CHUNK, DEPTH_MAX, Error, Result};

@@ -1,6 +1,6 @@
 //! Unpacks an archive below a folder. Each folder on the way to an entry is opened by itself, from
-//! its parent's descriptor and without following a link, so that no entry leads outside, whatever
-//! the archive or anyone beside us does to the tree.
+//! its parent's descriptor, without following a link. So no entry leads outside, whatever the
+//! archive or another program does to the tree.
 
 use crate::format::{Entry, Kind, Reader, Time};
 use crate::{CHUNK, DEPTH_MAX, Error, Result};
@@ -19,7 +19,7 @@ const SYNC: u64 = 64 * 1024 * 1024;
 /// Names that are tried for a staged entry.
 const NAMES: u32 = 64;
 
-/// How an archive is unpacked.
+/// Rules by which an archive is unpacked.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// User and group that everything is given to; `None` leaves it to the process.
@@ -28,7 +28,7 @@ pub struct Options {
     pub keep_set_id: bool,
     /// Begin of the names of files that are not whole yet.
     pub staged: &'static str,
-    /// What the archive may hold; `None` takes any entries.
+    /// The only entry at the top that the archive may hold; `None` takes any entries.
     pub top: Option<Top>,
 }
 

@@ -48,7 +48,7 @@ const OWN: Duration = Duration::from_secs(22);
 
 /// Writes everything to the disk; with `freeze`, nothing is written any more until [`thaw`].
 ///
-/// Other file systems have little time for it: one that hangs, such as a network mount whose server
+/// Other file systems have little time for it. A hanging one, such as a network mount whose server
 /// is gone, does not hold up a pause.
 ///
 /// # Errors

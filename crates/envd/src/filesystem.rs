@@ -115,7 +115,7 @@ pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
     // A list of its own: a recursion would end the thread's stack in a deep tree.
     let mut waiting = children(path, depth.max(1), LIST_MAX)?;
     while let Some((path, depth)) = waiting.pop() {
-        // What vanishes while it is listed was not there.
+        // An entry that vanishes meanwhile was not there.
         let Ok(entry) = entry::stat_with(&path, &names) else { continue };
         let descend = depth > 1 && entry.is_directory() && !entry.is_symlink;
         bytes += text_bytes(&entry);

@@ -1,9 +1,8 @@
 //! Runs work that may block for ever on threads of its own.
 //!
-//! A guest's file system can hang: a FUSE server that stops, a network file system that is gone, a
-//! named pipe that nobody opens. A thread in such a call cannot be ended from outside. So the
-//! caller waits for a limited time, the number of such threads is bounded, and the thread that
-//! serves never makes such a call itself.
+//! A guest's file system can hang, as when a FUSE server stops or nobody opens a named pipe. A
+//! thread in such a call cannot be ended from outside. So the caller waits for a limited time, and
+//! the number of such threads is bounded. The thread that serves never makes such a call itself.
 
 use crate::error::{Error, Result};
 use connectrpc::ErrorCode;

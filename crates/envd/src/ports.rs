@@ -1,5 +1,5 @@
-//! Servers in the guest: the list of those that listen, and connections to those that listen on
-//! the guest's loopback alone, which the host cannot reach by itself.
+//! Servers in the guest. They are listed, and the host is connected to those on the guest's
+//! loopback, which the host cannot reach by itself.
 
 mod relay;
 mod table;
@@ -44,7 +44,7 @@ impl Ports {
     /// Connects to a server on the loopback. The connection keeps the returned place.
     ///
     /// # Errors
-    /// `not_found` when nobody listens or the port is envd's own, `deadline_exceeded` when the
+    /// `not_found` when nobody listens or the port is envd's own. `deadline_exceeded` when the
     /// program takes no connection in time, and `unavailable` when every place is taken.
     pub(crate) async fn connect(&self, port: u16) -> Result<(TcpStream, OwnedSemaphorePermit)> {
         if port == self.own || port == protocol::ENVD_PORT {

@@ -2,9 +2,8 @@
 //!
 //! The leader of each is in a session and so a process group of its own. A signal reaches the whole
 //! group; `SIGKILL` and a deadline end the whole control group, with whatever has a session of its
-//! own in it. Both end with the leader: what it left behind runs on. What it writes goes to its
-//! `hub`; nothing is kept for callers that come later but the end itself, and the last output of
-//! processes that were left behind.
+//! own in it. Both end with the leader: what it left behind runs on. Its output goes to its `hub`.
+//! Callers that come later get the end, and the last output of processes that were left behind.
 
 mod child;
 mod endpoint;
@@ -62,7 +61,7 @@ pub(crate) struct Process {
     pty: Option<Pty>,
     /// Its control group, until the leader has ended.
     leaf: Mutex<Option<Leaf>>,
-    /// Whether the leader has been waited for, so that its pid is free.
+    /// Set once the leader has been waited for, so that its pid is free.
     gone: watch::Sender<bool>,
 }
 
@@ -74,8 +73,8 @@ struct Source {
     most: usize,
 }
 
-/// Starts a program as the account called `account` and returns it with the first subscription,
-/// made before its output is read, so that none is lost. At the deadline it is killed with its
+/// Starts a program as the account called `account`. Returns it with the first subscription, which
+/// is made before its output is read, so that none is lost. At the deadline it is killed with its
 /// control group, whether or not anyone listens. `vars` are what the guest knows of itself.
 pub(crate) async fn start(
     guest: &Arc<Guest>,
@@ -101,8 +100,8 @@ pub(crate) async fn start(
     Ok((process, events))
 }
 
-/// Carries output to the hub until the program's end, says how it ended, and reads on for
-/// processes that it left behind.
+/// Carries output to the hub until the program's end and tells the end. Then reads on for processes
+/// that it left behind.
 async fn follow(
     guest: Arc<Guest>,
     process: Arc<Process>,
@@ -134,8 +133,8 @@ async fn follow(
     guest.processes.forget_later(process).await;
 }
 
-/// Reads the pipes of an ended program until nobody holds them, so that no process that was left
-/// behind waits or gets `SIGPIPE`.
+/// Reads the pipes of an ended program until nobody holds them. So no process that was left behind
+/// waits or gets `SIGPIPE`.
 async fn drain(hub: &Hub, sources: &[Source]) {
     join_all(sources.iter().map(|source| drain_one(hub, source))).await;
     hub.drained();
@@ -168,9 +167,9 @@ impl Process {
         status
     }
 
-    /// Carries output until there is no more, and returns whether somebody may write still:
-    /// children of the leader may keep its pipes for ever. After its end only what it can have
-    /// left there is carried.
+    /// Carries output until there is no more, and returns whether somebody may write still.
+    /// Children of the leader may keep its pipes for ever. After the leader's end, only what it
+    /// can have left there is carried.
     async fn pump(&self, source: &Source) -> bool {
         let mut gone = self.gone.subscribe();
         let mut rest: Option<(Instant, usize)> = None;
@@ -229,8 +228,8 @@ impl Process {
         Ok(())
     }
 
-    /// Does what waits for the program to read, until the leader's end: processes that it left
-    /// behind may hold its input for ever.
+    /// Waits for a write until the leader's end. Processes that it left behind may hold its input
+    /// for ever.
     async fn unless_gone(&self, write: impl Future<Output = Result<()>>) -> Result<()> {
         let mut gone = self.gone.subscribe();
         tokio::select! {

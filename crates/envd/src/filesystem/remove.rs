@@ -1,5 +1,5 @@
 //! Removal of whole trees, however deep and wide. A recursion would end the thread's stack in a
-//! deep tree, and an open folder for each level would use up envd's files.
+//! deep tree. An open folder for each level would use up envd's files.
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -21,7 +21,7 @@ struct Level {
     id: (u64, u64),
     /// Folders in it that are still to be removed.
     waiting: Vec<CString>,
-    /// Whether something in it went since it was read.
+    /// Set when something in it went since it was read.
     progress: bool,
 }
 

@@ -1,6 +1,6 @@
 //! Contents of a file that are written. They go to a file beside the target, which takes the
-//! target's name at the end: until then, and after any failure, the old contents stand. Every
-//! call here belongs on a thread that may block.
+//! target's name at the end. Until then, and after any failure, the old contents stand. Every call
+//! here belongs on a thread that may block.
 
 use super::closer::Closer;
 use super::source::{self, OPEN_FLAGS, Source};
@@ -26,7 +26,7 @@ const LINKS_MAX: usize = 40;
 /// Pieces that one step of a copy moves.
 const STEP: usize = 32;
 
-/// What a caller writes: where, as whom, and with which metadata.
+/// A caller's order: where to write, as whom, and with which metadata.
 pub(crate) struct Order<'a> {
     pub path: &'a Path,
     pub user: &'a User,
@@ -42,7 +42,7 @@ pub(crate) struct Sink {
     closer: Option<Closer>,
 }
 
-/// How contents reach their target.
+/// The way of contents to their target.
 enum Way {
     /// Through a file beside the target.
     Staged(Staged),
@@ -54,8 +54,8 @@ enum Way {
 }
 
 impl Way {
-    /// Removes a staged file that did not become the target, before its caller has an answer: the
-    /// room that it takes may be wanted next.
+    /// Removes a staged file that did not become the target, before its caller has an answer. The
+    /// caller may want its room next.
     fn abandon(&mut self) {
         if let Self::Staged(staged) = self {
             staged.remove();
@@ -63,7 +63,7 @@ impl Way {
     }
 }
 
-/// What is kept of a file that is replaced.
+/// Properties of a replaced file that its successor keeps.
 struct Replaced {
     mode: u32,
     /// Names of the file.
@@ -79,7 +79,7 @@ struct Staged {
     replaced: Option<Replaced>,
     owner: (u32, u32),
     metadata: BTreeMap<String, String>,
-    /// Whether the name is not there: it became the target's, or was removed.
+    /// Set when the name is not there: it became the target's, or was removed.
     gone: bool,
     pool: Pool,
 }
@@ -313,7 +313,7 @@ impl Staged {
     fn commit(&mut self, file: &File) -> io::Result<()> {
         if let Some(replaced) = &self.replaced {
             // Without this, a crash could leave neither contents. The wait is the dearest part of
-            // an upload, so a new file, which replaces nothing, goes to the disk later.
+            // an upload, so a file that replaces nothing goes to the disk later.
             file.sync_data()?;
             // A rename would part the file from its other names.
             if replaced.links > 1 {

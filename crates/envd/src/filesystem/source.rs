@@ -1,5 +1,5 @@
-//! Contents of a file that are read. Opening never waits for another program: the file system
-//! alone can hold it up, so every call here belongs on a thread that may block.
+//! Contents of a file that are read. Opening never waits for another program. The file system alone
+//! can hold it up, so every call here belongs on a thread that may block.
 
 use super::CHUNK;
 use super::closer::Closer;

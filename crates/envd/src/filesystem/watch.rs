@@ -1,8 +1,9 @@
 //! Watching directories with inotify. Each watch has a thread of its own, which alone looks at the
-//! file system; callers fetch events from a queue and never wait for a hanging file system.
+//! file system. Callers fetch events from a queue and never wait for a hanging file system.
 //!
 //! Nothing is lost silently. A watch whose events the kernel or a queue cannot hold ends with
-//! `resource_exhausted`, one whose folder is gone with `not_found`, both after the events before.
+//! `resource_exhausted`. A watch whose folder is gone ends with `not_found`. Each tells the
+//! events before its end.
 
 mod events;
 mod queue;
@@ -92,7 +93,7 @@ struct Polled {
     asked: Instant,
 }
 
-/// How many there were, and those that are left.
+/// Count of all watches so far, and the watches that are left.
 type Known = (u64, BTreeMap<String, Polled>);
 
 /// The watches of a guest.
@@ -114,7 +115,7 @@ impl Watchers {
     /// watch's thread.
     ///
     /// # Errors
-    /// Those of the watch's begin, `deadline_exceeded`, and `resource_exhausted` when there are
+    /// Errors of the watch's begin, `deadline_exceeded`, and `resource_exhausted` when there are
     /// too many.
     pub(crate) async fn start(
         &self,

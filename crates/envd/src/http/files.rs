@@ -1,6 +1,6 @@
 //! `/files`: contents up and down, streamed, of any size; nothing is held whole in memory.
 //!
-//! Each piece is read or written by a job of its own. So a slow client holds no thread, and a file
+//! Each piece is read or written by a job of its own. So a slow client holds no thread. A file
 //! system that does not answer ends the transfer after the limit of a job.
 
 use crate::auth::{self, Signed};
@@ -275,7 +275,7 @@ fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
-/// How the files of one request are stored.
+/// Account, places and metadata by which the files of one request are stored.
 struct Upload {
     caller: Caller,
     files: Pool,

@@ -1,5 +1,5 @@
-//! One end of a pipe, or a terminal's master, read and written without blocking. A reader that
-//! waits holds no buffer, so a program that writes nothing costs no memory.
+//! An end of a pipe, or a terminal's master, read and written without blocking. A reader that waits
+//! holds no buffer, so a program that writes nothing costs no memory.
 
 use crate::sys;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 /// Most bytes that one read returns.
 pub(super) const CHUNK: usize = 32 * 1024;
 
-/// One end, which clones share; the last one closes it.
+/// An end, which clones share; the last one closes it.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     fd: Arc<AsyncFd<OwnedFd>>,

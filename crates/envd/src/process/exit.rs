@@ -1,9 +1,9 @@
-//! How a program ended, in the wire's words.
+//! A program's end, in the wire's words.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// How a program ended.
+/// A program's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exit {
     /// −1 when a signal ended it.

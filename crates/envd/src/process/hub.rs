@@ -1,4 +1,4 @@
-//! Where a program's output meets its subscribers: each gets everything from the moment it
+//! A hub gives a program's output to its subscribers. Each gets everything from the moment it
 //! subscribes, in order, and then the end exactly once.
 //!
 //! Each subscriber has a bounded buffer of its own. While all buffers are full the program is held
@@ -62,7 +62,7 @@ pub(crate) struct Hub {
     state: Mutex<State>,
     /// Wakes publishers that wait for room.
     room: Notify,
-    /// Whether processes that were left behind still hold the program's pipes.
+    /// Set while processes that were left behind hold the program's pipes.
     lingering: watch::Sender<bool>,
     /// Bytes that the subscribers of all programs are behind.
     behind: Arc<AtomicUsize>,
@@ -73,27 +73,27 @@ pub(crate) struct Hub {
 struct State {
     queues: BTreeMap<u64, Queue>,
     subscribed: u64,
-    /// Whether the leader has ended, so that nothing waits for room any more.
+    /// Set once the leader has ended, so that nothing waits for room any more.
     released: bool,
     exit: Option<Exit>,
     kept: Vec<(Output, VecDeque<u8>)>,
 }
 
-/// One subscriber's buffer.
+/// Buffer of a subscriber.
 struct Queue {
     events: VecDeque<Event>,
     /// The sum of its events' costs.
     cost: usize,
     /// When something was taken last, or the buffer began to fill.
     active: Instant,
-    /// Whether nothing will be added.
+    /// Set once nothing will be added.
     closed: bool,
-    /// Whether the subscriber was too slow.
+    /// Set when the subscriber was too slow.
     lost: bool,
     ready: Arc<Notify>,
 }
 
-/// Whether a piece found room.
+/// Tells if a piece found room.
 #[derive(Debug, PartialEq, Eq)]
 enum Offer {
     Taken,
@@ -186,7 +186,7 @@ impl Hub {
         self.lingering.send_replace(true);
     }
 
-    /// Whether output is kept still.
+    /// Reports whether output is kept still.
     pub(super) fn lingers(&self) -> bool {
         *self.lingering.borrow()
     }
@@ -301,7 +301,7 @@ impl Queue {
     }
 }
 
-/// One subscriber's end of a hub.
+/// A subscriber's end of a hub.
 pub(crate) struct Subscription {
     hub: Arc<Hub>,
     id: u64,

@@ -27,7 +27,7 @@ pub(crate) enum Selector {
 #[derive(Clone)]
 pub(crate) struct Registry {
     known: Arc<Mutex<BTreeMap<u32, Arc<Process>>>>,
-    /// Those that keep output after their end, the oldest first.
+    /// Programs that keep output after their end, the oldest first.
     lingering: Arc<Mutex<VecDeque<Weak<Hub>>>>,
     /// Bytes that the subscribers of all programs have not taken.
     behind: Arc<AtomicUsize>,

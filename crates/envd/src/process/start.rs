@@ -1,5 +1,5 @@
 //! The start of a program, up to the moment at which it runs. Nothing here waits for a file system
-//! on the thread that serves: look-ups run as jobs, and the folder and the exec are the child's.
+//! on the thread that serves. Look-ups run as jobs, and the folder and the exec are the child's.
 
 use super::child::{Child, Starting};
 use super::endpoint::Endpoint;
@@ -36,9 +36,10 @@ pub(super) struct Started {
 /// Starts a program as the account called `account`. `vars` are what the guest knows of itself.
 ///
 /// # Errors
-/// `unauthenticated` for an unknown account, `not_found` for a program that is not there,
-/// `permission_denied` for one that cannot be executed, `invalid_argument` for a wrong request,
-/// `deadline_exceeded` at the deadline, and `unavailable` when a file system does not answer.
+/// `unauthenticated` for an unknown account, and `invalid_argument` for a wrong request.
+/// `not_found` for a program that is not there, and `permission_denied` for one that cannot be
+/// executed. `deadline_exceeded` at the deadline, and `unavailable` when a file system does not
+/// answer.
 pub(super) async fn start(
     guest: &Arc<Guest>,
     account: String,
@@ -143,8 +144,8 @@ async fn await_exec(
     }
 }
 
-/// Tells a failed step in the wire's words. A program that is not there and one that cannot be
-/// executed have codes of their own, as they have exit codes of their own in shells.
+/// Tells a failed step in the wire's words. A missing program and one that cannot be executed have
+/// codes of their own, as in shells.
 fn refusal(spec: &Spec, cwd: &Path, failure: &Failure) -> Error {
     let error = &failure.error;
     match (failure.step, error.raw_os_error().unwrap_or(0)) {
@@ -215,8 +216,8 @@ impl Stdio {
     }
 }
 
-/// Opens an input that is empty: the null device, or a pipe where the guest has put something else
-/// in its place. The thread that serves closes the input, and must not wait for a file system.
+/// Opens an empty input: the null device, or a pipe where the guest has put something else in its
+/// place. The thread that serves closes the input, and must not wait for a file system.
 fn nothing() -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty())

@@ -1,9 +1,9 @@
 //! Starts a program: fork in the parent, then exec in the child.
 //!
 //! The standard library's call waits for the exec, which a hung file system can hold up for ever.
-//! Its child also keeps a copy of every descriptor of envd meanwhile, so a pipe that envd closes
-//! would stay open. Here the parent never waits: a pipe tells the outcome of the exec. The child
-//! closes all that is not its own before it touches a file system.
+//! Its child also keeps copies of envd's descriptors meanwhile, so a pipe that envd closes would
+//! stay open. Here the parent never waits: a pipe tells the outcome of the exec. The child closes
+//! all that is not its own before it touches a file system.
 
 use super::write_oom_score;
 use crate::users::User;
@@ -21,7 +21,7 @@ const PATH_MAX: usize = 4096;
 /// Size of a report of the child: its step and the number of its error.
 const REPORT: usize = 8;
 
-/// How a child is to live.
+/// Circumstances in which a child lives.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Child {
     /// Standard input is a terminal, which becomes its own.

@@ -1,8 +1,8 @@
 //! A thread that forks for all others, with a table of descriptors of its own.
 //!
-//! A child begins with a copy of its parent's table. The close of a copy of a file can wait for the
-//! file's server, as with FUSE, and no signal ends that wait. This thread's table holds no file
-//! that was opened later, so a transfer that hangs holds up no start.
+//! A child begins with a copy of its parent's table. The close of a copy can wait for the file's
+//! server, as with FUSE, and no signal ends that wait. The table of this thread holds no file that
+//! was opened later. So a transfer that hangs holds up no start.
 
 use super::spawn::{self, Plan};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

@@ -1,4 +1,4 @@
-//! Events of a watch, kept closely: their names in one text, so that ten thousand of them take two
+//! Events of a watch, kept closely. Their names are one text, so ten thousand of them take two
 //! blocks of memory.
 
 use crate::filesystem::entry::Entry;

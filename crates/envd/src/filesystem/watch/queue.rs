@@ -1,5 +1,5 @@
-//! The one thing that a watch's thread shares with its callers: events that wait to be fetched,
-//! the watch's end, and requests to the thread. No call here waits for a file system.
+//! The queue that a watch's thread shares with its callers. Events wait in it to be fetched, beside
+//! the watch's end and requests to the thread. No call here waits for a file system.
 
 use super::events::Events;
 use crate::error::Error;
@@ -46,7 +46,7 @@ struct State {
     ended: Option<Error>,
 }
 
-/// What a caller finds.
+/// Answer to a caller who looks for events.
 pub(super) enum Next {
     Events(Events),
     /// Nothing waits.

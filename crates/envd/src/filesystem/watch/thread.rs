@@ -1,5 +1,5 @@
-//! A watch's own thread. It may hang in a file system that does not answer, and nobody else with
-//! it.
+//! A watch's own thread. The thread may hang in a file system that does not answer, and nobody else
+//! with it.
 
 use super::Options;
 use super::queue::Queue;

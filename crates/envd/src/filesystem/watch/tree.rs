@@ -1,7 +1,7 @@
 //! The watched directories of one watch as a tree, by the numbers that the kernel gives them.
 //!
-//! A node knows its parent and its name there. A path is put together when it is asked for, so the
-//! move of a directory changes one node, whatever is below it.
+//! A node knows its parent and its name there. A path is put together when somebody asks for it. So
+//! the move of a directory changes one node, whatever is below it.
 
 use inotify::WatchDescriptor;
 use std::collections::hash_map::RandomState;
@@ -75,7 +75,7 @@ impl Tree {
         true
     }
 
-    /// Forgets a directory. Those below it keep their places, but have no path.
+    /// Forgets a directory. Directories below it keep their places, but have no path.
     pub(super) fn remove(&mut self, id: Id) -> Option<WatchDescriptor> {
         let node = self.nodes.remove(&id)?;
         if let Some((parent, name)) = &node.place {
