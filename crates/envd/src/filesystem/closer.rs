@@ -30,3 +30,27 @@ impl Drop for Closer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::{self, Jobs};
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn file_dropped_on_the_serving_thread_is_closed_by_a_job() {
+        let file = Arc::new(File::open("/dev/null").unwrap());
+        let closer = Closer::new(&file, &Jobs::default().files);
+        let seen = Arc::downgrade(&file);
+        drop(file);
+        drop(closer);
+        // No job begins before this thread waits.
+        assert_eq!(seen.strong_count(), 1);
+        let closed = async {
+            while seen.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(jobs::LIMIT, closed).await.unwrap();
+    }
+}
