@@ -49,7 +49,7 @@ pub struct Top {
 /// mode and time.
 ///
 /// # Errors
-/// `Refused` for an archive with entries that are not unpacked, `File` when something cannot be
+/// `Refused` for an archive with entries that are not unpacked. `File` when something cannot be
 /// written, and `Stream` when the archive ends early. Entries before the error stay.
 pub fn unpack(folder: &Path, from: impl Read, options: Options) -> Result<u64> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -84,12 +84,22 @@ struct Target {
 
 /// Makes the error of a failed call for the entry at `path`.
 fn failed(path: &Path) -> impl Fn(Errno) -> Error {
-    let doing = format!("writing {}", path.display());
+    let doing = writing(path);
     move |error| Error::file(doing.clone(), error)
 }
 
+fn writing(path: &Path) -> String {
+    format!("writing {}", shown(path))
+}
+
+/// Renders a path of an archive for people. A hostile name must not control a terminal.
+fn shown(path: &Path) -> String {
+    let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    path.to_string_lossy().chars().map(plain).collect()
+}
+
 fn refused(path: &Path, why: &str) -> Error {
-    Error::Refused(format!("{} {why}", path.display()))
+    Error::Refused(format!("{} {why}", shown(path)))
 }
 
 fn mode(bits: u32) -> Mode {
@@ -140,21 +150,21 @@ impl Target {
 
     /// Splits a path of the archive into names; none for the folder itself.
     fn parts(&self, path: &[u8], kind: Kind) -> Result<Option<Vec<OsString>>> {
-        let shown = Path::new(OsStr::from_bytes(path));
+        let whole = Path::new(OsStr::from_bytes(path));
         if path.starts_with(b"/") || path.contains(&0) {
-            return Err(refused(shown, "is an absolute path, or no path"));
+            return Err(refused(whole, "is an absolute path, or no path"));
         }
         let mut parts = Vec::new();
         for part in path.split(|byte| *byte == b'/') {
             match part {
                 b"" | b"." => {}
-                b".." => return Err(refused(shown, "leads out of the folder")),
+                b".." => return Err(refused(whole, "leads out of the folder")),
                 part => parts.push(OsStr::from_bytes(part).to_owned()),
             }
         }
         // The folders, and a file in the last one.
         if parts.len() > DEPTH_MAX + 1 {
-            return Err(refused(shown, "is too deep"));
+            return Err(refused(whole, "is too deep"));
         }
         if let Some(top) = &self.options.top {
             // A link at the top would lead the next copy to the same place astray.
@@ -167,7 +177,7 @@ impl Target {
                 Some(first) if *first == top.from && fits => {
                     first.clone_from(&top.to);
                 }
-                _ => return Err(refused(shown, "is not what was asked for")),
+                _ => return Err(refused(whole, "is not what was asked for")),
             }
         }
         Ok((!parts.is_empty()).then_some(parts))
@@ -297,7 +307,7 @@ impl Target {
         replaces: bool,
         reader: &mut Reader<impl Read>,
     ) -> Result<()> {
-        let fail = |error: io::Error| Error::file(format!("writing {}", path.display()), error);
+        let fail = |error: io::Error| Error::file(writing(path), error);
         let mut file = File::from(fd);
         let mut unsynced = 0;
         loop {

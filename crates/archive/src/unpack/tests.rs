@@ -148,6 +148,14 @@ fn an_archive_that_leads_out_of_its_folder_is_refused_and_writes_nothing_outside
 }
 
 #[test]
+fn a_name_that_would_control_a_terminal_is_shown_without_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = archive(&[entry(Kind::Other(b'6'), "a\x1b[2Jb", "")]);
+    let said = unpack(dir.path(), &bytes[..], options()).unwrap_err().to_string();
+    assert!(said.starts_with("a\u{fffd}[2Jb is a device"), "{said:?}");
+}
+
+#[test]
 fn a_link_at_the_place_of_a_file_is_replaced_and_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("target");
