@@ -1,4 +1,4 @@
-//! Tar archives of files and folders, as streams. envd and `wrenn capsule cp` call this crate, each
+//! Tar archives of files and folders, as streams. Both envd and `wrenn capsule cp` call this crate
 //! on a thread that may block.
 //!
 //! Neither side trusts the archive. A guest sends it to a person's machine, and a caller sends it

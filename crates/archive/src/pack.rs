@@ -1,4 +1,4 @@
-//! Packs a file or a folder. The kind of each entry is looked at before it is opened, so no FIFO or
+//! Packs a file or a folder. Each entry's kind is looked at before it is opened, so no FIFO or
 //! device holds the thread up.
 
 use crate::format::{self, Entry, Kind, Time};
@@ -32,7 +32,7 @@ pub struct Packed {
 /// followed, as by `cp`; links below it are packed as links.
 ///
 /// # Errors
-/// `Refused` for any other kind of source, `File` when it cannot be read, and `Stream` when the
+/// `Refused` for any other kind of source. `File` when it cannot be read, and `Stream` when the
 /// archive cannot be written.
 pub fn pack(source: &Path, name: &OsStr, to: &mut impl Write) -> Result<Packed> {
     let found = fs::metadata(source).map_err(|e| reading(source, e))?;

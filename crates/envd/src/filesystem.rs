@@ -1,8 +1,7 @@
 //! Looking at and changing the guest's file system, for `rpc/filesystem.rs` and
 //! `http/files.rs`. Acts as root on behalf of a user and gives what it makes to that user.
 //!
-//! Every call here may wait for a file system that does not answer, so callers run it as a job
-//! (`jobs.rs`).
+//! Every call here may wait for a hanging file system, so callers run it as a job (`jobs.rs`).
 
 mod closer;
 pub(crate) mod entry;
@@ -24,7 +23,7 @@ use std::time::Duration;
 pub(crate) const CHUNK: usize = 256 * 1024;
 /// Beginning of the names of files that are being written. Watchers are told nothing of them.
 pub(crate) const STAGED_PREFIX: &str = ".wrenn-upload-";
-/// Time that a caller waits for the removal of a tree, or for the disk at the end of a write.
+/// Time that a caller waits for the removal of a tree, or for the end of a write.
 pub(crate) const LONG: Duration = Duration::from_secs(600);
 /// Entries that one listing may have.
 const LIST_MAX: usize = 100_000;

@@ -1,5 +1,5 @@
-//! Servers in the guest. They are listed, and the host is connected to those on the guest's
-//! loopback, which the host cannot reach by itself.
+//! Servers in the guest. They are listed, and the host is connected to those on the loopback, which
+//! it cannot reach by itself.
 
 mod relay;
 mod table;

@@ -100,8 +100,8 @@ pub(crate) async fn start(
     Ok((process, events))
 }
 
-/// Carries output to the hub until the program's end and tells the end. Then reads on for processes
-/// that it left behind.
+/// Carries output to the hub until the program's end and tells the end. Afterwards reads on for
+/// processes that it left behind.
 async fn follow(
     guest: Arc<Guest>,
     process: Arc<Process>,

@@ -138,9 +138,9 @@ pub(crate) fn replace_metadata(file: &File, wanted: &BTreeMap<String, String>) -
     Ok(())
 }
 
-/// Copies the extended attributes of the file at `from` to a file that replaces it: access lists
-/// and users' own attributes. Leaves out metadata, and what must not outlive the old contents,
-/// such as capabilities. An attribute that cannot be copied is left out.
+/// Copies the extended attributes of the file at `from` to its successor: access lists and users'
+/// own attributes. Leaves out metadata, and what must not outlive the old contents, such as
+/// capabilities. An attribute that cannot be copied is left out.
 pub(crate) fn copy_attributes(from: &Path, to: &File) {
     const ACCESS: &str = "system.posix_acl_access";
     match rustix::fs::listxattr_query(from) {

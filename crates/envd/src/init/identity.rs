@@ -13,7 +13,7 @@ const MACHINE: &str = "/etc/machine-id";
 const OWN_MACHINE: &str = "/run/machine-id";
 
 /// Shows a new machine's id, and the boot's own. Root in the guest may have made anything of
-/// `/etc/machine-id`. Then the console tells why the id is not shown there.
+/// `/etc/machine-id`. In such a case the console tells why the id is not shown there.
 pub(super) fn show() -> anyhow::Result<()> {
     std::fs::copy(BOOT, OWN_BOOT).context("reading the boot's id")?;
     std::fs::write(OWN_MACHINE, machine_id()?).context("making the machine's id")?;

@@ -110,8 +110,8 @@ pub(super) fn attach_to(
         .with_context(|| format!("mounting {source} on {to}"))
 }
 
-/// Makes a folder to mount on, unless there is one. Sets aside what root in the guest has put in its
-/// place, since no boot may fail for that.
+/// Makes a folder to mount on, unless there is one. Sets aside what root in the guest has put in
+/// its place, since no boot may fail for that.
 fn make_mount_point(path: &str, is_folder: bool) -> anyhow::Result<()> {
     if !is_folder && fs::symlink_metadata(path).is_ok() {
         let moved = fs::rename(path, format!("{path}.before-boot"));

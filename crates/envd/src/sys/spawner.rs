@@ -75,7 +75,7 @@ impl Spawner {
 /// Gives the thread a table of its own. Returns the process, by which the thread gets copies of
 /// the descriptors that it needs.
 fn own_table() -> io::Result<OwnedFd> {
-    // SAFETY: the thread holds no descriptor yet, and from now on uses those of its own table alone.
+    // SAFETY: the thread holds no descriptor yet, and uses those of its own table from now on.
     unsafe { unshare_unsafe(UnshareFlags::FILES)? };
     let process = pidfd_open(getpid(), PidfdFlags::empty())?;
     // A filter of system calls may forbid what each request needs.
@@ -125,7 +125,7 @@ mod tests {
         let envs = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         let args = ["-c".to_owned(), "echo up".to_owned()];
         let plan = Plan::new("sh", &args, &envs, Path::new("/"), user, child).unwrap();
-        // These are opened after the thread has its own table.
+        // The thread has its own table by now, so these are in another one.
         let null = File::options().read(true).write(true).open("/dev/null").unwrap();
         let (output, theirs) = spawn::report_pipe().unwrap();
         let stdio = [null.as_fd(), theirs.as_fd(), null.as_fd()];

@@ -5,7 +5,7 @@ use crate::filesystem::entry::Entry;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-/// What happened to a name.
+/// A kind of change of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     Create,
@@ -15,7 +15,7 @@ pub(crate) enum Change {
     Chmod,
 }
 
-/// One event below a watched directory.
+/// An event below a watched directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Event<'a> {
     /// Relative to the watched directory.

@@ -1,5 +1,6 @@
-//! Reads inotify for one watch, on the watch's own thread: names relative to the root, recursion
-//! that also covers directories made later, and files that were put into them before their watch.
+//! Reads inotify for one watch, on the watch's own thread. Names are relative to the root. A
+//! recursive watch also covers directories made later, and files that were put into them before
+//! their watch.
 //!
 //! A directory that appears is watched and then read. Its contents are reported from that reading:
 //! `Create` for each name, and `Write` for each file that has contents. The kernel may report the
