@@ -182,7 +182,14 @@ impl Process {
                 Some((_, 0)) => return true,
                 Some((until, _)) => match tokio::time::timeout_at(until, read).await {
                     Ok(read) => read,
-                    Err(_) => return true,
+                    Err(_) => {
+                        tokio::task::yield_now().await;
+                        // A thread that was busy finds output that the leader left in time.
+                        match source.end.read_now(source.most) {
+                            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return true,
+                            read => read,
+                        }
+                    }
                 },
                 None => tokio::select! {
                     biased;

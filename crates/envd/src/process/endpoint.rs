@@ -35,6 +35,14 @@ impl Endpoint {
         }
     }
 
+    /// Reads what is there already, as [`Self::read`] does.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing yet.
+    pub(super) fn read_now(&self, most: usize) -> io::Result<Bytes> {
+        read_now(self.fd.get_ref(), most)
+    }
+
     /// Writes everything; waits while the other side does not read.
     pub(super) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
