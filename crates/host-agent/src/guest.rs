@@ -244,7 +244,9 @@ impl Guest {
             .header(header::CONTENT_LENGTH, body.len())
             .body(Body::from(body));
         let request = request.unwrap_or_default();
-        Ok(self.pool.send(&protocol::ENVD_PORT, request).await?.answer)
+        // Boxed, since operations hold several of these at once.
+        let sent = Box::pin(self.pool.send(&protocol::ENVD_PORT, request)).await?;
+        Ok(sent.answer)
     }
 
     /// Waits until envd answers.
