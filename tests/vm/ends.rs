@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
+use std::path::Path;
 use tests::{Client, Platform, eventually, processes_of, signal};
 
 /// The host's reason for a guest whose processors never run again.
@@ -214,22 +215,26 @@ fn table_archive(dsdt: &[u8]) -> Vec<u8> {
     archive
 }
 
+/// Makes a folder of links to all files of another. A file on another disk is copied.
+fn link_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            link_tree(&from, &to);
+        } else {
+            fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
+        }
+    }
+}
+
 /// Gives a platform images of its own, whose guests begin with `archive`.
 fn change_initramfs(platform: &Platform, archive: &[u8]) {
     let own = platform.dir().join("images");
     let shared = fs::read_link(&own).unwrap();
     fs::remove_file(&own).unwrap();
     // The platform makes its images anew when one of them is missing.
-    for made in fs::read_dir(shared.join("store")).unwrap().flatten() {
-        let to = own.join("store").join(made.file_name());
-        fs::create_dir_all(&to).unwrap();
-        for file in fs::read_dir(made.path()).unwrap().flatten() {
-            let to = to.join(file.file_name());
-            fs::hard_link(file.path(), &to)
-                .or_else(|_| fs::copy(file.path(), &to).map(drop))
-                .unwrap();
-        }
-    }
+    link_tree(&shared.join("store"), &own.join("store"));
     let initramfs = own.join(fs::read_link(shared.join("boot")).unwrap()).join("initramfs");
     let whole = [archive, &fs::read(&initramfs).unwrap()].concat();
     fs::remove_file(&initramfs).unwrap();
