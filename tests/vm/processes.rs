@@ -43,7 +43,7 @@ async fn deadline_and_kill_end_what_has_a_session_of_its_own() {
     .await;
     // The groups that the starts made are removed; one is that of the command itself.
     eventually("no other group is left", || async {
-        let groups = client.out(&id, "ls -d /sys/fs/cgroup/user/p* | wc -l").await;
+        let groups = client.out(&id, "ls -d /sys/fs/cgroup/user/p[0-9]* | wc -l").await;
         (groups == "1\n").then_some(())
     })
     .await;
