@@ -140,7 +140,6 @@ async fn nonsense_is_refused_by_a_frame_that_says_what() {
         (r#"{"type":"start"}"#, "missing field `cmd`"),
         (r#"{"type":"start","cmd":""}"#, "cmd must not be empty"),
         (r#"{"type":"start","cmd":"true","encoding":"rot13"}"#, "encoding must be"),
-        (r#"{"type":"start","cmd":"/nosuch"}"#, "cannot run '/nosuch'"),
         (r#"{"type":"stop"}"#, "of the first frame must be `start`"),
     ] {
         let mut socket = client.socket(&stream).await;
@@ -151,6 +150,11 @@ async fn nonsense_is_refused_by_a_frame_that_says_what() {
         assert!(error["data"].as_str().unwrap().contains(told), "{frame}: {error}");
         assert!(socket.next().await.is_none());
     }
+    let mut socket = client.socket(&stream).await;
+    socket.send_text(r#"{"type":"start","cmd":"/nosuch"}"#).await;
+    let error = socket.next().await.unwrap();
+    assert_eq!(error["code"], "command_not_found", "{error}");
+    assert!(error["data"].as_str().unwrap().contains("cannot run '/nosuch'"), "{error}");
     // Later it is told, and the command goes on.
     let mut socket = client.socket(&stream).await;
     socket.send(json!({ "type": "start", "cmd": "cat", "stdin": true })).await;
