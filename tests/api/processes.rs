@@ -14,7 +14,8 @@ const MUCH: usize = 16 << 20;
 async fn stuck(client: &Client, id: &str, counter: &str, timeout_sec: Option<u32>) -> Socket {
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     // Buffers hold little of an output that cannot be compressed.
-    let script = format!("while :; do head -c 1000000 /dev/urandom | base64; echo >> {counter}; done");
+    let script =
+        format!("while :; do head -c 1000000 /dev/urandom | base64; echo >> {counter}; done");
     let start = json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "tag": "flood",
         "encoding": "base64", "timeout_sec": timeout_sec });
     socket.send(start).await;
