@@ -42,8 +42,8 @@ pub(super) async fn refresh(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Of one that is paused already it is said so, which clients take for no failure. A pause that is
-/// under way is joined.
+/// Pauses a sandbox. A paused sandbox is refused with 409, which clients take for no failure. A
+/// pause that is under way is joined.
 pub(super) async fn pause(
     State(app): State<Arc<App>>,
     caller: Caller,
