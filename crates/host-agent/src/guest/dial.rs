@@ -2,16 +2,13 @@
 //! host. For such a server, envd connects to it, and passes the bytes of the host's connection.
 
 use super::{GuestStream, Route, reset};
-use bytes::{Buf, Bytes};
 use daemon::{Signal, Tasks};
 use hop::{Body, Dial, Error, Pool, Sent, Stream, Switched};
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncReadExt;
 
 /// Longest time that a guest may take to take a connection, and envd to answer for the loopback.
 const DIAL: Duration = Duration::from_secs(5);
@@ -109,65 +106,16 @@ impl Loopback {
         })?;
         match (switched, answer.status()) {
             (Some(Switched { read, stream }), _) if read.is_empty() => Ok(stream),
-            (Some(Switched { read, stream }), _) => Ok(Box::new(Early { read, stream })),
+            (Some(Switched { read, stream }), _) => {
+                let (reader, writer) = tokio::io::split(stream);
+                Ok(Box::new(tokio::io::join(io::Cursor::new(read).chain(reader), writer)))
+            }
             (None, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) => {
                 Err(io::ErrorKind::TimedOut.into())
             }
             // An envd of an earlier version knows no such path. The host was refused before.
             (None, _) => Err(io::ErrorKind::ConnectionRefused.into()),
         }
-    }
-}
-
-/// A connection of which the first bytes have been read already.
-struct Early {
-    read: Bytes,
-    stream: Box<dyn Stream>,
-}
-
-impl AsyncRead for Early {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.read.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let count = self.read.len().min(buf.remaining());
-        buf.put_slice(&self.read[..count]);
-        self.read.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Early {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
