@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The reserve is the disk's size divided by this figure.
@@ -62,7 +62,7 @@ pub(crate) struct Room {
     dir: PathBuf,
     /// Set where a ballast is kept; drivers without machines need none.
     ballast: bool,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
@@ -75,36 +75,37 @@ struct State {
     make_after: Option<Instant>,
 }
 
-/// Bytes that the holder may write; dropping the claim returns them.
-pub(crate) struct Claim<'a> {
-    room: &'a Room,
+/// Bytes that the holder may write; dropping the claim returns them. The thread that writes has to
+/// own the claim where the task that waits for the thread may be dropped.
+pub(crate) struct Claim {
+    state: Arc<Mutex<State>>,
     bytes: u64,
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
-        self.room.lock().claimed -= self.bytes;
+        lock(&self.state).claimed -= self.bytes;
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Room {
     pub(crate) fn new(dir: &Path, ballast: bool) -> Self {
-        Self { dir: dir.to_owned(), ballast, state: Mutex::default() }
+        Self { dir: dir.to_owned(), ballast, state: Arc::default() }
     }
 
     /// Claims the most bytes that an operation may write.
     ///
     /// # Errors
     /// When the bytes would reach into the reserve.
-    pub(crate) fn claim(&self, bytes: u64) -> Result<Claim<'_>, Error> {
+    pub(crate) fn claim(&self, bytes: u64) -> Result<Claim, Error> {
         self.claim_of(bytes, || storage::capacity(&self.dir))
     }
 
-    fn claim_of(
-        &self,
-        bytes: u64,
-        capacity: impl FnOnce() -> (u64, u64),
-    ) -> Result<Claim<'_>, Error> {
+    fn claim_of(&self, bytes: u64, capacity: impl FnOnce() -> (u64, u64)) -> Result<Claim, Error> {
         let mut state = self.lock();
         // Under the lock no claim ends. So bytes that were written under a claim are either claimed
         // still or not free any more.
@@ -119,7 +120,7 @@ impl Room {
             }));
         }
         state.claimed = wanted;
-        Ok(Claim { room: self, bytes })
+        Ok(Claim { state: Arc::clone(&self.state), bytes })
     }
 
     /// Reports whether the disk is full.
@@ -169,7 +170,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

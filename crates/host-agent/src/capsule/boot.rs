@@ -263,13 +263,13 @@ async fn disks(
 
 /// Opens what a machine is brought back from, and keeps its layers at hand for the next pause. The
 /// claim covers what is written from here until the driver has restored the machine.
-async fn saved<'a>(
-    parts: &'a Parts,
+async fn saved(
+    parts: &Parts,
     team: &str,
     snapshot: &Snapshot,
     layers: &Layers,
     dir: &Path,
-) -> Result<(Saved, Claim<'a>), Error> {
+) -> Result<(Saved, Claim), Error> {
     let here = parts.driver.fingerprint();
     if snapshot.manifest.fingerprint != here {
         let kept = snapshot.manifest.fingerprint.clone();

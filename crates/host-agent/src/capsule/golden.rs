@@ -6,6 +6,7 @@ use super::life::now_ms;
 use super::{Error, blocking, pause};
 use crate::Parts;
 use crate::guest::Guest;
+use crate::room::Claim;
 use crate::snapshot::memory::Memory;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging, System};
 use crate::storage;
@@ -137,7 +138,7 @@ impl Golden {
     ) {
         let bytes = u64::from(self.resources.memory_mib) << 20;
         let disk = dir.join(storage::DISK).metadata().map_or(0, |found| found.blocks() * 512);
-        let Ok(_claim) = parts.room.claim(pause::most(&**machine, bytes) + disk) else {
+        let Ok(claim) = parts.room.claim(pause::most(&**machine, bytes) + disk) else {
             tracing::warn!("there is no room to keep a golden machine");
             return;
         };
@@ -148,12 +149,12 @@ impl Golden {
         guest.pool().clear();
         let fingerprint = parts.driver.fingerprint();
         let system = parts.config.system();
-        let taken = self.take(machine, (fingerprint, system), dir.to_owned()).await;
+        let taken = self.take(claim, machine, (fingerprint, system), dir.to_owned()).await;
         let thawed = machine.thaw().await;
         match (taken, thawed) {
             // Its hashing and its way to the disk are nothing that the capsule has to wait for.
             (Ok(taken), Ok(())) => parts.tasks.spawn(async move {
-                if let Err(error) = blocking(move || taken.write(self)).await {
+                if let Err(error) = blocking(move || taken.write()).await {
                     tracing::warn!(%error, "keeping a golden machine");
                 }
             }),
@@ -164,8 +165,11 @@ impl Golden {
         }
     }
 
+    /// Freezes a machine and copies what it is made of. The boot may be given up at any point, so
+    /// the thread that copies owns the claim and the right to make the golden machine.
     async fn take(
-        &self,
+        self,
+        claim: Claim,
         machine: &Arc<dyn Machine>,
         (fingerprint, system): (String, System),
         own: PathBuf,
@@ -188,35 +192,83 @@ impl Golden {
             envd_token: None,
         };
         let copy = move || {
-            let memory = memory.map(|memory| memory.copy()).transpose()?;
-            let disk = Some(staging.copy_disk(&own)?);
-            Ok(Taken { staging, memory, manifest: Manifest { disk, ..manifest } })
+            let mut taken = Taken { staging, memory, manifest, _claim: claim, _golden: self };
+            taken.memory = taken.memory.as_ref().map(Memory::copy).transpose()?;
+            taken.manifest.disk = Some(taken.staging.copy_disk(&own)?);
+            Ok(taken)
         };
         blocking(copy).await.map_err(fail)
     }
 }
 
-/// What was taken of a machine that went on.
-pub(crate) struct Taken {
-    pub staging: Staging,
-    pub memory: Option<Memory>,
-    pub manifest: Manifest,
+/// What was taken of a machine that went on. The staging folder ends before the right to make
+/// another one.
+struct Taken {
+    staging: Staging,
+    memory: Option<Memory>,
+    manifest: Manifest,
+    _claim: Claim,
+    _golden: Golden,
 }
 
 impl Taken {
-    fn write(self, golden: Golden) -> io::Result<()> {
-        let Self { staging, memory, mut manifest } = self;
+    fn write(self) -> io::Result<()> {
+        // Names that come first end last.
+        let Self { _golden, _claim, staging, memory, mut manifest } = self;
         let (began, dir) = (Layers::default(), staging.path().to_owned());
         manifest.memory = memory.map(|m| staging.write_memory(&m, &began, &dir)).transpose()?;
         manifest.state = Some(staging.seal_state()?);
         staging.sync_disk()?;
-        staging.commit(manifest)?;
-        drop(golden);
-        Ok(())
+        staging.commit(manifest).map(drop)
     }
 }
 
 /// What could not be made as a golden machine is told as a failure of the capsule's.
 pub(crate) fn error(source: io::Error) -> Error {
     super::io_error("looking for the template's golden machine")(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::Room;
+    use crate::vmm::hollow::Hollow;
+    use crate::vmm::{Driver, Found, Metadata, Record};
+    use rustix::fs::{CWD, FileType, Mode};
+
+    /// A named pipe in place of the disk holds the thread that copies.
+    #[tokio::test]
+    async fn room_stays_claimed_while_the_copy_of_a_boot_that_is_given_up_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join(storage::DISK);
+        rustix::fs::mknodat(CWD, &disk, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let room = Room::new(dir.path(), false);
+        let Ok(claim) = room.claim(1) else { return };
+        let turn = Turn::default();
+        let golden = Golden {
+            dir: dir.path().join("golden"),
+            template: "base".to_owned(),
+            resources: Resources { vcpus: 1, memory_mib: 128, disk_mib: 64 },
+            _turn: Arc::clone(&turn).lock_owned().await,
+        };
+        let found = Found {
+            record: &Record { pid: 0, started: 0, boot: String::new(), port: None },
+            name: "",
+            dir: dir.path(),
+            uid: 0,
+            namespace: None,
+            metadata: Metadata { capsule: String::new(), template: String::new() },
+        };
+        let machine: Arc<dyn Machine> = Arc::from(Hollow { port: 1 }.adopt(found).unwrap());
+        let about = (String::new(), System::default());
+        let taking = golden.take(claim, &machine, about, dir.path().to_owned());
+        let given_up = tokio::time::timeout(Duration::from_millis(50), taking).await.is_err();
+        let held = (room.claimed(), turn.try_lock().is_err());
+        // The thread goes on once the pipe has a writer.
+        let writer = blocking(move || File::options().write(true).open(disk)).await;
+        assert!(given_up && writer.is_ok());
+        assert_eq!(held, (1, true));
+        let _turn = turn.lock().await;
+        assert_eq!(room.claimed(), 0);
+    }
 }
