@@ -99,6 +99,14 @@ pub(crate) async fn until<T>(
     cancel.run_until_cancelled(work).await.ok_or(Error::Stopping)
 }
 
+/// Tells a failure that a removal brought about from others.
+pub(crate) fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    done: Result<T, Error>,
+) -> Result<T, Error> {
+    done.map_err(|error| if cancel.is_cancelled() { Error::Stopping } else { error })
+}
+
 /// Does work that waits for the disk on a thread of its own.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

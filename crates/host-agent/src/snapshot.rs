@@ -18,6 +18,7 @@ use rustix::fs::{CWD, RenameFlags};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
 use types::resources::Resources;
 
 const MANIFEST: &str = "manifest.json";
@@ -186,11 +187,15 @@ impl Snapshot {
         File::open(self.dir.join(STATE))
     }
 
-    /// Copies the disk to a file and opens it for a machine.
-    pub(crate) fn copy_disk(&self, to: &Path) -> io::Result<Option<File>> {
+    /// Copies the disk to a file and opens it for a machine, unless `cancel` says so before.
+    pub(crate) fn copy_disk(
+        &self,
+        to: &Path,
+        cancel: &CancellationToken,
+    ) -> io::Result<Option<File>> {
         let Some(wanted) = &self.manifest.disk else { return Ok(None) };
         let from = File::open(self.dir.join(DISK)).map_err(unreadable)?;
-        let (file, hash) = crate::storage::copy_disk(&from, to)?;
+        let (file, hash) = crate::storage::copy_disk(&from, to, cancel)?;
         if hash.to_hex().as_str() != wanted {
             return Err(damaged("the disk is not the one that was written"));
         }
@@ -217,16 +222,25 @@ pub(crate) struct Staging {
     dir: PathBuf,
     to: PathBuf,
     done: bool,
+    /// Ends every reading of a disk with an error.
+    cancel: CancellationToken,
 }
 
 impl Staging {
     /// Begins one that is to be at `to`.
     pub(crate) fn begin(to: &Path) -> io::Result<Self> {
         let dir = staged(to);
-        let this = Self { dir, to: to.to_owned(), done: false };
+        let cancel = CancellationToken::new();
+        let this = Self { dir, to: to.to_owned(), done: false, cancel };
         this.remove()?;
         fs::create_dir_all(&this.dir)?;
         Ok(this)
+    }
+
+    /// Ends every reading of a disk with an error once `cancel` says so.
+    pub(crate) fn until(mut self, cancel: &CancellationToken) -> Self {
+        self.cancel = cancel.clone();
+        self
     }
 
     fn remove(&self) -> io::Result<()> {
@@ -260,14 +274,15 @@ impl Staging {
         let file = File::open(self.dir.join(DISK))?;
         crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
         file.sync_all()?;
-        Ok(crate::storage::hash_disk(&file)?.to_hex().to_string())
+        Ok(crate::storage::hash_disk(&file, &self.cancel)?.to_hex().to_string())
     }
 
     /// Takes a copy of it, which has to stand still only until this returns.
     pub(crate) fn copy_disk(&self, dir: &Path) -> io::Result<String> {
         let from = File::open(dir.join(DISK))?;
         crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
-        let (_, hash) = crate::storage::copy_disk(&from, &self.dir.join(DISK))?;
+        let to = self.dir.join(DISK);
+        let (_, hash) = crate::storage::copy_disk(&from, &to, &self.cancel)?;
         Ok(hash.to_hex().to_string())
     }
 

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
 
 /// A capsule's own disk, in its folder.
 pub(crate) const DISK: &str = "disk.ext4";
@@ -39,7 +40,7 @@ pub(crate) fn link_image(from: &Path, dir: &Path) -> io::Result<File> {
     match fs::hard_link(from.canonicalize()?, &to) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
-            copy_disk(&File::open(from)?, &to)?;
+            copy_disk(&File::open(from)?, &to, &CancellationToken::new())?;
         }
         linked => linked?,
     }
@@ -75,12 +76,17 @@ const PIECE: usize = 4096;
 
 /// Copies a disk that nobody writes to: by sharing its blocks where the file system can, else
 /// only what is not zeros. Returns the copy, open for a machine, with the hash of its contents.
-pub(crate) fn copy_disk(from: &File, to: &Path) -> io::Result<(File, blake3::Hash)> {
+/// Ends with an error once `cancel` says so.
+pub(crate) fn copy_disk(
+    from: &File,
+    to: &Path,
+    cancel: &CancellationToken,
+) -> io::Result<(File, blake3::Hash)> {
     match share_blocks(from, to)? {
-        (copy, true) => Ok((copy, hash_disk(from)?)),
+        (copy, true) => Ok((copy, hash_disk(from, cancel)?)),
         (copy, false) => {
             let mut hash = DiskHash::new(from)?;
-            copy_data(from, &copy, |at, block| hash.add(at, block))?;
+            copy_data(from, &copy, cancel, |at, block| hash.add(at, block))?;
             Ok((copy, hash.finish()))
         }
     }
@@ -90,7 +96,7 @@ pub(crate) fn copy_disk(from: &File, to: &Path) -> io::Result<(File, blake3::Has
 pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
     let (copy, shared) = share_blocks(from, to)?;
     if !shared {
-        copy_data(from, &copy, |_, _| {})?;
+        copy_data(from, &copy, &CancellationToken::new(), |_, _| {})?;
     }
     Ok(copy)
 }
@@ -103,10 +109,15 @@ fn share_blocks(from: &File, to: &Path) -> io::Result<(File, bool)> {
 }
 
 /// Copies what is not zeros; `seen` is shown each block that is not.
-fn copy_data(from: &File, copy: &File, mut seen: impl FnMut(u64, &[u8])) -> io::Result<()> {
+fn copy_data(
+    from: &File,
+    copy: &File,
+    cancel: &CancellationToken,
+    mut seen: impl FnMut(u64, &[u8]),
+) -> io::Result<()> {
     copy.set_len(from.metadata()?.len())?;
     let zeros = [0; PIECE];
-    each_block(from, |at, block| {
+    each_block(from, cancel, |at, block| {
         seen(at, block);
         let mut pieces = (at..).step_by(PIECE).zip(block.chunks(PIECE));
         pieces.try_for_each(|(at, piece)| match *piece == zeros[..piece.len()] {
@@ -117,9 +128,10 @@ fn copy_data(from: &File, copy: &File, mut seen: impl FnMut(u64, &[u8])) -> io::
 }
 
 /// The hash of a disk's contents, however sparse its file is.
-pub(crate) fn hash_disk(file: &File) -> io::Result<blake3::Hash> {
+/// Ends with an error once `cancel` says so.
+pub(crate) fn hash_disk(file: &File, cancel: &CancellationToken) -> io::Result<blake3::Hash> {
     let mut hash = DiskHash::new(file)?;
-    each_block(file, |at, block| {
+    each_block(file, cancel, |at, block| {
         hash.add(at, block);
         Ok(())
     })?;
@@ -147,11 +159,18 @@ impl DiskHash {
     }
 }
 
-/// Calls `work` for each block that is not zeros.
-fn each_block(file: &File, mut work: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+/// Calls `work` for each block that is not zeros, until `cancel` says so.
+fn each_block(
+    file: &File,
+    cancel: &CancellationToken,
+    mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let (length, zeros, mut block) = (file.metadata()?.len(), vec![0; BLOCK], vec![0; BLOCK]);
     let mut at = 0;
     loop {
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("nobody wants the disk any more"));
+        }
         at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data - data % BLOCK as u64,
             Err(rustix::io::Errno::NXIO) => return Ok(()),
@@ -203,16 +222,36 @@ mod tests {
         disk.write_all_at(&[0; 1 << 20], 20 << 20).unwrap();
         disk.write_all_at(b"end", (64 << 20) - 3).unwrap();
         let disk = File::open(dir.path().join("disk")).unwrap();
-        let (copy, hash) = copy_disk(&disk, &dir.path().join("copy")).unwrap();
-        assert_eq!(hash_disk(&copy).unwrap(), hash);
-        assert_eq!(hash_disk(&disk).unwrap(), hash);
+        let cancel = CancellationToken::new();
+        let (copy, hash) = copy_disk(&disk, &dir.path().join("copy"), &cancel).unwrap();
+        let hash_of = |file: &File| hash_disk(file, &cancel).unwrap();
+        assert_eq!(hash_of(&copy), hash);
+        assert_eq!(hash_of(&disk), hash);
         assert!(
             fs::read(dir.path().join("copy")).unwrap()
                 == fs::read(dir.path().join("disk")).unwrap()
         );
         copy.write_all_at(b"x", 40 << 20).unwrap();
-        assert_ne!(hash_disk(&copy).unwrap(), hash);
+        assert_ne!(hash_of(&copy), hash);
         copy.set_len(63 << 20).unwrap();
-        assert_ne!(hash_disk(&copy).unwrap(), hash);
+        assert_ne!(hash_of(&copy), hash);
+    }
+
+    #[test]
+    fn disk_that_nobody_wants_any_more_is_read_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = tempfile::tempfile().unwrap();
+        disk.write_all_at(&[7; 3 * BLOCK], 0).unwrap();
+        let cancel = CancellationToken::new();
+        let mut blocks = 0;
+        let read = each_block(&disk, &cancel, |_, _| {
+            blocks += 1;
+            cancel.cancel();
+            Ok(())
+        });
+        assert!(read.is_err());
+        assert_eq!(blocks, 1);
+        assert!(hash_disk(&disk, &cancel).is_err());
+        assert!(copy_disk(&disk, &dir.path().join("copy"), &cancel).is_err());
     }
 }

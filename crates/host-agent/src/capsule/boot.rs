@@ -7,7 +7,7 @@
 use super::golden::Golden;
 use super::ledger::{Ledger, Phase};
 use super::life::{Life, now_ms};
-use super::{Error, blocking, io_error, kept_error};
+use super::{Error, blocking, io_error, kept_error, unless_cancelled};
 use crate::Parts;
 use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
@@ -118,7 +118,7 @@ pub(crate) async fn boot(
     // Side by side; both end before either's failure is told, so that nothing is forgotten.
     let preparing = async {
         let disks = match parts.driver.boots_images() {
-            true => Some(disks(parts, ledger, &dir, origin.snapshot()).await?),
+            true => Some(disks(parts, ledger, &dir, origin.snapshot(), cancel).await?),
             false => None,
         };
         let saved = match (origin.snapshot(), &layers) {
@@ -241,6 +241,7 @@ async fn disks(
     ledger: &Ledger,
     dir: &Path,
     from: Option<&Snapshot>,
+    cancel: &CancellationToken,
 ) -> Result<Disks, Error> {
     let image = match from {
         None => storage::image(&parts.config, &ledger.template),
@@ -251,14 +252,17 @@ async fn disks(
     let _claim = parts.room.claim(copied)?;
     let image = storage::link_image(&image, dir).map_err(none)?;
     let (at, mib, from) = (dir.to_owned(), ledger.resources.disk_mib, from.cloned());
+    let ends = cancel.clone();
+    // A removal waits for the thread, which ends early, so that nothing is written after it.
     let own = blocking(move || match from {
         None => storage::make_disk(&at, mib),
         Some(snapshot) => {
             let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
-            snapshot.copy_disk(&at.join(storage::DISK))?.ok_or_else(none)
+            snapshot.copy_disk(&at.join(storage::DISK), &ends)?.ok_or_else(none)
         }
     });
-    Ok(Disks { image, own: own.await.map_err(kept_error("making the capsule's disk"))? })
+    let own = own.await.map_err(kept_error("making the capsule's disk"));
+    Ok(Disks { image, own: unless_cancelled(cancel, own)? })
 }
 
 /// Opens what a machine is brought back from, and keeps its layers at hand for the next pause. The

@@ -11,7 +11,7 @@ mod tests;
 use super::ledger::{Ledger, Phase};
 use super::life::{Due, now_ms};
 use super::manager::{Manager, State, chain};
-use super::{Error, blocking, boot, io_error, liveness, until};
+use super::{Error, blocking, boot, io_error, liveness, unless_cancelled, until};
 use crate::Parts;
 use crate::guest::Guest;
 use crate::snapshot::{self, Manifest, Snapshot, Staging};
@@ -267,6 +267,7 @@ impl Manager {
         let number = ledger.last.max(newest(&snapshot::sweep(&kept))) + 1;
         let failed = "keeping the capsule";
         let staging = Staging::begin(&kept.join(number.to_string())).map_err(io_error(failed))?;
+        let staging = staging.until(cancel);
         let mut manifest = self.manifest(ledger);
         let pages = match what.has_memory() {
             false => None,
@@ -293,8 +294,7 @@ impl Manager {
             staging.commit(manifest)
         };
         // A removal waits for the writer, which ends early, so that nothing is written after it.
-        let written = blocking(write).await.map_err(io_error(failed));
-        written.map_err(|error| if cancel.is_cancelled() { Error::Stopping } else { error })?;
+        unless_cancelled(cancel, blocking(write).await.map_err(io_error(failed)))?;
         // A failure from here on would be one after the fact.
         let _ = step("pause.committed");
         Ok(number)

@@ -4,7 +4,9 @@
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
 use super::pause::Keep;
-use super::{Error, blocking, boot, io_error, kept_error, liveness, pause, until};
+use super::{
+    Error, blocking, boot, io_error, kept_error, liveness, pause, unless_cancelled, until,
+};
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
 use crate::storage;
@@ -43,9 +45,8 @@ impl Manager {
         }
         let none = || Error::NotFound(format!("capsule {id}"));
         let known = self.change(id, |capsule| {
-            let runs = capsule.state == State::Running;
-            let cancel = if runs { capsule.renew_cancel() } else { capsule.cancel.clone() };
-            ((capsule.state.clone(), capsule.running.clone()), cancel)
+            let known = (capsule.state.clone(), capsule.running.clone());
+            (known, capsule.renew_cancel())
         });
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
         let (known, cancel) = known.ok_or_else(none)?;
@@ -62,8 +63,9 @@ impl Manager {
                 let _claim = self.parts.room.claim(0)?;
                 let own = self.own_snapshot(&ledger, ledger.last);
                 let own = own.map_err(kept_error("opening what was kept of the capsule"))?;
+                let ends = cancel.clone();
                 let link = move || {
-                    let staging = Staging::begin(&at)?;
+                    let staging = Staging::begin(&at)?.until(&ends);
                     if memory {
                         staging.link_all(&own)?;
                         return staging.commit(own.manifest);
@@ -74,7 +76,8 @@ impl Manager {
                     }
                     staging.commit(Manifest { memory: None, state: None, ..own.manifest })
                 };
-                blocking(link).await.map_err(kept_error("keeping the snapshot"))?
+                let linked = blocking(link).await.map_err(kept_error("keeping the snapshot"));
+                unless_cancelled(&cancel, linked)?
             }
             (state, _) => return Err(Error::State(state)),
         };
@@ -100,7 +103,7 @@ impl Manager {
         cancel: &CancellationToken,
     ) -> Result<Snapshot, Error> {
         let failed = "taking the snapshot";
-        let staging = Staging::begin(at).map_err(io_error(failed))?;
+        let staging = Staging::begin(at).map_err(io_error(failed))?.until(cancel);
         let state = with_memory.then(|| staging.state_file()).transpose();
         let state = state.map_err(io_error(failed))?;
         let dir = boot::folder(&self.parts, ledger.id);
@@ -116,10 +119,10 @@ impl Manager {
         prepared?;
         let frozen = std::time::Instant::now();
         let copied = async {
-            self.freeze(ledger.id, &**machine).await?;
+            until(cancel, self.freeze(ledger.id, &**machine)).await??;
             daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
             let memory = match state {
-                Some(state) => machine.save(state, bytes).await?,
+                Some(state) => until(cancel, machine.save(state, bytes)).await??,
                 None => None,
             };
             let memory = memory.map(|memory| memory.until(cancel.clone()));
@@ -128,9 +131,10 @@ impl Manager {
                 let disk = has_disk.then(|| staging.copy_disk(&from)).transpose()?;
                 Ok((staging, memory, disk))
             };
-            blocking(copy).await.map_err(io_error(failed))
+            // A removal waits for the thread, which ends early: the claim covers all of it.
+            unless_cancelled(cancel, blocking(copy).await.map_err(io_error(failed)))
         };
-        let copied = until(cancel, copied).await.and_then(|copied| copied);
+        let copied = copied.await;
         let thawed = self.thaw(ledger.id, &**machine).await;
         metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
         self.goes_on(ledger, machine, guest, thawed, cancel).await?;
@@ -149,7 +153,7 @@ impl Manager {
             staging.sync_disk()?;
             staging.commit(manifest)
         };
-        blocking(write).await.map_err(io_error(failed))
+        unless_cancelled(cancel, blocking(write).await.map_err(io_error(failed)))
     }
 
     /// Makes sure that a guest can be brought back from the snapshot that is about to be taken. Of a
