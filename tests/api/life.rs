@@ -69,6 +69,31 @@ async fn commands_files_traffic_and_pings_are_activity_and_only_quiet_pauses() {
     platform.finish();
 }
 
+#[tokio::test]
+async fn looks_at_a_guest_leave_an_idle_capsule_idle() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let id = client.create(&json!({ "timeout_sec": 2 })).await;
+    let looks = [
+        format!("/v1/capsules/{id}/ports"),
+        format!("/api/v1/capsules/{id}/metrics"),
+        format!("/sandboxes/{id}/metrics"),
+    ];
+    for look in &looks {
+        client.get(look).await.expect(200);
+    }
+    // Looks without a rest, until the capsule is paused.
+    eventually("it is paused", || async {
+        for look in &looks {
+            client.get(look).await;
+        }
+        (client.status(&id).await == "paused").then_some(())
+    })
+    .await;
+    client.get(&looks[0]).await.refuses(409, "capsule_paused", "paused");
+    platform.finish();
+}
+
 /// The host alone, as when no control plane is there for any time: it does what is due, and says
 /// so until someone hears it.
 #[tokio::test]

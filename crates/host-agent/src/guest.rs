@@ -82,6 +82,8 @@ pub(crate) struct Guest {
     tracker: Tracker,
     /// Requests under way at envd's port, and at all the others.
     counts: [Tracker; 2],
+    /// Requests under way that are activity.
+    active: Tracker,
     /// Limit of requests at once at envd's port; all the other ports together have the same limit.
     most: u32,
     /// Carries out what it may reach; none where it has no network.
@@ -95,6 +97,16 @@ pub(crate) struct Guest {
 pub(crate) struct Places {
     _of_port: Place,
     _of_all: Place,
+    _of_active: Option<Place>,
+}
+
+/// Purpose of a request to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Has the guest do something, which is activity.
+    Use,
+    /// Only asks how the guest is, which leaves an idle capsule idle.
+    Look,
 }
 
 /// What envd is told before anyone is let in.
@@ -116,7 +128,8 @@ impl Guest {
         let dialer = Dialer::new(route, token.into(), &cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, counts) = (Tracker::default(), <[Tracker; 2]>::default());
-        Self { pool, cut, tracker, counts, most, guard: None, refresher: Arc::default() }
+        let (active, refresher) = (Tracker::default(), Arc::default());
+        Self { pool, cut, tracker, counts, active, most, guard: None, refresher }
     }
 
     /// The same, with who carries out what it may reach.
@@ -136,8 +149,9 @@ impl Guest {
         let dialer = self.pool.dialer().renewed(&cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
         let (tracker, guard) = (self.tracker.clone(), self.guard.clone());
-        let (counts, refresher) = (self.counts.clone(), Arc::default());
-        Self { pool, cut, tracker, counts, most: self.most, guard, refresher }
+        let (counts, active) = (self.counts.clone(), self.active.clone());
+        let (most, refresher) = (self.most, Arc::default());
+        Self { pool, cut, tracker, counts, active, most, guard, refresher }
     }
 
     /// Lets requests in again.
@@ -145,9 +159,9 @@ impl Guest {
         self.tracker.reset();
     }
 
-    /// Whether anything is under way.
+    /// Reports whether any activity is under way.
     pub(crate) fn is_busy(&self) -> bool {
-        self.tracker.count() > 0
+        self.active.count() > 0
     }
 
     /// Takes a place among the requests under way. envd's port has places of its own, so that a
@@ -155,12 +169,14 @@ impl Guest {
     ///
     /// # Errors
     /// When no place is free, or none is given any more.
-    pub(crate) fn acquire(&self, port: u16) -> Result<Places, Refused> {
+    pub(crate) fn acquire(&self, port: u16, purpose: Purpose) -> Result<Places, Refused> {
         let [envds, others] = &self.counts;
         let of_port = if port == protocol::ENVD_PORT { envds } else { others };
+        let is_active = purpose == Purpose::Use;
         Ok(Places {
             _of_port: of_port.acquire(self.most)?,
             _of_all: self.tracker.acquire(u32::MAX)?,
+            _of_active: is_active.then(|| self.active.acquire(u32::MAX)).transpose()?,
         })
     }
 

@@ -3,6 +3,7 @@
 //! control plane has done.
 
 use crate::capsule::manager::Manager;
+use crate::guest::Purpose;
 use daemon::Tasks;
 use hop::{Body, Error, Outgoing, headers};
 use http::uri::PathAndQuery;
@@ -59,6 +60,15 @@ fn target(uri: &Uri) -> Option<(CapsuleId, u16, PathAndQuery)> {
     Some((capsule.parse().ok()?, port, path.ok()?))
 }
 
+/// Paths at which envd tells how the guest is.
+const LOOKS: [&str; 3] = ["/health", "/metrics", protocol::PORTS];
+
+/// Tells a look at the guest, at envd's port alone, from everything else. Pure.
+fn purpose(port: u16, method: &Method, path: &PathAndQuery) -> Purpose {
+    let envds = port == protocol::ENVD_PORT && *method == Method::GET;
+    if envds && LOOKS.contains(&path.path()) { Purpose::Look } else { Purpose::Use }
+}
+
 /// Where connections to guests, of whatever protocol, come in.
 pub(crate) const TCP: &str = "/tcp/";
 
@@ -74,7 +84,7 @@ pub(crate) async fn connect(
     let (Some((id, port)), Some(protocol)) = (to, protocol) else {
         return refuse(StatusCode::BAD_REQUEST, None);
     };
-    let (guest, place) = match manager.acquire(id, port) {
+    let (guest, place) = match manager.acquire(id, port, Purpose::Use) {
         Ok(acquired) => acquired,
         Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
     };
@@ -109,7 +119,7 @@ pub(crate) async fn forward(
     if *request.method() == Method::CONNECT {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, None);
     }
-    let (guest, place) = match manager.acquire(id, port) {
+    let (guest, place) = match manager.acquire(id, port, purpose(port, request.method(), &path)) {
         Ok(acquired) => acquired,
         Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
     };
@@ -189,6 +199,23 @@ fn refuse(status: StatusCode, why: Option<Refusal>) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_look_at_the_guest_by_envd_is_no_activity() {
+        let envd = protocol::ENVD_PORT;
+        for (port, method, path, wanted) in [
+            (envd, Method::GET, "/health", Purpose::Look),
+            (envd, Method::GET, "/metrics?x", Purpose::Look),
+            (envd, Method::GET, "/ports", Purpose::Look),
+            (envd, Method::POST, "/health", Purpose::Use),
+            (envd, Method::POST, "/ports/connect?port=80", Purpose::Use),
+            (envd, Method::GET, "/files?path=/health", Purpose::Use),
+            (80, Method::GET, "/health", Purpose::Use),
+        ] {
+            let asked = PathAndQuery::from_static(path);
+            assert_eq!(purpose(port, &method, &asked), wanted, "{port} {method} {path}");
+        }
+    }
 
     #[test]
     fn a_path_is_kept_byte_for_byte() {

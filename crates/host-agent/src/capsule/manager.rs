@@ -8,7 +8,7 @@ use super::life::{Due, Life, now_ms};
 use super::store::Tree;
 use super::{Error, golden, io_error, kept_error, until};
 use crate::Parts;
-use crate::guest::{Guest, Places};
+use crate::guest::{Guest, Places, Purpose};
 use crate::snapshot::{self, Snapshot};
 use crate::vmm::Machine;
 use hop::Refused;
@@ -404,7 +404,12 @@ impl Manager {
 
     /// A running capsule's guest, and a place among its requests, in one step: what is under way
     /// is known to whoever ends it.
-    pub(crate) fn acquire(&self, id: CapsuleId, port: u16) -> Result<(Guest, Places), Refusal> {
+    pub(crate) fn acquire(
+        &self,
+        id: CapsuleId,
+        port: u16,
+        purpose: Purpose,
+    ) -> Result<(Guest, Places), Refusal> {
         let mut capsules = self.lock();
         let capsule = capsules.get_mut(&id).ok_or(Refusal::NotRunning)?;
         match capsule.state {
@@ -415,9 +420,11 @@ impl Manager {
                 return Err(Refusal::NotRunning);
             }
         }
-        capsule.active = Instant::now();
+        if purpose == Purpose::Use {
+            capsule.active = Instant::now();
+        }
         let (_, guest) = capsule.running.as_ref().ok_or(Refusal::NotRunning)?;
-        match guest.acquire(port) {
+        match guest.acquire(port, purpose) {
             Ok(place) => Ok((guest.clone(), place)),
             Err(Refused::Draining) => Err(Refusal::Draining),
             Err(Refused::Full) => Err(Refusal::TooMany),
