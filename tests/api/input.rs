@@ -160,7 +160,11 @@ async fn commands_and_paths_that_are_wrong_say_what() {
         ("move", json!({ "source": "/a" }), "missing field `destination`"),
         ("list", json!({ "path": "/etc/passwd" }), "is not a directory"),
         ("remove", json!({ "path": "/tmp/../" }), "path must not be the root"),
-        ("read", json!({ "path": "/etc" }), "path does not name a regular file"),
+        (
+            "read",
+            json!({ "path": "/etc" }),
+            "the guest refused it: path is not a regular file: /etc",
+        ),
     ] {
         client.post(&files(what), &body).await.refuses(400, "invalid_request", told);
     }

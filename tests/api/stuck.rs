@@ -32,8 +32,9 @@ async fn named_pipes_in_every_call_leave_envd_answering() {
         .iter()
         .map(|pipe| client.send(client.request(Method::GET, &files).query(&[("path", pipe)])));
     let (writes, reads) = tokio::join!(join_all(writes), join_all(reads));
-    for answer in writes.into_iter().chain(reads) {
-        answer.refuses(400, "invalid_request", "regular file");
+    for (answer, pipe) in writes.into_iter().chain(reads).zip(pipes.iter().cycle()) {
+        let told = format!("path is not a regular file: {pipe}");
+        answer.refuses(400, "invalid_request", &told);
     }
     let composed = pipes.iter().map(|pipe| {
         let body = json!({ "sources": [pipe], "destination": at("whole") });

@@ -17,6 +17,8 @@ const TOO_LATE: [&str; 3] = ["57014", "55P03", "25P03"];
 
 /// SQLSTATE of a full disk.
 const FULL: &str = "53100";
+/// Longest text of a guest that an error repeats, in characters.
+const GUEST_TEXT_MAX: usize = 500;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -142,9 +144,19 @@ pub enum Error {
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
+/// Returns the part of a hostile guest's text that an error may repeat. Pure.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(GUEST_TEXT_MAX).collect()
+}
+
 impl Error {
     pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }
+    }
+
+    /// Makes the error of a request that the guest refused, in the guest's words.
+    pub(crate) fn refused_by_guest(message: &str) -> Self {
+        Self::invalid("the guest refused it:", printable(message))
     }
 
     /// Makes the error of a request whose own body could not be read to its end.
@@ -308,14 +320,14 @@ impl Error {
     /// What envd refused, in our words.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
     pub(crate) fn from_guest(error: &ConnectError) -> Self {
-        let message = error.message.clone().unwrap_or_default();
+        let message = printable(error.message.as_deref().unwrap_or_default());
         match error.code {
             ErrorCode::NotFound => Self::NotFound("path"),
             ErrorCode::AlreadyExists | ErrorCode::FailedPrecondition => Self::Conflict(message),
             ErrorCode::InvalidArgument
             | ErrorCode::OutOfRange
             | ErrorCode::Unauthenticated
-            | ErrorCode::PermissionDenied => Self::invalid("the guest refused it:", message),
+            | ErrorCode::PermissionDenied => Self::refused_by_guest(&message),
             ErrorCode::ResourceExhausted => Self::DiskFull,
             ErrorCode::Unavailable | ErrorCode::DeadlineExceeded => Self::GuestUnavailable,
             _ => Self::Internal(anyhow::anyhow!("{error}")),

@@ -8,7 +8,7 @@ use crate::auth::Caller;
 use crate::capsules;
 use crate::db;
 use crate::db::capsules::Capsule;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use connectrpc::client::CallOptions;
@@ -399,7 +399,7 @@ fn refused(error: &ConnectError) -> Error {
 /// Turns the refusal to start a program, which was given `timeout` seconds, into an error.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
 fn not_started(error: &ConnectError, timeout: u32) -> Error {
-    let message = error.message.clone().unwrap_or_default();
+    let message = printable(error.message.as_deref().unwrap_or_default());
     match error.code {
         ErrorCode::NotFound => Error::CommandNotFound(message),
         ErrorCode::PermissionDenied => Error::CommandNotExecutable(message),

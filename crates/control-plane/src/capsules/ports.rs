@@ -5,7 +5,7 @@ use super::{get, why};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::capsules::Capsule;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
 use protocol::{ENVD_PORT, REFUSAL, Refusal};
@@ -86,7 +86,7 @@ fn read(answer: &[u8]) -> Result<Vec<Listener>> {
 
 /// Leaves of a name what a terminal may print.
 fn printable(name: &str) -> Option<String> {
-    let name: String = name.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect();
+    let name: String = error::printable(name).chars().take(NAME_MAX).collect();
     (!name.is_empty()).then_some(name)
 }
 

@@ -1,26 +1,19 @@
 //! `…/files/archive`: a file or a folder of a capsule as a tar archive, streamed both ways. Modes,
 //! times and links are kept.
 
-use super::contents::{File, passed};
-use super::extract::{Path, Query, capsule_id};
+use super::contents::{self, File, passed};
+use super::extract::{Path, Query};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules;
 use crate::error::{Error, Result};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http::{HeaderValue, Method, StatusCode, header};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// envd's route.
 const ROUTE: &str = "/files/archive";
-/// Bytes of envd's own error that are read.
-const ERROR_MAX: usize = 16 * 1024;
-/// Time that envd may take to send its own error.
-const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// Read a file or a folder as a tar archive; its one entry at the top has the path's last name.
 /// Links are kept as links. FIFOs, sockets and devices are left out.
@@ -88,51 +81,25 @@ async fn ask(
     file: &File,
     request: Request,
 ) -> Result<Response> {
-    let target = file.target(ROUTE)?;
-    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
-    let answer = app
-        .agent_of(&capsule)?
-        .forward(capsule.id(), &capsule.envd_token, &target, request)
-        .await?;
-    let answer = answer.map(Body::new);
-    if answer.status().is_success() && answer.headers().contains_key(protocol::ARCHIVE) {
-        return Ok(answer);
+    let answer = contents::ask(app, caller, id, (file, ROUTE), request).await?;
+    if !answer.headers().contains_key(protocol::ARCHIVE) {
+        return Err(unmarked(answer.status()));
     }
-    let (head, body) = answer.into_parts();
-    let text = tokio::time::timeout(ERROR_TIME, Limited::new(body, ERROR_MAX).collect()).await;
-    let text = text.ok().and_then(|text| Some(text.ok()?.to_bytes())).unwrap_or_default();
-    Err(refused(head.status, &head.headers, &text))
+    match answer.status().is_success() {
+        true => Ok(answer),
+        false => Err(contents::refused(answer).await),
+    }
 }
 
-/// Turns a refusal by envd, or by the agent on the way there, into an error for a caller.
-fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
-    if matches!(status.as_u16(), 502 | 503) && !headers.contains_key(protocol::ARCHIVE) {
-        return Error::GuestUnavailable;
-    }
-    if !headers.contains_key(protocol::ARCHIVE) {
-        return Error::NotSupported(
+/// Explains an answer that an envd with the route did not send. Pure.
+fn unmarked(status: StatusCode) -> Error {
+    match status.as_u16() {
+        502..=504 => Error::GuestUnavailable,
+        _ => Error::NotSupported(
             "an archive by this capsule's agent, which is too old (resume the capsule with \
              `memory` false to replace it),",
-        );
+        ),
     }
-    let message = || {
-        let text: Option<Told> = serde_json::from_slice(body).ok();
-        text.map_or_else(|| "was refused by the guest".to_owned(), |told| told.message)
-    };
-    match status.as_u16() {
-        401 => Error::invalid("user", "is no account of the capsule"),
-        404 => Error::NotFound("file"),
-        400..=499 => Error::invalid("the guest refused it:", message()),
-        502..=504 => Error::GuestUnavailable,
-        507 => Error::DiskFull,
-        other => Error::Internal(anyhow::anyhow!("envd answered {other}: {}", message())),
-    }
-}
-
-/// envd's form of an error.
-#[derive(serde::Deserialize)]
-struct Told {
-    message: String,
 }
 
 #[cfg(test)]
@@ -140,21 +107,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_without_the_route_is_told_from_a_file_that_is_missing() {
-        let old = HeaderMap::new();
-        let mut new = HeaderMap::new();
-        new.insert(protocol::ARCHIVE, HeaderValue::from_static("1"));
-        let code = |status, headers: &HeaderMap| {
-            refused(StatusCode::from_u16(status).unwrap(), headers, b"{}").code()
-        };
-        assert_eq!(code(404, &old), "not_supported");
-        assert_eq!(code(200, &old), "not_supported");
-        assert_eq!(code(502, &old), "guest_unavailable");
-        assert_eq!(code(404, &new), "not_found");
-        assert_eq!(code(400, &new), "invalid_request");
-        assert_eq!(code(504, &new), "guest_unavailable");
-        assert_eq!(code(507, &new), "disk_full");
-        let told = refused(StatusCode::BAD_REQUEST, &new, br#"{"message":"x is a device"}"#);
-        assert!(told.to_string().contains("x is a device"), "{told}");
+    fn answer_of_an_agent_without_the_route_is_not_supported() {
+        let code = |status| unmarked(StatusCode::from_u16(status).unwrap()).code();
+        assert_eq!(code(404), "not_supported");
+        assert_eq!(code(200), "not_supported");
+        assert_eq!(code(502), "guest_unavailable");
     }
 }

@@ -4,13 +4,22 @@ use super::extract::{Json, Path, Query, capsule_id};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// envd's route.
+const ROUTE: &str = "/files";
+/// Bytes of envd's own error that are read.
+const ERROR_MAX: usize = 16 * 1024;
+/// Time that envd may take to send its own error.
+const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// Headers of a caller that envd may see.
 const PASSED: [HeaderName; 5] = [
@@ -188,20 +197,15 @@ async fn download(
     file: &File,
     headers: &HeaderMap,
 ) -> Result<Response> {
-    let target = file.target("/files")?;
-    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = passed(headers);
-    let answer = app
-        .agent_of(&capsule)?
-        .forward(capsule.id(), &capsule.envd_token, &target, request)
-        .await?;
+    let answer = ask(app, caller, id, (file, ROUTE), request).await?;
     let range = answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
     if !answer.status().is_success() && !range {
-        return Err(refused(answer.status()));
+        return Err(refused(answer).await);
     }
     let (head, body) = answer.into_parts();
-    let mut response = Response::new(Body::new(body));
+    let mut response = Response::new(body);
     *response.status_mut() = head.status;
     // A guest may send anything: never what a browser would run, or keep, for our own name.
     let headers = response.headers_mut();
@@ -219,33 +223,100 @@ async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode> {
-    let target = file.target("/files")?;
-    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let mut request = Request::new(body);
     *request.method_mut() = http::Method::POST;
     *request.headers_mut() = headers;
     let octets = HeaderValue::from_static("application/octet-stream");
     request.headers_mut().insert(header::CONTENT_TYPE, octets);
-    let answer = app
-        .agent_of(&capsule)?
-        .forward(capsule.id(), &capsule.envd_token, &target, request)
-        .await?;
-    if answer.status().is_success() {
-        return Ok(StatusCode::NO_CONTENT);
+    let answer = ask(app, caller, id, (file, ROUTE), request).await?;
+    match answer.status().is_success() {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(refused(answer).await),
     }
-    Err(refused(answer.status()))
 }
 
-/// What envd's, or the way's, refusal means to a caller.
-fn refused(status: StatusCode) -> Error {
-    match status.as_u16() {
-        400 => Error::invalid("path", "does not name a regular file, or the body broke off"),
-        401 => Error::invalid("user", "is no account of the capsule"),
-        403 => Error::invalid("path", "may not be written"),
-        404 => Error::NotFound("file"),
+/// Sends a request about a file to a route of envd's. Wakes the capsule if it wakes by itself.
+pub(super) async fn ask(
+    app: &App,
+    caller: Caller,
+    id: &str,
+    (file, route): (&File, &str),
+    request: Request,
+) -> Result<Response> {
+    let target = file.target(route)?;
+    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
+    let agent = app.agent_of(&capsule)?;
+    let answer = agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
+    Ok(answer.map(Body::new))
+}
+
+/// Turns a refusal by envd, or by the agent on the way there, into an error for a caller. A hostile
+/// guest may write the body, so its size, its time and its text are bounded.
+pub(super) async fn refused(answer: Response) -> Error {
+    let (head, body) = answer.into_parts();
+    let text = tokio::time::timeout(ERROR_TIME, Limited::new(body, ERROR_MAX).collect()).await;
+    let text = text.ok().and_then(|text| Some(text.ok()?.to_bytes())).unwrap_or_default();
+    explain(head.status, &text)
+}
+
+/// envd's form of an error.
+#[derive(serde::Deserialize)]
+struct Told {
+    message: String,
+}
+
+/// Explains a refusal with the body `text`. Pure.
+fn explain(status: StatusCode, text: &[u8]) -> Error {
+    let told: Option<Told> = serde_json::from_slice(text).ok();
+    match (status.as_u16(), told) {
+        (401, _) => Error::invalid("user", "is no account of the capsule"),
+        (404, _) => Error::NotFound("file"),
+        (400..=499, Some(told)) => Error::refused_by_guest(&told.message),
+        (400..=499, None) => Error::invalid("path", "was refused by the guest without a reason"),
         // 504: a file system of the guest does not answer.
-        502..=504 => Error::GuestUnavailable,
-        507 => Error::DiskFull,
-        other => Error::Internal(anyhow::anyhow!("envd answered {other}")),
+        (502..=504, _) => Error::GuestUnavailable,
+        (507, _) => Error::DiskFull,
+        (other, told) => {
+            let message = printable(&told.map(|told| told.message).unwrap_or_default());
+            Error::Internal(anyhow::anyhow!("envd answered {other}: {message}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_is_told_in_the_guests_words_without_control_characters_and_cut() {
+        let told = |status, text: &[u8]| explain(StatusCode::from_u16(status).unwrap(), text);
+        let pipe = told(400, br#"{"code": 400, "message": "path is not a regular file: /p"}"#);
+        let wanted = "the guest refused it: path is not a regular file: /p";
+        assert_eq!((pipe.code(), &*pipe.to_string()), ("invalid_request", wanted));
+        let hostile = format!(r#"{{"message": "\u001b[2J\n{}"}}"#, "x".repeat(10_000));
+        let hostile = told(403, hostile.as_bytes()).to_string();
+        assert!(hostile.starts_with("the guest refused it: [2Jxxx"), "{hostile}");
+        assert!(hostile.len() < 1000, "{} bytes", hostile.len());
+        for text in ["", "no JSON", r#"{"message": 1}"#] {
+            let silent = told(400, text.as_bytes());
+            assert_eq!(silent.code(), "invalid_request");
+            assert!(silent.to_string().starts_with("path was refused"), "{silent}");
+        }
+    }
+
+    #[test]
+    fn statuses_of_envd_have_codes_of_their_own() {
+        for (status, code) in [
+            (401, "invalid_request"),
+            (404, "not_found"),
+            (409, "invalid_request"),
+            (502, "guest_unavailable"),
+            (504, "guest_unavailable"),
+            (507, "disk_full"),
+            (500, "internal"),
+        ] {
+            let error = explain(StatusCode::from_u16(status).unwrap(), b"{}");
+            assert_eq!(error.code(), code, "{status}");
+        }
     }
 }
