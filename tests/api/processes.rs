@@ -3,12 +3,15 @@
 use crate::capsule;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::cell::Cell;
 use tests::{Client, Socket, eventually};
 
 /// More than all buffers between a program and a client hold together.
 const MUCH: usize = 16 << 20;
+/// Connections that may read a program's output.
+const READERS: usize = 64;
 
 /// Starts an endless program that is called `flood` and opens its output, of which nothing is read.
 async fn stuck(client: &Client, id: &str, counter: &str, timeout_sec: Option<u32>) -> Socket {
@@ -114,6 +117,39 @@ async fn subscriber_that_does_not_read_loses_its_connection_and_the_program_goes
         last = frame;
     }
     assert_eq!((&last["type"], &last["code"]), (&json!("error"), &json!("output_not_read")));
+    platform.finish();
+}
+
+#[tokio::test]
+async fn reader_beyond_the_limit_is_told_to_close_another() {
+    let (platform, client, id) = capsule().await;
+    let mut first = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
+    let start = json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "tag": "quiet" });
+    first.send(start).await;
+    assert_eq!(first.next().await.unwrap()["type"], "start");
+    let attach = format!("/v1/capsules/{id}/processes/quiet/stream");
+    let mut readers = vec![first];
+    while readers.len() < READERS {
+        let mut reader = client.socket(&attach).await;
+        assert_eq!(reader.next().await.unwrap()["type"], "start");
+        readers.push(reader);
+    }
+    let one_more = || {
+        let request = client.request(Method::GET, &attach).header("connection", "upgrade");
+        let request = request.header("upgrade", "websocket");
+        request
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+    };
+    let told = "64 connections already read this program's output; close one";
+    client.send(one_more()).await.refuses(429, "too_many_at_once", told);
+    drop(readers.pop());
+    eventually("there is a place again", || async {
+        let answer = one_more().send().await.unwrap();
+        (answer.status().as_u16() == 101).then_some(())
+    })
+    .await;
+    client.delete(&format!("/v1/capsules/{id}/processes/quiet")).await.expect(204);
     platform.finish();
 }
 

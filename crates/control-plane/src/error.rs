@@ -136,6 +136,8 @@ pub enum Error {
     CommandNotExecutable(String),
     #[error("the connection did not read the program's output")]
     OutputNotRead,
+    #[error("64 connections already read this program's output; close one")]
+    TooManyReaders,
     #[error("the capsule could not be started: {0}")]
     StartFailed(String),
     #[error("internal error")]
@@ -208,6 +210,7 @@ impl Error {
             Self::PortClosed(_) | Self::BadAnswer(_) | Self::MailFailed => StatusCode::BAD_GATEWAY,
             Self::TooManyConnections
             | Self::TooManyAtOnce(_)
+            | Self::TooManyReaders
             | Self::TooManyRequests(..)
             | Self::LimitReached(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
@@ -235,7 +238,7 @@ impl Error {
             Self::NotOurPage => "csrf",
             Self::WrongCredentials => "wrong_credentials",
             Self::TooManyRequests(..) => "too_many_requests",
-            Self::TooManyAtOnce(_) => "too_many_at_once",
+            Self::TooManyAtOnce(_) | Self::TooManyReaders => "too_many_at_once",
             Self::Overloaded => "overloaded",
             Self::BodyTooSlow => "body_timeout",
             Self::LimitReached(..) => "limit_reached",
@@ -290,6 +293,7 @@ impl Error {
         match self {
             Self::TooManyRequests(_, wait) => Some(wait.as_secs() + 1),
             Self::TooManyAtOnce(_)
+            | Self::TooManyReaders
             | Self::TooManyConnections
             | Self::Overloaded
             | Self::DatabaseUnavailable => Some(1),

@@ -204,13 +204,13 @@ impl Processes {
         let request =
             wire::ConnectRequest { process: selector.wire().into(), ..Default::default() };
         let begin = async {
-            let stream = self.done(self.client.connect(request)).await?;
+            let stream = self.done_or(self.client.connect(request), not_attached).await?;
             let events = futures::stream::unfold(stream, |mut stream| async move {
                 let message = stream.message::<wire::ConnectResponse>().await;
                 let event = message.map(|m| Some(m?.to_owned_message().event.into_option()));
                 Some((event.transpose()?, stream))
             });
-            self.begun(events.boxed(), 0, refused).await
+            self.begun(events.boxed(), 0, not_attached).await
         };
         self.begins(Box::pin(begin)).await
     }
@@ -387,12 +387,18 @@ fn signal_code(status: &str) -> i32 {
 }
 
 /// Turns the refusal of a call for a program that runs into an error.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
 fn refused(error: &ConnectError) -> Error {
-    match error.code {
-        ErrorCode::NotFound => Error::NotFound("process"),
-        ErrorCode::ResourceExhausted => Error::TooManyAtOnce("readers of the program's output"),
-        _ => Error::from_guest(error),
+    match error.code == ErrorCode::NotFound {
+        true => Error::NotFound("process"),
+        false => Error::from_guest(error),
+    }
+}
+
+/// Turns the refusal to attach to a program into an error.
+fn not_attached(error: &ConnectError) -> Error {
+    match error.code == ErrorCode::ResourceExhausted {
+        true => Error::TooManyReaders,
+        false => refused(error),
     }
 }
 
