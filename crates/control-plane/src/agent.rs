@@ -7,7 +7,7 @@ use crate::hosts::tls::Identity;
 use crate::hosts::{Fleet, Host};
 use axum::body::Body;
 use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ClientTransport};
-use connectrpc::{ConnectError, ErrorCode};
+use connectrpc::{CompressionRegistry, ConnectError, ErrorCode};
 use daemon::Tasks;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -189,20 +189,14 @@ impl Agent {
         HostClient::new(self.clone(), config)
     }
 
-    fn guest(&self, id: CapsuleId, token: &str) -> ClientConfig {
-        let port = protocol::ENVD_PORT;
-        ClientConfig::new(uri(&format!("/proxy/{id}/{port}")))
-            .with_default_header(protocol::ACCESS_TOKEN, token)
-    }
-
     /// envd's processes in a capsule; with no limit of time, since a program has none.
     pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<Self> {
-        ProcessClient::new(self.clone(), self.guest(id, token))
+        ProcessClient::new(self.clone(), guest(id, token))
     }
 
     /// envd's file system in a capsule.
     pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<Self> {
-        let config = self.guest(id, token).with_default_timeout(CALL);
+        let config = guest(id, token).with_default_timeout(CALL);
         FilesystemClient::new(self.clone(), config)
     }
 
@@ -431,6 +425,15 @@ fn left(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
 }
 
+/// Configures calls to envd in a capsule. Answers come uncompressed, since compression would cost
+/// the guest's processor time.
+fn guest(id: CapsuleId, token: &str) -> ClientConfig {
+    let port = protocol::ENVD_PORT;
+    ClientConfig::new(uri(&format!("/proxy/{id}/{port}")))
+        .with_compression(CompressionRegistry::new())
+        .with_default_header(protocol::ACCESS_TOKEN, token)
+}
+
 /// Where an RPC goes, by its path; which host, the transport knows.
 fn uri(path: &str) -> Uri {
     format!("http://agent{path}").parse().unwrap_or_default()
@@ -476,5 +479,17 @@ fn refused(error: &ConnectError) -> Error {
             Error::HostUnavailable
         }
         _ => Error::Internal(anyhow::anyhow!("{error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_to_envd_asks_for_no_compressed_answer() {
+        let config = guest(CapsuleId::new(), "token");
+        assert_eq!(config.compression().accept_encoding_header(), "");
+        assert!(config.request_compression().is_none());
     }
 }
