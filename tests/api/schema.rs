@@ -35,6 +35,33 @@ async fn older_program_starts_on_a_newer_schema_down_to_the_schemas_floor() {
 }
 
 #[tokio::test]
+async fn column_that_a_newer_program_adds_fails_no_statement_of_an_older_one() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let id = client.create(&serde_json::json!({})).await;
+    let one = format!("/v1/capsules/{id}");
+    let lists = ["capsules", "snapshots", "templates", "channels", "api-keys", "audit-logs"];
+    let lists = lists.map(|list| format!("/v1/{list}"));
+    let read = async || {
+        // Each connection to the database prepares its own statements.
+        for _ in 0..20 {
+            for path in lists.iter().chain([&one]) {
+                client.get(path).await.expect(200);
+            }
+        }
+    };
+    read().await;
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let tables = ["capsules", "snapshots", "templates", "channels", "api_keys", "audit_logs"];
+    for table in tables.into_iter().chain(["users", "sessions", "invitations", "deliveries"]) {
+        let sql = format!("ALTER TABLE {table} ADD COLUMN added_later text");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut db).await.unwrap();
+    }
+    read().await;
+    platform.finish();
+}
+
+#[tokio::test]
 async fn every_id_is_a_uuid_but_the_two_that_outlive_what_they_name() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();

@@ -1,4 +1,7 @@
 //! SQL, a file for each resource. Never decides anything.
+//!
+//! Statements name the columns that they read. `*` would change its type when a newer replica adds a
+//! column, and PostgreSQL refuses that of a statement that is prepared already.
 
 pub(crate) mod audit;
 pub(crate) mod capsules;

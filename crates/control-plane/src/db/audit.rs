@@ -56,7 +56,10 @@ pub(crate) async fn list(
     before: Option<AuditLogId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
-    let mut sql = QueryBuilder::<Postgres>::new("SELECT * FROM audit_logs WHERE true");
+    let mut sql = QueryBuilder::<Postgres>::new(
+        "SELECT id, team_id, actor_type, actor_id, address, resource_type, \
+         resource_id, action, status, metadata, created_at FROM audit_logs WHERE true",
+    );
     if let Some(team) = team {
         sql.push(" AND team_id = ").push_bind(team.0);
     }

@@ -11,6 +11,18 @@ use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, Egress, HostId, SnapshotId, TeamId, TemplateId};
 use uuid::Uuid;
 
+/// Columns of [`Capsule`].
+macro_rules! columns {
+    () => {
+        "id, team_id, host_id, template_id, template, snapshot_id, status, operation, \
+         generation, vcpus, memory_mib, disk_mib, timeout_sec, ends_at, on_timeout, auto_resume, \
+         envd_token, stored, stored_tree, stored_newest, traffic_token, link_generation, \
+         public_ports, public_traffic, host_header, egress, e2b, created_by_key, disk_full, \
+         storage_bytes, placed, error, metadata, created_at, started_at, updated_at"
+    };
+}
+pub(super) use columns;
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Capsule {
     pub id: Uuid,
@@ -144,8 +156,13 @@ pub(crate) async fn unplace(db: &PgPool, seen: &Capsule) -> sqlx::Result<()> {
 
 /// Capsules of hosts that cannot be reached, of which it is not known any more what they are.
 pub(crate) async fn list_lost(db: &PgPool) -> sqlx::Result<Vec<Capsule>> {
-    let sql = "SELECT c.* FROM capsules c JOIN hosts h ON h.id = c.host_id \
-               WHERE h.status = 'unreachable' AND c.status IN ('running', 'pausing', 'resuming')";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM capsules \
+               WHERE status IN ('running', 'pausing', 'resuming') \
+               AND host_id IN (SELECT id FROM hosts WHERE status = 'unreachable')"
+    );
     sqlx::query_as(sql).fetch_all(db).await
 }
 
@@ -229,7 +246,11 @@ pub(crate) async fn find(
     team: TeamId,
     id: CapsuleId,
 ) -> sqlx::Result<Option<Capsule>> {
-    let sql = "SELECT * FROM capsules WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM capsules WHERE id = $1 AND team_id = $2 AND status <> 'stopped'"
+    );
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
@@ -248,11 +269,15 @@ pub(crate) async fn list(
     before: Option<CapsuleId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Capsule>> {
-    let sql = "SELECT * FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
                AND ($2::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM capsules WHERE id = $2 AND team_id = $1)) \
                AND ($4::uuid IS NULL OR id = $4) AND ($5::uuid IS NULL OR template_id = $5) \
-               ORDER BY created_at DESC, id DESC LIMIT $3";
+               ORDER BY created_at DESC, id DESC LIMIT $3"
+    );
     let list = sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit);
     let list = list.bind(only.capsule.map(|id| id.0)).bind(only.template.map(|id| id.0));
     list.fetch_all(db).await
@@ -282,13 +307,14 @@ pub(crate) async fn search(
     let (than, order) = if search.oldest_first { (">", "ASC") } else { ("<", "DESC") };
     let began = "coalesce(started_at, created_at)";
     let sql = format!(
-        "SELECT * FROM capsules WHERE team_id = $1 AND status <> 'stopped' AND status = ANY($2) \
-         AND metadata @> $3 AND ($4::uuid IS NULL OR id = $4) \
+        "SELECT {columns} FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
+         AND status = ANY($2) AND metadata @> $3 AND ($4::uuid IS NULL OR id = $4) \
          AND ($5::uuid IS NULL OR template_id = $5) \
          AND ($6::text IS NULL OR template = $6 OR template_id = $7 OR snapshot_id = $7) \
          AND ($8::timestamptz IS NULL OR {began} >= $8) \
          AND ($9::timestamptz IS NULL OR ({began}, id) {than} ($9, $10)) \
-         ORDER BY {began} {order}, id {order} LIMIT $11"
+         ORDER BY {began} {order}, id {order} LIMIT $11",
+        columns = columns!(),
     );
     let id = search.template.and_then(|text| {
         let template = text.parse::<TemplateId>().map(|id| id.0).ok();
@@ -303,8 +329,13 @@ pub(crate) async fn search(
 
 /// Lists every capsule of a host that is not gone, with its age.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Capsule>> {
-    let sql = "SELECT *, extract(epoch FROM now() - updated_at)::float8 AS age FROM capsules \
-               WHERE host_id = $1 AND status <> 'stopped'";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        ", \
+               extract(epoch FROM now() - updated_at)::float8 AS age FROM capsules \
+               WHERE host_id = $1 AND status <> 'stopped'"
+    );
     sqlx::query_as(sql).bind(host.0).fetch_all(db).await
 }
 
@@ -426,10 +457,13 @@ pub(crate) async fn set_public(
     public: bool,
     most: i32,
 ) -> sqlx::Result<Option<Capsule>> {
-    let sql = "UPDATE capsules SET public_ports = array_remove(public_ports, $3) || \
+    let sql = concat!(
+        "UPDATE capsules SET public_ports = array_remove(public_ports, $3) || \
                CASE WHEN $4 THEN ARRAY[$3] ELSE '{}' END, updated_at = now() \
                WHERE id = $1 AND team_id = $2 AND status <> 'stopped' \
-               AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) RETURNING *";
+               AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) RETURNING ",
+        columns!()
+    );
     let update = sqlx::query_as(sql).bind(id.0).bind(team.0).bind(i32::from(port));
     update.bind(public).bind(most).fetch_optional(db).await
 }

@@ -7,6 +7,13 @@ use time::OffsetDateTime;
 use types::{ChannelId, DeliveryId, TeamId};
 use uuid::Uuid;
 
+/// Columns of [`Channel`].
+macro_rules! columns {
+    () => {
+        "id, team_id, name, url, events, enabled, version, created_at, updated_at"
+    };
+}
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Channel {
     pub id: Uuid,
@@ -38,7 +45,7 @@ pub(crate) async fn find(
     team: TeamId,
     id: ChannelId,
 ) -> sqlx::Result<Option<Channel>> {
-    let sql = "SELECT * FROM channels WHERE id = $1 AND team_id = $2";
+    let sql = concat!("SELECT ", columns!(), " FROM channels WHERE id = $1 AND team_id = $2");
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
@@ -48,12 +55,14 @@ pub(crate) async fn lock(
     team: TeamId,
     id: ChannelId,
 ) -> sqlx::Result<Option<Channel>> {
-    let sql = "SELECT * FROM channels WHERE id = $1 AND team_id = $2 FOR UPDATE";
+    let sql =
+        concat!("SELECT ", columns!(), " FROM channels WHERE id = $1 AND team_id = $2 FOR UPDATE");
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
 pub(crate) async fn list(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Channel>> {
-    let sql = "SELECT * FROM channels WHERE team_id = $1 ORDER BY created_at, id";
+    let sql =
+        concat!("SELECT ", columns!(), " FROM channels WHERE team_id = $1 ORDER BY created_at, id");
     sqlx::query_as(sql).bind(team.0).fetch_all(db).await
 }
 
@@ -177,7 +186,8 @@ pub(crate) async fn deliveries(
     before: Option<DeliveryId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Delivery>> {
-    let sql = "SELECT * FROM deliveries WHERE channel_id = $1 \
+    let sql = "SELECT id, kind, status, attempts, answer, error, created_at, next_at \
+               FROM deliveries WHERE channel_id = $1 \
                AND ($2::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM deliveries WHERE id = $2)) \
                ORDER BY created_at DESC, id DESC LIMIT $3";

@@ -1,6 +1,6 @@
 //! Keys by which creates may be repeated: rows.
 
-use super::capsules::Capsule;
+use super::capsules::{Capsule, columns};
 use sqlx::{FromRow, PgExecutor, PgPool, Row};
 use types::{CapsuleId, TeamId};
 
@@ -11,8 +11,12 @@ pub(crate) async fn find(
     team: TeamId,
     key: &str,
 ) -> sqlx::Result<Option<(Vec<u8>, Capsule)>> {
-    let sql = "SELECT k.request_hash, c.* FROM idempotency_keys k \
-               JOIN capsules c ON c.id = k.capsule_id WHERE k.team_id = $1 AND k.key = $2";
+    let sql = concat!(
+        "SELECT k.request_hash, c.* FROM idempotency_keys k JOIN (SELECT ",
+        columns!(),
+        " \
+               FROM capsules) c ON c.id = k.capsule_id WHERE k.team_id = $1 AND k.key = $2"
+    );
     let row = sqlx::query(sql).bind(team.0).bind(key).fetch_optional(db).await?;
     row.map(|row| Ok((row.try_get("request_hash")?, Capsule::from_row(&row)?))).transpose()
 }

@@ -87,6 +87,15 @@ fn grants(operator: bool, scopes: &[String]) -> Grants {
     policy::scoped(scopes.iter().map(String::as_str))
 }
 
+/// Columns of [`Row`].
+macro_rules! columns {
+    () => {
+        "id, team_id, name, key_prefix, created_by, created_at, expires_at, last_used_at, \
+         operator, scopes, template_id, capsule_id, made_by_key, counted_as, max_capsules, \
+         max_vcpus, max_memory_mib, creates_per_sec, requests_per_sec"
+    };
+}
+
 /// A key as its team sees it.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Row {
@@ -150,10 +159,14 @@ pub(crate) async fn list(
     before: Option<ApiKeyId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
-    let sql = "SELECT * FROM api_keys WHERE team_id = $1 AND revoked_at IS NULL \
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM api_keys WHERE team_id = $1 AND revoked_at IS NULL \
                AND ($2::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM api_keys WHERE id = $2 AND team_id = $1)) \
-               ORDER BY created_at DESC, id DESC LIMIT $3";
+               ORDER BY created_at DESC, id DESC LIMIT $3"
+    );
     sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
 }
 
@@ -162,14 +175,22 @@ pub(crate) async fn find(
     team: TeamId,
     id: ApiKeyId,
 ) -> sqlx::Result<Option<Row>> {
-    let sql = "SELECT * FROM api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL"
+    );
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
 /// Reads a valid key, and keeps it valid for the rest of the transaction.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<Row>> {
-    let sql = "SELECT * FROM api_keys WHERE id = $1 AND revoked_at IS NULL \
-               AND (expires_at IS NULL OR expires_at > now()) FOR SHARE";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM api_keys WHERE id = $1 AND revoked_at IS NULL \
+               AND (expires_at IS NULL OR expires_at > now()) FOR SHARE"
+    );
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 

@@ -5,6 +5,13 @@ use time::OffsetDateTime;
 use types::{SessionId, UserId};
 use uuid::Uuid;
 
+/// Columns of [`Session`].
+macro_rules! columns {
+    () => {
+        "id, user_id, kind, address, agent, created_at, expires_at, last_used_at"
+    };
+}
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Session {
     pub id: Uuid,
@@ -31,9 +38,13 @@ pub(crate) async fn insert(
 
 /// The session of a token, if it stands; its use is noted once a minute at most.
 pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Session>> {
-    let sql = "WITH used AS (UPDATE sessions SET last_used_at = now() WHERE token_hash = $1 \
+    let sql = concat!(
+        "WITH used AS (UPDATE sessions SET last_used_at = now() WHERE token_hash = $1 \
                AND last_used_at < now() - interval '1 minute') \
-               SELECT * FROM sessions WHERE token_hash = $1 AND expires_at > now()";
+               SELECT ",
+        columns!(),
+        " FROM sessions WHERE token_hash = $1 AND expires_at > now()"
+    );
     sqlx::query_as(sql).bind(hash).fetch_optional(db).await
 }
 
@@ -50,8 +61,12 @@ pub(crate) async fn hold(
 }
 
 pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Session>> {
-    let sql = "SELECT * FROM sessions WHERE user_id = $1 AND expires_at > now() \
-               ORDER BY created_at DESC, id DESC LIMIT 1000";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM sessions WHERE user_id = $1 AND expires_at > now() \
+               ORDER BY created_at DESC, id DESC LIMIT 1000"
+    );
     sqlx::query_as(sql).bind(user.0).fetch_all(db).await
 }
 

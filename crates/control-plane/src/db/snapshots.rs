@@ -5,6 +5,14 @@ use time::OffsetDateTime;
 use types::{HostId, SnapshotId, TeamId};
 use uuid::Uuid;
 
+/// Columns of [`Snapshot`].
+macro_rules! columns {
+    () => {
+        "id, team_id, capsule_id, host_id, name, status, template, vcpus, memory_mib, disk_mib, \
+         size_bytes, storage_bytes, stored, created_at"
+    };
+}
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Snapshot {
     pub id: Uuid,
@@ -83,8 +91,12 @@ pub(crate) async fn find(
     name: &str,
     id: Option<SnapshotId>,
 ) -> sqlx::Result<Option<Snapshot>> {
-    let sql = "SELECT * FROM snapshots WHERE team_id = $1 AND (name = $2 OR id = $3) \
-               AND status = 'ready' AND name IS NOT NULL";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM snapshots WHERE team_id = $1 AND (name = $2 OR id = $3) \
+               AND status = 'ready' AND name IS NOT NULL"
+    );
     let find = sqlx::query_as(sql).bind(team.0).bind(name).bind(id.map(|id| id.0));
     find.fetch_optional(db).await
 }
@@ -97,18 +109,25 @@ pub(crate) async fn list(
     before: Option<SnapshotId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Snapshot>> {
-    let sql = "SELECT * FROM snapshots WHERE team_id = $1 AND status = 'ready' \
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM snapshots WHERE team_id = $1 AND status = 'ready' \
                AND name IS NOT NULL AND ($2::uuid IS NULL OR capsule_id = $2) \
                AND ($3::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM snapshots WHERE id = $3 AND team_id = $1)) \
-               ORDER BY created_at DESC, id DESC LIMIT $4";
+               ORDER BY created_at DESC, id DESC LIMIT $4"
+    );
     let list = sqlx::query_as(sql).bind(team.0).bind(capsule).bind(before.map(|b| b.0));
     list.bind(limit).fetch_all(db).await
 }
 
 /// Every snapshot of a host.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Snapshot>> {
-    sqlx::query_as("SELECT * FROM snapshots WHERE host_id = $1").bind(host.0).fetch_all(db).await
+    sqlx::query_as(concat!("SELECT ", columns!(), " FROM snapshots WHERE host_id = $1"))
+        .bind(host.0)
+        .fetch_all(db)
+        .await
 }
 
 /// Lists a host's snapshots that nobody completes or uses any more. Such snapshots are being
@@ -118,9 +137,13 @@ pub(crate) async fn list_left(
     host: HostId,
     seconds: f64,
 ) -> sqlx::Result<Vec<Snapshot>> {
-    let sql = "SELECT * FROM snapshots WHERE host_id = $1 AND (status = 'removing' \
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM snapshots WHERE host_id = $1 AND (status = 'removing' \
                OR (status = 'making' OR name IS NULL) \
-               AND updated_at < now() - make_interval(secs => $2))";
+               AND updated_at < now() - make_interval(secs => $2))"
+    );
     sqlx::query_as(sql).bind(host.0).bind(seconds).fetch_all(db).await
 }
 
@@ -139,9 +162,12 @@ pub(crate) async fn take_name(
     name: &str,
 ) -> sqlx::Result<Option<Snapshot>> {
     // A snapshot that is still being made goes on without a name: its maker decides on its end.
-    let sql = "UPDATE snapshots SET name = NULL, updated_at = now(), \
+    let sql = concat!(
+        "UPDATE snapshots SET name = NULL, updated_at = now(), \
                status = CASE status WHEN 'ready' THEN 'removing' ELSE status END \
-               WHERE team_id = $1 AND name = $2 AND id <> $3 RETURNING *";
+               WHERE team_id = $1 AND name = $2 AND id <> $3 RETURNING ",
+        columns!()
+    );
     let old = sqlx::query_as(sql).bind(row.team_id).bind(name).bind(row.id);
     let old: Option<Snapshot> = old.fetch_optional(&mut *tx).await?;
     let sql = "UPDATE snapshots SET name = $2 WHERE id = $1 AND status = 'making'";

@@ -227,6 +227,13 @@ pub(crate) async fn list(
     sqlx::query_as(sql).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
 }
 
+/// Columns of [`Invitation`].
+macro_rules! columns {
+    () => {
+        "id, team_id, email, role, created_at, expires_at"
+    };
+}
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Invitation {
     pub id: Uuid,
@@ -259,8 +266,9 @@ const GOOD: &str = "expires_at > now() AND inviter_stands(team_id, invited_by, m
 
 pub(crate) async fn invitations(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Invitation>> {
     let sql = format!(
-        "SELECT * FROM invitations WHERE team_id = $1 AND {GOOD} \
-         ORDER BY created_at DESC, id DESC LIMIT 1000"
+        "SELECT {} FROM invitations WHERE team_id = $1 AND {GOOD} \
+         ORDER BY created_at DESC, id DESC LIMIT 1000",
+        columns!()
     );
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team.0).fetch_all(db).await
 }
@@ -270,7 +278,8 @@ pub(crate) async fn uninvite(
     team: TeamId,
     id: InvitationId,
 ) -> sqlx::Result<Option<Invitation>> {
-    let sql = "DELETE FROM invitations WHERE team_id = $1 AND id = $2 RETURNING *";
+    let sql =
+        concat!("DELETE FROM invitations WHERE team_id = $1 AND id = $2 RETURNING ", columns!());
     sqlx::query_as(sql).bind(team.0).bind(id.0).fetch_optional(db).await
 }
 
@@ -291,7 +300,8 @@ pub(crate) async fn take_invitation(
     email: &str,
 ) -> sqlx::Result<Option<Invitation>> {
     let sql = format!(
-        "DELETE FROM invitations WHERE token_hash = $1 AND email = $2 AND {GOOD} RETURNING *"
+        "DELETE FROM invitations WHERE token_hash = $1 AND email = $2 AND {GOOD} RETURNING {}",
+        columns!()
     );
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(email).fetch_optional(db).await
 }

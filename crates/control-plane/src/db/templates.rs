@@ -6,6 +6,13 @@ use types::resources::Resources;
 use types::{Isolation, PLATFORM_TEAM, TeamId, TemplateId};
 use uuid::Uuid;
 
+/// Columns of [`Template`].
+macro_rules! columns {
+    () => {
+        "id, team_id, name, vcpus, memory_mib, disk_mib, isolation, created_at"
+    };
+}
+
 #[derive(sqlx::FromRow)]
 pub(crate) struct Template {
     pub id: Uuid,
@@ -38,7 +45,10 @@ pub(crate) async fn set_isolation(
     name: &str,
     tier: Isolation,
 ) -> sqlx::Result<Option<Template>> {
-    let sql = "UPDATE templates SET isolation = $3 WHERE team_id = $1 AND name = $2 RETURNING *";
+    let sql = concat!(
+        "UPDATE templates SET isolation = $3 WHERE team_id = $1 AND name = $2 RETURNING ",
+        columns!()
+    );
     let update = sqlx::query_as(sql).bind(PLATFORM_TEAM.0).bind(name).bind(tier.as_str());
     update.fetch_optional(db).await
 }
@@ -56,12 +66,17 @@ pub(crate) async fn share(db: &PgPool, name: &str) -> sqlx::Result<()> {
 
 /// A template by name: the team's own before the platform's.
 pub(crate) async fn find(db: &PgPool, team: TeamId, name: &str) -> sqlx::Result<Option<Template>> {
-    let sql = "SELECT * FROM templates WHERE name = $1 AND team_id IN ($2, $3) \
-               ORDER BY team_id = $3 LIMIT 1";
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM templates WHERE name = $1 AND team_id IN ($2, $3) \
+               ORDER BY team_id = $3 LIMIT 1"
+    );
     sqlx::query_as(sql).bind(name).bind(team.0).bind(PLATFORM_TEAM.0).fetch_optional(db).await
 }
 
 pub(crate) async fn list(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Template>> {
-    let sql = "SELECT * FROM templates WHERE team_id IN ($1, $2) ORDER BY name";
+    let sql =
+        concat!("SELECT ", columns!(), " FROM templates WHERE team_id IN ($1, $2) ORDER BY name");
     sqlx::query_as(sql).bind(team.0).bind(PLATFORM_TEAM.0).fetch_all(db).await
 }

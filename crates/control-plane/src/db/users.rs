@@ -8,6 +8,13 @@ use time::OffsetDateTime;
 use types::{TeamId, UserId};
 use uuid::Uuid;
 
+/// Columns of [`User`].
+macro_rules! columns {
+    () => {
+        "id, email, name, password_hash, is_admin, status, created_at"
+    };
+}
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct User {
     pub id: Uuid,
@@ -67,23 +74,29 @@ pub(crate) async fn person(db: &PgPool, id: UserId) -> sqlx::Result<Option<Perso
 }
 
 pub(crate) async fn find(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
-    sqlx::query_as("SELECT * FROM users WHERE id = $1").bind(id.0).fetch_optional(db).await
+    sqlx::query_as(concat!("SELECT ", columns!(), " FROM users WHERE id = $1"))
+        .bind(id.0)
+        .fetch_optional(db)
+        .await
 }
 
 pub(crate) async fn by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<User>> {
-    sqlx::query_as("SELECT * FROM users WHERE email = $1").bind(email).fetch_optional(db).await
+    sqlx::query_as(concat!("SELECT ", columns!(), " FROM users WHERE email = $1"))
+        .bind(email)
+        .fetch_optional(db)
+        .await
 }
 
 /// Reads a user and keeps them as they are for the rest of the transaction. Several transactions
 /// may hold one user.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
-    let sql = "SELECT * FROM users WHERE id = $1 FOR SHARE";
+    let sql = concat!("SELECT ", columns!(), " FROM users WHERE id = $1 FOR SHARE");
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
 /// Reads a user and locks them, so that no other transaction may change or hold them until the end.
 pub(crate) async fn lock(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
-    let sql = "SELECT * FROM users WHERE id = $1 FOR UPDATE";
+    let sql = concat!("SELECT ", columns!(), " FROM users WHERE id = $1 FOR UPDATE");
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
@@ -92,7 +105,7 @@ pub(crate) async fn lock_by_email(
     db: impl PgExecutor<'_>,
     email: &str,
 ) -> sqlx::Result<Option<User>> {
-    let sql = "SELECT * FROM users WHERE email = $1 FOR UPDATE";
+    let sql = concat!("SELECT ", columns!(), " FROM users WHERE email = $1 FOR UPDATE");
     sqlx::query_as(sql).bind(email).fetch_optional(db).await
 }
 
@@ -104,8 +117,11 @@ pub(crate) async fn insert(
     email: &str,
     name: &str,
 ) -> sqlx::Result<Option<(User, bool)>> {
-    let sql = "INSERT INTO users (id, email, name, status) VALUES ($1, $2, $3, 'inactive') \
-               ON CONFLICT (email) DO NOTHING RETURNING *";
+    let sql = concat!(
+        "INSERT INTO users (id, email, name, status) VALUES ($1, $2, $3, 'inactive') \
+               ON CONFLICT (email) DO NOTHING RETURNING ",
+        columns!()
+    );
     let insert = sqlx::query_as(sql).bind(UserId::new().0).bind(email).bind(name);
     if let Some(user) = insert.fetch_optional(&mut *db).await? {
         return Ok(Some((user, true)));
@@ -172,9 +188,13 @@ pub(crate) async fn list(
     before: Option<UserId>,
     limit: i64,
 ) -> sqlx::Result<Vec<User>> {
-    let sql = "SELECT * FROM users WHERE $1::uuid IS NULL OR (created_at, id) < \
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM users WHERE $1::uuid IS NULL OR (created_at, id) < \
                (SELECT created_at, id FROM users WHERE id = $1) \
-               ORDER BY created_at DESC, id DESC LIMIT $2";
+               ORDER BY created_at DESC, id DESC LIMIT $2"
+    );
     sqlx::query_as(sql).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
 }
 
@@ -285,7 +305,8 @@ pub(crate) async fn by_identity(
     provider: &str,
     subject: &str,
 ) -> sqlx::Result<Option<User>> {
-    let sql = "SELECT u.* FROM users u JOIN identities i ON i.user_id = u.id \
+    let sql = "SELECT u.id, u.email, u.name, u.password_hash, u.is_admin, u.status, u.created_at \
+               FROM users u JOIN identities i ON i.user_id = u.id \
                WHERE i.provider = $1 AND i.subject = $2 FOR SHARE";
     sqlx::query_as(sql).bind(provider).bind(subject).fetch_optional(db).await
 }
