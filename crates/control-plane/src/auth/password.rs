@@ -42,18 +42,27 @@ fn argon2() -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-/// Does the work where it holds nobody else up.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let _place = PLACES.acquire().await.map_err(|e| Error::Internal(e.into()))?;
+/// Does the work where it holds nobody else up. The thread owns the place, since the caller may
+/// leave before the work is done.
+async fn apart<T: Send + 'static>(
+    places: &'static Semaphore,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let place = places.acquire().await.map_err(|e| Error::Internal(e.into()))?;
+    let work = move || {
+        let _place = place;
+        work()
+    };
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(e.into()))
 }
 
 /// Hashes a password with a salt of its own.
 pub(crate) async fn hash(password: &str) -> Result<String> {
     let password = password.to_owned();
-    let hashed =
-        apart(move || argon2().hash_password(password.as_bytes()).map(|hash| hash.to_string()));
-    hashed.await?.map_err(|e| Error::Internal(anyhow::anyhow!("hashing a password: {e}")))
+    let work = move || argon2().hash_password(password.as_bytes()).map(|hash| hash.to_string());
+    apart(&PLACES, work)
+        .await?
+        .map_err(|e| Error::Internal(anyhow::anyhow!("hashing a password: {e}")))
 }
 
 /// Whether a password is the one of a hash. Without one it takes as long, and is not.
@@ -65,7 +74,7 @@ pub(crate) async fn verify(password: &str, hash: Option<&str>) -> Result<bool> {
     }
     let (password, known) = (password.to_owned(), hash.is_some());
     let hash = hash.map(str::to_owned);
-    let matches = apart(move || {
+    let matches = apart(&PLACES, move || {
         let nobodys = || {
             NOBODYS.get_or_init(|| {
                 let hash = argon2().hash_password(b"nobody's").map(|hash| hash.to_string());
@@ -82,6 +91,7 @@ pub(crate) async fn verify(password: &str, hash: Option<&str>) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn what_many_use_and_what_is_ones_own_is_refused() {
@@ -93,6 +103,20 @@ mod tests {
         for good in ["correct horse battery", "Tz8#kkw0!q", "ünïcödé und lang"] {
             assert!(check("password", good, &own).is_ok(), "{good}");
         }
+    }
+
+    #[tokio::test]
+    async fn work_whose_caller_leaves_keeps_its_place() {
+        static ONE: Semaphore = Semaphore::const_new(1);
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = apart(&ONE, move || ended.recv());
+        let left = tokio::time::timeout(Duration::from_millis(20), work).await.is_err();
+        let free = ONE.available_permits();
+        end.send(()).unwrap();
+        assert!(left);
+        assert_eq!(free, 0);
+        // The end of the work frees the place.
+        drop(ONE.acquire().await.unwrap());
     }
 
     #[tokio::test]
