@@ -206,6 +206,10 @@ async fn envds_port_has_as_many_places_as_the_others_together() {
     full(&mut held, "envd's places").await;
     let answer = client.send(client.to_port(Method::GET, &id, 49983, "/metrics")).await;
     answer.refuses(429, "too_many_connections", "under way");
+    for path in ["files?path=/etc/hostname", "files/archive?path=/etc/hostname", "ports"] {
+        let answer = client.get(&format!("/v1/capsules/{id}/{path}")).await;
+        answer.refuses(429, "too_many_connections", "under way");
+    }
     let answer = client.to_port(Method::GET, &id, guest.port, "/").send().await.unwrap();
     assert_eq!(answer.status(), 200);
     drop(held);

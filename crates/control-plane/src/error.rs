@@ -3,8 +3,8 @@
 
 use axum::response::{IntoResponse, Response};
 use connectrpc::{ConnectError, ErrorCode};
-use http::StatusCode;
-use protocol::Refusal;
+use http::{HeaderValue, StatusCode};
+use protocol::{ENVD_PORT, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
 use types::resources::OutOfRange;
@@ -349,6 +349,17 @@ impl Error {
             Some(Refusal::Paused) => Self::NotRunning(CapsuleState::Paused),
             Some(Refusal::Draining) => Self::NotRunning(CapsuleState::Pausing),
             Some(Refusal::NotRunning | Refusal::Unreachable) | None => Self::GuestUnavailable,
+        }
+    }
+
+    /// Makes the error of a request for envd that the host's agent refused.
+    pub(crate) fn from_envd_refusal(refusal: &HeaderValue) -> Self {
+        match Refusal::parse(refusal.as_bytes()) {
+            // The port that is closed or silent is envd's, which is not the caller's matter.
+            Some(Refusal::PortClosed | Refusal::Silent | Refusal::Closed | Refusal::Garbage) => {
+                Self::GuestUnavailable
+            }
+            refusal => Self::from_refusal(refusal, ENVD_PORT),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{self, Error, Result};
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
-use protocol::{ENVD_PORT, REFUSAL, Refusal};
+use protocol::{ENVD_PORT, REFUSAL};
 use std::net::IpAddr;
 use std::time::Duration;
 use types::{CapsuleId, CapsuleState};
@@ -53,13 +53,7 @@ async fn ask(app: &App, capsule: &Capsule) -> Result<Vec<Listener>> {
     let forwarded = agent.forward(capsule.id(), &capsule.envd_token, protocol::PORTS, request);
     let answer = forwarded.await?;
     if let Some(refusal) = answer.headers().get(REFUSAL) {
-        return Err(match Refusal::parse(refusal.as_bytes()) {
-            // The port that is closed or silent is envd's, which is not the caller's matter.
-            Some(Refusal::PortClosed | Refusal::Silent | Refusal::Closed | Refusal::Garbage) => {
-                Error::GuestUnavailable
-            }
-            refusal => Error::from_refusal(refusal, ENVD_PORT),
-        });
+        return Err(Error::from_envd_refusal(refusal));
     }
     match answer.status() {
         StatusCode::OK => {}

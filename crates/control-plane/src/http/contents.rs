@@ -247,11 +247,14 @@ pub(super) async fn ask(
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let agent = app.agent_of(&capsule)?;
     let answer = agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
-    Ok(answer.map(Body::new))
+    match answer.headers().get(protocol::REFUSAL).map(Error::from_envd_refusal) {
+        None => Ok(answer.map(Body::new)),
+        Some(error) => Err(capsules::why(app, &capsule, error).await),
+    }
 }
 
-/// Turns a refusal by envd, or by the agent on the way there, into an error for a caller. A hostile
-/// guest may write the body, so its size, its time and its text are bounded.
+/// Turns a refusal by envd into an error for a caller. A hostile guest may write the body, so its
+/// size, its time and its text are bounded.
 pub(super) async fn refused(answer: Response) -> Error {
     let (head, body) = answer.into_parts();
     let text = tokio::time::timeout(ERROR_TIME, Limited::new(body, ERROR_MAX).collect()).await;
