@@ -45,11 +45,11 @@ pub(crate) struct Jobs {
 impl Default for Jobs {
     fn default() -> Self {
         Self {
-            files: Pool::new(FILES),
-            archives: Pool::new(ARCHIVES),
-            starts: Pool::new(STARTS),
-            host: Pool::new(HOST),
-            syncs: Pool::new(SYNCS),
+            files: Pool::new(FILES, "too many calls wait for a file system that does not answer"),
+            archives: Pool::new(ARCHIVES, "too many archives are under way"),
+            starts: Pool::new(STARTS, "too many programs are being started"),
+            host: Pool::new(HOST, "too many calls of the host are under way"),
+            syncs: Pool::new(SYNCS, "an earlier write of all data is under way"),
         }
     }
 }
@@ -58,11 +58,17 @@ impl Default for Jobs {
 #[derive(Clone)]
 pub(crate) struct Pool {
     places: Arc<Semaphore>,
+    /// Reason of a refusal when every place is taken, for the caller.
+    taken: &'static str,
 }
 
 impl Pool {
-    fn new(places: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(places)) }
+    fn new(places: usize, taken: &'static str) -> Self {
+        Self { places: Arc::new(Semaphore::new(places)), taken }
+    }
+
+    fn refusal(&self) -> Error {
+        Error::new(ErrorCode::Unavailable, self.taken)
     }
 
     /// Takes a place for work that the caller runs on a thread by itself.
@@ -70,7 +76,7 @@ impl Pool {
     /// # Errors
     /// `unavailable` when every place is taken.
     pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| taken())
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.refusal())
     }
 
     /// Waits for a place, for at most [`QUEUE`].
@@ -78,7 +84,7 @@ impl Pool {
         let place = Arc::clone(&self.places).acquire_owned();
         match tokio::time::timeout(QUEUE, place).await {
             Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(taken()),
+            Ok(Err(_)) | Err(_) => Err(self.refusal()),
         }
     }
 
@@ -124,11 +130,6 @@ impl Pool {
     }
 }
 
-fn taken() -> Error {
-    let message = "too many calls wait for a file system that does not answer";
-    Error::new(ErrorCode::Unavailable, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +137,7 @@ mod tests {
 
     #[tokio::test]
     async fn hanging_work_ends_its_callers_wait_and_keeps_its_place() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1, "taken");
         let (release, hanging) = mpsc::channel::<()>();
         let hang = move || {
             let _ = hanging.recv();
@@ -156,9 +157,25 @@ mod tests {
         assert_eq!(pool.run(LIMIT, || Ok(7)).await.unwrap(), 7);
     }
 
+    #[test]
+    fn pool_without_a_place_tells_its_own_reason() {
+        let jobs = Jobs::default();
+        let pools = [&jobs.files, &jobs.archives, &jobs.starts, &jobs.host, &jobs.syncs];
+        let refusals: Vec<String> = pools
+            .map(|pool| {
+                let _taken: Vec<_> = std::iter::from_fn(|| pool.place().ok()).collect();
+                pool.place().unwrap_err().message
+            })
+            .into();
+        let distinct = std::collections::HashSet::<&String>::from_iter(&refusals);
+        assert_eq!(distinct.len(), refusals.len(), "{refusals:?}");
+        // A slow client holds the place of its archive, whatever the file system does.
+        assert!(!refusals[1].contains("file system"), "{refusals:?}");
+    }
+
     #[tokio::test]
     async fn work_for_later_waits_for_a_place_and_not_on_the_thread_that_serves() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1, "taken");
         let place = pool.place().unwrap();
         let serving = std::thread::current().id();
         let (tell, told) = tokio::sync::oneshot::channel();
@@ -172,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn burst_of_short_calls_beyond_the_places_is_served_whole() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2, "taken");
         let calls = (0..100).map(|n| pool.run(LIMIT, move || Ok(n)));
         let done = futures::future::join_all(calls).await;
         assert!(done.into_iter().enumerate().all(|(n, done)| done.unwrap() == n));
