@@ -55,7 +55,7 @@ async fn health() -> impl IntoResponse {
 
 async fn figures(State(guest): State<Arc<Guest>>) -> Result<Json<serde_json::Value>> {
     // A guest may cover the folders that the figures come from.
-    guest.jobs.starts.run(jobs::LIMIT, || Ok(Json(metrics::snapshot()))).await
+    guest.jobs.looks.run(jobs::LIMIT, || Ok(Json(metrics::snapshot()))).await
 }
 
 async fn envs(State(guest): State<Arc<Guest>>) -> Json<BTreeMap<String, String>> {
@@ -162,4 +162,26 @@ async fn prepare(State(guest): State<Arc<Guest>>, body: axum::body::Bytes) -> Re
     }
     epoch::quiesce(&guest, prepare.freeze).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn figures_and_ports_are_told_while_every_start_hangs() {
+        let guest = Arc::new(Guest::new(None, 0));
+        let _hanging: Vec<_> = std::iter::from_fn(|| guest.jobs.starts.place().ok()).collect();
+        assert!(figures(State(Arc::clone(&guest))).await.is_ok());
+        assert!(ports::list(State(guest)).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hanging_looks_leave_the_places_of_program_starts() {
+        let guest = Arc::new(Guest::new(None, 0));
+        let _hanging: Vec<_> = std::iter::from_fn(|| guest.jobs.looks.place().ok()).collect();
+        let refused = figures(State(Arc::clone(&guest))).await.unwrap_err();
+        assert_eq!(refused.code, connectrpc::ErrorCode::Unavailable);
+        assert!(guest.jobs.starts.place().is_ok());
+    }
 }

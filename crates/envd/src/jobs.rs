@@ -19,6 +19,9 @@ const FILES: usize = 128;
 const STARTS: usize = 32;
 /// Archives under way. A slow client holds the place of its archive, which must not be a file's.
 const ARCHIVES: usize = 32;
+/// Reads of the guest's figures and ports at once, and writes of its metadata. A guest may cover
+/// their files with a mount that hangs. So they have places apart from those of program starts.
+const LOOKS: usize = 4;
 /// Calls of the host at once, which neither hanging files nor hanging starts hold up.
 const HOST: usize = 8;
 /// Writes of every file system's data at once. A file system that hangs holds up one of them.
@@ -26,7 +29,7 @@ const SYNCS: usize = 1;
 /// Time that a call waits for a place, so that a burst of short calls is served whole.
 const QUEUE: Duration = Duration::from_secs(2);
 /// Threads of the runtime's pool. Each place needs one, so that no work waits in the pool's queue.
-pub(crate) const THREADS: usize = FILES + ARCHIVES + STARTS + HOST + SYNCS;
+pub(crate) const THREADS: usize = FILES + ARCHIVES + STARTS + LOOKS + HOST + SYNCS;
 
 /// Places for work that may block.
 pub(crate) struct Jobs {
@@ -36,6 +39,8 @@ pub(crate) struct Jobs {
     pub archives: Pool,
     /// For program starts.
     pub starts: Pool,
+    /// For figures, ports and metadata of the guest.
+    pub looks: Pool,
     /// For the begin and the end of an epoch, which the host asks for.
     pub host: Pool,
     /// For the write of every file system's data, which waits for file systems that hang.
@@ -48,6 +53,7 @@ impl Default for Jobs {
             files: Pool::new(FILES, "too many calls wait for a file system that does not answer"),
             archives: Pool::new(ARCHIVES, "too many archives are under way"),
             starts: Pool::new(STARTS, "too many programs are being started"),
+            looks: Pool::new(LOOKS, "too many reads of figures and ports are under way"),
             host: Pool::new(HOST, "too many calls of the host are under way"),
             syncs: Pool::new(SYNCS, "an earlier write of all data is under way"),
         }
@@ -160,7 +166,8 @@ mod tests {
     #[test]
     fn pool_without_a_place_tells_its_own_reason() {
         let jobs = Jobs::default();
-        let pools = [&jobs.files, &jobs.archives, &jobs.starts, &jobs.host, &jobs.syncs];
+        let pools =
+            [&jobs.files, &jobs.archives, &jobs.starts, &jobs.looks, &jobs.host, &jobs.syncs];
         let refusals: Vec<String> = pools
             .map(|pool| {
                 let _taken: Vec<_> = std::iter::from_fn(|| pool.place().ok()).collect();

@@ -104,7 +104,7 @@ async fn learn(guest: Arc<Guest>) {
                 Ok(())
             };
             // A mount over the folder may hang, and holds up no program.
-            let _ = guest.jobs.starts.run(TRY, write).await;
+            let _ = guest.jobs.looks.run(TRY, write).await;
             guest.metadata.known.send_replace(Some(about));
             return;
         }

@@ -23,7 +23,7 @@ pub(super) struct Server {
 /// Lists the servers of the guest.
 pub(super) async fn list(State(guest): State<Arc<Guest>>) -> Result<Json<Vec<Listener>>> {
     let own = guest.ports.own();
-    guest.jobs.starts.run(jobs::LIMIT, move || Ok(ports::listeners(own))).await.map(Json)
+    guest.jobs.looks.run(jobs::LIMIT, move || Ok(ports::listeners(own))).await.map(Json)
 }
 
 /// Switches the connection to one of a server on the loopback.
