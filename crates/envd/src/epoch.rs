@@ -5,13 +5,16 @@
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::{init, sys};
+use crate::init::identity::Ids;
+use crate::sys;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,19 +28,34 @@ pub(crate) struct Epoch {
     fresh: bool,
 }
 
+/// The device that takes randomness.
+const RANDOM: &str = "/dev/urandom";
+
 /// Begins an epoch, as whoever is at `host` asked for.
 ///
 /// # Errors
 /// When the kernel took no randomness, or an id could not be made: then nobody may be let in.
-pub(crate) fn begin(epoch: &Epoch, host: SocketAddr) -> Result<()> {
+pub(crate) fn begin(epoch: &Epoch, ids: Option<&Ids>, host: SocketAddr) -> Result<()> {
     let entropy = STANDARD.decode(&epoch.entropy);
     let entropy = entropy.map_err(|e| Error::invalid(format!("epoch.entropy: {e}")))?;
     let fail = |what: &str, e: &dyn std::fmt::Display| Error::internal(format!("{what}: {e}"));
-    sys::add_entropy(&entropy).map_err(|e| fail("adding randomness to the kernel's", &e))?;
-    if epoch.fresh {
-        init::identity::renew().map_err(|e| fail("the ids of the machine and its boot", &e))?;
+    let added = check_device(RANDOM.as_ref()).and_then(|()| sys::add_entropy(&entropy));
+    added.map_err(|e| fail("adding randomness to the kernel's", &e))?;
+    if epoch.fresh
+        && let Some(ids) = ids
+    {
+        ids.renew().map_err(|e| fail("the ids of the machine and its boot", &e))?;
     }
     end_connections(host).map_err(|e| fail("ending the connections of before", &e))
+}
+
+/// Checks that a path leads to a character device. The open of a named pipe, which root in the guest
+/// may have put there, would wait for a reader.
+fn check_device(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path)?.file_type().is_char_device() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("{} is no device", path.display()))),
+    }
 }
 
 /// Time for the write of every file system's data, before the capsule's own disk alone counts.
@@ -261,6 +279,15 @@ mod diag {
 mod tests {
     use super::*;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    #[test]
+    fn pipe_in_place_of_the_random_device_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("urandom");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        assert!(check_device(&pipe).is_err());
+        check_device(RANDOM.as_ref()).unwrap();
+    }
 
     #[test]
     fn the_kernel_lists_a_connection_by_both_its_ends() {

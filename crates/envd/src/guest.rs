@@ -3,6 +3,8 @@
 
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
+use crate::init::Held;
+use crate::init::identity::Ids;
 use crate::jobs::Jobs;
 use crate::metadata::Metadata;
 use crate::ports::Ports;
@@ -18,6 +20,8 @@ pub(crate) struct Guest {
     pub in_guest: bool,
     /// The capsule's own disk, below the overlay.
     pub disk: Option<OwnedFd>,
+    /// The ids of the machine and its boot.
+    pub ids: Option<Ids>,
     pub spawner: Spawner,
     pub processes: Registry,
     pub watchers: Watchers,
@@ -40,9 +44,10 @@ pub(crate) struct Settings {
 }
 
 impl Guest {
-    /// Begins with the capsule's disk, if there is one, and the port at which envd serves.
-    pub(crate) fn new(disk: Option<OwnedFd>, port: u16) -> Self {
-        let in_guest = disk.is_some();
+    /// Begins with the files of a guest, if this is one, and the port at which envd serves.
+    pub(crate) fn new(held: Option<Held>, port: u16) -> Self {
+        let in_guest = held.is_some();
+        let (disk, ids) = held.map(|held| (held.disk, held.ids)).unzip();
         let settings = Settings {
             token: None,
             default_user: "root".to_owned(),
@@ -52,6 +57,7 @@ impl Guest {
         Self {
             in_guest,
             disk,
+            ids,
             spawner: Spawner::new(),
             processes: Registry::default(),
             watchers: Watchers::default(),

@@ -128,7 +128,7 @@ fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
     }
     epoch::thaw(guest.disk.as_ref());
     if let Some(epoch) = &init.epoch {
-        epoch::begin(epoch, host)?;
+        epoch::begin(epoch, guest.ids.as_ref(), host)?;
     }
     if let Some(now) = init.timestamp {
         let set = clock::set(now);

@@ -12,22 +12,34 @@ mod names;
 pub(crate) mod network;
 mod power;
 
+use crate::filesystem::source;
 use crate::sys;
+use identity::Ids;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 /// Time for the last write of every file system's data.
 const SYNC: Duration = Duration::from_secs(5);
 
-/// Prepares the guest and returns, in the child that is to serve, the capsule's own disk.
-pub(crate) fn bring_up() -> OwnedFd {
-    let disk = prepare().unwrap_or_else(|error| {
+/// The guest's own files. They are opened before the first program runs, so that no program can put
+/// something else in their places.
+pub(crate) struct Held {
+    /// The capsule's own disk, below the overlay.
+    pub disk: OwnedFd,
+    /// The ids of the machine and its boot.
+    pub ids: Ids,
+}
+
+/// Prepares the guest and returns, in the child that is to serve, the guest's own files.
+pub(crate) fn bring_up() -> Held {
+    let held = prepare().unwrap_or_else(|error| {
         console(&format!("envd: the guest cannot start: {error:#}"));
         reset()
     });
     match sys::fork() {
-        Ok(None) => disk,
+        Ok(None) => held,
         Ok(Some(server)) => {
             power::watch();
             reap(server)
@@ -39,7 +51,7 @@ pub(crate) fn bring_up() -> OwnedFd {
     }
 }
 
-fn prepare() -> anyhow::Result<OwnedFd> {
+fn prepare() -> anyhow::Result<Held> {
     mounts::kernel_file_systems()?;
     modules::load()?;
     let disk = mounts::enter_root()?;
@@ -47,11 +59,11 @@ fn prepare() -> anyhow::Result<OwnedFd> {
     modules::make_devices();
     network::configure()?;
     names::update(&disk, &network::servers());
-    identity::show()?;
+    let ids = identity::show()?;
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     raise_file_limit();
     limits::raise();
-    Ok(disk)
+    Ok(Held { disk, ids })
 }
 
 fn raise_file_limit() {
@@ -100,9 +112,12 @@ fn restart() -> ! {
     }
 }
 
-/// Writes a line to the console, which the host keeps.
+/// Writes a line to the console, which the host keeps. Root in the guest may have put a named pipe
+/// or a terminal in its place, for which nothing here waits.
 pub(crate) fn console(line: &str) {
-    if let Ok(mut console) = std::fs::OpenOptions::new().write(true).open("/dev/console") {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).custom_flags(source::OPEN_FLAGS);
+    if let Ok(mut console) = options.open("/dev/console") {
         let _ = writeln!(console, "{line}");
     }
 }

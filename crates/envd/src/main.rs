@@ -28,15 +28,15 @@ mod users;
 
 use anyhow::Context;
 use guest::Guest;
+use init::Held;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 fn main() -> anyhow::Result<()> {
     if std::process::id() == 1 {
-        let disk = init::bring_up();
+        let held = init::bring_up();
         // From here on this is the child that serves; PID 1 stays behind and reaps.
-        return serve(protocol::ENVD_PORT, Some(disk));
+        return serve(protocol::ENVD_PORT, Some(held));
     }
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
@@ -45,16 +45,16 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Serves at a port; in a guest, which has a disk of its own, or on an ordinary machine.
-fn serve(port: u16, disk: Option<OwnedFd>) -> anyhow::Result<()> {
-    let in_guest = disk.is_some();
+/// Serves at a port; in a guest, which has files of its own, or on an ordinary machine.
+fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
+    let in_guest = held.is_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(jobs::THREADS)
         .thread_stack_size(256 * 1024)
         .build()?;
     runtime.block_on(async move {
-        let guest = Arc::new(Guest::new(disk, port));
+        let guest = Arc::new(Guest::new(held, port));
         // On an ordinary machine nothing but this machine may reach it.
         let host = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((host, port)))

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -143,7 +144,9 @@ fn write(dir: &Path, about: &About) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     for (name, value) in about.vars() {
         let (staged, file) = (dir.join(format!(".{name}.new")), dir.join(format!(".{name}")));
-        std::fs::write(&staged, value)?;
+        // Root in the guest may have put a named pipe there, for which a write would wait.
+        let _ = std::fs::remove_file(&staged);
+        File::create_new(&staged)?.write_all(value.as_bytes())?;
         std::fs::rename(staged, file)?;
     }
     Ok(())
@@ -152,6 +155,19 @@ fn write(dir: &Path, about: &About) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pipes_in_place_of_the_files_are_replaced_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let about = About { capsule: "cl-1".to_owned(), template: "base".to_owned() };
+        for name in [".WRENN_SANDBOX_ID", ".WRENN_SANDBOX_ID.new", ".WRENN_TEMPLATE_ID.new"] {
+            let path = dir.path().join(name);
+            rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).unwrap();
+        }
+        write(dir.path(), &about).unwrap();
+        let read = std::fs::read_to_string(dir.path().join(".WRENN_SANDBOX_ID")).unwrap();
+        assert_eq!(read, "cl-1");
+    }
 
     #[tokio::test]
     async fn a_process_gets_what_is_known_and_waits_for_what_is_asked() {

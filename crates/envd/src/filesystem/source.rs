@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Flags of every open: a named pipe or a device neither blocks nor becomes a terminal of ours.
-pub(super) const OPEN_FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
+pub(crate) const OPEN_FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
 /// File systems whose contents the kernel makes up at each read (`statfs(2)`). Sizes there say
 /// nothing: 0, or a whole page.
 const MADE_UP: [u64; 12] = [

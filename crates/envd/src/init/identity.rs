@@ -4,42 +4,122 @@
 
 use anyhow::Context;
 use rustix::mount::mount_bind;
-use std::io;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
-const RANDOM: &str = "/proc/sys/kernel/random/uuid";
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 const OWN_BOOT: &str = "/run/boot_id";
 const MACHINE: &str = "/etc/machine-id";
 const OWN_MACHINE: &str = "/run/machine-id";
 
+/// The files that show both ids. They are opened before the first program runs. So nothing that
+/// root in the guest makes of their paths holds up a later epoch.
+pub(crate) struct Ids {
+    boot: File,
+    machine: File,
+}
+
 /// Shows a new machine's id, and the boot's own. Root in the guest may have made anything of
 /// `/etc/machine-id`. In such a case the console tells why the id is not shown there.
-pub(super) fn show() -> anyhow::Result<()> {
-    std::fs::copy(BOOT, OWN_BOOT).context("reading the boot's id")?;
-    std::fs::write(OWN_MACHINE, machine_id()?).context("making the machine's id")?;
+pub(super) fn show() -> anyhow::Result<Ids> {
+    let boot = create(OWN_BOOT.as_ref()).context("making the boot's id")?;
+    let id = fs::read_to_string(BOOT).context("reading the boot's id")?;
+    fill(&boot, &id).context("making the boot's id")?;
+    let machine = create(OWN_MACHINE.as_ref()).context("making the machine's id")?;
+    fill(&machine, &machine_id(random()?)).context("making the machine's id")?;
     mount_bind(OWN_BOOT, BOOT).with_context(|| format!("showing {BOOT}"))?;
     if let Err(error) = show_machine() {
         super::console(&format!("envd: {MACHINE} does not show the machine's id: {error:#}"));
     }
-    Ok(())
+    Ok(Ids { boot, machine })
 }
 
 fn show_machine() -> anyhow::Result<()> {
-    match std::fs::symlink_metadata(MACHINE) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::File::create_new(MACHINE).context("making it")?;
+    match fs::symlink_metadata(MACHINE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            File::create_new(MACHINE).context("making it")?;
         }
         found => anyhow::ensure!(found.context("looking at it")?.is_file(), "it is no file"),
     }
     mount_bind(OWN_MACHINE, MACHINE).context("mounting it")
 }
 
-/// Becomes another machine, which has just booted.
-pub(crate) fn renew() -> io::Result<()> {
-    std::fs::write(OWN_BOOT, std::fs::read(RANDOM)?)?;
-    std::fs::write(OWN_MACHINE, machine_id()?)
+impl Ids {
+    /// Becomes another machine, which has just booted.
+    pub(crate) fn renew(&self) -> io::Result<()> {
+        fill(&self.boot, &boot_id(random()?))?;
+        fill(&self.machine, &machine_id(random()?))
+    }
 }
 
-fn machine_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string(RANDOM)?.replace('-', ""))
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)
+}
+
+/// Replaces the contents of a file, which mounts show. So the file stays the same.
+fn fill(file: &File, contents: &str) -> io::Result<()> {
+    file.write_all_at(contents.as_bytes(), 0)?;
+    file.set_len(contents.len() as u64)
+}
+
+/// Makes the bits of a random UUID (RFC 9562, version 4). Root in the guest may have covered the
+/// kernel's own, `/proc/sys/kernel/random/uuid`.
+fn random() -> io::Result<u128> {
+    let mut bytes = [0_u8; 16];
+    // As the kernel's own UUIDs, this does not wait for randomness at boot.
+    getrandom(&mut bytes[..], GetRandomFlags::INSECURE)?;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+fn machine_id(uuid: u128) -> String {
+    format!("{uuid:032x}\n")
+}
+
+fn boot_id(uuid: u128) -> String {
+    let digits = format!("{uuid:032x}");
+    let (a, b, c, d, e) =
+        (&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]);
+    format!("{a}-{b}-{c}-{d}-{e}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
+    #[test]
+    fn ids_are_written_as_the_kernel_writes_a_uuid_and_as_machine_id_wants() {
+        let uuid = 0x0123_4567_89ab_4def_8123_4567_89ab_cdef;
+        assert_eq!(boot_id(uuid), "01234567-89ab-4def-8123-456789abcdef\n");
+        assert_eq!(machine_id(uuid), "0123456789ab4def8123456789abcdef\n");
+        let random = boot_id(random().unwrap());
+        assert_eq!(random.as_bytes()[14], b'4');
+        assert!(b"89ab".contains(&random.as_bytes()[19]), "{random}");
+    }
+
+    #[test]
+    fn ids_are_renewed_at_once_when_pipes_have_taken_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (boot, machine) = (create(&at("boot")).unwrap(), create(&at("machine")).unwrap());
+        fill(&machine, "the id of another machine, with more text than an id has\n").unwrap();
+        for name in ["boot", "machine"] {
+            // Another name shows the same file, as a mount does.
+            fs::rename(at(name), at(&format!("{name}-shown"))).unwrap();
+            mkfifoat(CWD, &at(name), Mode::from_raw_mode(0o600)).unwrap();
+        }
+        let ids = Ids { boot, machine };
+        let shown = || {
+            ids.renew().unwrap();
+            ["boot-shown", "machine-shown"].map(|name| fs::read_to_string(at(name)).unwrap())
+        };
+        let (first, second) = (shown(), shown());
+        assert_eq!((first[0].len(), first[1].len()), (37, 33));
+        assert!(first[0] != second[0] && first[1] != second[1]);
+    }
 }
