@@ -1,9 +1,10 @@
 //! Which TCP sockets of the guest listen, by `/proc/net/tcp` and `/proc/net/tcp6` (proc(5)), and
 //! the programs that hold them. The programs are hostile, so every read is bounded.
 
+use crate::filesystem::source;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Take};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -17,6 +18,8 @@ const MOST: usize = 1024;
 const LINES: usize = 4 * MOST;
 /// Bytes of a table that are read. A guest may cover a table with a file of its own.
 const BYTES: u64 = 1 << 20;
+/// Bytes of a program's name that are read.
+const NAME: u64 = 64;
 /// Descriptors that are looked at in search of the programs.
 const DESCRIPTORS: usize = 65_536;
 
@@ -37,8 +40,8 @@ pub(crate) struct Listener {
 pub(crate) fn listeners(own: u16) -> Vec<Listener> {
     let mut found = Vec::new();
     for table in TABLES {
-        let Ok(file) = File::open(table) else { continue };
-        let lines = BufReader::new(file.take(BYTES)).lines().map_while(Result::ok).take(LINES);
+        let Some(file) = open(Path::new(table), BYTES) else { continue };
+        let lines = BufReader::new(file).lines().map_while(Result::ok).take(LINES);
         found.extend(lines.filter_map(|line| parse(&line)));
     }
     found.retain(|listener| listener.port != own && listener.port != protocol::ENVD_PORT);
@@ -52,6 +55,12 @@ pub(crate) fn listeners(own: u16) -> Vec<Listener> {
         listener.program = programs.remove(&listener.inode);
     }
     found
+}
+
+/// Opens a file of `/proc`, of which `most` bytes are read. Root in the guest may have covered it
+/// with a named pipe, which is not opened, or with a file without end.
+fn open(path: &Path, most: u64) -> Option<Take<File>> {
+    source::open_regular(path).ok().map(|file| file.take(most))
 }
 
 /// Reads a line of a table; `None` when it is of no socket that listens.
@@ -128,7 +137,10 @@ fn inode(link: &Path) -> Option<u64> {
 /// Reads the name of a process. Unlike the command line, the name is the kernel's own, so that a
 /// process cannot make the read wait.
 fn name(folder: &Path) -> String {
-    let name = fs::read(folder.join("comm")).unwrap_or_default();
+    let mut name = Vec::new();
+    if let Some(mut file) = open(&folder.join("comm"), NAME) {
+        let _ = file.read_to_end(&mut name);
+    }
     String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned()
 }
 
@@ -167,6 +179,17 @@ mod tests {
         ] {
             assert_eq!(parse(&other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn name_behind_a_pipe_is_empty_and_an_endless_name_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let comm = dir.path().join("comm");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &comm, rustix::fs::Mode::RWXU).unwrap();
+        assert_eq!(name(dir.path()), "");
+        fs::remove_file(&comm).unwrap();
+        fs::write(&comm, "x".repeat(1 << 20)).unwrap();
+        assert_eq!(name(dir.path()), "x".repeat(64));
     }
 
     #[test]
