@@ -95,11 +95,14 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         Err(e) => Err(e),
     };
     match removed {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(&format!("removing {}", path.display()), &e))
-        }
-        _ => Ok(()),
+        // Another removal may have been faster.
+        Err(e) if !is_gone(path) => Err(Error::io(&format!("removing {}", path.display()), &e)),
+        Ok(()) | Err(_) => Ok(()),
     }
+}
+
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Lists a directory to a depth, in lexical order, parents before children.

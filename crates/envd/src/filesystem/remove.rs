@@ -12,6 +12,9 @@ use std::path::Path;
 const BATCH: usize = 1024;
 /// Names that all levels together take down, but for a small factor.
 const NAMES: usize = 65_536;
+/// Readings of a folder in a row that may list only names that are gone. Another removal of the same
+/// tree may be faster. A file system that lists names it does not have would go on for ever.
+const FRUITLESS: u32 = 64;
 
 /// A folder on the way from the top of a tree to the folder that is being emptied.
 struct Level {
@@ -21,13 +24,13 @@ struct Level {
     id: (u64, u64),
     /// Folders in it that are still to be removed.
     waiting: Vec<CString>,
-    /// Set when something in it went since it was read.
-    progress: bool,
+    /// Readings since something in it was removed.
+    fruitless: u32,
 }
 
 impl Level {
     fn new(name: CString, folder: &OwnedFd) -> io::Result<Self> {
-        Ok(Self { name, id: id(folder)?, waiting: Vec::new(), progress: true })
+        Ok(Self { name, id: id(folder)?, waiting: Vec::new(), fruitless: 0 })
     }
 }
 
@@ -41,10 +44,10 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
         if level.waiting.is_empty() {
             let batch = (NAMES / (above.len() + 1)).clamp(1, BATCH);
             level.waiting = remove_files(&folder, batch)?;
-            if !level.progress && !level.waiting.is_empty() {
+            if level.fruitless > FRUITLESS && !level.waiting.is_empty() {
                 return Err(io::Error::other("a folder lists names that it does not have"));
             }
-            level.progress = level.waiting.is_empty();
+            level.fruitless += 1;
         }
         if let Some(name) = level.waiting.pop() {
             match openat(&folder, &name, flags, Mode::empty()) {
@@ -56,7 +59,7 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
                 Err(Errno::NOENT) => {}
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     remove_name(&folder, &name, AtFlags::empty())?;
-                    level.progress = true;
+                    level.fruitless = 0;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -69,7 +72,7 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
         }
         let emptied = std::mem::replace(&mut level, parent);
         remove_name(&folder, &emptied.name, AtFlags::REMOVEDIR)?;
-        level.progress = true;
+        level.fruitless = 0;
     }
     std::fs::remove_dir(path)
 }
@@ -141,6 +144,23 @@ mod tests {
         let removed = top.clone();
         thread.spawn(move || tree(&removed).unwrap()).unwrap().join().unwrap();
         assert!(!top.exists());
+    }
+
+    #[test]
+    fn wide_tree_that_several_remove_at_once_is_gone_for_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        for _ in 0..3 {
+            for n in 0..3 * BATCH {
+                std::fs::create_dir_all(top.join(format!("d{n}/e"))).unwrap();
+            }
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| crate::filesystem::remove(&top).unwrap());
+                }
+            });
+            assert!(!top.exists());
+        }
     }
 
     #[test]
