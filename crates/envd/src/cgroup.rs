@@ -90,12 +90,12 @@ impl Cgroups {
             leaves.made
         };
         let name = Name { pty, number };
-        let (parent, text) = (parents.of(name), name.text());
-        mkdirat(parent, text.as_str(), Mode::from_raw_mode(0o755)).ok()?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(parent, text.as_str(), flags, Mode::empty()).ok()?;
-        let procs = open_for_writing(&dir, "cgroup.procs").ok()?;
-        Some((Leaf { name, dir }, procs))
+        mkdirat(parents.of(name), name.text(), Mode::from_raw_mode(0o755)).ok()?;
+        let opened = parents.open(name);
+        if opened.is_err() {
+            self.remove(parents, name);
+        }
+        opened.ok()
     }
 
     /// Removes the group of a program that has ended; now, or once its last process has too.
@@ -103,6 +103,11 @@ impl Cgroups {
         let Some(parents) = &self.parents else { return };
         let name = leaf.name;
         drop(leaf);
+        self.remove(parents, name);
+    }
+
+    /// Removes a group; now, or in a later sweep.
+    fn remove(&self, parents: &Parents, name: Name) {
         if !parents.remove(name) {
             self.lock().ended.push_back(name);
         }
@@ -127,6 +132,14 @@ impl Cgroups {
 impl Parents {
     fn of(&self, name: Name) -> &OwnedFd {
         if name.pty { &self.pty } else { &self.user }
+    }
+
+    /// Opens a group and its list of processes.
+    fn open(&self, name: Name) -> rustix::io::Result<(Leaf, OwnedFd)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(self.of(name), name.text(), flags, Mode::empty())?;
+        let procs = open_for_writing(&dir, "cgroup.procs")?;
+        Ok((Leaf { name, dir }, procs))
     }
 
     fn remove(&self, name: Name) -> bool {
@@ -164,4 +177,40 @@ fn limit(group: &Path) -> &Path {
     let _ = fs::write(group.join("pids.max"), (total / BYTES_PER_PROCESS).to_string());
     let _ = fs::write(group.join("cgroup.subtree_control"), "+cpu");
     group
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Groups below an ordinary folder, where a group has no list of processes.
+    fn groups(dir: &Path) -> Cgroups {
+        let open = || OwnedFd::from(fs::File::open(dir).unwrap());
+        let parents = Parents { user: open(), pty: open() };
+        Cgroups { parents: Some(parents), leaves: Mutex::default() }
+    }
+
+    #[test]
+    fn group_that_cannot_be_opened_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(groups(dir.path()).leaf(false).is_none());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn group_that_is_not_empty_at_its_end_is_removed_by_a_later_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = groups(dir.path());
+        let (group, inner) = (dir.path().join("p7"), dir.path().join("p7/inner"));
+        fs::create_dir_all(&inner).unwrap();
+        let leaf = Leaf {
+            name: Name { pty: false, number: 7 },
+            dir: fs::File::open(&group).unwrap().into(),
+        };
+        groups.end(leaf);
+        assert!(group.exists());
+        fs::remove_dir(&inner).unwrap();
+        assert!(groups.leaf(true).is_none());
+        assert!(!group.exists());
+    }
 }
