@@ -239,9 +239,14 @@ impl<R: Read> Reader<R> {
         if path.len() > PATH_MAX || link.len() > PATH_MAX {
             return Err(refused("a path in the archive is longer than 4095 bytes"));
         }
-        let size = extension.size.unwrap_or(size);
+        let size = match block[156] {
+            // No contents follow links, devices, folders and FIFOs. Some tars write a size for them,
+            // such as the linked file's. Readers of Go and Python take no notice of that either.
+            b'1'..=b'6' => 0,
+            _ => extension.size.unwrap_or(size),
+        };
         self.set_contents(size);
-        let seconds = i64::try_from(number(&block[136..148])?).unwrap_or(i64::MAX);
+        let seconds = seconds(&block[136..148])?;
         let modified = extension.modified.unwrap_or(Time { seconds, nanos: 0 });
         let mode = u32::try_from(number(&block[100..108])? & 0o7777).unwrap_or(0);
         let size = if kind == Kind::File { size } else { 0 };
@@ -359,6 +364,16 @@ fn path(block: &[u8; BLOCK]) -> Vec<u8> {
     [prefix, b"/", name].concat()
 }
 
+/// Reads a time. A time before 1970 is in GNU's form: a number's two's complement.
+fn seconds(field: &[u8]) -> Result<i64> {
+    if field[0] & 0xc0 != 0xc0 {
+        return Ok(i64::try_from(number(field)?).unwrap_or(i64::MAX));
+    }
+    let digit = |sum: i64, byte: &u8| Some(sum.checked_mul(256)? | i64::from(*byte));
+    let read = field.iter().try_fold(-1, digit);
+    read.ok_or_else(|| refused("a time in the archive is malformed"))
+}
+
 /// Reads a number: octal digits, or bytes with the highest bit set in GNU's form.
 fn number(field: &[u8]) -> Result<u64> {
     let wrong = || refused("a number in the archive is malformed");
@@ -422,6 +437,48 @@ mod tests {
         assert_eq!(Reader::new(&bytes[..]).next().unwrap().unwrap().size, size);
         assert_eq!(number(b"\x80\0\0\0\0\0\0\x01\0\0\0\0").unwrap(), 1 << 32);
         assert!(number(&[0xff; 12]).is_err());
+    }
+
+    #[test]
+    fn a_time_before_1970_in_gnus_form_is_kept() {
+        let with_time = |field: [u8; 12]| {
+            let mut block = header(b'0', b"old", b"", (0o644, 0, 0));
+            block[136..148].copy_from_slice(&field);
+            let sum = format!("{:06o}\0 ", checksum(&block));
+            block[148..156].copy_from_slice(sum.as_bytes());
+            Reader::new(&block[..]).next()
+        };
+        let negative = |seconds: i64| {
+            let mut field = [0xff; 12];
+            field[4..].copy_from_slice(&seconds.to_be_bytes());
+            field
+        };
+        for seconds in [-1, -86_400, -2_208_988_800, i64::MIN] {
+            let read = with_time(negative(seconds)).unwrap().unwrap();
+            assert_eq!(read.modified, Time { seconds, nanos: 0 });
+        }
+        let mut beyond = negative(0);
+        beyond[3] = 0xfe;
+        assert!(matches!(with_time(beyond), Err(Error::Refused(_))));
+    }
+
+    #[test]
+    fn a_size_of_a_link_or_a_folder_is_no_size_of_contents() {
+        for flag in *b"12345" {
+            let mut extension = Vec::new();
+            record(&mut extension, "size", b"700");
+            let length = extension.len() as u64;
+            let mut bytes = header(b'x', b"pax", b"", (0o644, 0, length)).to_vec();
+            bytes.extend(&extension);
+            pad(&mut bytes, length).unwrap();
+            bytes.extend(header(flag, b"link", b"f", (0o644, 0, 3)));
+            let after = Entry { size: 1, ..entry(Kind::File, "after") };
+            write_header(&mut bytes, &after).unwrap();
+            let mut reader = Reader::new(&bytes[..]);
+            let read = reader.next().unwrap().unwrap();
+            assert_eq!((read.path.as_slice(), read.size), (&b"link"[..], 0));
+            assert_eq!(reader.next().unwrap(), Some(after), "{}", char::from(flag));
+        }
     }
 
     #[test]
