@@ -10,15 +10,19 @@ pub(crate) use table::{Listener, listeners};
 use crate::error::{Error, Result};
 use connectrpc::ErrorCode;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// Addresses of the loopback, in the order in which they are tried.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 /// Time that a program may take to take a connection. The host waits for 5 s.
 const LIMIT: Duration = Duration::from_secs(4);
+/// Time after which the second address is tried beside the first one, which has not answered.
+const STAGGER: Duration = Duration::from_millis(100);
 /// Connections at once between the host and the loopback. Each takes two of the 65,536 descriptors
 /// that envd may have, and the host limits the requests under way.
 const RELAYS: usize = 8192;
@@ -55,7 +59,7 @@ impl Ports {
             let message = "too many connections to the guest's loopback are open";
             Error::new(ErrorCode::Unavailable, message)
         })?;
-        match tokio::time::timeout(LIMIT, dial(port)).await {
+        match timeout(LIMIT, dial(port)).await {
             Ok(Some(stream)) => Ok((stream, place)),
             Ok(None) => Err(Error::not_found(format!("nothing listens on port {port}"))),
             Err(_) => {
@@ -66,31 +70,75 @@ impl Ports {
     }
 }
 
+/// Connects to the loopback. A server whose queue is full leaves a connection without an answer,
+/// and must not hide a server on the other address.
 async fn dial(port: u16) -> Option<TcpStream> {
-    for address in LOOPBACK {
-        let Ok(stream) = TcpStream::connect((address, port)).await else { continue };
-        // Where nobody listens, the kernel may pick the port itself as the near end's, and joins
-        // the connection with itself.
-        if stream.local_addr().ok() == stream.peer_addr().ok() {
-            relay::reset(&stream);
-            continue;
-        }
-        // Small pieces must not wait for the acknowledgement of earlier ones.
-        let _ = stream.set_nodelay(true);
-        return Some(stream);
+    let [first, second] = LOOPBACK.map(|address| connect(address, port));
+    let mut first = pin!(first);
+    let second = pin!(second);
+    match timeout(STAGGER, first.as_mut()).await {
+        Ok(Some(stream)) => return Some(stream),
+        Ok(None) => return second.await,
+        Err(_) => {}
     }
-    None
+    tokio::select! {
+        Some(stream) = first => Some(stream),
+        Some(stream) = second => Some(stream),
+        else => None,
+    }
+}
+
+/// Connects to an address of the loopback. `None` when nobody listens there.
+async fn connect(address: IpAddr, port: u16) -> Option<TcpStream> {
+    let stream = TcpStream::connect((address, port)).await.ok()?;
+    // Where nobody listens, the kernel may pick the port itself as the near end's, and joins the
+    // connection with itself.
+    if stream.local_addr().ok() == stream.peer_addr().ok() {
+        relay::reset(&stream);
+        return None;
+    }
+    // Small pieces must not wait for the acknowledgement of earlier ones.
+    let _ = stream.set_nodelay(true);
+    Some(stream)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use std::net::SocketAddr;
+    use tokio::net::{TcpListener, TcpSocket};
 
     async fn listen(address: IpAddr) -> (TcpListener, u16) {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         (listener, port)
+    }
+
+    /// A server whose queue is full, with the connections in the queue.
+    fn full_server() -> (TcpListener, Vec<std::net::TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(LOOPBACK[0], 0)).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let at = listener.local_addr().unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&at, STAGGER).ok();
+        (listener, std::iter::from_fn(connect).collect())
+    }
+
+    #[tokio::test]
+    async fn server_is_reached_while_the_queue_at_the_other_address_is_full() {
+        let (full, _queue) = full_server();
+        let port = full.local_addr().unwrap().port();
+        let listener = TcpListener::bind((LOOPBACK[1], port)).await.unwrap();
+        let (stream, _place) = Ports::new(1).connect(port).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_queue_without_another_server_is_a_program_that_takes_no_connection() {
+        let (full, _queue) = full_server();
+        let port = full.local_addr().unwrap().port();
+        let error = Ports::new(1).connect(port).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::DeadlineExceeded, "{error}");
     }
 
     #[tokio::test]
