@@ -158,7 +158,7 @@ impl Sink {
                 let hole = from.skip_hole();
                 self.skip(hole).map_err(|e| failed(&self.path, &e))?;
             }
-            let piece = from.read().map_err(|e| failed(&self.path, &e))?;
+            let piece = from.read().map_err(|e| from.failure(&e))?;
             if piece.is_empty() {
                 return Ok(false);
             }
@@ -339,7 +339,8 @@ impl Staged {
         let target = File::from(openat(folder, self.target.as_os_str(), flags, Mode::empty())?);
         let (old, new) = (target.metadata()?, staged.metadata()?);
         if !old.is_file() {
-            return Err(ErrorKind::InvalidInput.into());
+            let message = "it is no regular file any more";
+            return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         let room = new.len().min(new.blocks().saturating_mul(512));
         if room > 0 {

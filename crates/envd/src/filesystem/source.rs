@@ -8,7 +8,7 @@ use crate::jobs::Pool;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Flags of every open: a named pipe or a device neither blocks nor becomes a terminal of ours.
@@ -83,6 +83,7 @@ pub(super) fn not_regular(path: &Path) -> Error {
 /// An open file, read piece by piece.
 pub(crate) struct Source {
     file: Arc<File>,
+    path: PathBuf,
     /// Size in bytes. `None` when only reading tells, as for files that the kernel makes up.
     pub size: Option<u64>,
     /// Bytes that are still to be read, at most.
@@ -102,7 +103,12 @@ impl Source {
         let (file, found) = open(path)?;
         let size = (found.len() > 0 && !is_made_up(&file)).then_some(found.len());
         let (file, left) = (Arc::new(file), size.unwrap_or(u64::MAX));
-        Ok(Self { file, size, left, failed: None, closer: None })
+        Ok(Self { file, path: path.to_owned(), size, left, failed: None, closer: None })
+    }
+
+    /// Makes the error of a failed read, which names the file.
+    pub(crate) fn failure(&self, error: &io::Error) -> Error {
+        Error::io(&format!("reading {}", self.path.display()), error)
     }
 
     /// Has a thread of `pool` close the file, whichever thread drops the source.
@@ -159,8 +165,12 @@ impl Source {
         let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => data.clamp(at, size),
             // The rest of the file is a hole.
-            Err(rustix::io::Errno::NXIO) => size,
-            // The file system knows no holes.
+            Err(rustix::io::Errno::NXIO)
+                if self.file.metadata().is_ok_and(|found| found.len() >= size) =>
+            {
+                size
+            }
+            // The file system knows no holes, or the file became shorter.
             Err(_) => at,
         };
         self.left -= data - at;

@@ -161,6 +161,17 @@ fn copy_of_terabytes_of_nothing_stays_sparse() {
 }
 
 #[test]
+fn copy_from_a_file_that_became_shorter_fails_and_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::write(&from, "contents").unwrap();
+    let mut source = Source::open(&from).unwrap();
+    File::create(&from).unwrap();
+    let error = open(&to).unwrap().copy(&mut source).unwrap_err();
+    assert!(error.message.starts_with(&format!("reading {}: ", from.display())), "{error}");
+}
+
+#[test]
 fn metadata_is_replaced_and_other_attributes_are_kept() {
     // Beside the sources: not every temporary folder's file system has such attributes.
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
