@@ -1,6 +1,7 @@
 //! The one error of envd: a Connect code, whose HTTP status serves the plain endpoints too,
 //! and a text for people. The only file that knows status codes.
 
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
@@ -72,6 +73,18 @@ impl Error {
 impl From<Error> for ConnectError {
     fn from(error: Error) -> Self {
         Self::new(error.code, error.message)
+    }
+}
+
+impl From<QueryRejection> for Error {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Error {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::invalid(rejection.body_text())
     }
 }
 

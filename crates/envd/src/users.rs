@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// Bytes of each table that are read. A guest decides how long its tables are.
 const TABLE_MAX: u64 = 1 << 20;
 
+/// The table of accounts.
+const PASSWD: &str = "/etc/passwd";
+
 /// An account of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
@@ -26,10 +29,16 @@ pub(crate) struct User {
 /// # Errors
 /// `unauthenticated` when there is none: the wire's callers look for that.
 pub(crate) fn get(name: &str) -> Result<User> {
-    let passwd = read("/etc/passwd");
+    let passwd = read(PASSWD);
     let group = read("/etc/group");
-    parse(&passwd, &group, name)
-        .ok_or_else(|| Error::unauthenticated(format!("invalid username: '{name}'")))
+    parse(&passwd, &group, name).ok_or_else(|| unknown(name, PASSWD))
+}
+
+/// Refuses a name. Without a table nobody is known, which is no fault of the name.
+fn unknown(name: &str, table: &str) -> Error {
+    let why = source::open_regular(Path::new(table)).err();
+    let why = why.map_or_else(String::new, |error| format!(": {error}"));
+    Error::unauthenticated(format!("invalid username: '{name}'{why}"))
 }
 
 /// Names of users and groups, read once for many look-ups.
@@ -41,7 +50,7 @@ pub(crate) struct Names {
 impl Names {
     /// Reads both tables.
     pub(crate) fn load() -> Self {
-        Self { users: names(&read("/etc/passwd")), groups: names(&read("/etc/group")) }
+        Self { users: names(&read(PASSWD)), groups: names(&read("/etc/group")) }
     }
 
     /// The name of a user id, or its number.
@@ -107,22 +116,22 @@ fn names(table: &str) -> HashMap<u32, String> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str =
+    const TABLE: &str =
         "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\nbroken\n";
     const GROUP: &str = "root:x:0:\nsudo:x:27:user,other\nuser:x:1000:\n";
 
     #[test]
     fn accounts_come_with_their_groups() {
-        let user = parse(PASSWD, GROUP, "user").unwrap();
+        let user = parse(TABLE, GROUP, "user").unwrap();
         assert_eq!((user.uid, user.gid), (1000, 1000));
         assert_eq!(user.groups, [27, 1000]);
-        assert_eq!(parse(PASSWD, GROUP, "nobody"), None);
-        assert_eq!(parse(PASSWD, GROUP, "broken"), None);
+        assert_eq!(parse(TABLE, GROUP, "nobody"), None);
+        assert_eq!(parse(TABLE, GROUP, "broken"), None);
     }
 
     #[test]
     fn unknown_ids_are_shown_as_numbers() {
-        let names = Names { users: names(PASSWD), groups: names(GROUP) };
+        let names = Names { users: names(TABLE), groups: names(GROUP) };
         assert_eq!((names.user(1000), names.user(7)), ("user".into(), "7".into()));
         assert_eq!((names.group(27), names.group(7)), ("sudo".into(), "7".into()));
     }
@@ -134,5 +143,8 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
         assert_eq!(read(&pipe.display().to_string()), "");
+        let refused = unknown("user", &pipe.display().to_string()).message;
+        assert!(refused.contains("'user': path is not a regular file"), "{refused}");
+        assert_eq!(unknown("nobody", PASSWD).message, "invalid username: 'nobody'");
     }
 }

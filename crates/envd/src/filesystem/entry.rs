@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::users::Names;
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -128,14 +129,23 @@ pub(crate) fn replace_metadata(file: &File, wanted: &BTreeMap<String, String>) -
         rustix::fs::fremovexattr(file, format!("{PREFIX}{key}"))?;
     }
     for (key, value) in wanted {
-        rustix::fs::fsetxattr(
-            file,
-            format!("{PREFIX}{key}"),
-            value.as_bytes(),
-            XattrFlags::empty(),
-        )?;
+        let (name, value) = (format!("{PREFIX}{key}"), value.as_bytes());
+        let set = rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
+        set.map_err(|error| metadata_error(file, key, error))?;
     }
     Ok(())
+}
+
+/// Makes the error of metadata that a file does not take.
+fn metadata_error(file: &File, key: &str, error: Errno) -> io::Error {
+    let has_room = || rustix::fs::fstatvfs(file).is_ok_and(|found| found.f_bfree > 0);
+    // Some file systems have little room for a file's attributes, however much the disk has.
+    if error == Errno::NOSPC && has_room() {
+        let message = format!("metadata {key}: the file system has no room for so much");
+        return io::Error::new(io::ErrorKind::InvalidInput, message);
+    }
+    let error = io::Error::from(error);
+    io::Error::new(error.kind(), format!("metadata {key}: {error}"))
 }
 
 /// Copies the extended attributes of the file at `from` to its successor: access lists and users'
@@ -179,6 +189,18 @@ mod tests {
             replace_metadata(&file, &wanted).unwrap();
             assert_eq!(stat(&path).unwrap().metadata, wanted);
         }
+    }
+
+    #[test]
+    fn metadata_that_a_file_does_not_take_is_named() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let file = File::create(dir.path().join("f")).unwrap();
+        // No file system takes a value of more than 64 KiB.
+        let large = BTreeMap::from([("large".to_owned(), "x".repeat(NAMES_MAX + 1))]);
+        let error = replace_metadata(&file, &large).unwrap_err();
+        assert!(error.to_string().starts_with("metadata large: "), "{error}");
+        let full = metadata_error(&file, "k", Errno::NOSPC);
+        assert_eq!(full.kind(), io::ErrorKind::InvalidInput, "{full}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::users::User;
 use archive::stream::{BACKLOG, ChunkReader, ChunkWriter};
 use axum::Json;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use connectrpc::ErrorCode;
@@ -61,27 +62,31 @@ fn stuck() -> Error {
     Error::new(ErrorCode::DeadlineExceeded, message)
 }
 
+/// Path and account, or the reason why the query holds none.
+type Parsed = std::result::Result<Query<Asked>, QueryRejection>;
+
 /// Sends a file or a folder as an archive; its one entry at the top has the path's last name.
 pub(super) async fn download(
     State(guest): State<Arc<Guest>>,
-    Query(asked): Query<Asked>,
+    query: Parsed,
     headers: HeaderMap,
 ) -> Response {
-    (MARK, send(guest, asked, &headers).await).into_response()
+    (MARK, send(guest, query, &headers).await).into_response()
 }
 
 /// Unpacks the body below a folder, which is made when it is missing.
 pub(super) async fn upload(
     State(guest): State<Arc<Guest>>,
-    Query(asked): Query<Asked>,
+    query: Parsed,
     request: Request,
 ) -> Response {
-    (MARK, receive(guest, asked, request).await).into_response()
+    (MARK, receive(guest, query, request).await).into_response()
 }
 
 type Chunks = mpsc::Receiver<Result<Bytes>>;
 
-async fn send(guest: Arc<Guest>, asked: Asked, headers: &HeaderMap) -> Result<Response> {
+async fn send(guest: Arc<Guest>, query: Parsed, headers: &HeaderMap) -> Result<Response> {
+    let Query(asked) = query?;
     let place = guest.jobs.archives.free_place().await?;
     let caller = Caller::of(&guest, headers, asked.username.as_deref());
     let (to, mut chunks) = mpsc::channel(BACKLOG);
@@ -133,7 +138,8 @@ struct Unpacked {
     bytes: u64,
 }
 
-async fn receive(guest: Arc<Guest>, asked: Asked, request: Request) -> Result<Response> {
+async fn receive(guest: Arc<Guest>, query: Parsed, request: Request) -> Result<Response> {
+    let Query(asked) = query?;
     let place = guest.jobs.archives.free_place().await?;
     let caller = Caller::of(&guest, request.headers(), asked.username.as_deref());
     let (to, chunks) = mpsc::channel(BACKLOG);

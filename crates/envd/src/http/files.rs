@@ -13,6 +13,7 @@ use crate::jobs::{LIMIT, Pool};
 use crate::paths::Caller;
 use axum::Json;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, Multipart, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use flate2::write::{GzDecoder, GzEncoder};
@@ -67,9 +68,10 @@ impl Opened {
 
 pub(super) async fn download(
     State(guest): State<Arc<Guest>>,
-    Query(signed): Query<Signed>,
+    query: std::result::Result<Query<Signed>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response> {
+    let Query(signed) = query?;
     auth::check_file(&guest, &headers, &signed, Operation::Read)?;
     let caller = Caller::of(&guest, &headers, signed.username.as_deref());
     let files = guest.jobs.files.clone();
@@ -159,7 +161,7 @@ fn stream(
             Some(piece) => (piece, pieces),
             None => {
                 let read = move || -> Result<_> {
-                    let piece = pieces.read().map_err(|e| Error::io("reading", &e))?;
+                    let piece = pieces.read().map_err(|e| pieces.source.failure(&e))?;
                     Ok((piece, pieces))
                 };
                 files.run(LIMIT, read).await?
@@ -228,9 +230,10 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 
 pub(super) async fn upload(
     State(guest): State<Arc<Guest>>,
-    Query(signed): Query<Signed>,
+    query: std::result::Result<Query<Signed>, QueryRejection>,
     request: Request,
 ) -> Result<Json<Vec<Stored>>> {
+    let Query(signed) = query?;
     let headers = request.headers().clone();
     auth::check_file(&guest, &headers, &signed, Operation::Write)?;
     let upload = Upload {
@@ -398,8 +401,9 @@ pub(super) struct Compose {
 pub(super) async fn compose(
     State(guest): State<Arc<Guest>>,
     headers: HeaderMap,
-    Json(request): Json<Compose>,
+    request: std::result::Result<Json<Compose>, JsonRejection>,
 ) -> Result<Response> {
+    let Json(request) = request?;
     let caller = Caller::of(&guest, &headers, request.username.as_deref());
     let files = guest.jobs.files.clone();
     let pool = files.clone();
@@ -435,7 +439,10 @@ fn begin_compose(
     let sources = request.sources.iter().map(|path| caller.resolve_file(path, &user));
     let sources: Vec<PathBuf> = sources.collect::<Result<_>>()?;
     let same = || Error::invalid("sources must name files other than the destination");
-    if sources.is_empty() || sources.contains(&destination) {
+    if sources.is_empty() {
+        return Err(Error::invalid("sources must name at least one file"));
+    }
+    if sources.contains(&destination) {
         return Err(same());
     }
     // A file that is written in place would be emptied before it is read, by whatever name.
@@ -483,6 +490,44 @@ mod tests {
         for whole in ["bytes=4-2", "bytes=0-1,3-4", "items=0-1", "bytes=x"] {
             assert_eq!(of(whole, 10), Range::Whole, "{whole}");
         }
+    }
+
+    /// Returns the status and the message of a refusal, as callers get them.
+    async fn refusal(error: Error) -> (u16, String) {
+        let answer = error.into_response();
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["code"], status);
+        (status, body["message"].as_str().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn download_of_anything_but_a_file_is_refused_with_its_reason() {
+        let guest = Arc::new(Guest::new(None, 0));
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::RWXU).unwrap();
+        std::fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        for (path, status, reason) in [
+            (at("pipe"), 400, "path is not a regular file"),
+            (at(""), 400, "path is not a regular file"),
+            ("/dev/null".to_owned(), 400, "path is not a regular file"),
+            (at("file/below"), 400, "Not a directory"),
+            (at("loop"), 400, "symbolic links"),
+            (at("none"), 404, "No such file or directory"),
+            (String::new(), 400, "path is missing"),
+        ] {
+            let query = Ok(Query(Signed { path: path.clone(), ..Default::default() }));
+            let answer = download(State(Arc::clone(&guest)), query, HeaderMap::new()).await;
+            let (told, message) = refusal(answer.unwrap_err()).await;
+            assert_eq!(told, status, "{path}: {message}");
+            assert!(message.contains(reason), "{path}: {message}");
+        }
+        let query = Query::try_from_uri(&"/files?signature_expiration=x".parse().unwrap());
+        let answer = download(State(guest), query, HeaderMap::new()).await;
+        assert_eq!(refusal(answer.unwrap_err()).await.0, 400);
     }
 
     fn contents(file: &Path, packed: bool) -> Vec<u8> {
