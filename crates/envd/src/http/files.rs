@@ -13,17 +13,23 @@ use crate::jobs::{LIMIT, Pool};
 use crate::paths::Caller;
 use axum::Json;
 use axum::body::{Body, Bytes};
+use axum::extract::multipart::MultipartError;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, Multipart, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use flate2::write::{GzDecoder, GzEncoder};
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, StatusCode, header};
 use protocol::Operation;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of a form that its parser may hold. The parser has no bound of its own, and searches all
+/// that it holds at each step.
+const FORM_MAX: usize = 1 << 20;
 
 /// One stored file, as answers name it.
 #[derive(serde::Serialize)]
@@ -247,21 +253,72 @@ pub(super) async fn upload(
         let body = Contents::new(request.into_body().into_data_stream(), gzip);
         return Ok(Json(vec![upload.store(&signed.path, body).await?]));
     }
-    let form = Multipart::from_request(request, &()).await;
+    let unparsed = Unparsed::default();
+    let form = Multipart::from_request(request.map(|body| unparsed.limit(body)), &()).await;
     let mut form = form.map_err(|e| Error::invalid(e.body_text()))?;
     let mut stored = Vec::new();
-    while let Some(part) = form.next_field().await.map_err(|e| Error::invalid(e.body_text()))? {
-        if part.name() != Some("file") {
-            continue;
-        }
+    while let Some(part) = form.next_field().await.map_err(|e| unparsed.failure(&e))? {
+        unparsed.reset();
+        let is_file = part.name() == Some("file");
         let name = part.file_name().unwrap_or("").to_owned();
-        let path = if signed.path.is_empty() { &name } else { &signed.path };
-        stored.push(upload.store(path, Contents::new(part, false)).await?);
+        let part = part.inspect_ok(|chunk| unparsed.release(chunk.len()));
+        let mut part = Contents::new(part, false);
+        if is_file {
+            let path = if signed.path.is_empty() { &name } else { &signed.path };
+            stored.push(upload.store(path, part).await?);
+        } else {
+            while !part.gather().await?.is_empty() {}
+        }
     }
     if stored.is_empty() {
         return Err(Error::invalid("the form has no part named `file`"));
     }
     Ok(Json(stored))
+}
+
+/// A piece of a request's body.
+type Chunk = std::result::Result<Bytes, axum::Error>;
+
+/// Counts the bytes of a form that were read and are no contents of a part yet.
+#[derive(Clone, Default)]
+struct Unparsed(Arc<AtomicUsize>);
+
+impl Unparsed {
+    /// Ends a form's body with an error once the parser would hold too much.
+    fn limit(&self, body: Body) -> Body {
+        let unparsed = self.clone();
+        let count = move |chunk: Chunk| -> Chunk {
+            let chunk = chunk?;
+            unparsed.0.fetch_add(chunk.len(), Ordering::Relaxed);
+            match unparsed.is_over() {
+                true => Err(axum::Error::new(io::Error::other("the form's parser is full"))),
+                false => Ok(chunk),
+            }
+        };
+        Body::from_stream(body.into_data_stream().map(count))
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > FORM_MAX
+    }
+
+    /// Begins anew at a part. Its first contents may have been read with its header.
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn release(&self, bytes: usize) {
+        let less = |held: usize| Some(held.saturating_sub(bytes));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Makes the error of a form that cannot be read.
+    fn failure(&self, error: &MultipartError) -> Error {
+        if self.is_over() {
+            return Error::invalid("the form has more than 1 MiB outside of its parts' contents");
+        }
+        Error::invalid(error.body_text())
+    }
 }
 
 fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
@@ -528,6 +585,45 @@ mod tests {
         let query = Query::try_from_uri(&"/files?signature_expiration=x".parse().unwrap());
         let answer = download(State(guest), query, HeaderMap::new()).await;
         assert_eq!(refusal(answer.unwrap_err()).await.0, 400);
+    }
+
+    /// Uploads a form that comes in small chunks.
+    async fn send_form(form: Vec<u8>) -> Result<Json<Vec<Stored>>> {
+        let chunks: Vec<Bytes> = form.chunks(64 * 1024).map(Bytes::copy_from_slice).collect();
+        let chunks = futures::stream::iter(chunks).then(|chunk| async move {
+            // As from a network, not all chunks are there at once.
+            tokio::task::yield_now().await;
+            Ok::<_, io::Error>(chunk)
+        });
+        let request = Request::builder()
+            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=b")
+            .body(Body::from_stream(chunks))
+            .unwrap();
+        let guest = Arc::new(Guest::new(None, 0));
+        upload(State(guest), Ok(Query(Signed::default())), request).await
+    }
+
+    #[tokio::test]
+    async fn form_is_refused_before_its_parser_holds_all_of_it() {
+        for begin in ["no part", "--b\r\nContent-Disposition: "] {
+            let form = begin.to_owned() + &"x".repeat(4 << 20);
+            let refused = send_form(form.into_bytes()).await.err().unwrap();
+            assert!(refused.message.contains("1 MiB"), "{begin}: {refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn form_of_large_parts_is_stored_and_parts_of_other_names_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, contents) = (dir.path().join("f"), "c".repeat(3 << 20));
+        let part = |disposition: &str| {
+            format!("--b\r\nContent-Disposition: form-data; {disposition}\r\n\r\n{contents}\r\n")
+        };
+        let file = part(&format!("name=\"file\"; filename=\"{}\"", path.display()));
+        let form = part("name=\"other\"") + &file + "--b--\r\n";
+        let Json(stored) = send_form(form.into_bytes()).await.unwrap();
+        assert_eq!(stored.len(), 1);
+        assert!(std::fs::read_to_string(path).unwrap() == contents);
     }
 
     fn contents(file: &Path, packed: bool) -> Vec<u8> {
