@@ -240,8 +240,8 @@ impl<R: Read> Reader<R> {
             return Err(refused("a path in the archive is longer than 4095 bytes"));
         }
         let size = match block[156] {
-            // No contents follow links, devices, folders and FIFOs. Some tars write a size for them,
-            // such as the linked file's. Readers of Go and Python take no notice of that either.
+            // No contents follow links, devices, folders and FIFOs. Some tars write a size for
+            // them, such as the linked file's. Readers of Go and Python take no notice of that.
             b'1'..=b'6' => 0,
             _ => extension.size.unwrap_or(size),
         };

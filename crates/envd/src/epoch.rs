@@ -49,8 +49,8 @@ pub(crate) fn begin(epoch: &Epoch, ids: Option<&Ids>, host: SocketAddr) -> Resul
     end_connections(host).map_err(|e| fail("ending the connections of before", &e))
 }
 
-/// Checks that a path leads to a character device. The open of a named pipe, which root in the guest
-/// may have put there, would wait for a reader.
+/// Checks that a path leads to a character device. The open of a named pipe, which root in the
+/// guest may have put there, would wait for a reader.
 fn check_device(path: &Path) -> io::Result<()> {
     match std::fs::metadata(path)?.file_type().is_char_device() {
         true => Ok(()),

@@ -23,8 +23,8 @@ use std::time::Duration;
 /// Time for the last write of every file system's data.
 const SYNC: Duration = Duration::from_secs(5);
 
-/// The guest's own files. They are opened before the first program runs, so that no program can put
-/// something else in their places.
+/// The guest's own files. They are opened before the first program runs, so that no program can
+/// put something else in their places.
 pub(crate) struct Held {
     /// The capsule's own disk, below the overlay.
     pub disk: OwnedFd,

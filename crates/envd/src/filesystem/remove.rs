@@ -12,8 +12,8 @@ use std::path::Path;
 const BATCH: usize = 1024;
 /// Names that all levels together take down, but for a small factor.
 const NAMES: usize = 65_536;
-/// Readings of a folder in a row that may list only names that are gone. Another removal of the same
-/// tree may be faster. A file system that lists names it does not have would go on for ever.
+/// Readings of a folder in a row that may list only names that are gone. Another removal of the
+/// same tree may be faster. A file system that lists names it does not have would go on for ever.
 const FRUITLESS: u32 = 64;
 
 /// A folder on the way from the top of a tree to the folder that is being emptied.

@@ -111,7 +111,7 @@ mod tests {
         for name in ["boot", "machine"] {
             // Another name shows the same file, as a mount does.
             fs::rename(at(name), at(&format!("{name}-shown"))).unwrap();
-            mkfifoat(CWD, &at(name), Mode::from_raw_mode(0o600)).unwrap();
+            mkfifoat(CWD, at(name), Mode::from_raw_mode(0o600)).unwrap();
         }
         let ids = Ids { boot, machine };
         let shown = || {
