@@ -3,7 +3,10 @@
 mod archive;
 mod files;
 mod linger;
+mod listener;
 mod ports;
+
+pub(crate) use listener::{LimitedListener, Peer};
 
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
@@ -80,7 +83,7 @@ struct Init {
 /// it may call again.
 async fn initialize(
     State(guest): State<Arc<Guest>>,
-    ConnectInfo(host): ConnectInfo<SocketAddr>,
+    ConnectInfo(host): ConnectInfo<Peer>,
     headers: HeaderMap,
     body: axum::body::Bytes,
 ) -> Result<StatusCode> {
@@ -92,7 +95,7 @@ async fn initialize(
     check_caller(&guest, &headers, &init)?;
     let adopting = Arc::clone(&guest);
     // Even these files may be replaced, or covered by a mount, in a guest.
-    let adopt = move || adopt(&adopting, &init, host).map(|()| init);
+    let adopt = move || adopt(&adopting, &init, host.address).map(|()| init);
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
     // Somebody may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;

@@ -26,10 +26,11 @@ mod rpc;
 mod sys;
 mod users;
 
+use crate::http::{LimitedListener, Peer};
 use anyhow::Context;
 use guest::Guest;
 use init::Held;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 fn main() -> anyhow::Result<()> {
@@ -56,15 +57,17 @@ fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
     runtime.block_on(async move {
         let guest = Arc::new(Guest::new(held, port));
         // On an ordinary machine nothing but this machine may reach it.
-        let host = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
-        let listener = tokio::net::TcpListener::bind(SocketAddr::from((host, port)))
+        let address = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+        let listener = tokio::net::TcpListener::bind(SocketAddr::from((address, port)))
             .await
             .with_context(|| format!("listening on port {port}"))?;
+        let host = in_guest.then_some(IpAddr::from(init::network::GATEWAY));
+        let listener = LimitedListener::new(listener, host);
         // Or the last small piece of a stream waits for the answer to the one before.
         let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
             let _ = stream.set_nodelay(true);
         });
-        let router = http::router(guest).into_make_service_with_connect_info::<SocketAddr>();
+        let router = http::router(guest).into_make_service_with_connect_info::<Peer>();
         axum::serve(listener, router).await?;
         Ok(())
     })

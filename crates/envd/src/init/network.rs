@@ -6,7 +6,8 @@ use anyhow::Context;
 use std::net::IpAddr;
 
 const ADDRESS: [u8; 4] = [169, 254, 0, 2];
-const GATEWAY: [u8; 4] = [169, 254, 0, 1];
+/// Address of the host.
+pub(crate) const GATEWAY: [u8; 4] = [169, 254, 0, 1];
 const MASK: [u8; 4] = [255, 255, 255, 252];
 
 /// Raises the interfaces and sets the host name.
