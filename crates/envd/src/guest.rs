@@ -22,6 +22,8 @@ pub(crate) struct Guest {
     pub disk: Option<OwnedFd>,
     /// The ids of the machine and its boot.
     pub ids: Option<Ids>,
+    /// The null device, held since a user may put something else in its place.
+    pub null: Option<OwnedFd>,
     pub spawner: Spawner,
     pub processes: Registry,
     pub watchers: Watchers,
@@ -58,6 +60,7 @@ impl Guest {
             in_guest,
             disk,
             ids,
+            null: std::fs::File::open("/dev/null").ok().map(OwnedFd::from),
             spawner: Spawner::new(),
             processes: Registry::default(),
             watchers: Watchers::default(),

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use tokio::io::unix::AsyncFd;
 
 /// Gives the process itself an early place in line when memory runs out. Allocates nothing.
@@ -21,6 +22,17 @@ fn write_oom_score() {
             libc::write(fd, c"100".as_ptr().cast(), 3);
             libc::close(fd);
         }
+    }
+}
+
+/// Keeps signals from the calling thread, and so from the programs that it starts until they have
+/// their own memory.
+fn block_signals() {
+    // SAFETY: plain system calls on a set that lives here.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
     }
 }
 
@@ -49,7 +61,7 @@ pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
     let size = i32::try_from(bytes.len()).map_err(io::Error::other)?;
     let mut pool = Pool { bits: size * 8, size, bytes: [0; MOST] };
     pool.bytes[..bytes.len()].copy_from_slice(bytes);
-    let random = File::options().write(true).open("/dev/urandom")?;
+    let random = File::options().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/urandom")?;
     ioctl(&random, RNDADDENTROPY, &mut pool)?;
     ioctl(&random, RNDRESEEDCRNG, &mut 0_i32)
 }

@@ -3,8 +3,9 @@
 use crate::cgroup::Leaf;
 use crate::guest::Guest;
 use crate::sys;
+use crate::sys::spawner::{Asked, Outcome};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
@@ -12,7 +13,6 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Time between two looks at a child of which the kernel tells no end.
 const LOOK: Duration = Duration::from_millis(50);
@@ -55,47 +55,60 @@ impl Child {
     }
 }
 
-/// A child between its fork and the caller's knowledge of it. Dropped, it is killed with all that
-/// it has started, and waited for. So a start that takes too long, or whose caller has left,
-/// leaves no program that nobody knows.
+/// A start between the request for it and the caller's knowledge of its program. Dropped, it kills
+/// the child with all that it has started, and waits for it. So a start that takes too long, or
+/// whose caller has left, leaves no program that nobody knows.
 pub(super) struct Starting {
     guest: Arc<Guest>,
-    child: Option<Child>,
     leaf: Option<Leaf>,
-    /// Bounds the children that hang.
-    place: Option<OwnedSemaphorePermit>,
+    /// None once its outcome has come.
+    asked: Option<Asked>,
+    /// Descriptors that the start copies.
+    theirs: Vec<OwnedFd>,
 }
 
 impl Starting {
     pub(super) fn new(
         guest: &Arc<Guest>,
-        child: Child,
         leaf: Option<Leaf>,
-        place: OwnedSemaphorePermit,
+        asked: Asked,
+        theirs: Vec<OwnedFd>,
     ) -> Self {
-        Self { guest: Arc::clone(guest), child: Some(child), leaf, place: Some(place) }
+        Self { guest: Arc::clone(guest), leaf, asked: Some(asked), theirs }
     }
 
-    /// Hands over a child that has become the program.
-    pub(super) fn finish(mut self) -> (Option<Child>, Option<Leaf>) {
-        (self.child.take(), self.leaf.take())
+    /// Waits for the outcome. None when there will be none.
+    pub(super) async fn outcome(&mut self) -> Option<Outcome> {
+        let outcome = self.asked.as_mut()?.outcome().await;
+        self.asked = None;
+        outcome
+    }
+
+    /// Hands over the control group of a program that runs.
+    pub(super) fn finish(mut self) -> Option<Leaf> {
+        self.leaf.take()
     }
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        let (leaf, place, guest) = (self.leaf.take(), self.place.take(), Arc::clone(&self.guest));
-        let Some(child) = self.child.take() else { return };
-        if let Some(leaf) = &leaf {
-            leaf.kill();
+        let (leaf, theirs) = (self.leaf.take(), std::mem::take(&mut self.theirs));
+        let guest = Arc::clone(&self.guest);
+        if let Some(asked) = &self.asked {
+            asked.cancel();
+            if let Some(leaf) = &leaf {
+                leaf.kill();
+            }
         }
-        // Its group may not exist yet. Neither signal can reach another: it was not waited for.
-        let _ = sys::kill_group(child.pid(), Signal::KILL);
-        let _ = kill_process(child.pid, Signal::KILL);
+        let end = move || leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
+        let Some(mut asked) = self.asked.take() else { return end() };
         tokio::spawn(async move {
-            let _ = child.wait().await;
-            leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
-            drop(place);
+            // Both the program's end and the outcome of the start may take as long as its file system.
+            if let Some(Outcome::Runs(pid)) = asked.outcome().await {
+                let _ = Child::new(pid).wait().await;
+            }
+            drop(theirs);
+            end();
         });
     }
 }

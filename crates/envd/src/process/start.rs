@@ -1,5 +1,5 @@
 //! The start of a program, up to the moment at which it runs. Nothing here waits for a file system
-//! on the thread that serves. Look-ups run as jobs, and the folder and the exec are the child's.
+//! on the thread that serves: look-ups, folder and exec are the spawner's.
 
 use super::child::{Child, Starting};
 use super::endpoint::Endpoint;
@@ -10,14 +10,14 @@ use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::sys::spawn::{self, Failure, Plan, Step};
+use crate::sys::spawner::{Outcome, Request};
 use crate::users::{self, User};
 use crate::{jobs, paths};
 use connectrpc::ErrorCode;
-use rustix::fs::{Mode, OFlags, fstat, makedev};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -48,41 +48,48 @@ pub(super) async fn start(
     deadline: Option<Instant>,
 ) -> Result<Started> {
     check(spec)?;
-    let (stdin, size) = (spec.stdin, spec.terminal);
-    let look_up = move || -> Result<(User, Stdio)> {
-        let user = users::get(&account)?;
-        let stdio = Stdio::open(stdin, size, user.uid);
-        Ok((user, stdio.map_err(|e| Error::io("opening the program's pipes", &e))?))
-    };
-    let (user, stdio) = guest.jobs.starts.run(jobs::LIMIT, look_up).await?;
+    let stdio = Stdio::open(guest, &account, spec).await?;
     let place = guest.jobs.starts.free_place().await?;
-    let settings = guest.settings();
-    let workdir = settings.default_workdir.as_deref();
-    let cwd = paths::resolve(spec.cwd.as_deref().unwrap_or(""), &user, workdir)?;
-    let envs = environment(&user, spec, vars, settings.envs);
-    let lives = spawn::Child { terminal: spec.terminal.is_some(), alone: !guest.in_guest };
-    let plan = Plan::new(&spec.cmd, &spec.args, &envs, &cwd, user, lives);
-    let plan =
-        plan.map_err(|_| Error::invalid("cwd, or the capsule's environment, contains a NUL"))?;
     let group = guest.cgroups.leaf(spec.terminal.is_some());
     let (leaf, procs) = group.map_or((None, None), |(leaf, procs)| (Some(leaf), Some(procs)));
-    let theirs = [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()];
-    let forked = guest.spawner.fork_exec(plan, theirs, procs.as_ref().map(AsFd::as_fd));
-    let (pid, outcome) = match forked {
-        Ok(forked) => forked,
+    let request = Request {
+        plan: Box::new(plan(guest, account, spec.clone(), vars)),
+        stdio: stdio.theirs.each_ref().map(AsRawFd::as_raw_fd),
+        cgroup: procs.as_ref().map(AsRawFd::as_raw_fd),
+        place,
+    };
+    let asked = match guest.spawner.ask(request) {
+        Ok(asked) => asked,
         Err(error) => {
             leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
             return Err(cannot_run(spec, ErrorCode::InvalidArgument, &error));
         }
     };
-    let starting = Starting::new(guest, Child::new(pid), leaf, place);
-    drop(procs);
-    let (stdin, pty, sources) = stdio.ours(spec.terminal.is_some())?;
-    await_exec((spec, cwd.as_path()), outcome, deadline).await?;
-    let (Some(child), leaf) = starting.finish() else {
-        return Err(Error::internal("the program's process is lost"));
-    };
+    let Stdio { theirs, stdin, outputs } = stdio;
+    let theirs = theirs.into_iter().chain(procs).collect();
+    let starting = Starting::new(guest, leaf, asked, theirs);
+    let (child, leaf) = await_exec(spec, starting, deadline).await?;
+    let (stdin, pty, sources) = ours(stdin, outputs, spec.terminal.is_some())?;
     Ok(Started { child, leaf, stdin, pty, sources })
+}
+
+/// Returns the look-ups of a start, which read files of the guest.
+fn plan(
+    guest: &Guest,
+    account: String,
+    spec: Spec,
+    vars: Vec<(&'static str, String)>,
+) -> impl FnOnce() -> Result<Plan> + Send + 'static {
+    let settings = guest.settings();
+    let lives = spawn::Child { terminal: spec.terminal.is_some(), alone: !guest.in_guest };
+    move || {
+        let user = users::get(&account)?;
+        let workdir = settings.default_workdir.as_deref();
+        let cwd = paths::resolve(spec.cwd.as_deref().unwrap_or(""), &user, workdir)?;
+        let envs = environment(&user, &spec, vars, settings.envs);
+        let plan = Plan::new(&spec.cmd, &spec.args, &envs, &cwd, user, lives);
+        plan.map_err(|_| Error::invalid("cwd, or the capsule's environment, contains a NUL"))
+    }
 }
 
 /// Checks what no environment or argument list can hold.
@@ -122,18 +129,17 @@ fn environment(
 
 /// Waits until the child has become the program.
 async fn await_exec(
-    (spec, cwd): (&Spec, &Path),
-    outcome: OwnedFd,
+    spec: &Spec,
+    mut starting: Starting,
     deadline: Option<Instant>,
-) -> Result<()> {
-    let outcome = Endpoint::new(outcome).map_err(|e| Error::io("reading a start", &e))?;
+) -> Result<(Child, Option<Leaf>)> {
     let limit = Instant::now() + jobs::LIMIT;
     let until = deadline.map_or(limit, |deadline| deadline.min(limit));
-    match tokio::time::timeout_at(until, outcome.read(64)).await {
-        Ok(Ok(report)) => {
-            Failure::read(&report).map_or(Ok(()), |why| Err(refusal(spec, cwd, &why)))
-        }
-        Ok(Err(error)) => Err(Error::io("reading a start", &error)),
+    match tokio::time::timeout_at(until, starting.outcome()).await {
+        Ok(Some(Outcome::Runs(pid))) => Ok((Child::new(pid), starting.finish())),
+        Ok(Some(Outcome::Failed(failure, plan))) => Err(refusal(spec, plan.cwd(), &failure)),
+        Ok(Some(Outcome::Refused(error))) => Err(error),
+        Ok(None) => Err(Error::internal("the thread that starts programs has failed")),
         Err(_) if deadline.is_some_and(|deadline| deadline < limit) => {
             Err(Error::new(ErrorCode::DeadlineExceeded, protocol::DEADLINE_PASSED))
         }
@@ -178,56 +184,62 @@ struct Stdio {
 }
 
 impl Stdio {
-    /// Opens files of the guest, so only threads that may block call it.
-    fn open(stdin: bool, terminal: Option<(u16, u16)>, uid: u32) -> io::Result<Self> {
-        if let Some(size) = terminal {
-            let (master, slave) = pty::open(size, uid)?;
-            let theirs = [slave.try_clone()?, slave.try_clone()?, slave];
-            return Ok(Self { theirs, stdin: None, outputs: vec![master] });
-        }
+    async fn open(guest: &Guest, account: &str, spec: &Spec) -> Result<Self> {
+        let opened = match spec.terminal {
+            None => Self::pipes(guest.null.as_ref(), spec.stdin),
+            Some(size) => {
+                let account = account.to_owned();
+                // Opens files of the guest.
+                let open = move || Ok(Self::terminal(size, users::get(&account)?.uid));
+                guest.jobs.starts.run(jobs::LIMIT, open).await?
+            }
+        };
+        opened.map_err(|e| cannot_open(&e))
+    }
+
+    fn terminal(size: (u16, u16), uid: u32) -> io::Result<Self> {
+        let (master, slave) = pty::open(size, uid)?;
+        let theirs = [slave.try_clone()?, slave.try_clone()?, slave];
+        Ok(Self { theirs, stdin: None, outputs: vec![master] })
+    }
+
+    fn pipes(null: Option<&OwnedFd>, stdin: bool) -> io::Result<Self> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC);
-        let (their_in, our_in) = if stdin {
-            let (reader, writer) = pipe()?;
-            (reader, Some(writer))
-        } else {
-            (nothing()?, None)
+        let (their_in, our_in) = match null {
+            Some(null) if !stdin => (null.try_clone()?, None),
+            _ => {
+                let (reader, writer) = pipe()?;
+                (reader, stdin.then_some(writer))
+            }
         };
         let ((our_out, their_out), (our_err, their_err)) = (pipe()?, pipe()?);
         let theirs = [their_in, their_out, their_err];
         Ok(Self { theirs, stdin: our_in, outputs: vec![our_out, our_err] })
     }
-
-    /// Closes the program's ends and makes ours ready for use.
-    fn ours(self, terminal: bool) -> Result<(Option<Endpoint>, Option<Pty>, Vec<Source>)> {
-        drop(self.theirs);
-        let fail = |e: io::Error| Error::io("opening the program's pipes", &e);
-        let stdin = self.stdin.map(Endpoint::new).transpose().map_err(fail)?;
-        let ends = self.outputs.into_iter().map(Endpoint::new);
-        let ends = ends.collect::<io::Result<Vec<_>>>().map_err(fail)?;
-        if terminal {
-            let pty = ends.first().cloned().map(Pty::new);
-            let source = |end| Source { end, output: Output::Pty, most: PTY_CHUNK };
-            return Ok((stdin, pty, ends.into_iter().map(source).collect()));
-        }
-        let outputs = [Output::Stdout, Output::Stderr];
-        let sources = ends.into_iter().zip(outputs);
-        let source = |(end, output)| Source { end, output, most: super::endpoint::CHUNK };
-        Ok((stdin, None, sources.map(source).collect()))
-    }
 }
 
-/// Opens an empty input: the null device, or a pipe where the guest has put something else in its
-/// place. The thread that serves closes the input, and must not wait for a file system.
-fn nothing() -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty())
-        && fstat(&null).is_ok_and(|found| found.st_rdev == makedev(1, 3))
-        && rustix::io::ioctl_fionbio(&null, false).is_ok()
-    {
-        return Ok(null);
+/// Makes our ends ready for use.
+fn ours(
+    stdin: Option<OwnedFd>,
+    outputs: Vec<OwnedFd>,
+    terminal: bool,
+) -> Result<(Option<Endpoint>, Option<Pty>, Vec<Source>)> {
+    let stdin = stdin.map(Endpoint::new).transpose().map_err(|e| cannot_open(&e))?;
+    let ends = outputs.into_iter().map(Endpoint::new);
+    let ends = ends.collect::<io::Result<Vec<_>>>().map_err(|e| cannot_open(&e))?;
+    if terminal {
+        let pty = ends.first().cloned().map(Pty::new);
+        let source = |end| Source { end, output: Output::Pty, most: PTY_CHUNK };
+        return Ok((stdin, pty, ends.into_iter().map(source).collect()));
     }
-    let (reader, _) = pipe_with(PipeFlags::CLOEXEC)?;
-    Ok(reader)
+    let outputs = [Output::Stdout, Output::Stderr];
+    let sources = ends.into_iter().zip(outputs);
+    let source = |(end, output)| Source { end, output, most: super::endpoint::CHUNK };
+    Ok((stdin, None, sources.map(source).collect()))
+}
+
+fn cannot_open(error: &io::Error) -> Error {
+    Error::io("opening the program's pipes", error)
 }
 
 #[cfg(test)]

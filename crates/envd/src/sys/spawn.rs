@@ -1,25 +1,35 @@
-//! Starts a program: fork in the parent, then exec in the child.
+//! Starts a program, as `vfork(2)` and an exec do.
 //!
-//! The standard library's call waits for the exec, which a hung file system can hold up for ever.
-//! Its child also keeps copies of envd's descriptors meanwhile, so a pipe that envd closes would
-//! stay open. Here the parent never waits: a pipe tells the outcome of the exec. The child closes
-//! all that is not its own before it touches a file system.
+//! The child shares the memory of its parent until the exec, and the thread that made it waits
+//! meanwhile. A copy of the memory, as `fork(2)` makes it, costs more than the rest of a start. The
+//! child tells a failure by a field in that memory. It closes all that is not its own before it
+//! touches a file system.
+//!
+//! The child has the thread-local memory of the thread that waits. So it makes plain system calls
+//! alone: those of the C library that change an identity signal every thread of the process.
 
 use super::write_oom_score;
 use crate::users::User;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal};
+use rustix::fd::{AsRawFd, BorrowedFd, RawFd};
+use rustix::io::retry_on_intr;
+use rustix::process::{
+    Gid, Pid, Signal, Uid, WaitOptions, kill_process, kill_process_group, waitpid,
+};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::ffi::{CString, NulError};
+use std::ffi::{CString, NulError, OsStr};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Longest path of a program, in bytes (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
-/// Size of a report of the child: its step and the number of its error.
-const REPORT: usize = 8;
+/// Bytes of stack that a child needs at most, with room to spare.
+pub(super) const STACK: usize = 64 * 1024;
 
 /// Circumstances in which a child lives.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +51,7 @@ pub(crate) struct Plan {
     search: Vec<u8>,
     cwd: CString,
     user: User,
+    groups: Vec<Gid>,
     change_user: bool,
     child: Child,
 }
@@ -69,10 +80,48 @@ impl Plan {
             envs: variables.collect::<Result<_, _>>()?,
             search,
             cwd: CString::new(cwd.as_os_str().as_encoded_bytes())?,
+            groups: user.groups.iter().copied().map(Gid::from_raw).collect(),
             user,
             change_user: rustix::process::getuid().is_root(),
             child,
         })
+    }
+
+    /// The folder in which the program starts.
+    pub(crate) fn cwd(&self) -> &Path {
+        Path::new(OsStr::from_bytes(self.cwd.as_bytes()))
+    }
+}
+
+/// Ties a start to its caller, who may give it up.
+#[derive(Default)]
+pub(crate) struct Order {
+    cancelled: AtomicBool,
+    /// The child's, from before its first step. The kernel writes it.
+    pid: AtomicI32,
+    /// Held while the pid is given up, so that nobody signals another process by it.
+    reaping: Mutex<()>,
+}
+
+impl Order {
+    /// Keeps the program from starting. A child that is there already is killed; its end is left to
+    /// whoever waits for it.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        let _held = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pid) = Pid::from_raw(self.pid.load(Ordering::SeqCst)) {
+            // Its group may not exist yet.
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Waits for a child that failed, and has ended all but its entry in the table of processes.
+    fn reap(&self, pid: Pid) {
+        let held = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pid.store(0, Ordering::SeqCst);
+        drop(held);
+        let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
     }
 }
 
@@ -95,61 +144,59 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Reads a child's report. An empty one means that the program runs, or that a signal ended the
-    /// child before.
-    pub(crate) fn read(report: &[u8]) -> Option<Self> {
-        let (step, rest) = report.split_first_chunk::<4>()?;
-        let number = i32::from_ne_bytes(*rest.first_chunk::<4>()?);
-        let step = match u32::from_ne_bytes(*step) {
-            0 => Step::Setup,
-            1 => Step::Folder,
-            _ => Step::Exec,
-        };
-        Some(Self { step, error: io::Error::from_raw_os_error(number) })
+    /// Tells of an error before the child's first step.
+    pub(super) fn setup(error: io::Error) -> Self {
+        Self { step: Step::Setup, error }
     }
 }
 
-/// Forks. The child gets `stdio` as its standard descriptors, enters the control group whose
-/// `cgroup.procs` is given, and becomes the program. Returns its pid, and a pipe that ends
-/// empty once the program runs, or holds the report of a failure.
-pub(crate) fn fork_exec(
+/// Starts a program and waits for its exec. The child gets `stdio` as its standard descriptors, and
+/// enters the control group whose `cgroup.procs` is given. It runs on `stack` until the exec. Returns
+/// its pid, which is also that of a child which a signal ended before.
+pub(super) fn spawn(
     plan: &Plan,
     stdio: [BorrowedFd<'_>; 3],
     cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<(Pid, OwnedFd)> {
-    let (outcome, report) = report_pipe()?;
-    let pid = fork(plan, stdio, cgroup, report.as_fd())?;
-    Ok((pid, outcome))
-}
-
-/// Makes the pipe for a child's report.
-pub(super) fn report_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(pipe_with(PipeFlags::CLOEXEC)?)
-}
-
-/// Forks as [`fork_exec`] does, for a child that reports to `report`.
-pub(super) fn fork(
-    plan: &Plan,
-    stdio: [BorrowedFd<'_>; 3],
-    cgroup: Option<BorrowedFd<'_>>,
-    report: BorrowedFd<'_>,
-) -> io::Result<Pid> {
+    order: &Order,
+    stack: &mut [u8; STACK],
+) -> Result<Pid, Failure> {
     let args = pointers(&plan.args);
     let envs = pointers(&plan.envs);
-    let raw = Raw {
+    let task = Task {
         plan,
         args: &args,
         envs: &envs,
         stdio: stdio.map(|fd| fd.as_raw_fd()),
         cgroup,
-        report: report.as_raw_fd(),
+        order,
+        failure: Cell::new(None),
     };
-    // SAFETY: the child only makes system calls on memory that exists already, and never returns.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => raw.run(),
-        pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork gave no pid")),
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+    let argument = (&raw const task).cast_mut().cast();
+    // SAFETY: the stack is the child's alone, and grows down from its end. This thread goes on once
+    // the child has left its memory, so that task and stack outlive the child's use of them.
+    let pid = unsafe {
+        libc::clone(child, stack.as_mut_ptr_range().end.cast(), flags, argument, order.pid.as_ptr())
+    };
+    if pid == -1 {
+        return Err(Failure::setup(io::Error::last_os_error()));
     }
+    let none = || Failure::setup(io::Error::other("clone gave no pid"));
+    let pid = Pid::from_raw(pid).ok_or_else(none)?;
+    match task.failure.take() {
+        None => Ok(pid),
+        Some((step, number)) => {
+            order.reap(pid);
+            Err(Failure { step, error: io::Error::from_raw_os_error(number) })
+        }
+    }
+}
+
+/// The child's first step.
+extern "C" fn child(task: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: it is the task of a thread that waits for the child.
+    let task = unsafe { &*task.cast::<Task<'_>>() };
+    task.run()
 }
 
 /// Makes a list that ends with a null pointer, as `execve(2)` wants it.
@@ -160,39 +207,34 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
 type Done = Result<(), (Step, i32)>;
 
 /// The child's side.
-struct Raw<'a> {
+struct Task<'a> {
     plan: &'a Plan,
     args: &'a [*const libc::c_char],
     envs: &'a [*const libc::c_char],
     stdio: [RawFd; 3],
     cgroup: Option<BorrowedFd<'a>>,
-    report: RawFd,
+    order: &'a Order,
+    /// Why the child did not become the program: the step, and the error's number.
+    failure: Cell<Option<(Step, i32)>>,
 }
 
-impl Raw<'_> {
+impl Task<'_> {
     /// Becomes the program, or tells why it cannot.
     fn run(&self) -> ! {
-        let (step, number) = match self.become_program() {
+        let failure = match self.become_program() {
             Ok(never) => match never {},
             Err(failure) => failure,
         };
-        let step: u32 = match step {
-            Step::Setup => 0,
-            Step::Folder => 1,
-            Step::Exec => 2,
-        };
-        let mut report = [0_u8; REPORT];
-        report[..4].copy_from_slice(&step.to_ne_bytes());
-        report[4..].copy_from_slice(&number.to_ne_bytes());
-        // SAFETY: the buffer outlives the call, the descriptor is the child's own, and `_exit`
-        // runs no code of the parent.
-        unsafe {
-            libc::write(self.report, report.as_ptr().cast(), REPORT);
-            libc::_exit(127)
-        }
+        self.failure.set(Some(failure));
+        // SAFETY: `_exit` runs no code of the parent's.
+        unsafe { libc::_exit(127) }
     }
 
     fn become_program(&self) -> Result<Infallible, (Step, i32)> {
+        // Who cancels either sees the pid, or is seen here.
+        if self.order.cancelled.load(Ordering::SeqCst) {
+            return Err((Step::Setup, libc::ECANCELED));
+        }
         // First of all, so that the end of the group ends a child that hangs further down.
         if let Some(procs) = self.cgroup {
             rustix::io::write(procs, b"0").map_err(setup)?;
@@ -222,18 +264,10 @@ impl Raw<'_> {
         Err((Step::Exec, self.exec()))
     }
 
-    /// Closes every descriptor but the standard ones and the report's.
+    /// Closes every descriptor but the standard ones.
     fn close_others(&self) {
-        let close = |first: u32, last: u32| {
-            // SAFETY: plain numbers. The child uses none of these descriptors, and its copies of
-            // their owners are never dropped.
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        };
-        let report = self.report.cast_unsigned();
-        if report > 3 {
-            close(3, report - 1);
-        }
-        close(report + 1, u32::MAX);
+        // SAFETY: plain numbers. The child's table is a copy, whose owners it never drops.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     }
 
     fn enter_folder(&self) -> Done {
@@ -243,12 +277,9 @@ impl Raw<'_> {
 
     fn become_user(&self) -> Done {
         let user = &self.plan.user;
-        // SAFETY: plain system calls on numbers and a live slice; nothing allocates.
-        unsafe {
-            check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), Step::Setup)?;
-            check(libc::setgid(user.gid), Step::Setup)?;
-            check(libc::setuid(user.uid), Step::Setup)
-        }
+        set_thread_groups(&self.plan.groups).map_err(setup)?;
+        set_thread_gid(Gid::from_raw(user.gid)).map_err(setup)?;
+        set_thread_uid(Uid::from_raw(user.uid)).map_err(setup)
     }
 
     /// Tries each place where the program may be, as `execvp(3)` does. Returns the error's number.
@@ -288,11 +319,15 @@ impl Raw<'_> {
     }
 }
 
-/// Gives signals their defaults: the Rust runtime ignores `SIGPIPE`, which programs would inherit.
+/// Gives signals their defaults, and lets them come. The Rust runtime ignores `SIGPIPE`, which
+/// programs would inherit. A handler of the parent's would run in the memory of both.
 fn reset_signals() {
-    // SAFETY: plain system calls on a set that lives here.
+    // SAFETY: plain system calls on a set that lives here. The child has a table of its own, and
+    // what cannot be changed needs no change.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for number in 1..=31 {
+            libc::signal(number, libc::SIG_DFL);
+        }
         let mut none = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut none);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
