@@ -403,7 +403,8 @@ async fn upload_and_download_end_with_their_key() {
     upload.refuses(401, CODE, "credential");
     let mut got = 0;
     let mut body = answer.bytes_stream();
-    while let Some(Ok(chunk)) = tokio::time::timeout(PATIENCE, body.next()).await.expect("it hangs") {
+    while let Some(Ok(chunk)) = tokio::time::timeout(PATIENCE, body.next()).await.expect("it hangs")
+    {
         got += chunk.len() as u64;
     }
     assert!(got < SIZE, "the whole file came");
