@@ -44,8 +44,16 @@ impl Error {
         let kind = error.kind();
         let code = if kind == Kind::NotFound {
             ErrorCode::NotFound
-        } else if kind == Kind::AlreadyExists {
+        } else if matches!(kind, Kind::AlreadyExists | Kind::DirectoryNotEmpty) {
             ErrorCode::AlreadyExists
+        } else if matches!(
+            kind,
+            Kind::CrossesDevices
+                | Kind::ResourceBusy
+                | Kind::ExecutableFileBusy
+                | Kind::Unsupported
+        ) {
+            ErrorCode::FailedPrecondition
         } else if matches!(kind, Kind::PermissionDenied | Kind::ReadOnlyFilesystem) {
             ErrorCode::PermissionDenied
         } else if matches!(kind, Kind::StorageFull | Kind::QuotaExceeded) {
@@ -93,5 +101,30 @@ impl IntoResponse for Error {
         let status = self.status();
         let body = serde_json::json!({ "code": status.as_u16(), "message": self.message });
         (status, axum::Json(body)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_file_system_have_codes_that_a_caller_can_act_on() {
+        for (number, code) in [
+            (libc::ENOENT, ErrorCode::NotFound),
+            (libc::EEXIST, ErrorCode::AlreadyExists),
+            (libc::ENOTEMPTY, ErrorCode::AlreadyExists),
+            (libc::EXDEV, ErrorCode::FailedPrecondition),
+            (libc::EBUSY, ErrorCode::FailedPrecondition),
+            (libc::EOPNOTSUPP, ErrorCode::FailedPrecondition),
+            (libc::EROFS, ErrorCode::PermissionDenied),
+            (libc::EDQUOT, ErrorCode::ResourceExhausted),
+            (libc::ELOOP, ErrorCode::InvalidArgument),
+            (libc::EIO, ErrorCode::Internal),
+        ] {
+            let error = Error::io("moving a", &io::Error::from_raw_os_error(number));
+            assert_eq!(error.code, code, "{error}");
+            assert!(error.message.starts_with("moving a: "), "{error}");
+        }
     }
 }

@@ -249,7 +249,7 @@ pub(super) async fn upload(
     };
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     if !kind.starts_with("multipart/form-data") {
-        let gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|v| v == "gzip");
+        let gzip = is_packed(&headers)?;
         let body = Contents::new(request.into_body().into_data_stream(), gzip);
         return Ok(Json(vec![upload.store(&signed.path, body).await?]));
     }
@@ -274,6 +274,18 @@ pub(super) async fn upload(
         return Err(Error::invalid("the form has no part named `file`"));
     }
     Ok(Json(stored))
+}
+
+/// Reports whether a body is packed.
+///
+/// # Errors
+/// `invalid_argument` for a form that cannot be unpacked, which would be stored as it came.
+fn is_packed(headers: &HeaderMap) -> Result<bool> {
+    match headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes()) {
+        Some(b"gzip") => Ok(true),
+        None | Some(b"" | b"identity") => Ok(false),
+        Some(_) => Err(Error::invalid("Content-Encoding must be gzip or identity")),
+    }
 }
 
 /// A piece of a request's body.
@@ -607,6 +619,17 @@ mod tests {
         let query = Query::try_from_uri(&"/files?signature_expiration=x".parse().unwrap());
         let answer = download(State(guest), query, HeaderMap::new()).await;
         assert_eq!(refusal(answer.unwrap_err()).await.0, 400);
+    }
+
+    #[test]
+    fn body_in_an_unknown_encoding_is_refused() {
+        let packed = |value: &'static str| {
+            let value = http::HeaderValue::from_static(value);
+            is_packed(&HeaderMap::from_iter([(header::CONTENT_ENCODING, value)]))
+        };
+        assert!(packed("gzip").unwrap() && !packed("identity").unwrap());
+        assert!(!is_packed(&HeaderMap::new()).unwrap());
+        assert!(packed("br").unwrap_err().message.contains("Content-Encoding"));
     }
 
     /// Uploads a form that comes in small chunks.
