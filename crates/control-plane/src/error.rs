@@ -148,7 +148,9 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Returns the part of a hostile guest's text that an error may repeat. Pure.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(GUEST_TEXT_MAX).collect()
+    // Marks of direction would show text in another order.
+    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().filter(|c| !c.is_control() && !turns(*c)).take(GUEST_TEXT_MAX).collect()
 }
 
 impl Error {
@@ -334,7 +336,7 @@ impl Error {
             | ErrorCode::PermissionDenied => Self::refused_by_guest(&message),
             ErrorCode::ResourceExhausted => Self::DiskFull,
             ErrorCode::Unavailable | ErrorCode::DeadlineExceeded => Self::GuestUnavailable,
-            _ => Self::Internal(anyhow::anyhow!("{error}")),
+            code => Self::Internal(anyhow::anyhow!("envd answered {code:?}: {message}")),
         }
     }
 

@@ -1,14 +1,17 @@
 //! Who may call: the access token on every path, or a signature on `/files`.
 //!
-//! `/health` tells nothing and `/init` proves itself by its body, so both are open.
+//! `/health` tells nothing and is open. `/init` proves itself by its body, which is read from the
+//! host alone: bodies of programs could take the memory of the agent.
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use axum::extract::{Request, State};
+use crate::http::Peer;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use connectrpc::ErrorCode;
 use http::{HeaderMap, Method, header};
 use protocol::{Operation, SignedFile};
 use std::sync::Arc;
@@ -30,6 +33,11 @@ pub(crate) async fn require_token(
     request: Request,
     next: Next,
 ) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    if request.uri().path() == "/init" && peer.is_some_and(|peer| peer.0.is_program()) {
+        let message = "only the host may call this";
+        return Error::new(ErrorCode::PermissionDenied, message).into_response();
+    }
     let open = matches!(request.uri().path(), "/health" | "/init" | "/files")
         || request.method() == Method::OPTIONS;
     if !open && let Err(error) = check_token(&guest, request.headers()) {

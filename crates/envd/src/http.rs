@@ -2,11 +2,12 @@
 
 mod archive;
 mod files;
+mod form;
 mod linger;
 mod listener;
 mod ports;
 
-pub(crate) use listener::{LimitedListener, Peer};
+pub(crate) use listener::{Peer, Server};
 
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};

@@ -26,7 +26,7 @@ mod rpc;
 mod sys;
 mod users;
 
-use crate::http::{LimitedListener, Peer};
+use crate::http::Server;
 use anyhow::Context;
 use guest::Guest;
 use init::Held;
@@ -62,13 +62,7 @@ fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("listening on port {port}"))?;
         let host = in_guest.then_some(IpAddr::from(init::network::GATEWAY));
-        let listener = LimitedListener::new(listener, host);
-        // Or the last small piece of a stream waits for the answer to the one before.
-        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-            let _ = stream.set_nodelay(true);
-        });
-        let router = http::router(guest).into_make_service_with_connect_info::<Peer>();
-        axum::serve(listener, router).await?;
+        Server::new(http::router(guest), host).serve(listener).await;
         Ok(())
     })
 }

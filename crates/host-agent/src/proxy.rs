@@ -65,7 +65,8 @@ const LOOKS: [&str; 3] = ["/health", "/metrics", protocol::PORTS];
 
 /// Tells a look at the guest, at envd's port alone, from everything else. Pure.
 fn purpose(port: u16, method: &Method, path: &PathAndQuery) -> Purpose {
-    let envds = port == protocol::ENVD_PORT && *method == Method::GET;
+    let reads = *method == Method::GET || *method == Method::HEAD;
+    let envds = port == protocol::ENVD_PORT && reads;
     if envds && LOOKS.contains(&path.path()) { Purpose::Look } else { Purpose::Use }
 }
 

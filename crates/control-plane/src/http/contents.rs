@@ -272,7 +272,7 @@ struct Told {
 fn explain(status: StatusCode, text: &[u8]) -> Error {
     let told: Option<Told> = serde_json::from_slice(text).ok();
     match (status.as_u16(), told) {
-        (401, _) => Error::invalid("user", "is no account of the capsule"),
+        (401, None) => Error::invalid("user", "is no account of the capsule"),
         (404, _) => Error::NotFound("file"),
         (400..=499, Some(told)) => Error::refused_by_guest(&told.message),
         (400..=499, None) => Error::invalid("path", "was refused by the guest without a reason"),

@@ -3,6 +3,7 @@
 //! Each piece is read or written by a job of its own. So a slow client holds no thread. A file
 //! system that does not answer ends the transfer after the limit of a job.
 
+use super::form::Demand;
 use crate::auth::{self, Signed};
 use crate::error::{Error, Result};
 use crate::filesystem::sink::{Order, Sink};
@@ -13,23 +14,17 @@ use crate::jobs::{LIMIT, Pool};
 use crate::paths::Caller;
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::multipart::MultipartError;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, Multipart, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use flate2::write::{GzDecoder, GzEncoder};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode, header};
 use protocol::Operation;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Bytes of a form that its parser may hold. The parser has no bound of its own, and searches all
-/// that it holds at each step.
-const FORM_MAX: usize = 1 << 20;
 
 /// One stored file, as answers name it.
 #[derive(serde::Serialize)]
@@ -253,16 +248,14 @@ pub(super) async fn upload(
         let body = Contents::new(request.into_body().into_data_stream(), gzip);
         return Ok(Json(vec![upload.store(&signed.path, body).await?]));
     }
-    let unparsed = Unparsed::default();
-    let form = Multipart::from_request(request.map(|body| unparsed.limit(body)), &()).await;
+    let demand = Demand::default();
+    let form = Multipart::from_request(request.map(|body| demand.feed(body)), &()).await;
     let mut form = form.map_err(|e| Error::invalid(e.body_text()))?;
     let mut stored = Vec::new();
-    while let Some(part) = form.next_field().await.map_err(|e| unparsed.failure(&e))? {
-        unparsed.reset();
+    while let Some(part) = demand.next_part(&mut form).await? {
         let is_file = part.name() == Some("file");
         let name = part.file_name().unwrap_or("").to_owned();
-        let part = part.inspect_ok(|chunk| unparsed.release(chunk.len()));
-        let mut part = Contents::new(part, false);
+        let mut part = Contents::new(demand.contents(part), false);
         if is_file {
             let path = if signed.path.is_empty() { &name } else { &signed.path };
             stored.push(upload.store(path, part).await?);
@@ -285,51 +278,6 @@ fn is_packed(headers: &HeaderMap) -> Result<bool> {
         Some(b"gzip") => Ok(true),
         None | Some(b"" | b"identity") => Ok(false),
         Some(_) => Err(Error::invalid("Content-Encoding must be gzip or identity")),
-    }
-}
-
-/// A piece of a request's body.
-type Chunk = std::result::Result<Bytes, axum::Error>;
-
-/// Counts the bytes of a form that were read and are no contents of a part yet.
-#[derive(Clone, Default)]
-struct Unparsed(Arc<AtomicUsize>);
-
-impl Unparsed {
-    /// Ends a form's body with an error once the parser would hold too much.
-    fn limit(&self, body: Body) -> Body {
-        let unparsed = self.clone();
-        let count = move |chunk: Chunk| -> Chunk {
-            let chunk = chunk?;
-            unparsed.0.fetch_add(chunk.len(), Ordering::Relaxed);
-            match unparsed.is_over() {
-                true => Err(axum::Error::new(io::Error::other("the form's parser is full"))),
-                false => Ok(chunk),
-            }
-        };
-        Body::from_stream(body.into_data_stream().map(count))
-    }
-
-    fn is_over(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > FORM_MAX
-    }
-
-    /// Begins anew at a part. Its first contents may have been read with its header.
-    fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
-    fn release(&self, bytes: usize) {
-        let less = |held: usize| Some(held.saturating_sub(bytes));
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    /// Makes the error of a form that cannot be read.
-    fn failure(&self, error: &MultipartError) -> Error {
-        if self.is_over() {
-            return Error::invalid("the form has more than 1 MiB outside of its parts' contents");
-        }
-        Error::invalid(error.body_text())
     }
 }
 
@@ -632,14 +580,10 @@ mod tests {
         assert!(packed("br").unwrap_err().message.contains("Content-Encoding"));
     }
 
-    /// Uploads a form that comes in small chunks.
+    /// Uploads a form, all of which is there at once.
     async fn send_form(form: Vec<u8>) -> Result<Json<Vec<Stored>>> {
         let chunks: Vec<Bytes> = form.chunks(64 * 1024).map(Bytes::copy_from_slice).collect();
-        let chunks = futures::stream::iter(chunks).then(|chunk| async move {
-            // As from a network, not all chunks are there at once.
-            tokio::task::yield_now().await;
-            Ok::<_, io::Error>(chunk)
-        });
+        let chunks = futures::stream::iter(chunks).map(Ok::<_, io::Error>);
         let request = Request::builder()
             .header(header::CONTENT_TYPE, "multipart/form-data; boundary=b")
             .body(Body::from_stream(chunks))

@@ -1,89 +1,158 @@
-//! The port at which envd serves. Programs of the guest reach it too. Their connections are
-//! limited, or any program could take the descriptors and the memory that the host's need.
+//! The port at which envd serves, by HTTP/1. Programs of the guest reach it too. Their connections
+//! are limited, or any program could take the descriptors and the memory that the host's need.
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::serve::Listener;
-use std::io;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections of the guest's programs at once. Further ones are closed.
 const PROGRAMS: usize = 256;
+/// Time in which a program must send the head of a request.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// Bytes that envd holds of a request of a program's before it is handled.
+const PROGRAM_BUFFER: usize = 16 * 1024;
 
 /// The other side of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub address: SocketAddr,
-    /// Place of a program's connection.
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    /// Permit of a program's connection.
+    permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-/// Takes every connection of the host, and a limited number of others.
-pub(crate) struct LimitedListener {
-    listener: TcpListener,
-    /// Address of the host. `None` on an ordinary machine, where nothing is limited.
+impl Peer {
+    /// Reports whether a program of the guest is the other side. On an ordinary machine none is.
+    pub(crate) fn is_program(&self) -> bool {
+        self.permit.is_some()
+    }
+}
+
+/// Serves at a port.
+pub(crate) struct Server {
+    router: Router,
+    /// Address of the host. `None` on an ordinary machine, where nothing is limited. Root in a guest
+    /// may take the address, and harms the own guest alone.
     host: Option<IpAddr>,
-    places: Arc<Semaphore>,
+    places: usize,
 }
 
-impl LimitedListener {
-    pub(crate) fn new(listener: TcpListener, host: Option<IpAddr>) -> Self {
-        Self { listener, host, places: Arc::new(Semaphore::new(PROGRAMS)) }
+impl Server {
+    pub(crate) fn new(router: Router, host: Option<IpAddr>) -> Self {
+        Self { router, host, places: PROGRAMS }
     }
 
-    /// Finds a place for a connection. `None` when it must be closed.
-    fn admit(&self, address: SocketAddr) -> Option<Peer> {
-        if self.host.is_none_or(|host| host == address.ip()) {
-            return Some(Peer { address, _place: None });
-        }
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        Some(Peer { address, _place: Some(Arc::new(place)) })
-    }
-}
-
-impl Listener for LimitedListener {
-    type Io = TcpStream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (TcpStream, Peer) {
+    /// Takes every connection of the host, and a limited number of others. Never ends.
+    pub(crate) async fn serve(self, mut listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(self.places));
+        let router = TowerToHyperService::new(self.router);
         loop {
-            let (stream, address) = Listener::accept(&mut self.listener).await;
-            if let Some(peer) = self.admit(address) {
-                return (stream, peer);
-            }
+            let (stream, address) = Listener::accept(&mut listener).await;
+            let is_host = self.host.is_none_or(|host| host == address.ip());
+            let permit = match is_host {
+                true => None,
+                false => match Arc::clone(&places).try_acquire_owned() {
+                    Ok(permit) => Some(Arc::new(permit)),
+                    Err(_) => continue,
+                },
+            };
+            let peer = Peer { address, permit };
+            tokio::spawn(serve_connection(stream, router.clone(), peer));
         }
     }
+}
 
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer { address: self.listener.local_addr()?, _place: None })
+async fn serve_connection(stream: TcpStream, router: TowerToHyperService<Router>, peer: Peer) {
+    // Or the last small piece of a stream waits for the answer to the one before.
+    let _ = stream.set_nodelay(true);
+    let mut builder = http1::Builder::new();
+    if peer.is_program() {
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+        builder.max_buf_size(PROGRAM_BUFFER);
     }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer.clone()));
+        router.call(request)
+    });
+    // A connection that breaks is the other side's business.
+    let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::extract::ConnectInfo;
+    use axum::routing::get;
     use std::net::Ipv4Addr;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpSocket;
+
+    const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
+    async fn serve_at_a_port(places: usize) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let told = async |ConnectInfo(peer): ConnectInfo<Peer>| peer.is_program().to_string();
+        let server =
+            Server { router: Router::new().route("/", get(told)), host: Some(HOST), places };
+        tokio::spawn(server.serve(listener));
+        at
+    }
+
+    /// Sends a request and returns the open connection with the answer's last word.
+    async fn ask(stream: TcpStream) -> (TcpStream, String) {
+        let mut stream = stream;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = stream.read(&mut answer).await.unwrap();
+        let text = String::from_utf8_lossy(&answer[..read]).into_owned();
+        let last = text.rsplit("\r\n").next().unwrap_or_default().to_owned();
+        (stream, last)
+    }
 
     #[tokio::test]
     async fn connections_beyond_the_places_are_closed_and_the_hosts_are_taken() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let host = IpAddr::from([127, 0, 0, 2]);
-        let mut limited = LimitedListener::new(listener, Some(host));
-        limited.places = Arc::new(Semaphore::new(1));
-        let _program = TcpStream::connect(at).await.unwrap();
-        let first = limited.accept().await;
+        let at = serve_at_a_port(1).await;
+        let (first, told) = ask(TcpStream::connect(at).await.unwrap()).await;
+        assert_eq!(told, "true");
         let mut second = TcpStream::connect(at).await.unwrap();
+        assert_eq!(second.read(&mut [0]).await.unwrap_or(0), 0);
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::new(host, 0)).unwrap();
-        let _host = socket.connect(at).await.unwrap();
-        assert_eq!(limited.accept().await.1.address.ip(), host);
-        assert_eq!(second.read(&mut [0]).await.unwrap(), 0);
+        socket.bind(SocketAddr::new(HOST, 0)).unwrap();
+        let (_host, told) = ask(socket.connect(at).await.unwrap()).await;
+        assert_eq!(told, "false");
         drop(first);
-        let third = TcpStream::connect(at).await.unwrap();
-        assert_eq!(limited.accept().await.1.address, third.local_addr().unwrap());
+        // The place is free once the server has seen the end.
+        for _ in 0..500 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let mut third = TcpStream::connect(at).await.unwrap();
+            third.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            if third.read(&mut [0]).await.is_ok_and(|read| read == 1) {
+                return;
+            }
+        }
+        panic!("the place of a closed connection is not free again");
+    }
+
+    #[tokio::test]
+    async fn preface_of_http2_is_no_request() {
+        let at = serve_at_a_port(1).await;
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
     }
 }

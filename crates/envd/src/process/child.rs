@@ -55,9 +55,8 @@ impl Child {
     }
 }
 
-/// A start between the request for it and the caller's knowledge of its program. Dropped, it kills
-/// the child with all that it has started, and waits for it. So a start that takes too long, or
-/// whose caller has left, leaves no program that nobody knows.
+/// Guard of a start under way. Dropping it kills the child with its group, and reaps the child. So
+/// a start that takes too long, or whose caller has left, leaves no program that nobody knows.
 pub(super) struct Starting {
     guest: Arc<Guest>,
     leaf: Option<Leaf>,

@@ -1,5 +1,8 @@
-//! The start of a program, up to the moment at which it runs. Nothing here waits for a file system
-//! on the thread that serves: look-ups, folder and exec are the spawner's.
+//! The start of a program, up to the moment at which it runs. The serving thread never touches a
+//! file system here. `Spawner` does the look-ups, the change of folder and the exec.
+//!
+//! A start takes four forms: `Spec` (the wire's), `Plan` (the kernel's texts), `Request` (with
+//! descriptors) and `Task` (the child's view).
 
 use super::child::{Child, Starting};
 use super::endpoint::Endpoint;
@@ -48,13 +51,35 @@ pub(super) async fn start(
     deadline: Option<Instant>,
 ) -> Result<Started> {
     check(spec)?;
-    let stdio = Stdio::open(guest, &account, spec).await?;
+    let limit = Instant::now() + jobs::LIMIT;
+    let until = deadline.map_or(limit, |deadline| deadline.min(limit));
+    match tokio::time::timeout_at(until, begin(guest, account, spec, vars)).await {
+        Ok(started) => started,
+        Err(_) if until < limit => {
+            Err(Error::new(ErrorCode::DeadlineExceeded, protocol::DEADLINE_PASSED))
+        }
+        Err(_) => {
+            let error = io::Error::other("the file system does not answer");
+            Err(cannot_run(spec, ErrorCode::Unavailable, &error))
+        }
+    }
+}
+
+/// Starts a program. Dropped, it leaves none.
+async fn begin(
+    guest: &Arc<Guest>,
+    account: String,
+    spec: &Spec,
+    vars: Vec<(&'static str, String)>,
+) -> Result<Started> {
+    let Stdio { theirs, stdin, outputs } = Stdio::open(guest, &account, spec).await?;
+    let (stdin, pty, sources) = ours(stdin, outputs, spec.terminal.is_some())?;
     let place = guest.jobs.starts.free_place().await?;
     let group = guest.cgroups.leaf(spec.terminal.is_some());
     let (leaf, procs) = group.map_or((None, None), |(leaf, procs)| (Some(leaf), Some(procs)));
     let request = Request {
         plan: Box::new(plan(guest, account, spec.clone(), vars)),
-        stdio: stdio.theirs.each_ref().map(AsRawFd::as_raw_fd),
+        stdio: theirs.each_ref().map(AsRawFd::as_raw_fd),
         cgroup: procs.as_ref().map(AsRawFd::as_raw_fd),
         place,
     };
@@ -62,15 +87,19 @@ pub(super) async fn start(
         Ok(asked) => asked,
         Err(error) => {
             leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
-            return Err(cannot_run(spec, ErrorCode::InvalidArgument, &error));
+            return Err(error);
         }
     };
-    let Stdio { theirs, stdin, outputs } = stdio;
-    let theirs = theirs.into_iter().chain(procs).collect();
-    let starting = Starting::new(guest, leaf, asked, theirs);
-    let (child, leaf) = await_exec(spec, starting, deadline).await?;
-    let (stdin, pty, sources) = ours(stdin, outputs, spec.terminal.is_some())?;
-    Ok(Started { child, leaf, stdin, pty, sources })
+    let mut starting = Starting::new(guest, leaf, asked, theirs.into_iter().chain(procs).collect());
+    match starting.outcome().await {
+        Some(Outcome::Runs(pid)) => {
+            let (child, leaf) = (Child::new(pid), starting.finish());
+            Ok(Started { child, leaf, stdin, pty, sources })
+        }
+        Some(Outcome::Failed(failure, plan)) => Err(refusal(spec, plan.cwd(), &failure)),
+        Some(Outcome::Refused(error)) => Err(error),
+        None => Err(Error::internal("the thread that starts programs has failed")),
+    }
 }
 
 /// Returns the look-ups of a start, which read files of the guest.
@@ -125,29 +154,6 @@ fn environment(
     envs.extend(settings);
     envs.extend(spec.envs.clone());
     envs
-}
-
-/// Waits until the child has become the program.
-async fn await_exec(
-    spec: &Spec,
-    mut starting: Starting,
-    deadline: Option<Instant>,
-) -> Result<(Child, Option<Leaf>)> {
-    let limit = Instant::now() + jobs::LIMIT;
-    let until = deadline.map_or(limit, |deadline| deadline.min(limit));
-    match tokio::time::timeout_at(until, starting.outcome()).await {
-        Ok(Some(Outcome::Runs(pid))) => Ok((Child::new(pid), starting.finish())),
-        Ok(Some(Outcome::Failed(failure, plan))) => Err(refusal(spec, plan.cwd(), &failure)),
-        Ok(Some(Outcome::Refused(error))) => Err(error),
-        Ok(None) => Err(Error::internal("the thread that starts programs has failed")),
-        Err(_) if deadline.is_some_and(|deadline| deadline < limit) => {
-            Err(Error::new(ErrorCode::DeadlineExceeded, protocol::DEADLINE_PASSED))
-        }
-        Err(_) => {
-            let error = io::Error::other("the file system does not answer");
-            Err(cannot_run(spec, ErrorCode::Unavailable, &error))
-        }
-    }
 }
 
 /// Tells a failed step in the wire's words. A missing program and one that cannot be executed have

@@ -2,16 +2,18 @@
 //!
 //! The child shares the memory of its parent until the exec, and the thread that made it waits
 //! meanwhile. A copy of the memory, as `fork(2)` makes it, costs more than the rest of a start. The
-//! child tells a failure by a field in that memory. It closes all that is not its own before it
-//! touches a file system.
+//! child reports a failure in `Task::failure`, which both share. It closes all that is not its own
+//! before it touches a file system.
 //!
-//! The child has the thread-local memory of the thread that waits. So it makes plain system calls
-//! alone: those of the C library that change an identity signal every thread of the process.
+//! The child must neither allocate nor lock, since nobody would undo either. It must not call the
+//! C library where that keeps a state: its `setuid` signals every thread of envd, its `sigaction`
+//! may hold a lock. Raw system calls only.
 
 use super::write_oom_score;
 use crate::users::User;
 use rustix::fd::{AsRawFd, BorrowedFd, RawFd};
 use rustix::io::retry_on_intr;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use rustix::process::{
     Gid, Pid, Signal, Uid, WaitOptions, kill_process, kill_process_group, waitpid,
 };
@@ -28,8 +30,12 @@ use std::sync::{Mutex, PoisonError};
 
 /// Longest path of a program, in bytes (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
+/// Bytes of the kernel's set of signals.
+const SIGNAL_SET: usize = 8;
 /// Bytes of stack that a child needs at most, with room to spare.
-pub(super) const STACK: usize = 64 * 1024;
+const STACK: usize = 64 * 1024;
+/// Bytes below a stack that nobody may touch.
+const GUARD: usize = 64 * 1024;
 
 /// Circumstances in which a child lives.
 #[derive(Debug, Clone, Copy)]
@@ -93,11 +99,28 @@ impl Plan {
     }
 }
 
+/// Stack of a thread's children, which end or exec one after the other. It is never freed.
+pub(super) struct Stack {
+    top: *mut libc::c_void,
+}
+
+impl Stack {
+    pub(super) fn new() -> io::Result<Self> {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: a mapping of its own, whose lowest part is nobody's.
+        unsafe {
+            let base = mmap_anonymous(std::ptr::null_mut(), GUARD + STACK, protection, flags)?;
+            mprotect(base, GUARD, MprotectFlags::empty())?;
+            Ok(Self { top: base.byte_add(GUARD + STACK) })
+        }
+    }
+}
+
 /// Ties a start to its caller, who may give it up.
 #[derive(Default)]
 pub(crate) struct Order {
     cancelled: AtomicBool,
-    /// The child's, from before its first step. The kernel writes it.
+    /// Pid of the child, or 0. The kernel writes it before the child runs.
     pid: AtomicI32,
     /// Held while the pid is given up, so that nobody signals another process by it.
     reaping: Mutex<()>,
@@ -116,7 +139,11 @@ impl Order {
         }
     }
 
-    /// Waits for a child that failed, and has ended all but its entry in the table of processes.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Reaps a child that failed to start.
     fn reap(&self, pid: Pid) {
         let held = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
         self.pid.store(0, Ordering::SeqCst);
@@ -151,15 +178,18 @@ impl Failure {
 }
 
 /// Starts a program and waits for its exec. The child gets `stdio` as its standard descriptors, and
-/// enters the control group whose `cgroup.procs` is given. It runs on `stack` until the exec. Returns
-/// its pid, which is also that of a child which a signal ended before.
+/// enters the control group whose `cgroup.procs` is given. It runs on `stack` until the exec. Also
+/// returns the pid when a signal killed the child before its exec.
 pub(super) fn spawn(
     plan: &Plan,
     stdio: [BorrowedFd<'_>; 3],
     cgroup: Option<BorrowedFd<'_>>,
     order: &Order,
-    stack: &mut [u8; STACK],
+    stack: &mut Stack,
 ) -> Result<Pid, Failure> {
+    if order.is_cancelled() {
+        return Err(Failure::setup(io::Error::from_raw_os_error(libc::ECANCELED)));
+    }
     let args = pointers(&plan.args);
     let envs = pointers(&plan.envs);
     let task = Task {
@@ -175,9 +205,7 @@ pub(super) fn spawn(
     let argument = (&raw const task).cast_mut().cast();
     // SAFETY: the stack is the child's alone, and grows down from its end. This thread goes on once
     // the child has left its memory, so that task and stack outlive the child's use of them.
-    let pid = unsafe {
-        libc::clone(child, stack.as_mut_ptr_range().end.cast(), flags, argument, order.pid.as_ptr())
-    };
+    let pid = unsafe { libc::clone(child, stack.top, flags, argument, order.pid.as_ptr()) };
     if pid == -1 {
         return Err(Failure::setup(io::Error::last_os_error()));
     }
@@ -231,8 +259,8 @@ impl Task<'_> {
     }
 
     fn become_program(&self) -> Result<Infallible, (Step, i32)> {
-        // Who cancels either sees the pid, or is seen here.
-        if self.order.cancelled.load(Ordering::SeqCst) {
+        // `cancel` sets the flag before it reads the pid, so one side always notices.
+        if self.order.is_cancelled() {
             return Err((Step::Setup, libc::ECANCELED));
         }
         // First of all, so that the end of the group ends a child that hangs further down.
@@ -266,7 +294,7 @@ impl Task<'_> {
 
     /// Closes every descriptor but the standard ones.
     fn close_others(&self) {
-        // SAFETY: plain numbers. The child's table is a copy, whose owners it never drops.
+        // SAFETY: plain numbers. The table is the child's own, and nothing here drops its owners.
         unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     }
 
@@ -322,15 +350,16 @@ impl Task<'_> {
 /// Gives signals their defaults, and lets them come. The Rust runtime ignores `SIGPIPE`, which
 /// programs would inherit. A handler of the parent's would run in the memory of both.
 fn reset_signals() {
-    // SAFETY: plain system calls on a set that lives here. The child has a table of its own, and
-    // what cannot be changed needs no change.
+    // The kernel's form of an action: default handler, no flags, no restorer, empty mask.
+    let (action, none) = ([0_u64; 4], 0_u64);
+    // SAFETY: both structures outlive the calls. `SIGKILL` and `SIGSTOP` keep their defaults anyway.
     unsafe {
-        for number in 1..=31 {
-            libc::signal(number, libc::SIG_DFL);
+        for number in 1..=64 {
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, number, action.as_ptr(), old, SIGNAL_SET);
         }
-        let mut none = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut none);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let (how, old) = (libc::SIG_SETMASK, std::ptr::null_mut::<u64>());
+        libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, old, SIGNAL_SET);
     }
 }
 

@@ -1,15 +1,16 @@
-//! Threads that start programs, with a table of descriptors of their own.
+//! Threads that start programs, each with a table of descriptors of its own.
 //!
 //! A child begins with a copy of its parent's table. The close of a copy can wait for the file's
-//! server, as with FUSE, and no signal ends that wait. The table of these threads holds no file that
-//! was opened later. So a transfer that hangs holds up no start.
+//! server, as with FUSE, and no signal ends that wait. The tables of these threads hold no caller's
+//! file. So a transfer that hangs holds up no start.
 //!
-//! A start waits for its exec, and a file system may hold that up. A free thread is always left for
-//! the next start: the last one that takes work begins another. Nobody else begins them, since a
-//! thread shares the table of the thread that begins it. Callers bound the starts, and so the threads.
+//! A start waits for its look-ups and its exec, and a file system may hold them up. If the last idle
+//! thread takes work, it first starts another. Only idle threads start threads, since a new thread
+//! begins with a copy of its creator's table. Callers bound the starts, and so the threads.
 
-use super::spawn::{self, Failure, Order, Plan};
-use crate::error::Result;
+use super::spawn::{self, Failure, Order, Plan, Stack};
+use crate::error::{Error, Result};
+use connectrpc::ErrorCode;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -20,8 +21,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// Stack of a thread.
-const STACK: usize = 128 * 1024;
+/// Bytes of a thread's own stack.
+const THREAD_STACK: usize = 128 * 1024;
 
 /// Starts programs by threads of its own.
 pub(crate) struct Spawner {
@@ -36,7 +37,7 @@ pub(crate) struct Request {
     pub stdio: [RawFd; 3],
     /// The list of processes of the program's control group, likewise.
     pub cgroup: Option<RawFd>,
-    /// The caller's share of the starts at once, which the start holds to its end.
+    /// Permit of the pool `starts`, held until the exec.
     pub place: OwnedSemaphorePermit,
 }
 
@@ -46,14 +47,14 @@ pub(crate) struct Asked {
     outcome: oneshot::Receiver<Outcome>,
 }
 
-/// How a start ended.
+/// Result of a start.
 pub(crate) enum Outcome {
     /// The program runs, or a signal has ended it. Nobody has waited for it.
     Runs(Pid),
     /// The child did not become the program.
     Failed(Failure, Plan),
-    /// There is no plan.
-    Refused(crate::error::Error),
+    /// There is no plan, or no thread.
+    Refused(Error),
 }
 
 /// Work that a thread takes.
@@ -72,25 +73,18 @@ struct Queue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Work>,
-    /// Threads that have begun.
-    threads: usize,
-    /// Threads that wait for work.
+    /// Threads without work.
     idle: usize,
+    /// Set once the first thread has begun. Threads never end.
+    begun: bool,
 }
 
 impl Spawner {
-    /// Begins two threads, which must be before any file of a caller's is opened.
+    /// Starts two threads. Call it before any caller's file is opened.
     pub(crate) fn new() -> Self {
         let queue = Arc::new(Queue::default());
-        let (tell, told) = channel();
-        let worker = Worker { queue: Arc::clone(&queue), process: None };
-        worker.begin(move |worker| {
-            worker.process = own_table().ok().map(Arc::new);
-            worker.hire();
-            let _ = tell.send(());
-        });
-        // Nobody tells when there is no thread; starts are refused then.
-        let _ = told.recv();
+        let begun = Worker::begin(&queue, None) && Worker::begin(&queue, None);
+        queue.lock().begun = begun;
         Self { queue }
     }
 
@@ -98,18 +92,23 @@ impl Spawner {
     ///
     /// # Errors
     /// When there is no thread at all.
-    pub(crate) fn ask(&self, request: Request) -> io::Result<Asked> {
+    pub(crate) fn ask(&self, request: Request) -> Result<Asked> {
         let order = Arc::new(Order::default());
         let (answer, outcome) = oneshot::channel();
         let mut state = self.queue.lock();
-        if state.threads == 0 {
-            return Err(io::Error::other("there is no thread that starts programs"));
+        if !state.begun {
+            return Err(no_thread());
         }
         state.waiting.push_back(Work { request, order: Arc::clone(&order), answer });
         drop(state);
         self.queue.ready.notify_one();
         Ok(Asked { order, outcome })
     }
+}
+
+fn no_thread() -> Error {
+    let message = "the capsule has no room for another thread of its agent";
+    Error::new(ErrorCode::Unavailable, message)
 }
 
 impl Asked {
@@ -129,10 +128,9 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for work. Returns it, and whether no thread is left that waits for more.
+    /// Takes the next work. The flag is true if no idle thread remains.
     fn take(&self) -> (Work, bool) {
         let mut state = self.lock();
-        state.idle += 1;
         loop {
             if let Some(work) = state.waiting.pop_front() {
                 state.idle -= 1;
@@ -141,60 +139,76 @@ impl Queue {
             state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    fn rest(&self) {
+        self.lock().idle += 1;
+    }
 }
 
 /// A thread that starts programs.
-#[derive(Clone)]
 struct Worker {
     queue: Arc<Queue>,
     /// The process, where the thread has a table of its own: copies come by it.
-    process: Option<Arc<OwnedFd>>,
+    process: Option<OwnedFd>,
+    stack: Stack,
 }
 
 impl Worker {
-    /// Begins a thread, which never ends: a child may be made to end with the thread that made it.
-    fn begin(mut self, first: impl FnOnce(&mut Self) + Send + 'static) {
-        let queue = Arc::clone(&self.queue);
-        queue.lock().threads += 1;
-        let thread = std::thread::Builder::new().name("starts".to_owned()).stack_size(STACK);
+    /// Starts a thread, which never ends: a child may be made to end with the thread that made it.
+    /// Waits until the thread has its own table. Returns `false` if there is no such thread.
+    fn begin(queue: &Arc<Queue>, creator: Option<&Self>) -> bool {
+        let (tell, told) = channel();
+        let needs_table = creator.is_some_and(|creator| creator.process.is_some());
+        let queue = Arc::clone(queue);
         let work = move || {
             super::block_signals();
-            first(&mut self);
-            self.serve();
+            let process = own_table().ok();
+            let Ok(stack) = Stack::new() else { return };
+            // The table of a creator is not the process's, so copies would be of other files.
+            if process.is_none() && needs_table {
+                return;
+            }
+            queue.rest();
+            let _ = tell.send(());
+            Self { queue, process, stack }.serve();
         };
-        if thread.spawn(work).is_err() {
-            queue.lock().threads -= 1;
-        }
+        let thread = std::thread::Builder::new().name("starts".to_owned()).stack_size(THREAD_STACK);
+        thread.spawn(work).is_ok() && told.recv().is_ok()
     }
 
-    /// Begins another thread, which shares this one's table.
-    fn hire(&self) {
-        self.clone().begin(|_| {});
-    }
-
-    fn serve(&self) {
-        let mut stack = Box::new([0; spawn::STACK]);
+    fn serve(mut self) {
         loop {
             let (work, last) = self.queue.take();
-            if last {
-                self.hire();
-            }
             let Work { request, order, answer } = work;
-            let outcome = self.start(request, &order, &mut stack);
+            // Without a free thread, later starts would wait for the end of this one.
+            let outcome = match last && !Self::begin(&self.queue, Some(&self)) {
+                true => Outcome::Refused(no_thread()),
+                false => self.start(request, &order),
+            };
             // A caller that has left still takes it.
             let _ = answer.send(outcome);
+            self.queue.rest();
         }
     }
 
-    fn start(&self, request: Request, order: &Order, stack: &mut [u8; spawn::STACK]) -> Outcome {
+    fn start(&mut self, request: Request, order: &Order) -> Outcome {
         let Request { plan, stdio, cgroup, place } = request;
+        if order.is_cancelled() {
+            return Outcome::Refused(Error::new(ErrorCode::Canceled, "the start was cancelled"));
+        }
         let plan = match plan() {
             Ok(plan) => plan,
             Err(error) => return Outcome::Refused(error),
         };
         let started = self.copies(stdio, cgroup).map_err(Failure::setup).and_then(|copies| {
             let stdio = [copies.stdio[0].as_fd(), copies.stdio[1].as_fd(), copies.stdio[2].as_fd()];
-            spawn::spawn(&plan, stdio, copies.cgroup.as_ref().map(AsFd::as_fd), order, stack)
+            spawn::spawn(
+                &plan,
+                stdio,
+                copies.cgroup.as_ref().map(AsFd::as_fd),
+                order,
+                &mut self.stack,
+            )
         });
         drop(place);
         match started {

@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
 use types::resources::Resources;
 
 /// How long one that nobody uses is kept.
@@ -175,10 +176,13 @@ impl Golden {
         own: PathBuf,
     ) -> Result<Taken, crate::vmm::Error> {
         let fail = |e| crate::vmm::Error::new("keeping a golden machine", e);
-        let staging = Staging::begin(&self.dir).map_err(fail)?;
+        let given_up = CancellationToken::new();
+        let staging = Staging::begin(&self.dir).map_err(fail)?.until(&given_up);
+        let guard = given_up.clone().drop_guard();
         machine.freeze().await?;
         let state = staging.state_file().map_err(fail)?;
         let memory = machine.save(state, u64::from(self.resources.memory_mib) << 20).await?;
+        let memory = memory.map(|memory| memory.until(given_up));
         let manifest = Manifest {
             fingerprint,
             system,
@@ -197,12 +201,14 @@ impl Golden {
             taken.manifest.disk = Some(taken.staging.copy_disk(&own)?);
             Ok(taken)
         };
-        blocking(copy).await.map_err(fail)
+        let copied = blocking(copy).await.map_err(fail);
+        guard.disarm();
+        copied
     }
 }
 
-/// What was taken of a machine that went on. The staging folder ends before the right to make
-/// another one.
+/// Copy of a machine, which is not committed yet. Fields are dropped in order: the staging folder
+/// first, the right to make another golden machine last.
 struct Taken {
     staging: Staging,
     memory: Option<Memory>,
@@ -213,7 +219,7 @@ struct Taken {
 
 impl Taken {
     fn write(self) -> io::Result<()> {
-        // Names that come first end last.
+        // Locals are dropped in reverse order, so the right is given up last.
         let Self { _golden, _claim, staging, memory, mut manifest } = self;
         let (began, dir) = (Layers::default(), staging.path().to_owned());
         manifest.memory = memory.map(|m| staging.write_memory(&m, &began, &dir)).transpose()?;

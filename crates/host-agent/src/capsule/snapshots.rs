@@ -46,7 +46,10 @@ impl Manager {
         let none = || Error::NotFound(format!("capsule {id}"));
         let known = self.change(id, |capsule| {
             let known = (capsule.state.clone(), capsule.running.clone());
-            (known, capsule.renew_cancel())
+            // Another operation of the capsule holds the token in every other state.
+            let renews = matches!(known.0, State::Running | State::Paused);
+            let cancel = if renews { capsule.renew_cancel() } else { CancellationToken::new() };
+            (known, cancel)
         });
         let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
         let (known, cancel) = known.ok_or_else(none)?;

@@ -91,12 +91,14 @@ async fn starts_that_hang_hold_up_no_other() {
 async fn start_that_is_cancelled_before_its_program_starts_none() {
     let (spawner, places) = (Spawner::new(), Arc::new(Semaphore::new(1)));
     let (output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-    let (release, hanging) = channel::<()>();
+    let ((release, hanging), (tell, told)) = (channel::<()>(), channel());
     let look_up = move || {
+        let _ = tell.send(());
         let _ = hanging.recv();
         Ok(plan("echo up"))
     };
     let mut asked = ask(&spawner, &places, &theirs, look_up);
+    told.recv_timeout(LIMIT).unwrap();
     asked.cancel();
     drop(release);
     let Outcome::Failed(failure, _) = outcome(&mut asked).await else { panic!("it started") };
