@@ -1,7 +1,7 @@
 //! SQL, a file for each resource. Never decides anything.
 //!
-//! Statements name the columns that they read. `*` would change its type when a newer replica adds a
-//! column, and PostgreSQL refuses that of a statement that is prepared already.
+//! Statements name the columns that they read. PostgreSQL refuses a prepared statement once its
+//! result has other columns, as `*` has when a newer replica adds a column.
 
 pub(crate) mod audit;
 pub(crate) mod capsules;

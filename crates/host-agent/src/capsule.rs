@@ -91,7 +91,7 @@ pub(crate) fn kept_error(what: &'static str) -> impl FnOnce(io::Error) -> Error 
 /// Waits for work, unless the capsule is to be removed before the work is done.
 ///
 /// # Errors
-/// [`Error::Stopping`] when `cancel` says so.
+/// [`Error::Stopping`] when `cancel` is cancelled.
 pub(crate) async fn until<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = T>,
@@ -99,7 +99,7 @@ pub(crate) async fn until<T>(
     cancel.run_until_cancelled(work).await.ok_or(Error::Stopping)
 }
 
-/// Tells a failure that a removal brought about from others.
+/// Maps an error to `Stopping` if a removal cancelled the work.
 pub(crate) fn unless_cancelled<T>(
     cancel: &CancellationToken,
     done: Result<T, Error>,

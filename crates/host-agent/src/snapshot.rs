@@ -187,7 +187,7 @@ impl Snapshot {
         File::open(self.dir.join(STATE))
     }
 
-    /// Copies the disk to a file and opens it for a machine, unless `cancel` says so before.
+    /// Copies the disk to a file and opens it for a machine, unless `cancel` is cancelled before.
     pub(crate) fn copy_disk(
         &self,
         to: &Path,
@@ -237,7 +237,7 @@ impl Staging {
         Ok(this)
     }
 
-    /// Ends every reading of a disk with an error once `cancel` says so.
+    /// Ends every reading of a disk with an error once `cancel` is cancelled.
     pub(crate) fn until(mut self, cancel: &CancellationToken) -> Self {
         self.cancel = cancel.clone();
         self

@@ -76,7 +76,7 @@ const PIECE: usize = 4096;
 
 /// Copies a disk that nobody writes to: by sharing its blocks where the file system can, else
 /// only what is not zeros. Returns the copy, open for a machine, with the hash of its contents.
-/// Ends with an error once `cancel` says so.
+/// Ends with an error once `cancel` is cancelled.
 pub(crate) fn copy_disk(
     from: &File,
     to: &Path,
@@ -128,7 +128,7 @@ fn copy_data(
 }
 
 /// The hash of a disk's contents, however sparse its file is.
-/// Ends with an error once `cancel` says so.
+/// Ends with an error once `cancel` is cancelled.
 pub(crate) fn hash_disk(file: &File, cancel: &CancellationToken) -> io::Result<blake3::Hash> {
     let mut hash = DiskHash::new(file)?;
     each_block(file, cancel, |at, block| {
@@ -159,7 +159,7 @@ impl DiskHash {
     }
 }
 
-/// Calls `work` for each block that is not zeros, until `cancel` says so.
+/// Calls `work` for each block that is not zeros, until `cancel` is cancelled.
 fn each_block(
     file: &File,
     cancel: &CancellationToken,

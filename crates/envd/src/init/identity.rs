@@ -59,7 +59,7 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)
 }
 
-/// Replaces the contents of a file, which mounts show. So the file stays the same.
+/// Overwrites a file in place, since mounts refer to its inode.
 fn fill(file: &File, contents: &str) -> io::Result<()> {
     file.write_all_at(contents.as_bytes(), 0)?;
     file.set_len(contents.len() as u64)

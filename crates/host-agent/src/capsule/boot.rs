@@ -93,7 +93,7 @@ pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
     names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
-/// Makes everything; on failure, or when `cancel` says so, the caller unmakes it.
+/// Makes everything; on failure, or when `cancel` is cancelled, the caller unmakes it.
 pub(crate) async fn boot(
     parts: &Parts,
     ledger: &mut Ledger,

@@ -69,7 +69,7 @@ impl Memory {
         Self { file, offset: 0, pages, touched, rest, cancel: CancellationToken::new() }
     }
 
-    /// Ends every reading of the memory with an error once `cancel` says so.
+    /// Ends every reading of the memory with an error once `cancel` is cancelled.
     pub(crate) fn until(self, cancel: CancellationToken) -> Self {
         Self { cancel, ..self }
     }
