@@ -93,3 +93,50 @@ async fn a_guest_that_ends_itself_is_told_with_its_reason() {
     }
     platform.finish();
 }
+
+#[tokio::test]
+async fn starts_with_many_arguments_leave_the_guest_its_memory() {
+    let (platform, client, id) = capsule().await;
+    let exec = format!("/v1/capsules/{id}/exec");
+    let body = json!({ "cmd": "true", "args": vec!["z"; 150_000] });
+    let starts = futures::future::join_all((0..20).map(|_| client.post(&exec, &body))).await;
+    for start in starts {
+        assert!([200, 503].contains(&start.status.as_u16()), "{start:?}");
+    }
+    assert_eq!(client.post(&exec, &body).await.expect(200)["exit_code"], 0);
+    eventually("the agent has given the memory back", || async {
+        let rss = "grep VmRSS /proc/$(pgrep -o -P 1 init)/status | tr -dc 0-9";
+        let kib: u64 = client.out(&id, rss).await.trim().parse().unwrap();
+        (kib < 24 << 10).then_some(())
+    })
+    .await;
+    let endless = json!({ "cmd": "true", "args": vec!["z"; 900_000] });
+    client.post(&exec, &endless).await.refuses(400, "invalid_request", "2 MiB");
+    platform.finish();
+}
+
+/// More threads write to the disk than QEMU has for its disks.
+#[tokio::test]
+async fn guest_with_many_writes_to_its_disk_at_once_keeps_its_machine() {
+    const WRITES: &str = "
+import os, threading, time
+end = time.time() + 15
+def write(n):
+    while time.time() < end:
+        fd = os.open(f'/tmp/w{n}', os.O_CREAT | os.O_RDWR)
+        for at in range(0, 1 << 20, 1 << 17):
+            os.pwrite(fd, b'x' * 4096, at)
+        os.fdatasync(fd)
+        os.close(fd)
+        os.unlink(f'/tmp/w{n}')
+threads = [threading.Thread(target=write, args=(n,)) for n in range(200)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+";
+    let (platform, client, id) = capsule().await;
+    let body = json!({ "cmd": "python3", "args": ["-c", WRITES], "timeout_sec": 200 });
+    let done = client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(200);
+    assert_eq!(done["exit_code"], 0, "{done}");
+    assert_eq!(client.status(&id).await, "running");
+    platform.finish();
+}

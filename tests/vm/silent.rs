@@ -2,6 +2,7 @@
 //! loses none.
 
 use crate::capsule;
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tests::{Client, eventually, processes_of};
@@ -30,6 +31,13 @@ async fn resume(client: &Client, id: &str, body: &Value) -> tests::Answer {
 async fn pause_of_a_guest_whose_agent_was_stopped_is_refused_and_a_delete_waits_for_nothing() {
     let (platform, client, id) = capsule().await;
     stop_agent(&client, &id).await;
+    let files = format!("/v1/capsules/{id}/files?path=/tmp/f");
+    let read = client.send(client.request(Method::GET, &files));
+    let write = client.send(client.request(Method::PUT, &files).body("x"));
+    let both = tokio::time::timeout(TRIES, async { tokio::join!(read, write) }).await;
+    let (read, write) = both.expect("calls on files wait for a silent agent");
+    read.refuses(503, "guest_unavailable", "does not answer");
+    write.refuses(503, "guest_unavailable", "does not answer");
     let path = format!("/v1/capsules/{id}/pause");
     for memory in [false, true] {
         let paused = client.post(&path, &json!({ "memory": memory })).await;

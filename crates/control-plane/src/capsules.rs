@@ -5,6 +5,7 @@
 //! functions.
 
 mod access;
+mod alive;
 mod begin;
 mod figures;
 mod fork;
@@ -17,6 +18,7 @@ mod quota;
 mod waiters;
 
 pub(crate) use access::{rotate_links, rotate_token};
+pub(crate) use alive::unless_silent;
 pub(crate) use begin::{Begin, begin};
 pub(crate) use figures::{Figures, figures};
 pub(crate) use fork::fork;

@@ -6,7 +6,6 @@ use crate::agent::Agent;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
-use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result, printable};
 use base64::Engine;
@@ -22,15 +21,13 @@ use protocol::process::ProcessClient;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
-use types::{CapsuleId, TeamId, names, resources};
+use std::time::{Duration, Instant};
+use types::{CapsuleId, names, resources};
 
 /// For calls that answer at once.
 const CALL: Duration = Duration::from_secs(30);
 /// Longest that a command may be given, in seconds.
 const DAY: u32 = 24 * 3600;
-/// Time that a guest may take to begin an answer before it is asked for a sign of life.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of input that one call carries.
 const INPUT_CHUNK: usize = 64 * 1024;
 
@@ -141,37 +138,10 @@ impl Processes {
         self.done_or(call, refused).await
     }
 
-    /// Waits for the first event of a program. Gives up a guest that sends no event and gives no
-    /// sign of life.
+    /// Waits for the first event of a program, for as long as the guest gives signs of life.
     async fn begins<T>(&self, begin: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut begin = std::pin::pin!(begin);
-        loop {
-            let lives = async {
-                tokio::time::sleep(PATIENCE).await;
-                self.lives().await
-            };
-            tokio::select! {
-                begun = &mut begin => return begun,
-                lives = lives => {
-                    if !lives {
-                        let (app, capsule) = &*self.of;
-                        return Err(capsules::why(app, capsule, Error::GuestUnavailable).await);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Reports whether the guest answers, or waits for room on its host's disk. Requests to a guest
-    /// that waits for room wait too.
-    async fn lives(&self) -> bool {
         let (app, capsule) = &*self.of;
-        let Ok(agent) = app.agent_of(capsule) else { return false };
-        if agent.lives(capsule.id(), &capsule.envd_token).await {
-            return true;
-        }
-        let found = db::capsules::find(&app.db, TeamId(capsule.team_id), capsule.id()).await;
-        found.ok().flatten().is_some_and(|capsule| capsule.disk_full)
+        capsules::unless_silent(app, capsule, begin).await
     }
 
     /// Starts a program and returns its pid with its events.
@@ -185,7 +155,12 @@ impl Processes {
             options = options.with_header("authorization", basic);
         }
         let timeout = command.timeout_sec.unwrap_or(0);
-        let not_started = move |error: &ConnectError| not_started(error, timeout);
+        let asked = Instant::now();
+        let not_started = move |error: &ConnectError| {
+            // The call has the same limit, and may end a moment before the guest tells of it.
+            let is_over = timeout > 0 && asked.elapsed() >= Duration::from_secs(timeout.into());
+            not_started(error, timeout, is_over)
+        };
         let begin = async {
             let start = self.client.start_with_options(request(command), options);
             let stream = self.done_or(start, not_started).await?;
@@ -402,14 +377,15 @@ fn not_attached(error: &ConnectError) -> Error {
     }
 }
 
-/// Turns the refusal to start a program, which was given `timeout` seconds, into an error.
+/// Turns the refusal to start a program, which was given `timeout` seconds, into an error. `is_over`
+/// tells that they have passed.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
-fn not_started(error: &ConnectError, timeout: u32) -> Error {
+fn not_started(error: &ConnectError, timeout: u32, is_over: bool) -> Error {
     let message = printable(error.message.as_deref().unwrap_or_default());
     match error.code {
         ErrorCode::NotFound => Error::CommandNotFound(message),
         ErrorCode::PermissionDenied => Error::CommandNotExecutable(message),
-        ErrorCode::DeadlineExceeded if message == protocol::DEADLINE_PASSED => {
+        ErrorCode::DeadlineExceeded if is_over || message == protocol::DEADLINE_PASSED => {
             Error::TimedOut(timeout)
         }
         _ => Error::from_guest(error),
@@ -423,7 +399,7 @@ mod tests {
     #[test]
     fn start_of_a_missing_command_and_of_a_plain_file_are_told_apart() {
         let told = |code, message: &str| {
-            let error = not_started(&ConnectError::new(code, message), 7);
+            let error = not_started(&ConnectError::new(code, message), 7, false);
             (error.status().as_u16(), error.code(), error.to_string())
         };
         let missing = told(ErrorCode::NotFound, "cannot run 'x'");
@@ -433,6 +409,8 @@ mod tests {
         assert_eq!(told(ErrorCode::InvalidArgument, "cwd").1, "invalid_request");
         assert_eq!(told(ErrorCode::DeadlineExceeded, protocol::DEADLINE_PASSED).1, "timeout");
         assert_eq!(told(ErrorCode::DeadlineExceeded, "no answer").1, "guest_unavailable");
+        let late = ConnectError::new(ErrorCode::DeadlineExceeded, "no answer");
+        assert_eq!(not_started(&late, 7, true).code(), "timeout");
     }
 
     #[test]

@@ -7,6 +7,9 @@ use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
 use std::io;
 
+/// Errors of a file or its device, which are no fault of envd's.
+const FILES_OWN: [i32; 5] = [libc::EIO, libc::ENXIO, libc::ENODEV, libc::ESTALE, libc::ETIMEDOUT];
+
 /// Why a request was not done.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -52,7 +55,8 @@ impl Error {
                 | Kind::ResourceBusy
                 | Kind::ExecutableFileBusy
                 | Kind::Unsupported
-        ) {
+        ) || error.raw_os_error().is_some_and(|number| FILES_OWN.contains(&number))
+        {
             ErrorCode::FailedPrecondition
         } else if matches!(kind, Kind::PermissionDenied | Kind::ReadOnlyFilesystem) {
             ErrorCode::PermissionDenied
@@ -120,7 +124,9 @@ mod tests {
             (libc::EROFS, ErrorCode::PermissionDenied),
             (libc::EDQUOT, ErrorCode::ResourceExhausted),
             (libc::ELOOP, ErrorCode::InvalidArgument),
-            (libc::EIO, ErrorCode::Internal),
+            (libc::EIO, ErrorCode::FailedPrecondition),
+            (libc::ENXIO, ErrorCode::FailedPrecondition),
+            (libc::ENOMEM, ErrorCode::Internal),
         ] {
             let error = Error::io("moving a", &io::Error::from_raw_os_error(number));
             assert_eq!(error.code, code, "{error}");

@@ -3,6 +3,7 @@
 
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
+use crate::http::Budget;
 use crate::init::Held;
 use crate::init::identity::Ids;
 use crate::jobs::Jobs;
@@ -29,6 +30,7 @@ pub(crate) struct Guest {
     pub watchers: Watchers,
     pub cgroups: Cgroups,
     pub jobs: Jobs,
+    pub budget: Budget,
     pub ports: Ports,
     pub metadata: Metadata,
     settings: RwLock<Settings>,
@@ -66,6 +68,7 @@ impl Guest {
             watchers: Watchers::default(),
             cgroups: Cgroups::open(in_guest),
             jobs: Jobs::default(),
+            budget: Budget::default(),
             ports: Ports::new(port),
             metadata: Metadata::default(),
             settings: RwLock::new(settings),

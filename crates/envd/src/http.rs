@@ -1,12 +1,14 @@
 //! Every route of envd in one list, and the small handlers.
 
 mod archive;
+mod budget;
 mod files;
 mod form;
 mod linger;
 mod listener;
 mod ports;
 
+pub(crate) use budget::Budget;
 pub(crate) use listener::{Peer, Server};
 
 use crate::epoch::{self, Epoch};
@@ -47,6 +49,7 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
             get(archive::download).post(archive::upload).layer(DefaultBodyLimit::disable()),
         )
         .fallback_service(rpc::service(&guest))
+        .layer(middleware::from_fn_with_state(Arc::clone(&guest), budget::admit))
         .layer(middleware::from_fn_with_state(Arc::clone(&guest), auth::require_token))
         .layer(CorsLayer::permissive())
         .layer(middleware::map_request(linger::read_rest))

@@ -55,7 +55,7 @@ pub(crate) struct Spec {
 /// A program that was started.
 pub(crate) struct Process {
     pub pid: u32,
-    pub spec: Spec,
+    pub spec: Arc<Spec>,
     pub hub: Arc<Hub>,
     stdin: AsyncMutex<Option<Endpoint>>,
     pty: Option<Pty>,
@@ -83,6 +83,7 @@ pub(crate) async fn start(
     vars: Vec<(&'static str, String)>,
     deadline: Option<Instant>,
 ) -> Result<(Arc<Process>, Subscription)> {
+    let spec = Arc::new(spec);
     let started = start::start(guest, account, &spec, vars, deadline).await?;
     let process = Arc::new(Process {
         pid: started.child.pid(),

@@ -36,6 +36,12 @@ fn block_signals() {
     }
 }
 
+/// Gives memory that the allocator holds free back to the kernel.
+pub(crate) fn trim_memory() {
+    // SAFETY: the call has no conditions.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Registers a descriptor for readiness with the runtime.
 pub(crate) fn async_fd<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: each owner passed here owns its descriptor and never changes or closes it

@@ -10,7 +10,11 @@ use types::resources::Resources;
 const ROOT: &str = "/sys/fs/cgroup";
 /// QEMU's own memory beside the guest's, in MiB: its code cache, its heap, its page tables.
 const OVERHEAD_MIB: u64 = 256;
-const THREADS_MAX: u32 = 64;
+/// Most threads with which QEMU reads and writes disks at once (`thread-pool-max` of its main loop).
+const DISK_THREADS: u32 = 64;
+/// Threads of a VMM beside those of its disks and its processors, with room to spare. A VMM that
+/// gets no thread ends at once, and its guest with it.
+const OWN_THREADS: u32 = 64;
 const PERIOD_US: u64 = 100_000;
 
 /// Where the groups of this agent's capsules are.
@@ -68,14 +72,14 @@ impl Cgroups {
                 Controller::Unified => {
                     set("memory.max", memory.to_string())?;
                     set("cpu.max", format!("{quota} {PERIOD_US}"))?;
-                    set("pids.max", THREADS_MAX.to_string())?;
+                    set("pids.max", threads_max(size).to_string())?;
                 }
                 Controller::Cpu => {
                     set("cpu.cfs_period_us", PERIOD_US.to_string())?;
                     set("cpu.cfs_quota_us", quota.to_string())?;
                 }
                 Controller::Memory => set("memory.limit_in_bytes", memory.to_string())?,
-                Controller::Pids => set("pids.max", THREADS_MAX.to_string())?,
+                Controller::Pids => set("pids.max", threads_max(size).to_string())?,
             }
             procs.push(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?);
         }
@@ -103,6 +107,11 @@ impl Cgroups {
             let _ = fs::remove_dir(parent);
         }
     }
+}
+
+/// Returns the most threads of a VMM. A guest decides how many of its disks' threads there are.
+fn threads_max(size: &Resources) -> u32 {
+    DISK_THREADS + size.vcpus + OWN_THREADS
 }
 
 /// Makes the agent's own group and sees that its children will have limits.

@@ -246,7 +246,8 @@ pub(super) async fn ask(
     let target = file.target(route)?;
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let agent = app.agent_of(&capsule)?;
-    let answer = agent.forward(capsule.id(), &capsule.envd_token, &target, request).await?;
+    let sent = agent.forward(capsule.id(), &capsule.envd_token, &target, request);
+    let answer = capsules::unless_silent(app, &capsule, Box::pin(sent)).await?;
     match answer.headers().get(protocol::REFUSAL).map(Error::from_envd_refusal) {
         None => Ok(answer.map(Body::new)),
         Some(error) => Err(capsules::why(app, &capsule, error).await),

@@ -10,7 +10,9 @@ use crate::jobs::{self, Pool};
 use crate::users::User;
 use connectrpc::ErrorCode;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, FallocateFlags, Mode, OFlags, fstat, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -311,6 +313,7 @@ impl Staged {
     }
 
     fn commit(&mut self, file: &File) -> io::Result<()> {
+        self.check_staged(file)?;
         if let Some(replaced) = &self.replaced {
             // Without this, a crash could leave neither contents. The wait is the dearest part of
             // an upload, so a file that replaces nothing goes to the disk later.
@@ -328,6 +331,16 @@ impl Staged {
         }
         self.gone = true;
         Ok(())
+    }
+
+    /// Checks that the staged name still leads to the file that was written.
+    fn check_staged(&self, file: &File) -> io::Result<()> {
+        let found = statat(&*self.folder, self.name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let ours = fstat(file)?;
+        if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino) {
+            return Ok(());
+        }
+        Err(Errno::STALE.into())
     }
 
     /// Writes the staged contents into the target itself, which has to stay the same file. No

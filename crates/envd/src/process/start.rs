@@ -46,7 +46,7 @@ pub(super) struct Started {
 pub(super) async fn start(
     guest: &Arc<Guest>,
     account: String,
-    spec: &Spec,
+    spec: &Arc<Spec>,
     vars: Vec<(&'static str, String)>,
     deadline: Option<Instant>,
 ) -> Result<Started> {
@@ -69,7 +69,7 @@ pub(super) async fn start(
 async fn begin(
     guest: &Arc<Guest>,
     account: String,
-    spec: &Spec,
+    spec: &Arc<Spec>,
     vars: Vec<(&'static str, String)>,
 ) -> Result<Started> {
     let Stdio { theirs, stdin, outputs } = Stdio::open(guest, &account, spec).await?;
@@ -78,7 +78,7 @@ async fn begin(
     let group = guest.cgroups.leaf(spec.terminal.is_some());
     let (leaf, procs) = group.map_or((None, None), |(leaf, procs)| (Some(leaf), Some(procs)));
     let request = Request {
-        plan: Box::new(plan(guest, account, spec.clone(), vars)),
+        plan: Box::new(plan(guest, account, Arc::clone(spec), vars)),
         stdio: theirs.each_ref().map(AsRawFd::as_raw_fd),
         cgroup: procs.as_ref().map(AsRawFd::as_raw_fd),
         place,
@@ -106,7 +106,7 @@ async fn begin(
 fn plan(
     guest: &Guest,
     account: String,
-    spec: Spec,
+    spec: Arc<Spec>,
     vars: Vec<(&'static str, String)>,
 ) -> impl FnOnce() -> Result<Plan> + Send + 'static {
     let settings = guest.settings();
@@ -245,7 +245,8 @@ fn ours(
 }
 
 fn cannot_open(error: &io::Error) -> Error {
-    Error::io("opening the program's pipes", error)
+    // Without its folder of terminals, a guest still finds the program.
+    Error::new(ErrorCode::FailedPrecondition, format!("cannot open the program's pipes: {error}"))
 }
 
 #[cfg(test)]

@@ -331,7 +331,7 @@ impl Task<'_> {
             }
             path[name..name + cmd.len()].copy_from_slice(cmd);
             match self.exec_at(path.as_ptr().cast()) {
-                libc::ENOENT | libc::ENOTDIR => {}
+                libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ESTALE | libc::ETIMEDOUT => {}
                 libc::EACCES => outcome = libc::EACCES,
                 other => return other,
             }

@@ -161,6 +161,22 @@ fn copy_of_terabytes_of_nothing_stays_sparse() {
 }
 
 #[test]
+fn staged_file_that_a_program_replaced_does_not_become_the_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("f");
+    fs::write(&target, "old").unwrap();
+    let mut sink = open(&target).unwrap();
+    sink.write(b"new").unwrap();
+    let staged = names(dir.path()).into_iter().find(|name| name != "f").unwrap();
+    let staged = dir.path().join(staged);
+    fs::remove_file(&staged).unwrap();
+    symlink("/etc/passwd", &staged).unwrap();
+    let error = sink.commit().unwrap_err();
+    assert!(error.message.contains("writing"), "{error}");
+    assert_eq!(text(&target), "old");
+}
+
+#[test]
 fn copy_from_a_file_that_became_shorter_fails_and_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));

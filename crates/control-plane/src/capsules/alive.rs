@@ -1,0 +1,46 @@
+//! Signs of life of a guest that takes long to answer.
+
+use super::why;
+use crate::app::App;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use std::time::Duration;
+use types::TeamId;
+
+/// Time that a guest may take to begin an answer before it is asked for a sign of life.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits for work that a guest does. Gives up a guest that gives no sign of life.
+pub(crate) async fn unless_silent<T>(
+    app: &App,
+    capsule: &Capsule,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        let lives = async {
+            tokio::time::sleep(PATIENCE).await;
+            is_alive(app, capsule).await
+        };
+        tokio::select! {
+            done = &mut work => return done,
+            lives = lives => {
+                if !lives {
+                    return Err(why(app, capsule, Error::GuestUnavailable).await);
+                }
+            }
+        }
+    }
+}
+
+/// Reports whether the guest answers, or waits for room on its host's disk. Requests to a guest
+/// that waits for room wait too.
+async fn is_alive(app: &App, capsule: &Capsule) -> bool {
+    let Ok(agent) = app.agent_of(capsule) else { return false };
+    if agent.lives(capsule.id(), &capsule.envd_token).await {
+        return true;
+    }
+    let found = db::capsules::find(&app.db, TeamId(capsule.team_id), capsule.id()).await;
+    found.ok().flatten().is_some_and(|capsule| capsule.disk_full)
+}

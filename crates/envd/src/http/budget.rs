@@ -1,0 +1,104 @@
+//! Bounds the memory that starts of programs take. A start is held whole, several times: as the
+//! request, as the texts of the kernel, as the entry of the program. A guest whose agent takes all
+//! memory ends, since nothing may kill the agent.
+
+use crate::error::{Error, Result};
+use crate::guest::Guest;
+use crate::{jobs, metrics, sys};
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use connectrpc::ErrorCode;
+use http::{HeaderMap, header};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Path of the call that starts a program.
+const START: &str = "/process.Process/Start";
+/// Largest request of a start, in bytes. The kernel takes 2 MiB of arguments and environment.
+const START_MAX: u32 = 2 << 20;
+/// Requests up to this size, in bytes, are not counted.
+const SMALL: u32 = 4 << 10;
+/// Memory for each byte of a request: a list of one-letter arguments takes most.
+const FACTOR: u32 = 40;
+/// Most memory for all starts under way, in bytes, and its share of a small guest's.
+const MEMORY_MAX: u64 = 64 << 20;
+const MEMORY_SHARE: u64 = 8;
+/// Memory of a start, in bytes, after which the allocator gives back what is free.
+const LARGE: u32 = 1 << 20;
+
+/// Memory for starts under way.
+pub(crate) struct Budget {
+    bytes: Arc<Semaphore>,
+    all: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        let all = MEMORY_MAX.min(metrics::memory().total / MEMORY_SHARE);
+        let all = u32::try_from(all).unwrap_or(u32::MAX).max(FACTOR * SMALL);
+        Self { bytes: Arc::new(Semaphore::new(all as usize)), all }
+    }
+}
+
+/// Lets a start through once there is memory for it. A start that needs more than the budget has
+/// the whole budget alone.
+pub(super) async fn admit(
+    State(guest): State<Arc<Guest>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.uri().path() != START {
+        return next.run(request).await;
+    }
+    let weight = match weight(request.headers()) {
+        Ok(weight) => weight.min(guest.budget.all),
+        Err(error) => return error.into_response(),
+    };
+    if weight == 0 {
+        return next.run(request).await;
+    }
+    let permit = guest.budget.bytes.acquire_many(weight);
+    let Ok(Ok(permit)) = tokio::time::timeout(jobs::LIMIT, permit).await else {
+        let message = "too many programs with long arguments are being started";
+        return Error::new(ErrorCode::Unavailable, message).into_response();
+    };
+    // The head of the answer comes when the program runs.
+    let answer = next.run(request).await;
+    drop(permit);
+    if weight > LARGE {
+        guest.jobs.looks.later(sys::trim_memory);
+    }
+    answer
+}
+
+/// Returns the memory that a start takes, in bytes; 0 for a small one. A request of unknown size is
+/// taken for the largest.
+fn weight(headers: &HeaderMap) -> Result<u32> {
+    let length = headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(START_MAX);
+    match length {
+        0..=SMALL => Ok(0),
+        length if length > START_MAX => {
+            Err(Error::invalid("arguments and environment must be at most 2 MiB"))
+        }
+        length => Ok(length.saturating_mul(FACTOR)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn large_starts_weigh_by_their_size_and_the_largest_are_refused() {
+        let of = |length: u32| {
+            weight(&HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from(length))]))
+        };
+        assert_eq!(of(SMALL).unwrap(), 0);
+        assert_eq!(of(100_000).unwrap(), 4_000_000);
+        assert_eq!(weight(&HeaderMap::new()).unwrap(), of(START_MAX).unwrap());
+        assert!(of(START_MAX + 1).unwrap_err().message.contains("2 MiB"));
+    }
+}
