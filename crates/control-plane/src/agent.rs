@@ -1,5 +1,5 @@
-//! The way to host agents: their RPC, and their data hop to guests, over one pool of
-//! connections, so that whatever secures the one secures the other.
+//! Connections to host agents. RPC and the data hop to guests share one pool of connections, so the
+//! same security applies to both.
 
 use crate::error::{Error, Result};
 use crate::hosts::enrol::is_loopback;
@@ -27,29 +27,29 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use types::{CapsuleId, HostId, SnapshotId, TeamId};
 
-/// Longer than a boot may take on the agent's side.
+/// Time limit of a create, longer than a boot may take on the agent's side.
 const CREATE: Duration = Duration::from_secs(150);
-/// Time that envd may take to say that it is there.
+/// Time within which envd must answer a health check.
 const HEALTH: Duration = Duration::from_secs(10);
-/// Longer than writing a large memory to a slow disk takes.
+/// Time limit of a call that writes memory, longer than a large memory takes on a slow disk.
 const KEEP: Duration = Duration::from_secs(900);
-/// Longer than an end takes: the host ends what is under way, and then only clears up.
+/// Time limit of a removal. The host first ends the work under way, and then only clears up.
 const REMOVE: Duration = Duration::from_secs(150);
 const CALL: Duration = Duration::from_secs(30);
 const DIAL: Duration = Duration::from_secs(5);
-/// After which a connection is ended on which the other side acknowledges nothing.
+/// Time after which the kernel ends a connection whose other side acknowledges nothing.
 const SILENT: Duration = Duration::from_secs(30);
-/// Connections that rest, for each agent.
+/// Most idle connections kept for each agent.
 const RESTING: usize = 1024;
-/// Between two looks at connections that rest.
+/// Time between two sweeps of idle connections.
 const SWEEP: Duration = Duration::from_secs(15);
 
-/// Opens connections to hosts: by TLS, to the one that is meant and no other, or, where there are
-/// no certificates, as they are.
+/// Opens connections to hosts. With certificates, it uses TLS and checks that the intended host
+/// answers. Without certificates, connections are plain TCP.
 pub(crate) struct Dialer {
     fleet: Arc<Fleet>,
     identity: Option<Arc<Identity>>,
-    /// Whether hosts on other machines may be reached without TLS.
+    /// Set if hosts on other machines may be reached without TLS.
     plaintext: bool,
 }
 
@@ -92,7 +92,8 @@ impl Dialer {
         Ok(Box::new(stream))
     }
 
-    /// Whether a host's certificate is one that it was given, perhaps just now.
+    /// Reports whether a certificate belongs to a host, by its fingerprint. Reads the hosts again
+    /// if the fingerprint is unknown, since the certificate may be new.
     async fn is_known(&self, to: HostId, shown: &str) -> bool {
         let known = |host: Arc<Host>| host.fingerprints.iter().any(|known| known == shown);
         if self.fleet.known(to).is_some_and(known) {
@@ -102,8 +103,8 @@ impl Dialer {
     }
 }
 
-/// Has the kernel end a connection on which the other side acknowledges nothing for half a
-/// minute, whether something is under way or not: a host that is cut off sends no goodbye.
+/// Has the kernel end a connection on which the other side acknowledges nothing for half a minute.
+/// This holds for idle and busy connections, since a host that is cut off sends no goodbye.
 fn notice_silence(stream: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     sockopt::set_socket_keepalive(stream, true)?;
@@ -134,12 +135,12 @@ impl Agents {
         Self(pool)
     }
 
-    /// The pool, for what is passed on as it is.
+    /// Returns the pool, for requests that are passed on unchanged.
     pub(crate) fn pool(&self) -> &Pool<Dialer> {
         &self.0
     }
 
-    /// Closes the connections to a host that rest.
+    /// Closes the idle connections to a host.
     pub(crate) fn forget(&self, host: HostId) {
         self.0.forget(&host);
     }
@@ -189,18 +190,19 @@ impl Agent {
         HostClient::new(self.clone(), config)
     }
 
-    /// envd's processes in a capsule; with no limit of time, since a program has none.
+    /// Returns a client of envd's process service in a capsule. It has no time limit, since a
+    /// program has none.
     pub(crate) fn processes(&self, id: CapsuleId, token: &str) -> ProcessClient<Self> {
         ProcessClient::new(self.clone(), guest(id, token))
     }
 
-    /// envd's file system in a capsule.
+    /// Returns a client of envd's file system service in a capsule.
     pub(crate) fn files(&self, id: CapsuleId, token: &str) -> FilesystemClient<Self> {
         let config = guest(id, token).with_default_timeout(CALL);
         FilesystemClient::new(self.clone(), config)
     }
 
-    /// Sends a request to envd in a capsule, body and answer streamed.
+    /// Sends a request to envd in a capsule. Body and answer are streamed.
     pub(crate) async fn forward(
         &self,
         id: CapsuleId,
@@ -225,8 +227,8 @@ impl Agent {
         })
     }
 
-    /// Reports whether envd in a capsule answers at all. A capsule with as many requests as may be
-    /// is taken to live, since nobody can ask it.
+    /// Reports whether envd in a capsule answers. A capsule at its limit of requests counts as
+    /// alive, since it can take no further request.
     pub(crate) async fn lives(&self, id: CapsuleId, token: &str) -> bool {
         let asked = self.forward(id, token, "/health", Request::new(Body::empty()));
         let answer = tokio::time::timeout(HEALTH, Box::pin(asked)).await;
@@ -236,7 +238,7 @@ impl Agent {
         is_full || answer.status().is_success()
     }
 
-    /// The agent's figures, in Prometheus' form.
+    /// Returns the agent's metrics, in the Prometheus text format.
     pub(crate) async fn metrics(&self) -> Result<Response<Body>> {
         let mut request = Request::new(hop::Body::empty());
         *request.uri_mut() = Uri::from_static("/metrics");
@@ -247,7 +249,7 @@ impl Agent {
         Ok(shown)
     }
 
-    /// Makes a capsule.
+    /// Creates a capsule on the host.
     pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<Begun> {
         let options = CallOptions::default().with_timeout(CREATE);
         let answer = self.host().create_capsule_with_options(request, options).await;
@@ -266,10 +268,11 @@ impl Agent {
         answer.map(|_| ()).map_err(|error| failed(&error, Error::PauseFailed))
     }
 
-    /// Brings a capsule back.
+    /// Resumes a capsule.
     ///
     /// # Errors
-    /// [`Error::GuestUnavailable`] when its agent never answered; it is kept as it was.
+    /// [`Error::GuestUnavailable`] when envd in the guest never answered; the capsule's snapshot is
+    /// unchanged.
     pub(crate) async fn resume(&self, request: host::ResumeCapsuleRequest) -> Result<Begun> {
         let options = CallOptions::default().with_timeout(KEEP);
         let answer = self.host().resume_capsule_with_options(request, options).await;
@@ -283,21 +286,21 @@ impl Agent {
         }
     }
 
-    /// Changes the time that a capsule may run. Returns the time that is left by the host's word;
-    /// `None` is for ever.
+    /// Changes the time that a capsule may run. Returns the time that is left by the host's clock;
+    /// `None` means that it may run for ever.
     pub(crate) async fn keep(&self, request: host::KeepCapsuleRequest) -> Result<Option<Duration>> {
         let answer = self.host().keep_capsule(request).await.map_err(|e| refused(&e))?;
         Ok(left(answer.into_owned().left_ms))
     }
 
-    /// Changes what a capsule may reach.
+    /// Replaces the rules for the network destinations that a capsule may reach.
     pub(crate) async fn set_egress(&self, id: CapsuleId, egress: host::Egress) -> Result<()> {
         let (capsule_id, egress) = (id.to_string(), egress.into());
         let request = host::SetEgressRequest { capsule_id, egress, ..Default::default() };
         self.host().set_egress(request).await.map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// Takes a snapshot, with memory or without. Returns its bytes: all of them, and those that no
+    /// Takes a snapshot, with or without memory. Returns its size in bytes, and the bytes that no
     /// template's machine shares.
     pub(crate) async fn snapshot(
         &self,
@@ -320,7 +323,7 @@ impl Agent {
         Ok((answer.size_bytes, answer.storage_bytes))
     }
 
-    /// Removes a snapshot; that of a team from the store, too.
+    /// Removes a snapshot. With a team, removes it from the store, too.
     pub(crate) async fn remove_snapshot(&self, id: SnapshotId, of: Option<TeamId>) -> Result<()> {
         let team_id = of.map(|team| team.to_string()).unwrap_or_default();
         let snapshot_id = id.to_string();
@@ -343,15 +346,17 @@ impl Agent {
         })
     }
 
-    /// Waits until something has changed on the host that nobody asked for, or for some seconds.
+    /// Waits until a capsule changes on the host by itself, or until some seconds have passed.
+    /// `seen` is the count that the last call returned, or 0; the new count is returned.
     pub(crate) async fn wait_change(&self, seen: u64) -> Result<u64> {
         let request = host::WaitChangeRequest { seen, ..Default::default() };
         let answer = self.host().wait_change(request).await.map_err(|e| refused(&e))?;
         Ok(answer.into_owned().count)
     }
 
-    /// Ends a capsule with all that the host has of it. With a team, the capsule's part of the
-    /// store goes too. A capsule that a command later than the generation `newest` began stays.
+    /// Removes a capsule and everything that the host has of it. With a team, the capsule's part of
+    /// the store goes too. A capsule stays if a command of a generation later than `newest` began
+    /// on it.
     pub(crate) async fn destroy(
         &self,
         id: CapsuleId,
@@ -407,11 +412,11 @@ pub(crate) struct HostSnapshots {
     pub storage: HashMap<SnapshotId, i64>,
 }
 
-/// How a capsule came to run.
+/// Result of a create or a resume.
 pub(crate) struct Begun {
-    /// Time until the capsule's end; `None` is for ever.
+    /// Time until the capsule's end; `None` means that it may run for ever.
     pub left: Option<Duration>,
-    /// Whether its guest was booted, where it could not be brought back from memory.
+    /// Set if the guest was booted, since it could not be restored from memory.
     pub booted: bool,
 }
 
@@ -420,7 +425,7 @@ fn begun(left_ms: u64, stages: &[host::Stage]) -> Begun {
     Begun { left: left(left_ms), booted }
 }
 
-/// Reads the host's word for the time that is left; 0 is for ever.
+/// Reads the remaining time from a host's answer, in milliseconds; 0 means for ever.
 fn left(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
 }
@@ -434,18 +439,18 @@ fn guest(id: CapsuleId, token: &str) -> ClientConfig {
         .with_default_header(protocol::ACCESS_TOKEN, token)
 }
 
-/// Where an RPC goes, by its path; which host, the transport knows.
+/// Makes the URI of a call from its path. The transport knows the host.
 fn uri(path: &str) -> Uri {
     format!("http://agent{path}").parse().unwrap_or_default()
 }
 
-/// Reports whether a host answered that the guest's agent is silent.
+/// Reports whether a host answered that envd in the guest is silent.
 fn is_silent(error: &ConnectError) -> bool {
     error.code == ErrorCode::Unavailable && error.message.as_deref() == Some(protocol::SILENT)
 }
 
-/// What a host says of a capsule that it could not make or change. Of what went wrong inside,
-/// which may name its machine's paths, only the log tells.
+/// Converts a host's error about a capsule that it could not make or change. An internal error may
+/// name paths of the host, so only the log gets its text.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
 fn failed(error: &ConnectError, why: fn(String) -> Error) -> Error {
     let message = error.message.clone().unwrap_or_default();
@@ -467,7 +472,7 @@ fn failed(error: &ConnectError, why: fn(String) -> Error) -> Error {
 fn refused(error: &ConnectError) -> Error {
     let message = error.message.clone().unwrap_or_default();
     match error.code {
-        // Too little room, or not the template.
+        // The host lacks the room or the template.
         ErrorCode::ResourceExhausted | ErrorCode::FailedPrecondition => {
             let why = message.strip_prefix("no capacity: ").unwrap_or(&message);
             Error::NoCapacity(why.to_owned())

@@ -1,4 +1,4 @@
-//! What every handler shares, passed explicitly; and the start of the control plane.
+//! State that every handler shares and takes as an argument, and the start of the control plane.
 
 use crate::agent::{Agent, Agents};
 use crate::audit::{By, Notes};
@@ -34,49 +34,50 @@ use types::{HostId, PLATFORM_TEAM, TeamId};
 /// Name of the host that `wrenn up` runs beside its control plane.
 const LOCAL: &str = "local";
 
-/// Lifetime of a look at the database.
+/// Time for which the result of a database check is reused.
 const HEALTH: Duration = Duration::from_millis(250);
-/// How often, and how many times, it is looked whether a host is there.
+/// Time between two checks for an online host, and the number of checks: at least 30 s in all.
 const ONLINE: Duration = Duration::from_millis(50);
 const ONLINE_TRIES: u32 = 600;
 
-/// What a control plane is told once, at its start.
+/// Settings that a control plane gets once, at its start.
 pub struct Settings {
     pub database: PgConnectOptions,
-    /// Certificates of the authorities that are trusted, and the key of one (PEM); none for
-    /// plain HTTP to hosts.
+    /// Certificates of the trusted authorities, and the key of one of them (PEM). Hosts are reached
+    /// by plain HTTP if there are none.
     pub authority: Option<(String, String)>,
-    /// Whether hosts on other machines may be reached by plain HTTP.
+    /// Set if hosts on other machines may be reached by plain HTTP.
     pub plaintext: bool,
-    /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules; any, when none.
+    /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules. Any domain does if the
+    /// list is empty.
     pub domains: Vec<String>,
-    /// URL whose host is the domain of the names that are given out.
+    /// URL whose host is the domain of the capsules' names.
     pub public_url: String,
     pub accounts: Accounts,
     pub mail: mail::Settings,
-    /// Whether commands, files and traffic are noted in the audit log.
+    /// Set if commands, file accesses and traffic are noted in the audit log.
     pub audit_access: bool,
-    /// Days that the audit log is kept; 0 is for ever.
+    /// Days for which audit entries are kept; 0 means for ever.
     pub audit_days: u32,
     /// Limits of each listener.
     pub limits: hop::Limits,
 }
 
-/// How people come in, and what they may have done for them.
+/// Rules of sign-up and sign-in, and of the addresses that events may go to.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     pub sign_up: SignUp,
     pub providers: Vec<Provider>,
     /// URL of the API, to which providers send browsers back.
     pub url: String,
-    /// Whether events may be sent to private addresses.
+    /// Set if events may be sent to private addresses.
     pub private_channels: bool,
-    /// Held by who signs in to an account.
+    /// Locks that let attempts to sign in to one account happen one after the other.
     pub(crate) turns: Arc<Stripes>,
 }
 
 impl Accounts {
-    /// How people come in.
+    /// Creates the rules of sign-up, sign-in and event addresses.
     #[must_use]
     pub fn new(
         sign_up: SignUp,
@@ -88,7 +89,7 @@ impl Accounts {
     }
 }
 
-/// Locks by a hash, of a number that does not grow.
+/// A fixed number of locks, chosen by a hash.
 #[derive(Debug)]
 pub(crate) struct Stripes(Vec<Arc<tokio::sync::Mutex<()>>>);
 
@@ -104,13 +105,13 @@ impl Stripes {
     }
 }
 
-/// The control plane's parts.
+/// Parts of the control plane that every handler shares.
 #[derive(Clone)]
 pub struct App {
     pub(crate) db: PgPool,
     pub(crate) agents: Agents,
     pub(crate) fleet: Arc<Fleet>,
-    /// None without certificates.
+    /// Identity towards hosts; `None` without certificates.
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) plaintext: bool,
     pub(crate) signer: Arc<Signer>,
@@ -126,9 +127,9 @@ pub struct App {
     pub(crate) streams: Arc<Streams>,
     pub(crate) accounts: Accounts,
     pub(crate) mailer: Arc<Mailer>,
-    /// For providers of sign-ins.
+    /// HTTP client for the providers of sign-ins.
     pub(crate) http: reqwest::Client,
-    /// For channels, whose addresses are anybody's choice.
+    /// HTTP client for channels. Users choose the addresses, so private addresses need a setting.
     pub(crate) channel_client: reqwest::Client,
     pub(crate) channel_secret: Arc<[u8]>,
     /// Secret that signs preview links.
@@ -140,18 +141,18 @@ pub struct App {
     pub(crate) metrics: Metrics,
     pub(crate) turns: Arc<reconcile::Turns>,
     pub(crate) asked: Arc<reconcile::Asked>,
-    /// Result and time of the last look at the database.
+    /// Time and result of the last database check.
     health: Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>,
-    /// Has whoever reconciles do it now.
+    /// Wakes the reconciler.
     pub(crate) wake: Arc<Notify>,
     pub(crate) tasks: Tasks,
 }
 
 impl App {
-    /// Connects, migrates, and begins to keep hosts and rows in line.
+    /// Connects to the database, migrates it, and starts the background tasks.
     ///
     /// # Errors
-    /// When the database or the authority cannot be used, with which.
+    /// When the database or the authority cannot be used. The error names the one that failed.
     pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         let db = db::connect(settings.database).await?;
         let public = PublicUrl::parse(&settings.public_url)?;
@@ -231,8 +232,8 @@ impl App {
         self.waiters.apply(change);
     }
 
-    /// Reports whether the database answers. All who ask at once share one look, since anybody may
-    /// ask.
+    /// Reports whether the database answers. Concurrent callers share one check, since the route is
+    /// open to everybody.
     pub(crate) async fn healthy(&self) -> bool {
         let mut seen = self.health.lock().await;
         if let Some((_, up)) = seen.filter(|(at, _)| at.elapsed() < HEALTH) {
@@ -249,12 +250,12 @@ impl App {
         self.load.limits()
     }
 
-    /// A host's agent.
+    /// Returns a client of a host's agent.
     pub(crate) fn agent(&self, host: HostId) -> Agent {
         Agent::new(host, self.agents.clone())
     }
 
-    /// The agent of the host that a capsule is on.
+    /// Returns a client of the agent on a capsule's host.
     pub(crate) fn agent_of(&self, capsule: &Capsule) -> Result<Agent> {
         let host = capsule.host_id.map(HostId).ok_or(Error::HostUnavailable)?;
         Ok(self.agent(host))
@@ -263,7 +264,7 @@ impl App {
     /// Waits until a host can take capsules.
     ///
     /// # Errors
-    /// When none can for long.
+    /// When no host comes online in time, or the database cannot be used.
     pub async fn wait_online(&self) -> anyhow::Result<()> {
         for _ in 0..ONLINE_TRIES {
             if self.fleet.all().iter().any(|host| host.online) {
@@ -275,8 +276,8 @@ impl App {
         anyhow::bail!("the host agent does not become a member of the platform; see the log")
     }
 
-    /// Returns a token for the host on the platform's own machine to register with: anew, where
-    /// it was one before, by its id.
+    /// Returns a registration token for the host on the platform's own machine. A host that was
+    /// registered before, with the id `before`, registers again under that id.
     ///
     /// # Errors
     /// When the database cannot be used.
@@ -291,7 +292,7 @@ impl App {
         }
         let named = api::NewHost { name: Some(LOCAL.to_owned()), ..Default::default() };
         let invited = match invite(self, named, By::SYSTEM).await {
-            // That of another machine, which shares the database.
+            // Another machine that shares the database has this name.
             Err(Error::Conflict(_)) => invite(self, api::NewHost::default(), By::SYSTEM).await?,
             invited => invited?,
         };
@@ -317,7 +318,7 @@ impl App {
         }))
     }
 
-    /// What serves every request.
+    /// Returns the handler of all requests.
     #[must_use]
     pub fn server(self) -> ControlPlane {
         let app = Arc::new(self);
@@ -325,7 +326,8 @@ impl App {
         ControlPlane { proxy: Proxy::new(Arc::clone(&app)), api: http::router(app), load }
     }
 
-    /// Makes the first team and its key; returns the key the first time only.
+    /// Makes the first team and its operator's key. Returns the key, or `None` if the database
+    /// already has one.
     ///
     /// # Errors
     /// When the database cannot be used.
@@ -343,7 +345,7 @@ impl App {
         Ok(Some(key))
     }
 
-    /// Whether a key is valid.
+    /// Reports whether a key is valid.
     ///
     /// # Errors
     /// When the database cannot be used.
@@ -351,7 +353,7 @@ impl App {
         Ok(self.routes.key(self, &auth::hash(key), None).await?.is_some())
     }
 
-    /// Makes a key for the first team that is not the platform's.
+    /// Makes an operator's key for the first team that is not the platform's.
     ///
     /// # Errors
     /// When the database cannot be used.
@@ -364,7 +366,7 @@ impl App {
     }
 }
 
-/// Makes an operator's key that no user and no other key has made.
+/// Makes an operator's key that has no maker, neither a user nor another key.
 async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx::Result<String> {
     let key = auth::new_api_key();
     let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };
@@ -376,7 +378,7 @@ async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx:
     Ok(key)
 }
 
-/// Serves every request: those for capsules, and the API.
+/// Serves every request: requests for capsules' ports, and the API.
 pub struct ControlPlane {
     proxy: Proxy,
     api: axum::Router,
@@ -440,7 +442,7 @@ impl ControlPlane {
     }
 }
 
-/// The same, where requests come by TLS.
+/// Serves every request of a listener with TLS.
 pub struct Secure(pub ControlPlane);
 
 /// Marks a request that came by TLS.
@@ -462,11 +464,11 @@ impl hop::Handler for Secure {
     }
 }
 
-/// The URL whose host is the domain of the names of capsules.
+/// URL whose host is the domain of the capsules' names.
 #[derive(Debug, Clone)]
 pub(crate) struct PublicUrl {
     scheme: String,
-    /// With the port, where it is not the scheme's own.
+    /// Host, with a port if it is not the scheme's default.
     authority: String,
 }
 
@@ -481,7 +483,7 @@ impl PublicUrl {
         Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned() })
     }
 
-    /// The domain of the names, with its port.
+    /// Returns the domain of the capsules' names, with its port.
     pub(crate) fn authority(&self) -> &str {
         &self.authority
     }
@@ -490,7 +492,7 @@ impl PublicUrl {
         self.scheme == "https"
     }
 
-    /// The URL of a capsule's port.
+    /// Returns the URL of a capsule's port.
     pub(crate) fn of(&self, target: proxy::Target) -> String {
         let proxy::Target { capsule, port } = target;
         format!("{}://{port}-{capsule}.{}", self.scheme, self.authority)

@@ -1,6 +1,6 @@
-//! The audit log: who did what, to what, from where. What changes the database is written in the
-//! change's own transaction; what is refused, of which there can be any number, is counted and
-//! written once a second. It is never changed but to forget a user who is erased.
+//! The audit log: actor, action, resource and address of each change and refusal. A change writes
+//! its entry in its own transaction. Refusals have no bound, so they are counted and written once a
+//! second. Entries change only when a user is erased.
 
 use crate::app::App;
 use crate::db;
@@ -11,12 +11,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use types::{ApiKeyId, ClientNetwork, HostId, PLATFORM_TEAM, TeamId, UserId};
 
-/// Between two writings of what was refused.
+/// Time between two writes of noted events.
 const FLUSH: Duration = Duration::from_secs(1);
-/// Different refusals of a second that are told apart; the others are counted together.
+/// Most different events that are told apart between two writes. Further events are counted
+/// together.
 const APART: usize = 256;
 
-/// Who did something.
+/// The user, key or host that acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Actor {
     User(UserId),
@@ -24,12 +25,12 @@ pub(crate) enum Actor {
     Host(HostId),
     /// The platform itself.
     System,
-    /// Somebody who did not say who they are, or lied.
+    /// A client without a credential, or with a wrong one.
     Nobody,
 }
 
 impl Actor {
-    /// As it is stored.
+    /// Returns the kind of actor, as it is stored.
     pub(crate) fn kind(self) -> &'static str {
         match self {
             Self::User(_) => "user",
@@ -50,7 +51,7 @@ impl Actor {
     }
 }
 
-/// Who did something, and from where.
+/// An actor and their address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct By {
     pub actor: Actor,
@@ -65,12 +66,12 @@ impl By {
     }
 }
 
-/// One thing that was done.
+/// An entry in the log.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub team: TeamId,
     pub by: By,
-    /// As `capsule.pause`: what it was done to, and what.
+    /// Kind of resource and action, such as `capsule.pause`.
     pub action: &'static str,
     pub resource: String,
     pub metadata: Value,
@@ -87,19 +88,19 @@ impl Entry {
         Self { metadata, ..self }
     }
 
-    /// The kind of what it was done to.
+    /// Returns the kind of the resource.
     pub(crate) fn resource_type(&self) -> &'static str {
         self.action.split_once('.').map_or(self.action, |(kind, _)| kind)
     }
 }
 
-/// Something that was refused, or an access that is noted; the same ones are counted.
+/// A refusal, or an access, to note. Equal events are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Noted {
     pub team: TeamId,
     pub by: By,
     pub action: &'static str,
-    /// What was asked for: a route's pattern, or an id.
+    /// Resource of the request: a route's pattern, or an id.
     pub resource: String,
     pub refused: bool,
     /// The error's code; empty for an access.
@@ -107,7 +108,7 @@ pub(crate) struct Noted {
 }
 
 impl Noted {
-    /// What is written of it, when it happened so many times.
+    /// Makes the log entry of an event that happened `times` times.
     fn entry(self, times: u32) -> Entry {
         let what = match self.refused {
             true => json!({ "count": times, "code": self.code }),
@@ -118,8 +119,8 @@ impl Noted {
     }
 }
 
-/// An event without its address, and the network that it came from. A client has every address of
-/// its network, so a key with the address would bound nothing.
+/// Key of noted events: an event without its address, and the client's network. A client has every
+/// address of its network, so a key with the address would bound nothing.
 type Apart = (Noted, Option<ClientNetwork>);
 
 /// Events to write in the next second, each with its count and the address that it first came from.
@@ -153,7 +154,7 @@ impl Notes {
     }
 }
 
-/// Writes what is noted, for as long as the process lives.
+/// Writes noted events for as long as the process lives.
 pub(crate) fn keep_written(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {

@@ -1,5 +1,6 @@
-//! Who calls: a key, a user by their session or their token, a host by its own; and what they may.
-//! Every request is admitted, or not, before its handler runs; handlers take what was found.
+//! Authentication and authorization of callers: keys, users by session or token, and hosts by their
+//! own token. The gate admits or refuses every request before its handler runs. Handlers take the
+//! caller that the gate found.
 
 pub(crate) mod admission;
 pub(crate) mod admit;
@@ -36,9 +37,9 @@ pub(crate) struct Caller {
     pub by: By,
     pub grants: Grants,
     pub only: Only,
-    /// Whether what concerns the whole platform is theirs to do.
+    /// Set if the caller may act on the whole platform.
     pub operator: bool,
-    /// A key's own, beside its team's.
+    /// Limits of the key itself, beside its team's.
     pub limits: Limits,
     /// Key under which this key's requests and creates are counted: itself, or the limited key that
     /// it comes from.
@@ -48,7 +49,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The platform itself, for what is done on a team's behalf.
+    /// Returns the platform itself as a caller, for work on a team's behalf.
     pub(crate) fn of(team: TeamId) -> Self {
         Self {
             team,
@@ -69,7 +70,7 @@ impl Caller {
         Holder { who, person: person.map_or(who, |user| user.0) }
     }
 
-    /// Checks that something may be done.
+    /// Checks that the caller may do an action to a resource.
     pub(crate) fn may(&self, action: Action, resource: Resource) -> Result<()> {
         policy::decide(self.grants, self.only, action, resource).map_err(|denied| match denied {
             Denied::Forbidden(action) => Error::Forbidden(action.as_str()),
@@ -80,7 +81,7 @@ impl Caller {
         })
     }
 
-    /// Whether a capsule of the team's is one that they see.
+    /// Reports whether the caller may see a capsule of their team.
     pub(crate) fn sees(&self, capsule: &Capsule) -> bool {
         let resource = Resource::Capsule(capsule.id(), capsule.template_id);
         policy::decide(Grants::ALL, self.only, Action::CapsulesRead, resource).is_ok()
@@ -103,7 +104,7 @@ impl Caller {
         }
     }
 
-    /// The key that they call with.
+    /// Returns the caller's key, if they call with one.
     pub(crate) fn key(&self) -> Option<ApiKeyId> {
         match self.by.actor {
             Actor::Key(id) => Some(id),
@@ -111,7 +112,7 @@ impl Caller {
         }
     }
 
-    /// The user that they are.
+    /// Returns the user, if the caller is one.
     pub(crate) fn user(&self) -> Option<UserId> {
         match self.by.actor {
             Actor::User(id) => Some(id),
@@ -120,7 +121,7 @@ impl Caller {
     }
 }
 
-/// An authenticated caller who may do what concerns the whole platform.
+/// An authenticated caller who may act on the whole platform.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operator(pub By);
 
@@ -132,11 +133,12 @@ pub(crate) struct SignedIn {
     pub by: By,
 }
 
-/// Where a request that needs no caller comes from.
+/// Origin of a request that needs no caller.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stranger(pub By);
 
-/// A host that has shown its token. That the enrolment still stands, the database says.
+/// A host that has presented a valid token. Handlers check in the database that its enrolment still
+/// stands.
 pub(crate) struct HostCaller(pub Enrolled);
 
 /// Makes a key: `e2b_` and 40 hexadecimal digits, a form that every SDK takes.
@@ -151,7 +153,7 @@ pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
     format!("{capsule}-{}", random_hex(32))
 }
 
-/// Random bytes as hexadecimal digits.
+/// Returns random bytes as hexadecimal digits.
 pub(crate) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     rand::rng().fill_bytes(&mut random);
@@ -162,13 +164,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
-        // A string takes whatever is written.
+        // Writing to a string cannot fail.
         let _ = write!(out, "{byte:02x}");
     }
     out
 }
 
-/// What of a key or token is stored: they are random, so a plain hash gives nothing away.
+/// Returns the hash of a key or token, the form that is stored. Keys are random, so a plain hash
+/// gives nothing away.
 pub(crate) fn hash(key: &str) -> [u8; 32] {
     hash_bytes(key.as_bytes())
 }
@@ -177,7 +180,7 @@ pub(crate) fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// What admission found.
+/// Returns the caller that the gate found.
 fn found<T: Clone + Send + Sync + 'static>(parts: &Parts) -> Result<T> {
     let found = parts.extensions.get::<T>().cloned();
     found.ok_or_else(|| Error::Internal(anyhow::anyhow!("the route's rule admits no such caller")))
@@ -205,7 +208,7 @@ impl FromRequestParts<Arc<App>> for HostCaller {
             app.load.vouch(peer.client(&parts.headers));
         }
         if let Some(enrolled) = &enrolled {
-            // The body is read next, and takes its room from the host's own share.
+            // The body is read next, and its memory counts against the host's own share.
             parts.extensions.insert(Payer::Host(enrolled.host.0));
         }
         enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host's token"))

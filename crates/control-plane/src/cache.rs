@@ -1,5 +1,6 @@
-//! Look-ups that are kept for as long as their changes are heard of: two minutes what is found, a
-//! second what is not. A look-up under way when a change comes is answered and not kept.
+//! Caches that are valid while this replica hears of changes. A found value is kept for two
+//! minutes, a missing one for a second. A look-up that is under way during a change is answered,
+//! but not kept.
 
 use crate::error::Result;
 use quick_cache::sync::Cache;
@@ -11,10 +12,10 @@ use std::time::{Duration, Instant};
 
 const KEPT: Duration = Duration::from_secs(120);
 const KEPT_MISSING: Duration = Duration::from_secs(1);
-/// Most of one kind that are kept.
+/// Most entries of one cache.
 const MOST: usize = 50_000;
 
-/// A thing that was looked up, whether there is one or not.
+/// Result of a look-up, found or missing.
 #[derive(Clone)]
 pub(crate) struct Known<T> {
     pub found: Option<T>,
@@ -33,7 +34,8 @@ impl<T: Clone> Known<T> {
     }
 }
 
-/// Whether changes are heard of; shared by every cache.
+/// State of the change notifications, shared by every cache. `true` while this replica hears of
+/// changes.
 #[derive(Clone, Default)]
 pub(crate) struct Hears(Arc<AtomicBool>);
 
@@ -47,7 +49,7 @@ impl Hears {
     }
 }
 
-/// Things of one kind, by their key.
+/// Cache of one kind of value.
 pub(crate) struct Lookups<K, T>(Cache<K, Known<T>>);
 
 impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
@@ -55,7 +57,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
         Self(Cache::new(MOST))
     }
 
-    /// What is kept and good.
+    /// Returns a fresh entry.
     pub(crate) fn kept(&self, key: &K) -> Option<Option<T>> {
         match self.0.get(key) {
             Some(known) if known.is_fresh() => Some(known.found),
@@ -67,8 +69,8 @@ impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
         }
     }
 
-    /// The thing: kept, or looked up now. Whoever comes while another looks it up waits for what
-    /// they find. What is there already costs no allocation.
+    /// Returns the value, from the cache or by a look-up. Callers that come during a look-up wait
+    /// for its result. A hit costs no allocation.
     pub(crate) async fn get<F>(&self, hears: &Hears, key: &K, look: F) -> Result<Option<T>>
     where
         F: Future<Output = Result<Known<T>>>,
@@ -90,14 +92,14 @@ impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
             Ok(known) => Ok(known.found),
             Err(place) => {
                 let known = look.await?;
-                // Refused when a change dropped it meanwhile.
+                // The insert is refused when a change dropped the entry meanwhile.
                 let _ = place.insert(known.clone());
                 Ok(known.found)
             }
         }
     }
 
-    /// Takes the place of something that is not kept; none when another has it or found it.
+    /// Takes the place of a missing entry; `None` when another caller holds it or has filled it.
     pub(crate) async fn place(&self, key: &K) -> Option<impl FnOnce(Known<T>)> {
         let place = self.0.get_value_or_guard_async(key).await.err()?;
         Some(|known| drop(place.insert(known)))

@@ -29,7 +29,7 @@ const SHORT: u64 = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Credential {
     Key([u8; 32]),
-    /// A session, by its own token or by a signed one.
+    /// A session, by the hash of its own token or of the token that a signed token stands for.
     Session([u8; 32]),
 }
 
@@ -117,8 +117,8 @@ fn member(person: &Person, asked: Option<TeamId>, by: By) -> Result<Caller> {
     Ok(Caller { team, by, grants, only, operator, limits, counted_as: None, maker: None })
 }
 
-/// Returns an operator as a caller in the platform's own team: its events, its channels, its log.
-/// The platform's team has no capsules.
+/// Returns an operator as a caller in the platform's own team, for its events, channels and audit
+/// log. The platform's team has no capsules.
 fn of_platform(by: By) -> Caller {
     let grants = policy::scoped(["capsules:read", "team:admin"]);
     Caller { by, grants, operator: true, ..Caller::of(PLATFORM_TEAM) }

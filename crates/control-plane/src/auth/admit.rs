@@ -1,5 +1,5 @@
-//! The gate before every route: finds who calls, lets them pass or not by the route's rule, counts
-//! their requests, and gives the handler what it found. A route without a rule serves nobody.
+//! The gate before every route. It finds the caller, applies the route's rule, counts the request
+//! and gives the handler the caller. A route without a rule serves nobody.
 
 use super::admission::{Admission, Credential, Identity};
 use super::origin::{Peer, Transport};
@@ -23,10 +23,10 @@ use std::sync::Arc;
 use types::{ClientNetwork, PLATFORM_TEAM, TeamId};
 use uuid::Uuid;
 
-/// Header by which a user says in which of their teams something is done.
+/// Header by which a user chooses one of their teams.
 pub(crate) const TEAM: &str = "x-wrenn-team";
 
-/// Lets a request pass to its handler, or answers why not.
+/// Passes a request to its handler, or answers with the reason of a refusal.
 pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Some(pattern) = request.extensions().get::<MatchedPath>().cloned() else {
         return next.run(request).await;
@@ -76,7 +76,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
             };
             // The code that sends the answer takes the shares out and holds them until its end.
             answer.extensions_mut().insert(under_way);
-            // What the handler alone could know; a sign-in notes its own.
+            // Only the handler knows some refusals. A failed sign-in is noted by its own handler.
             if let Some(Failure(error)) = answer.extensions().get::<Failure>()
                 && !matches!(**error, Error::WrongCredentials)
             {
@@ -91,7 +91,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     }
 }
 
-/// What is known of a caller so far.
+/// Facts about a caller, as far as the gate has found them.
 struct Gate<'a> {
     app: &'a App,
     by: By,
@@ -111,7 +111,8 @@ impl Gate<'_> {
             Rule::Open => {
                 if parts.uri.path().starts_with("/v1/auth/") {
                     self.count(self.network(), STRANGERS_PER_SEC)?;
-                    // Another site's page is not to sign its visitors in, as whomever it likes.
+                    // A page of another site must not sign its visitors in to an account of its
+                    // choice.
                     let by_page = parts.headers.contains_key(header::ORIGIN);
                     if by_page && !parts.method.is_safe() && !session::same_origin(parts) {
                         return Err(Error::NotOurPage);
@@ -119,7 +120,7 @@ impl Gate<'_> {
                 }
                 parts.extensions.insert(Stranger(self.by));
             }
-            // Its token is looked at where it is used.
+            // The handler's `HostCaller` checks the host's token.
             Rule::Host => {}
             Rule::User => {
                 let Identity::User { user, session, .. } = self.identify(parts).await? else {
@@ -136,7 +137,7 @@ impl Gate<'_> {
             }
             Rule::Anyone => {
                 let caller = match self.in_team(parts).await {
-                    // One may be in none, and see that.
+                    // A user may be in no team, and must be able to see that.
                     Err(Error::NoTeam) => {
                         let grants = Grants::default();
                         Caller { by: self.by, grants, ..Caller::of(PLATFORM_TEAM) }
@@ -154,7 +155,8 @@ impl Gate<'_> {
         Ok(())
     }
 
-    /// Finds who calls, by the first that they present.
+    /// Finds the caller by the first credential in the order of key, bearer token and cookie.
+    /// Counts the request, and takes its share.
     async fn identify(&mut self, parts: &Parts) -> Result<Identity> {
         let headers = &parts.headers;
         let identity = if let Some(key) = headers.get("x-api-key") {
@@ -171,7 +173,7 @@ impl Gate<'_> {
                 let person = key.creator().map_or(who, |user| user.0);
                 (Actor::Key(key.id()), Holder { who, person }, rate)
             }
-            // In whatever team: what any may.
+            // The default limits apply to a user, in whatever team they act.
             Identity::User { user, .. } => {
                 let limits = self.app.directory.limits(&self.app.db, PLATFORM_TEAM).await?;
                 let holder = Holder { who: user.0, person: user.0 };
@@ -188,7 +190,7 @@ impl Gate<'_> {
         Ok(identity)
     }
 
-    /// Counts a request.
+    /// Counts a request against a rate.
     fn count(&self, who: Uuid, rate: u32) -> Result<()> {
         let passed = self.app.limiter.pass(who, Per::Request, rate);
         passed.map_err(|wait| Error::TooManyRequests("requests", wait))
@@ -221,7 +223,7 @@ impl Gate<'_> {
             (None, None) => return Err(Error::Unauthenticated),
         };
         let identity = self.find(Credential::Session(hash)).await?;
-        // A browser sends a cookie with what other sites make it ask, too.
+        // A browser sends a cookie with requests that other sites cause, too.
         if let Some(token) = cookie {
             let ours = match (parts.method.is_safe(), headers.contains_key(header::UPGRADE)) {
                 (false, _) => session::shows_csrf(headers, token),
@@ -235,7 +237,8 @@ impl Gate<'_> {
         Ok(identity)
     }
 
-    /// The caller in the team that the request is for, which they must be of.
+    /// Finds the caller in the request's team, which they must belong to. Counts the request for
+    /// the team, too.
     async fn in_team(&mut self, parts: &Parts) -> Result<Caller> {
         let identity = self.identify(parts).await?;
         let caller = identity.caller(self.app, asked_team(parts)?, self.by).await?;
@@ -259,7 +262,8 @@ impl Gate<'_> {
     }
 }
 
-/// What a key may do: what its scopes say, and no more than who made it may now.
+/// Returns a key as a caller. The key may do only actions that its scopes and its maker's current
+/// role both allow.
 pub(crate) async fn key_caller(app: &App, key: &Key, by: By) -> Result<Caller> {
     let (mut grants, mut operator) = (key.grants(), key.operator);
     if let Some(creator) = key.creator() {
@@ -283,7 +287,7 @@ fn resource(parts: &Parts) -> Resource {
     }
 }
 
-/// The team that a request names: in its path, or in a header.
+/// Returns the team that a request names, in its path or in a header.
 fn asked_team(parts: &Parts) -> Result<Option<TeamId>> {
     if let Some(rest) = parts.uri.path().strip_prefix("/v1/teams/") {
         let id = rest.split('/').next().unwrap_or("");

@@ -1,6 +1,6 @@
-//! What callers are admitted by, kept in memory: users with their teams, sessions, teams' limits.
-//! A change anywhere drops what it concerns within a second, so a role that was taken away, or a
-//! session that was ended, is of no use from then on; and nothing is kept for long.
+//! Caches of the data that callers are admitted by: users with their teams, sessions, and limits of
+//! teams. Every change drops the entries that it concerns within a second, on every replica. A role
+//! or session that ends is useless from then on. No entry is kept for long.
 
 use crate::app::App;
 use crate::cache::{Hears, Known, Lookups};
@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use types::{TeamId, UserId};
 
-/// How long anything is kept.
+/// Longest time that an entry is kept.
 const KEPT: Duration = Duration::from_secs(15);
 
-/// The caches.
+/// Caches of users, sessions and limits.
 pub(crate) struct Directory {
     hears: Hears,
     users: Lookups<UserId, Arc<Person>>,
@@ -33,7 +33,7 @@ impl Directory {
         Self { hears, users, sessions, limits: Lookups::new() }
     }
 
-    /// A user who is active.
+    /// Finds an active user.
     pub(crate) async fn person(&self, db: &PgPool, id: UserId) -> Result<Option<Arc<Person>>> {
         let look = async {
             let found = db::users::person(db, id).await?;
@@ -59,7 +59,7 @@ impl Directory {
         self.sessions.get(&self.hears, hash, look).await
     }
 
-    /// What a team may have.
+    /// Returns a team's limits.
     pub(crate) async fn limits(&self, db: &PgPool, team: TeamId) -> Result<Limits> {
         let look =
             async { Ok(Known::new(Some(db::limits::of(db, team).await?.limits()), Some(KEPT))) };
@@ -71,7 +71,7 @@ impl Directory {
         match change {
             Change::User(id) => self.users.forget(id),
             Change::Session(hash) => self.sessions.forget(hash),
-            // The platform's are everyone's default.
+            // The platform team's limits are the default of every team.
             Change::Team(id) if *id == types::PLATFORM_TEAM => self.limits.forget_all(),
             Change::Team(id) => self.limits.forget(id),
             Change::All => self.forget_all(),

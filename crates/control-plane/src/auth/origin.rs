@@ -1,5 +1,5 @@
-//! Finds a request's client address and transport. A proxy on this machine is believed; nobody else
-//! is.
+//! Finds a request's client address and transport. Only a proxy on this machine is believed about
+//! them.
 
 use crate::app::{ByTls, PublicUrl};
 use http::header::HeaderName;

@@ -1,5 +1,5 @@
-//! Passwords: rules, and argon2id. Hashing takes tens of milliseconds and megabytes by intent, so
-//! only so many are made at once.
+//! Rules for passwords, and their hashes with argon2id. A hash takes tens of milliseconds and
+//! megabytes by intent, so few are computed at once.
 
 use crate::error::{Error, Result};
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
@@ -7,25 +7,25 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use std::sync::OnceLock;
 use tokio::sync::Semaphore;
 
-/// Shortest and longest, in characters.
+/// Shortest and longest password, in characters.
 const SHORTEST: usize = 8;
 const LONGEST: usize = 256;
-/// Made at once.
+/// Most hashes that are computed at once.
 const AT_ONCE: usize = 4;
 /// Memory in KiB, passes and lanes: OWASP's first choice for argon2id.
 const COST: (u32, u32, u32) = (19 * 1024, 2, 1);
 
 static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
-/// Checks a new password: its length, and that it is none that many use or that is made of the
-/// user's own words.
+/// Checks a new password: its length, and that it is hard to guess. Common passwords and passwords
+/// made of the user's own words are easy to guess.
 pub(crate) fn check(field: &str, password: &str, own: &[&str]) -> Result<()> {
     let count = password.chars().count();
     if !(SHORTEST..=LONGEST).contains(&count) {
         let message = format!("must be {SHORTEST} to {LONGEST} characters");
         return Err(Error::invalid(field, message));
     }
-    // What comes after a hundred characters cannot make it worse.
+    // Later characters cannot make a password easier to guess.
     let start: String = password.chars().take(100).collect();
     if zxcvbn::zxcvbn(&start, own).score() < zxcvbn::Score::Two {
         return Err(Error::invalid(
@@ -42,8 +42,8 @@ fn argon2() -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-/// Does the work where it holds nobody else up. The thread owns the place, since the caller may
-/// leave before the work is done.
+/// Runs work on a blocking thread, where it holds up nobody else. The thread owns the place, since
+/// the caller may leave before the work is done.
 async fn apart<T: Send + 'static>(
     places: &'static Semaphore,
     work: impl FnOnce() -> T + Send + 'static,
@@ -65,10 +65,10 @@ pub(crate) async fn hash(password: &str) -> Result<String> {
         .map_err(|e| Error::Internal(anyhow::anyhow!("hashing a password: {e}")))
 }
 
-/// Whether a password is the one of a hash. Without one it takes as long, and is not.
+/// Reports whether a password matches a hash. Without a hash, takes as long and returns `false`.
 pub(crate) async fn verify(password: &str, hash: Option<&str>) -> Result<bool> {
     static NOBODYS: OnceLock<String> = OnceLock::new();
-    // Nobody has such a one, and it would take long.
+    // No password is this long, and hashing it would take long.
     if password.len() > 4 * LONGEST {
         return Ok(false);
     }

@@ -1,10 +1,11 @@
-//! Who may do what: pure, and the only place that decides it. A caller has grants, from a role or
-//! from a key's scopes, and may be confined to one template or one capsule.
+//! Decides which caller may do which action; pure, and the only place that does. A caller has
+//! grants, from a role or from a key's scopes. A caller may be confined to one template or one
+//! capsule.
 
 use types::{CapsuleId, TemplateId};
 use uuid::Uuid;
 
-/// What a user is in a team; each may do what those before it may.
+/// Role of a user in a team. Each role includes the rights of the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     Viewer,
@@ -13,7 +14,7 @@ pub(crate) enum Role {
     Owner,
 }
 
-/// What is asked for, by kind.
+/// Kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// See capsules, snapshots, templates, events and usage.
@@ -24,11 +25,11 @@ pub(crate) enum Action {
     CapsulesAdmin,
     /// See the team, its members and its keys.
     TeamRead,
-    /// Make keys, and revoke one's own.
+    /// Make keys, and revoke keys of one's own.
     KeysMake,
-    /// Members, invitations, channels, all keys, the audit log.
+    /// Change members, invitations, channels and all keys, and see the audit log.
     TeamAdmin,
-    /// Give the team away, or end it.
+    /// Transfer the team, or delete it.
     TeamOwn,
 }
 
@@ -43,7 +44,7 @@ impl Action {
         Self::TeamOwn,
     ];
 
-    /// As people are told.
+    /// Returns the action's name, as messages to people show it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::CapsulesRead => "capsules:read",
@@ -57,7 +58,7 @@ impl Action {
     }
 }
 
-/// What a caller may do.
+/// Set of actions that a caller may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Grants(u8);
 
@@ -77,12 +78,12 @@ impl Grants {
         self.0 & (1 << action as u8) != 0
     }
 
-    /// What both allow.
+    /// Returns the actions that both sets allow.
     pub(crate) fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Whether it allows nothing that the other does not.
+    /// Reports whether this set is a part of the other.
     pub(crate) fn within(self, other: Self) -> bool {
         self.and(other) == self
     }
@@ -128,12 +129,12 @@ impl Role {
     }
 }
 
-/// Words that a key's scopes are written with.
+/// Names of the scopes that a key may have.
 pub(crate) const SCOPES: [&str; 5] =
     ["capsules:read", "capsules:exec", "capsules:admin", "team:read", "team:admin"];
 
-/// What a key's scopes allow. One without any may do all with capsules, and see its team; a word
-/// that is not known allows nothing.
+/// Returns the actions that a key's scopes allow. A key without scopes may do everything with
+/// capsules, and see its team. An unknown scope allows nothing.
 pub(crate) fn scoped<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Grants {
     use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
     let mut scopes = scopes.into_iter().peekable();
@@ -151,36 +152,36 @@ pub(crate) fn scoped<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Grants {
     grants.fold(Grants::default(), |all, one| Grants(all.0 | one.0))
 }
 
-/// What a key is confined to.
+/// Capsule and template that a key is confined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Only {
     pub capsule: Option<CapsuleId>,
     pub template: Option<TemplateId>,
 }
 
-/// What something is done to.
+/// Object of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resource {
-    /// The team as a whole, or what is of no capsule.
+    /// The team as a whole, or an object that belongs to no capsule.
     Team,
-    /// A capsule of the team's, with the template that it was made from.
+    /// A capsule of the team, with the template that it was made from.
     Capsule(CapsuleId, Option<Uuid>),
-    /// A template, for a capsule to begin from.
+    /// A template, to create a capsule from.
     Template(TemplateId),
-    /// Capsules as a whole, of which the caller sees those that they may.
+    /// Capsules as a whole. The caller sees only the capsules that they may see.
     Capsules,
 }
 
-/// Why not.
+/// Reason of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// It is seen, and this may not be done to it.
+    /// The caller sees the resource, but may not do this action.
     Forbidden(Action),
-    /// It is not for this caller to see.
+    /// The caller may not see the resource.
     Hidden,
 }
 
-/// Decides whether a caller of the resource's own team may do something to it.
+/// Decides whether a caller may do an action to a resource of their own team.
 pub(crate) fn decide(
     grants: Grants,
     only: Only,
@@ -215,7 +216,7 @@ mod tests {
         CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamOwn, TeamRead,
     };
 
-    /// Who, and of the actions in their order, which they may.
+    /// Each caller, with a flag for each action in the order of `Action::ALL`.
     const TABLE: [(&str, [bool; 7]); 11] = [
         // read, exec, admin of capsules; team read, keys, team admin, team own
         ("viewer", [true, false, false, true, false, false, false]),

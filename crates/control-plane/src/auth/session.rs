@@ -1,5 +1,6 @@
-//! How a user shows that they have signed in: a random token, in a cookie or kept by a program,
-//! whose hash the database has; or a short-lived signed word for one. Never in a URL.
+//! Proofs that a user has signed in. A session has a random token, in a cookie or kept by a
+//! program; the database has its hash. A short-lived signed token (JWT) can stand for a session. No
+//! proof is ever in a URL.
 
 use super::origin::Transport;
 use super::token;
@@ -14,15 +15,15 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 use types::UserId;
 
-/// What a session's token begins with, so that it is known for what it is.
+/// Prefix of a session's token, by which it is recognized.
 pub(crate) const PREFIX: &str = "wrs_";
-/// How long a browser, and a program, stays signed in.
+/// Lifetimes of a browser's session, and of a program's.
 pub(crate) const BROWSER: Duration = Duration::from_secs(14 * 24 * 3600);
 pub(crate) const PROGRAM: Duration = Duration::from_secs(90 * 24 * 3600);
-/// How long a signed word is good.
+/// Lifetime of a signed token.
 pub(crate) const TOKEN: Duration = Duration::from_secs(15 * 60);
 const AUDIENCE: &str = "wrenn-user";
-/// Header by which a page of ours shows that it is one.
+/// Header by which a page of this platform proves its origin.
 pub(crate) const CSRF: &str = "x-csrf-token";
 /// Names of the session's cookie, by TLS and in plain text.
 const COOKIES: [&str; 2] = ["__Host-wrenn-session", "wrenn-session"];
@@ -36,19 +37,20 @@ pub(crate) fn new_token() -> String {
     format!("{PREFIX}{}", super::random_hex(32))
 }
 
-/// What a page must show beside the cookie: other sites' pages cannot read it.
+/// Returns the proof that a page must send beside the cookie. It is made of the session's token,
+/// which pages of other sites cannot read.
 pub(crate) fn csrf(token: &str) -> String {
     super::hex(&Sha256::digest(format!("csrf:{token}")))
 }
 
-/// Whether a request shows what goes with its cookie.
+/// Reports whether a request carries the proof that belongs to its cookie.
 pub(crate) fn shows_csrf(headers: &HeaderMap, token: &str) -> bool {
     let shown = headers.get(CSRF).map(HeaderValue::as_bytes).unwrap_or_default();
     shown.ct_eq(csrf(token).as_bytes()).into()
 }
 
-/// Takes off a request what goes with a session's cookie in it. Any other value of that header is a
-/// guest's program's, since programs use the same name.
+/// Removes from a request the proof that belongs to a session's cookie in it. Any other value of
+/// this header stays, since programs in guests use the same name.
 pub(crate) fn strip_csrf(headers: &mut HeaderMap) {
     let is_ours = |shown: &HeaderValue| {
         cookies(headers).any(|(name, token)| {
@@ -61,29 +63,30 @@ pub(crate) fn strip_csrf(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the page that asks is of this very host.
+/// Reports whether the requesting page is of this very host.
 pub(crate) fn same_origin(parts: &Parts) -> bool {
     let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
-    // HTTP/2 says it in the first line alone.
+    // HTTP/2 names the host only in the request's URI.
     let host = parts.uri.authority().map(Authority::as_str).or_else(|| text(HOST));
     let origin = text(ORIGIN).and_then(|origin| origin.split_once("://"));
     origin.is_some_and(|(_, authority)| host == Some(authority))
 }
 
-/// What is presented as a bearer's.
+/// Returns the token of an `Authorization: Bearer` header.
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-/// A request's cookies, by name and value.
+/// Returns a request's cookies, as names and values.
 pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='))
 }
 
-/// Returns the session's token from a request's cookie, of the only name that counts.
+/// Returns the session's token from a request's cookie. Only the name for the request's transport
+/// counts.
 pub(crate) fn from_cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> {
     let ours = cookies(headers).filter(|(name, _)| *name == transport.name(COOKIES));
     ours.map(|(_, value)| value).find(|value| value.starts_with(PREFIX))
@@ -94,28 +97,29 @@ pub(crate) fn state_from_cookie(headers: &HeaderMap, transport: Transport) -> Op
     cookies(headers).find(|(name, _)| *name == transport.name(STATES)).map(|(_, value)| value)
 }
 
-/// Whether a cookie is one of ours, for which no guest has a use.
+/// Reports whether a cookie is the platform's own, for which no guest has a use.
 pub(crate) fn is_ours(name: &str) -> bool {
     COOKIES.contains(&name) || STATES.contains(&name)
 }
 
-/// Sets the cookie, or, without a token, takes it away.
+/// Returns the header that sets the session's cookie; without a token, that removes it.
 pub(crate) fn cookie(transport: Transport, token: Option<&str>) -> HeaderValue {
     transport.cookie(COOKIES, token, BROWSER.as_secs())
 }
 
-/// Sets the cookie of a sign-in elsewhere; without a state, removes it.
+/// Returns the header that sets the cookie of a sign-in elsewhere; without a state, that removes
+/// it.
 pub(crate) fn state_cookie(transport: Transport, state: Option<&str>) -> HeaderValue {
     transport.cookie(STATES, state, STATE_AGE.as_secs())
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Own {
-    /// Hash of the session's token: the word ends with the session.
+    /// Hash of the session's token, since the signed token ends with the session.
     sid: String,
 }
 
-/// Signs words for sessions, and checks them.
+/// Signs tokens for sessions, and checks them.
 pub(crate) struct Signer(token::Signer);
 
 impl Signer {
@@ -127,7 +131,8 @@ impl Signer {
         self.0.sign(user.to_string(), Own { sid: super::hex(session) }, TOKEN)
     }
 
-    /// The hash of the session that a word is for; none when it is not ours, or has expired.
+    /// Returns the hash of the session's token; `None` when the signed token is invalid or has
+    /// expired.
     pub(crate) fn check(&self, word: &str) -> Option<[u8; 32]> {
         let (_, Own { sid }) = self.0.check(word)?;
         crate::db::listen::unhex(&sid)

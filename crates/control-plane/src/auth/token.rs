@@ -1,5 +1,5 @@
-//! Signed words (JWT) that say who somebody is, for a while and to one kind of reader. What else a
-//! word says is that reader's; nothing here says what anybody may.
+//! Signed tokens (JWT) that prove an identity to one audience for a limited time. Each audience
+//! adds claims of its own. No token says which actions its holder may do.
 
 use crate::error::{Error, Result};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use time::OffsetDateTime;
 
-/// By how much a clock may be wrong, in seconds.
+/// Tolerated error of a clock, in seconds.
 const SKEW: u64 = 60;
 const ISSUER: &str = "wrenn";
 
@@ -23,7 +23,7 @@ struct Claims<T> {
     exp: i64,
 }
 
-/// Signs words for one audience, and checks them.
+/// Signs tokens for one audience, and checks them.
 pub(crate) struct Signer {
     encoding: EncodingKey,
     decoding: DecodingKey,
@@ -36,12 +36,12 @@ impl Signer {
         Self { encoding, decoding: DecodingKey::from_secret(secret), audience }
     }
 
-    /// Signs that somebody is `who`, for so long.
+    /// Signs a token for the subject `who` with a lifetime of `life`.
     pub(crate) fn sign<T: Serialize>(&self, who: String, own: T, life: Duration) -> Result<String> {
         self.sign_until(who, own, (OffsetDateTime::now_utc() + life).unix_timestamp())
     }
 
-    /// The same, until a time in seconds since 1970.
+    /// Signs a token for the subject `who` that expires at `exp`, in seconds since 1970.
     pub(crate) fn sign_until<T: Serialize>(&self, who: String, own: T, exp: i64) -> Result<String> {
         let iat = OffsetDateTime::now_utc().unix_timestamp();
         let (iss, aud) = (ISSUER.to_owned(), self.audience.to_owned());
@@ -50,8 +50,8 @@ impl Signer {
         signed.map_err(|e| Error::Internal(e.into()))
     }
 
-    /// Who a word says that somebody is, and what else it says; none when it is not ours, is for
-    /// another audience, or has expired.
+    /// Returns a token's subject and its audience's own claims. Returns `None` when the signature
+    /// or the audience is wrong, or the token has expired.
     pub(crate) fn check<T: DeserializeOwned>(&self, word: &str) -> Option<(String, T)> {
         let mut rules = Validation::new(Algorithm::HS256);
         rules.leeway = SKEW;
