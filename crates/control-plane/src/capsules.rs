@@ -1,8 +1,8 @@
 //! The life of a capsule: the only writer of its state in the database.
 //!
-//! What changes a capsule runs as a task of its own, so that a client who leaves stops
-//! nothing half-way. Whatever dies in between, `reconcile` completes or undoes by these same
-//! functions.
+//! Each change of a capsule runs as a task of its own, so a client that disconnects leaves nothing
+//! half done. If a process dies in between, `reconcile` completes or undoes the change by these
+//! same functions.
 
 mod access;
 mod alive;
@@ -46,23 +46,23 @@ use types::{
     names,
 };
 
-/// What stands for the port in the name that programs are asked by.
+/// Placeholder for the port in a capsule's `Host` header.
 pub(crate) const HOST_PORT: &str = "${PORT}";
 
-/// Tries of a change that others may be faster than. Each lost try means that another change was
-/// made.
+/// Attempts at a change that another change may outrun. Each lost attempt means that another change
+/// was made.
 const RACES: u32 = 20;
 
-/// How a capsule is asked for, beside what is wanted of it.
+/// Options of a create that depend on the API it came by.
 #[derive(Default)]
 pub(crate) struct How {
-    /// By E2B's API.
+    /// Set if the create came by E2B's API.
     pub e2b: bool,
-    /// By a key, under which it may be asked for again.
+    /// Idempotency key, by which a create may be repeated.
     pub once: Option<Once>,
 }
 
-/// Makes a capsule and answers when its guest does.
+/// Creates a capsule. Returns it when its guest answers.
 pub(crate) async fn create(
     app: &App,
     caller: Caller,
@@ -113,7 +113,7 @@ pub(crate) async fn create(
     Box::pin(detached(app, async move { begin(&at, caller, wanted).await })).await
 }
 
-/// What a name stands for: a template, else a snapshot, whose sizes are what they are.
+/// Resolves a name to a template or, failing that, to a snapshot. A snapshot's sizes are fixed.
 async fn source(
     app: &App,
     caller: Caller,
@@ -177,8 +177,8 @@ async fn source(
     Ok(Begin { template: snapshot.template, snapshot: id, size, near, stored, ..none })
 }
 
-/// What it is in the audit log to bring a capsule into a state; what only completes something is
-/// nothing there. Pure.
+/// Returns the audit log's name for a move to a state. Moves that only complete an operation have
+/// no entry. Pure.
 fn action(to: CapsuleState) -> Option<&'static str> {
     match to {
         CapsuleState::Pausing => Some("capsule.pause"),
@@ -193,8 +193,8 @@ fn action(to: CapsuleState) -> Option<&'static str> {
     }
 }
 
-/// Moves a capsule to a state, as `db::capsules::transition` does; what the proxy knew of it is
-/// dropped before anyone is told.
+/// Moves a capsule to a state, as `db::capsules::transition` does. Drops the capsule from the
+/// proxy's cache before the caller learns of the result.
 pub(crate) async fn transition(
     app: &App,
     id: CapsuleId,
@@ -203,7 +203,7 @@ pub(crate) async fn transition(
     error: Option<&str>,
     by: By,
 ) -> Result<Option<i64>> {
-    // The team is the capsule's own.
+    // The statement takes the team from the capsule's row.
     let entry = action(to).map(|action| {
         let why = error.map_or_else(|| json!({}), |error| json!({ "error": error }));
         Entry::new(PLATFORM_TEAM, by, action, id).with(why)
@@ -213,7 +213,8 @@ pub(crate) async fn transition(
     Ok(moved?)
 }
 
-/// A capsule of the caller's team, if they see it. That somebody asks for one of others is noted.
+/// Returns a capsule of the caller's team, if they may see it. A request for another capsule is
+/// noted in the audit log.
 pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let found = db::capsules::find(&app.db, caller.team, id).await?;
     if let Some(capsule) = found.filter(|capsule| caller.sees(capsule)) {
@@ -232,7 +233,7 @@ pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Caps
     Err(Error::NotFound("capsule"))
 }
 
-/// Checks the name that programs are to be asked by.
+/// Checks the value of the `Host` header that programs in the capsule get.
 fn check_host_header(name: &str) -> Result<()> {
     let filled = name.replace(HOST_PORT, "80");
     match filled.parse::<http::uri::Authority>() {
@@ -245,8 +246,8 @@ fn too_many_public() -> String {
     format!("must be at most {PUBLIC_PORTS_MAX}")
 }
 
-/// Checks that a port may be public, linked to or connected to: envd's, which runs commands, may
-/// not.
+/// Checks that a port may be public, linked to or connected to. The port of envd may not, since
+/// envd runs commands.
 pub(crate) fn check_exposed(field: &str, port: u16) -> Result<()> {
     match port {
         0 => Err(Error::invalid(field, "must be 1 to 65535")),
@@ -255,7 +256,7 @@ pub(crate) fn check_exposed(field: &str, port: u16) -> Result<()> {
     }
 }
 
-/// Lets anyone reach a port of a capsule, or only those who are admitted.
+/// Makes a port of a capsule public or private. Anybody may reach a public port.
 pub(crate) async fn set_public(
     app: &App,
     caller: Caller,
@@ -280,7 +281,7 @@ pub(crate) async fn set_public(
     set.ok_or_else(|| Error::invalid("public_ports", too_many_public()))
 }
 
-/// Removes a capsule with all it had, from whatever state. Joins a removal that is under way.
+/// Removes a capsule and everything it had, from any state. Joins a removal that is under way.
 pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let mut seen = get(app, caller, id).await?;
     let at = app.clone();
@@ -300,13 +301,13 @@ pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<(
     .await
 }
 
-/// Brings a capsule to its end from the state it was seen in.
+/// Removes a capsule from the state it was seen in.
 pub(crate) async fn remove(app: &App, seen: &Capsule, by: By) -> Result<()> {
     let generation = begin_removal(app, seen, by).await?.ok_or_else(keep::busy)?;
     complete_removal(app, seen, generation, by).await
 }
 
-/// Marks a capsule as being removed. Returns the generation of the removal, or none when another
+/// Marks a capsule as being removed. Returns the generation of the removal, or `None` when another
 /// change was faster.
 async fn begin_removal(app: &App, seen: &Capsule, by: By) -> Result<Option<i64>> {
     match seen.state() {
@@ -324,10 +325,11 @@ async fn begin_removal(app: &App, seen: &Capsule, by: By) -> Result<Option<i64>>
     }
 }
 
-/// Has the host remove a capsule. Several may do so at once; each answers when it is done.
+/// Has the host remove a capsule. Several callers may do so at once; each answers when it is done.
 async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: By) -> Result<()> {
     let id = seen.id();
-    // What one has whose host was deleted is in the store: any host that has that can remove it.
+    // A capsule whose host was deleted is only in the store. Any host with the store can remove it
+    // there.
     let host = seen.host_id.map(HostId).or_else(|| app.fleet.with_store());
     if let Some(host) = host {
         app.agent(host).destroy(id, generation.unsigned_abs(), Some(seen.team())).await?;
@@ -336,7 +338,7 @@ async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: By) ->
     Ok(())
 }
 
-/// Gives a capsule up whose host is to be forgotten, with why.
+/// Gives up a capsule whose host is about to be forgotten. `why` becomes the capsule's error.
 pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Result<()> {
     let (id, generation) = (seen.id(), seen.generation);
     let stopping = seen.state() == CapsuleState::Stopping;
@@ -351,13 +353,14 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Res
     Ok(db::capsules::unplace(&app.db, seen).await?)
 }
 
-/// Shows a capsule to its maker: with its traffic token, if the maker may run commands there.
+/// Converts a row to the API's form for the capsule's maker. It has the traffic token if the maker
+/// may run commands there.
 pub(crate) fn shown_to_maker(row: Capsule, caller: Caller) -> api::Capsule {
     let traffic_token = caller.executes(&row).then(|| row.traffic_token.clone());
     api::Capsule { traffic_token, ..shown(row) }
 }
 
-/// The wire's shape.
+/// Converts a row to the API's form.
 pub(crate) fn shown(row: Capsule) -> api::Capsule {
     api::Capsule {
         id: row.id().to_string(),

@@ -1,5 +1,5 @@
-//! Channels: URLs that a team has its events sent to. What is to be sent is written by the
-//! transaction in which it happened; `deliver` sends it.
+//! Channels: URLs that a team has its events sent to. The transaction of a change also writes its
+//! events to the outbox, and `deliver` sends them.
 
 pub(crate) mod deliver;
 pub(crate) mod expire;
@@ -39,13 +39,13 @@ pub(crate) const EVENTS: [&str; 10] = [
     "host.down",
 ];
 
-/// What a channel's deliveries are signed with: made of the platform's secret, so that the
-/// database has none to give away with the channel.
+/// Returns the secret that signs a channel's deliveries. It is derived from the platform's secret,
+/// so no channel's row contains it.
 pub(crate) fn secret(app: &App, id: ChannelId, version: i32) -> String {
     hex(&mac(&app.channel_secret, format!("{id}.{version}").as_bytes()))
 }
 
-/// HMAC-SHA256.
+/// Returns an HMAC-SHA256.
 fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
     // HMAC takes a key of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
@@ -53,7 +53,7 @@ fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-/// What a delivery is signed with: of the timestamp, a dot and the body.
+/// Returns a delivery's signature, over the timestamp, a dot and the body.
 fn signature(secret: &str, timestamp: i64, body: &[u8]) -> String {
     let message = [timestamp.to_string().as_bytes(), b".", body].concat();
     format!("sha256={}", hex(&mac(secret.as_bytes(), &message)))
@@ -145,7 +145,7 @@ pub(crate) async fn change(
     Ok(shown(row.await?))
 }
 
-/// Makes a new secret; deliveries are signed with it from now on.
+/// Makes a new secret, which signs deliveries from now on.
 pub(crate) async fn renew(app: &App, caller: Caller, id: ChannelId) -> Result<api::Channel> {
     let action = ("channel.renew_secret", json!({}));
     let row = update(app, caller, id, action, |row| row.version += 1).await?;
@@ -153,7 +153,7 @@ pub(crate) async fn renew(app: &App, caller: Caller, id: ChannelId) -> Result<ap
     Ok(api::Channel { secret: Some(new), ..shown(row) })
 }
 
-/// Changes a channel under its lock, so that neither of two changes at once undoes the other.
+/// Changes a channel under its lock, so that concurrent changes do not undo each other.
 async fn update(
     app: &App,
     caller: Caller,
@@ -191,7 +191,7 @@ pub(crate) async fn delete(app: &App, caller: Caller, id: ChannelId) -> Result<(
     Ok(())
 }
 
-/// Sends an event to one channel alone, to see whether it comes.
+/// Sends a test event to one channel.
 pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<DeliveryId> {
     let row = get(app, caller, id).await?;
     let now = time::OffsetDateTime::now_utc();
@@ -205,7 +205,7 @@ pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<Del
     Ok(sent)
 }
 
-/// The wire's shape.
+/// Converts a row to the API's form.
 pub(crate) fn shown(row: Channel) -> api::Channel {
     api::Channel {
         id: ChannelId(row.id).to_string(),
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_signature_is_of_the_time_and_the_body() {
-        // By `printf '%s' '12.{}' | openssl dgst -sha256 -hmac key`.
+        // The value is from `printf '%s' '12.{}' | openssl dgst -sha256 -hmac key`.
         let told = "sha256=043e30e1e15664dc97494d18e4110984bcbd2c4e6f3e19de9569dc1ea6d9b03e";
         assert_eq!(signature("key", 12, b"{}"), told);
         assert_ne!(signature("key", 13, b"{}"), told);

@@ -1,4 +1,4 @@
-//! The control plane's one error. The only file that knows status codes; `http/respond.rs`
+//! The control plane's one error type. No other file maps errors to status codes. `http/respond.rs`
 //! writes the body, since only it knows the request's id.
 
 use axum::response::{IntoResponse, Response};
@@ -10,9 +10,9 @@ use std::time::Duration;
 use types::resources::OutOfRange;
 use types::{CapsuleState, TeamId, UserId};
 
-/// What PostgreSQL calls a text with a NUL, as such and in JSON.
+/// SQLSTATEs of a text with a NUL, as plain text and in JSON.
 const NUL: [&str; 2] = ["22021", "22P05"];
-/// SQLSTATEs of limits of time: on a statement, on the wait for a lock, and on an idle transaction.
+/// SQLSTATEs of time limits: of a statement, of the wait for a lock, and of an idle transaction.
 const TOO_LATE: [&str; 3] = ["57014", "55P03", "25P03"];
 
 /// SQLSTATE of a full disk.
@@ -20,7 +20,7 @@ const FULL: &str = "53100";
 /// Longest text of a guest that an error repeats, in characters.
 const GUEST_TEXT_MAX: usize = 500;
 
-/// Why a request was not done.
+/// Reason that a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0} not found")]
@@ -148,7 +148,7 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Returns the part of a hostile guest's text that an error may repeat. Pure.
 pub(crate) fn printable(text: &str) -> String {
-    // Marks of direction would show text in another order.
+    // Direction marks would show text in another order.
     let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().filter(|c| !c.is_control() && !turns(*c)).take(GUEST_TEXT_MAX).collect()
 }
@@ -223,7 +223,7 @@ impl Error {
         }
     }
 
-    /// Stable, for programs; listed in `docs/errors.md`.
+    /// Returns the error's stable code, for programs. `docs/errors.md` lists all codes.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "not_found",
@@ -282,14 +282,15 @@ impl Error {
         }
     }
 
-    /// Whether somebody was not let in, rather than that something was wrong.
+    /// Reports whether the error refuses a caller, as opposed to a fault. `true` for a team that
+    /// the caller does not belong to.
     pub(crate) fn is_refusal(&self) -> bool {
         let status = self.status();
         let team = matches!(self, Self::NotFound("team"));
         team || status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN
     }
 
-    /// When to ask again.
+    /// Returns the seconds after which the client may try again.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         #[expect(clippy::wildcard_enum_match_arm, reason = "all others are not about time")]
         match self {
@@ -323,7 +324,7 @@ impl Error {
         }
     }
 
-    /// What envd refused, in our words.
+    /// Converts an error of envd, with messages of the platform's own where it has them.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
     pub(crate) fn from_guest(error: &ConnectError) -> Self {
         let message = printable(error.message.as_deref().unwrap_or_default());
@@ -340,7 +341,7 @@ impl Error {
         }
     }
 
-    /// What a host agent says of a guest's port.
+    /// Converts a host agent's refusal of a request to a guest's port.
     pub(crate) fn from_refusal(refusal: Option<Refusal>, port: u16) -> Self {
         match refusal {
             Some(Refusal::TooMany) => Self::TooManyConnections,
@@ -357,7 +358,7 @@ impl Error {
     /// Makes the error of a request for envd that the host's agent refused.
     pub(crate) fn from_envd_refusal(refusal: &HeaderValue) -> Self {
         match Refusal::parse(refusal.as_bytes()) {
-            // The port that is closed or silent is envd's, which is not the caller's matter.
+            // The closed or silent port is envd's own, which is no concern of the caller.
             Some(Refusal::PortClosed | Refusal::Silent | Refusal::Closed | Refusal::Garbage) => {
                 Self::GuestUnavailable
             }
@@ -365,7 +366,7 @@ impl Error {
         }
     }
 
-    /// Logs what a client is not told.
+    /// Logs the details of an internal error, which the client does not get.
     pub(crate) fn log(&self, request_id: &str) {
         if let Self::Internal(source) = self {
             tracing::error!(request_id, error = format!("{source:#}"), "internal error");

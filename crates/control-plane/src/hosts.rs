@@ -1,8 +1,8 @@
-//! The hosts, as this replica knows them: who they are, where they are, how full they are.
+//! Hosts as this replica knows them: identity, address and load.
 //!
-//! Read from the database every other second and whenever a host changes; what this replica
-//! places meanwhile is counted at once. Several replicas may place more on a host than fits: the
-//! host has the last word, and another is asked.
+//! Rows are read from the database every other second and whenever a host changes. A placement of
+//! this replica counts at once. Several replicas together may place more on a host than fits. The
+//! host then refuses, and another one is asked.
 
 pub(crate) mod enrol;
 mod jwt;
@@ -23,28 +23,28 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use types::{HostId, TeamId};
 
-/// Between two readings.
+/// Longest time between two reads.
 const REFRESH: Duration = Duration::from_secs(2);
-/// And at least, however often hosts change.
+/// Shortest time between two reads, however often hosts change.
 const GAP: Duration = Duration::from_millis(100);
-/// How long nothing is placed on a host that did not answer.
+/// Time for which a host that did not answer is avoided.
 const SUSPECT: Duration = Duration::from_secs(10);
 
 /// A host that has enrolled.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     pub id: HostId,
-    /// Where it is reached.
+    /// Address, as host name and port.
     pub authority: Authority,
-    /// Certificates that it may show.
+    /// Fingerprints of the certificates that the host may present.
     pub fingerprints: Vec<String>,
-    /// Whether it was heard of lately.
+    /// Set if the host has reported lately.
     pub online: bool,
     pub draining: bool,
     pub templates: Vec<String>,
 }
 
-/// Every host.
+/// All hosts that have enrolled.
 pub(crate) struct Fleet {
     db: PgPool,
     view: Mutex<View>,
@@ -56,9 +56,9 @@ pub(crate) struct Fleet {
 struct View {
     hosts: HashMap<HostId, Arc<Host>>,
     machines: Vec<Machine>,
-    /// When the last reading began.
+    /// Start of the last read.
     read: Option<Instant>,
-    /// What was placed and may not have been read yet.
+    /// Placements that the last read may have missed.
     placed: Vec<(Instant, HostId, Size)>,
     suspects: HashMap<HostId, Instant>,
     picks: u64,
@@ -73,7 +73,7 @@ impl Fleet {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads it anew, now and then and when it is told of a change.
+    /// Keeps the hosts up to date: reads them periodically, and when a host changes.
     pub(crate) fn keep_true(self: &Arc<Self>, tasks: &Tasks) {
         let (this, at) = (Arc::clone(self), tasks.clone());
         tasks.spawn(async move {
@@ -91,12 +91,12 @@ impl Fleet {
         });
     }
 
-    /// Says that a host has changed.
+    /// Tells the reading task that a host has changed.
     pub(crate) fn tell(&self) {
         self.changed.notify_one();
     }
 
-    /// Reads it anew, unless another has begun to since this was asked for.
+    /// Reads the hosts from the database. Skips the read if another one began after this call.
     pub(crate) async fn read(&self) -> sqlx::Result<()> {
         let asked = Instant::now();
         let _turn = self.reading.lock().await;
@@ -108,7 +108,7 @@ impl Fleet {
         let (mut hosts, mut machines) = (HashMap::new(), Vec::new());
         for row in rows {
             let id = row.id();
-            // One without an address has not enrolled.
+            // A host without an address has not enrolled.
             let Ok(authority) = row.address.parse::<Authority>() else { continue };
             let online = row.status == "online";
             machines.push(Machine {
@@ -128,7 +128,7 @@ impl Fleet {
             hosts.insert(id, Arc::new(host));
         }
         let mut view = self.view();
-        // Rows are entered right after a host was picked: those before were read.
+        // A row is written right after its host is picked, so the read covers earlier picks.
         view.placed.retain(|(at, ..)| *at > began);
         view.suspects.retain(|_, since| since.elapsed() < SUSPECT);
         (view.hosts, view.machines, view.read) = (hosts, machines, Some(began));
@@ -139,7 +139,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// A host that has enrolled; one that this replica has not heard of is looked for.
+    /// Returns an enrolled host. Reads the hosts again if this replica does not know it.
     pub(crate) async fn find(&self, id: HostId) -> Result<Arc<Host>> {
         if let Some(host) = self.known(id) {
             return Ok(host);
@@ -152,13 +152,13 @@ impl Fleet {
         self.view().hosts.get(&id).cloned()
     }
 
-    /// Every host that has enrolled.
+    /// Returns every host that has enrolled.
     pub(crate) fn all(&self) -> Vec<Arc<Host>> {
         self.view().hosts.values().cloned().collect()
     }
 
-    /// Picks a host and counts what is placed on it. Before it is said that there is none, it is
-    /// looked whether there is one by now.
+    /// Picks a host and counts the placement on it. Reads the hosts again before it reports that
+    /// none fits.
     pub(crate) async fn place(&self, ask: &Ask<'_>) -> Result<HostId> {
         if let Ok(host) = self.pick(ask) {
             return Ok(host);
@@ -175,14 +175,14 @@ impl Fleet {
         let salt = view.picks ^ u64::from(std::process::id()).rotate_left(32);
         let trusted = Ask { without: &without, ..ask.clone() };
         let picked = scheduler::pick(&view.machines, &trusted, salt);
-        // Where nobody else can take it, one that did not answer may answer now.
+        // If no other host fits, a host that did not answer before may answer now.
         let id = picked.or_else(|_| scheduler::pick(&view.machines, ask, salt))?;
         view.placed.push((Instant::now(), id, ask.size));
         view.count(id, ask.size);
         Ok(id)
     }
 
-    /// A host that has the store.
+    /// Returns an open host that has the store.
     pub(crate) fn with_store(&self) -> Option<HostId> {
         let view = self.view();
         view.machines.iter().find(|machine| machine.open && machine.store).map(|machine| machine.id)

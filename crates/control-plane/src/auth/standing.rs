@@ -1,5 +1,6 @@
-//! Reads a caller's rights again in the transaction of a change, since the state that admitted the
-//! request may be over. A transaction that takes the right away either waits here or was first.
+//! Reads a caller's rights again in the transaction of a change. The rights that admitted the
+//! request may have ended since. A transaction that takes the right away either waits here or was
+//! first.
 //!
 //! Every transaction takes its locks in this order: the lock of admins, users by their ids, the
 //! team, and then the rest. The lock of a team also orders changes to its members and keys.

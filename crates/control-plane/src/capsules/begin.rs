@@ -1,5 +1,5 @@
-//! How a capsule begins: its row, a host for it, and the machine there. A host that has no room, or
-//! does not answer, is not the last.
+//! Starts a capsule: its row, a host for it, and the machine there. If a host has no room or does
+//! not answer, another one is tried.
 
 use super::quota::Quota;
 use super::{How, life, network, once, remove, transition};
@@ -19,26 +19,26 @@ use time::OffsetDateTime;
 use types::resources::Resources;
 use types::{CapsuleId, CapsuleState, Egress, HostId, Isolation, SnapshotId};
 
-/// Hosts that are tried for one create.
+/// Most hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;
 
-/// A capsule that is to begin.
+/// A capsule to start.
 pub(crate) struct Begin {
     pub template_id: Option<uuid::Uuid>,
     pub template: String,
-    /// What it begins from; the template when none.
+    /// Snapshot to start from; `None` for the template.
     pub snapshot: Option<SnapshotId>,
     pub size: Resources,
-    /// The least tier that the template is content with.
+    /// Lowest isolation tier that the template accepts.
     pub isolation: Isolation,
-    /// The host that has it, when it is a snapshot.
+    /// Host that has the snapshot.
     pub near: Option<HostId>,
-    /// Whether the store has it, too.
+    /// Set if the store has the snapshot, too.
     pub stored: bool,
-    /// Tags that the host must bear.
+    /// Tags that the host must have.
     pub host_tags: Vec<String>,
     pub idle_sec: u32,
-    /// Seconds from when it runs until its time is over.
+    /// Lifetime in seconds, from the moment the capsule runs.
     pub timeout: Option<u32>,
     pub on_timeout: String,
     pub auto_resume: bool,
@@ -51,7 +51,7 @@ pub(crate) struct Begin {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Enters a capsule and has its host make it.
+/// Inserts a capsule's row and has a host make its machine.
 pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
     let row = row(caller, &wanted);
     let request = request(&row, &wanted);
@@ -61,7 +61,8 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         size: row.size(),
         template: &wanted.template,
         near: wanted.near,
-        // A template is in the store once a host that has it has the store.
+        // A host uploads its templates when it has the store, so other hosts with the store can
+        // fetch them.
         fetches: wanted.snapshot.is_none() || wanted.stored,
         tags: &wanted.host_tags,
         isolation: wanted.isolation.max(quota.isolation()),
@@ -88,7 +89,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         Ok(begun) => begun_as(app, caller, &row, begun).await,
         Err(error) => {
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
-            // What cannot be removed now, the reconciler removes.
+            // If the removal fails, the reconciler repeats it.
             if let Err(undo) = remove(app, &row, caller.by).await {
                 tracing::warn!(id = %row.id(), error = %undo, "undoing a create");
             }
@@ -144,7 +145,7 @@ fn row(caller: Caller, wanted: &Begin) -> Capsule {
     }
 }
 
-/// What the host is asked for.
+/// Makes the request for the host.
 fn request(row: &Capsule, wanted: &Begin) -> CreateCapsuleRequest {
     CreateCapsuleRequest {
         capsule_id: row.id().to_string(),
@@ -163,7 +164,7 @@ fn request(row: &Capsule, wanted: &Begin) -> CreateCapsuleRequest {
     }
 }
 
-/// Has the row's host make the machine, and others after it.
+/// Has the row's host make the machine. If that host has no room or does not answer, tries others.
 async fn make(
     app: &App,
     row: &mut Capsule,
@@ -191,7 +192,7 @@ async fn make(
         tried.extend(host);
         let again = Ask { without: &tried, ..ask.clone() };
         let next = if tried.len() < HOSTS_MAX { app.fleet.place(&again).await.ok() } else { None };
-        // What the last one may have made is nobody's from here, and removed there.
+        // After the move, a machine on the last host belongs to no row, and is removed there.
         let moved = match next {
             Some(next) => db::capsules::move_start(&app.db, row.id(), row.generation, next).await?,
             None => None,
@@ -201,7 +202,7 @@ async fn make(
     }
 }
 
-/// Notes that the machine runs.
+/// Marks the capsule as running.
 async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Result<Capsule> {
     let id = row.id();
     if let Some(left) = begun.left {

@@ -1,5 +1,5 @@
-//! What a guest says of itself: how much it uses of what it has. It is the guest's word, and is
-//! bounded as such.
+//! A guest's own measurements of its processor, memory and disk. The guest is not trusted, so its
+//! answer is bounded in time and size.
 
 use crate::app::App;
 use crate::db::capsules::Capsule;
@@ -9,17 +9,17 @@ use serde::Deserialize;
 use std::time::Duration;
 use types::CapsuleState;
 
-/// Most that a guest may say, in bytes, and how long it may take.
+/// Largest answer of a guest, in bytes, and the longest wait for it.
 const BYTES_MAX: usize = 64 * 1024;
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Figures of a guest, as envd has them; sizes in bytes.
+/// Measurements of a guest, as envd makes them. Sizes are in bytes.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Figures {
-    /// When, in seconds since 1970.
+    /// Time of the measurement, in seconds since 1970.
     pub ts: i64,
     pub cpu_count: u32,
-    /// Of the whole machine.
+    /// Processor use of the whole machine, in percent.
     pub cpu_used_pct: f64,
     pub mem_total: u64,
     pub mem_used: u64,
@@ -28,7 +28,7 @@ pub(crate) struct Figures {
     pub disk_total: u64,
 }
 
-/// Those of now; none of a capsule that does not run.
+/// Returns a guest's current measurements; `None` for a capsule that is not running.
 pub(crate) async fn figures(app: &App, capsule: &Capsule) -> Result<Option<Figures>> {
     if capsule.state() != CapsuleState::Running {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! Fork: a snapshot that nobody else sees, and capsules that begin from it. The source goes on,
-//! or stays paused.
+//! Fork: takes a snapshot that no list shows, and starts capsules from it. The source runs on, or
+//! stays paused.
 
 use super::keep::detached;
 use super::{Begin, How, begin, life, settled, shown_to_maker};
@@ -14,19 +14,19 @@ use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
 use types::{CapsuleId, CapsuleState, HostId, Isolation, SnapshotId};
 
-/// Capsules that one fork may make.
+/// Most capsules of one fork.
 const MOST: u32 = 100;
-/// That are started at once.
+/// Most capsules of one fork that start at once.
 const AT_ONCE: usize = 4;
 
-/// What a fork made, and why there are fewer than were asked for.
+/// Capsules that a fork made, and the errors of the others.
 pub(crate) struct Forked {
     pub items: Vec<Capsule>,
     pub errors: Vec<Error>,
 }
 
 impl Forked {
-    /// The wire's shape.
+    /// Converts the result to the API's form.
     pub(crate) fn shown(self, caller: Caller) -> api::Forked {
         let told = |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
         api::Forked {
@@ -36,7 +36,7 @@ impl Forked {
     }
 }
 
-/// Makes capsules that begin as `id` is.
+/// Starts capsules with the state of the capsule `id`.
 pub(crate) async fn fork(
     app: &App,
     caller: Caller,
@@ -64,7 +64,7 @@ pub(crate) async fn fork(
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
-        // What cannot be removed now, the reconciler removes.
+        // If the removal fails, the reconciler repeats it.
         if let Err(error) = snapshots::remove(&at, &taken, By::SYSTEM).await {
             tracing::warn!(%id, %error, "removing what a fork began from");
         }
@@ -96,7 +96,7 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
             memory_mib: size(source.memory_mib),
             disk_mib: size(source.disk_mib),
         },
-        // It is on its source's host.
+        // A fork requires no tier, since it starts on its source's host.
         isolation: Isolation::None,
         near: source.host_id.map(HostId),
         stored: false,
@@ -105,7 +105,7 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
         timeout,
         on_timeout: source.on_timeout.clone(),
         auto_resume: source.auto_resume,
-        // That a port of the source's was published says nothing of its children's.
+        // A public port of the source is not public for its forks.
         public_ports: Vec::new(),
         public_traffic: source.public_traffic,
         host_header: source.host_header.clone(),

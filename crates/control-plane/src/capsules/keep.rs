@@ -1,5 +1,5 @@
-//! Pause and resume, and the waking of whoever is asked for something while it is paused.
-//! A caller who leaves stops nothing; what a host does not answer is left to the reconciler.
+//! Pauses and resumes capsules, and wakes paused capsules for requests. A client that disconnects
+//! stops nothing. If a host does not answer, the reconciler completes the operation.
 
 use super::quota::Quota;
 use super::waiters::Waiter;
@@ -17,12 +17,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
-/// Longest wait for a capsule that is changing.
+/// Longest wait for a capsule to settle.
 const SETTLE: Duration = Duration::from_secs(150);
-/// Longest wait for the reason why a guest does not answer.
+/// Longest wait for the reason that a guest does not answer.
 const WHY: Duration = Duration::from_millis(750);
 
-/// Does work that goes on when whoever asked for it leaves.
+/// Runs work that goes on when its caller leaves.
 pub(crate) async fn detached<T: Send + 'static>(
     app: &App,
     work: impl Future<Output = Result<T>> + Send + 'static,
@@ -30,7 +30,7 @@ pub(crate) async fn detached<T: Send + 'static>(
     app.tasks.detached(work).await.unwrap_or(Err(Error::HostUnavailable))
 }
 
-/// A capsule once it is not about to become something else.
+/// Returns a capsule when no start, pause or resume of it is under way.
 pub(crate) async fn settled(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let settled = |capsule: &Capsule| {
         let state = capsule.state();
@@ -67,7 +67,7 @@ pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Re
         return Ok(capsule);
     }
     let id = capsule.id();
-    // A capsule that has ended is no error here, since the row shows its end next.
+    // The error of a capsule that has ended does not matter, since its row shows the end next.
     let _ = life::ping(app, caller, id).await;
     if let Some(host) = capsule.host_id {
         crate::reconcile::run(app, HostId(host)).await;
@@ -79,10 +79,10 @@ pub(super) fn busy() -> Error {
     Error::Conflict("the capsule is changing; try again".to_owned())
 }
 
-/// Reports whether the operation that is asked for is under way already, and is to be joined.
+/// Reports whether the requested operation is under way already, so that the caller joins it.
 ///
 /// # Errors
-/// A conflict, when another operation is under way, or the same with other parameters.
+/// A conflict, when another operation is under way, or this one with other parameters.
 fn joins(capsule: &Capsule, to: CapsuleState, operation: &str) -> Result<bool> {
     let under_way = capsule.state();
     match under_way {
@@ -182,16 +182,16 @@ async fn keep(
     }
 }
 
-/// How a capsule is brought back.
+/// Options of a resume.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wanted {
-    /// Seconds that it may run.
+    /// Lifetime in seconds; `None` for no limit.
     pub timeout: Option<u32>,
-    /// Leaves memory that was kept aside.
+    /// Ignores the snapshot's memory, and boots from its disk.
     pub cold: bool,
-    /// Number of a snapshot; 0 for the last.
+    /// Number of a snapshot; 0 for the last one.
     pub snapshot: u64,
-    /// Waits for another operation under way, and takes what that comes to.
+    /// Waits for another operation under way, and accepts its result.
     pub patient: bool,
 }
 
@@ -232,7 +232,7 @@ pub(crate) async fn resume(
             _ => Err(Error::invalid("snapshot", "is for a capsule that is paused; pause it first")),
         };
     }
-    // One whose machine is lost may have been kept before.
+    // A capsule whose machine is lost may have an earlier snapshot.
     if !matches!(before, CapsuleState::Paused | CapsuleState::Error) {
         return Err(Error::NotRunning(before));
     }
@@ -262,7 +262,7 @@ async fn bring_back(
     }
     tx.commit().await?;
     let Some(generation) = resumed else {
-        // Another was faster, perhaps to the same end.
+        // Another change was faster, perhaps to the same end.
         wanted.joins(&get(app, caller, id).await?)?;
         let capsule = settled(app, caller, id).await?;
         let runs = capsule.state() == CapsuleState::Running;
@@ -292,16 +292,16 @@ async fn bring_back(
             db::capsules::set_end(&app.db, id, generation, left).await?;
             transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
             let row = get(app, caller, id).await?;
-            // Changed while it was paused, after it was read here.
+            // The rules changed while the capsule was paused, after this request read them.
             if row.egress != capsule.egress {
                 Box::pin(network::carry_out(app, &row)).await?;
             }
             Ok(Capsule { booted: begun.booted, ..row })
         }
-        // It may run, or be about to; the host tells.
+        // The capsule may run, or be about to. The reconciler asks the host.
         Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
         Err(error) => {
-            // Where it was is still where it is.
+            // The capsule is still on its former host.
             db::capsules::place_back(&app.db, generation, &capsule).await?;
             transition(app, id, generation, before, capsule.error.as_deref(), By::SYSTEM).await?;
             Err(error)
@@ -310,22 +310,22 @@ async fn bring_back(
 }
 
 /// Returns the number of the stored snapshot that a capsule may be resumed from, or 0 for none.
-/// Normally only the newest will do; for a capsule whose machine is lost, the last stored one. A
-/// host that the capsule was on since then takes its own.
+/// Normally only the newest snapshot qualifies. For a capsule whose machine is lost, the last
+/// stored one does. A host that the capsule was on since then takes its own.
 fn stored(capsule: &Capsule) -> i64 {
     let lost = capsule.state() == CapsuleState::Error;
     if capsule.stored_newest || lost { capsule.stored } else { 0 }
 }
 
-/// Where a capsule is resumed: on its host, or, when that can be reached no more or is to be
-/// empty, on another that can have it from the store.
+/// Chooses the host for a resume: the capsule's own, or another one that can fetch the capsule from
+/// the store. Another host is chosen when the own one is unreachable, or is being drained.
 async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
     let own = capsule.host_id.map(HostId);
     let state = || {
         let known = own.and_then(|host| app.fleet.known(host));
         known.map_or((false, false), |host| (host.online, host.draining))
     };
-    // Before it is taken from where it is, it is looked whether that is so.
+    // The cached state may be old, so it is read again before the capsule leaves its host.
     if state() != (true, false) {
         app.fleet.read().await?;
     }
@@ -356,7 +356,7 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
     app.fleet.place(&ask).await
 }
 
-/// A capsule whose guest can be asked; one that is paused and is to wake for it does.
+/// Returns a capsule whose guest can answer. Resumes a paused capsule if its `auto_resume` is set.
 pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let mut capsule = get(app, caller, id).await?;
     if capsule.auto_resume && capsule.state() != CapsuleState::Running {
@@ -371,8 +371,8 @@ pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Ca
     if state == CapsuleState::Running { Ok(capsule) } else { Err(Error::NotRunning(state)) }
 }
 
-/// Why a guest, which was asked when the capsule was as `seen`, did not answer: it may have been
-/// paused meanwhile.
+/// Returns the reason that a guest did not answer: the capsule may have been paused meanwhile.
+/// `seen` is the capsule as it was when the guest was asked.
 pub(crate) async fn why(app: &App, seen: &Capsule, error: Error) -> Error {
     if !matches!(error, Error::GuestUnavailable) {
         return error;

@@ -1,4 +1,4 @@
-//! How long a capsule may run: the host enforces it, this says what.
+//! Lifetimes of capsules. The control plane sets them, and the host enforces them.
 
 use super::{get, settled};
 use crate::app::App;
@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 use types::CapsuleId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 
-/// What a capsule that wakes for traffic may run, in seconds, where it may not run for ever: it
-/// would else end before it was of use.
+/// Lifetime in seconds of a capsule that traffic woke, if its lifetime is limited at all. With the
+/// old end, it could stop before it was of use.
 const AWAKE: u32 = 300;
 
 pub(crate) fn check_timeout(timeout: Option<u32>) -> Result<()> {
@@ -29,7 +29,7 @@ pub(crate) fn check_on_timeout(on_timeout: Option<&str>) -> Result<()> {
     }
 }
 
-/// What the host is told of a capsule that may run for `timeout` seconds from when it runs.
+/// Makes the host's message for a capsule that may run for `timeout` seconds from its start.
 pub(crate) fn wire(capsule: &Capsule, timeout: Option<u32>) -> Life {
     Life {
         lasts_ms: u64::from(timeout.unwrap_or(0)) * 1000,
@@ -40,12 +40,12 @@ pub(crate) fn wire(capsule: &Capsule, timeout: Option<u32>) -> Life {
     }
 }
 
-/// Seconds that a capsule may run which wakes for traffic.
+/// Returns the lifetime in seconds of a capsule that traffic woke.
 pub(super) fn after_waking(capsule: &Capsule) -> Option<u32> {
     capsule.ends_at.map(|_| AWAKE)
 }
 
-/// Sets when a capsule's time is over, counted from now.
+/// Sets a capsule's end, counted from now, and its rules for timeouts.
 pub(crate) async fn set(
     app: &App,
     caller: Caller,
@@ -92,7 +92,7 @@ pub(crate) async fn set(
     get(app, caller, id).await
 }
 
-/// Moves the end of a capsule that runs to so many seconds from now, unless it is later.
+/// Moves the end of a running capsule to `timeout` seconds from now, unless its end is later.
 pub(crate) async fn extend(
     app: &App,
     caller: Caller,
@@ -110,7 +110,7 @@ pub(crate) async fn extend(
     set(app, caller, capsule.id(), &wanted).await
 }
 
-/// Counts as activity.
+/// Counts a capsule as active, for its idle timeout.
 pub(crate) async fn ping(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let capsule = get(app, caller, id).await?;
     let capsule_id = id.to_string();

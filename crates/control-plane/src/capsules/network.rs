@@ -1,4 +1,4 @@
-//! What a capsule may reach: the rules are the row's, the host carries them out.
+//! Rules for the network destinations of a capsule. The row holds them, and the host enforces them.
 
 use super::{get, settled};
 use crate::app::App;
@@ -12,7 +12,7 @@ use serde_json::json;
 use types::egress::{Egress, Net, RULES_MAX, Rule};
 use types::{CapsuleId, CapsuleState};
 
-/// Reads rules as they are asked for; an error names the one that is wrong.
+/// Parses requested rules. The error names the wrong rule.
 pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
     let rules = |field: &str, texts: &[String]| -> Result<Vec<Rule>> {
         if texts.len() > RULES_MAX {
@@ -38,7 +38,7 @@ pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
     Ok(egress)
 }
 
-/// The wire's shape.
+/// Converts rules to the API's form.
 pub(crate) fn shown(egress: &Egress) -> api::Network {
     let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
     api::Network {
@@ -48,19 +48,19 @@ pub(crate) fn shown(egress: &Egress) -> api::Network {
     }
 }
 
-/// What the host is told.
+/// Makes the host's message for rules.
 pub(super) fn wire(egress: &Egress) -> host::Egress {
     let api::Network { allow, deny, .. } = shown(egress);
     host::Egress { allow, deny, revision: egress.revision, ..Default::default() }
 }
 
-/// Has the host of a capsule that runs carry out the row's rules; they hold when this is done,
-/// unless the host knows later ones.
+/// Has the host of a running capsule enforce the row's rules. They hold when this returns, unless
+/// the host knows later ones.
 pub(crate) async fn carry_out(app: &App, capsule: &Capsule) -> Result<()> {
     app.agent_of(capsule)?.set_egress(capsule.id(), wire(&capsule.egress)).await
 }
 
-/// Replaces the rules of a capsule. Of one that runs they hold when this answers.
+/// Replaces the rules of a capsule. In a running capsule they hold when this returns.
 pub(crate) async fn set(
     app: &App,
     caller: Caller,
@@ -72,8 +72,8 @@ pub(crate) async fn set(
     if !matches!(state, CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(state));
     }
-    // The row first: whatever happens to the rest, the next resume goes by it, and the
-    // reconciler sees a host that does not.
+    // The row comes first. If a later step fails, the next resume applies the row's rules, and the
+    // reconciler corrects the host.
     let api::Network { allow, deny, .. } = shown(&egress);
     let what = json!({ "allow": allow, "deny": deny });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_network", id).with(what);
@@ -82,7 +82,7 @@ pub(crate) async fn set(
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
     daemon::step("control.network").map_err(|e| Error::Internal(e.into()))?;
-    // Whoever resumes it at this moment looks at the row again when it runs.
+    // A resume at this moment reads the row again when the capsule runs.
     let capsule = get(app, caller, id).await?;
     if capsule.state() == CapsuleState::Running {
         carry_out(app, &capsule).await?;

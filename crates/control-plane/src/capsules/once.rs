@@ -1,6 +1,6 @@
-//! Creates that may be repeated: whoever gave a key before is answered by what that made, and
-//! nothing is made again. How far the first one got is how far its capsule is, so that one that
-//! died half-way needs no clearing up of its own.
+//! Creates with an idempotency key. A repeated request gets the capsule that the first one made.
+//! The capsule's own state shows how far the first one got, so a create that died needs no cleanup
+//! here.
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -9,18 +9,18 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use types::CapsuleState;
 
-/// Longest key, in characters.
+/// Longest key, in bytes.
 const KEY_MAX: usize = 255;
 
-/// A create by the key that its caller gave it.
+/// Idempotency key of a create.
 pub(crate) struct Once {
     pub key: String,
-    /// Of what was asked for.
+    /// Hash of the request's body.
     pub request: [u8; 32],
 }
 
 impl Once {
-    /// One by the header `Idempotency-Key`, of a request's body.
+    /// Makes a key from the header `Idempotency-Key` and a request's body.
     pub(crate) fn new(key: &str, body: &[u8]) -> Result<Self> {
         let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if !(1..=KEY_MAX).contains(&key.len()) || !key.bytes().all(legal) {
@@ -31,7 +31,7 @@ impl Once {
     }
 }
 
-/// What the key made before; none when it has made nothing that ever ran.
+/// Returns the capsule that the key made before; `None` if it made none that ever ran.
 pub(super) async fn earlier(app: &App, caller: Caller, once: &Once) -> Result<Option<Capsule>> {
     let found = db::idempotency::find(&app.db, caller.team, &once.key).await?;
     let Some((request, capsule)) = found else { return Ok(None) };
@@ -44,14 +44,14 @@ pub(super) async fn earlier(app: &App, caller: Caller, once: &Once) -> Result<Op
     }
     let gone = matches!(state, CapsuleState::Stopping | CapsuleState::Stopped);
     if gone && capsule.started_at.is_none() {
-        // It failed, and nothing is left of it.
+        // The first create failed, and left nothing.
         db::idempotency::forget(&app.db, caller.team, &once.key, capsule.id()).await?;
         return Ok(None);
     }
     Ok(Some(capsule))
 }
 
-/// Another request by the same key is under way.
+/// Makes the error of a request whose key is in use by another request.
 pub(super) fn in_flight() -> Error {
     Error::Conflict("a request with this Idempotency-Key is under way; ask again".to_owned())
 }

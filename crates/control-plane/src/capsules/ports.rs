@@ -1,5 +1,5 @@
-//! The list of servers that listen in a capsule, by its guest's word. A guest is hostile, so the
-//! answer is bounded in time, size and number. The look wakes no capsule.
+//! Lists the servers that listen in a capsule, as its guest reports them. A guest is hostile, so
+//! the answer is bounded in time, size and number. The request wakes no paused capsule.
 
 use super::{get, why};
 use crate::app::App;
@@ -17,7 +17,7 @@ use types::{CapsuleId, CapsuleState};
 const LIMIT: Duration = Duration::from_secs(30);
 /// Largest answer, in bytes. A server takes some 100 bytes.
 const BYTES: usize = 256 * 1024;
-/// Servers that are shown, at most; envd lists no more.
+/// Most servers that are shown; envd lists no more.
 const MOST: usize = 1024;
 /// Longest name of a program, in characters. A Linux kernel keeps 15 bytes.
 const NAME_MAX: usize = 64;
@@ -78,7 +78,7 @@ fn read(answer: &[u8]) -> Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-/// Leaves of a name what a terminal may print.
+/// Removes the characters of a name that a terminal must not print.
 fn printable(name: &str) -> Option<String> {
     let name: String = error::printable(name).chars().take(NAME_MAX).collect();
     (!name.is_empty()).then_some(name)

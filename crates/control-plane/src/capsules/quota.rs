@@ -1,5 +1,6 @@
-//! Whether a team, and the key that asks, may have more: counted in the transaction that takes it,
-//! one at a time for each team, so that two who ask at once do not both get the last.
+//! Checks the limits of a team and of the calling key. Each check runs in the transaction that
+//! takes the room, one at a time for each team. Two concurrent requests therefore never both get
+//! the last place.
 
 use crate::app::App;
 use crate::audit::Actor;
@@ -11,8 +12,8 @@ use crate::limits::{Held, Limits, Per, Stored, beyond, beyond_storage};
 use sqlx::PgConnection;
 use types::{ApiKeyId, Isolation};
 
-/// What a caller's team may have, and the key that they call with. Read before the transaction
-/// begins: who waits for a connection while holding one may wait for ever.
+/// Limits of a caller's team, and the caller. They are read before the transaction begins: waiting
+/// for a second connection while holding one may never end.
 pub(crate) struct Quota {
     caller: Caller,
     team: Limits,
@@ -23,12 +24,12 @@ impl Quota {
         Ok(Self { caller, team: app.directory.limits(&app.db, caller.team).await? })
     }
 
-    /// The least tier that the team's capsules begin on.
+    /// Returns the lowest isolation tier for the team's capsules.
     pub(super) fn isolation(&self) -> Isolation {
         self.team.isolation
     }
 
-    /// Counts one more create.
+    /// Counts a create against the rates of the key and the team.
     pub(super) fn rate(&self, app: &App) -> Result<()> {
         let too_many = |wait| Error::TooManyRequests("creates", wait);
         if let Some(key) = self.caller.counted_as {
@@ -47,20 +48,21 @@ impl Quota {
     }
 
     /// Checks that there is room for the machine of a capsule that is brought back. The machine
-    /// counts for the key that made the capsule, unless the caller has no limits of their own.
+    /// counts for the key that made the capsule. A user, or a key without such limits, is bound
+    /// only by the team's limits.
     pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
         let bound = match self.caller.by.actor {
             Actor::User(_) => false,
             Actor::Key(_) => self.caller.limits.counts(),
-            // A waker of this kind has no limits, and may be anybody.
+            // The platform wakes capsules for anybody's traffic, so the maker's limits apply.
             Actor::Host(_) | Actor::System | Actor::Nobody => true,
         };
         let key = capsule.created_by_key.filter(|_| bound).map(ApiKeyId);
         self.check(tx, machine(capsule), key).await
     }
 
-    /// Checks that there is room for `more` named snapshots, and for any more storage. Holds the
-    /// room until the transaction ends.
+    /// Checks that there is room for `more` named snapshots, and for more storage. Holds the room
+    /// until the transaction ends.
     pub(crate) async fn admit_snapshot(&self, tx: &mut PgConnection, more: i64) -> Result<()> {
         self.hold_storage(tx).await?;
         let stored = db::limits::stored(&mut *tx, self.caller.team).await?;
@@ -87,7 +89,8 @@ impl Quota {
     }
 
     async fn check(&self, tx: &mut PgConnection, more: Held, key: Option<ApiKeyId>) -> Result<()> {
-        // Held as the row's own reference holds it: nobody ends the team meanwhile.
+        // The lock is as strong as a row's reference to the team: the team cannot be deleted
+        // meanwhile.
         if !db::teams::hold(&mut *tx, self.caller.team).await? {
             return Err(Error::NotFound("team"));
         }

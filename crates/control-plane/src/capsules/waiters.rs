@@ -1,5 +1,5 @@
-//! Waiting for a capsule to change. PostgreSQL announces each change, so a waiter asks the database
-//! only when there is something to see. A paused capsule is woken once for all who ask meanwhile.
+//! Waits for capsules to change. PostgreSQL announces each change, so a waiter asks the database
+//! only when there is something to see. A paused capsule is woken once for all concurrent requests.
 
 use super::awake;
 use crate::app::App;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use types::CapsuleId;
 
-/// Longest sleep of a waiter while changes are heard of, and while they are not.
+/// Longest sleep of a waiter while change notifications arrive, and while they do not.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_DEAF: Duration = Duration::from_millis(100);
 

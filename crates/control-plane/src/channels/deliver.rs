@@ -1,6 +1,6 @@
-//! Sends what the outbox has. Any replica takes what is due, for a minute at a time; what it does
-//! not settle, since it died, is taken again. So a delivery comes at least once, and its id tells
-//! whoever gets it twice.
+//! Sends deliveries from the outbox. Any replica takes due deliveries, for a minute at a time. If
+//! it dies before it settles them, they are taken again. A delivery therefore comes at least once,
+//! and its id identifies repeats.
 
 use super::{secret, signature};
 use crate::app::App;
@@ -11,20 +11,21 @@ use futures::StreamExt;
 use std::time::Duration;
 use types::{ChannelId, DeliveryId};
 
-/// Between two looks for what is due, unless something happens, and then at least.
+/// Longest time between two looks for due deliveries, and the shortest.
 const LOOK: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
-/// For how long one is taken, which is longer than a try lasts, in seconds.
+/// Time for which a delivery is taken, in seconds: longer than an attempt lasts.
 const TAKEN: f64 = 60.0;
-/// Taken at once, and sent at once.
+/// Deliveries that are taken at once, and that are sent at once.
 const BATCH: i64 = 32;
 const AT_ONCE: usize = 16;
-/// Before another try, in seconds; after the last, it is given up: 16 hours in all.
+/// Times before the next attempts, in seconds, 16 hours in all. After the last attempt, the
+/// delivery has failed.
 const AGAIN: [f64; 9] = [5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0];
-/// What is kept of why a try failed, in characters.
+/// Longest stored error of an attempt, in characters.
 const WHY_MAX: usize = 300;
 
-/// Delivers for as long as the process lives.
+/// Sends deliveries for as long as the process lives.
 pub(crate) fn keep(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
@@ -32,7 +33,7 @@ pub(crate) fn keep(app: &App) {
         loop {
             let looking = async {
                 while round(&app).await {}
-                // Words that were missed are words, too.
+                // A receiver that missed messages counts as woken, too.
                 let _ = tokio::time::timeout(LOOK, woken.recv()).await;
                 tokio::time::sleep(PAUSE).await;
             };
@@ -44,7 +45,7 @@ pub(crate) fn keep(app: &App) {
     });
 }
 
-/// Sends what is due. Returns whether there may be more.
+/// Sends due deliveries. Returns `true` if there may be more.
 async fn round(app: &App) -> bool {
     let due = match db::channels::take_due(&app.db, TAKEN, BATCH).await {
         Ok(due) => due,
@@ -84,11 +85,11 @@ async fn send(app: &App, due: Due) {
     }
 }
 
-/// Tries once. Returns the answer's status.
+/// Makes one attempt. Returns the status of the answer.
 async fn attempt(app: &App, due: &Due) -> anyhow::Result<i32> {
     let event = streams::from_outbox(&due.body);
     let event = event.ok_or_else(|| anyhow::anyhow!("the outbox holds no event"))?;
-    // It may have been put there when it was still allowed.
+    // The URL may date from a time when private addresses were allowed.
     let url = reqwest::Url::parse(&due.url)?;
     let private = app.accounts.private_channels;
     anyhow::ensure!(private || !super::guard::is_private_literal(&url), "a private address");
@@ -100,6 +101,6 @@ async fn attempt(app: &App, due: &Due) -> anyhow::Result<i32> {
     let request = request.header("x-wrenn-delivery", DeliveryId(due.id).to_string());
     let request = request.header("x-wrenn-timestamp", now.to_string());
     let request = request.header("x-wrenn-signature", signature(&secret, now, &body));
-    // Nothing of what it answers but the status is read.
+    // Only the status of the answer is read.
     Ok(request.body(body).send().await?.status().as_u16().into())
 }

@@ -1,5 +1,5 @@
-//! Disables the channels whose maker's key has expired, since no request ends such a key. Their
-//! deliveries wait from the key's end on: `take_due` looks at the key itself.
+//! Disables channels whose maker is a key that has expired, since no request marks that end. Their
+//! deliveries stop when the key expires, since `take_due` checks the key itself.
 
 use crate::app::App;
 use crate::audit::{By, Entry};
@@ -7,7 +7,7 @@ use crate::db;
 use serde_json::json;
 use std::time::Duration;
 
-/// Between two rounds.
+/// Time between two rounds.
 const ROUND: Duration = Duration::from_secs(5);
 
 /// Runs round after round. A round that fails is logged.

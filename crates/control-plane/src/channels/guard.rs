@@ -1,6 +1,6 @@
-//! Keeps deliveries from going where only the platform itself may: loopback, link-local (the
-//! cloud's metadata), private and otherwise special addresses. A name is looked up here, and what
-//! is connected to is what was looked at.
+//! Keeps deliveries away from special addresses: loopback, link-local (the cloud's metadata),
+//! private and others. Only the platform itself may reach such addresses. The client connects to
+//! the very addresses that were checked here.
 
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -8,11 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long an answer may take.
+/// Time limit of a delivery's request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client that goes to public addresses alone, unless all are allowed; that follows no redirect
-/// and knows no proxy.
+/// Creates a client for deliveries. It connects only to public addresses, unless `private` is set.
+/// It follows no redirect and uses no proxy.
 pub(crate) fn client(private: bool) -> reqwest::Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .timeout(PATIENCE)
@@ -22,7 +22,8 @@ pub(crate) fn client(private: bool) -> reqwest::Result<reqwest::Client> {
     if private { builder.build() } else { builder.dns_resolver(Arc::new(Public)).build() }
 }
 
-/// Whether a URL names a private address as such: it is looked up by nobody.
+/// Reports whether a URL's host is a private IP address. Such an address involves no resolver, so
+/// it is checked here.
 pub(super) fn is_private_literal(url: &Url) -> bool {
     let host = url.host_str().unwrap_or("").trim_matches(['[', ']']);
     host.parse::<IpAddr>().is_ok_and(|ip| !is_public(ip))
@@ -43,7 +44,7 @@ impl Resolve for Public {
     }
 }
 
-/// Whether an address is one of the internet's. Pure.
+/// Reports whether an address is a public one of the internet. Pure.
 fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
@@ -61,7 +62,7 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
         || ip.is_multicast()
         || a == 0
         || a >= 240
-        // Carriers' own, protocol assignments, benchmarks, 6to4 relays.
+        // Carrier-grade NAT, protocol assignments, 6to4 relays and benchmarks.
         || a == 100 && (64..128).contains(&b)
         || (a, b, c) == (192, 0, 0)
         || (a, b, c) == (192, 88, 99)
@@ -71,7 +72,7 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 
 fn is_public_v6(ip: Ipv6Addr) -> bool {
     let part = ip.segments();
-    // An IPv4 address in disguise is what it hides.
+    // An IPv4-mapped address reaches its IPv4 address.
     if let Some(v4) = ip.to_ipv4_mapped() {
         return is_public_v4(v4);
     }
@@ -82,9 +83,9 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
     match part {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(v4(high, low)),
         [0x2002, high, low, ..] => is_public_v4(v4(high, low)),
-        // Teredo, and documentation.
+        // Teredo and documentation addresses.
         [0x2001, 0 | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
-        // Global unicast.
+        // Global unicast addresses.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
