@@ -1,8 +1,8 @@
 //! The life of a capsule: the only writer of its state in the database.
 //!
-//! Each change of a capsule runs as a task of its own, so a client that disconnects leaves nothing
-//! half done. If a process dies in between, `reconcile` completes or undoes the change by these
-//! same functions.
+//! Each change of a capsule runs as a task of its own. A client that disconnects therefore leaves
+//! nothing half done. If a process dies in between, `reconcile` completes or undoes the change by
+//! these same functions.
 
 mod access;
 mod alive;

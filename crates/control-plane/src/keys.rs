@@ -1,4 +1,5 @@
-//! API keys: made, shown once, revoked. A key never may more than who made it may.
+//! API keys: creation, revocation and limits. A key is shown once. It never has more rights than
+//! its maker.
 
 use crate::app::App;
 use crate::audit::Entry;
@@ -16,14 +17,14 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
 
-/// Characters of a key that are kept, to know it by.
+/// Number of a key's first characters that are stored, to recognize it by.
 const PREFIX: usize = 10;
-/// Longest life of a key that ends, in seconds: ten years.
+/// Longest lifetime of a key that expires, in seconds: ten years.
 const EXPIRES_MAX: u64 = 10 * 366 * 86_400;
-/// Longest chain of keys each of which was made with the one before.
+/// Longest chain of keys in which each key made the next one.
 const DEPTH_MAX: i64 = 8;
 
-/// A row for a key of a team that nobody else is told of yet.
+/// Makes the row of a new key, without scopes, limits or an end.
 pub(crate) fn row(team: TeamId, name: &str, key: &str) -> Row {
     Row {
         id: ApiKeyId::new().0,
@@ -44,7 +45,7 @@ pub(crate) fn row(team: TeamId, name: &str, key: &str) -> Row {
     }
 }
 
-/// Makes a key; the answer alone has it.
+/// Creates a key. Only this answer contains it.
 pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Result<api::ApiKey> {
     check_not_platforms(caller)?;
     let name = check_title("name", &wanted.name)?;
@@ -170,7 +171,8 @@ fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
     })
 }
 
-/// What a key is to be confined to, which must be the team's, or shared.
+/// Returns the template and the capsule that a key is to be confined to. They must be the team's or
+/// shared.
 async fn confined(
     app: &App,
     caller: Caller,
@@ -193,8 +195,8 @@ async fn confined(
     Ok((template, capsule))
 }
 
-/// Revokes a key: one's own, or, as an admin, any of the team's. The keys and invitations made with
-/// the key end, and its channels are disabled.
+/// Revokes a key: the caller's own or, for admins, any key of the team. The keys and invitations
+/// made with the key end, and its channels are disabled.
 pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let standing = stand(&mut tx, caller, Action::KeysMake).await?;
@@ -218,7 +220,7 @@ pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()
     Ok(())
 }
 
-/// The wire's shape.
+/// Converts a row to the API's form.
 pub(crate) fn shown(row: Row) -> api::ApiKey {
     let own = row.limits.limits();
     let some = |n: u32| (n > 0).then_some(n);

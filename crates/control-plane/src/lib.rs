@@ -1,7 +1,7 @@
-//! The control plane: REST over a PostgreSQL database and host agents.
+//! The control plane: a REST API over a PostgreSQL database and host agents.
 //!
-//! Stateless but for the database: any number of replicas may serve. Only `capsules` moves a
-//! capsule between states. It never touches a machine; it asks the agent of the host.
+//! All state is in the database, so any number of replicas may serve. Only `capsules` moves a
+//! capsule between states. The control plane never touches a machine; it calls the host's agent.
 
 mod agent;
 mod app;

@@ -1,6 +1,6 @@
 //! Limits on the holdings and the requests of a team and of a key. `load.rs` has the limits of one
-//! control plane. A team's limit is its own, else the platform's default, else the figure written
-//! here; 0 is no limit.
+//! control plane. A team without a limit of its own has the platform's default, or else the figure
+//! in this file. A limit of 0 means no limit.
 
 use quick_cache::sync::Cache;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,27 +14,27 @@ pub(crate) const METADATA_MAX: usize = 16 * 1024;
 pub(crate) const PUBLIC_PORTS_MAX: usize = 64;
 /// Longest key or token that is looked at, in bytes.
 pub(crate) const TOKEN_MAX: usize = 2000;
-/// Requests to sign in, up or elsewhere that one address may make a second, and twice as many at
-/// once.
+/// Requests per second that one address may make to sign in, sign up or sign in elsewhere. Twice as
+/// many may come at once.
 pub(crate) const STRANGERS_PER_SEC: u32 = 20;
-/// Teams and keys whose requests are counted at once.
+/// Most counters of teams and keys that are kept in memory.
 const COUNTED: usize = 100_000;
 
-/// What a team or a key may have and do; 0 is no limit.
+/// Limits of a team or a key; 0 means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Capsules that are not gone.
+    /// Capsules in any state but `stopped`.
     pub capsules: u32,
-    /// Virtual processors of those that have a machine.
+    /// Virtual processors of capsules that have a machine.
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// Snapshots that have a name. A limit of teams alone.
+    /// Snapshots with a name. Only a team has this limit.
     pub snapshots: u32,
-    /// Storage of snapshots and paused capsules on the hosts' disks. A limit of teams alone.
+    /// Storage of snapshots and paused capsules on the hosts' disks. Only a team has this limit.
     pub storage_mib: u64,
     pub creates_per_sec: u32,
     pub requests_per_sec: u32,
-    /// The least tier that its capsules begin on; of a team alone.
+    /// Lowest isolation tier of the team's capsules. Only a team has this limit.
     pub isolation: Isolation,
 }
 
@@ -49,7 +49,7 @@ impl Limits {
         requests_per_sec: 0,
         isolation: Isolation::None,
     };
-    /// A team's, where the admin has set no others.
+    /// Limits of a team for which an admin has set no others.
     pub(crate) const DEFAULT: Self = Self {
         capsules: 1000,
         vcpus: 4000,
@@ -61,13 +61,13 @@ impl Limits {
         isolation: Isolation::None,
     };
 
-    /// Whether anything is counted before a capsule may begin.
+    /// Reports whether a new capsule must be checked against counts.
     pub(crate) fn counts(&self) -> bool {
         (self.capsules, self.vcpus, self.memory_mib) != (0, 0, 0)
     }
 }
 
-/// What a team or a key has.
+/// Current holdings of a team or a key.
 #[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
 pub(crate) struct Held {
     pub capsules: i64,
@@ -78,7 +78,7 @@ pub(crate) struct Held {
 /// Snapshots and storage that a team keeps.
 #[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
 pub(crate) struct Stored {
-    /// Snapshots that have a name.
+    /// Snapshots with a name.
     pub snapshots: i64,
     /// Bytes on the hosts' disks of snapshots and paused capsules.
     pub storage_bytes: i64,
@@ -100,7 +100,7 @@ fn whole(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-/// Says which limit more would go beyond; none when there is room. Pure.
+/// Names the limit that `more` would exceed; `None` when there is room. Pure.
 pub(crate) fn beyond(limits: &Limits, held: Held, more: Held) -> Option<String> {
     let rows = [
         ("capsules", u64::from(limits.capsules), held.capsules, more.capsules),
@@ -113,14 +113,14 @@ pub(crate) fn beyond(limits: &Limits, held: Held, more: Held) -> Option<String> 
     over.map(|(what, limit, held, _)| format!("{held} of {limit} {what} are in use"))
 }
 
-/// What is counted per second.
+/// Kinds of events with a limit per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Per {
     Request,
     Create,
 }
 
-/// Lets so many through a second, and twice as many at once; by one replica alone.
+/// Rate limiter of one replica. It passes `rate` events a second, and twice as many at once.
 pub(crate) struct Limiter(Cache<(Uuid, Per), Arc<Mutex<Option<Instant>>>>);
 
 impl Limiter {
@@ -128,7 +128,7 @@ impl Limiter {
         Self(Cache::new(COUNTED))
     }
 
-    /// Lets one more through, or says after how long one would be.
+    /// Counts an event, or returns the time after which one would pass.
     pub(crate) fn pass(&self, who: Uuid, per: Per, rate: u32) -> Result<(), Duration> {
         if rate == 0 {
             return Ok(());
@@ -148,8 +148,8 @@ impl Limiter {
     }
 }
 
-/// The generic cell rate algorithm: `ahead` is by how much those before have used up what is to
-/// come. Returns the new one, or how long to wait. Pure.
+/// Applies the generic cell rate algorithm. `ahead` is the time to come that earlier events have
+/// used up. Returns its new value, or the time to wait. Pure.
 fn after(ahead: Duration, rate: u32) -> (Duration, Option<Duration>) {
     let each = Duration::from_secs(1) / rate;
     let most = Duration::from_secs(2);
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(beyond(&limits, held(1, 2), more), None);
         assert_eq!(beyond(&limits, held(2, 0), more).unwrap(), "2 of 2 capsules are in use");
         assert_eq!(beyond(&limits, held(0, 3), more).unwrap(), "3 of 4 vCPUs are in use");
-        // A resume makes no more capsules, though there be too many.
+        // A resume adds no capsule, so a full limit on capsules does not refuse it.
         assert_eq!(beyond(&limits, held(3, 0), Held { capsules: 0, ..more }), None);
         assert_eq!(beyond(&Limits::NONE, held(1 << 40, 1 << 40), more), None);
         assert!(!Limits::NONE.counts() && Limits::DEFAULT.counts());

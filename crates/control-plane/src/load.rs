@@ -1,6 +1,6 @@
-//! Limits on the work that one control plane takes on at once, and on the share of each network,
-//! caller, team and capsule. A full share refuses the newest request at once. Nobody waits in a
-//! queue that others can fill.
+//! Limits on the concurrent work of one control plane, and on the share of each network, caller,
+//! team and capsule. A full share refuses the newest request at once. Nobody waits in a queue that
+//! others can fill.
 
 use crate::error::{Error, Result};
 use hop::{Bounds, Full, Held, Limits, Share, Shares, Standing};
@@ -11,67 +11,69 @@ use std::time::{Duration, Instant};
 use types::{CapsuleId, ClientNetwork, TeamId};
 use uuid::Uuid;
 
-/// Largest JSON body after a credential was shown, in bytes.
+/// Largest JSON body of a caller with a credential, in bytes.
 const JSON_MAX: usize = 1 << 20;
 /// Largest JSON body that carries the input of a command, in bytes.
 const INPUT_MAX: usize = 20 << 20;
-/// Largest JSON body before a credential was shown, in bytes.
+/// Largest JSON body of a caller without a credential, in bytes.
 const STRANGERS_JSON_MAX: usize = 256 << 10;
-/// Time for a JSON body, from its head to its last byte.
+/// Time limits of JSON bodies, from the head to the last byte, in the order of the sizes above.
 const JSON_TIME: Duration = Duration::from_secs(60);
 const INPUT_TIME: Duration = Duration::from_secs(600);
 const STRANGERS_JSON_TIME: Duration = Duration::from_secs(20);
-/// Bytes that a body takes before any of it has come.
+/// Bytes that a body counts for before any of it has come.
 const BODY_LEAST: usize = 1024;
-/// Bytes of JSON bodies and of commands' output that are held in memory at once, by all and by one
-/// key or session.
+/// Bytes of JSON bodies and of commands' output in memory at once: of all callers, and of one key
+/// or session.
 const BODIES: Bounds = Bounds { all: 512 << 20, each: 128 << 20 };
-/// The part of them that all keys and sessions of one person hold.
+/// Bytes of the same kind of all keys and sessions of one person.
 const PERSONS_BODIES: Bounds = Bounds { all: u64::MAX, each: 192 << 20 };
-/// Bytes of JSON bodies held before a credential was shown, by all and by one network. Networks
-/// where a credential was shown have room that strangers cannot take, and so has this machine.
+/// Bytes of JSON bodies of callers without a credential: of all, and of one network. Networks that
+/// showed a credential before have room that strangers cannot take, and so has this machine.
 const STRANGERS_BODIES: Bounds = Bounds { all: 64 << 20, each: 4 << 20 };
 const KNOWN_BODIES: Bounds = Bounds { all: 96 << 20, each: 4 << 20 };
 const TRUSTED_BODIES: Bounds = Bounds { all: 128 << 20, each: 32 << 20 };
-/// Bytes of JSON bodies of hosts, which have shown their tokens.
+/// Bytes of JSON bodies of hosts that have shown their tokens.
 const HOSTS_BODIES: Bounds = Bounds { all: u64::MAX, each: 4 << 20 };
-/// Streams of events, by all and by one team.
+/// Event streams: of all, and of one team.
 const STREAMS: Bounds = Bounds { all: 1000, each: 250 };
-/// Streams of events of one key or session.
+/// Event streams of one key or session.
 const CALLERS_STREAMS: Bounds = Bounds { all: 1000, each: 50 };
-/// Streams of events of all keys and sessions of one person, in whatever teams.
+/// Event streams of all keys and sessions of one person, in any team.
 const PERSONS_STREAMS: Bounds = Bounds { all: 1000, each: 250 };
-/// Requests of strangers that wait for a capsule, by all and for one.
+/// Requests of strangers that wait for a capsule: for all capsules, and for one.
 const WAITING: Bounds = Bounds { all: 4096, each: 256 };
-/// Reads that may take the database long, by all and by one team. The pool has twice as many
-/// connections as all of these.
+/// Reads that may keep the database busy for long: of all, and of one team. The pool has twice as
+/// many connections as all of these.
 const DEAR: Bounds = Bounds { all: 8, each: 3 };
-/// Longest wait of such a read for its place, and the time between two tries.
+/// Time between two attempts to get a place for such a read.
 const DEAR_LOOK: Duration = Duration::from_millis(50);
-/// Queries at once that look up what the caches lack, such as unknown keys and capsules: by clients
-/// of all networks and of one. Known networks have more, and the pool has more than all of them.
+/// Concurrent queries for entries that the caches lack, such as unknown keys and capsules: of all
+/// networks, and of one. Known networks have more, and the pool has more connections than all of
+/// these.
 const LOOKUPS: Bounds = Bounds { all: 8, each: 4 };
 const STRANGERS_LOOKUPS: Bounds = Bounds { all: 4, each: 2 };
-/// Checks of passwords that wait at once: of clients of all networks and of one. Each takes a
-/// processor for some 50 ms. Known networks have more.
+/// Password checks that wait at once: of all networks, and of one. Each check takes a processor for
+/// some 50 ms. Known networks have more.
 const PASSWORDS: Bounds = Bounds { all: 48, each: 12 };
 const STRANGERS_PASSWORDS: Bounds = Bounds { all: 24, each: 3 };
-/// Time between two tries for such a query or check.
+/// Time between two attempts to get a place for such a query or check.
 const LOOKUP_LOOK: Duration = Duration::from_millis(5);
-/// Longest wait for a place among queries or checks of passwords.
+/// Longest wait for a place among reads, queries or password checks.
 const PLACE_WAIT: Duration = Duration::from_secs(5);
-/// Most networks that are remembered for a credential shown there, and the time of each memory.
+/// Most known networks, and the time that a network stays known after a credential was shown there.
 const KNOWN: usize = 10_000;
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
-/// Age at which the memory of a network is renewed.
+/// Age at which the entry of a known network is renewed.
 const KNOWN_RENEWED: Duration = Duration::from_secs(600);
 
 /// The shares of one control plane.
 pub(crate) struct Load {
     limits: Limits,
-    /// Networks where a credential was shown, with the time.
+    /// Networks where a credential was shown, with the time of it.
     known: Cache<ClientNetwork, Instant>,
-    /// Requests without a connection of their own: through a proxy on this machine, and by HTTP/2.
+    /// Requests that share a connection with others: through a proxy on this machine, and by
+    /// HTTP/2.
     requests: Shares<(ClientNetwork, Standing)>,
     callers: Shares<Uuid>,
     teams: Shares<TeamId>,
@@ -103,7 +105,7 @@ pub(crate) enum Payer {
 /// A key or a session that holds shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Holder {
-    /// The key that its requests count as, or the user.
+    /// Key that the requests count as, or the user.
     pub who: Uuid,
     /// The user, or the key's maker. A person may have any number of keys and teams.
     pub person: Uuid,
@@ -130,7 +132,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// Takes room up to so many bytes in all.
+    /// Grows the room to `bytes` in all.
     ///
     /// # Errors
     /// When the share of the payer, of the person or of all is full.
@@ -154,7 +156,7 @@ fn no_room(full: Full) -> Error {
     }
 }
 
-/// Shares of the streams of events: of a team, of a key or session, and of a person.
+/// Shares of the event streams: of a team, of a key or session, and of a person.
 pub(crate) type Streaming = (Share<TeamId>, Share<Uuid>, Share<Uuid>);
 
 /// Shares that a request holds until its answer has ended.
@@ -199,7 +201,7 @@ impl Load {
         self.limits
     }
 
-    /// Remembers that somebody at an address has shown a credential.
+    /// Remembers that a client at an address has shown a credential.
     pub(crate) fn vouch(&self, address: IpAddr) {
         let network = ClientNetwork::from(address);
         let shown = self.known.get(&network);
@@ -208,7 +210,7 @@ impl Load {
         }
     }
 
-    /// Returns the standing of an address, with the memory of credentials shown there.
+    /// Returns the standing of an address, which counts credentials shown there.
     pub(crate) fn standing(&self, address: IpAddr) -> Standing {
         let standing = Standing::of(address);
         let shown = || self.known.get(&ClientNetwork::from(address));
@@ -241,7 +243,7 @@ impl Load {
         })
     }
 
-    /// Takes shares of the requests under way: a quarter of all for a key or a session, and a half
+    /// Takes shares of the concurrent requests: a quarter of all for a key or a session, and a half
     /// for all of one person's.
     pub(crate) fn caller(&self, holder: Holder) -> Result<(Share<Uuid>, Share<Uuid>)> {
         let bounds = |part| Bounds { all: u64::MAX, each: of(self.limits.connections / part) };
@@ -251,13 +253,13 @@ impl Load {
         Ok((own, persons.map_err(|_| Error::TooManyAtOnce("this user, by all their keys"))?))
     }
 
-    /// Takes a share of the requests under way for a team: a half of all.
+    /// Takes a share of the concurrent requests for a team: a half of all.
     pub(crate) fn team(&self, team: TeamId) -> Result<Share<TeamId>> {
         let bounds = Bounds { all: u64::MAX, each: of(self.limits.connections / 2) };
         self.teams.take(team, 1, bounds).map_err(|_| Error::TooManyAtOnce("this team"))
     }
 
-    /// Takes shares of the streams of events.
+    /// Takes shares of the event streams.
     pub(crate) fn stream(&self, team: TeamId, holder: Holder) -> Result<Streaming> {
         let refused = |whose| move |_| Error::TooManyAtOnce(whose);
         let own = self.callers_streams.take(holder.who, 1, CALLERS_STREAMS);
@@ -273,7 +275,7 @@ impl Load {
         self.room(payer, BODY_LEAST)
     }
 
-    /// Takes room for so many bytes.
+    /// Takes room for `bytes` bytes.
     pub(crate) fn room(&self, payer: Payer, bytes: usize) -> Result<Room> {
         let (shares, bounds) = match payer {
             Payer::Network(_, Standing::Stranger) => (&self.strangers_bodies, STRANGERS_BODIES),
@@ -299,12 +301,12 @@ impl Load {
         self.waiting.take(capsule, 1, WAITING).map_err(|_| Error::TooManyConnections)
     }
 
-    /// Waits for a place among the reads that may take the database long.
+    /// Waits for a place among the reads that may keep the database busy for long.
     pub(crate) async fn dear(&self, team: TeamId) -> Result<Share<TeamId>> {
         place(DEAR_LOOK, "this team, as long reads", || self.dear.take(team, 1, DEAR)).await
     }
 
-    /// Waits for a place among the queries that look up what the caches lack, for a client at an
+    /// Waits for a place among the queries for entries that the caches lack, for a client at an
     /// address. The platform itself and clients on this machine need none.
     pub(crate) async fn lookup(
         &self,
@@ -314,7 +316,7 @@ impl Load {
         self.network_place(&self.lookups, from, bounds, "your address, as unknown names").await
     }
 
-    /// Waits for a place among the checks of passwords, for a client at an address. Clients on this
+    /// Waits for a place among the password checks, for a client at an address. Clients on this
     /// machine need none.
     pub(crate) async fn password(
         &self,
@@ -324,7 +326,8 @@ impl Load {
         self.network_place(&self.passwords, from, bounds, "your address, as sign-ins").await
     }
 
-    /// Waits for a share of a client's network; `None` for a client on this machine.
+    /// Waits for a share of a client's network; `None` for the platform itself and for a client on
+    /// this machine.
     async fn network_place(
         &self,
         shares: &Shares<ClientNetwork>,

@@ -1,6 +1,7 @@
-//! The sandbox proxy: requests whose host names a port of a capsule, or that E2B's headers send
-//! there, around the whole API. Authentication comes first, then the capsule's state, then the
-//! capsule's host; bytes are streamed and never held. It changes nothing of a capsule.
+//! The sandbox proxy. It serves requests whose host name or E2B headers name a port of a capsule,
+//! before the API sees them. It checks authentication first, then the capsule's state, then its
+//! host. Bytes are streamed and never held. The proxy changes nothing of a capsule, apart from
+//! waking it.
 
 mod access;
 mod answer;
@@ -45,15 +46,15 @@ use types::{CapsuleId, CapsuleState, HostId, PLATFORM_TEAM};
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Before another look at a capsule that is being paused, and is to wake.
+/// Time between two looks at a capsule that is being paused and wakes for requests.
 const WAKE: Duration = Duration::from_millis(100);
-/// How often it is looked at: a pause waits two seconds for requests under way.
+/// Number of these looks. A pause waits two seconds for requests under way.
 const WAKES: u32 = 50;
 
 /// The proxy's own parts.
 pub(crate) struct Proxy {
     app: Arc<App>,
-    /// Requests that were passed on, and that were not.
+    /// Counters of requests that were passed on, and that were refused.
     passed: Counter,
     refused: Counter,
 }
@@ -63,7 +64,7 @@ pub(crate) fn refuse(error: &Error, headers: &HeaderMap) -> Response<Body> {
     answer::refuse(error, None, Form::of(headers))
 }
 
-/// Signs a link to a port, as the field of a query that admits.
+/// Signs a link to a port. Returns it as a query field, `name=value`.
 pub(crate) fn link(app: &App, target: Target, link: &Link) -> String {
     format!("{}={}", preview::FIELD, link.sign(&app.link_secret, target))
 }
@@ -75,7 +76,7 @@ impl Proxy {
         Self { app, passed: counter("passed"), refused: counter("refused") }
     }
 
-    /// Answers a request that is for a capsule; gives back one that is not.
+    /// Answers a request for a capsule. Returns any other request as the error.
     pub(crate) async fn answer(
         &self,
         request: Request<Body>,
@@ -120,7 +121,7 @@ impl Proxy {
         (target, from): (Target, IpAddr),
     ) -> (Error, Form) {
         if matches!(error, Error::Overloaded | Error::TooManyAtOnce(_)) {
-            // The look-up may be what was refused.
+            // The refusal may have come from this very look-up.
             return (error, form);
         }
         let find = async || {
@@ -179,7 +180,8 @@ impl Proxy {
             };
         }
         let path = if presented.link.is_some() { Some(without_link(&request)) } else { None };
-        // The owner wakes the capsule by their own right, and others by the capsule's.
+        // The owner wakes the capsule by their own right. Other requests wake it by the right of
+        // the platform.
         let waker = owner.filter(|_| admitted == Admitted::Owner);
         let waker = waker.unwrap_or_else(|| Caller::of(route.team));
         if route.auto_resume && route.state != CapsuleState::Running {
@@ -187,7 +189,8 @@ impl Proxy {
         }
         let host = name(&request)?;
         address(&mut request, target, path.as_deref())?;
-        // Taken off first: a client could name what we put on as an option of its connection.
+        // `Outgoing::of` removes connection options before the proxy adds its headers. A client
+        // could otherwise name such a header as an option and have it removed.
         route.reachable()?;
         let mut outgoing = Outgoing::of(request);
         outgoing.until = Some(standing.until());
@@ -197,7 +200,7 @@ impl Proxy {
         forwarded(headers, &host, scheme, peer)?;
         rename(headers, &route, target)?;
         let public = Public { scheme, host: host.to_str().unwrap_or(""), target };
-        // One without a body can be sent again, when the capsule was about to be paused.
+        // A request without a body can be sent again if the capsule was about to be paused.
         let plain = outgoing.request.body().is_end_stream() && !outgoing.upgrades();
         let again = (route.auto_resume && plain).then(|| copied(&outgoing.request));
         let sent = self.send(outgoing, route.reachable()?, &public).await;
@@ -209,7 +212,7 @@ impl Proxy {
         }
     }
 
-    /// Wakes a capsule that was about to be paused, and sends a request to it anew.
+    /// Wakes a capsule that was about to be paused, and sends a request to it again.
     async fn send_again(
         &self,
         request: Request<Body>,
@@ -235,7 +238,7 @@ impl Proxy {
         }
     }
 
-    /// Decides whether a request is let in, and by which grounds. Also returns the owner of its
+    /// Decides whether a request is let in, and on which grounds. Also returns the owner of its
     /// key.
     async fn admit(
         &self,
@@ -271,7 +274,8 @@ impl Proxy {
         Ok((Standing { app, target, route, admitted, key: hash, basis, seen }, owner))
     }
 
-    /// Notes that somebody who presented something was not let in.
+    /// Notes a refusal in the audit log. Common refusals are left out: private ports, and bad,
+    /// expired or revoked links.
     fn note(
         &self,
         error: &Error,
@@ -295,7 +299,7 @@ impl Proxy {
         });
     }
 
-    /// Notes that somebody was let in.
+    /// Notes an access in the audit log.
     fn note_access(&self, route: &Route, who: Option<Caller>, target: Target, from: IpAddr) {
         let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
         self.app.notes.note(Noted {
@@ -336,7 +340,7 @@ impl Proxy {
         let (pool, tasks) = (self.app.agents.pool(), &self.app.tasks);
         let mut answer = match outgoing.send(pool, &host, || None, tasks).await {
             Ok(answer) => answer,
-            // The agent waits as long as we do.
+            // The host's agent has the same time limit.
             Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
             Err((hop::Error::Ended, _)) => return Err(Error::AccessRevoked),
             Err((error, _)) if error.is_stalled() => return Err(Error::BodyTooSlow),
@@ -354,7 +358,7 @@ impl Proxy {
         };
         let refusal = Refusal::parse(refusal.as_bytes());
         if matches!(refusal, Some(Refusal::NotRunning | Refusal::Paused | Refusal::Draining)) {
-            // What is known of the capsule is not so any more.
+            // The cached state of the capsule is out of date.
             self.app.routes.forget(target.capsule);
         }
         Err(Error::from_refusal(refusal, target.port))
@@ -362,7 +366,7 @@ impl Proxy {
 }
 
 impl Route {
-    /// The host of a capsule that can be asked.
+    /// Returns the host of a capsule that can be reached.
     fn reachable(&self) -> Result<HostId> {
         match self.state {
             CapsuleState::Running => self.host.ok_or(Error::HostUnavailable),
@@ -378,7 +382,7 @@ impl Route {
     }
 }
 
-/// A request without a body, once more.
+/// Copies a request that has no body.
 fn copied(request: &Request<Body>) -> Request<Body> {
     let mut again = Request::new(Body::empty());
     *again.method_mut() = request.method().clone();
@@ -388,9 +392,9 @@ fn copied(request: &Request<Body>) -> Request<Body> {
     again
 }
 
-/// The name that a request has for the capsule.
+/// Returns the host name of a request.
 fn name(request: &Request<Body>) -> Result<HeaderValue> {
-    // HTTP/2, and who asks a proxy, say it in the first line alone.
+    // HTTP/2, and clients of a forward proxy, name the host only in the request's URI.
     match request.uri().authority() {
         Some(name) => HeaderValue::from_str(name.as_str())
             .map_err(|_| Error::invalid("host", "must be a host's name")),
@@ -410,7 +414,7 @@ fn rename(headers: &mut HeaderMap, route: &Route, target: Target) -> Result<()> 
     Ok(())
 }
 
-/// Tells the guest by which name and from where it is asked.
+/// Tells the guest the request's original host name, scheme and client address.
 fn forwarded(
     headers: &mut HeaderMap,
     host: &HeaderValue,
@@ -432,14 +436,14 @@ fn forwarded(
     Ok(())
 }
 
-/// The path and query without a link's token.
+/// Returns a request's path and query without a link's token.
 fn without_link(request: &Request<Body>) -> String {
     let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     preview::from_link(path).map_or_else(|| path.to_owned(), |(_, rest)| rest)
 }
 
-/// Addresses a request to the agent: its path, byte for byte, or the one that is given, behind the
-/// capsule and the port.
+/// Sets the URI for the agent: the capsule and the port, and then `path` or the request's own path,
+/// byte for byte.
 fn address(request: &mut Request<Body>, target: Target, path: Option<&str>) -> Result<()> {
     let asked = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     let path = path.unwrap_or(asked);

@@ -1,10 +1,9 @@
-//! How a host becomes one of ours, and stays it: a registration token, then credentials that it
-//! renews by itself.
+//! Enrolment of hosts: a registration token first, then credentials that the host renews by itself.
 //!
-//! The host makes its key and keeps it. Whoever holds a registration token must also answer at
-//! the address with that key before anything is given out. A refresh whose answer was lost is
-//! asked for again with the same token; a token that comes back after its successor was used has
-//! been stolen, or copied, and ends the enrolment.
+//! The host makes its key and keeps it. To get credentials, the holder of a registration token must
+//! also answer at the host's address with that key. If the answer to a refresh is lost, the host
+//! repeats the request with the same token. A token that comes back after the use of its successor
+//! was stolen or copied, and ends the enrolment.
 
 use super::jwt::{Enrolled, LIFE};
 use crate::app::App;
@@ -29,19 +28,19 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use types::{HostId, PLATFORM_TEAM, TeamId, names};
 
-/// How long a registration token is good.
+/// Lifetime of a registration token.
 const REGISTRATION: Duration = Duration::from_secs(3600);
-/// How long a refresh token is good.
+/// Lifetime of a refresh token.
 const REFRESH: Duration = Duration::from_secs(60 * 24 * 3600);
-/// How long a host may take to show its key.
+/// Time limit for a host to prove its key.
 const PROOF: Duration = Duration::from_secs(10);
-/// Longest word that a host says of itself, and most templates.
+/// Longest text in a host's specification, in bytes, and the most templates.
 const WORD_MAX: usize = 64;
 const TEMPLATES_MAX: usize = 1000;
 /// Most tags of a host.
 const TAGS_MAX: usize = 32;
 
-/// Enters a host, and returns the token that it registers with.
+/// Adds a host, and returns its registration token.
 pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<api::HostToken> {
     let id = HostId::new();
     let name = wanted.name.unwrap_or_else(|| id.to_string());
@@ -66,7 +65,7 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<ap
     invitation(app, id, token).await
 }
 
-/// Returns a token by which a host that is known registers anew, as after its disk was lost.
+/// Returns a new registration token for a known host, for example after the loss of its disk.
 pub(crate) async fn invite_again(app: &App, id: HostId, by: By) -> Result<api::HostToken> {
     let mut transaction = app.db.begin().await?;
     let maker = db::makers::of(&mut transaction, by).await?;
@@ -97,7 +96,7 @@ async fn invitation(app: &App, id: HostId, token: String) -> Result<api::HostTok
     Ok(api::HostToken { host, registration_token: token, expires_at })
 }
 
-/// Checks the words by which capsules ask for a host.
+/// Checks the tags by which capsules choose a host.
 pub(crate) fn check_tags(tags: &[String]) -> Result<()> {
     if tags.len() > TAGS_MAX {
         return Err(Error::invalid("tags", format!("must be at most {TAGS_MAX}")));
@@ -105,7 +104,7 @@ pub(crate) fn check_tags(tags: &[String]) -> Result<()> {
     Ok(tags.iter().try_for_each(|tag| names::check_name("tags", tag))?)
 }
 
-/// Checks what a host says of itself, which may be a team's own.
+/// Checks a host's description of itself. The host may belong to a team, so it is not trusted.
 pub(crate) fn check_specs(specs: &api::HostSpecs) -> Result<()> {
     if !specs.isolation.is_empty() {
         specs.isolation.parse::<types::Isolation>()?;
@@ -117,7 +116,7 @@ pub(crate) fn check_specs(specs: &api::HostSpecs) -> Result<()> {
     Ok(specs.templates.iter().try_for_each(|name| names::check_name("specs.templates", name))?)
 }
 
-/// Makes the templates of a host known to all; not those of a team's own host.
+/// Shares the templates of a host with all teams, unless the host belongs to a team.
 pub(crate) async fn share_templates(app: &App, host: HostId, specs: &api::HostSpecs) -> Result<()> {
     let found = db::hosts::find(&app.db, host).await?;
     if found.is_some_and(|host| host.team_id.is_none()) {
@@ -143,7 +142,7 @@ pub(crate) async fn register(
     let address = wanted.address.parse::<Authority>().ok();
     let address = address.filter(|at| at.port_u16().is_some() && !at.as_str().contains('@'));
     let address = address.ok_or_else(|| Error::invalid("address", "must be as 10.0.0.7:8001"))?;
-    // Whoever asks again, since the answer was lost, has the same key, or address.
+    // A client that repeats its request after a lost answer has the same key, or the same address.
     let key = wanted.csr_pem.as_deref().map(public_key).transpose()?;
     let with = Sha256::digest(key.as_deref().unwrap_or(address.as_str().as_bytes()));
     if token.bound_to.as_deref().is_some_and(|bound| bound != with.as_slice()) {
@@ -168,7 +167,7 @@ pub(crate) async fn register(
     };
     let mut transaction = app.db.begin().await?;
     let there = db::hosts::lock(&mut transaction, host).await?;
-    // Another may have used it while the host showed its key.
+    // Another request may have used the token while the host proved its key.
     let found = db::host_tokens::find_in(&mut transaction, kind, &hashed).await?;
     let token =
         found.filter(|token| there && token.bound_to.as_deref().is_none_or(|b| b == &*with));
@@ -185,7 +184,7 @@ pub(crate) async fn register(
     transaction.commit().await?;
     tracing::info!(%host, %address, enrolment, "a host has enrolled");
     share_templates(app, host, &wanted.specs).await?;
-    // What stands was opened to who it was before.
+    // Open connections lead to the host's former identity.
     app.agents.forget(host);
     app.fleet.read().await?;
     credentials(app, Enrolled { host, enrolment }, refresh_token, cert)
@@ -205,7 +204,7 @@ pub(crate) async fn refresh(
     let address = db::hosts::find(&app.db, host).await?.map(|row| row.address);
     let address = address.and_then(|address| address.parse::<Authority>().ok());
     let address = address.ok_or_else(invalid)?;
-    // A token that was used twice is dealt with below, whoever sends it.
+    // A token that was used twice ends the enrolment below, whoever sends it.
     if let (Some(identity), false) = (&app.identity, found.superseded) {
         let request = wanted.csr_pem.as_deref();
         let missing = "is missing: this platform has certificates";
@@ -251,7 +250,7 @@ async fn find(app: &App, by: By, kind: Kind, hashed: &[u8; 32]) -> Result<Option
     Ok(db::host_tokens::find(&app.db, kind, hashed).await?)
 }
 
-/// Notes what became of a host that acts for itself.
+/// Writes an audit entry about a host, with the host as the actor.
 async fn enrolment_entry(
     db: &mut PgConnection,
     action: &'static str,
@@ -296,7 +295,7 @@ fn public_key(request: &str) -> Result<Vec<u8>> {
     key.ok_or_else(|| Error::invalid("csr_pem", "is no certificate signing request"))
 }
 
-/// Looks whether an address answers with a key.
+/// Checks that an address answers with a key.
 async fn prove(identity: &Identity, address: &Authority, key: &[u8]) -> Result<()> {
     let no = |why: String| Error::invalid("address", format!("does not prove its key: {why}"));
     let host = address.host().trim_matches(['[', ']']);
@@ -316,7 +315,8 @@ async fn prove(identity: &Identity, address: &Authority, key: &[u8]) -> Result<(
     }
 }
 
-/// Without certificates only loopback is trusted, where nobody but this machine answers.
+/// Checks that an address answers, on a platform without certificates. Only loopback is trusted
+/// unless plain HTTP is allowed, since only this machine answers there.
 async fn prove_plain(app: &App, address: &Authority) -> Result<()> {
     let host = address.host().trim_matches(['[', ']']);
     if !app.plaintext && !is_loopback(host) {
@@ -331,7 +331,7 @@ async fn prove_plain(app: &App, address: &Authority) -> Result<()> {
     }
 }
 
-/// Whether a host is on this machine for sure.
+/// Reports whether a host is a loopback address, and so on this machine.
 pub(crate) fn is_loopback(host: &str) -> bool {
     host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

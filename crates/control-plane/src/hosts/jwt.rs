@@ -1,5 +1,5 @@
-//! Tokens by which hosts say who they are, signed with a secret that the replicas share through
-//! the database.
+//! Tokens by which hosts identify themselves. A secret that the replicas share through the database
+//! signs them.
 
 use crate::auth::token;
 use crate::error::Result;
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use types::HostId;
 
-/// How long one is good.
+/// Lifetime of a host's token.
 pub(super) const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 const AUDIENCE: &str = "wrenn-host";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Own {
-    /// The enrolment that it belongs to.
+    /// Enrolment that the token belongs to.
     enrolment: i32,
 }
 
-/// A host that says who it is, by an enrolment.
+/// A host, as identified by its token, and its enrolment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Enrolled {
     pub host: HostId,
     pub enrolment: i32,
 }
 
-/// Signs and checks.
+/// Signs the tokens of hosts, and checks them.
 pub(crate) struct Signer(token::Signer);
 
 impl Signer {
@@ -36,7 +36,8 @@ impl Signer {
         self.0.sign(who.host.to_string(), Own { enrolment: who.enrolment }, LIFE)
     }
 
-    /// Who says so; none when the token is not ours, or has expired.
+    /// Returns the host and enrolment of a token; `None` when its signature is wrong or it has
+    /// expired.
     pub(crate) fn check(&self, token: &str) -> Option<Enrolled> {
         let (host, Own { enrolment }) = self.0.check(token)?;
         Some(Enrolled { host: host.parse().ok()?, enrolment })
@@ -55,7 +56,7 @@ mod tests {
         assert_eq!(ours.check(&token), Some(who));
         assert_eq!(others.check(&token), None);
         let mut parts: Vec<&str> = token.split('.').collect();
-        // `{"alg":"none"}`
+        // The header is `{"alg":"none"}`.
         parts[0] = "eyJhbGciOiJub25lIn0";
         assert_eq!(ours.check(&parts.join(".")), None);
         parts[2] = "";

@@ -1,4 +1,4 @@
-//! What becomes of a host: heard of, unreachable, drained, deleted.
+//! The life of a host after its enrolment: heartbeats, silence, draining and deletion.
 
 use super::jwt::Enrolled;
 use crate::app::App;
@@ -12,17 +12,18 @@ use serde_json::json;
 use std::time::Duration;
 use types::{CapsuleState, HostId, PLATFORM_TEAM, TeamId};
 
-/// Without a heartbeat for this long, in seconds, a host cannot be reached.
+/// Time without a heartbeat, in seconds, after which a host is unreachable.
 const SILENT: f64 = 90.0;
-/// Time that hosts get to be heard of after nobody was there to hear them. It is one and a half
-/// times the pause between heartbeats.
+/// Time that hosts get for a heartbeat after no control plane ran to receive one. It is one and a
+/// half times the pause between heartbeats.
 const GRACE: Duration = Duration::from_secs(45);
-/// Capsules that are paused, or removed, at once.
+/// Most capsules that are paused, or removed, at once.
 const AT_ONCE: usize = 4;
-/// Most capsules that a preview names.
+/// Most capsules that a preview of a deletion names.
 const NAMED: usize = 1000;
 
-/// Takes a host's word of itself. Returns whether it is to renew what it was given.
+/// Stores a host's heartbeat. Returns `true` if the host must renew its credentials, because it
+/// trusts another set of authorities.
 pub(crate) async fn heartbeat(app: &App, who: Enrolled, said: &api::Heartbeat) -> Result<bool> {
     let Enrolled { host, enrolment } = who;
     super::enrol::check_specs(&said.specs)?;
@@ -39,14 +40,14 @@ pub(crate) async fn heartbeat(app: &App, who: Enrolled, said: &api::Heartbeat) -
     Ok(said.trust != trusts)
 }
 
-/// Returns the time that passes before the silence of hosts counts. All are silent when no control
-/// plane ran, and then nobody could hear them.
+/// Returns the time that passes before the silence of hosts counts. All hosts are silent when no
+/// control plane ran, since nobody could hear them.
 pub(crate) async fn grace(app: &App) -> Result<Duration> {
     let nobody_heard = db::hosts::are_all_silent(&app.db, SILENT).await?;
     Ok(if nobody_heard { GRACE } else { Duration::ZERO })
 }
 
-/// Notes which hosts are silent, and that their capsules are missing.
+/// Marks silent hosts as unreachable and their capsules as missing. Deletes old tokens of hosts.
 pub(crate) async fn watch(app: &App) -> Result<()> {
     for host in db::hosts::mark_unreachable(&app.db, SILENT).await? {
         tracing::warn!(%host, "not heard of for {SILENT} s");
@@ -59,7 +60,7 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// Pauses what runs on a host that is to be empty.
+/// Pauses the running capsules of a host that is being drained.
 pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, host).await?;
     let running = rows.into_iter().filter(|row| row.state() == CapsuleState::Running);
@@ -105,7 +106,7 @@ pub(crate) async fn set_tags(app: &App, id: HostId, tags: &[String], by: By) -> 
     get(app, id).await
 }
 
-/// What would be lost with a host.
+/// Returns the capsules and the number of snapshots that would be lost with a host.
 pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
     get(app, id).await?;
     let rows = db::capsules::list_by_host(&app.db, id).await?;
@@ -121,7 +122,8 @@ pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
     Ok(api::HostLoss { capsules, snapshots: i64::try_from(snapshots).unwrap_or(i64::MAX) })
 }
 
-/// Forgets a host; with `force` also one that has something, which is then lost.
+/// Deletes a host. With `force`, also deletes a host that has capsules or snapshots, which are then
+/// lost.
 pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: By) -> Result<()> {
     let host = get(app, id).await?;
     if force {
@@ -140,7 +142,8 @@ pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: By) -> Result
     Ok(())
 }
 
-/// Ends what a host has: at the host where it answers, else only here.
+/// Removes the capsules and snapshots that only this host has. If the host does not answer, changes
+/// only the database.
 async fn give_up(app: &App, id: HostId, by: By) -> Result<()> {
     let answers = app.agent(id).describe().await.is_ok();
     let rows = db::capsules::list_by_host(&app.db, id).await?;
@@ -167,7 +170,8 @@ async fn give_up(app: &App, id: HostId, by: By) -> Result<()> {
     Ok(())
 }
 
-/// The wire's shape of a host that is not theirs: what kind it is.
+/// Converts a row to the API's form for a caller who does not own the host. It shows only the kind
+/// of host.
 pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
     let host = shown(row);
     api::Host {
@@ -186,7 +190,7 @@ pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
     }
 }
 
-/// The wire's shape.
+/// Converts a row to the API's form.
 pub(crate) fn shown(row: db::hosts::Host) -> api::Host {
     api::Host {
         id: row.id().to_string(),

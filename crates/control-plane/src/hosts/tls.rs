@@ -1,5 +1,5 @@
-//! Who this control plane is to hosts: a certificate that it gives itself, in memory, renewed
-//! long before it expires, with no connection dropped.
+//! The control plane's identity towards hosts: a certificate that it signs itself and keeps in
+//! memory. The certificate is renewed long before it expires, and no connection is dropped.
 
 use crate::error::{Error, Result};
 use anyhow::Context;
@@ -11,17 +11,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use types::HostId;
 
-/// Between two renewals; half of a certificate's life.
+/// Time between two renewals, half of a certificate's life.
 const RENEW: Duration = Duration::from_secs(12 * 3600);
 
-/// The authority, and how hosts are reached by it.
+/// The authority, and the current TLS configuration for connections to hosts.
 pub(crate) struct Identity {
     pub authority: Authority,
     current: watch::Sender<Arc<ClientConfig>>,
 }
 
 impl Identity {
-    /// The authority of these certificates and this key (PEM).
+    /// Loads the authority from its certificates and key (PEM).
     pub(crate) fn new(certs: &str, key: &str) -> anyhow::Result<Self> {
         let authority = Authority::load(certs, key);
         let authority = authority.context("the authority (WRENN_CA_CERT, WRENN_CA_KEY)")?;
@@ -29,12 +29,12 @@ impl Identity {
         Ok(Self { authority, current })
     }
 
-    /// What tells one set of trusted authorities from another.
+    /// Returns a hash that identifies the set of trusted authorities.
     pub(crate) fn trust_hash(&self) -> String {
         pki::fingerprint(self.authority.trust().pem().as_bytes())
     }
 
-    /// Vouches for a host's key.
+    /// Signs a certificate for a host's key.
     pub(crate) fn sign(&self, request: &str, host: HostId, name: &str) -> Result<pki::Leaf> {
         let signed = self.authority.sign_host(request, host, name);
         signed.map_err(|e| Error::invalid("csr_pem", e.to_string()))
@@ -46,19 +46,19 @@ impl Identity {
         made.map_err(|error| Error::Internal(error.into()))
     }
 
-    /// What the next connection goes by.
+    /// Returns the configuration for the next connection.
     pub(crate) fn current(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.current.borrow())
     }
 
-    /// Takes a new certificate; connections that stand go on.
+    /// Makes a new certificate. Open connections go on.
     pub(crate) fn renew(&self) -> anyhow::Result<()> {
         self.current.send_replace(config(&self.authority)?);
         tracing::info!("renewed this control plane's certificate");
         Ok(())
     }
 
-    /// Renews it now and then, and whenever the process is told to (SIGHUP).
+    /// Renews the certificate periodically, and on SIGHUP.
     pub(crate) fn keep_valid(self: &Arc<Self>, tasks: &Tasks) {
         let (this, at) = (Arc::clone(self), tasks.clone());
         tasks.spawn(async move {

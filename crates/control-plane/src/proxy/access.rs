@@ -1,5 +1,5 @@
-//! Who may reach a port of a capsule. Pure: decides by what a request presents and what is known
-//! of the capsule, and takes off the request what it was admitted by.
+//! Decides which requests may reach a port of a capsule, and removes their credentials. The
+//! decision is pure: it uses the request's credentials and the cached facts about the capsule.
 
 use super::links::{Checked, Links};
 use super::preview::{self, Link};
@@ -17,18 +17,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use subtle::ConstantTimeEq;
 
-/// Header of the platform's keys, and the two of a capsule's own tokens.
+/// Header of the platform's keys, and the two headers of a capsule's own tokens.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const ENVD_TOKEN: HeaderName = HeaderName::from_static(ACCESS_TOKEN);
 const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
 /// Longest key, in bytes.
 const KEY_MAX: usize = 200;
 
-/// What of envd is not for those outside: its control routes are the host agent's.
+/// Paths of envd that are closed to outside requests. Only the platform uses them.
 const ENVD_CLOSED: [&str; 4] =
     ["/init", "/snapshot/prepare", protocol::PORTS, protocol::CONNECT_PORT];
 
-/// What a request presents.
+/// Credentials that a request presents.
 pub(crate) struct Presented<'a> {
     headers: &'a HeaderMap,
     path: &'a str,
@@ -38,18 +38,18 @@ pub(crate) struct Presented<'a> {
     pub link: Option<String>,
 }
 
-/// Why a request is let in.
+/// Grounds on which a request is let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admitted {
-    /// By a key of the owner's.
+    /// A key of the owner's.
     Owner,
-    /// By something that belongs to the capsule itself.
+    /// A credential or setting of the capsule itself.
     Guest(Way),
-    /// By a link, which a cookie takes the place of for so many seconds.
+    /// A preview link, to be exchanged for a cookie with this lifetime in seconds.
     Link(i64),
 }
 
-/// The capsule's own ground that a request is admitted by.
+/// Credential or setting of the capsule that lets a request in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     /// The port is public.
@@ -63,7 +63,7 @@ pub(crate) enum Way {
 }
 
 impl<'a> Presented<'a> {
-    /// What a request presents.
+    /// Collects the credentials of a request.
     pub(crate) fn new(
         method: &Method,
         headers: &'a HeaderMap,
@@ -78,7 +78,7 @@ impl<'a> Presented<'a> {
         Self { headers, path, signed, link, transport }
     }
 
-    /// The key, if it can be one.
+    /// Returns the key, unless it is too long to be one.
     pub(crate) fn key(&self) -> Option<&'a str> {
         let key = self.headers.get(&API_KEY)?.to_str().ok()?;
         Some(key).filter(|key| key.len() <= KEY_MAX)
@@ -89,8 +89,8 @@ impl<'a> Presented<'a> {
         (self.link.as_deref(), preview::from_cookies(self.headers, self.transport))
     }
 
-    /// Decides. A capsule of others, and a token that is not this capsule's, are answered as no
-    /// capsule is.
+    /// Decides whether a request is let in. A capsule of another team and a wrong token get the
+    /// same answer as a missing capsule.
     pub(crate) fn decide(
         &self,
         target: Target,
@@ -138,7 +138,7 @@ impl<'a> Presented<'a> {
         }
     }
 
-    /// Returns which of the capsule's own tokens the request presents.
+    /// Returns the capsule's own token that the request presents.
     fn token(&self, target: Target, route: &Route) -> Option<Way> {
         if self.equals(&TRAFFIC_TOKEN, &route.traffic_token) {
             return Some(Way::TrafficToken);
@@ -159,14 +159,15 @@ impl<'a> Presented<'a> {
     }
 }
 
-/// Whether a port of a capsule is said to be private to who presents a wrong token, as E2B does.
+/// Reports whether a wrong token at this port gets the answer that the port is private. Capsules
+/// made by E2B's API do so, as E2B's service does.
 fn told(target: Target, route: Option<&Route>) -> bool {
     target.port != ENVD_PORT && route.is_some_and(|route| route.e2b)
 }
 
-/// Takes off a request what is the platform's: keys, tokens, cookies. An `X-API-Key` that cannot
-/// be ours, at a port that needed none, is the guest's program's. The owner is known to envd by
-/// its token. Trailers are dropped, since one may be a key, and so is what announces them.
+/// Removes the platform's keys, tokens and cookies from a request. At a port that needed no key,
+/// another program's `X-API-Key` stays. A request of the owner to envd gets envd's token. Trailers
+/// are dropped, since one may be a key, and so is the header that announces them.
 pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
     let ours = |value: &HeaderValue| {
         value.as_bytes().starts_with(b"e2b_") || value.as_bytes().starts_with(b"wrn_")
@@ -181,11 +182,11 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
         headers.remove(name);
     }
     headers.remove(TEAM);
-    // By the cookies, so before them.
+    // The session's cookies identify the proof, so the proof is removed before them.
     session::strip_csrf(headers);
     preview::strip_cookies(headers);
     if target.port != ENVD_PORT {
-        // A token of another capsule's is no program's either. An older token names no capsule.
+        // A token of another capsule is removed, too. An older token names no capsule.
         let is_envds = |value: &HeaderValue| {
             value.as_bytes() == route.envd_token.as_bytes() || target::named_by(value).is_some()
         };
@@ -199,8 +200,8 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
     }
 }
 
-/// Whether a request is a browser's question whether a page may ask envd something, to which the
-/// answer is the same of every capsule, and of none.
+/// Reports whether a request is a browser's CORS preflight to envd's port. The answer is the same
+/// for every capsule, existing or not.
 pub(super) fn is_preflight(method: &Method, headers: &HeaderMap, target: Target) -> bool {
     let asks = headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
     method == Method::OPTIONS && asks && target.port == ENVD_PORT
@@ -244,7 +245,7 @@ mod tests {
         Ok(Admitted::Guest(way))
     }
 
-    /// What is decided, with an error as its code.
+    /// Returns the decision on a request, with an error as its code.
     fn decide(
         port: u16,
         url: &str,

@@ -1,5 +1,5 @@
-//! How the proxy answers for itself: JSON for programs, the texts that E2B's SDKs look for, a
-//! small page for browsers. And what of a guest's answer is put right for the public name.
+//! Answers of the proxy itself: JSON for programs, the texts that E2B's SDKs look for, a small page
+//! for browsers. It also corrects the addresses in a guest's answer for the public name.
 
 use super::preview;
 use super::routes::Route;
@@ -15,17 +15,17 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use types::CapsuleState;
 
-/// How whoever asks wants to be told.
+/// Form of an answer that the client expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Json,
-    /// As E2B's service words it.
+    /// The words of E2B's service.
     E2b,
     Page,
 }
 
 impl Form {
-    /// By what a request says of its sender.
+    /// Chooses the form by a request's headers.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         if headers.contains_key(&SANDBOX_ID) {
             return Self::E2b;
@@ -38,7 +38,7 @@ impl Form {
     }
 }
 
-/// Answers with an error.
+/// Makes the answer for an error.
 pub(crate) fn refuse(error: &Error, target: Option<Target>, form: Form) -> Response<Body> {
     let request_id = uuid::Uuid::new_v4().simple().to_string();
     error.log(&request_id);
@@ -67,13 +67,13 @@ pub(crate) fn refuse(error: &Error, target: Option<Target>, form: Form) -> Respo
     answer
 }
 
-/// The page's own style alone.
+/// Content security policy of an error page, which may use only its own style.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 
-/// The shape and the words that the SDKs read.
+/// Makes an answer in the form and the words that E2B's SDKs read.
 fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
     if matches!(error, Error::BadSignature(_)) {
-        // As envd itself says it, to the letter.
+        // The text is the same as envd's own, to the letter.
         let body = serde_json::json!({ "code": 401, "message": error.to_string() });
         return (error.status(), "application/json", body.to_string());
     }
@@ -97,9 +97,9 @@ fn e2b(error: &Error, target: Target) -> (StatusCode, &'static str, String) {
     (status, "application/json", body.to_string())
 }
 
-/// Reports whether E2B's service would not find the capsule that an error is about. E2B's service
-/// finds no paused capsule, unless a request may resume it. A conflict means that the capsule is
-/// still changing.
+/// Reports whether E2B's service would not find the capsule of an error. E2B's service finds no
+/// paused capsule, unless a request may resume it. A conflict means that the capsule is still
+/// changing.
 pub(crate) fn is_absent(error: &Error, route: &Route) -> bool {
     use CapsuleState::{Missing, Paused, Pausing, Resuming, Running, Starting, Stopped, Stopping};
     let state = match (route.state, error) {
@@ -114,7 +114,8 @@ pub(crate) fn is_absent(error: &Error, route: &Route) -> bool {
     }
 }
 
-/// Holds nothing that a client sent: errors name a port and a state at most.
+/// Makes a page for an error. The page holds nothing that a client sent: errors name a port and a
+/// state at most.
 fn page(error: &Error) -> String {
     let (status, message) = (error.status(), error.to_string());
     let title = status.canonical_reason().unwrap_or("Error");
@@ -131,7 +132,8 @@ fn page(error: &Error) -> String {
     )
 }
 
-/// Lets pages ask envd, which takes a token of them and no cookie.
+/// Answers a CORS preflight for envd. Any page may call envd, since envd takes a token and no
+/// cookie.
 pub(crate) fn preflight() -> Response<Body> {
     let mut answer = Response::new(Body::empty());
     *answer.status_mut() = StatusCode::NO_CONTENT;
@@ -143,7 +145,7 @@ pub(crate) fn preflight() -> Response<Body> {
     answer
 }
 
-/// Sends a browser to the same place without the link's token, which a cookie takes the place of.
+/// Redirects a browser to the same place without the link's token. A cookie replaces the token.
 pub(crate) fn enter(
     place: &str,
     token: &str,
@@ -166,12 +168,12 @@ pub(crate) fn enter(
 /// The name by which a client reached a capsule.
 pub(crate) struct Public<'a> {
     pub scheme: &'a str,
-    /// With the port, as the client named it.
+    /// Host name with the port, as the client wrote it.
     pub host: &'a str,
     pub target: Target,
 }
 
-/// Puts right in a guest's answer what it says of its own address.
+/// Corrects the addresses in a guest's answer, and confines its cookies.
 pub(crate) fn put_right(headers: &mut HeaderMap, public: &Public<'_>) {
     preview::confine_cookies(headers);
     if let Some(right) = headers.get(LOCATION).and_then(|value| location(value, public)) {
@@ -179,14 +181,15 @@ pub(crate) fn put_right(headers: &mut HeaderMap, public: &Public<'_>) {
     }
 }
 
-/// A place on the guest, by a name that leads there from outside. Others stay as they are.
+/// Rewrites a `Location` on the guest to a name that works from outside. Returns `None` for other
+/// places.
 fn location(value: &HeaderValue, public: &Public<'_>) -> Option<HeaderValue> {
     let text = value.to_str().ok()?;
     let (scheme, rest) = text.split_once("://").filter(|(s, _)| matches!(*s, "http" | "https"))?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if authority.eq_ignore_ascii_case(public.host) {
-        // The guest does not know how its client came.
+        // The guest does not know the scheme that its client used.
         let same = scheme == public.scheme;
         let right = format!("{}://{authority}{path}", public.scheme);
         return (!same).then(|| HeaderValue::from_str(&right).ok()).flatten();
@@ -206,7 +209,7 @@ fn location(value: &HeaderValue, public: &Public<'_>) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("{}://{host}{path}", public.scheme)).ok()
 }
 
-/// Names that a program in a guest has for the guest.
+/// Reports whether a host name is one that programs in a guest use for the guest.
 fn is_guests_own(host: &str) -> bool {
     matches!(host, "localhost" | "0.0.0.0" | "[::1]" | "[::]" | "169.254.0.2" | "capsule")
         || host.starts_with("127.") && host.parse::<std::net::Ipv4Addr>().is_ok()

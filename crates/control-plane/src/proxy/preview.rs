@@ -1,7 +1,7 @@
 //! Preview links: access to one port of a capsule for a browser, until a moment. The platform signs
 //! them with a secret of its own, so nothing is stored. A link is good for no other port or
 //! capsule. Each link names its maker and the capsule's generation of links, and ends with either.
-//! Its first use becomes a cookie of that host name alone.
+//! Its first use exchanges it for a cookie of that host name alone.
 
 use super::target::Target;
 use crate::auth::origin::Transport;
@@ -18,8 +18,8 @@ use types::{ApiKeyId, UserId};
 
 /// Name of the query's field.
 pub(crate) const FIELD: &str = "wrenn-preview";
-/// Names of the cookie. The first, of a secure connection, is one that no other host can set
-/// (RFC 6265bis, 4.1.3).
+/// Names of the cookie, by TLS and in plain text. No other host can set the first one (RFC 6265bis,
+/// 4.1.3).
 const COOKIES: [&str; 2] = ["__Host-wrenn-preview", "wrenn-preview"];
 
 /// Maker whose right a link passes on.
@@ -83,7 +83,8 @@ impl Link {
     }
 }
 
-/// Takes our field out of a query; the token, and what is left of the path with its query.
+/// Removes the link's field from a query. Returns the token, and the path with the rest of the
+/// query.
 pub(crate) fn from_link(path: &str) -> Option<(String, String)> {
     let (path, query) = path.split_once('?')?;
     let mut token = None;
@@ -105,7 +106,7 @@ pub(crate) fn from_cookies(headers: &HeaderMap, transport: Transport) -> Vec<&st
     ours.map(|(_, value)| value).collect()
 }
 
-/// What is in every name of ours.
+/// Common part of the names of the platform's cookies.
 const OURS: &str = "wrenn-";
 
 /// Reports whether a cookie is the platform's: a link's, a session's or a sign-in's.
@@ -114,9 +115,9 @@ fn is_ours(cookie: &str) -> bool {
     COOKIES.contains(&name) || session::is_ours(name)
 }
 
-/// Takes our cookies out of a request and leaves the rest as it is.
+/// Removes the platform's cookies from a request, and leaves the others unchanged.
 pub(crate) fn strip_cookies(headers: &mut HeaderMap) {
-    // Every name of ours begins alike, but for what a browser puts before it.
+    // Every such name contains `wrenn-`, so most requests need no parsing.
     let has_ours = |value: &HeaderValue| {
         value.as_bytes().windows(OURS.len()).any(|part| part == OURS.as_bytes())
     };
@@ -139,13 +140,13 @@ pub(crate) fn strip_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The cookie that a link becomes.
+/// Returns the header that sets the cookie for a link.
 pub(crate) fn cookie(token: &str, seconds: i64, transport: Transport) -> HeaderValue {
     transport.cookie(COOKIES, Some(token), seconds.unsigned_abs())
 }
 
-/// Keeps what a guest sets to its own host name: with a domain, a cookie would reach the names
-/// of other capsules. One that has the name of ours is dropped.
+/// Confines a guest's cookies to its own host name. With a domain, a cookie would reach the names
+/// of other capsules. A cookie with the name of the preview cookie is dropped.
 pub(crate) fn confine_cookies(headers: &mut HeaderMap) {
     if !headers.contains_key(SET_COOKIE) {
         return;

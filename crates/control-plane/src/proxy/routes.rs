@@ -1,9 +1,9 @@
-//! The cache that keeps SQL out of the way of proxied requests, and of callers with keys: capsules
-//! by id, keys by hash.
+//! Caches that keep SQL out of the way of proxied requests, and of callers with keys: capsules by
+//! id, keys by hash.
 //!
-//! A change anywhere drops what it concerns at once: told by PostgreSQL to every replica, and by
-//! whoever makes it to its own. While a replica does not hear of changes it keeps nothing, and that
-//! it hears it proves to itself every other second.
+//! Every change drops the entries that it concerns. PostgreSQL announces it to every replica, and
+//! the replica that makes it drops them at once. A replica that hears of no changes caches nothing.
+//! Each replica tests every other second that it hears them.
 
 use crate::app::App;
 use crate::cache::{Hears, Known, Lookups};
@@ -21,14 +21,13 @@ use std::time::{Duration, Instant};
 use types::{ApiKeyId, CapsuleId, CapsuleState, HostId, TeamId};
 use uuid::Uuid;
 
-/// Before another try to hear of changes.
+/// Time before another attempt to listen for changes.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often something is said that all must hear, and for how long nothing may be heard before it
-/// is taken that nothing can be.
+/// Time between two test announcements, and the silence after which the connection counts as lost.
 const LOOK: Duration = Duration::from_secs(2);
 const SILENT: Duration = Duration::from_secs(5);
 
-/// What is known of a capsule.
+/// Cached facts about a capsule.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub team: TeamId,
@@ -40,13 +39,14 @@ pub(crate) struct Route {
     /// Generation of preview links; links of earlier generations no longer admit.
     pub link_generation: i64,
     pub public_ports: Box<[u16]>,
-    /// Whether anyone may reach all of them, but envd's.
+    /// Set if anyone may reach all ports except envd's.
     pub public_traffic: bool,
-    /// The name that its programs are asked by; the public one when none.
+    /// Value of the `Host` header for the capsule's programs; `None` for the public name.
     pub host_header: Option<Box<str>>,
-    /// Whether it was made by E2B's API, in whose words it is spoken of, even when it is gone.
+    /// Set if the capsule was made by E2B's API. Errors about it then use E2B's words, even after
+    /// its end.
     pub e2b: bool,
-    /// Whether it is resumed when something is asked of it.
+    /// Set if a request resumes the paused capsule.
     pub auto_resume: bool,
 }
 
@@ -58,7 +58,7 @@ impl Route {
     }
 }
 
-/// The cache.
+/// Caches of capsules and keys.
 pub(crate) struct Routes {
     hears: Hears,
     capsules: Lookups<CapsuleId, Arc<Route>>,
@@ -87,7 +87,8 @@ impl Routes {
         }
         let mut asked = None;
         let look = async {
-            // Before the query, so that a change to the key meanwhile drops it.
+            // The place is taken before the query, so that a change to the key meanwhile drops the
+            // result.
             let wanted = key.filter(|hash| self.keys.kept(hash).is_none());
             let place = match wanted {
                 Some(hash) => self.keys.place(hash).await,
@@ -129,7 +130,7 @@ impl Routes {
         self.hashes.get(&self.hears, &id, look).await
     }
 
-    /// Drops what is known of a capsule.
+    /// Drops a capsule from the cache.
     pub(crate) fn forget(&self, id: CapsuleId) {
         self.capsules.forget(&id);
     }
@@ -143,7 +144,7 @@ impl Routes {
         match change {
             Change::Capsule(id) => self.forget(*id),
             Change::Key(hash) => self.keys.forget(hash),
-            // By its id a host is reached, wherever it is.
+            // The entries name a host only by its id, so its changes leave them valid.
             Change::Host(_) | Change::User(_) | Change::Session(_) | Change::Team(_) => {}
             Change::Events(_) | Change::Nothing => {}
             Change::All => self.forget_all(),
@@ -151,12 +152,12 @@ impl Routes {
     }
 }
 
-/// Hears of changes until the connection for it is lost, or is of no use: what it had sent is heard
-/// of no more.
+/// Listens for changes until the connection is lost or silent. Changes that were still on their way
+/// are then lost.
 async fn hear(app: &App) -> sqlx::Result<()> {
     let mut changes = Changes::listen(&app.db).await?;
     app.hears.set(true);
-    // Changes that nobody heard of may have revoked open exchanges.
+    // Changes that were not heard may have revoked open exchanges.
     app.revocations.check_all();
     let mut look = tokio::time::interval(LOOK);
     let mut heard = Instant::now();
@@ -169,7 +170,7 @@ async fn hear(app: &App) -> sqlx::Result<()> {
                 }
                 let db = app.db.clone();
                 app.tasks.spawn(async move {
-                    // That it does not arrive is what is looked for.
+                    // A ping that fails needs no handling, since its silence is noticed.
                     let _ = tokio::time::timeout(LOOK, db::listen::ping(&db)).await;
                 });
                 continue;
@@ -195,7 +196,7 @@ async fn hear(app: &App) -> sqlx::Result<()> {
     }
 }
 
-/// Keeps the caches true for as long as the process lives.
+/// Keeps the caches valid for as long as the process lives.
 pub(crate) fn keep_true(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
@@ -205,7 +206,7 @@ pub(crate) fn keep_true(app: &App) {
                 heard = hear(&app) => heard,
                 () = &mut stop => return,
             };
-            // In this order: nothing is kept any more once it is dropped.
+            // Caching ends first, so that no entry is kept after the caches are cleared.
             app.hears.set(false);
             app.routes.forget_all();
             app.directory.forget_all();
@@ -252,7 +253,7 @@ fn route(row: &Row) -> Option<Arc<Route>> {
     }))
 }
 
-/// A key, kept no longer than it is valid.
+/// Returns a cache entry for a key, kept no longer than the key is valid.
 fn known_key(row: &Row) -> Known<Arc<Key>> {
     let left = row.key_expires.map(|at| at - time::OffsetDateTime::now_utc());
     let left = left.map(|left| Duration::try_from(left).unwrap_or_default());

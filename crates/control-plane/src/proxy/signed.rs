@@ -1,5 +1,5 @@
-//! Signed links to files, looked at before anything is woken or asked: envd, which looks again,
-//! would have to be awake. Pure.
+//! Signed links to files. They are checked before the capsule is woken, since envd, which checks
+//! them again, must be awake for that. Pure.
 
 use super::routes::Route;
 use crate::error::Error;
@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 
 const PATH: &str = "/files";
 
-/// A link's parts.
+/// Parts of a signed link.
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct Signed {
     #[serde(default)]
@@ -23,7 +23,7 @@ pub(super) struct Signed {
 }
 
 impl Signed {
-    /// Of a request to envd's port, if it comes with one.
+    /// Reads the link of a request to envd's port, if it has one.
     pub(super) fn of(method: &Method, path: &str, query: &str) -> Option<Self> {
         let may_be = path == PATH && query.contains("signature=");
         let uri = may_be.then(|| format!("{PATH}?{query}").parse::<Uri>().ok()).flatten()?;
@@ -31,7 +31,8 @@ impl Signed {
         Some(Self { writes: !method.is_safe(), ..signed })
     }
 
-    /// Decides. Of a capsule that is not there it is as of one that did not sign it.
+    /// Checks the signature and the expiry. A missing capsule gives the same error as a wrong
+    /// signature.
     pub(super) fn check(&self, route: Option<&Route>, now: i64) -> Result<(), Error> {
         let operation = if self.writes { Operation::Write } else { Operation::Read };
         let until = self.signature_expiration;

@@ -1,5 +1,5 @@
-//! Which requests are for a capsule, by the host that they name: `{port}-{capsule}.{domain}`, or
-//! E2B's two headers where names cannot be had. Pure.
+//! Finds the capsule that a request is for, by its host name `{port}-{capsule}.{domain}`, or by
+//! E2B's two headers. The headers serve clients that have no such host names. Pure.
 //!
 //! Some of E2B's SDKs (Python 2.7 to 2.26) also send the two headers to the API. So two kinds of
 //! request go to the API before the headers are read. The first has the host name `api.{domain}`.
@@ -11,14 +11,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use types::CapsuleId;
 
-/// Header that names a capsule on a plain host, and the one beside it.
+/// Headers that name a capsule and its port, where the host name does not.
 pub(crate) const SANDBOX_ID: HeaderName = HeaderName::from_static("e2b-sandbox-id");
 pub(crate) const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox-port");
 
 /// Longest name of a host, in bytes (RFC 1035, 2.3.4).
 const NAME_MAX: usize = 253;
 
-/// The domains whose names lead to capsules; any, when none is configured.
+/// Domains whose names lead to capsules; any domain when none is configured.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Domains(Vec<String>);
 
@@ -47,13 +47,13 @@ pub(crate) struct Target {
     pub port: u16,
 }
 
-/// For whom a request is.
+/// Destination of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Addressee {
-    /// Not a capsule.
+    /// The API, since the request names no capsule.
     Api,
     Capsule(Target),
-    /// A capsule, but no such can be; with what is wrong.
+    /// A capsule whose name cannot exist, with the error.
     Malformed(&'static str),
 }
 
@@ -64,7 +64,7 @@ const HOST: &str = "the request must name one host";
 /// First label of the API's own name.
 const API: &str = "api.";
 
-/// For whom a request is.
+/// Returns the destination of a request.
 pub(crate) fn of<B>(request: &Request<B>, domains: &Domains) -> Addressee {
     let host = match host(request) {
         Ok(host) => host.unwrap_or(""),
@@ -77,8 +77,8 @@ pub(crate) fn of<B>(request: &Request<B>, domains: &Domains) -> Addressee {
     }
 }
 
-/// The host that a request names; a name in its first line, or HTTP/2's `:authority`, goes before
-/// the header (RFC 9112, 3.2.2).
+/// Returns the host that a request names. A host in the request line or HTTP/2's `:authority` takes
+/// precedence over the header (RFC 9112, 3.2.2).
 pub(crate) fn host<B>(request: &Request<B>) -> Result<Option<&str>, &'static str> {
     let mut named = request.headers().get_all(header::HOST).iter();
     let (first, second) = (named.next(), named.next());
@@ -91,8 +91,7 @@ pub(crate) fn host<B>(request: &Request<B>) -> Result<Option<&str>, &'static str
     first.map(HeaderValue::to_str).transpose().map_err(|_| HOST)
 }
 
-/// By the name of a host, as a request has it: with a port or without, in any case, with or
-/// without the dot that ends it.
+/// Finds the destination by a host name, with or without a port and a final dot, in any case.
 fn by_name(host: &str, domains: &Domains) -> Addressee {
     let name = plain_name(host);
     let Some((label, domain)) = name.split_once('.').filter(|_| name.len() <= NAME_MAX) else {
@@ -133,12 +132,12 @@ fn by_token(headers: &HeaderMap, path: &str) -> Addressee {
     }
 }
 
-/// Returns the capsule that a token of envd's names. Nothing is said of whether the token is good.
+/// Returns the capsule that a token of envd's names. The token is not checked.
 pub(super) fn named_by(token: &HeaderValue) -> Option<CapsuleId> {
     token.to_str().ok()?.rsplit_once('-')?.0.parse().ok()
 }
 
-/// Reports whether SDKs ask envd at a path.
+/// Reports whether a path is one at which SDKs call envd.
 fn is_envds(path: &str) -> bool {
     matches!(path, "/files" | "/health" | "/metrics" | "/envs")
         || path.starts_with("/process.Process/")
