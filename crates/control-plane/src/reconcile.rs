@@ -1,8 +1,8 @@
-//! Compares what the database says with what the host has, both ways, and repairs the
-//! difference through the functions that the API uses.
+//! Compares the rows of the database with the machines of the hosts, and repairs differences in
+//! both directions. Repairs use the same functions as the API.
 //!
-//! Rows are read before the host is asked and again before a stranger is removed, so that a
-//! create which finishes in between is never taken for an orphan.
+//! Rows are read before the host is asked, and again before an unknown machine is removed. A create
+//! that finishes in between is therefore never taken for an orphan.
 
 use crate::agent::Agent;
 use crate::app::App;
@@ -22,37 +22,39 @@ use time::Duration;
 use tokio::time::Instant;
 use types::{CapsuleId, CapsuleState, HostId};
 
-/// A row that is `starting` for longer, and that its host does not know, was left by a control
-/// plane that died before it asked the host, or is one whose host died and undid the boot.
+/// Age at which a `starting` row that its host does not know counts as abandoned. Its control plane
+/// died before it asked the host, or its host died and undid the boot.
 const UNKNOWN_MAX: Duration = Duration::seconds(15);
-/// The same of a pause or a resume, which a host knows of at once.
+/// Age at which the same holds for a pause or a resume, which a host knows of at once.
 const UNHEARD_MAX: Duration = Duration::seconds(5);
 
-/// Between two rounds.
+/// Time between two rounds.
 const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
-/// Hosts that have their turn in a round, whether something is unsettled there or not.
+/// Hosts without unsettled capsules that are reconciled in one round.
 const PER_ROUND: usize = 250;
-/// Hosts that are reconciled at once.
+/// Most hosts that are reconciled at once.
 const AT_ONCE: usize = 16;
-/// Least time between two rounds of a host that requests ask for.
+/// Shortest time between two rounds of a host that requests ask for, and the longest wait for one.
 const APART: std::time::Duration = std::time::Duration::from_secs(1);
 const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
-/// Before a host that does not answer is asked again.
+/// Time before another attempt: to lead, to check the lead, to find new hosts, or to ask a silent
+/// host.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// What to do with one capsule.
+/// Repair of one capsule.
 #[derive(Debug, PartialEq, Eq)]
 enum Repair {
     Nothing,
-    /// Its host is further than the row: these states, one after the other.
+    /// Moves the row through these states, since the host is further than the row.
     Follow(&'static [CapsuleState]),
-    /// Its machine is gone.
+    /// Marks the row, since its machine is gone.
     MarkError(String),
-    /// Bring the removal, or a create that died, to its end.
+    /// Completes a removal, or removes a create that died.
     Remove,
 }
 
-/// Decides on a row, given how the host sees it. Pure.
+/// Decides on the repair of a row, from its state, its age and the host's view of the capsule.
+/// Pure.
 fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Repair {
     use CapsuleState::{Error, Missing, Paused, Pausing, Resuming, Running, Starting, Stopping};
     let limit = if row == Starting { UNKNOWN_MAX } else { UNHEARD_MAX };
@@ -90,7 +92,7 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
     }
 }
 
-/// Keeps hosts and rows in line, whenever this replica is the one that does.
+/// Reconciles hosts and rows whenever this replica has the lead.
 pub(crate) fn keep(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
@@ -108,7 +110,8 @@ pub(crate) fn keep(app: &App) {
     });
 }
 
-/// Leads until the lead is lost, or at once when another has it.
+/// Takes the lead and reconciles until the lead is lost. Returns at once when another replica
+/// leads.
 async fn lead(app: &App) {
     let mut lead = match Lead::take(&app.db).await {
         Ok(Some(lead)) => lead,
@@ -133,7 +136,8 @@ async fn lead(app: &App) {
     }
 }
 
-/// Held by who reconciles a host: two would repair the same things twice.
+/// Locks that let one task at a time reconcile a host, since two would repair the same things
+/// twice.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<()>>>>);
 
@@ -144,7 +148,7 @@ impl Turns {
     }
 }
 
-/// Rounds that requests ask for, with the begin of the last one, for each host.
+/// Rounds that requests asked for, with the start of the last one for each host.
 #[derive(Default)]
 pub(crate) struct Asked(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<Option<Instant>>>>>);
 
@@ -155,9 +159,8 @@ impl Asked {
     }
 }
 
-/// Waits for a round of a host that begins after this call. All who ask meanwhile share one round,
-/// and rounds begin [`APART`] from each other. So no number of requests reconciles a host more
-/// often.
+/// Waits for a round of a host that begins after this call. Concurrent callers share one round, and
+/// rounds begin [`APART`] from each other. So no number of requests reconciles a host more often.
 pub(crate) async fn fresh(app: &App, host: HostId) {
     let now = Instant::now();
     let last = app.asked.of(host);
@@ -177,7 +180,7 @@ pub(crate) async fn fresh(app: &App, host: HostId) {
     let _ = tokio::time::timeout(FRESH, look).await;
 }
 
-/// Reconciles one host; what fails is logged.
+/// Reconciles one host. Logs a failure.
 pub(crate) async fn run(app: &App, host: HostId) {
     let turn = app.turns.of(host);
     let _turn = turn.lock().await;
@@ -186,7 +189,7 @@ pub(crate) async fn run(app: &App, host: HostId) {
     }
 }
 
-/// Round after round; what fails is logged and tried again in the next.
+/// Runs rounds for ever. A failure is logged, and the next round tries again.
 async fn rounds(app: &App) {
     let mut next = 0;
     loop {
@@ -201,7 +204,7 @@ async fn rounds(app: &App) {
     }
 }
 
-/// Notes which hosts are silent, once their silence counts. `from` is when that is.
+/// Marks silent hosts, once their silence counts. `from` is the moment from which it counts.
 async fn look_for_silent(app: &App, from: &mut Option<Instant>) -> Result<()> {
     let counts = match *from {
         Some(counts) => counts,
@@ -210,8 +213,8 @@ async fn look_for_silent(app: &App, from: &mut Option<Instant>) -> Result<()> {
     if Instant::now() < counts { Ok(()) } else { life::watch(app).await }
 }
 
-/// Looks which hosts are silent, and has those emptied that are drained: beside the rounds, which
-/// wait for hosts.
+/// Marks silent hosts, and pauses the capsules of hosts that are being drained. It runs beside the
+/// rounds, since those wait for hosts.
 async fn watch(app: &App) {
     let mut emptying = FuturesUnordered::new();
     let mut under_way = HashSet::new();
@@ -247,8 +250,8 @@ async fn watch(app: &App) {
     }
 }
 
-/// The hosts of one round: those with something unsettled, and of the others so many that each
-/// has its turn.
+/// Returns the hosts of one round: all hosts with something unsettled, and the next `PER_ROUND`
+/// hosts in turn.
 fn due(online: &[HostId], unsettled: &[HostId], next: &mut usize) -> BTreeSet<HostId> {
     let turns = online.iter().cycle().skip(*next).take(online.len().min(PER_ROUND));
     let due = turns.chain(online.iter().filter(|host| unsettled.contains(host))).copied();
@@ -257,7 +260,7 @@ fn due(online: &[HostId], unsettled: &[HostId], next: &mut usize) -> BTreeSet<Ho
     due
 }
 
-/// Reconciles each host at once whenever it says that something has changed that nobody asked for.
+/// Reconciles each host as soon as it reports a change that nobody requested.
 async fn follow_all(app: &App) {
     let mut following = FuturesUnordered::new();
     let mut known = HashSet::new();
@@ -290,7 +293,7 @@ async fn follow(app: &App, host: HostId) -> HostId {
                 run(app, host).await;
             }
             Ok(_) => {}
-            // The rounds go on meanwhile.
+            // The rounds reconcile the host meanwhile.
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
@@ -316,7 +319,7 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         if let Some((_, info)) = leftover {
             remove_leftover(&agent, row.id(), &info).await;
         }
-        // The host has lost it; the store has it.
+        // The host has lost the capsule, but the store has it.
         if on_host.is_none() && row.is_safe() {
             continue;
         }
@@ -325,7 +328,7 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         }
     }
     for (id, (_, info)) in seen {
-        // Made since the rows were read, unless there still is none.
+        // If a row exists now, the capsule was made after the rows were read.
         if db::capsules::is_wanted(&app.db, id, host).await? {
             continue;
         }
@@ -341,8 +344,8 @@ fn is_leftover(row: &Capsule, info: &CapsuleInfo) -> bool {
     info.generation > 0 && info.generation < row.placed.unsigned_abs()
 }
 
-/// Removes a machine, or its remains, that no row places on its host. A machine that was begun
-/// after the host was asked stays.
+/// Removes a machine, or its remains, that no row places on its host. A machine of a later
+/// generation than the host's list stays.
 async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
     tracing::info!(%id, generation = info.generation, "removing a machine that no capsule owns");
     if let Err(error) = agent.destroy(id, info.generation, None).await {
@@ -350,7 +353,7 @@ async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
     }
 }
 
-/// Brings a row and what its host has of it in line.
+/// Reconciles one row with the host's view of the capsule.
 async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)>) -> Result<()> {
     if let Some((state, info)) = on_host {
         note_stored(app, row, info).await?;
@@ -359,7 +362,7 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
         if (storage, waits) != (row.storage_bytes, row.disk_full) {
             db::capsules::set_usage(&app.db, row.id(), row.generation, storage, waits).await?;
         }
-        // Somebody changed them and did not reach the host, or died.
+        // A change of the rules did not reach the host, or its control plane died.
         let runs = row.state() == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
         if runs && info.egress_revision < row.egress.revision {
             capsules::network::carry_out(app, row).await?;
@@ -370,8 +373,8 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
     repair(app, row, decide(row.state(), age, on_host)).await
 }
 
-/// Notes that the store has the snapshot of a paused capsule. Only now are older trees removed,
-/// since the row named one of them until here.
+/// Notes that the store has the snapshot of a paused capsule. Then removes older trees, since the
+/// row named one of them until now.
 async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()> {
     let (stored, tree) = (i64::try_from(info.stored).unwrap_or(0), &info.stored_tree);
     let known = row.stored_newest && stored == row.stored && *tree == row.stored_tree;
@@ -391,7 +394,7 @@ async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()>
 
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
     let (id, seen) = (row.id(), row.generation);
-    // Nobody asked: it is what the host did, or found.
+    // No request caused this change, so the host is the actor.
     let actor = row.host_id.map_or(Actor::System, |host| Actor::Host(HostId(host)));
     let by = By { actor, from: None };
     match repair {
@@ -476,7 +479,8 @@ mod tests {
         }
     }
 
-    /// Whatever died: when the host is done with a capsule, the row comes to say what it says.
+    /// The property: when the host has finished with a capsule, its row ends in the host's state.
+    /// It holds for whatever process died.
     #[test]
     fn a_row_comes_to_say_what_the_host_says() {
         let ends = [
@@ -490,7 +494,7 @@ mod tests {
                     Repair::Nothing => row,
                     Repair::Follow(states) => *states.last().unwrap(),
                     Repair::MarkError(_) => Error,
-                    // A create that failed is not kept.
+                    // A failed create leaves no capsule.
                     Repair::Remove => wanted,
                 };
                 assert_eq!(end, wanted, "of {row} and {host:?}");

@@ -1,20 +1,20 @@
-//! What is forgotten, and added up, in time: by whoever leads, once an hour, in steps that hold
-//! nobody up.
+//! Deletes old rows and adds up usage: once an hour, on the replica that leads, in small steps that
+//! block nobody.
 
 use crate::app::App;
 use crate::db;
 use std::time::Duration;
 
-/// Between two rounds, and between two steps of one.
+/// Time between two rounds, and between two steps of a round.
 const ROUND: Duration = Duration::from_secs(3600);
 const STEP: Duration = Duration::from_millis(200);
-/// Rows of a step, and steps of a round.
+/// Most rows of a step, and most steps of a round.
 const ROWS: i64 = 5000;
 const STEPS: usize = 2000;
-/// After how many days spans of usage are added up.
+/// Age in days at which spans of usage are added up.
 const SPANS: i32 = 3;
 
-/// Round after round; what fails is logged and tried again in the next.
+/// Runs rounds for ever. A failure is logged, and the next round tries again.
 pub(crate) async fn rounds(app: &App) {
     loop {
         if let Err(error) = round(app).await {

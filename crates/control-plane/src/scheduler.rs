@@ -1,16 +1,16 @@
-//! Where a capsule goes. Pure: what the hosts are and what is asked, to the host that it is.
+//! Chooses the host for a capsule. Pure: the inputs are the known hosts and the request.
 //!
-//! A host fits when it is open, is anyone's or the team's own, bears the tags that are asked for,
-//! and has room. Of those that fit, the one wins that would be the least full afterwards; holding
-//! what the capsule begins from counts as much as a quarter of a host.
+//! A host fits when it is open, is shared or the team's own, has the requested tags and tier, and
+//! has room. It must also have the template or snapshot, or be able to fetch it. The host that
+//! would be the least full afterwards wins. Having to fetch counts as a quarter of a host.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use types::{HostId, Isolation, TeamId};
 
-/// What having to fetch what a capsule begins from costs, as a share of a host.
+/// Cost of fetching the template or snapshot, as a share of a host.
 const FETCH: f64 = 0.25;
 
-/// Virtual CPUs, memory and disk.
+/// Amounts of virtual CPUs, memory and disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     pub vcpus: u64,
@@ -23,7 +23,7 @@ impl Size {
         [self.vcpus, self.memory_mib, self.disk_mib]
     }
 
-    /// Adds another.
+    /// Adds another amount to this one.
     pub(crate) fn add(&mut self, other: Self) {
         self.vcpus = self.vcpus.saturating_add(other.vcpus);
         self.memory_mib = self.memory_mib.saturating_add(other.memory_mib);
@@ -31,43 +31,43 @@ impl Size {
     }
 }
 
-/// A host, as far as it matters here.
+/// Facts about a host that placement uses.
 #[derive(Debug, Clone)]
 pub struct Machine {
     pub id: HostId,
-    /// Whether it takes capsules at all.
+    /// Set if the host takes capsules.
     pub open: bool,
-    /// The team whose own it is; anyone's when none.
+    /// Team that owns the host; `None` for a shared host.
     pub team: Option<TeamId>,
     pub tags: Vec<String>,
     pub isolation: Isolation,
     pub templates: Vec<String>,
-    /// Whether it can fetch what it lacks.
+    /// Set if the host can fetch templates and snapshots from the store.
     pub store: bool,
-    /// What capsules may have together.
+    /// Total amount that the host's capsules may have.
     pub room: Size,
-    /// What they have.
+    /// Amount that the host's capsules have.
     pub used: Size,
 }
 
-/// What is to be placed.
+/// A request for a host.
 #[derive(Debug, Clone)]
 pub struct Ask<'a> {
     pub team: TeamId,
     pub size: Size,
     pub template: &'a str,
-    /// The host that has the snapshot that it begins from.
+    /// Host that has the snapshot to start from; `None` for a template.
     pub near: Option<HostId>,
-    /// Whether what it begins from can be fetched by a host that lacks it and has the store.
+    /// Set if a host with the store can fetch the template or snapshot.
     pub fetches: bool,
     pub tags: &'a [String],
-    /// The least tier that will do.
+    /// Lowest isolation tier that the capsule accepts.
     pub isolation: Isolation,
-    /// Hosts that were tried and refused.
+    /// Hosts to leave out, since they refused or did not answer.
     pub without: &'a [HostId],
 }
 
-/// Why there is no host.
+/// Reason that no host fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoFit {
     #[error("no host takes capsules")]
@@ -82,9 +82,9 @@ pub enum NoFit {
     Full(u64, u64, u64),
 }
 
-/// Picks a host. `salt` breaks ties, so that those who pick at once do not all pick the same.
+/// Picks a host. `salt` breaks ties, so that concurrent requests do not all pick the same host.
 pub fn pick(machines: &[Machine], ask: &Ask<'_>, salt: u64) -> Result<HostId, NoFit> {
-    // A team with hosts of its own is on those alone.
+    // A team with hosts of its own uses only those.
     let own = machines.iter().any(|machine| machine.team == Some(ask.team));
     let mut why = NoFit::None;
     let mut best: Option<(f64, u64, HostId)> = None;
@@ -113,7 +113,7 @@ pub fn pick(machines: &[Machine], ask: &Ask<'_>, salt: u64) -> Result<HostId, No
     best.map(|(_, _, id)| id).ok_or(why)
 }
 
-/// How full a host would be, or why it does not fit.
+/// Returns the share of a host that would be in use, or the reason that it does not fit.
 fn weigh(machine: &Machine, ask: &Ask<'_>) -> Result<f64, NoFit> {
     if !ask.tags.iter().all(|tag| machine.tags.contains(tag)) {
         return Err(NoFit::Tags);
@@ -144,7 +144,7 @@ fn weigh(machine: &Machine, ask: &Ask<'_>) -> Result<f64, NoFit> {
     Ok(if holds { share } else { share + FETCH })
 }
 
-/// The reason that says more: how far the host that came furthest came.
+/// Returns the reason of the host that passed more of the checks.
 fn further(one: NoFit, other: NoFit) -> NoFit {
     let rank = |why: NoFit| match why {
         NoFit::None => 0,

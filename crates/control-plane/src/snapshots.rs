@@ -1,5 +1,5 @@
-//! Snapshots of capsules: taken, listed, removed. The host has the files, the row says what is to
-//! be there; `reconcile` brings the one in line with the other.
+//! Snapshots of capsules: taken, listed, removed. The host has the files, and the row says which
+//! files must exist. `reconcile` compares the two.
 
 use crate::agent::HostSnapshots;
 use crate::app::App;
@@ -16,12 +16,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
 
-/// Age at which a snapshot that is `making`, or has no name, was left by a control plane that died.
+/// Age at which an unfinished or unnamed snapshot counts as left by a control plane that died.
 /// Forks and overwrites leave snapshots without a name.
 const LEFT: Duration = Duration::from_secs(30 * 60);
 
-/// Checks that a caller may make, replace and remove snapshots. Snapshots are the whole team's, so
-/// a key that is confined to one capsule or template may not.
+/// Checks that a caller may make, replace and remove snapshots. Snapshots belong to the whole team,
+/// so a key that is confined to one capsule or template may not.
 fn check_may(caller: Caller) -> Result<()> {
     match caller.only == Only::default() {
         true => caller.may(Action::CapsulesAdmin, Resource::Team),
@@ -29,7 +29,7 @@ fn check_may(caller: Caller) -> Result<()> {
     }
 }
 
-/// Takes a snapshot of a capsule, which stays as it is.
+/// Takes a snapshot of a capsule, which stays in its state.
 pub(crate) async fn create(
     app: &App,
     caller: Caller,
@@ -60,7 +60,7 @@ pub(crate) async fn create(
     .await
 }
 
-/// Takes a snapshot, with memory or without. A snapshot without a name is for a fork alone. An
+/// Takes a snapshot, with or without memory. A snapshot without a name is for a fork alone. An
 /// empty name is made from the id.
 ///
 /// With `overwrite`, a snapshot whose name is in use has none until it is complete, and does not
@@ -111,7 +111,7 @@ pub(crate) async fn take(
     taken
 }
 
-/// Enters a snapshot as `making`, if its team may have one more.
+/// Inserts a snapshot's row as `making`, if its team may have one more.
 async fn enter(
     app: &App,
     caller: Caller,
@@ -120,7 +120,7 @@ async fn enter(
     overwrite: bool,
 ) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    // The name is looked at under the lock, or others could take its place in the count.
+    // The name is looked up under the lock, or others could take its place in the count.
     quota.hold_storage(&mut tx).await?;
     let waits = match &row.name {
         Some(name) if overwrite => db::snapshots::is_named(&mut *tx, caller.team, name).await?,
@@ -180,7 +180,7 @@ async fn clear(app: &App, old: &Snapshot) {
     }
 }
 
-/// A snapshot of the caller's team, by its name or its id.
+/// Returns a snapshot of the caller's team, by its name or its id.
 pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Snapshot> {
     let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
     found.ok_or(Error::NotFound("snapshot"))
@@ -193,7 +193,7 @@ pub(crate) async fn delete(app: &App, caller: Caller, name: &str) -> Result<()> 
     remove(app, &snapshot, caller.by).await
 }
 
-/// Removes a snapshot; capsules that began from it keep what they need.
+/// Removes a snapshot. Capsules that began from it keep the data they need.
 pub(crate) async fn remove(app: &App, row: &Snapshot, by: By) -> Result<()> {
     let id = row.id();
     let mut tx = app.db.begin().await?;
@@ -203,7 +203,8 @@ pub(crate) async fn remove(app: &App, row: &Snapshot, by: By) -> Result<()> {
         db::audit::write(&mut *tx, &entry.with(json!({ "name": name }))).await?;
     }
     tx.commit().await?;
-    // One whose host was deleted is in the store alone: any host that has that can remove it.
+    // A snapshot whose host was deleted is only in the store. Any host with the store can remove it
+    // there.
     let host = row.host_id.map(HostId).or_else(|| app.fleet.with_store());
     if let Some(host) = host {
         app.agent(host).remove_snapshot(id, Some(TeamId(row.team_id))).await?;
@@ -211,9 +212,10 @@ pub(crate) async fn remove(app: &App, row: &Snapshot, by: By) -> Result<()> {
     Ok(db::snapshots::remove(&app.db, id).await?)
 }
 
-/// Brings what a host has in line with the rows, both ways.
+/// Compares a host's snapshots with the rows, in both directions, and removes orphans.
 pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
-    // The host first: a row comes before its files, so what it has without one is nobody's.
+    // The host is read first. A row is written before its files, so files without a row belong to
+    // nobody.
     let HostSnapshots { ids: on_host, stored, storage } = app.agent(host).snapshots().await?;
     let stored: Vec<uuid::Uuid> = stored.into_iter().map(|id| id.0).collect();
     if !stored.is_empty() {
@@ -240,7 +242,7 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     Ok(())
 }
 
-/// The wire's shape.
+/// Converts a row to the API's form.
 pub(crate) fn shown(row: Snapshot) -> api::Snapshot {
     let id = row.id().to_string();
     api::Snapshot {

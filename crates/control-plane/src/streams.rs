@@ -1,5 +1,5 @@
-//! Streams of a team's events: each goes on from a place, and misses nothing. Woken when something
-//! has happened to its team, it asks the database what.
+//! Streams of a team's events. Each stream goes on from a place in the events, and misses none. A
+//! stream is woken by changes of its team, and then reads the events from the database.
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -11,18 +11,18 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId};
 
-/// Events that are asked for at once.
+/// Most events of one read.
 const PAGE: i64 = 500;
-/// How long a stream sleeps at most, should it not be woken.
+/// Longest sleep of a stream that nothing wakes.
 const LOOK: Duration = Duration::from_secs(2);
-/// Between two looks at least: what happens meanwhile is told together.
+/// Shortest time from a wake to the read, so that events that come together are read together.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Words that may wait for a stream that is slow.
+/// Most wakes that are queued for a slow stream.
 const WAITING: usize = 64;
 
-/// Wakes streams.
+/// Wakes the streams of a team.
 pub(crate) struct Streams {
-    /// None is every team.
+    /// Team to wake; `None` wakes every team's streams.
     woken: broadcast::Sender<Option<TeamId>>,
 }
 
@@ -31,18 +31,18 @@ impl Streams {
         Self { woken: broadcast::channel(WAITING).0 }
     }
 
-    /// Hears of what happens to teams.
+    /// Returns a receiver of all wakes.
     pub(crate) fn listen(&self) -> broadcast::Receiver<Option<TeamId>> {
         self.woken.subscribe()
     }
 
     pub(crate) fn wake(&self, team: Option<TeamId>) {
-        // Nobody may listen.
+        // Sending fails when there is no receiver, which is no error.
         let _ = self.woken.send(team);
     }
 }
 
-/// One stream.
+/// One stream of events.
 pub(crate) struct Stream {
     app: App,
     team: TeamId,
@@ -53,7 +53,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Begins after a place; with none, after everything that has happened.
+    /// Opens a stream after a place; without one, after all events so far.
     pub(crate) async fn open(app: &App, caller: Caller, after: Option<Place>) -> Result<Self> {
         let shares = app.load.stream(caller.team, caller.holder())?;
         let woken = app.streams.listen();
@@ -64,7 +64,7 @@ impl Stream {
         Ok(Self { app: app.clone(), team: caller.team, at, woken, _shares: shares })
     }
 
-    /// What has happened since; empty when nothing did for a while.
+    /// Returns the events since the last call; empty when none came for a while.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>> {
         let events = self.look().await?;
         if !events.is_empty() {
@@ -89,7 +89,7 @@ impl Stream {
             loop {
                 match self.woken.recv().await {
                     Ok(Some(other)) if other != team => {}
-                    // Words that were missed may have been for us.
+                    // Missed wakes may have been for this team.
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 }
@@ -99,13 +99,13 @@ impl Stream {
     }
 }
 
-/// Reads what `id` of an event says.
+/// Parses the `id` of an event into its place.
 pub(crate) fn place(id: &str) -> Option<Place> {
     let (tx, seq) = id.split_once('-')?;
     Some(Place(tx.parse().ok()?, seq.parse().ok()?)).filter(|place| place.0 >= 0 && place.1 >= 0)
 }
 
-/// An id as it is on the wire, by the kind of what it names.
+/// Formats a resource's id for the API, by the kind of resource.
 fn resource(kind: &str, id: uuid::Uuid) -> String {
     match kind {
         "capsule" => CapsuleId(id).to_string(),
@@ -116,7 +116,7 @@ fn resource(kind: &str, id: uuid::Uuid) -> String {
     }
 }
 
-/// The wire's shape.
+/// Converts an event to the API's form.
 pub(crate) fn shown(event: Event) -> api::Event {
     let Place(tx, seq) = event.place();
     api::Event {
@@ -130,7 +130,7 @@ pub(crate) fn shown(event: Event) -> api::Event {
     }
 }
 
-/// The wire's shape of one that the outbox has, as the database wrote it.
+/// Converts an event of the outbox, in the database's form, to the API's form.
 pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
     #[derive(serde::Deserialize)]
     struct Row {

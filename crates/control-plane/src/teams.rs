@@ -1,10 +1,10 @@
-//! Teams: their members, the members' roles, and the fate of members' things. Changes hold the
-//! team's row, so that two at once come one after the other, and read their caller's rights again.
+//! Teams, their members, and the members' roles. A change locks the team's row, so concurrent
+//! changes come one after the other. It then reads its caller's rights again.
 //!
 //! A member who leaves, or is removed, leaves capsules and snapshots to the team. The keys and
-//! invitations that they made for the team end, and channels that they set are disabled. A team
-//! ends only when it has nothing. Its keys, invitations and channels end with it, and its entries
-//! stay in the audit log.
+//! invitations that they made for the team end, and channels that they set are disabled. A team can
+//! be deleted only when it has no capsules, snapshots or hosts. Its keys, invitations and channels
+//! end with it, and its entries stay in the audit log.
 
 use crate::app::App;
 use crate::audit::{By, Entry};
@@ -22,12 +22,12 @@ use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
 
-/// How long an invitation is good.
+/// Lifetime of an invitation.
 const INVITATION: Duration = Duration::days(7);
 /// Longest name of a team, a user, a key or a channel, in characters.
 const NAME_MAX: usize = 100;
 
-/// Checks what people call something.
+/// Checks a name that people give to something. Returns it without spaces at its ends.
 pub(crate) fn check_title(field: &str, name: &str) -> Result<String> {
     let name = name.trim();
     let count = name.chars().count();
@@ -46,7 +46,7 @@ fn check_team_name(name: &str) -> Result<String> {
     Ok(name)
 }
 
-/// Checks that a team is not the platform's own, which nobody joins, renames or ends.
+/// Checks that a team is not the platform's own. Nobody joins, renames or deletes that team.
 pub(crate) fn check_not_platforms(caller: Caller) -> Result<()> {
     if caller.team == PLATFORM_TEAM {
         return Err(Error::Conflict(
@@ -56,13 +56,13 @@ pub(crate) fn check_not_platforms(caller: Caller) -> Result<()> {
     Ok(())
 }
 
-/// A role that can be given; an owner is made by a transfer.
+/// Parses a role that can be given to a member. Only a transfer makes an owner.
 fn check_role(role: &str) -> Result<Role> {
     let role = Role::parse(role).filter(|role| *role != Role::Owner);
     role.ok_or_else(|| Error::invalid("role", "must be `admin`, `member` or `viewer`"))
 }
 
-/// Makes a team that its maker owns.
+/// Creates a team that its maker owns.
 pub(crate) async fn create(app: &App, who: SignedIn, name: &str) -> Result<api::Team> {
     let name = check_team_name(name)?;
     let mut tx = app.db.begin().await?;
@@ -73,7 +73,7 @@ pub(crate) async fn create(app: &App, who: SignedIn, name: &str) -> Result<api::
     get(app, who.user, id).await
 }
 
-/// Founds a team with its owner, whom the caller has locked.
+/// Creates a team with its owner, whom the caller has locked.
 pub(crate) async fn found(
     tx: &mut PgConnection,
     name: &str,
@@ -88,14 +88,14 @@ pub(crate) async fn found(
     Ok(id)
 }
 
-/// A team as a member sees it.
+/// Returns a team as a member sees it.
 pub(crate) async fn get(app: &App, user: UserId, id: TeamId) -> Result<api::Team> {
     let teams = db::teams::of_user(&app.db, user).await?;
     let team = teams.into_iter().find(|team| team.id == id.0);
     team.map(shown).ok_or(Error::NotFound("team"))
 }
 
-/// The teams of whoever asks; of a key, the one that it is for.
+/// Returns the caller's teams; for a key, its own team.
 pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Team>> {
     match caller.user() {
         Some(user) => Ok(db::teams::of_user(&app.db, user).await?.into_iter().map(shown).collect()),
@@ -103,7 +103,7 @@ pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Team>> {
     }
 }
 
-/// The team of whoever asks.
+/// Returns the caller's team.
 pub(crate) async fn show(app: &App, caller: Caller) -> Result<api::Team> {
     match caller.user() {
         Some(user) => get(app, user, caller.team).await,
@@ -174,18 +174,18 @@ pub(crate) async fn change(
     show(app, caller).await
 }
 
-/// Ends a team that has nothing.
+/// Deletes a team that has no capsules, snapshots or hosts.
 pub(crate) async fn delete(app: &App, caller: Caller) -> Result<()> {
     let mut tx = app.db.begin().await?;
     lock(&mut tx, caller, Action::TeamOwn).await?;
     end(&mut tx, caller.team, caller.by).await?;
     tx.commit().await?;
-    // Its members are not told one by one here: what they had of it is gone.
+    // The members are not announced one by one. All caches are dropped instead.
     app.changed(&Change::All);
     Ok(())
 }
 
-/// Ends a team within a transaction that holds it.
+/// Deletes a team in a transaction that holds its lock.
 pub(crate) async fn end(tx: &mut PgConnection, team: TeamId, by: By) -> Result<()> {
     let (capsules, snapshots, hosts) = db::teams::has(tx, team).await?;
     if capsules + snapshots + hosts > 0 {
@@ -196,13 +196,14 @@ pub(crate) async fn end(tx: &mut PgConnection, team: TeamId, by: By) -> Result<(
     Ok(())
 }
 
-/// Whether whoever asks may change a member: admins change those below them, an owner all others.
+/// Returns a member's role, if the caller may change it. An admin changes members and viewers, and
+/// an owner also admins. Nobody changes an owner.
 async fn rank(tx: &mut PgConnection, caller: Caller, user: UserId) -> Result<Role> {
     let role = db::teams::role(tx, caller.team, user).await?;
     let role = role.ok_or(Error::NotFound("member"))?;
     let own = match caller.user() {
         Some(own) => db::teams::role(tx, caller.team, own).await?.unwrap_or(Role::Viewer),
-        // A key with the scope is an admin.
+        // A key with the scope counts as an admin, and an operator's key as an owner.
         None if caller.operator => Role::Owner,
         None => Role::Admin,
     };
@@ -220,7 +221,7 @@ pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str
     db::teams::set_role(&mut *tx, caller.team, user, role).await?;
     let ended = match role.grants().allow(Action::TeamAdmin) {
         true => Ended::default(),
-        // Keys follow their maker's role at each request. Everything else that lets others in ends
+        // Keys follow their maker's role at each request. Every other way to let others in ends
         // here.
         false => db::makers::end_of_user(&mut tx, Some(caller.team), user).await?,
     };
@@ -255,7 +256,7 @@ pub(crate) async fn leave(app: &App, caller: Caller) -> Result<()> {
     Ok(())
 }
 
-/// Ends a membership, and everything that the member made for the team that lets others in.
+/// Ends a membership, with the keys, invitations and channels that the member made for the team.
 async fn part(
     tx: &mut PgConnection,
     caller: Caller,
@@ -269,11 +270,12 @@ async fn part(
     note(tx, caller, action, user, what).await
 }
 
-/// Makes another member the owner; who was, is an admin then.
+/// Makes another member the owner. The former owner becomes an admin.
 pub(crate) async fn transfer(app: &App, caller: Caller, to: UserId) -> Result<()> {
     let from = caller.user().ok_or(Error::UserOnly)?;
     let mut tx = app.db.begin().await?;
-    // Both users are locked before the team, in one order: an erasure of either waits, or is seen.
+    // Both users are locked before the team, in a fixed order. An erasure of either user then
+    // waits, or is seen.
     for user in [from.min(to), from.max(to)] {
         let there = db::users::hold(&mut *tx, user).await?.is_some_and(|user| user.is_active());
         if !there {
@@ -294,7 +296,7 @@ pub(crate) async fn transfer(app: &App, caller: Caller, to: UserId) -> Result<()
     Ok(())
 }
 
-/// Invites somebody by mail, whether they have an account or not; the answer does not tell.
+/// Invites somebody by mail. The answer does not tell whether they have an account.
 pub(crate) async fn invite(
     app: &App,
     caller: Caller,
@@ -337,8 +339,8 @@ pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Res
     Ok(())
 }
 
-/// Takes an invitation. The invitation must be for the user's own e-mail, and its maker must still
-/// be allowed to invite.
+/// Accepts an invitation. The invitation must be for the user's own e-mail, and its maker must
+/// still be allowed to invite.
 pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api::Team> {
     let (hashed, invalid) = (hash(token.trim()), || Error::InvalidToken("the invitation"));
     let mut tx = app.db.begin().await?;
@@ -347,7 +349,8 @@ pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api:
     if !db::teams::lock(&mut tx, team).await? {
         return Err(invalid());
     }
-    // Taken after the lock, so that a removal of the maker was first, or finds a member.
+    // The invitation is taken after the lock. A removal of its maker was therefore first, or finds
+    // a member.
     let taken = db::teams::take_invitation(&mut *tx, &hashed, &user.email).await?;
     let taken = taken.ok_or_else(invalid)?;
     let role = check_role(&taken.role)?;
@@ -371,7 +374,7 @@ pub(crate) fn invitation_shown(invitation: Invitation) -> api::Invitation {
     }
 }
 
-/// The wire's shape of limits that hold.
+/// Converts effective limits to the API's form.
 pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
     api::Limits {
         capsules: Some(limits.capsules),
@@ -384,7 +387,7 @@ pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
     }
 }
 
-/// What a team may have, and has.
+/// Returns the limits and the holdings of a team.
 pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
     let limits = db::limits::of(&app.db, team).await?.limits();
     let held = db::limits::held(&app.db, team).await?;
@@ -399,14 +402,14 @@ pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
     })
 }
 
-/// Checks limits that are to be set.
+/// Checks requested limits.
 pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
     let int = |field: &str, n: Option<u32>| {
         let wrong = |_| Error::invalid(field, "must be at most 2,147,483,647");
         n.map(i32::try_from).transpose().map_err(wrong)
     };
     let long = |field: &str, n: Option<u64>| {
-        // In bytes, the number must fit the database's integer.
+        // The number must fit the database's integer even in bytes.
         let n = n.map(|n| i64::try_from(n).ok().filter(|n| *n < 1 << 43));
         n.map(|n| n.ok_or_else(|| Error::invalid(field, "is too large"))).transpose()
     };
@@ -422,7 +425,7 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
     })
 }
 
-/// Sets what a team may have; of the platform's team, what every other may that has none set.
+/// Replaces a team's limits. The platform team's limits are the default for teams that have none.
 pub(crate) async fn set_limits(
     app: &App,
     team: TeamId,

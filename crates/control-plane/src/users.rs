@@ -1,5 +1,5 @@
-//! Users: how they come, sign in, and go. What an answer says never tells whether there is an
-//! account of an e-mail; that is told by mail alone.
+//! Users: sign-up, sign-in, sessions and passwords. No answer tells whether an e-mail has an
+//! account; only a mail to that address does.
 
 pub(crate) mod admin;
 pub(crate) mod mail;
@@ -24,20 +24,20 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use types::{PLATFORM_TEAM, SessionId, UserId};
 
-/// How long a mailed token is good.
+/// Lifetimes of mailed tokens, for activations and for resets.
 const ACTIVATION: Duration = Duration::from_secs(24 * 3600);
 const RESET: Duration = Duration::from_secs(30 * 60);
-/// What is kept of a client's word for itself, in characters.
+/// Stored length of a client's description of itself, in characters.
 const AGENT_MAX: usize = 200;
 
-/// Who may come.
+/// Rule for new accounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignUp {
-    /// Anybody.
+    /// Anybody may make an account.
     Open,
-    /// Who is invited to a team, or by an admin.
+    /// People need an invitation to a team or by an admin.
     Invited,
-    /// Who is invited by an admin.
+    /// People need an invitation by an admin.
     Off,
 }
 
@@ -51,31 +51,31 @@ impl SignUp {
     }
 }
 
-/// How a client signs in.
+/// Origin of a sign-in.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub by: By,
-    /// What the client says that it is.
+    /// Client's description of itself.
     pub agent: String,
-    /// Whether it is a program, which keeps the token itself.
+    /// Set if the client is a program, which keeps the token itself.
     pub program: bool,
 }
 
-/// A sign-in that was let pass.
+/// A successful sign-in.
 pub(crate) struct Entered {
     pub user: User,
     pub token: String,
     pub expires_at: OffsetDateTime,
 }
 
-/// An e-mail address in the one way that it is kept.
+/// Checks an e-mail address and returns its stored form, in lower case.
 pub(crate) fn check_email(email: &str) -> Result<String> {
     let email = email.trim().to_lowercase();
     let valid = email.len() <= 254 && email.parse::<lettre::Address>().is_ok();
     if valid { Ok(email) } else { Err(Error::invalid("email", "is no e-mail address")) }
 }
 
-/// Notes what a user did, in the platform's own log.
+/// Notes a user's action in the platform team's audit log.
 async fn note(
     tx: &mut PgConnection,
     by: By,
@@ -87,7 +87,7 @@ async fn note(
     Ok(db::audit::write(tx, &entry).await?)
 }
 
-/// Takes somebody's word that they want an account; the mail tells how it goes on.
+/// Starts a sign-up. A mail tells how it goes on.
 pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()> {
     if app.accounts.sign_up == SignUp::Off {
         return Err(Error::Forbidden("an invitation"));
@@ -98,7 +98,8 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
     app.mailer.check()?;
     throttle::sign_up_mail(app, by, &email).await?;
     let _place = app.load.password(by.from).await?;
-    // Before it is known whether there is an account, so that it takes as long.
+    // The password is hashed before the look-up of the account, so the time does not tell whether
+    // one exists.
     let hashed = password::hash(&wanted.password).await?;
     let app = app.clone();
     app.tasks.clone().spawn(async move {
@@ -109,8 +110,8 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
     Ok(())
 }
 
-/// Enters a user who signs up. A sign-up changes no existing account. Its password and name wait
-/// with the mailed token, and become the account's when the token is used.
+/// Stores a sign-up, and sends its mail. A sign-up changes no existing account. Its password and
+/// name wait with the mailed token, and become the account's when the token is used.
 async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let mut known = db::users::lock_by_email(&mut *tx, email).await?;
@@ -140,7 +141,7 @@ async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Resu
     mail::send(app, email, text).await
 }
 
-/// Reports whether an e-mail may make an account now.
+/// Reports whether an account may be made for an e-mail now.
 async fn welcome(app: &App, tx: &mut PgConnection, email: &str) -> Result<bool> {
     let mode = app.accounts.sign_up;
     Ok(mode == SignUp::Open
@@ -148,7 +149,7 @@ async fn welcome(app: &App, tx: &mut PgConnection, email: &str) -> Result<bool> 
         || mode == SignUp::Invited && db::teams::is_invited(&mut *tx, email).await?)
 }
 
-/// Makes a token to be mailed.
+/// Makes a token to be sent by mail.
 async fn give_token(
     tx: &mut PgConnection,
     user: &User,
@@ -165,8 +166,8 @@ async fn give_token(
     Ok(token)
 }
 
-/// Makes an account active for the reader of the mail. The reader must know the password of the
-/// sign-up, or sets the account's first.
+/// Activates an account for the reader of its mail. The reader must know the password of the
+/// sign-up. If there is none, the reader sets the first password.
 pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -> Result<Entered> {
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the activation token");
@@ -208,10 +209,10 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
 }
 
 /// Makes a user active and gives them a team. The platform's first user gets the teams that nobody
-/// has. The caller holds the lock of admins, and the user.
+/// owns. The caller holds the lock of admins, and the user's.
 async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result<()> {
     let admin = db::users::activate(&mut *tx, id).await?;
-    // One who was disabled, or has come meanwhile, does not come by this.
+    // A user who was disabled, or has become active meanwhile, is not activated by this.
     let admin = admin.ok_or(Error::InvalidToken("the activation token"))?;
     // No other sign-up with this e-mail may be used from now on.
     db::users::remove_tokens(&mut *tx, id).await?;
@@ -224,8 +225,8 @@ async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result
     Ok(())
 }
 
-/// Opens a session for an active user with the password that was checked; `None` when the password
-/// has changed. A change of the password, or of the user's status, waits, and then ends the
+/// Opens a session for an active user. Returns `None` when the user's status or password has
+/// changed since the check. A change that comes later waits for this transaction, and then ends the
 /// session.
 async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Option<Entered>> {
     let user = db::users::hold(&mut *tx, seen.id()).await?;
@@ -272,7 +273,7 @@ pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Res
     Ok(entered)
 }
 
-/// Counts and notes a failed attempt, on an account's e-mail or another subject.
+/// Counts and notes a failed attempt. The subject is an account's e-mail or another text.
 async fn refused(app: &App, by: By, subject: &str, id: Option<UserId>) -> Result<Error> {
     throttle::failed(app, by, subject).await?;
     app.notes.note(Noted {
@@ -286,7 +287,7 @@ async fn refused(app: &App, by: By, subject: &str, id: Option<UserId>) -> Result
     Ok(Error::WrongCredentials)
 }
 
-/// Ends the session that asks.
+/// Ends the caller's session.
 pub(crate) async fn log_out(app: &App, who: SignedIn) -> Result<()> {
     end_session(app, who, who.session, "user.logout").await.map(|_| ())
 }
@@ -309,14 +310,14 @@ pub(crate) async fn end_session(
     Ok(was)
 }
 
-/// Has this replica know at once that sessions have ended, by their tokens' hashes.
+/// Applies the end of sessions on this replica at once, by their tokens' hashes.
 fn forget(app: &App, hashes: impl IntoIterator<Item = Vec<u8>>) {
     for hash in hashes.into_iter().filter_map(|hash| hash.try_into().ok()) {
         app.changed(&Change::Session(hash));
     }
 }
 
-/// Ends the user's sessions but the one that asks.
+/// Ends the user's sessions, except the caller's.
 pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let ended = db::sessions::remove_all(&mut *tx, who.user, Some(who.session)).await?;
@@ -327,11 +328,11 @@ pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
     Ok(())
 }
 
-/// Mails a token to set a new password by, if there is an account.
+/// Mails a token for a new password, if there is an account.
 pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
     let email = check_email(email)?;
     app.mailer.check()?;
-    // Otherwise the mailbox has a recent code that is still good.
+    // If not, the mailbox has a recent code that is still valid.
     if !throttle::reset_mail(app, by, &email).await? {
         return Ok(());
     }
@@ -355,7 +356,7 @@ pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sets a new password for a mailed token, and ends every session and every other token.
+/// Sets a new password for a mailed token. Ends every session and every other token.
 pub(crate) async fn reset(app: &App, by: By, wanted: api::ConfirmPassword) -> Result<()> {
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the reset token");
@@ -390,14 +391,15 @@ async fn renew_password(
     Ok(db::sessions::remove_all(&mut *tx, id, but).await?)
 }
 
-/// Sets a new password for who knows the old one, and ends the other sessions.
+/// Sets a new password for a user who knows the old one, and ends the other sessions.
 pub(crate) async fn change_password(
     app: &App,
     who: SignedIn,
     wanted: api::ChangePassword,
 ) -> Result<()> {
     let user = me(app, who).await?;
-    // Counted per user, so that a stranger's failures to sign in never hold the owner up.
+    // Attempts are counted per user, so that a stranger's failures to sign in never delay the
+    // owner.
     let attempts = format!("change by {}", who.user);
     if user.password_hash.is_some() {
         let _turn = throttle::turn(app, who.by, &attempts).await?;
@@ -421,7 +423,7 @@ pub(crate) async fn change_password(
     throttle::forgive(app, &attempts).await
 }
 
-/// The user who asks.
+/// Returns the calling user.
 pub(crate) async fn me(app: &App, who: SignedIn) -> Result<User> {
     let found = db::users::find(&app.db, who.user).await?;
     found.ok_or(Error::Unauthenticated)

@@ -1,5 +1,5 @@
-//! What admins of the platform do with users, and how a user is erased. There is always one admin
-//! who can sign in, once there has been one.
+//! Management of users by the platform's admins, and the erasure of a user. Once the platform has
+//! had an admin who can sign in, it always has one.
 
 use super::{check_email, give_token, mail, note};
 use crate::app::App;
@@ -15,7 +15,8 @@ use serde_json::json;
 use sqlx::PgConnection;
 use types::UserId;
 
-/// Invites somebody to the platform, whether sign-up is open or not; again, if they have not come.
+/// Invites somebody to the platform, also when sign-up is closed. A repeated invitation to an
+/// inactive user sends another mail.
 pub(crate) async fn invite(app: &App, by: By, wanted: api::InviteUser) -> Result<User> {
     let email = check_email(&wanted.email)?;
     let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
@@ -37,7 +38,7 @@ pub(crate) async fn invite(app: &App, by: By, wanted: api::InviteUser) -> Result
     Ok(user)
 }
 
-/// Checks that somebody else is an admin. The caller holds the lock of admins, and the user.
+/// Checks that a user is not the last admin. The caller holds the lock of admins, and the user's.
 async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
     let is_one = user.is_admin && user.is_active();
     if is_one && db::users::other_admins(tx, user.id()).await? == 0 {
@@ -46,7 +47,7 @@ async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
     Ok(())
 }
 
-/// Makes a user an admin or not, or lets them in or not.
+/// Grants or revokes a user's admin right, and disables or enables the account.
 pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUser) -> Result<User> {
     let mut tx = app.db.begin().await?;
     stand_operator(&mut tx, by).await?;
@@ -89,14 +90,14 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
     Ok(user)
 }
 
-/// The person or process that has a user erased.
+/// Actor of an erasure.
 pub(crate) enum Eraser {
     Themselves(SignedIn),
     Operator(By),
 }
 
-/// Erases a user: their teams, which must be empty and theirs alone, their keys and sessions end,
-/// and the audit log forgets who they were.
+/// Erases a user. Their teams must be empty and have no other members, and are deleted. Their keys
+/// and sessions end, and the audit log no longer names them.
 pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
     let mut tx = app.db.begin().await?;
     db::users::lock_admins(&mut tx).await?;
@@ -127,7 +128,7 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
     Ok(())
 }
 
-/// The wire's shape.
+/// Converts a row to the API's form.
 pub(crate) fn shown(user: User) -> api::User {
     api::User {
         id: user.id().to_string(),

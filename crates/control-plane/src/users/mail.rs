@@ -1,4 +1,4 @@
-//! Mail to users: by SMTP, or, for development, as files in an outbox.
+//! Mail to users: by SMTP or, for development, as files in an outbox folder.
 
 use crate::app::App;
 use crate::error::{Error, Result};
@@ -9,17 +9,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the server may take.
+/// Time limit of an SMTP command.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where mail goes.
+/// Destination and sender of mail.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// As smtps://user:password@host or smtp://host:25; wins over the outbox.
+    /// SMTP server, as smtps://user:password@host or smtp://host:25. It takes precedence over the
+    /// outbox.
     pub smtp: Option<String>,
     /// Folder that mails are written to.
     pub outbox: Option<PathBuf>,
-    /// As `Wrenn <wrenn@example.com>`.
+    /// Sender, as `Wrenn <wrenn@example.com>`.
     pub from: String,
 }
 
@@ -40,7 +41,7 @@ impl Mailer {
         let from = settings.from.parse().context("WRENN_MAIL_FROM is no mailbox")?;
         let way = match (settings.smtp, settings.outbox) {
             (Some(url), _) => {
-                // The text may hold a password: what is wrong with it is told without it.
+                // The URL may hold a password, so the error does not repeat it.
                 let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url).ok();
                 let smtp =
                     smtp.context("WRENN_SMTP_URL is no URL as smtps://user:password@host")?;
@@ -56,7 +57,10 @@ impl Mailer {
         Ok(Self { way, from })
     }
 
-    /// Whether mail goes anywhere.
+    /// Checks that mail can be sent.
+    ///
+    /// # Errors
+    /// [`Error::NoMail`] when neither a server nor an outbox is configured.
     pub(crate) fn check(&self) -> Result<()> {
         if matches!(self.way, Way::Nowhere) { Err(Error::NoMail) } else { Ok(()) }
     }
@@ -82,13 +86,13 @@ impl Mailer {
     }
 }
 
-/// What a mail says.
+/// Subject and body of a mail.
 pub(crate) struct Text {
     subject: String,
     body: String,
 }
 
-/// Sends a mail; one that cannot be sent is logged, without what it says.
+/// Sends a mail. A failure is logged without the mail's text.
 pub(crate) async fn send(app: &App, to: &str, text: Text) -> Result<()> {
     app.mailer.check()?;
     let sent = app.mailer.send(to, text).await;
@@ -150,7 +154,7 @@ pub(crate) fn invitation(team: &str, token: &str) -> Text {
     )
 }
 
-/// Short lines with nothing between them that a mail's form would break.
+/// Joins short lines to a text that the format of a mail cannot break.
 fn text(subject: String, lines: &[&str]) -> Text {
     Text { subject, body: lines.join("\n\n") + "\n" }
 }

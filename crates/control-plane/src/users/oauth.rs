@@ -1,7 +1,7 @@
 //! Sign-in elsewhere: GitHub, or any provider of OpenID Connect, by the code flow with PKCE. The
 //! state is good once, and bound to the browser by a cookie. When a provider is added, the state is
-//! also bound to the session that asked for it. An account of the same e-mail is never taken over:
-//! its owner adds the provider after signing in.
+//! also bound to the session that asked for it. A sign-in never takes over an account of the same
+//! e-mail. The account's owner adds the provider after signing in.
 
 use super::{Entered, Origin, check_email, note, open};
 use crate::app::App;
@@ -30,13 +30,13 @@ use sqlx::PgConnection;
 use std::time::Duration;
 use types::{SessionId, UserId};
 
-/// How long somebody may take to sign in there.
+/// Longest time of a sign-in at the provider.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Message for a provider that is added by another browser, or after a sign-out.
 const OTHER_SESSION: &str = "the provider is added in the session that asked for it alone";
 /// Name of GitHub among the providers.
 const GITHUB: &str = "github";
-/// By which tokens may be signed.
+/// Accepted signature algorithms of tokens.
 const ALGORITHMS: [Algorithm; 6] = [
     Algorithm::RS256,
     Algorithm::RS384,
@@ -46,24 +46,24 @@ const ALGORITHMS: [Algorithm; 6] = [
     Algorithm::EdDSA,
 ];
 
-/// A client of a provider's.
+/// A sign-in provider, with this platform's credentials there.
 #[derive(Debug, Clone)]
 pub struct Provider {
-    /// As in paths: `github`, or the name that was given.
+    /// Name in paths: `github`, or the configured name.
     pub name: String,
-    /// GitHub's own URL, or the issuer's.
+    /// URL of GitHub, or of the issuer.
     pub url: String,
     pub client_id: String,
     pub client_secret: String,
 }
 
-/// Where a provider has what.
+/// URLs of a provider's services.
 struct Endpoints {
     authorize: String,
     token: String,
-    /// GitHub's API.
+    /// URL of GitHub's API.
     api: String,
-    /// OpenID Connect's keys and issuer.
+    /// URL of the keys and name of the issuer, for OpenID Connect.
     keys: String,
     issuer: String,
 }
@@ -88,12 +88,12 @@ type Client = oauth2::Client<
     oauth2::EndpointSet,
 >;
 
-/// Who somebody is there.
+/// Identity of a user at a provider.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     subject: String,
     name: String,
-    /// One that the provider has verified.
+    /// E-mail address that the provider has verified.
     email: Option<String>,
 }
 
@@ -151,7 +151,7 @@ impl Provider {
             .set_redirect_uri(RedirectUrl::new(redirect)?))
     }
 
-    /// Who the holder of tokens is.
+    /// Returns the identity of the user whom the tokens belong to.
     async fn identity(
         &self,
         http: &reqwest::Client,
@@ -168,7 +168,7 @@ impl Provider {
     }
 }
 
-/// Checks an OpenID Connect token. Pure.
+/// Checks an OpenID Connect token and returns its identity. Pure.
 fn checked(
     token: &str,
     keys: &JwkSet,
@@ -225,7 +225,7 @@ async fn get<T: serde::de::DeserializeOwned>(
     Ok(request.send().await?.error_for_status()?.json().await?)
 }
 
-/// Carries the library's requests.
+/// Sends the requests of the `oauth2` library.
 async fn carried(
     http: reqwest::Client,
     request: oauth2::HttpRequest,
@@ -290,8 +290,8 @@ fn redirect(app: &App, name: &str) -> String {
     format!("{}/v1/auth/oauth/{name}/callback", app.accounts.url)
 }
 
-/// Ends a sign-in: the browser has come back with a code and the state in its cookie. `shown` is
-/// the session of its other cookie. A provider is added only in the session that asked for it.
+/// Completes a sign-in, when the browser returns with a code and the state in its cookie. `shown`
+/// is the session of its other cookie. A provider is added only in the session that asked for it.
 pub(crate) async fn end(
     app: &App,
     origin: Origin,
@@ -331,7 +331,8 @@ fn refusal(why: &str) -> Error {
     Error::SignInFailed(why.to_owned())
 }
 
-/// The account of an identity: the one that has it, the one that adds it, or a new one.
+/// Signs in the account of an identity: the account that has it, the one that adds it, or a new
+/// one.
 async fn enter(
     app: &App,
     origin: Origin,
@@ -369,7 +370,7 @@ async fn enter(
 }
 
 /// Makes the account of a first-time user, or activates an account that waits for its owner. The
-/// provider vouches for the e-mail, as a mailed code does.
+/// provider's verification of the e-mail counts as much as a mailed code.
 async fn come(
     app: &App,
     tx: &mut PgConnection,
@@ -409,7 +410,7 @@ async fn come(
     db::users::find(&mut *tx, id).await?.ok_or(Error::Unauthenticated)
 }
 
-/// Takes a provider from an account that can be reached otherwise.
+/// Removes a provider from an account that has another way to sign in.
 pub(crate) async fn remove(app: &App, who: SignedIn, name: &str) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let user = stand_user(&mut tx, who).await?;
@@ -433,7 +434,7 @@ mod tests {
 
     const ISSUER: &str = "https://id.example";
 
-    /// A token of these claims, signed as `alg` says, and the keys that check it.
+    /// Makes a token with these claims, signed as `alg` says, and the keys that check it.
     fn signed(claims: &serde_json::Value, alg: Algorithm) -> (String, JwkSet) {
         use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
         use base64::Engine;

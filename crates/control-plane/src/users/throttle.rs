@@ -1,6 +1,6 @@
-//! Limits on failed sign-ins and on mails, by account and by network, shared by all replicas
-//! through the database. An IPv6 network is a /64, which any client has. Attempts on one account
-//! come one after the other, so that many at once do not all count as the first.
+//! Limits on failed sign-ins and on mails, by account and by network. All replicas share them
+//! through the database. An IPv6 network is a /64, since any client has a whole one. Attempts on
+//! one account come one after the other, so that many at once do not all count as the first.
 
 use crate::app::App;
 use crate::audit::By;
@@ -11,16 +11,16 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use types::{ClientNetwork, TeamId};
 
-/// Failures that cause no wait: of an account, and of a network, where many users may be.
+/// Failures that cause no wait, for an account and for a network. A network may have many users.
 const FREE_ACCOUNT: i32 = 5;
 const FREE_ADDRESS: i32 = 50;
 /// Mails to an e-mail that cause no wait; the wait begins after the next one.
 const FREE_MAILS: i32 = 5;
-/// The longest wait, and after how long without a failure all are forgotten, in seconds.
+/// Longest wait, and the time without a failure after which all failures are forgotten, in seconds.
 const WAIT_MAX: u64 = 900;
 const FORGOTTEN: f64 = 3600.0;
 
-/// How long to wait after so many failures: a second, then twice as long each time. Pure.
+/// Returns the wait after a number of failures: a second, then twice as long each time. Pure.
 fn wait(failures: i32, free: i32) -> Duration {
     let over = u32::try_from(failures - free).unwrap_or(0);
     match over {
@@ -52,7 +52,8 @@ async fn check(app: &App, what: &'static str, subject: &[u8], free: i32) -> Resu
     Ok(())
 }
 
-/// Lets an attempt begin, or says how long to wait. Held until it is over.
+/// Waits for the turn of a subject, and checks that no wait is due. The caller holds the guard
+/// until the attempt is over.
 pub(super) async fn turn(app: &App, by: By, subject: &str) -> Result<OwnedMutexGuard<()>> {
     let turn = app.accounts.turns.of(&hash(subject)).lock_owned().await;
     for (subject, free) in subjects(by, subject) {
@@ -68,44 +69,44 @@ pub(super) async fn failed(app: &App, by: By, subject: &str) -> Result<()> {
     Ok(())
 }
 
-/// Forgets the failures of an account whose owner came in. The network's failures stay.
+/// Forgets the failures of an account whose owner has signed in. The network's failures stay.
 pub(super) async fn forgive(app: &App, subject: &str) -> Result<()> {
     Ok(db::sessions::forgive(&app.db, &hash(&format!("account:{subject}"))).await?)
 }
 
-/// Counts a mail that a stranger has sent, by their network.
+/// Counts a mail that a request without a credential causes, by its network.
 async fn strangers_mail(app: &App, by: By) -> Result<()> {
     told(app, &hash(&format!("mails:{}", network(by))), FREE_ADDRESS).await
 }
 
-/// Counts a mail to somebody who signs up, whether there is an account or not. Each network has its
-/// own share of an e-mail's mails, so that nobody uses up another's.
+/// Counts a mail to somebody who signs up, with or without an account. Each network has its own
+/// share of an e-mail's mails, so that nobody uses up another's.
 pub(super) async fn sign_up_mail(app: &App, by: By, email: &str) -> Result<()> {
     strangers_mail(app, by).await?;
     told(app, &hash(&format!("sign-up:{}:{email}", network(by))), FREE_MAILS).await?;
     told(app, &hash(&format!("sign-up:{email}")), FREE_ADDRESS).await
 }
 
-/// Counts a mail by which a password is reset, whether there is an account or not. Returns `false`
-/// when too many were sent lately to send another. The last of those is then less than `WAIT_MAX`
-/// old. Its code is good for longer, so nobody can keep the owner from a good code.
+/// Counts a mail that resets a password, with or without an account. Returns `false` when too many
+/// were sent lately to send another. The last of those is then less than `WAIT_MAX` old. Its code
+/// is good for longer, so nobody can keep the owner from a good code.
 pub(super) async fn reset_mail(app: &App, by: By, email: &str) -> Result<bool> {
     strangers_mail(app, by).await?;
     count(app, &hash(&format!("reset:{email}")), FREE_MAILS).await
 }
 
-/// Forgets the mails for resetting a password, since none of them is good any more.
+/// Forgets the mails for resetting a password, since none of their codes is good any more.
 pub(super) async fn forgive_reset(app: &App, email: &str) -> Result<()> {
     Ok(db::sessions::forgive(&app.db, &hash(&format!("reset:{email}"))).await?)
 }
 
-/// Counts an invitation by mail, by the team and by the inviter.
+/// Counts an invitation by mail: by the inviter, and by the team and the invited e-mail.
 pub(crate) async fn invitation(app: &App, team: TeamId, by: By, email: &str) -> Result<()> {
     told(app, &hash(&format!("inviter:{}", by.actor.id())), FREE_ADDRESS).await?;
     told(app, &hash(&format!("invitation:{team}:{email}")), FREE_MAILS).await
 }
 
-/// Counts a mail, or says how long to wait.
+/// Counts a mail, or returns an error with the time to wait.
 async fn told(app: &App, subject: &[u8; 32], free: i32) -> Result<()> {
     if count(app, subject, free).await? {
         return Ok(());
