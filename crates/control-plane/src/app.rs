@@ -468,7 +468,7 @@ impl hop::Handler for Secure {
 #[derive(Debug, Clone)]
 pub(crate) struct PublicUrl {
     scheme: String,
-    /// Host, with a port if it is not the scheme's default.
+    /// Host, with a port if the configured URL has one.
     authority: String,
 }
 

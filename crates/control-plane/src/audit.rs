@@ -1,6 +1,6 @@
 //! The audit log: actor, action, resource and address of each change and refusal. A change writes
-//! its entry in its own transaction. Refusals have no bound, so they are counted and written once a
-//! second. Entries change only when a user is erased.
+//! its entry in its own transaction. Refusals and accesses have no bound, so they are counted and
+//! written once a second. Entries change only when a user is erased. Retention deletes old entries.
 
 use crate::app::App;
 use crate::db;

@@ -1,4 +1,4 @@
-//! The life of a capsule: the only writer of its state in the database.
+//! State changes of capsules. This module is the only writer of a capsule's state in the database.
 //!
 //! Each change of a capsule runs as a task of its own. A client that disconnects therefore leaves
 //! nothing half done. If a process dies in between, `reconcile` completes or undoes the change by
@@ -338,7 +338,8 @@ async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: By) ->
     Ok(())
 }
 
-/// Gives up a capsule whose host is about to be forgotten. `why` becomes the capsule's error.
+/// Gives up a capsule whose host is about to be forgotten. `why` becomes the capsule's error. A
+/// capsule that is completely in the store only loses its host.
 pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Result<()> {
     let (id, generation) = (seen.id(), seen.generation);
     let stopping = seen.state() == CapsuleState::Stopping;

@@ -23,7 +23,7 @@ use types::{ChannelId, DeliveryId, TeamId};
 
 /// Most channels of a team.
 const CHANNELS_MAX: i64 = 32;
-/// Longest URL.
+/// Longest URL, in bytes.
 const URL_MAX: usize = 2000;
 /// Kinds of events.
 pub(crate) const EVENTS: [&str; 10] = [

@@ -324,7 +324,7 @@ impl Error {
         }
     }
 
-    /// Converts an error of envd, with messages of the platform's own where it has them.
+    /// Converts an error of envd into one of the platform's.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
     pub(crate) fn from_guest(error: &ConnectError) -> Self {
         let message = printable(error.message.as_deref().unwrap_or_default());

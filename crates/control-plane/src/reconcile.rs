@@ -30,7 +30,7 @@ const UNHEARD_MAX: Duration = Duration::seconds(5);
 
 /// Time between two rounds.
 const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
-/// Hosts without unsettled capsules that are reconciled in one round.
+/// Hosts that have their turn in one round, beside the hosts with something unsettled.
 const PER_ROUND: usize = 250;
 /// Most hosts that are reconciled at once.
 const AT_ONCE: usize = 16;
@@ -362,7 +362,8 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
         if (storage, waits) != (row.storage_bytes, row.disk_full) {
             db::capsules::set_usage(&app.db, row.id(), row.generation, storage, waits).await?;
         }
-        // A change of the rules did not reach the host, or its control plane died.
+        // The host lacks the last change of the rules. The request that made it did not reach the
+        // host, or its control plane died.
         let runs = row.state() == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
         if runs && info.egress_revision < row.egress.revision {
             capsules::network::carry_out(app, row).await?;
@@ -479,8 +480,8 @@ mod tests {
         }
     }
 
-    /// The property: when the host has finished with a capsule, its row ends in the host's state.
-    /// It holds for whatever process died.
+    /// Property: when the host has finished with a capsule, its row ends in the host's state. This
+    /// holds for whatever process died.
     #[test]
     fn a_row_comes_to_say_what_the_host_says() {
         let ends = [

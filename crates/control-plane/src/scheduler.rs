@@ -1,8 +1,9 @@
 //! Chooses the host for a capsule. Pure: the inputs are the known hosts and the request.
 //!
-//! A host fits when it is open, is shared or the team's own, has the requested tags and tier, and
-//! has room. It must also have the template or snapshot, or be able to fetch it. The host that
-//! would be the least full afterwards wins. Having to fetch counts as a quarter of a host.
+//! A host fits when it is open, and is shared or the team's own. It must have the requested tags
+//! and isolation tier, and room. It must also have the template or snapshot, or be able to fetch
+//! it. The host that would be the least full afterwards wins. Having to fetch counts as a quarter
+//! of a host.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use types::{HostId, Isolation, TeamId};

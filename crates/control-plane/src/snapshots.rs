@@ -63,7 +63,7 @@ pub(crate) async fn create(
 /// Takes a snapshot, with or without memory. A snapshot without a name is for a fork alone. An
 /// empty name is made from the id.
 ///
-/// With `overwrite`, a snapshot whose name is in use has none until it is complete, and does not
+/// With `overwrite`, a snapshot whose name is in use has no name until it is complete. It does not
 /// count as one more. An interrupted overwrite leaves a snapshot without a name, which the
 /// reconciler removes.
 pub(crate) async fn take(

@@ -42,7 +42,7 @@ impl Streams {
     }
 }
 
-/// One stream of events.
+/// A client's stream of events.
 pub(crate) struct Stream {
     app: App,
     team: TeamId,

@@ -1,6 +1,6 @@
 //! Caches of the data that callers are admitted by: users with their teams, sessions, and limits of
 //! teams. Every change drops the entries that it concerns within a second, on every replica. A role
-//! or session that ends is useless from then on. No entry is kept for long.
+//! or session that has ended then admits nobody. No entry is kept for long.
 
 use crate::app::App;
 use crate::cache::{Hears, Known, Lookups};

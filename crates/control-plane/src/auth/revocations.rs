@@ -118,7 +118,7 @@ impl Revocations {
             let over = basis.until.is_some_and(|until| until <= OffsetDateTime::now_utc());
             let due = failed || over || count != seen;
             if due {
-                // Boxed, so that a waiting exchange holds little memory.
+                // The check is boxed, so that a waiting exchange holds little memory.
                 match Box::pin(of.check()).await {
                     Ok(now) => (basis, seen, failed) = (now, count, false),
                     Err(error) if error.status().is_client_error() => return Error::AccessRevoked,

@@ -102,13 +102,14 @@ pub(crate) fn is_ours(name: &str) -> bool {
     COOKIES.contains(&name) || STATES.contains(&name)
 }
 
-/// Returns the header that sets the session's cookie; without a token, that removes it.
+/// Returns the header that sets the session's cookie. Without a token, the header removes the
+/// cookie.
 pub(crate) fn cookie(transport: Transport, token: Option<&str>) -> HeaderValue {
     transport.cookie(COOKIES, token, BROWSER.as_secs())
 }
 
-/// Returns the header that sets the cookie of a sign-in elsewhere; without a state, that removes
-/// it.
+/// Returns the header that sets the cookie of a sign-in elsewhere. Without a state, the header
+/// removes the cookie.
 pub(crate) fn state_cookie(transport: Transport, state: Option<&str>) -> HeaderValue {
     transport.cookie(STATES, state, STATE_AGE.as_secs())
 }

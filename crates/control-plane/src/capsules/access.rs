@@ -1,5 +1,5 @@
-//! Replaces the credentials that admit to a capsule's ports. Exchanges under the old ones end at
-//! once, on every replica.
+//! Replaces the credentials that admit to a capsule's ports. Exchanges under the old credentials
+//! end at once, on every replica.
 
 use super::get;
 use crate::app::App;

@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 use types::CapsuleId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 
-/// Lifetime in seconds of a capsule that traffic woke, if its lifetime is limited at all. With the
-/// old end, it could stop before it was of use.
+/// Lifetime in seconds of a capsule that traffic woke, if its lifetime is limited at all. Its
+/// former end may have passed while it was paused.
 const AWAKE: u32 = 300;
 
 pub(crate) fn check_timeout(timeout: Option<u32>) -> Result<()> {

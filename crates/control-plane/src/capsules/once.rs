@@ -1,5 +1,5 @@
-//! Creates with an idempotency key. A repeated request gets the capsule that the first one made.
-//! The capsule's own state shows how far the first one got, so a create that died needs no cleanup
+//! Idempotency keys of creates. A repeated request gets the capsule that the first one made. The
+//! capsule's own state shows how far the first one got, so a create that died needs no cleanup
 //! here.
 
 use crate::app::App;

@@ -165,9 +165,10 @@ fn told(target: Target, route: Option<&Route>) -> bool {
     target.port != ENVD_PORT && route.is_some_and(|route| route.e2b)
 }
 
-/// Removes the platform's keys, tokens and cookies from a request. At a port that needed no key,
-/// another program's `X-API-Key` stays. A request of the owner to envd gets envd's token. Trailers
-/// are dropped, since one may be a key, and so is the header that announces them.
+/// Removes the platform's keys, tokens and cookies from a request. At a port that needed no key, an
+/// `X-API-Key` without the form of the platform's keys stays. A program in the guest may use it. A
+/// request of the owner to envd gets envd's token. Trailers are dropped, since one may be a key,
+/// and so is the header that announces them.
 pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
     let ours = |value: &HeaderValue| {
         value.as_bytes().starts_with(b"e2b_") || value.as_bytes().starts_with(b"wrn_")

@@ -1,5 +1,5 @@
 //! Checks preview links, and the cookies that they were exchanged for. A link must be of the
-//! capsule's present generation of links, and its maker must still be allowed to reach the port.
+//! capsule's present generation of links. Its maker must still be allowed to reach the port.
 
 use super::access::Presented;
 use super::preview::{Link, Maker};

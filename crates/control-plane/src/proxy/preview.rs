@@ -1,5 +1,5 @@
-//! Preview links: access to one port of a capsule for a browser, until a moment. The platform signs
-//! them with a secret of its own, so nothing is stored. A link is good for no other port or
+//! Preview links: access to one port of a capsule for a browser, until a set time. The platform
+//! signs them with a secret of its own, so nothing is stored. A link is good for no other port or
 //! capsule. Each link names its maker and the capsule's generation of links, and ends with either.
 //! Its first use exchanges it for a cookie of that host name alone.
 

@@ -1,5 +1,5 @@
-//! Signed links to files. They are checked before the capsule is woken, since envd, which checks
-//! them again, must be awake for that. Pure.
+//! Signed links to files. The proxy checks them before it wakes the capsule. envd checks them
+//! again, but must be awake for that. Pure.
 
 use super::routes::Route;
 use crate::error::Error;

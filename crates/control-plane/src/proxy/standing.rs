@@ -1,5 +1,5 @@
-//! The grounds on which a request to a capsule's port was admitted, kept while its body, answer or
-//! tunnel is under way. All of these end when the admission does.
+//! The grounds on which a request to a capsule's port was admitted. They are kept while its body,
+//! answer or tunnel is under way. All of these end when the admission does.
 
 use super::access::{Admitted, Way};
 use super::links;

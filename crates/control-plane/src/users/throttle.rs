@@ -1,6 +1,7 @@
 //! Limits on failed sign-ins and on mails, by account and by network. All replicas share them
 //! through the database. An IPv6 network is a /64, since any client has a whole one. Attempts on
-//! one account come one after the other, so that many at once do not all count as the first.
+//! one account come one after the other. Otherwise many concurrent attempts would all count as the
+//! first.
 
 use crate::app::App;
 use crate::audit::By;
