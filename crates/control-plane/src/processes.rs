@@ -1,6 +1,5 @@
-//! Programs in a capsule's guest, over envd's wire: start, attach, feed, signal. Every way in
-//! (one request, a WebSocket) goes through here, and begins with the look-up of a capsule of
-//! the caller's team.
+//! Programs in a capsule's guest, through envd's protocol: start, attach, feed, signal. Every route
+//! and WebSocket uses this module, which first looks up a capsule of the caller's team.
 
 use crate::agent::Agent;
 use crate::app::App;
@@ -24,21 +23,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::{CapsuleId, names, resources};
 
-/// For calls that answer at once.
+/// Time limit of calls that answer at once.
 const CALL: Duration = Duration::from_secs(30);
-/// Longest that a command may be given, in seconds.
+/// Longest time limit of a command, in seconds.
 const DAY: u32 = 24 * 3600;
 /// Bytes of input that one call carries.
 const INPUT_CHUNK: usize = 64 * 1024;
 
-/// A program to be started.
+/// A program to start.
 #[derive(Default)]
 pub(crate) struct Command {
     pub cmd: String,
     pub args: Vec<String>,
     pub envs: BTreeMap<String, String>,
     pub cwd: Option<String>,
-    /// The guest's default when none.
+    /// User to run as; `None` for the guest's default.
     pub user: Option<String>,
     pub tag: Option<String>,
     /// Seconds after which the guest kills the whole group, whether or not anyone listens; at
@@ -50,10 +49,10 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    /// Checks what can be told to be wrong without asking the guest.
+    /// Checks the parts of a command that need no guest.
     ///
     /// # Errors
-    /// Names the field.
+    /// The error names the wrong field.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cmd.is_empty() {
             return Err(Error::invalid("cmd", "must not be empty"));
@@ -66,19 +65,19 @@ impl Command {
     }
 }
 
-/// What a program does.
+/// Output and end of a program.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
-    /// As a shell counts: 128 and the signal's number when a signal ended it.
+    /// Exit code, as a shell counts: 128 and the signal's number when a signal ended the program.
     Exit(i32),
 }
 
-/// A program's events from the moment of asking to its end.
+/// Events of a program, from the request to its end.
 pub(crate) type Events = BoxStream<'static, Result<Event>>;
 
-/// How a program is named.
+/// Name of a program: its pid or its tag.
 #[derive(Debug, Clone)]
 pub(crate) enum Selector {
     Pid(u32),
@@ -86,7 +85,7 @@ pub(crate) enum Selector {
 }
 
 impl Selector {
-    /// A number is a pid, anything else a tag.
+    /// Parses a selector: a number is a pid, anything else a tag.
     pub(crate) fn parse(text: &str) -> Self {
         text.parse().map_or_else(|_| Self::Tag(text.to_owned()), Self::Pid)
     }
@@ -104,20 +103,21 @@ impl Selector {
 #[derive(Clone)]
 pub(crate) struct Processes {
     client: ProcessClient<Agent>,
-    /// The capsule, as it was when it was asked for.
+    /// The capsule, as it was when these programs were requested.
     of: Arc<(App, Capsule)>,
 }
 
 impl Processes {
-    /// Those of a running capsule of the caller's team.
+    /// Returns the programs of a capsule of the caller's team. A paused capsule is woken first if
+    /// its `auto_resume` is set.
     pub(crate) async fn of(app: &App, caller: Caller, id: CapsuleId) -> Result<Self> {
         let capsule = capsules::awake(app, caller, id).await?;
         let client = app.agent_of(&capsule)?.processes(id, &capsule.envd_token);
         Ok(Self { client, of: Arc::new((app.clone(), capsule)) })
     }
 
-    /// Does a call. `refused` turns a refusal into an error. A guest that does not answer may have
-    /// been paused meanwhile.
+    /// Makes a call. `refused` turns a refusal into an error. If the guest does not answer, the
+    /// error tells whether the capsule was paused meanwhile.
     async fn done_or<T>(
         &self,
         call: impl Future<Output = std::result::Result<T, ConnectError>>,
@@ -130,7 +130,7 @@ impl Processes {
         }
     }
 
-    /// Does a call for a program that runs.
+    /// Makes a call for a running program.
     async fn done<T>(
         &self,
         call: impl Future<Output = std::result::Result<T, ConnectError>>,
@@ -138,7 +138,8 @@ impl Processes {
         self.done_or(call, refused).await
     }
 
-    /// Waits for the first event of a program, for as long as the guest gives signs of life.
+    /// Waits for the first event of a program. Gives up a guest that fails its health check
+    /// meanwhile.
     async fn begins<T>(&self, begin: impl Future<Output = Result<T>>) -> Result<T> {
         let (app, capsule) = &*self.of;
         capsules::unless_silent(app, capsule, begin).await
@@ -157,7 +158,8 @@ impl Processes {
         let timeout = command.timeout_sec.unwrap_or(0);
         let asked = Instant::now();
         let not_started = move |error: &ConnectError| {
-            // The call has the same limit, and may end a moment before the guest tells of it.
+            // The call has the same time limit, and may end a moment before the guest reports the
+            // end.
             let is_over = timeout > 0 && asked.elapsed() >= Duration::from_secs(timeout.into());
             not_started(error, timeout, is_over)
         };
@@ -174,7 +176,7 @@ impl Processes {
         self.begins(Box::pin(begin)).await
     }
 
-    /// Attaches to a program: what it writes from here on, and its end.
+    /// Attaches to a program. Its events are the output from now on, and its end.
     pub(crate) async fn connect(&self, selector: &Selector) -> Result<(u32, Events)> {
         let request =
             wire::ConnectRequest { process: selector.wire().into(), ..Default::default() };
@@ -190,8 +192,7 @@ impl Processes {
         self.begins(Box::pin(begin)).await
     }
 
-    /// Writes to a program's standard input, or types into its terminal; waits while it does
-    /// not read.
+    /// Writes to a program's standard input or terminal. Waits while the program does not read.
     pub(crate) async fn feed(&self, pid: u32, data: &[u8], terminal: bool) -> Result<()> {
         for chunk in data.chunks(INPUT_CHUNK) {
             let chunk = chunk.to_vec();
@@ -205,7 +206,7 @@ impl Processes {
                 input: input.into(),
                 ..Default::default()
             };
-            // A program may take as long as it likes to read.
+            // The call has no time limit, since a program may read as late as it likes.
             self.done(self.client.send_input(send)).await?;
         }
         Ok(())
@@ -218,7 +219,7 @@ impl Processes {
         self.done(self.client.close_stdin_with_options(close, call())).await.map(|_| ())
     }
 
-    /// Tells a terminal its size.
+    /// Sets the size of a terminal.
     pub(crate) async fn resize(&self, pid: u32, (cols, rows): (u16, u16)) -> Result<()> {
         let request = wire::UpdateRequest {
             process: Selector::Pid(pid).wire().into(),
@@ -228,7 +229,7 @@ impl Processes {
         self.done(self.client.update_with_options(request, call())).await.map(|_| ())
     }
 
-    /// Signals a program's whole group: `SIGTERM` or `SIGKILL`.
+    /// Sends `SIGTERM` or `SIGKILL` to a program's whole group.
     pub(crate) async fn signal(&self, selector: &Selector, name: &str) -> Result<()> {
         let signal = match name {
             "SIGKILL" => wire::Signal::SIGNAL_SIGKILL,
@@ -243,7 +244,7 @@ impl Processes {
         self.done(self.client.send_signal_with_options(request, call())).await.map(|_| ())
     }
 
-    /// The programs that run.
+    /// Returns the running programs.
     pub(crate) async fn list(&self) -> Result<Vec<api::Process>> {
         let list = self.client.list_with_options(wire::ListRequest::default(), call());
         let answer = self.done(list).await?.into_owned();
@@ -284,7 +285,8 @@ fn request(command: Command) -> wire::StartRequest {
 type Raw = BoxStream<'static, std::result::Result<Option<wire::ProcessEvent>, ConnectError>>;
 
 impl Processes {
-    /// Takes the first event, which tells the pid, off a stream that ends after `timeout` seconds.
+    /// Takes the first event, which has the pid, off a stream. The stream ends after `timeout`
+    /// seconds.
     async fn begun(
         &self,
         mut raw: Raw,
@@ -303,15 +305,15 @@ impl Processes {
                     Some(Err(Error::TimedOut(timeout)))
                 }
                 Err(e) if e.code == ErrorCode::ResourceExhausted => Some(Err(Error::OutputNotRead)),
-                // envd ends a stream that it began by nothing else, so this is the way's end.
+                // envd ends a started stream with no other error, so the connection has failed.
                 Err(error) => {
                     tracing::debug!(%error, "a stream broke off");
                     Some(Err(Error::GuestUnavailable))
                 }
             }
         });
-        // A stream that breaks off is no end; one that has ended is read to its last byte, or its
-        // connection could not serve again.
+        // A stream that breaks off is an error, not an end. A stream that has ended is read to its
+        // last byte, so that its connection can serve again.
         let state = (events.boxed(), Arc::clone(&self.of), false);
         let checked = futures::stream::unfold(state, |(mut events, of, done)| async move {
             if done {
@@ -343,7 +345,7 @@ fn read(event: Wire) -> Option<Event> {
     }
 }
 
-/// The shell's exit code for a process that a signal ended.
+/// Returns the shell's exit code for a process that a signal ended.
 fn signal_code(status: &str) -> i32 {
     let signal = match status.strip_prefix("signal: ").unwrap_or("killed") {
         "hangup" => 1,
@@ -361,7 +363,7 @@ fn signal_code(status: &str) -> i32 {
     128 + signal
 }
 
-/// Turns the refusal of a call for a program that runs into an error.
+/// Converts the refusal of a call for a running program.
 fn refused(error: &ConnectError) -> Error {
     match error.code == ErrorCode::NotFound {
         true => Error::NotFound("process"),
@@ -369,7 +371,7 @@ fn refused(error: &ConnectError) -> Error {
     }
 }
 
-/// Turns the refusal to attach to a program into an error.
+/// Converts the refusal to attach to a program.
 fn not_attached(error: &ConnectError) -> Error {
     match error.code == ErrorCode::ResourceExhausted {
         true => Error::TooManyReaders,
@@ -377,8 +379,8 @@ fn not_attached(error: &ConnectError) -> Error {
     }
 }
 
-/// Turns the refusal to start a program, which was given `timeout` seconds, into an error. `is_over`
-/// tells that they have passed.
+/// Converts the refusal to start a program with a time limit of `timeout` seconds. `is_over` is set
+/// when that time has passed.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the rest means the same everywhere")]
 fn not_started(error: &ConnectError, timeout: u32, is_over: bool) -> Error {
     let message = printable(error.message.as_deref().unwrap_or_default());

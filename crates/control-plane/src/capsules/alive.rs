@@ -1,4 +1,4 @@
-//! Signs of life of a guest that takes long to answer.
+//! Health checks of a guest that takes long to answer.
 
 use super::why;
 use crate::app::App;
@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 use std::time::Duration;
 use types::TeamId;
 
-/// Time that a guest may take to begin an answer before it is asked for a sign of life.
+/// Time for a guest to begin its answer. After that, the guest's health is checked.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits for work that a guest does. Gives up a guest that gives no sign of life.
+/// Waits for work that a guest does. Gives up a guest that fails its health check.
 pub(crate) async fn unless_silent<T>(
     app: &App,
     capsule: &Capsule,
@@ -35,7 +35,7 @@ pub(crate) async fn unless_silent<T>(
 }
 
 /// Reports whether the guest answers, or waits for room on its host's disk. Requests to a guest
-/// that waits for room wait too.
+/// that waits for room wait, too.
 async fn is_alive(app: &App, capsule: &Capsule) -> bool {
     let Ok(agent) = app.agent_of(capsule) else { return false };
     if agent.lives(capsule.id(), &capsule.envd_token).await {
