@@ -1,9 +1,14 @@
-//! Capsules on this machine: made, paused, resumed, found again, ended. `manager` is the only
-//! writer of a capsule's state here. `ledger` is the record of a capsule on disk. `boot` makes and
-//! unmakes the parts of a capsule. `pause`, `resume` and `snapshots` keep machines and bring them
-//! back. `destroy` removes a capsule. `adopt` finds the capsules that an earlier agent left. `life`
-//! decides when a capsule's time is over. `hold` stops guests that would fill the disk. `liveness`
-//! notices that a machine has ended.
+//! The capsules of this machine, from creation to removal.
+//!
+//! - `manager` is the only writer of a capsule's state on this host.
+//! - `ledger` is the record of a capsule on disk.
+//! - `boot` makes the parts of a capsule and removes them.
+//! - `pause`, `resume` and `snapshots` save machines and bring them back.
+//! - `destroy` removes a capsule.
+//! - `adopt` finds the capsules that an earlier agent left.
+//! - `life` decides when a capsule's time is over.
+//! - `hold` stops guests that would fill the disk.
+//! - `liveness` notices that a machine has ended.
 
 mod adopt;
 pub(crate) mod boot;
@@ -24,7 +29,7 @@ use std::future::Future;
 use std::io;
 use tokio_util::sync::CancellationToken;
 
-/// Why a capsule could not be made, changed or ended.
+/// Reason why a capsule could not be made, changed or ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{0}")]
@@ -80,7 +85,7 @@ pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { what, source }
 }
 
-/// Tells damage of what was kept from other failures of reading it.
+/// Maps an error of reading a snapshot to `Damaged` if the snapshot is damaged, else to `Io`.
 pub(crate) fn kept_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| match snapshot::is_damage(&source) {
         true => Error::Damaged(source),
@@ -107,7 +112,7 @@ pub(crate) fn unless_cancelled<T>(
     done.map_err(|error| if cancel.is_cancelled() { Error::Stopping } else { error })
 }
 
-/// Does work that waits for the disk on a thread of its own.
+/// Runs work that waits for the disk on a thread of its own.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -1,5 +1,5 @@
-//! Limits of each VMM by control groups, of version 1 or 2, whichever the machine has. A
-//! machine without them still runs capsules: what is missing is logged once, at the start.
+//! Limits of each VMM by control groups of version 1 or 2, whichever the machine has. A machine
+//! without a controller still runs capsules; the missing controller is logged at the start.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use types::resources::Resources;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// QEMU's own memory beside the guest's, in MiB: its code cache, its heap, its page tables.
+/// Memory of QEMU itself beside the guest's, in MiB: its code cache, its heap, its page tables.
 const OVERHEAD_MIB: u64 = 256;
-/// Most threads with which QEMU reads and writes disks at once (`thread-pool-max` of its main loop).
+/// Most threads that QEMU uses for disks at once (`thread-pool-max` of its main loop).
 const DISK_THREADS: u32 = 64;
-/// Threads of a VMM beside those of its disks and its processors, with room to spare. A VMM that
+/// Threads of a VMM besides its disk and processor threads, with room to spare. A VMM that
 /// gets no thread ends at once, and its guest with it.
 const OWN_THREADS: u32 = 64;
 const PERIOD_US: u64 = 100_000;
 
-/// Where the groups of this agent's capsules are.
+/// Control groups of this agent's capsules.
 pub(crate) struct Cgroups {
     parents: Vec<(Controller, PathBuf)>,
 }
@@ -31,7 +31,7 @@ enum Controller {
 }
 
 impl Cgroups {
-    /// Finds out what the machine offers and makes the agent's own groups.
+    /// Finds the machine's controllers and makes the agent's own groups.
     pub(crate) fn new(tag: &str) -> Self {
         let name = format!("wrenn-{tag}");
         let controllers = fs::read_to_string(format!("{ROOT}/cgroup.controllers"));
@@ -47,7 +47,8 @@ impl Cgroups {
             match prepare(*controller, &path) {
                 Ok(()) => parents.push((*controller, path)),
                 Err(error) => {
-                    // As in a container, whose root group holds processes and so no controllers.
+                    // A container's root group, for example, holds processes and so has no
+                    // controllers.
                     tracing::warn!(?controller, %error, "machines have no limits by this controller");
                     let _ = fs::remove_dir(&path);
                 }
@@ -56,12 +57,12 @@ impl Cgroups {
         Self { parents }
     }
 
-    /// Makes a capsule's groups and opens what its VMM writes itself into.
+    /// Makes a capsule's groups and opens the files through which its VMM joins them.
     pub(crate) fn create(&self, capsule: &str, size: &Resources) -> io::Result<Vec<File>> {
-        // A page that the guest first touches may cost two: its own, and the empty one of the image
-        // below, which the kernel makes for it and others then share.
+        // A page that the guest first touches may cost two: its own, and an empty page of the image
+        // below it. The kernel makes the empty page for the first guest, and other guests share it.
         let memory = (2 * u64::from(size.memory_mib) + OVERHEAD_MIB) << 20;
-        // A core more than the guest has, for the VMM's own threads.
+        // The quota is one core more than the guest has, for the VMM's own threads.
         let quota = u64::from(size.vcpus + 1) * PERIOD_US;
         let mut procs = Vec::new();
         for (controller, parent) in &self.parents {
@@ -94,14 +95,14 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Capsules that have a group.
+    /// Lists the capsules that have a group.
     pub(crate) fn existing(&self) -> Vec<String> {
         let dirs = self.parents.iter().flat_map(|(_, p)| fs::read_dir(p).into_iter().flatten());
         let dirs = dirs.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
         dirs.filter_map(|e| e.file_name().into_string().ok()).collect()
     }
 
-    /// Removes the agent's own groups; only when no capsule has one.
+    /// Removes the agent's own groups, which succeeds only when no capsule has a group.
     pub(crate) fn remove_all(&self) {
         for (_, parent) in &self.parents {
             let _ = fs::remove_dir(parent);
@@ -109,12 +110,12 @@ impl Cgroups {
     }
 }
 
-/// Returns the most threads of a VMM. A guest decides how many of its disks' threads there are.
+/// Returns the most threads that a VMM may have. A guest's disk requests decide on its disk threads.
 fn threads_max(size: &Resources) -> u32 {
     DISK_THREADS + size.vcpus + OWN_THREADS
 }
 
-/// Makes the agent's own group and sees that its children will have limits.
+/// Makes the agent's own group and checks that its children will have limits.
 fn prepare(controller: Controller, path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     if controller != Controller::Unified {
@@ -127,7 +128,7 @@ fn prepare(controller: Controller, path: &Path) -> io::Result<()> {
     if all { Ok(()) } else { Err(io::Error::other(format!("only `{}` is given", given.trim()))) }
 }
 
-/// The kernel lets a group go a moment after its last process.
+/// Removes a group. Retries for up to 2 s, since a group stays busy briefly after its last process.
 fn remove_group(dir: &Path) -> io::Result<()> {
     let limit = Instant::now() + Duration::from_secs(2);
     loop {

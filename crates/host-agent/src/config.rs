@@ -1,4 +1,4 @@
-//! What a host agent is told once, at its start.
+//! Settings of a host agent, which are read once at its start.
 
 use crate::snapshot::System;
 use crate::vmm::firecracker::Choice as FirecrackerChoice;
@@ -7,15 +7,15 @@ use std::path::PathBuf;
 /// Settings of a host agent.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Everything the agent keeps: `capsules/`, `images/`.
+    /// Folder of all files of the agent: `capsules/`, `images/`, and others.
     pub dir: PathBuf,
     /// Addresses of the capsules' links to the host, at least a /24.
     pub network: String,
     /// Name servers of the guests.
     pub dns: Vec<std::net::IpAddr>,
-    /// Which driver runs the machines.
+    /// Driver that runs the machines.
     pub driver: DriverChoice,
-    /// Which Firecracker, where that is the driver.
+    /// Source of Firecracker, when Firecracker is the driver.
     pub firecracker: FirecrackerChoice,
     /// Memory that capsules may have together, in MiB; 0 means four fifths of the machine's.
     pub memory_mib: u64,
@@ -23,18 +23,18 @@ pub struct Config {
     pub vcpus: u64,
     /// Disk that capsules may have together, in MiB; 0 means eight times the machine's.
     pub disk_mib: u64,
-    /// Where what is kept goes too, for other hosts to have.
+    /// Object store to which snapshots and templates are copied, for other hosts to use.
     pub store: Option<StoreConfig>,
-    /// Requests and connections under way to one capsule at once.
+    /// Limit of requests and connections under way to one capsule at once.
     pub connections: u32,
 }
 
 /// A store that the platform's hosts share.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// A folder, or a URL as `s3://bucket/prefix`.
+    /// Folder, or URL such as `s3://bucket/prefix`.
     pub url: String,
-    /// What each team's key is derived from; none to keep things as they are.
+    /// Key from which each team's key is derived; `None` stores data unencrypted.
     pub key: Option<[u8; 32]>,
 }
 
@@ -44,11 +44,11 @@ impl std::fmt::Debug for StoreConfig {
     }
 }
 
-/// Which driver runs the machines.
+/// Choice of the driver that runs the machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverChoice {
-    /// Firecracker where it is and a probe guest boots on it, else QEMU on KVM where one boots
-    /// on that, else software emulation.
+    /// Firecracker if it is installed and a probe guest boots on it, else QEMU on KVM if a guest
+    /// boots on that, else software emulation.
     Auto,
     /// Firecracker, which needs KVM.
     Firecracker,
@@ -56,14 +56,14 @@ pub enum DriverChoice {
     Kvm,
     /// QEMU with software emulation.
     Tcg,
-    /// No machine at all: this `envd` on the host. For tests of everything above.
+    /// No machine: runs this `envd` on the host. For tests of everything above the driver.
     Fake { envd: PathBuf },
-    /// Nothing at all: whatever answers at this port is every capsule's guest. For measuring.
+    /// No machine and no process: the server at this port is every capsule's guest. For benchmarks.
     Hollow { port: u16 },
 }
 
 impl DriverChoice {
-    /// Whether machines boot from images, with disks and networks; only the fake's do not.
+    /// Reports whether machines boot from images, with disks and networks.
     #[must_use]
     pub fn boots_images(&self) -> bool {
         !matches!(self, Self::Fake { .. } | Self::Hollow { .. })
@@ -71,37 +71,37 @@ impl DriverChoice {
 }
 
 impl Config {
-    /// Where each capsule has a folder.
+    /// Folder of the capsules' folders.
     #[must_use]
     pub fn capsules(&self) -> PathBuf {
         self.dir.join("capsules")
     }
 
-    /// Where snapshots are that belong to no capsule, by their ids.
+    /// Folder of the snapshots that belong to no capsule, by their ids.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
         self.dir.join("snapshots")
     }
 
-    /// Where the templates' booted machines are.
+    /// Folder of the templates' golden machines.
     #[must_use]
     pub fn golden(&self) -> PathBuf {
         self.dir.join("golden")
     }
 
-    /// Where memory is that machines map by its path.
+    /// Folder of the memory files that machines map by their paths.
     #[must_use]
     pub fn memory(&self) -> PathBuf {
         self.dir.join("memory")
     }
 
-    /// The guest's kernel.
+    /// File of the guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("images/boot/vmlinux")
     }
 
-    /// What a machine that is booted now has in its memory.
+    /// Returns the versions of kernel and envd in a machine that boots now.
     pub(crate) fn system(&self) -> System {
         let images = self.dir.join("images/boot");
         let images = images.canonicalize().unwrap_or(images);
@@ -109,13 +109,13 @@ impl Config {
         System { kernel, envd: protocol::ENVD_VERSION.to_owned() }
     }
 
-    /// The initramfs with envd.
+    /// File of the initramfs with envd.
     #[must_use]
     pub fn initramfs(&self) -> PathBuf {
         self.dir.join("images/boot/initramfs")
     }
 
-    /// Where templates are: `NAME/rootfs.ext4`.
+    /// Folder of the templates, each as `NAME/rootfs.ext4`.
     #[must_use]
     pub fn templates(&self) -> PathBuf {
         self.dir.join("images/templates")

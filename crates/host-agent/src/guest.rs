@@ -1,6 +1,6 @@
-//! The agent's way to a guest: connections dialled from inside the capsule's namespace, a
-//! pool of them per capsule (so that none can serve another), the count of what is under way,
-//! and envd's first words.
+//! The agent's access to a guest. Connections are dialled from inside the capsule's namespace. Each
+//! capsule has a pool of its own, so no connection serves another capsule. The module also counts
+//! the requests under way, and gives envd its identity.
 
 mod dial;
 
@@ -26,36 +26,36 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-/// How far a guest's clock may be off when anyone is let in.
+/// Largest error of a guest's clock that ends the setting of the clock at once.
 const CLOCK_OFF: Duration = Duration::from_millis(100);
-/// And where it cannot be told better after so many tries.
+/// Largest error that is accepted after [`CLOCK_TRIES`] settings.
 const CLOCK_WRONG: Duration = Duration::from_millis(500);
 const CLOCK_TRIES: u32 = 10;
-/// How long a guest may take to write down what it has in memory.
+/// Time limit for a guest to write the data in its memory to its disk.
 const QUIESCE: Duration = Duration::from_secs(30);
 /// Time after which a guest's agent counts as silent.
 const SILENT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
-/// Pause before another request to a guest that took no connection.
+/// Delay before another request to a guest that took no connection.
 const RESPOND_AGAIN: Duration = Duration::from_millis(100);
-/// Wait for an answer before envd is asked whether it answers at all.
+/// Wait for an answer before envd is asked for a health check.
 const PROBE_AFTER: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1000 });
-/// Time that a guest which goes on may take to set its clock. An ended guest never does.
+/// Time limit for a thawed guest to set its clock. An ended guest never does.
 const REFRESH: Duration = Duration::from_secs(30);
-/// Bytes of randomness that a guest begins a new epoch with.
+/// Bytes of randomness that a guest gets for a new epoch.
 const SEED: usize = 64;
-/// Between two looks at a guest that does not answer yet.
+/// Period of the attempts to reach a guest that does not answer yet.
 const POLL: Duration = Duration::from_millis(10);
-/// How long a guest that does not answer yet may take to take a connection, at first.
+/// First time limit for a connection to a guest that does not answer yet.
 const PATIENCE: Duration = Duration::from_millis(30);
-/// Connections that rest, for each port of a guest.
+/// Idle connections in the pool, for each port of a guest.
 const RESTING: usize = 64;
 
-/// Where a capsule's ports are.
+/// Way to a capsule's ports.
 #[derive(Clone)]
 pub(crate) enum Route {
-    /// Inside a namespace, at the guest's address.
+    /// The guest's address, inside a namespace.
     Namespace(Namespace),
-    /// On this machine, for a driver without machines: envd's port there.
+    /// The address of envd's port on this machine, for a driver without machines.
     Loopback(SocketAddr),
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Guest {
     active: Tracker,
     /// Limit of requests at once at envd's port; all the other ports together have the same limit.
     most: u32,
-    /// Carries out what it may reach; none where it has no network.
+    /// Enforces the rules for outgoing connections; none without a network.
     guard: Option<Arc<Guard>>,
     /// Held by the task that sets the clock once envd answers.
     refresher: Arc<Mutex<()>>,
@@ -105,24 +105,25 @@ pub(crate) struct Places {
 pub(crate) enum Purpose {
     /// Has the guest do something, which is activity.
     Use,
-    /// Only asks how the guest is, which leaves an idle capsule idle.
+    /// Only reads the guest's state, which leaves an idle capsule idle.
     Look,
 }
 
-/// What envd is told before anyone is let in.
+/// Identity and settings that envd gets before requests are let in.
 pub(crate) struct Identity {
     pub hostname: String,
     pub token: String,
-    /// The one that it asks for, where that is another.
+    /// Token that envd still expects, if it differs from `token`.
     pub old_token: Option<String>,
     pub envs: BTreeMap<String, String>,
     pub user: Option<&'static str>,
-    /// Whether it is to be a machine of its own, and not the one that it was.
+    /// True for a new machine, false for the continuation of a saved one.
     pub fresh: bool,
 }
 
 impl Guest {
-    /// The guest at `route`, whose envd expects `token`, for at most `most` requests at once.
+    /// Returns the guest at `route`, whose envd expects `token`, for at most `most` requests at
+    /// once.
     pub(crate) fn new(route: Route, token: &str, most: u32, tasks: Tasks) -> Self {
         let cut = Signal::default();
         let dialer = Dialer::new(route, token.into(), &cut, tasks.clone());
@@ -132,18 +133,18 @@ impl Guest {
         Self { pool, cut, tracker, counts, active, most, guard: None, refresher }
     }
 
-    /// The same, with who carries out what it may reach.
+    /// Returns the guest with a guard for its outgoing connections.
     pub(crate) fn guarded(self, guard: Option<Arc<Guard>>) -> Self {
         Self { guard, ..self }
     }
 
-    /// Who carries out what it may reach.
+    /// Returns the guard of the guest's outgoing connections.
     pub(crate) fn guard(&self) -> Option<Arc<Guard>> {
         self.guard.clone()
     }
 
-    /// The same guest, which takes no requests yet, by connections that are not cut: for a guest
-    /// that was cut off and goes on.
+    /// Returns the same guest with connections that are not cut, for a guest that was cut off and
+    /// runs on. It takes no requests until [`Self::admit`].
     pub(crate) fn renewed(&self, tasks: Tasks) -> Self {
         let cut = Signal::default();
         let dialer = self.pool.dialer().renewed(&cut, tasks.clone());
@@ -168,7 +169,7 @@ impl Guest {
     /// capsule whose ports are flooded still obeys its owner.
     ///
     /// # Errors
-    /// When no place is free, or none is given any more.
+    /// Fails when no place is free, or when the guest takes no more requests.
     pub(crate) fn acquire(&self, port: u16, purpose: Purpose) -> Result<Places, Refused> {
         let [envds, others] = &self.counts;
         let of_port = if port == protocol::ENVD_PORT { envds } else { others };
@@ -180,21 +181,21 @@ impl Guest {
         })
     }
 
-    /// The connections to the guest's ports.
+    /// Returns the pool of connections to the guest's ports.
     pub(crate) fn pool(&self) -> &Pool<Dialer> {
         &self.pool
     }
 
-    /// Refuses whoever comes from now on, waits for those under way for as long as `grace`, and
-    /// ends every connection that is left with an error; tells how many requests that ended.
+    /// Refuses new requests, waits up to `grace` for the requests under way, and ends all remaining
+    /// connections with an error. Returns the number of requests that were cut off.
     pub(crate) async fn drain(&self, grace: Duration) -> u64 {
         let drained = self.tracker.drain(tokio::time::sleep(grace)).await;
         self.close();
         if let Drained::Left(count) = drained { count } else { 0 }
     }
 
-    /// Ends every connection with an error, at once and for good. A machine that is gone sends no
-    /// end of its own, so that whoever reads from it would wait for ever.
+    /// Refuses new requests and ends every connection with an error, at once and for good. A
+    /// machine that is gone never closes its connections itself, so a reader would wait for ever.
     pub(crate) fn close(&self) {
         self.tracker.shut();
         self.cut();
@@ -230,7 +231,7 @@ impl Guest {
         tokio::time::timeout(SILENT, asked).await.is_ok()
     }
 
-    /// Waits for an answer of envd's, unless envd answers nothing at all.
+    /// Waits for an answer from envd; returns `None` if envd answers nothing at all.
     pub(crate) async fn unless_silent<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
         let silent = async {
             tokio::time::sleep(PROBE_AFTER).await;
@@ -260,7 +261,7 @@ impl Guest {
             .header(header::CONTENT_LENGTH, body.len())
             .body(Body::from(body));
         let request = request.unwrap_or_default();
-        // Boxed, since operations hold several of these at once.
+        // The request is boxed, since operations hold several of these at once.
         let sent = Box::pin(self.pool.send(&protocol::ENVD_PORT, request)).await?;
         Ok(sent.answer)
     }
@@ -269,8 +270,8 @@ impl Guest {
     pub(crate) async fn wait_healthy(&self) {
         let mut patience = PATIENCE;
         loop {
-            // What is sent before the guest has its network is lost, and would be sent again only
-            // after a second.
+            // A packet that is sent before the guest has its network is lost, and would be sent
+            // again only after a second.
             let dialled = tokio::time::timeout(patience, self.pool.dial(&protocol::ENVD_PORT));
             patience = (patience * 11 / 10).min(Duration::from_secs(1));
             if let Ok(Ok(_)) = dialled.await {
@@ -285,11 +286,12 @@ impl Guest {
         }
     }
 
-    /// Begins an epoch: gives envd its token, clock, name and environment, and its kernel
-    /// randomness that no other has; what was open to it when it was kept ends there too.
+    /// Begins an epoch. Gives envd its token, clock, name and environment, and gives the guest's
+    /// kernel randomness that no other guest has. Connections from before the save end in the
+    /// guest.
     ///
     /// # Errors
-    /// When envd cannot be asked, or refuses, or the clock cannot be set well enough.
+    /// Fails when envd cannot be reached or refuses, or when its clock cannot be set well enough.
     pub(crate) async fn initialize(&self, identity: &Identity) -> io::Result<()> {
         let seed = sys::random::<SEED>()?;
         let epoch = serde_json::json!({
@@ -308,10 +310,10 @@ impl Guest {
         self.settle_clock(&identity.token, took).await
     }
 
-    /// Sets the clock of a guest that stood still, and lets its file system go on.
+    /// Sets the clock of a guest that stood still, and thaws its file system.
     ///
     /// # Errors
-    /// As [`Self::initialize`], and when the guest takes longer than [`REFRESH`].
+    /// Fails like [`Self::initialize`], and when the guest takes longer than [`REFRESH`].
     pub(crate) async fn refresh(&self, token: &str) -> io::Result<()> {
         let refreshed = async {
             let took = self.init(serde_json::json!({}), token).await?;
@@ -321,12 +323,13 @@ impl Guest {
         refreshed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Makes the caller the one task that refreshes the guest later; `None` when there is one.
+    /// Makes the caller the only task that refreshes the guest later; `None` when there is one.
     pub(crate) fn become_refresher(&self) -> Option<OwnedMutexGuard<()>> {
         Arc::clone(&self.refresher).try_lock_owned().ok()
     }
 
-    /// The clock is off by no more than its setting took; where that was long, it is set again.
+    /// Sets the clock again while setting it took too long. The clock's error is at most the time
+    /// that its setting took.
     async fn settle_clock(&self, token: &str, mut took: Duration) -> io::Result<()> {
         for _ in 0..CLOCK_TRIES {
             if took <= CLOCK_OFF {
@@ -349,19 +352,19 @@ impl Guest {
         Ok(started.elapsed())
     }
 
-    /// Has the guest run a first command, for all who begin from what it is then.
+    /// Makes the guest run a first command, which speeds up all guests restored from this one.
     ///
     /// # Errors
-    /// When envd cannot be asked, or refuses.
+    /// Fails when envd cannot be reached, or refuses.
     pub(crate) async fn warm(&self) -> io::Result<()> {
         self.prepare("", &serde_json::json!({ "warm": true })).await
     }
 
-    /// Asks the guest to write down what it has in memory; and, where its memory is not kept, to
-    /// write nothing from then on.
+    /// Asks the guest to write the data in its memory to its disk. With `freeze`, the guest writes
+    /// nothing more after that, since its memory is not saved.
     ///
     /// # Errors
-    /// When envd cannot be asked, or refuses.
+    /// Fails when envd cannot be reached, or refuses.
     pub(crate) async fn quiesce(&self, token: &str, freeze: bool) -> io::Result<()> {
         self.prepare(token, &serde_json::json!({ "freeze": freeze })).await
     }
@@ -386,14 +389,15 @@ fn reset() -> io::Error {
     io::ErrorKind::ConnectionReset.into()
 }
 
-/// A connection to a guest, which ends with it.
+/// A connection to a guest, which ends when the guest does.
 struct GuestStream {
     stream: NamespaceStream,
     cut: Wait,
 }
 
 impl GuestStream {
-    /// Whoever has to wait, waits for the guest's end too.
+    /// Returns the result of an operation, or an error if the operation waits and the guest is
+    /// gone.
     fn unless_gone<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -407,8 +411,8 @@ impl GuestStream {
 }
 
 impl Drop for GuestStream {
-    /// A guest that is gone acknowledges no goodbye: the socket would wait for it for minutes
-    /// and hold the namespace meanwhile. So it is closed at once, without one.
+    /// Closes the connection of a gone guest at once, without a goodbye. Such a guest acknowledges
+    /// no goodbye, so the socket would stay for minutes and hold the namespace.
     fn drop(&mut self) {
         if self.cut.is_given() {
             self.stream.abort();

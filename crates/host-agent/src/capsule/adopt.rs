@@ -1,6 +1,7 @@
-//! What an agent does first: for each capsule that an earlier one left, it finds out how far that
-//! one got, by the ledger, the processes and the snapshots that are complete, and completes the
-//! work or undoes it. Nothing is removed that was running or kept.
+//! Adoption of the capsules that an earlier agent left, the first work of an agent. For each
+//! capsule, the ledger, the processes and the complete snapshots tell how far the earlier agent
+//! got. Adoption then completes the work or undoes it. It removes nothing that ran or was kept in a
+//! snapshot.
 
 use super::boot::{self, Booted};
 use super::ledger::{Ledger, Phase};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use types::CapsuleId;
 
 impl Capsule {
-    /// One of which an earlier agent left what could not be removed, and no ledger.
+    /// Returns a dead capsule without a ledger, whose leftovers could not be removed.
     fn lost(reason: String) -> Self {
         let ledger = Ledger::unknown();
         Self { memory_mib: 0, ..Self::new(&ledger, State::Dead(reason)) }
@@ -28,13 +29,13 @@ impl Manager {
             let dir = boot::folder(&self.parts, id);
             let found = match Ledger::load(&dir) {
                 Some(ledger) => self.adopt(id, ledger).await,
-                // Written as a whole, it is there and strange only when another version wrote it:
-                // then nothing of what it stands for is touched.
+                // A ledger is replaced as a whole. One that exists and cannot be read was written
+                // by another version, so nothing that it describes is touched.
                 None if Ledger::exists(&dir) => Err(Error::Invalid("an unknown ledger".to_owned())),
                 None => boot::unmake(&self.parts, id).await,
             };
             if let Err(error) = found {
-                // It stays listed, so that its removal is asked for again.
+                // The capsule stays listed, so that the control plane asks for its removal again.
                 failed = true;
                 let reason = chain(&error);
                 tracing::error!(%id, error = reason, "finding what an earlier agent left");
@@ -44,7 +45,7 @@ impl Manager {
             }
         }
         match &self.parts.networks {
-            // Any of those that are there may be theirs.
+            // Any unknown network may belong to a capsule that was not adopted.
             Some(networks) if failed => networks.keep_strangers(),
             Some(networks) => networks.remove_strangers().await?,
             None => {}
@@ -61,7 +62,7 @@ impl Manager {
                 tracing::info!(%id, "removing what an earlier agent left");
                 return boot::unmake(parts, id).await;
             }
-            // A pause was complete, and that was not written down any more.
+            // The pause was complete, but the earlier agent did not update the ledger.
             Phase::Running if newest > ledger.last => {
                 pause::settle(parts, &mut ledger, newest).await?;
                 State::Paused
@@ -79,7 +80,7 @@ impl Manager {
                 }
                 None => State::Dead("the machine ended while no agent ran".to_owned()),
             },
-            // Nobody was let in: what was kept is still all there is.
+            // Nobody was let in, so the last snapshot still holds everything.
             Phase::Paused | Phase::Resuming => {
                 let last = ledger.last;
                 pause::settle(parts, &mut ledger, last).await?;
@@ -95,7 +96,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Finds the machine of a capsule. The flag is set when its guest waits for room on the disk.
+    /// Finds the machine of a capsule. The flag is true when its guest waits for room on the disk.
     async fn find_running(&self, ledger: &Ledger) -> Option<(Booted, bool)> {
         let dir = boot::folder(&self.parts, ledger.id);
         let network = match (&self.parts.networks, ledger.slot) {
@@ -113,15 +114,14 @@ impl Manager {
         })?);
         let namespace = network.map(|network| network.namespace);
         let guarded = boot::guard(&self.parts, namespace.as_ref(), &ledger.egress).await;
-        // Without, what its rules say of names lets nothing through.
+        // Without a guard, the capsule's rules for host names let nothing through.
         let warn = |error: &Error| {
             tracing::error!(id = %ledger.id, error = chain(error), "a capsule's rules");
         };
         let guard = guarded.inspect_err(warn).ok().flatten();
         let route = boot::route(&*machine, namespace).ok()?;
         let guest = boot::guest(&self.parts, ledger, route).guarded(guard);
-        // A guest that stands still takes no room, so it stays stopped until the disk has room
-        // again.
+        // A stopped guest takes no room, so it stays stopped until the disk has room again.
         let scarce = matches!(self.parts.room.look(), Level::Scarce | Level::Low);
         let waits = scarce && machine.stands_still().await.unwrap_or(false);
         let life = ledger.life.clone();

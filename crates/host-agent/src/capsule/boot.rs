@@ -1,8 +1,7 @@
-//! Makes the parts of a capsule in phases, and unmakes all of them: prepared (disk), wired
-//! (network), booted (machine), ready (the guest answers). What a machine is made from is its
-//! [`Origin`]: an image, a disk that was kept, or a whole machine that was. Unmaking takes no
-//! notice of which phases were reached, so that it serves a failed boot, a pause, a removal and
-//! a dead agent alike.
+//! Makes the parts of a capsule in phases, and removes all of them. The phases are prepared (disk),
+//! wired (network), booted (machine) and ready (the guest answers). An [`Origin`] is the source of
+//! the machine: an image, a saved disk, or a whole saved machine. Removal does not depend on the
+//! phases that were reached. So it serves a failed boot, a pause, a removal and a dead agent alike.
 
 use super::golden::Golden;
 use super::ledger::{Ledger, Phase};
@@ -24,22 +23,22 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, Egress};
 
-/// How long a guest may take to answer; emulated ones on a busy machine take a while.
+/// Time limit for a guest that boots to answer. An emulated guest on a busy machine takes a while.
 const READY: Duration = Duration::from_secs(90);
-/// Time that a guest may take to answer which answered before it was kept, and need not boot.
+/// Time limit for a restored guest to answer. It answered before it was saved and does not boot.
 const READY_AGAIN: Duration = Duration::from_secs(60);
-/// User ids of VMMs: this and the network's number.
+/// First user id of VMMs. A VMM's user id is this number plus the network's number.
 const FIRST_UID: u32 = 2_000_000;
 
-/// What a capsule's machine is made from.
+/// Source of a capsule's machine.
 pub(crate) enum Origin {
-    /// The template's image and an empty disk. What comes up may be kept for others.
+    /// The template's image and an empty disk. The booted machine may be saved as a golden machine.
     Image(Option<Golden>),
-    /// A disk that was kept, and a boot.
+    /// A saved disk, on which a kernel boots.
     Disk(Snapshot),
-    /// All of a machine that was kept, for the same capsule to go on.
+    /// A whole saved machine, for the same capsule to continue.
     Same(Snapshot),
-    /// And for another to begin from.
+    /// A whole saved machine, for another capsule to begin from.
     Other(Snapshot),
 }
 
@@ -51,7 +50,7 @@ impl Origin {
         }
     }
 
-    /// The layers of the memory that is brought back; none when a kernel is booted.
+    /// Returns the layers of the saved memory; none when a kernel is booted.
     fn layers(&self) -> Option<Layers> {
         match self {
             Self::Image(_) | Self::Disk(_) => None,
@@ -72,17 +71,17 @@ pub(crate) struct Booted {
     pub life: Life,
 }
 
-/// The folder of a capsule.
+/// Returns the folder of a capsule.
 pub(crate) fn folder(parts: &Parts, id: CapsuleId) -> PathBuf {
     parts.config.capsules().join(id.to_string())
 }
 
-/// Where a capsule's own snapshots are, by their numbers.
+/// Returns the folder of a capsule's own snapshots, which are named by their numbers.
 pub(crate) fn kept(dir: &Path) -> PathBuf {
     dir.join("kept")
 }
 
-/// Capsules that this machine has anything of.
+/// Lists the capsules that have a folder or a control group on this machine.
 pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
     let folders = fs::read_dir(parts.config.capsules()).into_iter().flatten().flatten();
     let mut names: Vec<String> =
@@ -93,7 +92,8 @@ pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
     names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
-/// Makes everything; on failure, or when `cancel` is cancelled, the caller unmakes it.
+/// Makes all parts of a capsule. On failure, or when `cancel` is cancelled, the caller removes
+/// them.
 pub(crate) async fn boot(
     parts: &Parts,
     ledger: &mut Ledger,
@@ -115,7 +115,8 @@ pub(crate) async fn boot(
         (Some(snapshot), Some(_)) => snapshot.manifest.system.clone(),
         _ => parts.config.system(),
     };
-    // Side by side; both end before either's failure is told, so that nothing is forgotten.
+    // Both run side by side. Both end before a failure of either is returned, so no part is
+    // forgotten.
     let preparing = async {
         let disks = match parts.driver.boots_images() {
             true => Some(disks(parts, ledger, &dir, origin.snapshot(), cancel).await?),
@@ -132,9 +133,9 @@ pub(crate) async fn boot(
     let (prepared, wired) = tokio::join!(preparing, wire(parts, &ledger.egress));
     let network = wired?;
     ledger.slot = network.as_ref().map(|network| network.slot);
-    // Before the other's failure is told: whoever undoes it goes by what is written.
+    // The ledger is written before a failure is returned, since the undoing goes by the ledger.
     if let Err(error) = save(ledger, &dir) {
-        // The tap would hold the network.
+        // An open tap would hold the network.
         drop(network);
         unwire(parts, ledger, &dir).await;
         return Err(error);
@@ -196,12 +197,12 @@ fn spec(parts: &Parts, ledger: &Ledger, dir: PathBuf) -> Result<Spec, Error> {
     })
 }
 
-/// The user that a capsule's VMM is.
+/// Returns the user id of a capsule's VMM.
 pub(crate) fn uid(ledger: &Ledger) -> u32 {
     FIRST_UID + ledger.slot.unwrap_or(0)
 }
 
-/// What a capsule's guest finds out about itself.
+/// Returns the metadata that a capsule's guest reads about itself.
 pub(crate) fn metadata(ledger: &Ledger) -> Metadata {
     Metadata { capsule: ledger.id.to_string(), template: ledger.template.clone() }
 }
@@ -224,7 +225,7 @@ async fn unwire(parts: &Parts, ledger: &Ledger, dir: &Path) {
     }
 }
 
-/// Who carries out, in a namespace, what a capsule may reach.
+/// Returns the guard that enforces in a namespace the rules for outgoing connections.
 pub(crate) async fn guard(
     parts: &Parts,
     namespace: Option<&Namespace>,
@@ -253,7 +254,8 @@ async fn disks(
     let image = storage::link_image(&image, dir).map_err(none)?;
     let (at, mib, from) = (dir.to_owned(), ledger.resources.disk_mib, from.cloned());
     let ends = cancel.clone();
-    // A removal waits for the thread, which ends early, so that nothing is written after it.
+    // A removal waits for this thread, which then ends early. So nothing is written after the
+    // removal.
     let own = blocking(move || match from {
         None => storage::make_disk(&at, mib),
         Some(snapshot) => {
@@ -265,8 +267,8 @@ async fn disks(
     Ok(Disks { image, own: unless_cancelled(cancel, own)? })
 }
 
-/// Opens what a machine is brought back from, and keeps its layers at hand for the next pause. The
-/// claim covers what is written from here until the driver has restored the machine.
+/// Opens the parts of a saved machine, and links its layers into the capsule's folder for the next
+/// pause. The claim covers all writes from here until the driver has restored the machine.
 async fn saved(
     parts: &Parts,
     team: &str,
@@ -299,7 +301,7 @@ async fn saved(
     Ok((Saved { image, above: Arc::new(above), state }, claim))
 }
 
-/// Whether a version is one of after another; what is no version is none.
+/// Reports whether `version` comes after `than`. A text that is no version is never newer.
 fn is_newer(version: &str, than: &str) -> bool {
     let numbers = |text: &str| -> Option<Vec<u32>> {
         text.split('.').map(|part| part.parse().ok()).collect()
@@ -311,12 +313,12 @@ fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
     ledger.save(dir).map_err(io_error("writing the capsule's ledger"))
 }
 
-/// The guest at the end of a way.
+/// Returns a client for the guest at the end of a route.
 pub(crate) fn guest(parts: &Parts, ledger: &Ledger, route: Route) -> Guest {
     Guest::new(route, &ledger.envd_token, parts.config.connections, parts.tasks.clone())
 }
 
-/// The way to a machine's guest.
+/// Returns the route to a machine's guest.
 pub(crate) fn route(machine: &dyn Machine, ns: Option<Namespace>) -> Result<Route, Error> {
     if let Some(at) = machine.loopback(protocol::ENVD_PORT) {
         return Ok(Route::Loopback(at));
@@ -325,7 +327,7 @@ pub(crate) fn route(machine: &dyn Machine, ns: Option<Namespace>) -> Result<Rout
     Ok(Route::Namespace(ns.ok_or_else(none)?))
 }
 
-/// What a capsule's guest is told of itself.
+/// Returns the identity that a capsule's guest is given.
 pub(crate) fn identity(parts: &Parts, ledger: &Ledger) -> Identity {
     Identity {
         hostname: "capsule".to_owned(),
@@ -337,7 +339,7 @@ pub(crate) fn identity(parts: &Parts, ledger: &Ledger) -> Identity {
     }
 }
 
-/// Waits until the guest answers and has its identity: then anyone may be let in.
+/// Waits until the guest answers and has its identity. Requests may be let in only after that.
 async fn ready(
     parts: &Parts,
     machine: &Arc<dyn Machine>,
@@ -345,7 +347,7 @@ async fn ready(
     identity: &Identity,
     origin: Origin,
 ) -> Result<(), Error> {
-    // A guest that was brought back answered before it was kept.
+    // A restored guest answered before it was saved.
     let answers = parts.driver.boots_images() && origin.layers().is_some();
     let limit = if answers { READY_AGAIN } else { READY };
     let begin = async {
@@ -383,7 +385,8 @@ async fn last_words(machine: &dyn Machine) -> String {
     String::from_utf8_lossy(&console[from..]).trim().to_owned()
 }
 
-/// Ends a capsule's machine and takes down what it ran in. Of what is not there, nothing is to do.
+/// Ends a capsule's machine, and removes its limits and network. Parts that do not exist are
+/// skipped.
 async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Result<(), Error> {
     let name = id.to_string();
     if let Some(record) = ledger.and_then(|l| l.machine.as_ref()) {
@@ -406,16 +409,16 @@ async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Res
     Ok(network?)
 }
 
-/// Lets the number of a network be used again; not before no ledger names it, or whoever has it
-/// next would lose its network to this capsule.
+/// Frees the number of a network for reuse. No ledger may still name the number, or the next
+/// capsule that gets it would lose its network to this one.
 fn release_slot(parts: &Parts, slot: Option<u32>) {
     if let (Some(networks), Some(slot)) = (&parts.networks, slot) {
         networks.release(slot);
     }
 }
 
-/// Ends a capsule's machine and takes down what it ran in; then the ledger is written, as it is but
-/// for those. The folder stays, without what the machine had in it.
+/// Ends a capsule's machine, removes its limits and network, and writes a ledger without them. The
+/// capsule's folder stays, without the files of the machine.
 pub(crate) async fn release(parts: &Parts, ledger: &mut Ledger) -> Result<(), Error> {
     let dir = folder(parts, ledger.id);
     take_down(parts, ledger.id, Some(ledger)).await?;
@@ -427,7 +430,7 @@ pub(crate) async fn release(parts: &Parts, ledger: &mut Ledger) -> Result<(), Er
     cleared.map_err(io_error("removing what the machine left"))
 }
 
-/// Removes what a machine had in its capsule's folder.
+/// Removes a machine's files from its capsule's folder.
 fn clear(dir: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -443,13 +446,13 @@ fn clear(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Unmakes whatever there is of a capsule; with nothing left of it, success.
+/// Removes all parts of a capsule; succeeds when nothing is left of it.
 pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     let dir = folder(parts, id);
     let ledger = Ledger::load(&dir);
     take_down(parts, id, ledger.as_ref()).await?;
     daemon::step("unmake.released").map_err(io_error("a step"))?;
-    // Last, since the ledger in it is what finds the rest.
+    // The folder goes last, since its ledger is needed to find the rest.
     match tokio::fs::remove_dir_all(&dir).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(io_error("removing the capsule's folder")(e));
@@ -474,7 +477,7 @@ mod tests {
     use std::sync::{OnceLock, Weak};
     use types::Isolation;
 
-    /// A driver whose restore writes some bytes, and looks at how many are claimed meanwhile.
+    /// A driver whose restore writes some bytes and records the number of bytes claimed meanwhile.
     #[derive(Clone, Default)]
     struct Writing {
         parts: Arc<OnceLock<Weak<Parts>>>,
@@ -581,7 +584,7 @@ mod tests {
         let (namespace, mut ledger) = (dir.path().join("1"), Ledger::unknown());
         fs::write(&namespace, []).unwrap();
         ledger.slot = Some(networks.adopt(1).unwrap().slot);
-        // The undoing of the boot takes down a network that is written down.
+        // If the ledger names a network, the undoing of the boot takes the network down.
         ledger.save(&own).unwrap();
         unwire(&parts, &ledger, &own).await;
         assert!(namespace.exists());

@@ -1,6 +1,6 @@
-//! The removal of a capsule with all that the host has of it. A removal ends whichever operation
-//! has the capsule's turn, so that no guest holds a removal up. A removal names the newest
-//! generation that may go. A later command's capsule stays.
+//! The removal of a capsule and of everything that the host has of it. A removal cancels the
+//! operation that has the capsule's turn, so no guest delays a removal. A removal names the newest
+//! generation that it may remove. A capsule of a later generation stays.
 
 use super::Error;
 use super::boot;
@@ -63,8 +63,8 @@ impl Manager {
         });
     }
 
-    /// Cancels the operation under way of the capsule. An unknown capsule is entered meanwhile, so
-    /// that nobody begins a capsule of this id while its leftovers are removed.
+    /// Cancels the operation under way of the capsule. An unknown capsule is listed meanwhile, so
+    /// that no other call begins a capsule of this id while its leftovers are removed.
     fn begin_destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<Turn, Error> {
         let mut capsules = self.lock();
         let unknown =

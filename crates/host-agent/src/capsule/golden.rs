@@ -1,6 +1,7 @@
-//! Golden machines: one for each template and size, kept as it was when its guest first answered
-//! and before it had an identity, so that a create is a restore. Keyed by everything that it
-//! depends on: what does not fit is never found, and removed when the agent starts.
+//! Golden machines: a saved machine for each template and size, so that a create is a restore. A
+//! machine is saved when its guest first answers, before the guest has an identity. Its key covers
+//! everything that it depends on. So a machine that does not fit this host is never found, and the
+//! next start of the agent removes it.
 
 use super::life::now_ms;
 use super::{Error, blocking, pause};
@@ -22,19 +23,19 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use types::resources::Resources;
 
-/// How long one that nobody uses is kept.
+/// Time after which an unused golden machine is removed.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Who boots a machine that is to be kept; others of the same key wait.
+/// Lock of the boot that makes a golden machine. Other boots of the same key wait for it.
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
-/// Those of this agent.
+/// Locks of this agent's golden machines, by key.
 #[derive(Default)]
 pub(crate) struct Goldens {
     turns: Mutex<HashMap<String, Turn>>,
 }
 
-/// The right to keep a machine as one.
+/// Right to save a machine as a golden machine.
 pub(crate) struct Golden {
     dir: PathBuf,
     template: String,
@@ -43,8 +44,8 @@ pub(crate) struct Golden {
 }
 
 impl Goldens {
-    /// The golden machine of a template and size, or the right to make it: whoever comes while
-    /// another makes it waits for that.
+    /// Returns the golden machine of a template and size, or the right to make it. A call waits
+    /// while another makes the same machine.
     pub(crate) async fn find(
         &self,
         parts: &Parts,
@@ -75,7 +76,7 @@ impl Goldens {
     }
 }
 
-/// Removes those that do not fit this host any more, and what was left half-made.
+/// Removes golden machines that no longer fit this host, and incomplete ones.
 pub(crate) fn sweep(parts: &Parts) {
     let root = parts.config.golden();
     for name in snapshot::sweep(&root) {
@@ -90,12 +91,12 @@ pub(crate) fn sweep(parts: &Parts) {
     }
 }
 
-/// Notes that one is used, by the time of its folder.
+/// Records the use of a golden machine as the modification time of its folder.
 fn note_use(dir: &Path) {
     let _ = File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
 }
 
-/// Removes those that were not used for long: many sizes may be asked for once.
+/// Removes golden machines that were unused for long, since some sizes are asked for only once.
 pub(crate) fn retire(parts: &Parts) {
     for entry in std::fs::read_dir(parts.config.golden()).into_iter().flatten().flatten() {
         let used = entry.metadata().and_then(|found| found.modified());
@@ -106,7 +107,7 @@ pub(crate) fn retire(parts: &Parts) {
     }
 }
 
-/// Everything that a golden machine depends on, in one name.
+/// Returns a hash of everything that a golden machine depends on.
 fn key(parts: &Parts, template: &str, resources: Resources) -> io::Result<String> {
     let config = &parts.config;
     let mut hash = Sha256::new();
@@ -118,7 +119,7 @@ fn key(parts: &Parts, template: &str, resources: Resources) -> io::Result<String
     let Resources { vcpus, memory_mib, disk_mib } = resources;
     add(format!("{template} {vcpus} {memory_mib} {disk_mib} {:?}", config.dns).as_bytes());
     for file in [config.kernel(), config.initramfs(), storage::image(config, template)] {
-        // Images are never changed, but replaced by others.
+        // Images are never changed in place, only replaced.
         let (path, found) = (file.canonicalize()?, file.metadata()?);
         add(path.as_os_str().as_encoded_bytes());
         add(&found.len().to_le_bytes());
@@ -128,8 +129,8 @@ fn key(parts: &Parts, template: &str, resources: Resources) -> io::Result<String
 }
 
 impl Golden {
-    /// Keeps a machine whose guest answers and knows nothing of itself yet. What fails is
-    /// logged: the machine goes on, and the next one is kept instead.
+    /// Saves a machine whose guest answers and has no identity yet. A failure is only logged. The
+    /// machine continues, and a later boot makes the golden machine.
     pub(crate) async fn keep(
         self,
         parts: &Parts,
@@ -146,14 +147,14 @@ impl Golden {
         if let Err(error) = guest.warm().await {
             tracing::warn!(%error, "warming a golden machine");
         }
-        // None of ours may be open in it.
+        // No connection of the agent may be open in the saved guest.
         guest.pool().clear();
         let fingerprint = parts.driver.fingerprint();
         let system = parts.config.system();
         let taken = self.take(claim, machine, (fingerprint, system), dir.to_owned()).await;
         let thawed = machine.thaw().await;
         match (taken, thawed) {
-            // Its hashing and its way to the disk are nothing that the capsule has to wait for.
+            // The capsule does not wait for the hashing and writing of the golden machine.
             (Ok(taken), Ok(())) => parts.tasks.spawn(async move {
                 if let Err(error) = blocking(move || taken.write()).await {
                     tracing::warn!(%error, "keeping a golden machine");
@@ -166,8 +167,8 @@ impl Golden {
         }
     }
 
-    /// Freezes a machine and copies what it is made of. The boot may be given up at any point, so
-    /// the thread that copies owns the claim and the right to make the golden machine.
+    /// Freezes a machine and copies its parts. The boot may be abandoned at any point, so the
+    /// thread that copies owns the claim and the right to make the golden machine.
     async fn take(
         self,
         claim: Claim,
@@ -229,7 +230,7 @@ impl Taken {
     }
 }
 
-/// What could not be made as a golden machine is told as a failure of the capsule's.
+/// Turns a failure to find or make a golden machine into a capsule's error.
 pub(crate) fn error(source: io::Error) -> Error {
     super::io_error("looking for the template's golden machine")(source)
 }
@@ -270,7 +271,7 @@ mod tests {
         let taking = golden.take(claim, &machine, about, dir.path().to_owned());
         let given_up = tokio::time::timeout(Duration::from_millis(50), taking).await.is_err();
         let held = (room.claimed(), turn.try_lock().is_err());
-        // The thread goes on once the pipe has a writer.
+        // The thread continues once the pipe has a writer.
         let writer = blocking(move || File::options().write(true).open(disk)).await;
         assert!(given_up && writer.is_ok());
         assert_eq!(held, (1, true));

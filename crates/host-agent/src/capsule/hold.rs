@@ -1,11 +1,11 @@
 //! Guests that wait for room on the host's disk. While half of the reserve is gone, a guest whose
 //! disk grows is stopped. So the database and removals can still write. A guest that meets a full
-//! disk nevertheless is stopped by its VMM, if the VMM can do so. Both kinds of guest go on by
-//! themselves when there is room. This module also counts the bytes that are kept of each capsule.
+//! disk nevertheless is stopped by its VMM, if the VMM can do so. Both kinds of guest run again by
+//! themselves when there is room. This module also counts the bytes in each capsule's snapshots.
 //!
 //! The guest of a running capsule stands still only while it waits for room, or while an operation
-//! has it in hand. [`Manager::freeze`] notes that a thaw is owed, and [`Manager::thaw`] clears the
-//! note when it succeeds. The looks at the disk try owed thaws again.
+//! works on it. [`Manager::freeze`] notes that a thaw is owed, and [`Manager::thaw`] clears the
+//! note when it succeeds. Each later look at the disk retries the owed thaws.
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
@@ -24,7 +24,7 @@ use types::CapsuleId;
 const LOOK: Duration = Duration::from_millis(250);
 /// Period of the counts of kept bytes.
 const MEASURE: Duration = Duration::from_secs(15);
-/// Time between two tries to let a guest go on.
+/// Time between two attempts to thaw a guest.
 const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 });
 
 /// Room that a capsule takes on its host's disk.
@@ -32,11 +32,11 @@ const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 
 pub(super) struct Usage {
     /// Bytes of its own disk at the last look; `None` while there is plenty of room.
     disk: Option<u64>,
-    /// Set while the guest stands still for want of room.
+    /// True while the guest stands still for want of room.
     pub waits: bool,
-    /// Set from before a freeze or a try to thaw until a thaw has succeeded.
+    /// True from before a freeze or an attempt to thaw until a thaw has succeeded.
     pub thaw_owed: bool,
-    /// Earliest time to let the guest go on again.
+    /// Earliest time to thaw the guest again.
     go_on: Option<Instant>,
     /// Bytes on the host's disk that only its snapshots hold.
     pub kept: u64,
@@ -53,12 +53,12 @@ enum Step {
 }
 
 impl Usage {
-    /// Returns the usage of a capsule that begins to run, with `kept` bytes in its snapshots.
+    /// Returns the usage of a capsule that begins to run and has `kept` bytes in its snapshots.
     pub(super) fn of(kept: u64) -> Self {
         Self { kept, ..Self::default() }
     }
 
-    /// Decides on a guest that runs, whose disk has `disk` bytes. Pure.
+    /// Decides on a running guest whose disk has `disk` bytes. Pure.
     fn step(&mut self, level: Level, disk: Option<u64>, stopped: bool, now: Instant) -> Step {
         let grows = self.disk.zip(disk).is_some_and(|(before, now)| now > before);
         self.disk = disk;
@@ -168,11 +168,11 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets a guest go on that waited for room or that is owed a thaw, and sets its clock.
+    /// Thaws a guest that waited for room or that is owed a thaw, and sets its clock.
     async fn let_go_on(&self, id: CapsuleId) -> Result<(), Error> {
         let turn = self.turn(id)?;
-        // An operation that has the guest in hand lets it go on. If that fails, a later look comes
-        // here again.
+        // An operation that holds the turn thaws its guest itself. If that fails, a later look
+        // comes here again.
         let Ok(held) = turn.try_lock() else { return Ok(()) };
         let Some((machine, guest)) = self.running(id) else { return Ok(()) };
         let waited = self.change(id, |capsule| capsule.usage.waits) == Some(true);
@@ -188,9 +188,9 @@ impl Manager {
         refreshed.map_err(io_error("setting the clock of a guest that goes on"))
     }
 
-    /// Sets the clock of a guest that goes on, and lets its file system go on, once its agent
-    /// answers. Gives up when the guest's connections are cut, as each pause and each end does.
-    /// Does nothing while an earlier call for the same guest still tries.
+    /// Sets the clock of a thawed guest and thaws its file system, once its agent answers. Gives up
+    /// when the guest's connections are cut, as each pause and each end does. Does nothing while an
+    /// earlier call for the same guest still tries.
     pub(super) fn refresh_later(&self, id: CapsuleId, guest: Guest, token: String) {
         let Some(held) = guest.become_refresher() else { return };
         let tasks = self.parts.tasks.clone();
@@ -209,8 +209,8 @@ impl Manager {
         });
     }
 
-    /// Stops a running capsule's guest. A thaw is owed from here on, also when this fails: a VMM
-    /// that did not answer in time may stop the guest all the same.
+    /// Stops a running capsule's guest. From here on a thaw is owed, even when this fails. A VMM
+    /// that did not answer in time may still stop the guest.
     pub(super) async fn freeze(
         &self,
         id: CapsuleId,
@@ -220,8 +220,8 @@ impl Manager {
         machine.freeze().await
     }
 
-    /// Lets a running capsule's guest go on. If this fails, a thaw is owed, also when the VMM
-    /// stopped the guest by itself.
+    /// Thaws a running capsule's guest. If this fails, a thaw is owed, even when the VMM stopped
+    /// the guest by itself.
     pub(super) async fn thaw(
         &self,
         id: CapsuleId,
@@ -235,7 +235,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets a guest go on that is owed a thaw, before the guest is asked for something.
+    /// Thaws a guest that is owed a thaw, before the guest is asked for something.
     pub(super) async fn thaw_if_owed(
         &self,
         id: CapsuleId,
@@ -314,7 +314,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
     use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-    /// A machine whose VMM refuses the first commands to go on.
+    /// A machine whose VMM refuses the first thaws.
     struct Stubborn {
         stands: AtomicBool,
         refusals: AtomicI32,
@@ -417,7 +417,7 @@ mod tests {
         manager.freeze(id, &*machine).await.unwrap();
         manager.let_go_on(id).await.unwrap();
         assert!(machine.stands.load(Ordering::Acquire));
-        // The operation ends without a thaw, as one that panics does.
+        // The operation ends without a thaw, like an operation that panics.
         drop(held);
         machine.goes_on(&manager, id).await;
     }

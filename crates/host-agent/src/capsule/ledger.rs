@@ -1,5 +1,5 @@
-//! What an agent must know of a capsule after it died: one small file in the capsule's
-//! folder, replaced as a whole. It is written before anything else of the capsule is made.
+//! The record of a capsule that outlives the agent: one small file in the capsule's folder, always
+//! replaced as a whole. It is written before any other part of the capsule is made.
 
 use super::life::Life;
 use crate::snapshot::{Layers, System};
@@ -14,60 +14,60 @@ use types::{CapsuleId, Egress};
 const FILE: &str = "capsule.json";
 const STAGED: &str = "capsule.json.new";
 
-/// What is being done with a capsule, as far as it was written down.
+/// Last step in a capsule's life that was written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Phase {
-    /// It is being made: nobody was let in.
+    /// The capsule is being made, and nobody was let in.
     Starting,
     /// The guest has its identity.
     Running,
-    /// Its last snapshot is all there is of it.
+    /// No machine exists; the last snapshot holds the whole capsule.
     Paused,
-    /// A machine is made from a snapshot: nobody was let in.
+    /// A machine is being made from a snapshot, and nobody was let in.
     Resuming,
-    /// Its time is over; what is left waits to be removed.
+    /// The capsule's time is over, and its remains wait for removal.
     Expired,
 }
 
-/// One capsule, as remembered.
+/// Record of one capsule.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Ledger {
     pub id: CapsuleId,
     pub generation: u64,
-    /// Whose it is.
+    /// Id of the team that owns the capsule.
     pub team: String,
     pub template: String,
     pub resources: Resources,
     pub envd_token: String,
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// What it may reach.
+    /// Rules for the capsule's outgoing connections.
     #[serde(default)]
     pub egress: Egress,
-    /// The network's number, once there is one.
+    /// Number of the capsule's network, once there is one.
     pub slot: Option<u32>,
-    /// The machine, once it was started.
+    /// The capsule's machine, once it was started.
     pub machine: Option<Record>,
     pub phase: Phase,
-    /// Number of the newest snapshot of its own, 0 for none: one that is newer was completed by
-    /// a pause that was not written down any more.
+    /// Number of the capsule's newest own snapshot, 0 for none. A newer snapshot on disk comes from
+    /// a pause that completed without updating the ledger.
     pub last: u64,
-    /// Number of the one that the platform's store has, 0 for none.
+    /// Number of the snapshot that the platform's store has, 0 for none.
     #[serde(default)]
     pub stored: u64,
     /// Name of the tree in the store; empty when the number alone names the tree.
     #[serde(default)]
     pub tree: String,
-    /// What the machine's memory was made of; the files are in the capsule's folder.
+    /// Layers that the machine's memory began from. Their files are in the capsule's folder.
     pub began: Layers,
-    /// What runs in its memory.
+    /// Versions of the software that runs in the machine's memory.
     #[serde(default)]
     pub system: System,
     pub life: Life,
 }
 
 impl Ledger {
-    /// Writes it to the capsule's folder, durably.
+    /// Writes the ledger to the capsule's folder, durably.
     pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
         let staged = dir.join(STAGED);
         let mut file = File::options().write(true).create(true).truncate(true).open(&staged)?;
@@ -78,7 +78,7 @@ impl Ledger {
         File::open(dir)?.sync_all()
     }
 
-    /// That of a capsule of which nothing is known.
+    /// Returns the ledger of a capsule about which nothing is known.
     pub(crate) fn unknown() -> Self {
         Self {
             id: CapsuleId(uuid::Uuid::nil()),
@@ -101,17 +101,17 @@ impl Ledger {
         }
     }
 
-    /// Removes it from a folder that is no capsule's.
+    /// Removes the ledger from a folder that is no capsule's.
     pub(crate) fn remove(dir: &Path) -> io::Result<()> {
         fs::remove_file(dir.join(FILE))
     }
 
-    /// Whether there is one, of whatever kind.
+    /// Reports whether the folder has a ledger, readable or not.
     pub(crate) fn exists(dir: &Path) -> bool {
         dir.join(FILE).exists()
     }
 
-    /// Reads it from a capsule's folder; none when it was never complete.
+    /// Reads the ledger from a capsule's folder; none when it is missing or unreadable.
     pub(crate) fn load(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
     }

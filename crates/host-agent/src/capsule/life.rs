@@ -1,36 +1,38 @@
-//! How long a capsule may run, and what then: decided here purely, carried out by `manager`.
+//! Time limits of a capsule, and the action when they pass. The decisions here are pure; `manager`
+//! carries them out.
 
 use super::pause::Keep;
 use std::time::Duration;
 
-/// Due pauses that may fail because of the guest's agent before the guest is kept as it is.
+/// Due pauses that may fail because of the guest's agent. The next pause saves the guest without
+/// it.
 const SILENT_TRIES: u32 = 2;
 
-/// What is done with a capsule whose time is over.
+/// Action on a capsule whose time is over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum OnTimeout {
     #[default]
     Pause,
-    /// Without its memory.
+    /// Pause that saves the disk without the memory.
     PauseDisk,
     Kill,
 }
 
-/// The rules of one capsule.
+/// Time limits of one capsule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Life {
     /// End of the capsule's time by this machine's clock, in milliseconds since 1970; `None` is
     /// never.
     pub ends_at_ms: Option<i64>,
     pub on_timeout: OnTimeout,
-    /// Seconds without anything under way after which it is paused; 0 is never.
+    /// Seconds without activity after which the capsule is paused; 0 is never.
     pub idle_sec: u32,
     /// Milliseconds from `begin` until the capsule's time is over, instead of `ends_at_ms`.
     #[serde(default)]
     pub lasts_ms: u64,
 }
 
-/// What is due.
+/// Action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     Nothing,
@@ -40,8 +42,8 @@ pub(crate) enum Due {
 }
 
 impl Due {
-    /// Decides what a pause keeps, after so many tries in a row that failed because of the guest's
-    /// agent. Pure.
+    /// Returns the parts that a pause saves, after `silent_tries` pauses in a row that failed
+    /// because of the guest's agent. Pure.
     pub(super) fn keep(self, silent_tries: u32) -> Keep {
         if silent_tries >= SILENT_TRIES {
             return Keep::Frozen;
@@ -54,7 +56,7 @@ impl Due {
 }
 
 impl Life {
-    /// The rules of a capsule that runs from this time on.
+    /// Sets the end of the capsule's time, for a capsule that runs from `now_ms` on.
     pub(crate) fn begin(&mut self, now_ms: i64) {
         if self.lasts_ms > 0 {
             let lasts = i64::try_from(self.lasts_ms).unwrap_or(i64::MAX);
@@ -69,7 +71,7 @@ impl Life {
         self.ends_at_ms.map(left)
     }
 
-    /// What is due at a time, for a capsule that has been idle for so long.
+    /// Returns the action that is due at a time, for a capsule that has been idle for so long.
     pub(crate) fn due(&self, now_ms: i64, idle: Duration) -> Due {
         let over = self.ends_at_ms.is_some_and(|end| end <= now_ms);
         match (over, self.on_timeout) {
@@ -82,7 +84,7 @@ impl Life {
     }
 }
 
-/// Milliseconds since 1970.
+/// Returns the current time in milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))

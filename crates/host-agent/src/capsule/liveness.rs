@@ -2,12 +2,16 @@
 //! stopped for good while the VMM lives on. A kernel that halts does the latter, and no VMM reports
 //! it.
 //!
-//! A kernel that lives wakes a processor every second, since envd's first process asks for that.
-//! Each packet that the host sends wakes a processor too. Four signs together, for several seconds,
-//! make a guest count as halted. No vCPU thread ran, and every thread of the VMM slept. The VMM
-//! says that it runs the guest, and envd took no connection. So a slow guest never counts as
-//! halted. A guest that is frozen or waits for room does not either, nor does one whose VMM is
-//! starved or stopped.
+//! A live kernel wakes a processor every second, since envd's first process asks for that. Each
+//! packet that the host sends wakes a processor too. Four signs together, for several seconds, make
+//! a guest count as halted:
+//! - No vCPU thread ran.
+//! - Every thread of the VMM slept.
+//! - The VMM says that it runs the guest.
+//! - envd took no connection.
+//!
+//! So a slow guest never counts as halted. A guest that is frozen or waits for room does not
+//! either, nor does a guest whose VMM is starved or stopped.
 
 #[cfg(test)]
 mod tests;
@@ -65,15 +69,14 @@ impl Watch {
 enum Noted {
     /// The capsule is dead.
     Dead(Arc<dyn Machine>),
-    /// An operation has the machine in hand, and the note waits for the end of that operation's
-    /// turn.
+    /// An operation works on the machine. The note waits until that operation gives up its turn.
     InHand(Turn),
     /// The machine belongs to no capsule any more, or its end is known.
     Nothing,
 }
 
-/// Reports whether a guest's processors have stopped for good. Takes up to a second for a guest
-/// that lives, and some seconds for one that does not.
+/// Reports whether a guest's processors have stopped for good. Takes up to a second for a live
+/// guest, and some seconds for a halted guest.
 pub(super) async fn is_halted(machine: &dyn Machine, guest: &Guest) -> bool {
     let Some(threads) = machine.vcpus() else { return false };
     let Some(first) = threads.waits() else { return false };
@@ -118,8 +121,8 @@ impl Manager {
     async fn look_at_all(&self, watched: Arc<Mutex<Watched>>) {
         let running: Vec<(CapsuleId, Arc<dyn Machine>)> = {
             let capsules = self.lock();
-            // A guest that waits for room stands still rightly, and would take a place among the
-            // suspects.
+            // A guest that waits for room stands still for that reason, and would take a place
+            // among the suspects.
             let runs = capsules
                 .iter()
                 .filter(|(_, capsule)| capsule.state == State::Running && !capsule.usage.waits);
@@ -162,7 +165,7 @@ impl Manager {
                 () = this.parts.tasks.stopping() => return,
             };
             let record = machine.record();
-            // A network goes only when nobody holds it, so this handle must not outlive the
+            // A network is removed only when nobody holds it, so this handle must not outlive the
             // machine.
             drop(machine);
             this.lost(id, &record, reason).await;
@@ -171,7 +174,7 @@ impl Manager {
 
     /// Notes that a machine ended by itself, and removes the rest of it.
     ///
-    /// When an operation has the machine in hand, the operation decides the capsule's state. If the
+    /// When an operation works on the machine, the operation decides the capsule's state. If the
     /// capsule counts as running after that operation, it is dead, since its machine has ended.
     pub(super) async fn lost(&self, id: CapsuleId, record: &Record, reason: String) {
         let noted = match self.note_end(id, record, &reason) {
@@ -185,7 +188,7 @@ impl Manager {
         tracing::warn!(%id, reason, said = machine.said(), "a machine ended");
         metrics::counter!("wrenn_machines_lost_total").increment(1);
         self.changed();
-        // The guest's last words are saved first; then the process need not hold the guest's
+        // The guest's last words are saved first. After that, the process need not hold the guest's
         // memory.
         let _ = machine.console().await;
         if let Err(error) = machine.kill().await {

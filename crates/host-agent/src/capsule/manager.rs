@@ -1,5 +1,5 @@
-//! The capsules of this machine by id. Each has a lock that one operation holds at a time;
-//! operations run as tasks of their own, so that a caller who leaves does not stop them.
+//! The capsules of this machine by id. Each capsule has a lock, its turn, that one operation holds
+//! at a time. An operation runs as a task of its own, so it continues when its caller disconnects.
 
 use super::boot::{self, Booted, Origin};
 use super::hold::Usage;
@@ -24,19 +24,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, SnapshotId};
 
-/// How a capsule stands.
+/// State of a capsule on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
     Starting,
     Running,
     Pausing,
-    /// Its last snapshot is all there is of it.
+    /// No machine exists; the last snapshot holds the whole capsule.
     Paused,
     Resuming,
-    /// Its time is over; it is to be removed.
+    /// The capsule's time is over, and it is to be removed.
     Expired,
     Stopping,
-    /// Its machine has ended, for a reason; the rest is still to be removed.
+    /// The machine has ended, for the reason given. The rest of the capsule is still to be removed.
     Dead(String),
 }
 
@@ -55,14 +55,14 @@ impl fmt::Display for State {
     }
 }
 
-/// Between two looks at the logs of machines and at connections that rest.
+/// Period of the checks for long machine logs and idle connections.
 const TRIM: Duration = Duration::from_secs(60);
-/// Between two looks at whose time is over.
+/// Period of the checks for capsules whose time is over.
 const LIFE: Duration = Duration::from_millis(250);
-/// Before another try of what was due and failed.
+/// Delay before another attempt at a due action.
 const DUE_AGAIN: Duration = Duration::from_secs(30);
 
-/// How long each phase of a boot took.
+/// Duration of each phase of a boot.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
 /// Stages of a start, and the milliseconds until the capsule's time is over; `None` is never.
 pub(crate) type Begun = (Stages, Option<u64>);
@@ -72,38 +72,38 @@ pub(super) struct Capsule {
     pub state: State,
     pub generation: u64,
     pub memory_mib: u64,
-    /// Number of its newest snapshot.
+    /// Number of the capsule's newest snapshot.
     pub last: u64,
     /// Snapshot that the store has.
     pub stored: Option<Tree>,
-    /// Revision of the rules that hold for what it may reach.
+    /// Revision of the rules for outgoing connections that are in force.
     pub egress: u64,
     pub stages: Stages,
     pub running: Option<(Arc<dyn Machine>, Guest)>,
-    /// Held by the operation under way.
+    /// Lock that the operation under way holds.
     pub turn: Turn,
-    /// Ends the operation under way.
+    /// Cancels the operation under way.
     pub cancel: CancellationToken,
     pub life: Life,
-    /// When something was last under way in it.
+    /// Time of the last activity in the capsule.
     pub active: Instant,
-    /// What was due and failed is not tried before.
+    /// Earliest time for the next attempt at a due action.
     pub due_after: Instant,
     /// Due pauses in a row that failed because of the guest's agent.
     pub silent_tries: u32,
     pub usage: Usage,
 }
 
-/// What is told of a capsule.
+/// Status of a capsule, for the control plane.
 pub(crate) struct Listed {
     pub id: CapsuleId,
     pub state: State,
     pub generation: u64,
     /// Newest snapshot of the capsule, when the store has it.
     pub stored: Option<Tree>,
-    /// Revision of the rules that hold for what it may reach.
+    /// Revision of the rules for outgoing connections that are in force.
     pub egress: u64,
-    /// Set while the guest stands still until there is room on the host's disk.
+    /// True while the guest stands still until there is room on the host's disk.
     pub waits_for_room: bool,
     /// Bytes on disk that only the capsule's snapshots hold.
     pub kept: u64,
@@ -114,18 +114,18 @@ pub(crate) struct Listed {
 pub(crate) struct Manager {
     pub(super) parts: Arc<Parts>,
     capsules: Arc<Mutex<HashMap<CapsuleId, Capsule>>>,
-    /// Counts what changed without having been asked for.
+    /// Count of changes that no caller asked for.
     changes: watch::Sender<u64>,
 }
 
 impl Manager {
-    /// Finds what an earlier agent left; see `adopt.rs`.
+    /// Makes a manager and adopts the capsules that an earlier agent left; see `adopt.rs`.
     pub(crate) async fn new(parts: Arc<Parts>) -> Result<Self, Error> {
         let (changes, _) = watch::channel(u64::try_from(now_ms()).unwrap_or(0));
         let manager = Self { parts, capsules: Arc::default(), changes };
         let config = &manager.parts.config;
         for dir in [config.capsules(), config.snapshots(), config.golden()] {
-            // Ours alone: in it are disks and consoles, which no other user may read.
+            // Only this user may enter the folder, since it holds disks and consoles of guests.
             let made = fs::create_dir_all(&dir)
                 .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)));
             made.map_err(io_error("making the capsules' folder"))?;
@@ -151,7 +151,7 @@ impl Manager {
         Ok(manager)
     }
 
-    /// Lets go of what is not needed: long logs, connections that rest.
+    /// Trims long logs, closes idle connections, and removes unused golden machines.
     fn trim(&self) {
         let running: Vec<_> = {
             let capsules = self.lock();
@@ -165,7 +165,8 @@ impl Manager {
         tokio::task::spawn_blocking(move || golden::retire(&this.parts));
     }
 
-    /// Pauses, or ends, those whose time is over. What fails destroys nothing and is tried again.
+    /// Pauses or ends the capsules whose time is over. A failed attempt loses nothing and is
+    /// repeated.
     fn end_those_due(&self) {
         let (now, at) = (now_ms(), Instant::now());
         let mut due = Vec::new();
@@ -200,7 +201,7 @@ impl Manager {
         }
     }
 
-    /// Makes a capsule; one that runs, or is being made, is answered as the first time.
+    /// Makes a capsule. A capsule that runs or is being made gets the answer of its first creation.
     pub(crate) async fn create(
         &self,
         ledger: Ledger,
@@ -215,7 +216,7 @@ impl Manager {
         self.detached(async move { Box::pin(this.create_in_turn(ledger, from)).await }).await
     }
 
-    /// Does work that goes on when whoever asked for it leaves.
+    /// Runs work that continues when its caller disconnects.
     pub(super) async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -262,7 +263,8 @@ impl Manager {
         }
     }
 
-    /// Makes a machine from a snapshot, or from the template: its golden machine, else a boot.
+    /// Makes a machine from a snapshot or from the template. A template's golden machine is
+    /// restored if there is one; otherwise a kernel boots.
     async fn boot(
         &self,
         ledger: &mut Ledger,
@@ -313,7 +315,7 @@ impl Manager {
         Snapshot::open(&dir).map_err(kept_error("opening the snapshot"))
     }
 
-    /// Enters a capsule, if there is room for it.
+    /// Registers a capsule, if there is room for it.
     fn admit(&self, ledger: &Ledger) -> Result<(Turn, CancellationToken), Error> {
         let mut capsules = self.lock();
         if let Some(capsule) = capsules.get(&ledger.id) {
@@ -329,7 +331,7 @@ impl Manager {
         Ok(entered)
     }
 
-    /// Whether there is room for another machine.
+    /// Checks that there is room for another machine of `wanted` MiB.
     pub(super) fn check_room(
         &self,
         capsules: &HashMap<CapsuleId, Capsule>,
@@ -362,7 +364,7 @@ impl Manager {
         self.watch_end(id, machine);
     }
 
-    /// Every capsule with its state and generation.
+    /// Lists every capsule with its state and generation.
     pub(crate) fn list(&self) -> Vec<Listed> {
         self.count();
         let capsules = self.lock();
@@ -378,7 +380,7 @@ impl Manager {
         capsules.iter().map(listed).collect()
     }
 
-    /// Brings the gauges up to date.
+    /// Updates the gauges.
     fn count(&self) {
         let (number, memory) = {
             let capsules = self.lock();
@@ -389,8 +391,9 @@ impl Manager {
         metrics::gauge!("wrenn_host_memory_mib").set(gauge(memory));
     }
 
-    /// Waits until something has changed without having been asked for, since the count was
-    /// `seen`; returns the count. Any other count than the one that is true has changed.
+    /// Waits until the count of unrequested changes differs from `seen`, for at most `most`;
+    /// returns the count. A count from another agent process differs too, so the call returns at
+    /// once.
     pub(crate) async fn wait_change(&self, seen: u64, most: Duration) -> u64 {
         let mut changes = self.changes.subscribe();
         let changed = changes.wait_for(|count| *count != seen);
@@ -402,8 +405,8 @@ impl Manager {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// A running capsule's guest, and a place among its requests, in one step: what is under way
-    /// is known to whoever ends it.
+    /// Returns a running capsule's guest and a place among its requests, in a single step. So an
+    /// operation that ends the guest knows of every request under way.
     pub(crate) fn acquire(
         &self,
         id: CapsuleId,
@@ -436,7 +439,7 @@ impl Manager {
         self.lock().get(&id).is_some_and(Capsule::waits_for_room)
     }
 
-    /// What a capsule's guest wrote to its console.
+    /// Returns the output of a capsule's guest on its console; empty without a machine.
     pub(crate) async fn console(&self, id: CapsuleId) -> Result<Vec<u8>, Error> {
         let machine = {
             let capsules = self.lock();
@@ -454,19 +457,19 @@ impl Manager {
         self.capsules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a capsule came to run.
+    /// Returns the stages of a capsule's start and the time that it has left.
     pub(super) fn begun(&self, id: CapsuleId) -> Result<Begun, Error> {
         let begun = self.lock().get(&id).map(Capsule::begun);
         begun.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
     }
 
-    /// The turn of a capsule.
+    /// Returns the turn of a capsule.
     pub(super) fn turn(&self, id: CapsuleId) -> Result<Turn, Error> {
         let known = self.lock().get(&id).map(|capsule| Arc::clone(&capsule.turn));
         known.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
     }
 
-    /// Changes what is known of a capsule; whoever does holds its turn.
+    /// Changes the state that is kept of a capsule. The caller holds the capsule's turn.
     pub(super) fn change<T>(
         &self,
         id: CapsuleId,
@@ -481,13 +484,13 @@ impl Capsule {
         self.usage.waits && self.state == State::Running
     }
 
-    /// Whether the store lacks its newest snapshot.
+    /// Reports whether the store lacks the capsule's newest snapshot.
     pub(super) fn is_unsent(&self) -> bool {
         self.last > 0 && self.stored.as_ref().is_none_or(|stored| stored.number != self.last)
     }
 
-    /// Returns the token of an operation that begins. An earlier removal may have cancelled the
-    /// last one, and stayed without effect.
+    /// Returns a new token for an operation that begins. An earlier removal may have cancelled the
+    /// last token and then had no effect.
     pub(super) fn renew_cancel(&mut self) -> CancellationToken {
         self.cancel = CancellationToken::new();
         self.cancel.clone()
@@ -524,7 +527,7 @@ impl Capsule {
     }
 }
 
-/// An error with everything that caused it, in one line.
+/// Formats an error and all of its causes in a single line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut out = error.to_string();
     let mut cause = error.source();

@@ -1,9 +1,9 @@
-//! Pausing: connections are drained, the guest is quiesced and frozen, what it is made of is
-//! written and appears by a rename. Until that rename any failure lets the guest go on as if
-//! nothing had been; after it the machine is ended, whatever happens.
+//! Pausing a capsule. Connections are drained, the guest is quiesced and frozen, and its parts are
+//! written to a staging folder. A rename makes the snapshot complete. A failure before that rename
+//! lets the guest run on unchanged. After the rename the machine is ended in any case.
 //!
-//! Each wait for the guest has a limit, and a removal ends it. A guest whose agent is silent could
-//! not be brought back, so its pause is refused.
+//! Each wait for the guest has a limit, and a removal ends it. A guest whose agent is silent might
+//! not come back from a snapshot, so its pause is refused.
 
 #[cfg(test)]
 mod tests;
@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use types::CapsuleId;
 
-/// How long requests under way may take to come to their end.
+/// Time limit for requests under way to finish.
 const GRACE: Duration = Duration::from_secs(2);
-/// Wait before another try to pause a capsule whose time is over and whose agent refused the last.
+/// Delay before another pause of a capsule whose time is over, after its agent refused a pause.
 const SILENT_AGAIN: Duration = Duration::from_secs(5);
 /// Most bytes that a pause or snapshot writes beside the memory: the devices' state, the manifest,
 /// and the guest's last writes.
@@ -40,13 +40,13 @@ pub(super) fn most(machine: &dyn Machine, memory: u64) -> u64 {
     }
 }
 
-/// The highest of some numbers.
+/// Returns the highest number among some names, or 0.
 pub(super) fn newest(names: &[String]) -> u64 {
     names.iter().filter_map(|name| name.parse().ok()).max().unwrap_or(0)
 }
 
-/// Brings a pause to its end whose snapshot is complete: nothing is left of the machine, and the
-/// ledger says so.
+/// Completes a pause whose snapshot is complete. Removes the machine and old snapshots, and updates
+/// the ledger.
 pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> Result<(), Error> {
     ledger.began = snapshot::Layers::default();
     (ledger.phase, ledger.last) = (Phase::Paused, number);
@@ -64,10 +64,10 @@ pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> R
     Ok(())
 }
 
-/// Parts of a capsule that a pause keeps.
+/// Parts of a capsule that a pause saves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// The disk, as the guest has written it down.
+    /// The disk, after the guest has written its data to it.
     Disk,
     /// Memory, devices and disk.
     Memory,
@@ -88,16 +88,16 @@ impl Keep {
 struct UnderWay {
     machine: Arc<dyn Machine>,
     guest: Guest,
-    /// Ends the pause, for a removal.
+    /// Cancels the pause, for a removal.
     cancel: CancellationToken,
 }
 
 impl Manager {
-    /// Pauses a capsule. Succeeds for a paused capsule. `generation` is the command's, or none for
+    /// Pauses a capsule; a paused capsule is success. `generation` is the command's, or `None` for
     /// the agent's own pauses.
     ///
     /// # Errors
-    /// [`Error::Silent`] when the guest's agent does not answer, unless the guest is to be kept
+    /// [`Error::Silent`] when the guest's agent does not answer, unless the guest is saved
     /// regardless; [`Error::Stopping`] when the capsule is to be removed. The capsule then runs on.
     pub(crate) async fn pause(
         &self,
@@ -109,8 +109,8 @@ impl Manager {
         self.detached(async move { this.pause_in_turn(id, generation, what).await }).await
     }
 
-    /// Pauses a capsule whose time is over. After some tries that the guest's agent refused, the
-    /// guest is kept as it is. So no guest runs for ever.
+    /// Pauses a capsule whose time is over. After some pauses that the guest's agent refused, the
+    /// guest is saved as it is. So no guest runs for ever.
     pub(super) async fn pause_due(&self, id: CapsuleId, due: Due) -> Result<(), Error> {
         let tries = self.change(id, |capsule| capsule.silent_tries).unwrap_or(0);
         let paused = self.pause(id, None, due.keep(tries)).await;
@@ -133,7 +133,7 @@ impl Manager {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
         let Some(under_way) = self.begin_pause(id, generation)? else { return Ok(()) };
-        // The claim comes before anything is cut off, so that a guest without room notices nothing.
+        // The claim comes before connections are cut, so a guest without room notices nothing.
         let most = match what.has_memory() {
             true => most(&*under_way.machine, self.memory_of(id)),
             false => BESIDE,
@@ -184,7 +184,7 @@ impl Manager {
         mut ledger: Ledger,
         number: u64,
     ) {
-        // The network goes when nobody holds it.
+        // The network is removed only when nobody holds it.
         self.change(id, |capsule| capsule.running = None);
         drop(under_way);
         if let Err(error) = settle(&self.parts, &mut ledger, number).await {
@@ -206,7 +206,7 @@ impl Manager {
         self.lock().get(&id).map_or(0, |capsule| capsule.memory_mib << 20)
     }
 
-    /// What a failure to keep something comes to when the disk is full, whoever met that.
+    /// Maps a failure to write data to [`Error::NoCapacity`] when the disk is full.
     pub(super) fn if_full(&self, error: Error) -> Error {
         let other = !matches!(error, Error::Silent | Error::Stopping);
         match other && self.parts.room.is_full() {
@@ -215,7 +215,7 @@ impl Manager {
         }
     }
 
-    /// Marks a running capsule as being paused; none when it is paused.
+    /// Marks a running capsule as being paused; none when it is already paused.
     fn begin_pause(
         &self,
         id: CapsuleId,
@@ -243,7 +243,7 @@ impl Manager {
     async fn keep(&self, ledger: &Ledger, under_way: &UnderWay, what: Keep) -> Result<u64, Error> {
         let UnderWay { machine, guest, cancel } = under_way;
         let mut since = Instant::now();
-        // A point at which a test may end it, and how long it took to get there.
+        // Records the time of a stage, which is also a point at which tests inject failures.
         let mut step = |name: &'static str| {
             let took = since.elapsed().as_secs_f64();
             metrics::histogram!("wrenn_pause_stage_seconds", "stage" => name).record(took);
@@ -256,7 +256,7 @@ impl Manager {
         until(cancel, self.thaw_if_owed(ledger.id, &**machine)).await??;
         let asking = guest.renewed(self.parts.tasks.clone());
         let asked = until(cancel, self.quiesce(ledger, &**machine, &asking, what)).await;
-        // Without a goodbye, whose answer a frozen guest would owe us.
+        // These connections are cut without a goodbye, which a frozen guest could not acknowledge.
         asking.cut();
         asked??;
         step("pause.quiesced")?;
@@ -293,19 +293,20 @@ impl Manager {
             daemon::step("pause.written")?;
             staging.commit(manifest)
         };
-        // A removal waits for the writer, which ends early, so that nothing is written after it.
+        // A removal waits for this writer, which then ends early. So nothing is written after the
+        // removal.
         unless_cancelled(cancel, blocking(write).await.map_err(io_error(failed)))?;
-        // A failure from here on would be one after the fact.
+        // The pause is complete here, so a failed test point no longer counts.
         let _ = step("pause.committed");
         Ok(number)
     }
 
-    /// Has a guest write to its disk what it has in memory. A guest that is only slow to do so is
-    /// no error, unless its disk alone is kept.
+    /// Asks a guest to write the data in its memory to its disk. A guest that is merely slow is no
+    /// error, unless only its disk is saved.
     ///
     /// # Errors
-    /// [`Error::Silent`] when the guest's agent answers nothing. [`Error::Unsaved`] when the disk
-    /// alone is to be kept and the agent fails. [`Error::Ended`] when the guest is halted.
+    /// [`Error::Silent`] when the guest's agent answers nothing. [`Error::Unsaved`] when only the
+    /// disk is to be saved and the agent fails. [`Error::Ended`] when the guest is halted.
     pub(super) async fn quiesce(
         &self,
         ledger: &Ledger,
@@ -318,7 +319,7 @@ impl Manager {
             // An agent that writes late does no harm, so most pauses ask once.
             guest.unless_silent(asked).await
         } else if guest.responds().await {
-            // An agent that stops writing late would stop a guest that goes on.
+            // An agent that freezes its disk late would stop a guest that runs on.
             Some(asked.await)
         } else {
             None
@@ -339,7 +340,7 @@ impl Manager {
         self.judge_silent(ledger.id, machine, guest, what).await
     }
 
-    /// Decides whether a guest whose agent is silent may be kept.
+    /// Decides whether a guest whose agent is silent may be saved.
     ///
     /// # Errors
     /// As [`Self::quiesce`].
@@ -366,7 +367,7 @@ impl Manager {
         Ok(())
     }
 
-    /// What a snapshot of a capsule says of itself before it has anything.
+    /// Returns the manifest of a new snapshot of a capsule, without any data yet.
     pub(super) fn manifest(&self, ledger: &Ledger) -> Manifest {
         Manifest {
             fingerprint: self.parts.driver.fingerprint(),
@@ -382,7 +383,7 @@ impl Manager {
         }
     }
 
-    /// Lets a capsule go on that could not be paused. `token` is that of its agent, where known.
+    /// Lets a capsule run on that could not be paused. `token` is its agent's token, if known.
     async fn go_on(
         &self,
         id: CapsuleId,
@@ -396,7 +397,7 @@ impl Manager {
             // A removal may have ended the pause before the connections were cut.
             guest.cut();
             let guest = guest.renewed(self.parts.tasks.clone());
-            // In a guest that stands still, nobody answers. Its clock is set when it goes on.
+            // A guest that stands still does not answer. Its clock is set when it runs again.
             if thawed.is_ok() {
                 let refreshed = match matches!(error, Error::Silent) {
                     true => Err(Error::Silent),
@@ -417,14 +418,14 @@ impl Manager {
             tracing::error!(%id, error = chain(&error), "letting a capsule go on");
         }
         if !machine.record().lives() {
-            // A machine that has ended tells the reason at once.
+            // A machine that has ended returns the reason at once.
             let reason = machine.ended().now_or_never();
             let reason = reason.unwrap_or_else(|| "the VMM ended".to_owned());
             self.lost(id, &machine.record(), reason).await;
         }
     }
 
-    /// Ends a capsule whose time is over, and keeps saying so until it is removed.
+    /// Ends a capsule whose time is over. The host lists it as expired until it is removed.
     pub(super) async fn expire(&self, id: CapsuleId) -> Result<(), Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
@@ -444,7 +445,7 @@ impl Manager {
         Ok(())
     }
 
-    /// The snapshot that a paused capsule is, or another that it has.
+    /// Opens one of a capsule's own snapshots.
     pub(super) fn own_snapshot(&self, ledger: &Ledger, number: u64) -> std::io::Result<Snapshot> {
         let kept = boot::kept(&boot::folder(&self.parts, ledger.id));
         Snapshot::open(&kept.join(number.to_string()))

@@ -1,5 +1,5 @@
-//! Resuming: a machine is made from the last snapshot, begins a new epoch, and only then is
-//! anyone let in. What was kept stays as it is: a resume that fails changes nothing.
+//! Resuming a capsule. A machine is made from the last snapshot and begins a new epoch; only then
+//! are requests let in. The snapshot does not change, so a resume that fails loses nothing.
 
 use super::boot::{self, Origin};
 use super::ledger::{Ledger, Phase};
@@ -10,20 +10,20 @@ use super::{Error, io_error, kept_error};
 use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, Egress};
 
-/// What a resume is told.
+/// Parameters of a resume.
 pub(crate) struct Resume {
     pub id: CapsuleId,
     pub generation: u64,
     pub life: Life,
     pub egress: Egress,
-    /// Which of its snapshots; the last one when none.
+    /// Number of the snapshot to resume; the last one when `None`.
     pub number: Option<u64>,
-    /// Whether memory that was kept is left aside, for a boot on the disk.
+    /// True to boot on the saved disk without the saved memory.
     pub cold: bool,
 }
 
 impl Manager {
-    /// Brings a paused capsule back; one that runs is answered as the first time.
+    /// Resumes a paused capsule. A running capsule gets the answer of its last start.
     pub(crate) async fn resume(&self, wanted: Resume) -> Result<Begun, Error> {
         let this = self.clone();
         self.detached(async move { this.resume_in_turn(wanted).await }).await
@@ -60,8 +60,8 @@ impl Manager {
         }
     }
 
-    /// Marks a paused capsule as being resumed, if there is room for its machine; one that runs
-    /// tells how it came up.
+    /// Marks a paused capsule as being resumed, if there is room for its machine. For a running
+    /// capsule, returns the stages of its last start.
     fn begin_resume(
         &self,
         wanted: &Resume,
@@ -75,7 +75,7 @@ impl Manager {
         if before == State::Running {
             return Ok(Err(capsule.begun()));
         }
-        // Of one whose machine is lost, what was kept before is not.
+        // A capsule whose machine is lost may still have an earlier snapshot.
         let kept = matches!(before, State::Dead(_)) && ledger.last > 0;
         if before != State::Paused && !kept {
             return Err(Error::State(before));
@@ -84,7 +84,7 @@ impl Manager {
             return Err(Error::Stale);
         }
         let memory = u64::from(ledger.resources.memory_mib);
-        // That of a dead one is free already.
+        // The memory of a dead capsule still counts as used, so only the rest is asked for.
         let held = capsule.memory_mib;
         self.check_room(&capsules, memory - held)?;
         let capsule = capsules.get_mut(&wanted.id).ok_or_else(none)?;
@@ -105,7 +105,7 @@ impl Manager {
         let none = || Error::NotFound(format!("capsule {}", wanted.id));
         let mut ledger = Ledger::load(&dir).ok_or_else(none)?;
         if ledger.phase != Phase::Paused {
-            // What a machine that died has left.
+            // The machine died, and its remains are removed first.
             let last = ledger.last;
             pause::settle(parts, &mut ledger, last).await?;
         }
@@ -126,7 +126,7 @@ impl Manager {
         boot::boot(parts, &mut ledger, origin, cancel).await
     }
 
-    /// Leaves of a resume that failed what was there before it.
+    /// Restores the state before a resume that failed.
     async fn undo_resume(&self, id: CapsuleId) -> Result<(), Error> {
         let dir = boot::folder(&self.parts, id);
         match Ledger::load(&dir) {
@@ -138,7 +138,7 @@ impl Manager {
         }
     }
 
-    /// The snapshots of its own that a capsule has, by their numbers, whole or not.
+    /// Lists the numbers of a capsule's own snapshots, complete or not.
     pub(crate) fn numbers(&self, id: CapsuleId) -> Vec<u64> {
         let kept = boot::kept(&boot::folder(&self.parts, id));
         let entries = std::fs::read_dir(kept).into_iter().flatten().flatten();
@@ -148,7 +148,8 @@ impl Manager {
         numbers
     }
 
-    /// Changes what a capsule may reach; when this is done, it holds, or a later change does.
+    /// Changes a capsule's rules for outgoing connections. On return, these rules or later ones are
+    /// in force.
     pub(crate) async fn set_egress(&self, id: CapsuleId, egress: Egress) -> Result<(), Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
@@ -163,7 +164,8 @@ impl Manager {
         if egress.revision < ledger.egress.revision {
             return Ok(());
         }
-        // First: an agent that dies now carries these out when it is back.
+        // The ledger comes first, so that an agent that dies now applies the rules after its
+        // restart.
         ledger.egress = egress.clone();
         ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
         let revision = egress.revision;
@@ -174,10 +176,11 @@ impl Manager {
         Ok(())
     }
 
-    /// Counts as activity. Returns the milliseconds until the capsule's lifetime ends; none is never.
+    /// Counts as activity. Returns the milliseconds until the capsule's lifetime ends; `None` is
+    /// never.
     ///
     /// # Errors
-    /// No such capsule, or neither running nor paused.
+    /// Fails for an unknown capsule, and for a capsule that is neither running nor paused.
     pub(crate) async fn touch(&self, id: CapsuleId) -> Result<Option<u64>, Error> {
         let turn = self.turn(id)?;
         let _turn = turn.lock().await;
@@ -197,10 +200,10 @@ impl Manager {
     }
 
     /// Sets a capsule's lifetime, and counts as activity. Returns the milliseconds until the
-    /// lifetime ends; none is never.
+    /// lifetime ends; `None` is never.
     ///
     /// # Errors
-    /// As [`Self::touch`]; a command of a later generation came first; the disk.
+    /// Fails like [`Self::touch`], after a command of a later generation, and on disk errors.
     pub(crate) async fn set_life(
         &self,
         id: CapsuleId,

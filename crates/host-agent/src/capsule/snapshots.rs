@@ -1,5 +1,5 @@
-//! Snapshots that belong to no capsule: taken of one that runs, which goes on, or that is paused;
-//! begun from by any number of others.
+//! Snapshots that belong to no capsule. A running or paused capsule is their source and stays as it
+//! is. Any number of other capsules may begin from them.
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
@@ -19,7 +19,7 @@ use types::{CapsuleId, SnapshotId};
 
 impl Manager {
     /// Takes a snapshot of a capsule, which stays as it is. A complete snapshot of this id is
-    /// success. Without `memory`, only the disk is kept. Returns the snapshot's bytes on disk: all
+    /// success. Without `memory`, only the disk is saved. Returns the snapshot's bytes on disk: all
     /// of them, and those that no template's machine shares.
     pub(crate) async fn snapshot(
         &self,
@@ -95,8 +95,8 @@ impl Manager {
         (snapshot.bytes(), storage::used(&snapshot.dir, &mut seen))
     }
 
-    /// Freezes a machine for as long as it takes to copy what has changed, and writes it down
-    /// when it goes on. Where only the disk is kept, the guest writes it through before.
+    /// Freezes a machine only while its changes are copied, and writes the copy after the guest
+    /// runs again. If only the disk is saved, the guest first writes its data to the disk.
     async fn take(
         &self,
         ledger: &Ledger,
@@ -116,7 +116,8 @@ impl Manager {
         let prepared = until(cancel, self.prepare(ledger, &**machine, guest, with_memory)).await;
         let prepared = prepared.and_then(|prepared| prepared);
         if prepared.is_err() && !with_memory {
-            // The guest may carry out later what nobody waits for any more.
+            // The guest's agent may freeze the disk late, so its file system is thawed once it
+            // answers.
             self.refresh_later(ledger.id, guest.clone(), ledger.envd_token.clone());
         }
         prepared?;
@@ -134,7 +135,8 @@ impl Manager {
                 let disk = has_disk.then(|| staging.copy_disk(&from)).transpose()?;
                 Ok((staging, memory, disk))
             };
-            // A removal waits for the thread, which ends early: the claim covers all of it.
+            // A removal waits for this thread, which then ends early. The claim covers all of its
+            // work.
             unless_cancelled(cancel, blocking(copy).await.map_err(io_error(failed)))
         };
         let copied = copied.await;
@@ -159,8 +161,8 @@ impl Manager {
         unless_cancelled(cancel, blocking(write).await.map_err(io_error(failed)))
     }
 
-    /// Makes sure that a guest can be brought back from the snapshot that is about to be taken. Of a
-    /// guest whose disk alone is kept, everything is on the disk then.
+    /// Makes sure that a guest can be brought back from the snapshot that is about to be taken. If
+    /// only the disk is saved, the disk then holds all of the guest's data.
     async fn prepare(
         &self,
         ledger: &Ledger,
@@ -178,10 +180,10 @@ impl Manager {
         self.judge_silent(ledger.id, machine, guest, Keep::Memory).await
     }
 
-    /// Sets the clock of a guest of which a snapshot was taken.
+    /// Sets the clock of a guest after a snapshot of it was taken.
     ///
     /// # Errors
-    /// When the guest has ended, or is to be removed.
+    /// Fails when the guest has ended, or is to be removed.
     async fn goes_on(
         &self,
         ledger: &Ledger,
@@ -208,8 +210,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Removes a snapshot; capsules that began from it keep what they need. An unknown one is
-    /// success.
+    /// Removes a snapshot. Capsules that began from it keep the data that they need. An unknown
+    /// snapshot is success.
     pub(crate) async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         let at = self.parts.config.snapshots().join(id.to_string());
         if let Some(layers) = Snapshot::open(&at).ok().and_then(|found| found.manifest.memory) {
@@ -219,7 +221,7 @@ impl Manager {
         removed.map_err(io_error("removing the snapshot"))
     }
 
-    /// The snapshots that there are.
+    /// Lists the snapshots on this host that belong to no capsule.
     pub(crate) fn snapshots(&self) -> Vec<SnapshotId> {
         let entries = std::fs::read_dir(self.parts.config.snapshots());
         let entries = entries.into_iter().flatten().flatten();

@@ -1,10 +1,10 @@
-//! What of this host is in the platform's store, so that another host can go on with it: the last
-//! snapshot of each paused capsule, the snapshots that belong to none, the templates. And what
-//! this host has from there: a capsule that was paused elsewhere, a snapshot or a template that
-//! it lacks, fetched once however many ask for it.
+//! Transfers between this host and the platform's object store. This host sends the last snapshot
+//! of each paused capsule, snapshots that belong to no capsule, and templates. So another host can
+//! take over. This host fetches capsules that were paused elsewhere, and snapshots or templates
+//! that it lacks. Each is fetched once, however many calls ask for it.
 //!
-//! A pause does not wait for the store. What is to be kept is linked aside first, so that the
-//! capsule may be resumed, or removed, while it is sent.
+//! A pause does not wait for the store. Files to send are linked into another folder first. So the
+//! capsule may be resumed or removed meanwhile.
 //!
 //! Nothing is sent or swept unless the platform has just confirmed that this host is a member. An
 //! older snapshot is removed when the control plane asks for it, after the row names the new one.
@@ -30,40 +30,40 @@ use store::Store;
 use tokio::sync::Notify;
 use types::{CapsuleId, SnapshotId};
 
-/// Between two looks at what is to be sent, when nothing says that there is something.
+/// Period of the checks for files to send; a pause triggers a check earlier.
 const LOOK: Duration = Duration::from_secs(20);
-/// Capsules that are sent at once.
+/// Number of capsules that are sent at once.
 const AT_ONCE: usize = 2;
-/// Between two sweeps of the store.
+/// Period of the sweeps of the store.
 const SWEEP: Duration = Duration::from_secs(24 * 3600);
-/// Whose templates are.
+/// Team that owns the templates in the store.
 const PLATFORM: &str = "platform";
 
-/// The store, and what of this host is known to be there.
+/// The store, and the data of this host that is known to be there.
 pub(crate) struct Stored {
     store: Store,
-    /// Where folders are made that are to be sent, or were fetched.
+    /// Folder for files on their way to the store or from it.
     dir: PathBuf,
     snapshots: Mutex<HashSet<SnapshotId>>,
     templates: Mutex<HashSet<String>>,
-    /// Set when the platform last refused to confirm this host, or could not be reached.
+    /// True after the platform refused to confirm this host, or could not be reached.
     refused: AtomicBool,
-    /// The turn of each tree that is fetched, by the tree's name.
+    /// Lock of each tree that is being fetched, by the tree's name.
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     work: Notify,
 }
 
 impl Stored {
-    /// Nothing of an earlier agent is left in `dir`.
+    /// Opens the store, and removes everything that an earlier agent left in `dir`.
     pub(crate) fn new(store: Store, dir: PathBuf) -> io::Result<Self> {
         let _ = fs::remove_dir_all(&dir);
-        // In it are disks and memories, as in the capsules' folders.
+        // The folder holds disks and memories of guests, so only this user may read it.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let (snapshots, templates, refused, fetching) = Default::default();
         Ok(Self { store, dir, snapshots, templates, refused, fetching, work: Notify::new() })
     }
 
-    /// Says that there is something to be sent.
+    /// Wakes the task that sends, since there is something new to send.
     pub(super) fn tell(&self) {
         self.work.notify_one();
     }
@@ -76,7 +76,7 @@ impl Stored {
         self.templates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fetches a tree to a folder that is to be at `to`, unless it is there.
+    /// Fetches a tree into the folder `to`, unless that folder exists.
     async fn fetch(
         &self,
         room: &Room,
@@ -85,8 +85,8 @@ impl Stored {
     ) -> Result<(), Error> {
         let turn = {
             let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-            // Nobody has or wants a turn that only the map holds. A fetch that is given up cannot
-            // remove its own turn, so the next fetch does.
+            // No fetch uses a lock that only the map holds. A fetch that is given up cannot remove
+            // its own lock, so the next fetch does.
             all.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(all.entry(name.to_owned()).or_default())
         };
@@ -109,7 +109,7 @@ impl Stored {
     }
 }
 
-/// Makes a folder appear, durably.
+/// Moves a complete folder to its place, durably.
 fn place(staged: &Path, to: &Path) -> io::Result<()> {
     daemon::step("store.fetched")?;
     let parent = to.parent().unwrap_or(Path::new("/"));
@@ -141,7 +141,7 @@ pub(crate) struct Placed {
 }
 
 impl Manager {
-    /// Sends what is to be there, for as long as the process lives.
+    /// Sends everything that the store lacks, for as long as the process lives.
     pub(super) fn keep_stored(&self) {
         let Some(stored) = self.parts.stored.clone() else { return };
         let (this, tasks) = (self.clone(), self.parts.tasks.clone());
@@ -164,7 +164,7 @@ impl Manager {
         self.parts.tasks.spawn(async move {
             let Some(stored) = stored else { return };
             let mut stop = tasks.stop_signal().wait();
-            // Hosts that start together do not all sweep together.
+            // The first wait is random, so that hosts that start together do not sweep together.
             let mut wait = SWEEP.mul_f64(f64::from(rand::random::<f32>()));
             loop {
                 tokio::select! {
@@ -184,12 +184,12 @@ impl Manager {
         });
     }
 
-    /// Sends everything that the store lacks, unless the platform no longer counts this host as its
-    /// own.
+    /// Sends everything that the store lacks, unless the platform no longer counts this host as a
+    /// member.
     async fn store_all(&self, stored: &Stored) {
         use futures::StreamExt;
-        // A copy that is set aside takes a little room, and keeps files on the disk that are
-        // removed meanwhile.
+        // A linked copy takes a little room, and keeps files on the disk that are removed
+        // meanwhile.
         if let Err(error) = self.parts.room.claim(0) {
             tracing::warn!(error = chain(&error), "nothing is sent to the store");
             return;
@@ -230,7 +230,7 @@ impl Manager {
         }
     }
 
-    /// Keeps a paused capsule's last snapshot in the store, beside earlier ones.
+    /// Sends a paused capsule's last snapshot to the store, beside earlier ones.
     async fn send_capsule(&self, stored: &Stored, id: CapsuleId) -> Result<(), Error> {
         let dir = boot::folder(&self.parts, id);
         let turn = self.turn(id)?;
@@ -244,7 +244,7 @@ impl Manager {
                 (boot::kept(&dir).join(ledger.last.to_string()), aside.clone(), ledger.clone());
             let set_aside = move || {
                 link_aside(&from, &to)?;
-                // As another host is to find it.
+                // The stored ledger leaves out the parts that exist only on this host.
                 Ledger { slot: None, machine: None, began: Layers::default(), ..told }.save(&to)
             };
             blocking(set_aside).await.map_err(io_error("setting a snapshot aside"))?;
@@ -257,7 +257,8 @@ impl Manager {
         daemon::step("store.sent").map_err(io_error("a step"))?;
         metrics::counter!("wrenn_stored_bytes_total").increment(bytes);
         let _turn = turn.lock().await;
-        // Any command since then has a later generation: a resume, or another copy after a removal.
+        // Each command since then has a later generation: a resume, or another copy after a
+        // removal.
         match Ledger::load(&dir).filter(|ledger| ledger.generation == sent.generation) {
             Some(mut ledger) => {
                 (ledger.stored, ledger.tree) = (tree.number, tree.name().to_owned());
@@ -266,7 +267,7 @@ impl Manager {
                 self.changed();
                 Ok(())
             }
-            // The row never learnt of this tree, so nobody can ask for it or remove it later.
+            // The row never named this tree, so no later command could use or remove it.
             None => stored.store.remove(team, &tree.path(id)).await.map_err(failure),
         }
     }
@@ -294,7 +295,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Has a capsule that was paused on another host be paused on this one.
+    /// Fetches a capsule that was paused on another host, and lists it as paused on this host.
     pub(crate) async fn fetch_capsule(
         &self,
         team: &str,
@@ -310,7 +311,7 @@ impl Manager {
         let Some(stored) = &self.parts.stored else {
             return Err(Error::NotFound(format!("capsule {id}, and no store here")));
         };
-        // What was left here when the capsule went on elsewhere.
+        // A copy on this host is a leftover of a capsule that has run elsewhere since.
         if let Some(here) = here {
             self.give_way(&here, placed).await?;
         }
@@ -327,7 +328,7 @@ impl Manager {
             (ledger.stored, ledger.tree) = (number, tree.name().to_owned());
             // This copy belongs to the command that it was fetched for.
             ledger.generation = placed.generation.max(ledger.generation);
-            // One whose folder is there lost a race with this one.
+            // An earlier attempt that lost a race may have left this folder.
             let whole = from.with_extension("whole");
             let _ = fs::remove_dir_all(&whole);
             fs::create_dir_all(boot::kept(&whole))?;
@@ -345,12 +346,12 @@ impl Manager {
         if fetching.end(&ledger) {
             return Ok(());
         }
-        // The capsule was removed meanwhile.
+        // A removal took the capsule's entry during the fetch.
         boot::unmake(&self.parts, id).await?;
         Err(Error::Stale)
     }
 
-    /// Removes the rest of a capsule that has gone on elsewhere since it was here. A copy of
+    /// Removes the leftovers of a capsule that has run elsewhere since it was here. A copy of
     /// `placed`'s own generation, or of a later one, stays.
     async fn give_way(&self, here: &Ledger, placed: Placed) -> Result<(), Error> {
         let id = here.id;
@@ -384,24 +385,24 @@ impl Manager {
             self.changed();
             return Ok(());
         }
-        // Removed while it was sent.
+        // The snapshot was removed while it was sent.
         stored.store.remove(&team, &name).await.map_err(failure)
     }
 
-    /// The snapshots of this host that the store has too.
+    /// Lists the snapshots of this host that the store has too.
     pub(crate) fn stored_snapshots(&self) -> Vec<SnapshotId> {
         let stored = self.parts.stored.as_ref();
         stored.map(|stored| stored.snapshots().iter().copied().collect()).unwrap_or_default()
     }
 
-    /// Forgets what the store has of a snapshot.
+    /// Removes a snapshot from the store.
     pub(crate) async fn forget_snapshot(&self, team: &str, id: SnapshotId) -> Result<(), Error> {
         let Some(stored) = &self.parts.stored else { return Ok(()) };
         stored.snapshots().remove(&id);
         stored.store.remove(team, &format!("snapshots/{id}")).await.map_err(failure)
     }
 
-    /// Has a snapshot here that another host took, if the store has it.
+    /// Fetches a snapshot that another host took, if this host lacks it.
     pub(super) async fn fetch_snapshot(&self, team: &str, id: SnapshotId) -> Result<(), Error> {
         let to = self.parts.config.snapshots().join(id.to_string());
         match &self.parts.stored {
@@ -424,7 +425,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Has a template here that another host made, if the store has it.
+    /// Fetches a template that another host made, if this host lacks it.
     pub(super) async fn fetch_template(&self, name: &str) -> Result<(), Error> {
         let Some(stored) = &self.parts.stored else { return Ok(()) };
         if self.parts.templates().iter().any(|known| known == name) {
@@ -439,7 +440,7 @@ impl Manager {
     }
 }
 
-/// Links a folder's files into another, which is new.
+/// Links a folder's files into another folder, which is made anew.
 fn link_aside(from: &Path, to: &Path) -> io::Result<()> {
     match fs::remove_dir_all(to) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -453,8 +454,8 @@ fn link_aside(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// A capsule that is being fetched. The host lists it as `Resuming`, so that the platform does not
-/// take it for lost, however long the fetch lasts. Dropping it, as when the caller leaves, forgets
-/// the capsule unless it has been fetched.
+/// take it for lost, however long the fetch lasts. Dropping it before the end, as when the caller
+/// leaves, removes the capsule's entry.
 struct Fetching<'a> {
     manager: &'a Manager,
     id: CapsuleId,
@@ -469,17 +470,17 @@ impl<'a> Fetching<'a> {
         Self { manager, id, generation }
     }
 
-    /// Reports whether the entry is still the one of this fetch.
+    /// Reports whether the entry still belongs to this fetch.
     fn is_ours(&self, capsule: &Capsule) -> bool {
         capsule.state == State::Resuming && capsule.generation == self.generation
     }
 
-    /// Has the capsule be paused here; false when it was removed meanwhile.
+    /// Marks the capsule as paused on this host; false when it was removed meanwhile.
     fn end(&self, ledger: &Ledger) -> bool {
         let mut capsules = self.manager.lock();
         let Some(capsule) = capsules.get_mut(&self.id) else { return false };
         if self.is_ours(capsule) {
-            // A removal may wait for this turn.
+            // A removal may wait for the old entry's turn, so the new entry takes it over.
             let turn = Arc::clone(&capsule.turn);
             *capsule = Capsule { turn, ..Capsule::new(ledger, State::Paused) };
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
-/// Longest time that a guest may take to take a connection, and envd to answer for the loopback.
+/// Time limit for a guest to take a connection, and for envd to connect to the loopback.
 const DIAL: Duration = Duration::from_secs(5);
 
 /// Opens connections to a guest's ports.
@@ -20,10 +20,10 @@ pub(crate) struct Dialer {
 }
 
 impl Dialer {
-    /// Dials along `route` until `cut` is given. envd expects the capsule's `token`.
+    /// Returns a dialer along `route` until `cut` is given. envd expects the capsule's `token`.
     pub(super) fn new(route: Route, token: Arc<str>, cut: &Signal, tasks: Tasks) -> Self {
         let direct = Direct { route, cut: cut.clone() };
-        // A connection to envd either becomes the server's, or is closed: none rests.
+        // A connection to envd either becomes the server's, or is closed, so none stays idle.
         let loopback = Loopback { envd: Pool::new(direct.clone(), 0, tasks), token };
         Self { direct, loopback }
     }
@@ -44,7 +44,7 @@ impl Dial for Dialer {
                 if error.kind() == io::ErrorKind::ConnectionRefused
                     && *port != protocol::ENVD_PORT =>
             {
-                // On the heap, since most connections need no second way.
+                // The call is on the heap, since most connections need no second way.
                 Box::pin(self.loopback.dial(*port)).await
             }
             dialled => dialled,
@@ -85,8 +85,8 @@ impl Loopback {
         asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Asks envd to switch a connection to one of a server. Root in the guest may answer in place
-    /// of envd. The pool bounds the answer's head, and [`Self::dial`] bounds the time.
+    /// Asks envd to turn a connection into a connection to a server. Root in the guest may answer
+    /// in place of envd. The pool bounds the answer's head, and [`Self::dial`] bounds the time.
     async fn ask(&self, port: u16) -> io::Result<Box<dyn Stream>> {
         let mut request = Request::builder()
             .method(Method::POST)
@@ -113,7 +113,8 @@ impl Loopback {
             (None, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) => {
                 Err(io::ErrorKind::TimedOut.into())
             }
-            // An envd of an earlier version knows no such path. The host was refused before.
+            // An envd of an earlier version does not know this path. The server refused the host
+            // before.
             (None, _) => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     }

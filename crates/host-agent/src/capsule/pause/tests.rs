@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use types::SnapshotId;
 
-/// A machine that only counts what is done with it.
+/// A machine that only counts its freezes and saves.
 #[derive(Default)]
 struct Counting {
     freezes: AtomicU32,
@@ -102,8 +102,8 @@ fn silent() -> (SocketAddr, TcpListener) {
     (listener.local_addr().unwrap(), listener)
 }
 
-/// An agent that answers whether it is well, and nothing else. The flag is set once it was asked
-/// for something else.
+/// An agent that answers health checks and nothing else. The flag is set once it was asked for
+/// something else.
 async fn evasive() -> (SocketAddr, Arc<AtomicBool>) {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let agent = listener.local_addr().unwrap();
@@ -128,7 +128,7 @@ async fn evasive() -> (SocketAddr, Arc<AtomicBool>) {
     (agent, asked)
 }
 
-/// An agent that is well, and refuses everything else.
+/// An agent that answers health checks, and refuses everything else.
 async fn refusing() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let agent = listener.local_addr().unwrap();
@@ -197,7 +197,7 @@ async fn due_pause_of_a_guest_whose_agent_is_silent_keeps_it_as_it_is_after_some
     }
     manager.pause_due(id, Due::PauseDisk).await.unwrap();
     assert_eq!(state(&manager, id), Some(State::Paused));
-    // The memory is kept too, since the disk alone could lack what the guest has in memory.
+    // The memory is saved too, since the disk alone could lack data that the guest has in memory.
     assert_eq!(machine.counts(), (1, 1));
     assert_eq!(manager.numbers(id), [1]);
 }
@@ -242,7 +242,7 @@ async fn removal_ends_a_pause_that_waits_for_the_guest() {
         manager.destroy(id, None).await
     };
     let both = async { tokio::join!(manager.pause(id, None, Keep::Memory), remove) };
-    // The guest alone may take longer than this.
+    // A wait for the guest alone may take longer than this.
     let both = tokio::time::timeout(Duration::from_secs(25), Box::pin(both)).await;
     let (paused, removed) = both.expect("the removal waits for the guest");
     assert!(matches!(paused, Err(Error::Stopping)), "{paused:?}");
@@ -258,7 +258,7 @@ async fn removal_of_an_earlier_generation_does_not_end_later_pauses() {
     let (agent, _listener) = silent();
     let (manager, id, _) = running(dir.path(), agent).await;
     manager.change(id, |capsule| capsule.generation = 5);
-    // An earlier removal that came to nothing.
+    // An earlier removal cancelled the token and had no other effect.
     manager.change(id, |capsule| capsule.cancel.cancel());
     assert!(matches!(manager.destroy(id, Some(4)).await, Err(Error::Stale)));
     manager.pause(id, Some(6), Keep::Frozen).await.unwrap();

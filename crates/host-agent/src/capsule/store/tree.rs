@@ -30,7 +30,7 @@ impl Tree {
         (digits && hex && random.len() == DIGITS).then(|| Self { number, name: name.to_owned() })
     }
 
-    /// Returns the tree of a snapshot's number, by `name` or, when that is empty, by the number
+    /// Returns the tree of a snapshot's number, by `name` or, if `name` is empty, by the number
     /// alone. Returns `None` for number 0, and when number and name differ.
     pub(crate) fn new(number: u64, name: &str) -> Option<Self> {
         let tree =

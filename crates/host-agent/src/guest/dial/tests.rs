@@ -1,4 +1,4 @@
-//! An envd of the tests' own answers for the loopback, as a hostile one may.
+//! A fake envd whose answers for the loopback include those of a hostile guest.
 
 use super::*;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -35,7 +35,7 @@ async fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap().to_ascii_lowercase()
 }
 
-/// A port of this machine that nobody listens at.
+/// A port of this machine at which no server listens.
 async fn closed() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     listener.local_addr().unwrap().port()
