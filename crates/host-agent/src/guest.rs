@@ -103,7 +103,7 @@ pub(crate) struct Places {
 /// Purpose of a request to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Has the guest do something, which is activity.
+    /// Makes the guest do something, which is activity.
     Use,
     /// Only reads the guest's state, which leaves an idle capsule idle.
     Look,

@@ -1,8 +1,8 @@
 //! The host agent: runs capsules on one machine for a control plane.
 //!
-//! Serves `wrenn.host.v1.Host` for their life and `/proxy/…` for what goes on inside them.
-//! Machines outlive it: it finds and adopts them when it starts. It never decides who may do
-//! what; that is the control plane's.
+//! The agent serves `wrenn.host.v1.Host` for the life of capsules, and `/proxy/…` for requests to
+//! their guests. Machines outlive the agent, which finds and adopts them when it starts. The
+//! control plane alone decides on permissions.
 
 mod capsule;
 mod cgroup;
@@ -52,25 +52,26 @@ use vmm::Driver;
 use vmm::choose::{self, choose};
 use vmm::fake::Fake;
 
-/// Virtual CPUs that capsules may have together, for each core.
+/// Default limit of the capsules' virtual CPUs together, for each core.
 const VCPUS_PER_CORE: u64 = 64;
-/// And disk, as a multiple of the machine's: disks are sparse, and most stay nearly empty.
+/// Default limit of the capsules' disks together, as a multiple of the machine's disk. Disks are
+/// sparse, and most stay nearly empty.
 const DISKS_PER_DISK: u64 = 8;
 
-/// Between two applications of the host's firewall rules.
+/// Period at which the host's firewall rules are applied again.
 const RULES: Duration = Duration::from_secs(30);
 
-/// What every capsule of this agent is made with.
+/// Resources that all capsules of this agent share.
 pub(crate) struct Parts {
     pub config: Config,
     pub driver: Box<dyn Driver>,
-    /// None where the driver needs none.
+    /// Networks of the capsules; `None` if the driver needs none.
     pub networks: Option<Arc<Networks>>,
     pub cgroups: Option<Arc<Cgroups>>,
     pub memory_mib: u64,
     pub images: Images,
     pub goldens: Goldens,
-    /// None without a store.
+    /// The platform's store; `None` without a store.
     pub stored: Option<Arc<Stored>>,
     pub room: Room,
     /// Bytes on disk that only this snapshot holds, for each snapshot, as of the last count.
@@ -80,7 +81,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// What this machine is.
+    /// Returns the properties and limits of this machine, for the control plane.
     fn specs(&self) -> api::HostSpecs {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let (disk, _) = storage::capacity(&self.config.dir);
@@ -100,14 +101,14 @@ impl Parts {
         }
     }
 
-    /// The templates that can be asked for.
+    /// Lists the templates whose names a request may use.
     fn templates_by_name(&self) -> Vec<String> {
         let mut names = self.templates();
         names.retain(|name| types::names::check_name("template", name).is_ok());
         names
     }
 
-    /// The templates that are files of this host.
+    /// Lists the templates that are files on this host.
     fn templates_here(&self) -> Vec<String> {
         if self.driver.boots_images() { storage::templates(&self.config) } else { Vec::new() }
     }
@@ -151,7 +152,7 @@ impl Parts {
     }
 }
 
-/// Serves an agent's requests.
+/// Server of an agent's requests.
 pub struct Agent {
     manager: Manager,
     rpc: axum::Router,
@@ -161,7 +162,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// What the platform is told of this machine.
+    /// Returns the source of this host's reports to the platform.
     #[must_use]
     pub fn about(&self) -> About {
         About(Arc::clone(&self.parts))
@@ -169,7 +170,7 @@ impl Agent {
 }
 
 impl About {
-    /// Tells the platform about this machine. Returns whether the platform took the report.
+    /// Reports to the platform about this machine. Returns true if the platform took the report.
     pub async fn is_member(&self) -> bool {
         self.0.standing.confirm().await
     }
@@ -208,16 +209,16 @@ impl hop::Handler for Agent {
     }
 }
 
-/// Starts the agent and returns what serves its requests.
+/// Starts the agent and returns the server of its requests.
 ///
 /// # Errors
-/// What is missing on this machine, with the fix.
+/// Fails with the thing that is missing on this machine, and the fix.
 pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
     let lock = lock(&config.dir).await?;
     let tag = tag(&config.dir);
-    // One of an agent that died while it waited for it.
+    // Removes the probe machine of an agent that died during its probe.
     vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
     let driver = choose(&config, &tag, tasks).await?;
     let (mut networks, mut cgroups) = (None, None);
@@ -260,8 +261,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     Ok(Agent { manager, rpc, parts, tasks: tasks.clone(), _lock: lock })
 }
 
-/// Opens the platform's store, if there is one. That it does not answer now keeps nothing here
-/// from working.
+/// Opens the platform's store, if one is configured. A store that does not answer now does not stop
+/// the agent from starting.
 async fn open_store(config: &Config) -> anyhow::Result<Option<Arc<Stored>>> {
     let Some(StoreConfig { url, key }) = &config.store else { return Ok(None) };
     let opened = Store::open(url, *key, std::env::vars()).context("the store (WRENN_STORE)")?;
@@ -273,11 +274,11 @@ async fn open_store(config: &Config) -> anyhow::Result<Option<Arc<Stored>>> {
     Ok(Some(Arc::new(stored.context("making the folder of what is sent")?)))
 }
 
-/// Time that the kernel may take to end an agent that was killed, and time between two looks.
+/// Time limit for the kernel to end an agent that was killed, and period of the checks.
 const DYING: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Held while an agent runs in a folder; the kernel lets go of it however the process ends.
+/// Takes the lock of the agent's folder. The kernel frees the lock however the process ends.
 async fn lock(dir: &Path) -> anyhow::Result<File> {
     let file = File::create(dir.join("agent.lock")).context("opening the agent's lock")?;
     let begun = Instant::now();
@@ -301,11 +302,11 @@ fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
     });
 }
 
-/// Ends every capsule in the agent's folder and removes what the agent made on this machine
-/// besides the folder. No agent may be running in it.
+/// Ends every capsule in the agent's folder, and removes everything else that the agent made on
+/// this machine. The folder itself stays. No agent may be running in it.
 ///
 /// # Errors
-/// What cannot be removed.
+/// Fails with the part that cannot be removed.
 pub async fn clean(config: Config) -> anyhow::Result<()> {
     let tag = tag(&config.dir);
     vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
@@ -344,8 +345,8 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds out which drivers work here, and why others do not. With `again`, ignores remembered
-/// results.
+/// Tries each driver on this machine, and gives the reason if it does not work. With `again`,
+/// ignores remembered results.
 ///
 /// # Errors
 /// When the agent's folder cannot be made.
@@ -355,7 +356,8 @@ pub async fn examine(config: &Config, again: bool) -> anyhow::Result<Vec<Examine
     Ok(choose::examine(config, &tag(&config.dir), &Tasks::default(), again).await)
 }
 
-/// Tells the names of one agent from another's on the same machine, by its folder.
+/// Returns a short tag from the agent's folder. Names that contain it differ between the agents on
+/// one machine.
 fn tag(dir: &Path) -> String {
     let path = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());

@@ -1,8 +1,8 @@
-//! This host as one of a platform's: it registers once, and then says that it is there, renews
-//! what it was given long before that ends, and answers to the platform's control planes alone.
+//! This host's membership in a platform. The host registers once. After that it sends heartbeats,
+//! renews its credentials long before they expire, and serves only the platform's control planes.
 //!
-//! Its private key is made here and stays here. Losing the platform changes nothing on this host:
-//! capsules run on, and it is asked again for as long as it takes.
+//! The host's private key is made here and stays here. If the platform is lost, nothing changes on
+//! this host: capsules run on, and the host keeps asking the platform for as long as it takes.
 
 mod credentials;
 mod standing;
@@ -26,30 +26,30 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-/// Between two words that it is there.
+/// Period of the heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How long an answer may take.
+/// Time limit for the platform's answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long whoever looks at this host's key may take: others may want to look.
+/// Time limit for a client that checks this host's key, since other clients may wait.
 const SHOWING: Duration = Duration::from_secs(2);
-/// How often registering is tried, each time with the same key.
+/// Number of attempts to register, each with the same key.
 const TRIES: u32 = 5;
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// What a host registers with.
+/// Values that a host registers with.
 pub struct Registration {
     pub token: String,
-    /// `HOST:PORT`, where control planes reach it.
+    /// Address at which control planes reach this host, as `HOST:PORT`.
     pub address: String,
     /// URL of the platform's API.
     pub control_plane: String,
 }
 
-/// What this machine is and how busy, as the platform is told.
+/// Source of this host's reports to the platform: its properties and its load.
 #[derive(Clone)]
 pub struct About(pub(crate) Arc<Parts>);
 
-/// This host's place in a platform.
+/// Membership of this host in a platform.
 pub struct Membership {
     path: PathBuf,
     http: reqwest::Client,
@@ -57,15 +57,15 @@ pub struct Membership {
     tls: Option<watch::Sender<Arc<ServerConfig>>>,
 }
 
-/// Why the platform did not answer as asked.
+/// Reason why the platform did not answer as asked.
 enum Refused {
-    /// What we showed is not valid.
+    /// The host's credentials are not valid.
     Credentials(String),
-    /// What we asked is not.
+    /// The request is not valid.
     Request(String),
-    /// It knows no such host.
+    /// The platform does not know this host.
     Unknown,
-    /// It may answer later.
+    /// The platform may answer later.
     Other(anyhow::Error),
 }
 
@@ -86,10 +86,10 @@ impl Registration {
 }
 
 impl Membership {
-    /// The place that this host was given before.
+    /// Loads the membership that this host was given before.
     ///
     /// # Errors
-    /// When there is none, with what to do.
+    /// Fails when there is none, and says what to do.
     pub fn load(dir: &Path) -> anyhow::Result<Self> {
         let path = Credentials::path(dir);
         let credentials = Credentials::load(&path)?;
@@ -104,10 +104,10 @@ impl Membership {
         (before.tls.is_some() && before.credentials.serve(trust, address)).then_some(before)
     }
 
-    /// Registers at the platform, which looks whether this host answers at `listener`.
+    /// Registers at the platform, which checks that this host answers at `listener`.
     ///
     /// # Errors
-    /// Why the platform refused it, or that it cannot be reached.
+    /// Fails with the platform's reason, or when the platform cannot be reached.
     pub async fn register(
         dir: &Path,
         asked: &Registration,
@@ -131,11 +131,10 @@ impl Membership {
         Self::new(path, http, credentials)
     }
 
-    /// Registers a host anew that serves by its earlier credentials, and goes on to do so until it
-    /// has others.
+    /// Registers this host again. The host serves by its earlier credentials until it has new ones.
     ///
     /// # Errors
-    /// The platform refused the registration, or cannot be reached.
+    /// Fails when the platform refuses the registration, or cannot be reached.
     pub async fn register_anew(
         &mut self,
         asked: &Registration,
@@ -156,7 +155,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Goes by new credentials once they are on the disk; until then the old ones are still good.
+    /// Switches to new credentials once they are on the disk. Until then the old ones are still
+    /// valid.
     fn take(
         &mut self,
         mut credentials: Credentials,
@@ -169,8 +169,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Has the next handshakes go by this host's credentials. A control plane that looks for
-    /// `proven` at this host's address finds that key.
+    /// Makes the next handshakes use this host's current credentials. A control plane that looks
+    /// for `proven` at this host's address finds that key.
     fn serve_by(&self, proven: Option<&Key>) -> anyhow::Result<()> {
         if let (Some(tls), Some(config)) = (&self.tls, self.credentials.tls(proven)?) {
             tls.send_replace(Arc::new(config));
@@ -183,33 +183,34 @@ impl Membership {
         Ok(Self { path, http, credentials, tls })
     }
 
-    /// Which host it is.
+    /// Returns the id of this host.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.credentials.host_id
     }
 
-    /// Returns the SHA-256 of this host's certificate, in hexadecimal digits. Returns `None` where
-    /// the platform has no certificates.
+    /// Returns the SHA-256 of this host's certificate, in hexadecimal digits. Returns `None` if the
+    /// platform has no certificates.
     #[must_use]
     pub fn fingerprint(&self) -> Option<String> {
         self.credentials.fingerprint()
     }
 
-    /// Where it listened when it registered.
+    /// Returns the address at which this host listened when it registered.
     #[must_use]
     pub fn listens(&self) -> Option<SocketAddr> {
         self.credentials.listens
     }
 
-    /// What each handshake goes by; none where the platform has no certificates.
+    /// Returns the TLS configuration for each handshake; `None` if the platform has no
+    /// certificates.
     #[must_use]
     pub fn tls(&self) -> Option<hop::Tls> {
         self.tls.as_ref().map(watch::Sender::subscribe)
     }
 
-    /// Stays a member, for as long as the process lives. `control_plane` is where the platform is
-    /// now, where that is known better than from the file.
+    /// Stays a member for as long as the process lives. `control_plane` is the platform's current
+    /// URL; it replaces the URL from the file.
     pub fn keep(mut self, about: About, control_plane: Option<String>, tasks: &Tasks) {
         if let Some(url) = control_plane {
             self.credentials.control_plane = url;
@@ -244,9 +245,9 @@ impl Membership {
         });
     }
 
-    /// Says that this host is there; renews when that is due.
+    /// Sends a heartbeat, and renews the credentials when that is due.
     async fn beat(&mut self, about: &About) -> anyhow::Result<()> {
-        // That it fails is no reason to be silent: there are days left.
+        // A failed renewal does not stop the heartbeats, since the credentials last for days more.
         if self.credentials.renew_at <= SystemTime::now()
             && let Err(error) = self.renew().await
         {
@@ -274,7 +275,7 @@ impl Membership {
         }
     }
 
-    /// Gets new credentials, for a new key, and goes by them at once.
+    /// Gets new credentials for a new key, and switches to them at once.
     async fn renew(&mut self) -> anyhow::Result<()> {
         let key = Key::generate()?;
         self.serve_by(Some(&key))?;
@@ -305,7 +306,7 @@ impl Membership {
     }
 }
 
-/// Asks to be registered; a lost answer is asked for again.
+/// Asks to be registered; asks again after a lost answer.
 async fn ask(
     http: &reqwest::Client,
     base: &str,
@@ -329,11 +330,11 @@ async fn ask(
     }
 }
 
-/// Shows this host's key to whoever connects, and no more, for ever.
+/// Proves this host's key to each client that connects, and serves nothing else. Never returns.
 async fn show<T>(listener: &TcpListener, acceptor: &TlsAcceptor) -> T {
     loop {
         match listener.accept().await {
-            // Whoever asked has seen the key once the handshake is over.
+            // The client has seen the key once the handshake is over.
             Ok((stream, _)) => {
                 let _ = tokio::time::timeout(SHOWING, acceptor.accept(stream)).await;
             }
@@ -364,13 +365,13 @@ async fn exchange<B: Serialize + Sync, T: DeserializeOwned>(
 }
 
 fn http() -> anyhow::Result<reqwest::Client> {
-    // A second call keeps the first one's choice.
+    // A second call keeps the choice of the first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
     builder.build().context("preparing to ask the platform")
 }
 
-/// How this host is reached by TLS.
+/// Returns the configuration by which this host serves TLS.
 fn accept(pair: &Pair, trust: &str, proven: Option<&Key>) -> anyhow::Result<ServerConfig> {
     let trust = Trust::from_pem(trust)?;
     Ok(match proven {

@@ -1,9 +1,9 @@
 //! A capsule's network: a namespace with a tap for the machine and a link to the host.
 //!
-//! Everything inside a namespace is the same for every capsule, so that a snapshot fits
-//! anywhere. Nothing from outside reaches a guest, and a guest reaches neither the host nor
-//! another capsule nor a private range, nor what its own rules deny; see `plan.rs`, which decides,
-//! `netns.rs`, which carries out, and `egress.rs`, which looks at names.
+//! Everything inside a namespace is the same for every capsule, so a snapshot fits any namespace.
+//! No connection from outside reaches a guest. A guest reaches neither the host, nor another
+//! capsule, nor a private range, nor anything that its own rules deny. `plan.rs` decides on
+//! addresses and rules, `netns.rs` applies them, and `egress.rs` filters by host names.
 
 mod conntrack;
 pub(crate) mod egress;
@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use types::Egress;
 
-/// Why a network could not be made.
+/// Reason why a network could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("WRENN_NETWORK: {0}")]
@@ -48,15 +48,15 @@ pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 pub(crate) struct Networks {
     plan: Plan,
     slots: Mutex<Slots>,
-    /// The namespaces that this process has open, by their slots.
+    /// Namespaces that this process has open, by their slots.
     open: Mutex<HashMap<u32, Namespace>>,
 }
 
-/// One capsule's network. Dropping it keeps it; `Networks::remove` takes it down.
+/// One capsule's network. Dropping it keeps the network; [`Networks::take_down`] removes it.
 pub(crate) struct Network {
     pub slot: u32,
     pub namespace: Namespace,
-    /// For the machine to be; none once handed over.
+    /// The machine's tap device; `None` once handed over.
     pub tap: Option<OwnedFd>,
 }
 
@@ -69,20 +69,20 @@ impl Networks {
         Ok(this)
     }
 
-    /// Applies the host's own rules, in one step with the removal of those that are there; also
-    /// now and then, since whoever reloads the host's firewall takes ours away.
+    /// Applies the host's own rules, in one step with the removal of the existing ones. Runs
+    /// repeatedly, since a reload of the host's firewall removes these rules.
     pub(crate) async fn prepare_host(self: &Arc<Self>) -> Result<(), Error> {
         let this = Arc::clone(self);
         blocking("preparing the host's network", move || netns::prepare_host(&this.plan)).await
     }
 
-    /// Only takes networks down; the host is left as it is.
+    /// Returns networks that can only be taken down. The host's own rules are not changed.
     pub(crate) fn for_removal(plan: Plan) -> Arc<Self> {
         let slots = Mutex::new(Slots::new(plan.slots()));
         Arc::new(Self { plan, slots, open: Mutex::default() })
     }
 
-    /// Makes a capsule's network, for one that may reach what its rules let it.
+    /// Makes a capsule's network with the given rules for outgoing connections.
     pub(crate) async fn create(self: &Arc<Self>, egress: &Egress) -> Result<Network, Error> {
         let full = self.plan.slots();
         let slot = self.lock().take().ok_or(Error::Full(full))?;
@@ -101,8 +101,8 @@ impl Networks {
         }
     }
 
-    /// Who carries out, in a namespace, what a capsule's rules say of names; and all of them, when
-    /// they change.
+    /// Returns the guard of a namespace. The guard enforces rules for host names, and applies all
+    /// rules when they change.
     pub(crate) async fn guard(
         self: &Arc<Self>,
         namespace: &Namespace,
@@ -112,7 +112,7 @@ impl Networks {
         guard.map(Arc::new).map_err(io_error("carrying out the capsule's rules"))
     }
 
-    /// Takes over the network of a machine that runs.
+    /// Takes over the network of a running machine.
     pub(crate) fn adopt(&self, slot: u32) -> Result<Network, Error> {
         let namespace = File::open(self.plan.namespace(slot))
             .map_err(io_error("opening the namespace of a running capsule"))?;
@@ -128,8 +128,8 @@ impl Networks {
         namespace
     }
 
-    /// Takes a network down, once nothing of this process is open in it. A missing network is
-    /// success. The number stays taken until [`Self::release`].
+    /// Removes a network, once nothing of this process is open in it. A missing network is success.
+    /// The number stays taken until [`Self::release`].
     pub(crate) async fn take_down(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
         if let Some(namespace) = open {
@@ -144,8 +144,9 @@ impl Networks {
         blocking("removing the capsule's network", remove).await
     }
 
-    /// Removes the connections of picked slots from the host's connection-tracking table. Otherwise
-    /// the entries stay until they time out, and count against the host's limit. Blocks.
+    /// Removes the connections of the slots that `of` picks from the host's connection-tracking
+    /// table. Otherwise the entries stay until they time out, and count against the host's limit.
+    /// Blocks.
     fn forget(&self, of: impl Fn(u32) -> bool) {
         let of = |address| self.plan.slot_of(address).is_some_and(&of);
         if let Err(error) = conntrack::forget(of) {
@@ -153,20 +154,20 @@ impl Networks {
         }
     }
 
-    /// Lets the number of a network that was taken down be used again.
+    /// Frees the number of a network that was removed.
     pub(crate) fn release(&self, slot: u32) {
         self.lock().release(slot);
     }
 
-    /// Takes a network down that no ledger names.
+    /// Removes a network that no ledger names.
     async fn remove(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
         self.take_down(slot).await?;
         self.release(slot);
         Ok(())
     }
 
-    /// Takes a network down that could not be used, and that no ledger names. The number is free in
-    /// any case: the next network of this number begins with the removal of what is left.
+    /// Removes a network that could not be used, and that no ledger names. The number becomes free
+    /// in any case, since the next network of this number begins with the removal of what is left.
     pub(crate) async fn give_up(self: &Arc<Self>, slot: u32) {
         if let Err(error) = self.take_down(slot).await {
             tracing::warn!(slot, ?error, "a network that could not be used is left behind");
@@ -174,19 +175,19 @@ impl Networks {
         self.release(slot);
     }
 
-    /// Takes the host's own rules away; no capsule may be left.
+    /// Removes the host's own rules; no capsule may be left.
     pub(crate) fn restore_host(&self) -> io::Result<()> {
         netns::restore_host(&self.plan)
     }
 
-    /// Keeps the namespaces of this agent, whoever they belong to.
+    /// Marks all namespaces of this agent as used, even those without a known capsule.
     pub(crate) fn keep_strangers(&self) {
         for slot in netns::existing(&self.plan) {
             self.lock().claim(slot);
         }
     }
 
-    /// Removes the namespaces of this agent that belong to no capsule it has.
+    /// Removes this agent's namespaces without a known capsule.
     pub(crate) async fn remove_strangers(self: &Arc<Self>) -> Result<(), Error> {
         for slot in netns::existing(&self.plan) {
             let used = self.lock().is_used(slot);
@@ -223,7 +224,7 @@ mod tests {
     #[tokio::test]
     async fn network_that_can_be_neither_made_nor_removed_frees_its_number() {
         let dir = tempfile::tempdir().unwrap();
-        // A folder stands where the namespace is to be. A removal of the file fails.
+        // A folder stands in the namespace's place, so a removal of the file fails.
         std::fs::create_dir(dir.path().join("0")).unwrap();
         let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
         let networks = Networks::for_removal(plan);

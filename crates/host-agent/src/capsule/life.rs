@@ -4,8 +4,7 @@
 use super::pause::Keep;
 use std::time::Duration;
 
-/// Due pauses that may fail because of the guest's agent. The next pause saves the guest without
-/// it.
+/// Due pauses that may fail because of the guest's agent. The next pause saves the guest as it is.
 const SILENT_TRIES: u32 = 2;
 
 /// Action on a capsule whose time is over.

@@ -1,4 +1,5 @@
-//! `host-credentials.json`: who this host is, readable by its owner alone, replaced in one step.
+//! Credentials of this host, in `host-credentials.json`. Only the file's owner may read it, and it
+//! is replaced in one step.
 
 use super::accept;
 use anyhow::Context;
@@ -10,31 +11,32 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Least remaining life of a certificate that a host begins to serve with.
+/// Least remaining life of a certificate with which a host begins to serve.
 const SPARE: Duration = Duration::from_secs(3600);
 
-/// What the file holds.
+/// Contents of the file.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Credentials {
     pub(super) host_id: String,
     pub(super) jwt: String,
     pub(super) refresh_token: String,
-    /// This and the next two are none where the platform has no certificates.
+    /// Certificate of this host. It and the next two are `None` if the platform has no
+    /// certificates.
     cert_pem: Option<String>,
     key_pem: Option<String>,
     pub(super) ca_cert_pem: Option<String>,
     /// URL of the platform's API.
     pub(super) control_plane: String,
-    /// Where control planes reach this host.
+    /// Address at which control planes reach this host.
     pub(super) address: String,
-    /// Where it listened when it registered.
+    /// Address at which this host listened when it registered.
     #[serde(default)]
     pub(super) listens: Option<SocketAddr>,
     pub(super) renew_at: SystemTime,
 }
 
 impl Credentials {
-    /// Where the file is.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(dir: &Path) -> PathBuf {
         dir.join("host-credentials.json")
@@ -55,7 +57,7 @@ impl Credentials {
         }
     }
 
-    /// Takes what the platform gave for a key.
+    /// Stores the credentials that the platform issued for a key.
     pub(super) fn take(&mut self, given: api::HostCredentials, key: &Key) {
         self.host_id = given.host_id;
         self.jwt = given.jwt;
@@ -63,7 +65,8 @@ impl Credentials {
         self.key_pem = given.cert_pem.is_some().then(|| key.to_pem());
         self.cert_pem = given.cert_pem;
         self.ca_cert_pem = given.ca_cert_pem;
-        // A little sooner: hosts that enrolled together do not all renew together.
+        // The renewal comes up to a tenth sooner, so hosts that enrolled together do not renew
+        // together.
         let sooner = 1.0 - f64::from(rand::random::<f32>()) / 10.0;
         self.renew_at = SystemTime::now() + Duration::from_secs(given.renew_sec).mul_f64(sooner);
     }
@@ -86,8 +89,8 @@ impl Credentials {
         daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)
     }
 
-    /// Reports whether a host can serve by them at `address` now, for control planes of these
-    /// authorities.
+    /// Reports whether a host can serve by these credentials at `address` now, for control planes
+    /// of these authorities.
     pub(super) fn serve(&self, trust: &str, address: &str) -> bool {
         let now = SystemTime::now();
         let until = self.cert_pem.as_deref().and_then(pki::expires_at);
@@ -101,7 +104,7 @@ impl Credentials {
         self.cert_pem.as_deref().and_then(pki::fingerprint_of_pem)
     }
 
-    /// Returns the configuration by which this host serves TLS; `None` where the platform has no
+    /// Returns the configuration by which this host serves TLS; `None` if the platform has no
     /// certificates. `proven` is a new key that control planes may look for.
     pub(super) fn tls(&self, proven: Option<&Key>) -> anyhow::Result<Option<ServerConfig>> {
         let (Some(cert), Some(key), Some(trust)) =

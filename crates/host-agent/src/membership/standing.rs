@@ -1,4 +1,4 @@
-//! This host's standing: the platform's last answer on whether this host is one of its own.
+//! The platform's last answer on this host's membership.
 //!
 //! A host may wake after any time, with its timers due, and learn only later that the platform has
 //! forgotten it. So code that is about to write to storage that hosts share asks here first.
@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// Time for which a heartbeat's answer is good.
+/// Time for which a heartbeat's answer is valid.
 const FRESH: Duration = Duration::from_secs(5);
 /// Time to wait for a heartbeat; longer than the platform may take to answer one.
 const WAIT: Duration = Duration::from_secs(60);
@@ -17,7 +17,7 @@ const WAIT: Duration = Duration::from_secs(60);
 struct Beat {
     /// Time of sending, by [`now`]; `None` before the first heartbeat.
     sent: Option<Duration>,
-    /// Set when the platform took the heartbeat.
+    /// True when the platform took the heartbeat.
     taken: bool,
 }
 
@@ -43,12 +43,12 @@ impl Standing {
         tokio::time::timeout(WAIT, later).await.is_ok_and(|beat| beat.is_ok_and(|beat| beat.taken))
     }
 
-    /// Waits until somebody asks for a heartbeat.
+    /// Waits until another task asks for a heartbeat.
     pub(super) async fn asked(&self) {
         self.asked.notified().await;
     }
 
-    /// Notes how the platform answered a heartbeat that was sent at `sent`.
+    /// Records the platform's answer to a heartbeat that was sent at `sent`.
     pub(super) fn heard(&self, sent: Duration, taken: bool) {
         self.last.send_replace(Beat { sent: Some(sent), taken });
     }
@@ -76,13 +76,13 @@ mod tests {
         let standing = Arc::new(Standing::default());
         let (taken, ()) = tokio::join!(standing.confirm(), answer(&standing, true));
         assert!(taken);
-        // Nobody answers, but the last answer is recent enough.
+        // No heartbeat is answered here, but the last answer is recent enough.
         assert!(standing.confirm().await);
         // An answer that is too old says nothing about the present.
         standing.heard(now().saturating_sub(FRESH * 2), true);
         let (taken, ()) = tokio::join!(standing.confirm(), answer(&standing, false));
         assert!(!taken);
-        // A refusal is never good for the next question.
+        // A refusal is never valid for the next question.
         let (taken, ()) = tokio::join!(standing.confirm(), answer(&standing, true));
         assert!(taken);
     }

@@ -23,7 +23,7 @@ const PASSES: usize = 3;
 /// Returns the count of removed entries.
 ///
 /// # Errors
-/// When the kernel has no such table, or does not let us read it or remove from it.
+/// Fails when the kernel has no such table, or forbids reading it or removing from it.
 pub(super) fn forget(of: impl Fn(Ipv4Addr) -> bool) -> io::Result<usize> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -54,7 +54,7 @@ fn list(
         let mut rest = bytes.as_slice();
         while let Some((message, after)) = split(rest) {
             rest = after;
-            // An entry that the library cannot read is of no kind that a guest's connection has.
+            // The library can read each kind of entry that a guest's connection has.
             let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(message) else {
                 continue;
             };
@@ -104,7 +104,7 @@ fn source(attribute: &ConntrackAttribute) -> Option<Ipv4Addr> {
     })
 }
 
-/// Removes one entry. An entry that has gone meanwhile is success.
+/// Removes one entry. An entry that is gone already is success.
 fn remove(socket: &Socket, named: Vec<ConntrackAttribute>) -> io::Result<()> {
     ask(socket, NLM_F_ACK, ConntrackMessage::Delete(named))?;
     let (bytes, _) = socket.recv_from_full()?;

@@ -1,8 +1,9 @@
-//! What a capsule may reach outside, carried out: by the rules of its namespace alone while no rule
-//! speaks of names; else its name server is ours (`resolver.rs`) and its connections to ports 80
-//! and 443 come to us (`filter.rs`), which we let through by the name that they ask for, to the
-//! addresses that the name server gave for it. Both are inside the capsule's namespace; if this
-//! process is not there, nothing is let through.
+//! Enforcement of a capsule's rules for outgoing connections. While no rule has a host name, the
+//! firewall rules of the capsule's namespace suffice. Otherwise the agent serves as the capsule's
+//! name server (`resolver.rs`), and filters its connections to ports 80 and 443 (`filter.rs`). The
+//! filter lets a connection through by the name that it asks for, to addresses that the name server
+//! gave for that name. Both run inside the capsule's namespace. While this process is not there,
+//! nothing is let through.
 
 mod filter;
 #[cfg(feature = "fuzzing")]
@@ -24,16 +25,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::Egress;
 
-/// Who carries out what one capsule may reach; without it, no name leads anywhere.
+/// Enforces the rules of one capsule. Without a guard, no name leads anywhere.
 pub(crate) struct Guard {
     namespace: Namespace,
     plan: Plan,
     rules: Arc<Rules>,
-    /// Set once the name server and the filter serve, as tasks of the namespace.
+    /// True once the name server and the filter serve, as tasks of the namespace.
     serving: AtomicBool,
 }
 
-/// The rules as they are now.
+/// Rules that are in force now.
 struct Rules {
     now: RwLock<Known>,
 }
@@ -41,7 +42,7 @@ struct Rules {
 #[derive(Clone)]
 struct Known {
     egress: Arc<Egress>,
-    /// Given when these are replaced: what is under way is then looked at again.
+    /// Cancelled when these rules are replaced; each open connection is then checked again.
     replaced: CancellationToken,
     /// Connections that pass bytes by these rules.
     under_way: TaskTracker,
@@ -72,7 +73,7 @@ impl Rules {
 }
 
 impl Guard {
-    /// Begins to carry out rules that the namespace has already.
+    /// Begins to enforce rules that are already applied in the namespace.
     pub(super) async fn new(
         plan: Plan,
         namespace: &Namespace,
@@ -91,18 +92,19 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Replaces the rules. When this is done they hold, for what is under way too.
+    /// Replaces the rules. On return, the new rules are in force for open connections too.
     pub(crate) async fn set(&self, egress: Egress) -> io::Result<()> {
         let text = self.plan.namespace_rules(&egress);
         if egress.has_names() {
             self.serve().await?;
         }
         self.rules.replace(egress).await;
-        // Where no name decides any more, both stay, for what they carry and is allowed.
+        // Without names in the rules, filter and name server stay for the allowed connections they
+        // carry.
         self.namespace.run_async(move || sys::apply_nft(&text)).await
     }
 
-    /// Serves, unless it does.
+    /// Starts the name server and the filter, unless they run.
     async fn serve(&self) -> io::Result<()> {
         if self.serving.load(Ordering::Acquire) {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Filters a capsule's connections to ports 80 and 443, which the namespace's rules lead here. By
-//! the names that they ask for, connections go on to their destination or are refused.
+//! Filter of a capsule's connections to ports 80 and 443, which the namespace's rules lead here. A
+//! connection passes to its destination or is refused, by the name that it asks for.
 
 use super::names::{Asked, Verdict, decide, of_head};
 use super::requests::{Exchange, Gate};
@@ -22,23 +22,23 @@ use types::Egress;
 
 /// Connections of one capsule at once; further ones wait.
 const CONNECTIONS: usize = 256;
-/// Connections of one capsule that the second half of all places takes. Capsules that hold many
-/// share the first half.
+/// Connections that one capsule may hold once half of all places are taken. Capsules that hold more
+/// take them from the first half.
 const FEW: u64 = 16;
-/// Share of the files that this process may have open, which connections of all may take: each
-/// takes two.
+/// Divisor of this process's limit of open files: connections may use a quarter of the files. Each
+/// connection uses two.
 const SHARE: u64 = 4;
-/// How long the first bytes may take, and how long the other side.
+/// Time limits for a connection's first bytes, and for the connection to the server.
 const HEAD: Duration = Duration::from_secs(10);
 const DIAL: Duration = Duration::from_secs(10);
-/// Limit of the first bytes that are looked at.
+/// Most first bytes that are examined.
 const HEAD_MAX: usize = HELLO_MAX;
-/// Port of HTTP, whose refusals are said in words.
+/// Port of HTTP, where a refusal is answered with text.
 const HTTP: u16 = 80;
 /// A TLS alert, fatal: access denied (RFC 8446, 6.2).
 const DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
-/// What a connection is let through by.
+/// Shared context that decides on the connections of one capsule.
 #[derive(Clone)]
 pub(super) struct Way {
     pub namespace: Namespace,
@@ -47,12 +47,12 @@ pub(super) struct Way {
     pub resolver: Arc<Resolver>,
 }
 
-/// Places for the connections of all capsules, so that guests neither take every file that this
-/// process may open nor every place from each other.
+/// Places for the connections of all capsules. The limit keeps guests from using up the files that
+/// this process may open. It also keeps a guest from taking all places of the others.
 struct Places {
     held: Shares<u64>,
     most: u64,
-    /// Numbers for capsules, which hold places by them.
+    /// Next number for a capsule, which holds its places by that number.
     next: AtomicU64,
 }
 
@@ -204,7 +204,7 @@ impl Way {
         self.under_rules(&asked, *to.ip(), joined).await
     }
 
-    /// Does `work` as long as the rules admit the host in `asked`. When the rules are replaced,
+    /// Runs `work` as long as the rules admit the host in `asked`. When the rules are replaced,
     /// `work` does not move until the new rules have admitted that host.
     async fn under_rules(
         &self,
@@ -242,7 +242,7 @@ impl Way {
         }
     }
 
-    /// Connects from inside the namespace, whose rules and the host's are then for this too.
+    /// Connects from inside the namespace, so that its rules and the host's apply here too.
     async fn dial(&self, to: SocketAddrV4) -> io::Result<NamespaceStream> {
         tokio::time::timeout(DIAL, self.namespace.connect(SocketAddr::V4(to))).await?
     }
@@ -267,8 +267,8 @@ impl Gate for Open<'_> {
     }
 }
 
-/// Reads the first bytes of a connection until `read` finds in them what it looks for. Returns
-/// `None` when the bytes end, or do not come in time.
+/// Reads the first bytes of a connection until `read` finds a result in them. Returns `None` when
+/// the bytes end, or do not come in time.
 async fn head<T>(
     guest: &mut NamespaceStream,
     bytes: &mut Vec<u8>,
@@ -282,7 +282,7 @@ async fn head<T>(
         if bytes.len() >= HEAD_MAX {
             return Ok(None);
         }
-        // One that says nothing at first, or no more, says no name.
+        // A connection that sends nothing, or stops sending, asks for no name.
         match tokio::time::timeout_at(late, guest.read_buf(bytes)).await {
             Ok(Ok(1..)) => {}
             Ok(Err(error)) => return Err(error),
@@ -291,8 +291,8 @@ async fn head<T>(
     }
 }
 
-/// Passes on a client's bytes until all the rest is encrypted. Encrypted bytes that were read
-/// already are left in `bytes`.
+/// Forwards a client's bytes until all the rest is encrypted. Encrypted bytes that were already
+/// read are left in `bytes`.
 async fn encrypted(
     bytes: &mut Vec<u8>,
     from: &mut (impl AsyncRead + Unpin),

@@ -1,4 +1,4 @@
-//! Faults that fuzzing looks for in what a guest sends to the filter and the name server.
+//! Fuzz targets for the bytes that a guest sends to the filter and the name server.
 
 use super::names::{Asked, of_head};
 use super::requests::{Exchange, Gate};
@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 pub use super::resolver::fuzz as dns;
 
-/// The one host that requests may ask for.
+/// The only host that requests may ask for.
 const ALLOWED: &str = "good.test";
 
 /// Feeds the first bytes of a connection to port 443 to the filter.

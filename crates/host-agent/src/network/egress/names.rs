@@ -1,17 +1,17 @@
 //! Reads the host that a connection or a request asks for: TLS's server name, or HTTP's host. Pure.
-//! A guest may write any name. Callers check whether the address belongs to that host.
+//! A guest may write any name. Callers check that the address belongs to that host.
 
 use http::uri::Authority;
 use http::{HeaderMap, Uri, header};
 use types::Egress;
 
-/// Headers of a request that are looked at.
+/// Most headers of a request that are examined.
 const HEADERS_MAX: usize = 100;
 
 /// A host as a connection or a request names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// The only host that is named: a name in lower case, or an address.
+    /// The only host in the request: a name in lower case, or an address.
     Host(String),
     /// A host that may stand in for another, whose name is encrypted (ECH, RFC 9849).
     Cover(String),
@@ -32,13 +32,13 @@ impl Asked {
 /// Decision on a connection or request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The name is allowed, so the address must be one of that name's.
+    /// The name is allowed, so the address must belong to that name.
     IfItsOwn,
     Yes,
     No,
 }
 
-/// Decides by the host asked for and the destination address. Rules that deny any name also deny
+/// Decides by the requested host and the destination address. Rules that deny any name also deny
 /// everything that may hide a name.
 pub(super) fn decide(egress: &Egress, asked: &Asked, to: std::net::Ipv4Addr) -> Verdict {
     let hides = matches!(asked, Asked::Cover(_) | Asked::Unreadable);

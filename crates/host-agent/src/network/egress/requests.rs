@@ -2,8 +2,8 @@
 //! written anew. hyper reads the request from the guest and writes it to the server. So a server
 //! reads only requests that were judged here, whatever bytes a guest sends.
 //!
-//! The task that serves the guest drives both connections, so that nothing moves while it waits
-//! for new rules.
+//! The task that serves the guest drives both connections, so that nothing moves while it waits for
+//! new rules.
 
 use super::names::{Asked, of_request};
 use bytes::Bytes;
@@ -26,11 +26,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 const NEXT: Duration = Duration::from_secs(180);
 /// Largest head of a request, and most bytes of a body that are held.
 const BUFFER: usize = 64 * 1024;
-/// The only protocol that a request may switch to. Other protocols carry requests that nobody here
-/// can read.
+/// The only protocol that a request may switch to. Other protocols carry requests that this module
+/// cannot read.
 const WEBSOCKET: &[u8] = b"websocket";
 
-/// Judges a connection's requests, and opens the way to their server.
+/// Judges a connection's requests, and opens the connection to their server.
 pub(super) trait Gate: Sync {
     /// A connection to a server.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
@@ -45,7 +45,7 @@ pub(super) trait Gate: Sync {
 type Answer = Response<Either<Full<Bytes>, Incoming>>;
 type Driven = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
-/// A connection of a guest, with the connection to the server that its requests go by.
+/// A guest's connection, together with the server's connection that carries its requests.
 pub(super) struct Exchange<'a, G> {
     gate: G,
     /// Host that the last request asked for; `None` before the first.
