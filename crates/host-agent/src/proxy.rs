@@ -1,6 +1,6 @@
-//! The data hop: `/proxy/{capsule}/{port}/…` to that port of the guest, streamed both ways, with
-//! nothing held back and the path kept byte for byte. Decides nothing of who may: that the
-//! control plane has done.
+//! The agent's proxy to guests. It forwards `/proxy/{capsule}/{port}/…` to that port of the guest,
+//! streams both ways without buffering, and keeps the path byte for byte. The control plane has
+//! already authorized each request.
 
 use crate::capsule::manager::Manager;
 use crate::guest::Purpose;
@@ -13,23 +13,23 @@ use std::io;
 use std::time::{Duration, Instant};
 use types::CapsuleId;
 
-/// Where requests for guests come in.
+/// Path prefix of requests for guests.
 pub(crate) const PREFIX: &str = "/proxy/";
-/// How long to wait before another try of a port that nothing listens at: a program that has just
-/// been started may be about to.
+/// Delays before further attempts at a port that refuses. A program that has just been started may
+/// be about to listen.
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
 
-/// Pause before another try of a guest that waits for room on the host's disk. Each try itself
-/// takes seconds.
+/// Delay before another attempt to reach a guest that waits for room on the host's disk. Each
+/// attempt itself takes seconds.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// The wait of one request for a guest that waits for room on the host's disk. Such a guest takes
-/// no connection. The request waits as one does on a connection that was open before.
+/// Wait of one request for a guest that waits for room on the host's disk. Such a guest takes no
+/// connection. The request waits like a request on a connection that was already open.
 struct Wait<'a> {
     manager: &'a Manager,
     id: CapsuleId,
-    /// Set when the guest stood still at the last look.
+    /// True when the guest stood still at the last look.
     stood: bool,
     until: Instant,
 }
@@ -40,8 +40,8 @@ impl<'a> Wait<'a> {
         Self { manager, id, stood, until: Instant::now() + hop::SILENCE }
     }
 
-    /// Reports whether to try again after a connection could not be opened. A guest that goes on
-    /// during a try may have lost the try, so there is one more.
+    /// Reports whether to try again after a connection could not be opened. A guest that is thawed
+    /// during an attempt may have missed the attempt, so one more follows.
     fn goes_on(&mut self, error: &io::Error) -> bool {
         let stands = self.manager.waits_for_room(self.id);
         let stood = std::mem::replace(&mut self.stood, stands);
@@ -49,7 +49,7 @@ impl<'a> Wait<'a> {
     }
 }
 
-/// Where a request is to go: the capsule, the port, and what the guest is asked for.
+/// Returns the capsule, the port, and the guest's path and query from a request's URI.
 fn target(uri: &Uri) -> Option<(CapsuleId, u16, PathAndQuery)> {
     let rest = uri.path_and_query()?.as_str().strip_prefix(PREFIX)?;
     let (capsule, rest) = rest.split_once('/')?;
@@ -60,20 +60,20 @@ fn target(uri: &Uri) -> Option<(CapsuleId, u16, PathAndQuery)> {
     Some((capsule.parse().ok()?, port, path.ok()?))
 }
 
-/// Paths at which envd tells how the guest is.
+/// Paths at which envd reports the guest's state.
 const LOOKS: [&str; 3] = ["/health", "/metrics", protocol::PORTS];
 
-/// Tells a look at the guest, at envd's port alone, from everything else. Pure.
+/// Returns the purpose of a request. Only reads of [`LOOKS`] at envd's port are looks. Pure.
 fn purpose(port: u16, method: &Method, path: &PathAndQuery) -> Purpose {
     let reads = *method == Method::GET || *method == Method::HEAD;
     let envds = port == protocol::ENVD_PORT && reads;
     if envds && LOOKS.contains(&path.path()) { Purpose::Look } else { Purpose::Use }
 }
 
-/// Where connections to guests, of whatever protocol, come in.
+/// Path prefix of raw TCP connections to guests.
 pub(crate) const TCP: &str = "/tcp/";
 
-/// Joins whoever asks to switch to `tcp` with a connection to a guest's port.
+/// Joins a client that asks to switch to `tcp` with a connection to a guest's port.
 pub(crate) async fn connect(
     manager: &Manager,
     tasks: &Tasks,
@@ -108,7 +108,7 @@ pub(crate) async fn connect(
     }
 }
 
-/// Passes a request on to a guest.
+/// Forwards a request to a guest.
 pub(crate) async fn forward(
     manager: &Manager,
     tasks: &Tasks,
@@ -133,7 +133,7 @@ pub(crate) async fn forward(
         let held = || place.take().map(|place| Box::new(place) as hop::Held);
         let (error, back) = match outgoing.send(guest.pool(), &port, held, tasks).await {
             Ok(mut answer) => {
-                // The agent's word alone.
+                // Only the agent itself may send this header.
                 answer.headers_mut().remove(REFUSAL);
                 return answer;
             }
@@ -157,7 +157,7 @@ pub(crate) async fn forward(
     }
 }
 
-/// Leaves of a URI what HTTP/1.1 says of it, and the host's name, which HTTP/2 says too.
+/// Replaces a URI's path and query. Scheme and host, which HTTP/2 sends, stay if both are there.
 fn set_path(uri: &mut Uri, path: PathAndQuery) {
     let mut parts = std::mem::take(uri).into_parts();
     parts.path_and_query = Some(path);
@@ -171,9 +171,9 @@ fn is_refused(error: &Error) -> bool {
     matches!(error, Error::Dial(e) if e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// Reports whether a guest said nothing to a connection, as one does that stands still.
+/// Reports whether a guest did not react to a connection, as when it stands still.
 fn is_unanswered(error: &io::Error) -> bool {
-    // The guest's address is not found either, once the kernel has asked in vain for it.
+    // The error is `HostUnreachable` once the kernel has asked in vain for the guest's MAC address.
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable)
 }
 

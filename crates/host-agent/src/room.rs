@@ -26,17 +26,17 @@ const BALLAST: u64 = 64 << 20;
 /// Free bytes below which a disk is full.
 pub(crate) const FULL: u64 = 16 << 20;
 const BALLAST_FILE: &str = "ballast";
-/// Time before another try to make a ballast after a failure.
+/// Delay before another attempt to make a ballast after a failure.
 const MAKE_AGAIN: Duration = Duration::from_secs(60);
 
-/// Level of free room on the disk, as far as guests are concerned.
+/// Level of free room on the disk, which decides on guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// The reserve is untouched, and nobody has to look at the guests' disks.
+    /// The reserve is untouched, and the guests' disks need no check.
     Plenty,
-    /// The reserve is touched, and guests go on.
+    /// The reserve is touched, and stopped guests run again.
     Enough,
-    /// Guests stay as they are.
+    /// Guests stay as they are, running or stopped.
     Scarce,
     /// Guests whose disks grow are stopped.
     Low,
@@ -52,15 +52,15 @@ fn level(free: u64, reserve: u64) -> Level {
     }
 }
 
-/// Returns the part of a disk that is kept back, in bytes. Pure.
+/// Returns the size of a disk's reserve, in bytes. Pure.
 fn reserve(total: u64) -> u64 {
     (total / SHARE).clamp(LEAST, MOST)
 }
 
-/// The room of one agent.
+/// The room on the disk of one agent.
 pub(crate) struct Room {
     dir: PathBuf,
-    /// Set where a ballast is kept; drivers without machines need none.
+    /// True if a ballast is kept; drivers without machines need none.
     ballast: bool,
     state: Arc<Mutex<State>>,
 }
@@ -69,14 +69,14 @@ pub(crate) struct Room {
 struct State {
     /// Bytes that are claimed and perhaps not written yet.
     claimed: u64,
-    /// Set when the disk was full at the last look.
+    /// True when the disk was full at the last look.
     full: bool,
-    /// Earliest time for another try to make a ballast; `None` after a try that succeeded.
+    /// Earliest time for another attempt to make a ballast; `None` after a successful attempt.
     make_after: Option<Instant>,
 }
 
-/// Bytes that the holder may write; dropping the claim returns them. The thread that writes has to
-/// own the claim where the task that waits for the thread may be dropped.
+/// Bytes that the holder may write; dropping the claim returns them. If a thread writes for a task
+/// that may be dropped, the thread has to own the claim.
 pub(crate) struct Claim {
     state: Arc<Mutex<State>>,
     bytes: u64,
@@ -100,15 +100,15 @@ impl Room {
     /// Claims the most bytes that an operation may write.
     ///
     /// # Errors
-    /// When the bytes would reach into the reserve.
+    /// Fails when the bytes would reach into the reserve.
     pub(crate) fn claim(&self, bytes: u64) -> Result<Claim, Error> {
         self.claim_of(bytes, || storage::capacity(&self.dir))
     }
 
     fn claim_of(&self, bytes: u64, capacity: impl FnOnce() -> (u64, u64)) -> Result<Claim, Error> {
         let mut state = self.lock();
-        // Under the lock no claim ends. So bytes that were written under a claim are either claimed
-        // still or not free any more.
+        // No claim ends while the lock is held. So bytes that were written under a claim are either
+        // still claimed or no longer free.
         let (total, free) = capacity();
         let wanted = state.claimed.saturating_add(bytes);
         if free < reserve(total).saturating_add(wanted) {
@@ -129,7 +129,7 @@ impl Room {
     }
 
     /// Looks at the disk. Deletes the ballast when the disk is full at two looks in a row, so that
-    /// no writer in between takes its room too. Makes it anew when there is plenty.
+    /// no writer in between takes its room too. Makes it again at [`Level::Plenty`].
     pub(crate) fn look(&self) -> Level {
         let (total, free) = storage::capacity(&self.dir);
         let level = level(free, reserve(total));
@@ -144,7 +144,7 @@ impl Room {
             && !is_whole(&path)
             && self.begin_try(Instant::now())
         {
-            // Claims need the lock, so nobody holds it during the slow part.
+            // Claims need the lock, so the slow part runs without it.
             match make(&path) {
                 Ok(()) => self.lock().make_after = None,
                 Err(error) => tracing::warn!(%error, "reserving room on the disk"),
@@ -153,7 +153,7 @@ impl Room {
         level
     }
 
-    /// Reports whether a try to make the ballast is due, and puts off the next one.
+    /// Reports whether an attempt to make the ballast is due, and puts off the next one.
     fn begin_try(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let due = state.make_after.is_none_or(|at| at <= now);
@@ -193,7 +193,7 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Deletes the ballast of a folder; a missing one is success.
+/// Deletes the ballast of a folder; a missing ballast is success.
 fn give_up(dir: &Path) {
     match fs::remove_file(dir.join(BALLAST_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -203,7 +203,7 @@ fn give_up(dir: &Path) {
     }
 }
 
-/// Reports whether the disk that holds `dir` is full. A disk that cannot be asked is not.
+/// Reports whether the disk that holds `dir` is full. A disk of unknown size is not full.
 #[must_use]
 pub fn is_full(dir: &Path) -> bool {
     let (total, free) = storage::capacity(dir);

@@ -1,4 +1,4 @@
-//! `wrenn.host.v1.Host`: wire to domain and back, no rules of its own.
+//! The service `wrenn.host.v1.Host`. It converts between wire and domain types, and has no rules.
 
 use crate::Parts;
 use crate::capsule::Error;
@@ -19,7 +19,7 @@ use types::egress::{Egress, Rule};
 use types::resources::Resources;
 use types::{CapsuleId, SnapshotId};
 
-/// How long a wait for a change is answered with none.
+/// Longest wait for a change, after which the call returns without a change.
 const CHANGE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Service {

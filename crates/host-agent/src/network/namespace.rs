@@ -1,9 +1,10 @@
 //! A capsule's network namespace as this process holds it: the descriptor, and the agent's sockets
 //! and tasks inside.
 //!
-//! The kernel takes a namespace down when nobody holds it any more, and an open socket holds it. So
-//! everything that the agent opens inside goes through a [`Namespace`]. [`Namespace::close`], which
-//! `network.rs` calls, ends all of it before the namespace is taken down. This module does not know
+//! The kernel removes a namespace when no process holds it any more, and an open socket holds it.
+//! So everything that the agent opens inside goes through a [`Namespace`]. [`Namespace::close`],
+//! which `network.rs` calls, ends all of it before the namespace is removed. This module does not
+//! know which services run inside.
 //! which services run inside.
 
 use crate::sys;
@@ -24,7 +25,7 @@ use tokio_util::task::TaskTracker;
 /// overloaded machine reaches this limit.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// A network namespace. Clones are the same one.
+/// A network namespace. All clones share it.
 #[derive(Clone)]
 pub(crate) struct Namespace(Arc<Inner>);
 
@@ -53,7 +54,7 @@ type Shared = Arc<Mutex<Connection>>;
 struct Connection {
     /// The connection; `None` once it is closed.
     stream: Option<TcpStream>,
-    /// Tasks that wait to read and to write. Closing a socket wakes nobody by itself.
+    /// Tasks that wait to read and to write. Closing a socket wakes no task by itself.
     waiting: [Option<Waker>; 2],
 }
 
@@ -94,7 +95,7 @@ impl Namespace {
 
     /// Duplicates the descriptor, for a process that is to live inside.
     ///
-    /// # Errors
+    /// Fails when the namespace is closed.
     /// When the namespace is closed.
     pub(crate) fn try_clone(&self) -> io::Result<File> {
         self.file()?.try_clone()
@@ -104,10 +105,10 @@ impl Namespace {
         lock(&self.0.file).clone().ok_or_else(reset)
     }
 
-    /// Does blocking work inside, on a thread of its own.
+    /// Runs blocking work inside, on a thread of its own.
     ///
     /// # Errors
-    /// When the work fails, or the namespace is closed.
+    /// Fails when the work fails, or when the namespace is closed.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -117,7 +118,7 @@ impl Namespace {
         sys::in_namespace(&file, work)
     }
 
-    /// Does blocking work inside as [`Self::run`] does, without blocking the caller.
+    /// Runs blocking work inside as [`Self::run`] does, without blocking the caller.
     pub(crate) async fn run_async<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -130,7 +131,7 @@ impl Namespace {
     /// Connects from inside.
     ///
     /// # Errors
-    /// When nothing answers there, or the namespace is closed.
+    /// Fails when nothing answers there, or when the namespace is closed.
     pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<NamespaceStream> {
         let _opening = self.0.opening.token();
         let connecting = async {
@@ -149,7 +150,7 @@ impl Namespace {
     /// Ties a connection that was accepted inside to the namespace's life.
     ///
     /// # Errors
-    /// When the namespace is closed.
+    /// Fails when the namespace is closed.
     pub(crate) fn hold(&self, stream: TcpStream) -> io::Result<NamespaceStream> {
         let shared = Connection::share(stream);
         let mut streams = lock(&self.0.streams);
@@ -162,9 +163,9 @@ impl Namespace {
         Ok(NamespaceStream { shared, of: Some((Arc::clone(&self.0), id)) })
     }
 
-    /// Ends everything that this process has inside, and waits for the end. Connections are reset:
-    /// a guest that is gone acknowledges no goodbye. The kernel would keep the socket, and the
-    /// namespace with it, for minutes.
+    /// Ends everything that this process has inside, and waits for the end. Connections are reset,
+    /// since a guest that is gone acknowledges no goodbye. The kernel would keep the socket, and
+    /// the namespace with it, for minutes.
     pub(super) async fn close(&self) {
         lock(&self.0.file).take();
         self.0.closed.give();
@@ -199,8 +200,8 @@ fn abort(connection: &Shared) {
     waiting.into_iter().flatten().for_each(Waker::wake);
 }
 
-/// A connection inside a namespace, or on this machine where a capsule has none. Closing the
-/// namespace resets the connection, even while somebody waits for it.
+/// A connection inside a namespace, or on this machine if the capsule has no namespace. Closing the
+/// namespace resets the connection, even while a task waits for it.
 pub(crate) struct NamespaceStream {
     shared: Shared,
     of: Option<(Arc<Inner>, u64)>,
@@ -320,7 +321,7 @@ mod tests {
             std::future::pending::<()>().await;
         });
         namespace.close().await;
-        // The other end gets the reset although nobody polls the connection.
+        // The other end gets the reset although no task polls the connection.
         let heard = peer.read(&mut [0]).await.unwrap_err();
         assert_eq!(heard.kind(), io::ErrorKind::ConnectionReset);
         assert!(TcpStream::connect(at).await.is_err(), "a task still listens");

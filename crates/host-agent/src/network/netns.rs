@@ -1,4 +1,4 @@
-//! Carries a plan out, by netlink and nftables. All of it blocks: callers use a thread.
+//! Applies a plan by netlink and nftables. All functions block, so callers use a thread.
 
 use super::plan::{
     GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, METADATA, Plan, TAP, UPLINK, namespace_limits,
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use types::Egress;
 
-/// How long the kernel may take to remove the links of a namespace that nobody holds.
+/// Time limit for the kernel to remove the links of a namespace that no process holds.
 const LINK_GOES: Duration = Duration::from_secs(1);
 
 /// Refuses a range that the machine uses already.
@@ -38,7 +38,7 @@ pub(super) async fn check_clash(plan: &Plan) -> Result<(), Error> {
     }
 }
 
-/// Addresses and routes of the machine, less those of our own links.
+/// Returns the addresses and routes of the machine, without those of the agent's own links.
 async fn used_ranges(netlink: Handle, own: String) -> io::Result<Vec<(Ipv4Addr, u8)>> {
     use rtnetlink::packet_route::link::LinkAttribute;
     let mut ours = Vec::new();
@@ -77,22 +77,23 @@ async fn used_ranges(netlink: Handle, own: String) -> io::Result<Vec<(Ipv4Addr, 
     Ok(out)
 }
 
-/// Forwarding and the host's own rules.
+/// Enables forwarding and applies the host's own rules.
 pub(super) fn prepare_host(plan: &Plan) -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     sys::apply_nft(&plan.host_rules())
 }
 
-/// Takes away the host's rules, and the folder of namespaces when no agent has one.
+/// Removes the host's rules, and the folder of namespaces when no agent has a namespace.
 pub(crate) fn restore_host(plan: &Plan) -> io::Result<()> {
-    // Ours, and the one that all agents share; each stays when it is not empty.
+    // The agent's own folder and the folder that all agents share each stay when not empty.
     for dir in plan.namespaces().ancestors().take(2) {
         let _ = fs::remove_dir(dir);
     }
     sys::apply_nft(&plan.host_rules_removal())
 }
 
-/// Makes a capsule's namespace and what is in it; returns it and the machine's tap.
+/// Makes a capsule's namespace and the links and rules inside it. Returns the namespace and the
+/// machine's tap.
 pub(super) fn create(plan: &Plan, slot: u32, egress: &Egress) -> io::Result<(File, OwnedFd)> {
     remove(plan, slot)?;
     let (host, inner) = plan.link(slot);
@@ -114,7 +115,7 @@ pub(super) fn create(plan: &Plan, slot: u32, egress: &Egress) -> io::Result<(Fil
     Ok((namespace, tap))
 }
 
-/// A kernel without IPv6 has nothing to turn off.
+/// Ignores a missing file, since a kernel without IPv6 has nothing to turn off.
 fn absent(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
@@ -160,7 +161,7 @@ async fn wire_inside(
         .await
         .map_err(fail)?;
     let default = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(uplink);
-    // The host's end has no address yet, so the gateway cannot be looked up.
+    // The host's end has no address yet, so the kernel cannot look up the gateway.
     let default = default.gateway(host).onlink().build();
     netlink.route().add(default).execute().await.map_err(fail)
 }
@@ -194,18 +195,18 @@ where
     })
 }
 
-/// Takes a namespace down and waits until its link to the host has gone with it. One that is
-/// not there is success.
+/// Removes a namespace and waits until its link to the host has gone with it. A missing namespace
+/// is success.
 pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
     let path = plan.namespace(slot);
     if path.exists() {
-        // Not a mount when we died between making the file and binding it.
+        // The path is not a mount if an agent died between making the file and binding it.
         while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
         fs::remove_file(&path)?;
     }
     let link = plan.host_link(slot);
     let there = Path::new("/sys/class/net").join(&link);
-    // The kernel removes the link by itself, many at a time, and sooner than when asked to.
+    // The kernel removes links in batches by itself, which is faster than a request for each link.
     let limit = Instant::now() + LINK_GOES;
     while there.exists() && Instant::now() < limit {
         std::thread::sleep(Duration::from_millis(2));
@@ -220,12 +221,12 @@ pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
 }
 
 async fn delete(netlink: Handle, name: String) -> io::Result<()> {
-    // It may have gone between the look and this.
+    // The link may have gone since the check.
     let Ok(link) = index(&netlink, &name).await else { return Ok(()) };
     netlink.link().del(link).execute().await.map_err(io::Error::other)
 }
 
-/// Slots of this agent whose namespaces are bound.
+/// Lists the slots of this agent whose namespaces are bound.
 pub(super) fn existing(plan: &Plan) -> Vec<u32> {
     let entries = fs::read_dir(plan.namespaces()).into_iter().flatten().flatten();
     entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()

@@ -1,4 +1,4 @@
-//! What a capsule's network is to be: names, addresses, firewall rules. Pure.
+//! Names, addresses and firewall rules of a capsule's network. Pure.
 
 use super::Error;
 use std::fmt::Write;
@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use types::Egress;
 use types::egress::Net;
 
-/// Where agents have a folder each for their namespaces. Not `/run/netns`: the first
-/// `ip netns add` of anyone on the machine covers what is mounted there, which can then not be
-/// taken down any more.
+/// Folder with a folder of namespaces for each agent. It is not `/run/netns`, since the first `ip
+/// netns add` on the machine covers the mounts there. Covered namespaces cannot be removed any
+/// more.
 const NAMESPACES: &str = "/run/wrenn";
 /// Name of the machine's tap, in every namespace.
 pub(crate) const TAP: &str = "tap0";
 /// Name of the link to the host, in every namespace.
 pub(crate) const UPLINK: &str = "veth0";
-/// The gateway as every guest sees it.
+/// Address of the gateway, for every guest.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
-/// The metadata service, as every guest finds it.
+/// Address of the metadata service, for every guest.
 pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// The guest, everywhere.
+/// Address of the guest, in every namespace.
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 2);
-/// The gateway's MAC: fixed, since a restored guest remembers it.
+/// MAC address of the gateway. It is fixed, since a restored guest remembers it.
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0x57, 0x52, 0x00, 0x00, 0x01];
-/// The guest's MAC.
+/// MAC address of the guest.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x00, 0x00, 0x02];
 
 /// Ranges that no guest may reach: private, shared, link-local, loopback, test, multicast
@@ -43,7 +43,7 @@ const DENIED: [&str; 13] = [
     "203.0.113.0/24",
     "224.0.0.0/3",
 ];
-/// Where, at the gateway, connections are looked at whose names decide.
+/// Port at the gateway where the filter takes connections that are decided by name.
 pub(crate) const FILTER_PORT: u16 = 15001;
 
 /// Connections that one capsule may have at once. Each connection takes an entry, of about 300
@@ -83,7 +83,8 @@ const SET_TIMEOUTS: &str = "  udp dport 53 ct timeout set \"brief_dns\" accept
 /// Names and addresses of one agent's networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Four characters that tell this agent's names from another's on the same machine.
+    /// Four characters that distinguish this agent's names from another agent's on the same
+    /// machine.
     tag: String,
     base: u32,
     prefix: u8,
@@ -104,24 +105,25 @@ impl Plan {
         Ok(Self { tag: tag.to_owned(), base, prefix, dns: dns.to_vec() })
     }
 
-    /// How many capsules fit: each link takes two addresses.
+    /// Returns the number of capsules that fit. Each link takes two addresses, and 65,536 is the
+    /// most.
     pub(crate) fn slots(&self) -> u32 {
         (1u32 << (31 - self.prefix)).min(65_536)
     }
 
-    /// The range, as text.
+    /// Returns the range, as text.
     pub(crate) fn range(&self) -> String {
         format!("{}/{}", Ipv4Addr::from(self.base), self.prefix)
     }
 
-    /// Whether a range of the host's shares addresses with this one.
+    /// Reports whether a range of the host shares addresses with this one.
     pub(crate) fn overlaps(&self, address: Ipv4Addr, prefix: u8) -> bool {
         let bits = self.prefix.min(prefix);
         let mask = u32::MAX.checked_shl(u32::from(32 - bits)).unwrap_or(0);
         bits > 0 && (self.base ^ u32::from(address)) & mask == 0
     }
 
-    /// The host's and the namespace's end of a link; both in one /31.
+    /// Returns the host's and the namespace's end of a link, which are in one /31.
     pub(crate) fn link(&self, slot: u32) -> (Ipv4Addr, Ipv4Addr) {
         let first = self.base + 2 * slot;
         (Ipv4Addr::from(first), Ipv4Addr::from(first + 1))
@@ -133,40 +135,40 @@ impl Plan {
         (slot < self.slots()).then_some(slot)
     }
 
-    /// The host's end of a link; at most 15 characters.
+    /// Returns the name of the host's end of a link; at most 15 characters.
     pub(crate) fn host_link(&self, slot: u32) -> String {
         format!("{}{slot}", self.link_prefix())
     }
 
-    /// What the names of all host's ends begin with.
+    /// Returns the common prefix of the names of all the host's ends.
     pub(crate) fn link_prefix(&self) -> String {
         format!("wr{}-", self.tag)
     }
 
-    /// The folder of this agent's namespaces.
+    /// Returns the folder of this agent's namespaces.
     pub(crate) fn namespaces(&self) -> PathBuf {
         Path::new(NAMESPACES).join(&self.tag)
     }
 
-    /// Where a namespace is bound.
+    /// Returns the path where a namespace is bound.
     pub(crate) fn namespace(&self, slot: u32) -> PathBuf {
         self.namespaces().join(slot.to_string())
     }
 
-    /// The name servers of guests.
+    /// Returns the name servers of guests.
     pub(crate) fn dns(&self) -> &[IpAddr] {
         &self.dns
     }
 
-    /// Whether no guest may reach an address, whatever it is allowed.
+    /// Reports whether no guest may reach an address, regardless of the guest's own rules.
     pub(crate) fn is_denied(&self, address: Ipv4Addr) -> bool {
         let mut ranges = DENIED.iter().filter_map(|range| range.parse::<Net>().ok());
         ranges.any(|range| range.holds(address)) || self.overlaps(address, 32)
     }
 
-    /// The rules inside a namespace, for a capsule that may reach what `egress` lets it. They name
-    /// no address of the host's, so they are the same in every slot. Applying them again replaces
-    /// them in one step; what is under way is subject to the new ones.
+    /// Returns the rules inside a namespace, for a capsule with the rules in `egress`. They name no
+    /// address of the host, so only `egress` makes them differ between slots. Applying them again
+    /// replaces them in one step. The new rules then apply to open connections too.
     pub(crate) fn namespace_rules(&self, egress: &Egress) -> String {
         let (allowed, denied) = (listed(egress.allowed()), listed(egress.denied()));
         let mut out =
@@ -185,7 +187,7 @@ impl Plan {
         out += "  iifname \"lo\" accept\n  ct state established,related accept\n";
         let service =
             format!("iifname \"{TAP}\" ip saddr {GUEST} ip daddr {METADATA} tcp dport 80");
-        // Each new connection costs the agent something.
+        // Each new connection costs the agent some work.
         let _ = writeln!(out, "  {service} limit rate 50/second burst 100 packets accept");
         if egress.has_names() {
             let to_us = format!("iifname \"{TAP}\" ip saddr {GUEST} ip daddr {GATEWAY}");
@@ -225,7 +227,7 @@ impl Plan {
         out
     }
 
-    /// The rules of the host, for all capsules of this agent. Applying them again replaces
+    /// Returns the rules of the host, for all capsules of this agent. Applying them again replaces
     /// them in one step.
     pub(crate) fn host_rules(&self) -> String {
         let (table, links) =
@@ -251,12 +253,12 @@ impl Plan {
         out
     }
 
-    /// Takes away what `host_rules` made.
+    /// Returns the commands that remove the table of [`Self::host_rules`].
     pub(crate) fn host_rules_removal(&self) -> String {
         format!("table ip wrenn_{0}\ndelete table ip wrenn_{0}\n", self.tag)
     }
 
-    /// Name servers may be private: only they, and only port 53.
+    /// Returns rules that permit port 53 of the name servers, which may be in private ranges.
     fn dns_exceptions(&self) -> Vec<String> {
         let private = self.dns.iter().filter(|ip| ip.is_ipv4() && !ip.is_loopback());
         private
@@ -273,7 +275,7 @@ pub(crate) fn namespace_limits() -> String {
     let mut out = format!("table ip limits {{\n{TIMEOUTS}");
     out += " chain opened {\n  type filter hook prerouting priority -150;\n";
     let _ = writeln!(out, "  iifname != \"{TAP}\" accept\n  ct state != new accept");
-    // A flow of datagrams that nobody answers stays `new`, but already has its entry.
+    // A flow of unanswered datagrams stays `new`, but already has its entry.
     out += "  ct status confirmed accept\n";
     let burst = format!("burst {CONNECTIONS_BURST} packets");
     let _ = writeln!(out, "  limit rate over {CONNECTIONS_RATE}/second {burst} drop");
@@ -281,7 +283,7 @@ pub(crate) fn namespace_limits() -> String {
     out + SET_TIMEOUTS + "}\n"
 }
 
-/// Ranges as an anonymous set has them, which may not overlap; none for none.
+/// Returns ranges as the elements of an nftables set, which may not overlap; `None` without ranges.
 fn listed(nets: impl Iterator<Item = Net>) -> Option<String> {
     let nets: Vec<Net> = nets.collect();
     let covered = |net: &Net| nets.iter().any(|other| other != net && other.covers(*net));

@@ -1,8 +1,8 @@
-//! Which numbers of networks are in use. Pure.
+//! Numbers of networks that are in use. Pure.
 
 use std::collections::BTreeSet;
 
-/// A set of slot numbers, handed out round robin so that a number rests before it returns.
+/// A set of slot numbers. `take` goes round robin, so that a number rests before it returns.
 #[derive(Debug)]
 pub(crate) struct Slots {
     count: u32,

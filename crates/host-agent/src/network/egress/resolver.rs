@@ -1,5 +1,6 @@
-//! The name server of a capsule whose rules speak of names. The server asks the host's name servers
-//! and remembers the addresses of each name. No query goes out for a name that the rules deny.
+//! The name server of a capsule whose rules have host names. The server asks the host's name
+//! servers and remembers the addresses of each name. No query goes out for a name that the rules
+//! deny.
 //!
 //! Each question is asked anew, under an id and from a port of its own. Only the name, type and
 //! class of the guest's message go on. An answer is written anew too: the guest gets only records
@@ -20,30 +21,31 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use types::Egress;
 
-/// How long a name server may take.
+/// Time limit for a name server's answer.
 const ASK: Duration = Duration::from_secs(3);
-/// How long a capsule's connection may rest between two questions.
+/// Longest time that a capsule's connection may stay idle between two questions.
 const REST: Duration = Duration::from_secs(30);
-/// Questions of one capsule by UDP that are under way at once, and connections for others; what
-/// finds no place waits, or is lost.
+/// Most UDP questions and most TCP connections of one capsule at once. A further UDP question is
+/// lost, and a further connection waits.
 const QUESTIONS: usize = 64;
 const CONNECTIONS: usize = 16;
 /// Questions a second that are asked for one capsule, once it has asked `BURST`. Each question
 /// takes an entry in the host's connection-tracking table for up to half a minute.
 const RATE: f64 = 100.0;
 const BURST: f64 = 500.0;
-/// Before another try where none can be taken in.
+/// Delay before another attempt to accept a connection, after a failure.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Largest question that is taken, and largest UDP answer that is read, in bytes.
+/// Largest question that is accepted, and largest UDP answer that is read, in bytes.
 const MESSAGE_MAX: usize = 4096;
-/// Bounds of a UDP answer to a guest, in bytes. Every resolver can take the lower (RFC 1035,
-/// 4.2.1), and networks pass the upper whole. Between them, the guest's own limit holds.
+/// Bounds of a UDP answer to a guest, in bytes. Every resolver accepts the lower bound (RFC 1035,
+/// 4.2.1), and networks pass the upper bound whole. Between the bounds, the guest's own limit
+/// holds.
 const ANSWER_MIN: u16 = 512;
 const ANSWER_MAX: u16 = 1232;
 /// Most records of one answer, and most names that lead to one another in it.
 const RECORDS_MAX: usize = 512;
 const ALIASES_MAX: usize = 16;
-/// Names that are remembered, and addresses of each.
+/// Most names that are remembered, and most addresses of each name.
 const NAMES_MAX: usize = 4096;
 const ADDRESSES_MAX: usize = 64;
 
@@ -70,7 +72,7 @@ impl Pace {
     }
 }
 
-/// The addresses that were given for names, the longest known name first.
+/// Addresses that the name server gave for each name, and the names from oldest to newest.
 #[derive(Default)]
 struct Given {
     names: HashMap<String, HashSet<Ipv4Addr>>,
@@ -101,11 +103,11 @@ impl Given {
     }
 }
 
-/// What a question comes to before anyone is asked. Pure.
+/// Decision on a question before any name server is asked. Pure.
 #[derive(Debug, PartialEq, Eq)]
 enum Turn {
     Ask,
-    /// There is nothing to tell of it.
+    /// Answer without records.
     Empty,
     Refuse,
 }
@@ -116,7 +118,7 @@ fn turn(egress: &Egress, name: &str, kind: RecordType) -> Turn {
         None if egress.denies_all() => return Turn::Refuse,
         Some(true) | None => {}
     }
-    // These tell how to hide the name of a connection, and addresses that are not looked at.
+    // These records tell how to hide a connection's name, and contain addresses that nobody checks.
     let hides = matches!(kind, RecordType::HTTPS | RecordType::SVCB);
     if hides { Turn::Empty } else { Turn::Ask }
 }
@@ -128,8 +130,8 @@ impl Resolver {
         Arc::new(Self { servers, rules, given: Mutex::default(), pace })
     }
 
-    /// Whether an address is one that a name has: as it was told before, or is told now, since a
-    /// capsule that was brought back knows what an earlier name server told it.
+    /// Reports whether an address belongs to a name, by an earlier answer or a new one. A capsule
+    /// that was resumed may know the answer of an earlier name server.
     pub(super) async fn gave(&self, name: &str, address: Ipv4Addr) -> bool {
         let name = key(name);
         if self.lock().has(&name, address) {
@@ -143,7 +145,7 @@ impl Resolver {
         self.lock().has(&name, address)
     }
 
-    /// Answers a question; none for what is none.
+    /// Answers a question; `None` for a message that is no question.
     async fn answer(&self, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
         let asked = Message::from_vec(question).ok()?;
         if asked.metadata.message_type != MessageType::Query {
@@ -211,7 +213,7 @@ impl Resolver {
     }
 
     fn remember(&self, query: &Query, records: &[Record]) {
-        // Whatever other names led to them, they were asked for by this one.
+        // The addresses count for the name in the question, whatever aliases led to them.
         let addresses = records.iter().filter_map(|record| {
             if let RData::A(address) = &record.data { Some(address.0) } else { None }
         });
@@ -223,7 +225,7 @@ impl Resolver {
     }
 }
 
-/// A name as it is remembered.
+/// Returns the form in which a name is remembered.
 fn key(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
 }
@@ -232,13 +234,13 @@ fn refused(asked: &Message) -> Option<Vec<u8>> {
     told(asked, ResponseCode::Refused)
 }
 
-/// An answer without records.
+/// Returns an answer without records.
 fn told(asked: &Message, code: ResponseCode) -> Option<Vec<u8>> {
     written(asked, code, Vec::new(), false, usize::from(ANSWER_MIN))
 }
 
-/// Writes an answer of ours, of at most `most` bytes. An answer that was cut, or does not fit, is
-/// marked as truncated and has no records, so the guest asks again by TCP.
+/// Writes an answer to the guest, of at most `most` bytes. An answer that was cut, or does not fit,
+/// is marked as truncated and has no records, so the guest asks again by TCP.
 fn written(
     asked: &Message,
     code: ResponseCode,
@@ -262,14 +264,14 @@ fn written(
     })
 }
 
-/// Returns our own EDNS record, with no option.
+/// Returns an EDNS record with no option.
 fn edns() -> Edns {
     let mut edns = Edns::new();
     edns.set_max_payload(ANSWER_MAX).set_version(0);
     edns
 }
 
-/// Returns the largest UDP answer, in bytes, that the asker can take.
+/// Returns the largest UDP answer, in bytes, that the asker accepts.
 fn room(asked: &Message) -> u16 {
     let told = asked.edns.as_ref().map_or(ANSWER_MIN, Edns::max_payload);
     told.clamp(ANSWER_MIN, ANSWER_MAX)
@@ -301,7 +303,7 @@ fn alias(data: &RData) -> Option<&Name> {
     if let RData::CNAME(name) = data { Some(&name.0) } else { None }
 }
 
-/// A question of ours to a name server.
+/// A question to a name server of the host.
 struct Question {
     id: u16,
     query: Query,
@@ -319,7 +321,7 @@ impl Question {
         Ok(Self { id: message.metadata.id, query, bytes })
     }
 
-    /// Returns the answer to this question, if `bytes` are one.
+    /// Returns the answer to this question, if `bytes` are its answer.
     fn answer(&self, bytes: &[u8]) -> Option<Message> {
         let answer = Message::from_vec(bytes).ok()?;
         let [query] = answer.queries.as_slice() else { return None };
@@ -344,7 +346,7 @@ async fn over_udp(server: SocketAddr, question: &Question) -> io::Result<Message
     let mut answer = vec![0; MESSAGE_MAX];
     loop {
         let length = socket.recv(&mut answer).await?;
-        // Of another question, or nobody's.
+        // Other messages are answers to other questions, or forged.
         if let Some(answer) = question.answer(&answer[..length]) {
             return Ok(answer);
         }
@@ -402,7 +404,7 @@ async fn by_udp(resolver: Arc<Resolver>, udp: UdpSocket, tasks: &Tasks) {
             tokio::time::sleep(AGAIN).await;
             continue;
         };
-        // What finds no place is lost, as any question by UDP may be.
+        // A question without a place is lost, as any question by UDP may be.
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
         let (udp, asked) = (Arc::clone(&udp), question[..length].to_vec());
         let resolver = Arc::clone(&resolver);
@@ -441,10 +443,9 @@ async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, namespace: &Namespace
 }
 
 /// Feeds a guest's question and a name server's answer to the resolver. The written answer must
-/// fit, and must answer the guest's question alone.
+/// fit, and must answer only the guest's question.
 ///
-/// # Panics
-/// When the written answer does not.
+/// # Panics When the written answer breaks these rules.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz(data: &[u8]) {
     let (asked, answer) = data.split_at(data.len() / 2);

@@ -4,12 +4,12 @@
 use super::names::Asked;
 use rustls::server::Acceptor;
 
-/// Largest part of a hello that is looked at, in bytes.
+/// Largest part of a hello that is examined, in bytes.
 pub(super) const HELLO_MAX: usize = 16 * 1024;
 /// Largest record, with its header: 2^14 bytes and the overhead of encryption (RFC 5246, 6.2.3).
 const RECORD_MAX: usize = 5 + 16_384 + 2048;
 
-/// Upper bound of the hellos that servers take. OpenSSL's limit is 131,396 bytes.
+/// Upper bound of the hellos that servers accept. OpenSSL's limit is 131,396 bytes.
 const LONGEST_HELLO: usize = 0x3_0000;
 
 /// Types of records.
@@ -27,7 +27,7 @@ const ENCRYPTED_HELLO: u16 = 0xfe0d;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hello {
     pub asked: Asked,
-    /// Set when data may come before the server answers.
+    /// True when data may come before the server answers.
     early: bool,
     /// Bytes that the hello takes, including its record headers.
     pub length: usize,
@@ -338,7 +338,7 @@ mod tests {
         let large = [vec![1, 1, 0, 0, 3, 3], vec![0; 65_530]].concat();
         let large = in_records(&[&[0; 5], large.as_slice()].concat(), 16_384);
         assert_eq!(after(&first, &[change, &large]), Step::Refuse);
-        // Early data, which a server may refuse, must not change that.
+        // Early data, which a server may refuse, must not change the result.
         let early = with_extension(&first, EARLY_DATA, &[]);
         assert!(hello(&early).is_some_and(|hello| hello.early));
         assert_eq!(after(&early, &[change, data, &other]), Step::Refuse);
