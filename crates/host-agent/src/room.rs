@@ -183,8 +183,8 @@ fn make(path: &Path) -> io::Result<()> {
     let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BALLAST);
     match made {
         Ok(()) => Ok(()),
-        // A file system without `fallocate` holds nothing back; an empty file of that size marks
-        // the try.
+        // A file system without `fallocate` reserves nothing; an empty file of that size marks
+        // the attempt.
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(BALLAST),
         Err(error) => {
             let _ = fs::remove_file(path);

@@ -1,10 +1,10 @@
-//! What is kept of a machine: its memory as layers, the state of its devices, its disk. A
-//! snapshot is a folder that appears complete, by a rename, or not at all; after that nothing in
-//! it changes. It is found whole or it is refused: every byte has a hash, and the manifest, which
-//! holds the hashes, has its own.
+//! Snapshots of machines: the memory as layers, the state of the devices, and the disk. A snapshot
+//! is a folder that appears complete, by a rename, or not at all. After that it never changes. A
+//! damaged snapshot is refused: every byte has a hash, and the manifest, which holds the hashes,
+//! has a hash of its own.
 //!
-//! Layers are shared between snapshots by hard links, so that removing a folder removes what
-//! nobody else needs. Knows nothing of capsules, hosts or who may do what.
+//! Snapshots share layers by hard links, so removing a folder frees only data that no other
+//! snapshot needs. This module knows nothing of capsules, hosts or permissions.
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -24,12 +24,12 @@ use types::resources::Resources;
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 const DISK: &str = "disk.ext4";
-/// Most bytes that the state of devices may have; it has some 20,000.
+/// Most bytes of the devices' state, which usually has some 20,000.
 const STATE_MAX: u64 = 64 << 20;
-/// Layers below a memory, before it is written down anew as one.
+/// Most layers of a memory. The next save then writes the whole memory as one layer.
 const LAYERS_MAX: usize = 6;
 
-/// That what was kept is not what was written.
+/// Error for a file that differs from the file that was written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Damaged(String);
@@ -38,12 +38,12 @@ pub(crate) fn damaged(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, Damaged(what.into()))
 }
 
-/// Whether a failure means that what was kept is not whole.
+/// Reports whether an error means that a snapshot is damaged.
 pub(crate) fn is_damage(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Damaged>())
 }
 
-/// A failure of reading what was kept: what is not there, or not to its end, is damage.
+/// Maps a missing or truncated file of a snapshot to damage.
 fn unreadable(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::NotFound {
         return damaged("a file of it is missing");
@@ -52,18 +52,18 @@ fn unreadable(error: io::Error) -> io::Error {
     if cut { damaged("a file of it is cut short") } else { error }
 }
 
-/// A layer, as a manifest names it.
+/// Reference to a layer, in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct LayerRef {
     pub id: String,
-    /// BLAKE3 of its index, in hexadecimal.
+    /// BLAKE3 hash of the layer's index, in hexadecimal.
     pub hash: String,
-    /// Of data.
+    /// Size of the layer's page data, in bytes, without its index.
     pub bytes: u64,
 }
 
 impl LayerRef {
-    /// Name of the layer's file in the snapshot's folder.
+    /// Returns the name of the layer's file in the snapshot's folder.
     pub(crate) fn file(&self) -> String {
         format!("{}.pages", self.id)
     }
@@ -79,12 +79,12 @@ impl LayerRef {
     }
 }
 
-/// Of what layers a memory is made.
+/// Layers of a memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Layers {
-    /// The last counts most.
+    /// All layers, from the lowest. A page in a later layer hides the same page in earlier layers.
     pub all: Vec<LayerRef>,
-    /// How many of them, from the first, are the image that machines map and share.
+    /// Number of the first layers that form the image which machines map and share.
     pub shared: usize,
 }
 
@@ -98,7 +98,7 @@ impl Layers {
         self.all.iter().map(|layer| layer.open(dir)).collect()
     }
 
-    /// Makes the files of `from` known in another folder.
+    /// Links the layers' files from one folder into another.
     pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         for layer in &self.all {
             match fs::hard_link(from.join(layer.file()), to.join(layer.file())) {
@@ -110,36 +110,36 @@ impl Layers {
     }
 }
 
-/// What runs in a guest's memory, whatever this host would boot now.
+/// Versions of the software in a guest's memory, which may differ from the software of this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct System {
-    /// Names the kernel and the initramfs by what they were made of.
+    /// Name of the folder that kernel and initramfs came from, which identifies their build.
     pub kernel: String,
     /// Version of envd.
     pub envd: String,
 }
 
-/// What a snapshot says of itself.
+/// Description of a snapshot, stored in its folder.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Manifest {
-    /// What it was made on, VMM and processor: a machine of another kind would not understand it.
+    /// VMM and processor that the snapshot was made on. Another kind of machine could not read it.
     pub fingerprint: String,
     #[serde(default)]
     pub system: System,
     pub template: String,
-    /// Whose it is; none of what the host has for all.
+    /// Team that owns the snapshot; `None` for a golden machine, which belongs to the host.
     #[serde(default)]
     pub team: Option<String>,
     pub resources: Resources,
-    /// Milliseconds since 1970.
+    /// Time of the snapshot, in milliseconds since 1970.
     pub taken_at_ms: i64,
-    /// None when only the disk was kept.
+    /// Layers of the memory; `None` if only the disk was saved.
     pub memory: Option<Layers>,
     /// Hash of the devices' state.
     pub state: Option<String>,
-    /// Hash of the disk's contents; none where machines have none.
+    /// Hash of the disk's contents; `None` for machines without disks.
     pub disk: Option<String>,
-    /// What envd in the memory asks its callers for; none before it was told.
+    /// Token that envd in the memory expects; `None` before envd has a token.
     pub envd_token: Option<String>,
 }
 
@@ -153,7 +153,8 @@ impl Manifest {
             return Err(wrong());
         }
         let read: Self = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
-        // The hash proves nothing here: whoever writes to a store can make one.
+        // The hash proves nothing about the author, since anyone who can write to a store can make
+        // one.
         if !read.memory.iter().all(Layers::is_valid) {
             return Err(damaged("the manifest's layers are not valid"));
         }
@@ -169,13 +170,14 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Opens what is in a folder; the manifest is checked, the rest when it is read.
+    /// Opens the snapshot in a folder. Checks the manifest at once, and other files when they are
+    /// read.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let text = fs::read(dir.join(MANIFEST)).map_err(unreadable)?;
         Ok(Self { dir: dir.to_owned(), manifest: Manifest::read(&text)? })
     }
 
-    /// The state of the devices.
+    /// Opens the devices' state after a check of its hash.
     pub(crate) fn state(&self) -> io::Result<File> {
         let mut file = File::open(self.dir.join(STATE)).map_err(unreadable)?;
         let mut bytes = Vec::new();
@@ -208,7 +210,7 @@ impl Snapshot {
         self.dir.join(DISK).metadata().map_or(0, |found| found.blocks() * 512)
     }
 
-    /// Bytes on disk of all of it but the template's image, whoever else shares them.
+    /// Returns the bytes on disk of all files but the template's image, including shared files.
     pub(crate) fn bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
@@ -217,17 +219,17 @@ impl Snapshot {
     }
 }
 
-/// A snapshot in the making; dropped before it is complete, nothing of it is left.
+/// A snapshot in the making. Dropping it before it is complete removes it.
 pub(crate) struct Staging {
     dir: PathBuf,
     to: PathBuf,
     done: bool,
-    /// Ends every reading of a disk with an error.
+    /// Makes all reads of a disk fail once cancelled.
     cancel: CancellationToken,
 }
 
 impl Staging {
-    /// Begins one that is to be at `to`.
+    /// Begins a snapshot whose final folder is `to`.
     pub(crate) fn begin(to: &Path) -> io::Result<Self> {
         let dir = staged(to);
         let cancel = CancellationToken::new();
@@ -237,7 +239,7 @@ impl Staging {
         Ok(this)
     }
 
-    /// Ends every reading of a disk with an error once `cancel` is cancelled.
+    /// Makes all reads of a disk fail once `cancel` is cancelled.
     pub(crate) fn until(mut self, cancel: &CancellationToken) -> Self {
         self.cancel = cancel.clone();
         self
@@ -251,12 +253,12 @@ impl Staging {
         &self.dir
     }
 
-    /// A file for the devices' state.
+    /// Creates the file for the devices' state.
     pub(crate) fn state_file(&self) -> io::Result<File> {
         File::options().write(true).create_new(true).open(self.dir.join(STATE))
     }
 
-    /// The hash of the state, which is then on the disk.
+    /// Writes the state file to the disk and returns its hash.
     pub(crate) fn seal_state(&self) -> io::Result<String> {
         let file = File::open(self.dir.join(STATE))?;
         let mut bytes = Vec::new();
@@ -268,7 +270,7 @@ impl Staging {
         Ok(blake3::hash(&bytes).to_hex().to_string())
     }
 
-    /// Takes the disk of a capsule's machine, which stands still, by a link: it changes no more.
+    /// Links the disk of a stopped machine. The disk must not change any more.
     pub(crate) fn take_disk(&self, dir: &Path) -> io::Result<String> {
         fs::hard_link(dir.join(DISK), self.dir.join(DISK))?;
         let file = File::open(self.dir.join(DISK))?;
@@ -277,7 +279,7 @@ impl Staging {
         Ok(crate::storage::hash_disk(&file, &self.cancel)?.to_hex().to_string())
     }
 
-    /// Takes a copy of it, which has to stand still only until this returns.
+    /// Copies the disk of a machine, which must stand still only until this returns.
     pub(crate) fn copy_disk(&self, dir: &Path) -> io::Result<String> {
         let from = File::open(dir.join(DISK))?;
         crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
@@ -286,7 +288,7 @@ impl Staging {
         Ok(hash.to_hex().to_string())
     }
 
-    /// Writes the disk's copy through.
+    /// Writes the disk's copy through to the host's disk.
     pub(crate) fn sync_disk(&self) -> io::Result<()> {
         match File::open(self.dir.join(DISK)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -294,9 +296,9 @@ impl Staging {
         }
     }
 
-    /// Writes what differs from the layers that the machine was started from, which are in
-    /// `from`, and links those. Of its own a memory has two layers at most: the first, and what
-    /// has changed since; where that is more than half of the first, one is made of both.
+    /// Writes the pages that differ from the layers in `began`, whose files are in `from`, and
+    /// links those layers. A memory has at most two layers of its own: the first one, and the
+    /// changes since. If the changes exceed half of the first layer, both become one layer.
     pub(crate) fn write_memory(
         &self,
         memory: &Memory,
@@ -308,7 +310,7 @@ impl Staging {
             false => self.write_whole(memory, began, from),
         };
         match written {
-            // What lies below cannot be read; the machine has it all the same.
+            // The layers below cannot be read, but the machine still has the whole memory.
             Err(error) if is_damage(&error) => {
                 tracing::warn!(%error, "a layer is damaged; writing the whole memory");
                 self.write_whole(memory, began, from)
@@ -348,7 +350,7 @@ impl Staging {
         Ok(added)
     }
 
-    /// Takes everything of a complete one.
+    /// Links all files of a complete snapshot, except its manifest.
     pub(crate) fn link_all(&self, from: &Snapshot) -> io::Result<()> {
         for entry in fs::read_dir(&from.dir)? {
             let entry = entry?;
@@ -359,7 +361,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Writes the manifest and makes the snapshot appear, durably.
+    /// Writes the manifest and moves the snapshot to its final folder, durably.
     pub(crate) fn commit(mut self, manifest: Manifest) -> io::Result<Snapshot> {
         let body = serde_json::to_vec(&manifest)?;
         let mut file = File::create(self.dir.join(MANIFEST))?;
@@ -371,7 +373,7 @@ impl Staging {
         daemon::step("snapshot.staged")?;
         rustix::fs::renameat_with(CWD, &self.dir, CWD, &self.to, RenameFlags::NOREPLACE)?;
         self.done = true;
-        // The folders above may be new too.
+        // The parent folders may be new too.
         for parent in self.to.ancestors().skip(1).take(3) {
             File::open(parent)?.sync_all()?;
         }
@@ -389,31 +391,31 @@ impl Drop for Staging {
     }
 }
 
-/// Where a snapshot is made that is to be at `to`.
+/// Returns the folder in which a snapshot for `to` is made.
 fn staged(to: &Path) -> PathBuf {
     let mut name = to.as_os_str().to_owned();
     name.push(".new");
     name.into()
 }
 
-/// Removes a snapshot. First it ceases to be one, so that what is left after a crash is none.
+/// Removes a snapshot. A rename first makes it incomplete, so a crash leaves no half of a snapshot.
 pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     match fs::rename(dir, staged(dir)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        // The folder has no room for the new name. A snapshot ends just as well without its
-        // manifest.
+        // The folder has no room for the new name. Removing the manifest makes the snapshot
+        // incomplete just as well.
         Err(e) if e.kind() == io::ErrorKind::StorageFull => {
             fs::remove_file(dir.join(MANIFEST))?;
             remove_all(dir)?;
         }
-        // Of one whose removal, or making, was cut short before.
+        // A removal or a making that was cut short has left a folder of that name.
         Err(_) => remove_all(&staged(dir)).and_then(|()| fs::rename(dir, staged(dir)))?,
         Ok(()) => {}
     }
     remove_all(&staged(dir))
 }
 
-/// Removes a folder; one that is not there is success.
+/// Removes a folder; a missing folder is success.
 pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -421,7 +423,7 @@ pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The names of complete snapshots in a folder; those that were not completed are removed.
+/// Lists the complete snapshots in a folder, and removes incomplete ones.
 pub(crate) fn sweep(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names = Vec::new();
@@ -445,7 +447,7 @@ mod tests {
 
     const PAGES: u64 = 16;
 
-    /// A memory of whose pages one was touched, and holds `fill`.
+    /// A memory with a single touched page, which is filled with `fill`.
     fn touched(number: u64, fill: u8) -> Memory {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[fill; PAGE], number * PAGE as u64).unwrap();
@@ -471,8 +473,8 @@ mod tests {
         }
     }
 
-    /// As forks of forks are made: each begins from all layers of the one before, and what is
-    /// copied of it is what it has touched.
+    /// Each fork begins from all layers of the fork before, and copies only the pages that it
+    /// touched.
     #[test]
     fn a_chain_of_forks_of_any_depth_keeps_what_nobody_touched() {
         let dir = tempfile::tempdir().unwrap();

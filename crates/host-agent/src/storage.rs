@@ -1,5 +1,5 @@
-//! Disks: the templates' shared images, and each capsule's own, which is empty, sparse and
-//! made in milliseconds. Never changes an image.
+//! Disks of capsules: the templates' shared images, and each capsule's own disk. An own disk starts
+//! empty and sparse, and is made in milliseconds. This module never changes an image.
 
 use crate::config::Config;
 use crate::sys;
@@ -11,13 +11,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
-/// A capsule's own disk, in its folder.
+/// Name of a capsule's own disk, in its folder.
 pub(crate) const DISK: &str = "disk.ext4";
-/// The image that a capsule or a snapshot stands on: a link, since the template may be replaced.
+/// Name of the image below a capsule or snapshot: a link, since the template may be replaced.
 pub(crate) const OWN_IMAGE: &str = "image.ext4";
 const IMAGE: &str = "rootfs.ext4";
 
-/// Names of the templates that this host has.
+/// Lists the templates that this host has.
 pub(crate) fn templates(config: &Config) -> Vec<String> {
     let entries = fs::read_dir(config.templates()).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
@@ -28,13 +28,12 @@ pub(crate) fn templates(config: &Config) -> Vec<String> {
     names
 }
 
-/// Where a template's image is.
+/// Returns the path of a template's image.
 pub(crate) fn image(config: &Config, template: &str) -> PathBuf {
     config.templates().join(template).join(IMAGE)
 }
 
-/// Makes an image known in a folder too, and opens it. Where it is on another file system, it is
-/// copied.
+/// Links an image into a folder, and opens it. An image on another file system is copied.
 pub(crate) fn link_image(from: &Path, dir: &Path) -> io::Result<File> {
     let to = dir.join(OWN_IMAGE);
     match fs::hard_link(from.canonicalize()?, &to) {
@@ -47,7 +46,7 @@ pub(crate) fn link_image(from: &Path, dir: &Path) -> io::Result<File> {
     File::open(to)
 }
 
-/// Returns the bytes that making an image known in a folder writes: 0 where a link is possible.
+/// Returns the bytes that [`link_image`] writes: 0 if a link is possible.
 pub(crate) fn copied_image(from: &Path, dir: &Path) -> u64 {
     let device = |path: &Path| path.metadata().map(|found| (found.dev(), found.blocks() * 512));
     match (device(from), device(dir)) {
@@ -56,8 +55,8 @@ pub(crate) fn copied_image(from: &Path, dir: &Path) -> u64 {
     }
 }
 
-/// Makes a capsule's disk of `mib` in its folder and opens it. It takes no room until it is
-/// written to; its journal keeps it whole through a kill at any instant.
+/// Makes a capsule's disk of `mib` in its folder and opens it. The disk takes no room until it is
+/// written to. Its journal keeps it consistent through a kill at any instant.
 pub(crate) fn make_disk(dir: &Path, mib: u32) -> io::Result<File> {
     let path = dir.join(DISK);
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
@@ -71,12 +70,12 @@ pub(crate) fn make_disk(dir: &Path, mib: u32) -> io::Result<File> {
 
 /// Bytes that are read, hashed and written at once.
 const BLOCK: usize = 64 * 1024;
-/// Bytes that are left out of a copy when they are zeros.
+/// Unit of a copy, in bytes. A unit of zeros is not written.
 const PIECE: usize = 4096;
 
-/// Copies a disk that nobody writes to: by sharing its blocks where the file system can, else
-/// only what is not zeros. Returns the copy, open for a machine, with the hash of its contents.
-/// Ends with an error once `cancel` is cancelled.
+/// Copies a disk that no process writes to. The copy shares the disk's blocks if the file system
+/// supports that; otherwise only data that is not zeros is written. Returns the copy, open for a
+/// machine, with the hash of its contents. Fails once `cancel` is cancelled.
 pub(crate) fn copy_disk(
     from: &File,
     to: &Path,
@@ -92,7 +91,7 @@ pub(crate) fn copy_disk(
     }
 }
 
-/// Copies a file in which much is zeros, and asks for no hash of it.
+/// Copies a sparse file without hashing it.
 pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
     let (copy, shared) = share_blocks(from, to)?;
     if !shared {
@@ -101,14 +100,15 @@ pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
     Ok(copy)
 }
 
-/// Makes a file, with the blocks of another where the file system can have both share them.
+/// Makes a file that shares the blocks of another, if the file system supports that. The flag tells
+/// if it does.
 fn share_blocks(from: &File, to: &Path) -> io::Result<(File, bool)> {
     let copy = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
     let shared = rustix::fs::ioctl_ficlone(&copy, from).is_ok();
     Ok((copy, shared))
 }
 
-/// Copies what is not zeros; `seen` is shown each block that is not.
+/// Copies all data that is not zeros, and calls `seen` for each such block.
 fn copy_data(
     from: &File,
     copy: &File,
@@ -127,8 +127,8 @@ fn copy_data(
     })
 }
 
-/// The hash of a disk's contents, however sparse its file is.
-/// Ends with an error once `cancel` is cancelled.
+/// Returns the hash of a disk's contents, which does not depend on how sparse its file is. Fails
+/// once `cancel` is cancelled.
 pub(crate) fn hash_disk(file: &File, cancel: &CancellationToken) -> io::Result<blake3::Hash> {
     let mut hash = DiskHash::new(file)?;
     each_block(file, cancel, |at, block| {
@@ -138,8 +138,8 @@ pub(crate) fn hash_disk(file: &File, cancel: &CancellationToken) -> io::Result<b
     Ok(hash.finish())
 }
 
-/// The hash of a disk as it is made: of its length, of the blocks that are not zeros, and of where
-/// those are.
+/// The hash of a disk in progress: of its length, and of the positions and contents of the blocks
+/// that are not zeros.
 struct DiskHash(blake3::Hasher);
 
 impl DiskHash {
@@ -188,8 +188,8 @@ fn each_block(
     }
 }
 
-/// Bytes on disk of everything below a folder but the templates' images; what has several names
-/// counts once.
+/// Returns the bytes on disk of everything below a folder but the templates' images. A file with
+/// several names counts once.
 pub(crate) fn used(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
     let mut bytes = 0;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -203,7 +203,7 @@ pub(crate) fn used(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
     bytes
 }
 
-/// Bytes of the file system that holds `dir`: all, and free.
+/// Returns the total and the free bytes of the file system that holds `dir`.
 pub(crate) fn capacity(dir: &Path) -> (u64, u64) {
     rustix::fs::statvfs(dir).map_or((0, 0), |s| (s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize))
 }

@@ -1,4 +1,4 @@
-//! The only file with unsafe code, ioctls and raw commands.
+//! System calls: the only file with unsafe code, ioctls and raw commands.
 #![expect(unsafe_code, reason = "namespaces, exec hooks, taps and libnftables have no safe form")]
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Names the capsule in the environment of every process that is its machine, so that one which
-/// was started and never written down is found.
+/// Environment variable with the capsule's id, in every process of its machine. It finds processes
+/// that were started and never written down.
 const CAPSULE_VAR: &str = "WRENN_CAPSULE";
 const DIR_VAR: &str = "WRENN_CAPSULE_DIR";
 
-/// First descriptor number that a started VMM finds its resources at.
+/// First descriptor number at which a started VMM finds its resources.
 pub(crate) const FIRST_FD: RawFd = 3;
 
 /// A VMM process to be started.
@@ -28,39 +28,40 @@ pub(crate) struct VmmCommand<'a> {
     pub capsule: &'a str,
     /// Folder of the capsule.
     pub dir: &'a Path,
-    /// Where it works.
+    /// Working directory.
     pub cwd: &'a Path,
     pub args: Vec<String>,
-    /// Become descriptors 3, 4, … of the process.
+    /// Files that become descriptors 3, 4, … of the process.
     pub fds: Vec<OwnedFd>,
-    /// None for a program that needs its rights to give them up.
+    /// User and group of the process; `None` for a program that drops its rights itself.
     pub identity: Option<Identity>,
-    /// The network namespace; an empty one where none is given.
+    /// Network namespace; `None` is a new, empty namespace.
     pub namespace: Option<File>,
     /// `cgroup.procs` files to enter.
     pub cgroups: Vec<File>,
-    /// Standard output; nowhere when none.
+    /// Standard output; `None` discards it.
     pub out: Option<File>,
     /// Standard error.
     pub log: File,
 }
 
-/// Who a process is.
+/// User and groups of a process.
 pub(crate) struct Identity {
     /// User and group id; unprivileged.
     pub id: u32,
-    /// Further group, as that of `/dev/kvm`.
+    /// Further group, such as the group of `/dev/kvm`.
     pub group: Option<u32>,
 }
 
-/// Starts a VMM that outlives us: a session of its own, IPC and UTS namespaces that are empty, a
-/// network that is empty or the capsule's, no privileges, only the descriptors it was given.
+/// Starts a VMM that outlives the agent. It gets a session of its own, empty IPC and UTS
+/// namespaces, a network that is empty or the capsule's, no privileges, and only the given
+/// descriptors.
 pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
     let mut command = Command::new(vmm.program);
     command.args(&vmm.args).env_clear().env(CAPSULE_VAR, vmm.capsule).env(DIR_VAR, vmm.dir);
     let out = vmm.out.map_or_else(Stdio::null, Stdio::from);
     command.current_dir(vmm.cwd).stdin(Stdio::null()).stdout(out).stderr(Stdio::from(vmm.log));
-    // Above the numbers that they are to have, so that no copy overwrites another.
+    // The copies are above their final numbers, so that no copy overwrites another.
     let floor = FIRST_FD + 32;
     let fds: Vec<OwnedFd> = vmm
         .fds
@@ -101,10 +102,10 @@ pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Runs a program to its end and returns what it printed.
+/// Runs a program to its end and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be run, or fails; then with what it said.
+/// Fails when the program cannot be run. A failed program's standard error is in the error.
 pub(crate) fn run(program: &str, args: &[&str]) -> io::Result<String> {
     let out = Command::new(program).args(args).stdin(Stdio::null()).output()?;
     if out.status.success() {
@@ -119,7 +120,7 @@ pub(crate) fn spawn_envd(envd: &Path, port: u16, capsule: &str, dir: &Path) -> i
     let mut command = Command::new(envd);
     command.args(["--port", &port.to_string()]).current_dir(dir).env(CAPSULE_VAR, capsule);
     command.env(DIR_VAR, dir);
-    // Of a group of its own, so that a terminal's signals reach the agent alone.
+    // The process has a group of its own, so that a terminal's signals reach only the agent.
     command
         .process_group(0)
         .stdin(Stdio::null())
@@ -128,7 +129,7 @@ pub(crate) fn spawn_envd(envd: &Path, port: u16, capsule: &str, dir: &Path) -> i
         .spawn()
 }
 
-/// Does `work` in the network namespace `ns`, on a thread that ends with it.
+/// Runs `work` in the network namespace `ns`, on a thread that ends with it.
 pub(crate) fn in_namespace<T: Send + 'static>(
     ns: &File,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -143,7 +144,7 @@ pub(crate) fn in_namespace<T: Send + 'static>(
     })
 }
 
-/// Makes a network namespace and returns it with what `work` does inside.
+/// Makes a network namespace and returns the result of `work` inside it.
 pub(crate) fn in_new_namespace<T: Send + 'static>(
     work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -184,7 +185,7 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(tap.into()) }
 }
 
-/// Lets a user open a tap by its name, which stays when we close it.
+/// Lets a user open a tap by its name. The tap then outlives its descriptor.
 pub(crate) fn give_tap(tap: &OwnedFd, uid: u32) -> io::Result<()> {
     const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
     const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
@@ -212,7 +213,7 @@ unsafe extern "C" {
 
 /// Applies a ruleset as one batch, all or nothing, in the current network namespace.
 pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
-    // The library keeps state of the process's, so one batch at a time.
+    // The library keeps state for the whole process, so one batch runs at a time.
     static ONE: Mutex<()> = Mutex::new(());
     let _guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let ruleset = CString::new(ruleset).map_err(io::Error::other)?;
@@ -247,15 +248,15 @@ pub(crate) fn map_private(file: &File, length: usize) -> io::Result<u64> {
     Ok(at as u64)
 }
 
-/// Bytes of the kernel's own randomness.
+/// Returns random bytes from the kernel.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    // Up to 256 bytes come at once (`getrandom(2)`).
+    // Requests of up to 256 bytes are answered whole (`getrandom(2)`).
     if got == N { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// Ticks per millisecond of the processor's time stamp counter.
+/// Measures the processor's time stamp counter, in ticks per millisecond.
 pub(crate) fn tsc_khz() -> u64 {
     // SAFETY: every x86-64 has the instruction.
     let ticks = || unsafe { core::arch::x86_64::_rdtsc() };
@@ -266,8 +267,8 @@ pub(crate) fn tsc_khz() -> u64 {
     last.wrapping_sub(first).saturating_mul(1000) / micros
 }
 
-/// Waits until a process ends; at once when it has. `started` guards against another that
-/// has its number by now.
+/// Waits until a process ends; returns at once when it has ended. `started` guards against another
+/// process that has the number by now.
 pub(crate) async fn wait_end(pid: i32, started: u64) -> io::Result<()> {
     let Some(handle) = open_process(pid, started)? else { return Ok(()) };
     // SAFETY: the descriptor is owned by the registration and closed with it.
@@ -277,7 +278,7 @@ pub(crate) async fn wait_end(pid: i32, started: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Forgets a process that has ended, if it is a child of ours, and not one that we adopted.
+/// Reaps a process that has ended, if it is a child of this agent.
 pub(crate) fn reap(pid: i32, started: u64) {
     let ended = start_time(pid) == Some(started) && is_zombie(pid);
     if let Some(pid) = Pid::from_raw(pid).filter(|_| ended) {
@@ -285,8 +286,8 @@ pub(crate) fn reap(pid: i32, started: u64) {
     }
 }
 
-/// Returns the exit status of an ended child of ours, without reaping it. Returns `None` for a
-/// process that runs, or that is no child of ours.
+/// Returns the exit status of an ended child of this agent, without reaping it. Returns `None` for
+/// a process that runs, or that is no child of this agent.
 pub(crate) fn exit_status(pid: i32) -> Option<String> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -307,21 +308,21 @@ pub(crate) fn kill_process(pid: i32, started: u64) -> io::Result<()> {
 /// Opens the process that began at `started`; `None` when it is gone.
 ///
 /// # Errors
-/// When that cannot be told, as without a free descriptor.
+/// Fails when the check is not possible, for example without a free descriptor.
 fn open_process(pid: i32, started: u64) -> io::Result<Option<OwnedFd>> {
     let Some(id) = Pid::from_raw(pid) else { return Ok(None) };
     let handle = match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(None),
         opened => opened?,
     };
-    // Compared after the opening: from here on the handle is that very process's.
+    // The comparison comes after the opening, so the handle refers to the compared process.
     Ok(is_there(pid, started)?.then_some(handle))
 }
 
 /// Reports whether the process that began at `started` is there, ended or not.
 ///
 /// # Errors
-/// When that cannot be told, as without a free descriptor.
+/// Fails when the check is not possible, for example without a free descriptor.
 pub(crate) fn is_there(pid: i32, started: u64) -> io::Result<bool> {
     let line = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -333,15 +334,15 @@ pub(crate) fn is_there(pid: i32, started: u64) -> io::Result<bool> {
     Ok(word(&line, STARTED).is_some_and(|found| found.parse() == Ok(started)))
 }
 
-/// The model of this machine's processor.
+/// Returns the model of this machine's processor.
 pub(crate) fn cpu_model() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     model.map(|(_, name)| name.trim().to_owned()).unwrap_or_default()
 }
 
-/// Returns the id of this boot of the machine. It is read once, since a process without a free
-/// descriptor would take every machine for another boot's.
+/// Returns the id of this boot of the machine. The id is read once. Otherwise a process without a
+/// free descriptor would count every machine as one of another boot.
 pub(crate) fn boot_id() -> String {
     static ID: OnceLock<String> = OnceLock::new();
     if let Some(id) = ID.get() {
@@ -352,7 +353,7 @@ pub(crate) fn boot_id() -> String {
     if id.is_empty() { id } else { ID.get_or_init(|| id).clone() }
 }
 
-/// Memory that programs could have without others losing theirs, in MiB.
+/// Returns the memory that programs can get without swapping, in MiB (`MemAvailable`).
 pub(crate) fn available_memory_mib() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
@@ -371,15 +372,15 @@ pub(crate) fn own_memory(pid: i32) -> Option<u64> {
     Some((kib("RssAnon:")? + kib("VmSwap:")?) * 1024)
 }
 
-/// Place of the start time among the words after the second of a `stat` line (`proc(5)`, field 22).
+/// Index of the start time among the words after the second of a `stat` line (`proc(5)`, field 22).
 const STARTED: usize = 19;
 
-/// When a process began, in clock ticks since the boot.
+/// Returns the start time of a process, in clock ticks since the boot.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     stat(pid, STARTED)?.parse().ok()
 }
 
-/// Whether a process has ended, and whoever started it, or inherited it, has not asked yet.
+/// Reports whether a process has ended and its parent has not reaped it yet.
 pub(crate) fn is_zombie(pid: i32) -> bool {
     stat(pid, 0).is_some_and(|state| matches!(state.as_str(), "Z" | "X"))
 }
@@ -396,9 +397,9 @@ fn word(line: &str, number: usize) -> Option<&str> {
     line.rsplit_once(')')?.1.split_whitespace().nth(number)
 }
 
-/// The processes that are the machine of `capsule` in a folder: by the environment they were
-/// started with, or, where a jailer took that away, by their arguments and their root, which is
-/// below the folder. Another agent of this machine may have one of the same capsule.
+/// Lists the processes of a capsule's machine in a folder. The environment at their start
+/// identifies them. A jailer removes the environment, so a root directory below the folder
+/// identifies its processes. Another agent on this machine may have a machine of the same capsule.
 pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let wanted = format!("{CAPSULE_VAR}={capsule}");
@@ -418,7 +419,7 @@ pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
         .collect()
 }
 
-/// The folders `root` below the one where a driver keeps what is its own.
+/// Returns the ids of the folders named `root` below a driver's own folder.
 fn jails(own: &Path) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     let mut below = vec![(own.to_owned(), 0)];
@@ -434,7 +435,7 @@ fn jails(own: &Path) -> Vec<(u64, u64)> {
     found
 }
 
-/// What tells a file from every other of this machine.
+/// Returns device and inode, which identify a file on this machine.
 fn file_id(path: impl AsRef<Path>) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))

@@ -1,7 +1,7 @@
-//! The machine behind a capsule: one trait, a driver each for Firecracker, for QEMU and for tests.
+//! The machine behind a capsule: one trait, with drivers for Firecracker, for QEMU and for tests.
 //!
-//! Nothing above this trait knows which driver runs. A machine outlives the agent: what is
-//! needed to find it again is its [`Record`], which the ledger keeps.
+//! Code above this trait does not know which driver runs. A machine outlives the agent. The ledger
+//! keeps its [`Record`], by which the next agent finds it again.
 
 pub(crate) mod choose;
 pub(crate) mod fake;
@@ -35,10 +35,10 @@ use std::time::Duration;
 use types::Isolation;
 use types::resources::Resources;
 
-/// The folder, in a capsule's, of what a driver keeps while its machine runs.
+/// Name of a driver's own folder in a capsule's folder, kept while the machine runs.
 pub(crate) const OWN: &str = "vmm";
 
-/// Why a machine could not be made or asked.
+/// Reason why a machine could not be made or asked.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub(crate) struct Error {
@@ -53,27 +53,27 @@ impl Error {
     }
 }
 
-/// What a machine is made from. Resources are open, so that the VMM needs no right to paths.
+/// Resources of a new machine. They are open, so that the VMM needs no right to paths.
 pub(crate) struct Spec {
-    /// The capsule's id; by it the VMM is found among the processes of the machine.
+    /// The capsule's id, by which the VMM is found among the processes of the host.
     pub name: String,
     pub resources: Resources,
     /// The capsule's folder, for sockets and logs.
     pub dir: PathBuf,
-    /// None where the driver boots no images.
+    /// Disks of the machine; `None` if the driver boots no images.
     pub disks: Option<Disks>,
-    /// None where the driver needs no network.
+    /// Tap of the machine; `None` if the driver needs no network.
     pub tap: Option<OwnedFd>,
-    /// Where the tap is.
+    /// Namespace of the tap.
     pub namespace: Option<Namespace>,
-    /// Unprivileged user and group of the VMM; this capsule's alone.
+    /// Unprivileged user and group of the VMM, which no other capsule's VMM has.
     pub uid: u32,
     /// `cgroup.procs` files for the VMM to enter.
     pub cgroups: Vec<File>,
     pub metadata: Metadata,
 }
 
-/// What a guest is told of itself by the metadata service.
+/// Metadata that a guest reads about itself from the metadata service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Metadata {
     pub capsule: String,
@@ -81,7 +81,7 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
-    /// As the guest reads it; the names are those that E2B's agents look for.
+    /// Returns the metadata as the guest reads it. E2B's agents look for these names.
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::json!({ "instanceID": self.capsule, "envID": self.template })
     }
@@ -97,13 +97,13 @@ pub(crate) struct Found<'a> {
     pub metadata: Metadata,
 }
 
-/// What a machine is brought back from.
+/// Saved parts of a machine that is to be restored.
 pub(crate) struct Saved {
     /// Memory that the machine maps copy-on-write; nobody can change it.
     pub image: Arc<Image>,
-    /// What its own memory holds above that.
+    /// Layers of the machine's own memory, above the image.
     pub above: Arc<Vec<Layer>>,
-    /// The state of its devices.
+    /// State of the machine's devices.
     pub state: File,
 }
 
@@ -111,30 +111,31 @@ pub(crate) struct Saved {
 pub(crate) struct Disks {
     /// The template's shared image, read-only.
     pub image: File,
-    /// The capsule's own.
+    /// The capsule's own disk.
     pub own: File,
 }
 
-/// What finds a machine again.
+/// Identity of a machine's process, by which a later agent finds it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Record {
     pub pid: i32,
-    /// In clock ticks since the boot: with the pid it names one process until the next boot.
+    /// Start of the process, in clock ticks since the boot. With the pid, it identifies one process
+    /// until the next boot.
     pub started: u64,
-    /// Which boot of this machine that was; in another, no process is ours.
+    /// Id of the host's boot in which the process started. After another boot, no process matches.
     pub boot: String,
-    /// The port of a fake machine's guest on this machine.
+    /// Port of a fake machine's guest on this host.
     pub port: Option<u16>,
 }
 
 impl Record {
-    /// Describes a process that runs.
+    /// Returns the record of a running process.
     pub(crate) fn of(pid: i32, port: Option<u16>) -> Option<Self> {
         Some(Self { pid, started: crate::sys::start_time(pid)?, boot: crate::sys::boot_id(), port })
     }
 
-    /// Reports whether the process still runs; also when that cannot be told, as without a free
-    /// descriptor. A machine must not be taken for ended while it runs.
+    /// Reports whether the process still runs. Returns true when the check is not possible, for
+    /// example without a free descriptor, since a running machine must not count as ended.
     pub(crate) fn lives(&self) -> bool {
         self.boot == crate::sys::boot_id()
             && crate::sys::is_there(self.pid, self.started).unwrap_or(true)
@@ -142,22 +143,22 @@ impl Record {
     }
 }
 
-/// Makes machines.
+/// Maker of machines, by one VMM.
 pub(crate) trait Driver: Send + Sync {
-    /// `qemu`, `firecracker` or `fake`.
+    /// Name of the driver, such as `qemu`, `firecracker` or `fake`.
     fn name(&self) -> &'static str;
-    /// `kvm`, `tcg` or `none`.
+    /// Accelerator of the machines: `kvm`, `tcg` or `none`.
     fn accelerator(&self) -> &'static str;
-    /// How well machines are kept apart from this one.
+    /// Strength of the isolation between machines and this host.
     fn isolation(&self) -> Isolation;
-    /// Whether machines boot from images, with disks and networks of their own.
+    /// Reports whether machines boot from images, with disks and networks of their own.
     fn boots_images(&self) -> bool;
-    /// Whether machines map files by their paths.
+    /// Reports whether machines map files by their paths.
     fn maps_paths(&self) -> bool {
         false
     }
     /// Returns the most bytes that restoring a memory of `bytes` writes to the host's disk. `above`
-    /// is set when the memory has pages above its image.
+    /// is true when the memory has pages above its image.
     fn most_restored(&self, _bytes: u64, _above: bool) -> u64 {
         0
     }
@@ -165,47 +166,46 @@ pub(crate) trait Driver: Send + Sync {
     fn programs(&self) -> Vec<PathBuf> {
         Vec::new()
     }
-    /// Returns the VMM's own version, where the fingerprint does not hold it.
+    /// Returns the VMM's own version, if the fingerprint does not include it.
     fn version(&self) -> String {
         String::new()
     }
-    /// Starts a machine; it runs when this returns, the guest may not answer yet.
+    /// Starts a machine. It runs when this returns, but the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
-    /// What a saved machine fits: VMM, accelerator, processor. One of another fits not.
+    /// Returns VMM, accelerator and processor. A saved machine fits only an equal fingerprint.
     fn fingerprint(&self) -> String;
-    /// Makes a machine from what was saved of one; it stands still.
+    /// Makes a machine from saved parts; the machine stands still.
     fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
-    /// Finds a machine that an earlier agent started; none when it has ended.
+    /// Finds a machine that an earlier agent started; `None` when it has ended.
     fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>>;
 }
 
 /// A machine that was started.
 pub(crate) trait Machine: Send + Sync {
     fn record(&self) -> Record;
-    /// Where the guest's port is reached when it has no namespace.
+    /// Returns the address of the guest's port, if the guest has no namespace.
     fn loopback(&self, _port: u16) -> Option<SocketAddr> {
         None
     }
-    /// Waits for the machine's end and says why, for people.
+    /// Waits for the machine's end and returns the reason, for people.
     fn ended(&self) -> BoxFuture<'_, String>;
     /// Returns the VMM's threads that run the guest's processors; `None` for a VMM without such
     /// threads.
     fn vcpus(&self) -> Option<Threads> {
         None
     }
-    /// The last 64 KiB at most of what the guest wrote to its console.
+    /// Returns the end of the guest's console output, at most 64 KiB.
     fn console(&self) -> BoxFuture<'_, Vec<u8>>;
-    /// Lets the guest stand still, with all its writes in its disk's file. Fails where the guest
-    /// has ended.
+    /// Stops the guest, with all its writes in its disk's file. Fails when the guest has ended.
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
-    /// Lets the guest go on; one that does is success.
+    /// Makes a stopped guest run; a running guest is success.
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>>;
-    /// Reports whether the VMM has stopped the guest because the host's disk is full. A thaw lets
-    /// the guest go on when there is room. A driver that cannot tell returns `false`.
+    /// Reports whether the VMM has stopped the guest because the host's disk is full. A thaw makes
+    /// the guest run again when there is room. A driver that cannot tell returns `false`.
     fn waits_for_room(&self) -> bool {
         false
     }
-    /// Reports whether the guest stands still, whoever stopped it.
+    /// Reports whether the guest stands still, for any reason.
     fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
         std::future::ready(Ok(false)).boxed()
     }
@@ -213,18 +213,19 @@ pub(crate) trait Machine: Send + Sync {
     fn most_memory(&self, bytes: u64) -> u64 {
         bytes
     }
-    /// Writes the state of the devices of a frozen machine, which stays frozen, and gives its
-    /// memory of `bytes`; none where a driver's machines have none to keep.
+    /// Writes the devices' state of a frozen machine, which stays frozen, and returns its memory of
+    /// `bytes`. Returns `None` for a driver whose machines have no memory to save.
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;
-    /// Ends it and waits until it has; one that has ended is success.
+    /// Ends the machine and waits for its end; an ended machine is success.
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
-    /// What the VMM itself said last; for the log, since it may name this machine's paths.
+    /// Returns the last output of the VMM itself. It is for the log only, since it may name paths
+    /// of this host.
     fn said(&self) -> String;
-    /// Forgets what the VMM wrote when it is too much; called now and then.
+    /// Drops the VMM's log output when there is too much; called repeatedly.
     fn trim_logs(&self);
 }
 
-/// What the kernel of every guest is told; see `docs/operations.md` for each word.
+/// Returns the command line of every guest's kernel; see `docs/operations.md` for each word.
 fn kernel_words(dns: &[IpAddr]) -> String {
     let dns: Vec<String> = dns.iter().map(IpAddr::to_string).collect();
     format!(
@@ -269,8 +270,8 @@ pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
     done.map_err(|e| Error::new("ending the machine", e))
 }
 
-/// Kills every process that was started as the machine called `name` of a folder, also one that
-/// was never written down.
+/// Kills every process that was started as the machine called `name` of a folder, even if no record
+/// of it exists.
 pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
     for pid in crate::sys::processes_of(name, dir) {
         if let Some(record) = Record::of(pid, None) {
@@ -280,7 +281,7 @@ pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Pause before another try to wait for a machine's end.
+/// Delay before another attempt to wait for a machine's end.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Waits for the end of a process by its record.
@@ -331,7 +332,7 @@ mod tests {
         }
         kill_record(&record).await.unwrap();
         assert!(!record.lives());
-        // One that has ended by itself lives no more either, asked for or not.
+        // A machine that has ended by itself does not live either, even before it is reaped.
         #[expect(clippy::zombie_processes, reason = "that is what is looked at")]
         let ended = std::process::Command::new("true").spawn().unwrap();
         let record = Record::of(i32::try_from(ended.id()).unwrap(), None).unwrap();

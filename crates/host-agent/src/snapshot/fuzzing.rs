@@ -1,11 +1,11 @@
-//! Faults that fuzzing looks for in snapshots that somebody else may have written.
+//! Fuzz targets for snapshots that may come from a hostile author.
 
 use super::Manifest;
 use super::layer::{Chunk, Layer, PAGE};
 use std::fs::File;
 use std::io::Write;
 
-/// Reads `data` as a layer, with the true hash of the index, so that the index itself is read.
+/// Reads `data` as a layer, with the true hash of the index, so that the index itself is parsed.
 ///
 /// # Panics
 /// When the layer yields pages that are not whole.
@@ -13,7 +13,7 @@ pub fn layer(data: &[u8]) {
     let name = "layer";
     let Ok(file) = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC) else { return };
     let mut file = File::from(file);
-    // The footer, from its end: the magic, the index's length, its offset, its hash.
+    // The footer, read from its end, has the magic, the index's length, its offset and its hash.
     let number = |from_end: usize| {
         let at = data.len().checked_sub(from_end)?;
         let bytes = data.get(at..)?.first_chunk::<8>()?;

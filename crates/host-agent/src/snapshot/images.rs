@@ -1,8 +1,9 @@
-//! Images of memory that machines map and share, made once for all who start from the same
-//! layers and are of one team: what is shared can be told by how long it takes. A few that were used
-//! last are kept, since many capsules start from few templates.
+//! Images of memory that machines map and share. An image is made once for all machines of a team
+//! that start from the same layers. Teams share none, since access times reveal which pages are
+//! shared. The last used images are kept, since many capsules start from few templates.
 //!
-//! Where machines map files by their path, an image is a file in a folder, which nobody opens for
+//! If machines map files by their paths, an image is a file in a folder, and no process opens it
+//! for writing after it is made. If machines get a descriptor, the image has no path at all.
 //! writing any more; where they are given a descriptor, it has no path at all.
 
 use super::Layers;
@@ -15,14 +16,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 
-/// Images that are kept; a machine's own mapping keeps its pages alive without it.
+/// Number of images that are kept. A machine's own mapping outlives the image here.
 const KEPT: usize = 8;
 
-/// A memory that machines map.
+/// A saved memory that machines map.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub file: File,
-    /// Where machines need one.
+    /// Path of the image, if machines need one.
     pub path: Option<PathBuf>,
 }
 
@@ -43,29 +44,29 @@ struct Entry {
     image: Cell,
 }
 
-/// The image, once it is made. Whoever wants it meanwhile waits for it here.
+/// The image, once it is made. Other users of the same image wait here meanwhile.
 type Cell = Arc<OnceCell<Arc<Image>>>;
 
 impl Entry {
     /// Returns the bytes of memory that the image takes. An image in the making counts with all
-    /// that its layers hold.
+    /// data of its layers.
     fn used(&self) -> u64 {
         let Some(image) = self.image.get() else { return self.bytes };
         image.file.metadata().map_or(0, |found| found.blocks() * 512)
     }
 }
 
-/// The images, the one used last at the end.
+/// The images, from the least to the most recently used.
 #[derive(Default)]
 pub(crate) struct Images {
-    /// Nobody holds the lock while an image is made.
+    /// Entries of all images. The lock is free while an image is made.
     known: Mutex<Vec<Entry>>,
-    /// Where those are that have a path.
+    /// Folder of the images that have a path.
     dir: Option<PathBuf>,
 }
 
 impl Images {
-    /// Those of a driver; an earlier agent's in the folder are nobody's any more.
+    /// Returns an empty set of images, and removes an earlier agent's images from the folder.
     pub(crate) fn new(dir: Option<PathBuf>) -> io::Result<Self> {
         if let Some(dir) = &dir {
             super::remove_all(dir)?;
@@ -74,11 +75,11 @@ impl Images {
         Ok(Self { known: Mutex::default(), dir })
     }
 
-    /// Bytes of memory that the images take: what was written into them, and empty pages that
+    /// Returns the bytes of memory that all images take: written pages, and empty pages that
     /// machines have touched since.
     pub(crate) fn used(&self) -> u64 {
         match self.dir {
-            // What is a file of the disk's, the kernel can take the memory of.
+            // The kernel can reclaim the memory of a file on a disk.
             Some(_) => 0,
             None => self.lock().iter().map(Entry::used).sum(),
         }
@@ -88,13 +89,14 @@ impl Images {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets the images that end in one of these layers: nobody will begin from them any more.
+    /// Forgets the images whose last layer is removed, since no machine will begin from them any
+    /// more.
     pub(crate) fn forget(&self, gone: &Layers) {
         let last = gone.all.last().map(|layer| &layer.id);
         self.keep(|entry| entry.key.last() != last);
     }
 
-    /// Forgets the images that are not to stay.
+    /// Forgets the images for which `stays` is false.
     fn keep(&self, stays: impl FnMut(&Entry) -> bool) {
         let gone: Vec<Entry> = {
             let mut known = self.lock();
@@ -106,7 +108,7 @@ impl Images {
         drop(gone);
     }
 
-    /// Returns the place of an image, as the one used last.
+    /// Returns the cell of an image, and marks the image as used last.
     fn cell(&self, key: Vec<String>, bytes: u64) -> Cell {
         let mut known = self.lock();
         let found = known.iter().position(|entry| entry.key == key);
@@ -117,7 +119,7 @@ impl Images {
         cell
     }
 
-    /// Forgets the images that could not be made, and all but the few that were used last.
+    /// Forgets the images that could not be made, and all but the last [`KEPT`] used ones.
     fn trim(&self) {
         let made = self.lock().iter().filter(|entry| entry.image.initialized()).count();
         let mut over = made.saturating_sub(KEPT);
@@ -127,12 +129,12 @@ impl Images {
                 false
             }
             true => true,
-            // Somebody else makes it, or waits for it.
+            // Another task makes the image, or waits for it.
             false => Arc::strong_count(&entry.image) > 1,
         });
     }
 
-    /// The image of the layers that are shared; `layers` are those, opened.
+    /// Returns the image of the shared layers in `named`. `layers` are the same layers, opened.
     pub(crate) async fn get(
         &self,
         team: &str,

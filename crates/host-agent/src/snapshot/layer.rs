@@ -1,6 +1,6 @@
-//! One file of guest pages: those in which a memory differs from what lies below it. Written
-//! once, then never changed; found by its id; shared by hard links, so that the file system
-//! counts who needs it.
+//! A layer: a file with the guest pages in which a memory differs from the layers below. It is
+//! written once and then never changed. Folders share it by hard links, so the file system counts
+//! its users.
 //!
 //! ```text
 //! data: whole pages, in the order of the index │ index │ footer
@@ -8,7 +8,7 @@
 //!        for each 64 pages of data
 //! footer, 56 bytes: BLAKE3 of the index, u64 its offset, u64 its length, "WRENNPG1"
 //! ```
-//! Numbers are little-endian. Nothing that fails its hash is ever given out.
+//! Numbers are little-endian. A page whose hash is wrong is never returned.
 
 use super::{damaged, unreadable};
 use std::fs::File;
@@ -23,12 +23,12 @@ const MAGIC: &[u8; 8] = b"WRENNPG1";
 const FOOTER: usize = 56;
 pub(crate) const ZERO: [u8; PAGE] = [0; PAGE];
 
-/// Pages in a row that are alike.
+/// Consecutive pages that are all data, or all zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Run {
     first: u64,
     pages: u32,
-    /// Where its data begins, in pages of the file; none for zeros.
+    /// Position of the run's data, in pages of the file; `None` for zeros.
     data: Option<u64>,
 }
 
@@ -38,7 +38,7 @@ impl Run {
     }
 }
 
-/// Writes a layer, page by page in rising order.
+/// Writer of a layer, page by page in rising order.
 pub(crate) struct Writer {
     file: File,
     buffer: Vec<u8>,
@@ -82,8 +82,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the index, and all of it to the disk. Returns the hash of the index, which holds
-    /// that of every page.
+    /// Writes the index, and syncs the file to the disk. Returns the hash of the index, which
+    /// covers the hashes of all pages.
     pub(crate) fn finish(mut self) -> io::Result<blake3::Hash> {
         self.flush()?;
         let count = u32::try_from(self.runs.len()).map_err(io::Error::other)?;
@@ -106,13 +106,13 @@ impl Writer {
     }
 }
 
-/// A layer that is read.
+/// A layer that is open for reading.
 #[derive(Debug)]
 pub(crate) struct Layer {
     file: File,
     runs: Vec<Run>,
     sums: Vec<u8>,
-    /// Pages of data.
+    /// Number of pages of data.
     data: u64,
 }
 
@@ -141,8 +141,8 @@ impl Layer {
         Ok(Self { file, runs, sums, data })
     }
 
-    /// Calls `put` for every piece of it, in rising order: first page, and the data, or none for
-    /// that many pages of zeros.
+    /// Calls `put` for each part of the layer, in rising order. It gets the first page's number,
+    /// and the data or, as an error, the number of pages of zeros.
     pub(crate) fn each(
         &self,
         mut put: impl FnMut(u64, Result<&[u8], u32>) -> io::Result<()>,
@@ -166,7 +166,7 @@ impl Layer {
         Ok(())
     }
 
-    /// What it says of one page: none when it does not hold it.
+    /// Returns the contents of a page; `None` when the layer does not have it.
     pub(crate) fn page<'a>(
         &self,
         number: u64,
@@ -183,7 +183,7 @@ impl Layer {
         Ok(Some(&chunk.bytes[skip * PAGE..(skip + 1) * PAGE]))
     }
 
-    /// Reads a chunk, unless it is the one that is there, and checks it.
+    /// Reads a chunk and checks its hash, unless `chunk` already holds it.
     fn load(&self, chunk: &mut Chunk, number: u64) -> io::Result<()> {
         if chunk.number == Some(number) {
             return Ok(());
@@ -203,19 +203,19 @@ impl Layer {
     }
 }
 
-/// Some pages of a layer, as read last; one for each layer that is read.
+/// The chunk of pages that was read last; each open layer has its own.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
     number: Option<u64>,
     bytes: Vec<u8>,
 }
 
-/// Numbers of pages fit, as this runs on 64 bits.
+/// Converts a number of pages. It always fits, since this program runs on 64 bits.
 pub(crate) fn index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// Runs and sums, if they are of each other's and the data's size.
+/// Parses an index into runs and hashes, if their sizes agree with each other and with the data.
 fn parse(bytes: &[u8], data: u64) -> Option<(Vec<Run>, Vec<u8>)> {
     let (count, rest) = bytes.split_first_chunk::<4>()?;
     let count = u32::from_le_bytes(*count) as usize;

@@ -1,9 +1,9 @@
-//! A guest's memory: read while its machine stands still, written down as what differs from
-//! layers below it, and brought back: as a sealed image that machines map copy-on-write, or as
-//! pages put into a machine that has not started.
+//! A guest's memory. It is read while its machine stands still, and written as the pages that
+//! differ from the layers below. A restore makes a sealed image that machines map copy-on-write, or
+//! writes pages into a machine that has not started.
 //!
-//! What a page held is compared, never guessed from how it was touched: a page that was cleared
-//! is written as zeros, and one that was written with what it held is not written at all.
+//! A page's contents are compared, never guessed from accesses. A cleared page is written as zeros.
+//! A page that was overwritten with equal contents is not written at all.
 
 use super::images::Image;
 use super::layer::{Chunk, Layer, PAGE, Writer, ZERO, index};
@@ -20,34 +20,34 @@ const BATCH: u64 = 256;
 /// Entries of `/proc/PID/pagemap` read at once.
 const ENTRIES: u64 = 64 * 1024;
 
-/// Memory that stands still.
+/// Memory of a machine that stands still.
 pub(crate) struct Memory {
-    /// Holds what was touched.
+    /// File with the touched pages.
     file: File,
-    /// Where the guest's memory begins in it.
+    /// Start of the guest's memory in the file.
     offset: u64,
     pages: u64,
     /// Pages that may differ from the image that the machine maps, in rising order.
     touched: Vec<Range<u64>>,
     rest: Rest,
-    /// Ends every reading of the memory with an error.
+    /// Makes all reads of the memory fail once cancelled.
     cancel: CancellationToken,
 }
 
-/// Where the pages are that were not touched.
+/// Source of the untouched pages.
 enum Rest {
-    /// In the same file.
+    /// The same file.
     Same,
-    /// In another, which begins with the first.
+    /// Another file, which holds the memory at the start.
     Other(File),
-    /// They are zeros.
+    /// All untouched pages are zeros.
     Zeros,
-    /// Nobody has them any more but the layers below.
+    /// Only the layers below have the untouched pages.
     Gone,
 }
 
 impl Memory {
-    /// That of a stopped VMM, which has it at `address`.
+    /// Reads the memory of a stopped VMM process, which maps it at `address`.
     pub(crate) fn of_process(pid: i32, address: u64, bytes: u64) -> io::Result<Self> {
         let file = File::open(format!("/proc/{pid}/mem"))?;
         let map = File::open(format!("/proc/{pid}/pagemap"))?;
@@ -57,8 +57,8 @@ impl Memory {
         Ok(Self { file, offset: address, pages, touched, rest, cancel })
     }
 
-    /// That of which a file holds what was `touched`, where it is in memory, and another what it
-    /// began with; without that one, it began with zeros.
+    /// Builds a memory from a file of changes, which holds each `touched` page at its place. Other
+    /// pages come from `began`, or are zeros without it.
     pub(crate) fn of_changes(
         file: File,
         began: Option<File>,
@@ -69,12 +69,12 @@ impl Memory {
         Self { file, offset: 0, pages, touched, rest, cancel: CancellationToken::new() }
     }
 
-    /// Ends every reading of the memory with an error once `cancel` is cancelled.
+    /// Makes all reads of the memory fail once `cancel` is cancelled.
     pub(crate) fn until(self, cancel: CancellationToken) -> Self {
         Self { cancel, ..self }
     }
 
-    /// A copy of what was touched, so that the machine can go on.
+    /// Copies the touched pages, so that the machine can run again.
     pub(crate) fn copy(&self) -> io::Result<Self> {
         let file = memfd(self.pages)?;
         self.each(|first, bytes| file.write_all_at(bytes, first * PAGE as u64))?;
@@ -83,8 +83,8 @@ impl Memory {
         Ok(Self { file, offset: 0, pages: self.pages, touched, rest, cancel })
     }
 
-    /// The same, with every page looked at. Of a copy, what was not touched is only in the layers
-    /// `below`.
+    /// Returns this memory with all pages marked as touched. For a copy, the untouched pages come
+    /// from the layers that `below` opens.
     pub(crate) fn whole(&self, below: impl FnOnce() -> io::Result<Vec<Layer>>) -> io::Result<Self> {
         let all = || Vec::from([Range { start: 0, end: self.pages }]);
         let (file, offset) = match &self.rest {
@@ -107,8 +107,8 @@ impl Memory {
         Ok(Self { file, offset, pages, touched: all(), rest, cancel })
     }
 
-    /// Writes a layer of the pages that differ from what is below, where a page that no layer
-    /// holds is zeros. Returns the layer's hash and bytes of data.
+    /// Writes a layer of the pages that differ from the layers below. A page that no layer holds
+    /// counts as zeros. Returns the layer's hash and bytes of data.
     pub(crate) fn write(&self, below: &[Layer], to: File) -> io::Result<(blake3::Hash, u64)> {
         let mut writer = Writer::new(to);
         let mut chunks: Vec<Chunk> = below.iter().map(|_| Chunk::default()).collect();
@@ -125,7 +125,7 @@ impl Memory {
         Ok((writer.finish()?, bytes))
     }
 
-    /// Calls `work` for every piece that was touched.
+    /// Calls `work` for each batch of touched pages.
     fn each(&self, mut work: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut batch = vec![0; index(BATCH) * PAGE];
         for range in &self.touched {
@@ -145,7 +145,7 @@ impl Memory {
     }
 }
 
-/// Whether the layers, the last of which counts most, say that a page holds this.
+/// Reports whether the layers hold exactly this page. Later layers take precedence.
 fn holds(layers: &[Layer], chunks: &mut [Chunk], number: u64, page: &[u8]) -> io::Result<bool> {
     for (layer, chunk) in layers.iter().zip(chunks).rev() {
         if let Some(held) = layer.page(number, chunk)? {
@@ -155,8 +155,8 @@ fn holds(layers: &[Layer], chunks: &mut [Chunk], number: u64, page: &[u8]) -> io
     Ok(page == ZERO)
 }
 
-/// Pages of a mapping that are the process's own (`proc_pid_pagemap(5)`): present and not of a
-/// file, or swapped out.
+/// Lists the pages of a mapping that belong to the process alone (`proc_pid_pagemap(5)`): present
+/// and not of a file, or swapped out.
 fn touched(map: &File, first: u64, pages: u64) -> io::Result<Vec<Range<u64>>> {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
@@ -190,8 +190,8 @@ fn memfd(pages: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes the memory of these layers, which nobody can change any more: machines map it, and
-/// what one writes is its own.
+/// Makes a sealed file with the memory of these layers. Machines map it copy-on-write, so nobody
+/// can change it.
 pub(crate) fn image(layers: &[Layer], bytes: u64) -> io::Result<File> {
     let file = memfd(bytes / PAGE as u64)?;
     install(layers, &file, 0, bytes)?;
@@ -202,7 +202,7 @@ pub(crate) fn image(layers: &[Layer], bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The same, as a file that machines find by its path.
+/// Makes the memory of these layers as a read-only file that machines open by its path.
 pub(crate) fn image_at(path: &Path, layers: &[Layer], bytes: u64) -> io::Result<Image> {
     let image = Image { file: File::create_new(path)?, path: Some(path.to_owned()) };
     image.file.set_len(bytes)?;
@@ -211,7 +211,8 @@ pub(crate) fn image_at(path: &Path, layers: &[Layer], bytes: u64) -> io::Result<
     Ok(image)
 }
 
-/// Puts the pages of layers, in order, where the guest's memory of `bytes` begins in a file.
+/// Writes the pages of layers, in order, into a file whose guest memory begins at `offset`. A page
+/// beyond `bytes` is damage.
 pub(crate) fn install(layers: &[Layer], to: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let pages = bytes / PAGE as u64;
     for layer in layers {
@@ -238,7 +239,7 @@ mod tests {
 
     const PAGES: u64 = 64;
 
-    /// A memory as a machine has it: pages of one byte each.
+    /// A memory whose pages are each filled with one byte.
     fn memory(pages: &[u8]) -> Memory {
         let file = tempfile::tempfile().unwrap();
         for (number, fill) in pages.iter().enumerate() {
@@ -271,7 +272,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
-        /// However often a memory is kept, it comes back as it was: cleared pages too.
+        /// A memory comes back unchanged however often it is saved, including its cleared pages.
         #[test]
         fn what_was_kept_comes_back(
             states in prop::collection::vec(prop::collection::vec(0..3_u8, 64), 1..5)
@@ -320,13 +321,13 @@ mod tests {
         let above = changes(Some(memory(&began).file));
         began[7] = 9;
         assert_eq!(whole(&above), began);
-        // A copy has only what was touched.
+        // A copy has only the touched pages.
         assert_eq!(whole(&above.copy().unwrap()), began);
     }
 
     #[test]
     fn the_pages_of_a_process_are_found() {
-        // An image mapped as QEMU does, in this very process.
+        // This process maps an image, as QEMU does.
         let file = tempfile::NamedTempFile::new().unwrap();
         let made = memory(&[5; 64]).write(&[], file.reopen().unwrap()).unwrap();
         let layer = Layer::open(file.reopen().unwrap(), &made.0).unwrap();

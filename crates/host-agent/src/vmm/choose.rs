@@ -1,6 +1,6 @@
-//! Chooses the driver that runs the machines here. An installed VMM is not trusted: a guest is
-//! booted. The outcome is remembered as long as nothing that it depends on changes, and until this
-//! machine boots again.
+//! Chooses the driver that runs the machines on this host. An installed VMM is not trusted until a
+//! guest boots on it. The outcome is remembered as long as nothing that it depends on changes, and
+//! until this host boots again.
 
 #[cfg(test)]
 mod tests;
@@ -19,25 +19,25 @@ use time::format_description::well_known::Rfc3339;
 use types::Isolation;
 use types::resources::Resources;
 
-/// How long a guest may take to show that a driver works, where another stands ready.
+/// Time limit for a probe's guest to boot, if another driver is available.
 const PROBE: Duration = Duration::from_secs(5);
-/// And where that one was asked for, as on a slow host that is itself a guest.
+/// Time limit for a driver that was asked for. A slow host that is itself a guest needs longer.
 const PROBE_PINNED: Duration = Duration::from_secs(60);
-/// Between two looks at whether it has.
+/// Period of the checks on a probe's guest.
 const LOOK: Duration = Duration::from_millis(50);
-/// What only a kernel that got to its first process can have written.
+/// Console output that only a kernel which reached its first process can have written.
 const PROBE_WORD: &[u8] = b"envd:";
-/// Nobody, by whom the probe's machine is run.
+/// User id of `nobody`, for the probe's machine.
 const NOBODY: u32 = 65_534;
 
-/// What was found out about a driver.
+/// Result of trying a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
-    /// `firecracker` or `qemu`.
+    /// Name of the driver: `firecracker` or `qemu`.
     pub driver: &'static str,
-    /// `kvm` or `tcg`.
+    /// Accelerator of the driver: `kvm` or `tcg`.
     pub accelerator: &'static str,
-    /// Why it cannot be used; none when it can.
+    /// Reason why the driver cannot be used; `None` when it can.
     pub why_not: Option<String>,
     /// Time of the probe, in RFC 3339, if that was not just now.
     pub remembered: Option<String>,
@@ -53,13 +53,13 @@ struct Verdict {
     why_not: Option<String>,
 }
 
-/// A driver, or why it is none.
+/// A driver, or the reason why it cannot be used.
 type Tried = anyhow::Result<Box<dyn Driver>>;
 
-/// The driver that was chosen, or the first that works.
+/// Returns the driver that was asked for, or the first that works.
 ///
 /// # Errors
-/// Why the one that was asked for cannot be used.
+/// Fails with the reason why the driver that was asked for cannot be used.
 pub(crate) async fn choose(
     config: &Config,
     tag: &str,
@@ -91,8 +91,8 @@ pub(crate) async fn choose(
     })
 }
 
-/// Tries each driver that need not be asked for, the best first. With `again`, ignores remembered
-/// outcomes.
+/// Tries each driver that can be chosen automatically, the best first. With `again`, ignores
+/// remembered outcomes.
 pub(crate) async fn examine(
     config: &Config,
     tag: &str,
@@ -123,12 +123,12 @@ fn on_kvm(config: &Config) -> Qemu {
 struct Prober<'a> {
     config: &'a Config,
     tag: &'a str,
-    /// Set to boot a guest even where an outcome is remembered.
+    /// True to boot a guest even if an outcome is remembered.
     again: bool,
 }
 
 impl Prober<'_> {
-    /// Those that need KVM, the best first; what comes after one that works is not tried.
+    /// Tries the drivers that need KVM, the best first, until one works.
     async fn try_all(&self, tasks: &Tasks) -> Vec<(Examined, Tried)> {
         let examined =
             |driver, remembered| Examined { driver, accelerator: "kvm", why_not: None, remembered };
@@ -146,7 +146,7 @@ impl Prober<'_> {
         all
     }
 
-    /// One that was asked for, if a guest boots on it.
+    /// Returns the driver that was asked for, if a guest boots on it.
     async fn insist(&self, driver: impl Driver + 'static) -> Tried {
         let name = driver.name();
         needs_kvm(&driver)?;
@@ -156,8 +156,8 @@ impl Prober<'_> {
         Ok(Box::new(driver))
     }
 
-    /// Tries a driver, or takes its remembered outcome, and remembers. Returns the time of an
-    /// earlier probe if its outcome was taken.
+    /// Tries a driver, or uses its remembered outcome, and remembers a new outcome. Returns the
+    /// time of an earlier probe if its outcome was used.
     async fn remembered(&self, driver: Box<dyn Driver>) -> (Option<String>, Tried) {
         match needs_kvm(&*driver) {
             Ok(()) => self.boot_once(driver).await,
@@ -187,7 +187,7 @@ impl Prober<'_> {
         (None, written.and(booted).map(|()| driver))
     }
 
-    /// Returns everything that a probe's outcome depends on. That is this boot of the machine, the
+    /// Returns everything that a probe's outcome depends on. These are this boot of the host, the
     /// driver with its version and tier, the programs, the kernel and initramfs, and the device's
     /// permissions.
     fn about(&self, driver: &dyn Driver) -> String {
@@ -207,7 +207,7 @@ impl Prober<'_> {
         )
     }
 
-    /// Boots the guest's kernel without disks, to see whether it gets up in time.
+    /// Boots the guest's kernel without disks, and checks that it starts in time.
     async fn boot(&self, driver: &dyn Driver, limit: Duration) -> anyhow::Result<()> {
         let dir = self.config.dir.join("probe");
         std::fs::create_dir_all(&dir)?;
@@ -234,12 +234,12 @@ impl Prober<'_> {
     }
 }
 
-/// What the probe's machine of an agent is called.
+/// Returns the name of the machine that an agent's probe boots.
 pub(crate) fn name(tag: &str) -> String {
     format!("probe-{tag}")
 }
 
-/// Fails where a driver's machines cannot use KVM. A jailer makes a device of its own, for the
+/// Fails if a driver's machines cannot use KVM. A jailer makes a device of its own, for the
 /// machine's user.
 fn needs_kvm(driver: &dyn Driver) -> anyhow::Result<()> {
     kvm::check(driver.isolation() != Isolation::Jailed)
@@ -266,7 +266,7 @@ fn write(file: &Path, verdict: &Verdict) -> anyhow::Result<()> {
 async fn gets_up(machine: &dyn Machine, limit: Duration) -> anyhow::Result<()> {
     let end = tokio::time::Instant::now() + limit;
     loop {
-        // Before its last words are read.
+        // The process is checked before its last output is read.
         let lives = machine.record().lives();
         let console = machine.console().await;
         if console.windows(PROBE_WORD.len()).any(|word| word == PROBE_WORD) {
