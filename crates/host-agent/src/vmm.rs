@@ -145,7 +145,7 @@ impl Record {
 
 /// Maker of machines, by one VMM.
 pub(crate) trait Driver: Send + Sync {
-    /// Name of the driver, such as `qemu`, `firecracker` or `fake`.
+    /// Name of the driver: `qemu`, `firecracker` or `fake`.
     fn name(&self) -> &'static str;
     /// Accelerator of the machines: `kvm`, `tcg` or `none`.
     fn accelerator(&self) -> &'static str;

@@ -1,5 +1,5 @@
-//! No machine at all: `envd` on the host, one per capsule, on a loopback port. For tests of
-//! everything above the trait; it isolates nothing and is never chosen by itself.
+//! A driver without machines: `envd` on the host, one process per capsule, on a loopback port. It
+//! is for tests of everything above the trait. It isolates nothing and is chosen only on request.
 
 use super::{Driver, Error, Found, Machine, Record, Saved, Spec, kill_record, wait_record};
 use crate::snapshot::memory::Memory;
@@ -49,7 +49,7 @@ impl Driver for Fake {
         "fake".to_owned()
     }
 
-    /// Nothing but the name comes back: envd begins anew.
+    /// Boots again, since a fake machine saves nothing; envd starts anew.
     fn restore(&self, spec: Spec, _saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         self.boot(spec)
     }
@@ -69,8 +69,8 @@ impl Fake {
     }
 }
 
-/// A port that is free, and below those that the kernel gives to whoever connects (32,768 and up),
-/// so that nobody takes it before envd does.
+/// Returns a free port below those that the kernel assigns to outgoing connections (32,768 and up).
+/// So no other process takes the port before envd does.
 fn free_port() -> io::Result<u16> {
     const FIRST: u64 = 10_000;
     const LAST: u64 = 32_000;

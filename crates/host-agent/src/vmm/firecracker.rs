@@ -1,7 +1,7 @@
-//! Firecracker, the driver for production: on KVM alone, each machine in a jail of its own.
+//! Firecracker, the driver for production. It needs KVM, and each machine has a jail of its own.
 //!
-//! A machine opens its files by the same names in a root of its own, and its tap in a namespace
-//! of its own, so that a snapshot of one fits any other.
+//! Every machine opens its files by the same names, in a root of its own. Its tap is in a namespace
+//! of its own. So a snapshot of one machine fits any other.
 
 mod api;
 mod changes;
@@ -38,9 +38,9 @@ use version::{FLOOR, TRACKS, Version};
 
 const PROGRAM: &str = "firecracker";
 const JAILER: &str = "jailer";
-/// For what Firecracker does at once.
+/// Time limit for requests that Firecracker handles at once.
 const PROMPT: Duration = Duration::from_secs(60);
-/// Names in the machine's root.
+/// Names of files in the machine's root.
 const SOCKET: &str = "api.sock";
 const LOG: &str = "log";
 const METRICS: &str = "metrics";
@@ -49,28 +49,28 @@ const INITRAMFS: &str = "initramfs";
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const WRITTEN: &str = "written";
-/// The least level at which Firecracker says why it ended. Of the metadata, which is the guest's,
-/// it says nothing.
+/// The least log level at which Firecracker gives the reason why it ended. At this level it logs no
+/// metadata, which belongs to the guest.
 const LEVEL: &str = "Info";
-/// Bytes in a second that a guest may send, and receive; twice as many at once.
+/// Bytes a second that a guest may send, and may receive. A burst may have twice as many.
 const NETWORK_RATE: u64 = 200 << 20;
-/// Files grow to this at least.
+/// Least value of the limit on the size of a machine's files, in MiB.
 const FILE_MIB: u64 = 64;
 
-/// What to run, as the agent is told.
+/// Choice of the programs that the agent runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// Where Firecracker is; the one on the PATH when none.
+    /// Path of Firecracker; `None` is the program on the PATH.
     pub firecracker: Option<PathBuf>,
-    /// Where the jailer is; beside Firecracker, or on the PATH, when none.
+    /// Path of the jailer; `None` is the jailer beside Firecracker, or else on the PATH.
     pub jailer: Option<PathBuf>,
-    /// Whether to do without the jailer.
+    /// True to run Firecracker without the jailer.
     pub unjailed: bool,
-    /// Whether one that is too old is used all the same.
+    /// True to use Firecracker even if its version is too old.
     pub any_version: bool,
 }
 
-/// The driver, with what every machine boots from.
+/// The driver, with the files from which every machine boots.
 pub(crate) struct Firecracker {
     programs: Programs,
     version: Version,
@@ -83,10 +83,10 @@ pub(crate) struct Firecracker {
 }
 
 impl Firecracker {
-    /// Looks for the programs.
+    /// Finds the programs and checks them.
     ///
     /// # Errors
-    /// What is missing, or too old, and what to do about it.
+    /// Fails when a program is missing or too old, and says what to do.
     pub(crate) fn find(config: &crate::Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let choice = &config.firecracker;
         let firecracker = match &choice.firecracker {
@@ -132,7 +132,7 @@ impl Firecracker {
         })
     }
 
-    /// Starts the process; what it is to run is not told yet.
+    /// Starts the process, which is not configured yet.
     async fn start(&self, spec: Spec, saved: Option<&Saved>) -> io::Result<FirecrackerMachine> {
         let jail = Jail::of(&self.programs, &spec.dir, &spec.name, spec.uid);
         let (programs, at, tasks) = (self.programs.clone(), jail.clone(), self.tasks.clone());
@@ -160,7 +160,7 @@ impl Firecracker {
             if let Some(tap) = &spec.tap {
                 sys::give_tap(tap, at.uid)?;
             }
-            // Firecracker opens it by its name.
+            // Firecracker opens the tap by its name.
             drop::<Option<OwnedFd>>(spec.tap);
             let words = Outputs::make(&at, &tasks)?;
             let mib = spec.resources.memory_mib.max(spec.resources.disk_mib);
@@ -230,7 +230,7 @@ impl Firecracker {
         settle(machine, loaded).await
     }
 
-    /// What the guest's kernel is told; see `docs/operations.md` for each word.
+    /// Returns the command line of the guest's kernel; see `docs/operations.md` for each word.
     fn command_line(&self) -> String {
         format!("panic=-1 reboot=k {}", super::kernel_words(&self.dns))
     }
@@ -242,8 +242,8 @@ fn most_restored(bytes: u64, above: bool) -> u64 {
     bytes.saturating_mul(if above { 3 } else { 1 })
 }
 
-/// What a machine maps: the image itself, which others map too, or, where there is something above
-/// it, a file of its own with both.
+/// Makes the file that a machine maps. Without layers above the image, this is the image itself,
+/// which other machines map too. Otherwise it is the machine's own file with image and layers.
 fn begin(
     changes: &Changes,
     image: &crate::snapshot::images::Image,
@@ -275,7 +275,7 @@ async fn settle(
     Err(error)
 }
 
-/// What a machine is told before it boots, in order.
+/// Returns the requests that configure a machine before it boots, in order.
 fn config(spec: &Spec, command_line: &str) -> Vec<(String, Value)> {
     let mut all = Vec::new();
     let mut put = |path: &str, body: Value| all.push((path.to_owned(), body));
@@ -375,7 +375,8 @@ impl Driver for Firecracker {
         self.version.to_string()
     }
 
-    /// Firecracker reads what another has written whose snapshots are of the same major version.
+    /// Uses only the major version, since Firecracker reads all snapshots of the same major
+    /// version.
     fn fingerprint(&self) -> String {
         format!("firecracker snapshots {} kvm {}", self.snapshots.0, sys::cpu_model())
     }
@@ -394,7 +395,7 @@ impl Driver for Firecracker {
             return None;
         }
         let jail = Jail::found(found.dir, found.name, found.uid).unwrap_or_else(|_| {
-            // It cannot be asked for anything, but it is there.
+            // The machine exists, but cannot be asked for anything.
             Jail::of(&self.programs, found.dir, found.name, found.uid)
         });
         let (api, record) = (Arc::clone(&self.api), found.record.clone());

@@ -1,4 +1,4 @@
-//! Faults that fuzzing looks for in the output of VMMs.
+//! Fuzz targets for the output of VMMs.
 
 pub use super::firecracker::fuzz as firecracker;
 

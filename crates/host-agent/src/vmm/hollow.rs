@@ -1,5 +1,5 @@
-//! Machines that are none: every capsule's guest is whatever answers at one port. For measuring
-//! what is above machines, a thousand hosts in one process; nothing of a capsule runs.
+//! A driver without machines, in which the server at one port is every capsule's guest. It is for
+//! benchmarks of the layers above, with a thousand hosts in one process. No part of a capsule runs.
 
 use super::{Driver, Error, Found, Machine, Record, Saved, Spec};
 use crate::snapshot::memory::Memory;
@@ -54,7 +54,7 @@ impl Driver for Hollow {
 }
 
 impl Machine for HollowMachine {
-    /// That of no process.
+    /// Returns a record that matches no process.
     fn record(&self) -> Record {
         Record { pid: 0, started: 0, boot: String::new(), port: Some(self.port) }
     }

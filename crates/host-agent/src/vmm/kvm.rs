@@ -7,12 +7,12 @@ use std::os::unix::fs::MetadataExt;
 
 pub(super) const DEVICE: &str = "/dev/kvm";
 
-/// Bits of reading and writing, for a file's group and for everyone else.
+/// Permission bits of reading and writing, for a file's group and for everyone else.
 const GROUP: u32 = 0o060;
 const OTHERS: u32 = 0o006;
 
-/// Returns the device's group, which a VMM joins; `None` where it is root's or the device is
-/// missing.
+/// Returns the device's group, which a VMM joins. Returns `None` if the group is root's or the
+/// device is missing.
 pub(super) fn group() -> Option<u32> {
     Some(std::fs::metadata(DEVICE).ok()?.gid()).filter(|gid| *gid != 0)
 }
@@ -21,7 +21,7 @@ pub(super) fn group() -> Option<u32> {
 /// user; a jailer makes a device of its own instead.
 ///
 /// # Errors
-/// When they cannot, with the remedy.
+/// Fails when machines cannot use the device, and gives the remedy.
 pub(super) fn check(unprivileged: bool) -> anyhow::Result<()> {
     let found = match std::fs::metadata(DEVICE) {
         Err(error) if error.kind() == ErrorKind::NotFound => anyhow::bail!("there is no {DEVICE}"),
@@ -45,8 +45,8 @@ pub(super) fn check(unprivileged: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reports whether an unprivileged user may open a file of this mode and group. The user owns
-/// nothing, and joins the group unless it is root's.
+/// Reports whether an unprivileged user may open a file of this mode and group. The user owns no
+/// file, and joins the group unless it is root's.
 fn opens(mode: u32, gid: u32) -> bool {
     let needed = if gid == 0 { OTHERS } else { GROUP };
     mode & needed == needed

@@ -1,7 +1,7 @@
-//! The metadata service, for drivers whose VMM has none: what Firecracker's MMDS of version 2 does,
-//! at the same address. A session token is asked for by `PUT /latest/api/token`, and everything
-//! else is a `GET` with it. The listener is inside the capsule's namespace, so that whoever can
-//! ask is the guest it belongs to.
+//! The metadata service, for drivers whose VMM has none. It serves the protocol of version 2 of
+//! Firecracker's MMDS, at the same address. A guest gets a session token by `PUT
+//! /latest/api/token`, and reads everything else by `GET` with the token. The listener is inside
+//! the capsule's namespace, so only the guest that it belongs to can ask.
 
 use super::Metadata;
 use crate::network::namespace::Namespace;
@@ -18,21 +18,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
 
-/// Where tokens are asked for.
+/// Path at which a guest asks for a token.
 const TOKEN_PATH: &str = "/latest/api/token";
-/// What a token is presented in; the second is AWS's name for it.
+/// Headers that present a token; the second is AWS's name.
 const TOKEN: [&str; 2] = ["x-metadata-token", "x-aws-ec2-metadata-token"];
-/// How long a token is to live, in seconds.
+/// Headers with a token's lifetime, in seconds; the second is AWS's name.
 const TTL: [&str; 2] = ["x-metadata-token-ttl-seconds", "x-aws-ec2-metadata-token-ttl-seconds"];
 const TTL_MAX: u64 = 21_600;
-/// Guests are hostile: what one may take of the agent.
+/// Limits on the agent's resources that a hostile guest may use.
 const LIMITS: Limits = Limits { connections: 16, per_network: 16, head_bytes: 8 * 1024 };
 
-/// Time before another try after a connection could not be taken in.
+/// Delay before another attempt to accept a connection, after a failure.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Between two requests of one guest, where it makes many.
+/// Least average time between the requests of one guest.
 const STEP: Duration = Duration::from_millis(5);
-/// How far it may be ahead of that.
+/// Time by which a guest's requests may be ahead of [`STEP`].
 const BURST: Duration = Duration::from_millis(500);
 
 /// Serves one machine, in the namespace of its capsule, until the namespace is closed.
@@ -61,14 +61,14 @@ pub(super) fn serve(namespace: &Namespace, metadata: &Metadata) -> io::Result<()
     Ok(())
 }
 
-/// What one guest is answered by.
+/// State of the service for one guest.
 struct Guest {
     data: Value,
-    /// Tokens are signed with it; nobody knows those of an earlier service.
+    /// Key that signs tokens. Tokens of an earlier service are not valid.
     key: [u8; 32],
     since: Instant,
-    /// When the next request is due, if all come in equal steps. Locked by the request that waits
-    /// for its time; the others wait for the lock, in order.
+    /// Time of the next request, if all come in equal steps. The request that waits for its time
+    /// holds the lock, and other requests wait for the lock, in order.
     due: Mutex<Instant>,
 }
 
@@ -85,8 +85,8 @@ impl Guest {
         Ok(Self { data: metadata.json(), key: sys::random()?, since, due })
     }
 
-    /// Lets a request wait, so that a guest which asks all the time costs the host no more than one
-    /// that does not. A request that is given up while it waits takes no time from others.
+    /// Delays a request, so that a guest which asks all the time costs the host no more than other
+    /// guests do. A request that is given up while it waits takes no time from others.
     async fn turn(&self) {
         let mut due = self.due.lock().await;
         tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
@@ -118,7 +118,7 @@ impl Guest {
         if path.trim_end_matches('/') != TOKEN_PATH {
             return missing(path);
         }
-        // Whoever is forwarded is not the guest's own program.
+        // A forwarded request does not come from the guest's own program.
         if headers.contains_key("x-forwarded-for") {
             return bad("X-Forwarded-For is not allowed here.");
         }
@@ -132,7 +132,7 @@ impl Guest {
         text(StatusCode::OK, self.sign(now.as_secs() + ttl))
     }
 
-    /// A token that ends at a second of this service.
+    /// Returns a token that expires at second `end` of this service.
     fn sign(&self, end: u64) -> String {
         let end = end.to_be_bytes();
         let mut token = end.to_vec();
@@ -144,7 +144,7 @@ impl Guest {
         let Ok(bytes) = URL_SAFE_NO_PAD.decode(token) else { return false };
         let Some((end, signature)) = bytes.split_first_chunk::<8>() else { return false };
         let Ok(signature) = <[u8; 32]>::try_from(signature) else { return false };
-        // Compared in constant time.
+        // The comparison takes constant time.
         blake3::keyed_hash(&self.key, end) == signature && u64::from_be_bytes(*end) > now.as_secs()
     }
 
@@ -183,7 +183,8 @@ impl Guest {
     }
 }
 
-/// When the next request is due, after one that was due at a time and is answered now.
+/// Returns the due time of the next request, after a request that was due at `due` and is answered
+/// now.
 fn after(due: Instant, now: Instant) -> Instant {
     due.max(now.checked_sub(BURST).unwrap_or(now)) + STEP
 }

@@ -1,9 +1,9 @@
 //! QEMU's `microvm` machine, on KVM or with software emulation.
 //!
-//! The process is unprivileged, in empty namespaces, under QEMU's own seccomp filter, and
-//! gets every resource as an open descriptor. Guest output goes to a ring buffer inside it,
-//! so a guest cannot fill the host's disk; a guest that ends leaves it paused, so that the
-//! last words can still be read.
+//! The process is unprivileged, in empty namespaces, under QEMU's own seccomp filter. It gets every
+//! resource as an open descriptor. Guest output goes to a ring buffer inside the process, so a
+//! guest cannot fill the host's disk. A guest that ends leaves the process paused, so that its last
+//! words can still be read.
 
 mod machine;
 
@@ -25,35 +25,35 @@ use std::sync::atomic::AtomicBool;
 use types::Isolation;
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// Console kept, in bytes; a power of two, by QEMU's rule.
+/// Bytes of console output that QEMU keeps; QEMU requires a power of two.
 const CONSOLE: usize = 64 * 1024;
 const LOG: &str = "qemu.log";
 
-/// What executes the guest's instructions.
+/// Executor of the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
     Kvm,
-    /// Emulation; with the host's time stamp counter rate, which the guest must be told.
+    /// Emulation. It has the rate of the host's time stamp counter, which the guest must be told.
     Tcg {
         tsc_khz: u64,
     },
 }
 
-/// The driver, with what every machine boots from.
+/// The driver, with the files from which every machine boots.
 pub(crate) struct Qemu {
     pub accelerator: Accelerator,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub dns: Vec<IpAddr>,
-    /// QEMU's own, which saved machines depend on.
+    /// Version of QEMU, on which saved machines depend.
     pub version: String,
 }
 
 impl Qemu {
-    /// The emulating driver.
+    /// Returns the driver with software emulation.
     pub(crate) fn tcg(kernel: PathBuf, initramfs: PathBuf, dns: Vec<IpAddr>) -> Self {
         let accelerator = Accelerator::Tcg { tsc_khz: sys::tsc_khz() };
-        // Without the program, the first machine tells that it is missing.
+        // If the program is missing, the start of the first machine reports it.
         let version = sys::run(PROGRAM, &["--version"]).unwrap_or_default();
         let version = version.lines().next().unwrap_or_default().to_owned();
         Self { accelerator, kernel, initramfs, dns, version }
@@ -82,7 +82,7 @@ impl Qemu {
                 &format!("chardev=m{fd},mode=control"),
             ]));
         }
-        // Never merged with another's: that what is equal is shared could be told by its speed.
+        // Pages are never merged with another guest's, since access times would reveal equal pages.
         let size = format!("id=m0,size={}M,merge=off", spec.resources.memory_mib);
         match image {
             None => {
@@ -147,7 +147,7 @@ impl Qemu {
     fn machine_args(&self, spec: &Spec) -> Vec<String> {
         let (accel, cpu) = match self.accelerator {
             Accelerator::Kvm => ("kvm", "host"),
-            // A named model: what `max` means changes with QEMU.
+            // The model is named, since the meaning of `max` changes with QEMU.
             Accelerator::Tcg { .. } => ("tcg,thread=multi,tb-size=128", "EPYC"),
         };
         words(&[
@@ -156,7 +156,7 @@ impl Qemu {
             &format!("{},debug-threads=on", spec.name),
             "-M",
             "microvm,suppress-vmdesc=on,memory-backend=m0",
-            // Of a state that is loaded, nothing but the devices' is there.
+            // A saved state holds only the devices' state.
             "-global",
             "migration.send-configuration=off",
             "-accel",
@@ -183,11 +183,11 @@ impl Qemu {
         ])
     }
 
-    /// What the guest's kernel is told; see `docs/operations.md` for each word.
+    /// Returns the command line of the guest's kernel; see `docs/operations.md` for each word.
     fn command_line(&self) -> String {
         let clock = match self.accelerator {
             Accelerator::Kvm => String::new(),
-            // Without these an emulated guest may wait for ever to learn its clock's rate.
+            // Without these words, an emulated guest may wait for ever to learn its clock's rate.
             Accelerator::Tcg { tsc_khz } => {
                 format!("tsc_early_khz={tsc_khz} tsc=reliable no_timer_check mitigations=off ")
             }
@@ -196,7 +196,7 @@ impl Qemu {
     }
 }
 
-/// Each disk, and how it is opened.
+/// Returns each disk, with the options by which it is opened.
 fn drives(disks: Disks) -> [(File, &'static str); 2] {
     [(disks.image, "readonly=on"), (disks.own, "auto-read-only=off,discard=unmap")]
 }
@@ -237,7 +237,7 @@ impl Driver for Qemu {
     }
 
     fn fingerprint(&self) -> String {
-        // The processor counts under emulation too: the guest's clock is measured by its.
+        // The processor counts under emulation too, since its counter measures the guest's clock.
         format!("qemu {} {} {}", self.version, self.accelerator(), sys::cpu_model())
     }
 

@@ -1,5 +1,5 @@
-//! QEMU's machine protocol, over two sockets since each serves one connection at a time: one
-//! for commands, one to wait for the guest's end. They stay in the capsule's folder, so that a
+//! QEMU's machine protocol (QMP), over two sockets, since each serves one connection at a time. One
+//! is for commands, the other for the guest's end. They stay in the capsule's folder, so that a
 //! later agent can use them too.
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -16,13 +16,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 const LIMIT: Duration = Duration::from_secs(5);
-/// Pause before another try to connect.
+/// Delay before another attempt to connect.
 const TURN: Duration = Duration::from_millis(10);
-/// Longest line that is taken, in bytes. The longest answer to our commands has some hundred bytes.
+/// Longest line that is accepted, in bytes. The longest answer to a command here has some hundred
+/// bytes.
 const LINE_MAX: u64 = 1 << 20;
-/// For commands.
+/// Name of the socket for commands.
 pub(super) const COMMANDS: &str = "qmp.sock";
-/// For the wait.
+/// Name of the socket for events.
 pub(super) const EVENTS: &str = "events.sock";
 
 /// A connection that has gone through the greeting.
@@ -38,7 +39,7 @@ impl Qmp {
         let limited = tokio::time::timeout(LIMIT, async {
             let stream = loop {
                 match super::socket::connect(dir, socket).await {
-                    // QEMU serves one connection at a time, and few may wait for their turn.
+                    // QEMU serves one connection at a time, and only a few may wait in its queue.
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         tokio::time::sleep(TURN).await;
                     }
@@ -88,7 +89,7 @@ impl Qmp {
         self.answer(name).await
     }
 
-    /// The answer to a command; events before it are nobody's.
+    /// Reads the answer to a command, and skips events before it.
     async fn answer(&mut self, name: &str) -> io::Result<Value> {
         loop {
             let mut answer = self.read().await?;
@@ -165,7 +166,7 @@ mod tests {
     use std::sync::Arc;
     use tokio::net::UnixListener;
 
-    /// Plays a QEMU whose guest is in a state, and which then reports some events.
+    /// Plays a QEMU whose guest is in the state `status`, and which then reports some events.
     async fn told(status: &str, events: &[Value]) -> (io::Result<String>, bool) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(EVENTS)).unwrap();

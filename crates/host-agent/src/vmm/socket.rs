@@ -1,5 +1,5 @@
-//! Sockets that a VMM is asked over. They stay in the capsule's folder, so that a later agent can
-//! use them too.
+//! Sockets over which VMMs take requests. They stay in the capsule's folder, so that a later agent
+//! can use them too.
 
 use rustix::fs::{FileType, Mode, OFlags};
 use std::io;
@@ -8,17 +8,17 @@ use std::os::unix::net;
 use std::path::Path;
 use tokio::net::UnixStream;
 
-/// Listens for a VMM to take over; the path may be of any length.
+/// Listens on a socket that a VMM takes over. The path may be of any length.
 pub(super) fn listen(dir: &Path, socket: &str) -> io::Result<net::UnixListener> {
     let _ = std::fs::remove_file(dir.join(socket));
     through_descriptor(dir, socket, |path| net::UnixListener::bind(path))
 }
 
-/// Connects to where a VMM listens; the path may be of any length. Fails where the listener's queue
-/// is full.
+/// Connects to a VMM's socket. The path may be of any length. Fails when the listener's queue is
+/// full.
 ///
-/// The folder may be the VMM's own, which may have replaced the socket. So no link is followed, and
-/// a socket of another owner than the folder's, or with a second name, is refused.
+/// The folder may be the VMM's own, which may have replaced the socket. So no link is followed. A
+/// socket with a second name, or whose owner is not the folder's, is refused.
 pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let dir = rustix::fs::open(dir, flags, Mode::empty())?;
@@ -28,11 +28,12 @@ pub(super) async fn connect(dir: &Path, socket: &str) -> io::Result<UnixStream> 
     if !is_socket || about.st_uid != folder.st_uid || about.st_nlink != 1 {
         return Err(io::Error::other(format!("{socket} is not the socket of its folder's owner")));
     }
-    // The descriptor names the very file that was looked at.
+    // The descriptor refers to the file that was checked.
     UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
 
-/// Socket paths hold 107 bytes; a descriptor's path is short whatever the folder's is.
+/// Runs `work` with a short path through a descriptor, since a socket's path holds at most 107
+/// bytes.
 fn through_descriptor<T>(
     dir: &Path,
     socket: &str,

@@ -1,5 +1,5 @@
 //! Reads the threads of a VMM process from `/proc`, to tell whether a guest's processors ran
-//! between two readings. Never judges what that means; `capsule/liveness.rs` does.
+//! between two readings. `capsule/liveness.rs` draws the conclusions.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ pub(crate) struct Threads {
     vcpus: Vec<i32>,
 }
 
-/// A thread's state, as `/proc` tells it.
+/// State of a thread, from `/proc`.
 struct Thread {
-    /// Set when the thread waits for an event, and neither for a processor nor for a disk.
+    /// True when the thread waits for an event, and neither for a processor nor for a disk.
     sleeps: bool,
     /// Count of times that the thread has begun to wait.
     waits: u64,
 }
 
 impl Threads {
-    /// Finds the threads whose names begin with `prefix`. Returns `None` where there are none.
+    /// Finds the threads whose names begin with `prefix`. Returns `None` if there are none.
     pub(crate) fn find(pid: i32, prefix: &str) -> Option<Self> {
         let is_vcpu = |tid: &i32| {
             let name = std::fs::read_to_string(dir(pid, *tid).join("comm")).unwrap_or_default();
@@ -41,7 +41,7 @@ impl Threads {
     }
 
     /// Reports whether every thread of the process sleeps. A process that is starved, stopped, or
-    /// waits for a disk has one that does not.
+    /// waits for a disk has a thread that does not sleep.
     pub(crate) fn all_sleep(&self) -> bool {
         all(self.pid).all(|tid| read(self.pid, tid).is_some_and(|thread| thread.sleeps))
     }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-/// A driver whose guests get up or not, as the text of a program says.
+/// A driver whose guests boot or not, as the text of a program says.
 #[derive(Clone)]
 struct Scripted {
     program: PathBuf,
@@ -21,7 +21,7 @@ struct Scripted {
     boots: Arc<AtomicU32>,
 }
 
-/// A machine whose guest has got up.
+/// A machine whose guest has booted.
 struct Up;
 
 impl Driver for Scripted {

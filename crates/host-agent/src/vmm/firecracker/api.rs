@@ -1,5 +1,5 @@
-//! Firecracker's API: HTTP over a socket in the machine's root. Each request has a limit of time
-//! that fits its work, and what Firecracker says of a failure is the error.
+//! Firecracker's API: HTTP over a socket in the machine's root. Each request has a time limit that
+//! fits its work. A failed request's error holds Firecracker's own message.
 
 use super::super::socket;
 use super::{PROMPT, SOCKET};
@@ -12,9 +12,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Bytes of an answer that are read.
+/// Most bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;
-/// Connections that rest, for each machine.
+/// Idle connections in the pool, for each machine.
 const RESTING: usize = 1;
 
 /// Connections to the machines of one agent.
@@ -23,7 +23,7 @@ pub(crate) struct Api(Pool<Sockets>);
 struct Sockets;
 
 impl Dial for Sockets {
-    /// The machine's root.
+    /// Root of the machine.
     type To = PathBuf;
 
     async fn dial(&self, root: &PathBuf) -> io::Result<Box<dyn Stream>> {
@@ -49,7 +49,7 @@ impl Api {
         self.put_for(root, path, body, PROMPT).await
     }
 
-    /// As [`Self::put`], for work that may take as long as `limit`.
+    /// Sends a request like [`Self::put`], for work that may take as long as `limit`.
     pub(super) async fn put_for(
         &self,
         root: &Path,

@@ -1,12 +1,13 @@
-//! What a machine has changed of its memory since it began, gathered from Firecracker's
-//! differential snapshots: each holds what was written since the one before, which Firecracker
-//! then forgets. So that nothing is lost to whoever dies in between, a mark says that one was
-//! asked for; as long as it stands, the next is a full one, which holds everything.
+//! Changes of a machine's memory since it began, collected from Firecracker's differential
+//! snapshots. Each of these holds the pages written since the snapshot before, and Firecracker then
+//! forgets them. A mark records that a snapshot was requested. If the agent dies in between, the
+//! mark stays, and the next snapshot is a full one. So no change is lost.
 //!
 //! ```text
-//! memory   what the machine began with, as it maps it; none for one that was booted
-//! changed  pages that may differ from the image that all share, where they are in memory; sparse
+//! memory   memory at the machine's start, as it maps it; none for a machine that was booted
+//! changed  pages that may differ from the shared image, each at its place in memory; sparse
 //! asked    the mark
+//! ```
 //! ```
 
 use super::jail;
@@ -24,26 +25,26 @@ const CHANGED: &str = "changed";
 const NEWEST: &str = "newest";
 const ASKED: &str = "asked";
 
-/// A kind of snapshot, as Firecracker names it.
+/// Kind of a snapshot, as Firecracker names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub(super) enum Kind {
-    /// What was written since the one before.
+    /// Pages written since the snapshot before.
     Diff,
-    /// Everything.
+    /// All pages.
     Full,
 }
 
-/// Of one machine, in the driver's own folder.
+/// Changes of one machine, in the driver's own folder.
 #[derive(Debug, Clone)]
 pub(super) struct Changes(pub PathBuf);
 
 impl Changes {
-    /// What the machine is to map.
+    /// Returns the path of the file that the machine maps.
     pub(super) fn began(&self) -> PathBuf {
         self.0.join(BEGAN)
     }
 
-    /// What is above the image counts as changed.
+    /// Records the layers above the image as the first changes.
     pub(super) fn begin(
         &self,
         above: &[crate::snapshot::layer::Layer],
@@ -54,7 +55,7 @@ impl Changes {
         memory::install(above, &file, 0, bytes)
     }
 
-    /// Which kind of snapshot to ask for; from here on it is asked for.
+    /// Marks a snapshot as requested, and returns the kind to request.
     pub(super) fn ask(&self) -> io::Result<Kind> {
         match File::create_new(self.0.join(ASKED)) {
             Ok(_) => Ok(Kind::Diff),
@@ -63,11 +64,11 @@ impl Changes {
         }
     }
 
-    /// Takes what was asked for out of the machine's root, and adds it.
+    /// Moves a requested snapshot out of the machine's root, and adds it to the changes.
     pub(super) fn add(&self, written: &Path, kind: Kind, uid: u32) -> io::Result<()> {
         let (newest, changed) = (self.0.join(NEWEST), self.0.join(CHANGED));
         fs::rename(written, &newest)?;
-        // It was where the machine could have put another's file under its name.
+        // The machine could have put another file under this name, so the file is checked.
         let file = jail::open(&newest, OFlags::RDONLY, FileType::RegularFile, uid)?;
         if kind == Kind::Full || !changed.exists() {
             fs::rename(&newest, &changed)?;
@@ -89,7 +90,7 @@ impl Changes {
         fs::remove_file(self.0.join(ASKED))
     }
 
-    /// All of it.
+    /// Returns the whole memory of the machine.
     pub(super) fn memory(&self, bytes: u64) -> io::Result<Memory> {
         let changed = File::open(self.0.join(CHANGED))?;
         let began = match File::open(self.began()) {
@@ -105,8 +106,8 @@ impl Changes {
     }
 }
 
-/// Whether a file system tells of each page of a sparse file whether it was written: by larger
-/// blocks, as some do, what was not would pass for zeros.
+/// Checks that a file system tracks holes of sparse files by pages. With larger blocks, as some
+/// file systems have, unwritten pages would pass for zeros.
 pub(super) fn check(dir: &Path) -> io::Result<()> {
     const AT: u64 = (1 << 20) + PAGE as u64;
     let path = dir.join("sparse.new");
@@ -123,7 +124,7 @@ pub(super) fn check(dir: &Path) -> io::Result<()> {
     Err(io::Error::other(why))
 }
 
-/// Where a sparse file holds data.
+/// Returns the ranges in which a sparse file holds data.
 fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
     let (mut found, mut at) = (Vec::new(), 0);
     loop {
@@ -148,7 +149,7 @@ mod tests {
     #[test]
     fn what_is_not_kept_page_by_page_is_not_used() {
         check(tempfile::tempdir().unwrap().path()).unwrap();
-        // A tmpfs of huge pages, where the kernel has them and this may mount it.
+        // A tmpfs of huge pages, if the kernel supports them and the test may mount it.
         let dir = tempfile::tempdir().unwrap();
         let (none, data) = (rustix::mount::MountFlags::empty(), c"huge=always");
         if rustix::mount::mount("tmpfs", dir.path(), "tmpfs", none, data).is_ok() {
@@ -169,7 +170,7 @@ mod tests {
         path
     }
 
-    /// What a snapshot would hold above an image of zeros.
+    /// Returns the pages that a snapshot would hold above an image of zeros.
     fn seen(changes: &Changes) -> Vec<(u64, u8)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let memory = changes.memory(PAGES * PAGE as u64).unwrap();
@@ -204,7 +205,7 @@ mod tests {
         let own = rustix::process::getuid().as_raw();
         let changes = Changes(dir.path().to_owned());
         assert_eq!(changes.ask().unwrap(), Kind::Diff);
-        // Whoever asked died here; Firecracker may have forgotten what was changed.
+        // The agent died here, and Firecracker may have forgotten the changes.
         for _ in 0..2 {
             assert_eq!(changes.ask().unwrap(), Kind::Full);
         }
@@ -227,7 +228,7 @@ mod tests {
         fs::remove_file(dir.path().join(NEWEST)).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
         assert!(changes.add(&path, Kind::Full, own).is_err());
-        // A pipe that nobody writes to.
+        // A pipe without a writer.
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         assert!(changes.add(&path, Kind::Full, own).is_err());
         assert_eq!(changes.ask().unwrap(), Kind::Full);

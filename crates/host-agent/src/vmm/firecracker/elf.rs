@@ -1,4 +1,4 @@
-//! Checks that a program runs in a root that holds nothing else, as a static ELF executable does.
+//! Checks that a program is a static ELF executable, so that it runs in a root without other files.
 
 use anyhow::Context;
 use std::fs::File;
@@ -15,7 +15,7 @@ const PT_INTERP: u32 = 3;
 /// Checks that a program needs no other file.
 ///
 /// # Errors
-/// When it needs another file, or is no 64-bit little-endian ELF file.
+/// Fails when the program needs another file, or is no 64-bit little-endian ELF file.
 pub(super) fn check_static(program: &Path) -> anyhow::Result<()> {
     let name = program.display();
     let file = File::open(program).with_context(|| format!("opening {name}"))?;

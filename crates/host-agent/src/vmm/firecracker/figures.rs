@@ -1,6 +1,5 @@
-//! What Firecracker counts of a machine, as far as it tells that something is wrong or held up.
-//! It writes a line of JSON now and then, with what was counted since the one before; all machines'
-//! are one figure.
+//! Metrics of Firecracker that show faults and throttling. Firecracker regularly writes a line of
+//! JSON with the counts since the line before. The counts of all machines add up in one metric.
 
 use super::words;
 use daemon::{Signal, Tasks};
@@ -11,11 +10,11 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-/// Longest line that is taken, in bytes. Firecracker's own are many times shorter.
+/// Longest line that is accepted, in bytes. Firecracker's own are many times shorter.
 const LINE_MAX: usize = 256 * 1024;
-/// Between two readings of a pipe that is written to all the time.
+/// Pause between two reads of a pipe that is written to all the time.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Where each is in a line, and what it is called.
+/// Path of each count in a line, and the name of its metric.
 const FIGURES: [(&str, &str); 4] = [
     ("/seccomp/num_faults", "wrenn_firecracker_seccomp_faults_total"),
     ("/vcpu/failures", "wrenn_firecracker_vcpu_failures_total"),
@@ -23,7 +22,7 @@ const FIGURES: [(&str, &str); 4] = [
     ("/net/rx_rate_limiter_throttled", "wrenn_firecracker_receiving_throttled_total"),
 ];
 
-/// The reading of one machine's; it ends with this.
+/// Task that reads one machine's metrics. Dropping it ends the task.
 pub(super) struct Figures(Signal);
 
 impl Figures {
@@ -60,14 +59,14 @@ impl Drop for Figures {
 struct Lines {
     /// Bytes of the line that has not ended.
     begun: Vec<u8>,
-    /// Set while the rest of a line is dropped.
+    /// True while the rest of a line is dropped.
     skips: bool,
-    /// Set when a dropped line was logged.
+    /// True once a dropped line was logged.
     warned: bool,
 }
 
 impl Lines {
-    /// Adds bytes, and hands on each line that ends in them.
+    /// Adds bytes, and passes each line that ends in them to `take`.
     fn add(&mut self, new: &[u8], mut take: impl FnMut(&[u8])) {
         for part in new.split_inclusive(|&byte| byte == b'\n') {
             if self.begun.len() + part.len() > LINE_MAX {
@@ -90,7 +89,7 @@ impl Lines {
     }
 }
 
-/// Adds what a line says; one that is cut short says nothing.
+/// Adds the counts of a line to the metrics. A line that is cut short adds nothing.
 pub(super) fn count(line: &str) {
     let said: Value = serde_json::from_str(line).unwrap_or_default();
     for (at, name) in FIGURES {

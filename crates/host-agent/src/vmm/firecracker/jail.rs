@@ -1,9 +1,10 @@
-//! What a Firecracker is locked into: a folder that becomes its root, with links to the few files
-//! that it opens. The jailer makes of it a root, namespaces, limits and a user of the capsule's
-//! own; where the agent is told to do without one, the folder is only where it works.
+//! The jail of a Firecracker process: a folder that becomes its root, with links to the few files
+//! that it opens. The jailer adds a chroot, namespaces, limits and a user of the capsule's own.
+//! Without the jailer, the folder is only the working directory.
 //!
-//! The folder is the machine's: whoever broke out of a guest may put there what they like. So
-//! nothing in it is opened by following a link, and what is kept of it is taken out first.
+//! The folder belongs to the machine, so an attacker who broke out of a guest may put anything
+//! there. So no file in it is opened by following a link, and files are moved out before they are
+//! kept.
 
 use super::words::Words;
 use super::{LEVEL, LOG, METRICS, SOCKET};
@@ -15,28 +16,28 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Open files of the machine.
+/// Most open files of the machine.
 const FILES_MAX: u32 = 1024;
-/// How long the jailer may take.
+/// Time limit for the jailer.
 const JAILER: Duration = Duration::from_secs(30);
 
-/// The programs.
+/// Programs that start a machine.
 #[derive(Debug, Clone)]
 pub(super) struct Programs {
     pub firecracker: PathBuf,
-    /// None when the agent is told to do without.
+    /// Path of the jailer; `None` when the agent runs without it.
     pub jailer: Option<PathBuf>,
 }
 
-/// The place of one machine.
+/// The jail of one machine.
 #[derive(Debug, Clone)]
 pub(super) struct Jail {
-    /// The capsule's id, or the probe's.
+    /// Id of the capsule, or name of the probe.
     pub name: String,
     pub uid: u32,
-    /// The driver's own folder: out of the machine's reach.
+    /// Folder of the driver, out of the machine's reach.
     pub own: PathBuf,
-    /// The machine's root.
+    /// Root of the machine.
     pub root: PathBuf,
 }
 
@@ -44,12 +45,12 @@ impl Jail {
     pub(super) fn of(programs: &Programs, dir: &Path, name: &str, uid: u32) -> Self {
         let own = dir.join(super::super::OWN);
         let program = programs.firecracker.file_name().unwrap_or_default();
-        // Where the jailer looks for it.
+        // The jailer makes the root at this path.
         let root = own.join("jail").join(program).join(name).join("root");
         Self { name: name.to_owned(), uid, own, root }
     }
 
-    /// That of a machine that runs, whatever the program was called that it was started with.
+    /// Returns the jail of a running machine, whatever the name of the program that it runs.
     pub(super) fn found(dir: &Path, name: &str, uid: u32) -> io::Result<Self> {
         let own = dir.join(super::super::OWN);
         let program = fs::read_dir(own.join("jail"))?.next().ok_or(io::ErrorKind::NotFound)??;
@@ -65,7 +66,8 @@ impl Jail {
         self.give(&self.root)
     }
 
-    /// Puts a file there, for the machine to read; where it is on another file system, a copy.
+    /// Links a file into the root, for the machine to read. A file on another file system is
+    /// copied.
     pub(super) fn link(&self, from: &Path, name: &str) -> io::Result<()> {
         let (from, to) = (from.canonicalize()?, self.root.join(name));
         match fs::hard_link(&from, &to) {
@@ -74,14 +76,14 @@ impl Jail {
         }
     }
 
-    /// Makes a file the machine's own.
+    /// Makes the machine's user the owner of a file.
     pub(super) fn give(&self, path: &Path) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         Ok(rustix::fs::chownat(CWD, path, Some(uid), Some(gid), flags)?)
     }
 
-    /// Makes a pipe with a name, which holds what is written until it is read.
+    /// Makes a named pipe that the machine owns.
     pub(super) fn pipe(&self, path: &Path) -> io::Result<()> {
         rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
         self.give(path)
@@ -99,7 +101,7 @@ impl Jail {
         }
     }
 
-    /// Starts Firecracker in it and waits until the process stands.
+    /// Starts Firecracker in the jail and returns the record of its process.
     pub(super) fn start(
         &self,
         programs: &Programs,
@@ -132,7 +134,7 @@ impl Jail {
             METRICS,
         ]);
         let identity = match programs.jailer {
-            // The jailer changes to the user, when it has made the root.
+            // The jailer itself changes to the user, after it has made the root.
             Some(_) => None,
             None => Some(Identity { id: self.uid, group: super::super::kvm::group() }),
         };
@@ -156,7 +158,7 @@ impl Jail {
         Record::of(pid, None).ok_or_else(|| failed("Firecracker ended at once", console))
     }
 
-    /// The process that the jailer left in the jail, when it has ended.
+    /// Waits for the jailer's end, and returns the process that it left in the jail.
     fn jailed(&self, mut jailer: std::process::Child, console: &Words) -> io::Result<i32> {
         let limit = Instant::now() + JAILER;
         let status = loop {
@@ -175,7 +177,7 @@ impl Jail {
         }
         let program = self.root.parent().and_then(Path::parent).and_then(Path::file_name);
         let name = format!("{}.pid", program.unwrap_or_default().to_string_lossy());
-        // The jailer writes it as the agent's own user.
+        // The jailer writes the file as the agent's own user.
         let agent = rustix::process::geteuid().as_raw();
         let file = open(&self.root.join(name), OFlags::RDONLY, FileType::RegularFile, agent)?;
         let mut text = String::new();
@@ -184,7 +186,7 @@ impl Jail {
     }
 }
 
-/// Opens a file that a machine may have replaced. Follows no link, waits for no other end, and
+/// Opens a file that a machine may have replaced. Follows no link, does not block on a pipe, and
 /// refuses a file of another kind, of another owner, or with a second name.
 pub(super) fn open(path: &Path, access: OFlags, kind: FileType, owner: u32) -> io::Result<File> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -198,12 +200,12 @@ pub(super) fn open(path: &Path, access: OFlags, kind: FileType, owner: u32) -> i
     Err(io::Error::other(format!("{name} is not the file that was expected there")))
 }
 
-/// What a machine is started with, besides its files.
+/// Parameters of a machine's start, besides its files.
 pub(super) struct Start {
-    /// The network namespace; an empty one where none is given.
+    /// Network namespace; `None` is a new, empty namespace.
     pub namespace: Option<File>,
     pub cgroups: Vec<File>,
-    /// Bytes that a file may come to have.
+    /// Most bytes that a file of the machine may have.
     pub file_max: u64,
 }
 
@@ -229,7 +231,7 @@ mod tests {
         open(&pipe, OFlags::RDWR, FileType::Fifo, own).unwrap();
         assert!(plain(&file, own + 1).is_err());
         assert!(plain(&link, own).is_err());
-        // Nobody has opened its other end.
+        // No process has the other end of the pipe open.
         assert!(plain(&pipe, own).is_err());
         assert!(open(&file, OFlags::RDWR, FileType::Fifo, own).is_err());
         fs::hard_link(&file, dir.path().join("second")).unwrap();

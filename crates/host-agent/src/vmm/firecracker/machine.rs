@@ -1,5 +1,5 @@
-//! A Firecracker process that runs: asked over its API, whose socket stays in the machine's root, so
-//! that a later agent asks it the same way.
+//! A running Firecracker process. It takes requests over its API, whose socket stays in the
+//! machine's root, so that a later agent can use it too.
 
 use super::api::Api;
 use super::changes::Changes;
@@ -20,15 +20,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of devices' state that are read.
+/// Most bytes of the devices' state that are read.
 const STATE_MAX: u64 = 64 << 20;
-/// What a disk writes in a second at least.
+/// Assumed least write speed of a disk, in bytes a second.
 const BYTES_PER_SECOND: u64 = 16 << 20;
-/// Words of a Firecracker whose guest has shut down or reset. A killed one says neither. Since 1.15
-/// a triple fault is an error to it, and has the second words.
+/// Log messages of a Firecracker whose guest has shut down or reset. A killed one logs neither.
+/// Since 1.15, Firecracker treats a triple fault as an error, and logs the second message.
 const LAST_WORDS: [&str; 2] =
     ["Firecracker exiting successfully", "Unexpected exit reason on vcpu run: Shutdown"];
-/// How much of its last words is told, in bytes.
+/// Most bytes of the last words in a message.
 const WORDS: usize = 2000;
 /// Prefix of the names of vCPU threads.
 const VCPU: &str = "fc_vcpu ";
@@ -40,7 +40,7 @@ pub(super) struct FirecrackerMachine {
     pub words: Option<Outputs>,
 }
 
-/// What a machine says; it is read for as long as this is there.
+/// Outputs of a machine, which are read until this is dropped.
 pub(super) struct Outputs {
     pub console: Words,
     pub log: Words,
@@ -64,18 +64,18 @@ impl Outputs {
     }
 }
 
-/// What the guest writes to its console.
+/// Returns the pipe and the file of the guest's console.
 fn console(jail: &Jail) -> (PathBuf, PathBuf) {
     (jail.own.join("console"), jail.own.join("console.log"))
 }
 
-/// What Firecracker says.
+/// Returns the pipe and the file of Firecracker's log.
 fn log(jail: &Jail) -> (PathBuf, PathBuf) {
     (jail.root.join(LOG), jail.own.join("vmm.log"))
 }
 
 impl FirecrackerMachine {
-    /// One that runs; where its pipes cannot be opened, it is not listened to.
+    /// Returns a machine that already runs. If its pipes cannot be opened, its output is not read.
     pub(super) fn found(api: Arc<Api>, record: Record, jail: Jail, tasks: &Tasks) -> Self {
         let words = Outputs::open(&jail, tasks);
         let warn = |error: &io::Error| {
@@ -85,14 +85,14 @@ impl FirecrackerMachine {
         Self { api, record, jail, words }
     }
 
-    /// The last of what Firecracker said.
+    /// Returns the end of Firecracker's log.
     fn log(&self) -> String {
         let said = self.words.as_ref().map(|words| words.log.read()).unwrap_or_default();
         String::from_utf8_lossy(&said).into_owned()
     }
 
-    /// Describes the end of a process that has ended: its exit status, if it was a child of ours,
-    /// and its last words. The words may come from the jailer, or from the guest's kernel.
+    /// Describes the end of a process that has ended: its exit status, if it was a child of this
+    /// agent, and its last words. The words may come from the jailer, or from the guest's kernel.
     pub(super) fn end(&self) -> Option<String> {
         if self.record.lives() {
             return None;
@@ -194,8 +194,8 @@ impl Machine for FirecrackerMachine {
             .boxed()
     }
 
-    /// Firecracker writes the whole memory in its root, and the agent writes it again where it is
-    /// kept.
+    /// Counts the memory twice: Firecracker writes all of it in its root, and the agent writes it
+    /// again to the snapshot.
     fn most_memory(&self, bytes: u64) -> u64 {
         bytes.saturating_mul(2)
     }
@@ -222,6 +222,6 @@ impl Machine for FirecrackerMachine {
     }
 
     fn trim_logs(&self) {
-        // They never hold more than their bound.
+        // The outputs never hold more than their bound.
     }
 }

@@ -1,6 +1,6 @@
-//! The driver against a real Firecracker and its jailer, which `WRENN_TEST_FIRECRACKER` names;
-//! needs root and a `/dev/kvm` that opens. The guest is one instruction that waits: everything but
-//! what a guest does of its own is as always.
+//! Tests of the driver with a real Firecracker and its jailer, named by `WRENN_TEST_FIRECRACKER`.
+//! They need root and a `/dev/kvm` that opens. The guest is a loop of one instruction that waits;
+//! everything outside the guest is as in production.
 
 use super::*;
 use crate::snapshot::layer::Layer;
@@ -11,17 +11,17 @@ use types::resources::Resources;
 
 const MEMORY_MIB: u32 = 16;
 const BYTES: u64 = (MEMORY_MIB as u64) << 20;
-/// Bytes that a file system may take to find the blocks of a file.
+/// Bytes that a file system may need for the block map of a file.
 const SLACK: u64 = 1 << 20;
 
-/// `hlt` and a jump back to it.
+/// Machine code of `hlt` and a jump back to it.
 const WAITS: &[u8] = &[0xf4, 0xeb, 0xfd];
 /// Machine code of a jump to itself.
 const SPINS: &[u8] = &[0xeb, 0xfe];
-/// `ud2`, which nobody handles, so that the processor shuts down.
+/// Machine code of `ud2`, which no handler takes, so that the processor shuts down.
 const ENDS: &[u8] = &[0x0f, 0x0b];
 
-/// A kernel: an ELF of one segment at 1 MiB.
+/// A kernel: an ELF file with a single segment at 1 MiB.
 fn kernel(code: &[u8]) -> Vec<u8> {
     const AT: u64 = 1 << 20;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
@@ -47,7 +47,7 @@ struct Setup {
     driver: Firecracker,
 }
 
-/// None, with the reason, where there is nothing to test.
+/// Returns `None`, and logs the reason, if the environment has no Firecracker to test.
 fn setup() -> Option<Setup> {
     let named = std::env::var_os("WRENN_TEST_FIRECRACKER").filter(|path| !path.is_empty());
     let Some(path) = named else {
@@ -100,14 +100,14 @@ impl Setup {
         }
     }
 
-    /// What Firecracker says of itself.
+    /// Returns the state that Firecracker reports.
     async fn state(&self, name: &str) -> String {
         let jail = Jail::of(&self.driver.programs, &self.folder(name), name, 0);
         let said = self.driver.api.get(&jail.root, "/").await.unwrap();
         said["state"].as_str().unwrap().to_owned()
     }
 
-    /// Keeps a frozen machine: the state of its devices, and its memory as a layer.
+    /// Saves a frozen machine: the state of its devices, and its memory as a layer.
     async fn keep(&self, machine: &dyn Machine, number: u32) -> (PathBuf, Layer) {
         let state = self.dir.path().join(format!("state-{number}"));
         let memory = machine.save(File::create_new(&state).unwrap(), BYTES).await.unwrap();
@@ -129,7 +129,7 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
     let jail = Jail::of(&setup.driver.programs, &setup.folder("one"), "one", 2_100_000);
     assert_eq!(root.ino(), fs::metadata(&jail.root).unwrap().ino(), "it is not in its jail");
     assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), 2_100_000);
-    // One that runs is not kept, and loses nothing by that.
+    // A running machine cannot be saved, and the attempt harms nothing.
     let failed = machine.save(tempfile::tempfile().unwrap(), BYTES).await;
     assert!(failed.is_err());
     for _ in 0..2 {
@@ -151,11 +151,11 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
         layer.each(add).unwrap();
         pages
     };
-    // The kernel stands where it was put, in what was kept first and in what was kept later.
+    // The kernel is at its place in the first and in the later save.
     for layer in [&layer, &again] {
         assert_eq!(held(layer)[&256][..3], WAITS[..]);
     }
-    // Another agent finds it by its record, and its processes by its folder.
+    // Another agent finds the machine by its record, and its processes by its folder.
     let record: Record = machine.record();
     let mut newer = setup.driver;
     newer.programs.firecracker = PathBuf::from("/usr/bin/firecracker-v9.9.9");
@@ -176,7 +176,7 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
     assert_eq!(setup.state("one").await, "Running");
     crate::vmm::kill_named("one", &setup.folder("one")).await.unwrap();
     assert_eq!(found.ended().await, "the VMM ended");
-    // What was kept is brought back, by itself and with something above it.
+    // The saved machine is restored, by itself and with a layer above it.
     let images = setup.folder("memory");
     let image = memory::image_at(&images.join("one"), &[layer], BYTES).unwrap();
     let image = Arc::new(image);
@@ -278,7 +278,7 @@ async fn what_firecracker_refuses_is_told_in_its_words() {
         assert!(error.contains(told), "{path}: {error}");
     }
     machine.kill().await.unwrap();
-    // A state that is none is refused, and the process that was to load it is gone.
+    // An invalid state is refused, and the process that was to load it is gone.
     let image = memory::image_at(&setup.folder("memory").join("one"), &[], BYTES).unwrap();
     let state = setup.dir.path().join("state");
     fs::write(&state, [1; 2000]).unwrap();

@@ -1,4 +1,4 @@
-//! Which Firecracker is there, and whether it may be used.
+//! Version of the installed Firecracker, and the oldest version that may be used.
 
 use crate::sys;
 use anyhow::Context;
@@ -9,10 +9,10 @@ use std::path::Path;
 /// break out (CVE-2026-5747, in 1.13.0 to 1.14.3 and 1.15.0), and the jailer followed links
 /// (CVE-2026-1386). Differential snapshots of guests with more than 3 GiB were wrong, too.
 pub(crate) const FLOOR: Version = Version(1, 15, 1);
-/// The first whose load calls it `track_dirty_pages`.
+/// First version whose load request has `track_dirty_pages` in place of `enable_diff_snapshots`.
 pub(super) const TRACKS: Version = Version(1, 13, 0);
 
-/// Major, minor, patch.
+/// A version: major, minor, patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version(pub u32, pub u32, pub u32);
 
@@ -22,7 +22,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The first thing in a text that reads as one: `v1.16.1`, or `1.17.0-dev`.
+/// Returns the first version in a text, such as `v1.16.1` or `1.17.0-dev`.
 pub(super) fn read(text: &str) -> Option<Version> {
     text.split_whitespace().find_map(|word| {
         let mut parts = word.trim_start_matches('v').splitn(3, '.');
@@ -35,7 +35,7 @@ pub(super) fn read(text: &str) -> Option<Version> {
     })
 }
 
-/// The version of a program, and of the snapshots that it makes.
+/// Asks a program for its version, and for the version of the snapshots that it makes.
 pub(super) fn ask(program: &Path) -> anyhow::Result<(Version, Version)> {
     let name = program.to_str().context("the path of Firecracker is no text")?;
     let asked = |arg: &str| {

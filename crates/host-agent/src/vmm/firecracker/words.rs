@@ -1,6 +1,6 @@
-//! What a machine writes and nobody may have waited for: it goes into a pipe with a name, which
-//! the machine itself holds open, so that it never waits for a reader and lives on without one.
-//! The last of it is kept, in memory and in a file for a later agent.
+//! Output of a machine, read through a named pipe. The machine itself holds both ends open, so it
+//! never waits for a reader and lives on without one. The end of the output is kept in memory, and
+//! in a file for a later agent.
 
 use super::jail;
 use crate::vmm::overwrite;
@@ -14,14 +14,14 @@ use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-/// Bytes that are kept.
+/// Most bytes of output that are kept.
 const KEPT: usize = 64 * 1024;
-/// Between two readings of one that is written to all the time.
+/// Pause between two reads of a pipe that is written to all the time.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Least time between two writings of the file.
+/// Least time between two writes of the file.
 const REST: Duration = Duration::from_secs(1);
 
-/// One of a machine's outputs; it is read for as long as this is there.
+/// Output of a machine, which is read until this is dropped.
 pub(super) struct Words {
     path: PathBuf,
     /// Owner of the pipe.
@@ -33,7 +33,7 @@ pub(super) struct Words {
 /// State that the readers of the words share with the task that writes the file.
 struct Kept {
     last: Mutex<Last>,
-    /// Tells that there may be words to write.
+    /// Notifies the writing task that there may be new words.
     added: Notify,
     file: Mutex<File>,
 }
@@ -41,13 +41,13 @@ struct Kept {
 struct Last {
     pipe: File,
     words: Vec<u8>,
-    /// Set while the file lacks some of the words.
+    /// True while the file lacks some of the words.
     unwritten: bool,
 }
 
 impl Words {
-    /// Reads the pipe at `path`, which the user `uid` owns, from now on; the last of it is in
-    /// `file` too.
+    /// Reads the pipe at `path`, which the user `uid` owns, from now on. `file` also keeps the end
+    /// of the output.
     pub(super) fn open(path: &Path, file: &Path, uid: u32, tasks: &Tasks) -> io::Result<Self> {
         let pipe = open(path, uid)?;
         let receiver = pipe::Receiver::from_file(pipe.try_clone()?)?;
@@ -70,12 +70,12 @@ impl Words {
         Ok(Self { path: path.to_owned(), uid, kept, end })
     }
 
-    /// For a process to write to.
+    /// Returns a file for a process to write to.
     pub(super) fn writer(&self) -> io::Result<File> {
         open(&self.path, self.uid)
     }
 
-    /// The last of what was written until now.
+    /// Returns the end of the output until now.
     pub(super) fn read(&self) -> Vec<u8> {
         let mut last = self.kept.lock();
         last.take();
@@ -95,9 +95,10 @@ impl Kept {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings the file up to date. A file that was removed is not made again.
+    /// Updates the file. A file that was removed is not made again.
     fn write(&self) -> io::Result<()> {
-        // Locked before the words are read, so that no earlier ones replace later ones.
+        // The file is locked before the words are read, so that no earlier words replace later
+        // ones.
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let words = {
             let mut last = self.lock();
@@ -115,10 +116,10 @@ impl Kept {
 }
 
 impl Last {
-    /// Takes what is new out of the pipe.
+    /// Reads new output from the pipe.
     fn take(&mut self) {
         let mut new = vec![0; KEPT];
-        // Its room is as much; whoever writes meanwhile is read the next time.
+        // The pipe holds as many bytes. Later output is read the next time.
         let count = self.pipe.read(&mut new).unwrap_or(0);
         self.add(&new[..count]);
     }
@@ -165,7 +166,7 @@ async fn write(kept: &Arc<Kept>) {
     }
 }
 
-/// Both ends at once: neither waits for the other, and it never ends.
+/// Opens both ends of a pipe at once, so that neither waits for the other and the pipe never ends.
 pub(super) fn open(path: &Path, uid: u32) -> io::Result<File> {
     jail::open(path, OFlags::RDWR, FileType::Fifo, uid)
 }
@@ -200,7 +201,7 @@ mod tests {
             seen.extend(found.map(|found| (found.ino(), found.mtime(), found.mtime_nsec())));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // The time as the file was made, and two for each writing.
+        // The file has one time when it is made, and two for each write.
         let most = 1 + 2 * (began.elapsed().as_secs() + 1);
         assert!(u64::try_from(seen.len()).unwrap() <= most, "{seen:?}");
         let read = words.read();
@@ -232,7 +233,7 @@ mod tests {
         let words = Words::open(&path, &file, own, &tasks).unwrap();
         let mut writer = words.writer().unwrap();
         writer.write_all(b"first ").unwrap();
-        // Until it is full; nobody reads meanwhile.
+        // The pipe becomes full, since no task reads meanwhile.
         while writer.write(&[b'x'; 1000]).is_ok() {}
         tokio::time::sleep(PAUSE * 4).await;
         writer.write_all(b" last").unwrap();

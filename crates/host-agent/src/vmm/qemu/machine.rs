@@ -1,5 +1,5 @@
-//! A QEMU process that runs: asked over its sockets, which stay in the capsule's folder, so that a
-//! later agent asks it the same way.
+//! A running QEMU process. It takes commands over its sockets, which stay in the capsule's folder,
+//! so that a later agent can use them too.
 
 use super::super::qmp::{self, Qmp};
 use super::super::{Error, Machine, Record, Saved, Threads};
@@ -18,13 +18,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const CONSOLE_LOG: &str = "console.log";
-/// What QEMU itself may have said, in bytes, before it is forgotten.
+/// Most bytes of QEMU's own log; a larger log is emptied.
 const LOG_MAX: u64 = 1 << 20;
-/// How much of its last words is told, in bytes.
+/// Most bytes of the last words in a message.
 const WORDS: usize = 2000;
-/// What QEMU says of each feature that emulation lacks.
+/// Message of QEMU for each feature that emulation lacks.
 const HARMLESS: &str = "TCG doesn't support requested feature";
-/// How long QEMU may take for what it does at once.
+/// Time limit for requests that QEMU handles at once.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Prefix of the names of vCPU threads, with `debug-threads=on`.
 const VCPU: &str = "CPU ";
@@ -32,7 +32,7 @@ const VCPU: &str = "CPU ";
 pub(super) struct QemuMachine {
     pub record: Record,
     pub dir: PathBuf,
-    /// Set while QEMU has stopped the guest because the host's disk is full.
+    /// True while QEMU has stopped the guest because the host's disk is full.
     pub full: AtomicBool,
 }
 
@@ -41,7 +41,7 @@ impl QemuMachine {
         Qmp::connect(&self.dir, qmp::EVENTS).await?.guest_ended(&self.full).await
     }
 
-    /// Takes what is new from the ring and keeps it beside what was read before.
+    /// Appends new output from QEMU's ring buffer to the console file, and keeps the end of it.
     async fn drain_console(&self) -> io::Result<()> {
         let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
         let arguments = json!({ "device": "console", "size": CONSOLE, "format": "base64" });
@@ -56,7 +56,7 @@ impl QemuMachine {
         overwrite(&file, &all[from..])
     }
 
-    /// Where in the process the guest's memory is.
+    /// Returns the address of the guest's memory in the process.
     async fn address(&self, qmp: &mut Qmp) -> io::Result<u64> {
         let ask = json!({ "command-line": "gpa2hva 0" });
         let told = qmp.command("human-monitor-command", ask).await?;
@@ -66,7 +66,8 @@ impl QemuMachine {
         address.ok_or_else(|| io::Error::other(format!("QEMU says of its memory: {text}")))
     }
 
-    /// Whether what was opened by the process's number was the machine's.
+    /// Checks that the process still lives, so that a file opened by its number belongs to the
+    /// machine.
     fn check(&self) -> io::Result<()> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         self.record.lives().then_some(()).ok_or_else(gone)
@@ -87,14 +88,14 @@ impl QemuMachine {
         qmp.command(command, json!({})).await.map(|_| ())
     }
 
-    /// Loads what was saved into a process that waits for it.
+    /// Loads saved parts into a process that waits for them.
     pub(super) async fn load(&self, saved: Saved, bytes: u64) -> io::Result<()> {
         let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
         if !saved.above.is_empty() {
             let address = self.address(&mut qmp).await?;
             let to = File::options().write(true).open(format!("/proc/{}/mem", self.record.pid))?;
             self.check()?;
-            // Before the devices, which look at their rings in it.
+            // The memory comes before the devices, which read their rings in it.
             let above = Arc::clone(&saved.above);
             let work = move || memory::install(&above, &to, address, bytes);
             let done = tokio::task::spawn_blocking(work).await;
@@ -146,7 +147,7 @@ impl Machine for QemuMachine {
 
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {
         async {
-            // A machine that has ended keeps its last words in the file alone.
+            // A machine that has ended has its last words only in the file.
             let _ = self.drain_console().await;
             self.kept_console()
         }
@@ -169,8 +170,7 @@ impl Machine for QemuMachine {
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
-        // The flag is cleared before the guest goes on, since a write that is tried again may fail
-        // at once.
+        // The flag is cleared before the guest runs, since a repeated write may fail at once.
         self.full.store(false, Ordering::Release);
         self.limited("letting the guest go on", self.ask("cont")).boxed()
     }
@@ -187,7 +187,7 @@ impl Machine for QemuMachine {
         self.limited("asking how the guest is", ask).boxed()
     }
 
-    /// Pages that the guest has written to are the process's own memory.
+    /// Returns the process's own memory, which includes all pages that the guest has written.
     fn most_memory(&self, bytes: u64) -> u64 {
         crate::sys::own_memory(self.record.pid).map_or(bytes, |own| own.min(bytes))
     }
@@ -196,7 +196,7 @@ impl Machine for QemuMachine {
         let work = async move {
             let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
             let set = qmp.pass(&state, "add-fd", json!({})).await?["fdset-id"].take();
-            // Not live, so that the disks stay ours.
+            // The migration is not live, so that the disks stay open to this process.
             let to = json!({ "filename": format!("/dev/fdset/{set}"), "live": false });
             let saved = qmp.command("xen-save-devices-state", to).await;
             qmp.command("remove-fd", json!({ "fdset-id": set })).await?;
@@ -216,13 +216,13 @@ impl Machine for QemuMachine {
     fn said(&self) -> String {
         let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
-        // An emulated processor lacks some features of its model; that ends nothing.
+        // An emulated processor lacks some features of its model, which is no reason for an end.
         let words: Vec<&str> = log.lines().filter(|line| !line.contains(HARMLESS)).collect();
         words.join("; ")
     }
 
     fn trim_logs(&self) {
-        // QEMU appends, so that it goes on at the new end.
+        // QEMU appends, so its next message goes to the new end.
         let log = File::options().write(true).open(self.dir.join(LOG));
         if let Ok(log) = log
             && log.metadata().is_ok_and(|found| found.len() > LOG_MAX)
