@@ -110,7 +110,7 @@ impl Cgroups {
     }
 }
 
-/// Returns the most threads that a VMM may have. A guest's disk requests decide on its disk threads.
+/// Returns the most threads that a VMM may have. The guest's requests decide on its disk threads.
 fn threads_max(size: &Resources) -> u32 {
     DISK_THREADS + size.vcpus + OWN_THREADS
 }

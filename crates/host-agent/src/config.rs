@@ -47,8 +47,8 @@ impl std::fmt::Debug for StoreConfig {
 /// Choice of the driver that runs the machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverChoice {
-    /// Firecracker if it is installed and a probe guest boots on it, else QEMU on KVM if a guest
-    /// boots on that, else software emulation.
+    /// The best driver that works: Firecracker, else QEMU on KVM, else software emulation. A probe
+    /// guest must boot on the first two.
     Auto,
     /// Firecracker, which needs KVM.
     Firecracker,
@@ -71,31 +71,31 @@ impl DriverChoice {
 }
 
 impl Config {
-    /// Folder of the capsules' folders.
+    /// Returns the folder of the capsules' folders.
     #[must_use]
     pub fn capsules(&self) -> PathBuf {
         self.dir.join("capsules")
     }
 
-    /// Folder of the snapshots that belong to no capsule, by their ids.
+    /// Returns the folder of the snapshots that belong to no capsule, by their ids.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
         self.dir.join("snapshots")
     }
 
-    /// Folder of the templates' golden machines.
+    /// Returns the folder of the templates' golden machines.
     #[must_use]
     pub fn golden(&self) -> PathBuf {
         self.dir.join("golden")
     }
 
-    /// Folder of the memory files that machines map by their paths.
+    /// Returns the folder of the memory files that machines map by their paths.
     #[must_use]
     pub fn memory(&self) -> PathBuf {
         self.dir.join("memory")
     }
 
-    /// File of the guest's kernel.
+    /// Returns the path of the guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("images/boot/vmlinux")
@@ -109,13 +109,13 @@ impl Config {
         System { kernel, envd: protocol::ENVD_VERSION.to_owned() }
     }
 
-    /// File of the initramfs with envd.
+    /// Returns the path of the initramfs with envd.
     #[must_use]
     pub fn initramfs(&self) -> PathBuf {
         self.dir.join("images/boot/initramfs")
     }
 
-    /// Folder of the templates, each as `NAME/rootfs.ext4`.
+    /// Returns the folder of the templates, each as `NAME/rootfs.ext4`.
     #[must_use]
     pub fn templates(&self) -> PathBuf {
         self.dir.join("images/templates")

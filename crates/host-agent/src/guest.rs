@@ -86,9 +86,9 @@ pub(crate) struct Guest {
     active: Tracker,
     /// Limit of requests at once at envd's port; all the other ports together have the same limit.
     most: u32,
-    /// Enforces the rules for outgoing connections; none without a network.
+    /// Guard of the guest's outgoing connections; `None` without a network.
     guard: Option<Arc<Guard>>,
-    /// Held by the task that sets the clock once envd answers.
+    /// Lock of the task that sets the clock once envd answers.
     refresher: Arc<Mutex<()>>,
 }
 
@@ -103,9 +103,9 @@ pub(crate) struct Places {
 /// Purpose of a request to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Makes the guest do something, which is activity.
+    /// A request that makes the guest do something, which is activity.
     Use,
-    /// Only reads the guest's state, which leaves an idle capsule idle.
+    /// A request that only reads the guest's state, which leaves an idle capsule idle.
     Look,
 }
 
@@ -144,7 +144,7 @@ impl Guest {
     }
 
     /// Returns the same guest with connections that are not cut, for a guest that was cut off and
-    /// runs on. It takes no requests until [`Self::admit`].
+    /// runs on. Requests are refused until [`Self::admit`].
     pub(crate) fn renewed(&self, tasks: Tasks) -> Self {
         let cut = Signal::default();
         let dialer = self.pool.dialer().renewed(&cut, tasks.clone());
@@ -270,7 +270,7 @@ impl Guest {
     pub(crate) async fn wait_healthy(&self) {
         let mut patience = PATIENCE;
         loop {
-            // A packet that is sent before the guest has its network is lost, and would be sent
+            // A packet that is sent before the guest has its network is lost. TCP would send it
             // again only after a second.
             let dialled = tokio::time::timeout(patience, self.pool.dial(&protocol::ENVD_PORT));
             patience = (patience * 11 / 10).min(Duration::from_secs(1));

@@ -349,7 +349,7 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
 /// ignores remembered results.
 ///
 /// # Errors
-/// When the agent's folder cannot be made.
+/// Fails when the agent's folder cannot be made.
 pub async fn examine(config: &Config, again: bool) -> anyhow::Result<Vec<Examined>> {
     std::fs::create_dir_all(&config.dir)
         .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;

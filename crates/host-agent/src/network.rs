@@ -52,7 +52,7 @@ pub(crate) struct Networks {
     open: Mutex<HashMap<u32, Namespace>>,
 }
 
-/// One capsule's network. Dropping it keeps the network; [`Networks::take_down`] removes it.
+/// Network of a single capsule. Dropping it keeps the network; [`Networks::take_down`] removes it.
 pub(crate) struct Network {
     pub slot: u32,
     pub namespace: Namespace,
@@ -167,7 +167,7 @@ impl Networks {
     }
 
     /// Removes a network that could not be used, and that no ledger names. The number becomes free
-    /// in any case, since the next network of this number begins with the removal of what is left.
+    /// in any case, since a new network of this number first removes the leftovers.
     pub(crate) async fn give_up(self: &Arc<Self>, slot: u32) {
         if let Err(error) = self.take_down(slot).await {
             tracing::warn!(slot, ?error, "a network that could not be used is left behind");

@@ -1,6 +1,6 @@
-//! The agent's proxy to guests. It forwards `/proxy/{capsule}/{port}/…` to that port of the guest,
-//! streams both ways without buffering, and keeps the path byte for byte. The control plane has
-//! already authorized each request.
+//! The agent's proxy to guests. `/proxy/{capsule}/{port}/…` leads to that port of the guest. Both
+//! directions are streamed without buffering, and the path stays the same byte for byte. The
+//! control plane has already authorized each request.
 
 use crate::capsule::manager::Manager;
 use crate::guest::Purpose;

@@ -69,7 +69,7 @@ pub(crate) struct Room {
 struct State {
     /// Bytes that are claimed and perhaps not written yet.
     claimed: u64,
-    /// True when the disk was full at the last look.
+    /// True when the disk was full at the last check.
     full: bool,
     /// Earliest time for another attempt to make a ballast; `None` after a successful attempt.
     make_after: Option<Instant>,
@@ -128,8 +128,8 @@ impl Room {
         storage::capacity(&self.dir).1 < FULL
     }
 
-    /// Looks at the disk. Deletes the ballast when the disk is full at two looks in a row, so that
-    /// no writer in between takes its room too. Makes it again at [`Level::Plenty`].
+    /// Checks the disk. Deletes the ballast when the disk is full at two checks in a row. A disk that
+    /// is full only briefly costs no ballast. Makes the ballast again at [`Level::Plenty`].
     pub(crate) fn look(&self) -> Level {
         let (total, free) = storage::capacity(&self.dir);
         let level = level(free, reserve(total));
@@ -210,8 +210,8 @@ pub fn is_full(dir: &Path) -> bool {
     total > 0 && free < FULL
 }
 
-/// Deletes an agent's ballast in `dir` if the disk is full, so that the platform itself can write
-/// when it starts.
+/// Deletes an agent's ballast in `dir` if the disk is full. So the platform itself can write when
+/// it starts.
 pub fn make_room(dir: &Path) {
     if is_full(dir) && dir.join(BALLAST_FILE).exists() {
         tracing::error!("the disk is full; giving up the ballast");

@@ -1,4 +1,5 @@
-//! The service `wrenn.host.v1.Host`. It converts between wire and domain types, and has no rules.
+//! The service `wrenn.host.v1.Host`, which converts between wire and domain types, and has no
+//! rules.
 
 use crate::Parts;
 use crate::capsule::Error;

@@ -224,7 +224,7 @@ pub(crate) struct Staging {
     dir: PathBuf,
     to: PathBuf,
     done: bool,
-    /// Makes all reads of a disk fail once cancelled.
+    /// Token whose cancellation makes all reads of a disk fail.
     cancel: CancellationToken,
 }
 
@@ -447,7 +447,7 @@ mod tests {
 
     const PAGES: u64 = 16;
 
-    /// A memory with a single touched page, which is filled with `fill`.
+    /// Returns a memory with a single touched page, which is filled with `fill`.
     fn touched(number: u64, fill: u8) -> Memory {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[fill; PAGE], number * PAGE as u64).unwrap();

@@ -74,7 +74,7 @@ const BLOCK: usize = 64 * 1024;
 const PIECE: usize = 4096;
 
 /// Copies a disk that no process writes to. The copy shares the disk's blocks if the file system
-/// supports that; otherwise only data that is not zeros is written. Returns the copy, open for a
+/// supports that. Otherwise only data that is not zeros is written. Returns the copy, open for a
 /// machine, with the hash of its contents. Fails once `cancel` is cancelled.
 pub(crate) fn copy_disk(
     from: &File,

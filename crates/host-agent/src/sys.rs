@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Environment variable with the capsule's id, in every process of its machine. It finds processes
-/// that were started and never written down.
+/// Environment variable with the capsule's id, in every process of its machine. It identifies
+/// processes that were started and never written down.
 const CAPSULE_VAR: &str = "WRENN_CAPSULE";
 const DIR_VAR: &str = "WRENN_CAPSULE_DIR";
 
@@ -53,9 +53,9 @@ pub(crate) struct Identity {
     pub group: Option<u32>,
 }
 
-/// Starts a VMM that outlives the agent. It gets a session of its own, empty IPC and UTS
-/// namespaces, a network that is empty or the capsule's, no privileges, and only the given
-/// descriptors.
+/// Starts a VMM that outlives the agent, in a session of its own. The VMM has empty IPC and UTS
+/// namespaces, and a network that is empty or the capsule's. It has no privileges, and only the
+/// given descriptors.
 pub(crate) fn spawn_vmm(vmm: VmmCommand<'_>) -> io::Result<Child> {
     let mut command = Command::new(vmm.program);
     command.args(&vmm.args).env_clear().env(CAPSULE_VAR, vmm.capsule).env(DIR_VAR, vmm.dir);
@@ -217,8 +217,8 @@ pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
     static ONE: Mutex<()> = Mutex::new(());
     let _guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let ruleset = CString::new(ruleset).map_err(io::Error::other)?;
-    // SAFETY: the context is used by this thread alone and freed once; the error buffer is
-    // copied before that; the ruleset ends with NUL and outlives the call.
+    // SAFETY: this thread alone uses the context, and frees it once. The error buffer is copied
+    // before that. The ruleset ends with NUL and outlives the call.
     unsafe {
         let context = nft_ctx_new(0);
         if context.is_null() {

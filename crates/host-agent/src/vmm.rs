@@ -134,8 +134,8 @@ impl Record {
         Some(Self { pid, started: crate::sys::start_time(pid)?, boot: crate::sys::boot_id(), port })
     }
 
-    /// Reports whether the process still runs. Returns true when the check is not possible, for
-    /// example without a free descriptor, since a running machine must not count as ended.
+    /// Reports whether the process still runs. A running machine must not count as ended. So the
+    /// answer is true when the check is not possible, for example without a free descriptor.
     pub(crate) fn lives(&self) -> bool {
         self.boot == crate::sys::boot_id()
             && crate::sys::is_there(self.pid, self.started).unwrap_or(true)
@@ -145,11 +145,11 @@ impl Record {
 
 /// Maker of machines, by one VMM.
 pub(crate) trait Driver: Send + Sync {
-    /// Name of the driver: `qemu`, `firecracker` or `fake`.
+    /// Returns the name of the driver: `qemu`, `firecracker` or `fake`.
     fn name(&self) -> &'static str;
-    /// Accelerator of the machines: `kvm`, `tcg` or `none`.
+    /// Returns the accelerator of the machines: `kvm`, `tcg` or `none`.
     fn accelerator(&self) -> &'static str;
-    /// Strength of the isolation between machines and this host.
+    /// Returns the strength of the isolation between machines and this host.
     fn isolation(&self) -> Isolation;
     /// Reports whether machines boot from images, with disks and networks of their own.
     fn boots_images(&self) -> bool;
@@ -170,7 +170,7 @@ pub(crate) trait Driver: Send + Sync {
     fn version(&self) -> String {
         String::new()
     }
-    /// Starts a machine. It runs when this returns, but the guest may not answer yet.
+    /// Starts a machine. The machine runs on return, but the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// Returns VMM, accelerator and processor. A saved machine fits only an equal fingerprint.
     fn fingerprint(&self) -> String;
@@ -218,8 +218,8 @@ pub(crate) trait Machine: Send + Sync {
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;
     /// Ends the machine and waits for its end; an ended machine is success.
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
-    /// Returns the last output of the VMM itself. It is for the log only, since it may name paths
-    /// of this host.
+    /// Returns the last output of the VMM itself, for the log only. The output may name paths of
+    /// this host.
     fn said(&self) -> String;
     /// Drops the VMM's log output when there is too much; called repeatedly.
     fn trim_logs(&self);
@@ -235,7 +235,7 @@ fn kernel_words(dns: &[IpAddr]) -> String {
     )
 }
 
-/// Ends a machine that failed to start. A failure to end it goes to the log, so that the caller
+/// Ends a machine that failed to start. A failure to end it only goes to the log. So the caller
 /// returns the error that explains the failed start.
 async fn give_up(machine: &dyn Machine) {
     if let Err(error) = machine.kill().await {
@@ -270,8 +270,8 @@ pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
     done.map_err(|e| Error::new("ending the machine", e))
 }
 
-/// Kills every process that was started as the machine called `name` of a folder, even if no record
-/// of it exists.
+/// Kills every process that was started as the machine called `name` of a folder. Processes without
+/// a record are included.
 pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
     for pid in crate::sys::processes_of(name, dir) {
         if let Some(record) = Record::of(pid, None) {

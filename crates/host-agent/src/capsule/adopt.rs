@@ -29,8 +29,8 @@ impl Manager {
             let dir = boot::folder(&self.parts, id);
             let found = match Ledger::load(&dir) {
                 Some(ledger) => self.adopt(id, ledger).await,
-                // A ledger is replaced as a whole. One that exists and cannot be read was written
-                // by another version, so nothing that it describes is touched.
+                // A ledger is always replaced as a whole. If this one cannot be read, another
+                // version wrote it, so its capsule is not touched.
                 None if Ledger::exists(&dir) => Err(Error::Invalid("an unknown ledger".to_owned())),
                 None => boot::unmake(&self.parts, id).await,
             };

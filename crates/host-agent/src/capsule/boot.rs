@@ -1,4 +1,4 @@
-//! Makes the parts of a capsule in phases, and removes all of them. The phases are prepared (disk),
+//! The parts of a capsule: made in phases, and removed together. The phases are prepared (disk),
 //! wired (network), booted (machine) and ready (the guest answers). An [`Origin`] is the source of
 //! the machine: an image, a saved disk, or a whole saved machine. Removal does not depend on the
 //! phases that were reached. So it serves a failed boot, a pause, a removal and a dead agent alike.
@@ -409,7 +409,7 @@ async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Res
     Ok(network?)
 }
 
-/// Frees the number of a network for reuse. No ledger may still name the number, or the next
+/// Frees the number of a network for reuse. No ledger may still name the number. Otherwise the next
 /// capsule that gets it would lose its network to this one.
 fn release_slot(parts: &Parts, slot: Option<u32>) {
     if let (Some(networks), Some(slot)) = (&parts.networks, slot) {

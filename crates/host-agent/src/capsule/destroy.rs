@@ -63,8 +63,8 @@ impl Manager {
         });
     }
 
-    /// Cancels the operation under way of the capsule. An unknown capsule is listed meanwhile, so
-    /// that no other call begins a capsule of this id while its leftovers are removed.
+    /// Cancels the capsule's operation under way. An unknown capsule is listed meanwhile. So no
+    /// other call begins a capsule of this id while its leftovers are removed.
     fn begin_destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<Turn, Error> {
         let mut capsules = self.lock();
         let unknown =

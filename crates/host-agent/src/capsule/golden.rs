@@ -1,7 +1,7 @@
 //! Golden machines: a saved machine for each template and size, so that a create is a restore. A
 //! machine is saved when its guest first answers, before the guest has an identity. Its key covers
-//! everything that it depends on. So a machine that does not fit this host is never found, and the
-//! next start of the agent removes it.
+//! everything that it depends on. So a machine that does not fit this host is never found. The next
+//! start of the agent removes it.
 
 use super::life::now_ms;
 use super::{Error, blocking, pause};
@@ -167,7 +167,7 @@ impl Golden {
         }
     }
 
-    /// Freezes a machine and copies its parts. The boot may be abandoned at any point, so the
+    /// Freezes a machine and copies its parts. The boot may be abandoned at any point. So the
     /// thread that copies owns the claim and the right to make the golden machine.
     async fn take(
         self,

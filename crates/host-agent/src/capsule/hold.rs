@@ -3,9 +3,9 @@
 //! disk nevertheless is stopped by its VMM, if the VMM can do so. Both kinds of guest run again by
 //! themselves when there is room. This module also counts the bytes in each capsule's snapshots.
 //!
-//! The guest of a running capsule stands still only while it waits for room, or while an operation
-//! works on it. [`Manager::freeze`] notes that a thaw is owed, and [`Manager::thaw`] clears the
-//! note when it succeeds. Each later look at the disk retries the owed thaws.
+//! The guest of a running capsule stands still only for want of room, or while an operation works
+//! on it. [`Manager::freeze`] notes that a thaw is owed, and [`Manager::thaw`] clears the note when
+//! it succeeds. Each later check of the disk retries the owed thaws.
 
 use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use types::CapsuleId;
 
-/// Period of the looks at the disk.
+/// Period of the checks of the disk.
 const LOOK: Duration = Duration::from_millis(250);
 /// Period of the counts of kept bytes.
 const MEASURE: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 
 /// Room that a capsule takes on its host's disk.
 #[derive(Default)]
 pub(super) struct Usage {
-    /// Bytes of its own disk at the last look; `None` while there is plenty of room.
+    /// Bytes of its own disk at the last check; `None` while there is plenty of room.
     disk: Option<u64>,
     /// True while the guest stands still for want of room.
     pub waits: bool,
@@ -46,7 +46,7 @@ pub(super) struct Usage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Nothing,
-    /// Report the guest as waiting, since its VMM has stopped it.
+    /// Note the guest as waiting, since its VMM has stopped it.
     Tell,
     Stop,
     GoOn,
@@ -79,7 +79,7 @@ impl Usage {
 }
 
 impl Manager {
-    /// Looks at the disk and counts kept bytes, for as long as the process lives.
+    /// Checks the disk and counts kept bytes, for as long as the process lives.
     pub(super) async fn watch_disk(&self) {
         // The first count comes before any answer, since an uncounted snapshot would be reported as
         // empty.
@@ -171,7 +171,7 @@ impl Manager {
     /// Thaws a guest that waited for room or that is owed a thaw, and sets its clock.
     async fn let_go_on(&self, id: CapsuleId) -> Result<(), Error> {
         let turn = self.turn(id)?;
-        // An operation that holds the turn thaws its guest itself. If that fails, a later look
+        // An operation that holds the turn thaws its guest itself. If that fails, a later check
         // comes here again.
         let Ok(held) = turn.try_lock() else { return Ok(()) };
         let Some((machine, guest)) = self.running(id) else { return Ok(()) };
@@ -426,7 +426,7 @@ mod tests {
     fn owed_thaw_is_due_without_room_unless_the_guest_waits_for_room() {
         let (mut usage, now) = (Usage { thaw_owed: true, ..Usage::default() }, Instant::now());
         assert_eq!(usage.step(Level::Low, Some(5), false, now), Step::GoOn);
-        // A try that fails clears nothing, and the next one comes after a pause.
+        // A failed attempt clears nothing, and the next one comes after a pause.
         assert_eq!(usage.step(Level::Low, Some(5), false, now), Step::Nothing);
         assert_eq!(usage.step(Level::Low, Some(5), false, now + AGAIN), Step::GoOn);
         usage.waits = true;

@@ -1,6 +1,6 @@
-//! Notices the end of a machine. Either the VMM reports the end, or the guest's processors have
-//! stopped for good while the VMM lives on. A kernel that halts does the latter, and no VMM reports
-//! it.
+//! Detection of machines that have ended. Either the VMM reports the end, or the guest's processors
+//! have stopped for good while the VMM lives on. A kernel that halts does the latter, and no VMM
+//! reports it.
 //!
 //! A live kernel wakes a processor every second, since envd's first process asks for that. Each
 //! packet that the host sends wakes a processor too. Four signs together, for several seconds, make
@@ -10,8 +10,8 @@
 //! - The VMM says that it runs the guest.
 //! - envd took no connection.
 //!
-//! So a slow guest never counts as halted. A guest that is frozen or waits for room does not
-//! either, nor does a guest whose VMM is starved or stopped.
+//! So a slow guest never counts as halted. A guest that is frozen or waits for room does not count
+//! as halted either. A starved or stopped VMM does not make its guest count as halted.
 
 #[cfg(test)]
 mod tests;
@@ -25,29 +25,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use types::CapsuleId;
 
-/// Period of the cheap look at every running guest.
+/// Period of the cheap checks of every running guest.
 const LOOK: Duration = Duration::from_secs(2);
-/// Looks without a sign of life after which a guest is examined.
+/// Checks without a sign of life after which a guest is examined.
 const SUSPICIOUS: u32 = 2;
-/// Period of the looks of an examination, and time limit of each question to VMM or guest.
+/// Period of the checks of an examination, and time limit of each question to VMM or guest.
 const EXAMINE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
-/// Looks without a sign of life after which an examined guest is halted.
+/// Checks without a sign of life after which an examined guest is halted.
 const HALTED: u32 = 5;
-/// Most looks of one examination. A look at which a thread of the VMM did not sleep proves nothing.
+/// Most checks of one examination. A check proves nothing if a thread of the VMM did not sleep.
 const EXAMINE_MOST: u32 = 10;
 /// Guests that are examined at once.
 const SUSPECTS: usize = 16;
 /// Reason that is recorded for a guest that this module finds halted.
 pub(super) const REASON: &str = "the guest ended: its processors are halted";
 
-/// State of each running machine at the last look.
+/// State of each running machine at the last check.
 type Watched = HashMap<CapsuleId, Watch>;
 
 struct Watch {
     record: Record,
     threads: Option<Threads>,
     waits: Option<Vec<u64>>,
-    /// Looks since the processors last ran.
+    /// Checks since the processors last ran.
     still: u32,
 }
 
@@ -56,7 +56,7 @@ impl Watch {
         Self { record: machine.record(), threads: machine.vcpus(), waits: None, still: 0 }
     }
 
-    /// Takes a look, and reports whether the machine is to be examined.
+    /// Checks the machine, and reports whether it is to be examined.
     fn look(&mut self) -> bool {
         let waits = self.threads.as_ref().and_then(Threads::waits);
         self.still = if waits.is_some() && waits == self.waits { self.still + 1 } else { 0 };
@@ -109,7 +109,7 @@ async fn runs(machine: &dyn Machine) -> bool {
 }
 
 impl Manager {
-    /// Begins to look at all running guests.
+    /// Begins to check all running guests.
     pub(super) fn watch_liveness(&self) {
         let (this, watched) = (self.clone(), Arc::<Mutex<Watched>>::default());
         self.parts.tasks.every(LOOK, move || {

@@ -82,7 +82,7 @@ pub(super) struct Capsule {
     pub running: Option<(Arc<dyn Machine>, Guest)>,
     /// Lock that the operation under way holds.
     pub turn: Turn,
-    /// Cancels the operation under way.
+    /// Token that cancels the operation under way.
     pub cancel: CancellationToken,
     pub life: Life,
     /// Time of the last activity in the capsule.

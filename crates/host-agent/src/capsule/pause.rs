@@ -88,7 +88,7 @@ impl Keep {
 struct UnderWay {
     machine: Arc<dyn Machine>,
     guest: Guest,
-    /// Cancels the pause, for a removal.
+    /// Token by which a removal cancels the pause.
     cancel: CancellationToken,
 }
 
@@ -98,7 +98,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::Silent`] when the guest's agent does not answer, unless the guest is saved
-    /// regardless; [`Error::Stopping`] when the capsule is to be removed. The capsule then runs on.
+    /// regardless. [`Error::Stopping`] when the capsule is to be removed. The capsule then runs on.
     pub(crate) async fn pause(
         &self,
         id: CapsuleId,

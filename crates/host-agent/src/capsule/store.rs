@@ -6,8 +6,9 @@
 //! A pause does not wait for the store. Files to send are linked into another folder first. So the
 //! capsule may be resumed or removed meanwhile.
 //!
-//! Nothing is sent or swept unless the platform has just confirmed that this host is a member. An
-//! older snapshot is removed when the control plane asks for it, after the row names the new one.
+//! Files are sent or swept only after the platform has just confirmed that this host is a member.
+//! An older snapshot is removed when the control plane asks for it, after the row names the new
+//! one.
 
 mod tree;
 
@@ -453,9 +454,9 @@ fn link_aside(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A capsule that is being fetched. The host lists it as `Resuming`, so that the platform does not
-/// take it for lost, however long the fetch lasts. Dropping it before the end, as when the caller
-/// leaves, removes the capsule's entry.
+/// A capsule that is being fetched. The host lists it as `Resuming` meanwhile, so that the platform
+/// does not take it for lost. Dropping it before the end, as when the caller leaves, removes the
+/// capsule's entry.
 struct Fetching<'a> {
     manager: &'a Manager,
     id: CapsuleId,

@@ -13,14 +13,14 @@ use tokio::io::AsyncReadExt;
 /// Time limit for a guest to take a connection, and for envd to connect to the loopback.
 const DIAL: Duration = Duration::from_secs(5);
 
-/// Opens connections to a guest's ports.
+/// Dialer of connections to a guest's ports.
 pub(crate) struct Dialer {
     direct: Direct,
     loopback: Loopback,
 }
 
 impl Dialer {
-    /// Returns a dialer along `route` until `cut` is given. envd expects the capsule's `token`.
+    /// Returns a dialer along `route` until `cut` is triggered. envd expects the capsule's `token`.
     pub(super) fn new(route: Route, token: Arc<str>, cut: &Signal, tasks: Tasks) -> Self {
         let direct = Direct { route, cut: cut.clone() };
         // A connection to envd either becomes the server's, or is closed, so none stays idle.
@@ -28,7 +28,7 @@ impl Dialer {
         Self { direct, loopback }
     }
 
-    /// Returns a dialer to the same guest until another `cut`.
+    /// Returns a dialer to the same guest until another `cut` is triggered.
     pub(super) fn renewed(&self, cut: &Signal, tasks: Tasks) -> Self {
         let (route, token) = (self.direct.route.clone(), Arc::clone(&self.loopback.token));
         Self::new(route, token, cut, tasks)
@@ -52,7 +52,7 @@ impl Dial for Dialer {
     }
 }
 
-/// Opens connections to the address by which the host knows the guest.
+/// Dialer of connections to the address by which the host knows the guest.
 #[derive(Clone)]
 struct Direct {
     route: Route,
@@ -73,7 +73,7 @@ impl Dial for Direct {
     }
 }
 
-/// Opens connections to the guest's loopback, through envd.
+/// Dialer of connections to the guest's loopback, through envd.
 struct Loopback {
     envd: Pool<Direct>,
     token: Arc<str>,

@@ -20,8 +20,8 @@ pub struct Credentials {
     pub(super) host_id: String,
     pub(super) jwt: String,
     pub(super) refresh_token: String,
-    /// Certificate of this host. It and the next two are `None` if the platform has no
-    /// certificates.
+    /// Certificate of this host. The certificate and the next two fields are `None` if the platform
+    /// has no certificates.
     cert_pem: Option<String>,
     key_pem: Option<String>,
     pub(super) ca_cert_pem: Option<String>,

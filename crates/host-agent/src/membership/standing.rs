@@ -1,7 +1,7 @@
 //! The platform's last answer on this host's membership.
 //!
-//! A host may wake after any time, with its timers due, and learn only later that the platform has
-//! forgotten it. So code that is about to write to storage that hosts share asks here first.
+//! A host may wake after any time, with its timers due. The platform may have forgotten it
+//! meanwhile. So code that is about to write to storage that hosts share asks here first.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
@@ -29,8 +29,8 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    /// Asks for a heartbeat unless one was answered just now. Returns whether the platform took the
-    /// heartbeat; `false` also when the platform cannot be reached.
+    /// Asks for a heartbeat unless one was answered just now. Returns true if the platform took the
+    /// heartbeat, and false also when the platform cannot be reached.
     pub(crate) async fn confirm(&self) -> bool {
         let asked = now();
         let last = *self.last.borrow();

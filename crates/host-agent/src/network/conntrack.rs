@@ -1,6 +1,6 @@
-//! Removes entries from the connection-tracking table of the current network namespace. The table
-//! of a capsule's namespace goes with the namespace. The host's table has an entry for each
-//! connection that left through the host, and keeps it for up to five days.
+//! Removal of entries from the connection-tracking table of the current network namespace. The
+//! table of a capsule's namespace goes with the namespace. The host's table has an entry for each
+//! connection that left through the host. An entry stays for up to five days.
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
@@ -54,7 +54,8 @@ fn list(
         let mut rest = bytes.as_slice();
         while let Some((message, after)) = split(rest) {
             rest = after;
-            // The library can read each kind of entry that a guest's connection has.
+            // The library can read each kind of entry that a guest's connection has. Others are
+            // skipped.
             let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(message) else {
                 continue;
             };

@@ -1,9 +1,9 @@
 //! Enforcement of a capsule's rules for outgoing connections. While no rule has a host name, the
 //! firewall rules of the capsule's namespace suffice. Otherwise the agent serves as the capsule's
 //! name server (`resolver.rs`), and filters its connections to ports 80 and 443 (`filter.rs`). The
-//! filter lets a connection through by the name that it asks for, to addresses that the name server
-//! gave for that name. Both run inside the capsule's namespace. While this process is not there,
-//! nothing is let through.
+//! filter admits a connection by the name that it asks for. The destination must be an address that
+//! the name server gave for that name. Both run inside the capsule's namespace. While this process
+//! is not there, nothing is let through.
 
 mod filter;
 #[cfg(feature = "fuzzing")]
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::Egress;
 
-/// Enforces the rules of one capsule. Without a guard, no name leads anywhere.
+/// Enforcer of the rules of one capsule. Without a guard, no name leads anywhere.
 pub(crate) struct Guard {
     namespace: Namespace,
     plan: Plan,
@@ -42,7 +42,8 @@ struct Rules {
 #[derive(Clone)]
 struct Known {
     egress: Arc<Egress>,
-    /// Cancelled when these rules are replaced; each open connection is then checked again.
+    /// Token that is cancelled when these rules are replaced. Open connections are then checked
+    /// again.
     replaced: CancellationToken,
     /// Connections that pass bytes by these rules.
     under_way: TaskTracker,

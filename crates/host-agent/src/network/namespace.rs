@@ -5,7 +5,6 @@
 //! So everything that the agent opens inside goes through a [`Namespace`]. [`Namespace::close`],
 //! which `network.rs` calls, ends all of it before the namespace is removed. This module does not
 //! know which services run inside.
-//! which services run inside.
 
 use crate::sys;
 use daemon::{OwnTasks, Signal, Tasks};
@@ -21,8 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 
-/// Longest time that closing may take. Nothing inside waits for anything else, so only an
-/// overloaded machine reaches this limit.
+/// Longest time that closing may take. Tasks inside wait for nothing else, so only an overloaded
+/// machine reaches this limit.
 const CLOSE: Duration = Duration::from_secs(2);
 
 /// A network namespace. All clones share it.
@@ -95,8 +94,8 @@ impl Namespace {
 
     /// Duplicates the descriptor, for a process that is to live inside.
     ///
+    /// # Errors
     /// Fails when the namespace is closed.
-    /// When the namespace is closed.
     pub(crate) fn try_clone(&self) -> io::Result<File> {
         self.file()?.try_clone()
     }

@@ -1,4 +1,4 @@
-//! Applies a plan by netlink and nftables. All functions block, so callers use a thread.
+//! Application of a plan by netlink and nftables. All functions block, so callers use a thread.
 
 use super::plan::{
     GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, METADATA, Plan, TAP, UPLINK, namespace_limits,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use types::Egress;
 use types::egress::Net;
 
-/// Folder with a folder of namespaces for each agent. It is not `/run/netns`, since the first `ip
-/// netns add` on the machine covers the mounts there. Covered namespaces cannot be removed any
+/// Folder with a folder of namespaces for each agent. `/run/netns` does not serve: the first use of
+/// `ip netns add` on the machine covers the mounts there. Covered namespaces cannot be removed any
 /// more.
 const NAMESPACES: &str = "/run/wrenn";
 /// Name of the machine's tap, in every namespace.
@@ -21,7 +21,7 @@ pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
 pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Address of the guest, in every namespace.
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 2);
-/// MAC address of the gateway. It is fixed, since a restored guest remembers it.
+/// MAC address of the gateway. The address is fixed, since a restored guest remembers it.
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0x57, 0x52, 0x00, 0x00, 0x01];
 /// MAC address of the guest.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x00, 0x00, 0x02];

@@ -8,7 +8,7 @@ use std::io::Write;
 /// Reads `data` as a layer, with the true hash of the index, so that the index itself is parsed.
 ///
 /// # Panics
-/// When the layer yields pages that are not whole.
+/// Panics when the layer yields pages that are not whole.
 pub fn layer(data: &[u8]) {
     let name = "layer";
     let Ok(file) = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC) else { return };

@@ -2,9 +2,8 @@
 //! that start from the same layers. Teams share none, since access times reveal which pages are
 //! shared. The last used images are kept, since many capsules start from few templates.
 //!
-//! If machines map files by their paths, an image is a file in a folder, and no process opens it
-//! for writing after it is made. If machines get a descriptor, the image has no path at all.
-//! writing any more; where they are given a descriptor, it has no path at all.
+//! If machines map files by their paths, an image is a file in a folder. No process opens it for
+//! writing after it is made. If machines get a descriptor, the image has no path at all.
 
 use super::Layers;
 use super::layer::Layer;

@@ -1,4 +1,4 @@
-//! A layer: a file with the guest pages in which a memory differs from the layers below. It is
+//! A layer: a file with the guest pages in which a memory differs from the layers below. A layer is
 //! written once and then never changed. Folders share it by hard links, so the file system counts
 //! its users.
 //!
@@ -141,8 +141,8 @@ impl Layer {
         Ok(Self { file, runs, sums, data })
     }
 
-    /// Calls `put` for each part of the layer, in rising order. It gets the first page's number,
-    /// and the data or, as an error, the number of pages of zeros.
+    /// Calls `put` for each part of the layer, in rising order. Its arguments are the first page's
+    /// number, and the data or, as an error, the number of pages of zeros.
     pub(crate) fn each(
         &self,
         mut put: impl FnMut(u64, Result<&[u8], u32>) -> io::Result<()>,
@@ -210,7 +210,7 @@ pub(crate) struct Chunk {
     bytes: Vec<u8>,
 }
 
-/// Converts a number of pages. It always fits, since this program runs on 64 bits.
+/// Converts a number of pages. Each number fits, since this program runs on 64 bits.
 pub(crate) fn index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,6 +1,6 @@
-//! A guest's memory. It is read while its machine stands still, and written as the pages that
-//! differ from the layers below. A restore makes a sealed image that machines map copy-on-write, or
-//! writes pages into a machine that has not started.
+//! A guest's memory, read while its machine stands still. A save writes the pages that differ from
+//! the layers below. A restore makes a sealed image that machines map copy-on-write, or writes
+//! pages into a machine that has not started.
 //!
 //! A page's contents are compared, never guessed from accesses. A cleared page is written as zeros.
 //! A page that was overwritten with equal contents is not written at all.
@@ -30,13 +30,13 @@ pub(crate) struct Memory {
     /// Pages that may differ from the image that the machine maps, in rising order.
     touched: Vec<Range<u64>>,
     rest: Rest,
-    /// Makes all reads of the memory fail once cancelled.
+    /// Token whose cancellation makes all reads of the memory fail.
     cancel: CancellationToken,
 }
 
 /// Source of the untouched pages.
 enum Rest {
-    /// The same file.
+    /// The file with the touched pages.
     Same,
     /// Another file, which holds the memory at the start.
     Other(File),
@@ -239,7 +239,7 @@ mod tests {
 
     const PAGES: u64 = 64;
 
-    /// A memory whose pages are each filled with one byte.
+    /// Returns a memory whose pages are each filled with one byte.
     fn memory(pages: &[u8]) -> Memory {
         let file = tempfile::tempfile().unwrap();
         for (number, fill) in pages.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! Chooses the driver that runs the machines on this host. An installed VMM is not trusted until a
-//! guest boots on it. The outcome is remembered as long as nothing that it depends on changes, and
-//! until this host boots again.
+//! Choice of the driver that runs the machines on this host. An installed VMM is not trusted until
+//! a guest boots on it. The outcome is remembered as long as nothing that it depends on changes,
+//! and until this host boots again.
 
 #[cfg(test)]
 mod tests;
@@ -39,7 +39,7 @@ pub struct Examined {
     pub accelerator: &'static str,
     /// Reason why the driver cannot be used; `None` when it can.
     pub why_not: Option<String>,
-    /// Time of the probe, in RFC 3339, if that was not just now.
+    /// Time of the probe, in RFC 3339; `None` when the probe ran just now.
     pub remembered: Option<String>,
 }
 
@@ -187,9 +187,9 @@ impl Prober<'_> {
         (None, written.and(booted).map(|()| driver))
     }
 
-    /// Returns everything that a probe's outcome depends on. These are this boot of the host, the
-    /// driver with its version and tier, the programs, the kernel and initramfs, and the device's
-    /// permissions.
+    /// Returns everything that a probe's outcome depends on. The text covers this boot of the host,
+    /// the driver with its version and tier, and the programs. It also covers kernel and initramfs,
+    /// and the device's permissions.
     fn about(&self, driver: &dyn Driver) -> String {
         let mut files = driver.programs();
         files.extend([self.config.kernel(), self.config.initramfs()]);

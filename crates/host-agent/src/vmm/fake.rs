@@ -1,5 +1,5 @@
 //! A driver without machines: `envd` on the host, one process per capsule, on a loopback port. It
-//! is for tests of everything above the trait. It isolates nothing and is chosen only on request.
+//! serves tests of everything above the trait. It isolates nothing and is chosen only on request.
 
 use super::{Driver, Error, Found, Machine, Record, Saved, Spec, kill_record, wait_record};
 use crate::snapshot::memory::Memory;

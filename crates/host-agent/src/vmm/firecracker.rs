@@ -1,4 +1,4 @@
-//! Firecracker, the driver for production. It needs KVM, and each machine has a jail of its own.
+//! Firecracker, the driver for production. Machines need KVM, and each has a jail of its own.
 //!
 //! Every machine opens its files by the same names, in a root of its own. Its tap is in a namespace
 //! of its own. So a snapshot of one machine fits any other.

@@ -1,5 +1,5 @@
-//! A driver without machines, in which the server at one port is every capsule's guest. It is for
-//! benchmarks of the layers above, with a thousand hosts in one process. No part of a capsule runs.
+//! A driver without machines, in which the server at one port is every capsule's guest. Benchmarks
+//! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs.
 
 use super::{Driver, Error, Found, Machine, Record, Saved, Spec};
 use crate::snapshot::memory::Memory;

@@ -1,4 +1,4 @@
-//! Checks that `/dev/kvm` exists, and that a VMM may open it.
+//! Checks of `/dev/kvm`: that it exists, and that a VMM may open it.
 
 use anyhow::Context;
 use std::fs::File;

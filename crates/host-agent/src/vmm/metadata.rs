@@ -1,7 +1,7 @@
-//! The metadata service, for drivers whose VMM has none. It serves the protocol of version 2 of
-//! Firecracker's MMDS, at the same address. A guest gets a session token by `PUT
-//! /latest/api/token`, and reads everything else by `GET` with the token. The listener is inside
-//! the capsule's namespace, so only the guest that it belongs to can ask.
+//! The metadata service, for drivers whose VMM has none. The protocol is version 2 of Firecracker's
+//! MMDS, at the same address. A guest gets a session token by a `PUT` of `/latest/api/token`. With
+//! the token it reads everything else by `GET`. The listener is inside the capsule's namespace, so
+//! only the guest that it belongs to can ask.
 
 use super::Metadata;
 use crate::network::namespace::Namespace;
@@ -85,8 +85,8 @@ impl Guest {
         Ok(Self { data: metadata.json(), key: sys::random()?, since, due })
     }
 
-    /// Delays a request, so that a guest which asks all the time costs the host no more than other
-    /// guests do. A request that is given up while it waits takes no time from others.
+    /// Delays a request, so that a guest which asks all the time costs the host no more than
+    /// others. A request that is given up while it waits takes no time from others.
     async fn turn(&self) {
         let mut due = self.due.lock().await;
         tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;

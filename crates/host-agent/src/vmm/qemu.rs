@@ -1,9 +1,9 @@
 //! QEMU's `microvm` machine, on KVM or with software emulation.
 //!
-//! The process is unprivileged, in empty namespaces, under QEMU's own seccomp filter. It gets every
-//! resource as an open descriptor. Guest output goes to a ring buffer inside the process, so a
-//! guest cannot fill the host's disk. A guest that ends leaves the process paused, so that its last
-//! words can still be read.
+//! The process is unprivileged, in empty namespaces, under QEMU's own seccomp filter. Every
+//! resource comes as an open descriptor. Guest output goes to a ring buffer inside the process, so
+//! a guest cannot fill the host's disk. A guest that ends leaves the process paused, so that its
+//! last words can still be read.
 
 mod machine;
 
@@ -33,7 +33,7 @@ const LOG: &str = "qemu.log";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
     Kvm,
-    /// Emulation. It has the rate of the host's time stamp counter, which the guest must be told.
+    /// Emulation, with the rate of the host's time stamp counter, which the guest must be told.
     Tcg {
         tsc_khz: u64,
     },

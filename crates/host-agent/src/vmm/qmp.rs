@@ -1,6 +1,6 @@
-//! QEMU's machine protocol (QMP), over two sockets, since each serves one connection at a time. One
-//! is for commands, the other for the guest's end. They stay in the capsule's folder, so that a
-//! later agent can use them too.
+//! QEMU's machine protocol (QMP), over two sockets, since each serves one connection at a time. The
+//! first is for commands, the second for the guest's end. The sockets stay in the capsule's folder,
+//! so that a later agent can use them too.
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ pub(super) const EVENTS: &str = "events.sock";
 /// A connection that has gone through the greeting.
 pub(super) struct Qmp(BufReader<UnixStream>);
 
-/// Reports whether only a reset ends a machine's state.
+/// Reports whether a machine in this state needs a reset to run again.
 pub(super) fn has_ended(status: &str) -> bool {
     matches!(status, "shutdown" | "guest-panicked" | "internal-error")
 }
@@ -108,8 +108,8 @@ impl Qmp {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits for the guest's own end: a shutdown, a reset, a panic. Sets `full` meanwhile when QEMU
-    /// has stopped the guest because the host's disk is full, which is a pause and no end.
+    /// Waits for the guest's own end: a shutdown, a reset, a panic. Sets `full` when QEMU has
+    /// stopped the guest because the host's disk is full. Such a stop is a pause and no end.
     pub(super) async fn guest_ended(&mut self, full: &AtomicBool) -> io::Result<String> {
         let status = self.status().await?;
         if has_ended(&status) {

@@ -1,4 +1,4 @@
-//! Reads the threads of a VMM process from `/proc`, to tell whether a guest's processors ran
+//! The threads of a VMM process, read from `/proc`. They tell whether a guest's processors ran
 //! between two readings. `capsule/liveness.rs` draws the conclusions.
 
 use std::path::PathBuf;

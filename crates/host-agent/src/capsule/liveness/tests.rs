@@ -95,7 +95,7 @@ fn guest_at(at: SocketAddr) -> Guest {
     Guest::new(Route::Loopback(at), "", 1, Tasks::default())
 }
 
-/// A guest whose envd takes a connection and never answers.
+/// Returns a guest whose envd takes a connection and never answers.
 fn silent() -> (Guest, TcpListener) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     (guest_at(listener.local_addr().unwrap()), listener)

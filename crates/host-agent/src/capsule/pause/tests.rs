@@ -96,14 +96,14 @@ async fn running(dir: &Path, agent: SocketAddr) -> (Manager, CapsuleId, Arc<Coun
     (manager, ledger.id, machine)
 }
 
-/// An agent that takes connections and answers nothing.
+/// Returns an agent that takes connections and answers nothing.
 fn silent() -> (SocketAddr, TcpListener) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     (listener.local_addr().unwrap(), listener)
 }
 
-/// An agent that answers health checks and nothing else. The flag is set once it was asked for
-/// something else.
+/// Returns an agent that answers health checks and nothing else. The flag is set once it was asked
+/// for something else.
 async fn evasive() -> (SocketAddr, Arc<AtomicBool>) {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let agent = listener.local_addr().unwrap();
@@ -128,7 +128,7 @@ async fn evasive() -> (SocketAddr, Arc<AtomicBool>) {
     (agent, asked)
 }
 
-/// An agent that answers health checks, and refuses everything else.
+/// Returns an agent that answers health checks, and refuses everything else.
 async fn refusing() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let agent = listener.local_addr().unwrap();

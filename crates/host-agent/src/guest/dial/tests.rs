@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A dialer to a guest whose envd answers each request with `answer`, and the requests' heads.
+/// Returns a dialer to a guest whose envd answers each request with `answer`, and the requests'
+/// heads.
 async fn guest(answer: &'static str) -> (Dialer, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let at = listener.local_addr().unwrap();
@@ -35,7 +36,7 @@ async fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap().to_ascii_lowercase()
 }
 
-/// A port of this machine at which no server listens.
+/// Returns a port of this machine at which no server listens.
 async fn closed() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     listener.local_addr().unwrap().port()

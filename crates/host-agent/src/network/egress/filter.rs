@@ -48,7 +48,7 @@ pub(super) struct Way {
 }
 
 /// Places for the connections of all capsules. The limit keeps guests from using up the files that
-/// this process may open. It also keeps a guest from taking all places of the others.
+/// this process may open. A limit for each capsule leaves places to the others.
 struct Places {
     held: Shares<u64>,
     most: u64,
@@ -126,7 +126,7 @@ impl Way {
         guest.set_nodelay(true)?;
         let to = rustix::net::sockopt::ip_original_dst(&guest)?;
         let guest = self.namespace.hold(guest)?;
-        // Boxed, since one future is far larger than the other.
+        // The futures are boxed, since one is far larger than the other.
         if to.port() == HTTP {
             Box::pin(self.pass_http(guest, to)).await
         } else {
@@ -248,7 +248,7 @@ impl Way {
     }
 }
 
-/// Opens the server's connection for one guest's requests.
+/// Gate that opens the server's connection for one guest's requests.
 struct Open<'a> {
     way: &'a Way,
     to: SocketAddrV4,

@@ -15,7 +15,8 @@ const ALLOWED: &str = "good.test";
 /// Feeds the first bytes of a connection to port 443 to the filter.
 ///
 /// # Panics
-/// When a hello reads differently without the bytes after it, or those bytes make no progress.
+/// Panics when a hello reads differently without the bytes after it, or those bytes make no
+/// progress.
 pub fn hello(data: &[u8]) {
     let _ = of_head(data);
     let Some(hello) = tls::hello(data) else { return };
@@ -51,7 +52,7 @@ impl Gate for OnlyGood {
 /// itself must find requests for the allowed host, and nothing else.
 ///
 /// # Panics
-/// When a request for another host reaches the server.
+/// Panics when a request for another host reaches the server.
 pub fn requests(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return };

@@ -1,5 +1,5 @@
-//! Reads the host that a connection or a request asks for: TLS's server name, or HTTP's host. Pure.
-//! A guest may write any name. Callers check that the address belongs to that host.
+//! The host that a connection or a request asks for: TLS's server name, or HTTP's host. Pure. A
+//! guest may write any name. Callers check that the address belongs to that host.
 
 use http::uri::Authority;
 use http::{HeaderMap, Uri, header};

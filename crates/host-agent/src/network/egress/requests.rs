@@ -30,7 +30,7 @@ const BUFFER: usize = 64 * 1024;
 /// cannot read.
 const WEBSOCKET: &[u8] = b"websocket";
 
-/// Judges a connection's requests, and opens the connection to their server.
+/// Judge of a connection's requests, and dialer of their server.
 pub(super) trait Gate: Sync {
     /// A connection to a server.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
@@ -66,7 +66,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
     /// Serves a guest's requests until the connection ends.
     ///
     /// # Errors
-    /// When the connection fails before its end, for example on bytes that are no request.
+    /// Fails when the connection fails before its end, for example on bytes that are no request.
     pub(super) async fn serve<S>(&self, guest: S) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -107,7 +107,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
         tokio::io::copy_bidirectional(&mut guest, &mut server).await.map(|_| ())
     }
 
-    /// Drives the server's connection. Ready once that has ended.
+    /// Drives the server's connection. Ready once the connection has ended.
     fn drive(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut server = lock(&self.server);
         let Some(driven) = server.as_mut() else { return Poll::Pending };
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    /// Denies `bad.test` and unreadable requests.
+    /// A gate that denies `bad.test` and unreadable requests.
     struct OpenButBad(Mutex<Option<DuplexStream>>);
 
     impl Gate for OpenButBad {

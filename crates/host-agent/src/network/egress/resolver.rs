@@ -240,7 +240,7 @@ fn told(asked: &Message, code: ResponseCode) -> Option<Vec<u8>> {
 }
 
 /// Writes an answer to the guest, of at most `most` bytes. An answer that was cut, or does not fit,
-/// is marked as truncated and has no records, so the guest asks again by TCP.
+/// is marked as truncated and has no records. The guest then asks again by TCP.
 fn written(
     asked: &Message,
     code: ResponseCode,
@@ -277,7 +277,7 @@ fn room(asked: &Message) -> u16 {
     told.clamp(ANSWER_MIN, ANSWER_MAX)
 }
 
-/// Returns the records that lead from a question's name to its answer. They are aliases, and
+/// Returns the records that lead from a question's name to its answer. These are aliases, and
 /// records of the wanted type for any name on the way.
 fn leading(query: &Query, mut records: Vec<Record>) -> Vec<Record> {
     records.truncate(RECORDS_MAX);
@@ -445,7 +445,8 @@ async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, namespace: &Namespace
 /// Feeds a guest's question and a name server's answer to the resolver. The written answer must
 /// fit, and must answer only the guest's question.
 ///
-/// # Panics When the written answer breaks these rules.
+/// # Panics
+/// Panics when the written answer breaks these rules.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz(data: &[u8]) {
     let (asked, answer) = data.split_at(data.len() / 2);

@@ -57,7 +57,7 @@ pub(super) fn hello(bytes: &[u8]) -> Option<Hello> {
     }
 }
 
-/// Reads the extensions of a whole hello. Nothing may follow the hello in its record.
+/// Reads the extensions of a whole hello. The hello must end its record.
 fn read(name: String, bytes: &[u8]) -> Option<Hello> {
     let (mut message, mut rest) = (Vec::new(), bytes);
     let whole = |message: &[u8]| {
@@ -108,7 +108,7 @@ fn vector<const N: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// Looks for a second hello in the bytes after a client's first, until none can follow.
+/// Search for a second hello in the bytes after a client's first, until none can follow.
 #[derive(Debug)]
 pub(super) struct Later {
     asked: Asked,
@@ -123,11 +123,11 @@ pub(super) struct Later {
 /// Decision on the bytes that a client has sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The first bytes, as many as given, may go on.
+    /// The given number of first bytes may pass.
     Pass(usize),
     /// More bytes are needed.
     More,
-    /// All that follows is encrypted, and may go on.
+    /// All further bytes are encrypted, and may pass.
     Encrypted,
     /// The bytes are no TLS, or contain a hello for another host.
     Refuse,
@@ -334,7 +334,7 @@ mod tests {
             assert_eq!(after(&first, &[&parts]), Step::Refuse, "{size}");
             assert_eq!(after(&first, &[change, &parts]), Step::Refuse, "{size}");
         }
-        // A hello that is too large to look at must not count as an encrypted message.
+        // A hello that is too large to examine must not count as an encrypted message.
         let large = [vec![1, 1, 0, 0, 3, 3], vec![0; 65_530]].concat();
         let large = in_records(&[&[0; 5], large.as_slice()].concat(), 16_384);
         assert_eq!(after(&first, &[change, &large]), Step::Refuse);

@@ -8,7 +8,6 @@
 //! changed  pages that may differ from the shared image, each at its place in memory; sparse
 //! asked    the mark
 //! ```
-//! ```
 
 use super::jail;
 use crate::snapshot::layer::PAGE;
@@ -149,7 +148,7 @@ mod tests {
     #[test]
     fn what_is_not_kept_page_by_page_is_not_used() {
         check(tempfile::tempdir().unwrap().path()).unwrap();
-        // A tmpfs of huge pages, if the kernel supports them and the test may mount it.
+        // A tmpfs of huge pages serves if the kernel supports them and the test may mount it.
         let dir = tempfile::tempdir().unwrap();
         let (none, data) = (rustix::mount::MountFlags::empty(), c"huge=always");
         if rustix::mount::mount("tmpfs", dir.path(), "tmpfs", none, data).is_ok() {

@@ -1,4 +1,5 @@
-//! Checks that a program is a static ELF executable, so that it runs in a root without other files.
+//! A check that a program is a static ELF executable, so that it runs in a root without other
+//! files.
 
 use anyhow::Context;
 use std::fs::File;

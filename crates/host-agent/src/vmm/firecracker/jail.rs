@@ -186,8 +186,8 @@ impl Jail {
     }
 }
 
-/// Opens a file that a machine may have replaced. Follows no link, does not block on a pipe, and
-/// refuses a file of another kind, of another owner, or with a second name.
+/// Opens a file that a machine may have replaced. Follows no link and does not block on a pipe.
+/// Refuses a file of another kind, of another owner, or with a second name.
 pub(super) fn open(path: &Path, access: OFlags, kind: FileType, owner: u32) -> io::Result<File> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);

@@ -1,5 +1,5 @@
-//! A running Firecracker process. It takes requests over its API, whose socket stays in the
-//! machine's root, so that a later agent can use it too.
+//! A running Firecracker process. Its API's socket stays in the machine's root, so that a later
+//! agent can use it too.
 
 use super::api::Api;
 use super::changes::Changes;

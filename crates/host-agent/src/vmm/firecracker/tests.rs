@@ -21,7 +21,7 @@ const SPINS: &[u8] = &[0xeb, 0xfe];
 /// Machine code of `ud2`, which no handler takes, so that the processor shuts down.
 const ENDS: &[u8] = &[0x0f, 0x0b];
 
-/// A kernel: an ELF file with a single segment at 1 MiB.
+/// Returns a kernel: an ELF file with a single segment at 1 MiB.
 fn kernel(code: &[u8]) -> Vec<u8> {
     const AT: u64 = 1 << 20;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();

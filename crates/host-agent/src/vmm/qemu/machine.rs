@@ -1,5 +1,5 @@
-//! A running QEMU process. It takes commands over its sockets, which stay in the capsule's folder,
-//! so that a later agent can use them too.
+//! A running QEMU process. Its sockets for commands stay in the capsule's folder, so that a later
+//! agent can use them too.
 
 use super::super::qmp::{self, Qmp};
 use super::super::{Error, Machine, Record, Saved, Threads};
