@@ -128,8 +128,8 @@ impl Room {
         storage::capacity(&self.dir).1 < FULL
     }
 
-    /// Checks the disk. Deletes the ballast when the disk is full at two checks in a row. A disk that
-    /// is full only briefly costs no ballast. Makes the ballast again at [`Level::Plenty`].
+    /// Checks the disk. Deletes the ballast when the disk is full at two checks in a row, since a
+    /// full disk may soon have room again. Makes the ballast again at [`Level::Plenty`].
     pub(crate) fn look(&self) -> Level {
         let (total, free) = storage::capacity(&self.dir);
         let level = level(free, reserve(total));
