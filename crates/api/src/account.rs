@@ -1,72 +1,74 @@
-//! Users, and how they sign in.
+//! Users, their accounts and their sign-ins.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-/// `POST /v1/auth/signup`.
+/// Request body of `POST /v1/auth/signup`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignUp {
     pub email: String,
-    /// 8 to 256 characters, and none that many use.
+    /// Password of 8 to 256 characters. Passwords in common use are refused.
     pub password: String,
-    /// 1 to 100 characters.
+    /// Name of 1 to 100 characters.
     pub name: String,
 }
 
-/// What is said of a thing that is told by mail alone.
+/// Message about an accepted request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Message {
     pub message: String,
 }
 
-/// `POST /v1/auth/activate`.
+/// Request body of `POST /v1/auth/activate`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Activate {
-    /// From the mail.
+    /// Token from the mail.
     pub token: String,
-    /// For an account that has none yet.
+    /// Password of the sign-up, or a new password for an account that has none. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// As in a sign-in.
+    /// True to receive the session's token in the answer, as in `LogIn`.
     #[serde(default)]
     pub program: bool,
 }
 
-/// `POST /v1/auth/login`.
+/// Request body of `POST /v1/auth/login`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogIn {
     pub email: String,
     pub password: String,
-    /// The session's token is answered, for a program to keep, instead of set as a cookie.
+    /// True to receive the session's token in the answer, for a program. False sets a cookie
+    /// instead.
     #[serde(default)]
     pub program: bool,
 }
 
-/// A user has signed in.
+/// A user's new session.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LoggedIn {
     pub user_id: String,
     pub email: String,
     pub name: String,
-    /// The team that requests are for which name none; none when the user is in none.
+    /// The user's default team, which requests that name no team apply to. Absent when the user has
+    /// no team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
-    /// To be sent as `X-CSRF-Token` with every change, beside the cookie.
+    /// Token to send as `X-CSRF-Token` with every change, beside the cookie.
     pub csrf_token: String,
-    /// For programs: to be sent as `Authorization: Bearer`.
+    /// Session token for a program to send as `Authorization: Bearer`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_token: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
 }
 
-/// A short-lived signed token of a session's, for `Authorization: Bearer`.
+/// A short-lived signed token of a session, for `Authorization: Bearer`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct UserToken {
     pub token: String,
@@ -74,86 +76,86 @@ pub struct UserToken {
     pub expires_at: OffsetDateTime,
 }
 
-/// `POST /v1/auth/password/reset`.
+/// Request body of `POST /v1/auth/password/reset`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResetPassword {
     pub email: String,
 }
 
-/// `POST /v1/auth/password/confirm`.
+/// Request body of `POST /v1/auth/password/confirm`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmPassword {
-    /// From the mail.
+    /// Token from the mail.
     pub token: String,
     pub new_password: String,
 }
 
-/// How people may come in.
+/// Ways to sign up and to sign in.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Providers {
-    /// `open`, `invited` or `off`.
+    /// Policy for sign-ups: `open`, `invited` or `off`.
     pub signup: String,
-    /// Names for `GET /v1/auth/oauth/{provider}`.
+    /// Names of sign-in providers, for `GET /v1/auth/oauth/{provider}`.
     pub providers: Vec<String>,
 }
 
-/// The user who asks.
+/// The signed-in user.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Me {
     pub id: String,
     pub email: String,
     pub name: String,
-    /// Whether they are an admin of the platform.
+    /// True for an admin of the platform.
     pub admin: bool,
     pub has_password: bool,
-    /// Accounts elsewhere by which they sign in.
+    /// Providers whose accounts the user may sign in with.
     pub providers: Vec<String>,
-    /// For a session in a cookie: to be sent as `X-CSRF-Token` with every change.
+    /// Token to send as `X-CSRF-Token` with every change. Only sessions in a cookie have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub csrf_token: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 
-/// `PATCH /v1/me`.
+/// Request body of `PATCH /v1/me`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeMe {
     pub name: Option<String>,
-    /// The team that requests are for which name none.
+    /// Id of the team that requests apply to when they name no team.
     pub default_team: Option<String>,
 }
 
-/// `DELETE /v1/me`.
+/// Request body of `DELETE /v1/me`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteMe {
-    /// The user's e-mail, to be sure.
+    /// The user's e-mail, as a confirmation.
     pub confirmation: String,
 }
 
-/// `POST /v1/me/password`.
+/// Request body of `POST /v1/me/password`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePassword {
-    /// Left out by who has none yet.
+    /// Current password. A user without a password leaves it out.
     pub current_password: Option<String>,
     pub new_password: String,
 }
 
-/// A place where the user is signed in.
+/// A session of the user.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Session {
     pub id: String,
-    /// `browser` or `program`.
+    /// Kind of client: `browser` or `program`.
     pub kind: String,
-    /// Address that the sign-in came from.
+    /// Network address that the sign-in came from.
     pub address: String,
-    /// What the client said that it is.
+    /// The client's `User-Agent` header at the sign-in.
     pub agent: String,
-    /// Whether it is the one that asks.
+    /// True for the session that this request belongs to.
     pub current: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -163,26 +165,26 @@ pub struct Session {
     pub expires_at: OffsetDateTime,
 }
 
-/// `GET /v1/me/sessions`.
+/// Answer to `GET /v1/me/sessions`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SessionList {
     pub items: Vec<Session>,
 }
 
-/// Where to go on to sign in elsewhere.
+/// Address of a sign-in at a provider.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuthUrl {
     pub auth_url: String,
 }
 
-/// A user as admins see them.
+/// A user as platform admins see them.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct User {
     pub id: String,
     pub email: String,
     pub name: String,
     pub admin: bool,
-    /// `inactive`, `active` or `disabled`.
+    /// State of the account: `inactive`, `active` or `disabled`.
     pub status: String,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -192,12 +194,12 @@ pub struct User {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct UserPage {
     pub items: Vec<User>,
-    /// `before` of the next page.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// `POST /v1/admin/users`: they are sent a mail by which they set their password.
+/// Request body of `POST /v1/admin/users`. The user receives a mail and sets a password with it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InviteUser {
@@ -205,11 +207,11 @@ pub struct InviteUser {
     pub name: Option<String>,
 }
 
-/// `PATCH /v1/admin/users/{id}`.
+/// Request body of `PATCH /v1/admin/users/{id}`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeUser {
     pub admin: Option<bool>,
-    /// `active` or `disabled`.
+    /// New state of the account: `active` or `disabled`.
     pub status: Option<String>,
 }

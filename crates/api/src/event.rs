@@ -1,4 +1,4 @@
-//! What happened, who did it, what it took, and who is told.
+//! Audit log, usage, events, and the channels that events are sent to.
 
 use serde::{Deserialize, Serialize};
 use time::{Date, OffsetDateTime};
@@ -9,19 +9,21 @@ use utoipa::ToSchema;
 pub struct AuditLog {
     pub id: String,
     pub team_id: String,
-    /// `user`, `api_key`, `host` or `system`.
+    /// Kind of the actor: `user`, `api_key`, `host`, or `system` for the platform and for unknown
+    /// callers.
     pub actor_type: String,
-    /// Id of who did it; `system` for the platform itself, `anonymous` for who did not say,
-    /// `erased` for a user who is no more.
+    /// Id of the actor. `system` stands for the platform, `anonymous` for an unknown caller, and
+    /// `erased` for an erased user.
     pub actor_id: String,
-    /// Address that it came from.
+    /// Network address that the request came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     pub resource_type: String,
     pub resource_id: String,
-    /// As `capsule.pause`.
+    /// Kind and verb of the action, such as `capsule.pause`.
     pub action: String,
-    /// `ok`, or `refused`: then `metadata` has the error's code, and how often in that second.
+    /// Outcome: `ok` or `refused`. For `refused`, `metadata` holds the error's `code` and the
+    /// `count` of equal refusals in that second.
     pub status: String,
     pub metadata: serde_json::Value,
     #[serde(with = "time::serde::rfc3339")]
@@ -32,43 +34,48 @@ pub struct AuditLog {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuditLogPage {
     pub items: Vec<AuditLog>,
-    /// `before` of the next page.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// What a team used on a day, in UTC.
+/// A team's usage on one day, in UTC.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DailyUsage {
-    /// As 2026-11-26.
+    /// Date in the form `2026-11-26`.
     #[schema(value_type = String, format = Date)]
     #[serde(with = "day")]
     pub day: Date,
-    /// Virtual processors, by the seconds that their capsules ran.
+    /// Virtual CPUs of running capsules, multiplied by the seconds that they ran.
     pub vcpu_seconds: f64,
-    /// Memory of the same, in MiB, by seconds.
+    /// Memory of running capsules in MiB, multiplied by the seconds that they ran.
     pub memory_mb_seconds: f64,
-    /// Disks of capsules that are not gone, and snapshots, in MiB, by seconds.
+    /// Disks of capsules and sizes of snapshots in MiB, multiplied by the seconds until their
+    /// removal.
     pub storage_mb_seconds: f64,
 }
 
-/// `GET /v1/usage`.
+/// Answer to `GET /v1/usage`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
-    /// Oldest first, each day of the range.
+    /// Usage of each day of the range, oldest first.
     pub items: Vec<DailyUsage>,
 }
 
 time::serde::format_description!(day, Date, "[year]-[month]-[day]");
 
-/// Something that happened.
+/// An event of a team's capsules, snapshots, hosts or channels.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its place among a team's; `Last-Event-ID` of a stream that goes on after it.
+    /// Position among the team's events. As `Last-Event-ID`, it makes a stream continue after this
+    /// event.
     pub id: String,
     pub team_id: String,
-    /// `capsule.created`, `.running`, `.paused`, `.error`, `.missing`, `.destroyed`;
-    /// `template.snapshot.created`, `.deleted`; `host.up`, `.down`; `channel.test`.
+    /// Kind of the event.
+    /// - `capsule.created`, `.running`, `.paused`, `.error`, `.missing`, `.destroyed`
+    /// - `template.snapshot.created`, `.deleted`
+    /// - `host.up`, `.down`
+    /// - `channel.test`
     pub event: String,
     pub resource_type: String,
     pub resource_id: String,
@@ -77,20 +84,20 @@ pub struct Event {
     pub created_at: OffsetDateTime,
 }
 
-/// `POST /v1/channels`.
+/// Request body of `POST /v1/channels`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewChannel {
-    /// 1 to 100 characters.
+    /// Name of 1 to 100 characters.
     pub name: String,
-    /// Where events are sent to, by POST: HTTP or HTTPS, at a public address.
+    /// Destination of the events, which are sent by POST. It is HTTP or HTTPS at a public address.
     pub url: String,
-    /// Which; all when none is named.
+    /// Kinds of events to send. An empty list selects all kinds.
     #[serde(default)]
     pub events: Vec<String>,
 }
 
-/// `PATCH /v1/channels/{id}`.
+/// Request body of `PATCH /v1/channels/{id}`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeChannel {
@@ -109,7 +116,7 @@ pub struct Channel {
     pub url: String,
     pub events: Vec<String>,
     pub enabled: bool,
-    /// What deliveries are signed with; in the answer to its making alone.
+    /// Secret that deliveries are signed with. Only the answers that create or renew it have it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub secret: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -124,23 +131,24 @@ pub struct ChannelList {
     pub items: Vec<Channel>,
 }
 
-/// One event on its way to one channel.
+/// A delivery of one event to one channel.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Delivery {
     pub id: String,
     pub event: String,
-    /// `waiting`, `done` or `failed`, which is when it was tried for a day.
+    /// State of the delivery: `waiting`, `done` or `failed`. A delivery fails after ten attempts in
+    /// 16 hours.
     pub status: String,
     pub attempts: i32,
-    /// Status of the last answer.
+    /// HTTP status of the last answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<i32>,
-    /// Why the last try failed.
+    /// Reason why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// Of one that waits.
+    /// Time of the next attempt. Only waiting deliveries have it.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none",
@@ -153,7 +161,7 @@ pub struct Delivery {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DeliveryPage {
     pub items: Vec<Delivery>,
-    /// `before` of the next page.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Hosts: how they are shown, added, enrolled and taken away.
+//! Hosts: their description, registration, heartbeats and deletion.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -9,42 +9,45 @@ use utoipa::ToSchema;
 pub struct Host {
     pub id: String,
     pub name: String,
-    /// `pending` until it has enrolled, `online`, or `unreachable` when it was not heard of for
-    /// 90 s.
+    /// State of the host. `pending` precedes its registration. `unreachable` follows 90 s without a
+    /// heartbeat. Otherwise the host is `online`.
     pub status: String,
-    /// Whether it takes no more capsules, and those that it has are paused.
+    /// True while the host accepts no capsules and its running capsules are paused.
     pub draining: bool,
-    /// The team whose own it is.
+    /// Team that the host is reserved for. Absent for a host that serves every team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
     pub tags: Vec<String>,
-    /// `HOST:PORT`; empty until it has enrolled.
+    /// Address in the form `HOST:PORT`. Empty until the host has registered.
     pub address: String,
     pub arch: String,
     pub driver: String,
-    /// `kvm`, `tcg` or `none`.
+    /// Accelerator of the virtual machines: `kvm`, `tcg` (emulation) or `none`.
     pub accelerator: String,
-    /// Tier, each better than those before it: `none`, `tcg` (emulated), `kvm`, `jailed` (KVM, and
-    /// the VMM in a jail).
+    /// Isolation tier, from weakest to strongest: `none`, `tcg` (emulated), `kvm`, `jailed`. In
+    /// `jailed`, KVM runs and the VMM is confined to a jail.
     pub isolation: String,
     pub version: String,
     pub templates: Vec<String>,
-    /// Whether it has the platform's store, where what it keeps goes too.
+    /// True if the host uses the platform's object store, which then holds its snapshots too.
     pub store: bool,
     pub cpu_cores: i32,
-    /// Virtual CPUs that capsules may have together.
+    /// Virtual CPUs that the host's capsules may have in total.
     pub vcpus: i64,
-    /// Memory that capsules may have together.
+    /// Memory that the host's capsules may have in total, in MiB.
     pub memory_mb: i64,
-    /// Disk that capsules may have together.
+    /// Disk space that the host's capsules may have in total, in MiB.
     pub disk_mb: i64,
-    /// Capsules that are on it now.
+    /// Number of capsules on the host.
     pub capsules: i64,
+    /// Virtual CPUs of capsules that are neither paused nor failed.
     pub used_vcpus: i64,
+    /// Memory of capsules that are neither paused nor failed, in MiB.
     pub used_memory_mb: i64,
+    /// Disk space of all capsules on the host, in MiB.
     pub used_disk_mb: i64,
     pub load: HostLoad,
-    /// SHA-256 of its certificate, in hexadecimal digits.
+    /// SHA-256 of the host's certificate, in hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_fingerprint: Option<String>,
     #[serde(
@@ -63,131 +66,136 @@ pub struct Host {
     pub last_heartbeat_at: Option<OffsetDateTime>,
 }
 
-/// `GET /v1/hosts`.
+/// Answer to `GET /v1/hosts`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostList {
     pub items: Vec<Host>,
 }
 
-/// How busy a host is.
+/// Load of a host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct HostLoad {
-    /// Processes that run or wait to, over the last minute, in hundredths.
+    /// Average number of runnable processes over the last minute, multiplied by 100.
     pub cpu_load_percent: u32,
-    /// Memory that is free for programs.
+    /// Memory available to programs, in MiB.
     pub free_memory_mb: u64,
-    /// Free space where capsules are kept.
+    /// Free space on the disk that holds the capsules, in MiB.
     pub free_disk_mb: u64,
 }
 
-/// What a host is.
+/// Hardware and software of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostSpecs {
     pub arch: String,
     pub cpu_cores: u32,
+    /// Virtual CPUs that the host's capsules may have in total.
     pub vcpus: u64,
+    /// Memory that the host's capsules may have in total, in MiB.
     pub memory_mb: u64,
+    /// Disk space that the host's capsules may have in total, in MiB.
     pub disk_mb: u64,
     pub driver: String,
     pub accelerator: String,
-    /// Tier; one that is told by no agent of before is none.
+    /// Isolation tier. Agents of earlier versions leave it out, which means `none`.
     #[serde(default)]
     pub isolation: String,
     pub version: String,
     pub templates: Vec<String>,
-    /// Whether it has the platform's store.
+    /// True if the host uses the platform's object store.
     #[serde(default)]
     pub store: bool,
 }
 
-/// `POST /v1/hosts`.
+/// Request body of `POST /v1/hosts`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewHost {
-    /// By default its id.
+    /// Name of the host. The default is its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The team whose own it is to be; anyone's by default.
+    /// Team that the host is reserved for. Without it, the host serves every team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
-    /// Words by which capsules ask for it.
+    /// Tags that capsules may require of their host.
     #[serde(default)]
     pub tags: Vec<String>,
 }
 
-/// A host that may enrol.
+/// A host together with its registration token.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostToken {
     pub host: Host,
-    /// For `wrenn agent --register`; shown this once, good for one host.
+    /// Token for `wrenn agent --register`. It is shown only in this answer and is valid for this
+    /// host only.
     pub registration_token: String,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
 }
 
-/// `POST /v1/hosts/register`, by the host itself. What a newer host says more is passed over, here
-/// and in the next two.
+/// Request body of `POST /v1/hosts/register`, sent by the host. Unknown fields from a newer host
+/// are ignored, here and in the two requests below.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RegisterHost {
     pub token: String,
-    /// `IP:PORT` or `NAME:PORT`, where it is reached.
+    /// Address in the form `IP:PORT` or `NAME:PORT` at which the control plane reaches the host.
     pub address: String,
-    /// A certificate signing request (PEM) of its key; none without certificates.
+    /// Certificate signing request (PEM) for the host's key. Absent when the platform uses no
+    /// certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub csr_pem: Option<String>,
     pub specs: HostSpecs,
 }
 
-/// `POST /v1/hosts/refresh`, by the host itself.
+/// Request body of `POST /v1/hosts/refresh`, sent by the host.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RefreshHost {
     pub refresh_token: String,
-    /// A signing request of a new key.
+    /// Certificate signing request (PEM) for a new key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub csr_pem: Option<String>,
 }
 
-/// What a host is given when it registers, and each time it renews.
+/// Credentials that a host receives at its registration and at each renewal.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostCredentials {
     pub host_id: String,
-    /// For heartbeats, as `Authorization: Bearer`.
+    /// Token for heartbeats, sent as `Authorization: Bearer`.
     pub jwt: String,
-    /// For the next renewal.
+    /// Token for the next renewal.
     pub refresh_token: String,
-    /// None where there are no certificates.
+    /// The host's certificate (PEM). Absent when the platform uses no certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_pem: Option<String>,
-    /// The authorities that are trusted.
+    /// Certificates (PEM) of the trusted authorities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_cert_pem: Option<String>,
-    /// Seconds after which it is to renew.
+    /// Seconds until the host must renew its credentials.
     pub renew_sec: u64,
 }
 
-/// `POST /v1/hosts/{id}/heartbeat`, by the host itself.
+/// Request body of `POST /v1/hosts/{id}/heartbeat`, sent by the host.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Heartbeat {
     pub specs: HostSpecs,
     pub load: HostLoad,
-    /// SHA-256 of the authorities' certificates that it trusts.
+    /// SHA-256 of the authorities' certificates that the host trusts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<String>,
 }
 
-/// Answers a heartbeat.
+/// Answer to a heartbeat.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatAnswer {
-    /// Whether it is to renew what it was given now.
+    /// True if the host must renew its credentials now.
     pub renew: bool,
 }
 
-/// `POST /v1/hosts/{id}/drain`.
+/// Request body of `POST /v1/hosts/{id}/drain`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainHost {
-    /// False to take capsules again.
+    /// True to drain the host, false to let it accept capsules again.
     #[serde(default = "yes")]
     pub drain: bool,
 }
@@ -196,19 +204,19 @@ fn yes() -> bool {
     true
 }
 
-/// `PUT /v1/hosts/{id}/tags`.
+/// Request body of `PUT /v1/hosts/{id}/tags`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostTags {
     pub tags: Vec<String>,
 }
 
-/// What would be lost with a host.
+/// Capsules and snapshots that a host's forced deletion would lose.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostLoss {
-    /// Capsules of any team that are on it, at most a thousand of them.
+    /// Capsules of any team on the host, at most 1,000 of them.
     pub capsules: Vec<LostCapsule>,
-    /// Snapshots that only it has.
+    /// Number of snapshots that exist only on this host.
     pub snapshots: i64,
 }
 

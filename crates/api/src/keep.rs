@@ -1,106 +1,113 @@
-//! Pausing, resuming, forking, lifetimes, snapshots.
+//! Pausing, resuming, forking, lifetimes and snapshots.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-/// `POST …/pause`.
+/// Request body of `POST …/pause`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pause {
-    /// Whether memory and processes are kept; true when left out. Without them the capsule boots
-    /// on its disk when it is resumed.
+    /// True, the default, to keep memory and processes. Otherwise a later resume boots the capsule
+    /// from its disk.
     pub memory: Option<bool>,
 }
 
-/// `POST …/resume`.
+/// Request body of `POST …/resume`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resume {
-    /// Seconds from when it runs until its time is over; none when left out.
+    /// Lifetime in seconds from the moment the capsule runs. Without it, the lifetime has no end.
     pub timeout: Option<u32>,
-    /// False leaves memory that was kept aside and boots on the disk.
+    /// False to boot from the disk and ignore the stored memory.
     pub memory: Option<bool>,
-    /// Number of an earlier snapshot of the capsule, as a damaged one's error names them.
+    /// Number of an earlier snapshot of the capsule. The error about a damaged snapshot lists these
+    /// numbers.
     pub snapshot: Option<u64>,
 }
 
-/// `POST …/fork`.
+/// Request body of `POST …/fork`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fork {
-    /// 1 to 100; 1 when left out.
+    /// Number of capsules to create, 1 to 100. The default is 1.
     pub count: Option<u32>,
-    /// Seconds from when each runs until its time is over; none when left out.
+    /// Lifetime of each capsule in seconds from the moment it runs. Without it, the lifetime has no
+    /// end.
     pub timeout: Option<u32>,
 }
 
-/// The capsules of a fork, and why there are fewer than were asked for.
+/// Capsules of a fork, and the errors of those that did not start.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Forked {
     pub items: Vec<super::Capsule>,
     pub errors: Vec<ForkError>,
 }
 
-/// Why one capsule of a fork could not be started.
+/// Reason why one capsule of a fork did not start.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ForkError {
     pub code: String,
     pub message: String,
 }
 
-/// `POST …/timeout`.
+/// Request body of `POST …/timeout`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetTimeout {
-    /// Seconds from now until the capsule's time is over; 0 ends it now, null never.
+    /// Seconds from now until the capsule's lifetime ends. 0 ends it now, and null removes the end.
     pub timeout: Option<u32>,
-    /// `pause`, `pause_disk` or `kill`; as it was when left out.
+    /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. Without it, the action
+    /// stays.
     pub on_timeout: Option<String>,
-    /// Seconds of inactivity until it is paused, 0 for never; as it was when left out.
+    /// Seconds of inactivity until the capsule is paused; 0 means never. Without it, the value
+    /// stays.
     pub timeout_sec: Option<u32>,
 }
 
-/// `POST /v1/snapshots`.
+/// Request body of `POST /v1/snapshots`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
-    /// A capsule that runs or is paused; it stays as it is.
+    /// Id of a running or paused capsule. The capsule keeps its state.
     pub capsule_id: String,
-    /// Name of the snapshot, no other's and no template's; made from its id when left out.
+    /// Name of the snapshot. No other snapshot or template may have it. The default is made from
+    /// the id.
     pub name: Option<String>,
-    /// Whether an earlier snapshot of this name gives way, once the new one is complete.
+    /// True to replace an earlier snapshot of this name once the new one is complete.
     #[serde(default)]
     pub overwrite: bool,
-    /// Whether memory and processes are kept; true when left out. Without them, capsules that
-    /// start from it boot on its disk.
+    /// True, the default, to keep memory and processes. Otherwise capsules that start from the
+    /// snapshot boot from its disk.
     pub memory: Option<bool>,
 }
 
-/// A capsule's memory and disk, as they were; capsules start from it as from a template.
+/// A capsule's memory and disk at one moment. Capsules start from a snapshot as from a template.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Snapshot {
     pub id: String,
     pub name: String,
-    /// The capsule that it was taken of, while there is one.
+    /// Id of the capsule that the snapshot was taken of. Absent once the capsule is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capsule_id: Option<String>,
-    /// The template of that capsule.
+    /// Name of that capsule's template.
     pub template: String,
     pub vcpus: i32,
+    /// Memory in MiB.
     pub memory_mb: i32,
+    /// Disk size in MiB.
     pub disk_mb: i32,
-    /// On the host's disk.
+    /// Size on the host's disk, in bytes.
     pub size_bytes: i64,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 
-/// `GET /v1/snapshots`: one page, newest first.
+/// Answer to `GET /v1/snapshots`: one page, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotPage {
     pub items: Vec<Snapshot>,
-    /// Pass it as `before` for the next page; absent on the last.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }

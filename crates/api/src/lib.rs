@@ -1,5 +1,5 @@
-//! The shapes of the public REST API, shared by the control plane and the client commands.
-//! Ids are their wire texts; times are RFC 3339. Holds no behaviour.
+//! Types of the public REST API, shared by the control plane and the client commands. Ids are their
+//! wire texts; times are RFC 3339. The crate holds no behaviour.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,66 +40,66 @@ pub use team::{
     TeamLimits, TeamList, TransferTeam,
 };
 
-/// What every error answers.
+/// Body of every error answer.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     pub error: ErrorDetail,
 }
 
-/// Why a request was not done.
+/// Code, message and request id of an error.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
-    /// Stable, for programs.
+    /// Stable code for programs.
     pub code: String,
-    /// For people; names the field that is wrong.
+    /// Message for people. It names the field that is wrong.
     pub message: String,
-    /// Finds the request in the server's log.
+    /// Id of the request, as in the server's log.
     pub request_id: String,
 }
 
-/// `POST /v1/capsules`. Sizes that are left out are the template's.
+/// Request body of `POST /v1/capsules`. Sizes that are absent come from the template.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateCapsule {
-    /// Name of a template or a snapshot, or a snapshot's id; `base` when left out.
+    /// Name of a template or a snapshot, or id of a snapshot. The default is `base`.
     pub template: Option<String>,
-    /// 1 to 32.
+    /// Number of virtual CPUs, 1 to 32.
     pub vcpus: Option<u32>,
-    /// 128 to 65,536 MiB.
+    /// Memory in MiB, 128 to 65,536.
     pub memory_mb: Option<u32>,
-    /// 64 to 102,400 MiB.
+    /// Disk size in MiB, 64 to 102,400.
     pub disk_mb: Option<u32>,
-    /// Seconds of inactivity until the capsule is paused, at most 30 days; 0, as when left out, is
+    /// Seconds of inactivity until the capsule is paused, at most 30 days. 0, the default, means
     /// never. Commands, terminals, files and traffic to its ports are activity.
     pub timeout_sec: Option<u32>,
-    /// Seconds from when the capsule runs until its time is over, at most 30 days; never when left
-    /// out.
+    /// Lifetime in seconds from the moment the capsule runs, at most 30 days. Without it, the
+    /// lifetime has no end.
     pub timeout: Option<u32>,
-    /// What is done when its time is over: `pause`, as when left out, `pause_disk`, which keeps no
-    /// memory, or `kill`.
+    /// Action at the end of the lifetime. `pause` is the default, `pause_disk` keeps no memory, and
+    /// `kill` removes the capsule.
     pub on_timeout: Option<String>,
-    /// Whether a paused capsule is resumed when something is asked of it.
+    /// True if a request for the paused capsule resumes it.
     #[serde(default)]
     pub auto_resume: bool,
     /// Ports that anyone may reach by their host names, at most 64.
     #[serde(default)]
     pub public_ports: Vec<u16>,
-    /// Whether anyone may reach all of its ports, but envd's.
+    /// True if anyone may reach every port except envd's.
     #[serde(default)]
     pub public_traffic: bool,
-    /// The name that programs in it are asked by, in which `${PORT}` stands for the port; the
-    /// public one when left out.
+    /// Value of the `Host` header that programs in the capsule receive. `${PORT}` stands for the
+    /// port. The default is the public name.
     pub host_header: Option<String>,
-    /// What it may reach outside.
+    /// Rules for outbound connections.
     #[serde(default)]
     pub network: Network,
-    /// Tags that its host must bear.
+    /// Tags that the capsule's host must have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_tags: Vec<String>,
-    /// Given to every process in the capsule.
+    /// Environment variables of every process in the capsule.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// Kept with the capsule; means nothing to the platform.
+    /// Key-value pairs stored with the capsule. The platform does not interpret them.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
@@ -108,59 +108,65 @@ pub struct CreateCapsule {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Capsule {
     pub id: String,
-    /// `starting`, `running`, `pausing`, `paused`, `resuming`, `missing`, `error`, `stopping`.
+    /// State: `starting`, `running`, `pausing`, `paused`, `resuming`, `missing`, `error` or
+    /// `stopping`.
     pub status: String,
-    /// Name of the template that it was made from.
+    /// Name of the template or snapshot that the capsule was made from.
     pub template: String,
     pub vcpus: i32,
+    /// Memory in MiB.
     pub memory_mb: i32,
+    /// Disk size in MiB.
     pub disk_mb: i32,
-    /// Id of the snapshot that it began from, which may be gone.
+    /// Id of the snapshot that the capsule was made from. The snapshot may have been removed since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-    /// Seconds of inactivity until it is paused; 0 is never.
+    /// Seconds of inactivity until the capsule is paused; 0 means never.
     pub timeout_sec: i32,
-    /// When its time is over, or was, for one that is paused.
+    /// End of the lifetime. For a paused capsule, the end that applied while it ran.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none",
         default
     )]
     pub ends_at: Option<OffsetDateTime>,
-    /// What is done then: `pause`, `pause_disk` or `kill`.
+    /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`.
     pub on_timeout: String,
-    /// Whether it is resumed when something is asked of it.
+    /// True if a request for the paused capsule resumes it.
     pub auto_resume: bool,
-    /// In the answer to a create or a resume, whether the guest was booted, which takes seconds:
-    /// the first of its template and size is, and whoever has no memory to come back from.
+    /// True if a create or resume booted the guest, which takes seconds. The first capsule of a
+    /// template and size boots, and so does a resume without stored memory. Other answers leave it
+    /// out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub booted: bool,
-    /// Whether the platform's store has a snapshot of it, so that it outlives its host.
+    /// True if the platform's store has the capsule's latest snapshot, which then outlives the
+    /// host.
     #[serde(default)]
     pub stored: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
-    /// Set while the guest stands still because the host's disk has too little room. The status
-    /// stays `running`, and the guest goes on by itself when there is room.
+    /// True while the guest stands still because the host's disk has too little room. The status
+    /// stays `running`, and the guest continues by itself once there is room.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_full: bool,
-    /// Why it failed, when its status is `error`.
+    /// Reason of the failure, when the status is `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Ports that anyone may reach.
     #[serde(default)]
     pub public_ports: Vec<i32>,
-    /// Whether anyone may reach all of them, but envd's.
+    /// True if anyone may reach every port except envd's.
     #[serde(default)]
     pub public_traffic: bool,
-    /// Token that admits to every port but envd's, in the header `E2b-Traffic-Access-Token`. Only
-    /// answers to create and fork have it, for callers with `capsules:exec`.
+    /// Token that admits to every port except envd's, in the header `E2b-Traffic-Access-Token`.
+    /// Only answers to create and fork have it, for callers with `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,
-    /// The name that its programs are asked by; the public one when absent.
+    /// Value of the `Host` header that programs in the capsule receive. Without it, they receive
+    /// the public name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_header: Option<String>,
-    /// What it may reach outside.
+    /// Rules for outbound connections.
     #[serde(default)]
     pub network: Network,
     pub metadata: BTreeMap<String, String>,
@@ -176,71 +182,73 @@ pub struct Capsule {
     pub last_updated: OffsetDateTime,
 }
 
-/// `GET /v1/capsules`: one page, newest first.
+/// Answer to `GET /v1/capsules`: one page, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CapsulePage {
     pub items: Vec<Capsule>,
-    /// Pass it as `before` for the next page; absent on the last.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// `POST /v1/capsules/{id}/exec`.
+/// Request body of `POST /v1/capsules/{id}/exec`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
-    /// A program's name or path; no shell interprets it.
+    /// Name or path of a program. No shell interprets it.
     pub cmd: String,
     #[serde(default)]
     pub args: Vec<String>,
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// The home of the account when left out.
+    /// Working directory. The default is the account's home.
     pub cwd: Option<String>,
-    /// Account of the guest; its default when left out.
+    /// Account in the guest. The default is the guest's default account.
     pub user: Option<String>,
-    /// Seconds until the whole process group is killed, at most a day; 60 when left out, or
-    /// none in the background.
+    /// Seconds until the whole process group is killed, at most one day. The default is 60, or no
+    /// limit in the background.
     pub timeout_sec: Option<u32>,
-    /// Standard input, whole.
+    /// Complete standard input.
     pub stdin: Option<String>,
-    /// Answers 202 at once; the command goes on.
+    /// True to answer 202 at once while the command continues.
     #[serde(default)]
     pub background: bool,
-    /// Names the process beside its pid; made when left out in the background.
+    /// Tag that names the process beside its pid. The default for background commands is a
+    /// generated tag.
     pub tag: Option<String>,
 }
 
-/// How a command ended, and what it wrote.
+/// Output and exit code of a command.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ExecResult {
     /// Id of the capsule.
     pub sandbox_id: String,
     pub cmd: String,
-    /// Text, or base64 when `encoding` says so.
+    /// Standard output as text, or as base64 when `encoding` says so.
     pub stdout: String,
     pub stderr: String,
-    /// `utf-8`, or `base64` for both streams when either is not text.
+    /// Encoding of both streams: `utf-8`, or `base64` when either stream is not text.
     pub encoding: String,
-    /// 128 and the signal's number when a signal ended it.
+    /// Exit code. For a command that a signal ended, 128 plus the signal's number.
     pub exit_code: i32,
-    /// Whether output was cut at 8 MiB a stream.
+    /// True if output is incomplete. Each stream ends at 8 MiB, or where the caller's share of the
+    /// server's memory ends.
     pub truncated: bool,
     pub duration_ms: u64,
 }
 
-/// A command that was started in the background.
+/// A command started in the background.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ExecStarted {
     /// Id of the capsule.
     pub sandbox_id: String,
     pub cmd: String,
-    /// In the guest.
+    /// Process id in the guest.
     pub pid: u32,
     pub tag: String,
 }
 
-/// A process that runs in a capsule.
+/// A process in a capsule.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Process {
     pub pid: u32,
@@ -250,31 +258,31 @@ pub struct Process {
     pub tag: Option<String>,
 }
 
-/// `GET /v1/capsules/{id}/processes`.
+/// Answer to `GET /v1/capsules/{id}/processes`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ProcessList {
     pub processes: Vec<Process>,
 }
 
-/// Requests about one path.
+/// Request body that names one path.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PathRequest {
-    /// Absolute, or relative to the home of the guest's default account.
+    /// Absolute path, or path relative to the home of the guest's default account.
     pub path: String,
 }
 
-/// `POST …/files/list`.
+/// Request body of `POST …/files/list`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListRequest {
-    /// A directory.
+    /// Path of a directory.
     pub path: String,
-    /// Levels to list; 1 when left out.
+    /// Number of levels to list. The default is 1.
     pub depth: Option<u32>,
 }
 
-/// `POST …/files/move`.
+/// Request body of `POST …/files/move`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveRequest {
@@ -282,73 +290,76 @@ pub struct MoveRequest {
     pub destination: String,
 }
 
-/// What is at a path.
+/// A file, directory or other entry at a path.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Entry {
     pub name: String,
     pub path: String,
-    /// `file`, `directory`, `symlink` or `other`.
+    /// Type of the entry: `file`, `directory`, `symlink` or `other`.
     pub r#type: String,
     pub size: i64,
     pub mode: u32,
     pub permissions: String,
     pub owner: String,
     pub group: String,
-    /// Seconds since 1970.
+    /// Time of the last change, in seconds since 1970.
     pub modified_at: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub symlink_target: Option<String>,
 }
 
-/// Answers with one entry.
+/// Answer with one entry.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EntryResult {
     pub entry: Entry,
 }
 
-/// Answers with entries.
+/// Answer with several entries.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EntryList {
     pub entries: Vec<Entry>,
 }
 
-/// What capsules start from.
+/// A template that capsules start from.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Template {
     pub id: String,
     pub name: String,
     pub vcpus: i32,
+    /// Memory in MiB.
     pub memory_mb: i32,
+    /// Disk size in MiB.
     pub disk_mb: i32,
-    /// The least tier of isolation that its capsules begin on.
+    /// Lowest isolation tier on which the template's capsules start.
     pub isolation: String,
-    /// Whether every team may use it.
+    /// True if every team may use the template.
     pub shared: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 
-/// `PATCH /v1/templates/{name}`.
+/// Request body of `PATCH /v1/templates/{name}`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeTemplate {
-    /// `none`, `tcg`, `kvm` or `jailed`: capsules begin on hosts of that tier, or a better one.
+    /// Lowest isolation tier for new capsules: `none`, `tcg`, `kvm` or `jailed`. Hosts of a higher
+    /// tier qualify too.
     pub isolation: String,
 }
 
-/// `GET /v1/templates`.
+/// Answer to `GET /v1/templates`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TemplateList {
     pub items: Vec<Template>,
 }
 
-/// `GET /version`.
+/// Answer to `GET /version`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     pub version: String,
 }
 
-/// `GET /health`.
+/// Answer to `GET /health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     pub status: String,

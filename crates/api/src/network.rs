@@ -1,22 +1,26 @@
-//! What a capsule may reach outside.
+//! Rules for a capsule's outbound connections.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Rules for what a capsule may reach: what is allowed goes before what is denied, and what neither
-/// speaks of may be reached. Private ranges may not, whatever is allowed.
+/// Rules for a capsule's outbound connections. A rule in `allow` has priority over `deny`.
+/// Destinations without a rule are reachable. Private ranges are never reachable.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// False denies all that is not allowed, as `0.0.0.0/0` in `deny` does; true when left out.
+    /// False to deny every destination that is not allowed, as `0.0.0.0/0` in `deny` does. The
+    /// default is true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub internet: Option<bool>,
-    /// IPv4 addresses, ranges as 10.0.0.0/8, and names as example.com or *.example.com, at most
-    /// 256. Names are those of TLS and HTTP on ports 443 and 80, and must be what the capsule's
-    /// name server answered; they are of use where something is denied.
+    /// Allowed destinations, at most 256.
+    /// - Addresses are IPv4; ranges have the form `10.0.0.0/8`; names have the form `example.com`
+    ///   or `*.example.com`.
+    /// - Names are read from TLS on port 443 and from HTTP on port 80.
+    /// - An allowed name opens only the addresses that the capsule's name server answered for it.
+    /// - Names need a rule that denies something.
     #[serde(default)]
     pub allow: Vec<String>,
-    /// The same.
+    /// Denied destinations, at most 256, in the form of `allow`.
     #[serde(default)]
     pub deny: Vec<String>,
 }

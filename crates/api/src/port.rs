@@ -1,64 +1,64 @@
-//! Ports of capsules, and the links to them.
+//! Ports of capsules, and links to ports.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-/// How a port of a capsule is reached over HTTP.
+/// Access to a port of a capsule over HTTP.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Port {
     pub port: u16,
-    /// Whether anyone may reach it.
+    /// True if anyone may reach the port.
     pub public: bool,
-    /// The port's own host name, as a URL.
+    /// URL with the port's own host name.
     pub url: String,
-    /// Token that admits to every port of the capsule but envd's, in the header
-    /// `E2b-Traffic-Access-Token`. Meant for programs that should not have a key. Absent for
+    /// Token that admits to every port of the capsule except envd's, in the header
+    /// `E2b-Traffic-Access-Token`. It is meant for programs that should not have a key. Absent for
     /// callers without `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,
 }
 
-/// A server in a capsule: `GET /v1/capsules/{id}/ports` lists them.
+/// A server that listens in a capsule, as `GET /v1/capsules/{id}/ports` lists it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ListeningPort {
     pub port: u16,
-    /// Address that the server listens on, as `0.0.0.0`, `127.0.0.1` or `::1`. Every server is
-    /// reached by the port's URL.
+    /// Address that the server listens on, such as `0.0.0.0`, `127.0.0.1` or `::1`. The port's URL
+    /// reaches a server on any of these addresses.
     pub address: String,
-    /// Name of the program, where the guest tells one.
+    /// Name of the program, if the guest reports it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub program: Option<String>,
-    /// Set when anyone may reach the port.
+    /// True if anyone may reach the port.
     pub public: bool,
-    /// The port's own host name, as a URL.
+    /// URL with the port's own host name.
     pub url: String,
 }
 
-/// `POST /v1/capsules/{id}/traffic-token`.
+/// Answer to `POST /v1/capsules/{id}/traffic-token`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TrafficToken {
-    /// The new token. The old one admits to nothing.
+    /// New token. The old token admits to nothing.
     pub traffic_token: String,
 }
 
-/// `PUT /v1/capsules/{id}/ports/{port}`.
+/// Request body of `PUT /v1/capsules/{id}/ports/{port}`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetPort {
-    /// Whether anyone may reach it.
+    /// True to let anyone reach the port.
     pub public: bool,
 }
 
-/// `POST /v1/capsules/{id}/ports/{port}/links`.
+/// Request body of `POST /v1/capsules/{id}/ports/{port}/links`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MakeLink {
-    /// Seconds until the link and its cookie expire: at most 30 days; an hour when left out.
+    /// Seconds until the link and its cookie expire, at most 30 days. The default is one hour.
     pub expires_sec: Option<u32>,
 }
 
-/// A link that lets a browser in.
+/// A link that gives a browser access to a port.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Link {
     pub url: String,

@@ -1,16 +1,16 @@
-//! The frames of the WebSockets, each a JSON text message with a `type`.
+//! Frames of the WebSockets, each a JSON text message with a `type`.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// What a client sends on `…/exec/stream` and `…/processes/{selector}/stream`.
+/// Frame that a client sends on `…/exec/stream` and `…/processes/{selector}/stream`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StreamRequest {
-    /// The first frame of `…/exec/stream`.
+    /// Starts a command. It is the first frame of `…/exec/stream`.
     Start {
-        /// A program's name or path; no shell interprets it.
+        /// Name or path of a program. No shell interprets it.
         cmd: String,
         #[serde(default)]
         args: Vec<String>,
@@ -18,101 +18,102 @@ pub enum StreamRequest {
         envs: BTreeMap<String, String>,
         cwd: Option<String>,
         user: Option<String>,
-        /// Seconds until the process group is killed; none when left out.
+        /// Seconds until the process group is killed. Without it, there is no limit.
         timeout_sec: Option<u32>,
-        /// Whether standard input is a pipe; otherwise it is empty.
+        /// True to connect standard input to a pipe. Otherwise standard input is empty.
         #[serde(default)]
         stdin: bool,
         tag: Option<String>,
-        /// `base64` asks for all output in it; by default only what is no text comes so.
+        /// `base64` selects base64 for all output. By default only output that is not text is
+        /// base64.
         encoding: Option<String>,
     },
-    /// Bytes for standard input.
+    /// Writes bytes to standard input.
     Stdin {
-        /// Base64.
+        /// Bytes in base64.
         data: String,
     },
-    /// The end of standard input.
+    /// Closes standard input.
     CloseStdin,
-    /// `SIGTERM` or `SIGKILL` for the process group.
+    /// Sends `SIGTERM` or `SIGKILL` to the process group.
     Signal { signal: String },
     /// Kills the process group.
     Stop,
 }
 
-/// What the server sends there.
+/// Frame that the server sends on `…/exec/stream` and `…/processes/{selector}/stream`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StreamEvent {
     /// The process runs.
     Start { pid: u32 },
-    /// Text, or base64 when `encoding` says so.
+    /// Standard output: text, or base64 when `encoding` says so.
     Stdout {
         data: String,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         encoding: Option<String>,
     },
-    /// As for standard output.
+    /// Standard error, in the form of `stdout`.
     Stderr {
         data: String,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         encoding: Option<String>,
     },
-    /// The process ended; the last frame.
+    /// The process has ended. This is the last frame.
     Exit { exit_code: i32 },
-    /// What was refused or failed; `code` as in other errors.
+    /// A request was refused or failed. `code` is a code of `ErrorDetail`.
     Error { code: String, data: String },
-    /// Nothing has happened for a while.
+    /// Sign of life after a silence.
     Ping,
 }
 
-/// What a client sends on `…/pty`.
+/// Frame that a client sends on `…/pty`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PtyRequest {
-    /// Starts a program on a terminal of its own; a first frame.
+    /// Starts a program on a terminal of its own. It is a first frame.
     Start {
-        /// `/bin/bash` when left out.
+        /// Name or path of a program. The default is `/bin/bash`.
         cmd: Option<String>,
         #[serde(default)]
         args: Vec<String>,
-        /// 80 when left out.
+        /// Width in columns. The default is 80.
         cols: Option<u16>,
-        /// 24 when left out.
+        /// Height in rows. The default is 24.
         rows: Option<u16>,
         #[serde(default)]
         envs: BTreeMap<String, String>,
         cwd: Option<String>,
         user: Option<String>,
     },
-    /// Comes back to a terminal that was started before; a first frame.
+    /// Connects to a terminal that was started before. It is a first frame.
     Connect { tag: String },
-    /// What is typed.
+    /// Types bytes into the terminal.
     Input {
-        /// Base64.
+        /// Bytes in base64.
         data: String,
     },
-    /// The terminal's new size.
+    /// Changes the terminal's size.
     Resize { cols: u16, rows: u16 },
     /// Kills the program.
     Kill,
 }
 
-/// What the server sends there.
+/// Frame that the server sends on `…/pty`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PtyEvent {
-    /// The program runs; the tag finds it again after a broken connection.
+    /// The program runs. The tag finds it again after a broken connection.
     Started { tag: String, pid: u32 },
-    /// What the terminal shows.
+    /// Output of the terminal.
     Output {
-        /// Base64.
+        /// Bytes in base64.
         data: String,
     },
-    /// The program ended; the last frame.
+    /// The program has ended. This is the last frame.
     Exit { exit_code: i32 },
-    /// What was refused or failed; after a fatal one the connection ends.
+    /// A request was refused or failed. The connection ends after a fatal error.
     Error { code: String, data: String, fatal: bool },
-    /// Nothing has happened for a while.
+    /// Sign of life after a silence.
     Ping,
 }

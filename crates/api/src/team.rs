@@ -9,11 +9,11 @@ use utoipa::ToSchema;
 pub struct Team {
     pub id: String,
     pub name: String,
-    /// What the caller is in it: `owner`, `admin`, `member`, `viewer`; `key` for a key.
+    /// Role of the caller: `owner`, `admin`, `member` or `viewer`, or `key` for an API key.
     pub role: String,
-    /// Whether requests are for it that name none.
+    /// True for the team that requests apply to when they name no team.
     pub default: bool,
-    /// The least tier of isolation that its capsules begin on: `none`, `tcg`, `kvm` or `jailed`.
+    /// Lowest isolation tier on which the team's capsules start: `none`, `tcg`, `kvm` or `jailed`.
     pub isolation: String,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -25,22 +25,22 @@ pub struct TeamList {
     pub items: Vec<Team>,
 }
 
-/// `POST /v1/teams`.
+/// Request body of `POST /v1/teams`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NameTeam {
-    /// 1 to 100 characters.
+    /// Name of 1 to 100 characters.
     pub name: String,
 }
 
-/// `PATCH /v1/teams/{id}`; what is left out stays.
+/// Request body of `PATCH /v1/teams/{id}`. Absent fields stay as they are.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeTeam {
-    /// 1 to 100 characters.
+    /// Name of 1 to 100 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The least tier of isolation that capsules begin on from now on: `none`, `tcg`, `kvm` or
+    /// Lowest isolation tier on which the team's new capsules start: `none`, `tcg`, `kvm` or
     /// `jailed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
@@ -63,32 +63,32 @@ pub struct MemberList {
     pub items: Vec<Member>,
 }
 
-/// `PATCH /v1/teams/{id}/members/{user}`.
+/// Request body of `PATCH /v1/teams/{id}/members/{user}`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeMember {
-    /// `admin`, `member` or `viewer`.
+    /// New role: `admin`, `member` or `viewer`.
     pub role: String,
 }
 
-/// `POST /v1/teams/{id}/transfer`.
+/// Request body of `POST /v1/teams/{id}/transfer`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransferTeam {
-    /// A member, who becomes the owner; who was, becomes an admin.
+    /// Id of the member who becomes the owner. The previous owner becomes an admin.
     pub user_id: String,
 }
 
-/// `POST /v1/teams/{id}/invitations`.
+/// Request body of `POST /v1/teams/{id}/invitations`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InviteMember {
     pub email: String,
-    /// `admin`, `member` or `viewer`.
+    /// Role of the new member: `admin`, `member` or `viewer`.
     pub role: String,
 }
 
-/// Somebody is invited to a team.
+/// An open invitation to a team.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Invitation {
     pub id: String,
@@ -100,70 +100,74 @@ pub struct Invitation {
     pub expires_at: OffsetDateTime,
 }
 
-/// Invitations that are not taken yet.
+/// Invitations that nobody has accepted yet.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct InvitationList {
     pub items: Vec<Invitation>,
 }
 
-/// `POST /v1/invitations/accept`.
+/// Request body of `POST /v1/invitations/accept`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptInvitation {
-    /// From the mail.
+    /// Token from the mail.
     pub token: String,
 }
 
-/// What a team, or a key, may have; 0 is no limit, and what is left out is the default: of a key,
-/// none but the team's.
+/// Limits of a team or a key; 0 means no limit. An absent field selects the default. A key's
+/// default is its team's limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Capsules that are not gone.
+    /// Number of capsules that have not been removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capsules: Option<u32>,
-    /// Virtual processors of capsules that are neither paused nor failed.
+    /// Virtual CPUs of capsules that are neither paused nor failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
-    /// Memory of the same, in MiB.
+    /// Memory of capsules that are neither paused nor failed, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
-    /// Number of named snapshots. A limit of teams alone.
+    /// Number of named snapshots. Only teams have this limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u32>,
-    /// Storage of snapshots and paused capsules, in MiB, by their blocks on the hosts' disks. A
-    /// limit of teams alone. Beyond it, snapshots and forks are refused, but no pause is.
+    /// Storage of snapshots and paused capsules in MiB, measured as blocks on the hosts' disks.
+    /// Only teams have this limit. Beyond it, snapshots and forks are refused, but pauses are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_mb: Option<u64>,
-    /// By each control plane, and twice as many at once.
+    /// Capsules created per second. Each control plane counts alone, and a burst may be twice as
+    /// large.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creates_per_sec: Option<u32>,
-    /// By each control plane, and twice as many at once.
+    /// Requests per second. Each control plane counts alone, and a burst may be twice as large.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_sec: Option<u32>,
 }
 
-/// What a team may have, and what it has.
+/// Limits of a team, and its present use.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TeamLimits {
-    /// What holds; 0 is no limit.
+    /// Limits in force; 0 means no limit.
     pub limits: Limits,
+    /// Number of capsules that have not been removed.
     pub capsules: i64,
+    /// Virtual CPUs of capsules that are neither paused nor failed.
     pub vcpus: i64,
+    /// Memory of capsules that are neither paused nor failed, in MiB.
     pub memory_mb: i64,
     /// Number of named snapshots.
     pub snapshots: i64,
-    /// Storage of snapshots and paused capsules, in MiB, as of the hosts' last count.
+    /// Storage of snapshots and paused capsules in MiB, as of the hosts' last count.
     pub storage_mb: i64,
 }
 
-/// A team as admins see it.
+/// A team as platform admins see it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AdminTeam {
     pub id: String,
     pub name: String,
     pub members: i64,
-    /// Capsules that are not gone.
+    /// Number of capsules that have not been removed.
     pub capsules: i64,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -173,31 +177,34 @@ pub struct AdminTeam {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AdminTeamPage {
     pub items: Vec<AdminTeam>,
-    /// `before` of the next page.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// `POST /v1/api-keys`.
+/// Request body of `POST /v1/api-keys`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewKey {
-    /// 1 to 100 characters.
+    /// Name of 1 to 100 characters.
     pub name: String,
-    /// `wrn`, or `e2b` as when left out, which E2B's SDKs take too.
+    /// Form of the key: `wrn` or `e2b`. E2B's SDKs accept `e2b`, the default.
     pub form: Option<String>,
-    /// Any of `capsules:read`, `capsules:exec`, `capsules:admin`, `team:read`, `team:admin`; each
-    /// of capsules holds those before it. None: all with capsules, and the team is seen.
+    /// Scopes: `capsules:read`, `capsules:exec`, `capsules:admin`, `team:read`, `team:admin`.
+    /// - Each scope includes the scopes before it with the same prefix.
+    /// - An empty list grants all capsule scopes and `team:read`.
     #[serde(default)]
     pub scopes: Vec<String>,
-    /// Name of the one template that it may start capsules from, and whose capsules it sees.
+    /// Name of the only template that the key may start capsules from. The key sees only that
+    /// template's capsules.
     pub template: Option<String>,
-    /// Id of the one capsule that it sees.
+    /// Id of the only capsule that the key sees.
     pub capsule: Option<String>,
     /// Seconds from now until the key expires. Without it, the key never expires, or expires with
     /// the key that makes it.
     pub expires_sec: Option<u64>,
-    /// Whether what concerns the whole platform may be done with it; for admins to give.
+    /// True to let the key act on the whole platform. Only platform admins and operators may set
+    /// it.
     #[serde(default)]
     pub operator: bool,
     pub limits: Option<Limits>,
@@ -209,7 +216,7 @@ pub struct ApiKey {
     pub id: String,
     pub team_id: String,
     pub name: String,
-    /// Its first ten characters.
+    /// The key's first ten characters.
     pub key_prefix: String,
     pub scopes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,7 +225,7 @@ pub struct ApiKey {
     pub capsule_id: Option<String>,
     pub operator: bool,
     pub limits: Limits,
-    /// The user who made it, and whose powers it never exceeds.
+    /// Id of the user who made the key. The key never exceeds that user's permissions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -229,14 +236,14 @@ pub struct ApiKey {
         default
     )]
     pub expires_at: Option<OffsetDateTime>,
-    /// To some minutes.
+    /// Time of the last use, exact to some minutes.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none",
         default
     )]
     pub last_used_at: Option<OffsetDateTime>,
-    /// The key itself, in the answer to its making alone.
+    /// The key itself. Only the answer that creates the key has it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key: Option<String>,
 }
@@ -245,7 +252,7 @@ pub struct ApiKey {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ApiKeyPage {
     pub items: Vec<ApiKey>,
-    /// `before` of the next page.
+    /// Value of `before` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
