@@ -1,7 +1,7 @@
-//! SQL, a file for each resource. Never decides anything.
+//! SQL statements, one file per resource. This module makes no decisions.
 //!
-//! Statements name the columns that they read. PostgreSQL refuses a prepared statement once its
-//! result has other columns, as `*` has when a newer replica adds a column.
+//! Each statement names the columns that it reads. A newer replica may add a column; PostgreSQL
+//! then refuses a prepared statement with `*`, since its result has other columns.
 
 pub(crate) mod audit;
 pub(crate) mod capsules;

@@ -1,4 +1,4 @@
-//! The audit log's rows.
+//! Rows of the audit log.
 
 use crate::audit::Entry;
 use serde_json::Value;
@@ -23,7 +23,7 @@ pub(crate) struct Row {
     pub created_at: OffsetDateTime,
 }
 
-/// Writes an entry, in the transaction of what was done.
+/// Writes an entry. The caller passes the transaction of the change that the entry describes.
 pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Result<()> {
     let sql = "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
                resource_type, resource_id, action, status, metadata) \
@@ -36,7 +36,7 @@ pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Resul
     insert.bind(status).bind(&entry.metadata).execute(db).await.map(|_| ())
 }
 
-/// Which entries are wanted; none is any.
+/// Conditions on the entries to list. A field that is `None` sets no condition.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Filter {
     pub actor: Option<String>,
@@ -48,7 +48,7 @@ pub(crate) struct Filter {
     pub to: Option<OffsetDateTime>,
 }
 
-/// A page of a team's entries, newest first; of all teams', when none is given.
+/// Returns a page of a team's entries, newest first. `None` selects the entries of all teams.
 pub(crate) async fn list(
     db: &PgPool,
     team: Option<TeamId>,
@@ -89,7 +89,7 @@ pub(crate) async fn list(
     sql.build_query_as().fetch_all(db).await
 }
 
-/// Forgets who a user was, in everything that they did and that was done to them.
+/// Removes a user's identity from all entries that name the user or the user's e-mail.
 pub(crate) async fn anonymise(
     db: impl PgExecutor<'_>,
     user: &str,

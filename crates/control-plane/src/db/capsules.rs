@@ -1,4 +1,4 @@
-//! Capsules: rows, and the compare-and-set that moves them between states.
+//! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
 use crate::audit::Entry;
 use crate::auth::policy::Only;
@@ -32,7 +32,7 @@ pub(crate) struct Capsule {
     pub template: String,
     pub snapshot_id: Option<Uuid>,
     pub status: String,
-    /// Name of the pause or resume under way, with its parameters; empty where nobody named one.
+    /// Name of the current pause or resume, with its parameters. Empty for an unnamed one.
     pub operation: String,
     pub generation: i64,
     pub vcpus: i32,
@@ -43,35 +43,36 @@ pub(crate) struct Capsule {
     pub on_timeout: String,
     pub auto_resume: bool,
     pub envd_token: String,
-    /// Number of its snapshot that the store has; 0 for none.
+    /// Number of the capsule's snapshot in the store; 0 for none.
     pub stored: i64,
-    /// Name of the stored snapshot's tree; empty where the number alone names it.
+    /// Name of the stored snapshot's tree. Empty when the number alone names the tree.
     pub stored_tree: String,
-    /// Whether it has not run since.
+    /// True if the capsule has not run since the store received that snapshot.
     pub stored_newest: bool,
     pub traffic_token: String,
-    /// Generation of preview links; links of earlier generations no longer admit.
+    /// Generation of preview links. Links of earlier generations no longer admit.
     pub link_generation: i64,
     pub public_ports: Vec<i32>,
-    /// Whether anyone may reach all of them, but envd's.
+    /// True if anyone may reach every port except envd's.
     pub public_traffic: bool,
-    /// The name that its programs are asked by.
+    /// Value of the `Host` header that the capsule's programs receive.
     pub host_header: Option<String>,
     pub egress: Json<Egress>,
-    /// Whether it was made by E2B's API.
+    /// True for a capsule that was created through E2B's API.
     pub e2b: bool,
-    /// The key that it was made with, which may be gone.
+    /// Key that created the capsule. The key may have been removed since.
     pub created_by_key: Option<Uuid>,
-    /// Of the answer to a create or resume alone: whether the guest was booted.
+    /// True if a create or resume booted the guest. Only the row that such a call returns has it.
     #[sqlx(skip)]
     pub booted: bool,
     /// Set while the guest stands still until there is room on its host's disk.
     pub disk_full: bool,
-    /// Bytes on disk that only the capsule's snapshots hold, by its host's last word.
+    /// Bytes on disk that only the capsule's snapshots hold, as the host last reported.
     pub storage_bytes: i64,
     /// Generation of the command that placed the capsule on its host; 0 when unknown.
     pub placed: i64,
-    /// Seconds since `updated_at` by the database's clock, where the query asks for them.
+    /// Seconds since `updated_at` by the database's clock. Queries that do not select it leave it
+    /// at 0.
     #[sqlx(default)]
     pub age: f64,
     pub error: Option<String>,
@@ -86,12 +87,12 @@ impl Capsule {
         CapsuleId(self.id)
     }
 
-    /// Whether all there is of it is in the store.
+    /// Reports whether the store has everything that exists of the capsule.
     pub(crate) fn is_safe(&self) -> bool {
         self.state() == CapsuleState::Paused && self.stored_newest
     }
 
-    /// What it takes of its host.
+    /// Returns the resources that the capsule takes from its host.
     pub(crate) fn size(&self) -> Size {
         let whole = |n: i32| u64::from(n.unsigned_abs());
         Size {
@@ -105,13 +106,14 @@ impl Capsule {
         TeamId(self.team_id)
     }
 
-    /// Its state; a word that is none, which the database refuses to hold, counts as failed.
+    /// Returns the capsule's state. A status that is no state, which the database refuses to hold,
+    /// counts as `Error`.
     pub(crate) fn state(&self) -> CapsuleState {
         self.status.parse().unwrap_or(CapsuleState::Error)
     }
 }
 
-/// Enters a capsule as `starting`, with its entry of the audit log.
+/// Inserts a capsule as `starting`, with its entry in the audit log.
 pub(crate) async fn insert(
     db: &mut PgConnection,
     row: &Capsule,
@@ -134,8 +136,8 @@ pub(crate) async fn insert(
     super::audit::write(db, entry).await
 }
 
-/// Has a capsule that is starting start on another host. Returns the new generation, or none when
-/// it is starting no more.
+/// Places a capsule that is starting on another host. Returns the new generation, or `None` if its
+/// generation or state has changed.
 pub(crate) async fn move_start(
     db: &PgPool,
     id: CapsuleId,
@@ -148,13 +150,14 @@ pub(crate) async fn move_start(
     sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0).fetch_optional(db).await
 }
 
-/// Notes that a capsule is on no host, if it is still on the host it was seen on.
+/// Removes a capsule from its host, if it is still on the host of `seen`.
 pub(crate) async fn unplace(db: &PgPool, seen: &Capsule) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET host_id = NULL WHERE id = $1 AND host_id = $2";
     sqlx::query(sql).bind(seen.id).bind(seen.host_id).execute(db).await.map(|_| ())
 }
 
-/// Capsules of hosts that cannot be reached, of which it is not known any more what they are.
+/// Lists capsules that were active on hosts that are unreachable now. Their present state is
+/// unknown.
 pub(crate) async fn list_lost(db: &PgPool) -> sqlx::Result<Vec<Capsule>> {
     let sql = concat!(
         "SELECT ",
@@ -166,7 +169,7 @@ pub(crate) async fn list_lost(db: &PgPool) -> sqlx::Result<Vec<Capsule>> {
     sqlx::query_as(sql).fetch_all(db).await
 }
 
-/// Hosts that have a capsule which is about to become something else, or is missing.
+/// Lists hosts with a capsule that is changing its state or is missing.
 pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
     let sql = "SELECT DISTINCT host_id FROM capsules WHERE host_id IS NOT NULL \
                AND status IN ('starting', 'pausing', 'resuming', 'stopping', 'missing')";
@@ -174,9 +177,10 @@ pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
     Ok(ids.into_iter().map(HostId).collect())
 }
 
-/// Notes the seconds that a capsule has left, by its host's word; `None` is for ever. `seen` is the
-/// generation of the command that the host answers. The reconciler may have marked the capsule as
-/// running meanwhile. A later command has set an end of its own.
+/// Sets the end of a capsule's lifetime to `left` seconds from now, as its host reported; `None`
+/// means never. `seen` is the generation of the command that the host answered. The next generation
+/// is accepted too, since the reconciler may have marked the capsule as running meanwhile. A later
+/// command has set an end of its own.
 pub(crate) async fn set_end(
     db: &PgPool,
     id: CapsuleId,
@@ -188,14 +192,15 @@ pub(crate) async fn set_end(
     sqlx::query(sql).bind(id.0).bind(seen).bind(left).execute(db).await.map(|_| ())
 }
 
-/// The rules for how long a capsule may run.
+/// Rules for the time that a capsule may run.
 pub(crate) struct Rules<'a> {
     pub on_timeout: &'a str,
     pub idle_sec: i32,
 }
 
-/// Notes the rules for a capsule's time. `left` are the seconds that its host has set, and `seen`
-/// is the generation at that moment. A later resume has set an end of its own.
+/// Stores the rules for a capsule's time. `left` is the seconds that its host has set, and `seen`
+/// is the generation at that moment. The end stays when the generation has changed, since a later
+/// resume has set an end of its own.
 pub(crate) async fn set_life(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -210,14 +215,14 @@ pub(crate) async fn set_life(
     update.bind(rules.on_timeout).bind(rules.idle_sec).execute(db).await.map(|_| ())
 }
 
-/// Returns the time that a capsule has left, by the database's clock; `None` is for ever.
+/// Returns the time that a capsule has left, by the database's clock; `None` means no end.
 pub(crate) async fn left(db: &PgPool, id: CapsuleId) -> sqlx::Result<Option<Duration>> {
     let sql = "SELECT extract(epoch FROM ends_at - now())::float8 FROM capsules WHERE id = $1";
     let found: Option<Option<f64>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
     Ok(found.flatten().map(|left| Duration::try_from_secs_f64(left).unwrap_or_default()))
 }
 
-/// Replaces the rules for what a capsule may reach, by a later revision.
+/// Replaces a capsule's outbound rules and increments their revision.
 pub(crate) async fn set_egress(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -229,7 +234,7 @@ pub(crate) async fn set_egress(
     sqlx::query(sql).bind(id.0).bind(Json(egress)).execute(db).await.map(|_| ())
 }
 
-/// How a capsule stands, with its generation.
+/// Returns a capsule's state and generation.
 pub(crate) async fn stands(
     db: &PgPool,
     id: CapsuleId,
@@ -240,7 +245,7 @@ pub(crate) async fn stands(
     Ok(found.map(|(status, generation)| (state(status), generation)))
 }
 
-/// A team's capsule that is not gone.
+/// Returns a team's capsule, unless it has been removed.
 pub(crate) async fn find(
     db: &PgPool,
     team: TeamId,
@@ -254,14 +259,14 @@ pub(crate) async fn find(
     sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
 }
 
-/// Whether there is such a capsule, of whatever team.
+/// Reports whether a capsule exists, whatever its team.
 pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped')";
     sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
 }
 
-/// A page of a team's capsules that are not gone, newest first; of those alone that a key is
-/// confined to.
+/// Returns a page of a team's capsules that have not been removed, newest first. `only` restricts
+/// the page to the capsules of a confined key.
 pub(crate) async fn list(
     db: &PgPool,
     team: TeamId,
@@ -283,22 +288,23 @@ pub(crate) async fn list(
     list.fetch_all(db).await
 }
 
-/// Which of a team's capsules are looked for, by when they began.
+/// Conditions on a team's capsules. A capsule's start is its first run, or its creation before
+/// that.
 pub(crate) struct Search<'a> {
     pub only: Only,
     pub states: &'a [&'a str],
     pub metadata: &'a BTreeMap<String, String>,
     /// Name or id of a template, or id of a snapshot.
     pub template: Option<&'a str>,
-    /// Those that began at this time or later.
+    /// Earliest start of a capsule.
     pub since: Option<OffsetDateTime>,
     pub oldest_first: bool,
-    /// Those after this one.
+    /// Start and id of the last capsule on the previous page.
     pub after: Option<(OffsetDateTime, Uuid)>,
     pub limit: i64,
 }
 
-/// A page of those.
+/// Returns a page of the capsules that meet the conditions, in the order of their start.
 pub(crate) async fn search(
     db: &PgPool,
     team: TeamId,
@@ -327,7 +333,7 @@ pub(crate) async fn search(
     list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
 
-/// Lists every capsule of a host that is not gone, with its age.
+/// Lists a host's capsules that have not been removed, with their age.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Capsule>> {
     let sql = concat!(
         "SELECT ",
@@ -339,9 +345,9 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
     sqlx::query_as(sql).bind(host.0).fetch_all(db).await
 }
 
-/// Moves a capsule to a state, if it is still of the generation that was seen and the move is
-/// legal; with an entry of the audit log, where there is one. Returns the new generation, or none
-/// when another was faster.
+/// Moves a capsule to a state, if its generation is still `seen` and the move is legal. The
+/// statement also writes the entry in the audit log, if there is one. Returns the new generation,
+/// or `None` if another writer was faster.
 pub(crate) async fn transition(
     db: &PgPool,
     id: CapsuleId,
@@ -372,8 +378,8 @@ pub(crate) async fn transition(
     update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await
 }
 
-/// Begins a pause under a name that tells its parameters. The capsule must be of the generation
-/// that was seen. Returns the new generation.
+/// Moves a capsule to `pausing`, under a name that contains the pause's parameters. Returns the new
+/// generation, or `None` if the generation is no longer `seen` or the move is illegal.
 pub(crate) async fn begin_pause(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -389,9 +395,9 @@ pub(crate) async fn begin_pause(
     update.bind(from).fetch_optional(db).await
 }
 
-/// Begins a resume under a name that tells its parameters. The host may be another one than the
-/// capsule was paused on. The capsule must be of the generation that was seen. Returns the new
-/// generation.
+/// Moves a capsule to `resuming`, under a name that contains the resume's parameters. The host may
+/// differ from the one where the capsule was paused. Returns the new generation, or `None` if the
+/// generation is no longer `seen` or the move is illegal.
 pub(crate) async fn resume_on(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
@@ -409,16 +415,16 @@ pub(crate) async fn resume_on(
     update.bind(from).bind(operation).fetch_optional(db).await
 }
 
-/// Notes that a capsule is back on the host in `before`, if its generation is still `seen`.
+/// Puts a capsule back on the host in `before`, if its generation is still `seen`.
 pub(crate) async fn place_back(db: &PgPool, seen: i64, before: &Capsule) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET host_id = $3, placed = $4 WHERE id = $1 AND generation = $2";
     let update = sqlx::query(sql).bind(before.id).bind(seen).bind(before.host_id);
     update.bind(before.placed).execute(db).await.map(|_| ())
 }
 
-/// Notes that the store has the snapshot of a paused capsule, in a tree of this name. A capsule
-/// that has changed since it was seen has a newer snapshot, and is left alone. Returns whether the
-/// row was changed.
+/// Records that the store has a paused capsule's snapshot, in the named tree. A capsule that has
+/// changed since `seen` has a newer snapshot, and its row stays as it is. Returns whether the row
+/// was changed.
 pub(crate) async fn set_stored(
     db: &PgPool,
     seen: &Capsule,
@@ -432,8 +438,8 @@ pub(crate) async fn set_stored(
     Ok(noted.rows_affected() == 1)
 }
 
-/// Notes a capsule's storage, and whether its guest waits for room, by its host's word. Does
-/// nothing once the generation has changed.
+/// Stores a capsule's storage and whether its guest waits for disk space, as its host reported.
+/// Does nothing once the generation has changed.
 pub(crate) async fn set_usage(
     db: &PgPool,
     id: CapsuleId,
@@ -447,8 +453,8 @@ pub(crate) async fn set_usage(
     update.execute(db).await.map(|_| ())
 }
 
-/// Makes a port of a team's capsule public, or private again. Returns the capsule, unless it
-/// would have more than `most` public ports, or is none of the team's.
+/// Makes a port of a team's capsule public or private. Returns the capsule. Returns `None` if the
+/// capsule is not the team's, or would have more than `most` public ports.
 pub(crate) async fn set_public(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -481,7 +487,7 @@ pub(crate) async fn set_traffic_token(
     Ok(set.rows_affected() == 1)
 }
 
-/// Begins another generation of preview links; `false` when the capsule is gone.
+/// Starts a new generation of preview links; `false` when the capsule is gone.
 pub(crate) async fn rotate_links(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -492,8 +498,8 @@ pub(crate) async fn rotate_links(
     Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
 }
 
-/// Whether a machine of this id is to exist on a host: there where its row is, and, while it is
-/// being resumed elsewhere, where it was paused, until that is done.
+/// Reports whether a host should have a machine of this capsule. The host of the row should. While
+/// a capsule resumes elsewhere, the host where it was paused keeps its machine too.
 pub(crate) async fn is_wanted(db: &PgPool, id: CapsuleId, host: HostId) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules \
                WHERE id = $1 AND status <> 'stopped' AND (host_id = $2 OR status = 'resuming'))";

@@ -1,4 +1,4 @@
-//! Where events are sent to, and what is on its way.
+//! Channels of teams, and the deliveries of events to them.
 
 use super::makers::Maker;
 use serde_json::Value;
@@ -27,7 +27,7 @@ pub(crate) struct Channel {
     pub updated_at: OffsetDateTime,
 }
 
-/// Enters a channel; false when the team has one of its name.
+/// Inserts a channel; `false` when the team has a channel of this name.
 pub(crate) async fn insert(
     db: impl PgExecutor<'_>,
     row: &Channel,
@@ -106,7 +106,7 @@ pub(crate) async fn send(
     Ok(sent.fetch_optional(db).await?.map(DeliveryId))
 }
 
-/// Disables the channels whose maker's key has expired; returns them with their teams.
+/// Disables the channels whose maker's key has expired. Returns them with their teams.
 pub(crate) async fn disable_expired(
     db: impl PgExecutor<'_>,
 ) -> sqlx::Result<Vec<(ChannelId, TeamId)>> {
@@ -116,7 +116,7 @@ pub(crate) async fn disable_expired(
     Ok(disabled.into_iter().map(|(id, team)| (ChannelId(id), TeamId(team))).collect())
 }
 
-/// A delivery that is due, with where it goes.
+/// A delivery that is due, with its destination.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Due {
     pub id: Uuid,
@@ -128,8 +128,9 @@ pub(crate) struct Due {
     pub version: i32,
 }
 
-/// Takes deliveries that are due, for so many seconds: whoever dies meanwhile leaves them to be
-/// taken again. Deliveries wait while their channel is disabled, or its maker's key has ended.
+/// Claims deliveries that are due, for the given seconds. If the process dies meanwhile, another
+/// takes them after that time. Deliveries wait while their channel is disabled or its maker's key
+/// has ended.
 pub(crate) async fn take_due(db: &PgPool, seconds: f64, limit: i64) -> sqlx::Result<Vec<Due>> {
     let sql = "WITH due AS (SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id \
                WHERE d.status = 'waiting' AND d.next_at <= now() AND c.enabled \
@@ -142,7 +143,8 @@ pub(crate) async fn take_due(db: &PgPool, seconds: f64, limit: i64) -> sqlx::Res
     sqlx::query_as(sql).bind(seconds).bind(limit).fetch_all(db).await
 }
 
-/// Notes how a try went: done, to be tried again after so many seconds, or given up.
+/// Stores the outcome of an attempt: done, waiting for another attempt in `again` seconds, or
+/// failed.
 pub(crate) async fn settle(
     db: &PgPool,
     id: Uuid,
@@ -158,8 +160,8 @@ pub(crate) async fn settle(
     settle.execute(db).await.map(|_| ())
 }
 
-/// Has what else waits for a channel wait for so many seconds: who does not answer one does not
-/// answer many, and holds others up.
+/// Delays a channel's other waiting deliveries by at least the given seconds. A receiver that does
+/// not answer one delivery would not answer the others either, and would hold up other channels.
 pub(crate) async fn put_off(db: &PgPool, channel: Uuid, seconds: f64) -> sqlx::Result<()> {
     let sql = "UPDATE deliveries SET next_at = now() + make_interval(secs => $2) \
                WHERE channel_id = $1 AND status = 'waiting' \
@@ -179,7 +181,7 @@ pub(crate) struct Delivery {
     pub next_at: OffsetDateTime,
 }
 
-/// A page of a channel's deliveries, newest first.
+/// Returns a page of a channel's deliveries, newest first.
 pub(crate) async fn deliveries(
     db: &PgPool,
     id: ChannelId,

@@ -1,4 +1,4 @@
-//! What happened, in its order; what each team used.
+//! Events in their order, and the usage of each team.
 
 use super::pool::UNHURRIED;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use time::{Date, OffsetDateTime};
 use types::TeamId;
 use uuid::Uuid;
 
-/// A place among events: their transaction, and their number in it.
+/// Position among events: the transaction, and the number of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Place(pub i64, pub i64);
 
@@ -29,14 +29,15 @@ impl Event {
     }
 }
 
-/// The place after everything that has happened for sure: of a transaction that is still open,
-/// nobody knows yet.
+/// Returns the position after every event that is certain. Events of a transaction that is still
+/// open may come later.
 pub(crate) async fn now(db: &PgPool) -> sqlx::Result<Place> {
     let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
     Ok(Place(sqlx::query_scalar(sql).fetch_one(db).await?, 0))
 }
 
-/// A team's events after a place, in their order, as far as none can come between them any more.
+/// Lists a team's events after a position, in order. Stops before the oldest open transaction, so
+/// that no event can appear in between later.
 pub(crate) async fn after(
     db: &PgPool,
     team: TeamId,
@@ -60,7 +61,8 @@ pub(crate) struct Day {
     pub storage_mib_seconds: f64,
 }
 
-/// What a team used, by day in UTC: what was added up, and what the spans of time say.
+/// Returns a team's usage by day in UTC. The figures include daily sums and the spans that are not
+/// yet summed.
 pub(crate) async fn usage(
     db: &PgPool,
     team: TeamId,
@@ -92,7 +94,7 @@ pub(crate) async fn usage(
     sqlx::query_as(sql).bind(team.0).bind(from).bind(to).fetch_all(db).await
 }
 
-/// How much of a team's ran at a time.
+/// Number and size of a team's running capsules at one time.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Point {
     pub at: OffsetDateTime,
@@ -101,7 +103,8 @@ pub(crate) struct Point {
     pub memory_mib: i64,
 }
 
-/// That at so many times, the last of which is now, over so many seconds.
+/// Samples a team's running capsules at `points` times over the last `seconds`. The last sample is
+/// now.
 pub(crate) async fn series(
     db: &PgPool,
     team: TeamId,
@@ -119,7 +122,8 @@ pub(crate) async fn series(
     sqlx::query_as(sql).bind(team.0).bind(seconds).bind(points).fetch_all(db).await
 }
 
-/// Adds spans up by day that ended some days ago, and forgets them; in one step.
+/// Adds spans that ended more than `days` days ago to the daily sums, and removes them. Both happen
+/// in one statement. Returns the number of spans removed.
 pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u64> {
     let sql = "WITH gone AS (DELETE FROM usage_spans WHERE id IN (SELECT id FROM usage_spans \
                WHERE ended_at < now() - make_interval(days => $1) LIMIT $2) RETURNING *), \

@@ -1,4 +1,4 @@
-//! Tokens of hosts: one to register with, then one after the other to renew by.
+//! Tokens of hosts: one for registration, then a chain of tokens for renewals.
 
 use super::makers::Maker;
 use sqlx::{PgConnection, PgPool};
@@ -9,11 +9,11 @@ use uuid::Uuid;
 pub(crate) struct Token {
     pub id: Uuid,
     pub host_id: Uuid,
-    /// What it was first used with: of no use with another.
+    /// Hash of the first request that used the token. The token is invalid with another.
     pub bound_to: Option<Vec<u8>>,
-    /// Whether it was used before.
+    /// True if the token was used before.
     pub used: bool,
-    /// Whether one that was given for it has been used.
+    /// True if a token that was issued for this one has been used.
     pub superseded: bool,
 }
 
@@ -23,7 +23,7 @@ impl Token {
     }
 }
 
-/// What a token is for.
+/// Purpose of a token.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
     Registration,
@@ -39,7 +39,7 @@ impl Kind {
     }
 }
 
-/// Keeps a new token's hash, for `seconds`.
+/// Stores the hash of a new token, which expires after `seconds`.
 pub(crate) async fn insert(
     db: &mut PgConnection,
     host: HostId,
@@ -54,7 +54,7 @@ pub(crate) async fn insert(
     insert.bind(hash).bind(parent).bind(seconds).execute(db).await.map(|_| ())
 }
 
-/// Notes the maker of a token. The token is good only while its maker may still make one.
+/// Records the maker of a token. The token is valid only while its maker may still make one.
 pub(crate) async fn set_maker(
     db: &mut PgConnection,
     hash: &[u8],
@@ -71,7 +71,7 @@ pub(crate) async fn find(db: &PgPool, kind: Kind, hash: &[u8]) -> sqlx::Result<O
     find_in(&mut connection, kind, hash).await
 }
 
-/// The same, in a transaction.
+/// Finds a token as `find` does, within a transaction.
 pub(crate) async fn find_in(
     db: &mut PgConnection,
     kind: Kind,
@@ -85,23 +85,23 @@ pub(crate) async fn find_in(
     sqlx::query_as(sql).bind(hash).bind(kind.as_str()).fetch_optional(db).await
 }
 
-/// Notes that a token was used, and with what.
+/// Records that a token was used, and with what it was used.
 pub(crate) async fn used(db: &mut PgConnection, token: &Token, with: &[u8]) -> sqlx::Result<()> {
     let sql = "UPDATE host_tokens SET used_at = now(), bound_to = $2 \
                WHERE id = $1 AND used_at IS NULL";
     sqlx::query(sql).bind(token.id).bind(with).execute(&mut *db).await?;
-    // Those given for it before never arrived.
+    // Tokens that were issued for it earlier never reached the host.
     let sql = "DELETE FROM host_tokens WHERE parent_id = $1 AND used_at IS NULL";
     sqlx::query(sql).bind(token.id).execute(db).await.map(|_| ())
 }
 
-/// Forgets a host's tokens of a kind.
+/// Removes a host's tokens of one kind.
 pub(crate) async fn remove(db: &mut PgConnection, host: HostId, kind: Kind) -> sqlx::Result<()> {
     let sql = "DELETE FROM host_tokens WHERE host_id = $1 AND kind = $2";
     sqlx::query(sql).bind(host.0).bind(kind.as_str()).execute(db).await.map(|_| ())
 }
 
-/// Forgets tokens that have expired.
+/// Removes expired tokens.
 pub(crate) async fn prune(db: &PgPool) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM host_tokens WHERE expires_at < now()").execute(db).await.map(|_| ())
 }

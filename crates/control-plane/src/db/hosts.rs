@@ -1,4 +1,4 @@
-//! Hosts: rows, and what is known of them that decides where capsules go.
+//! Rows of hosts, with the facts that placement decides on.
 
 use crate::audit::Entry;
 use crate::scheduler::Size;
@@ -34,7 +34,7 @@ pub(crate) struct Host {
     pub cert_expires_at: Option<OffsetDateTime>,
     pub created_at: OffsetDateTime,
     pub last_heartbeat_at: Option<OffsetDateTime>,
-    /// Capsules on it that are not gone, and what they have.
+    /// Number of capsules on the host that have not been removed.
     pub capsules: i64,
     pub used_vcpus: i64,
     pub used_memory_mib: i64,
@@ -46,12 +46,12 @@ impl Host {
         HostId(self.id)
     }
 
-    /// What capsules may have together.
+    /// Returns the resources that the host's capsules may have in total.
     pub(crate) fn room(&self) -> Size {
         size(self.max_vcpus, self.memory_mib, self.disk_mib)
     }
 
-    /// What they have.
+    /// Returns the resources that the host's capsules have.
     pub(crate) fn used(&self) -> Size {
         size(self.used_vcpus, self.used_memory_mib, self.used_disk_mib)
     }
@@ -62,8 +62,8 @@ fn size(vcpus: i64, memory_mib: i64, disk_mib: i64) -> Size {
     Size { vcpus: whole(vcpus), memory_mib: whole(memory_mib), disk_mib: whole(disk_mib) }
 }
 
-/// Every column, with what the host's capsules have. A machine that is gone or kept has no
-/// processor and no memory; its disk is there until it is removed.
+/// Query for every column, with the resources of the host's capsules. A paused or failed capsule
+/// has no processor and no memory. Its disk counts until the capsule is removed.
 const SELECT: &str = "SELECT h.*, coalesce(u.capsules, 0) AS capsules, \
     coalesce(u.vcpus, 0) AS used_vcpus, coalesce(u.memory_mib, 0) AS used_memory_mib, \
     coalesce(u.disk_mib, 0) AS used_disk_mib FROM hosts h LEFT JOIN (SELECT host_id, \
@@ -82,14 +82,15 @@ pub(crate) async fn find(db: impl sqlx::PgExecutor<'_>, id: HostId) -> sqlx::Res
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// The host of a name, if it has not enrolled: one that was known before there were certificates.
+/// Finds a host by name that has never enrolled. Such a row dates from before hosts had
+/// certificates.
 pub(crate) async fn not_enrolled(db: &PgPool, name: &str) -> sqlx::Result<Option<HostId>> {
     let sql = "SELECT id FROM hosts WHERE name = $1 AND enrolment = 0";
     let id: Option<Uuid> = sqlx::query_scalar(sql).bind(name).fetch_optional(db).await?;
     Ok(id.map(HostId))
 }
 
-/// Enters a host that is yet to enrol; false when another has its name.
+/// Inserts a host that has yet to enrol; `false` when another host has its name.
 pub(crate) async fn insert(
     db: &mut PgConnection,
     id: HostId,
@@ -103,13 +104,13 @@ pub(crate) async fn insert(
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
-/// Holds a host for the rest of the transaction; false when there is none.
+/// Locks a host for the rest of the transaction; `false` when there is none.
 pub(crate) async fn lock(db: &mut PgConnection, id: HostId) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM hosts WHERE id = $1 FOR UPDATE";
     Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
 }
 
-/// Another host at an address, if there is one.
+/// Finds another host at an address.
 pub(crate) async fn at_address(
     db: &PgPool,
     address: &str,
@@ -121,15 +122,15 @@ pub(crate) async fn at_address(
     Ok(id.map(HostId))
 }
 
-/// A certificate that was just given out.
+/// A certificate that was just issued.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cert {
     pub fingerprint: Option<String>,
     pub expires_at: Option<OffsetDateTime>,
 }
 
-/// Enrols a host at an address: whatever an earlier enrolment gave out is worth nothing from now.
-/// Returns the enrolment's number.
+/// Enrols a host at an address, and invalidates everything that an earlier enrolment issued.
+/// Returns the number of the enrolment.
 pub(crate) async fn enrol(
     db: &mut PgConnection,
     id: HostId,
@@ -143,8 +144,9 @@ pub(crate) async fn enrol(
     update.bind(&cert.fingerprint).bind(cert.expires_at).fetch_one(db).await
 }
 
-/// Notes a renewed certificate. The one that the host has stays good beside it: `keeps_last`
-/// says whether that is the last one, or, if the last never reached it, the one before.
+/// Stores a renewed certificate. The host's present certificate stays valid beside it. `keeps_last`
+/// is true if the host has the last certificate. False means that the last certificate never
+/// reached the host, which then has the previous one.
 pub(crate) async fn renew(
     db: &mut PgConnection,
     id: HostId,
@@ -158,7 +160,7 @@ pub(crate) async fn renew(
     update.bind(cert.expires_at).bind(keeps_last).fetch_one(db).await
 }
 
-/// Ends all that an enrolment gave out: the host must enrol anew.
+/// Invalidates everything that an enrolment issued. The host must enrol again.
 pub(crate) async fn disown(db: &mut PgConnection, id: HostId) -> sqlx::Result<()> {
     let sql = "UPDATE hosts SET cert_fingerprint = NULL, cert_previous = NULL, \
                enrolment = enrolment + 1, status = 'unreachable' WHERE id = $1";
@@ -167,8 +169,8 @@ pub(crate) async fn disown(db: &mut PgConnection, id: HostId) -> sqlx::Result<()
     sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
 }
 
-/// Notes what a host says of itself, and that it is there; false when this enrolment of it is
-/// over.
+/// Stores a host's description of itself, and the time of the heartbeat; `false` when this
+/// enrolment is over.
 pub(crate) async fn heard(
     db: impl sqlx::PgExecutor<'_>,
     id: HostId,
@@ -186,20 +188,20 @@ pub(crate) async fn heard(
     let update = update.bind(&is.accelerator).bind(&is.version).bind(&is.templates);
     let update = update.bind(i32::try_from(is.cpu_cores).unwrap_or(i32::MAX));
     let update = update.bind(whole(is.vcpus)).bind(whole(is.memory_mb)).bind(whole(is.disk_mb));
-    // An agent of before says nothing of it.
+    // Agents of earlier versions do not report a tier.
     let tier = is.isolation.parse::<Isolation>().unwrap_or_default();
     let update = update.bind(Json(load)).bind(is.store).bind(tier.as_str());
     Ok(update.execute(db).await?.rows_affected() == 1)
 }
 
-/// Reports whether there are hosts online and none of them was heard of for some seconds.
+/// Reports whether hosts are online and none of them has sent a heartbeat for the given seconds.
 pub(crate) async fn are_all_silent(db: &PgPool, seconds: f64) -> sqlx::Result<bool> {
     let sql = "SELECT coalesce(max(last_heartbeat_at) < now() - make_interval(secs => $1), false) \
                FROM hosts WHERE status = 'online'";
     sqlx::query_scalar(sql).bind(seconds).fetch_one(db).await
 }
 
-/// Marks the hosts that were not heard of for some seconds; returns which they are.
+/// Marks hosts without a heartbeat for the given seconds as unreachable. Returns their ids.
 pub(crate) async fn mark_unreachable(db: &PgPool, seconds: f64) -> sqlx::Result<Vec<HostId>> {
     let sql = "UPDATE hosts SET status = 'unreachable' WHERE status = 'online' \
                AND last_heartbeat_at < now() - make_interval(secs => $1) RETURNING id";
@@ -207,7 +209,7 @@ pub(crate) async fn mark_unreachable(db: &PgPool, seconds: f64) -> sqlx::Result<
     Ok(ids.into_iter().map(HostId).collect())
 }
 
-/// Closes a host for capsules, or opens it again; false when there is none.
+/// Closes a host to new capsules, or opens it again; `false` when there is none.
 pub(crate) async fn set_draining(
     db: impl sqlx::PgExecutor<'_>,
     id: HostId,
@@ -226,7 +228,8 @@ pub(crate) async fn set_tags(
     Ok(sqlx::query(sql).bind(id.0).bind(tags).execute(db).await?.rows_affected() == 1)
 }
 
-/// Forgets a host that has nothing that the store lacks; false when it has, or is none.
+/// Removes a host if the store has everything that the host holds. Returns `false` if it does not,
+/// or if there is no such host.
 pub(crate) async fn remove(db: &PgPool, id: HostId, entry: &Entry) -> sqlx::Result<bool> {
     let mut transaction = db.begin().await?;
     let there = lock(&mut transaction, id).await?;

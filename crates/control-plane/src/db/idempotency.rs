@@ -1,11 +1,11 @@
-//! Keys by which creates may be repeated: rows.
+//! Rows of the keys that make a create repeatable.
 
 use super::capsules::{Capsule, columns};
 use sqlx::{FromRow, PgExecutor, PgPool, Row};
 use types::{CapsuleId, TeamId};
 
-/// What a team's key was used for, by the hash of the request, and the capsule that it made, which
-/// may be gone.
+/// Returns the hash of the request that a team's key was used for, and the capsule that it created.
+/// The capsule may have been removed since.
 pub(crate) async fn find(
     db: &PgPool,
     team: TeamId,
@@ -21,7 +21,7 @@ pub(crate) async fn find(
     row.map(|row| Ok((row.try_get("request_hash")?, Capsule::from_row(&row)?))).transpose()
 }
 
-/// Enters a key with what it is to make; false when the team has used it.
+/// Inserts a key with the capsule that it will create; `false` when the team has used the key.
 pub(crate) async fn insert(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -35,7 +35,7 @@ pub(crate) async fn insert(
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
-/// Forgets a key, if this capsule is what it made.
+/// Removes a key, if the key created this capsule.
 pub(crate) async fn forget(
     db: &PgPool,
     team: TeamId,

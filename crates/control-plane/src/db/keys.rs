@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use types::{ApiKeyId, CapsuleId, Isolation, TeamId, TemplateId, UserId};
 use uuid::Uuid;
 
-/// A key as callers are admitted by it.
+/// A key with the fields that authorization needs.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Key {
     id: Uuid,
@@ -25,7 +25,7 @@ pub(crate) struct Key {
     pub limits: KeyLimits,
 }
 
-/// A key's own limits; none is no other than its team's.
+/// Limits of a single key. `None` means no limit beyond the team's.
 #[derive(Debug, Clone, Copy, Default, Deserialize, sqlx::FromRow)]
 pub(crate) struct KeyLimits {
     max_capsules: Option<i32>,
@@ -60,7 +60,7 @@ impl Key {
         TeamId(self.team_id)
     }
 
-    /// The user who made it, and whose power it may not exceed.
+    /// Returns the user who made the key. The key never exceeds that user's permissions.
     pub(crate) fn creator(&self) -> Option<UserId> {
         self.created_by.map(UserId)
     }
@@ -129,7 +129,7 @@ pub(crate) async fn any(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
     sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys)").fetch_one(db).await
 }
 
-/// Keeps a key by its hash, with limits of its own, of which 0 is none.
+/// Stores a key by its hash, with limits of its own. A limit of 0 is stored as none.
 pub(crate) async fn insert(
     db: impl PgExecutor<'_>,
     row: &Row,
@@ -152,7 +152,7 @@ pub(crate) async fn insert(
     insert.execute(db).await.map(|_| ())
 }
 
-/// A page of a team's keys that are not revoked, newest first.
+/// Returns a page of a team's keys that are not revoked, newest first.
 pub(crate) async fn list(
     db: &PgPool,
     team: TeamId,
@@ -217,7 +217,8 @@ pub(crate) async fn hash(db: &PgPool, id: ApiKeyId) -> sqlx::Result<Option<Vec<u
     sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// Revokes the keys of a team that a user made; of all teams, when none is given. Returns how many.
+/// Revokes keys of a team, of a user, or of both; `None` sets no condition. Returns the number of
+/// revoked keys.
 pub(crate) async fn revoke_of(
     db: impl PgExecutor<'_>,
     team: Option<TeamId>,

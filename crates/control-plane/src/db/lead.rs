@@ -1,19 +1,19 @@
-//! Which of the replicas does what one alone should: whoever holds a lock that PostgreSQL lets go
-//! of when its connection ends, however that ends.
+//! Leader election among the replicas. The leader holds an advisory lock, which PostgreSQL releases
+//! when the leader's connection ends for any reason.
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
-/// `wrenn` as a number.
+/// The text `wrenn` as a number.
 const LOCK: i64 = 0x0077_7265_6e6e;
 
-/// The lead, as long as its connection stands.
+/// Leadership, which lasts as long as its connection.
 pub(crate) struct Lead(PgConnection);
 
 impl Lead {
-    /// Takes it; none when another has it.
+    /// Takes the lock; `None` when another replica holds it.
     pub(crate) async fn take(db: &PgPool) -> sqlx::Result<Option<Self>> {
-        // A server that does not hear of us for half a minute lets go.
+        // A server that does not hear from this process for half a minute releases the lock.
         let options: PgConnectOptions = db.connect_options().as_ref().clone();
         let mut connection = options
             .options([
@@ -32,7 +32,7 @@ impl Lead {
         Ok(None)
     }
 
-    /// Errs when it is lost.
+    /// Checks the connection. Fails when leadership is lost.
     pub(crate) async fn stands(&mut self) -> sqlx::Result<()> {
         self.0.ping().await
     }

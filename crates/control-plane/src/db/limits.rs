@@ -1,10 +1,10 @@
-//! What teams may have, and what they have.
+//! Limits of teams and keys, and their present use.
 
 use crate::limits::{Held, Limits, Stored};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
 
-/// A team's limits: its own, else the platform's default; none where neither is set.
+/// Limits of a team: its own, else the platform's default. `None` where neither is set.
 #[derive(Debug, Clone, Default, sqlx::FromRow)]
 pub(crate) struct Row {
     pub capsules: Option<i32>,
@@ -14,13 +14,13 @@ pub(crate) struct Row {
     pub requests_per_sec: Option<i32>,
     pub snapshots: Option<i32>,
     pub storage_mib: Option<i64>,
-    /// Kept with the team itself.
+    /// Lowest isolation tier, from the team's own row.
     #[sqlx(default)]
     pub isolation: Option<String>,
 }
 
 impl Row {
-    /// What is not set is as written in the code.
+    /// Returns the limits. A limit that is not set takes the value of `Limits::DEFAULT`.
     pub(crate) fn limits(self) -> Limits {
         let or = |set: Option<i32>, default| set.map_or(default, i32::unsigned_abs);
         let default = Limits::DEFAULT;
@@ -62,26 +62,27 @@ pub(crate) async fn set(db: impl PgExecutor<'_>, team: TeamId, row: &Row) -> sql
     set.execute(db).await.map(|_| ())
 }
 
-/// Has whoever else would count a team's capsules wait until this transaction ends.
+/// Locks the count of a team's capsules until this transaction ends. Other callers of `hold` wait.
 pub(crate) async fn hold(db: &mut PgConnection, team: TeamId) -> sqlx::Result<()> {
     let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 6))";
     sqlx::query(sql).bind(team.0.to_string()).execute(db).await.map(|_| ())
 }
 
-/// Capsules that are not gone, and what those have that have a machine; of whom, is to be added.
+/// Counts live capsules, and sums the resources of those that have a machine. The caller appends
+/// further conditions to the `WHERE` clause.
 const HELD: &str = "SELECT count(*) AS capsules, \
     coalesce(sum(vcpus) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS vcpus, \
     coalesce(sum(memory_mib) FILTER (WHERE status NOT IN ('paused', 'error')), 0) AS memory_mib \
     FROM capsules WHERE status <> 'stopped'";
 
-/// What a team has.
+/// Counts a team's capsules and their resources.
 pub(crate) async fn held(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Held> {
     let sql = sqlx::AssertSqlSafe(format!("{HELD} AND team_id = $1"));
     sqlx::query_as(sql).bind(team.0).fetch_one(db).await
 }
 
-/// Counts what a team keeps: named snapshots, complete or being made, and the storage of all its
-/// snapshots and capsules.
+/// Counts a team's named snapshots, complete or in progress, and the storage of all its snapshots
+/// and capsules.
 pub(crate) async fn stored(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Stored> {
     let sql = "SELECT s.snapshots, (s.bytes + c.bytes)::bigint AS storage_bytes FROM \
                (SELECT count(*) FILTER (WHERE name IS NOT NULL AND status <> 'removing') \
@@ -101,7 +102,7 @@ pub(crate) struct OfKey {
     pub held: Held,
 }
 
-/// Returns the limits that bind a key: its own, and those of each key that it came from.
+/// Returns the limits that bind a key: its own, and the limits of each key that it came from.
 pub(crate) async fn of_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Result<Vec<OfKey>> {
     let sql = format!(
         "WITH RECURSIVE line AS (SELECT k.* FROM api_keys k WHERE k.id = $1 UNION ALL \

@@ -1,4 +1,4 @@
-//! Changes that any replica made, told by PostgreSQL as they are committed.
+//! Changes that any replica made. PostgreSQL announces each change when it is committed.
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
@@ -7,51 +7,51 @@ use uuid::Uuid;
 
 const CHANNEL: &str = "wrenn_changed";
 
-/// What has changed.
+/// Subject of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Capsule(CapsuleId),
-    /// By the key's hash.
+    /// A key, by its hash.
     Key([u8; 32]),
     Host(HostId),
     User(UserId),
-    /// By the hash of its token.
+    /// A session, by the hash of its token.
     Session([u8; 32]),
-    /// Of a team's limits.
+    /// A team's limits.
     Team(TeamId),
-    /// Something happened to a team.
+    /// A new event of a team.
     Events(TeamId),
-    /// None: somebody looks whether changes are heard of.
+    /// No change. A replica sends it to test that changes arrive.
     Nothing,
-    /// More than can be named.
+    /// More changes than the message can name.
     All,
 }
 
-/// Hears of changes from the moment it is made.
+/// Subscription to changes, from the moment of its creation.
 pub(crate) struct Changes(PgListener);
 
 impl Changes {
     pub(crate) async fn listen(db: &PgPool) -> sqlx::Result<Self> {
         let mut listener = PgListener::connect_with(db).await?;
-        // A connection that is lost is told of, since changes may be missed meanwhile.
+        // A lost connection is reported to the caller, since changes may be missed meanwhile.
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
         Ok(Self(listener))
     }
 
-    /// The next change; none when the connection is lost.
+    /// Waits for the next change; `None` when the connection is lost.
     pub(crate) async fn next(&mut self) -> Option<Change> {
         let told = self.0.try_recv().await.ok()??;
         Some(parse(told.payload()))
     }
 }
 
-/// Has every replica, this one too, hear of nothing.
+/// Sends `Change::Nothing` to every replica, including this one.
 pub(crate) async fn ping(db: &PgPool) -> sqlx::Result<()> {
     sqlx::query("SELECT pg_notify($1, 'nothing')").bind(CHANNEL).execute(db).await.map(|_| ())
 }
 
-/// What cannot be read may be anything.
+/// Reads a message. An unreadable message may mean any change, so it becomes `Change::All`.
 fn parse(payload: &str) -> Change {
     if payload == "nothing" {
         return Change::Nothing;
@@ -70,7 +70,7 @@ fn parse(payload: &str) -> Change {
     named.unwrap_or(Change::All)
 }
 
-/// Reads 64 hexadecimal digits.
+/// Decodes 64 hexadecimal digits; `None` for any other text.
 pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
     let mut out = [0; 32];
     if text.len() != 64 {

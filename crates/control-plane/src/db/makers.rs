@@ -1,4 +1,5 @@
-//! Makers of things that let others in, and the end of those things with their maker's rights.
+//! Makers of keys, invitations, channels and tokens, and the end of these with their maker's
+//! rights.
 
 use crate::audit::{Actor, By};
 use sqlx::{PgConnection, PgExecutor};
@@ -26,7 +27,7 @@ pub(crate) async fn of(db: &mut PgConnection, by: By) -> sqlx::Result<Maker> {
     }
 }
 
-/// Counts of things that ended with their maker's right to have them.
+/// Counts of keys, invitations and channels that ended with their maker's rights.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub(crate) struct Ended {
     pub keys_revoked: u64,
@@ -34,8 +35,8 @@ pub(crate) struct Ended {
     pub channels_disabled: u64,
 }
 
-/// Deletes a user's invitations and disables the channels that they set, of one team or, without
-/// one, of all. The channel is the team's, so another admin may enable it again.
+/// Deletes a user's invitations and disables the channels that they set. Applies to one team, or to
+/// all teams without one. Another admin may enable a channel again, since it belongs to the team.
 pub(crate) async fn end_of_user(
     db: &mut PgConnection,
     team: Option<TeamId>,

@@ -1,19 +1,19 @@
-//! The connections to PostgreSQL, their number, and limits on the time that each may be taken.
+//! Connection pool to PostgreSQL, with its size and the time limits of its connections.
 
 use anyhow::Context;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Executor, PgPool};
 use std::time::Duration;
 
-/// Connections of one control plane.
+/// Number of connections of one control plane.
 const CONNECTIONS: u32 = 16;
 /// Time that a request waits for a connection before it is refused.
 const ACQUIRE: Duration = Duration::from_secs(5);
-/// Limits of a pool's connection: on a statement, on the wait for a lock, and on idleness within a
+/// Time limits of a pool's connection: for a statement, for a lock, and for idleness in a
 /// transaction. A statement sets them, since a pooler in between may reject options at the start.
 const LIMITS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '10s'; \
                       SET idle_in_transaction_session_timeout = '60s'";
-/// Raises a statement's limit for the rest of a transaction that nobody waits for.
+/// Statement that raises the time limit for the rest of a transaction that nobody waits for.
 pub(crate) const UNHURRIED: &str = "SET LOCAL statement_timeout = '10min'";
 
 /// Connects and migrates. A migration has no time limit and waits for another replica's, so it has

@@ -1,9 +1,10 @@
-//! What is forgotten in time, a bounded number of rows at once.
+//! Removal of old rows, a bounded number at a time.
 
 use super::pool::UNHURRIED;
 use sqlx::{Executor, PgPool};
 
-/// Tables with what tells a row's age, which of the rows, and how many days they are kept.
+/// Tables with the column of a row's age, the condition on rows to remove, and the days that they
+/// stay.
 const OLD: [(&str, &str, &str, i32); 9] = [
     ("sessions", "expires_at", "true", 0),
     ("user_tokens", "expires_at", "true", 0),
@@ -16,8 +17,8 @@ const OLD: [(&str, &str, &str, i32); 9] = [
     ("capsules", "updated_at", "status = 'stopped'", 30),
 ];
 
-/// Forgets up to so many rows of each table that are older than their time, the audit log's after
-/// so many days, of which 0 is never. Returns whether there may be more.
+/// Removes up to `limit` old rows from each table. Entries of the audit log stay for `audit_days`
+/// days, or for ever when that is 0. Returns whether more rows may remain.
 pub(crate) async fn forget(db: &PgPool, audit_days: i32, limit: i64) -> sqlx::Result<bool> {
     let audit = ("audit_logs", "created_at", "true", audit_days);
     let mut more = false;

@@ -1,4 +1,4 @@
-//! What the sandbox proxy must know of a capsule, and of the key that asks for it.
+//! Facts about a capsule and a caller's key, for the sandbox proxy.
 
 use super::keys::Key;
 use sqlx::PgPool;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Row {
-    /// None, as every field of the capsule's, when there is no such capsule.
+    /// Team of the capsule. Every field of the capsule is `None` when there is no such capsule.
     pub team_id: Option<Uuid>,
     pub template_id: Option<Uuid>,
     pub status: Option<String>,
@@ -22,13 +22,13 @@ pub(crate) struct Row {
     pub e2b: Option<bool>,
     pub auto_resume: Option<bool>,
     pub host_id: Option<Uuid>,
-    /// None when the key is not valid.
+    /// The key; `None` when it is not valid.
     pub key: Option<Json<Key>>,
     pub key_expires: Option<OffsetDateTime>,
 }
 
-/// Both in one query, whether there is the one, the other or neither. That the key was used is
-/// noted once a minute at most.
+/// Reads a capsule and a key in one query. Either may be missing. Records the use of the key at
+/// most once a minute.
 pub(crate) async fn find(
     db: &PgPool,
     capsule: Option<CapsuleId>,

@@ -1,5 +1,5 @@
-//! The schema's version. Migrates up to this program's own version, and refuses a newer schema that
-//! this program cannot serve.
+//! Version of the schema. Migrates up to this program's own version, and refuses a newer schema
+//! that this program cannot serve.
 
 use anyhow::Context;
 use sqlx::PgConnection;
@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 /// the program, is left as it is.
 ///
 /// # Errors
-/// When the schema needs a newer program, or cannot be changed.
+/// Fails when the schema needs a newer program, or cannot be changed.
 pub(crate) async fn migrate(db: &mut PgConnection) -> anyhow::Result<()> {
     let mut migrations = sqlx::migrate!("./migrations");
     migrations.set_ignore_missing(true);

@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 
-/// The secret of a name; whoever comes first makes it.
+/// Returns the secret of a name. The first caller creates it.
 pub(crate) async fn load(db: &PgPool, name: &str) -> sqlx::Result<Vec<u8>> {
     let fresh: [u8; 32] = rand::random();
     let sql = "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING";

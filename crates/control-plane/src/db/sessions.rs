@@ -1,4 +1,4 @@
-//! Sign-ins that stand, those under way elsewhere, and those that failed.
+//! Sessions, sign-ins in progress at a provider, and failed sign-ins.
 
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -36,7 +36,7 @@ pub(crate) async fn insert(
     insert.bind(session.expires_at).execute(db).await.map(|_| ())
 }
 
-/// The session of a token, if it stands; its use is noted once a minute at most.
+/// Finds a valid session by its token's hash. Records its use at most once a minute.
 pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Session>> {
     let sql = concat!(
         "WITH used AS (UPDATE sessions SET last_used_at = now() WHERE token_hash = $1 \
@@ -70,7 +70,8 @@ pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Session>
     sqlx::query_as(sql).bind(user.0).fetch_all(db).await
 }
 
-/// Ends a session; returns its token's hash, if it was the user's.
+/// Ends a session of a user. Returns the hash of its token, or `None` if the user has no such
+/// session.
 pub(crate) async fn remove(
     db: impl PgExecutor<'_>,
     user: UserId,
@@ -80,7 +81,7 @@ pub(crate) async fn remove(
     sqlx::query_scalar(sql).bind(user.0).bind(id.0).fetch_optional(db).await
 }
 
-/// Ends a user's sessions, but one. Returns their tokens' hashes.
+/// Ends a user's sessions except `but`. Returns the hashes of their tokens.
 pub(crate) async fn remove_all(
     db: impl PgExecutor<'_>,
     user: UserId,
@@ -91,7 +92,7 @@ pub(crate) async fn remove_all(
     sqlx::query_scalar(sql).bind(user.0).bind(but.map(|id| id.0)).fetch_all(db).await
 }
 
-/// A sign-in elsewhere that is under way.
+/// A sign-in in progress at a provider.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct SignIn {
     pub provider: String,
@@ -116,14 +117,14 @@ pub(crate) async fn begin(
     insert.execute(db).await.map(|_| ())
 }
 
-/// Takes one that is under way, for the one time that it is good.
+/// Takes a sign-in in progress. Each can be taken once.
 pub(crate) async fn take(db: &PgPool, state: &[u8]) -> sqlx::Result<Option<SignIn>> {
     let sql = "DELETE FROM sign_ins WHERE state_hash = $1 AND expires_at > now() \
                RETURNING provider, verifier, nonce, user_id, session_id";
     sqlx::query_as(sql).bind(state).fetch_optional(db).await
 }
 
-/// How many failures there were of a subject of late, and seconds since the last.
+/// Returns the number of a subject's failures, and the seconds since the last.
 pub(crate) async fn failures(db: &PgPool, subject: &[u8]) -> sqlx::Result<(i32, f64)> {
     let sql = "SELECT failures, extract(epoch FROM now() - last_at)::float8 \
                FROM sign_in_failures WHERE subject = $1";
@@ -131,7 +132,7 @@ pub(crate) async fn failures(db: &PgPool, subject: &[u8]) -> sqlx::Result<(i32, 
     Ok(found.unwrap_or((0, 0.0)))
 }
 
-/// Counts a failure; those of long ago are forgotten.
+/// Counts a failure. Failures older than `forgotten` seconds do not count any more.
 pub(crate) async fn failed(db: &PgPool, subject: &[u8], forgotten: f64) -> sqlx::Result<()> {
     let sql = "INSERT INTO sign_in_failures AS f (subject, failures) VALUES ($1, 1) \
                ON CONFLICT (subject) DO UPDATE SET last_at = now(), failures = 1 + CASE \
@@ -139,9 +140,9 @@ pub(crate) async fn failed(db: &PgPool, subject: &[u8], forgotten: f64) -> sqlx:
     sqlx::query(sql).bind(subject).bind(forgotten).execute(db).await.map(|_| ())
 }
 
-/// Counts one more attempt, unless a wait is not over. Once more than `free` attempts are counted
-/// the wait is one second, then twice as long each time, up to `longest`. A single statement
-/// counts, so that attempts at once cannot pass it by. Returns whether the attempt was counted.
+/// Counts one more attempt, unless a wait is not over. Beyond `free` attempts the wait is one
+/// second, then doubles with each attempt, up to `longest` seconds. A single statement counts, so
+/// that simultaneous attempts cannot evade it. Returns whether the attempt was counted.
 pub(crate) async fn count(
     db: &PgPool,
     subject: &[u8],

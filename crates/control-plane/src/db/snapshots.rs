@@ -1,4 +1,4 @@
-//! Snapshots: rows.
+//! Rows of snapshots.
 
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -19,7 +19,8 @@ pub(crate) struct Snapshot {
     pub team_id: Uuid,
     pub capsule_id: Option<Uuid>,
     pub host_id: Option<Uuid>,
-    /// None for a fork's snapshot, and until it is complete for a snapshot that replaces another.
+    /// Name of the snapshot. A fork's snapshot has none. A replacement has none until it is
+    /// complete.
     pub name: Option<String>,
     pub status: String,
     pub template: String,
@@ -27,9 +28,9 @@ pub(crate) struct Snapshot {
     pub memory_mib: i32,
     pub disk_mib: i32,
     pub size_bytes: i64,
-    /// Bytes on disk that only this snapshot holds, by its host's last word.
+    /// Bytes on disk that only this snapshot holds, as its host last reported.
     pub storage_bytes: i64,
-    /// Whether the store has it.
+    /// True if the store has the snapshot.
     pub stored: bool,
     pub created_at: OffsetDateTime,
 }
@@ -40,7 +41,7 @@ impl Snapshot {
     }
 }
 
-/// Enters a snapshot as `making`; false when the team has one of its name.
+/// Inserts a snapshot as `making`; `false` when the team has one of its name.
 pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Result<bool> {
     let sql = "INSERT INTO snapshots (id, team_id, capsule_id, host_id, name, template, vcpus, \
                memory_mib, disk_mib) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
@@ -51,8 +52,8 @@ pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Res
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
-/// Marks a snapshot as complete, with its sizes. Returns false when it is being removed meanwhile,
-/// or when another snapshot took its name.
+/// Marks a snapshot as complete, with its sizes. Returns `false` when it is being removed
+/// meanwhile, or when another snapshot took its name.
 pub(crate) async fn complete(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Result<bool> {
     let sql = "UPDATE snapshots SET status = 'ready', size_bytes = $2, storage_bytes = $3, \
                updated_at = now() \
@@ -71,7 +72,7 @@ pub(crate) async fn is_named(
     sqlx::query_scalar(sql).bind(team.0).bind(name).fetch_one(db).await
 }
 
-/// Notes the storage of complete snapshots, by their host's word.
+/// Stores the sizes of a host's complete snapshots, as the host reported them.
 pub(crate) async fn set_storage(
     db: &PgPool,
     host: HostId,
@@ -84,7 +85,7 @@ pub(crate) async fn set_storage(
     sqlx::query(sql).bind(host.0).bind(ids).bind(bytes).execute(db).await.map(|_| ())
 }
 
-/// A team's complete snapshot, by its name or its id.
+/// Finds a team's complete snapshot by its name or id.
 pub(crate) async fn find(
     db: &PgPool,
     team: TeamId,
@@ -101,7 +102,8 @@ pub(crate) async fn find(
     find.fetch_optional(db).await
 }
 
-/// A page of a team's complete snapshots, newest first; of one capsule, where it is given.
+/// Returns a page of a team's complete snapshots, newest first. `capsule` restricts the page to one
+/// capsule.
 pub(crate) async fn list(
     db: &PgPool,
     team: TeamId,
@@ -122,7 +124,7 @@ pub(crate) async fn list(
     list.bind(limit).fetch_all(db).await
 }
 
-/// Every snapshot of a host.
+/// Lists all snapshots of a host.
 pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<Snapshot>> {
     sqlx::query_as(concat!("SELECT ", columns!(), " FROM snapshots WHERE host_id = $1"))
         .bind(host.0)
@@ -147,21 +149,21 @@ pub(crate) async fn list_left(
     sqlx::query_as(sql).bind(host.0).bind(seconds).fetch_all(db).await
 }
 
-/// Notes which of a host's snapshots the store has too.
+/// Records which of a host's snapshots the store has.
 pub(crate) async fn set_stored(db: &PgPool, host: HostId, ids: &[Uuid]) -> sqlx::Result<()> {
     let sql = "UPDATE snapshots SET stored = true \
                WHERE host_id = $1 AND id = ANY($2) AND NOT stored";
     sqlx::query(sql).bind(host.0).bind(ids).execute(db).await.map(|_| ())
 }
 
-/// Gives a snapshot that is being made a name, under the lock of `limits::hold`. The snapshot that
-/// has the name loses it. Returns that snapshot when it was complete, and is being removed now.
+/// Gives a name to a snapshot in progress, under the lock of `limits::hold`. The snapshot that has
+/// the name loses it. Returns that snapshot when it was complete, and is being removed now.
 pub(crate) async fn take_name(
     tx: &mut PgConnection,
     row: &Snapshot,
     name: &str,
 ) -> sqlx::Result<Option<Snapshot>> {
-    // A snapshot that is still being made goes on without a name: its maker decides on its end.
+    // A snapshot in progress goes on without a name, and its maker decides on its end.
     let sql = concat!(
         "UPDATE snapshots SET name = NULL, updated_at = now(), \
                status = CASE status WHEN 'ready' THEN 'removing' ELSE status END \
@@ -175,19 +177,20 @@ pub(crate) async fn take_name(
     Ok(old.filter(|old| old.status == "removing"))
 }
 
-/// Marks one as being removed: nobody begins from it any more. False when it is already.
+/// Marks a snapshot as being removed, so that no capsule starts from it any more. Returns `false`
+/// when it is marked already.
 pub(crate) async fn removing(db: impl PgExecutor<'_>, id: SnapshotId) -> sqlx::Result<bool> {
     let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
                WHERE id = $1 AND status <> 'removing'";
     Ok(sqlx::query(sql).bind(id.0).execute(db).await?.rows_affected() == 1)
 }
 
-/// Forgets one that its host does not have.
+/// Deletes the row of a snapshot that its host does not have.
 pub(crate) async fn remove(db: &PgPool, id: SnapshotId) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM snapshots WHERE id = $1").bind(id.0).execute(db).await.map(|_| ())
 }
 
-/// Whether a host is to have a snapshot, or may have fetched it.
+/// Reports whether a host should have a snapshot, or may have fetched it from the store.
 pub(crate) async fn is_wanted(db: &PgPool, id: SnapshotId, host: HostId) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE id = $1 AND (host_id = $2 OR stored))";
     sqlx::query_scalar(sql).bind(id.0).bind(host.0).fetch_one(db).await

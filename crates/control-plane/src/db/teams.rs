@@ -1,4 +1,4 @@
-//! Teams, their members, and who is invited to be one.
+//! Teams, their members, and their invitations.
 
 use super::makers::Maker;
 use crate::auth::policy::Role;
@@ -15,7 +15,7 @@ pub(crate) struct Team {
     pub created_at: OffsetDateTime,
 }
 
-/// A team with what a user is in it.
+/// A team with a user's role in it.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Joined {
     pub id: Uuid,
@@ -58,19 +58,19 @@ pub(crate) async fn find(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<Op
     sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// Holds a team for the rest of the transaction; false when there is none.
+/// Locks a team for the rest of the transaction; `false` when there is none.
 pub(crate) async fn lock(db: &mut PgConnection, id: TeamId) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
     Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
 }
 
-/// Keeps a team from being ended for the rest of the transaction; false when it has been.
+/// Keeps a team from being ended for the rest of the transaction; `false` when it has ended.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE";
     Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
 }
 
-/// The teams that a user is in, oldest first.
+/// Lists a user's teams, oldest first.
 pub(crate) async fn of_user(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Joined>> {
     let sql = "SELECT t.id, t.name, t.isolation, t.created_at, m.role, m.is_default FROM memberships m \
                JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL \
@@ -99,7 +99,7 @@ pub(crate) async fn members(db: &PgPool, id: TeamId) -> sqlx::Result<Vec<Member>
     sqlx::query_as(sql).bind(id.0).fetch_all(db).await
 }
 
-/// What a user is in a team, held for the rest of the transaction.
+/// Returns a user's role in a team, locked for the rest of the transaction.
 pub(crate) async fn role(
     db: &mut PgConnection,
     team: TeamId,
@@ -111,7 +111,8 @@ pub(crate) async fn role(
     Ok(role.as_deref().and_then(Role::parse))
 }
 
-/// Makes a user a member; false when they are one. The first team of a user is their default.
+/// Makes a user a member; `false` when they are a member already. A user's first team becomes their
+/// default.
 pub(crate) async fn join(
     db: impl PgExecutor<'_>,
     team: TeamId,
@@ -155,8 +156,8 @@ pub(crate) async fn part(
     Ok(sqlx::query(sql).bind(team.0).bind(user.0).execute(db).await?.rows_affected() == 1)
 }
 
-/// Has a user own every team that has no member, but the platform's: those that were there before
-/// there were users.
+/// Makes a user the owner of every team without members, except the platform's. Such teams date
+/// from before there were users.
 pub(crate) async fn adopt(db: impl PgExecutor<'_>, user: UserId) -> sqlx::Result<()> {
     let sql = "INSERT INTO memberships (team_id, user_id, role, is_default) \
                SELECT t.id, $1, 'owner', false FROM teams t WHERE t.id <> $2 \
@@ -165,7 +166,7 @@ pub(crate) async fn adopt(db: impl PgExecutor<'_>, user: UserId) -> sqlx::Result
     sqlx::query(sql).bind(user.0).bind(PLATFORM_TEAM.0).execute(db).await.map(|_| ())
 }
 
-/// What a team has that is not gone: capsules, snapshots, hosts.
+/// Counts what a team still has: capsules, snapshots and hosts.
 pub(crate) async fn has(db: &mut PgConnection, id: TeamId) -> sqlx::Result<(i64, i64, i64)> {
     let sql = "SELECT (SELECT count(*) FROM capsules WHERE team_id = $1 AND status <> 'stopped'), \
                (SELECT count(*) FROM snapshots WHERE team_id = $1), \
@@ -173,7 +174,7 @@ pub(crate) async fn has(db: &mut PgConnection, id: TeamId) -> sqlx::Result<(i64,
     sqlx::query_as(sql).bind(id.0).fetch_one(db).await
 }
 
-/// Ends a team: nobody is its member any more, and its keys, invitations and channels end.
+/// Ends a team. Its memberships, keys, invitations and channels end with it.
 pub(crate) async fn end(db: &mut PgConnection, id: TeamId) -> sqlx::Result<()> {
     super::keys::revoke_of(&mut *db, Some(id), None).await?;
     for sql in [
@@ -201,7 +202,7 @@ pub(crate) async fn others(db: &mut PgConnection, team: TeamId, user: UserId) ->
     sqlx::query_scalar(sql).bind(team.0).bind(user.0).fetch_one(db).await
 }
 
-/// A team as admins see it.
+/// A team as platform admins see it.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Overview {
     pub id: Uuid,
@@ -211,7 +212,7 @@ pub(crate) struct Overview {
     pub capsules: i64,
 }
 
-/// A page of teams, newest first.
+/// Returns a page of teams, newest first.
 pub(crate) async fn list(
     db: &PgPool,
     before: Option<TeamId>,
@@ -244,7 +245,7 @@ pub(crate) struct Invitation {
     pub expires_at: OffsetDateTime,
 }
 
-/// Keeps an invitation, in place of one of the same e-mail.
+/// Stores an invitation, and replaces an earlier one to the same e-mail.
 pub(crate) async fn invite(
     db: impl PgExecutor<'_>,
     invitation: &Invitation,
@@ -261,7 +262,7 @@ pub(crate) async fn invite(
     insert.bind(by.key).execute(db).await.map(|_| ())
 }
 
-/// Condition of a good invitation: it has not expired, and its maker may still invite.
+/// Condition of a valid invitation: it has not expired, and its maker may still invite.
 const GOOD: &str = "expires_at > now() AND inviter_stands(team_id, invited_by, made_by_key)";
 
 pub(crate) async fn invitations(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Invitation>> {
@@ -283,7 +284,7 @@ pub(crate) async fn uninvite(
     sqlx::query_as(sql).bind(team.0).bind(id.0).fetch_optional(db).await
 }
 
-/// Returns the team of an invitation, whether the invitation is good or not.
+/// Returns the team of an invitation, valid or not.
 pub(crate) async fn team_of_invitation(
     db: impl PgExecutor<'_>,
     hash: &[u8],
@@ -293,7 +294,7 @@ pub(crate) async fn team_of_invitation(
     Ok(id.map(TeamId))
 }
 
-/// Takes the invitation of a token, if it is good and for this e-mail.
+/// Takes the invitation of a token, if it is valid and addressed to this e-mail.
 pub(crate) async fn take_invitation(
     db: impl PgExecutor<'_>,
     hash: &[u8],
@@ -306,7 +307,7 @@ pub(crate) async fn take_invitation(
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(email).fetch_optional(db).await
 }
 
-/// Whether somebody of an e-mail is invited to any team.
+/// Reports whether any team has a valid invitation to an e-mail.
 pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<bool> {
     let sql = format!("SELECT EXISTS (SELECT 1 FROM invitations WHERE email = $1 AND {GOOD})");
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(email).fetch_one(db).await

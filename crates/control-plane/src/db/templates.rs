@@ -1,4 +1,4 @@
-//! Templates: a team's own, and those that the platform shares with all.
+//! Templates: those of a team, and those that the platform shares with all teams.
 
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -26,20 +26,20 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// The least tier that it is content with.
+    /// Returns the lowest isolation tier that the template accepts.
     pub(crate) fn isolation(&self) -> Isolation {
         self.isolation.parse().unwrap_or_default()
     }
 }
 
-/// The least tier that one is content with; that is gone, any.
+/// Returns the lowest isolation tier that a template accepts. A template that is gone accepts any.
 pub(crate) async fn isolation(db: &PgPool, id: Uuid) -> sqlx::Result<Isolation> {
     let sql = "SELECT isolation FROM templates WHERE id = $1";
     let tier: Option<String> = sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?;
     Ok(tier.and_then(|tier| tier.parse().ok()).unwrap_or_default())
 }
 
-/// Sets that of a template that all teams share; none when there is none of this name.
+/// Sets the lowest isolation tier of a shared template; `None` when there is none of this name.
 pub(crate) async fn set_isolation(
     db: impl PgExecutor<'_>,
     name: &str,
@@ -53,7 +53,7 @@ pub(crate) async fn set_isolation(
     update.fetch_optional(db).await
 }
 
-/// Makes a template of the platform's known; one that is, stays as it is.
+/// Registers a shared template. An existing template stays as it is.
 pub(crate) async fn share(db: &PgPool, name: &str) -> sqlx::Result<()> {
     let sql = "INSERT INTO templates (id, team_id, name, vcpus, memory_mib, disk_mib) \
                VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (team_id, name) DO NOTHING";
@@ -64,7 +64,7 @@ pub(crate) async fn share(db: &PgPool, name: &str) -> sqlx::Result<()> {
     insert.execute(db).await.map(|_| ())
 }
 
-/// A template by name: the team's own before the platform's.
+/// Finds a template by name. The team's own template has priority over the platform's.
 pub(crate) async fn find(db: &PgPool, team: TeamId, name: &str) -> sqlx::Result<Option<Template>> {
     let sql = concat!(
         "SELECT ",

@@ -1,4 +1,4 @@
-//! Users, and what they are of teams.
+//! Users, their memberships, mailed tokens and identities at providers.
 
 use super::makers::Maker;
 use crate::auth::policy::Role;
@@ -36,7 +36,7 @@ impl User {
     }
 }
 
-/// A user as they are admitted.
+/// A user with the facts that authorization needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Person {
     pub admin: bool,
@@ -57,7 +57,7 @@ struct Member {
     default: bool,
 }
 
-/// A user who is active, with their teams.
+/// Returns an active user with their teams.
 pub(crate) async fn person(db: &PgPool, id: UserId) -> sqlx::Result<Option<Person>> {
     let sql = "SELECT u.is_admin, (SELECT coalesce(jsonb_agg(jsonb_build_object('team', m.team_id, \
                'role', m.role, 'default', m.is_default) ORDER BY m.created_at), '[]') \
@@ -109,7 +109,7 @@ pub(crate) async fn lock_by_email(
     sqlx::query_as(sql).bind(email).fetch_optional(db).await
 }
 
-/// Enters a user who has yet to activate their account, unless the e-mail has an account. Returns
+/// Inserts a user who has yet to activate their account, unless the e-mail has an account. Returns
 /// the e-mail's account, locked, and whether it is new. A new account has no password before it is
 /// active.
 pub(crate) async fn insert(
@@ -129,8 +129,8 @@ pub(crate) async fn insert(
     Ok(lock_by_email(db, email).await?.map(|user| (user, false)))
 }
 
-/// Makes a user active who is not yet. Returns whether they are an admin: the first becomes the
-/// platform's, so whoever activates waits for whoever does at the same time.
+/// Activates an inactive user. The platform's first active user becomes an admin, so activations
+/// wait for each other. Returns whether the user is an admin.
 pub(crate) async fn activate(db: &mut PgConnection, id: UserId) -> sqlx::Result<Option<bool>> {
     lock_admins(db).await?;
     let sql = "UPDATE users SET status = 'active', updated_at = now(), is_admin = is_admin OR \
@@ -139,12 +139,12 @@ pub(crate) async fn activate(db: &mut PgConnection, id: UserId) -> sqlx::Result<
     sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
 }
 
-/// Held by whoever changes who is an admin, for the rest of the transaction.
+/// Takes the lock on changes of who is an admin, for the rest of the transaction.
 pub(crate) async fn lock_admins(db: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query("SELECT pg_advisory_xact_lock(7777001)").execute(db).await.map(|_| ())
 }
 
-/// Admins that are active, but this one.
+/// Counts the active admins except this user.
 pub(crate) async fn other_admins(db: &mut PgConnection, id: UserId) -> sqlx::Result<i64> {
     let sql = "SELECT count(*) FROM users WHERE is_admin AND status = 'active' AND id <> $1";
     sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
@@ -182,7 +182,7 @@ pub(crate) async fn remove(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<
     sqlx::query("DELETE FROM users WHERE id = $1").bind(id.0).execute(db).await.map(|_| ())
 }
 
-/// A page of users, newest first.
+/// Returns a page of users, newest first.
 pub(crate) async fn list(
     db: &PgPool,
     before: Option<UserId>,
@@ -198,7 +198,7 @@ pub(crate) async fn list(
     sqlx::query_as(sql).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
 }
 
-/// What a mailed token is for.
+/// Purpose of a mailed token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Activate,
@@ -214,7 +214,7 @@ impl Purpose {
     }
 }
 
-/// A mailed token that is good.
+/// A valid mailed token.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Mailed {
     pub user_id: Uuid,
@@ -241,7 +241,7 @@ pub(crate) struct NewToken<'a> {
     pub sign_up: Option<(&'a str, &'a str)>,
 }
 
-/// Stores a mailed token by its hash. Earlier tokens stay good, so that a request in somebody's
+/// Stores a mailed token by its hash. Earlier tokens stay valid, so that a request in somebody's
 /// name cannot end their token.
 pub(crate) async fn insert_token(
     db: impl PgExecutor<'_>,
@@ -257,11 +257,11 @@ pub(crate) async fn insert_token(
     insert.bind(hash).bind(name).execute(db).await.map(|_| ())
 }
 
-/// Condition of a good token: it has not expired, and its maker may still make such tokens.
+/// Condition of a valid token: it has not expired, and its maker may still make such tokens.
 const GOOD: &str = "token_hash = $1 AND kind = $2 AND expires_at > now() \
     AND operator_stands(created_by, made_by_key)";
 
-/// Uses a mailed token up; `None` when the token is not good.
+/// Uses up a mailed token; `None` when the token is not valid.
 pub(crate) async fn use_token(
     db: impl PgExecutor<'_>,
     purpose: Purpose,
@@ -273,7 +273,7 @@ pub(crate) async fn use_token(
     token.fetch_optional(db).await
 }
 
-/// Reads a mailed token and leaves it as it is; `None` when the token is not good.
+/// Reads a mailed token and leaves it as it is; `None` when the token is not valid.
 pub(crate) async fn peek_token(
     db: impl PgExecutor<'_>,
     purpose: Purpose,
@@ -292,14 +292,14 @@ pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Re
     sqlx::query_scalar(sql).bind(email).fetch_one(db).await
 }
 
-/// Forgets all mailed tokens of a user.
+/// Removes all mailed tokens of a user.
 pub(crate) async fn remove_tokens(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM user_tokens WHERE user_id = $1").bind(id.0).execute(db).await?;
     Ok(())
 }
 
-/// Finds the user of an account elsewhere. User and account stay as they are for the rest of the
-/// transaction.
+/// Finds the user of an account at a provider. User and account stay as they are for the rest of
+/// the transaction.
 pub(crate) async fn by_identity(
     db: impl PgExecutor<'_>,
     provider: &str,
@@ -311,7 +311,8 @@ pub(crate) async fn by_identity(
     sqlx::query_as(sql).bind(provider).bind(subject).fetch_optional(db).await
 }
 
-/// Adds an account elsewhere; false when it, or the user's of that provider, is there.
+/// Adds an account at a provider; `false` when that account, or one of the user's at that provider,
+/// exists.
 pub(crate) async fn add_identity(
     db: impl PgExecutor<'_>,
     id: UserId,
