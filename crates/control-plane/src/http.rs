@@ -1,4 +1,4 @@
-//! Every route of the API in one list, each with its place in the OpenAPI document.
+//! Routes of the API in one list, each with its place in the OpenAPI document.
 
 mod admin;
 mod api_keys;
@@ -43,7 +43,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// The routes and their document.
+/// Returns the routes, with their OpenAPI document.
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(docs::head())
         .routes(routes!(status::health))
@@ -98,7 +98,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(accounts())
 }
 
-/// Those of users, teams, keys and what they did.
+/// Returns the routes of users, teams, keys, the audit log, usage and events.
 fn accounts() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(auth::sign_up))
@@ -149,10 +149,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     router
         .merge(e2b::router())
         .merge(earlier::router())
-        // The names that clients of the earlier system have for the same.
+        // Clients of the earlier system know the same handlers by these names.
         .route("/v1/capsules/{id}/files/stream/read", post(contents::read))
         .route("/v1/capsules/{id}/files/stream/write", post(contents::write))
-        // Each extractor has a limit of its own; contents have none.
+        // Each extractor has a limit of its own; file contents have none.
         .layer(DefaultBodyLimit::disable())
         .fallback(|| async { Error::NotFound("route") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
@@ -161,13 +161,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Methods and patterns of routes that are there for others' clients, and in no document of ours.
+/// Lists the routes that serve other systems' clients and are absent from the OpenAPI document.
+/// Each entry is a method and a pattern.
 #[must_use]
 pub fn routes_of_others() -> Vec<String> {
     rules::of_others()
 }
 
-/// The OpenAPI document of the API.
+/// Returns the OpenAPI document of the API.
 #[must_use]
 pub fn openapi() -> OpenApi {
     let mut document = routes().into_openapi();

@@ -21,7 +21,7 @@ fn team_id(text: &str) -> Result<TeamId> {
     text.parse().map_err(|_| Error::NotFound("team"))
 }
 
-/// List the users, newest first.
+/// Lists all users, newest first.
 #[utoipa::path(
     operation_id = "list_users",
     get, path = "/v1/admin/users", tag = "admin", params(Page),
@@ -38,7 +38,8 @@ pub(crate) async fn users(
     Ok(Json(api::UserPage { items, next }))
 }
 
-/// Invite somebody to the platform by mail; again, if they have not come.
+/// Invites a user to the platform by mail. A repeated call sends another mail until the user has
+/// activated the account.
 #[utoipa::path(
     operation_id = "invite_user",
     post, path = "/v1/admin/users", tag = "admin", request_body = api::InviteUser,
@@ -53,7 +54,8 @@ pub(crate) async fn invite(
     Ok((StatusCode::CREATED, Json(admin::shown(user))))
 }
 
-/// Make a user an admin or not, or let them in or not: who is disabled has no session and no key.
+/// Changes whether a user is an admin, or whether the user is active. A disabled user's sessions
+/// end, and their keys stop working.
 #[utoipa::path(
     operation_id = "change_user",
     patch, path = "/v1/admin/users/{id}", tag = "admin", request_body = api::ChangeUser,
@@ -69,7 +71,8 @@ pub(crate) async fn change(
     Ok(Json(admin::shown(admin::change(&app, by, user_id(&id)?, wanted).await?)))
 }
 
-/// Erase a user, as they may themselves.
+/// Erases a user, as `DELETE /v1/me` does. Teams that the user owns are deleted and must be empty
+/// and have no other member. Sessions and keys end. The audit log forgets who the user was.
 #[utoipa::path(
     operation_id = "erase_user",
     delete, path = "/v1/admin/users/{id}", tag = "admin",
@@ -88,7 +91,7 @@ pub(crate) async fn erase(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List the teams, newest first.
+/// Lists all teams, newest first.
 #[utoipa::path(
     operation_id = "list_all_teams",
     get, path = "/v1/admin/teams", tag = "admin", params(Page),
@@ -112,7 +115,7 @@ pub(crate) async fn teams(
     Ok(Json(api::AdminTeamPage { items, next }))
 }
 
-/// See what any team may have, and has.
+/// Returns a team's limits and its present use.
 #[utoipa::path(
     operation_id = "get_team_limits",
     get, path = "/v1/admin/teams/{id}/limits", tag = "admin",
@@ -131,8 +134,8 @@ pub(crate) async fn limits(
     Ok(Json(teams::limits(&app, id).await?))
 }
 
-/// Set what a team may have, in place of what was set; for the platform's own team, whose id is
-/// all zeroes, what every team may have that has nothing set.
+/// Replaces a team's limits. The limits of the platform team (id all zeroes) are the default for
+/// teams that have none.
 #[utoipa::path(
     operation_id = "set_team_limits",
     put, path = "/v1/admin/teams/{id}/limits", tag = "admin", request_body = api::Limits,

@@ -1,4 +1,4 @@
-//! `/v1/api-keys`: wire to domain and back.
+//! `/v1/api-keys`: translates between the wire and the domain.
 
 use super::extract::{Json as Body, Path, Query};
 use super::paging::{Page, paged};
@@ -11,8 +11,8 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Make a key; only this answer has it. A key made with a key has at most its maker's scopes,
-/// limits and end, and shares its maker's limits.
+/// Creates an API key. Only this answer contains the key. A key made with a key has at most its
+/// maker's scopes, limits and expiry, and shares its maker's limits.
 #[utoipa::path(
     operation_id = "create_api_key",
     post, path = "/v1/api-keys", tag = "keys", request_body = api::NewKey,
@@ -26,7 +26,7 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(keys::create(&app, caller, wanted).await?)))
 }
 
-/// List the team's keys that are not revoked, newest first.
+/// Lists the team's keys that are not revoked, newest first.
 #[utoipa::path(
     operation_id = "list_api_keys",
     get, path = "/v1/api-keys", tag = "keys", params(Page),
@@ -43,8 +43,8 @@ pub(crate) async fn list(
     Ok(Json(api::ApiKeyPage { items, next }))
 }
 
-/// Revoke a key, at once: one's own, or, as an admin of the team, any. The keys and invitations
-/// made with the key end too, and channels set with the key are disabled.
+/// Revokes a key immediately. Callers may revoke their own keys; team admins may revoke any. Keys
+/// and invitations made with the key end too, and channels set with the key are disabled.
 #[utoipa::path(
     operation_id = "revoke_api_key",
     delete, path = "/v1/api-keys/{id}", tag = "keys",

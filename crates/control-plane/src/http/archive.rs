@@ -1,5 +1,5 @@
-//! `…/files/archive`: a file or a folder of a capsule as a tar archive, streamed both ways. Modes,
-//! times and links are kept.
+//! `…/files/archive`: a capsule's file or folder as a tar archive, streamed both ways. Modes, times
+//! and links are kept.
 
 use super::contents::{self, File, passed};
 use super::extract::{Path, Query};
@@ -12,11 +12,11 @@ use axum::response::Response;
 use http::{HeaderValue, Method, StatusCode, header};
 use std::sync::Arc;
 
-/// envd's route.
+/// Route of envd.
 const ROUTE: &str = "/files/archive";
 
-/// Read a file or a folder as a tar archive; its one entry at the top has the path's last name.
-/// Links are kept as links. FIFOs, sockets and devices are left out.
+/// Reads a file or a folder as a tar archive. The archive's only top-level entry has the path's
+/// last name. Links are kept as links. FIFOs, sockets and devices are left out.
 #[utoipa::path(
     operation_id = "get_archive",
     get, path = "/v1/capsules/{id}/files/archive", tag = "files",
@@ -36,16 +36,17 @@ pub(crate) async fn get(
     let answer = ask(&app, caller, &id, &file, Request::new(Body::empty())).await?;
     let (_, body) = answer.into_parts();
     let mut response = Response::new(body);
-    // A guest may send anything: never what a browser would run, or keep, for our own name.
+    // A guest may send anything. These headers keep a browser from running it under the platform's
+    // name.
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
 }
 
-/// Unpack a tar archive below a folder, which is made when it is missing. Modes, times and links
-/// are kept; everything belongs to the account. Entries that lead out of the folder and devices are
-/// refused, and what came before them stays.
+/// Unpacks a tar archive into a folder, which is created if it is missing. Modes, times and links
+/// are kept; everything belongs to the account. Devices and entries that lead out of the folder are
+/// refused. Entries before a refused one stay.
 #[utoipa::path(
     operation_id = "put_archive",
     put, path = "/v1/capsules/{id}/files/archive", tag = "files",
@@ -91,7 +92,7 @@ async fn ask(
     }
 }
 
-/// Explains an answer that an envd with the route did not send. Pure.
+/// Explains an answer that lacks the mark of envd's route. The function is pure.
 fn unmarked(status: StatusCode) -> Error {
     match status.as_u16() {
         502..=504 => Error::GuestUnavailable,

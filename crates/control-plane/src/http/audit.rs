@@ -1,4 +1,4 @@
-//! `/v1/audit-logs`: who did what.
+//! `/v1/audit-logs`: the audit log of a team.
 
 use super::extract::Query;
 use super::paging::{cursor, paged};
@@ -23,28 +23,28 @@ use utoipa::IntoParams;
 /// Rows of one step of an export.
 const STEP: i64 = 1000;
 
-/// Which entries.
+/// Filters and page of a list of entries.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Wanted {
-    /// `next` of the page before.
+    /// Value of `next` from the previous page.
     before: Option<String>,
-    /// 1 to 100; 100 when left out.
+    /// Number of entries, 1 to 100. The default is 100.
     limit: Option<u32>,
-    /// Id of who did it.
+    /// Id of the actor.
     actor: Option<String>,
-    /// Id of what it was done to.
+    /// Id of the resource.
     resource: Option<String>,
-    /// `capsule`, `api_key`, `member` and so on.
+    /// Type of the resource, such as `capsule`, `api_key` or `member`.
     resource_type: Option<String>,
-    /// As `capsule.pause`.
+    /// Action, such as `capsule.pause`.
     action: Option<String>,
-    /// `ok` or `refused`.
+    /// Outcome: `ok` or `refused`.
     status: Option<String>,
-    /// Not before this time (RFC 3339).
+    /// Earliest time of an entry (RFC 3339).
     from: Option<String>,
-    /// Before this time (RFC 3339).
+    /// Time before which entries must lie (RFC 3339).
     to: Option<String>,
 }
 
@@ -92,7 +92,7 @@ async fn page(app: &App, team: Option<TeamId>, wanted: &Wanted) -> Result<Json<a
     Ok(Json(api::AuditLogPage { items, next }))
 }
 
-/// List what was done in the team, and what was refused, newest first.
+/// Lists the team's actions and refused requests, newest first.
 #[utoipa::path(
     operation_id = "list_audit_logs",
     get, path = "/v1/audit-logs", tag = "audit", params(Wanted),
@@ -106,7 +106,7 @@ pub(crate) async fn list(
     page(&app, Some(caller.team), &wanted).await
 }
 
-/// List what was done on the whole platform, newest first.
+/// Lists actions and refused requests of the whole platform, newest first.
 #[utoipa::path(
     operation_id = "list_all_audit_logs",
     get, path = "/v1/admin/audit-logs", tag = "admin", params(Wanted),
@@ -120,8 +120,8 @@ pub(crate) async fn list_all(
     page(&app, None, &wanted).await
 }
 
-/// Export what was done in the team as JSON lines, newest first, by the same filters; `limit` is
-/// of no effect.
+/// Exports the team's audit log as JSON lines, newest first. The filters are those of the list;
+/// `limit` has no effect.
 #[utoipa::path(
     operation_id = "export_audit_logs",
     get, path = "/v1/audit-logs/export", tag = "audit", params(Wanted),
@@ -148,7 +148,7 @@ pub(crate) async fn export(
             drop(place);
             let rows = rows.map_err(std::io::Error::other)?;
             let last = rows.last().map(|row| AuditLogId(row.id));
-            // A step that is not full is the last.
+            // An incomplete step is the last.
             let next = last.filter(|_| rows.len() >= usize::try_from(STEP).unwrap_or(0)).map(Some);
             let mut lines = Vec::new();
             for row in rows {

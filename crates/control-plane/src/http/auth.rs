@@ -1,4 +1,4 @@
-//! `/v1/auth`: how people come in. What is answered never tells whether there is an account.
+//! `/v1/auth`: sign-up and sign-in. Answers never reveal the existence of an account.
 
 use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
@@ -24,7 +24,7 @@ fn origin(stranger: Stranger, headers: &HeaderMap, program: bool) -> Origin {
     Origin { by: stranger.0, agent: agent.to_owned(), program }
 }
 
-/// Answers one who came in: with the token, for a program, else with a cookie.
+/// Answers a sign-in: with the session's token for a program, otherwise with a cookie.
 async fn entered(
     app: &App,
     transport: Transport,
@@ -53,7 +53,7 @@ fn told(message: &str) -> (StatusCode, Json<api::Message>) {
     (StatusCode::ACCEPTED, Json(api::Message { message: message.to_owned() }))
 }
 
-/// Ask for an account; how it goes on is mailed.
+/// Requests an account. The next step arrives by mail.
 #[utoipa::path(
     operation_id = "sign_up",
     post, path = "/v1/auth/signup", tag = "auth", request_body = api::SignUp, security(()),
@@ -68,7 +68,8 @@ pub(crate) async fn sign_up(
     Ok(told("if this e-mail may have an account, a mail says how it goes on"))
 }
 
-/// Activate an account with the mailed token and its password, or its first one; and sign in.
+/// Activates an account with the mailed token, and signs in. The request holds the password of the
+/// sign-up, or a new one if the account has none.
 #[utoipa::path(
     operation_id = "activate",
     post, path = "/v1/auth/activate", tag = "auth", request_body = api::Activate, security(()),
@@ -85,7 +86,7 @@ pub(crate) async fn activate(
     entered(&app, transport, came, program).await
 }
 
-/// Sign in with an e-mail and a password.
+/// Signs in with an e-mail and a password.
 #[utoipa::path(
     operation_id = "log_in",
     post, path = "/v1/auth/login", tag = "auth", request_body = api::LogIn, security(()),
@@ -107,7 +108,7 @@ pub(crate) async fn log_in(
     entered(&app, transport, came, program).await
 }
 
-/// End the session that asks.
+/// Ends the session of this request.
 #[utoipa::path(
     operation_id = "log_out",
     post, path = "/v1/auth/logout", tag = "auth", security(("user" = [])),
@@ -124,7 +125,7 @@ pub(crate) async fn log_out(
     Ok(answer)
 }
 
-/// Get a signed token of the session's for a quarter of an hour; it ends with the session.
+/// Creates a signed token of the session, valid for 15 minutes. The token ends with the session.
 #[utoipa::path(
     operation_id = "create_user_token",
     post, path = "/v1/auth/token", tag = "auth", security(("user" = [])),
@@ -145,7 +146,7 @@ pub(crate) async fn token(
     Ok(Json(api::UserToken { token, expires_at: OffsetDateTime::now_utc() + TOKEN }))
 }
 
-/// Have a token mailed by which a new password is set.
+/// Requests a mail with a token for setting a new password.
 #[utoipa::path(
     operation_id = "reset_password",
     post, path = "/v1/auth/password/reset", tag = "auth", request_body = api::ResetPassword,
@@ -161,7 +162,7 @@ pub(crate) async fn reset(
     Ok(told("if this e-mail has an account, a mail says how it goes on"))
 }
 
-/// Set a new password with the mailed token; every session ends.
+/// Sets a new password with the mailed token. Every session of the user ends.
 #[utoipa::path(
     operation_id = "confirm_password",
     post, path = "/v1/auth/password/confirm", tag = "auth", request_body = api::ConfirmPassword,
@@ -177,7 +178,7 @@ pub(crate) async fn confirm(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// See how people may come in.
+/// Lists the ways to sign up and to sign in.
 #[utoipa::path(
     operation_id = "list_providers",
     get, path = "/v1/auth/providers", tag = "auth", security(()),
@@ -189,7 +190,8 @@ pub(crate) async fn providers(State(app): State<Arc<App>>) -> Json<api::Provider
     Json(api::Providers { signup, providers: providers.collect() })
 }
 
-/// Sends a browser on to a provider, with the cookie that it is to come back with.
+/// Prepares a redirect to a provider. Returns the provider's URL, and the cookie that the browser
+/// must return with.
 pub(super) async fn begin(
     app: &App,
     transport: Transport,
@@ -200,7 +202,7 @@ pub(super) async fn begin(
     Ok((url, session::state_cookie(transport, Some(&state))))
 }
 
-/// Sign in with GitHub or an OpenID Connect provider: for browsers, which are sent there.
+/// Redirects a browser to GitHub or an OpenID Connect provider for a sign-in.
 #[utoipa::path(
     operation_id = "begin_oauth",
     get, path = "/v1/auth/oauth/{provider}", tag = "auth", security(()),
@@ -217,7 +219,7 @@ pub(crate) async fn oauth(
     Ok((StatusCode::SEE_OTHER, [(LOCATION, url), (SET_COOKIE, cookie)]).into_response())
 }
 
-/// What a provider sends a browser back with.
+/// Query with which a provider sends a browser back.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Callback {
@@ -226,7 +228,8 @@ pub(crate) struct Callback {
     error: Option<String>,
 }
 
-/// End a sign-in elsewhere: the browser has the session's cookie, and is sent to `/`.
+/// Completes a sign-in at a provider. The answer sets the session's cookie and redirects the
+/// browser to `/`.
 #[utoipa::path(
     operation_id = "end_oauth",
     get, path = "/v1/auth/oauth/{provider}/callback", tag = "auth", security(()),

@@ -1,4 +1,4 @@
-//! `/v1/capsules`: wire to domain and back.
+//! `/v1/capsules`: translates between the wire and the domain.
 
 use super::extract::{Path, Query, Sent, capsule_id, once};
 use super::paging::{Page, paged};
@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use http::{HeaderMap, StatusCode, header};
 use std::sync::Arc;
 
-/// Start a capsule; answers when its guest does.
+/// Creates a capsule. Answers when its guest responds.
 #[utoipa::path(
     operation_id = "create_capsule",
     post, path = "/v1/capsules", tag = "capsules", request_body = api::CreateCapsule,
@@ -37,7 +37,7 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(capsules::shown_to_maker(capsule, caller))))
 }
 
-/// List the capsules that are not gone, newest first.
+/// Lists the capsules that have not been removed, newest first.
 #[utoipa::path(
     operation_id = "list_capsules",
     get, path = "/v1/capsules", tag = "capsules", params(Page),
@@ -54,7 +54,7 @@ pub(crate) async fn list(
     Ok(Json(api::CapsulePage { items, next }))
 }
 
-/// Show one capsule.
+/// Returns one capsule.
 #[utoipa::path(
     operation_id = "get_capsule",
     get, path = "/v1/capsules/{id}", tag = "capsules",
@@ -70,7 +70,7 @@ pub(crate) async fn get(
     Ok(Json(capsules::shown(capsule)))
 }
 
-/// End a capsule and remove all it had.
+/// Ends a capsule and removes everything that belongs to it.
 #[utoipa::path(
     operation_id = "delete_capsule",
     delete, path = "/v1/capsules/{id}", tag = "capsules",
@@ -89,7 +89,7 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What the guest wrote to its console: its last 64 KiB.
+/// Returns the last 64 KiB that the guest wrote to its console.
 #[utoipa::path(
     operation_id = "get_capsule_logs",
     get, path = "/v1/capsules/{id}/logs", tag = "capsules",

@@ -1,4 +1,4 @@
-//! `/v1/channels`: where a team has its events sent to.
+//! `/v1/channels`: destinations of a team's events.
 
 use super::extract::{Json as Body, Path, Query};
 use super::paging::{Page, paged};
@@ -16,7 +16,7 @@ fn channel_id(text: &str) -> Result<ChannelId> {
     text.parse().map_err(|_| Error::NotFound("channel"))
 }
 
-/// Add a channel; the answer alone has the secret that deliveries are signed with.
+/// Creates a channel. Only this answer has the secret that deliveries are signed with.
 #[utoipa::path(
     operation_id = "create_channel",
     post, path = "/v1/channels", tag = "events", request_body = api::NewChannel,
@@ -30,7 +30,7 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(channels::create(&app, caller, wanted).await?)))
 }
 
-/// List the team's channels.
+/// Lists the team's channels.
 #[utoipa::path(
     operation_id = "list_channels",
     get, path = "/v1/channels", tag = "events",
@@ -44,7 +44,7 @@ pub(crate) async fn list(
     Ok(Json(api::ChannelList { items: rows.into_iter().map(channels::shown).collect() }))
 }
 
-/// Show a channel.
+/// Returns a channel.
 #[utoipa::path(
     operation_id = "get_channel",
     get, path = "/v1/channels/{id}", tag = "events",
@@ -59,7 +59,8 @@ pub(crate) async fn get(
     Ok(Json(channels::shown(channels::get(&app, caller, channel_id(&id)?).await?)))
 }
 
-/// Change a channel, or turn it off: what happens meanwhile is not sent to it.
+/// Changes, enables or disables a channel. A disabled channel never receives the events of that
+/// time.
 #[utoipa::path(
     operation_id = "change_channel",
     patch, path = "/v1/channels/{id}", tag = "events", request_body = api::ChangeChannel,
@@ -75,7 +76,7 @@ pub(crate) async fn change(
     Ok(Json(channels::change(&app, caller, channel_id(&id)?, wanted).await?))
 }
 
-/// Delete a channel, with what is on its way to it.
+/// Deletes a channel with its deliveries.
 #[utoipa::path(
     operation_id = "delete_channel",
     delete, path = "/v1/channels/{id}", tag = "events",
@@ -91,7 +92,7 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Make a new secret; the answer alone has it.
+/// Renews a channel's secret. Only this answer has the new secret.
 #[utoipa::path(
     operation_id = "renew_channel_secret",
     post, path = "/v1/channels/{id}/secret", tag = "events",
@@ -106,7 +107,7 @@ pub(crate) async fn renew(
     Ok(Json(channels::renew(&app, caller, channel_id(&id)?).await?))
 }
 
-/// Send `channel.test` to a channel; how it went, its deliveries tell.
+/// Sends `channel.test` to a channel. The channel's deliveries show the outcome.
 #[utoipa::path(
     operation_id = "test_channel",
     post, path = "/v1/channels/{id}/test", tag = "events",
@@ -122,7 +123,7 @@ pub(crate) async fn test(
     Ok((StatusCode::ACCEPTED, Json(api::Message { message: delivery.to_string() })))
 }
 
-/// List what was sent, and what waits to be, newest first.
+/// Lists a channel's deliveries, sent and waiting, newest first.
 #[utoipa::path(
     operation_id = "list_deliveries",
     get, path = "/v1/channels/{id}/deliveries", tag = "events",

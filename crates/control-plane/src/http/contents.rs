@@ -1,4 +1,4 @@
-//! Contents of files: streamed through as they come, of any size; nothing is held whole.
+//! Contents of files. They are streamed at any size, and never held in full.
 
 use super::extract::{Json, Path, Query, capsule_id};
 use crate::app::App;
@@ -14,14 +14,14 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// envd's route.
+/// Route of envd.
 const ROUTE: &str = "/files";
-/// Bytes of envd's own error that are read.
+/// Bytes that are read of an error from envd.
 const ERROR_MAX: usize = 16 * 1024;
-/// Time that envd may take to send its own error.
+/// Time that envd may take to send an error.
 const ERROR_TIME: Duration = Duration::from_secs(5);
 
-/// Headers of a caller that envd may see.
+/// Request headers that are passed on to envd.
 const PASSED: [HeaderName; 5] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
@@ -29,7 +29,7 @@ const PASSED: [HeaderName; 5] = [
     header::RANGE,
     header::ACCEPT_ENCODING,
 ];
-/// Headers of envd's that a caller may see.
+/// Response headers of envd that are passed on to a caller.
 const RETURNED: [HeaderName; 6] = [
     header::CONTENT_LENGTH,
     header::CONTENT_ENCODING,
@@ -38,21 +38,21 @@ const RETURNED: [HeaderName; 6] = [
     header::ACCEPT_RANGES,
     header::VARY,
 ];
-/// Longest path, as in Linux, less its NUL.
+/// Longest path in bytes, as in Linux without the final NUL.
 const PATH_MAX: usize = 4095;
 
 #[derive(serde::Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct File {
-    /// Absolute, or relative to the home of the account.
+    /// Absolute path, or path relative to the account's home.
     path: String,
-    /// Account that the file is to belong to; the guest's default when left out.
+    /// Account that the file belongs to. The default is the guest's default account.
     user: Option<String>,
 }
 
 impl File {
-    /// Returns envd's path for it, below a route of envd's.
+    /// Returns the target of a request to envd: a route of envd with the file in its query.
     pub(super) fn target(&self, route: &str) -> Result<String> {
         check_path("path", &self.path)?;
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
@@ -68,7 +68,7 @@ pub(super) fn check_path(field: &'static str, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Read a file; `Range` and gzip are honoured.
+/// Reads a file. `Range` and gzip are supported.
 #[utoipa::path(
     operation_id = "get_file",
     get, path = "/v1/capsules/{id}/files", tag = "files",
@@ -89,7 +89,7 @@ pub(crate) async fn get(
     download(&app, caller, &id, &file, &headers).await
 }
 
-/// Read a file that the body names.
+/// Reads a file whose path is in the request body.
 #[utoipa::path(
     operation_id = "read_file",
     post, path = "/v1/capsules/{id}/files/read", tag = "files", request_body = api::PathRequest,
@@ -107,13 +107,13 @@ pub(crate) async fn read(
     Json(asked): Json<api::PathRequest>,
 ) -> Result<Response> {
     let mut headers = headers;
-    // They describe the question, which has a body of its own.
+    // The headers describe the body of this request, and the request to envd has none.
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::CONTENT_TYPE);
     download(&app, caller, &id, &File { path: asked.path, user: None }, &headers).await
 }
 
-/// Write a file with the request's body; its parents are made.
+/// Writes the request body to a file. Missing parent directories are created.
 #[utoipa::path(
     operation_id = "put_file",
     put, path = "/v1/capsules/{id}/files", tag = "files",
@@ -135,7 +135,7 @@ pub(crate) async fn put(
     upload(&app, caller, &id, &file, passed(&head.headers), body).await
 }
 
-/// Write a file with a form: a part `path`, then a part `file`.
+/// Writes a file from a form with the part `path`, followed by the part `file`.
 #[utoipa::path(
     operation_id = "write_file",
     post, path = "/v1/capsules/{id}/files/write", tag = "files",
@@ -207,7 +207,8 @@ async fn download(
     let (head, body) = answer.into_parts();
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
-    // A guest may send anything: never what a browser would run, or keep, for our own name.
+    // A guest may send anything. These headers keep a browser from running it under the platform's
+    // name.
     let headers = response.headers_mut();
     headers.extend(RETURNED.iter().filter_map(|n| Some((n.clone(), head.headers.get(n)?.clone()))));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -235,7 +236,8 @@ async fn upload(
     }
 }
 
-/// Sends a request about a file to a route of envd's. Wakes the capsule if it wakes by itself.
+/// Sends a request about a file to a route of envd. Resumes a paused capsule that has
+/// `auto_resume`.
 pub(super) async fn ask(
     app: &App,
     caller: Caller,
@@ -263,13 +265,13 @@ pub(super) async fn refused(answer: Response) -> Error {
     explain(head.status, &text)
 }
 
-/// envd's form of an error.
+/// Error as envd writes it.
 #[derive(serde::Deserialize)]
 struct Told {
     message: String,
 }
 
-/// Explains a refusal with the body `text`. Pure.
+/// Explains a refusal with the body `text`. The function is pure.
 fn explain(status: StatusCode, text: &[u8]) -> Error {
     let told: Option<Told> = serde_json::from_slice(text).ok();
     match (status.as_u16(), told) {
@@ -277,7 +279,7 @@ fn explain(status: StatusCode, text: &[u8]) -> Error {
         (404, _) => Error::NotFound("file"),
         (400..=499, Some(told)) => Error::refused_by_guest(&told.message),
         (400..=499, None) => Error::invalid("path", "was refused by the guest without a reason"),
-        // 504: a file system of the guest does not answer.
+        // Status 504 means that a file system of the guest does not answer.
         (502..=504, _) => Error::GuestUnavailable,
         (507, _) => Error::DiskFull,
         (other, told) => {

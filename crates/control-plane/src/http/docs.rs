@@ -10,10 +10,11 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr};
 
-/// Where the document says whom an operation serves.
+/// Extension of an operation in the document that holds its access rule.
 const ACCESS: &str = "x-wrenn-access";
 const PAGE: &str = include_str!("docs.html");
-/// The page's own script and style alone; it asks nothing of other hosts.
+/// Content security policy of the page. The policy allows the page's own script and style, and no
+/// other host.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -29,7 +30,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 )]
 struct Head;
 
-/// The document without its routes.
+/// Returns the document without its routes.
 pub(super) fn head() -> OpenApi {
     let mut document = Head::openapi();
     let key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
@@ -42,8 +43,8 @@ pub(super) fn head() -> OpenApi {
     document
 }
 
-/// Says of every operation whom it serves, and gives every answer the description that OpenAPI demands: where none is written, the words
-/// that HTTP has for its status.
+/// Adds the access rule to every operation, and a description to every answer that lacks one.
+/// OpenAPI requires the description; the default is HTTP's reason phrase for the status.
 pub(super) fn describe(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         let operations = [
@@ -81,20 +82,20 @@ fn words_for(status: &str) -> &'static str {
     }
 }
 
-/// The OpenAPI document of this API.
+/// Returns the OpenAPI document of this API.
 #[utoipa::path(
     operation_id = "get_openapi",
     get, path = "/openapi.json", tag = "platform", security(()),
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
 )]
 pub(crate) async fn document() -> ([(http::HeaderName, HeaderValue); 1], Bytes) {
-    // Written only once, since anybody may ask for it as often as they like.
+    // The document is written only once, since anybody may request it at any rate.
     static ONE: OnceLock<Bytes> = OnceLock::new();
     let written = ONE.get_or_init(|| super::openapi().to_json().unwrap_or_default().into());
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], written.clone())
 }
 
-/// This API as a page for people.
+/// Returns a page for people that shows this API.
 #[utoipa::path(
     operation_id = "get_docs",
     get, path = "/docs", tag = "platform", security(()),

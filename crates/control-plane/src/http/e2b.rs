@@ -1,5 +1,5 @@
-//! E2B's API: wire to domain and back, over the functions that our own API has, so that E2B's SDKs
-//! work unchanged. Its routes are no part of our document; `docs/e2b.md` says what is there.
+//! E2B's API over the functions of this system's own API, so that E2B's SDKs work unchanged. Its
+//! routes are absent from the OpenAPI document; `docs/e2b.md` lists them.
 
 mod life;
 mod list;
@@ -26,15 +26,15 @@ use std::sync::Arc;
 use types::ids::ENCODED_LEN;
 use types::{CapsuleId, CapsuleState};
 
-/// Says where the next page begins; it is absent on the last.
+/// Header with the position of the next page. The last page has none.
 const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
-/// Tells whether a request that failed may be repeated.
+/// Header that tells a client whether it may repeat a failed request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
 
 const READ: Rule = Rule::Team(Action::CapsulesRead);
 const CHANGE: Rule = Rule::Team(Action::CapsulesAdmin);
 
-/// Method, pattern, rule.
+/// Method, pattern and access rule of each route.
 pub(super) const RULES: &[(&str, &str, Rule)] = &[
     ("POST", "/sandboxes", CHANGE),
     ("GET", "/sandboxes", READ),
@@ -111,13 +111,13 @@ pub(crate) fn serves(path: &str) -> bool {
     first.is_some_and(|first| ROOTS.contains(&first))
 }
 
-/// Whether a path is of capsules one by one, of which a key may be confined to some.
+/// Reports whether a path is about single capsules, to some of which a key may be confined.
 pub(super) fn is_of_capsules(path: &str) -> bool {
     path.starts_with("/sandboxes") || path.starts_with("/v2/sandboxes")
 }
 
-/// An error as E2B's clients read it. They repeat what failed unless they are told not to, so that
-/// what may have had an effect is told to be no case for that.
+/// Writes an error in E2B's form. E2B's clients repeat failed requests unless a header forbids it.
+/// Requests that may have had an effect therefore get that header.
 pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Response {
     let body = wire::Error { code: status.as_u16(), message: error.to_string() };
     let mut answer = (status, axum::Json(body)).into_response();
@@ -145,8 +145,8 @@ pub(crate) fn concurrent(error: Error) -> Error {
     Error::LimitReached(who, what)
 }
 
-/// A page of rows, of which there is one more if it is not the last; then a header says where the
-/// next one begins.
+/// Makes a page of rows, of which there is one extra unless the page is the last. A header then
+/// holds the position of the next page.
 fn paged<R, T: From<R> + Serialize>(
     mut rows: Vec<R>,
     limit: usize,
@@ -163,7 +163,7 @@ fn paged<R, T: From<R> + Serialize>(
     answer
 }
 
-/// A sandbox's id; clients of earlier versions put one of theirs behind it.
+/// Parses a sandbox's id. Clients of earlier versions append an id of their own.
 fn sandbox_id(text: &str) -> Result<CapsuleId, Error> {
     let end = (CapsuleId::PREFIX.len() + ENCODED_LEN).min(text.len());
     let (id, rest) = text.split_at_checked(end).unwrap_or((text, ""));
@@ -171,17 +171,17 @@ fn sandbox_id(text: &str) -> Result<CapsuleId, Error> {
     super::extract::capsule_id(id)
 }
 
-/// A sandbox as it is now.
+/// Returns a sandbox in its present state.
 async fn seen(app: &App, caller: Caller, id: &str) -> Result<Capsule, Error> {
     known(capsules::get(app, caller, sandbox_id(id)?).await?)
 }
 
-/// A sandbox once it is not about to become something else.
+/// Returns a sandbox once its state is not changing.
 async fn settled(app: &App, caller: Caller, id: &str) -> Result<Capsule, Error> {
     known(capsules::settled(app, caller, sandbox_id(id)?).await?)
 }
 
-/// One that is being removed is gone, for who had it removed.
+/// Reports a capsule in `stopping` as not found, since its owner has removed it.
 fn known(capsule: Capsule) -> Result<Capsule, Error> {
     match capsule.state() == CapsuleState::Stopping {
         true => Err(Error::NotFound("capsule")),

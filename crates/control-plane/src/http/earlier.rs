@@ -1,6 +1,6 @@
-//! The API of the system of the same name before this one, below `/api`, as its Python package
-//! `wrenn` calls it. Most of it is ours by another path; here is what has another shape. It is no
-//! part of our document; `docs/e2b.md` says what is there.
+//! API of the earlier system of the same name, below `/api`, as its Python package `wrenn` calls
+//! it. Most routes lead to this system's own under another path. This module holds those with a
+//! different shape. They are not in the OpenAPI document; `docs/e2b.md` lists them.
 
 use super::events::{self, Frames};
 use super::extract::{Json as Body, Path, Query, capsule_id};
@@ -24,19 +24,19 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::PLATFORM_TEAM;
 
-/// Marks a request that is for what we have by another path.
+/// Mark of a request that was rewritten from the earlier API to this system's own path.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Earlier;
 
 const ROOT: &str = "/api";
-/// Capsules that are listed at most.
+/// Largest number of capsules in a list.
 const LIST_MAX: i64 = 1000;
-/// Points of a series.
+/// Number of points in a series.
 const POINTS: i32 = 60;
 
 const READ: Rule = Rule::Team(Action::CapsulesRead);
 
-/// Method, pattern, rule.
+/// Method, pattern and access rule of each route.
 pub(super) const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/api/v1/capsules", READ),
     ("GET", "/api/v1/capsules/stats", READ),
@@ -57,12 +57,13 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/api/v1/events/stream", get(stream))
 }
 
-/// Whether a path below `ROOT` is of all that a team has.
+/// Reports whether a path below `ROOT` is about everything that a team has.
 pub(super) fn is_of_team(path: &str) -> bool {
     matches!(path, "/v1/capsules/stats" | "/v1/capsules/usage")
 }
 
-/// Where a request goes that is for what we have by another path.
+/// Rewrites a request to this system's own path. Returns `None` for a route that this module
+/// serves, and outside `ROOT`.
 pub(crate) fn ours(method: &Method, uri: &Uri) -> Option<Uri> {
     let rest = uri.path().strip_prefix(ROOT).filter(|rest| rest.starts_with("/v1/"))?;
     let here = RULES.iter().any(|(of, pattern, _)| {
@@ -97,7 +98,7 @@ struct Range {
 }
 
 impl Range {
-    /// In seconds.
+    /// Returns the range as written and in seconds.
     fn read(&self, default: &str) -> Result<(String, i32)> {
         let range = self.range.as_deref().unwrap_or(default);
         let units = [('m', 60), ('h', 3600), ('d', 86_400)];
@@ -113,8 +114,8 @@ impl Range {
     }
 }
 
-/// What runs, and ran: the spans of time in which machines ran, of which those that ended days ago
-/// are known by their sums alone.
+/// Returns a team's running capsules over time, from the spans of their running. Older spans
+/// survive only as daily sums, and do not appear.
 async fn stats(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -166,7 +167,7 @@ async fn used(
     Ok(Json(json!({ "from": from.to_string(), "to": to.to_string(), "points": points })))
 }
 
-/// The figures of now: none are kept.
+/// Returns the present metrics of a capsule, since no earlier ones are stored.
 async fn metrics(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -192,7 +193,7 @@ struct Kind {
     r#type: Option<String>,
 }
 
-/// Templates and snapshots are one there.
+/// Lists templates and snapshots, which the earlier system did not distinguish.
 async fn kept(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -275,7 +276,8 @@ async fn stream(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap)
     .await
 }
 
-/// An event in the words of that system, which told of what was asked for when it was done.
+/// Writes an event in the earlier system's words. The earlier system named the completed request,
+/// such as `capsule.create`.
 fn told(event: &api::Event) -> Value {
     let before = event.data["previous"].as_str().unwrap_or("");
     let (kind, outcome) = match (event.event.as_str(), before) {

@@ -1,4 +1,4 @@
-//! `/v1/events/stream`: what happens to a team, as it happens, as server-sent events.
+//! `/v1/events/stream`: a team's events as they happen, as server-sent events.
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -13,11 +13,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// After how long without an event a comment is sent, for whoever is in between.
+/// Silence after which a comment is sent, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Follow what happens to the team: its capsules, snapshots and hosts. With `Last-Event-ID` it
-/// goes on after that event, and misses none of the last 30 days.
+/// Streams the events of the team's capsules, snapshots and hosts. With `Last-Event-ID`, the stream
+/// continues after that event, and has all events of the last 30 days.
 #[utoipa::path(
     operation_id = "stream_events",
     get, path = "/v1/events/stream", tag = "events",
@@ -36,10 +36,10 @@ pub(crate) async fn stream(
     open(&app, caller, &headers, frame).await
 }
 
-/// Frames of a stream.
+/// Frames of an event stream.
 pub(super) type Frames = Sse<BoxStream<'static, std::result::Result<Event, Infallible>>>;
 
-/// Follows a team's events, each of which is told by a frame, or not.
+/// Opens a stream of a team's events. `frame` turns each event into a frame, or leaves it out.
 pub(super) async fn open(
     app: &App,
     caller: Caller,
@@ -54,7 +54,7 @@ pub(super) async fn open(
     let batches =
         futures::stream::unfold((stream, Instant::now()), move |(mut stream, told)| async move {
             loop {
-                // What fails ends the stream; the client goes on from where it was.
+                // An error ends the stream. The client then continues with `Last-Event-ID`.
                 let events = stream.next().await.ok()?;
                 let quiet = events.is_empty();
                 if quiet && told.elapsed() < KEEP_ALIVE {

@@ -1,4 +1,4 @@
-//! `…/exec`: a command run to its end in one request, or left running in the background.
+//! `…/exec`: a command that runs to its end in one request, or continues in the background.
 
 use super::extract::{Path, WithInput, capsule_id};
 use crate::app::App;
@@ -22,7 +22,7 @@ const FREE: usize = 64 << 10;
 const ROOM: usize = 256 << 10;
 const TIMEOUT: u32 = 60;
 
-/// Run a command and answer with its output and exit code.
+/// Runs a command, and answers with its output and exit code.
 #[utoipa::path(
     operation_id = "exec",
     post, path = "/v1/capsules/{id}/exec", tag = "processes", request_body = api::Exec,
@@ -57,14 +57,15 @@ pub(crate) async fn exec(
         None => collect.await?,
         Some(stdin) => tokio::select! {
             out = collect => out?,
-            // Beside the reading: a program may write before it has read all.
+            // Input and output flow at the same time, since a program may write before it has read
+            // all.
             () = feed(&processes, pid, stdin.as_bytes()) => return Err(Error::GuestUnavailable),
         },
     };
     Ok(axum::Json(result(sandbox_id, exec.cmd, out, started.elapsed())).into_response())
 }
 
-/// The guest's form of a request, checked.
+/// Converts a request to the guest's form, and checks it.
 fn command(exec: &api::Exec) -> Result<Command> {
     let default = (!exec.background).then_some(TIMEOUT);
     let made = || exec.background.then(|| format!("bg-{}", random_hex(4)));
@@ -82,16 +83,16 @@ fn command(exec: &api::Exec) -> Result<Command> {
     command.check().map(|()| command)
 }
 
-/// Gives a program its whole input; never ends, so that only the program's end does.
+/// Writes a program's whole input. The future never completes, so only the program's end does.
 async fn feed(processes: &Processes, pid: u32, input: &[u8]) {
-    // One that does not read its input is no error.
+    // A program may leave its input unread, so a failure is no error.
     if processes.feed(pid, input, false).await.is_ok() {
         let _ = processes.close_stdin(pid).await;
     }
     std::future::pending::<()>().await;
 }
 
-/// Both streams of a command, each up to its limit.
+/// Output of both streams, each up to its limit, and the exit code.
 #[derive(Default)]
 struct Collected {
     stdout: Vec<u8>,

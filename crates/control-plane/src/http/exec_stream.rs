@@ -1,6 +1,6 @@
-//! `…/exec/stream` and `…/processes/{selector}/stream`: a process over a WebSocket, its output
-//! as it comes, of any bytes, and its input. A client that leaves does not end the process;
-//! it can be attached to again.
+//! `…/exec/stream` and `…/processes/{selector}/stream`: a process over a WebSocket. The connection
+//! carries its input and its output, which may be any bytes. A client that leaves does not end the
+//! process and may attach to it again.
 
 use super::extract::{Path, Upgrade, capsule_id};
 use super::socket::{self, Incoming, Input, Outgoing};
@@ -18,8 +18,8 @@ use futures::stream::BoxStream;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Run a command over a WebSocket. Frames: `StreamRequest` from the client, `StreamEvent` from
-/// the server.
+/// Runs a command over a WebSocket. The client sends `StreamRequest` frames, and the server sends
+/// `StreamEvent` frames.
 #[utoipa::path(
     operation_id = "exec_stream",
     get, path = "/v1/capsules/{id}/exec/stream", tag = "processes",
@@ -36,7 +36,8 @@ pub(crate) async fn exec(
     Ok(upgrade.serve(failed, |out, incoming| Box::pin(serve(out, incoming, processes, None))))
 }
 
-/// Attach to a process over a WebSocket: what it writes from here on, and its end.
+/// Attaches to a process over a WebSocket. The client receives the output from now on, and the exit
+/// code.
 #[utoipa::path(
     operation_id = "attach_process",
     get, path = "/v1/capsules/{id}/processes/{selector}/stream", tag = "processes",
@@ -53,7 +54,7 @@ pub(crate) async fn attach(
     upgrade: Upgrade,
 ) -> Result<Response> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
-    // Before the upgrade, so that what is not there is a plain 404.
+    // Connects before the upgrade, so that a missing process is a plain 404.
     let attached = processes.connect(&Selector::parse(&selector)).await?;
     let attached = Some(attached);
     Ok(upgrade.serve(failed, |out, incoming| Box::pin(serve(out, incoming, processes, attached))))
@@ -88,7 +89,8 @@ async fn serve(
     }
 }
 
-/// Starts what the first frame asks for; also whether all output is to be base64.
+/// Starts the command of the first frame. Returns its pid and events, and whether all output is
+/// base64.
 async fn start(incoming: &mut Incoming, processes: &Processes) -> Result<((u32, Events), bool)> {
     let first = incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))?;
     let StreamRequest::Start { cmd, args, envs, cwd, user, timeout_sec, stdin, tag, encoding } =
@@ -110,7 +112,7 @@ fn failed(error: &Error) -> StreamEvent {
     StreamEvent::Error { code: error.code().to_owned(), data: error.to_string() }
 }
 
-/// Does what the client's frames ask for, until it leaves.
+/// Executes the client's frames until the client leaves.
 async fn listen(
     incoming: &mut Incoming,
     processes: &Processes,
@@ -124,7 +126,7 @@ async fn listen(
             Err(error) => Err(error),
         };
         if let Err(error) = done {
-            // The other direction has ended when this fails, and so will this one.
+            // Sending fails only when the other direction has ended, which ends this one too.
             let _ = tell.send(failed(&error)).await;
         }
     }
@@ -152,7 +154,7 @@ async fn obey(
     }
 }
 
-/// Turns events into frames, each with whether it is the last.
+/// Turns events into frames. The flag marks the last frame.
 fn frames(events: Events, all_base64: bool) -> BoxStream<'static, (StreamEvent, bool)> {
     let (mut out, mut err) = (Text::new(all_base64), Text::new(all_base64));
     events
@@ -177,14 +179,14 @@ fn frames(events: Events, all_base64: bool) -> BoxStream<'static, (StreamEvent, 
         .boxed()
 }
 
-/// One stream of output as frames' data: text where it is text, with a character that two
-/// pieces share kept until it is whole; otherwise base64.
+/// Encoder of one output stream. Text stays text, and other bytes become base64. A character that
+/// is split between two pieces waits until it is complete.
 struct Text {
     all_base64: bool,
     begun: Vec<u8>,
 }
 
-/// Longest character of UTF-8.
+/// Longest UTF-8 character, in bytes.
 const CHARACTER_MAX: usize = 4;
 
 type Data = (String, Option<String>);
@@ -217,7 +219,7 @@ impl Text {
         }
     }
 
-    /// What is left when no more will come.
+    /// Returns the bytes of an incomplete character at the end of the stream.
     fn rest(&mut self) -> Option<Data> {
         let rest = std::mem::take(&mut self.begun);
         (!rest.is_empty()).then(|| encoded(&rest))

@@ -1,4 +1,4 @@
-//! What handlers take from a request, with errors that are ours and name the field.
+//! Extractors of handlers, with errors that name the field.
 
 use crate::app::App;
 use crate::auth::admission::Admission;
@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use types::CapsuleId;
 
-/// A JSON body; an empty one is `{}`.
+/// A JSON body. An empty body counts as `{}`.
 pub(super) struct Json<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
@@ -39,7 +39,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for WithInput<T> {
     }
 }
 
-/// The same, and the bytes that it was sent as.
+/// A JSON body, and the bytes that it was sent as.
 pub(super) struct Sent<T>(pub T, pub Bytes);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Sent<T> {
@@ -88,15 +88,15 @@ async fn collect(mut body: Body, most: usize, room: &mut Room) -> Result<Bytes> 
     Ok(all.into())
 }
 
-/// The key under which a request may be repeated, if it came with one.
+/// Returns the idempotency key of a request, if it has one.
 pub(super) fn once(headers: &HeaderMap, body: &[u8]) -> Result<Option<Once>> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     Once::new(key.to_str().unwrap_or(""), body).map(Some)
 }
 
-/// Reads JSON; an error names the field that is wrong, and where it stands.
+/// Parses a JSON object. An error names the wrong field and its position.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    // An array would pass for an object whose fields come in their order.
+    // Serde would accept an array in place of an object, with the fields in order.
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(Error::invalid("body", "is wrong: it must be a JSON object"));
     }
@@ -110,14 +110,14 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     Ok(value)
 }
 
-/// The query's fields.
+/// Fields of the query.
 pub(super) struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self> {
-        // The parser would put a sign in place of what is no text.
+        // The parser would replace invalid UTF-8 by a placeholder.
         let raw = percent_encoding::percent_decode_str(parts.uri.query().unwrap_or(""));
         raw.decode_utf8().map_err(|_| Error::invalid("query", "must be UTF-8"))?;
         let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
@@ -130,7 +130,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     }
 }
 
-/// What the path names; what cannot be named is not found.
+/// Parameters of the path. A parameter that cannot be parsed leads to 404.
 pub(super) struct Path<T>(pub T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Path<T> {
@@ -142,7 +142,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Path<T> {
     }
 }
 
-/// An id from a path; anything that is none names nothing.
+/// Parses a capsule's id from a path. Any other text is a capsule that does not exist.
 pub(super) fn capsule_id(text: &str) -> Result<CapsuleId> {
     text.parse().map_err(|_| Error::NotFound("capsule"))
 }

@@ -1,5 +1,5 @@
-//! Files of a capsule: contents streamed through as they come, in `contents.rs`; the rest, by
-//! envd's RPC, here.
+//! Files of a capsule. This module serves everything but their contents by envd's RPC;
+//! `contents.rs` streams the contents.
 
 use super::contents::check_path;
 use super::extract::{Json as Body, Path, capsule_id};
@@ -23,7 +23,7 @@ async fn client(
     Ok(app.agent_of(&capsule)?.files(capsule.id(), &capsule.envd_token))
 }
 
-/// List a directory, parents before children.
+/// Lists a directory, with parents before their children.
 #[utoipa::path(
     operation_id = "list_files",
     post, path = "/v1/capsules/{id}/files/list", tag = "files", request_body = api::ListRequest,
@@ -47,7 +47,7 @@ pub(crate) async fn list(
     Ok(Json(api::EntryList { entries: entries.into_iter().map(shown).collect() }))
 }
 
-/// Describe what is at a path.
+/// Returns the properties of a path.
 #[utoipa::path(
     operation_id = "stat_file",
     post, path = "/v1/capsules/{id}/files/stat", tag = "files", request_body = api::PathRequest,
@@ -67,7 +67,7 @@ pub(crate) async fn stat(
     Ok(Json(api::EntryResult { entry: shown(entry.into_option().unwrap_or_default()) }))
 }
 
-/// Make a directory and its parents.
+/// Creates a directory and its parents.
 #[utoipa::path(
     operation_id = "make_directory",
     post, path = "/v1/capsules/{id}/files/mkdir", tag = "files", request_body = api::PathRequest,
@@ -88,7 +88,7 @@ pub(crate) async fn mkdir(
     Ok((StatusCode::CREATED, Json(api::EntryResult { entry })))
 }
 
-/// Move a path; the parents of its destination are made.
+/// Moves a path. Missing parents of the destination are created.
 #[utoipa::path(
     operation_id = "move_file",
     post, path = "/v1/capsules/{id}/files/move", tag = "files", request_body = api::MoveRequest,
@@ -113,7 +113,7 @@ pub(crate) async fn rename(
     Ok(Json(api::EntryResult { entry: shown(entry.into_option().unwrap_or_default()) }))
 }
 
-/// Remove a path and all below it; one that is not there is success.
+/// Removes a path and everything below it. A missing path counts as removed.
 #[utoipa::path(
     operation_id = "remove_file",
     post, path = "/v1/capsules/{id}/files/remove", tag = "files", request_body = api::PathRequest,

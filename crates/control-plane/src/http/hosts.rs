@@ -1,5 +1,5 @@
-//! `/v1/hosts`: the machines that run capsules. All but listing one's own is an operator's, and
-//! what hosts do for themselves goes by credentials of theirs.
+//! `/v1/hosts`: the machines that run capsules. Only operators may manage hosts; other callers may
+//! list them. A host identifies itself by its own credentials.
 
 use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
@@ -20,8 +20,8 @@ fn host_id(text: &str) -> Result<HostId> {
     text.parse().map_err(|_| Error::NotFound("host"))
 }
 
-/// List the hosts, each with its driver and isolation tier: all, to an operator; else the team's
-/// own, and of those that anyone's capsules go to nothing but what kind they are.
+/// Lists the hosts, each with its driver and isolation tier. An operator sees all hosts. Other
+/// callers see their team's own hosts, and an outline of the hosts that serve every team.
 #[utoipa::path(
     operation_id = "list_hosts",
     get, path = "/v1/hosts", tag = "hosts",
@@ -41,7 +41,7 @@ pub(crate) async fn list(
     Ok(Json(api::HostList { items: rows.into_iter().filter_map(seen).collect() }))
 }
 
-/// Add a host: the answer's token is what it registers with.
+/// Adds a host. The answer contains its registration token.
 #[utoipa::path(
     operation_id = "add_host",
     post, path = "/v1/hosts", tag = "hosts", request_body = api::NewHost,
@@ -57,8 +57,8 @@ pub(crate) async fn add(
     Ok((StatusCode::CREATED, Json(enrol::invite(&app, wanted, by).await?)))
 }
 
-/// Get a token by which a host that is known registers anew; what it was given before ends when
-/// it does.
+/// Creates a token with which a known host registers again. Its present credentials end when it
+/// does.
 #[utoipa::path(
     operation_id = "reenrol_host",
     post, path = "/v1/hosts/{id}/token", tag = "hosts",
@@ -75,7 +75,7 @@ pub(crate) async fn token(
     Ok((StatusCode::CREATED, Json(enrol::invite_again(&app, host_id(&id)?, by).await?)))
 }
 
-/// Get a host.
+/// Returns a host.
 #[utoipa::path(
     operation_id = "get_host",
     get, path = "/v1/hosts/{id}", tag = "hosts",
@@ -90,7 +90,8 @@ pub(crate) async fn get(
     Ok(Json(life::get(&app, host_id(&id)?).await?))
 }
 
-/// Drain a host: it takes no more capsules, and those that run there are paused. Or open it again.
+/// Drains a host, or opens it again. A drained host accepts no capsules, and its running capsules
+/// are paused.
 #[utoipa::path(
     operation_id = "drain_host",
     post, path = "/v1/hosts/{id}/drain", tag = "hosts", request_body = api::DrainHost,
@@ -106,7 +107,7 @@ pub(crate) async fn drain(
     Ok(Json(life::drain(&app, host_id(&id)?, wanted.drain, by).await?))
 }
 
-/// Read a host's figures, as Prometheus' text.
+/// Returns a host's metrics in Prometheus' text format.
 #[utoipa::path(
     operation_id = "get_host_metrics",
     get, path = "/v1/hosts/{id}/metrics", tag = "hosts",
@@ -126,7 +127,7 @@ pub(crate) async fn metrics(
     app.agent(id).metrics().await
 }
 
-/// Replace a host's tags.
+/// Replaces a host's tags.
 #[utoipa::path(
     operation_id = "tag_host",
     put, path = "/v1/hosts/{id}/tags", tag = "hosts", request_body = api::HostTags,
@@ -142,7 +143,7 @@ pub(crate) async fn tags(
     Ok(Json(life::set_tags(&app, host_id(&id)?, &wanted.tags, by).await?))
 }
 
-/// See what would be lost if a host were deleted by force.
+/// Returns the capsules and snapshots that a forced deletion of a host would lose.
 #[utoipa::path(
     operation_id = "preview_host_deletion",
     get, path = "/v1/hosts/{id}/delete-preview", tag = "hosts",
@@ -157,17 +158,17 @@ pub(crate) async fn preview(
     Ok(Json(life::loss(&app, host_id(&id)?).await?))
 }
 
-/// How to delete a host.
+/// Options for deleting a host.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Delete {
-    /// Also when it has capsules or snapshots, which are lost with it.
+    /// True to delete a host whose capsules or snapshots are not in the store. These are then lost.
     #[serde(default)]
     force: bool,
 }
 
-/// Delete a host that has nothing, or by force.
+/// Deletes a host whose capsules and snapshots are all in the store, or any host with `force`.
 #[utoipa::path(
     operation_id = "delete_host",
     delete, path = "/v1/hosts/{id}", tag = "hosts",
@@ -187,7 +188,7 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Register as a host, with a registration token.
+/// Registers a host with its registration token.
 #[utoipa::path(
     operation_id = "register_host",
     post, path = "/v1/hosts/register", tag = "hosts", request_body = api::RegisterHost,
@@ -204,7 +205,7 @@ pub(crate) async fn register(
     Ok((StatusCode::CREATED, Json(enrol::register(&app, by, wanted).await?)))
 }
 
-/// Renew a host's credentials, with its refresh token.
+/// Renews a host's credentials with its refresh token.
 #[utoipa::path(
     operation_id = "refresh_host",
     post, path = "/v1/hosts/refresh", tag = "hosts", request_body = api::RefreshHost,
@@ -221,7 +222,7 @@ pub(crate) async fn refresh(
     Ok(Json(enrol::refresh(&app, by, wanted).await?))
 }
 
-/// Say, as a host, that it is there and how it is.
+/// Reports a host's state and load.
 #[utoipa::path(
     operation_id = "host_heartbeat",
     post, path = "/v1/hosts/{id}/heartbeat", tag = "hosts", request_body = api::Heartbeat,

@@ -1,4 +1,5 @@
-//! `…/pause`, `…/resume`, `…/fork`, `…/timeout`, `…/network`, `…/ping`: wire to domain and back.
+//! `…/pause`, `…/resume`, `…/fork`, `…/timeout`, `…/network`, `…/ping`: translates between the wire
+//! and the domain.
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
@@ -10,8 +11,8 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Keep a capsule's memory, processes and disk, and end its machine; answers when that is on the
-/// disk. A failure leaves it running.
+/// Pauses a capsule: stores its memory, processes and disk, and ends its machine. Answers when
+/// everything is on the disk. After a failure the capsule continues to run.
 #[utoipa::path(
     operation_id = "pause_capsule",
     post, path = "/v1/capsules/{id}/pause", tag = "capsules", request_body = api::Pause,
@@ -32,7 +33,8 @@ pub(crate) async fn pause(
     Ok(Json(capsules::shown(capsule)))
 }
 
-/// Bring a paused capsule back; answers when its guest does. A failure leaves it paused.
+/// Resumes a paused capsule. Answers when its guest responds. After a failure the capsule stays
+/// paused.
 #[utoipa::path(
     operation_id = "resume_capsule",
     post, path = "/v1/capsules/{id}/resume", tag = "capsules", request_body = api::Resume,
@@ -61,7 +63,7 @@ pub(crate) async fn resume(
     Ok(Json(capsules::shown(capsule)))
 }
 
-/// Make capsules that begin as a running or paused one is.
+/// Creates capsules that start with the state of a running or paused capsule.
 #[utoipa::path(
     operation_id = "fork_capsule",
     post, path = "/v1/capsules/{id}/fork", tag = "capsules", request_body = api::Fork,
@@ -81,7 +83,7 @@ pub(crate) async fn fork(
     Ok((StatusCode::CREATED, Json(forked.shown(caller))))
 }
 
-/// Set when a capsule's time is over, counted from now, and what is done then.
+/// Sets the end of a capsule's lifetime, counted from now, and the action at that end.
 #[utoipa::path(
     operation_id = "set_capsule_timeout",
     post, path = "/v1/capsules/{id}/timeout", tag = "capsules", request_body = api::SetTimeout,
@@ -98,8 +100,8 @@ pub(crate) async fn timeout(
     Ok(Json(capsules::shown(capsule)))
 }
 
-/// Replace the rules for what a capsule may reach outside. Of one that runs they hold, for what is
-/// under way too, when this answers.
+/// Replaces the rules for a capsule's outbound connections. For a running capsule, the rules apply
+/// when this answers, to open connections too.
 #[utoipa::path(
     operation_id = "set_capsule_network",
     put, path = "/v1/capsules/{id}/network", tag = "capsules", request_body = api::Network,
@@ -119,7 +121,7 @@ pub(crate) async fn network(
     Ok(Json(capsules::shown(capsule)))
 }
 
-/// Count as activity, so that a capsule is not paused for being idle.
+/// Records activity, so that the capsule is not paused as idle.
 #[utoipa::path(
     operation_id = "ping_capsule",
     post, path = "/v1/capsules/{id}/ping", tag = "capsules",

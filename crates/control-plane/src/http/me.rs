@@ -1,4 +1,4 @@
-//! `/v1/me`: the user who asks, their sessions and their ways in.
+//! `/v1/me`: the signed-in user, their sessions and their ways to sign in.
 
 use super::auth::begin;
 use super::extract::{Json as Body, Path};
@@ -16,7 +16,7 @@ use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 use types::SessionId;
 
-/// Show the user who asks.
+/// Returns the signed-in user.
 #[utoipa::path(
     operation_id = "get_me",
     get, path = "/v1/me", tag = "me", security(("user" = [])),
@@ -53,7 +53,7 @@ async fn shown(
     }))
 }
 
-/// Change the user's name, or the team that requests are for which name none.
+/// Changes the user's name or default team. Requests that name no team apply to the default team.
 #[utoipa::path(
     operation_id = "change_me",
     patch, path = "/v1/me", tag = "me", request_body = api::ChangeMe, security(("user" = [])),
@@ -70,8 +70,8 @@ pub(crate) async fn change(
     shown(&app, who, transport, &headers).await
 }
 
-/// Erase the user: teams of theirs alone, which must be empty, sessions and keys end, and the
-/// audit log forgets who they were.
+/// Erases the user. Teams that the user owns are deleted and must be empty and have no other
+/// member. Sessions and keys end. The audit log forgets who the user was.
 #[utoipa::path(
     operation_id = "delete_me",
     delete, path = "/v1/me", tag = "me", request_body = api::DeleteMe, security(("user" = [])),
@@ -96,7 +96,7 @@ pub(crate) async fn delete(
     Ok(answer)
 }
 
-/// Set a new password; the other sessions end.
+/// Sets a new password. The user's other sessions end.
 #[utoipa::path(
     operation_id = "change_password",
     post, path = "/v1/me/password", tag = "me", request_body = api::ChangePassword,
@@ -112,7 +112,7 @@ pub(crate) async fn password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List where the user is signed in, newest first.
+/// Lists the user's sessions, newest first.
 #[utoipa::path(
     operation_id = "list_sessions",
     get, path = "/v1/me/sessions", tag = "me", security(("user" = [])),
@@ -136,7 +136,7 @@ pub(crate) async fn sessions(
     Ok(Json(api::SessionList { items: rows.into_iter().map(shown).collect() }))
 }
 
-/// End one of the user's sessions, at once.
+/// Ends one of the user's sessions immediately.
 #[utoipa::path(
     operation_id = "end_session",
     delete, path = "/v1/me/sessions/{id}", tag = "me", security(("user" = [])),
@@ -155,7 +155,7 @@ pub(crate) async fn end_session(
     }
 }
 
-/// End every session of the user's but the one that asks.
+/// Ends every session of the user except the one of this request.
 #[utoipa::path(
     operation_id = "end_other_sessions",
     delete, path = "/v1/me/sessions", tag = "me", security(("user" = [])),
@@ -166,8 +166,8 @@ pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Re
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Begin to add an account elsewhere to sign in with, from a browser that is signed in. The answer
-/// has the address to visit. The browser must come back in the same session.
+/// Starts to add a provider's account for sign-ins, from a signed-in browser. The answer has the
+/// address to visit. The browser must return in the same session.
 #[utoipa::path(
     operation_id = "add_provider",
     post, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),
@@ -189,7 +189,7 @@ pub(crate) async fn add_provider(
     Ok(([(SET_COOKIE, cookie)], Json(api::AuthUrl { auth_url })).into_response())
 }
 
-/// Take an account elsewhere away again.
+/// Removes a provider's account from the user.
 #[utoipa::path(
     operation_id = "remove_provider",
     delete, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),

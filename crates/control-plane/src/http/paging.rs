@@ -1,5 +1,5 @@
-//! Lists by pages: each goes on before the last of the one before, so that what is added meanwhile
-//! moves nothing.
+//! Lists in pages. Each page starts before the last item of the previous one, so new items shift
+//! nothing.
 
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -7,28 +7,28 @@ use std::str::FromStr;
 use types::resources::in_range;
 use utoipa::IntoParams;
 
-/// Most of a page.
+/// Largest size of a page, and the default.
 pub(super) const PAGE: u32 = 100;
 
-/// Which page.
+/// Position and size of a page.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Page {
-    /// `next` of the page before.
+    /// Value of `next` from the previous page.
     pub before: Option<String>,
-    /// 1 to 100; 100 when left out.
+    /// Number of items, 1 to 100. The default is 100.
     pub limit: Option<u32>,
 }
 
 impl Page {
-    /// Where it begins, and how many it is to have.
+    /// Returns the position as the id of `what`, and the size.
     pub(super) fn read<Id: FromStr>(&self, what: &str) -> Result<(Option<Id>, i64)> {
         cursor(self.before.as_deref(), self.limit, what)
     }
 }
 
-/// Reads where a page begins, as the id of `what`, and how many it is to have.
+/// Reads the position of a page as the id of `what`, and its size.
 pub(super) fn cursor<Id: FromStr>(
     before: Option<&str>,
     limit: Option<u32>,
@@ -41,7 +41,8 @@ pub(super) fn cursor<Id: FromStr>(
     Ok((before, limit.into()))
 }
 
-/// A page of rows, of which there is one more if it is not the last: what is shown, and `next`.
+/// Makes a page of rows, of which there is one extra unless the page is the last. Returns the items
+/// and `next`.
 pub(super) fn paged<R, T>(
     mut rows: Vec<R>,
     limit: i64,

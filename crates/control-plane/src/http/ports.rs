@@ -1,4 +1,4 @@
-//! `/v1/capsules/{id}/ports/…`: how a port is reached from outside, and a raw way to it.
+//! `/v1/capsules/{id}/ports/…`: access to ports from outside, and raw connections to them.
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
@@ -21,10 +21,10 @@ use time::{Duration, OffsetDateTime};
 use types::HostId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 
-/// How long a link is good, in seconds, when nothing is said of it.
+/// Default validity of a link, in seconds.
 const LINK: u32 = 3600;
 
-/// Reads a path; what cannot be a port is no resource.
+/// Reads a path. A text that is no port leads to 404.
 fn target((id, port): (String, String)) -> Result<Target> {
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(Error::NotFound("port"))?;
     Ok(Target { capsule: capsule_id(&id)?, port })
@@ -45,7 +45,7 @@ fn is_public(capsule: &Capsule, port: u16) -> bool {
     all || capsule.public_ports.contains(&i32::from(port))
 }
 
-/// List the servers that listen in a running capsule, on whatever address of it. Wakes no capsule.
+/// Lists the servers that listen in a running capsule, on any of its addresses. Resumes no capsule.
 #[utoipa::path(
     operation_id = "list_ports",
     get, path = "/v1/capsules/{id}/ports", tag = "ports",
@@ -71,7 +71,7 @@ pub(crate) async fn list(
     Ok(Json(listeners.into_iter().map(shown).collect()))
 }
 
-/// Show how a port is reached.
+/// Returns the access to a port.
 #[utoipa::path(
     operation_id = "get_port",
     get, path = "/v1/capsules/{id}/ports/{port}", tag = "ports",
@@ -91,7 +91,7 @@ pub(crate) async fn get(
     Ok(shown(&app, caller, capsule, target))
 }
 
-/// Let anyone reach a port, or only those who are admitted.
+/// Makes a port public, or restricts it to admitted callers.
 #[utoipa::path(
     operation_id = "set_port",
     put, path = "/v1/capsules/{id}/ports/{port}", tag = "ports", request_body = api::SetPort,
@@ -113,7 +113,7 @@ pub(crate) async fn set(
     Ok(shown(&app, caller, capsule, target))
 }
 
-/// Make a link that lets a browser reach a port. The link ends with its time, or with the key or
+/// Creates a link that lets a browser reach a port. The link ends at its expiry, or with the key or
 /// membership that made it.
 #[utoipa::path(
     operation_id = "create_link",
@@ -137,7 +137,7 @@ pub(crate) async fn link(
     let seconds = wanted.expires_sec.unwrap_or(LINK);
     in_range("expires_sec", seconds, 1, MAX_TIMEOUT_SEC)?;
     let until = OffsetDateTime::now_utc() + Duration::seconds(seconds.into());
-    // To the second, as the link says it.
+    // The link holds whole seconds.
     let expires_at = until.replace_nanosecond(0).unwrap_or(until);
     let maker = match caller.by.actor {
         Actor::User(id) => Maker::User(id),
@@ -153,7 +153,7 @@ pub(crate) async fn link(
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
 }
 
-/// Replace the token that admits to a capsule's ports. The old token, and every connection that it
+/// Replaces the token that admits to a capsule's ports. The old token, and every connection that it
 /// opened, ends at once.
 #[utoipa::path(
     operation_id = "rotate_traffic_token",
@@ -170,8 +170,8 @@ pub(crate) async fn rotate_token(
     Ok(Json(api::TrafficToken { traffic_token }))
 }
 
-/// End every preview link of a capsule, with the cookies made from the links and the connections
-/// that the cookies opened.
+/// Ends every preview link of a capsule. Cookies made from the links, and the connections that they
+/// opened, end too.
 #[utoipa::path(
     operation_id = "rotate_links",
     post, path = "/v1/capsules/{id}/links/rotate", tag = "ports",
@@ -187,7 +187,8 @@ pub(crate) async fn rotate_links(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Connect to a port: the request asks to switch to `tcp`, and the connection is the guest's.
+/// Connects to a port. The request asks to switch to `tcp`, and the connection then carries the
+/// guest's bytes.
 #[utoipa::path(
     operation_id = "connect_port",
     get, path = "/v1/capsules/{id}/ports/{port}/tcp", tag = "ports",
@@ -216,7 +217,7 @@ pub(crate) async fn connect(
     if headers::upgrade(request.headers()).is_none_or(|protocol| protocol != "tcp") {
         return Err(Error::invalid("upgrade", "must ask to switch to `tcp`"));
     }
-    // Nothing of the request but the switch is the agent's business.
+    // The agent needs only the switch of protocols from this request.
     let mut asked = header::HeaderMap::new();
     asked.insert(header::HOST, HeaderValue::from_static("agent"));
     headers::set_upgrade(&mut asked, HeaderValue::from_static("tcp"));

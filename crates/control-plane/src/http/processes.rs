@@ -1,4 +1,4 @@
-//! `…/processes`: what runs in a capsule, and signals to it.
+//! `…/processes`: the processes of a capsule, and signals to them.
 
 use super::extract::{Path, Query, capsule_id};
 use crate::app::App;
@@ -10,7 +10,7 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 
-/// List the processes that were started over the API.
+/// Lists the processes that were started over the API.
 #[utoipa::path(
     operation_id = "list_processes",
     get, path = "/v1/capsules/{id}/processes", tag = "processes",
@@ -30,11 +30,11 @@ pub(crate) async fn list(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Kill {
-    /// `SIGKILL` or `SIGTERM`; the former when left out.
+    /// Signal to send: `SIGKILL`, the default, or `SIGTERM`.
     signal: Option<String>,
 }
 
-/// Signal a process and its whole group.
+/// Sends a signal to a process and its whole group.
 #[utoipa::path(
     operation_id = "signal_process",
     delete, path = "/v1/capsules/{id}/processes/{selector}", tag = "processes",

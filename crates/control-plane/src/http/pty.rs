@@ -1,4 +1,4 @@
-//! `…/pty`: a terminal over a WebSocket. A client that leaves can come back to it by its tag.
+//! `…/pty`: a terminal over a WebSocket. A client that leaves can connect to it again by its tag.
 
 use super::earlier::Earlier;
 use super::extract::{Path, Query, Upgrade, capsule_id};
@@ -26,13 +26,13 @@ const SIZE: (u16, u16) = (80, 24);
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Form {
-    /// Whether what the terminal shows comes in binary frames, as it is.
+    /// True to receive the terminal's output as raw bytes in binary frames.
     #[serde(default)]
     binary: bool,
 }
 
-/// Open a terminal over a WebSocket. Frames: `PtyRequest` from the client, `PtyEvent` from the
-/// server; a binary frame from the client is what is typed.
+/// Opens a terminal over a WebSocket. The client sends `PtyRequest` frames, and the server sends
+/// `PtyEvent` frames. A binary frame from the client holds typed bytes.
 #[utoipa::path(
     operation_id = "open_pty",
     get, path = "/v1/capsules/{id}/pty", tag = "processes",
@@ -53,10 +53,10 @@ pub(crate) async fn open(
     Ok(upgrade.serve(fatal, move |out, incoming| Box::pin(serve(out, incoming, processes, binary))))
 }
 
-/// What is sent on a terminal's connection.
+/// Frame that the server sends on a terminal's connection.
 enum Sent {
     Event(PtyEvent),
-    /// What it shows, as it is.
+    /// Raw output of the terminal.
     Bytes(Bytes),
 }
 
@@ -105,7 +105,7 @@ async fn serve(
     }
 }
 
-/// Starts, or comes back to, what the first frame asks for.
+/// Starts or connects to a terminal, as the first frame asks.
 async fn begin(incoming: &mut Incoming, processes: &Processes) -> Result<(String, u32, Events)> {
     match incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))? {
         PtyRequest::Start { cmd, args, cols, rows, envs, cwd, user } => {
@@ -141,7 +141,7 @@ fn failed(error: &Error, fatal: bool) -> Sent {
     Sent::Event(PtyEvent::Error { code, data, fatal })
 }
 
-/// Does what the client's frames ask for, until it leaves.
+/// Executes the client's frames until the client leaves.
 async fn listen(
     incoming: &mut Incoming,
     processes: &Processes,
@@ -156,7 +156,7 @@ async fn listen(
             Err(error) => Err(error),
         };
         if let Err(error) = done {
-            // The other direction has ended when this fails, and so will this one.
+            // Sending fails only when the other direction has ended, which ends this one too.
             let _ = tell.send(failed(&error, false)).await;
         }
     }

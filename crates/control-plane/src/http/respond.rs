@@ -1,4 +1,4 @@
-//! Around every request: its id, the body of an error, its line in the log and its count.
+//! Middleware around every request: its id, the body of an error, its log line and its metrics.
 
 use super::e2b;
 use crate::error::Failure;
@@ -12,7 +12,8 @@ use std::time::Instant;
 
 const REQUEST_ID: &str = "x-request-id";
 
-/// A method's name; what a client makes up is one name, since numbers of labels must be bounded.
+/// Returns the metric label of a method. Unknown methods share one label, since the number of
+/// labels must be bounded.
 fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
@@ -26,7 +27,8 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// What browsers are to make of an answer: nothing but what it is, in no page but ours.
+/// Adds the headers that restrict browsers. A browser must take the content type as it is, and show
+/// no answer in a frame.
 fn protect(headers: &mut HeaderMap) {
     let policy = "default-src 'none'; frame-ancestors 'none'";
     for (name, value) in [
@@ -45,7 +47,8 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
     let id = uuid::Uuid::new_v4().simple().to_string();
     let (asked, of_e2b) = (request.method().clone(), e2b::serves(request.uri().path()));
     let method = method_label(request.method());
-    // The pattern, never the path: a path may hold ids, and numbers of labels must be bounded.
+    // The label is the pattern, never the path: a path may hold ids, and the number of labels must
+    // be bounded.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
     let mut response = next.run(request).await;

@@ -1,29 +1,29 @@
-//! What each route takes of its caller, all in one table; a route that is not in it serves nobody.
-//! `openapi` says the same of each in `x-wrenn-access`.
+//! Access rules of all routes in one table. A route without a rule serves nobody. The OpenAPI
+//! document shows each rule as `x-wrenn-access`.
 
 use super::{e2b, earlier};
 use crate::auth::policy::Action;
 use http::Method;
 
-/// Whom a route serves.
+/// Callers that a route serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// Anybody; what they show is in the request's body.
+    /// Anybody. Credentials, if any, are in the request's body.
     Open,
     /// A host, by its own token.
     Host,
     /// A user who has signed in.
     User,
-    /// Whoever has shown who they are.
+    /// Any user or key with valid credentials.
     Anyone,
-    /// Whoever may do this in the team.
+    /// Callers who may do this action in the team.
     Team(Action),
     /// The platform's admins, and keys of operators.
     Platform,
 }
 
 impl Rule {
-    /// As the document says it.
+    /// Returns the rule as the OpenAPI document writes it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -44,7 +44,7 @@ const KEYS: Rule = Rule::Team(Action::KeysMake);
 const ADMIN: Rule = Rule::Team(Action::TeamAdmin);
 const OWNER: Rule = Rule::Team(Action::TeamOwn);
 
-/// Method, pattern, rule.
+/// Method, pattern and access rule of each route.
 const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/health", Rule::Open),
     ("GET", "/version", Rule::Open),
@@ -165,22 +165,23 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/v1/admin/audit-logs", Rule::Platform),
 ];
 
-/// The rule of a route.
+/// Returns the rule of a route.
 pub(crate) fn of(method: &Method, pattern: &str) -> Option<Rule> {
-    // Who may get something may ask for its head.
+    // The rule of `GET` covers `HEAD` too.
     let method = if method == Method::HEAD { "GET" } else { method.as_str() };
     let rules = RULES.iter().chain(e2b::RULES).chain(earlier::RULES);
     let mut rules = rules.filter(|(of, at, _)| *of == method && *at == pattern);
     rules.next().map(|(.., rule)| *rule)
 }
 
-/// Methods and patterns of routes that are in no document of ours.
+/// Lists the routes that are absent from the OpenAPI document, each as a method and a pattern.
 pub(crate) fn of_others() -> Vec<String> {
     let rules = e2b::RULES.iter().chain(earlier::RULES);
     rules.map(|(method, pattern, _)| format!("{method} {pattern}")).collect()
 }
 
-/// Whether a path is of capsules one by one, of which a key may be confined to some.
+/// Reports whether a path is about single capsules or templates, to some of which a key may be
+/// confined.
 pub(crate) fn is_of_capsules(path: &str) -> bool {
     let path = path.strip_prefix("/api").unwrap_or(path);
     let one_by_one = path.starts_with("/v1/capsules") && !earlier::is_of_team(path);

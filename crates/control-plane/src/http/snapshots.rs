@@ -1,4 +1,4 @@
-//! `/v1/snapshots`: wire to domain and back.
+//! `/v1/snapshots`: translates between the wire and the domain.
 
 use super::extract::{Json as Body, Path, Query};
 use super::paging::{cursor, paged};
@@ -12,7 +12,7 @@ use http::StatusCode;
 use std::sync::Arc;
 use types::CapsuleId;
 
-/// Keep a capsule's memory and disk as they are, under a name; the capsule goes on.
+/// Takes a named snapshot of a capsule's memory and disk. The capsule keeps its state.
 #[utoipa::path(
     operation_id = "create_snapshot",
     post, path = "/v1/snapshots", tag = "snapshots", request_body = api::CreateSnapshot,
@@ -34,15 +34,15 @@ pub(crate) async fn create(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Page {
-    /// Only those of this capsule.
+    /// Id of a capsule, to list only its snapshots.
     capsule_id: Option<String>,
-    /// `next` of the page before.
+    /// Value of `next` from the previous page.
     before: Option<String>,
-    /// 1 to 100; 100 when left out.
+    /// Number of snapshots, 1 to 100. The default is 100.
     limit: Option<u32>,
 }
 
-/// List the team's snapshots, newest first.
+/// Lists the team's snapshots, newest first.
 #[utoipa::path(
     operation_id = "list_snapshots",
     get, path = "/v1/snapshots", tag = "snapshots", params(Page),
@@ -62,7 +62,7 @@ pub(crate) async fn list(
     Ok(Json(api::SnapshotPage { items, next }))
 }
 
-/// Show one snapshot.
+/// Returns one snapshot.
 #[utoipa::path(
     operation_id = "get_snapshot",
     get, path = "/v1/snapshots/{name}", tag = "snapshots",
@@ -77,7 +77,7 @@ pub(crate) async fn get(
     Ok(Json(snapshots::shown(snapshots::get(&app, caller, &name).await?)))
 }
 
-/// Remove a snapshot; capsules that began from it go on.
+/// Removes a snapshot. Capsules that started from it continue.
 #[utoipa::path(
     operation_id = "delete_snapshot",
     delete, path = "/v1/snapshots/{name}", tag = "snapshots",

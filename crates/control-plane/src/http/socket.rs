@@ -16,13 +16,13 @@ use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Largest frame of a client.
+/// Largest frame of a client, in bytes.
 const FRAME_MAX: usize = 1 << 20;
 /// Frames of input that may wait for a program to read, before the client is held up.
 const INPUT_BACKLOG: usize = 8;
-/// How long a client may take for its first frame.
+/// Time that a client may take for its first frame.
 const FIRST: Duration = Duration::from_secs(10);
-/// Between two signs of life.
+/// Silence after which the server sends a ping.
 const PING: Duration = Duration::from_secs(30);
 /// Time that a client may take for the frames that end a connection.
 const CLOSE: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ pub(super) struct Outgoing(SplitSink<WebSocket, Message>);
 
 impl Upgrade {
     /// Serves a connection until `serve` is done or the caller's admission no longer holds, and
-    /// closes it in order. `failed` makes the frame that tells why.
+    /// closes it in order. `failed` makes the frame that gives the reason.
     pub(super) fn serve<F: Frame + 'static>(
         self,
         failed: fn(&Error) -> F,
@@ -62,14 +62,14 @@ impl Upgrade {
     }
 }
 
-/// What a client has sent.
+/// Message that a client has sent.
 pub(super) enum Received<T> {
     Frame(T),
     Bytes(Bytes),
 }
 
 impl Incoming {
-    /// The next frame; none when the client has left.
+    /// Returns the next frame; `None` when the client has left.
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Option<Result<T>> {
         Some(match self.next_or_bytes().await? {
             Ok(Received::Frame(frame)) => Ok(frame),
@@ -78,7 +78,7 @@ impl Incoming {
         })
     }
 
-    /// The next frame, or bytes where those are understood.
+    /// Returns the next frame or raw bytes; `None` when the client has left.
     pub(super) async fn next_or_bytes<T>(&mut self) -> Option<Result<Received<T>>>
     where
         T: DeserializeOwned,
@@ -88,20 +88,20 @@ impl Incoming {
                 Message::Text(text) => return Some(parse(text.as_bytes()).map(Received::Frame)),
                 Message::Binary(bytes) => return Some(Ok(Received::Bytes(bytes))),
                 Message::Close(_) => return None,
-                // Answered by the library.
+                // The library answers pings.
                 Message::Ping(_) | Message::Pong(_) => {}
             }
         }
     }
 
-    /// The first frame.
+    /// Returns the first frame, which must arrive within 10 s.
     pub(super) async fn first<T: DeserializeOwned>(&mut self) -> Option<Result<T>> {
         let late = |_| Some(Err(Error::invalid("start", "did not come within 10 s")));
         tokio::time::timeout(FIRST, self.next()).await.unwrap_or_else(late)
     }
 }
 
-/// What is sent as one frame: as JSON, unless it says otherwise.
+/// A message that is sent as one frame. Serializable types are sent as JSON.
 pub(super) trait Frame {
     fn message(&self) -> Option<Message>;
 }
@@ -113,7 +113,7 @@ impl<T: Serialize> Frame for T {
 }
 
 impl Outgoing {
-    /// Sends a frame; false when the client has left.
+    /// Sends a frame; `false` when the client has left.
     pub(super) async fn send(&mut self, frame: &impl Frame) -> bool {
         let Some(message) = frame.message() else { return false };
         self.0.send(message).await.is_ok()
@@ -128,7 +128,7 @@ impl Outgoing {
         let _ = self.0.close().await;
     }
 
-    /// Carries `frames` and the client's messages until one of them is the last, or the client has
+    /// Carries `frames` and the messages of `beside` until a frame is the last or the client has
     /// left. Sends a ping after each silence.
     pub(super) async fn carry<F: Frame>(
         &mut self,
@@ -157,19 +157,19 @@ impl Outgoing {
     }
 }
 
-/// What a program is to read.
+/// Input of a program.
 pub(super) enum Input {
     Data(Vec<u8>),
     End,
 }
 
-/// Makes the queue of a program's input.
+/// Creates the queue of a program's input.
 pub(super) fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
     mpsc::channel(INPUT_BACKLOG)
 }
 
-/// Gives a program its input in order, beside everything else, so that one that does not read
-/// can still be signalled. Never ends: the connection does.
+/// Writes a program's input in order, beside everything else. A program that does not read can thus
+/// still be signalled. The future never completes; the connection's end drops it.
 pub(super) async fn feed<F>(
     processes: &Processes,
     (pid, terminal): (u32, bool),

@@ -1,4 +1,4 @@
-//! Whether the platform is well, which version it is, and its figures.
+//! Health, version and metrics of the platform.
 
 use crate::app::App;
 use crate::auth::Operator;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Whether the platform can serve: 200, or 503 with the reason.
+/// Reports the platform's health: 200, or 503 with the reason.
 #[utoipa::path(
     operation_id = "get_health",
     get, path = "/health", tag = "platform", security(()),
@@ -23,7 +23,7 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
     (status, Json(api::Health { status: word.to_owned(), version: VERSION.to_owned() }))
 }
 
-/// The version that runs.
+/// Returns the running version.
 #[utoipa::path(
     operation_id = "get_version",
     get, path = "/version", tag = "platform", security(()),
@@ -33,7 +33,7 @@ pub(crate) async fn version() -> Json<api::Version> {
     Json(api::Version { version: VERSION.to_owned() })
 }
 
-/// Figures in Prometheus' text form.
+/// Returns the platform's metrics in Prometheus' text format.
 #[utoipa::path(
     operation_id = "get_metrics",
     get, path = "/metrics", tag = "platform",

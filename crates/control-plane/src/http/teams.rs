@@ -1,4 +1,4 @@
-//! `/v1/teams`: wire to domain and back. Which team, admission found by the path.
+//! `/v1/teams`: translates between the wire and the domain. The caller's team comes from the path.
 
 use super::extract::{Json as Body, Path};
 use crate::app::App;
@@ -15,7 +15,7 @@ fn user_id(text: &str) -> Result<UserId> {
     text.parse().map_err(|_| Error::NotFound("member"))
 }
 
-/// List the teams that the caller is in; of a key, the one that it is for.
+/// Lists the caller's teams. A key has only the team that it belongs to.
 #[utoipa::path(
     operation_id = "list_teams",
     get, path = "/v1/teams", tag = "teams",
@@ -28,7 +28,7 @@ pub(crate) async fn list(
     Ok(Json(api::TeamList { items: teams::list(&app, caller).await? }))
 }
 
-/// Make a team that the user owns.
+/// Creates a team that the user owns.
 #[utoipa::path(
     operation_id = "create_team",
     post, path = "/v1/teams", tag = "teams", request_body = api::NameTeam,
@@ -43,7 +43,7 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(teams::create(&app, who, &wanted.name).await?)))
 }
 
-/// Show a team.
+/// Returns a team.
 #[utoipa::path(
     operation_id = "get_team",
     get, path = "/v1/teams/{id}", tag = "teams",
@@ -54,7 +54,7 @@ pub(crate) async fn get(State(app): State<Arc<App>>, caller: Caller) -> Result<J
     Ok(Json(teams::show(&app, caller).await?))
 }
 
-/// Change a team's name, or the least tier of isolation that its capsules begin on.
+/// Changes a team's name, or the lowest isolation tier on which its capsules start.
 #[utoipa::path(
     operation_id = "change_team",
     patch, path = "/v1/teams/{id}", tag = "teams", request_body = api::ChangeTeam,
@@ -69,7 +69,7 @@ pub(crate) async fn change(
     Ok(Json(teams::change(&app, caller, wanted).await?))
 }
 
-/// Delete a team that has no capsules, snapshots and hosts; its keys, invitations and channels end
+/// Deletes a team without capsules, snapshots and hosts. Its keys, invitations and channels end
 /// with it.
 #[utoipa::path(
     operation_id = "delete_team",
@@ -85,7 +85,7 @@ pub(crate) async fn delete(State(app): State<Arc<App>>, caller: Caller) -> Resul
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List a team's members.
+/// Lists a team's members.
 #[utoipa::path(
     operation_id = "list_members",
     get, path = "/v1/teams/{id}/members", tag = "teams",
@@ -107,7 +107,7 @@ pub(crate) async fn members(
     Ok(Json(api::MemberList { items: rows.into_iter().map(shown).collect() }))
 }
 
-/// Change what a member is in the team.
+/// Changes a member's role in the team.
 #[utoipa::path(
     operation_id = "set_member_role",
     patch, path = "/v1/teams/{id}/members/{user}", tag = "teams",
@@ -128,8 +128,8 @@ pub(crate) async fn set_role(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Remove a member. The keys and invitations that they made for the team end, and channels that
-/// they set are disabled. The capsules that they started stay the team's.
+/// Removes a member from the team. The keys and invitations that they made for the team end, and
+/// channels that they set are disabled. The capsules that they started stay the team's.
 #[utoipa::path(
     operation_id = "remove_member",
     delete, path = "/v1/teams/{id}/members/{user}", tag = "teams",
@@ -148,8 +148,8 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Leave a team, as its owner cannot. The keys and invitations that the member made for it end, and
-/// channels that they set are disabled.
+/// Leaves a team. An owner cannot leave. The keys and invitations that the member made for the team
+/// end, and channels that they set are disabled.
 #[utoipa::path(
     operation_id = "leave_team",
     post, path = "/v1/teams/{id}/leave", tag = "teams",
@@ -161,7 +161,7 @@ pub(crate) async fn leave(State(app): State<Arc<App>>, caller: Caller) -> Result
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Make another member the owner; who was, is an admin then.
+/// Makes another member the owner. The previous owner becomes an admin.
 #[utoipa::path(
     operation_id = "transfer_team",
     post, path = "/v1/teams/{id}/transfer", tag = "teams", request_body = api::TransferTeam,
@@ -177,7 +177,7 @@ pub(crate) async fn transfer(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List who is invited and has not come yet.
+/// Lists the invitations that nobody has accepted yet.
 #[utoipa::path(
     operation_id = "list_invitations",
     get, path = "/v1/teams/{id}/invitations", tag = "teams",
@@ -192,7 +192,7 @@ pub(crate) async fn invitations(
     Ok(Json(api::InvitationList { items: rows.into_iter().map(teams::invitation_shown).collect() }))
 }
 
-/// Invite somebody by mail, in place of an earlier invitation.
+/// Invites a person by mail. An earlier invitation to the same e-mail is replaced.
 #[utoipa::path(
     operation_id = "invite_member",
     post, path = "/v1/teams/{id}/invitations", tag = "teams", request_body = api::InviteMember,
@@ -207,7 +207,7 @@ pub(crate) async fn invite(
     Ok((StatusCode::CREATED, Json(teams::invite(&app, caller, wanted).await?)))
 }
 
-/// Take an invitation back.
+/// Deletes an invitation.
 #[utoipa::path(
     operation_id = "delete_invitation",
     delete, path = "/v1/teams/{id}/invitations/{invitation}", tag = "teams",
@@ -227,7 +227,7 @@ pub(crate) async fn uninvite(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Join a team, with the mailed token of an invitation to one's own e-mail.
+/// Joins a team with the mailed token of an invitation to the user's own e-mail.
 #[utoipa::path(
     operation_id = "accept_invitation",
     post, path = "/v1/invitations/accept", tag = "teams", request_body = api::AcceptInvitation,
@@ -242,7 +242,7 @@ pub(crate) async fn accept(
     Ok(Json(teams::accept(&app, who, &wanted.token).await?))
 }
 
-/// See what a team may have, and what it has.
+/// Returns a team's limits and its present use.
 #[utoipa::path(
     operation_id = "get_limits",
     get, path = "/v1/teams/{id}/limits", tag = "teams",

@@ -1,4 +1,4 @@
-//! `/v1/templates`: what capsules start from.
+//! `/v1/templates`: the templates that capsules start from.
 
 use super::extract::{Json as Body, Path};
 use crate::app::App;
@@ -13,7 +13,7 @@ use serde_json::json;
 use std::sync::Arc;
 use types::{Isolation, PLATFORM_TEAM, TemplateId};
 
-/// List the team's templates and those that all teams share.
+/// Lists the team's templates and the templates that all teams share.
 #[utoipa::path(
     operation_id = "list_templates",
     get, path = "/v1/templates", tag = "templates",
@@ -27,7 +27,7 @@ pub(crate) async fn list(
     Ok(Json(api::TemplateList { items: items.into_iter().map(shown).collect() }))
 }
 
-/// Change the least tier of isolation that capsules of a shared template begin on.
+/// Changes the lowest isolation tier on which capsules of a shared template start.
 #[utoipa::path(
     operation_id = "change_template",
     patch, path = "/v1/templates/{name}", tag = "templates", request_body = api::ChangeTemplate,

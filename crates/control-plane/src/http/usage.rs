@@ -1,4 +1,4 @@
-//! `/v1/usage`: what a team used.
+//! `/v1/usage`: the usage of a team.
 
 use super::extract::Query;
 use crate::app::App;
@@ -13,23 +13,23 @@ use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
 use utoipa::IntoParams;
 
-/// Days that are shown when none are named, and at most.
+/// Default and largest number of days in a range.
 const DAYS: i64 = 30;
 const DAYS_MAX: i64 = 366;
 
-/// Which days.
+/// Range of days.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Range {
-    /// First day, as 2026-11-01; 29 days before the last when left out.
+    /// First day, such as `2026-11-01`. The default is 29 days before the last.
     from: Option<String>,
-    /// Last day; today when left out.
+    /// Last day. The default is today.
     to: Option<String>,
 }
 
 impl Range {
-    /// The first and the last.
+    /// Returns the first and the last day.
     pub(super) fn days(&self) -> Result<(Date, Date)> {
         let today = OffsetDateTime::now_utc().date();
         let to = day("to", self.to.as_deref())?.unwrap_or(today);
@@ -49,8 +49,8 @@ fn day(field: &str, text: Option<&str>) -> Result<Option<Date>> {
     parsed.transpose().map_err(wrong)
 }
 
-/// See what the team used, by day in UTC: exact, from when its capsules and snapshots began and
-/// ended. Today's is up to now.
+/// Returns the team's usage by day in UTC. Usage is exact to the start and end of capsules and
+/// snapshots. Today's usage is up to now.
 #[utoipa::path(
     operation_id = "get_usage",
     get, path = "/v1/usage", tag = "teams", params(Range),

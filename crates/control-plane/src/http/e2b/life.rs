@@ -1,4 +1,4 @@
-//! Changes of a sandbox's life: its time, pauses, forks, its network.
+//! Changes of a sandbox: its lifetime, pauses, forks and network.
 
 use super::sandboxes::bring_back;
 use super::wire::Error as Told;
@@ -15,7 +15,7 @@ use http::StatusCode;
 use std::sync::Arc;
 use types::CapsuleState;
 
-/// Seconds that `…/refreshes` adds when nothing is said.
+/// Seconds that `…/refreshes` adds by default. A resume over the first API has the same lifetime.
 const REFRESH: u32 = 15;
 
 pub(super) async fn timeout(
@@ -61,7 +61,7 @@ pub(super) async fn pause(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// As clients of the first API have it, which know whether the sandbox is paused.
+/// Resumes a sandbox for clients of the first API. Such clients expect 409 for a running sandbox.
 pub(super) async fn resume(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -1,4 +1,4 @@
-//! Lists of sandboxes: which, in which order, by pages.
+//! Lists of sandboxes: filters, order and pages.
 
 use super::names;
 use super::wire::{self, Listed};
@@ -44,7 +44,8 @@ pub(super) async fn page(
     Ok(super::paged::<_, Listed>(rows, limit as usize, token))
 }
 
-/// As clients of the first API have it: those that run, in one list.
+/// Lists sandboxes for clients of the first API, on one page. By default only running sandboxes are
+/// listed.
 pub(super) async fn all(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -83,7 +84,7 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
     Ok(capsules::search(&app.db, caller.team, &search).await?)
 }
 
-/// The states that are asked for: both when none is named.
+/// Returns the states to list. The default is running and paused.
 fn states(asked: Option<&str>) -> Result<Vec<&'static str>> {
     let mut states = Vec::new();
     for state in asked.filter(|asked| !asked.is_empty()).unwrap_or("running,paused").split(',') {
@@ -96,7 +97,7 @@ fn states(asked: Option<&str>) -> Result<Vec<&'static str>> {
     Ok(states)
 }
 
-/// Pairs as a query has them, whose keys and values were each written as a URL's part before.
+/// Parses metadata: pairs of a query, whose keys and values were each percent-encoded before.
 fn metadata(text: &str) -> Result<BTreeMap<String, String>> {
     let wrong = || Error::invalid("metadata", "must be pairs as key=value&…, in UTF-8");
     let plain = |text: &str| {
@@ -113,13 +114,13 @@ fn metadata(text: &str) -> Result<BTreeMap<String, String>> {
     Ok(pairs)
 }
 
-/// Where the page after a sandbox begins.
+/// Returns the token of the page after a sandbox.
 fn token(row: &Capsule) -> String {
     let at = wire::began(row).unix_timestamp_nanos() / 1000;
     URL_SAFE_NO_PAD.encode(format!("{at}__{}", row.id))
 }
 
-/// The sandbox that a page begins after: when it began, to the microsecond, and which it is.
+/// Parses a token: start, to the microsecond, and id of the last sandbox on the previous page.
 fn place(token: &str) -> Option<(OffsetDateTime, Uuid)> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
     let (at, id) = text.split_once("__")?;
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn metadata_is_read_as_the_sdks_write_it() {
-        // What is left of `a%252520b%3Dc%252526d` once the query was read.
+        // This text remains of `a%252520b%3Dc%252526d` once the query was decoded.
         let read = metadata("a%2520b=c%2526d&plain=x").unwrap();
         let pairs = [("a b", "c&d"), ("plain", "x")];
         let wanted = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));

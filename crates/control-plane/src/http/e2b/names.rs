@@ -1,6 +1,6 @@
-//! Names of templates and snapshots as E2B's clients write them. Pure.
+//! Names of templates and snapshots as E2B's clients write them. All functions are pure.
 
-/// A name without the tag that says which build of it is meant: there is one.
+/// Removes the tag that names a build, since each template has only one build.
 pub(crate) fn untagged(name: &str) -> &str {
     match name.rsplit_once(':') {
         Some((name, "default" | "latest")) => name,

@@ -1,4 +1,4 @@
-//! Sandboxes: made, shown, ended, connected to.
+//! Sandboxes: creation, description, removal and connection.
 
 use super::names;
 use super::wire::{Connect, Detail, NewSandbox, Sandbox};
@@ -15,7 +15,7 @@ use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 use types::CapsuleState;
 
-/// Seconds that a sandbox may run when nothing is said: of the first API, and of the second.
+/// Default lifetime of a sandbox in seconds, in the first API and in the second.
 const TIMEOUT_V1: u32 = 15;
 const TIMEOUT: u32 = 300;
 
@@ -49,7 +49,7 @@ async fn make(
     Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
 }
 
-/// What is asked for, in our words.
+/// Converts a request to this system's own form.
 fn read(wanted: NewSandbox, timeout: u32) -> Result<api::CreateCapsule> {
     let network = wanted.network.unwrap_or_default();
     if let Some(what) = network.unsupported() {
@@ -99,9 +99,9 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Answers when the sandbox runs. The end of a running sandbox only moves away. Its host may have
-/// begun to pause it at its end; the extension waits for the pause, and the sandbox is then
-/// resumed.
+/// Answers when the sandbox runs. The lifetime of a running sandbox is only extended, never
+/// shortened. Its host may have begun to pause it at the end of its lifetime. The extension then
+/// waits for the pause, and the sandbox is resumed.
 pub(super) async fn connect(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -127,7 +127,7 @@ pub(super) async fn connect(
     bring_back(&app, caller, &capsule, &wanted, TIMEOUT).await
 }
 
-/// Resumes a sandbox, for so many seconds when nothing is said.
+/// Resumes a sandbox, for `timeout` seconds unless the request names a lifetime.
 pub(super) async fn bring_back(
     app: &App,
     caller: Caller,

@@ -1,4 +1,4 @@
-//! Snapshots: taken of a sandbox, listed, removed.
+//! Snapshots of sandboxes: creation, lists and removal.
 
 use super::names;
 use super::sandbox_id;
@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Takes one. A name that is in use goes over to it.
+/// Takes a snapshot. An earlier snapshot of the same name loses its name to the new one.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -55,7 +55,7 @@ pub(super) async fn page(
         let found: Vec<Snapshot> = found.into_iter().map(Snapshot::from).collect();
         return Ok(Json(found).into_response());
     }
-    // What is no sandbox has no snapshots.
+    // An id that is no sandbox's has no snapshots.
     let of = asked.sandbox_id.map(|id| sandbox_id(&id));
     let of = match of {
         Some(Err(_)) => return Ok(Json(Vec::<Snapshot>::new()).into_response()),
@@ -67,7 +67,7 @@ pub(super) async fn page(
     Ok(super::paged::<_, Snapshot>(rows, limit, |row| row.id().to_string()))
 }
 
-/// Removes one, which E2B calls a template.
+/// Removes a snapshot, which E2B calls a template.
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -19,7 +19,7 @@ use types::{PLATFORM_TEAM, TemplateId};
 pub(super) struct Template {
     #[serde(rename = "templateID")]
     template_id: String,
-    /// There is one build of each.
+    /// The template's only build.
     #[serde(rename = "buildID")]
     build_id: String,
     build_status: &'static str,
@@ -67,7 +67,7 @@ pub(super) struct Alias {
     public: bool,
 }
 
-/// What goes by a name: a template, else a snapshot.
+/// Resolves a name to a template or, failing that, to a snapshot.
 pub(super) async fn alias(
     State(app): State<Arc<App>>,
     caller: Caller,

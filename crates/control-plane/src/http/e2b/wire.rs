@@ -1,5 +1,5 @@
-//! The shapes of E2B's API, as its SDKs read and write them. What they write and we do not know is
-//! passed over, as their service does.
+//! Types of E2B's API, as its SDKs read and write them. Unknown fields of a request are ignored, as
+//! E2B's service does.
 
 use crate::auth::Caller;
 use crate::capsules::Figures;
@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use types::{CapsuleState, Egress, SnapshotId, TemplateId};
 
-/// Every sandbox is on one client, as far as its users are concerned.
+/// Client id of every sandbox. Users of this system see only one client.
 const CLIENT: &str = "wrenn";
-/// When a capsule ends whose time is not bounded.
+/// End of a capsule whose lifetime has no end.
 const NEVER: OffsetDateTime = time::macros::datetime!(9999-01-01 0:00 UTC);
 
 #[derive(Debug, Serialize)]
@@ -31,7 +31,7 @@ pub(super) struct NewSandbox {
     pub auto_pause: bool,
     pub auto_pause_memory: Option<bool>,
     pub auto_resume: Option<AutoResume>,
-    /// So on the wire.
+    /// Unlike other fields, it is in snake case on the wire.
     #[serde(rename = "allow_internet_access")]
     pub allow_internet_access: Option<bool>,
     pub metadata: Option<BTreeMap<String, String>>,
@@ -47,7 +47,7 @@ pub(super) struct AutoResume {
     pub enabled: bool,
 }
 
-/// Of a create, and of a change, which has `allow_internet_access` in it.
+/// Network settings of a create or a change. Only a change has `allow_internet_access` here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Network {
@@ -64,7 +64,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// What the platform does not do for anybody.
+    /// Returns the name of a setting that the platform does not support.
     pub(super) fn unsupported(&self) -> Option<&'static str> {
         let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
         if some(&self.dns_servers) {
@@ -98,7 +98,7 @@ pub(super) struct Connect {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Timeout {
     pub timeout: Option<u32>,
-    /// Of `…/refreshes`.
+    /// Seconds of `…/refreshes`.
     pub duration: Option<u32>,
 }
 
@@ -119,7 +119,7 @@ pub(super) struct NewSnapshot {
     pub memory: Option<bool>,
 }
 
-/// A sandbox as whoever made it, or connects to it, learns of it.
+/// A sandbox in the answer to a create, a resume or a connect.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Sandbox {
@@ -135,7 +135,7 @@ pub(super) struct Sandbox {
     /// tokens allow that.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
-    /// None where its ports are everybody's.
+    /// `None` also when the sandbox's ports are public.
     traffic_access_token: Option<String>,
     domain: String,
 }
@@ -156,7 +156,7 @@ impl Sandbox {
     }
 }
 
-/// One of a list.
+/// A sandbox in a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Listed {
@@ -200,13 +200,13 @@ impl From<Capsule> for Listed {
     }
 }
 
-/// All of one.
+/// A sandbox with all its details.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Detail {
     #[serde(flatten)]
     listed: Listed,
-    /// For who may run commands, which it lets do.
+    /// The token permits commands, so only callers who may run commands receive it.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
     allow_internet_access: bool,
@@ -255,12 +255,12 @@ impl Detail {
     }
 }
 
-/// Whether nothing outside may be reached.
+/// Reports whether the rules permit no outbound connection.
 fn nothing(egress: &Egress) -> bool {
     egress.denies_all() && egress.allow.is_empty()
 }
 
-/// What a sandbox began from.
+/// Returns the id of the template or snapshot that a sandbox started from.
 fn template_id(row: &Capsule) -> String {
     match (row.snapshot_id, row.template_id) {
         (Some(id), None) => SnapshotId(id).to_string(),
@@ -269,12 +269,14 @@ fn template_id(row: &Capsule) -> String {
     }
 }
 
-/// When a sandbox began, by which lists are ordered.
+/// Returns the start of a sandbox, which orders lists.
 pub(super) fn began(row: &Capsule) -> OffsetDateTime {
     row.started_at.unwrap_or(row.created_at)
 }
 
-/// One of the two that E2B has; one that is about to be the one, or may be brought back, is it.
+/// Maps a state to one of E2B's two. A transitional state maps to the state that it leads to.
+/// `missing` counts as running, since its host may return, and `error` as paused, since a snapshot
+/// may be resumed.
 fn state(state: CapsuleState) -> &'static str {
     match state {
         CapsuleState::Starting
@@ -289,11 +291,11 @@ fn state(state: CapsuleState) -> &'static str {
     }
 }
 
-/// The states of those that are listed as running, and as paused.
+/// States that are listed as running, and states that are listed as paused.
 pub(super) const RUNNING: [&str; 4] = ["starting", "running", "resuming", "missing"];
 pub(super) const PAUSED: [&str; 3] = ["pausing", "paused", "error"];
 
-/// One of a fork.
+/// A sandbox of a fork, or its error.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Forked {
@@ -332,7 +334,7 @@ pub(super) struct Metric {
 }
 
 impl Metric {
-    /// At the time that the figures are of; a guest that is not of this world has none.
+    /// Makes a metric with the guest's own time. Returns `None` if that time is out of range.
     pub(super) fn new(figures: Figures) -> Option<Self> {
         Some(Self {
             timestamp: OffsetDateTime::from_unix_timestamp(figures.ts).ok()?,
