@@ -214,7 +214,7 @@ pub struct HostTags {
 /// Capsules and snapshots that a host's forced deletion would lose.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostLoss {
-    /// Capsules of any team on the host, at most 1,000 of them.
+    /// Capsules of any team whose latest state exists only on this host, at most 1,000 of them.
     pub capsules: Vec<LostCapsule>,
     /// Number of snapshots that exist only on this host.
     pub snapshots: i64,

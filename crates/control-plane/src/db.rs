@@ -1,7 +1,7 @@
 //! SQL statements, one file per resource. This module makes no decisions.
 //!
-//! Each statement names the columns that it reads. A newer replica may add a column; PostgreSQL
-//! then refuses a prepared statement with `*`, since its result has other columns.
+//! Each statement names the columns that it reads, since a newer replica may add a column.
+//! PostgreSQL then refuses a prepared statement with `*`, since its result has other columns.
 
 pub(crate) mod audit;
 pub(crate) mod capsules;

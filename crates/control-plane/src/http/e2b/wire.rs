@@ -135,7 +135,7 @@ pub(super) struct Sandbox {
     /// tokens allow that.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
-    /// `None` also when the sandbox's ports are public.
+    /// Null also when the sandbox's ports are public, since public ports need no token.
     traffic_access_token: Option<String>,
     domain: String,
 }
