@@ -47,3 +47,38 @@ pub(super) async fn connect(
     let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "tcp")];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::Guest;
+    use crate::http::{Server, router};
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn connection_that_is_switched_reaches_the_server() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let envd = Server::new(router(Arc::new(Guest::new(None, 0))), None);
+        tokio::spawn(envd.serve(listener));
+        let mut host = TcpStream::connect(at).await.unwrap();
+        let path = protocol::CONNECT_PORT;
+        let ask = format!(
+            "POST {path}?port={port} HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\nearly"
+        );
+        host.write_all(ask.as_bytes()).await.unwrap();
+        let (mut program, _) = server.accept().await.unwrap();
+        let mut early = [0; 5];
+        program.read_exact(&mut early).await.unwrap();
+        assert_eq!(&early, b"early");
+        program.write_all(b"answer").await.unwrap();
+        drop(program);
+        let mut answer = String::new();
+        host.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 101") && answer.ends_with("answer"), "{answer}");
+    }
+}

@@ -3,7 +3,6 @@
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::conn::auto::upgrade::downcast;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(600);
 /// both sides have ended, one side has failed, or nothing has moved for long.
 pub(crate) async fn relay(host: Upgraded, program: TcpStream) {
     // `serve` takes connections of this type alone.
-    let Ok(parts) = downcast::<TokioIo<TcpStream>>(host) else { return };
+    let Ok(parts) = host.downcast::<TokioIo<TcpStream>>() else { return };
     join(parts.io.into_inner(), program, &parts.read_buf).await;
 }
 
