@@ -1,4 +1,5 @@
-//! The command line: what can be asked, and nothing of how it is done.
+//! The grammar of the command line. The code that runs a command lives in `commands`, `platform`
+//! and `images`.
 
 mod account;
 mod host;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 #[derive(Parser, Debug)]
 #[command(name = "wrenn", version, propagate_version = true)]
 pub(crate) struct Cli {
-    /// Results as JSON.
+    /// Print results as JSON.
     #[arg(long, global = true)]
     pub json: bool,
     #[command(flatten)]
@@ -25,65 +26,68 @@ pub(crate) struct Cli {
     pub command: Command,
 }
 
-/// Which platform the client commands talk to; by default the one on this machine.
+/// Flags that name the platform and the caller. By default, client commands use the platform on
+/// this machine.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Api {
     /// URL of the platform.
     #[arg(long, global = true, env = "WRENN_BASE_URL")]
     pub url: Option<String>,
-    /// API key; better in the variable, since arguments are seen by every user of a machine.
+    /// API key. Prefer the environment variable: every user of a machine can see arguments.
     #[arg(long, global = true, env = "WRENN_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// Id of the team that a user's command is for.
+    /// Id of the team that a signed-in user's command is for.
     #[arg(long, global = true, env = "WRENN_TEAM")]
     pub in_team: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Start, list, enter and end capsules.
+    /// Create, list, use and end capsules.
     #[command(subcommand, visible_alias = "c")]
     Capsule(Capsule),
-    /// What capsules start from.
+    /// List templates, which capsules start from, and set their isolation.
     #[command(subcommand)]
     Template(Template),
-    /// Capsules that were kept, and that others start from.
+    /// List and delete snapshots, which other capsules can start from.
     #[command(subcommand)]
     Snapshot(Snapshot),
-    /// The machines that run capsules.
+    /// Add, list, drain and delete hosts, the machines that run capsules.
     #[command(subcommand)]
     Host(Host),
     #[command(flatten)]
     Account(Account),
-    /// The team that the commands are for: members, limits, usage.
+    /// Manage teams: members, invitations, limits, usage.
     #[command(subcommand)]
     Team(Team),
-    /// The team's API keys.
+    /// Create, list and revoke the team's API keys.
     #[command(subcommand)]
     Key(Key),
-    /// Who did what in the team.
+    /// Show the audit log: who did what in the team.
     Audit(Audit),
-    /// Users of the platform, for its admins.
+    /// Manage the platform's users, as an admin.
     #[command(subcommand)]
     User(User),
-    /// Say whether this machine has what it takes, and how to fix what it lacks.
+    /// Check what this machine needs to run the platform, and name the fix for each failed check.
     Doctor(Doctor),
     /// Run everything in one process: database, host agent, control plane.
     Up(Box<Up>),
-    /// Stop the platform that `wrenn up` started; capsules run on.
+    /// Stop the platform that `wrenn up` started. Capsules keep running.
     Stop(Folder),
-    /// Stop the platform and remove it: capsules, networks, files, keys.
+    /// Stop the platform and remove everything of it: capsules, networks, files, keys.
     Clean(Clean),
-    /// Print the path of the file by which the commands on this machine find the platform.
+    /// Print the path of the file where client commands on this machine find the platform's URL and
+    /// key.
     ClientFile,
-    /// Run a control plane alone.
+    /// Run only a control plane.
     ControlPlane(Box<ControlPlaneRole>),
-    /// Run a host agent alone.
+    /// Run only a host agent.
     Agent(AgentRole),
-    /// The authority that vouches for hosts and control planes.
+    /// Create the authority that signs certificates of hosts and control planes, and certificates
+    /// for HTTPS.
     #[command(subcommand)]
     Pki(Pki),
-    /// Make what guests boot from.
+    /// Build the files that guests boot from.
     #[command(subcommand)]
     Image(Image),
 }
@@ -92,62 +96,68 @@ pub(crate) enum Command {
 pub(crate) enum Capsule {
     /// Start a capsule and print its id.
     Create(Create),
-    /// List the capsules that are not gone.
+    /// List all capsules that have not ended.
     #[command(visible_alias = "ls")]
     List,
     /// Show one capsule.
     Get { capsule: String },
-    /// Run a command in a capsule; its output and exit code are passed on.
+    /// Run a command in a capsule. Its output and exit code become those of this command.
     Exec(Exec),
     /// Open an interactive shell in a capsule.
     Shell(Shell),
-    /// Keep capsules with their memory and end their machines.
+    /// Pause capsules: save memory and disk, and stop their machines.
     Pause(Pause),
-    /// Bring paused capsules back.
+    /// Resume paused capsules.
     Resume(Resume),
-    /// Start capsules that begin as a running or paused one is, and print their ids.
+    /// Start copies of a running or paused capsule, and print their ids.
     Fork(Fork),
-    /// Keep a capsule as it is, for others to start from; it goes on.
+    /// Take a snapshot of a capsule for others to start from. The capsule continues unchanged.
     Snapshot(TakeSnapshot),
-    /// Set how long a capsule may run.
+    /// Set or remove the time at which a capsule is paused or ended.
     Timeout(Timeout),
-    /// Replace the rules for what a capsule may reach outside; without any, all of it but private
-    /// ranges.
+    /// Replace a capsule's rules for outgoing connections. Without any rule, everything but private
+    /// ranges is allowed.
     Network(Network),
-    /// Copy a file or a folder with its modes and times; one side is CAPSULE:PATH, `-` is standard
-    /// input or output.
+    /// Copy a file or folder into or out of a capsule, with modes and times. Write one side as
+    /// CAPSULE:PATH; `-` means standard input or output.
     Cp(Cp),
-    /// End capsules and remove all they had.
+    /// End capsules and remove everything of them.
     #[command(visible_alias = "rm")]
     Kill {
+        /// Ids of the capsules.
         #[arg(required = true)]
         capsules: Vec<String>,
     },
-    /// Print what a capsule's guest wrote to its console.
+    /// Print the console output of a capsule's guest.
     Logs { capsule: String },
-    /// List the processes that were started in a capsule.
+    /// List the processes that clients started in a capsule.
     Ps { capsule: String },
-    /// List the servers that listen in a running capsule, with their URLs.
+    /// List the listening servers in a running capsule, with their URLs.
     Ports { capsule: String },
-    /// Print the URL of a capsule's port; with --expires, one that lets any browser in.
+    /// Print the URL of a capsule's port. With --expires, print a link that lets any browser in.
     Url(Url),
     /// Let anyone reach a port of a capsule by its URL.
     Publish {
+        /// Id of the capsule.
         capsule: String,
+        /// Port in the capsule.
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
     },
-    /// Let only those in who are admitted, as before `publish`.
+    /// Undo `publish`: let only authorized callers reach a port of a capsule.
     Unpublish {
+        /// Id of the capsule.
         capsule: String,
+        /// Port in the capsule.
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
     },
-    /// Open a port on this machine that leads to one of a capsule, until interrupted.
+    /// Forward a port of this machine to a port of a capsule, until interrupted.
     Forward(Forward),
-    /// Replace the traffic token of a capsule and print the new one; the old one ends at once.
+    /// Replace a capsule's traffic token and print the new one. The old token stops working at
+    /// once.
     RotateToken { capsule: String },
-    /// End every preview link of a capsule at once.
+    /// Invalidate all preview links of a capsule at once.
     RotateLinks { capsule: String },
 }
 
@@ -156,7 +166,7 @@ pub(crate) struct Create {
     /// Name of a template or a snapshot.
     #[arg(default_value = "base")]
     pub template: String,
-    /// Virtual processors, 1 to 32.
+    /// Number of virtual CPUs, 1 to 32.
     #[arg(long)]
     pub vcpus: Option<u32>,
     /// Memory in MiB, 128 to 65,536.
@@ -165,57 +175,60 @@ pub(crate) struct Create {
     /// Disk in MiB, 64 to 102,400.
     #[arg(long = "disk")]
     pub disk_mb: Option<u32>,
-    /// How long it may run, as `90s`, `30m` or `2h`.
+    /// Lifetime, as `90s`, `30m` or `2h`, at most 30 days. Unlimited by default.
     #[arg(long)]
     pub timeout: Option<humantime::Duration>,
-    /// What is done then: `pause`, `pause_disk`, which keeps no memory, or `kill`.
+    /// Action at the end of the lifetime: `pause` (default), `pause_disk`, which does not save
+    /// memory, or `kill`.
     #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
     pub on_timeout: Option<String>,
-    /// How long it may be idle until it is paused.
+    /// Idle time until the capsule is paused, at most 30 days. Unlimited by default.
     #[arg(long)]
     pub idle: Option<humantime::Duration>,
-    /// Resume it when something is asked of it while it is paused.
+    /// Resume the paused capsule when a request for it arrives.
     #[arg(long)]
     pub auto_resume: bool,
-    /// A port that anyone may reach by its URL; repeatable.
+    /// Port that anyone may reach by its URL. Repeatable.
     #[arg(long, value_name = "PORT")]
     pub public: Vec<u16>,
-    /// Let anyone reach all of its ports by their URLs.
+    /// Let anyone reach all of its ports by their URLs, except envd's.
     #[arg(long)]
     pub public_traffic: bool,
-    /// The name that its programs are asked by, as `localhost:${PORT}`; the public one by default.
+    /// Host header that programs in the capsule receive, as `localhost:${PORT}`. Default: the
+    /// public host name.
     #[arg(long, value_name = "NAME")]
     pub host_header: Option<String>,
     #[command(flatten)]
     pub network: Rules,
-    /// A tag that its host must bear; may be given again.
+    /// Tag that the capsule's host must have. Repeatable.
     #[arg(long = "host-tag", value_name = "TAG")]
     pub host_tags: Vec<String>,
-    /// NAME=VALUE for every process in it; repeatable.
+    /// NAME=VALUE in the environment of every process in the capsule. Repeatable.
     #[arg(long = "env", short, value_parser = pair)]
     pub envs: Vec<(String, String)>,
-    /// NAME=VALUE kept with it; repeatable.
+    /// NAME=VALUE to store with the capsule; the platform does not interpret it. Repeatable.
     #[arg(long, value_parser = pair)]
     pub metadata: Vec<(String, String)>,
 }
 
-/// What a capsule may reach outside: what is allowed goes before what is denied.
+/// Rules for a capsule's outgoing connections. Allowing rules take precedence over denying ones.
 #[derive(Args, Debug)]
 pub(crate) struct Rules {
-    /// Deny all that is not allowed.
+    /// Deny everything that no --allow rule permits.
     #[arg(long)]
     pub no_internet: bool,
-    /// An address, a range or a name, as 1.1.1.1, 10.0.0.0/8, example.com or *.example.com, that it
-    /// may reach; repeatable.
+    /// Address, range or name that the capsule may reach, as 1.1.1.1, 10.0.0.0/8, example.com or
+    /// *.example.com. Takes precedence over --deny. Repeatable.
     #[arg(long = "allow", value_name = "RULE")]
     pub allow: Vec<String>,
-    /// One that it may not reach; repeatable.
+    /// Address, range or name that the capsule must not reach. Repeatable.
     #[arg(long = "deny", value_name = "RULE")]
     pub deny: Vec<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Network {
+    /// Id of the capsule.
     pub capsule: String,
     #[command(flatten)]
     pub rules: Rules,
@@ -223,74 +236,80 @@ pub(crate) struct Network {
 
 #[derive(Args, Debug)]
 pub(crate) struct Pause {
+    /// Ids of the capsules.
     #[arg(required = true)]
     pub capsules: Vec<String>,
-    /// Keep only the disk; they boot when they are resumed.
+    /// Save only the disk, not the memory. The capsules boot when they are resumed.
     #[arg(long)]
     pub disk_only: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Resume {
+    /// Ids of the capsules.
     #[arg(required = true)]
     pub capsules: Vec<String>,
-    /// How long each may run.
+    /// Lifetime of each, counted from its resume, as `90s`, `30m` or `2h`. Unlimited by default.
     #[arg(long)]
     pub timeout: Option<humantime::Duration>,
-    /// Leave memory that was kept aside and boot on the disk.
+    /// Ignore the saved memory and boot from the saved disk.
     #[arg(long)]
     pub boot: bool,
-    /// Number of an earlier snapshot of the capsule, where the last is damaged.
+    /// Number of an earlier snapshot of the capsule, for use when the latest is damaged.
     #[arg(long)]
     pub snapshot: Option<u64>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Fork {
+    /// Id of the capsule.
     pub capsule: String,
-    /// How many, at most 100.
+    /// Number of copies, at most 100.
     #[arg(long, short = 'n', default_value_t = 1)]
     pub count: u32,
-    /// How long each may run.
+    /// Lifetime of each copy, as `90s`, `30m` or `2h`. Unlimited by default.
     #[arg(long)]
     pub timeout: Option<humantime::Duration>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct TakeSnapshot {
+    /// Id of the capsule.
     pub capsule: String,
-    /// Name for it; made when left out.
+    /// Name of the snapshot. Default: a name made from its id.
     #[arg(long)]
     pub name: Option<String>,
-    /// Have an earlier one of this name give way.
+    /// Replace an earlier snapshot of this name once the new one is complete.
     #[arg(long, requires = "name")]
     pub overwrite: bool,
-    /// Keep only the disk; those that start from it boot.
+    /// Save only the disk, not the memory. Capsules that start from the snapshot boot.
     #[arg(long)]
     pub disk_only: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Timeout {
+    /// Id of the capsule.
     pub capsule: String,
-    /// From now, as `90s`, `30m` or `2h`; without it, never.
+    /// Remaining lifetime, counted from now, as `90s`, `30m` or `2h`. Unlimited when left out.
     pub after: Option<humantime::Duration>,
-    /// What is done then: `pause`, `pause_disk` or `kill`.
+    /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. Unchanged by default.
     #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
     pub on_timeout: Option<String>,
-    /// How long it may be idle until it is paused; `0s` for ever.
+    /// Idle time until the capsule is paused; `0s` means never. Unchanged by default.
     #[arg(long)]
     pub idle: Option<humantime::Duration>,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Snapshot {
-    /// List them.
+    /// List snapshots.
     #[command(visible_alias = "ls")]
     List,
-    /// Remove snapshots; capsules that began from them go on.
+    /// Remove snapshots. Capsules that started from them keep running.
     #[command(visible_alias = "rm")]
     Delete {
+        /// Names or ids of the snapshots.
         #[arg(required = true)]
         snapshots: Vec<String>,
     },
@@ -298,87 +317,95 @@ pub(crate) enum Snapshot {
 
 #[derive(Args, Debug)]
 pub(crate) struct Exec {
+    /// Id of the capsule.
     pub capsule: String,
-    /// NAME=VALUE for the command; repeatable.
+    /// NAME=VALUE in the command's environment. Repeatable.
     #[arg(long = "env", short, value_parser = pair)]
     pub envs: Vec<(String, String)>,
-    /// Folder to run it in.
+    /// Working folder of the command.
     #[arg(long, short = 'w')]
     pub cwd: Option<String>,
-    /// Account of the guest.
+    /// User account in the guest.
     #[arg(long, short)]
     pub user: Option<String>,
-    /// Seconds until the command is killed; none by default.
+    /// Seconds until the command is killed. Unlimited by default.
     #[arg(long)]
     pub timeout: Option<u32>,
-    /// Give it a terminal.
+    /// Run the command on a terminal.
     #[arg(long, short)]
     pub tty: bool,
-    /// Do not pass standard input on, which is done when it is no terminal.
+    /// Do not pass standard input to the command. By default it is passed unless it is a terminal.
     #[arg(long, short = 'n')]
     pub no_stdin: bool,
-    /// The command and its arguments; `--` before it keeps its flags its own.
+    /// Command and its arguments. Flags after the command belong to it; a `--` before the command
+    /// makes this explicit.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Cp {
-    /// Source. A folder that ends with `/.` stands for its contents.
+    /// Source. A folder that ends with `/.` means its contents.
     pub from: String,
-    /// Target. A folder that is there gets the source into it.
+    /// Target. If the target is an existing folder, the source is copied into it.
     pub to: String,
-    /// Copy a folder with all below it; links stay links.
+    /// Copy a folder with everything in it. Links are copied as links.
     #[arg(long, short)]
     pub recursive: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Url {
+    /// Id of the capsule.
     pub capsule: String,
+    /// Port in the capsule.
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// How long the link lets a browser in, as `30m`, `1h` or `2days`; at most 30 days.
+    /// Time for which the link lets a browser in, as `30m`, `1h` or `2days`; at most 30 days.
     #[arg(long)]
     pub expires: Option<humantime::Duration>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Forward {
+    /// Id of the capsule.
     pub capsule: String,
+    /// Port in the capsule.
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// Port of this machine, the same by default; 0 is any that is free.
+    /// Port on this machine; 0 means any free port. Default: the same number.
     pub local: Option<u16>,
-    /// Address of this machine.
+    /// Address on this machine to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     pub bind: std::net::IpAddr,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Shell {
+    /// Id of the capsule.
     pub capsule: String,
-    /// Account of the guest.
+    /// User account in the guest.
     #[arg(long, short)]
     pub user: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Template {
-    /// List them.
+    /// List templates.
     #[command(visible_alias = "ls")]
     List,
-    /// Have a template's capsules begin only on hosts of a tier of isolation, or a better one.
+    /// Require a minimum isolation tier of the hosts on which a template's capsules start.
     Require {
+        /// Name of the template.
         template: String,
-        /// `none`, `tcg`, `kvm` or `jailed`.
+        /// `none`, `tcg`, `kvm` or `jailed`, from weakest to strongest.
         tier: String,
     },
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
-    /// Boot a guest on each driver again, and ignore remembered results.
+    /// Boot a guest on each driver again instead of using remembered results.
     #[arg(long)]
     pub probe: bool,
     #[command(flatten)]
@@ -427,14 +454,15 @@ pub(crate) struct AgentRole {
     pub folder: Folder,
     #[command(flatten)]
     pub agent: Agent,
-    /// Become a host of a platform, with a token of `wrenn host add`. Later starts go by what was
-    /// given then.
+    /// Register this machine as a host, with the token that `wrenn host add` printed. Later starts
+    /// use the credentials received then.
     #[arg(long, value_name = "TOKEN", env = "WRENN_REGISTER_TOKEN", hide_env_values = true)]
     pub register: Option<String>,
-    /// Where control planes reach this host, as 10.0.0.7:8001; by default where it listens.
+    /// Address where control planes reach this host, as 10.0.0.7:8001. Default: the address that
+    /// the agent listens on.
     #[arg(long, value_name = "IP:PORT", env = "WRENN_HOST_ADDRESS", requires = "register")]
     pub address: Option<String>,
-    /// URL of the platform's API, to register at.
+    /// URL of the platform's API for the registration.
     #[arg(long, value_name = "URL", env = "WRENN_CP_URL", default_value = "http://127.0.0.1:8000")]
     pub control_plane: String,
     #[command(flatten)]
@@ -445,7 +473,7 @@ pub(crate) struct AgentRole {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Image {
-    /// Make the guest's kernel, its initramfs and the template `base`, if out of date.
+    /// Build the guest's kernel, its initramfs and the template `base`, if out of date.
     Build(Build),
 }
 
@@ -455,28 +483,29 @@ pub(crate) struct Build {
     pub folder: Folder,
     #[command(flatten)]
     pub envd: Envd,
-    /// Make them anew from the distribution's newest packages.
+    /// Rebuild them from the distribution's newest packages.
     #[arg(long)]
     pub refresh: bool,
 }
 
-/// Where the guest's agent is.
+/// Location of the guest's agent.
 #[derive(Args, Debug)]
 pub(crate) struct Envd {
-    /// The static `envd`; by default the one beside this program.
+    /// Path of the static `envd`. Default: the `envd` beside this program.
     #[arg(long, env = "WRENN_ENVD")]
     envd: Option<PathBuf>,
 }
 
 impl Envd {
-    /// The one that was named, else the one beside this program, if there is one.
+    /// Returns the given path or, if none was given, that of an `envd` beside this program.
     pub(crate) fn find(self) -> Option<PathBuf> {
         let beside = || Some(std::env::current_exe().ok()?.with_file_name("envd"));
         self.envd.or_else(|| beside().filter(|path| path.exists()))
     }
 }
 
-/// What kind of terminal we run on, for programs in a capsule.
+/// Returns the type of our terminal, for programs in a capsule. `None` when it is unset, empty or
+/// `dumb`.
 pub(crate) fn terminal_type() -> Option<String> {
     std::env::var("TERM").ok().filter(|term| !term.is_empty() && term != "dumb")
 }

@@ -1,5 +1,5 @@
-//! What each role is told: flags, each with its variable of the environment. The README's
-//! table lists them; `main` reads them once.
+//! Settings of each role, as flags. Each flag has an environment variable; the README's table lists
+//! both. `main` reads the settings once.
 
 mod accounts;
 
@@ -10,76 +10,79 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where everything is kept.
+/// Flag for the folder of the platform's files.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Folder {
-    /// Folder of everything that this machine keeps.
+    /// Folder of everything that the platform keeps on this machine.
     #[arg(long = "dir", env = "WRENN_DIR", default_value = "/var/lib/wrenn")]
     pub dir: PathBuf,
 }
 
-/// How to log.
+/// Flags for logging.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Log {
-    /// Level, or levels by module as `info,host_agent=debug`.
+    /// Log level, or levels by module as `info,host_agent=debug`.
     #[arg(long = "log", env = "WRENN_LOG", default_value = "info")]
     pub filter: String,
-    /// Logs as JSON lines.
+    /// Write logs as JSON lines.
     #[arg(long = "log-json", env = "WRENN_LOG_JSON")]
     pub json: bool,
 }
 
-/// A host agent's settings.
+/// Flags of a host agent.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Agent {
-    /// Address of the host agent; by default where it listened when it registered, else
-    /// 127.0.0.1:8001.
+    /// Address that the host agent listens on. Default: the address in use when the host
+    /// registered, else 127.0.0.1:8001.
     #[arg(id = "agent_listen", long = "agent-listen", env = "WRENN_AGENT_LISTEN_ADDR")]
     pub listen: Option<SocketAddr>,
-    /// Range for the capsules' links to the host, at least a /24.
+    /// Address range for the capsules' links to the host, at least a /24.
     #[arg(long, env = "WRENN_NETWORK", default_value = "10.220.0.0/16")]
     pub network: String,
-    /// Name servers of the guests.
+    /// Name servers for guests.
     #[arg(long, env = "WRENN_DNS", default_value = "1.1.1.1,8.8.8.8", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
-    /// `auto`, `firecracker`, `kvm` and `tcg` (QEMU), or `fake:ENVD` for tests without machines.
+    /// Driver for the machines: `auto`, `firecracker`, `kvm` or `tcg` (both QEMU), or `fake:ENVD`
+    /// for tests without machines.
     #[arg(long, env = "WRENN_DRIVER", default_value = "auto")]
     pub driver: Driver,
-    /// Path of Firecracker; by default the one on the PATH.
+    /// Path of Firecracker. Default: the first on the PATH.
     #[arg(long, env = "WRENN_FIRECRACKER")]
     pub firecracker: Option<PathBuf>,
-    /// Path of Firecracker's jailer, or `none` to run capsules without; by default the one beside
-    /// Firecracker, or on the PATH.
+    /// Path of Firecracker's jailer, or `none` to run capsules without it. Default: the jailer
+    /// beside Firecracker, or on the PATH.
     #[arg(long, env = "WRENN_JAILER")]
     pub jailer: Option<PathBuf>,
-    /// Use a Firecracker, too, that is older than those known to be safe: for trying things.
+    /// Accept a Firecracker older than the versions known to be safe. For experiments only.
     #[arg(long, env = "WRENN_FIRECRACKER_ANY_VERSION", value_parser = flag(),
         default_value = "false", default_missing_value = "true", num_args = 0..=1)]
     pub firecracker_any_version: bool,
-    /// Memory that capsules may have together, in MiB; 0 is four fifths of the machine's.
+    /// Memory for all capsules together, in MiB. 0 means four fifths of the machine's memory.
     #[arg(long, env = "WRENN_MEMORY_MIB", default_value_t = 0)]
     pub memory_mib: u64,
-    /// Virtual CPUs that capsules may have together; 0 is 64 for each core.
+    /// Virtual CPUs for all capsules together. 0 means 64 for each core.
     #[arg(long, env = "WRENN_VCPUS", default_value_t = 0)]
     pub vcpus: u64,
-    /// Disk that capsules may have together, in MiB; 0 is eight times the machine's.
+    /// Disk for all capsules together, in MiB. 0 means eight times the machine's disk.
     #[arg(long, env = "WRENN_DISK_MIB", default_value_t = 0)]
     pub disk_mib: u64,
-    /// Where what is kept of capsules goes too, for other hosts to have: a folder that they share,
-    /// or as s3://bucket/prefix, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and
-    /// AWS_ENDPOINT.
+    /// Store for snapshots, which lets other hosts resume this host's capsules. Either a folder
+    /// that all hosts share, or s3://bucket/prefix with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    /// AWS_REGION and AWS_ENDPOINT.
     #[arg(long, env = "WRENN_STORE")]
     pub store: Option<String>,
-    /// 64 hexadecimal digits, or a file of them: what each team's key of the store is derived
-    /// from. Every host has the same; without it, the store is not encrypted.
+    /// Secret from which each team's key for the store is derived: 64 hexadecimal digits, or the
+    /// path of a file of them. It must be the same on every host. Without it, the store is not
+    /// encrypted.
     #[arg(long, env = "WRENN_STORE_KEY", hide_env_values = true)]
     pub store_key: Option<String>,
-    /// Requests and connections under way to one capsule at once; further ones are refused.
+    /// Maximum number of concurrent requests and connections to one capsule. Further ones are
+    /// refused.
     #[arg(long, env = "WRENN_CAPSULE_CONNECTIONS", default_value_t = 1024)]
     pub connections: u32,
 }
 
-/// Which driver runs the machines.
+/// Choice of the driver that runs machines.
 #[derive(Debug, Clone)]
 pub(crate) struct Driver(host_agent::DriverChoice);
 
@@ -102,12 +105,13 @@ impl FromStr for Driver {
 }
 
 impl Agent {
-    /// Where it listens, given where it listened before.
+    /// Returns the address to listen on, given the address of an earlier registration. An explicit
+    /// setting takes precedence over it.
     pub(crate) fn listens(&self, before: Option<SocketAddr>) -> SocketAddr {
         self.listen.or(before).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8001)))
     }
 
-    /// The agent's own form of it.
+    /// Converts the flags to the host agent's configuration.
     pub(crate) fn config(&self, dir: &Path) -> anyhow::Result<host_agent::Config> {
         Ok(host_agent::Config {
             dir: dir.to_owned(),
@@ -144,7 +148,7 @@ impl Agent {
     }
 }
 
-/// A key as digits, or a file of them.
+/// Reads the store's secret from its 64 hexadecimal digits, or from a file of them.
 fn store_key(given: &str) -> anyhow::Result<[u8; 32]> {
     let read = || std::fs::read_to_string(given);
     let digits = if given.len() == 64 { given.to_owned() } else { read().unwrap_or_default() };
@@ -158,35 +162,38 @@ fn store_key(given: &str) -> anyhow::Result<[u8; 32]> {
     Ok(key)
 }
 
-/// Whether other machines may be talked to in plain text.
+/// Permission to talk to other machines in plain text.
 #[derive(Args, Debug, Clone, Copy)]
 pub(crate) struct Plaintext {
-    /// Let control planes and hosts on different machines talk by plain HTTP, where they have no
-    /// certificates: whoever is on the network between them then has every capsule.
+    /// Allow plain HTTP between control planes and hosts on different machines that have no
+    /// certificates. Anybody on the network between them can then control every capsule.
     #[arg(long = "allow-plaintext", env = "WRENN_ALLOW_PLAINTEXT", value_parser = flag(),
         default_value = "false", default_missing_value = "true", num_args = 0..=1)]
     pub allowed: bool,
 }
 
-/// `1` and `true` are yes.
+/// Returns the parser of a yes-or-no setting, which accepts words such as `1` and `true`.
 fn flag() -> impl clap::builder::TypedValueParser {
     clap::builder::BoolishValueParser::new()
 }
 
-/// Who vouches for hosts and control planes.
+/// Flags for the authority that signs certificates of hosts and control planes.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Ca {
-    /// Certificates of the authorities that are trusted (PEM, or a path): the one whose key is
-    /// given, and beside it, while one replaces another, the other.
+    /// Certificates of trusted authorities (PEM, or a path). One belongs to --ca-key. While one
+    /// authority replaces another, the certificate of the other is listed too.
     #[arg(long, env = "WRENN_CA_CERT", hide_env_values = true)]
     pub ca_cert: Option<String>,
-    /// Key of the authority (PEM, or a path), ECDSA P-256.
+    /// Private key of the authority (PEM, or a path), ECDSA P-256.
     #[arg(long, env = "WRENN_CA_KEY", hide_env_values = true)]
     pub ca_key: Option<String>,
 }
 
 impl Ca {
-    /// The certificates and the key, as PEM; none when neither was given.
+    /// Returns the certificates and the key as PEM, or `None` when neither was given.
+    ///
+    /// # Errors
+    /// When only one of the two was given, or a file cannot be read.
     pub(crate) fn read(&self) -> anyhow::Result<Option<(String, String)>> {
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         match (given(&self.ca_cert), given(&self.ca_key)) {
@@ -200,7 +207,7 @@ impl Ca {
     }
 }
 
-/// PEM, given as it is or as a file's path.
+/// Returns the PEM text of a setting that holds either the text itself or a file's path.
 fn pem(name: &str, given: String) -> anyhow::Result<String> {
     if given.contains("-----BEGIN") {
         return Ok(given);
@@ -208,20 +215,21 @@ fn pem(name: &str, given: String) -> anyhow::Result<String> {
     std::fs::read_to_string(&given).with_context(|| format!("reading the file of {name}"))
 }
 
-/// A control plane's settings.
+/// Flags of a control plane.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct ControlPlane {
-    /// Address of the API.
+    /// Address that the API listens on.
     #[arg(long = "listen", env = "WRENN_CP_LISTEN_ADDR", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
-    /// PostgreSQL, as `postgres://user:password@host/name`.
+    /// URL of the PostgreSQL database, as `postgres://user:password@host/name`.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
-    /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules; any by default.
+    /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules. Default: any domain.
     #[arg(long, env = "WRENN_DOMAINS", value_delimiter = ',')]
     pub domains: Vec<String>,
-    /// URL whose host is the domain of capsules' names, as https://sandbox.example.com; by default
-    /// https, the first of the domains and the port of HTTPS, else http://localhost and the API's.
+    /// URL whose host is the domain of the capsules' names, as https://sandbox.example.com.
+    /// Default: https with the first of the domains and the port of HTTPS; without domains,
+    /// http://localhost with the API's port.
     #[arg(long, env = "WRENN_PUBLIC_URL")]
     pub public_url: Option<String>,
     #[command(flatten)]
@@ -234,17 +242,18 @@ pub(crate) struct ControlPlane {
     pub accounts: Accounts,
 }
 
-/// Capacity of each listener.
+/// Flags for the capacity of each listener.
 #[derive(Args, Debug, Clone, Copy)]
 pub(crate) struct Capacity {
-    /// Connections to each listener at once. An eighth is kept for this machine, for hosts and for
-    /// addresses where a credential was shown within an hour. A team may have half of the requests
-    /// under way, and one key or user a quarter.
+    /// Maximum number of concurrent connections to each listener. An eighth is reserved for this
+    /// machine, for hosts, and for addresses that showed a credential within the last hour. A team
+    /// may use half of the requests under way, and one key or user a quarter.
     #[arg(id = "api_connections", long = "api-connections", env = "WRENN_CONNECTIONS",
         default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..))]
     pub connections: u32,
-    /// Connections of one IPv4 address, or one IPv6 /64, at once; a sixteenth of all by default.
-    /// For clients behind a proxy on this machine, their requests are counted instead.
+    /// Maximum number of concurrent connections from one IPv4 address or one IPv6 /64. Default: a
+    /// sixteenth of all connections. For clients behind a proxy on this machine, concurrent
+    /// requests are counted instead.
     #[arg(long, env = "WRENN_CONNECTIONS_PER_ADDRESS",
         value_parser = clap::value_parser!(u32).range(1..))]
     pub connections_per_address: Option<u32>,
@@ -259,22 +268,22 @@ impl Capacity {
     }
 }
 
-/// The listener of HTTPS.
+/// Flags of the HTTPS listener.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Tls {
-    /// Address of the API and of capsules by HTTPS; none by default.
+    /// Address on which the API and capsules are served over HTTPS. Default: none.
     #[arg(long, env = "WRENN_TLS_LISTEN_ADDR")]
     pub tls_listen: Option<SocketAddr>,
-    /// Path of its certificate, and those that vouch for it (PEM), which is for the first of the
-    /// domains and the names right below it: `wrenn pki wildcard DOMAIN` makes one.
+    /// Path of the HTTPS certificate with its chain (PEM). It must be for the first of the domains
+    /// and the names right below it. `wrenn pki wildcard DOMAIN` issues one.
     #[arg(long, env = "WRENN_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
-    /// Path of the certificate's key (PEM).
+    /// Path of the HTTPS certificate's private key (PEM).
     #[arg(long, env = "WRENN_TLS_KEY")]
     pub tls_key: Option<PathBuf>,
 }
 
-/// Where a control plane listens.
+/// Addresses on which a control plane listens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Listening {
     pub plain: SocketAddr,
@@ -282,8 +291,8 @@ pub(crate) struct Listening {
 }
 
 impl ControlPlane {
-    /// What the control plane is told, once it listens at an address; with the platform's folder,
-    /// where it has one.
+    /// Builds the control plane's settings, once it listens. `dir` is the platform's folder, if
+    /// there is one.
     pub(crate) fn told(
         &self,
         database: sqlx::postgres::PgConnectOptions,
@@ -314,10 +323,13 @@ impl ControlPlane {
         })
     }
 
-    /// The database that was named, if one was.
+    /// Returns the connection options of the database that was named, if any.
+    ///
+    /// # Errors
+    /// When the setting is no PostgreSQL URL.
     pub(crate) fn database(&self) -> anyhow::Result<Option<sqlx::postgres::PgConnectOptions>> {
         let url = self.database_url.as_deref();
-        // The text may hold a password: what is wrong with it is told without it.
+        // The URL may hold a password, so the error does not quote it.
         url.map(str::parse).transpose().ok().context("DATABASE_URL is no PostgreSQL URL")
     }
 }

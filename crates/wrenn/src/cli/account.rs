@@ -1,97 +1,100 @@
-//! Users, teams, keys and the audit log on the command line.
+//! Grammar of the commands for users, teams, keys and the audit log.
 
 use clap::{Args, Subcommand};
 
-/// Who one is to the platform.
+/// Commands for the caller's own account.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Account {
-    /// Sign in as a user; the commands on this machine are theirs from then on.
+    /// Sign in as a user. Later commands on this machine act for this user.
     Login(Login),
     /// Sign out.
     Logout,
-    /// Ask for an account; how it goes on is mailed.
+    /// Sign up for an account. A mail explains the next step.
     Signup(SignUp),
     /// Activate an account with the mailed code, and sign in.
     Activate(Activate),
-    /// Have a code mailed to set a new password, and set it.
+    /// Request a mailed code for a new password or, with the code, set the password.
     ResetPassword(ResetPassword),
-    /// Say who the commands on this machine are for.
+    /// Show the user or key that commands on this machine use, and its teams.
     Whoami,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Login {
-    /// E-mail of the account; asked for when left out.
+    /// E-mail address of the account. Prompted for when left out.
     pub email: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct SignUp {
+    /// E-mail address of the new account.
     pub email: String,
+    /// Name of the user, for other people to see.
     #[arg(long)]
     pub name: String,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Activate {
-    /// What to be called, in place of what the account has.
+    /// New name, in place of the account's current one.
     #[arg(long)]
     pub name: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ResetPassword {
-    /// Have a code mailed to this account; without it, the code is asked for.
+    /// E-mail address of the account to mail a code to. When left out, the code is prompted for.
     pub email: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Team {
-    /// List the teams that you are in.
+    /// List your teams.
     #[command(visible_alias = "ls")]
     List,
-    /// Make a team and print its id.
+    /// Create a team and print its id.
     Create { name: String },
-    /// Have the commands on this machine be for a team, by its id or name.
+    /// Choose the team for later commands on this machine, by id or name.
     Use { team: String },
     /// Rename the team.
     Rename { name: String },
-    /// Have the team's capsules begin only on hosts of a tier of isolation, or a better one.
+    /// Require a minimum isolation tier of the hosts on which the team's capsules start.
     Require {
-        /// `none`, `tcg`, `kvm` or `jailed`.
+        /// `none`, `tcg`, `kvm` or `jailed`, from weakest to strongest.
         tier: String,
     },
     /// List the team's members.
     Members,
-    /// Invite somebody by mail.
+    /// Invite a person to the team by mail, and print the invitation's id.
     Invite(Invite),
-    /// List who is invited and has not come yet.
+    /// List the invitations that nobody has accepted yet.
     Invitations,
-    /// Take an invitation back.
+    /// Withdraw an invitation.
     Uninvite { invitation: String },
-    /// Join a team with the code of an invitation.
+    /// Join a team with the code from an invitation.
     Accept { token: String },
-    /// Change what a member is: `admin`, `member` or `viewer`.
+    /// Change a member's role: `admin`, `member` or `viewer`.
     Role { member: String, role: String },
-    /// Remove a member; the keys that they made for the team end.
+    /// Remove a member. The keys that the member made for the team end.
     Remove { member: String },
     /// Leave the team.
     Leave,
-    /// Make another member the owner.
+    /// Make another member the team's owner.
     Transfer { member: String },
-    /// Delete the team, which must have no capsules, snapshots and hosts.
+    /// Delete the team. It must have no capsules, snapshots or hosts.
     Delete {
-        /// Its name, to be sure.
+        /// Name of the team, as a confirmation.
         name: String,
     },
-    /// Show what the team may have, and has; as an admin, set it.
+    /// Show the team's limits and their current use. With --of, show or set any team's limits, as
+    /// an admin of the platform.
     Limits(Limits),
-    /// Show what the team used, by day.
+    /// Show the team's usage by day.
     Usage {
         /// First day, as 2026-11-01.
         #[arg(long)]
         from: Option<String>,
-        /// Last day.
+        /// Last day, as 2026-11-30.
         #[arg(long)]
         to: Option<String>,
     },
@@ -99,49 +102,57 @@ pub(crate) enum Team {
 
 #[derive(Args, Debug)]
 pub(crate) struct Invite {
+    /// E-mail address of the person.
     pub email: String,
+    /// Role in the team.
     #[arg(long, default_value = "member", value_parser = ["admin", "member", "viewer"])]
     pub role: String,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Limits {
-    /// As an admin of the platform: of this team, by its id; `default` is of all that have none
-    /// set.
+    /// Id of the team to show or set limits of, as an admin of the platform. `default` means the
+    /// limits of all teams without their own.
     #[arg(long)]
     pub of: Option<String>,
-    /// 0 is no limit, here and below; what is left out is the default.
+    /// Maximum number of capsules. For this and every other limit, 0 means unlimited; a limit that
+    /// is left out takes the default.
     #[arg(long, requires = "of")]
     pub capsules: Option<u32>,
+    /// Maximum number of virtual CPUs of the capsules together.
     #[arg(long, requires = "of")]
     pub vcpus: Option<u32>,
-    /// In MiB.
+    /// Maximum memory of the capsules together, in MiB.
     #[arg(long, requires = "of")]
     pub memory: Option<u64>,
+    /// Maximum number of snapshots.
     #[arg(long, requires = "of")]
     pub snapshots: Option<u32>,
-    /// Storage of snapshots and paused capsules, in MiB.
+    /// Maximum storage of snapshots and paused capsules, in MiB.
     #[arg(long, requires = "of")]
     pub storage: Option<u64>,
+    /// Maximum number of creates per second.
     #[arg(long, requires = "of")]
     pub creates_per_sec: Option<u32>,
+    /// Maximum number of requests per second.
     #[arg(long, requires = "of")]
     pub requests_per_sec: Option<u32>,
-    /// Set nothing of its own.
+    /// Remove the team's own limits, so that the default applies.
     #[arg(long, requires = "of")]
     pub reset: bool,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Key {
-    /// Make a key and print it, this once.
+    /// Create a key and print it. The key is shown only once.
     Create(CreateKey),
-    /// List them.
+    /// List the team's keys.
     #[command(visible_alias = "ls")]
     List,
-    /// Revoke keys, by their ids.
+    /// Revoke keys.
     #[command(visible_alias = "rm")]
     Revoke {
+        /// Ids of the keys.
         #[arg(required = true)]
         keys: Vec<String>,
     },
@@ -149,88 +160,89 @@ pub(crate) enum Key {
 
 #[derive(Args, Debug)]
 pub(crate) struct CreateKey {
+    /// Name of the key.
     pub name: String,
-    /// What it may: `capsules:read`, `capsules:exec`, `capsules:admin`, `team:read`, `team:admin`;
-    /// repeatable. All with capsules, when left out.
+    /// Permission of the key: `capsules:read`, `capsules:exec`, `capsules:admin`, `team:read` or
+    /// `team:admin`. Repeatable. Default: everything with capsules.
     #[arg(long = "scope")]
     pub scopes: Vec<String>,
-    /// The one template that it may start capsules from.
+    /// Confine the key to one template and the capsules that started from it.
     #[arg(long)]
     pub template: Option<String>,
-    /// The one capsule that it sees.
+    /// Confine the key to one capsule.
     #[arg(long)]
     pub capsule: Option<String>,
-    /// How long it is good, as `12h` or `90days`; for ever when left out.
+    /// Time until the key expires, as `12h` or `90days`. Unlimited by default.
     #[arg(long)]
     pub expires: Option<humantime::Duration>,
-    /// `e2b`, or `wrn`.
+    /// Format of the key: `e2b`, which E2B's SDKs accept too, or `wrn`.
     #[arg(long, default_value = "e2b", value_parser = ["e2b", "wrn"])]
     pub form: String,
-    /// As an admin: let it do what concerns the whole platform.
+    /// Allow operations on the whole platform. Only admins can grant this.
     #[arg(long)]
     pub operator: bool,
-    /// Most capsules that are made with it and not gone.
+    /// Maximum number of capsules made with the key that have not ended.
     #[arg(long)]
     pub capsules: Option<u32>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Audit {
-    /// How many, newest first.
+    /// Number of entries to show, newest first.
     #[arg(long, short = 'n', default_value_t = 50)]
     pub count: usize,
-    /// By whom: the id of a user, a key or a host.
+    /// Show only entries of this actor: the id of a user, a key or a host.
     #[arg(long)]
     pub actor: Option<String>,
-    /// To what: an id.
+    /// Show only entries about this resource, by its id.
     #[arg(long)]
     pub resource: Option<String>,
-    /// What, as `capsule.pause`.
+    /// Show only entries of this action, as `capsule.pause`.
     #[arg(long)]
     pub action: Option<String>,
-    /// Only what was refused.
+    /// Show only refused actions.
     #[arg(long)]
     pub refused: bool,
-    /// Not before this time, as 2026-11-26T12:00:00Z.
+    /// Show only entries from this time on, as 2026-11-26T12:00:00Z.
     #[arg(long)]
     pub from: Option<String>,
-    /// Before this time.
+    /// Show only entries before this time.
     #[arg(long)]
     pub to: Option<String>,
-    /// As an admin: of the whole platform.
+    /// Show the log of the whole platform, as an admin.
     #[arg(long)]
     pub all: bool,
-    /// All of it, as JSON lines.
+    /// Print all matching entries as JSON lines.
     #[arg(long, conflicts_with_all = ["all", "count"])]
     pub export: bool,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum User {
-    /// List them.
+    /// List users.
     #[command(visible_alias = "ls")]
     List,
-    /// Invite somebody by mail.
+    /// Invite a person to the platform by mail, and print the new user's id.
     Invite {
         email: String,
         #[arg(long)]
         name: Option<String>,
     },
-    /// Make users admins of the platform.
+    /// Make a user an admin of the platform.
     Promote { user: String },
-    /// Take that back.
+    /// Take the admin role from a user.
     Demote { user: String },
-    /// Let a user in no more: sessions end, keys are of no use.
+    /// Disable a user: sessions end, and keys stop working.
     Disable { user: String },
-    /// Let a user in again.
+    /// Enable a disabled user again.
     Enable { user: String },
-    /// Erase a user for good; the audit log forgets who they were.
+    /// Erase a user permanently. The audit log no longer identifies the user.
     Erase {
         user: String,
-        /// Do not ask before.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
-    /// List the teams.
+    /// List all teams.
     Teams,
 }

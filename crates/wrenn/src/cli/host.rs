@@ -1,71 +1,73 @@
-//! Hosts on the command line.
+//! Grammar of the commands for hosts and for the platform's authority.
 
 use clap::{Args, Subcommand};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Host {
-    /// Add a host and print the token that it registers with, which is good for an hour.
+    /// Add a host and print its registration token, which is valid for an hour.
     Add(Add),
-    /// Print a token by which a host that is known registers anew, as after its disk was lost.
+    /// Print a new registration token for a known host, for example after its disk was lost.
     Token { host: String },
-    /// List them.
+    /// List hosts.
     #[command(visible_alias = "ls")]
     List,
     /// Show one host.
     Show { host: String },
-    /// Let a host take no more capsules, and pause those that run there.
+    /// Stop placing capsules on a host, and pause its running capsules.
     Drain(Drain),
-    /// Replace the words by which capsules ask for a host; none takes them all away.
+    /// Replace the tags by which capsules ask for a host. Without tags, all are removed.
     Tag { host: String, tags: Vec<String> },
-    /// Delete a host that has nothing.
+    /// Delete a host. Without --force it must have no capsules and no snapshots.
     #[command(visible_alias = "rm")]
     Delete(Delete),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Add {
-    /// By default its id.
+    /// Name of the host. Default: its id.
     #[arg(long)]
     pub name: Option<String>,
-    /// A word by which capsules ask for it; may be given again.
+    /// Tag by which capsules ask for the host. Repeatable.
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
-    /// The team whose own it is to be, by its id.
+    /// Id of the team that the host is reserved for. Default: all teams.
     #[arg(long)]
     pub team: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Drain {
+    /// Name or id of the host.
     pub host: String,
-    /// Let it take capsules again.
+    /// Place capsules on the host again.
     #[arg(long)]
     pub undo: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Delete {
+    /// Name or id of the host.
     pub host: String,
-    /// Also when it has capsules or snapshots, which are lost with it.
+    /// Delete the host even if it has capsules or snapshots. They are lost with it.
     #[arg(long)]
     pub force: bool,
-    /// Do not ask before something is lost.
+    /// Do not ask for confirmation.
     #[arg(long)]
     pub yes: bool,
 }
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Pki {
-    /// Make an authority, which vouches for hosts and control planes, unless there is one.
+    /// Create the authority that signs certificates of hosts and control planes, unless one exists.
     Init(super::Folder),
-    /// Have the authority in the platform's folder vouch for a domain and all names right below it,
-    /// for the listener of HTTPS; who trusts the authority's certificate trusts it.
+    /// Issue an HTTPS certificate for a domain and the names right below it. The authority in the
+    /// platform's folder signs it, so clients must trust that authority.
     Wildcard(Wildcard),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Wildcard {
-    /// As sandbox.example.com.
+    /// Domain, as sandbox.example.com.
     pub domain: String,
     #[command(flatten)]
     pub folder: super::Folder,

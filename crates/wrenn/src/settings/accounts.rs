@@ -1,69 +1,74 @@
-//! A control plane's settings of users: how they come in, how they are written to, what is noted.
+//! Flags of a control plane about users: sign-up, sign-in, mail and the audit log.
 
 use anyhow::Context;
 use clap::Args;
 use control_plane::{Accounts as Told, MailSettings, Provider, SignUp};
 use std::path::{Path, PathBuf};
 
-/// Users and what is noted of them.
+/// Flags about users and the audit log.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Accounts {
-    /// Who may sign up: `open`, `invited` (to a team, or by an admin) or `off` (by an admin alone).
+    /// People who may sign up: anybody (`open`), people invited to a team or by an admin
+    /// (`invited`), or people whom an admin invited (`off`).
     #[arg(long, env = "WRENN_SIGNUP", default_value = "invited",
         value_parser = ["open", "invited", "off"])]
     pub signup: String,
-    /// URL of the API as browsers reach it, for sign-ins elsewhere to come back to; by default
-    /// that of the public URL.
+    /// URL of the API as browsers reach it, for redirects back from sign-ins elsewhere. Default:
+    /// the public URL.
     #[arg(long, env = "WRENN_API_URL")]
     pub api_url: Option<String>,
-    /// Where mail is sent by, as smtps://user:password@host or smtp://host:25.
+    /// URL of the mail server, as smtps://user:password@host or smtp://host:25.
     #[arg(long, env = "WRENN_SMTP_URL", hide_env_values = true)]
     pub smtp_url: Option<String>,
-    /// Whom mail comes from.
+    /// Sender of mail.
     #[arg(long, env = "WRENN_MAIL_FROM", default_value = "Wrenn <wrenn@localhost>")]
     pub mail_from: String,
-    /// Folder that mail is written to where no server is set; with `wrenn up`, by default `outbox`
-    /// in its folder.
+    /// Folder to write mail to when no mail server is set. Default with `wrenn up`: `outbox` in the
+    /// platform's folder.
     #[arg(long, env = "WRENN_MAIL_OUTBOX")]
     pub mail_outbox: Option<PathBuf>,
-    /// Sign-in with GitHub: an OAuth app's.
+    /// Client id of the OAuth app for sign-in with GitHub.
     #[arg(long, env = "OAUTH_GITHUB_CLIENT_ID")]
     pub github_client_id: Option<String>,
+    /// Client secret of the OAuth app for sign-in with GitHub.
     #[arg(long, env = "OAUTH_GITHUB_CLIENT_SECRET", hide_env_values = true)]
     pub github_client_secret: Option<String>,
-    /// GitHub's URL; another for GitHub Enterprise Server.
+    /// URL of GitHub, or of a GitHub Enterprise Server.
     #[arg(long, env = "OAUTH_GITHUB_URL", default_value = "https://github.com")]
     pub github_url: String,
-    /// Sign-in with any provider of OpenID Connect: its issuer's URL.
+    /// Issuer URL of an OpenID Connect provider for sign-in.
     #[arg(long, env = "OIDC_ISSUER")]
     pub oidc_issuer: Option<String>,
+    /// Client id at the OpenID Connect provider.
     #[arg(long, env = "OIDC_CLIENT_ID")]
     pub oidc_client_id: Option<String>,
+    /// Client secret at the OpenID Connect provider.
     #[arg(long, env = "OIDC_CLIENT_SECRET", hide_env_values = true)]
     pub oidc_client_secret: Option<String>,
-    /// What the provider is called in paths.
+    /// Name of the OpenID Connect provider in URL paths.
     #[arg(long, env = "OIDC_NAME", default_value = "oidc")]
     pub oidc_name: String,
-    /// Let events be sent to private addresses, as to a service beside the platform.
+    /// Allow webhooks to private addresses, for example to a service beside the platform.
     #[arg(long, env = "WRENN_WEBHOOK_PRIVATE", value_parser = super::flag(),
         default_value = "false", default_missing_value = "true", num_args = 0..=1)]
     pub webhook_private: bool,
-    /// Note commands, files and traffic in the audit log, too.
+    /// Record commands, file accesses and traffic in the audit log too.
     #[arg(long, env = "WRENN_AUDIT_ACCESS", value_parser = super::flag(),
         default_value = "false", default_missing_value = "true", num_args = 0..=1)]
     pub audit_access: bool,
-    /// Days that the audit log is kept; 0 is for ever.
+    /// Days to keep entries of the audit log. 0 means forever.
     #[arg(long, env = "WRENN_AUDIT_DAYS", default_value_t = 365)]
     pub audit_days: u32,
 }
 
-/// A variable that is set to nothing is not set.
+/// Returns a setting's text, or `None` for a variable that is set to nothing.
 fn given(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
 }
 
 impl Accounts {
-    /// How people come in, where the API is reached by `url` unless another was given.
+    /// Builds the control plane's settings of users. `url` is the API's URL unless another was
+    /// given.
     pub(super) fn told(&self, url: &str) -> anyhow::Result<Told> {
         let sign_up = match self.signup.as_str() {
             "open" => SignUp::Open,
@@ -92,7 +97,7 @@ impl Accounts {
         [github, oidc].into_iter().flatten().collect()
     }
 
-    /// Where mail goes, given the platform's folder, if it has one.
+    /// Builds the settings of mail, given the platform's folder, if there is one.
     pub(super) fn mail(&self, dir: Option<&Path>) -> MailSettings {
         MailSettings {
             smtp: given(self.smtp_url.as_ref()),
