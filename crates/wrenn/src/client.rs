@@ -1,4 +1,4 @@
-//! The client commands' way to the API: one request each, errors as the server words them.
+//! HTTP client of the API for the client commands. Errors carry the server's own words.
 
 use crate::cli::Api;
 use crate::client_file::ClientFile;
@@ -16,21 +16,21 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 const TEAM: &str = "X-Wrenn-Team";
 
-/// A platform, and the right to use it.
+/// HTTP client of one platform, with the caller's credential.
 #[derive(Clone)]
 pub(crate) struct Client {
     base: String,
-    /// The header by which we show who we are, where we do.
+    /// Header that identifies the caller; `None` for an anonymous caller.
     credential: Option<(HeaderName, HeaderValue)>,
     team: Option<String>,
     http: reqwest::Client,
 }
 
 impl Client {
-    /// Takes what was given, and the rest from this machine's own platform.
+    /// Builds a client from the given flags. The file of this machine's platform supplies the rest.
     ///
     /// # Errors
-    /// When neither says where the platform is.
+    /// When neither the flags nor the file name a platform.
     pub(crate) fn new(api: &Api, file: &Path) -> anyhow::Result<Self> {
         let kept = ClientFile::load(file);
         let url = api.url.clone().or_else(|| kept.as_ref().map(|k| k.url.clone()));
@@ -41,7 +41,7 @@ impl Client {
             );
         };
         let url = url.trim_end_matches('/').to_owned();
-        // What was kept is of the platform that it was kept for, and shown to no other.
+        // The file's credentials belong to its own platform, so no other platform sees them.
         let kept = kept.filter(|kept| kept.url == url);
         let session = kept.as_ref().and_then(|kept| kept.session.clone());
         let key = match (&api.api_key, &session) {
@@ -63,7 +63,8 @@ impl Client {
         let credential = credential.map(secret).transpose()?;
         let chosen = kept.and_then(|kept| kept.team).filter(|_| session.is_some());
         let team = api.in_team.clone().or(chosen);
-        // A second call, as in tests, keeps the first one's choice.
+        // The call fails when a provider is installed already, as in tests. The first provider
+        // stays.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
         Ok(Self { base: url, credential, team, http })
@@ -80,22 +81,22 @@ impl Client {
         request
     }
 
-    /// The platform's URL.
+    /// Returns the platform's URL.
     pub(crate) fn base(&self) -> &str {
         &self.base
     }
 
-    /// Whether it is a user who asks, by their session.
+    /// Reports whether the credential is a user's session.
     pub(crate) fn is_user(&self) -> bool {
         self.credential.as_ref().is_some_and(|(name, _)| *name == AUTHORIZATION)
     }
 
-    /// The team that was chosen, if one was.
+    /// Returns the id of the chosen team, if any.
     pub(crate) fn team(&self) -> Option<&str> {
         self.team.as_deref()
     }
 
-    /// Sends a request; an answer that is no success becomes the server's error.
+    /// Sends a request. Any status but success becomes the server's error.
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let answer = request.send().await.with_context(|| self.unreachable())?;
         let status = answer.status();
@@ -105,7 +106,7 @@ impl Client {
         Err(refused(status, &answer.bytes().await.unwrap_or_default()))
     }
 
-    /// Sends a request to switch protocols.
+    /// Sends a request that switches protocols. Any status but 101 becomes the server's error.
     pub(crate) async fn switch(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let answer = request.send().await.with_context(|| self.unreachable())?;
         let status = answer.status();
@@ -149,7 +150,7 @@ impl Client {
         Ok(self.send(self.request(Method::GET, path)).await?.json().await?)
     }
 
-    /// All of a list that is answered by pages.
+    /// Fetches all pages of a list.
     pub(crate) async fn list<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Vec<T>> {
         #[derive(serde::Deserialize)]
         struct Page<T> {
@@ -185,7 +186,7 @@ impl Client {
         Ok(answer.json().await?)
     }
 
-    /// POST of something that is answered by nothing.
+    /// Sends a POST whose response has no body.
     pub(crate) async fn post_nothing(
         &self,
         path: &str,
@@ -194,7 +195,7 @@ impl Client {
         self.send(self.request(Method::POST, path).json(body)).await.map(|_| ())
     }
 
-    /// POST of nothing.
+    /// Sends a POST without a body.
     pub(crate) async fn post_empty(&self, path: &str) -> anyhow::Result<()> {
         self.send(self.request(Method::POST, path)).await.map(|_| ())
     }
@@ -208,7 +209,7 @@ impl Client {
         Ok(answer.json().await?)
     }
 
-    /// PATCH that is answered by nothing.
+    /// Sends a PATCH whose response has no body.
     pub(crate) async fn patch_nothing(
         &self,
         path: &str,
@@ -222,17 +223,17 @@ impl Client {
     }
 }
 
-/// What the server refused, as it words it.
+/// Refusal by the server, in the server's words.
 #[derive(Debug)]
 pub(crate) struct Refused {
-    /// Stable, for programs.
+    /// Stable error code, for programs.
     pub code: String,
     pub message: String,
     /// Id of the request in the platform's log; `None` for a refusal that came over a WebSocket.
     pub request_id: Option<String>,
 }
 
-/// Error of an answer, by the platform or something in front of it, that has not the API's form.
+/// Error of a response without the API's error format, from the platform or a proxy in front of it.
 #[derive(Debug, thiserror::Error)]
 #[error("the platform answered {0}")]
 pub(crate) struct BadAnswer(reqwest::StatusCode);
@@ -264,13 +265,13 @@ fn refused(status: reqwest::StatusCode, body: &[u8]) -> anyhow::Error {
 
 type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// A WebSocket of JSON frames; its two directions never wait for each other.
+/// WebSocket of JSON frames. Its two directions never wait for each other.
 pub(crate) struct Socket {
     pub sender: Sender,
     pub receiver: Receiver,
 }
 
-/// The direction to the server.
+/// Sending half of a WebSocket.
 pub(crate) struct Sender(SplitSink<Stream, Message>);
 
 impl Sender {
@@ -280,11 +281,14 @@ impl Sender {
     }
 }
 
-/// The direction from the server.
+/// Receiving half of a WebSocket.
 pub(crate) struct Receiver(SplitStream<Stream>);
 
 impl Receiver {
-    /// The next frame; an error when there is none.
+    /// Returns the next frame.
+    ///
+    /// # Errors
+    /// When the connection ends or breaks, or the frame is not a `T`.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         while let Some(message) = self.0.next().await {
             match message.context("hearing from the platform")? {

@@ -1,26 +1,27 @@
-//! The file by which the commands find the platform on the machine where it runs: its URL and
-//! a key, or a user's session; readable by its owner alone.
+//! File by which the commands find the platform on the machine where it runs. The file holds the
+//! platform's URL and a key or a user's session. Only its owner can read it.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What the file holds.
+/// Contents of the file.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ClientFile {
     pub url: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
-    /// A user's, who has signed in: it goes before the key.
+    /// Token of the signed-in user's session. It takes precedence over the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
-    /// The team that the user has chosen.
+    /// Id of the team that the user has chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<String>,
 }
 
-/// Where it is, given the environment: `WRENN_CLIENT_FILE`, else the user's configuration.
+/// Returns the file's path: `WRENN_CLIENT_FILE`, or `wrenn/client.json` in the user's configuration
+/// folder. `var` reads the environment.
 pub(crate) fn path(var: impl Fn(&str) -> Option<String>) -> PathBuf {
     if let Some(path) = var("WRENN_CLIENT_FILE") {
         return path.into();
@@ -31,12 +32,12 @@ pub(crate) fn path(var: impl Fn(&str) -> Option<String>) -> PathBuf {
 }
 
 impl ClientFile {
-    /// Reads it; none when there is none that can be read.
+    /// Reads the file. Returns `None` when there is no readable file.
     pub(crate) fn load(path: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
-    /// Replaces it in one step.
+    /// Replaces the file atomically.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let what = || format!("writing {}", path.display());
         let dir = path.parent().with_context(what)?;

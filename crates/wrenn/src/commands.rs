@@ -1,4 +1,4 @@
-//! What the client commands do: ask the API, show the answer.
+//! The client commands: each asks the API and prints the answer.
 
 mod account;
 mod capsule;
@@ -28,7 +28,7 @@ use crate::output::{self, Form};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::io::{IsTerminal, Write};
 
-/// A path with those of the query's fields that are given.
+/// Appends to a path those query fields that have a value.
 fn query(path: &str, fields: &[(&str, Option<String>)]) -> String {
     let given = fields.iter().filter_map(|(name, value)| {
         Some(format!("{name}={}", utf8_percent_encode(value.as_deref()?, NON_ALPHANUMERIC)))
@@ -37,7 +37,7 @@ fn query(path: &str, fields: &[(&str, Option<String>)]) -> String {
     if given.is_empty() { path.to_owned() } else { format!("{path}?{}", given.join("&")) }
 }
 
-/// Prints a value whole, or what of it a person, or a script, wants.
+/// Prints a value as JSON or, for people and scripts, as one line of text.
 fn shown(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Result<()> {
     match form {
         Form::Json => output::json(value),
@@ -48,7 +48,10 @@ fn shown(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Resul
     }
 }
 
-/// Asks whether to go on with what cannot be undone; who cannot be asked must have said so.
+/// Asks for confirmation of an action that cannot be undone.
+///
+/// # Errors
+/// When standard input is no terminal: the caller must pass `--yes` then.
 fn agreed(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(output::usage("say --yes to go on without being asked"));
@@ -59,7 +62,7 @@ fn agreed(question: &str) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// `wrenn template`.
+/// Runs `wrenn template`.
 pub(crate) async fn templates(
     command: Template,
     client: &Client,

@@ -1,9 +1,9 @@
-//! Makes what guests boot from: the kernel and initramfs, and the template `base`.
+//! Builds the files that guests boot from: the kernel and initramfs, and the template `base`.
 //!
-//! Each thing is made once in `images/store/NAME-HASH`, the hash being of everything that it
-//! is made from, in a staging folder that is renamed when complete. What is in use is told by
-//! a link that is replaced in one step, so a build that dies changes nothing; machines that
-//! run keep their files open.
+//! Each item is built once, in `images/store/NAME-HASH`. The hash covers all inputs of the item.
+//! The build happens in a staging folder, which is renamed when complete. A symbolic link names the
+//! item in use and is replaced atomically, so a build that dies changes nothing. Running machines
+//! keep their files open.
 
 mod boot;
 mod kernel;
@@ -16,10 +16,11 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// Makes what is missing or out of date; `refresh` asks the distribution for newer packages.
+/// Builds the items that are missing or out of date. With `refresh`, the distribution is asked for
+/// newer packages.
 ///
 /// # Errors
-/// What could not be made, with the fix where there is one.
+/// When an item could not be built, with the fix where there is one.
 pub(crate) fn build(dir: &Path, envd: &Path, refresh: bool) -> anyhow::Result<()> {
     let store = Store { images: dir.join("images") };
     fs::create_dir_all(store.images.join("store"))
@@ -31,7 +32,7 @@ pub(crate) fn build(dir: &Path, envd: &Path, refresh: bool) -> anyhow::Result<()
     template::ensure(&store, refresh)
 }
 
-/// The folder of finished things.
+/// Folder of finished items.
 pub(crate) struct Store {
     images: PathBuf,
 }
@@ -44,7 +45,7 @@ impl Store {
         Ok(file)
     }
 
-    /// Where the thing called `name` of these inputs is.
+    /// Returns the path of the item `name` built from these inputs.
     fn path(&self, name: &str, inputs: &[&[u8]]) -> PathBuf {
         let mut hash = Sha256::new();
         for input in inputs {
@@ -55,7 +56,7 @@ impl Store {
         self.images.join("store").join(format!("{name}-{hash}"))
     }
 
-    /// Makes `path` by `make`, unless it is there.
+    /// Builds `path` by `make`, unless it exists. With `again`, an existing one is replaced.
     fn ensure(
         &self,
         path: &Path,
@@ -79,8 +80,8 @@ impl Store {
         Ok(())
     }
 
-    /// Points the link `name` at a thing and removes earlier things of the same kind. The link
-    /// is relative, so that the folder may be moved, or be known by another path too.
+    /// Points the link `name` at an item and removes earlier items of the same kind. The link is
+    /// relative, so that the folder may be moved, or have several paths.
     fn publish(&self, path: &Path, name: &str) -> anyhow::Result<()> {
         let link = self.images.join(name);
         let dir = link.parent().unwrap_or(&self.images);
@@ -112,7 +113,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what a build that died left half-made.
+    /// Removes the staging folders of builds that died.
     fn sweep(&self) -> anyhow::Result<()> {
         for entry in fs::read_dir(self.images.join("store"))? {
             let path = entry?.path();
@@ -128,7 +129,7 @@ fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("{} is no text", path.display()))
 }
 
-/// Removes a tree; one that is not there is success.
+/// Removes a folder with its contents. A missing folder is a success.
 fn remove(path: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -138,7 +139,7 @@ fn remove(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Makes a folder with everything in it durable.
+/// Writes a folder and everything in it through to the disk.
 fn sync_tree(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -1,5 +1,5 @@
-//! `wrenn`: the long-lived roles, and the commands of a client. Reads the command line and
-//! hands over; says what went wrong in one place.
+//! `wrenn`: the long-lived roles and the client commands. `main` reads the command line,
+//! dispatches, and prints errors in one place.
 
 mod cli;
 mod client;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Arguments after `--` belong to another command.
+            // Arguments after `--` belong to another command, so a `--json` there is not ours.
             let mut ours = std::env::args_os().take_while(|word| word != "--");
             return output::unreadable(&error, form(ours.any(|word| word == "--json")));
         }
@@ -40,12 +40,12 @@ fn main() -> ExitCode {
 fn run(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(dispatch(cli, form));
-    // A thread that reads a terminal cannot be waited for.
+    // A thread that reads a terminal cannot be stopped, so the runtime does not wait for it.
     runtime.shutdown_background();
     code
 }
 
-/// Prepares the process for a role that lives long and serves many.
+/// Prepares the process for a long-lived role with many clients: limits of open files and memory.
 fn begin_role() {
     daemon::raise_open_files();
     memory::map_large_blocks();

@@ -1,5 +1,5 @@
-//! All that the commands print: results on standard output, progress and errors on standard
-//! error. Colours and moving progress appear on a terminal alone.
+//! Everything that the commands print: results on standard output, progress and errors on standard
+//! error. Colours and moving progress appear only on a terminal.
 #![expect(clippy::print_stderr, reason = "this is where printing is done")]
 
 use crate::client::{BadAnswer, Refused};
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite;
 
-/// How results are shown.
+/// Format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Human,
@@ -18,38 +18,38 @@ pub(crate) enum Form {
 
 /// Prints a line.
 pub(crate) fn line(text: &str) {
-    // A reader who has left, as `head` does, is no error.
+    // A closed pipe is no error: readers such as `head` leave early.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Prints a line for people beside the result.
+/// Prints a line for people, on standard error beside the result.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
 
-/// Leaves of a text what a terminal may print. Names and messages may come from a guest.
+/// Removes control characters, except newlines and tabs. Names and messages may come from a guest.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
-/// Whether results are read by a person.
+/// Reports whether standard output is a terminal.
 pub(crate) fn on_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// Writes bytes as they are.
+/// Writes bytes to standard output unchanged.
 pub(crate) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     Ok(out.write_all(bytes).and_then(|()| out.flush())?)
 }
 
-/// Whether an error is that nobody reads our output any more.
+/// Reports whether an error means that the reader of our output is gone.
 pub(crate) fn reader_left(error: &anyhow::Error) -> bool {
     let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     error.downcast_ref::<std::io::Error>().is_some_and(broken)
 }
 
-/// Writes bytes to standard error as they are.
+/// Writes bytes to standard error unchanged.
 pub(crate) fn raw_error(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stderr();
     Ok(out.write_all(bytes).and_then(|()| out.flush())?)
@@ -61,17 +61,17 @@ pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether an error is the server's, of a code.
+/// Reports whether an error is a refusal by the server with this code.
 pub(crate) fn is_refused(error: &anyhow::Error, code: &str) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == code)
 }
 
-/// Makes the error of a name that nothing has.
+/// Builds the error for a name that nothing has.
 pub(crate) fn not_found(message: String) -> anyhow::Error {
     Refused { code: "not_found".to_owned(), message, request_id: None }.into()
 }
 
-/// Says in an error which of several things it is about.
+/// Adds a subject to an error's message, for commands that act on several subjects.
 pub(crate) fn about(what: &str, error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<Refused>() {
         Ok(refused) => {
@@ -81,17 +81,17 @@ pub(crate) fn about(what: &str, error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Error of a command whose arguments are wrong.
+/// Error of a command with wrong arguments.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
 
-/// Makes the error of a command whose arguments are wrong.
+/// Builds the error of a command with wrong arguments.
 pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
     Usage(message.into()).into()
 }
 
-/// Renders a failure in the form of the API's own errors; programs read `code`.
+/// Renders an error in the API's own error format. Programs read `code`.
 fn failure(error: &anyhow::Error) -> serde_json::Value {
     if let Some(refused) = error.downcast_ref::<Refused>() {
         let Refused { code, message, request_id } = refused;
@@ -99,7 +99,7 @@ fn failure(error: &anyhow::Error) -> serde_json::Value {
             "error": { "code": code, "message": message, "request_id": request_id },
         });
     }
-    // This error is no refusal by the platform, so the code tells its kind.
+    // This error is no refusal by the platform, so the code names the kind of failure.
     let code = if error.is::<Usage>() {
         "usage"
     } else if error.is::<BadAnswer>() {
@@ -119,10 +119,10 @@ fn failure(error: &anyhow::Error) -> serde_json::Value {
     })
 }
 
-/// Prints the error of a command line that cannot be read, and returns the exit code.
+/// Prints the error of an unreadable command line, and returns the exit code.
 pub(crate) fn unreadable(error: &clap::Error, form: Form) -> ExitCode {
     if form == Form::Human || !error.use_stderr() {
-        // A reader who has left is no error.
+        // A closed pipe is no error: the reader may leave early.
         let _ = error.print();
     } else {
         let text = error.render().to_string();
@@ -132,7 +132,7 @@ pub(crate) fn unreadable(error: &clap::Error, form: Form) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// Prints what went wrong, with its causes.
+/// Prints an error with its causes.
 pub(crate) fn error(error: &anyhow::Error, form: Form) {
     let text = printable(&format!("{error:#}"));
     match form {
@@ -144,11 +144,11 @@ pub(crate) fn error(error: &anyhow::Error, form: Form) {
     }
 }
 
-/// Prints rows under a header, in columns.
+/// Prints rows in columns under a header.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    // `NO_COLOR` is what people set who want none (no-color.org).
+    // Users who want no colours set `NO_COLOR` (no-color.org).
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let bold = |text: &&str| {
         let cell = Cell::new(text);
@@ -175,7 +175,8 @@ fn status_colour(text: &str) -> Option<Color> {
     })
 }
 
-/// Tells of work that may take a while: at once on a terminal, else when it is done.
+/// Progress of work that may take a while. A terminal shows it at once, other outputs when the work
+/// is done.
 pub(crate) struct Progress {
     what: String,
     since: Instant,
@@ -189,30 +190,30 @@ impl Progress {
         Self { what: what.to_owned(), since: Instant::now(), bar }
     }
 
-    /// Ends with a line that says how long it took.
+    /// Ends the progress with a line that gives the elapsed time.
     pub(crate) fn done(self) {
         let took = self.since.elapsed();
         self.bar.finish_and_clear();
         note(&format!("  {:<44} {}", self.what, human(took)));
     }
 
-    /// Ends without a word.
+    /// Ends the progress without a line.
     pub(crate) fn clear(self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// Tells how far a transfer is; on a terminal alone.
+/// Progress of a transfer, shown only on a terminal.
 #[derive(Clone)]
 pub(crate) struct Transfer(indicatif::ProgressBar);
 
 impl Transfer {
-    /// Begins; `length` is in bytes, when it is known.
+    /// Starts the progress. `length` is in bytes, when known.
     pub(crate) fn start(what: &str, length: Option<u64>) -> Self {
         let bar =
             length.map_or_else(indicatif::ProgressBar::no_length, indicatif::ProgressBar::new);
         let template = "{msg}  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-        // The template is a constant, and right.
+        // The template is a valid constant, so no error is expected.
         if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -224,14 +225,14 @@ impl Transfer {
         self.0.inc(bytes);
     }
 
-    /// Ends without a word and returns the count of bytes.
+    /// Ends the progress without a line, and returns the number of bytes.
     pub(crate) fn finish(self) -> u64 {
         self.0.finish_and_clear();
         self.0.position()
     }
 }
 
-/// A duration for people.
+/// Formats a duration for people.
 pub(crate) fn human(took: Duration) -> String {
     let (seconds, millis) = (took.as_secs_f64(), took.as_millis());
     match millis {
@@ -241,12 +242,12 @@ pub(crate) fn human(took: Duration) -> String {
     }
 }
 
-/// A count of bytes for people.
+/// Formats a number of bytes for people.
 pub(crate) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
-/// How long ago something was.
+/// Formats the time since `then` for people.
 pub(crate) fn ago(then: time::OffsetDateTime) -> String {
     let seconds = (time::OffsetDateTime::now_utc() - then).whole_seconds().max(0);
     match seconds {

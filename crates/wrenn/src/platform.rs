@@ -1,5 +1,6 @@
-//! The long-lived roles: `up` (everything in one process), `control-plane`, `agent`; and what
-//! ends them. Decides what is started in which order; the roles' own crates do the work.
+//! The long-lived roles `up` (everything in one process), `control-plane` and `agent`, and the
+//! commands that end them. This module decides which parts start in which order. The crates of the
+//! roles do the work.
 
 mod members;
 pub(crate) mod pki;
@@ -20,15 +21,15 @@ use std::path::Path;
 use tls::Https;
 use tokio::net::TcpListener;
 
-/// How a host becomes one of a platform's.
+/// Settings for the registration of a host with a platform.
 pub(crate) struct Register {
     pub token: String,
-    /// Where it is reached; by default where it listens.
+    /// Address at which control planes reach the host. Default: the listener's address.
     pub address: Option<String>,
     pub control_plane: String,
 }
 
-/// Runs a host agent until it is told to stop; its capsules run on.
+/// Runs a host agent until a signal stops it. Its capsules keep running.
 pub(crate) async fn agent(
     dir: &Path,
     settings: &Agent,
@@ -36,7 +37,7 @@ pub(crate) async fn agent(
     plaintext: Plaintext,
 ) -> anyhow::Result<()> {
     let tasks = Tasks::default();
-    // Before anything else is done: there may be nothing to do.
+    // The credentials are loaded first, so that an unregistered host fails before any other work.
     let before = match &register {
         Some(_) => None,
         None => Membership::load(dir)?.listens(),
@@ -62,7 +63,7 @@ pub(crate) async fn agent(
     Ok(())
 }
 
-/// Runs a control plane until it is told to stop.
+/// Runs a control plane until a signal stops it.
 pub(crate) async fn control_plane(
     settings: &ControlPlane,
     plaintext: Plaintext,
@@ -89,7 +90,7 @@ pub(crate) async fn control_plane(
 }
 
 impl Listening {
-    /// Where those listen that are there.
+    /// Returns the addresses of the listeners that exist.
     fn of(plain: &TcpListener, https: Option<&Https>) -> anyhow::Result<Self> {
         let https = https.map(Https::address).transpose()?;
         Ok(Self { plain: plain.local_addr()?, https })

@@ -180,8 +180,8 @@ fn flag() -> impl clap::builder::TypedValueParser {
 /// Flags for the authority that signs certificates of hosts and control planes.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Ca {
-    /// Certificates of trusted authorities (PEM, or a path). One belongs to --ca-key. While one
-    /// authority replaces another, the certificate of the other is listed too.
+    /// Certificates of all trusted authorities (PEM, or a path), among them the certificate of
+    /// --ca-key. While a new authority replaces an old one, both are listed.
     #[arg(long, env = "WRENN_CA_CERT", hide_env_values = true)]
     pub ca_cert: Option<String>,
     /// Private key of the authority (PEM, or a path), ECDSA P-256.

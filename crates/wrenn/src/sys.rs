@@ -1,5 +1,5 @@
-//! The only file that runs other programs. Their output is kept for the error's text; their
-//! arguments never hold a secret.
+//! The only file of this crate that runs other programs. Errors quote a program's error output.
+//! Arguments never hold a secret.
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
@@ -7,10 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// How much of a failed program's last words an error shows, in bytes.
+/// Number of bytes from the end of a failed program's error output that an error quotes.
 const LAST_WORDS: usize = 1500;
 
-/// A program, its arguments, and as whom it runs.
+/// Program to run, with its arguments and user.
 pub(crate) struct Run<'a> {
     program: &'a Path,
     args: Vec<String>,
@@ -34,7 +34,7 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Runs as this user and group, with no further group.
+    /// Sets the user and group of the program, which gets no further groups.
     pub(crate) fn user(mut self, user: Option<(u32, u32)>) -> Self {
         self.user = user;
         self
@@ -52,10 +52,11 @@ impl<'a> Run<'a> {
         command
     }
 
-    /// Runs to the end and returns what it printed.
+    /// Runs the program to its end and returns its standard output.
     ///
     /// # Errors
-    /// When it cannot be run, or fails; then with its last words.
+    /// When the program cannot be run or fails. The error of a failure quotes the program's last
+    /// error output.
     pub(crate) fn output(&self) -> anyhow::Result<String> {
         let name = self.program.display();
         let out = self.command().output().with_context(|| format!("running {name}"))?;
@@ -67,8 +68,8 @@ impl<'a> Run<'a> {
         anyhow::bail!("{name} failed ({}): {}", out.status, said[from..].trim())
     }
 
-    /// Starts it in a process group of its own, so that a terminal's signals reach us alone;
-    /// its output goes to `log`.
+    /// Starts the program in a process group of its own, so that a terminal's signals reach only
+    /// us. Its output goes to `log`.
     pub(crate) fn spawn(&self, log: std::fs::File) -> anyhow::Result<Child> {
         let mut command = self.command();
         command.stdout(log.try_clone()?).stderr(log).process_group(0);
@@ -76,14 +77,14 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Where a program is, as a shell would find it.
+/// Finds a program on `path` as a shell does, and then in the usual folders.
 pub(crate) fn find_program(name: &str, path: &str) -> Option<PathBuf> {
     let also = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
     let dirs = path.split(':').chain(also).filter(|dir| dir.starts_with('/'));
     dirs.map(|dir| Path::new(dir).join(name)).find(|at| at.is_file())
 }
 
-/// Sends a signal to a process; one that is gone is success.
+/// Sends a signal to a process. A process that is gone counts as success.
 pub(crate) fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
     let Some(pid) = Pid::from_raw(pid) else { return Ok(()) };
     match rustix::process::kill_process(pid, signal) {

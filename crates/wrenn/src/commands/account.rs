@@ -1,4 +1,4 @@
-//! `wrenn login` and what goes with it: the session that the commands on this machine use.
+//! `wrenn login` and the other commands for the caller's own account and session.
 
 use crate::cli::{Account, Activate, Login, ResetPassword, SignUp};
 use crate::client::Client;
@@ -24,7 +24,7 @@ pub(crate) async fn account(
     }
 }
 
-/// Asks for a line.
+/// Asks for a line of text.
 fn ask(what: &str) -> anyhow::Result<String> {
     if std::io::stdin().is_terminal() {
         let mut out = std::io::stderr();
@@ -37,8 +37,8 @@ fn ask(what: &str) -> anyhow::Result<String> {
     Ok(line.trim().to_owned())
 }
 
-/// Asks for a password or a code, unseen on a terminal; never an argument, which every user of the
-/// machine could see.
+/// Asks for a password or a code, hidden on a terminal. Secrets are never arguments, which every
+/// user of the machine could see.
 fn ask_password(what: &str) -> anyhow::Result<String> {
     if std::io::stdin().is_terminal() {
         return rpassword::prompt_password(format!("{what}: ")).context("reading the password");
@@ -49,7 +49,7 @@ fn ask_password(what: &str) -> anyhow::Result<String> {
 fn keep(client: &Client, file: &Path, came: api::LoggedIn, form: Form) -> anyhow::Result<()> {
     let session = came.session_token.context("the platform gave no session")?;
     let before = ClientFile::load(file);
-    // A key is of the platform that it was made by.
+    // A key belongs to the platform that made it, so a key of another platform is dropped.
     let api_key = before.filter(|kept| kept.url == client.base()).and_then(|kept| kept.api_key);
     let url = client.base().to_owned();
     ClientFile { url, api_key, session: Some(session), team: None }.save(file)?;
@@ -63,7 +63,7 @@ fn keep(client: &Client, file: &Path, came: api::LoggedIn, form: Form) -> anyhow
     }
 }
 
-/// `wrenn login`.
+/// Runs `wrenn login`.
 async fn login(wanted: Login, client: &Client, file: &Path, form: Form) -> anyhow::Result<()> {
     let email = wanted.email.map_or_else(|| ask("E-mail"), Ok)?;
     let password = ask_password("Password")?;
@@ -72,11 +72,11 @@ async fn login(wanted: Login, client: &Client, file: &Path, form: Form) -> anyho
     keep(client, file, came, form)
 }
 
-/// `wrenn logout`.
+/// Runs `wrenn logout`.
 async fn logout(client: &Client, file: &Path) -> anyhow::Result<()> {
     let kept = ClientFile::load(file).filter(|kept| kept.session.is_some());
     let kept = kept.context("nobody is signed in on this machine")?;
-    // One that has ended by itself is gone, too.
+    // A session that the platform no longer accepts has ended already.
     match client.post_empty("/v1/auth/logout").await {
         Err(error) if !output::is_refused(&error, "unauthorized") => return Err(error),
         _ => {}
@@ -87,7 +87,7 @@ async fn logout(client: &Client, file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// `wrenn signup`.
+/// Runs `wrenn signup`.
 async fn sign_up(wanted: SignUp, client: &Client) -> anyhow::Result<()> {
     let password = ask_password("Password for the new account")?;
     let body = api::SignUp { email: wanted.email, name: wanted.name, password };
@@ -96,7 +96,7 @@ async fn sign_up(wanted: SignUp, client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `wrenn activate`.
+/// Runs `wrenn activate`.
 async fn activate(
     wanted: Activate,
     client: &Client,
@@ -110,7 +110,7 @@ async fn activate(
     keep(client, file, came, form)
 }
 
-/// `wrenn reset-password`.
+/// Runs `wrenn reset-password`.
 async fn reset_password(wanted: ResetPassword, client: &Client) -> anyhow::Result<()> {
     match wanted.email {
         None => {
@@ -129,7 +129,7 @@ async fn reset_password(wanted: ResetPassword, client: &Client) -> anyhow::Resul
     Ok(())
 }
 
-/// `wrenn whoami`.
+/// Runs `wrenn whoami`.
 async fn whoami(client: &Client, form: Form) -> anyhow::Result<()> {
     let teams: api::TeamList = client.get("/v1/teams").await?;
     let me: Option<api::Me> = match client.is_user() {

@@ -1,4 +1,4 @@
-//! `wrenn capsule …`.
+//! `wrenn capsule …`: the dispatch, and the commands without a file of their own.
 
 use super::{cp, exec, keep, port, shell};
 use crate::cli;
@@ -6,7 +6,7 @@ use crate::client::{Client, Refused};
 use crate::output::{self, Form, Progress};
 use std::process::ExitCode;
 
-/// Runs one of them.
+/// Runs a command of `wrenn capsule`.
 pub(crate) async fn capsule(
     command: cli::Capsule,
     client: &Client,
@@ -49,8 +49,8 @@ pub(crate) async fn capsule(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells of a command that was not run to its end by an exit code. Few commands have these codes,
-/// which shells, `timeout(1)` and `env(1)` use too.
+/// Prints the error of a command that did not run to its end, and returns an exit code for it. Few
+/// programs use these codes, which shells, `timeout(1)` and `env(1)` return too.
 fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
     output::error(error, form);
     let code = error.downcast_ref::<Refused>().map(|refused| refused.code.as_str());
@@ -62,7 +62,8 @@ fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
     })
 }
 
-/// The path of a capsule's resource; its id is checked, so that it stays one segment.
+/// Returns the API's path of a capsule's resource. The id is checked, so that it stays one path
+/// segment.
 pub(super) fn path(capsule: &str, rest: &str) -> anyhow::Result<String> {
     let id: types::CapsuleId = capsule
         .parse()
@@ -99,7 +100,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
     Ok(())
 }
 
-/// Returns a capsule's status in words for people.
+/// Returns a capsule's status as text for people.
 fn status(status: String, disk_full: bool) -> String {
     if disk_full { format!("{status} (waits: disk_full)") } else { status }
 }

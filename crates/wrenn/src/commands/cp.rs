@@ -1,6 +1,6 @@
-//! `wrenn capsule cp`: files and folders into a capsule or out of it, streamed, of any size. Modes,
-//! times and links are kept, as by `docker cp` and `scp`. No guest is trusted: contents land below
-//! the name that the caller wrote, and nowhere else.
+//! `wrenn capsule cp`: streams files and folders of any size into or out of a capsule. Modes, times
+//! and links are kept, as by `docker cp` and `scp`. No guest is trusted: contents land only below
+//! the name that the caller wrote.
 
 mod transfer;
 
@@ -19,9 +19,9 @@ use tokio::fs::File;
 /// Name of a capsule's root folder in an archive, as envd gives it.
 const ROOT: &str = "root";
 
-/// One side of a copy.
+/// Source or target of a copy.
 enum Side<'a> {
-    /// The stream that is ours anyway: standard input or output.
+    /// Standard input or output.
     Stream,
     Local(&'a Path),
     Capsule {
@@ -83,7 +83,7 @@ fn check_folder(is_folder: bool, recursive: bool, shown: &str) -> anyhow::Result
     Ok(())
 }
 
-/// Reports whether the contents of a folder are meant, and not the folder, as by `cp -r dir/. to`.
+/// Reports whether a path means a folder's contents instead of the folder, as in `cp -r dir/. to`.
 fn means_contents(text: &str) -> bool {
     text == "." || text.ends_with("/.")
 }
@@ -95,7 +95,7 @@ async fn stat(client: &Client, id: &str, at: &str) -> anyhow::Result<Option<api:
         client.post(&path(id, "/files/stat")?, &asked).await;
     match found {
         Ok(found) => Ok(Some(found.entry)),
-        // A capsule that is not there is an error; a path that is not there may be a target.
+        // A missing capsule is an error. A missing path may be a target.
         Err(error) if is_missing_path(&error) => Ok(None),
         Err(error) => Err(error),
     }
@@ -141,8 +141,8 @@ async fn download(
     Ok((copied, at))
 }
 
-/// Returns the last name of a path in a capsule as the caller wrote it. So no guest chooses a name
-/// on this machine. The name of a path such as `~` or `..` is empty.
+/// Returns the last name of a path in a capsule as the caller wrote it. Thus no guest chooses a
+/// name on this machine. The name of a path such as `~` or `..` is empty.
 fn own_name(path: &str) -> &OsStr {
     match Path::new(path).file_name() {
         Some(name) if path.trim_end_matches('/') != "~" => name,
@@ -156,7 +156,7 @@ fn name_of(path: &str) -> &str {
     path.rsplit('/').find(|name| !name.is_empty()).unwrap_or(ROOT)
 }
 
-/// The source of a copy.
+/// Source of a copy.
 struct Source<'a> {
     /// Name that a copy into a folder gets; empty for a source without a name of its own.
     name: &'a OsStr,
@@ -164,7 +164,7 @@ struct Source<'a> {
     contents: bool,
 }
 
-/// Place of a copy: a folder that is there, and a name in it.
+/// Place of a copy: an existing folder, and a name in it.
 #[derive(Debug, PartialEq, Eq)]
 struct Place<F> {
     folder: F,
@@ -175,7 +175,7 @@ struct Place<F> {
 #[derive(Debug, PartialEq, Eq)]
 enum Target {
     Place(Place<PathBuf>),
-    /// A device or a FIFO, which is written into.
+    /// A device or a FIFO. The contents are written into it.
     Special,
 }
 
@@ -209,7 +209,7 @@ fn is_special(found: &Metadata) -> bool {
     kind.is_char_device() || kind.is_block_device() || kind.is_fifo()
 }
 
-/// Finds the place of a copy to a path at which nothing is.
+/// Finds the place of a copy to a path that does not exist yet.
 fn new_target(local: &Path, source: &Source<'_>) -> anyhow::Result<Target> {
     let shown = local.display();
     let is_link = std::fs::symlink_metadata(local).is_ok();
@@ -235,7 +235,7 @@ async fn upload(
     let real;
     let name = match local.file_name() {
         Some(name) => name,
-        // `.` and `..` have names of their own.
+        // The path ends with `.` or `..`, and the real folder has a name.
         None => {
             real = std::fs::canonicalize(local).with_context(what)?;
             real.file_name().unwrap_or(OsStr::new(ROOT))
@@ -256,7 +256,7 @@ async fn upload(
                 copied => Some(copied?),
             }
         }
-        // A device or a FIFO at either side has contents alone.
+        // A device or a FIFO on either side has contents but no metadata to copy.
         _ => None,
     };
     let copied = match copied {
@@ -270,14 +270,14 @@ async fn upload(
     Ok((copied, at))
 }
 
-/// Reports whether a capsule's agent takes no archives, as one that began before this version. The
-/// contents of single files pass all the same.
+/// Reports whether a capsule's agent is older than this version and supports no archives. Contents
+/// of single files can be copied all the same.
 fn is_too_old(error: &anyhow::Error) -> bool {
     output::is_refused(error, "not_supported")
 }
 
-/// Finds the place of a copy in a capsule; `None` for a device or the like, which envd writes into
-/// or refuses.
+/// Finds the place of a copy in a capsule. Returns `None` for a device or the like: envd writes
+/// into it or refuses.
 fn remote_target(
     to: &str,
     entry: Option<&api::Entry>,
@@ -309,7 +309,7 @@ fn split(path: &str) -> anyhow::Result<Place<String>> {
     let (folder, name) = match trimmed.rsplit_once('/') {
         Some(("", name)) => ("/", name),
         Some((folder, name)) => (folder, name),
-        // Relative to the account's home.
+        // The path is relative to the account's home folder.
         None => (".", trimmed),
     };
     if matches!(name, "" | "." | ".." | "~") {

@@ -1,4 +1,4 @@
-//! `wrenn doctor`: what this machine has and lacks, each lack with its fix.
+//! `wrenn doctor`: checks this machine, and names the fix for each failed check.
 
 use crate::client::Client;
 use crate::output::{self, Form};
@@ -7,8 +7,8 @@ use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Programs, the Debian package of each, and whether nothing works without it. Whether a driver
-/// works without QEMU is found out by booting a guest.
+/// Programs: the name, its Debian package, and whether nothing works without the program. QEMU is
+/// optional here: another driver may do, and each driver is tested by booting a guest.
 const PROGRAMS: [(&str, &str, bool); 7] = [
     ("qemu-system-x86_64", "qemu-system-x86", false),
     ("mkfs.ext4", "e2fsprogs", true),
@@ -22,7 +22,7 @@ const PROGRAMS: [(&str, &str, bool); 7] = [
 #[derive(Serialize)]
 struct Check {
     name: String,
-    /// `ok`, `failed` or `note`.
+    /// `ok`, `failed`, or `note` for a finding that stops nothing.
     status: &'static str,
     detail: String,
 }
@@ -34,7 +34,7 @@ impl Check {
     }
 }
 
-/// Checks, prints, and fails when something is missing.
+/// Runs all checks and prints them. The exit code is a failure when a check failed.
 pub(crate) async fn doctor(
     config: &host_agent::Config,
     path: &str,
@@ -92,7 +92,7 @@ fn machine(path: &str) -> Vec<Check> {
 async fn drivers(config: &host_agent::Config, again: bool) -> anyhow::Result<Vec<Check>> {
     let can = rustix::process::getuid().is_root() && config.kernel().exists();
     if !can {
-        // Both are among what is missing already.
+        // The checks of root and of the guest's kernel have reported the lack already.
         return Ok(Vec::new());
     }
     let all = host_agent::examine(config, again).await?;

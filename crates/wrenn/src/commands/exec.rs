@@ -1,4 +1,4 @@
-//! `wrenn capsule exec`: a command's input, output, signals and exit code, passed on.
+//! `wrenn capsule exec`: passes on a command's input, output, signals and exit code.
 
 use super::capsule::path;
 use crate::cli;
@@ -14,9 +14,10 @@ use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Bytes of input that one frame carries.
+/// Maximum size of the input in one frame, in bytes.
 const CHUNK: usize = 64 * 1024;
-/// Bytes of each stream that are printed with `--json`, as many as the API answers with.
+/// Maximum size of each output stream that `--json` prints, in bytes. The API's own limit is the
+/// same.
 const OUTPUT_MAX: usize = 8 << 20;
 
 pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow::Result<ExitCode> {
@@ -72,7 +73,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     if let Err(error) = &code
         && output::reader_left(error)
     {
-        // As a local command would end whose reader leaves.
+        // A local command, too, would end by SIGPIPE when its reader leaves.
         signal_process(client, &path, pid, "SIGTERM").await;
         return Ok(exit(128 + rustix::process::Signal::PIPE.as_raw()));
     }
@@ -83,7 +84,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
     Ok(exit(code))
 }
 
-/// Output of a command that is printed as one value, each stream up to a limit.
+/// Output of a command, collected to be printed as one value. Each stream is cut at a limit.
 struct Collected {
     capsule: String,
     cmd: String,
@@ -107,7 +108,7 @@ impl Collected {
         self.truncated |= append(&mut self.stderr, data);
     }
 
-    /// Makes the form in which the API answers to a command that is run in one request.
+    /// Builds the value that the API returns for a command run in one request.
     fn result(self, exit_code: i32) -> api::ExecResult {
         let duration = self.since.elapsed();
         let (stdout, stderr, encoding) =
@@ -133,14 +134,14 @@ impl Collected {
     }
 }
 
-/// Appends as much as there is room for. Returns `true` when some is left out.
+/// Appends data up to the limit. Returns `true` when some of it is left out.
 fn append(to: &mut Vec<u8>, data: &[u8]) -> bool {
     let kept = data.len().min(OUTPUT_MAX - to.len());
     to.extend_from_slice(&data[..kept]);
     data.len() > kept
 }
 
-/// Writes or collects the output that a frame brings; the last frame gives the exit code.
+/// Prints or collects the output in a frame. Returns the exit code from the last frame.
 fn show(frame: StreamEvent, collected: Option<&mut Collected>) -> anyhow::Result<Option<i32>> {
     match (frame, collected) {
         (StreamEvent::Stdout { data, encoding }, None) => output::raw(&bytes(data, encoding)?)?,
@@ -150,7 +151,7 @@ fn show(frame: StreamEvent, collected: Option<&mut Collected>) -> anyhow::Result
         (StreamEvent::Stdout { data, encoding }, Some(to)) => to.stdout(&bytes(data, encoding)?),
         (StreamEvent::Stderr { data, encoding }, Some(to)) => to.stderr(&bytes(data, encoding)?),
         (StreamEvent::Exit { exit_code }, _) => return Ok(Some(exit_code)),
-        // The program may end without having read its input.
+        // The program may end without reading its input, so this refusal of input is no failure.
         (StreamEvent::Error { code, .. }, _) if code == "conflict" => {}
         (StreamEvent::Error { code, data }, _) => return Err(Refused::frame(code, data)),
         (StreamEvent::Start { .. } | StreamEvent::Ping, _) => {}
@@ -165,20 +166,20 @@ fn bytes(data: String, encoding: Option<String>) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// A remote exit code as ours.
+/// Converts a remote exit code to one of this process.
 pub(super) fn exit(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))
 }
 
 type Input = mpsc::Receiver<Vec<u8>>;
 
-/// Reads standard input on a thread of its own, since a read of it cannot be given up.
+/// Reads standard input on a thread of its own, since a blocking read cannot be cancelled.
 pub(super) fn read_stdin() -> Input {
     let (sender, receiver) = mpsc::channel(4);
     std::thread::spawn(move || {
         let mut buffer = vec![0; CHUNK];
         let mut stdin = std::io::stdin().lock();
-        // An empty piece is the end.
+        // An empty chunk marks the end.
         loop {
             let read = stdin.read(&mut buffer).unwrap_or(0);
             if sender.blocking_send(buffer[..read].to_vec()).is_err() || read == 0 {
@@ -189,8 +190,8 @@ pub(super) fn read_stdin() -> Input {
     receiver
 }
 
-/// Passes standard input on, and then waits for ever, so that only the program's end counts;
-/// also when it cannot be passed on, since the program may just have ended.
+/// Passes standard input on, and then waits forever, so that only the program's end counts. A
+/// failure to pass input is ignored, since the program may just have ended.
 async fn feed(sender: &mut Sender, stdin: bool) -> anyhow::Result<i32> {
     if stdin {
         let _ = pass_input(sender).await;
@@ -206,14 +207,14 @@ async fn pass_input(sender: &mut Sender) -> anyhow::Result<()> {
     sender.send(&StreamRequest::CloseStdin).await
 }
 
-/// Signals a process. Not over the socket, where input may wait; one that has just ended says
-/// so itself.
+/// Signals a process by a request of its own, since input may wait on the socket. Errors are
+/// ignored: a process that has just ended reports its own exit.
 async fn signal_process(client: &Client, path: &str, pid: u32, name: &str) {
     let _ = client.delete(&format!("{path}/processes/{pid}?signal={name}")).await;
 }
 
-/// What asks us to end. Made before anything of the command is shown: whoever has seen some of
-/// it may interrupt.
+/// Signals that ask this process to end. They are caught before any output appears, since a user
+/// may interrupt as soon as they see output.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -227,7 +228,7 @@ impl Signals {
         })
     }
 
-    /// Asks the command to end when we are asked to; the second time, kills it.
+    /// Passes signals on to the command: SIGTERM the first time, SIGKILL after that.
     async fn pass(mut self, client: &Client, path: &str, pid: u32) -> anyhow::Result<i32> {
         let mut name = "SIGTERM";
         loop {

@@ -1,4 +1,4 @@
-//! `wrenn host`: the machines that run capsules.
+//! `wrenn host`: commands about the machines that run capsules.
 
 use crate::cli::Host;
 use crate::client::Client;
@@ -39,7 +39,7 @@ pub(crate) async fn host(command: Host, client: &Client, form: Form) -> anyhow::
     }
 }
 
-/// A host's path, by its id or its name.
+/// Returns a host's API path, given the host's id or name. `rest` is appended.
 async fn path(client: &Client, host: &str, rest: &str) -> anyhow::Result<String> {
     if host.starts_with(types::HostId::PREFIX) {
         let id = utf8_percent_encode(host, NON_ALPHANUMERIC);
@@ -65,7 +65,7 @@ fn invited(invited: &api::HostToken, form: Form) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows what would be lost, and asks.
+/// Shows the capsules and snapshots that would be lost, and asks for confirmation.
 fn agreed(loss: &api::HostLoss) -> anyhow::Result<bool> {
     if loss.capsules.is_empty() && loss.snapshots == 0 {
         return Ok(true);

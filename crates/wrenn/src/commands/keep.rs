@@ -6,13 +6,13 @@ use crate::client::Client;
 use crate::output::{self, Form, Progress};
 use reqwest::Method;
 
-/// Returns a length of time in whole seconds, rounded up: 0 would mean for ever.
+/// Returns a duration in whole seconds, rounded up: 0 would mean forever, or now.
 pub(super) fn seconds(given: humantime::Duration) -> u32 {
     let whole = given.as_secs() + u64::from(given.subsec_nanos() > 0);
     u32::try_from(whole).unwrap_or(u32::MAX)
 }
 
-/// Asks for a change of a capsule and shows what it is then.
+/// Requests a change of a capsule and prints the capsule's new status.
 async fn change(
     client: &Client,
     (capsule, what): (&str, &str),
@@ -125,7 +125,7 @@ pub(super) async fn snapshot(
     Ok(())
 }
 
-/// `wrenn snapshot …`.
+/// Runs `wrenn snapshot`.
 pub(crate) async fn snapshots(
     command: cli::Snapshot,
     client: &Client,
@@ -135,7 +135,7 @@ pub(crate) async fn snapshots(
         cli::Snapshot::List => list(client, form).await,
         cli::Snapshot::Delete { snapshots } => {
             for name in &snapshots {
-                // Names have none of the characters that a path gives a meaning.
+                // Checked names hold no character with a meaning in a path.
                 types::names::check_name("snapshot", name)?;
                 client.delete(&format!("/v1/snapshots/{name}")).await?;
             }

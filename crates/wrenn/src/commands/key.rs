@@ -5,7 +5,7 @@ use crate::client::Client;
 use crate::output::{self, Form};
 use futures::StreamExt;
 
-/// `wrenn key`.
+/// Runs `wrenn key`.
 pub(crate) async fn key(command: Key, client: &Client, form: Form) -> anyhow::Result<()> {
     match command {
         Key::Create(create) => made(create, client, form).await,
@@ -67,7 +67,7 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `wrenn audit`.
+/// Runs `wrenn audit`.
 pub(crate) async fn audit(wanted: Audit, client: &Client, form: Form) -> anyhow::Result<()> {
     let asked = [
         ("actor", wanted.actor),

@@ -92,7 +92,7 @@ pub(super) async fn forward(
     form: Form,
 ) -> anyhow::Result<()> {
     let cli::Forward { capsule, port, local, bind } = forward;
-    // Says at once what is wrong with the capsule or the key.
+    // A wrong capsule or key fails here, before the port opens.
     let _: api::Port = client.get(&port_path(capsule, *port, "")?).await?;
     let at = (*bind, local.unwrap_or(*port));
     let listener = TcpListener::bind(at).await;
@@ -118,14 +118,14 @@ pub(super) async fn forward(
     }
 }
 
-/// Joins a connection of this machine with one to the capsule's port.
+/// Joins a local connection with a connection to the capsule's port.
 async fn join(mut stream: TcpStream, client: &Client, path: &str) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let request = client.request(Method::GET, path);
     let request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "tcp");
     let answer = client.switch(request).await?;
     let mut there = answer.upgrade().await.context("switching to the port")?;
-    // How it ended, both sides see for themselves.
+    // Each side sees the end of its connection itself, so the outcome is not reported.
     let _ = tokio::io::copy_bidirectional(&mut stream, &mut there).await;
     Ok(())
 }

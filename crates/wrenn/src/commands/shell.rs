@@ -1,4 +1,4 @@
-//! `wrenn capsule shell`: a terminal in a capsule, joined to the one we run on.
+//! `wrenn capsule shell`: connects a terminal in a capsule to the user's own terminal.
 
 use super::capsule::path;
 use super::exec::{exit, read_stdin};
@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const SIZE: (u16, u16) = (80, 24);
 
-/// A program that is to have a terminal.
+/// Program to run on a terminal in a capsule.
 pub(super) struct Program {
     pub capsule: String,
     pub user: Option<String>,
@@ -38,7 +38,7 @@ pub(super) async fn shell(shell: cli::Shell, client: &Client) -> anyhow::Result<
     run(program, client).await
 }
 
-/// Runs a program on a terminal until it ends; every key goes to it.
+/// Runs a program on a terminal until it ends. Every key goes to the program.
 pub(super) async fn run(program: Program, client: &Client) -> anyhow::Result<ExitCode> {
     let Socket { mut sender, receiver } = client.socket(&path(&program.capsule, "/pty")?).await?;
     let (cols, rows) = terminal::size().unwrap_or(SIZE);
@@ -57,21 +57,22 @@ pub(super) async fn run(program: Program, client: &Client) -> anyhow::Result<Exi
         user: program.user,
     };
     sender.send(&start).await?;
-    // Nothing may wait for us while we type: a program that does not read is still shown.
+    // Output and input run concurrently: a program that reads no input still shows its output.
     tokio::select! {
         code = show(receiver) => code,
         never = type_in(sender) => never,
-        // So that the terminal is as before.
+        // An ordinary return restores the terminal.
         _ = daemon::terminated() => anyhow::bail!("told to end"),
     }
 }
 
-/// Shows what the terminal shows, until its program's end.
+/// Shows the terminal's output until the program ends.
 async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
     let mut raw = None;
     loop {
         match receiver.next().await? {
-            // Not before: what is refused is told on a terminal as it was.
+            // Raw mode starts only now, so that an earlier refusal is printed on an unchanged
+            // terminal.
             PtyEvent::Started { .. } => raw = Some(Raw::enter()?),
             PtyEvent::Output { data } => {
                 output::raw(&STANDARD.decode(data).context("output that is no base64")?)?;
@@ -88,8 +89,8 @@ async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Sends keys and sizes. After the end of our input the program runs on, as long as it likes;
-/// and where they cannot be sent, it may just have ended, which its exit tells.
+/// Sends keys and changes of the terminal's size. The program may run on after the end of our
+/// input. When sending fails, the program may just have ended; its exit tells.
 async fn type_in(mut sender: Sender) -> anyhow::Result<ExitCode> {
     let mut keys = read_stdin();
     let mut resized = signal(SignalKind::window_change())?;
@@ -110,7 +111,7 @@ async fn type_in(mut sender: Sender) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The terminal passes every key on while this lives, and is as before afterwards.
+/// Raw mode of the terminal, in which every key is passed on. Dropping it restores the terminal.
 struct Raw(bool);
 
 impl Raw {

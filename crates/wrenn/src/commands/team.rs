@@ -1,4 +1,4 @@
-//! `wrenn team`: the team that the commands are for, or another.
+//! `wrenn team`: commands about the current team and the list of teams.
 
 use super::shown;
 use crate::cli::{Limits, Team};
@@ -76,7 +76,7 @@ async fn teams(client: &Client) -> anyhow::Result<Vec<api::Team>> {
     Ok(client.get::<api::TeamList>("/v1/teams").await?.items)
 }
 
-/// The team that the commands are for.
+/// Returns the team that the commands act for.
 async fn current(client: &Client) -> anyhow::Result<api::Team> {
     let named = client.team();
     let mut teams = teams(client).await?.into_iter();
@@ -84,7 +84,7 @@ async fn current(client: &Client) -> anyhow::Result<api::Team> {
     teams.find(of).context("you are not in the team that is chosen; see `wrenn team list`")
 }
 
-/// A path of the team.
+/// Returns an API path below the current team.
 async fn path(client: &Client, rest: &str) -> anyhow::Result<String> {
     let id = match client.team() {
         Some(id) => id.to_owned(),
@@ -93,7 +93,7 @@ async fn path(client: &Client, rest: &str) -> anyhow::Result<String> {
     Ok(format!("/v1/teams/{id}{rest}"))
 }
 
-/// A member's id, by that or their e-mail.
+/// Returns a member's user id, given the id or the member's e-mail address.
 async fn id_of(client: &Client, member: &str) -> anyhow::Result<String> {
     if !member.contains('@') {
         return Ok(member.to_owned());

@@ -1,4 +1,4 @@
-//! `wrenn user`: who may be on the platform, for its admins.
+//! `wrenn user`: the admins' commands about the platform's users.
 
 use super::{agreed, shown};
 use crate::cli::User;
@@ -6,7 +6,7 @@ use crate::client::Client;
 use crate::output::{self, Form};
 use anyhow::Context;
 
-/// `wrenn user`.
+/// Runs `wrenn user`.
 pub(crate) async fn user(command: User, client: &Client, form: Form) -> anyhow::Result<()> {
     let change = |admin: Option<bool>, status: Option<&str>| api::ChangeUser {
         admin,
@@ -40,7 +40,7 @@ pub(crate) async fn user(command: User, client: &Client, form: Form) -> anyhow::
     shown(&user, &user.id, form)
 }
 
-/// A user's id, by that or their e-mail.
+/// Returns a user's id, given the id or the user's e-mail address.
 async fn user_id(client: &Client, user: &str) -> anyhow::Result<String> {
     if !user.contains('@') {
         return Ok(user.to_owned());

@@ -1,6 +1,6 @@
-//! Files that a machine boots: the kernel, and an initramfs with the modules and envd as `/init`,
-//! written as a `newc` archive (the kernel's `Documentation/driver-api/early-userspace/
-//! buffer-format.rst`).
+//! The files that a machine boots: the kernel, and an initramfs with the modules and envd as
+//! `/init`. The initramfs is a `newc` archive (the kernel's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use super::{Store, kernel, text};
 use anyhow::Context;
@@ -11,15 +11,16 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const CONSOLE: u32 = 0o020_600;
-/// Raise it when the way an initramfs is made changes.
+/// Version of the way an initramfs is built. Raise it with each change.
 const RECIPE: &[u8] = b"2";
 
-/// Makes `images/boot` from a kernel and envd.
+/// Builds `images/boot` from a kernel and envd.
 pub(super) fn ensure(store: &Store, kernel: &Path, envd: &Path) -> anyhow::Result<()> {
     let envd_bytes = fs::read(envd).with_context(|| {
         format!("reading envd at {}; build it or name it with --envd", envd.display())
     })?;
-    // The folder's name stands for the choice of modules, the package's for their contents.
+    // The kernel folder's name identifies the choice of modules, and the package's name their
+    // contents.
     let source = fs::read(kernel.join(kernel::SOURCE))?;
     let made_of = text(kernel)?.rsplit('/').next().unwrap_or_default();
     let path = store.path("boot", &[RECIPE, &source, made_of.as_bytes(), &envd_bytes]);
@@ -57,7 +58,7 @@ struct Archive {
 impl Archive {
     fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
-        // The console is character device 5:1.
+        // The console is the character device 5:1.
         let (major, minor) = if mode == CONSOLE { (5, 1) } else { (0, 0) };
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
@@ -73,7 +74,7 @@ impl Archive {
         self.pad();
     }
 
-    /// Adds a folder with everything in it, in an order that is always the same.
+    /// Adds a folder with everything in it, sorted by name so that the result is reproducible.
     fn add_tree(&mut self, name: &str, from: &Path) -> anyhow::Result<()> {
         self.add(name, DIRECTORY, b"");
         let mut entries = fs::read_dir(from)?.collect::<Result<Vec<_>, _>>()?;

@@ -1,6 +1,6 @@
-//! The distribution's kernel, out of its package and never installed on the host. The image is
-//! uncompressed, for direct boot. Some modules load at a guest's boot, and its programs may load
-//! the modules of a tree.
+//! The distribution's kernel, taken out of its package and never installed on the host. The image
+//! is uncompressed, for direct boot. Some modules load when a guest boots. Programs in the guest
+//! may load the modules of a separate tree.
 
 use super::{Store, remove, text};
 use crate::sys::Run;
@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The package that always depends on the newest kernel for machines without hardware.
+/// Debian package that depends on the newest kernel for virtual machines.
 const PACKAGE: &str = "linux-image-cloud-amd64";
-/// Modules that load at boot, in their order. Each needs only those before it.
+/// Modules that load at boot, in order. Each needs only modules before it.
 const MODULES: [&str; 11] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
@@ -25,7 +25,7 @@ const MODULES: [&str; 11] = [
     "net/ipv4/inet_diag.ko",
     "net/ipv4/tcp_diag.ko",
 ];
-/// Modules that programs in a guest may load. Modules that these need come along.
+/// Modules that programs in a guest may load. The build adds the modules that these need.
 const LOADABLE: &[&str] = &[
     // File systems and disks: FUSE, network file systems, images in files.
     "fuse",
@@ -66,7 +66,8 @@ const LOADABLE: &[&str] = &[
     "nft_reject_inet",
     "nft_reject_ipv4",
     "nft_reject_ipv6",
-    // Firewalls by iptables: its own tables, and matches and targets, which nftables uses too.
+    // Firewalls by iptables: its own tables, and matches and targets. nftables uses the last two as
+    // well.
     "ip_tables",
     "iptable_filter",
     "iptable_mangle",
@@ -103,21 +104,21 @@ const LOADABLE: &[&str] = &[
     "xt_tcpudp",
 ];
 /// Loadable modules that a guest without `modprobe` loads at boot. They stay uncompressed, since
-/// neither the kernel nor envd takes compressed ones.
+/// neither the kernel nor envd reads compressed ones.
 const COMMON: [&str; 3] = ["fuse", "loop", "tun"];
-/// Raise it when the way a kernel is made changes.
+/// Version of the way a kernel is built. Raise it with each change.
 const RECIPE: &[u8] = b"2";
 pub(super) const IMAGE: &str = "vmlinux";
 pub(super) const ORDER: &str = "order";
-/// Folder of the loadable modules, as a guest shows it in `/lib/modules`.
+/// Folder of the loadable modules. A guest shows it in `/lib/modules`.
 pub(super) const TREE: &str = "loadable";
-/// List of the common modules' files below `TREE`.
+/// File that lists the common modules' files below `TREE`.
 pub(super) const COMMON_LIST: &str = "common";
-/// File with the name of the package, which tells its revision.
+/// File with the package's file name, which identifies the package's revision.
 pub(super) const SOURCE: &str = "source";
 
-/// Makes a folder with `vmlinux`, the modules for the boot with their `order`, and the tree of
-/// loadable ones.
+/// Builds a folder with `vmlinux`, the boot modules with their `order`, and the tree of loadable
+/// modules.
 pub(super) fn ensure(store: &Store, refresh: bool) -> anyhow::Result<PathBuf> {
     let lists = [MODULES.join("\n"), LOADABLE.join("\n"), COMMON.join("\n")];
     let [boot, loadable, common] = lists.each_ref().map(String::as_bytes);
@@ -131,7 +132,7 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     let package = newest()?;
     let unpacked = dir.join("unpacked");
     fs::create_dir_all(&unpacked)?;
-    // Downloads as root: the folder is ours alone.
+    // apt's own unprivileged user could not write to the folder, which is root's.
     let download = ["-q", "-o", "APT::Sandbox::User=root", "download", &package];
     Run::new("apt-get", &download).dir(dir).output()?;
     let deb = fs::read_dir(dir)?.flatten().map(|e| e.path());
@@ -182,7 +183,7 @@ fn collect(dir: &Path, unpacked: &Path, version: &str) -> anyhow::Result<()> {
         fs::copy(from.join(list), tree.join(list)).with_context(|| format!("taking out {list}"))?;
     }
     index(&base, version)?;
-    // They load in any order, for none needs another module.
+    // The common modules load in any order, so none may need another module.
     anyhow::ensure!(common.len() == COMMON.len(), "a common module needs another one");
     let common: String = common.iter().map(|file| format!("{file}\n")).collect();
     fs::write(dir.join(COMMON_LIST), common)?;
@@ -190,13 +191,14 @@ fn collect(dir: &Path, unpacked: &Path, version: &str) -> anyhow::Result<()> {
     remove(&base)
 }
 
-/// Writes the index of the modules below a root.
+/// Writes the index of the modules below a root folder.
 fn index(root: &Path, version: &str) -> anyhow::Result<()> {
     Run::new("depmod", &["-b", text(root)?, version]).output()?;
     Ok(())
 }
 
-/// Lists the files of modules, and of all modules that they need, by a `modules.dep(5)`.
+/// Lists the files of the named modules and of all modules that they need. `index` is a
+/// `modules.dep(5)`.
 fn files_of<'a>(
     index: &str,
     names: impl IntoIterator<Item = &'a str>,
@@ -212,13 +214,13 @@ fn files_of<'a>(
     Ok(files)
 }
 
-/// Names the module in a file as the kernel does.
+/// Returns the kernel's name for the module in a file.
 fn module_name(file: &str) -> String {
     let name = file.rsplit_once('/').map_or(file, |(_, name)| name);
     name.split_once('.').map_or(name, |(name, _)| name).replace('-', "_")
 }
 
-/// The name of the newest kernel's package.
+/// Returns the name of the newest kernel's package.
 fn newest() -> anyhow::Result<String> {
     let ask = || Run::new("apt-cache", &["depends", PACKAGE]).output();
     let mut answer = ask().unwrap_or_default();
@@ -234,9 +236,9 @@ fn parse_depends(answer: &str) -> Option<String> {
     names.find(|name| name.starts_with("linux-image-")).map(ToOwned::to_owned)
 }
 
-/// Takes the kernel out of a bzImage, whose layout is the kernel's `Documentation/arch/x86/
-/// boot.rst`; its payload is in LZ4's legacy frame: blocks of at most 8 MiB, each after its
-/// size, and last the size of all.
+/// Unpacks the kernel in a bzImage (layout: the kernel's `Documentation/arch/x86/boot.rst`). The
+/// payload is in LZ4's legacy frame: blocks of at most 8 MiB, each after its size. The last number
+/// is the size of the whole kernel.
 fn decompress(image: &[u8]) -> anyhow::Result<Vec<u8>> {
     const LEGACY_FRAME: u32 = 0x184C_2102;
     const BLOCK_MAX: usize = 8 << 20;

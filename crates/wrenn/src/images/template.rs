@@ -1,4 +1,4 @@
-//! The template `base`: Debian in one read-only image, from `images/base`.
+//! The template `base`: Debian in one read-only image, built from `images/base`.
 
 use super::{Store, remove, text};
 use crate::sys::Run;
@@ -9,10 +9,10 @@ use std::path::Path;
 const SUITE: &str = "bookworm";
 const PACKAGES: &str = include_str!("../../../../images/base/packages");
 const CUSTOMIZE: &str = include_str!("../../../../images/base/customize.sh");
-/// Raise it when the way an image is made changes.
+/// Version of the way an image is built. Raise it with each change.
 const RECIPE: &[u8] = b"2";
 
-/// Makes `images/templates/base`.
+/// Builds `images/templates/base`.
 pub(super) fn ensure(store: &Store, refresh: bool) -> anyhow::Result<()> {
     let inputs = [SUITE.as_bytes(), PACKAGES.as_bytes(), CUSTOMIZE.as_bytes(), RECIPE];
     let path = store.path("base", &inputs);
@@ -34,7 +34,8 @@ fn make(dir: &Path) -> anyhow::Result<()> {
         .arg(text(&tree)?)
         .output()?;
     let image = dir.join("rootfs.ext4");
-    // Read-only: no journal, nothing reserved, no room but for the file system's own tables.
+    // The image is read-only: it needs no journal and no reserve, and room only for the file
+    // system's own tables.
     let size_kib = size_of(&tree)? / 1024 * 23 / 20 + (32 << 10);
     let options = [
         "-q",
@@ -58,7 +59,7 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     remove(&tree)
 }
 
-/// Bytes that a tree takes, each file in whole blocks.
+/// Returns the bytes that a tree takes in the image, each file in whole blocks.
 fn size_of(dir: &Path) -> anyhow::Result<u64> {
     let mut total = 0;
     let mut left = vec![dir.to_owned()];

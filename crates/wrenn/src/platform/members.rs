@@ -1,4 +1,4 @@
-//! A host agent as a member of a platform: what it serves by, and where plain text is refused.
+//! A host agent's listener as a member of a platform, and the places where plain text is refused.
 
 use crate::settings::Plaintext;
 use daemon::Tasks;
@@ -8,7 +8,11 @@ use host_agent::membership::Membership;
 use std::net::IpAddr;
 use tokio::net::TcpListener;
 
-/// Serves an agent to its platform.
+/// Serves the agent's RPCs to the platform's control planes.
+///
+/// # Errors
+/// When the platform has no certificates, the address is not loopback and plain text is not
+/// allowed.
 pub(super) fn serve(
     listener: TcpListener,
     agent: Agent,
@@ -25,7 +29,8 @@ pub(super) fn serve(
                  agent must listen on a loopback address, unless WRENN_ALLOW_PLAINTEXT=1"
             );
             tracing::warn!("the platform has no certificates: whoever connects is obeyed");
-            // Clients have no certificates here, and a control plane may take all connections.
+            // Clients have no certificates here, so all connections may come from one control
+            // plane's address.
             let limits = Limits::default();
             let limits = Limits { per_network: limits.connections, ..limits };
             hop::serve(listener, agent, limits, tasks);
@@ -34,7 +39,10 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// Where a listener is reached, when it listens on one address.
+/// Returns a listener's address for control planes.
+///
+/// # Errors
+/// When the listener accepts on all addresses.
 pub(super) fn own_address(listener: &TcpListener) -> anyhow::Result<String> {
     let at = listener.local_addr()?;
     anyhow::ensure!(
@@ -44,7 +52,7 @@ pub(super) fn own_address(listener: &TcpListener) -> anyhow::Result<String> {
     Ok(at.to_string())
 }
 
-/// Refuses to send tokens to another machine in plain text.
+/// Refuses a URL that would send tokens to another machine in plain text.
 pub(super) fn check_url(url: &str, plaintext: Plaintext) -> anyhow::Result<()> {
     let parsed = url.parse::<http::Uri>().ok();
     let parsed = parsed.filter(|url| matches!(url.scheme_str(), Some("http" | "https")));

@@ -1,16 +1,16 @@
-//! The platform's own authority, in files: made once, then read.
+//! The platform's own authority in files, which are created once and then read.
 
 use anyhow::Context;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Where its certificate and key are, below a folder.
+/// Returns the paths of the authority's certificate and key below a folder.
 pub(crate) fn paths(dir: &Path) -> (PathBuf, PathBuf) {
     (dir.join("pki/ca.crt"), dir.join("pki/ca.key"))
 }
 
-/// Makes an authority; false when there is one, which stays.
+/// Creates an authority. Returns `false` when one exists already, which stays.
 pub(crate) fn init(dir: &Path) -> anyhow::Result<bool> {
     let (cert, key) = paths(dir);
     if cert.exists() {
@@ -19,13 +19,13 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<bool> {
     let folder = dir.join("pki");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
     let made = ::pki::Authority::generate()?;
-    // The certificate last: it says that both are there.
+    // The certificate is written last: its presence means that the key is complete.
     write(&key, &made.key_pem)?;
     write(&cert, &made.cert_pem)?;
     Ok(true)
 }
 
-/// The authority's certificate and key, which are made when there are none.
+/// Returns the authority's certificate and key. Creates them if necessary.
 pub(super) fn own(dir: &Path) -> anyhow::Result<(String, String)> {
     init(dir).context("making the platform's authority")?;
     let (cert, key) = paths(dir);
@@ -35,8 +35,8 @@ pub(super) fn own(dir: &Path) -> anyhow::Result<(String, String)> {
     Ok((read(&cert)?, read(&key)?))
 }
 
-/// Has the folder's authority, which is made when there is none, vouch for a domain and the names
-/// right below it; returns where the certificate and its key are.
+/// Issues a certificate for a domain and the names right below it. The folder's authority signs it,
+/// and is created if necessary. Returns the paths of the certificate and its key.
 pub(crate) fn wildcard(dir: &Path, domain: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
     let (certs, key) = own(dir)?;
     let made = ::pki::Authority::load(&certs, &key)?.wildcard(domain)?;

@@ -1,8 +1,9 @@
-//! The private PostgreSQL: a cluster in our folder made from the system's programs, run as an
-//! unprivileged user, reached over a Unix socket in a folder of that user's alone.
+//! The private PostgreSQL: a cluster in the platform's folder, made by the system's programs. It
+//! runs as an unprivileged user. Clients reach it by a Unix socket in a folder that only this user
+//! and root can enter.
 //!
-//! It is a child of ours and started again when it dies. One that an earlier process left is
-//! stopped before ours starts, so there is one at most.
+//! The server is a child of this process and is restarted when it dies. A server that an earlier
+//! process left is stopped first, so at most one runs.
 
 use crate::output::Progress;
 use crate::sys::{self, Run};
@@ -19,14 +20,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const NAME: &str = "wrenn";
-/// A socket's path holds 107 bytes at most (`unix(7)`).
+/// Maximum length of a Unix socket's path, in bytes (`unix(7)`).
 const SOCKET_MAX: usize = 107;
 const READY: Duration = Duration::from_secs(60);
-/// Time after which a full disk is told as the reason why the server does not answer yet.
+/// Time after which a full disk is logged as the reason why the server does not answer yet.
 const TOLD: Duration = Duration::from_secs(2);
 /// Time between the server's end and its next start.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Bytes of the server's log that are reported when it ends.
+/// Number of bytes of the server's log that are reported when it ends.
 const WORDS: usize = 1000;
 const SETTINGS: [&str; 6] = [
     "listen_addresses=",
@@ -58,10 +59,11 @@ struct Cluster {
 }
 
 impl Postgres {
-    /// Starts the cluster in `dir`, made first if there is none, and waits until it answers.
+    /// Starts the cluster in `dir` and waits until it answers. Creates the cluster first if
+    /// necessary.
     ///
     /// # Errors
-    /// What is missing, with the fix; or what PostgreSQL said.
+    /// When something is missing, with the fix, or when PostgreSQL fails, with its message.
     pub(super) async fn start(dir: &Path) -> anyhow::Result<Self> {
         let cluster = Cluster::find(dir)?;
         let made = cluster.clone();
@@ -81,13 +83,13 @@ impl Postgres {
         Ok(this)
     }
 
-    /// How to connect.
+    /// Returns the options for a connection to the platform's database.
     pub(super) fn options(&self) -> PgConnectOptions {
         self.cluster.options(NAME)
     }
 
-    /// Waits until the server answers, for as long as its disk is full: the watcher starts it again
-    /// and again, and it gets up when there is room.
+    /// Waits until the server answers, and creates the database if necessary. The time limit
+    /// restarts while the disk is full: the watcher starts the server again until there is room.
     async fn wait_ready(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
         let (mut limit, mut told) = (begun + READY, false);
@@ -125,7 +127,8 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Stops it in its "fast" mode: transactions are rolled back, all is written.
+    /// Stops the server in its "fast" mode: it rolls transactions back and writes everything to
+    /// disk.
     fn drop(&mut self) {
         let pid = {
             let mut state = lock(&self.state);
@@ -139,8 +142,8 @@ impl Drop for Postgres {
     }
 }
 
-/// Waits for the server's end and starts it again, until told to stop. A start that fails, for
-/// example on a full disk, is repeated for as long as necessary.
+/// Waits for the server's end and restarts it, until told to stop. A failed start, for example on a
+/// full disk, is repeated for as long as necessary.
 fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
     let mut running = Some(child);
     loop {
@@ -151,7 +154,7 @@ fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
             }
             tracing::error!(?ended, said = cluster.last_words(), "PostgreSQL ended");
         }
-        // Its workers may hold its memory for a moment yet.
+        // Workers of the ended server may hold its shared memory for a moment.
         std::thread::sleep(AGAIN);
         host_agent::make_room(cluster.home.parent().unwrap_or(&cluster.home));
         let mut state = lock(state);
@@ -170,7 +173,7 @@ fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
     }
 }
 
-/// Stops a cluster in `dir` that nobody watches any more.
+/// Stops a server of the cluster in `dir` that an earlier process left.
 pub(super) fn stop_leftover(dir: &Path) -> anyhow::Result<()> {
     if !dir.join("postgres").exists() {
         return Ok(());
@@ -217,7 +220,7 @@ impl Cluster {
             .database(database)
     }
 
-    /// Makes the cluster, unless it is there, in a staging folder.
+    /// Creates the cluster in a staging folder, unless it exists.
     fn ensure(&self) -> anyhow::Result<()> {
         let run = self.home.join("run");
         fs::create_dir_all(&run).with_context(|| format!("making {}", run.display()))?;
@@ -233,7 +236,8 @@ impl Cluster {
         if staged.exists() {
             fs::remove_dir_all(&staged)?;
         }
-        // Whoever can enter the socket's folder is trusted: its owner and root.
+        // Local connections need no password, since only the folder's owner and root can reach the
+        // socket.
         let args =
             ["-U", NAME, "-E", "UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject"];
         Run::new(&self.programs.join("initdb"), &args)
@@ -253,7 +257,7 @@ impl Cluster {
         Ok(std::os::unix::fs::chown(path, uid, gid)?)
     }
 
-    /// Returns the last words in the server's log.
+    /// Returns the end of the server's log, on one line.
     fn last_words(&self) -> String {
         let log = fs::read(self.log()).unwrap_or_default();
         let last = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
@@ -276,7 +280,7 @@ impl Cluster {
         server.spawn(log)
     }
 
-    /// Ends a server of this cluster that another process started.
+    /// Stops a server of this cluster that another process started.
     fn end_leftover(&self) -> anyhow::Result<()> {
         let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let Some(pid) = file.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
@@ -301,7 +305,8 @@ impl Cluster {
     }
 }
 
-/// Whom the server runs as: PostgreSQL refuses root.
+/// Returns the user and group that the server runs as. `None` keeps ours, which is not root:
+/// PostgreSQL refuses root.
 fn unprivileged() -> Option<(u32, u32)> {
     if !rustix::process::getuid().is_root() {
         return None;

@@ -1,5 +1,5 @@
-//! The listener of HTTPS: the same requests as the plain one's, by a certificate in files, which is
-//! read anew when they change.
+//! The HTTPS listener. It serves the same requests as the plain listener, with a certificate from
+//! files. Changed files are loaded again.
 
 use super::listen;
 use crate::settings::Tls;
@@ -14,10 +14,10 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// Between two looks at the files.
+/// Time between two checks of the files for changes.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// The listener, and what it serves by; its address is known before anything is served.
+/// HTTPS listener before it serves. Its address is known already.
 pub(super) struct Https {
     listener: TcpListener,
     files: Files,
@@ -41,14 +41,14 @@ impl Files {
         config.context("the certificate (WRENN_TLS_CERT) and its key (WRENN_TLS_KEY)")
     }
 
-    /// When each was written.
+    /// Returns the modification times of the certificate and the key.
     fn written(&self) -> [Option<SystemTime>; 2] {
         [&self.cert, &self.key].map(|path| fs::metadata(path).ok()?.modified().ok())
     }
 }
 
 impl Https {
-    /// Listens, where that is asked for.
+    /// Opens the listener. Returns `None` when no address is configured.
     pub(super) async fn listen(settings: &Tls) -> anyhow::Result<Option<Self>> {
         let Some(at) = settings.tls_listen else { return Ok(None) };
         let (Some(cert), Some(key)) = (settings.tls_cert.clone(), settings.tls_key.clone()) else {
@@ -81,7 +81,8 @@ impl Https {
                         sender.send_replace(Arc::new(config));
                         tracing::info!("the certificate was read anew");
                     }
-                    // Perhaps one of the two is not there yet.
+                    // The certificate may have been replaced before its key, so the next check
+                    // tries again.
                     Err(error) => tracing::warn!(error = format!("{error:#}"), "certificate"),
                 }
             }

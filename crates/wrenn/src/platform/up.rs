@@ -1,6 +1,6 @@
-//! `wrenn up`: a private PostgreSQL, the host agent and the control plane in one process, and
-//! a key for the commands; `wrenn stop` and `wrenn clean` undo it. Capsules outlive it: a stop
-//! leaves them, the next start finds them, a clean ends them.
+//! `wrenn up`: runs a private PostgreSQL, the host agent and the control plane in one process. It
+//! also makes a key for the commands. `wrenn stop` and `wrenn clean` undo it. Capsules outlive the
+//! process: a stop leaves them, the next start adopts them, and a clean ends them.
 
 use super::postgres::{self, Postgres};
 use super::tls::Https;
@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 const STOP: Duration = Duration::from_secs(30);
-/// Time that the kernel may take to end a process that was killed.
+/// Time limit for the kernel to end a killed process.
 const DYING: Duration = Duration::from_secs(5);
-/// Time between two looks at a lock.
+/// Time between two attempts to take a lock.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What `wrenn up` is told.
+/// Settings of `wrenn up`.
 pub(crate) struct Up {
     pub dir: PathBuf,
     pub envd: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub(crate) struct Up {
     pub client_file: PathBuf,
 }
 
-/// Runs the platform until it is told to stop.
+/// Runs the platform until a signal stops it.
 pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     make_dir(&up.dir)?;
     let _running = Lock::wait(&up.dir, DYING)
@@ -53,7 +53,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
         let dir = up.dir.clone();
         tokio::task::spawn_blocking(move || images::build(&dir, &envd, false)).await??;
     }
-    // The steps from here on write; on a full disk, the reserve is for them.
+    // The following steps write to the disk. On a full disk, they may use the reserve.
     host_agent::make_room(&up.dir);
     let postgres = match up.control_plane.database()? {
         Some(_) => None,
@@ -86,12 +86,12 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     output::line(&format!("Wrenn serves {url}"));
     daemon::terminated().await?;
     tasks.finish().await;
-    // Last: what the tasks wrote is kept.
+    // PostgreSQL stops last, so that everything the tasks wrote is kept.
     tokio::task::spawn_blocking(move || drop(postgres)).await?;
     Ok(())
 }
 
-/// The agent beside the control plane.
+/// Host agent in the same process as the control plane.
 struct Own {
     about: About,
     address: String,
@@ -99,15 +99,15 @@ struct Own {
 }
 
 enum Serving {
-    /// The agent serves by the credentials that it was given before.
+    /// The agent serves with credentials from an earlier start.
     Before(Box<Membership>),
     /// The agent has yet to register.
     Not(TcpListener, Agent),
 }
 
 impl Own {
-    /// Serves an agent at once if it has valid credentials for its address. So the control plane
-    /// finds its own host from its first request on.
+    /// Serves the agent at once if it has valid credentials for its address. Thus the control plane
+    /// finds its own host from the first request on.
     fn serve(
         dir: &Path,
         agent: Agent,
@@ -126,7 +126,8 @@ impl Own {
         Ok(Self { about, address, serving })
     }
 
-    /// Makes the agent a member of the platform, as the host that it was before, if any.
+    /// Makes the agent a member of the platform. A host that was registered before keeps its
+    /// identity.
     async fn join(
         self,
         app: &App,
@@ -165,12 +166,12 @@ impl Own {
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("making WRENN_DIR {}", dir.display()))?;
-    // PostgreSQL's user passes through; nobody but us lists it.
+    // Mode 0711: PostgreSQL's user may pass through, and only we may list the folder.
     Ok(fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?)
 }
 
-/// Makes the first key, or one for the commands whose file is lost, and writes their file. The
-/// first key is shown on a terminal alone: elsewhere what is printed ends in some log.
+/// Creates the platform's first key, or another key when the commands' file lost its own, and
+/// writes the file. The first key is printed only on a terminal, since other outputs end in logs.
 pub(super) async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Result<()> {
     let known = ClientFile::load(path);
     let api_key = match (app.bootstrap().await?, known.clone()) {
@@ -190,14 +191,15 @@ pub(super) async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Resu
         }
         (None, _) => app.add_key("commands on this machine").await?,
     };
-    // A user's session, and their team, are of the platform, wherever it listens.
+    // The user's session and team belong to the platform, wherever it listens.
     let (session, team) = known.map_or((None, None), |known| (known.session, known.team));
     ClientFile { url: url.to_owned(), api_key: Some(api_key), session, team }.save(path)?;
     output::line(&format!("The commands on this machine use the key in {}", path.display()));
     Ok(())
 }
 
-/// An address that clients on this machine can use.
+/// Returns the URL at which clients on this machine reach a listener. An unspecified address
+/// becomes loopback.
 pub(super) fn reachable(listening: SocketAddr) -> String {
     let ip = listening.ip();
     let mut at = listening;
@@ -211,11 +213,12 @@ pub(super) fn reachable(listening: SocketAddr) -> String {
     format!("http://{at}")
 }
 
-/// Held while a platform runs in a folder; the kernel lets go of it however the process ends.
+/// Lock of a folder, held while a platform runs there. The kernel releases it however the process
+/// ends.
 struct Lock(File);
 
 impl Lock {
-    /// None when another holds it.
+    /// Takes the lock. Returns `None` when another process holds it.
     fn take(dir: &Path) -> anyhow::Result<Option<Self>> {
         let mut file = open_lock(dir)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -228,8 +231,8 @@ impl Lock {
         Ok(Some(Self(file)))
     }
 
-    /// Takes it, and waits for it as long as `limit`: a process that was killed holds it to its end.
-    /// None when another still holds it then.
+    /// Takes the lock, and waits for it up to `limit`: a killed process holds the lock until its
+    /// end. Returns `None` when another process still holds it then.
     async fn wait(dir: &Path, limit: Duration) -> anyhow::Result<Option<Self>> {
         let begun = Instant::now();
         loop {
@@ -241,7 +244,7 @@ impl Lock {
         }
     }
 
-    /// The process that holds it.
+    /// Returns the id of the process that holds the lock.
     fn holder(dir: &Path) -> anyhow::Result<i32> {
         let mut text = String::new();
         open_lock(dir)?.read_to_string(&mut text)?;
@@ -261,7 +264,8 @@ fn open_lock(dir: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("opening {}", path.display()))
 }
 
-/// Stops a platform that runs in `dir`; capsules run on. Returns whether one ran.
+/// Stops the platform that runs in `dir`; its capsules keep running. Returns whether a platform
+/// ran.
 pub(crate) fn stop(dir: &Path) -> anyhow::Result<bool> {
     if !dir.exists() {
         return Ok(false);
@@ -282,7 +286,7 @@ pub(crate) fn stop(dir: &Path) -> anyhow::Result<bool> {
     Ok(ran)
 }
 
-/// Stops the platform, ends its capsules and removes everything it made on this machine.
+/// Stops the platform, ends its capsules and removes everything that it made on this machine.
 pub(crate) async fn clean(
     dir: &Path,
     agent: &AgentSettings,
@@ -297,13 +301,13 @@ pub(crate) async fn clean(
     host_agent::clean(agent.config(dir)?).await?;
     remove(dir).with_context(|| format!("removing {}", dir.display()))?;
     let _ = fs::remove_file(client_file);
-    // The folder may hold what is not ours.
+    // The folder may hold files of others, so it is removed only when empty.
     let _ = client_file.parent().map(fs::remove_dir);
     progress.done();
     Ok(())
 }
 
-/// Removes a folder with all that is in it. One that a disk is mounted at is emptied and stays.
+/// Removes a folder with its contents. A folder that a disk is mounted at is emptied and stays.
 fn remove(dir: &Path) -> io::Result<()> {
     let is_empty = || fs::read_dir(dir).is_ok_and(|mut left| left.next().is_none());
     match fs::remove_dir_all(dir) {
@@ -333,7 +337,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = Lock::take(dir.path()).unwrap();
         assert!(Lock::wait(dir.path(), Duration::ZERO).await.unwrap().is_none());
-        // The first look finds the lock held, and a later one does not.
+        // The first attempt finds the lock held, and a later attempt takes it.
         let ends = async {
             tokio::task::yield_now().await;
             drop(held);

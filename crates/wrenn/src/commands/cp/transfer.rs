@@ -1,4 +1,4 @@
-//! The streams of `wrenn capsule cp`: contents of one file as they are, and archives.
+//! Data streams of `wrenn capsule cp`: plain contents of one file, and archives.
 
 use crate::client::Client;
 use crate::commands::capsule::path;
@@ -18,12 +18,12 @@ use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 const CHUNK: usize = 256 * 1024;
-/// Begin of the names of files that are not whole yet.
+/// Prefix of the names of incomplete files.
 const STAGED: &str = ".wrenn-cp-";
-/// Time that the thread which packs may take to notice that nobody reads.
+/// Time limit for the packing thread to notice that nobody reads any more.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Makes the API's path for contents or an archive at a path in a capsule.
+/// Returns the API's path for contents or an archive at a path in a capsule.
 fn target(id: &str, route: &str, at: &str) -> anyhow::Result<String> {
     let at = utf8_percent_encode(at, NON_ALPHANUMERIC);
     path(id, &format!("{route}?path={at}"))
@@ -67,7 +67,8 @@ pub(super) async fn fetch(
     Ok(transfer.finish())
 }
 
-/// Writes the contents of a file in a capsule to a local file, which appears once they are whole.
+/// Writes the contents of a file in a capsule to a local file. The local file appears once it is
+/// complete.
 pub(super) async fn save(
     client: &Client,
     (id, from): (&str, &str),
@@ -89,8 +90,8 @@ pub(super) async fn save(
     saved
 }
 
-/// Copies a file or a folder of a capsule to a place in a local folder. Returns the bytes of files'
-/// contents.
+/// Copies a file or a folder of a capsule to a place in a local folder. Returns the number of bytes
+/// of file contents.
 pub(super) async fn unpack(
     client: &Client,
     (id, from): (&str, &str),
@@ -101,7 +102,8 @@ pub(super) async fn unpack(
     let answer = client.send(request).await?;
     let transfer = Transfer::start(from, None);
     let (to, chunks) = mpsc::channel(BACKLOG);
-    // A guest may set bits of a program that nobody here should run as its owner.
+    // The archive may hold set-id bits of a guest's program, which nobody here should run as its
+    // owner.
     let options =
         archive::Options { owner: None, keep_set_id: false, staged: STAGED, top: Some(top) };
     let unpacking = tokio::task::spawn_blocking(move || {
@@ -122,8 +124,8 @@ pub(super) async fn unpack(
     Ok(unpacked?)
 }
 
-/// Copies a local file or folder into a folder of a capsule, under a name. Returns the bytes of
-/// files' contents.
+/// Copies a local file or folder into a folder of a capsule, under a name. Returns the number of
+/// bytes of file contents.
 pub(super) async fn pack(
     client: &Client,
     local: &Path,
@@ -138,7 +140,8 @@ pub(super) async fn pack(
         let mut writer = ChunkWriter::new(to.clone());
         let packed = archive::pack(&local, &name, &mut writer);
         if packed.is_err() {
-            // The body breaks off, so that the capsule does not take the part for the whole.
+            // The error breaks the body off, so that the capsule does not take a part for the
+            // whole.
             let _ = to.blocking_send(Err(io::Error::other("the source cannot be read")));
         }
         packed
@@ -165,7 +168,7 @@ pub(super) async fn pack(
             }
             Ok(packed.bytes)
         }
-        // The capsule's refusal tells more than the stream that it ended.
+        // The capsule's refusal says more than the error of the stream that it ended.
         (Err(error), Ok(_) | Err(archive::Error::Stream(_))) => Err(error),
         (_, Err(error)) => Err(error.into()),
     }
