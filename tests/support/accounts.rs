@@ -1,14 +1,15 @@
-//! Users for tests: invited as an admin would, activated by the mail that comes.
+//! Users for tests: each is invited as by an admin, and activated with the mailed code.
 
 use crate::client::Client;
 use crate::eventually;
 use crate::platform::Platform;
 use serde_json::json;
 
-/// A password that no list has.
+/// A password that no list of leaked passwords holds.
 pub const PASSWORD: &str = "tangerine-lamp-42";
 
-/// The code in the newest mail to an address whose text has `holding`, once it has come.
+/// Waits for a mail to an address whose text contains `holding`. Returns the code in the newest
+/// such mail.
 pub async fn mailed(platform: &Platform, to: &str, holding: &str) -> String {
     let what = format!("a mail to {to} with `{holding}`");
     eventually(&what, async || code(platform, to, holding)).await
@@ -25,7 +26,8 @@ fn code(platform: &Platform, to: &str, holding: &str) -> Option<String> {
 }
 
 impl Platform {
-    /// Makes a user, as an operator invites one, and signs them in. The first is the admin.
+    /// Creates a user, as an operator invites one, and signs the user in. The first user is the
+    /// admin.
     pub async fn user(&self, email: &str) -> Client {
         let body = json!({ "email": email, "name": email.split('@').next().unwrap() });
         self.client().post("/v1/admin/users", &body).await.expect(201);
@@ -35,7 +37,7 @@ impl Platform {
         self.client_with(came["session_token"].as_str().unwrap())
     }
 
-    /// Makes a user who is in the first user's team in a role; with their id.
+    /// Creates a user with a role in the first user's team. Returns the user's client and id.
     pub async fn member(&self, admin: &Client, team: &str, role: &str) -> (Client, String) {
         let email = format!("{role}-{}@example.com", &team[5..15]);
         let user = self.user(&email).await;

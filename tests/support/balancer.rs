@@ -1,10 +1,10 @@
-//! A balancer: each connection goes to the next of several servers.
+//! Load balancer that hands each connection to the next of several servers.
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Runs until it is dropped.
+/// Running load balancer. Dropping it stops it.
 pub(crate) struct Balancer {
     pub url: String,
     ended: Arc<AtomicBool>,
@@ -38,12 +38,12 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // So that it looks.
+        // A last connection wakes the accepting thread, which then sees the flag.
         let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
     }
 }
 
-/// Passes on what comes from one side to the other, and its end.
+/// Copies bytes from one side to the other, and the end of the stream.
 fn pass(mut from: TcpStream, mut to: TcpStream) {
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut from, &mut to);

@@ -11,17 +11,17 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-/// Time that a start or a page may take, on a machine that others use too.
+/// Time limit for a start or a page, on a machine that is busy with other work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A browser with one page and a profile of its own.
+/// Browser with one page and a profile of its own.
 pub struct Browser {
     process: Child,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// The page's session of the protocol.
+    /// Id of the page's session in the DevTools protocol.
     page: String,
     last: u64,
-    /// Set once a page has loaded since the last look.
+    /// `true` once a page has loaded since the last look.
     loaded: bool,
     _profile: TempDir,
 }

@@ -1,4 +1,4 @@
-//! Caddy in front of a platform, by the file that is deployed, with certificates of its own CA.
+//! Caddy in front of a platform, run with the deployed Caddyfile and certificates of its own CA.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// It runs.
+/// Running Caddy server.
 pub struct Caddy {
     dir: TempDir,
     process: Child,
-    /// Where it serves TLS.
+    /// Address at which Caddy serves TLS.
     pub address: SocketAddr,
 }
 
-/// A port that is free, and below those that the kernel gives to whoever connects, so that it
-/// stays so for a while.
+/// Returns a free port. It is below the ports that the kernel gives to outgoing connections, so it
+/// stays free for a while.
 #[must_use]
 pub fn free_port() -> u16 {
     let random = || u16::try_from(RandomState::new().build_hasher().finish() % 12_000).unwrap();
@@ -27,10 +27,10 @@ pub fn free_port() -> u16 {
 }
 
 impl Caddy {
-    /// Serves a domain at a port, in front of the platform at a URL.
+    /// Starts Caddy for a domain at a port, in front of the platform at `url`.
     ///
     /// # Panics
-    /// When it does not start.
+    /// When Caddy does not start.
     #[must_use]
     pub fn start(domain: &str, port: u16, url: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("wrenn-caddy-").tempdir().unwrap();
@@ -65,12 +65,13 @@ impl Caddy {
         Self { dir, process, address }
     }
 
-    /// The root of its certificates.
+    /// Returns the root of Caddy's certificates.
     fn root(&self) -> Vec<u8> {
         std::fs::read(self.dir.path().join("caddy/pki/authorities/local/root.crt")).unwrap()
     }
 
-    /// A client as browsers are: it trusts the root, speaks HTTP/2, and reaches names here.
+    /// Builds a client that resembles a browser: it trusts the root, speaks HTTP/2, and resolves
+    /// these names to Caddy.
     ///
     /// # Panics
     /// When the root cannot be read.
@@ -86,7 +87,7 @@ impl Caddy {
         builder.build().unwrap()
     }
 
-    /// What makes TLS connections that trust the root, by HTTP/1.1.
+    /// Builds the settings of TLS connections that trust the root and speak HTTP/1.1.
     ///
     /// # Panics
     /// When the root cannot be read.

@@ -1,4 +1,4 @@
-//! A client of the API that shows status and body as they are, and WebSockets.
+//! Client of the API that returns status and body unchanged, and WebSockets.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,17 +9,17 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-/// A client with a key.
+/// HTTP client with a key.
 #[derive(Clone)]
 pub struct Client {
     base: String,
     key: String,
-    /// The team that a user asks in; empty for their own.
+    /// Id of the team that a user's requests are for. Empty for the user's default team.
     team: String,
     http: reqwest::Client,
 }
 
-/// An answer's status and body.
+/// Status and body of a response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -27,19 +27,19 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body, when the status is this one.
+    /// Returns the body of a response with this status.
     ///
     /// # Panics
-    /// When it is another.
+    /// When the status is another.
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.body);
         self.body
     }
 
-    /// Checks an error: its status, its code, and what its message must hold.
+    /// Checks an error: its status, its code, and a part of its message.
     ///
     /// # Panics
-    /// When it is none of the kind.
+    /// When any of the three differs.
     pub fn refuses(self, status: u16, code: &str, holding: &str) {
         let error = &self.body["error"];
         let told = format!("{} {}", self.status, self.body);
@@ -51,10 +51,10 @@ impl Answer {
 }
 
 impl Answer {
-    /// Checks that the proxy, whose errors may be text, refuses.
+    /// Checks that the proxy refuses. Its errors may be plain text.
     ///
     /// # Panics
-    /// When it does not.
+    /// When the proxy does not refuse.
     pub fn refuses_plain(self, status: u16) {
         assert_eq!(self.status.as_u16(), status, "{}", self.body);
     }
@@ -66,7 +66,7 @@ impl Client {
         Self::over(base, key, reqwest::Client::builder())
     }
 
-    /// A client of a host agent, which takes it for a control plane.
+    /// Builds a client of a host agent, which takes this client for a control plane.
     pub(crate) fn of_agent(address: &str, authority: &pki::Authority) -> Self {
         let pair = authority.control_plane().unwrap();
         let config = pki::dial_host(authority.trust(), &pair).unwrap();
@@ -76,7 +76,8 @@ impl Client {
 
     fn over(base: &str, key: &str, builder: reqwest::ClientBuilder) -> Self {
         let builder = builder.no_proxy().redirect(reqwest::redirect::Policy::none());
-        // Each request by another control plane, where there are two.
+        // With two control planes, no connection is kept idle, so that the next request goes to the
+        // other.
         let rest = if std::env::var_os("WRENN_TEST_REPLICAS").is_some() { 0 } else { usize::MAX };
         let builder = builder.pool_max_idle_per_host(rest);
         Self {
@@ -87,37 +88,37 @@ impl Client {
         }
     }
 
-    /// The same, where paths have this before them.
+    /// Returns the same client with a prefix for all paths.
     #[must_use]
     pub fn below(&self, path: &str) -> Self {
         Self { base: format!("{}{path}", self.base), ..self.clone() }
     }
 
-    /// The same, in a team.
+    /// Returns the same client, acting in a team.
     #[must_use]
     pub fn in_team(&self, team: &str) -> Self {
         Self { team: team.to_owned(), ..self.clone() }
     }
 
-    /// The address that it asks.
+    /// Returns the base URL.
     #[must_use]
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// The key.
+    /// Returns the key.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The same key at another address.
+    /// Returns a client with the same key at another base URL.
     #[must_use]
     pub fn at(&self, base: &str) -> Self {
         Self::new(base, &self.key)
     }
 
-    /// A request with the key.
+    /// Builds a request with the key.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         let request = match self.team.as_str() {
@@ -126,7 +127,7 @@ impl Client {
         };
         match self.key.as_str() {
             "" => request,
-            // A user's session, or a token of one.
+            // The key is a user's session, or a signed token of one.
             token if token.starts_with("wrs_") || token.starts_with("ey") => {
                 request.bearer_auth(token)
             }
@@ -134,7 +135,7 @@ impl Client {
         }
     }
 
-    /// A request to a port of a capsule, by its host name; with the key, if there is one.
+    /// Builds a request to a port of a capsule by its host name, with the key, if there is one.
     pub fn to_port(&self, method: Method, capsule: &str, port: u16, path: &str) -> RequestBuilder {
         self.request(method, path).header("host", format!("{port}-{capsule}.localhost"))
     }
@@ -149,27 +150,27 @@ impl Client {
         Answer { status, body }
     }
 
-    /// GET.
+    /// Sends a GET.
     pub async fn get(&self, path: &str) -> Answer {
         self.send(self.request(Method::GET, path)).await
     }
 
-    /// POST of JSON.
+    /// Sends a POST of JSON.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(self.request(Method::POST, path).json(body)).await
     }
 
-    /// PUT of JSON.
+    /// Sends a PUT of JSON.
     pub async fn put(&self, path: &str, body: &Value) -> Answer {
         self.send(self.request(Method::PUT, path).json(body)).await
     }
 
-    /// PATCH of JSON.
+    /// Sends a PATCH of JSON.
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {
         self.send(self.request(Method::PATCH, path).json(body)).await
     }
 
-    /// DELETE.
+    /// Sends a DELETE.
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(self.request(Method::DELETE, path)).await
     }
@@ -181,7 +182,7 @@ impl Client {
         made["id"].as_str().unwrap().to_owned()
     }
 
-    /// Asks for a change of a capsule that must be done, and returns what it is then.
+    /// Requests a change of a capsule that must succeed. Returns the capsule after it.
     pub async fn change(&self, capsule: &str, what: &str, body: &Value) -> Value {
         self.post(&format!("/v1/capsules/{capsule}/{what}"), body).await.expect(200)
     }
@@ -196,7 +197,7 @@ impl Client {
         assert_eq!(self.change(capsule, "resume", &json!({})).await["status"], "running");
     }
 
-    /// What a capsule is.
+    /// Returns a capsule's status.
     pub async fn status(&self, capsule: &str) -> String {
         let seen = self.get(&format!("/v1/capsules/{capsule}")).await;
         seen.body["status"].as_str().unwrap_or("gone").to_owned()
@@ -208,10 +209,10 @@ impl Client {
         self.post(&format!("/v1/capsules/{capsule}/exec"), &body).await.expect(200)
     }
 
-    /// Runs a shell command that must succeed, and returns what it wrote.
+    /// Runs a shell command that must succeed. Returns its standard output.
     ///
     /// # Panics
-    /// When it fails.
+    /// When the command fails.
     pub async fn out(&self, capsule: &str, script: &str) -> String {
         let result = self.sh(capsule, script).await;
         assert_eq!(result["exit_code"], 0, "{script}: {result}");
@@ -236,7 +237,7 @@ impl Client {
     }
 }
 
-/// A WebSocket of JSON frames.
+/// WebSocket of JSON frames.
 pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
@@ -245,15 +246,15 @@ impl Socket {
         self.0.send(Message::text(frame.to_string())).await.unwrap();
     }
 
-    /// Sends text that may be no frame.
+    /// Sends text that may be an invalid frame.
     pub async fn send_text(&mut self, text: &str) {
         self.0.send(Message::text(text)).await.unwrap();
     }
 
-    /// The next frame; none at the end.
+    /// Returns the next frame, or `None` at the end.
     ///
     /// # Panics
-    /// When none comes for a while.
+    /// When no frame comes in time.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
             let next = tokio::time::timeout(crate::PATIENCE, self.0.next()).await;
@@ -284,7 +285,7 @@ impl Socket {
         }
     }
 
-    /// Reads frames up to the exit: the bytes of one stream, and the code.
+    /// Reads frames up to the exit. Returns the bytes of one stream, and the exit code.
     pub async fn until_exit(&mut self, kind: &str) -> (Vec<u8>, i64) {
         let mut out = Vec::new();
         while let Some(frame) = self.next().await {
@@ -299,7 +300,7 @@ impl Socket {
         panic!("the socket ended without an exit; read {}", String::from_utf8_lossy(&out));
     }
 
-    /// Reads output frames until they hold `wanted`.
+    /// Reads output frames until their text contains `wanted`. Returns the text.
     pub async fn until(&mut self, kind: &str, wanted: &str) -> String {
         let mut out = Vec::new();
         loop {

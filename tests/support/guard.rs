@@ -1,30 +1,29 @@
-//! Finds what belongs to a platform, or to one of its capsules, on this machine.
+//! Guard that finds everything of a platform, or of one of its capsules, on this machine.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What is there.
+/// Things of a platform that exist on this machine.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
     tag: String,
-    /// Command lines of processes that name the folder or work in it, or that are a capsule's
-    /// machine.
+    /// Command lines of processes that name the folder, work in it, or are a capsule's machine.
     pub processes: Vec<String>,
     /// Network namespaces.
     pub namespaces: Vec<String>,
-    /// Links of the host's.
+    /// Network links of the host.
     pub links: Vec<String>,
     /// Mounts below the folder.
     pub mounts: Vec<String>,
     /// Control groups.
     pub cgroups: Vec<String>,
-    /// Folders of capsules.
+    /// Capsules' folders.
     pub folders: Vec<String>,
 }
 
 impl Leftovers {
-    /// Looks for what belongs to the platform in `dir`.
+    /// Finds everything that belongs to the platform in `dir`.
     #[must_use]
     pub fn of(dir: &Path) -> Self {
         let tag = tag(dir);
@@ -51,13 +50,13 @@ impl Leftovers {
         }
     }
 
-    /// Where a capsule's namespace is, by the number of its network.
+    /// Returns the path of a capsule's namespace, given the number of its network.
     #[must_use]
     pub fn namespace(&self, slot: u64) -> PathBuf {
         Path::new("/run/wrenn").join(&self.tag).join(slot.to_string())
     }
 
-    /// Whether nothing is.
+    /// Reports whether nothing was found.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self { tag: self.tag.clone(), ..Self::default() }
@@ -92,8 +91,8 @@ pub fn held_in_namespaces(pid: u32) -> (usize, usize) {
     (namespaces.len(), sockets.len())
 }
 
-/// Returns the namespaces and sockets that a process has open, and that are unknown, at two looks.
-/// Something that opens or closes between the looks is nothing strange.
+/// Returns the namespaces and sockets that a process has open and that are unknown at two looks.
+/// Something that opens or closes between the looks is normal.
 fn unknown(pid: u32, known: impl Fn() -> Vec<String>) -> Vec<String> {
     let look = || {
         let open = open_descriptors(pid);
@@ -124,7 +123,7 @@ fn known_to(pid: u32) -> Vec<String> {
     known
 }
 
-/// Tables of sockets, and the position of the inode in a line.
+/// Tables of sockets in `/proc`, each with the column of the inode.
 const TABLES: [(&str, usize); 8] = [
     ("tcp", 9),
     ("tcp6", 9),
@@ -159,8 +158,8 @@ fn sockets_in(namespace: &Path) -> Vec<String> {
     all
 }
 
-/// The name that tells this folder's platform from others on the machine; the first four hex
-/// digits of its SHA-256, which the host agent documents in `docs/operations.md`.
+/// Returns the tag in the names of this folder's platform: the first four hex digits of the
+/// folder's SHA-256. `docs/operations.md` documents the tag.
 fn tag(dir: &Path) -> String {
     let path = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let mut child = std::process::Command::new("sha256sum");
@@ -183,7 +182,7 @@ fn processes(dir: &str) -> Vec<String> {
         let read = |file: &str| fs::read(path.join(file)).unwrap_or_default();
         let args = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
         let cwd = fs::read_link(path.join("cwd")).unwrap_or_default();
-        // A zombie has no arguments.
+        // A zombie has no arguments, so its working folder does not count.
         if args.contains(dir) || cwd.starts_with(dir) && !args.is_empty() {
             found.push(args);
         }
@@ -191,7 +190,7 @@ fn processes(dir: &str) -> Vec<String> {
     found
 }
 
-/// The processes that are a capsule's machine.
+/// Returns the ids of the processes of a capsule's machine.
 #[must_use]
 pub fn processes_of(capsule: &str) -> Vec<i32> {
     let (wanted, jailed) = (format!("WRENN_CAPSULE={capsule}"), format!("--id\0{capsule}\0"));
@@ -199,7 +198,7 @@ pub fn processes_of(capsule: &str) -> Vec<i32> {
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let vars = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        // A jailer takes the environment away.
+        // A jailer clears the environment, so the arguments count too.
         let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         vars.split(|byte| *byte == 0).any(|var| var == wanted.as_bytes())
             || args.windows(jailed.len()).any(|part| part == jailed.as_bytes())
@@ -207,10 +206,10 @@ pub fn processes_of(capsule: &str) -> Vec<i32> {
     .collect()
 }
 
-/// Signals a process of this machine.
+/// Sends a signal to a process of this machine.
 ///
 /// # Panics
-/// When there is none.
+/// When the process does not exist.
 pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();

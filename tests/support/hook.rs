@@ -1,33 +1,33 @@
-//! Somebody's HTTP server that hears what it is sent, and answers as it is told.
+//! HTTP server of a third party. It records each request and answers with a given function.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A request that came.
+/// Request that the server received.
 #[derive(Debug, Clone)]
 pub struct Heard {
-    /// Method and path.
+    /// Method and path of the request.
     pub line: String,
-    /// By their names in small letters.
+    /// Headers by their lower-case names.
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
 }
 
-/// Answers a request: status, more headers, body.
+/// Answers a request with a status, further headers and a body.
 type Answer = dyn Fn(&Heard) -> (u16, String, String) + Send + Sync;
 
-/// The server.
+/// Running HTTP server.
 pub struct Hook {
-    /// Its URL.
+    /// URL of the server.
     pub url: String,
     heard: Arc<Mutex<Vec<Heard>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Hook {
-    /// Starts one.
+    /// Starts a server.
     pub async fn start(
         answer: impl Fn(&Heard) -> (u16, String, String) + Send + Sync + 'static,
     ) -> Self {
@@ -45,7 +45,7 @@ impl Hook {
         Self { url, heard, task }
     }
 
-    /// What came so far.
+    /// Returns the requests received so far.
     #[must_use]
     pub fn heard(&self) -> Vec<Heard> {
         self.heard.lock().unwrap().clone()

@@ -1,5 +1,5 @@
-//! What whole-system tests share: a platform of their own on free ports, clients of it, and a
-//! guard that finds what a test leaves behind. Traffic stays on this machine.
+//! Shared support for whole-system tests: a platform on free ports for each test, and its clients. A
+//! guard finds what a test leaves behind. All traffic stays on this machine.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,13 +36,13 @@ pub use upstream::{Upstream, Wire};
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take to come true before a test fails.
+/// Time limit for a condition to become true.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 ///
 /// # Panics
-/// When it does not in time; `what` says what was waited for.
+/// When the time limit passes. The message quotes `what`.
 pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
@@ -57,10 +57,10 @@ where
     }
 }
 
-/// Where a program is that `./test` put on the path.
+/// Returns the path of a program that `./test` put on the PATH.
 ///
 /// # Panics
-/// When it is not there.
+/// When the program is missing.
 #[must_use]
 pub fn program(name: &str) -> std::path::PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! A platform for one test: `wrenn up` in a folder of its own, killed and started at will, and
-//! cleaned up with nothing left when the test ends.
+//! Platform for one test: `wrenn up` in a folder of its own. The test kills and starts it at will.
+//! At the test's end it is removed, and nothing may be left.
 
 use crate::balancer::Balancer;
 use crate::client::Client;
@@ -11,27 +11,28 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Has every platform be two control planes behind a balancer.
+/// Variable that makes every platform two control planes behind a balancer.
 const REPLICAS: &str = "WRENN_TEST_REPLICAS";
-/// Long enough for a machine that is emulated itself.
+/// Time limit for a start, long enough for a machine that is itself emulated.
 const START: Duration = Duration::from_secs(240);
-/// Time for which a look at the agent's open descriptors may be repeated.
+/// Time limit for repeated looks at the agent's open descriptors.
 const HELD: Duration = Duration::from_secs(5);
 
-/// What runs the guests of the whole suite: `firecracker`, which is then that of the other.
+/// Variable that chooses the driver of real guests in the whole suite. The value `firecracker`
+/// selects the Firecracker that `WRENN_TEST_FIRECRACKER` names.
 const GUESTS: &str = "WRENN_TEST_GUESTS";
 const FIRECRACKER: &str = "WRENN_TEST_FIRECRACKER";
 
-/// What runs the machines.
+/// Driver of a test's machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// None: envd on this machine.
+    /// No machine: envd runs on this machine.
     Fake,
-    /// Real guests: under software emulation, which every machine has, or by Firecracker.
+    /// Real guests under software emulation, which every machine has, or by Firecracker.
     Guests,
 }
 
-/// The Firecracker that runs the guests; none when software emulation does.
+/// Returns the path of the Firecracker that runs the guests, or `None` under software emulation.
 #[must_use]
 pub fn firecracker() -> Option<PathBuf> {
     if !std::env::var(GUESTS).is_ok_and(|guests| guests == "firecracker") {
@@ -40,7 +41,7 @@ pub fn firecracker() -> Option<PathBuf> {
     Some(std::env::var(FIRECRACKER).expect("WRENN_TEST_FIRECRACKER names it").into())
 }
 
-/// Has a process of the product's run guests by the driver that the suite goes by.
+/// Sets the suite's driver for real guests in a command of the product.
 pub fn set_guests(command: &mut Command) {
     command.env("WRENN_ENVD", binary("envd"));
     match firecracker() {
@@ -52,7 +53,7 @@ pub fn set_guests(command: &mut Command) {
     };
 }
 
-/// A platform that runs.
+/// Platform of a test.
 pub struct Platform {
     dir: TempDir,
     driver: Driver,
@@ -61,14 +62,15 @@ pub struct Platform {
     url: String,
     key: String,
     cleaned: bool,
-    /// Where the whole suite goes through two control planes.
+    /// Second control plane and balancer, when the suite runs with two control planes.
     second: Option<(Replica, Balancer)>,
 }
 
-/// Where a binary of this workspace is: named by the variable, or in the build folder.
+/// Returns the path of a binary of this workspace: the one that a variable names, or the one in the
+/// build folder.
 ///
 /// # Panics
-/// When it was not built.
+/// When the binary was not built.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -81,10 +83,11 @@ pub fn binary(name: &str) -> PathBuf {
     path.canonicalize().unwrap()
 }
 
-/// Waits for a line that a process writes to a file, and returns what follows `begin` in it.
+/// Waits for a line that starts with `begin` in a process's output file. Returns the rest of the
+/// line.
 ///
 /// # Panics
-/// When the process ends, or the line does not come.
+/// When the process ends, or the line does not come in time.
 pub fn told(file: &Path, begin: &str, process: &mut Child) -> String {
     let limit = Instant::now() + START;
     loop {
@@ -99,8 +102,9 @@ pub fn told(file: &Path, begin: &str, process: &mut Child) -> String {
     }
 }
 
-/// Makes the files of each folder in `from` known in a folder of the same name in `to`, unless
-/// there is one; all of it or nothing. Where links cannot be made, nothing is shared.
+/// Links the files of each folder in `from` into a folder of the same name in `to`, unless that
+/// exists. Each folder is linked completely or not at all. Where hard links are impossible, nothing
+/// is shared.
 fn link_trees(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
         let name = entry.file_name().into_string().unwrap();
@@ -120,12 +124,12 @@ fn link_trees(from: &Path, to: &Path) {
 }
 
 impl Platform {
-    /// Starts one with these further settings.
+    /// Starts a platform with further variables.
     pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
         Self::start_in(driver, &std::env::temp_dir(), vars).await
     }
 
-    /// Starts one whose folder is below this one.
+    /// Starts a platform with further variables, in a new folder below `parent`.
     pub async fn start_in(driver: Driver, parent: &Path, vars: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("wrenn-test-").tempdir_in(parent).unwrap();
         let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -139,7 +143,7 @@ impl Platform {
         this
     }
 
-    /// Images are made once, for all tests.
+    /// Builds the images once for all tests, and links them into the platform's folder.
     fn share_images(&self) {
         let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-images");
         std::fs::create_dir_all(&store).unwrap();
@@ -157,23 +161,22 @@ impl Platform {
         link_trees(&store.join("golden"), &self.dir().join("golden"));
     }
 
-    /// The templates' booted machines are made once too, as long as they fit: whoever has made one
-    /// leaves it for those who come later.
+    /// Leaves the templates' booted machines for later tests, which use them as long as they fit.
     fn leave_golden(&self) {
         let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-images");
         link_trees(&self.dir().join("golden"), &store.join("golden"));
     }
 
-    /// Sets a variable of its next start, or takes it away.
+    /// Sets a variable for the platform's next start, or removes it.
     pub fn set_var(&mut self, name: &str, value: Option<&str>) {
         self.vars.retain(|(known, _)| known != name);
         self.vars.extend(value.map(|value| (name.to_owned(), value.to_owned())));
     }
 
-    /// Waits until its process has ended by itself.
+    /// Waits until the platform's process has ended by itself.
     ///
     /// # Panics
-    /// When it does not.
+    /// When the process does not end in time.
     pub fn wait_dead(&mut self) {
         let limit = Instant::now() + START;
         let mut process = self.process.take().unwrap();
@@ -189,15 +192,15 @@ impl Platform {
         self.dir.path().join("w")
     }
 
-    /// The log of its process, over all its starts.
+    /// Returns the log of the platform's process, over all starts.
     #[must_use]
     pub fn log(&self) -> String {
         let log = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Returns the command that starts it, with its output kept. Ports are free ones, unless the
-    /// platform's variables name others.
+    /// Returns the command that starts the platform, with its output kept in files. Ports are free
+    /// ones, unless the platform's variables name others.
     #[must_use]
     pub fn up_command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
@@ -210,7 +213,7 @@ impl Platform {
         command
     }
 
-    /// Returns the command that removes it.
+    /// Returns the command that removes the platform.
     #[must_use]
     pub fn clean_command(&self) -> Command {
         let mut command = self.wrenn();
@@ -219,12 +222,12 @@ impl Platform {
         command
     }
 
-    /// What the platform says on its standard output.
+    /// Path of the file with the platform's standard output.
     fn said(&self) -> PathBuf {
         self.dir.path().join("said")
     }
 
-    /// Names the driver and the range of addresses, which is the test worker's own.
+    /// Sets the driver and the address range, which belongs to the test worker.
     fn set(&self, command: &mut Command) {
         let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
         command.env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
@@ -237,7 +240,7 @@ impl Platform {
         self.set_vars(command);
     }
 
-    /// What every process of the platform's is told.
+    /// Sets the variables that every process of the platform needs.
     pub(crate) fn set_vars(&self, command: &mut Command) {
         command.env("WRENN_MAIL_OUTBOX", self.outbox());
         command.envs(self.vars.iter().map(|(k, v)| (k, v)));
@@ -249,7 +252,7 @@ impl Platform {
         self.dir.path().join("outbox")
     }
 
-    /// Starts it, again if it ran before, and waits until it serves.
+    /// Starts the platform, again if it ran before, and waits until it serves.
     pub async fn resume(&mut self) {
         self.process = Some(self.up_command().spawn().unwrap());
         let said = self.said();
@@ -263,7 +266,7 @@ impl Platform {
         }
     }
 
-    /// Puts a second control plane beside the first, and a balancer before both.
+    /// Starts a second control plane beside the first, and a balancer in front of both.
     fn join_second(&mut self, mut file: serde_json::Value) {
         let replica = Replica::start(self);
         let balancer = Balancer::start(&[&self.url, &replica.url]);
@@ -273,7 +276,7 @@ impl Platform {
         self.second = Some((replica, balancer));
     }
 
-    /// Ends its process at once, as `kill -9` does.
+    /// Kills the platform's process, as `kill -9` does.
     pub fn kill(&mut self) {
         self.second = None;
         if let Some(mut process) = self.process.take() {
@@ -282,50 +285,50 @@ impl Platform {
         }
     }
 
-    /// The process id of the platform.
+    /// Returns the process id of the platform.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.as_ref().map_or(0, Child::id)
     }
 
-    /// A client with the first key.
+    /// Returns a client with the first key.
     #[must_use]
     pub fn client(&self) -> Client {
         self.client_with(&self.key)
     }
 
-    /// A client with another key.
+    /// Returns a client with another key.
     #[must_use]
     pub fn client_with(&self, key: &str) -> Client {
         Client::new(&self.url, key)
     }
 
-    /// The address of the API.
+    /// Returns the URL of the API.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The platform's own authority.
+    /// Returns the platform's own authority.
     ///
     /// # Panics
-    /// When it has none.
+    /// When the platform has none.
     #[must_use]
     pub fn authority(&self) -> pki::Authority {
         let read = |name: &str| std::fs::read_to_string(self.dir().join("pki").join(name)).unwrap();
         pki::Authority::load(&read("ca.crt"), &read("ca.key")).unwrap()
     }
 
-    /// Names the platform's authority to a role that is run beside it.
+    /// Names the platform's authority to another role that runs beside the platform.
     pub fn name_authority(&self, command: &mut Command) {
         command.env("WRENN_CA_CERT", self.dir().join("pki/ca.crt"));
         command.env("WRENN_CA_KEY", self.dir().join("pki/ca.key"));
     }
 
-    /// The address of the host agent.
+    /// Returns the address of the host agent.
     ///
     /// # Panics
-    /// When the log does not tell it.
+    /// When the log does not contain it.
     #[must_use]
     pub fn agent_address(&self) -> String {
         let log = self.log();
@@ -334,36 +337,36 @@ impl Platform {
         told.expect("the log tells the agent's address").to_owned()
     }
 
-    /// A client of the host agent, as a control plane is one.
+    /// Returns a client of the host agent that acts as a control plane.
     #[must_use]
     pub fn agent_client(&self) -> Client {
         Client::of_agent(&self.agent_address(), &self.authority())
     }
 
-    /// A client of a host agent at an address.
+    /// Returns a client of the host agent at an address.
     #[must_use]
     pub fn client_of_agent(&self, address: &str) -> Client {
         Client::of_agent(address, &self.authority())
     }
 
-    /// The database's URL, for looking behind the API.
+    /// Returns the database's URL, for checks behind the API.
     #[must_use]
     pub fn database_url(&self) -> String {
         let socket = self.dir().join("postgres/run").display().to_string().replace('/', "%2F");
         format!("postgres://wrenn@{socket}/wrenn")
     }
 
-    /// The process id of the private PostgreSQL, as it wrote it down last.
+    /// Returns the process id of the private PostgreSQL, from its own file.
     ///
     /// # Panics
-    /// When it wrote none.
+    /// When the file names no process.
     #[must_use]
     pub fn postgres_pid(&self) -> i32 {
         let file = self.dir().join("postgres/data/postmaster.pid");
         std::fs::read_to_string(file).unwrap().lines().next().unwrap().parse().unwrap()
     }
 
-    /// Makes another database in the platform's PostgreSQL, and returns its URL.
+    /// Creates another database in the platform's PostgreSQL and returns its URL.
     pub async fn separate_database(&self) -> String {
         let socket = self.dir().join("postgres/run");
         let made = Command::new("psql")
@@ -375,8 +378,9 @@ impl Platform {
         self.database_url().replace("/wrenn", "/separate").replace("//separate@", "//wrenn@")
     }
 
-    /// Starts a host agent alone, in a folder of its own, over the fake driver; with its address.
-    /// One that belongs to no platform yet registers with the control plane of `operator`.
+    /// Starts a separate host agent in a folder of its own, with the fake driver. Returns the
+    /// process and its address. An agent that belongs to no platform yet registers with the control
+    /// plane of `operator`.
     pub async fn agent(&self, operator: &Client, dir: &Path, listen: &str) -> (Child, String) {
         let log = dir.join("agent.log");
         let mut command = self.wrenn();
@@ -394,7 +398,7 @@ impl Platform {
         (process, address.trim_matches('"').to_owned())
     }
 
-    /// The command line, with this platform as its own.
+    /// Returns the `wrenn` command, set up to use this platform.
     #[must_use]
     pub fn wrenn(&self) -> Command {
         let mut command = Command::new(binary("wrenn"));
@@ -409,16 +413,16 @@ impl Platform {
         self.wrenn().args(args).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Looks for what belongs to this platform on the machine.
+    /// Finds everything that belongs to this platform on the machine.
     #[must_use]
     pub fn leftovers(&self) -> Leftovers {
         Leftovers::of(&self.dir())
     }
 
-    /// Ends the test: everything is removed, and nothing may be left.
+    /// Ends the test: removes the platform and checks that nothing is left.
     ///
     /// # Panics
-    /// When something is.
+    /// When something is left.
     pub fn finish(mut self) {
         if self.driver == Driver::Guests {
             self.leave_golden();
@@ -430,8 +434,8 @@ impl Platform {
         assert!(!self.dir().exists(), "the folder is left");
     }
 
-    /// Checks that the agent has nothing open in namespaces of capsules that are gone. A socket
-    /// that opens just now is in no table yet, so the check looks more than once.
+    /// Checks that the agent has nothing open in namespaces of removed capsules. A socket that has
+    /// just opened is in no table yet, so the check may look several times.
     fn check_held(&self) {
         let limit = Instant::now() + HELD;
         let mut held = held_in_removed_namespaces(self.pid());
@@ -452,7 +456,7 @@ impl Platform {
         if cleaned.status.success() { Ok(()) } else { Err(format!("wrenn clean: {said}")) }
     }
 
-    /// Stops it in order.
+    /// Stops the platform in order.
     pub fn stop(&mut self) {
         self.second = None;
         if let Some(mut process) = self.process.take() {

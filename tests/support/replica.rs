@@ -1,34 +1,34 @@
-//! Another control plane beside a platform's own.
+//! Further control plane beside a platform's own.
 
 use crate::client::Client;
 use crate::platform::{Platform, told};
 use serde_json::Value;
 use std::process::{Child, Stdio};
 
-/// A replica, or one over another database.
+/// Running control plane over the platform's database or another one.
 pub struct Replica {
     /// Its process.
     pub process: Child,
-    /// Where it serves.
+    /// URL of its API.
     pub url: String,
-    /// The key that it made for itself.
+    /// Key in the control plane's client file.
     pub key: String,
 }
 
 impl Replica {
-    /// A replica of the platform's control plane.
+    /// Starts a replica of the platform's control plane.
     #[must_use]
     pub fn start(platform: &Platform) -> Self {
         Self::over(platform, &platform.database_url())
     }
 
-    /// A control plane over a database, with the platform's authority.
+    /// Starts a control plane over a database, with the platform's authority.
     #[must_use]
     pub fn over(platform: &Platform, database: &str) -> Self {
         Self::run(platform, database, true)
     }
 
-    /// One without an authority.
+    /// Starts a control plane over a database, without an authority.
     #[must_use]
     pub fn plain(platform: &Platform, database: &str) -> Self {
         Self::run(platform, database, false)
@@ -52,7 +52,7 @@ impl Replica {
         Self { process, url, key: file["api_key"].as_str().unwrap().to_owned() }
     }
 
-    /// A client of it with its own key.
+    /// Returns a client of the control plane, with its own key.
     #[must_use]
     pub fn client(&self) -> Client {
         Client::new(&self.url, &self.key)

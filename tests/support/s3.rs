@@ -1,4 +1,4 @@
-//! A real S3 server over a folder, for one test.
+//! Real S3 server over a folder, for one test.
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -10,19 +10,19 @@ use tempfile::TempDir;
 
 const BUCKET: &str = "wrenn-test";
 
-/// A server with one bucket. It ends with the process.
+/// S3 server with one bucket. It ends with the process.
 pub struct S3 {
     dir: TempDir,
     vars: Vec<(&'static str, String)>,
 }
 
 impl S3 {
-    /// Starts one on this machine's loopback.
+    /// Starts a server on this machine's loopback.
     pub async fn start() -> Self {
         Self::serve(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
     }
 
-    /// Starts one on a listener, which may be of another network namespace.
+    /// Starts a server on a listener, which may belong to another network namespace.
     ///
     /// # Panics
     /// When the listener cannot be used, or there is no runtime.
@@ -56,25 +56,25 @@ impl S3 {
         Self { dir, vars }
     }
 
-    /// What hosts that use it are told.
+    /// Returns the variables for hosts that use the store.
     #[must_use]
     pub fn vars(&self) -> Vec<(&str, &str)> {
         self.vars.iter().map(|(name, value)| (*name, value.as_str())).collect()
     }
 
-    /// The store's URL.
+    /// Returns the store's URL.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.vars[0].1
     }
 
-    /// Where its objects are.
+    /// Returns the folder of the store's objects.
     #[must_use]
     pub fn objects(&self) -> PathBuf {
         self.dir.path().join(BUCKET).join("below/this")
     }
 
-    /// Every object of which the name holds something.
+    /// Returns every object whose name contains `holding`.
     #[must_use]
     pub fn find(&self, holding: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();

@@ -1,19 +1,19 @@
-//! Somebody's mail server, which takes every mail.
+//! Mail server of a third party, which accepts every mail.
 
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The server.
+/// Running mail server.
 pub struct Smtp {
-    /// Its URL, as WRENN_SMTP_URL takes it.
+    /// URL of the server, in the form of WRENN_SMTP_URL.
     pub url: String,
     mails: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Smtp {
-    /// Starts one.
+    /// Starts a server.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("smtp://{}", listener.local_addr().unwrap());
@@ -31,7 +31,7 @@ impl Smtp {
         Self { url, mails, task }
     }
 
-    /// What came so far, with the envelope's lines before.
+    /// Returns the mails received so far, each after the lines of its envelope.
     #[must_use]
     pub fn mails(&self) -> Vec<String> {
         self.mails.lock().unwrap().clone()

@@ -1,36 +1,37 @@
-//! A program that listens, as one in a capsule does: what it is sent is seen byte for byte, and
-//! what it answers is the test's. And a client that sends what no library would.
+//! Program that listens, as a program in a capsule does. The test sees each received byte and
+//! chooses the answers. A raw client sends bytes that no library would send.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long either side waits for bytes.
+/// Time limit for bytes from the other side.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// The program.
+/// Listening program.
 pub struct Upstream {
-    /// Where it listens.
+    /// Port that the program listens on.
     pub port: u16,
 }
 
-/// A connection, with what was read of it too early.
+/// Connection, with bytes that were read too early.
 pub struct Wire {
     stream: TcpStream,
     early: Vec<u8>,
 }
 
 impl Upstream {
-    /// Serves each connection by `serve`, on a thread of its own.
+    /// Starts a program that handles each connection by `serve`, on a thread of its own.
     pub fn start(serve: impl Fn(Wire) + Send + Sync + 'static) -> Self {
         Self::start_at("127.0.0.1", serve)
     }
 
-    /// Serves as [`Self::start`] does, at an address of this machine alone. No other address of
-    /// the loopback has a server at the port.
+    /// Starts a program as [`Self::start`] does, at one address of this machine. No other address
+    /// of the loopback has a server at the port.
     ///
     /// # Panics
+    /// When the program cannot listen there.
     /// When it cannot listen there.
     pub fn start_at(address: &str, serve: impl Fn(Wire) + Send + Sync + 'static) -> Self {
         let (listener, port) = loop {
@@ -50,12 +51,12 @@ impl Upstream {
         Self { port }
     }
 
-    /// Answers each request with its own head as the body, as often as it is asked.
+    /// Starts a program that answers each request with the request's own head as the body.
     pub fn echo() -> Self {
         Self::echo_at("127.0.0.1")
     }
 
-    /// Answers as [`Self::echo`] does, at an address of this machine alone.
+    /// Starts a program as [`Self::echo`] does, at one address of this machine.
     pub fn echo_at(address: &str) -> Self {
         Self::start_at(address, |mut wire| {
             while let Some(head) = wire.head() {
@@ -91,7 +92,7 @@ impl Wire {
         count
     }
 
-    /// Reports whether bytes have come that were not read yet.
+    /// Reports whether unread bytes have arrived.
     ///
     /// # Panics
     /// When the socket cannot be asked.
@@ -103,7 +104,7 @@ impl Wire {
         !self.early.is_empty() || peeked.is_ok_and(|count| count > 0)
     }
 
-    /// The next head, with the empty line that ends it; none at the end.
+    /// Returns the next head, with the empty line that ends it, or `None` at the end.
     pub fn head(&mut self) -> Option<String> {
         loop {
             if let Some(at) = self.early.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -116,32 +117,32 @@ impl Wire {
         }
     }
 
-    /// The next bytes; fewer at the end.
+    /// Returns the next bytes. There are fewer than `count` at the end of the stream.
     pub fn take(&mut self, count: usize) -> Vec<u8> {
         while self.early.len() < count && self.more() > 0 {}
         let count = count.min(self.early.len());
         self.early.drain(..count).collect()
     }
 
-    /// All bytes to the end.
+    /// Returns all bytes up to the end of the stream.
     pub fn rest(&mut self) -> Vec<u8> {
         while self.more() > 0 {}
         std::mem::take(&mut self.early)
     }
 
-    /// Sends bytes; whether the other side is still there.
+    /// Sends bytes. Returns `false` when the other side is gone.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
-    /// Answers with a body whose length is told.
+    /// Answers with a body and its length.
     pub fn answer(&mut self, status: &str, headers: &str, body: &[u8]) {
         let length = body.len();
         self.send(format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n"));
         self.send(body);
     }
 
-    /// Says that nothing more is sent.
+    /// Closes the sending direction.
     pub fn finish(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
