@@ -1,10 +1,11 @@
-//! Files that the guest's init needs, across boots: a pause of the disk alone ends in one.
+//! Files of the guest's init across boots. A resume after a pause of the disk alone boots the
+//! guest.
 
 use crate::{capsule, small};
 use serde_json::json;
 use tests::{Client, Driver, Platform};
 
-/// Has a capsule boot anew with the disk that it has.
+/// Boots a capsule again with its current disk.
 async fn boot(client: &Client, id: &str) {
     let paused = client.change(id, "pause", &json!({ "memory": false })).await;
     assert_eq!(paused["status"], "paused", "{paused}");
@@ -25,7 +26,7 @@ async fn users_lines_of_hosts_and_resolver_survive_a_boot() {
     boot(&client, &id).await;
     assert_eq!(client.out(&id, &read).await, before);
 
-    // A user's own server stays, and names that programs need come back.
+    // A name server that the user wrote stays. Names that programs need come back.
     let own = "echo nameserver 9.9.9.9 | sudo tee /etc/resolv.conf; \
         echo 10.1.2.3 db.test | sudo tee /etc/hosts; sudo chmod 644 /etc/hosts";
     client.out(&id, own).await;
@@ -34,7 +35,7 @@ async fn users_lines_of_hosts_and_resolver_survive_a_boot() {
         "10.1.2.3 db.test\n127.0.0.1 localhost capsule\n::1 localhost\nnameserver 9.9.9.9\n";
     assert_eq!(client.out(&id, both).await, wanted);
 
-    // Modules and headers are files of a user's too.
+    // Kernel modules and headers of a user's own are kept too.
     let module = "/lib/modules/$(uname -r)/mine";
     client.out(&id, &format!("echo mine | sudo tee {module}")).await;
     boot(&client, &id).await;
@@ -62,7 +63,7 @@ async fn name_servers_follow_the_host_at_a_boot_and_other_lines_stay() {
     platform.finish();
 }
 
-/// Root in a guest may make anything of a path that a boot reads or writes.
+/// Root in a guest may turn any path that a boot reads or writes into anything.
 #[tokio::test]
 async fn pipes_and_folders_in_place_of_files_hold_up_no_boot() {
     let (platform, client, id) = capsule().await;
@@ -87,7 +88,7 @@ async fn pipes_and_folders_in_place_of_files_hold_up_no_boot() {
     platform.finish();
 }
 
-/// Images of containers often hold no `modprobe`.
+/// Container images often hold no `modprobe`.
 #[tokio::test]
 async fn guest_without_modprobe_has_the_common_modules_after_a_boot() {
     let (platform, client, id) = capsule().await;

@@ -1,5 +1,5 @@
-//! `kill -9` around real machines: those that ran run on and are found again; nothing of what
-//! was half made or half removed is left.
+//! `kill -9` around real machines. Running machines keep running and are found again. Nothing half
+//! made or half removed is left.
 
 use crate::{capsule, small};
 use serde_json::json;
@@ -18,7 +18,7 @@ async fn machines_outlive_the_platform_and_are_found_again() {
     let mut last = 0;
     for round in 0..3 {
         match round {
-            // In the middle of a command.
+            // The kill comes in the middle of a command.
             0 => {
                 let sleep = client.sh(&id, "sleep 5");
                 let _ = tokio::time::timeout(Duration::from_millis(300), sleep).await;
@@ -91,7 +91,7 @@ async fn a_platform_that_dies_in_the_middle_of_a_boot_or_a_removal_leaves_nothin
     platform.finish();
 }
 
-/// Opens a stream of a command that goes on.
+/// Opens a stream of an endless command.
 async fn endless(client: &Client, id: &str) -> Socket {
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     socket.send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"] })).await;
@@ -99,7 +99,7 @@ async fn endless(client: &Client, id: &str) -> Socket {
     socket
 }
 
-/// A stream whose machine is gone ends, and says why.
+/// Checks that a stream of a machine that is gone ends, with the reason.
 async fn breaks(mut socket: Socket) {
     let frame = socket.next().await.unwrap();
     assert_eq!(frame["code"], "guest_unavailable", "{frame}");
@@ -130,8 +130,8 @@ async fn a_machine_that_is_killed_is_told_and_removed() {
     platform.finish();
 }
 
-/// What a machine leaves that dies while no agent runs is still its own: its removal takes nothing
-/// from whoever came after.
+/// Remains of a machine that dies while no agent runs belong to its capsule. Their removal takes
+/// nothing from later capsules.
 #[tokio::test]
 async fn a_machine_that_dies_while_no_agent_runs_is_told_and_takes_nothing_with_it() {
     let (mut platform, _, id) = capsule().await;

@@ -6,14 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tests::{Driver, Platform, eventually, processes_of};
 
-/// The files of a capsule's snapshot that are written at each pause.
+/// Returns the files of a capsule's snapshot that each pause writes.
 pub(crate) fn parts(platform: &Platform, id: &str, number: u32) -> Vec<PathBuf> {
     let kept = platform.dir().join(format!("capsules/{id}/kept/{number}"));
     let files = fs::read_dir(kept).unwrap().flatten().map(|file| file.path());
     files.filter(|path| !path.ends_with("image.ext4")).collect()
 }
 
-/// Changes a file for as long as the value lives; others that have it by a link keep theirs.
+/// Damage to a file, undone on drop. Hard links to the file keep their contents.
 struct Damage(PathBuf, PathBuf);
 
 impl Damage {
@@ -37,7 +37,8 @@ impl Drop for Damage {
 async fn damage_is_told_and_the_snapshot_before_is_offered() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
-    // Booted, so that all layers are its own: one that is shared may be in memory, checked already.
+    // The capsule boots, so that all layers are its own. A shared layer may be in memory, checked
+    // already.
     let _ = fs::remove_dir_all(platform.dir().join("golden"));
     let id = client.create(&json!({ "memory_mb": 192, "disk_mb": 64 })).await;
     client.out(&id, "echo one > /dev/shm/x; echo one > f").await;
@@ -69,19 +70,19 @@ async fn damage_is_told_and_the_snapshot_before_is_offered() {
     }
     let damage = Damage::new(&files[0], cut);
     client.post(&resume, &json!({ "snapshot": 9 })).await.refuses(400, "invalid_request", "9");
-    // The one before is whole, memory and disk.
+    // The snapshot before is whole, memory and disk.
     let before = client.change(&id, "resume", &json!({ "snapshot": 1 })).await;
     assert_eq!(before["status"], "running");
     assert_eq!(client.out(&id, "cat /dev/shm/x f").await, "one\none\n");
     client.pause(&id).await;
     drop(damage);
-    // And so is the one that was damaged, as long as it is kept.
+    // The damaged snapshot can be resumed too, once its file is repaired.
     client.change(&id, "resume", &json!({ "snapshot": 2 })).await;
     assert_eq!(client.out(&id, "cat /dev/shm/x f").await, "two\ntwo\n");
     platform.finish();
 }
 
-/// A capsule whose machine is lost, with the host's memory, is lost; what was kept before is not.
+/// A capsule whose machine and memory are lost can be resumed from its last snapshot.
 #[tokio::test]
 async fn a_machine_that_is_lost_can_be_had_as_it_was_kept() {
     let (mut platform, client, id) = capsule().await;

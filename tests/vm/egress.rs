@@ -1,5 +1,5 @@
-//! What a capsule's own rules let it reach: by address and by name, changed while it runs, kept
-//! through pauses, forks and the platform's death.
+//! A capsule's own rules for connections outside, by address and by name. Rules change while it
+//! runs. They last through pauses, forks and the platform's death.
 
 use crate::internet::{INTERNET, Internet, OTHER, PORT};
 use crate::small;
@@ -15,7 +15,7 @@ async fn platform() -> (Platform, Client) {
     (platform, client)
 }
 
-/// What `curl` gets of a URL: the last word, or why there is none.
+/// Fetches a URL by `curl` in a capsule. Returns the body, the HTTP status and curl's exit code.
 async fn curl(client: &Client, id: &str, args: &str) -> String {
     let curl = format!("curl -sk --noproxy '*' -m 6 -w '%{{http_code}}' {args}");
     let script = format!("got=$({curl}); code=$?; echo $got $code");
@@ -31,7 +31,7 @@ fn plain(host: &str, at: std::net::Ipv4Addr) -> String {
     format!("{host} at {at} 200 0")
 }
 
-/// A capsule for whom `*.wild.test` alone is allowed.
+/// Checks a capsule for which only `*.wild.test` is allowed.
 async fn reaches(client: &Client, id: &str) {
     let wanted = plain("b.wild.test", INTERNET);
     eventually("it reaches what is allowed", || async {
@@ -41,7 +41,7 @@ async fn reaches(client: &Client, id: &str) {
     assert_eq!(curl(client, id, "http://ok.test/").await, "000 6");
 }
 
-/// By address, it takes no more than the firewall; what is denied ends for what is under way too.
+/// The firewall alone enforces rules by address. A denial also ends connections under way.
 #[tokio::test]
 async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
     let _internet = Internet::make().with_names();
@@ -54,7 +54,7 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
     let then = Instant::now();
     let size = "sleep 0.3; a=$(wc -c </tmp/slow); sleep 1; echo $(($(wc -c </tmp/slow) - a))";
     assert_eq!(client.out(&id, size).await.trim(), "0", "it goes on after {:?}", then.elapsed());
-    // Not by a name server either.
+    // The name server refuses as well.
     assert!(curl(&client, &id, "http://any.test/").await.starts_with("000"));
     let direct = format!("http://{INTERNET}/ http://{OTHER}:{PORT}/");
     assert_eq!(curl(&client, &id, &direct).await, "000000 28");
@@ -63,7 +63,7 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
     let other = format!("http://{OTHER}/");
     assert_eq!(curl(&client, &id, &other).await, plain("11.22.33.45", OTHER));
     assert!(curl(&client, &id, &format!("http://{INTERNET}/")).await.starts_with("000"));
-    // What is private stays so.
+    // An allowed private range stays out of reach.
     assert!(curl(&client, &id, "http://192.168.77.7:8080/").await.starts_with("000"));
     set(&client, &id, json!({ "deny": ["11.22.33.45"] })).await;
     assert!(curl(&client, &id, &other).await.starts_with("000"));
@@ -73,7 +73,7 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
         let refused = client.put(&format!("/v1/capsules/{id}/network"), &rules).await;
         refused.refuses(400, "invalid_request", "network.deny");
     }
-    // Whoever changes them and dies on the way to the host is made up for.
+    // A platform that dies between the change and the host carries the change out after its start.
     platform.kill();
     platform.set_var("WRENN_DIE_AT", Some("control.network"));
     platform.resume().await;
@@ -95,7 +95,8 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
     platform.finish();
 }
 
-/// By the name that TLS and HTTP ask for, to the addresses that the name server gave.
+/// Rules by name look at the name that TLS and HTTP ask for, and at the addresses that the name
+/// server gave.
 #[tokio::test]
 async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
     let _internet = Internet::make().with_names();
@@ -109,13 +110,14 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
             assert_eq!(curl(&client, &id, &url).await, plain(host, INTERNET), "{url}");
         }
     }
-    // 6: no such name. 403: said in words. 35: TLS was refused. 28, 52, 56: nothing came.
+    // Exit codes of curl: 6 for an unknown name, 35 for a refusal of TLS, 28, 52 and 56 for no
+    // answer. Status 403: a refusal by HTTP.
     let refused = [
         ("http://bad.test/".to_owned(), "000 6"),
         ("http://wild.test/".to_owned(), "000 6"),
         (format!("--resolve bad.test:80:{INTERNET} http://bad.test/"), "403 0"),
         (format!("--resolve bad.test:443:{INTERNET} https://bad.test/"), "000 35"),
-        // A name that is allowed, at an address that is not its own.
+        // The name is allowed, but the address is not one of its own.
         (format!("--resolve ok.test:80:{OTHER} http://ok.test/"), "403 0"),
         (format!("--resolve ok.test:443:{OTHER} https://ok.test/"), "000 35"),
         (format!("http://{INTERNET}/"), "403 0"),
@@ -128,8 +130,8 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
         let tail: Vec<&str> = got.rsplitn(3, ' ').collect();
         assert_eq!(format!("{} {}", tail[1], tail[0]), wanted, "{args}: {got}");
     }
-    // Whatever name server is asked, it is the capsule's own, and of what is not allowed it tells
-    // nothing.
+    // Questions to any name server reach the capsule's own, which refuses names that are not
+    // allowed.
     let ask = "import socket,sys\n\
         def ask(name, to):\n  \
           q=b'\\0\\1\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'+b''.join(bytes([len(p)])+p.encode() for p in name.split('.'))+b'\\0\\0\\1\\0\\1'\n  \
@@ -137,11 +139,11 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
         print(ask('ok.test','11.22.33.45'), ask('leak.evil.test','11.22.33.44'))";
     let script = format!("python3 -c \"{ask}\"");
     assert_eq!(client.out(&id, &script).await, "0 5\n");
-    // The metadata service is no business of the rules.
+    // The rules do not cover the metadata service.
     let metadata = "curl -s -o /dev/null -w '%{http_code}' http://169.254.169.254/";
     assert_eq!(client.out(&id, metadata).await, "401");
 
-    // A change that takes a name away ends what goes by it.
+    // A change that removes a name ends connections by that name.
     let slow = "curl -skN https://ok.test/slow >/tmp/slow & sleep 1.5; wc -c </tmp/slow";
     assert_ne!(client.out(&id, slow).await.trim(), "0");
     set(&client, &id, json!({ "internet": false, "allow": ["*.wild.test"] })).await;
@@ -149,7 +151,7 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
     assert_eq!(client.out(&id, size).await.trim(), "0");
     assert_eq!(curl(&client, &id, "http://ok.test/").await, "000 6");
 
-    // The rules are the capsule's, wherever it goes: an agent that is another, a pause, a fork.
+    // The rules follow the capsule through a new agent, a pause and a fork.
     platform.kill();
     platform.resume().await;
     let client = platform.client();
@@ -161,7 +163,7 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
     let fork = forked["items"][0]["id"].as_str().unwrap().to_owned();
     reaches(&client, &fork).await;
 
-    // Denied by name, all else is open.
+    // With one name denied, everything else is open.
     set(&client, &id, json!({ "deny": ["bad.test"] })).await;
     assert_eq!(curl(&client, &id, "http://other.test/").await, plain("other.test", OTHER));
     assert_eq!(curl(&client, &id, "http://bad.test/").await, "000 6");
@@ -171,7 +173,7 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
         curl(&client, &id, &format!("http://{INTERNET}/")).await,
         plain("11.22.33.44", INTERNET)
     );
-    // And open again, nothing of ours is in the way.
+    // Without rules, nothing filters any more.
     set(&client, &id, json!({})).await;
     let took = Instant::now();
     assert_eq!(curl(&client, &id, "http://bad.test/").await, plain("bad.test", INTERNET));
@@ -180,6 +182,7 @@ async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
 }
 
 /// Speaks to `INTERNET` in ways that a usual client does not. Prints for each case whether the web
+/// server there answered for `bad.test`.
 /// server there answered for `bad.test`.
 const TRICKS: &str = r#"
 import socket, ssl, sys, time
@@ -225,13 +228,13 @@ print("good server name False", b" at " in tls("good.test"))
 "#;
 
 /// While a name is denied, nothing with an unreadable host reaches ports 80 and 443. Connections
-/// from before the change do not go on either.
+/// from before the change do not continue either.
 #[tokio::test]
 async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection() {
     let _internet = Internet::make().with_names();
     let (platform, client) = platform().await;
     let id = client.create(&small()).await;
-    // Connections that were opened before the change, which the filter has never seen.
+    // Connections were opened before the change, so the filter has never seen them.
     let open = format!(
         "for s in http https; do curl -skN --resolve bad.test:80:{INTERNET} \
          --resolve bad.test:443:{INTERNET} $s://bad.test/slow >/tmp/$s & done; sleep 3; \
@@ -254,7 +257,7 @@ async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection(
         let wanted = if allowed { " False True" } else { " False False" };
         assert!(line.ends_with(wanted), "{line} in\n{told}");
     }
-    // QUIC would hide the name; other ports go by address.
+    // QUIC would hide the name, so UDP port 443 is closed. Other ports are filtered by address.
     let udp = "import socket,sys\n\
         s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(3)\n\
         s.connect((sys.argv[1],443)); s.send(b'x')\n\
@@ -286,7 +289,7 @@ for i in range(10000):
 print("sent")
 "#;
 
-/// Asks as many questions at once as a busy program has, and all must be answered.
+/// Asks the name server as many questions at once as a busy program does. All must be answered.
 const BUSY: &str = r#"
 import socket, sys
 q = b"\0\1\1\0\0\1\0\0\0\0\0\0\1a\4test\0\0\1\0\1"

@@ -33,7 +33,7 @@ fn triple_fault() -> String {
     format!("sudo sh -c 'echo triple > /sys/kernel/reboot/type'; {}", reboot("0x01234567"))
 }
 
-/// Starts a command that goes on.
+/// Starts an endless command.
 async fn unleash(client: &Client, id: &str, script: &str) {
     let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
@@ -50,7 +50,7 @@ async fn why_ended(client: &Client, id: &str) -> String {
     seen["error"].as_str().unwrap().to_owned()
 }
 
-/// Waits until a guest's console has its last word.
+/// Waits until a guest's console contains a word.
 async fn last_word(client: &Client, id: &str, word: &str) {
     let path = format!("/v1/capsules/{id}/logs");
     eventually("the guest says its last word", || async {
@@ -60,7 +60,7 @@ async fn last_word(client: &Client, id: &str, word: &str) {
     .await;
 }
 
-/// Counts the snapshots that a capsule has of its own.
+/// Counts a capsule's own snapshots.
 fn kept(platform: &Platform, id: &str) -> usize {
     let kept = platform.dir().join(format!("capsules/{id}/kept"));
     fs::read_dir(kept).map_or(0, Iterator::count)
@@ -133,7 +133,7 @@ async fn halted_guest_is_kept_by_no_pause_and_no_snapshot() {
 #[tokio::test]
 async fn guest_that_ends_during_a_pause_is_not_kept_and_is_told() {
     let (platform, client, id) = capsule().await;
-    // A pause lets requests under way end, and the guest ends with this one.
+    // A pause lets requests under way end, and the guest ends with this request.
     let going = "touch /tmp/begun; sleep 1; echo o > /proc/sysrq-trigger";
     let body = json!({ "cmd": "sudo", "args": ["sh", "-c", going] });
     let exec = client.request(reqwest::Method::POST, &format!("/v1/capsules/{id}/exec"));
@@ -154,12 +154,12 @@ async fn guest_that_is_stopped_or_silent_is_not_taken_for_halted() {
     let (platform, client, stopped) = capsule().await;
     let silent = client.create(&small()).await;
     let halted = client.create(&small()).await;
-    // The host gives the first guest no time, and the second does not listen. Both live.
+    // The host gives the first guest no time, and the second guest does not listen. Both live.
     signal(processes_of(&stopped)[0], Signal::STOP);
     let deaf = "sudo sh -c 'ip link set eth0 down; sleep 25; ip link set eth0 up'";
     unleash(&client, &silent, deaf).await;
     unleash(&client, &halted, &halt()).await;
-    // By the time that the third counts as halted, both were looked at for as long.
+    // By the time that the third guest counts as halted, the first two were watched for as long.
     assert_eq!(why_ended(&client, &halted).await, HALTED);
     signal(processes_of(&stopped)[0], Signal::CONT);
     for id in [&stopped, &silent] {

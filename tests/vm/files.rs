@@ -1,10 +1,10 @@
-//! Files of a real guest: an overwrite on a full disk, devices, and what the kernel makes up.
+//! Files of a real guest: an overwrite on a full disk, devices, and files that the kernel makes up.
 
 use crate::capsule;
 use reqwest::{Method, RequestBuilder};
 use tests::Client;
 
-/// A request for the contents of a file.
+/// Builds a request for the contents of a file.
 fn file(client: &Client, id: &str, method: Method, path: &str) -> RequestBuilder {
     client.request(method, &format!("/v1/capsules/{id}/files")).query(&[("path", path)])
 }
@@ -15,7 +15,7 @@ async fn overwrite_on_a_full_disk_keeps_the_old_contents_and_leaves_nothing() {
     let begin =
         "mkdir /home/user/d && cd /home/user/d && seq 100000 > f && chmod 640 f && sha256sum f";
     let sum = client.out(&id, begin).await;
-    // A little room stays: the disk fills while the body comes.
+    // A little room stays, so that the disk fills while the body arrives.
     let fill = "head -c 1G /dev/zero > /home/user/fill 2> /dev/null; truncate -s -4M /home/user/fill; sync";
     client.sh(&id, fill).await;
     let put = file(&client, &id, Method::PUT, "/home/user/d/f");
@@ -74,7 +74,7 @@ async fn files_that_the_kernel_makes_up_are_read_and_written_as_by_a_shell() {
 async fn account_table_that_is_a_named_pipe_stops_no_call_but_those_that_need_it() {
     let (platform, client, id) = capsule().await;
     client.out(&id, "cp /etc/passwd /home/user/passwd").await;
-    // The shell that takes the table away gives it back by itself.
+    // The shell that moves the table away puts it back by itself.
     let script = "mv /etc/passwd /etc/kept; mkfifo /etc/passwd; sleep 30; mv /etc/kept /etc/passwd";
     let exec =
         serde_json::json!({ "cmd": "sudo", "args": ["sh", "-c", script], "background": true });

@@ -1,5 +1,5 @@
-//! Forks and snapshots of real guests: each child is a machine of its own, and nobody is
-//! disturbed.
+//! Forks and snapshots of real guests. Each child is a machine of its own, and no other capsule
+//! notices.
 
 use crate::{capsule, small};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ fn ids(forked: &Value) -> Vec<String> {
     items.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// What must be each capsule's own.
+/// Returns the values that must be unique to each capsule.
 async fn own(client: &Client, id: &str) -> Vec<String> {
     let script = "head -c 16 /dev/urandom | base64; cat /proc/sys/kernel/random/uuid; \
                   cat /proc/sys/kernel/random/boot_id; cat /etc/machine-id; \
@@ -47,19 +47,20 @@ async fn ten_forks_have_the_sources_state_and_nothing_else_in_common() {
         let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
         assert_eq!(list["processes"][0]["tag"], "count", "{list}");
         let before: u32 = client.out(id, "cat /dev/shm/count").await.trim().parse().unwrap();
-        // It counts on, however slowly; the command's own end is that of patience.
+        // The count continues, however slowly. The command's own end is the test's time limit.
         let counts = format!("until [ $(cat /dev/shm/count) -gt {before} ]; do sleep 0.2; done");
         client.out(id, &counts).await;
     }
-    // What one writes, no other sees.
+    // Writes of one capsule are invisible to the others.
     client.out(&children[0], "echo other > /tmp/disk; echo other > /dev/shm/memory").await;
     for id in [&source, &children[1]] {
         assert_eq!(client.out(id, "cat /tmp/disk /dev/shm/memory").await, "kept\nkept\n");
     }
-    // The source's token opens the source alone: each child's guest has one of its own.
+    // The source's token opens the source alone. Each child's guest has a token of its own.
     let agent = platform.agent_client().below(&format!("/proxy/{}/49983", children[0]));
     agent.get("/envs").await.expect(401);
-    // What a fork began from goes with it; children can be kept, and forked, as others can.
+    // The snapshot behind a fork is removed with it. Children can be paused and forked like other
+    // capsules.
     assert_eq!(client.get("/v1/snapshots").await.expect(200)["items"], json!([]));
     assert_eq!(fs::read_dir(platform.dir().join("snapshots")).unwrap().count(), 0);
     client.pause(&children[0]).await;
@@ -72,7 +73,7 @@ async fn ten_forks_have_the_sources_state_and_nothing_else_in_common() {
     platform.finish();
 }
 
-/// Memory of a machine that is its own and of no file, in KiB.
+/// Returns a machine's private memory, which belongs to no file, in KiB.
 fn private_kib(pid: i32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let field = |name: &str| -> u64 {
@@ -97,7 +98,8 @@ async fn a_snapshot_is_a_template_of_its_own_and_outlives_its_source() {
     let mut children = Vec::new();
     for from in ["mine", taken["id"].as_str().unwrap()] {
         let child = client.create(&json!({ "template": from })).await;
-        // What they have in common is there once: its own are not even the 50 MB.
+        // Shared memory exists once, so a machine's private memory is below the 50 MB that both
+        // hold.
         let private = private_kib(processes_of(&child)[0]);
         assert!(private < 45_000, "{private} KiB of a machine's own");
         assert_eq!(
@@ -112,7 +114,7 @@ async fn a_snapshot_is_a_template_of_its_own_and_outlives_its_source() {
     client.get("/v1/snapshots/mine").await.refuses(404, "not_found", "snapshot");
     let gone = client.post("/v1/capsules", &json!({ "template": "mine" })).await;
     gone.refuses(404, "not_found", "template");
-    // Those that began from it keep what they need, through a pause too.
+    // Capsules that began from the snapshot keep what they need, through a pause too.
     client.pause(&children[0]).await;
     client.resume(&children[0]).await;
     assert_eq!(client.out(&children[0], "sha256sum /dev/shm/x").await, sum);
@@ -136,14 +138,14 @@ async fn the_first_of_a_size_is_booted_and_the_rest_are_not() {
     }
     assert_eq!(own_ids.len(), 3);
     assert_eq!(fs::read_dir(&golden).unwrap().count(), before + 1);
-    // One that is damaged is found out, and made anew.
+    // A damaged template machine is detected and made anew.
     for file in fs::read_dir(&golden).unwrap().flatten() {
         let layer = fs::read_dir(file.path()).unwrap().flatten();
         let mut layer = layer.filter(|f| f.file_name().to_string_lossy().ends_with(".pages"));
         let path = layer.next().unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
         bytes[100_000] ^= 1;
-        // A new file: others may have the old one by a link.
+        // The damage goes into a new file, since others may have the old file by a link.
         fs::remove_file(&path).unwrap();
         fs::write(&path, bytes).unwrap();
     }
@@ -154,14 +156,15 @@ async fn the_first_of_a_size_is_booted_and_the_rest_are_not() {
     let after = client.post("/v1/capsules", &small()).await.expect(201);
     assert_eq!(after["booted"], true, "a damaged machine was brought back: {after}");
     assert_eq!(client.out(after["id"].as_str().unwrap(), "echo up").await, "up\n");
-    // One that does not fit any more, as by another name server, is made anew too.
+    // A template machine that no longer fits, here because of another name server, is made anew
+    // too.
     platform.stop();
     platform.set_var("WRENN_DNS", Some("9.9.9.9"));
     platform.resume().await;
     assert_eq!(fs::read_dir(&golden).unwrap().count(), 0, "what does not fit is kept");
     let after = platform.client().post("/v1/capsules", &small()).await.expect(201);
     assert_eq!(after["booted"], true, "{after}");
-    // Not to be left for other tests.
+    // The folder is removed, so that it is not left for other tests.
     fs::remove_dir_all(&golden).unwrap();
     platform.finish();
 }

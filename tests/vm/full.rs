@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use tests::{Client, Driver, Platform, eventually, processes_of};
 
-/// A small disk, which can be filled. A tmpfs would not do: reading a page of a mapped file takes
+/// Small disk, which can be filled. A tmpfs would not do: reading a page of a mapped file takes
 /// room there. A guest under Firecracker then waits for a page without room.
 struct Small(tempfile::TempDir);
 
@@ -32,7 +32,7 @@ impl Small {
         Self(dir)
     }
 
-    /// Takes all the room that there is, to the last block, until the returned file is dropped.
+    /// Fills the disk to the last block until the returned file is dropped.
     fn fill(&self) -> NamedTempFile {
         let mut filler = self.leave(1);
         let end = std::io::Seek::seek(&mut filler, std::io::SeekFrom::End(0)).unwrap();
@@ -44,7 +44,7 @@ impl Small {
         filler
     }
 
-    /// Takes all the room except for `mib` MiB.
+    /// Fills the disk except for `mib` MiB until the returned file is dropped.
     fn leave(&self, mib: u64) -> NamedTempFile {
         let filler = NamedTempFile::new_in(self.0.path()).unwrap();
         let take = self.free_mib().saturating_sub(mib) << 20;
@@ -97,8 +97,8 @@ async fn a_full_disk_fails_a_pause_and_nothing_else() {
     platform.finish();
 }
 
-/// Has a guest write so many MiB to its disk in the background, each piece through to the disk, and
-/// then a word.
+/// Has a guest write `mib` MiB to its disk in the background. The guest syncs the data to the disk
+/// and then reports that it is done.
 async fn write_on(client: &Client, id: &str, mib: u32) {
     let script = format!(
         "head -c {mib}M /dev/urandom > /dev/shm/data; cp /dev/shm/data /home/user/data; \
@@ -108,7 +108,7 @@ async fn write_on(client: &Client, id: &str, mib: u32) {
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
 }
 
-/// Waits for the word that the guest is done, and checks the written data.
+/// Waits for the guest's report, and checks the written data.
 async fn written(client: &Client, id: &str) {
     let done = "test -e /dev/shm/done && echo yes || echo no";
     eventually("the guest has written all of it", || async {
@@ -252,7 +252,7 @@ async fn a_platform_that_starts_on_a_full_disk_says_so_and_gets_up_when_there_is
     assert!(freed.join().unwrap(), "the full disk is not told");
     platform.client().get("/v1/capsules").await.expect(200);
     platform.stop();
-    // The guard looks for what is left in the platform's own folder.
+    // The guard looks for remains in the platform's own folder.
     fs::remove_dir_all(disk.0.path().join("postgres")).unwrap();
     fs::remove_file(platform.dir().join("postgres")).unwrap();
     platform.finish();
@@ -261,7 +261,7 @@ async fn a_platform_that_starts_on_a_full_disk_says_so_and_gets_up_when_there_is
 #[tokio::test]
 async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended() {
     if tests::firecracker().is_some() {
-        // Firecracker's guests get an error of their disk instead, as `docs/operations.md` says.
+        // Under Firecracker, guests get a disk error instead, as `docs/operations.md` says.
         return;
     }
     let disk = Small::new();
@@ -282,7 +282,7 @@ async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended(
     assert_eq!(disk.free_mib(), 0);
     let machine = processes_of(&writer);
     // The agent itself writes a little at its start, so some room is left. The guest must not take
-    // it.
+    // this room.
     let filled = filler.as_file();
     filled.set_len(filled.metadata().unwrap().len() - (8 << 20)).unwrap();
     platform.kill();

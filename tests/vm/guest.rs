@@ -1,4 +1,4 @@
-//! What a guest of `base` is like for those who use it.
+//! A guest of the template `base`, as its users see it.
 
 use crate::{capsule, small};
 use base64::Engine;
@@ -36,11 +36,11 @@ async fn base_holds_what_programs_expect() {
     client.out(&id, "grep -q ^nameserver /etc/resolv.conf && grep -q capsule /etc/hosts").await;
     client.out(&id, "test -w /tmp -a -d /dev/shm -a -c /dev/ptmx -a -e /dev/fd/0").await;
     assert_eq!(client.out(&id, "df -m --output=size / | tail -n 1 | wc -w").await, "1\n");
-    // Time is the host's.
+    // The guest's clock follows the host's.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let there: u64 = client.out(&id, "date +%s").await.trim().parse().unwrap();
     assert!(there.abs_diff(now.as_secs()) < 20, "the guest's clock is {there}");
-    // Metadata of files is kept in extended attributes of the user's.
+    // File metadata of E2B's API is stored in extended attributes of the `user` namespace.
     let set = "import os; open('/home/user/f','w'); os.setxattr('/home/user/f','user.e2b.k',b'v'); \
         print(os.getxattr('/home/user/f','user.e2b.k'))";
     let set = json!({ "cmd": "python3", "args": ["-c", set] });

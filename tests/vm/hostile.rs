@@ -1,11 +1,11 @@
-//! Guests that misbehave: theirs is the damage, and what is said about it is clear.
+//! Guests that misbehave damage only themselves, and the platform reports them clearly.
 
 use crate::{capsule, small};
 use reqwest::Method;
 use serde_json::json;
 use tests::{Client, eventually};
 
-/// Starts a shell script that goes on.
+/// Starts a shell script that runs in the background.
 async fn unleash(client: &Client, id: &str, script: &str) {
     let body = json!({ "cmd": "bash", "args": ["-c", script], "background": true });
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
@@ -68,7 +68,7 @@ async fn a_guest_that_ends_itself_is_told_with_its_reason() {
         "sudo sh -c 'echo farewell > /dev/console; echo b > /proc/sysrq-trigger'",
     )
     .await;
-    // The one that serves: PID 1 stays behind and sees its end.
+    // The killed process is envd's server. PID 1 survives it and sees its end.
     unleash(&client, &second, "sudo kill -9 $(pgrep -o -P 1 init)").await;
     for (id, told) in [(&first, "the guest ended"), (&second, "the guest ended")] {
         let path = format!("/v1/capsules/{id}");
@@ -81,7 +81,7 @@ async fn a_guest_that_ends_itself_is_told_with_its_reason() {
         let exec = client.post(&format!("{path}/exec"), &json!({ "cmd": "true" })).await;
         exec.refuses(409, "capsule_not_running", "the capsule is error");
     }
-    // Its last words are kept, its machine is not.
+    // The guest's console output is kept after its machine is gone.
     let logs = client.get(&format!("/v1/capsules/{first}/logs")).await.expect(200);
     assert!(logs.as_str().unwrap().contains("farewell"), "{logs}");
     eventually("the machines are gone", || async {

@@ -1,31 +1,31 @@
-//! The internet that tests have: a namespace behind the host's way out, with addresses that are
-//! nobody's on this machine, that answers whoever asks.
+//! The internet for tests: a namespace behind the host's way out. Its addresses belong to nothing
+//! else on this machine, and it answers everybody.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 
-/// Two hosts of it, of which one is its name server too.
+/// Two servers of the internet. The first is its name server too.
 pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
 pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 45);
-/// The host's own address on its way there: a public one, by its looks.
+/// The host's own address on its way to the internet. It looks like a public address.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 1);
-/// A private network behind the same way.
+/// Server in a private network behind the same way out.
 pub(crate) const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 7);
 pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const NAMESPACE: &str = "wrenn-test-internet";
-/// Where every address answers with the caller's.
+/// Port at which every address answers with the caller's address.
 pub(crate) const PORT: u16 = 8080;
 
-/// The other side of the host's way out. Tests that make one hold the machine's only one.
+/// Other side of the host's way out. The machine has only one, so a test holds a lock on it.
 pub(crate) struct Internet {
     started: Vec<Child>,
     _turn: std::fs::File,
 }
 
 impl Internet {
-    /// Makes it, and has it answer on every address.
+    /// Creates the internet, with a server on every address.
     pub(crate) fn make() -> Self {
         let at = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/internet.lock");
         let turn = std::fs::File::create(at).unwrap();
@@ -53,8 +53,8 @@ impl Internet {
         this
     }
 
-    /// Has it answer HTTP and HTTPS, by any certificate, and questions for names: every name is
-    /// `INTERNET`'s but those that begin with `other`, which are `OTHER`'s.
+    /// Adds servers for HTTP, HTTPS with a self-made certificate, and DNS. Every name leads to
+    /// `INTERNET`, except that names beginning with `other` lead to `OTHER`.
     pub(crate) fn with_names(mut self) -> Self {
         inside(|ready| answer_names(&UdpSocket::bind(("0.0.0.0", 53)).unwrap(), ready));
         let dir = tempfile::tempdir().unwrap();
@@ -72,7 +72,7 @@ impl Internet {
         self
     }
 
-    /// Opens a port on every address of it.
+    /// Opens a port on every address of the internet.
     pub(crate) fn listen(&self, port: u16) -> TcpListener {
         let bind = move || {
             enter();
@@ -82,7 +82,7 @@ impl Internet {
     }
 }
 
-/// Says its own address and the host that it was asked by; `/slow` never ends.
+/// Web server that answers with the requested host and its own address. `/slow` never ends.
 const WEB: &str = r#"
 import http.server, ssl, threading, time
 class Web(http.server.BaseHTTPRequestHandler):
@@ -123,7 +123,7 @@ fn remove() {
     let _ = Command::new("ip").args(["link", "del", "wt-host"]).output();
 }
 
-/// Serves inside, on a thread of its own; returns once it does.
+/// Serves in the namespace on a thread of its own. Returns once the server is ready.
 fn inside(serve: impl FnOnce(&Sender<()>) + Send + 'static) {
     let (ready, wait) = channel();
     std::thread::spawn(move || {
@@ -133,7 +133,7 @@ fn inside(serve: impl FnOnce(&Sender<()>) + Send + 'static) {
     wait.recv().unwrap();
 }
 
-/// Moves the thread inside.
+/// Moves the calling thread into the namespace.
 fn enter() {
     let ns = std::fs::File::open(format!("/run/netns/{NAMESPACE}")).unwrap();
     let kind = Some(rustix::thread::LinkNameSpaceType::Network);
@@ -152,7 +152,7 @@ pub(crate) fn answer(listener: TcpListener, ready: &Sender<()>) {
     }
 }
 
-/// Answers questions for addresses (RFC 1035, 4.1), and others with nothing.
+/// Answers DNS questions for IPv4 addresses (RFC 1035, 4.1). Other questions get an empty answer.
 fn answer_names(socket: &UdpSocket, ready: &Sender<()>) {
     ready.send(()).unwrap();
     let mut question = [0; 512];

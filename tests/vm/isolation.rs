@@ -1,11 +1,11 @@
-//! What a guest reaches: the internet, and nothing else.
+//! Network isolation of guests: each reaches the internet and nothing else.
 
 use crate::internet::{HOST, INTERNET, Internet, METADATA, PORT, PRIVATE, answer};
 use crate::{capsule, small};
 use std::net::{Ipv4Addr, TcpListener};
 use tests::Client;
 
-/// What connections from a capsule bring, all tried at once: a line each, where there is one.
+/// Tries connections from a capsule, all at once. Returns a line for each connection that succeeds.
 async fn reach(client: &Client, id: &str, targets: &[(Ipv4Addr, u16)]) -> String {
     let one = |(to, port): &(Ipv4Addr, u16)| {
         format!(
@@ -24,7 +24,7 @@ async fn a_guest_reaches_the_internet_and_nothing_else() {
     let host_port = host.local_addr().unwrap().port();
     std::thread::spawn(move || answer(host, &ready));
     wait.recv().unwrap();
-    // Each is there for this machine itself.
+    // This machine itself reaches each server.
     for (to, port) in [(INTERNET, PORT), (PRIVATE, PORT), (METADATA, PORT), (HOST, host_port)] {
         std::net::TcpStream::connect((to, port)).unwrap_or_else(|e| panic!("{to}: {e}"));
     }
@@ -38,8 +38,8 @@ async fn a_guest_reaches_the_internet_and_nothing_else() {
     assert_eq!(seen, format!("{INTERNET}:{PORT} hello {HOST}\n"));
     let log = platform.leftovers();
     assert_eq!((log.namespaces.len(), log.links.len()), (2, 2), "{log:?}");
-    // The host, by each address it has: its way out, the gateway, both ends of every link; and
-    // the other capsule by its.
+    // The targets are every address of the host: its way out, the gateway and both ends of every
+    // link. The other capsule's address is among them.
     let mut addresses = vec![HOST, Ipv4Addr::new(169, 254, 0, 1)];
     let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").map_or(200, |slot| slot.parse().unwrap());
     addresses.extend((0..4).map(|last| Ipv4Addr::new(10, 199, slot, last)));
@@ -47,7 +47,7 @@ async fn a_guest_reaches_the_internet_and_nothing_else() {
     let mut targets = vec![(PRIVATE, PORT), (METADATA, PORT)];
     targets.extend(addresses.iter().flat_map(|to| ports.map(|port| (*to, port))));
     assert_eq!(reach(&client, &one, &targets).await, "");
-    // One that lies about its address gets no further.
+    // A guest with a forged source address gets no further.
     let lie = "sudo ip addr add 11.22.33.99/32 dev eth0; \
         timeout 4 curl -s --interface 11.22.33.99 http://11.22.33.44:8080/ || echo refused";
     assert_eq!(client.out(&one, lie).await, "refused\n");

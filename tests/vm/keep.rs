@@ -1,5 +1,5 @@
-//! Pausing and resuming real guests: nothing is lost, however often, and each resume is a new
-//! epoch.
+//! Pauses and resumes of real guests. No number of them loses anything, and each resume begins a
+//! new epoch.
 
 use crate::{capsule, small};
 use reqwest::Method;
@@ -7,7 +7,8 @@ use serde_json::json;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tests::{Client, Driver, Platform, eventually, processes_of};
 
-/// How often a capsule is paused and resumed; `WRENN_CYCLES` asks for more, as `tests/long` does.
+/// Returns the number of pauses and resumes of a capsule. `WRENN_CYCLES` raises it, as in
+/// `tests/long`.
 fn cycles() -> u32 {
     std::env::var("WRENN_CYCLES").map_or(20, |cycles| cycles.parse().unwrap())
 }
@@ -18,13 +19,13 @@ async fn put(client: &Client, id: &str, path: &str, contents: Vec<u8>) {
     client.send(request.query(&[("path", path)]).body(contents)).await.expect(204);
 }
 
-/// Starts a program that goes on.
+/// Starts a program in the background.
 async fn start(client: &Client, id: &str, script: &str) {
     let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
     client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
 }
 
-/// What a port of a capsule answers.
+/// Returns the answer of a port of a capsule.
 async fn ask(client: &Client, id: &str, port: u16, path: &str) -> String {
     let asked = client.to_port(Method::GET, id, port, path).send().await.unwrap();
     let status = asked.status();
@@ -33,8 +34,8 @@ async fn ask(client: &Client, id: &str, port: u16, path: &str) -> String {
     text
 }
 
-/// A heap of Python's and one of Go's (Caddy), whose collector runs all the time and checks
-/// itself, through many pauses: no page may be other than it was.
+/// Python's heap and Go's heap (in Caddy) go through many pauses. Go's collector runs all the time
+/// and checks itself. No page may change.
 #[tokio::test]
 async fn no_page_is_ever_other_than_it_was() {
     let platform = Platform::start(Driver::Guests, &[]).await;
@@ -69,7 +70,7 @@ async fn no_page_is_ever_other_than_it_was() {
     platform.finish();
 }
 
-/// Files that grow between pauses, of which some keep only the disk.
+/// Files grow between pauses, some of which keep only the disk.
 #[tokio::test]
 async fn files_are_whole_after_pauses_of_both_kinds() {
     let (platform, client, id) = capsule().await;
@@ -89,7 +90,7 @@ async fn files_are_whole_after_pauses_of_both_kinds() {
     platform.finish();
 }
 
-/// How far a guest's clock is off, in milliseconds, at least.
+/// Returns a lower bound of the error of a guest's clock, in milliseconds.
 async fn clock_off(client: &Client, id: &str) -> i128 {
     let now = || i128::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis());
     let before = now().unwrap();
@@ -115,7 +116,7 @@ async fn the_clock_is_right_after_a_pause_a_snapshot_and_a_start() {
     platform.finish();
 }
 
-/// A server in the guest that holds a connection and waits for it to say something.
+/// Server in the guest that holds a connection and waits for bytes from the client.
 const WAITS: &str = "import socket, threading
 listener = socket.create_server(('', 7000))
 def serve(c):
@@ -129,8 +130,8 @@ def serve(c):
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],)).start()";
 
-/// Whoever was connected when the guest was frozen is told, on both sides; processes go on, and
-/// the next call works.
+/// Clients from before a freeze see their connections end, and so does the guest. Processes
+/// continue, and the next request succeeds.
 #[tokio::test]
 async fn connections_of_before_end_on_both_sides_and_processes_go_on() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -165,7 +166,7 @@ async fn connections_of_before_end_on_both_sides_and_processes_go_on() {
         assert!(ended.is_err() || rest.is_empty());
         let _ = tunnel.shutdown().await;
         client.resume(&id).await;
-        // The guest's side ends as soon as it goes on: nobody has to send anything for it.
+        // The guest's side ends as soon as the guest continues, before the client sends anything.
         let ends = eventually("the guest's side has ended", || async {
             let ends = client.sh(&id, "cat /tmp/ends").await["stdout"].as_str().unwrap().to_owned();
             (ends.lines().count() == round).then_some(ends)
@@ -211,18 +212,18 @@ async fn a_paused_capsule_costs_no_process_and_wakes_for_whoever_may_ask() {
     platform.finish();
 }
 
-/// What is written is what is in use: pages of zeros, and those that did not change, cost nothing.
+/// A pause writes only pages that are in use. Pages of zeros and unchanged pages cost nothing.
 #[tokio::test]
 async fn a_pause_writes_only_what_has_changed() {
     let (platform, client, _) = capsule().await;
-    // The first of its size may have been booted: all that it has is its own.
+    // The first capsule of this size may have booted, so all of its layers would be its own.
     let id = client.create(&small()).await;
     client.pause(&id).await;
     let kept = platform.dir().join(format!("capsules/{id}/kept"));
     let written = |number: u32| -> u64 {
         let files = std::fs::read_dir(kept.join(number.to_string())).unwrap().flatten();
         let layers = files.filter(|f| f.file_name().to_string_lossy().ends_with(".pages"));
-        // A layer that others have too was there before.
+        // A layer with several links existed before this pause.
         let own = layers.filter(|f| {
             use std::os::unix::fs::MetadataExt;
             f.metadata().unwrap().nlink() == 1

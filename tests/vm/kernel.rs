@@ -1,5 +1,5 @@
-//! Parts of the guest's kernel that load when programs need them. The parts are for file systems in
-//! user space, disks in files, networks and containers.
+//! Parts of the guest's kernel that load when programs need them: for file systems in user space,
+//! disks in files, networks and containers.
 
 use crate::capsule;
 use crate::internet::{INTERNET, Internet, PORT};
@@ -18,21 +18,21 @@ async fn put(client: &Client, id: &str, path: &str, contents: Vec<u8>) {
     client.send(request.query(&[("path", path)]).body(contents)).await.expect(204);
 }
 
-/// Reads a file of a capsule: the status, and the contents or the error.
+/// Reads a file of a capsule. Returns the status, and the contents or the error.
 async fn read(client: &Client, id: &str, path: &str) -> (u16, String) {
     let request = client.request(Method::GET, &format!("/v1/capsules/{id}/files"));
     let answer = request.query(&[("path", path)]).send().await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-/// Starts a program of root's that goes on, and returns its number.
+/// Starts a program as root in the background, and returns its process id.
 async fn start(client: &Client, id: &str, args: &[&str]) -> u64 {
     let body = json!({ "cmd": args[0], "args": args[1..], "user": "root", "background": true });
     let started = client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(202);
     started["pid"].as_u64().unwrap()
 }
 
-/// Runs a shell command of root's that may take long and must succeed.
+/// Runs a shell command as root that may take long and must succeed.
 async fn run(client: &Client, id: &str, script: &str) -> String {
     let args = ["-c", script];
     let body = json!({ "cmd": "sh", "args": args, "user": "root", "timeout_sec": 600 });
@@ -41,7 +41,7 @@ async fn run(client: &Client, id: &str, script: &str) -> String {
     result["stdout"].as_str().unwrap().to_owned()
 }
 
-/// Finds a program for guests that `./test` unpacked.
+/// Returns the path of a program for guests that `./test` unpacked.
 fn guest_program(name: &str) -> PathBuf {
     let path = guest_packages().join(name);
     assert!(path.exists(), "{} is missing: run ./test, which unpacks it", path.display());
@@ -52,7 +52,7 @@ fn guest_packages() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guest-packages"))
 }
 
-/// Packs files below a folder.
+/// Packs files below a folder into a tar archive.
 fn tar(dir: &Path, args: &[&str]) -> Vec<u8> {
     let out = Command::new("tar").arg("-C").arg(dir).arg("-c").args(args).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -83,7 +83,7 @@ async fn modules_load_when_programs_need_them() {
         ),
         ("bridge", "sudo ip link add br9 type bridge"),
         ("veth", "sudo ip link add v9 type veth peer name w9"),
-        // The option is unknown, so that nothing is mounted.
+        // The option is unknown, so nothing is mounted.
         (
             "nfs",
             "sudo mount -i -t nfs -o nonsense 127.0.0.1:/x /mnt; grep -qw nfs /proc/filesystems",
@@ -97,7 +97,7 @@ async fn modules_load_when_programs_need_them() {
         let after = client.out(&id, loaded).await;
         assert!(after.lines().any(|line| line == module), "{module} is not loaded: {after}");
     }
-    // All others load too, and the kernel has nothing to say about them.
+    // All other modules load too, and the kernel logs nothing about them.
     let every = "cd /lib/modules/$(uname -r) && find kernel -name '*.ko*' | \
         sed 's,.*/,,; s,[.]ko.*,,' | xargs modprobe -a && wc -l </proc/modules";
     let count: u32 = run(&client, &id, every).await.trim().parse().unwrap();
@@ -106,7 +106,7 @@ async fn modules_load_when_programs_need_them() {
     platform.finish();
 }
 
-/// A file system whose server is stopped holds up the calls on its files, and nothing else.
+/// A file system with a stopped server blocks calls on its own files and nothing else.
 #[tokio::test]
 async fn stopped_fuse_server_holds_up_its_own_files_alone() {
     const CALLS: usize = 64;
@@ -150,13 +150,13 @@ async fn stopped_fuse_server_holds_up_its_own_files_alone() {
         assert!(status >= 400, "{status}: {said}");
     }
     assert_eq!(client.out(&id, "echo up").await, "up\n");
-    // With its server, the file system goes on, and so do the calls.
+    // The server continues, and with it the file system and the calls.
     run(&client, &id, &format!("kill -CONT {server}")).await;
     eventually("the file system serves again", || async {
         (read(&client, &id, "/mnt/hello/f1").await == hello).then_some(())
     })
     .await;
-    // A capsule with such a file system ends as any other.
+    // A capsule with such a file system ends like any other.
     run(&client, &id, &format!("kill -STOP {server}")).await;
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     platform.finish();
@@ -208,8 +208,8 @@ async fn bucket_of_a_store_is_mounted_by_fuse() {
     platform.finish();
 }
 
-/// Runs an image of one static program, out of a tar. Layers, limits and network are as Docker makes
-/// them.
+/// Runs an image of one static program, out of a tar. Layers, limits and network are as Docker
+/// makes them.
 #[tokio::test]
 async fn container_runs_in_a_capsule_and_reaches_the_internet() {
     let _internet = Internet::make();

@@ -1,6 +1,7 @@
-//! Real guests, under software emulation, which every machine has, or by the Firecracker that
-//! `WRENN_TEST_FIRECRACKER` names, with `WRENN_TEST_GUESTS=firecracker`; needs root. Each test ends with a guard that finds any process,
-//! namespace, link, mount, group or folder left.
+//! Tests with real guests. The guests run under software emulation, which every machine has. With
+//! `WRENN_TEST_GUESTS=firecracker` they run by the Firecracker that `WRENN_TEST_FIRECRACKER` names.
+//! The tests need root. Each test ends with a guard that finds any process, namespace, link, mount,
+//! group or folder left.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
@@ -34,12 +35,12 @@ mod watch;
 use serde_json::{Value, json};
 use tests::{Client, Driver, Platform};
 
-/// A small capsule.
+/// Returns the body of a create of a small capsule.
 fn small() -> Value {
     json!({ "memory_mb": 256, "disk_mb": 256 })
 }
 
-/// A platform, a client of it, and one small capsule.
+/// Starts a platform. Returns it with a client and one small capsule.
 async fn capsule() -> (Platform, Client, String) {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();

@@ -1,4 +1,4 @@
-//! The metadata service: the same to a guest, whichever driver runs it and whoever serves it.
+//! The metadata service. Guests see the same service under each driver and from each server.
 
 use crate::capsule;
 use serde_json::json;
@@ -6,7 +6,7 @@ use tests::Client;
 
 const SERVICE: &str = "http://169.254.169.254";
 
-/// What `curl` brings, after the status.
+/// Runs `curl` in a capsule. Returns the status and the body.
 async fn ask(client: &Client, id: &str, args: &str) -> (u16, String) {
     let command = format!("curl -s -m 20 -w '\\n%{{http_code}}' {args}");
     let said = client.out(id, &command).await;
@@ -14,7 +14,7 @@ async fn ask(client: &Client, id: &str, args: &str) -> (u16, String) {
     (status.parse().unwrap(), body.to_owned())
 }
 
-/// A session token.
+/// Returns a session token of the metadata service.
 async fn token(client: &Client, id: &str) -> String {
     let args = format!("-X PUT -H 'X-metadata-token-ttl-seconds: 60' {SERVICE}/latest/api/token");
     let (status, token) = ask(client, id, &args).await;
@@ -22,7 +22,7 @@ async fn token(client: &Client, id: &str) -> String {
     token
 }
 
-/// What a guest says of itself: to a new process, and in files.
+/// Returns a guest's own identity, as a new process and files show it.
 async fn says(client: &Client, id: &str) -> String {
     let files = "cat /run/wrenn/.WRENN_SANDBOX_ID /run/wrenn/.WRENN_TEMPLATE_ID";
     client.out(id, &format!("echo $WRENN_SANDBOX_ID $WRENN_TEMPLATE_ID; {files}")).await
@@ -58,7 +58,7 @@ async fn a_guest_asks_for_a_token_and_then_for_what_it_is() {
         assert_eq!(found, status, "{args}: {said}");
         assert!(body.is_none_or(|body| body == said), "{args}: {said}");
     }
-    // Nothing is changed from here; with which words that is refused differs.
+    // Guests cannot change anything here. The wording of the refusal differs between servers.
     for method in ["POST", "PATCH", "DELETE"] {
         let args = format!("-X {method} {with} {SERVICE}/envID");
         let (status, said) = ask(&client, &id, &args).await;

@@ -1,5 +1,5 @@
-//! A real guest, paused with its memory on one host and resumed on another, which fetches the
-//! template from the store too.
+//! A real guest that is paused with its memory on one host and resumed on another. The second host
+//! fetches the template from the store too.
 
 use crate::small;
 use reqwest::Method;
@@ -11,7 +11,7 @@ use tests::{Driver, Platform, binary, eventually, set_guests, told};
 
 const NETWORK: &str = "10.196.7.0/24";
 
-/// A second host on this machine, with its own range of addresses and no template.
+/// Second host on this machine, with an address range of its own and no template.
 struct Second {
     dir: TempDir,
     process: Child,
@@ -83,7 +83,7 @@ async fn a_guest_goes_on_on_another_host_with_its_memory() {
     let invited = client.post("/v1/hosts", &new).await.expect(201);
     let token = invited["registration_token"].as_str().unwrap();
     let second = Second::start(&platform, folder, token);
-    // The first host takes no more, so that the capsule goes on on the second.
+    // The first host takes no more capsules, so the capsule resumes on the second.
     let hosts = client.get("/v1/hosts").await.expect(200);
     let local = hosts["items"].as_array().unwrap().iter().find(|h| h["name"] == "local").unwrap();
     let local = local["id"].as_str().unwrap();
@@ -100,7 +100,7 @@ async fn a_guest_goes_on_on_another_host_with_its_memory() {
         client.out(&id, "sha256sum /tmp/random; cat /proc/sys/kernel/random/boot_id").await,
         sum
     );
-    // Two at once that need the template, which this host lacks: it is fetched once.
+    // Two concurrent creates need the template, which this host lacks. The host fetches it once.
     let body = small();
     let (one, two) = tokio::join!(client.create(&body), client.create(&body));
     for id in [&one, &two] {

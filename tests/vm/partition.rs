@@ -1,5 +1,6 @@
-//! Three hosts in network namespaces of their own, cut off, on a lossy link, restarted. Their
-//! capsules are envd alone: it is the network between hosts and control plane that is tested.
+//! Three hosts in network namespaces of their own. They are cut off, put on a lossy link, and
+//! restarted. Their capsules are only envd, since the test is about the network between hosts and
+//! control plane.
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -18,7 +19,7 @@ fn ip(command: &str) {
     assert!(out.status.success(), "ip {command}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A bridge, and a namespace for each host on it.
+/// Network of the hosts: a bridge, and a namespace for each host on it.
 struct Lan;
 
 impl Lan {
@@ -43,7 +44,7 @@ impl Lan {
     fn remove(&self) {
         for n in 1..=3 {
             let ns = format!("wt-host{n}");
-            // A capsule that runs on keeps its namespace.
+            // A capsule that still runs keeps its namespace alive.
             let pids = Command::new("ip").args(["netns", "pids", &ns]).output().unwrap();
             for pid in String::from_utf8_lossy(&pids.stdout).lines() {
                 tests::signal(pid.trim().parse().unwrap(), Signal::KILL);
@@ -127,7 +128,7 @@ impl Drop for Host {
     }
 }
 
-/// Waits until a command is done: a connection may have been lost a moment ago.
+/// Waits until a command succeeds, since a connection may have been lost a moment ago.
 async fn works(client: &Client, id: &str) {
     let (exec, body) = (format!("/v1/capsules/{id}/exec"), json!({ "cmd": "true" }));
     eventually("it answers", || async {
@@ -136,8 +137,8 @@ async fn works(client: &Client, id: &str) {
     .await;
 }
 
-/// A link that loses a fifth of what is sent, in bursts, costs time; at worst, when a connection
-/// cannot be opened in time, an answer that says so.
+/// Runs commands over a link that loses a fifth of all packets, in bursts. Commands take longer.
+/// When a connection cannot be opened in time, the answer says so.
 async fn over_a_lossy_link(client: &Client, id: &str) {
     let stop = Arc::new(AtomicBool::new(false));
     let stopping = Arc::clone(&stop);
@@ -162,8 +163,8 @@ async fn over_a_lossy_link(client: &Client, id: &str) {
     works(client, id).await;
 }
 
-/// Cut off in the middle of a command, whoever waits is told, and the others work on; when the cut
-/// ends, it is what it was.
+/// Cuts a host off in the middle of a command. The caller gets an error, and the other hosts work
+/// on. After the cut, the host's capsule runs as before.
 async fn cut_off(platform: &Platform, client: &Client, first: &Host, capsules: &[String]) {
     let (waiting, id) = (client.clone(), capsules[0].clone());
     let waited = tokio::spawn(async move {
@@ -194,7 +195,7 @@ async fn cut_off(platform: &Platform, client: &Client, first: &Host, capsules: &
     .await;
     assert_eq!(first.status(client).await, "unreachable");
     Lan::cut(1, false);
-    // Renewing makes the host speak at once.
+    // SIGHUP makes the host renew its credentials, so it reports at once.
     tests::signal(i32::try_from(first.process.id()).unwrap(), Signal::HUP);
     eventually("it runs", || async {
         (client.status(&capsules[0]).await == "running").then_some(())

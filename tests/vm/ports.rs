@@ -11,7 +11,7 @@ use tests::{Client, Platform, eventually};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-/// Where a server of a capsule listens, by the list of ports.
+/// Returns the addresses on which a capsule's server listens at a port, by the list of ports.
 async fn addresses(client: &Client, id: &str, port: u16) -> Vec<Value> {
     let listed = client.get(&format!("/v1/capsules/{id}/ports")).await.expect(200);
     let listed = listed.as_array().unwrap().iter().filter(|listed| listed["port"] == port);
@@ -46,7 +46,7 @@ async fn server_on_the_loopback_is_reached_and_its_port_stays_free_on_other_addr
         assert_eq!(addresses(&client, &id, port).await, [json!([address, "python3"])]);
     }
     assert!(addresses(&client, &id, 49983).await.is_empty());
-    // Nothing but the server itself has the port.
+    // Only the server itself occupies the port.
     let bind = "import socket; socket.socket().bind(('169.254.0.2', 8080))";
     client.out(&id, &format!("python3 -c \"{bind}\"")).await;
     let process = format!("/v1/capsules/{id}/processes/127.0.0.1-8080");

@@ -1,4 +1,4 @@
-//! Which accelerator is chosen, and that the machine is asked once per boot of its own.
+//! Choice of the accelerator. The machine is probed once per boot of its own.
 
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
     let chosen = hosts["items"][0]["accelerator"].as_str().unwrap().to_owned();
     let dir = platform.dir();
     let kept = remembered(&dir);
-    // Nothing is remembered without KVM, or where no VMM may open it.
+    // Nothing is remembered without KVM, or where no VMM may open the device.
     let probed = !kept.is_empty();
     if probed {
         let works = kept.iter().any(|(_, told)| told.contains("\"why_not\":null"));
@@ -27,7 +27,7 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
     } else {
         assert_eq!(chosen, "tcg");
     }
-    // One that dies while it probes leaves a guest, which the next one ends.
+    // An agent that dies while it probes leaves a guest, which the next agent ends.
     platform.kill();
     if probed {
         for (path, _) in &kept {
@@ -59,7 +59,7 @@ async fn what_boots_a_guest_is_found_out_once_and_remembered() {
 }
 
 /// Runs `wrenn doctor` and returns its line about QEMU on KVM. With `device`, the KVM device has
-/// this mode and group, if the machine has one at all.
+/// this mode and group, if the machine has the device at all.
 fn doctor(platform: &Platform, device: Option<(&str, &str)>, more: &[&str]) -> String {
     let script = "mount -t tmpfs -o mode=0755 none \"$1\" && mknod -m $2 \"$1/kvm\" c 10 232 &&
         chgrp $3 \"$1/kvm\" && mount --bind \"$1/kvm\" /dev/kvm && shift 3 && exec \"$@\"";

@@ -4,13 +4,14 @@ use crate::capsule;
 use serde_json::json;
 use tests::{Client, eventually};
 
-/// Starts, beside a leader that runs on, one process for each way to leave its process group.
+/// Starts a leader that runs on and, beside it, one process for each way to leave its process
+/// group.
 const SCRIPT: &str = "setsid sleep 7001 & timeout 7000 sleep 7002 & \
     bash -c 'set -m; sleep 7003 & wait' & \
     python3 -c 'import subprocess as s; s.Popen([\"sleep\", \"7004\"], start_new_session=True).wait()' & \
     sleep 7005";
 
-/// Counts the processes of the script that run.
+/// Counts the running processes of the script.
 async fn sleepers(client: &Client, id: &str) -> usize {
     let found = client.out(id, "pgrep -fc '^sleep 700[0-9]$' || true").await;
     found.trim().parse().unwrap()
@@ -41,7 +42,7 @@ async fn deadline_and_kill_end_what_has_a_session_of_its_own() {
         (sleepers(&client, &id).await == 0).then_some(())
     })
     .await;
-    // The groups that the starts made are removed; one is that of the command itself.
+    // The groups of the starts are removed. The remaining group belongs to the command itself.
     eventually("no other group is left", || async {
         let groups = client.out(&id, "ls -d /sys/fs/cgroup/user/p[0-9]* | wc -l").await;
         (groups == "1\n").then_some(())
@@ -57,7 +58,7 @@ async fn job_of_a_leader_that_has_ended_outlives_the_deadline() {
     let body = json!({ "cmd": "bash", "args": ["-c", "setsid sleep 7001 & sleep 7002 &"],
         "timeout_sec": 20 });
     client.post(&exec, &body).await.expect(200);
-    // Longer than the deadline, by the guest's own clock.
+    // The sleep is longer than the deadline, by the guest's own clock.
     client.out(&id, "sleep 25").await;
     assert_eq!(sleepers(&client, &id).await, 2);
     client.out(&id, "pkill -f '^sleep 700[0-9]$'").await;

@@ -1,5 +1,6 @@
-//! A port of a real guest as its users reach it: a browser-like client over TLS and HTTP/2, Caddy
-//! by the file that is deployed, the control plane, the host agent, a Python server in the guest.
+//! A port of a real guest, reached the way users reach it. A browser-like client speaks TLS and
+//! HTTP/2 to Caddy with the deployed Caddyfile. Behind it come the control plane, the host agent
+//! and a Python server in the guest.
 
 use crate::small;
 use futures::{SinkExt, StreamExt};
@@ -17,8 +18,8 @@ use tokio_tungstenite::{Connector, client_async_tls_with_config};
 
 const DOMAIN: &str = "capsules.test";
 
-/// Starts a Python server in a capsule, and waits until the server is reached by its host name. The
-/// process has address and port as its tag, as `127.0.0.1-8080`.
+/// Starts a Python server in a capsule, and waits until requests by its host name reach the server.
+/// The process has address and port as its tag, as `127.0.0.1-8080`.
 pub(crate) async fn serve(client: &Client, id: &str, address: &str, port: u16) {
     let put = client.request(Method::PUT, &format!("/v1/capsules/{id}/files?path=/tmp/server.py"));
     client.send(put.body(include_str!("server.py"))).await.expect(204);
@@ -47,7 +48,7 @@ async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
     let browser = caddy.client(&[&name, &closed, DOMAIN]);
     let at = |path: &str| format!("https://{name}:{port}{path}");
 
-    // The API by the domain itself, and nobody at the port by its name.
+    // The domain itself serves the API. The port's name admits nobody yet.
     let health = browser.get(format!("{public}/health")).send().await.unwrap();
     assert_eq!((health.status(), health.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
     let page = browser.get(at("/")).header("accept", "text/html").send().await.unwrap();
@@ -75,7 +76,7 @@ async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
     let moved = get("/move").send().await.unwrap();
     assert_eq!(moved.headers()["location"], at("/moved"));
 
-    // Bytes up, events down, a port that nobody listens at.
+    // This part sends a large body up, reads events, and asks a port without a server.
     let body: Vec<u8> = (0..3_000_000u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
     let sum: String = Sha256::digest(&body).iter().map(|b| format!("{b:02x}")).collect();
     let post = browser.post(at("/")).header("cookie", &cookie).body(body).send().await.unwrap();
@@ -92,7 +93,7 @@ async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
     websocket(&caddy, &name, port, &cookie).await;
     forwarded(&platform, &id, 8080);
 
-    // Whoever is connected when the capsule ends is told by the end.
+    // A client that is connected when the capsule ends sees the connection end.
     let mut socket = open(&caddy, &name, port, &cookie).await;
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     let ended = tokio::time::timeout(Duration::from_secs(10), socket.next()).await;
@@ -113,7 +114,7 @@ async fn open(caddy: &Caddy, name: &str, port: u16, cookie: &str) -> Socket {
     client_async_tls_with_config(request, stream, None, tls).await.unwrap().0
 }
 
-/// Echoes texts and bytes, small and large, and a farewell.
+/// Checks that texts and bytes, small and large, and a closing message are echoed.
 async fn websocket(caddy: &Caddy, name: &str, port: u16, cookie: &str) {
     let mut socket = open(caddy, name, port, cookie).await;
     let large: Vec<u8> = (0..200_000u32).map(|i| u8::try_from(i % 241).unwrap()).collect();
@@ -128,7 +129,7 @@ async fn websocket(caddy: &Caddy, name: &str, port: u16, cookie: &str) {
     assert!(matches!(socket.next().await, Some(Ok(Message::Close(_)))));
 }
 
-/// A port of this machine that leads to the guest's, for any protocol.
+/// Checks a forwarded port of this machine, which carries any protocol to the guest's port.
 pub(crate) fn forwarded(platform: &Platform, id: &str, port: u16) {
     let mut command = platform.wrenn();
     command.args(["capsule", "forward", id, &port.to_string(), "0"]);

@@ -38,9 +38,10 @@ async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
             "network": { "deny": ["denied.test"] } });
         ids.push(client.create(&body).await);
     }
-    // All at once, since the filter and the name server end silent connections after a while.
+    // All guests run at once, since the filter and the name server end silent connections after a
+    // while.
     futures::future::join_all(ids.iter().map(|id| take_all(&client, id))).await;
-    // Firecracker itself answers for the metadata service.
+    // Under Firecracker, the VMM itself answers for the metadata service.
     let each = if tests::firecracker().is_some() { 10 } else { 15 };
     let during = held_in_namespaces(pid);
     assert!(during.0 >= 3 && during.1 >= 3 * each, "the test holds nothing: {during:?}");
@@ -65,7 +66,7 @@ async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
     platform.finish();
 }
 
-/// A disk of its own is what `docs/operations.md` recommends for `WRENN_DIR`.
+/// `docs/operations.md` recommends a disk of its own for `WRENN_DIR`.
 #[tokio::test]
 async fn clean_empties_a_folder_that_a_disk_is_mounted_at() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;

@@ -1,5 +1,5 @@
-//! Guests in which root has stopped the agent. The platform waits for none of them for long, and
-//! loses none.
+//! Guests in which root has stopped envd. The platform waits for none of them for long, and loses
+//! none.
 
 use crate::capsule;
 use reqwest::Method;
@@ -10,7 +10,7 @@ use tests::{Client, eventually, processes_of};
 /// Time for several tries of a host, each of which waits for a guest.
 const TRIES: Duration = Duration::from_secs(180);
 
-/// Has root stop the agent of a guest: the oldest child of its first process.
+/// Has root stop the agent of a guest, which is the oldest child of its first process.
 async fn stop_agent(client: &Client, id: &str) {
     let script = "sleep 1; sudo sh -c 'set -- $(cat /proc/1/task/1/children); kill -STOP $1'";
     let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
@@ -71,7 +71,7 @@ async fn lifetime_pauses_a_guest_whose_agent_was_stopped_and_its_files_come_back
     };
     tokio::time::timeout(TRIES, paused).await.expect("it is paused");
     assert!(processes_of(&id).is_empty());
-    // A guest that is as it was does not answer, and what was kept of it stays.
+    // The guest was saved with its agent stopped, so it does not answer. Its snapshot stays.
     resume(&client, &id, &json!({})).await.refuses(503, "guest_unavailable", "does not answer");
     assert_eq!(client.status(&id).await, "paused");
     let booted = resume(&client, &id, &json!({ "memory": false })).await.expect(200);

@@ -1,13 +1,13 @@
-//! `kill -9` at each named step of a pause, a resume and a snapshot of a real guest: after the
-//! restart there is the running capsule or the complete snapshot, memory and disk, and nothing
-//! else.
+//! `kill -9` at each named step of a pause, a resume and a snapshot of a real guest. After the
+//! restart there is either the running capsule or the complete snapshot with memory and disk.
+//! Nothing else is left.
 
 use crate::capsule;
 use serde_json::{Value, json};
 use std::fs;
 use tests::{Client, Platform, eventually, processes_of};
 
-/// Has the platform die at a step of what `ask` asks for, and starts it again.
+/// Makes the platform die at a step of a request, and starts it again.
 async fn die_at(platform: &mut Platform, step: &str, path: &str, body: &Value) -> Client {
     platform.kill();
     platform.set_var("WRENN_DIE_AT", Some(step));
@@ -20,7 +20,7 @@ async fn die_at(platform: &mut Platform, step: &str, path: &str, body: &Value) -
     platform.client()
 }
 
-/// Waits until a capsule is not about to become something else.
+/// Waits until a capsule is `running` or `paused`.
 async fn rest(client: &Client, id: &str) -> String {
     eventually("it has come to rest", || async {
         let status = client.status(id).await;
@@ -29,7 +29,7 @@ async fn rest(client: &Client, id: &str) -> String {
     .await
 }
 
-/// Nothing is there but what belongs to one capsule in this state.
+/// Checks that only things of one capsule in this state exist.
 fn check(platform: &Platform, id: &str, status: &str, step: &str) {
     let running = usize::from(status == "running");
     assert_eq!(processes_of(id).len(), running, "machines after {step}, {status}");
@@ -86,7 +86,7 @@ async fn a_resume_or_snapshot_that_dies_at_any_step_loses_nothing() {
     for step in ["control.resuming", "boot.begun", "boot.wired", "boot.machine", "boot.ready"] {
         let client = die_at(&mut platform, step, &resume, &json!({})).await;
         let status = rest(&client, &id).await;
-        // At the last one it was written down that the guest has all it needs.
+        // Before the last step, the host recorded that the guest has everything it needs.
         assert_eq!(status, if step == "boot.ready" { "running" } else { "paused" }, "after {step}");
         check(&platform, &id, &status, step);
         if status == "paused" {
@@ -105,7 +105,7 @@ async fn a_resume_or_snapshot_that_dies_at_any_step_loses_nothing() {
         assert_eq!(list["items"], json!([]), "after {step}");
         let names = fs::read_dir(platform.dir().join("snapshots")).unwrap().count();
         assert_eq!(names, 0, "something is left after {step}");
-        // The name is taken until what was begun is given up.
+        // The name is taken until the unfinished snapshot is given up.
         client.post("/v1/snapshots", &body).await.refuses(409, "conflict", "name");
         let sql = "UPDATE snapshots SET updated_at = now() - interval '1 hour'";
         sqlx_run(&platform, sql).await;

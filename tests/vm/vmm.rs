@@ -1,4 +1,4 @@
-//! How a machine is held: unprivileged, alone, limited, and its words bounded.
+//! Confinement of a VMM: unprivileged, alone in its namespaces, limited, and with bounded output.
 
 use crate::capsule;
 use std::fs;
@@ -31,8 +31,8 @@ async fn the_machine_has_no_rights_no_network_and_limits() {
     }
     let links = fs::read_to_string(format!("{proc}/net/dev")).unwrap();
     if jailed {
-        // It opens its tap by the name, and so is in the capsule's; its root holds no more than it
-        // opens.
+        // Firecracker opens its tap by name, and so runs in the capsule's namespace. Its root holds
+        // only files that it opens.
         assert!(links.contains("tap0"), "{links}");
         let root = fs::read_dir(format!("{proc}/root")).unwrap();
         let mut found: Vec<_> = root.flatten().map(|e| e.file_name()).collect();
@@ -57,7 +57,7 @@ async fn the_machine_has_no_rights_no_network_and_limits() {
     let vars = fs::read_to_string(format!("{proc}/environ")).unwrap();
     assert!(vars.is_empty() || !jailed, "{vars}");
     assert!(token.len() > 64 && !args.contains(token) && !vars.contains(token));
-    // Another user of this machine sees nothing of a capsule's folder.
+    // Other users of this machine see nothing of a capsule's folder.
     use std::os::unix::fs::PermissionsExt;
     let mode = fs::metadata(platform.dir().join("capsules")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);

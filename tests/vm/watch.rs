@@ -1,4 +1,4 @@
-//! Watches in a guest, whose kernel's limits envd raises.
+//! Watches in a guest. envd raises the kernel's limits for them.
 
 use crate::capsule;
 use reqwest::Method;
