@@ -1,4 +1,5 @@
-//! Users: sign-up, activation, sign-in, sessions, passwords, and their end. Mail goes to an outbox.
+//! Users: sign-up, activation, sign-in, sessions, passwords and deletion. Mail goes to an outbox
+//! folder.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -30,7 +31,7 @@ async fn one_signs_up_activates_by_mail_and_signs_in() {
     let told = anyone.post("/v1/auth/signup", &account).await.expect(202);
     let token = mailed(&platform, "ada@example.com", "give this code:").await;
     log_in(&anyone, "ada@example.com", PASSWORD).await.refuses(401, "wrong_credentials", "");
-    // Who has the mail and not the password has made no account with it.
+    // A person with the mailed code but not the password cannot activate the account.
     let wrong = json!({ "token": token, "password": "another-tangerine" });
     anyone.post("/v1/auth/activate", &wrong).await.refuses(401, "wrong_credentials", "");
     let right = json!({ "token": token, "password": PASSWORD, "program": true });
@@ -39,20 +40,20 @@ async fn one_signs_up_activates_by_mail_and_signs_in() {
     let user = platform.client_with(came["session_token"].as_str().unwrap());
     let me = user.get("/v1/me").await.expect(200);
     assert_eq!((&me["email"], &me["name"]), (&json!("ada@example.com"), &json!("Ada")));
-    // The first is the platform's admin, and has the team that was there before.
+    // The first user is the platform's admin, and owns the team that existed before.
     assert_eq!(me["admin"], true);
     let teams = user.get("/v1/teams").await.expect(200);
     let names: Vec<_> =
         teams["items"].as_array().unwrap().iter().map(|t| t["name"].clone()).collect();
     assert_eq!(names, ["Default", "Ada's team"]);
     assert_eq!(teams["items"][1]["default"], true);
-    // Again with the same e-mail: the same answer, another mail.
+    // A second sign-up with the same e-mail gets the same answer, and another mail.
     let again = anyone.post("/v1/auth/signup", &account).await.expect(202);
     assert_eq!(again, told);
     mailed(&platform, "ada@example.com", "wanted to make").await;
     let second = log_in(&anyone, "ADA@example.com", PASSWORD).await.expect(200);
     assert_ne!(second["session_token"], came["session_token"]);
-    // The second is no admin.
+    // The second user is no admin.
     let other = platform.user("bob@example.com").await;
     assert_eq!(other.get("/v1/me").await.expect(200)["admin"], false);
     platform.finish();
@@ -113,7 +114,7 @@ async fn nothing_tells_whether_an_e_mail_has_an_account() {
     let platform = platform(&[]).await;
     platform.user("known@example.com").await;
     let anyone = platform.client_with("");
-    // What differs between requests by nature.
+    // Request ids always differ.
     let told = |answer: Answer| {
         let mut body = answer.body;
         body["error"]["request_id"] = Value::Null;
@@ -141,7 +142,7 @@ async fn failures_to_sign_in_are_throttled_by_account_and_forgiven() {
     platform.user("a@example.com").await;
     platform.user("b@example.com").await;
     let anyone = platform.client_with("");
-    // One that does not exist is throttled alike.
+    // An account that does not exist is throttled alike.
     for email in ["a@example.com", "nobody@example.com"] {
         for _ in 0..5 {
             let answer = log_in(&anyone, email, "wrong-password").await;
@@ -152,7 +153,7 @@ async fn failures_to_sign_in_are_throttled_by_account_and_forgiven() {
     let sql = "SELECT count(*) FROM sign_in_failures WHERE failures = 5";
     let counted: i64 = sqlx::query_scalar(sql).fetch_one(&mut db).await.unwrap();
     assert_eq!(counted, 2, "two accounts, beside what is counted by address");
-    // As after four more, which take their time.
+    // Four more failures are entered directly, since each would take its time.
     let more = "UPDATE sign_in_failures SET failures = 9, last_at = now() WHERE failures = 5";
     sqlx::query(more).execute(&mut db).await.unwrap();
     for email in ["a@example.com", "nobody@example.com"] {
@@ -168,7 +169,7 @@ async fn failures_to_sign_in_are_throttled_by_account_and_forgiven() {
     let later = "UPDATE sign_in_failures SET last_at = now() - interval '9 seconds'";
     sqlx::query(later).execute(&mut db).await.unwrap();
     log_in(&anyone, "a@example.com", PASSWORD).await.expect(200);
-    // All is forgiven: as many are free again.
+    // A successful sign-in resets the count, so as many failures are free again.
     for _ in 0..5 {
         let answer = log_in(&anyone, "a@example.com", "wrong-password").await;
         answer.refuses(401, "wrong_credentials", "");
@@ -185,7 +186,7 @@ async fn many_attempts_at_once_are_no_way_around_the_throttle() {
     let tries = (0..20).map(|_| log_in(&anyone, "a@example.com", "wrong-password"));
     let answers = futures::future::join_all(tries).await;
     let looked_at = answers.iter().filter(|answer| answer.status.as_u16() == 401).count();
-    // A replica's attempts are one after the other; two replicas may each be ahead by one.
+    // A replica handles attempts one after the other. Each of two replicas may be ahead by one.
     assert!(looked_at <= 8, "{looked_at} of 20 were looked at");
     platform.finish();
 }
@@ -251,7 +252,7 @@ async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
     assert_eq!(after, made, "none is mailed");
     let body = json!({ "token": owners, "new_password": "a-new-tangerine-9" });
     anyone.post("/v1/auth/password/confirm", &body).await.expect(204);
-    // Using one code ends all the others.
+    // Use of one code ends all the others.
     let body = json!({ "token": last, "new_password": "another-tangerine-9" });
     anyone.post("/v1/auth/password/confirm", &body).await.refuses(401, "invalid_token", "reset");
     // The next request is mailed again.
@@ -340,7 +341,7 @@ async fn sessions_are_listed_ended_one_by_one_and_all_at_once() {
     assert_eq!(items.iter().filter(|s| s["current"] == true).count(), 1);
     assert!(items.iter().all(|s| s["kind"] == "program" && s["address"] == "127.0.0.1"));
     let newest = items[0]["id"].as_str().unwrap();
-    // A stranger ends no session of others.
+    // A stranger cannot end sessions of others.
     let stranger = platform.user("b@example.com").await;
     let path = format!("/v1/me/sessions/{newest}");
     stranger.delete(&path).await.refuses(404, "not_found", "session");
@@ -401,7 +402,7 @@ async fn a_cookie_is_of_use_to_pages_of_the_platform_alone() {
     anyone.send(named(wrong)).await.refuses(403, "csrf", "");
     let right = with(Method::PATCH, "/v1/me").header("x-csrf-token", csrf);
     assert_eq!(anyone.send(named(right)).await.expect(200)["name"], "B");
-    // A page elsewhere opens no terminal.
+    // A page of another origin cannot open a terminal.
     let create = with(Method::POST, "/v1/capsules").header("x-csrf-token", csrf).body("{}");
     let id = anyone.send(create).await.expect(201)["id"].as_str().unwrap().to_owned();
     for (origin, wanted) in [("https://evil.example", 403), (anyone.base(), 101)] {
@@ -413,7 +414,7 @@ async fn a_cookie_is_of_use_to_pages_of_the_platform_alone() {
             .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
         assert_eq!(socket.send().await.unwrap().status().as_u16(), wanted, "{origin}");
     }
-    // Nor does it sign its visitors in.
+    // A page of another origin cannot sign its visitors in.
     let body = json!({ "email": "a@example.com", "password": PASSWORD });
     let visit =
         anyone.request(Method::POST, "/v1/auth/login").header("origin", "https://evil.example");
@@ -456,7 +457,7 @@ async fn there_is_always_an_admin_who_can_come_in() {
     let other = second.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/admin/users/{other}");
     root.patch(&path, &json!({ "admin": true })).await.expect(200);
-    // Both take it from each other at the same moment: one of them stays.
+    // Two admins demote each other at the same moment: one of them stays admin.
     let mine = format!("/v1/admin/users/{id}");
     let down = json!({ "admin": false });
     let (one, two) = tokio::join!(root.patch(&path, &down), second.patch(&mine, &down));
@@ -481,7 +482,7 @@ async fn who_was_disabled_before_they_came_does_not_come() {
     let anyone = platform.client_with("");
     let come = json!({ "token": token, "password": PASSWORD, "program": true });
     anyone.post("/v1/auth/activate", &come).await.refuses(401, "invalid_token", "activation");
-    // A body that no stranger needs is not read.
+    // The body is larger than any sign-in needs, so it is not read.
     let big = json!({ "email": "a@example.com", "password": "x".repeat(300 << 10) });
     anyone.post("/v1/auth/login", &big).await.refuses(413, "too_large", "262144");
     platform.finish();
@@ -573,7 +574,7 @@ async fn mail_is_sent_by_a_server_where_one_is_set() {
 async fn without_mail_nobody_is_told_that_one_was_sent() {
     let mut platform = platform(&[("WRENN_SIGNUP", "open")]).await;
     platform.kill();
-    // A server that does not answer.
+    // The mail server does not answer.
     platform.set_var("WRENN_SMTP_URL", Some("smtp://127.0.0.1:1"));
     platform.resume().await;
     let body = json!({ "email": "a@example.com" });

@@ -1,4 +1,4 @@
-//! The audit log: what is in it, whose it is, and how it is read.
+//! The audit log: its entries, their team, and ways to read it.
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -93,7 +93,7 @@ async fn what_is_refused_is_counted_and_told_to_whom_it_concerns() {
     .await;
     assert_eq!(refused[0]["metadata"]["code"], "forbidden");
     assert_eq!(refused[0]["resource_id"], "/v1/capsules/{id}");
-    // Of somebody who did not say who they are, the platform is told; not the team.
+    // The platform's log shows anonymous attempts. The team's log does not.
     let all = "/v1/admin/audit-logs?status=refused&actor=anonymous";
     eventually("the failures are written", async || {
         let page = client.get(all).await.expect(200);
@@ -102,7 +102,7 @@ async fn what_is_refused_is_counted_and_told_to_whom_it_concerns() {
     })
     .await;
     assert!(entries(&client, "?actor=anonymous").await.is_empty());
-    // Nor is one told what others tried in their own name.
+    // The team's log does not show attempts that others made under their own names either.
     let foreign = "/v1/admin/audit-logs?action=capsule.refused";
     eventually("the other team's try is written", async || {
         let page = client.get(foreign).await.expect(200);
@@ -128,7 +128,7 @@ async fn it_is_read_by_pages_filtered_and_exported_and_nobody_elses_is() {
         let path = format!("/v1/audit-logs?action=x.done&limit=100{before}");
         let page = client.get(&path).await.expect(200);
         seen.extend(page["items"].as_array().unwrap().iter().map(|e| e["resource_id"].clone()));
-        // What comes meanwhile moves nothing.
+        // A new entry between two pages does not shift the pages.
         client.post("/v1/api-keys", &json!({ "name": "k" })).await.expect(201);
         match page["next"].as_str() {
             Some(next) => before = format!("&before={next}"),
@@ -154,13 +154,13 @@ async fn it_is_read_by_pages_filtered_and_exported_and_nobody_elses_is() {
 }
 
 async fn time_ago(db: &mut PgConnection, seconds: i32) -> String {
-    // Between two of the entries.
+    // The time lies between two entries.
     let sql = "SELECT to_char((SELECT created_at FROM audit_logs WHERE resource_id = 'x-' || $1) \
                AT TIME ZONE 'UTC' + interval '500 milliseconds', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     sqlx::query_scalar(sql).bind(seconds.to_string()).fetch_one(db).await.unwrap()
 }
 
-/// A change and its entry are one: whenever all dies, there is both or neither.
+/// A change and its audit entry are written together. A crash at any time leaves both or neither.
 #[tokio::test]
 async fn whatever_dies_there_is_no_change_without_its_entry_and_no_entry_without_its_change() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
@@ -223,7 +223,7 @@ async fn what_is_older_than_it_is_kept_is_forgotten() {
                now() - interval '31 days' FROM teams WHERE name = 'Default'";
     sqlx::query(old).execute(&mut db).await.unwrap();
     drop(db);
-    // It is done when one begins to lead.
+    // A new leader does this at its start.
     platform.kill();
     platform.resume().await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();

@@ -1,5 +1,5 @@
-//! Who may: every route of the document, against every kind of caller. What is expected is written
-//! down here, apart from the platform's own table; a route without an expectation fails.
+//! Permissions: every route of the OpenAPI document, against every kind of caller. The expectations
+//! stand here, apart from the platform's own table. A route without an expectation fails.
 
 use crate::capsule;
 use reqwest::Method;
@@ -8,7 +8,8 @@ use sqlx::{Connection, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use tests::{Client, Driver, Platform, eventually, signal};
 
-/// What each route takes: `open`, `token` (one of its own, else 401), `user`, `anyone`, `platform`, or what of a team.
+/// Required permission of each route: `open`, `token` (a token of its own, else 401), `user`,
+/// `anyone`, `platform`, or a permission in the team.
 const EXPECTED: &str = "
     open GET /health, GET /version, GET /openapi.json, GET /docs, POST /v1/auth/signup,
     open POST /v1/auth/activate, POST /v1/auth/login,
@@ -61,7 +62,7 @@ const EXPECTED: &str = "
     platform PUT /v1/admin/teams/{id}/limits, GET /v1/admin/audit-logs
 ";
 
-/// The same of routes that others' clients have, which are in no document of ours.
+/// Required permission of each route for others' clients. These routes are in no document of ours.
 const OF_OTHERS: &str = "
     read GET /sandboxes, GET /v2/sandboxes, GET /sandboxes/{id}, GET /sandboxes/{id}/metrics,
     read GET /sandboxes/metrics, GET /sandboxes/{id}/logs, GET /v2/sandboxes/{id}/logs,
@@ -78,7 +79,8 @@ const OF_OTHERS: &str = "
     anyone GET /teams
 ";
 
-/// Done by who may, these would end what the others are asked with; other tests do them.
+/// Routes whose success would end the capsule, team or session that the test needs. Other tests
+/// cover them.
 const ENDS: [&str; 10] = [
     "DELETE /sandboxes/{id}",
     "POST /sandboxes/{id}/pause",
@@ -92,7 +94,7 @@ const ENDS: [&str; 10] = [
     "POST /v1/capsules/{id}/pause",
 ];
 
-/// What each kind of caller may of a team, and whether they are a user.
+/// Permissions of each kind of caller in the team, and whether the caller is a user.
 const CALLERS: [(&str, &[&str], bool); 9] = [
     ("viewer", &["read", "team"], true),
     ("member", &["read", "team", "exec", "change", "keys"], true),
@@ -105,7 +107,7 @@ const CALLERS: [(&str, &[&str], bool); 9] = [
     ("team:admin", &["team", "keys", "admin"], false),
 ];
 
-/// Every route with what it takes.
+/// Returns every route with its required permission.
 fn expected() -> BTreeMap<String, &'static str> {
     let mut all = read(EXPECTED);
     all.extend(read(OF_OTHERS));
@@ -133,7 +135,7 @@ fn every_route_has_an_expectation() {
         );
     }
     assert!(routes.len() > 100);
-    // Other names for documented routes.
+    // These are other names for documented routes.
     for alias in ["read", "write"] {
         routes.insert(format!("POST /v1/capsules/{{id}}/files/stream/{alias}"));
     }
@@ -143,7 +145,7 @@ fn every_route_has_an_expectation() {
     assert!(missing.is_empty(), "without an expectation, or without a route: {missing:?}");
 }
 
-/// A route's path with ids in their places.
+/// Returns a route's path with ids filled in.
 fn path(route: &str, capsule: &str, team: &str) -> String {
     let id = match route {
         route if route.contains("/v1/capsules") || route.contains("/sandboxes") => capsule,
@@ -155,7 +157,7 @@ fn path(route: &str, capsule: &str, team: &str) -> String {
     filled.replace("{provider}", "none").replace("{name}", "none").replace("{alias}", "none")
 }
 
-/// A request that is right in all but who makes it.
+/// Builds a request that is valid except perhaps for its caller.
 fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilder {
     let mut path = path.to_owned();
     if path.ends_with("/files") || path.ends_with("/files/archive") {
@@ -197,12 +199,12 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
     request.body(body)
 }
 
-/// Asks, and gives the status alone: a stream of events has no end.
+/// Sends a request and returns only the status, since a stream of events has no end.
 async fn status(client: &Client, method: &Method, path: &str) -> u16 {
     sound(client, method, path).send().await.unwrap().status().as_u16()
 }
 
-/// Makes another team with a key.
+/// Creates another team with a key.
 pub(crate) async fn other_team(platform: &Platform) -> Client {
     let key = "e2b_1111111111111111111111111111111111111111";
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -216,14 +218,14 @@ pub(crate) async fn other_team(platform: &Platform) -> Client {
     platform.client_with(key)
 }
 
-/// Makes a key with scopes.
+/// Creates a key with scopes.
 async fn scoped(platform: &Platform, owner: &Client, wanted: Value) -> Client {
     let made = owner.post("/v1/api-keys", &wanted).await.expect(201);
     platform.client_with(made["key"].as_str().unwrap())
 }
 
-/// A platform with a team that has a capsule, and a client for each of `CALLERS`. Its owner is no
-/// admin of the platform.
+/// Starts a platform with a team that has a capsule, and a client for each of `CALLERS`. The team's
+/// owner is no admin of the platform.
 async fn callers() -> (Platform, String, String, Vec<Client>) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let root = platform.user("root@example.com").await;
@@ -245,7 +247,7 @@ async fn callers() -> (Platform, String, String, Vec<Client>) {
     (platform, team, id, clients)
 }
 
-/// The status that refuses a caller, if one does.
+/// Returns the status that refuses a caller, or `None` for an allowed caller.
 fn refusal(takes: &str, may: &[&str], user: bool) -> Option<u16> {
     match takes {
         "open" | "anyone" => None,
@@ -267,7 +269,7 @@ async fn each_route_serves_whom_it_should_and_nobody_else() {
             if refused.is_none() && ENDS.contains(&route.as_str()) {
                 continue;
             }
-            // A user says in which team; the others have theirs.
+            // A user names the team. Other callers have their own.
             let asked =
                 status(&client.in_team(if *user { &team } else { "" }), &method, &path).await;
             match refused {
@@ -309,7 +311,8 @@ async fn nobody_comes_in_without_a_credential_that_is_good() {
     platform.finish();
 }
 
-/// Whether a route is of capsules one by one, or makes one, which a key may be confined to.
+/// Reports whether a route acts on single capsules or creates one. A key may be confined to such
+/// capsules.
 fn is_of_capsules(pattern: &str) -> bool {
     let team = pattern.ends_with("/stats") || pattern.ends_with("/usage");
     (pattern.contains("/v1/capsules") || pattern.contains("sandboxes")) && !team
@@ -320,7 +323,7 @@ async fn what_is_another_teams_is_not_there() {
     let (platform, team, id, clients) = callers().await;
     let key = other_team(&platform).await;
     let user = platform.user("stranger@example.com").await;
-    // One of the same team's that is for another capsule.
+    // This key belongs to the same team, but is confined to another capsule.
     let other = clients[3].create(&json!({})).await;
     let wanted = json!({ "name": "one", "capsule": other, "scopes": ["capsules:admin"] });
     let confined = scoped(&platform, &clients[3], wanted).await;
@@ -350,7 +353,7 @@ async fn what_is_another_teams_is_not_there() {
         assert_eq!(seen["items"].as_array().unwrap().len(), 0);
         let page = stranger.get(&format!("/v1/capsules?before={id}")).await.expect(200);
         assert_eq!(page["items"].as_array().unwrap().len(), 0);
-        // Nor may they say that they are in the other's team.
+        // Naming the other team in the request is refused too.
         stranger.in_team(&team).get("/v1/capsules").await.refuses(404, "not_found", "team");
     }
     let seen = confined.get("/v1/capsules").await.expect(200);
@@ -424,7 +427,7 @@ async fn no_answer_to_a_read_holds_a_token_for_who_may_only_read() {
     platform.finish();
 }
 
-/// With a warm cache admission asks the database nothing: it stands still meanwhile.
+/// With a warm cache, admission asks the database nothing. The database stands still meanwhile.
 #[tokio::test]
 async fn who_asks_again_is_known_without_the_database() {
     let platform = Platform::start(Driver::Fake, &[]).await;
@@ -433,7 +436,7 @@ async fn who_asks_again_is_known_without_the_database() {
     let token = user.post("/v1/auth/token", &json!({})).await.expect(200);
     let token = platform.client_with(token["token"].as_str().unwrap());
     let clients = [platform.client(), user, key, token];
-    // Refused for its query, once it is known who asks.
+    // The query is invalid, so the request is refused after the caller is known.
     let path = "/v1/capsules?limit=0";
     for client in clients.iter().cycle().take(16) {
         client.get(path).await.refuses(400, "invalid_request", "limit");
@@ -446,7 +449,7 @@ async fn who_asks_again_is_known_without_the_database() {
     all.iter().for_each(|pid| signal(*pid, rustix::process::Signal::STOP));
     let asked = futures::future::join_all(clients.iter().map(|client| client.get(path)));
     let asked = tokio::time::timeout(std::time::Duration::from_secs(4), asked).await;
-    // But a replica that hears of no change for long lets nobody in by what it remembers.
+    // A replica that hears of no change for long admits nobody from its cache.
     let forgotten = eventually("what was known is forgotten", async || {
         let ask = tokio::time::timeout(std::time::Duration::from_millis(500), clients[0].get(path));
         let answered = ask.await.is_ok_and(|answer| answer.status.as_u16() == 400);

@@ -1,11 +1,11 @@
-//! Which Firecracker an agent runs capsules with, and which it refuses, each with the reason.
+//! Choice of the Firecracker that an agent runs, and refusals of unfit ones, each with the reason.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tests::binary;
 
-/// Something that says it is a Firecracker of a version; it is asked for nothing else.
+/// Writes a program that only prints a Firecracker's version.
 fn firecracker(dir: &Path, version: &str) -> PathBuf {
     let path = dir.join(format!("firecracker-{version}"));
     let script = format!(
@@ -17,7 +17,7 @@ fn firecracker(dir: &Path, version: &str) -> PathBuf {
     path
 }
 
-/// What an agent says that is to run capsules with it.
+/// Returns the error output of an agent that is to run capsules with this Firecracker.
 fn said(dir: &Path, vars: &[(&str, &Path)]) -> String {
     let mut agent = Command::new(binary("wrenn"));
     agent.args(["agent", "--agent-listen", "127.0.0.1:0", "--driver", "firecracker"]);
@@ -50,7 +50,7 @@ fn an_old_firecracker_and_one_without_its_jailer_are_refused_with_the_fix() {
             vec![("WRENN_FIRECRACKER", new.as_path()), ("WRENN_JAILER", none.as_path())],
             "there is no jailer at",
         ),
-        // Told to, it goes on; this one then starts nothing.
+        // With permission for any version, the agent continues. This program then starts nothing.
         (
             vec![
                 ("WRENN_FIRECRACKER", old.as_path()),
@@ -66,7 +66,7 @@ fn an_old_firecracker_and_one_without_its_jailer_are_refused_with_the_fix() {
     }
 }
 
-/// Compiles a program that names itself a Firecracker and does nothing else, linked with these
+/// Compiles a program that prints a Firecracker's version and does nothing else, linked with these
 /// options.
 fn compiled(dir: &Path, name: &str, linking: &[&str]) -> PathBuf {
     let (source, path) = (dir.join("main.c"), dir.join(name));
@@ -78,7 +78,7 @@ fn compiled(dir: &Path, name: &str, linking: &[&str]) -> PathBuf {
     path
 }
 
-/// Makes a jailer that prints a message and whose Firecracker ends at once.
+/// Writes a jailer that prints a message and whose Firecracker ends at once.
 fn failing_jailer(dir: &Path) -> PathBuf {
     let path = dir.join("failing-jailer");
     let script = "#!/bin/sh
@@ -108,7 +108,7 @@ fn firecracker_that_cannot_run_in_its_jail_is_refused_and_one_that_ends_there_te
     assert!(refused.contains("it must be static, as the official releases are"), "{refused}");
     let refused = run(&firecracker(dir.path(), "1.16.1"));
     assert!(refused.contains("must be a static ELF executable"), "{refused}");
-    // A static program is started, as far as this machine can.
+    // The agent starts a static program, as far as this machine can.
     let boot = dir.path().join("w/images/boot");
     std::fs::create_dir_all(&boot).unwrap();
     std::fs::write(boot.join("vmlinux"), "").unwrap();

@@ -1,5 +1,5 @@
-//! The command line against a platform on the same machine, with no variable set but where that
-//! platform keeps its file.
+//! The command line against a platform on the same machine. The only variable set is the path of
+//! the platform's client file.
 
 mod accounts;
 mod copy;
@@ -118,7 +118,7 @@ async fn an_interrupt_reaches_the_command() {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    // It says so when its trap is set.
+    // The script reports that its trap is set.
     out.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
     tests::signal(i32::try_from(child.id()).unwrap(), rustix::process::Signal::INT);
@@ -138,7 +138,7 @@ async fn files_are_copied_both_ways_and_through_streams() {
     std::fs::write(&here, &contents).unwrap();
     let cp = |from: &str, to: &str| platform.run(&["capsule", "cp", from, to]);
     let inside = |path: &std::path::Path| format!("{id}:{}", path.display());
-    // Into a directory it keeps its name.
+    // A copy into a directory keeps its name.
     let out = cp(here.to_str().unwrap(), &inside(&there));
     assert!(out.status.success(), "{out:?}");
     assert!(std::fs::read(there.join("here")).unwrap() == contents);
@@ -247,7 +247,7 @@ async fn a_port_gets_a_url_is_published_and_forwarded() {
         assert!(wire.head().unwrap().starts_with("HTTP/1.1 200"));
         assert!(String::from_utf8(wire.take(15)).unwrap().starts_with("GET /x HTTP/1.1"));
     }
-    // It outlives the capsule, and says why nothing passes any more.
+    // The forwarder outlives the capsule, and reports why nothing passes any more.
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     assert_eq!(tests::Wire::to(&local).rest(), b"");
     tests::signal(i32::try_from(forward.id()).unwrap(), rustix::process::Signal::TERM);

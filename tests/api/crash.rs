@@ -1,5 +1,5 @@
-//! `kill -9` of each part, in the middle of what it does: after the restart nothing is left half
-//! done, and capsules that ran still run.
+//! `kill -9` of each part in the middle of its work. After the restart nothing is half done, and
+//! running capsules still run.
 
 use crate::capsule;
 use crate::proxy::psql;
@@ -17,8 +17,8 @@ async fn items(client: &Client) -> Vec<Value> {
     list.body["items"].as_array().unwrap().clone()
 }
 
-/// Waits until every capsule has come to rest, and checks that its machine is there if and only
-/// if it runs.
+/// Waits until every capsule is `running` or `error`. Checks that exactly the running capsules have
+/// machines.
 async fn settled(client: &Client) -> Vec<String> {
     let items = eventually("every capsule has come to rest", || async {
         let items = items(client).await;
@@ -85,7 +85,7 @@ async fn restarted_platform_answers_for_its_own_host_from_the_first_request() {
         } else {
             platform.stop()
         }
-        // A client waits for the platform, and is the first to be served.
+        // A client waits for the platform and is served first.
         let (asked, path) = (client.clone(), format!("/v1/capsules/{id}/exec"));
         let first = tokio::spawn(async move {
             loop {
@@ -142,7 +142,7 @@ async fn the_database_dies_and_is_started_again() {
     let dead = platform.postgres_pid();
     tests::signal(dead, Signal::KILL);
     eventually("another database runs", || async {
-        // Its children may live on for a moment, and answer.
+        // Children of the dead server may live on for a moment and still answer.
         let file = platform.dir().join("postgres/data/postmaster.pid");
         let pid = std::fs::read_to_string(file).ok()?.lines().next()?.parse::<i32>().ok()?;
         (pid != dead).then_some(())
@@ -197,7 +197,7 @@ async fn the_database_dies_in_the_middle_of_creates() {
 async fn an_agent_that_dies_alone_takes_nothing_with_it() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
-    // The roles apart: the database stays as the first platform's, everything else is new.
+    // The roles run apart. The database server is the first platform's; everything else is new.
     let database = platform.separate_database().await;
     let agent_dir = tempfile::tempdir().unwrap();
     let replica = Replica::over(&platform, &database);
@@ -219,7 +219,7 @@ async fn an_agent_that_dies_alone_takes_nothing_with_it() {
         let exec = format!("/v1/capsules/{before}/exec");
         let away = client.post(&exec, &json!({ "cmd": "true" })).await;
         away.refuses(503, "guest_unavailable", "does not answer");
-        // As after 90 s without a word.
+        // The host counts as silent for more than 90 s.
         let silent = "UPDATE hosts SET last_heartbeat_at = now() - interval '91 s'";
         sqlx::query(silent).execute(&mut db).await.unwrap();
         eventually("the host is known to be away, and its capsules missing", || async {

@@ -1,6 +1,6 @@
-//! E2B's API, where its SDKs do not look: the words of errors, what may be repeated, what is kept
-//! through the platform's death, and what the proxy says of a capsule that was made by it. What
-//! the SDKs do is in `tests/sdk`.
+//! E2B's API in cases that its SDKs do not cover. These are error texts, repeated requests, lasting
+//! state through the platform's death, and the proxy's answers for E2B's capsules. `tests/sdk`
+//! covers the SDKs themselves.
 
 use crate::auth::other_team;
 use reqwest::{Method, Response};
@@ -33,13 +33,13 @@ async fn a_sandbox_is_a_capsule_and_has_what_the_sdks_read() {
         assert!(made[secret].as_str().unwrap().len() >= 64, "{made}");
     }
     let id = id(&made);
-    // Who may look may not do what the token lets do.
+    // A caller who may only read does not see the token, which allows more.
     let wanted = json!({ "name": "looks", "scopes": ["capsules:read"] });
     let looks = client.post("/v1/api-keys", &wanted).await.expect(201);
     let looks = platform.client_with(looks["key"].as_str().unwrap());
     let seen = looks.get(&format!("/sandboxes/{id}")).await.expect(200);
     assert!(!seen.to_string().contains(made["envdAccessToken"].as_str().unwrap()), "{seen}");
-    // By both APIs it is the same.
+    // Both APIs show the same capsule.
     let capsule = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
     assert_eq!(
         (&capsule["on_timeout"], &capsule["public_traffic"]),
@@ -50,7 +50,7 @@ async fn a_sandbox_is_a_capsule_and_has_what_the_sdks_read() {
     assert_eq!((&shown["state"], &shown["alias"]), (&json!("running"), &json!("base")));
     assert_eq!(shown["lifecycle"], json!({ "autoResume": false, "onTimeout": "pause" }));
     assert_eq!(shown["metadata"], json!({ "a": "b" }));
-    // One that was made by ours is seen too, without an end.
+    // A capsule made by Wrenn's own API is visible too, without an end.
     let ours = client.create(&json!({})).await;
     let shown = client.get(&format!("/sandboxes/{ours}")).await.expect(200);
     assert_eq!(shown["endAt"], "9999-01-01T00:00:00Z");
@@ -58,7 +58,7 @@ async fn a_sandbox_is_a_capsule_and_has_what_the_sdks_read() {
     assert_eq!(listed.as_array().unwrap().len(), 2);
     let by_default = create(&client, &json!({})).await;
     assert!(by_default["trafficAccessToken"].is_null(), "its ports are everybody's");
-    // The first API: a shorter life, and a list of those that run.
+    // The first version of E2B's API gives a shorter life, and lists only running sandboxes.
     let first = client.post("/sandboxes", &json!({ "templateID": "base" })).await.expect(201);
     client.post(&format!("/sandboxes/{}/pause", self::id(&first)), &json!({})).await.expect(204);
     let listed = client.get("/sandboxes").await.expect(200);
@@ -81,7 +81,7 @@ async fn platform() -> (Platform, Client) {
     (platform, client)
 }
 
-/// What an answer says of itself: its status, its message, and whether it may be repeated.
+/// Returns an error's status, its message, and the header that says whether to retry.
 async fn told(answer: Response) -> (u16, String, Option<String>) {
     let retry = answer.headers().get("should-retry").map(|v| v.to_str().unwrap().to_owned());
     let status = answer.status().as_u16();
@@ -148,7 +148,7 @@ async fn errors_have_e2bs_shape_and_say_what_may_be_repeated() {
     platform.finish();
 }
 
-/// A request with a key, by a client that may be gone before it is answered.
+/// Builds a create with an idempotency key. The client may leave before the answer.
 fn keyed(client: &Client, key: &str, body: &Value) -> reqwest::RequestBuilder {
     client.request(Method::POST, "/v2/sandboxes").header("idempotency-key", key).json(body)
 }
@@ -178,13 +178,13 @@ async fn a_create_with_a_key_makes_one_however_often_it_is_asked_for() {
             "{wrong}"
         );
     }
-    // A key is its team's, and one whose create failed is free.
+    // A key belongs to its team. A key whose create failed is free again.
     let stranger = other_team(&platform).await;
     assert_eq!(keyed(&stranger, "one", &body).send().await.unwrap().status(), 201);
     let failing = json!({ "templateID": "nope" });
     assert_eq!(keyed(&client, "two", &failing).send().await.unwrap().status(), 404);
     assert_eq!(keyed(&client, "two", &body).send().await.unwrap().status(), 201);
-    // However the platform died in between.
+    // The platform dies at different moments of a create.
     for (round, millis) in [0, 2, 5, 10, 20, 40].into_iter().enumerate() {
         let (client, key) = (platform.client(), format!("dies-{round}"));
         let asking = keyed(&client, &key, &body).send();
@@ -204,7 +204,7 @@ async fn a_create_with_a_key_makes_one_however_often_it_is_asked_for() {
     let client = platform.client();
     let listed = client.get("/v2/sandboxes?metadata=of%3Dkey").await.expect(200);
     assert_eq!(listed.as_array().unwrap().len(), 8, "one for each key that is the team's");
-    // Ours takes keys, too.
+    // Wrenn's own API takes idempotency keys too.
     let ours = || client.request(Method::POST, "/v1/capsules").header("idempotency-key", "ours");
     let first = client.send(ours()).await.expect(201);
     assert_eq!(client.send(ours()).await.expect(201)["id"], first["id"]);
@@ -222,7 +222,8 @@ async fn the_proxy_speaks_of_it_in_e2bs_words_and_its_ports_are_as_it_was_asked_
     assert_eq!(ask(&open, guest.port).await.unwrap().status(), 200);
     let closed: Value = ask(&open, 1).await.unwrap().json().await.unwrap();
     assert_eq!(closed["message"], "The sandbox is running but port is not open");
-    // envd's is nobody's, but by a link that its token signed; and browsers may ask before.
+    // envd's port admits nobody, except by a URL that envd's token signed. Browsers may send
+    // preflight requests.
     assert_eq!(ask(&open, 49983).await.unwrap().status(), 403);
     let envd = |method: Method, path: &str| nobody.to_port(method, &open, 49983, path).send();
     let signed = envd(Method::GET, "/files?path=/etc/hostname&signature=v1_x").await.unwrap();
@@ -250,14 +251,15 @@ async fn the_proxy_speaks_of_it_in_e2bs_words_and_its_ports_are_as_it_was_asked_
     let masked = id(&create(&client, &masked).await);
     let head = ask(&masked, guest.port).await.unwrap().text().await.unwrap();
     assert!(head.contains(&format!("Host: app.internal:{}\r\n", guest.port)), "{head}");
-    // Gone, it is still known by that name; a browser is told in a page.
+    // The proxy still knows a killed sandbox by its id. A browser gets a page.
     client.delete(&format!("/sandboxes/{open}")).await.expect(204);
     let gone: Value = ask(&open, guest.port).await.unwrap().json().await.unwrap();
     let wanted = json!({ "sandboxId": open, "message": "The sandbox was not found", "code": 502 });
     assert_eq!(gone, wanted);
     let page = nobody.to_port(Method::GET, &open, guest.port, "/").header("accept", "text/html");
     assert_eq!(page.send().await.unwrap().status(), 404);
-    // One of ours is spoken of in our words, and its ports are closed, unless it was asked for.
+    // For a capsule of Wrenn's own API, errors use that API's words. Its ports are closed unless
+    // requested otherwise.
     let ours = client.create(&json!({})).await;
     assert_eq!(ask(&ours, guest.port).await.unwrap().status(), 401);
     let ours = client.create(&json!({ "public_traffic": true })).await;
@@ -284,7 +286,7 @@ async fn a_snapshots_name_goes_over_to_the_next_one_of_it() {
     assert_eq!(listed, json!([second]));
     let alias = client.get("/templates/aliases/mine").await.expect(200);
     assert_eq!(alias["templateID"], second["snapshotID"]);
-    // Ours does so when it is asked to.
+    // Wrenn's own API does so with `overwrite`.
     let ours = json!({ "capsule_id": one, "name": "mine" });
     client.post("/v1/snapshots", &ours).await.refuses(409, "conflict", "name");
     let ours = json!({ "capsule_id": one, "name": "mine", "overwrite": true });
@@ -305,7 +307,7 @@ async fn a_snapshots_name_goes_over_to_the_next_one_of_it() {
     platform.finish();
 }
 
-/// Makes a request to envd with the headers of E2B's SDKs, and on demand with the sandbox's token.
+/// Builds a request to envd with the headers of E2B's SDKs, and on demand with the sandbox's token.
 fn to_envd(
     client: &Client,
     method: Method,
@@ -319,7 +321,7 @@ fn to_envd(
     if token { asked.header("x-access-token", secret) } else { asked }
 }
 
-/// Returns everything in an answer but the id of the request.
+/// Returns everything in an answer except the request's id and date.
 async fn all_of(asked: reqwest::RequestBuilder) -> (u16, Vec<(String, String)>, String) {
     let answer = asked.send().await.unwrap();
     let headers = answer.headers().iter().filter(|(name, _)| *name != "x-request-id");
@@ -331,7 +333,7 @@ async fn all_of(asked: reqwest::RequestBuilder) -> (u16, Vec<(String, String)>, 
     (status, headers, answer.text().await.unwrap())
 }
 
-/// Asks for a sandbox without a credential, in every way, and returns all answers.
+/// Asks for a sandbox without a credential, in every way. Returns all answers.
 async fn told_to_nobody(
     platform: &Platform,
     made: &Value,
@@ -399,7 +401,7 @@ async fn paused_sandbox_is_not_found_by_sdks_and_told_apart_by_no_stranger() {
     let paused = all_of(page()).await;
     client.delete(&format!("/sandboxes/{}", id(&public))).await.expect(204);
     assert_eq!(all_of(page()).await, paused);
-    // For a capsule made by our own API, the words stay those of our API.
+    // For a capsule made by Wrenn's own API, errors keep that API's words.
     let ours = client.create(&json!({ "public_traffic": true })).await;
     client.pause(&ours).await;
     let asked = nobody.to_port(Method::GET, &ours, 8080, "/");
@@ -424,12 +426,12 @@ async fn api_is_reached_with_the_headers_that_lead_to_envd() {
         client.post(&format!("/sandboxes/{}/pause", id(&made)), &json!({})).await.expect(204);
         connect(path, 201).await;
     }
-    // A path of envd's goes to envd, although both are at one address.
+    // A path of envd's goes to envd, although the API has the same address.
     let health = to_envd(&client, Method::GET, &made, "/health", true).send().await.unwrap();
     assert_eq!(health.status(), 204);
     let metrics = to_envd(&client, Method::GET, &made, "/metrics", true);
     assert!(client.send(metrics).await.expect(200)["mem_total"].is_number());
-    // Once connected, those SDKs send the token alone.
+    // Once connected, those SDKs send only the token.
     let nobody = platform.client_with("");
     let token = made["envdAccessToken"].as_str().unwrap();
     let by_token = |path: &str, token: &str| {
@@ -532,7 +534,7 @@ async fn connect_right_after_the_end_resumes_what_the_host_has_paused() {
             asked.await.unwrap().status().as_u16()
         };
         client.post(&path("/timeout"), &json!({ "timeout": 0 })).await.expect(204);
-        // The loop ends as soon as the host lets nobody in, before any row says so.
+        // The loop ends as soon as the host admits nobody, before any row says so.
         while health().await == 204 {}
         client.post(&path("/connect"), &json!({ "timeout": 60 })).await.expect(201);
         assert_eq!(health().await, 204);

@@ -1,5 +1,5 @@
-//! envd's own wire, asked straight through the agent's data hop with the capsule's token: what
-//! E2B's SDKs rely on and `tests/sdk` does not reach.
+//! envd's own protocol, through the agent's data hop with the capsule's token. The tests cover
+//! behaviour that E2B's SDKs rely on and `tests/sdk` does not reach.
 
 mod watches;
 
@@ -13,7 +13,7 @@ use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tests::{Client, Platform};
 
-/// envd of a capsule, and its token.
+/// Returns a client of a capsule's envd, and envd's token.
 pub(crate) fn envd(platform: &Platform, id: &str) -> (Client, String) {
     let ledger = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
     let ledger: Value = serde_json::from_slice(&ledger.unwrap()).unwrap();
@@ -21,7 +21,7 @@ pub(crate) fn envd(platform: &Platform, id: &str) -> (Client, String) {
     (platform.agent_client().below(&format!("/proxy/{id}/49983")), token)
 }
 
-/// A message in Connect's envelope.
+/// Puts messages into Connect's envelopes.
 fn framed(messages: &[Value]) -> Vec<u8> {
     let mut out = Vec::new();
     for message in messages {
@@ -33,7 +33,7 @@ fn framed(messages: &[Value]) -> Vec<u8> {
     out
 }
 
-/// Messages out of their envelopes; the last one is the end of the stream.
+/// Takes messages out of Connect's envelopes. The last one ends the stream.
 fn unframed(mut bytes: &[u8]) -> Vec<Value> {
     let mut out = Vec::new();
     while bytes.len() >= 5 {
@@ -111,7 +111,7 @@ async fn input_comes_as_a_stream_too_and_both_codecs_are_spoken() {
     let data = messages.iter().filter_map(|m| m["event"]["data"]["stdout"].as_str());
     let out: Vec<u8> = data.flat_map(|text| STANDARD.decode(text).unwrap()).collect();
     assert_eq!(out, b"one two");
-    // Protobuf: an empty ListRequest is no bytes.
+    // In Protobuf, an empty ListRequest has no bytes.
     let list = envd.request(Method::POST, "/process.Process/List");
     let list = list.header("x-access-token", &token).header("content-type", "application/proto");
     let answer = list.body("").send().await.unwrap();
@@ -232,7 +232,7 @@ async fn a_watch_streams_what_happens_below_a_directory() {
     platform.finish();
 }
 
-/// E2B's own tests ask for exactly three events of a new file, of which the first is its creation.
+/// E2B's own tests expect exactly three events of a new file, first its creation.
 #[tokio::test]
 async fn upload_is_told_to_watchers_as_three_events_of_its_own_name() {
     let (platform, _, id) = capsule().await;

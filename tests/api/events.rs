@@ -1,4 +1,5 @@
-//! Events: streamed as they happen, none missed; sent to channels, signed, until they arrive.
+//! Events: streams deliver each event once as it happens. Channels get signed deliveries until they
+//! arrive.
 
 use crate::proxy::psql;
 use futures::StreamExt;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use tests::{Client, Driver, Heard, Hook, Platform, eventually};
 
-/// A stream of events.
+/// Open stream of events.
 struct Stream {
     bytes: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     text: String,
@@ -27,7 +28,7 @@ impl Stream {
         Self { bytes: answer.bytes_stream().boxed(), text: String::new() }
     }
 
-    /// The next event.
+    /// Returns the next event.
     async fn next(&mut self) -> Value {
         loop {
             while let Some((frame, rest)) = self.text.split_once("\n\n") {
@@ -109,7 +110,7 @@ async fn a_stream_goes_on_where_it_was_and_misses_nothing_though_all_died() {
     platform.finish();
 }
 
-/// Events of many who write at once: none is missed, though they are committed in any order.
+/// Concurrent writers commit their events in any order, and a stream misses none.
 #[tokio::test]
 async fn of_many_at_once_none_is_missed() {
     let platform = Platform::start(Driver::Fake, &[]).await;
@@ -169,13 +170,13 @@ async fn a_channel_gets_what_it_asked_for_signed() {
         assert!(one.headers["x-wrenn-delivery"].starts_with("dlv-"));
     }
     let done = |d: &Value| d["status"] == "done" && d["answer"] == 204 && d["attempts"] == 1;
-    // The hook has heard of a delivery before the platform notes the answer.
+    // The hook receives a delivery before the platform records the answer.
     eventually("all are done", async || {
         let listed = client.get(&format!("/v1/channels/{id}/deliveries")).await.expect(200);
         listed["items"].as_array().unwrap().iter().all(done).then_some(())
     })
     .await;
-    // Turned off, and with another secret.
+    // The channel is disabled, gets another secret, and is enabled again.
     let off = client.patch(&format!("/v1/channels/{id}"), &json!({ "enabled": false })).await;
     assert_eq!(off.expect(200)["enabled"], false);
     client.create(&json!({})).await;
@@ -255,7 +256,7 @@ async fn nothing_is_sent_to_where_only_the_platform_may() {
         )
         .await
         .refuses(400, "invalid_request", "events");
-    // A name that leads there is looked up when it is sent to.
+    // A host name is resolved at delivery, so a name of a private address is found then.
     let port = hook.url.rsplit_once(':').unwrap().1;
     let made = make("n", &format!("http://localhost:{port}/")).await.expect(201);
     let path = format!("/v1/channels/{}", made["id"].as_str().unwrap());
@@ -307,7 +308,7 @@ async fn channel_of_an_expired_key_is_disabled_and_sends_nothing() {
     let log = client.get("/v1/audit-logs?action=channel.disable").await.expect(200);
     assert_eq!(log["items"][0]["resource_id"], channel["id"], "{log}");
     assert_eq!(hook.heard().len(), 1);
-    // An admin who enables it answers for it.
+    // The admin who enables the channel becomes responsible for it.
     client.patch(&path, &json!({ "enabled": true })).await.expect(200);
     client.create(&json!({})).await;
     eventually("another delivery", async || (hook.heard().len() > 1).then_some(())).await;

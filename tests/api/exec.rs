@@ -1,4 +1,4 @@
-//! Commands: any bytes in and out, environment, folder, deadlines, the background.
+//! Commands: arbitrary bytes in and out, environment, folder, deadlines, background runs.
 
 use crate::capsule;
 use base64::Engine;
@@ -20,7 +20,7 @@ async fn output_of_any_bytes_the_exit_code_environment_and_folder_arrive() {
     assert_eq!(result["encoding"], "base64");
     assert_eq!(STANDARD.decode(result["stdout"].as_str().unwrap()).unwrap(), b"a\xff\0b");
     assert_eq!(client.sh(&id, "kill -9 $$").await["exit_code"], 137);
-    // The environment of one command is not the next one's.
+    // A command's environment does not reach the next command.
     assert_eq!(client.out(&id, "echo [$A]").await, "[]\n");
     platform.finish();
 }
@@ -33,7 +33,7 @@ async fn input_larger_than_every_buffer_goes_through_and_output_is_cut_at_its_li
     let body = json!({ "cmd": "cat", "stdin": text });
     let result = client.post(&exec, &body).await.expect(200);
     assert!(result["stdout"].as_str().unwrap() == text, "what came back is not what went in");
-    // One that does not read its input ends all the same.
+    // A command that does not read its input ends all the same.
     let body = json!({ "cmd": "true", "stdin": text });
     assert_eq!(client.post(&exec, &body).await.expect(200)["exit_code"], 0);
     let result = client.sh(&id, "head -c 9000000 /dev/zero | tr '\\0' x; echo end >&2").await;
@@ -57,7 +57,7 @@ async fn a_deadline_kills_the_whole_group_even_one_that_never_rests() {
         (list["processes"] == json!([]) && left == "0\n").then_some(())
     })
     .await;
-    // The caller's leaving does not hold the deadline off.
+    // The deadline holds even after the caller has left.
     let body = json!({ "cmd": "sleep", "args": ["4321"], "timeout_sec": 2, "tag": "left" });
     let gone = client.post(&exec, &body);
     let _ = tokio::time::timeout(std::time::Duration::from_millis(700), gone).await;
@@ -94,7 +94,7 @@ async fn a_command_in_the_background_is_listed_and_killed() {
 #[tokio::test]
 async fn a_start_in_a_guest_that_stands_still_fails_alike_by_every_way() {
     let (platform, client, id) = capsule().await;
-    // Connections to the guest are open already, and take requests that nobody reads.
+    // Open connections to the guest accept requests that nobody reads.
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     let envd = tests::processes_of(&id)[0];
     tests::signal(envd, rustix::process::Signal::STOP);

@@ -1,4 +1,4 @@
-//! Files: contents of any size and bytes, by every way in, ranges, and what is done to paths.
+//! Files: contents of any size and bytes, every way to upload, ranges, and operations on paths.
 
 use crate::capsule;
 use futures::StreamExt;
@@ -54,7 +54,7 @@ async fn what_is_written_is_read_by_every_way() {
     platform.finish();
 }
 
-/// Whoever refuses a body before its end, at whichever hop, is heard.
+/// A client that still sends its body receives the refusal, whichever hop refuses.
 #[tokio::test]
 async fn a_refusal_reaches_who_still_sends() {
     let (platform, client, id) = capsule().await;
@@ -158,7 +158,7 @@ async fn paths_are_made_shown_listed_moved_and_removed() {
     platform.finish();
 }
 
-/// Runs `tar`, which must succeed, and returns what it wrote.
+/// Runs `tar`, which must succeed. Returns its output.
 fn tar(args: &[&str]) -> Vec<u8> {
     let out = std::process::Command::new("tar").args(args).output().unwrap();
     assert!(out.status.success(), "{args:?}: {out:?}");

@@ -1,5 +1,5 @@
-//! Many hosts: how they enrol, what they are refused, where capsules go, and what becomes of both
-//! when a host is silent, drained or deleted.
+//! Several hosts: enrolment, refusals and placement of capsules. Further tests make a host silent,
+//! drain it or delete it.
 
 use crate::auth::other_team;
 use reqwest::Method;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 use tests::{Client, Driver, Platform, Replica, eventually};
 
-/// A host beside the platform's own.
+/// Second host beside the platform's own.
 pub(crate) struct Second {
     pub dir: TempDir,
     pub process: Child,
@@ -28,7 +28,7 @@ impl Second {
         Self { dir, process, address, id }
     }
 
-    /// One that capsules ask for by the tag `second`.
+    /// Starts a host with the tag `second`, by which capsules ask for it.
     pub(crate) async fn tagged(platform: &Platform, operator: &Client) -> Self {
         let this = Self::start(platform, operator).await;
         let tags = operator.request(Method::PUT, &format!("/v1/hosts/{}/tags", this.id));
@@ -50,7 +50,7 @@ impl Drop for Second {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // What still runs on it, as of a host that was deleted.
+        // Capsules may still run here, for example after their host was deleted.
         let mut clean = std::process::Command::new(tests::binary("wrenn"));
         clean.arg("clean").env("WRENN_DIR", self.dir.path()).env("WRENN_DRIVER", "fake:x");
         clean.env("WRENN_CLIENT_FILE", self.dir.path().join("none"));
@@ -59,7 +59,7 @@ impl Drop for Second {
     }
 }
 
-/// Shows a key at an address to every client, until it is dropped.
+/// TLS server that proves a key at an address to every client. Dropping it stops it.
 struct Shows {
     address: String,
     over: Arc<AtomicBool>,
@@ -79,7 +79,7 @@ impl Shows {
                 }
                 let mut stream = stream.unwrap();
                 let mut shown = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-                // A client may be another one than the control plane that looks for the key.
+                // The client may be another one than the control plane that looks for the key.
                 let _ = shown.complete_io(&mut stream);
             }
         });
@@ -104,7 +104,7 @@ async fn host(client: &Client, id: &str) -> Value {
     client.get(&format!("/v1/hosts/{id}")).await.expect(200)
 }
 
-/// On which host a capsule is.
+/// Returns the id of a capsule's host.
 async fn place(client: &Client, capsule: &str) -> String {
     let capsule = client.get(&format!("/v1/capsules/{capsule}")).await.expect(200);
     capsule["host_id"].as_str().unwrap_or_default().to_owned()
@@ -114,7 +114,7 @@ async fn database(platform: &Platform) -> PgConnection {
     PgConnection::connect(&platform.database_url()).await.unwrap()
 }
 
-/// Has a host be as one that was not heard of for 91 s.
+/// Makes a host look as if its last heartbeat came 91 s ago.
 pub(crate) async fn silence(platform: &Platform, id: &str) {
     let id: types::HostId = id.parse().unwrap();
     let sql = "UPDATE hosts SET last_heartbeat_at = now() - interval '91 s' WHERE id = $1";
@@ -137,7 +137,7 @@ async fn capsules_are_spread_over_hosts_and_go_where_their_tags_say() {
         assert_eq!(client.out(&id, "echo up").await, "up\n");
         *places.entry(place(&client, &id).await).or_insert(0) += 1;
     }
-    // Evenly, as far as one control plane sees what another does.
+    // Placement is even, as far as one control plane sees another's placements.
     assert!(places.len() == 2 && places.values().all(|count| *count >= 2), "{places:?}");
     let none = client.post("/v1/capsules", &json!({ "host_tags": ["gpu"] })).await;
     none.refuses(503, "no_capacity", "no host has these tags");
@@ -146,7 +146,7 @@ async fn capsules_are_spread_over_hosts_and_go_where_their_tags_say() {
     assert_eq!(tagged["tags"], json!(["gpu"]));
     let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["gpu"] })).await;
     assert_eq!(place(&client, &id).await, second.id);
-    // A team with hosts of its own is on those alone, and nobody else is.
+    // A team with hosts of its own uses only those, and no other team uses them.
     let stranger = other_team(&platform).await;
     let own = "UPDATE hosts SET team_id = (SELECT id FROM teams WHERE name = 'Other') \
                WHERE name <> 'local'";
@@ -163,11 +163,11 @@ async fn capsules_are_spread_over_hosts_and_go_where_their_tags_say() {
         listed["items"].as_array().unwrap().iter().partition(|h| h["id"] == second.id.as_str());
     assert_eq!((own.len(), others.len()), (1, 1));
     assert_eq!(own[0]["address"], second.address.as_str());
-    // Of what is not theirs they see what kind it is, and no more.
+    // The team sees only the kind of other hosts.
     assert_eq!((&others[0]["address"], &others[0]["accelerator"]), (&json!(""), &json!("none")));
     assert!(others[0].get("cert_fingerprint").is_none() && others[0]["capsules"] == 0);
     eventually("nobody else is on it", || async {
-        // Whichever control plane places them.
+        // Either control plane may place them.
         for _ in 0..4 {
             let id = client.create(&body).await;
             if place(&client, &id).await == second.id {
@@ -209,7 +209,7 @@ async fn a_token_registers_one_host_that_shows_its_key() {
     }
     register(&token, "127.0.0.1:1", None).await.refuses(400, "invalid_request", "csr_pem");
     register(&token, "127.0.0.1:1", Some("x")).await.refuses(400, "invalid_request", "csr_pem");
-    // Nobody answers there; somebody, with another key; somebody, without TLS.
+    // The address is that of nobody, then of a host with another key, then of a server without TLS.
     let refused = register(&token, "127.0.0.1:1", Some(&csr)).await;
     refused.refuses(400, "invalid_request", "does not prove its key");
     let second = Second::start(&platform, &client).await;
@@ -219,7 +219,7 @@ async fn a_token_registers_one_host_that_shows_its_key() {
     let plain = other.url.trim_start_matches("http://").to_owned();
     let refused = register(&token, &plain, Some(&csr)).await;
     refused.refuses(400, "invalid_request", "does not prove its key");
-    // None of it used the token up.
+    // None of these attempts used the token up.
     let dir = tempfile::tempdir().unwrap();
     let agent = |token: &str| {
         let mut command = platform.wrenn();
@@ -238,18 +238,18 @@ async fn a_token_registers_one_host_that_shows_its_key() {
         &std::fs::metadata(dir.path().join("host-credentials.json")).unwrap().permissions(),
     );
     assert_eq!(mode & 0o777, 0o600);
-    // And now it is.
+    // Now the token is used up.
     std::fs::remove_file(dir.path().join("host-credentials.json")).unwrap();
     let mut process = agent(&token);
     assert!(!process.wait().unwrap().success());
     let told = std::fs::read_to_string(&log).unwrap();
     assert!(!told.contains("serves"), "{told}");
-    // No token, and no key, is in any log or row.
+    // Neither tokens nor keys appear in any log or row.
     let mut db = database(&platform).await;
     let rows: Vec<String> =
         sqlx::query_scalar("SELECT t::text FROM host_tokens t").fetch_all(&mut db).await.unwrap();
     assert!(!rows.concat().contains(&token) && !platform.log().contains(&token));
-    // One that expired is none.
+    // An expired token is invalid.
     let late = invite().await;
     sqlx::query("UPDATE host_tokens SET expires_at = now() - interval '1 s'")
         .execute(&mut db)
@@ -274,7 +274,7 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
         let body = json!({ "refresh_token": token, "csr_pem": key.request().unwrap() });
         client.post("/v1/hosts/refresh", &body).await
     };
-    // The answers are lost, several times: the host goes on as it was.
+    // The answers are lost several times, and the host continues with its old credentials.
     for _ in 0..3 {
         refresh(&first["refresh_token"]).await.expect(200);
     }
@@ -289,11 +289,11 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
     })
     .await;
     second.kill();
-    // Then one arrives, and is used; the token before it has no business any more.
+    // Then an answer arrives and its token is used. The token before it is invalid from now on.
     let renewed = refresh(&first["refresh_token"]).await.expect(200);
     let last = refresh(&renewed["refresh_token"]).await.expect(200);
     refresh(&first["refresh_token"]).await.refuses(401, "invalid_token", "refresh token");
-    // Whoever holds what came after is out too, and so is the host's JWT.
+    // The reuse ends later tokens too, and the host's JWT.
     refresh(&last["refresh_token"]).await.refuses(401, "invalid_token", "refresh token");
     let beat = client.request(Method::POST, &format!("/v1/hosts/{}/heartbeat", second.id));
     let beat = beat.bearer_auth(last["jwt"].as_str().unwrap());
@@ -303,7 +303,7 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
     });
     let said = client.send(beat.json(&json!({ "specs": specs, "load": {} }))).await;
     said.refuses(401, "invalid_token", "host's token");
-    // Enrolled anew it is the same host.
+    // A host that enrols anew stays the same host.
     let token = client.post(&format!("/v1/hosts/{}/token", second.id), &json!({})).await;
     let token = token.expect(201)["registration_token"].as_str().unwrap().to_owned();
     let mut command = platform.wrenn();
@@ -378,7 +378,7 @@ async fn a_silent_hosts_capsules_are_missing_and_then_what_they_are() {
         (client.create(&body).await, client.create(&body).await, client.create(&body).await);
     client.pause(&paused).await;
     second.kill();
-    // A create finds another host at once; one that may be nowhere else is told.
+    // A create finds another host at once. A create that needs the dead host gets an error.
     let elsewhere = client.create(&json!({ "memory_mb": 128 })).await;
     assert_ne!(place(&client, &elsewhere).await, second.id);
     client.post("/v1/capsules", &body).await.refuses(503, "host_unavailable", "does not answer");
@@ -393,7 +393,7 @@ async fn a_silent_hosts_capsules_are_missing_and_then_what_they_are() {
     let exec = client.post(&format!("/v1/capsules/{runs}/exec"), &json!({ "cmd": "true" })).await;
     assert_eq!(exec.status.as_u16(), 409, "{}", exec.body);
     client.post("/v1/capsules", &body).await.refuses(503, "no_capacity", "no host");
-    // What its machine is meanwhile, the host says when it is back.
+    // The machine dies while its host is away. The host reports this when it is back.
     for pid in tests::processes_of(&ends) {
         tests::signal(pid, rustix::process::Signal::KILL);
     }
@@ -442,7 +442,8 @@ async fn a_host_is_drained_and_deleted_with_nothing_lost_unawares() {
     let mut both = [one.as_str(), two.as_str()];
     both.sort_unstable();
     assert_eq!(named, both);
-    // By force, while it does not answer: what it had is told as lost, and can be deleted.
+    // The host is deleted by force while it does not answer. Its capsules become lost and can be
+    // deleted.
     second.kill();
     client.delete(&format!("{path}?force=true")).await.expect(204);
     client.get(&path).await.refuses(404, "not_found", "host");
@@ -454,7 +455,7 @@ async fn a_host_is_drained_and_deleted_with_nothing_lost_unawares() {
         );
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     }
-    // It comes back, is told so, and ends nothing by itself.
+    // The host comes back and learns that it was forgotten. It ends nothing by itself.
     second.again(&platform, &client).await;
     let log = second.dir.path().join("agent.log");
     eventually("it is told", || async {

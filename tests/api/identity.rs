@@ -1,4 +1,4 @@
-//! Who hosts and control planes are to each other, while it changes and when it is not so.
+//! Mutual identity of hosts and control planes, during renewals and against impostors.
 
 use crate::hosts::Second;
 use reqwest::Method;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tests::{Client, Driver, Platform, Upstream, eventually};
 
-/// A capsule on the second of two hosts.
+/// Starts two hosts and a capsule on the second.
 async fn two() -> (Platform, Client, Second, String) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
@@ -63,7 +63,7 @@ async fn certificates_are_renewed_under_load_with_no_request_lost() {
     assert!(seen.len() >= 8, "renewed {} times", seen.len());
     assert!(platform.log().matches("renewed this control plane's certificate").count() >= 8);
     assert!(done.load(Ordering::Relaxed) > 100);
-    // The old ones are no good any more, but for the last but one.
+    // Old certificates are invalid by now, except the last but one.
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     platform.finish();
 }
@@ -73,15 +73,15 @@ async fn one_host_cannot_stand_in_for_another() {
     let (platform, client, second, id) = two().await;
     let third = Second::start(&platform, &client).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
-    // As if the network led there, or the address had gone to another machine: it has a
-    // certificate of the same authority, for the same IP address.
+    // The database has another host's address here, as after a change in the network. The other
+    // host has a certificate of the same authority, for the same IP address.
     let sql = "UPDATE hosts SET address = $2 WHERE id = $1";
     let host: types::HostId = second.id.parse().unwrap();
     let set = async |db: &mut PgConnection, address: &str| {
         sqlx::query(sql).bind(host.0).bind(address).execute(db).await.unwrap();
     };
     set(&mut db, &third.address).await;
-    // Connections that stand lead where they led; new ones are what is looked at.
+    // Open connections still lead to the old host. Only new connections are checked.
     let exec = format!("/v1/capsules/{id}/exec");
     eventually("the other is not taken for it", || async {
         let body = json!({ "cmd": "true" });
@@ -91,7 +91,7 @@ async fn one_host_cannot_stand_in_for_another() {
     })
     .await;
     set(&mut db, &second.address).await;
-    // Nor is the one that is meant, when its certificates were taken back.
+    // The right host is refused too once its certificates are revoked.
     let known: (Option<String>, Option<String>) =
         sqlx::query_as("SELECT cert_fingerprint, cert_previous FROM hosts WHERE id = $1")
             .bind(host.0)
@@ -134,7 +134,8 @@ async fn a_host_answers_nobody_but_its_control_planes() {
     let ca = platform.authority();
     let as_who = |pair: &pki::Pair| with(pki::dial_host(ca.trust(), pair).unwrap());
     assert_eq!(status(as_who(&ca.control_plane().unwrap()), "https").await, Some(204));
-    // Nobody; another authority's control plane; the host itself; plain HTTP.
+    // The callers are nobody, another authority's control plane, the host itself, and a client over
+    // plain HTTP.
     assert_eq!(status(with(pki::witness(None).unwrap()), "https").await, None);
     let other = pki::Authority::generate().unwrap();
     let other = pki::Authority::load(&other.cert_pem, &other.key_pem).unwrap();
@@ -175,7 +176,7 @@ async fn without_an_authority_hosts_are_on_loopback_or_not_at_all() {
     platform.finish();
 }
 
-/// A platform's authority in files, and a control plane that has it.
+/// Authority of a platform in files, and a control plane that uses it.
 struct Ca {
     dir: tempfile::TempDir,
     port: u16,
@@ -183,7 +184,8 @@ struct Ca {
 }
 
 impl Ca {
-    /// Starts a control plane that trusts these authorities, and is of the one whose key it has.
+    /// Starts a control plane that trusts these authorities. The key's authority signs its
+    /// certificates.
     fn control_plane(&self, platform: &Platform, certs: &[&pki::Pair], key: &pki::Pair) -> Running {
         let certs: String = certs.iter().map(|pair| pair.cert_pem.as_str()).collect();
         std::fs::write(self.dir.path().join("ca.crt"), certs).unwrap();
@@ -192,7 +194,7 @@ impl Ca {
         command.args(["control-plane", "--listen", &format!("127.0.0.1:{}", self.port)]);
         command.env("DATABASE_URL", &self.database);
         command.env("WRENN_CA_CERT", self.dir.path().join("ca.crt"));
-        // As it is; the other form.
+        // The key is given as text; the certificates are given as a path.
         command.env("WRENN_CA_KEY", &key.key_pem);
         command.env("WRENN_CLIENT_FILE", self.dir.path().join("client.json"));
         command.stdout(std::fs::File::create(&said).unwrap()).stderr(std::process::Stdio::null());
@@ -243,20 +245,20 @@ async fn one_authority_replaces_another_with_every_host_at_work() {
     let works = async || assert_eq!(client.out(&id, "echo up").await, "up\n");
     works().await;
     drop(running);
-    // Both are trusted, the old one still signs: hosts come to trust both.
+    // Both authorities are trusted, and the old one still signs. Hosts come to trust both.
     let running = ca.control_plane(&platform, &[&old, &new], &old);
     works().await;
     renewed().await;
     let trusted = credentials()["ca_cert_pem"].as_str().unwrap().matches("BEGIN").count();
     assert_eq!(trusted, 2);
     drop(running);
-    // The new one signs, for control planes at once, for hosts when they renew.
+    // The new authority signs: for control planes at once, for hosts when they renew.
     let running = ca.control_plane(&platform, &[&old, &new], &new);
     works().await;
     renewed().await;
     works().await;
     drop(running);
-    // The old one is no more.
+    // The old authority is gone.
     let running = ca.control_plane(&platform, &[&new], &new);
     works().await;
     renewed().await;

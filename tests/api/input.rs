@@ -1,4 +1,4 @@
-//! Bad input: each gets a clear error that names the field, and changes nothing.
+//! Bad input: each case gets a clear error that names the field, and changes nothing.
 
 use crate::capsule;
 use reqwest::Method;
@@ -46,7 +46,7 @@ async fn a_create_that_is_wrong_says_what_and_makes_nothing() {
     platform.finish();
 }
 
-/// A NUL, which PostgreSQL keeps in no text, wherever a text may be.
+/// PostgreSQL stores no NUL in texts, so every text with a NUL is refused.
 #[tokio::test]
 async fn a_nul_is_refused_wherever_it_comes() {
     let platform = Platform::start(Driver::Fake, &[]).await;
@@ -74,7 +74,7 @@ async fn a_nul_is_refused_wherever_it_comes() {
     platform.finish();
 }
 
-/// Whatever is answered, a browser makes nothing of it but what it is, and keeps none of it.
+/// Headers of every answer keep browsers from guessing its type and from caching it.
 #[tokio::test]
 async fn every_answer_says_what_browsers_may_do_with_it() {
     let (platform, client, id) = capsule().await;

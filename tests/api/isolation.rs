@@ -1,9 +1,10 @@
-//! Tiers of isolation: what a team, or a template, is content with, and where capsules go.
+//! Isolation tiers: the minimum that a team or a template requires, and placement by it.
 
 use serde_json::json;
 use tests::{Client, Driver, Platform, eventually};
 
-/// Waits until creates are answered so, by each replica: another hears of a change within a second.
+/// Waits until each replica answers creates with this status. A replica hears of a change within a
+/// second.
 async fn becomes(client: &Client, status: u16) {
     let what = format!("creates are answered with {status}");
     eventually(&what, || async {
@@ -32,7 +33,7 @@ async fn capsules_begin_on_no_host_of_a_weaker_tier_than_is_asked_for() {
     let hosts = operator.get("/v1/hosts").await.expect(200);
     assert_eq!(hosts["items"][0]["isolation"], "none");
     let id = owner.create(&json!({})).await;
-    // What a team asks for holds from its next capsule on, for that team alone.
+    // A team's minimum holds from its next capsule on, for this team alone.
     let changed = owner.patch(&path, &json!({ "isolation": "kvm" })).await.expect(200);
     assert_eq!(changed["isolation"], "kvm");
     becomes(&owner, 503).await;
@@ -49,7 +50,7 @@ async fn capsules_begin_on_no_host_of_a_weaker_tier_than_is_asked_for() {
     }
     owner.patch(&path, &json!({ "isolation": "none" })).await.expect(200);
     becomes(&owner, 201).await;
-    // A template's holds for every team; only operators set it.
+    // A template's minimum holds for every team. Only operators set it.
     let base = "/v1/templates/base";
     let jailed = json!({ "isolation": "jailed" });
     owner.patch(base, &jailed).await.refuses(403, "forbidden", "");

@@ -1,5 +1,4 @@
-//! Pausing, resuming, forking, snapshots: what each answers, in whatever order and at whatever
-//! moment they are asked for.
+//! Pauses, resumes, forks and snapshots: the answer of each, in any order and at any moment.
 
 use crate::auth::other_team;
 use crate::capsule;
@@ -145,7 +144,7 @@ async fn what_is_under_way_may_end_and_what_does_not_is_cut_and_told() {
     platform.finish();
 }
 
-/// A pause that fails, for whatever reason and whoever asked for it, leaves the capsule running.
+/// A failed pause leaves the capsule running, whatever the reason and whoever asked.
 #[tokio::test]
 async fn a_pause_that_fails_destroys_nothing() {
     let (mut platform, _, id) = capsule().await;
@@ -160,7 +159,7 @@ async fn a_pause_that_fails_destroys_nothing() {
         assert_eq!(client.status(&id).await, "running", "{step}");
         assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");
         let path = format!("/v1/capsules/{id}/timeout");
-        // The log is that of all rounds; what is asked while it is being tried may be refused.
+        // The log covers all rounds. Requests during an attempt may be refused.
         let tried = || platform.log().matches("its time is over").count();
         let before = tried();
         client.post(&path, &json!({ "timeout": 0 })).await.expect(200);
@@ -186,7 +185,7 @@ async fn everyone_who_asks_a_sleeper_is_served_and_it_wakes_once() {
     for round in 0..3 {
         client.pause(&id).await;
         let pausing = if round == 2 {
-            // Those who come while it is being paused wait for it.
+            // Requests during the pause wait for its end.
             client.resume(&id).await;
             let (client, id) = (client.clone(), id.clone());
             Some(tokio::spawn(async move { client.pause(&id).await }))
@@ -205,8 +204,8 @@ async fn everyone_who_asks_a_sleeper_is_served_and_it_wakes_once() {
                 }
             })
         });
-        // A command may be cut by the pause itself, and then says so; what is asked of a sleeper
-        // is always done.
+        // The pause itself may cut a command, which then reports this. Requests to a paused capsule
+        // always succeed.
         let done = futures::future::join_all(asking.collect::<Vec<_>>()).await;
         if let Some(pausing) = pausing {
             let _ = pausing.await;
@@ -218,8 +217,8 @@ async fn everyone_who_asks_a_sleeper_is_served_and_it_wakes_once() {
     platform.finish();
 }
 
-/// Clients that do what they like with one capsule: what each is told fits, every move between
-/// states is a legal one, and in the end it is what it was told to be.
+/// Several clients act at random on one capsule. Each answer fits, and every move between states is
+/// legal. At the end the capsule follows the last request.
 #[tokio::test]
 async fn random_histories_are_legal_and_end_well() {
     let (platform, client, first) = capsule().await;
@@ -240,7 +239,7 @@ async fn random_histories_are_legal_and_end_well() {
         for done in futures::future::join_all(clients).await {
             done.unwrap();
         }
-        // It can still be had, whatever went before.
+        // The capsule still resumes, whatever happened before.
         client.resume(&id).await;
         assert_eq!(processes_of(&id).len(), 1);
         assert_eq!(client.out(&id, "echo up").await, "up\n");
@@ -276,7 +275,7 @@ async fn random_histories_are_legal_and_end_well() {
     platform.finish();
 }
 
-/// Does a dozen things in a random order; each is done, or refused for a reason that fits.
+/// Runs a dozen operations in a random order. Each succeeds, or is refused for a fitting reason.
 async fn history(client: Client, id: String) {
     for _ in 0..12 {
         let what = rand::rng().random_range(0..4);
@@ -299,7 +298,7 @@ async fn history(client: Client, id: String) {
                 code.is_some_and(|code| codes.contains(&code))
             }
             (_, 409) => matches!(code, Some("conflict" | "capsule_not_running")),
-            // Between the states, and while it is removed.
+            // The capsule is between two states, or being removed.
             (2, 503) => code == Some("guest_unavailable"),
             _ => false,
         };
@@ -307,7 +306,7 @@ async fn history(client: Client, id: String) {
     }
 }
 
-/// A ledger that this version does not know, as after a downgrade, costs nobody what was kept.
+/// A ledger of an unknown version, as after a downgrade, destroys no snapshot.
 #[tokio::test]
 async fn a_ledger_of_another_version_is_told_and_nothing_of_it_is_removed() {
     let (mut platform, client, id) = capsule().await;
@@ -376,7 +375,7 @@ async fn die_at(platform: &mut Platform, step: &str, method: &str, path: &str) -
     platform.client()
 }
 
-/// Every capsule comes to rest, and what is there is what there should be.
+/// Waits until every capsule runs, and checks that exactly the expected things exist.
 async fn rest(platform: &Platform, client: &Client, kept: &str, step: &str) {
     let items = eventually("every capsule has come to rest", || async {
         let list = client.get("/v1/capsules").await.expect(200);

@@ -1,4 +1,4 @@
-//! Keys: their forms, what they are confined to, their end.
+//! API keys: formats, confinement to capsules, and expiry.
 
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -73,7 +73,7 @@ async fn a_revoked_key_is_of_no_use_within_a_second_on_every_replica() {
         (there.send(port).await.status.as_u16() == 401).then_some(())
     })
     .await;
-    // Far less than the two minutes for which it is kept.
+    // The key's cache entries would live for two minutes.
     assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
     owner.delete(&format!("/v1/api-keys/{id}")).await.refuses(404, "not_found", "key");
     platform.finish();
@@ -100,7 +100,7 @@ async fn that_a_key_was_used_is_written_at_most_once_a_minute() {
     for _ in 0..50 {
         key.get("/v1/capsules").await.expect(200);
     }
-    // How often the row was written: a new version has a new place.
+    // The row's version and place change with each write.
     let sql = "SELECT xmin::text || ctid::text FROM api_keys WHERE name = 'used' \
                AND last_used_at > now() - interval '1 minute'";
     let first: String = sqlx::query_scalar(sql).fetch_one(&mut db).await.unwrap();
@@ -132,12 +132,12 @@ async fn a_key_for_one_template_starts_and_sees_its_capsules_alone() {
     strange.get(&format!("/v1/capsules/{id}")).await.refuses(404, "not_found", "capsule");
     assert_eq!(strange.get("/v1/capsules").await.expect(200)["items"], json!([]));
     assert_eq!(key.out(&id, "echo hi").await, "hi\n");
-    // By the proxy it is the same.
+    // The proxy applies the same confinement.
     for (client, wanted) in [(&key, 200), (&strange, 404)] {
         let port = client.to_port(reqwest::Method::GET, &id, 49983, "/health");
         assert_eq!(client.send(port).await.status.as_u16() / 100, wanted / 100);
     }
-    // A fork of one that it sees is one, too.
+    // The key also sees a fork of a capsule that it sees.
     let forked = key.post(&format!("/v1/capsules/{id}/fork"), &json!({})).await.expect(201);
     let child = forked["items"][0]["id"].as_str().unwrap();
     key.get(&format!("/v1/capsules/{child}")).await.expect(200);

@@ -1,4 +1,4 @@
-//! Lifetimes: absolute and by idleness, enforced by the host whatever the control plane does.
+//! Lifetimes and idle times. The host enforces them, whatever the control plane does.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ async fn when_its_time_is_over_a_capsule_is_paused_or_ended_as_was_asked() {
     assert_eq!(client.status(&extended).await, "running");
     client.change(&extended, "timeout", &json!({ "timeout": 0, "on_timeout": "kill" })).await;
     eventually("gone", || async { (client.status(&extended).await == "gone").then_some(()) }).await;
-    // Paused again when its time is over again, and never when there is none.
+    // The capsule is paused again at its next end of life, and never without a lifetime.
     client.change(&paused, "resume", &json!({ "timeout": 1 })).await;
     eventually("paused", || async { (client.status(&paused).await == "paused").then_some(()) })
         .await;
@@ -82,7 +82,7 @@ async fn looks_at_a_guest_leave_an_idle_capsule_idle() {
     for look in &looks {
         client.get(look).await.expect(200);
     }
-    // Looks without a rest, until the capsule is paused.
+    // This loop asks without a rest until the capsule is paused.
     eventually("it is paused", || async {
         for look in &looks {
             client.get(look).await;
@@ -94,8 +94,8 @@ async fn looks_at_a_guest_leave_an_idle_capsule_idle() {
     platform.finish();
 }
 
-/// The host alone, as when no control plane is there for any time: it does what is due, and says
-/// so until someone hears it.
+/// A host without a control plane enforces lifetimes alone, and lists the results until somebody
+/// reads them.
 #[tokio::test]
 async fn a_host_without_a_control_plane_does_what_is_due() {
     let platform = Platform::start(Driver::Fake, &[]).await;
@@ -127,27 +127,27 @@ async fn a_host_without_a_control_plane_does_what_is_due() {
     let wanted = [json!("CAPSULE_STATE_PAUSED"), json!("CAPSULE_STATE_EXPIRED")];
     eventually("both are over", || async { (states(&agent).await == wanted).then_some(()) }).await;
     assert!(ids.iter().all(|id| processes_of(id).is_empty()));
-    // And after a restart too.
+    // The list survives a restart too.
     process.kill().unwrap();
     process.wait().unwrap();
     let (mut process, _) = platform.agent(&client, dir.path(), &address).await;
     let agent = platform.client_of_agent(&address).below("/wrenn.host.v1.Host");
     assert_eq!(states(&agent).await, wanted);
-    // A command that is older than the last one changes nothing.
+    // A command older than the last one changes nothing.
     let resume = |generation: u32| json!({ "capsuleId": ids[0], "generation": generation });
     agent.post("/ResumeCapsule", &resume(5)).await.expect(200);
     let stale = agent.post("/PauseCapsule", &resume(4)).await;
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
-    // An older removal changes nothing either, since the machine was begun later.
+    // An older removal changes nothing either, since the machine began later.
     let stale = agent.post("/DestroyCapsule", &resume(4)).await;
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
-    // A lifetime counts from when the host hears of it, by the host's clock alone.
+    // A lifetime starts when the host hears of it, by the host's clock alone.
     let life = json!({ "lastsMs": 600_000, "endsAtMs": 1 });
     let keep =
         |generation: u32| json!({ "capsuleId": ids[0], "life": life, "generation": generation });
-    // A lifetime that is set by an older command changes nothing either.
+    // A lifetime from an older command changes nothing either.
     let stale = agent.post("/KeepCapsule", &keep(4)).await;
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
     let kept = agent.post("/KeepCapsule", &keep(5)).await.expect(200);

@@ -1,4 +1,5 @@
-//! The life of capsules: made, listed by pages, shown, ended; many at once; and no more than fit.
+//! Life of capsules: creation, pages of the list, details and deletion. Many are created at once,
+//! up to the capacity.
 
 use crate::capsule;
 use serde_json::json;
@@ -13,7 +14,7 @@ async fn a_capsule_is_made_shown_and_ended_and_then_is_not_there() {
         "envs": { "GREETING": "hello" }, "metadata": { "owner": "ü" } });
     let mut made = client.post("/v1/capsules", &body).await.expect(201);
     assert_eq!(made.as_object_mut().unwrap().remove("booted"), Some(json!(true)));
-    // The answer to a create alone has the token.
+    // Only the answer to a create has the token.
     let token = made.as_object_mut().unwrap().remove("traffic_token");
     assert!(token.is_some_and(|token| token.is_string()));
     let id = made["id"].as_str().unwrap();
@@ -98,7 +99,7 @@ async fn many_at_once_are_each_made_and_ended_once() {
     assert_eq!(ids.len(), 40);
     let run = futures::future::join_all(made.iter().map(|id| client.out(id, "echo $$"))).await;
     assert_eq!(run.len(), 40);
-    // Each is deleted by two at once: one of them does it, and neither breaks anything.
+    // Two clients delete each capsule at once: one succeeds, and neither causes harm.
     let ends = made.iter().flat_map(|id| [id, id]);
     let client_of = &client;
     let ends =

@@ -1,4 +1,4 @@
-//! Limits: how much a team and a key may have, and how often they may ask.
+//! Limits: the number and size of a team's or a key's things, and the rate of requests.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ async fn team(client: &Client) -> String {
 
 async fn set(operator: &Client, team: &str, limits: Value) {
     operator.put(&format!("/v1/admin/teams/{team}/limits"), &limits).await.expect(200);
-    // On the other replica, too, where there are two.
+    // The wait lets a second replica hear of the change.
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
 }
 
@@ -32,7 +32,7 @@ async fn of_those_who_ask_at_once_as_many_get_one_as_there_is_room_for() {
     }
     let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
     assert_eq!((&seen["limits"]["capsules"], &seen["capsules"]), (&json!(3), &json!(3)));
-    // What is refused makes nothing; what ends makes room.
+    // A refused create leaves nothing. The end of a capsule makes room.
     let list = client.get("/v1/capsules").await.expect(200);
     assert_eq!(list["items"].as_array().unwrap().len(), 3);
     let id = good[0].body["id"].as_str().unwrap();
@@ -73,7 +73,7 @@ async fn a_key_has_limits_of_its_own_within_its_teams() {
     let key = platform.client_with(made["key"].as_str().unwrap());
     let id = key.create(&json!({})).await;
     key.post("/v1/capsules", &json!({})).await.refuses(429, "limit_reached", "the key");
-    // A fork is one more.
+    // A fork counts as a capsule.
     let fork = format!("/v1/capsules/{id}/fork");
     key.post(&fork, &json!({})).await.refuses(429, "limit_reached", "the key");
     owner.create(&json!({})).await;
@@ -107,7 +107,7 @@ async fn a_key_hands_on_no_more_than_it_has() {
     let child = platform.client_with(child["key"].as_str().unwrap());
     let grandchild = child.post("/v1/api-keys", &json!({ "name": "g" })).await.expect(201);
     let grandchild = platform.client_with(grandchild["key"].as_str().unwrap());
-    // All keys of one line together have as many capsules as the first key may have.
+    // A chain of keys together has as many capsules as the first key may have.
     let id = grandchild.create(&json!({})).await;
     key.create(&json!({})).await;
     for client in [&key, &child, &grandchild] {
@@ -115,7 +115,7 @@ async fn a_key_hands_on_no_more_than_it_has() {
     }
     key.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     child.create(&json!({})).await;
-    // A line of keys has a greatest length.
+    // A chain of keys has a greatest length.
     let mut last = child;
     let mut made = 0;
     loop {
@@ -177,7 +177,7 @@ async fn who_asks_too_often_is_told_when_to_ask_again() {
     }
     assert_eq!(statuses[..4], [200; 4]);
     assert!(statuses.contains(&429), "{statuses:?}");
-    // Others of the team are not held up.
+    // Other members of the team are not held up.
     owner.get("/v1/capsules").await.expect(200);
     eventually("it is let in again", async || {
         (key.get("/v1/capsules").await.status.as_u16() == 200).then_some(())
@@ -207,7 +207,7 @@ async fn a_stranger_asks_to_come_in_only_so_often() {
     for answer in refused {
         answer.refuses(429, "too_many_requests", "requests");
     }
-    // Who has shown who they are is not held up.
+    // Callers with a valid credential are not held up.
     platform.client().get("/v1/capsules").await.expect(200);
     platform.finish();
 }
@@ -274,7 +274,8 @@ async fn of_snapshots_asked_for_at_once_as_many_are_taken_as_the_team_may_have()
     }
     let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
     assert_eq!((&seen["limits"]["snapshots"], &seen["snapshots"]), (&json!(2), &json!(2)));
-    // A snapshot that replaces another does not count as one more. A fork's is not counted.
+    // A snapshot that replaces another does not count as one more. A fork's snapshot is not
+    // counted.
     let name = good[0].body["name"].as_str().unwrap();
     let body = json!({ "capsule_id": ids[0], "name": name, "overwrite": true });
     client.post("/v1/snapshots", &body).await.expect(201);

@@ -1,5 +1,5 @@
-//! Crowds, slow clients and greedy ones leave room for everybody else. Requests beyond a share are
-//! refused at once.
+//! Crowds, slow clients and greedy clients leave room for everybody else. Requests beyond a share
+//! are refused at once.
 
 use crate::capsule;
 use reqwest::Method;
@@ -46,7 +46,7 @@ async fn body_that_never_comes_is_answered_with_408_and_its_connection_ends() {
     let client = platform.client();
     let key = format!("X-API-Key: {}\r\n", client.key());
     let mut slow: Vec<Wire> = (0..40).map(|_| stranger(&platform, "198.51.100.1")).collect();
-    // A host without its token is answered at once. So are requests whose body nobody asks for.
+    // A host without its token is answered at once. So are requests whose body no route needs.
     slow.push(unfinished(&platform, "POST /v1/hosts/host-x/heartbeat", "", 9));
     slow.push(unfinished(&platform, "GET /health", "", 9));
     slow.push(unfinished(&platform, "GET /v1/nonsense", &key, 9));
@@ -253,7 +253,7 @@ async fn strangers_who_wake_one_capsule_wake_it_once() {
     platform.finish();
 }
 
-/// A client that holds a table locked, as a long statement would.
+/// Client that holds a table locked, as a long statement would.
 struct Held(Child);
 
 impl Held {

@@ -1,5 +1,5 @@
-//! The real control plane and the real host agent over the fake driver: no machine, no root's
-//! networks, everything else as it is.
+//! Tests of the real control plane and the real host agent over the fake driver. No machine and no
+//! network namespace is made, and everything else is real.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
@@ -44,7 +44,7 @@ mod usage;
 
 use tests::{Client, Driver, Platform};
 
-/// A platform, a client of it, and one capsule.
+/// Starts a platform. Returns it with a client and one capsule.
 async fn capsule() -> (Platform, Client, String) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();

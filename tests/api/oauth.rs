@@ -1,5 +1,5 @@
-//! Sign-in elsewhere, against a provider of our own that speaks as they do: OpenID Connect with
-//! signed tokens, and GitHub's two requests.
+//! Sign-in elsewhere, against a provider of the test's own. It speaks OpenID Connect with signed
+//! tokens, and GitHub's two requests.
 
 use crate::races::Other;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tests::{Client, Driver, Heard, Hook, PASSWORD, Platform, mailed};
 
-/// What the provider knows: who is signed in there, and what the code was given for.
+/// State of the provider: the signed-in person, and the request that the code answers.
 #[derive(Default)]
 struct Known {
     who: Value,
@@ -48,7 +48,7 @@ impl Provider {
         Self { hook, known }
     }
 
-    /// Says who is signed in there.
+    /// Sets the person who is signed in at the provider.
     fn is(&self, who: Value) {
         self.known.lock().unwrap().who = who;
     }
@@ -64,7 +64,7 @@ impl Provider {
         self.consent(&url, name, cookie.split(';').next().unwrap())
     }
 
-    /// The person says yes there.
+    /// Consents at the provider. Returns the callback's path and the cookie.
     fn consent(&self, url: &str, name: &str, cookie: &str) -> (String, String) {
         assert!(url.starts_with(&self.hook.url), "{url}");
         let asked = form(url.split_once('?').unwrap().1);
@@ -138,7 +138,8 @@ async fn platform(provider: &Provider, signup: &str) -> Platform {
     Platform::start(Driver::Fake, &vars).await
 }
 
-/// Comes back from the provider; with the session's cookie, if one came in.
+/// Returns from the provider to the platform. Returns the session's cookie, or the status and body
+/// of an error.
 async fn back(client: &Client, path: &str, cookie: &str) -> Result<String, (u16, Value)> {
     let answer = client.request(Method::GET, path).header("cookie", cookie).send().await.unwrap();
     let status = answer.status().as_u16();
@@ -172,10 +173,10 @@ async fn one_signs_in_by_openid_connect_and_is_the_same_the_next_time() {
     let first = me(&anyone, &session).await;
     assert_eq!((&first["email"], &first["name"]), (&json!("p@example.com"), &json!("Corp Person")));
     assert_eq!((&first["has_password"], &first["providers"]), (&json!(false), &json!(["corp"])));
-    // The state is good once.
+    // A state works once.
     let (status, _) = back(&anyone, &path, &cookie).await.unwrap_err();
     assert_eq!(status, 401);
-    // The e-mail there has changed; the subject has not.
+    // The e-mail at the provider has changed, but the subject has not.
     provider.is(who("1", "new@example.com"));
     let (path, cookie) = provider.go(&anyone, "corp").await;
     let session = back(&anyone, &path, &cookie).await.unwrap();
@@ -198,7 +199,7 @@ async fn a_sign_in_is_the_browsers_that_began_it_and_no_account_is_taken_over() 
     let wrong = path.replace("code=good", "code=bad");
     let (status, body) = back(&anyone, &wrong, &cookie).await.unwrap_err();
     assert_eq!((status, &body["error"]["code"]), (401, &json!("sign_in_failed")));
-    // Another's e-mail, vouched for or not.
+    // The e-mail belongs to another user, whether the provider has verified it or not.
     for verified in [true, false] {
         let mut taken = who("2", "a@example.com");
         taken["email_verified"] = verified.into();
@@ -207,12 +208,12 @@ async fn a_sign_in_is_the_browsers_that_began_it_and_no_account_is_taken_over() 
         let (status, _) = back(&anyone, &path, &cookie).await.unwrap_err();
         assert_eq!(status, 401);
     }
-    // A token that was made for another sign-in.
+    // The token was made for another sign-in.
     provider.is(who("3", "c@example.com"));
     let (path, cookie) = provider.go(&anyone, "corp").await;
     provider.known.lock().unwrap().nonce = "another".to_owned();
     assert!(back(&anyone, &path, &cookie).await.is_err());
-    // Who is denied there comes back with an error.
+    // A person who is denied at the provider comes back with an error.
     let (path, cookie) = provider.go(&anyone, "corp").await;
     let denied = path.replace("code=good", "error=access_denied");
     let (_, body) = back(&anyone, &denied, &cookie).await.unwrap_err();
@@ -228,7 +229,7 @@ async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
     let anyone = platform.client_with("");
     let user = platform.user("a@example.com").await;
     provider.is(json!({ "verified": true }));
-    // By invitation alone.
+    // Sign-up takes an invitation here.
     let (path, cookie) = provider.go(&anyone, "github").await;
     let (status, body) = back(&anyone, &path, &cookie).await.unwrap_err();
     assert_eq!(status, 401, "{body}");
@@ -244,14 +245,14 @@ async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
     assert_eq!(me(&anyone, &session).await["email"], "a@example.com");
     user.delete("/v1/me/providers/github").await.expect(204);
     user.delete("/v1/me/providers/github").await.refuses(404, "not_found", "provider");
-    // One who is invited comes in by it.
+    // An invited person signs in by the provider.
     let body = json!({ "email": "octo@example.com" });
     platform.client().post("/v1/admin/users", &body).await.expect(201);
     let (path, cookie) = provider.go(&anyone, "github").await;
     let session = back(&anyone, &path, &cookie).await.unwrap();
     let octo = me(&anyone, &session).await;
     assert_eq!((&octo["email"], &octo["name"]), (&json!("octo@example.com"), &json!("octo")));
-    // The only way in stays.
+    // The only way to sign in cannot be removed.
     let csrf = octo["csrf_token"].as_str().unwrap();
     let remove = anyone.request(Method::DELETE, "/v1/me/providers/github");
     let remove = remove.header("cookie", &session).header("x-csrf-token", csrf);

@@ -1,4 +1,4 @@
-//! Trees in a folder and on a real S3 server: what is put is what is had, or an error.
+//! Trees in a folder and on a real S3 server. A tree comes back unchanged, or with an error.
 
 use rand::RngCore;
 use std::fs::{self, File};
@@ -45,7 +45,7 @@ async fn keeps(store: &Store) {
     assert!(matches!(store.get("team", "a/b/1", to.path()).await, Err(Error::Missing(_))));
     let sent = store.put("team", "a/b/1", from.path()).await.unwrap();
     assert!((5_000_000..5_200_000).contains(&sent), "{sent}");
-    // What is there is not sent again, and what changed is.
+    // Chunks in the store are not sent again, and changed ones are.
     let again = store.put("team", "a/b/2", from.path()).await.unwrap();
     assert!(again < 5000, "{again}");
     assert!(store.has("team", "a/b/2").await.unwrap());
@@ -58,7 +58,7 @@ async fn keeps(store: &Store) {
     store.remove("team", "a/b/1").await.unwrap();
     store.remove("team", "a/b/1").await.unwrap();
     assert_eq!(store.names("team", "a").await.unwrap(), ["a/b/2"]);
-    // What is young stays, whoever names it.
+    // Young chunks stay, whether or not a tree names them.
     assert_eq!(store.sweep().await.unwrap(), 0);
 }
 
@@ -109,7 +109,7 @@ async fn damage_is_told_and_never_passed_on() {
         }
         let to = tempfile::tempdir().unwrap();
         store.get("team", "one", to.path()).await.unwrap();
-        // Old pieces go that nothing names, and no others.
+        // Old chunks go when no tree names them. All others stay.
         fs::write(from.path().join("file"), vec![8; 100_000]).unwrap();
         store.put("team", "two", from.path()).await.unwrap();
         store.remove("team", "one").await.unwrap();

@@ -1,4 +1,4 @@
-//! The document that is committed is the one that the code makes, and the one that is served.
+//! The committed OpenAPI document equals the one that the code generates and serves.
 
 use tests::{Driver, Platform};
 

@@ -1,4 +1,4 @@
-//! Ports in the API: what is shown and set, what is refused, and raw connections.
+//! Ports in the API: details, publication, refusals, and raw connections.
 
 use crate::capsule;
 use reqwest::Method;
@@ -88,7 +88,7 @@ async fn server_on_the_ipv6_loopback_alone_is_reached_by_its_url_and_by_raw_conn
         } else {
             wire.send("HTTP/1.1 200 OK\r\n\r\n");
         }
-        // The rest is an echo, to the client's end.
+        // The rest is an echo, up to the client's end.
         let heard = wire.rest();
         wire.send(heard);
     });
@@ -125,7 +125,7 @@ async fn server_that_begins_to_listen_on_the_loopback_is_reached_by_the_next_req
         let ask = client.to_port(Method::GET, &id, port, "/");
         async { client.send(ask).await.status.as_u16() }
     };
-    // Many requests, of which most go by connections that were open before.
+    // Most of these requests use connections that were open before.
     for _ in 0..20 {
         assert_eq!(status(one.port).await, 200);
     }

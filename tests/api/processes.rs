@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use std::cell::Cell;
 use tests::{Client, Socket, eventually};
 
-/// More than all buffers between a program and a client hold together.
+/// More bytes than all buffers between a program and a client hold together.
 const MUCH: usize = 16 << 20;
-/// Connections that may read a program's output.
+/// Number of connections that may read a program's output.
 const READERS: usize = 64;
 
-/// Starts an endless program that is called `flood` and opens its output, of which nothing is read.
+/// Starts an endless program with the tag `flood` and opens its output without reading.
 async fn stuck(client: &Client, id: &str, counter: &str, timeout_sec: Option<u32>) -> Socket {
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
-    // Buffers hold little of an output that cannot be compressed.
+    // Random data cannot be compressed, so buffers hold little of it.
     let script =
         format!("while :; do head -c 1000000 /dev/urandom | base64; echo >> {counter}; done");
     let start = json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "tag": "flood",
@@ -26,7 +26,7 @@ async fn stuck(client: &Client, id: &str, counter: &str, timeout_sec: Option<u32
     socket
 }
 
-/// Waits until a program that counts what it writes goes on no more.
+/// Waits until a program that counts its writes is blocked.
 async fn held_up(counter: &str) {
     let (last, same) = (Cell::new(0), Cell::new(0));
     eventually("the program is held up", || async {
@@ -49,7 +49,7 @@ async fn job_left_behind_writes_on_and_its_last_output_can_be_read() {
     let at = |name: &str| dir.path().join(name).display().to_string();
     let (gate, alive, done) = (at("gate"), at("alive"), at("done"));
     let until = |file: &str| format!("while ! test -e {file}; do sleep 0.05; done");
-    // Far more than a pipe holds, by programs that a closed pipe ends.
+    // The programs write far more than a pipe holds, and a closed pipe ends them.
     let script = format!(
         "({}; head -c 3000000 /dev/zero; echo late; echo worse >&2; echo yes > {alive}; {}) & \
         echo begun",
@@ -76,7 +76,7 @@ async fn job_left_behind_writes_on_and_its_last_output_can_be_read() {
     .await;
     let (error, _) = client.socket(&attach).await.until_exit("stderr").await;
     assert_eq!(error, b"worse\n");
-    // The leader's end ended its deadline, and no signal reaches what it left behind.
+    // The leader's end ended its deadline, and no signal reaches the processes that it left.
     client.delete(&format!("/v1/capsules/{id}/processes/leader")).await.expect(404);
     std::fs::write(&done, "").unwrap();
     platform.finish();

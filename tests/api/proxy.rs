@@ -1,5 +1,5 @@
-//! Ports of capsules by their host names: who gets in, what passes and how, what is answered when
-//! nothing can pass.
+//! Ports of capsules by their host names: admission, transfer of bytes, and answers when nothing
+//! can pass.
 
 mod access;
 mod bytes;
@@ -10,13 +10,13 @@ mod routes;
 use std::process::Command;
 use tests::{Client, Platform, Wire};
 
-/// The head of a request to a port, with the owner's key; without the empty line that ends it.
+/// Builds the head of a request to a port with the owner's key, without the empty line at its end.
 fn head(client: &Client, capsule: &str, port: u16, line: &str) -> String {
     let key = client.key();
     format!("{line} HTTP/1.1\r\nHost: {port}-{capsule}.localhost\r\nX-API-Key: {key}\r\n")
 }
 
-/// A status line and a body, of an answer whose length is told.
+/// Reads an answer with a content length. Returns its status, head and body.
 fn answer(wire: &mut Wire) -> (u16, String, Vec<u8>) {
     let head = wire.head().expect("no answer came");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -25,7 +25,7 @@ fn answer(wire: &mut Wire) -> (u16, String, Vec<u8>) {
     (status, head, body)
 }
 
-/// One of the platform's own figures.
+/// Returns one of the platform's own metrics.
 async fn figure(client: &Client, name: &str) -> f64 {
     let text = client.get("/metrics").await.body;
     let text = text.as_str().unwrap();
@@ -33,7 +33,7 @@ async fn figure(client: &Client, name: &str) -> f64 {
     line.map_or(0.0, |value| value.parse().unwrap())
 }
 
-/// Asks a platform's database, as its superuser.
+/// Runs a statement in a platform's database, as its superuser.
 pub(crate) fn psql(platform: &Platform, sql: &str) -> String {
     let out = Command::new("psql").args(["-XqAt", "-c", sql]).arg(platform.database_url()).output();
     let out = out.unwrap();

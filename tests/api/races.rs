@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::future::Future;
 use tests::{Answer, Client, Driver, PASSWORD, Platform, eventually, mailed};
 
-/// A transaction that the test has begun.
+/// Transaction that the test has begun.
 pub(crate) struct Other {
     db: PgConnection,
     watch: PgConnection,

@@ -20,10 +20,10 @@ use tokio::task::JoinHandle;
 const PATIENCE: Duration = Duration::from_secs(60);
 const CODE: &str = "access_revoked";
 
-/// An answer's body that goes on.
+/// Unfinished body of an answer.
 type Bytes = BoxStream<'static, reqwest::Result<bytes::Bytes>>;
 
-/// Reads a body until its text has `wanted`, or to its end when `wanted` is empty. Returns the
+/// Reads a body until its text contains `wanted`, or to its end when `wanted` is empty. Returns the
 /// text.
 async fn read(bytes: &mut Bytes, wanted: &str) -> String {
     let mut text = String::new();
@@ -76,7 +76,7 @@ fn endless() -> (Upstream, Arc<AtomicBool>) {
     (guest, asked)
 }
 
-/// Everything that a caller may have open at the API.
+/// Every kind of exchange that a caller may have open at the API.
 struct Open {
     sockets: Vec<(&'static str, Socket)>,
     events: Bytes,
@@ -129,7 +129,7 @@ impl Open {
         Self { sockets, events, tunnel, waits }
     }
 
-    /// Waits until all of it has ended, each part with its reason.
+    /// Waits until every exchange has ended, each with its reason.
     async fn ends(self) {
         let mut events = self.ends_but_events().await;
         let rest = read(&mut events, "").await;
@@ -137,7 +137,7 @@ impl Open {
         assert!(rest.contains(&wanted), "{rest}");
     }
 
-    /// Waits until all but the stream of events has ended. Returns that stream.
+    /// Waits until every exchange but the stream of events has ended. Returns that stream.
     async fn ends_but_events(mut self) -> Bytes {
         for (what, socket) in &mut self.sockets {
             let (last, close) = socket.until_closed().await;
@@ -368,7 +368,7 @@ async fn open_streams_end_with_password_reset_account_and_team() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upload_and_download_end_with_their_key() {
-    // Sockets of the three hops together hold at most 120 MB, so that the end of the file is not sent.
+    // Sockets of the three hops hold at most 120 MB, so the end of the file is not sent.
     const SIZE: u64 = 1 << 30;
     let (platform, owner, _, id) = team().await;
     let (revoked, path) = key(&platform, &owner, json!({})).await;

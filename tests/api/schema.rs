@@ -1,4 +1,4 @@
-//! The database's shape.
+//! The schema of the database.
 
 use sqlx::{Connection, PgConnection};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Guests whose agent answers nothing, and operations that are asked for more than once at a time.
-//! A guest can bring the first about at will, so nothing may wait for it for long.
+//! Guests whose agent answers nothing, and operations requested more than once at a time. A guest
+//! can stop its agent at will, so nothing may wait for it for long.
 
 use crate::capsule;
 use rustix::process::Signal;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use tests::{Answer, Client, Driver, Platform, eventually, processes_of, signal};
 use tokio::task::JoinHandle;
 
-/// Time for several tries of a host, each of which waits for a guest.
+/// Time for several attempts of a host, each of which waits for a guest.
 const TRIES: Duration = Duration::from_secs(180);
 
-/// Stops the agent of a capsule's guest, or has it go on.
+/// Stops the agent of a capsule's guest, or lets it continue.
 fn signal_agent(id: &str, what: Signal) {
     let agents = processes_of(id);
     assert_eq!(agents.len(), 1);
@@ -27,7 +27,7 @@ async fn becomes(client: &Client, id: &str, status: &str) {
     eventually(status, || async { (client.status(id).await == status).then_some(()) }).await;
 }
 
-/// Waits until a capsule has a status, over several tries of its host.
+/// Waits until a capsule has a status, over several attempts of its host.
 async fn becomes_after_tries(client: &Client, id: &str, status: &str) {
     let waiting = async {
         while client.status(id).await != status {

@@ -1,5 +1,5 @@
-//! The platform's store, on a real S3 server: a capsule that is paused outlives its host, and
-//! goes on elsewhere.
+//! The platform's store on a real S3 server. A paused capsule outlives its host and continues on
+//! another.
 
 use crate::hosts::{Second, silence};
 use rustix::process::Signal;
@@ -16,7 +16,7 @@ fn tree_name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
-/// Waits until the store has all of a paused capsule.
+/// Waits until the store holds all of a paused capsule.
 async fn stored(client: &Client, id: &str) {
     eventually("it is in the store", || async {
         let shown = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
@@ -37,8 +37,8 @@ fn manifest(dir: &Path, id: &str, number: u64) -> Option<Vec<u8>> {
     std::fs::read(dir.join(format!("capsules/{id}/kept/{number}/manifest.json"))).ok()
 }
 
-/// Resumes a capsule of a host that is drained, until it is resumed on another: a control plane
-/// that does not know of the drain yet resumes it where it is, and then it is paused again.
+/// Resumes a capsule of a drained host until it runs on another. A control plane that does not know
+/// of the drain yet resumes it on the old host. The old host then pauses it again.
 async fn goes_elsewhere(client: &Client, id: &str) {
     let shown = async || client.get(&format!("/v1/capsules/{id}")).await.expect(200);
     let from = shown().await["host_id"].clone();
@@ -78,7 +78,8 @@ async fn a_paused_capsule_outlives_its_host() {
     let token = ledger["envd_token"].as_str().unwrap();
     let at = |text: &str| tokens.windows(text.len()).any(|w| w == text.as_bytes());
     assert!(!tokens.is_empty() && !at(token), "a token is readable in the store");
-    // Resumed where it is, and paused again: there is one snapshot of it there, the last.
+    // The capsule resumes on its host and pauses again. The store then holds only its last
+    // snapshot.
     client.resume(&moves).await;
     assert_eq!(shown(&moves).await["stored"], false);
     client.pause(&moves).await;
@@ -88,7 +89,8 @@ async fn a_paused_capsule_outlives_its_host() {
         (last && shown(&moves).await["stored"] == true).then_some(())
     })
     .await;
-    // The host is gone for good. What was paused goes on, what ran does not.
+    // The host is gone for good. Its paused capsule continues elsewhere, and its running capsule is
+    // lost.
     second.kill();
     let path = format!("/v1/hosts/{}", second.id);
     let loss = client.get(&format!("{path}/delete-preview")).await.expect(200);
@@ -101,7 +103,8 @@ async fn a_paused_capsule_outlives_its_host() {
     let now = shown(&moves).await;
     assert!(now["host_id"].as_str().is_some_and(|id| id != second.id), "{now}");
     assert_eq!(client.out(&moves, "echo up").await, "up\n");
-    // Lost while it runs, it can be taken back to what it was paused as, if its owner says so.
+    // A capsule that is lost while it runs can be resumed from its last snapshot, if its owner says
+    // so.
     let third = Second::start(&platform, &client).await;
     client.pause(&moves).await;
     eventually("it is in the store", || async {
@@ -121,7 +124,7 @@ async fn a_paused_capsule_outlives_its_host() {
     assert_eq!(shown(&moves).await["status"], "error");
     client.resume(&moves).await;
     assert_eq!(client.out(&moves, "echo up").await, "up\n");
-    // Removed, nothing of it is left there.
+    // A removal leaves nothing of the capsules in the store.
     for id in [&moves, &stays] {
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     }
@@ -140,7 +143,7 @@ async fn a_host_that_returns_has_no_say_over_what_went_on_elsewhere() {
     let shown = async || client.get(&format!("/v1/capsules/{id}")).await.expect(200);
     eventually("it is in the store", || async { (shown().await["stored"] == true).then_some(()) })
         .await;
-    // Drained, it gives its capsules to others, as soon as every control plane knows.
+    // A drained host gives its capsules to others, as soon as every control plane knows.
     client.post(&format!("/v1/hosts/{}/drain", second.id), &json!({})).await.expect(200);
     goes_elsewhere(&client, &id).await;
     eventually("the copy that was left is removed", || async {
@@ -154,7 +157,7 @@ async fn a_host_that_returns_has_no_say_over_what_went_on_elsewhere() {
         (stored && trees(&s3, &id).len() == 1).then_some(())
     })
     .await;
-    // Without the store it is paused as it would be, and goes on where it is.
+    // Without the store, the pause still succeeds and the capsule resumes on its host.
     client.resume(&id).await;
     std::fs::rename(s3.objects(), s3.objects().with_extension("away")).unwrap();
     client.pause(&id).await;
@@ -201,7 +204,7 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     client.pause(&id).await;
     stored(&client, &id).await;
     let folder = second.dir.path().join("capsules").join(&id);
-    // It goes on elsewhere, and is paused there.
+    // The capsule continues elsewhere, and is paused there.
     second.kill();
     client.delete(&format!("/v1/hosts/{}?force=true", second.id)).await.expect(204);
     client.resume(&id).await;
@@ -215,7 +218,7 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     .await;
     let tree = tree_name(before.keys().next().unwrap()).to_owned();
     platform.kill();
-    // The host still has its old copy, and goes on with it by itself up to the same number.
+    // The host still has its old copy, and runs it by itself up to the same number.
     assert!(folder.join("kept/1").exists() && !folder.join("kept/2").exists());
     second.process = platform.agent(&client, second.dir.path(), &second.address).await.0;
     let agent = platform.client_of_agent(&second.address).below("/wrenn.host.v1.Host");
@@ -225,11 +228,11 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     agent.post("/ResumeCapsule", &at(50)).await.expect(200);
     agent.post("/PauseCapsule", &at(51)).await.expect(200);
     assert!(manifest(second.dir.path(), &id, 2).is_some_and(|kept| kept != good));
-    // A removal of the earlier copy comes too late for the later one.
+    // A removal of the earlier copy comes too late for the later copy.
     let late = agent.post("/DestroyCapsule", &at(50)).await;
     assert_eq!(late.body["code"], "aborted", "{}", late.body);
     assert_eq!(listed().await["capsules"][0]["state"], "CAPSULE_STATE_PAUSED");
-    // The host is told to go on from the store's copy, though its own has the same number.
+    // The host is told to resume from the store's copy, though its own has the same number.
     let ledger: Value =
         serde_json::from_slice(&std::fs::read(folder.join("capsule.json")).unwrap()).unwrap();
     let resume = json!({
@@ -277,7 +280,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
     eventually("it is missing", || async { (shown().await["status"] == "missing").then_some(()) })
         .await;
     client.delete(&format!("/v1/hosts/{}?force=true", first.id)).await.expect(204);
-    // The capsule goes on elsewhere from the store, and is paused there under the same number.
+    // The capsule continues elsewhere from the store, and is paused there under the same number.
     client.resume(&id).await;
     let local = shown().await["host_id"].as_str().unwrap().to_owned();
     client.pause(&id).await;

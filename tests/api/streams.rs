@@ -1,4 +1,4 @@
-//! WebSockets: commands, terminals, coming back to either, and clients that talk nonsense.
+//! WebSockets: commands, terminals, reconnects to both, and clients that send nonsense.
 
 use crate::capsule;
 use base64::Engine;
@@ -40,7 +40,7 @@ async fn no_output_is_lost_however_soon_a_command_ends_and_however_much_it_write
     let start =
         json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "encoding": "base64" });
     socket.send(start).await;
-    // A reader that is slow holds the command up and loses nothing.
+    // A slow reader holds the command up and loses nothing.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let (out, _) = socket.until_exit("stdout").await;
     assert_eq!(out.len(), 30_000_000);
@@ -88,7 +88,7 @@ async fn several_attach_to_one_process_and_a_client_that_leaves_ends_nothing() {
     for socket in [&mut second, &mut third] {
         assert_eq!(socket.until_exit("stdout").await.1, 0);
     }
-    // Its end is told to one that comes late.
+    // A late subscriber still learns of the end.
     let mut late = client.socket(&format!("/v1/capsules/{id}/processes/{pid}/stream")).await;
     assert_eq!(late.until_exit("stdout").await.1, 0);
     platform.finish();
@@ -155,7 +155,7 @@ async fn nonsense_is_refused_by_a_frame_that_says_what() {
     let error = socket.next().await.unwrap();
     assert_eq!(error["code"], "command_not_found", "{error}");
     assert!(error["data"].as_str().unwrap().contains("cannot run '/nosuch'"), "{error}");
-    // Later it is told, and the command goes on.
+    // After the start, nonsense gets an error, and the command continues.
     let mut socket = client.socket(&stream).await;
     socket.send(json!({ "type": "start", "cmd": "cat", "stdin": true })).await;
     socket.next().await.unwrap();

@@ -1,4 +1,4 @@
-//! Files that could hold envd up, or that have no contents of their own. Examples are named pipes,
+//! Files that could block envd, or that have no contents of their own. Examples are named pipes,
 //! devices, files that the kernel makes up, and files that change or fail under way.
 
 use crate::capsule;
@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::json;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-/// Named pipes that are in calls at once.
+/// Number of named pipes in concurrent calls.
 const PIPES: usize = 64;
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn files_that_the_kernel_makes_up_are_read_to_their_end_in_chunks() {
             assert!(contents.ends_with('\n'), "{path}: {contents}");
         }
     }
-    // An empty file has a length: JavaScript's SDK asks for it.
+    // An empty file has a length, which the JavaScript SDK needs.
     let empty = tempfile::NamedTempFile::new().unwrap();
     let path = empty.path().display().to_string();
     let answer = client.request(Method::GET, &files).query(&[("path", &path)]).send().await;

@@ -1,9 +1,9 @@
-//! Teams: what each role may, who may change whom, and what is left behind.
+//! Teams: permissions of each role, changes of members, and remains after a removal.
 
 use serde_json::{Value, json};
 use tests::{Client, Driver, Platform, eventually, mailed};
 
-/// A platform, a team's owner who is no admin of it, and the team.
+/// Starts a platform. Returns it with a team's owner, who is no admin of it, and the team's id.
 async fn team() -> (Platform, Client, String) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("root@example.com").await;
@@ -17,7 +17,7 @@ async fn id(user: &Client) -> String {
     user.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned()
 }
 
-/// Waits until something is answered so: another replica hears of a change within a second.
+/// Waits until a request is answered with this status. A replica hears of a change within a second.
 async fn becomes(status: u16, ask: impl AsyncFn() -> u16) {
     let what = format!("it is answered with {status}");
     eventually(&what, async || (ask().await == status).then_some(())).await;
@@ -44,7 +44,7 @@ async fn a_role_is_what_the_database_says_now_and_no_token_says_else() {
     for client in [&member, &token] {
         becomes(404, async || client.get("/v1/capsules").await.status.as_u16()).await;
     }
-    // What they started is the team's.
+    // Capsules that the member started belong to the team.
     owner.get(&format!("/v1/capsules/{capsule}")).await.expect(200);
     platform.finish();
 }
@@ -58,7 +58,7 @@ async fn a_key_never_may_more_than_who_made_it_and_ends_when_they_go() {
     let made = admin.post("/v1/api-keys", &wanted).await.expect(201);
     let key = platform.client_with(made["key"].as_str().unwrap());
     key.get("/v1/audit-logs").await.expect(200);
-    // One that a key makes is bound to the same user.
+    // A key made by a key is bound to the same user.
     let child = key.post("/v1/api-keys", &json!({ "name": "c", "scopes": ["team:read"] })).await;
     let child = platform.client_with(child.expect(201)["key"].as_str().unwrap());
     child.get("/v1/api-keys").await.expect(200);
@@ -187,7 +187,7 @@ async fn an_invitation_is_for_one_e_mail_once_and_for_a_while() {
     let made = owner.post(&path, &body).await.expect(201);
     assert_eq!(made["email"], "new@example.com");
     let first = mailed(&platform, "new@example.com", "wrenn team accept ").await;
-    // Invited again: the first is of no use.
+    // A second invitation invalidates the first.
     owner.post(&path, &json!({ "email": "new@example.com", "role": "viewer" })).await.expect(201);
     let second = eventually("another mail", async || {
         let token = mailed(&platform, "new@example.com", "wrenn team accept ").await;
@@ -205,7 +205,7 @@ async fn an_invitation_is_for_one_e_mail_once_and_for_a_while() {
     accept(&user, &second).await.refuses(401, "invalid_token", "invitation");
     let listed = owner.get(&path).await.expect(200);
     assert_eq!(listed["items"], json!([]));
-    // Taken back.
+    // The owner withdraws an invitation.
     let made = owner.post(&path, &json!({ "email": "x@example.com", "role": "viewer" })).await;
     let id = made.expect(201)["id"].as_str().unwrap().to_owned();
     owner.delete(&format!("{path}/{id}")).await.expect(204);
@@ -233,7 +233,7 @@ async fn a_team_ends_when_it_has_nothing_and_its_keys_with_it() {
     owner.delete(&path).await.expect(204);
     becomes(401, async || key.get("/v1/capsules").await.status.as_u16()).await;
     becomes(404, async || there.get("/v1/capsules").await.status.as_u16()).await;
-    // What it did is in the log.
+    // The audit log keeps the team's deletion.
     let log = platform.client().get("/v1/admin/audit-logs?action=team.delete").await.expect(200);
     assert_eq!(log["items"][0]["resource_id"], team);
     platform.finish();
@@ -258,7 +258,7 @@ async fn one_works_in_the_team_that_one_names_or_the_default() {
     owner.in_team("nonsense").get("/v1/capsules").await.refuses(404, "not_found", "team");
     let platforms = format!("team-{}", "0".repeat(25));
     owner.in_team(&platforms).get("/v1/capsules").await.refuses(404, "not_found", "team");
-    // Nor does an operator, who sees it, make anybody its member, or a capsule its own.
+    // An operator sees this team, but can neither add a member nor create a capsule in it.
     let operator = platform.client().in_team(&platforms);
     operator.get("/v1/audit-logs").await.expect(200);
     let invite = json!({ "email": "a@example.com", "role": "admin" });
@@ -296,7 +296,7 @@ async fn the_platforms_names_are_its_own() {
     let id = owner.create(&json!({})).await;
     let body = json!({ "capsule_id": id, "name": "base" });
     owner.post("/v1/snapshots", &body).await.refuses(409, "conflict", "template");
-    // Every team sees its templates.
+    // Every team sees the platform team's templates.
     let templates = owner.get("/v1/templates").await.expect(200);
     assert_eq!(templates["items"][0]["shared"], true);
     platform.finish();
@@ -346,7 +346,7 @@ async fn what_a_removed_admin_made_lets_nobody_in() {
     let log = owner.get("/v1/audit-logs?action=member.remove").await.expect(200);
     let ended = json!({ "keys_revoked": 1, "invitations_deleted": 2, "channels_disabled": 2 });
     assert_eq!(log["items"][0]["metadata"]["ended"], ended);
-    // A channel is the team's, and an admin who enables it again answers for it.
+    // A channel belongs to the team. An admin who enables it again becomes responsible for it.
     let id = channels["items"][0]["id"].as_str().unwrap();
     owner.patch(&format!("/v1/channels/{id}"), &json!({ "enabled": true })).await.expect(200);
     platform.finish();

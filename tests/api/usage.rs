@@ -1,4 +1,4 @@
-//! Usage: by day, from when things began and ended, to the second and better.
+//! Usage by day, from the times at which things began and ended, exact to less than a second.
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -32,7 +32,7 @@ async fn a_capsule_is_counted_from_when_it_runs_until_it_does_not() {
     let (vcpus, memory) = ("vcpu_seconds", "memory_mb_seconds");
     assert!((total(&client, "", vcpus).await - 3.0 * ran).abs() < 0.01);
     assert!((total(&client, "", memory).await - 256.0 * ran).abs() < 0.5);
-    // While it is paused it takes nothing but its disk.
+    // A paused capsule uses only its disk.
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!((total(&client, "", vcpus).await - 3.0 * ran).abs() < 0.01);
     let resumed = client.change(&id, "resume", &json!({})).await;
@@ -40,7 +40,7 @@ async fn a_capsule_is_counted_from_when_it_runs_until_it_does_not() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let two = total(&client, "", vcpus).await;
     assert!(two - one > 0.8, "what runs is counted up to now: {one} {two}");
-    // Its machine is lost: that, too, is an end.
+    // A second pause ends the usage too. After the removal, the storage stops growing.
     let again = client.change(&id, "pause", &json!({})).await;
     let more = seconds(&resumed["last_updated"], &again["last_updated"]);
     assert!((total(&client, "", vcpus).await - 3.0 * (ran + more)).abs() < 0.02);

@@ -95,8 +95,7 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
     platform.finish();
 }
 
-/// Rules by name look at the name that TLS and HTTP ask for, and at the addresses that the name
-/// server gave.
+/// Rules by name compare the name in TLS and HTTP, and the addresses that the name server gave.
 #[tokio::test]
 async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
     let _internet = Internet::make().with_names();

@@ -1,4 +1,4 @@
-//! Users, teams, keys and the log by commands.
+//! Commands about users, teams, keys and the audit log.
 
 use super::{text, with_stdin};
 use serde_json::Value;
@@ -52,7 +52,7 @@ async fn one_comes_in_works_in_teams_and_leaves() {
     let listed = ok(&platform, &["team", "list"]);
     let used = listed.lines().find(|line| line.trim_start().starts_with('*')).unwrap();
     assert!(used.contains(&team), "{listed}");
-    // For one command, another.
+    // A flag names another team for one command.
     let first = json(&platform, &["team", "list"])[0]["id"].as_str().unwrap().to_owned();
     ok(&platform, &["--in-team", &first, "team", "members"]);
     ok(&platform, &["team", "rename", "Third"]);
@@ -70,7 +70,7 @@ async fn one_comes_in_works_in_teams_and_leaves() {
     fails(&platform, &["team", "delete", "Wrong"], "Third");
     fails(&platform, &["team", "delete", "Third"], "team_not_empty");
     ok(&platform, &["logout"]);
-    // The key of this machine is what is left.
+    // After the sign-out, the key of this machine remains.
     assert!(ok(&platform, &["whoami"]).contains("an API key"));
     fails(&platform, &["logout"], "nobody is signed in");
     let wrong = with_stdin(&platform, &["login", "ada@example.com"], &line("wrong-password"));
@@ -151,7 +151,7 @@ async fn an_admin_manages_users() {
     platform.finish();
 }
 
-/// What is kept for one platform is shown to no other.
+/// Credentials in the client file for one platform are sent to no other.
 #[tokio::test]
 async fn a_key_that_is_kept_goes_nowhere_else() {
     let platform = Platform::start(Driver::Fake, &[]).await;

@@ -1,5 +1,5 @@
-//! Copies of files and folders by `wrenn capsule cp`. Modes, times, links and special targets
-//! on this machine are looked at. So are guests that send what nobody asked for.
+//! Copies of files and folders by `wrenn capsule cp`. The tests look at modes, times, links and
+//! special targets on this machine. Further tests use guests that send unexpected data.
 
 use super::text;
 use crate::capsule;
@@ -26,7 +26,7 @@ fn fails(platform: &Platform, args: &[&str], holding: &str) {
     assert!(!out.status.success() && told.contains(holding), "{args:?}: {told}");
 }
 
-/// Gives a path a mode, and a time long ago.
+/// Sets a path's mode, and a time long ago.
 fn mark(path: &Path, mode: u32) {
     let then = SystemTime::UNIX_EPOCH + Duration::new(1_500_000_000, 123_000_000);
     fs::File::open(path).unwrap().set_modified(then).unwrap();
@@ -68,7 +68,7 @@ async fn a_copied_file_keeps_its_mode_and_time_both_ways() {
     copies(&platform, &[&local("script"), &inside("old")]);
     assert_eq!(fs::read(at("old")).unwrap(), b"#!/bin/sh\n");
     assert_eq!(names(dir.path()), ["in", "old", "out", "script"]);
-    // Programs that would run as their owner come out as plain ones.
+    // Set-id programs come out without the set-id bits.
     mark(&at("in"), 0o6755);
     copies(&platform, &[&inside("in"), &local("plain")]);
     is_marked(&at("plain"), 0o755);
@@ -110,7 +110,8 @@ async fn a_copied_folder_keeps_modes_times_and_links_both_ways() {
     fails(&platform, &[&inside("in"), &local("out")], "is a folder; copy it with -r");
     copies(&platform, &["-r", &inside("in"), &local("out")]);
     is_copy("out");
-    // Into a folder that is there it goes under its own name, and its contents go as they are.
+    // A copy into an existing folder goes below the source's own name. With `/.`, only the contents
+    // are copied.
     fs::create_dir(at("into")).unwrap();
     copies(&platform, &["-r", &inside("in"), &local("into")]);
     is_copy("into/in");
@@ -144,7 +145,7 @@ async fn special_targets_on_this_machine_are_written_into_and_links_are_followed
     copies(&platform, &[&from, &local("fifo")]);
     assert_eq!(reader.join().unwrap(), "contents");
     assert!(fs::symlink_metadata(at("fifo")).unwrap().file_type().is_fifo());
-    // A null device of our own, which only root can make.
+    // Only root can make this null device.
     let kind = rustix::fs::FileType::CharacterDevice;
     let device = rustix::fs::makedev(1, 3);
     let opens = || fs::OpenOptions::new().write(true).open(at("null")).is_ok();
@@ -186,8 +187,8 @@ fn header(name: &str, kind: u8, link: &str, size: usize) -> [u8; 512] {
     block
 }
 
-/// Copies `/f` to `target` from a platform that says that a file or folder is at `path`. The
-/// platform sends this archive.
+/// Copies `/f` to `target` from a hostile platform. The platform claims a file or folder at `path`,
+/// and sends this archive.
 fn copy_of_hostile(
     kind: &'static str,
     path: &'static str,
@@ -206,8 +207,8 @@ fn copy_of_hostile(
         .unwrap()
 }
 
-/// Starts a platform that says that a file or folder is at `path`. Without an archive, its agent is
-/// of an earlier version.
+/// Starts a server that claims a file or folder at `path`. With an empty archive, its agent is of
+/// an earlier version.
 fn hostile(kind: &'static str, path: &'static str, archive: Vec<u8>) -> Upstream {
     Upstream::start(move |mut wire| {
         while let Some(head) = wire.head() {

@@ -1,5 +1,5 @@
-//! Commands by `wrenn capsule exec`: their input while it stays open, and exit codes of commands
-//! that cannot be run.
+//! Commands by `wrenn capsule exec`: input that stays open, and exit codes of commands that cannot
+//! run.
 
 use super::text;
 use crate::capsule;
@@ -17,7 +17,7 @@ fn start(platform: &Platform, args: &[&str]) -> (Child, ChildStdin) {
     (child, stdin)
 }
 
-/// Waits for a command's end, and returns its exit code and what it printed.
+/// Waits for a command's end. Returns its exit code and its output.
 fn end(mut child: Child) -> (Option<i32>, Vec<u8>, Vec<u8>) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     child.stdout.take().unwrap().read_to_end(&mut out).unwrap();

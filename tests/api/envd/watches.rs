@@ -1,4 +1,4 @@
-//! Watches of real folders: nothing is lost without an error that says so.
+//! Watches of real folders. No event is lost without an error.
 
 use super::{envd, stream, unframed};
 use crate::capsule;
@@ -11,7 +11,7 @@ use tests::Client;
 
 const CREATE: &str = "EVENT_TYPE_CREATE";
 
-/// Calls a method of envd's file system service, and returns status and answer.
+/// Calls a method of envd's file system service. Returns status and answer.
 async fn call(envd: &Client, token: &str, method: &str, body: &Value) -> (u16, Value) {
     let request = envd.request(Method::POST, &format!("/filesystem.Filesystem/{method}"));
     let answer = request.header("x-access-token", token).json(body).send().await.unwrap();
@@ -54,7 +54,7 @@ async fn watcher_that_nobody_fetches_ends_with_an_error_after_its_events() {
     assert_eq!(status, 200, "{made}");
     let (one, other) = (dir.path().join("one"), dir.path().join("other"));
     File::create(&one).unwrap();
-    // Four events each: more than envd keeps, and more than the kernel does.
+    // Each file causes four events: more than envd keeps, and more than the kernel does.
     for _ in 0..20_000 {
         fs::rename(&one, &other).unwrap();
         fs::rename(&other, &one).unwrap();
@@ -83,7 +83,7 @@ async fn recursive_watch_sees_each_of_nine_thousand_folders_or_names_the_limit()
     let body = json!({ "path": dir.path(), "recursive": true });
     let (status, made) = call(&envd, &token, "CreateWatcher", &body).await;
     if status != 200 {
-        // This machine may allow less than a guest.
+        // This machine may allow fewer watches than a guest.
         assert_eq!((status, &made["code"]), (429, &json!("resource_exhausted")), "{made}");
         assert!(made["message"].as_str().unwrap().contains("max_user_watches"), "{made}");
         return platform.finish();

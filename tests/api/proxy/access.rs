@@ -1,4 +1,4 @@
-//! Who gets in, and what the guest sees of it.
+//! Access to ports, and the request as the guest sees it.
 
 use super::{answer, head, psql};
 use crate::auth::other_team;
@@ -7,7 +7,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tests::{Client, Driver, Platform, Replica, Upstream, Wire, eventually};
 
-/// What a request to a port is answered, and the guest's sight of it.
+/// Sends a request to a port. Returns the status and the body, which shows the request as the guest
+/// saw it.
 async fn seen(client: &Client, id: &str, port: u16, headers: &[(&str, &str)]) -> (u16, String) {
     let mut request = client.to_port(Method::GET, id, port, "/a?b");
     for (name, value) in headers {
@@ -36,7 +37,8 @@ async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
     ] {
         assert!(head.contains(&wanted), "{wanted} is not in {head}");
     }
-    // What is told of the way cannot be named away, nor made up by another header.
+    // A client can neither remove forwarding headers by naming them in `Connection`, nor forge them
+    // by another header.
     let name_away = ("connection", "x-forwarded-for, x-forwarded-host, x-forwarded-proto, host");
     let made_up = ("forwarded", "for=1.2.3.4");
     let (_, told) = seen(&client, &id, guest.port, &[name_away, made_up]).await;
@@ -106,7 +108,7 @@ async fn nobody_else_gets_in_and_what_is_anothers_is_not_there() {
             }
         }
     }
-    // Nor by the headers that stand for a name, nor by both.
+    // The headers that stand for a host name admit nobody either, alone or with a name.
     for (host, port) in [("localhost".to_owned(), guest.port), (format!("80-{id}.x"), 49983)] {
         let ask = stranger.request(Method::GET, "/").header("host", host);
         let ask = ask.header("e2b-sandbox-id", &id).header("e2b-sandbox-port", port);
@@ -129,7 +131,7 @@ async fn a_key_that_is_revoked_opens_nothing_any_more_on_every_replica() {
     }
     let revoke = "UPDATE api_keys SET revoked_at = now() WHERE name = 'first'";
     psql(&platform, revoke);
-    // Long before what was known of it would have expired.
+    // The key stops working long before its cache entries would expire.
     for client in [&client, &there] {
         eventually("the key opens nothing", || async {
             (seen(client, &id, guest.port, &[]).await.0 == 401).then_some(())
@@ -164,7 +166,7 @@ async fn traffic_tokens_public_ports_and_envds_token_open_what_is_theirs() {
     assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 200);
     client.send(client.request(Method::PUT, &path).body(r#"{"public":false}"#)).await.expect(200);
     assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 401);
-    // envd's own token opens envd, but not what is the host agent's, and no other port.
+    // envd's own token opens envd, but neither the host agent's paths nor another port.
     let envd = psql(&platform, "SELECT envd_token FROM capsules");
     let envd = [("x-access-token", envd.as_str())];
     assert_eq!(seen(&nobody, &id, guest.port, &envd).await.0, 401);
@@ -208,11 +210,11 @@ async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
     let cookie = cookie.split(';').next().unwrap().to_owned();
     let (status, head) = seen(&nobody, &id, guest.port, &[("cookie", &cookie)]).await;
     assert_eq!((status, head.to_lowercase().contains("cookie")), (200, false), "{head}");
-    // The link is never the guest's to see, however its bearer is let in.
+    // The guest never sees the link, whichever credential admits its bearer.
     let both = nobody.to_port(Method::GET, &id, guest.port, "/x?wrenn-preview=1.stale&y=2");
     let seen_by_guest = both.header("cookie", &cookie).send().await.unwrap().text().await.unwrap();
     assert!(seen_by_guest.starts_with("GET /x?y=2 HTTP/1.1\r\n"), "{seen_by_guest}");
-    // Behind TLS the cookie's name is one that no other host can set.
+    // Behind TLS, no other host can set a cookie of this name.
     let secure = enter(&name, "https").await.headers()["set-cookie"].to_str().unwrap().to_owned();
     assert!(secure.starts_with("__Host-wrenn-preview=") && secure.contains("; Secure"), "{secure}");
     // Over TLS that cookie alone counts.
@@ -239,7 +241,7 @@ async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
     platform.finish();
 }
 
-/// A link's token, as a field of a query and as a cookie.
+/// Token of a link, as a field of a query and as a cookie.
 struct Link {
     field: String,
     cookie: String,
@@ -316,7 +318,7 @@ async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
         by_member.ends(at, &id, port).await;
         by_members.ends(at, &id, port).await;
     }
-    // The role makes the links good again. The end of the membership ends them for good.
+    // A better role makes the links valid again. The end of the membership ends them for good.
     owner.patch(&path, &json!({ "role": "member" })).await.expect(204);
     eventually("the link opens again", || async {
         (by_member.visit(&here, &id, port).await[0].0 == 303).then_some(())

@@ -1,4 +1,4 @@
-//! What passes, and how: every byte as it was sent, as soon as it was sent, both ways.
+//! Transfer of bytes: every byte unchanged, as soon as it was sent, both ways.
 
 use super::{answer, head};
 use crate::capsule;
@@ -76,7 +76,7 @@ async fn events_pass_as_they_come_and_whoever_leaves_is_missed_at_once() {
         for event in told.lock().unwrap().iter() {
             wire.send(event);
         }
-        // Nothing is sent any more: the end of it is seen by reading alone.
+        // The program sends nothing more, so only a read shows the client's end.
         wire.rest();
         left.lock().unwrap().send(()).unwrap();
     });
@@ -90,7 +90,7 @@ async fn events_pass_as_they_come_and_whoever_leaves_is_missed_at_once() {
     drop(tell);
     drop(events);
     leaving.recv_timeout(PATIENCE).expect("the guest did not see its client leave");
-    // Nor does one that leaves before there is an answer leave its request behind.
+    // A client that leaves before the answer leaves no request behind either.
     let (gone, going) = mpsc::channel();
     let gone = std::sync::Mutex::new(gone);
     let silent = Upstream::start(move |mut wire| {
@@ -216,7 +216,7 @@ async fn a_protocol_that_was_switched_to_passes_either_way_until_both_have_ended
         wire.send(
             "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\nhi",
         );
-        // Half-closed by the client, it goes on speaking.
+        // After the client's half-close, the program still sends.
         let heard = wire.rest();
         wire.send(heard);
         wire.finish();
@@ -236,7 +236,7 @@ async fn a_protocol_that_was_switched_to_passes_either_way_until_both_have_ended
         let back = wire.rest();
         assert_eq!(back.strip_prefix(b"early ").map(<[u8]>::len), Some(body.len()));
     }
-    // What was declined is an answer like others, and its connection goes on.
+    // A declined upgrade is an ordinary answer, and its connection stays usable.
     let declining = Upstream::echo();
     let mut wire = Wire::to(platform.url());
     for _ in 0..2 {
@@ -254,7 +254,7 @@ async fn connections_are_used_again_and_a_stale_one_is_no_ones_error() {
     let (platform, client, id) = capsule().await;
     let (tell, told) = mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
-    // Closes each connection after its third answer, without a word.
+    // The program closes each connection after its third answer, without notice.
     let guest = Upstream::start(move |mut wire| {
         let mut answered = 0;
         while answered < 3 && wire.head().is_some() {
@@ -265,7 +265,7 @@ async fn connections_are_used_again_and_a_stale_one_is_no_ones_error() {
         tell.lock().unwrap().send(answered).unwrap();
     });
     for number in 1..=30 {
-        // With its body: a client that leaves before it takes the connection with it.
+        // The whole body is read, since a client that leaves early closes the connection.
         let answer = client.send(client.to_port(Method::GET, &id, guest.port, "/")).await;
         assert_eq!(answer.expect(200), "x");
         if number % 3 == 0 {

@@ -1,5 +1,4 @@
-//! Guests that do not answer as they should: each gets its own words, and the next request is
-//! none the worse for it.
+//! Guests that answer wrongly. Each case gets its own error, and the next request works.
 
 use super::head;
 use crate::capsule;
@@ -8,7 +7,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 use tests::{Client, Upstream, Wire, eventually};
 
-/// What a port's request is answered.
+/// Sends a request to a port of a capsule.
 async fn ask(client: &Client, id: &str, port: u16) -> tests::Answer {
     client.send(client.to_port(Method::GET, id, port, "/")).await
 }
@@ -20,14 +19,14 @@ async fn a_port_that_nobody_listens_at_is_told_to_each_in_their_words() {
     let says = format!("nothing listens on its port {free}");
     ask(&client, &id, free).await.refuses(502, "port_closed", &says);
     ask(&client, &id, free).await.refuses(502, "port_closed", "port is not open");
-    // E2B's SDKs.
+    // E2B's SDKs get their own form.
     let sdk = client.to_port(Method::GET, &id, free, "/").header("e2b-sandbox-id", &id);
     let answer = client.send(sdk).await;
     assert_eq!(answer.status, 502);
     let wanted = serde_json::json!({ "sandboxId": id, "port": free, "code": 502,
         "message": "The sandbox is running but port is not open" });
     assert_eq!(answer.body, wanted);
-    // Browsers.
+    // Browsers get a page.
     let page = client.to_port(Method::GET, &id, free, "/<script>").header("accept", "text/html");
     let page = page.send().await.unwrap();
     assert_eq!(
@@ -96,20 +95,20 @@ async fn garbage_silence_and_early_ends_are_told_apart() {
     answer.refuses(502, "bad_answer", "closed the connection without an answer");
     let half = saying(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec());
     ask(&client, &id, half.port).await.refuses(502, "bad_answer", "closed the connection");
-    // A body that breaks off is cut off, never ended as if it were whole.
+    // A body that breaks off stays cut off for the client, and never looks whole.
     for short in ["content-length: 100\r\n\r\nfew", "transfer-encoding: chunked\r\n\r\n5\r\nab"] {
         let guest = saying(format!("HTTP/1.1 200 OK\r\n{short}").into_bytes());
         let answer = client.to_port(Method::GET, &id, guest.port, "/").send().await.unwrap();
         assert_eq!(answer.status(), 200, "{short}");
         assert!(answer.bytes().await.is_err(), "{short}");
     }
-    // Of two ways to tell a length one is believed, and the other is not passed on.
+    // An answer with two length headers is read by one of them. The other is not passed on.
     let two = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n";
     let two = saying(two.as_bytes().to_vec());
     let answer = client.to_port(Method::GET, &id, two.port, "/").send().await.unwrap();
     assert!(!answer.headers().contains_key("content-length"), "{answer:?}");
     assert_eq!(answer.text().await.unwrap(), "x");
-    // Informational answers are no answers.
+    // Informational answers do not count as the answer.
     let early = saying(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx".to_vec());
     assert_eq!(ask(&client, &id, early.port).await.expect(200), "x");
     // A guest cannot speak for its host's agent.
@@ -147,7 +146,7 @@ async fn whoever_is_connected_when_a_capsule_ends_is_told_by_the_end() {
     let told = tokio::time::timeout(Duration::from_secs(5), answer.chunk()).await;
     assert!(told.expect("nobody was told").is_err(), "as if the answer were whole");
     assert_eq!(switched.rest(), b"");
-    // The next is told that there is nothing.
+    // The next request finds nothing.
     eventually("it is gone", || async {
         let answer = ask(&client, &id, guest.port).await;
         (answer.status == 404).then_some(())

@@ -1,5 +1,5 @@
-//! Clients that mean harm: hosts that name nothing, requests that two servers would read
-//! differently, floods.
+//! Hostile clients: hosts that name nothing, requests that two servers would read differently,
+//! floods.
 
 use super::{answer, head};
 use crate::capsule;
@@ -41,14 +41,14 @@ async fn hosts_that_name_nothing_are_told_so_or_are_the_apis() {
         let body = String::from_utf8_lossy(&body).into_owned();
         assert!(status == 400 && body.contains("host the"), "{host}: {status} {body}");
     }
-    // Two names, and none.
+    // These requests have two host headers, and none.
     let mut wire = Wire::to(platform.url());
     wire.send(format!("GET / HTTP/1.1\r\nHost: {port}-{id}.x\r\nHost: localhost\r\n\r\n"));
     assert_eq!(answer(&mut wire).0, 400);
     let mut wire = Wire::to(platform.url());
     wire.send("GET /health HTTP/1.0\r\n\r\n");
     assert_eq!(answer(&mut wire).0, 200);
-    // A tunnel to anywhere is asked of us in vain.
+    // The platform opens no tunnel to other places.
     for to in [format!("{port}-{id}.x:{port}"), "127.0.0.1:22".to_owned()] {
         let mut wire = Wire::to(platform.url());
         wire.send(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nX-API-Key: {key}\r\n\r\n"));
@@ -109,7 +109,7 @@ async fn a_request_within_a_request_reaches_nobody() {
     }
     let heads = heads.lock().unwrap();
     for head in heads.iter() {
-        // What came after was read as a request of its own, without a key: nobody's.
+        // The bytes after the body are a request of their own without a key, which is refused.
         assert!(head.starts_with("POST /outer HTTP/1.1\r\n"), "{head}");
         assert!(!head.contains("smuggled") && !head.contains('\u{b}'), "{head}");
     }
@@ -182,7 +182,7 @@ async fn floods_of_headers_are_refused_and_cost_no_one_else() {
     let head = wire.head().unwrap_or_default();
     assert!(head.contains(" 431 ") || head.contains(" 414 "), "{head}");
     assert_eq!(ask("").as_deref(), Some("200"));
-    // Hundreds who never finish what they say.
+    // Hundreds of clients never finish their requests.
     let slow: Vec<Wire> = (0..500)
         .map(|_| {
             let mut wire = Wire::to(platform.url());

@@ -1,4 +1,4 @@
-//! The route cache: what it saves, and that it is never wrong for long.
+//! The route cache: the queries that it saves, and its correctness after changes.
 
 use super::{figure, psql};
 use crate::capsule;
@@ -9,7 +9,7 @@ async fn status(client: &Client, id: &str, port: u16) -> u16 {
     client.to_port(Method::GET, id, port, "/").send().await.unwrap().status().as_u16()
 }
 
-/// How often each of the proxy's queries was executed.
+/// Returns how often the proxy's queries were executed.
 fn executed(platform: &Platform) -> u64 {
     let sql = "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements \
                WHERE query LIKE '%traffic_token%' OR query LIKE '%api_keys%'";
@@ -33,7 +33,7 @@ async fn a_miss_costs_one_query_and_a_hit_none() {
     let (one, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
     let two = client.create(&serde_json::json!({})).await;
     psql(&platform, "SELECT pg_stat_statements_reset()");
-    // Many at once, who know nothing yet: neither of the capsule nor of the key.
+    // The cache knows neither the capsule nor the key, and many requests come at once.
     let asks = (0..20).map(|_| {
         let (client, one, port) = (client.clone(), one.clone(), guest.port);
         tokio::spawn(async move { assert_eq!(status(&client, &one, port).await, 200) })
@@ -44,17 +44,18 @@ async fn a_miss_costs_one_query_and_a_hit_none() {
         assert_eq!(status(&client, &one, guest.port).await, 200);
     }
     assert_eq!(executed(&platform), 1);
-    // Another capsule, by a key that is known.
+    // The capsule is new, and the key is known.
     assert_eq!(status(&client, &two, guest.port).await, 200);
     assert_eq!(executed(&platform), 2);
-    // Another key, for a capsule that is known.
+    // The key is new, and the capsule is known.
     let wrong = platform.client_with("e2b_wrong");
     assert_eq!(status(&wrong, &two, guest.port).await, 401);
     assert_eq!(executed(&platform), 3);
     platform.finish();
 }
 
-/// A visit by a link's cookie causes no query once the link's maker is known. PostgreSQL counts.
+/// A visit by a link's cookie causes no query once the link's maker is known. PostgreSQL counts the
+/// queries.
 #[tokio::test]
 async fn a_link_whose_maker_is_known_costs_no_query() {
     let platform = counting().await;
@@ -88,7 +89,7 @@ async fn a_capsule_that_ends_is_known_to_have_on_every_replica() {
     assert_eq!(status(&client, &id, guest.port).await, 200);
     assert_eq!(status(&there, &id, guest.port).await, 200);
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
-    // At once where it was ended, and as soon as it is told elsewhere.
+    // The change holds at once on the replica that made it, and elsewhere once it is announced.
     assert_eq!(status(&client, &id, guest.port).await, 404);
     let lookups = figure(&there, "wrenn_proxy_lookups_total").await;
     eventually("the replica knows", || async {
@@ -119,7 +120,7 @@ async fn what_a_capsule_is_instead_of_running_is_told() {
         })
         .await;
     }
-    // To whoever may not know of it, it is nothing.
+    // A caller without access learns nothing of the capsule's state.
     assert_eq!(status(&platform.client_with(""), &id, guest.port).await, 401);
     platform.finish();
 }
@@ -132,7 +133,7 @@ async fn without_the_databases_word_of_changes_nothing_is_kept() {
     for round in 0..3 {
         assert_eq!(status(&client, &id, guest.port).await, 200);
         psql(&platform, end);
-        // Missed, if what was known were kept.
+        // A cache that kept its entries would miss this change.
         let public = round % 2 == 0;
         let set = if public { format!("'{{{}}}'", guest.port) } else { "'{}'".to_owned() };
         psql(&platform, &format!("UPDATE capsules SET public_ports = {set}"));
