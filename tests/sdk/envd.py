@@ -1,5 +1,5 @@
-"""E2B's official Python SDK, unmodified: against envd on this machine (its debug mode), or, where
-PROXY_URL is set, against a capsule through the sandbox proxy, by envd's own token."""
+"""Runs E2B's official Python SDK, unmodified. It runs against envd on this machine (its debug mode).
+With PROXY_URL, it runs against a capsule through the sandbox proxy, with envd's own token."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def behind_the_proxy():
     capsule = os.environ["CAPSULE"]
     with open(f"{os.environ['WRENN_DIR']}/capsules/{capsule}/capsule.json") as ledger:
         token = json.load(ledger)["envd_token"]
-    # As `Sandbox.create` does with what the API answers.
+    # `Sandbox.create` sets the same headers from the API's answer.
     headers = {"X-Access-Token": token, "E2b-Sandbox-Id": capsule, "E2b-Sandbox-Port": "49983"}
     config = e2b.ConnectionConfig(sandbox_url=PROXY, extra_sandbox_headers=headers)
     return Sandbox(
@@ -154,7 +154,7 @@ for check in checks:
     print("ok", check.__name__.replace("_", " "))
 run(f"rm -rf {HOME}")
 if PROXY:
-    # What is running when the capsule ends is told of it in the SDK's own words.
+    # A command that runs when the capsule ends gets an error of the SDK's own.
     waiting = run("sleep 100", background=True)
     subprocess.run([os.environ["WRENN"], "capsule", "kill", box.sandbox_id], check=True)
     told = str(raises(Exception, waiting.wait))

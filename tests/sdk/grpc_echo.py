@@ -1,4 +1,4 @@
-"""gRPC through the sandbox proxy: the official library on both sides, every kind of call."""
+"""Tests gRPC through the sandbox proxy: every kind of call, with the official library on both sides."""
 
 import concurrent.futures
 import os
@@ -39,7 +39,7 @@ server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
 server.add_generic_rpc_handlers((HANDLERS,))
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()
-# What the program sees of the way that led to it is the capsule's public name.
+# The program sees the capsule's public name as the authority.
 name = f"{port}-{os.environ['CAPSULE']}.localhost"
 channel = grpc.insecure_channel(
     os.environ["PROXY_URL"].removeprefix("http://"), [("grpc.default_authority", name)]
@@ -52,7 +52,7 @@ large = b"x" * 3_000_000
 assert channel.unary_unary("/test.Echo/Up")(large, metadata=key, timeout=20) == large.upper()
 assert list(channel.unary_stream("/test.Echo/Down")(b"a", metadata=key, timeout=20)) == [b"a0", b"a1", b"a2"]
 
-# Each message comes back before the next is sent: nothing is held.
+# Each message comes back before the next is sent, so no hop holds messages back.
 turn, sent = threading.Semaphore(1), []
 
 

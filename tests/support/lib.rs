@@ -1,5 +1,5 @@
-//! Shared support for whole-system tests: a platform on free ports for each test, and its clients. A
-//! guard finds what a test leaves behind. All traffic stays on this machine.
+//! Shared support for whole-system tests: a platform on free ports for each test, and its clients.
+//! A guard finds what a test leaves behind. All traffic stays on this machine.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,8 +1,8 @@
-"""Owns memory of several kinds, and says whether any of it is not what was written.
+"""Holds memory of several kinds, and checks that every part is still as written.
 
-Serves one answer for each GET: `cycle bad`, after it has looked at everything that it owns and
-written a part of it anew. Pages of random bytes with their sums, and small objects of many sizes
-whose contents tell what they must be."""
+Each GET is answered with `cycle bad`, after a check of all memory and a new write of a part of it. The
+memory consists of pages of random bytes with their sums, and of small objects of many sizes, each with
+its sum."""
 
 import http.server
 import random
@@ -35,7 +35,7 @@ def check():
     bad += sum(zlib.crc32(text.encode()) != crc for text, crc in objects.values())
     for _ in range(PAGES // 20):
         write_page(random.randrange(PAGES))
-    # Some are cleared, which is a change too.
+    # Some pages are cleared, which is a change too.
     for _ in range(PAGES // 50):
         number = random.randrange(PAGES)
         memory[number * PAGE : (number + 1) * PAGE] = bytes(PAGE)

@@ -2,7 +2,7 @@
 # makes them. $2 is a host and port of the internet. Needs root, runc and iptables.
 set -eu
 modprobe -a overlay br_netfilter
-# A disk for the layers, since no overlay can be the upper layer of another one.
+# The layers get a disk of their own, since no overlay can be the upper layer of another one.
 truncate -s 64M /var/layers.img
 mkfs.ext4 -q /var/layers.img
 mkdir -p /var/layers
@@ -27,7 +27,7 @@ iptables-nft -P FORWARD DROP
 iptables-nft -A FORWARD -i br0 ! -o br0 -j ACCEPT
 iptables-nft -A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL -m comment --comment x -j RETURN
-# The older kind, which some images of Docker use.
+# Some images of Docker use iptables' older kind.
 iptables-legacy -t nat -L -n >/dev/null 2>&1
 
 runc spec

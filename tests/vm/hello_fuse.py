@@ -1,6 +1,6 @@
-"""Serves a file system over /dev/fuse, by the kernel's own protocol: one folder with the files f0 to
-f99, of which each says hello, but for the last, which is long. Needs root; its argument is an empty
-folder."""
+"""Serves a file system over /dev/fuse, by the kernel's own protocol. Its one folder has the files f0 to
+f99. Each file says hello, except the last, which is long. The program needs root. Its argument is an
+empty folder."""
 
 import ctypes, errno, os, stat, struct, sys
 
@@ -24,7 +24,7 @@ def entry(number, name):
     return struct.pack("<QQII", number + 2, number + 1, len(name), 8) + name + padding
 
 
-# The kernel may remember nothing, so that every call asks the server.
+# The kernel must cache nothing, so that every call asks the server.
 def answer(operation, node, body):
     if operation == INIT:
         flags = struct.unpack_from("<4I", body)[3] & PARALLEL_DIROPS
@@ -70,7 +70,7 @@ while True:
     try:
         request = os.read(device, 1 << 18)
     except OSError as error:
-        # ENODEV: it is unmounted.
+        # ENODEV means that the file system was unmounted.
         if error.errno == errno.ENODEV:
             break
         continue

@@ -1,4 +1,4 @@
-"""A web server as people run in capsules: pages, events, an echo, a WebSocket; standard library."""
+"""Web server as in users' capsules: pages, events, an echo, a WebSocket; standard library only."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-// By names, over TLS: what carries no header, as signed URLs and a port of a sandbox.
+// Tests by host names over TLS of requests without headers: signed URLs, and a port of a sandbox.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Sandbox } from 'e2b'

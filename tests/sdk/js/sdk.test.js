@@ -1,5 +1,5 @@
-// E2B's official JavaScript SDK, unmodified, against a platform with real guests; it finds it by
-// its own variables.
+// Tests of E2B's official JavaScript SDK, unmodified, against a platform with real guests. The SDK
+// finds the platform by its own variables.
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { randomUUID } from 'node:crypto'

@@ -1,5 +1,6 @@
-"""E2B's official Python SDK, unmodified, against a platform with real guests. The SDK finds it by
-its own variables: E2B_API_KEY, E2B_API_URL, E2B_SANDBOX_URL; by E2B_DOMAIN in `test_hosts.py`."""
+"""Tests of E2B's official Python SDK, unmodified, against a platform with real guests. The SDK finds
+the platform by its own variables: E2B_API_KEY, E2B_API_URL and E2B_SANDBOX_URL. `test_hosts.py` uses
+E2B_DOMAIN."""
 
 import uuid
 
@@ -8,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def box():
-    """A sandbox that tests share, who leave it as it is but for files of their own."""
+    """Sandbox that tests share. Tests change only files of their own in it."""
     from e2b import Sandbox
 
     box = Sandbox.create(timeout=600, metadata={"suite": "shared"}, envs={"SHARED": "ü"})
@@ -18,8 +19,8 @@ def box():
 
 @pytest.fixture
 def create():
-    """Makes sandboxes that end with the test."""
-    from e2b import Sandbox  # Which some environments lack.
+    """Returns a function that makes sandboxes, which end with the test."""
+    from e2b import Sandbox  # Some environments lack this package.
 
     made = []
 
@@ -34,5 +35,5 @@ def create():
 
 @pytest.fixture
 def mark():
-    """A word that nobody else has."""
+    """Unique word."""
     return uuid.uuid4().hex

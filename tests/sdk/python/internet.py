@@ -1,6 +1,6 @@
-"""The internet of `e2b-suite`: a name server for which every name is the one address that is given,
-and a web server on every address, by HTTPS. 1.1.1.1 and 8.8.8.8 answer with redirects, as those
-who have them do, and the others with nothing."""
+"""Internet of `e2b-suite`. A name server leads every name to the given address. A web server answers
+on every address by HTTPS. 1.1.1.1 and 8.8.8.8 answer with redirects, as their real servers do. Other
+addresses answer with an empty body."""
 
 import http.server
 import ssl
@@ -31,7 +31,7 @@ address, certificate, key = sys.argv[1:]
 web = http.server.ThreadingHTTPServer(("0.0.0.0", 443), Web)
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 context.load_cert_chain(certificate, key)
-# Each connection has its own handshake, so that an unfinished one holds up no other.
+# Each connection has its own handshake, so an unfinished handshake delays no other connection.
 web.socket = context.wrap_socket(web.socket, server_side=True, do_handshake_on_connect=False)
 threading.Thread(target=web.serve_forever, daemon=True).start()
 names.serve(address, address)

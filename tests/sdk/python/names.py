@@ -1,12 +1,12 @@
-"""A name server for which every name is one IPv4 address (RFC 1035, 4.1): 127.0.0.1 for
-`test_hosts.py`, the internet's for `e2b-suite`."""
+"""Name server that leads every name to one IPv4 address (RFC 1035, 4.1). The address is 127.0.0.1 for
+`test_hosts.py` and the internet's for `e2b-suite`."""
 
 import socket
 import sys
 
 
 def serve(at, address):
-    """Answers on `at` for ever. Questions for anything but IPv4 addresses find no record."""
+    """Answers on `at` forever. Questions for anything but IPv4 addresses find no record."""
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind((at, 53))
     print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""The SDK's other half: each feature once more, as its asyncio users have it."""
+"""Tests of the SDK's asyncio half: each feature again."""
 
 import asyncio
 import uuid

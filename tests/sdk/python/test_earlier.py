@@ -1,5 +1,5 @@
-"""The Python package of the earlier system of the same name, unmodified; in an environment of its
-own. WRENN_BASE_URL ends with `/api`, as its own default does."""
+"""Tests of the Python package of the earlier system of the same name, unmodified. The package has an
+environment of its own. WRENN_BASE_URL ends with `/api`, like the package's default."""
 
 import threading
 import time

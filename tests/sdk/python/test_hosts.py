@@ -1,5 +1,5 @@
-"""By names: sandboxes each at a host of theirs, over TLS, with the certificate of the platform's
-own authority. `run` sees to it that the names lead to the platform (E2B_DOMAIN)."""
+"""Tests of sandboxes by host names. Each sandbox has a host of its own, over TLS, with a certificate
+of the platform's own authority. `run` makes the names lead to the platform (E2B_DOMAIN)."""
 
 import asyncio
 import os

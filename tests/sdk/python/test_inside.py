@@ -1,4 +1,4 @@
-"""Inside a sandbox: commands, terminals, files, watches, git."""
+"""Tests inside a sandbox: commands, terminals, files, watches, git."""
 
 import threading
 

@@ -1,5 +1,5 @@
-"""E2B's Python SDKs of before 2.45, whose requests to the API differ: 2.7 to 2.26 send the headers
-that name a sandbox to the API too. `run` gives one URL for the API and for sandboxes."""
+"""Tests of E2B's Python SDKs before 2.45, whose requests to the API differ. Versions 2.7 to 2.26 send
+the headers that name a sandbox to the API too. `run` gives one URL for the API and for sandboxes."""
 
 import e2b
 import pytest

@@ -1,4 +1,4 @@
-"""Sandboxes: made, found, listed, timed, kept, forked, measured, ended."""
+"""Tests of sandboxes: creation, lists, lifetimes, pauses, snapshots, forks, metrics and ends."""
 
 import datetime
 import threading
@@ -10,7 +10,7 @@ import pytest
 from e2b import Sandbox, SandboxQuery, SandboxState
 from packaging.version import Version
 
-# What an SDK of the generation before has not, or says otherwise.
+# The SDK of the generation before lacks these features, or differs in them.
 new = pytest.mark.skipif(Version(version("e2b")) < Version("2.53"), reason="not in this SDK")
 
 BOOT = "/proc/sys/kernel/random/boot_id"
@@ -21,7 +21,7 @@ def ids(listed):
 
 
 def until(condition, seconds=30):
-    """Waits for something that is to be so soon."""
+    """Waits until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to be"
@@ -87,7 +87,7 @@ def test_lists_are_filtered_ordered_and_paged(create, mark):
     pages = Sandbox.list(query=query, limit=2)
     assert ids(pages.next_items()) == wanted[:0:-1] and pages.has_next
     assert ids(pages.next_items()) == wanted[:1] and not pages.has_next
-    # A last page that is full has none after it.
+    # A full last page has no page after it.
     pages = Sandbox.list(query=query, limit=3, order="asc")
     assert ids(pages.next_items()) == wanted and not pages.has_next
     since = made[1].get_info().started_at
@@ -244,7 +244,7 @@ def test_a_create_that_is_repeated_by_its_key_makes_one(create, mark):
 
 
 def test_the_internet_is_turned_off_and_on(create):
-    # Nobody is there; but that it may be tried is told by how it fails.
+    # No server answers at this address. The kind of failure tells whether the capsule may try.
     reach = "timeout 2 bash -c '</dev/tcp/198.41.0.4/53' 2>&1; echo $?"
     one = create(allow_internet_access=False)
     assert one.get_info().allow_internet_access is False
