@@ -66,9 +66,9 @@ pub(crate) struct Agent {
     /// Disk for all capsules together, in MiB. 0 means eight times the machine's disk.
     #[arg(long, env = "WRENN_DISK_MIB", default_value_t = 0)]
     pub disk_mib: u64,
-    /// Store for snapshots, which lets other hosts resume this host's capsules. Either a folder
-    /// that all hosts share, or s3://bucket/prefix with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    /// AWS_REGION and AWS_ENDPOINT.
+    /// Store for paused capsules, snapshots and templates, from which other hosts can resume and
+    /// start capsules: a folder that all hosts share, or s3://bucket/prefix. S3's settings come
+    /// from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT.
     #[arg(long, env = "WRENN_STORE")]
     pub store: Option<String>,
     /// Secret from which each team's key for the store is derived: 64 hexadecimal digits, or the

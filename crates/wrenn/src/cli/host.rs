@@ -17,7 +17,8 @@ pub(crate) enum Host {
     Drain(Drain),
     /// Replace the tags by which capsules ask for a host. Without tags, all are removed.
     Tag { host: String, tags: Vec<String> },
-    /// Delete a host. Without --force it must have no capsules and no snapshots.
+    /// Delete a host. Without --force, it must have no capsules or snapshots that exist nowhere
+    /// else.
     #[command(visible_alias = "rm")]
     Delete(Delete),
 }
@@ -48,7 +49,7 @@ pub(crate) struct Drain {
 pub(crate) struct Delete {
     /// Name or id of the host.
     pub host: String,
-    /// Delete the host even if it has capsules or snapshots. They are lost with it.
+    /// Delete the host even if capsules or snapshots exist only there. They are lost with it.
     #[arg(long)]
     pub force: bool,
     /// Do not ask for confirmation.
