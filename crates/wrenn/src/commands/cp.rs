@@ -75,7 +75,7 @@ pub(super) async fn cp(cp: &cli::Cp, client: &Client, form: Form) -> anyhow::Res
     Ok(())
 }
 
-/// Checks that a folder is copied only by somebody who says so.
+/// Refuses the copy of a folder without `-r`.
 fn check_folder(is_folder: bool, recursive: bool, shown: &str) -> anyhow::Result<()> {
     if is_folder && !recursive {
         return Err(output::usage(format!("{shown} is a folder; copy it with -r")));
