@@ -1,5 +1,6 @@
-//! What it costs to know who asks, and to list among millions. The control plane and PostgreSQL
-//! are as they run; the rows are made in the database, as no platform would in an hour.
+//! Costs of authenticating a caller and of listing among millions of rows. The control plane and
+//! PostgreSQL run as in production. The database itself makes the rows, since a platform would need
+//! far more than an hour.
 
 use crate::stats::{Row, shown};
 use reqwest::Method;
@@ -8,14 +9,14 @@ use sqlx::{Connection, PgConnection};
 use std::time::{Duration, Instant};
 use tests::{Client, Driver, Platform};
 
-/// Requests of each side.
+/// Requests for each route of a comparison.
 const REQUESTS: usize = 4000;
-/// Rows, and requests for pages of them.
+/// Rows in each table, and requests for pages of them.
 const CAPSULES: i64 = 1_000_000;
 const ENTRIES: i64 = 10_000_000;
 const PAGES: usize = 500;
 
-/// One request, to its answer's last byte.
+/// Times one request up to the last byte of its answer.
 async fn timed(client: &Client, path: &str, wanted: u16) -> Duration {
     let began = Instant::now();
     let answer = client.request(Method::GET, path).send().await.unwrap();
@@ -24,8 +25,8 @@ async fn timed(client: &Client, path: &str, wanted: u16) -> Duration {
     began.elapsed()
 }
 
-/// What authentication adds: a request that is refused for its query, after it was admitted and
-/// before anything is asked of the database, against one that no route takes.
+/// Measures the time that authentication adds. Compares an admitted request, refused for its query
+/// before the database is asked, with a request for an unknown route.
 pub(crate) async fn admission() -> Vec<Row> {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let operator = platform.client();
@@ -45,7 +46,7 @@ pub(crate) async fn admission() -> Vec<Row> {
             ours.push(timed(&client, "/v1/capsules?limit=0", 400).await);
             floor.push(timed(&client, "/v1/nothing", 404).await);
         }
-        // The first only warm caches.
+        // The first tenth only warms caches.
         let warm = ours.len() / 10;
         let what = format!("{who}: a request admitted − one that no route takes");
         rows.push(Row::less(&what, &ours.split_off(warm), &floor.split_off(warm), "≤ 0.3 ms"));
@@ -54,7 +55,7 @@ pub(crate) async fn admission() -> Vec<Row> {
     rows
 }
 
-/// A page among a million capsules and ten million entries of the audit log, all of one team.
+/// Measures a page of a million capsules and of ten million audit log entries, all of one team.
 pub(crate) async fn listing() -> Vec<Row> {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
@@ -91,12 +92,12 @@ pub(crate) async fn listing() -> Vec<Row> {
     rows
 }
 
-/// Makes the rows; indexes are made after, as they are defined.
+/// Inserts the rows. Drops the indexes first and builds them afterwards.
 async fn fill(db: &mut PgConnection) {
     let run = async |db: &mut PgConnection, sql: String| {
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(db).await.unwrap();
     };
-    // No events and no usage of what never was.
+    // Triggers stay off: capsules that never ran have no events and no usage.
     run(db, "SET session_replication_role = replica".to_owned()).await;
     run(db, "SET maintenance_work_mem = '1GB'".to_owned()).await;
     let sql = "SELECT indexname, indexdef FROM pg_indexes \
@@ -105,7 +106,7 @@ async fn fill(db: &mut PgConnection) {
     for (name, _) in &indexes {
         run(db, format!("DROP INDEX {name}")).await;
     }
-    // Half of the capsules are gone, as most are in time.
+    // Half of the capsules are stopped, since most capsules of an old platform are.
     run(
         db,
         format!(
@@ -136,7 +137,7 @@ async fn fill(db: &mut PgConnection) {
     run(db, "CHECKPOINT".to_owned()).await;
 }
 
-/// Some ids from all over the rows, as the wire has them.
+/// Returns ids from all over the rows, as the wire writes them.
 async fn ids(db: &mut PgConnection, sql: &str, prefix: &str) -> Vec<String> {
     let sql = format!("SELECT id FROM ({sql}) all_of_them ORDER BY id LIMIT {PAGES}");
     let ids: Vec<uuid::Uuid> =

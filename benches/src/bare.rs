@@ -1,6 +1,8 @@
-//! The floor: QEMU alone with the same kernel, initramfs, image, disk, processor and devices, in a
-//! namespace with a tap, until envd's `/health` answers; booted, or brought back from the very
-//! memory and state that the platform has, and kept by QEMU's own means.
+//! The floor of the guest benchmarks: QEMU alone, without the platform. Kernel, initramfs, image,
+//! disk, processor and devices are the capsule's, and a namespace has a tap.
+//!
+//! A measurement lasts until envd's `/health` answers. QEMU boots, or restores the memory and state
+//! of the platform's own machine, and saves by its own means.
 
 use crate::inside::Inside;
 use serde_json::{Value, json};
@@ -13,16 +15,16 @@ use std::time::{Duration, Instant};
 use tests::{Platform, processes_of};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// As often as the agent looks.
+/// Time between two looks at `/health`, the same as the agent's.
 const POLL: Duration = Duration::from_millis(10);
-/// How long a connection may take to be taken.
+/// Time that a connection attempt may take.
 const PATIENCE: Duration = Duration::from_millis(30);
 
-/// What bare machines are started with.
+/// Parameters of the bare machines.
 pub(crate) struct Bare {
     images: PathBuf,
     dir: tempfile::TempDir,
-    /// As QEMU was given them for a capsule.
+    /// QEMU's arguments for a capsule.
     taken: Vec<String>,
     command_line: Vec<String>,
     size: String,
@@ -36,21 +38,21 @@ struct Saved {
     disk: PathBuf,
 }
 
-/// A bare machine that runs.
+/// A running bare machine.
 pub(crate) struct Machine {
     process: Child,
     socket: PathBuf,
 }
 
-/// A namespace with a tap, as a capsule has one.
+/// A namespace with a tap, like a capsule's.
 pub(crate) struct Namespace {
     name: String,
     inside: Inside,
 }
 
 impl Bare {
-    /// Takes what matters from a running capsule's machine; from one that was brought back, its
-    /// memory and state too.
+    /// Copies the parameters of a running capsule's machine. Copies memory and state too if that
+    /// machine was restored.
     pub(crate) fn like(platform: &Platform, capsule: &str) -> Self {
         let pid = processes_of(capsule)[0];
         let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -93,20 +95,20 @@ impl Bare {
 
     fn start(&self, at: &Namespace, name: &str, command: &Command) -> (Machine, Duration) {
         let mut inside = Command::new("ip");
-        // The state, where there is one, is open as descriptor 3.
+        // The saved state, if there is one, is open as descriptor 3.
         let state = self.saved.as_ref().map_or(Path::new("/dev/null"), |saved| &saved.state);
         inside.args(["netns", "exec", &at.name, "sh", "-c", "exec \"$@\" 3<\"$0\""]);
         inside.arg(state).arg(command.get_program()).args(command.get_args());
         inside.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
         let process = inside.spawn().unwrap();
-        // A client of its own, as no connection of another machine's may be tried first.
+        // Each look at `/health` dials anew, so no connection to an earlier machine is reused.
         let machine = Machine { process, socket: self.dir.path().join(name) };
         at.wait_healthy();
         (machine, started.elapsed())
     }
 
-    /// Boots one and returns how long it took.
+    /// Boots a machine and returns the time until its guest answers.
     pub(crate) fn boot(&self, at: &Namespace) -> Duration {
         let disk = self.dir.path().join("disk.ext4");
         make_disk(&disk);
@@ -120,7 +122,7 @@ impl Bare {
         took
     }
 
-    /// Brings one back and returns it, with how long that took.
+    /// Restores a machine. Returns it and the time until its guest answers.
     pub(crate) fn restore(&self, at: &Namespace, name: &str) -> (Machine, Duration) {
         let saved = self.saved.as_ref().unwrap();
         let disk = self.dir.path().join(format!("{name}.disk"));
@@ -165,11 +167,11 @@ impl Machine {
         qmp
     }
 
-    /// QEMU's own way to stop, write its memory and state to a file, and go on; with the file
-    /// written through when `synced`. Returns how long it took.
+    /// Stops the machine, writes its memory and state to a file by QEMU's own migration, and
+    /// continues it. Syncs the file when `synced`. Returns the time that all of it takes.
     pub(crate) fn save(&self, to: &Path, synced: bool) -> Duration {
         let mut qmp = self.qmp();
-        // As fast as it can, which is not what it does by itself.
+        // QEMU's default limit of bandwidth would slow the migration.
         qmp.command("migrate-set-parameters", json!({ "max-bandwidth": 100_u64 << 30 }));
         let started = Instant::now();
         qmp.command("stop", json!({}));
@@ -184,7 +186,7 @@ impl Machine {
         started.elapsed()
     }
 
-    /// Ends it, as dropping it does.
+    /// Ends the machine, by dropping it.
     pub(crate) fn end(self) {}
 }
 
@@ -238,7 +240,7 @@ impl Namespace {
         &self.name
     }
 
-    /// Waits until the machine in it answers.
+    /// Waits until the namespace's machine answers.
     pub(crate) fn wait_healthy(&self) {
         self.inside.run(|runtime, _| runtime.block_on(wait_healthy()));
     }
@@ -253,7 +255,8 @@ impl Drop for Namespace {
 async fn wait_healthy() {
     let limit = Instant::now() + Duration::from_secs(60);
     while Instant::now() < limit {
-        // What is sent before the machine has its tap is lost, and would be sent again late.
+        // Packets sent before the machine has its tap are lost. Their retransmission would come
+        // late, so each attempt is short.
         let dialled = tokio::net::TcpStream::connect(("169.254.0.2", 49983));
         if let Ok(Ok(mut stream)) = tokio::time::timeout(PATIENCE, dialled).await {
             let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: envd\r\n\r\n").await;
@@ -268,10 +271,10 @@ async fn wait_healthy() {
     panic!("the bare machine did not get up");
 }
 
-/// The template's kept machine with this much memory, in MiB.
+/// Returns the folder of the template's golden machine with `size` MiB of memory.
 pub(crate) fn golden(platform: &Platform, size: &str) -> PathBuf {
     let golden = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
-    // Of the disk's default size, as every capsule of the benchmarks that is brought back.
+    // The benchmarks' restored capsules all have the default disk size.
     let wanted = format!("\"memory_mib\":{size},\"disk_mib\":5120");
     let mut golden = golden.map(|entry| entry.path()).filter(|dir| {
         std::fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(&wanted))
@@ -279,13 +282,13 @@ pub(crate) fn golden(platform: &Platform, size: &str) -> PathBuf {
     golden.next().unwrap()
 }
 
-/// Copies a disk with nobody's machine on it.
+/// Copies a disk that no machine uses.
 pub(crate) fn copy_disk(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status();
     assert!(copied.unwrap().success());
 }
 
-/// The capsule's own disk, as the agent makes it.
+/// Makes a capsule's own disk with the agent's options.
 fn make_disk(path: &Path) {
     let file = File::create(path).unwrap();
     file.set_len(5 << 30).unwrap();

@@ -1,4 +1,4 @@
-//! A command's round trip: `true` by the API, against the same asked of envd itself.
+//! A command's round trip: `true` through the API, against the same call to envd itself.
 
 use crate::inside::Inside;
 use crate::stats::Row;
@@ -13,7 +13,7 @@ const ROUNDS: usize = 100;
 
 type Process = protocol::process::ProcessClient<HttpClient>;
 
-/// What envd is asked with.
+/// A direct way to a guest's envd: a client in the capsule's namespace, and envd's token.
 pub(crate) struct Straight {
     inside: Inside,
     token: String,
@@ -30,7 +30,7 @@ impl Straight {
         Self { inside: Inside::enter(&namespace), token }
     }
 
-    /// Times what `work` does with envd's URL and token.
+    /// Times `work`, which gets an HTTP client and envd's token.
     pub(crate) fn time<F>(
         &self,
         work: impl FnOnce(reqwest::Client, String) -> F + Send + 'static,
@@ -48,8 +48,8 @@ impl Straight {
     }
 }
 
-/// Runs `true` by envd's service, to the end of its stream, by the client that the control plane
-/// uses too.
+/// Runs `true` through envd's service, up to the end of its stream. The client is the control
+/// plane's own kind.
 async fn run_true(client: Process) {
     let process = wire::ProcessConfig { cmd: "true".to_owned(), ..Default::default() };
     let request =
@@ -69,7 +69,7 @@ pub(crate) async fn measure(platform: &Platform, id: &str) -> Row {
     let body = json!({ "cmd": "true" });
     let config = ClientConfig::new("http://169.254.0.2:49983".parse().unwrap())
         .with_default_header(protocol::ACCESS_TOKEN, &straight.token);
-    // Made inside, so that what it dials is dialled there.
+    // The client is made inside the namespace, so that it dials there.
     let process = straight.inside.run(move |runtime, _| {
         let _inside = runtime.enter();
         Process::new(HttpClient::plaintext(), config)
@@ -81,7 +81,7 @@ pub(crate) async fn measure(platform: &Platform, id: &str) -> Row {
         let took = started.elapsed();
         let process = process.clone();
         let direct = straight.time(async move |_, _| run_true(process).await);
-        // The first few only warm caches.
+        // The first ten rounds only warm caches.
         if round >= 10 {
             ours.push(took);
             floor.push(direct);

@@ -1,4 +1,5 @@
-//! 100 MB up and down by the API, against straight to envd; and the memory that it takes.
+//! Transfers of 100 MB through the API, against transfers straight to envd, and the memory that
+//! they take.
 
 use crate::exec::Straight;
 use crate::stats::Row;
@@ -60,12 +61,12 @@ async fn drain(mut answer: reqwest::Response) {
     assert_eq!(all, BYTES);
 }
 
-/// Lets the peak of a process's memory begin anew (`proc(5)`, `clear_refs`).
+/// Resets the peak of a process's memory (`proc(5)`, `clear_refs`).
 fn reset_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
 }
 
-/// A field of a process's status, in MiB.
+/// Returns a field of a process's status, in MiB.
 pub(crate) fn status_mib(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();

@@ -1,6 +1,8 @@
-//! What the jailer costs, what Firecracker takes beside its guest's memory, and creates by it. The
-//! Firecracker is the one that `WRENN_TEST_FIRECRACKER` names, with the jailer beside it. For the
-//! first two the guest needs no working KVM, since it is loaded and never looked at.
+//! Costs of the jailer, of Firecracker's memory beside its guest's, and of creates with
+//! Firecracker.
+//!
+//! `WRENN_TEST_FIRECRACKER` names the Firecracker, and the jailer stands beside it. The first two
+//! need no working KVM: they load a guest and never run anything in it.
 
 mod create;
 
@@ -19,7 +21,7 @@ const MEMORY_MIB: u32 = 256;
 const UID: u32 = 2_200_000;
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// One that runs, with its root.
+/// A running Firecracker and its root.
 struct Running {
     root: PathBuf,
     pid: i32,
@@ -60,14 +62,14 @@ fn quiet(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Starts one that works in `root`.
+/// Starts a Firecracker that works in `root`.
 fn bare(firecracker: &Path, root: &Path) -> Running {
     let mut command = Command::new(firecracker);
     let child = quiet(command.args(["--api-sock", "api.sock"]).current_dir(root));
     Running { root: root.to_owned(), pid: i32::try_from(child.id()).unwrap(), child }
 }
 
-/// Starts one that is locked into the root that `base` is to have.
+/// Starts a jailed Firecracker. The jailer makes the root below `base`.
 fn jailed(firecracker: &Path, base: &Path, root: &Path) -> Running {
     let mut command = Command::new(firecracker.with_file_name("jailer"));
     command.args(["--id", "bench", "--new-pid-ns", "--exec-file"]).arg(firecracker);
@@ -80,14 +82,14 @@ fn jailed(firecracker: &Path, base: &Path, root: &Path) -> Running {
     Running { root: root.to_owned(), pid: pid.trim().parse().unwrap(), child }
 }
 
-/// Loads what was kept and lets it go on.
+/// Loads the kept machine and resumes it.
 fn load(running: &Running) {
     let memory = json!({ "backend_type": "File", "backend_path": "memory" });
     let body = json!({ "snapshot_path": "state", "mem_backend": memory, "resume_vm": true });
     running.ask("PUT", "/snapshot/load", &body);
 }
 
-/// A root with the kept machine in it.
+/// Makes a root with the kept machine in it.
 fn furnish(kept: &Path, root: &Path) {
     fs::create_dir_all(root).unwrap();
     for name in ["state", "memory"] {
@@ -96,7 +98,7 @@ fn furnish(kept: &Path, root: &Path) {
     std::os::unix::fs::chown(root, Some(UID), Some(UID)).unwrap();
 }
 
-/// Bytes that are its own: all but what it maps of the guest's memory.
+/// Returns the bytes of memory that are Firecracker's own, without its share of the guest's memory.
 fn own_memory(pid: i32) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let (mut kib, mut of_guest) = (0, false);
@@ -111,7 +113,7 @@ fn own_memory(pid: i32) -> u64 {
     kib << 10
 }
 
-/// The Firecracker that is named.
+/// Returns the path of the Firecracker that the environment names, if any.
 fn named() -> Option<PathBuf> {
     let named = std::env::var_os("WRENN_TEST_FIRECRACKER").map(PathBuf::from);
     if named.is_none() {
@@ -120,7 +122,7 @@ fn named() -> Option<PathBuf> {
     Some(named?.canonicalize().unwrap())
 }
 
-/// Creates and resumes.
+/// Measures creates and resumes.
 pub(crate) async fn measure() -> Vec<Row> {
     match named() {
         Some(path) => create::measure(&path).await,
@@ -128,7 +130,7 @@ pub(crate) async fn measure() -> Vec<Row> {
     }
 }
 
-/// Loads in a jail and without one.
+/// Measures loads in a jail and without one.
 pub(crate) fn jail() -> Vec<Row> {
     let Some(path) = named() else { return Vec::new() };
     let dir = tempfile::tempdir().unwrap();
@@ -138,7 +140,7 @@ pub(crate) fn jail() -> Vec<Row> {
     let root = dir.path().join("jail").join(name).join("bench/root");
     let alone = dir.path().join("alone");
     let (mut ours, mut floor, mut memory) = (Vec::new(), Vec::new(), Vec::new());
-    // The first of each only warms caches.
+    // The first round only warms caches.
     for _ in 0..=ROUNDS {
         furnish(&kept, &alone);
         let began = Instant::now();
@@ -163,7 +165,7 @@ pub(crate) fn jail() -> Vec<Row> {
     ])
 }
 
-/// Keeps a machine whose kernel was put into its memory.
+/// Makes and keeps a machine whose kernel is loaded into its memory.
 fn keep_one(firecracker: &Path, kept: &Path) {
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-images/images/boot");
     fs::create_dir_all(kept).unwrap();

@@ -1,7 +1,9 @@
-//! A thousand hosts and ten thousand capsules through one control plane. The hosts are in this
-//! process: their agents' own code, each with its identity, certificate, listener, heartbeats and
-//! ledgers (in memory, not on a disk); but their machines are none. The control plane and its
-//! PostgreSQL are processes of their own, and all share the machine's processors.
+//! A thousand hosts and ten thousand capsules through one control plane.
+//!
+//! The hosts run in this process with the agent's own code and the hollow driver, which has no
+//! machines. Each has its own identity, certificate, listener, heartbeats and ledgers, in memory
+//! instead of on a disk. The control plane and its PostgreSQL are processes of their own. All share
+//! the machine's processors.
 
 use crate::stats::Row;
 use daemon::Tasks;
@@ -17,12 +19,12 @@ use tests::{Client, Driver, Platform, Replica};
 
 const HOSTS: usize = 1000;
 const CAPSULES: usize = 10_000;
-/// Creates that are asked for at once.
+/// Creates under way at once.
 const AT_ONCE: usize = 16;
 /// Hosts that enrol at once.
 const ENROLLING: usize = 8;
 
-/// What every capsule's guest is: 204 to whatever it is asked.
+/// Serves as every capsule's guest: answers each request with 204. Returns its port.
 fn guest() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -37,12 +39,13 @@ fn guest() -> u16 {
     port
 }
 
-/// One request, and the end: a thousand hosts would keep ten thousand connections to it.
+/// Answers one request and closes the connection. Otherwise a thousand hosts would keep ten
+/// thousand connections open.
 async fn answer(mut stream: tokio::net::TcpStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
-        // Whole: a head, and as many bytes as it says.
+        // A whole request is a head and as many bytes as its `content-length` says.
         if let Some(end) = read.windows(4).position(|w| w == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
             let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
@@ -87,7 +90,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
     member.keep(about, None, tasks);
 }
 
-/// Processor time of a process and its children, in seconds.
+/// Returns the processor time of processes, in seconds.
 fn processor(pids: &[i32]) -> f64 {
     let ticks = |pid: &i32| -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -124,7 +127,7 @@ pub(crate) async fn measure() -> Vec<Row> {
     let control_plane = Replica::over(&platform, &database);
     let client = control_plane.client();
     let (tasks, guest) = (Tasks::default(), guest());
-    // Ten thousand capsules of one team, as fast as may be: what is measured is not the limit.
+    // The platform's limits are off, since this benchmark does not measure them.
     let platforms = format!("/v1/admin/teams/team-{}/limits", "0".repeat(25));
     let none = json!({ "capsules": 0, "vcpus": 0, "memory_mb": 0, "creates_per_sec": 0,
         "requests_per_sec": 0 });
@@ -137,7 +140,7 @@ pub(crate) async fn measure() -> Vec<Row> {
     });
     futures::stream::iter(enrolling).buffer_unordered(ENROLLING).collect::<Vec<()>>().await;
     let enrolled = HOSTS as f64 / began.elapsed().as_secs_f64();
-    // All are followed, and say that they are there.
+    // By then the control plane follows each host and has had a heartbeat from it.
     tokio::time::sleep(Duration::from_secs(35)).await;
     let hosts = client.get("/v1/hosts").await.expect(200);
     let online = |h: &&serde_json::Value| h["status"] == "online";
@@ -191,7 +194,7 @@ fn pid() -> i32 {
     i32::try_from(std::process::id()).unwrap()
 }
 
-/// How long the scheduler takes to decide among ten thousand hosts.
+/// Measures the scheduler's time to decide among ten thousand hosts.
 fn decision() -> Row {
     use control_plane::scheduler::{Ask, Machine, Size, pick};
     let machine = |n: u128| Machine {

@@ -1,4 +1,4 @@
-//! What the platform and a capsule take when nothing happens.
+//! Memory and processor time of the platform and of a capsule while nothing happens.
 
 use crate::files::{mib, status_mib};
 use crate::stats::Row;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tests::{Platform, processes_of};
 
 const WATCH: Duration = Duration::from_secs(20);
-/// What a boot leaves to be done is done by then.
+/// Time after which the work that follows a boot is done.
 const SETTLE: Duration = Duration::from_secs(15);
 
 pub(crate) async fn measure(platform: &Platform, id: &str) -> Vec<Row> {
@@ -29,14 +29,14 @@ pub(crate) async fn measure(platform: &Platform, id: &str) -> Vec<Row> {
     ]
 }
 
-/// A process's share of the memory that it has with others, in KiB (`proc_pid_smaps(5)`).
+/// Returns a process's proportional set size, in KiB (`proc_pid_smaps(5)`).
 pub(crate) fn pss_kib(pid: i32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Processor time of a process in hundredths of a second (`proc(5)`, fields 14 and 15).
+/// Returns a process's processor time, in hundredths of a second (`proc(5)`, fields 14 and 15).
 pub(crate) fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

@@ -1,5 +1,5 @@
-//! A client on a thread inside a network namespace: what it dials, it dials from there, so it
-//! reaches a capsule's guest with nothing of the platform in between.
+//! A thread in a network namespace, with an HTTP client. The client dials from inside, so it
+//! reaches a capsule's guest without any part of the platform.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 type Job = Box<dyn FnOnce(&Runtime, &reqwest::Client) + Send>;
 
-/// The thread.
+/// A thread that works in a network namespace.
 pub(crate) struct Inside {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -33,7 +33,7 @@ impl Inside {
         Self { jobs: Some(jobs), thread: Some(thread) }
     }
 
-    /// Does `job` there and returns what it returns.
+    /// Runs `job` on the thread and returns its result.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Runtime, &reqwest::Client) -> T + Send + 'static,

@@ -1,5 +1,5 @@
-//! Creates that are restores, pauses, resumes and forks, against the bare VMM doing the same with
-//! the same memory, state and disk.
+//! Creates by restore, pauses, resumes and forks, against the bare VMM with equal memory, state and
+//! disk.
 
 use crate::bare::{Bare, Namespace};
 use crate::stats::{Row, median, shown};
@@ -14,10 +14,10 @@ const CLONES: usize = 100;
 const AT_ONCE: usize = 4;
 const WATCH: Duration = Duration::from_secs(10);
 
-/// What is measured with one capsule at a time.
+/// Measures the operations on one capsule at a time.
 pub(crate) async fn measure(platform: &Platform, cold: &Bare) -> Vec<Row> {
     let client = platform.client();
-    // The first of its size may be booted; the next one is brought back.
+    // The first capsule of its size may be booted. The next one is restored.
     let first = client.create(&json!({})).await;
     client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
     let like = client.create(&json!({})).await;
@@ -69,7 +69,7 @@ pub(crate) async fn measure(platform: &Platform, cold: &Bare) -> Vec<Row> {
     rows
 }
 
-/// How long a source stands still, by the host's own figures.
+/// Measures the time that a fork freezes its source, by the host's own metric.
 async fn fork(
     platform: &Platform,
     client: &Client,
@@ -102,7 +102,7 @@ async fn frozen(platform: &Platform) -> Duration {
     Duration::from_secs_f64(sum.map_or(0.0, |sum| sum.parse().unwrap()))
 }
 
-/// Bytes of the layers that only this snapshot has, and of all that it needs.
+/// Returns the bytes of the layers that this snapshot alone has, and of all layers that it needs.
 fn written(platform: &Platform, id: &str, number: u32) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
     let kept = platform.dir().join(format!("capsules/{id}/kept/{number}"));
@@ -113,10 +113,11 @@ fn written(platform: &Platform, id: &str, number: u32) -> (u64, u64) {
     (own, found.iter().map(|f| f.len()).sum())
 }
 
-/// What a pause writes, and what of it is there.
+/// Measures the bytes that a pause writes, against the memory that the guest uses.
 async fn sizes(platform: &Platform, client: &Client) -> [Row; 3] {
     let id = client.create(&json!({})).await;
-    // All of its memory that is not free: its kernel's too, which it does not count itself.
+    // Used memory is all that is not free. It includes the kernel's own, which the guest's figures
+    // leave out.
     let free = client.out(&id, "awk '/^MemFree/ {print $2}' /proc/meminfo").await;
     let used = (512 << 20) - (free.trim().parse::<u64>().unwrap() << 10);
     client.pause(&id).await;
@@ -141,7 +142,7 @@ async fn sizes(platform: &Platform, client: &Client) -> [Row; 3] {
     ]
 }
 
-/// A hundred clones of one template, four at a time, and what they take when nothing happens.
+/// Measures a hundred clones of one template, made four at a time, and their needs while idle.
 pub(crate) async fn clones(platform: &Platform) -> Vec<Row> {
     let client = platform.client();
     let size = json!({ "memory_mb": 256 });

@@ -1,6 +1,7 @@
-//! Measures the platform against its floor and prints a table. Both sides of each row are
-//! measured in turns in one run, so that the machine's noise falls on both; a row's figure is a
-//! ratio, or a difference, of medians.
+//! Benchmarks of the platform against its floor. Prints a table.
+//!
+//! Both sides of a row are measured in turns in one run, so the machine's noise falls on both. A
+//! row's figure is a ratio, or a difference, of medians.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot run says so")]
 
@@ -26,8 +27,8 @@ const BOOTS: usize = 11;
 
 #[tokio::main]
 async fn main() {
-    // Named on the command line, or all. Idleness comes first: what a guest has written, it goes
-    // on writing to its disk for a while.
+    // The command line names benchmarks. Without names all run. Idleness comes first, since a guest
+    // goes on writing to its disk for a while after it was used.
     let named: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| named.is_empty() || named.iter().any(|one| one == name);
     let mut rows = Vec::new();
@@ -40,7 +41,7 @@ async fn main() {
     if wanted("admission") {
         rows.extend(accounts::admission().await);
     }
-    // Takes minutes and gigabytes, so it is asked for by name.
+    // The listing takes minutes and gigabytes, so it runs only when it is named.
     if named.iter().any(|one| one == "listing") {
         rows.extend(accounts::listing().await);
     }
@@ -56,11 +57,11 @@ async fn main() {
     print(&rows);
 }
 
-/// What is measured with real guests.
+/// Runs the benchmarks that need real guests.
 async fn guests(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
     let platform = Platform::start(Driver::Guests, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
-    // Of a size that nobody else has, so that it is booted.
+    // No other capsule has this disk size, so this one is booted.
     let odd = 4000 + std::process::id() % 900;
     let made = client.post("/v1/capsules", &json!({ "disk_mb": odd })).await.expect(201);
     assert_eq!(made["booted"], true, "run it again: {made}");
@@ -89,15 +90,15 @@ async fn guests(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
     rows
 }
 
-/// The first capsule of a template and size, which is booted, to its first command's answer,
-/// against the bare VMM's way to envd's first answer.
+/// Measures the first create of a template and size, which boots, up to its first command's answer.
+/// The floor is the bare VMM's boot up to envd's first answer.
 async fn create(platform: &Platform) -> [Row; 1] {
     let client = platform.client();
     let at = bare::Namespace::new("create");
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    // The first of each only warms caches.
+    // The first round only warms caches.
     for round in 0..=u32::try_from(BOOTS).unwrap() {
-        // Each of another size.
+        // Each round has a disk size of its own, so each create boots.
         let started = std::time::Instant::now();
         let made = client
             .post(

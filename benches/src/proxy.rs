@@ -1,5 +1,5 @@
-//! The sandbox proxy's two hops, against nginx and Caddy that make as many: the same upstream (an
-//! nginx) behind all, the same clients (wrk, curl) before all, in turns.
+//! The sandbox proxy's two hops, against two hops of nginx and of Caddy. All share an nginx as
+//! their upstream. Equal clients (wrk, curl) run against each in turns.
 
 use crate::rival::{self, Rival};
 use crate::stats::Row;
@@ -9,21 +9,21 @@ use std::time::Duration;
 use tests::{Client, Driver, Platform, Replica, Upstream, Wire};
 
 const ROUNDS: usize = 9;
-/// Between two of the clients' runs.
+/// Time between two runs of a client.
 const PAUSE: Duration = Duration::from_millis(300);
 /// Bytes of the large body.
 const LARGE: usize = 1_000_000_000;
 const SOCKETS: usize = 5000;
 const ROUTES: usize = 10_000;
 
-/// Where clients go, and with which headers.
+/// A base URL and the headers that requests to it carry.
 struct Way {
     url: String,
     headers: Vec<String>,
 }
 
 impl Way {
-    /// Runs a client there and returns what it prints.
+    /// Runs a client against a path and returns its output.
     fn run(&self, program: &str, args: &[&str], path: &str) -> String {
         let mut command = Command::new(program);
         command.args(args);
@@ -35,7 +35,7 @@ impl Way {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
-    /// Requests per second at 64 connections, for answers of 1 KiB.
+    /// Measures requests per second with 64 connections and answers of 1 KiB.
     fn rate(&self) -> f64 {
         let out = self.run("wrk", &["-t1", "-c64", "-d3"], "/1k");
         assert!(!out.contains("Non-2xx"), "{out}");
@@ -43,7 +43,7 @@ impl Way {
         line.unwrap().trim().parse().unwrap()
     }
 
-    /// The median time of a request when there is one at a time.
+    /// Measures the median time of a request when one is under way at a time.
     fn latency(&self) -> Duration {
         let out = self.run("wrk", &["-t1", "-c1", "-d2", "--latency"], "/1k");
         let text = out.lines().find_map(|line| line.trim().strip_prefix("50%")).unwrap().trim();
@@ -52,7 +52,7 @@ impl Way {
         Duration::from_secs_f64(number.parse::<f64>().unwrap() * scale)
     }
 
-    /// How long a large body takes.
+    /// Measures the time of a large body.
     fn large(&self) -> Duration {
         let out = self.run("curl", &["-sSf", "-o", "/dev/null", "-w", "%{time_total}"], "/large");
         Duration::from_secs_f64(out.parse().unwrap())
@@ -93,13 +93,13 @@ fn rates(ours: &Way, nginx: &Way, caddy: &Way) -> Vec<Row> {
     let ways = [ours, nginx, caddy];
     let mut rates = [const { Vec::new() }; 3];
     for round in 0..=ROUNDS {
-        // Each comes first, and after each other, as often: what one leaves to be done, as the
-        // end of its connections, falls on the next.
+        // Each proxy comes first, and after each other one, equally often. A proxy's leftover work,
+        // such as closing its connections, slows the next one.
         for turn in 0..3 {
             let which = if round % 2 == 0 { (round + turn) % 3 } else { (round + 3 - turn) % 3 };
             std::thread::sleep(PAUSE);
             let rate = ways[which].rate();
-            // The first of each only warms caches.
+            // The first round only warms caches.
             if round > 0 {
                 rates[which].push(rate);
             }
@@ -134,8 +134,8 @@ fn large(ours: &Way, nginx: &Way) -> Row {
     Row::throughput("one body of 1 GB by two hops ÷ nginx by two", LARGE, &a, &b, "≥ 0.9")
 }
 
-/// Opens WebSockets through the proxy, and looks what they take while nothing moves on them. Each
-/// hop is a process of its own, with two descriptors for each.
+/// Opens WebSockets through the proxy and measures their memory while they are idle. Each hop is a
+/// process of its own, with two descriptors for each WebSocket.
 async fn sockets(platform: &Platform) -> Row {
     let dir = tempfile::tempdir().unwrap();
     let database = platform.separate_database().await;
@@ -169,7 +169,7 @@ async fn sockets(platform: &Platform) -> Row {
         assert!(wire.head().unwrap().starts_with("HTTP/1.1 101"));
         wire
     };
-    // What the first ones take is not theirs alone.
+    // The first sockets also pay for buffers that later ones share.
     let few: Vec<Wire> = (0..100).map(|_| open()).collect();
     let resident = || hops.map(status_kib).iter().sum::<u64>();
     let before = resident();
@@ -192,8 +192,8 @@ fn status_kib(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Asks a control plane that has just been started, so that it has no memory to spare, for many
-/// capsules; paused ones, so that each is looked up once and kept.
+/// Measures the memory of cached routes. The control plane was just started, so it has no spare
+/// memory. The capsules are paused, so each is looked up once and cached.
 async fn routes(platform: &Platform, client: &Client) -> Row {
     let control_plane = Replica::start(platform);
     let client = client.at(&control_plane.url);

@@ -1,6 +1,8 @@
-//! What the proxy is measured against: nginx and Caddy, each with two hops one behind the other,
-//! and the nginx that is the upstream of all. Each hop does what one of ours does: it keeps its
-//! connections, passes on the name that was asked for, and says where the request came from.
+//! The proxy's rivals: nginx and Caddy, each with two hops in a row, and an nginx as their
+//! upstream.
+//!
+//! Each hop does the same work as a hop of ours. It keeps connections open, passes the requested
+//! host name on, and reports the client's address.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,18 +17,18 @@ const NGINX_SECOND: u16 = 7422;
 pub(crate) const CADDY: u16 = 7431;
 const CADDY_SECOND: u16 = 7432;
 
-/// They run.
+/// The rivals' running processes.
 pub(crate) struct Rival {
     processes: Vec<Child>,
     _dir: TempDir,
 }
 
 impl Rival {
-    /// Starts them; the upstream has `/1k` and `/large`.
+    /// Starts the rivals. The upstream serves `/1k` and `/large`.
     pub(crate) fn start(large: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path();
-        // nginx's workers are another user.
+        // nginx's workers run as another user.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(at, mode).unwrap();
         fs::create_dir(at.join("www")).unwrap();
@@ -49,7 +51,7 @@ impl Rival {
 impl Drop for Rival {
     fn drop(&mut self) {
         for process in &mut self.processes {
-            // In order, so that nginx ends its workers.
+            // TERM lets nginx end its workers.
             tests::signal(i32::try_from(process.id()).unwrap(), rustix::process::Signal::TERM);
             let _ = process.wait();
         }

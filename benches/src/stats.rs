@@ -1,8 +1,8 @@
-//! Medians, and the table.
+//! Medians, and the table of results.
 
 use std::time::Duration;
 
-/// One line of the table.
+/// A row of the table.
 pub(crate) struct Row {
     what: String,
     ours: String,
@@ -11,34 +11,35 @@ pub(crate) struct Row {
     goal: String,
 }
 
-/// The middle of them.
+/// Returns the median of some times.
 pub(crate) fn median(times: &[Duration]) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort();
     sorted[sorted.len() / 2]
 }
 
-/// A time for people.
+/// Formats a time in milliseconds.
 pub(crate) fn shown(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
 impl Row {
-    /// Ours divided by the floor, of medians.
+    /// Makes a row of our median divided by the floor's.
     pub(crate) fn ratio(what: &str, ours: &[Duration], floor: &[Duration], goal: &str) -> Self {
         let (a, b) = (median(ours), median(floor));
         let ratio = a.as_secs_f64() / b.as_secs_f64();
         Self::new(what, &shown(a), &shown(b), &format!("{ratio:.2}"), goal)
     }
 
-    /// Ours less the floor, of medians.
+    /// Makes a row of our median less the floor's.
     pub(crate) fn less(what: &str, ours: &[Duration], floor: &[Duration], goal: &str) -> Self {
         let (a, b) = (median(ours), median(floor));
         let difference = (a.as_secs_f64() - b.as_secs_f64()) * 1000.0;
         Self::new(what, &shown(a), &shown(b), &format!("{difference:.2} ms"), goal)
     }
 
-    /// The floor's time divided by ours, which is the ratio of throughputs.
+    /// Makes a row of throughputs. The figure is the floor's median time divided by ours, which
+    /// equals the ratio of throughputs.
     pub(crate) fn throughput(
         what: &str,
         bytes: usize,
@@ -60,7 +61,7 @@ impl Row {
     }
 }
 
-/// Prints the rows as a table that Markdown takes too.
+/// Prints the rows as a Markdown table.
 pub(crate) fn print(rows: &[Row]) {
     let head = Row::new("what", "Wrenn", "floor", "figure", "goal");
     let cells = |row: &Row| {

@@ -1,7 +1,7 @@
 //! Compiles `proto/` into message types, clients and service traits.
 //!
-//! Directives are our own: those of `connectrpc-build` would name a file that this very
-//! script writes, and so rebuild the crate each time.
+//! This script prints its own directives. The directives of `connectrpc-build` would name a file
+//! that this script writes, and so rebuild the crate each time.
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Connect's frames and messages, as envd's server takes them from anyone with its token.
+//! Connect's frames and messages, which envd's server takes from anyone with its token.
 #![no_main]
 
 use buffa::Message;

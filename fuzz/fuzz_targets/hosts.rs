@@ -1,4 +1,4 @@
-//! The host of a request at the control plane: the capsule that it names, if any.
+//! The host of a request at the control plane, which may name a capsule.
 #![no_main]
 
 use ::http::{Request, header};
@@ -13,7 +13,7 @@ mod http {
     }
 }
 
-// The module is pure, so that the control plane, with its database's client, need not be built.
+// The module is pure, so the control plane and its database client need not be built.
 #[path = "../../crates/control-plane/src/proxy/target.rs"]
 #[allow(dead_code, reason = "the module's other callers are in the control plane")]
 mod target;
@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
     for domains in [any, one] {
         if let Addressee::Capsule(found) = target::of(&request, &domains) {
             assert!(found.port != 0, "a port that cannot be");
-            // A name in its usual form must lead to the same capsule as any other form of it.
+            // The usual form of a name must lead to the same capsule as any other form.
             let name = format!("{}-{}.example.com", found.port, found.capsule);
             let again = Request::builder().header(header::HOST, name).body(());
             let Ok(again) = again else { continue };

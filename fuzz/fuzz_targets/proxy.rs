@@ -1,4 +1,4 @@
-//! The proxies' hop: a server's answer of any bytes, and headers that concern one hop.
+//! The proxies' hop: a server's answer of any bytes, and headers that concern a single hop.
 #![no_main]
 
 use daemon::Tasks;
@@ -10,13 +10,13 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
-/// Bytes of one answer that are read.
+/// Most bytes of an answer that are read.
 const BODY_MAX: usize = 1 << 20;
 
-/// Answers every request with the same bytes, and sends no more.
+/// Server that answers every request with the same bytes, and sends no more.
 struct Says {
     bytes: Vec<u8>,
-    /// The far ends, which must live as long as they are written to.
+    /// Far ends of the connections. They must live as long as the near ends write to them.
     far: Mutex<Vec<DuplexStream>>,
 }
 
@@ -32,7 +32,7 @@ impl Dial for Says {
     }
 }
 
-/// Makes a request with headers of any kind: `name: value` lines of the bytes.
+/// Makes a request with headers of any kind, from `name: value` lines of the bytes.
 fn request(data: &[u8]) -> Option<Request<Body>> {
     let mut request = Request::builder().uri("/").header(header::HOST, "guest");
     for line in data.split(|byte| *byte == b'\n').take(32) {

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Lines that a file may have; tests are counted apart, below `#[cfg(test)]`.
+/// Most lines of a file. Tests below `#[cfg(test)]` do not count.
 const LINES_MAX: usize = 600;
 
-/// What breaks a rule, a line each.
+/// Returns the broken rules, a line for each.
 pub(crate) fn faults(root: &Path) -> Vec<String> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
@@ -34,7 +34,7 @@ pub(crate) fn faults(root: &Path) -> Vec<String> {
     faults
 }
 
-/// Rust files below a directory, but for build output.
+/// Collects the Rust files below a directory, except for build output.
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -1,5 +1,5 @@
-//! Creates and resumes by Firecracker, against a bare one that loads the very memory, state and
-//! disk of the template's kept machine, until envd's `/health` answers.
+//! Creates and resumes with Firecracker, against a bare Firecracker. The bare one loads the memory,
+//! state and disk of the template's golden machine. Each lasts until envd's `/health` answers.
 
 use super::{Running, connect, load, quiet};
 use crate::bare::{self, Namespace};
@@ -13,7 +13,7 @@ use tests::{Driver, Platform};
 
 const ROUNDS: usize = 11;
 
-/// What bare machines are loaded from.
+/// Files that bare machines are loaded from.
 struct Kept {
     golden: PathBuf,
     memory: PathBuf,
@@ -21,17 +21,17 @@ struct Kept {
 }
 
 impl Kept {
-    /// What this capsule, which nobody has paused yet, began with.
+    /// Finds the files that this capsule was restored from. The capsule was never paused.
     fn of(platform: &Platform, capsule: &str) -> Self {
         let jails = platform.dir().join(format!("capsules/{capsule}/vmm/jail"));
         let program = fs::read_dir(jails).unwrap().next().unwrap().unwrap().path();
         let root = program.join(capsule).join("root");
-        // Of the default size, as the capsule is.
+        // The capsule has the default memory size too.
         let golden = bare::golden(platform, "512");
         Self { golden, memory: root.join("memory"), image: root.join("image.ext4") }
     }
 
-    /// The root that a bare machine works in.
+    /// Makes the root that a bare machine works in.
     fn furnish(&self, root: &Path) {
         fs::create_dir_all(root).unwrap();
         fs::hard_link(&self.memory, root.join("memory")).unwrap();
@@ -41,12 +41,12 @@ impl Kept {
     }
 }
 
-/// Starts one in a namespace with a tap, and returns how long it took to answer.
+/// Restores a machine in a namespace with a tap, and returns the time until its guest answers.
 fn restore(firecracker: &Path, root: &Path, at: &Namespace) -> Duration {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", at.name()]).arg(firecracker).args(["--api-sock", "api.sock"]);
     let began = Instant::now();
-    // `ip` becomes the program.
+    // `ip` executes Firecracker in its own process, so the pid is Firecracker's.
     let child = quiet(inside.current_dir(root));
     let pid = i32::try_from(child.id()).unwrap();
     let running = Running { root: root.to_owned(), pid, child };
@@ -65,16 +65,16 @@ pub(super) async fn measure(firecracker: &Path) -> Vec<Row> {
     }
     let platform = Platform::start(Driver::Guests, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
-    // The first of its size may be booted; the next one is brought back.
+    // The first capsule of its size may be booted. The next one is restored.
     let first = client.create(&json!({})).await;
     client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
     let like = client.create(&json!({})).await;
     let kept = Kept::of(&platform, &like);
-    // On the platform's own file system, so that files are linked.
+    // Hard links need the platform's own file system.
     let root = platform.dir().join("bare");
     let at = Namespace::new("firecracker");
     let (mut floor, mut created, mut commanded, mut resumed) = (vec![], vec![], vec![], vec![]);
-    // The first of each only warms caches.
+    // The first round only warms caches.
     for _ in 0..=ROUNDS {
         kept.furnish(&root);
         floor.push(restore(firecracker, &root, &at));

@@ -1,10 +1,10 @@
-//! The tar format. Headers are in the form of POSIX (`ustar` and `pax`). Long names and large
-//! numbers in GNU's form are read too. Nothing here touches the file system.
+//! The tar format. Headers are written in POSIX's form (`ustar` and `pax`). The reader also takes
+//! GNU's form of long names and large numbers. This module never touches the file system.
 
 use crate::{Error, Result};
 use std::io::{self, Read, Write};
 
-/// Size of a block; each header is one block, and contents are padded to whole blocks.
+/// Size of a block. Each header is one block, and contents are padded to whole blocks.
 const BLOCK: usize = 512;
 /// Longest extension header: room for a path and a link of 4,096 bytes each, and attributes.
 const EXTENSION_MAX: u64 = 64 * 1024;
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Link,
     /// Another name of a file that came before in the archive.
     HardLink,
-    /// A kind that is never unpacked; the byte of its header names it.
+    /// A kind that is never unpacked, with the byte of its header.
     Other(u8),
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct Time {
     pub nanos: u32,
 }
 
-/// Description of one entry; its contents follow in the stream.
+/// Description of an entry. Its contents follow in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub kind: Kind,
@@ -176,7 +176,7 @@ pub(crate) struct Reader<R> {
     padding: usize,
 }
 
-/// Words of extension headers for the next entry.
+/// Fields of extension headers, which apply to the next entry.
 #[derive(Default)]
 struct Extension {
     path: Option<Vec<u8>>,
@@ -190,11 +190,11 @@ impl<R: Read> Reader<R> {
         Self { from, left: 0, padding: 0 }
     }
 
-    /// Reads the next entry; skips contents of the last one that nobody read. Returns `None` at the
-    /// archive's end, once the stream has ended too.
+    /// Reads the next entry. Skips contents of the last entry that nobody read. Returns `None` at
+    /// the archive's end, once the stream has ended too.
     ///
     /// # Errors
-    /// `Refused` for a malformed archive, and `Stream` for one that ends early.
+    /// Returns `Refused` for a malformed archive, and `Stream` for one that ends early.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
         let mut extension = Extension::default();
         loop {
@@ -213,7 +213,7 @@ impl<R: Read> Reader<R> {
                 b'x' => self.pax(size, &mut extension)?,
                 b'L' => extension.path = Some(self.text(size)?),
                 b'K' => extension.link = Some(self.text(size)?),
-                // An extension for all that follow, as git's: nothing in it is needed.
+                // A global extension, such as git's, holds nothing that is needed here.
                 b'g' => self.set_contents(size),
                 _ => return self.entry(&block, size, extension).map(Some),
             }
@@ -241,7 +241,7 @@ impl<R: Read> Reader<R> {
         }
         let size = match block[156] {
             // No contents follow links, devices, folders and FIFOs. Some tars write a size for
-            // them, such as the linked file's. Readers of Go and Python take no notice of that.
+            // them, such as the linked file's. Readers of Go and Python ignore it.
             b'1'..=b'6' => 0,
             _ => extension.size.unwrap_or(size),
         };
@@ -253,7 +253,7 @@ impl<R: Read> Reader<R> {
         Ok(Entry { kind, path, link, mode, modified, size })
     }
 
-    /// Reads contents of the last entry; an empty answer is their end.
+    /// Reads contents of the last entry. An empty answer marks their end.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         if most == 0 {
@@ -278,7 +278,7 @@ impl<R: Read> Reader<R> {
         self.from.read_exact(&mut buffer[..padding]).map_err(Error::Stream)
     }
 
-    /// Reads the stream to its end, so that a stream that breaks off later is told.
+    /// Reads the stream to its end, so that a stream that breaks off there fails.
     fn drain(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         let mut after = 0;
@@ -354,7 +354,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Reads the path of a header without an extension.
+/// Reads the path of an entry that has no extension.
 fn path(block: &[u8; BLOCK]) -> Vec<u8> {
     let (name, prefix) = (until_nul(&block[..100]), until_nul(&block[345..500]));
     // GNU's own form has other fields in place of the prefix.
@@ -364,7 +364,7 @@ fn path(block: &[u8; BLOCK]) -> Vec<u8> {
     [prefix, b"/", name].concat()
 }
 
-/// Reads a time. A time before 1970 is in GNU's form: a number's two's complement.
+/// Reads a time. A time before 1970 is in GNU's form, as two's complement.
 fn seconds(field: &[u8]) -> Result<i64> {
     if field[0] & 0xc0 != 0xc0 {
         return Ok(i64::try_from(number(field)?).unwrap_or(i64::MAX));
@@ -374,7 +374,7 @@ fn seconds(field: &[u8]) -> Result<i64> {
     read.ok_or_else(|| refused("a time in the archive is malformed"))
 }
 
-/// Reads a number: octal digits, or bytes with the highest bit set in GNU's form.
+/// Reads a number. It consists of octal digits or, in GNU's form, of bytes after a set highest bit.
 fn number(field: &[u8]) -> Result<u64> {
     let wrong = || refused("a number in the archive is malformed");
     if field[0] & 0x80 != 0 {
@@ -500,7 +500,7 @@ mod tests {
         assert!(matches!(next(&trailed), Err(Error::Refused(_))));
     }
 
-    /// Each change ends in entries or in an error, and in no panic.
+    /// Every change leads to entries or an error, and never to a panic.
     #[test]
     fn an_archive_with_any_byte_changed_is_read_to_an_end() {
         let mut whole = Vec::new();
@@ -515,7 +515,7 @@ mod tests {
             for byte in [0, b' ', b'7', b'9', b'L', b'x', 0x80, 0xff] {
                 let mut bytes = whole.clone();
                 bytes[at] = byte;
-                // The checksum is made right again, or it would hide all other changes.
+                // Without a corrected checksum, the reader would refuse every change alike.
                 for block in bytes.chunks_exact_mut(BLOCK) {
                     let header: &mut [u8; BLOCK] = block.try_into().unwrap();
                     if &header[257..262] == b"ustar" && !(148..156).contains(&(at % BLOCK)) {

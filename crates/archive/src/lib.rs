@@ -18,12 +18,12 @@ pub use unpack::{Options, Top, unpack};
 
 use std::io;
 
-/// Folders below each other that an archive may have.
+/// Deepest nesting of folders that an archive may have.
 const DEPTH_MAX: usize = 256;
-/// Bytes that are read or written at once.
+/// Bytes per read or write.
 const CHUNK: usize = 256 * 1024;
 
-/// Why an archive was not packed or unpacked.
+/// Reasons why an archive was not packed or unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The source or the archive is of a kind that is not taken.

@@ -23,17 +23,17 @@ const UNSIZED_MAX: u64 = 4 * 1024 * 1024;
 pub struct Packed {
     /// Bytes of files' contents.
     pub bytes: u64,
-    /// Entries that were left out: FIFOs, sockets, devices, and folders of the kernel's own file
-    /// systems.
+    /// Entries that were left out: FIFOs, sockets, devices, and mounted folders of the kernel's own
+    /// file systems.
     pub skipped: u64,
 }
 
-/// Packs the file or folder at `source` under the name `name`. A link at `source` itself is
-/// followed, as by `cp`; links below it are packed as links.
+/// Packs the file or folder at `source` under the name `name`. Follows a link at `source` itself,
+/// as `cp` does. Packs links below it as links.
 ///
 /// # Errors
-/// `Refused` for any other kind of source. `File` when it cannot be read, and `Stream` when the
-/// archive cannot be written.
+/// Returns `Refused` for any other kind of source, and `File` when the source cannot be read.
+/// Returns `Stream` when the archive cannot be written.
 pub fn pack(source: &Path, name: &OsStr, to: &mut impl Write) -> Result<Packed> {
     let found = fs::metadata(source).map_err(|e| reading(source, e))?;
     if !found.is_file() && !found.is_dir() {
@@ -56,7 +56,8 @@ fn reading(path: &Path, error: io::Error) -> Error {
     Error::file(format!("reading {}", path.display()), error)
 }
 
-/// Reports whether an entry went, or became another kind of entry, since its folder was read.
+/// Reports whether an entry was removed, or became another kind of entry, since its folder was
+/// read.
 fn has_vanished(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
@@ -76,7 +77,7 @@ struct Folder {
 struct Packer<'a, W> {
     to: &'a mut W,
     packed: Packed,
-    /// The folders from the top down to the current one.
+    /// Folders from the top down to the current one.
     folders: Vec<Folder>,
 }
 
@@ -93,7 +94,7 @@ impl<W: Write> Packer<'_, W> {
             let path = child.path();
             let found = match fs::symlink_metadata(&path) {
                 Ok(found) => found,
-                // An entry that vanishes meanwhile was not there.
+                // An entry that vanishes while its folder is packed is left out.
                 Err(error) if has_vanished(&error) => continue,
                 Err(error) => return Err(reading(&path, error)),
             };
@@ -130,7 +131,7 @@ impl<W: Write> Packer<'_, W> {
     fn link(&mut self, path: &Path, name: Vec<u8>, found: &Metadata) -> Result<()> {
         let target = match fs::read_link(path) {
             Ok(target) => target,
-            // A link that has become something else is invalid input.
+            // `readlink` answers invalid input for an entry that is no longer a link.
             Err(error) if has_vanished(&error) || error.kind() == io::ErrorKind::InvalidInput => {
                 return Ok(());
             }
@@ -142,12 +143,12 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn file(&mut self, path: &Path, name: Vec<u8>, follow: OFlags) -> Result<()> {
-        // The path may be another file by now, so opening never waits and the kind is looked at
-        // again.
+        // The path may lead to another file by now. So the open never waits, and the kind is
+        // checked again.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
         let mut file = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
-            // Below the top, a file that vanishes or becomes a link meanwhile was not there.
+            // A file below the top that vanishes or becomes a link is left out.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !follow.is_empty() => return Ok(()),
             Err(error) => return Err(reading(path, error.into())),
         };
@@ -199,8 +200,8 @@ fn entry(kind: Kind, path: Vec<u8>, found: &Metadata) -> Entry {
     Entry { kind, path, link: Vec::new(), mode, modified: time(found), size: 0 }
 }
 
-/// Reports whether a folder is of a file system that shows the kernel's state. Such trees have no
-/// end, as `/proc/kcore`, and no contents of their own.
+/// Reports whether a folder is on a file system that shows the kernel's state. Such trees have no
+/// contents of their own, and some of their files have no end, such as `/proc/kcore`.
 fn is_kernels(path: &Path) -> bool {
     /// Magic numbers of procfs, sysfs, both kinds of control groups, debugfs, tracefs, securityfs
     /// and bpf, from `linux/magic.h`.

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 
 /// Chunks that may wait in a channel.
 pub const BACKLOG: usize = 4;
-/// Time after which a chunk goes though it is not full, so that slow progress is seen.
+/// Time after which a chunk is sent even if it is not full, so that slow progress is seen.
 const AGE: Duration = Duration::from_secs(1);
 
-/// Reads the chunks of a channel on a thread that may block. A closed channel is the end.
+/// Reads the chunks of a channel on a thread that may block. A closed channel marks the end.
 pub struct ChunkReader {
     from: mpsc::Receiver<io::Result<Bytes>>,
     rest: Bytes,
@@ -26,7 +26,7 @@ impl ChunkReader {
         Self { from, rest: Bytes::new(), taken: Arc::default() }
     }
 
-    /// Counts the bytes that were read, for whoever watches the thread.
+    /// Returns the counter of read bytes, for a watcher of the thread.
     #[must_use]
     pub fn taken(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.taken)
@@ -48,7 +48,7 @@ impl Read for ChunkReader {
     }
 }
 
-/// Writes chunks into a channel from a thread that may block. The last chunk goes with a flush.
+/// Writes chunks into a channel from a thread that may block. A flush sends the last chunk.
 pub struct ChunkWriter<E> {
     to: mpsc::Sender<Result<Bytes, E>>,
     buffer: Vec<u8>,

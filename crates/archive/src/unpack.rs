@@ -1,6 +1,6 @@
-//! Unpacks an archive below a folder. Each folder on the way to an entry is opened by itself, from
-//! its parent's descriptor, without following a link. So no entry leads outside, whatever the
-//! archive or another program does to the tree.
+//! Unpacks an archive below a folder. Opens each folder on the way to an entry from its parent's
+//! descriptor, and follows no link. No entry leads outside, whatever the archive or another program
+//! does to the tree.
 
 use crate::format::{Entry, Kind, Reader, Time};
 use crate::{CHUNK, DEPTH_MAX, Error, Result};
@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of a file that replaces another one between two syncs, so that none takes for ever.
+/// Bytes between two syncs of a file that replaces another one, so that no single sync takes long.
 const SYNC: u64 = 64 * 1024 * 1024;
 /// Names that are tried for a staged entry.
 const NAMES: u32 = 64;
@@ -22,35 +22,35 @@ const NAMES: u32 = 64;
 /// Rules by which an archive is unpacked.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// User and group that everything is given to; `None` leaves it to the process.
+    /// User and group that own all entries. `None` leaves them to the process's own.
     pub owner: Option<(u32, u32)>,
-    /// Keeps the set-user-id and set-group-id bits.
+    /// Keeps the set-user-id and set-group-id bits when set.
     pub keep_set_id: bool,
-    /// Begin of the names of files that are not whole yet.
+    /// Prefix of the names of incomplete files.
     pub staged: &'static str,
-    /// The only entry at the top that the archive may hold; `None` takes any entries.
+    /// The only top entry that the archive may hold. `None` takes any entries.
     pub top: Option<Top>,
 }
 
-/// The one entry at the top that an archive may hold.
+/// The only top entry that an archive may hold.
 #[derive(Debug, Clone)]
 pub struct Top {
-    /// Name in the archive; any other one is refused.
+    /// Name in the archive. Any other name is refused.
     pub from: OsString,
     /// Name that the entry gets.
     pub to: OsString,
-    /// Takes a folder with all below it, and no link in its place. Otherwise only one file is
-    /// taken.
+    /// Set for a folder with all below it. Otherwise the entry is a single file. A link is refused
+    /// in both cases.
     pub folder: bool,
 }
 
-/// Unpacks an archive below `folder`, which is there, and returns the bytes of files' contents.
-/// Files are staged beside their place and renamed. Folders that are there already keep their
-/// mode and time.
+/// Unpacks an archive below the existing folder `folder`, and returns the bytes of files' contents.
+/// Files are staged beside their place and renamed. Folders that exist already keep their mode and
+/// time.
 ///
 /// # Errors
-/// `Refused` for an archive with entries that are not unpacked. `File` when something cannot be
-/// written, and `Stream` when the archive ends early. Entries before the error stay.
+/// Returns `Refused` for an archive with entries that are not unpacked. Returns `File` when a write
+/// fails, and `Stream` when the archive ends early. Entries before the error stay.
 pub fn unpack(folder: &Path, from: impl Read, options: Options) -> Result<u64> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(folder, flags, Mode::empty());
@@ -66,18 +66,18 @@ pub fn unpack(folder: &Path, from: impl Read, options: Options) -> Result<u64> {
     Ok(bytes)
 }
 
-/// A folder below the root that is open.
+/// An open folder below the root.
 struct Open {
     name: OsString,
     fd: OwnedFd,
-    /// Mode and time that a folder of ours gets once all below it is there.
+    /// Mode and time that a folder of ours gets once its contents are there.
     finish: Option<(u32, Time)>,
 }
 
 struct Target {
     root: OwnedFd,
     options: Options,
-    /// The folders from below the root down to the last entry's.
+    /// Folders from below the root down to the last entry's.
     open: Vec<Open>,
     buffer: Vec<u8>,
 }
@@ -141,14 +141,14 @@ impl Target {
         };
         let dir = self.dir();
         let renamed = rustix::fs::renameat(dir, &staged, dir, name);
-        // A rename between two names of one file does nothing, and leaves the first one.
+        // A rename between two names of one file does nothing, so the staged name is still there.
         if renamed.is_err() || entry.kind == Kind::HardLink {
             let _ = rustix::fs::unlinkat(dir, &staged, AtFlags::empty());
         }
         renamed.map_err(failed(&path))
     }
 
-    /// Splits a path of the archive into names; none for the folder itself.
+    /// Splits a path of the archive into names. Returns `None` for the unpacking folder itself.
     fn parts(&self, path: &[u8], kind: Kind) -> Result<Option<Vec<OsString>>> {
         let whole = Path::new(OsStr::from_bytes(path));
         if path.starts_with(b"/") || path.contains(&0) {
@@ -162,7 +162,7 @@ impl Target {
                 part => parts.push(OsStr::from_bytes(part).to_owned()),
             }
         }
-        // The folders, and a file in the last one.
+        // A path has at most `DEPTH_MAX` folders and a file in the last one.
         if parts.len() > DEPTH_MAX + 1 {
             return Err(refused(whole, "is too deep"));
         }
@@ -192,7 +192,7 @@ impl Target {
         self.open.last().map_or(&self.root, |open| &open.fd)
     }
 
-    /// Goes to the folder of these names, and makes the ones that are missing.
+    /// Enters the folder of these names, and makes missing ones.
     fn enter(&mut self, names: &[OsString]) -> Result<()> {
         let same = self.open.iter().zip(names).take_while(|(open, name)| open.name == **name);
         let same = same.count();
@@ -204,13 +204,13 @@ impl Target {
         Ok(())
     }
 
-    /// Opens a folder in the current one and goes there; makes it when it is missing.
+    /// Opens a folder in the current one and enters it. Makes it when it is missing.
     fn make(&mut self, name: &OsStr, path: &Path, finish: Option<(u32, Time)>) -> Result<()> {
         if let Some(fd) = open_folder(self.dir(), name, OFlags::PATH, path)? {
             self.open.push(Open { name: name.to_owned(), fd, finish: None });
             return Ok(());
         }
-        // Until all is in it, nobody else may change it, and we may.
+        // Until its contents are there, nobody else may change the folder, and this process can.
         let bits = if finish.is_some() { 0o700 } else { 0o755 };
         rustix::fs::mkdirat(self.dir(), name, mode(bits)).map_err(failed(path))?;
         let fd = open_folder(self.dir(), name, OFlags::RDONLY, path)?;
@@ -239,7 +239,7 @@ impl Target {
         rustix::fs::fchown(fd, owner.0, owner.1).map_err(failed(path))
     }
 
-    /// Reports whether there is a file or a link of this name, which a new entry replaces.
+    /// Reports whether a file or a link has this name. A new entry replaces either.
     fn is_taken(&self, name: &OsStr, path: &Path) -> Result<bool> {
         let found = match rustix::fs::statat(self.dir(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => found,
@@ -259,7 +259,7 @@ impl Target {
         }
     }
 
-    /// Makes something under a staged name, and returns that name.
+    /// Makes an entry under a staged name, and returns that name.
     fn stage<T>(
         &self,
         path: &Path,
@@ -272,7 +272,7 @@ impl Target {
             let name = format!("{}{process}-{count}", self.options.staged);
             match make(&name) {
                 Ok(made) => return Ok((name, made)),
-                // Left behind by somebody who was killed.
+                // A killed process left this name behind.
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed(path)(error)),
             }
@@ -335,7 +335,7 @@ impl Target {
         rustix::fs::fchmod(&fd, mode(self.mode_of(entry))).map_err(failed(path))?;
         rustix::fs::futimens(&fd, &times(entry.modified)).map_err(failed(path))?;
         if replaces {
-            // After a crash there are the old contents or the new ones.
+            // After a crash the file has either the old contents or the new ones.
             rustix::fs::fsync(&fd).map_err(failed(path))?;
         }
         Ok(())
@@ -385,7 +385,7 @@ impl Target {
     }
 }
 
-/// Opens a folder in another one; `None` when there is nothing of this name.
+/// Opens a folder in another one. Returns `None` when nothing has this name.
 fn open_folder(
     dir: &OwnedFd,
     name: &OsStr,

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Replaces a file in one step, durably; its owner alone can read it.
+/// Replaces a file durably in one step. Only the file's owner can read it.
 ///
 /// # Errors
-/// Why it could not be written; what was there is as it was.
+/// Returns the failed call's error. The old contents stand unless the last call, which syncs the
+/// folder, is the one that failed.
 pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     let staged = path.with_extension("new");
     let _ = fs::remove_file(&staged);

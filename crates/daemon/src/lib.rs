@@ -1,8 +1,8 @@
-//! What each long-lived role shares: logging, metrics, signals, tracked tasks,
-//! periodic work.
+//! Runtime support for every long-lived role: logging, metrics, signals, tracked tasks and periodic
+//! work.
 //!
-//! One [`Tasks`] per process: whatever runs in the background is spawned through it, so that
-//! a shutdown can wait for it. Never holds product logic.
+//! A process has one [`Tasks`] and spawns all background work through it. So a shutdown can wait
+//! for that work. This crate holds no product logic.
 
 mod file;
 mod metrics;
@@ -21,22 +21,25 @@ use tokio::signal::unix::{SignalKind, signal as unix_signal};
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::EnvFilter;
 
-/// How long a shutdown waits for tasks before it goes on without them.
+/// Time that a shutdown waits for tasks before it goes on without them.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Sends logs to standard error: text, or JSON when `json`. `filter` is of tracing's form.
+/// Sends logs to standard error, as text or, when `json`, as JSON. `filter` has the form of
+/// tracing's `EnvFilter`.
 pub fn log_to_stderr(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // On a full disk the subscriber would report its own failure on standard error, and would panic
-    // when that fails too.
+    // On a full disk the subscriber would report its own failure on standard error. It would panic
+    // if that failed too.
     let builder = builder.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
-    // A second call, as in tests, keeps the first one's choice.
+    // A second call, as in tests, changes nothing.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }
 
-/// Lets the process open as many files as the system allows (`fs.nr_open`): each connection that
-/// is passed on takes two, and the usual limit is 1,024. Without the right to, as many as it may.
+/// Raises the limit of open files to the system's maximum (`fs.nr_open`). Without the right to do
+/// so, raises it to the process's hard limit.
+///
+/// Each proxied connection takes two files, and the usual limit is 1,024.
 pub fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
@@ -50,17 +53,17 @@ pub fn raise_open_files() {
     }
 }
 
-/// The background tasks of a process, and the word to stop.
+/// The background tasks of a process, and the signal to stop them.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     stop: Signal,
     tracker: TaskTracker,
-    /// Signal that ends tasks wherever they wait; `None` where tasks are only ever told to stop.
+    /// Signal that ends tasks wherever they wait. `None` means that tasks end by themselves.
     abort: Option<Signal>,
 }
 
 impl Tasks {
-    /// Runs a task that is waited for at shutdown.
+    /// Runs a task. A shutdown waits for it.
     #[expect(clippy::disallowed_methods, reason = "this is the tracked spawn")]
     pub fn spawn<F>(&self, task: F)
     where
@@ -78,8 +81,8 @@ impl Tasks {
         }
     }
 
-    /// Runs work that goes on when whoever waits for it here leaves, and returns what it comes to;
-    /// none when the shutdown ended it.
+    /// Runs work that continues when the caller goes away. Returns its result, or `None` when a
+    /// shutdown ended the work.
     pub async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -91,7 +94,7 @@ impl Tasks {
         receiver.await.ok()
     }
 
-    /// Runs `work` now and then every `period`, until the shutdown.
+    /// Runs `work` at once and then every `period`, until the shutdown.
     pub fn every<F, W>(&self, period: Duration, mut work: W)
     where
         W: FnMut() -> F + Send + 'static,
@@ -115,7 +118,7 @@ impl Tasks {
         self.stop.wait().await;
     }
 
-    /// The word to stop.
+    /// Returns the signal that begins the shutdown.
     #[must_use]
     pub fn stop_signal(&self) -> &Signal {
         &self.stop
@@ -126,7 +129,7 @@ impl Tasks {
         self.stop.give();
     }
 
-    /// Begins the shutdown and waits for every task, at most ten seconds.
+    /// Begins the shutdown and waits at most ten seconds for every task.
     pub async fn finish(&self) {
         self.stop.give();
         self.tracker.close();
@@ -136,7 +139,7 @@ impl Tasks {
     }
 }
 
-/// Tasks of one part of a process, which end with it.
+/// Tasks of a part of a process. They end when the part is dropped.
 #[derive(Debug)]
 pub struct OwnTasks(Tasks);
 
@@ -147,8 +150,7 @@ impl Default for OwnTasks {
 }
 
 impl OwnTasks {
-    /// Drops every task wherever it waits, and waits until the tasks and all that they hold are
-    /// gone.
+    /// Drops every task wherever it waits. Returns when the tasks and all that they hold are gone.
     pub async fn end(&self) {
         self.0.stop.give();
         if let Some(abort) = &self.0.abort {
@@ -176,11 +178,11 @@ impl Drop for OwnTasks {
     }
 }
 
-/// The times that the process is told to take its settings anew (SIGHUP).
+/// A stream of SIGHUPs, which tell the process to reload its settings.
 pub struct Hangups(tokio::signal::unix::Signal);
 
 impl Hangups {
-    /// The next one.
+    /// Waits for the next SIGHUP.
     pub async fn next(&mut self) {
         if self.0.recv().await.is_none() {
             std::future::pending::<()>().await;
@@ -188,10 +190,10 @@ impl Hangups {
     }
 }
 
-/// Listens for SIGHUP, which ends the process no more.
+/// Listens for SIGHUP. From then on, SIGHUP does not end the process.
 ///
 /// # Errors
-/// When it cannot be listened to.
+/// Returns an error when the process cannot listen for the signal.
 pub fn hangups() -> std::io::Result<Hangups> {
     unix_signal(SignalKind::hangup()).map(Hangups)
 }
@@ -199,7 +201,7 @@ pub fn hangups() -> std::io::Result<Hangups> {
 /// Waits for SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the signals cannot be listened to.
+/// Returns an error when the process cannot listen for the signals.
 pub async fn terminated() -> anyhow::Result<()> {
     let mut term = unix_signal(SignalKind::terminate())?;
     let mut int = unix_signal(SignalKind::interrupt())?;

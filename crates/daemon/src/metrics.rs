@@ -1,27 +1,28 @@
-//! The process's metrics: one recorder, whatever roles share the process.
+//! The process's metrics. All roles in a process share one recorder.
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::sync::OnceLock;
 
-/// Where the `metrics` macros write to.
+/// Handle of the recorder that the `metrics` macros write to.
 #[derive(Clone, Debug)]
 pub struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// Makes the process's recorder, or finds the one that an earlier call made.
+    /// Installs the process's recorder, or returns the one that an earlier call installed.
     pub fn install() -> Self {
         static ONE: OnceLock<Metrics> = OnceLock::new();
         let make = || {
             let recorder = PrometheusBuilder::new().build_recorder();
             let handle = recorder.handle();
-            // Fails only when something else installed one, whose metrics are then not ours.
+            // This fails only when other code installed a recorder. Its metrics are not rendered
+            // here.
             let _ = metrics::set_global_recorder(recorder);
             Self(handle)
         };
         ONE.get_or_init(make).clone()
     }
 
-    /// All of them in Prometheus' text form.
+    /// Renders all metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
         self.0.run_upkeep();

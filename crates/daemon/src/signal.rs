@@ -1,5 +1,5 @@
-//! A word to many tasks at once, that costs those that are polled often next to nothing: they
-//! share no lock, and look at one flag.
+//! A signal to many tasks at once. Tasks that are polled often pay next to nothing: a poll reads
+//! one flag and takes no lock.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,31 +8,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Given once, for good; a clone is the same one.
+/// A signal that is given once and stays given. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Signal(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     given: AtomicBool,
-    /// Wakes those who wait.
+    /// Wakes the waiting tasks.
     token: CancellationToken,
 }
 
 impl Signal {
-    /// Gives it.
+    /// Gives the signal.
     pub fn give(&self) {
         self.0.given.store(true, Ordering::Release);
         self.0.token.cancel();
     }
 
-    /// Whether it was given.
+    /// Reports whether the signal was given.
     #[must_use]
     pub fn is_given(&self) -> bool {
         self.0.given.load(Ordering::Acquire)
     }
 
-    /// Completes when it is given; may be polled on after that.
+    /// Completes when the signal is given. The future may be polled again after that.
     #[must_use]
     pub fn wait(&self) -> Wait {
         let woken = Box::pin(self.0.token.child_token().cancelled_owned());
@@ -40,17 +40,17 @@ impl Signal {
     }
 }
 
-/// Waits for a signal.
+/// Future that waits for a signal.
 #[derive(Debug)]
 pub struct Wait {
     signal: Signal,
     woken: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Who will be woken.
+    /// The waker that the token wakes.
     known: Option<Waker>,
 }
 
 impl Wait {
-    /// Whether the signal was given.
+    /// Reports whether the signal was given.
     #[must_use]
     pub fn is_given(&self) -> bool {
         self.signal.is_given()
@@ -81,7 +81,7 @@ mod tests {
         let signal = Signal::default();
         let mut waiting = [signal.wait(), signal.wait()];
         for wait in &mut waiting {
-            // Twice by the same waker, of which the second looks at the flag alone.
+            // The second poll by the same waker only reads the flag.
             assert!(futures::poll!(&mut *wait).is_pending());
             assert!(futures::poll!(&mut *wait).is_pending());
         }

@@ -1,13 +1,15 @@
-//! Named points of an operation at which a test can end the process or make it fail: built into
-//! debug builds alone. `WRENN_DIE_AT=name` kills the process there as `kill -9` does, at the
-//! first time; `WRENN_FAIL_AT=name` makes the step fail each time.
+//! Named points of an operation at which a test can end the process or make it fail. Only debug
+//! builds have them.
+//!
+//! `WRENN_DIE_AT=name` kills the process at its first pass, as `kill -9` does. `WRENN_FAIL_AT=name`
+//! makes every pass fail.
 
 use std::io;
 
-/// Passes a point of this name.
+/// Passes the point `name`.
 ///
 /// # Errors
-/// Where a test asked for it.
+/// Returns an error when `WRENN_FAIL_AT` names the point.
 #[cfg(debug_assertions)]
 pub fn step(name: &str) -> io::Result<()> {
     use std::sync::LazyLock;
@@ -23,10 +25,10 @@ pub fn step(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes a point of this name.
+/// Passes a point. Does nothing in this build.
 ///
 /// # Errors
-/// None in this build.
+/// Never fails in this build.
 #[cfg(not(debug_assertions))]
 #[inline]
 pub fn step(_name: &str) -> io::Result<()> {

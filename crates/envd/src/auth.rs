@@ -1,7 +1,7 @@
-//! Who may call: the access token on every path, or a signature on `/files`.
+//! Authentication of callers: the access token on every path, or a signature on `/files`.
 //!
-//! `/health` tells nothing and is open. `/init` proves itself by its body, which is read from the
-//! host alone: bodies of programs could take the memory of the agent.
+//! `/health` is open, since it reveals nothing. `/init` checks a token in its body. Only the host
+//! may call it, since bodies from the guest's programs could use up envd's memory.
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
@@ -27,7 +27,7 @@ pub(crate) struct Signed {
     pub signature_expiration: Option<i64>,
 }
 
-/// Refuses a request that has no valid token, on all paths but those with rules of their own.
+/// Refuses a request without a valid token, on all paths but those with rules of their own.
 pub(crate) async fn require_token(
     State(guest): State<Arc<Guest>>,
     request: Request,
@@ -46,7 +46,7 @@ pub(crate) async fn require_token(
     next.run(request).await
 }
 
-/// Checks the token header against the token, when there is one.
+/// Checks the token header. Every request passes before a token is set.
 pub(crate) fn check_token(guest: &Guest, headers: &HeaderMap) -> Result<()> {
     let Some(token) = guest.settings().token else {
         return Ok(());
@@ -58,7 +58,7 @@ pub(crate) fn check_token(guest: &Guest, headers: &HeaderMap) -> Result<()> {
     Err(Error::unauthenticated("the access token is missing or wrong"))
 }
 
-/// Checks a request for a file's contents: a token if it has one, else its signature.
+/// Checks a request for a file's contents by its signature or, if it has none, by its token.
 pub(crate) fn check_file(
     guest: &Guest,
     headers: &HeaderMap,
@@ -82,7 +82,7 @@ pub(crate) fn check_file(
     Ok(())
 }
 
-/// The user a request asks to act as, by its `Authorization: Basic` header.
+/// Returns the user that a request asks to act as, from its `Authorization: Basic` header.
 pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let decoded = STANDARD.decode(value.strip_prefix("Basic ")?.trim()).ok()?;
@@ -91,7 +91,7 @@ pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Compares secrets in a time that tells nothing of where they differ.
+/// Compares secrets in a time that does not depend on where they differ.
 pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }

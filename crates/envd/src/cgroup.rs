@@ -1,14 +1,14 @@
-//! Control groups of the guest: what users run may not starve envd of memory or time, nor one
-//! program another. The end of a program's group ends all that the program has started.
+//! Control groups of the guest. They keep users' programs from starving envd, or each other, of
+//! memory or processor time. Ending a program's group ends everything that the program has started.
 //!
 //! ```text
 //! /envd          first in line for the processor
-//! /user          limits of memory and number for all that users run
-//! /user/p1 …     one for each program that was started, with an equal share of the processor
-//! /pty           the same for programs with a terminal
+//! /user          limits of memory and number for all programs of users
+//! /user/p1 …     a group for each started program, with an equal share of the processor
+//! /pty           a group like /user, for programs with a terminal
 //! ```
-//! On an ordinary machine there are none. All of it goes through descriptors that were opened
-//! before the first program ran, so that no mount over the path can hold up a caller.
+//! An ordinary machine has no such groups. All calls use descriptors that were opened before the
+//! first program ran. So no mount over the path can hold up a caller.
 
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use std::collections::VecDeque;
@@ -19,22 +19,22 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// Kept from user processes, so that envd and the kernel always have room.
+/// Most memory in bytes that stays reserved for envd and the kernel.
 const RESERVE_MAX: u64 = 64 << 20;
-/// Memory for each process that users may have: a bomb of forks ends there, and the kernel's
-/// own tables for so many still fit.
+/// Bytes of memory for each process that users may have. The limit ends a fork bomb, and the
+/// kernel's own tables for so many processes still fit.
 const BYTES_PER_PROCESS: u64 = 128 << 10;
 /// Groups of ended programs that each start tries to remove.
 const SWEEP: usize = 8;
 
-/// The groups that there are.
+/// The guest's control groups.
 #[derive(Default)]
 pub(crate) struct Cgroups {
     parents: Option<Parents>,
     leaves: Mutex<Leaves>,
 }
 
-/// The groups above those of programs.
+/// Groups above those of programs.
 struct Parents {
     user: OwnedFd,
     pty: OwnedFd,
@@ -43,7 +43,7 @@ struct Parents {
 #[derive(Default)]
 struct Leaves {
     made: u64,
-    /// Those whose program has ended and whose other processes may not have.
+    /// Groups whose program has ended and whose other processes may still run.
     ended: VecDeque<Name>,
 }
 
@@ -53,21 +53,21 @@ struct Name {
     number: u64,
 }
 
-/// One program's group.
+/// A program's group.
 pub(crate) struct Leaf {
     name: Name,
     dir: OwnedFd,
 }
 
 impl Cgroups {
-    /// Makes the groups when this is a capsule.
+    /// Makes the groups, if this is a capsule.
     pub(crate) fn open(in_guest: bool) -> Self {
         if !in_guest {
             return Self::default();
         }
         let root = Path::new(ROOT);
-        // Controllers first, or the groups have no limits to set. Each is best effort: a
-        // kernel without one still runs programs.
+        // Controllers come first, or the groups have no limits to set. Failures are ignored, since
+        // programs also run on a kernel without controllers.
         let _ = fs::write(root.join("cgroup.subtree_control"), "+memory +cpu +pids");
         let _ = fs::create_dir(root.join("envd"));
         let _ = fs::write(root.join("envd/cgroup.procs"), std::process::id().to_string());
@@ -79,8 +79,8 @@ impl Cgroups {
         Self { parents: parents().ok(), leaves: Mutex::default() }
     }
 
-    /// Makes the group of a program with or without a terminal. Returns it with its list of
-    /// processes, to which the child writes itself.
+    /// Makes the group of a program with or without a terminal. Returns it and its list of
+    /// processes. The child writes itself into that list.
     pub(crate) fn leaf(&self, pty: bool) -> Option<(Leaf, OwnedFd)> {
         let parents = self.parents.as_ref()?;
         self.sweep(parents);
@@ -98,7 +98,7 @@ impl Cgroups {
         opened.ok()
     }
 
-    /// Removes the group of a program that has ended; now, or once its last process has too.
+    /// Removes the group of an ended program, at once or after its last process has ended too.
     pub(crate) fn end(&self, leaf: Leaf) {
         let Some(parents) = &self.parents else { return };
         let name = leaf.name;
@@ -106,7 +106,7 @@ impl Cgroups {
         self.remove(parents, name);
     }
 
-    /// Removes a group; now, or in a later sweep.
+    /// Removes a group, at once or in a later sweep.
     fn remove(&self, parents: &Parents, name: Name) {
         if !parents.remove(name) {
             self.lock().ended.push_back(name);
@@ -154,8 +154,8 @@ impl Name {
 }
 
 impl Leaf {
-    /// Kills every process of the group and of groups below it (`cgroup.kill`, since Linux 5.14),
-    /// whatever session it is in. Does nothing on a kernel that cannot.
+    /// Kills every process of the group and of groups below it (`cgroup.kill`, since Linux 5.14). A
+    /// process's session makes no difference. Does nothing on a kernel without this file.
     pub(crate) fn kill(&self) {
         if let Ok(kill) = open_for_writing(&self.dir, "cgroup.kill") {
             let _ = rustix::io::write(kill, b"1");
@@ -183,7 +183,7 @@ fn limit(group: &Path) -> &Path {
 mod tests {
     use super::*;
 
-    /// Groups below an ordinary folder, where a group has no list of processes.
+    /// Makes the parents as ordinary folders, where a group has no list of processes.
     fn groups(dir: &Path) -> Cgroups {
         let open = || OwnedFd::from(fs::File::open(dir).unwrap());
         let parents = Parents { user: open(), pty: open() };

@@ -3,7 +3,7 @@
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Seconds since 1970.
+/// Returns the time in seconds since 1970.
 pub(crate) fn unix_seconds() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -13,7 +13,7 @@ pub(crate) fn unix_seconds() -> i64 {
 /// Sets the wall clock.
 ///
 /// # Errors
-/// What the kernel says, as without the right to.
+/// Returns the kernel's error, for example when the process lacks the right.
 pub(crate) fn set(to: time::OffsetDateTime) -> std::io::Result<()> {
     let at = Timespec { tv_sec: to.unix_timestamp(), tv_nsec: i64::from(to.nanosecond()) };
     Ok(clock_settime(ClockId::Realtime, at)?)

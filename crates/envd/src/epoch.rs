@@ -1,7 +1,8 @@
-//! A guest's life between two freezes is an epoch. Before one ends the host has the guest write
-//! down what it has; when the next begins, the host gives it randomness that no other guest has,
-//! and what was connected to it before is ended: its other side is not there any more.
-//! Processes know nothing of it.
+//! Epochs: a guest's lives between two freezes.
+//!
+//! Before an epoch ends, the host has the guest write its data to the disk. When the next epoch
+//! begins, the host gives the guest randomness that no other guest has. Connections from before are
+//! ended, since their other side is gone. Processes do not notice an epoch.
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
@@ -18,23 +19,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How a new epoch begins.
+/// Parameters of a new epoch.
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Epoch {
-    /// Base64.
+    /// Randomness from the host, in Base64.
     entropy: String,
-    /// Whether this guest is another than the one that was frozen: then it gets ids of its own.
+    /// Set if this guest is a copy of the frozen one. A copy gets ids of its own.
     fresh: bool,
 }
 
-/// The device that takes randomness.
+/// Device that takes randomness.
 const RANDOM: &str = "/dev/urandom";
 
-/// Begins an epoch, as whoever is at `host` asked for.
+/// Begins an epoch for the caller at `host`.
 ///
 /// # Errors
-/// When the kernel took no randomness, or an id could not be made: then nobody may be let in.
+/// Returns an error when randomness, new ids or the end of old connections fails. Nobody may use
+/// the guest then.
 pub(crate) fn begin(epoch: &Epoch, ids: Option<&Ids>, host: SocketAddr) -> Result<()> {
     let entropy = STANDARD.decode(&epoch.entropy);
     let entropy = entropy.map_err(|e| Error::invalid(format!("epoch.entropy: {e}")))?;
@@ -49,8 +51,8 @@ pub(crate) fn begin(epoch: &Epoch, ids: Option<&Ids>, host: SocketAddr) -> Resul
     end_connections(host).map_err(|e| fail("ending the connections of before", &e))
 }
 
-/// Checks that a path leads to a character device. The open of a named pipe, which root in the
-/// guest may have put there, would wait for a reader.
+/// Checks that a path leads to a character device. Root in the guest may have put a named pipe
+/// there, whose open would wait for a reader.
 fn check_device(path: &Path) -> io::Result<()> {
     match std::fs::metadata(path)?.file_type().is_char_device() {
         true => Ok(()),
@@ -58,19 +60,19 @@ fn check_device(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Time for the write of every file system's data, before the capsule's own disk alone counts.
+/// Time for writing every file system's data. After it, only the capsule's own disk counts.
 const OTHERS: Duration = Duration::from_secs(4);
-/// Time for the write to the capsule's own disk, and for its freeze. Together with [`OTHERS`] it is
-/// less than the host waits.
+/// Time for writing and freezing the capsule's own disk. Together with [`OTHERS`] it is less than
+/// the host waits.
 const OWN: Duration = Duration::from_secs(22);
 
-/// Writes everything to the disk; with `freeze`, nothing is written any more until [`thaw`].
+/// Writes everything to the disk. With `freeze`, no more writes happen until [`thaw`].
 ///
-/// Other file systems have little time for it. A hanging one, such as a network mount whose server
-/// is gone, does not hold up a pause.
+/// Other file systems have little time for this. A hanging one, such as a network mount whose
+/// server is gone, does not hold up a pause.
 ///
 /// # Errors
-/// When the capsule's own disk does not take its data, or is not frozen in time.
+/// Returns an error when the capsule's own disk takes no data, or is not frozen in time.
 pub(crate) async fn quiesce(guest: &Arc<Guest>, freeze: bool) -> Result<()> {
     if guest.jobs.syncs.place().is_ok() {
         let all = || {
@@ -96,9 +98,8 @@ pub(crate) async fn quiesce(guest: &Arc<Guest>, freeze: bool) -> Result<()> {
     Ok(())
 }
 
-/// A disk that was frozen. Dropped, it is thawed: a freeze whose answer came too late has nobody
-/// who would end it. `FIFREEZE` waits for every write under way, and a write may wait for a file
-/// system that hangs.
+/// A frozen disk, which is thawed on drop: if a freeze finishes too late, no caller would thaw it.
+/// `FIFREEZE` waits for every write under way, and a write may wait for a hanging file system.
 struct Frozen(Option<Arc<Guest>>);
 
 impl Frozen {
@@ -121,20 +122,20 @@ pub(crate) fn warm() -> io::Result<()> {
     std::process::Command::new("/bin/sh").args(["-c", "true"]).status().map(|_| ())
 }
 
-/// Lets the file system go on, if it was frozen.
+/// Thaws the file system if it was frozen.
 pub(crate) fn thaw(disk: Option<&OwnedFd>) {
     if let Some(disk) = disk {
         let _ = sys::thaw_file_system(disk);
     }
 }
 
-/// The capsule's own disk, below the overlay.
+/// Opens the capsule's own disk, below the overlay.
 pub(crate) fn open_disk(path: &str) -> io::Result<OwnedFd> {
     Ok(File::open(path)?.into())
 }
 
-/// Ends every TCP connection that leaves the guest but the host's, by the kernel's interface for
-/// that (`sock_diag(7)`): whoever uses one sees an error at once.
+/// Ends every TCP connection that leaves the guest, except the host's, through `sock_diag(7)`.
+/// Programs that use such a connection see an error at once.
 fn end_connections(host: SocketAddr) -> io::Result<()> {
     let socket = diag::Socket::open()?;
     for family in [diag::IPV4, diag::IPV6] {
@@ -149,7 +150,7 @@ fn end_connections(host: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel's table of sockets.
+/// Access to the kernel's table of sockets.
 mod diag {
     use super::{IpAddr, OwnedFd, SocketAddr, io};
     use rustix::net::{
@@ -168,13 +169,13 @@ mod diag {
     const ASK: u16 = 0x001; // NLM_F_REQUEST
     const ACKNOWLEDGE: u16 = 0x004; // NLM_F_ACK
     const ALL: u16 = 0x300; // NLM_F_DUMP
-    /// Every state but that of listening (`TCP_LISTEN`, 10).
+    /// All states except listening (`TCP_LISTEN`, 10).
     const STATES: u32 = 0xfff & !(1 << 10);
     const HEADER: usize = 16;
-    /// Of `struct inet_diag_sockid`, which stands 4 bytes into the kernel's message.
+    /// Size of `struct inet_diag_sockid` in bytes. It stands 4 bytes into the kernel's message.
     const ID: usize = 48;
 
-    /// A connection, as the kernel names it.
+    /// A connection, identified as the kernel does.
     pub(super) struct Connection {
         family: u8,
         id: [u8; ID],
@@ -224,7 +225,7 @@ mod diag {
             Ok(())
         }
 
-        /// Reads messages until `each` says that it was the last.
+        /// Reads messages until `each` reports the last one.
         fn read(&self, mut each: impl FnMut(u16, &[u8]) -> io::Result<bool>) -> io::Result<()> {
             let mut buffer = vec![0; 32 * 1024];
             loop {
@@ -246,7 +247,7 @@ mod diag {
             let mut found = Vec::new();
             self.read(|kind, message| match kind {
                 DONE => Ok(true),
-                // A kernel without the family has none of it.
+                // A kernel without the address family has no such connections.
                 ERROR if refused(message).is_some_and(|e| e.raw_os_error() == Some(2)) => Ok(true),
                 ERROR => refused(message).map_or(Ok(true), Err),
                 _ => {
@@ -258,7 +259,7 @@ mod diag {
             Ok(found)
         }
 
-        /// Ends a connection; one that has just ended is success.
+        /// Ends a connection. Succeeds too if the connection has just ended.
         pub(super) fn destroy(&self, connection: &Connection) -> io::Result<()> {
             self.ask(DESTROY, ACKNOWLEDGE, connection.family, &connection.id)?;
             self.read(|kind, message| match (kind, refused(message)) {
@@ -268,7 +269,7 @@ mod diag {
         }
     }
 
-    /// What an error message says: none when it only acknowledges.
+    /// Returns the error in an error message. Returns `None` when the message only acknowledges.
     fn refused(message: &[u8]) -> Option<io::Error> {
         let number = i32::from_ne_bytes(*message.first_chunk::<4>()?);
         (number != 0).then(|| io::Error::from_raw_os_error(-number))

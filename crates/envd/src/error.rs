@@ -1,5 +1,5 @@
-//! The one error of envd: a Connect code, whose HTTP status serves the plain endpoints too,
-//! and a text for people. The only file that knows status codes.
+//! The error of all envd handlers: a Connect code and a text for people. The code's HTTP status
+//! serves the plain endpoints too. No other file knows status codes of errors.
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
@@ -7,10 +7,10 @@ use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
 use std::io;
 
-/// Errors of a file or its device, which are no fault of envd's.
+/// Errors of a file or its device, not of envd.
 const FILES_OWN: [i32; 5] = [libc::EIO, libc::ENXIO, libc::ENODEV, libc::ESTALE, libc::ETIMEDOUT];
 
-/// Why a request was not done.
+/// Reason why a request failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Error {
@@ -41,7 +41,8 @@ impl Error {
         Self::new(ErrorCode::Unauthenticated, message)
     }
 
-    /// Turns an I/O error into the code that fits it; `what` says what was tried.
+    /// Makes an error from an I/O error, with the code that fits it. `what` names the attempted
+    /// action.
     pub(crate) fn io(what: &str, error: &io::Error) -> Self {
         use io::ErrorKind as Kind;
         let kind = error.kind();

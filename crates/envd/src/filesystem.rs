@@ -1,5 +1,5 @@
-//! Looking at and changing the guest's file system, for `rpc/filesystem.rs` and
-//! `http/files.rs`. Acts as root on behalf of a user and gives what it makes to that user.
+//! Reads and changes of the guest's file system, for `rpc/filesystem.rs` and `http/files.rs`. They
+//! run as root on behalf of a user, and give that user whatever they make.
 //!
 //! Every call here may wait for a hanging file system, so callers run it as a job (`jobs.rs`).
 
@@ -19,9 +19,9 @@ use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Bytes of contents that are read or written at once.
+/// Bytes of contents per read or write.
 pub(crate) const CHUNK: usize = 256 * 1024;
-/// Beginning of the names of files that are being written. Watchers are told nothing of them.
+/// Prefix of the names of files that are being written. Watchers do not report them.
 pub(crate) const STAGED_PREFIX: &str = ".wrenn-upload-";
 /// Time that a caller waits for the removal of a tree, or for the end of a write.
 pub(crate) const LONG: Duration = Duration::from_secs(600);
@@ -30,10 +30,11 @@ const LIST_MAX: usize = 100_000;
 /// Bytes of text that one listing may have.
 const LIST_BYTES: usize = 64 << 20;
 
-/// Makes a directory and its parents, each new one the user's.
+/// Makes a directory and its parents. Each new one belongs to the user.
 ///
 /// # Errors
-/// `already_exists` when it is there; `invalid_argument` when something else is.
+/// Returns `already_exists` for an existing directory, and `invalid_argument` for another kind of
+/// file at the path.
 pub(crate) fn make_dir(path: &Path, user: &User) -> Result<()> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Err(Error::new(
@@ -45,7 +46,7 @@ pub(crate) fn make_dir(path: &Path, user: &User) -> Result<()> {
     }
 }
 
-/// Makes what is missing of a directory and its parents, each new one the user's.
+/// Makes the missing parts of a directory's path. Each new one belongs to the user.
 pub(crate) fn ensure_dir(path: &Path, user: &User) -> Result<()> {
     let fail = |at: &Path, e: &std::io::Error| Error::io(&format!("making {}", at.display()), e);
     let mut missing: Vec<&Path> = Vec::new();
@@ -67,7 +68,7 @@ pub(crate) fn ensure_dir(path: &Path, user: &User) -> Result<()> {
     Ok(())
 }
 
-/// Gives a path to the user; on an ordinary machine without the right to, it stays ours.
+/// Gives a path to the user. Without the right to do so, on an ordinary machine, does nothing.
 fn own(path: &Path, user: &User) -> Result<()> {
     if !rustix::process::getuid().is_root() {
         return Ok(());
@@ -76,7 +77,7 @@ fn own(path: &Path, user: &User) -> Result<()> {
         .map_err(|e| Error::io(&format!("giving {} to {}", path.display(), user.name), &e))
 }
 
-/// Renames, making the destination's parents.
+/// Renames a path, after making the destination's parents.
 pub(crate) fn rename(source: &Path, destination: &Path, user: &User) -> Result<()> {
     let missing = |e| Error::io(&format!("moving {}", source.display()), &e);
     fs::symlink_metadata(source).map_err(missing)?;
@@ -87,7 +88,7 @@ pub(crate) fn rename(source: &Path, destination: &Path, user: &User) -> Result<(
         .map_err(|e| Error::io(&format!("moving to {}", destination.display()), &e))
 }
 
-/// Removes recursively; a missing path is success.
+/// Removes a path with all below it. Succeeds too if nothing is there.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => remove::tree(path),
@@ -105,7 +106,7 @@ fn is_gone(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// Lists a directory to a depth, in lexical order, parents before children.
+/// Lists a directory down to `depth`, in lexical order, parents before children.
 pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
     let found =
         fs::metadata(path).map_err(|e| Error::io(&format!("listing {}", path.display()), &e))?;
@@ -114,10 +115,11 @@ pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
     }
     let names = Names::load();
     let (mut out, mut bytes) = (Vec::new(), 0);
-    // A list of its own: a recursion would end the thread's stack in a deep tree.
+    // A list of its own serves in place of recursion, which would end the thread's stack in a deep
+    // tree.
     let mut waiting = children(path, depth.max(1), LIST_MAX)?;
     while let Some((path, depth)) = waiting.pop() {
-        // An entry that vanishes meanwhile was not there.
+        // An entry that vanishes meanwhile is left out.
         let Ok(entry) = entry::stat_with(&path, &names) else { continue };
         let descend = depth > 1 && entry.is_directory() && !entry.is_symlink;
         bytes += text_bytes(&entry);
@@ -128,7 +130,7 @@ pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
         if descend {
             let room = LIST_MAX.saturating_sub(out.len() + waiting.len());
             match children(&path, depth - 1, room) {
-                // Below the top, a directory that cannot be read is listed without its contents.
+                // A directory below the top that cannot be read is listed without its contents.
                 Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::PermissionDenied) => {}
                 below => waiting.extend(below?),
             }
@@ -137,7 +139,7 @@ pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
     Ok(out)
 }
 
-/// Lists the paths in a directory, in reverse order, each with the depth that is left for it.
+/// Lists the paths in a directory, in reverse order, each with its remaining depth.
 fn children(dir: &Path, depth: u32, room: usize) -> Result<Vec<(PathBuf, u32)>> {
     let fail = |e: std::io::Error| Error::io(&format!("listing {}", dir.display()), &e);
     let mut paths = Vec::new();
@@ -156,7 +158,7 @@ fn too_long() -> Error {
     Error::new(ErrorCode::OutOfRange, message)
 }
 
-/// Counts the bytes of text of an entry.
+/// Counts the bytes of text in an entry.
 fn text_bytes(entry: &Entry) -> usize {
     let metadata = entry.metadata.iter().map(|(key, value)| key.len() + value.len());
     let target = entry.symlink_target.as_ref().map_or(0, String::len);

@@ -1,5 +1,5 @@
-//! What envd knows of its capsule: token, defaults and environment as `/init` gave them,
-//! and the processes and watchers that live in it. One value, passed explicitly.
+//! State that envd's handlers share: the token, defaults and environment from `/init`, and the
+//! capsule's processes and watchers. It is a single value that is passed explicitly.
 
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
@@ -15,15 +15,15 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{PoisonError, RwLock};
 
-/// Everything that the handlers share.
+/// State that all handlers share.
 pub(crate) struct Guest {
-    /// Whether this is a capsule, not an ordinary machine: clock and host name may be set.
+    /// Set in a capsule, and not on an ordinary machine. Clock and host name may be set only there.
     pub in_guest: bool,
     /// The capsule's own disk, below the overlay.
     pub disk: Option<OwnedFd>,
     /// The ids of the machine and its boot.
     pub ids: Option<Ids>,
-    /// The null device, held since a user may put something else in its place.
+    /// The null device. It is held open, since a user may put something else in its place.
     pub null: Option<OwnedFd>,
     pub spawner: Spawner,
     pub processes: Registry,
@@ -36,19 +36,20 @@ pub(crate) struct Guest {
     settings: RwLock<Settings>,
 }
 
-/// What `/init` may set.
+/// Settings that `/init` may change.
 #[derive(Clone)]
 pub(crate) struct Settings {
-    /// What callers must present; nobody is asked before one is set.
+    /// Token that callers must present. Before it is set, callers need none.
     pub token: Option<String>,
     pub default_user: String,
     pub default_workdir: Option<String>,
-    /// Given to every process.
+    /// Environment of every process.
     pub envs: BTreeMap<String, String>,
 }
 
 impl Guest {
-    /// Begins with the files of a guest, if this is one, and the port at which envd serves.
+    /// Makes the state from the guest's own files, which an ordinary machine lacks, and envd's
+    /// port.
     pub(crate) fn new(held: Option<Held>, port: u16) -> Self {
         let in_guest = held.is_some();
         let (disk, ids) = held.map(|held| (held.disk, held.ids)).unzip();
@@ -75,7 +76,7 @@ impl Guest {
         }
     }
 
-    /// A copy of the settings as they are.
+    /// Returns a copy of the current settings.
     pub(crate) fn settings(&self) -> Settings {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

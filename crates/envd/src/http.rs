@@ -1,4 +1,4 @@
-//! Every route of envd in one list, and the small handlers.
+//! The list of envd's routes, and the small handlers.
 
 mod archive;
 mod budget;
@@ -26,10 +26,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tower_http::cors::CorsLayer;
 
-/// Largest body of `/init`.
+/// Largest body of `/init`, in bytes.
 const INIT_MAX: usize = 1 << 20;
 
-/// The whole of envd's HTTP.
+/// Makes the router of all of envd's HTTP.
 pub(crate) fn router(guest: Arc<Guest>) -> Router {
     Router::new()
         .route("/health", get(health))
@@ -61,7 +61,7 @@ async fn health() -> impl IntoResponse {
 }
 
 async fn figures(State(guest): State<Arc<Guest>>) -> Result<Json<serde_json::Value>> {
-    // A guest may cover the folders that the figures come from.
+    // A guest may cover the folders that the figures come from, so their read is a job.
     guest.jobs.looks.run(jobs::LIMIT, || Ok(Json(metrics::snapshot()))).await
 }
 
@@ -69,7 +69,7 @@ async fn envs(State(guest): State<Arc<Guest>>) -> Json<BTreeMap<String, String>>
     Json(guest.settings().envs)
 }
 
-/// What the host tells a capsule; unknown fields are other agents' business.
+/// Body of `/init`. Unknown fields are ignored, since other agents send them.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Init {
@@ -83,8 +83,8 @@ struct Init {
     epoch: Option<Epoch>,
 }
 
-/// Sets token, defaults, environment, name and clock. Once a token is set, only who knows
-/// it may call again.
+/// Sets token, defaults, environment, host name and clock. Once a token is set, only callers that
+/// know it may call again.
 async fn initialize(
     State(guest): State<Arc<Guest>>,
     ConnectInfo(host): ConnectInfo<Peer>,
@@ -98,10 +98,10 @@ async fn initialize(
     };
     check_caller(&guest, &headers, &init)?;
     let adopting = Arc::clone(&guest);
-    // Even these files may be replaced, or covered by a mount, in a guest.
+    // In a guest, even these files may be replaced, or covered by a mount.
     let adopt = move || adopt(&adopting, &init, host.address).map(|()| init);
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
-    // Somebody may have set a token meanwhile.
+    // Another caller may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;
     if guest.in_guest && init.epoch.is_some() {
         Metadata::ask(&guest);
@@ -125,7 +125,7 @@ fn check_caller(guest: &Guest, headers: &HeaderMap, init: &Init) -> Result<()> {
     auth::check_token(guest, headers)
 }
 
-/// Does what the host asks for, but for the settings. May block.
+/// Applies the host's request, except for the settings. May block.
 fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
     if let Some(user) = &init.default_user {
         users::get(user)?;
@@ -141,7 +141,7 @@ fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
         let set = clock::set(now);
         set.map_err(|e| Error::internal(format!("setting the clock: {e}")))?;
     }
-    // A name that cannot be set is no reason to refuse the rest.
+    // A host name that cannot be set is no reason to refuse the rest.
     if let Some(name) = &init.hostname {
         let _ = init::network::set_host_name(name);
     }
@@ -150,10 +150,10 @@ fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
 
 #[derive(serde::Deserialize)]
 struct Prepare {
-    /// Whether nothing may be written from then on, as when only the disk is kept.
+    /// Set if the disk stays frozen afterwards, as for a snapshot of the disk alone.
     #[serde(default)]
     freeze: bool,
-    /// Whether a first command is run, so that whoever begins from here has what it takes in
+    /// Set to run a first command. Guests that begin from this snapshot then have its files in
     /// memory.
     #[serde(default)]
     warm: bool,

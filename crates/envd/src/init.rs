@@ -1,8 +1,8 @@
 //! Brings the guest up as PID 1, then leaves two processes. PID 1 reaps orphans, and resets a
 //! machine that its kernel cannot power off. Its child serves.
 //!
-//! Nothing here may fail silently: what goes wrong is written to the console, which the host
-//! keeps, and the machine is reset.
+//! No failure here is silent: a fatal error is written to the console, which the host keeps, and
+//! the machine is reset.
 
 pub(crate) mod identity;
 mod limits;
@@ -23,8 +23,8 @@ use std::time::Duration;
 /// Time for the last write of every file system's data.
 const SYNC: Duration = Duration::from_secs(5);
 
-/// The guest's own files. They are opened before the first program runs, so that no program can
-/// put something else in their places.
+/// The guest's own files. They are opened before the first program runs, so that no program can put
+/// something else in their places.
 pub(crate) struct Held {
     /// The capsule's own disk, below the overlay.
     pub disk: OwnedFd,
@@ -32,7 +32,7 @@ pub(crate) struct Held {
     pub ids: Ids,
 }
 
-/// Prepares the guest and returns, in the child that is to serve, the guest's own files.
+/// Prepares the guest. Returns the guest's own files, in the child that is to serve.
 pub(crate) fn bring_up() -> Held {
     let held = prepare().unwrap_or_else(|error| {
         console(&format!("envd: the guest cannot start: {error:#}"));
@@ -72,7 +72,7 @@ fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Waits for every child, for ever; when the server ends, so does the machine.
+/// Waits for every child, for ever. Resets the machine when the server ends.
 fn reap(server: rustix::process::Pid) -> ! {
     loop {
         match rustix::process::wait(rustix::process::WaitOptions::empty()) {
@@ -89,8 +89,8 @@ fn reap(server: rustix::process::Pid) -> ! {
     }
 }
 
-/// Ends the machine; the host sees its reset as the guest's end. A file system that hangs does not
-/// hold it up.
+/// Resets the machine, which the host sees as the guest's end. A hanging file system does not hold
+/// the reset up.
 fn reset() -> ! {
     let (done, written) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024);
@@ -104,7 +104,7 @@ fn reset() -> ! {
     restart()
 }
 
-/// Ends the machine without a write to its disks, which may be gone.
+/// Resets the machine without a write to its disks, which may be gone.
 fn restart() -> ! {
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     loop {
@@ -112,8 +112,8 @@ fn restart() -> ! {
     }
 }
 
-/// Writes a line to the console, which the host keeps. Root in the guest may have put a named pipe
-/// or a terminal in its place, for which nothing here waits.
+/// Writes a line to the console, which the host keeps. Never waits for a named pipe or a terminal
+/// that root in the guest may have put in its place.
 pub(crate) fn console(line: &str) {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).custom_flags(source::OPEN_FLAGS);

@@ -1,4 +1,4 @@
-//! Runs work that may block for ever on threads of its own.
+//! Threads for work that may block for ever.
 //!
 //! A guest's file system can hang, as when a FUSE server stops or nobody opens a named pipe. A
 //! thread in such a call cannot be ended from outside. So the caller waits for a limited time, and
@@ -11,39 +11,41 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Time that a call may take, unless a caller has a limit of its own.
+/// Time that a call may take, unless its caller has another limit.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-/// Calls to the file system at once. A call that hangs keeps its place until the kernel lets go.
+/// File system calls at once. A hanging call keeps its place until the kernel lets go.
 const FILES: usize = 128;
-/// Program starts at once. They have places of their own, so that hanging files do not hold them up.
+/// Program starts at once. They have places of their own, so that hanging files do not hold them
+/// up.
 const STARTS: usize = 32;
-/// Archives under way. A slow client holds the place of its archive, which must not be a file's.
+/// Archives at once. A slow client holds its archive's place, so files have other places.
 const ARCHIVES: usize = 32;
-/// Reads of the guest's figures and ports at once, and writes of its metadata. A guest may cover
-/// their files with a mount that hangs. So they have places apart from those of program starts.
+/// Reads of the guest's figures and ports, and writes of its metadata, at once. A guest may cover
+/// their files with a mount that hangs, so program starts have other places.
 const LOOKS: usize = 4;
-/// Calls of the host at once, which neither hanging files nor hanging starts hold up.
+/// Calls of the host at once. Neither hanging files nor hanging starts hold them up.
 const HOST: usize = 8;
-/// Writes of every file system's data at once. A file system that hangs holds up one of them.
+/// Writes of every file system's data at once. A hanging file system holds up the only place.
 const SYNCS: usize = 1;
 /// Time that a call waits for a place, so that a burst of short calls is served whole.
 const QUEUE: Duration = Duration::from_secs(2);
-/// Threads of the runtime's pool. Each place needs one, so that no work waits in the pool's queue.
+/// Threads of the runtime's pool. Each place has a thread, so that no work waits in the pool's
+/// queue.
 pub(crate) const THREADS: usize = FILES + ARCHIVES + STARTS + LOOKS + HOST + SYNCS;
 
 /// Places for work that may block.
 pub(crate) struct Jobs {
-    /// For calls that a caller's path decides on.
+    /// Places for calls on a caller's path.
     pub files: Pool,
-    /// For archives, each of which takes as long as its client.
+    /// Places for archives, each of which takes as long as its client.
     pub archives: Pool,
-    /// For program starts.
+    /// Places for program starts.
     pub starts: Pool,
-    /// For figures, ports and metadata of the guest.
+    /// Places for figures, ports and metadata of the guest.
     pub looks: Pool,
-    /// For the begin and the end of an epoch, which the host asks for.
+    /// Places for the beginning and the end of an epoch, at the host's request.
     pub host: Pool,
-    /// For the write of every file system's data, which waits for file systems that hang.
+    /// Place for the write of every file system's data, which waits for hanging file systems.
     pub syncs: Pool,
 }
 
@@ -60,11 +62,11 @@ impl Default for Jobs {
     }
 }
 
-/// A bounded number of places, which clones share.
+/// A bounded number of places. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Pool {
     places: Arc<Semaphore>,
-    /// Reason of a refusal when every place is taken, for the caller.
+    /// Reason that a caller is given when every place is taken.
     taken: &'static str,
 }
 
@@ -77,10 +79,10 @@ impl Pool {
         Error::new(ErrorCode::Unavailable, self.taken)
     }
 
-    /// Takes a place for work that the caller runs on a thread by itself.
+    /// Takes a place for work that the caller itself runs on a thread.
     ///
     /// # Errors
-    /// `unavailable` when every place is taken.
+    /// Returns `unavailable` when every place is taken.
     pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit> {
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.refusal())
     }
@@ -94,13 +96,13 @@ impl Pool {
         }
     }
 
-    /// Runs work that nobody waits for, such as the close of a file, once there is a place. Outside
-    /// of a runtime, the caller's own thread does it.
+    /// Runs work whose end no caller awaits, such as the close of a file, once a place is free.
+    /// Outside of a runtime, the caller's own thread runs it.
     pub(crate) fn later(&self, work: impl FnOnce() + Send + 'static) {
         let Ok(runtime) = Handle::try_current() else { return work() };
         let place = Arc::clone(&self.places).acquire_owned();
         runtime.spawn(async move {
-            // Nobody closes the places.
+            // The semaphore is never closed.
             if let Ok(place) = place.await {
                 tokio::task::spawn_blocking(move || {
                     let _place = place;
@@ -110,11 +112,11 @@ impl Pool {
         });
     }
 
-    /// Runs work on a thread and waits for its end, for at most `limit`. Work that takes longer
-    /// goes on, keeps its place, and its result is dropped.
+    /// Runs work on a thread and waits for at most `limit` for its end. Work that takes longer goes
+    /// on and keeps its place. Its result is dropped.
     ///
     /// # Errors
-    /// `unavailable` when every place stays taken, and `deadline_exceeded` after `limit`.
+    /// Returns `unavailable` when every place stays taken, and `deadline_exceeded` after `limit`.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -176,7 +178,7 @@ mod tests {
             .into();
         let distinct = std::collections::HashSet::<&String>::from_iter(&refusals);
         assert_eq!(distinct.len(), refusals.len(), "{refusals:?}");
-        // A slow client holds the place of its archive, whatever the file system does.
+        // A slow client holds its archive's place, whatever the file system does.
         assert!(!refusals[1].contains("file system"), "{refusals:?}");
     }
 

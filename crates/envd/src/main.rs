@@ -1,9 +1,10 @@
 //! envd: the first process of a capsule and its agent.
 //!
-//! As PID 1 it brings the guest up (`init`), then serves; `envd --port N` serves on an
-//! ordinary machine. Everything it says and hears goes over one HTTP port: Connect RPC for
-//! processes and the file system, plain HTTP for contents, health and metrics. It dials nobody but
-//! the metadata service, and never trusts a caller without the token that `/init` gave it.
+//! As PID 1 it brings the guest up (`init`), then serves. `envd --port N` serves on an ordinary
+//! machine. A single HTTP port carries everything: Connect RPC for processes and the file system,
+//! and plain HTTP for contents, health and metrics. envd dials no server but the metadata service
+//! and, for the host, servers on the guest's loopback. Once `/init` has set a token, callers must
+//! present it.
 
 #![allow(clippy::disallowed_methods, reason = "envd ends with its guest, never before its tasks")]
 
@@ -36,7 +37,7 @@ use std::sync::Arc;
 fn main() -> anyhow::Result<()> {
     if std::process::id() == 1 {
         let held = init::bring_up();
-        // From here on this is the child that serves; PID 1 stays behind and reaps.
+        // From here on this is the child that serves. PID 1 stays behind and reaps.
         return serve(protocol::ENVD_PORT, Some(held));
     }
     let mut args = std::env::args().skip(1);
@@ -46,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Serves at a port; in a guest, which has files of its own, or on an ordinary machine.
+/// Serves at a port. A guest has files of its own, `held`; an ordinary machine has none.
 fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
     let in_guest = held.is_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -56,7 +57,7 @@ fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async move {
         let guest = Arc::new(Guest::new(held, port));
-        // On an ordinary machine nothing but this machine may reach it.
+        // On an ordinary machine, only that machine may reach envd.
         let address = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((address, port)))
             .await

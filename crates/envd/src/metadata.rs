@@ -1,7 +1,9 @@
-//! What the guest finds out about itself from the metadata service (MMDS of version 2): which
-//! capsule it is and of which template. Asked anew in every epoch, since a guest that was restored
-//! may be another; given to every process and written below `/run/wrenn`. A process that is
-//! started before the answer waits for it, for a while.
+//! The guest's facts about itself from the metadata service (MMDS version 2): its capsule and its
+//! template.
+//!
+//! Each epoch asks anew, since a restored guest may be another capsule. Every process gets the
+//! facts as variables, and files below `/run/wrenn` hold them. A process that starts before the
+//! answer waits for it, for a limited time.
 
 use crate::guest::Guest;
 use crate::init;
@@ -20,24 +22,24 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// Where the service is, in every capsule.
+/// Address of the service, the same in every capsule.
 const SERVICE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
-/// How long a token is wanted for, in seconds.
+/// Lifetime of a requested token, in seconds.
 const TTL: &str = "60";
-/// How long one try may take.
+/// Time of an attempt.
 const TRY: Duration = Duration::from_secs(2);
-/// Between two tries.
+/// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often it is tried in an epoch.
+/// Attempts in an epoch.
 const TRIES: u32 = 600;
-/// How long a process waits for the answer.
+/// Time that a process waits for the answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Bytes of an answer that are read.
+/// Largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 const FOLDER: &str = "/run/wrenn";
 
-/// What is known.
+/// Answer of the service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
 struct About {
     #[serde(rename = "instanceID")]
@@ -52,22 +54,22 @@ impl About {
     }
 }
 
-/// What the guest knows of itself.
+/// The guest's facts about itself.
 pub(crate) struct Metadata {
-    /// None while it is asked for.
+    /// The facts, or `None` until the service has answered.
     known: watch::Sender<Option<Arc<About>>>,
     asking: Mutex<Option<AbortHandle>>,
 }
 
 impl Default for Metadata {
-    /// Nothing is known, and nothing asked for.
+    /// Starts without facts and without a question under way.
     fn default() -> Self {
         Self { known: watch::Sender::new(Some(Arc::default())), asking: Mutex::default() }
     }
 }
 
 impl Metadata {
-    /// Forgets what was known and asks anew.
+    /// Drops the known facts and asks anew.
     pub(crate) fn ask(guest: &Arc<Guest>) {
         let this = &guest.metadata;
         this.known.send_replace(None);
@@ -78,7 +80,7 @@ impl Metadata {
         }
     }
 
-    /// Variables for a process that is started now.
+    /// Returns the variables for a process that starts now.
     pub(crate) async fn vars(&self) -> Vec<(&'static str, String)> {
         let mut known = self.known.subscribe();
         let answered = tokio::time::timeout(PATIENCE, known.wait_for(Option::is_some)).await;
@@ -104,7 +106,7 @@ async fn learn(guest: Arc<Guest>) {
                 }
                 Ok(())
             };
-            // A mount over the folder may hang, and holds up no program.
+            // A mount over the folder may hang. It must not hold up a program.
             let _ = guest.jobs.looks.run(TRY, write).await;
             guest.metadata.known.send_replace(Some(about));
             return;
@@ -139,12 +141,12 @@ async fn fetch() -> anyhow::Result<About> {
     }
 }
 
-/// Each value in a file, which is replaced as a whole.
+/// Writes each value to a file, which is replaced as a whole.
 fn write(dir: &Path, about: &About) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     for (name, value) in about.vars() {
         let (staged, file) = (dir.join(format!(".{name}.new")), dir.join(format!(".{name}")));
-        // Root in the guest may have put a named pipe there, for which a write would wait.
+        // Root in the guest may have put a named pipe there. A write would wait for its reader.
         let _ = std::fs::remove_file(&staged);
         File::create_new(&staged)?.write_all(value.as_bytes())?;
         std::fs::rename(staged, file)?;

@@ -1,8 +1,8 @@
-//! Six numbers about the guest, from `/proc` and `statvfs`.
+//! Figures of the guest's processors, memory and disk, from `/proc` and `statvfs`.
 
 use std::sync::Mutex;
 
-/// Bytes of memory.
+/// Memory of the guest, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub total: u64,
@@ -27,7 +27,7 @@ fn parse_memory(text: &str) -> Memory {
     Memory { total, used: total.saturating_sub(field("MemAvailable")), cache: field("Cached") }
 }
 
-/// Share of all processors used since the last call, in percent of one whole machine.
+/// Returns the share of processor time used since the last call. 100 percent is all processors.
 pub(crate) fn cpu_percent() -> f64 {
     static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -49,7 +49,7 @@ pub(crate) fn cpu_percent() -> f64 {
     (busy * 100.0).round() / 100.0
 }
 
-/// The answer of `GET /metrics`.
+/// Makes the answer of `GET /metrics`.
 pub(crate) fn snapshot() -> serde_json::Value {
     let memory = memory();
     let (disk_used, disk_total) = rustix::fs::statvfs("/")

@@ -7,7 +7,7 @@ use crate::users::{self, User};
 use http::HeaderMap;
 use std::path::{Component, Path, PathBuf};
 
-/// The account that a request acts as, by its name alone, and where relative paths begin.
+/// The user that a request acts as, by name alone, and the folder where relative paths begin.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     name: String,
@@ -15,7 +15,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Reads who acts: `username`, else the account of the headers, else the capsule's default.
+    /// Reads the user: `username`, else the user of the headers, else the capsule's default.
     pub(crate) fn of(guest: &Guest, headers: &HeaderMap, username: Option<&str>) -> Self {
         let settings = guest.settings();
         let named = username.filter(|name| !name.is_empty()).map(str::to_owned);
@@ -23,20 +23,20 @@ impl Caller {
         Self { name, workdir: settings.default_workdir }
     }
 
-    /// Looks the account up. Reads files of the guest, so only threads that may block call it.
+    /// Looks the user up. Reads files of the guest, so only threads that may block call it.
     pub(crate) fn user(&self) -> Result<User> {
         users::get(&self.name)
     }
 
-    /// Makes `path` absolute for the caller's account.
+    /// Makes `path` absolute for the caller's user.
     pub(crate) fn resolve(&self, path: &str, user: &User) -> Result<PathBuf> {
         resolve(path, user, self.workdir.as_deref())
     }
 
-    /// Makes a file's path absolute for the caller's account.
+    /// Makes a file's path absolute for the caller's user.
     ///
     /// # Errors
-    /// `invalid_argument` for an empty path too: no file is meant by it.
+    /// Returns `invalid_argument` for an empty path too, since it names no file.
     pub(crate) fn resolve_file(&self, path: &str, user: &User) -> Result<PathBuf> {
         if path.is_empty() {
             return Err(Error::invalid("path is missing"));
@@ -45,10 +45,10 @@ impl Caller {
     }
 }
 
-/// Makes `path` absolute for `user`; an empty one is `workdir`, or else the home.
+/// Makes `path` absolute for `user`. An empty path is `workdir` or, without it, the user's home.
 ///
 /// # Errors
-/// `invalid_argument` for a NUL, or a text longer than a path can be.
+/// Returns `invalid_argument` for a NUL, or a text longer than a path can be.
 pub(crate) fn resolve(path: &str, user: &User, workdir: Option<&str>) -> Result<PathBuf> {
     if path.contains('\0') {
         return Err(Error::invalid("path must not contain a NUL"));

@@ -1,5 +1,5 @@
-//! Servers in the guest. They are listed, and the host is connected to those on the loopback, which
-//! it cannot reach by itself.
+//! Servers in the guest. envd lists them, and connects the host to servers on the loopback, which
+//! the host cannot reach by itself.
 
 mod relay;
 mod table;
@@ -17,25 +17,25 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// Addresses of the loopback, in the order in which they are tried.
+/// Addresses of the loopback, in the order of attempts.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-/// Time that a program may take to take a connection. The host waits for 5 s.
+/// Time in which a program must accept a connection. The host waits for 5 s.
 const LIMIT: Duration = Duration::from_secs(4);
-/// Time after which the second address is tried beside the first one, which has not answered.
+/// Time without an answer after which the second address is tried beside the first.
 const STAGGER: Duration = Duration::from_millis(100);
-/// Connections at once between the host and the loopback. Each takes two of the 65,536 descriptors
-/// that envd may have, and the host limits the requests under way.
+/// Connections at once between the host and the loopback. Each takes two of envd's 65,536
+/// descriptors. The host limits the requests under way.
 const RELAYS: usize = 8192;
 
 /// The guest's ports, as the host is served.
 pub(crate) struct Ports {
-    /// The port at which envd itself serves.
+    /// Port at which envd itself serves.
     own: u16,
     relays: Arc<Semaphore>,
 }
 
 impl Ports {
-    /// Serves the host, which reaches envd at the port `own`.
+    /// Makes the state of a guest whose envd serves at the port `own`.
     pub(crate) fn new(own: u16) -> Self {
         Self { own, relays: Arc::new(Semaphore::new(RELAYS)) }
     }
@@ -45,11 +45,13 @@ impl Ports {
         self.own
     }
 
-    /// Connects to a server on the loopback. The connection keeps the returned place.
+    /// Connects to a server on the loopback. The caller keeps the returned place as long as the
+    /// connection lasts.
     ///
     /// # Errors
-    /// `not_found` when nobody listens or the port is envd's own. `deadline_exceeded` when the
-    /// program takes no connection in time, and `unavailable` when every place is taken.
+    /// Returns `not_found` when nothing listens or the port is envd's own. Returns
+    /// `deadline_exceeded` when no program accepts in time, and `unavailable` when every place is
+    /// taken.
     pub(crate) async fn connect(&self, port: u16) -> Result<(TcpStream, OwnedSemaphorePermit)> {
         if port == self.own || port == protocol::ENVD_PORT {
             return Err(Error::not_found("the port is envd's own"));
@@ -70,8 +72,8 @@ impl Ports {
     }
 }
 
-/// Connects to the loopback. A server whose queue is full leaves a connection without an answer,
-/// and must not hide a server on the other address.
+/// Connects to the loopback. A server with a full queue leaves a connection without an answer. It
+/// must not hide a server on the other address.
 async fn dial(port: u16) -> Option<TcpStream> {
     let [first, second] = LOOPBACK.map(|address| connect(address, port));
     let mut first = pin!(first);
@@ -88,16 +90,16 @@ async fn dial(port: u16) -> Option<TcpStream> {
     }
 }
 
-/// Connects to an address of the loopback. `None` when nobody listens there.
+/// Connects to an address of the loopback. Returns `None` when nothing listens there.
 async fn connect(address: IpAddr, port: u16) -> Option<TcpStream> {
     let stream = TcpStream::connect((address, port)).await.ok()?;
-    // Where nobody listens, the kernel may pick the port itself as the near end's, and joins the
-    // connection with itself.
+    // Without a listener, the kernel may pick this very port for the near end. The connection is
+    // then joined with itself.
     if stream.local_addr().ok() == stream.peer_addr().ok() {
         relay::reset(&stream);
         return None;
     }
-    // Small pieces must not wait for the acknowledgement of earlier ones.
+    // Small pieces must not wait for the acknowledgement of earlier pieces.
     let _ = stream.set_nodelay(true);
     Some(stream)
 }
@@ -114,7 +116,7 @@ mod tests {
         (listener, port)
     }
 
-    /// A server whose queue is full, with the connections in the queue.
+    /// Makes a server whose queue is full, with the connections in the queue.
     fn full_server() -> (TcpListener, Vec<std::net::TcpStream>) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::new(LOOPBACK[0], 0)).unwrap();

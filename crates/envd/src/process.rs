@@ -1,9 +1,11 @@
-//! Programs that callers start: one value each, alive until 30 s after its end.
+//! Programs that callers start. Each is a value that lives until 30 s after the program's end.
 //!
-//! The leader of each is in a session and so a process group of its own. A signal reaches the whole
-//! group; `SIGKILL` and a deadline end the whole control group, with whatever has a session of its
-//! own in it. Both end with the leader: what it left behind runs on. Its output goes to its `hub`.
-//! Callers that come later get the end, and the last output of processes that were left behind.
+//! The program itself is the leader of a session and so of a process group. A signal reaches the
+//! whole group. `SIGKILL` and a deadline end the whole control group, with processes in sessions of
+//! their own. Neither does so after the leader's end: its other processes run on.
+//!
+//! Output goes to the program's `hub`. Later callers get the end, and the last output of processes
+//! that outlive the leader.
 
 mod child;
 mod endpoint;
@@ -31,14 +33,14 @@ use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
-/// Most bytes of a terminal that one message carries.
+/// Most bytes of a terminal in a message.
 const PTY_CHUNK: usize = 16 * 1024;
-/// The most that a pipe can hold (`/proc/sys/fs/pipe-max-size`'s default).
+/// Most bytes that a pipe can hold (`/proc/sys/fs/pipe-max-size`'s default).
 const PIPE_MAX: usize = 1 << 20;
-/// How long to wait for more output after the leader's end.
+/// Time to wait for more output after the leader's end.
 const DRAIN: Duration = Duration::from_millis(250);
 
-/// What a caller asks to be run.
+/// A program that a caller asks for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spec {
     pub cmd: String,
@@ -46,36 +48,38 @@ pub(crate) struct Spec {
     pub envs: BTreeMap<String, String>,
     pub cwd: Option<String>,
     pub tag: Option<String>,
-    /// Columns and rows, when it wants a terminal.
+    /// Columns and rows of the terminal. `None` means pipes.
     pub terminal: Option<(u16, u16)>,
-    /// Whether standard input is a pipe.
+    /// Set if standard input is a pipe.
     pub stdin: bool,
 }
 
-/// A program that was started.
+/// A started program.
 pub(crate) struct Process {
     pub pid: u32,
     pub spec: Arc<Spec>,
     pub hub: Arc<Hub>,
     stdin: AsyncMutex<Option<Endpoint>>,
     pty: Option<Pty>,
-    /// Its control group, until the leader has ended.
+    /// The control group, until the leader has ended.
     leaf: Mutex<Option<Leaf>>,
-    /// Set once the leader has been waited for, so that its pid is free.
+    /// Set once the leader has been reaped, so that its pid is free.
     gone: watch::Sender<bool>,
 }
 
-/// Where output comes from.
+/// A source of output.
 struct Source {
     end: Endpoint,
     output: Output,
-    /// Bytes that one message carries.
+    /// Most bytes in a message.
     most: usize,
 }
 
-/// Starts a program as the account called `account`. Returns it with the first subscription, which
-/// is made before its output is read, so that none is lost. At the deadline it is killed with its
-/// control group, whether or not anyone listens. `vars` are what the guest knows of itself.
+/// Starts a program as the user called `account`. Returns it with a first subscription, which is
+/// made before any output is read, so that none is lost.
+///
+/// At the deadline, the program is killed with its control group, even if nobody listens. `vars`
+/// are the variables from the guest's metadata.
 pub(crate) async fn start(
     guest: &Arc<Guest>,
     account: String,
@@ -101,8 +105,8 @@ pub(crate) async fn start(
     Ok((process, events))
 }
 
-/// Carries output to the hub until the program's end and tells the end. Afterwards reads on for
-/// processes that it left behind.
+/// Carries output to the hub until the program's end, and reports the end. Afterwards reads on for
+/// processes that outlive the program.
 async fn follow(
     guest: Arc<Guest>,
     process: Arc<Process>,
@@ -129,13 +133,13 @@ async fn follow(
             drop(place);
         });
     }
-    // Writers have left it, since the leader has ended.
+    // No write is under way, since writers give up when the leader ends.
     process.stdin.lock().await.take();
     guest.processes.forget_later(process).await;
 }
 
-/// Reads the pipes of an ended program until nobody holds them. So no process that was left behind
-/// waits or gets `SIGPIPE`.
+/// Reads the pipes of an ended program until no process holds them. So no process that outlives the
+/// program waits or gets `SIGPIPE`.
 async fn drain(hub: &Hub, sources: &[Source]) {
     join_all(sources.iter().map(|source| drain_one(hub, source))).await;
     hub.drained();
@@ -147,18 +151,18 @@ async fn drain_one(hub: &Hub, source: &Source) {
             return;
         }
         hub.keep(source.output, &data);
-        // A process that never rests leaves the thread to others between two pieces.
+        // A process that never pauses must leave the thread to others between two pieces.
         tokio::task::yield_now().await;
     }
 }
 
 impl Process {
-    /// Waits for the leader's end; kills everything at the deadline.
+    /// Waits for the leader's end. Kills everything at the deadline.
     async fn wait(&self, child: &Child, deadline: Option<Instant>) -> std::io::Result<ExitStatus> {
         let status = tokio::select! {
             status = child.wait() => status,
             () = crate::rpc::stream::until(deadline) => {
-                // One that has just ended needs no killing.
+                // The leader may have just ended, which is no error.
                 let _ = self.signal(Signal::KILL);
                 child.wait().await
             }
@@ -168,9 +172,10 @@ impl Process {
         status
     }
 
-    /// Carries output until there is no more, and returns whether somebody may write still.
-    /// Children of the leader may keep its pipes for ever. After the leader's end, only what it
-    /// can have left there is carried.
+    /// Carries output to its end. Returns `true` if some process may still write.
+    ///
+    /// Children of the leader may keep its pipes for ever. After the leader's end, no more is
+    /// carried than the leader can have left in the pipe.
     async fn pump(&self, source: &Source) -> bool {
         let mut gone = self.gone.subscribe();
         let mut rest: Option<(Instant, usize)> = None;
@@ -185,7 +190,8 @@ impl Process {
                     Ok(read) => read,
                     Err(_) => {
                         tokio::task::yield_now().await;
-                        // A thread that was busy finds output that the leader left in time.
+                        // After a busy time, the thread still finds output that the leader wrote in
+                        // time.
                         match source.end.read_now(source.most) {
                             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return true,
                             read => read,
@@ -198,7 +204,7 @@ impl Process {
                     _ = gone.changed() => continue,
                 },
             };
-            // A terminal ends with an error, a pipe with nothing more to read.
+            // A terminal ends with an error, a pipe with an empty read.
             let data = match read {
                 Ok(data) if !data.is_empty() => data,
                 Ok(_) | Err(_) => return false,
@@ -210,7 +216,7 @@ impl Process {
         }
     }
 
-    /// Feeds standard input; waits while the program does not read.
+    /// Writes to standard input. Waits while the program does not read.
     pub(crate) async fn write_stdin(&self, data: &[u8]) -> Result<()> {
         let write = async {
             let stdin = self.stdin.lock().await;
@@ -220,7 +226,7 @@ impl Process {
         self.unless_gone(write).await
     }
 
-    /// Types into the terminal.
+    /// Writes to the terminal.
     pub(crate) async fn write_pty(&self, data: &[u8]) -> Result<()> {
         let pty = self.pty.as_ref().ok_or_else(|| self.refuse("has no terminal"))?;
         let write = async { pty.write_all(data).await.map_err(|e| self.input_failed(&e)) };
@@ -236,8 +242,8 @@ impl Process {
         Ok(())
     }
 
-    /// Waits for a write until the leader's end. Processes that it left behind may hold its input
-    /// for ever.
+    /// Waits for a write until the leader's end. Processes that outlive the leader may hold its
+    /// input for ever.
     async fn unless_gone(&self, write: impl Future<Output = Result<()>>) -> Result<()> {
         let mut gone = self.gone.subscribe();
         tokio::select! {
@@ -247,14 +253,14 @@ impl Process {
         }
     }
 
-    /// Tells the terminal its size.
+    /// Sets the terminal's size.
     pub(crate) fn resize(&self, size: (u16, u16)) -> Result<()> {
         let pty = self.pty.as_ref().ok_or_else(|| self.refuse("has no terminal"))?;
         pty.resize(size).map_err(|e| Error::io("resizing the terminal", &e))
     }
 
-    /// Signals the leader's process group; `SIGKILL` ends its whole control group too, where there
-    /// is one. A leader that has just ended is no error, and nothing that it left behind is reached.
+    /// Signals the leader's process group. `SIGKILL` also ends the whole control group, if there is
+    /// one. A leader that has just ended is no error. Processes that outlive it get no signal then.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         if self.hub.ended() {
             return Err(Error::not_found(format!("process {} has ended", self.pid)));

@@ -1,4 +1,4 @@
-//! The only module with unsafe code: what rustix has no safe call for.
+//! System calls for which rustix has no safe form. No other module has unsafe code.
 #![expect(unsafe_code, reason = "fork, exec hooks and network ioctls have no safe form")]
 
 pub(crate) mod spawn;
@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use tokio::io::unix::AsyncFd;
 
-/// Gives the process itself an early place in line when memory runs out. Allocates nothing.
+/// Makes the kernel end this process early when memory runs out. Allocates nothing.
 fn write_oom_score() {
     const PATH: &CStr = c"/proc/self/oom_score_adj";
     // SAFETY: the path ends with NUL, the buffer outlives the call, the descriptor is ours.
@@ -25,7 +25,7 @@ fn write_oom_score() {
     }
 }
 
-/// Keeps signals from the calling thread, and so from the programs that it starts until they have
+/// Blocks signals of the calling thread. The programs that it starts inherit this until they have
 /// their own memory.
 fn block_signals() {
     // SAFETY: plain system calls on a set that lives here.
@@ -36,7 +36,7 @@ fn block_signals() {
     }
 }
 
-/// Gives memory that the allocator holds free back to the kernel.
+/// Gives the allocator's free memory back to the kernel.
 pub(crate) fn trim_memory() {
     // SAFETY: the call has no conditions.
     unsafe { libc::malloc_trim(0) };
@@ -44,13 +44,12 @@ pub(crate) fn trim_memory() {
 
 /// Registers a descriptor for readiness with the runtime.
 pub(crate) fn async_fd<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: each owner passed here owns its descriptor and never changes or closes it
-    // before it is dropped, which is after the registration is.
+    // SAFETY: each owner passed here owns its descriptor, and never changes or closes it before it
+    // is dropped. The registration is dropped first.
     Ok(unsafe { AsyncFd::register(owner) }?)
 }
 
-/// Mixes bytes into the kernel's randomness and has all its generators begin anew from that
-/// (`random(4)`).
+/// Mixes bytes into the kernel's randomness and reseeds all its generators (`random(4)`).
 pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
     const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
     const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
@@ -72,18 +71,17 @@ pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
     ioctl(&random, RNDRESEEDCRNG, &mut 0_i32)
 }
 
-/// Lets a file system write nothing any more, with everything that it had written
-/// (`FIFREEZE`).
+/// Freezes a file system (`FIFREEZE`). The kernel first writes all its data to the disk.
 pub(crate) fn freeze_file_system(root: &impl AsFd) -> io::Result<()> {
     ioctl(root, 0xC004_5877, &mut 0_i32)
 }
 
-/// Lets a file system that was frozen write again (`FITHAW`).
+/// Thaws a frozen file system (`FITHAW`).
 pub(crate) fn thaw_file_system(root: &impl AsFd) -> io::Result<()> {
     ioctl(root, 0xC004_5878, &mut 0_i32)
 }
 
-/// Splits in two; only before any other thread exists.
+/// Forks the process. Only for a process with a single thread.
 pub(crate) fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: called while the process has one thread, so the child's memory is consistent.
     match unsafe { libc::fork() } {
@@ -92,7 +90,7 @@ pub(crate) fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Loads a kernel module that is already in memory or on a file system.
+/// Loads a kernel module from an open file.
 pub(crate) fn load_module(file: &File) -> io::Result<()> {
     rustix::system::finit_module(file, c"", 0)?;
     Ok(())
@@ -105,7 +103,7 @@ pub(crate) fn kill_group(leader: u32, signal: Signal) -> io::Result<()> {
     Ok(rustix::process::kill_process_group(pid, signal)?)
 }
 
-/// Gives an interface an address and a prefix of 30 bits, and raises it.
+/// Gives an interface an address and a netmask, and brings it up.
 pub(crate) fn configure_interface(name: &str, address: [u8; 4], mask: [u8; 4]) -> io::Result<()> {
     let socket = control_socket()?;
     let mut request = interface_request(name);
@@ -116,7 +114,7 @@ pub(crate) fn configure_interface(name: &str, address: [u8; 4], mask: [u8; 4]) -
     raise_interface(name)
 }
 
-/// Raises an interface.
+/// Brings an interface up.
 pub(crate) fn raise_interface(name: &str) -> io::Result<()> {
     let socket = control_socket()?;
     let mut request = interface_request(name);
@@ -125,7 +123,7 @@ pub(crate) fn raise_interface(name: &str) -> io::Result<()> {
     ioctl(&socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
-/// Routes everything to `gateway`.
+/// Makes `gateway` the default route.
 pub(crate) fn default_route(gateway: [u8; 4]) -> io::Result<()> {
     let socket = control_socket()?;
     // SAFETY: all-zero is a valid rtentry.

@@ -1,5 +1,5 @@
-//! Users and groups, read from `/etc/passwd` and `/etc/group` by hand: a static binary must
-//! not call the C library's look-ups, which load modules that the image may not fit.
+//! Users and groups, read from `/etc/passwd` and `/etc/group` by this module. A static binary must
+//! not call the C library's look-ups, which load modules that may not fit the image.
 
 use crate::error::{Error, Result};
 use crate::filesystem::source;
@@ -7,15 +7,15 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Bytes of each table that are read. A guest decides how long its tables are.
+/// Bytes of each table that are read. The guest decides how long its tables are.
 const TABLE_MAX: u64 = 1 << 20;
 
-/// The table of accounts.
+/// Table of users.
 const PASSWD: &str = "/etc/passwd";
-/// Account that is known without a table too.
+/// User that is known even without a table.
 const ROOT: &str = "root";
 
-/// An account of the guest.
+/// A user of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub name: String,
@@ -26,10 +26,10 @@ pub(crate) struct User {
     pub home: PathBuf,
 }
 
-/// Finds the account called `name`.
+/// Finds the user called `name`.
 ///
 /// # Errors
-/// `unauthenticated` when there is none: the wire's callers look for that.
+/// Returns `unauthenticated` for an unknown name, since callers on the wire expect this code.
 pub(crate) fn get(name: &str) -> Result<User> {
     let passwd = read(PASSWD);
     let group = read("/etc/group");
@@ -37,12 +37,12 @@ pub(crate) fn get(name: &str) -> Result<User> {
     known.ok_or_else(|| unknown(name, PASSWD))
 }
 
-/// Returns the owner of the guest, who can repair a table that cannot be read.
+/// Returns root, who can repair an unreadable table.
 fn root() -> User {
     User { name: ROOT.to_owned(), uid: 0, gid: 0, groups: vec![0], home: "/root".into() }
 }
 
-/// Refuses a name. Without a table nobody is known, which is no fault of the name.
+/// Makes the error for an unknown name. Adds the reason if the table cannot be read.
 fn unknown(name: &str, table: &str) -> Error {
     let why = source::open_regular(Path::new(table)).err();
     let why = why.map_or_else(String::new, |error| format!(": {error}"));
@@ -61,18 +61,18 @@ impl Names {
         Self { users: names(&read(PASSWD)), groups: names(&read("/etc/group")) }
     }
 
-    /// The name of a user id, or its number.
+    /// Returns the name of a user id or, without a name, its number.
     pub(crate) fn user(&self, uid: u32) -> String {
         self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
     }
 
-    /// The name of a group id, or its number.
+    /// Returns the name of a group id or, without a name, its number.
     pub(crate) fn group(&self, gid: u32) -> String {
         self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
     }
 }
 
-/// Reads a table. Anything but a regular file, such as a named pipe, is an empty table.
+/// Reads a table. Anything but a regular file, such as a named pipe, counts as an empty table.
 fn read(path: &str) -> String {
     let mut bytes = Vec::new();
     if let Ok(file) = source::open_regular(Path::new(path)) {
@@ -107,7 +107,7 @@ fn parse(passwd: &str, group: &str, name: &str) -> Option<User> {
     })
 }
 
-/// Maps ids to names. The first line of an id counts.
+/// Maps ids to names. The first line with an id counts.
 fn names(table: &str) -> HashMap<u32, String> {
     let mut names = HashMap::new();
     for line in table.lines() {

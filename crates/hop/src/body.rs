@@ -1,4 +1,4 @@
-//! The one type of body that passes through a hop, with no box around the common kinds.
+//! The type of all bodies that pass through a hop. Common kinds need no box.
 
 use crate::line::Exchange;
 use crate::pace::{BodyNote, Busy, Pace, Place};
@@ -18,22 +18,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// How long what nobody wants of a request's body is read: a connection that is closed with bytes
-/// unread takes an answer away from whoever has not read it yet.
+/// Time for reading the rest of a request's body that its handler dropped. If a connection is
+/// closed with bytes unread, a client may lose an answer that it has not read yet.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
-/// Time that a request's body may make no progress while somebody waits for it.
+/// Time without progress that a request's body may take while its reader waits.
 pub const STALL: Duration = Duration::from_secs(60);
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// Something that lives as long as a body does, as a count of requests under way.
+/// A value that lives as long as a body does, such as a count of requests under way.
 pub type Held = Box<dyn Any + Send>;
-/// Ends an exchange early: the future completes when the exchange may no longer go on. Its output
-/// is the last data of the body, or the error that the body breaks off with.
+/// Condition that ends an exchange early: the future completes when the exchange may not go on. Its
+/// output is the last data of the body, or the error that breaks the body off.
 pub type Until = Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
 
-/// Frames between two looks at the [`Until`] of a body that never waits.
+/// Frames between two polls of the [`Until`] of a body that never waits.
 const LOOK: u8 = 32;
 
 /// A body of a request or an answer.
@@ -43,7 +43,7 @@ pub struct Body {
     held: Option<Held>,
     busy: Option<Busy>,
     until: Option<Until>,
-    /// Frames since the last look at `until`.
+    /// Frames since the last poll of `until`.
     frames: u8,
     /// Set when trailers are left out.
     no_trailers: bool,
@@ -53,10 +53,10 @@ pub struct Body {
 
 /// State of a request's body on a server's connection.
 struct Served {
-    /// Reads the rest that nobody wants, and notes the body's end. `None` on a shared connection,
-    /// where the stream is reset instead.
+    /// Tools for reading the rest of a dropped body and for recording its end. `None` on a shared
+    /// connection, where the stream is reset instead.
     alone: Option<(Tasks, BodyNote)>,
-    /// Set once the answer has begun. From then on the client may send when it likes.
+    /// Set once the answer has begun. From then on the client may send at any pace.
     answered: Answered,
     limit: Duration,
     still: Still,
@@ -72,7 +72,7 @@ impl Answered {
     }
 }
 
-/// Error of a request's body that made no progress for too long while somebody waited for it.
+/// Error of a request's body that made no progress for too long while its reader waited.
 #[derive(Debug, thiserror::Error)]
 #[error("the request's body made no progress for {} s", .0.as_secs())]
 pub struct Stalled(Duration);
@@ -110,13 +110,13 @@ impl std::fmt::Debug for Body {
 }
 
 impl Body {
-    /// One without a byte.
+    /// Makes a body without bytes.
     #[must_use]
     pub fn empty() -> Self {
         Self::default()
     }
 
-    /// A body of another library's.
+    /// Wraps a body of another library.
     pub fn boxed<B>(body: B) -> Self
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -125,8 +125,8 @@ impl Body {
         Kind::Boxed(body.map_err(Into::into).boxed_unsync()).into()
     }
 
-    /// Takes the body of a request, and returns it with the flag to set when its answer begins.
-    /// With `alone`, on a connection that is not shared, the rest of a dropped body is read.
+    /// Takes the body of a request. Returns it with the flag to set when its answer begins. With
+    /// `alone`, on a connection that is not shared, the rest of a dropped body is read.
     pub(crate) fn taken(
         body: Incoming,
         headers: &HeaderMap,
@@ -158,7 +158,7 @@ impl Body {
         self
     }
 
-    /// Takes out the values that the body holds.
+    /// Takes the held values out of the body.
     pub(crate) fn take_held(&mut self) -> Option<Held> {
         self.held.take()
     }
@@ -171,13 +171,13 @@ impl Body {
         self
     }
 
-    /// Leaves out the trailers, if any come.
+    /// Leaves trailers out, if any come.
     pub fn drop_trailers(&mut self) {
         self.no_trailers = true;
     }
 
-    /// Looks whether the body must end now; if so, returns its last frame. Each poll of a waiting
-    /// body looks; a body that does not wait looks every [`LOOK`] frames.
+    /// Checks if the body must end now, and returns its last frame then. Checks at each poll of a
+    /// waiting body, and every [`LOOK`] frames of a body that does not wait.
     fn ended(&mut self, cx: &mut Context<'_>, waits: bool) -> Option<Last> {
         let until = self.until.as_mut()?;
         self.frames += 1;
@@ -186,7 +186,7 @@ impl Body {
         }
         self.frames = 0;
         let Poll::Ready(last) = until.as_mut().poll(cx) else { return None };
-        // Dropping the kind also drops the connection that the body comes by.
+        // Dropping the kind also drops the connection that the body comes from.
         (self.kind, self.until) = (Kind::Empty, None);
         Some(match last {
             Ok(bytes) if bytes.is_empty() => None,
@@ -194,14 +194,14 @@ impl Body {
         })
     }
 
-    /// Keeps the request under way likewise.
+    /// Counts the request as under way until the body has ended or is dropped.
     pub(crate) fn answering(mut self, busy: Busy) -> Self {
         self.busy = Some(busy);
         self
     }
 }
 
-/// Last frame of a body that ends early; `None` when it ends without one.
+/// Last frame of a body that ends early. `None` when it ends without a frame.
 type Last = Option<Result<Frame<Bytes>, BoxError>>;
 
 impl From<Kind> for Body {
@@ -261,9 +261,9 @@ impl Served {
     }
 }
 
-/// Reads the rest of a body that nobody wants.
+/// Reads the rest of a dropped body.
 async fn discard(mut body: Incoming, tasks: Tasks, note: BodyNote) {
-    // Only the last frame of a chunked body tells its end.
+    // Only the last frame of a chunked body shows its end.
     let reading = async {
         loop {
             match body.frame().await {
@@ -281,7 +281,7 @@ async fn discard(mut body: Incoming, tasks: Tasks, note: BodyNote) {
 }
 
 impl Body {
-    /// Polls for the next frame of whatever kind.
+    /// Polls for the next frame, whatever its kind.
     fn poll_any(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         use http_body::Body as _;
         let this = &mut *self;

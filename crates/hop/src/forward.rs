@@ -1,5 +1,5 @@
-//! Passes one request on and its answer back: what concerns one hop is taken off and put on
-//! anew, a switch of protocols becomes a tunnel.
+//! Passes a request on and its answer back. Headers of a single hop are removed and set anew. A
+//! switch of protocols becomes a tunnel.
 
 use crate::body::{Body, Held, Until};
 use crate::headers;
@@ -12,18 +12,18 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-/// A request whose hop-by-hop headers are taken off.
+/// A request whose hop-by-hop headers are removed.
 pub struct Outgoing {
-    /// What is sent; it may be changed, but for what [`headers`] owns.
+    /// The request to send. Callers may change all of it except the headers that [`headers`] owns.
     pub request: Request<Body>,
-    /// Ends the whole exchange when the future completes. That covers the wait for an answer, the
+    /// Ends the whole exchange when the future completes. This covers the wait for an answer, the
     /// answer's body, and the tunnel after a switch of protocols.
     pub until: Option<Until>,
     switch: Option<(HeaderValue, OnUpgrade)>,
 }
 
 impl Outgoing {
-    /// Takes a request that came in.
+    /// Makes an outgoing request from an incoming one.
     #[must_use]
     pub fn of(mut request: Request<Body>) -> Self {
         let protocol = headers::upgrade(request.headers());
@@ -42,17 +42,18 @@ impl Outgoing {
         Self { request, until: None, switch }
     }
 
-    /// Whether it asks for a switch of protocols.
+    /// Reports whether the request asks for a switch of protocols.
     #[must_use]
     pub fn upgrades(&self) -> bool {
         self.switch.is_some()
     }
 
-    /// Sends it and returns the answer to be passed back. `held` lives as long as anything of it
-    /// is under way.
+    /// Sends the request and returns the answer to pass back. `held` lives until the answer's body,
+    /// or the tunnel, has ended.
     ///
     /// # Errors
-    /// Why there is no answer; with the request, when nothing of it was sent.
+    /// Returns the reason why there is no answer. Returns the request too, when nothing of it was
+    /// sent.
     pub async fn send<D: Dial>(
         self,
         pool: &Pool<D>,
@@ -99,7 +100,7 @@ impl Outgoing {
     }
 }
 
-/// Joins a client with a connection, once the client is told that the protocol was switched. The
+/// Joins a client with a connection, once the client knows that the protocol was switched. The
 /// tunnel ends when `until` completes.
 pub fn join(
     client: OnUpgrade,
@@ -110,12 +111,12 @@ pub fn join(
 ) {
     let stopping = tasks.stop_signal().wait();
     tasks.spawn(async move {
-        // Fails when the client left before it was told.
+        // This fails when the client left before it had the answer.
         let Ok(client) = client.await else { return };
         let mut client = TokioIo::new(client);
         tokio::select! {
             biased;
-            // How it ended, both sides see for themselves.
+            // Both sides notice by themselves how the tunnel ended.
             _ = tunnel(&mut client, &mut other.stream, other.read) => {}
             () = stopping => {}
             Some(_) = OptionFuture::from(until) => {}

@@ -1,5 +1,4 @@
-//! Which headers concern one hop alone (RFC 9110, 7.6.1), and what a request to switch
-//! protocols is.
+//! Headers that concern a single hop (RFC 9110, 7.6.1), and requests to switch protocols.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -15,29 +14,29 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 ];
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
-/// The protocol that a request or an answer switches to.
+/// Returns the protocol that a request or an answer switches to.
 #[must_use]
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = listed(headers, &header::CONNECTION).any(|name| name == "upgrade");
     headers.get(header::UPGRADE).filter(|_| asked).cloned()
 }
 
-/// Removes what concerns the hop that a message came by. `TE: trailers` is renewed, since the
-/// next hop can take trailers too.
+/// Removes headers that concern the hop that a message came over. Sets `TE: trailers` anew, since
+/// the next hop can take trailers too.
 pub fn strip(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = listed(headers, &header::CONNECTION)
             .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
             .collect();
         for name in named {
-            // What says how the body is framed, and to whom it goes, is no option of a hop.
+            // Headers about the body's framing and the message's target are no option of a hop.
             if !matches!(name, header::CONTENT_LENGTH | header::HOST | header::TE) {
                 headers.remove(name);
             }
         }
         headers.remove(header::CONNECTION);
     }
-    // Of two ways to tell a length this one counts (RFC 9112, 6.3).
+    // A message with both kinds of length has the transfer coding's (RFC 9112, 6.3).
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -53,8 +52,8 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Joins what HTTP/2 may send as several `Cookie` headers, of which HTTP/1.1 knows one (RFC 9113,
-/// 8.2.3).
+/// Joins several `Cookie` headers, which HTTP/2 may send, into the single header of HTTP/1.1 (RFC
+/// 9113, 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut cookies = headers.get_all(header::COOKIE).iter();
     let (Some(first), true) = (cookies.next(), cookies.next().is_some()) else { return };
@@ -68,13 +67,13 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Asks to switch to a protocol, or says that it is done.
+/// Sets the headers that ask for a switch to a protocol, or confirm it.
 pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocol);
 }
 
-/// The elements of a list header, in lower case.
+/// Yields the elements of a list header, in lower case.
 fn listed(headers: &HeaderMap, name: &HeaderName) -> impl Iterator<Item = String> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(|part| part.trim().to_ascii_lowercase())

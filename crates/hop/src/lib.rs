@@ -1,10 +1,11 @@
-//! One hop of HTTP: what the proxies of the control plane and of the host agent share.
+//! A hop of HTTP, as the proxies of the control plane and of the host agent share it.
 //!
-//! [`serve`] takes requests in. [`Outgoing`] passes a request on by a [`Pool`] of connections.
+//! [`serve`] accepts requests. [`Outgoing`] passes a request on through a [`Pool`] of connections.
 //! [`tunnel`] joins two connections that no longer speak HTTP. [`Tracker`] counts requests under
-//! way and lets them drain. [`Shares`] bounds the share of each of many holders. Bodies are
-//! streamed: no hop holds more of one than a socket's worth. Nothing here knows about capsules, or
-//! about rights to reach them.
+//! way and lets them drain. [`Shares`] bounds the share of each holder.
+//!
+//! Bodies are streamed: a hop never holds more of a body than a socket's buffer. This crate knows
+//! neither capsules nor rights to reach them.
 
 mod body;
 mod forward;
@@ -27,7 +28,7 @@ pub use shares::{Bounds, Full, Share, Shares};
 pub use timed::SILENCE;
 pub use tracker::{Drain, Drained, Place, Refused, Tracker};
 
-/// What the tracker is made of.
+/// Primitives of the tracker.
 mod sync {
     pub(crate) use futures::task::AtomicWaker;
     pub(crate) use std::sync::Arc;

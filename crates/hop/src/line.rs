@@ -1,9 +1,9 @@
-//! An HTTP/1.1 connection to where requests go, driven by whoever uses it.
+//! An HTTP/1.1 connection to a server. Its user drives it.
 //!
-//! hyper wants a connection driven by a task of its own. Here the task that serves the client
-//! drives it too, while it waits for the head and while it passes the body on, so that no byte
-//! wakes a second task on another core. A connection that rests in the pool is driven by nobody;
-//! taking it out looks whether it still stands.
+//! hyper wants a task of its own to drive a connection. Here, the task that serves the client
+//! drives it, during the wait for the head and while the body passes. So no byte wakes a second
+//! task on another core. No task drives a connection that rests in the pool. The pool checks that
+//! it is open when it is taken out.
 
 use crate::body::Body;
 use crate::pool::Shelf;
@@ -22,7 +22,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-/// What a connection runs over.
+/// Transport of a connection.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
@@ -36,14 +36,14 @@ const BUFFER: usize = 128 * 1024;
 /// A connection, and the right to send on it.
 pub(crate) struct Line {
     sender: SendRequest<Body>,
-    /// None once it has ended.
+    /// The connection, or `None` once it has ended.
     connection: Option<Connection<Io, Body>>,
-    /// When it was put by.
+    /// Time at which the connection was opened or put into the pool.
     pub since: Instant,
 }
 
 impl Line {
-    /// Opens a connection over `stream`. Header names are sent as `Content-Type` with `title_case`,
+    /// Opens a connection over `stream`. Sends header names as `Content-Type` with `title_case`,
     /// and as `content-type` without.
     pub(crate) async fn open(
         stream: Box<dyn Stream>,
@@ -51,32 +51,32 @@ impl Line {
     ) -> hyper::Result<Box<Self>> {
         let mut builder = http1::Builder::new();
         builder.title_case_headers(title_case);
-        // At most 100 headers, hyper's default, which it reads without allocating.
-        // The buffer bounds what a client that does not read makes us hold.
+        // An answer has at most 100 headers, hyper's default, which hyper reads without allocating.
+        // The buffer bounds the bytes that a slow reader makes this process hold.
         builder.max_header_size(HEAD_MAX).max_buf_size(BUFFER);
         let io = TokioIo::new(Timed::dialled(stream));
         let (sender, connection) = builder.handshake(io).await?;
         Ok(Box::new(Self { sender, connection: Some(connection), since: Instant::now() }))
     }
 
-    /// Moves the connection on; ready when it has ended.
+    /// Drives the connection. Ready when it has ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(connection) = &mut self.connection else { return Poll::Ready(()) };
-        // Whoever waits for the answer is told of an error.
+        // The caller that waits for the answer gets the error.
         std::task::ready!(Pin::new(connection).poll(cx)).ok();
         self.connection = None;
         Poll::Ready(())
     }
 
-    /// Whether another request can be sent on it.
+    /// Reports whether another request can be sent on the connection.
     pub(crate) fn stands(&mut self) -> bool {
-        // Whoever sends next drives it with a waker of theirs.
+        // The next sender drives the connection with its own waker.
         let mut cx = Context::from_waker(Waker::noop());
         self.drive(&mut cx).is_pending() && self.sender.is_ready()
     }
 
-    /// Sends a request and waits for the answer's head; when protocols are switched with it, the
-    /// connection is kept for what follows.
+    /// Sends a request and waits for the answer's head. If the answer switches protocols, the
+    /// connection is kept for the new protocol.
     pub(crate) async fn send(
         &mut self,
         request: Request<Body>,
@@ -104,7 +104,7 @@ impl Line {
         Ok(answer)
     }
 
-    /// What is left of a connection that has switched protocols.
+    /// Returns the transport of a connection that has switched protocols.
     pub(crate) fn switched(self: Box<Self>) -> Option<Switched> {
         let parts = self.connection?.into_parts();
         Some(Switched { read: parts.read_buf, stream: parts.io.into_inner().into_inner() })
@@ -113,18 +113,18 @@ impl Line {
 
 /// A connection that no longer speaks HTTP.
 pub struct Switched {
-    /// What has been read of it already.
+    /// Bytes that have been read from it already.
     pub read: Bytes,
-    /// The connection.
+    /// The connection itself.
     pub stream: Box<dyn Stream>,
 }
 
-/// The body of an answer, with the connection that it comes by.
+/// The body of an answer, with the connection that it comes from.
 pub(crate) struct Exchange {
     body: Incoming,
     line: Option<Box<Line>>,
     home: Arc<Shelf>,
-    /// What the body broke off with.
+    /// Error that the body broke off with.
     broken: Option<hyper::Error>,
 }
 
@@ -150,8 +150,8 @@ impl Exchange {
             frame = Pin::new(&mut self.body).poll_frame(cx);
         }
         if let Poll::Ready(Some(Err(broken))) = frame {
-            // What came before is passed on first: a server that is told of an error sends
-            // nothing more, not even what it has.
+            // Earlier bytes are passed on first: a server that gets an error sends nothing more,
+            // not even bytes that it has.
             self.broken = Some(broken);
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -162,7 +162,7 @@ impl Exchange {
         frame
     }
 
-    /// Gives the connection back, if it can be used again.
+    /// Gives the connection back to the pool, if it can be used again.
     fn release(&mut self) {
         if let Some(mut line) = self.line.take()
             && line.stands()
@@ -181,8 +181,8 @@ impl Exchange {
 }
 
 impl Drop for Exchange {
-    /// A body that was taken whole leaves its connection to others; of one that was not, the
-    /// connection is closed, so that the other side knows.
+    /// Leaves the connection to later requests if the body was read to its end. Otherwise closes
+    /// it, so that the other side notices.
     fn drop(&mut self) {
         if self.body.is_end_stream() {
             self.release();

@@ -2,7 +2,7 @@
 //! connection. The task that serves the connection also polls its [`Watch`].
 //!
 //! After an answer, hyper does not read a connection again until bytes come. A limit inside the
-//! connection's reads would therefore never be looked at while the connection rests.
+//! connection's reads would therefore never be checked while the connection rests.
 
 use crate::body::{Held, LINGER};
 use crate::timed::Timer;
@@ -12,36 +12,36 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time that a client's connection may wait for its next request. Clients keep theirs for less, so
-/// that they close first.
+/// Time that a client's connection may wait for its next request. Clients keep idle connections for
+/// a shorter time, so that they close first.
 pub(crate) const REST: Duration = Duration::from_secs(620);
 /// Time for a request's head, from its first byte to its last.
 pub(crate) const HEAD: Duration = Duration::from_secs(20);
 
 /// Time for the rest of a body after its answer. The time exceeds [`LINGER`] a little, so that the
-/// body's reader has left by then.
+/// body's reader has gone by then.
 const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
 
-/// State of a server's connection, as its task and its reads note it.
+/// State of a server's connection. Its requests and its reads record it.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// Requests under way.
     busy: AtomicU32,
-    /// Requests that have begun; wraps.
+    /// Number of requests that have begun. It wraps.
     begun: AtomicU32,
     /// Set when several requests share the connection (HTTP/2), so that bytes need not be a head.
     shared: AtomicBool,
-    /// Set when bytes have come since the last look.
+    /// Set when bytes have come since the last check.
     read: AtomicBool,
     /// State of the last request's body, on a connection that is not shared. The lowest two bits
-    /// are its [`Place`]; the rest is the number of the request.
+    /// are its [`Place`]. The rest is the number of the request.
     body: AtomicU64,
     /// Values that live as long as the connection, also after a switch of protocols.
     held: Mutex<Vec<Held>>,
 }
 
 impl Pace {
-    /// Notes that a request is under way until the return value is dropped.
+    /// Counts a request as under way until the returned value is dropped.
     pub(crate) fn request(self: &Arc<Self>, shared: bool) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
@@ -51,7 +51,7 @@ impl Pace {
         Busy(Arc::clone(self))
     }
 
-    /// Notes that bytes have come.
+    /// Records that bytes have come.
     pub(crate) fn read(&self) {
         // A load of a shared cache line costs less than a store.
         if !self.read.load(Ordering::Relaxed) {
@@ -59,7 +59,7 @@ impl Pace {
         }
     }
 
-    /// Begins to note the state of the last request's body.
+    /// Begins to record the state of the last request's body.
     pub(crate) fn body(self: &Arc<Self>) -> BodyNote {
         let number = u64::from(self.begun.load(Ordering::Relaxed)) << 2;
         self.body.store(number | Place::Coming as u64, Ordering::Relaxed);
@@ -81,14 +81,13 @@ impl Pace {
 pub(crate) enum Place {
     /// The whole body has come, or there is none.
     Here = 0,
-    /// Some of the body is still to come.
+    /// A part of the body is still to come.
     Coming = 1,
-    /// Nobody reads the part that is still to come.
+    /// The rest of the body will not be read.
     Left = 2,
 }
 
-/// Notes the state of one request's body. A note after the next request's body has begun changes
-/// nothing.
+/// Records the state of a request's body. Does nothing once the next request's body has begun.
 pub(crate) struct BodyNote {
     pace: Arc<Pace>,
     number: u64,
@@ -99,12 +98,12 @@ impl BodyNote {
         let coming = self.number | Place::Coming as u64;
         let now = self.number | place as u64;
         let (done, at) = (Ordering::Relaxed, &self.pace.body);
-        // The exchange fails when another request's body has taken the place.
+        // The exchange fails when another request's body has begun.
         let _ = at.compare_exchange(coming, now, done, done);
     }
 }
 
-/// A request under way.
+/// Guard of a request under way.
 pub(crate) struct Busy(Arc<Pace>);
 
 impl Drop for Busy {
@@ -121,8 +120,7 @@ enum Phase {
     Head,
     /// A request is under way. Its body and answer have limits of their own.
     Exchange,
-    /// The answer has ended before the request's body, and the rest of the body is read for a
-    /// while.
+    /// The answer has ended before the request's body. The rest of the body is read for a while.
     Lingering,
 }
 
@@ -133,7 +131,7 @@ pub(crate) enum Over {
     Rest,
     /// A head has taken too long.
     Head,
-    /// An answered request's body has not come to its end.
+    /// The body of an answered request has not come to its end.
     Body,
 }
 
@@ -142,21 +140,21 @@ pub(crate) struct Watch {
     pace: Arc<Pace>,
     phase: Phase,
     since: Instant,
-    /// Count of requests that had begun at the last look.
+    /// Number of requests that had begun at the last check.
     begun: u32,
     timer: Timer,
 }
 
 impl Watch {
-    /// Watches a connection that was just accepted. Its first head is awaited as if it had begun,
+    /// Watches a connection that was just accepted. The time for its first head begins at once,
     /// since a client connects in order to ask.
     pub(crate) fn new(pace: Arc<Pace>) -> Self {
         let (phase, since) = (Phase::Head, Instant::now());
         Self { pace, phase, since, begun: 0, timer: Timer::default() }
     }
 
-    /// Completes when the connection has taken too long. Its task polls this after the connection
-    /// itself.
+    /// Completes when the connection has taken too long. The connection's task polls this after the
+    /// connection itself.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             self.look();
@@ -164,15 +162,15 @@ impl Watch {
             let limit = match self.phase {
                 Phase::Head => HEAD,
                 Phase::Resting => REST,
-                // The body's reader has left, which hyper would not see before bytes come.
+                // The body's reader has gone, which hyper would not notice before bytes come.
                 Phase::Lingering if self.pace.is_body(Place::Left) => {
                     return Poll::Ready(Over::Body);
                 }
                 Phase::Lingering => LINGERING,
                 // The end of the answer wakes the task that serves this connection.
                 Phase::Exchange if !shared => return Poll::Pending,
-                // The task may see the end of a shared connection's last answer only after the last
-                // frame was sent, so it looks again.
+                // The task may see the end of a shared connection's last answer only after its last
+                // frame. So it checks again.
                 Phase::Exchange => REST,
             };
             ready!(self.timer.poll(cx, self.since + limit));

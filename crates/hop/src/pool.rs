@@ -1,5 +1,5 @@
-//! Connections by where they lead. Those that rest are kept for the next request there; each
-//! pool's connections are its own, so that none can serve another's.
+//! Pools of connections, by destination. Idle connections are kept for the next request to their
+//! destination. Each pool has its own, so that none can serve another pool's requests.
 
 use crate::body::{Body, Stalled};
 use crate::line::{Exchange, HEAD_MAX, Line, Stream, Switched};
@@ -17,30 +17,32 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a connection may rest before it is closed. Shorter than what servers commonly allow
-/// (nginx 75 s, gunicorn and Node less): a connection that they close is seen when it is taken.
+/// Time that a connection may rest before it is closed.
+///
+/// nginx allows 75 s, gunicorn and Node less. A connection that the server has closed is noticed
+/// when it is taken from the pool.
 const REST: Duration = Duration::from_secs(60);
-/// How long a connection must have rested for its end to be expected: servers close theirs after
-/// a second or more.
+/// Rest after which a connection may have been closed by its server. Servers close idle connections
+/// after a second or more.
 const STALE: Duration = Duration::from_millis(500);
-/// How often an idle HTTP/2 connection is asked whether it still stands.
+/// Time between two pings of an idle HTTP/2 connection.
 const PING: Duration = Duration::from_secs(30);
 
-/// How to reach a place.
+/// Opens connections to destinations.
 pub trait Dial: Send + Sync + 'static {
-    /// What names a place.
+    /// Name of a destination.
     type To: Hash + Eq + Clone + Send + Sync + 'static;
 
     /// Opens a connection.
     fn dial(&self, to: &Self::To) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send;
 }
 
-/// Why there is no answer.
+/// Reasons why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no connection could be opened")]
     Dial(#[source] io::Error),
-    /// The connection ended before an answer, or was ended by us.
+    /// The connection ended before an answer, closed by either side.
     #[error("the connection ended without an answer")]
     Closed(#[source] hyper::Error),
     #[error("nothing was heard for {} s", crate::SILENCE.as_secs())]
@@ -51,13 +53,13 @@ pub enum Error {
     Unasked,
     #[error("whoever asked may no longer ask")]
     Ended,
-    /// The request's own body failed: it is malformed or too slow, or whoever sends it has left.
-    /// The place that was asked is not at fault.
+    /// The request's own body failed: it is malformed or too slow, or its sender has gone. The
+    /// destination is not at fault.
     #[error("the request's body failed")]
     Request(#[source] hyper::Error),
 }
 
-/// Why there is no answer, and the request, when nothing of it was sent.
+/// The reason why there is no answer, and the request, when nothing of it was sent.
 #[derive(Debug)]
 pub struct Failed {
     pub error: Error,
@@ -95,15 +97,15 @@ impl Error {
     }
 }
 
-/// An answer, and the connection if it has switched protocols with it.
+/// An answer, and the connection if the answer switched protocols.
 pub struct Sent {
-    /// Status, headers, body.
+    /// Status, headers and body.
     pub answer: Response<Body>,
-    /// With status 101 alone.
+    /// The connection, with status 101 alone.
     pub switched: Option<Switched>,
 }
 
-/// Connections that rest, all to one place.
+/// Idle connections to a single destination.
 pub(crate) struct Shelf {
     #[expect(clippy::vec_box, reason = "a line is large, and moves often")]
     lines: Mutex<Vec<Box<Line>>>,
@@ -124,7 +126,7 @@ impl Shelf {
         }
     }
 
-    /// One that still stands, the last that was put by.
+    /// Takes the newest connection that is still open.
     fn take(&self) -> Option<Box<Line>> {
         loop {
             let mut line = self.lock().pop()?;
@@ -143,7 +145,7 @@ impl Shelf {
 
 struct Place {
     shelf: Arc<Shelf>,
-    /// The one HTTP/2 connection there, opened when it is first asked for.
+    /// The only HTTP/2 connection to the destination, opened at the first need.
     shared: Arc<tokio::sync::Mutex<Option<SendRequest<Body>>>>,
 }
 
@@ -157,13 +159,13 @@ pub struct Pool<D: Dial> {
 }
 
 impl<D: Dial> Pool<D> {
-    /// An empty one that keeps at most `most` resting connections to each place.
+    /// Makes an empty pool that keeps at most `most` idle connections to each destination.
     pub fn new(dialer: D, most: usize, tasks: Tasks) -> Self {
         Self { dialer, places: Mutex::default(), most, title_case: false, tasks }
     }
 
-    /// Has HTTP/1.1 requests carry header names as `Content-Type` rather than `content-type`. Some
-    /// programs compare names byte for byte, against RFC 9110, 5.1.
+    /// Makes HTTP/1.1 requests carry header names as `Content-Type` rather than `content-type`.
+    /// Some programs compare names byte for byte, against RFC 9110, 5.1.
     #[must_use]
     pub fn with_title_case(self) -> Self {
         Self { title_case: true, ..self }
@@ -178,7 +180,7 @@ impl<D: Dial> Pool<D> {
         of(places.entry(to.clone()).or_insert(Place { shelf, shared: Arc::default() }))
     }
 
-    /// What opens its connections.
+    /// Returns the pool's dialer.
     pub fn dialer(&self) -> &D {
         &self.dialer
     }
@@ -197,35 +199,37 @@ impl<D: Dial> Pool<D> {
         });
     }
 
-    /// Closes the connections to one place that rest; those in use are not kept after.
+    /// Closes the idle connections to a destination. Connections in use are not kept afterwards.
     pub fn forget(&self, to: &D::To) {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(to);
     }
 
-    /// Closes every connection that rests.
+    /// Closes every idle connection. Connections in use are not kept afterwards.
     pub fn clear(&self) {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Opens a connection of its own, that no other will use.
+    /// Opens a connection outside the pool, for a single user.
     ///
     /// # Errors
-    /// When none can be opened.
+    /// Returns an error when no connection can be opened.
     pub async fn dial(&self, to: &D::To) -> io::Result<Switched> {
         Ok(Switched { read: Bytes::new(), stream: self.dialer.dial(to).await? })
     }
 
-    /// Sends a request; its URI is what the request's first line is to say. gRPC goes by
-    /// HTTP/2, which its servers speak without being asked, everything else by HTTP/1.1.
+    /// Sends a request, whose URI becomes the first line's target. gRPC uses HTTP/2, which its
+    /// servers speak without negotiation. Everything else uses HTTP/1.1.
     ///
-    /// A request of which a resting connection, closed meanwhile by the other side, took nothing
-    /// is sent anew on a fresh one; so is one that changes nothing and has no body, if it was
-    /// lost to a connection that had rested for long.
+    /// The other side may have closed an idle connection meanwhile. If it took nothing of the
+    /// request, a fresh connection sends the request again. A safe request without a body is sent
+    /// again, too, when it was lost on a long-idle connection.
     ///
     /// # Errors
-    /// Why there is no answer; with the request, when nothing of it was sent.
+    /// Returns the reason why there is no answer. Returns the request too, when nothing of it was
+    /// sent.
     pub async fn send(&self, to: &D::To, mut request: Request<Body>) -> Result<Sent, Failed> {
-        // Opening a connection is boxed, so that a request by a resting one moves little memory.
+        // Opening a connection is boxed, so that a request on an idle connection moves little
+        // memory.
         if is_grpc(&request) {
             return Box::pin(self.send_shared(to, request)).await;
         }
@@ -248,7 +252,7 @@ impl<D: Dial> Pool<D> {
         Box::pin(self.send_alone(to, request, shelf)).await
     }
 
-    /// Sends a request by a connection that is opened for it.
+    /// Sends a request on a connection that is opened for it.
     async fn send_alone(
         &self,
         to: &D::To,
@@ -292,15 +296,15 @@ impl<D: Dial> Pool<D> {
         builder.max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX));
         let (sender, connection) = builder.handshake(io).await.map_err(Error::of)?;
         self.tasks.spawn(async move {
-            // Whoever waits for an answer is told of an error.
+            // The caller that waits for an answer gets the error.
             let _ = connection.await;
         });
         Ok(sender)
     }
 }
 
-/// A second request, for one that may be sent twice: it changes nothing (RFC 9110, 9.2.1) and
-/// has no body.
+/// Copies a request that may be sent twice: it changes nothing (RFC 9110, 9.2.1) and has no body.
+/// Returns `None` for any other request.
 fn spare(request: &Request<Body>) -> Option<Request<Body>> {
     let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if !safe || !request.body().is_end_stream() {
@@ -313,7 +317,7 @@ fn spare(request: &Request<Body>) -> Option<Request<Body>> {
     Some(spare)
 }
 
-/// Whether a connection ended with nothing of an answer.
+/// Reports whether a connection ended without any part of an answer.
 fn is_lost(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_closed() || error.is_canceled()
 }
@@ -326,8 +330,8 @@ fn finish(answer: Response<hyper::body::Incoming>, line: Box<Line>, shelf: Arc<S
     Sent { answer, switched: None }
 }
 
-/// Whether a request is gRPC over HTTP/2 (its content type is `application/grpc`, perhaps with a
-/// suffix; not `application/grpc-web`).
+/// Reports whether a request is gRPC over HTTP/2. Its content type is `application/grpc`, perhaps
+/// with a suffix, but not `application/grpc-web`.
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
     let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));

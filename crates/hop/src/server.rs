@@ -1,6 +1,8 @@
-//! Takes requests in: HTTP/1.1, and HTTP/2 from who speaks it without asking (gRPC, a proxy in
-//! front). A client that is slow, that sends too large a head, or that comes with too many others
-//! is turned away at once.
+//! The server's end. It accepts HTTP/1.1, and HTTP/2 from clients that speak it without
+//! negotiation, such as gRPC or a proxy in front.
+//!
+//! Limits of time and size end connections of slow clients and of clients with large heads. A
+//! connection beyond the limits is refused at once.
 
 use crate::body::{Body, Held};
 use crate::pace::{Over, Pace, Watch};
@@ -25,19 +27,19 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use types::ClientNetwork;
 
-/// How long requests under way may take once a shutdown began.
+/// Time for requests under way once a shutdown has begun.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long to wait when the process has no descriptor left for another connection.
+/// Time to wait when the process has no descriptor left for another connection.
 const EXHAUSTED: Duration = Duration::from_millis(100);
-/// How long a TLS handshake may take.
+/// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How often a silent HTTP/2 client is asked whether it is still there.
+/// Time between two pings of a silent HTTP/2 client.
 const PING: Duration = Duration::from_secs(60);
-/// Bytes that an HTTP/2 client may send on one stream, and on one connection, before somebody reads
+/// Bytes that an HTTP/2 client may send on a stream, and on a connection, before the handler reads
 /// them. An adaptive window would let an idle reader hold 16 MiB for each connection.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Answer to a client that comes with too many others.
+/// Answer to a connection beyond the limits.
 const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -45,9 +47,9 @@ const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
 /// listener's connections that the peer's network may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
-    /// Nothing is known about the peer.
+    /// The peer is unknown.
     Stranger,
-    /// The network belongs to a host, or somebody there has shown a credential.
+    /// The network belongs to a host, or a client from there has shown a credential.
     Known,
     /// The peer is on this machine, or its certificate is good. A proxy on this machine has the
     /// connections of many clients.
@@ -64,7 +66,7 @@ impl Standing {
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one of a client at an address.
+    /// Answers a request of the client at `peer`.
     fn handle(
         self: &Arc<Self>,
         request: Request<Body>,
@@ -77,14 +79,14 @@ pub trait Handler: Send + Sync + 'static {
     }
 }
 
-/// What clients may take.
+/// Limits of a listener's clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at once. An eighth is kept back from strangers.
+    /// Most connections at once. An eighth is kept back from strangers.
     pub connections: usize,
-    /// Connections at once of one network of strangers: an IPv4 address or an IPv6 /64.
+    /// Most connections at once of a network of strangers: an IPv4 address or an IPv6 /64.
     pub per_network: usize,
-    /// Bytes of a request's head; of headers, it may have 100, hyper's default.
+    /// Most bytes of a request's head. A head may have 100 headers, hyper's default.
     pub head_bytes: usize,
 }
 
@@ -111,7 +113,7 @@ impl Limits {
 /// Holder of a connection.
 type Holder = (ClientNetwork, Standing);
 
-/// The connections of one listener.
+/// The connections of a listener.
 #[derive(Clone)]
 struct Places {
     shares: Shares<Holder>,
@@ -125,15 +127,15 @@ impl Places {
     }
 }
 
-/// The TLS configuration that the next handshake goes by.
+/// Source of the TLS configuration for the next handshake.
 pub type Tls = watch::Receiver<Arc<ServerConfig>>;
 
-/// Serves until the shutdown, and then what is under way for a while.
+/// Serves until the shutdown. Requests under way then get some time to end.
 pub fn serve<H: Handler>(listener: TcpListener, handler: H, limits: Limits, tasks: &Tasks) {
     run(listener, None, handler, limits, tasks);
 }
 
-/// As [`serve`], over TLS; each handshake goes by the configuration that is current when it
+/// Serves over TLS, like [`serve`]. Each handshake uses the configuration that is current when it
 /// begins.
 pub fn serve_tls<H: Handler>(
     listener: TcpListener,
@@ -145,7 +147,7 @@ pub fn serve_tls<H: Handler>(
     run(listener, Some(tls), handler, limits, tasks);
 }
 
-/// Serves one connection that was accepted elsewhere, until the shutdown or its end.
+/// Serves a connection that was accepted elsewhere, until the shutdown or its end.
 pub async fn serve_stream<H: Handler>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: SocketAddr,
@@ -206,8 +208,8 @@ fn run<H: Handler>(
     });
 }
 
-/// Turns a connection away. A waiting client would not be served sooner, and would hold a place in
-/// the system's queue that others need.
+/// Refuses a connection. A waiting client would not be served sooner, and would hold a place in the
+/// system's queue that others need.
 fn refuse(stream: TcpStream, peer: SocketAddr, full: Full, plain: bool) {
     let whose = match full {
         Full::All => "all",
@@ -216,8 +218,8 @@ fn refuse(stream: TcpStream, peer: SocketAddr, full: Full, plain: bool) {
     metrics::counter!("wrenn_connections_refused_total", "full" => whose).increment(1);
     tracing::debug!(%peer, whose, "a connection is one too many");
     if let (true, Ok(mut stream)) = (plain, stream.into_std()) {
-        // Neither call blocks. The bytes that have come are read, since a close with unread bytes
-        // takes the answer away.
+        // Neither call blocks. Received bytes are read, since a close with unread bytes makes the
+        // client lose the answer.
         let _ = stream.write(CROWDED);
         let _ = stream.read(&mut [0; 4096]);
     }
@@ -228,7 +230,7 @@ fn builder(limits: Limits) -> Builder<TokioExecutor> {
     // The connection itself bounds the time of a head, from its first byte.
     let mut http1 = builder.http1();
     http1.timer(TokioTimer::new()).header_read_timeout(None);
-    // A head has to fit into the buffer that requests are read by.
+    // A head has to fit into the buffer for reading requests.
     http1.max_buf_size(limits.head_bytes);
     let head = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
     let mut http2 = builder.http2();
@@ -252,13 +254,13 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
-/// Whether an accept failed for the client's sake, not ours.
+/// Reports whether an accept failed because of the client.
 fn is_clients(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A connection once the client has shown who it is, if it can.
+/// Makes the TLS handshake. Returns `None` when it fails or takes too long.
 async fn secured(
     stream: TcpStream,
     peer: SocketAddr,
@@ -271,13 +273,13 @@ async fn secured(
         Ok(Err(error)) => {
             let why = error.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>());
             match why {
-                // One that should show who it is, and did not.
+                // The client should have shown a good certificate.
                 Some(
                     rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented,
                 ) => {
                     tracing::warn!(%peer, %error, "a client was refused");
                 }
-                // Whoever finds the port may speak what they like to it.
+                // Anybody who finds the port may send anything to it, so this is no warning.
                 _ => tracing::debug!(%peer, %error, "a client was refused"),
             }
             None

@@ -1,6 +1,6 @@
-//! Bounded shares of something that many hold at once: connections, requests, bytes. Each key has a
-//! bound, and all keys together have another. A request for more is refused at once and never
-//! waits.
+//! Bounded shares of a resource that many hold at once: connections, requests, bytes. Each key has
+//! a bound, and all keys together have another. A request beyond a bound is refused at once and
+//! never waits.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -15,7 +15,7 @@ const SHARDS: usize = 16;
 pub struct Bounds {
     /// Bound of all keys together.
     pub all: u64,
-    /// Bound of one key.
+    /// Bound of a single key.
     pub each: u64,
 }
 
@@ -65,7 +65,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     /// Takes an amount for a key.
     ///
     /// # Errors
-    /// When a bound would be passed; nothing is taken then.
+    /// Returns the bound that would be exceeded. Takes nothing then.
     pub fn take(&self, key: K, amount: u64, bounds: Bounds) -> Result<Share<K>, Full> {
         let room = |held: u64| held.checked_add(amount).filter(|held| *held <= bounds.all);
         let all = self.0.all.fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
@@ -98,10 +98,10 @@ impl<K: Hash + Eq> Counts<K> {
 }
 
 impl<K: Hash + Eq> Share<K> {
-    /// Takes so much more for the same key.
+    /// Takes `more` in addition for the same key.
     ///
     /// # Errors
-    /// When a bound would be passed; nothing is taken then.
+    /// Returns the bound that would be exceeded. Takes nothing then.
     pub fn grow(&mut self, more: u64, bounds: Bounds) -> Result<(), Full>
     where
         K: Clone,

@@ -1,5 +1,5 @@
-//! A connection with limits of time that cost a request nothing. The clock is read only when
-//! nothing moves, and only then is the connection's single timer armed.
+//! A connection with limits of time that cost a request nothing. Only while nothing moves, the
+//! clock is read and the connection's single timer is armed.
 
 use crate::pace::Pace;
 use std::future::Future;
@@ -15,18 +15,19 @@ use tokio::time::{Instant, Sleep};
 pub const SILENCE: Duration = Duration::from_secs(600);
 
 /// A connection that fails when nothing has moved on it for too long. An accepted connection is
-/// timed while its client takes nothing; [`crate::pace`] times it between requests.
+/// timed while its client takes nothing. [`crate::pace`] times it between requests.
 pub(crate) struct Timed<I> {
     io: I,
-    /// `None` on a client's side, where an answer is always awaited.
+    /// State of an accepted connection. `None` for a dialled one, where an answer is always
+    /// awaited.
     pace: Option<Arc<Pace>>,
     still: Still,
 }
 
-/// Finds out when nothing has moved for too long.
+/// Detects that nothing has moved for too long.
 #[derive(Default)]
 pub(crate) struct Still {
-    /// Time of the first look that saw no movement.
+    /// Time of the first check that saw no movement.
     since: Option<Instant>,
     timer: Timer,
 }
@@ -37,12 +38,12 @@ pub(crate) struct Timer(Option<Armed>);
 
 struct Armed {
     sleep: Pin<Box<Sleep>>,
-    /// Who will be woken.
+    /// The waker that the timer wakes.
     known: Waker,
 }
 
 impl Still {
-    /// Notes that something has moved.
+    /// Records that bytes have moved.
     pub(crate) fn moved(&mut self) {
         self.since = None;
     }
@@ -55,7 +56,7 @@ impl Still {
 }
 
 impl Timer {
-    /// Completes at the deadline; wakes the task then.
+    /// Completes at the deadline, and wakes the task then.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let Armed { sleep, known } = self.0.get_or_insert_with(|| Armed {
             sleep: Box::pin(tokio::time::sleep_until(deadline)),
@@ -66,7 +67,8 @@ impl Timer {
             return Poll::Pending;
         }
         known.clone_from(cx.waker());
-        // Armed too early it is armed anew when it rings, which is cheaper than at each byte.
+        // A timer that was armed too early is armed anew when it fires. This is cheaper than at
+        // each byte.
         if !early {
             sleep.as_mut().reset(deadline);
         }
@@ -81,12 +83,12 @@ impl Timer {
 }
 
 impl<I> Timed<I> {
-    /// Wraps a connection that we dialled.
+    /// Wraps a connection that this process dialled.
     pub(crate) fn dialled(io: I) -> Self {
         Self { io, pace: None, still: Still::default() }
     }
 
-    /// Wraps a connection that we accepted.
+    /// Wraps a connection that this process accepted.
     pub(crate) fn accepted(io: I, pace: Arc<Pace>) -> Self {
         Self { io, pace: Some(pace), still: Still::default() }
     }
@@ -191,7 +193,7 @@ mod tests {
         let mut io = Timed::accepted(server, Arc::default());
         tokio::time::sleep(SILENCE * 2).await;
         let started = Instant::now();
-        // As a server does: it looks whether its client is still there whenever it writes.
+        // A server checks in the same manner, at each write, that its client is still there.
         let error = std::future::poll_fn(|cx| {
             let mut byte = [0];
             assert!(Pin::new(&mut io).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending());

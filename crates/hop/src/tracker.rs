@@ -1,55 +1,55 @@
-//! Counts what goes through a gate, and shuts it: `acquire` until `drain`, which waits until
-//! everything that went in has come out; `reset` opens it again.
+//! A gate that counts its visitors. `acquire` lets visitors in until `drain` shuts the gate and
+//! waits until all have left. `reset` opens the gate again.
 //!
-//! One word holds the flag, the count and how often the gate was opened, so that to look and to
-//! count are one step and nothing slips past a drain. Takes its primitives from `sync`, so that
-//! the model in `tests/loom.rs` runs the same code.
+//! A single word holds the flag, the count and the number of openings. So checking and counting are
+//! a single step, and no visitor slips past a drain. The primitives come from `sync`, so that the
+//! model in `tests/loom.rs` runs the same code.
 
 use super::sync::{Arc, AtomicU64, AtomicWaker};
 use std::future::Future;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::task::{Context, Poll};
 
-/// Lowest bit: the gate is shut.
+/// Lowest bit, set while the gate is shut.
 const SHUT: u64 = 1;
-/// One that is inside; the count has bits 1 to 32.
+/// A single visitor. The count has bits 1 to 32.
 const ONE: u64 = 2;
 const COUNT: u64 = (u32::MAX as u64) << 1;
-/// One opening; their number, which may wrap, has the rest.
+/// A single opening. The number of openings has the remaining bits, and may wrap.
 const OPENING: u64 = 1 << 33;
 
-/// The gate; a clone is the same one.
+/// The gate. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Tracker(Arc<Gate>);
 
 #[derive(Debug)]
 struct Gate {
     state: AtomicU64,
-    /// The one that drains.
+    /// Waker of the task that drains.
     waiting: AtomicWaker,
 }
 
-/// Why the gate lets nobody in.
+/// Reasons why the gate refuses a visitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// It is shut.
+    /// The gate is shut.
     Draining,
-    /// As many are inside as may be.
+    /// As many visitors are inside as may be.
     Full,
 }
 
-/// How a drain ended.
+/// Results of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
-    /// Nobody is inside, and nobody gets in.
+    /// No visitor is inside, and none gets in.
     Empty,
-    /// The grace ended with so many still inside.
+    /// The grace period ended with this many visitors still inside.
     Left(u64),
     /// The gate was opened again meanwhile.
     Reset,
 }
 
-/// A place inside; given back once, when it is dropped.
+/// A visitor's place, given back when it is dropped.
 #[derive(Debug)]
 pub struct Place(Arc<Gate>);
 
@@ -58,7 +58,7 @@ pub struct Place(Arc<Gate>);
 pub struct Drain(u64);
 
 impl Default for Tracker {
-    /// An open gate.
+    /// Makes an open gate.
     fn default() -> Self {
         let (state, waiting) = (AtomicU64::new(0), AtomicWaker::new());
         Self(Arc::new(Gate { state, waiting }))
@@ -66,10 +66,10 @@ impl Default for Tracker {
 }
 
 impl Tracker {
-    /// Goes in, where fewer than `most` are inside.
+    /// Lets a visitor in, if fewer than `most` are inside.
     ///
     /// # Errors
-    /// When the gate is shut, or as many are inside as may be.
+    /// Returns `Draining` when the gate is shut, and `Full` when `most` visitors are inside.
     pub fn acquire(&self, most: u32) -> Result<Place, Refused> {
         let mut seen = self.0.state.load(Acquire);
         loop {
@@ -86,7 +86,7 @@ impl Tracker {
         }
     }
 
-    /// How many are inside.
+    /// Counts the visitors inside.
     pub fn count(&self) -> u64 {
         (self.0.state.load(Acquire) & COUNT) / ONE
     }
@@ -96,7 +96,7 @@ impl Tracker {
         Drain(self.0.state.fetch_or(SHUT, AcqRel) & !(SHUT | COUNT))
     }
 
-    /// Opens the gate; a drain that waits ends.
+    /// Opens the gate. Ends a waiting drain.
     pub fn reset(&self) {
         let mut seen = self.0.state.load(Acquire);
         while let Err(newer) = self.0.state.compare_exchange_weak(
@@ -110,7 +110,7 @@ impl Tracker {
         self.0.waiting.wake();
     }
 
-    /// Whether a drain has ended; one waits at a time.
+    /// Polls for the end of a drain. Only a single task waits at a time.
     pub fn poll_drained(&self, drain: Drain, cx: &mut Context<'_>) -> Poll<Drained> {
         self.0.waiting.register(cx.waker());
         let state = self.0.state.load(Acquire);
@@ -120,7 +120,7 @@ impl Tracker {
         if state & COUNT == 0 { Poll::Ready(Drained::Empty) } else { Poll::Pending }
     }
 
-    /// Shuts the gate and waits until nobody is inside, or `grace` ends.
+    /// Shuts the gate and waits until no visitor is inside, or `grace` ends.
     pub async fn drain(&self, grace: impl Future<Output = ()>) -> Drained {
         let drain = self.shut();
         let mut grace = std::pin::pin!(grace);

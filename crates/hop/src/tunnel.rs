@@ -1,5 +1,5 @@
-//! Two connections joined byte for byte, as after a WebSocket's handshake. A tunnel on which
-//! nothing moves holds no buffer.
+//! Joins two connections byte for byte, as after a WebSocket's handshake. An idle tunnel holds no
+//! buffer.
 
 use crate::timed::SILENCE;
 use bytes::{Buf, Bytes};
@@ -10,18 +10,18 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// Bytes that are read at once.
+/// Bytes per read.
 const CHUNK: usize = 64 * 1024;
 
 thread_local! {
-    /// What is read goes through here, and is kept beyond a poll only when it cannot be written.
+    /// Buffer of all reads. Bytes are kept beyond a poll only when they cannot be written.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
 }
 
-/// One direction.
+/// A direction of a tunnel.
 #[derive(Debug, Default)]
 struct Way {
-    /// Read and not yet written.
+    /// Bytes that are read and not yet written.
     kept: Bytes,
     flushed: bool,
     read_all: bool,
@@ -33,8 +33,8 @@ impl Way {
         Self { kept, ..Self::default() }
     }
 
-    /// Moves bytes until one side has to wait, or all is done: then the end is passed on, and the
-    /// other direction goes on by itself.
+    /// Moves bytes until a side has to wait, or all is done. At the end of the bytes, passes the
+    /// end on. The other direction goes on by itself.
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -56,7 +56,7 @@ impl Way {
                 *moved = true;
                 self.flushed = false;
             }
-            // An empty slice of a large buffer would keep the whole of it.
+            // An empty slice of a large buffer would keep the whole buffer.
             self.kept = Bytes::new();
             if self.read_all {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
@@ -77,7 +77,7 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and writes what it can of it.
+    /// Reads once and writes as much of it as possible.
     fn pass<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> io::Result<Poll<()>>
     where
         R: AsyncRead + Unpin,
@@ -109,11 +109,11 @@ impl Way {
     }
 }
 
-/// Passes everything on between `one` and `other` until both have ended, one has failed, or
-/// nothing has moved for [`SILENCE`]. `first` has been read of `other` already.
+/// Passes all bytes between `one` and `other`, until both have ended, either has failed, or nothing
+/// has moved for [`SILENCE`]. `first` holds bytes that were already read from `other`.
 ///
 /// # Errors
-/// What ended it before both sides had.
+/// Returns the error that ended the tunnel before both sides had ended.
 pub(crate) async fn tunnel<A, B>(one: &mut A, other: &mut B, first: Bytes) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    /// A tunnel that runs, with both of its far ends.
+    /// Runs a tunnel and returns both of its far ends.
     fn running(first: &'static [u8], room: usize) -> (DuplexStream, DuplexStream) {
         let ((here, mut one), (there, mut other)) = (duplex(room), duplex(room));
         tokio::spawn(async move {

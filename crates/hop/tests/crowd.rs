@@ -1,4 +1,5 @@
-//! A crowd of connections from one network leaves room for others, and is refused at once.
+//! Tests that a crowd of connections from a single network leaves room for others, and is refused
+//! at once.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
@@ -32,7 +33,7 @@ impl Handler for Ok {
     }
 }
 
-/// Connects from an address; returns the connection and its first answer's status.
+/// Connects from an address. Returns the connection and its first answer's status.
 async fn asked(from: u8, to: SocketAddr) -> (TcpStream, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, from], 0))).unwrap();
@@ -44,8 +45,8 @@ async fn asked(from: u8, to: SocketAddr) -> (TcpStream, String) {
     (stream, status.into_owned())
 }
 
-/// Reports whether a connection was turned away. The answer tells, or the connection's end where
-/// the system took the answer away.
+/// Reports whether a connection was refused. Either the answer shows it, or the connection's end
+/// where the answer was lost.
 fn refused(status: &str) -> bool {
     status == "503" || status.is_empty()
 }
@@ -66,7 +67,7 @@ async fn a_network_has_its_share_and_an_eighth_is_kept_back_from_strangers() {
         }
         assert!(refused(&asked(from, to).await.1), "{from}");
     }
-    // No further stranger is let in; known peers are, while there is any room.
+    // No further stranger is let in. Known peers are, while there is any room.
     assert!(refused(&asked(9, to).await.1));
     for from in [KNOWN, 1] {
         let (stream, status) = asked(from, to).await;

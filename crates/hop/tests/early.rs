@@ -1,4 +1,4 @@
-//! An answer that comes before the request's body has ended reaches whoever still sends.
+//! Tests that an answer before the end of the request's body reaches a client that still sends.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
@@ -28,7 +28,7 @@ impl Dial for Plain {
     }
 }
 
-/// Reads a part of what it is sent and has no room for the rest.
+/// Handler that reads a part of the body and has no room for the rest.
 struct Full;
 
 impl Handler for Full {

@@ -1,12 +1,12 @@
-//! Every order in which threads can go through the tracker's steps, by loom. The tracker's own source is compiled here over
-//! loom's primitives.
+//! Tests every order in which threads can go through the tracker's steps, by loom. The tracker's
+//! own source is compiled here over loom's primitives.
 
 mod sync {
     pub(crate) use loom::sync::Arc;
     pub(crate) use loom::sync::atomic::AtomicU64;
     use std::task::Waker;
 
-    /// loom's, with the form of the one that is used.
+    /// loom's waker, with the interface of the production one.
     #[derive(Debug)]
     pub(crate) struct AtomicWaker(loom::future::AtomicWaker);
 
@@ -35,8 +35,8 @@ use loom::thread;
 use std::future::poll_fn;
 use tracker::{Drained, Tracker};
 
-/// Runs every order with at most three preemptions; more multiply the orders and, as loom's
-/// documents say, hardly ever find more.
+/// Runs every order with at most three preemptions. More preemptions multiply the orders and, by
+/// loom's documentation, hardly ever find more errors.
 fn model(steps: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -61,7 +61,7 @@ fn nobody_is_inside_once_a_drain_has_ended() {
             .collect();
         let drain = gate.shut();
         assert_eq!(block_on(poll_fn(|cx| gate.poll_drained(drain, cx))), Drained::Empty);
-        // Whoever comes later is refused, so that this holds for good.
+        // Later visitors are refused, so this stays true.
         assert_eq!(inside.load(SeqCst), 0);
         assert!(gate.acquire(10).is_err());
         visitors.into_iter().for_each(|v| v.join().unwrap());
@@ -79,7 +79,7 @@ fn a_reset_ends_a_drain_that_waits_and_opens_the_gate() {
             let gate = gate.clone();
             thread::spawn(move || gate.reset())
         };
-        // The place is kept: nothing but the reset can end it.
+        // The place is kept, so only the reset can end the drain.
         assert_eq!(block_on(poll_fn(|cx| gate.poll_drained(drain, cx))), Drained::Reset);
         opener.join().unwrap();
         drop(gate.acquire(10).unwrap());

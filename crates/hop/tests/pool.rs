@@ -1,4 +1,4 @@
-//! Connections are kept and used again, whatever the pace of answers.
+//! Tests that connections are kept and used again, whatever the pace of answers.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Counts the connections that are opened.
+/// Dialer that counts the opened connections.
 struct Counting(Arc<AtomicUsize>);
 
 impl Dial for Counting {
@@ -27,7 +27,7 @@ impl Dial for Counting {
     }
 }
 
-/// Answers for ever, head and body apart.
+/// Answers for ever, with head and body in separate writes.
 async fn answer(stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);

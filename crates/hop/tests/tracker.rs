@@ -1,4 +1,4 @@
-//! Random histories of the tracker against a plain model of it.
+//! Compares random histories of the tracker with a plain model of it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,11 +9,11 @@ use std::task::{Context, Poll, Waker};
 #[derive(Debug, Clone)]
 enum Step {
     Acquire(u32),
-    /// The one that has been inside for so long.
+    /// The visitor at this position leaves, counted from the oldest.
     Leave(usize),
     Shut,
     Reset,
-    /// Asks for the drain that began so long ago.
+    /// Polls the drain at this position, counted from the newest.
     Poll(usize),
 }
 
@@ -28,13 +28,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..120)
 }
 
-/// What the tracker is to be.
+/// Plain model of the tracker.
 #[derive(Default)]
 struct Model {
     inside: Vec<Place>,
     shut: bool,
     opened: u32,
-    /// Each with the count of openings that it began under.
+    /// Drains, each with the number of openings at its beginning.
     drains: Vec<(Drain, u32)>,
 }
 

@@ -1,5 +1,6 @@
-//! The authority: one key that every control plane has, which vouches for hosts and for control
-//! planes, and certificates of those that are trusted, which are two while one replaces another.
+//! The platform's certificate authority. All control planes share its key, which vouches for hosts
+//! and for control planes. The trusted certificates are two while a new authority replaces an old
+//! one.
 
 use crate::identity::{Key, Pair, certificates, fingerprint, public_key};
 use crate::tls::Trust;
@@ -15,23 +16,23 @@ use time::{Duration, OffsetDateTime};
 use types::HostId;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How long a host's certificate is valid.
+/// Validity of a host's certificate.
 pub const HOST_LIFE: Duration = Duration::days(7);
-/// How long a control plane's certificate is valid.
+/// Validity of a control plane's certificate.
 pub const CONTROL_PLANE_LIFE: Duration = Duration::hours(24);
-/// How long a domain's certificate is valid: longer ones, some clients refuse.
+/// Validity of a domain's certificate. Some clients refuse a longer one.
 const WILDCARD_LIFE: Duration = Duration::days(397);
 const AUTHORITY_LIFE: Duration = Duration::days(3650);
-/// By how much a clock may be behind the authority's.
+/// Time by which another clock may be behind the authority's.
 const SKEW: Duration = Duration::minutes(5);
 
-/// Vouches for hosts and control planes.
+/// Certificate authority for hosts and control planes.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     trust: Trust,
 }
 
-/// A certificate of a host.
+/// A signed certificate.
 #[derive(Debug, Clone)]
 pub struct Leaf {
     pub cert_pem: String,
@@ -40,10 +41,10 @@ pub struct Leaf {
 }
 
 impl Authority {
-    /// A new authority's certificate and key.
+    /// Makes a new authority's certificate and key.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// Returns an error when the certificate cannot be signed.
     pub fn generate() -> Result<Pair, Error> {
         let key = Key::generate()?;
         let mut params = lasting(AUTHORITY_LIFE);
@@ -54,11 +55,11 @@ impl Authority {
         Ok(Pair { cert_pem, key_pem: key.to_pem() })
     }
 
-    /// An authority whose key is `key`: its certificate is one of `certs`, and all of those are
-    /// trusted.
+    /// Loads the authority whose key is `key`. A certificate of `certs` is its own, and all of them
+    /// are trusted.
     ///
     /// # Errors
-    /// What is wrong with either, or that they do not belong together.
+    /// Returns an error when `certs` or `key` is invalid, or no certificate has this key.
     pub fn load(certs: &str, key: &str) -> Result<Self, Error> {
         let key = Key::from_pem(key)?;
         let all = certificates(certs)?;
@@ -69,16 +70,17 @@ impl Authority {
         Ok(Self { issuer, trust: Trust::from_pem(certs)? })
     }
 
-    /// Those that are trusted.
+    /// Returns the trusted authorities.
     #[must_use]
     pub fn trust(&self) -> &Trust {
         &self.trust
     }
 
-    /// Vouches that a request's key is a host's, which is reached at `name`.
+    /// Signs a certificate that vouches for a request's key as the key of a host, which is reached
+    /// at `name`.
     ///
     /// # Errors
-    /// When the request is none, or is not signed by its key.
+    /// Returns an error for a wrong `name`, and for a malformed or wrongly signed request.
     pub fn sign_host(&self, request: &str, host: HostId, name: &str) -> Result<Leaf, Error> {
         let request = CertificateSigningRequestParams::from_pem(request)
             .map_err(|_| Error::Wrong("the signing request cannot be read, or is not signed"))?;
@@ -93,11 +95,11 @@ impl Authority {
         self.sign(params, &request.public_key)
     }
 
-    /// A certificate and key for a domain and the names right below it, for anyone who trusts the
-    /// authority.
+    /// Makes a certificate and key for a domain and the names right below it. Clients must trust
+    /// the authority.
     ///
     /// # Errors
-    /// When the domain is no name, or it cannot be signed.
+    /// Returns an error when the domain is no name, or the certificate cannot be signed.
     pub fn wildcard(&self, domain: &str) -> Result<Pair, Error> {
         let domain = domain.trim_matches('.').to_ascii_lowercase();
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
@@ -121,10 +123,10 @@ impl Authority {
         Ok(Leaf { cert_pem: cert.pem(), fingerprint, expires_at })
     }
 
-    /// A control plane's certificate and key, which stay in its memory.
+    /// Makes a control plane's certificate and key, which stay in its memory.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// Returns an error when the certificate cannot be signed.
     pub fn control_plane(&self) -> Result<Pair, Error> {
         self.control_plane_for(CONTROL_PLANE_LIFE)
     }
@@ -137,7 +139,7 @@ impl Authority {
     }
 }
 
-/// Checks that a certificate may vouch for others, today.
+/// Checks that a certificate is an authority's, and is valid now.
 fn check(cert: &CertificateDer<'_>) -> Result<(), Error> {
     let parsed = X509Certificate::from_der(cert);
     let (_, cert) = parsed.map_err(|_| Error::Wrong("an authority's certificate is none"))?;

@@ -1,4 +1,4 @@
-//! Keys and certificates: made, read, told apart.
+//! Keys and certificates: makes them, reads them and identifies them.
 
 use crate::Error;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -8,22 +8,22 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
-/// A private key, ECDSA P-256. It is shown to nobody but its own file.
+/// A private key, ECDSA P-256. It leaves this type only for its file.
 pub struct Key(pub(crate) KeyPair);
 
 impl Key {
-    /// A new one.
+    /// Makes a new key.
     ///
     /// # Errors
-    /// When the system has no randomness.
+    /// Returns an error when the system has no randomness.
     pub fn generate() -> Result<Self, Error> {
         Ok(Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
     }
 
-    /// One that was kept, as PKCS#8 or SEC1.
+    /// Reads a stored key, as PKCS#8 or SEC1.
     ///
     /// # Errors
-    /// What it is instead.
+    /// Returns an error when the text is no PEM, or the key is of another kind.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
         let der = PrivateKeyDer::from_pem_slice(pem.as_bytes());
         let der = der.map_err(|_| Error::NotPem("the key"))?;
@@ -31,25 +31,25 @@ impl Key {
         Ok(Self(pair.map_err(|_| Error::Wrong("the key must be ECDSA P-256"))?))
     }
 
-    /// For its file.
+    /// Returns the key as PEM, for its file.
     #[must_use]
     pub fn to_pem(&self) -> String {
         self.0.serialize_pem()
     }
 
-    /// A request for a certificate of it, which proves that whoever asks has it. What the
-    /// certificate says is for the authority alone to say.
+    /// Makes a signing request, which proves possession of the key. The authority alone decides on
+    /// the certificate's contents.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// Returns an error when the request cannot be signed.
     pub fn request(&self) -> Result<String, Error> {
         Ok(CertificateParams::default().serialize_request(&self.0)?.pem()?)
     }
 
-    /// A certificate that nobody vouches for: it shows the key, no more.
+    /// Makes a certificate without an authority. It shows the key and proves nothing else.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// Returns an error when the certificate cannot be signed.
     pub fn self_signed(&self) -> Result<Pair, Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "wrenn host before enrolment");
@@ -86,19 +86,19 @@ pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Er
     if certs.is_empty() { Err(Error::NotPem("the certificate")) } else { Ok(certs) }
 }
 
-/// What names a certificate: the SHA-256 of it, in hexadecimal digits.
+/// Returns the fingerprint of a DER certificate: its SHA-256 in hexadecimal digits.
 #[must_use]
 pub fn fingerprint(cert: &[u8]) -> String {
     Sha256::digest(cert).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns the fingerprint of a PEM certificate; `None` when the text is no PEM.
+/// Returns the fingerprint of a PEM certificate. Returns `None` when the text is no PEM.
 #[must_use]
 pub fn fingerprint_of_pem(pem: &str) -> Option<String> {
     certificates(pem).ok()?.first().map(|cert| fingerprint(cert))
 }
 
-/// Returns the expiry of a PEM certificate; `None` when the text is no PEM.
+/// Returns the expiry of a PEM certificate. Returns `None` when the text holds no certificate.
 #[must_use]
 pub fn expires_at(pem: &str) -> Option<OffsetDateTime> {
     let certs = certificates(pem).ok()?;
@@ -106,7 +106,7 @@ pub fn expires_at(pem: &str) -> Option<OffsetDateTime> {
     Some(cert.validity().not_after.to_datetime())
 }
 
-/// The name that a certificate is for, if it has one.
+/// Returns the common name of a DER certificate, if it has one.
 #[must_use]
 pub fn common_name(cert: &[u8]) -> Option<String> {
     let (_, cert) = X509Certificate::from_der(cert).ok()?;
@@ -114,14 +114,14 @@ pub fn common_name(cert: &[u8]) -> Option<String> {
     names.next()?.as_str().ok().map(str::to_owned)
 }
 
-/// The public key of a certificate.
+/// Returns the public key of a DER certificate. Returns `None` for anything else.
 #[must_use]
 pub fn public_key(cert: &[u8]) -> Option<Vec<u8>> {
     let (_, cert) = X509Certificate::from_der(cert).ok()?;
     Some(cert.public_key().raw.to_vec())
 }
 
-/// The public key that a request is for.
+/// Returns the public key of a PEM signing request. Returns `None` for anything else.
 #[must_use]
 pub fn public_key_of_request(pem: &str) -> Option<Vec<u8>> {
     let der = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(pem.as_bytes());

@@ -1,7 +1,7 @@
-//! Who is who between control planes and hosts: the authority that vouches for both, what its
-//! certificates say, and the TLS 1.3 configurations that demand them.
+//! Identity of control planes and hosts: the authority that vouches for both, the contents of its
+//! certificates, and the TLS 1.3 configurations that demand them.
 //!
-//! It opens no connection, keeps no file and never decides who may enrol.
+//! This crate opens no connection, keeps no file and never decides who may enrol.
 
 mod authority;
 mod identity;
@@ -16,7 +16,7 @@ pub use tls::{
     Trust, accept_and_prove, accept_control_plane, dial_host, prove, serve_public, witness,
 };
 
-/// What is wrong with a certificate, a key or a request for one.
+/// Faults of a certificate, a key or a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0} is not PEM")]
@@ -29,5 +29,5 @@ pub enum Error {
     Tls(#[from] rustls::Error),
 }
 
-/// The name that a control plane's certificate bears.
+/// Common name of a control plane's certificate.
 pub const CONTROL_PLANE: &str = "wrenn-control-plane";

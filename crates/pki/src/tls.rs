@@ -1,5 +1,5 @@
-//! Between the platform's parts TLS 1.3 and nothing older, with no session resumed: every
-//! connection proves anew who is at its ends. To the world, what its clients speak.
+//! TLS configurations. The platform's parts speak TLS 1.3 alone and resume no session. So every
+//! connection proves anew who is at its ends. The public side also speaks TLS 1.2.
 
 use crate::identity::{Pair, certificates, common_name};
 use crate::{CONTROL_PLANE, Error};
@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// ignore it.
 const PROOF: &[u8] = b"wrenn-proof";
 
-/// Authorities that are trusted.
+/// Trusted authorities.
 #[derive(Debug, Clone)]
 pub struct Trust {
     roots: Arc<RootCertStore>,
@@ -28,10 +28,10 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Those in a bundle.
+    /// Reads the authorities in a PEM bundle.
     ///
     /// # Errors
-    /// When there is none, or one cannot be read.
+    /// Returns an error when the bundle holds no certificate, or an unreadable one.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         for cert in certificates(pem)? {
@@ -40,7 +40,7 @@ impl Trust {
         Ok(Self { roots: Arc::new(roots), pem: pem.to_owned() })
     }
 
-    /// The bundle.
+    /// Returns the PEM bundle.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
@@ -61,10 +61,11 @@ fn server() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
     Ok(builder.with_protocol_versions(&[&rustls::version::TLS13])?)
 }
 
-/// How a control plane reaches hosts: as `pair`, and only those that the authorities vouch for.
+/// Makes the configuration by which a control plane, as `pair`, dials hosts. It accepts only hosts
+/// that the authorities vouch for.
 ///
 /// # Errors
-/// When the certificate or its key cannot be used.
+/// Returns an error when the certificate or its key cannot be used.
 pub fn dial_host(trust: &Trust, pair: &Pair) -> Result<ClientConfig, Error> {
     let (certs, key) = pair.parts()?;
     let builder = client()?.with_root_certificates(Arc::clone(&trust.roots));
@@ -73,19 +74,20 @@ pub fn dial_host(trust: &Trust, pair: &Pair) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
-/// How a host is reached: as `pair`, by control planes that the authorities vouch for, alone.
+/// Makes the configuration by which a host, as `pair`, serves. It accepts only control planes that
+/// the authorities vouch for.
 ///
 /// # Errors
-/// When the certificate or its key cannot be used.
+/// Returns an error when the certificate or its key cannot be used.
 pub fn accept_control_plane(trust: &Trust, pair: &Pair) -> Result<ServerConfig, Error> {
     accept(trust, Shown { serves: certified(pair)?, proven: None })
 }
 
-/// Works as [`accept_control_plane`] does, but shows a [`witness`] the certificate `proven`. This
-/// host has asked for a certificate for its key.
+/// Works like [`accept_control_plane`], but shows a [`witness`] the certificate `proven`. The host
+/// has asked for a certificate for that key.
 ///
 /// # Errors
-/// When a certificate or its key cannot be used.
+/// Returns an error when a certificate or its key cannot be used.
 pub fn accept_and_prove(trust: &Trust, pair: &Pair, proven: &Pair) -> Result<ServerConfig, Error> {
     accept(trust, Shown { serves: certified(pair)?, proven: Some(certified(proven)?) })
 }
@@ -106,8 +108,8 @@ fn certified(pair: &Pair) -> Result<Arc<CertifiedKey>, Error> {
     Ok(Arc::new(CertifiedKey::from_der(certs, key, &provider())?))
 }
 
-/// The certificates of a host: the one that it serves by, and one for a control plane that looks
-/// for its new key.
+/// The certificates of a host: its own, and perhaps another for a control plane that looks for the
+/// host's new key.
 #[derive(Debug)]
 struct Shown {
     serves: Arc<CertifiedKey>,
@@ -122,10 +124,11 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// How a host that nobody vouches for yet shows that it has its key: to anyone, and no more.
+/// Makes the configuration by which a host without a certificate of the authority shows its key.
+/// Anybody may connect.
 ///
 /// # Errors
-/// When the certificate or its key cannot be used.
+/// Returns an error when the certificate or its key cannot be used.
 pub fn prove(pair: &Pair) -> Result<ServerConfig, Error> {
     let (certs, key) = pair.parts()?;
     let mut config = server()?.with_no_client_auth().with_single_cert(certs, key)?;
@@ -133,10 +136,11 @@ pub fn prove(pair: &Pair) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// How anyone is served, who brings no certificate: by TLS 1.2 too, HTTP/2 or HTTP/1.1.
+/// Makes the configuration for the public, whose clients have no certificate: TLS 1.2 or 1.3,
+/// HTTP/2 or HTTP/1.1.
 ///
 /// # Errors
-/// When the certificate or its key cannot be used.
+/// Returns an error when the certificate or its key cannot be used.
 pub fn serve_public(pair: &Pair) -> Result<ServerConfig, Error> {
     let (certs, key) = pair.parts()?;
     let builder = ServerConfig::builder_with_provider(provider());
@@ -146,11 +150,12 @@ pub fn serve_public(pair: &Pair) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// Returns the configuration by which a control plane, as `pair` or as nobody, finds out which key
-/// answers at an address. Nothing may be sent over such a connection.
+/// Makes the configuration by which a control plane finds out the key that answers at an address.
+/// With `pair`, the control plane shows its certificate. The control plane must not send anything
+/// over such a connection.
 ///
 /// # Errors
-/// When the certificate or its key cannot be used.
+/// Returns an error when the certificate or its key cannot be used.
 pub fn witness(pair: Option<&Pair>) -> Result<ClientConfig, Error> {
     let builder =
         client()?.dangerous().with_custom_certificate_verifier(Arc::new(AnyKey(provider())));
@@ -163,7 +168,7 @@ pub fn witness(pair: Option<&Pair>) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
-/// Takes a control plane's certificate of the authorities, and no other.
+/// Verifier that accepts only control planes' certificates of the authorities.
 #[derive(Debug)]
 struct ControlPlanes(Arc<dyn ClientCertVerifier>);
 
@@ -208,7 +213,7 @@ impl ClientCertVerifier for ControlPlanes {
     }
 }
 
-/// Takes any certificate whose key the other side has.
+/// Verifier that accepts any certificate whose key the other side has.
 #[derive(Debug)]
 struct AnyKey(Arc<CryptoProvider>);
 

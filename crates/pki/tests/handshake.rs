@@ -1,4 +1,4 @@
-//! Who is let in and who is not, by whole handshakes.
+//! Tests with whole handshakes: some peers are let in, and others are refused.
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong ends the test")]
 
@@ -23,7 +23,7 @@ fn host_of(authority: &Authority, id: HostId, address: &str) -> Pair {
     Pair { cert_pem: leaf.cert_pem, key_pem: key.to_pem() }
 }
 
-/// A certificate as the authority itself would not give it.
+/// Makes a certificate that the authority itself would not give.
 fn odd(ca: &Pair, change: impl FnOnce(&mut CertificateParams)) -> Pair {
     let key = KeyPair::generate().unwrap();
     let issuer = KeyPair::from_pem(&ca.key_pem).unwrap();
@@ -43,7 +43,7 @@ fn expired(params: &mut CertificateParams) {
     params.not_after = OffsetDateTime::now_utc() - Duration::minutes(10);
 }
 
-/// Whether a byte gets from one side to the other and back.
+/// Reports whether a byte gets from one side to the other and back.
 async fn meets(client: ClientConfig, server: ServerConfig, name: &str) -> bool {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -121,7 +121,7 @@ async fn a_host_takes_no_one_but_a_control_plane_of_its_authority() {
     let self_signed = Key::generate().unwrap().self_signed().unwrap();
     let server = || pki::accept_control_plane(ca.trust(), &host).unwrap();
     let as_who = |pair: &Pair| pki::dial_host(ca.trust(), pair).unwrap();
-    // As the odd ones would be, were they not odd.
+    // The unchanged certificate is accepted, so each refusal below comes from its change.
     assert!(meets(as_who(&odd(&root, |_| {})), server(), "127.0.0.1").await);
     let unlike = [
         ("expired", odd(&root, expired)),
@@ -136,7 +136,7 @@ async fn a_host_takes_no_one_but_a_control_plane_of_its_authority() {
         ("self-signed", self_signed),
     ];
     for (what, pair) in &unlike {
-        // One without a use may be for any; only its name lets it in.
+        // A certificate without a stated use may serve any. Its name alone lets it in.
         let met = meets(as_who(pair), server(), "127.0.0.1").await;
         assert_eq!(met, *what == "of no use", "{what}");
     }
@@ -206,7 +206,7 @@ async fn one_authority_replaces_another_with_nobody_left_out() {
     let new_pair = Authority::generate().unwrap();
     let both = format!("{}{}", old_pair.cert_pem, new_pair.cert_pem);
     let during = Authority::load(&both, &new_pair.key_pem).unwrap();
-    // Hosts that have not renewed yet, and those that have; control planes likewise.
+    // Some hosts and control planes have renewed, and others have not.
     let hosts =
         [host_of(&old, HostId::new(), "127.0.0.1"), host_of(&during, HostId::new(), "127.0.0.1")];
     let planes = [old.control_plane().unwrap(), during.control_plane().unwrap()];
@@ -218,7 +218,7 @@ async fn one_authority_replaces_another_with_nobody_left_out() {
             assert!(meets(client, server, "127.0.0.1").await);
         }
     }
-    // And when it is over the old one is worth nothing.
+    // Afterwards, the old authority is worth nothing.
     let after = Trust::from_pem(&new_pair.cert_pem).unwrap();
     let server = pki::accept_control_plane(&after, &hosts[1]).unwrap();
     assert!(!meets(pki::dial_host(&after, &planes[0]).unwrap(), server, "127.0.0.1").await);
@@ -254,21 +254,21 @@ fn what_a_request_says_beside_its_key_is_not_heeded() {
     let cert = pem(&leaf.cert_pem).remove(0);
     assert_eq!(pki::common_name(&cert), Some(id.to_string()));
     assert_eq!(pki::fingerprint(&cert), leaf.fingerprint);
-    // A clock that is a minute behind takes it, and it is good for seven days.
+    // A clock that is a minute behind accepts the certificate, which is valid for seven days.
     let (from, to) = validity(&cert);
     let now = OffsetDateTime::now_utc();
     assert!(from < now - Duration::minutes(1) && from > now - Duration::minutes(10));
     assert!((to - now - Duration::days(7)).abs() < Duration::minutes(1));
     assert!(!String::from_utf8_lossy(&cert).contains("evil"));
     assert!(Authority::load(&leaf.cert_pem, &key.serialize_pem()).is_err());
-    // One that somebody else signed is none.
+    // A request with a wrong signature is refused.
     let mut bytes = request.clone().into_bytes();
     let at = bytes.len() - 80;
     bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
     assert!(ca.sign_host(&String::from_utf8(bytes).unwrap(), id, "127.0.0.1").is_err());
 }
 
-/// One key in both forms, made for this test.
+/// A key in both forms, made for this test.
 const SEC1: &str = "-----BEGIN EC PRIVATE KEY-----\n\
     MHcCAQEEIIZd9VBT+U5QNM/MIdNt08f8Oz4LUBbwCBmboFZqB9TJoAoGCCqGSM49\n\
     AwEHoUQDQgAEY78VyLVIlaDakQoamYxFBAhEKwT56jktRAMfEQjjVeosls/dycZI\n\

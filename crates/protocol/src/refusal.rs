@@ -1,10 +1,10 @@
-//! Why a host agent did not get an answer from a guest's port: told to the control plane by a
-//! header of its own, which no guest's answer carries past the agent.
+//! Reasons why a host agent got no answer from a guest's port. A header of its own carries the
+//! reason to the control plane. The agent removes this header from guests' answers.
 
-/// The header.
+/// Name of the header.
 pub const REFUSAL: &str = "wrenn-refusal";
 
-/// Why.
+/// A reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// The host has no such capsule, or its machine does not run.
@@ -13,17 +13,17 @@ pub enum Refusal {
     Paused,
     /// The capsule is being paused or resumed and takes no connection.
     Draining,
-    /// As many requests as may be are under way in the capsule.
+    /// As many requests as allowed are under way in the capsule.
     TooMany,
     /// No program listens at the port.
     PortClosed,
-    /// The guest takes no connection in time.
+    /// The guest accepts no connection in time.
     Unreachable,
     /// The program ended the connection without an answer.
     Closed,
-    /// What the program answered is not HTTP.
+    /// The program's answer is not HTTP.
     Garbage,
-    /// The program said nothing for as long as may be.
+    /// The program sent nothing for the longest allowed time.
     Silent,
 }
 
@@ -40,7 +40,7 @@ impl Refusal {
         Self::Silent,
     ];
 
-    /// The header's value.
+    /// Returns the header's value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,28 +1,28 @@
-//! Signed links to a file in a capsule, as E2B's SDKs make them of envd's token: whoever has one may
-//! do that one thing.
+//! Signed links to a file in a capsule, as E2B's SDKs make them from envd's token. A link's holder
+//! may do a single operation on a single file.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
 
-/// What a link lets do.
+/// Operation that a link allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Read,
     Write,
 }
 
-/// What a link says, beside its signature.
+/// Contents of a link, without its signature.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignedFile<'a> {
     pub path: &'a str,
     pub user: Option<&'a str>,
-    /// When it ends, in seconds since 1970.
+    /// Expiry, in seconds since 1970.
     pub until: Option<i64>,
 }
 
 impl SignedFile<'_> {
-    /// The signature of this.
+    /// Signs the link for an operation.
     #[must_use]
     pub fn sign(&self, operation: Operation, token: &str) -> String {
         let operation = match operation {

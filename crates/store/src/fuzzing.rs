@@ -1,14 +1,14 @@
-//! Entry points of the fuzz targets in `fuzz/`. The feature `fuzzing` alone compiles this module,
-//! so a build for use has no public parser.
+//! Entry points of the fuzz targets in `fuzz/`. Only the feature `fuzzing` compiles this module, so
+//! a production build has no public parser.
 
 use crate::seal::Sealer;
 use crate::tree::{PIECE, Tree};
 
-/// Reads `data` as an object that anybody with write access may have left in the store: a piece, or
-/// a tree.
+/// Reads `data` as a piece and as a tree. Anybody with write access may have left such an object in
+/// the store.
 ///
 /// # Panics
-/// When an opened piece is too large, or a sealed object does not open.
+/// Panics when an opened piece is too large, or a sealed object does not open.
 pub fn object(data: &[u8]) {
     let key = [7; 32];
     for sealer in [Sealer::new(None, "space"), Sealer::new(Some(&key), "space")] {
@@ -16,7 +16,7 @@ pub fn object(data: &[u8]) {
         let opened = sealer.open("name", data, most);
         assert!(opened.is_none_or(|piece| piece.len() <= most), "a piece is too large");
         let _ = Tree::parse(&sealer, "name", data);
-        // A valid object: the same data behind its own hash, sealed.
+        // A valid object is the same data behind its own hash, sealed.
         let text = [sealer.name(data).as_bytes(), data].concat();
         let Some(sealed) = sealer.seal("name", &text) else { continue };
         assert!(sealer.open("name", &sealed, text.len()).as_ref() == Some(&text), "it is shut");

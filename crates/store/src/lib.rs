@@ -1,13 +1,13 @@
-//! Folders kept in an object store, so that another host can have them.
+//! Folders in an object store, from which other hosts can fetch them.
 //!
-//! A folder becomes a *tree*: one object that lists its files and, for each, the pieces that are
-//! not zeros. A piece is an object named by the hash of its contents, so that what is there is
-//! not sent again; compressed; checked when it is read; and, where a key is set, encrypted. A
-//! tree is written after its pieces, so that it is there whole or not at all.
+//! A folder becomes a *tree*: an object that lists its files and each file's pieces that are not
+//! zeros. A piece is an object whose name is the hash of its contents. So a piece that is there is
+//! not sent again. Pieces are compressed, checked when they are read and, if a key is set,
+//! encrypted. A tree is written after its pieces, so it is there whole or not at all.
 //!
-//! Each *space* (a team) has names, pieces and, where a key is set, a key of its own: nothing is
-//! shared between spaces, and nothing tells whether two of them keep the same. It knows nothing
-//! of capsules, and never decides what is kept or for how long.
+//! Each *space* (a team) has names, pieces and, if a key is set, a key of its own. Spaces share
+//! nothing. With a key, nothing reveals if two spaces hold equal contents. This crate knows nothing
+//! of capsules, and never decides on what is stored or for how long.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -29,13 +29,13 @@ use std::time::SystemTime;
 /// Contents of the object that is written to check the store, and to read its clock.
 const PROBE: &[u8] = b"wrenn";
 
-/// Why something could not be kept or had.
+/// Reasons why files could not be stored or fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such tree.
+    /// No tree has this name.
     #[error("{0} is not in the store")]
     Missing(String),
-    /// What is there is not what was put there.
+    /// The stored object is not the one that was written.
     #[error("what the store has of {0} is damaged")]
     Damaged(String),
     #[error("the store cannot be used")]
@@ -44,7 +44,7 @@ pub enum Error {
     File(#[from] io::Error),
 }
 
-/// A store.
+/// An object store.
 #[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
@@ -52,12 +52,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens one: a folder, or a URL as `s3://bucket/prefix`, whose credentials and endpoint are
+    /// Opens a folder, or a URL such as `s3://bucket/prefix`. Credentials and endpoint of a URL are
     /// among the variables (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT`,
     /// `AWS_REGION`).
     ///
     /// # Errors
-    /// What is wrong with the URL or the variables.
+    /// Returns an error for a wrong URL or wrong variables, or when the folder cannot be made.
     pub fn open(
         url: &str,
         key: Option<[u8; 32]>,
@@ -65,7 +65,7 @@ impl Store {
     ) -> anyhow::Result<Self> {
         let objects: Arc<dyn ObjectStore> = if url.contains("://") {
             let url = url::Url::parse(url).context("it is no URL")?;
-            // Variables that are not of this kind of store are passed over.
+            // Variables for other kinds of store are ignored.
             let options = vars.map(|(name, value)| (name.to_lowercase(), value));
             let (objects, prefix) = object_store::parse_url_opts(&url, options)?;
             Arc::new(PrefixStore::new(objects, prefix))
@@ -77,10 +77,10 @@ impl Store {
         Ok(Self { objects, key })
     }
 
-    /// Writes something and reads it back.
+    /// Writes an object and reads it back.
     ///
     /// # Errors
-    /// Why the store cannot be used.
+    /// Returns the reason why the store cannot be used.
     pub async fn probe(&self) -> anyhow::Result<()> {
         let name = Name::from("probe");
         self.objects.put(&name, PutPayload::from_static(PROBE)).await?;
@@ -89,27 +89,26 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the store's own time, by which it dates its objects. The clocks of hosts differ.
+    /// Returns the store's own time, which dates its objects. The clocks of hosts differ.
     pub(crate) async fn now(&self) -> Result<SystemTime, Error> {
         let name = Name::from("probe");
         self.objects.put(&name, PutPayload::from_static(PROBE)).await?;
         Ok(self.objects.head(&name).await?.last_modified.into())
     }
 
-    /// Keeps the files of a folder under a name, in place of what has it. Returns the bytes that
+    /// Stores the files of a folder under a name, in place of earlier ones. Returns the bytes that
     /// were sent.
     ///
     /// # Errors
-    /// Why they could not be kept; what had the name is as it was.
+    /// Returns the reason for a failure. The earlier files then keep the name.
     pub async fn put(&self, space: &str, name: &str, folder: &Path) -> Result<u64, Error> {
         tree::put(self, space, name, folder).await
     }
 
-    /// Has the files of a name in a folder, which must be empty. They are on the disk when it
-    /// returns.
+    /// Fetches the files of a name into an empty folder. They are on the disk when it returns.
     ///
     /// # Errors
-    /// Why they could not be had; the folder may hold some of them.
+    /// Returns the reason for a failure. The folder may then hold some of the files.
     pub async fn get(&self, space: &str, name: &str, folder: &Path) -> Result<(), Error> {
         tree::get(self, space, name, folder).await
     }
@@ -117,15 +116,15 @@ impl Store {
     /// Returns the most bytes that fetching the files of a name writes.
     ///
     /// # Errors
-    /// When nothing has the name, or the store cannot be used.
+    /// Returns an error when nothing has the name, or the store cannot be used.
     pub async fn bytes(&self, space: &str, name: &str) -> Result<u64, Error> {
         Ok(tree::Tree::read(self, space, name).await?.bytes())
     }
 
-    /// Whether there is something of a name.
+    /// Reports whether a tree has the name.
     ///
     /// # Errors
-    /// When the store cannot be used.
+    /// Returns an error when the store cannot be used.
     pub async fn has(&self, space: &str, name: &str) -> Result<bool, Error> {
         match self.objects.head(&tree_name(space, name)).await {
             Ok(_) => Ok(true),
@@ -134,10 +133,10 @@ impl Store {
         }
     }
 
-    /// The names that begin with something.
+    /// Lists the names below the path `begin`.
     ///
     /// # Errors
-    /// When the store cannot be used.
+    /// Returns an error when the store cannot be used.
     pub async fn names(&self, space: &str, begin: &str) -> Result<Vec<String>, Error> {
         let below = Name::from(format!("{space}/trees/{begin}"));
         let trees = Name::from(format!("{space}/trees"));
@@ -149,10 +148,11 @@ impl Store {
         Ok(found.iter().filter_map(name).collect())
     }
 
-    /// Forgets a name. Its pieces go with the next sweep, if nothing else has them.
+    /// Removes a name. An unknown name is success. The next sweep removes its pieces, if no other
+    /// tree has them.
     ///
     /// # Errors
-    /// When the store cannot be used; nothing under the name is success.
+    /// Returns an error when the store cannot be used.
     pub async fn remove(&self, space: &str, name: &str) -> Result<(), Error> {
         match self.objects.delete(&tree_name(space, name)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -160,11 +160,11 @@ impl Store {
         }
     }
 
-    /// Removes the pieces that no tree has any more, of every space. Those younger than a day
-    /// stay: a tree may be about to name them. Returns how many were removed.
+    /// Removes the pieces of every space that no tree has any more. Returns their number. Pieces
+    /// younger than a day stay, since a tree may be about to name them.
     ///
     /// # Errors
-    /// When the store cannot be used.
+    /// Returns an error when the store cannot be used, or a tree cannot be read.
     pub async fn sweep(&self) -> Result<u64, Error> {
         sweep::sweep(self).await
     }

@@ -1,24 +1,24 @@
-//! What an object's bytes are: compressed, then, where there is a key, encrypted
-//! (AES-256-GCM, a key for each space, the object's name as what it is bound to).
+//! Form of an object's bytes: compressed and, if there is a key, encrypted with AES-256-GCM. Each
+//! space has a key of its own, and the object's name is authenticated with its bytes.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
-/// What keys of spaces are derived for.
+/// Contexts for deriving a space's keys from the store's key.
 const ENCRYPT: &str = "wrenn 2026-11 store: encryption key of a space";
 const NAME: &str = "wrenn 2026-11 store: naming key of a space";
 
-/// First byte of an object: what it is.
+/// First byte of an object, which tells its form.
 const PLAIN: u8 = 0;
 const ENCRYPTED: u8 = 1;
 
-/// Seals and opens the objects of one space.
+/// Seals and opens the objects of a space.
 pub(crate) struct Sealer {
     key: Option<Keys>,
 }
 
 struct Keys {
     encrypt: LessSafeKey,
-    /// Names are of no use to whoever guesses contents.
+    /// Key of the hash that names contents. Without it, nobody can check a guess of the contents.
     name: [u8; 32],
 }
 
@@ -27,7 +27,7 @@ impl Sealer {
         let keys = |master: &[u8; 32]| {
             let material = [master.as_slice(), space.as_bytes()].concat();
             let encrypt = blake3::derive_key(ENCRYPT, &material);
-            // A key of this length is one for this cipher.
+            // A key of this length always fits this cipher.
             let encrypt = UnboundKey::new(&AES_256_GCM, &encrypt).ok()?;
             let name = blake3::derive_key(NAME, &material);
             Some(Keys { encrypt: LessSafeKey::new(encrypt), name })
@@ -35,7 +35,7 @@ impl Sealer {
         Self { key: master.and_then(keys) }
     }
 
-    /// What some contents are named by.
+    /// Returns the name of an object with these contents.
     pub(crate) fn name(&self, contents: &[u8]) -> String {
         let hash = match &self.key {
             Some(keys) => blake3::keyed_hash(&keys.name, contents),
@@ -44,7 +44,7 @@ impl Sealer {
         hash.to_hex().to_string()
     }
 
-    /// The bytes of an object; none when there is no randomness, or too much of it.
+    /// Returns the bytes of an object. Returns `None` when encrypting fails.
     pub(crate) fn seal(&self, name: &str, contents: &[u8]) -> Option<Vec<u8>> {
         let packed = lz4_flex::compress_prepend_size(contents);
         let Some(keys) = &self.key else { return Some([&[PLAIN], packed.as_slice()].concat()) };
@@ -55,8 +55,8 @@ impl Sealer {
         Some([&[ENCRYPTED], nonce.as_slice(), &sealed].concat())
     }
 
-    /// The contents of an object; none when it is not one that was sealed under this name with
-    /// this key. At most `most` bytes of contents are made of it.
+    /// Returns the contents of an object, which must be at most `most` bytes. Returns `None` when
+    /// the object was not sealed under this name with this key.
     pub(crate) fn open(&self, name: &str, object: &[u8], most: usize) -> Option<Vec<u8>> {
         let (kind, rest) = object.split_first()?;
         let packed = match (*kind, &self.key) {
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(plain.open("n", &sealed, 100), None);
         assert_ne!(one.name(b"x"), two.name(b"x"));
         assert!(!sealed.windows(6).any(|w| w == b"secret"));
-        // One that is not encrypted does not pass for one that is.
+        // An unencrypted object does not pass for an encrypted one.
         assert_eq!(one.open("n", &plain.seal("n", b"x").unwrap(), 100), None);
     }
 

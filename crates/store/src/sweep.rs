@@ -1,4 +1,4 @@
-//! Pieces that no tree names any more.
+//! Removal of pieces that no tree names any more.
 
 use crate::tree::Tree;
 use crate::{Error, Store};
@@ -8,7 +8,7 @@ use object_store::{ObjectMeta, ObjectStore};
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-/// How long a piece stays that nothing names.
+/// Age up to which an unnamed piece stays.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// Reports whether a piece might be swept before a tree under way names it. `now` is the store's
@@ -25,7 +25,7 @@ pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
     let (mut removed, now) = (0, store.now().await?);
     for space in store.objects.list_with_delimiter(None).await?.common_prefixes {
         let space = space.as_ref().to_owned();
-        // The pieces first: a tree that appears later names none of those that are old now.
+        // Pieces come first, since a tree that appears later names no piece that is old now.
         let pieces = Name::from(format!("{space}/pieces"));
         let listed = store.objects.list(Some(&pieces));
         let old = listed.try_filter(|piece| std::future::ready(age(piece, now) > GRACE));
@@ -38,7 +38,7 @@ pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
             match Tree::read(store, &space, &name).await {
                 Ok(tree) => named.extend(tree.pieces().map(str::to_owned)),
                 Err(Error::Missing(_)) => {}
-                // Of what it names nothing is known: nothing is removed.
+                // The pieces of a damaged tree are unknown, so nothing is removed.
                 Err(error) => return Err(error),
             }
         }

@@ -1,4 +1,4 @@
-//! Trees: a folder's files as one list, and the pieces that the list names.
+//! Trees: lists of a folder's files, and the pieces that the lists name.
 
 use crate::seal::Sealer;
 use crate::{Error, Store, piece_name, tree_name};
@@ -13,9 +13,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Bytes of a file that are kept as one.
+/// Bytes of a file in a piece.
 pub(crate) const PIECE: u64 = 2 << 20;
-/// Largest list.
+/// Largest list, in bytes.
 const TREE_MAX: usize = 256 << 20;
 /// Pieces under way at once.
 const AT_ONCE: usize = 4;
@@ -26,7 +26,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Every piece that it names.
+    /// Yields the hash of every piece that the tree names.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &str> {
         self.files.iter().flat_map(|file| &file.pieces).map(|piece| piece.hash.as_str())
     }
@@ -50,7 +50,7 @@ impl Tree {
         tree.ok_or_else(|| Error::Damaged(name.to_owned()))
     }
 
-    /// Reads a tree from its object; `None` for a damaged one.
+    /// Reads a tree from its object. Returns `None` for a damaged one.
     pub(crate) fn parse(sealer: &Sealer, name: &str, object: &[u8]) -> Option<Self> {
         let text = sealer.open(name, object, TREE_MAX)?;
         // The list's own hash comes first.
@@ -76,7 +76,7 @@ struct Piece {
     hash: String,
 }
 
-/// Keeps a folder's files.
+/// Stores a folder's files. Returns the bytes that were sent.
 pub(crate) async fn put(
     store: &Store,
     space: &str,
@@ -117,7 +117,7 @@ pub(crate) async fn put(
     Ok(sent)
 }
 
-/// Where a file has data, by pieces.
+/// Yields the offset of each piece that has data.
 fn places(file: Arc<File>, bytes: u64) -> impl Iterator<Item = io::Result<u64>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -137,7 +137,8 @@ fn places(file: Arc<File>, bytes: u64) -> impl Iterator<Item = io::Result<u64>> 
     })
 }
 
-/// Stores one piece, unless it is there; `None` when it is zeros. `now` is the store's time.
+/// Stores a piece, unless the store has it. Returns `None` in place of a piece of zeros, and the
+/// bytes that were sent. `now` is the store's time.
 async fn keep(
     store: &Store,
     (space, now): (&str, SystemTime),
@@ -161,7 +162,7 @@ async fn keep(
     }
     let (piece, to) = (Piece { at, hash: hash.clone() }, piece_name(space, &hash));
     match store.objects.head(&to).await {
-        // One that is about to be swept is written anew.
+        // A piece that is about to be swept is written anew.
         Ok(found) if !crate::sweep::is_old(&found, now) => return Ok((Some(piece), 0)),
         Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -174,7 +175,7 @@ async fn keep(
     Ok((Some(piece), bytes))
 }
 
-/// Has a folder's files.
+/// Fetches a folder's files.
 pub(crate) async fn get(
     store: &Store,
     space: &str,

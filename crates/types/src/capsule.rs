@@ -1,37 +1,37 @@
-//! The states of a capsule and the moves between them: the one table that the database's
-//! compare-and-set, the agent's policy and the documents go by.
+//! The states of a capsule and the moves between them. The database's compare-and-set, the agent's
+//! policy and the documents all follow this table.
 //!
 //! ```text
 //! starting ─▶ running ⇄ pausing ─▶ paused ⇄ resuming ─▶ running
 //!     └──────────┴─────────┴─────────┴─────────┴──▶ stopping ─▶ stopped
-//! (missing: the host is unreachable)     (error: the machine is lost; what was kept of it
-//!                                         before may be resumed)
+//! (missing: the host is unreachable)     (error: the machine is lost; an earlier
+//!                                         snapshot may be resumed)
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Where a capsule is in its life.
+/// State of a capsule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CapsuleState {
-    /// Its row exists; a host is making the machine.
+    /// The row exists, and a host makes the machine.
     Starting,
     /// The guest answers.
     Running,
-    /// Memory and disk are being kept.
+    /// Memory and disk are being saved.
     Pausing,
-    /// Kept; no machine runs.
+    /// Memory and disk, or the disk alone, are saved. No machine runs.
     Paused,
-    /// A machine is being made from what was kept.
+    /// A machine is being made from the saved state.
     Resuming,
-    /// Its host cannot be reached; what it is there is not known.
+    /// The host cannot be reached, so the capsule's state there is unknown.
     Missing,
-    /// Its machine is lost. What was kept of it earlier may be resumed.
+    /// The machine is lost. An earlier saved state may be resumed.
     Error,
-    /// It is being removed.
+    /// The capsule is being removed.
     Stopping,
-    /// Gone. Only the row is left.
+    /// The capsule is gone. Only its row is left.
     Stopped,
 }
 
@@ -40,11 +40,11 @@ use CapsuleState::{
 };
 
 impl CapsuleState {
-    /// Every state, in the order of a life.
+    /// Every state, in the order of a capsule's life.
     pub const ALL: [Self; 9] =
         [Starting, Running, Pausing, Paused, Resuming, Missing, Error, Stopping, Stopped];
 
-    /// The states that this one may leave to.
+    /// Returns the states that this state may change to.
     #[must_use]
     pub const fn next(self) -> &'static [Self] {
         match self {
@@ -60,19 +60,19 @@ impl CapsuleState {
         }
     }
 
-    /// Whether a move from this state to `to` is legal.
+    /// Reports whether a change from this state to `to` is legal.
     #[must_use]
     pub fn may_become(self, to: Self) -> bool {
         self.next().contains(&to)
     }
 
-    /// The states that may move to `self`.
+    /// Returns the states that may change to this state.
     #[must_use]
     pub fn previous(self) -> Vec<Self> {
         Self::ALL.into_iter().filter(|from| from.may_become(self)).collect()
     }
 
-    /// The word on the wire and in the database.
+    /// Returns the state's name on the wire and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -95,7 +95,7 @@ impl fmt::Display for CapsuleState {
     }
 }
 
-/// A word that names no state.
+/// A text that names no state.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a capsule state")]
 pub struct UnknownState(String);

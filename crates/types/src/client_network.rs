@@ -3,9 +3,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The network that one client controls: a whole IPv4 address, or the /64 of an IPv6 address.
+/// The network that a single client controls: an IPv4 address, or the /64 of an IPv6 address.
 ///
-/// A site gets at least a /64 (RFC 6177), so a limit per single IPv6 address limits nobody.
+/// A site gets at least a /64 (RFC 6177), so a limit per IPv6 address would limit nobody.
 /// IPv4-mapped IPv6 addresses count as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientNetwork(IpAddr);

@@ -1,39 +1,39 @@
-//! What a capsule may reach outside: rules by address, by range and by name. Pure: what decides
-//! here is carried out by the host.
+//! Rules for a capsule's connections to the outside: by address, by range and by name. The code
+//! here only decides. The host enforces the rules.
 //!
-//! What is allowed goes before what is denied; what neither speaks of may be reached. Private
-//! ranges are no matter of these rules: no capsule reaches them.
+//! A rule that allows goes before a rule that denies. A target without a rule may be reached.
+//! Private ranges are outside these rules, since no capsule reaches them.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-/// Rules that a capsule may have, of each kind.
+/// Most rules that a capsule may have, of each kind.
 pub const RULES_MAX: usize = 256;
 /// Longest name of a host, in bytes (RFC 1035, 2.3.4).
 const NAME_MAX: usize = 253;
 
-/// The rules of one capsule.
+/// The rules of a capsule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Egress {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Rule>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<Rule>,
-    /// What replaces a capsule's rules has a higher number, so that an older change which comes late
-    /// is told from them.
+    /// Number of this set of rules. A newer set has a higher number, so that an older change which
+    /// arrives late is recognized.
     #[serde(default)]
     pub revision: u64,
 }
 
-/// What a rule is of.
+/// A rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Rule {
     /// An address, or a range.
     Net(Net),
-    /// A name, or all names below one.
+    /// A name, or all names below a name.
     Name(Name),
 }
 
@@ -48,7 +48,7 @@ pub struct Net {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     name: String,
-    /// Whether the names below it are meant, and not itself.
+    /// Set if the rule covers the names below this one, and not the name itself.
     below: bool,
 }
 
@@ -61,13 +61,14 @@ pub struct Name {
 pub struct BadRule(String);
 
 impl Egress {
-    /// Whether all may be reached.
+    /// Reports whether everything may be reached.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
     }
 
-    /// Whether names decide: then every connection whose name can be told is looked at.
+    /// Reports whether a rule has a name. If so, every connection whose name can be read is
+    /// inspected.
     #[must_use]
     pub fn has_names(&self) -> bool {
         self.allow.iter().chain(&self.deny).any(|rule| matches!(rule, Rule::Name(_)))
@@ -80,24 +81,24 @@ impl Egress {
         self.deny.iter().any(|rule| matches!(rule, Rule::Name(_)))
     }
 
-    /// Ranges that are allowed whatever name they are reached by.
+    /// Yields the ranges that are allowed under any name.
     pub fn allowed(&self) -> impl Iterator<Item = Net> + '_ {
         nets(&self.allow)
     }
 
-    /// Ranges that are denied to what is not allowed.
+    /// Yields the ranges that are denied unless a rule allows the target.
     pub fn denied(&self) -> impl Iterator<Item = Net> + '_ {
         nets(&self.deny)
     }
 
-    /// Whether an address may be reached, whatever its name.
+    /// Reports whether an address may be reached, whatever its name.
     #[must_use]
     pub fn admits_address(&self, address: Ipv4Addr) -> bool {
         let in_one = |rules: &[Rule]| nets(rules).any(|net| net.holds(address));
         in_one(&self.allow) || !in_one(&self.deny)
     }
 
-    /// Whether rules by name let a name be reached; none when they do not speak of it.
+    /// Reports whether rules by name allow a name. Returns `None` when no rule covers it.
     #[must_use]
     pub fn admits_name(&self, name: &str) -> Option<bool> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -110,7 +111,7 @@ impl Egress {
         in_one(&self.deny).then_some(false)
     }
 
-    /// Whether everything is denied but what is allowed.
+    /// Reports whether everything is denied unless a rule allows it.
     #[must_use]
     pub fn denies_all(&self) -> bool {
         nets(&self.deny).any(|net| net.prefix == 0)
@@ -128,13 +129,13 @@ impl Net {
     /// All addresses.
     pub const ALL: Self = Self { address: Ipv4Addr::UNSPECIFIED, prefix: 0 };
 
-    /// Whether all of another's are of these.
+    /// Reports whether all addresses of `other` are in this range.
     #[must_use]
     pub fn covers(self, other: Self) -> bool {
         self.prefix <= other.prefix && self.holds(other.address)
     }
 
-    /// Whether an address is one of these.
+    /// Reports whether an address is in this range.
     #[must_use]
     pub fn holds(self, address: Ipv4Addr) -> bool {
         (u32::from(address) ^ u32::from(self.address)) & mask(self.prefix) == 0
@@ -204,7 +205,7 @@ impl FromStr for Rule {
             let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
             (1..=63).contains(&label.len()) && label.bytes().all(legal)
         };
-        // A last label of digits is that of an address, or of what only looks like one.
+        // A last label of digits belongs to an address, or to a text that only looks like one.
         let last = name.rsplit('.').next().unwrap_or("");
         let number = last.bytes().all(|byte| byte.is_ascii_digit());
         if name.len() > NAME_MAX || !name.split('.').all(label) || number {

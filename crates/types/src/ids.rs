@@ -1,7 +1,7 @@
-//! Ids of every entity: a UUID inside, on the wire a prefix and 25 characters of base36.
+//! Ids of every entity: a UUID inside, and on the wire a prefix with 25 characters of base36.
 //!
-//! Base36 (digits, then lower-case letters) keeps a capsule's id inside one DNS label;
-//! 25 characters are what 2^128 − 1 needs, so every id has the same length.
+//! Base36 (digits, then lower-case letters) keeps a capsule's id inside one DNS label. 2^128 − 1
+//! needs 25 characters, so every id has this length.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,13 +11,13 @@ use uuid::Uuid;
 pub const ENCODED_LEN: usize = 25;
 const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// Why a text is not an id.
+/// Reasons why a text is not an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseIdError {
     /// The text does not begin with the prefix of its kind.
     #[error("an id of this kind begins with `{0}`")]
     Prefix(&'static str),
-    /// The part after the prefix is not exactly 25 of `[0-9a-z]`.
+    /// The part after the prefix is not exactly 25 characters of `[0-9a-z]`.
     #[error("an id has 25 characters of 0-9 and a-z after its prefix")]
     Malformed,
     /// The number is larger than 2^128 − 1.
@@ -41,7 +41,7 @@ pub fn encode(id: Uuid) -> String {
 /// Reads 25 characters of base36 as a UUID.
 ///
 /// # Errors
-/// Any other length or character, and numbers above 2^128 − 1.
+/// Returns `Malformed` for any other length or character, and `TooLarge` above 2^128 − 1.
 pub fn decode(text: &str) -> Result<Uuid, ParseIdError> {
     if text.len() != ENCODED_LEN {
         return Err(ParseIdError::Malformed);
@@ -68,10 +68,10 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// What every id of this kind begins with on the wire.
+            /// Prefix of every id of this kind on the wire.
             pub const PREFIX: &'static str = $prefix;
 
-            /// Makes a new random id (version 4, so it tells nothing about when).
+            /// Makes a new random id. Version 4 reveals no time.
             #[must_use]
             #[expect(clippy::new_without_default, reason = "a default id would not be random")]
             pub fn new() -> Self {
@@ -127,24 +127,24 @@ id!(/// A machine that runs capsules.
     HostId, "host-");
 id!(/// A host's registration token.
     HostTokenId, "htok-");
-id!(/// What capsules start from.
+id!(/// Files that capsules start from.
     TemplateId, "tpl-");
-id!(/// One build of a template.
+id!(/// A build of a template.
     BuildId, "bld-");
-id!(/// A kept state of a capsule.
+id!(/// A saved state of a capsule.
     SnapshotId, "snap-");
 id!(/// An entry of the audit log.
     AuditLogId, "log-");
-id!(/// A sign-in of a user's.
+id!(/// A user's sign-in.
     SessionId, "ses-");
-id!(/// A word to someone that they may join a team.
+id!(/// An invitation to join a team.
     InvitationId, "inv-");
-id!(/// A URL that a team's events are sent to.
+id!(/// A URL that receives a team's events.
     ChannelId, "chn-");
-id!(/// One event on its way to one channel.
+id!(/// The delivery of an event to a channel.
     DeliveryId, "dlv-");
 
-/// The team that owns shared templates and platform resources; nobody is its member.
+/// The team that owns shared templates and platform resources. It has no members.
 pub const PLATFORM_TEAM: TeamId = TeamId(Uuid::nil());
 
 #[cfg(test)]

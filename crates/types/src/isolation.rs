@@ -1,29 +1,29 @@
-//! How well a machine is kept apart from its host: tiers, of which each is better than those
-//! before it.
+//! Tiers of isolation between a machine and its host. Each tier is better than those before it.
 
 use crate::resources::OutOfRange;
 use std::fmt;
 use std::str::FromStr;
 
-/// A tier.
+/// A tier of isolation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isolation {
-    /// No machine at all, as for tests.
+    /// No machine at all, as in tests.
     #[default]
     None,
     /// A machine that software emulates.
     Tcg,
-    /// A machine that the processor keeps apart.
+    /// A machine that the processor isolates.
     Kvm,
-    /// The same, and its VMM is in a jail: a root, a user and namespaces of its own.
+    /// A machine that the processor isolates, with its VMM in a jail: a root, a user and namespaces
+    /// of its own.
     Jailed,
 }
 
 impl Isolation {
-    /// All, from the weakest.
+    /// All tiers, from the weakest.
     pub const ALL: [Self; 4] = [Self::None, Self::Tcg, Self::Kvm, Self::Jailed];
 
-    /// As it is written.
+    /// Returns the tier's name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,5 +1,5 @@
-//! The words every part of Wrenn shares: ids, capsule states and their legal transitions,
-//! names and limits. Never does I/O, never knows a wire format beyond the text of an id.
+//! Types that every part of Wrenn shares: ids, capsule states and their legal transitions, names
+//! and limits. This crate does no I/O, and knows no wire format beyond the text of an id.
 
 pub mod capsule;
 pub mod client_network;

@@ -5,8 +5,8 @@ use crate::resources::OutOfRange;
 /// Longest name of a template, in bytes.
 pub const MAX_NAME: usize = 64;
 
-/// Checks the name of a template: begins with a letter or digit, then letters, digits,
-/// `.`, `_` and `-`, 64 characters at most.
+/// Checks the name of a template. It begins with a letter or digit, followed by letters, digits,
+/// `.`, `_` and `-`. It has at most 64 characters.
 ///
 /// # Errors
 /// Names `field` and the rule.
@@ -23,10 +23,10 @@ pub fn check_name(field: &'static str, name: &str) -> Result<(), OutOfRange> {
     Err(OutOfRange { field, message })
 }
 
-/// Checks an environment: names are C identifiers, values hold no NUL, all of it fits 64 KiB.
+/// Checks an environment. Names are C identifiers, values hold no NUL, and all of it fits 64 KiB.
 ///
 /// # Errors
-/// Names `field` and the rule that is broken.
+/// Names `field` and the broken rule.
 pub fn check_envs<'a>(
     field: &'static str,
     envs: impl IntoIterator<Item = (&'a String, &'a String)>,

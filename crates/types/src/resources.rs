@@ -1,12 +1,12 @@
-//! What a capsule may ask for. Checked at the API, and again by the host agent.
+//! Sizes that a capsule may ask for. The API checks them, and the host agent checks them again.
 
-/// A request that is out of range: which field, and what it may be.
+/// A value outside its range, with its field and the allowed range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {message}")]
 pub struct OutOfRange {
     /// Name of the field, as on the wire.
     pub field: &'static str,
-    /// What is allowed, for people.
+    /// Allowed values, for people.
     pub message: String,
 }
 
@@ -17,7 +17,8 @@ pub struct Resources {
     pub vcpus: u32,
     /// Memory of the guest, 128 to 65,536 MiB.
     pub memory_mib: u32,
-    /// The capsule's own writable disk, 64 to 102,400 MiB. Sparse: only what is written is used.
+    /// The capsule's own writable disk, 64 to 102,400 MiB. It is sparse: only written parts use
+    /// space.
     pub disk_mib: u32,
 }
 
@@ -27,14 +28,14 @@ impl Default for Resources {
     }
 }
 
-/// Longest life or idle time that may be asked for: 30 days.
+/// Longest lifetime or idle time that may be asked for: 30 days.
 pub const MAX_TIMEOUT_SEC: u32 = 30 * 24 * 3600;
 
 impl Resources {
     /// Checks each size against its range.
     ///
     /// # Errors
-    /// The first field that is out of range.
+    /// Returns the first field that is out of range.
     pub fn check(&self) -> Result<(), OutOfRange> {
         in_range("vcpus", self.vcpus, 1, 32)?;
         in_range("memory_mb", self.memory_mib, 128, 65_536)?;

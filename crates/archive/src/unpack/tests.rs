@@ -1,4 +1,4 @@
-//! Tests of packing and unpacking, above all with archives that want out of their folder.
+//! Tests of packing and unpacking, above all with archives that try to leave their folder.
 
 use super::*;
 use crate::format::{self, Entry};
@@ -18,7 +18,7 @@ fn entry(kind: Kind, path: &str, link: &str) -> Entry {
     Entry { kind, path: path.into(), link: link.into(), mode: 0o644, modified, size }
 }
 
-/// Makes an archive of these entries; each file holds `evil`.
+/// Makes an archive of these entries. Each file holds `evil`.
 fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for entry in entries {
@@ -165,7 +165,7 @@ fn a_link_at_the_place_of_a_file_is_replaced_and_not_followed() {
     unpack(&target, &archive(&[entry(Kind::File, "f", "")])[..], options()).unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("kept")).unwrap(), "kept");
     assert!(fs::symlink_metadata(target.join("f")).unwrap().is_file());
-    // A link of the archive itself is replaced likewise.
+    // A link that comes from the archive itself is replaced too.
     let twice = [entry(Kind::Link, "g", "../kept"), entry(Kind::File, "g", "")];
     unpack(&target, &archive(&twice)[..], options()).unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("kept")).unwrap(), "kept");
@@ -202,7 +202,7 @@ fn an_archive_that_breaks_off_keeps_the_old_file_and_leaves_nothing_staged() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), "old").unwrap();
     let whole = archive(&[Entry { size: 4, ..entry(Kind::File, "f", "") }]);
-    // In the header, in the contents, and before the archive's end.
+    // The archive breaks off in its header, in contents, and before its end.
     for length in [300, whole.len() - 1534] {
         let error = unpack(dir.path(), &whole[..length], options()).unwrap_err();
         assert!(matches!(error, Error::Stream(_)), "{error}");

@@ -5,8 +5,8 @@ use crate::jobs::Pool;
 use std::fs::File;
 use std::sync::Arc;
 
-/// Has a thread of a pool close a file. Stands behind every other holder of the file, so that it
-/// is dropped last.
+/// Closes a file on a thread of a pool. Stands after every other holder of the file, so that it is
+/// dropped last.
 pub(super) struct Closer {
     file: Option<Arc<File>>,
     pool: Pool,

@@ -1,4 +1,4 @@
-//! What is at a path: type, size, owner, times, and metadata kept in extended attributes.
+//! Facts about a path: type, size, owner, times, and metadata in extended attributes.
 
 use crate::error::{Error, Result};
 use crate::users::Names;
@@ -10,21 +10,21 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where callers' metadata lives.
+/// Prefix of the attributes that hold callers' metadata.
 const PREFIX: &str = "user.e2b.";
 /// Longest key and value of metadata, in bytes.
 pub(crate) const KEY_MAX: usize = 246;
 pub(crate) const VALUE_MAX: usize = 4096;
 
-/// Longest list of names, and longest value, that the kernel gives (`xattr(7)`).
+/// Longest list of names, and longest value, that the kernel returns (`xattr(7)`), in bytes.
 const NAMES_MAX: usize = 65_536;
 
-/// What is at a path; for a link, what it leads to.
+/// Facts about a path. For a link, most of them describe its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub name: String,
     pub path: PathBuf,
-    /// `None` for what is neither file nor directory, as a broken link.
+    /// Kind of the target. `None` for anything but a file or a directory, such as a broken link.
     pub kind: Option<Kind>,
     pub is_symlink: bool,
     pub symlink_target: Option<String>,
@@ -33,12 +33,12 @@ pub(crate) struct Entry {
     pub mode: u32,
     pub owner: String,
     pub group: String,
-    /// Seconds since 1970, and nanoseconds.
+    /// Time of the last change: seconds since 1970, and nanoseconds.
     pub modified: (i64, i32),
     pub metadata: BTreeMap<String, String>,
 }
 
-/// The two things that contents can be.
+/// Kinds of path that have contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -50,7 +50,7 @@ impl Entry {
         self.kind == Some(Kind::Directory)
     }
 
-    /// `ls`'s way to write type and permissions.
+    /// Formats type and permissions in the manner of `ls`.
     pub(crate) fn permissions(&self) -> String {
         let kind = match self.kind {
             _ if self.is_symlink => 'L',
@@ -63,12 +63,12 @@ impl Entry {
     }
 }
 
-/// Describes what is at a path.
+/// Describes a path.
 pub(crate) fn stat(path: &Path) -> Result<Entry> {
     stat_with(path, &Names::load())
 }
 
-/// Describes what is at a path, by names that the caller has read already.
+/// Describes a path, with names that the caller has read already.
 pub(crate) fn stat_with(path: &Path, names: &Names) -> Result<Entry> {
     let fail = |e| Error::io(&format!("looking at {}", path.display()), &e);
     let link = fs::symlink_metadata(path).map_err(fail)?;
@@ -100,7 +100,7 @@ fn target_of(path: &Path) -> String {
 }
 
 fn metadata(path: &Path) -> BTreeMap<String, String> {
-    // Most files have none: one call tells.
+    // Most files have no attributes, and a single call shows this.
     match rustix::fs::listxattr_query(path) {
         Ok(1..) => {}
         _ => return BTreeMap::new(),
@@ -136,10 +136,10 @@ pub(crate) fn replace_metadata(file: &File, wanted: &BTreeMap<String, String>) -
     Ok(())
 }
 
-/// Makes the error of metadata that a file does not take.
+/// Makes the error for metadata that a file system refuses.
 fn metadata_error(file: &File, key: &str, error: Errno) -> io::Error {
     let has_room = || rustix::fs::fstatvfs(file).is_ok_and(|found| found.f_bfree > 0);
-    // Some file systems have little room for a file's attributes, however much the disk has.
+    // Some file systems have little room for a file's attributes, however much room the disk has.
     if error == Errno::NOSPC && has_room() {
         let message = format!("metadata {key}: the file system has no room for so much");
         return io::Error::new(io::ErrorKind::InvalidInput, message);
@@ -148,9 +148,9 @@ fn metadata_error(file: &File, key: &str, error: Errno) -> io::Error {
     io::Error::new(error.kind(), format!("metadata {key}: {error}"))
 }
 
-/// Copies the extended attributes of the file at `from` to its successor: access lists and users'
-/// own attributes. Leaves out metadata, and what must not outlive the old contents, such as
-/// capabilities. An attribute that cannot be copied is left out.
+/// Copies access lists and users' own attributes from the file at `from` to its successor. Skips
+/// metadata, attributes that must not outlive the old contents, such as capabilities, and
+/// attributes that cannot be copied.
 pub(crate) fn copy_attributes(from: &Path, to: &File) {
     const ACCESS: &str = "system.posix_acl_access";
     match rustix::fs::listxattr_query(from) {
@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn metadata_is_kept_and_replaced_whole() {
-        // Beside the sources: not every temporary folder's file system has such attributes.
+        // The folder is beside the sources, since some temporary folders' file systems lack such
+        // attributes.
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = dir.path().join("f");
         let file = File::create(&path).unwrap();

@@ -1,5 +1,5 @@
-//! Removal of whole trees, however deep and wide. A recursion would end the thread's stack in a
-//! deep tree. An open folder for each level would use up envd's files.
+//! Removal of whole trees, however deep and wide. Recursion would end the thread's stack in a deep
+//! tree. An open folder for each level would use up envd's descriptors.
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -8,23 +8,23 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// Names of folders that one reading of a folder takes down, at most.
+/// Most subfolder names that a single reading of a folder collects.
 const BATCH: usize = 1024;
-/// Names that all levels together take down, but for a small factor.
+/// Most names that all levels together collect, up to a small factor.
 const NAMES: usize = 65_536;
-/// Readings of a folder in a row that may list only names that are gone. Another removal of the
-/// same tree may be faster. A file system that lists names it does not have would go on for ever.
+/// Readings of a folder in a row that may list only missing names. Another removal of the same tree
+/// may be faster. A file system that lists names it does not have would go on for ever.
 const FRUITLESS: u32 = 64;
 
 /// A folder on the way from the top of a tree to the folder that is being emptied.
 struct Level {
-    /// Its name in the folder above.
+    /// Name in the folder above.
     name: CString,
-    /// Device and inode: a folder that is moved meanwhile must not lead out of the tree.
+    /// Device and inode. They show when a folder was moved, which must not lead out of the tree.
     id: (u64, u64),
-    /// Folders in it that are still to be removed.
+    /// Subfolders that are still to be removed.
     waiting: Vec<CString>,
-    /// Readings since something in it was removed.
+    /// Readings since an entry of the folder was removed.
     fruitless: u32,
 }
 
@@ -34,7 +34,7 @@ impl Level {
     }
 }
 
-/// Removes a folder and all that is below it.
+/// Removes a folder and all below it.
 pub(super) fn tree(path: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut folder = openat(CWD, path, flags, Mode::empty())?;
@@ -77,8 +77,8 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
     std::fs::remove_dir(path)
 }
 
-/// Removes all but folders from a folder. Returns the names of folders, at most `batch`; only when
-/// there are none has the whole folder been read.
+/// Removes all entries of a folder but its subfolders. Returns at most `batch` names of subfolders.
+/// An empty list means that the whole folder was read.
 fn remove_files(folder: &OwnedFd, batch: usize) -> io::Result<Vec<CString>> {
     let mut folders = Vec::new();
     for entry in Dir::read_from(folder)? {
@@ -112,7 +112,7 @@ fn remove_files(folder: &OwnedFd, batch: usize) -> io::Result<Vec<CString>> {
     Ok(folders)
 }
 
-/// Removes a name; success too when another program was faster.
+/// Removes a name. Succeeds too when another program was faster.
 fn remove_name(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> io::Result<()> {
     match unlinkat(folder, name, flags) {
         Err(Errno::NOENT) => Ok(()),

@@ -1,6 +1,6 @@
-//! Contents of a file that are written. They go to a file beside the target, which takes the
-//! target's name at the end. Until then, and after any failure, the old contents stand. Every call
-//! here belongs on a thread that may block.
+//! Writes of a file's contents. They go to a file beside the target, which takes the target's name
+//! at the end. Until then, and after any failure, the old contents stand. Every call here belongs
+//! on a thread that may block.
 
 use super::closer::Closer;
 use super::source::{self, OPEN_FLAGS, Source};
@@ -23,28 +23,28 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Links that a path may lead through (`path_resolution(7)`).
+/// Most links that a path may lead through (`path_resolution(7)`).
 const LINKS_MAX: usize = 40;
-/// Pieces that one step of a copy moves.
+/// Pieces that a single step of a copy moves.
 const STEP: usize = 32;
 
-/// A caller's order: where to write, as whom, and with which metadata.
+/// A caller's order: path, user and metadata of a write.
 pub(crate) struct Order<'a> {
     pub path: &'a Path,
     pub user: &'a User,
     pub metadata: &'a BTreeMap<String, String>,
 }
 
-/// A file that is being written. Dropping it before `commit` leaves the old contents.
+/// A file that is being written. A drop before `commit` leaves the old contents.
 pub(crate) struct Sink {
     file: Arc<File>,
     path: PathBuf,
     way: Way,
-    /// Stands last, so that it is dropped last.
+    /// Closes the file. Stands last, so that it is dropped last.
     closer: Option<Closer>,
 }
 
-/// The way of contents to their target.
+/// Ways in which contents reach their target.
 enum Way {
     /// Through a file beside the target.
     Staged(Staged),
@@ -56,8 +56,8 @@ enum Way {
 }
 
 impl Way {
-    /// Removes a staged file that did not become the target, before its caller has an answer. The
-    /// caller may want its room next.
+    /// Removes a staged file that did not become the target. This happens before the caller has an
+    /// answer, since the caller may want its room next.
     fn abandon(&mut self) {
         if let Self::Staged(staged) = self {
             staged.remove();
@@ -68,7 +68,7 @@ impl Way {
 /// Properties of a replaced file that its successor keeps.
 struct Replaced {
     mode: u32,
-    /// Names of the file.
+    /// Number of the file's names.
     links: u64,
 }
 
@@ -77,21 +77,21 @@ struct Staged {
     folder: Arc<OwnedFd>,
     name: String,
     target: OsString,
-    /// The file that is to be replaced.
+    /// Properties of the file that is to be replaced.
     replaced: Option<Replaced>,
     owner: (u32, u32),
     metadata: BTreeMap<String, String>,
-    /// Set when the name is not there: it became the target's, or was removed.
+    /// Set once the staged name is gone: it became the target's, or was removed.
     gone: bool,
     pool: Pool,
 }
 
 impl Sink {
-    /// Opens a path for new contents and makes its parents. Links are followed to their end.
+    /// Opens a path for new contents and makes its parents. Follows links to their end.
     ///
     /// # Errors
-    /// `invalid_argument` for a folder, a named pipe, a socket and a block device, which are left
-    /// untouched.
+    /// Returns `invalid_argument` for a folder, a named pipe, a socket or a block device. Each of
+    /// them stays untouched.
     pub(crate) fn open(order: &Order<'_>, pool: &Pool) -> Result<Self> {
         let path = order.path;
         let fail = |e: &io::Error| failed(path, e);
@@ -116,7 +116,7 @@ impl Sink {
         Self { file: Arc::new(file), path: path.to_owned(), way, closer: None }
     }
 
-    /// Writes bytes after those that were written before.
+    /// Appends bytes to the contents.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.put(bytes).inspect_err(|_| self.way.abandon())
     }
@@ -128,7 +128,7 @@ impl Sink {
                 Ok(0) => return Err(failed(&self.path, &ErrorKind::WriteZero.into())),
                 Ok(written) => rest = &rest[written..],
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // The device is full, as a terminal that nobody reads.
+                // The device is full, such as a terminal that nobody reads.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait()?,
                 Err(e) => return Err(failed(&self.path, &e)),
             }
@@ -136,7 +136,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Waits until a device takes more, for the time that a call may take.
+    /// Waits until a device takes more, for at most the time of a call.
     fn wait(&self) -> Result<()> {
         let limit = Timespec::try_from(jobs::LIMIT).map_err(|e| Error::internal(e.to_string()))?;
         match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&limit)) {
@@ -211,7 +211,7 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
 fn special(path: &Path) -> Result<Sink> {
     let file = OpenOptions::new().write(true).custom_flags(OPEN_FLAGS).open(path);
     let file = file.map_err(|e| failed(path, &e))?;
-    // The path may have got another file meanwhile, which would lose its contents by parts.
+    // The path may lead to another file by now. Such a file would lose its contents part by part.
     let found = file.metadata().map_err(|e| failed(path, &e))?;
     if !found.file_type().is_char_device() && !source::is_made_up(&file) {
         return Err(source::not_regular(path));
@@ -219,13 +219,13 @@ fn special(path: &Path) -> Result<Sink> {
     Ok(Sink::new(file, path, Way::Special))
 }
 
-/// Opens a file that is there already for new contents.
+/// Opens an existing file for new contents.
 fn replace(order: &Order<'_>, found: &Metadata, pool: &Pool) -> Result<Sink> {
     let path = order.path;
     if source::on_made_up(path) {
         return special(path);
     }
-    // A file that has no path any more, as one below /proc/self/fd, is written in place.
+    // A file without a path, as below /proc/self/fd, is written in place.
     if let Ok(target) = fs::canonicalize(path) {
         let replaced = Replaced { mode: found.mode(), links: found.nlink() };
         let staged = stage(order, &target, Some(replaced), pool).map_err(|e| failed(path, &e))?;
@@ -236,7 +236,7 @@ fn replace(order: &Order<'_>, found: &Metadata, pool: &Pool) -> Result<Sink> {
     in_place(order).map_err(|e| failed(path, &e))?.ok_or_else(|| source::not_regular(path))
 }
 
-/// Opens a file to be written in place. `None` when something else has taken its path.
+/// Opens a file to be written in place. Returns `None` when the path no longer leads to a file.
 fn in_place(order: &Order<'_>) -> io::Result<Option<Sink>> {
     let path = order.path;
     let file = OpenOptions::new().write(true).custom_flags(OPEN_FLAGS).open(path)?;
@@ -250,7 +250,7 @@ fn in_place(order: &Order<'_>) -> io::Result<Option<Sink>> {
 }
 
 /// Makes a file beside a target, with the owner and the attributes that the target is to have.
-/// `None` when the folder of a target that is there takes no other file.
+/// Returns `None` when the folder of an existing target takes no other file.
 fn stage(
     order: &Order<'_>,
     target: &Path,
@@ -277,10 +277,10 @@ fn stage(
     own(&file, staged.owner)?;
     if let Some(replaced) = &staged.replaced {
         entry::copy_attributes(target, &file);
-        // As a change of owner does, this takes away the bits that let a program act as its owner.
+        // Like a change of owner, this clears the set-user-id and set-group-id bits.
         file.set_permissions(fs::Permissions::from_mode(replaced.mode & 0o1777))?;
     }
-    // On a file system without such attributes the error comes before any contents do.
+    // On a file system without such attributes, the error comes before any contents do.
     entry::replace_metadata(&file, order.metadata)?;
     Ok(Some(Sink::new(file, order.path, Way::Staged(staged))))
 }
@@ -289,7 +289,7 @@ fn is_forbidden(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
-/// Gives a file to its user. On an ordinary machine without the right to, it stays ours.
+/// Gives a file to its user. Without the right to do so, on an ordinary machine, does nothing.
 fn own(file: &File, owner: (u32, u32)) -> io::Result<()> {
     if !rustix::process::getuid().is_root() {
         return Ok(());
@@ -304,7 +304,7 @@ impl Staged {
         let name = format!("{STAGED_PREFIX}{:016x}", u64::from_ne_bytes(random));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        // Nobody may read a file's next contents before its mode is the old file's.
+        // Nobody may read a file's next contents before it has the old file's mode.
         let mode = if self.replaced.is_some() { 0o600 } else { 0o666 };
         let file = openat(&*self.folder, name.as_str(), flags, Mode::from_raw_mode(mode))?;
         self.name = name;
@@ -315,8 +315,8 @@ impl Staged {
     fn commit(&mut self, file: &File) -> io::Result<()> {
         self.check_staged(file)?;
         if let Some(replaced) = &self.replaced {
-            // Without this, a crash could leave neither contents. The wait is the dearest part of
-            // an upload, so a file that replaces nothing goes to the disk later.
+            // Without this sync, a crash could leave neither contents. The wait is the dearest part
+            // of an upload, so a file that replaces nothing goes to the disk later.
             file.sync_data()?;
             // A rename would part the file from its other names.
             if replaced.links > 1 {
@@ -325,7 +325,7 @@ impl Staged {
         }
         let target = self.target.as_os_str();
         match renameat(&*self.folder, self.name.as_str(), &*self.folder, target) {
-            // The target is a mount point: other mounts show the file, which must stay.
+            // The target is a mount point. Other mounts show the file, so it must stay.
             Err(Errno::BUSY) if self.replaced.is_some() => return self.copy_into_target(file),
             done => done?,
         }
@@ -343,9 +343,8 @@ impl Staged {
         Err(Errno::STALE.into())
     }
 
-    /// Writes the staged contents into the target itself, which has to stay the same file. No
-    /// other way keeps its other names. The room is claimed first, so that a full disk changes
-    /// nothing.
+    /// Writes the staged contents into the target itself, which has to stay the same file. No other
+    /// way keeps its other names. Claims the room first, so that a full disk changes nothing.
     fn copy_into_target(&self, staged: &File) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let folder = &*self.folder;
@@ -381,8 +380,8 @@ impl Staged {
 }
 
 impl Drop for Staged {
-    /// Removes a file that did not become the target. The serving thread may be the one that
-    /// drops it, so the removal is a job.
+    /// Removes a file that did not become the target. The removal is a job, since the serving
+    /// thread may be the thread that drops the file.
     fn drop(&mut self) {
         if self.gone {
             return;

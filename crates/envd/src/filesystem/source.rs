@@ -1,5 +1,5 @@
-//! Contents of a file that are read. Opening never waits for another program. The file system alone
-//! can hold it up, so every call here belongs on a thread that may block.
+//! Reads of a file's contents. Opening never waits for another program. The file system alone can
+//! hold it up, so every call here belongs on a thread that may block.
 
 use super::CHUNK;
 use super::closer::Closer;
@@ -11,10 +11,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Flags of every open: a named pipe or a device neither blocks nor becomes a terminal of ours.
+/// Flags of every open. With them, a named pipe does not block, and no device becomes envd's
+/// terminal.
 pub(crate) const OPEN_FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
-/// File systems whose contents the kernel makes up at each read (`statfs(2)`). Sizes there say
-/// nothing: 0, or a whole page.
+/// File systems whose contents the kernel makes up at each read (`statfs(2)`). Their sizes are
+/// meaningless: 0, or a whole page.
 const MADE_UP: [u64; 12] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -30,12 +31,12 @@ const MADE_UP: [u64; 12] = [
     0x4249_4e4d, // binfmt_misc
 ];
 
-/// Reports whether the kernel makes up the contents of files beside this one.
+/// Reports whether a file is on a file system whose contents the kernel makes up.
 pub(super) fn is_made_up(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|s| MADE_UP.contains(&s.f_type.unsigned_abs()))
 }
 
-/// Reports whether the kernel makes up the contents of the file at a path.
+/// Reports whether a path is on a file system whose contents the kernel makes up.
 pub(super) fn on_made_up(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|s| MADE_UP.contains(&s.f_type.unsigned_abs()))
 }
@@ -43,24 +44,24 @@ pub(super) fn on_made_up(path: &Path) -> bool {
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// `invalid_argument` for anything else, which is left untouched.
+/// Returns `invalid_argument` for anything else, and leaves it untouched.
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
     Ok(open(path)?.0)
 }
 
 fn open(path: &Path) -> Result<(File, Metadata)> {
-    // Opening a device or a named pipe may change something, so the type comes first.
+    // Opening a device or a named pipe may change something, so the type is checked first.
     let found = look(path)?;
     let fail = |e| Error::io(&format!("reading {}", path.display()), &e);
     check_regular(path, &found)?;
     let file = OpenOptions::new().read(true).custom_flags(OPEN_FLAGS).open(path).map_err(fail)?;
-    // The path may have got another file meanwhile.
+    // The path may lead to another file by now.
     let found = file.metadata().map_err(fail)?;
     check_regular(path, &found)?;
     Ok((file, found))
 }
 
-/// Checks that a path leads to a regular file, and identifies it by device and inode.
+/// Checks that a path leads to a regular file. Returns its device and inode.
 pub(crate) fn identify(path: &Path) -> Result<(u64, u64)> {
     let found = look(path)?;
     check_regular(path, &found)?;
@@ -75,22 +76,22 @@ fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
     if found.is_file() { Ok(()) } else { Err(not_regular(path)) }
 }
 
-/// The refusal of a path that has no contents of its own.
+/// Makes the refusal of a path that has no contents of its own.
 pub(super) fn not_regular(path: &Path) -> Error {
     Error::invalid(format!("path is not a regular file: {}", path.display()))
 }
 
-/// An open file, read piece by piece.
+/// An open file that is read piece by piece.
 pub(crate) struct Source {
     file: Arc<File>,
     path: PathBuf,
-    /// Size in bytes. `None` when only reading tells, as for files that the kernel makes up.
+    /// Size in bytes. `None` when only reading shows it, as for files that the kernel makes up.
     pub size: Option<u64>,
-    /// Bytes that are still to be read, at most.
+    /// Most bytes that are still to be read.
     left: u64,
     /// An error that came after bytes of the same piece.
     failed: Option<io::Error>,
-    /// Stands last, so that it is dropped last.
+    /// Closes the file. Stands last, so that it is dropped last.
     closer: Option<Closer>,
 }
 
@@ -98,7 +99,7 @@ impl Source {
     /// Opens a regular file.
     ///
     /// # Errors
-    /// `not_found`, and `invalid_argument` for anything but a regular file.
+    /// Returns `not_found`, or `invalid_argument` for anything but a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (file, found) = open(path)?;
         let size = (found.len() > 0 && !is_made_up(&file)).then_some(found.len());
@@ -124,10 +125,10 @@ impl Source {
         Ok(())
     }
 
-    /// Reads the next piece, of at most [`CHUNK`] bytes. An empty piece is the end.
+    /// Reads the next piece of at most [`CHUNK`] bytes. An empty piece marks the end.
     ///
     /// # Errors
-    /// `UnexpectedEof` when a file has become shorter than its size was.
+    /// Returns `UnexpectedEof` when the file has become shorter than its size was.
     pub(crate) fn read(&mut self) -> io::Result<Vec<u8>> {
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -140,7 +141,8 @@ impl Source {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // Files such as /proc/kmsg may have more later. Their contents end here.
+                // Files such as /proc/kmsg may have more later. The copy of their contents ends
+                // here.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if filled == 0 => return Err(e),
                 Err(e) => {
@@ -158,7 +160,8 @@ impl Source {
         Ok(piece)
     }
 
-    /// Skips a hole of a sparse file and returns its length in bytes. The source has no limit.
+    /// Skips a hole of a sparse file and returns its length in bytes. Only for a source without a
+    /// limit.
     pub(crate) fn skip_hole(&mut self) -> u64 {
         let Some(size) = self.size else { return 0 };
         let at = size.saturating_sub(self.left);

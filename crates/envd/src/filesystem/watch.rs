@@ -1,9 +1,9 @@
-//! Watching directories with inotify. Each watch has a thread of its own, which alone looks at the
-//! file system. Callers fetch events from a queue and never wait for a hanging file system.
+//! Watches of directories, through inotify. Each watch has a thread of its own, which alone calls
+//! the file system. Callers fetch events from a queue and never wait for a hanging file system.
 //!
-//! Nothing is lost silently. A watch whose events the kernel or a queue cannot hold ends with
-//! `resource_exhausted`. A watch whose folder is gone ends with `not_found`. Each tells the
-//! events before its end.
+//! No event is lost silently. A watch ends with `resource_exhausted` when the kernel or a queue
+//! cannot hold its events. A watch whose folder is gone ends with `not_found`. Either way it first
+//! delivers the events before its end.
 
 mod events;
 mod queue;
@@ -22,32 +22,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
-/// Watches at once, each of which has a thread. A hanging one keeps its place.
+/// Most watches at once. Each has a thread, and a hanging watch keeps its place.
 const WATCHES_MAX: usize = 256;
-/// Watches whose events wait to be asked for.
+/// Most polled watches, whose events wait to be fetched.
 const POLLED_MAX: usize = 192;
-/// Time after which such a watch, when nobody asked, gives way to a new one.
+/// Time without a fetch after which a polled watch gives way to a new one.
 const POLLED_IDLE: Duration = Duration::from_secs(600);
-/// Stack of a watch's thread.
+/// Stack of a watch's thread, in bytes.
 const STACK: usize = 256 * 1024;
 
-/// A caller's wishes for a watch.
+/// A caller's options for a watch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Options {
     pub recursive: bool,
-    /// Tells with each event what is at its name.
+    /// Set if each event describes the path that it names.
     pub include_entry: bool,
-    /// Allows a network's mount, whose changes by others cannot be seen.
+    /// Set if a network mount is allowed. Changes by other machines cannot be seen there.
     pub allow_network: bool,
 }
 
-/// A watch that has begun. Its thread ends when it is dropped.
+/// A running watch. Its thread ends when the watch is dropped.
 pub(crate) struct Watch {
     queue: Arc<Queue>,
 }
 
 impl Watch {
-    /// Waits for events; none when the watch has ended.
+    /// Waits for events. Returns `None` once the watch has ended.
     pub(crate) async fn next(&self) -> Option<Events> {
         loop {
             match self.queue.next() {
@@ -58,10 +58,11 @@ impl Watch {
         }
     }
 
-    /// Returns every event up to now, for which it waits for at most `limit`.
+    /// Returns all events up to now. Waits for at most `limit` until the thread has read them.
     ///
     /// # Errors
-    /// The watch's end, once the events before it were returned, and `deadline_exceeded`.
+    /// Returns the reason for the watch's end, once the events before it were returned. Returns
+    /// `deadline_exceeded` when the thread is late.
     pub(crate) async fn fetch(&self, limit: Duration) -> Result<Vec<Events>> {
         let is_late = tokio::time::timeout(limit, self.queue.flush()).await.is_err();
         let events = self.queue.take();
@@ -87,13 +88,13 @@ impl Drop for Watch {
     }
 }
 
-/// A watch whose events wait to be asked for.
+/// A watch whose events wait to be fetched.
 struct Polled {
     watch: Arc<Watch>,
     asked: Instant,
 }
 
-/// Count of all watches so far, and the watches that are left.
+/// Count of all polled watches so far, and the remaining ones.
 type Known = (u64, BTreeMap<String, Polled>);
 
 /// The watches of a guest.
@@ -111,12 +112,12 @@ impl Default for Watchers {
 }
 
 impl Watchers {
-    /// Begins a watch, for which it waits for at most `limit`. `locate` finds the folder, on the
-    /// watch's thread.
+    /// Begins a watch, and waits for at most `limit` until it runs. `locate` finds the folder on
+    /// the watch's thread.
     ///
     /// # Errors
-    /// Errors of the watch's begin, `deadline_exceeded`, and `resource_exhausted` when there are
-    /// too many.
+    /// Returns errors of the watch's beginning, `deadline_exceeded`, or `resource_exhausted` when
+    /// there are too many watches.
     pub(crate) async fn start(
         &self,
         locate: impl FnOnce() -> Result<PathBuf> + Send + 'static,
@@ -146,10 +147,10 @@ impl Watchers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a watch and names it.
+    /// Stores a polled watch and returns its name.
     ///
     /// # Errors
-    /// `resource_exhausted` when there are too many that somebody asks.
+    /// Returns `resource_exhausted` when there are too many watches whose events are being fetched.
     pub(crate) fn insert(&self, watch: Watch) -> Result<String> {
         self.insert_at(watch, Instant::now())
     }
@@ -168,7 +169,7 @@ impl Watchers {
         Ok(id)
     }
 
-    /// Finds a watch, for somebody who asks for its events.
+    /// Finds a watch whose events a caller fetches.
     pub(crate) fn get(&self, id: &str) -> Result<Arc<Watch>> {
         let mut known = self.known();
         let polled = known.1.get_mut(id).ok_or_else(|| unknown(id))?;
@@ -215,7 +216,7 @@ mod tests {
         watchers.start(move || Ok(root), Options::default(), LIMIT).await.unwrap()
     }
 
-    /// A watch without a thread.
+    /// Makes a watch without a thread.
     fn idle_watch(watchers: &Watchers) -> Watch {
         Watch { queue: Arc::new(Queue::new(Arc::clone(&watchers.budget)).unwrap()) }
     }
@@ -241,7 +242,7 @@ mod tests {
         let watchers = Watchers::default();
         let watch = start(&watchers, &root).await;
         fs::File::create(root.join("f")).unwrap();
-        // A program that stays in the folder keeps the kernel from telling its removal.
+        // A program that stays in the folder keeps the kernel from reporting its removal.
         let held = fs::File::open(&root).unwrap();
         fs::remove_dir_all(&root).unwrap();
         let first = names(&[watch.next().await.unwrap()]);

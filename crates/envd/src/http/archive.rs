@@ -1,6 +1,7 @@
-//! `/files/archive`: a file or a folder as a tar archive, in both directions, streamed. The
-//! archive is packed and unpacked on a thread of its own. A file system without progress ends the
-//! exchange; a slow client does not.
+//! `/files/archive`: streams a file or a folder as a tar archive, in both directions.
+//!
+//! The archive is packed and unpacked on a thread of its own. A file system without progress ends
+//! the exchange. A slow client does not.
 
 use crate::error::{Error, Result};
 use crate::filesystem;
@@ -26,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
-/// Header of every answer. An older agent has no such route, and so no such header.
+/// Header of every answer. An older envd has no such route, and so sends no such header.
 const MARK: [(&str, &str); 1] = [(protocol::ARCHIVE, "1")];
 
 /// Path and account of a request.
@@ -37,8 +38,7 @@ pub(super) struct Asked {
     username: Option<String>,
 }
 
-/// Finds the account and the path of a request. Reads files, so this runs on a thread that may
-/// block.
+/// Finds the user and the path of a request. Reads files, so it runs on a thread that may block.
 fn target(caller: &Caller, asked: &Asked) -> Result<(User, PathBuf)> {
     let user = caller.user()?;
     let path = caller.resolve_file(&asked.path, &user)?;
@@ -65,7 +65,7 @@ fn stuck() -> Error {
 /// Path and account, or the reason why the query holds none.
 type Parsed = std::result::Result<Query<Asked>, QueryRejection>;
 
-/// Sends a file or a folder as an archive; its one entry at the top has the path's last name.
+/// Sends a file or a folder as an archive. Its only top entry has the path's last name.
 pub(super) async fn download(
     State(guest): State<Arc<Guest>>,
     query: Parsed,
@@ -74,7 +74,7 @@ pub(super) async fn download(
     (MARK, send(guest, query, &headers).await).into_response()
 }
 
-/// Unpacks the body below a folder, which is made when it is missing.
+/// Unpacks the body below a folder. Makes the folder when it is missing.
 pub(super) async fn upload(
     State(guest): State<Arc<Guest>>,
     query: Parsed,
@@ -102,7 +102,7 @@ async fn send(guest: Arc<Guest>, query: Parsed, headers: &HeaderMap) -> Result<R
             let _ = to.blocking_send(Err(error));
         }
     });
-    // An error before the first byte is an answer with a status of its own.
+    // An error before the first byte becomes an answer with a status of its own.
     let first = next(&mut chunks).await.transpose()?;
     let rest = futures::stream::unfold(chunks, |mut chunks| async move {
         let chunk = next(&mut chunks).await?;
@@ -112,12 +112,12 @@ async fn send(guest: Arc<Guest>, query: Parsed, headers: &HeaderMap) -> Result<R
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
-/// Takes the next chunk of an archive; none at its end.
+/// Takes the next chunk of an archive. Returns `None` at its end.
 async fn next(chunks: &mut Chunks) -> Option<Result<Bytes>> {
     timeout(jobs::LIMIT, chunks.recv()).await.unwrap_or_else(|_| Some(Err(stuck())))
 }
 
-/// Tells whether a thread that unpacks gets on.
+/// Progress of a thread that unpacks.
 struct Progress {
     bytes: Arc<AtomicU64>,
     seen: AtomicU64,
@@ -131,7 +131,7 @@ impl Progress {
     }
 }
 
-/// Answer to an archive that was unpacked.
+/// Answer after an archive was unpacked.
 #[derive(serde::Serialize)]
 struct Unpacked {
     /// Bytes of files' contents.
@@ -150,7 +150,7 @@ async fn receive(guest: Arc<Guest>, query: Parsed, request: Request) -> Result<R
         unpack(&caller, &asked, reader)
     });
     tokio::select! {
-        // An archive that is refused is not read to its end.
+        // A refused archive is not read to its end.
         done = &mut unpacking => return ended(done),
         fed = feed(request.into_body(), to, &progress) => fed?,
     }
@@ -168,7 +168,7 @@ fn ended(done: std::result::Result<Result<u64>, JoinError>) -> Result<Response> 
     Ok(Json(Unpacked { bytes }).into_response())
 }
 
-/// Gives a body to the thread that unpacks it.
+/// Feeds a body to the thread that unpacks it.
 async fn feed(body: Body, to: mpsc::Sender<io::Result<Bytes>>, progress: &Progress) -> Result<()> {
     let mut body = body.into_data_stream();
     while let Some(chunk) = body.next().await {
@@ -177,7 +177,7 @@ async fn feed(body: Body, to: mpsc::Sender<io::Result<Bytes>>, progress: &Progre
         let permit = loop {
             match timeout(jobs::LIMIT, to.reserve()).await {
                 Ok(Ok(permit)) => break permit,
-                // The thread has ended, and its result tells why.
+                // The thread has ended, and its result holds the reason.
                 Ok(Err(_)) => return Ok(()),
                 Err(_) if progress.is_made() => {}
                 Err(_) => return Err(stuck()),

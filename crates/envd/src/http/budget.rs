@@ -1,6 +1,6 @@
-//! Bounds the memory that starts of programs take. A start is held whole, several times: as the
-//! request, as the texts of the kernel, as the entry of the program. A guest whose agent takes all
-//! memory ends, since nothing may kill the agent.
+//! Bounds the memory that starts of programs take. A start is in memory several times: as the
+//! request, as the texts for the kernel, and as the entry of the program. A guest whose envd takes
+//! all memory ends, since the kernel may not kill envd.
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
@@ -15,16 +15,17 @@ use tokio::sync::Semaphore;
 
 /// Path of the call that starts a program.
 const START: &str = "/process.Process/Start";
-/// Largest request of a start, in bytes. The kernel takes 2 MiB of arguments and environment.
+/// Largest request of a start, in bytes. The kernel accepts 2 MiB of arguments and environment.
 const START_MAX: u32 = 2 << 20;
 /// Requests up to this size, in bytes, are not counted.
 const SMALL: u32 = 4 << 10;
-/// Memory for each byte of a request: a list of one-letter arguments takes most.
+/// Bytes of memory for each byte of a request. A list of one-letter arguments takes most.
 const FACTOR: u32 = 40;
-/// Most memory for all starts under way, in bytes, and its share of a small guest's.
+/// Most memory for all starts under way, in bytes.
 const MEMORY_MAX: u64 = 64 << 20;
+/// Part of a small guest's memory for all starts under way: an eighth.
 const MEMORY_SHARE: u64 = 8;
-/// Memory of a start, in bytes, after which the allocator gives back what is free.
+/// Memory of a start, in bytes, above which the allocator's free memory is given back.
 const LARGE: u32 = 1 << 20;
 
 /// Memory for starts under way.
@@ -41,8 +42,8 @@ impl Default for Budget {
     }
 }
 
-/// Lets a start through once there is memory for it. A start that needs more than the budget has
-/// the whole budget alone.
+/// Lets a start through once there is memory for it. A start that needs more than the budget gets
+/// the whole budget.
 pub(super) async fn admit(
     State(guest): State<Arc<Guest>>,
     request: Request,
@@ -72,8 +73,8 @@ pub(super) async fn admit(
     answer
 }
 
-/// Returns the memory that a start takes, in bytes; 0 for a small one. A request of unknown size is
-/// taken for the largest.
+/// Returns the memory that a start takes, in bytes, and 0 for a small start. A request of unknown
+/// size counts as the largest.
 fn weight(headers: &HeaderMap) -> Result<u32> {
     let length = headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(START_MAX);

@@ -1,7 +1,7 @@
-//! `/files`: contents up and down, streamed, of any size; nothing is held whole in memory.
+//! `/files`: streams contents of any size up and down. No file is held whole in memory.
 //!
-//! Each piece is read or written by a job of its own. So a slow client holds no thread. A file
-//! system that does not answer ends the transfer after the limit of a job.
+//! A job of its own reads or writes each piece, so a slow client holds no thread. A file system
+//! that does not answer ends the transfer after the limit of a job.
 
 use super::form::Demand;
 use crate::auth::{self, Signed};
@@ -26,7 +26,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// One stored file, as answers name it.
+/// A stored file, as answers describe it.
 #[derive(serde::Serialize)]
 pub(super) struct Stored {
     path: String,
@@ -46,12 +46,12 @@ struct Opened {
 }
 
 impl Opened {
-    /// Opens a file and reads its first piece, so that an error there is the answer.
+    /// Opens a file and reads its first piece, so that an error there becomes the answer.
     fn open(path: PathBuf, headers: &HeaderMap, files: &Pool) -> Result<Self> {
         let fail = |e: &io::Error| Error::io(&format!("reading {}", path.display()), e);
         let mut source = Source::open(&path)?.closed_by(files);
         let size = source.size;
-        // Nothing is known of a file whose size says nothing: it is answered whole.
+        // A file without a meaningful size has no ranges, so the answer holds all of it.
         let range = size.map_or(Range::Whole, |length| range(headers, length));
         match range {
             Range::Whole => {}
@@ -94,7 +94,7 @@ pub(super) async fn download(
         Range::Whole if opened.pieces.is_packed() => {
             answer.header(header::CONTENT_ENCODING, "gzip")
         }
-        // The length is unknown until the end: the answer goes in chunks.
+        // The length is unknown until the end, so the answer has chunks.
         Range::Whole if opened.size.is_none() && !opened.first.is_empty() => answer,
         Range::Whole => answer.header(header::CONTENT_LENGTH, length),
         Range::Part(first, last) => answer
@@ -112,7 +112,7 @@ pub(super) async fn download(
     answer.body(body).map_err(|e| Error::invalid(e.to_string()))
 }
 
-/// The pieces of an answer's body: as they are read, or packed.
+/// The pieces of an answer's body, plain or compressed.
 struct Pieces {
     source: Source,
     packer: Option<GzEncoder<Vec<u8>>>,
@@ -129,10 +129,10 @@ impl Pieces {
         self.packed
     }
 
-    /// Makes the next piece. An empty piece is the end.
+    /// Makes the next piece. An empty piece marks the end.
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let Some(packer) = &mut self.packer else {
-            // The end of a packed body is behind its last piece.
+            // A compressed body ends after its last piece.
             return if self.packed { Ok(Vec::new()) } else { self.source.read() };
         };
         loop {
@@ -150,7 +150,7 @@ impl Pieces {
     }
 }
 
-/// Streams pieces after a first one. An error breaks the answer off, so that its reader sees it.
+/// Streams pieces after a first one. An error breaks the answer off, so that its reader notices.
 fn stream(
     files: Pool,
     first: Vec<u8>,
@@ -198,7 +198,8 @@ enum Range {
     Unsatisfiable,
 }
 
-/// A single byte range (RFC 9110, 14.2); several at once are answered whole, as allowed.
+/// Finds a single byte range (RFC 9110, 14.2). A request with several ranges gets the whole file,
+/// as the RFC allows.
 fn range(headers: &HeaderMap, length: u64) -> Range {
     let value = headers.get(header::RANGE).and_then(|v| v.to_str().ok());
     let Some((first, last)) = value
@@ -269,10 +270,10 @@ pub(super) async fn upload(
     Ok(Json(stored))
 }
 
-/// Reports whether a body is packed.
+/// Reports whether a body is compressed.
 ///
 /// # Errors
-/// `invalid_argument` for a form that cannot be unpacked, which would be stored as it came.
+/// Returns `invalid_argument` for an unknown encoding, whose body would be stored as it came.
 fn is_packed(headers: &HeaderMap) -> Result<bool> {
     match headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes()) {
         Some(b"gzip") => Ok(true),
@@ -295,7 +296,7 @@ fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
-/// Account, places and metadata by which the files of one request are stored.
+/// User, job places and metadata for the files of a request.
 struct Upload {
     caller: Caller,
     files: Pool,
@@ -303,7 +304,7 @@ struct Upload {
 }
 
 impl Upload {
-    /// Stores contents at a path, all of them or none. A small file takes one job alone.
+    /// Stores contents at a path, all of them or none. A small file takes a single job.
     async fn store<S, E>(&self, path: &str, mut contents: Contents<S>) -> Result<Stored>
     where
         S: Stream<Item = std::result::Result<Bytes, E>> + Unpin,
@@ -340,7 +341,7 @@ impl Upload {
                 Ok(sink)
             };
             let written = self.files.run(LIMIT, write);
-            // A failed write ends the wait for a client that is slow.
+            // A failed write ends the wait for a slow client.
             (sink, piece) = tokio::try_join!(written, contents.gather())?;
         }
         self.files.run(LONG, move || sink.commit()).await
@@ -360,10 +361,10 @@ impl Upload {
     }
 }
 
-/// A body, unpacked and gathered into pieces that are worth a job each.
+/// A body, decompressed and gathered into pieces that are worth a job each.
 struct Contents<S> {
     body: S,
-    /// Bytes of the body that are not unpacked yet.
+    /// Bytes of the body that are not decompressed yet.
     packed: Bytes,
     unpacker: Option<GzDecoder<Vec<u8>>>,
     ended: bool,
@@ -379,7 +380,7 @@ where
         Self { body, packed: Bytes::new(), unpacker, ended: false }
     }
 
-    /// Gathers the next piece. An empty piece is the end.
+    /// Gathers the next piece. An empty piece marks the end.
     async fn gather(&mut self) -> Result<Vec<u8>> {
         let bad = |e: io::Error| Error::invalid(format!("gzip: {e}"));
         let mut out = Vec::new();
@@ -387,7 +388,7 @@ where
             if let Some(unpacker) = &mut self.unpacker
                 && !self.packed.is_empty()
             {
-                // By pieces: what is small packed may be large unpacked.
+                // Small steps bound the memory: few compressed bytes may become many.
                 let piece = self.packed.split_to(self.packed.len().min(4096));
                 unpacker.write_all(&piece).map_err(bad)?;
                 out.append(unpacker.get_mut());
@@ -428,7 +429,7 @@ fn stored(path: &Path, metadata: &BTreeMap<String, String>) -> Stored {
     }
 }
 
-/// Parts that are to become one file, in order.
+/// Body of `/files/compose`: the parts of a file, in order, and the file's path.
 #[derive(serde::Deserialize)]
 pub(super) struct Compose {
     sources: Vec<String>,
@@ -467,7 +468,7 @@ pub(super) async fn compose(
     Ok(Json(stored(&destination, &BTreeMap::new())).into_response())
 }
 
-/// Checks what is to be joined, and opens its destination.
+/// Checks the parts, and opens their destination.
 fn begin_compose(
     caller: &Caller,
     request: &Compose,
@@ -484,7 +485,7 @@ fn begin_compose(
     if sources.contains(&destination) {
         return Err(same());
     }
-    // A file that is written in place would be emptied before it is read, by whatever name.
+    // A file that is written in place would be emptied before it is read, under whatever name.
     let replaced = source::identify(&destination).ok();
     for path in &sources {
         if Some(source::identify(path)?) == replaced {
@@ -497,7 +498,7 @@ fn begin_compose(
     Ok((sink, destination, sources))
 }
 
-/// Removes a part that was joined; success too when it is gone.
+/// Removes a joined part. Succeeds too when it is gone.
 fn remove_part(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -580,7 +581,7 @@ mod tests {
         assert!(packed("br").unwrap_err().message.contains("Content-Encoding"));
     }
 
-    /// Uploads a form, all of which is there at once.
+    /// Uploads a form whose bytes are all there at once.
     async fn send_form(form: Vec<u8>) -> Result<Json<Vec<Stored>>> {
         let chunks: Vec<Bytes> = form.chunks(64 * 1024).map(Bytes::copy_from_slice).collect();
         let chunks = futures::stream::iter(chunks).map(Ok::<_, io::Error>);
@@ -604,7 +605,7 @@ mod tests {
     #[tokio::test]
     async fn form_larger_than_its_parser_is_stored_and_other_parts_are_passed_over() {
         let dir = tempfile::tempdir().unwrap();
-        // Together more than the parser may hold, and less than a body without its own limit.
+        // All parts together exceed the parser's bound, and stay below the default limit of a body.
         let (path, contents) = (dir.path().join("f"), "c".repeat(900 << 10));
         let part = |disposition: &str| {
             format!("--b\r\nContent-Disposition: form-data; {disposition}\r\n\r\n{contents}\r\n")

@@ -1,4 +1,4 @@
-//! Forms, `multipart/form-data`, whose parts are as large as files.
+//! Forms (`multipart/form-data`) whose parts are as large as files.
 
 use crate::error::{Error, Result};
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -9,20 +9,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-/// Bytes of a form that its parser may hold. The parser has no bound of its own, and searches all
-/// that it holds at each step.
+/// Most bytes of a form that its parser may hold. The parser has no bound of its own, and searches
+/// all that it holds at each step.
 const FORM_MAX: usize = 1 << 20;
 
 /// A piece of a request's body.
 type Chunk = std::result::Result<Bytes, axum::Error>;
 
-/// Gives a form's parser a piece of the body only when it can go on no other way. By itself, the
-/// parser reads and holds all that has come.
+/// Feeds a form's parser a piece of the body only when the parser needs it to continue. By itself,
+/// the parser reads and holds all bytes that have arrived.
 #[derive(Clone, Default)]
 pub(super) struct Demand {
     /// Set while the parser may have a piece.
     wanted: Arc<AtomicBool>,
-    /// Bytes that the parser has had since it gave something back.
+    /// Bytes that the parser got since its last output.
     fed: Arc<AtomicUsize>,
 }
 
@@ -35,7 +35,7 @@ impl Demand {
 
     fn poll_body(&self, body: &mut BodyDataStream, cx: &mut Context<'_>) -> Poll<Option<Chunk>> {
         if !self.wanted.load(Ordering::Relaxed) {
-            // `poll` asks again by itself.
+            // `poll` polls again by itself.
             return Poll::Pending;
         }
         let piece = ready!(body.poll_next_unpin(cx));
@@ -46,7 +46,7 @@ impl Demand {
         Poll::Ready(piece)
     }
 
-    /// Polls the parser. Lets it have a piece when it cannot go on without.
+    /// Polls the parser. Gives it a piece when it cannot continue without.
     fn poll<T>(
         &self,
         cx: &mut Context<'_>,
@@ -67,7 +67,7 @@ impl Demand {
         }
     }
 
-    /// Returns the next part. None is the end of the form.
+    /// Returns the next part. `None` marks the end of the form.
     pub(super) async fn next_part<'a>(&self, form: &'a mut Multipart) -> Result<Option<Field<'a>>> {
         let mut next = std::pin::pin!(form.next_field());
         let part = std::future::poll_fn(|cx| self.poll(cx, |cx| next.as_mut().poll(cx))).await?;

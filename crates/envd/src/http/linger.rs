@@ -1,5 +1,5 @@
-//! Reads what a handler leaves of a request's body: a connection that is closed with bytes unread
-//! takes an early answer, as that the disk is full, away from whoever has not read it yet.
+//! Reads the rest of a request's body after its handler. When a connection is closed with bytes
+//! unread, its client may lose an early answer.
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
@@ -9,10 +9,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// How long it is read.
+/// Time that the rest of a body is read.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Has the rest of a request's body read when it is dropped.
+/// Wraps a request's body. The rest of the body is read when the wrapper is dropped.
 pub(super) async fn read_rest(request: Request) -> Request {
     request.map(|body| match body.is_end_stream() {
         true => body,

@@ -1,5 +1,5 @@
-//! The port at which envd serves, by HTTP/1. Programs of the guest reach it too. Their connections
-//! are limited, or any program could take the descriptors and the memory that the host's need.
+//! The port at which envd serves HTTP/1. Programs of the guest reach it too. Their connections are
+//! limited, since any program could otherwise take the descriptors and memory that the host needs.
 
 use axum::Router;
 use axum::body::Body;
@@ -17,33 +17,34 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections of the guest's programs at once. Further ones are closed.
+/// Most connections of the guest's programs at once. Further ones are closed.
 const PROGRAMS: usize = 256;
 /// Time in which a program must send the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-/// Bytes that envd holds of a request of a program's before it is handled.
+/// Most bytes of a program's request that envd holds before it handles the request.
 const PROGRAM_BUFFER: usize = 16 * 1024;
 
 /// The other side of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub address: SocketAddr,
-    /// Permit of a program's connection.
+    /// Permit of a program's connection. `None` for the host.
     permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Peer {
-    /// Reports whether a program of the guest is the other side. On an ordinary machine none is.
+    /// Reports whether the other side is a program of the guest. Always false on an ordinary
+    /// machine.
     pub(crate) fn is_program(&self) -> bool {
         self.permit.is_some()
     }
 }
 
-/// Serves at a port.
+/// The server of envd's port.
 pub(crate) struct Server {
     router: Router,
-    /// Address of the host. `None` on an ordinary machine, where nothing is limited. Root in a guest
-    /// may take the address, and harms the own guest alone.
+    /// Address of the host. `None` on an ordinary machine, where nothing is limited. Root in a
+    /// guest may take this address, which harms only that guest.
     host: Option<IpAddr>,
     places: usize,
 }
@@ -53,7 +54,7 @@ impl Server {
         Self { router, host, places: PROGRAMS }
     }
 
-    /// Takes every connection of the host, and a limited number of others. Never ends.
+    /// Accepts every connection of the host, and a limited number of others. Never returns.
     pub(crate) async fn serve(self, mut listener: TcpListener) {
         let places = Arc::new(Semaphore::new(self.places));
         let router = TowerToHyperService::new(self.router);
@@ -74,7 +75,8 @@ impl Server {
 }
 
 async fn serve_connection(stream: TcpStream, router: TowerToHyperService<Router>, peer: Peer) {
-    // Or the last small piece of a stream waits for the answer to the one before.
+    // With Nagle's algorithm, a stream's last small piece would wait for the acknowledgement of the
+    // piece before.
     let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
     if peer.is_program() {
@@ -86,7 +88,7 @@ async fn serve_connection(stream: TcpStream, router: TowerToHyperService<Router>
         request.extensions_mut().insert(ConnectInfo(peer.clone()));
         router.call(request)
     });
-    // A connection that breaks is the other side's business.
+    // A broken connection is a matter of the other side.
     let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
@@ -111,7 +113,7 @@ mod tests {
         at
     }
 
-    /// Sends a request and returns the open connection with the answer's last word.
+    /// Sends a request. Returns the open connection with the answer's last word.
     async fn ask(stream: TcpStream) -> (TcpStream, String) {
         let mut stream = stream;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();

@@ -1,4 +1,4 @@
-//! `/ports`: what listens in the guest, and the host's way to what listens on the loopback alone.
+//! `/ports`: lists the guest's servers, and connects the host to servers on the guest's loopback.
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
@@ -11,10 +11,10 @@ use http::{StatusCode, header};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Time that the switch of protocols may take once it is answered.
+/// Time that the switch of protocols may take after its answer.
 const SWITCH: Duration = Duration::from_secs(10);
 
-/// The server that is asked for.
+/// Query of a connection to a server.
 #[derive(serde::Deserialize)]
 pub(super) struct Server {
     port: u16,
@@ -26,7 +26,7 @@ pub(super) async fn list(State(guest): State<Arc<Guest>>) -> Result<Json<Vec<Lis
     guest.jobs.looks.run(jobs::LIMIT, move || Ok(ports::listeners(own))).await.map(Json)
 }
 
-/// Switches the connection to one of a server on the loopback.
+/// Switches the connection to a connection to a server on the loopback.
 pub(super) async fn connect(
     State(guest): State<Arc<Guest>>,
     Query(server): Query<Server>,
@@ -39,7 +39,7 @@ pub(super) async fn connect(
     let switch = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let _place = place;
-        // The switch fails when the host has left.
+        // The switch fails when the host has gone.
         if let Ok(Ok(host)) = tokio::time::timeout(SWITCH, switch).await {
             ports::relay(host, program).await;
         }

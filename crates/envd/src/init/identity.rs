@@ -1,6 +1,6 @@
-//! Which machine this is, for programs: `machine-id(5)`, and the boot's id, which the kernel gives
-//! and never changes. Both are shown from files in memory, so that a guest which begins as a copy
-//! of another has others at once.
+//! The machine's ids for programs: `machine-id(5)` and the boot's id. The kernel makes the latter
+//! and never changes it. Files in memory show both, so that a copy of a guest has ids of its own at
+//! once.
 
 use anyhow::Context;
 use rustix::mount::mount_bind;
@@ -15,15 +15,15 @@ const OWN_BOOT: &str = "/run/boot_id";
 const MACHINE: &str = "/etc/machine-id";
 const OWN_MACHINE: &str = "/run/machine-id";
 
-/// The files that show both ids. They are opened before the first program runs. So nothing that
-/// root in the guest makes of their paths holds up a later epoch.
+/// The files that show both ids. They are opened before the first program runs. So root in the
+/// guest cannot hold up a later epoch by changing their paths.
 pub(crate) struct Ids {
     boot: File,
     machine: File,
 }
 
-/// Shows a new machine's id, and the boot's own. Root in the guest may have made anything of
-/// `/etc/machine-id`. In such a case the console tells why the id is not shown there.
+/// Shows a new machine id, and the boot's own id. Root in the guest may have replaced
+/// `/etc/machine-id`. The console then tells why the id is not shown there.
 pub(super) fn show() -> anyhow::Result<Ids> {
     let boot = create(OWN_BOOT.as_ref()).context("making the boot's id")?;
     let id = fs::read_to_string(BOOT).context("reading the boot's id")?;
@@ -48,7 +48,7 @@ fn show_machine() -> anyhow::Result<()> {
 }
 
 impl Ids {
-    /// Becomes another machine, which has just booted.
+    /// Makes new ids, as for another machine that has just booted.
     pub(crate) fn renew(&self) -> io::Result<()> {
         fill(&self.boot, &boot_id(random()?))?;
         fill(&self.machine, &machine_id(random()?))
@@ -65,11 +65,11 @@ fn fill(file: &File, contents: &str) -> io::Result<()> {
     file.set_len(contents.len() as u64)
 }
 
-/// Makes the bits of a random UUID (RFC 9562, version 4). Root in the guest may have covered the
-/// kernel's own, `/proc/sys/kernel/random/uuid`.
+/// Makes the bits of a random UUID (RFC 9562, version 4). Does not read the kernel's
+/// `/proc/sys/kernel/random/uuid`, since root in the guest may have covered it.
 fn random() -> io::Result<u128> {
     let mut bytes = [0_u8; 16];
-    // As the kernel's own UUIDs, this does not wait for randomness at boot.
+    // Like the kernel's own UUIDs, this does not wait for randomness at boot.
     getrandom(&mut bytes[..], GetRandomFlags::INSECURE)?;
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
@@ -109,7 +109,7 @@ mod tests {
         let (boot, machine) = (create(&at("boot")).unwrap(), create(&at("machine")).unwrap());
         fill(&machine, "the id of another machine, with more text than an id has\n").unwrap();
         for name in ["boot", "machine"] {
-            // Another name shows the same file, as a mount does.
+            // A second name shows the same file, like a mount.
             fs::rename(at(name), at(&format!("{name}-shown"))).unwrap();
             mkfifoat(CWD, at(name), Mode::from_raw_mode(0o600)).unwrap();
         }

@@ -1,16 +1,16 @@
-//! Limits of the guest's kernel that `init` raises at boot: how much programs may watch with
-//! inotify. The kernel's own figures are for a small machine and refuse a watch of 8,192 folders.
+//! Limits of the guest's kernel that `init` raises at boot, all of them for inotify. The kernel's
+//! own limits are for a small machine and refuse a watch of 8,192 folders.
 
-/// Bytes of kernel memory that a watch takes, with the directory that it keeps in memory.
+/// Bytes of kernel memory for a watch and the directory that it keeps in memory.
 const WATCH_BYTES: u64 = 1024;
-/// Bounds of the watches of one user.
+/// Bounds of a user's number of watches.
 const WATCHES: std::ops::RangeInclusive<u64> = 16_384..=1_048_576;
-/// Watchers, each with a queue, of one user.
+/// Watchers, each with a queue, that a user may have.
 const INSTANCES: u64 = 1024;
-/// Events that the kernel keeps for one watcher until it reads them.
+/// Events that the kernel keeps for a watcher until it reads them.
 const EVENTS: u64 = 65_536;
 
-/// Raises the limits of inotify. A failure is told on the console and leaves the kernel's figure.
+/// Raises the limits of inotify. The console names a limit that could not be raised.
 pub(super) fn raise() {
     let info = rustix::system::sysinfo();
     let memory = info.totalram * u64::from(info.mem_unit);
@@ -27,7 +27,8 @@ pub(super) fn raise() {
     }
 }
 
-/// Returns the watches that one user may have: at most a quarter of the memory.
+/// Returns the number of watches that a user may have. They take at most a quarter of the memory,
+/// within the bounds.
 fn watches(memory: u64) -> u64 {
     (memory / 4 / WATCH_BYTES).clamp(*WATCHES.start(), *WATCHES.end())
 }

@@ -1,7 +1,7 @@
 //! The kernel's modules. A few load before the root is there. Programs load the others when they
-//! need them, by `modprobe` or by the kernel itself, which runs `/sbin/modprobe`.
+//! need them, through `modprobe` or through the kernel, which runs `/sbin/modprobe`.
 //!
-//! The loadable modules stay in the initramfs, in memory, so that they fit the kernel whatever the
+//! The loadable modules stay in the initramfs, in memory. So they fit the kernel, whatever the
 //! template's image holds. `images/kernel.rs` of `wrenn` chooses them.
 
 use super::console;
@@ -15,17 +15,17 @@ use rustix::mount::MountFlags;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// Modules that load at once, in their order.
+/// List of the modules that load at once, in order.
 const ORDER: &str = "/modules/order";
-/// Loadable modules for a guest that has no `modprobe`, as paths below `LOADABLE`.
+/// List of the modules to load in a guest without `modprobe`, as paths below `LOADABLE`.
 const COMMON: &str = "/modules/common";
-/// The folder of loadable modules, with the index that `modprobe` reads.
+/// Folder of the loadable modules, with the index that `modprobe` reads.
 const LOADABLE: &str = "/loadable";
-/// The root to be.
+/// Folder that becomes the root.
 const ROOT: &str = "/root";
-/// The major number of the devices below (`Documentation/admin-guide/devices.txt`).
+/// Major number of the devices below (`Documentation/admin-guide/devices.txt`).
 const MISC: u32 = 10;
-/// Devices that have their modules loaded when a program opens them: minor number and mode.
+/// Devices that load their modules when a program opens them: path, minor number and mode.
 const DEVICES: [(&str, u32, u32); 4] = [
     ("/dev/fuse", 229, 0o666),
     ("/dev/net/tun", 200, 0o666),
@@ -33,7 +33,7 @@ const DEVICES: [(&str, u32, u32); 4] = [
     ("/dev/cuse", 203, 0o600),
 ];
 
-/// Loads the modules without which there is no root.
+/// Loads the modules that the root needs.
 pub(super) fn load() -> anyhow::Result<()> {
     let order = fs::read_to_string(ORDER).context("reading the list of modules")?;
     for name in order.lines() {
@@ -47,11 +47,11 @@ fn load_file(path: &str) -> anyhow::Result<()> {
     sys::load_module(&file).with_context(|| format!("loading the module {path}"))
 }
 
-/// Offers the loadable modules to the programs of the root to be. A guest without them still runs.
+/// Offers the loadable modules to programs of the future root. A guest without them still runs.
 pub(super) fn offer() {
     let offered = open_root().and_then(|root| {
         show(&root)?;
-        // Images of containers often hold no `modprobe`, and their kernel can run none.
+        // Images of containers often hold no `modprobe`, so their kernel can run none.
         if find(&root, "sbin/modprobe").is_err() {
             load_common()?;
         }
@@ -92,7 +92,7 @@ fn open_root() -> anyhow::Result<OwnedFd> {
     rustix::fs::open(ROOT, flags, Mode::empty()).context("opening the root")
 }
 
-/// Makes folders, each in the one before, and opens the last.
+/// Makes folders, each in the previous one, and opens the last.
 fn make_below(root: &OwnedFd, names: &[&str]) -> anyhow::Result<OwnedFd> {
     let mut at = root.as_fd().try_clone_to_owned()?;
     let mut path = String::new();
@@ -107,14 +107,14 @@ fn make_below(root: &OwnedFd, names: &[&str]) -> anyhow::Result<OwnedFd> {
     Ok(at)
 }
 
-/// Finds what a path means to programs of the root to be. Links stay within it.
+/// Opens a path as programs of the future root see it. Links stay within that root.
 fn find(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
 }
 
-/// Makes the devices that load their modules. Every user may have a file system or network of
-/// their own, as the kernel checks their rights itself.
+/// Makes the devices that load their modules. Every user may open `/dev/fuse` and `/dev/net/tun`,
+/// since the kernel itself checks the user's rights.
 pub(super) fn make_devices() {
     for (path, minor, mode) in DEVICES {
         if let Err(error) = make_device(path, makedev(MISC, minor), Mode::from_raw_mode(mode)) {
@@ -127,12 +127,12 @@ fn make_device(path: &str, number: Dev, mode: Mode) -> anyhow::Result<()> {
     if let Some((dir, _)) = path.rsplit_once('/') {
         make_dir(dir)?;
     }
-    // A module that is there has made its device, for root alone.
+    // A loaded module has made its device already, for root alone.
     match mknodat(CWD, path, FileType::CharacterDevice, mode, number) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    // The mask takes bits from a new file's mode.
+    // The process's umask clears bits of a new file's mode.
     Ok(rustix::fs::chmod(path, mode)?)
 }
 

@@ -1,5 +1,5 @@
-//! Mounts: the kernel's file systems, the overlay of the shared image and the capsule's own
-//! disk as root, and what programs expect below it.
+//! Mounts of the guest: the kernel's file systems, the root, and the file systems that programs
+//! expect below it. The root is an overlay of the shared image and the capsule's own disk.
 
 use super::{console, modules};
 use anyhow::Context;
@@ -14,7 +14,7 @@ const IMAGE: &str = "/dev/vda";
 /// The capsule's own disk.
 const DISK: &str = "/dev/vdb";
 
-/// `/dev`, `/proc` and `/sys`.
+/// Mounts `/dev`, `/proc` and `/sys`.
 pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
     attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, "")?;
     attach(
@@ -47,7 +47,7 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     modules::offer();
     for dir in ["dev", "proc", "sys"] {
         let to = format!("/root/{dir}");
-        // A link there would mean another place than it does to programs.
+        // A link there would lead to another place than it does for programs.
         make_mount_point(&to, fs::symlink_metadata(&to).is_ok_and(|found| found.is_dir()))?;
         mount_move(format!("/{dir}"), &to).with_context(|| format!("moving /{dir}"))?;
     }
@@ -59,7 +59,8 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     Ok(disk)
 }
 
-/// What programs expect below `/dev`, `/run`, `/tmp` and `/sys/fs/cgroup`.
+/// Mounts the file systems that programs expect below `/dev`, `/run` and `/sys/fs/cgroup`. Prepares
+/// `/tmp` and the usual links in `/dev`.
 pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     attach(
@@ -86,7 +87,7 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens `/tmp` to all. Root in the guest may have removed it.
+/// Opens `/tmp` to all users. Makes it again if root in the guest has removed it.
 fn open_temporary() -> anyhow::Result<()> {
     make_dir("/tmp")?;
     rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777)).context("opening /tmp to all")
@@ -97,7 +98,7 @@ fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> 
     attach_to(source, to, kind, flags, data)
 }
 
-/// Mounts on a path that exists.
+/// Mounts on an existing path.
 pub(super) fn attach_to(
     source: &str,
     to: &str,
@@ -110,8 +111,8 @@ pub(super) fn attach_to(
         .with_context(|| format!("mounting {source} on {to}"))
 }
 
-/// Makes a folder to mount on, unless there is one. Sets aside what root in the guest has put in
-/// its place, since no boot may fail for that.
+/// Makes a folder to mount on, unless it exists. Sets aside anything that root in the guest has put
+/// in its place, since no boot may fail for that.
 fn make_mount_point(path: &str, is_folder: bool) -> anyhow::Result<()> {
     if !is_folder && fs::symlink_metadata(path).is_ok() {
         let moved = fs::rename(path, format!("{path}.before-boot"));
@@ -128,7 +129,7 @@ pub(super) fn make_dir(path: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Removes the initramfs's own files, but for the modules that programs may load.
+/// Removes the initramfs's own files, except for the modules that programs may load.
 fn free_initramfs() {
     let _ = fs::remove_dir_all("/modules");
     let _ = fs::remove_file("/init");

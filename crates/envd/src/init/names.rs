@@ -1,7 +1,7 @@
 //! The files by which programs find addresses: `hosts(5)` and `resolv.conf(5)`.
 //!
-//! Each boot adds what the platform needs and keeps every other line. Root in the guest may have
-//! made anything of these paths. So nothing here waits for a file or fails a boot.
+//! Each boot adds the platform's lines and keeps every other line. Root in the guest may have made
+//! anything of these paths. So nothing here waits for a file or fails a boot.
 
 use super::console;
 use anyhow::Context;
@@ -15,22 +15,22 @@ use std::path::Path;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLVER: &str = "/etc/resolv.conf";
-/// Where the capsule's own disk keeps a resolver's file that a boot or a user has written.
+/// Path of a resolver's file, written by a boot or a user, on the capsule's own disk.
 const OWN_RESOLVER: &str = "upper/etc/resolv.conf";
 const LOCALHOST: &str = "127.0.0.1 localhost\n::1 localhost\n";
 const CAPSULE: &str = "127.0.0.1 capsule\n";
 const BOTH: &str = "127.0.0.1 localhost capsule\n::1 localhost\n";
 const BEGIN: &str = "# Wrenn: name servers of the host. Each boot writes this block anew.\n";
 const END: &str = "# Wrenn: end of the block. Other lines are kept.\n";
-/// Beginnings of the block's first and last line, by which a boot finds it.
+/// Prefixes of the block's first and last line, by which a boot finds the block.
 const BEGIN_MARK: &[u8] = b"# Wrenn: name servers";
 const END_MARK: &[u8] = b"# Wrenn: end";
-/// Size of a file that a boot reads, in bytes. A larger one stays as it is.
+/// Largest file that a boot reads, in bytes. A larger file stays as it is.
 const MAX: u64 = 1 << 20;
 
-/// Brings both files up to date. A file that cannot be is named on the console.
+/// Brings both files up to date. The console names a file for which this fails.
 pub(super) fn update(disk: &impl AsFd, servers: &[IpAddr]) {
-    // A file that only the template's image has is of the machine that built the image.
+    // A file that only the template's image has comes from the machine that built the image.
     let own = statat(disk, OWN_RESOLVER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
     let files = [
         (HOSTS, update_hosts(Path::new(HOSTS))),
@@ -52,13 +52,13 @@ fn update_hosts(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Updates a resolver's file. The contents are kept if they are the capsule's `own`.
+/// Updates a resolver's file. Keeps its contents if they are the capsule's `own`.
 fn update_resolver(path: &Path, own: bool, servers: &[IpAddr]) -> anyhow::Result<()> {
     let link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
     if link && own && fs::metadata(path).is_ok() {
         return Ok(());
     }
-    // A link that leads nowhere at a boot, such as systemd's, would leave programs without names.
+    // A link that leads nowhere at boot, such as systemd's, would leave programs without names.
     let found = if link || !own { None } else { read(path)? };
     let current = found.as_ref().map_or(&b""[..], |(contents, _)| contents.as_slice());
     match with_servers(current, servers) {
@@ -67,7 +67,7 @@ fn update_resolver(path: &Path, own: bool, servers: &[IpAddr]) -> anyhow::Result
     }
 }
 
-/// Returns a `hosts(5)` with the names that programs need, or none if it has them.
+/// Returns a `hosts(5)` with the names that programs need. Returns `None` if it has them.
 fn with_hosts(current: &[u8]) -> Option<Vec<u8>> {
     let text = String::from_utf8_lossy(current);
     let has = |name: &str| text.lines().any(|line| gives(line, name));
@@ -88,8 +88,8 @@ fn gives(line: &str, name: &str) -> bool {
     address && words.any(|word| word == name)
 }
 
-/// Returns a `resolv.conf(5)` with a block of these servers, or none if it may stay as it is. A
-/// file without a block stays if it names a server.
+/// Returns a `resolv.conf(5)` with a block of these servers. Returns `None` if the file may stay as
+/// it is: its block is up to date, or it has no block and names a server.
 fn with_servers(current: &[u8], servers: &[IpAddr]) -> Option<Vec<u8>> {
     let lines: Vec<&[u8]> = current.split_inclusive(|byte| *byte == b'\n').collect();
     let at = |mark: &[u8]| lines.iter().position(|line| line.starts_with(mark));
@@ -105,7 +105,7 @@ fn with_servers(current: &[u8], servers: &[IpAddr]) -> Option<Vec<u8>> {
     (wanted != current).then_some(wanted)
 }
 
-/// Adds lines to a text, of which the last line may lack its end.
+/// Appends lines to a text whose last line may lack its end.
 fn append(mut text: Vec<u8>, lines: &[u8]) -> Vec<u8> {
     if text.last().is_some_and(|byte| *byte != b'\n') {
         text.push(b'\n');
@@ -114,7 +114,7 @@ fn append(mut text: Vec<u8>, lines: &[u8]) -> Vec<u8> {
     text
 }
 
-/// Reads a regular file. A path where nothing is gives none.
+/// Reads a regular file. Returns `None` if nothing is at the path.
 fn read(path: &Path) -> anyhow::Result<Option<(Vec<u8>, Metadata)>> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -130,10 +130,10 @@ fn read(path: &Path) -> anyhow::Result<Option<(Vec<u8>, Metadata)>> {
     Ok(Some((contents, found)))
 }
 
-/// Replaces a file in one step. The new one has the mode and owner of the one before.
+/// Replaces a file in a single step. The new file has the mode and owner of the old one.
 fn replace(path: &Path, contents: &[u8], before: Option<&Metadata>) -> anyhow::Result<()> {
     let staged = path.with_extension("wrenn-new");
-    // A boot that was cut short may have left one.
+    // An interrupted boot may have left such a file.
     let _ = fs::remove_file(&staged);
     let written = write(&staged, contents, before).and_then(|()| fs::rename(&staged, path));
     if written.is_err() {
@@ -227,7 +227,7 @@ mod tests {
             assert!(fs::symlink_metadata(&path).unwrap().is_file());
             assert_eq!(fs::read_to_string(&path).unwrap(), wanted);
         }
-        // A user's link to a file of theirs stays.
+        // A user's link to another file stays.
         let other = dir.path().join("other");
         fs::write(&other, "nameserver 9.9.9.9\n").unwrap();
         fs::remove_file(&path).unwrap();
@@ -260,7 +260,7 @@ mod tests {
         let path = dir.path().join("hosts");
         fs::write(&path, "10.0.0.1 db\n").unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-        // A boot that was cut short has left its file.
+        // An interrupted boot has left its file.
         fs::write(path.with_extension("wrenn-new"), "half").unwrap();
         update_hosts(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);

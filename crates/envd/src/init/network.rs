@@ -1,5 +1,5 @@
-//! The guest's side of the network. Address, gateway and MAC are the same in every capsule,
-//! so that a snapshot fits anywhere; the host's side is `network/plan.rs` of the agent.
+//! The guest's side of the network. Address, gateway and MAC are the same in every capsule, so that
+//! a snapshot fits anywhere. The agent's `network/plan.rs` holds the host's side.
 
 use crate::sys;
 use anyhow::Context;
@@ -10,7 +10,7 @@ const ADDRESS: [u8; 4] = [169, 254, 0, 2];
 pub(crate) const GATEWAY: [u8; 4] = [169, 254, 0, 1];
 const MASK: [u8; 4] = [255, 255, 255, 252];
 
-/// Raises the interfaces and sets the host name.
+/// Brings the interfaces up, adds the default route and sets the host name.
 pub(super) fn configure() -> anyhow::Result<()> {
     sys::raise_interface("lo").context("raising lo")?;
     sys::configure_interface("eth0", ADDRESS, MASK).context("raising eth0")?;

@@ -1,8 +1,8 @@
-//! Ends the machine for a kernel that was told to power off and cannot.
+//! Resets the machine of a kernel that was told to power off and cannot.
 //!
-//! A machine without a power switch, such as Firecracker's, goes on after the kernel's last word.
-//! Its processes run, but the machine is of no use any more. The first process reads that word in
-//! the kernel's log and resets the machine, which every host notices.
+//! A machine without a power switch, such as Firecracker's, goes on after the kernel's last
+//! message. Its processes run, but the machine is of no use any more. The first process reads this
+//! message in the kernel's log and resets the machine, which every host notices.
 
 use super::{console, restart};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,19 +11,19 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// The kernel's log, a record for each read (`Documentation/ABI/testing/dev-kmsg`).
+/// The kernel's log. Each read returns a record (`Documentation/ABI/testing/dev-kmsg`).
 const LOG: &str = "/dev/kmsg";
-/// The kernel's last word before it powers the machine off.
+/// The kernel's last message before it powers the machine off.
 const LAST_WORD: &str = "reboot: Power down";
 /// Message before the reset, with a priority that reaches the console.
 const GOODBYE: &[u8] = b"<2>envd: the machine has no power switch and is reset instead";
-/// Size of a buffer that every record fits, in bytes.
+/// Size in bytes of a buffer that holds any record.
 const RECORD: usize = 8192;
-/// Time between two wakes. The host relies on them: a guest whose processors do not run for several
-/// seconds counts as halted.
+/// Time between two wakes. The host relies on them: it takes a guest for halted when its processors
+/// do not run for several seconds.
 const HEARTBEAT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Begins to follow the kernel's log, on a thread of its own.
+/// Starts a thread that follows the kernel's log.
 pub(super) fn watch() {
     let started = open().and_then(|log| {
         let thread = std::thread::Builder::new().name("power".to_owned());
@@ -48,11 +48,11 @@ fn follow(log: &OwnedFd) {
         loop {
             match rustix::io::read(log, &mut record) {
                 Ok(count) if is_last_word(&record[..count]) => {
-                    // The kernel prints the message, and waits for no interrupt to do so.
+                    // The kernel prints the message without waiting for an interrupt.
                     let _ = rustix::io::write(log, GOODBYE);
                     restart();
                 }
-                // Records that were overwritten before they were read are lost.
+                // Records that are overwritten before they are read are lost.
                 Ok(1..) | Err(Errno::PIPE | Errno::INTR) => {}
                 Ok(0) | Err(_) => break,
             }
@@ -60,8 +60,8 @@ fn follow(log: &OwnedFd) {
     }
 }
 
-/// Reports whether a record is the kernel's own last word. A record that a process wrote has a
-/// facility other than the kernel's, 0.
+/// Reports whether a record is the kernel's own last message. The kernel's facility is 0. A record
+/// of a process has another.
 fn is_last_word(record: &[u8]) -> bool {
     let text = String::from_utf8_lossy(record);
     let Some((head, message)) = text.split_once(';') else { return false };

@@ -1,5 +1,5 @@
-//! A connection of the host's that is joined with a program's, byte for byte. Each side may end by
-//! itself. A relay on which nothing moves holds no buffer.
+//! Joins a connection of the host with a connection of a program, byte for byte. Each side may end
+//! by itself. An idle relay holds no buffer.
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -10,30 +10,29 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-/// Bytes that are read at once.
+/// Bytes per read.
 const CHUNK: usize = 32 * 1024;
-/// Time after which a relay may end when nothing moves on it, at least. The host ends its side
-/// after this time.
+/// Least time without traffic after which a relay may end. The host ends its side after this time.
 const SILENCE: Duration = Duration::from_secs(600);
 
-/// Joins a connection of the host's, which has switched protocols, with a program's. Ends when
-/// both sides have ended, one side has failed, or nothing has moved for long.
+/// Joins the host's connection, which has switched protocols, with a program's. Returns when both
+/// sides have ended, a side has failed, or nothing has moved for long.
 pub(crate) async fn relay(host: Upgraded, program: TcpStream) {
-    // `serve` takes connections of this type alone.
+    // `Server` accepts connections of this type alone.
     let Ok(parts) = host.downcast::<TokioIo<TcpStream>>() else { return };
     join(parts.io.into_inner(), program, &parts.read_buf).await;
 }
 
-/// Joins two connections. `early` was read of the host's already.
+/// Joins two connections. `early` holds bytes that were already read from the host.
 async fn join(mut host: TcpStream, mut program: TcpStream, early: &[u8]) {
     if pass_both(&mut host, &mut program, early).await.is_err() {
-        // An orderly end would say that all bytes have come.
+        // An orderly end would claim that all bytes have arrived.
         reset(&host);
         reset(&program);
     }
 }
 
-/// Has a connection end with a reset when it is dropped.
+/// Makes a connection end with a reset when it is dropped.
 pub(super) fn reset(stream: &TcpStream) {
     let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
 }
@@ -52,7 +51,7 @@ async fn pass_both(host: &mut TcpStream, program: &mut TcpStream, early: &[u8]) 
     }
 }
 
-/// Passes bytes one way until their end, and passes the end on.
+/// Passes bytes in one direction until their end, and passes the end on.
 async fn pass(from: ReadHalf<'_>, mut to: WriteHalf<'_>, moved: &AtomicBool) -> io::Result<()> {
     loop {
         from.readable().await?;
@@ -71,7 +70,7 @@ async fn pass(from: ReadHalf<'_>, mut to: WriteHalf<'_>, moved: &AtomicBool) -> 
     }
 }
 
-/// Completes when nothing has moved for [`SILENCE`], after twice that time at most.
+/// Completes when nothing has moved for [`SILENCE`], after at most twice that time.
 async fn silence(moved: &AtomicBool) {
     loop {
         tokio::time::sleep(SILENCE).await;
@@ -88,14 +87,14 @@ mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
-    /// Both ends of a connection.
+    /// Returns both ends of a connection.
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (near, listener.accept().await.unwrap().0)
     }
 
-    /// A relay that runs, with its far ends: the host and the program.
+    /// Runs a relay and returns its far ends: the host and the program.
     async fn running(early: &'static [u8]) -> (TcpStream, TcpStream) {
         let ((host, near), (far, program)) = (pair().await, pair().await);
         tokio::spawn(join(near, far, early));
@@ -115,7 +114,7 @@ mod tests {
         let mut got = Vec::new();
         program.read_to_end(&mut got).await.unwrap();
         assert!(got.starts_with(b"early ") && got[6..] == sent, "{} bytes came", got.len());
-        // The way back is open after the end of the way there.
+        // The way back stays open after the end of the way there.
         program.write_all(b"and back").await.unwrap();
         drop(program);
         let mut back = Vec::new();

@@ -1,5 +1,5 @@
-//! Which TCP sockets of the guest listen, by `/proc/net/tcp` and `/proc/net/tcp6` (proc(5)), and
-//! the programs that hold them. The programs are hostile, so every read is bounded.
+//! The guest's listening TCP sockets, from `/proc/net/tcp` and `/proc/net/tcp6` (proc(5)), and the
+//! programs that hold them. The programs are hostile, so every read is bounded.
 
 use crate::filesystem::source;
 use std::collections::{HashMap, HashSet};
@@ -8,22 +8,22 @@ use std::io::{BufRead, BufReader, Read, Take};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-/// The kernel's tables, one for each family.
+/// The kernel's tables, a table per address family.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// The state of a socket that listens (`TCP_LISTEN`).
+/// State of a listening socket (`TCP_LISTEN`).
 const LISTENS: &str = "0A";
-/// Servers that are listed, at most.
+/// Most servers that are listed.
 const MOST: usize = 1024;
-/// Lines of a table that are read. The kernel puts the sockets that listen before the others.
+/// Most lines of a table that are read. The kernel lists listening sockets before all others.
 const LINES: usize = 4 * MOST;
-/// Bytes of a table that are read. A guest may cover a table with a file of its own.
+/// Most bytes of a table that are read. A guest may cover a table with a file of its own.
 const BYTES: u64 = 1 << 20;
-/// Bytes of a program's name that are read.
+/// Most bytes of a program's name that are read.
 const NAME: u64 = 64;
-/// Descriptors that are looked at in search of the programs.
+/// Most descriptors that are looked at in search of the programs.
 const DESCRIPTORS: usize = 65_536;
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Listener {
     pub port: u16,
@@ -35,8 +35,8 @@ pub(crate) struct Listener {
     inode: u64,
 }
 
-/// Lists the sockets that listen, by port and address, but for those at envd's `own` port. Reads
-/// many files of `/proc`, so it belongs on a thread of its own.
+/// Lists the listening sockets by port and address, except for envd's `own` port. Reads many files
+/// of `/proc`, so it belongs on a thread of its own.
 pub(crate) fn listeners(own: u16) -> Vec<Listener> {
     let mut found = Vec::new();
     for table in TABLES {
@@ -46,7 +46,7 @@ pub(crate) fn listeners(own: u16) -> Vec<Listener> {
     }
     found.retain(|listener| listener.port != own && listener.port != protocol::ENVD_PORT);
     found.sort_by_key(|listener| (listener.port, listener.address));
-    // Several sockets may share one address (`SO_REUSEPORT`).
+    // Several sockets may share an address (`SO_REUSEPORT`).
     found.dedup_by_key(|listener| (listener.port, listener.address));
     found.truncate(MOST);
     let inodes = found.iter().map(|listener| listener.inode).collect();
@@ -57,13 +57,13 @@ pub(crate) fn listeners(own: u16) -> Vec<Listener> {
     found
 }
 
-/// Opens a file of `/proc`, of which `most` bytes are read. Root in the guest may have covered it
-/// with a named pipe, which is not opened, or with a file without end.
+/// Opens a file of `/proc` and limits it to `most` bytes. Root in the guest may have covered it
+/// with a file without end. A named pipe in its place is not opened.
 fn open(path: &Path, most: u64) -> Option<Take<File>> {
     source::open_regular(path).ok().map(|file| file.take(most))
 }
 
-/// Reads a line of a table; `None` when it is of no socket that listens.
+/// Reads a line of a table. Returns `None` when its socket does not listen.
 fn parse(line: &str) -> Option<Listener> {
     let mut fields = line.split_whitespace();
     let local = fields.nth(1)?;
@@ -81,7 +81,7 @@ fn parse(line: &str) -> Option<Listener> {
     })
 }
 
-/// Reads an address, which the kernel writes as words of 32 bits in its own byte order.
+/// Reads an address. The kernel writes it as words of 32 bits in its own byte order.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16);
@@ -100,7 +100,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Finds the names of the programs that hold sockets.
+/// Finds the names of the programs that hold the sockets.
 fn programs(sockets: &HashSet<u64>) -> HashMap<u64, String> {
     let mut found = HashMap::new();
     let mut left = DESCRIPTORS;
@@ -112,7 +112,7 @@ fn programs(sockets: &HashSet<u64>) -> HashMap<u64, String> {
             continue;
         }
         let folder = process.path();
-        // Processes end at any time, so whatever cannot be read is passed over.
+        // Processes end at any time, so unreadable entries are skipped.
         let descriptors = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         let mut looked = 0;
         let held = descriptors.take(left).inspect(|_| looked += 1);
@@ -134,7 +134,7 @@ fn inode(link: &Path) -> Option<u64> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Reads the name of a process. Unlike the command line, the name is the kernel's own, so that a
+/// Reads the name of a process. Unlike the command line, the name is in the kernel's memory, so the
 /// process cannot make the read wait.
 fn name(folder: &Path) -> String {
     let mut name = Vec::new();
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use std::net::{Ipv6Addr, TcpListener};
 
-    /// Writes an address as the kernel of this machine does.
+    /// Writes an address as this machine's kernel does.
     fn written(bytes: &[u8]) -> String {
         let word = |word: &[u8]| u32::from_ne_bytes(word.try_into().unwrap());
         bytes.chunks_exact(4).map(|part| format!("{:08X}", word(part))).collect()

@@ -1,4 +1,4 @@
-//! A child process of envd: awaited without a thread, and never lost while it starts.
+//! A child process of envd. Its wait needs no thread, and a child is never lost while it starts.
 
 use crate::cgroup::Leaf;
 use crate::guest::Guest;
@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
-/// Time between two looks at a child of which the kernel tells no end.
+/// Time between two checks of a child without a pidfd.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A child that has not been waited for. Its pid belongs to nobody else until then.
+/// A child that has not been reaped. Its pid belongs to no other process until then.
 pub(super) struct Child {
     pid: Pid,
-    /// Readable once the child has ended; none without a free descriptor.
+    /// Pidfd, readable once the child has ended. `None` if no descriptor was free.
     ended: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -35,7 +35,7 @@ impl Child {
         self.pid.as_raw_pid().cast_unsigned()
     }
 
-    /// Waits for the child's end.
+    /// Waits for the child's end, and reaps it.
     pub(super) async fn wait(&self) -> io::Result<ExitStatus> {
         loop {
             let guard = match &self.ended {
@@ -55,12 +55,12 @@ impl Child {
     }
 }
 
-/// Guard of a start under way. Dropping it kills the child with its group, and reaps the child. So
-/// a start that takes too long, or whose caller has left, leaves no program that nobody knows.
+/// Guard of a start under way. A drop kills the child with its group, and reaps the child. So a
+/// start that takes too long, or whose caller has gone, leaves no unknown program.
 pub(super) struct Starting {
     guest: Arc<Guest>,
     leaf: Option<Leaf>,
-    /// None once its outcome has come.
+    /// The start's outcome to come. `None` once it has come.
     asked: Option<Asked>,
     /// Descriptors that the start copies.
     theirs: Vec<OwnedFd>,
@@ -76,14 +76,14 @@ impl Starting {
         Self { guest: Arc::clone(guest), leaf, asked: Some(asked), theirs }
     }
 
-    /// Waits for the outcome. None when there will be none.
+    /// Waits for the outcome. Returns `None` when there will be none.
     pub(super) async fn outcome(&mut self) -> Option<Outcome> {
         let outcome = self.asked.as_mut()?.outcome().await;
         self.asked = None;
         outcome
     }
 
-    /// Hands over the control group of a program that runs.
+    /// Hands over the control group of a running program.
     pub(super) fn finish(mut self) -> Option<Leaf> {
         self.leaf.take()
     }
@@ -102,7 +102,8 @@ impl Drop for Starting {
         let end = move || leaf.into_iter().for_each(|leaf| guest.cgroups.end(leaf));
         let Some(mut asked) = self.asked.take() else { return end() };
         tokio::spawn(async move {
-            // Both the program's end and the outcome of the start may take as long as its file system.
+            // Both the program's end and the outcome of the start may take as long as its file
+            // system.
             if let Some(Outcome::Runs(pid)) = asked.outcome().await {
                 let _ = Child::new(pid).wait().await;
             }

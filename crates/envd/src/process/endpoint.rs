@@ -1,4 +1,4 @@
-//! An end of a pipe, or a terminal's master, read and written without blocking. A reader that waits
+//! An end of a pipe, or a terminal's master, with nonblocking reads and writes. A waiting reader
 //! holds no buffer, so a program that writes nothing costs no memory.
 
 use crate::sys;
@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
-/// Most bytes that one read returns.
+/// Most bytes that a read returns.
 pub(super) const CHUNK: usize = 32 * 1024;
 
-/// An end, which clones share; the last one closes it.
+/// An end that clones share. The last clone closes it.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     fd: Arc<AsyncFd<OwnedFd>>,
@@ -24,8 +24,8 @@ impl Endpoint {
         Ok(Self { fd: Arc::new(sys::async_fd(fd)?) })
     }
 
-    /// Waits for something to read and reads at most `most` bytes, no more than [`CHUNK`]. Nothing
-    /// is the end.
+    /// Waits for data and reads at most `most` bytes, and no more than [`CHUNK`]. An empty result
+    /// marks the end.
     pub(super) async fn read(&self, most: usize) -> io::Result<Bytes> {
         loop {
             let mut guard = self.fd.readable().await?;
@@ -35,15 +35,15 @@ impl Endpoint {
         }
     }
 
-    /// Reads what is there already, as [`Self::read`] does.
+    /// Reads data that is there already, like [`Self::read`].
     ///
     /// # Errors
-    /// `WouldBlock` when there is nothing yet.
+    /// Returns `WouldBlock` when there is none yet.
     pub(super) fn read_now(&self, most: usize) -> io::Result<Bytes> {
         read_now(self.fd.get_ref(), most)
     }
 
-    /// Writes everything; waits while the other side does not read.
+    /// Writes everything. Waits while the other side does not read.
     pub(super) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             let mut guard = self.fd.writable().await?;

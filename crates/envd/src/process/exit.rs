@@ -1,4 +1,4 @@
-//! A program's end, in the wire's words.
+//! A program's end, in the form of the wire.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 /// A program's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// −1 when a signal ended it.
+    /// Exit code, or −1 when a signal ended the program.
     pub code: i32,
     pub exited: bool,
     pub status: String,

@@ -1,11 +1,12 @@
 //! A hub gives a program's output to its subscribers. Each gets everything from the moment it
 //! subscribes, in order, and then the end exactly once.
 //!
-//! Each subscriber has a bounded buffer of its own. While all buffers are full the program is held
-//! up, as a full pipe holds it. A subscriber that takes nothing for [`PATIENCE`], while another one
-//! waits for output, loses its subscription. The end waits for nobody. With no subscriber, output
-//! is dropped. After the end, the last output of processes that were left behind is kept for
-//! whoever subscribes then.
+//! Each subscriber has a bounded buffer of its own. While all buffers are full, the program is held
+//! up, as by a full pipe. A subscriber that takes nothing for [`PATIENCE`], while another waits for
+//! output, loses its subscription. The end waits for no subscriber.
+//!
+//! Without a subscriber, output is dropped. After the end, the hub keeps the last output of
+//! processes that outlive the program, for later subscribers.
 
 use super::exit::Exit;
 use crate::error::{Error, Result};
@@ -19,21 +20,21 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Bytes that a subscriber may be behind.
+/// Most bytes that a subscriber may be behind.
 const BEHIND: usize = 1 << 20;
-/// Bytes that all subscribers of all programs may be behind together. A subscriber with an empty
-/// buffer gets its next piece in any case.
+/// Most bytes that all subscribers of all programs together may be behind. A subscriber with an
+/// empty buffer gets its next piece in any case.
 const BEHIND_TOTAL: usize = 16 << 20;
-/// Memory of a piece beside its bytes, so that many small pieces are bounded too.
+/// Bytes that a piece costs beside its contents, so that many small pieces are bounded too.
 const PIECE: usize = 128;
-/// Subscribers of one program.
+/// Most subscribers of a program.
 const SUBSCRIBERS: usize = 64;
-/// Time in which a subscriber must take something while it holds up another one.
+/// Time in which a subscriber must take a piece while it holds up another.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of each stream that are kept of what was written after the end.
+/// Most bytes of each stream that are kept after the end.
 const KEPT: usize = 64 << 10;
 
-/// Which stream a piece came from.
+/// Stream that a piece came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
     Stdout,
@@ -41,7 +42,7 @@ pub(crate) enum Output {
     Pty,
 }
 
-/// What a subscriber hears.
+/// Event for a subscriber.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     Data(Output, Bytes),
@@ -57,12 +58,12 @@ impl Event {
     }
 }
 
-/// The subscribers of one program.
+/// The subscribers of a program, and its kept output.
 pub(crate) struct Hub {
     state: Mutex<State>,
     /// Wakes publishers that wait for room.
     room: Notify,
-    /// Set while processes that were left behind hold the program's pipes.
+    /// Set while processes that outlive the program hold its pipes.
     lingering: watch::Sender<bool>,
     /// Bytes that the subscribers of all programs are behind.
     behind: Arc<AtomicUsize>,
@@ -73,7 +74,7 @@ pub(crate) struct Hub {
 struct State {
     queues: BTreeMap<u64, Queue>,
     subscribed: u64,
-    /// Set once the leader has ended, so that nothing waits for room any more.
+    /// Set once the leader has ended. From then on no publisher waits for room.
     released: bool,
     exit: Option<Exit>,
     kept: Vec<(Output, VecDeque<u8>)>,
@@ -82,27 +83,28 @@ struct State {
 /// Buffer of a subscriber.
 struct Queue {
     events: VecDeque<Event>,
-    /// The sum of its events' costs.
+    /// Sum of the events' costs.
     cost: usize,
-    /// When something was taken last, or the buffer began to fill.
+    /// Time of the last take, or of the first event in an empty buffer.
     active: Instant,
-    /// Set once nothing will be added.
+    /// Set once nothing more will be added.
     closed: bool,
     /// Set when the subscriber was too slow.
     lost: bool,
     ready: Arc<Notify>,
 }
 
-/// Tells if a piece found room.
+/// Result of offering a piece.
 #[derive(Debug, PartialEq, Eq)]
 enum Offer {
     Taken,
-    /// Every subscriber is behind, or one holds up the others until then at most.
+    /// A subscriber has no room. The time is when the first slow subscriber loses its subscription.
+    /// `None` means that all are behind.
     Full(Option<Instant>),
 }
 
 impl Hub {
-    /// Makes a hub that counts in `behind` what its subscribers have not taken.
+    /// Makes a hub. Bytes that its subscribers are behind count in `behind`.
     pub(super) fn new(behind: Arc<AtomicUsize>) -> Self {
         Self {
             state: Mutex::default(),
@@ -113,11 +115,10 @@ impl Hub {
         }
     }
 
-    /// Begins a subscription. After the end it holds the end alone, and before it what was kept of
-    /// processes that were left behind.
+    /// Begins a subscription. After the end, it delivers the kept output and then the end.
     ///
     /// # Errors
-    /// `resource_exhausted` when the program has as many subscribers as it may.
+    /// Returns `resource_exhausted` when the program has as many subscribers as it may.
     pub(crate) fn subscribe(self: &Arc<Self>) -> Result<Subscription> {
         let mut state = self.lock();
         if state.queues.len() >= SUBSCRIBERS {
@@ -138,22 +139,23 @@ impl Hub {
         }
         state.queues.insert(id, queue);
         drop(state);
-        // A publisher that waits for the others has somebody to wait for it.
+        // The new subscriber is not behind. So a publisher that waited for all may now drop the
+        // slow ones.
         self.room.notify_waiters();
         Ok(Subscription { hub: Arc::clone(self), id, ready })
     }
 
-    /// Whether the end was announced.
+    /// Reports whether the end was announced.
     pub(crate) fn ended(&self) -> bool {
         self.lock().exit.is_some()
     }
 
-    /// Gives a piece of output to every subscriber; waits while there is no room for it.
+    /// Gives a piece of output to every subscriber. Waits while there is no room for it.
     pub(super) async fn publish(&self, output: Output, data: Bytes) {
         let event = Event::Data(output, data);
         let mut room = pin!(self.room.notified());
         loop {
-            // Before the look, so that no change in between is missed.
+            // This comes before the check, so that no change in between is missed.
             room.as_mut().enable();
             let Offer::Full(until) = self.offer(&event) else { return };
             tokio::select! {
@@ -164,14 +166,14 @@ impl Hub {
         }
     }
 
-    /// Lets publishers wait for nobody from now on, since the leader has ended. The rest of its
-    /// output is no more than its pipes hold.
+    /// Lets publishers wait for no subscriber from now on, since the leader has ended. The rest of
+    /// its output is no more than its pipes hold.
     pub(super) fn release(&self) {
         self.lock().released = true;
         self.room.notify_waiters();
     }
 
-    /// Tells the end to every subscriber, behind the output that it has not taken.
+    /// Sends the end to every subscriber, after output that the subscriber has not taken yet.
     pub(super) fn end(&self, exit: &Exit) {
         let mut state = self.lock();
         state.exit = Some(exit.clone());
@@ -181,17 +183,17 @@ impl Hub {
         }
     }
 
-    /// Begins to keep what processes that were left behind write.
+    /// Begins to keep output of processes that outlive the program.
     pub(super) fn linger(&self) {
         self.lingering.send_replace(true);
     }
 
-    /// Reports whether output is kept still.
+    /// Reports whether output is still kept.
     pub(super) fn lingers(&self) -> bool {
         *self.lingering.borrow()
     }
 
-    /// Keeps the last of what was written after the end.
+    /// Keeps the last of the output after the end.
     pub(super) fn keep(&self, output: Output, data: &[u8]) {
         if !self.lingers() {
             return;
@@ -208,18 +210,18 @@ impl Hub {
         kept.drain(..surplus);
     }
 
-    /// Notes that nobody holds the program's pipes any more.
+    /// Records that no process holds the program's pipes any more.
     pub(super) fn drained(&self) {
         self.lingering.send_replace(false);
     }
 
-    /// Forgets what was kept, and keeps nothing more.
+    /// Drops the kept output, and keeps no more.
     pub(super) fn forget(&self) {
         self.lingering.send_replace(false);
         self.lock().kept = Vec::new();
     }
 
-    /// Waits until nobody holds the program's pipes, or what was kept is forgotten.
+    /// Waits until no process holds the program's pipes, or the kept output was dropped.
     pub(super) async fn settled(&self) {
         // The sender lives as long as the hub.
         let _ = self.lingering.subscribe().wait_for(|lingering| !lingering).await;
@@ -239,7 +241,7 @@ impl Hub {
     }
 
     /// Looks for subscribers without room. Ends the subscriptions of those that have taken nothing
-    /// for too long while another one waits.
+    /// for too long while another waits.
     fn held_up(&self, state: &mut State) -> Option<Offer> {
         let crowded = self.behind.load(Ordering::Relaxed) >= BEHIND_TOTAL;
         let open = || state.queues.values().filter(|queue| !queue.closed);
@@ -292,7 +294,7 @@ impl Queue {
         self.ready.notify_one();
     }
 
-    /// Ends the subscription. Returns the cost of what the subscriber does not get.
+    /// Ends the subscription. Returns the cost of the events that the subscriber does not get.
     fn lose(&mut self) -> usize {
         (self.closed, self.lost) = (true, true);
         self.events = VecDeque::new();
@@ -309,21 +311,21 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
-    /// The next event; none after the last.
+    /// Waits for the next event. Returns `None` after the last.
     ///
     /// # Errors
-    /// `resource_exhausted` when the subscriber took nothing for too long.
+    /// Returns `resource_exhausted` when the subscriber took nothing for too long.
     pub(crate) async fn next(&mut self) -> Option<Result<Event>> {
         loop {
             if let Some(next) = self.take() {
                 return next;
             }
-            // A wake-up between the look and the wait is kept for the wait.
+            // A wake-up between the check and the wait is kept for the wait.
             self.ready.notified().await;
         }
     }
 
-    /// Takes the next event, or the end of the events; none while there is nothing to take.
+    /// Takes the next event, or the end of the events. Returns `None` while neither is there.
     fn take(&self) -> Option<Option<Result<Event>>> {
         let mut state = self.hub.lock();
         let Some(queue) = state.queues.get_mut(&self.id) else { return Some(None) };

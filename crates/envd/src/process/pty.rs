@@ -1,4 +1,4 @@
-//! Terminals: the master's end.
+//! The master's end of terminals.
 
 use super::endpoint::Endpoint;
 use rustix::fs::{fstat, makedev};
@@ -7,7 +7,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The group that owns terminals, by Debian's and devpts's convention.
+/// The group that owns terminals, by convention of Debian and devpts.
 const TTY_GROUP: u32 = 5;
 
 /// A terminal's master.
@@ -18,7 +18,7 @@ pub(crate) struct Pty(Endpoint);
 pub(super) fn open(size: (u16, u16), uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags)?;
-    // The thread that serves uses both ends, and must not wait for a server of the guest's.
+    // The serving thread uses both ends, and must not wait for a server in the guest.
     if fstat(&master)?.st_rdev != makedev(5, 2) {
         return Err(io::Error::other("/dev/ptmx is not the device of terminals"));
     }
@@ -26,7 +26,7 @@ pub(super) fn open(size: (u16, u16), uid: u32) -> io::Result<(OwnedFd, OwnedFd)>
     unlockpt(&master)?;
     let slave = ioctl_tiocgptpeer(&master, flags)?;
     let (owner, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(TTY_GROUP));
-    // Without the right to, the terminal works all the same.
+    // The terminal also works without the right to change its owner.
     let _ = rustix::fs::fchown(&slave, Some(owner), Some(group));
     resize(&master, size)?;
     Ok((master, slave))

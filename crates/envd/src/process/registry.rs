@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How long after its end a program can still be attached to.
+/// Time after its end in which a program can still be attached to.
 const REMEMBER: Duration = Duration::from_secs(30);
-/// Ended programs of which output is kept, since processes that they left behind still write.
+/// Ended programs whose output is kept, since processes that outlive them still write.
 const LINGERING: usize = 64;
-/// Ended programs whose pipes are read on. Each takes two descriptors of envd's.
+/// Ended programs whose pipes are still read. Each takes two of envd's descriptors.
 const DRAINS: usize = 8192;
 
-/// How a caller names a program.
+/// A caller's name for a program.
 #[derive(Debug, Clone)]
 pub(crate) enum Selector {
     Pid(u32),
@@ -46,8 +46,8 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// Takes a place among the programs whose pipes are read on after their end; none when all
-    /// are taken.
+    /// Takes a place among the ended programs whose pipes are still read. Returns `None` when all
+    /// places are taken.
     pub(super) fn drain(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.drains).try_acquire_owned().ok()
     }
@@ -61,7 +61,7 @@ impl Registry {
         self.lock().insert(process.pid, Arc::clone(process));
     }
 
-    /// Finds a program; of several with one tag, one that runs is preferred.
+    /// Finds a program. Prefers a running program if several have the tag.
     pub(crate) fn get(&self, selector: &Selector) -> Result<Arc<Process>> {
         let known = self.lock();
         let found = match selector {
@@ -77,13 +77,13 @@ impl Registry {
         })
     }
 
-    /// Every program that runs, by pid.
+    /// Returns every running program, by pid.
     pub(crate) fn running(&self) -> Vec<Arc<Process>> {
         self.lock().values().filter(|p| !p.hub.ended()).cloned().collect()
     }
 
-    /// Has an ended program keep what processes that it left behind write. Beyond the bound, the
-    /// oldest program keeps nothing any more.
+    /// Makes an ended program keep the output of processes that outlive it. Beyond the bound, the
+    /// oldest such program drops its kept output.
     pub(super) fn linger(&self, hub: &Arc<Hub>) {
         hub.linger();
         let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,7 +101,7 @@ impl Registry {
         tokio::time::sleep(REMEMBER).await;
         process.hub.settled().await;
         let mut known = self.lock();
-        // By then the number may belong to another.
+        // By then the pid may belong to another program.
         if known.get(&process.pid).is_some_and(|p| Arc::ptr_eq(p, &process)) {
             known.remove(&process.pid);
         }

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A program that runs, with our ends of what it reads and writes.
+/// A running program, with envd's ends of its input and output.
 pub(super) struct Started {
     pub child: Child,
     pub leaf: Option<Leaf>,
@@ -36,13 +36,14 @@ pub(super) struct Started {
     pub sources: Vec<Source>,
 }
 
-/// Starts a program as the account called `account`. `vars` are what the guest knows of itself.
+/// Starts a program as the user called `account`. `vars` are the variables from the guest's
+/// metadata.
 ///
 /// # Errors
-/// `unauthenticated` for an unknown account, and `invalid_argument` for a wrong request.
-/// `not_found` for a program that is not there, and `permission_denied` for one that cannot be
-/// executed. `deadline_exceeded` at the deadline, and `unavailable` when a file system does not
-/// answer.
+/// Returns `unauthenticated` for an unknown user, and `invalid_argument` for a wrong request.
+/// Returns `not_found` for a missing program, and `permission_denied` for a program that cannot be
+/// executed. Returns `deadline_exceeded` at the deadline, and `unavailable` when a file system does
+/// not answer.
 pub(super) async fn start(
     guest: &Arc<Guest>,
     account: String,
@@ -65,7 +66,7 @@ pub(super) async fn start(
     }
 }
 
-/// Starts a program. Dropped, it leaves none.
+/// Starts a program. A drop of the future leaves no program.
 async fn begin(
     guest: &Arc<Guest>,
     account: String,
@@ -121,7 +122,7 @@ fn plan(
     }
 }
 
-/// Checks what no environment or argument list can hold.
+/// Refuses texts that no environment or argument list can hold.
 fn check(spec: &Spec) -> Result<()> {
     let nul = |text: &String| text.contains('\0');
     if spec.cmd.is_empty() {
@@ -137,7 +138,7 @@ fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// The environment of a program: what callers gave, and nothing of envd's own.
+/// Builds the environment of a program. It holds nothing of envd's own environment.
 fn environment(
     user: &User,
     spec: &Spec,
@@ -156,8 +157,8 @@ fn environment(
     envs
 }
 
-/// Tells a failed step in the wire's words. A missing program and one that cannot be executed have
-/// codes of their own, as in shells.
+/// Makes the error of a failed step, in the form of the wire. A missing program and a program that
+/// cannot be executed have codes of their own, as in shells.
 fn refusal(spec: &Spec, cwd: &Path, failure: &Failure) -> Error {
     let error = &failure.error;
     match (failure.step, error.raw_os_error().unwrap_or(0)) {
@@ -181,7 +182,7 @@ fn cannot_run(spec: &Spec, code: ErrorCode, error: &io::Error) -> Error {
     Error::new(code, format!("cannot run '{cmd}': {error}"))
 }
 
-/// The standard descriptors of a program, theirs and ours.
+/// The standard descriptors of a program: the child's ends and envd's.
 struct Stdio {
     theirs: [OwnedFd; 3],
     stdin: Option<OwnedFd>,
@@ -195,7 +196,7 @@ impl Stdio {
             None => Self::pipes(guest.null.as_ref(), spec.stdin),
             Some(size) => {
                 let account = account.to_owned();
-                // Opens files of the guest.
+                // This opens files of the guest.
                 let open = move || Ok(Self::terminal(size, users::get(&account)?.uid));
                 guest.jobs.starts.run(jobs::LIMIT, open).await?
             }
@@ -224,7 +225,7 @@ impl Stdio {
     }
 }
 
-/// Makes our ends ready for use.
+/// Makes envd's ends ready for use.
 fn ours(
     stdin: Option<OwnedFd>,
     outputs: Vec<OwnedFd>,
@@ -245,7 +246,7 @@ fn ours(
 }
 
 fn cannot_open(error: &io::Error) -> Error {
-    // Without its folder of terminals, a guest still finds the program.
+    // The program exists, even if the guest's terminals cannot be opened: this is not `not_found`.
     Error::new(ErrorCode::FailedPrecondition, format!("cannot open the program's pipes: {error}"))
 }
 

@@ -1,10 +1,10 @@
-//! Whole programs on this machine, as envd starts, follows and ends them.
+//! Tests that start, follow and end whole programs on this machine.
 
 use super::hub::Event;
 use super::*;
 use connectrpc::ErrorCode;
 
-/// Far longer than anything here takes.
+/// Time far longer than any test takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn shell(script: &str) -> Spec {
@@ -21,7 +21,7 @@ async fn run(
     tokio::time::timeout(LIMIT, started).await.unwrap()
 }
 
-/// Reads to the end: standard output, and how the program ended.
+/// Reads to the end. Returns standard output and the program's end.
 async fn outcome(events: &mut Subscription) -> (String, Exit) {
     let mut out = Vec::new();
     loop {

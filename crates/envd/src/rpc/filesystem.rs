@@ -1,4 +1,4 @@
-//! `filesystem.Filesystem`: look and change. Watches are in `watch`.
+//! `filesystem.Filesystem`: reads and changes. Watches are in `watch`.
 
 use super::watch::{self, Fetched};
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The service, over the guest it serves.
+/// The service of a guest.
 pub(super) struct Files(pub Arc<Guest>);
 
 #[allow(refining_impl_trait, reason = "concrete types read better than the trait's opaque ones")]
@@ -81,7 +81,7 @@ impl wire::Filesystem for Files {
             }
             domain::remove(path)
         };
-        // A large tree takes long. The removal goes on when its caller has left.
+        // A large tree takes long. The removal goes on when its caller has gone.
         self.at(&ctx, request.path, LONG, remove).await?;
         Response::ok(wire::RemoveResponse::default())
     }
@@ -133,7 +133,7 @@ impl wire::Filesystem for Files {
 }
 
 impl Files {
-    /// Runs work on a path that a caller names, as a job, and waits at most `limit` for it.
+    /// Runs work on a caller's path as a job, and waits for at most `limit`.
     async fn at<T: Send + 'static>(
         &self,
         ctx: &RequestContext,
@@ -151,7 +151,7 @@ impl Files {
     }
 }
 
-/// Describes an entry on the wire.
+/// Converts an entry to its wire form.
 pub(super) fn shown(entry: Entry) -> wire::EntryInfo {
     let kind = match entry.kind {
         Some(Kind::File) => wire::FileType::FILE_TYPE_FILE,

@@ -1,4 +1,4 @@
-//! `process.Process`: start, attach, feed, signal.
+//! `process.Process`: starts programs, attaches to them, feeds them and signals them.
 
 use super::stream::{Tick, Timing, stream};
 use crate::auth;
@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use std::sync::Arc;
 use wire::process_event::{DataEvent, EndEvent, KeepAlive, StartEvent};
 
-/// The service, over the guest it serves.
+/// The service of a guest.
 pub(super) struct Processes(pub Arc<Guest>);
 
 #[allow(refining_impl_trait, reason = "concrete types read better than the trait's opaque ones")]
@@ -218,7 +218,7 @@ fn started(pid: u32) -> oneof::process_event::Event {
     StartEvent { pid, ..Default::default() }.into()
 }
 
-/// The wire's event, and whether it is the last.
+/// Returns the wire's event. The flag is set for the last event.
 fn render(tick: Tick<Event>) -> (oneof::process_event::Event, bool) {
     match tick {
         Tick::Event(Event::Data(output, data)) => {

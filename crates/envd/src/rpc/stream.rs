@@ -1,5 +1,4 @@
-//! A server stream's frame: its messages, keepalives when there are none for a while, and
-//! its deadline.
+//! The frame of a server stream: its messages, keepalives while there are none, and its deadline.
 
 use crate::process::hub;
 use connectrpc::{ConnectError, RequestContext};
@@ -10,17 +9,17 @@ use tokio::time::Instant;
 
 const KEEPALIVE_DEFAULT: Duration = Duration::from_secs(90);
 
-/// What a stream turns into messages.
+/// Trigger of a message.
 pub(super) enum Tick<E> {
     Event(E),
     KeepAlive,
 }
 
-/// Where a stream's events come from.
+/// Source of a stream's events.
 pub(super) trait Events: Send + 'static {
     type Event: Send;
 
-    /// Waits for the next event; none after the last. An error ends the stream with it.
+    /// Waits for the next event. Returns `None` after the last. An error ends the stream.
     fn next_event(
         &mut self,
     ) -> impl Future<Output = Option<Result<Self::Event, ConnectError>>> + Send;
@@ -42,7 +41,7 @@ impl Events for hub::Subscription {
     }
 }
 
-/// When a stream ends by itself, and how often it says that it lives.
+/// Deadline of a stream, and time without messages between two keepalives.
 #[derive(Clone, Copy)]
 pub(super) struct Timing {
     pub deadline: Option<Instant>,
@@ -61,9 +60,9 @@ impl Timing {
     }
 }
 
-/// Turns events into messages until `render` says that one is the last, the events end, or the
-/// deadline passes; then the stream ends with `deadline_exceeded`. The deadline comes before
-/// events, so that one which never rests cannot hold it off.
+/// Turns events into messages until `render` marks the last, the events end, or the deadline
+/// passes. At the deadline, the stream ends with `deadline_exceeded`. The deadline comes before
+/// events, so that events without a pause cannot hold it off.
 pub(super) fn stream<E, M>(
     first: M,
     events: E,
@@ -103,7 +102,7 @@ where
     })
 }
 
-/// Waits for a deadline; for none, for ever.
+/// Waits for a deadline. Without a deadline, never returns.
 pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at).await,

@@ -1,4 +1,4 @@
-//! The watches of `filesystem.Filesystem`: as a stream, and collected until they are asked for.
+//! The watches of `filesystem.Filesystem`: streamed, or collected until a caller fetches them.
 
 use super::filesystem::shown;
 use super::stream::{Tick, Timing, stream};
@@ -17,12 +17,12 @@ use serde::{Serialize, Serializer};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Events that a stream's caller may be behind before they wait in the watch.
+/// Events that a stream's caller may be behind before more events wait in the watch.
 const STREAM_BUFFER: usize = 64;
-/// Events that are encoded in one go.
+/// Events that are encoded at once.
 const CHUNK: usize = 256;
 
-/// A watch as a caller asks for it.
+/// A caller's request for a watch.
 pub(super) struct Wish {
     pub path: String,
     pub recursive: bool,
@@ -30,7 +30,7 @@ pub(super) struct Wish {
     pub allow_network: bool,
 }
 
-/// Streams a watch's events. The watch's end is the stream's error.
+/// Streams a watch's events. The reason for the watch's end becomes the stream's error.
 pub(super) async fn stream_events(
     guest: &Guest,
     ctx: &RequestContext,
@@ -52,7 +52,7 @@ pub(super) async fn stream_events(
     Response::stream_ok(messages.chain(end))
 }
 
-/// Begins a watch whose events wait to be asked for.
+/// Begins a watch whose events wait to be fetched.
 pub(super) async fn create(
     guest: &Guest,
     ctx: &RequestContext,
@@ -63,8 +63,7 @@ pub(super) async fn create(
     Response::ok(wire::CreateWatcherResponse { watcher_id, ..Default::default() })
 }
 
-/// Returns the events since the last call. A watch that has ended is removed once its error is
-/// told.
+/// Returns the events since the last call. Removes an ended watch once its error was returned.
 pub(super) async fn fetch(guest: &Guest, id: &str) -> ServiceResult<Fetched> {
     let watch = guest.watchers.get(id)?;
     match watch.fetch(jobs::LIMIT).await {
@@ -78,7 +77,7 @@ pub(super) async fn fetch(guest: &Guest, id: &str) -> ServiceResult<Fetched> {
     }
 }
 
-/// Begins a watch. The account and the folder are looked up on the watch's thread.
+/// Begins a watch. The watch's thread looks up the user and the folder.
 async fn begin(guest: &Guest, ctx: &RequestContext, wish: Wish) -> crate::error::Result<Watch> {
     let settings = guest.settings();
     let name = auth::requested_user(ctx.headers()).unwrap_or(settings.default_user);
@@ -95,7 +94,7 @@ async fn begin(guest: &Guest, ctx: &RequestContext, wish: Wish) -> crate::error:
     guest.watchers.start(locate, options, jobs::LIMIT).await
 }
 
-/// Carries a watch's events until the watch ends or nobody listens.
+/// Carries a watch's events until the watch ends or its reader goes away.
 async fn carry(watch: Arc<Watch>, sender: mpsc::Sender<wire::FilesystemEvent>) {
     loop {
         let events = tokio::select! {
@@ -127,8 +126,8 @@ fn told(event: Event<'_>) -> wire::FilesystemEvent {
     }
 }
 
-/// Events as a `GetWatcherEventsResponse`. They are encoded in small parts: a wire event is many
-/// times the size of a kept one.
+/// Events as a `GetWatcherEventsResponse`. They are encoded in small parts, since a wire event is
+/// many times larger than a stored event.
 pub(super) struct Fetched(Vec<Events>);
 
 impl Fetched {
@@ -147,7 +146,7 @@ impl Serialize for Fetched {
     }
 }
 
-/// The answer in JSON, whose empty list is left out.
+/// The answer in JSON, which leaves an empty list out.
 #[derive(Serialize)]
 struct Answer<'a> {
     #[serde(skip_serializing_if = "Fetched::is_empty")]
@@ -161,7 +160,7 @@ impl Encodable<wire::GetWatcherEventsResponse> for Fetched {
             let text = text.map_err(|e| ConnectError::internal(format!("encoding events: {e}")));
             return text.map(Bytes::from);
         }
-        // Messages with a repeated field, one after the other, are one message.
+        // Concatenated messages with a repeated field decode as a single message.
         let mut out = BytesMut::new();
         let mut events = self.events().peekable();
         while events.peek().is_some() {

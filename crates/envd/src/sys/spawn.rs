@@ -1,13 +1,13 @@
-//! Starts a program, as `vfork(2)` and an exec do.
+//! Starts a program, in the manner of `vfork(2)` and an exec.
 //!
-//! The child shares the memory of its parent until the exec, and the thread that made it waits
-//! meanwhile. A copy of the memory, as `fork(2)` makes it, costs more than the rest of a start. The
-//! child reports a failure in `Task::failure`, which both share. It closes all that is not its own
-//! before it touches a file system.
+//! The child shares its parent's memory until the exec, while the thread that made it waits. A copy
+//! of the memory, as `fork(2)` makes, costs more than the rest of a start. The child reports a
+//! failure in `Task::failure`, which both share. It closes all other descriptors before it touches
+//! a file system.
 //!
-//! The child must neither allocate nor lock, since nobody would undo either. It must not call the
-//! C library where that keeps a state: its `setuid` signals every thread of envd, its `sigaction`
-//! may hold a lock. Raw system calls only.
+//! The child must neither allocate nor lock, since neither would be undone. It must not call
+//! functions of the C library that keep state. `setuid` there signals every thread of envd, and
+//! `sigaction` may hold a lock. Hence raw system calls alone.
 
 use super::write_oom_score;
 use crate::users::User;
@@ -32,28 +32,28 @@ use std::sync::{Mutex, PoisonError};
 const PATH_MAX: usize = 4096;
 /// Bytes of the kernel's set of signals.
 const SIGNAL_SET: usize = 8;
-/// Bytes of stack that a child needs at most, with room to spare.
+/// Bytes of a child's stack. A child needs less than that.
 const STACK: usize = 64 * 1024;
-/// Bytes below a stack that nobody may touch.
+/// Bytes below a stack that cannot be accessed.
 const GUARD: usize = 64 * 1024;
 
-/// Circumstances in which a child lives.
+/// Circumstances of a child.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Child {
-    /// Standard input is a terminal, which becomes its own.
+    /// Set if standard input is a terminal, which becomes the child's own.
     pub terminal: bool,
-    /// Ends with envd: on an ordinary machine nobody else would end it.
+    /// Set if the child ends with envd. On an ordinary machine no other process would end it.
     pub alone: bool,
 }
 
-/// A program to start, in the kernel's form. The child allocates nothing, so all of it is made
+/// A program to start, in the kernel's form. The child allocates nothing, so the plan is made
 /// before the fork.
 #[derive(Debug)]
 pub(crate) struct Plan {
     cmd: CString,
     args: Vec<CString>,
     envs: Vec<CString>,
-    /// Folders in which a name without `/` is looked for.
+    /// Folders to search for a name without `/`.
     search: Vec<u8>,
     cwd: CString,
     user: User,
@@ -63,10 +63,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Makes the plan of a program. `args` come without the name of the program itself.
+    /// Makes the plan of a program. `args` do not contain the name of the program itself.
     ///
     /// # Errors
-    /// When a text holds a NUL.
+    /// Returns an error when a text holds a NUL.
     pub(crate) fn new(
         cmd: &str,
         args: &[String],
@@ -93,13 +93,13 @@ impl Plan {
         })
     }
 
-    /// The folder in which the program starts.
+    /// Returns the folder in which the program starts.
     pub(crate) fn cwd(&self) -> &Path {
         Path::new(OsStr::from_bytes(self.cwd.as_bytes()))
     }
 }
 
-/// Stack of a thread's children, which end or exec one after the other. It is never freed.
+/// Stack for a thread's children, of which only one uses it at a time. It is never freed.
 pub(super) struct Stack {
     top: *mut libc::c_void,
 }
@@ -116,24 +116,24 @@ impl Stack {
     }
 }
 
-/// Ties a start to its caller, who may give it up.
+/// Link between a start and its caller, who may cancel it.
 #[derive(Default)]
 pub(crate) struct Order {
     cancelled: AtomicBool,
     /// Pid of the child, or 0. The kernel writes it before the child runs.
     pid: AtomicI32,
-    /// Held while the pid is given up, so that nobody signals another process by it.
+    /// Held while the pid is given up, so that no signal reaches another process with that pid.
     reaping: Mutex<()>,
 }
 
 impl Order {
-    /// Keeps the program from starting. A child that is there already is killed; its end is left to
-    /// whoever waits for it.
+    /// Keeps the program from starting. Kills a child that exists already, and leaves its end to
+    /// the thread that waits for it.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
         let _held = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pid) = Pid::from_raw(self.pid.load(Ordering::SeqCst)) {
-            // Its group may not exist yet.
+            // The child's group may not exist yet.
             let _ = kill_process_group(pid, Signal::KILL);
             let _ = kill_process(pid, Signal::KILL);
         }
@@ -152,18 +152,18 @@ impl Order {
     }
 }
 
-/// The step of a start that failed.
+/// Step of a start that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Session, terminal, control group or identity.
+    /// Session, terminal, control group or user.
     Setup,
-    /// The change into the working folder.
+    /// Change into the working folder.
     Folder,
     /// The exec itself.
     Exec,
 }
 
-/// Why a child did not become the program.
+/// Reason why a child did not become the program.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub step: Step,
@@ -171,15 +171,16 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Tells of an error before the child's first step.
+    /// Makes a failure from an error before the child's first step.
     pub(super) fn setup(error: io::Error) -> Self {
         Self { step: Step::Setup, error }
     }
 }
 
 /// Starts a program and waits for its exec. The child gets `stdio` as its standard descriptors, and
-/// enters the control group whose `cgroup.procs` is given. It runs on `stack` until the exec. Also
-/// returns the pid when a signal killed the child before its exec.
+/// enters the control group whose `cgroup.procs` is given. It runs on `stack` until the exec.
+///
+/// Also returns the pid when a signal killed the child before its exec.
 pub(super) fn spawn(
     plan: &Plan,
     stdio: [BorrowedFd<'_>; 3],
@@ -204,7 +205,7 @@ pub(super) fn spawn(
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
     let argument = (&raw const task).cast_mut().cast();
     // SAFETY: the stack is the child's alone, and grows down from its end. This thread goes on once
-    // the child has left its memory, so that task and stack outlive the child's use of them.
+    // the child has left its memory. So task and stack outlive the child's use of them.
     let pid = unsafe { libc::clone(child, stack.top, flags, argument, order.pid.as_ptr()) };
     if pid == -1 {
         return Err(Failure::setup(io::Error::last_os_error()));
@@ -220,21 +221,21 @@ pub(super) fn spawn(
     }
 }
 
-/// The child's first step.
+/// Entry point of the child.
 extern "C" fn child(task: *mut libc::c_void) -> libc::c_int {
     // SAFETY: it is the task of a thread that waits for the child.
     let task = unsafe { &*task.cast::<Task<'_>>() };
     task.run()
 }
 
-/// Makes a list that ends with a null pointer, as `execve(2)` wants it.
+/// Makes a list that ends with a null pointer, the form of `execve(2)`.
 fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
     texts.iter().map(|text| text.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }
 
 type Done = Result<(), (Step, i32)>;
 
-/// The child's side.
+/// The child's view of its start.
 struct Task<'a> {
     plan: &'a Plan,
     args: &'a [*const libc::c_char],
@@ -242,12 +243,12 @@ struct Task<'a> {
     stdio: [RawFd; 3],
     cgroup: Option<BorrowedFd<'a>>,
     order: &'a Order,
-    /// Why the child did not become the program: the step, and the error's number.
+    /// The failed step and the error's number, if the child did not become the program.
     failure: Cell<Option<(Step, i32)>>,
 }
 
 impl Task<'_> {
-    /// Becomes the program, or tells why it cannot.
+    /// Becomes the program, or records the failure.
     fn run(&self) -> ! {
         let failure = match self.become_program() {
             Ok(never) => match never {},
@@ -259,11 +260,11 @@ impl Task<'_> {
     }
 
     fn become_program(&self) -> Result<Infallible, (Step, i32)> {
-        // `cancel` sets the flag before it reads the pid, so one side always notices.
+        // `cancel` sets the flag before it reads the pid, so at least one side always notices.
         if self.order.is_cancelled() {
             return Err((Step::Setup, libc::ECANCELED));
         }
-        // First of all, so that the end of the group ends a child that hangs further down.
+        // The control group comes first, so that ending it ends a child that hangs further down.
         if let Some(procs) = self.cgroup {
             rustix::io::write(procs, b"0").map_err(setup)?;
         }
@@ -285,7 +286,7 @@ impl Task<'_> {
         // A mount of the user's own may refuse root, and let the user in.
         entered.or_else(|_| self.enter_folder())?;
         if self.plan.child.alone {
-            // After the change of user, which clears it.
+            // A change of user clears this signal, so it is set afterwards.
             let signal = Some(Signal::KILL);
             rustix::process::set_parent_process_death_signal(signal).map_err(setup)?;
         }
@@ -339,7 +340,7 @@ impl Task<'_> {
         outcome
     }
 
-    /// Replaces the process by the program at a path. Returns the error's number.
+    /// Replaces the process with the program at a path. Returns the error's number.
     fn exec_at(&self, path: *const libc::c_char) -> i32 {
         // SAFETY: the path ends with NUL, and both lists with a null pointer; all outlive the call.
         unsafe { libc::execve(path, self.args.as_ptr(), self.envs.as_ptr()) };
@@ -347,8 +348,8 @@ impl Task<'_> {
     }
 }
 
-/// Gives signals their defaults, and lets them come. The Rust runtime ignores `SIGPIPE`, which
-/// programs would inherit. A handler of the parent's would run in the memory of both.
+/// Resets signals to their defaults, and unblocks them. The Rust runtime ignores `SIGPIPE`, which
+/// programs would inherit. A handler of the parent would run in the memory that both share.
 fn reset_signals() {
     // The kernel's form of an action: default handler, no flags, no restorer, empty mask.
     let (action, none) = ([0_u64; 4], 0_u64);

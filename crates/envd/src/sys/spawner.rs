@@ -1,12 +1,12 @@
 //! Threads that start programs, each with a table of descriptors of its own.
 //!
-//! A child begins with a copy of its parent's table. The close of a copy can wait for the file's
-//! server, as with FUSE, and no signal ends that wait. The tables of these threads hold no caller's
-//! file. So a transfer that hangs holds up no start.
+//! A child begins with a copy of its parent's table. Closing a copy can wait for the file's server,
+//! as with FUSE, and no signal ends that wait. The tables of these threads hold no caller's file.
+//! So a transfer that hangs holds up no start.
 //!
-//! A start waits for its look-ups and its exec, and a file system may hold them up. If the last idle
-//! thread takes work, it first starts another. Only idle threads start threads, since a new thread
-//! begins with a copy of its creator's table. Callers bound the starts, and so the threads.
+//! A start waits for its look-ups and its exec, and a file system may hold them up. If the last
+//! idle thread takes work, it first starts another. Only idle threads start threads, since a new
+//! thread begins with a copy of its creator's table. Callers bound the starts, and so the threads.
 
 use super::spawn::{self, Failure, Order, Plan, Stack};
 use crate::error::{Error, Result};
@@ -24,24 +24,24 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 /// Bytes of a thread's own stack.
 const THREAD_STACK: usize = 128 * 1024;
 
-/// Starts programs by threads of its own.
+/// Starts programs on threads of its own.
 pub(crate) struct Spawner {
     queue: Arc<Queue>,
 }
 
 /// A program to start.
 pub(crate) struct Request {
-    /// Makes the plan, by look-ups that may take long.
+    /// Makes the plan, through look-ups that may take long.
     pub plan: Box<dyn FnOnce() -> Result<Plan> + Send>,
-    /// Descriptors of the process, which stay open until the answer.
+    /// Standard descriptors of the program, in envd's table. They stay open until the answer.
     pub stdio: [RawFd; 3],
-    /// The list of processes of the program's control group, likewise.
+    /// List of processes of the program's control group. It stays open until the answer.
     pub cgroup: Option<RawFd>,
     /// Permit of the pool `starts`, held until the exec.
     pub place: OwnedSemaphorePermit,
 }
 
-/// A start that was asked for.
+/// Handle of a requested start.
 pub(crate) struct Asked {
     order: Arc<Order>,
     outcome: oneshot::Receiver<Outcome>,
@@ -49,15 +49,15 @@ pub(crate) struct Asked {
 
 /// Result of a start.
 pub(crate) enum Outcome {
-    /// The program runs, or a signal has ended it. Nobody has waited for it.
+    /// The program runs, or a signal has ended it. It has not been reaped.
     Runs(Pid),
     /// The child did not become the program.
     Failed(Failure, Plan),
-    /// There is no plan, or no thread.
+    /// The look-ups failed, no thread was free, or the start was cancelled.
     Refused(Error),
 }
 
-/// Work that a thread takes.
+/// Work for a thread.
 struct Work {
     request: Request,
     order: Arc<Order>,
@@ -75,7 +75,7 @@ struct State {
     waiting: VecDeque<Work>,
     /// Threads without work.
     idle: usize,
-    /// Set once the first thread has begun. Threads never end.
+    /// Set once the first threads run. Threads never end.
     begun: bool,
 }
 
@@ -91,7 +91,7 @@ impl Spawner {
     /// Hands a start to a thread.
     ///
     /// # Errors
-    /// When there is no thread at all.
+    /// Returns `unavailable` when there is no thread at all.
     pub(crate) fn ask(&self, request: Request) -> Result<Asked> {
         let order = Arc::new(Order::default());
         let (answer, outcome) = oneshot::channel();
@@ -112,12 +112,12 @@ fn no_thread() -> Error {
 }
 
 impl Asked {
-    /// Waits for the end of the start. None when its thread has failed.
+    /// Waits for the end of the start. Returns `None` when its thread has failed.
     pub(crate) async fn outcome(&mut self) -> Option<Outcome> {
         (&mut self.outcome).await.ok()
     }
 
-    /// Keeps the program from starting, or kills it. The outcome comes all the same.
+    /// Keeps the program from starting, or kills it. The outcome comes in either case.
     pub(crate) fn cancel(&self) {
         self.order.cancel();
     }
@@ -148,14 +148,15 @@ impl Queue {
 /// A thread that starts programs.
 struct Worker {
     queue: Arc<Queue>,
-    /// The process, where the thread has a table of its own: copies come by it.
+    /// The process, from which a thread with a table of its own copies descriptors. `None` for a
+    /// thread that shares the process's table.
     process: Option<OwnedFd>,
     stack: Stack,
 }
 
 impl Worker {
-    /// Starts a thread, which never ends: a child may be made to end with the thread that made it.
-    /// Waits until the thread has its own table. Returns `false` if there is no such thread.
+    /// Starts a thread and waits until it has its own table. Returns `false` if this fails. The
+    /// thread never ends, since a child may be made to end with the thread that made it.
     fn begin(queue: &Arc<Queue>, creator: Option<&Self>) -> bool {
         let (tell, told) = channel();
         let needs_table = creator.is_some_and(|creator| creator.process.is_some());
@@ -164,7 +165,8 @@ impl Worker {
             super::block_signals();
             let process = own_table().ok();
             let Ok(stack) = Stack::new() else { return };
-            // The table of a creator is not the process's, so copies would be of other files.
+            // The creator's table is not the process's, so descriptors in a copy would be of other
+            // files.
             if process.is_none() && needs_table {
                 return;
             }
@@ -185,7 +187,7 @@ impl Worker {
                 true => Outcome::Refused(no_thread()),
                 false => self.start(request, &order),
             };
-            // A caller that has left still takes it.
+            // A caller that has gone still takes the outcome.
             let _ = answer.send(outcome);
             self.queue.rest();
         }
@@ -239,11 +241,12 @@ struct Copies {
     cgroup: Option<OwnedFd>,
 }
 
-/// Gives the thread a table of its own. Returns the process, by which the thread gets copies of
-/// the descriptors that it needs.
+/// Gives the thread a table of its own. Returns the process, from which the thread copies the
+/// descriptors that it needs.
 fn own_table() -> io::Result<OwnedFd> {
     let process = || pidfd_open(getpid(), PidfdFlags::empty());
-    // A filter of system calls may forbid what each request needs.
+    // A filter of system calls may forbid the call that each request needs. In that case this fails
+    // before the table is split.
     drop(pidfd_getfd(process()?, 0, PidfdGetfdFlags::empty())?);
     // SAFETY: the thread holds no descriptor yet, and uses those of its own table from now on.
     unsafe { unshare_unsafe(UnshareFlags::FILES)? };

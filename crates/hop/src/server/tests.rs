@@ -1,4 +1,4 @@
-//! Each phase of a connection, by a clock that the tests move.
+//! Tests of each phase of a connection, with a clock that the tests move.
 
 #![expect(clippy::disallowed_methods, reason = "a test's task ends with its runtime")]
 
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// Time that the handler takes to answer `/late`.
 const LATE: Duration = Duration::from_secs(5000);
 
-/// Answers by the request's path.
+/// Handler that answers by the request's path.
 struct Paths;
 
 impl Handler for Paths {
@@ -53,7 +53,7 @@ impl Handler for Paths {
 static HELD: std::sync::LazyLock<Shares<()>> = std::sync::LazyLock::new(Shares::default);
 const ONE: Bounds = Bounds { all: 1, each: 1 };
 
-/// Returns a connection that is served, and the share that it holds.
+/// Returns a served connection, and the shares in which it counts.
 fn served() -> (DuplexStream, Shares<()>) {
     let (client, server) = tokio::io::duplex(64 * 1024);
     let shares = Shares::default();
@@ -67,7 +67,7 @@ fn served() -> (DuplexStream, Shares<()>) {
     (client, shares)
 }
 
-/// Reads to the end; returns the bytes, and the time that the end took.
+/// Reads to the end. Returns the bytes, and the time until the end.
 async fn rest(client: &mut DuplexStream) -> (String, Duration) {
     let (started, mut all) = (Instant::now(), Vec::new());
     let _ = client.read_to_end(&mut all).await;
@@ -157,7 +157,7 @@ async fn a_body_that_nobody_wants_is_read_for_a_while() {
     tokio::time::sleep(LINGER / 2).await;
     client.write_all(b"23").await.unwrap();
     ask(&mut client, &get("/")).await;
-    // A chunked body does so too, although no length tells its end.
+    // A chunked body does so too, although no length shows its end.
     let chunked = "POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
                    1\r\n1\r\n0\r\n\r\n";
     ask(&mut client, chunked).await;
@@ -203,7 +203,7 @@ async fn what_a_connection_holds_outlives_a_switch_of_protocols() {
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await.unwrap());
     }
-    // Nobody has taken the connection over here, so the connection ends with the answer.
+    // No code takes the connection over here, so the connection ends with the answer.
     rest(&mut client).await;
     assert_eq!((shares.held(), HELD.held()), (0, 0));
 }
@@ -225,7 +225,7 @@ async fn a_shared_connection_rests_and_is_closed_whatever_frames_come() {
     let answer = sender.send_request(request.unwrap().map(BodyExt::boxed_unsync)).await.unwrap();
     answer.into_body().collect().await.unwrap();
     let started = Instant::now();
-    // The server's pings, one a minute, are answered and must not keep the connection open.
+    // The server's pings, once a minute, are answered and must not keep the connection open.
     connection.await.unwrap();
     assert_eq!(started.elapsed(), REST);
 }

@@ -1,4 +1,4 @@
-//! Writes that replace, that fail, and that meet anything but a regular file.
+//! Tests of writes that replace a file, that fail, or whose target is no regular file.
 
 use super::*;
 use crate::jobs::Jobs;
@@ -189,7 +189,8 @@ fn copy_from_a_file_that_became_shorter_fails_and_names_it() {
 
 #[test]
 fn metadata_is_replaced_and_other_attributes_are_kept() {
-    // Beside the sources: not every temporary folder's file system has such attributes.
+    // The folder is beside the sources, since some temporary folders' file systems lack such
+    // attributes.
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let path = dir.path().join("f");
     let file = File::create(&path).unwrap();

@@ -1,11 +1,11 @@
-//! Events of a watch, kept closely. Their names are one text, so ten thousand of them take two
+//! Events of a watch in compact form. Their names are one text, so ten thousand events take two
 //! blocks of memory.
 
 use crate::filesystem::entry::Entry;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-/// A kind of change of a name.
+/// Kinds of change of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     Create,
@@ -18,10 +18,10 @@ pub(crate) enum Change {
 /// An event below a watched directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Event<'a> {
-    /// Relative to the watched directory.
+    /// Name, relative to the watched directory.
     pub name: &'a str,
     pub change: Change,
-    /// The thing of that name, where callers asked for it and it was there.
+    /// Description of the path, if the caller asked for it and the path existed.
     pub entry: Option<&'a Entry>,
 }
 
@@ -42,8 +42,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Adds an event of `name` in a directory, whose path is empty or ends with a slash. Joins the
-    /// event with an equal one just before it, as the kernel does.
+    /// Adds an event of `name` in a directory, whose path is empty or ends with a slash. Joins it
+    /// with an equal event just before it, as the kernel does.
     pub(crate) fn push(
         &mut self,
         dir: &str,
@@ -56,7 +56,7 @@ impl Events {
         self.finish(change, entry);
     }
 
-    /// Moves all of `other` behind the events that are there.
+    /// Moves all events of `other` to the end.
     pub(super) fn append(&mut self, other: Self) {
         let Self { names, items, .. } = other;
         let mut begin = 0;
@@ -67,7 +67,7 @@ impl Events {
         }
     }
 
-    /// Makes an event of the end of the text, which belongs to none yet.
+    /// Makes an event of the rest of the text, which belongs to no event yet.
     fn finish(&mut self, change: Change, entry: Option<Arc<Entry>>) {
         let before = self.items.len().checked_sub(2).map_or(0, |n| self.items[n].end);
         self.entries += entry.as_deref().map_or(0, weight);
@@ -91,7 +91,7 @@ impl Events {
         self.items.len()
     }
 
-    /// Bytes that the events take.
+    /// Counts the bytes that the events take.
     pub(super) fn bytes(&self) -> usize {
         self.names.len() + self.items.len() * size_of::<Item>() + self.entries
     }
@@ -107,7 +107,8 @@ impl Events {
     }
 }
 
-/// Bytes of an entry. Several events may share one, of which each counts: an estimate from above.
+/// Counts the bytes of an entry. Several events may share an entry, and each of them counts it. The
+/// sum is an upper bound.
 fn weight(entry: &Entry) -> usize {
     let target = entry.symlink_target.as_ref().map_or(0, String::len);
     let metadata: usize = entry.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();

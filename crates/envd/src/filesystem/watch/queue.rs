@@ -1,5 +1,5 @@
-//! The queue that a watch's thread shares with its callers. Events wait in it to be fetched, beside
-//! the watch's end and requests to the thread. No call here waits for a file system.
+//! The queue between a watch's thread and its callers. Events wait in it to be fetched, beside the
+//! watch's end and requests to the thread. No call here waits for a file system.
 
 use super::events::Events;
 use crate::error::Error;
@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 
-/// Events of one watch that may wait.
+/// Most events of a watch that may wait.
 pub(super) const EVENTS_MAX: usize = 65_536;
-/// Bytes of one watch's events that may wait.
+/// Most bytes of a watch's waiting events.
 const BYTES_MAX: usize = 8 << 20;
-/// Bytes of all watches' events that may wait.
+/// Most bytes of all watches' waiting events.
 const ALL_BYTES_MAX: usize = 16 << 20;
-/// Events in one batch, at least, before another is begun.
+/// Events in a batch, at least, before the next batch is begun.
 pub(super) const BATCH: usize = 1024;
 
 /// Bytes that the events of all watches take.
@@ -42,29 +42,29 @@ struct State {
     batches: VecDeque<Events>,
     events: usize,
     bytes: usize,
-    /// Why the watch has ended.
+    /// Reason why the watch has ended.
     ended: Option<Error>,
 }
 
-/// Answer to a caller who looks for events.
+/// Answer to a caller who fetches events.
 pub(super) enum Next {
     Events(Events),
-    /// Nothing waits.
+    /// No event waits.
     Nothing,
-    /// Nothing waits, and nothing more will come.
+    /// No event waits, and no more will come.
     Ended,
 }
 
-/// Events of one watch, and requests to its thread.
+/// Events of a watch, and requests to its thread.
 pub(super) struct Queue {
     state: Mutex<State>,
     budget: Arc<Budget>,
-    /// Tells a caller that there are events, or that the watch has ended.
+    /// Notifies a caller of events, or of the watch's end.
     pub(super) ready: Notify,
     /// Wakes the thread.
     wake: OwnedFd,
     stopped: AtomicBool,
-    /// Requests to read what the kernel holds, and the last one that was done.
+    /// Number of the newest request to read the kernel's events, and the last request that is done.
     asked: AtomicU64,
     answered: watch::Sender<u64>,
 }
@@ -89,7 +89,7 @@ impl Queue {
     /// Adds events.
     ///
     /// # Errors
-    /// Says which bound they would exceed. Nothing is added then.
+    /// Returns the bound that the events would exceed. Adds nothing then.
     pub(super) fn publish(&self, events: Events) -> Result<(), &'static str> {
         let (count, bytes) = (events.len(), events.bytes());
         let mut state = self.state();
@@ -118,7 +118,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes one batch of events.
+    /// Takes a batch of events.
     pub(super) fn next(&self) -> Next {
         let mut state = self.state();
         let Some(events) = state.batches.pop_front() else {
@@ -153,7 +153,7 @@ impl Queue {
         self.state().ended.clone()
     }
 
-    /// Has the thread end.
+    /// Tells the thread to end.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.wake();
@@ -163,7 +163,7 @@ impl Queue {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Waits until the thread has read what the kernel holds now, or until the watch has ended.
+    /// Waits until the thread has read the kernel's events up to now, or until the watch has ended.
     pub(super) async fn flush(&self) {
         let request = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut answered = self.answered.subscribe();
@@ -175,12 +175,12 @@ impl Queue {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// The descriptor that is readable when the thread has a request.
+    /// Returns the descriptor that is readable when the thread has a request.
     pub(super) fn requests(&self) -> &OwnedFd {
         &self.wake
     }
 
-    /// Returns the newest request, for the thread. Later ones wake it again.
+    /// Returns the newest request, for the thread. Later requests wake the thread again.
     pub(super) fn newest_request(&self) -> u64 {
         let mut count = [0_u8; 8];
         let _ = rustix::io::read(&self.wake, &mut count);

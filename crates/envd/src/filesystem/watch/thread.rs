@@ -1,5 +1,4 @@
-//! A watch's own thread. The thread may hang in a file system that does not answer, and nobody else
-//! with it.
+//! A watch's own thread. A file system that does not answer hangs this thread and no other.
 
 use super::Options;
 use super::queue::Queue;
@@ -10,10 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Seconds without an event after which the root is looked at.
+/// Seconds without an event after which the root is checked.
 const IDLE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
-/// Watches until the watch ends. Tells first whether it has begun. `locate` finds the root.
+/// Runs a watch until its end. First reports through `begun` whether it has begun. `locate` finds
+/// the root.
 pub(super) fn run(
     locate: impl FnOnce() -> Result<PathBuf>,
     options: Options,

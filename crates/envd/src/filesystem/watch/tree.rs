@@ -1,7 +1,7 @@
-//! The watched directories of one watch as a tree, by the numbers that the kernel gives them.
+//! The watched directories of a watch as a tree, keyed by the kernel's numbers.
 //!
-//! A node knows its parent and its name there. A path is put together when somebody asks for it. So
-//! the move of a directory changes one node, whatever is below it.
+//! A node knows its parent and its name there. Paths are put together on demand, so the move of a
+//! directory changes a single node, whatever is below it.
 
 use inotify::WatchDescriptor;
 use std::collections::hash_map::RandomState;
@@ -62,7 +62,7 @@ impl Tree {
         (*of == parent && **known == *name).then_some(id)
     }
 
-    /// Gives a directory its place, and what is below it with it. Refuses a place below itself,
+    /// Gives a directory its place. Directories below it move along. Refuses a place below itself,
     /// which a bind mount may lead to.
     pub(super) fn link(&mut self, parent: Id, name: &OsStr, watch: WatchDescriptor) -> bool {
         let id = watch.get_watch_descriptor_id();
@@ -123,7 +123,7 @@ mod tests {
     use inotify::{Inotify, WatchMask};
     use std::path::Path;
 
-    /// Watches of `count` directories, which need no relation to each other here.
+    /// Makes watches of `count` directories, which need no relation to each other here.
     fn watches(count: usize) -> (tempfile::TempDir, Inotify, Vec<WatchDescriptor>) {
         let dir = tempfile::tempdir().unwrap();
         let inotify = Inotify::init().unwrap();

@@ -1,11 +1,11 @@
-//! Reads inotify for one watch, on the watch's own thread. Names are relative to the root. A
+//! Reads inotify for a watch, on the watch's own thread. Names are relative to the root. A
 //! recursive watch also covers directories made later, and files that were put into them before
 //! their watch.
 //!
-//! A directory that appears is watched and then read. Its contents are reported from that reading:
-//! `Create` for each name, and `Write` for each file that has contents. The kernel may report the
-//! same creations again, since both look at the directory at the same time. Such repetitions are in
-//! the kernel's queue when the reading ends, and are dropped until they have been read.
+//! A directory that appears is watched and then read. The reading reports its contents: `Create`
+//! for each name, and `Write` for each file that has contents. The kernel may report the same
+//! creations again, since both look at the directory at the same time. The repetitions are in the
+//! kernel's queue when the reading ends. The watcher drops them until it has read that queue.
 
 use super::Options;
 use super::events::{Change, Events};
@@ -30,24 +30,24 @@ use std::sync::Arc;
 const BUFFER: usize = 64 * 1024;
 /// Bytes of the longest event (`inotify(7)`).
 const EVENT_MAX: usize = 16 + 256;
-/// Names from readings that are remembered, so that they are not told again.
+/// Most names from readings that are remembered, so that they are not reported again.
 const TOLD_MAX: usize = 65_536;
 /// Staged files whose rename is awaited.
 const STAGED_MAX: usize = 64;
-/// Watches of directories that left the tree, removed in one go. The kernel tells of each removal,
-/// and its queue is limited.
+/// Most watches of directories that left the tree that are removed at once. The kernel reports each
+/// removal, and its queue is limited.
 const RELEASED: usize = 1024;
 
-/// The directory of the last event, so that its path is put together once.
+/// Directory of the last event, so that its path is put together once.
 #[derive(Default)]
 struct Place {
     id: Option<Id>,
     path: PathBuf,
-    /// Empty, or ends with a slash.
+    /// Path with a slash at its end. Empty for the root.
     text: String,
 }
 
-/// A watch on a directory, and below it when recursive.
+/// A watch on a directory and, when recursive, on all directories below it.
 pub(super) struct Watcher {
     root: PathBuf,
     options: Options,
@@ -57,13 +57,13 @@ pub(super) struct Watcher {
     leaving: BTreeMap<Id, WatchDescriptor>,
     /// Cookies of renames from a staged name.
     staged: VecDeque<u32>,
-    /// Names that readings told, and how many more reads may repeat them.
+    /// Names that readings reported, and the number of further reads that may repeat them.
     told: HashSet<OsString>,
     repeats: usize,
     has_read: bool,
     place: Place,
     found: Events,
-    /// Entries of the events in `found`, each looked at once.
+    /// Entries of the events in `found`. Each path is looked at once.
     entries: HashMap<PathBuf, Option<Arc<Entry>>>,
     /// Names of users and groups for these entries, read once.
     names: Option<Names>,
@@ -74,9 +74,9 @@ impl Watcher {
     /// Begins to watch.
     ///
     /// # Errors
-    /// `not_found`, `invalid_argument` for a file, and for a network's mount unless allowed:
-    /// its changes by others cannot be seen. `resource_exhausted` when the kernel allows no more
-    /// watches.
+    /// Returns `not_found`, `invalid_argument` for a file, and `resource_exhausted` when the kernel
+    /// allows no more watches. Returns `invalid_argument` also for a network mount, unless it is
+    /// allowed, since changes by other machines cannot be seen there.
     pub(super) fn new(root: PathBuf, options: Options, queue: Arc<Queue>) -> Result<Self> {
         let found = fs::metadata(&root).map_err(|e| refused(&root, &e))?;
         if !found.is_dir() {
@@ -114,7 +114,7 @@ impl Watcher {
     /// Publishes the events that the kernel holds at the time of the call.
     ///
     /// # Errors
-    /// The reason why the watch ends.
+    /// Returns the reason why the watch ends.
     pub(super) fn drain(&mut self) -> Result<()> {
         let mut buffer = vec![0; BUFFER];
         for _ in 0..self.reads() {
@@ -150,11 +150,11 @@ impl Watcher {
         Ok(())
     }
 
-    /// Checks that the root is still the directory of its path. The kernel tells nothing when a
+    /// Checks that the root is still the directory of its path. The kernel reports nothing when a
     /// parent is moved, or when a program keeps the removed directory open.
     ///
     /// # Errors
-    /// The reason why the watch ends.
+    /// Returns the reason why the watch ends.
     pub(super) fn check_root(&self) -> Result<()> {
         match self.inotify.watches().add(&self.root, root_mask()) {
             Ok(watch) if watch.get_watch_descriptor_id() != self.tree.root() => {
@@ -168,7 +168,7 @@ impl Watcher {
     /// Counts the reads that take all that the kernel holds now.
     fn reads(&self) -> usize {
         let bytes = rustix::io::ioctl_fionread(&self.inotify).unwrap_or(0);
-        // A read takes a whole buffer, but for a last event that does not fit.
+        // A read fills the buffer, except where the next event does not fit.
         usize::try_from(bytes).unwrap_or(0) / (BUFFER - EVENT_MAX) + 1
     }
 
@@ -196,7 +196,7 @@ impl Watcher {
             self.place.id = None;
             return Ok(());
         }
-        // Events of a directory itself reach its parent's watch under its name.
+        // Events of a directory itself come from its parent's watch, under the directory's name.
         let (Some(name), Some(change)) = (name, change_of(mask)) else { return Ok(()) };
         if !self.tree.contains(id) {
             return Ok(());
@@ -214,7 +214,7 @@ impl Watcher {
         let from_stage = mask.contains(EventMask::MOVED_TO) && self.staged.contains(&cookie);
         self.take_file(id, mask, name, change);
         if from_stage {
-            // An upload: its owner, mode and contents came before its name.
+            // This is an upload. Its owner, mode and contents were set before it had its name.
             self.tell(id, name, Change::Chmod);
             self.tell(id, name, Change::Write);
         }
@@ -242,7 +242,7 @@ impl Watcher {
             self.tell(id, name, change);
         }
         match change {
-            // A reading has entered a repeated one too, unless it was another directory.
+            // A reading has entered a repeated directory too, unless it was another directory.
             Change::Create if repeated && self.tree.child(id, name).is_some() => {}
             Change::Create if self.options.recursive => {
                 if let Some(dir) = self.tree.path(id)
@@ -252,9 +252,9 @@ impl Watcher {
                 }
             }
             Change::Remove | Change::Rename => {
-                // Names below it were told too.
+                // Names below the directory were reported too.
                 self.told = HashSet::new();
-                // A removed directory's watch is ended by the kernel.
+                // The kernel itself ends a removed directory's watch.
                 if change == Change::Rename
                     && let Some(child) = self.tree.child(id, name)
                 {
@@ -267,7 +267,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Watches a directory. Returns nothing when it vanished, or is its own parent by a bind mount.
+    /// Watches a directory. Returns `None` when it vanished, or is its own parent through a bind
+    /// mount.
     fn enter(&mut self, parent: Id, dir: &Path, name: &OsStr) -> Result<Option<Id>> {
         let path = self.root.join(dir).join(name);
         let watch = match self.inotify.watches().add(&path, mask() | WatchMask::DONT_FOLLOW) {
@@ -281,8 +282,8 @@ impl Watcher {
         Ok(self.tree.link(parent, name, watch).then_some(id))
     }
 
-    /// Watches the directories below a watched one, when recursive. Tells their contents when they
-    /// are new, since a name may have come before the watch.
+    /// Watches the directories below a watched one, when recursive. Reports their contents if they
+    /// are new, since a name may be older than the watch.
     fn read_below(&mut self, first: Id, is_new: bool) -> Result<()> {
         let mut left = vec![first];
         while let Some(id) = left.pop() {
@@ -321,7 +322,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Tells a name that was read from a new directory.
+    /// Reports a name that was read from a new directory.
     fn tell_read(&mut self, id: Id, child: &DirEntry, is_dir: bool) -> Result<()> {
         let name = child.file_name();
         if self.was_told(id, &name) || !self.find(id) {
@@ -342,12 +343,12 @@ impl Watcher {
         Ok(())
     }
 
-    /// Adds an event to those that are found.
+    /// Adds an event to `found`.
     fn tell(&mut self, id: Id, name: &OsStr, change: Change) {
         if !self.find(id) {
             return;
         }
-        // A name that went has no entry. Another thing may have it by then.
+        // A name that was removed has no entry. Another file may have the name by then.
         let has_entry = !matches!(change, Change::Remove | Change::Rename);
         let entry = (self.options.include_entry && has_entry).then(|| {
             let path = self.root.join(&self.place.path).join(name);
@@ -358,7 +359,7 @@ impl Watcher {
         self.found.push(&self.place.text, name, change, entry.flatten());
     }
 
-    /// Has `place` be this directory. Reports whether the directory has a path.
+    /// Sets `place` to a directory. Reports whether the directory has a path.
     fn find(&mut self, id: Id) -> bool {
         if self.place.id != Some(id) {
             let Some(path) = self.tree.path(id) else { return false };
@@ -371,7 +372,7 @@ impl Watcher {
         true
     }
 
-    /// Reports whether a reading told this name, and the kernel may repeat it.
+    /// Reports whether a reading reported this name, so that the kernel may repeat it.
     fn was_told(&mut self, id: Id, name: &OsStr) -> bool {
         !self.told.is_empty()
             && self.find(id)
@@ -384,7 +385,7 @@ impl Watcher {
         }
     }
 
-    /// Hands over the events that are found.
+    /// Publishes the events in `found`.
     fn publish(&mut self) -> Result<()> {
         self.entries.clear();
         self.names = None;
@@ -399,7 +400,7 @@ impl Watcher {
     fn release(&mut self) {
         for _ in 0..RELEASED {
             let Some((_, watch)) = self.leaving.pop_first() else { return };
-            // A directory that is gone has no watch any more.
+            // A removed directory has no watch any more.
             let _ = self.inotify.watches().remove(watch);
         }
     }
@@ -436,7 +437,7 @@ fn change_of(mask: EventMask) -> Option<Change> {
     table.into_iter().find(|(bits, _)| mask.intersects(*bits)).map(|(_, change)| change)
 }
 
-/// Reports whether a name is of a file that envd itself has not finished.
+/// Reports whether a name belongs to a file that envd itself has not finished.
 fn is_staged(name: &OsStr) -> bool {
     name.as_bytes().starts_with(STAGED_PREFIX.as_bytes())
 }
@@ -446,12 +447,12 @@ fn on_network(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|s| NETWORK.contains(&s.f_type.unsigned_abs()))
 }
 
-/// Reports whether a directory went, or was replaced by a file or link, before it was looked at.
+/// Reports whether a directory was removed, or replaced by a file or link, before the call.
 fn has_vanished(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }
 
-/// Turns the kernel's refusal into an error that names the limit.
+/// Makes an error from the kernel's refusal. Names the limit that was reached.
 fn refused(path: &Path, error: &io::Error) -> Error {
     let limit = match error.raw_os_error() {
         Some(libc::ENOSPC) => "fs.inotify.max_user_watches",

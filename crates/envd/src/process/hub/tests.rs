@@ -1,14 +1,14 @@
-//! Subscribers that read, that do not, and that come late.
+//! Tests with subscribers that read, that do not read, and that come late.
 
 use super::*;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use tokio::time::timeout;
 
-/// Far longer than anything here takes.
+/// Time far longer than any test takes.
 const LIMIT: Duration = Duration::from_secs(60);
 const SIZE: usize = 32 * 1024;
-/// More pieces than a buffer holds.
+/// A number of pieces larger than a buffer holds.
 const MANY: usize = 2 * BEHIND / SIZE;
 
 fn exit() -> Exit {
@@ -35,7 +35,7 @@ fn flood(hub: &Arc<Hub>) -> tokio::task::JoinHandle<()> {
     })
 }
 
-/// Takes `count` pieces, which must be those from `first` on.
+/// Takes `count` pieces and checks that they are the pieces from `first` on.
 async fn read(subscription: &mut Subscription, first: usize, count: usize) {
     for number in first..first + count {
         let event = timeout(LIMIT, subscription.next()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Real programs, started and waited for without a runtime.
+//! Tests with real programs, started and reaped without a runtime.
 
 use super::*;
 use rustix::fd::AsFd;
@@ -74,7 +74,7 @@ fn failed_start_tells_its_step_and_its_error() {
 
 #[test]
 fn child_keeps_no_descriptor_of_its_parent() {
-    // Without the flag that closes it at an exec, only the child itself can.
+    // An exec does not close this descriptor, so only the child itself can.
     let (leaked, _writer) = pipe_with(PipeFlags::empty()).unwrap();
     let test = format!("test -e /proc/self/fd/{}", leaked.as_raw_fd());
     let envs = [("PATH", "/usr/bin:/bin")];

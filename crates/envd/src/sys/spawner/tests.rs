@@ -1,4 +1,4 @@
-//! Real programs, started by the threads.
+//! Tests with real programs, started by the threads.
 
 use super::*;
 use crate::error::Error;
@@ -28,7 +28,7 @@ fn plan(script: &str) -> Plan {
     Plan::new("sh", &args, &envs, Path::new("/"), user, child).unwrap()
 }
 
-/// Asks for a start that writes to `output`.
+/// Requests a start that writes to `output`.
 fn ask(
     spawner: &Spawner,
     places: &Arc<Semaphore>,

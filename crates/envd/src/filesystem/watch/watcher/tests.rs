@@ -1,8 +1,8 @@
-//! Watchers in folders of this machine, drained by the test itself.
+//! Tests of watchers in folders of this machine. Each test drains its watcher itself.
 
 use super::*;
 
-/// A watcher of a folder, and the queue that it fills.
+/// A folder, its watcher, and the queue that the watcher fills.
 struct Watched {
     dir: tempfile::TempDir,
     watcher: Watcher,
@@ -19,7 +19,7 @@ impl Watched {
         Self { dir, watcher, queue }
     }
 
-    /// Begins anew, for a folder that has been prepared.
+    /// Makes a new watcher, for a folder that has been prepared.
     fn again(self, recursive: bool) -> Self {
         let options = Options { recursive, ..Options::default() };
         let root = self.dir.path().to_owned();
@@ -86,7 +86,7 @@ fn files_written_while_directories_appear_are_each_told_as_written() {
         let of = |name: &str, change| count(&seen, &format!("{n}{name}"), change);
         let created = ["", "/in", "/in/f"].map(|name| of(name, Change::Create));
         assert_eq!(created, [1; 3], "{n}");
-        // A file that is still being written may be reported by a reading and by the kernel.
+        // Both a reading and the kernel may report a file that is still being written.
         assert!((1..=2).contains(&of("/in/f", Change::Write)), "{n}");
     }
 }
@@ -107,7 +107,7 @@ fn overflow_of_the_kernels_queue_ends_the_watch_after_the_events_before() {
     let seen = watched.waiting();
     assert_eq!(error.code, ErrorCode::ResourceExhausted);
     assert!(error.message.contains("anew"), "{error}");
-    // Our own bound comes first where this machine's queue is longer.
+    // Where this machine's kernel has a longer queue, envd's own bound comes first.
     let is_kernels = error.message.contains("overflowed");
     assert!(is_kernels || queue >= super::super::queue::EVENTS_MAX, "{error}");
     assert_eq!(seen[0], ("one".into(), Change::Create));
@@ -163,7 +163,7 @@ fn upload_is_told_by_its_own_name_as_created_and_written() {
     fs::write(&staged, "given up").unwrap();
     fs::remove_file(&staged).unwrap();
     assert!(watched.changes().is_empty());
-    // A new folder with a staged file in it is read.
+    // The watcher reads a new folder that has a staged file in it.
     fs::create_dir(watched.path("new")).unwrap();
     fs::write(watched.path(&format!("new/{STAGED_PREFIX}2")), "x").unwrap();
     assert_eq!(watched.changes(), [("new".into(), Change::Create)]);
