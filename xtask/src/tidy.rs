@@ -1,4 +1,6 @@
-//! The tree's own rules: sizes, module headers, places of modules, names of crates.
+//! The tree's own rules: sizes, module headers, sentences, places of modules, names of crates.
+
+mod sentences;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,7 @@ fn rules(path: &Path, text: &str) -> Vec<String> {
     if path.file_name().is_some_and(|name| name == "mod.rs") {
         faults.push("is a mod.rs; name the file after its module".to_owned());
     }
+    faults.extend(sentences::faults(text));
     faults
 }
 
@@ -72,6 +75,7 @@ mod tests {
         assert!(of("a.rs", "//! Fine.\nfn f() {}\n").is_empty());
         assert!(of("a.rs", "fn f() {}\n")[0].contains("opens without"));
         assert!(of("x/mod.rs", "//! x\n")[0].contains("mod.rs"));
+        assert!(of("a.rs", "//! What x is.\n")[0].contains("`What`"));
         let long = format!("//! x\n{}", "\n".repeat(LINES_MAX));
         assert!(of("a.rs", &long)[0].contains("lines"));
         let tests = format!("//! x\n#[cfg(test)]\nmod tests {{{}}}", "\n".repeat(LINES_MAX));

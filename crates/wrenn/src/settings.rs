@@ -1,5 +1,5 @@
-//! Settings of each role, as flags. Each flag has an environment variable; the README's table lists
-//! both. `main` reads the settings once.
+//! Settings of each role, as flags. Each flag has an environment variable; the table in
+//! docs/operations.md lists both. `main` reads the settings once.
 
 mod accounts;
 
