@@ -33,6 +33,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
+/// Bytes of a program's arguments and variables that lists show.
+const SHOWN_MAX: usize = 16 * 1024;
 /// Most bytes of a terminal in a message.
 const PTY_CHUNK: usize = 16 * 1024;
 /// Most bytes that a pipe can hold (`/proc/sys/fs/pipe-max-size`'s default).
@@ -54,10 +56,30 @@ pub(crate) struct Spec {
     pub stdin: bool,
 }
 
+impl Spec {
+    /// Drops the arguments and variables beyond [`SHOWN_MAX`]. A program is listed until after its
+    /// end, and lists of many long arguments would take the agent's memory.
+    fn shorten(mut self) -> Self {
+        let mut left = SHOWN_MAX;
+        let mut fits = |text: usize| {
+            left = left.saturating_sub(text + 1);
+            left > 0
+        };
+        let args = self.args.iter().take_while(|arg| fits(arg.len())).count();
+        if args < self.args.len() {
+            self.args.truncate(args);
+            self.args.push("…".to_owned());
+            self.args.shrink_to_fit();
+        }
+        self.envs.retain(|name, value| fits(name.len() + value.len()));
+        self
+    }
+}
+
 /// A started program.
 pub(crate) struct Process {
     pub pid: u32,
-    pub spec: Arc<Spec>,
+    pub spec: Spec,
     pub hub: Arc<Hub>,
     stdin: AsyncMutex<Option<Endpoint>>,
     pty: Option<Pty>,
@@ -91,7 +113,8 @@ pub(crate) async fn start(
     let started = start::start(guest, account, &spec, vars, deadline).await?;
     let process = Arc::new(Process {
         pid: started.child.pid(),
-        spec,
+        // The threads that start programs have dropped theirs.
+        spec: Arc::unwrap_or_clone(spec).shorten(),
         hub: guest.processes.hub(),
         stdin: AsyncMutex::new(started.stdin),
         pty: started.pty,

@@ -44,6 +44,15 @@ async fn program_tells_its_output_and_its_end() {
     assert!(guest.processes.running().is_empty());
 }
 
+#[test]
+fn list_shows_the_first_arguments_of_a_long_list() {
+    let short = shell("true");
+    assert_eq!(short.clone().shorten().args, short.args);
+    let long = Spec { args: vec!["z".to_owned(); 100_000], ..short };
+    let shown = long.shorten().args;
+    assert_eq!((shown.len(), shown.last().unwrap().as_str()), (8192, "…"));
+}
+
 #[tokio::test]
 async fn program_that_cannot_start_is_refused_and_not_listed() {
     let guest = Arc::new(Guest::new(None, 0));
