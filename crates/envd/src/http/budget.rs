@@ -5,11 +5,14 @@
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::{jobs, metrics, sys};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use connectrpc::ErrorCode;
-use http::{HeaderMap, header};
+use connectrpc::envelope::Envelope;
+use connectrpc::{ConnectError, ErrorCode};
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::Limited;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -52,9 +55,10 @@ pub(super) async fn admit(
     if request.uri().path() != START {
         return next.run(request).await;
     }
+    let kind = request.headers().get(header::CONTENT_TYPE).cloned();
     let weight = match weight(request.headers()) {
         Ok(weight) => weight.min(guest.budget.all),
-        Err(error) => return error.into_response(),
+        Err(error) => return refuse(kind, error),
     };
     if weight == 0 {
         return next.run(request).await;
@@ -62,8 +66,9 @@ pub(super) async fn admit(
     let permit = guest.budget.bytes.acquire_many(weight);
     let Ok(Ok(permit)) = tokio::time::timeout(jobs::LIMIT, permit).await else {
         let message = "too many programs with long arguments are being started";
-        return Error::new(ErrorCode::Unavailable, message).into_response();
+        return refuse(kind, Error::new(ErrorCode::Unavailable, message));
     };
+    let request = request.map(|body| Body::new(Limited::new(body, START_MAX as usize)));
     // The head of the answer comes when the program runs.
     let answer = next.run(request).await;
     drop(permit);
@@ -71,6 +76,17 @@ pub(super) async fn admit(
         guest.jobs.looks.later(sys::trim_memory);
     }
     answer
+}
+
+/// Answers a start with an error. A Connect stream tells errors in its last message; its status says
+/// nothing.
+fn refuse(kind: Option<HeaderValue>, error: Error) -> Response {
+    let streams = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/connect+");
+    let Some(kind) = kind.filter(streams) else { return error.into_response() };
+    let error = ConnectError::from(error).to_json();
+    let message = [b"{\"error\":".as_slice(), &error, b"}"].concat();
+    let body = Envelope::end_stream(message.into()).encode();
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
 /// Returns the memory that a start takes, in bytes, and 0 for a small start. A request of unknown
@@ -90,7 +106,19 @@ fn weight(headers: &HeaderMap) -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn stream_is_refused_by_its_last_message() {
+        let kind = HeaderValue::from_static("application/connect+json");
+        let answer = refuse(Some(kind), Error::invalid("too much"));
+        assert_eq!(answer.status(), 200);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let told: serde_json::Value = serde_json::from_slice(&body[5..]).unwrap();
+        assert_eq!((body[0], told["error"]["code"].as_str()), (2, Some("invalid_argument")));
+        let plain = HeaderValue::from_static("application/json");
+        assert_eq!(refuse(Some(plain), Error::invalid("too much")).status(), 400);
+    }
 
     #[test]
     fn large_starts_weigh_by_their_size_and_the_largest_are_refused() {
