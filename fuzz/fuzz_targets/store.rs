@@ -1,4 +1,4 @@
-//! An object of the store: a piece of a file, or the list of a folder's files.
+//! An object of the store: a chunk of a file, or the manifest of a folder.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| store::fuzzing::object(data));

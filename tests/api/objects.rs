@@ -1,4 +1,5 @@
-//! Trees in a folder and on a real S3 server. A tree comes back unchanged, or with an error.
+//! Folders in a store on a disk and on a real S3 server. A folder comes back unchanged, or with an
+//! error.
 
 use rand::RngCore;
 use std::fs::{self, File};
@@ -58,12 +59,12 @@ async fn keeps(store: &Store) {
     store.remove("team", "a/b/1").await.unwrap();
     store.remove("team", "a/b/1").await.unwrap();
     assert_eq!(store.names("team", "a").await.unwrap(), ["a/b/2"]);
-    // Young chunks stay, whether or not a tree names them.
+    // Young chunks stay, whether or not a manifest names them.
     assert_eq!(store.sweep().await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_and_an_s3_server_keep_trees_alike() {
+async fn a_folder_and_an_s3_server_keep_folders_alike() {
     for key in [None, Some([9; 32])] {
         let folder = tempfile::tempdir().unwrap();
         keeps(&Store::open(folder.path().to_str().unwrap(), key, std::iter::empty()).unwrap())
@@ -82,11 +83,11 @@ async fn damage_is_told_and_never_passed_on() {
         fs::write(from.path().join("file"), vec![7; 100_000]).unwrap();
         let store = Store::open(folder.path().to_str().unwrap(), key, std::iter::empty()).unwrap();
         store.put("team", "one", from.path()).await.unwrap();
-        let tree = folder.path().join("team/trees/one");
-        let pieces = folder.path().join("team/pieces");
-        let below = fs::read_dir(pieces).unwrap().next().unwrap().unwrap().path();
-        let piece = fs::read_dir(below).unwrap().next().unwrap().unwrap().path();
-        for file in [&tree, &piece] {
+        let manifest = folder.path().join("team/trees/one");
+        let chunks = folder.path().join("team/pieces");
+        let below = fs::read_dir(chunks).unwrap().next().unwrap().unwrap().path();
+        let chunk = fs::read_dir(below).unwrap().next().unwrap().unwrap().path();
+        for file in [&manifest, &chunk] {
             let whole = fs::read(file).unwrap();
             let mut bad = whole.clone();
             let at = bad.len() / 2;
@@ -98,7 +99,7 @@ async fn damage_is_told_and_never_passed_on() {
                 }
                 let to = tempfile::tempdir().unwrap();
                 let got = store.get("team", "one", to.path()).await;
-                let missing = damage.is_none() && file == &tree;
+                let missing = damage.is_none() && file == &manifest;
                 match got {
                     Err(Error::Missing(_)) => assert!(missing),
                     Err(Error::Damaged(_)) => assert!(!missing),
@@ -109,14 +110,14 @@ async fn damage_is_told_and_never_passed_on() {
         }
         let to = tempfile::tempdir().unwrap();
         store.get("team", "one", to.path()).await.unwrap();
-        // Old chunks go when no tree names them. All others stay.
+        // Old chunks go when no manifest names them. All others stay.
         fs::write(from.path().join("file"), vec![8; 100_000]).unwrap();
         store.put("team", "two", from.path()).await.unwrap();
         store.remove("team", "one").await.unwrap();
         let old = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
         for entry in fs::read_dir(folder.path().join("team/pieces")).unwrap() {
-            for piece in fs::read_dir(entry.unwrap().path()).unwrap() {
-                let file = File::options().write(true).open(piece.unwrap().path()).unwrap();
+            for chunk in fs::read_dir(entry.unwrap().path()).unwrap() {
+                let file = File::options().write(true).open(chunk.unwrap().path()).unwrap();
                 file.set_modified(old).unwrap();
             }
         }

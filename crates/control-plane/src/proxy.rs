@@ -341,7 +341,7 @@ impl Proxy {
         let mut answer = match outgoing.send(pool, &host, || None, tasks).await {
             Ok(answer) => answer,
             // The host's agent has the same time limit.
-            Err((hop::Error::Silent(_), _)) => return Err(Error::GuestSilent),
+            Err((hop::Error::IdleTimeout(_), _)) => return Err(Error::GuestSilent),
             Err((hop::Error::Ended, _)) => return Err(Error::AccessRevoked),
             Err((error, _)) if error.is_stalled() => return Err(Error::BodyTooSlow),
             // The client's own body failed, so nothing new is known of the capsule or its host.

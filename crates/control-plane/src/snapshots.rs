@@ -144,7 +144,7 @@ async fn enter(
 /// Marks a snapshot as complete, if its team may have the storage that the snapshot takes. With
 /// `overwrite`, its name moves to it in the same transaction, from whichever snapshot has the name.
 async fn complete(app: &App, quota: &Quota, row: Snapshot, overwrite: bool) -> Result<Snapshot> {
-    daemon::step("control.snapshot").map_err(|e| Error::Internal(e.into()))?;
+    daemon::failpoint("control.snapshot").map_err(|e| Error::Internal(e.into()))?;
     let mut tx = app.db.begin().await?;
     quota.hold_storage(&mut tx).await?;
     let old = match &row.name {
@@ -171,7 +171,7 @@ async fn complete(app: &App, quota: &Quota, row: Snapshot, overwrite: bool) -> R
 
 /// Removes a snapshot that another one replaced. On failure the reconciler removes it.
 async fn clear(app: &App, old: &Snapshot) {
-    let removed = match daemon::step("control.replaced") {
+    let removed = match daemon::failpoint("control.replaced") {
         Ok(()) => remove(app, old, By::SYSTEM).await,
         Err(error) => Err(Error::Internal(error.into())),
     };

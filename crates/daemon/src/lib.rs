@@ -4,15 +4,15 @@
 //! A process has one [`Tasks`] and spawns all background work through it. So a shutdown can wait
 //! for that work. This crate holds no product logic.
 
+mod failpoint;
 mod file;
 mod metrics;
 mod signal;
-mod step;
 
+pub use failpoint::failpoint;
 pub use file::write_private;
 pub use metrics::Metrics;
 pub use signal::{Signal, Wait};
-pub use step::step;
 
 use std::future::Future;
 use std::io::IsTerminal;
@@ -126,12 +126,12 @@ impl Tasks {
 
     /// Begins the shutdown.
     pub fn stop(&self) {
-        self.stop.give();
+        self.stop.trigger();
     }
 
     /// Begins the shutdown and waits at most ten seconds for every task.
     pub async fn finish(&self) {
-        self.stop.give();
+        self.stop.trigger();
         self.tracker.close();
         if tokio::time::timeout(DEADLINE, self.tracker.wait()).await.is_err() {
             tracing::warn!(left = self.tracker.len(), "tasks outlasted the shutdown");
@@ -152,9 +152,9 @@ impl Default for OwnTasks {
 impl OwnTasks {
     /// Drops every task wherever it waits. Returns when the tasks and all that they hold are gone.
     pub async fn end(&self) {
-        self.0.stop.give();
+        self.0.stop.trigger();
         if let Some(abort) = &self.0.abort {
-            abort.give();
+            abort.trigger();
         }
         self.0.tracker.close();
         self.0.tracker.wait().await;
@@ -173,7 +173,7 @@ impl Drop for OwnTasks {
     fn drop(&mut self) {
         self.0.stop();
         if let Some(abort) = &self.0.abort {
-            abort.give();
+            abort.trigger();
         }
     }
 }

@@ -8,31 +8,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// A signal that is given once and stays given. Clones share it.
+/// Signal that stays triggered once it is triggered. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Signal(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    given: AtomicBool,
+    triggered: AtomicBool,
     /// Wakes the waiting tasks.
     token: CancellationToken,
 }
 
 impl Signal {
-    /// Gives the signal.
-    pub fn give(&self) {
-        self.0.given.store(true, Ordering::Release);
+    /// Triggers the signal.
+    pub fn trigger(&self) {
+        self.0.triggered.store(true, Ordering::Release);
         self.0.token.cancel();
     }
 
-    /// Reports whether the signal was given.
+    /// Reports whether the signal was triggered.
     #[must_use]
-    pub fn is_given(&self) -> bool {
-        self.0.given.load(Ordering::Acquire)
+    pub fn is_triggered(&self) -> bool {
+        self.0.triggered.load(Ordering::Acquire)
     }
 
-    /// Completes when the signal is given. The future may be polled again after that.
+    /// Completes when the signal is triggered. The future may be polled again after that.
     #[must_use]
     pub fn wait(&self) -> Wait {
         let woken = Box::pin(self.0.token.child_token().cancelled_owned());
@@ -50,10 +50,10 @@ pub struct Wait {
 }
 
 impl Wait {
-    /// Reports whether the signal was given.
+    /// Reports whether the signal was triggered.
     #[must_use]
-    pub fn is_given(&self) -> bool {
-        self.signal.is_given()
+    pub fn is_triggered(&self) -> bool {
+        self.signal.is_triggered()
     }
 }
 
@@ -61,7 +61,7 @@ impl Future for Wait {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_given() {
+        if self.is_triggered() {
             return Poll::Ready(());
         }
         if self.known.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
@@ -86,10 +86,10 @@ mod tests {
             assert!(futures::poll!(&mut *wait).is_pending());
         }
         let later = signal.clone();
-        let giving = async { later.give() };
+        let triggering = async { later.trigger() };
         let [one, two] = &mut waiting;
-        tokio::join!(one, two, giving);
+        tokio::join!(one, two, triggering);
         signal.wait().await;
-        assert!(signal.is_given());
+        assert!(signal.is_triggered());
     }
 }

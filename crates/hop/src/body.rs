@@ -1,7 +1,7 @@
 //! The type of all bodies that pass through a hop. Common kinds need no box.
 
-use crate::line::Exchange;
-use crate::pace::{BodyNote, Busy, Pace, Place};
+use crate::activity::{Activity, BodyNote, BodyState, RequestGuard};
+use crate::connection::Exchange;
 use crate::timed::{SILENCE, Still};
 use bytes::Bytes;
 use daemon::Tasks;
@@ -41,7 +41,7 @@ const LOOK: u8 = 32;
 pub struct Body {
     kind: Kind,
     held: Option<Held>,
-    busy: Option<Busy>,
+    guard: Option<RequestGuard>,
     until: Option<Until>,
     /// Frames since the last poll of `until`.
     frames: u8,
@@ -130,14 +130,14 @@ impl Body {
     pub(crate) fn taken(
         body: Incoming,
         headers: &HeaderMap,
-        alone: Option<(&Tasks, &Arc<Pace>)>,
+        alone: Option<(&Tasks, &Arc<Activity>)>,
     ) -> (Self, Option<Answered>) {
         let mut this = Self::from(body);
         if !matches!(this.kind, Kind::Incoming(_)) {
             return (this, None);
         }
         let (answered, limit) = (Answered::default(), patience(headers));
-        let alone = alone.map(|(tasks, pace)| (tasks.clone(), pace.body()));
+        let alone = alone.map(|(tasks, activity)| (tasks.clone(), activity.body()));
         let served = Served { alone, answered: answered.clone(), limit, still: Still::default() };
         this.served = Some(Box::new(served));
         (this, Some(answered))
@@ -195,8 +195,8 @@ impl Body {
     }
 
     /// Counts the request as under way until the body has ended or is dropped.
-    pub(crate) fn answering(mut self, busy: Busy) -> Self {
-        self.busy = Some(busy);
+    pub(crate) fn answering(mut self, guard: RequestGuard) -> Self {
+        self.guard = Some(guard);
         self
     }
 }
@@ -209,7 +209,7 @@ impl From<Kind> for Body {
         Self {
             kind,
             held: None,
-            busy: None,
+            guard: None,
             until: None,
             frames: 0,
             no_trailers: false,
@@ -243,7 +243,7 @@ impl Drop for Body {
         if let (Some((tasks, note)), Kind::Incoming(rest)) = (alone, std::mem::take(&mut self.kind))
         {
             match http_body::Body::is_end_stream(&rest) {
-                true => note.set(Place::Here),
+                true => note.set(BodyState::Complete),
                 false => tasks.clone().spawn(discard(rest, tasks, note)),
             }
         }
@@ -268,16 +268,16 @@ async fn discard(mut body: Incoming, tasks: Tasks, note: BodyNote) {
         loop {
             match body.frame().await {
                 Some(Ok(_)) => {}
-                Some(Err(_)) => return Place::Left,
-                None => return Place::Here,
+                Some(Err(_)) => return BodyState::Abandoned,
+                None => return BodyState::Complete,
             }
         }
     };
-    let place = tokio::select! {
-        read = tokio::time::timeout(LINGER, reading) => read.unwrap_or(Place::Left),
-        () = tasks.stopping() => Place::Left,
+    let state = tokio::select! {
+        read = tokio::time::timeout(LINGER, reading) => read.unwrap_or(BodyState::Abandoned),
+        () = tasks.stopping() => BodyState::Abandoned,
     };
-    note.set(place);
+    note.set(state);
 }
 
 impl Body {
@@ -298,7 +298,7 @@ impl Body {
                 if let Some(stalled) = stalled {
                     // A body without a reader makes the connection end after the answer.
                     if let Some((_, note)) = this.served.take().and_then(|served| served.alone) {
-                        note.set(Place::Left);
+                        note.set(BodyState::Abandoned);
                     }
                     this.kind = Kind::Empty;
                     return Poll::Ready(Some(Err(stalled.into())));
@@ -310,9 +310,9 @@ impl Body {
         };
         if let Poll::Ready(None) = frame {
             if let Some((_, note)) = self.served.take().and_then(|served| served.alone) {
-                note.set(Place::Here);
+                note.set(BodyState::Complete);
             }
-            (self.held, self.busy, self.until) = (None, None, None);
+            (self.held, self.guard, self.until) = (None, None, None);
         } else if let Some(last) = self.ended(cx, frame.is_pending()) {
             return Poll::Ready(last);
         }

@@ -2,8 +2,8 @@
 //! switch of protocols becomes a tunnel.
 
 use crate::body::{Body, Held, Until};
+use crate::connection::Switched;
 use crate::headers;
-use crate::line::Switched;
 use crate::pool::{Dial, Error, Failed, Pool};
 use crate::tunnel::tunnel;
 use daemon::Tasks;
@@ -92,7 +92,7 @@ impl Outgoing {
         }
         let (Some((_, client)), Some(protocol), Some(guest)) = (switch, protocol, sent.switched)
         else {
-            return Err((Error::Unasked, None));
+            return Err((Error::UnexpectedUpgrade, None));
         };
         headers::set_upgrade(answer.headers_mut(), protocol);
         join(client, guest, until, held(), tasks);

@@ -2,7 +2,7 @@
 //! destination. Each pool has its own, so that none can serve another pool's requests.
 
 use crate::body::{Body, Stalled};
-use crate::line::{Exchange, HEAD_MAX, Line, Stream, Switched};
+use crate::connection::{Connection, Exchange, HEAD_MAX, Stream, Switched};
 use crate::timed::Timed;
 use bytes::Bytes;
 use daemon::Tasks;
@@ -46,11 +46,11 @@ pub enum Error {
     #[error("the connection ended without an answer")]
     Closed(#[source] hyper::Error),
     #[error("nothing was heard for {} s", crate::SILENCE.as_secs())]
-    Silent(#[source] hyper::Error),
+    IdleTimeout(#[source] hyper::Error),
     #[error("the answer is not HTTP")]
-    Garbage(#[source] hyper::Error),
+    InvalidResponse(#[source] hyper::Error),
     #[error("the protocol was switched without being asked to")]
-    Unasked,
+    UnexpectedUpgrade,
     #[error("whoever asked may no longer ask")]
     Ended,
     /// The request's own body failed: it is malformed or too slow, or its sender has gone. The
@@ -81,7 +81,7 @@ impl Error {
 
     fn of(error: hyper::Error) -> Self {
         if error.is_parse() {
-            return Self::Garbage(error);
+            return Self::InvalidResponse(error);
         }
         if error.is_user() {
             return Self::Request(error);
@@ -89,7 +89,7 @@ impl Error {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(at) = cause {
             if at.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut) {
-                return Self::Silent(error);
+                return Self::IdleTimeout(error);
             }
             cause = at.source();
         }
@@ -106,45 +106,46 @@ pub struct Sent {
 }
 
 /// Idle connections to a single destination.
-pub(crate) struct Shelf {
-    #[expect(clippy::vec_box, reason = "a line is large, and moves often")]
-    lines: Mutex<Vec<Box<Line>>>,
+pub(crate) struct IdlePool {
+    #[expect(clippy::vec_box, reason = "a connection is large, and moves often")]
+    connections: Mutex<Vec<Box<Connection>>>,
     most: usize,
 }
 
-impl Shelf {
+impl IdlePool {
     #[expect(clippy::vec_box, reason = "as the field")]
-    fn lock(&self) -> MutexGuard<'_, Vec<Box<Line>>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn put(&self, mut line: Box<Line>) {
-        line.since = tokio::time::Instant::now();
-        let mut lines = self.lock();
-        if lines.len() < self.most {
-            lines.push(line);
+    pub(crate) fn put(&self, mut connection: Box<Connection>) {
+        connection.since = tokio::time::Instant::now();
+        let mut connections = self.lock();
+        if connections.len() < self.most {
+            connections.push(connection);
         }
     }
 
     /// Takes the newest connection that is still open.
-    fn take(&self) -> Option<Box<Line>> {
+    fn take(&self) -> Option<Box<Connection>> {
         loop {
-            let mut line = self.lock().pop()?;
-            if line.stands() {
-                return Some(line);
+            let mut connection = self.lock().pop()?;
+            if connection.is_reusable() {
+                return Some(connection);
             }
         }
     }
 
     fn sweep(&self) {
-        let mut lines = self.lock();
-        lines.retain_mut(|line| line.since.elapsed() < REST && line.stands());
-        lines.shrink_to_fit();
+        let mut connections = self.lock();
+        connections.retain_mut(|open| open.since.elapsed() < REST && open.is_reusable());
+        connections.shrink_to_fit();
     }
 }
 
-struct Place {
-    shelf: Arc<Shelf>,
+/// Connections to a single destination.
+struct Endpoint {
+    idle: Arc<IdlePool>,
     /// The only HTTP/2 connection to the destination, opened at the first need.
     shared: Arc<tokio::sync::Mutex<Option<SendRequest<Body>>>>,
 }
@@ -152,7 +153,7 @@ struct Place {
 /// A pool of connections.
 pub struct Pool<D: Dial> {
     dialer: D,
-    places: Mutex<HashMap<D::To, Place>>,
+    endpoints: Mutex<HashMap<D::To, Endpoint>>,
     most: usize,
     title_case: bool,
     tasks: Tasks,
@@ -161,7 +162,7 @@ pub struct Pool<D: Dial> {
 impl<D: Dial> Pool<D> {
     /// Makes an empty pool that keeps at most `most` idle connections to each destination.
     pub fn new(dialer: D, most: usize, tasks: Tasks) -> Self {
-        Self { dialer, places: Mutex::default(), most, title_case: false, tasks }
+        Self { dialer, endpoints: Mutex::default(), most, title_case: false, tasks }
     }
 
     /// Makes HTTP/1.1 requests carry header names as `Content-Type` rather than `content-type`.
@@ -171,13 +172,13 @@ impl<D: Dial> Pool<D> {
         Self { title_case: true, ..self }
     }
 
-    fn place<T>(&self, to: &D::To, of: impl Fn(&Place) -> T) -> T {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = places.get(to) {
-            return of(place);
+    fn endpoint<T>(&self, to: &D::To, of: impl Fn(&Endpoint) -> T) -> T {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(endpoint) = endpoints.get(to) {
+            return of(endpoint);
         }
-        let shelf = Arc::new(Shelf { lines: Mutex::default(), most: self.most });
-        of(places.entry(to.clone()).or_insert(Place { shelf, shared: Arc::default() }))
+        let idle = Arc::new(IdlePool { connections: Mutex::default(), most: self.most });
+        of(endpoints.entry(to.clone()).or_insert(Endpoint { idle, shared: Arc::default() }))
     }
 
     /// Returns the pool's dialer.
@@ -187,11 +188,11 @@ impl<D: Dial> Pool<D> {
 
     /// Closes the connections that have rested for too long or were closed by the other side.
     pub fn sweep(&self) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.retain(|_, place| {
-            place.shelf.sweep();
-            let unused = place.shelf.lock().is_empty() && Arc::strong_count(&place.shelf) == 1;
-            let shared = place
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.retain(|_, endpoint| {
+            endpoint.idle.sweep();
+            let unused = endpoint.idle.lock().is_empty() && Arc::strong_count(&endpoint.idle) == 1;
+            let shared = endpoint
                 .shared
                 .try_lock()
                 .map_or(true, |shared| shared.as_ref().is_some_and(|sender| !sender.is_closed()));
@@ -201,12 +202,12 @@ impl<D: Dial> Pool<D> {
 
     /// Closes the idle connections to a destination. Connections in use are not kept afterwards.
     pub fn forget(&self, to: &D::To) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(to);
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).remove(to);
     }
 
     /// Closes every idle connection. Connections in use are not kept afterwards.
     pub fn clear(&self) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Opens a connection outside the pool, for a single user.
@@ -234,13 +235,13 @@ impl<D: Dial> Pool<D> {
             return Box::pin(self.send_shared(to, request)).await;
         }
         *request.version_mut() = Version::HTTP_11;
-        let shelf = self.place(to, |place| Arc::clone(&place.shelf));
-        if let Some(mut line) = shelf.take() {
-            let stale = line.since.elapsed() > STALE;
+        let idle = self.endpoint(to, |endpoint| Arc::clone(&endpoint.idle));
+        if let Some(mut connection) = idle.take() {
+            let stale = connection.since.elapsed() > STALE;
             let spare = if stale { spare(&request) } else { None };
-            let sent = line.send(request).await;
+            let sent = connection.send(request).await;
             let mut failed = match sent {
-                Ok(answer) => return Ok(finish(answer, line, shelf)),
+                Ok(answer) => return Ok(finish(answer, connection, idle)),
                 Err(failed) => failed,
             };
             request = match (failed.take_message(), spare) {
@@ -249,7 +250,7 @@ impl<D: Dial> Pool<D> {
                 (None, _) => return Err(Error::of(failed.into_error()).into()),
             };
         }
-        Box::pin(self.send_alone(to, request, shelf)).await
+        Box::pin(self.send_alone(to, request, idle)).await
     }
 
     /// Sends a request on a connection that is opened for it.
@@ -257,7 +258,7 @@ impl<D: Dial> Pool<D> {
         &self,
         to: &D::To,
         request: Request<Body>,
-        shelf: Arc<Shelf>,
+        idle: Arc<IdlePool>,
     ) -> Result<Sent, Failed> {
         let stream = match self.dialer.dial(to).await {
             Ok(stream) => stream,
@@ -265,14 +266,14 @@ impl<D: Dial> Pool<D> {
                 return Err(Failed { error: Error::Dial(error), request: Some(request) });
             }
         };
-        let mut line = Line::open(stream, self.title_case).await.map_err(Error::of)?;
-        let sent = line.send(request).await;
+        let mut connection = Connection::open(stream, self.title_case).await.map_err(Error::of)?;
+        let sent = connection.send(request).await;
         let answer = sent.map_err(|failed| Error::of(failed.into_error()))?;
-        Ok(finish(answer, line, shelf))
+        Ok(finish(answer, connection, idle))
     }
 
     async fn send_shared(&self, to: &D::To, request: Request<Body>) -> Result<Sent, Failed> {
-        let shared = self.place(to, |place| Arc::clone(&place.shared));
+        let shared = self.endpoint(to, |endpoint| Arc::clone(&endpoint.shared));
         let mut sender = {
             let mut slot = shared.lock().await;
             match slot.as_ref().filter(|sender| !sender.is_closed()) {
@@ -322,11 +323,15 @@ fn is_lost(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_closed() || error.is_canceled()
 }
 
-fn finish(answer: Response<hyper::body::Incoming>, line: Box<Line>, shelf: Arc<Shelf>) -> Sent {
+fn finish(
+    answer: Response<hyper::body::Incoming>,
+    connection: Box<Connection>,
+    idle: Arc<IdlePool>,
+) -> Sent {
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Sent { answer: answer.map(|_| Body::empty()), switched: line.switched() };
+        return Sent { answer: answer.map(|_| Body::empty()), switched: connection.switched() };
     }
-    let answer = answer.map(|body| Body::exchange(Exchange::new(body, line, shelf)));
+    let answer = answer.map(|body| Body::exchange(Exchange::new(body, connection, idle)));
     Sent { answer, switched: None }
 }
 

@@ -4,8 +4,8 @@
 //! Limits of time and size end connections of slow clients and of clients with large heads. A
 //! connection beyond the limits is refused at once.
 
+use crate::activity::{Activity, Over, Watch};
 use crate::body::{Body, Held};
-use crate::pace::{Over, Pace, Watch};
 use crate::shares::{Bounds, Full, Share, Shares};
 use crate::timed::Timed;
 use daemon::Tasks;
@@ -113,14 +113,14 @@ impl Limits {
 /// Holder of a connection.
 type Holder = (ClientNetwork, Standing);
 
-/// The connections of a listener.
+/// Limiter of a listener's connections, by network and standing.
 #[derive(Clone)]
-struct Places {
+struct ConnectionLimiter {
     shares: Shares<Holder>,
     limits: Limits,
 }
 
-impl Places {
+impl ConnectionLimiter {
     fn take(&self, peer: SocketAddr, standing: Standing) -> Result<Share<Holder>, Full> {
         let holder = (ClientNetwork::from(peer.ip()), standing);
         self.shares.take(holder, 1, self.limits.bounds(standing))
@@ -167,37 +167,37 @@ fn run<H: Handler>(
     tasks: &Tasks,
 ) {
     let (handler, at) = (Arc::new(handler), tasks.clone());
-    let places = Places { shares: Shares::default(), limits };
+    let limiter = ConnectionLimiter { shares: Shares::default(), limits };
     let builder = Arc::new(builder(limits));
     tasks.spawn(async move {
         let accepting = async {
             loop {
                 let (stream, peer) = accept(&listener).await;
                 let standing = handler.standing(peer.ip());
-                let place = match places.take(peer, standing) {
-                    Ok(place) => place,
+                let share = match limiter.take(peer, standing) {
+                    Ok(share) => share,
                     Err(full) => {
                         refuse(stream, peer, full, tls.is_none());
                         continue;
                     }
                 };
                 let (handler, builder) = (Arc::clone(&handler), Arc::clone(&builder));
-                let (places, stopping, tls) = (places.clone(), at.clone(), tls.clone());
+                let (limiter, stopping, tls) = (limiter.clone(), at.clone(), tls.clone());
                 at.spawn(async move {
                     let _ = stream.set_nodelay(true);
                     let Some(tls) = tls else {
-                        let held = Box::new(place);
+                        let held = Box::new(share);
                         return connection(stream, peer, handler, &builder, held, stopping).await;
                     };
                     let Some(stream) = secured(stream, peer, &tls).await else { return };
                     let vouched = stream.get_ref().1.peer_certificates().is_some();
-                    let place = match vouched {
-                        // A peer with a certificate is trusted, so it gives its place in the
-                        // network's share back.
-                        true => places.take(peer, Standing::Trusted).unwrap_or(place),
-                        false => place,
+                    let share = match vouched {
+                        // A peer with a certificate is trusted, so it no longer counts in its
+                        // network's share.
+                        true => limiter.take(peer, Standing::Trusted).unwrap_or(share),
+                        false => share,
                     };
-                    connection(stream, peer, handler, &builder, Box::new(place), stopping).await;
+                    connection(stream, peer, handler, &builder, Box::new(share), stopping).await;
                 });
             }
         };
@@ -288,27 +288,27 @@ async fn secured(
     }
 }
 
-/// Serves a connection to its end. `place` lives as long as the connection, also after a switch of
+/// Serves a connection to its end. `share` lives as long as the connection, also after a switch of
 /// protocols.
 async fn connection<H: Handler>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: SocketAddr,
     handler: Arc<H>,
     builder: &Builder<TokioExecutor>,
-    place: Held,
+    share: Held,
     stopping: Tasks,
 ) {
-    let pace: Arc<Pace> = Arc::default();
-    pace.hold(place);
-    let mut watch = Watch::new(Arc::clone(&pace));
-    let io = TokioIo::new(Timed::accepted(stream, Arc::clone(&pace)));
+    let activity: Arc<Activity> = Arc::default();
+    activity.hold(share);
+    let mut watch = Watch::new(Arc::clone(&activity));
+    let io = TokioIo::new(Timed::accepted(stream, Arc::clone(&activity)));
     let tasks = stopping.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let shared = request.version() == http::Version::HTTP_2;
-        let busy = pace.request(shared);
-        let (handler, pace) = (Arc::clone(&handler), Arc::clone(&pace));
+        let guard = activity.request(shared);
+        let (handler, activity) = (Arc::clone(&handler), Arc::clone(&activity));
         let (head, body) = request.into_parts();
-        let alone = (!shared).then_some((&tasks, &pace));
+        let alone = (!shared).then_some((&tasks, &activity));
         let (body, answered) = Body::taken(body, &head.headers, alone);
         let request = Request::from_parts(head, body);
         async move {
@@ -319,9 +319,9 @@ async fn connection<H: Handler>(
             if answer.status() == StatusCode::SWITCHING_PROTOCOLS
                 && let Some(held) = answer.body_mut().take_held()
             {
-                pace.hold(held);
+                activity.hold(held);
             }
-            Ok::<_, Infallible>(answer.map(|body| body.answering(busy)))
+            Ok::<_, Infallible>(answer.map(|body| body.answering(guard)))
         }
     });
     let serving = builder.serve_connection_with_upgrades(io, service);

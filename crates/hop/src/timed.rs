@@ -1,7 +1,7 @@
 //! A connection with limits of time that cost a request nothing. Only while nothing moves, the
 //! clock is read and the connection's single timer is armed.
 
-use crate::pace::Pace;
+use crate::activity::Activity;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,12 +15,12 @@ use tokio::time::{Instant, Sleep};
 pub const SILENCE: Duration = Duration::from_secs(600);
 
 /// A connection that fails when nothing has moved on it for too long. An accepted connection is
-/// timed while its client takes nothing. [`crate::pace`] times it between requests.
+/// timed while its client takes nothing. [`crate::activity`] times it between requests.
 pub(crate) struct Timed<I> {
     io: I,
     /// State of an accepted connection. `None` for a dialled one, where an answer is always
     /// awaited.
-    pace: Option<Arc<Pace>>,
+    activity: Option<Arc<Activity>>,
     still: Still,
 }
 
@@ -85,12 +85,12 @@ impl Timer {
 impl<I> Timed<I> {
     /// Wraps a connection that this process dialled.
     pub(crate) fn dialled(io: I) -> Self {
-        Self { io, pace: None, still: Still::default() }
+        Self { io, activity: None, still: Still::default() }
     }
 
     /// Wraps a connection that this process accepted.
-    pub(crate) fn accepted(io: I, pace: Arc<Pace>) -> Self {
-        Self { io, pace: Some(pace), still: Still::default() }
+    pub(crate) fn accepted(io: I, activity: Arc<Activity>) -> Self {
+        Self { io, activity: Some(activity), still: Still::default() }
     }
 
     /// Returns the connection without its limits.
@@ -110,8 +110,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Timed<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        match (&read, &self.pace) {
-            (Poll::Ready(_), Some(pace)) => pace.read(),
+        match (&read, &self.activity) {
+            (Poll::Ready(_), Some(activity)) => activity.read(),
             (Poll::Ready(_), None) => self.still.moved(),
             // A client that waits for its answer sends nothing meanwhile.
             (Poll::Pending, Some(_)) => {}

@@ -18,9 +18,9 @@ const COUNT: u64 = (u32::MAX as u64) << 1;
 /// A single opening. The number of openings has the remaining bits, and may wrap.
 const OPENING: u64 = 1 << 33;
 
-/// The gate. Clones share it.
+/// Gate that counts the requests under way and lets them drain. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Tracker(Arc<Gate>);
+pub struct ConnTracker(Arc<Gate>);
 
 #[derive(Debug)]
 struct Gate {
@@ -49,15 +49,15 @@ pub enum Drained {
     Reset,
 }
 
-/// A visitor's place, given back when it is dropped.
+/// A visitor's permit, returned when it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Gate>);
+pub struct Permit(Arc<Gate>);
 
 /// A drain that has begun.
 #[derive(Debug, Clone, Copy)]
 pub struct Drain(u64);
 
-impl Default for Tracker {
+impl Default for ConnTracker {
     /// Makes an open gate.
     fn default() -> Self {
         let (state, waiting) = (AtomicU64::new(0), AtomicWaker::new());
@@ -65,12 +65,12 @@ impl Default for Tracker {
     }
 }
 
-impl Tracker {
+impl ConnTracker {
     /// Lets a visitor in, if fewer than `most` are inside.
     ///
     /// # Errors
     /// Returns `Draining` when the gate is shut, and `Full` when `most` visitors are inside.
-    pub fn acquire(&self, most: u32) -> Result<Place, Refused> {
+    pub fn acquire(&self, most: u32) -> Result<Permit, Refused> {
         let mut seen = self.0.state.load(Acquire);
         loop {
             if seen & SHUT != 0 {
@@ -80,7 +80,7 @@ impl Tracker {
                 return Err(Refused::Full);
             }
             match self.0.state.compare_exchange_weak(seen, seen + ONE, AcqRel, Acquire) {
-                Ok(_) => return Ok(Place(Arc::clone(&self.0))),
+                Ok(_) => return Ok(Permit(Arc::clone(&self.0))),
                 Err(newer) => seen = newer,
             }
         }
@@ -134,7 +134,7 @@ impl Tracker {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let before = self.0.state.fetch_sub(ONE, AcqRel);
         if before & (SHUT | COUNT) == SHUT | ONE {

@@ -33,7 +33,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use loom::thread;
 use std::future::poll_fn;
-use tracker::{Drained, Tracker};
+use tracker::{ConnTracker, Drained};
 
 /// Runs every order with at most three preemptions. More preemptions multiply the orders and, by
 /// loom's documentation, hardly ever find more errors.
@@ -46,15 +46,15 @@ fn model(steps: impl Fn() + Send + Sync + 'static) {
 #[test]
 fn nobody_is_inside_once_a_drain_has_ended() {
     model(|| {
-        let (gate, inside) = (Tracker::default(), Arc::new(AtomicUsize::new(0)));
+        let (gate, inside) = (ConnTracker::default(), Arc::new(AtomicUsize::new(0)));
         let visitors: Vec<_> = (0..2)
             .map(|_| {
                 let (gate, inside) = (gate.clone(), inside.clone());
                 thread::spawn(move || {
-                    if let Ok(place) = gate.acquire(10) {
+                    if let Ok(permit) = gate.acquire(10) {
                         inside.fetch_add(1, SeqCst);
                         inside.fetch_sub(1, SeqCst);
-                        drop(place);
+                        drop(permit);
                     }
                 })
             })
@@ -72,18 +72,18 @@ fn nobody_is_inside_once_a_drain_has_ended() {
 #[test]
 fn a_reset_ends_a_drain_that_waits_and_opens_the_gate() {
     model(|| {
-        let gate = Tracker::default();
-        let place = gate.acquire(10).unwrap();
+        let gate = ConnTracker::default();
+        let permit = gate.acquire(10).unwrap();
         let drain = gate.shut();
         let opener = {
             let gate = gate.clone();
             thread::spawn(move || gate.reset())
         };
-        // The place is kept, so only the reset can end the drain.
+        // The permit is kept, so only the reset can end the drain.
         assert_eq!(block_on(poll_fn(|cx| gate.poll_drained(drain, cx))), Drained::Reset);
         opener.join().unwrap();
         drop(gate.acquire(10).unwrap());
-        drop(place);
+        drop(permit);
         assert_eq!(gate.count(), 0);
     });
 }
@@ -91,10 +91,10 @@ fn a_reset_ends_a_drain_that_waits_and_opens_the_gate() {
 #[test]
 fn a_drain_is_woken_by_the_last_to_leave_or_by_a_reset_whichever_comes() {
     model(|| {
-        let gate = Tracker::default();
-        let place = gate.acquire(10).unwrap();
+        let gate = ConnTracker::default();
+        let permit = gate.acquire(10).unwrap();
         let drain = gate.shut();
-        let leaver = thread::spawn(move || drop(place));
+        let leaver = thread::spawn(move || drop(permit));
         let opener = {
             let gate = gate.clone();
             thread::spawn(move || gate.reset())
@@ -109,11 +109,11 @@ fn a_drain_is_woken_by_the_last_to_leave_or_by_a_reset_whichever_comes() {
 #[test]
 fn no_more_get_in_than_may() {
     model(|| {
-        let gate = Tracker::default();
+        let gate = ConnTracker::default();
         let visitors: Vec<_> = (0..2)
             .map(|_| {
                 let gate = gate.clone();
-                thread::spawn(move || gate.acquire(1).map(|place| (gate.count(), place)).ok())
+                thread::spawn(move || gate.acquire(1).map(|permit| (gate.count(), permit)).ok())
             })
             .collect();
         let inside: Vec<_> = visitors.into_iter().filter_map(|v| v.join().unwrap()).collect();

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hop::{Drain, Drained, Place, Refused, Tracker};
+use hop::{ConnTracker, Drain, Drained, Permit, Refused};
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
 
@@ -31,7 +31,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Plain model of the tracker.
 #[derive(Default)]
 struct Model {
-    inside: Vec<Place>,
+    inside: Vec<Permit>,
     shut: bool,
     opened: u32,
     /// Drains, each with the number of openings at its beginning.
@@ -39,7 +39,7 @@ struct Model {
 }
 
 impl Model {
-    fn acquire(&mut self, gate: &Tracker, most: u32) {
+    fn acquire(&mut self, gate: &ConnTracker, most: u32) {
         let wanted = match (self.shut, self.inside.len() >= most as usize) {
             (true, _) => Err(Refused::Draining),
             (false, true) => Err(Refused::Full),
@@ -50,7 +50,7 @@ impl Model {
         self.inside.extend(got);
     }
 
-    fn poll(&self, gate: &Tracker, which: usize) {
+    fn poll(&self, gate: &ConnTracker, which: usize) {
         let Some((drain, began)) = self.drains.iter().rev().nth(which) else { return };
         let wanted = match (*began == self.opened && self.shut, self.inside.is_empty()) {
             (false, _) => Poll::Ready(Drained::Reset),
@@ -65,7 +65,7 @@ impl Model {
 proptest! {
     #[test]
     fn it_is_what_its_model_is(steps in steps()) {
-        let (gate, mut model) = (Tracker::default(), Model::default());
+        let (gate, mut model) = (ConnTracker::default(), Model::default());
         for step in steps {
             match step {
                 Step::Acquire(most) => model.acquire(&gate, most),

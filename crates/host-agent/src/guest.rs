@@ -13,7 +13,7 @@ use bytes::Bytes;
 use daemon::{Signal, Tasks, Wait};
 use dial::Dialer;
 use futures::FutureExt;
-use hop::{Body, Drained, Failed, Place, Pool, Refused, Tracker};
+use hop::{Body, ConnTracker, Drained, Failed, Permit, Pool, Refused};
 use http::{Request, Response, header};
 use std::collections::BTreeMap;
 use std::io;
@@ -79,11 +79,11 @@ impl Route {
 pub(crate) struct Guest {
     pool: Arc<Pool<Dialer>>,
     cut: Signal,
-    tracker: Tracker,
+    tracker: ConnTracker,
     /// Requests under way at envd's port, and at all the others.
-    counts: [Tracker; 2],
+    counts: [ConnTracker; 2],
     /// Requests under way that are activity.
-    active: Tracker,
+    active: ConnTracker,
     /// Limit of requests at once at envd's port; all the other ports together have the same limit.
     most: u32,
     /// Guard of the guest's outgoing connections; `None` without a network.
@@ -95,9 +95,9 @@ pub(crate) struct Guest {
 /// A request's places among the requests under way.
 #[derive(Debug)]
 pub(crate) struct Places {
-    _of_port: Place,
-    _of_all: Place,
-    _of_active: Option<Place>,
+    _of_port: Permit,
+    _of_all: Permit,
+    _of_active: Option<Permit>,
 }
 
 /// Purpose of a request to a guest.
@@ -128,8 +128,8 @@ impl Guest {
         let cut = Signal::default();
         let dialer = Dialer::new(route, token.into(), &cut, tasks.clone());
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks).with_title_case());
-        let (tracker, counts) = (Tracker::default(), <[Tracker; 2]>::default());
-        let (active, refresher) = (Tracker::default(), Arc::default());
+        let (tracker, counts) = (ConnTracker::default(), <[ConnTracker; 2]>::default());
+        let (active, refresher) = (ConnTracker::default(), Arc::default());
         Self { pool, cut, tracker, counts, active, most, guard: None, refresher }
     }
 
@@ -203,7 +203,7 @@ impl Guest {
 
     /// Ends every connection with an error, at once and for good.
     pub(crate) fn cut(&self) {
-        self.cut.give();
+        self.cut.trigger();
         self.pool.clear();
     }
 
@@ -414,7 +414,7 @@ impl Drop for GuestStream {
     /// Closes the connection of a gone guest at once, without a goodbye. Such a guest acknowledges
     /// no goodbye, so the socket would stay for minutes and hold the namespace.
     fn drop(&mut self) {
-        if self.cut.is_given() {
+        if self.cut.is_triggered() {
             self.stream.abort();
         }
     }

@@ -182,8 +182,8 @@ fn refusal(error: &Error) -> Refusal {
         Error::Dial(_) if is_refused(error) => Refusal::PortClosed,
         Error::Dial(_) => Refusal::Unreachable,
         Error::Closed(_) | Error::Request(_) | Error::Ended => Refusal::Closed,
-        Error::Silent(_) => Refusal::Silent,
-        Error::Garbage(_) | Error::Unasked => Refusal::Garbage,
+        Error::IdleTimeout(_) => Refusal::Silent,
+        Error::InvalidResponse(_) | Error::UnexpectedUpgrade => Refusal::Garbage,
     }
 }
 

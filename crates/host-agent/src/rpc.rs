@@ -8,7 +8,7 @@ use crate::capsule::life::{Life, OnTimeout};
 use crate::capsule::manager::{Begun, Listed, Manager, State, chain};
 use crate::capsule::pause::Keep;
 use crate::capsule::resume::Resume;
-use crate::capsule::store::{Placed, Tree};
+use crate::capsule::store::{Placed, StoredSnapshot};
 use crate::snapshot::{Layers, System};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
@@ -97,7 +97,7 @@ impl wire::Host for Service {
             cold: request.cold,
         };
         if request.stored != 0 {
-            let tree = Tree::new(request.stored, &request.stored_tree);
+            let tree = StoredSnapshot::new(request.stored, &request.stored_tree);
             let tree = tree.ok_or_else(|| ConnectError::invalid_argument("stored_tree"))?;
             let at = Placed { generation: request.generation, since: request.placed };
             let fetched = self.manager.fetch_capsule(&request.team_id, id, &tree, at).await;
@@ -220,7 +220,7 @@ impl wire::Host for Service {
         request: ServiceRequest<'_, wire::PruneStoredRequest>,
     ) -> ServiceResult<wire::PruneStoredResponse> {
         let id = capsule_id(request.capsule_id)?;
-        let stays = Tree::parse(request.tree);
+        let stays = StoredSnapshot::parse(request.tree);
         let stays = stays.ok_or_else(|| ConnectError::invalid_argument("tree"))?;
         let pruned = self.manager.prune_stored(request.team_id, id, Some(&stays)).await;
         pruned.map_err(|e| refused(id, &e))?;

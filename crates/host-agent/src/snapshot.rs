@@ -370,7 +370,7 @@ impl Staging {
         file.write_all(&body)?;
         file.sync_all()?;
         File::open(&self.dir)?.sync_all()?;
-        daemon::step("snapshot.staged")?;
+        daemon::failpoint("snapshot.staged")?;
         rustix::fs::renameat_with(CWD, &self.dir, CWD, &self.to, RenameFlags::NOREPLACE)?;
         self.done = true;
         // The parent folders may be new too.

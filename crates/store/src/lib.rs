@@ -1,26 +1,27 @@
 //! Folders in an object store, from which other hosts can fetch them.
 //!
-//! A folder becomes a *tree*: an object that lists its files and each file's pieces that are not
-//! zeros. A piece is an object whose name is the hash of its contents. So a piece that is there is
-//! not sent again. Pieces are compressed, checked when they are read and, if a key is set,
-//! encrypted. A tree is written after its pieces, so it is there whole or not at all.
+//! A folder becomes a *manifest*: an object that lists its files and each file's chunks that are
+//! not zeros. A *chunk* is an object whose name is the hash of its contents. So a chunk that is
+//! there is not sent again. Chunks are compressed, checked when they are read and, if a key is set,
+//! encrypted. A manifest is written after its chunks, so it is there whole or not at all. Names of
+//! objects have earlier words: manifests are below `trees/`, and chunks below `pieces/`.
 //!
-//! Each *space* (a team) has names, pieces and, if a key is set, a key of its own. Spaces share
-//! nothing. With a key, nothing reveals if two spaces hold equal contents. This crate knows nothing
-//! of capsules, and never decides on what is stored or for how long.
+//! Each *namespace* (a team) has names, chunks and, if a key is set, a key of its own. Namespaces
+//! share nothing. With a key, nothing reveals if two namespaces hold equal contents. This crate
+//! knows nothing of capsules, and never decides on what is stored or for how long.
 
+mod cipher;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod seal;
+mod manifest;
 mod sweep;
-mod tree;
 
 use anyhow::Context;
+use cipher::ChunkCipher;
 use futures::TryStreamExt;
 use object_store::path::Path as Name;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
-use seal::Sealer;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ const PROBE: &[u8] = b"wrenn";
 /// Reasons why files could not be stored or fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No tree has this name.
+    /// No manifest has this name.
     #[error("{0} is not in the store")]
     Missing(String),
     /// The stored object is not the one that was written.
@@ -101,32 +102,32 @@ impl Store {
     ///
     /// # Errors
     /// Returns the reason for a failure. The earlier files then keep the name.
-    pub async fn put(&self, space: &str, name: &str, folder: &Path) -> Result<u64, Error> {
-        tree::put(self, space, name, folder).await
+    pub async fn put(&self, namespace: &str, name: &str, folder: &Path) -> Result<u64, Error> {
+        manifest::put(self, namespace, name, folder).await
     }
 
     /// Fetches the files of a name into an empty folder. They are on the disk when it returns.
     ///
     /// # Errors
     /// Returns the reason for a failure. The folder may then hold some of the files.
-    pub async fn get(&self, space: &str, name: &str, folder: &Path) -> Result<(), Error> {
-        tree::get(self, space, name, folder).await
+    pub async fn get(&self, namespace: &str, name: &str, folder: &Path) -> Result<(), Error> {
+        manifest::get(self, namespace, name, folder).await
     }
 
     /// Returns the most bytes that fetching the files of a name writes.
     ///
     /// # Errors
     /// Returns an error when nothing has the name, or the store cannot be used.
-    pub async fn bytes(&self, space: &str, name: &str) -> Result<u64, Error> {
-        Ok(tree::Tree::read(self, space, name).await?.bytes())
+    pub async fn bytes(&self, namespace: &str, name: &str) -> Result<u64, Error> {
+        Ok(manifest::ChunkManifest::read(self, namespace, name).await?.bytes())
     }
 
-    /// Reports whether a tree has the name.
+    /// Reports whether a manifest has the name.
     ///
     /// # Errors
     /// Returns an error when the store cannot be used.
-    pub async fn has(&self, space: &str, name: &str) -> Result<bool, Error> {
-        match self.objects.head(&tree_name(space, name)).await {
+    pub async fn has(&self, namespace: &str, name: &str) -> Result<bool, Error> {
+        match self.objects.head(&manifest_name(namespace, name)).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -137,47 +138,47 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error when the store cannot be used.
-    pub async fn names(&self, space: &str, begin: &str) -> Result<Vec<String>, Error> {
-        let below = Name::from(format!("{space}/trees/{begin}"));
-        let trees = Name::from(format!("{space}/trees"));
+    pub async fn names(&self, namespace: &str, begin: &str) -> Result<Vec<String>, Error> {
+        let below = Name::from(format!("{namespace}/trees/{begin}"));
+        let manifests = Name::from(format!("{namespace}/trees"));
         let found: Vec<_> = self.objects.list(Some(&below)).try_collect().await?;
         let name = |found: &object_store::ObjectMeta| {
-            let parts = found.location.prefix_match(&trees)?;
+            let parts = found.location.prefix_match(&manifests)?;
             Some(parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
         };
         Ok(found.iter().filter_map(name).collect())
     }
 
-    /// Removes a name. An unknown name is success. The next sweep removes its pieces, if no other
-    /// tree has them.
+    /// Removes a name. An unknown name is success. The next sweep removes its chunks, if no other
+    /// manifest has them.
     ///
     /// # Errors
     /// Returns an error when the store cannot be used.
-    pub async fn remove(&self, space: &str, name: &str) -> Result<(), Error> {
-        match self.objects.delete(&tree_name(space, name)).await {
+    pub async fn remove(&self, namespace: &str, name: &str) -> Result<(), Error> {
+        match self.objects.delete(&manifest_name(namespace, name)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Removes the pieces of every space that no tree has any more. Returns their number. Pieces
-    /// younger than a day stay, since a tree may be about to name them.
+    /// Removes the chunks of every namespace that no manifest has any more. Returns their number.
+    /// Chunks younger than a day stay, since a manifest may be about to name them.
     ///
     /// # Errors
-    /// Returns an error when the store cannot be used, or a tree cannot be read.
+    /// Returns an error when the store cannot be used, or a manifest cannot be read.
     pub async fn sweep(&self) -> Result<u64, Error> {
         sweep::sweep(self).await
     }
 
-    fn sealer(&self, space: &str) -> Sealer {
-        Sealer::new(self.key.as_ref(), space)
+    fn cipher(&self, namespace: &str) -> ChunkCipher {
+        ChunkCipher::new(self.key.as_ref(), namespace)
     }
 }
 
-fn tree_name(space: &str, name: &str) -> Name {
-    Name::from(format!("{space}/trees/{name}"))
+fn manifest_name(namespace: &str, name: &str) -> Name {
+    Name::from(format!("{namespace}/trees/{name}"))
 }
 
-fn piece_name(space: &str, hash: &str) -> Name {
-    Name::from(format!("{space}/pieces/{}/{hash}", &hash[..2]))
+fn chunk_name(namespace: &str, hash: &str) -> Name {
+    Name::from(format!("{namespace}/pieces/{}/{hash}", &hash[..2]))
 }

@@ -84,7 +84,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
         return Err(once::in_flight());
     }
     tx.commit().await?;
-    daemon::step("control.starting").map_err(|e| Error::Internal(e.into()))?;
+    daemon::failpoint("control.starting").map_err(|e| Error::Internal(e.into()))?;
     match make(app, &mut row, request, &ask).await {
         Ok(begun) => begun_as(app, caller, &row, begun).await,
         Err(error) => {

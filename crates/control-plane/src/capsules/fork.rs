@@ -58,7 +58,7 @@ pub(crate) async fn fork(
     detached(app, async move {
         let taken = snapshots::take(&at, caller, &source, None, true, false).await?;
         let snapshot = taken.id();
-        daemon::step("control.forked").map_err(|e| Error::Internal(e.into()))?;
+        daemon::failpoint("control.forked").map_err(|e| Error::Internal(e.into()))?;
         let made = futures::stream::iter(0..count)
             .map(|_| begin(&at, caller, child(&source, snapshot, timeout)))
             .buffer_unordered(AT_ONCE)

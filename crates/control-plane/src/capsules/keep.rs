@@ -167,7 +167,7 @@ async fn keep(
         disk_only: !memory,
         ..Default::default()
     };
-    daemon::step("control.pausing").map_err(|e| Error::Internal(e.into()))?;
+    daemon::failpoint("control.pausing").map_err(|e| Error::Internal(e.into()))?;
     match app.agent_of(&capsule)?.pause(request).await {
         Ok(()) => {
             transition(app, id, generation, CapsuleState::Paused, None, caller.by).await?;
@@ -282,7 +282,7 @@ async fn bring_back(
         egress: network::wire(&capsule.egress).into(),
         ..Default::default()
     };
-    daemon::step("control.resuming").map_err(|e| Error::Internal(e.into()))?;
+    daemon::failpoint("control.resuming").map_err(|e| Error::Internal(e.into()))?;
     let started = std::time::Instant::now();
     match app.agent(host).resume(request).await {
         Ok(begun) => {

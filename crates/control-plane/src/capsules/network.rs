@@ -81,7 +81,7 @@ pub(crate) async fn set(
     db::capsules::set_egress(&mut *tx, id, &egress).await?;
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
-    daemon::step("control.network").map_err(|e| Error::Internal(e.into()))?;
+    daemon::failpoint("control.network").map_err(|e| Error::Internal(e.into()))?;
     // A resume at this moment reads the row again when the capsule runs.
     let capsule = get(app, caller, id).await?;
     if capsule.state() == CapsuleState::Running {

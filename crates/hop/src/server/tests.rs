@@ -3,8 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "a test's task ends with its runtime")]
 
 use super::*;
+use crate::activity::{HEAD, REST};
 use crate::body::{BoxError, LINGER, STALL, Stalled};
-use crate::pace::{HEAD, REST};
 use crate::timed::SILENCE;
 use bytes::Bytes;
 use http::header;
@@ -57,12 +57,12 @@ const ONE: Bounds = Bounds { all: 1, each: 1 };
 fn served() -> (DuplexStream, Shares<()>) {
     let (client, server) = tokio::io::duplex(64 * 1024);
     let shares = Shares::default();
-    let place: Held = Box::new(shares.take((), 1, ONE).unwrap());
+    let share: Held = Box::new(shares.take((), 1, ONE).unwrap());
     tokio::spawn(async move {
         let builder = builder(Limits::default());
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let tasks = Tasks::default();
-        connection(server, peer, Arc::new(Paths), &builder, place, tasks).await;
+        connection(server, peer, Arc::new(Paths), &builder, share, tasks).await;
     });
     (client, shares)
 }

@@ -108,7 +108,7 @@ pub(crate) async fn boot(
         since = Instant::now();
     };
     save(ledger, &dir)?;
-    daemon::step("boot.begun").map_err(io_error("a step"))?;
+    daemon::failpoint("boot.begun").map_err(io_error("a failpoint"))?;
     let layers = origin.layers();
     ledger.began = layers.clone().unwrap_or_default();
     ledger.system = match (origin.snapshot(), &layers) {
@@ -141,7 +141,7 @@ pub(crate) async fn boot(
         return Err(error);
     }
     let (disks, saved) = prepared?;
-    daemon::step("boot.wired").map_err(io_error("a step"))?;
+    daemon::failpoint("boot.wired").map_err(io_error("a failpoint"))?;
     lap("prepared", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
     let guard = guard(parts, namespace.as_ref(), &ledger.egress).await?;
@@ -155,7 +155,7 @@ pub(crate) async fn boot(
     });
     ledger.machine = Some(machine.record());
     save(ledger, &dir)?;
-    daemon::step("boot.machine").map_err(io_error("a step"))?;
+    daemon::failpoint("boot.machine").map_err(io_error("a failpoint"))?;
     lap(if restored { "restored" } else { "booted" }, &mut stages);
     let guest = guest(parts, ledger, route(&*machine, namespace)?).guarded(guard);
     let mut identity = identity(parts, ledger);
@@ -171,7 +171,7 @@ pub(crate) async fn boot(
     ledger.phase = Phase::Running;
     ledger.life.begin(now_ms());
     save(ledger, &dir)?;
-    daemon::step("boot.ready").map_err(io_error("a step"))?;
+    daemon::failpoint("boot.ready").map_err(io_error("a failpoint"))?;
     lap("ready", &mut stages);
     Ok(Booted { machine, guest, stages, life: ledger.life.clone() })
 }
@@ -393,7 +393,7 @@ async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Res
         vmm::kill_record(record).await?;
     }
     vmm::kill_named(&name, &folder(parts, id)).await?;
-    daemon::step("release.killed").map_err(io_error("a step"))?;
+    daemon::failpoint("release.killed").map_err(io_error("a failpoint"))?;
     let limits = async {
         let Some(groups) = parts.cgroups.clone() else { return Ok(()) };
         blocking(move || groups.remove(&name)).await
@@ -451,7 +451,7 @@ pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
     let dir = folder(parts, id);
     let ledger = Ledger::load(&dir);
     take_down(parts, id, ledger.as_ref()).await?;
-    daemon::step("unmake.released").map_err(io_error("a step"))?;
+    daemon::failpoint("unmake.released").map_err(io_error("a failpoint"))?;
     // The folder goes last, since its ledger is needed to find the rest.
     match tokio::fs::remove_dir_all(&dir).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

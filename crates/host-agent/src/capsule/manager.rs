@@ -5,7 +5,7 @@ use super::boot::{self, Booted, Origin};
 use super::hold::Usage;
 use super::ledger::Ledger;
 use super::life::{Due, Life, now_ms};
-use super::store::Tree;
+use super::store::StoredSnapshot;
 use super::{Error, golden, io_error, kept_error, until};
 use crate::Parts;
 use crate::guest::{Guest, Places, Purpose};
@@ -75,7 +75,7 @@ pub(super) struct Capsule {
     /// Number of the capsule's newest snapshot.
     pub last: u64,
     /// Snapshot that the store has.
-    pub stored: Option<Tree>,
+    pub stored: Option<StoredSnapshot>,
     /// Revision of the rules for outgoing connections that are in force.
     pub egress: u64,
     pub stages: Stages,
@@ -100,7 +100,7 @@ pub(crate) struct Listed {
     pub state: State,
     pub generation: u64,
     /// Newest snapshot of the capsule, when the store has it.
-    pub stored: Option<Tree>,
+    pub stored: Option<StoredSnapshot>,
     /// Revision of the rules for outgoing connections that are in force.
     pub egress: u64,
     /// True while the guest stands still until there is room on the host's disk.
@@ -512,7 +512,7 @@ impl Capsule {
             generation: ledger.generation,
             memory_mib,
             last: ledger.last,
-            stored: Tree::new(ledger.stored, &ledger.tree),
+            stored: StoredSnapshot::new(ledger.stored, &ledger.tree),
             egress: ledger.egress.revision,
             stages: Vec::new(),
             running: None,

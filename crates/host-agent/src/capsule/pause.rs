@@ -51,7 +51,7 @@ pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> R
     ledger.began = snapshot::Layers::default();
     (ledger.phase, ledger.last) = (Phase::Paused, number);
     boot::release(parts, ledger).await?;
-    daemon::step("pause.settled").map_err(io_error("a step"))?;
+    daemon::failpoint("pause.settled").map_err(io_error("a failpoint"))?;
     let kept = boot::kept(&boot::folder(parts, ledger.id));
     let names = snapshot::sweep(&kept);
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
@@ -248,7 +248,7 @@ impl Manager {
             let took = since.elapsed().as_secs_f64();
             metrics::histogram!("wrenn_pause_stage_seconds", "stage" => name).record(took);
             since = Instant::now();
-            daemon::step(name).map_err(io_error("a step"))
+            daemon::failpoint(name).map_err(io_error("a failpoint"))
         };
         let cut = until(cancel, guest.drain(GRACE)).await?;
         metrics::counter!("wrenn_requests_cut_total").increment(cut);
@@ -290,7 +290,7 @@ impl Manager {
                 manifest.state = Some(staging.seal_state()?);
             }
             manifest.disk = has_disk.then(|| staging.take_disk(&dir)).transpose()?;
-            daemon::step("pause.written")?;
+            daemon::failpoint("pause.written")?;
             staging.commit(manifest)
         };
         // A removal waits for this writer, which then ends early. So nothing is written after the

@@ -124,7 +124,7 @@ impl Manager {
         let frozen = std::time::Instant::now();
         let copied = async {
             until(cancel, self.freeze(ledger.id, &**machine)).await??;
-            daemon::step("snapshot.frozen").map_err(io_error("a step"))?;
+            daemon::failpoint("snapshot.frozen").map_err(io_error("a failpoint"))?;
             let memory = match state {
                 Some(state) => until(cancel, machine.save(state, bytes)).await??,
                 None => None,
@@ -144,7 +144,7 @@ impl Manager {
         metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
         self.goes_on(ledger, machine, guest, thawed, cancel).await?;
         let (staging, memory, disk) = copied?;
-        daemon::step("snapshot.copied").map_err(io_error("a step"))?;
+        daemon::failpoint("snapshot.copied").map_err(io_error("a failpoint"))?;
         let mut manifest = self.manifest(ledger);
         (manifest.disk, manifest.memory) = (disk, with_memory.then(Layers::default));
         let began = ledger.began.clone();

@@ -10,9 +10,9 @@
 //! An older snapshot is removed when the control plane asks for it, after the row names the new
 //! one.
 
-mod tree;
+mod stored_snapshot;
 
-pub(crate) use tree::Tree;
+pub(crate) use stored_snapshot::StoredSnapshot;
 
 use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
@@ -49,7 +49,7 @@ pub(crate) struct Stored {
     templates: Mutex<HashSet<String>>,
     /// True after the platform refused to confirm this host, or could not be reached.
     refused: AtomicBool,
-    /// Lock of each tree that is being fetched, by the tree's name.
+    /// Lock of each folder that is being fetched, by its name in the store.
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     work: Notify,
 }
@@ -77,11 +77,11 @@ impl Stored {
         self.templates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fetches a tree into the folder `to`, unless that folder exists.
+    /// Fetches a stored folder into the folder `to`, unless that folder exists.
     async fn fetch(
         &self,
         room: &Room,
-        (space, name): (&str, &str),
+        (namespace, name): (&str, &str),
         to: &Path,
     ) -> Result<(), Error> {
         let turn = {
@@ -95,13 +95,13 @@ impl Stored {
         if to.exists() {
             return Ok(());
         }
-        let bytes = self.store.bytes(space, name).await.map_err(failure)?;
+        let bytes = self.store.bytes(namespace, name).await.map_err(failure)?;
         let _claim = room.claim(bytes)?;
         let staged = self.dir.join(format!("fetched-{}", name.replace('/', "-")));
         let failed = "fetching from the store";
         let _ = fs::remove_dir_all(&staged);
         fs::create_dir_all(&staged).map_err(io_error(failed))?;
-        let fetched = self.store.get(space, name, &staged).await.map_err(failure);
+        let fetched = self.store.get(namespace, name, &staged).await.map_err(failure);
         let placed = fetched.and_then(|()| place(&staged, to).map_err(io_error(failed)));
         if placed.is_err() {
             let _ = fs::remove_dir_all(&staged);
@@ -112,7 +112,7 @@ impl Stored {
 
 /// Moves a complete folder to its place, durably.
 fn place(staged: &Path, to: &Path) -> io::Result<()> {
-    daemon::step("store.fetched")?;
+    daemon::failpoint("store.fetched")?;
     let parent = to.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent)?;
     fs::rename(staged, to)?;
@@ -251,11 +251,11 @@ impl Manager {
             blocking(set_aside).await.map_err(io_error("setting a snapshot aside"))?;
             ledger
         };
-        let (team, tree) = (&sent.team, Tree::fresh(sent.last));
+        let (team, tree) = (&sent.team, StoredSnapshot::fresh(sent.last));
         let put = stored.store.put(team, &tree.path(id), &aside).await;
         let _ = fs::remove_dir_all(&aside);
         let bytes = put.map_err(failure)?;
-        daemon::step("store.sent").map_err(io_error("a step"))?;
+        daemon::failpoint("store.sent").map_err(io_error("a failpoint"))?;
         metrics::counter!("wrenn_stored_bytes_total").increment(bytes);
         let _turn = turn.lock().await;
         // Each command since then has a later generation: a resume, or another copy after a
@@ -268,7 +268,7 @@ impl Manager {
                 self.changed();
                 Ok(())
             }
-            // The row never named this tree, so no later command could use or remove it.
+            // The row never named this upload, so no later command could use or remove it.
             None => stored.store.remove(team, &tree.path(id)).await.map_err(failure),
         }
     }
@@ -279,11 +279,11 @@ impl Manager {
         &self,
         team: &str,
         id: CapsuleId,
-        stays: Option<&Tree>,
+        stays: Option<&StoredSnapshot>,
     ) -> Result<(), Error> {
         let Some(stored) = &self.parts.stored else { return Ok(()) };
-        for name in stored.store.names(team, &tree::folder(id)).await.map_err(failure)? {
-            let found = name.rsplit('/').next().and_then(Tree::parse);
+        for name in stored.store.names(team, &stored_snapshot::folder(id)).await.map_err(failure)? {
+            let found = name.rsplit('/').next().and_then(StoredSnapshot::parse);
             let goes = match (stays, found) {
                 (None, _) => true,
                 (Some(stays), Some(found)) => found.number <= stays.number && found != *stays,
@@ -301,7 +301,7 @@ impl Manager {
         &self,
         team: &str,
         id: CapsuleId,
-        tree: &Tree,
+        tree: &StoredSnapshot,
         placed: Placed,
     ) -> Result<(), Error> {
         let here = Ledger::load(&boot::folder(&self.parts, id));
@@ -416,10 +416,10 @@ impl Manager {
     }
 
     async fn send_template(&self, stored: &Stored, name: &str) -> Result<(), Error> {
-        let tree = format!("templates/{name}");
-        if !stored.store.has(PLATFORM, &tree).await.map_err(failure)? {
+        let path = format!("templates/{name}");
+        if !stored.store.has(PLATFORM, &path).await.map_err(failure)? {
             let from = self.parts.config.templates().join(name);
-            stored.store.put(PLATFORM, &tree, &from).await.map_err(failure)?;
+            stored.store.put(PLATFORM, &path, &from).await.map_err(failure)?;
             tracing::info!(name, "a template is in the store");
         }
         stored.templates().insert(name.to_owned());
@@ -433,8 +433,8 @@ impl Manager {
             return Ok(());
         }
         let to = self.parts.config.templates().join(name);
-        let tree = format!("templates/{name}");
-        match stored.fetch(&self.parts.room, (PLATFORM, &tree), &to).await {
+        let path = format!("templates/{name}");
+        match stored.fetch(&self.parts.room, (PLATFORM, &path), &to).await {
             Err(Error::NotFound(_)) => Err(Error::NoTemplate(name.to_owned())),
             fetched => fetched,
         }

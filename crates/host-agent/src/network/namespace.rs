@@ -167,7 +167,7 @@ impl Namespace {
     /// the namespace with it, for minutes.
     pub(super) async fn close(&self) {
         lock(&self.0.file).take();
-        self.0.closed.give();
+        self.0.closed.trigger();
         let open = {
             let mut streams = lock(&self.0.streams);
             streams.closed = true;

@@ -50,7 +50,7 @@ impl Figures {
 
 impl Drop for Figures {
     fn drop(&mut self) {
-        self.0.give();
+        self.0.trigger();
     }
 }
 

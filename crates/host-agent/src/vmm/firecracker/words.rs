@@ -86,7 +86,7 @@ impl Words {
 
 impl Drop for Words {
     fn drop(&mut self) {
-        self.end.give();
+        self.end.trigger();
     }
 }
 

@@ -1,9 +1,9 @@
 //! Form of an object's bytes: compressed and, if there is a key, encrypted with AES-256-GCM. Each
-//! space has a key of its own, and the object's name is authenticated with its bytes.
+//! namespace has a key of its own, and the object's name is authenticated with its bytes.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
-/// Contexts for deriving a space's keys from the store's key.
+/// Contexts for deriving a namespace's keys from the store's key.
 const ENCRYPT: &str = "wrenn 2026-11 store: encryption key of a space";
 const NAME: &str = "wrenn 2026-11 store: naming key of a space";
 
@@ -11,8 +11,8 @@ const NAME: &str = "wrenn 2026-11 store: naming key of a space";
 const PLAIN: u8 = 0;
 const ENCRYPTED: u8 = 1;
 
-/// Seals and opens the objects of a space.
-pub(crate) struct Sealer {
+/// Seals and opens the objects of a namespace.
+pub(crate) struct ChunkCipher {
     key: Option<Keys>,
 }
 
@@ -22,10 +22,10 @@ struct Keys {
     name: [u8; 32],
 }
 
-impl Sealer {
-    pub(crate) fn new(master: Option<&[u8; 32]>, space: &str) -> Self {
+impl ChunkCipher {
+    pub(crate) fn new(master: Option<&[u8; 32]>, namespace: &str) -> Self {
         let keys = |master: &[u8; 32]| {
-            let material = [master.as_slice(), space.as_bytes()].concat();
+            let material = [master.as_slice(), namespace.as_bytes()].concat();
             let encrypt = blake3::derive_key(ENCRYPT, &material);
             // A key of this length always fits this cipher.
             let encrypt = UnboundKey::new(&AES_256_GCM, &encrypt).ok()?;
@@ -88,8 +88,8 @@ mod tests {
     #[test]
     fn what_is_sealed_for_one_space_opens_in_no_other() {
         let key = [7; 32];
-        let (one, two) = (Sealer::new(Some(&key), "one"), Sealer::new(Some(&key), "two"));
-        let plain = Sealer::new(None, "one");
+        let (one, two) = (ChunkCipher::new(Some(&key), "one"), ChunkCipher::new(Some(&key), "two"));
+        let plain = ChunkCipher::new(None, "one");
         let sealed = one.seal("n", b"secret secret secret").unwrap();
         assert_eq!(one.open("n", &sealed, 100).as_deref(), Some(&b"secret secret secret"[..]));
         assert_eq!(one.open("m", &sealed, 100), None);
@@ -107,13 +107,13 @@ mod tests {
         fn what_was_sealed_opens_and_what_was_changed_does_not(
             contents in proptest::collection::vec(any::<u8>(), 0..2000), at: usize, bit in 0_u8..8,
         ) {
-            for sealer in [Sealer::new(None, "s"), Sealer::new(Some(&[1; 32]), "s")] {
-                let mut sealed = sealer.seal("n", &contents).unwrap();
-                prop_assert_eq!(sealer.open("n", &sealed, 2000), Some(contents.clone()));
+            for cipher in [ChunkCipher::new(None, "s"), ChunkCipher::new(Some(&[1; 32]), "s")] {
+                let mut sealed = cipher.seal("n", &contents).unwrap();
+                prop_assert_eq!(cipher.open("n", &sealed, 2000), Some(contents.clone()));
                 let at = at % sealed.len();
                 sealed[at] ^= 1 << bit;
-                let opened = sealer.open("n", &sealed, 2000);
-                prop_assert!(opened.is_none_or(|o| sealer.name(&o) != sealer.name(&contents)
+                let opened = cipher.open("n", &sealed, 2000);
+                prop_assert!(opened.is_none_or(|o| cipher.name(&o) != cipher.name(&contents)
                     || o == contents));
             }
         }

@@ -24,9 +24,9 @@ const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
 
 /// State of a server's connection. Its requests and its reads record it.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct Activity {
     /// Requests under way.
-    busy: AtomicU32,
+    requests: AtomicU32,
     /// Number of requests that have begun. It wraps.
     begun: AtomicU32,
     /// Set when several requests share the connection (HTTP/2), so that bytes need not be a head.
@@ -34,21 +34,21 @@ pub(crate) struct Pace {
     /// Set when bytes have come since the last check.
     read: AtomicBool,
     /// State of the last request's body, on a connection that is not shared. The lowest two bits
-    /// are its [`Place`]. The rest is the number of the request.
+    /// are its [`BodyState`]. The rest is the number of the request.
     body: AtomicU64,
     /// Values that live as long as the connection, also after a switch of protocols.
     held: Mutex<Vec<Held>>,
 }
 
-impl Pace {
+impl Activity {
     /// Counts a request as under way until the returned value is dropped.
-    pub(crate) fn request(self: &Arc<Self>, shared: bool) -> Busy {
-        self.busy.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn request(self: &Arc<Self>, shared: bool) -> RequestGuard {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
         if shared {
             self.shared.store(true, Ordering::Relaxed);
         }
-        Busy(Arc::clone(self))
+        RequestGuard(Arc::clone(self))
     }
 
     /// Records that bytes have come.
@@ -62,12 +62,12 @@ impl Pace {
     /// Begins to record the state of the last request's body.
     pub(crate) fn body(self: &Arc<Self>) -> BodyNote {
         let number = u64::from(self.begun.load(Ordering::Relaxed)) << 2;
-        self.body.store(number | Place::Coming as u64, Ordering::Relaxed);
-        BodyNote { pace: Arc::clone(self), number }
+        self.body.store(number | BodyState::Coming as u64, Ordering::Relaxed);
+        BodyNote { activity: Arc::clone(self), number }
     }
 
-    fn is_body(&self, place: Place) -> bool {
-        self.body.load(Ordering::Relaxed) & 3 == place as u64
+    fn is_body(&self, state: BodyState) -> bool {
+        self.body.load(Ordering::Relaxed) & 3 == state as u64
     }
 
     /// Keeps a value for as long as the connection lives.
@@ -78,37 +78,37 @@ impl Pace {
 
 /// State of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum BodyState {
     /// The whole body has come, or there is none.
-    Here = 0,
+    Complete = 0,
     /// A part of the body is still to come.
     Coming = 1,
     /// The rest of the body will not be read.
-    Left = 2,
+    Abandoned = 2,
 }
 
 /// Records the state of a request's body. Does nothing once the next request's body has begun.
 pub(crate) struct BodyNote {
-    pace: Arc<Pace>,
+    activity: Arc<Activity>,
     number: u64,
 }
 
 impl BodyNote {
-    pub(crate) fn set(&self, place: Place) {
-        let coming = self.number | Place::Coming as u64;
-        let now = self.number | place as u64;
-        let (done, at) = (Ordering::Relaxed, &self.pace.body);
+    pub(crate) fn set(&self, state: BodyState) {
+        let coming = self.number | BodyState::Coming as u64;
+        let now = self.number | state as u64;
+        let (done, at) = (Ordering::Relaxed, &self.activity.body);
         // The exchange fails when another request's body has begun.
         let _ = at.compare_exchange(coming, now, done, done);
     }
 }
 
 /// Guard of a request under way.
-pub(crate) struct Busy(Arc<Pace>);
+pub(crate) struct RequestGuard(Arc<Activity>);
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -137,7 +137,7 @@ pub(crate) enum Over {
 
 /// Watches for a connection that has taken too long.
 pub(crate) struct Watch {
-    pace: Arc<Pace>,
+    activity: Arc<Activity>,
     phase: Phase,
     since: Instant,
     /// Number of requests that had begun at the last check.
@@ -148,9 +148,9 @@ pub(crate) struct Watch {
 impl Watch {
     /// Watches a connection that was just accepted. The time for its first head begins at once,
     /// since a client connects in order to ask.
-    pub(crate) fn new(pace: Arc<Pace>) -> Self {
+    pub(crate) fn new(activity: Arc<Activity>) -> Self {
         let (phase, since) = (Phase::Head, Instant::now());
-        Self { pace, phase, since, begun: 0, timer: Timer::default() }
+        Self { activity, phase, since, begun: 0, timer: Timer::default() }
     }
 
     /// Completes when the connection has taken too long. The connection's task polls this after the
@@ -158,12 +158,12 @@ impl Watch {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             self.look();
-            let shared = self.pace.shared.load(Ordering::Relaxed);
+            let shared = self.activity.shared.load(Ordering::Relaxed);
             let limit = match self.phase {
                 Phase::Head => HEAD,
                 Phase::Resting => REST,
                 // The body's reader has gone, which hyper would not notice before bytes come.
-                Phase::Lingering if self.pace.is_body(Place::Left) => {
+                Phase::Lingering if self.activity.is_body(BodyState::Abandoned) => {
                     return Poll::Ready(Over::Body);
                 }
                 Phase::Lingering => LINGERING,
@@ -185,21 +185,21 @@ impl Watch {
 
     /// Finds the phase, and the time at which it began.
     fn look(&mut self) {
-        let begun = self.pace.begun.load(Ordering::Relaxed);
-        let read = self.pace.read.load(Ordering::Relaxed);
+        let begun = self.activity.begun.load(Ordering::Relaxed);
+        let read = self.activity.read.load(Ordering::Relaxed);
         if read {
-            self.pace.read.store(false, Ordering::Relaxed);
+            self.activity.read.store(false, Ordering::Relaxed);
         }
         let answered = begun != self.begun;
         self.begun = begun;
-        let ended = self.pace.is_body(Place::Here);
-        let phase = if self.pace.busy.load(Ordering::Relaxed) > 0 {
+        let ended = self.activity.is_body(BodyState::Complete);
+        let phase = if self.activity.requests.load(Ordering::Relaxed) > 0 {
             Phase::Exchange
         } else if !ended {
             Phase::Lingering
         } else if answered || matches!(self.phase, Phase::Exchange | Phase::Lingering) {
             Phase::Resting
-        } else if read && !self.pace.shared.load(Ordering::Relaxed) {
+        } else if read && !self.activity.shared.load(Ordering::Relaxed) {
             Phase::Head
         } else {
             self.phase

@@ -8,20 +8,20 @@ const DIGITS: usize = 16;
 
 /// A snapshot of a capsule in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tree {
+pub(crate) struct StoredSnapshot {
     /// Number of the snapshot.
     pub number: u64,
-    /// The number, then a random part. A tree of an earlier version has the number alone.
+    /// The number, then a random part. A name of an earlier version has the number alone.
     name: String,
 }
 
-impl Tree {
+impl StoredSnapshot {
     /// Returns a name that no other upload has.
     pub(super) fn fresh(number: u64) -> Self {
         Self { number, name: format!("{number}-{:0DIGITS$x}", rand::random::<u64>()) }
     }
 
-    /// Reads a name. Returns `None` unless [`Tree::fresh`] or an earlier version made it.
+    /// Reads a name. Returns `None` unless [`StoredSnapshot::fresh`] or an earlier version made it.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (number, random) = name.split_once('-').unwrap_or((name, "0000000000000000"));
         let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -30,25 +30,25 @@ impl Tree {
         (digits && hex && random.len() == DIGITS).then(|| Self { number, name: name.to_owned() })
     }
 
-    /// Returns the tree of a snapshot's number, by `name` or, if `name` is empty, by the number
-    /// alone. Returns `None` for number 0, and when number and name differ.
+    /// Returns the snapshot of this number. An empty `name` stands for the number alone. Returns
+    /// `None` for number 0, and when number and name differ.
     pub(crate) fn new(number: u64, name: &str) -> Option<Self> {
-        let tree =
+        let stored =
             if name.is_empty() { Self::parse(&number.to_string()) } else { Self::parse(name) };
-        tree.filter(|tree| tree.number == number)
+        stored.filter(|stored| stored.number == number)
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Returns the tree's place in its team's part of the store.
+    /// Returns the snapshot's name in its team's namespace of the store.
     pub(super) fn path(&self, id: CapsuleId) -> String {
         format!("{}/{}", folder(id), self.name)
     }
 }
 
-/// Returns the folder of all trees of a capsule.
+/// Returns the folder of all stored snapshots of a capsule.
 pub(super) fn folder(id: CapsuleId) -> String {
     format!("capsules/{id}")
 }
@@ -58,22 +58,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tree_name_round_trips_and_two_uploads_differ() {
-        let (one, other) = (Tree::fresh(7), Tree::fresh(7));
-        assert_eq!(Tree::parse(one.name()), Some(one.clone()));
+    fn stored_name_round_trips_and_two_uploads_differ() {
+        let (one, other) = (StoredSnapshot::fresh(7), StoredSnapshot::fresh(7));
+        assert_eq!(StoredSnapshot::parse(one.name()), Some(one.clone()));
         assert_eq!((one.number, other.number), (7, 7));
         assert_ne!(one, other);
-        assert_eq!(Tree::new(7, one.name()), Some(one.clone()));
-        assert_eq!(Tree::new(8, one.name()), None);
-        assert_eq!(Tree::new(7, "").unwrap().name(), "7");
-        assert_eq!(Tree::new(0, ""), None);
+        assert_eq!(StoredSnapshot::new(7, one.name()), Some(one.clone()));
+        assert_eq!(StoredSnapshot::new(8, one.name()), None);
+        assert_eq!(StoredSnapshot::new(7, "").unwrap().name(), "7");
+        assert_eq!(StoredSnapshot::new(0, ""), None);
     }
 
     #[test]
-    fn tree_name_that_leaves_its_folder_is_refused() {
+    fn stored_name_that_leaves_its_folder_is_refused() {
         for name in ["", "0", "-", "../7", "7/8", "+7", "7-", "7-xyz", "7-00000000000000/0", "x-7"]
         {
-            assert_eq!(Tree::parse(name), None, "{name}");
+            assert_eq!(StoredSnapshot::parse(name), None, "{name}");
         }
     }
 }

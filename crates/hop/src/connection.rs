@@ -6,14 +6,14 @@
 //! it is open when it is taken out.
 
 use crate::body::Body;
-use crate::pool::Shelf;
+use crate::pool::IdlePool;
 use crate::timed::Timed;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -34,15 +34,15 @@ pub(crate) const HEAD_MAX: usize = 64 * 1024;
 const BUFFER: usize = 128 * 1024;
 
 /// A connection, and the right to send on it.
-pub(crate) struct Line {
-    sender: SendRequest<Body>,
-    /// The connection, or `None` once it has ended.
-    connection: Option<Connection<Io, Body>>,
+pub(crate) struct Connection {
+    sender: http1::SendRequest<Body>,
+    /// Connection of hyper, or `None` once it has ended.
+    driver: Option<http1::Connection<Io, Body>>,
     /// Time at which the connection was opened or put into the pool.
     pub since: Instant,
 }
 
-impl Line {
+impl Connection {
     /// Opens a connection over `stream`. Sends header names as `Content-Type` with `title_case`,
     /// and as `content-type` without.
     pub(crate) async fn open(
@@ -55,21 +55,21 @@ impl Line {
         // The buffer bounds the bytes that a slow reader makes this process hold.
         builder.max_header_size(HEAD_MAX).max_buf_size(BUFFER);
         let io = TokioIo::new(Timed::dialled(stream));
-        let (sender, connection) = builder.handshake(io).await?;
-        Ok(Box::new(Self { sender, connection: Some(connection), since: Instant::now() }))
+        let (sender, driver) = builder.handshake(io).await?;
+        Ok(Box::new(Self { sender, driver: Some(driver), since: Instant::now() }))
     }
 
     /// Drives the connection. Ready when it has ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(()) };
+        let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
         // The caller that waits for the answer gets the error.
-        std::task::ready!(Pin::new(connection).poll(cx)).ok();
-        self.connection = None;
+        std::task::ready!(Pin::new(driver).poll(cx)).ok();
+        self.driver = None;
         Poll::Ready(())
     }
 
     /// Reports whether another request can be sent on the connection.
-    pub(crate) fn stands(&mut self) -> bool {
+    pub(crate) fn is_reusable(&mut self) -> bool {
         // The next sender drives the connection with its own waker.
         let mut cx = Context::from_waker(Waker::noop());
         self.drive(&mut cx).is_pending() && self.sender.is_ready()
@@ -82,31 +82,31 @@ impl Line {
         request: Request<Body>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
         let mut sending = pin!(self.sender.try_send_request(request));
-        let connection = &mut self.connection;
+        let driver = &mut self.driver;
         let mut ended = false;
         let answer = std::future::poll_fn(|cx| {
-            if let (Some(driven), false) = (connection.as_mut(), ended) {
+            if let (Some(driven), false) = (driver.as_mut(), ended) {
                 ended = driven.poll_without_shutdown(cx).is_ready();
             }
             sending.as_mut().poll(cx)
         });
         let answer = answer.await?;
         if answer.status() == http::StatusCode::SWITCHING_PROTOCOLS && !ended {
-            let rest = std::future::poll_fn(|cx| match connection {
+            let rest = std::future::poll_fn(|cx| match driver {
                 Some(driven) => driven.poll_without_shutdown(cx),
                 None => Poll::Ready(Ok(())),
             });
             // An error here shows on the connection itself.
             let _ = rest.await;
         } else if ended && answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-            *connection = None;
+            *driver = None;
         }
         Ok(answer)
     }
 
     /// Returns the transport of a connection that has switched protocols.
     pub(crate) fn switched(self: Box<Self>) -> Option<Switched> {
-        let parts = self.connection?.into_parts();
+        let parts = self.driver?.into_parts();
         Some(Switched { read: parts.read_buf, stream: parts.io.into_inner().into_inner() })
     }
 }
@@ -122,15 +122,15 @@ pub struct Switched {
 /// The body of an answer, with the connection that it comes from.
 pub(crate) struct Exchange {
     body: Incoming,
-    line: Option<Box<Line>>,
-    home: Arc<Shelf>,
+    connection: Option<Box<Connection>>,
+    pool: Arc<IdlePool>,
     /// Error that the body broke off with.
     broken: Option<hyper::Error>,
 }
 
 impl Exchange {
-    pub(crate) fn new(body: Incoming, line: Box<Line>, home: Arc<Shelf>) -> Self {
-        let mut this = Self { body, line: Some(line), home, broken: None };
+    pub(crate) fn new(body: Incoming, connection: Box<Connection>, pool: Arc<IdlePool>) -> Self {
+        let mut this = Self { body, connection: Some(connection), pool, broken: None };
         if this.body.is_end_stream() {
             this.release();
         }
@@ -145,8 +145,8 @@ impl Exchange {
             return Poll::Ready(Some(Err(broken)));
         }
         let mut frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Pending, Some(line)) = (&frame, &mut self.line) {
-            let _ = line.drive(cx);
+        if let (Poll::Pending, Some(connection)) = (&frame, &mut self.connection) {
+            let _ = connection.drive(cx);
             frame = Pin::new(&mut self.body).poll_frame(cx);
         }
         if let Poll::Ready(Some(Err(broken))) = frame {
@@ -164,10 +164,10 @@ impl Exchange {
 
     /// Gives the connection back to the pool, if it can be used again.
     fn release(&mut self) {
-        if let Some(mut line) = self.line.take()
-            && line.stands()
+        if let Some(mut connection) = self.connection.take()
+            && connection.is_reusable()
         {
-            self.home.put(line);
+            self.pool.put(connection);
         }
     }
 

@@ -1,17 +1,17 @@
-//! Named points of an operation at which a test can end the process or make it fail. Only debug
-//! builds have them.
+//! Failpoints: named points of an operation at which a test can end the process or make it fail.
+//! Only debug builds have them.
 //!
 //! `WRENN_DIE_AT=name` kills the process at its first pass, as `kill -9` does. `WRENN_FAIL_AT=name`
 //! makes every pass fail.
 
 use std::io;
 
-/// Passes the point `name`.
+/// Passes the failpoint `name`.
 ///
 /// # Errors
-/// Returns an error when `WRENN_FAIL_AT` names the point.
+/// Returns an error when `WRENN_FAIL_AT` names the failpoint.
 #[cfg(debug_assertions)]
-pub fn step(name: &str) -> io::Result<()> {
+pub fn failpoint(name: &str) -> io::Result<()> {
     use std::sync::LazyLock;
     static DIE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("WRENN_DIE_AT").ok());
     static FAIL: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("WRENN_FAIL_AT").ok());
@@ -25,12 +25,12 @@ pub fn step(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes a point. Does nothing in this build.
+/// Passes a failpoint. Does nothing in this build.
 ///
 /// # Errors
 /// Never fails in this build.
 #[cfg(not(debug_assertions))]
 #[inline]
-pub fn step(_name: &str) -> io::Result<()> {
+pub fn failpoint(_name: &str) -> io::Result<()> {
     Ok(())
 }
