@@ -31,7 +31,7 @@ pub(crate) struct Bare {
     saved: Option<Saved>,
 }
 
-/// Memory, state and disk of a golden machine.
+/// Memory, state and disk of a template snapshot.
 struct Saved {
     memory: PathBuf,
     state: PathBuf,
@@ -154,8 +154,12 @@ impl Saved {
             }
             at += 4096;
         }
-        let golden = golden(platform, size);
-        Self { memory, state: golden.join("state"), disk: golden.join("disk.ext4") }
+        let template_snapshot = template_snapshot(platform, size);
+        Self {
+            memory,
+            state: template_snapshot.join("state"),
+            disk: template_snapshot.join("disk.ext4"),
+        }
     }
 }
 
@@ -271,15 +275,15 @@ async fn wait_healthy() {
     panic!("the bare machine did not get up");
 }
 
-/// Returns the folder of the template's golden machine with `size` MiB of memory.
-pub(crate) fn golden(platform: &Platform, size: &str) -> PathBuf {
-    let golden = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
+/// Returns the folder of the template snapshot with `size` MiB of memory.
+pub(crate) fn template_snapshot(platform: &Platform, size: &str) -> PathBuf {
+    let dirs = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
     // The benchmarks' restored capsules all have the default disk size.
     let wanted = format!("\"memory_mib\":{size},\"disk_mib\":5120");
-    let mut golden = golden.map(|entry| entry.path()).filter(|dir| {
+    let mut dirs = dirs.map(|entry| entry.path()).filter(|dir| {
         std::fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(&wanted))
     });
-    golden.next().unwrap()
+    dirs.next().unwrap()
 }
 
 /// Copies a disk that no machine uses.

@@ -21,12 +21,12 @@ pub(crate) struct Straight {
 
 impl Straight {
     pub(crate) fn to(platform: &Platform, capsule: &str) -> Self {
-        let ledger = platform.dir().join(format!("capsules/{capsule}/capsule.json"));
-        let ledger: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(ledger).unwrap()).unwrap();
-        let slot = ledger["slot"].as_u64().unwrap();
+        let record = platform.dir().join(format!("capsules/{capsule}/capsule.json"));
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+        let slot = record["slot"].as_u64().unwrap();
         let namespace = platform.leftovers().namespace(slot);
-        let token = ledger["envd_token"].as_str().unwrap().to_owned();
+        let token = record["envd_token"].as_str().unwrap().to_owned();
         Self { inside: Inside::enter(&namespace), token }
     }
 

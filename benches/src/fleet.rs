@@ -1,7 +1,7 @@
 //! A thousand hosts and ten thousand capsules through one control plane.
 //!
-//! The hosts run in this process with the agent's own code and the hollow driver, which has no
-//! machines. Each has its own identity, certificate, listener, heartbeats and ledgers, in memory
+//! The hosts run in this process with the agent's own code and the null driver, which has no
+//! machines. Each has its own identity, certificate, listener, heartbeats and records, in memory
 //! instead of on a disk. The control plane and its PostgreSQL are processes of their own. All share
 //! the machine's processors.
 
@@ -69,7 +69,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
         dir: dir.to_owned(),
         network: String::new(),
         dns: Vec::new(),
-        driver: DriverChoice::Hollow { port: guest },
+        driver: DriverChoice::Null { port: guest },
         firecracker: host_agent::FirecrackerChoice::default(),
         memory_mib: 4096,
         vcpus: 64,
@@ -87,7 +87,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
     let member = Membership::register(dir, &asked, &agent.about(), &listener).await.unwrap();
     let about = agent.about();
     hop::serve_tls(listener, member.tls().unwrap(), agent, hop::Limits::default(), tasks);
-    member.keep(about, None, tasks);
+    member.spawn(about, None, tasks);
 }
 
 /// Returns the processor time of processes, in seconds.

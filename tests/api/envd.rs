@@ -15,9 +15,9 @@ use tests::{Client, Platform};
 
 /// Returns a client of a capsule's envd, and envd's token.
 pub(crate) fn envd(platform: &Platform, id: &str) -> (Client, String) {
-    let ledger = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
-    let ledger: Value = serde_json::from_slice(&ledger.unwrap()).unwrap();
-    let token = ledger["envd_token"].as_str().unwrap().to_owned();
+    let record = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
+    let record: Value = serde_json::from_slice(&record.unwrap()).unwrap();
+    let token = record["envd_token"].as_str().unwrap().to_owned();
     (platform.agent_client().below(&format!("/proxy/{id}/49983")), token)
 }
 

@@ -306,14 +306,14 @@ async fn history(client: Client, id: String) {
     }
 }
 
-/// A ledger of an unknown version, as after a downgrade, destroys no snapshot.
+/// A record of an unknown version, as after a downgrade, destroys no snapshot.
 #[tokio::test]
-async fn a_ledger_of_another_version_is_told_and_nothing_of_it_is_removed() {
+async fn a_record_of_another_version_is_told_and_nothing_of_it_is_removed() {
     let (mut platform, client, id) = capsule().await;
     client.pause(&id).await;
     platform.stop();
     let folder = platform.dir().join(format!("capsules/{id}"));
-    let ledger = std::fs::read(folder.join("capsule.json")).unwrap();
+    let record = std::fs::read(folder.join("capsule.json")).unwrap();
     std::fs::write(folder.join("capsule.json"), r#"{"version":"of tomorrow"}"#).unwrap();
     platform.resume().await;
     let client = platform.client();
@@ -321,7 +321,7 @@ async fn a_ledger_of_another_version_is_told_and_nothing_of_it_is_removed() {
         .await;
     assert!(folder.join("kept/1/manifest.json").exists());
     platform.stop();
-    std::fs::write(folder.join("capsule.json"), ledger).unwrap();
+    std::fs::write(folder.join("capsule.json"), record).unwrap();
     platform.resume().await;
     platform.client().resume(&id).await;
     assert_eq!(platform.client().out(&id, "echo up").await, "up\n");

@@ -72,10 +72,10 @@ async fn a_paused_capsule_outlives_its_host() {
     .await;
     let tokens: Vec<u8> =
         s3.find("").iter().flat_map(|path| std::fs::read(path).unwrap()).collect();
-    let ledger = second.dir.path().join(format!("capsules/{moves}/capsule.json"));
-    let ledger: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(ledger).unwrap()).unwrap();
-    let token = ledger["envd_token"].as_str().unwrap();
+    let record = second.dir.path().join(format!("capsules/{moves}/capsule.json"));
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    let token = record["envd_token"].as_str().unwrap();
     let at = |text: &str| tokens.windows(text.len()).any(|w| w == text.as_bytes());
     assert!(!tokens.is_empty() && !at(token), "a token is readable in the store");
     // The capsule resumes on its host and pauses again. The store then holds only its last
@@ -233,11 +233,11 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
     assert_eq!(late.body["code"], "aborted", "{}", late.body);
     assert_eq!(listed().await["capsules"][0]["state"], "CAPSULE_STATE_PAUSED");
     // The host is told to resume from the store's copy, though its own has the same number.
-    let ledger: Value =
+    let record: Value =
         serde_json::from_slice(&std::fs::read(folder.join("capsule.json")).unwrap()).unwrap();
     let resume = json!({
         "capsuleId": id, "generation": 100, "placed": 100, "stored": 2, "storedTree": tree,
-        "teamId": ledger["team"],
+        "teamId": record["team"],
     });
     for wrong in ["3-0123456789abcdef", "../../x", "2-x"] {
         let mut resume = resume.clone();

@@ -17,8 +17,8 @@ PROXY = os.environ.get("PROXY_URL")
 
 def behind_the_proxy():
     capsule = os.environ["CAPSULE"]
-    with open(f"{os.environ['WRENN_DIR']}/capsules/{capsule}/capsule.json") as ledger:
-        token = json.load(ledger)["envd_token"]
+    with open(f"{os.environ['WRENN_DIR']}/capsules/{capsule}/capsule.json") as record:
+        token = json.load(record)["envd_token"]
     # `Sandbox.create` sets the same headers from the API's answer.
     headers = {"X-Access-Token": token, "E2b-Sandbox-Id": capsule, "E2b-Sandbox-Port": "49983"}
     config = e2b.ConnectionConfig(sandbox_url=PROXY, extra_sandbox_headers=headers)

@@ -52,8 +52,8 @@ async fn the_machine_has_no_rights_no_network_and_limits() {
     assert!(groups.contains(&id), "{groups}");
     let args = fs::read_to_string(format!("{proc}/cmdline")).unwrap();
     let token = platform.dir().join(format!("capsules/{id}/capsule.json"));
-    let ledger: serde_json::Value = serde_json::from_slice(&fs::read(token).unwrap()).unwrap();
-    let token = ledger["envd_token"].as_str().unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(token).unwrap()).unwrap();
+    let token = record["envd_token"].as_str().unwrap();
     let vars = fs::read_to_string(format!("{proc}/environ")).unwrap();
     assert!(vars.is_empty() || !jailed, "{vars}");
     assert!(token.len() > 64 && !args.contains(token) && !vars.contains(token));

@@ -8,9 +8,9 @@ use tests::Platform;
 
 /// Calls a method of envd's file system service in a capsule.
 async fn call(platform: &Platform, id: &str, method: &str, body: &Value) -> Value {
-    let ledger = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
-    let ledger: Value = serde_json::from_slice(&ledger.unwrap()).unwrap();
-    let token = ledger["envd_token"].as_str().unwrap();
+    let record = std::fs::read(platform.dir().join(format!("capsules/{id}/capsule.json")));
+    let record: Value = serde_json::from_slice(&record.unwrap()).unwrap();
+    let token = record["envd_token"].as_str().unwrap();
     let envd = platform.agent_client().below(&format!("/proxy/{id}/49983"));
     let request = envd.request(Method::POST, &format!("/filesystem.Filesystem/{method}"));
     envd.send(request.header("x-access-token", token).json(body)).await.expect(200)

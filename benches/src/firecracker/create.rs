@@ -1,5 +1,5 @@
 //! Creates and resumes with Firecracker, against a bare Firecracker. The bare one loads the memory,
-//! state and disk of the template's golden machine. Each lasts until envd's `/health` answers.
+//! state and disk of the template snapshot. Each lasts until envd's `/health` answers.
 
 use super::{Running, connect, load, quiet};
 use crate::bare::{self, Namespace};
@@ -15,7 +15,7 @@ const ROUNDS: usize = 11;
 
 /// Files that bare machines are loaded from.
 struct Kept {
-    golden: PathBuf,
+    template_snapshot: PathBuf,
     memory: PathBuf,
     image: PathBuf,
 }
@@ -27,8 +27,8 @@ impl Kept {
         let program = fs::read_dir(jails).unwrap().next().unwrap().unwrap().path();
         let root = program.join(capsule).join("root");
         // The capsule has the default memory size too.
-        let golden = bare::golden(platform, "512");
-        Self { golden, memory: root.join("memory"), image: root.join("image.ext4") }
+        let template_snapshot = bare::template_snapshot(platform, "512");
+        Self { template_snapshot, memory: root.join("memory"), image: root.join("image.ext4") }
     }
 
     /// Makes the root that a bare machine works in.
@@ -36,8 +36,8 @@ impl Kept {
         fs::create_dir_all(root).unwrap();
         fs::hard_link(&self.memory, root.join("memory")).unwrap();
         fs::hard_link(&self.image, root.join("image.ext4")).unwrap();
-        fs::copy(self.golden.join("state"), root.join("state")).unwrap();
-        bare::copy_disk(&self.golden.join("disk.ext4"), &root.join("disk.ext4"));
+        fs::copy(self.template_snapshot.join("state"), root.join("state")).unwrap();
+        bare::copy_disk(&self.template_snapshot.join("disk.ext4"), &root.join("disk.ext4"));
     }
 }
 

@@ -1,28 +1,28 @@
 //! The capsules of this machine, from creation to removal.
 //!
 //! - `manager` is the only writer of a capsule's state on this host.
-//! - `ledger` is the record of a capsule on disk.
+//! - `record` is the file about a capsule that outlives the agent.
 //! - `boot` makes the parts of a capsule and removes them.
 //! - `pause`, `resume` and `snapshots` save machines and bring them back.
 //! - `destroy` removes a capsule.
 //! - `adopt` finds the capsules that an earlier agent left.
-//! - `life` decides when a capsule's time is over.
-//! - `hold` stops guests that would fill the disk.
+//! - `lifetime` decides when a capsule's time is over.
+//! - `disk_pressure` stops guests that would fill the disk.
 //! - `liveness` notices that a machine has ended.
 
 mod adopt;
 pub(crate) mod boot;
 mod destroy;
-pub(crate) mod golden;
-mod hold;
-pub(crate) mod ledger;
-pub(crate) mod life;
+mod disk_pressure;
+pub(crate) mod lifetime;
 mod liveness;
 pub(crate) mod manager;
 pub(crate) mod pause;
+pub(crate) mod record;
 pub(crate) mod resume;
 mod snapshots;
 pub(crate) mod store;
+pub(crate) mod template_snapshot;
 
 use crate::{network, snapshot, vmm};
 use std::future::Future;
@@ -58,8 +58,8 @@ pub(crate) enum Error {
     Ended(String),
     #[error("what was kept is damaged")]
     Damaged(#[source] io::Error),
-    #[error("it was kept on another kind of machine ({kept}) than this host has ({here})")]
-    Incompatible { kept: String, here: String },
+    #[error("it was kept on another kind of machine ({taken}) than this host has ({here})")]
+    Incompatible { taken: String, here: String },
     #[error("{what}")]
     Io {
         what: &'static str,
@@ -86,7 +86,7 @@ pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// Maps an error of reading a snapshot to `Damaged` if the snapshot is damaged, else to `Io`.
-pub(crate) fn kept_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn snapshot_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| match snapshot::is_damage(&source) {
         true => Error::Damaged(source),
         false => Error::Io { what, source },

@@ -59,14 +59,14 @@ pub enum DriverChoice {
     /// No machine: runs this `envd` on the host. For tests of everything above the driver.
     Fake { envd: PathBuf },
     /// No machine and no process: the server at this port is every capsule's guest. For benchmarks.
-    Hollow { port: u16 },
+    Null { port: u16 },
 }
 
 impl DriverChoice {
     /// Reports whether machines boot from images, with disks and networks.
     #[must_use]
     pub fn boots_images(&self) -> bool {
-        !matches!(self, Self::Fake { .. } | Self::Hollow { .. })
+        !matches!(self, Self::Fake { .. } | Self::Null { .. })
     }
 }
 
@@ -83,7 +83,7 @@ impl Config {
         self.dir.join("snapshots")
     }
 
-    /// Returns the folder of the templates' golden machines.
+    /// Returns the folder of the template snapshots.
     #[must_use]
     pub fn golden(&self) -> PathBuf {
         self.dir.join("golden")

@@ -92,12 +92,12 @@ pub(crate) struct Guest {
     refresher: Arc<Mutex<()>>,
 }
 
-/// A request's places among the requests under way.
+/// Permits of one request among the requests under way.
 #[derive(Debug)]
-pub(crate) struct Places {
-    _of_port: Permit,
-    _of_all: Permit,
-    _of_active: Option<Permit>,
+pub(crate) struct Permits {
+    _of_port: Place,
+    _of_all: Place,
+    _of_active: Option<Place>,
 }
 
 /// Purpose of a request to a guest.
@@ -165,16 +165,16 @@ impl Guest {
         self.active.count() > 0
     }
 
-    /// Takes a place among the requests under way. envd's port has places of its own, so that a
+    /// Takes permits for one more request. envd's port has permits of its own, so that a
     /// capsule whose ports are flooded still obeys its owner.
     ///
     /// # Errors
-    /// Fails when no place is free, or when the guest takes no more requests.
-    pub(crate) fn acquire(&self, port: u16, purpose: Purpose) -> Result<Places, Refused> {
+    /// Fails when no permit is free, or when the guest takes no more requests.
+    pub(crate) fn acquire(&self, port: u16, purpose: Purpose) -> Result<Permits, Refused> {
         let [envds, others] = &self.counts;
         let of_port = if port == protocol::ENVD_PORT { envds } else { others };
         let is_active = purpose == Purpose::Use;
-        Ok(Places {
+        Ok(Permits {
             _of_port: of_port.acquire(self.most)?,
             _of_all: self.tracker.acquire(u32::MAX)?,
             _of_active: is_active.then(|| self.active.acquire(u32::MAX)).transpose()?,
@@ -348,7 +348,7 @@ impl Guest {
         let now = time::OffsetDateTime::now_utc();
         let now = now.format(&time::format_description::well_known::Rfc3339);
         body["timestamp"] = now.map_err(io::Error::other)?.into();
-        self.tell("/init", token, body.to_string()).await?;
+        self.post("/init", token, body.to_string()).await?;
         Ok(started.elapsed())
     }
 
@@ -370,12 +370,12 @@ impl Guest {
     }
 
     async fn prepare(&self, token: &str, how: &serde_json::Value) -> io::Result<()> {
-        let asked = self.tell("/snapshot/prepare", token, how.to_string());
+        let asked = self.post("/snapshot/prepare", token, how.to_string());
         let told = tokio::time::timeout(QUIESCE, asked).await;
         told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    async fn tell(&self, path: &'static str, token: &str, body: String) -> io::Result<()> {
+    async fn post(&self, path: &'static str, token: &str, body: String) -> io::Result<()> {
         let answer = self.ask("POST", path, token, Bytes::from(body)).await;
         let status = answer.map_err(|failed| io::Error::other(failed.error))?.status();
         if status.is_success() {

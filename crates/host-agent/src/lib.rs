@@ -26,9 +26,9 @@ pub use vmm::choose::Examined;
 pub use vmm::firecracker::Choice as FirecrackerChoice;
 
 use anyhow::Context;
-use capsule::golden::Goldens;
 use capsule::manager::Manager;
 use capsule::store::Stored;
+use capsule::template_snapshot::TemplateSnapshots;
 use cgroup::Cgroups;
 use daemon::{Metrics, Tasks};
 use membership::{About, Standing};
@@ -50,7 +50,7 @@ use tower::ServiceExt;
 use types::SnapshotId;
 use vmm::Driver;
 use vmm::choose::{self, choose};
-use vmm::fake::Fake;
+use vmm::fake::FakeDriver;
 
 /// Default limit of the capsules' virtual CPUs together, for each core.
 const VCPUS_PER_CORE: u64 = 64;
@@ -62,7 +62,7 @@ const DISKS_PER_DISK: u64 = 8;
 const RULES: Duration = Duration::from_secs(30);
 
 /// Resources that all capsules of this agent share.
-pub(crate) struct Parts {
+pub(crate) struct AgentContext {
     pub config: Config,
     pub driver: Box<dyn Driver>,
     /// Networks of the capsules; `None` if the driver needs none.
@@ -70,7 +70,7 @@ pub(crate) struct Parts {
     pub cgroups: Option<Arc<Cgroups>>,
     pub memory_mib: u64,
     pub images: Images,
-    pub goldens: Goldens,
+    pub template_snapshots: TemplateSnapshots,
     /// The platform's store; `None` without a store.
     pub stored: Option<Arc<Stored>>,
     pub room: Room,
@@ -80,7 +80,7 @@ pub(crate) struct Parts {
     pub tasks: Tasks,
 }
 
-impl Parts {
+impl AgentContext {
     /// Returns the properties and limits of this machine, for the control plane.
     fn specs(&self) -> api::HostSpecs {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -113,14 +113,14 @@ impl Parts {
         if self.driver.boots_images() { storage::templates(&self.config) } else { Vec::new() }
     }
 
-    /// Returns the parts of an agent without machines in an empty folder.
+    /// Returns the context of an agent without machines, in an empty folder.
     #[cfg(test)]
-    pub(crate) fn of_tests(dir: &Path, driver: Box<dyn Driver>) -> Self {
+    pub(crate) fn for_tests(dir: &Path, driver: Box<dyn Driver>) -> Self {
         let config = Config {
             dir: dir.to_owned(),
             network: String::new(),
             dns: Vec::new(),
-            driver: DriverChoice::Hollow { port: 1 },
+            driver: DriverChoice::Null { port: 1 },
             firecracker: FirecrackerChoice::default(),
             memory_mib: 0,
             vcpus: 0,
@@ -137,7 +137,7 @@ impl Parts {
             cgroups: None,
             memory_mib: 1024,
             images: Images::default(),
-            goldens: Goldens::default(),
+            template_snapshots: TemplateSnapshots::default(),
             stored: None,
             standing: Arc::default(),
             tasks: Tasks::default(),
@@ -156,7 +156,7 @@ impl Parts {
 pub struct Agent {
     manager: Manager,
     rpc: axum::Router,
-    parts: Arc<Parts>,
+    context: Arc<AgentContext>,
     tasks: Tasks,
     _lock: File,
 }
@@ -165,7 +165,7 @@ impl Agent {
     /// Returns the source of this host's reports to the platform.
     #[must_use]
     pub fn about(&self) -> About {
-        About(Arc::clone(&self.parts))
+        About(Arc::clone(&self.context))
     }
 }
 
@@ -226,7 +226,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
         let plan = Plan::new(&tag, &config.network, &config.dns)?;
         let made = Networks::new(plan).await?;
-        keep_rules(&made, tasks);
+        spawn_rule_refresh(&made, tasks);
         networks = Some(made);
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
     }
@@ -236,13 +236,13 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     };
     tracing::info!(driver = driver.name(), accelerator = driver.accelerator(), memory_mib, "ready");
     let memory = driver.maps_paths().then(|| config.memory());
-    let parts = Arc::new(Parts {
+    let context = Arc::new(AgentContext {
         driver,
         networks,
         cgroups,
         memory_mib,
         images: Images::new(memory).context("making the folder of images of memory")?,
-        goldens: Goldens::default(),
+        template_snapshots: TemplateSnapshots::default(),
         stored: open_store(&config).await?,
         room: Room::new(&config.dir, config.driver.boots_images()),
         snapshot_sizes: Mutex::default(),
@@ -250,15 +250,16 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         config,
         tasks: tasks.clone(),
     });
-    let manager = Manager::new(Arc::clone(&parts)).await.context("finding earlier capsules")?;
-    let service = Arc::new(rpc::Service { manager: manager.clone(), parts: Arc::clone(&parts) });
+    let manager = Manager::new(Arc::clone(&context)).await.context("finding earlier capsules")?;
+    let service =
+        Arc::new(rpc::Service { manager: manager.clone(), context: Arc::clone(&context) });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
     let figures = Metrics::install();
     let rpc = axum::Router::new()
         .route("/metrics", axum::routing::get(async move || figures.render()))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .fallback_service(service);
-    Ok(Agent { manager, rpc, parts, tasks: tasks.clone(), _lock: lock })
+    Ok(Agent { manager, rpc, context, tasks: tasks.clone(), _lock: lock })
 }
 
 /// Opens the platform's store, if one is configured. A store that does not answer now does not stop
@@ -290,7 +291,7 @@ async fn lock(dir: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn keep_rules(networks: &Arc<Networks>, tasks: &Tasks) {
+fn spawn_rule_refresh(networks: &Arc<Networks>, tasks: &Tasks) {
     let networks = Arc::clone(networks);
     tasks.every(RULES, move || {
         let networks = Arc::clone(&networks);
@@ -315,10 +316,10 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
     }
-    let driver = Box::new(Fake { envd: PathBuf::new() });
+    let driver = Box::new(FakeDriver { envd: PathBuf::new() });
     let tasks = Tasks::default();
-    let (images, goldens) = (Images::default(), Goldens::default());
-    let parts = Parts {
+    let (images, template_snapshots) = (Images::default(), TemplateSnapshots::default());
+    let context = AgentContext {
         room: Room::new(&config.dir, false),
         snapshot_sizes: Mutex::default(),
         config,
@@ -327,19 +328,19 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
         cgroups,
         memory_mib: 0,
         images,
-        goldens,
+        template_snapshots,
         stored: None,
         standing: Arc::default(),
         tasks,
     };
-    for id in capsule::boot::existing(&parts) {
-        capsule::boot::unmake(&parts, id).await.with_context(|| format!("ending {id}"))?;
+    for id in capsule::boot::existing(&context) {
+        capsule::boot::remove(&context, id).await.with_context(|| format!("ending {id}"))?;
     }
-    if let Some(networks) = &parts.networks {
-        networks.remove_strangers().await.context("removing networks")?;
+    if let Some(networks) = &context.networks {
+        networks.remove_orphans().await.context("removing networks")?;
         networks.restore_host().context("removing the firewall's rules")?;
     }
-    if let Some(cgroups) = &parts.cgroups {
+    if let Some(cgroups) = &context.cgroups {
         cgroups.remove_all();
     }
     Ok(())

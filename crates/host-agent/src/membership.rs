@@ -10,7 +10,7 @@ mod standing;
 pub use credentials::Credentials;
 pub(crate) use standing::Standing;
 
-use crate::Parts;
+use crate::AgentContext;
 use anyhow::Context;
 use daemon::Tasks;
 use pki::{Key, Pair, Trust};
@@ -47,7 +47,7 @@ pub struct Registration {
 
 /// Source of this host's reports to the platform: its properties and its load.
 #[derive(Clone)]
-pub struct About(pub(crate) Arc<Parts>);
+pub struct About(pub(crate) Arc<AgentContext>);
 
 /// Membership of this host in a platform.
 pub struct Membership {
@@ -209,9 +209,9 @@ impl Membership {
         self.tls.as_ref().map(watch::Sender::subscribe)
     }
 
-    /// Stays a member for as long as the process lives. `control_plane` is the platform's current
-    /// URL; it replaces the URL from the file.
-    pub fn keep(mut self, about: About, control_plane: Option<String>, tasks: &Tasks) {
+    /// Spawns the task that sends heartbeats and renews the credentials, for as long as the process
+    /// lives. `control_plane` is the platform's current URL; it replaces the URL from the file.
+    pub fn spawn(mut self, about: About, control_plane: Option<String>, tasks: &Tasks) {
         if let Some(url) = control_plane {
             self.credentials.control_plane = url;
         }

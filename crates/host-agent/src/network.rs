@@ -52,7 +52,7 @@ pub(crate) struct Networks {
     open: Mutex<HashMap<u32, Namespace>>,
 }
 
-/// Network of a single capsule. Dropping it keeps the network; [`Networks::take_down`] removes it.
+/// Network of a single capsule. Dropping it keeps the network; [`Networks::teardown`] removes it.
 pub(crate) struct Network {
     pub slot: u32,
     pub namespace: Namespace,
@@ -95,7 +95,7 @@ impl Networks {
                 Ok(Network { slot, namespace, tap: Some(tap) })
             }
             Err(error) => {
-                self.give_up(slot).await;
+                self.discard(slot).await;
                 Err(error)
             }
         }
@@ -130,7 +130,7 @@ impl Networks {
 
     /// Removes a network, once nothing of this process is open in it. A missing network is success.
     /// The number stays taken until [`Self::release`].
-    pub(crate) async fn take_down(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
+    pub(crate) async fn teardown(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
         if let Some(namespace) = open {
             namespace.close().await;
@@ -159,17 +159,17 @@ impl Networks {
         self.lock().release(slot);
     }
 
-    /// Removes a network that no ledger names.
+    /// Removes a network that no record names.
     async fn remove(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
-        self.take_down(slot).await?;
+        self.teardown(slot).await?;
         self.release(slot);
         Ok(())
     }
 
-    /// Removes a network that could not be used, and that no ledger names. The number becomes free
+    /// Removes a network that could not be used, and that no record names. The number becomes free
     /// in any case, since a new network of this number first removes the leftovers.
-    pub(crate) async fn give_up(self: &Arc<Self>, slot: u32) {
-        if let Err(error) = self.take_down(slot).await {
+    pub(crate) async fn discard(self: &Arc<Self>, slot: u32) {
+        if let Err(error) = self.teardown(slot).await {
             tracing::warn!(slot, ?error, "a network that could not be used is left behind");
         }
         self.release(slot);
@@ -180,15 +180,15 @@ impl Networks {
         netns::restore_host(&self.plan)
     }
 
-    /// Marks all namespaces of this agent as used, even those without a known capsule.
-    pub(crate) fn keep_strangers(&self) {
+    /// Marks all namespaces of this agent as used, even orphans: those without a known capsule.
+    pub(crate) fn reserve_orphans(&self) {
         for slot in netns::existing(&self.plan) {
             self.lock().claim(slot);
         }
     }
 
-    /// Removes this agent's namespaces without a known capsule.
-    pub(crate) async fn remove_strangers(self: &Arc<Self>) -> Result<(), Error> {
+    /// Removes orphans: this agent's namespaces without a known capsule.
+    pub(crate) async fn remove_orphans(self: &Arc<Self>) -> Result<(), Error> {
         for slot in netns::existing(&self.plan) {
             let used = self.lock().is_used(slot);
             if !used {

@@ -30,22 +30,22 @@ struct Wait<'a> {
     manager: &'a Manager,
     id: CapsuleId,
     /// True when the guest stood still at the last look.
-    stood: bool,
+    waited: bool,
     until: Instant,
 }
 
 impl<'a> Wait<'a> {
     fn new(manager: &'a Manager, id: CapsuleId) -> Self {
-        let stood = manager.waits_for_room(id);
-        Self { manager, id, stood, until: Instant::now() + hop::SILENCE }
+        let waited = manager.waits_for_room(id);
+        Self { manager, id, waited, until: Instant::now() + hop::SILENCE }
     }
 
     /// Reports whether to try again after a connection could not be opened. A guest that is thawed
     /// during an attempt may have missed the attempt, so one more follows.
-    fn goes_on(&mut self, error: &io::Error) -> bool {
-        let stands = self.manager.waits_for_room(self.id);
-        let stood = std::mem::replace(&mut self.stood, stands);
-        (stands || stood) && is_unanswered(error) && Instant::now() < self.until
+    fn retries(&mut self, error: &io::Error) -> bool {
+        let waits = self.manager.waits_for_room(self.id);
+        let waited = std::mem::replace(&mut self.waited, waits);
+        (waits || waited) && is_unanswered(error) && Instant::now() < self.until
     }
 }
 
@@ -85,21 +85,21 @@ pub(crate) async fn connect(
     let (Some((id, port)), Some(protocol)) = (to, protocol) else {
         return refuse(StatusCode::BAD_REQUEST, None);
     };
-    let (guest, place) = match manager.acquire(id, port, Purpose::Use) {
+    let (guest, permits) = match manager.acquire_proxy_conn(id, port, Purpose::Use) {
         Ok(acquired) => acquired,
         Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
     };
     let mut wait = Wait::new(manager, id);
     let dialled = loop {
         match guest.pool().dial(&port).await {
-            Err(error) if wait.goes_on(&error) => tokio::time::sleep(AGAIN).await,
+            Err(error) if wait.retries(&error) => tokio::time::sleep(AGAIN).await,
             dialled => break dialled,
         }
     };
     match dialled.map_err(Error::Dial) {
         Ok(stream) => {
             let client = hyper::upgrade::on(&mut request);
-            hop::join(client, stream, None, Some(Box::new(place)), tasks);
+            hop::join(client, stream, None, Some(Box::new(permits)), tasks);
             let mut answer = refuse(StatusCode::SWITCHING_PROTOCOLS, None);
             headers::set_upgrade(answer.headers_mut(), protocol);
             answer
@@ -120,17 +120,18 @@ pub(crate) async fn forward(
     if *request.method() == Method::CONNECT {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, None);
     }
-    let (guest, place) = match manager.acquire(id, port, purpose(port, request.method(), &path)) {
-        Ok(acquired) => acquired,
-        Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
-    };
+    let (guest, permits) =
+        match manager.acquire_proxy_conn(id, port, purpose(port, request.method(), &path)) {
+            Ok(acquired) => acquired,
+            Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
+        };
     set_path(request.uri_mut(), path);
     let mut outgoing = Outgoing::of(request);
-    let mut place = Some(place);
+    let mut permits = Some(permits);
     let mut retries = RETRIES.into_iter();
     let mut wait = Wait::new(manager, id);
     loop {
-        let held = || place.take().map(|place| Box::new(place) as hop::Held);
+        let held = || permits.take().map(|permits| Box::new(permits) as hop::Held);
         let (error, back) = match outgoing.send(guest.pool(), &port, held, tasks).await {
             Ok(mut answer) => {
                 // Only the agent itself may send this header.
@@ -142,7 +143,7 @@ pub(crate) async fn forward(
         let pause = if is_refused(&error) {
             retries.next()
         } else if let Error::Dial(why) = &error
-            && wait.goes_on(why)
+            && wait.retries(why)
         {
             Some(AGAIN)
         } else {

@@ -3,9 +3,9 @@
 //! A part of the disk, the reserve, is kept back for the database and for removals. A pause, a
 //! snapshot, a create or a fetch first claims the most bytes that it may write. The claim is
 //! refused when it would reach into the reserve. Guests write to sparse disks without asking;
-//! `capsule/hold.rs` stops guests that take room while half of the reserve is gone. The ballast is
-//! a file that holds some of the reserve physically. The agent deletes it when the disk is full
-//! nevertheless, so that the database can write and removals are recorded.
+//! `capsule/disk_pressure.rs` stops guests that take room while half of the reserve is gone. The
+//! ballast is a file that holds some of the reserve physically. The agent deletes it when the disk
+//! is full nevertheless, so that the database can write and removals are recorded.
 
 use crate::capsule::Error;
 use crate::storage;
@@ -137,8 +137,8 @@ impl Room {
         let was = std::mem::replace(&mut self.lock().full, full);
         let path = self.dir.join(BALLAST_FILE);
         if full && was && path.exists() {
-            tracing::error!("the disk is full; giving up the ballast");
-            give_up(&self.dir);
+            tracing::error!("the disk is full; deleting the ballast");
+            delete_ballast(&self.dir);
         } else if self.ballast
             && level == Level::Plenty
             && !is_whole(&path)
@@ -194,10 +194,10 @@ fn make(path: &Path) -> io::Result<()> {
 }
 
 /// Deletes the ballast of a folder; a missing ballast is success.
-fn give_up(dir: &Path) {
+fn delete_ballast(dir: &Path) {
     match fs::remove_file(dir.join(BALLAST_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(%error, "giving up the ballast");
+            tracing::error!(%error, "deleting the ballast");
         }
         _ => {}
     }
@@ -214,8 +214,8 @@ pub fn is_full(dir: &Path) -> bool {
 /// it starts.
 pub fn make_room(dir: &Path) {
     if is_full(dir) && dir.join(BALLAST_FILE).exists() {
-        tracing::error!("the disk is full; giving up the ballast");
-        give_up(dir);
+        tracing::error!("the disk is full; deleting the ballast");
+        delete_ballast(dir);
     }
 }
 
@@ -303,8 +303,8 @@ mod tests {
         let path = dir.path().join(BALLAST_FILE);
         make(&path).unwrap();
         assert!(is_whole(&path));
-        give_up(dir.path());
-        give_up(dir.path());
+        delete_ballast(dir.path());
+        delete_ballast(dir.path());
         assert!(!path.exists());
     }
 }

@@ -1,13 +1,13 @@
 //! The service `wrenn.host.v1.Host`, which converts between wire and domain types, and has no
 //! rules.
 
-use crate::Parts;
+use crate::AgentContext;
 use crate::capsule::Error;
-use crate::capsule::ledger::{Ledger, Phase};
-use crate::capsule::life::{Life, OnTimeout};
-use crate::capsule::manager::{Begun, Listed, Manager, State, chain};
-use crate::capsule::pause::Keep;
-use crate::capsule::resume::Resume;
+use crate::capsule::lifetime::{Lifetime, OnTimeout};
+use crate::capsule::manager::{Listed, Manager, Started, State, chain};
+use crate::capsule::pause::PauseMode;
+use crate::capsule::record::{CapsuleRecord, Phase};
+use crate::capsule::resume::ResumeRequest;
 use crate::capsule::store::{Placed, StoredSnapshot};
 use crate::snapshot::{Layers, System};
 use connectrpc::{
@@ -25,7 +25,7 @@ const CHANGE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Service {
     pub manager: Manager,
-    pub parts: Arc<Parts>,
+    pub context: Arc<AgentContext>,
 }
 
 #[allow(refining_impl_trait, reason = "concrete types read better than the trait's opaque ones")]
@@ -36,7 +36,7 @@ impl wire::Host for Service {
         request: ServiceRequest<'_, wire::CreateCapsuleRequest>,
     ) -> ServiceResult<wire::CreateCapsuleResponse> {
         let request = request.to_owned_message();
-        let ledger = Ledger {
+        let record = CapsuleRecord {
             id: capsule_id(&request.capsule_id)?,
             generation: request.generation,
             team: request.team_id,
@@ -55,17 +55,17 @@ impl wire::Host for Service {
             last: 0,
             stored: 0,
             tree: String::new(),
-            began: Layers::default(),
+            base_layers: Layers::default(),
             system: System::default(),
-            life: life(request.life.into_option()),
+            life: lifetime(request.life.into_option()),
         };
         let from = match request.snapshot_id.as_str() {
             "" => None,
             id => Some(snapshot_id(id)?),
         };
-        let id = ledger.id;
-        let begun = Box::pin(self.manager.create(ledger, from)).await;
-        let (stages, left_ms) = shown(begun.map_err(|e| refused(id, &e))?);
+        let id = record.id;
+        let started = Box::pin(self.manager.create(record, from)).await;
+        let (stages, left_ms) = to_wire(started.map_err(|e| refused(id, &e))?);
         Response::ok(wire::CreateCapsuleResponse { stages, left_ms, ..Default::default() })
     }
 
@@ -75,8 +75,8 @@ impl wire::Host for Service {
         request: ServiceRequest<'_, wire::PauseCapsuleRequest>,
     ) -> ServiceResult<wire::PauseCapsuleResponse> {
         let id = capsule_id(request.capsule_id)?;
-        let what = if request.disk_only { Keep::Disk } else { Keep::Memory };
-        let paused = self.manager.pause(id, Some(request.generation), what);
+        let mode = if request.disk_only { PauseMode::Disk } else { PauseMode::Memory };
+        let paused = self.manager.pause(id, Some(request.generation), mode);
         paused.await.map_err(|e| refused(id, &e))?;
         Response::ok(wire::PauseCapsuleResponse::default())
     }
@@ -88,10 +88,10 @@ impl wire::Host for Service {
     ) -> ServiceResult<wire::ResumeCapsuleResponse> {
         let request = request.to_owned_message();
         let id = capsule_id(&request.capsule_id)?;
-        let wanted = Resume {
+        let resume = ResumeRequest {
             id,
             generation: request.generation,
-            life: life(request.life.into_option()),
+            life: lifetime(request.life.into_option()),
             egress: egress(request.egress.into_option())?,
             number: (request.snapshot != 0).then_some(request.snapshot),
             cold: request.cold,
@@ -103,13 +103,13 @@ impl wire::Host for Service {
             let fetched = self.manager.fetch_capsule(&request.team_id, id, &tree, at).await;
             fetched.map_err(|e| refused(id, &e))?;
         }
-        let (stages, left_ms) = match self.manager.resume(wanted).await {
-            Ok(begun) => shown(begun),
+        let (stages, left_ms) = match self.manager.resume(resume).await {
+            Ok(started) => to_wire(started),
             Err(error @ Error::Damaged(_)) => {
-                let kept = self.manager.numbers(id);
-                let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
+                let numbers = self.manager.numbers(id);
+                let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
                 tracing::error!(%id, error = chain(&error), "a snapshot is damaged");
-                let said = format!("{}; its snapshots are {}", chain(&error), kept.join(", "));
+                let said = format!("{}; its snapshots are {}", chain(&error), numbers.join(", "));
                 return Err(ConnectError::new(ErrorCode::DataLoss, said));
             }
             Err(error) => return Err(refused(id, &error)),
@@ -125,7 +125,7 @@ impl wire::Host for Service {
         let request = request.to_owned_message();
         let id = capsule_id(&request.capsule_id)?;
         let left = match request.life.into_option() {
-            Some(to) => self.manager.set_life(id, request.generation, life(Some(to))).await,
+            Some(to) => self.manager.set_lifetime(id, request.generation, lifetime(Some(to))).await,
             None => self.manager.touch(id).await,
         };
         let left_ms = left.map_err(|e| refused(id, &e))?.unwrap_or(0);
@@ -191,7 +191,7 @@ impl wire::Host for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, wire::WaitChangeRequest>,
     ) -> ServiceResult<wire::WaitChangeResponse> {
-        let stopping = self.parts.tasks.stopping();
+        let stopping = self.context.tasks.stopping();
         let count = tokio::select! {
             count = self.manager.wait_change(request.seen, CHANGE) => count,
             () = stopping => request.seen,
@@ -251,7 +251,7 @@ impl wire::Host for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, wire::DescribeRequest>,
     ) -> ServiceResult<wire::DescribeResponse> {
-        let specs = self.parts.specs();
+        let specs = self.context.specs();
         Response::ok(wire::DescribeResponse {
             arch: specs.arch,
             cpu_cores: specs.cpu_cores,
@@ -283,9 +283,9 @@ fn egress(wire: Option<wire::Egress>) -> Result<Egress, ConnectError> {
     Ok(Egress { allow: rules(wire.allow)?, deny: rules(wire.deny)?, revision: wire.revision })
 }
 
-fn life(wire: Option<wire::Life>) -> Life {
+fn lifetime(wire: Option<wire::Life>) -> Lifetime {
     let wire = wire.unwrap_or_default();
-    Life {
+    Lifetime {
         ends_at_ms: None,
         on_timeout: match (wire.kill, wire.disk_only) {
             (true, _) => OnTimeout::Kill,
@@ -297,7 +297,7 @@ fn life(wire: Option<wire::Life>) -> Life {
     }
 }
 
-fn shown((stages, left): Begun) -> (Vec<wire::Stage>, u64) {
+fn to_wire((stages, left): Started) -> (Vec<wire::Stage>, u64) {
     let stage = |(name, took): (&str, Duration)| wire::Stage {
         name: name.to_owned(),
         micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -326,7 +326,7 @@ fn info(listed: Listed) -> wire::CapsuleInfo {
         egress_revision: listed.egress,
         reason,
         waits_for_room: listed.waits_for_room,
-        storage_bytes: listed.kept,
+        storage_bytes: listed.snapshot_bytes,
         ..Default::default()
     }
 }

@@ -127,7 +127,7 @@ pub(crate) struct Manifest {
     #[serde(default)]
     pub system: System,
     pub template: String,
-    /// Team that owns the snapshot; `None` for a golden machine, which belongs to the host.
+    /// Team that owns the snapshot; `None` for a template snapshot, which belongs to the host.
     #[serde(default)]
     pub team: Option<String>,
     pub resources: Resources,
@@ -296,47 +296,47 @@ impl Staging {
         }
     }
 
-    /// Writes the pages that differ from the layers in `began`, whose files are in `from`, and
+    /// Writes the pages that differ from the layers in `base`, whose files are in `from`, and
     /// links those layers. A memory has at most two layers of its own: the first one, and the
     /// changes since. If the changes exceed half of the first layer, both become one layer.
     pub(crate) fn write_memory(
         &self,
         memory: &Memory,
-        began: &Layers,
+        base: &Layers,
         from: &Path,
     ) -> io::Result<Layers> {
-        let written = match began.all.len() < LAYERS_MAX {
-            true => self.write_above(memory, began, from),
-            false => self.write_whole(memory, began, from),
+        let written = match base.all.len() < LAYERS_MAX {
+            true => self.write_above(memory, base, from),
+            false => self.write_whole(memory, base, from),
         };
         match written {
             // The layers below cannot be read, but the machine still has the whole memory.
             Err(error) if is_damage(&error) => {
                 tracing::warn!(%error, "a layer is damaged; writing the whole memory");
-                self.write_whole(memory, began, from)
+                self.write_whole(memory, base, from)
             }
             written => written,
         }
     }
 
-    fn write_above(&self, memory: &Memory, began: &Layers, from: &Path) -> io::Result<Layers> {
-        let below = began.open(from)?;
-        let own = began.shared + usize::from(began.all.len() > began.shared);
-        let mut keep = own;
+    fn write_above(&self, memory: &Memory, base: &Layers, from: &Path) -> io::Result<Layers> {
+        let below = base.open(from)?;
+        let own = base.shared + usize::from(base.all.len() > base.shared);
+        let mut retained = own;
         let mut added = self.add_layer(memory, &below[..own])?;
-        if own > began.shared && added.bytes > began.all[began.shared].bytes / 2 {
-            keep = began.shared;
+        if own > base.shared && added.bytes > base.all[base.shared].bytes / 2 {
+            retained = base.shared;
             fs::remove_file(self.dir.join(added.file()))?;
-            added = self.add_layer(memory, &below[..keep])?;
+            added = self.add_layer(memory, &below[..retained])?;
         }
-        let mut layers = Layers { all: began.all[..keep].to_vec(), shared: began.shared };
+        let mut layers = Layers { all: base.all[..retained].to_vec(), shared: base.shared };
         layers.link(from, &self.dir)?;
         layers.all.push(added);
         Ok(layers)
     }
 
-    fn write_whole(&self, memory: &Memory, began: &Layers, from: &Path) -> io::Result<Layers> {
-        let whole = memory.whole(|| began.open(from))?;
+    fn write_whole(&self, memory: &Memory, base: &Layers, from: &Path) -> io::Result<Layers> {
+        let whole = memory.whole(|| base.open(from))?;
         Ok(Layers { all: vec![self.add_layer(&whole, &[])?], shared: 0 })
     }
 
@@ -478,16 +478,16 @@ mod tests {
     #[test]
     fn a_chain_of_forks_of_any_depth_keeps_what_nobody_touched() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut began, mut from) = (Layers::default(), dir.path().to_owned());
+        let (mut base, mut from) = (Layers::default(), dir.path().to_owned());
         let fill = |number: u64| u8::try_from(1 + number).unwrap();
         for depth in 0..2 * LAYERS_MAX as u64 {
             let staging = Staging::begin(&dir.path().join(depth.to_string())).unwrap();
             let memory = touched(depth, fill(depth)).copy().unwrap();
-            began = staging.write_memory(&memory, &began, &from).unwrap();
-            began.shared = began.all.len();
+            base = staging.write_memory(&memory, &base, &from).unwrap();
+            base.shared = base.all.len();
             from = staging.path().to_owned();
             std::mem::forget(staging);
-            let layers = began.open(&from).unwrap();
+            let layers = base.open(&from).unwrap();
             let image = memory::image(&layers, PAGES * PAGE as u64).unwrap();
             let mut page = [0; PAGE];
             for number in 0..=depth {

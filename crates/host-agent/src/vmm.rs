@@ -1,16 +1,16 @@
 //! The machine behind a capsule: one trait, with drivers for Firecracker, for QEMU and for tests.
 //!
-//! Code above this trait does not know which driver runs. A machine outlives the agent. The ledger
-//! keeps its [`Record`], by which the next agent finds it again.
+//! Code above this trait does not know which driver runs. A machine outlives the agent. The
+//! capsule's record holds its [`VmmRecord`], by which the next agent finds it again.
 
 pub(crate) mod choose;
 pub(crate) mod fake;
 pub(crate) mod firecracker;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
-pub(crate) mod hollow;
 mod kvm;
 mod metadata;
+pub(crate) mod null;
 pub(crate) mod qemu;
 mod qmp;
 mod socket;
@@ -89,7 +89,7 @@ impl Metadata {
 
 /// A machine that an earlier agent left.
 pub(crate) struct Found<'a> {
-    pub record: &'a Record,
+    pub record: &'a VmmRecord,
     pub name: &'a str,
     pub dir: &'a Path,
     pub uid: u32,
@@ -117,7 +117,7 @@ pub(crate) struct Disks {
 
 /// Identity of a machine's process, by which a later agent finds it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct VmmRecord {
     pub pid: i32,
     /// Start of the process, in clock ticks since the boot. With the pid, it identifies one process
     /// until the next boot.
@@ -128,7 +128,7 @@ pub(crate) struct Record {
     pub port: Option<u16>,
 }
 
-impl Record {
+impl VmmRecord {
     /// Returns the record of a running process.
     pub(crate) fn of(pid: i32, port: Option<u16>) -> Option<Self> {
         Some(Self { pid, started: crate::sys::start_time(pid)?, boot: crate::sys::boot_id(), port })
@@ -136,7 +136,7 @@ impl Record {
 
     /// Reports whether the process still runs. A running machine must not count as ended. So the
     /// answer is true when the check is not possible, for example without a free descriptor.
-    pub(crate) fn lives(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.boot == crate::sys::boot_id()
             && crate::sys::is_there(self.pid, self.started).unwrap_or(true)
             && !crate::sys::is_zombie(self.pid)
@@ -182,7 +182,7 @@ pub(crate) trait Driver: Send + Sync {
 
 /// A machine that was started.
 pub(crate) trait Machine: Send + Sync {
-    fn record(&self) -> Record;
+    fn record(&self) -> VmmRecord;
     /// Returns the address of the guest's port, if the guest has no namespace.
     fn loopback(&self, _port: u16) -> Option<SocketAddr> {
         None
@@ -205,8 +205,8 @@ pub(crate) trait Machine: Send + Sync {
     fn waits_for_room(&self) -> bool {
         false
     }
-    /// Reports whether the guest stands still, for any reason.
-    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+    /// Reports whether the guest is stopped, for any reason.
+    fn is_stopped(&self) -> BoxFuture<'_, Result<bool, Error>> {
         std::future::ready(Ok(false)).boxed()
     }
     /// Returns the most bytes that saving a memory of `bytes` may write.
@@ -220,7 +220,7 @@ pub(crate) trait Machine: Send + Sync {
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Returns the last output of the VMM itself, for the log only. The output may name paths of
     /// this host.
-    fn said(&self) -> String;
+    fn log_tail(&self) -> String;
     /// Drops the VMM's log output when there is too much; called repeatedly.
     fn trim_logs(&self);
 }
@@ -237,7 +237,7 @@ fn kernel_words(dns: &[IpAddr]) -> String {
 
 /// Ends a machine that failed to start. A failure to end it only goes to the log. So the caller
 /// returns the error that explains the failed start.
-async fn give_up(machine: &dyn Machine) {
+async fn kill_failed(machine: &dyn Machine) {
     if let Err(error) = machine.kill().await {
         tracing::error!(%error, source = ?error.source, "ending a machine that failed to start");
     }
@@ -257,9 +257,9 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 /// Kills a process by its record and waits until it is gone.
-pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
+pub(crate) async fn kill_record(record: &VmmRecord) -> Result<(), Error> {
     let (pid, started) = (record.pid, record.started);
-    if !record.lives() {
+    if !record.is_alive() {
         crate::sys::reap(pid, started);
         return Ok(());
     }
@@ -274,7 +274,7 @@ pub(crate) async fn kill_record(record: &Record) -> Result<(), Error> {
 /// a record are included.
 pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
     for pid in crate::sys::processes_of(name, dir) {
-        if let Some(record) = Record::of(pid, None) {
+        if let Some(record) = VmmRecord::of(pid, None) {
             kill_record(&record).await?;
         }
     }
@@ -285,9 +285,9 @@ pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Waits for the end of a process by its record.
-pub(crate) async fn wait_record(record: &Record) {
+pub(crate) async fn wait_record(record: &VmmRecord) {
     let (pid, started) = (record.pid, record.started);
-    while record.lives() {
+    while record.is_alive() {
         match crate::sys::wait_end(pid, started).await {
             Ok(()) => return,
             Err(error) => tracing::warn!(pid, %error, "waiting for a machine's end"),
@@ -305,38 +305,38 @@ mod tests {
     #[test]
     fn process_that_cannot_be_looked_at_is_not_taken_for_gone() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let record = Record::of(i32::try_from(child.id()).unwrap(), None).unwrap();
+        let record = VmmRecord::of(i32::try_from(child.id()).unwrap(), None).unwrap();
         let before = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
-        let lives = record.lives();
+        let alive = record.is_alive();
         let killed = crate::sys::kill_process(record.pid, record.started);
         setrlimit(Resource::Nofile, before).unwrap();
-        assert!(lives && killed.is_err());
+        assert!(alive && killed.is_err());
         crate::sys::kill_process(record.pid, record.started).unwrap();
         child.wait().unwrap();
-        assert!(!record.lives());
+        assert!(!record.is_alive());
     }
 
     #[tokio::test]
     async fn a_record_of_another_boot_or_start_names_no_process_of_this() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let record = Record::of(i32::try_from(child.id()).unwrap(), None).unwrap();
-        assert!(record.lives());
-        let before = Record { boot: "another".to_owned(), ..record.clone() };
-        let later = Record { started: record.started + 1, ..record.clone() };
+        let record = VmmRecord::of(i32::try_from(child.id()).unwrap(), None).unwrap();
+        assert!(record.is_alive());
+        let before = VmmRecord { boot: "another".to_owned(), ..record.clone() };
+        let later = VmmRecord { started: record.started + 1, ..record.clone() };
         for other in [before, later] {
-            assert!(!other.lives());
+            assert!(!other.is_alive());
             kill_record(&other).await.unwrap();
             wait_record(&other).await;
             assert_eq!(child.try_wait().unwrap(), None, "another process was killed");
         }
         kill_record(&record).await.unwrap();
-        assert!(!record.lives());
+        assert!(!record.is_alive());
         // A machine that has ended by itself does not live either, even before it is reaped.
         #[expect(clippy::zombie_processes, reason = "that is what is looked at")]
         let ended = std::process::Command::new("true").spawn().unwrap();
-        let record = Record::of(i32::try_from(ended.id()).unwrap(), None).unwrap();
-        while record.lives() {
+        let record = VmmRecord::of(i32::try_from(ended.id()).unwrap(), None).unwrap();
+        while record.is_alive() {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         assert!(crate::sys::is_zombie(record.pid));

@@ -56,7 +56,7 @@ pub(crate) async fn agent(
     let address = listener.local_addr()?;
     let about = agent.about();
     members::serve(listener, agent, &member, plaintext, &tasks)?;
-    member.keep(about, None, &tasks);
+    member.spawn(about, None, &tasks);
     tracing::info!(%address, "the host agent serves");
     daemon::terminated().await?;
     tasks.finish().await;

@@ -1,11 +1,11 @@
 //! Adoption of the capsules that an earlier agent left, the first work of an agent. For each
-//! capsule, the ledger, the processes and the complete snapshots tell how far the earlier agent
+//! capsule, the record, the processes and the complete snapshots tell how far the earlier agent
 //! got. Adoption then completes the work or undoes it. It removes nothing that ran or was kept in a
 //! snapshot.
 
 use super::boot::{self, Booted};
-use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
+use super::record::{CapsuleRecord, Phase};
 use super::{Error, pause};
 use crate::room::Level;
 use crate::snapshot;
@@ -14,10 +14,10 @@ use std::sync::Arc;
 use types::CapsuleId;
 
 impl Capsule {
-    /// Returns a dead capsule without a ledger, whose leftovers could not be removed.
+    /// Returns a dead capsule without a record, whose leftovers could not be removed.
     fn lost(reason: String) -> Self {
-        let ledger = Ledger::unknown();
-        Self { memory_mib: 0, ..Self::new(&ledger, State::Dead(reason)) }
+        let record = CapsuleRecord::unknown();
+        Self { memory_mib: 0, ..Self::new(&record, State::Dead(reason)) }
     }
 }
 
@@ -25,52 +25,54 @@ impl Manager {
     /// Finds every capsule that an earlier agent left.
     pub(super) async fn adopt_all(&self) -> Result<(), Error> {
         let mut failed = false;
-        for id in boot::existing(&self.parts) {
-            let dir = boot::folder(&self.parts, id);
-            let found = match Ledger::load(&dir) {
-                Some(ledger) => self.adopt(id, ledger).await,
-                // A ledger is always replaced as a whole. If this one cannot be read, another
+        for id in boot::existing(&self.context) {
+            let dir = boot::folder(&self.context, id);
+            let found = match CapsuleRecord::load(&dir) {
+                Some(record) => self.adopt(id, record).await,
+                // A record is always replaced as a whole. If this one cannot be read, another
                 // version wrote it, so its capsule is not touched.
-                None if Ledger::exists(&dir) => Err(Error::Invalid("an unknown ledger".to_owned())),
-                None => boot::unmake(&self.parts, id).await,
+                None if CapsuleRecord::exists(&dir) => {
+                    Err(Error::Invalid("an unknown record".to_owned()))
+                }
+                None => boot::remove(&self.context, id).await,
             };
             if let Err(error) = found {
                 // The capsule stays listed, so that the control plane asks for its removal again.
                 failed = true;
                 let reason = chain(&error);
                 tracing::error!(%id, error = reason, "finding what an earlier agent left");
-                let known =
-                    Ledger::load(&dir).map(|l| Capsule::new(&l, State::Dead(reason.clone())));
+                let known = CapsuleRecord::load(&dir)
+                    .map(|record| Capsule::new(&record, State::Dead(reason.clone())));
                 self.lock().insert(id, known.unwrap_or_else(|| Capsule::lost(reason)));
             }
         }
-        match &self.parts.networks {
+        match &self.context.networks {
             // Any unknown network may belong to a capsule that was not adopted.
-            Some(networks) if failed => networks.keep_strangers(),
-            Some(networks) => networks.remove_strangers().await?,
+            Some(networks) if failed => networks.reserve_orphans(),
+            Some(networks) => networks.remove_orphans().await?,
             None => {}
         }
         Ok(())
     }
 
-    async fn adopt(&self, id: CapsuleId, mut ledger: Ledger) -> Result<(), Error> {
-        let parts = &self.parts;
-        let dir = boot::folder(parts, id);
-        let newest = pause::newest(&snapshot::sweep(&boot::kept(&dir)));
-        let state = match ledger.phase {
+    async fn adopt(&self, id: CapsuleId, mut record: CapsuleRecord) -> Result<(), Error> {
+        let context = &self.context;
+        let dir = boot::folder(context, id);
+        let newest = pause::newest(&snapshot::sweep(&boot::snapshots_dir(&dir)));
+        let state = match record.phase {
             Phase::Starting => {
                 tracing::info!(%id, "removing what an earlier agent left");
-                return boot::unmake(parts, id).await;
+                return boot::remove(context, id).await;
             }
-            // The pause was complete, but the earlier agent did not update the ledger.
-            Phase::Running if newest > ledger.last => {
-                pause::settle(parts, &mut ledger, newest).await?;
+            // The pause was complete, but the earlier agent did not update the record.
+            Phase::Running if newest > record.last => {
+                pause::settle(context, &mut record, newest).await?;
                 State::Paused
             }
-            Phase::Running => match self.find_running(&ledger).await {
+            Phase::Running => match self.find_running(&record).await {
                 Some((booted, waits)) => {
                     tracing::info!(%id, waits, "adopted a running capsule");
-                    self.lock().insert(id, Capsule::new(&ledger, State::Running));
+                    self.lock().insert(id, Capsule::new(&record, State::Running));
                     self.run(id, booted);
                     // An earlier agent may have died before it let the guest go on.
                     self.change(id, |capsule| {
@@ -82,49 +84,49 @@ impl Manager {
             },
             // Nobody was let in, so the last snapshot still holds everything.
             Phase::Paused | Phase::Resuming => {
-                let last = ledger.last;
-                pause::settle(parts, &mut ledger, last).await?;
+                let last = record.last;
+                pause::settle(context, &mut record, last).await?;
                 State::Paused
             }
             Phase::Expired => {
-                boot::release(parts, &mut ledger).await?;
+                boot::release(context, &mut record).await?;
                 State::Expired
             }
         };
         tracing::info!(%id, %state, "found a capsule");
-        self.lock().insert(id, Capsule::new(&ledger, state));
+        self.lock().insert(id, Capsule::new(&record, state));
         Ok(())
     }
 
     /// Finds the machine of a capsule. The flag is true when its guest waits for room on the disk.
-    async fn find_running(&self, ledger: &Ledger) -> Option<(Booted, bool)> {
-        let dir = boot::folder(&self.parts, ledger.id);
-        let network = match (&self.parts.networks, ledger.slot) {
+    async fn find_running(&self, record: &CapsuleRecord) -> Option<(Booted, bool)> {
+        let dir = boot::folder(&self.context, record.id);
+        let network = match (&self.context.networks, record.slot) {
             (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
             _ => None,
         };
-        let name = ledger.id.to_string();
-        let machine: Arc<dyn Machine> = Arc::from(self.parts.driver.adopt(Found {
-            record: ledger.machine.as_ref()?,
+        let name = record.id.to_string();
+        let machine: Arc<dyn Machine> = Arc::from(self.context.driver.adopt(Found {
+            record: record.machine.as_ref()?,
             name: &name,
             dir: &dir,
-            uid: boot::uid(ledger),
+            uid: boot::uid(record),
             namespace: network.as_ref().map(|network| &network.namespace),
-            metadata: boot::metadata(ledger),
+            metadata: boot::metadata(record),
         })?);
         let namespace = network.map(|network| network.namespace);
-        let guarded = boot::guard(&self.parts, namespace.as_ref(), &ledger.egress).await;
+        let guarded = boot::guard(&self.context, namespace.as_ref(), &record.egress).await;
         // Without a guard, the capsule's rules for host names let nothing through.
         let warn = |error: &Error| {
-            tracing::error!(id = %ledger.id, error = chain(error), "a capsule's rules");
+            tracing::error!(id = %record.id, error = chain(error), "a capsule's rules");
         };
         let guard = guarded.inspect_err(warn).ok().flatten();
         let route = boot::route(&*machine, namespace).ok()?;
-        let guest = boot::guest(&self.parts, ledger, route).guarded(guard);
+        let guest = boot::guest(&self.context, record, route).guarded(guard);
         // A stopped guest takes no room, so it stays stopped until the disk has room again.
-        let scarce = matches!(self.parts.room.look(), Level::Scarce | Level::Low);
-        let waits = scarce && machine.stands_still().await.unwrap_or(false);
-        let life = ledger.life.clone();
+        let scarce = matches!(self.context.room.look(), Level::Scarce | Level::Low);
+        let waits = scarce && machine.is_stopped().await.unwrap_or(false);
+        let life = record.life.clone();
         Some((Booted { machine, guest, stages: Vec::new(), life }, waits))
     }
 }

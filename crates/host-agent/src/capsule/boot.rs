@@ -3,11 +3,11 @@
 //! the machine: an image, a saved disk, or a whole saved machine. Removal does not depend on the
 //! phases that were reached. So it serves a failed boot, a pause, a removal and a dead agent alike.
 
-use super::golden::Golden;
-use super::ledger::{Ledger, Phase};
-use super::life::{Life, now_ms};
-use super::{Error, blocking, io_error, kept_error, unless_cancelled};
-use crate::Parts;
+use super::lifetime::{Lifetime, now_ms};
+use super::record::{CapsuleRecord, Phase};
+use super::template_snapshot::PendingTemplateSnapshot;
+use super::{Error, blocking, io_error, snapshot_error, unless_cancelled};
+use crate::AgentContext;
 use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
 use crate::network::egress::Guard;
@@ -32,21 +32,21 @@ const FIRST_UID: u32 = 2_000_000;
 
 /// Source of a capsule's machine.
 pub(crate) enum Origin {
-    /// The template's image and an empty disk. The booted machine may be saved as a golden machine.
-    Image(Option<Golden>),
+    /// The template's image and an empty disk. The booted machine may become a template snapshot.
+    Image(Option<PendingTemplateSnapshot>),
     /// A saved disk, on which a kernel boots.
     Disk(Snapshot),
     /// A whole saved machine, for the same capsule to continue.
-    Same(Snapshot),
+    Resume(Snapshot),
     /// A whole saved machine, for another capsule to begin from.
-    Other(Snapshot),
+    Fork(Snapshot),
 }
 
 impl Origin {
     fn snapshot(&self) -> Option<&Snapshot> {
         match self {
             Self::Image(_) => None,
-            Self::Disk(snapshot) | Self::Same(snapshot) | Self::Other(snapshot) => Some(snapshot),
+            Self::Disk(snapshot) | Self::Resume(snapshot) | Self::Fork(snapshot) => Some(snapshot),
         }
     }
 
@@ -54,8 +54,8 @@ impl Origin {
     fn layers(&self) -> Option<Layers> {
         match self {
             Self::Image(_) | Self::Disk(_) => None,
-            Self::Same(snapshot) => snapshot.manifest.memory.clone(),
-            Self::Other(snapshot) => {
+            Self::Resume(snapshot) => snapshot.manifest.memory.clone(),
+            Self::Fork(snapshot) => {
                 let all = snapshot.manifest.memory.clone()?.all;
                 Some(Layers { shared: all.len(), all })
             }
@@ -68,25 +68,25 @@ pub(crate) struct Booted {
     pub machine: Arc<dyn Machine>,
     pub guest: Guest,
     pub stages: Vec<(&'static str, Duration)>,
-    pub life: Life,
+    pub life: Lifetime,
 }
 
 /// Returns the folder of a capsule.
-pub(crate) fn folder(parts: &Parts, id: CapsuleId) -> PathBuf {
-    parts.config.capsules().join(id.to_string())
+pub(crate) fn folder(context: &AgentContext, id: CapsuleId) -> PathBuf {
+    context.config.capsules().join(id.to_string())
 }
 
 /// Returns the folder of a capsule's own snapshots, which are named by their numbers.
-pub(crate) fn kept(dir: &Path) -> PathBuf {
+pub(crate) fn snapshots_dir(dir: &Path) -> PathBuf {
     dir.join("kept")
 }
 
 /// Lists the capsules that have a folder or a control group on this machine.
-pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
-    let folders = fs::read_dir(parts.config.capsules()).into_iter().flatten().flatten();
+pub(crate) fn existing(context: &AgentContext) -> Vec<CapsuleId> {
+    let folders = fs::read_dir(context.config.capsules()).into_iter().flatten().flatten();
     let mut names: Vec<String> =
         folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.extend(parts.cgroups.iter().flat_map(|groups| groups.existing()));
+    names.extend(context.cgroups.iter().flat_map(|groups| groups.existing()));
     names.sort();
     names.dedup();
     names.iter().filter_map(|name| name.parse().ok()).collect()
@@ -95,164 +95,164 @@ pub(crate) fn existing(parts: &Parts) -> Vec<CapsuleId> {
 /// Makes all parts of a capsule. On failure, or when `cancel` is cancelled, the caller removes
 /// them.
 pub(crate) async fn boot(
-    parts: &Parts,
-    ledger: &mut Ledger,
+    context: &AgentContext,
+    record: &mut CapsuleRecord,
     origin: Origin,
     cancel: &CancellationToken,
 ) -> Result<Booted, Error> {
-    let dir = folder(parts, ledger.id);
+    let dir = folder(context, record.id);
     let mut stages = Vec::new();
     let mut since = Instant::now();
     let mut lap = |name, stages: &mut Vec<_>| {
         stages.push((name, since.elapsed()));
         since = Instant::now();
     };
-    save(ledger, &dir)?;
+    save(record, &dir)?;
     daemon::failpoint("boot.begun").map_err(io_error("a failpoint"))?;
     let layers = origin.layers();
-    ledger.began = layers.clone().unwrap_or_default();
-    ledger.system = match (origin.snapshot(), &layers) {
+    record.base_layers = layers.clone().unwrap_or_default();
+    record.system = match (origin.snapshot(), &layers) {
         (Some(snapshot), Some(_)) => snapshot.manifest.system.clone(),
-        _ => parts.config.system(),
+        _ => context.config.system(),
     };
     // Both run side by side. Both end before a failure of either is returned, so no part is
     // forgotten.
     let preparing = async {
-        let disks = match parts.driver.boots_images() {
-            true => Some(disks(parts, ledger, &dir, origin.snapshot(), cancel).await?),
+        let disks = match context.driver.boots_images() {
+            true => Some(disks(context, record, &dir, origin.snapshot(), cancel).await?),
             false => None,
         };
         let saved = match (origin.snapshot(), &layers) {
             (Some(snapshot), Some(layers)) => {
-                Some(saved(parts, &ledger.team, snapshot, layers, &dir).await?)
+                Some(saved(context, &record.team, snapshot, layers, &dir).await?)
             }
             _ => None,
         };
         Ok::<_, Error>((disks, saved))
     };
-    let (prepared, wired) = tokio::join!(preparing, wire(parts, &ledger.egress));
+    let (prepared, wired) = tokio::join!(preparing, wire(context, &record.egress));
     let network = wired?;
-    ledger.slot = network.as_ref().map(|network| network.slot);
-    // The ledger is written before a failure is returned, since the undoing goes by the ledger.
-    if let Err(error) = save(ledger, &dir) {
+    record.slot = network.as_ref().map(|network| network.slot);
+    // The record is written before a failure is returned, since the undoing goes by the record.
+    if let Err(error) = save(record, &dir) {
         // An open tap would hold the network.
         drop(network);
-        unwire(parts, ledger, &dir).await;
+        unwire(context, record, &dir).await;
         return Err(error);
     }
     let (disks, saved) = prepared?;
     daemon::failpoint("boot.wired").map_err(io_error("a failpoint"))?;
     lap("prepared", &mut stages);
     let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
-    let guard = guard(parts, namespace.as_ref(), &ledger.egress).await?;
+    let guard = guard(context, namespace.as_ref(), &record.egress).await?;
     let at = namespace.clone();
-    let spec = Spec { disks, tap, namespace: at, ..spec(parts, ledger, dir.clone())? };
+    let spec = Spec { disks, tap, namespace: at, ..spec(context, record, dir.clone())? };
     let restored = saved.is_some();
     let machine: Arc<dyn Machine> = Arc::from(match saved {
         // The driver writes too, so the claim lives until the driver is done.
-        Some((saved, _claim)) => parts.driver.restore(spec, saved).await?,
-        None => parts.driver.boot(spec).await?,
+        Some((saved, _claim)) => context.driver.restore(spec, saved).await?,
+        None => context.driver.boot(spec).await?,
     });
-    ledger.machine = Some(machine.record());
-    save(ledger, &dir)?;
+    record.machine = Some(machine.record());
+    save(record, &dir)?;
     daemon::failpoint("boot.machine").map_err(io_error("a failpoint"))?;
     lap(if restored { "restored" } else { "booted" }, &mut stages);
-    let guest = guest(parts, ledger, route(&*machine, namespace)?).guarded(guard);
-    let mut identity = identity(parts, ledger);
+    let guest = guest(context, record, route(&*machine, namespace)?).guarded(guard);
+    let mut identity = identity(context, record);
     if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
         identity.old_token.clone_from(&snapshot.manifest.envd_token);
         machine.thaw().await?;
     }
-    identity.fresh = !matches!(origin, Origin::Same(_));
+    identity.fresh = !matches!(origin, Origin::Resume(_));
     tokio::select! {
-        ready = ready(parts, &machine, (&guest, &dir), &identity, origin) => ready?,
+        ready = ready(context, &machine, (&guest, &dir), &identity, origin) => ready?,
         () = cancel.cancelled() => return Err(Error::Stopping),
     }
-    ledger.phase = Phase::Running;
-    ledger.life.begin(now_ms());
-    save(ledger, &dir)?;
+    record.phase = Phase::Running;
+    record.life.begin(now_ms());
+    save(record, &dir)?;
     daemon::failpoint("boot.ready").map_err(io_error("a failpoint"))?;
     lap("ready", &mut stages);
-    Ok(Booted { machine, guest, stages, life: ledger.life.clone() })
+    Ok(Booted { machine, guest, stages, life: record.life.clone() })
 }
 
-fn spec(parts: &Parts, ledger: &Ledger, dir: PathBuf) -> Result<Spec, Error> {
-    let name = ledger.id.to_string();
-    let cgroups = match &parts.cgroups {
+fn spec(context: &AgentContext, record: &CapsuleRecord, dir: PathBuf) -> Result<Spec, Error> {
+    let name = record.id.to_string();
+    let cgroups = match &context.cgroups {
         None => Vec::new(),
         Some(groups) => groups
-            .create(&name, &ledger.resources)
+            .create(&name, &record.resources)
             .map_err(io_error("limiting the capsule's machine"))?,
     };
     Ok(Spec {
         name,
-        resources: ledger.resources,
+        resources: record.resources,
         dir,
         disks: None,
         tap: None,
         namespace: None,
-        uid: uid(ledger),
+        uid: uid(record),
         cgroups,
-        metadata: metadata(ledger),
+        metadata: metadata(record),
     })
 }
 
 /// Returns the user id of a capsule's VMM.
-pub(crate) fn uid(ledger: &Ledger) -> u32 {
-    FIRST_UID + ledger.slot.unwrap_or(0)
+pub(crate) fn uid(record: &CapsuleRecord) -> u32 {
+    FIRST_UID + record.slot.unwrap_or(0)
 }
 
 /// Returns the metadata that a capsule's guest reads about itself.
-pub(crate) fn metadata(ledger: &Ledger) -> Metadata {
-    Metadata { capsule: ledger.id.to_string(), template: ledger.template.clone() }
+pub(crate) fn metadata(record: &CapsuleRecord) -> Metadata {
+    Metadata { capsule: record.id.to_string(), template: record.template.clone() }
 }
 
-async fn wire(parts: &Parts, egress: &Egress) -> Result<Option<Network>, Error> {
-    match &parts.networks {
+async fn wire(context: &AgentContext, egress: &Egress) -> Result<Option<Network>, Error> {
+    match &context.networks {
         None => Ok(None),
         Some(networks) => Ok(Some(networks.create(egress).await?)),
     }
 }
 
-/// Takes a capsule's network down unless the written ledger names the network. Whoever undoes the
+/// Takes a capsule's network down unless the written record names the network. Whoever undoes the
 /// boot finds only a network that is written down.
-async fn unwire(parts: &Parts, ledger: &Ledger, dir: &Path) {
-    let written = Ledger::load(dir).and_then(|written| written.slot);
-    if let (Some(networks), Some(slot)) = (&parts.networks, ledger.slot)
+async fn unwire(context: &AgentContext, record: &CapsuleRecord, dir: &Path) {
+    let written = CapsuleRecord::load(dir).and_then(|written| written.slot);
+    if let (Some(networks), Some(slot)) = (&context.networks, record.slot)
         && written != Some(slot)
     {
-        networks.give_up(slot).await;
+        networks.discard(slot).await;
     }
 }
 
 /// Returns the guard that enforces in a namespace the rules for outgoing connections.
 pub(crate) async fn guard(
-    parts: &Parts,
+    context: &AgentContext,
     namespace: Option<&Namespace>,
     egress: &Egress,
 ) -> Result<Option<Arc<Guard>>, Error> {
-    match (&parts.networks, namespace) {
+    match (&context.networks, namespace) {
         (Some(networks), Some(namespace)) => Ok(Some(networks.guard(namespace, egress).await?)),
         _ => Ok(None),
     }
 }
 
 async fn disks(
-    parts: &Parts,
-    ledger: &Ledger,
+    context: &AgentContext,
+    record: &CapsuleRecord,
     dir: &Path,
     from: Option<&Snapshot>,
     cancel: &CancellationToken,
 ) -> Result<Disks, Error> {
     let image = match from {
-        None => storage::image(&parts.config, &ledger.template),
+        None => storage::image(&context.config, &record.template),
         Some(snapshot) => snapshot.dir.join(storage::OWN_IMAGE),
     };
-    let none = |_| Error::NoTemplate(ledger.template.clone());
+    let none = |_| Error::NoTemplate(record.template.clone());
     let copied = from.map_or(0, Snapshot::disk_bytes) + storage::copied_image(&image, dir);
-    let _claim = parts.room.claim(copied)?;
+    let _claim = context.room.claim(copied)?;
     let image = storage::link_image(&image, dir).map_err(none)?;
-    let (at, mib, from) = (dir.to_owned(), ledger.resources.disk_mib, from.cloned());
+    let (at, mib, from) = (dir.to_owned(), record.resources.disk_mib, from.cloned());
     let ends = cancel.clone();
     // A removal waits for this thread, which then ends early. So nothing is written after the
     // removal.
@@ -263,28 +263,28 @@ async fn disks(
             snapshot.copy_disk(&at.join(storage::DISK), &ends)?.ok_or_else(none)
         }
     });
-    let own = own.await.map_err(kept_error("making the capsule's disk"));
+    let own = own.await.map_err(snapshot_error("making the capsule's disk"));
     Ok(Disks { image, own: unless_cancelled(cancel, own)? })
 }
 
 /// Opens the parts of a saved machine, and links its layers into the capsule's folder for the next
 /// pause. The claim covers all writes from here until the driver has restored the machine.
 async fn saved(
-    parts: &Parts,
+    context: &AgentContext,
     team: &str,
     snapshot: &Snapshot,
     layers: &Layers,
     dir: &Path,
 ) -> Result<(Saved, Claim), Error> {
-    let here = parts.driver.fingerprint();
+    let here = context.driver.fingerprint();
     if snapshot.manifest.fingerprint != here {
-        let kept = snapshot.manifest.fingerprint.clone();
-        return Err(Error::Incompatible { kept, here });
+        let taken = snapshot.manifest.fingerprint.clone();
+        return Err(Error::Incompatible { taken, here });
     }
     if is_newer(&snapshot.manifest.system.envd, protocol::ENVD_VERSION) {
-        let kept = format!("envd {}", snapshot.manifest.system.envd);
+        let taken = format!("envd {}", snapshot.manifest.system.envd);
         let here = format!("envd {}", protocol::ENVD_VERSION);
-        return Err(Error::Incompatible { kept, here });
+        return Err(Error::Incompatible { taken, here });
     }
     let bytes = u64::from(snapshot.manifest.resources.memory_mib) << 20;
     let open = || {
@@ -294,10 +294,11 @@ async fn saved(
         Ok((shared, above, snapshot.state()?))
     };
     let above = layers.all.len() > layers.shared;
-    let claim = parts.room.claim(parts.driver.most_restored(bytes, above))?;
+    let claim = context.room.claim(context.driver.most_restored(bytes, above))?;
     let wrong = "opening what was kept of the machine";
-    let (shared, above, state) = open().map_err(kept_error(wrong))?;
-    let image = parts.images.get(team, layers, shared, bytes).await.map_err(kept_error(wrong))?;
+    let (shared, above, state) = open().map_err(snapshot_error(wrong))?;
+    let image =
+        context.images.get(team, layers, shared, bytes).await.map_err(snapshot_error(wrong))?;
     Ok((Saved { image, above: Arc::new(above), state }, claim))
 }
 
@@ -309,13 +310,13 @@ fn is_newer(version: &str, than: &str) -> bool {
     numbers(version).zip(numbers(than)).is_some_and(|(version, than)| version > than)
 }
 
-fn save(ledger: &Ledger, dir: &Path) -> Result<(), Error> {
-    ledger.save(dir).map_err(io_error("writing the capsule's ledger"))
+fn save(record: &CapsuleRecord, dir: &Path) -> Result<(), Error> {
+    record.save(dir).map_err(io_error("writing the capsule's record"))
 }
 
 /// Returns a client for the guest at the end of a route.
-pub(crate) fn guest(parts: &Parts, ledger: &Ledger, route: Route) -> Guest {
-    Guest::new(route, &ledger.envd_token, parts.config.connections, parts.tasks.clone())
+pub(crate) fn guest(context: &AgentContext, record: &CapsuleRecord, route: Route) -> Guest {
+    Guest::new(route, &record.envd_token, context.config.connections, context.tasks.clone())
 }
 
 /// Returns the route to a machine's guest.
@@ -328,34 +329,34 @@ pub(crate) fn route(machine: &dyn Machine, ns: Option<Namespace>) -> Result<Rout
 }
 
 /// Returns the identity that a capsule's guest is given.
-pub(crate) fn identity(parts: &Parts, ledger: &Ledger) -> Identity {
+pub(crate) fn identity(context: &AgentContext, record: &CapsuleRecord) -> Identity {
     Identity {
         hostname: "capsule".to_owned(),
-        token: ledger.envd_token.clone(),
+        token: record.envd_token.clone(),
         old_token: None,
-        envs: ledger.envs.clone(),
-        user: parts.driver.boots_images().then_some("user"),
+        envs: record.envs.clone(),
+        user: context.driver.boots_images().then_some("user"),
         fresh: true,
     }
 }
 
 /// Waits until the guest answers and has its identity. Requests may be let in only after that.
 async fn ready(
-    parts: &Parts,
+    context: &AgentContext,
     machine: &Arc<dyn Machine>,
     (guest, dir): (&Guest, &Path),
     identity: &Identity,
     origin: Origin,
 ) -> Result<(), Error> {
     // A restored guest answered before it was saved.
-    let answers = parts.driver.boots_images() && origin.layers().is_some();
+    let answers = context.driver.boots_images() && origin.layers().is_some();
     let limit = if answers { READY_AGAIN } else { READY };
     let begin = async {
         if !answers {
             guest.wait_healthy().await;
         }
-        if let Origin::Image(Some(golden)) = origin {
-            golden.keep(parts, machine, guest, dir).await;
+        if let Origin::Image(Some(pending)) = origin {
+            pending.capture(context, machine, guest, dir).await;
         }
         let begun = match guest.initialize(identity).await {
             Err(error) if answers => {
@@ -387,20 +388,24 @@ async fn last_words(machine: &dyn Machine) -> String {
 
 /// Ends a capsule's machine, and removes its limits and network. Parts that do not exist are
 /// skipped.
-async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Result<(), Error> {
+async fn teardown(
+    context: &AgentContext,
+    id: CapsuleId,
+    record: Option<&CapsuleRecord>,
+) -> Result<(), Error> {
     let name = id.to_string();
-    if let Some(record) = ledger.and_then(|l| l.machine.as_ref()) {
-        vmm::kill_record(record).await?;
+    if let Some(machine) = record.and_then(|record| record.machine.as_ref()) {
+        vmm::kill_record(machine).await?;
     }
-    vmm::kill_named(&name, &folder(parts, id)).await?;
+    vmm::kill_named(&name, &folder(context, id)).await?;
     daemon::failpoint("release.killed").map_err(io_error("a failpoint"))?;
     let limits = async {
-        let Some(groups) = parts.cgroups.clone() else { return Ok(()) };
+        let Some(groups) = context.cgroups.clone() else { return Ok(()) };
         blocking(move || groups.remove(&name)).await
     };
     let network = async {
-        match (&parts.networks, ledger.and_then(|l| l.slot)) {
-            (Some(networks), Some(slot)) => networks.take_down(slot).await,
+        match (&context.networks, record.and_then(|record| record.slot)) {
+            (Some(networks), Some(slot)) => networks.teardown(slot).await,
             _ => Ok(()),
         }
     };
@@ -409,23 +414,26 @@ async fn take_down(parts: &Parts, id: CapsuleId, ledger: Option<&Ledger>) -> Res
     Ok(network?)
 }
 
-/// Frees the number of a network for reuse. No ledger may still name the number. Otherwise the next
+/// Frees the number of a network for reuse. No record may still name the number. Otherwise the next
 /// capsule that gets it would lose its network to this one.
-fn release_slot(parts: &Parts, slot: Option<u32>) {
-    if let (Some(networks), Some(slot)) = (&parts.networks, slot) {
+fn release_slot(context: &AgentContext, slot: Option<u32>) {
+    if let (Some(networks), Some(slot)) = (&context.networks, slot) {
         networks.release(slot);
     }
 }
 
-/// Ends a capsule's machine, removes its limits and network, and writes a ledger without them. The
+/// Ends a capsule's machine, removes its limits and network, and writes a record without them. The
 /// capsule's folder stays, without the files of the machine.
-pub(crate) async fn release(parts: &Parts, ledger: &mut Ledger) -> Result<(), Error> {
-    let dir = folder(parts, ledger.id);
-    take_down(parts, ledger.id, Some(ledger)).await?;
-    let slot = ledger.slot.take();
-    ledger.machine = None;
-    save(ledger, &dir)?;
-    release_slot(parts, slot);
+pub(crate) async fn release(
+    context: &AgentContext,
+    record: &mut CapsuleRecord,
+) -> Result<(), Error> {
+    let dir = folder(context, record.id);
+    teardown(context, record.id, Some(record)).await?;
+    let slot = record.slot.take();
+    record.machine = None;
+    save(record, &dir)?;
+    release_slot(context, slot);
     let cleared = blocking(move || clear(&dir)).await;
     cleared.map_err(io_error("removing what the machine left"))
 }
@@ -447,19 +455,19 @@ fn clear(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Removes all parts of a capsule; succeeds when nothing is left of it.
-pub(crate) async fn unmake(parts: &Parts, id: CapsuleId) -> Result<(), Error> {
-    let dir = folder(parts, id);
-    let ledger = Ledger::load(&dir);
-    take_down(parts, id, ledger.as_ref()).await?;
+pub(crate) async fn remove(context: &AgentContext, id: CapsuleId) -> Result<(), Error> {
+    let dir = folder(context, id);
+    let record = CapsuleRecord::load(&dir);
+    teardown(context, id, record.as_ref()).await?;
     daemon::failpoint("unmake.released").map_err(io_error("a failpoint"))?;
-    // The folder goes last, since its ledger is needed to find the rest.
+    // The folder goes last, since its record is needed to find the rest.
     match tokio::fs::remove_dir_all(&dir).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(io_error("removing the capsule's folder")(e));
         }
         _ => {}
     }
-    release_slot(parts, ledger.and_then(|ledger| ledger.slot));
+    release_slot(context, record.and_then(|record| record.slot));
     Ok(())
 }
 
@@ -480,7 +488,7 @@ mod tests {
     /// A driver whose restore writes some bytes and records the number of bytes claimed meanwhile.
     #[derive(Clone, Default)]
     struct Writing {
-        parts: Arc<OnceLock<Weak<Parts>>>,
+        context: Arc<OnceLock<Weak<AgentContext>>>,
         claimed: Arc<AtomicU64>,
     }
 
@@ -525,8 +533,8 @@ mod tests {
             _: Spec,
             _: Saved,
         ) -> BoxFuture<'_, Result<Box<dyn Machine>, vmm::Error>> {
-            let parts = self.parts.get().and_then(Weak::upgrade).unwrap();
-            self.claimed.store(parts.room.claimed(), Ordering::Release);
+            let context = self.context.get().and_then(Weak::upgrade).unwrap();
+            self.claimed.store(context.room.claimed(), Ordering::Release);
             refused()
         }
 
@@ -539,57 +547,57 @@ mod tests {
     async fn room_stays_claimed_while_the_driver_restores_a_machine() {
         let dir = tempfile::tempdir().unwrap();
         let driver = Writing::default();
-        let parts = Arc::new(Parts::of_tests(dir.path(), Box::new(driver.clone())));
-        driver.parts.set(Arc::downgrade(&parts)).unwrap();
-        if parts.room.claim(WRITTEN).is_err() {
+        let context = Arc::new(AgentContext::for_tests(dir.path(), Box::new(driver.clone())));
+        driver.context.set(Arc::downgrade(&context)).unwrap();
+        if context.room.claim(WRITTEN).is_err() {
             return;
         }
-        let mut ledger = Ledger { id: CapsuleId::new(), ..Ledger::unknown() };
-        let folder = folder(&parts, ledger.id);
+        let mut record = CapsuleRecord { id: CapsuleId::new(), ..CapsuleRecord::unknown() };
+        let folder = folder(&context, record.id);
         fs::create_dir_all(&folder).unwrap();
-        let staging = Staging::begin(&kept(&folder).join("1")).unwrap();
+        let staging = Staging::begin(&snapshots_dir(&folder).join("1")).unwrap();
         staging.state_file().unwrap().write_all(b"state").unwrap();
         let manifest = Manifest {
             fingerprint: "writing".to_owned(),
-            system: ledger.system.clone(),
+            system: record.system.clone(),
             template: String::new(),
             team: None,
-            resources: ledger.resources,
+            resources: record.resources,
             taken_at_ms: 0,
             memory: Some(Layers::default()),
             state: Some(staging.seal_state().unwrap()),
             disk: None,
             envd_token: None,
         };
-        let origin = Origin::Same(staging.commit(manifest).unwrap());
+        let origin = Origin::Resume(staging.commit(manifest).unwrap());
         let cancel = CancellationToken::new();
-        let booted = boot(&parts, &mut ledger, origin, &cancel).await;
+        let booted = boot(&context, &mut record, origin, &cancel).await;
         assert!(matches!(booted, Err(Error::Vmm(_))));
         assert_eq!(driver.claimed.load(Ordering::Acquire), WRITTEN);
-        assert_eq!(parts.room.claimed(), 0);
+        assert_eq!(context.room.claimed(), 0);
     }
 
     #[tokio::test]
-    async fn network_that_no_ledger_names_is_taken_down() {
+    async fn network_that_no_record_names_is_taken_down() {
         let dir = tempfile::tempdir().unwrap();
         // An absolute path in place of an agent's tag puts the namespaces in this folder.
         let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
         let networks = Networks::for_removal(plan);
-        let parts = Parts {
+        let context = AgentContext {
             networks: Some(Arc::clone(&networks)),
-            ..Parts::of_tests(dir.path(), Box::new(Writing::default()))
+            ..AgentContext::for_tests(dir.path(), Box::new(Writing::default()))
         };
         let own = dir.path().join("own");
         fs::create_dir(&own).unwrap();
-        let (namespace, mut ledger) = (dir.path().join("1"), Ledger::unknown());
+        let (namespace, mut record) = (dir.path().join("1"), CapsuleRecord::unknown());
         fs::write(&namespace, []).unwrap();
-        ledger.slot = Some(networks.adopt(1).unwrap().slot);
-        // If the ledger names a network, the undoing of the boot takes the network down.
-        ledger.save(&own).unwrap();
-        unwire(&parts, &ledger, &own).await;
+        record.slot = Some(networks.adopt(1).unwrap().slot);
+        // If the record names a network, the undoing of the boot takes the network down.
+        record.save(&own).unwrap();
+        unwire(&context, &record, &own).await;
         assert!(namespace.exists());
-        Ledger { slot: None, ..ledger.clone() }.save(&own).unwrap();
-        unwire(&parts, &ledger, &own).await;
+        CapsuleRecord { slot: None, ..record.clone() }.save(&own).unwrap();
+        unwire(&context, &record, &own).await;
         assert!(!namespace.exists());
     }
 

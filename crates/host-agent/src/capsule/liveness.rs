@@ -17,9 +17,9 @@
 mod tests;
 
 use super::blocking;
-use super::manager::{Manager, State, Turn, chain};
+use super::manager::{CapsuleLock, Manager, State, chain};
 use crate::guest::Guest;
-use crate::vmm::{Machine, Record, Threads};
+use crate::vmm::{Machine, Threads, VmmRecord};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(super) const REASON: &str = "the guest ended: its processors are halted";
 type Watched = HashMap<CapsuleId, Watch>;
 
 struct Watch {
-    record: Record,
+    record: VmmRecord,
     threads: Option<Threads>,
     waits: Option<Vec<u64>>,
     /// Checks since the processors last ran.
@@ -66,11 +66,11 @@ impl Watch {
 }
 
 /// Result of noting that a machine ended.
-enum Noted {
+enum EndOutcome {
     /// The capsule is dead.
     Dead(Arc<dyn Machine>),
-    /// An operation works on the machine. The note waits until that operation gives up its turn.
-    InHand(Turn),
+    /// An operation works on the machine. The note waits until that operation gives up its lock.
+    Busy(CapsuleLock),
     /// The machine belongs to no capsule any more, or its end is known.
     Nothing,
 }
@@ -105,14 +105,14 @@ pub(super) async fn is_halted(machine: &dyn Machine, guest: &Guest) -> bool {
 
 /// Reports whether the VMM answers and runs the guest.
 async fn runs(machine: &dyn Machine) -> bool {
-    matches!(tokio::time::timeout(EXAMINE, machine.stands_still()).await, Ok(Ok(false)))
+    matches!(tokio::time::timeout(EXAMINE, machine.is_stopped()).await, Ok(Ok(false)))
 }
 
 impl Manager {
     /// Begins to check all running guests.
     pub(super) fn watch_liveness(&self) {
         let (this, watched) = (self.clone(), Arc::<Mutex<Watched>>::default());
-        self.parts.tasks.every(LOOK, move || {
+        self.context.tasks.every(LOOK, move || {
             let (this, watched) = (this.clone(), Arc::clone(&watched));
             async move { this.look_at_all(watched).await }
         });
@@ -159,10 +159,10 @@ impl Manager {
     /// Begins to wait for the end of a capsule's machine.
     pub(super) fn watch_end(&self, id: CapsuleId, machine: Arc<dyn Machine>) {
         let this = self.clone();
-        self.parts.tasks.spawn(async move {
+        self.context.tasks.spawn(async move {
             let reason = tokio::select! {
                 reason = machine.ended() => reason,
-                () = this.parts.tasks.stopping() => return,
+                () = this.context.tasks.stopping() => return,
             };
             let record = machine.record();
             // A network is removed only when nobody holds it, so this handle must not outlive the
@@ -176,16 +176,16 @@ impl Manager {
     ///
     /// When an operation works on the machine, the operation decides the capsule's state. If the
     /// capsule counts as running after that operation, it is dead, since its machine has ended.
-    pub(super) async fn lost(&self, id: CapsuleId, record: &Record, reason: String) {
-        let noted = match self.note_end(id, record, &reason) {
-            Noted::InHand(turn) => {
-                drop(turn.lock().await);
+    pub(super) async fn lost(&self, id: CapsuleId, record: &VmmRecord, reason: String) {
+        let outcome = match self.note_end(id, record, &reason) {
+            EndOutcome::Busy(lock) => {
+                drop(lock.lock().await);
                 self.note_end(id, record, &reason)
             }
-            noted @ (Noted::Dead(_) | Noted::Nothing) => noted,
+            outcome @ (EndOutcome::Dead(_) | EndOutcome::Nothing) => outcome,
         };
-        let Noted::Dead(machine) = noted else { return };
-        tracing::warn!(%id, reason, said = machine.said(), "a machine ended");
+        let EndOutcome::Dead(machine) = outcome else { return };
+        tracing::warn!(%id, reason, log_tail = machine.log_tail(), "a machine ended");
         metrics::counter!("wrenn_machines_lost_total").increment(1);
         self.changed();
         // The guest's last words are saved first. After that, the process need not hold the guest's
@@ -196,27 +196,27 @@ impl Manager {
         }
     }
 
-    fn note_end(&self, id: CapsuleId, record: &Record, reason: &str) -> Noted {
+    fn note_end(&self, id: CapsuleId, record: &VmmRecord, reason: &str) -> EndOutcome {
         let mut capsules = self.lock();
-        let Some(capsule) = capsules.get_mut(&id) else { return Noted::Nothing };
-        let Some((machine, guest)) = &capsule.running else { return Noted::Nothing };
+        let Some(capsule) = capsules.get_mut(&id) else { return EndOutcome::Nothing };
+        let Some((machine, guest)) = &capsule.running else { return EndOutcome::Nothing };
         if machine.record() != *record {
-            return Noted::Nothing;
+            return EndOutcome::Nothing;
         }
         guest.close();
         match capsule.state {
             State::Running => {
                 let machine = Arc::clone(machine);
                 capsule.state = State::Dead(reason.to_owned());
-                Noted::Dead(machine)
+                EndOutcome::Dead(machine)
             }
-            State::Pausing => Noted::InHand(Arc::clone(&capsule.turn)),
+            State::Pausing => EndOutcome::Busy(Arc::clone(&capsule.lock)),
             State::Starting
             | State::Paused
             | State::Resuming
             | State::Expired
             | State::Stopping
-            | State::Dead(_) => Noted::Nothing,
+            | State::Dead(_) => EndOutcome::Nothing,
         }
     }
 }

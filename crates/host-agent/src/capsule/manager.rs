@@ -1,14 +1,15 @@
-//! The capsules of this machine by id. Each capsule has a lock, its turn, that one operation holds
-//! at a time. An operation runs as a task of its own, so it continues when its caller disconnects.
+//! The capsules of this machine by id. Each capsule has a lock (`CapsuleLock`), which one operation
+//! holds at a time. An operation runs as a task of its own, so it continues when its caller
+//! disconnects.
 
 use super::boot::{self, Booted, Origin};
-use super::hold::Usage;
-use super::ledger::Ledger;
-use super::life::{Due, Life, now_ms};
+use super::disk_pressure::Usage;
+use super::lifetime::{Due, Lifetime, now_ms};
+use super::record::CapsuleRecord;
 use super::store::StoredSnapshot;
-use super::{Error, golden, io_error, kept_error, until};
-use crate::Parts;
-use crate::guest::{Guest, Places, Purpose};
+use super::{Error, io_error, snapshot_error, template_snapshot, until};
+use crate::AgentContext;
+use crate::guest::{Guest, Permits, Purpose};
 use crate::snapshot::{self, Snapshot};
 use crate::vmm::Machine;
 use hop::Refused;
@@ -65,8 +66,9 @@ const DUE_AGAIN: Duration = Duration::from_secs(30);
 /// Duration of each phase of a boot.
 pub(crate) type Stages = Vec<(&'static str, Duration)>;
 /// Stages of a start, and the milliseconds until the capsule's time is over; `None` is never.
-pub(crate) type Begun = (Stages, Option<u64>);
-pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
+pub(crate) type Started = (Stages, Option<u64>);
+/// Lock of a capsule, which the operation under way holds.
+pub(super) type CapsuleLock = Arc<tokio::sync::Mutex<()>>;
 
 pub(super) struct Capsule {
     pub state: State,
@@ -81,10 +83,10 @@ pub(super) struct Capsule {
     pub stages: Stages,
     pub running: Option<(Arc<dyn Machine>, Guest)>,
     /// Lock that the operation under way holds.
-    pub turn: Turn,
+    pub lock: CapsuleLock,
     /// Token that cancels the operation under way.
     pub cancel: CancellationToken,
-    pub life: Life,
+    pub life: Lifetime,
     /// Time of the last activity in the capsule.
     pub active: Instant,
     /// Earliest time for the next attempt at a due action.
@@ -106,13 +108,13 @@ pub(crate) struct Listed {
     /// True while the guest stands still until there is room on the host's disk.
     pub waits_for_room: bool,
     /// Bytes on disk that only the capsule's snapshots hold.
-    pub kept: u64,
+    pub snapshot_bytes: u64,
 }
 
 /// All capsules of this machine.
 #[derive(Clone)]
 pub(crate) struct Manager {
-    pub(super) parts: Arc<Parts>,
+    pub(super) context: Arc<AgentContext>,
     capsules: Arc<Mutex<HashMap<CapsuleId, Capsule>>>,
     /// Count of changes that no caller asked for.
     changes: watch::Sender<u64>,
@@ -120,10 +122,10 @@ pub(crate) struct Manager {
 
 impl Manager {
     /// Makes a manager and adopts the capsules that an earlier agent left; see `adopt.rs`.
-    pub(crate) async fn new(parts: Arc<Parts>) -> Result<Self, Error> {
+    pub(crate) async fn new(context: Arc<AgentContext>) -> Result<Self, Error> {
         let (changes, _) = watch::channel(u64::try_from(now_ms()).unwrap_or(0));
-        let manager = Self { parts, capsules: Arc::default(), changes };
-        let config = &manager.parts.config;
+        let manager = Self { context, capsules: Arc::default(), changes };
+        let config = &manager.context.config;
         for dir in [config.capsules(), config.snapshots(), config.golden()] {
             // Only this user may enter the folder, since it holds disks and consoles of guests.
             let made = fs::create_dir_all(&dir)
@@ -131,27 +133,27 @@ impl Manager {
             made.map_err(io_error("making the capsules' folder"))?;
         }
         snapshot::sweep(&config.snapshots());
-        if manager.parts.driver.boots_images() {
-            golden::sweep(&manager.parts);
+        if manager.context.driver.boots_images() {
+            template_snapshot::sweep(&manager.context);
         }
         manager.adopt_all().await?;
-        manager.keep_stored();
+        manager.spawn_uploads();
         manager.watch_disk().await;
         manager.watch_liveness();
         let this = manager.clone();
-        manager.parts.tasks.every(TRIM, move || {
+        manager.context.tasks.every(TRIM, move || {
             let this = this.clone();
             async move { this.trim() }
         });
         let this = manager.clone();
-        manager.parts.tasks.every(LIFE, move || {
+        manager.context.tasks.every(LIFE, move || {
             let this = this.clone();
             async move { this.end_those_due() }
         });
         Ok(manager)
     }
 
-    /// Trims long logs, closes idle connections, and removes unused golden machines.
+    /// Trims long logs, closes idle connections, and removes unused template snapshots.
     fn trim(&self) {
         let running: Vec<_> = {
             let capsules = self.lock();
@@ -162,7 +164,7 @@ impl Manager {
             guest.pool().sweep();
         }
         let this = self.clone();
-        tokio::task::spawn_blocking(move || golden::retire(&this.parts));
+        tokio::task::spawn_blocking(move || template_snapshot::retire(&this.context));
     }
 
     /// Pauses or ends the capsules whose time is over. A failed attempt loses nothing and is
@@ -185,7 +187,7 @@ impl Manager {
         }
         for (id, what) in due {
             let this = self.clone();
-            self.parts.tasks.spawn(async move {
+            self.context.tasks.spawn(async move {
                 let done = match what {
                     Due::Kill => this.expire(id).await,
                     Due::PauseDisk | Due::Pause | Due::Nothing => this.pause_due(id, what).await,
@@ -204,16 +206,16 @@ impl Manager {
     /// Makes a capsule. A capsule that runs or is being made gets the answer of its first creation.
     pub(crate) async fn create(
         &self,
-        ledger: Ledger,
+        record: CapsuleRecord,
         from: Option<SnapshotId>,
-    ) -> Result<Begun, Error> {
-        ledger.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
+    ) -> Result<Started, Error> {
+        record.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
         match from {
-            Some(id) => self.fetch_snapshot(&ledger.team, id).await?,
-            None => self.fetch_template(&ledger.template).await?,
+            Some(id) => self.fetch_snapshot(&record.team, id).await?,
+            None => self.fetch_template(&record.template).await?,
         }
         let this = self.clone();
-        self.detached(async move { Box::pin(this.create_in_turn(ledger, from)).await }).await
+        self.detached(async move { Box::pin(this.create_under_lock(record, from)).await }).await
     }
 
     /// Runs work that continues when its caller disconnects.
@@ -221,26 +223,26 @@ impl Manager {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        self.parts.tasks.detached(work).await.unwrap_or(Err(Error::Stopping))
+        self.context.tasks.detached(work).await.unwrap_or(Err(Error::Stopping))
     }
 
-    async fn create_in_turn(
+    async fn create_under_lock(
         &self,
-        mut ledger: Ledger,
+        mut record: CapsuleRecord,
         from: Option<SnapshotId>,
-    ) -> Result<Begun, Error> {
-        let id = ledger.id;
-        let (turn, cancel) = self.admit(&ledger)?;
-        let _turn = turn.lock().await;
-        match self.lock().get(&id).map(|c| (c.state.clone(), c.begun())) {
-            Some((State::Running, begun)) => return Ok(begun),
+    ) -> Result<Started, Error> {
+        let id = record.id;
+        let (lock, cancel) = self.admit(&record)?;
+        let _guard = lock.lock().await;
+        match self.lock().get(&id).map(|c| (c.state.clone(), c.started())) {
+            Some((State::Running, started)) => return Ok(started),
             Some((State::Starting, _)) => {}
             Some(_) => return Err(Error::Stopping),
             None => return Err(Error::NotFound(format!("capsule {id}"))),
         }
-        let dir = boot::folder(&self.parts, id);
+        let dir = boot::folder(&self.context, id);
         let booted = match fs::create_dir_all(&dir) {
-            Ok(()) => self.boot(&mut ledger, from, &cancel).await,
+            Ok(()) => self.boot(&mut record, from, &cancel).await,
             Err(e) => Err(io_error("making the capsule's folder")(e)),
         };
         match booted {
@@ -250,11 +252,11 @@ impl Manager {
                         .record(took.as_secs_f64());
                 }
                 self.run(id, booted);
-                self.begun(id)
+                self.started(id)
             }
             Err(error) => {
                 metrics::counter!("wrenn_boots_failed_total").increment(1);
-                if let Err(undo) = boot::unmake(&self.parts, id).await {
+                if let Err(undo) = boot::remove(&self.context, id).await {
                     tracing::error!(%id, error = %chain(&undo), "undoing a failed boot");
                 }
                 self.lock().remove(&id);
@@ -263,71 +265,71 @@ impl Manager {
         }
     }
 
-    /// Makes a machine from a snapshot or from the template. A template's golden machine is
-    /// restored if there is one; otherwise a kernel boots.
+    /// Makes a machine from a snapshot or from the template. The template snapshot is restored if
+    /// there is one; otherwise a kernel boots.
     async fn boot(
         &self,
-        ledger: &mut Ledger,
+        record: &mut CapsuleRecord,
         from: Option<SnapshotId>,
         cancel: &CancellationToken,
     ) -> Result<Booted, Error> {
-        let parts = &*self.parts;
+        let context = &*self.context;
         if let Some(from) = from {
             let snapshot = self.snapshot_of(from)?;
             let origin = match snapshot.manifest.memory {
-                Some(_) => Origin::Other(snapshot),
+                Some(_) => Origin::Fork(snapshot),
                 None => Origin::Disk(snapshot),
             };
-            return boot::boot(parts, ledger, origin, cancel).await;
+            return boot::boot(context, record, origin, cancel).await;
         }
-        if !parts.driver.boots_images() {
-            return boot::boot(parts, ledger, Origin::Image(None), cancel).await;
+        if !context.driver.boots_images() {
+            return boot::boot(context, record, Origin::Image(None), cancel).await;
         }
-        let found = parts.goldens.find(parts, &ledger.template, ledger.resources);
+        let found = context.template_snapshots.find(context, &record.template, record.resources);
         let found = until(cancel, found).await?;
-        let snapshot = match found.map_err(golden::error)? {
+        let snapshot = match found.map_err(template_snapshot::error)? {
             Ok(snapshot) => snapshot,
-            Err(golden) => {
-                return boot::boot(parts, ledger, Origin::Image(Some(golden)), cancel).await;
+            Err(pending) => {
+                return boot::boot(context, record, Origin::Image(Some(pending)), cancel).await;
             }
         };
-        let restored = boot::boot(parts, ledger, Origin::Other(snapshot.clone()), cancel).await;
+        let restored = boot::boot(context, record, Origin::Fork(snapshot.clone()), cancel).await;
         match restored {
             Err(error @ (Error::Damaged(_) | Error::Incompatible { .. } | Error::Vmm(_))) => {
-                let id = ledger.id;
+                let id = record.id;
                 tracing::warn!(%id, error = chain(&error), "no restore; booting instead");
-                boot::release(parts, ledger).await?;
+                boot::release(context, record).await?;
                 if !matches!(error, Error::Vmm(_)) {
                     let removed = snapshot::remove(&snapshot.dir);
-                    removed.map_err(io_error("removing a golden machine"))?;
+                    removed.map_err(io_error("removing a template snapshot"))?;
                 }
-                boot::boot(parts, ledger, Origin::Image(None), cancel).await
+                boot::boot(context, record, Origin::Image(None), cancel).await
             }
             restored => restored,
         }
     }
 
     pub(super) fn snapshot_of(&self, id: SnapshotId) -> Result<Snapshot, Error> {
-        let dir = self.parts.config.snapshots().join(id.to_string());
+        let dir = self.context.config.snapshots().join(id.to_string());
         if !dir.exists() {
             return Err(Error::NotFound(format!("snapshot {id}")));
         }
-        Snapshot::open(&dir).map_err(kept_error("opening the snapshot"))
+        Snapshot::open(&dir).map_err(snapshot_error("opening the snapshot"))
     }
 
     /// Registers a capsule, if there is room for it.
-    fn admit(&self, ledger: &Ledger) -> Result<(Turn, CancellationToken), Error> {
+    fn admit(&self, record: &CapsuleRecord) -> Result<(CapsuleLock, CancellationToken), Error> {
         let mut capsules = self.lock();
-        if let Some(capsule) = capsules.get(&ledger.id) {
-            return Ok((Arc::clone(&capsule.turn), capsule.cancel.clone()));
+        if let Some(capsule) = capsules.get(&record.id) {
+            return Ok((Arc::clone(&capsule.lock), capsule.cancel.clone()));
         }
-        if !self.parts.templates().contains(&ledger.template) {
-            return Err(Error::NoTemplate(ledger.template.clone()));
+        if !self.context.templates().contains(&record.template) {
+            return Err(Error::NoTemplate(record.template.clone()));
         }
-        self.check_room(&capsules, u64::from(ledger.resources.memory_mib))?;
-        let capsule = Capsule::new(ledger, State::Starting);
-        let entered = (Arc::clone(&capsule.turn), capsule.cancel.clone());
-        capsules.insert(ledger.id, capsule);
+        self.check_room(&capsules, u64::from(record.resources.memory_mib))?;
+        let capsule = Capsule::new(record, State::Starting);
+        let entered = (Arc::clone(&capsule.lock), capsule.cancel.clone());
+        capsules.insert(record.id, capsule);
         Ok(entered)
     }
 
@@ -338,15 +340,15 @@ impl Manager {
         wanted: u64,
     ) -> Result<(), Error> {
         let own: u64 = capsules.values().map(|c| c.memory_mib).sum();
-        let used = own + (self.parts.images.used() >> 20);
-        if used + wanted > self.parts.memory_mib {
-            let all = self.parts.memory_mib;
+        let used = own + (self.context.images.used() >> 20);
+        if used + wanted > self.context.memory_mib {
+            let all = self.context.memory_mib;
             let why =
                 format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
             return Err(Error::NoCapacity(why));
         }
         // The copy of the machine's disk claims its own bytes later.
-        self.parts.room.claim(0).map(drop)
+        self.context.room.claim(0).map(drop)
     }
 
     /// Marks a capsule as running and watches for its machine's end.
@@ -356,7 +358,7 @@ impl Manager {
             capsule.state = State::Running;
             capsule.stages = booted.stages;
             capsule.life = booted.life;
-            capsule.usage = Usage::of(capsule.usage.kept);
+            capsule.usage = Usage::of(capsule.usage.snapshot_bytes);
             capsule.running = Some((booted.machine, booted.guest));
             (capsule.active, capsule.due_after) = (Instant::now(), Instant::now());
             capsule.silent_tries = 0;
@@ -375,7 +377,7 @@ impl Manager {
             stored: capsule.stored.clone().filter(|_| !capsule.is_unsent()),
             egress: capsule.egress,
             waits_for_room: capsule.waits_for_room(),
-            kept: capsule.usage.kept,
+            snapshot_bytes: capsule.usage.snapshot_bytes,
         };
         capsules.iter().map(listed).collect()
     }
@@ -405,14 +407,14 @@ impl Manager {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Returns a running capsule's guest and a place among its requests, in a single step. So an
+    /// Returns a running capsule's guest and permits for a request, in a single step. So an
     /// operation that ends the guest knows of every request under way.
-    pub(crate) fn acquire(
+    pub(crate) fn acquire_proxy_conn(
         &self,
         id: CapsuleId,
         port: u16,
         purpose: Purpose,
-    ) -> Result<(Guest, Places), Refusal> {
+    ) -> Result<(Guest, Permits), Refusal> {
         let mut capsules = self.lock();
         let capsule = capsules.get_mut(&id).ok_or(Refusal::NotRunning)?;
         match capsule.state {
@@ -428,7 +430,7 @@ impl Manager {
         }
         let (_, guest) = capsule.running.as_ref().ok_or(Refusal::NotRunning)?;
         match guest.acquire(port, purpose) {
-            Ok(place) => Ok((guest.clone(), place)),
+            Ok(permits) => Ok((guest.clone(), permits)),
             Err(Refused::Draining) => Err(Refusal::Draining),
             Err(Refused::Full) => Err(Refusal::TooMany),
         }
@@ -458,18 +460,18 @@ impl Manager {
     }
 
     /// Returns the stages of a capsule's start and the time that it has left.
-    pub(super) fn begun(&self, id: CapsuleId) -> Result<Begun, Error> {
-        let begun = self.lock().get(&id).map(Capsule::begun);
-        begun.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
+    pub(super) fn started(&self, id: CapsuleId) -> Result<Started, Error> {
+        let started = self.lock().get(&id).map(Capsule::started);
+        started.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
     }
 
-    /// Returns the turn of a capsule.
-    pub(super) fn turn(&self, id: CapsuleId) -> Result<Turn, Error> {
-        let known = self.lock().get(&id).map(|capsule| Arc::clone(&capsule.turn));
+    /// Returns the lock of a capsule.
+    pub(super) fn capsule_lock(&self, id: CapsuleId) -> Result<CapsuleLock, Error> {
+        let known = self.lock().get(&id).map(|capsule| Arc::clone(&capsule.lock));
         known.ok_or_else(|| Error::NotFound(format!("capsule {id}")))
     }
 
-    /// Changes the state that is kept of a capsule. The caller holds the capsule's turn.
+    /// Changes the state that is kept of a capsule. The caller holds the capsule's lock.
     pub(super) fn change<T>(
         &self,
         id: CapsuleId,
@@ -496,29 +498,29 @@ impl Capsule {
         self.cancel.clone()
     }
 
-    pub(super) fn begun(&self) -> Begun {
+    pub(super) fn started(&self) -> Started {
         (self.stages.clone(), self.life.left_ms(now_ms()))
     }
 
-    pub(super) fn new(ledger: &Ledger, state: State) -> Self {
+    pub(super) fn new(record: &CapsuleRecord, state: State) -> Self {
         let memory_mib = if matches!(state, State::Paused | State::Expired) {
             0
         } else {
-            u64::from(ledger.resources.memory_mib)
+            u64::from(record.resources.memory_mib)
         };
         let now = Instant::now();
         Self {
             state,
-            generation: ledger.generation,
+            generation: record.generation,
             memory_mib,
-            last: ledger.last,
-            stored: StoredSnapshot::new(ledger.stored, &ledger.tree),
-            egress: ledger.egress.revision,
+            last: record.last,
+            stored: StoredSnapshot::new(record.stored, &record.tree),
+            egress: record.egress.revision,
             stages: Vec::new(),
             running: None,
-            turn: Turn::default(),
+            lock: CapsuleLock::default(),
             cancel: CancellationToken::new(),
-            life: ledger.life.clone(),
+            life: record.life.clone(),
             active: now,
             due_after: now,
             silent_tries: 0,

@@ -8,11 +8,11 @@
 #[cfg(test)]
 mod tests;
 
-use super::ledger::{Ledger, Phase};
-use super::life::{Due, now_ms};
+use super::lifetime::{Due, now_ms};
 use super::manager::{Manager, State, chain};
+use super::record::{CapsuleRecord, Phase};
 use super::{Error, blocking, boot, io_error, liveness, unless_cancelled, until};
-use crate::Parts;
+use crate::AgentContext;
 use crate::guest::Guest;
 use crate::snapshot::{self, Manifest, Snapshot, Staging};
 use crate::vmm::Machine;
@@ -30,7 +30,7 @@ const SILENT_AGAIN: Duration = Duration::from_secs(5);
 /// and the guest's last writes.
 pub(super) const BESIDE: u64 = 64 << 20;
 /// Snapshots of its own that a capsule keeps.
-const KEPT: u64 = 2;
+const RETAINED: u64 = 2;
 
 /// Returns the most bytes that saving a machine with `memory` bytes may write.
 pub(super) fn most(machine: &dyn Machine, memory: u64) -> u64 {
@@ -46,27 +46,31 @@ pub(super) fn newest(names: &[String]) -> u64 {
 }
 
 /// Completes a pause whose snapshot is complete. Removes the machine and old snapshots, and updates
-/// the ledger.
-pub(super) async fn settle(parts: &Parts, ledger: &mut Ledger, number: u64) -> Result<(), Error> {
-    ledger.began = snapshot::Layers::default();
-    (ledger.phase, ledger.last) = (Phase::Paused, number);
-    boot::release(parts, ledger).await?;
+/// the record.
+pub(super) async fn settle(
+    context: &AgentContext,
+    record: &mut CapsuleRecord,
+    number: u64,
+) -> Result<(), Error> {
+    record.base_layers = snapshot::Layers::default();
+    (record.phase, record.last) = (Phase::Paused, number);
+    boot::release(context, record).await?;
     daemon::failpoint("pause.settled").map_err(io_error("a failpoint"))?;
-    let kept = boot::kept(&boot::folder(parts, ledger.id));
-    let names = snapshot::sweep(&kept);
+    let snapshots = boot::snapshots_dir(&boot::folder(context, record.id));
+    let names = snapshot::sweep(&snapshots);
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
-    for old in numbers.iter().rev().skip(usize::try_from(KEPT).unwrap_or(2)) {
-        if let Err(error) = snapshot::remove(&kept.join(old.to_string())) {
-            tracing::warn!(id = %ledger.id, old, %error, "removing an old snapshot");
+    for old in numbers.iter().rev().skip(usize::try_from(RETAINED).unwrap_or(2)) {
+        if let Err(error) = snapshot::remove(&snapshots.join(old.to_string())) {
+            tracing::warn!(id = %record.id, old, %error, "removing an old snapshot");
         }
     }
     Ok(())
 }
 
-/// Parts of a capsule that a pause saves.
+/// Mode of a pause: the parts of the capsule that it saves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keep {
+pub(crate) enum PauseMode {
     /// The disk, after the guest has written its data to it.
     Disk,
     /// Memory, devices and disk.
@@ -75,7 +79,7 @@ pub(crate) enum Keep {
     Frozen,
 }
 
-impl Keep {
+impl PauseMode {
     fn has_memory(self) -> bool {
         match self {
             Self::Disk => false,
@@ -103,17 +107,17 @@ impl Manager {
         &self,
         id: CapsuleId,
         generation: Option<u64>,
-        what: Keep,
+        mode: PauseMode,
     ) -> Result<(), Error> {
         let this = self.clone();
-        self.detached(async move { this.pause_in_turn(id, generation, what).await }).await
+        self.detached(async move { this.pause_under_lock(id, generation, mode).await }).await
     }
 
     /// Pauses a capsule whose time is over. After some pauses that the guest's agent refused, the
     /// guest is saved as it is. So no guest runs for ever.
     pub(super) async fn pause_due(&self, id: CapsuleId, due: Due) -> Result<(), Error> {
         let tries = self.change(id, |capsule| capsule.silent_tries).unwrap_or(0);
-        let paused = self.pause(id, None, due.keep(tries)).await;
+        let paused = self.pause(id, None, due.pause_mode(tries)).await;
         let refused = matches!(paused, Err(Error::Silent | Error::Unsaved(_)));
         self.change(id, |capsule| {
             capsule.silent_tries = if refused { tries + 1 } else { 0 };
@@ -124,21 +128,21 @@ impl Manager {
         paused
     }
 
-    async fn pause_in_turn(
+    async fn pause_under_lock(
         &self,
         id: CapsuleId,
         generation: Option<u64>,
-        what: Keep,
+        mode: PauseMode,
     ) -> Result<(), Error> {
-        let turn = self.turn(id)?;
-        let _turn = turn.lock().await;
+        let lock = self.capsule_lock(id)?;
+        let _guard = lock.lock().await;
         let Some(under_way) = self.begin_pause(id, generation)? else { return Ok(()) };
         // The claim comes before connections are cut, so a guest without room notices nothing.
-        let most = match what.has_memory() {
+        let most = match mode.has_memory() {
             true => most(&*under_way.machine, self.memory_of(id)),
             false => BESIDE,
         };
-        let _claim = match self.parts.room.claim(most) {
+        let _claim = match self.context.room.claim(most) {
             Ok(claim) => claim,
             Err(error) => {
                 metrics::counter!("wrenn_pauses_failed_total").increment(1);
@@ -146,28 +150,28 @@ impl Manager {
                 return Err(error);
             }
         };
-        let (dir, started) = (boot::folder(&self.parts, id), Instant::now());
-        let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
-        let kept = match Ledger::load(&dir).ok_or_else(lost) {
-            Ok(mut ledger) => {
-                ledger.generation = generation.unwrap_or(ledger.generation);
-                match self.keep(&ledger, &under_way, what).await {
-                    Ok(number) => Ok((ledger, number)),
-                    Err(error) => Err((self.if_full(error), Some(ledger.envd_token))),
+        let (dir, started) = (boot::folder(&self.context, id), Instant::now());
+        let lost = || io_error("reading the capsule's record")(std::io::ErrorKind::NotFound.into());
+        let captured = match CapsuleRecord::load(&dir).ok_or_else(lost) {
+            Ok(mut record) => {
+                record.generation = generation.unwrap_or(record.generation);
+                match self.capture(&record, &under_way, mode).await {
+                    Ok(number) => Ok((record, number)),
+                    Err(error) => Err((self.if_full(error), Some(record.envd_token))),
                 }
             }
             Err(error) => Err((error, None)),
         };
-        match kept {
-            Ok((ledger, number)) => {
+        match captured {
+            Ok((record, number)) => {
                 metrics::histogram!("wrenn_pause_seconds").record(started.elapsed().as_secs_f64());
-                self.complete_pause(id, under_way, ledger, number).await;
+                self.complete_pause(id, under_way, record, number).await;
                 Ok(())
             }
             Err((error, token)) => {
                 metrics::counter!("wrenn_pauses_failed_total").increment(1);
                 let record = under_way.machine.record();
-                self.go_on(id, under_way, token, &error).await;
+                self.resume_after_failure(id, under_way, token, &error).await;
                 if let Error::Ended(reason) = &error {
                     self.lost(id, &record, reason.clone()).await;
                 }
@@ -181,13 +185,13 @@ impl Manager {
         &self,
         id: CapsuleId,
         under_way: UnderWay,
-        mut ledger: Ledger,
+        mut record: CapsuleRecord,
         number: u64,
     ) {
         // The network is removed only when nobody holds it.
         self.change(id, |capsule| capsule.running = None);
         drop(under_way);
-        if let Err(error) = settle(&self.parts, &mut ledger, number).await {
+        if let Err(error) = settle(&self.context, &mut record, number).await {
             tracing::error!(%id, error = chain(&error), "clearing up after a pause");
         }
         self.change(id, |capsule| {
@@ -196,8 +200,8 @@ impl Manager {
             capsule.last = number;
         });
         self.measure_soon(id);
-        if let Some(stored) = &self.parts.stored {
-            stored.tell();
+        if let Some(stored) = &self.context.stored {
+            stored.notify();
         }
     }
 
@@ -209,7 +213,7 @@ impl Manager {
     /// Maps a failure to write data to [`Error::NoCapacity`] when the disk is full.
     pub(super) fn if_full(&self, error: Error) -> Error {
         let other = !matches!(error, Error::Silent | Error::Stopping);
-        match other && self.parts.room.is_full() {
+        match other && self.context.room.is_full() {
             true => Error::NoCapacity(format!("the host's disk is full ({})", chain(&error))),
             false => error,
         }
@@ -240,7 +244,12 @@ impl Manager {
     }
 
     /// Makes the capsule's next snapshot; returns its number.
-    async fn keep(&self, ledger: &Ledger, under_way: &UnderWay, what: Keep) -> Result<u64, Error> {
+    async fn capture(
+        &self,
+        record: &CapsuleRecord,
+        under_way: &UnderWay,
+        mode: PauseMode,
+    ) -> Result<u64, Error> {
         let UnderWay { machine, guest, cancel } = under_way;
         let mut since = Instant::now();
         // Records the time of a stage, which is also a point at which tests inject failures.
@@ -253,39 +262,40 @@ impl Manager {
         let cut = until(cancel, guest.drain(GRACE)).await?;
         metrics::counter!("wrenn_requests_cut_total").increment(cut);
         step("pause.drained")?;
-        until(cancel, self.thaw_if_owed(ledger.id, &**machine)).await??;
-        let asking = guest.renewed(self.parts.tasks.clone());
-        let asked = until(cancel, self.quiesce(ledger, &**machine, &asking, what)).await;
+        until(cancel, self.thaw_if_owed(record.id, &**machine)).await??;
+        let asking = guest.renewed(self.context.tasks.clone());
+        let asked = until(cancel, self.quiesce(record, &**machine, &asking, mode)).await;
         // These connections are cut without a goodbye, which a frozen guest could not acknowledge.
         asking.cut();
         asked??;
         step("pause.quiesced")?;
-        until(cancel, self.freeze(ledger.id, &**machine)).await??;
+        until(cancel, self.freeze(record.id, &**machine)).await??;
         step("pause.frozen")?;
-        let dir = boot::folder(&self.parts, ledger.id);
-        let kept = boot::kept(&dir);
-        let number = ledger.last.max(newest(&snapshot::sweep(&kept))) + 1;
+        let dir = boot::folder(&self.context, record.id);
+        let snapshots = boot::snapshots_dir(&dir);
+        let number = record.last.max(newest(&snapshot::sweep(&snapshots))) + 1;
         let failed = "keeping the capsule";
-        let staging = Staging::begin(&kept.join(number.to_string())).map_err(io_error(failed))?;
+        let staging =
+            Staging::begin(&snapshots.join(number.to_string())).map_err(io_error(failed))?;
         let staging = staging.until(cancel);
-        let mut manifest = self.manifest(ledger);
-        let pages = match what.has_memory() {
+        let mut manifest = self.manifest(record);
+        let pages = match mode.has_memory() {
             false => None,
             true => {
                 let state = staging.state_file().map_err(io_error(failed))?;
-                let bytes = u64::from(ledger.resources.memory_mib) << 20;
+                let bytes = u64::from(record.resources.memory_mib) << 20;
                 let pages = until(cancel, machine.save(state, bytes)).await??;
                 step("pause.saved")?;
                 Some(pages.map(|pages| pages.until(cancel.clone())))
             }
         };
-        let began = ledger.began.clone();
-        let has_disk = self.parts.driver.boots_images();
+        let base = record.base_layers.clone();
+        let has_disk = self.context.driver.boots_images();
         let write = move || {
             if let Some(pages) = pages {
                 manifest.memory = Some(match pages {
-                    Some(pages) => staging.write_memory(&pages, &began, &dir)?,
-                    None => began,
+                    Some(pages) => staging.write_memory(&pages, &base, &dir)?,
+                    None => base,
                 });
                 manifest.state = Some(staging.seal_state()?);
             }
@@ -309,13 +319,13 @@ impl Manager {
     /// disk is to be saved and the agent fails. [`Error::Ended`] when the guest is halted.
     pub(super) async fn quiesce(
         &self,
-        ledger: &Ledger,
+        record: &CapsuleRecord,
         machine: &dyn Machine,
         guest: &Guest,
-        what: Keep,
+        mode: PauseMode,
     ) -> Result<(), Error> {
-        let asked = guest.quiesce(&ledger.envd_token, !what.has_memory());
-        let answered = if what.has_memory() {
+        let asked = guest.quiesce(&record.envd_token, !mode.has_memory());
+        let answered = if mode.has_memory() {
             // An agent that writes late does no harm, so most pauses ask once.
             guest.unless_silent(asked).await
         } else if guest.responds().await {
@@ -326,18 +336,18 @@ impl Manager {
         };
         match answered {
             Some(Ok(())) => return Ok(()),
-            Some(Err(error)) if !what.has_memory() => {
+            Some(Err(error)) if !mode.has_memory() => {
                 return Err(Error::Unsaved(error));
             }
             Some(Err(error)) => {
-                tracing::warn!(id = %ledger.id, %error, "the guest did not write down what it has");
+                tracing::warn!(id = %record.id, %error, "the guest did not write down what it has");
                 if guest.responds().await {
                     return Ok(());
                 }
             }
             None => {}
         }
-        self.judge_silent(ledger.id, machine, guest, what).await
+        self.judge_silent(record.id, machine, guest, mode).await
     }
 
     /// Decides whether a guest whose agent is silent may be saved.
@@ -349,18 +359,18 @@ impl Manager {
         id: CapsuleId,
         machine: &dyn Machine,
         guest: &Guest,
-        what: Keep,
+        mode: PauseMode,
     ) -> Result<(), Error> {
         if liveness::is_halted(machine, guest).await {
             return Err(Error::Ended(liveness::REASON.to_owned()));
         }
         // A guest that waits for room cannot answer, and answers again when it is brought back.
-        let kept = match what {
-            Keep::Frozen => true,
-            Keep::Memory => self.waits_for_room(id) || machine.waits_for_room(),
-            Keep::Disk => false,
+        let saves = match mode {
+            PauseMode::Frozen => true,
+            PauseMode::Memory => self.waits_for_room(id) || machine.waits_for_room(),
+            PauseMode::Disk => false,
         };
-        if !kept {
+        if !saves {
             return Err(Error::Silent);
         }
         tracing::warn!(%id, "keeping a guest whose agent is silent, as it is");
@@ -368,23 +378,23 @@ impl Manager {
     }
 
     /// Returns the manifest of a new snapshot of a capsule, without any data yet.
-    pub(super) fn manifest(&self, ledger: &Ledger) -> Manifest {
+    pub(super) fn manifest(&self, record: &CapsuleRecord) -> Manifest {
         Manifest {
-            fingerprint: self.parts.driver.fingerprint(),
-            system: ledger.system.clone(),
-            template: ledger.template.clone(),
-            team: Some(ledger.team.clone()),
-            resources: ledger.resources,
+            fingerprint: self.context.driver.fingerprint(),
+            system: record.system.clone(),
+            template: record.template.clone(),
+            team: Some(record.team.clone()),
+            resources: record.resources,
             taken_at_ms: now_ms(),
             memory: None,
             state: None,
             disk: None,
-            envd_token: Some(ledger.envd_token.clone()),
+            envd_token: Some(record.envd_token.clone()),
         }
     }
 
     /// Lets a capsule run on that could not be paused. `token` is its agent's token, if known.
-    async fn go_on(
+    async fn resume_after_failure(
         &self,
         id: CapsuleId,
         under_way: UnderWay,
@@ -396,7 +406,7 @@ impl Manager {
         if let Some(token) = token {
             // A removal may have ended the pause before the connections were cut.
             guest.cut();
-            let guest = guest.renewed(self.parts.tasks.clone());
+            let guest = guest.renewed(self.context.tasks.clone());
             // A guest that stands still does not answer. Its clock is set when it runs again.
             if thawed.is_ok() {
                 let refreshed = match matches!(error, Error::Silent) {
@@ -417,7 +427,7 @@ impl Manager {
         if let Err(error) = thawed {
             tracing::error!(%id, error = chain(&error), "letting a capsule go on");
         }
-        if !machine.record().lives() {
+        if !machine.record().is_alive() {
             // A machine that has ended returns the reason at once.
             let reason = machine.ended().now_or_never();
             let reason = reason.unwrap_or_else(|| "the VMM ended".to_owned());
@@ -427,8 +437,8 @@ impl Manager {
 
     /// Ends a capsule whose time is over. The host lists it as expired until it is removed.
     pub(super) async fn expire(&self, id: CapsuleId) -> Result<(), Error> {
-        let turn = self.turn(id)?;
-        let _turn = turn.lock().await;
+        let lock = self.capsule_lock(id)?;
+        let _guard = lock.lock().await;
         let running = self.change(id, |capsule| {
             let runs = capsule.state == State::Running;
             runs.then(|| capsule.state = State::Expired).and_then(|()| capsule.running.take())
@@ -436,18 +446,22 @@ impl Manager {
         let Some((machine, guest)) = running.flatten() else { return Ok(()) };
         guest.drain(Duration::ZERO).await;
         drop((machine, guest));
-        let dir = boot::folder(&self.parts, id);
-        if let Some(mut ledger) = Ledger::load(&dir) {
-            ledger.phase = Phase::Expired;
-            boot::release(&self.parts, &mut ledger).await?;
+        let dir = boot::folder(&self.context, id);
+        if let Some(mut record) = CapsuleRecord::load(&dir) {
+            record.phase = Phase::Expired;
+            boot::release(&self.context, &mut record).await?;
         }
         self.change(id, |capsule| capsule.memory_mib = 0);
         Ok(())
     }
 
     /// Opens one of a capsule's own snapshots.
-    pub(super) fn own_snapshot(&self, ledger: &Ledger, number: u64) -> std::io::Result<Snapshot> {
-        let kept = boot::kept(&boot::folder(&self.parts, ledger.id));
-        Snapshot::open(&kept.join(number.to_string()))
+    pub(super) fn own_snapshot(
+        &self,
+        record: &CapsuleRecord,
+        number: u64,
+    ) -> std::io::Result<Snapshot> {
+        let snapshots = boot::snapshots_dir(&boot::folder(&self.context, record.id));
+        Snapshot::open(&snapshots.join(number.to_string()))
     }
 }

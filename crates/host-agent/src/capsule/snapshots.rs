@@ -1,11 +1,11 @@
 //! Snapshots that belong to no capsule. A running or paused capsule is their source and stays as it
 //! is. Any number of other capsules may begin from them.
 
-use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
-use super::pause::Keep;
+use super::pause::PauseMode;
+use super::record::CapsuleRecord;
 use super::{
-    Error, blocking, boot, io_error, kept_error, liveness, pause, unless_cancelled, until,
+    Error, blocking, boot, io_error, liveness, pause, snapshot_error, unless_cancelled, until,
 };
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
@@ -28,18 +28,18 @@ impl Manager {
         memory: bool,
     ) -> Result<(u64, u64), Error> {
         let this = self.clone();
-        self.detached(async move { this.snapshot_in_turn(id, to, memory).await }).await
+        self.detached(async move { this.snapshot_under_lock(id, to, memory).await }).await
     }
 
-    async fn snapshot_in_turn(
+    async fn snapshot_under_lock(
         &self,
         id: CapsuleId,
         to: SnapshotId,
         memory: bool,
     ) -> Result<(u64, u64), Error> {
-        let at = self.parts.config.snapshots().join(to.to_string());
-        let turn = self.turn(id)?;
-        let _turn = turn.lock().await;
+        let at = self.context.config.snapshots().join(to.to_string());
+        let lock = self.capsule_lock(id)?;
+        let _guard = lock.lock().await;
         if let Ok(snapshot) = Snapshot::open(&at) {
             return Ok(self.bytes_of(&snapshot));
         }
@@ -51,21 +51,21 @@ impl Manager {
             let cancel = if renews { capsule.renew_cancel() } else { CancellationToken::new() };
             (known, cancel)
         });
-        let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(none)?;
+        let record = CapsuleRecord::load(&boot::folder(&self.context, id)).ok_or_else(none)?;
         let (known, cancel) = known.ok_or_else(none)?;
         let taken = match known {
             (State::Running, Some(running)) => {
                 let (machine, _) = &running;
                 let bytes = if memory { self.memory_of(id) } else { 0 };
                 let most = pause::most(&**machine, bytes) + self.disk_bytes(id);
-                let _claim = self.parts.room.claim(most)?;
-                let taken = self.take(&ledger, &running, &at, memory, &cancel).await;
+                let _claim = self.context.room.claim(most)?;
+                let taken = self.take(&record, &running, &at, memory, &cancel).await;
                 taken.map_err(|error| self.if_full(error))?
             }
             (State::Paused, _) => {
-                let _claim = self.parts.room.claim(0)?;
-                let own = self.own_snapshot(&ledger, ledger.last);
-                let own = own.map_err(kept_error("opening what was kept of the capsule"))?;
+                let _claim = self.context.room.claim(0)?;
+                let own = self.own_snapshot(&record, record.last);
+                let own = own.map_err(snapshot_error("opening what was kept of the capsule"))?;
                 let ends = cancel.clone();
                 let link = move || {
                     let staging = Staging::begin(&at)?.until(&ends);
@@ -79,7 +79,7 @@ impl Manager {
                     }
                     staging.commit(Manifest { memory: None, state: None, ..own.manifest })
                 };
-                let linked = blocking(link).await.map_err(kept_error("keeping the snapshot"));
+                let linked = blocking(link).await.map_err(snapshot_error("keeping the snapshot"));
                 unless_cancelled(&cancel, linked)?
             }
             (state, _) => return Err(Error::State(state)),
@@ -91,7 +91,7 @@ impl Manager {
     /// shares.
     fn bytes_of(&self, snapshot: &Snapshot) -> (u64, u64) {
         let mut seen = HashSet::new();
-        storage::used(&self.parts.config.golden(), &mut seen);
+        storage::used(&self.context.config.golden(), &mut seen);
         (snapshot.bytes(), storage::used(&snapshot.dir, &mut seen))
     }
 
@@ -99,7 +99,7 @@ impl Manager {
     /// runs again. If only the disk is saved, the guest first writes its data to the disk.
     async fn take(
         &self,
-        ledger: &Ledger,
+        record: &CapsuleRecord,
         (machine, guest): &(Arc<dyn Machine>, Guest),
         at: &Path,
         with_memory: bool,
@@ -109,21 +109,21 @@ impl Manager {
         let staging = Staging::begin(at).map_err(io_error(failed))?.until(cancel);
         let state = with_memory.then(|| staging.state_file()).transpose();
         let state = state.map_err(io_error(failed))?;
-        let dir = boot::folder(&self.parts, ledger.id);
-        let has_disk = self.parts.driver.boots_images();
+        let dir = boot::folder(&self.context, record.id);
+        let has_disk = self.context.driver.boots_images();
         let from = dir.clone();
-        let bytes = u64::from(ledger.resources.memory_mib) << 20;
-        let prepared = until(cancel, self.prepare(ledger, &**machine, guest, with_memory)).await;
+        let bytes = u64::from(record.resources.memory_mib) << 20;
+        let prepared = until(cancel, self.prepare(record, &**machine, guest, with_memory)).await;
         let prepared = prepared.and_then(|prepared| prepared);
         if prepared.is_err() && !with_memory {
             // The guest's agent may freeze the disk late, so its file system is thawed once it
             // answers.
-            self.refresh_later(ledger.id, guest.clone(), ledger.envd_token.clone());
+            self.refresh_later(record.id, guest.clone(), record.envd_token.clone());
         }
         prepared?;
         let frozen = std::time::Instant::now();
         let copied = async {
-            until(cancel, self.freeze(ledger.id, &**machine)).await??;
+            until(cancel, self.freeze(record.id, &**machine)).await??;
             daemon::failpoint("snapshot.frozen").map_err(io_error("a failpoint"))?;
             let memory = match state {
                 Some(state) => until(cancel, machine.save(state, bytes)).await??,
@@ -140,17 +140,17 @@ impl Manager {
             unless_cancelled(cancel, blocking(copy).await.map_err(io_error(failed)))
         };
         let copied = copied.await;
-        let thawed = self.thaw(ledger.id, &**machine).await;
+        let thawed = self.thaw(record.id, &**machine).await;
         metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
-        self.goes_on(ledger, machine, guest, thawed, cancel).await?;
+        self.resume_after_snapshot(record, machine, guest, thawed, cancel).await?;
         let (staging, memory, disk) = copied?;
         daemon::failpoint("snapshot.copied").map_err(io_error("a failpoint"))?;
-        let mut manifest = self.manifest(ledger);
+        let mut manifest = self.manifest(record);
         (manifest.disk, manifest.memory) = (disk, with_memory.then(Layers::default));
-        let began = ledger.began.clone();
+        let base = record.base_layers.clone();
         let write = move || {
             if let Some(memory) = memory {
-                manifest.memory = Some(staging.write_memory(&memory, &began, &dir)?);
+                manifest.memory = Some(staging.write_memory(&memory, &base, &dir)?);
             }
             if with_memory {
                 manifest.state = Some(staging.seal_state()?);
@@ -165,57 +165,57 @@ impl Manager {
     /// only the disk is saved, the disk then holds all of the guest's data.
     async fn prepare(
         &self,
-        ledger: &Ledger,
+        record: &CapsuleRecord,
         machine: &dyn Machine,
         guest: &Guest,
         with_memory: bool,
     ) -> Result<(), Error> {
         if !with_memory {
-            self.thaw_if_owed(ledger.id, machine).await?;
-            return self.quiesce(ledger, machine, guest, Keep::Disk).await;
+            self.thaw_if_owed(record.id, machine).await?;
+            return self.quiesce(record, machine, guest, PauseMode::Disk).await;
         }
-        if self.waits_for_room(ledger.id) || guest.responds().await {
+        if self.waits_for_room(record.id) || guest.responds().await {
             return Ok(());
         }
-        self.judge_silent(ledger.id, machine, guest, Keep::Memory).await
+        self.judge_silent(record.id, machine, guest, PauseMode::Memory).await
     }
 
     /// Sets the clock of a guest after a snapshot of it was taken.
     ///
     /// # Errors
     /// Fails when the guest has ended, or is to be removed.
-    async fn goes_on(
+    async fn resume_after_snapshot(
         &self,
-        ledger: &Ledger,
+        record: &CapsuleRecord,
         machine: &Arc<dyn Machine>,
         guest: &Guest,
         thawed: Result<(), vmm::Error>,
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
-        let goes_on = match thawed {
+        let resumed = match thawed {
             Ok(()) => {
-                let refreshed = until(cancel, guest.refresh(&ledger.envd_token)).await?;
+                let refreshed = until(cancel, guest.refresh(&record.envd_token)).await?;
                 refreshed.map_err(io_error("setting the clock after a snapshot"))
             }
             Err(error) => Err(error.into()),
         };
-        let Err(error) = goes_on else { return Ok(()) };
-        tracing::warn!(id = %ledger.id, error = chain(&error), "going on after a snapshot");
-        let lives = self.change(ledger.id, |capsule| capsule.state == State::Running);
+        let Err(error) = resumed else { return Ok(()) };
+        tracing::warn!(id = %record.id, error = chain(&error), "going on after a snapshot");
+        let lives = self.change(record.id, |capsule| capsule.state == State::Running);
         let halted = until(cancel, liveness::is_halted(&**machine, guest)).await?;
         if lives != Some(true) || halted {
             return Err(Error::Ended(liveness::REASON.to_owned()));
         }
-        self.refresh_later(ledger.id, guest.clone(), ledger.envd_token.clone());
+        self.refresh_later(record.id, guest.clone(), record.envd_token.clone());
         Ok(())
     }
 
     /// Removes a snapshot. Capsules that began from it keep the data that they need. An unknown
     /// snapshot is success.
     pub(crate) async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
-        let at = self.parts.config.snapshots().join(id.to_string());
+        let at = self.context.config.snapshots().join(id.to_string());
         if let Some(layers) = Snapshot::open(&at).ok().and_then(|found| found.manifest.memory) {
-            self.parts.images.forget(&layers);
+            self.context.images.forget(&layers);
         }
         let removed = blocking(move || snapshot::remove(&at)).await;
         removed.map_err(io_error("removing the snapshot"))
@@ -223,7 +223,7 @@ impl Manager {
 
     /// Lists the snapshots on this host that belong to no capsule.
     pub(crate) fn snapshots(&self) -> Vec<SnapshotId> {
-        let entries = std::fs::read_dir(self.parts.config.snapshots());
+        let entries = std::fs::read_dir(self.context.config.snapshots());
         let entries = entries.into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }

@@ -14,8 +14,8 @@ mod stored_snapshot;
 
 pub(crate) use stored_snapshot::StoredSnapshot;
 
-use super::ledger::{Ledger, Phase};
 use super::manager::{Capsule, Manager, State, chain};
+use super::record::{CapsuleRecord, Phase};
 use super::{Error, blocking, boot, io_error};
 use crate::room::Room;
 use crate::snapshot::{self, Layers};
@@ -65,7 +65,7 @@ impl Stored {
     }
 
     /// Wakes the task that sends, since there is something new to send.
-    pub(super) fn tell(&self) {
+    pub(super) fn notify(&self) {
         self.work.notify_one();
     }
 
@@ -84,14 +84,14 @@ impl Stored {
         (namespace, name): (&str, &str),
         to: &Path,
     ) -> Result<(), Error> {
-        let turn = {
+        let lock = {
             let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
             // No fetch uses a lock that only the map holds. A fetch that is given up cannot remove
             // its own lock, so the next fetch does.
-            all.retain(|_, turn| Arc::strong_count(turn) > 1);
+            all.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(all.entry(name.to_owned()).or_default())
         };
-        let _turn = turn.lock().await;
+        let _guard = lock.lock().await;
         if to.exists() {
             return Ok(());
         }
@@ -142,11 +142,12 @@ pub(crate) struct Placed {
 }
 
 impl Manager {
-    /// Sends everything that the store lacks, for as long as the process lives.
-    pub(super) fn keep_stored(&self) {
-        let Some(stored) = self.parts.stored.clone() else { return };
-        let (this, tasks) = (self.clone(), self.parts.tasks.clone());
-        self.parts.tasks.spawn(async move {
+    /// Spawns the tasks that upload what the store lacks, and that sweep the store. Both run until
+    /// the process ends.
+    pub(super) fn spawn_uploads(&self) {
+        let Some(stored) = self.context.stored.clone() else { return };
+        let (this, tasks) = (self.clone(), self.context.tasks.clone());
+        self.context.tasks.spawn(async move {
             let mut stop = tasks.stop_signal().wait();
             loop {
                 tokio::select! {
@@ -160,9 +161,9 @@ impl Manager {
                 }
             }
         });
-        let (stored, tasks) = (self.parts.stored.clone(), self.parts.tasks.clone());
-        let standing = Arc::clone(&self.parts.standing);
-        self.parts.tasks.spawn(async move {
+        let (stored, tasks) = (self.context.stored.clone(), self.context.tasks.clone());
+        let standing = Arc::clone(&self.context.standing);
+        self.context.tasks.spawn(async move {
             let Some(stored) = stored else { return };
             let mut stop = tasks.stop_signal().wait();
             // The first wait is random, so that hosts that start together do not sweep together.
@@ -191,7 +192,7 @@ impl Manager {
         use futures::StreamExt;
         // A linked copy takes a little room, and keeps files on the disk that are removed
         // meanwhile.
-        if let Err(error) = self.parts.room.claim(0) {
+        if let Err(error) = self.context.room.claim(0) {
             tracing::warn!(error = chain(&error), "nothing is sent to the store");
             return;
         }
@@ -200,13 +201,13 @@ impl Manager {
             let due = capsules.iter().filter(|(_, c)| c.state == State::Paused && c.is_unsent());
             due.map(|(id, _)| *id).collect()
         };
-        let (mut snapshots, mut templates) = (self.snapshots(), self.parts.templates_here());
+        let (mut snapshots, mut templates) = (self.snapshots(), self.context.templates_here());
         snapshots.retain(|id| !stored.snapshots().contains(id));
         templates.retain(|name| !stored.templates().contains(name));
         if due.is_empty() && snapshots.is_empty() && templates.is_empty() {
             return;
         }
-        let refused = !self.parts.standing.confirm().await;
+        let refused = !self.context.standing.confirm().await;
         if stored.refused.swap(refused, Ordering::Relaxed) != refused && refused {
             tracing::warn!("the platform does not confirm this host: nothing is sent to the store");
         }
@@ -233,23 +234,28 @@ impl Manager {
 
     /// Sends a paused capsule's last snapshot to the store, beside earlier ones.
     async fn send_capsule(&self, stored: &Stored, id: CapsuleId) -> Result<(), Error> {
-        let dir = boot::folder(&self.parts, id);
-        let turn = self.turn(id)?;
+        let dir = boot::folder(&self.context, id);
+        let lock = self.capsule_lock(id)?;
         let aside = stored.dir.join(format!("sent-{id}"));
         let sent = {
-            let _turn = turn.lock().await;
-            let Some(ledger) = Ledger::load(&dir).filter(|l| l.phase == Phase::Paused) else {
+            let _guard = lock.lock().await;
+            let Some(record) = CapsuleRecord::load(&dir).filter(|l| l.phase == Phase::Paused)
+            else {
                 return Ok(());
             };
-            let (from, to, told) =
-                (boot::kept(&dir).join(ledger.last.to_string()), aside.clone(), ledger.clone());
+            let (from, to, told) = (
+                boot::snapshots_dir(&dir).join(record.last.to_string()),
+                aside.clone(),
+                record.clone(),
+            );
             let set_aside = move || {
                 link_aside(&from, &to)?;
-                // The stored ledger leaves out the parts that exist only on this host.
-                Ledger { slot: None, machine: None, began: Layers::default(), ..told }.save(&to)
+                // The stored record leaves out the parts that exist only on this host.
+                CapsuleRecord { slot: None, machine: None, base_layers: Layers::default(), ..told }
+                    .save(&to)
             };
             blocking(set_aside).await.map_err(io_error("setting a snapshot aside"))?;
-            ledger
+            record
         };
         let (team, tree) = (&sent.team, StoredSnapshot::fresh(sent.last));
         let put = stored.store.put(team, &tree.path(id), &aside).await;
@@ -257,13 +263,13 @@ impl Manager {
         let bytes = put.map_err(failure)?;
         daemon::failpoint("store.sent").map_err(io_error("a failpoint"))?;
         metrics::counter!("wrenn_stored_bytes_total").increment(bytes);
-        let _turn = turn.lock().await;
+        let _guard = lock.lock().await;
         // Each command since then has a later generation: a resume, or another copy after a
         // removal.
-        match Ledger::load(&dir).filter(|ledger| ledger.generation == sent.generation) {
-            Some(mut ledger) => {
-                (ledger.stored, ledger.tree) = (tree.number, tree.name().to_owned());
-                ledger.save(&dir).map_err(io_error("writing the capsule's ledger"))?;
+        match CapsuleRecord::load(&dir).filter(|record| record.generation == sent.generation) {
+            Some(mut record) => {
+                (record.stored, record.tree) = (tree.number, tree.name().to_owned());
+                record.save(&dir).map_err(io_error("writing the capsule's record"))?;
                 self.change(id, |capsule| capsule.stored = Some(tree));
                 self.changed();
                 Ok(())
@@ -281,7 +287,7 @@ impl Manager {
         id: CapsuleId,
         stays: Option<&StoredSnapshot>,
     ) -> Result<(), Error> {
-        let Some(stored) = &self.parts.stored else { return Ok(()) };
+        let Some(stored) = &self.context.stored else { return Ok(()) };
         for name in stored.store.names(team, &stored_snapshot::folder(id)).await.map_err(failure)? {
             let found = name.rsplit('/').next().and_then(StoredSnapshot::parse);
             let goes = match (stays, found) {
@@ -304,71 +310,72 @@ impl Manager {
         tree: &StoredSnapshot,
         placed: Placed,
     ) -> Result<(), Error> {
-        let here = Ledger::load(&boot::folder(&self.parts, id));
-        let is_ours = |here: &Ledger| here.generation >= placed.since && here.last >= tree.number;
+        let here = CapsuleRecord::load(&boot::folder(&self.context, id));
+        let is_ours =
+            |here: &CapsuleRecord| here.generation >= placed.since && here.last >= tree.number;
         if here.as_ref().is_some_and(is_ours) {
             return Ok(());
         }
-        let Some(stored) = &self.parts.stored else {
+        let Some(stored) = &self.context.stored else {
             return Err(Error::NotFound(format!("capsule {id}, and no store here")));
         };
         // A copy on this host is a leftover of a capsule that has run elsewhere since.
         if let Some(here) = here {
-            self.give_way(&here, placed).await?;
+            self.evict_stale(&here, placed).await?;
         }
         let fetching = Fetching::begin(self, id, placed.generation);
         let failed = "placing a capsule from the store";
         let fetched = stored.dir.join(format!("capsule-{id}-{}", tree.name()));
-        stored.fetch(&self.parts.room, (team, &tree.path(id)), &fetched).await?;
-        let (from, to, tree) = (fetched.clone(), boot::folder(&self.parts, id), tree.clone());
+        stored.fetch(&self.context.room, (team, &tree.path(id)), &fetched).await?;
+        let (from, to, tree) = (fetched.clone(), boot::folder(&self.context, id), tree.clone());
         let number = tree.number;
         let placing = blocking(move || {
-            let mut ledger = Ledger::load(&from)
-                .filter(|ledger| ledger.id == id && ledger.last == number)
-                .ok_or_else(|| snapshot::damaged("the capsule's ledger"))?;
-            (ledger.stored, ledger.tree) = (number, tree.name().to_owned());
+            let mut record = CapsuleRecord::load(&from)
+                .filter(|record| record.id == id && record.last == number)
+                .ok_or_else(|| snapshot::damaged("the capsule's record"))?;
+            (record.stored, record.tree) = (number, tree.name().to_owned());
             // This copy belongs to the command that it was fetched for.
-            ledger.generation = placed.generation.max(ledger.generation);
+            record.generation = placed.generation.max(record.generation);
             // An earlier attempt that lost a race may have left this folder.
             let whole = from.with_extension("whole");
             let _ = fs::remove_dir_all(&whole);
-            fs::create_dir_all(boot::kept(&whole))?;
-            ledger.save(&whole)?;
-            Ledger::remove(&from)?;
-            fs::rename(&from, boot::kept(&whole).join(number.to_string()))?;
-            File::open(boot::kept(&whole))?.sync_all()?;
+            fs::create_dir_all(boot::snapshots_dir(&whole))?;
+            record.save(&whole)?;
+            CapsuleRecord::remove(&from)?;
+            fs::rename(&from, boot::snapshots_dir(&whole).join(number.to_string()))?;
+            File::open(boot::snapshots_dir(&whole))?.sync_all()?;
             place(&whole, &to)?;
-            Ok(ledger)
+            Ok(record)
         });
-        let ledger = placing.await;
+        let record = placing.await;
         let _ = fs::remove_dir_all(&fetched);
-        let ledger = ledger.map_err(super::kept_error(failed))?;
+        let record = record.map_err(super::snapshot_error(failed))?;
         tracing::info!(%id, number, "fetched a capsule from the store");
-        if fetching.end(&ledger) {
+        if fetching.end(&record) {
             return Ok(());
         }
         // A removal took the capsule's entry during the fetch.
-        boot::unmake(&self.parts, id).await?;
+        boot::remove(&self.context, id).await?;
         Err(Error::Stale)
     }
 
     /// Removes the leftovers of a capsule that has run elsewhere since it was here. A copy of
     /// `placed`'s own generation, or of a later one, stays.
-    async fn give_way(&self, here: &Ledger, placed: Placed) -> Result<(), Error> {
+    async fn evict_stale(&self, here: &CapsuleRecord, placed: Placed) -> Result<(), Error> {
         let id = here.id;
         let state = self.change(id, |capsule| capsule.state.clone());
         let ended = matches!(state, None | Some(State::Paused | State::Dead(_)));
         match state {
             Some(state) if !ended && here.generation >= placed.since => Err(Error::State(state)),
             _ => {
-                tracing::info!(%id, "an old copy of a capsule gives way");
+                tracing::info!(%id, "evicting a stale copy of a capsule");
                 self.destroy(id, Some(placed.generation.saturating_sub(1))).await
             }
         }
     }
 
     async fn send_snapshot(&self, stored: &Stored, id: SnapshotId) -> Result<(), Error> {
-        let from = self.parts.config.snapshots().join(id.to_string());
+        let from = self.context.config.snapshots().join(id.to_string());
         let Ok(found) = snapshot::Snapshot::open(&from) else { return Ok(()) };
         let Some(team) = found.manifest.team else { return Ok(()) };
         let name = format!("snapshots/{id}");
@@ -381,7 +388,7 @@ impl Manager {
             let _ = fs::remove_dir_all(&aside);
             sent.map_err(failure)?;
         }
-        if self.parts.config.snapshots().join(id.to_string()).exists() {
+        if self.context.config.snapshots().join(id.to_string()).exists() {
             stored.snapshots().insert(id);
             self.changed();
             return Ok(());
@@ -392,24 +399,24 @@ impl Manager {
 
     /// Lists the snapshots of this host that the store has too.
     pub(crate) fn stored_snapshots(&self) -> Vec<SnapshotId> {
-        let stored = self.parts.stored.as_ref();
+        let stored = self.context.stored.as_ref();
         stored.map(|stored| stored.snapshots().iter().copied().collect()).unwrap_or_default()
     }
 
     /// Removes a snapshot from the store.
     pub(crate) async fn forget_snapshot(&self, team: &str, id: SnapshotId) -> Result<(), Error> {
-        let Some(stored) = &self.parts.stored else { return Ok(()) };
+        let Some(stored) = &self.context.stored else { return Ok(()) };
         stored.snapshots().remove(&id);
         stored.store.remove(team, &format!("snapshots/{id}")).await.map_err(failure)
     }
 
     /// Fetches a snapshot that another host took, if this host lacks it.
     pub(super) async fn fetch_snapshot(&self, team: &str, id: SnapshotId) -> Result<(), Error> {
-        let to = self.parts.config.snapshots().join(id.to_string());
-        match &self.parts.stored {
+        let to = self.context.config.snapshots().join(id.to_string());
+        match &self.context.stored {
             Some(stored) if !to.exists() => {
                 let name = format!("snapshots/{id}");
-                stored.fetch(&self.parts.room, (team, &name), &to).await
+                stored.fetch(&self.context.room, (team, &name), &to).await
             }
             _ => Ok(()),
         }
@@ -418,7 +425,7 @@ impl Manager {
     async fn send_template(&self, stored: &Stored, name: &str) -> Result<(), Error> {
         let path = format!("templates/{name}");
         if !stored.store.has(PLATFORM, &path).await.map_err(failure)? {
-            let from = self.parts.config.templates().join(name);
+            let from = self.context.config.templates().join(name);
             stored.store.put(PLATFORM, &path, &from).await.map_err(failure)?;
             tracing::info!(name, "a template is in the store");
         }
@@ -428,13 +435,13 @@ impl Manager {
 
     /// Fetches a template that another host made, if this host lacks it.
     pub(super) async fn fetch_template(&self, name: &str) -> Result<(), Error> {
-        let Some(stored) = &self.parts.stored else { return Ok(()) };
-        if self.parts.templates().iter().any(|known| known == name) {
+        let Some(stored) = &self.context.stored else { return Ok(()) };
+        if self.context.templates().iter().any(|known| known == name) {
             return Ok(());
         }
-        let to = self.parts.config.templates().join(name);
+        let to = self.context.config.templates().join(name);
         let path = format!("templates/{name}");
-        match stored.fetch(&self.parts.room, (PLATFORM, &path), &to).await {
+        match stored.fetch(&self.context.room, (PLATFORM, &path), &to).await {
             Err(Error::NotFound(_)) => Err(Error::NoTemplate(name.to_owned())),
             fetched => fetched,
         }
@@ -465,7 +472,7 @@ struct Fetching<'a> {
 
 impl<'a> Fetching<'a> {
     fn begin(manager: &'a Manager, id: CapsuleId, generation: u64) -> Self {
-        let unknown = Ledger { generation, ..Ledger::unknown() };
+        let unknown = CapsuleRecord { generation, ..CapsuleRecord::unknown() };
         let new = || Capsule { memory_mib: 0, ..Capsule::new(&unknown, State::Resuming) };
         manager.lock().entry(id).or_insert_with(new);
         Self { manager, id, generation }
@@ -477,13 +484,13 @@ impl<'a> Fetching<'a> {
     }
 
     /// Marks the capsule as paused on this host; false when it was removed meanwhile.
-    fn end(&self, ledger: &Ledger) -> bool {
+    fn end(&self, record: &CapsuleRecord) -> bool {
         let mut capsules = self.manager.lock();
         let Some(capsule) = capsules.get_mut(&self.id) else { return false };
         if self.is_ours(capsule) {
-            // A removal may wait for the old entry's turn, so the new entry takes it over.
-            let turn = Arc::clone(&capsule.turn);
-            *capsule = Capsule { turn, ..Capsule::new(ledger, State::Paused) };
+            // A removal may wait for the old entry's lock, so the new entry takes it over.
+            let lock = Arc::clone(&capsule.lock);
+            *capsule = Capsule { lock, ..Capsule::new(record, State::Paused) };
         }
         true
     }
@@ -501,14 +508,14 @@ impl Drop for Fetching<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Parts;
-    use crate::vmm::hollow::Hollow;
+    use crate::AgentContext;
+    use crate::vmm::null::NullDriver;
 
     #[tokio::test]
     async fn capsule_is_listed_while_it_is_fetched() {
         let dir = tempfile::tempdir().unwrap();
-        let parts = Parts::of_tests(dir.path(), Box::new(Hollow { port: 1 }));
-        let manager = Manager::new(Arc::new(parts)).await.unwrap();
+        let context = AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }));
+        let manager = Manager::new(Arc::new(context)).await.unwrap();
         let id = CapsuleId::new();
         let state = || manager.list().into_iter().find(|it| it.id == id).map(|it| it.state);
         let fetching = Fetching::begin(&manager, id, 7);
@@ -516,18 +523,18 @@ mod tests {
         drop(fetching);
         assert_eq!(state(), None, "its caller has left");
         let fetching = Fetching::begin(&manager, id, 7);
-        let ledger = Ledger { id, generation: 7, ..Ledger::unknown() };
-        assert!(fetching.end(&ledger));
+        let record = CapsuleRecord { id, generation: 7, ..CapsuleRecord::unknown() };
+        assert!(fetching.end(&record));
         drop(fetching);
         assert_eq!(state(), Some(State::Paused));
         manager.lock().remove(&id);
         let fetching = Fetching::begin(&manager, id, 8);
         manager.lock().remove(&id);
-        assert!(!fetching.end(&ledger), "it was removed meanwhile");
+        assert!(!fetching.end(&record), "it was removed meanwhile");
     }
 
     #[tokio::test]
-    async fn turns_of_ended_fetches_are_forgotten() {
+    async fn locks_of_ended_fetches_are_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let kept = dir.path().join("store");
         let store = Store::open(kept.to_str().unwrap(), None, std::iter::empty()).unwrap();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 
 /// Number of images that are kept. A machine's own mapping outlives the image here.
-const KEPT: usize = 8;
+const RETAINED: usize = 8;
 
 /// A saved memory that machines map.
 #[derive(Debug)]
@@ -92,11 +92,11 @@ impl Images {
     /// more.
     pub(crate) fn forget(&self, gone: &Layers) {
         let last = gone.all.last().map(|layer| &layer.id);
-        self.keep(|entry| entry.key.last() != last);
+        self.retain(|entry| entry.key.last() != last);
     }
 
     /// Forgets the images for which `stays` is false.
-    fn keep(&self, stays: impl FnMut(&Entry) -> bool) {
+    fn retain(&self, stays: impl FnMut(&Entry) -> bool) {
         let gone: Vec<Entry> = {
             let mut known = self.lock();
             let (stay, gone) = std::mem::take(&mut *known).into_iter().partition(stays);
@@ -118,11 +118,11 @@ impl Images {
         cell
     }
 
-    /// Forgets the images that could not be made, and all but the last [`KEPT`] used ones.
+    /// Forgets the images that could not be made, and all but the last [`RETAINED`] used ones.
     fn trim(&self) {
         let made = self.lock().iter().filter(|entry| entry.image.initialized()).count();
-        let mut over = made.saturating_sub(KEPT);
-        self.keep(|entry| match entry.image.initialized() {
+        let mut over = made.saturating_sub(RETAINED);
+        self.retain(|entry| match entry.image.initialized() {
             true if over > 0 => {
                 over -= 1;
                 false
@@ -212,7 +212,7 @@ mod tests {
         assert!(images.lock().is_empty());
         let (one, other) = tokio::join!(get(&images, "one", "a"), get(&images, "one", "a"));
         assert!(Arc::ptr_eq(&one, &other));
-        for number in 0..KEPT {
+        for number in 0..RETAINED {
             get(&images, "one", &number.to_string()).await;
         }
         let known: Vec<String> = images.lock().iter().map(|entry| entry.key[1].clone()).collect();

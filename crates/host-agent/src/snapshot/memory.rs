@@ -58,14 +58,14 @@ impl Memory {
     }
 
     /// Builds a memory from a file of changes, which holds each `touched` page at its place. Other
-    /// pages come from `began`, or are zeros without it.
+    /// pages come from `base`, or are zeros without it.
     pub(crate) fn of_changes(
         file: File,
-        began: Option<File>,
+        base: Option<File>,
         pages: u64,
         touched: Vec<Range<u64>>,
     ) -> Self {
-        let rest = began.map_or(Rest::Zeros, Rest::Other);
+        let rest = base.map_or(Rest::Zeros, Rest::Other);
         Self { file, offset: 0, pages, touched, rest, cancel: CancellationToken::new() }
     }
 
@@ -94,8 +94,8 @@ impl Memory {
                 let put = |first: u64, bytes: &[u8]| file.write_all_at(bytes, first * PAGE as u64);
                 match rest {
                     Rest::Gone => install(&below()?, &file, 0, self.pages * PAGE as u64)?,
-                    Rest::Other(began) => {
-                        Self::of_changes(began.try_clone()?, None, self.pages, all()).each(put)?;
+                    Rest::Other(base) => {
+                        Self::of_changes(base.try_clone()?, None, self.pages, all()).each(put)?;
                     }
                     Rest::Zeros | Rest::Same => {}
                 }
@@ -308,21 +308,21 @@ mod tests {
     #[test]
     fn a_whole_memory_has_what_was_not_touched_too() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let (mut began, mut changed) = ([3; 64], [0; 64]);
-        let written = memory(&began).write(&[], file.reopen().unwrap()).unwrap();
+        let (mut base, mut changed) = ([3; 64], [0; 64]);
+        let written = memory(&base).write(&[], file.reopen().unwrap()).unwrap();
         let below = || Ok(vec![Layer::open(file.reopen()?, &written.0)?]);
         let whole = |memory: &Memory| read(&memory.whole(below).unwrap().file);
         changed[7] = 9;
-        let changes = |began| {
+        let changes = |base| {
             let touched = Vec::from([Range { start: 7, end: 8 }]);
-            Memory::of_changes(memory(&changed).file, began, PAGES, touched)
+            Memory::of_changes(memory(&changed).file, base, PAGES, touched)
         };
         assert_eq!(whole(&changes(None)), changed);
-        let above = changes(Some(memory(&began).file));
-        began[7] = 9;
-        assert_eq!(whole(&above), began);
+        let above = changes(Some(memory(&base).file));
+        base[7] = 9;
+        assert_eq!(whole(&above), base);
         // A copy has only the touched pages.
-        assert_eq!(whole(&above.copy().unwrap()), began);
+        assert_eq!(whole(&above.copy().unwrap()), base);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod tests;
 
 use super::firecracker::Firecracker;
 use super::qemu::{Accelerator, Qemu};
-use super::{Driver, Machine, Metadata, Spec, fake::Fake, hollow::Hollow, kvm};
+use super::{Driver, Machine, Metadata, Spec, fake::FakeDriver, kvm, null::NullDriver};
 use crate::{Config, DriverChoice, sys};
 use anyhow::Context;
 use daemon::Tasks;
@@ -67,8 +67,8 @@ pub(crate) async fn choose(
 ) -> anyhow::Result<Box<dyn Driver>> {
     let prober = Prober { config, tag, again: false };
     Ok(match &config.driver {
-        DriverChoice::Fake { envd } => Box::new(Fake { envd: envd.clone() }),
-        DriverChoice::Hollow { port } => Box::new(Hollow { port: *port }),
+        DriverChoice::Fake { envd } => Box::new(FakeDriver { envd: envd.clone() }),
+        DriverChoice::Null { port } => Box::new(NullDriver { port: *port }),
         DriverChoice::Tcg => Box::new(tcg(config)),
         DriverChoice::Firecracker => {
             let driver = Firecracker::find(config, tasks);
@@ -267,16 +267,16 @@ async fn gets_up(machine: &dyn Machine, limit: Duration) -> anyhow::Result<()> {
     let end = tokio::time::Instant::now() + limit;
     loop {
         // The process is checked before its last output is read.
-        let lives = machine.record().lives();
+        let alive = machine.record().is_alive();
         let console = machine.console().await;
         if console.windows(PROBE_WORD.len()).any(|word| word == PROBE_WORD) {
             return Ok(());
         }
         let late = tokio::time::Instant::now() > end;
         anyhow::ensure!(!late, "a guest did not get up on it within {} s", limit.as_secs());
-        if !lives {
-            let (said, last) = (machine.said(), String::from_utf8_lossy(&console).into_owned());
-            anyhow::bail!("the VMM ended before a guest was up: {said} {}", last.trim());
+        if !alive {
+            let (log, last) = (machine.log_tail(), String::from_utf8_lossy(&console).into_owned());
+            anyhow::bail!("the VMM ended before a guest was up: {log} {}", last.trim());
         }
         tokio::time::sleep(LOOK).await;
     }

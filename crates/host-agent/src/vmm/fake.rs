@@ -1,7 +1,7 @@
 //! A driver without machines: `envd` on the host, one process per capsule, on a loopback port. It
 //! serves tests of everything above the trait. It isolates nothing and is chosen only on request.
 
-use super::{Driver, Error, Found, Machine, Record, Saved, Spec, kill_record, wait_record};
+use super::{Driver, Error, Found, Machine, Saved, Spec, VmmRecord, kill_record, wait_record};
 use crate::snapshot::memory::Memory;
 use crate::sys;
 use futures::FutureExt;
@@ -14,13 +14,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use types::Isolation;
 
-pub(crate) struct Fake {
+pub(crate) struct FakeDriver {
     pub envd: PathBuf,
 }
 
-struct FakeMachine(Record);
+struct FakeMachine(VmmRecord);
 
-impl Driver for Fake {
+impl Driver for FakeDriver {
     fn name(&self) -> &'static str {
         "fake"
     }
@@ -56,16 +56,16 @@ impl Driver for Fake {
 
     fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>> {
         let machine = FakeMachine(found.record.clone());
-        found.record.lives().then(|| Box::new(machine) as Box<dyn Machine>)
+        found.record.is_alive().then(|| Box::new(machine) as Box<dyn Machine>)
     }
 }
 
-impl Fake {
-    fn start(&self, spec: &Spec) -> io::Result<Record> {
+impl FakeDriver {
+    fn start(&self, spec: &Spec) -> io::Result<VmmRecord> {
         let port = free_port()?;
         let child = sys::spawn_envd(&self.envd, port, &spec.name, &spec.dir)?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        Record::of(pid, Some(port)).ok_or_else(|| io::ErrorKind::NotFound.into())
+        VmmRecord::of(pid, Some(port)).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -89,14 +89,14 @@ fn free_port() -> io::Result<u16> {
 impl FakeMachine {
     fn signal(&self, signal: Signal) -> Result<(), Error> {
         let gone = || Error::new("signalling envd", io::ErrorKind::NotFound.into());
-        let pid = Pid::from_raw(self.0.pid).filter(|_| self.0.lives()).ok_or_else(gone)?;
+        let pid = Pid::from_raw(self.0.pid).filter(|_| self.0.is_alive()).ok_or_else(gone)?;
         let sent = rustix::process::kill_process(pid, signal);
         sent.map_err(|e| Error::new("signalling envd", e.into()))
     }
 }
 
 impl Machine for FakeMachine {
-    fn record(&self) -> Record {
+    fn record(&self) -> VmmRecord {
         self.0.clone()
     }
 
@@ -138,7 +138,7 @@ impl Machine for FakeMachine {
         kill_record(&self.0).boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         String::new()
     }
 

@@ -9,10 +9,10 @@ mod elf;
 mod figures;
 mod jail;
 mod machine;
+mod output;
 #[cfg(test)]
 mod tests;
 mod version;
-mod words;
 
 use super::{Driver, Error, Found, Machine, Saved, Spec, on_path};
 use crate::network::plan::{GUEST_MAC, METADATA, TAP};
@@ -137,7 +137,7 @@ impl Firecracker {
         let jail = Jail::of(&self.programs, &spec.dir, &spec.name, spec.uid);
         let (programs, at, tasks) = (self.programs.clone(), jail.clone(), self.tasks.clone());
         let boot = saved.is_none().then(|| (self.kernel.clone(), self.initramfs.clone()));
-        let began = saved.map(|saved| (Arc::clone(&saved.image), saved.state.try_clone()));
+        let restored = saved.map(|saved| (Arc::clone(&saved.image), saved.state.try_clone()));
         let above = saved.map(|saved| Arc::clone(&saved.above)).unwrap_or_default();
         let work = move || {
             at.make()?;
@@ -146,35 +146,35 @@ impl Firecracker {
                 at.link(&initramfs, INITRAMFS)?;
             }
             let memory = u64::from(spec.resources.memory_mib) << 20;
-            if let Some((image, state)) = began {
+            if let Some((image, state)) = restored {
                 let changes = Changes(at.own.clone());
                 begin(&changes, &image, &above, memory)?;
-                at.link(&changes.began(), MEMORY)?;
+                at.link(&changes.base(), MEMORY)?;
                 io::copy(&mut state?, &mut File::create_new(at.root.join(STATE))?)?;
             }
             if spec.disks.is_some() {
                 at.link(&spec.dir.join(storage::OWN_IMAGE), storage::OWN_IMAGE)?;
                 at.link(&spec.dir.join(storage::DISK), storage::DISK)?;
-                at.give(&at.root.join(storage::DISK))?;
+                at.chown(&at.root.join(storage::DISK))?;
             }
             if let Some(tap) = &spec.tap {
                 sys::give_tap(tap, at.uid)?;
             }
             // Firecracker opens the tap by its name.
             drop::<Option<OwnedFd>>(spec.tap);
-            let words = Outputs::make(&at, &tasks)?;
+            let outputs = Outputs::make(&at, &tasks)?;
             let mib = spec.resources.memory_mib.max(spec.resources.disk_mib);
             let with = Start {
                 namespace: spec.namespace.map(|namespace| namespace.try_clone()).transpose()?,
                 cgroups: spec.cgroups,
                 file_max: u64::from(mib).max(FILE_MIB) << 20,
             };
-            let record = at.start(&programs, with, &words.console)?;
-            Ok((record, words))
+            let record = at.start(&programs, with, &outputs.console)?;
+            Ok((record, outputs))
         };
         let started = tokio::task::spawn_blocking(work).await;
-        let (record, words) = started.unwrap_or_else(|e| Err(io::Error::other(e)))?;
-        Ok(FirecrackerMachine { api: Arc::clone(&self.api), record, jail, words: Some(words) })
+        let (record, outputs) = started.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+        Ok(FirecrackerMachine { api: Arc::clone(&self.api), record, jail, outputs: Some(outputs) })
     }
 
     /// Waits until Firecracker takes requests.
@@ -183,7 +183,7 @@ impl Firecracker {
         loop {
             match self.api.get(&machine.jail.root, "/").await {
                 Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > limit || !machine.record.lives() => {
+                Err(error) if Instant::now() > limit || !machine.record.is_alive() => {
                     return Err(error);
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
@@ -253,9 +253,9 @@ fn begin(
     let missing = || io::Error::other("the image of the memory has no path");
     let path = image.path.as_ref().ok_or_else(missing)?;
     if above.is_empty() {
-        return fs::hard_link(path, changes.began());
+        return fs::hard_link(path, changes.base());
     }
-    let own = storage::copy_sparse(&image.file, &changes.began())?;
+    let own = storage::copy_sparse(&image.file, &changes.base())?;
     crate::snapshot::memory::install(above, &own, 0, bytes)?;
     changes.begin(above, bytes)
 }
@@ -270,8 +270,8 @@ async fn settle(
     if let Some(end) = machine.end() {
         error = io::Error::new(error.kind(), format!("{end} ({error})"));
     }
-    tracing::warn!(said = machine.said(), "Firecracker did not do as it was asked");
-    super::give_up(&machine).await;
+    tracing::warn!(log_tail = machine.log_tail(), "Firecracker did not do as it was asked");
+    super::kill_failed(&machine).await;
     Err(error)
 }
 
@@ -391,7 +391,7 @@ impl Driver for Firecracker {
     }
 
     fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>> {
-        if !found.record.lives() {
+        if !found.record.is_alive() {
             return None;
         }
         let jail = Jail::found(found.dir, found.name, found.uid).unwrap_or_else(|_| {

@@ -7,7 +7,7 @@
 
 mod machine;
 
-use super::{Disks, Driver, Error, Found, Machine, Record, Saved, Spec};
+use super::{Disks, Driver, Error, Found, Machine, Saved, Spec, VmmRecord};
 use super::{kernel_words, kvm, metadata, on_path, qmp, socket};
 use crate::network::plan::GUEST_MAC;
 use crate::snapshot::images::Image;
@@ -140,7 +140,7 @@ impl Qemu {
             log: File::options().create(true).append(true).open(dir.join(LOG))?,
         };
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
-        let record = Record::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
+        let record = VmmRecord::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
         Ok(QemuMachine { record, dir: spec.dir, full: AtomicBool::new(false) })
     }
 
@@ -246,8 +246,8 @@ impl Driver for Qemu {
             let bytes = u64::from(spec.resources.memory_mib) << 20;
             let machine = self.start(spec, Some(&Arc::clone(&saved.image)))?;
             if let Err(error) = machine.load(saved, bytes).await {
-                tracing::warn!(said = machine.said(), "QEMU did not load a saved machine");
-                super::give_up(&machine).await;
+                tracing::warn!(log_tail = machine.log_tail(), "QEMU did not load a saved machine");
+                super::kill_failed(&machine).await;
                 return Err(Error::new("loading the saved machine", error));
             }
             Ok(Box::new(machine) as Box<dyn Machine>)
@@ -256,7 +256,7 @@ impl Driver for Qemu {
     }
 
     fn adopt(&self, found: Found<'_>) -> Option<Box<dyn Machine>> {
-        if !found.record.lives() {
+        if !found.record.is_alive() {
             return None;
         }
         if let Some(namespace) = found.namespace

@@ -158,7 +158,7 @@ impl Own {
                 member
             }
         };
-        member.keep(about.clone(), Some(url.to_owned()), tasks);
+        member.spawn(about.clone(), Some(url.to_owned()), tasks);
         anyhow::ensure!(about.is_member().await, "the host agent is not taken; see the log");
         Ok(())
     }

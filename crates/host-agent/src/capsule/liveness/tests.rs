@@ -48,8 +48,8 @@ impl Drop for Vmm {
 }
 
 impl Machine for Vmm {
-    fn record(&self) -> Record {
-        Record::of(self.pid(), None).unwrap()
+    fn record(&self) -> VmmRecord {
+        VmmRecord::of(self.pid(), None).unwrap()
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {
@@ -60,7 +60,7 @@ impl Machine for Vmm {
         Threads::find(self.pid(), self.name)
     }
 
-    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+    fn is_stopped(&self) -> BoxFuture<'_, Result<bool, Error>> {
         std::future::ready(Ok(!self.runs)).boxed()
     }
 
@@ -84,7 +84,7 @@ impl Machine for Vmm {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         String::new()
     }
 

@@ -3,12 +3,12 @@
 
 use super::*;
 use crate::capsule::boot::Booted;
-use crate::capsule::life::Life;
+use crate::capsule::lifetime::Lifetime;
 use crate::capsule::manager::Capsule;
 use crate::guest::Route;
 use crate::snapshot::memory::Memory;
-use crate::vmm::hollow::Hollow;
-use crate::vmm::{self, Record};
+use crate::vmm::null::NullDriver;
+use crate::vmm::{self, VmmRecord};
 use daemon::Tasks;
 use futures::future::BoxFuture;
 use std::fs::{self, File};
@@ -34,8 +34,8 @@ impl Counting {
 
 impl Machine for Counting {
     /// Returns the record of the test's own process, which lives.
-    fn record(&self) -> Record {
-        Record::of(i32::try_from(std::process::id()).unwrap(), None).unwrap()
+    fn record(&self) -> VmmRecord {
+        VmmRecord::of(i32::try_from(std::process::id()).unwrap(), None).unwrap()
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {
@@ -69,7 +69,7 @@ impl Machine for Counting {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         String::new()
     }
 
@@ -78,22 +78,23 @@ impl Machine for Counting {
 
 /// Starts a running capsule whose agent is at `agent`.
 async fn running(dir: &Path, agent: SocketAddr) -> (Manager, CapsuleId, Arc<Counting>) {
-    let parts = Arc::new(Parts::of_tests(dir, Box::new(Hollow { port: 1 })));
-    let manager = Manager::new(Arc::clone(&parts)).await.unwrap();
-    let ledger = Ledger { id: CapsuleId::new(), phase: Phase::Running, ..Ledger::unknown() };
-    let folder = boot::folder(&parts, ledger.id);
+    let context = Arc::new(AgentContext::for_tests(dir, Box::new(NullDriver { port: 1 })));
+    let manager = Manager::new(Arc::clone(&context)).await.unwrap();
+    let record =
+        CapsuleRecord { id: CapsuleId::new(), phase: Phase::Running, ..CapsuleRecord::unknown() };
+    let folder = boot::folder(&context, record.id);
     fs::create_dir_all(&folder).unwrap();
-    ledger.save(&folder).unwrap();
-    manager.lock().insert(ledger.id, Capsule::new(&ledger, State::Running));
+    record.save(&folder).unwrap();
+    manager.lock().insert(record.id, Capsule::new(&record, State::Running));
     let machine = Arc::<Counting>::default();
     let booted = Booted {
         machine: Arc::clone(&machine) as Arc<dyn Machine>,
         guest: Guest::new(Route::Loopback(agent), "", 1, Tasks::default()),
         stages: Vec::new(),
-        life: Life::default(),
+        life: Lifetime::default(),
     };
-    manager.run(ledger.id, booted);
-    (manager, ledger.id, machine)
+    manager.run(record.id, booted);
+    (manager, record.id, machine)
 }
 
 /// Returns an agent that takes connections and answers nothing.
@@ -165,11 +166,11 @@ async fn pause_of_a_guest_whose_agent_is_silent_is_refused_and_the_guest_runs_on
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, machine) = running(dir.path(), agent).await;
-    for what in [Keep::Memory, Keep::Disk] {
-        let paused = manager.pause(id, None, what).await;
-        assert!(matches!(paused, Err(Error::Silent)), "{what:?}: {paused:?}");
-        assert_eq!(state(&manager, id), Some(State::Running), "{what:?}");
-        assert_eq!(machine.counts(), (0, 0), "{what:?}");
+    for mode in [PauseMode::Memory, PauseMode::Disk] {
+        let paused = manager.pause(id, None, mode).await;
+        assert!(matches!(paused, Err(Error::Silent)), "{mode:?}: {paused:?}");
+        assert_eq!(state(&manager, id), Some(State::Running), "{mode:?}");
+        assert_eq!(machine.counts(), (0, 0), "{mode:?}");
     }
     assert_eq!(manager.numbers(id), Vec::<u64>::new());
 }
@@ -241,7 +242,7 @@ async fn removal_ends_a_pause_that_waits_for_the_guest() {
         }
         manager.destroy(id, None).await
     };
-    let both = async { tokio::join!(manager.pause(id, None, Keep::Memory), remove) };
+    let both = async { tokio::join!(manager.pause(id, None, PauseMode::Memory), remove) };
     // A wait for the guest alone may take longer than this.
     let both = tokio::time::timeout(Duration::from_secs(25), Box::pin(both)).await;
     let (paused, removed) = both.expect("the removal waits for the guest");
@@ -249,7 +250,7 @@ async fn removal_ends_a_pause_that_waits_for_the_guest() {
     removed.unwrap();
     assert_eq!(machine.counts(), (0, 0));
     assert_eq!(state(&manager, id), None);
-    assert!(!boot::folder(&manager.parts, id).exists());
+    assert!(!boot::folder(&manager.context, id).exists());
 }
 
 #[tokio::test]
@@ -261,6 +262,6 @@ async fn removal_of_an_earlier_generation_does_not_end_later_pauses() {
     // An earlier removal cancelled the token and had no other effect.
     manager.change(id, |capsule| capsule.cancel.cancel());
     assert!(matches!(manager.destroy(id, Some(4)).await, Err(Error::Stale)));
-    manager.pause(id, Some(6), Keep::Frozen).await.unwrap();
+    manager.pause(id, Some(6), PauseMode::Frozen).await.unwrap();
     assert_eq!(state(&manager, id), Some(State::Paused));
 }

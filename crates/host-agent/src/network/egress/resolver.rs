@@ -105,22 +105,22 @@ impl Given {
 
 /// Decision on a question before any name server is asked. Pure.
 #[derive(Debug, PartialEq, Eq)]
-enum Turn {
+enum Decision {
     Ask,
     /// Answer without records.
     Empty,
     Refuse,
 }
 
-fn turn(egress: &Egress, name: &str, kind: RecordType) -> Turn {
+fn decide(egress: &Egress, name: &str, kind: RecordType) -> Decision {
     match egress.admits_name(name) {
-        Some(false) => return Turn::Refuse,
-        None if egress.denies_all() => return Turn::Refuse,
+        Some(false) => return Decision::Refuse,
+        None if egress.denies_all() => return Decision::Refuse,
         Some(true) | None => {}
     }
     // These records tell how to hide a connection's name, and contain addresses that nobody checks.
     let hides = matches!(kind, RecordType::HTTPS | RecordType::SVCB);
-    if hides { Turn::Empty } else { Turn::Ask }
+    if hides { Decision::Empty } else { Decision::Ask }
 }
 
 impl Resolver {
@@ -156,15 +156,15 @@ impl Resolver {
             return refused(&asked);
         }
         let name = key(&query.name().to_ascii());
-        let verdict = || turn(&self.rules.now().egress, &name, query.query_type());
-        match verdict() {
-            Turn::Refuse => return refused(&asked),
-            Turn::Empty => return told(&asked, ResponseCode::NoError),
-            Turn::Ask => {}
+        let decision = || decide(&self.rules.now().egress, &name, query.query_type());
+        match decision() {
+            Decision::Refuse => return refused(&asked),
+            Decision::Empty => return respond(&asked, ResponseCode::NoError),
+            Decision::Ask => {}
         }
         let answered = self.ask(query, tcp).await;
         // The rules may have changed while the question was under way.
-        if verdict() != Turn::Ask {
+        if decision() != Decision::Ask {
             return refused(&asked);
         }
         match answered {
@@ -177,7 +177,7 @@ impl Resolver {
             }
             Err(error) => {
                 tracing::debug!(%error, "no name server answers");
-                told(&asked, ResponseCode::ServFail)
+                respond(&asked, ResponseCode::ServFail)
             }
         }
     }
@@ -231,11 +231,11 @@ fn key(name: &str) -> String {
 }
 
 fn refused(asked: &Message) -> Option<Vec<u8>> {
-    told(asked, ResponseCode::Refused)
+    respond(asked, ResponseCode::Refused)
 }
 
 /// Returns an answer without records.
-fn told(asked: &Message, code: ResponseCode) -> Option<Vec<u8>> {
+fn respond(asked: &Message, code: ResponseCode) -> Option<Vec<u8>> {
     written(asked, code, Vec::new(), false, usize::from(ANSWER_MIN))
 }
 
@@ -481,12 +481,12 @@ mod tests {
     fn only_names_that_may_be_reached_are_asked_for() {
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let closed = Egress { allow: read(&["a.com"]), deny: read(&["0.0.0.0/0"]), revision: 0 };
-        assert_eq!(turn(&closed, "a.com", RecordType::A), Turn::Ask);
-        assert_eq!(turn(&closed, "secret.evil.org", RecordType::TXT), Turn::Refuse);
-        assert_eq!(turn(&closed, "a.com", RecordType::HTTPS), Turn::Empty);
+        assert_eq!(decide(&closed, "a.com", RecordType::A), Decision::Ask);
+        assert_eq!(decide(&closed, "secret.evil.org", RecordType::TXT), Decision::Refuse);
+        assert_eq!(decide(&closed, "a.com", RecordType::HTTPS), Decision::Empty);
         let open = Egress { deny: read(&["*.b.com"]), ..Egress::default() };
-        assert_eq!(turn(&open, "x.b.com", RecordType::A), Turn::Refuse);
-        assert_eq!(turn(&open, "c.com", RecordType::AAAA), Turn::Ask);
+        assert_eq!(decide(&open, "x.b.com", RecordType::A), Decision::Refuse);
+        assert_eq!(decide(&open, "c.com", RecordType::AAAA), Decision::Ask);
     }
 
     #[test]

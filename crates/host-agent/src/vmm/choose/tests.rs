@@ -3,7 +3,7 @@
 use super::*;
 use crate::snapshot::memory::Memory;
 use crate::vmm::firecracker::Choice;
-use crate::vmm::{Error, Found, Record, Saved};
+use crate::vmm::{Error, Found, Saved, VmmRecord};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::{self, File};
@@ -72,8 +72,8 @@ impl Driver for Scripted {
 }
 
 impl Machine for Up {
-    fn record(&self) -> Record {
-        Record { pid: 0, started: 0, boot: String::new(), port: None }
+    fn record(&self) -> VmmRecord {
+        VmmRecord { pid: 0, started: 0, boot: String::new(), port: None }
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {
@@ -100,7 +100,7 @@ impl Machine for Up {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         String::new()
     }
 

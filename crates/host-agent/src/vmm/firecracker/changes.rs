@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-const BEGAN: &str = "memory";
+const BASE: &str = "memory";
 const CHANGED: &str = "changed";
 const NEWEST: &str = "newest";
 const ASKED: &str = "asked";
@@ -39,8 +39,8 @@ pub(super) struct Changes(pub PathBuf);
 
 impl Changes {
     /// Returns the path of the file that the machine maps.
-    pub(super) fn began(&self) -> PathBuf {
-        self.0.join(BEGAN)
+    pub(super) fn base(&self) -> PathBuf {
+        self.0.join(BASE)
     }
 
     /// Records the layers above the image as the first changes.
@@ -92,16 +92,16 @@ impl Changes {
     /// Returns the whole memory of the machine.
     pub(super) fn memory(&self, bytes: u64) -> io::Result<Memory> {
         let changed = File::open(self.0.join(CHANGED))?;
-        let began = match File::open(self.began()) {
+        let base = match File::open(self.base()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            began => Some(began?),
+            base => Some(base?),
         };
         let pages = bytes / PAGE as u64;
         let page = |at: u64| at / PAGE as u64;
         let touched = extents(&changed)?.into_iter();
         let touched = touched.map(|range| page(range.start)..page(range.end + PAGE as u64 - 1));
         let touched = touched.filter(|range| range.end <= pages);
-        Ok(Memory::of_changes(changed, began, pages, touched.collect()))
+        Ok(Memory::of_changes(changed, base, pages, touched.collect()))
     }
 }
 

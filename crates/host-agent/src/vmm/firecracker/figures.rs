@@ -1,7 +1,7 @@
 //! Metrics of Firecracker that show faults and throttling. Firecracker regularly writes a line of
 //! JSON with the counts since the line before. The counts of all machines add up in one metric.
 
-use super::words;
+use super::output;
 use daemon::{Signal, Tasks};
 use serde_json::Value;
 use std::io;
@@ -28,7 +28,7 @@ pub(super) struct Figures(Signal);
 impl Figures {
     /// Reads the pipe at `path`, which the user `uid` owns, from now on.
     pub(super) fn open(path: &Path, uid: u32, tasks: &Tasks) -> io::Result<Self> {
-        let mut receiver = pipe::Receiver::from_file(words::open(path, uid)?)?;
+        let mut receiver = pipe::Receiver::from_file(output::open(path, uid)?)?;
         let end = Signal::default();
         let ended = end.wait();
         tasks.spawn(async move {

@@ -6,10 +6,10 @@
 //! there. So no file in it is opened by following a link, and files are moved out before they are
 //! kept.
 
-use super::words::Words;
+use super::output::Output;
 use super::{LEVEL, LOG, METRICS, SOCKET};
 use crate::sys::{self, Identity, VmmCommand};
-use crate::vmm::Record;
+use crate::vmm::VmmRecord;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -63,7 +63,7 @@ impl Jail {
         crate::snapshot::remove_all(&self.own)?;
         fs::create_dir_all(&self.root)?;
         rustix::fs::chmod(&self.root, Mode::RWXU)?;
-        self.give(&self.root)
+        self.chown(&self.root)
     }
 
     /// Links a file into the root, for the machine to read. A file on another file system is
@@ -77,7 +77,7 @@ impl Jail {
     }
 
     /// Makes the machine's user the owner of a file.
-    pub(super) fn give(&self, path: &Path) -> io::Result<()> {
+    pub(super) fn chown(&self, path: &Path) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         Ok(rustix::fs::chownat(CWD, path, Some(uid), Some(gid), flags)?)
@@ -86,7 +86,7 @@ impl Jail {
     /// Makes a named pipe that the machine owns.
     pub(super) fn pipe(&self, path: &Path) -> io::Result<()> {
         rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-        self.give(path)
+        self.chown(path)
     }
 
     /// Opens a regular file that the machine has written.
@@ -106,8 +106,8 @@ impl Jail {
         &self,
         programs: &Programs,
         with: Start,
-        console: &Words,
-    ) -> io::Result<Record> {
+        console: &Output,
+    ) -> io::Result<VmmRecord> {
         let mut args: Vec<String> = Vec::new();
         let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
         let (uid, file_max) = (self.uid.to_string(), with.file_max.to_string());
@@ -155,11 +155,11 @@ impl Jail {
             None => i32::try_from(child.id()).map_err(io::Error::other)?,
             Some(_) => self.jailed(child, console)?,
         };
-        Record::of(pid, None).ok_or_else(|| failed("Firecracker ended at once", console))
+        VmmRecord::of(pid, None).ok_or_else(|| failed("Firecracker ended at once", console))
     }
 
     /// Waits for the jailer's end, and returns the process that it left in the jail.
-    fn jailed(&self, mut jailer: std::process::Child, console: &Words) -> io::Result<i32> {
+    fn jailed(&self, mut jailer: std::process::Child, console: &Output) -> io::Result<i32> {
         let limit = Instant::now() + JAILER;
         let status = loop {
             match jailer.try_wait()? {
@@ -209,7 +209,7 @@ pub(super) struct Start {
     pub file_max: u64,
 }
 
-fn failed(what: &str, console: &Words) -> io::Error {
+fn failed(what: &str, console: &Output) -> io::Error {
     let said = String::from_utf8_lossy(&console.read()).trim().to_owned();
     io::Error::other(if said.is_empty() { what.to_owned() } else { format!("{what}: {said}") })
 }

@@ -5,11 +5,11 @@ use super::api::Api;
 use super::changes::Changes;
 use super::figures::Figures;
 use super::jail::Jail;
-use super::words::Words;
+use super::output::Output;
 use super::{LOG, METRICS, STATE, WRITTEN};
 use crate::snapshot::memory::Memory;
 use crate::sys;
-use crate::vmm::{Error, Machine, Record, Threads, kill_record, wait_record};
+use crate::vmm::{Error, Machine, Threads, VmmRecord, kill_record, wait_record};
 use daemon::Tasks;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -35,15 +35,15 @@ const VCPU: &str = "fc_vcpu ";
 
 pub(super) struct FirecrackerMachine {
     pub api: Arc<Api>,
-    pub record: Record,
+    pub record: VmmRecord,
     pub jail: Jail,
-    pub words: Option<Outputs>,
+    pub outputs: Option<Outputs>,
 }
 
 /// Outputs of a machine, which are read until this is dropped.
 pub(super) struct Outputs {
-    pub console: Words,
-    pub log: Words,
+    pub console: Output,
+    pub log: Output,
     pub _figures: Figures,
 }
 
@@ -57,7 +57,7 @@ impl Outputs {
     }
 
     fn open(jail: &Jail, tasks: &Tasks) -> io::Result<Self> {
-        let open = |(pipe, kept): (PathBuf, PathBuf)| Words::open(&pipe, &kept, jail.uid, tasks);
+        let open = |(pipe, file): (PathBuf, PathBuf)| Output::open(&pipe, &file, jail.uid, tasks);
         let (console, log) = (open(console(jail))?, open(log(jail))?);
         let figures = Figures::open(&jail.root.join(METRICS), jail.uid, tasks)?;
         Ok(Self { console, log, _figures: figures })
@@ -76,30 +76,31 @@ fn log(jail: &Jail) -> (PathBuf, PathBuf) {
 
 impl FirecrackerMachine {
     /// Returns a machine that already runs. If its pipes cannot be opened, its output is not read.
-    pub(super) fn found(api: Arc<Api>, record: Record, jail: Jail, tasks: &Tasks) -> Self {
-        let words = Outputs::open(&jail, tasks);
+    pub(super) fn found(api: Arc<Api>, record: VmmRecord, jail: Jail, tasks: &Tasks) -> Self {
+        let outputs = Outputs::open(&jail, tasks);
         let warn = |error: &io::Error| {
             tracing::warn!(%error, name = jail.name, "what a machine says cannot be read");
         };
-        let words = words.inspect_err(warn).ok();
-        Self { api, record, jail, words }
+        let outputs = outputs.inspect_err(warn).ok();
+        Self { api, record, jail, outputs }
     }
 
     /// Returns the end of Firecracker's log.
     fn log(&self) -> String {
-        let said = self.words.as_ref().map(|words| words.log.read()).unwrap_or_default();
+        let said = self.outputs.as_ref().map(|outputs| outputs.log.read()).unwrap_or_default();
         String::from_utf8_lossy(&said).into_owned()
     }
 
     /// Describes the end of a process that has ended: its exit status, if it was a child of this
     /// agent, and its last words. The words may come from the jailer, or from the guest's kernel.
     pub(super) fn end(&self) -> Option<String> {
-        if self.record.lives() {
+        if self.record.is_alive() {
             return None;
         }
         let status = sys::exit_status(self.record.pid);
         let status = status.map(|status| format!(" ({status})")).unwrap_or_default();
-        let console = self.words.as_ref().map(|words| words.console.read()).unwrap_or_default();
+        let console =
+            self.outputs.as_ref().map(|outputs| outputs.console.read()).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
         let said = format!("{} {}", last(&console), last(&self.log()));
         let said = Some(said.trim()).filter(|said| !said.is_empty()).unwrap_or("nothing");
@@ -110,7 +111,7 @@ impl FirecrackerMachine {
         self.api.patch(&self.jail.root, "/vm", json!({ "state": state })).await
     }
 
-    async fn keep(&self, mut state: File, bytes: u64) -> io::Result<Memory> {
+    async fn capture(&self, mut state: File, bytes: u64) -> io::Result<Memory> {
         let (jail, changes) = (self.jail.clone(), Changes(self.jail.own.clone()));
         let asking = changes.clone();
         let kind = blocking(move || {
@@ -150,7 +151,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Machine for FirecrackerMachine {
-    fn record(&self) -> Record {
+    fn record(&self) -> VmmRecord {
         self.record.clone()
     }
 
@@ -172,7 +173,7 @@ impl Machine for FirecrackerMachine {
     }
 
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {
-        let read = self.words.as_ref().map(|words| words.console.read());
+        let read = self.outputs.as_ref().map(|outputs| outputs.console.read());
         std::future::ready(read.unwrap_or_default()).boxed()
     }
 
@@ -185,7 +186,7 @@ impl Machine for FirecrackerMachine {
             .boxed()
     }
 
-    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+    fn is_stopped(&self) -> BoxFuture<'_, Result<bool, Error>> {
         let ask = async {
             let about = self.api.get(&self.jail.root, "/").await?;
             Ok(about["state"] == "Paused")
@@ -202,8 +203,8 @@ impl Machine for FirecrackerMachine {
 
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         async move {
-            let kept = self.keep(state, bytes).await;
-            kept.map(Some).map_err(|e| Error::new("having Firecracker write a snapshot", e))
+            let captured = self.capture(state, bytes).await;
+            captured.map(Some).map_err(|e| Error::new("having Firecracker write a snapshot", e))
         }
         .boxed()
     }
@@ -217,7 +218,7 @@ impl Machine for FirecrackerMachine {
         .boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         last(&self.log())
     }
 

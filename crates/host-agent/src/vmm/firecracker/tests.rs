@@ -5,7 +5,7 @@
 use super::*;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory;
-use crate::vmm::{Metadata, Record};
+use crate::vmm::{Metadata, VmmRecord};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use types::resources::Resources;
 
@@ -108,7 +108,7 @@ impl Setup {
     }
 
     /// Saves a frozen machine: the state of its devices, and its memory as a layer.
-    async fn keep(&self, machine: &dyn Machine, number: u32) -> (PathBuf, Layer) {
+    async fn capture(&self, machine: &dyn Machine, number: u32) -> (PathBuf, Layer) {
         let state = self.dir.path().join(format!("state-{number}"));
         let memory = machine.save(File::create_new(&state).unwrap(), BYTES).await.unwrap();
         let pages = self.dir.path().join(format!("pages-{number}"));
@@ -136,11 +136,11 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
         machine.freeze().await.unwrap();
         assert_eq!(setup.state("one").await, "Paused");
     }
-    let (state, layer) = setup.keep(&*machine, 1).await;
+    let (state, layer) = setup.capture(&*machine, 1).await;
     assert!(fs::metadata(&state).unwrap().len() > 1000);
     machine.thaw().await.unwrap();
     machine.freeze().await.unwrap();
-    let (_, again) = setup.keep(&*machine, 2).await;
+    let (_, again) = setup.capture(&*machine, 2).await;
     let held = |layer: &Layer| {
         let mut pages = std::collections::BTreeMap::new();
         let add = |first: u64, data: Result<&[u8], u32>| {
@@ -156,7 +156,7 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
         assert_eq!(held(layer)[&256][..3], WAITS[..]);
     }
     // Another agent finds the machine by its record, and its processes by its folder.
-    let record: Record = machine.record();
+    let record: VmmRecord = machine.record();
     let mut newer = setup.driver;
     newer.programs.firecracker = PathBuf::from("/usr/bin/firecracker-v9.9.9");
     let found = newer.adopt(Found {
@@ -194,7 +194,7 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
         let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
         assert_eq!(held(&layer)[&256][..3], WAITS[..], "{name}");
         back.kill().await.unwrap();
-        assert!(!back.record().lives());
+        assert!(!back.record().is_alive());
     }
 }
 
@@ -234,7 +234,7 @@ async fn a_guest_that_ends_is_told_from_a_process_that_does() {
     assert_eq!(machine.ended().await, "the VMM ended");
     fs::write(setup.dir.path().join("images/boot/vmlinux"), kernel(ENDS)).unwrap();
     let machine = setup.driver.boot(setup.spec("two")).await.unwrap();
-    assert_eq!(machine.ended().await, "the guest ended", "{}", machine.said());
+    assert_eq!(machine.ended().await, "the guest ended", "{}", machine.log_tail());
 }
 
 #[tokio::test]
@@ -251,10 +251,10 @@ async fn processor_that_is_halted_for_good_is_told_from_one_that_runs() {
         assert!(Instant::now() < limit, "the processor does not come to rest");
         tokio::task::yield_now().await;
     };
-    assert!(!machine.stands_still().await.unwrap());
+    assert!(!machine.is_stopped().await.unwrap());
     assert_eq!(threads.waits(), Some(waits));
     machine.freeze().await.unwrap();
-    assert!(machine.stands_still().await.unwrap());
+    assert!(machine.is_stopped().await.unwrap());
     machine.kill().await.unwrap();
     fs::write(setup.dir.path().join("images/boot/vmlinux"), kernel(SPINS)).unwrap();
     let machine = setup.driver.boot(setup.spec("spins")).await.unwrap();

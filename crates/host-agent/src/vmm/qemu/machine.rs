@@ -2,7 +2,7 @@
 //! agent can use them too.
 
 use super::super::qmp::{self, Qmp};
-use super::super::{Error, Machine, Record, Saved, Threads};
+use super::super::{Error, Machine, Saved, Threads, VmmRecord};
 use super::super::{kill_record, overwrite, wait_record};
 use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const VCPU: &str = "CPU ";
 
 pub(super) struct QemuMachine {
-    pub record: Record,
+    pub record: VmmRecord,
     pub dir: PathBuf,
     /// True while QEMU has stopped the guest because the host's disk is full.
     pub full: AtomicBool,
@@ -70,7 +70,7 @@ impl QemuMachine {
     /// machine.
     fn check(&self) -> io::Result<()> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
-        self.record.lives().then_some(()).ok_or_else(gone)
+        self.record.is_alive().then_some(()).ok_or_else(gone)
     }
 
     async fn limited<T>(
@@ -119,7 +119,7 @@ impl QemuMachine {
 }
 
 impl Machine for QemuMachine {
-    fn record(&self) -> Record {
+    fn record(&self) -> VmmRecord {
         self.record.clone()
     }
 
@@ -179,7 +179,7 @@ impl Machine for QemuMachine {
         self.full.load(Ordering::Acquire)
     }
 
-    fn stands_still(&self) -> BoxFuture<'_, Result<bool, Error>> {
+    fn is_stopped(&self) -> BoxFuture<'_, Result<bool, Error>> {
         let ask = async {
             let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
             Ok(qmp.status().await? != "running")
@@ -213,7 +213,7 @@ impl Machine for QemuMachine {
         kill_record(&self.record).boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         let log = std::fs::read(self.dir.join(LOG)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).into_owned();
         // An emulated processor lacks some features of its model, which is no reason for an end.

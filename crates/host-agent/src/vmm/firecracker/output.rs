@@ -15,37 +15,37 @@ use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 /// Most bytes of output that are kept.
-const KEPT: usize = 64 * 1024;
+const TAIL_MAX: usize = 64 * 1024;
 /// Pause between two reads of a pipe that is written to all the time.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Least time between two writes of the file.
 const REST: Duration = Duration::from_secs(1);
 
 /// Output of a machine, which is read until this is dropped.
-pub(super) struct Words {
+pub(super) struct Output {
     path: PathBuf,
     /// Owner of the pipe.
     uid: u32,
-    kept: Arc<Kept>,
+    shared: Arc<Shared>,
     end: Signal,
 }
 
-/// State that the readers of the words share with the task that writes the file.
-struct Kept {
-    last: Mutex<Last>,
-    /// Notifies the writing task that there may be new words.
+/// State that the readers of the output share with the task that writes the file.
+struct Shared {
+    tail: Mutex<Tail>,
+    /// Notifies the writing task that there may be new output.
     added: Notify,
     file: Mutex<File>,
 }
 
-struct Last {
+struct Tail {
     pipe: File,
-    words: Vec<u8>,
-    /// True while the file lacks some of the words.
+    bytes: Vec<u8>,
+    /// True while the file lacks some of the output.
     unwritten: bool,
 }
 
-impl Words {
+impl Output {
     /// Reads the pipe at `path`, which the user `uid` owns, from now on. `file` also keeps the end
     /// of the output.
     pub(super) fn open(path: &Path, file: &Path, uid: u32, tasks: &Tasks) -> io::Result<Self> {
@@ -53,11 +53,11 @@ impl Words {
         let receiver = pipe::Receiver::from_file(pipe.try_clone()?)?;
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(file)?;
-        let mut words = Vec::new();
-        file.read_to_end(&mut words)?;
-        let last = Mutex::new(Last { pipe, words, unwritten: false });
-        let kept = Arc::new(Kept { last, added: Notify::new(), file: Mutex::new(file) });
-        let (end, of) = (Signal::default(), Arc::clone(&kept));
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let tail = Mutex::new(Tail { pipe, bytes, unwritten: false });
+        let shared = Arc::new(Shared { tail, added: Notify::new(), file: Mutex::new(file) });
+        let (end, of) = (Signal::default(), Arc::clone(&shared));
         let ended = end.wait();
         tasks.spawn(async move {
             tokio::select! {
@@ -67,7 +67,7 @@ impl Words {
             }
             write(&of).await;
         });
-        Ok(Self { path: path.to_owned(), uid, kept, end })
+        Ok(Self { path: path.to_owned(), uid, shared, end })
     }
 
     /// Returns a file for a process to write to.
@@ -77,37 +77,37 @@ impl Words {
 
     /// Returns the end of the output until now.
     pub(super) fn read(&self) -> Vec<u8> {
-        let mut last = self.kept.lock();
-        last.take();
-        self.kept.added.notify_one();
-        last.words.clone()
+        let mut tail = self.shared.lock();
+        tail.take();
+        self.shared.added.notify_one();
+        tail.bytes.clone()
     }
 }
 
-impl Drop for Words {
+impl Drop for Output {
     fn drop(&mut self) {
         self.end.trigger();
     }
 }
 
-impl Kept {
-    fn lock(&self) -> MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Updates the file. A file that was removed is not made again.
     fn write(&self) -> io::Result<()> {
-        // The file is locked before the words are read, so that no earlier words replace later
-        // ones.
+        // The file is locked before the output is read, so that no earlier output replaces later
+        // output.
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let words = {
-            let mut last = self.lock();
-            if !std::mem::take(&mut last.unwritten) {
+        let bytes = {
+            let mut tail = self.lock();
+            if !std::mem::take(&mut tail.unwritten) {
                 return Ok(());
             }
-            last.words.clone()
+            tail.bytes.clone()
         };
-        let written = overwrite(&file, &words);
+        let written = overwrite(&file, &bytes);
         if written.is_err() {
             self.lock().unwritten = true;
         }
@@ -115,10 +115,10 @@ impl Kept {
     }
 }
 
-impl Last {
+impl Tail {
     /// Reads new output from the pipe.
     fn take(&mut self) {
-        let mut new = vec![0; KEPT];
+        let mut new = vec![0; TAIL_MAX];
         // The pipe holds as many bytes. Later output is read the next time.
         let count = self.pipe.read(&mut new).unwrap_or(0);
         self.add(&new[..count]);
@@ -128,39 +128,39 @@ impl Last {
         if new.is_empty() {
             return;
         }
-        self.words.extend_from_slice(new);
-        let over = self.words.len().saturating_sub(KEPT);
-        self.words.drain(..over);
+        self.bytes.extend_from_slice(new);
+        let over = self.bytes.len().saturating_sub(TAIL_MAX);
+        self.bytes.drain(..over);
         self.unwritten = true;
     }
 }
 
-async fn follow(receiver: &pipe::Receiver, kept: &Kept) {
+async fn follow(receiver: &pipe::Receiver, shared: &Shared) {
     let mut new = vec![0; 4096];
     while receiver.readable().await.is_ok() {
         {
-            let mut last = kept.lock();
+            let mut tail = shared.lock();
             if let Ok(count) = receiver.try_read(&mut new) {
-                last.add(&new[..count]);
+                tail.add(&new[..count]);
             }
-            last.take();
+            tail.take();
         }
-        kept.added.notify_one();
+        shared.added.notify_one();
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn write_now_and_then(kept: &Arc<Kept>) {
+async fn write_now_and_then(shared: &Arc<Shared>) {
     loop {
-        kept.added.notified().await;
-        write(kept).await;
+        shared.added.notified().await;
+        write(shared).await;
         tokio::time::sleep(REST).await;
     }
 }
 
-async fn write(kept: &Arc<Kept>) {
-    let kept = Arc::clone(kept);
-    let written = tokio::task::spawn_blocking(move || kept.write()).await;
+async fn write(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let written = tokio::task::spawn_blocking(move || shared.write()).await;
     if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
         tracing::warn!(%error, "keeping what a machine wrote");
     }
@@ -181,19 +181,19 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::time::Instant;
 
-    /// Makes a pipe in a folder, and reads it. The words are in the file `kept`.
-    fn words(dir: &Path, tasks: &Tasks) -> (Words, PathBuf) {
+    /// Makes a pipe in a folder, and reads it. The output is in the file `kept`.
+    fn output(dir: &Path, tasks: &Tasks) -> (Output, PathBuf) {
         let (path, file) = (dir.join("pipe"), dir.join("kept"));
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let own = rustix::process::geteuid().as_raw();
-        (Words::open(&path, &file, own, tasks).unwrap(), file)
+        (Output::open(&path, &file, own, tasks).unwrap(), file)
     }
 
     #[tokio::test]
     async fn steady_writer_has_the_file_written_once_a_second() {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::default());
-        let (words, file) = words(dir.path(), &tasks);
-        let mut writer = words.writer().unwrap();
+        let (output, file) = output(dir.path(), &tasks);
+        let mut writer = output.writer().unwrap();
         let (began, mut seen) = (Instant::now(), HashSet::new());
         for _ in 0..50 {
             writer.write_all(b"noise").unwrap();
@@ -204,9 +204,9 @@ mod tests {
         // The file has one time when it is made, and two for each write.
         let most = 1 + 2 * (began.elapsed().as_secs() + 1);
         assert!(u64::try_from(seen.len()).unwrap() <= most, "{seen:?}");
-        let read = words.read();
+        let read = output.read();
         assert_eq!(read.len(), 50 * 5);
-        drop(words);
+        drop(output);
         tasks.finish().await;
         assert_eq!(fs::read(file).unwrap(), read);
     }
@@ -215,11 +215,11 @@ mod tests {
     async fn file_that_was_removed_is_not_made_again() {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::default());
         fs::write(dir.path().join("kept"), "before ").unwrap();
-        let (words, file) = words(dir.path(), &tasks);
-        words.writer().unwrap().write_all(b"after").unwrap();
+        let (output, file) = output(dir.path(), &tasks);
+        output.writer().unwrap().write_all(b"after").unwrap();
         fs::remove_file(&file).unwrap();
-        assert_eq!(words.read(), b"before after");
-        drop(words);
+        assert_eq!(output.read(), b"before after");
+        drop(output);
         tasks.finish().await;
         assert!(!file.exists());
     }
@@ -230,19 +230,19 @@ mod tests {
         let (path, file) = (dir.path().join("pipe"), dir.path().join("kept"));
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let (tasks, own) = (Tasks::default(), rustix::process::geteuid().as_raw());
-        let words = Words::open(&path, &file, own, &tasks).unwrap();
-        let mut writer = words.writer().unwrap();
+        let output = Output::open(&path, &file, own, &tasks).unwrap();
+        let mut writer = output.writer().unwrap();
         writer.write_all(b"first ").unwrap();
         // The pipe becomes full, since no task reads meanwhile.
         while writer.write(&[b'x'; 1000]).is_ok() {}
         tokio::time::sleep(PAUSE * 4).await;
         writer.write_all(b" last").unwrap();
-        let read = words.read();
-        assert!(read.len() <= KEPT && read.ends_with(b"x last"), "{}", read.len());
-        drop(words);
+        let read = output.read();
+        assert!(read.len() <= TAIL_MAX && read.ends_with(b"x last"), "{}", read.len());
+        drop(output);
         tasks.finish().await;
-        let later = Words::open(&path, &file, own, &Tasks::default()).unwrap();
+        let later = Output::open(&path, &file, own, &Tasks::default()).unwrap();
         assert_eq!(later.read(), read);
-        assert!(Words::open(&file, &path, own, &Tasks::default()).is_err());
+        assert!(Output::open(&file, &path, own, &Tasks::default()).is_err());
     }
 }

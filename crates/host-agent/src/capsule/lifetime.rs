@@ -1,7 +1,7 @@
 //! Time limits of a capsule, and the action when they pass. The decisions here are pure; `manager`
 //! carries them out.
 
-use super::pause::Keep;
+use super::pause::PauseMode;
 use std::time::Duration;
 
 /// Due pauses that may fail because of the guest's agent. The next pause saves the guest as it is.
@@ -19,7 +19,7 @@ pub(crate) enum OnTimeout {
 
 /// Time limits of one capsule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Life {
+pub(crate) struct Lifetime {
     /// End of the capsule's time by this machine's clock, in milliseconds since 1970; `None` is
     /// never.
     pub ends_at_ms: Option<i64>,
@@ -41,20 +41,20 @@ pub(crate) enum Due {
 }
 
 impl Due {
-    /// Returns the parts that a pause saves, after `silent_tries` pauses in a row that failed
-    /// because of the guest's agent. Pure.
-    pub(super) fn keep(self, silent_tries: u32) -> Keep {
+    /// Returns the mode of a pause after `silent_tries` pauses in a row that failed because of the
+    /// guest's agent. Pure.
+    pub(super) fn pause_mode(self, silent_tries: u32) -> PauseMode {
         if silent_tries >= SILENT_TRIES {
-            return Keep::Frozen;
+            return PauseMode::Frozen;
         }
         match self {
-            Self::PauseDisk => Keep::Disk,
-            Self::Pause | Self::Kill | Self::Nothing => Keep::Memory,
+            Self::PauseDisk => PauseMode::Disk,
+            Self::Pause | Self::Kill | Self::Nothing => PauseMode::Memory,
         }
     }
 }
 
-impl Life {
+impl Lifetime {
     /// Sets the end of the capsule's time, for a capsule that runs from `now_ms` on.
     pub(crate) fn begin(&mut self, now_ms: i64) {
         if self.lasts_ms > 0 {
@@ -95,23 +95,23 @@ mod tests {
 
     #[test]
     fn silent_agent_delays_a_pause_that_is_due_and_does_not_prevent_it() {
-        for (due, wanted) in [(Due::Pause, Keep::Memory), (Due::PauseDisk, Keep::Disk)] {
-            assert_eq!(due.keep(0), wanted);
-            assert_eq!(due.keep(SILENT_TRIES - 1), wanted);
-            assert_eq!(due.keep(SILENT_TRIES), Keep::Frozen);
+        for (due, wanted) in [(Due::Pause, PauseMode::Memory), (Due::PauseDisk, PauseMode::Disk)] {
+            assert_eq!(due.pause_mode(0), wanted);
+            assert_eq!(due.pause_mode(SILENT_TRIES - 1), wanted);
+            assert_eq!(due.pause_mode(SILENT_TRIES), PauseMode::Frozen);
         }
     }
 
     #[test]
     fn the_end_is_absolute_and_idleness_only_pauses() {
-        let life = |ends_at_ms, on_timeout, idle_sec| Life {
+        let life = |ends_at_ms, on_timeout, idle_sec| Lifetime {
             ends_at_ms,
             on_timeout,
             idle_sec,
             lasts_ms: 0,
         };
         let day = Duration::from_secs(86_400);
-        assert_eq!(Life::default().due(i64::MAX, day), Due::Nothing);
+        assert_eq!(Lifetime::default().due(i64::MAX, day), Due::Nothing);
         assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(5, Duration::ZERO), Due::Kill);
         assert_eq!(life(Some(5), OnTimeout::Pause, 0).due(6, Duration::ZERO), Due::Pause);
         let disk = life(Some(5), OnTimeout::PauseDisk, 3);
@@ -119,11 +119,11 @@ mod tests {
         assert_eq!(disk.due(4, day), Due::Pause);
         assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(4, day), Due::Nothing);
         assert_eq!(life(Some(9), OnTimeout::Kill, 3).due(4, Duration::from_secs(3)), Due::Pause);
-        let mut begun = Life { lasts_ms: 7, ..Life::default() };
+        let mut begun = Lifetime { lasts_ms: 7, ..Lifetime::default() };
         begun.begin(3);
         assert_eq!((begun.ends_at_ms, begun.lasts_ms), (Some(10), 0));
         assert_eq!((begun.left_ms(3), begun.left_ms(12)), (Some(7), Some(1)));
-        assert_eq!(Life::default().left_ms(3), None);
+        assert_eq!(Lifetime::default().left_ms(3), None);
         assert_eq!(
             life(None, OnTimeout::Kill, 3).due(4, Duration::from_millis(2999)),
             Due::Nothing

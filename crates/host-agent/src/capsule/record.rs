@@ -1,9 +1,9 @@
 //! The record of a capsule that outlives the agent: one small file in the capsule's folder, always
 //! replaced as a whole. It is written before any other part of the capsule is made.
 
-use super::life::Life;
+use super::lifetime::Lifetime;
 use crate::snapshot::{Layers, System};
-use crate::vmm::Record;
+use crate::vmm::VmmRecord;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,7 +31,7 @@ pub(crate) enum Phase {
 
 /// Record of one capsule.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Ledger {
+pub(crate) struct CapsuleRecord {
     pub id: CapsuleId,
     pub generation: u64,
     /// Id of the team that owns the capsule.
@@ -47,10 +47,10 @@ pub(crate) struct Ledger {
     /// Number of the capsule's network, once there is one.
     pub slot: Option<u32>,
     /// The capsule's machine, once it was started.
-    pub machine: Option<Record>,
+    pub machine: Option<VmmRecord>,
     pub phase: Phase,
     /// Number of the capsule's newest own snapshot, 0 for none. A newer snapshot on disk comes from
-    /// a pause that completed without updating the ledger.
+    /// a pause that completed without updating the record.
     pub last: u64,
     /// Number of the snapshot that the platform's store has, 0 for none.
     #[serde(default)]
@@ -58,16 +58,17 @@ pub(crate) struct Ledger {
     /// Name of the tree in the store; empty when the number alone names the tree.
     #[serde(default)]
     pub tree: String,
-    /// Layers that the machine's memory began from. Their files are in the capsule's folder.
-    pub began: Layers,
+    /// Base layers of the machine's memory. Their files are in the capsule's folder.
+    #[serde(rename = "began")]
+    pub base_layers: Layers,
     /// Versions of the software that runs in the machine's memory.
     #[serde(default)]
     pub system: System,
-    pub life: Life,
+    pub life: Lifetime,
 }
 
-impl Ledger {
-    /// Writes the ledger to the capsule's folder, durably.
+impl CapsuleRecord {
+    /// Writes the record to the capsule's folder, durably.
     pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
         let staged = dir.join(STAGED);
         let mut file = File::options().write(true).create(true).truncate(true).open(&staged)?;
@@ -78,7 +79,7 @@ impl Ledger {
         File::open(dir)?.sync_all()
     }
 
-    /// Returns the ledger of a capsule about which nothing is known.
+    /// Returns the record of a capsule about which nothing is known.
     pub(crate) fn unknown() -> Self {
         Self {
             id: CapsuleId(uuid::Uuid::nil()),
@@ -95,23 +96,23 @@ impl Ledger {
             last: 0,
             stored: 0,
             tree: String::new(),
-            began: Layers::default(),
+            base_layers: Layers::default(),
             system: System::default(),
-            life: Life::default(),
+            life: Lifetime::default(),
         }
     }
 
-    /// Removes the ledger from a folder that is no capsule's.
+    /// Removes the record from a folder that is no capsule's.
     pub(crate) fn remove(dir: &Path) -> io::Result<()> {
         fs::remove_file(dir.join(FILE))
     }
 
-    /// Reports whether the folder has a ledger, readable or not.
+    /// Reports whether the folder has a record, readable or not.
     pub(crate) fn exists(dir: &Path) -> bool {
         dir.join(FILE).exists()
     }
 
-    /// Reads the ledger from a capsule's folder; none when it is missing or unreadable.
+    /// Reads the record from a capsule's folder; none when it is missing or unreadable.
     pub(crate) fn load(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
     }
@@ -124,8 +125,8 @@ mod tests {
     #[test]
     fn it_survives_the_disk_and_a_torn_one_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Ledger::load(dir.path()), None);
-        let ledger = Ledger {
+        assert_eq!(CapsuleRecord::load(dir.path()), None);
+        let record = CapsuleRecord {
             id: CapsuleId::new(),
             generation: 3,
             team: "team".into(),
@@ -140,13 +141,13 @@ mod tests {
             last: 0,
             stored: 0,
             tree: String::new(),
-            began: Layers::default(),
+            base_layers: Layers::default(),
             system: System::default(),
-            life: Life::default(),
+            life: Lifetime::default(),
         };
-        ledger.save(dir.path()).unwrap();
-        assert_eq!(Ledger::load(dir.path()), Some(ledger));
+        record.save(dir.path()).unwrap();
+        assert_eq!(CapsuleRecord::load(dir.path()), Some(record));
         fs::write(dir.path().join(FILE), b"{\"id\":").unwrap();
-        assert_eq!(Ledger::load(dir.path()), None);
+        assert_eq!(CapsuleRecord::load(dir.path()), None);
     }
 }

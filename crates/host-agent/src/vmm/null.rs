@@ -1,7 +1,7 @@
 //! A driver without machines, in which the server at one port is every capsule's guest. Benchmarks
 //! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs.
 
-use super::{Driver, Error, Found, Machine, Record, Saved, Spec};
+use super::{Driver, Error, Found, Machine, Saved, Spec, VmmRecord};
 use crate::snapshot::memory::Memory;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -10,15 +10,15 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use types::Isolation;
 
-pub(crate) struct Hollow {
+pub(crate) struct NullDriver {
     pub port: u16,
 }
 
-struct HollowMachine {
+struct NullMachine {
     port: u16,
 }
 
-impl Driver for Hollow {
+impl Driver for NullDriver {
     fn name(&self) -> &'static str {
         "fake"
     }
@@ -40,7 +40,7 @@ impl Driver for Hollow {
     }
 
     fn boot(&self, _spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
-        let machine = HollowMachine { port: self.port };
+        let machine = NullMachine { port: self.port };
         std::future::ready(Ok(Box::new(machine) as Box<dyn Machine>)).boxed()
     }
 
@@ -49,14 +49,14 @@ impl Driver for Hollow {
     }
 
     fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
-        Some(Box::new(HollowMachine { port: self.port }))
+        Some(Box::new(NullMachine { port: self.port }))
     }
 }
 
-impl Machine for HollowMachine {
+impl Machine for NullMachine {
     /// Returns a record that matches no process.
-    fn record(&self) -> Record {
-        Record { pid: 0, started: 0, boot: String::new(), port: Some(self.port) }
+    fn record(&self) -> VmmRecord {
+        VmmRecord { pid: 0, started: 0, boot: String::new(), port: Some(self.port) }
     }
 
     fn loopback(&self, _port: u16) -> Option<SocketAddr> {
@@ -92,7 +92,7 @@ impl Machine for HollowMachine {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn said(&self) -> String {
+    fn log_tail(&self) -> String {
         String::new()
     }
 

@@ -7,8 +7,8 @@
 //! on it. [`Manager::freeze`] notes that a thaw is owed, and [`Manager::thaw`] clears the note when
 //! it succeeds. Each later check of the disk retries the owed thaws.
 
-use super::ledger::Ledger;
 use super::manager::{Manager, State, chain};
+use super::record::CapsuleRecord;
 use super::{Error, blocking, boot, io_error};
 use crate::guest::Guest;
 use crate::room::Level;
@@ -22,7 +22,7 @@ use types::CapsuleId;
 
 /// Period of the checks of the disk.
 const LOOK: Duration = Duration::from_millis(250);
-/// Period of the counts of kept bytes.
+/// Period of the counts of the bytes of snapshots.
 const MEASURE: Duration = Duration::from_secs(15);
 /// Time between two attempts to thaw a guest.
 const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 });
@@ -36,62 +36,63 @@ pub(super) struct Usage {
     pub waits: bool,
     /// True from before a freeze or an attempt to thaw until a thaw has succeeded.
     pub thaw_owed: bool,
-    /// Earliest time to thaw the guest again.
-    go_on: Option<Instant>,
+    /// Earliest time of the next attempt to thaw the guest.
+    next_thaw: Option<Instant>,
     /// Bytes on the host's disk that only its snapshots hold.
-    pub kept: u64,
+    pub snapshot_bytes: u64,
 }
 
-/// Step to take with a guest.
+/// Action to take with a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum Action {
     Nothing,
     /// Note the guest as waiting, since its VMM has stopped it.
-    Tell,
-    Stop,
-    GoOn,
+    NoteWaiting,
+    Freeze,
+    Thaw,
 }
 
 impl Usage {
-    /// Returns the usage of a capsule that begins to run and has `kept` bytes in its snapshots.
-    pub(super) fn of(kept: u64) -> Self {
-        Self { kept, ..Self::default() }
+    /// Returns the usage of a capsule that begins to run and whose snapshots have `snapshot_bytes`
+    /// bytes.
+    pub(super) fn of(snapshot_bytes: u64) -> Self {
+        Self { snapshot_bytes, ..Self::default() }
     }
 
     /// Decides on a running guest whose disk has `disk` bytes. Pure.
-    fn step(&mut self, level: Level, disk: Option<u64>, stopped: bool, now: Instant) -> Step {
+    fn decide(&mut self, level: Level, disk: Option<u64>, stopped: bool, now: Instant) -> Action {
         let grows = self.disk.zip(disk).is_some_and(|(before, now)| now > before);
         self.disk = disk;
-        let due = self.go_on.is_none_or(|at| at <= now);
+        let due = self.next_thaw.is_none_or(|at| at <= now);
         let room = matches!(level, Level::Plenty | Level::Enough);
-        let goes_on = if self.waits || stopped { room } else { self.thaw_owed };
-        if goes_on && due {
-            self.go_on = Some(now + AGAIN);
-            return Step::GoOn;
+        let thaws = if self.waits || stopped { room } else { self.thaw_owed };
+        if thaws && due {
+            self.next_thaw = Some(now + AGAIN);
+            return Action::Thaw;
         }
         match (stopped, self.waits) {
-            (_, true) => Step::Nothing,
-            (true, false) => Step::Tell,
-            (false, false) if level == Level::Low && grows => Step::Stop,
-            (false, false) => Step::Nothing,
+            (_, true) => Action::Nothing,
+            (true, false) => Action::NoteWaiting,
+            (false, false) if level == Level::Low && grows => Action::Freeze,
+            (false, false) => Action::Nothing,
         }
     }
 }
 
 impl Manager {
-    /// Checks the disk and counts kept bytes, for as long as the process lives.
+    /// Checks the disk and counts the bytes of snapshots, for as long as the process lives.
     pub(super) async fn watch_disk(&self) {
         // The first count comes before any answer, since an uncounted snapshot would be reported as
         // empty.
         let this = self.clone();
         let _ = tokio::task::spawn_blocking(move || this.measure()).await;
         let this = self.clone();
-        self.parts.tasks.every(LOOK, move || {
+        self.context.tasks.every(LOOK, move || {
             let this = this.clone();
             async move { this.look_at_disk().await }
         });
         let this = self.clone();
-        self.parts.tasks.every(MEASURE, move || {
+        self.context.tasks.every(MEASURE, move || {
             let this = this.clone();
             async move {
                 let _ = tokio::task::spawn_blocking(move || this.measure()).await;
@@ -100,37 +101,37 @@ impl Manager {
     }
 
     async fn look_at_disk(&self) {
-        let level = self.parts.room.look();
+        let level = self.context.room.look();
         let disks = match level {
             Level::Plenty => HashMap::new(),
             Level::Enough | Level::Scarce | Level::Low => self.running_disks().await,
         };
         let now = Instant::now();
-        let mut steps = Vec::new();
+        let mut actions = Vec::new();
         for (id, capsule) in self.lock().iter_mut() {
             let (State::Running, Some((machine, _))) = (&capsule.state, &capsule.running) else {
                 continue;
             };
             let stopped = machine.waits_for_room();
-            match capsule.usage.step(level, disks.get(id).copied(), stopped, now) {
-                Step::Nothing => {}
-                Step::Tell => {
+            match capsule.usage.decide(level, disks.get(id).copied(), stopped, now) {
+                Action::Nothing => {}
+                Action::NoteWaiting => {
                     tracing::warn!(%id, "a guest waits for room on the host's disk");
                     capsule.usage.waits = true;
                     self.changed();
                 }
-                step @ (Step::Stop | Step::GoOn) => steps.push((*id, step)),
+                action @ (Action::Freeze | Action::Thaw) => actions.push((*id, action)),
             }
         }
-        for (id, step) in steps {
+        for (id, action) in actions {
             let this = self.clone();
-            self.parts.tasks.spawn(async move {
-                let done = match step {
-                    Step::Stop => this.stop_for_room(id).await,
-                    Step::GoOn | Step::Tell | Step::Nothing => this.let_go_on(id).await,
+            self.context.tasks.spawn(async move {
+                let done = match action {
+                    Action::Freeze => this.freeze_for_room(id).await,
+                    Action::Thaw | Action::NoteWaiting | Action::Nothing => this.thaw_due(id).await,
                 };
                 if let Err(error) = done {
-                    tracing::warn!(%id, ?step, error = chain(&error), "stopping or thawing a guest");
+                    tracing::warn!(%id, ?action, error = chain(&error), "freezing or thawing");
                 }
             });
         }
@@ -151,14 +152,14 @@ impl Manager {
 
     /// Returns the bytes that a capsule's own disk takes on the host's disk.
     pub(super) fn disk_bytes(&self, id: CapsuleId) -> u64 {
-        let disk = boot::folder(&self.parts, id).join(storage::DISK);
+        let disk = boot::folder(&self.context, id).join(storage::DISK);
         disk.metadata().map_or(0, |found| found.blocks() * 512)
     }
 
     /// Stops a guest that would fill the disk.
-    async fn stop_for_room(&self, id: CapsuleId) -> Result<(), Error> {
-        let turn = self.turn(id)?;
-        let _turn = turn.lock().await;
+    async fn freeze_for_room(&self, id: CapsuleId) -> Result<(), Error> {
+        let lock = self.capsule_lock(id)?;
+        let _guard = lock.lock().await;
         let Some((machine, _)) = self.running(id) else { return Ok(()) };
         self.freeze(id, &*machine).await?;
         metrics::counter!("wrenn_host_guests_stopped_for_room_total").increment(1);
@@ -169,11 +170,11 @@ impl Manager {
     }
 
     /// Thaws a guest that waited for room or that is owed a thaw, and sets its clock.
-    async fn let_go_on(&self, id: CapsuleId) -> Result<(), Error> {
-        let turn = self.turn(id)?;
-        // An operation that holds the turn thaws its guest itself. If that fails, a later check
+    async fn thaw_due(&self, id: CapsuleId) -> Result<(), Error> {
+        let lock = self.capsule_lock(id)?;
+        // An operation that holds the lock thaws its guest itself. If that fails, a later check
         // comes here again.
-        let Ok(held) = turn.try_lock() else { return Ok(()) };
+        let Ok(held) = lock.try_lock() else { return Ok(()) };
         let Some((machine, guest)) = self.running(id) else { return Ok(()) };
         let waited = self.change(id, |capsule| capsule.usage.waits) == Some(true);
         self.thaw(id, &*machine).await?;
@@ -181,10 +182,10 @@ impl Manager {
             self.changed();
             tracing::info!(%id, "a guest goes on: there is room on the host's disk");
         }
-        let lost = || io_error("reading the capsule's ledger")(std::io::ErrorKind::NotFound.into());
-        let ledger = Ledger::load(&boot::folder(&self.parts, id)).ok_or_else(lost)?;
+        let lost = || io_error("reading the capsule's record")(std::io::ErrorKind::NotFound.into());
+        let record = CapsuleRecord::load(&boot::folder(&self.context, id)).ok_or_else(lost)?;
         drop(held);
-        let refreshed = guest.refresh(&ledger.envd_token).await;
+        let refreshed = guest.refresh(&record.envd_token).await;
         refreshed.map_err(io_error("setting the clock of a guest that goes on"))
     }
 
@@ -193,8 +194,8 @@ impl Manager {
     /// earlier call for the same guest still tries.
     pub(super) fn refresh_later(&self, id: CapsuleId, guest: Guest, token: String) {
         let Some(held) = guest.become_refresher() else { return };
-        let tasks = self.parts.tasks.clone();
-        self.parts.tasks.spawn(async move {
+        let tasks = self.context.tasks.clone();
+        self.context.tasks.spawn(async move {
             let _held = held;
             let refreshed = async {
                 while guest.refresh(&token).await.is_err() {
@@ -255,40 +256,41 @@ impl Manager {
 
     /// Returns the bytes on disk of each snapshot, by its id, as of the last count.
     pub(crate) fn snapshot_sizes(&self) -> HashMap<String, u64> {
-        let sizes = self.parts.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let sizes = self.context.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner);
         sizes.iter().map(|(id, bytes)| (id.to_string(), *bytes)).collect()
     }
 
-    /// Counts the kept bytes of one capsule; the next full count replaces the figure.
+    /// Counts the bytes of one capsule's snapshots; the next full count replaces the figure.
     pub(super) fn measure_soon(&self, id: CapsuleId) {
         let this = self.clone();
         tokio::task::spawn_blocking(move || {
             let mut seen = HashSet::new();
-            storage::used(&this.parts.config.golden(), &mut seen);
-            let kept = storage::used(&boot::kept(&boot::folder(&this.parts, id)), &mut seen);
-            this.change(id, |capsule| capsule.usage.kept = kept);
+            storage::used(&this.context.config.golden(), &mut seen);
+            let used =
+                storage::used(&boot::snapshots_dir(&boot::folder(&this.context, id)), &mut seen);
+            this.change(id, |capsule| capsule.usage.snapshot_bytes = used);
         });
     }
 
-    /// Counts the kept bytes of all capsules and snapshots. A file that several of them link counts
-    /// once.
+    /// Counts the bytes of all snapshots. A file that several of them link counts once.
     fn measure(&self) {
-        let config = &self.parts.config;
+        let config = &self.context.config;
         let mut seen = HashSet::new();
         let mut bytes = storage::used(&config.golden(), &mut seen);
         let ids: Vec<CapsuleId> = self.lock().keys().copied().collect();
         for id in ids {
-            let kept = storage::used(&boot::kept(&boot::folder(&self.parts, id)), &mut seen);
-            self.change(id, |capsule| capsule.usage.kept = kept);
-            bytes += kept;
+            let used =
+                storage::used(&boot::snapshots_dir(&boot::folder(&self.context, id)), &mut seen);
+            self.change(id, |capsule| capsule.usage.snapshot_bytes = used);
+            bytes += used;
         }
         let mut sizes = HashMap::new();
         for id in self.snapshots() {
-            let kept = storage::used(&config.snapshots().join(id.to_string()), &mut seen);
-            sizes.insert(id, kept);
-            bytes += kept;
+            let used = storage::used(&config.snapshots().join(id.to_string()), &mut seen);
+            sizes.insert(id, used);
+            bytes += used;
         }
-        *self.parts.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        *self.context.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
         bytes += storage::used(&config.capsules(), &mut seen);
         let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
         metrics::gauge!("wrenn_host_kept_mib").set(f64::from(mib));
@@ -299,13 +301,13 @@ impl Manager {
 mod tests {
     use super::super::manager::Capsule;
     use super::*;
-    use crate::Parts;
+    use crate::AgentContext;
     use crate::capsule::boot::Booted;
-    use crate::capsule::life::Life;
+    use crate::capsule::lifetime::Lifetime;
     use crate::guest::Route;
     use crate::snapshot::memory::Memory;
-    use crate::vmm::Record;
-    use crate::vmm::hollow::Hollow;
+    use crate::vmm::VmmRecord;
+    use crate::vmm::null::NullDriver;
     use daemon::Tasks;
     use futures::FutureExt;
     use futures::future::BoxFuture;
@@ -316,47 +318,47 @@ mod tests {
 
     /// A machine whose VMM refuses the first thaws.
     struct Stubborn {
-        stands: AtomicBool,
+        frozen: AtomicBool,
         refusals: AtomicI32,
     }
 
     impl Stubborn {
         /// Starts a running capsule on a machine that refuses `refusals` thaws.
         async fn start(dir: &std::path::Path, refusals: i32) -> (Manager, CapsuleId, Arc<Self>) {
-            let parts = Parts::of_tests(dir, Box::new(Hollow { port: 1 }));
-            let manager = Manager::new(Arc::new(parts)).await.unwrap();
-            let ledger = Ledger { id: CapsuleId::new(), ..Ledger::unknown() };
-            let id = ledger.id;
-            manager.lock().insert(id, Capsule::new(&ledger, State::Running));
+            let context = AgentContext::for_tests(dir, Box::new(NullDriver { port: 1 }));
+            let manager = Manager::new(Arc::new(context)).await.unwrap();
+            let record = CapsuleRecord { id: CapsuleId::new(), ..CapsuleRecord::unknown() };
+            let id = record.id;
+            manager.lock().insert(id, Capsule::new(&record, State::Running));
             let refusals = AtomicI32::new(refusals);
-            let machine = Arc::new(Self { stands: AtomicBool::new(false), refusals });
+            let machine = Arc::new(Self { frozen: AtomicBool::new(false), refusals });
             let nowhere = Route::Loopback(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
             let booted = Booted {
                 machine: Arc::clone(&machine) as Arc<dyn Machine>,
                 guest: Guest::new(nowhere, "", 1, Tasks::default()),
                 stages: Vec::new(),
-                life: Life::default(),
+                life: Lifetime::default(),
             };
             manager.run(id, booted);
             (manager, id, machine)
         }
 
         /// Waits until the guest runs and no thaw is owed.
-        async fn goes_on(&self, manager: &Manager, id: CapsuleId) {
-            let goes_on = async {
-                while self.stands.load(Ordering::Acquire)
+        async fn wait_until_thawed(&self, manager: &Manager, id: CapsuleId) {
+            let thawed = async {
+                while self.frozen.load(Ordering::Acquire)
                     || manager.change(id, |capsule| capsule.usage.thaw_owed) != Some(false)
                 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(60), goes_on).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(60), thawed).await.unwrap();
         }
     }
 
     impl Machine for Stubborn {
-        fn record(&self) -> Record {
-            Record { pid: 0, started: 0, boot: String::new(), port: None }
+        fn record(&self) -> VmmRecord {
+            VmmRecord { pid: 0, started: 0, boot: String::new(), port: None }
         }
 
         fn ended(&self) -> BoxFuture<'_, String> {
@@ -368,7 +370,7 @@ mod tests {
         }
 
         fn freeze(&self) -> BoxFuture<'_, Result<(), vmm::Error>> {
-            self.stands.store(true, Ordering::Release);
+            self.frozen.store(true, Ordering::Release);
             std::future::ready(Ok(())).boxed()
         }
 
@@ -377,7 +379,7 @@ mod tests {
                 let error = vmm::Error::new("thawing", io::ErrorKind::TimedOut.into());
                 return std::future::ready(Err(error)).boxed();
             }
-            self.stands.store(false, Ordering::Release);
+            self.frozen.store(false, Ordering::Release);
             std::future::ready(Ok(())).boxed()
         }
 
@@ -389,7 +391,7 @@ mod tests {
             std::future::ready(Ok(())).boxed()
         }
 
-        fn said(&self) -> String {
+        fn log_tail(&self) -> String {
             String::new()
         }
 
@@ -401,10 +403,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (manager, id, machine) = Stubborn::start(dir.path(), 3).await;
         // The VMM stops the guest by itself.
-        machine.stands.store(true, Ordering::Release);
+        machine.frozen.store(true, Ordering::Release);
         assert!(manager.thaw(id, &*machine).await.is_err());
-        assert!(machine.stands.load(Ordering::Acquire));
-        machine.goes_on(&manager, id).await;
+        assert!(machine.frozen.load(Ordering::Acquire));
+        machine.wait_until_thawed(&manager, id).await;
         assert_eq!(machine.refusals.load(Ordering::Acquire), -1);
     }
 
@@ -412,52 +414,52 @@ mod tests {
     async fn guest_in_the_hand_of_an_operation_stays_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let (manager, id, machine) = Stubborn::start(dir.path(), 0).await;
-        let turn = manager.turn(id).unwrap();
-        let held = turn.lock().await;
+        let lock = manager.capsule_lock(id).unwrap();
+        let held = lock.lock().await;
         manager.freeze(id, &*machine).await.unwrap();
-        manager.let_go_on(id).await.unwrap();
-        assert!(machine.stands.load(Ordering::Acquire));
+        manager.thaw_due(id).await.unwrap();
+        assert!(machine.frozen.load(Ordering::Acquire));
         // The operation ends without a thaw, like an operation that panics.
         drop(held);
-        machine.goes_on(&manager, id).await;
+        machine.wait_until_thawed(&manager, id).await;
     }
 
     #[test]
     fn owed_thaw_is_due_without_room_unless_the_guest_waits_for_room() {
         let (mut usage, now) = (Usage { thaw_owed: true, ..Usage::default() }, Instant::now());
-        assert_eq!(usage.step(Level::Low, Some(5), false, now), Step::GoOn);
+        assert_eq!(usage.decide(Level::Low, Some(5), false, now), Action::Thaw);
         // A failed attempt clears nothing, and the next one comes after a pause.
-        assert_eq!(usage.step(Level::Low, Some(5), false, now), Step::Nothing);
-        assert_eq!(usage.step(Level::Low, Some(5), false, now + AGAIN), Step::GoOn);
+        assert_eq!(usage.decide(Level::Low, Some(5), false, now), Action::Nothing);
+        assert_eq!(usage.decide(Level::Low, Some(5), false, now + AGAIN), Action::Thaw);
         usage.waits = true;
-        assert_eq!(usage.step(Level::Low, Some(5), false, now + 2 * AGAIN), Step::Nothing);
-        assert_eq!(usage.step(Level::Plenty, None, false, now + 2 * AGAIN), Step::GoOn);
+        assert_eq!(usage.decide(Level::Low, Some(5), false, now + 2 * AGAIN), Action::Nothing);
+        assert_eq!(usage.decide(Level::Plenty, None, false, now + 2 * AGAIN), Action::Thaw);
     }
 
     #[test]
     fn a_guest_that_takes_room_is_stopped_and_one_that_does_not_goes_on() {
         let (mut writer, mut quiet, now) = (Usage::default(), Usage::default(), Instant::now());
         for level in [Level::Enough, Level::Scarce] {
-            assert_eq!(writer.step(level, Some(5), false, now), Step::Nothing);
-            assert_eq!(quiet.step(level, Some(5), false, now), Step::Nothing);
+            assert_eq!(writer.decide(level, Some(5), false, now), Action::Nothing);
+            assert_eq!(quiet.decide(level, Some(5), false, now), Action::Nothing);
         }
-        assert_eq!(writer.step(Level::Low, Some(6), false, now), Step::Stop);
-        assert_eq!(quiet.step(Level::Low, Some(5), false, now), Step::Nothing);
+        assert_eq!(writer.decide(Level::Low, Some(6), false, now), Action::Freeze);
+        assert_eq!(quiet.decide(Level::Low, Some(5), false, now), Action::Nothing);
         writer.waits = true;
-        assert_eq!(writer.step(Level::Low, Some(7), false, now), Step::Nothing);
-        assert_eq!(writer.step(Level::Scarce, Some(7), false, now), Step::Nothing);
-        assert_eq!(writer.step(Level::Enough, Some(7), false, now), Step::GoOn);
+        assert_eq!(writer.decide(Level::Low, Some(7), false, now), Action::Nothing);
+        assert_eq!(writer.decide(Level::Scarce, Some(7), false, now), Action::Nothing);
+        assert_eq!(writer.decide(Level::Enough, Some(7), false, now), Action::Thaw);
     }
 
     #[test]
     fn a_guest_that_its_vmm_stopped_is_told_of_and_tried_now_and_then() {
         let (mut usage, now) = (Usage::default(), Instant::now());
-        assert_eq!(usage.step(Level::Low, Some(5), true, now), Step::Tell);
+        assert_eq!(usage.decide(Level::Low, Some(5), true, now), Action::NoteWaiting);
         usage.waits = true;
-        assert_eq!(usage.step(Level::Low, Some(5), true, now), Step::Nothing);
-        assert_eq!(usage.step(Level::Plenty, None, true, now), Step::GoOn);
+        assert_eq!(usage.decide(Level::Low, Some(5), true, now), Action::Nothing);
+        assert_eq!(usage.decide(Level::Plenty, None, true, now), Action::Thaw);
         // A full quota, for example, lets nothing be written although the disk has room.
-        assert_eq!(usage.step(Level::Plenty, None, true, now), Step::Nothing);
-        assert_eq!(usage.step(Level::Plenty, None, true, now + AGAIN), Step::GoOn);
+        assert_eq!(usage.decide(Level::Plenty, None, true, now), Action::Nothing);
+        assert_eq!(usage.decide(Level::Plenty, None, true, now + AGAIN), Action::Thaw);
     }
 }
