@@ -196,8 +196,8 @@ fn pid() -> i32 {
 
 /// Measures the scheduler's time to decide among ten thousand hosts.
 fn decision() -> Row {
-    use control_plane::scheduler::{Ask, Machine, Size, pick};
-    let machine = |n: u128| Machine {
+    use control_plane::scheduler::{HostView, PlacementRequest, ResourceAmounts, pick};
+    let host = |n: u128| HostView {
         id: types::HostId(uuid::Uuid::from_u128(n)),
         open: true,
         team: None,
@@ -205,29 +205,29 @@ fn decision() -> Row {
         isolation: types::Isolation::Jailed,
         templates: vec!["base".to_owned(), "python".to_owned()],
         store: true,
-        room: Size { vcpus: 512, memory_mib: 262_144, disk_mib: 8 << 20 },
-        used: Size {
+        room: ResourceAmounts { vcpus: 512, memory_mib: 262_144, disk_mib: 8 << 20 },
+        used: ResourceAmounts {
             vcpus: (n % 300) as u64,
             memory_mib: (n * 7919 % 200_000) as u64,
             disk_mib: 0,
         },
     };
-    let machines: Vec<Machine> = (1..=10_000).map(machine).collect();
+    let hosts: Vec<HostView> = (1..=10_000).map(host).collect();
     let tags = ["ssd".to_owned()];
-    let ask = Ask {
+    let request = PlacementRequest {
         team: types::TeamId::new(),
-        size: Size { vcpus: 1, memory_mib: 512, disk_mib: 5120 },
+        size: ResourceAmounts { vcpus: 1, memory_mib: 512, disk_mib: 5120 },
         template: "python",
-        near: None,
+        preferred: None,
         fetches: true,
         tags: &tags,
         isolation: types::Isolation::Kvm,
-        without: &[],
+        excluded: &[],
     };
     let mut took: Vec<Duration> = (0..101)
         .map(|salt| {
             let began = Instant::now();
-            pick(&machines, &ask, salt).unwrap();
+            pick(&hosts, &request, salt).unwrap();
             began.elapsed()
         })
         .collect();

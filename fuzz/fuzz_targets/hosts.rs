@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 
 /// Items of the control plane that the included module uses.
 mod http {
-    pub(crate) mod e2b {
+    pub(crate) mod compat_e2b {
         pub(crate) fn serves(path: &str) -> bool {
             path.starts_with("/sandboxes")
         }

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::hosts::enrol::is_loopback;
-use crate::hosts::tls::Identity;
+use crate::hosts::tls::CertStore;
 use crate::hosts::{Fleet, Host};
 use axum::body::Body;
 use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ClientTransport};
@@ -32,7 +32,7 @@ const CREATE: Duration = Duration::from_secs(150);
 /// Time within which envd must answer a health check.
 const HEALTH: Duration = Duration::from_secs(10);
 /// Time limit of a call that writes memory, longer than a large memory takes on a slow disk.
-const KEEP: Duration = Duration::from_secs(900);
+const SUSPEND: Duration = Duration::from_secs(900);
 /// Time limit of a removal. The host first ends the work under way, and then only clears up.
 const REMOVE: Duration = Duration::from_secs(150);
 const CALL: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ const SWEEP: Duration = Duration::from_secs(15);
 /// answers. Without certificates, connections are plain TCP.
 pub(crate) struct Dialer {
     fleet: Arc<Fleet>,
-    identity: Option<Arc<Identity>>,
+    cert_store: Option<Arc<CertStore>>,
     /// Set if hosts on other machines may be reached without TLS.
     plaintext: bool,
 }
@@ -72,7 +72,7 @@ impl Dialer {
     async fn open(&self, to: HostId) -> io::Result<Box<dyn Stream>> {
         let host = self.fleet.find(to).await.map_err(|_| io::ErrorKind::NotFound)?;
         let name = host.authority.host().trim_matches(['[', ']']);
-        if self.identity.is_none() && !self.plaintext && !is_loopback(name) {
+        if self.cert_store.is_none() && !self.plaintext && !is_loopback(name) {
             let why = "hosts on other machines are reached with certificates alone \
                        (WRENN_CA_CERT, WRENN_CA_KEY)";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
@@ -80,9 +80,9 @@ impl Dialer {
         let stream = TcpStream::connect((name, host.authority.port_u16().unwrap_or(0))).await?;
         stream.set_nodelay(true)?;
         notice_silence(&stream)?;
-        let Some(identity) = &self.identity else { return Ok(Box::new(stream)) };
+        let Some(cert_store) = &self.cert_store else { return Ok(Box::new(stream)) };
         let server = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-        let stream = TlsConnector::from(identity.current()).connect(server, stream).await?;
+        let stream = TlsConnector::from(cert_store.current()).connect(server, stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|certs| certs.first());
         let shown = shown.map(|cert| pki::fingerprint(cert)).unwrap_or_default();
         if !self.is_known(to, &shown).await {
@@ -121,11 +121,11 @@ pub(crate) struct Agents(Arc<Pool<Dialer>>);
 impl Agents {
     pub(crate) fn new(
         fleet: Arc<Fleet>,
-        identity: Option<Arc<Identity>>,
+        cert_store: Option<Arc<CertStore>>,
         plaintext: bool,
         tasks: &Tasks,
     ) -> Self {
-        let dialer = Dialer { fleet, identity, plaintext };
+        let dialer = Dialer { fleet, cert_store, plaintext };
         let pool = Arc::new(Pool::new(dialer, RESTING, tasks.clone()));
         let sweeping = Arc::clone(&pool);
         tasks.every(SWEEP, move || {
@@ -250,20 +250,20 @@ impl Agent {
     }
 
     /// Creates a capsule on the host.
-    pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<Begun> {
+    pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<Started> {
         let options = CallOptions::default().with_timeout(CREATE);
         let answer = self.host().create_capsule_with_options(request, options).await;
         match answer {
             Ok(answer) => {
                 let answer = answer.into_owned();
-                Ok(begun(answer.left_ms, &answer.stages))
+                Ok(started(answer.left_ms, &answer.stages))
             }
             Err(error) => Err(failed(&error, Error::StartFailed)),
         }
     }
 
     pub(crate) async fn pause(&self, request: host::PauseCapsuleRequest) -> Result<()> {
-        let options = CallOptions::default().with_timeout(KEEP);
+        let options = CallOptions::default().with_timeout(SUSPEND);
         let answer = self.host().pause_capsule_with_options(request, options).await;
         answer.map(|_| ()).map_err(|error| failed(&error, Error::PauseFailed))
     }
@@ -273,13 +273,13 @@ impl Agent {
     /// # Errors
     /// [`Error::GuestUnavailable`] when envd in the guest never answered; the capsule's snapshot is
     /// unchanged.
-    pub(crate) async fn resume(&self, request: host::ResumeCapsuleRequest) -> Result<Begun> {
-        let options = CallOptions::default().with_timeout(KEEP);
+    pub(crate) async fn resume(&self, request: host::ResumeCapsuleRequest) -> Result<Started> {
+        let options = CallOptions::default().with_timeout(SUSPEND);
         let answer = self.host().resume_capsule_with_options(request, options).await;
         match answer {
             Ok(answer) => {
                 let answer = answer.into_owned();
-                Ok(begun(answer.left_ms, &answer.stages))
+                Ok(started(answer.left_ms, &answer.stages))
             }
             Err(error) if is_silent(&error) => Err(Error::GuestUnavailable),
             Err(error) => Err(failed(&error, Error::StartFailed)),
@@ -288,7 +288,10 @@ impl Agent {
 
     /// Changes the time that a capsule may run. Returns the time that is left by the host's clock;
     /// `None` means that it may run for ever.
-    pub(crate) async fn keep(&self, request: host::KeepCapsuleRequest) -> Result<Option<Duration>> {
+    pub(crate) async fn set_lifetime(
+        &self,
+        request: host::KeepCapsuleRequest,
+    ) -> Result<Option<Duration>> {
         let answer = self.host().keep_capsule(request).await.map_err(|e| refused(&e))?;
         Ok(left(answer.into_owned().left_ms))
     }
@@ -316,7 +319,7 @@ impl Agent {
             disk_only,
             ..Default::default()
         };
-        let options = CallOptions::default().with_timeout(KEEP);
+        let options = CallOptions::default().with_timeout(SUSPEND);
         let answer = self.host().create_snapshot_with_options(request, options).await;
         let answer = answer.map_err(|error| failed(&error, Error::SnapshotFailed))?;
         let answer = answer.into_owned();
@@ -413,16 +416,16 @@ pub(crate) struct HostSnapshots {
 }
 
 /// Result of a create or a resume.
-pub(crate) struct Begun {
+pub(crate) struct Started {
     /// Time until the capsule's end; `None` means that it may run for ever.
     pub left: Option<Duration>,
     /// Set if the guest was booted, since it could not be restored from memory.
     pub booted: bool,
 }
 
-fn begun(left_ms: u64, stages: &[host::Stage]) -> Begun {
+fn started(left_ms: u64, stages: &[host::Stage]) -> Started {
     let booted = stages.iter().any(|stage| stage.name == "booted");
-    Begun { left: left(left_ms), booted }
+    Started { left: left(left_ms), booted }
 }
 
 /// Reads the remaining time from a host's answer, in milliseconds; 0 means for ever.

@@ -1,20 +1,20 @@
 //! State that every handler shares and takes as an argument, and the start of the control plane.
 
 use crate::agent::{Agent, Agents};
-use crate::audit::{By, Notes};
+use crate::audit::{Actor, AuditBuffer};
 use crate::auth::directory::Directory;
 use crate::auth::origin::Peer;
 use crate::auth::revocations::Revocations;
 use crate::auth::session;
-use crate::cache::Hears;
+use crate::cache::InvalidationHealth;
 use crate::db::capsules::Capsule;
 use crate::db::listen::Change;
 use crate::error::{Error, Result};
-use crate::hosts::tls::Identity;
+use crate::hosts::tls::CertStore;
 use crate::hosts::{Fleet, Signer};
 use crate::limits::Limiter;
 use crate::load::{Load, UnderWay};
-use crate::proxy::{self, Domains, Proxy, Routes};
+use crate::proxy::{self, Domains, Routes, SandboxProxy};
 use crate::streams::Streams;
 use crate::users::SignUp;
 use crate::users::mail::{self, Mailer};
@@ -111,19 +111,19 @@ pub struct App {
     pub(crate) db: PgPool,
     pub(crate) agents: Agents,
     pub(crate) fleet: Arc<Fleet>,
-    /// Identity towards hosts; `None` without certificates.
-    pub(crate) identity: Option<Arc<Identity>>,
+    /// Client certificate towards hosts; `None` without certificates.
+    pub(crate) cert_store: Option<Arc<CertStore>>,
     pub(crate) plaintext: bool,
     pub(crate) signer: Arc<Signer>,
     pub(crate) user_signer: Arc<session::Signer>,
-    pub(crate) hears: Hears,
+    pub(crate) invalidation_health: InvalidationHealth,
     pub(crate) routes: Arc<Routes>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) revocations: Arc<Revocations>,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) load: Arc<Load>,
     pub(crate) waiters: Arc<capsules::Waiters>,
-    pub(crate) notes: Arc<Notes>,
+    pub(crate) audit_buffer: Arc<AuditBuffer>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) accounts: Accounts,
     pub(crate) mailer: Arc<Mailer>,
@@ -156,8 +156,8 @@ impl App {
     pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         let db = db::connect(settings.database).await?;
         let public = PublicUrl::parse(&settings.public_url)?;
-        let identity = match &settings.authority {
-            Some((certs, key)) => Some(Arc::new(Identity::new(certs, key)?)),
+        let cert_store = match &settings.authority {
+            Some((certs, key)) => Some(Arc::new(CertStore::new(certs, key)?)),
             None => {
                 tracing::warn!(
                     "no authority (WRENN_CA_CERT, WRENN_CA_KEY): hosts are talked to in plain text"
@@ -167,8 +167,8 @@ impl App {
         };
         let fleet = Arc::new(Fleet::new(db.clone()));
         fleet.read().await.context("reading the hosts")?;
-        fleet.keep_true(tasks);
-        let agents = Agents::new(Arc::clone(&fleet), identity.clone(), settings.plaintext, tasks);
+        fleet.spawn_refresh(tasks);
+        let agents = Agents::new(Arc::clone(&fleet), cert_store.clone(), settings.plaintext, tasks);
         let secret = async |name| {
             db::secrets::load(&db, name).await.with_context(|| format!("reading the secret {name}"))
         };
@@ -178,23 +178,23 @@ impl App {
         let link_secret = secret("links").await?.into();
         // A second call, as in tests, keeps the first one's choice.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let hears = Hears::default();
+        let health = InvalidationHealth::default();
         let app = Self {
             db,
             agents,
             fleet,
-            identity,
+            cert_store,
             plaintext: settings.plaintext,
             signer: Arc::new(signer),
             user_signer: Arc::new(user_signer),
-            routes: Arc::new(Routes::new(hears.clone())),
-            directory: Arc::new(Directory::new(hears.clone())),
+            routes: Arc::new(Routes::new(health.clone())),
+            directory: Arc::new(Directory::new(health.clone())),
             revocations: Arc::new(Revocations::new()),
-            hears,
+            invalidation_health: health,
             limiter: Arc::new(Limiter::new()),
             load: Arc::new(Load::new(settings.limits)),
             waiters: Arc::default(),
-            notes: Arc::default(),
+            audit_buffer: Arc::default(),
             streams: Arc::new(Streams::new()),
             http: channels::client(true)?,
             channel_client: channels::client(settings.accounts.private_channels)?,
@@ -213,13 +213,13 @@ impl App {
             wake: Arc::default(),
             tasks: tasks.clone(),
         };
-        if let Some(identity) = &app.identity {
-            identity.keep_valid(tasks);
+        if let Some(cert_store) = &app.cert_store {
+            cert_store.spawn_renewal(tasks);
         }
-        proxy::keep_true(&app);
-        reconcile::keep(&app);
-        audit::keep_written(&app);
-        channels::deliver::keep(&app);
+        proxy::spawn_invalidation(&app);
+        reconcile::spawn(&app);
+        audit::spawn_writer(&app);
+        channels::deliver::spawn(&app);
         Ok(app)
     }
 
@@ -288,12 +288,12 @@ impl App {
             None => db::hosts::not_enrolled(&self.db, LOCAL).await?,
         };
         if let Some(id) = before {
-            return Ok(invite_again(self, id, By::SYSTEM).await?.registration_token);
+            return Ok(invite_again(self, id, Actor::SYSTEM).await?.registration_token);
         }
         let named = api::NewHost { name: Some(LOCAL.to_owned()), ..Default::default() };
-        let invited = match invite(self, named, By::SYSTEM).await {
+        let invited = match invite(self, named, Actor::SYSTEM).await {
             // Another machine that shares the database has this name.
-            Err(Error::Conflict(_)) => invite(self, api::NewHost::default(), By::SYSTEM).await?,
+            Err(Error::Conflict(_)) => invite(self, api::NewHost::default(), Actor::SYSTEM).await?,
             invited => invited?,
         };
         Ok(invited.registration_token)
@@ -323,7 +323,11 @@ impl App {
     pub fn server(self) -> ControlPlane {
         let app = Arc::new(self);
         let load = Arc::clone(&app.load);
-        ControlPlane { proxy: Proxy::new(Arc::clone(&app)), api: http::router(app), load }
+        ControlPlane {
+            sandbox_proxy: SandboxProxy::new(Arc::clone(&app)),
+            api: http::router(app),
+            load,
+        }
     }
 
     /// Makes the first team and its operator's key. Returns the key, or `None` if the database
@@ -372,7 +376,7 @@ async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx:
     let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };
     db::keys::insert(&mut *tx, &row, &key, &db::limits::Row::default()).await?;
     let id = types::ApiKeyId(row.id);
-    let entry = audit::Entry::new(team, By::SYSTEM, "api_key.create", id);
+    let entry = audit::Entry::new(team, Actor::SYSTEM, "api_key.create", id);
     let what = serde_json::json!({ "name": name, "operator": true });
     db::audit::write(&mut *tx, &entry.with(what)).await?;
     Ok(key)
@@ -380,7 +384,7 @@ async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx:
 
 /// Serves every request: requests for capsules' ports, and the API.
 pub struct ControlPlane {
-    proxy: Proxy,
+    sandbox_proxy: SandboxProxy,
     api: axum::Router,
     load: Arc<Load>,
 }
@@ -422,14 +426,14 @@ impl ControlPlane {
         request: ::http::Request<hop::Body>,
         peer: SocketAddr,
     ) -> ::http::Response<hop::Body> {
-        let request = match self.proxy.answer(request, peer).await {
+        let request = match self.sandbox_proxy.answer(request, peer).await {
             Ok(answer) => return answer,
             Err(request) => request.map(axum::body::Body::new),
         };
         let mut request = request;
-        if let Some(ours) = http::earlier::ours(request.method(), request.uri()) {
+        if let Some(ours) = http::compat_wrenn_v0::ours(request.method(), request.uri()) {
             *request.uri_mut() = ours;
-            request.extensions_mut().insert(http::earlier::Earlier);
+            request.extensions_mut().insert(http::compat_wrenn_v0::CompatRequest);
         }
         request.extensions_mut().insert(Peer(peer));
         let Ok(mut answer) = self.api.clone().oneshot(request).await;

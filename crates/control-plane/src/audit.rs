@@ -15,11 +15,11 @@ use types::{ApiKeyId, ClientNetwork, HostId, PLATFORM_TEAM, TeamId, UserId};
 const FLUSH: Duration = Duration::from_secs(1);
 /// Most different events that are told apart between two writes. Further events are counted
 /// together.
-const APART: usize = 256;
+const EVENTS_MAX: usize = 256;
 
 /// The user, key or host that acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Actor {
+pub(crate) enum Principal {
     User(UserId),
     Key(ApiKeyId),
     Host(HostId),
@@ -29,7 +29,7 @@ pub(crate) enum Actor {
     Nobody,
 }
 
-impl Actor {
+impl Principal {
     /// Returns the kind of actor, as it is stored.
     pub(crate) fn kind(self) -> &'static str {
         match self {
@@ -53,16 +53,16 @@ impl Actor {
 
 /// An actor and their address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct By {
-    pub actor: Actor,
+pub(crate) struct Actor {
+    pub principal: Principal,
     pub from: Option<IpAddr>,
 }
 
-impl By {
-    pub(crate) const SYSTEM: Self = Self { actor: Actor::System, from: None };
+impl Actor {
+    pub(crate) const SYSTEM: Self = Self { principal: Principal::System, from: None };
 
     pub(crate) fn user(self, id: UserId) -> Self {
-        Self { actor: Actor::User(id), ..self }
+        Self { principal: Principal::User(id), ..self }
     }
 }
 
@@ -70,7 +70,7 @@ impl By {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub team: TeamId,
-    pub by: By,
+    pub by: Actor,
     /// Kind of resource and action, such as `capsule.pause`.
     pub action: &'static str,
     pub resource: String,
@@ -79,7 +79,12 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(team: TeamId, by: By, action: &'static str, resource: impl ToString) -> Self {
+    pub(crate) fn new(
+        team: TeamId,
+        by: Actor,
+        action: &'static str,
+        resource: impl ToString,
+    ) -> Self {
         let (resource, metadata) = (resource.to_string(), json!({}));
         Self { team, by, action, resource, metadata, refused: false }
     }
@@ -96,9 +101,9 @@ impl Entry {
 
 /// A refusal, or an access, to note. Equal events are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Noted {
+pub(crate) struct AuditEvent {
     pub team: TeamId,
-    pub by: By,
+    pub by: Actor,
     pub action: &'static str,
     /// Resource of the request: a route's pattern, or an id.
     pub resource: String,
@@ -107,7 +112,7 @@ pub(crate) struct Noted {
     pub code: &'static str,
 }
 
-impl Noted {
+impl AuditEvent {
     /// Makes the log entry of an event that happened `times` times.
     fn entry(self, times: u32) -> Entry {
         let what = match self.refused {
@@ -121,41 +126,41 @@ impl Noted {
 
 /// Key of noted events: an event without its address, and the client's network. A client has every
 /// address of its network, so a key with the address would bound nothing.
-type Apart = (Noted, Option<ClientNetwork>);
+type EventKey = (AuditEvent, Option<ClientNetwork>);
 
 /// Events to write in the next second, each with its count and the address that it first came from.
 #[derive(Default)]
-pub(crate) struct Notes(Mutex<HashMap<Apart, (u32, Option<IpAddr>)>>);
+pub(crate) struct AuditBuffer(Mutex<HashMap<EventKey, (u32, Option<IpAddr>)>>);
 
-impl Notes {
-    pub(crate) fn note(&self, noted: Noted) {
+impl AuditBuffer {
+    pub(crate) fn note(&self, event: AuditEvent) {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = noted.by.from;
-        let by = By { from: None, ..noted.by };
-        let key = (Noted { by, ..noted }, from.map(ClientNetwork::from));
-        let (key, from) = if notes.len() < APART || notes.contains_key(&key) {
+        let from = event.by.from;
+        let by = Actor { from: None, ..event.by };
+        let key = (AuditEvent { by, ..event }, from.map(ClientNetwork::from));
+        let (key, from) = if notes.len() < EVENTS_MAX || notes.contains_key(&key) {
             (key, from)
         } else {
-            let (noted, _) = key;
-            let by = if noted.refused { By { actor: Actor::Nobody, ..by } } else { by };
-            let many = Noted { team: PLATFORM_TEAM, by, resource: "many".to_owned(), ..noted };
+            let (event, _) = key;
+            let by = if event.refused { Actor { principal: Principal::Nobody, ..by } } else { by };
+            let many = AuditEvent { team: PLATFORM_TEAM, by, resource: "many".to_owned(), ..event };
             ((many, None), None)
         };
         notes.entry(key).or_insert((0, from)).0 += 1;
     }
 
-    fn take(&self) -> Vec<(Noted, u32)> {
+    fn take(&self) -> Vec<(AuditEvent, u32)> {
         let notes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let told = |((noted, _), (times, from)): (Apart, _)| {
-            let by = By { from, ..noted.by };
-            (Noted { by, ..noted }, times)
+        let with_address = |((event, _), (times, from)): (EventKey, _)| {
+            let by = Actor { from, ..event.by };
+            (AuditEvent { by, ..event }, times)
         };
-        notes.into_iter().map(told).collect()
+        notes.into_iter().map(with_address).collect()
     }
 }
 
 /// Writes noted events for as long as the process lives.
-pub(crate) fn keep_written(app: &App) {
+pub(crate) fn spawn_writer(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mut stop = app.tasks.stop_signal().wait();
@@ -164,8 +169,8 @@ pub(crate) fn keep_written(app: &App) {
                 () = tokio::time::sleep(FLUSH) => false,
                 () = &mut stop => true,
             };
-            for (noted, times) in app.notes.take() {
-                let entry = noted.entry(times);
+            for (event, times) in app.audit_buffer.take() {
+                let entry = event.entry(times);
                 if let Err(error) = db::audit::write(&app.db, &entry).await {
                     tracing::warn!(%error, ?entry, "writing the audit log");
                 }
@@ -183,11 +188,11 @@ mod tests {
 
     #[test]
     fn refusals_are_counted_and_their_number_is_bounded() {
-        let notes = Notes::default();
-        let by = By { actor: Actor::Nobody, from: None };
+        let notes = AuditBuffer::default();
+        let by = Actor { principal: Principal::Nobody, from: None };
         for round in 0..3 {
             for n in 0..1000 {
-                notes.note(Noted {
+                notes.note(AuditEvent {
                     team: PLATFORM_TEAM,
                     by,
                     action: "auth.refused",
@@ -199,18 +204,18 @@ mod tests {
             assert!(round < 3);
         }
         let taken = notes.take();
-        assert_eq!(taken.len(), APART + 1);
+        assert_eq!(taken.len(), EVENTS_MAX + 1);
         assert_eq!(taken.iter().map(|(_, times)| times).sum::<u32>(), 3000);
         assert!(notes.take().is_empty());
     }
 
     #[test]
     fn refusals_of_one_ipv6_network_are_one() {
-        let notes = Notes::default();
+        let notes = AuditBuffer::default();
         for from in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"] {
-            notes.note(Noted {
+            notes.note(AuditEvent {
                 team: PLATFORM_TEAM,
-                by: By { actor: Actor::Nobody, from: from.parse().ok() },
+                by: Actor { principal: Principal::Nobody, from: from.parse().ok() },
                 action: "auth.refused",
                 resource: "/".to_owned(),
                 refused: true,
@@ -220,7 +225,7 @@ mod tests {
         let mut taken: Vec<_> = notes
             .take()
             .into_iter()
-            .map(|(noted, times)| (noted.by.from.unwrap().to_string(), times))
+            .map(|(event, times)| (event.by.from.unwrap().to_string(), times))
             .collect();
         taken.sort();
         let wanted =
@@ -230,7 +235,7 @@ mod tests {
 
     #[test]
     fn an_action_names_the_kind_of_what_it_is_done_to() {
-        let entry = Entry::new(PLATFORM_TEAM, By::SYSTEM, "capsule.pause", "cl-x");
+        let entry = Entry::new(PLATFORM_TEAM, Actor::SYSTEM, "capsule.pause", "cl-x");
         assert_eq!((entry.resource_type(), entry.resource.as_str()), ("capsule", "cl-x"));
     }
 }

@@ -3,18 +3,18 @@
 //! caller that the gate found.
 
 pub(crate) mod admission;
-pub(crate) mod admit;
+pub(crate) mod authorize;
 pub(crate) mod directory;
+pub(crate) mod locked_rights;
 pub(crate) mod origin;
 pub(crate) mod password;
 pub(crate) mod policy;
 pub(crate) mod revocations;
 pub(crate) mod session;
-pub(crate) mod standing;
 pub(crate) mod token;
 
 use crate::app::App;
-use crate::audit::{Actor, By};
+use crate::audit::{Actor, Principal};
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::hosts::Enrolled;
@@ -23,7 +23,7 @@ use crate::load::{Holder, Payer};
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use origin::Transport;
-use policy::{Action, Denied, Grants, Only, Resource};
+use policy::{Action, Denied, Permissions, Resource, ResourceScope};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -34,9 +34,9 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub team: TeamId,
-    pub by: By,
-    pub grants: Grants,
-    pub only: Only,
+    pub by: Actor,
+    pub permissions: Permissions,
+    pub scope: ResourceScope,
     /// Set if the caller may act on the whole platform.
     pub operator: bool,
     /// Limits of the key itself, beside its team's.
@@ -53,9 +53,9 @@ impl Caller {
     pub(crate) fn of(team: TeamId) -> Self {
         Self {
             team,
-            by: By::SYSTEM,
-            grants: Grants::ALL,
-            only: Only::default(),
+            by: Actor::SYSTEM,
+            permissions: Permissions::ALL,
+            scope: ResourceScope::default(),
             operator: false,
             limits: Limits::NONE,
             counted_as: None,
@@ -72,19 +72,21 @@ impl Caller {
 
     /// Checks that the caller may do an action to a resource.
     pub(crate) fn may(&self, action: Action, resource: Resource) -> Result<()> {
-        policy::decide(self.grants, self.only, action, resource).map_err(|denied| match denied {
-            Denied::Forbidden(action) => Error::Forbidden(action.as_str()),
-            Denied::Hidden => Error::NotFound(match resource {
-                Resource::Template(_) => "template",
-                Resource::Team | Resource::Capsule(..) | Resource::Capsules => "capsule",
-            }),
-        })
+        policy::decide(self.permissions, self.scope, action, resource).map_err(
+            |denied| match denied {
+                Denied::Forbidden(action) => Error::Forbidden(action.as_str()),
+                Denied::Hidden => Error::NotFound(match resource {
+                    Resource::Template(_) => "template",
+                    Resource::Team | Resource::Capsule(..) | Resource::Capsules => "capsule",
+                }),
+            },
+        )
     }
 
     /// Reports whether the caller may see a capsule of their team.
     pub(crate) fn sees(&self, capsule: &Capsule) -> bool {
         let resource = Resource::Capsule(capsule.id(), capsule.template_id);
-        policy::decide(Grants::ALL, self.only, Action::CapsulesRead, resource).is_ok()
+        policy::decide(Permissions::ALL, self.scope, Action::CapsulesRead, resource).is_ok()
     }
 
     /// Reports whether the caller may run commands in a capsule. Its tokens allow that, so only
@@ -96,46 +98,46 @@ impl Caller {
 
     /// Returns the id of the key or the user; nil for the platform itself.
     pub(crate) fn id(&self) -> Uuid {
-        match self.by.actor {
-            Actor::Key(id) => id.0,
-            Actor::User(id) => id.0,
-            Actor::Host(id) => id.0,
-            Actor::System | Actor::Nobody => Uuid::nil(),
+        match self.by.principal {
+            Principal::Key(id) => id.0,
+            Principal::User(id) => id.0,
+            Principal::Host(id) => id.0,
+            Principal::System | Principal::Nobody => Uuid::nil(),
         }
     }
 
     /// Returns the caller's key, if they call with one.
     pub(crate) fn key(&self) -> Option<ApiKeyId> {
-        match self.by.actor {
-            Actor::Key(id) => Some(id),
-            Actor::User(_) | Actor::Host(_) | Actor::System | Actor::Nobody => None,
+        match self.by.principal {
+            Principal::Key(id) => Some(id),
+            Principal::User(_) | Principal::Host(_) | Principal::System | Principal::Nobody => None,
         }
     }
 
     /// Returns the user, if the caller is one.
     pub(crate) fn user(&self) -> Option<UserId> {
-        match self.by.actor {
-            Actor::User(id) => Some(id),
-            Actor::Key(_) | Actor::Host(_) | Actor::System | Actor::Nobody => None,
+        match self.by.principal {
+            Principal::User(id) => Some(id),
+            Principal::Key(_) | Principal::Host(_) | Principal::System | Principal::Nobody => None,
         }
     }
 }
 
 /// An authenticated caller who may act on the whole platform.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Operator(pub By);
+pub(crate) struct Operator(pub Actor);
 
-/// A user who has signed in.
+/// Session of a user who has signed in.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SignedIn {
+pub(crate) struct Session {
     pub user: UserId,
     pub session: SessionId,
-    pub by: By,
+    pub by: Actor,
 }
 
 /// Origin of a request that needs no caller.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stranger(pub By);
+pub(crate) struct Anonymous(pub Actor);
 
 /// A host that has presented a valid token. Handlers check in the database that its enrolment still
 /// stands.
@@ -197,7 +199,7 @@ macro_rules! admitted {
         }
     )*};
 }
-admitted!(Caller, Operator, SignedIn, Stranger, Transport);
+admitted!(Caller, Operator, Session, Anonymous, Transport);
 
 impl FromRequestParts<Arc<App>> for HostCaller {
     type Rejection = Error;

@@ -3,7 +3,6 @@
 //! but not kept.
 
 use crate::error::Result;
-use quick_cache::sync::Cache;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ const MOST: usize = 50_000;
 
 /// Result of a look-up, found or missing.
 #[derive(Clone)]
-pub(crate) struct Known<T> {
+pub(crate) struct CacheEntry<T> {
     pub found: Option<T>,
     until: Instant,
 }
 
-impl<T: Clone> Known<T> {
+impl<T: Clone> CacheEntry<T> {
     pub(crate) fn new(found: Option<T>, longest: Option<Duration>) -> Self {
         let kept = if found.is_some() { KEPT } else { KEPT_MISSING };
         let kept = longest.map_or(kept, |longest| kept.min(longest));
@@ -37,32 +36,32 @@ impl<T: Clone> Known<T> {
 /// State of the change notifications, shared by every cache. `true` while this replica hears of
 /// changes.
 #[derive(Clone, Default)]
-pub(crate) struct Hears(Arc<AtomicBool>);
+pub(crate) struct InvalidationHealth(Arc<AtomicBool>);
 
-impl Hears {
-    pub(crate) fn get(&self) -> bool {
+impl InvalidationHealth {
+    pub(crate) fn is_healthy(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set(&self, hears: bool) {
-        self.0.store(hears, Ordering::Release);
+    pub(crate) fn set(&self, healthy: bool) {
+        self.0.store(healthy, Ordering::Release);
     }
 }
 
 /// Cache of one kind of value.
-pub(crate) struct Lookups<K, T>(Cache<K, Known<T>>);
+pub(crate) struct Cache<K, T>(quick_cache::sync::Cache<K, CacheEntry<T>>);
 
-impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
+impl<K: Hash + Eq + Clone, T: Clone> Cache<K, T> {
     pub(crate) fn new() -> Self {
-        Self(Cache::new(MOST))
+        Self(quick_cache::sync::Cache::new(MOST))
     }
 
     /// Returns a fresh entry.
     pub(crate) fn kept(&self, key: &K) -> Option<Option<T>> {
         match self.0.get(key) {
-            Some(known) if known.is_fresh() => Some(known.found),
+            Some(entry) if entry.is_fresh() => Some(entry.found),
             Some(_) => {
-                self.0.remove_if(key, |known| !known.is_fresh());
+                self.0.remove_if(key, |entry| !entry.is_fresh());
                 None
             }
             None => None,
@@ -71,11 +70,16 @@ impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
 
     /// Returns the value, from the cache or by a look-up. Callers that come during a look-up wait
     /// for its result. A hit costs no allocation.
-    pub(crate) async fn get<F>(&self, hears: &Hears, key: &K, look: F) -> Result<Option<T>>
+    pub(crate) async fn get<F>(
+        &self,
+        health: &InvalidationHealth,
+        key: &K,
+        look: F,
+    ) -> Result<Option<T>>
     where
-        F: Future<Output = Result<Known<T>>>,
+        F: Future<Output = Result<CacheEntry<T>>>,
     {
-        if !hears.get() {
+        if !health.is_healthy() {
             return Ok(Box::pin(look).await?.found);
         }
         match self.kept(key) {
@@ -86,23 +90,23 @@ impl<K: Hash + Eq + Clone, T: Clone> Lookups<K, T> {
 
     async fn look<F>(&self, key: &K, look: F) -> Result<Option<T>>
     where
-        F: Future<Output = Result<Known<T>>>,
+        F: Future<Output = Result<CacheEntry<T>>>,
     {
         match self.0.get_value_or_guard_async(key).await {
-            Ok(known) => Ok(known.found),
+            Ok(entry) => Ok(entry.found),
             Err(place) => {
-                let known = look.await?;
+                let entry = look.await?;
                 // The insert is refused when a change dropped the entry meanwhile.
-                let _ = place.insert(known.clone());
-                Ok(known.found)
+                let _ = place.insert(entry.clone());
+                Ok(entry.found)
             }
         }
     }
 
     /// Takes the place of a missing entry; `None` when another caller holds it or has filled it.
-    pub(crate) async fn place(&self, key: &K) -> Option<impl FnOnce(Known<T>)> {
+    pub(crate) async fn place(&self, key: &K) -> Option<impl FnOnce(CacheEntry<T>)> {
         let place = self.0.get_value_or_guard_async(key).await.err()?;
-        Some(|known| drop(place.insert(known)))
+        Some(|entry| drop(place.insert(entry)))
     }
 
     pub(crate) fn forget(&self, key: &K) {

@@ -6,31 +6,33 @@
 
 mod access;
 mod alive;
-mod begin;
-mod figures;
 mod fork;
-mod keep;
-mod life;
+mod idempotency;
+mod lifetime;
 pub(crate) mod network;
-mod once;
 mod ports;
 mod quota;
+mod start;
+mod stats;
+mod suspend;
 mod waiters;
 
 pub(crate) use access::{rotate_links, rotate_token};
 pub(crate) use alive::unless_silent;
-pub(crate) use begin::{Begin, begin};
-pub(crate) use figures::{Figures, figures};
 pub(crate) use fork::fork;
-pub(crate) use keep::{Wanted, awake, caught_up, detached, may_lag, pause, resume, settled, why};
-pub(crate) use life::{extend, ping, set as set_life};
-pub(crate) use once::Once;
+pub(crate) use idempotency::IdempotencyKey;
+pub(crate) use lifetime::{extend, ping, set_lifetime};
 pub(crate) use ports::{Listener, listeners};
 pub(crate) use quota::Quota;
+pub(crate) use start::{CreateSpec, start};
+pub(crate) use stats::{GuestStats, guest_stats};
+pub(crate) use suspend::{
+    ResumeRequest, awake, caught_up, classify_failure, detached, may_lag, pause, resume, settled,
+};
 pub(crate) use waiters::{Waiters, wake};
 
 use crate::app::App;
-use crate::audit::{By, Entry, Noted};
+use crate::audit::{Actor, AuditEvent, Entry};
 use crate::auth::Caller;
 use crate::auth::policy::{Action, Resource};
 use crate::db;
@@ -55,11 +57,11 @@ const RACES: u32 = 20;
 
 /// Options of a create that depend on the API it came by.
 #[derive(Default)]
-pub(crate) struct How {
+pub(crate) struct CreateOptions {
     /// Set if the create came by E2B's API.
     pub e2b: bool,
     /// Idempotency key, by which a create may be repeated.
-    pub once: Option<Once>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// Creates a capsule. Returns it when its guest answers.
@@ -67,7 +69,7 @@ pub(crate) async fn create(
     app: &App,
     caller: Caller,
     wanted: api::CreateCapsule,
-    how: How,
+    options: CreateOptions,
 ) -> Result<Capsule> {
     let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
     names::check_name("template", &name)?;
@@ -83,18 +85,18 @@ pub(crate) async fn create(
     }
     let idle_sec = wanted.timeout_sec.unwrap_or(0);
     in_range("timeout_sec", idle_sec, 0, MAX_TIMEOUT_SEC)?;
-    life::check_timeout(wanted.timeout)?;
-    life::check_on_timeout(wanted.on_timeout.as_deref())?;
+    lifetime::check_timeout(wanted.timeout)?;
+    lifetime::check_on_timeout(wanted.on_timeout.as_deref())?;
     let host_header = wanted.host_header.as_deref();
     host_header.map_or(Ok(()), check_host_header)?;
     let egress = network::read(&wanted.network)?;
-    if let Some(once) = &how.once
-        && let Some(capsule) = once::earlier(app, caller, once).await?
+    if let Some(key) = &options.idempotency_key
+        && let Some(capsule) = idempotency::find_previous(app, caller, key).await?
     {
         return Ok(capsule);
     }
     let from = source(app, caller, &name, &wanted).await?;
-    let wanted = Begin {
+    let wanted = CreateSpec {
         idle_sec,
         timeout: wanted.timeout,
         on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
@@ -103,14 +105,14 @@ pub(crate) async fn create(
         public_traffic: wanted.public_traffic,
         host_header: wanted.host_header,
         egress,
-        how,
+        options,
         envs: wanted.envs,
         metadata: wanted.metadata,
         host_tags: wanted.host_tags,
         ..from
     };
     let at = app.clone();
-    Box::pin(detached(app, async move { begin(&at, caller, wanted).await })).await
+    Box::pin(detached(app, async move { start(&at, caller, wanted).await })).await
 }
 
 /// Resolves a name to a template or, failing that, to a snapshot. A snapshot's sizes are fixed.
@@ -119,14 +121,14 @@ async fn source(
     caller: Caller,
     name: &str,
     wanted: &api::CreateCapsule,
-) -> Result<Begin> {
-    let none = Begin {
+) -> Result<CreateSpec> {
+    let none = CreateSpec {
         template_id: None,
         template: String::new(),
         snapshot: None,
         size: Resources::default(),
         isolation: Isolation::None,
-        near: None,
+        preferred: None,
         stored: false,
         host_tags: Vec::new(),
         idle_sec: 0,
@@ -137,7 +139,7 @@ async fn source(
         public_traffic: false,
         host_header: None,
         egress: Egress::default(),
-        how: How::default(),
+        options: CreateOptions::default(),
         envs: BTreeMap::new(),
         metadata: BTreeMap::new(),
     };
@@ -153,7 +155,7 @@ async fn source(
         caller.may(Action::CapsulesAdmin, Resource::Template(template_id))?;
         let isolation = template.isolation();
         let (template_id, template) = (Some(template.id), template.name);
-        return Ok(Begin { template_id, template, size, isolation, ..none });
+        return Ok(CreateSpec { template_id, template, size, isolation, ..none });
     }
     let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
     let found = found.filter(|_| caller.may(Action::CapsulesAdmin, Resource::Team).is_ok());
@@ -172,9 +174,9 @@ async fn source(
             return Err(Error::invalid(field, format!("of this snapshot is {is}")));
         }
     }
-    let (id, near) = (Some(snapshot.id()), snapshot.host_id.map(HostId));
+    let (id, preferred) = (Some(snapshot.id()), snapshot.host_id.map(HostId));
     let stored = snapshot.stored;
-    Ok(Begin { template: snapshot.template, snapshot: id, size, near, stored, ..none })
+    Ok(CreateSpec { template: snapshot.template, snapshot: id, size, preferred, stored, ..none })
 }
 
 /// Returns the audit log's name for a move to a state. Moves that only complete an operation have
@@ -201,7 +203,7 @@ pub(crate) async fn transition(
     seen: i64,
     to: CapsuleState,
     error: Option<&str>,
-    by: By,
+    by: Actor,
 ) -> Result<Option<i64>> {
     // The statement takes the team from the capsule's row.
     let entry = action(to).map(|action| {
@@ -221,7 +223,7 @@ pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Caps
         return Ok(capsule);
     }
     if db::capsules::exists(&app.db, id).await? {
-        app.notes.note(Noted {
+        app.audit_buffer.note(AuditEvent {
             team: caller.team,
             by: caller.by,
             action: "capsule.refused",
@@ -296,20 +298,20 @@ pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<(
                 None => return Ok(()),
             }
         }
-        Err(keep::busy())
+        Err(suspend::busy())
     })
     .await
 }
 
 /// Removes a capsule from the state it was seen in.
-pub(crate) async fn remove(app: &App, seen: &Capsule, by: By) -> Result<()> {
-    let generation = begin_removal(app, seen, by).await?.ok_or_else(keep::busy)?;
+pub(crate) async fn remove(app: &App, seen: &Capsule, by: Actor) -> Result<()> {
+    let generation = begin_removal(app, seen, by).await?.ok_or_else(suspend::busy)?;
     complete_removal(app, seen, generation, by).await
 }
 
 /// Marks a capsule as being removed. Returns the generation of the removal, or `None` when another
 /// change was faster.
-async fn begin_removal(app: &App, seen: &Capsule, by: By) -> Result<Option<i64>> {
+async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<i64>> {
     match seen.state() {
         CapsuleState::Stopping => Ok(Some(seen.generation)),
         CapsuleState::Starting
@@ -326,7 +328,7 @@ async fn begin_removal(app: &App, seen: &Capsule, by: By) -> Result<Option<i64>>
 }
 
 /// Has the host remove a capsule. Several callers may do so at once; each answers when it is done.
-async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: By) -> Result<()> {
+async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: Actor) -> Result<()> {
     let id = seen.id();
     // A capsule whose host was deleted is only in the store. Any host with the store can remove it
     // there.
@@ -340,7 +342,7 @@ async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: By) ->
 
 /// Gives up a capsule whose host is about to be forgotten. `why` becomes the capsule's error. A
 /// capsule that is completely in the store only loses its host.
-pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Result<()> {
+pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: Actor) -> Result<()> {
     let (id, generation) = (seen.id(), seen.generation);
     let stopping = seen.state() == CapsuleState::Stopping;
     if let (true, Some(other)) = (stopping, app.fleet.with_store()) {
@@ -356,13 +358,13 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: By) -> Res
 
 /// Converts a row to the API's form for the capsule's maker. It has the traffic token if the maker
 /// may run commands there.
-pub(crate) fn shown_to_maker(row: Capsule, caller: Caller) -> api::Capsule {
+pub(crate) fn to_api_for_maker(row: Capsule, caller: Caller) -> api::Capsule {
     let traffic_token = caller.executes(&row).then(|| row.traffic_token.clone());
-    api::Capsule { traffic_token, ..shown(row) }
+    api::Capsule { traffic_token, ..to_api(row) }
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn shown(row: Capsule) -> api::Capsule {
+pub(crate) fn to_api(row: Capsule) -> api::Capsule {
     api::Capsule {
         id: row.id().to_string(),
         status: row.status,
@@ -384,7 +386,7 @@ pub(crate) fn shown(row: Capsule) -> api::Capsule {
         public_traffic: row.public_traffic,
         traffic_token: None,
         host_header: row.host_header,
-        network: network::shown(&row.egress.0),
+        network: network::to_api(&row.egress.0),
         metadata: row.metadata.0,
         created_at: row.created_at,
         started_at: row.started_at,

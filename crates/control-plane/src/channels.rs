@@ -9,8 +9,8 @@ pub(crate) use guard::client;
 
 use crate::app::App;
 use crate::audit::Entry;
+use crate::auth::locked_rights::lock_rights;
 use crate::auth::policy::Action;
-use crate::auth::standing::stand;
 use crate::auth::{Caller, hex};
 use crate::db;
 use crate::db::channels::Channel;
@@ -107,7 +107,7 @@ pub(crate) async fn create(
     };
     let id = ChannelId(row.id);
     let mut tx = app.db.begin().await?;
-    let maker = stand(&mut tx, caller, Action::TeamAdmin).await?.maker;
+    let maker = lock_rights(&mut tx, caller, Action::TeamAdmin).await?.maker;
     if db::channels::count(&mut *tx, caller.team).await? >= CHANNELS_MAX {
         return Err(Error::LimitReached("the team", format!("{CHANNELS_MAX} channels")));
     }
@@ -118,7 +118,7 @@ pub(crate) async fn create(
     let entry = Entry::new(caller.team, caller.by, "channel.create", id).with(what);
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
-    Ok(api::Channel { secret: Some(secret(app, id, 1)), ..shown(row) })
+    Ok(api::Channel { secret: Some(secret(app, id, 1)), ..to_api(row) })
 }
 
 pub(crate) async fn get(app: &App, caller: Caller, id: ChannelId) -> Result<Channel> {
@@ -142,7 +142,7 @@ pub(crate) async fn change(
         row.events = wanted.events.unwrap_or_else(|| row.events.clone());
         row.enabled = wanted.enabled.unwrap_or(row.enabled);
     });
-    Ok(shown(row.await?))
+    Ok(to_api(row.await?))
 }
 
 /// Makes a new secret, which signs deliveries from now on.
@@ -150,7 +150,7 @@ pub(crate) async fn renew(app: &App, caller: Caller, id: ChannelId) -> Result<ap
     let action = ("channel.renew_secret", json!({}));
     let row = update(app, caller, id, action, |row| row.version += 1).await?;
     let new = secret(app, id, row.version);
-    Ok(api::Channel { secret: Some(new), ..shown(row) })
+    Ok(api::Channel { secret: Some(new), ..to_api(row) })
 }
 
 /// Changes a channel under its lock, so that concurrent changes do not undo each other.
@@ -162,7 +162,7 @@ async fn update(
     change: impl FnOnce(&mut Channel),
 ) -> Result<Channel> {
     let mut tx = app.db.begin().await?;
-    let maker = stand(&mut tx, caller, Action::TeamAdmin).await?.maker;
+    let maker = lock_rights(&mut tx, caller, Action::TeamAdmin).await?.maker;
     let found = db::channels::lock(&mut *tx, caller.team, id).await?;
     let mut row = found.ok_or(Error::NotFound("channel"))?;
     change(&mut row);
@@ -181,7 +181,7 @@ async fn update(
 
 pub(crate) async fn delete(app: &App, caller: Caller, id: ChannelId) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    stand(&mut tx, caller, Action::TeamAdmin).await?;
+    lock_rights(&mut tx, caller, Action::TeamAdmin).await?;
     if !db::channels::remove(&mut *tx, caller.team, id).await? {
         return Err(Error::NotFound("channel"));
     }
@@ -206,7 +206,7 @@ pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<Del
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn shown(row: Channel) -> api::Channel {
+pub(crate) fn to_api(row: Channel) -> api::Channel {
     api::Channel {
         id: ChannelId(row.id).to_string(),
         team_id: TeamId(row.team_id).to_string(),

@@ -11,7 +11,7 @@ pub(crate) mod host_tokens;
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
-pub(crate) mod lead;
+pub(crate) mod leader;
 pub(crate) mod limits;
 pub(crate) mod listen;
 pub(crate) mod makers;

@@ -6,14 +6,14 @@
 
 pub(crate) mod enrol;
 mod jwt;
-pub(crate) mod life;
+pub(crate) mod lifecycle;
 pub(crate) mod tls;
 
 pub(crate) use jwt::{Enrolled, Signer};
 
 use crate::db;
 use crate::error::{Error, Result};
-use crate::scheduler::{self, Ask, Machine, NoFit, Size};
+use crate::scheduler::{self, HostView, NoFit, PlacementRequest, ResourceAmounts};
 use daemon::Tasks;
 use http::uri::Authority;
 use sqlx::PgPool;
@@ -55,11 +55,11 @@ pub(crate) struct Fleet {
 #[derive(Default)]
 struct View {
     hosts: HashMap<HostId, Arc<Host>>,
-    machines: Vec<Machine>,
+    candidates: Vec<HostView>,
     /// Start of the last read.
     read: Option<Instant>,
     /// Placements that the last read may have missed.
-    placed: Vec<(Instant, HostId, Size)>,
+    placed: Vec<(Instant, HostId, ResourceAmounts)>,
     suspects: HashMap<HostId, Instant>,
     picks: u64,
 }
@@ -74,7 +74,7 @@ impl Fleet {
     }
 
     /// Keeps the hosts up to date: reads them periodically, and when a host changes.
-    pub(crate) fn keep_true(self: &Arc<Self>, tasks: &Tasks) {
+    pub(crate) fn spawn_refresh(self: &Arc<Self>, tasks: &Tasks) {
         let (this, at) = (Arc::clone(self), tasks.clone());
         tasks.spawn(async move {
             loop {
@@ -105,13 +105,13 @@ impl Fleet {
         }
         let began = Instant::now();
         let rows = db::hosts::list(&self.db).await?;
-        let (mut hosts, mut machines) = (HashMap::new(), Vec::new());
+        let (mut hosts, mut candidates) = (HashMap::new(), Vec::new());
         for row in rows {
             let id = row.id();
             // A host without an address has not enrolled.
             let Ok(authority) = row.address.parse::<Authority>() else { continue };
             let online = row.status == "online";
-            machines.push(Machine {
+            candidates.push(HostView {
                 id,
                 open: online && !row.draining,
                 team: row.team_id.map(TeamId),
@@ -131,7 +131,7 @@ impl Fleet {
         // A row is written right after its host is picked, so the read covers earlier picks.
         view.placed.retain(|(at, ..)| *at > began);
         view.suspects.retain(|_, since| since.elapsed() < SUSPECT);
-        (view.hosts, view.machines, view.read) = (hosts, machines, Some(began));
+        (view.hosts, view.candidates, view.read) = (hosts, candidates, Some(began));
         let placed = view.placed.clone();
         for (_, host, size) in placed {
             view.count(host, size);
@@ -159,33 +159,36 @@ impl Fleet {
 
     /// Picks a host and counts the placement on it. Reads the hosts again before it reports that
     /// none fits.
-    pub(crate) async fn place(&self, ask: &Ask<'_>) -> Result<HostId> {
-        if let Ok(host) = self.pick(ask) {
+    pub(crate) async fn place(&self, request: &PlacementRequest<'_>) -> Result<HostId> {
+        if let Ok(host) = self.pick(request) {
             return Ok(host);
         }
         self.read().await?;
-        self.pick(ask).map_err(|why| Error::NoCapacity(why.to_string()))
+        self.pick(request).map_err(|why| Error::NoCapacity(why.to_string()))
     }
 
-    fn pick(&self, ask: &Ask<'_>) -> std::result::Result<HostId, NoFit> {
+    fn pick(&self, request: &PlacementRequest<'_>) -> std::result::Result<HostId, NoFit> {
         let mut view = self.view();
         view.picks = view.picks.wrapping_add(1);
-        let mut without = ask.without.to_vec();
-        without.extend(view.suspects.keys());
+        let mut excluded = request.excluded.to_vec();
+        excluded.extend(view.suspects.keys());
         let salt = view.picks ^ u64::from(std::process::id()).rotate_left(32);
-        let trusted = Ask { without: &without, ..ask.clone() };
-        let picked = scheduler::pick(&view.machines, &trusted, salt);
+        let trusted = PlacementRequest { excluded: &excluded, ..request.clone() };
+        let picked = scheduler::pick(&view.candidates, &trusted, salt);
         // If no other host fits, a host that did not answer before may answer now.
-        let id = picked.or_else(|_| scheduler::pick(&view.machines, ask, salt))?;
-        view.placed.push((Instant::now(), id, ask.size));
-        view.count(id, ask.size);
+        let id = picked.or_else(|_| scheduler::pick(&view.candidates, request, salt))?;
+        view.placed.push((Instant::now(), id, request.size));
+        view.count(id, request.size);
         Ok(id)
     }
 
     /// Returns an open host that has the store.
     pub(crate) fn with_store(&self) -> Option<HostId> {
         let view = self.view();
-        view.machines.iter().find(|machine| machine.open && machine.store).map(|machine| machine.id)
+        view.candidates
+            .iter()
+            .find(|candidate| candidate.open && candidate.store)
+            .map(|candidate| candidate.id)
     }
 
     /// Notes that a host did not answer.
@@ -195,9 +198,9 @@ impl Fleet {
 }
 
 impl View {
-    fn count(&mut self, host: HostId, size: Size) {
-        if let Some(machine) = self.machines.iter_mut().find(|machine| machine.id == host) {
-            machine.used.add(size);
+    fn count(&mut self, host: HostId, size: ResourceAmounts) {
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.id == host) {
+            candidate.used.add(size);
         }
     }
 }

@@ -7,17 +7,17 @@ mod audit;
 mod auth;
 mod capsules;
 mod channels;
+pub(crate) mod compat_e2b;
+pub(crate) mod compat_wrenn_v0;
 mod contents;
 mod docs;
-pub(crate) mod e2b;
-pub(crate) mod earlier;
 mod events;
 mod exec;
 mod exec_stream;
 mod extract;
 mod files;
 mod hosts;
-mod keep;
+mod lifecycle;
 mod me;
 mod paging;
 mod ports;
@@ -33,7 +33,7 @@ mod templates;
 mod usage;
 
 use crate::app::App;
-use crate::auth::admit::admit;
+use crate::auth::authorize::authorize;
 use crate::error::Error;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::post;
@@ -54,12 +54,12 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(capsules::create, capsules::list))
         .routes(routes!(capsules::get, capsules::delete))
         .routes(routes!(capsules::logs))
-        .routes(routes!(keep::pause))
-        .routes(routes!(keep::resume))
-        .routes(routes!(keep::fork))
-        .routes(routes!(keep::timeout))
-        .routes(routes!(keep::network))
-        .routes(routes!(keep::ping))
+        .routes(routes!(lifecycle::pause))
+        .routes(routes!(lifecycle::resume))
+        .routes(routes!(lifecycle::fork))
+        .routes(routes!(lifecycle::timeout))
+        .routes(routes!(lifecycle::network))
+        .routes(routes!(lifecycle::ping))
         .routes(routes!(snapshots::create, snapshots::list))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(exec::exec))
@@ -147,8 +147,8 @@ fn accounts() -> OpenApiRouter<Arc<App>> {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let (router, _) = routes().split_for_parts();
     router
-        .merge(e2b::router())
-        .merge(earlier::router())
+        .merge(compat_e2b::router())
+        .merge(compat_wrenn_v0::router())
         // Clients of the earlier system know the same handlers by these names.
         .route("/v1/capsules/{id}/files/stream/read", post(contents::read))
         .route("/v1/capsules/{id}/files/stream/write", post(contents::write))
@@ -156,7 +156,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::disable())
         .fallback(|| async { Error::NotFound("route") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), admit))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize))
         .layer(middleware::from_fn(respond::respond))
         .with_state(app)
 }

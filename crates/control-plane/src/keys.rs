@@ -3,8 +3,8 @@
 
 use crate::app::App;
 use crate::audit::Entry;
+use crate::auth::locked_rights::lock_rights;
 use crate::auth::policy::{Action, Resource, SCOPES, scoped};
-use crate::auth::standing::stand;
 use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::keys::Row;
@@ -72,25 +72,25 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         }
     }
     let limits = check_limits(&limits)?;
-    let only = confined(app, caller, &wanted).await?;
+    let scope = confined(app, caller, &wanted).await?;
     let mut tx = app.db.begin().await?;
-    let standing = stand(&mut tx, caller, Action::KeysMake).await?;
-    if !scoped(wanted.scopes.iter().map(String::as_str)).within(standing.grants) {
+    let rights = lock_rights(&mut tx, caller, Action::KeysMake).await?;
+    if !scoped(wanted.scopes.iter().map(String::as_str)).within(rights.permissions) {
         return Err(Error::invalid("scopes", "allow more than you may yourself"));
     }
-    if wanted.operator && !standing.operator {
+    if wanted.operator && !rights.operator {
         return Err(Error::Forbidden("platform"));
     }
     let row = Row {
-        created_by: standing.maker.user,
+        created_by: rights.maker.user,
         expires_at: life.map(ends),
         operator: wanted.operator,
         scopes: wanted.scopes,
-        template_id: only.0.map(|id| id.0),
-        capsule_id: only.1.map(|id| id.0),
+        template_id: scope.0.map(|id| id.0),
+        capsule_id: scope.1.map(|id| id.0),
         ..row(caller.team, &name, &key)
     };
-    let (row, limits) = match &standing.key {
+    let (row, limits) = match &rights.key {
         None => (row, limits),
         Some(from) => inherited(&mut tx, row, limits, from).await?,
     };
@@ -102,7 +102,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     db::audit::write(&mut *tx, &entry).await?;
     let stored = db::keys::find(&mut *tx, caller.team, id).await?.ok_or(Error::NotFound("key"))?;
     tx.commit().await?;
-    Ok(api::ApiKey { key: Some(key), ..shown(stored) })
+    Ok(api::ApiKey { key: Some(key), ..to_api(stored) })
 }
 
 /// Limits a key that another key makes: none of its limits goes beyond its maker's.
@@ -199,14 +199,15 @@ async fn confined(
 /// made with the key end, and its channels are disabled.
 pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    let standing = stand(&mut tx, caller, Action::KeysMake).await?;
+    let rights = lock_rights(&mut tx, caller, Action::KeysMake).await?;
     let row = db::keys::find(&mut *tx, caller.team, id).await?.ok_or(Error::NotFound("key"))?;
     let own = row.created_by.is_some() && row.created_by == caller.user().map(|user| user.0);
     if !own {
-        Caller { grants: standing.grants, ..caller }.may(Action::TeamAdmin, Resource::Team)?;
+        Caller { permissions: rights.permissions, ..caller }
+            .may(Action::TeamAdmin, Resource::Team)?;
     }
     // An operator's key may be all that is left to manage the platform by.
-    if row.operator && !standing.operator {
+    if row.operator && !rights.operator {
         return Err(Error::Forbidden("platform"));
     }
     let (hashes, ended) = db::makers::end_of_key(&mut tx, id).await?;
@@ -221,7 +222,7 @@ pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn shown(row: Row) -> api::ApiKey {
+pub(crate) fn to_api(row: Row) -> api::ApiKey {
     let own = row.limits.limits();
     let some = |n: u32| (n > 0).then_some(n);
     api::ApiKey {

@@ -126,7 +126,7 @@ impl Processes {
         let (app, capsule) = &*self.of;
         match call.await {
             Ok(answer) => Ok(answer),
-            Err(error) => Err(capsules::why(app, capsule, refused(&error)).await),
+            Err(error) => Err(capsules::classify_failure(app, capsule, refused(&error)).await),
         }
     }
 
@@ -248,11 +248,11 @@ impl Processes {
     pub(crate) async fn list(&self) -> Result<Vec<api::Process>> {
         let list = self.client.list_with_options(wire::ListRequest::default(), call());
         let answer = self.done(list).await?.into_owned();
-        let shown = |p: wire::ProcessInfo| {
+        let to_api = |p: wire::ProcessInfo| {
             let config = p.config.into_option().unwrap_or_default();
             api::Process { pid: p.pid, cmd: config.cmd, args: config.args, tag: p.tag }
         };
-        Ok(answer.processes.into_iter().map(shown).collect())
+        Ok(answer.processes.into_iter().map(to_api).collect())
     }
 }
 
@@ -323,7 +323,7 @@ impl Processes {
             }
             let event = match events.next().await.unwrap_or(Err(Error::GuestUnavailable)) {
                 Ok(event) => Ok(event),
-                Err(error) => Err(capsules::why(&of.0, &of.1, error).await),
+                Err(error) => Err(capsules::classify_failure(&of.0, &of.1, error).await),
             };
             let done = !matches!(event, Ok(Event::Stdout(_) | Event::Stderr(_)));
             Some((event, (events, of, done)))

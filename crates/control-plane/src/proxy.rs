@@ -6,26 +6,26 @@
 mod access;
 mod answer;
 mod links;
+mod port_admission;
 mod preview;
 mod routes;
 mod signed;
-mod standing;
 mod target;
 
 pub(crate) use preview::{Link, Maker};
-pub(crate) use routes::{Routes, keep_true};
+pub(crate) use routes::{Routes, spawn_invalidation};
 pub(crate) use target::{Domains, Target};
 
 use crate::app::App;
-use crate::audit::{Actor, By, Noted};
+use crate::audit::{Actor, AuditEvent, Principal};
 use crate::auth::Caller;
-use crate::auth::admit::key_caller;
+use crate::auth::authorize::key_caller;
 use crate::auth::origin::{FORWARDED_FOR, FORWARDED_PROTO, Peer, Transport};
 use crate::capsules::{self, HOST_PORT};
 use crate::error::{Error, Result};
-use crate::http::e2b;
+use crate::http::compat_e2b;
 use crate::reconcile;
-use access::{Admitted, Presented, Way};
+use access::{Admitted, GuestAccess, Presented};
 use answer::{Form, Public};
 use bytes::Bytes;
 use hop::{Body, Outgoing, Share};
@@ -35,9 +35,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body as _;
 use links::Links;
 use metrics::Counter;
+use port_admission::PortAdmission;
 use protocol::{REFUSAL, Refusal};
 use routes::Route;
-use standing::Standing;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,8 @@ const WAKE: Duration = Duration::from_millis(100);
 /// Number of these looks. A pause waits two seconds for requests under way.
 const WAKES: u32 = 50;
 
-/// The proxy's own parts.
-pub(crate) struct Proxy {
+/// Proxy of requests to ports of capsules (sandboxes).
+pub(crate) struct SandboxProxy {
     app: Arc<App>,
     /// Counters of requests that were passed on, and that were refused.
     passed: Counter,
@@ -69,7 +69,7 @@ pub(crate) fn link(app: &App, target: Target, link: &Link) -> String {
     format!("{}={}", preview::FIELD, link.sign(&app.link_secret, target))
 }
 
-impl Proxy {
+impl SandboxProxy {
     pub(crate) fn new(app: Arc<App>) -> Self {
         let counter =
             |outcome| metrics::counter!("wrenn_proxy_requests_total", "outcome" => outcome);
@@ -104,7 +104,7 @@ impl Proxy {
             Err(error) => {
                 self.refused.increment(1);
                 tracing::debug!(capsule = %target.capsule, port = target.port, %error, "refused");
-                let worded = Box::pin(self.in_e2bs_words(error, form, (target, from)));
+                let worded = Box::pin(self.e2b_error(error, form, (target, from)));
                 let (error, form) = worded.await;
                 answer::refuse(&error, Some(target), form)
             }
@@ -114,7 +114,7 @@ impl Proxy {
     /// Rewords an error for E2B's clients: its SDKs, and programs that use a capsule made by E2B's
     /// API. Such clients ask why a request broke off. Only the host may know that the capsule has
     /// come to its end. An error before admission is the same in every state of the capsule.
-    async fn in_e2bs_words(
+    async fn e2b_error(
         &self,
         error: Error,
         form: Form,
@@ -147,7 +147,7 @@ impl Proxy {
         }
         route = find().await;
         let absent = route.is_some_and(|route| answer::is_absent(&error, &route));
-        (if absent { Error::NotFound("capsule") } else { e2b::concurrent(error) }, form)
+        (if absent { Error::NotFound("capsule") } else { compat_e2b::concurrent(error) }, form)
     }
 
     async fn pass(
@@ -168,8 +168,8 @@ impl Proxy {
             (request.uri().path(), request.uri().query().unwrap_or("")),
             transport,
         );
-        let (standing, owner) = self.admit(&presented, target, from).await?;
-        let (mut route, admitted) = (Arc::clone(&standing.route), standing.admitted);
+        let (admission, owner) = self.authorize(&presented, target, from).await?;
+        let (mut route, admitted) = (Arc::clone(&admission.route), admission.admitted);
         let scheme = if by_tls { "https" } else { "http" };
         if let (Admitted::Link(seconds), Some(link)) = (admitted, &presented.link) {
             let browses = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -193,7 +193,7 @@ impl Proxy {
         // could otherwise name such a header as an option and have it removed.
         route.reachable()?;
         let mut outgoing = Outgoing::of(request);
-        outgoing.until = Some(standing.until());
+        outgoing.until = Some(admission.until());
         outgoing.request.body_mut().drop_trailers();
         let headers = outgoing.request.headers_mut();
         access::strip(headers, target, &route, &admitted);
@@ -206,7 +206,7 @@ impl Proxy {
         let sent = self.send(outgoing, route.reachable()?, &public).await;
         match (again, sent) {
             (Some(again), Err(Error::NotRunning(_))) => {
-                Box::pin(self.send_again(again, (&standing, waker), route, &public)).await
+                Box::pin(self.send_again(again, (&admission, waker), route, &public)).await
             }
             (_, sent) => sent,
         }
@@ -216,11 +216,11 @@ impl Proxy {
     async fn send_again(
         &self,
         request: Request<Body>,
-        (standing, waker): (&Standing, Caller),
+        (admission, waker): (&PortAdmission, Caller),
         mut route: Arc<Route>,
         public: &Public<'_>,
     ) -> Result<Response<Body>> {
-        let (target, admitted) = (public.target, &standing.admitted);
+        let (target, admitted) = (public.target, &admission.admitted);
         let mut left = WAKES;
         loop {
             tokio::time::sleep(WAKE).await;
@@ -229,7 +229,7 @@ impl Proxy {
             drop(place);
             route = self.wake(waker, target, admitted).await?;
             let mut outgoing = Outgoing::of(copied(&request));
-            outgoing.until = Some(standing.until());
+            outgoing.until = Some(admission.until());
             let sent = self.send(outgoing, route.reachable()?, public).await;
             left -= 1;
             if left == 0 || !matches!(sent, Err(Error::NotRunning(_))) {
@@ -240,19 +240,19 @@ impl Proxy {
 
     /// Decides whether a request is let in, and on which grounds. Also returns the owner of its
     /// key.
-    async fn admit(
+    async fn authorize(
         &self,
         presented: &Presented<'_>,
         target: Target,
         from: IpAddr,
-    ) -> Result<(Standing, Option<Caller>)> {
+    ) -> Result<(PortAdmission, Option<Caller>)> {
         let app = &self.app;
         // The count is taken before the first look-up, so that no change in between is missed.
         let seen = app.revocations.count();
         let hash = presented.key().map(crate::auth::hash);
         let (route, key) = app.routes.find(app, target.capsule, hash.as_ref(), Some(from)).await?;
         let owner = match &key {
-            Some(key) => key_caller(app, key, By::SYSTEM).await.ok(),
+            Some(key) => key_caller(app, key, Actor::SYSTEM).await.ok(),
             None => None,
         };
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
@@ -267,11 +267,11 @@ impl Proxy {
         }
         let hash = hash.filter(|_| admitted == Admitted::Owner);
         let basis = match (admitted, links.cookie) {
-            (Admitted::Guest(Way::Cookie(_)), Some((_, basis))) => basis,
-            _ => standing::basis(target, key.as_deref().zip(hash)),
+            (Admitted::Guest(GuestAccess::Cookie(_)), Some((_, basis))) => basis,
+            _ => port_admission::basis(target, key.as_deref().zip(hash)),
         };
         let app = Arc::clone(app);
-        Ok((Standing { app, target, route, admitted, key: hash, basis, seen }, owner))
+        Ok((PortAdmission { app, target, route, admitted, key: hash, basis, seen }, owner))
     }
 
     /// Notes a refusal in the audit log. Common refusals are left out: private ports, and bad,
@@ -288,10 +288,10 @@ impl Proxy {
         if common || matches!(error, Error::PrivatePort | Error::BadSignature(_)) {
             return;
         }
-        let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
-        self.app.notes.note(Noted {
+        let principal = who.map_or(Principal::Nobody, |caller| caller.by.principal);
+        self.app.audit_buffer.note(AuditEvent {
             team: route.map_or(PLATFORM_TEAM, |route| route.team),
-            by: By { actor, from: Some(from) },
+            by: Actor { principal, from: Some(from) },
             action: "capsule.refused",
             resource: target.capsule.to_string(),
             refused: true,
@@ -301,10 +301,10 @@ impl Proxy {
 
     /// Notes an access in the audit log.
     fn note_access(&self, route: &Route, who: Option<Caller>, target: Target, from: IpAddr) {
-        let actor = who.map_or(Actor::Nobody, |caller| caller.by.actor);
-        self.app.notes.note(Noted {
+        let principal = who.map_or(Principal::Nobody, |caller| caller.by.principal);
+        self.app.audit_buffer.note(AuditEvent {
             team: route.team,
-            by: By { actor, from: Some(from) },
+            by: Actor { principal, from: Some(from) },
             action: "capsule.access",
             resource: format!("{}:{}", target.capsule, target.port),
             refused: false,
@@ -353,7 +353,7 @@ impl Proxy {
             }
         };
         let Some(refusal) = answer.headers().get(REFUSAL) else {
-            answer::put_right(answer.headers_mut(), public);
+            answer::rewrite_headers(answer.headers_mut(), public);
             return Ok(answer);
         };
         let refusal = Refusal::parse(refusal.as_bytes());

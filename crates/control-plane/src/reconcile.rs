@@ -6,12 +6,12 @@
 
 use crate::agent::Agent;
 use crate::app::App;
-use crate::audit::{Actor, By};
+use crate::audit::{Actor, Principal};
 use crate::db;
 use crate::db::capsules::Capsule;
-use crate::db::lead::Lead;
+use crate::db::leader::LeaderLease;
 use crate::error::Result;
-use crate::hosts::life;
+use crate::hosts::lifecycle;
 use crate::{capsules, snapshots};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -37,8 +37,8 @@ const AT_ONCE: usize = 16;
 /// Shortest time between two rounds of a host that requests ask for, and the longest wait for one.
 const APART: std::time::Duration = std::time::Duration::from_secs(1);
 const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
-/// Time before another attempt: to lead, to check the lead, to find new hosts, or to ask a silent
-/// host.
+/// Time before another attempt: to become the leader, to check the lease, to find new hosts, or to
+/// ask a silent host.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Repair of one capsule.
@@ -92,14 +92,14 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
     }
 }
 
-/// Reconciles hosts and rows whenever this replica has the lead.
-pub(crate) fn keep(app: &App) {
+/// Reconciles hosts and rows whenever this replica is the leader.
+pub(crate) fn spawn(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mut stop = app.tasks.stop_signal().wait();
         loop {
             tokio::select! {
-                () = Box::pin(lead(&app)) => {}
+                () = Box::pin(reconcile_as_leader(&app)) => {}
                 () = &mut stop => return,
             }
             tokio::select! {
@@ -110,24 +110,24 @@ pub(crate) fn keep(app: &App) {
     });
 }
 
-/// Takes the lead and reconciles until the lead is lost. Returns at once when another replica
+/// Becomes the leader and reconciles until the lease is lost. Returns at once when another replica
 /// leads.
-async fn lead(app: &App) {
-    let mut lead = match Lead::take(&app.db).await {
-        Ok(Some(lead)) => lead,
+async fn reconcile_as_leader(app: &App) {
+    let mut lease = match LeaderLease::try_acquire(&app.db).await {
+        Ok(Some(lease)) => lease,
         Ok(None) => return,
         Err(error) => {
-            tracing::warn!(%error, "asking for the lead");
+            tracing::warn!(%error, "asking for leadership");
             return;
         }
     };
     let holding = async {
-        while lead.stands().await.is_ok() {
+        while lease.check().await.is_ok() {
             tokio::time::sleep(RETRY).await;
         }
     };
     tokio::select! {
-        () = holding => tracing::warn!("the lead is lost"),
+        () = holding => tracing::warn!("leadership is lost"),
         () = rounds(app) => {}
         () = follow_all(app) => {}
         () = watch(app) => {}
@@ -208,9 +208,9 @@ async fn rounds(app: &App) {
 async fn look_for_silent(app: &App, from: &mut Option<Instant>) -> Result<()> {
     let counts = match *from {
         Some(counts) => counts,
-        None => *from.insert(Instant::now() + life::grace(app).await?),
+        None => *from.insert(Instant::now() + lifecycle::grace(app).await?),
     };
-    if Instant::now() < counts { Ok(()) } else { life::watch(app).await }
+    if Instant::now() < counts { Ok(()) } else { lifecycle::watch(app).await }
 }
 
 /// Marks silent hosts, and pauses the capsules of hosts that are being drained. It runs beside the
@@ -226,7 +226,7 @@ async fn watch(app: &App) {
         let drained = app.fleet.all().into_iter().filter(|host| host.draining && host.online);
         for host in drained.map(|host| host.id) {
             if under_way.insert(host) {
-                emptying.push(async move { (host, life::empty(app, host).await) });
+                emptying.push(async move { (host, lifecycle::empty(app, host).await) });
             }
         }
         let look = async {
@@ -366,7 +366,7 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
         // host, or its control plane died.
         let runs = row.state() == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
         if runs && info.egress_revision < row.egress.revision {
-            capsules::network::carry_out(app, row).await?;
+            capsules::network::apply(app, row).await?;
         }
     }
     let on_host = on_host.map(|(state, info)| (*state, info.reason.as_str()));
@@ -396,8 +396,8 @@ async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()>
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
     let (id, seen) = (row.id(), row.generation);
     // No request caused this change, so the host is the actor.
-    let actor = row.host_id.map_or(Actor::System, |host| Actor::Host(HostId(host)));
-    let by = By { actor, from: None };
+    let principal = row.host_id.map_or(Principal::System, |host| Principal::Host(HostId(host)));
+    let by = Actor { principal, from: None };
     match repair {
         Repair::Nothing => {}
         Repair::Remove => capsules::remove(app, row, by).await?,

@@ -11,8 +11,8 @@ const STEP: Duration = Duration::from_millis(200);
 /// Most rows of a step, and most steps of a round.
 const ROWS: i64 = 5000;
 const STEPS: usize = 2000;
-/// Age in days at which spans of usage are added up.
-const SPANS: i32 = 3;
+/// Age in days at which usage intervals are added up.
+const INTERVALS: i32 = 3;
 
 /// Runs rounds for ever. A failure is logged, and the next round tries again.
 pub(crate) async fn rounds(app: &App) {
@@ -27,7 +27,7 @@ pub(crate) async fn rounds(app: &App) {
 async fn round(app: &App) -> sqlx::Result<()> {
     for _ in 0..STEPS {
         let mut more = db::retention::forget(&app.db, app.audit_days, ROWS).await?;
-        more |= db::events::add_up(&app.db, SPANS, ROWS).await? > 0;
+        more |= db::events::add_up(&app.db, INTERVALS, ROWS).await? > 0;
         if !more {
             break;
         }

@@ -13,13 +13,13 @@ const FETCH: f64 = 0.25;
 
 /// Amounts of virtual CPUs, memory and disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Size {
+pub struct ResourceAmounts {
     pub vcpus: u64,
     pub memory_mib: u64,
     pub disk_mib: u64,
 }
 
-impl Size {
+impl ResourceAmounts {
     fn fields(self) -> [u64; 3] {
         [self.vcpus, self.memory_mib, self.disk_mib]
     }
@@ -34,7 +34,7 @@ impl Size {
 
 /// Facts about a host that placement uses.
 #[derive(Debug, Clone)]
-pub struct Machine {
+pub struct HostView {
     pub id: HostId,
     /// Set if the host takes capsules.
     pub open: bool,
@@ -46,26 +46,26 @@ pub struct Machine {
     /// Set if the host can fetch templates and snapshots from the store.
     pub store: bool,
     /// Total amount that the host's capsules may have.
-    pub room: Size,
+    pub room: ResourceAmounts,
     /// Amount that the host's capsules have.
-    pub used: Size,
+    pub used: ResourceAmounts,
 }
 
 /// A request for a host.
 #[derive(Debug, Clone)]
-pub struct Ask<'a> {
+pub struct PlacementRequest<'a> {
     pub team: TeamId,
-    pub size: Size,
+    pub size: ResourceAmounts,
     pub template: &'a str,
     /// Host that has the snapshot to start from; `None` for a template.
-    pub near: Option<HostId>,
+    pub preferred: Option<HostId>,
     /// Set if a host with the store can fetch the template or snapshot.
     pub fetches: bool,
     pub tags: &'a [String],
     /// Lowest isolation tier that the capsule accepts.
     pub isolation: Isolation,
     /// Hosts to leave out, since they refused or did not answer.
-    pub without: &'a [HostId],
+    pub excluded: &'a [HostId],
 }
 
 /// Reason that no host fits.
@@ -84,18 +84,22 @@ pub enum NoFit {
 }
 
 /// Picks a host. `salt` breaks ties, so that concurrent requests do not all pick the same host.
-pub fn pick(machines: &[Machine], ask: &Ask<'_>, salt: u64) -> Result<HostId, NoFit> {
+pub fn pick(
+    hosts: &[HostView],
+    request: &PlacementRequest<'_>,
+    salt: u64,
+) -> Result<HostId, NoFit> {
     // A team with hosts of its own uses only those.
-    let own = machines.iter().any(|machine| machine.team == Some(ask.team));
+    let own = hosts.iter().any(|host| host.team == Some(request.team));
     let mut why = NoFit::None;
     let mut best: Option<(f64, u64, HostId)> = None;
     let hasher = BuildHasherDefault::<DefaultHasher>::default();
-    for machine in machines {
-        let admitted = if own { machine.team == Some(ask.team) } else { machine.team.is_none() };
-        if !machine.open || !admitted || ask.without.contains(&machine.id) {
+    for host in hosts {
+        let admitted = if own { host.team == Some(request.team) } else { host.team.is_none() };
+        if !host.open || !admitted || request.excluded.contains(&host.id) {
             continue;
         }
-        let share = match weigh(machine, ask) {
+        let share = match score(host, request) {
             Ok(share) => share,
             Err(reason) => {
                 why = further(why, reason);
@@ -105,37 +109,37 @@ pub fn pick(machines: &[Machine], ask: &Ask<'_>, salt: u64) -> Result<HostId, No
         if best.is_some_and(|(least, ..)| share > least) {
             continue;
         }
-        let lot = hasher.hash_one((salt, machine.id.0));
+        let lot = hasher.hash_one((salt, host.id.0));
         let better = best.is_none_or(|(least, known, _)| share < least || lot < known);
         if better {
-            best = Some((share, lot, machine.id));
+            best = Some((share, lot, host.id));
         }
     }
     best.map(|(_, _, id)| id).ok_or(why)
 }
 
 /// Returns the share of a host that would be in use, or the reason that it does not fit.
-fn weigh(machine: &Machine, ask: &Ask<'_>) -> Result<f64, NoFit> {
-    if !ask.tags.iter().all(|tag| machine.tags.contains(tag)) {
+fn score(host: &HostView, request: &PlacementRequest<'_>) -> Result<f64, NoFit> {
+    if !request.tags.iter().all(|tag| host.tags.contains(tag)) {
         return Err(NoFit::Tags);
     }
-    if machine.isolation < ask.isolation {
-        return Err(NoFit::Isolation(ask.isolation));
+    if host.isolation < request.isolation {
+        return Err(NoFit::Isolation(request.isolation));
     }
-    let holds = match ask.near {
-        Some(near) => machine.id == near,
-        None => machine.templates.iter().any(|name| name == ask.template),
+    let holds = match request.preferred {
+        Some(preferred) => host.id == preferred,
+        None => host.templates.iter().any(|name| name == request.template),
     };
-    let fetches = ask.fetches && machine.store;
+    let fetches = request.fetches && host.store;
     if !holds && !fetches {
         return Err(NoFit::Origin);
     }
-    let mut used = machine.used;
-    used.add(ask.size);
+    let mut used = host.used;
+    used.add(request.size);
     let mut share = 0_f64;
-    for (used, room) in used.fields().into_iter().zip(machine.room.fields()) {
+    for (used, room) in used.fields().into_iter().zip(host.room.fields()) {
         if used > room {
-            let Size { vcpus, memory_mib, disk_mib } = ask.size;
+            let ResourceAmounts { vcpus, memory_mib, disk_mib } = request.size;
             return Err(NoFit::Full(vcpus, memory_mib, disk_mib));
         }
         #[expect(clippy::cast_precision_loss, reason = "a share needs no precision")]
@@ -162,8 +166,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn host(n: u128, used: u64) -> Machine {
-        Machine {
+    fn host(n: u128, used: u64) -> HostView {
+        HostView {
             id: HostId(uuid::Uuid::from_u128(n)),
             open: true,
             team: None,
@@ -171,22 +175,22 @@ mod tests {
             isolation: Isolation::Tcg,
             templates: vec!["base".to_owned()],
             store: true,
-            room: Size { vcpus: 32, memory_mib: 4096, disk_mib: 100_000 },
-            used: Size { vcpus: 0, memory_mib: used, disk_mib: 0 },
+            room: ResourceAmounts { vcpus: 32, memory_mib: 4096, disk_mib: 100_000 },
+            used: ResourceAmounts { vcpus: 0, memory_mib: used, disk_mib: 0 },
         }
     }
 
-    fn ask<'a>() -> Ask<'a> {
-        let size = Size { vcpus: 1, memory_mib: 512, disk_mib: 1024 };
-        Ask {
+    fn request<'a>() -> PlacementRequest<'a> {
+        let size = ResourceAmounts { vcpus: 1, memory_mib: 512, disk_mib: 1024 };
+        PlacementRequest {
             team: TeamId::new(),
             size,
             template: "base",
-            near: None,
+            preferred: None,
             fetches: false,
             tags: &[],
             isolation: Isolation::None,
-            without: &[],
+            excluded: &[],
         }
     }
 
@@ -194,7 +198,7 @@ mod tests {
     fn a_host_of_a_weaker_tier_takes_nothing_that_asks_for_a_better_one() {
         let mut hosts = vec![host(1, 0), host(2, 3000)];
         hosts[1].isolation = Isolation::Kvm;
-        let wants = |isolation| Ask { isolation, ..ask() };
+        let wants = |isolation| PlacementRequest { isolation, ..request() };
         assert_eq!(pick(&hosts, &wants(Isolation::Tcg), 7), Ok(hosts[0].id));
         assert_eq!(pick(&hosts, &wants(Isolation::Kvm), 7), Ok(hosts[1].id));
         let jailed = pick(&hosts, &wants(Isolation::Jailed), 7);
@@ -204,64 +208,64 @@ mod tests {
     #[test]
     fn the_least_full_is_picked_and_what_a_host_holds_counts() {
         let mut hosts = vec![host(1, 2000), host(2, 1000), host(3, 3000)];
-        assert_eq!(pick(&hosts, &ask(), 7), Ok(hosts[1].id));
+        assert_eq!(pick(&hosts, &request(), 7), Ok(hosts[1].id));
         hosts[1].templates.clear();
-        assert_eq!(pick(&hosts, &ask(), 7), Ok(hosts[0].id));
+        assert_eq!(pick(&hosts, &request(), 7), Ok(hosts[0].id));
         hosts[0].templates.clear();
         hosts[2].templates.clear();
-        assert_eq!(pick(&hosts, &ask(), 7), Err(NoFit::Origin));
-        let fetches = Ask { fetches: true, ..ask() };
+        assert_eq!(pick(&hosts, &request(), 7), Err(NoFit::Origin));
+        let fetches = PlacementRequest { fetches: true, ..request() };
         assert_eq!(pick(&hosts, &fetches, 7), Ok(hosts[1].id));
-        let near = Ask { near: Some(hosts[0].id), ..fetches };
-        assert_eq!(pick(&hosts, &near, 7), Ok(hosts[0].id));
+        let preferred = PlacementRequest { preferred: Some(hosts[0].id), ..fetches };
+        assert_eq!(pick(&hosts, &preferred, 7), Ok(hosts[0].id));
     }
 
     #[test]
-    fn a_small_machine_is_used_to_its_last_megabyte() {
+    fn a_small_host_is_used_to_its_last_megabyte() {
         let mut small = host(1, 0);
-        small.room = Size { vcpus: 1, memory_mib: 512, disk_mib: 1024 };
-        assert_eq!(pick(&[small.clone()], &ask(), 0), Ok(small.id));
+        small.room = ResourceAmounts { vcpus: 1, memory_mib: 512, disk_mib: 1024 };
+        assert_eq!(pick(&[small.clone()], &request(), 0), Ok(small.id));
         small.used.memory_mib = 1;
-        assert_eq!(pick(&[small], &ask(), 0), Err(NoFit::Full(1, 512, 1024)));
+        assert_eq!(pick(&[small], &request(), 0), Err(NoFit::Full(1, 512, 1024)));
     }
 
     #[test]
     fn those_that_pick_at_once_pick_differently() {
-        let hosts: Vec<Machine> = (0..50).map(|n| host(n, 0)).collect();
+        let hosts: Vec<HostView> = (0..50).map(|n| host(n, 0)).collect();
         let picked: std::collections::HashSet<_> =
-            (0..50).map(|salt| pick(&hosts, &ask(), salt).unwrap()).collect();
+            (0..50).map(|salt| pick(&hosts, &request(), salt).unwrap()).collect();
         assert!(picked.len() > 20, "{}", picked.len());
     }
 
-    fn machines() -> impl Strategy<Value = Vec<Machine>> {
+    fn any_hosts() -> impl Strategy<Value = Vec<HostView>> {
         let one = (any::<bool>(), 0_u128..3, 0_u8..4, any::<bool>(), 0_u64..40, 0_u64..5000);
         proptest::collection::vec(one, 0..20).prop_map(|all| {
-            let mut machines = Vec::new();
+            let mut hosts = Vec::new();
             for (n, (open, team, tag, holds, vcpus, memory_mib)) in (1_u128..).zip(all) {
-                let mut machine = host(n, memory_mib);
-                machine.open = open;
-                machine.team = (team > 0).then(|| TeamId(uuid::Uuid::from_u128(team)));
-                machine.tags = vec![format!("tag{tag}")];
+                let mut host = host(n, memory_mib);
+                host.open = open;
+                host.team = (team > 0).then(|| TeamId(uuid::Uuid::from_u128(team)));
+                host.tags = vec![format!("tag{tag}")];
                 if !holds {
-                    machine.templates.clear();
+                    host.templates.clear();
                 }
-                machine.used.vcpus = vcpus;
-                machines.push(machine);
+                host.used.vcpus = vcpus;
+                hosts.push(host);
             }
-            machines
+            hosts
         })
     }
 
     proptest! {
         #[test]
         fn whoever_is_picked_fits_and_nobody_who_fits_is_emptier(
-            hosts in machines(), team in 0_u128..3, tag in 0_u8..5, fetches: bool, salt: u64,
+            hosts in any_hosts(), team in 0_u128..3, tag in 0_u8..5, fetches: bool, salt: u64,
         ) {
             let tags: Vec<String> = (tag < 4).then(|| format!("tag{tag}")).into_iter().collect();
             let team = TeamId(uuid::Uuid::from_u128(team));
-            let ask = Ask { team, fetches, tags: &tags, ..ask() };
+            let request = PlacementRequest { team, fetches, tags: &tags, ..request() };
             let own = hosts.iter().any(|h| h.team == Some(team));
-            let fits = |h: &&Machine| {
+            let fits = |h: &&HostView| {
                 h.open
                     && h.team == own.then_some(team)
                     && tags.iter().all(|t| h.tags.contains(t))
@@ -269,13 +273,14 @@ mod tests {
                     && h.used.vcpus < h.room.vcpus
                     && h.used.memory_mib + 512 <= h.room.memory_mib
             };
-            match pick(&hosts, &ask, salt) {
+            match pick(&hosts, &request, salt) {
                 Err(_) => prop_assert!(hosts.iter().find(fits).is_none()),
                 Ok(id) => {
                     let picked = hosts.iter().find(|h| h.id == id).unwrap();
                     prop_assert!(fits(&picked));
-                    let share = weigh(picked, &ask).unwrap();
-                    prop_assert!(hosts.iter().filter(fits).all(|h| weigh(h, &ask).unwrap() >= share));
+                    let share = score(picked, &request).unwrap();
+                    let mut shares = hosts.iter().filter(fits).map(|h| score(h, &request).unwrap());
+                    prop_assert!(shares.all(|other| other >= share));
                 }
             }
         }

@@ -3,9 +3,9 @@
 
 use crate::agent::HostSnapshots;
 use crate::app::App;
-use crate::audit::{By, Entry};
+use crate::audit::{Actor, Entry};
 use crate::auth::Caller;
-use crate::auth::policy::{Action, Only, Resource};
+use crate::auth::policy::{Action, Resource, ResourceScope};
 use crate::capsules::{self, Quota};
 use crate::db;
 use crate::db::capsules::Capsule;
@@ -23,7 +23,7 @@ const LEFT: Duration = Duration::from_secs(30 * 60);
 /// Checks that a caller may make, replace and remove snapshots. Snapshots belong to the whole team,
 /// so a key that is confined to one capsule or template may not.
 fn check_may(caller: Caller) -> Result<()> {
-    match caller.only == Only::default() {
+    match caller.scope == ResourceScope::default() {
         true => caller.may(Action::CapsulesAdmin, Resource::Team),
         false => Err(Error::Confined),
     }
@@ -104,7 +104,7 @@ pub(crate) async fn take(
         Err(error) => Err(error),
     };
     if taken.is_err()
-        && let Err(undo) = remove(app, &entered, By::SYSTEM).await
+        && let Err(undo) = remove(app, &entered, Actor::SYSTEM).await
     {
         tracing::warn!(%id, error = %undo, "undoing a snapshot");
     }
@@ -172,7 +172,7 @@ async fn complete(app: &App, quota: &Quota, row: Snapshot, overwrite: bool) -> R
 /// Removes a snapshot that another one replaced. On failure the reconciler removes it.
 async fn clear(app: &App, old: &Snapshot) {
     let removed = match daemon::failpoint("control.replaced") {
-        Ok(()) => remove(app, old, By::SYSTEM).await,
+        Ok(()) => remove(app, old, Actor::SYSTEM).await,
         Err(error) => Err(Error::Internal(error.into())),
     };
     if let Err(error) = removed {
@@ -194,7 +194,7 @@ pub(crate) async fn delete(app: &App, caller: Caller, name: &str) -> Result<()> 
 }
 
 /// Removes a snapshot. Capsules that began from it keep the data they need.
-pub(crate) async fn remove(app: &App, row: &Snapshot, by: By) -> Result<()> {
+pub(crate) async fn remove(app: &App, row: &Snapshot, by: Actor) -> Result<()> {
     let id = row.id();
     let mut tx = app.db.begin().await?;
     let first = db::snapshots::removing(&mut *tx, id).await?;
@@ -231,7 +231,7 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
         db::snapshots::set_storage(&app.db, host, &ids, &bytes).await?;
     }
     for row in db::snapshots::list_left(&app.db, host, LEFT.as_secs_f64()).await? {
-        remove(app, &row, By::SYSTEM).await?;
+        remove(app, &row, Actor::SYSTEM).await?;
     }
     for id in on_host {
         if !db::snapshots::is_wanted(&app.db, id, host).await? {
@@ -243,7 +243,7 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn shown(row: Snapshot) -> api::Snapshot {
+pub(crate) fn to_api(row: Snapshot) -> api::Snapshot {
     let id = row.id().to_string();
     api::Snapshot {
         name: row.name.unwrap_or_else(|| id.clone()),

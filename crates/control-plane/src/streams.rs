@@ -1,10 +1,10 @@
-//! Streams of a team's events. Each stream goes on from a place in the events, and misses none. A
+//! Streams of a team's events. Each stream goes on from a cursor, and misses none. A
 //! stream is woken by changes of its team, and then reads the events from the database.
 
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db;
-use crate::db::events::{Event, Place};
+use crate::db::events::{Cursor, Event};
 use crate::error::Result;
 use crate::load::Streaming;
 use std::time::Duration;
@@ -46,15 +46,15 @@ impl Streams {
 pub(crate) struct Stream {
     app: App,
     team: TeamId,
-    at: Place,
+    at: Cursor,
     woken: broadcast::Receiver<Option<TeamId>>,
     /// Shares of the streams that the team and the caller hold.
     _shares: Streaming,
 }
 
 impl Stream {
-    /// Opens a stream after a place; without one, after all events so far.
-    pub(crate) async fn open(app: &App, caller: Caller, after: Option<Place>) -> Result<Self> {
+    /// Opens a stream after a cursor; without one, after all events so far.
+    pub(crate) async fn open(app: &App, caller: Caller, after: Option<Cursor>) -> Result<Self> {
         let shares = app.load.stream(caller.team, caller.holder())?;
         let woken = app.streams.listen();
         let at = match after {
@@ -78,7 +78,7 @@ impl Stream {
     async fn look(&mut self) -> Result<Vec<Event>> {
         let events = db::events::after(&self.app.db, self.team, self.at, PAGE).await?;
         if let Some(last) = events.last() {
-            self.at = last.place();
+            self.at = last.cursor();
         }
         Ok(events)
     }
@@ -99,10 +99,11 @@ impl Stream {
     }
 }
 
-/// Parses the `id` of an event into its place.
-pub(crate) fn place(id: &str) -> Option<Place> {
+/// Parses the `id` of an event into its cursor.
+pub(crate) fn parse_cursor(id: &str) -> Option<Cursor> {
     let (tx, seq) = id.split_once('-')?;
-    Some(Place(tx.parse().ok()?, seq.parse().ok()?)).filter(|place| place.0 >= 0 && place.1 >= 0)
+    Some(Cursor(tx.parse().ok()?, seq.parse().ok()?))
+        .filter(|cursor| cursor.0 >= 0 && cursor.1 >= 0)
 }
 
 /// Formats a resource's id for the API, by the kind of resource.
@@ -117,8 +118,8 @@ fn resource(kind: &str, id: uuid::Uuid) -> String {
 }
 
 /// Converts an event to the API's form.
-pub(crate) fn shown(event: Event) -> api::Event {
-    let Place(tx, seq) = event.place();
+pub(crate) fn to_api(event: Event) -> api::Event {
+    let Cursor(tx, seq) = event.cursor();
     api::Event {
         id: format!("{tx}-{seq}"),
         team_id: TeamId(event.team_id).to_string(),
@@ -148,7 +149,7 @@ pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
         &row.created_at,
         &time::format_description::well_known::Iso8601::DEFAULT,
     );
-    Some(shown(Event {
+    Some(to_api(Event {
         seq: row.seq,
         tx: row.transaction.parse().ok()?,
         team_id: row.team_id,
@@ -166,9 +167,9 @@ mod tests {
 
     #[test]
     fn a_place_survives_the_wire() {
-        assert_eq!(place("12-7"), Some(Place(12, 7)));
+        assert_eq!(parse_cursor("12-7"), Some(Cursor(12, 7)));
         for bad in ["", "12", "-", "a-1", "1--1", "1-2-3"] {
-            assert_eq!(place(bad), None, "{bad}");
+            assert_eq!(parse_cursor(bad), None, "{bad}");
         }
     }
 }

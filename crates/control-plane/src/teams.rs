@@ -7,10 +7,10 @@
 //! end with it, and its entries stay in the audit log.
 
 use crate::app::App;
-use crate::audit::{By, Entry};
+use crate::audit::{Actor, Entry};
+use crate::auth::locked_rights::{LockedRights, lock_operator, lock_rights, lock_user};
 use crate::auth::policy::{Action, Role};
-use crate::auth::standing::{Standing, stand, stand_operator, stand_user};
-use crate::auth::{Caller, SignedIn, hash, random_hex};
+use crate::auth::{Caller, Session, hash, random_hex};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Ended;
@@ -63,10 +63,10 @@ fn check_role(role: &str) -> Result<Role> {
 }
 
 /// Creates a team that its maker owns.
-pub(crate) async fn create(app: &App, who: SignedIn, name: &str) -> Result<api::Team> {
+pub(crate) async fn create(app: &App, who: Session, name: &str) -> Result<api::Team> {
     let name = check_team_name(name)?;
     let mut tx = app.db.begin().await?;
-    stand_user(&mut tx, who).await?;
+    lock_user(&mut tx, who).await?;
     let id = found(&mut tx, &name, who.user, who.by).await?;
     tx.commit().await?;
     app.changed(&Change::User(who.user));
@@ -78,7 +78,7 @@ pub(crate) async fn found(
     tx: &mut PgConnection,
     name: &str,
     owner: UserId,
-    by: By,
+    by: Actor,
 ) -> Result<TeamId> {
     let id = TeamId::new();
     db::teams::insert(&mut *tx, id, name).await?;
@@ -92,13 +92,15 @@ pub(crate) async fn found(
 pub(crate) async fn get(app: &App, user: UserId, id: TeamId) -> Result<api::Team> {
     let teams = db::teams::of_user(&app.db, user).await?;
     let team = teams.into_iter().find(|team| team.id == id.0);
-    team.map(shown).ok_or(Error::NotFound("team"))
+    team.map(to_api).ok_or(Error::NotFound("team"))
 }
 
 /// Returns the caller's teams; for a key, its own team.
 pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Team>> {
     match caller.user() {
-        Some(user) => Ok(db::teams::of_user(&app.db, user).await?.into_iter().map(shown).collect()),
+        Some(user) => {
+            Ok(db::teams::of_user(&app.db, user).await?.into_iter().map(to_api).collect())
+        }
         None => Ok(vec![of_key(app, caller).await?]),
     }
 }
@@ -123,7 +125,7 @@ async fn of_key(app: &App, caller: Caller) -> Result<api::Team> {
     })
 }
 
-fn shown(team: db::teams::Joined) -> api::Team {
+fn to_api(team: db::teams::Joined) -> api::Team {
     api::Team {
         id: TeamId(team.id).to_string(),
         name: team.name,
@@ -135,9 +137,9 @@ fn shown(team: db::teams::Joined) -> api::Team {
 }
 
 /// Locks the caller's team, which must be a team of people, and checks the caller's right.
-async fn lock(tx: &mut PgConnection, caller: Caller, action: Action) -> Result<Standing> {
+async fn lock(tx: &mut PgConnection, caller: Caller, action: Action) -> Result<LockedRights> {
     check_not_platforms(caller)?;
-    stand(tx, caller, action).await
+    lock_rights(tx, caller, action).await
 }
 
 async fn note(
@@ -186,7 +188,7 @@ pub(crate) async fn delete(app: &App, caller: Caller) -> Result<()> {
 }
 
 /// Deletes a team in a transaction that holds its lock.
-pub(crate) async fn end(tx: &mut PgConnection, team: TeamId, by: By) -> Result<()> {
+pub(crate) async fn end(tx: &mut PgConnection, team: TeamId, by: Actor) -> Result<()> {
     let (capsules, snapshots, hosts) = db::teams::has(tx, team).await?;
     if capsules + snapshots + hosts > 0 {
         return Err(Error::TeamNotEmpty { team, capsules, snapshots, hosts });
@@ -219,7 +221,7 @@ pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str
     lock(&mut tx, caller, Action::TeamAdmin).await?;
     rank(&mut tx, caller, user).await?;
     db::teams::set_role(&mut *tx, caller.team, user, role).await?;
-    let ended = match role.grants().allow(Action::TeamAdmin) {
+    let ended = match role.permissions().allow(Action::TeamAdmin) {
         true => Ended::default(),
         // Keys follow their maker's role at each request. Every other way to let others in ends
         // here.
@@ -341,10 +343,10 @@ pub(crate) async fn uninvite(app: &App, caller: Caller, id: InvitationId) -> Res
 
 /// Accepts an invitation. The invitation must be for the user's own e-mail, and its maker must
 /// still be allowed to invite.
-pub(crate) async fn accept(app: &App, who: SignedIn, token: &str) -> Result<api::Team> {
+pub(crate) async fn accept(app: &App, who: Session, token: &str) -> Result<api::Team> {
     let (hashed, invalid) = (hash(token.trim()), || Error::InvalidToken("the invitation"));
     let mut tx = app.db.begin().await?;
-    let user = stand_user(&mut tx, who).await?;
+    let user = lock_user(&mut tx, who).await?;
     let team = db::teams::team_of_invitation(&mut *tx, &hashed).await?.ok_or_else(invalid)?;
     if !db::teams::lock(&mut tx, team).await? {
         return Err(invalid());
@@ -430,11 +432,11 @@ pub(crate) async fn set_limits(
     app: &App,
     team: TeamId,
     wanted: api::Limits,
-    by: By,
+    by: Actor,
 ) -> Result<api::TeamLimits> {
     let row = check_limits(&wanted)?;
     let mut tx = app.db.begin().await?;
-    stand_operator(&mut tx, by).await?;
+    lock_operator(&mut tx, by).await?;
     if !db::teams::lock(&mut tx, team).await? {
         return Err(Error::NotFound("team"));
     }

@@ -7,14 +7,14 @@ pub(crate) mod oauth;
 pub(crate) mod throttle;
 
 use crate::app::App;
-use crate::audit::{By, Entry, Noted};
+use crate::audit::{Actor, AuditEvent, Entry};
+use crate::auth::locked_rights::lock_user;
 use crate::auth::session::{self, BROWSER, PROGRAM};
-use crate::auth::standing::stand_user;
-use crate::auth::{SignedIn, hash, hex, password, random_hex};
+use crate::auth::{Session, hash, hex, password, random_hex};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Maker;
-use crate::db::sessions::Session;
+use crate::db::sessions::SessionRow;
 use crate::db::users::{NewToken, Purpose, User};
 use crate::error::{Error, Result};
 use crate::teams::{self, check_title};
@@ -54,7 +54,7 @@ impl SignUp {
 /// Origin of a sign-in.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
-    pub by: By,
+    pub by: Actor,
     /// Client's description of itself.
     pub agent: String,
     /// Set if the client is a program, which keeps the token itself.
@@ -78,7 +78,7 @@ pub(crate) fn check_email(email: &str) -> Result<String> {
 /// Notes a user's action in the platform team's audit log.
 async fn note(
     tx: &mut PgConnection,
-    by: By,
+    by: Actor,
     action: &'static str,
     user: UserId,
     what: serde_json::Value,
@@ -88,7 +88,7 @@ async fn note(
 }
 
 /// Starts a sign-up. A mail tells how it goes on.
-pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()> {
+pub(crate) async fn sign_up(app: &App, by: Actor, wanted: api::SignUp) -> Result<()> {
     if app.accounts.sign_up == SignUp::Off {
         return Err(Error::Forbidden("an invitation"));
     }
@@ -112,7 +112,7 @@ pub(crate) async fn sign_up(app: &App, by: By, wanted: api::SignUp) -> Result<()
 
 /// Stores a sign-up, and sends its mail. A sign-up changes no existing account. Its password and
 /// name wait with the mailed token, and become the account's when the token is used.
-async fn enter(app: &App, by: By, email: &str, name: &str, hashed: &str) -> Result<()> {
+async fn enter(app: &App, by: Actor, email: &str, name: &str, hashed: &str) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let mut known = db::users::lock_by_email(&mut *tx, email).await?;
     let active = known.as_ref().is_some_and(User::is_active);
@@ -181,7 +181,7 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
         Some(known) => {
             // Only the reader of the mail knows this token, so nobody else can use up the attempts.
             let attempts = format!("activation {}", hex(&hashed));
-            let _turn = throttle::turn(app, origin.by, &attempts).await?;
+            let _lock = throttle::lock_subject(app, origin.by, &attempts).await?;
             if !password::verify(&given, Some(&known)).await? {
                 return Err(refused(app, origin.by, &attempts, Some(UserId(user.id))).await?);
             }
@@ -210,7 +210,7 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
 
 /// Makes a user active and gives them a team. The platform's first user gets the teams that nobody
 /// owns. The caller holds the lock of admins, and the user's.
-async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: By) -> Result<()> {
+async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: Actor) -> Result<()> {
     let admin = db::users::activate(&mut *tx, id).await?;
     // A user who was disabled, or has become active meanwhile, is not activated by this.
     let admin = admin.ok_or(Error::InvalidToken("the activation token"))?;
@@ -235,7 +235,7 @@ async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Opt
     let token = session::new_token();
     let (kind, life) = if origin.program { ("program", PROGRAM) } else { ("browser", BROWSER) };
     let now = OffsetDateTime::now_utc();
-    let session = Session {
+    let session = SessionRow {
         id: SessionId::new().0,
         user_id: user.id,
         kind: kind.to_owned(),
@@ -255,7 +255,7 @@ async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Opt
 pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Result<Entered> {
     let email = check_email(&wanted.email).map_err(|_| Error::WrongCredentials)?;
     let _place = app.load.password(origin.by.from).await?;
-    let _turn = throttle::turn(app, origin.by, &email).await?;
+    let _lock = throttle::lock_subject(app, origin.by, &email).await?;
     let user = db::users::by_email(&app.db, &email).await?;
     let known = user.as_ref().and_then(|user| user.password_hash.as_deref());
     let right = password::verify(&wanted.password, known).await?;
@@ -274,9 +274,9 @@ pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Res
 }
 
 /// Counts and notes a failed attempt. The subject is an account's e-mail or another text.
-async fn refused(app: &App, by: By, subject: &str, id: Option<UserId>) -> Result<Error> {
+async fn refused(app: &App, by: Actor, subject: &str, id: Option<UserId>) -> Result<Error> {
     throttle::failed(app, by, subject).await?;
-    app.notes.note(Noted {
+    app.audit_buffer.note(AuditEvent {
         team: PLATFORM_TEAM,
         by,
         action: "user.login",
@@ -288,14 +288,14 @@ async fn refused(app: &App, by: By, subject: &str, id: Option<UserId>) -> Result
 }
 
 /// Ends the caller's session.
-pub(crate) async fn log_out(app: &App, who: SignedIn) -> Result<()> {
+pub(crate) async fn log_out(app: &App, who: Session) -> Result<()> {
     end_session(app, who, who.session, "user.logout").await.map(|_| ())
 }
 
 /// Ends one of the user's sessions.
 pub(crate) async fn end_session(
     app: &App,
-    who: SignedIn,
+    who: Session,
     id: SessionId,
     action: &'static str,
 ) -> Result<bool> {
@@ -318,7 +318,7 @@ fn forget(app: &App, hashes: impl IntoIterator<Item = Vec<u8>>) {
 }
 
 /// Ends the user's sessions, except the caller's.
-pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
+pub(crate) async fn end_others(app: &App, who: Session) -> Result<()> {
     let mut tx = app.db.begin().await?;
     let ended = db::sessions::remove_all(&mut *tx, who.user, Some(who.session)).await?;
     let what = json!({ "sessions": ended.len() });
@@ -329,7 +329,7 @@ pub(crate) async fn end_others(app: &App, who: SignedIn) -> Result<()> {
 }
 
 /// Mails a token for a new password, if there is an account.
-pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
+pub(crate) async fn ask_reset(app: &App, by: Actor, email: &str) -> Result<()> {
     let email = check_email(email)?;
     app.mailer.check()?;
     // If not, the mailbox has a recent code that is still valid.
@@ -357,7 +357,7 @@ pub(crate) async fn ask_reset(app: &App, by: By, email: &str) -> Result<()> {
 }
 
 /// Sets a new password for a mailed token. Ends every session and every other token.
-pub(crate) async fn reset(app: &App, by: By, wanted: api::ConfirmPassword) -> Result<()> {
+pub(crate) async fn reset(app: &App, by: Actor, wanted: api::ConfirmPassword) -> Result<()> {
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the reset token");
     let mailed = db::users::peek_token(&app.db, Purpose::Reset, &hashed).await?;
@@ -394,7 +394,7 @@ async fn renew_password(
 /// Sets a new password for a user who knows the old one, and ends the other sessions.
 pub(crate) async fn change_password(
     app: &App,
-    who: SignedIn,
+    who: Session,
     wanted: api::ChangePassword,
 ) -> Result<()> {
     let user = me(app, who).await?;
@@ -402,7 +402,7 @@ pub(crate) async fn change_password(
     // owner.
     let attempts = format!("change by {}", who.user);
     if user.password_hash.is_some() {
-        let _turn = throttle::turn(app, who.by, &attempts).await?;
+        let _lock = throttle::lock_subject(app, who.by, &attempts).await?;
         let given = wanted.current_password.unwrap_or_default();
         if !password::verify(&given, user.password_hash.as_deref()).await? {
             return Err(refused(app, who.by, &attempts, Some(user.id())).await?);
@@ -412,7 +412,7 @@ pub(crate) async fn change_password(
     let new = password::hash(&wanted.new_password).await?;
     let mut tx = app.db.begin().await?;
     // A reset of the password meanwhile has ended this session too.
-    if stand_user(&mut tx, who).await?.password_hash != user.password_hash {
+    if lock_user(&mut tx, who).await?.password_hash != user.password_hash {
         return Err(Error::WrongCredentials);
     }
     let ended = renew_password(&mut tx, who.user, &new, Some(who.session)).await?;
@@ -424,17 +424,17 @@ pub(crate) async fn change_password(
 }
 
 /// Returns the calling user.
-pub(crate) async fn me(app: &App, who: SignedIn) -> Result<User> {
+pub(crate) async fn me(app: &App, who: Session) -> Result<User> {
     let found = db::users::find(&app.db, who.user).await?;
     found.ok_or(Error::Unauthenticated)
 }
 
-pub(crate) async fn change(app: &App, who: SignedIn, wanted: api::ChangeMe) -> Result<()> {
+pub(crate) async fn change(app: &App, who: Session, wanted: api::ChangeMe) -> Result<()> {
     let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
     let team = wanted.default_team.map(|id| id.parse().map_err(|_| Error::NotFound("team")));
     let team = team.transpose()?;
     let mut tx = app.db.begin().await?;
-    stand_user(&mut tx, who).await?;
+    lock_user(&mut tx, who).await?;
     if let Some(name) = &name {
         db::users::set_name(&mut *tx, who.user, name).await?;
         note(&mut tx, who.by, "user.rename", who.user, json!({ "name": name })).await?;

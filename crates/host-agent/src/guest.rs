@@ -95,9 +95,9 @@ pub(crate) struct Guest {
 /// Permits of one request among the requests under way.
 #[derive(Debug)]
 pub(crate) struct Permits {
-    _of_port: Place,
-    _of_all: Place,
-    _of_active: Option<Place>,
+    _of_port: Permit,
+    _of_all: Permit,
+    _of_active: Option<Permit>,
 }
 
 /// Purpose of a request to a guest.

@@ -6,8 +6,8 @@ mod cp;
 mod doctor;
 mod exec;
 mod host;
-mod keep;
 mod key;
+mod lifecycle;
 mod port;
 mod shell;
 mod team;
@@ -17,8 +17,8 @@ pub(crate) use account::account;
 pub(crate) use capsule::capsule;
 pub(crate) use doctor::doctor;
 pub(crate) use host::host;
-pub(crate) use keep::snapshots;
 pub(crate) use key::{audit, key};
+pub(crate) use lifecycle::snapshots;
 pub(crate) use team::team;
 pub(crate) use user::user;
 
@@ -38,7 +38,7 @@ fn query(path: &str, fields: &[(&str, Option<String>)]) -> String {
 }
 
 /// Prints a value as JSON or, for people and scripts, as one line of text.
-fn shown(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Result<()> {
+fn render(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Result<()> {
     match form {
         Form::Json => output::json(value),
         Form::Human => {
@@ -72,7 +72,7 @@ pub(crate) async fn templates(
         let path = format!("/v1/templates/{template}");
         let change = api::ChangeTemplate { isolation: tier };
         let changed: api::Template = client.patch(&path, &change).await?;
-        return shown(&changed, &changed.isolation, form);
+        return render(&changed, &changed.isolation, form);
     }
     let list: api::TemplateList = client.get("/v1/templates").await?;
     if form == Form::Json {

@@ -75,7 +75,7 @@ pub(crate) async fn control_plane(
     let listener = listen(settings.listen, "WRENN_CP_LISTEN_ADDR").await?;
     let https = Https::listen(&settings.tls).await?;
     let listens = Listening::of(&listener, https.as_ref())?;
-    let settings = settings.told(database, authority, plaintext, listens, None)?;
+    let settings = settings.to_settings(database, authority, plaintext, listens, None)?;
     let app = App::start(settings, &tasks).await?;
     let url = up::reachable(listener.local_addr()?);
     up::introduce(&app, &url, client_file).await?;

@@ -293,7 +293,7 @@ pub(crate) struct Listening {
 impl ControlPlane {
     /// Builds the control plane's settings, once it listens. `dir` is the platform's folder, if
     /// there is one.
-    pub(crate) fn told(
+    pub(crate) fn to_settings(
         &self,
         database: sqlx::postgres::PgConnectOptions,
         authority: Option<(String, String)>,
@@ -314,7 +314,7 @@ impl ControlPlane {
             authority,
             plaintext: plaintext.allowed,
             domains: self.domains.clone(),
-            accounts: self.accounts.told(&public_url)?,
+            accounts: self.accounts.to_settings(&public_url)?,
             public_url,
             mail: self.accounts.mail(dir),
             audit_access: self.accounts.audit_access,

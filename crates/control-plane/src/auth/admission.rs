@@ -1,11 +1,11 @@
 //! The grounds on which a request to the API was admitted, kept while its answer is under way. The
 //! check can be repeated, and open exchanges end when it fails.
 
-use super::policy::{Action, Grants, Only, Resource};
+use super::policy::{Action, Permissions, Resource, ResourceScope};
 use super::revocations::{Basis, Recheck, Subject, broken_off};
-use super::{Caller, admit, policy};
+use super::{Caller, authorize, policy};
 use crate::app::App;
-use crate::audit::By;
+use crate::audit::Actor;
 use crate::db::keys::Key;
 use crate::db::users::Person;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ pub(super) enum Identity {
 
 impl Identity {
     /// Finds the owner of a credential that is good.
-    pub(super) async fn find(app: &App, credential: Credential, by: By) -> Result<Self> {
+    pub(super) async fn find(app: &App, credential: Credential, by: Actor) -> Result<Self> {
         match credential {
             Credential::Key(hash) => {
                 let key = app.routes.key(app, &hash, by.from).await?;
@@ -71,17 +71,22 @@ impl Identity {
     }
 
     /// Reports whether the caller may act on the whole platform.
-    pub(super) async fn operates(&self, app: &App, by: By) -> Result<bool> {
+    pub(super) async fn operates(&self, app: &App, by: Actor) -> Result<bool> {
         Ok(match self {
-            Self::Key(key) => admit::key_caller(app, key, by).await?.operator,
+            Self::Key(key) => authorize::key_caller(app, key, by).await?.operator,
             Self::User { person, .. } => person.admin,
         })
     }
 
     /// Returns the caller in the team `asked`, which they must belong to, or in their default team.
-    pub(super) async fn caller(&self, app: &App, asked: Option<TeamId>, by: By) -> Result<Caller> {
+    pub(super) async fn caller(
+        &self,
+        app: &App,
+        asked: Option<TeamId>,
+        by: Actor,
+    ) -> Result<Caller> {
         let caller = match self {
-            Self::Key(key) => admit::key_caller(app, key, by).await?,
+            Self::Key(key) => authorize::key_caller(app, key, by).await?,
             Self::User { person, .. } => member(person, asked, by)?,
         };
         let caller = match asked == Some(PLATFORM_TEAM) && caller.operator {
@@ -105,23 +110,23 @@ impl Key {
 
 /// Returns a user as a caller in a team, or in their default team. An admin of the platform may
 /// name the platform's team.
-fn member(person: &Person, asked: Option<TeamId>, by: By) -> Result<Caller> {
+fn member(person: &Person, asked: Option<TeamId>, by: Actor) -> Result<Caller> {
     let team = asked.or(person.default_team).ok_or(Error::NoTeam)?;
-    let grants = match person.role(team) {
-        Some(role) => role.grants(),
-        None if person.admin && team == PLATFORM_TEAM => Grants::default(),
+    let permissions = match person.role(team) {
+        Some(role) => role.permissions(),
+        None if person.admin && team == PLATFORM_TEAM => Permissions::default(),
         None => return Err(Error::NotFound("team")),
     };
-    let (only, limits) = (Only::default(), Limits::NONE);
+    let (scope, limits) = (ResourceScope::default(), Limits::NONE);
     let operator = person.admin;
-    Ok(Caller { team, by, grants, only, operator, limits, counted_as: None, maker: None })
+    Ok(Caller { team, by, permissions, scope, operator, limits, counted_as: None, maker: None })
 }
 
 /// Returns an operator as a caller in the platform's own team, for its events, channels and audit
 /// log. The platform's team has no capsules.
-fn of_platform(by: By) -> Caller {
-    let grants = policy::scoped(["capsules:read", "team:admin"]);
-    Caller { by, grants, operator: true, ..Caller::of(PLATFORM_TEAM) }
+fn of_platform(by: Actor) -> Caller {
+    let permissions = policy::scoped(["capsules:read", "team:admin"]);
+    Caller { by, permissions, operator: true, ..Caller::of(PLATFORM_TEAM) }
 }
 
 /// An admission by a credential.
@@ -140,7 +145,7 @@ pub(crate) struct Admission {
 
 impl Recheck for Admission {
     async fn check(&self) -> Result<Basis> {
-        let (app, by) = (&self.app, By::SYSTEM);
+        let (app, by) = (&self.app, Actor::SYSTEM);
         let identity = Identity::find(app, self.credential, by).await?;
         match self.rule {
             Rule::Platform if !identity.operates(app, by).await? => {

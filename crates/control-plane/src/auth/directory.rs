@@ -3,10 +3,10 @@
 //! or session that has ended then admits nobody. No entry is kept for long.
 
 use crate::app::App;
-use crate::cache::{Hears, Known, Lookups};
+use crate::cache::{Cache, CacheEntry, InvalidationHealth};
 use crate::db;
 use crate::db::listen::Change;
-use crate::db::sessions::Session;
+use crate::db::sessions::SessionRow;
 use crate::db::users::Person;
 use crate::error::Result;
 use crate::limits::Limits;
@@ -21,25 +21,25 @@ const KEPT: Duration = Duration::from_secs(15);
 
 /// Caches of users, sessions and limits.
 pub(crate) struct Directory {
-    hears: Hears,
-    users: Lookups<UserId, Arc<Person>>,
-    sessions: Lookups<[u8; 32], Arc<Session>>,
-    limits: Lookups<TeamId, Limits>,
+    health: InvalidationHealth,
+    users: Cache<UserId, Arc<Person>>,
+    sessions: Cache<[u8; 32], Arc<SessionRow>>,
+    limits: Cache<TeamId, Limits>,
 }
 
 impl Directory {
-    pub(crate) fn new(hears: Hears) -> Self {
-        let (users, sessions) = (Lookups::new(), Lookups::new());
-        Self { hears, users, sessions, limits: Lookups::new() }
+    pub(crate) fn new(health: InvalidationHealth) -> Self {
+        let (users, sessions) = (Cache::new(), Cache::new());
+        Self { health, users, sessions, limits: Cache::new() }
     }
 
     /// Finds an active user.
     pub(crate) async fn person(&self, db: &PgPool, id: UserId) -> Result<Option<Arc<Person>>> {
         let look = async {
             let found = db::users::person(db, id).await?;
-            Ok(Known::new(found.map(Arc::new), Some(KEPT)))
+            Ok(CacheEntry::new(found.map(Arc::new), Some(KEPT)))
         };
-        self.users.get(&self.hears, &id, look).await
+        self.users.get(&self.health, &id, look).await
     }
 
     /// Finds a session by its token's hash, for a client at `from`.
@@ -48,22 +48,23 @@ impl Directory {
         app: &App,
         hash: &[u8; 32],
         from: Option<IpAddr>,
-    ) -> Result<Option<Arc<Session>>> {
+    ) -> Result<Option<Arc<SessionRow>>> {
         let look = async {
             let _place = app.load.lookup(from).await?;
             let found = db::sessions::find(&app.db, hash).await?;
             let left = found.as_ref().map(|s| s.expires_at - time::OffsetDateTime::now_utc());
             let left = left.map(|left| Duration::try_from(left).unwrap_or_default().min(KEPT));
-            Ok(Known::new(found.map(Arc::new), left))
+            Ok(CacheEntry::new(found.map(Arc::new), left))
         };
-        self.sessions.get(&self.hears, hash, look).await
+        self.sessions.get(&self.health, hash, look).await
     }
 
     /// Returns a team's limits.
     pub(crate) async fn limits(&self, db: &PgPool, team: TeamId) -> Result<Limits> {
-        let look =
-            async { Ok(Known::new(Some(db::limits::of(db, team).await?.limits()), Some(KEPT))) };
-        let found = self.limits.get(&self.hears, &team, look).await?;
+        let look = async {
+            Ok(CacheEntry::new(Some(db::limits::of(db, team).await?.limits()), Some(KEPT)))
+        };
+        let found = self.limits.get(&self.health, &team, look).await?;
         Ok(found.unwrap_or(Limits::DEFAULT))
     }
 

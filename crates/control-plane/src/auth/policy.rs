@@ -1,5 +1,5 @@
 //! Decides which caller may do which action; pure, and the only place that does. A caller has
-//! grants, from a role or from a key's scopes. A caller may be confined to one template or one
+//! permissions, from a role or from a key's scopes. A caller may be confined to one template or one
 //! capsule.
 
 use types::{CapsuleId, TemplateId};
@@ -60,9 +60,9 @@ impl Action {
 
 /// Set of actions that a caller may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Grants(u8);
+pub(crate) struct Permissions(u8);
 
-impl Grants {
+impl Permissions {
     pub(crate) const ALL: Self = Self(u8::MAX);
 
     const fn of(actions: &[Action]) -> Self {
@@ -109,14 +109,14 @@ impl Role {
         }
     }
 
-    pub(crate) fn grants(self) -> Grants {
+    pub(crate) fn permissions(self) -> Permissions {
         use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
         match self {
-            Self::Viewer => Grants::of(&[CapsulesRead, TeamRead]),
+            Self::Viewer => Permissions::of(&[CapsulesRead, TeamRead]),
             Self::Member => {
-                Grants::of(&[CapsulesRead, TeamRead, CapsulesExec, CapsulesAdmin, KeysMake])
+                Permissions::of(&[CapsulesRead, TeamRead, CapsulesExec, CapsulesAdmin, KeysMake])
             }
-            Self::Admin => Grants::of(&[
+            Self::Admin => Permissions::of(&[
                 CapsulesRead,
                 TeamRead,
                 CapsulesExec,
@@ -124,7 +124,7 @@ impl Role {
                 KeysMake,
                 TeamAdmin,
             ]),
-            Self::Owner => Grants::of(&Action::ALL),
+            Self::Owner => Permissions::of(&Action::ALL),
         }
     }
 }
@@ -135,26 +135,26 @@ pub(crate) const SCOPES: [&str; 5] =
 
 /// Returns the actions that a key's scopes allow. A key without scopes may do everything with
 /// capsules, and see its team. An unknown scope allows nothing.
-pub(crate) fn scoped<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Grants {
+pub(crate) fn scoped<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Permissions {
     use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
     let mut scopes = scopes.into_iter().peekable();
     if scopes.peek().is_none() {
-        return Grants::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin, TeamRead]);
+        return Permissions::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin, TeamRead]);
     }
-    let grants = scopes.map(|scope| match scope {
-        "capsules:read" => Grants::of(&[CapsulesRead]),
-        "capsules:exec" => Grants::of(&[CapsulesRead, CapsulesExec]),
-        "capsules:admin" => Grants::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin]),
-        "team:read" => Grants::of(&[TeamRead]),
-        "team:admin" => Grants::of(&[TeamRead, KeysMake, TeamAdmin]),
-        _ => Grants::default(),
+    let permissions = scopes.map(|scope| match scope {
+        "capsules:read" => Permissions::of(&[CapsulesRead]),
+        "capsules:exec" => Permissions::of(&[CapsulesRead, CapsulesExec]),
+        "capsules:admin" => Permissions::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin]),
+        "team:read" => Permissions::of(&[TeamRead]),
+        "team:admin" => Permissions::of(&[TeamRead, KeysMake, TeamAdmin]),
+        _ => Permissions::default(),
     });
-    grants.fold(Grants::default(), |all, one| Grants(all.0 | one.0))
+    permissions.fold(Permissions::default(), |all, one| Permissions(all.0 | one.0))
 }
 
 /// Capsule and template that a key is confined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Only {
+pub(crate) struct ResourceScope {
     pub capsule: Option<CapsuleId>,
     pub template: Option<TemplateId>,
 }
@@ -183,23 +183,23 @@ pub(crate) enum Denied {
 
 /// Decides whether a caller may do an action to a resource of their own team.
 pub(crate) fn decide(
-    grants: Grants,
-    only: Only,
+    permissions: Permissions,
+    scope: ResourceScope,
     action: Action,
     resource: Resource,
 ) -> Result<(), Denied> {
-    if !grants.allow(action) {
+    if !permissions.allow(action) {
         return Err(Denied::Forbidden(action));
     }
     let seen = match resource {
         Resource::Capsules => true,
-        Resource::Team => only == Only::default(),
+        Resource::Team => scope == ResourceScope::default(),
         Resource::Template(id) => {
-            only.capsule.is_none() && only.template.is_none_or(|own| own == id)
+            scope.capsule.is_none() && scope.template.is_none_or(|own| own == id)
         }
         Resource::Capsule(id, template) => {
-            only.capsule.is_none_or(|own| own == id)
-                && only.template.is_none_or(|own| Some(own.0) == template)
+            scope.capsule.is_none_or(|own| own == id)
+                && scope.template.is_none_or(|own| Some(own.0) == template)
         }
     };
     match (seen, resource) {
@@ -232,9 +232,9 @@ mod tests {
         ("capsules:own", [false, false, false, false, false, false, false]),
     ];
 
-    fn grants(who: &str) -> Grants {
+    fn permissions(who: &str) -> Permissions {
         match Role::parse(who) {
-            Some(role) => role.grants(),
+            Some(role) => role.permissions(),
             None => scoped(who.split(' ').filter(|scope| !scope.is_empty())),
         }
     }
@@ -243,7 +243,8 @@ mod tests {
     fn each_may_what_the_table_says_and_no_more() {
         for (who, may) in TABLE {
             for (action, may) in Action::ALL.into_iter().zip(may) {
-                let decided = decide(grants(who), Only::default(), action, Resource::Team);
+                let decided =
+                    decide(permissions(who), ResourceScope::default(), action, Resource::Team);
                 let wanted = if may { Ok(()) } else { Err(Denied::Forbidden(action)) };
                 assert_eq!(decided, wanted, "{who} {action:?}");
             }
@@ -252,23 +253,23 @@ mod tests {
 
     #[test]
     fn scopes_add_up_and_a_key_never_may_more_than_who_made_it() {
-        let both = grants("capsules:read team:read");
+        let both = permissions("capsules:read team:read");
         assert!(both.allow(CapsulesRead) && both.allow(TeamRead) && !both.allow(CapsulesExec));
-        let left = grants("").and(grants("viewer"));
+        let left = permissions("").and(permissions("viewer"));
         assert!(left.allow(CapsulesRead) && !left.allow(CapsulesExec));
-        assert!(grants("capsules:exec").within(grants("member")));
-        assert!(!grants("team:admin").within(grants("member")));
-        assert!(!grants("owner").within(grants("admin")));
-        assert!(SCOPES.iter().all(|scope| scoped([*scope]) != Grants::default()));
-        assert!(!Grants::of(&[KeysMake]).allow(TeamOwn));
+        assert!(permissions("capsules:exec").within(permissions("member")));
+        assert!(!permissions("team:admin").within(permissions("member")));
+        assert!(!permissions("owner").within(permissions("admin")));
+        assert!(SCOPES.iter().all(|scope| scoped([*scope]) != Permissions::default()));
+        assert!(!Permissions::of(&[KeysMake]).allow(TeamOwn));
     }
 
     #[test]
     fn a_key_for_one_thing_sees_no_other() {
         let (capsule, other) = (CapsuleId::new(), CapsuleId::new());
         let (template, strange) = (TemplateId::new(), TemplateId::new());
-        let capsules = Only { capsule: Some(capsule), template: None };
-        let templates = Only { capsule: None, template: Some(template) };
+        let capsules = ResourceScope { capsule: Some(capsule), template: None };
+        let templates = ResourceScope { capsule: None, template: Some(template) };
         let of = |id, template: Option<TemplateId>| Resource::Capsule(id, template.map(|t| t.0));
         let cases = [
             (capsules, CapsulesExec, of(capsule, None), Ok(())),
@@ -283,14 +284,14 @@ mod tests {
             (templates, CapsulesExec, of(other, None), Err(Denied::Hidden)),
             (templates, TeamAdmin, Resource::Team, Err(Denied::Forbidden(TeamAdmin))),
         ];
-        for (only, action, resource, wanted) in cases {
+        for (scope, action, resource, wanted) in cases {
             assert_eq!(
-                decide(Grants::ALL, only, action, resource),
+                decide(Permissions::ALL, scope, action, resource),
                 wanted,
-                "{only:?} {resource:?}"
+                "{scope:?} {resource:?}"
             );
         }
-        let not = decide(grants("viewer"), capsules, CapsulesExec, of(other, None));
+        let not = decide(permissions("viewer"), capsules, CapsulesExec, of(other, None));
         assert_eq!(not, Err(Denied::Forbidden(CapsulesExec)));
     }
 }

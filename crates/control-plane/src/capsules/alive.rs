@@ -1,6 +1,6 @@
 //! Health checks of a guest that takes long to answer.
 
-use super::why;
+use super::classify_failure;
 use crate::app::App;
 use crate::db;
 use crate::db::capsules::Capsule;
@@ -27,7 +27,7 @@ pub(crate) async fn unless_silent<T>(
             done = &mut work => return done,
             lives = lives => {
                 if !lives {
-                    return Err(why(app, capsule, Error::GuestUnavailable).await);
+                    return Err(classify_failure(app, capsule, Error::GuestUnavailable).await);
                 }
             }
         }

@@ -1,10 +1,10 @@
 //! Fork: takes a snapshot that no list shows, and starts capsules from it. The source runs on, or
 //! stays paused.
 
-use super::keep::detached;
-use super::{Begin, How, begin, life, settled, shown_to_maker};
+use super::suspend::detached;
+use super::{CreateOptions, CreateSpec, lifetime, settled, start, to_api_for_maker};
 use crate::app::App;
-use crate::audit::By;
+use crate::audit::Actor;
 use crate::auth::Caller;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
@@ -27,11 +27,12 @@ pub(crate) struct Forked {
 
 impl Forked {
     /// Converts the result to the API's form.
-    pub(crate) fn shown(self, caller: Caller) -> api::Forked {
-        let told = |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
+    pub(crate) fn into_api(self, caller: Caller) -> api::Forked {
+        let to_api =
+            |e: Error| api::ForkError { code: e.code().to_owned(), message: e.to_string() };
         api::Forked {
-            items: self.items.into_iter().map(|row| shown_to_maker(row, caller)).collect(),
-            errors: self.errors.into_iter().map(told).collect(),
+            items: self.items.into_iter().map(|row| to_api_for_maker(row, caller)).collect(),
+            errors: self.errors.into_iter().map(to_api).collect(),
         }
     }
 }
@@ -45,10 +46,10 @@ pub(crate) async fn fork(
 ) -> Result<Forked> {
     let count = wanted.count.unwrap_or(1);
     in_range("count", count, 1, MOST)?;
-    life::check_timeout(wanted.timeout)?;
+    lifetime::check_timeout(wanted.timeout)?;
     let source = settled(app, caller, id).await?;
     // A caller confined to this capsule would not see the forks.
-    if caller.only.capsule.is_some() {
+    if caller.scope.capsule.is_some() {
         return Err(Error::Confined);
     }
     if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
@@ -60,12 +61,12 @@ pub(crate) async fn fork(
         let snapshot = taken.id();
         daemon::failpoint("control.forked").map_err(|e| Error::Internal(e.into()))?;
         let made = futures::stream::iter(0..count)
-            .map(|_| begin(&at, caller, child(&source, snapshot, timeout)))
+            .map(|_| start(&at, caller, child(&source, snapshot, timeout)))
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
         // If the removal fails, the reconciler repeats it.
-        if let Err(error) = snapshots::remove(&at, &taken, By::SYSTEM).await {
+        if let Err(error) = snapshots::remove(&at, &taken, Actor::SYSTEM).await {
             tracing::warn!(%id, %error, "removing what a fork began from");
         }
         let (mut items, mut errors) = (Vec::new(), Vec::new());
@@ -85,9 +86,9 @@ pub(crate) async fn fork(
     .await
 }
 
-fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin {
+fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> CreateSpec {
     let size = |n: i32| n.unsigned_abs();
-    Begin {
+    CreateSpec {
         template_id: source.template_id,
         template: source.template.clone(),
         snapshot: Some(snapshot),
@@ -98,7 +99,7 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
         },
         // A fork requires no tier, since it starts on its source's host.
         isolation: Isolation::None,
-        near: source.host_id.map(HostId),
+        preferred: source.host_id.map(HostId),
         stored: false,
         host_tags: Vec::new(),
         idle_sec: size(source.timeout_sec),
@@ -110,7 +111,7 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Begin 
         public_traffic: source.public_traffic,
         host_header: source.host_header.clone(),
         egress: source.egress.0.clone(),
-        how: How { e2b: source.e2b, once: None },
+        options: CreateOptions { e2b: source.e2b, idempotency_key: None },
         envs: BTreeMap::new(),
         metadata: source.metadata.0.clone(),
     }

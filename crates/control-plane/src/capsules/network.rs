@@ -39,7 +39,7 @@ pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
 }
 
 /// Converts rules to the API's form.
-pub(crate) fn shown(egress: &Egress) -> api::Network {
+pub(crate) fn to_api(egress: &Egress) -> api::Network {
     let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
     api::Network {
         internet: Some(!egress.denies_all()),
@@ -50,13 +50,13 @@ pub(crate) fn shown(egress: &Egress) -> api::Network {
 
 /// Makes the host's message for rules.
 pub(super) fn wire(egress: &Egress) -> host::Egress {
-    let api::Network { allow, deny, .. } = shown(egress);
+    let api::Network { allow, deny, .. } = to_api(egress);
     host::Egress { allow, deny, revision: egress.revision, ..Default::default() }
 }
 
 /// Has the host of a running capsule enforce the row's rules. They hold when this returns, unless
 /// the host knows later ones.
-pub(crate) async fn carry_out(app: &App, capsule: &Capsule) -> Result<()> {
+pub(crate) async fn apply(app: &App, capsule: &Capsule) -> Result<()> {
     app.agent_of(capsule)?.set_egress(capsule.id(), wire(&capsule.egress)).await
 }
 
@@ -74,7 +74,7 @@ pub(crate) async fn set(
     }
     // The row comes first. If a later step fails, the next resume applies the row's rules, and the
     // reconciler corrects the host.
-    let api::Network { allow, deny, .. } = shown(&egress);
+    let api::Network { allow, deny, .. } = to_api(&egress);
     let what = json!({ "allow": allow, "deny": deny });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_network", id).with(what);
     let mut tx = app.db.begin().await?;
@@ -85,7 +85,7 @@ pub(crate) async fn set(
     // A resume at this moment reads the row again when the capsule runs.
     let capsule = get(app, caller, id).await?;
     if capsule.state() == CapsuleState::Running {
-        carry_out(app, &capsule).await?;
+        apply(app, &capsule).await?;
     }
     Ok(capsule)
 }

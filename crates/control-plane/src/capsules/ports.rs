@@ -1,7 +1,7 @@
 //! Lists the servers that listen in a capsule, as its guest reports them. A guest is hostile, so
 //! the answer is bounded in time, size and number. The request wakes no paused capsule.
 
-use super::{get, why};
+use super::{classify_failure, get};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::capsules::Capsule;
@@ -44,7 +44,7 @@ pub(crate) async fn listeners(
     let asked = tokio::time::timeout(LIMIT, ask(app, &capsule)).await;
     match asked.unwrap_or(Err(Error::GuestUnavailable)) {
         Ok(listeners) => Ok((capsule, listeners)),
-        Err(error) => Err(why(app, &capsule, error).await),
+        Err(error) => Err(classify_failure(app, &capsule, error).await),
     }
 }
 

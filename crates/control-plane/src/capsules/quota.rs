@@ -3,7 +3,7 @@
 //! the last place.
 
 use crate::app::App;
-use crate::audit::Actor;
+use crate::audit::Principal;
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
@@ -51,11 +51,11 @@ impl Quota {
     /// counts for the key that made the capsule. A user, or a key without such limits, is bound
     /// only by the team's limits.
     pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
-        let bound = match self.caller.by.actor {
-            Actor::User(_) => false,
-            Actor::Key(_) => self.caller.limits.counts(),
+        let bound = match self.caller.by.principal {
+            Principal::User(_) => false,
+            Principal::Key(_) => self.caller.limits.counts(),
             // The platform wakes capsules for anybody's traffic, so the maker's limits apply.
-            Actor::Host(_) | Actor::System | Actor::Nobody => true,
+            Principal::Host(_) | Principal::System | Principal::Nobody => true,
         };
         let key = capsule.created_by_key.filter(|_| bound).map(ApiKeyId);
         self.check(tx, machine(capsule), key).await

@@ -81,7 +81,7 @@ impl<'a> Waiter<'a> {
     /// `false` when the time to wait is over.
     pub(super) async fn again(&mut self) -> bool {
         let now = Instant::now();
-        let pause = if self.app.hears.get() { LOOK } else { LOOK_DEAF };
+        let pause = if self.app.invalidation_health.is_healthy() { LOOK } else { LOOK_DEAF };
         let _ = tokio::time::timeout_at(self.until.min(now + pause), self.changed.changed()).await;
         now < self.until
     }

@@ -26,7 +26,7 @@ const AGAIN: [f64; 9] = [5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0, 14_400
 const WHY_MAX: usize = 300;
 
 /// Sends deliveries for as long as the process lives.
-pub(crate) fn keep(app: &App) {
+pub(crate) fn spawn(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let (mut stop, mut woken) = (app.tasks.stop_signal().wait(), app.streams.listen());

@@ -2,7 +2,7 @@
 //! deliveries stop when the key expires, since `take_due` checks the key itself.
 
 use crate::app::App;
-use crate::audit::{By, Entry};
+use crate::audit::{Actor, Entry};
 use crate::db;
 use serde_json::json;
 use std::time::Duration;
@@ -24,7 +24,7 @@ async fn round(app: &App) -> sqlx::Result<()> {
     let mut tx = app.db.begin().await?;
     for (id, team) in db::channels::disable_expired(&mut *tx).await? {
         let reason = json!({ "reason": "the key that made it has expired" });
-        let entry = Entry::new(team, By::SYSTEM, "channel.disable", id).with(reason);
+        let entry = Entry::new(team, Actor::SYSTEM, "channel.disable", id).with(reason);
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await

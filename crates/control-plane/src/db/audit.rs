@@ -29,7 +29,7 @@ pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Resul
                resource_type, resource_id, action, status, metadata) \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
     let insert = sqlx::query(sql).bind(AuditLogId::new().0).bind(entry.team.0);
-    let insert = insert.bind(entry.by.actor.kind()).bind(entry.by.actor.id());
+    let insert = insert.bind(entry.by.principal.kind()).bind(entry.by.principal.id());
     let insert = insert.bind(entry.by.from.map(|ip| ip.to_string()));
     let insert = insert.bind(entry.resource_type()).bind(&entry.resource).bind(entry.action);
     let status = if entry.refused { "refused" } else { "ok" };

@@ -1,8 +1,8 @@
 //! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
 use crate::audit::Entry;
-use crate::auth::policy::Only;
-use crate::scheduler::Size;
+use crate::auth::policy::ResourceScope;
+use crate::scheduler::ResourceAmounts;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::BTreeMap;
@@ -93,9 +93,9 @@ impl Capsule {
     }
 
     /// Returns the resources that the capsule takes from its host.
-    pub(crate) fn size(&self) -> Size {
+    pub(crate) fn size(&self) -> ResourceAmounts {
         let whole = |n: i32| u64::from(n.unsigned_abs());
-        Size {
+        ResourceAmounts {
             vcpus: whole(self.vcpus),
             memory_mib: whole(self.memory_mib),
             disk_mib: whole(self.disk_mib),
@@ -201,7 +201,7 @@ pub(crate) struct Rules<'a> {
 /// Stores the rules for a capsule's time. `left` is the seconds that its host has set, and `seen`
 /// is the generation at that moment. The end stays when the generation has changed, since a later
 /// resume has set an end of its own.
-pub(crate) async fn set_life(
+pub(crate) async fn set_lifetime(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
     seen: i64,
@@ -270,7 +270,7 @@ pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
 pub(crate) async fn list(
     db: &PgPool,
     team: TeamId,
-    only: Only,
+    scope: ResourceScope,
     before: Option<CapsuleId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Capsule>> {
@@ -284,14 +284,14 @@ pub(crate) async fn list(
                ORDER BY created_at DESC, id DESC LIMIT $3"
     );
     let list = sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit);
-    let list = list.bind(only.capsule.map(|id| id.0)).bind(only.template.map(|id| id.0));
+    let list = list.bind(scope.capsule.map(|id| id.0)).bind(scope.template.map(|id| id.0));
     list.fetch_all(db).await
 }
 
 /// Conditions on a team's capsules. A capsule's start is its first run, or its creation before
 /// that.
 pub(crate) struct Search<'a> {
-    pub only: Only,
+    pub scope: ResourceScope,
     pub states: &'a [&'a str],
     pub metadata: &'a BTreeMap<String, String>,
     /// Name or id of a template, or id of a snapshot.
@@ -327,8 +327,8 @@ pub(crate) async fn search(
         template.or_else(|| text.parse::<SnapshotId>().map(|id| id.0).ok())
     });
     let list = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team.0).bind(search.states);
-    let list = list.bind(Json(search.metadata)).bind(search.only.capsule.map(|id| id.0));
-    let list = list.bind(search.only.template.map(|id| id.0)).bind(search.template).bind(id);
+    let list = list.bind(Json(search.metadata)).bind(search.scope.capsule.map(|id| id.0));
+    let list = list.bind(search.scope.template.map(|id| id.0)).bind(search.template).bind(id);
     let list = list.bind(search.since).bind(search.after.map(|after| after.0));
     list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
@@ -371,8 +371,8 @@ pub(crate) async fn transition(
                SELECT gen_random_uuid(), team_id, $6, $7, $8, 'capsule', $9, $10, 'ok', $11 \
                FROM moved WHERE $10::text IS NOT NULL) SELECT generation FROM moved";
     let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(to.as_str());
-    let update = update.bind(error).bind(from).bind(entry.map(|e| e.by.actor.kind()));
-    let update = update.bind(entry.map(|e| e.by.actor.id()));
+    let update = update.bind(error).bind(from).bind(entry.map(|e| e.by.principal.kind()));
+    let update = update.bind(entry.map(|e| e.by.principal.id()));
     let update = update.bind(entry.and_then(|e| e.by.from).map(|ip| ip.to_string()));
     let update = update.bind(id.to_string()).bind(entry.map(|e| e.action));
     update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 /// Position among events: the transaction, and the number of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Place(pub i64, pub i64);
+pub(crate) struct Cursor(pub i64, pub i64);
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Event {
@@ -24,16 +24,16 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    pub(crate) fn place(&self) -> Place {
-        Place(self.tx, self.seq)
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor(self.tx, self.seq)
     }
 }
 
 /// Returns the position after every event that is certain. Events of a transaction that is still
 /// open may come later.
-pub(crate) async fn now(db: &PgPool) -> sqlx::Result<Place> {
+pub(crate) async fn now(db: &PgPool) -> sqlx::Result<Cursor> {
     let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
-    Ok(Place(sqlx::query_scalar(sql).fetch_one(db).await?, 0))
+    Ok(Cursor(sqlx::query_scalar(sql).fetch_one(db).await?, 0))
 }
 
 /// Lists a team's events after a position, in order. Stops before the oldest open transaction, so
@@ -41,7 +41,7 @@ pub(crate) async fn now(db: &PgPool) -> sqlx::Result<Place> {
 pub(crate) async fn after(
     db: &PgPool,
     team: TeamId,
-    place: Place,
+    cursor: Cursor,
     limit: i64,
 ) -> sqlx::Result<Vec<Event>> {
     let sql = "SELECT seq, transaction::text::bigint AS tx, team_id, kind, resource_type, \
@@ -49,7 +49,7 @@ pub(crate) async fn after(
                AND (transaction, seq) > ($2::text::xid8, $3) \
                AND transaction < pg_snapshot_xmin(pg_current_snapshot()) \
                ORDER BY transaction, seq LIMIT $4";
-    let after = sqlx::query_as(sql).bind(team.0).bind(place.0.to_string()).bind(place.1);
+    let after = sqlx::query_as(sql).bind(team.0).bind(cursor.0.to_string()).bind(cursor.1);
     after.bind(limit).fetch_all(db).await
 }
 
@@ -61,8 +61,8 @@ pub(crate) struct Day {
     pub storage_mib_seconds: f64,
 }
 
-/// Returns a team's usage by day in UTC. The figures include daily sums and the spans that are not
-/// yet summed.
+/// Returns a team's usage by day in UTC, from daily sums and from usage intervals that are not yet
+/// summed.
 pub(crate) async fn usage(
     db: &PgPool,
     team: TeamId,
@@ -122,8 +122,8 @@ pub(crate) async fn series(
     sqlx::query_as(sql).bind(team.0).bind(seconds).bind(points).fetch_all(db).await
 }
 
-/// Adds spans that ended more than `days` days ago to the daily sums, and removes them. Both happen
-/// in one statement. Returns the number of spans removed.
+/// Adds usage intervals that ended more than `days` days ago to the daily sums, and removes them.
+/// Both happen in one statement. Returns the number of intervals removed.
 pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u64> {
     let sql = "WITH gone AS (DELETE FROM usage_spans WHERE id IN (SELECT id FROM usage_spans \
                WHERE ended_at < now() - make_interval(days => $1) LIMIT $2) RETURNING *), \

@@ -1,7 +1,7 @@
 //! Rows of hosts, with the facts that placement decides on.
 
 use crate::audit::Entry;
-use crate::scheduler::Size;
+use crate::scheduler::ResourceAmounts;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -47,19 +47,23 @@ impl Host {
     }
 
     /// Returns the resources that the host's capsules may have in total.
-    pub(crate) fn room(&self) -> Size {
+    pub(crate) fn room(&self) -> ResourceAmounts {
         size(self.max_vcpus, self.memory_mib, self.disk_mib)
     }
 
     /// Returns the resources that the host's capsules have.
-    pub(crate) fn used(&self) -> Size {
+    pub(crate) fn used(&self) -> ResourceAmounts {
         size(self.used_vcpus, self.used_memory_mib, self.used_disk_mib)
     }
 }
 
-fn size(vcpus: i64, memory_mib: i64, disk_mib: i64) -> Size {
+fn size(vcpus: i64, memory_mib: i64, disk_mib: i64) -> ResourceAmounts {
     let whole = |n: i64| u64::try_from(n).unwrap_or(0);
-    Size { vcpus: whole(vcpus), memory_mib: whole(memory_mib), disk_mib: whole(disk_mib) }
+    ResourceAmounts {
+        vcpus: whole(vcpus),
+        memory_mib: whole(memory_mib),
+        disk_mib: whole(disk_mib),
+    }
 }
 
 /// Query for every column, with the resources of the host's capsules. A paused or failed capsule

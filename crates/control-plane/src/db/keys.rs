@@ -1,6 +1,6 @@
 //! API keys.
 
-use crate::auth::policy::{self, Grants, Only};
+use crate::auth::policy::{self, Permissions, ResourceScope};
 use crate::limits::Limits;
 use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
@@ -65,8 +65,8 @@ impl Key {
         self.created_by.map(UserId)
     }
 
-    pub(crate) fn grants(&self) -> Grants {
-        grants(self.operator, &self.scopes)
+    pub(crate) fn permissions(&self) -> Permissions {
+        permissions(self.operator, &self.scopes)
     }
 
     /// Returns the key under which this key's requests and creates are counted.
@@ -74,15 +74,18 @@ impl Key {
         ApiKeyId(self.counted_as.unwrap_or(self.id))
     }
 
-    pub(crate) fn only(&self) -> Only {
-        Only { capsule: self.capsule_id.map(CapsuleId), template: self.template_id.map(TemplateId) }
+    pub(crate) fn scope(&self) -> ResourceScope {
+        ResourceScope {
+            capsule: self.capsule_id.map(CapsuleId),
+            template: self.template_id.map(TemplateId),
+        }
     }
 }
 
-/// Returns the grants of a key by itself. An operator's key without scopes may do everything.
-fn grants(operator: bool, scopes: &[String]) -> Grants {
+/// Returns the permissions of a key by itself. An operator's key without scopes may do everything.
+fn permissions(operator: bool, scopes: &[String]) -> Permissions {
     if operator && scopes.is_empty() {
-        return Grants::ALL;
+        return Permissions::ALL;
     }
     policy::scoped(scopes.iter().map(String::as_str))
 }
@@ -120,8 +123,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn grants(&self) -> Grants {
-        grants(self.operator, &self.scopes)
+    pub(crate) fn permissions(&self) -> Permissions {
+        permissions(self.operator, &self.scopes)
     }
 }
 

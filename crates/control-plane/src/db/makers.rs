@@ -1,7 +1,7 @@
 //! Makers of keys, invitations, channels and tokens, and the end of these with their maker's
 //! rights.
 
-use crate::audit::{Actor, By};
+use crate::audit::{Actor, Principal};
 use sqlx::{PgConnection, PgExecutor};
 use types::{ApiKeyId, TeamId, UserId};
 use uuid::Uuid;
@@ -16,14 +16,14 @@ pub(crate) struct Maker {
 }
 
 /// Returns the maker that an actor stands for.
-pub(crate) async fn of(db: &mut PgConnection, by: By) -> sqlx::Result<Maker> {
-    match by.actor {
-        Actor::User(id) => Ok(Maker { user: Some(id.0), key: None }),
-        Actor::Key(id) => {
+pub(crate) async fn of(db: &mut PgConnection, by: Actor) -> sqlx::Result<Maker> {
+    match by.principal {
+        Principal::User(id) => Ok(Maker { user: Some(id.0), key: None }),
+        Principal::Key(id) => {
             let user = super::keys::creator(db, id).await?.map(|user| user.0);
             Ok(Maker { user, key: Some(id.0) })
         }
-        Actor::Host(_) | Actor::System | Actor::Nobody => Ok(Maker::default()),
+        Principal::Host(_) | Principal::System | Principal::Nobody => Ok(Maker::default()),
     }
 }
 

@@ -7,8 +7,9 @@ use time::OffsetDateTime;
 use types::CapsuleId;
 use uuid::Uuid;
 
+/// Result of [`get_sandbox_proxy_target`]: a capsule and a key, either of which may be missing.
 #[derive(Debug, sqlx::FromRow)]
-pub(crate) struct Row {
+pub(crate) struct SandboxProxyTarget {
     /// Team of the capsule. Every field of the capsule is `None` when there is no such capsule.
     pub team_id: Option<Uuid>,
     pub template_id: Option<Uuid>,
@@ -29,11 +30,11 @@ pub(crate) struct Row {
 
 /// Reads a capsule and a key in one query. Either may be missing. Records the use of the key at
 /// most once a minute.
-pub(crate) async fn find(
+pub(crate) async fn get_sandbox_proxy_target(
     db: &PgPool,
     capsule: Option<CapsuleId>,
     key_hash: Option<&[u8]>,
-) -> sqlx::Result<Row> {
+) -> sqlx::Result<SandboxProxyTarget> {
     let sql = "WITH used AS (UPDATE api_keys SET last_used_at = now() WHERE key_hash = $2 \
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')) \
                SELECT c.team_id, c.template_id, c.status, c.envd_token, c.traffic_token, \

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use types::{SessionId, UserId};
 use uuid::Uuid;
 
-/// Columns of [`Session`].
+/// Columns of [`SessionRow`].
 macro_rules! columns {
     () => {
         "id, user_id, kind, address, agent, created_at, expires_at, last_used_at"
@@ -13,7 +13,7 @@ macro_rules! columns {
 }
 
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub(crate) struct Session {
+pub(crate) struct SessionRow {
     pub id: Uuid,
     pub user_id: Uuid,
     pub kind: String,
@@ -26,7 +26,7 @@ pub(crate) struct Session {
 
 pub(crate) async fn insert(
     db: impl PgExecutor<'_>,
-    session: &Session,
+    session: &SessionRow,
     hash: &[u8],
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO sessions (id, user_id, token_hash, kind, address, agent, expires_at) \
@@ -37,7 +37,7 @@ pub(crate) async fn insert(
 }
 
 /// Finds a valid session by its token's hash. Records its use at most once a minute.
-pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<Session>> {
+pub(crate) async fn find(db: &PgPool, hash: &[u8]) -> sqlx::Result<Option<SessionRow>> {
     let sql = concat!(
         "WITH used AS (UPDATE sessions SET last_used_at = now() WHERE token_hash = $1 \
                AND last_used_at < now() - interval '1 minute') \
@@ -60,7 +60,7 @@ pub(crate) async fn hold(
     Ok(sqlx::query(sql).bind(id.0).bind(user.0).fetch_optional(db).await?.is_some())
 }
 
-pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Session>> {
+pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<SessionRow>> {
     let sql = concat!(
         "SELECT ",
         columns!(),

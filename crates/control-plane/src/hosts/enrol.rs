@@ -7,14 +7,14 @@
 
 use super::jwt::{Enrolled, LIFE};
 use crate::app::App;
-use crate::audit::{Actor, By, Entry};
+use crate::audit::{Actor, Entry, Principal};
 use crate::auth::{hash, random_hex};
 use crate::db;
 use crate::db::host_tokens::{Kind, Token};
 use crate::db::hosts::Cert;
 use crate::db::makers::Maker;
 use crate::error::{Error, Result};
-use crate::hosts::tls::Identity;
+use crate::hosts::tls::CertStore;
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
 use serde_json::json;
@@ -41,7 +41,7 @@ const TEMPLATES_MAX: usize = 1000;
 const TAGS_MAX: usize = 32;
 
 /// Adds a host, and returns its registration token.
-pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<api::HostToken> {
+pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: Actor) -> Result<api::HostToken> {
     let id = HostId::new();
     let name = wanted.name.unwrap_or_else(|| id.to_string());
     names::check_name("name", &name)?;
@@ -66,7 +66,7 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: By) -> Result<ap
 }
 
 /// Returns a new registration token for a known host, for example after the loss of its disk.
-pub(crate) async fn invite_again(app: &App, id: HostId, by: By) -> Result<api::HostToken> {
+pub(crate) async fn invite_again(app: &App, id: HostId, by: Actor) -> Result<api::HostToken> {
     let mut transaction = app.db.begin().await?;
     let maker = db::makers::of(&mut transaction, by).await?;
     if !db::hosts::lock(&mut transaction, id).await? {
@@ -91,7 +91,7 @@ async fn give_registration(db: &mut PgConnection, id: HostId, maker: Maker) -> R
 }
 
 async fn invitation(app: &App, id: HostId, token: String) -> Result<api::HostToken> {
-    let host = super::life::get(app, id).await?;
+    let host = super::lifecycle::get(app, id).await?;
     let expires_at = OffsetDateTime::now_utc() + REGISTRATION;
     Ok(api::HostToken { host, registration_token: token, expires_at })
 }
@@ -130,7 +130,7 @@ pub(crate) async fn share_templates(app: &App, host: HostId, specs: &api::HostSp
 /// Enrols a host that holds a registration token and answers at its address with its key.
 pub(crate) async fn register(
     app: &App,
-    by: By,
+    by: Actor,
     wanted: api::RegisterHost,
 ) -> Result<api::HostCredentials> {
     let (kind, hashed) = (Kind::Registration, hash(&wanted.token));
@@ -152,7 +152,7 @@ pub(crate) async fn register(
         let message = format!("{other} has the address {address}; delete it, or enrol it anew");
         return Err(Error::Conflict(message));
     }
-    let cert = match (&app.identity, &wanted.csr_pem, key) {
+    let cert = match (&app.cert_store, &wanted.csr_pem, key) {
         (None, ..) => {
             prove_plain(app, &address).await?;
             None
@@ -160,9 +160,9 @@ pub(crate) async fn register(
         (Some(_), None, _) | (Some(_), _, None) => {
             return Err(Error::invalid("csr_pem", "is missing: this platform has certificates"));
         }
-        (Some(identity), Some(request), Some(key)) => {
-            prove(identity, &address, &key).await?;
-            Some(identity.sign(request, host, address.host())?)
+        (Some(cert_store), Some(request), Some(key)) => {
+            prove(cert_store, &address, &key).await?;
+            Some(cert_store.sign(request, host, address.host())?)
         }
     };
     let mut transaction = app.db.begin().await?;
@@ -194,7 +194,7 @@ pub(crate) async fn register(
 /// address, as at a registration: a copy of the token alone gets no certificate.
 pub(crate) async fn refresh(
     app: &App,
-    by: By,
+    by: Actor,
     wanted: api::RefreshHost,
 ) -> Result<api::HostCredentials> {
     let (kind, hashed) = (Kind::Refresh, hash(&wanted.refresh_token));
@@ -205,11 +205,11 @@ pub(crate) async fn refresh(
     let address = address.and_then(|address| address.parse::<Authority>().ok());
     let address = address.ok_or_else(invalid)?;
     // A token that was used twice ends the enrolment below, whoever sends it.
-    if let (Some(identity), false) = (&app.identity, found.superseded) {
+    if let (Some(cert_store), false) = (&app.cert_store, found.superseded) {
         let request = wanted.csr_pem.as_deref();
         let missing = "is missing: this platform has certificates";
         let request = request.ok_or_else(|| Error::invalid("csr_pem", missing))?;
-        prove(identity, &address, &public_key(request)?).await?;
+        prove(cert_store, &address, &public_key(request)?).await?;
     }
     let mut transaction = app.db.begin().await?;
     db::hosts::lock(&mut transaction, host).await?;
@@ -230,8 +230,10 @@ pub(crate) async fn refresh(
         // The host enrolled elsewhere while its new key was looked for.
         return Err(invalid());
     }
-    let cert = match (&app.identity, &wanted.csr_pem) {
-        (Some(identity), Some(request)) => Some(identity.sign(request, host, address.host())?),
+    let cert = match (&app.cert_store, &wanted.csr_pem) {
+        (Some(cert_store), Some(request)) => {
+            Some(cert_store.sign(request, host, address.host())?)
+        }
         (Some(_), None) => return Err(invalid()),
         (None, _) => None,
     };
@@ -245,7 +247,7 @@ pub(crate) async fn refresh(
 }
 
 /// Finds a host's token. Anybody may send one, so the query needs a place.
-async fn find(app: &App, by: By, kind: Kind, hashed: &[u8; 32]) -> Result<Option<Token>> {
+async fn find(app: &App, by: Actor, kind: Kind, hashed: &[u8; 32]) -> Result<Option<Token>> {
     let _place = app.load.lookup(by.from).await?;
     Ok(db::host_tokens::find(&app.db, kind, hashed).await?)
 }
@@ -257,7 +259,7 @@ async fn enrolment_entry(
     host: HostId,
     what: serde_json::Value,
 ) -> Result<()> {
-    let by = By { actor: Actor::Host(host), from: None };
+    let by = Actor { principal: Principal::Host(host), from: None };
     Ok(db::audit::write(db, &Entry::new(PLATFORM_TEAM, by, action, host).with(what)).await?)
 }
 
@@ -279,7 +281,8 @@ fn credentials(
     refresh_token: String,
     cert: Option<pki::Leaf>,
 ) -> Result<api::HostCredentials> {
-    let trust = app.identity.as_ref().map(|identity| identity.authority.trust().pem().to_owned());
+    let trust =
+        app.cert_store.as_ref().map(|cert_store| cert_store.authority.trust().pem().to_owned());
     Ok(api::HostCredentials {
         host_id: who.host.to_string(),
         jwt: app.signer.sign(who)?,
@@ -296,11 +299,11 @@ fn public_key(request: &str) -> Result<Vec<u8>> {
 }
 
 /// Checks that an address answers with a key.
-async fn prove(identity: &Identity, address: &Authority, key: &[u8]) -> Result<()> {
+async fn prove(cert_store: &CertStore, address: &Authority, key: &[u8]) -> Result<()> {
     let no = |why: String| Error::invalid("address", format!("does not prove its key: {why}"));
     let host = address.host().trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(|e| no(e.to_string()))?;
-    let config = identity.witness()?;
+    let config = cert_store.witness()?;
     let shown = async {
         let tcp = TcpStream::connect((host, address.port_u16().unwrap_or(0))).await?;
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;

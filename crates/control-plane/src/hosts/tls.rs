@@ -15,12 +15,12 @@ use types::HostId;
 const RENEW: Duration = Duration::from_secs(12 * 3600);
 
 /// The authority, and the current TLS configuration for connections to hosts.
-pub(crate) struct Identity {
+pub(crate) struct CertStore {
     pub authority: Authority,
     current: watch::Sender<Arc<ClientConfig>>,
 }
 
-impl Identity {
+impl CertStore {
     /// Loads the authority from its certificates and key (PEM).
     pub(crate) fn new(certs: &str, key: &str) -> anyhow::Result<Self> {
         let authority = Authority::load(certs, key);
@@ -59,7 +59,7 @@ impl Identity {
     }
 
     /// Renews the certificate periodically, and on SIGHUP.
-    pub(crate) fn keep_valid(self: &Arc<Self>, tasks: &Tasks) {
+    pub(crate) fn spawn_renewal(self: &Arc<Self>, tasks: &Tasks) {
         let (this, at) = (Arc::clone(self), tasks.clone());
         tasks.spawn(async move {
             let Ok(mut hangups) = daemon::hangups() else { return };

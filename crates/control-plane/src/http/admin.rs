@@ -34,7 +34,7 @@ pub(crate) async fn users(
 ) -> Result<Json<api::UserPage>> {
     let (before, limit) = page.read("a user")?;
     let rows = db::users::list(&app.db, before, limit + 1).await?;
-    let (items, next) = paged(rows, limit, admin::shown, |user| user.id.clone());
+    let (items, next) = paged(rows, limit, admin::to_api, |user| user.id.clone());
     Ok(Json(api::UserPage { items, next }))
 }
 
@@ -51,7 +51,7 @@ pub(crate) async fn invite(
     Body(wanted): Body<api::InviteUser>,
 ) -> Result<(StatusCode, Json<api::User>)> {
     let user = admin::invite(&app, by, wanted).await?;
-    Ok((StatusCode::CREATED, Json(admin::shown(user))))
+    Ok((StatusCode::CREATED, Json(admin::to_api(user))))
 }
 
 /// Changes whether a user is an admin, or whether the user is active. A disabled user's sessions
@@ -68,7 +68,7 @@ pub(crate) async fn change(
     Path(id): Path<String>,
     Body(wanted): Body<api::ChangeUser>,
 ) -> Result<Json<api::User>> {
-    Ok(Json(admin::shown(admin::change(&app, by, user_id(&id)?, wanted).await?)))
+    Ok(Json(admin::to_api(admin::change(&app, by, user_id(&id)?, wanted).await?)))
 }
 
 /// Erases a user, as `DELETE /v1/me` does. Teams that the user owns are deleted and must be empty
@@ -104,14 +104,14 @@ pub(crate) async fn teams(
 ) -> Result<Json<api::AdminTeamPage>> {
     let (before, limit) = page.read("a team")?;
     let rows = db::teams::list(&app.db, before, limit + 1).await?;
-    let shown = |row: db::teams::Overview| api::AdminTeam {
+    let to_api = |row: db::teams::Overview| api::AdminTeam {
         id: TeamId(row.id).to_string(),
         name: row.name,
         members: row.members,
         capsules: row.capsules,
         created_at: row.created_at,
     };
-    let (items, next) = paged(rows, limit, shown, |team| team.id.clone());
+    let (items, next) = paged(rows, limit, to_api, |team| team.id.clone());
     Ok(Json(api::AdminTeamPage { items, next }))
 }
 

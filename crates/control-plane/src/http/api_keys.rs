@@ -39,7 +39,7 @@ pub(crate) async fn list(
 ) -> Result<Json<api::ApiKeyPage>> {
     let (before, limit) = page.read("a key")?;
     let rows = db::keys::list(&app.db, caller.team, before, limit + 1).await?;
-    let (items, next) = paged(rows, limit, keys::shown, |key| key.id.clone());
+    let (items, next) = paged(rows, limit, keys::to_api, |key| key.id.clone());
     Ok(Json(api::ApiKeyPage { items, next }))
 }
 

@@ -27,7 +27,7 @@ const STEP: i64 = 1000;
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Wanted {
+pub(crate) struct AuditQuery {
     /// Value of `next` from the previous page.
     before: Option<String>,
     /// Number of entries, 1 to 100. The default is 100.
@@ -48,7 +48,7 @@ pub(crate) struct Wanted {
     to: Option<String>,
 }
 
-impl Wanted {
+impl AuditQuery {
     fn filter(&self) -> Result<Filter> {
         let time = |field: &str, text: &Option<String>| {
             let wrong = |_| Error::invalid(field, "must be a time as 2026-11-26T12:00:00Z");
@@ -67,7 +67,7 @@ impl Wanted {
     }
 }
 
-fn shown(row: Row) -> api::AuditLog {
+fn to_api(row: Row) -> api::AuditLog {
     api::AuditLog {
         id: AuditLogId(row.id).to_string(),
         team_id: TeamId(row.team_id).to_string(),
@@ -83,25 +83,29 @@ fn shown(row: Row) -> api::AuditLog {
     }
 }
 
-async fn page(app: &App, team: Option<TeamId>, wanted: &Wanted) -> Result<Json<api::AuditLogPage>> {
+async fn page(
+    app: &App,
+    team: Option<TeamId>,
+    wanted: &AuditQuery,
+) -> Result<Json<api::AuditLogPage>> {
     let (before, limit) = cursor(wanted.before.as_deref(), wanted.limit, "an entry")?;
     let filter = wanted.filter()?;
     let _place = app.load.dear(team.unwrap_or(PLATFORM_TEAM)).await?;
     let rows = db::audit::list(&app.db, team, &filter, before, limit + 1).await?;
-    let (items, next) = paged(rows, limit, shown, |entry| entry.id.clone());
+    let (items, next) = paged(rows, limit, to_api, |entry| entry.id.clone());
     Ok(Json(api::AuditLogPage { items, next }))
 }
 
 /// Lists the team's actions and refused requests, newest first.
 #[utoipa::path(
     operation_id = "list_audit_logs",
-    get, path = "/v1/audit-logs", tag = "audit", params(Wanted),
+    get, path = "/v1/audit-logs", tag = "audit", params(AuditQuery),
     responses((status = 200, body = api::AuditLogPage), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(wanted): Query<Wanted>,
+    Query(wanted): Query<AuditQuery>,
 ) -> Result<Json<api::AuditLogPage>> {
     page(&app, Some(caller.team), &wanted).await
 }
@@ -109,13 +113,13 @@ pub(crate) async fn list(
 /// Lists actions and refused requests of the whole platform, newest first.
 #[utoipa::path(
     operation_id = "list_all_audit_logs",
-    get, path = "/v1/admin/audit-logs", tag = "admin", params(Wanted),
+    get, path = "/v1/admin/audit-logs", tag = "admin", params(AuditQuery),
     responses((status = 200, body = api::AuditLogPage), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn list_all(
     State(app): State<Arc<App>>,
     _operator: Operator,
-    Query(wanted): Query<Wanted>,
+    Query(wanted): Query<AuditQuery>,
 ) -> Result<Json<api::AuditLogPage>> {
     page(&app, None, &wanted).await
 }
@@ -124,7 +128,7 @@ pub(crate) async fn list_all(
 /// `limit` has no effect.
 #[utoipa::path(
     operation_id = "export_audit_logs",
-    get, path = "/v1/audit-logs/export", tag = "audit", params(Wanted),
+    get, path = "/v1/audit-logs/export", tag = "audit", params(AuditQuery),
     responses(
         (status = 200, description = "an entry in each line", content_type = "application/x-ndjson"),
         (status = "4XX", body = api::ErrorBody),
@@ -133,7 +137,7 @@ pub(crate) async fn list_all(
 pub(crate) async fn export(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(wanted): Query<Wanted>,
+    Query(wanted): Query<AuditQuery>,
 ) -> Result<Response> {
     let (before, _) = cursor::<AuditLogId>(wanted.before.as_deref(), wanted.limit, "an entry")?;
     let filter = wanted.filter()?;
@@ -152,7 +156,7 @@ pub(crate) async fn export(
             let next = last.filter(|_| rows.len() >= usize::try_from(STEP).unwrap_or(0)).map(Some);
             let mut lines = Vec::new();
             for row in rows {
-                serde_json::to_writer(&mut lines, &shown(row))?;
+                serde_json::to_writer(&mut lines, &to_api(row))?;
                 lines.push(b'\n');
             }
             Ok::<_, std::io::Error>(Some((Bytes::from(lines), next)))

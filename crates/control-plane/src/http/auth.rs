@@ -4,7 +4,7 @@ use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
 use crate::auth::origin::Transport;
 use crate::auth::session::{self, TOKEN};
-use crate::auth::{SignedIn, Stranger, hash};
+use crate::auth::{Anonymous, Session, hash};
 use crate::error::{Error, Result};
 use crate::users::{self, Entered, Origin, oauth};
 use axum::Json;
@@ -19,9 +19,9 @@ use time::OffsetDateTime;
 use types::SessionId;
 use utoipa::IntoParams;
 
-fn origin(stranger: Stranger, headers: &HeaderMap, program: bool) -> Origin {
+fn origin(anonymous: Anonymous, headers: &HeaderMap, program: bool) -> Origin {
     let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("");
-    Origin { by: stranger.0, agent: agent.to_owned(), program }
+    Origin { by: anonymous.0, agent: agent.to_owned(), program }
 }
 
 /// Answers a sign-in: with the session's token for a program, otherwise with a cookie.
@@ -49,7 +49,7 @@ async fn entered(
     Ok(answer)
 }
 
-fn told(message: &str) -> (StatusCode, Json<api::Message>) {
+fn accepted(message: &str) -> (StatusCode, Json<api::Message>) {
     (StatusCode::ACCEPTED, Json(api::Message { message: message.to_owned() }))
 }
 
@@ -61,11 +61,11 @@ fn told(message: &str) -> (StatusCode, Json<api::Message>) {
 )]
 pub(crate) async fn sign_up(
     State(app): State<Arc<App>>,
-    Stranger(by): Stranger,
+    Anonymous(by): Anonymous,
     Body(wanted): Body<api::SignUp>,
 ) -> Result<(StatusCode, Json<api::Message>)> {
     users::sign_up(&app, by, wanted).await?;
-    Ok(told("if this e-mail may have an account, a mail says how it goes on"))
+    Ok(accepted("if this e-mail may have an account, a mail says how it goes on"))
 }
 
 /// Activates an account with the mailed token, and signs in. The request holds the password of the
@@ -77,12 +77,12 @@ pub(crate) async fn sign_up(
 )]
 pub(crate) async fn activate(
     State(app): State<Arc<App>>,
-    (stranger, transport): (Stranger, Transport),
+    (anonymous, transport): (Anonymous, Transport),
     headers: HeaderMap,
     Body(wanted): Body<api::Activate>,
 ) -> Result<Response> {
     let program = wanted.program;
-    let came = users::activate(&app, origin(stranger, &headers, program), wanted).await?;
+    let came = users::activate(&app, origin(anonymous, &headers, program), wanted).await?;
     entered(&app, transport, came, program).await
 }
 
@@ -99,12 +99,12 @@ pub(crate) async fn activate(
 )]
 pub(crate) async fn log_in(
     State(app): State<Arc<App>>,
-    (stranger, transport): (Stranger, Transport),
+    (anonymous, transport): (Anonymous, Transport),
     headers: HeaderMap,
     Body(wanted): Body<api::LogIn>,
 ) -> Result<Response> {
     let program = wanted.program;
-    let came = users::log_in(&app, origin(stranger, &headers, program), wanted).await?;
+    let came = users::log_in(&app, origin(anonymous, &headers, program), wanted).await?;
     entered(&app, transport, came, program).await
 }
 
@@ -116,7 +116,7 @@ pub(crate) async fn log_in(
 )]
 pub(crate) async fn log_out(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
 ) -> Result<Response> {
     users::log_out(&app, who).await?;
@@ -133,7 +133,7 @@ pub(crate) async fn log_out(
 )]
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
     headers: HeaderMap,
 ) -> Result<Json<api::UserToken>> {
@@ -155,11 +155,11 @@ pub(crate) async fn token(
 )]
 pub(crate) async fn reset(
     State(app): State<Arc<App>>,
-    Stranger(by): Stranger,
+    Anonymous(by): Anonymous,
     Body(wanted): Body<api::ResetPassword>,
 ) -> Result<(StatusCode, Json<api::Message>)> {
     users::ask_reset(&app, by, &wanted.email).await?;
-    Ok(told("if this e-mail has an account, a mail says how it goes on"))
+    Ok(accepted("if this e-mail has an account, a mail says how it goes on"))
 }
 
 /// Sets a new password with the mailed token. Every session of the user ends.
@@ -171,7 +171,7 @@ pub(crate) async fn reset(
 )]
 pub(crate) async fn confirm(
     State(app): State<Arc<App>>,
-    Stranger(by): Stranger,
+    Anonymous(by): Anonymous,
     Body(wanted): Body<api::ConfirmPassword>,
 ) -> Result<StatusCode> {
     users::reset(&app, by, wanted).await?;
@@ -196,7 +196,7 @@ pub(super) async fn begin(
     app: &App,
     transport: Transport,
     name: &str,
-    adds: Option<SignedIn>,
+    adds: Option<Session>,
 ) -> Result<(String, HeaderValue)> {
     let (url, state) = oauth::begin(app, name, adds).await?;
     Ok((url, session::state_cookie(transport, Some(&state))))
@@ -238,7 +238,7 @@ pub(crate) struct Callback {
 )]
 pub(crate) async fn callback(
     State(app): State<Arc<App>>,
-    (stranger, transport): (Stranger, Transport),
+    (anonymous, transport): (Anonymous, Transport),
     headers: HeaderMap,
     Path(name): Path<String>,
     Query(came): Query<Callback>,
@@ -254,11 +254,11 @@ pub(crate) async fn callback(
         return Err(Error::SignInFailed(format!("the provider refused: {why}")));
     };
     let shown = match session::from_cookie(&headers, transport) {
-        Some(token) => app.directory.session(&app, &hash(token), stranger.0.from).await?,
+        Some(token) => app.directory.session(&app, &hash(token), anonymous.0.from).await?,
         None => None,
     };
     let shown = shown.map(|session| SessionId(session.id));
-    let origin = origin(stranger, &headers, false);
+    let origin = origin(anonymous, &headers, false);
     let came = oauth::end(&app, origin, &name, (&state, code), shown).await?;
     let session = session::cookie(transport, Some(&came.token));
     let mut answer = (StatusCode::SEE_OTHER, [(LOCATION, "/")]).into_response();

@@ -1,10 +1,10 @@
 //! `/v1/capsules`: translates between the wire and the domain.
 
-use super::extract::{Path, Query, Sent, capsule_id, once};
+use super::extract::{Path, Query, Sent, capsule_id, idempotency_key};
 use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules::How;
+use crate::capsules::CreateOptions;
 use crate::error::Result;
 use crate::{capsules, db};
 use axum::Json;
@@ -32,9 +32,9 @@ pub(crate) async fn create(
     headers: HeaderMap,
     Sent(wanted, body): Sent<api::CreateCapsule>,
 ) -> Result<(StatusCode, Json<api::Capsule>)> {
-    let how = How { e2b: false, once: once(&headers, &body)? };
-    let capsule = capsules::create(&app, caller, wanted, how).await?;
-    Ok((StatusCode::CREATED, Json(capsules::shown_to_maker(capsule, caller))))
+    let options = CreateOptions { e2b: false, idempotency_key: idempotency_key(&headers, &body)? };
+    let capsule = capsules::create(&app, caller, wanted, options).await?;
+    Ok((StatusCode::CREATED, Json(capsules::to_api_for_maker(capsule, caller))))
 }
 
 /// Lists the capsules that have not been removed, newest first.
@@ -49,8 +49,8 @@ pub(crate) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<api::CapsulePage>> {
     let (before, limit) = page.read("a capsule")?;
-    let listed = db::capsules::list(&app.db, caller.team, caller.only, before, limit + 1);
-    let (items, next) = paged(listed.await?, limit, capsules::shown, |c| c.id.clone());
+    let listed = db::capsules::list(&app.db, caller.team, caller.scope, before, limit + 1);
+    let (items, next) = paged(listed.await?, limit, capsules::to_api, |c| c.id.clone());
     Ok(Json(api::CapsulePage { items, next }))
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<api::Capsule>> {
     let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
-    Ok(Json(capsules::shown(capsule)))
+    Ok(Json(capsules::to_api(capsule)))
 }
 
 /// Ends a capsule and removes everything that belongs to it.

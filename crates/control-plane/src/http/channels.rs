@@ -41,7 +41,7 @@ pub(crate) async fn list(
     caller: Caller,
 ) -> Result<Json<api::ChannelList>> {
     let rows = db::channels::list(&app.db, caller.team).await?;
-    Ok(Json(api::ChannelList { items: rows.into_iter().map(channels::shown).collect() }))
+    Ok(Json(api::ChannelList { items: rows.into_iter().map(channels::to_api).collect() }))
 }
 
 /// Returns a channel.
@@ -56,7 +56,7 @@ pub(crate) async fn get(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<api::Channel>> {
-    Ok(Json(channels::shown(channels::get(&app, caller, channel_id(&id)?).await?)))
+    Ok(Json(channels::to_api(channels::get(&app, caller, channel_id(&id)?).await?)))
 }
 
 /// Changes, enables or disables a channel. A disabled channel never receives the events of that

@@ -252,7 +252,7 @@ pub(super) async fn ask(
     let answer = capsules::unless_silent(app, &capsule, Box::pin(sent)).await?;
     match answer.headers().get(protocol::REFUSAL).map(Error::from_envd_refusal) {
         None => Ok(answer.map(Body::new)),
-        Some(error) => Err(capsules::why(app, &capsule, error).await),
+        Some(error) => Err(capsules::classify_failure(app, &capsule, error).await),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::streams::{Stream, place, shown};
+use crate::streams::{Stream, parse_cursor, to_api};
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
 use futures::StreamExt;
@@ -48,7 +48,8 @@ pub(super) async fn open(
 ) -> Result<Frames> {
     let wrong = || Error::invalid("last-event-id", "is not the id of an event");
     let last = headers.get("last-event-id").filter(|id| !id.is_empty());
-    let after = last.map(|id| id.to_str().ok().and_then(place).ok_or_else(wrong)).transpose()?;
+    let after =
+        last.map(|id| id.to_str().ok().and_then(parse_cursor).ok_or_else(wrong)).transpose()?;
     let stream = Stream::open(app, caller, after).await?;
     let tasks = app.tasks.clone();
     let batches =
@@ -74,7 +75,7 @@ pub(super) async fn open(
 }
 
 fn frame(event: crate::db::events::Event) -> Option<Event> {
-    let event = shown(event);
+    let event = to_api(event);
     let frame = Event::default().id(event.id.clone()).event(event.event.clone());
     frame.json_data(event).ok()
 }

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::auth::admission::Admission;
-use crate::capsules::Once;
+use crate::capsules::IdempotencyKey;
 use crate::error::{Error, Result};
 use crate::load::{Payer, Room, UnderWay};
 use axum::body::{Body, Bytes};
@@ -89,9 +89,9 @@ async fn collect(mut body: Body, most: usize, room: &mut Room) -> Result<Bytes> 
 }
 
 /// Returns the idempotency key of a request, if it has one.
-pub(super) fn once(headers: &HeaderMap, body: &[u8]) -> Result<Option<Once>> {
+pub(super) fn idempotency_key(headers: &HeaderMap, body: &[u8]) -> Result<Option<IdempotencyKey>> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
-    Once::new(key.to_str().unwrap_or(""), body).map(Some)
+    IdempotencyKey::new(key.to_str().unwrap_or(""), body).map(Some)
 }
 
 /// Parses a JSON object. An error names the wrong field and its position.

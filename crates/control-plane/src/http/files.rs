@@ -44,7 +44,7 @@ pub(crate) async fn list(
     };
     let answer = client(&app, caller, &id).await?.list_dir(request).await;
     let entries = answer.map_err(|e| Error::from_guest(&e))?.into_owned().entries;
-    Ok(Json(api::EntryList { entries: entries.into_iter().map(shown).collect() }))
+    Ok(Json(api::EntryList { entries: entries.into_iter().map(to_api).collect() }))
 }
 
 /// Returns the properties of a path.
@@ -64,7 +64,7 @@ pub(crate) async fn stat(
     let request = wire::StatRequest { path: asked.path, ..Default::default() };
     let answer = client(&app, caller, &id).await?.stat(request).await;
     let entry = answer.map_err(|e| Error::from_guest(&e))?.into_owned().entry;
-    Ok(Json(api::EntryResult { entry: shown(entry.into_option().unwrap_or_default()) }))
+    Ok(Json(api::EntryResult { entry: to_api(entry.into_option().unwrap_or_default()) }))
 }
 
 /// Creates a directory and its parents.
@@ -84,7 +84,7 @@ pub(crate) async fn mkdir(
     let request = wire::MakeDirRequest { path: asked.path, ..Default::default() };
     let answer = client(&app, caller, &id).await?.make_dir(request).await;
     let entry = answer.map_err(|e| Error::from_guest(&e))?.into_owned().entry;
-    let entry = shown(entry.into_option().unwrap_or_default());
+    let entry = to_api(entry.into_option().unwrap_or_default());
     Ok((StatusCode::CREATED, Json(api::EntryResult { entry })))
 }
 
@@ -110,7 +110,7 @@ pub(crate) async fn rename(
     };
     let answer = client(&app, caller, &id).await?.r#move(request).await;
     let entry = answer.map_err(|e| Error::from_guest(&e))?.into_owned().entry;
-    Ok(Json(api::EntryResult { entry: shown(entry.into_option().unwrap_or_default()) }))
+    Ok(Json(api::EntryResult { entry: to_api(entry.into_option().unwrap_or_default()) }))
 }
 
 /// Removes a path and everything below it. A missing path counts as removed.
@@ -133,7 +133,7 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn shown(entry: wire::EntryInfo) -> api::Entry {
+fn to_api(entry: wire::EntryInfo) -> api::Entry {
     let kind = match entry.r#type.as_known() {
         Some(wire::FileType::FILE_TYPE_FILE) => "file",
         Some(wire::FileType::FILE_TYPE_DIRECTORY) => "directory",

@@ -3,10 +3,10 @@
 
 use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
-use crate::auth::{Caller, HostCaller, Operator, Stranger};
+use crate::auth::{Anonymous, Caller, HostCaller, Operator};
 use crate::db;
 use crate::error::{Error, Result};
-use crate::hosts::{enrol, life};
+use crate::hosts::{enrol, lifecycle};
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -33,9 +33,9 @@ pub(crate) async fn list(
 ) -> Result<Json<api::HostList>> {
     let rows = db::hosts::list(&app.db).await?;
     let seen = |row: db::hosts::Host| match row.team_id {
-        _ if caller.operator => Some(life::shown(row)),
-        Some(team) if team == caller.team.0 => Some(life::shown(row)),
-        None => Some(life::outlined(row)),
+        _ if caller.operator => Some(lifecycle::to_api(row)),
+        Some(team) if team == caller.team.0 => Some(lifecycle::to_api(row)),
+        None => Some(lifecycle::outlined(row)),
         Some(_) => None,
     };
     Ok(Json(api::HostList { items: rows.into_iter().filter_map(seen).collect() }))
@@ -87,7 +87,7 @@ pub(crate) async fn get(
     _operator: Operator,
     Path(id): Path<String>,
 ) -> Result<Json<api::Host>> {
-    Ok(Json(life::get(&app, host_id(&id)?).await?))
+    Ok(Json(lifecycle::get(&app, host_id(&id)?).await?))
 }
 
 /// Drains a host, or opens it again. A drained host accepts no capsules, and its running capsules
@@ -104,7 +104,7 @@ pub(crate) async fn drain(
     Path(id): Path<String>,
     Body(wanted): Body<api::DrainHost>,
 ) -> Result<Json<api::Host>> {
-    Ok(Json(life::drain(&app, host_id(&id)?, wanted.drain, by).await?))
+    Ok(Json(lifecycle::drain(&app, host_id(&id)?, wanted.drain, by).await?))
 }
 
 /// Returns a host's metrics in Prometheus' text format.
@@ -123,7 +123,7 @@ pub(crate) async fn metrics(
     Path(id): Path<String>,
 ) -> Result<Response> {
     let id = host_id(&id)?;
-    life::get(&app, id).await?;
+    lifecycle::get(&app, id).await?;
     app.agent(id).metrics().await
 }
 
@@ -140,7 +140,7 @@ pub(crate) async fn tags(
     Path(id): Path<String>,
     Body(wanted): Body<api::HostTags>,
 ) -> Result<Json<api::Host>> {
-    Ok(Json(life::set_tags(&app, host_id(&id)?, &wanted.tags, by).await?))
+    Ok(Json(lifecycle::set_tags(&app, host_id(&id)?, &wanted.tags, by).await?))
 }
 
 /// Returns the capsules and snapshots that a forced deletion of a host would lose.
@@ -155,7 +155,7 @@ pub(crate) async fn preview(
     _operator: Operator,
     Path(id): Path<String>,
 ) -> Result<Json<api::HostLoss>> {
-    Ok(Json(life::loss(&app, host_id(&id)?).await?))
+    Ok(Json(lifecycle::loss(&app, host_id(&id)?).await?))
 }
 
 /// Options for deleting a host.
@@ -184,7 +184,7 @@ pub(crate) async fn delete(
     Path(id): Path<String>,
     Query(wanted): Query<Delete>,
 ) -> Result<StatusCode> {
-    life::delete(&app, host_id(&id)?, wanted.force, by).await?;
+    lifecycle::delete(&app, host_id(&id)?, wanted.force, by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -199,7 +199,7 @@ pub(crate) async fn delete(
 )]
 pub(crate) async fn register(
     State(app): State<Arc<App>>,
-    Stranger(by): Stranger,
+    Anonymous(by): Anonymous,
     Body(wanted): Body<api::RegisterHost>,
 ) -> Result<(StatusCode, Json<api::HostCredentials>)> {
     Ok((StatusCode::CREATED, Json(enrol::register(&app, by, wanted).await?)))
@@ -216,7 +216,7 @@ pub(crate) async fn register(
 )]
 pub(crate) async fn refresh(
     State(app): State<Arc<App>>,
-    Stranger(by): Stranger,
+    Anonymous(by): Anonymous,
     Body(wanted): Body<api::RefreshHost>,
 ) -> Result<Json<api::HostCredentials>> {
     Ok(Json(enrol::refresh(&app, by, wanted).await?))
@@ -241,5 +241,5 @@ pub(crate) async fn heartbeat(
     if host_id(&id)? != who.host {
         return Err(Error::NotFound("host"));
     }
-    Ok(Json(api::HeartbeatAnswer { renew: life::heartbeat(&app, who, &said).await? }))
+    Ok(Json(api::HeartbeatAnswer { renew: lifecycle::heartbeat(&app, who, &said).await? }))
 }

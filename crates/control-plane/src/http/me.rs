@@ -4,7 +4,7 @@ use super::auth::begin;
 use super::extract::{Json as Body, Path};
 use crate::app::App;
 use crate::auth::origin::Transport;
-use crate::auth::{SignedIn, session};
+use crate::auth::{Session, session};
 use crate::db;
 use crate::error::{Error, Result};
 use crate::users::{self, admin, oauth};
@@ -24,16 +24,16 @@ use types::SessionId;
 )]
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
     headers: HeaderMap,
 ) -> Result<Json<api::Me>> {
-    shown(&app, who, transport, &headers).await
+    load_me(&app, who, transport, &headers).await
 }
 
-async fn shown(
+async fn load_me(
     app: &App,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
     headers: &HeaderMap,
 ) -> Result<Json<api::Me>> {
@@ -61,13 +61,13 @@ async fn shown(
 )]
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
     headers: HeaderMap,
     Body(wanted): Body<api::ChangeMe>,
 ) -> Result<Json<api::Me>> {
     users::change(&app, who, wanted).await?;
-    shown(&app, who, transport, &headers).await
+    load_me(&app, who, transport, &headers).await
 }
 
 /// Erases the user. Teams that the user owns are deleted and must be empty and have no other
@@ -82,7 +82,7 @@ pub(crate) async fn change(
 )]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
     Body(wanted): Body<api::DeleteMe>,
 ) -> Result<Response> {
@@ -105,7 +105,7 @@ pub(crate) async fn delete(
 )]
 pub(crate) async fn password(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     Body(wanted): Body<api::ChangePassword>,
 ) -> Result<StatusCode> {
     users::change_password(&app, who, wanted).await?;
@@ -120,10 +120,10 @@ pub(crate) async fn password(
 )]
 pub(crate) async fn sessions(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
 ) -> Result<Json<api::SessionList>> {
     let rows = db::sessions::list(&app.db, who.user).await?;
-    let shown = |row: db::sessions::Session| api::Session {
+    let to_api = |row: db::sessions::SessionRow| api::Session {
         id: SessionId(row.id).to_string(),
         kind: row.kind,
         address: row.address,
@@ -133,7 +133,7 @@ pub(crate) async fn sessions(
         last_used_at: row.last_used_at,
         expires_at: row.expires_at,
     };
-    Ok(Json(api::SessionList { items: rows.into_iter().map(shown).collect() }))
+    Ok(Json(api::SessionList { items: rows.into_iter().map(to_api).collect() }))
 }
 
 /// Ends one of the user's sessions immediately.
@@ -145,7 +145,7 @@ pub(crate) async fn sessions(
 )]
 pub(crate) async fn end_session(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
     let id: SessionId = id.parse().map_err(|_| Error::NotFound("session"))?;
@@ -161,7 +161,7 @@ pub(crate) async fn end_session(
     delete, path = "/v1/me/sessions", tag = "me", security(("user" = [])),
     responses((status = 204), (status = "4XX", body = api::ErrorBody))
 )]
-pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Result<StatusCode> {
+pub(crate) async fn end_others(State(app): State<Arc<App>>, who: Session) -> Result<StatusCode> {
     users::end_others(&app, who).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -176,7 +176,7 @@ pub(crate) async fn end_others(State(app): State<Arc<App>>, who: SignedIn) -> Re
 )]
 pub(crate) async fn add_provider(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     transport: Transport,
     headers: HeaderMap,
     Path(name): Path<String>,
@@ -198,7 +198,7 @@ pub(crate) async fn add_provider(
 )]
 pub(crate) async fn remove_provider(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     Path(name): Path<String>,
 ) -> Result<StatusCode> {
     oauth::remove(&app, who, &name).await?;

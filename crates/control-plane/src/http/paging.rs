@@ -46,13 +46,13 @@ pub(super) fn cursor<Id: FromStr>(
 pub(super) fn paged<R, T>(
     mut rows: Vec<R>,
     limit: i64,
-    shown: impl Fn(R) -> T,
+    to_api: impl Fn(R) -> T,
     id: impl Fn(&T) -> String,
 ) -> (Vec<T>, Option<String>) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
     rows.truncate(limit);
-    let items: Vec<T> = rows.into_iter().map(shown).collect();
+    let items: Vec<T> = rows.into_iter().map(to_api).collect();
     let next = items.last().filter(|_| more).map(id);
     (items, next)
 }

@@ -2,7 +2,7 @@
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
-use crate::audit::{Actor, Entry};
+use crate::audit::{Entry, Principal};
 use crate::auth::Caller;
 use crate::auth::admission::Admission;
 use crate::db::capsules::Capsule;
@@ -30,7 +30,7 @@ fn target((id, port): (String, String)) -> Result<Target> {
     Ok(Target { capsule: capsule_id(&id)?, port })
 }
 
-fn shown(app: &App, caller: Caller, capsule: Capsule, target: Target) -> Json<api::Port> {
+fn to_api(app: &App, caller: Caller, capsule: Capsule, target: Target) -> Json<api::Port> {
     Json(api::Port {
         port: target.port,
         public: is_public(&capsule, target.port),
@@ -61,14 +61,14 @@ pub(crate) async fn list(
     Path(id): Path<String>,
 ) -> Result<Json<Vec<api::ListeningPort>>> {
     let (capsule, listeners) = capsules::listeners(&app, caller, capsule_id(&id)?).await?;
-    let shown = |listener: capsules::Listener| api::ListeningPort {
+    let to_api = |listener: capsules::Listener| api::ListeningPort {
         port: listener.port,
         address: listener.address.to_string(),
         program: listener.program,
         public: is_public(&capsule, listener.port),
         url: app.public.of(Target { capsule: capsule.id(), port: listener.port }),
     };
-    Ok(Json(listeners.into_iter().map(shown).collect()))
+    Ok(Json(listeners.into_iter().map(to_api).collect()))
 }
 
 /// Returns the access to a port.
@@ -88,7 +88,7 @@ pub(crate) async fn get(
 ) -> Result<Json<api::Port>> {
     let target = target(path)?;
     let capsule = capsules::get(&app, caller, target.capsule).await?;
-    Ok(shown(&app, caller, capsule, target))
+    Ok(to_api(&app, caller, capsule, target))
 }
 
 /// Makes a port public, or restricts it to admitted callers.
@@ -110,7 +110,7 @@ pub(crate) async fn set(
     let target = target(path)?;
     let Target { capsule, port } = target;
     let capsule = capsules::set_public(&app, caller, capsule, port, wanted.public).await?;
-    Ok(shown(&app, caller, capsule, target))
+    Ok(to_api(&app, caller, capsule, target))
 }
 
 /// Creates a link that lets a browser reach a port. The link ends at its expiry, or with the key or
@@ -139,10 +139,12 @@ pub(crate) async fn link(
     let until = OffsetDateTime::now_utc() + Duration::seconds(seconds.into());
     // The link holds whole seconds.
     let expires_at = until.replace_nanosecond(0).unwrap_or(until);
-    let maker = match caller.by.actor {
-        Actor::User(id) => Maker::User(id),
-        Actor::Key(id) => Maker::Key(id),
-        Actor::Host(_) | Actor::System | Actor::Nobody => return Err(Error::Unauthenticated),
+    let maker = match caller.by.principal {
+        Principal::User(id) => Maker::User(id),
+        Principal::Key(id) => Maker::Key(id),
+        Principal::Host(_) | Principal::System | Principal::Nobody => {
+            return Err(Error::Unauthenticated);
+        }
     };
     let (until, generation) = (expires_at.unix_timestamp(), capsule.link_generation);
     let field = proxy::link(&app, target, &Link { until, generation, maker });

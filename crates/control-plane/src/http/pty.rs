@@ -1,6 +1,6 @@
 //! `…/pty`: a terminal over a WebSocket. A client that leaves can connect to it again by its tag.
 
-use super::earlier::Earlier;
+use super::compat_wrenn_v0::CompatRequest;
 use super::extract::{Path, Query, Upgrade, capsule_id};
 use super::socket::{self, Frame, Incoming, Input, Outgoing, Received};
 use crate::app::App;
@@ -44,11 +44,11 @@ pub(crate) async fn open(
     caller: Caller,
     Path(id): Path<String>,
     Query(form): Query<Form>,
-    earlier: Option<Extension<Earlier>>,
+    compat: Option<Extension<CompatRequest>>,
     upgrade: Upgrade,
 ) -> Result<Response> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
-    let binary = form.binary || earlier.is_some();
+    let binary = form.binary || compat.is_some();
     let fatal = |error: &Error| failed(error, true);
     Ok(upgrade.serve(fatal, move |out, incoming| Box::pin(serve(out, incoming, processes, binary))))
 }

@@ -1,6 +1,6 @@
 //! Middleware around every request: its id, the body of an error, its log line and its metrics.
 
-use super::e2b;
+use super::compat_e2b;
 use crate::error::Failure;
 use axum::Json;
 use axum::extract::{MatchedPath, Request};
@@ -45,7 +45,7 @@ fn protect(headers: &mut HeaderMap) {
 pub(super) async fn respond(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let (asked, of_e2b) = (request.method().clone(), e2b::serves(request.uri().path()));
+    let (asked, of_e2b) = (request.method().clone(), compat_e2b::serves(request.uri().path()));
     let method = method_label(request.method());
     // The label is the pattern, never the path: a path may hold ids, and the number of labels must
     // be bounded.
@@ -56,7 +56,7 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
         error.log(&id);
         let (status, wait) = (response.status(), error.retry_after());
         response = match of_e2b {
-            true => e2b::refuse(&asked, &error, status),
+            true => compat_e2b::refuse(&asked, &error, status),
             false => {
                 let detail = api::ErrorDetail {
                     code: error.code().to_owned(),

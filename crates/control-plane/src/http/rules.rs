@@ -1,7 +1,7 @@
 //! Access rules of all routes in one table. A route without a rule serves nobody. The OpenAPI
 //! document shows each rule as `x-wrenn-access`.
 
-use super::{e2b, earlier};
+use super::{compat_e2b, compat_wrenn_v0};
 use crate::auth::policy::Action;
 use http::Method;
 
@@ -169,14 +169,14 @@ const RULES: &[(&str, &str, Rule)] = &[
 pub(crate) fn of(method: &Method, pattern: &str) -> Option<Rule> {
     // The rule of `GET` covers `HEAD` too.
     let method = if method == Method::HEAD { "GET" } else { method.as_str() };
-    let rules = RULES.iter().chain(e2b::RULES).chain(earlier::RULES);
+    let rules = RULES.iter().chain(compat_e2b::RULES).chain(compat_wrenn_v0::RULES);
     let mut rules = rules.filter(|(of, at, _)| *of == method && *at == pattern);
     rules.next().map(|(.., rule)| *rule)
 }
 
 /// Lists the routes that are absent from the OpenAPI document, each as a method and a pattern.
 pub(crate) fn of_others() -> Vec<String> {
-    let rules = e2b::RULES.iter().chain(earlier::RULES);
+    let rules = compat_e2b::RULES.iter().chain(compat_wrenn_v0::RULES);
     rules.map(|(method, pattern, _)| format!("{method} {pattern}")).collect()
 }
 
@@ -184,8 +184,8 @@ pub(crate) fn of_others() -> Vec<String> {
 /// confined.
 pub(crate) fn is_of_capsules(path: &str) -> bool {
     let path = path.strip_prefix("/api").unwrap_or(path);
-    let one_by_one = path.starts_with("/v1/capsules") && !earlier::is_of_team(path);
-    one_by_one || path == "/v1/templates" || e2b::is_of_capsules(path)
+    let one_by_one = path.starts_with("/v1/capsules") && !compat_wrenn_v0::is_of_team(path);
+    one_by_one || path == "/v1/templates" || compat_e2b::is_of_capsules(path)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(crate) async fn create(
     Body(wanted): Body<api::CreateSnapshot>,
 ) -> Result<(StatusCode, Json<api::Snapshot>)> {
     let snapshot = snapshots::create(&app, caller, wanted).await?;
-    Ok((StatusCode::CREATED, Json(snapshots::shown(snapshot))))
+    Ok((StatusCode::CREATED, Json(snapshots::to_api(snapshot))))
 }
 
 #[derive(serde::Deserialize, utoipa::IntoParams)]
@@ -58,7 +58,7 @@ pub(crate) async fn list(
     let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose().map_err(bad)?;
     let capsule = capsule.map(|id| id.0);
     let listed = db::snapshots::list(&app.db, caller.team, capsule, before, limit + 1);
-    let (items, next) = paged(listed.await?, limit, snapshots::shown, |s| s.id.clone());
+    let (items, next) = paged(listed.await?, limit, snapshots::to_api, |s| s.id.clone());
     Ok(Json(api::SnapshotPage { items, next }))
 }
 
@@ -74,7 +74,7 @@ pub(crate) async fn get(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<api::Snapshot>> {
-    Ok(Json(snapshots::shown(snapshots::get(&app, caller, &name).await?)))
+    Ok(Json(snapshots::to_api(snapshots::get(&app, caller, &name).await?)))
 }
 
 /// Removes a snapshot. Capsules that started from it continue.

@@ -2,7 +2,7 @@
 
 use super::extract::{Json as Body, Path};
 use crate::app::App;
-use crate::auth::{Caller, SignedIn};
+use crate::auth::{Caller, Session};
 use crate::error::{Error, Result};
 use crate::{db, teams};
 use axum::Json;
@@ -37,7 +37,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     Body(wanted): Body<api::NameTeam>,
 ) -> Result<(StatusCode, Json<api::Team>)> {
     Ok((StatusCode::CREATED, Json(teams::create(&app, who, &wanted.name).await?)))
@@ -97,14 +97,14 @@ pub(crate) async fn members(
     caller: Caller,
 ) -> Result<Json<api::MemberList>> {
     let rows = db::teams::members(&app.db, caller.team).await?;
-    let shown = |row: db::teams::Member| api::Member {
+    let to_api = |row: db::teams::Member| api::Member {
         user_id: UserId(row.user_id).to_string(),
         name: row.name,
         email: row.email,
         role: row.role,
         joined_at: row.created_at,
     };
-    Ok(Json(api::MemberList { items: rows.into_iter().map(shown).collect() }))
+    Ok(Json(api::MemberList { items: rows.into_iter().map(to_api).collect() }))
 }
 
 /// Changes a member's role in the team.
@@ -236,7 +236,7 @@ pub(crate) async fn uninvite(
 )]
 pub(crate) async fn accept(
     State(app): State<Arc<App>>,
-    who: SignedIn,
+    who: Session,
     Body(wanted): Body<api::AcceptInvitation>,
 ) -> Result<Json<api::Team>> {
     Ok(Json(teams::accept(&app, who, &wanted.token).await?))

@@ -24,7 +24,7 @@ pub(crate) async fn list(
     caller: Caller,
 ) -> Result<Json<api::TemplateList>> {
     let items = db::templates::list(&app.db, caller.team).await?;
-    Ok(Json(api::TemplateList { items: items.into_iter().map(shown).collect() }))
+    Ok(Json(api::TemplateList { items: items.into_iter().map(to_api).collect() }))
 }
 
 /// Changes the lowest isolation tier on which capsules of a shared template start.
@@ -48,10 +48,10 @@ pub(crate) async fn change(
     let entry = entry.with(json!({ "name": name, "isolation": tier.as_str() }));
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
-    Ok(Json(shown(changed)))
+    Ok(Json(to_api(changed)))
 }
 
-fn shown(template: Template) -> api::Template {
+fn to_api(template: Template) -> api::Template {
     api::Template {
         id: TemplateId(template.id).to_string(),
         name: template.name,

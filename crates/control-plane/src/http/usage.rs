@@ -64,11 +64,11 @@ pub(crate) async fn get(
     let (from, to) = range.days()?;
     let _place = app.load.dear(caller.team).await?;
     let rows = db::events::usage(&app.db, caller.team, from, to).await?;
-    let shown = |row: db::events::Day| api::DailyUsage {
+    let to_api = |row: db::events::Day| api::DailyUsage {
         day: row.day,
         vcpu_seconds: row.vcpu_seconds,
         memory_mb_seconds: row.memory_mib_seconds,
         storage_mb_seconds: row.storage_mib_seconds,
     };
-    Ok(Json(api::Usage { items: rows.into_iter().map(shown).collect() }))
+    Ok(Json(api::Usage { items: rows.into_iter().map(to_api).collect() }))
 }

@@ -7,7 +7,7 @@ use super::routes::Route;
 use super::signed::Signed;
 use super::target::{self, Target};
 use crate::auth::Caller;
-use crate::auth::admit::TEAM;
+use crate::auth::authorize::TEAM;
 use crate::auth::origin::Transport;
 use crate::auth::policy::{Action, Resource};
 use crate::auth::session;
@@ -44,14 +44,14 @@ pub(crate) enum Admitted {
     /// A key of the owner's.
     Owner,
     /// A credential or setting of the capsule itself.
-    Guest(Way),
+    Guest(GuestAccess),
     /// A preview link, to be exchanged for a cookie with this lifetime in seconds.
     Link(i64),
 }
 
 /// Credential or setting of the capsule that lets a request in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum GuestAccess {
     /// The port is public.
     Public,
     TrafficToken,
@@ -106,13 +106,13 @@ impl<'a> Presented<'a> {
             if let Some(Checked::Good(link, _)) = &links.query {
                 return Ok(Admitted::Link(link.until.saturating_sub(now)));
             }
-            let way = match route.is_public(target.port) {
-                true => Some(Way::Public),
+            let access = match route.is_public(target.port) {
+                true => Some(GuestAccess::Public),
                 false => self.token(target, route),
             };
-            let cookie = links.cookie.as_ref().map(|(link, _)| Way::Cookie(*link));
-            if let Some(way) = way.or(cookie) {
-                return Ok(Admitted::Guest(way));
+            let cookie = links.cookie.as_ref().map(|(link, _)| GuestAccess::Cookie(*link));
+            if let Some(access) = access.or(cookie) {
+                return Ok(Admitted::Guest(access));
             }
             match &links.query {
                 Some(Checked::Expired) => return Err(Error::LinkExpired),
@@ -121,7 +121,7 @@ impl<'a> Presented<'a> {
             }
         }
         if let (ENVD_PORT, Some(signed)) = (target.port, &self.signed) {
-            return signed.check(route, now).map(|()| Admitted::Guest(Way::Signed));
+            return signed.check(route, now).map(|()| Admitted::Guest(GuestAccess::Signed));
         }
         match (self.headers.contains_key(&API_KEY), owner) {
             (true, None) => Err(Error::Unauthenticated),
@@ -131,7 +131,7 @@ impl<'a> Presented<'a> {
                 let capsule = Resource::Capsule(target.capsule, route.template);
                 caller.may(Action::CapsulesExec, capsule).map(|()| Admitted::Owner)
             }
-            (false, _) if !self.presents_token(target) || told(target, route) => {
+            (false, _) if !self.presents_token(target) || answers_private(target, route) => {
                 Err(Error::PrivatePort)
             }
             (false, _) => Err(Error::NotFound("capsule")),
@@ -139,12 +139,12 @@ impl<'a> Presented<'a> {
     }
 
     /// Returns the capsule's own token that the request presents.
-    fn token(&self, target: Target, route: &Route) -> Option<Way> {
+    fn token(&self, target: Target, route: &Route) -> Option<GuestAccess> {
         if self.equals(&TRAFFIC_TOKEN, &route.traffic_token) {
-            return Some(Way::TrafficToken);
+            return Some(GuestAccess::TrafficToken);
         }
         let envd = target.port == ENVD_PORT && self.equals(&ENVD_TOKEN, &route.envd_token);
-        envd.then_some(Way::EnvdToken)
+        envd.then_some(GuestAccess::EnvdToken)
     }
 
     fn equals(&self, name: &HeaderName, secret: &str) -> bool {
@@ -161,7 +161,7 @@ impl<'a> Presented<'a> {
 
 /// Reports whether a wrong token at this port gets the answer that the port is private. Capsules
 /// made by E2B's API do so, as E2B's service does.
-fn told(target: Target, route: Option<&Route>) -> bool {
+fn answers_private(target: Target, route: Option<&Route>) -> bool {
     target.port != ENVD_PORT && route.is_some_and(|route| route.e2b)
 }
 
@@ -242,8 +242,8 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
-    fn guest(way: Way) -> Result<Admitted, &'static str> {
-        Ok(Admitted::Guest(way))
+    fn guest(access: GuestAccess) -> Result<Admitted, &'static str> {
+        Ok(Admitted::Guest(access))
     }
 
     /// Returns the decision on a request, with an error as its code.
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn envds_token_opens_envd_alone_and_never_its_control_routes() {
         let token = [("x-access-token", "envd")];
-        assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), guest(Way::EnvdToken));
+        assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), guest(GuestAccess::EnvdToken));
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
         let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
         for path in ["/init", "/snapshot/prepare", "/ports", "/ports/connect?port=80"] {
@@ -324,7 +324,7 @@ mod tests {
             format!("/files?path=%2Fa&signature={signature}&signature_expiration={until}")
         };
         let good = link(NOW, "envd");
-        assert_eq!(decide(ENVD_PORT, &good, &[], None, true), guest(Way::Signed));
+        assert_eq!(decide(ENVD_PORT, &good, &[], None, true), guest(GuestAccess::Signed));
         assert_eq!(decide(80, &good, &[], None, true), Err("private_port"));
         let wrong = Err("bad_signature");
         assert_eq!(
@@ -343,10 +343,13 @@ mod tests {
     #[test]
     fn traffic_tokens_links_cookies_and_public_ports_open_theirs() {
         let traffic = [("e2b-traffic-access-token", "traffic")];
-        assert_eq!(decide(80, "/", &traffic, None, true), guest(Way::TrafficToken));
-        assert_eq!(decide(3000, "/", &[], None, true), guest(Way::Public));
+        assert_eq!(decide(80, "/", &traffic, None, true), guest(GuestAccess::TrafficToken));
+        assert_eq!(decide(3000, "/", &[], None, true), guest(GuestAccess::Public));
         // A program's own use of the header does not close a public port.
-        assert_eq!(decide(3000, "/", &[("x-api-key", "app")], None, true), guest(Way::Public));
+        assert_eq!(
+            decide(3000, "/", &[("x-api-key", "app")], None, true),
+            guest(GuestAccess::Public)
+        );
         let maker = preview::Maker::User(types::UserId::new());
         let link = Link { until: NOW + 60, generation: 1, maker };
         let url = "/a?x=1&wrenn-preview=1.x";
@@ -357,9 +360,9 @@ mod tests {
         assert_eq!(by_link(Checked::Revoked), Err("link_revoked"));
         assert_eq!(by_link(Checked::Bad), Err("not_found"));
         let cookie = Links::of(None, Some((link, Basis::default())));
-        assert_eq!(decide_with(80, "/", &[], None, Some(cookie)), guest(Way::Cookie(link)));
+        assert_eq!(decide_with(80, "/", &[], None, Some(cookie)), guest(GuestAccess::Cookie(link)));
         let cookie = Links::of(Some(Checked::Revoked), Some((link, Basis::default())));
-        assert_eq!(decide_with(80, url, &[], None, Some(cookie)), guest(Way::Cookie(link)));
+        assert_eq!(decide_with(80, url, &[], None, Some(cookie)), guest(GuestAccess::Cookie(link)));
     }
 
     #[test]
@@ -383,7 +386,7 @@ mod tests {
             headers
         };
         let left = map(&[("cookie", "a=1"), ("authorization", "Bearer app")]);
-        let public = Admitted::Guest(Way::Public);
+        let public = Admitted::Guest(GuestAccess::Public);
         for admitted in [Admitted::Owner, public, Admitted::Link(1)] {
             assert_eq!(at(80, &all, admitted), left);
         }

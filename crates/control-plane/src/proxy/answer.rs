@@ -174,7 +174,7 @@ pub(crate) struct Public<'a> {
 }
 
 /// Corrects the addresses in a guest's answer, and confines its cookies.
-pub(crate) fn put_right(headers: &mut HeaderMap, public: &Public<'_>) {
+pub(crate) fn rewrite_headers(headers: &mut HeaderMap, public: &Public<'_>) {
     preview::confine_cookies(headers);
     if let Some(right) = headers.get(LOCATION).and_then(|value| location(value, public)) {
         headers.insert(LOCATION, right);

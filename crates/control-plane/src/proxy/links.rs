@@ -6,9 +6,9 @@ use super::preview::{Link, Maker};
 use super::routes::Route;
 use super::target::Target;
 use crate::app::App;
-use crate::audit::By;
+use crate::audit::Actor;
 use crate::auth::Caller;
-use crate::auth::admit::key_caller;
+use crate::auth::authorize::key_caller;
 use crate::auth::policy::{Action, Resource};
 use crate::auth::revocations::{Basis, Subject};
 use crate::error::{Error, Result};
@@ -99,14 +99,14 @@ pub(super) async fn stands(
         Maker::User(id) => {
             let person = app.directory.person(&app.db, id).await?;
             let role = person.and_then(|person| person.role(route.team));
-            let grants = role.ok_or(Error::LinkRevoked)?.grants();
+            let permissions = role.ok_or(Error::LinkRevoked)?.permissions();
             let subjects = [Some(Subject::User(id)), None, this];
-            (Caller { grants, ..Caller::of(route.team) }, Basis { subjects, until: None })
+            (Caller { permissions, ..Caller::of(route.team) }, Basis { subjects, until: None })
         }
         Maker::Key(id) => {
             let hash = app.routes.hash(&app.db, id).await?.ok_or(Error::LinkRevoked)?;
             let key = app.routes.key(app, &hash, None).await?.ok_or(Error::LinkRevoked)?;
-            (key_caller(app, &key, By::SYSTEM).await?, key.basis(hash, this))
+            (key_caller(app, &key, Actor::SYSTEM).await?, key.basis(hash, this))
         }
     };
     if caller.team != route.team {

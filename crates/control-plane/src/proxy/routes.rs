@@ -6,11 +6,11 @@
 //! Each replica tests every other second that it hears them.
 
 use crate::app::App;
-use crate::cache::{Hears, Known, Lookups};
+use crate::cache::{Cache, CacheEntry, InvalidationHealth};
 use crate::db;
 use crate::db::keys::Key;
 use crate::db::listen::{Change, Changes};
-use crate::db::routes::Row;
+use crate::db::routes::SandboxProxyTarget;
 use crate::error::Result;
 use protocol::ENVD_PORT;
 use sqlx::PgPool;
@@ -60,17 +60,17 @@ impl Route {
 
 /// Caches of capsules and keys.
 pub(crate) struct Routes {
-    hears: Hears,
-    capsules: Lookups<CapsuleId, Arc<Route>>,
-    keys: Lookups<[u8; 32], Arc<Key>>,
+    health: InvalidationHealth,
+    capsules: Cache<CapsuleId, Arc<Route>>,
+    keys: Cache<[u8; 32], Arc<Key>>,
     /// Hashes of keys by the keys' ids. A hash never changes.
-    hashes: Lookups<ApiKeyId, [u8; 32]>,
+    hashes: Cache<ApiKeyId, [u8; 32]>,
 }
 
 impl Routes {
-    pub(crate) fn new(hears: Hears) -> Self {
-        let (capsules, keys, hashes) = (Lookups::new(), Lookups::new(), Lookups::new());
-        Self { hears, capsules, keys, hashes }
+    pub(crate) fn new(health: InvalidationHealth) -> Self {
+        let (capsules, keys, hashes) = (Cache::new(), Cache::new(), Cache::new());
+        Self { health, capsules, keys, hashes }
     }
 
     /// Finds a capsule and a key, by one query at most, for a client at `from`.
@@ -81,7 +81,7 @@ impl Routes {
         key: Option<&[u8; 32]>,
         from: Option<IpAddr>,
     ) -> Result<(Option<Arc<Route>>, Option<Arc<Key>>)> {
-        if !self.hears.get() {
+        if !self.health.is_healthy() {
             let row = query(app, Some(id), key, from).await?;
             return Ok((route(&row), row.key.map(|Json(key)| Arc::new(key))));
         }
@@ -100,9 +100,9 @@ impl Routes {
             if let Some(place) = place {
                 place(known);
             }
-            Ok(Known::new(route(&row), None))
+            Ok(CacheEntry::new(route(&row), None))
         };
-        let found = self.capsules.get(&self.hears, &id, look).await?;
+        let found = self.capsules.get(&self.health, &id, look).await?;
         match (key, asked) {
             (None, _) => Ok((found, None)),
             (Some(_), Some(key)) => Ok((found, key)),
@@ -118,16 +118,16 @@ impl Routes {
         from: Option<IpAddr>,
     ) -> Result<Option<Arc<Key>>> {
         let look = async { Ok(known_key(&query(app, None, Some(hash), from).await?)) };
-        self.keys.get(&self.hears, hash, look).await
+        self.keys.get(&self.health, hash, look).await
     }
 
     /// Returns the hash of a key, by its id.
     pub(crate) async fn hash(&self, db: &PgPool, id: ApiKeyId) -> Result<Option<[u8; 32]>> {
         let look = async {
             let hash = db::keys::hash(db, id).await?;
-            Ok(Known::new(hash.and_then(|hash| hash.try_into().ok()), None))
+            Ok(CacheEntry::new(hash.and_then(|hash| hash.try_into().ok()), None))
         };
-        self.hashes.get(&self.hears, &id, look).await
+        self.hashes.get(&self.health, &id, look).await
     }
 
     /// Drops a capsule from the cache.
@@ -156,7 +156,7 @@ impl Routes {
 /// are then lost.
 async fn hear(app: &App) -> sqlx::Result<()> {
     let mut changes = Changes::listen(&app.db).await?;
-    app.hears.set(true);
+    app.invalidation_health.set(true);
     // Changes that were not heard may have revoked open exchanges.
     app.revocations.check_all();
     let mut look = tokio::time::interval(LOOK);
@@ -197,7 +197,7 @@ async fn hear(app: &App) -> sqlx::Result<()> {
 }
 
 /// Keeps the caches valid for as long as the process lives.
-pub(crate) fn keep_true(app: &App) {
+pub(crate) fn spawn_invalidation(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mut stop = app.tasks.stop_signal().wait();
@@ -207,7 +207,7 @@ pub(crate) fn keep_true(app: &App) {
                 () = &mut stop => return,
             };
             // Caching ends first, so that no entry is kept after the caches are cleared.
-            app.hears.set(false);
+            app.invalidation_health.set(false);
             app.routes.forget_all();
             app.directory.forget_all();
             if let Err(error) = heard {
@@ -226,15 +226,15 @@ async fn query(
     id: Option<CapsuleId>,
     hash: Option<&[u8; 32]>,
     from: Option<IpAddr>,
-) -> Result<Row> {
+) -> Result<SandboxProxyTarget> {
     let _place = app.load.lookup(from).await?;
     if id.is_some() {
         metrics::counter!("wrenn_proxy_lookups_total").increment(1);
     }
-    Ok(db::routes::find(&app.db, id, hash.map(<[u8; 32]>::as_slice)).await?)
+    Ok(db::routes::get_sandbox_proxy_target(&app.db, id, hash.map(<[u8; 32]>::as_slice)).await?)
 }
 
-fn route(row: &Row) -> Option<Arc<Route>> {
+fn route(row: &SandboxProxyTarget) -> Option<Arc<Route>> {
     let state = row.status.as_deref()?.parse().unwrap_or(CapsuleState::Error);
     let ports = row.public_ports.iter().flatten();
     Some(Arc::new(Route {
@@ -254,8 +254,8 @@ fn route(row: &Row) -> Option<Arc<Route>> {
 }
 
 /// Returns a cache entry for a key, kept no longer than the key is valid.
-fn known_key(row: &Row) -> Known<Arc<Key>> {
+fn known_key(row: &SandboxProxyTarget) -> CacheEntry<Arc<Key>> {
     let left = row.key_expires.map(|at| at - time::OffsetDateTime::now_utc());
     let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
-    Known::new(row.key.as_ref().map(|Json(key)| Arc::new(key.clone())), left)
+    CacheEntry::new(row.key.as_ref().map(|Json(key)| Arc::new(key.clone())), left)
 }

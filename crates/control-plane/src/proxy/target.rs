@@ -6,7 +6,7 @@
 //! The second names envd's port, with a path that is E2B's API and none of envd's. SDKs up to 2.25
 //! send envd no header but its token, once they have connected. So the token names its capsule.
 
-use crate::http::e2b;
+use crate::http::compat_e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use types::CapsuleId;
@@ -117,7 +117,7 @@ fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
     let envd = |port: &str| port.parse() == Ok(ENVD_PORT);
     match (text(SANDBOX_ID), text(SANDBOX_PORT)) {
         (None, _) => by_token(headers, path),
-        (Some(_), Some(port)) if envd(port) && e2b::serves(path) => Addressee::Api,
+        (Some(_), Some(port)) if envd(port) && compat_e2b::serves(path) => Addressee::Api,
         (Some(id), Some(port)) => target(port, id),
         (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
     }

@@ -3,9 +3,9 @@
 
 use super::{check_email, give_token, mail, note};
 use crate::app::App;
-use crate::audit::By;
-use crate::auth::SignedIn;
-use crate::auth::standing::{stand_operator, stand_user};
+use crate::audit::Actor;
+use crate::auth::Session;
+use crate::auth::locked_rights::{lock_operator, lock_user};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::users::{Purpose, User};
@@ -17,13 +17,13 @@ use types::UserId;
 
 /// Invites somebody to the platform, also when sign-up is closed. A repeated invitation to an
 /// inactive user sends another mail.
-pub(crate) async fn invite(app: &App, by: By, wanted: api::InviteUser) -> Result<User> {
+pub(crate) async fn invite(app: &App, by: Actor, wanted: api::InviteUser) -> Result<User> {
     let email = check_email(&wanted.email)?;
     let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
     let name = name.unwrap_or_else(|| email.split('@').next().unwrap_or("").to_owned());
     app.mailer.check()?;
     let mut tx = app.db.begin().await?;
-    let maker = stand_operator(&mut tx, by).await?;
+    let maker = lock_operator(&mut tx, by).await?;
     let entered = db::users::insert(&mut tx, &email, &name).await?;
     let (user, new) = entered.ok_or(Error::NotFound("user"))?;
     if new {
@@ -48,9 +48,14 @@ async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
 }
 
 /// Grants or revokes a user's admin right, and disables or enables the account.
-pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUser) -> Result<User> {
+pub(crate) async fn change(
+    app: &App,
+    by: Actor,
+    id: UserId,
+    wanted: api::ChangeUser,
+) -> Result<User> {
     let mut tx = app.db.begin().await?;
-    stand_operator(&mut tx, by).await?;
+    lock_operator(&mut tx, by).await?;
     let mut user = db::users::lock(&mut *tx, id).await?.ok_or(Error::NotFound("user"))?;
     if let Some(admin) = wanted.admin {
         if !admin {
@@ -92,8 +97,8 @@ pub(crate) async fn change(app: &App, by: By, id: UserId, wanted: api::ChangeUse
 
 /// Actor of an erasure.
 pub(crate) enum Eraser {
-    Themselves(SignedIn),
-    Operator(By),
+    Themselves(Session),
+    Operator(Actor),
 }
 
 /// Erases a user. Their teams must be empty and have no other members, and are deleted. Their keys
@@ -102,9 +107,9 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
     let mut tx = app.db.begin().await?;
     db::users::lock_admins(&mut tx).await?;
     let (by, user) = match by {
-        Eraser::Themselves(who) => (who.by, stand_user(&mut tx, who).await?),
+        Eraser::Themselves(who) => (who.by, lock_user(&mut tx, who).await?),
         Eraser::Operator(by) => {
-            stand_operator(&mut tx, by).await?;
+            lock_operator(&mut tx, by).await?;
             let user = db::users::lock(&mut *tx, id).await?;
             (by, user.ok_or(Error::NotFound("user"))?)
         }
@@ -129,7 +134,7 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn shown(user: User) -> api::User {
+pub(crate) fn to_api(user: User) -> api::User {
     api::User {
         id: user.id().to_string(),
         email: user.email,

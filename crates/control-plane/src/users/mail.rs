@@ -24,7 +24,7 @@ pub struct Settings {
     pub from: String,
 }
 
-enum Way {
+enum MailTransport {
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
     Outbox(PathBuf),
     Nowhere,
@@ -32,29 +32,29 @@ enum Way {
 
 /// Sends mail.
 pub(crate) struct Mailer {
-    way: Way,
+    transport: MailTransport,
     from: Mailbox,
 }
 
 impl Mailer {
     pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
         let from = settings.from.parse().context("WRENN_MAIL_FROM is no mailbox")?;
-        let way = match (settings.smtp, settings.outbox) {
+        let transport = match (settings.smtp, settings.outbox) {
             (Some(url), _) => {
                 // The URL may hold a password, so the error does not repeat it.
                 let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url).ok();
                 let smtp =
                     smtp.context("WRENN_SMTP_URL is no URL as smtps://user:password@host")?;
-                Way::Smtp(smtp.timeout(Some(PATIENCE)).build())
+                MailTransport::Smtp(smtp.timeout(Some(PATIENCE)).build())
             }
             (None, Some(folder)) => {
                 let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
                 made.with_context(|| format!("making WRENN_MAIL_OUTBOX {}", folder.display()))?;
-                Way::Outbox(folder)
+                MailTransport::Outbox(folder)
             }
-            (None, None) => Way::Nowhere,
+            (None, None) => MailTransport::Nowhere,
         };
-        Ok(Self { way, from })
+        Ok(Self { transport, from })
     }
 
     /// Checks that mail can be sent.
@@ -62,7 +62,7 @@ impl Mailer {
     /// # Errors
     /// [`Error::NoMail`] when neither a server nor an outbox is configured.
     pub(crate) fn check(&self) -> Result<()> {
-        if matches!(self.way, Way::Nowhere) { Err(Error::NoMail) } else { Ok(()) }
+        if matches!(self.transport, MailTransport::Nowhere) { Err(Error::NoMail) } else { Ok(()) }
     }
 
     async fn send(&self, to: &str, text: Text) -> anyhow::Result<()> {
@@ -72,15 +72,15 @@ impl Mailer {
             .subject(text.subject)
             .header(ContentType::TEXT_PLAIN)
             .body(text.body)?;
-        match &self.way {
-            Way::Smtp(smtp) => smtp.send(message).await.map(|_| ())?,
-            Way::Outbox(folder) => {
+        match &self.transport {
+            MailTransport::Smtp(smtp) => smtp.send(message).await.map(|_| ())?,
+            MailTransport::Outbox(folder) => {
                 let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
                 let path = folder.join(format!("{now}-{}.eml", crate::auth::random_hex(4)));
                 daemon::write_private(&path, &message.formatted())?;
                 tracing::info!(path = %path.display(), "a mail is in the outbox");
             }
-            Way::Nowhere => anyhow::bail!("no mail is sent"),
+            MailTransport::Nowhere => anyhow::bail!("no mail is sent"),
         }
         Ok(())
     }

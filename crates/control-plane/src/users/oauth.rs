@@ -5,9 +5,9 @@
 
 use super::{Entered, Origin, check_email, note, open};
 use crate::app::App;
-use crate::audit::By;
-use crate::auth::standing::stand_user;
-use crate::auth::{SignedIn, hash, random_hex};
+use crate::audit::Actor;
+use crate::auth::locked_rights::lock_user;
+use crate::auth::{Session, hash, random_hex};
 use crate::db;
 use crate::db::sessions::SignIn;
 use crate::db::users::User;
@@ -90,7 +90,7 @@ type Client = oauth2::Client<
 
 /// Identity of a user at a provider.
 #[derive(Debug, PartialEq, Eq)]
-struct Identity {
+struct ProviderIdentity {
     subject: String,
     name: String,
     /// E-mail address that the provider has verified.
@@ -158,7 +158,7 @@ impl Provider {
         at: &Endpoints,
         tokens: &Tokens,
         nonce: &str,
-    ) -> anyhow::Result<Identity> {
+    ) -> anyhow::Result<ProviderIdentity> {
         if self.name == GITHUB {
             return github(http, &at.api, tokens.access_token().secret()).await;
         }
@@ -175,7 +175,7 @@ fn checked(
     issuer: &str,
     client: &str,
     nonce: &str,
-) -> anyhow::Result<Identity> {
+) -> anyhow::Result<ProviderIdentity> {
     let head = decode_header(token)?;
     anyhow::ensure!(ALGORITHMS.contains(&head.alg), "the id_token is signed by {:?}", head.alg);
     let key = match &head.kid {
@@ -190,10 +190,14 @@ fn checked(
     let claims = decode::<Claims>(token, &key, &rules)?.claims;
     anyhow::ensure!(claims.nonce.as_deref() == Some(nonce), "the id_token is for another sign-in");
     let email = claims.email.filter(|_| claims.email_verified);
-    Ok(Identity { subject: claims.sub, name: claims.name.unwrap_or_default(), email })
+    Ok(ProviderIdentity { subject: claims.sub, name: claims.name.unwrap_or_default(), email })
 }
 
-async fn github(http: &reqwest::Client, api: &str, token: &str) -> anyhow::Result<Identity> {
+async fn github(
+    http: &reqwest::Client,
+    api: &str,
+    token: &str,
+) -> anyhow::Result<ProviderIdentity> {
     #[derive(Deserialize)]
     struct Account {
         id: u64,
@@ -210,7 +214,7 @@ async fn github(http: &reqwest::Client, api: &str, token: &str) -> anyhow::Resul
     let emails: Vec<Email> = get(http, &format!("{api}/user/emails"), Some(token)).await?;
     let primary = emails.into_iter().find(|email| email.primary && email.verified);
     let name = account.name.filter(|name| !name.is_empty()).unwrap_or(account.login);
-    Ok(Identity { subject: account.id.to_string(), name, email: primary.map(|e| e.email) })
+    Ok(ProviderIdentity { subject: account.id.to_string(), name, email: primary.map(|e| e.email) })
 }
 
 async fn get<T: serde::de::DeserializeOwned>(
@@ -253,7 +257,7 @@ fn failed(error: &anyhow::Error) -> Error {
 pub(crate) async fn begin(
     app: &App,
     name: &str,
-    adds: Option<SignedIn>,
+    adds: Option<Session>,
 ) -> Result<(String, String)> {
     let provider = provider(app, name)?;
     let at = provider.endpoints(&app.http).await.map_err(|e| failed(&e))?;
@@ -307,7 +311,7 @@ pub(crate) async fn end(
         (None, _) => None,
         (Some(user), Some(session)) if shown == Some(SessionId(session)) => {
             let (user, session) = (UserId(user), SessionId(session));
-            Some(SignedIn { user, session, by: origin.by.user(user) })
+            Some(Session { user, session, by: origin.by.user(user) })
         }
         (Some(_), _) => return Err(Error::SignInFailed(OTHER_SESSION.to_owned())),
     };
@@ -337,13 +341,13 @@ async fn enter(
     app: &App,
     origin: Origin,
     name: &str,
-    identity: Identity,
-    adds: Option<SignedIn>,
+    identity: ProviderIdentity,
+    adds: Option<Session>,
 ) -> Result<Entered> {
     let mut tx = app.db.begin().await?;
     // The user who adds a provider is locked first, as in every transaction.
     let adder = match adds {
-        Some(who) => Some(stand_user(&mut tx, who).await?),
+        Some(who) => Some(lock_user(&mut tx, who).await?),
         None => None,
     };
     let known = db::users::by_identity(&mut *tx, name, &identity.subject).await?;
@@ -374,9 +378,9 @@ async fn enter(
 async fn come(
     app: &App,
     tx: &mut PgConnection,
-    by: By,
+    by: Actor,
     name: &str,
-    identity: &Identity,
+    identity: &ProviderIdentity,
 ) -> Result<User> {
     let email = identity.email.as_deref().map(check_email).transpose()?;
     let email = email.ok_or_else(|| refusal("the provider vouches for no e-mail of yours"))?;
@@ -411,9 +415,9 @@ async fn come(
 }
 
 /// Removes a provider from an account that has another way to sign in.
-pub(crate) async fn remove(app: &App, who: SignedIn, name: &str) -> Result<()> {
+pub(crate) async fn remove(app: &App, who: Session, name: &str) -> Result<()> {
     let mut tx = app.db.begin().await?;
-    let user = stand_user(&mut tx, who).await?;
+    let user = lock_user(&mut tx, who).await?;
     let known = db::users::identities(&mut *tx, who.user).await?;
     if user.password_hash.is_none() && known.len() < 2 {
         let message = "it is the only way into the account; set a password first";

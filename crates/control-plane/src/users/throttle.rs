@@ -4,7 +4,7 @@
 //! first.
 
 use crate::app::App;
-use crate::audit::By;
+use crate::audit::Actor;
 use crate::auth::hash;
 use crate::db;
 use crate::error::{Error, Result};
@@ -31,13 +31,13 @@ fn wait(failures: i32, free: i32) -> Duration {
 }
 
 /// Returns the network that a request comes from, as one client.
-fn network(by: By) -> String {
+fn network(by: Actor) -> String {
     by.from.map(|ip| ClientNetwork::from(ip).to_string()).unwrap_or_default()
 }
 
 /// Returns the subjects that failures are counted by: an account's e-mail or another subject, and
 /// the network.
-fn subjects(by: By, subject: &str) -> [([u8; 32], i32); 2] {
+fn subjects(by: Actor, subject: &str) -> [([u8; 32], i32); 2] {
     [
         (hash(&format!("account:{subject}")), FREE_ACCOUNT),
         (hash(&format!("address:{}", network(by))), FREE_ADDRESS),
@@ -55,15 +55,19 @@ async fn check(app: &App, what: &'static str, subject: &[u8], free: i32) -> Resu
 
 /// Waits for the turn of a subject, and checks that no wait is due. The caller holds the guard
 /// until the attempt is over.
-pub(super) async fn turn(app: &App, by: By, subject: &str) -> Result<OwnedMutexGuard<()>> {
-    let turn = app.accounts.turns.of(&hash(subject)).lock_owned().await;
+pub(super) async fn lock_subject(
+    app: &App,
+    by: Actor,
+    subject: &str,
+) -> Result<OwnedMutexGuard<()>> {
+    let lock = app.accounts.turns.of(&hash(subject)).lock_owned().await;
     for (subject, free) in subjects(by, subject) {
         check(app, "failures to sign in", &subject, free).await?;
     }
-    Ok(turn)
+    Ok(lock)
 }
 
-pub(super) async fn failed(app: &App, by: By, subject: &str) -> Result<()> {
+pub(super) async fn failed(app: &App, by: Actor, subject: &str) -> Result<()> {
     for (subject, _) in subjects(by, subject) {
         db::sessions::failed(&app.db, &subject, FORGOTTEN).await?;
     }
@@ -76,22 +80,22 @@ pub(super) async fn forgive(app: &App, subject: &str) -> Result<()> {
 }
 
 /// Counts a mail that a request without a credential causes, by its network.
-async fn strangers_mail(app: &App, by: By) -> Result<()> {
-    told(app, &hash(&format!("mails:{}", network(by))), FREE_ADDRESS).await
+async fn strangers_mail(app: &App, by: Actor) -> Result<()> {
+    count_mail(app, &hash(&format!("mails:{}", network(by))), FREE_ADDRESS).await
 }
 
 /// Counts a mail to somebody who signs up, with or without an account. Each network has its own
 /// share of an e-mail's mails, so that nobody uses up another's.
-pub(super) async fn sign_up_mail(app: &App, by: By, email: &str) -> Result<()> {
+pub(super) async fn sign_up_mail(app: &App, by: Actor, email: &str) -> Result<()> {
     strangers_mail(app, by).await?;
-    told(app, &hash(&format!("sign-up:{}:{email}", network(by))), FREE_MAILS).await?;
-    told(app, &hash(&format!("sign-up:{email}")), FREE_ADDRESS).await
+    count_mail(app, &hash(&format!("sign-up:{}:{email}", network(by))), FREE_MAILS).await?;
+    count_mail(app, &hash(&format!("sign-up:{email}")), FREE_ADDRESS).await
 }
 
 /// Counts a mail that resets a password, with or without an account. Returns `false` when too many
 /// were sent lately to send another. The last of those is then less than `WAIT_MAX` old. Its code
 /// is good for longer, so nobody can keep the owner from a good code.
-pub(super) async fn reset_mail(app: &App, by: By, email: &str) -> Result<bool> {
+pub(super) async fn reset_mail(app: &App, by: Actor, email: &str) -> Result<bool> {
     strangers_mail(app, by).await?;
     count(app, &hash(&format!("reset:{email}")), FREE_MAILS).await
 }
@@ -102,13 +106,13 @@ pub(super) async fn forgive_reset(app: &App, email: &str) -> Result<()> {
 }
 
 /// Counts an invitation by mail: by the inviter, and by the team and the invited e-mail.
-pub(crate) async fn invitation(app: &App, team: TeamId, by: By, email: &str) -> Result<()> {
-    told(app, &hash(&format!("inviter:{}", by.actor.id())), FREE_ADDRESS).await?;
-    told(app, &hash(&format!("invitation:{team}:{email}")), FREE_MAILS).await
+pub(crate) async fn invitation(app: &App, team: TeamId, by: Actor, email: &str) -> Result<()> {
+    count_mail(app, &hash(&format!("inviter:{}", by.principal.id())), FREE_ADDRESS).await?;
+    count_mail(app, &hash(&format!("invitation:{team}:{email}")), FREE_MAILS).await
 }
 
 /// Counts a mail, or returns an error with the time to wait.
-async fn told(app: &App, subject: &[u8; 32], free: i32) -> Result<()> {
+async fn count_mail(app: &App, subject: &[u8; 32], free: i32) -> Result<()> {
     if count(app, subject, free).await? {
         return Ok(());
     }

@@ -46,7 +46,12 @@ fn ask_password(what: &str) -> anyhow::Result<String> {
     ask(what)
 }
 
-fn keep(client: &Client, file: &Path, came: api::LoggedIn, form: Form) -> anyhow::Result<()> {
+fn store_session(
+    client: &Client,
+    file: &Path,
+    came: api::LoggedIn,
+    form: Form,
+) -> anyhow::Result<()> {
     let session = came.session_token.context("the platform gave no session")?;
     let before = ClientFile::load(file);
     // A key belongs to the platform that made it, so a key of another platform is dropped.
@@ -69,7 +74,7 @@ async fn login(wanted: Login, client: &Client, file: &Path, form: Form) -> anyho
     let password = ask_password("Password")?;
     let body = api::LogIn { email, password, program: true };
     let came: api::LoggedIn = client.post("/v1/auth/login", &body).await?;
-    keep(client, file, came, form)
+    store_session(client, file, came, form)
 }
 
 /// Runs `wrenn logout`.
@@ -107,7 +112,7 @@ async fn activate(
     let password = Some(ask_password("Password of the account, or a new one if it has none")?);
     let body = api::Activate { token, password, name: wanted.name, program: true };
     let came: api::LoggedIn = client.post("/v1/auth/activate", &body).await?;
-    keep(client, file, came, form)
+    store_session(client, file, came, form)
 }
 
 /// Runs `wrenn reset-password`.

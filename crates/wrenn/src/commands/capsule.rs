@@ -1,6 +1,6 @@
 //! `wrenn capsule …`: the dispatch, and the commands without a file of their own.
 
-use super::{cp, exec, keep, port, shell};
+use super::{cp, exec, lifecycle, port, shell};
 use crate::cli;
 use crate::client::{Client, Refused};
 use crate::output::{self, Form, Progress};
@@ -24,12 +24,12 @@ pub(crate) async fn capsule(
         cli::Capsule::Shell(command) => {
             return Ok(shell::shell(command, client).await.unwrap_or_else(|e| failed(&e, form)));
         }
-        cli::Capsule::Pause(pause) => keep::pause(&pause, client, form).await?,
-        cli::Capsule::Resume(resume) => keep::resume(&resume, client, form).await?,
-        cli::Capsule::Fork(fork) => keep::fork(&fork, client, form).await?,
-        cli::Capsule::Snapshot(snapshot) => keep::snapshot(snapshot, client, form).await?,
-        cli::Capsule::Timeout(timeout) => keep::timeout(&timeout, client, form).await?,
-        cli::Capsule::Network(network) => keep::network(network, client, form).await?,
+        cli::Capsule::Pause(pause) => lifecycle::pause(&pause, client, form).await?,
+        cli::Capsule::Resume(resume) => lifecycle::resume(&resume, client, form).await?,
+        cli::Capsule::Fork(fork) => lifecycle::fork(&fork, client, form).await?,
+        cli::Capsule::Snapshot(snapshot) => lifecycle::snapshot(snapshot, client, form).await?,
+        cli::Capsule::Timeout(timeout) => lifecycle::timeout(&timeout, client, form).await?,
+        cli::Capsule::Network(network) => lifecycle::network(network, client, form).await?,
         cli::Capsule::Cp(cp) => cp::cp(&cp, client, form).await?,
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
         cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
@@ -77,14 +77,14 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
         vcpus: create.vcpus,
         memory_mb: create.memory_mb,
         disk_mb: create.disk_mb,
-        timeout_sec: create.idle.map(keep::seconds),
-        timeout: create.timeout.map(keep::seconds),
+        timeout_sec: create.idle.map(lifecycle::seconds),
+        timeout: create.timeout.map(lifecycle::seconds),
         on_timeout: create.on_timeout,
         auto_resume: create.auto_resume,
         public_ports: create.public,
         public_traffic: create.public_traffic,
         host_header: create.host_header,
-        network: keep::rules(create.network),
+        network: lifecycle::rules(create.network),
         host_tags: create.host_tags,
         envs: create.envs.into_iter().collect(),
         metadata: create.metadata.into_iter().collect(),

@@ -38,7 +38,7 @@ pub(super) async fn list(capsule: &str, client: &Client, form: Form) -> anyhow::
 pub(super) async fn url(url: &cli::Url, client: &Client, form: Form) -> anyhow::Result<()> {
     let Some(expires) = url.expires else {
         let path = port_path(&url.capsule, url.port, "")?;
-        return shown(&client.get::<api::Port>(&path).await?, form);
+        return render(&client.get::<api::Port>(&path).await?, form);
     };
     let seconds = u32::try_from(expires.as_secs()).context("--expires must be at most 30 days")?;
     let body = api::MakeLink { expires_sec: Some(seconds) };
@@ -60,10 +60,10 @@ pub(super) async fn publish(
 ) -> anyhow::Result<()> {
     let request = client.request(Method::PUT, &port_path(capsule, port, "")?);
     let answer = client.send(request.json(&api::SetPort { public })).await?;
-    shown(&answer.json().await?, form)
+    render(&answer.json().await?, form)
 }
 
-fn shown(port: &api::Port, form: Form) -> anyhow::Result<()> {
+fn render(port: &api::Port, form: Form) -> anyhow::Result<()> {
     if form == Form::Json {
         return output::json(port);
     }

@@ -1,6 +1,6 @@
 //! `wrenn team`: commands about the current team and the list of teams.
 
-use super::shown;
+use super::render;
 use crate::cli::{Limits, Team};
 use crate::client::Client;
 use crate::client_file::ClientFile;
@@ -18,27 +18,27 @@ pub(crate) async fn team(
         Team::List => list(client, form).await,
         Team::Create { name } => {
             let made: api::Team = client.post("/v1/teams", &api::NameTeam { name }).await?;
-            shown(&made, &made.id, form)
+            render(&made, &made.id, form)
         }
         Team::Use { team } => use_team(&team, client, file).await,
         Team::Rename { name } => {
             let path = path(client, "").await?;
             let change = api::ChangeTeam { name: Some(name), isolation: None };
             let named: api::Team = client.patch(&path, &change).await?;
-            shown(&named, &named.name, form)
+            render(&named, &named.name, form)
         }
         Team::Require { tier } => {
             let path = path(client, "").await?;
             let change = api::ChangeTeam { name: None, isolation: Some(tier) };
             let changed: api::Team = client.patch(&path, &change).await?;
-            shown(&changed, &changed.isolation, form)
+            render(&changed, &changed.isolation, form)
         }
         Team::Members => members(client, form).await,
         Team::Invite(invite) => {
             let body = api::InviteMember { email: invite.email, role: invite.role };
             let path = path(client, "/invitations").await?;
             let made: api::Invitation = client.post(&path, &body).await?;
-            shown(&made, &made.id, form)
+            render(&made, &made.id, form)
         }
         Team::Invitations => invitations(client, form).await,
         Team::Uninvite { invitation } => {
@@ -47,7 +47,7 @@ pub(crate) async fn team(
         Team::Accept { token } => {
             let body = api::AcceptInvitation { token };
             let joined: api::Team = client.post("/v1/invitations/accept", &body).await?;
-            shown(&joined, &format!("{} of {}", joined.role, joined.name), form)
+            render(&joined, &format!("{} of {}", joined.role, joined.name), form)
         }
         Team::Role { member, role } => {
             let path = path(client, &format!("/members/{}", id_of(client, &member).await?)).await?;

@@ -1,6 +1,6 @@
 //! `wrenn user`: the admins' commands about the platform's users.
 
-use super::{agreed, shown};
+use super::{agreed, render};
 use crate::cli::User;
 use crate::client::Client;
 use crate::output::{self, Form};
@@ -22,7 +22,7 @@ pub(crate) async fn user(command: User, client: &Client, form: Form) -> anyhow::
                 "A mail with a code for `wrenn activate` was sent; where the platform has no mail \
                  server, it is in its outbox (`outbox` in WRENN_DIR)",
             );
-            return shown(&made, &made.id, form);
+            return render(&made, &made.id, form);
         }
         User::Erase { user, yes } => {
             let id = user_id(client, &user).await?;
@@ -37,7 +37,7 @@ pub(crate) async fn user(command: User, client: &Client, form: Form) -> anyhow::
     };
     let path = format!("/v1/admin/users/{}", user_id(client, &user).await?);
     let user: api::User = client.patch(&path, &changed).await?;
-    shown(&user, &user.id, form)
+    render(&user, &user.id, form)
 }
 
 /// Returns a user's id, given the id or the user's e-mail address.

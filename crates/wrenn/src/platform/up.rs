@@ -72,8 +72,13 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     let agent = host_agent::start(config, &tasks).await?;
     let own = Own::serve(&up.dir, agent, &authority.0, internal, (up.plaintext, &tasks))?;
     let (plaintext, listens) = (up.plaintext, Listening::of(&api, https.as_ref())?);
-    let settings =
-        up.control_plane.told(database, Some(authority), plaintext, listens, Some(&up.dir))?;
+    let settings = up.control_plane.to_settings(
+        database,
+        Some(authority),
+        plaintext,
+        listens,
+        Some(&up.dir),
+    )?;
     let app = App::start(settings, &tasks).await?;
     let url = reachable(listens.plain);
     introduce(&app, &url, &up.client_file).await?;

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
-use control_plane::{Accounts as Told, MailSettings, Provider, SignUp};
+use control_plane::{Accounts as AccountSettings, MailSettings, Provider, SignUp};
 use std::path::{Path, PathBuf};
 
 /// Flags about users and the audit log.
@@ -69,7 +69,7 @@ fn given(text: Option<&String>) -> Option<String> {
 impl Accounts {
     /// Builds the control plane's settings of users. `url` is the API's URL unless another was
     /// given.
-    pub(super) fn told(&self, url: &str) -> anyhow::Result<Told> {
+    pub(super) fn to_settings(&self, url: &str) -> anyhow::Result<AccountSettings> {
         let sign_up = match self.signup.as_str() {
             "open" => SignUp::Open,
             "off" => SignUp::Off,
@@ -77,7 +77,7 @@ impl Accounts {
         };
         let url = given(self.api_url.as_ref()).unwrap_or_else(|| url.to_owned());
         let url = url.trim_end_matches('/').to_owned();
-        Ok(Told::new(sign_up, self.providers()?, url, self.webhook_private))
+        Ok(AccountSettings::new(sign_up, self.providers()?, url, self.webhook_private))
     }
 
     fn providers(&self) -> anyhow::Result<Vec<Provider>> {

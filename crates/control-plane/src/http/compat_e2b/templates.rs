@@ -42,7 +42,7 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<Vec<Template>>> {
-    let shown = |row: db::templates::Template| Template {
+    let to_api = |row: db::templates::Template| Template {
         template_id: TemplateId(row.id).to_string(),
         build_id: row.id.to_string(),
         build_status: "ready",
@@ -57,7 +57,7 @@ pub(super) async fn list(
         envd_version: protocol::ENVD_VERSION,
     };
     let rows = db::templates::list(&app.db, caller.team).await?;
-    Ok(Json(rows.into_iter().map(shown).collect()))
+    Ok(Json(rows.into_iter().map(to_api).collect()))
 }
 
 #[derive(Serialize)]

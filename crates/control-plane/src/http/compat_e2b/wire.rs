@@ -2,8 +2,8 @@
 //! E2B's service does.
 
 use crate::auth::Caller;
-use crate::capsules::Figures;
-use crate::capsules::network::shown;
+use crate::capsules::GuestStats;
+use crate::capsules::network::to_api;
 use crate::db::capsules::Capsule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -235,7 +235,7 @@ struct Lifecycle {
 impl Detail {
     pub(super) fn new(row: Capsule, domain: &str, caller: Caller) -> Self {
         let executes = caller.executes(&row);
-        let api::Network { allow, deny, .. } = shown(&row.egress);
+        let api::Network { allow, deny, .. } = to_api(&row.egress);
         Self {
             envd_access_token: executes.then(|| row.envd_token.clone()),
             allow_internet_access: !nothing(&row.egress),
@@ -335,17 +335,17 @@ pub(super) struct Metric {
 
 impl Metric {
     /// Makes a metric with the guest's own time. Returns `None` if that time is out of range.
-    pub(super) fn new(figures: Figures) -> Option<Self> {
+    pub(super) fn new(stats: GuestStats) -> Option<Self> {
         Some(Self {
-            timestamp: OffsetDateTime::from_unix_timestamp(figures.ts).ok()?,
-            timestamp_unix: figures.ts,
-            cpu_count: figures.cpu_count,
-            cpu_used_pct: figures.cpu_used_pct,
-            mem_used: figures.mem_used,
-            mem_total: figures.mem_total,
-            mem_cache: figures.mem_cache,
-            disk_used: figures.disk_used,
-            disk_total: figures.disk_total,
+            timestamp: OffsetDateTime::from_unix_timestamp(stats.ts).ok()?,
+            timestamp_unix: stats.ts,
+            cpu_count: stats.cpu_count,
+            cpu_used_pct: stats.cpu_used_pct,
+            mem_used: stats.mem_used,
+            mem_total: stats.mem_total,
+            mem_cache: stats.mem_cache,
+            disk_used: stats.disk_used,
+            disk_total: stats.disk_total,
         })
     }
 }

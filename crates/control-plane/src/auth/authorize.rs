@@ -3,11 +3,11 @@
 
 use super::admission::{Admission, Credential, Identity};
 use super::origin::{Peer, Transport};
-use super::policy::{Action, Grants, Resource};
+use super::policy::{Action, Permissions, Resource};
 use super::revocations::Basis;
-use super::{Caller, Operator, SignedIn, Stranger, session};
+use super::{Anonymous, Caller, Operator, Session, session};
 use crate::app::App;
-use crate::audit::{Actor, By, Noted};
+use crate::audit::{Actor, AuditEvent, Principal};
 use crate::db::keys::Key;
 use crate::error::{Error, Failure, Result};
 use crate::http::rules::{self, Rule};
@@ -27,7 +27,11 @@ use uuid::Uuid;
 pub(crate) const TEAM: &str = "x-wrenn-team";
 
 /// Passes a request to its handler, or answers with the reason of a refusal.
-pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(crate) async fn authorize(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let Some(pattern) = request.extensions().get::<MatchedPath>().cloned() else {
         return next.run(request).await;
     };
@@ -42,10 +46,10 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     parts.extensions.insert(transport);
     let mut gate = Gate {
         app: &app,
-        by: By { actor: Actor::Nobody, from },
+        by: Actor { principal: Principal::Nobody, from },
         team: PLATFORM_TEAM,
         transport,
-        shown: None,
+        verified: None,
         payer: Payer::Network(
             from.map(Into::into),
             from.map_or(Standing::Stranger, |from| app.load.standing(from)),
@@ -54,7 +58,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     };
     // The count is taken before the first look-up, so that no change in between is missed.
     let seen = app.revocations.count();
-    match gate.admit(rule, &mut parts).await {
+    match gate.authorize(rule, &mut parts).await {
         Ok(()) => {
             let under_way = gate.under_way.clone();
             parts.extensions.insert(gate.payer);
@@ -62,7 +66,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
             if app.audit_access && rule == Rule::Team(Action::CapsulesExec) {
                 gate.note("capsule.access", parts.uri.path(), None);
             }
-            let admission = gate.shown.map(|(credential, basis)| {
+            let admission = gate.verified.map(|(credential, basis)| {
                 let team = matches!(rule, Rule::Team(_)).then_some(gate.team);
                 let (app, resource) = (Arc::clone(&app), resource(&parts));
                 Admission { app, credential, rule, team, resource, basis, seen }
@@ -94,11 +98,11 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
 /// Facts about a caller, as far as the gate has found them.
 struct Gate<'a> {
     app: &'a App,
-    by: By,
+    by: Actor,
     team: TeamId,
     transport: Transport,
     /// Credential that was shown, once it is known to be good.
-    shown: Option<(Credential, Basis)>,
+    verified: Option<(Credential, Basis)>,
     /// Holder of the share that the request's body is taken from.
     payer: Payer,
     /// Shares that the request holds until its answer has ended.
@@ -106,7 +110,7 @@ struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    async fn admit(&mut self, rule: Rule, parts: &mut Parts) -> Result<()> {
+    async fn authorize(&mut self, rule: Rule, parts: &mut Parts) -> Result<()> {
         match rule {
             Rule::Open => {
                 if parts.uri.path().starts_with("/v1/auth/") {
@@ -118,7 +122,7 @@ impl Gate<'_> {
                         return Err(Error::NotOurPage);
                     }
                 }
-                parts.extensions.insert(Stranger(self.by));
+                parts.extensions.insert(Anonymous(self.by));
             }
             // The handler's `HostCaller` checks the host's token.
             Rule::Host => {}
@@ -126,7 +130,7 @@ impl Gate<'_> {
                 let Identity::User { user, session, .. } = self.identify(parts).await? else {
                     return Err(Error::UserOnly);
                 };
-                parts.extensions.insert(SignedIn { user, session, by: self.by });
+                parts.extensions.insert(Session { user, session, by: self.by });
             }
             Rule::Platform => {
                 let identity = self.identify(parts).await?;
@@ -139,8 +143,8 @@ impl Gate<'_> {
                 let caller = match self.in_team(parts).await {
                     // A user may be in no team, and must be able to see that.
                     Err(Error::NoTeam) => {
-                        let grants = Grants::default();
-                        Caller { by: self.by, grants, ..Caller::of(PLATFORM_TEAM) }
+                        let permissions = Permissions::default();
+                        Caller { by: self.by, permissions, ..Caller::of(PLATFORM_TEAM) }
                     }
                     found => found?,
                 };
@@ -166,21 +170,21 @@ impl Gate<'_> {
         } else {
             self.user(parts).await?
         };
-        let (actor, holder, rate) = match &identity {
+        let (principal, holder, rate) = match &identity {
             Identity::Key(key) => {
                 self.team = key.team();
                 let (who, rate) = (key.counted_as().0, key.limits.limits().requests_per_sec);
                 let person = key.creator().map_or(who, |user| user.0);
-                (Actor::Key(key.id()), Holder { who, person }, rate)
+                (Principal::Key(key.id()), Holder { who, person }, rate)
             }
             // The default limits apply to a user, in whatever team they act.
             Identity::User { user, .. } => {
                 let limits = self.app.directory.limits(&self.app.db, PLATFORM_TEAM).await?;
                 let holder = Holder { who: user.0, person: user.0 };
-                (Actor::User(*user), holder, limits.requests_per_sec)
+                (Principal::User(*user), holder, limits.requests_per_sec)
             }
         };
-        self.by.actor = actor;
+        self.by.principal = principal;
         self.payer = Payer::Caller(holder);
         if let Some(address) = self.by.from {
             self.app.load.vouch(address);
@@ -206,7 +210,7 @@ impl Gate<'_> {
     /// Finds the key or the user that a credential belongs to.
     async fn find(&mut self, credential: Credential) -> Result<Identity> {
         let identity = Identity::find(self.app, credential, self.by).await?;
-        self.shown = Some((credential, identity.basis(credential)));
+        self.verified = Some((credential, identity.basis(credential)));
         Ok(identity)
     }
 
@@ -258,25 +262,25 @@ impl Gate<'_> {
         };
         let (team, by, refused) = (self.team, self.by, error.is_some());
         let resource = what.chars().take(200).collect();
-        self.app.notes.note(Noted { team, by, action, resource, refused, code });
+        self.app.audit_buffer.note(AuditEvent { team, by, action, resource, refused, code });
     }
 }
 
 /// Returns a key as a caller. The key may do only actions that its scopes and its maker's current
 /// role both allow.
-pub(crate) async fn key_caller(app: &App, key: &Key, by: By) -> Result<Caller> {
-    let (mut grants, mut operator) = (key.grants(), key.operator);
+pub(crate) async fn key_caller(app: &App, key: &Key, by: Actor) -> Result<Caller> {
+    let (mut permissions, mut operator) = (key.permissions(), key.operator);
     if let Some(creator) = key.creator() {
         let person = app.directory.person(&app.db, creator).await?;
         let person = person.ok_or(Error::Unauthenticated)?;
         let role = person.role(key.team()).ok_or(Error::Unauthenticated)?;
-        grants = grants.and(role.grants());
+        permissions = permissions.and(role.permissions());
         operator = operator && person.admin;
     }
-    let by = By { actor: Actor::Key(key.id()), ..by };
-    let (team, only, limits) = (key.team(), key.only(), key.limits.limits());
+    let by = Actor { principal: Principal::Key(key.id()), ..by };
+    let (team, scope, limits) = (key.team(), key.scope(), key.limits.limits());
     let (counted_as, maker) = (Some(key.counted_as()), key.creator());
-    Ok(Caller { team, by, grants, only, operator, limits, counted_as, maker })
+    Ok(Caller { team, by, permissions, scope, operator, limits, counted_as, maker })
 }
 
 /// Returns the resource that a route's path names.

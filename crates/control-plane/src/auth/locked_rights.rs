@@ -5,9 +5,9 @@
 //! Every transaction takes its locks in this order: the lock of admins, users by their ids, the
 //! team, and then the rest. The lock of a team also orders changes to its members and keys.
 
-use super::policy::{Action, Grants, Resource};
-use super::{Caller, SignedIn};
-use crate::audit::{Actor, By};
+use super::policy::{Action, Permissions, Resource};
+use super::{Caller, Session};
+use crate::audit::{Actor, Principal};
 use crate::db;
 use crate::db::makers::Maker;
 use crate::db::users::User;
@@ -16,9 +16,9 @@ use sqlx::PgConnection;
 use types::{PLATFORM_TEAM, UserId};
 
 /// A caller whose rights hold until the transaction ends.
-pub(crate) struct Standing {
+pub(crate) struct LockedRights {
     pub maker: Maker,
-    pub grants: Grants,
+    pub permissions: Permissions,
     /// Key that the caller uses.
     pub key: Option<db::keys::Row>,
     /// Set for callers who may act on the whole platform.
@@ -26,11 +26,11 @@ pub(crate) struct Standing {
 }
 
 /// Locks the caller's team, and checks that the caller may still do something there.
-pub(crate) async fn stand(
+pub(crate) async fn lock_rights(
     tx: &mut PgConnection,
     caller: Caller,
     action: Action,
-) -> Result<Standing> {
+) -> Result<LockedRights> {
     let maker = db::makers::of(tx, caller.by).await?;
     let person = hold_maker(tx, maker).await?;
     if !db::teams::lock(tx, caller.team).await? {
@@ -42,22 +42,22 @@ pub(crate) async fn stand(
     };
     let admin = person.as_ref().is_none_or(|person| person.is_admin);
     let operator = admin && key.as_ref().map_or(person.is_some(), |key| key.operator);
-    let mut grants = caller.grants;
+    let mut permissions = caller.permissions;
     if caller.team == PLATFORM_TEAM {
         // The platform's team has no members, so the operator's right decides.
-        if !operator && caller.by.actor != Actor::System {
+        if !operator && caller.by.principal != Principal::System {
             return Err(Error::Forbidden("platform"));
         }
     } else if let Some(person) = &person {
         let gone = if key.is_some() { Error::Unauthenticated } else { Error::NotFound("team") };
         let role = db::teams::role(tx, caller.team, person.id()).await?.ok_or(gone)?;
-        grants = role.grants();
+        permissions = role.permissions();
         if let Some(key) = &key {
-            grants = grants.and(key.grants());
+            permissions = permissions.and(key.permissions());
         }
     }
-    Caller { grants, ..caller }.may(action, Resource::Team)?;
-    Ok(Standing { maker, grants, key, operator })
+    Caller { permissions, ..caller }.may(action, Resource::Team)?;
+    Ok(LockedRights { maker, permissions, key, operator })
 }
 
 /// Holds the user whose rights a change rests on; the user must be active.
@@ -68,7 +68,7 @@ async fn hold_maker(tx: &mut PgConnection, maker: Maker) -> Result<Option<User>>
 }
 
 /// Takes the lock of admins, and checks that an operator still is one.
-pub(crate) async fn stand_operator(tx: &mut PgConnection, by: By) -> Result<Maker> {
+pub(crate) async fn lock_operator(tx: &mut PgConnection, by: Actor) -> Result<Maker> {
     db::users::lock_admins(tx).await?;
     let maker = db::makers::of(tx, by).await?;
     hold_maker(tx, maker).await?;
@@ -82,7 +82,7 @@ pub(crate) async fn stand_operator(tx: &mut PgConnection, by: By) -> Result<Make
 }
 
 /// Locks a user who has signed in, and checks that they are active and that the session stands.
-pub(crate) async fn stand_user(tx: &mut PgConnection, who: SignedIn) -> Result<User> {
+pub(crate) async fn lock_user(tx: &mut PgConnection, who: Session) -> Result<User> {
     let user = db::users::lock(&mut *tx, who.user).await?.filter(User::is_active);
     let user = user.ok_or(Error::Unauthenticated)?;
     match db::sessions::hold(tx, who.user, who.session).await? {

@@ -3,14 +3,14 @@
 
 use super::quota::Quota;
 use super::waiters::Waiter;
-use super::{RACES, get, life, network, transition};
+use super::{RACES, get, lifetime, network, transition};
 use crate::app::App;
-use crate::audit::{By, Entry};
+use crate::audit::{Actor, Entry};
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::scheduler::Ask;
+use crate::scheduler::PlacementRequest;
 use protocol::host::{PauseCapsuleRequest, ResumeCapsuleRequest};
 use std::future::Future;
 use std::time::Duration;
@@ -68,7 +68,7 @@ pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Re
     }
     let id = capsule.id();
     // The error of a capsule that has ended does not matter, since its row shows the end next.
-    let _ = life::ping(app, caller, id).await;
+    let _ = lifetime::ping(app, caller, id).await;
     if let Some(host) = capsule.host_id {
         crate::reconcile::run(app, HostId(host)).await;
     }
@@ -136,7 +136,10 @@ pub(crate) async fn pause(
         }
         let at = app.clone();
         let paused =
-            detached(app, async move { Box::pin(keep(&at, caller, capsule, memory)).await });
+            detached(
+                app,
+                async move { Box::pin(pause_running(&at, caller, capsule, memory)).await },
+            );
         if let Some(paused) = paused.await? {
             return Ok(paused);
         }
@@ -145,7 +148,7 @@ pub(crate) async fn pause(
 }
 
 /// Pauses a capsule that was seen running. Returns `None` when another change was faster.
-async fn keep(
+async fn pause_running(
     app: &App,
     caller: Caller,
     capsule: Capsule,
@@ -184,7 +187,7 @@ async fn keep(
 
 /// Options of a resume.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct ResumeRequest {
     /// Lifetime in seconds; `None` for no limit.
     pub timeout: Option<u32>,
     /// Ignores the snapshot's memory, and boots from its disk.
@@ -195,7 +198,7 @@ pub(crate) struct Wanted {
     pub patient: bool,
 }
 
-impl Wanted {
+impl ResumeRequest {
     /// Names the resume by its parameters.
     fn name(self) -> String {
         let Self { timeout, cold, snapshot, patient: _ } = self;
@@ -217,9 +220,9 @@ pub(crate) async fn resume(
     app: &App,
     caller: Caller,
     id: CapsuleId,
-    wanted: Wanted,
+    wanted: ResumeRequest,
 ) -> Result<Capsule> {
-    life::check_timeout(wanted.timeout)?;
+    lifetime::check_timeout(wanted.timeout)?;
     let seen = get(app, caller, id).await?;
     let joined = wanted.joins(&seen)?;
     let capsule = settled(app, caller, id).await?;
@@ -240,14 +243,14 @@ pub(crate) async fn resume(
         return Err(Error::StartFailed("the resume that was under way failed".to_owned()));
     }
     let at = app.clone();
-    detached(app, async move { Box::pin(bring_back(&at, caller, capsule, wanted)).await }).await
+    detached(app, async move { Box::pin(resume_paused(&at, caller, capsule, wanted)).await }).await
 }
 
-async fn bring_back(
+async fn resume_paused(
     app: &App,
     caller: Caller,
     capsule: Capsule,
-    wanted: Wanted,
+    wanted: ResumeRequest,
 ) -> Result<Capsule> {
     let (id, seen, before) = (capsule.id(), capsule.generation, capsule.state());
     let host = place(app, &capsule).await?;
@@ -272,7 +275,7 @@ async fn bring_back(
     let request = ResumeCapsuleRequest {
         capsule_id: id.to_string(),
         generation: generation.unsigned_abs(),
-        life: life::wire(&capsule, wanted.timeout).into(),
+        life: lifetime::wire(&capsule, wanted.timeout).into(),
         snapshot: wanted.snapshot,
         cold: wanted.cold,
         stored: stored(&capsule).unsigned_abs(),
@@ -283,27 +286,28 @@ async fn bring_back(
         ..Default::default()
     };
     daemon::failpoint("control.resuming").map_err(|e| Error::Internal(e.into()))?;
-    let started = std::time::Instant::now();
+    let clock = std::time::Instant::now();
     match app.agent(host).resume(request).await {
-        Ok(begun) => {
+        Ok(started) => {
             metrics::histogram!("wrenn_capsule_resume_seconds")
-                .record(started.elapsed().as_secs_f64());
-            let left = begun.left.map(|left| left.as_secs_f64());
+                .record(clock.elapsed().as_secs_f64());
+            let left = started.left.map(|left| left.as_secs_f64());
             db::capsules::set_end(&app.db, id, generation, left).await?;
             transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
             let row = get(app, caller, id).await?;
             // The rules changed while the capsule was paused, after this request read them.
             if row.egress != capsule.egress {
-                Box::pin(network::carry_out(app, &row)).await?;
+                Box::pin(network::apply(app, &row)).await?;
             }
-            Ok(Capsule { booted: begun.booted, ..row })
+            Ok(Capsule { booted: started.booted, ..row })
         }
         // The capsule may run, or be about to. The reconciler asks the host.
         Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
         Err(error) => {
             // The capsule is still on its former host.
             db::capsules::place_back(&app.db, generation, &capsule).await?;
-            transition(app, id, generation, before, capsule.error.as_deref(), By::SYSTEM).await?;
+            transition(app, id, generation, before, capsule.error.as_deref(), Actor::SYSTEM)
+                .await?;
             Err(error)
         }
     }
@@ -343,17 +347,17 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         Some(id) => db::templates::isolation(&app.db, id).await?,
         None => Isolation::None,
     };
-    let ask = Ask {
+    let placement = PlacementRequest {
         team: capsule.team(),
         size: capsule.size(),
         template: "",
-        near: own,
+        preferred: own,
         fetches,
         tags: &[],
         isolation: team.max(template),
-        without: own.as_slice(),
+        excluded: own.as_slice(),
     };
-    app.fleet.place(&ask).await
+    app.fleet.place(&placement).await
 }
 
 /// Returns a capsule whose guest can answer. Resumes a paused capsule if its `auto_resume` is set.
@@ -362,8 +366,8 @@ pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Ca
     if capsule.auto_resume && capsule.state() != CapsuleState::Running {
         capsule = settled(app, caller, id).await?;
         if capsule.state() == CapsuleState::Paused {
-            let timeout = life::after_waking(&capsule);
-            let wanted = Wanted { timeout, patient: true, ..Wanted::default() };
+            let timeout = lifetime::after_waking(&capsule);
+            let wanted = ResumeRequest { timeout, patient: true, ..ResumeRequest::default() };
             capsule = Box::pin(resume(app, caller, id, wanted)).await?;
         }
     }
@@ -373,7 +377,7 @@ pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Ca
 
 /// Returns the reason that a guest did not answer: the capsule may have been paused meanwhile.
 /// `seen` is the capsule as it was when the guest was asked.
-pub(crate) async fn why(app: &App, seen: &Capsule, error: Error) -> Error {
+pub(crate) async fn classify_failure(app: &App, seen: &Capsule, error: Error) -> Error {
     if !matches!(error, Error::GuestUnavailable) {
         return error;
     }

@@ -1,7 +1,7 @@
 //! E2B's API over the functions of this system's own API, so that E2B's SDKs work unchanged. Its
 //! routes are absent from the OpenAPI document; `docs/e2b.md` lists them.
 
-mod life;
+mod lifecycle;
 mod list;
 mod names;
 mod sandboxes;
@@ -79,13 +79,13 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::kill))
         .route("/sandboxes/{id}/connect", post(sandboxes::connect))
         .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect))
-        .route("/sandboxes/{id}/timeout", post(life::timeout))
-        .route("/sandboxes/{id}/refreshes", post(life::refresh))
-        .route("/sandboxes/{id}/pause", post(life::pause))
-        .route("/sandboxes/{id}/resume", post(life::resume))
-        .route("/sandboxes/{id}/fork", post(life::fork))
+        .route("/sandboxes/{id}/timeout", post(lifecycle::timeout))
+        .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
+        .route("/sandboxes/{id}/pause", post(lifecycle::pause))
+        .route("/sandboxes/{id}/resume", post(lifecycle::resume))
+        .route("/sandboxes/{id}/fork", post(lifecycle::fork))
         .route("/sandboxes/{id}/snapshots", post(snapshots::create))
-        .route("/sandboxes/{id}/network", put(life::network))
+        .route("/sandboxes/{id}/network", put(lifecycle::network))
         .route("/sandboxes/{id}/metrics", get(stats::of_one))
         .route("/sandboxes/metrics", get(stats::of_many))
         .route("/sandboxes/{id}/logs", get(stats::logs))

@@ -46,7 +46,7 @@ pub(super) fn after_waking(capsule: &Capsule) -> Option<u32> {
 }
 
 /// Sets a capsule's end, counted from now, and its rules for timeouts.
-pub(crate) async fn set(
+pub(crate) async fn set_lifetime(
     app: &App,
     caller: Caller,
     id: CapsuleId,
@@ -79,12 +79,12 @@ pub(crate) async fn set(
         generation: capsule.generation.unsigned_abs(),
         ..Default::default()
     };
-    let left = app.agent_of(&capsule)?.keep(request).await?;
+    let left = app.agent_of(&capsule)?.set_lifetime(request).await?;
     let left = left.map(|left| left.as_secs_f64());
     let (on_timeout, idle) = (&capsule.on_timeout, capsule.timeout_sec);
     let rules = Rules { on_timeout, idle_sec: idle };
     let mut tx = app.db.begin().await?;
-    db::capsules::set_life(&mut *tx, id, capsule.generation, left, &rules).await?;
+    db::capsules::set_lifetime(&mut *tx, id, capsule.generation, left, &rules).await?;
     let what = json!({ "timeout": wanted.timeout, "on_timeout": on_timeout, "timeout_sec": idle });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_timeout", id).with(what);
     db::audit::write(&mut *tx, &entry).await?;
@@ -107,7 +107,7 @@ pub(crate) async fn extend(
         return Ok(capsule);
     }
     let wanted = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
-    set(app, caller, capsule.id(), &wanted).await
+    set_lifetime(app, caller, capsule.id(), &wanted).await
 }
 
 /// Counts a capsule as active, for its idle timeout.
@@ -115,5 +115,5 @@ pub(crate) async fn ping(app: &App, caller: Caller, id: CapsuleId) -> Result<()>
     let capsule = get(app, caller, id).await?;
     let capsule_id = id.to_string();
     let request = KeepCapsuleRequest { capsule_id, ..Default::default() };
-    app.agent_of(&capsule)?.keep(request).await.map(|_| ())
+    app.agent_of(&capsule)?.set_lifetime(request).await.map(|_| ())
 }

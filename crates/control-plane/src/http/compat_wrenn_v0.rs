@@ -26,7 +26,7 @@ use types::PLATFORM_TEAM;
 
 /// Mark of a request that was rewritten from the earlier API to this system's own path.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Earlier;
+pub(crate) struct CompatRequest;
 
 const ROOT: &str = "/api";
 /// Largest number of capsules in a list.
@@ -53,7 +53,7 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/api/v1/capsules/stats", get(stats))
         .route("/api/v1/capsules/usage", get(used))
         .route("/api/v1/capsules/{id}/metrics", get(metrics))
-        .route("/api/v1/snapshots", get(kept).post(keep))
+        .route("/api/v1/snapshots", get(list_snapshots).post(create_snapshot))
         .route("/api/v1/events/stream", get(stream))
 }
 
@@ -88,8 +88,8 @@ fn fits(pattern: &str, path: &str) -> bool {
 }
 
 async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Vec<api::Capsule>>> {
-    let rows = db::capsules::list(&app.db, caller.team, caller.only, None, LIST_MAX).await?;
-    Ok(Json(rows.into_iter().map(capsules::shown).collect()))
+    let rows = db::capsules::list(&app.db, caller.team, caller.scope, None, LIST_MAX).await?;
+    Ok(Json(rows.into_iter().map(capsules::to_api).collect()))
 }
 
 #[derive(serde::Deserialize)]
@@ -114,7 +114,7 @@ impl Range {
     }
 }
 
-/// Returns a team's running capsules over time, from the spans of their running. Older spans
+/// Returns a team's running capsules over time, from the intervals of their usage. Older ones
 /// survive only as daily sums, and do not appear.
 async fn stats(
     State(app): State<Arc<App>>,
@@ -176,7 +176,7 @@ async fn metrics(
 ) -> Result<Json<Value>> {
     let (name, _) = range.read("10m")?;
     let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
-    let points = capsules::figures(&app, &capsule).await?.map(|now| {
+    let points = capsules::guest_stats(&app, &capsule).await?.map(|now| {
         json!({
             "timestamp_unix": now.ts,
             "cpu_pct": now.cpu_used_pct,
@@ -194,7 +194,7 @@ struct Kind {
 }
 
 /// Lists templates and snapshots, which the earlier system did not distinguish.
-async fn kept(
+async fn list_snapshots(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(kind): Query<Kind>,
@@ -227,21 +227,21 @@ fn time_of(at: OffsetDateTime) -> Option<String> {
 }
 
 fn template(row: db::snapshots::Snapshot) -> Value {
-    let shown = snapshots::shown(row);
+    let snapshot = snapshots::to_api(row);
     json!({
-        "name": shown.name,
+        "name": snapshot.name,
         "type": "snapshot",
-        "vcpus": shown.vcpus,
-        "memory_mb": shown.memory_mb,
-        "size_bytes": shown.size_bytes,
-        "created_at": time_of(shown.created_at),
+        "vcpus": snapshot.vcpus,
+        "memory_mb": snapshot.memory_mb,
+        "size_bytes": snapshot.size_bytes,
+        "created_at": time_of(snapshot.created_at),
         "platform": false,
         "protected": false,
     })
 }
 
 #[derive(serde::Deserialize)]
-struct Keep {
+struct NewSnapshot {
     sandbox_id: String,
     name: Option<String>,
 }
@@ -252,11 +252,11 @@ struct Over {
     overwrite: bool,
 }
 
-async fn keep(
+async fn create_snapshot(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(over): Query<Over>,
-    Body(wanted): Body<Keep>,
+    Body(wanted): Body<NewSnapshot>,
 ) -> Result<(StatusCode, Json<Value>)> {
     let wanted = api::CreateSnapshot {
         capsule_id: wanted.sandbox_id,
@@ -270,15 +270,15 @@ async fn keep(
 
 async fn stream(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap) -> Result<Frames> {
     events::open(&app, caller, &headers, |event| {
-        let shown = told(&streams::shown(event));
-        axum::response::sse::Event::default().json_data(shown).ok()
+        let event = render(&streams::to_api(event));
+        axum::response::sse::Event::default().json_data(event).ok()
     })
     .await
 }
 
 /// Writes an event in the earlier system's words. The earlier system named the completed request,
 /// such as `capsule.create`.
-fn told(event: &api::Event) -> Value {
+fn render(event: &api::Event) -> Value {
     let before = event.data["previous"].as_str().unwrap_or("");
     let (kind, outcome) = match (event.event.as_str(), before) {
         ("capsule.running", "starting") => ("capsule.create", Some("success")),
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_told_by_what_was_asked_for() {
+    fn event_is_rendered_as_the_completed_request() {
         let event = |kind: &str, data: Value| api::Event {
             id: "1-1".to_owned(),
             team_id: String::new(),
@@ -342,12 +342,12 @@ mod tests {
             data,
             created_at: OffsetDateTime::UNIX_EPOCH,
         };
-        let made = told(&event("capsule.running", json!({ "previous": "starting" })));
+        let made = render(&event("capsule.running", json!({ "previous": "starting" })));
         assert_eq!(
             (&made["event"], &made["outcome"]),
             (&json!("capsule.create"), &json!("success"))
         );
-        let lost = told(&event("capsule.missing", json!({ "previous": "running" })));
+        let lost = render(&event("capsule.missing", json!({ "previous": "running" })));
         assert_eq!(lost["event"], "capsule.state.changed");
         assert_eq!(lost["metadata"], json!({ "from": "running", "to": "missing" }));
     }

@@ -63,12 +63,11 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
         OffsetDateTime::parse(text, &Rfc3339)
             .map_err(|_| Error::invalid("startedAfter", "must be a time as RFC 3339 has it"))
     });
-    let after = asked
-        .next_token
-        .as_deref()
-        .map(|text| place(text).ok_or_else(|| Error::invalid("nextToken", "is none of ours")));
+    let after = asked.next_token.as_deref().map(|text| {
+        parse_cursor(text).ok_or_else(|| Error::invalid("nextToken", "is none of ours"))
+    });
     let search = Search {
-        only: caller.only,
+        scope: caller.scope,
         states: &states(asked.state.as_deref())?,
         metadata: &metadata,
         template: asked.template.as_deref().map(names::untagged),
@@ -121,7 +120,7 @@ fn token(row: &Capsule) -> String {
 }
 
 /// Parses a token: start, to the microsecond, and id of the last sandbox on the previous page.
-fn place(token: &str) -> Option<(OffsetDateTime, Uuid)> {
+fn parse_cursor(token: &str) -> Option<(OffsetDateTime, Uuid)> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
     let (at, id) = text.split_once("__")?;
     let at: i128 = at.parse().ok()?;
@@ -149,9 +148,9 @@ mod tests {
         let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
         let id = Uuid::new_v4();
         let text = format!("{}__{id}", at.unix_timestamp_nanos() / 1000);
-        assert_eq!(place(&URL_SAFE_NO_PAD.encode(text)), Some((at, id)));
+        assert_eq!(parse_cursor(&URL_SAFE_NO_PAD.encode(text)), Some((at, id)));
         for garbage in ["", "x", "AAAA", &URL_SAFE_NO_PAD.encode("1__x"), &"9".repeat(400)] {
-            assert_eq!(place(garbage), None, "{garbage}");
+            assert_eq!(parse_cursor(garbage), None, "{garbage}");
         }
     }
 

@@ -2,15 +2,15 @@
 //! not answer, another one is tried.
 
 use super::quota::Quota;
-use super::{How, life, network, once, remove, transition};
-use crate::agent::Begun;
+use super::{CreateOptions, idempotency, lifetime, network, remove, transition};
+use crate::agent::Started;
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::{Caller, new_envd_token, random_hex};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::scheduler::Ask;
+use crate::scheduler::PlacementRequest;
 use protocol::host::CreateCapsuleRequest;
 use serde_json::json;
 use sqlx::types::Json;
@@ -23,7 +23,7 @@ use types::{CapsuleId, CapsuleState, Egress, HostId, Isolation, SnapshotId};
 const HOSTS_MAX: usize = 3;
 
 /// A capsule to start.
-pub(crate) struct Begin {
+pub(crate) struct CreateSpec {
     pub template_id: Option<uuid::Uuid>,
     pub template: String,
     /// Snapshot to start from; `None` for the template.
@@ -32,7 +32,7 @@ pub(crate) struct Begin {
     /// Lowest isolation tier that the template accepts.
     pub isolation: Isolation,
     /// Host that has the snapshot.
-    pub near: Option<HostId>,
+    pub preferred: Option<HostId>,
     /// Set if the store has the snapshot, too.
     pub stored: bool,
     /// Tags that the host must have.
@@ -46,30 +46,30 @@ pub(crate) struct Begin {
     pub public_traffic: bool,
     pub host_header: Option<String>,
     pub egress: Egress,
-    pub how: How,
+    pub options: CreateOptions,
     pub envs: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
 }
 
 /// Inserts a capsule's row and has a host make its machine.
-pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Capsule> {
+pub(crate) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Result<Capsule> {
     let row = row(caller, &wanted);
     let request = request(&row, &wanted);
     let quota = Quota::of(app, caller).await?;
-    let ask = Ask {
+    let placement = PlacementRequest {
         team: caller.team,
         size: row.size(),
         template: &wanted.template,
-        near: wanted.near,
+        preferred: wanted.preferred,
         // A host uploads its templates when it has the store, so other hosts with the store can
         // fetch them.
         fetches: wanted.snapshot.is_none() || wanted.stored,
         tags: &wanted.host_tags,
         isolation: wanted.isolation.max(quota.isolation()),
-        without: &[],
+        excluded: &[],
     };
     quota.rate(app)?;
-    let host = app.fleet.place(&ask).await?;
+    let host = app.fleet.place(&placement).await?;
     let mut row = Capsule { host_id: Some(host.0), ..row };
     let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mb": row.memory_mib,
         "snapshot": wanted.snapshot.map(|id| id.to_string()) });
@@ -77,16 +77,15 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
     let mut tx = app.db.begin().await?;
     quota.admit(&mut tx, &row).await?;
     db::capsules::insert(&mut tx, &row, &entry).await?;
-    if let Some(once) = &wanted.how.once
-        && !db::idempotency::insert(&mut *tx, caller.team, &once.key, &once.request, row.id())
-            .await?
+    if let Some(key) = &wanted.options.idempotency_key
+        && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id()).await?
     {
-        return Err(once::in_flight());
+        return Err(idempotency::in_flight());
     }
     tx.commit().await?;
     daemon::failpoint("control.starting").map_err(|e| Error::Internal(e.into()))?;
-    match make(app, &mut row, request, &ask).await {
-        Ok(begun) => begun_as(app, caller, &row, begun).await,
+    match make(app, &mut row, request, &placement).await {
+        Ok(started) => mark_running(app, caller, &row, started).await,
         Err(error) => {
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
             // If the removal fails, the reconciler repeats it.
@@ -99,7 +98,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, wanted: Begin) -> Result<Ca
 }
 
 /// Makes the row of a capsule that is about to start. Placement chooses its host later.
-fn row(caller: Caller, wanted: &Begin) -> Capsule {
+fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
     let now = OffsetDateTime::now_utc();
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let id = CapsuleId::new();
@@ -128,7 +127,7 @@ fn row(caller: Caller, wanted: &Begin) -> Capsule {
         public_traffic: wanted.public_traffic,
         host_header: wanted.host_header.clone(),
         egress: Json(wanted.egress.clone()),
-        e2b: wanted.how.e2b,
+        e2b: wanted.options.e2b,
         booted: false,
         stored: 0,
         stored_tree: String::new(),
@@ -146,7 +145,7 @@ fn row(caller: Caller, wanted: &Begin) -> Capsule {
 }
 
 /// Makes the request for the host.
-fn request(row: &Capsule, wanted: &Begin) -> CreateCapsuleRequest {
+fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
     CreateCapsuleRequest {
         capsule_id: row.id().to_string(),
         template: row.template.clone(),
@@ -157,7 +156,7 @@ fn request(row: &Capsule, wanted: &Begin) -> CreateCapsuleRequest {
         envs: wanted.envs.clone().into_iter().collect(),
         generation: 1,
         snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
-        life: life::wire(row, wanted.timeout).into(),
+        life: lifetime::wire(row, wanted.timeout).into(),
         team_id: row.team().to_string(),
         egress: network::wire(&row.egress).into(),
         ..Default::default()
@@ -169,18 +168,18 @@ async fn make(
     app: &App,
     row: &mut Capsule,
     request: CreateCapsuleRequest,
-    ask: &Ask<'_>,
-) -> Result<Begun> {
-    let started = std::time::Instant::now();
+    placement: &PlacementRequest<'_>,
+) -> Result<Started> {
+    let clock = std::time::Instant::now();
     let mut tried = Vec::new();
     loop {
         let generation = row.generation.unsigned_abs();
         let request = CreateCapsuleRequest { generation, ..request.clone() };
         let error = match app.agent_of(row)?.create(request).await {
-            Ok(begun) => {
+            Ok(started) => {
                 metrics::histogram!("wrenn_capsule_create_seconds")
-                    .record(started.elapsed().as_secs_f64());
-                return Ok(begun);
+                    .record(clock.elapsed().as_secs_f64());
+                return Ok(started);
             }
             Err(error @ (Error::NoCapacity(_) | Error::HostUnavailable)) => error,
             Err(error) => return Err(error),
@@ -190,7 +189,7 @@ async fn make(
             app.fleet.suspect(host);
         }
         tried.extend(host);
-        let again = Ask { without: &tried, ..ask.clone() };
+        let again = PlacementRequest { excluded: &tried, ..placement.clone() };
         let next = if tried.len() < HOSTS_MAX { app.fleet.place(&again).await.ok() } else { None };
         // After the move, a machine on the last host belongs to no row, and is removed there.
         let moved = match next {
@@ -203,9 +202,14 @@ async fn make(
 }
 
 /// Marks the capsule as running.
-async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Result<Capsule> {
+async fn mark_running(
+    app: &App,
+    caller: Caller,
+    row: &Capsule,
+    started: Started,
+) -> Result<Capsule> {
     let id = row.id();
-    if let Some(left) = begun.left {
+    if let Some(left) = started.left {
         let left = Some(left.as_secs_f64());
         db::capsules::set_end(&app.db, id, row.generation, left).await?;
     }
@@ -215,7 +219,7 @@ async fn begun_as(app: &App, caller: Caller, row: &Capsule, begun: Begun) -> Res
     let row = db::capsules::find(&app.db, caller.team, id).await?;
     let runs = |row: &Capsule| moved.is_some() || row.state() == CapsuleState::Running;
     match row.filter(runs) {
-        Some(row) => Ok(Capsule { booted: begun.booted, ..row }),
+        Some(row) => Ok(Capsule { booted: started.booted, ..row }),
         None => Err(Error::Conflict("the capsule was deleted while it started".to_owned())),
     }
 }

@@ -40,8 +40,8 @@ pub(super) async fn of_one(
     if !contains_now {
         return Ok(Json(Vec::new()));
     }
-    let figures = capsules::figures(&app, &capsule).await?;
-    Ok(Json(figures.and_then(Metric::new).into_iter().collect()))
+    let stats = capsules::guest_stats(&app, &capsule).await?;
+    Ok(Json(stats.and_then(Metric::new).into_iter().collect()))
 }
 
 #[derive(serde::Deserialize)]
@@ -65,8 +65,8 @@ pub(super) async fn of_many(
     let of = async |id: &str| -> Option<(String, Metric)> {
         let id = sandbox_id(id).ok()?;
         let capsule = capsules::get(&app, caller, id).await.ok()?;
-        let figures = capsules::figures(&app, &capsule).await.ok()??;
-        Some((id.to_string(), Metric::new(figures)?))
+        let stats = capsules::guest_stats(&app, &capsule).await.ok()??;
+        Some((id.to_string(), Metric::new(stats)?))
     };
     let metrics = futures::stream::iter(ids).map(of).buffer_unordered(AT_ONCE);
     let sandboxes = metrics.filter_map(std::future::ready).collect().await;

@@ -2,7 +2,7 @@
 
 use super::jwt::Enrolled;
 use crate::app::App;
-use crate::audit::{By, Entry};
+use crate::audit::{Actor, Entry};
 use crate::capsules;
 use crate::db;
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub(crate) async fn heartbeat(app: &App, who: Enrolled, said: &api::Heartbeat) -
     if app.fleet.known(host).is_none_or(|known| known.templates != said.specs.templates) {
         super::enrol::share_templates(app, host, &said.specs).await?;
     }
-    let trusts = app.identity.as_ref().map(|identity| identity.trust_hash());
+    let trusts = app.cert_store.as_ref().map(|cert_store| cert_store.trust_hash());
     Ok(said.trust != trusts)
 }
 
@@ -54,7 +54,7 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
     }
     for capsule in db::capsules::list_lost(&app.db).await? {
         let (id, seen) = (capsule.id(), capsule.generation);
-        capsules::transition(app, id, seen, CapsuleState::Missing, None, By::SYSTEM).await?;
+        capsules::transition(app, id, seen, CapsuleState::Missing, None, Actor::SYSTEM).await?;
     }
     db::host_tokens::prune(&app.db).await?;
     Ok(())
@@ -76,10 +76,10 @@ pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
 
 pub(crate) async fn get(app: &App, id: HostId) -> Result<api::Host> {
     let found = db::hosts::find(&app.db, id).await?;
-    found.map(shown).ok_or(Error::NotFound("host"))
+    found.map(to_api).ok_or(Error::NotFound("host"))
 }
 
-pub(crate) async fn drain(app: &App, id: HostId, drain: bool, by: By) -> Result<api::Host> {
+pub(crate) async fn drain(app: &App, id: HostId, drain: bool, by: Actor) -> Result<api::Host> {
     let mut tx = app.db.begin().await?;
     if !db::hosts::set_draining(&mut *tx, id, drain).await? {
         return Err(Error::NotFound("host"));
@@ -93,7 +93,12 @@ pub(crate) async fn drain(app: &App, id: HostId, drain: bool, by: By) -> Result<
     get(app, id).await
 }
 
-pub(crate) async fn set_tags(app: &App, id: HostId, tags: &[String], by: By) -> Result<api::Host> {
+pub(crate) async fn set_tags(
+    app: &App,
+    id: HostId,
+    tags: &[String],
+    by: Actor,
+) -> Result<api::Host> {
     super::enrol::check_tags(tags)?;
     let mut tx = app.db.begin().await?;
     if !db::hosts::set_tags(&mut *tx, id, tags).await? {
@@ -124,7 +129,7 @@ pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
 
 /// Deletes a host. With `force`, also deletes a host that has capsules or snapshots, which are then
 /// lost.
-pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: By) -> Result<()> {
+pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: Actor) -> Result<()> {
     let host = get(app, id).await?;
     if force {
         db::hosts::set_draining(&app.db, id, true).await?;
@@ -144,7 +149,7 @@ pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: By) -> Result
 
 /// Removes the capsules and snapshots that only this host has. If the host does not answer, changes
 /// only the database.
-async fn give_up(app: &App, id: HostId, by: By) -> Result<()> {
+async fn give_up(app: &App, id: HostId, by: Actor) -> Result<()> {
     let answers = app.agent(id).describe().await.is_ok();
     let rows = db::capsules::list_by_host(&app.db, id).await?;
     let lost = rows.into_iter().filter(|row| !row.is_safe());
@@ -173,7 +178,7 @@ async fn give_up(app: &App, id: HostId, by: By) -> Result<()> {
 /// Converts a row to the API's form for a caller who does not own the host. It shows only the kind
 /// of host.
 pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
-    let host = shown(row);
+    let host = to_api(row);
     api::Host {
         name: host.id.clone(),
         address: String::new(),
@@ -191,7 +196,7 @@ pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn shown(row: db::hosts::Host) -> api::Host {
+pub(crate) fn to_api(row: db::hosts::Host) -> api::Host {
     api::Host {
         id: row.id().to_string(),
         name: row.name,

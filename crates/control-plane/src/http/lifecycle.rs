@@ -4,7 +4,7 @@
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules::{self, Wanted};
+use crate::capsules::{self, ResumeRequest};
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::State;
@@ -30,7 +30,7 @@ pub(crate) async fn pause(
 ) -> Result<Json<api::Capsule>> {
     let memory = wanted.memory.unwrap_or(true);
     let capsule = capsules::pause(&app, caller, capsule_id(&id)?, memory).await?;
-    Ok(Json(capsules::shown(capsule)))
+    Ok(Json(capsules::to_api(capsule)))
 }
 
 /// Resumes a paused capsule. Answers when its guest responds. After a failure the capsule stays
@@ -53,14 +53,14 @@ pub(crate) async fn resume(
     if wanted.snapshot == Some(0) {
         return Err(Error::invalid("snapshot", "must be at least 1"));
     }
-    let how = Wanted {
+    let request = ResumeRequest {
         timeout: wanted.timeout,
         cold: wanted.memory == Some(false),
         snapshot: wanted.snapshot.unwrap_or(0),
         patient: false,
     };
-    let capsule = capsules::resume(&app, caller, capsule_id(&id)?, how).await?;
-    Ok(Json(capsules::shown(capsule)))
+    let capsule = capsules::resume(&app, caller, capsule_id(&id)?, request).await?;
+    Ok(Json(capsules::to_api(capsule)))
 }
 
 /// Creates capsules that start with the state of a running or paused capsule.
@@ -80,7 +80,7 @@ pub(crate) async fn fork(
     Body(wanted): Body<api::Fork>,
 ) -> Result<(StatusCode, Json<api::Forked>)> {
     let forked = capsules::fork(&app, caller, capsule_id(&id)?, &wanted).await?;
-    Ok((StatusCode::CREATED, Json(forked.shown(caller))))
+    Ok((StatusCode::CREATED, Json(forked.into_api(caller))))
 }
 
 /// Sets the end of a capsule's lifetime, counted from now, and the action at that end.
@@ -96,8 +96,8 @@ pub(crate) async fn timeout(
     Path(id): Path<String>,
     Body(wanted): Body<api::SetTimeout>,
 ) -> Result<Json<api::Capsule>> {
-    let capsule = capsules::set_life(&app, caller, capsule_id(&id)?, &wanted).await?;
-    Ok(Json(capsules::shown(capsule)))
+    let capsule = capsules::set_lifetime(&app, caller, capsule_id(&id)?, &wanted).await?;
+    Ok(Json(capsules::to_api(capsule)))
 }
 
 /// Replaces the rules for a capsule's outbound connections. For a running capsule, the rules apply
@@ -118,7 +118,7 @@ pub(crate) async fn network(
     Body(wanted): Body<api::Network>,
 ) -> Result<Json<api::Capsule>> {
     let capsule = capsules::network::set(&app, caller, capsule_id(&id)?, &wanted).await?;
-    Ok(Json(capsules::shown(capsule)))
+    Ok(Json(capsules::to_api(capsule)))
 }
 
 /// Records activity, so that the capsule is not paused as idle.

@@ -1,13 +1,13 @@
 //! The grounds on which a request to a capsule's port was admitted. They are kept while its body,
 //! answer or tunnel is under way. All of these end when the admission does.
 
-use super::access::{Admitted, Way};
+use super::access::{Admitted, GuestAccess};
 use super::links;
 use super::routes::Route;
 use super::target::Target;
 use crate::app::App;
-use crate::audit::By;
-use crate::auth::admit::key_caller;
+use crate::audit::Actor;
+use crate::auth::authorize::key_caller;
 use crate::auth::policy::{Action, Resource};
 use crate::auth::revocations::{Basis, Recheck, Subject, broken_off};
 use crate::db::keys::Key;
@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 
 /// An admission to a port.
 #[derive(Clone)]
-pub(super) struct Standing {
+pub(super) struct PortAdmission {
     pub app: Arc<App>,
     pub target: Target,
     /// The capsule at the time of admission.
@@ -39,7 +39,7 @@ pub(super) fn basis(target: Target, key: Option<(&Key, [u8; 32])>) -> Basis {
     }
 }
 
-impl Standing {
+impl PortAdmission {
     /// Ends an exchange when the admission no longer holds.
     pub(super) fn until(&self) -> hop::Until {
         let this = self.clone();
@@ -50,7 +50,7 @@ impl Standing {
     }
 }
 
-impl Recheck for Standing {
+impl Recheck for PortAdmission {
     async fn check(&self) -> Result<Basis> {
         let Self { app, target, route: before, .. } = self;
         let (route, key) = app.routes.find(app, target.capsule, self.key.as_ref(), None).await?;
@@ -66,18 +66,20 @@ impl Recheck for Standing {
                 let (Some(key), Some(hash)) = (key, self.key) else {
                     return Err(Error::Unauthenticated);
                 };
-                let caller = key_caller(app, &key, By::SYSTEM).await?;
+                let caller = key_caller(app, &key, Actor::SYSTEM).await?;
                 let resource = Resource::Capsule(target.capsule, route.template);
                 caller.may(Action::CapsulesExec, resource)?;
                 Ok(basis(*target, Some((&key, hash))))
             }
-            Admitted::Guest(Way::Public) => same(route.is_public(target.port)),
-            Admitted::Guest(Way::TrafficToken) => same(route.traffic_token == before.traffic_token),
+            Admitted::Guest(GuestAccess::Public) => same(route.is_public(target.port)),
+            Admitted::Guest(GuestAccess::TrafficToken) => {
+                same(route.traffic_token == before.traffic_token)
+            }
             // An expired signed link ends no transfer that had begun.
-            Admitted::Guest(Way::EnvdToken | Way::Signed) => {
+            Admitted::Guest(GuestAccess::EnvdToken | GuestAccess::Signed) => {
                 same(route.envd_token == before.envd_token)
             }
-            Admitted::Guest(Way::Cookie(link)) => {
+            Admitted::Guest(GuestAccess::Cookie(link)) => {
                 let now = OffsetDateTime::now_utc().unix_timestamp();
                 links::stands(app, *target, &route, &link, now).await
             }

@@ -13,13 +13,13 @@ use types::CapsuleState;
 const KEY_MAX: usize = 255;
 
 /// Idempotency key of a create.
-pub(crate) struct Once {
+pub(crate) struct IdempotencyKey {
     pub key: String,
     /// Hash of the request's body.
     pub request: [u8; 32],
 }
 
-impl Once {
+impl IdempotencyKey {
     /// Makes a key from the header `Idempotency-Key` and a request's body.
     pub(crate) fn new(key: &str, body: &[u8]) -> Result<Self> {
         let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -32,10 +32,14 @@ impl Once {
 }
 
 /// Returns the capsule that the key made before; `None` if it made none that ever ran.
-pub(super) async fn earlier(app: &App, caller: Caller, once: &Once) -> Result<Option<Capsule>> {
-    let found = db::idempotency::find(&app.db, caller.team, &once.key).await?;
+pub(super) async fn find_previous(
+    app: &App,
+    caller: Caller,
+    key: &IdempotencyKey,
+) -> Result<Option<Capsule>> {
+    let found = db::idempotency::find(&app.db, caller.team, &key.key).await?;
     let Some((request, capsule)) = found else { return Ok(None) };
-    if request != once.request || !caller.sees(&capsule) {
+    if request != key.request || !caller.sees(&capsule) {
         return Err(Error::KeyReused);
     }
     let state = capsule.state();
@@ -45,7 +49,7 @@ pub(super) async fn earlier(app: &App, caller: Caller, once: &Once) -> Result<Op
     let gone = matches!(state, CapsuleState::Stopping | CapsuleState::Stopped);
     if gone && capsule.started_at.is_none() {
         // The first create failed, and left nothing.
-        db::idempotency::forget(&app.db, caller.team, &once.key, capsule.id()).await?;
+        db::idempotency::forget(&app.db, caller.team, &key.key, capsule.id()).await?;
         return Ok(None);
     }
     Ok(Some(capsule))

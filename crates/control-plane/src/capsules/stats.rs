@@ -15,7 +15,7 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// Measurements of a guest, as envd makes them. Sizes are in bytes.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Figures {
+pub(crate) struct GuestStats {
     /// Time of the measurement, in seconds since 1970.
     pub ts: i64,
     pub cpu_count: u32,
@@ -29,7 +29,7 @@ pub(crate) struct Figures {
 }
 
 /// Returns a guest's current measurements; `None` for a capsule that is not running.
-pub(crate) async fn figures(app: &App, capsule: &Capsule) -> Result<Option<Figures>> {
+pub(crate) async fn guest_stats(app: &App, capsule: &Capsule) -> Result<Option<GuestStats>> {
     if capsule.state() != CapsuleState::Running {
         return Ok(None);
     }

@@ -1,6 +1,6 @@
 //! Changes of a sandbox: its lifetime, pauses, forks and network.
 
-use super::sandboxes::bring_back;
+use super::sandboxes::resume_sandbox;
 use super::wire::Error as Told;
 use super::wire::{Connect, Fork, Forked, Network, Pause, Sandbox, Timeout};
 use super::{concurrent, seen, settled};
@@ -27,7 +27,7 @@ pub(super) async fn timeout(
     let capsule = settled(&app, caller, &id).await?;
     let timeout = wanted.timeout.ok_or_else(|| Error::invalid("timeout", "is missing"))?;
     let timeout = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
-    capsules::set_life(&app, caller, capsule.id(), &timeout).await?;
+    capsules::set_lifetime(&app, caller, capsule.id(), &timeout).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -72,7 +72,7 @@ pub(super) async fn resume(
     if capsule.state() == CapsuleState::Running {
         return Err(Error::Conflict("the sandbox runs already".to_owned()));
     }
-    bring_back(&app, caller, &capsule, &wanted, REFRESH).await
+    resume_sandbox(&app, caller, &capsule, &wanted, REFRESH).await
 }
 
 pub(super) async fn fork(
@@ -93,12 +93,12 @@ pub(super) async fn fork(
     let wanted = api::Fork { count: wanted.count, timeout: wanted.timeout.or(left) };
     let forked = capsules::fork(&app, caller, source.id(), &wanted).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(Sandbox::new(row, app.public.authority(), caller)));
-    let told = |error: Error| {
+    let render = |error: Error| {
         let code = error.status().as_u16();
         Forked::Error(Told { code, message: concurrent(error).to_string() })
     };
     let all = forked.items.into_iter().map(made);
-    let all = all.chain(forked.errors.into_iter().map(told)).collect();
+    let all = all.chain(forked.errors.into_iter().map(render)).collect();
     Ok((StatusCode::CREATED, Json(all)))
 }
 

@@ -8,11 +8,11 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 const LOCK: i64 = 0x0077_7265_6e6e;
 
 /// Leadership, which lasts as long as its connection.
-pub(crate) struct Lead(PgConnection);
+pub(crate) struct LeaderLease(PgConnection);
 
-impl Lead {
+impl LeaderLease {
     /// Takes the lock; `None` when another replica holds it.
-    pub(crate) async fn take(db: &PgPool) -> sqlx::Result<Option<Self>> {
+    pub(crate) async fn try_acquire(db: &PgPool) -> sqlx::Result<Option<Self>> {
         // A server that does not hear from this process for half a minute releases the lock.
         let options: PgConnectOptions = db.connect_options().as_ref().clone();
         let mut connection = options
@@ -33,7 +33,7 @@ impl Lead {
     }
 
     /// Checks the connection. Fails when leadership is lost.
-    pub(crate) async fn stands(&mut self) -> sqlx::Result<()> {
+    pub(crate) async fn check(&mut self) -> sqlx::Result<()> {
         self.0.ping().await
     }
 }

@@ -5,10 +5,10 @@ use super::wire::{Connect, Detail, NewSandbox, Sandbox};
 use super::{concurrent, seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules::{self, How, Wanted};
+use crate::capsules::{self, CreateOptions, ResumeRequest};
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json as Body, Path, Sent, once};
+use crate::http::extract::{Json as Body, Path, Sent, idempotency_key};
 use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode};
@@ -24,7 +24,7 @@ pub(super) async fn create_v1(
     caller: Caller,
     Body(wanted): Body<NewSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
-    make(&app, caller, wanted, TIMEOUT_V1, How { e2b: true, once: None }).await
+    make(&app, caller, wanted, TIMEOUT_V1, CreateOptions { e2b: true, idempotency_key: None }).await
 }
 
 pub(super) async fn create(
@@ -33,8 +33,8 @@ pub(super) async fn create(
     headers: HeaderMap,
     Sent(wanted, body): Sent<NewSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
-    let how = How { e2b: true, once: once(&headers, &body)? };
-    make(&app, caller, wanted, TIMEOUT, how).await
+    let options = CreateOptions { e2b: true, idempotency_key: idempotency_key(&headers, &body)? };
+    make(&app, caller, wanted, TIMEOUT, options).await
 }
 
 async fn make(
@@ -42,9 +42,9 @@ async fn make(
     caller: Caller,
     wanted: NewSandbox,
     timeout: u32,
-    how: How,
+    options: CreateOptions,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
-    let made = capsules::create(app, caller, read(wanted, timeout)?, how).await;
+    let made = capsules::create(app, caller, read(wanted, timeout)?, options).await;
     let capsule = made.map_err(concurrent)?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
 }
@@ -124,11 +124,11 @@ pub(super) async fn connect(
             ));
         }
     }
-    bring_back(&app, caller, &capsule, &wanted, TIMEOUT).await
+    resume_sandbox(&app, caller, &capsule, &wanted, TIMEOUT).await
 }
 
 /// Resumes a sandbox, for `timeout` seconds unless the request names a lifetime.
-pub(super) async fn bring_back(
+pub(super) async fn resume_sandbox(
     app: &App,
     caller: Caller,
     capsule: &Capsule,
@@ -137,8 +137,8 @@ pub(super) async fn bring_back(
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let timeout = Some(wanted.timeout.unwrap_or(timeout));
     let cold = wanted.memory == Some(false);
-    let how = Wanted { timeout, cold, patient: true, ..Wanted::default() };
-    let resumed = capsules::resume(app, caller, capsule.id(), how).await;
+    let request = ResumeRequest { timeout, cold, patient: true, ..ResumeRequest::default() };
+    let resumed = capsules::resume(app, caller, capsule.id(), request).await;
     let capsule = resumed.map_err(concurrent)?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
 }
