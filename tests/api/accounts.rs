@@ -24,7 +24,7 @@ async fn refused(client: &Client, path: &str) {
 }
 
 #[tokio::test]
-async fn one_signs_up_activates_by_mail_and_signs_in() {
+async fn signup_is_activated_by_mailed_code_and_allows_login() {
     let platform = platform(&[("WRENN_SIGNUP", "open")]).await;
     let anyone = platform.client_with("");
     let account = json!({ "email": " Ada@Example.com ", "password": PASSWORD, "name": "Ada" });
@@ -60,7 +60,7 @@ async fn one_signs_up_activates_by_mail_and_signs_in() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_in_a_sign_up_is_named_and_makes_nothing() {
+async fn invalid_signup_names_field_and_creates_nothing() {
     let platform = platform(&[("WRENN_SIGNUP", "open")]).await;
     let anyone = platform.client_with("");
     let good = json!({ "email": "a@example.com", "password": PASSWORD, "name": "A" });
@@ -86,7 +86,7 @@ async fn what_is_wrong_in_a_sign_up_is_named_and_makes_nothing() {
 }
 
 #[tokio::test]
-async fn by_default_one_must_be_invited_and_the_answer_does_not_tell() {
+async fn default_signup_requires_invitation_and_answers_all_alike() {
     let platform = platform(&[]).await;
     let root = platform.user("root@example.com").await;
     let anyone = platform.client_with("");
@@ -110,7 +110,7 @@ async fn by_default_one_must_be_invited_and_the_answer_does_not_tell() {
 }
 
 #[tokio::test]
-async fn nothing_tells_whether_an_e_mail_has_an_account() {
+async fn auth_answers_do_not_reveal_registered_emails() {
     let platform = platform(&[]).await;
     platform.user("known@example.com").await;
     let anyone = platform.client_with("");
@@ -137,7 +137,7 @@ async fn nothing_tells_whether_an_e_mail_has_an_account() {
 }
 
 #[tokio::test]
-async fn failures_to_sign_in_are_throttled_by_account_and_forgiven() {
+async fn failed_logins_throttle_account_until_wait_is_over() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;
     platform.user("b@example.com").await;
@@ -179,7 +179,7 @@ async fn failures_to_sign_in_are_throttled_by_account_and_forgiven() {
 }
 
 #[tokio::test]
-async fn many_attempts_at_once_are_no_way_around_the_throttle() {
+async fn concurrent_logins_do_not_bypass_throttle() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -192,7 +192,7 @@ async fn many_attempts_at_once_are_no_way_around_the_throttle() {
 }
 
 #[tokio::test]
-async fn a_password_is_reset_by_mail_once_and_ends_every_session() {
+async fn password_reset_token_works_once_and_ends_all_sessions() {
     let platform = platform(&[]).await;
     let user = platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -211,7 +211,7 @@ async fn a_password_is_reset_by_mail_once_and_ends_every_session() {
 }
 
 #[tokio::test]
-async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
+async fn reset_flood_by_stranger_does_not_block_owner_reset() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -263,7 +263,7 @@ async fn a_stranger_who_asks_for_resets_keeps_nobody_from_one() {
 }
 
 #[tokio::test]
-async fn failures_in_ones_name_keep_nobody_from_changing_the_password() {
+async fn throttled_account_can_still_change_password_in_session() {
     let platform = platform(&[]).await;
     let user = platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -278,7 +278,7 @@ async fn failures_in_ones_name_keep_nobody_from_changing_the_password() {
 }
 
 #[tokio::test]
-async fn an_ipv6_network_is_one_address_and_of_what_is_forwarded_the_last_is_believed() {
+async fn throttle_counts_ipv6_network_once_and_trusts_last_forwarded_address() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -307,7 +307,7 @@ async fn an_ipv6_network_is_one_address_and_of_what_is_forwarded_the_last_is_bel
 }
 
 #[tokio::test]
-async fn a_token_that_is_too_late_is_none() {
+async fn expired_password_reset_token_is_refused() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -326,7 +326,7 @@ async fn a_token_that_is_too_late_is_none() {
 }
 
 #[tokio::test]
-async fn sessions_are_listed_ended_one_by_one_and_all_at_once() {
+async fn sessions_are_listed_and_ended_singly_or_all_together() {
     let platform = platform(&[]).await;
     let first = platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -361,7 +361,7 @@ async fn sessions_are_listed_ended_one_by_one_and_all_at_once() {
 }
 
 #[tokio::test]
-async fn a_signed_token_is_a_users_and_ends_with_their_session() {
+async fn jwt_authenticates_user_until_session_ends() {
     let platform = platform(&[]).await;
     let user = platform.user("a@example.com").await;
     let made = user.post("/v1/auth/token", &json!({})).await.expect(200);
@@ -377,7 +377,7 @@ async fn a_signed_token_is_a_users_and_ends_with_their_session() {
 }
 
 #[tokio::test]
-async fn a_cookie_is_of_use_to_pages_of_the_platform_alone() {
+async fn session_cookie_requires_csrf_token_and_own_origin() {
     let platform = platform(&[]).await;
     platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -429,7 +429,7 @@ async fn a_cookie_is_of_use_to_pages_of_the_platform_alone() {
 }
 
 #[tokio::test]
-async fn over_https_the_cookie_is_one_that_no_capsule_can_set() {
+async fn session_cookie_over_https_has_host_prefix() {
     let platform = platform(&[("WRENN_PUBLIC_URL", "https://wrenn.example.com")]).await;
     platform.user("a@example.com").await;
     let anyone = platform.client_with("");
@@ -441,7 +441,7 @@ async fn over_https_the_cookie_is_one_that_no_capsule_can_set() {
 }
 
 #[tokio::test]
-async fn there_is_always_an_admin_who_can_come_in() {
+async fn last_active_admin_cannot_be_removed() {
     let platform = platform(&[]).await;
     let root = platform.user("root@example.com").await;
     let id = root.get("/v1/me").await.expect(200)["id"].as_str().unwrap().to_owned();
@@ -470,7 +470,7 @@ async fn there_is_always_an_admin_who_can_come_in() {
 }
 
 #[tokio::test]
-async fn who_was_disabled_before_they_came_does_not_come() {
+async fn user_disabled_before_activation_cannot_activate() {
     let platform = platform(&[]).await;
     let root = platform.user("root@example.com").await;
     let body = json!({ "email": "a@example.com" });
@@ -489,7 +489,7 @@ async fn who_was_disabled_before_they_came_does_not_come() {
 }
 
 #[tokio::test]
-async fn who_is_disabled_is_out_at_once_with_their_keys_and_may_come_back() {
+async fn disabled_user_loses_login_and_keys_until_enabled() {
     let platform = platform(&[]).await;
     let root = platform.user("root@example.com").await;
     let user = platform.user("a@example.com").await;
@@ -515,7 +515,7 @@ async fn who_is_disabled_is_out_at_once_with_their_keys_and_may_come_back() {
 }
 
 #[tokio::test]
-async fn a_user_is_erased_with_what_was_theirs_and_the_log_forgets_who() {
+async fn user_erasure_removes_personal_data_and_anonymizes_audit_log() {
     let platform = platform(&[]).await;
     platform.user("root@example.com").await;
     let user = platform.user("gone@example.com").await;
@@ -554,7 +554,7 @@ async fn a_user_is_erased_with_what_was_theirs_and_the_log_forgets_who() {
 }
 
 #[tokio::test]
-async fn mail_is_sent_by_a_server_where_one_is_set() {
+async fn mail_goes_through_configured_smtp_server() {
     let server = Smtp::start().await;
     let vars = [("WRENN_SMTP_URL", server.url.as_str()), ("WRENN_MAIL_FROM", "W <w@example.com>")];
     let platform = platform(&vars).await;
@@ -571,7 +571,7 @@ async fn mail_is_sent_by_a_server_where_one_is_set() {
 }
 
 #[tokio::test]
-async fn without_mail_nobody_is_told_that_one_was_sent() {
+async fn user_creation_with_unreachable_mail_server_gets_mail_failed() {
     let mut platform = platform(&[("WRENN_SIGNUP", "open")]).await;
     platform.kill();
     // The mail server does not answer.

@@ -17,7 +17,7 @@ async fn actions(client: &Client, query: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_change_of_a_capsule_is_there_with_who_and_from_where() {
+async fn capsule_changes_are_audited_with_actor_and_address() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({})).await;
@@ -52,7 +52,7 @@ async fn every_change_of_a_capsule_is_there_with_who_and_from_where() {
 }
 
 #[tokio::test]
-async fn what_the_host_finds_is_the_hosts() {
+async fn pause_by_host_timeout_is_audited_with_host_as_actor() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "timeout": 1, "on_timeout": "pause" })).await;
@@ -64,7 +64,7 @@ async fn what_the_host_finds_is_the_hosts() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_counted_and_told_to_whom_it_concerns() {
+async fn refusals_are_counted_in_audit_log_of_their_team() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({})).await;
@@ -114,7 +114,7 @@ async fn what_is_refused_is_counted_and_told_to_whom_it_concerns() {
 }
 
 #[tokio::test]
-async fn it_is_read_by_pages_filtered_and_exported_and_nobody_elses_is() {
+async fn audit_log_is_paged_filtered_and_exported_per_team() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -162,7 +162,7 @@ async fn time_ago(db: &mut PgConnection, seconds: i32) -> String {
 
 /// A change and its audit entry are written together. A crash at any time leaves both or neither.
 #[tokio::test]
-async fn whatever_dies_there_is_no_change_without_its_entry_and_no_entry_without_its_change() {
+async fn crash_leaves_each_change_with_its_audit_entry_or_neither() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     for round in 0..4 {
         let client = platform.client();
@@ -195,7 +195,7 @@ async fn whatever_dies_there_is_no_change_without_its_entry_and_no_entry_without
 }
 
 #[tokio::test]
-async fn commands_and_files_are_noted_when_that_is_asked_for() {
+async fn command_access_is_audited_when_enabled() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_AUDIT_ACCESS", "1")]).await;
     let client = platform.client();
     let id = client.create(&json!({})).await;
@@ -210,7 +210,7 @@ async fn commands_and_files_are_noted_when_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_older_than_it_is_kept_is_forgotten() {
+async fn rows_older_than_retention_are_deleted() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_AUDIT_DAYS", "10")]).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let sql = "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, resource_type, \

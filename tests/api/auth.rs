@@ -259,7 +259,7 @@ fn refusal(takes: &str, may: &[&str], user: bool) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn each_route_serves_whom_it_should_and_nobody_else() {
+async fn each_route_serves_only_permitted_callers() {
     let (platform, team, id, clients) = callers().await;
     for (route, takes) in expected() {
         let (method, pattern) = route.split_once(' ').unwrap();
@@ -282,7 +282,7 @@ async fn each_route_serves_whom_it_should_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn nobody_comes_in_without_a_credential_that_is_good() {
+async fn invalid_credential_is_refused_on_every_protected_route() {
     let (platform, team, id, clients) = callers().await;
     let owner = &clients[3];
     let revoked = owner.post("/v1/api-keys", &json!({ "name": "gone" })).await.expect(201);
@@ -319,7 +319,7 @@ fn is_of_capsules(pattern: &str) -> bool {
 }
 
 #[tokio::test]
-async fn what_is_another_teams_is_not_there() {
+async fn resources_of_another_team_are_not_found() {
     let (platform, team, id, clients) = callers().await;
     let key = other_team(&platform).await;
     let user = platform.user("stranger@example.com").await;
@@ -365,7 +365,7 @@ async fn what_is_another_teams_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_key_is_stored_hashed_ends_and_is_revoked_and_no_log_holds_it() {
+async fn key_is_stored_hashed_expires_is_revoked_and_never_logged() {
     let (platform, client, id) = capsule().await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let dump: Vec<String> =
@@ -399,7 +399,7 @@ async fn a_key_is_stored_hashed_ends_and_is_revoked_and_no_log_holds_it() {
 
 /// A caller who may only look at a capsule gets no token that allows more, by any route.
 #[tokio::test]
-async fn no_answer_to_a_read_holds_a_token_for_who_may_only_read() {
+async fn read_only_caller_is_shown_no_capsule_token() {
     let (platform, team, id, clients) = callers().await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let sql = "SELECT traffic_token, envd_token FROM capsules";
@@ -429,7 +429,7 @@ async fn no_answer_to_a_read_holds_a_token_for_who_may_only_read() {
 
 /// With a warm cache, admission asks the database nothing. The database stands still meanwhile.
 #[tokio::test]
-async fn who_asks_again_is_known_without_the_database() {
+async fn cached_credential_is_admitted_without_database() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let user = platform.user("a@example.com").await;
     let key = scoped(&platform, &user, json!({ "name": "k" })).await;

@@ -16,7 +16,7 @@ fn page() -> Upstream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_capsules_page_tosses_no_cookie_into_the_platforms_own_pages() {
+async fn cookie_tossing_by_capsule_page_does_not_affect_platform_session() {
     let port = free_port();
     let public = format!("https://{DOMAIN}:{port}");
     let vars = [("WRENN_DOMAINS", DOMAIN), ("WRENN_PUBLIC_URL", &public)];

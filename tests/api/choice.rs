@@ -37,7 +37,7 @@ fn a_vmm_opens_kvm() -> bool {
 }
 
 #[test]
-fn an_old_firecracker_and_one_without_its_jailer_are_refused_with_the_fix() {
+fn old_or_unjailed_firecracker_is_refused_with_fix() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (firecracker(dir.path(), "1.15.0"), firecracker(dir.path(), "1.15.1"));
     let none = dir.path().join("none");
@@ -96,7 +96,7 @@ echo $! > $root/$exec.pid
 }
 
 #[test]
-fn firecracker_that_cannot_run_in_its_jail_is_refused_and_one_that_ends_there_tells_why() {
+fn firecracker_that_fails_in_jail_is_reported_with_reason() {
     let dir = tempfile::tempdir().unwrap();
     let jailer = failing_jailer(dir.path());
     let run = |program: &Path| {

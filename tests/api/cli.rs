@@ -31,7 +31,7 @@ fn with_stdin(platform: &Platform, args: &[&str], input: &[u8]) -> Output {
 }
 
 #[tokio::test]
-async fn a_capsule_lives_its_life_by_commands() {
+async fn capsule_lifecycle_works_by_commands() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let file = std::fs::metadata(platform.dir().join("../client.json")).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
@@ -63,7 +63,7 @@ async fn a_capsule_lives_its_life_by_commands() {
 }
 
 #[tokio::test]
-async fn exec_passes_output_input_and_exit_code_on() {
+async fn exec_forwards_output_input_and_exit_code() {
     let (platform, _, id) = capsule().await;
     let run = |args: &[&str]| {
         let mut all = vec!["capsule", "exec", "--no-stdin", &id, "--"];
@@ -90,7 +90,7 @@ async fn exec_passes_output_input_and_exit_code_on() {
 }
 
 #[tokio::test]
-async fn a_reader_that_leaves_ends_the_command() {
+async fn closed_output_pipe_ends_command() {
     let (platform, client, id) = capsule().await;
     let script = format!(
         "{} capsule exec -n {id} -- yes | head -n 1; echo ${{PIPESTATUS[0]}}",
@@ -110,7 +110,7 @@ async fn a_reader_that_leaves_ends_the_command() {
 }
 
 #[tokio::test]
-async fn an_interrupt_reaches_the_command() {
+async fn interrupt_of_exec_reaches_command() {
     let (platform, _, id) = capsule().await;
     let mut command = platform.wrenn();
     let script = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
@@ -160,7 +160,7 @@ async fn files_are_copied_both_ways_and_through_streams() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_in_one_line_with_the_fix() {
+async fn errors_are_one_line_and_name_the_fix() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let out = platform.run(&["capsule", "get", "cl-x"]);
     assert!(text(&out.stderr).contains("`cl-x` is no capsule's id"), "{out:?}");
@@ -190,7 +190,7 @@ async fn what_is_wrong_is_said_in_one_line_with_the_fix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_gets_a_url_is_published_and_forwarded() {
+async fn port_gets_url_and_is_published_and_forwarded() {
     let (platform, client, id) = capsule().await;
     let guest = tests::Upstream::echo();
     let port = guest.port.to_string();
@@ -260,7 +260,7 @@ async fn a_port_gets_a_url_is_published_and_forwarded() {
 }
 
 #[tokio::test]
-async fn capsules_are_kept_and_come_back_by_commands() {
+async fn pause_resume_fork_and_snapshot_work_by_commands() {
     let (platform, client, id) = capsule().await;
     let done = |args: &[&str]| -> String {
         let out = platform.run(args);
@@ -292,7 +292,7 @@ async fn capsules_are_kept_and_come_back_by_commands() {
 }
 
 #[tokio::test]
-async fn failures_as_json_carry_code_message_and_request_id() {
+async fn json_errors_carry_code_message_and_request_id() {
     let (platform, _, id) = capsule().await;
     let failure = |out: std::process::Output| -> Value {
         assert!(!out.status.success() && out.stdout.is_empty(), "{out:?}");

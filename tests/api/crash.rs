@@ -38,7 +38,7 @@ async fn settled(client: &Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_platform_dies_in_the_middle_of_creates_and_deletes() {
+async fn platform_crash_during_creates_and_deletes_is_repaired() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
     for millis in [2, 5, 9, 14, 20, 35] {
@@ -116,7 +116,7 @@ async fn restarted_platform_answers_for_its_own_host_from_the_first_request() {
 }
 
 #[tokio::test]
-async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_removed() {
+async fn dead_vm_sets_capsule_error_with_reason_and_can_be_deleted() {
     let (platform, client, id) = capsule().await;
     let path = format!("/v1/capsules/{id}");
     for pid in processes_of(&id) {
@@ -137,7 +137,7 @@ async fn a_machine_that_dies_is_told_with_its_reason_and_its_capsule_can_be_remo
 }
 
 #[tokio::test]
-async fn the_database_dies_and_is_started_again() {
+async fn dead_database_is_restarted() {
     let (platform, client, id) = capsule().await;
     let dead = platform.postgres_pid();
     tests::signal(dead, Signal::KILL);
@@ -160,7 +160,7 @@ async fn the_database_dies_and_is_started_again() {
 }
 
 #[tokio::test]
-async fn the_database_dies_in_the_middle_of_creates() {
+async fn database_crash_during_creates_is_repaired() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
     for millis in [5, 20, 45] {
@@ -194,7 +194,7 @@ async fn the_database_dies_in_the_middle_of_creates() {
 }
 
 #[tokio::test]
-async fn an_agent_that_dies_alone_takes_nothing_with_it() {
+async fn agent_crash_alone_loses_no_capsule() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
     // The roles run apart. The database server is the first platform's; everything else is new.
@@ -251,7 +251,7 @@ async fn an_agent_that_dies_alone_takes_nothing_with_it() {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_dies_alone_leaves_its_creates_to_the_others() {
+async fn creates_of_dead_control_plane_are_settled_by_others() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
     for millis in [3, 8, 15, 30] {
@@ -272,7 +272,7 @@ async fn a_control_plane_that_dies_alone_leaves_its_creates_to_the_others() {
 }
 
 #[tokio::test]
-async fn a_row_without_a_machine_and_a_machine_without_a_row_are_both_repaired() {
+async fn orphan_row_and_orphan_vm_are_both_repaired() {
     let (platform, client, id) = capsule().await;
     let stray = client.create(&json!({})).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -310,7 +310,7 @@ async fn a_row_without_a_machine_and_a_machine_without_a_row_are_both_repaired()
 }
 
 #[tokio::test]
-async fn capsules_are_not_missing_after_a_long_stop_of_the_platform() {
+async fn long_platform_outage_does_not_mark_capsules_missing() {
     let (mut platform, client, id) = capsule().await;
     platform.kill();
     psql(&platform, "UPDATE hosts SET last_heartbeat_at = now() - interval '1 hour'");

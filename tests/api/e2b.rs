@@ -18,7 +18,7 @@ fn id(made: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_sandbox_is_a_capsule_and_has_what_the_sdks_read() {
+async fn sandbox_maps_to_capsule_with_fields_sdks_read() {
     let vars = [("WRENN_PUBLIC_URL", "https://sandbox.test:8443")];
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
@@ -91,7 +91,7 @@ async fn told(answer: Response) -> (u16, String, Option<String>) {
 }
 
 #[tokio::test]
-async fn errors_have_e2bs_shape_and_say_what_may_be_repeated() {
+async fn errors_have_e2b_shape_and_mark_retryable() {
     let (platform, client) = platform().await;
     let stranger = other_team(&platform).await;
     let made = id(&create(&client, &json!({})).await);
@@ -154,7 +154,7 @@ fn keyed(client: &Client, key: &str, body: &Value) -> reqwest::RequestBuilder {
 }
 
 #[tokio::test]
-async fn a_create_with_a_key_makes_one_however_often_it_is_asked_for() {
+async fn create_with_idempotency_key_creates_one_sandbox() {
     let (mut platform, client) = platform().await;
     let body = json!({ "timeout": 600, "metadata": { "of": "key" } });
     let all = futures::future::join_all((0..8).map(|_| keyed(&client, "one", &body).send())).await;
@@ -213,7 +213,7 @@ async fn a_create_with_a_key_makes_one_however_often_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn the_proxy_speaks_of_it_in_e2bs_words_and_its_ports_are_as_it_was_asked_for() {
+async fn proxy_gives_sandbox_e2b_errors_and_requested_port_access() {
     let (platform, client) = platform().await;
     let guest = Upstream::echo();
     let nobody = platform.client_with("");
@@ -273,7 +273,7 @@ async fn the_proxy_speaks_of_it_in_e2bs_words_and_its_ports_are_as_it_was_asked_
 }
 
 #[tokio::test]
-async fn a_snapshots_name_goes_over_to_the_next_one_of_it() {
+async fn snapshot_name_moves_to_newest_snapshot() {
     let (platform, client) = platform().await;
     let one = id(&create(&client, &json!({})).await);
     let path = format!("/sandboxes/{one}/snapshots");
@@ -360,7 +360,7 @@ async fn told_to_nobody(
 }
 
 #[tokio::test]
-async fn paused_sandbox_is_not_found_by_sdks_and_told_apart_by_no_stranger() {
+async fn paused_sandbox_is_not_found_by_sdks_and_hidden_from_strangers() {
     let (platform, client) = platform().await;
     let nobody = platform.client_with("");
     let private = json!({ "network": { "allowPublicTraffic": false } });
@@ -410,7 +410,7 @@ async fn paused_sandbox_is_not_found_by_sdks_and_told_apart_by_no_stranger() {
 }
 
 #[tokio::test]
-async fn api_is_reached_with_the_headers_that_lead_to_envd() {
+async fn api_is_reached_with_sandbox_routing_headers() {
     let vars = [("WRENN_DOMAINS", "sandbox.test")];
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
@@ -497,7 +497,7 @@ async fn logs_are_empty_and_metrics_and_teams_are_listed() {
 }
 
 #[tokio::test]
-async fn limit_on_capsules_is_refused_with_e2bs_text_on_its_routes_alone() {
+async fn capsule_limit_gives_e2b_text_on_e2b_routes_only() {
     let (platform, client) = platform().await;
     let teams = client.get("/v1/teams").await.expect(200);
     let limits = format!("/v1/admin/teams/{}/limits", teams["items"][0]["id"].as_str().unwrap());
@@ -523,7 +523,7 @@ async fn limit_on_capsules_is_refused_with_e2bs_text_on_its_routes_alone() {
 }
 
 #[tokio::test]
-async fn connect_right_after_the_end_resumes_what_the_host_has_paused() {
+async fn connect_right_after_auto_pause_resumes_sandbox() {
     let (platform, client) = platform().await;
     let nobody = platform.client_with("");
     let rounds = (0..12).map(async |_| {

@@ -59,7 +59,7 @@ fn stream(
 }
 
 #[tokio::test]
-async fn streams_speak_json_keep_alive_and_end_by_their_deadline() {
+async fn json_streams_send_keepalives_and_end_at_deadline() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let start = json!({ "process": { "cmd": "sh", "args": ["-c", "echo hi; sleep 2.5; exit 3"] } });
@@ -82,7 +82,7 @@ async fn streams_speak_json_keep_alive_and_end_by_their_deadline() {
 }
 
 #[tokio::test]
-async fn input_comes_as_a_stream_too_and_both_codecs_are_spoken() {
+async fn stream_input_and_both_codecs_are_served() {
     let (platform, client, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let exec = json!({ "cmd": "sleep", "args": ["60"], "background": true, "tag": "reader" });
@@ -121,7 +121,7 @@ async fn input_comes_as_a_stream_too_and_both_codecs_are_spoken() {
 }
 
 #[tokio::test]
-async fn links_are_signed_and_expire() {
+async fn signed_file_urls_are_verified_and_expire() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
@@ -156,7 +156,7 @@ async fn links_are_signed_and_expire() {
 }
 
 #[tokio::test]
-async fn contents_are_packed_joined_and_ranged() {
+async fn downloads_support_gzip_and_ranges_and_uploads_compose() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ async fn contents_are_packed_joined_and_ranged() {
 }
 
 #[tokio::test]
-async fn a_watch_streams_what_happens_below_a_directory() {
+async fn directory_watch_streams_events_below_it() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
@@ -234,7 +234,7 @@ async fn a_watch_streams_what_happens_below_a_directory() {
 
 /// E2B's own tests expect exactly three events of a new file, first its creation.
 #[tokio::test]
-async fn upload_is_told_to_watchers_as_three_events_of_its_own_name() {
+async fn upload_gives_watchers_three_events_of_its_name() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();

@@ -57,7 +57,7 @@ impl Stream {
 }
 
 #[tokio::test]
-async fn what_happens_is_streamed_in_its_order_and_to_its_team_alone() {
+async fn events_are_streamed_in_order_to_their_team_only() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let other = crate::auth::other_team(&platform).await;
@@ -89,7 +89,7 @@ async fn what_happens_is_streamed_in_its_order_and_to_its_team_alone() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_where_it_was_and_misses_nothing_though_all_died() {
+async fn event_stream_resumes_by_last_event_id_after_platform_crash() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut stream = Stream::open(&client, None).await;
@@ -112,7 +112,7 @@ async fn a_stream_goes_on_where_it_was_and_misses_nothing_though_all_died() {
 
 /// Concurrent writers commit their events in any order, and a stream misses none.
 #[tokio::test]
-async fn of_many_at_once_none_is_missed() {
+async fn event_stream_misses_no_event_of_concurrent_creates() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut stream = Stream::open(&client, None).await;
@@ -142,7 +142,7 @@ fn signed(heard: &Heard, secret: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_channel_gets_what_it_asked_for_signed() {
+async fn channel_delivers_subscribed_events_signed() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
     let client = platform.client();
     let hook = Hook::start(|_| (204, String::new(), String::new())).await;
@@ -196,7 +196,7 @@ async fn a_channel_gets_what_it_asked_for_signed() {
 }
 
 #[tokio::test]
-async fn what_does_not_arrive_is_sent_again_though_all_died() {
+async fn failed_delivery_is_retried_after_platform_crash() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
     let status = Arc::new(AtomicU16::new(500));
     let told = Arc::clone(&status);
@@ -231,7 +231,7 @@ async fn what_does_not_arrive_is_sent_again_though_all_died() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_to_where_only_the_platform_may() {
+async fn channel_refuses_private_and_invalid_urls() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let hook = Hook::start(|_| (200, String::new(), String::new())).await;
@@ -273,7 +273,7 @@ async fn nothing_is_sent_to_where_only_the_platform_may() {
 }
 
 #[tokio::test]
-async fn operators_hear_of_the_platforms_hosts() {
+async fn operators_receive_host_events() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let operator = platform.client();
     let platforms = operator.in_team(&format!("team-{}", "0".repeat(25)));
@@ -286,7 +286,7 @@ async fn operators_hear_of_the_platforms_hosts() {
 }
 
 #[tokio::test]
-async fn channel_of_an_expired_key_is_disabled_and_sends_nothing() {
+async fn channel_of_expired_key_is_disabled_and_sends_nothing() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
     let client = platform.client();
     let hook = Hook::start(|_| (200, String::new(), String::new())).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 use tests::eventually;
 
 #[tokio::test]
-async fn output_of_any_bytes_the_exit_code_environment_and_folder_arrive() {
+async fn exec_passes_binary_output_exit_code_environment_and_folder() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let body = json!({ "cmd": "sh", "args": ["-c", "echo $A; pwd; echo err >&2; exit 3"],
@@ -26,7 +26,7 @@ async fn output_of_any_bytes_the_exit_code_environment_and_folder_arrive() {
 }
 
 #[tokio::test]
-async fn input_larger_than_every_buffer_goes_through_and_output_is_cut_at_its_limit() {
+async fn large_exec_input_passes_and_output_is_truncated_at_limit() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let text = "0123456789abcdef".repeat(256 * 1024);
@@ -44,7 +44,7 @@ async fn input_larger_than_every_buffer_goes_through_and_output_is_cut_at_its_li
 }
 
 #[tokio::test]
-async fn a_deadline_kills_the_whole_group_even_one_that_never_rests() {
+async fn exec_deadline_kills_whole_process_group() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     for script in ["sleep 1234 & sleep 1234", "yes"] {
@@ -72,7 +72,7 @@ async fn a_deadline_kills_the_whole_group_even_one_that_never_rests() {
 }
 
 #[tokio::test]
-async fn a_command_in_the_background_is_listed_and_killed() {
+async fn background_command_is_listed_and_killed() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let body = json!({ "cmd": "sleep", "args": ["1000"], "background": true });
@@ -92,7 +92,7 @@ async fn a_command_in_the_background_is_listed_and_killed() {
 }
 
 #[tokio::test]
-async fn a_start_in_a_guest_that_stands_still_fails_alike_by_every_way() {
+async fn exec_and_stream_fail_alike_in_stopped_guest() {
     let (platform, client, id) = capsule().await;
     // Open connections to the guest accept requests that nobody reads.
     assert_eq!(client.out(&id, "echo up").await, "up\n");

@@ -15,7 +15,7 @@ async fn read(client: &Client, id: &str, path: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_written_is_read_by_every_way() {
+async fn written_file_is_read_by_every_route() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("deep/er/ü f").display().to_string();
@@ -56,7 +56,7 @@ async fn what_is_written_is_read_by_every_way() {
 
 /// A client that still sends its body receives the refusal, whichever hop refuses.
 #[tokio::test]
-async fn a_refusal_reaches_who_still_sends() {
+async fn refusal_reaches_client_that_is_still_sending() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let files = format!("/v1/capsules/{id}/files");
@@ -73,7 +73,7 @@ async fn a_refusal_reaches_who_still_sends() {
 }
 
 #[tokio::test]
-async fn a_form_that_is_wrong_says_what_and_writes_nothing() {
+async fn invalid_form_names_error_and_writes_nothing() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("f").display().to_string();
@@ -95,7 +95,7 @@ async fn a_form_that_is_wrong_says_what_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_leaves_no_file_and_one_without_a_length_is_written() {
+async fn truncated_upload_leaves_no_file_and_chunked_upload_is_written() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let files = format!("/v1/capsules/{id}/files");
@@ -126,7 +126,7 @@ async fn a_body_that_breaks_off_leaves_no_file_and_one_without_a_length_is_writt
 }
 
 #[tokio::test]
-async fn paths_are_made_shown_listed_moved_and_removed() {
+async fn paths_are_created_shown_listed_moved_and_removed() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
@@ -166,7 +166,7 @@ fn tar(args: &[&str]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn archives_of_tar_are_unpacked_and_packed_ones_are_read_by_tar() {
+async fn archives_are_exchanged_with_tar_both_ways() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
@@ -203,7 +203,7 @@ async fn archives_of_tar_are_unpacked_and_packed_ones_are_read_by_tar() {
 }
 
 #[tokio::test]
-async fn an_archive_that_is_wrong_or_missing_is_told() {
+async fn invalid_or_missing_archive_is_an_error() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();

@@ -122,7 +122,7 @@ pub(crate) async fn silence(platform: &Platform, id: &str) {
 }
 
 #[tokio::test]
-async fn capsules_are_spread_over_hosts_and_go_where_their_tags_say() {
+async fn placement_spreads_capsules_and_follows_host_tags() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let second = Second::start(&platform, &client).await;
@@ -185,7 +185,7 @@ async fn capsules_are_spread_over_hosts_and_go_where_their_tags_say() {
 }
 
 #[tokio::test]
-async fn a_token_registers_one_host_that_shows_its_key() {
+async fn registration_token_registers_one_host_that_proves_its_key() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let invite = async || {
@@ -260,7 +260,7 @@ async fn a_token_registers_one_host_that_shows_its_key() {
 }
 
 #[tokio::test]
-async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
+async fn lost_refresh_answer_keeps_access_and_token_reuse_revokes_it() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::start(&platform, &client).await;
@@ -325,7 +325,7 @@ async fn a_lost_refresh_locks_nobody_out_and_a_stolen_token_does() {
 }
 
 #[tokio::test]
-async fn refresh_certifies_no_key_that_the_hosts_address_does_not_show() {
+async fn refresh_refuses_key_that_host_address_does_not_prove() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::start(&platform, &client).await;
@@ -369,7 +369,7 @@ async fn refresh_certifies_no_key_that_the_hosts_address_does_not_show() {
 }
 
 #[tokio::test]
-async fn a_silent_hosts_capsules_are_missing_and_then_what_they_are() {
+async fn capsules_of_silent_host_are_missing_until_it_returns() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
@@ -412,7 +412,7 @@ async fn a_silent_hosts_capsules_are_missing_and_then_what_they_are() {
 }
 
 #[tokio::test]
-async fn a_host_is_drained_and_deleted_with_nothing_lost_unawares() {
+async fn host_drain_and_delete_lose_no_capsule_without_force() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
@@ -472,7 +472,7 @@ async fn a_host_is_drained_and_deleted_with_nothing_lost_unawares() {
 }
 
 #[tokio::test]
-async fn another_control_plane_leads_when_the_first_dies() {
+async fn second_control_plane_takes_lead_when_first_dies() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let separate = platform.separate_database().await;
     let first = Replica::over(&platform, &separate);

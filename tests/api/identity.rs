@@ -25,7 +25,7 @@ async fn fingerprint(client: &Client, host: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_are_renewed_under_load_with_no_request_lost() {
+async fn certificate_renewal_under_load_loses_no_request() {
     let (platform, client, second, id) = two().await;
     let guest = Upstream::echo();
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
@@ -69,7 +69,7 @@ async fn certificates_are_renewed_under_load_with_no_request_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_host_cannot_stand_in_for_another() {
+async fn host_cannot_impersonate_another_host() {
     let (platform, client, second, id) = two().await;
     let third = Second::start(&platform, &client).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -120,7 +120,7 @@ async fn one_host_cannot_stand_in_for_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_answers_nobody_but_its_control_planes() {
+async fn host_answers_only_its_control_planes() {
     let (platform, client, second, id) = two().await;
     let health = format!("/proxy/{id}/49983/health");
     let status = async |client: reqwest::Result<reqwest::Client>, scheme: &str| {
@@ -151,7 +151,7 @@ async fn a_host_answers_nobody_but_its_control_planes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_authority_hosts_are_on_loopback_or_not_at_all() {
+async fn hosts_without_authority_must_be_on_loopback() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let database = platform.separate_database().await;
     let replica = tests::Replica::plain(&platform, &database);
@@ -221,7 +221,7 @@ impl Drop for Running {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_authority_replaces_another_with_every_host_at_work() {
+async fn authority_is_replaced_while_hosts_keep_working() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let (dir, port) = (tempfile::tempdir().unwrap(), tests::free_port());
     let ca = Ca { dir, port, database: platform.separate_database().await };

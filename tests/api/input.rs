@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tests::{Driver, Platform};
 
 #[tokio::test]
-async fn a_create_that_is_wrong_says_what_and_makes_nothing() {
+async fn invalid_create_names_field_and_creates_nothing() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let long = "x".repeat(65);
@@ -48,7 +48,7 @@ async fn a_create_that_is_wrong_says_what_and_makes_nothing() {
 
 /// PostgreSQL stores no NUL in texts, so every text with a NUL is refused.
 #[tokio::test]
-async fn a_nul_is_refused_wherever_it_comes() {
+async fn nul_is_refused_in_every_input() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     for path in ["/v1/audit-logs?actor=%00", "/v1/audit-logs?action=a%00b", "/v1/snapshots/%00"] {
@@ -76,7 +76,7 @@ async fn a_nul_is_refused_wherever_it_comes() {
 
 /// Headers of every answer keep browsers from guessing its type and from caching it.
 #[tokio::test]
-async fn every_answer_says_what_browsers_may_do_with_it() {
+async fn every_answer_has_browser_security_headers() {
     let (platform, client, id) = capsule().await;
     for path in ["/v1/capsules", &format!("/v1/capsules/{id}"), "/nosuch", "/health", "/docs"] {
         let answer = client.request(Method::GET, path).send().await.unwrap();
@@ -93,7 +93,7 @@ async fn every_answer_says_what_browsers_may_do_with_it() {
 }
 
 #[tokio::test]
-async fn requests_that_name_nothing_get_the_envelope() {
+async fn unknown_routes_ids_and_queries_get_error_envelope() {
     let (platform, client, id) = capsule().await;
     client.get("/nosuch").await.refuses(404, "not_found", "route");
     client.get("/v1/capsules/x").await.refuses(404, "not_found", "capsule");
@@ -128,7 +128,7 @@ async fn requests_that_name_nothing_get_the_envelope() {
 }
 
 #[tokio::test]
-async fn commands_and_paths_that_are_wrong_say_what() {
+async fn invalid_commands_and_paths_name_error() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     for (body, told) in [

@@ -22,7 +22,7 @@ async fn becomes(client: &Client, status: u16) {
 }
 
 #[tokio::test]
-async fn capsules_begin_on_no_host_of_a_weaker_tier_than_is_asked_for() {
+async fn placement_uses_no_host_below_required_tier() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let operator = platform.client();
     platform.user("root@example.com").await;

@@ -11,7 +11,7 @@ use tests::{Client, Driver, Platform, Upstream, eventually, processes_of};
 use types::{CapsuleState, SnapshotId};
 
 #[tokio::test]
-async fn a_capsule_is_paused_and_resumed_and_asking_twice_is_no_error() {
+async fn pause_and_resume_are_idempotent() {
     let (platform, client, id) = capsule().await;
     for _ in 0..2 {
         client.pause(&id).await;
@@ -76,7 +76,7 @@ async fn wrong_input_names_its_field_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn snapshots_are_listed_by_pages_and_are_their_teams_alone() {
+async fn snapshots_are_paged_and_visible_to_their_team_only() {
     let (platform, client, id) = capsule().await;
     client.pause(&id).await;
     let mut names = Vec::new();
@@ -121,7 +121,7 @@ async fn snapshots_are_listed_by_pages_and_are_their_teams_alone() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_may_end_and_what_does_not_is_cut_and_told() {
+async fn pause_drains_short_commands_and_interrupts_long_ones() {
     let (platform, client, id) = capsule().await;
     let exec = |seconds: &str| {
         let body = json!({ "cmd": "sleep", "args": [seconds] });
@@ -146,7 +146,7 @@ async fn what_is_under_way_may_end_and_what_does_not_is_cut_and_told() {
 
 /// A failed pause leaves the capsule running, whatever the reason and whoever asked.
 #[tokio::test]
-async fn a_pause_that_fails_destroys_nothing() {
+async fn failed_pause_leaves_capsule_running() {
     let (mut platform, _, id) = capsule().await;
     for step in ["pause.drained", "pause.frozen", "pause.saved", "pause.written", "snapshot.staged"]
     {
@@ -177,7 +177,7 @@ async fn a_pause_that_fails_destroys_nothing() {
 }
 
 #[tokio::test]
-async fn everyone_who_asks_a_sleeper_is_served_and_it_wakes_once() {
+async fn concurrent_requests_wake_paused_capsule_once_and_are_served() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "auto_resume": true })).await;
@@ -220,7 +220,7 @@ async fn everyone_who_asks_a_sleeper_is_served_and_it_wakes_once() {
 /// Several clients act at random on one capsule. Each answer fits, and every move between states is
 /// legal. At the end the capsule follows the last request.
 #[tokio::test]
-async fn random_histories_are_legal_and_end_well() {
+async fn random_concurrent_operations_make_only_legal_state_moves() {
     let (platform, client, first) = capsule().await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     for sql in [
@@ -308,7 +308,7 @@ async fn history(client: Client, id: String) {
 
 /// A record of an unknown version, as after a downgrade, destroys no snapshot.
 #[tokio::test]
-async fn a_record_of_another_version_is_told_and_nothing_of_it_is_removed() {
+async fn record_of_unknown_version_is_an_error_and_keeps_its_files() {
     let (mut platform, client, id) = capsule().await;
     client.pause(&id).await;
     platform.stop();
@@ -330,7 +330,7 @@ async fn a_record_of_another_version_is_told_and_nothing_of_it_is_removed() {
 
 /// `kill -9` at each named step of a create, a fork and a removal.
 #[tokio::test]
-async fn a_platform_that_dies_at_any_step_leaves_nothing_half_done() {
+async fn platform_crash_at_any_failpoint_leaves_nothing_half_done() {
     let (mut platform, _, kept) = capsule().await;
     let delete = "DELETE";
     let create = ("POST", "/v1/capsules".to_owned());
@@ -398,7 +398,7 @@ async fn rest(platform: &Platform, client: &Client, kept: &str, step: &str) {
 
 /// `kill -9` before the name goes over to a new snapshot, and after that change.
 #[tokio::test]
-async fn overwrite_that_dies_leaves_one_snapshot_of_the_name_and_nothing_else() {
+async fn crash_during_overwrite_leaves_one_snapshot_of_the_name() {
     let (mut platform, client, id) = capsule().await;
     let body = json!({ "capsule_id": id, "name": "p1", "overwrite": true });
     let mut last = client.post("/v1/snapshots", &body).await.expect(201)["id"].clone();

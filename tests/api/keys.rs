@@ -12,7 +12,7 @@ async fn make(platform: &Platform, owner: &Client, wanted: serde_json::Value) ->
 }
 
 #[tokio::test]
-async fn a_key_is_shown_once_in_the_form_that_was_asked_for() {
+async fn created_key_is_shown_once_in_requested_form() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let e2b = owner.post("/v1/api-keys", &json!({ "name": "one" })).await.expect(201);
@@ -47,7 +47,7 @@ async fn a_key_is_shown_once_in_the_form_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_revoked_key_is_of_no_use_within_a_second_on_every_replica() {
+async fn revoked_key_is_refused_within_a_second_on_every_replica() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let replica = Replica::start(&platform);
     let owner = platform.client();
@@ -80,7 +80,7 @@ async fn a_revoked_key_is_of_no_use_within_a_second_on_every_replica() {
 }
 
 #[tokio::test]
-async fn a_key_ends_by_itself() {
+async fn key_expires_at_its_time() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let wanted = json!({ "name": "k", "expires_sec": 2 });
     let (key, _) = make(&platform, &platform.client(), wanted).await;
@@ -93,7 +93,7 @@ async fn a_key_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn that_a_key_was_used_is_written_at_most_once_a_minute() {
+async fn key_last_use_is_written_at_most_once_a_minute() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let (key, _) = make(&platform, &platform.client(), json!({ "name": "used" })).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -113,7 +113,7 @@ async fn that_a_key_was_used_is_written_at_most_once_a_minute() {
 }
 
 #[tokio::test]
-async fn a_key_for_one_template_starts_and_sees_its_capsules_alone() {
+async fn template_key_creates_and_sees_only_capsules_of_its_template() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -146,7 +146,7 @@ async fn a_key_for_one_template_starts_and_sees_its_capsules_alone() {
 
 /// Snapshots belong to the team, so a confined key replaces and removes none, by any route.
 #[tokio::test]
-async fn a_confined_key_changes_no_snapshot_of_its_team() {
+async fn confined_key_cannot_change_team_snapshots() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let id = owner.create(&json!({})).await;
@@ -184,7 +184,7 @@ async fn a_confined_key_changes_no_snapshot_of_its_team() {
 
 /// A fork is refused to a caller who would not see the copies, before anything is made.
 #[tokio::test]
-async fn a_key_for_one_capsule_forks_nothing() {
+async fn capsule_key_cannot_fork() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let id = owner.create(&json!({})).await;
@@ -202,7 +202,7 @@ async fn a_key_for_one_capsule_forks_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_to_read_with_reaches_no_port() {
+async fn read_only_key_reaches_no_port() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let id = owner.create(&json!({})).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tests::{Driver, Platform, Replica, Upstream, eventually, processes_of};
 
 #[tokio::test]
-async fn when_its_time_is_over_a_capsule_is_paused_or_ended_as_was_asked() {
+async fn expired_capsule_is_paused_or_killed_per_on_timeout() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let paused = client.create(&json!({ "timeout": 1 })).await;
@@ -33,7 +33,7 @@ async fn when_its_time_is_over_a_capsule_is_paused_or_ended_as_was_asked() {
 }
 
 #[tokio::test]
-async fn commands_files_traffic_and_pings_are_activity_and_only_quiet_pauses() {
+async fn commands_files_traffic_and_pings_delay_idle_pause() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "timeout_sec": 4 })).await;
@@ -70,7 +70,7 @@ async fn commands_files_traffic_and_pings_are_activity_and_only_quiet_pauses() {
 }
 
 #[tokio::test]
-async fn looks_at_a_guest_leave_an_idle_capsule_idle() {
+async fn port_lists_and_metrics_do_not_delay_idle_pause() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "timeout_sec": 2 })).await;
@@ -97,7 +97,7 @@ async fn looks_at_a_guest_leave_an_idle_capsule_idle() {
 /// A host without a control plane enforces lifetimes alone, and lists the results until somebody
 /// reads them.
 #[tokio::test]
-async fn a_host_without_a_control_plane_does_what_is_due() {
+async fn host_without_control_plane_enforces_lifetimes() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let dir = tempfile::tempdir().unwrap();
     let replica = Replica::over(&platform, &platform.separate_database().await);

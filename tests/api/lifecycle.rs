@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use tests::{Driver, Platform, eventually, processes_of};
 
 #[tokio::test]
-async fn a_capsule_is_made_shown_and_ended_and_then_is_not_there() {
+async fn created_capsule_is_shown_until_deleted() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let body = json!({ "vcpus": 2, "memory_mb": 256, "disk_mb": 100, "timeout_sec": 9,
@@ -45,7 +45,7 @@ async fn a_capsule_is_made_shown_and_ended_and_then_is_not_there() {
 }
 
 #[tokio::test]
-async fn pages_hold_each_capsule_once_newest_first() {
+async fn capsule_pages_list_each_once_newest_first() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut made = Vec::new();
@@ -75,7 +75,7 @@ async fn pages_hold_each_capsule_once_newest_first() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_with_the_reason_and_fits_later() {
+async fn create_beyond_host_capacity_is_refused_until_space_is_free() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "512")]).await;
     let client = platform.client();
     let body = json!({ "memory_mb": 256 });
@@ -90,7 +90,7 @@ async fn what_does_not_fit_is_refused_with_the_reason_and_fits_later() {
 }
 
 #[tokio::test]
-async fn many_at_once_are_each_made_and_ended_once() {
+async fn concurrent_creates_and_deletes_each_happen_once() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
     let body = json!({ "memory_mb": 128 });
@@ -116,7 +116,7 @@ async fn many_at_once_are_each_made_and_ended_once() {
 }
 
 #[tokio::test]
-async fn health_version_and_figures_are_told() {
+async fn health_version_and_metrics_are_served() {
     let (platform, client, _) = capsule().await;
     let open = platform.client_with("");
     let health = open.get("/health").await.expect(200);
@@ -135,7 +135,7 @@ async fn health_version_and_figures_are_told() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_the_middle_of_a_create_leaves_nothing_half_made() {
+async fn client_disconnect_during_create_leaves_nothing_half_done() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     for millis in [1, 3, 6, 10, 20, 40] {

@@ -17,7 +17,7 @@ async fn set(operator: &Client, team: &str, limits: Value) {
 }
 
 #[tokio::test]
-async fn of_those_who_ask_at_once_as_many_get_one_as_there_is_room_for() {
+async fn concurrent_creates_stop_at_team_capsule_limit() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;
@@ -42,7 +42,7 @@ async fn of_those_who_ask_at_once_as_many_get_one_as_there_is_room_for() {
 }
 
 #[tokio::test]
-async fn a_paused_capsule_takes_no_processor_and_comes_back_when_there_is_room() {
+async fn paused_capsule_frees_vcpus_and_resumes_within_limit() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;
@@ -64,7 +64,7 @@ async fn a_paused_capsule_takes_no_processor_and_comes_back_when_there_is_room()
 }
 
 #[tokio::test]
-async fn a_key_has_limits_of_its_own_within_its_teams() {
+async fn key_limits_apply_within_team_limits() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let wanted = json!({ "name": "k", "limits": { "capsules": 1 } });
@@ -83,7 +83,7 @@ async fn a_key_has_limits_of_its_own_within_its_teams() {
 }
 
 #[tokio::test]
-async fn a_key_hands_on_no_more_than_it_has() {
+async fn key_cannot_grant_more_than_its_own_rights() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let scopes = json!(["capsules:admin", "team:admin"]);
@@ -132,7 +132,7 @@ async fn a_key_hands_on_no_more_than_it_has() {
 }
 
 #[tokio::test]
-async fn who_wakes_a_public_capsule_is_held_to_the_limits_of_the_key_that_made_it() {
+async fn visitor_waking_public_capsule_is_held_to_limits_of_its_key() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let wanted = json!({ "name": "k", "limits": { "vcpus": 1 } });
@@ -160,7 +160,7 @@ async fn who_wakes_a_public_capsule_is_held_to_the_limits_of_the_key_that_made_i
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_ask_again() {
+async fn requests_over_rate_limit_get_retry_after() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let owner = platform.client();
     let wanted = json!({ "name": "k", "limits": { "requests_per_sec": 2, "creates_per_sec": 1 } });
@@ -197,7 +197,7 @@ async fn who_asks_too_often_is_told_when_to_ask_again() {
 }
 
 #[tokio::test]
-async fn a_stranger_asks_to_come_in_only_so_often() {
+async fn anonymous_auth_requests_are_rate_limited() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let anyone = platform.client_with("");
     let asked = (0..200).map(|_| anyone.get("/v1/auth/providers"));
@@ -213,7 +213,7 @@ async fn a_stranger_asks_to_come_in_only_so_often() {
 }
 
 #[tokio::test]
-async fn the_platforms_limits_are_everyones_who_has_none_set() {
+async fn platform_limits_apply_to_teams_without_own_limits() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let operator = platform.client();
     let (team, platforms) = (team(&operator).await, format!("team-{}", "0".repeat(25)));
@@ -257,7 +257,7 @@ async fn storage(client: &Client, team: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn of_snapshots_asked_for_at_once_as_many_are_taken_as_the_team_may_have() {
+async fn concurrent_snapshots_stop_at_team_limit() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;
@@ -299,7 +299,7 @@ async fn snapshot_rows(platform: &Platform) -> i64 {
 }
 
 #[tokio::test]
-async fn parallel_overwrites_of_a_name_leave_one_snapshot_within_the_limit() {
+async fn parallel_overwrites_of_name_leave_one_snapshot_within_limit() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;
@@ -341,7 +341,7 @@ async fn parallel_overwrites_of_a_name_leave_one_snapshot_within_the_limit() {
 }
 
 #[tokio::test]
-async fn storage_of_snapshots_and_paused_capsules_counts_as_the_host_says() {
+async fn storage_limit_counts_sizes_reported_by_host() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;
@@ -379,7 +379,7 @@ async fn storage_of_snapshots_and_paused_capsules_counts_as_the_host_says() {
 }
 
 #[tokio::test]
-async fn limits_of_storage_are_set_by_admins_for_teams_alone() {
+async fn storage_limits_are_set_by_admins_for_teams_only() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;

@@ -41,7 +41,7 @@ fn stranger(platform: &Platform, address: &str) -> Wire {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn body_that_never_comes_is_answered_with_408_and_its_connection_ends() {
+async fn missing_body_gets_408_and_connection_close() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let key = format!("X-API-Key: {}\r\n", client.key());
@@ -63,7 +63,7 @@ async fn body_that_never_comes_is_answered_with_408_and_its_connection_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_behind_a_proxy_have_a_share_each() {
+async fn clients_behind_proxy_have_separate_connection_shares() {
     let vars = [("WRENN_CONNECTIONS_PER_ADDRESS", "8")];
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
@@ -90,7 +90,7 @@ async fn clients_behind_a_proxy_have_a_share_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caller_has_a_share_of_the_requests_under_way() {
+async fn concurrent_requests_are_limited_per_key_and_team() {
     // A key's share is a quarter of them, and a team's is a half.
     let platform = Platform::start(Driver::Fake, &[("WRENN_CONNECTIONS", "24")]).await;
     let client = platform.client();
@@ -125,7 +125,7 @@ async fn key(platform: &Platform) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_of_events_are_shared_among_callers() {
+async fn event_streams_are_limited_per_caller() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let other = key(&platform).await;
@@ -153,7 +153,7 @@ async fn streams_of_events_are_shared_among_callers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_are_refused_beyond_a_share_of_memory() {
+async fn bodies_beyond_memory_share_are_refused() {
     const LARGE: usize = 19 << 20;
     let (platform, client, id) = capsule().await;
     let key = format!("X-API-Key: {}\r\n", client.key());
@@ -187,7 +187,7 @@ async fn bodies_are_refused_beyond_a_share_of_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn envds_port_has_as_many_places_as_the_others_together() {
+async fn envd_port_has_own_connection_limit() {
     let vars = [("WRENN_CAPSULE_CONNECTIONS", "4")];
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
@@ -223,7 +223,7 @@ async fn envds_port_has_as_many_places_as_the_others_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_who_wake_one_capsule_wake_it_once() {
+async fn concurrent_visitors_resume_public_capsule_once() {
     const STRANGERS: usize = 150;
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
@@ -283,7 +283,7 @@ impl Drop for Held {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_that_take_long_leave_the_database_to_others() {
+async fn long_reads_do_not_starve_database_pool() {
     let (platform, client, id) = capsule().await;
     let held = Held::take(&platform, "usage_spans").await;
     let reads = (0..40).map(|_| client.get("/v1/usage"));

@@ -161,7 +161,7 @@ fn who(subject: &str, email: &str) -> Value {
 }
 
 #[tokio::test]
-async fn one_signs_in_by_openid_connect_and_is_the_same_the_next_time() {
+async fn oidc_login_creates_user_and_finds_same_user_again() {
     let provider = Provider::start().await;
     let platform = platform(&provider, "open").await;
     let anyone = platform.client_with("");
@@ -185,7 +185,7 @@ async fn one_signs_in_by_openid_connect_and_is_the_same_the_next_time() {
 }
 
 #[tokio::test]
-async fn a_sign_in_is_the_browsers_that_began_it_and_no_account_is_taken_over() {
+async fn oauth_login_is_bound_to_its_browser_and_takes_over_no_account() {
     let provider = Provider::start().await;
     let platform = platform(&provider, "open").await;
     let anyone = platform.client_with("");
@@ -223,7 +223,7 @@ async fn a_sign_in_is_the_browsers_that_began_it_and_no_account_is_taken_over() 
 }
 
 #[tokio::test]
-async fn github_is_a_provider_and_can_be_added_to_an_account_and_taken_away() {
+async fn github_provider_can_be_linked_and_unlinked() {
     let provider = Provider::start().await;
     let platform = platform(&provider, "invited").await;
     let anyone = platform.client_with("");
@@ -285,7 +285,7 @@ async fn add(provider: &Provider, client: &Client, session: &(String, String)) -
 }
 
 #[tokio::test]
-async fn a_provider_is_added_in_the_session_that_asked_for_it_alone() {
+async fn provider_is_linked_only_in_session_that_asked() {
     let provider = Provider::start().await;
     let platform = platform(&provider, "open").await;
     let anyone = platform.client_with("");
@@ -317,7 +317,7 @@ async fn a_provider_is_added_in_the_session_that_asked_for_it_alone() {
 }
 
 #[tokio::test]
-async fn a_sign_in_elsewhere_waits_for_who_disables_the_user_and_opens_no_session() {
+async fn oauth_login_racing_user_disable_opens_no_session() {
     let provider = Provider::start().await;
     let platform = platform(&provider, "open").await;
     let anyone = platform.client_with("");
@@ -336,7 +336,7 @@ async fn a_sign_in_elsewhere_waits_for_who_disables_the_user_and_opens_no_sessio
 }
 
 #[tokio::test]
-async fn a_strangers_sign_up_keeps_nobody_from_coming_by_a_provider() {
+async fn signup_by_stranger_does_not_block_provider_login() {
     let provider = Provider::start().await;
     let platform = platform(&provider, "open").await;
     let anyone = platform.client_with("");

@@ -64,7 +64,7 @@ async fn keeps(store: &Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_and_an_s3_server_keep_folders_alike() {
+async fn folder_and_s3_stores_behave_alike() {
     for key in [None, Some([9; 32])] {
         let folder = tempfile::tempdir().unwrap();
         keeps(&Store::open(folder.path().to_str().unwrap(), key, std::iter::empty()).unwrap())
@@ -77,7 +77,7 @@ async fn a_folder_and_an_s3_server_keep_folders_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damage_is_told_and_never_passed_on() {
+async fn corrupt_chunk_or_manifest_is_an_error() {
     for key in [None, Some([9; 32])] {
         let (folder, from) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(from.path().join("file"), vec![7; 100_000]).unwrap();

@@ -3,14 +3,14 @@
 use tests::{Driver, Platform};
 
 #[test]
-fn the_committed_document_is_current() {
+fn committed_openapi_document_is_current() {
     let committed = include_str!("../../openapi.json");
     let made = control_plane::openapi().to_pretty_json().unwrap() + "\n";
     assert!(committed == made, "openapi.json is out of date: run `cargo xtask openapi`");
 }
 
 #[test]
-fn every_operation_has_a_name_of_its_own() {
+fn operation_ids_are_unique() {
     let document: serde_json::Value =
         serde_json::from_str(include_str!("../../openapi.json")).unwrap();
     let mut names = Vec::new();
@@ -29,7 +29,7 @@ fn every_operation_has_a_name_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_document_and_its_page_are_served_and_need_no_other_host() {
+async fn openapi_document_and_page_load_from_no_other_host() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client_with("");
     let served = client.get("/openapi.json").await.expect(200);

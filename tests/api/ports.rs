@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use tests::{Upstream, Wire, eventually};
 
 #[tokio::test]
-async fn what_cannot_be_a_port_or_may_not_be_public_is_refused_and_changes_nothing() {
+async fn invalid_or_forbidden_public_port_is_refused_without_change() {
     let (platform, client, id) = capsule().await;
     let put = |port: &str, body: &str| {
         let path = format!("/v1/capsules/{id}/ports/{port}");
@@ -44,7 +44,7 @@ async fn what_cannot_be_a_port_or_may_not_be_public_is_refused_and_changes_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_raw_connection_carries_any_protocol_and_each_side_ends_by_itself() {
+async fn raw_connection_carries_any_protocol_and_half_closes() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         wire.send("220 ready\r\n");
@@ -78,7 +78,7 @@ async fn a_raw_connection_carries_any_protocol_and_each_side_ends_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_on_the_ipv6_loopback_alone_is_reached_by_its_url_and_by_raw_connections() {
+async fn server_on_ipv6_loopback_is_reached_by_url_and_raw_connection() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start_at("::1", |mut wire| {
         let Some(head) = wire.head() else { return };
@@ -118,7 +118,7 @@ async fn server_on_the_ipv6_loopback_alone_is_reached_by_its_url_and_by_raw_conn
 }
 
 #[tokio::test]
-async fn server_that_begins_to_listen_on_the_loopback_is_reached_by_the_next_request() {
+async fn server_that_starts_listening_is_reached_by_next_request() {
     let (platform, client, id) = capsule().await;
     let one = Upstream::echo_at("::1");
     let status = |port: u16| {
@@ -146,7 +146,7 @@ async fn server_that_begins_to_listen_on_the_loopback_is_reached_by_the_next_req
 }
 
 #[tokio::test]
-async fn servers_are_listed_with_their_address_program_url_and_whether_they_are_public() {
+async fn listening_ports_show_address_program_url_and_public_flag() {
     let (platform, client, id) = capsule().await;
     let (four, six) = (Upstream::echo(), Upstream::echo_at("::1"));
     let public = format!("/v1/capsules/{id}/ports/{}", four.port);
@@ -179,7 +179,7 @@ async fn servers_are_listed_with_their_address_program_url_and_whether_they_are_
 }
 
 #[tokio::test]
-async fn all_ports_of_a_capsule_with_public_traffic_are_shown_as_public_but_envds() {
+async fn public_traffic_shows_all_ports_public_except_envd() {
     let (platform, client, _) = capsule().await;
     let id = client.create(&json!({ "public_traffic": true })).await;
     let guest = Upstream::echo();
@@ -194,7 +194,7 @@ async fn all_ports_of_a_capsule_with_public_traffic_are_shown_as_public_but_envd
 }
 
 #[tokio::test]
-async fn list_of_ports_wakes_no_paused_capsule() {
+async fn listing_ports_does_not_wake_paused_capsule() {
     let (platform, client, _) = capsule().await;
     let id = client.create(&json!({ "auto_resume": true })).await;
     client.pause(&id).await;

@@ -43,7 +43,7 @@ async fn running(client: &Client, id: &str) -> Value {
 }
 
 #[tokio::test]
-async fn job_left_behind_writes_on_and_its_last_output_can_be_read() {
+async fn orphaned_job_keeps_writing_and_its_last_output_is_readable() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
@@ -83,7 +83,7 @@ async fn job_left_behind_writes_on_and_its_last_output_can_be_read() {
 }
 
 #[tokio::test]
-async fn end_of_a_leader_is_told_though_its_job_never_rests() {
+async fn leader_exit_is_reported_while_its_job_keeps_writing() {
     let (platform, client, id) = capsule().await;
     let script = "(while :; do echo x; sleep 0.05; done) & echo $!";
     let job = client.out(&id, script).await;
@@ -93,7 +93,7 @@ async fn end_of_a_leader_is_told_though_its_job_never_rests() {
 }
 
 #[tokio::test]
-async fn subscriber_that_does_not_read_loses_its_connection_and_the_program_goes_on() {
+async fn stalled_subscriber_is_disconnected_and_program_continues() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let counter = dir.path().join("counter").display().to_string();
@@ -121,7 +121,7 @@ async fn subscriber_that_does_not_read_loses_its_connection_and_the_program_goes
 }
 
 #[tokio::test]
-async fn reader_beyond_the_limit_is_told_to_close_another() {
+async fn subscriber_beyond_limit_is_refused_with_fix() {
     let (platform, client, id) = capsule().await;
     let mut first = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     let start = json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "tag": "quiet" });
@@ -154,7 +154,7 @@ async fn reader_beyond_the_limit_is_told_to_close_another() {
 }
 
 #[tokio::test]
-async fn only_subscriber_that_does_not_read_holds_off_neither_kill_nor_end() {
+async fn stalled_sole_subscriber_delays_neither_kill_nor_exit() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let counter = dir.path().join("counter").display().to_string();
@@ -175,7 +175,7 @@ async fn only_subscriber_that_does_not_read_holds_off_neither_kill_nor_end() {
 }
 
 #[tokio::test]
-async fn only_subscriber_that_does_not_read_holds_off_no_deadline() {
+async fn stalled_sole_subscriber_delays_no_deadline() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let counter = dir.path().join("counter").display().to_string();
@@ -188,7 +188,7 @@ async fn only_subscriber_that_does_not_read_holds_off_no_deadline() {
 }
 
 #[tokio::test]
-async fn input_of_a_program_whose_job_does_not_read_ends_with_the_leader() {
+async fn blocked_input_ends_with_leader() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let done = dir.path().join("done").display().to_string();

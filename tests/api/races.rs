@@ -95,7 +95,7 @@ fn reset(email: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_stolen_password_does_not_survive_its_reset() {
+async fn old_password_racing_reset_opens_no_session() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("a@example.com").await;
     let changer = platform.user("b@example.com").await;
@@ -166,7 +166,7 @@ fn mailed_before(platform: &Platform, to: &str, holding: &str) -> Option<String>
 }
 
 #[tokio::test]
-async fn a_sign_up_changes_no_account_and_ends_no_other_sign_up() {
+async fn signup_racing_activation_changes_no_account_or_other_signup() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_SIGNUP", "open")]).await;
     let anyone = platform.client_with("");
     let sign_up = async |email: &str, password: &str| {
@@ -214,7 +214,7 @@ async fn a_sign_up_changes_no_account_and_ends_no_other_sign_up() {
 }
 
 #[tokio::test]
-async fn who_is_removed_meanwhile_makes_nothing_that_lets_others_in() {
+async fn admin_removed_during_request_grants_no_access() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("root@example.com").await;
     let owner = platform.user("owner@example.com").await;
@@ -272,7 +272,7 @@ async fn who_is_removed_meanwhile_makes_nothing_that_lets_others_in() {
 }
 
 #[tokio::test]
-async fn an_erasure_leaves_no_team_without_an_owner_and_no_member_without_a_team() {
+async fn racing_erasure_leaves_no_ownerless_team_or_teamless_member() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let root = platform.user("root@example.com").await;
     let owner = platform.user("owner@example.com").await;
@@ -314,7 +314,7 @@ async fn an_erasure_leaves_no_team_without_an_owner_and_no_member_without_a_team
 }
 
 #[tokio::test]
-async fn of_two_changes_at_once_each_sees_the_other() {
+async fn concurrent_account_and_channel_changes_are_serialized() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("root@example.com").await;
     let owner = platform.user("owner@example.com").await;

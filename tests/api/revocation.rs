@@ -171,7 +171,7 @@ async fn key(platform: &Platform, maker: &Client, more: Value) -> (Client, Strin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_key_has_open_ends_with_the_key_on_every_replica() {
+async fn open_exchanges_of_key_end_with_it_on_every_replica() {
     let (platform, owner, _, id) = team().await;
     let (replica, guest) = (Replica::start(&platform), raw());
     let (revoked, path) = key(&platform, &owner, json!({})).await;
@@ -197,7 +197,7 @@ async fn what_a_key_has_open_ends_with_the_key_on_every_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_allowed() {
+async fn open_exchanges_of_member_end_with_role_session_or_account() {
     let (platform, owner, team, id) = team().await;
     let guest = raw();
     let (member, user) = platform.member(&owner, &team, "member").await;
@@ -241,7 +241,7 @@ async fn what_a_member_has_open_ends_with_what_their_role_session_or_account_all
 
 /// A replica that missed a change finds it when it hears of changes again.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_revoked_while_nothing_is_heard_ends_when_it_is_heard_again() {
+async fn revocation_missed_by_replica_applies_when_notifications_resume() {
     let (platform, owner, _, id) = team().await;
     let guest = raw();
     let (revoked, _) = key(&platform, &owner, json!({})).await;
@@ -274,7 +274,7 @@ async fn end(opened: (Bytes, Bytes)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_open_at_a_port_ends_with_what_opened_it() {
+async fn open_port_exchanges_end_with_their_credential() {
     let (platform, owner, _, id) = team().await;
     let (replica, (guest, asked)) = (Replica::start(&platform), endless());
     let nobody = platform.client_with("");
@@ -367,7 +367,7 @@ async fn open_streams_end_with_password_reset_account_and_team() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn upload_and_download_end_with_their_key() {
+async fn uploads_and_downloads_end_with_their_key() {
     // Sockets of the three hops hold at most 120 MB, so the end of the file is not sent.
     const SIZE: u64 = 1 << 30;
     let (platform, owner, _, id) = team().await;

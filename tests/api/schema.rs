@@ -11,7 +11,7 @@ fn refused(mut up: Command) {
 }
 
 #[tokio::test]
-async fn older_program_starts_on_a_newer_schema_down_to_the_schemas_floor() {
+async fn older_program_starts_on_newer_schema_down_to_its_floor() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let id = platform.client().create(&serde_json::json!({ "memory_mb": 128 })).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
@@ -62,7 +62,7 @@ async fn column_that_a_newer_program_adds_fails_no_statement_of_an_older_one() {
 }
 
 #[tokio::test]
-async fn every_id_is_a_uuid_but_the_two_that_outlive_what_they_name() {
+async fn every_id_column_is_uuid_except_audit_log_references() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let sql = "SELECT table_name::text, column_name::text, data_type::text \

@@ -39,7 +39,7 @@ async fn becomes_after_tries(client: &Client, id: &str, status: &str) {
 }
 
 #[tokio::test]
-async fn pause_or_snapshot_of_a_guest_whose_agent_is_silent_is_refused_and_the_guest_runs_on() {
+async fn pause_and_snapshot_of_silent_guest_fail_and_guest_keeps_running() {
     let (platform, client, id) = capsule().await;
     signal_agent(&id, Signal::STOP);
     for memory in [true, false] {
@@ -60,7 +60,7 @@ async fn pause_or_snapshot_of_a_guest_whose_agent_is_silent_is_refused_and_the_g
 }
 
 #[tokio::test]
-async fn delete_ends_a_pause_that_waits_for_a_silent_guest() {
+async fn delete_ends_pause_waiting_for_silent_guest() {
     let (platform, client, id) = capsule().await;
     for memory in [false, true] {
         let id = if memory { client.create(&json!({})).await } else { id.clone() };
@@ -78,7 +78,7 @@ async fn delete_ends_a_pause_that_waits_for_a_silent_guest() {
 }
 
 #[tokio::test]
-async fn lifetime_of_a_guest_whose_agent_is_silent_ends() {
+async fn lifetime_of_silent_guest_is_enforced() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let create = async |on_timeout: &str| {
@@ -107,7 +107,7 @@ async fn lifetime_of_a_guest_whose_agent_is_silent_ends() {
 
 /// A stopped agent holds a pause under way, so that others certainly ask meanwhile.
 #[tokio::test]
-async fn same_pause_under_way_is_joined_and_another_operation_is_a_conflict() {
+async fn same_pause_under_way_is_joined_and_other_operation_conflicts() {
     let (platform, client, id) = capsule().await;
     signal_agent(&id, Signal::STOP);
     let first = ask(&client, &id, "pause", json!({}));
@@ -136,7 +136,7 @@ async fn same_pause_under_way_is_joined_and_another_operation_is_a_conflict() {
 }
 
 #[tokio::test]
-async fn deletes_at_once_are_all_done() {
+async fn concurrent_deletes_of_changing_capsule_all_finish() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     for round in 0..5 {

@@ -54,7 +54,7 @@ async fn goes_elsewhere(client: &Client, id: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_capsule_outlives_its_host() {
+async fn paused_capsule_resumes_elsewhere_after_host_loss() {
     let s3 = S3::start().await;
     let mut vars = s3.vars();
     vars.push(("WRENN_STORE_KEY", KEY));
@@ -133,7 +133,7 @@ async fn a_paused_capsule_outlives_its_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_returns_has_no_say_over_what_went_on_elsewhere() {
+async fn returning_host_does_not_affect_capsule_resumed_elsewhere() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
@@ -168,7 +168,7 @@ async fn a_host_that_returns_has_no_say_over_what_went_on_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_is_begun_from_on_any_host() {
+async fn stored_snapshot_starts_capsule_on_any_host() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
@@ -195,7 +195,7 @@ async fn a_snapshot_is_begun_from_on_any_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_copy_gives_way_to_what_the_store_has() {
+async fn stale_local_copy_yields_to_stored_version() {
     let s3 = S3::start().await;
     let mut platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
@@ -262,7 +262,7 @@ async fn an_old_copy_gives_way_to_what_the_store_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
+async fn deleted_host_that_wakes_changes_nothing_in_store() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
@@ -348,7 +348,7 @@ async fn host_that_wakes_after_its_deletion_changes_nothing_in_the_store() {
 
 /// A host missed its capsule's life elsewhere, and is then the capsule's host again.
 #[tokio::test(flavor = "multi_thread")]
-async fn copy_of_before_a_placement_is_removed_and_fetched_anew() {
+async fn copy_older_than_placement_is_removed_and_fetched_again() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();

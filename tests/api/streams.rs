@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 #[tokio::test]
-async fn a_command_streams_both_ways_and_tells_its_exit() {
+async fn exec_stream_carries_input_output_and_exit_code() {
     let (platform, client, id) = capsule().await;
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     let script = "echo begun; while read -r line; do echo got $line; done; printf '\\342\\202'; \
@@ -27,7 +27,7 @@ async fn a_command_streams_both_ways_and_tells_its_exit() {
 }
 
 #[tokio::test]
-async fn no_output_is_lost_however_soon_a_command_ends_and_however_much_it_writes() {
+async fn exec_stream_loses_no_output_of_short_or_verbose_command() {
     let (platform, client, id) = capsule().await;
     for _ in 0..20 {
         let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
@@ -48,7 +48,7 @@ async fn no_output_is_lost_however_soon_a_command_ends_and_however_much_it_write
 }
 
 #[tokio::test]
-async fn one_that_does_not_read_its_input_can_still_be_stopped() {
+async fn command_that_reads_no_input_can_be_stopped() {
     let (platform, client, id) = capsule().await;
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     socket.send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "stdin": true })).await;
@@ -69,7 +69,7 @@ async fn one_that_does_not_read_its_input_can_still_be_stopped() {
 }
 
 #[tokio::test]
-async fn several_attach_to_one_process_and_a_client_that_leaves_ends_nothing() {
+async fn process_serves_several_clients_and_outlives_disconnect() {
     let (platform, client, id) = capsule().await;
     let mut first = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     let start = json!({ "type": "start", "cmd": "cat", "stdin": true, "tag": "shared" });
@@ -95,7 +95,7 @@ async fn several_attach_to_one_process_and_a_client_that_leaves_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_terminal_echoes_resizes_interrupts_and_is_come_back_to() {
+async fn terminal_echoes_resizes_interrupts_and_reattaches() {
     let (platform, client, id) = capsule().await;
     let path = format!("/v1/capsules/{id}/pty");
     let mut socket = client.socket(&path).await;
@@ -131,7 +131,7 @@ async fn a_terminal_echoes_resizes_interrupts_and_is_come_back_to() {
 }
 
 #[tokio::test]
-async fn nonsense_is_refused_by_a_frame_that_says_what() {
+async fn invalid_frame_gets_error_frame_with_reason() {
     let (platform, client, id) = capsule().await;
     let stream = format!("/v1/capsules/{id}/exec/stream");
     for (frame, told) in [

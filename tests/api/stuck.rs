@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 const PIPES: usize = 64;
 
 #[tokio::test]
-async fn named_pipes_in_every_call_leave_envd_answering() {
+async fn named_pipes_in_every_call_do_not_block_envd() {
     let (platform, client, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
@@ -63,7 +63,7 @@ async fn named_pipes_in_every_call_leave_envd_answering() {
 }
 
 #[tokio::test]
-async fn files_that_the_kernel_makes_up_are_read_to_their_end_in_chunks() {
+async fn kernel_generated_files_are_read_to_end_in_chunks() {
     let (platform, client, id) = capsule().await;
     let files = format!("/v1/capsules/{id}/files");
     for path in ["/proc/self/status", "/proc/sys/kernel/ostype", "/sys/devices/system/cpu/online"] {
@@ -87,7 +87,7 @@ async fn files_that_the_kernel_makes_up_are_read_to_their_end_in_chunks() {
 }
 
 #[tokio::test]
-async fn read_of_a_file_that_becomes_shorter_breaks_off() {
+async fn read_of_shrinking_file_is_aborted() {
     let (platform, client, id) = capsule().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 40).unwrap();
@@ -111,7 +111,7 @@ async fn read_of_a_file_that_becomes_shorter_breaks_off() {
 }
 
 #[tokio::test]
-async fn overwrite_that_breaks_off_keeps_the_old_contents() {
+async fn aborted_overwrite_keeps_old_contents() {
     let (platform, client, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let (file, link) = (dir.path().join("f"), dir.path().join("link"));
@@ -139,7 +139,7 @@ async fn overwrite_that_breaks_off_keeps_the_old_contents() {
 }
 
 #[tokio::test]
-async fn null_device_takes_a_write_and_gives_nothing_to_a_read() {
+async fn null_device_accepts_write_and_reads_empty() {
     let (platform, client, id) = capsule().await;
     let files = format!("/v1/capsules/{id}/files");
     let before = std::fs::metadata("/dev/null").unwrap();

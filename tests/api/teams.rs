@@ -24,7 +24,7 @@ async fn becomes(status: u16, ask: impl AsyncFn() -> u16) {
 }
 
 #[tokio::test]
-async fn a_role_is_what_the_database_says_now_and_no_token_says_else() {
+async fn role_change_in_database_overrides_older_tokens() {
     let (platform, owner, team) = team().await;
     let (member, user) = platform.member(&owner, &team, "member").await;
     let token = member.post("/v1/auth/token", &json!({})).await.expect(200);
@@ -50,7 +50,7 @@ async fn a_role_is_what_the_database_says_now_and_no_token_says_else() {
 }
 
 #[tokio::test]
-async fn a_key_never_may_more_than_who_made_it_and_ends_when_they_go() {
+async fn key_rights_follow_maker_role_and_end_with_membership() {
     let (platform, owner, team) = team().await;
     let (admin, user) = platform.member(&owner, &team, "admin").await;
     let admin = admin.in_team(&team);
@@ -91,7 +91,7 @@ async fn a_key_never_may_more_than_who_made_it_and_ends_when_they_go() {
 }
 
 #[tokio::test]
-async fn an_operators_key_is_one_as_long_as_its_maker_is_an_admin() {
+async fn operator_key_works_while_its_maker_is_admin() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let root = platform.user("root@example.com").await;
     let second = platform.user("second@example.com").await;
@@ -113,7 +113,7 @@ async fn an_operators_key_is_one_as_long_as_its_maker_is_an_admin() {
 }
 
 #[tokio::test]
-async fn admin_invites_an_admin_whom_only_the_owner_demotes() {
+async fn admin_invites_admin_whom_only_owner_demotes() {
     let (platform, owner, team) = team().await;
     let (admin, _) = platform.member(&owner, &team, "admin").await;
     let admin = admin.in_team(&team);
@@ -134,7 +134,7 @@ async fn admin_invites_an_admin_whom_only_the_owner_demotes() {
 }
 
 #[tokio::test]
-async fn nobody_changes_who_is_above_or_beside_them() {
+async fn members_cannot_change_equal_or_higher_roles() {
     let (platform, owner, team) = team().await;
     let (admin, admins) = platform.member(&owner, &team, "admin").await;
     let (_, members) = platform.member(&owner, &team, "member").await;
@@ -160,7 +160,7 @@ async fn nobody_changes_who_is_above_or_beside_them() {
 }
 
 #[tokio::test]
-async fn a_team_is_given_away_and_has_one_owner_whatever_happens_at_once() {
+async fn concurrent_team_transfers_leave_one_owner() {
     let (platform, owner, team) = team().await;
     let (one, first) = platform.member(&owner, &team, "member").await;
     let (two, second) = platform.member(&owner, &team, "viewer").await;
@@ -180,7 +180,7 @@ async fn a_team_is_given_away_and_has_one_owner_whatever_happens_at_once() {
 }
 
 #[tokio::test]
-async fn an_invitation_is_for_one_e_mail_once_and_for_a_while() {
+async fn invitation_works_once_for_its_email_until_replaced() {
     let (platform, owner, team) = team().await;
     let path = format!("/v1/teams/{team}/invitations");
     let body = json!({ "email": "New@Example.com", "role": "member" });
@@ -219,7 +219,7 @@ async fn an_invitation_is_for_one_e_mail_once_and_for_a_while() {
 }
 
 #[tokio::test]
-async fn a_team_ends_when_it_has_nothing_and_its_keys_with_it() {
+async fn empty_team_is_deleted_with_its_keys() {
     let (platform, owner, _) = team().await;
     let made = owner.post("/v1/teams", &json!({ "name": "Second" })).await.expect(201);
     let team = made["id"].as_str().unwrap();
@@ -240,7 +240,7 @@ async fn a_team_ends_when_it_has_nothing_and_its_keys_with_it() {
 }
 
 #[tokio::test]
-async fn one_works_in_the_team_that_one_names_or_the_default() {
+async fn request_uses_named_team_or_default() {
     let (platform, owner, first) = team().await;
     let made = owner.post("/v1/teams", &json!({ "name": "Second" })).await.expect(201);
     let second = made["id"].as_str().unwrap();
@@ -275,7 +275,7 @@ async fn one_works_in_the_team_that_one_names_or_the_default() {
 }
 
 #[tokio::test]
-async fn one_who_is_in_no_team_sees_that_and_makes_one() {
+async fn user_without_team_gets_no_team_error_and_creates_one() {
     let (platform, owner, team) = team().await;
     owner.delete(&format!("/v1/teams/{team}")).await.expect(204);
     becomes(403, async || owner.get("/v1/capsules").await.status.as_u16()).await;
@@ -287,7 +287,7 @@ async fn one_who_is_in_no_team_sees_that_and_makes_one() {
 }
 
 #[tokio::test]
-async fn the_platforms_names_are_its_own() {
+async fn platform_team_and_template_names_are_reserved() {
     let (platform, owner, _) = team().await;
     owner
         .post("/v1/teams", &json!({ "name": "PLATFORM" }))
@@ -303,7 +303,7 @@ async fn the_platforms_names_are_its_own() {
 }
 
 #[tokio::test]
-async fn what_a_removed_admin_made_lets_nobody_in() {
+async fn grants_made_by_removed_admin_end_with_membership() {
     let (platform, owner, team) = team().await;
     let (admin, admins) = platform.member(&owner, &team, "admin").await;
     let admin = admin.in_team(&team);
@@ -353,7 +353,7 @@ async fn what_a_removed_admin_made_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn an_invitation_is_of_use_while_who_made_it_may_invite() {
+async fn invitation_works_while_its_maker_may_invite() {
     let (platform, owner, team) = team().await;
     let root = platform.client();
     let (admin, admins) = platform.member(&owner, &team, "admin").await;
@@ -405,7 +405,7 @@ async fn an_invitation_is_of_use_while_who_made_it_may_invite() {
 }
 
 #[tokio::test]
-async fn what_an_admin_of_the_platform_gave_out_ends_with_their_right() {
+async fn credentials_made_by_platform_admin_end_with_admin_right() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let root = platform.user("root@example.com").await;
     let second = platform.user("second@example.com").await;

@@ -21,7 +21,7 @@ fn seconds(from: &Value, to: &Value) -> f64 {
 }
 
 #[tokio::test]
-async fn a_capsule_is_counted_from_when_it_runs_until_it_does_not() {
+async fn usage_counts_capsule_only_while_running() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "vcpus": 3, "memory_mb": 256, "disk_mb": 100 })).await;
@@ -53,7 +53,7 @@ async fn a_capsule_is_counted_from_when_it_runs_until_it_does_not() {
 }
 
 #[tokio::test]
-async fn what_spans_midnight_is_of_both_days_and_adding_up_changes_nothing() {
+async fn usage_across_midnight_is_split_by_day_and_kept_by_rollup() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let sql = "INSERT INTO usage_spans (team_id, capsule_id, vcpus, memory_mib, began_at, ended_at) \
@@ -98,7 +98,7 @@ async fn what_spans_midnight_is_of_both_days_and_adding_up_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_machine_that_is_lost_is_counted_no_further() {
+async fn usage_of_lost_vm_stops() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({})).await;

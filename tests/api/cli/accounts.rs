@@ -37,7 +37,7 @@ async fn join(platform: &Platform, email: &str) {
 }
 
 #[tokio::test]
-async fn one_comes_in_works_in_teams_and_leaves() {
+async fn login_team_and_logout_commands_work() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     assert_eq!(ok(&platform, &["whoami"]).lines().next().unwrap(), "an API key");
     join(&platform, "ada@example.com").await;
@@ -88,7 +88,7 @@ async fn one_comes_in_works_in_teams_and_leaves() {
 }
 
 #[tokio::test]
-async fn a_password_is_set_anew_by_the_mailed_code() {
+async fn password_reset_command_accepts_mailed_code() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     join(&platform, "ada@example.com").await;
     ok(&platform, &["reset-password", "ada@example.com"]);
@@ -104,7 +104,7 @@ async fn a_password_is_set_anew_by_the_mailed_code() {
 }
 
 #[tokio::test]
-async fn keys_are_made_listed_and_revoked_and_the_log_tells() {
+async fn key_commands_create_list_and_revoke_with_audit_entries() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let args =
         ["key", "create", "ci", "--scope", "capsules:read", "--expires", "12h", "--form", "wrn"];
@@ -132,7 +132,7 @@ async fn keys_are_made_listed_and_revoked_and_the_log_tells() {
 }
 
 #[tokio::test]
-async fn an_admin_manages_users() {
+async fn admin_manages_users_by_commands() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("root@example.com").await;
     platform.user("a@example.com").await;
@@ -153,7 +153,7 @@ async fn an_admin_manages_users() {
 
 /// Credentials in the client file for one platform are sent to no other.
 #[tokio::test]
-async fn a_key_that_is_kept_goes_nowhere_else() {
+async fn stored_key_is_sent_to_no_other_platform() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let hook = tests::Hook::start(|_| (200, String::new(), "{\"items\":[]}".to_owned())).await;
     let mut command = platform.wrenn();

@@ -48,7 +48,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_copied_file_keeps_its_mode_and_time_both_ways() {
+async fn copied_file_keeps_mode_and_time_both_ways() {
     let (platform, _, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -76,7 +76,7 @@ async fn a_copied_file_keeps_its_mode_and_time_both_ways() {
 }
 
 #[tokio::test]
-async fn a_copied_folder_keeps_modes_times_and_links_both_ways() {
+async fn copied_folder_keeps_modes_times_and_links_both_ways() {
     let (platform, _, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -125,7 +125,7 @@ async fn a_copied_folder_keeps_modes_times_and_links_both_ways() {
 }
 
 #[tokio::test]
-async fn special_targets_on_this_machine_are_written_into_and_links_are_followed() {
+async fn copy_out_writes_into_special_files_and_follows_target_links() {
     let (platform, _, id) = capsule().await;
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -236,7 +236,7 @@ fn hostile(kind: &'static str, path: &'static str, archive: Vec<u8>) -> Upstream
 }
 
 #[test]
-fn a_guest_writes_nothing_but_what_was_asked_for() {
+fn hostile_archive_writes_only_requested_files() {
     for (kind, archive, told) in [
         ("file", tar(".bashrc", None), "not what was asked"),
         ("file", tar("f/below", None), "not what was asked"),
@@ -261,7 +261,7 @@ fn a_guest_writes_nothing_but_what_was_asked_for() {
 }
 
 #[test]
-fn a_guest_does_not_choose_the_name_of_a_copy() {
+fn hostile_archive_does_not_choose_copy_name() {
     let target = tempfile::tempdir().unwrap();
     fs::write(target.path().join(".bashrc"), "kept").unwrap();
     let out = copy_of_hostile("file", "/.bashrc", tar(".bashrc", None), target.path());
@@ -272,7 +272,7 @@ fn a_guest_does_not_choose_the_name_of_a_copy() {
 }
 
 #[test]
-fn a_file_of_a_capsule_whose_agent_knows_no_archives_is_copied() {
+fn file_copy_works_with_agent_without_archive_support() {
     let target = tempfile::tempdir().unwrap();
     let out = copy_of_hostile("file", "/f", Vec::new(), target.path());
     assert!(out.status.success(), "{out:?}");

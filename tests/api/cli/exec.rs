@@ -26,7 +26,7 @@ fn end(mut child: Child) -> (Option<i32>, Vec<u8>, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn a_command_ends_while_its_input_stays_open_with_json_and_without() {
+async fn exec_returns_at_command_exit_while_stdin_stays_open() {
     let (platform, _, id) = capsule().await;
     let script = ["capsule", "exec", &id, "--", "sh", "-c", "read -r line; echo got $line; exit 7"];
     for json in [false, true] {
@@ -48,7 +48,7 @@ async fn a_command_ends_while_its_input_stays_open_with_json_and_without() {
 }
 
 #[tokio::test]
-async fn a_timeout_counts_while_input_stays_open_with_json_and_without() {
+async fn exec_timeout_applies_while_stdin_stays_open() {
     let (platform, _, id) = capsule().await;
     let script = ["capsule", "exec", "--timeout", "1", &id, "--", "cat"];
     for json in [false, true] {
@@ -66,7 +66,7 @@ async fn a_timeout_counts_while_input_stays_open_with_json_and_without() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_be_run_has_the_exit_code_of_a_shell() {
+async fn command_that_cannot_run_gets_shell_exit_code() {
     let (platform, _, id) = capsule().await;
     for (program, wanted) in
         [("nosuchcommand", 127), ("/no/such/command", 127), ("/etc/passwd", 126), ("/etc", 126)]

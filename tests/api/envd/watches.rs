@@ -24,7 +24,7 @@ async fn fetch(envd: &Client, token: &str, watcher: &Value) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn events_of_ten_thousand_files_are_fetched_at_once() {
+async fn watcher_fetches_events_of_ten_thousand_files_together() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ async fn events_of_ten_thousand_files_are_fetched_at_once() {
 }
 
 #[tokio::test]
-async fn watcher_that_nobody_fetches_ends_with_an_error_after_its_events() {
+async fn unfetched_watcher_ends_with_error_after_its_events() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();
@@ -71,7 +71,7 @@ async fn watcher_that_nobody_fetches_ends_with_an_error_after_its_events() {
 }
 
 #[tokio::test]
-async fn recursive_watch_sees_each_of_nine_thousand_folders_or_names_the_limit() {
+async fn recursive_watch_covers_nine_thousand_folders_or_names_limit() {
     const FOLDERS: usize = 9000;
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
@@ -105,7 +105,7 @@ async fn recursive_watch_sees_each_of_nine_thousand_folders_or_names_the_limit()
 }
 
 #[tokio::test]
-async fn stream_of_a_removed_folder_ends_with_an_error_after_its_events() {
+async fn watch_of_removed_folder_ends_with_error_after_its_events() {
     let (platform, _, id) = capsule().await;
     let (envd, token) = envd(&platform, &id);
     let dir = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ async fn seen(client: &Client, id: &str, port: u16, headers: &[(&str, &str)]) ->
 }
 
 #[tokio::test]
-async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
+async fn owner_key_opens_port_and_is_hidden_from_guest() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let cookie = ("cookie", "a=1; wrenn-preview=x; b=2");
@@ -58,7 +58,7 @@ async fn the_owners_key_opens_a_port_and_the_guest_never_sees_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_in_a_trailer_reaches_no_guest() {
+async fn key_in_trailer_is_hidden_from_guest() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         let Some(head) = wire.head() else { return };
@@ -86,7 +86,7 @@ async fn a_key_in_a_trailer_reaches_no_guest() {
 }
 
 #[tokio::test]
-async fn nobody_else_gets_in_and_what_is_anothers_is_not_there() {
+async fn private_port_refuses_strangers_and_hides_existence() {
     let (platform, client, id) = capsule().await;
     let stranger = other_team(&platform).await;
     let guest = Upstream::start(|_| panic!("a stranger reached the guest"));
@@ -121,7 +121,7 @@ async fn nobody_else_gets_in_and_what_is_anothers_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_revoked_opens_nothing_any_more_on_every_replica() {
+async fn revoked_key_opens_no_port_on_any_replica() {
     let (platform, client, id) = capsule().await;
     let replica = Replica::start(&platform);
     let there = client.at(&replica.url);
@@ -143,7 +143,7 @@ async fn a_key_that_is_revoked_opens_nothing_any_more_on_every_replica() {
 }
 
 #[tokio::test]
-async fn traffic_tokens_public_ports_and_envds_token_open_what_is_theirs() {
+async fn traffic_token_public_port_and_envd_token_open_only_their_ports() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let (guest, public) = (Upstream::echo(), Upstream::echo());
@@ -186,7 +186,7 @@ async fn traffic_tokens_public_ports_and_envds_token_open_what_is_theirs() {
 }
 
 #[tokio::test]
-async fn a_preview_link_becomes_a_cookie_of_one_name_and_expires() {
+async fn preview_link_sets_cookie_for_one_host_and_expires() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let links = format!("/v1/capsules/{id}/ports/{}/links", guest.port);
@@ -282,7 +282,7 @@ impl Link {
 }
 
 #[tokio::test]
-async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
+async fn preview_link_ends_with_maker_or_generation_on_every_replica() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     platform.user("root@example.com").await;
     let owner = platform.user("owner@example.com").await;
@@ -346,7 +346,7 @@ async fn a_link_ends_with_its_maker_and_with_its_generation_on_every_replica() {
 
 /// The traffic token signs no links, unlike in earlier versions.
 #[tokio::test]
-async fn no_link_is_made_of_the_traffic_token_and_that_can_be_replaced() {
+async fn traffic_token_signs_no_link_and_can_be_replaced() {
     use base64::Engine;
     use hmac::{Hmac, KeyInit, Mac};
     let (platform, client, _) = capsule().await;

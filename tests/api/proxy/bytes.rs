@@ -12,7 +12,7 @@ use tests::{Upstream, Wire, eventually};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_arrives_byte_for_byte() {
+async fn path_reaches_guest_byte_for_byte() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let mut wire = Wire::to(platform.url());
@@ -34,7 +34,7 @@ async fn a_path_arrives_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_guest_says_of_its_address_is_put_right() {
+async fn location_and_cookie_headers_of_guest_are_rewritten() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         while let Some(head) = wire.head() {
@@ -65,7 +65,7 @@ async fn what_a_guest_says_of_its_address_is_put_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_pass_as_they_come_and_whoever_leaves_is_missed_at_once() {
+async fn server_sent_events_pass_unbuffered_and_disconnect_reaches_guest() {
     let (platform, client, id) = capsule().await;
     let (tell, told) = mpsc::channel();
     let (left, leaving) = mpsc::channel();
@@ -107,7 +107,7 @@ async fn events_pass_as_they_come_and_whoever_leaves_is_missed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn huge_bodies_pass_whole_both_ways_and_are_not_held() {
+async fn huge_bodies_are_streamed_whole_both_ways() {
     const CHUNK: usize = 1 << 20;
     const CHUNKS: usize = 256;
     let (platform, client, id) = capsule().await;
@@ -167,7 +167,7 @@ async fn huge_bodies_pass_whole_both_ways_and_are_not_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trailers_early_permission_and_bodiless_answers_pass() {
+async fn trailers_continue_and_bodiless_answers_pass() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         while let Some(head) = wire.head() {
@@ -208,7 +208,7 @@ async fn trailers_early_permission_and_bodiless_answers_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_protocol_that_was_switched_to_passes_either_way_until_both_have_ended() {
+async fn upgraded_connection_passes_both_ways_until_both_sides_close() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         let head = wire.head().unwrap();
@@ -250,7 +250,7 @@ async fn a_protocol_that_was_switched_to_passes_either_way_until_both_have_ended
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_are_used_again_and_a_stale_one_is_no_ones_error() {
+async fn connections_are_reused_and_stale_one_causes_no_error() {
     let (platform, client, id) = capsule().await;
     let (tell, told) = mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
@@ -276,7 +276,7 @@ async fn connections_are_used_again_and_a_stale_one_is_no_ones_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_are_let_in_at_once_than_may_be() {
+async fn connections_beyond_capsule_limit_are_refused() {
     let platform =
         tests::Platform::start(tests::Driver::Fake, &[("WRENN_CAPSULE_CONNECTIONS", "2")]).await;
     let client = platform.client();

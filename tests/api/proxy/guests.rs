@@ -13,7 +13,7 @@ async fn ask(client: &Client, id: &str, port: u16) -> tests::Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_nobody_listens_at_is_told_to_each_in_their_words() {
+async fn closed_port_error_suits_api_sdk_and_browser() {
     let (platform, client, id) = capsule().await;
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let says = format!("nothing listens on its port {free}");
@@ -42,7 +42,7 @@ async fn a_port_that_nobody_listens_at_is_told_to_each_in_their_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_that_is_about_to_listen_is_waited_for() {
+async fn request_waits_for_program_about_to_listen() {
     let (platform, client, id) = capsule().await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -62,7 +62,7 @@ async fn a_program_that_is_about_to_listen_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_silence_and_early_ends_are_told_apart() {
+async fn invalid_empty_and_truncated_guest_answers_are_distinguished() {
     let (platform, client, id) = capsule().await;
     let saying = |bytes: Vec<u8>| {
         Upstream::start(move |mut wire| {
@@ -122,7 +122,7 @@ async fn garbage_silence_and_early_ends_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_connected_when_a_capsule_ends_is_told_by_the_end() {
+async fn open_connections_close_when_capsule_is_deleted() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         let head = wire.head().unwrap();

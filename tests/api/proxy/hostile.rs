@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tests::{Upstream, Wire};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hosts_that_name_nothing_are_told_so_or_are_the_apis() {
+async fn host_header_routes_to_capsule_api_or_error() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let key = client.key();
@@ -59,7 +59,7 @@ async fn hosts_that_name_nothing_are_told_so_or_are_the_apis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_within_a_request_reaches_nobody() {
+async fn smuggled_request_reaches_no_guest() {
     let (platform, client, id) = capsule().await;
     let heads: Arc<Mutex<Vec<String>>> = Arc::default();
     let seen = Arc::clone(&heads);
@@ -119,7 +119,7 @@ async fn a_request_within_a_request_reaches_nobody() {
 
 /// Neither the host nor the guest is at fault, so the answer blames neither.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_body_is_its_senders_fault() {
+async fn malformed_chunked_body_gets_400() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::start(|mut wire| {
         wire.head();
@@ -163,7 +163,7 @@ async fn a_malformed_body_is_its_senders_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn floods_of_headers_are_refused_and_cost_no_one_else() {
+async fn header_floods_are_refused_and_do_not_affect_others() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let ask = |more: &str| {

@@ -27,7 +27,7 @@ async fn counting() -> Platform {
 }
 
 #[tokio::test]
-async fn a_miss_costs_one_query_and_a_hit_none() {
+async fn cache_miss_costs_one_query_and_hit_none() {
     let platform = counting().await;
     let client = platform.client();
     let (one, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
@@ -57,7 +57,7 @@ async fn a_miss_costs_one_query_and_a_hit_none() {
 /// A visit by a link's cookie causes no query once the link's maker is known. PostgreSQL counts the
 /// queries.
 #[tokio::test]
-async fn a_link_whose_maker_is_known_costs_no_query() {
+async fn link_with_cached_maker_costs_no_query() {
     let platform = counting().await;
     let client = platform.client();
     let (id, guest) = (client.create(&serde_json::json!({})).await, Upstream::echo());
@@ -81,7 +81,7 @@ async fn a_link_whose_maker_is_known_costs_no_query() {
 }
 
 #[tokio::test]
-async fn a_capsule_that_ends_is_known_to_have_on_every_replica() {
+async fn deleted_capsule_is_not_found_on_every_replica() {
     let (platform, client, id) = capsule().await;
     let replica = Replica::start(&platform);
     let there = client.at(&replica.url);
@@ -102,7 +102,7 @@ async fn a_capsule_that_ends_is_known_to_have_on_every_replica() {
 }
 
 #[tokio::test]
-async fn what_a_capsule_is_instead_of_running_is_told() {
+async fn state_of_capsule_that_is_not_running_is_named() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     assert_eq!(status(&client, &id, guest.port).await, 200);
@@ -126,7 +126,7 @@ async fn what_a_capsule_is_instead_of_running_is_told() {
 }
 
 #[tokio::test]
-async fn without_the_databases_word_of_changes_nothing_is_kept() {
+async fn cache_is_dropped_when_database_notifications_are_lost() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
@@ -148,7 +148,7 @@ async fn without_the_databases_word_of_changes_nothing_is_kept() {
 }
 
 #[tokio::test]
-async fn the_proxy_works_again_when_the_agent_does() {
+async fn proxy_recovers_when_agent_returns() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let dir = tempfile::tempdir().unwrap();
     let database = platform.separate_database().await;
