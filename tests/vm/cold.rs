@@ -14,7 +14,7 @@ async fn boot(client: &Client, id: &str) {
 }
 
 #[tokio::test]
-async fn users_lines_of_hosts_and_resolver_survive_a_boot() {
+async fn user_lines_of_hosts_and_resolver_survive_boot() {
     let (platform, client, id) = capsule().await;
     let both = "cat /etc/hosts /etc/resolv.conf";
     let add = "echo 10.1.2.3 db.test | sudo tee -a /etc/hosts; \
@@ -44,7 +44,7 @@ async fn users_lines_of_hosts_and_resolver_survive_a_boot() {
 }
 
 #[tokio::test]
-async fn name_servers_follow_the_host_at_a_boot_and_other_lines_stay() {
+async fn name_servers_follow_host_at_boot_and_other_lines_stay() {
     let mut platform = Platform::start(Driver::Guests, &[("WRENN_DNS", "11.22.33.44")]).await;
     let client = platform.client();
     let id = client.create(&small()).await;
@@ -65,7 +65,7 @@ async fn name_servers_follow_the_host_at_a_boot_and_other_lines_stay() {
 
 /// Root in a guest may turn any path that a boot reads or writes into anything.
 #[tokio::test]
-async fn pipes_and_folders_in_place_of_files_hold_up_no_boot() {
+async fn pipes_and_directories_in_place_of_files_do_not_block_boot() {
     let (platform, client, id) = capsule().await;
     let break_all = "umount /etc/machine-id /lib/modules/*; \
         rm -rf /etc/machine-id /etc/resolv.conf /etc/hosts /tmp /lib/modules; \
@@ -90,7 +90,7 @@ async fn pipes_and_folders_in_place_of_files_hold_up_no_boot() {
 
 /// Container images often hold no `modprobe`.
 #[tokio::test]
-async fn guest_without_modprobe_has_the_common_modules_after_a_boot() {
+async fn guest_without_modprobe_has_common_modules_after_boot() {
     let (platform, client, id) = capsule().await;
     client.out(&id, "sudo rm /usr/sbin/modprobe").await;
     boot(&client, &id).await;

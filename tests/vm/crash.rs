@@ -7,7 +7,7 @@ use std::time::Duration;
 use tests::{Client, Socket, eventually, processes_of};
 
 #[tokio::test]
-async fn machines_outlive_the_platform_and_are_found_again() {
+async fn vms_survive_platform_crash_and_are_adopted() {
     let (mut platform, client, id) = capsule().await;
     let count =
         "cd /tmp; i=0; while :; do i=$((i+1)); echo $i > new; mv new count; sleep 0.1; done";
@@ -43,7 +43,7 @@ async fn machines_outlive_the_platform_and_are_found_again() {
 }
 
 #[tokio::test]
-async fn a_platform_that_dies_in_the_middle_of_a_boot_or_a_removal_leaves_nothing_half_done() {
+async fn platform_crash_during_boot_or_removal_leaves_nothing_unfinished() {
     let (mut platform, client, kept) = capsule().await;
     for millis in [80, 400, 1400] {
         let client = platform.client();
@@ -107,7 +107,7 @@ async fn breaks(mut socket: Socket) {
 }
 
 #[tokio::test]
-async fn a_machine_that_is_killed_is_told_and_removed() {
+async fn killed_vm_is_reported_and_removed() {
     let (platform, client, id) = capsule().await;
     let other = client.create(&small()).await;
     let (stream, deleted) = (endless(&client, &id).await, endless(&client, &other).await);
@@ -133,7 +133,7 @@ async fn a_machine_that_is_killed_is_told_and_removed() {
 /// Remains of a machine that dies while no agent runs belong to its capsule. Their removal takes
 /// nothing from later capsules.
 #[tokio::test]
-async fn a_machine_that_dies_while_no_agent_runs_is_told_and_takes_nothing_with_it() {
+async fn vm_killed_while_agent_is_down_is_reported_and_harms_no_other() {
     let (mut platform, _, id) = capsule().await;
     let machine = processes_of(&id)[0];
     platform.kill();
@@ -155,7 +155,7 @@ async fn a_machine_that_dies_while_no_agent_runs_is_told_and_takes_nothing_with_
 }
 
 #[tokio::test]
-async fn a_capsule_that_is_removed_while_it_boots_is_gone_at_once() {
+async fn removal_during_boot_takes_effect_at_once() {
     let (platform, client, _) = capsule().await;
     let create = tokio::spawn({
         let client = client.clone();

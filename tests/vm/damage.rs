@@ -34,7 +34,7 @@ impl Drop for Damage {
 }
 
 #[tokio::test]
-async fn damage_is_told_and_the_snapshot_before_is_offered() {
+async fn damaged_snapshot_is_reported_and_previous_one_is_offered() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     // The capsule boots, so that all layers are its own. A shared layer may be in memory, checked
@@ -84,7 +84,7 @@ async fn damage_is_told_and_the_snapshot_before_is_offered() {
 
 /// A capsule whose machine and memory are lost can be resumed from its last snapshot.
 #[tokio::test]
-async fn a_machine_that_is_lost_can_be_had_as_it_was_kept() {
+async fn capsule_with_lost_vm_resumes_from_last_snapshot() {
     let (mut platform, client, id) = capsule().await;
     client.out(&id, "echo one > /dev/shm/x").await;
     client.pause(&id).await;

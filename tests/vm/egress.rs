@@ -43,7 +43,7 @@ async fn reaches(client: &Client, id: &str) {
 
 /// The firewall alone enforces rules by address. A denial also ends connections under way.
 #[tokio::test]
-async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
+async fn egress_address_rules_change_while_capsule_runs() {
     let _internet = Internet::make().with_names();
     let (mut platform, client) = platform().await;
     let id = client.create(&small()).await;
@@ -97,7 +97,7 @@ async fn addresses_are_allowed_and_denied_while_a_capsule_runs() {
 
 /// Rules by name compare the name in TLS and HTTP, and the addresses that the name server gave.
 #[tokio::test]
-async fn names_are_allowed_and_denied_and_nothing_goes_by_their_side() {
+async fn egress_name_rules_cannot_be_bypassed() {
     let _internet = Internet::make().with_names();
     let (mut platform, client) = platform().await;
     let rules = json!({ "internet": false, "allow": ["ok.test", "*.wild.test"] });
@@ -229,7 +229,7 @@ print("good server name False", b" at " in tls("good.test"))
 /// While a name is denied, nothing with an unreadable host reaches ports 80 and 443. Connections
 /// from before the change do not continue either.
 #[tokio::test]
-async fn denied_name_is_reached_by_no_unusual_request_and_by_no_open_connection() {
+async fn denied_name_is_unreachable_by_unusual_requests_and_open_connections() {
     let _internet = Internet::make().with_names();
     let (platform, client) = platform().await;
     let id = client.create(&small()).await;
@@ -311,7 +311,7 @@ fn entries() -> usize {
 }
 
 #[tokio::test]
-async fn flood_of_one_guest_leaves_the_hosts_connection_table_to_others() {
+async fn connection_flood_of_one_guest_does_not_fill_host_conntrack() {
     let _internet = Internet::make().with_names();
     let (platform, client) = platform().await;
     let id = client.create(&small()).await;

@@ -67,7 +67,7 @@ fn kept(platform: &Platform, id: &str) -> usize {
 }
 
 #[tokio::test]
-async fn guest_that_ends_in_any_way_is_told_with_the_reason() {
+async fn every_kind_of_guest_end_is_reported_with_its_reason() {
     let (platform, client, first) = capsule().await;
     let ended = "the guest ended";
     let ways = [
@@ -108,7 +108,7 @@ async fn guest_that_ends_in_any_way_is_told_with_the_reason() {
 }
 
 #[tokio::test]
-async fn halted_guest_is_kept_by_no_pause_and_no_snapshot() {
+async fn pause_and_snapshot_of_halted_guest_are_refused() {
     let (platform, client, id) = capsule().await;
     let other = client.create(&small()).await;
     for id in [&id, &other] {
@@ -131,7 +131,7 @@ async fn halted_guest_is_kept_by_no_pause_and_no_snapshot() {
 }
 
 #[tokio::test]
-async fn guest_that_ends_during_a_pause_is_not_kept_and_is_told() {
+async fn guest_end_during_pause_is_reported_and_saves_nothing() {
     let (platform, client, id) = capsule().await;
     // A pause lets requests under way end, and the guest ends with this request.
     let going = "touch /tmp/begun; sleep 1; echo o > /proc/sysrq-trigger";
@@ -150,7 +150,7 @@ async fn guest_that_ends_during_a_pause_is_not_kept_and_is_told() {
 }
 
 #[tokio::test]
-async fn guest_that_is_stopped_or_silent_is_not_taken_for_halted() {
+async fn stopped_or_silent_guest_is_not_reported_as_halted() {
     let (platform, client, stopped) = capsule().await;
     let silent = client.create(&small()).await;
     let halted = client.create(&small()).await;
@@ -242,7 +242,7 @@ fn change_initramfs(platform: &Platform, archive: &[u8]) {
 }
 
 #[tokio::test]
-async fn machine_without_a_power_switch_is_reset_by_its_first_process() {
+async fn vm_without_acpi_power_off_is_reset_by_init() {
     let (mut platform, client, id) = capsule().await;
     let read = "sudo base64 -w 0 /sys/firmware/acpi/tables/DSDT";
     let dsdt = STANDARD.decode(client.out(&id, read).await.trim()).unwrap();

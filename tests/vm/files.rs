@@ -10,7 +10,7 @@ fn file(client: &Client, id: &str, method: Method, path: &str) -> RequestBuilder
 }
 
 #[tokio::test]
-async fn overwrite_on_a_full_disk_keeps_the_old_contents_and_leaves_nothing() {
+async fn overwrite_on_full_disk_keeps_old_contents_and_no_staged_file() {
     let (platform, client, id) = capsule().await;
     let begin =
         "mkdir /home/user/d && cd /home/user/d && seq 100000 > f && chmod 640 f && sha256sum f";
@@ -31,7 +31,7 @@ async fn overwrite_on_a_full_disk_keeps_the_old_contents_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn devices_and_pipes_stay_what_they_are() {
+async fn file_writes_do_not_replace_devices_or_pipes() {
     let (platform, client, id) = capsule().await;
     let look = "stat -c '%F %U %a' /dev/null /dev/vdb /tmp/p";
     let before = client.out(&id, &format!("mkfifo /tmp/p && {look}")).await;
@@ -51,7 +51,7 @@ async fn devices_and_pipes_stay_what_they_are() {
 }
 
 #[tokio::test]
-async fn files_that_the_kernel_makes_up_are_read_and_written_as_by_a_shell() {
+async fn procfs_files_are_read_and_written_as_by_a_shell() {
     let (platform, client, id) = capsule().await;
     for path in [
         "/proc/version",
@@ -71,7 +71,7 @@ async fn files_that_the_kernel_makes_up_are_read_and_written_as_by_a_shell() {
 }
 
 #[tokio::test]
-async fn account_table_that_is_a_named_pipe_stops_no_call_but_those_that_need_it() {
+async fn passwd_that_is_a_named_pipe_fails_only_calls_that_need_it() {
     let (platform, client, id) = capsule().await;
     client.out(&id, "cp /etc/passwd /home/user/passwd").await;
     // The shell that moves the table away puts it back by itself.

@@ -27,7 +27,7 @@ async fn own(client: &Client, id: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn ten_forks_have_the_sources_state_and_nothing_else_in_common() {
+async fn ten_forks_share_only_the_sources_state() {
     let (platform, client, source) = capsule().await;
     client.out(&source, "echo kept > /tmp/disk; echo kept > /dev/shm/memory").await;
     let count =
@@ -84,7 +84,7 @@ fn private_kib(pid: i32) -> u64 {
 }
 
 #[tokio::test]
-async fn a_snapshot_is_a_template_of_its_own_and_outlives_its_source() {
+async fn named_snapshot_is_a_template_and_outlives_its_source() {
     let (platform, client, source) = capsule().await;
     client.out(&source, "echo kept > /tmp/disk; head -c 50000000 /dev/urandom > /dev/shm/x").await;
     let sum = client.out(&source, "sha256sum /dev/shm/x").await;
@@ -122,7 +122,7 @@ async fn a_snapshot_is_a_template_of_its_own_and_outlives_its_source() {
 }
 
 #[tokio::test]
-async fn the_first_of_a_size_is_booted_and_the_rest_are_not() {
+async fn only_first_capsule_of_a_size_boots() {
     let (platform, client, _) = capsule().await;
     let size = json!({ "memory_mb": 192, "disk_mb": 128 });
     let golden = platform.dir().join("golden");

@@ -68,7 +68,7 @@ impl Drop for Small {
 }
 
 #[tokio::test]
-async fn a_full_disk_fails_a_pause_and_nothing_else() {
+async fn full_disk_fails_only_the_pause() {
     let disk = Small::new();
     let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
     let client = platform.client();
@@ -132,7 +132,7 @@ async fn waits(client: &Client, id: &str, wanted: bool) {
 }
 
 #[tokio::test]
-async fn a_guest_that_would_fill_the_disk_waits_others_do_not_and_it_goes_on_by_itself() {
+async fn only_guest_that_fills_the_disk_waits_and_it_continues_when_freed() {
     let disk = Small::new();
     let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
     let client = platform.client();
@@ -167,7 +167,7 @@ async fn a_guest_that_would_fill_the_disk_waits_others_do_not_and_it_goes_on_by_
 /// Another program fills the disk to the last block. The ballast lets the database write, so that
 /// removals succeed. A database that ended for lack of room starts again.
 #[tokio::test]
-async fn removals_work_on_a_full_disk_and_the_database_comes_back() {
+async fn removals_succeed_on_full_disk_and_database_restarts() {
     let disk = Small::new();
     let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
     let client = platform.client();
@@ -229,7 +229,7 @@ fn move_database_to(platform: &Platform, elsewhere: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_starts_on_a_full_disk_says_so_and_gets_up_when_there_is_room() {
+async fn platform_start_on_full_disk_reports_it_and_waits_for_space() {
     let disk = Small::new();
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     platform.stop();
@@ -259,7 +259,7 @@ async fn a_platform_that_starts_on_a_full_disk_says_so_and_gets_up_when_there_is
 }
 
 #[tokio::test]
-async fn an_agent_that_starts_on_a_full_disk_finds_guests_waiting_and_not_ended() {
+async fn agent_start_on_full_disk_adopts_waiting_guests() {
     if tests::firecracker().is_some() {
         // Under Firecracker, guests get a disk error instead, as `docs/operations.md` says.
         return;

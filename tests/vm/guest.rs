@@ -8,7 +8,7 @@ use serde_json::json;
 use tests::eventually;
 
 #[tokio::test]
-async fn base_holds_what_programs_expect() {
+async fn base_template_has_what_programs_expect() {
     let (platform, client, id) = capsule().await;
     assert_eq!(client.out(&id, "id -un; pwd; hostname").await, "user\n/home/user\ncapsule\n");
     assert_eq!(client.out(&id, "id -G").await, "1000\n");
@@ -86,7 +86,7 @@ async fn files_terminals_and_orphans_are_handled_in_a_real_guest() {
 }
 
 #[tokio::test]
-async fn envd_asks_for_its_token_on_every_path_but_health() {
+async fn envd_requires_its_token_except_for_health() {
     let (platform, _, id) = capsule().await;
     let agent = platform.agent_client().below(&format!("/proxy/{id}/49983"));
     agent.get("/health").await.expect(204);

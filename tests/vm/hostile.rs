@@ -12,7 +12,7 @@ async fn unleash(client: &Client, id: &str, script: &str) {
 }
 
 #[tokio::test]
-async fn envd_answers_while_users_take_all_time_memory_and_processes() {
+async fn envd_answers_while_users_exhaust_cpu_memory_and_processes() {
     let (platform, client, id) = capsule().await;
     for _ in 0..4 {
         unleash(&client, &id, "while :; do :; done").await;
@@ -40,7 +40,7 @@ async fn envd_answers_while_users_take_all_time_memory_and_processes() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_and_is_no_end() {
+async fn full_guest_disk_is_reported_and_guest_keeps_running() {
     let (platform, client, id) = capsule().await;
     let files = format!("/v1/capsules/{id}/files");
     let put = client.request(Method::PUT, &files).query(&[("path", "/tmp/large")]);
@@ -59,7 +59,7 @@ async fn a_full_disk_is_told_and_is_no_end() {
 }
 
 #[tokio::test]
-async fn a_guest_that_ends_itself_is_told_with_its_reason() {
+async fn guest_that_ends_itself_is_reported_with_its_reason() {
     let (platform, client, first) = capsule().await;
     let second = client.create(&small()).await;
     unleash(
@@ -95,7 +95,7 @@ async fn a_guest_that_ends_itself_is_told_with_its_reason() {
 }
 
 #[tokio::test]
-async fn starts_with_many_arguments_leave_the_guest_its_memory() {
+async fn starts_with_many_arguments_do_not_exhaust_guest_memory() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let body = json!({ "cmd": "true", "args": vec!["z"; 150_000] });
@@ -117,7 +117,7 @@ async fn starts_with_many_arguments_leave_the_guest_its_memory() {
 
 /// More threads write to the disk than QEMU has for its disks.
 #[tokio::test]
-async fn guest_with_many_writes_to_its_disk_at_once_keeps_its_machine() {
+async fn many_concurrent_disk_writes_do_not_end_the_vm() {
     const WRITES: &str = "
 import os, threading, time
 end = time.time() + 15

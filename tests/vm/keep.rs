@@ -37,7 +37,7 @@ async fn ask(client: &Client, id: &str, port: u16, path: &str) -> String {
 /// Python's heap and Go's heap (in Caddy) go through many pauses. Go's collector runs all the time
 /// and checks itself. No page may change.
 #[tokio::test]
-async fn no_page_is_ever_other_than_it_was() {
+async fn no_memory_page_changes_over_pause_cycles() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     let id = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
@@ -72,7 +72,7 @@ async fn no_page_is_ever_other_than_it_was() {
 
 /// Files grow between pauses, some of which keep only the disk.
 #[tokio::test]
-async fn files_are_whole_after_pauses_of_both_kinds() {
+async fn files_are_intact_after_memory_and_disk_pauses() {
     let (platform, client, id) = capsule().await;
     let boot = "cat /proc/sys/kernel/random/boot_id";
     for round in 0..10 {
@@ -100,7 +100,7 @@ async fn clock_off(client: &Client, id: &str) -> i128 {
 }
 
 #[tokio::test]
-async fn the_clock_is_right_after_a_pause_a_snapshot_and_a_start() {
+async fn guest_clock_is_correct_after_pause_snapshot_and_create() {
     let (platform, client, id) = capsule().await;
     assert!(clock_off(&client, &id).await <= 100);
     client.pause(&id).await;
@@ -133,7 +133,7 @@ while True:
 /// Clients from before a freeze see their connections end, and so does the guest. Processes
 /// continue, and the next request succeeds.
 #[tokio::test]
-async fn connections_of_before_end_on_both_sides_and_processes_go_on() {
+async fn resume_ends_old_connections_and_keeps_processes() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (platform, client, id) = capsule().await;
     put(&client, &id, "/tmp/waits.py", WAITS.into()).await;
@@ -184,7 +184,7 @@ async fn connections_of_before_end_on_both_sides_and_processes_go_on() {
 }
 
 #[tokio::test]
-async fn a_paused_capsule_costs_no_process_and_wakes_for_whoever_may_ask() {
+async fn paused_capsule_has_no_process_and_resumes_on_authorized_request() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     let body = json!({ "memory_mb": 256, "disk_mb": 256, "timeout_sec": 1, "auto_resume": true });
@@ -214,7 +214,7 @@ async fn a_paused_capsule_costs_no_process_and_wakes_for_whoever_may_ask() {
 
 /// A pause writes only pages that are in use. Pages of zeros and unchanged pages cost nothing.
 #[tokio::test]
-async fn a_pause_writes_only_what_has_changed() {
+async fn pause_writes_only_changed_pages() {
     let (platform, client, _) = capsule().await;
     // The first capsule of this size may have booted, so all of its layers would be its own.
     let id = client.create(&small()).await;

@@ -68,7 +68,7 @@ async fn large() -> (Platform, Client, String) {
 }
 
 #[tokio::test]
-async fn modules_load_when_programs_need_them() {
+async fn kernel_modules_load_on_demand() {
     let (platform, client, id) = capsule().await;
     let modes = "stat -c '%n %a %t:%T' /dev/fuse /dev/net/tun";
     assert_eq!(client.out(&id, modes).await, "/dev/fuse 666 a:e5\n/dev/net/tun 666 a:c8\n");
@@ -108,7 +108,7 @@ async fn modules_load_when_programs_need_them() {
 
 /// A file system with a stopped server blocks calls on its own files and nothing else.
 #[tokio::test]
-async fn stopped_fuse_server_holds_up_its_own_files_alone() {
+async fn stopped_fuse_server_blocks_only_its_own_files() {
     const CALLS: usize = 64;
     let (platform, client, id) = capsule().await;
     put(&client, &id, "/tmp/hello.py", include_bytes!("hello_fuse.py").to_vec()).await;
@@ -163,7 +163,7 @@ async fn stopped_fuse_server_holds_up_its_own_files_alone() {
 }
 
 #[tokio::test]
-async fn bucket_of_a_store_is_mounted_by_fuse() {
+async fn s3_bucket_is_mounted_by_fuse() {
     let internet = Internet::make();
     let s3 = S3::serve(internet.listen(STORE_PORT));
     std::fs::create_dir_all(s3.objects()).unwrap();

@@ -29,7 +29,7 @@ async fn says(client: &Client, id: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_guest_asks_for_a_token_and_then_for_what_it_is() {
+async fn metadata_service_requires_a_token() {
     let (platform, client, id) = capsule().await;
     let token = token(&client, &id).await;
     let with = format!("-H 'X-metadata-token: {token}'");
@@ -75,7 +75,7 @@ async fn a_guest_asks_for_a_token_and_then_for_what_it_is() {
 }
 
 #[tokio::test]
-async fn a_guest_that_is_another_learns_that_it_is() {
+async fn metadata_follows_resume_and_fork() {
     let (platform, client, id) = capsule().await;
     let told = |id: &str| format!("{id} base\n{id}base");
     assert_eq!(says(&client, &id).await, told(&id));

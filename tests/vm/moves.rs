@@ -56,7 +56,7 @@ fn run(platform: &Platform, dir: &Path, store: &str, token: &str) -> Child {
 }
 
 #[tokio::test]
-async fn a_guest_goes_on_on_another_host_with_its_memory() {
+async fn capsule_resumes_on_another_host_with_its_memory() {
     let store = tempfile::tempdir().unwrap();
     let folder = store.path().to_str().unwrap();
     let platform = Platform::start(Driver::Guests, &[("WRENN_STORE", folder)]).await;

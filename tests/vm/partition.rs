@@ -205,7 +205,7 @@ async fn cut_off(platform: &Platform, client: &Client, first: &Host, capsules: &
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hosts_are_cut_off_lose_packets_and_restart_and_nothing_is_lost() {
+async fn partition_packet_loss_and_restart_of_hosts_lose_nothing() {
     let _lan = Lan::make();
     let listen = [("WRENN_CP_LISTEN_ADDR", "10.197.0.1:0"), ("WRENN_ALLOW_PLAINTEXT", "1")];
     let mut platform = Platform::start(Driver::Fake, &listen).await;

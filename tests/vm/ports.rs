@@ -38,7 +38,7 @@ async fn exchange(platform: &Platform, client: &Client, id: &str, port: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_on_the_loopback_is_reached_and_its_port_stays_free_on_other_addresses() {
+async fn loopback_server_is_reached_and_port_stays_free_on_other_addresses() {
     let (platform, client, id) = capsule().await;
     for (address, port) in [("127.0.0.1", 8080), ("::1", 8081)] {
         serve(&client, &id, address, port).await;
@@ -66,7 +66,7 @@ async fn server_on_the_loopback_is_reached_and_its_port_stays_free_on_other_addr
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_on_the_loopback_is_reached_after_a_pause_and_in_a_fork() {
+async fn loopback_server_is_reached_after_pause_and_in_fork() {
     let (platform, client, id) = capsule().await;
     serve(&client, &id, "127.0.0.1", 8080).await;
     client.pause(&id).await;

@@ -6,7 +6,7 @@ use std::process::Command;
 use tests::{Driver, Platform, binary};
 
 #[tokio::test]
-async fn what_boots_a_guest_is_found_out_once_and_remembered() {
+async fn driver_is_probed_once_and_cached() {
     let vars = [("WRENN_DRIVER", "auto")];
     let remembered = |dir: &Path| -> Vec<(PathBuf, String)> {
         let entries = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
@@ -81,7 +81,7 @@ fn doctor(platform: &Platform, device: Option<(&str, &str)>, more: &[&str]) -> S
 }
 
 #[tokio::test]
-async fn doctor_tells_a_device_that_no_vmm_may_open_and_what_is_remembered() {
+async fn doctor_reports_inaccessible_kvm_device_and_cached_probe() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     if !std::fs::exists("/dev/kvm").unwrap() {
         assert_eq!(doctor(&platform, None, &[]), "there is no /dev/kvm");

@@ -18,7 +18,7 @@ async fn sleepers(client: &Client, id: &str) -> usize {
 }
 
 #[tokio::test]
-async fn deadline_and_kill_end_what_has_a_session_of_its_own() {
+async fn deadline_and_kill_end_processes_in_their_own_session() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let start = async |timeout_sec: Option<u32>| {
@@ -52,7 +52,7 @@ async fn deadline_and_kill_end_what_has_a_session_of_its_own() {
 }
 
 #[tokio::test]
-async fn job_of_a_leader_that_has_ended_outlives_the_deadline() {
+async fn background_job_of_ended_program_outlives_the_deadline() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let body = json!({ "cmd": "bash", "args": ["-c", "setsid sleep 7001 & sleep 7002 &"],
@@ -70,7 +70,7 @@ async fn job_of_a_leader_that_has_ended_outlives_the_deadline() {
 }
 
 #[tokio::test]
-async fn programs_start_and_the_host_is_answered_while_a_mount_covers_the_control_groups() {
+async fn programs_start_and_pause_works_while_a_mount_hides_cgroups() {
     let (platform, client, id) = capsule().await;
     client.out(&id, "sudo -n mount -t tmpfs none /sys/fs/cgroup").await;
     assert_eq!(client.out(&id, "echo runs").await, "runs\n");
@@ -96,7 +96,7 @@ time.sleep(3600)
 ";
 
 #[tokio::test]
-async fn start_in_a_folder_that_hangs_fails_and_holds_up_nothing_else() {
+async fn start_in_hanging_directory_fails_and_blocks_nothing_else() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let server = json!({ "cmd": "python3", "args": ["-c", HUNG], "user": "root",

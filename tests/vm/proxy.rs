@@ -35,7 +35,7 @@ pub(crate) async fn serve(client: &Client, id: &str, address: &str, port: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_reaches_a_server_in_a_real_guest_through_caddy() {
+async fn browser_reaches_guest_server_through_caddy() {
     let port = free_port();
     let public = format!("https://{DOMAIN}:{port}");
     let vars = [("WRENN_DOMAINS", DOMAIN), ("WRENN_PUBLIC_URL", &public)];

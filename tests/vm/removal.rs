@@ -23,7 +23,7 @@ async fn take_all(client: &Client, id: &str) {
 }
 
 #[tokio::test]
-async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
+async fn removal_and_pause_leave_nothing_open_in_namespaces() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
     // The first create may also make the template's machine.
@@ -68,7 +68,7 @@ async fn removal_and_pause_leave_nothing_open_in_a_namespace() {
 
 /// `docs/operations.md` recommends a disk of its own for `WRENN_DIR`.
 #[tokio::test]
-async fn clean_empties_a_folder_that_a_disk_is_mounted_at() {
+async fn clean_empties_directory_that_is_a_mount_point() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     platform.stop();
     let dir = platform.dir();

@@ -28,7 +28,7 @@ async fn resume(client: &Client, id: &str, body: &Value) -> tests::Answer {
 }
 
 #[tokio::test]
-async fn pause_of_a_guest_whose_agent_was_stopped_is_refused_and_a_delete_waits_for_nothing() {
+async fn pause_with_stopped_agent_is_refused_and_delete_is_immediate() {
     let (platform, client, id) = capsule().await;
     stop_agent(&client, &id).await;
     let files = format!("/v1/capsules/{id}/files?path=/tmp/f");
@@ -59,7 +59,7 @@ async fn pause_of_a_guest_whose_agent_was_stopped_is_refused_and_a_delete_waits_
 }
 
 #[tokio::test]
-async fn lifetime_pauses_a_guest_whose_agent_was_stopped_and_its_files_come_back() {
+async fn lifetime_pauses_guest_with_stopped_agent_and_keeps_its_files() {
     let (platform, client, id) = capsule().await;
     client.out(&id, "echo kept > ~/file; sync").await;
     stop_agent(&client, &id).await;

@@ -44,7 +44,7 @@ fn check(platform: &Platform, id: &str, status: &str, step: &str) {
 }
 
 #[tokio::test]
-async fn a_pause_that_dies_at_any_step_loses_nothing() {
+async fn crash_at_any_step_of_pause_loses_nothing() {
     let (mut platform, client, id) = capsule().await;
     client.pause(&id).await;
     client.resume(&id).await;
@@ -78,7 +78,7 @@ async fn a_pause_that_dies_at_any_step_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_resume_or_snapshot_that_dies_at_any_step_loses_nothing() {
+async fn crash_at_any_step_of_resume_or_snapshot_loses_nothing() {
     let (mut platform, client, id) = capsule().await;
     client.out(&id, "echo kept > f; echo kept > /dev/shm/m").await;
     client.pause(&id).await;

@@ -5,7 +5,7 @@ use std::fs;
 use tests::processes_of;
 
 #[tokio::test]
-async fn the_machine_has_no_rights_no_network_and_limits() {
+async fn vmm_process_has_no_privileges_or_network_and_is_limited() {
     let (platform, client, id) = capsule().await;
     let pids = processes_of(&id);
     assert_eq!(pids.len(), 1, "{pids:?}");
@@ -66,7 +66,7 @@ async fn the_machine_has_no_rights_no_network_and_limits() {
 }
 
 #[tokio::test]
-async fn a_range_that_the_machine_uses_is_refused_by_name() {
+async fn conflicting_or_invalid_network_range_is_refused_with_its_reason() {
     let (platform, _, _) = capsule().await;
     let other = tempfile::tempdir().unwrap();
     let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").unwrap_or_else(|_| "200".to_owned());
@@ -89,7 +89,7 @@ async fn a_range_that_the_machine_uses_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_a_guest_writes_to_its_console_is_kept_up_to_a_bound() {
+async fn guest_console_output_is_kept_up_to_a_bound() {
     let (platform, client, id) = capsule().await;
     let flood = "sudo sh -c 'echo first-words > /dev/console'; \
         sudo timeout 3 sh -c 'yes flood > /dev/console'; sudo sh -c 'echo last-words > /dev/console'";

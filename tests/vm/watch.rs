@@ -17,7 +17,7 @@ async fn call(platform: &Platform, id: &str, method: &str, body: &Value) -> Valu
 }
 
 #[tokio::test]
-async fn recursive_watch_sees_each_of_nine_thousand_folders_of_a_small_guest() {
+async fn recursive_watch_covers_nine_thousand_directories_of_small_guest() {
     let (platform, client, id) = capsule().await;
     let limits = client.out(&id, "cd /proc/sys/fs/inotify && cat max_user_instances").await;
     assert_eq!(limits, "1024\n");

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_rule_finds_its_fault() {
+    fn each_tidy_rule_finds_its_violation() {
         let of = |name: &str, text: &str| rules(Path::new(name), text);
         assert!(of("a.rs", "//! Fine.\nfn f() {}\n").is_empty());
         assert!(of("a.rs", "fn f() {}\n")[0].contains("opens without"));

@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_every_kind_are_read_as_they_were_written() {
+    fn entries_of_every_kind_round_trip() {
         let long = "deep/".repeat(200) + "end";
         let entries = [
             Entry { size: 700, ..entry(Kind::File, "f") },
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_beyond_the_octal_field_is_kept() {
+    fn size_beyond_octal_field_round_trips() {
         let size = 1 << 40;
         let mut bytes = Vec::new();
         write_header(&mut bytes, &Entry { size, ..entry(Kind::File, "terabyte") }).unwrap();
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_before_1970_in_gnus_form_is_kept() {
+    fn negative_gnu_mtime_is_read() {
         let with_time = |field: [u8; 12]| {
             let mut block = header(b'0', b"old", b"", (0o644, 0, 0));
             block[136..148].copy_from_slice(&field);
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_of_a_link_or_a_folder_is_no_size_of_contents() {
+    fn size_of_link_or_directory_is_ignored() {
         for flag in *b"12345" {
             let mut extension = Vec::new();
             record(&mut extension, "size", b"700");
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_ends_early_or_is_damaged_is_an_error() {
+    fn truncated_or_damaged_archive_is_an_error() {
         let mut bytes = Vec::new();
         write_header(&mut bytes, &Entry { size: 600, ..entry(Kind::File, "f") }).unwrap();
         let next = |bytes: &[u8]| {
@@ -502,7 +502,7 @@ mod tests {
 
     /// Every change leads to entries or an error, and never to a panic.
     #[test]
-    fn an_archive_with_any_byte_changed_is_read_to_an_end() {
+    fn archive_with_any_byte_changed_never_panics() {
         let mut whole = Vec::new();
         let long = Entry { link: vec![b'l'; 150], ..entry(Kind::Link, &"p/".repeat(90)) };
         for entry in [long, Entry { size: 3, ..entry(Kind::File, "f") }] {

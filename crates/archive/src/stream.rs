@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_pass_through_a_channel_in_order_and_an_error_ends_them() {
+    fn chunk_reader_returns_bytes_in_order_then_the_error() {
         let (to, from) = mpsc::channel::<io::Result<Bytes>>(BACKLOG);
         let sent: Vec<u8> = (0..3_000_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let data = sent.clone();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_whose_reader_left_fails() {
+    fn chunk_writer_without_reader_fails_with_broken_pipe() {
         let (to, from) = mpsc::channel::<Result<Bytes, ()>>(BACKLOG);
         drop(from);
         let mut writer = ChunkWriter::new(to);

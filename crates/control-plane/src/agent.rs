@@ -495,7 +495,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn call_to_envd_asks_for_no_compressed_answer() {
+    fn envd_request_asks_for_identity_encoding() {
         let config = guest(CapsuleId::new(), "token");
         assert_eq!(config.compression().accept_encoding_header(), "");
         assert!(config.request_compression().is_none());

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_counted_and_their_number_is_bounded() {
+    fn repeated_refusals_are_counted_and_entries_are_bounded() {
         let notes = AuditBuffer::default();
         let by = Actor { principal: Principal::Nobody, from: None };
         for round in 0..3 {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_one_ipv6_network_are_one() {
+    fn refusals_from_one_ipv6_network_share_an_entry() {
         let notes = AuditBuffer::default();
         for from in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"] {
             notes.note(AuditEvent {
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_names_the_kind_of_what_it_is_done_to() {
+    fn audit_action_prefix_is_the_resource_type() {
         let entry = Entry::new(PLATFORM_TEAM, Actor::SYSTEM, "capsule.pause", "cl-x");
         assert_eq!((entry.resource_type(), entry.resource.as_str()), ("capsule", "cl-x"));
     }

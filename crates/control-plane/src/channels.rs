@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_is_of_the_time_and_the_body() {
+    fn webhook_signature_covers_timestamp_and_body() {
         // The value is from `printf '%s' '12.{}' | openssl dgst -sha256 -hmac key`.
         let told = "sha256=043e30e1e15664dc97494d18e4110984bcbd2c4e6f3e19de9569dc1ea6d9b03e";
         assert_eq!(signature("key", 12, b"{}"), told);

@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_of_a_key_that_a_key_makes_are_at_most_its_makers() {
+    fn key_made_by_a_key_has_at_most_its_makers_limits() {
         let own = Limits { capsules: 2, memory_mib: 512, ..Limits::NONE };
         let none = within(db::limits::Row::default(), &own).unwrap();
         assert_eq!((none.capsules, none.vcpus, none.memory_mib), (Some(2), None, Some(512)));

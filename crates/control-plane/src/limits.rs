@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_be_too_much_is_named() {
+    fn exceeded_limit_is_named() {
         let limits = Limits { capsules: 2, vcpus: 4, memory_mib: 0, ..Limits::NONE };
         let held = |capsules, vcpus| Held { capsules, vcpus, memory_mib: 1 << 40 };
         let more = Held { capsules: 1, vcpus: 2, memory_mib: 1 };
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn storage_beyond_its_limit_is_named() {
+    fn exceeded_storage_limit_is_named() {
         let limits = Limits { snapshots: 2, storage_mib: 10, ..Limits::NONE };
         let stored = |snapshots, mib: i64| Stored { snapshots, storage_bytes: mib << 20 };
         assert_eq!(beyond_storage(&limits, stored(2, 10)), None);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_of_two_seconds_passes_and_then_the_rate_is_kept() {
+    fn two_second_burst_passes_before_rate_limit_applies() {
         let mut ahead = Duration::ZERO;
         for n in 0..20 {
             let (next, wait) = after(ahead, 10);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_counted_alone_and_none_is_no_limit() {
+    fn subjects_and_actions_are_limited_separately_and_zero_is_unlimited() {
         let limiter = Limiter::new();
         let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
         assert!(limiter.pass(one, Per::Request, 1).is_ok());

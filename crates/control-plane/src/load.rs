@@ -373,7 +373,7 @@ mod tests {
     const HTTP: http::Version = http::Version::HTTP_11;
 
     #[test]
-    fn clients_behind_a_proxy_have_a_share_each_and_a_direct_one_has_its_connections() {
+    fn proxied_and_http2_clients_have_request_shares() {
         let load = Load::new(LIMITS);
         let (proxy, direct) = ("127.0.0.1:1".parse().unwrap(), "192.0.2.1:1".parse().unwrap());
         let client = |text: &str| text.parse::<IpAddr>().unwrap();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_bounded_for_each_and_for_all() {
+    fn body_memory_is_bounded_per_caller_and_in_total() {
         let load = Load::new(LIMITS);
         let (most, _) = caller(0, 0).allowance(true);
         let held: Vec<_> = (0..6).map(|_| load.room(caller(0, 0), most).unwrap()).collect();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_bodies_leave_room_to_known_networks_this_machine_and_hosts() {
+    fn unauthenticated_bodies_leave_memory_for_known_callers_and_hosts() {
         let load = Load::new(LIMITS);
         let network = |n: u32| Some(ClientNetwork::from(IpAddr::from(n.to_be_bytes())));
         let stranger = |n| Payer::Network(network(n), Standing::Stranger);
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_team_that_reads_much_leaves_room_for_others() {
+    fn expensive_reads_of_one_team_leave_permits_for_others() {
         let load = Load::new(LIMITS);
         let (one, other) = (TeamId::new(), TeamId::new());
         let held: Vec<_> = (0..3).map(|_| load.dear.take(one, 1, DEAR).unwrap()).collect();
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unknown_names_of_strangers_leave_the_database_to_others() {
+    async fn unauthenticated_lookups_leave_database_permits_for_others() {
         let load = Load::new(LIMITS);
         let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         let mut held = Vec::new();

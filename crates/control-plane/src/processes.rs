@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn start_of_a_missing_command_and_of_a_plain_file_are_told_apart() {
+    fn missing_command_and_non_executable_file_have_distinct_errors() {
         let told = |code, message: &str| {
             let error = not_started(&ConnectError::new(code, message), 7, false);
             (error.status().as_u16(), error.code(), error.to_string())
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_a_pid_and_signals_count_as_in_a_shell() {
+    fn numeric_selector_is_a_pid_and_signal_codes_follow_the_shell() {
         assert!(matches!(Selector::parse("12"), Selector::Pid(12)));
         assert!(matches!(Selector::parse("pty-1"), Selector::Tag(tag) if tag == "pty-1"));
         assert_eq!(signal_code("signal: killed"), 137);

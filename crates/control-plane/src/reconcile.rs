@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn work_under_way_is_left_alone_and_what_died_is_not() {
+    fn reconcile_leaves_recent_work_and_repairs_abandoned_work() {
         let (starting, runs) =
             (on_host(OnHost::CAPSULE_STATE_STARTING), on_host(OnHost::CAPSULE_STATE_RUNNING));
         let paused = on_host(OnHost::CAPSULE_STATE_PAUSED);
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn every_repair_is_a_legal_move() {
+    fn every_repair_is_a_legal_state_transition() {
         for row in CapsuleState::ALL {
             for host in std::iter::once(None).chain(HOST.map(on_host)) {
                 for age in [Duration::ZERO, OLD] {
@@ -483,7 +483,7 @@ mod tests {
     /// Property: when the host has finished with a capsule, its row ends in the host's state. This
     /// holds for whatever process died.
     #[test]
-    fn a_row_comes_to_say_what_the_host_says() {
+    fn repaired_row_ends_in_the_hosts_state() {
         let ends = [
             (OnHost::CAPSULE_STATE_RUNNING, Running),
             (OnHost::CAPSULE_STATE_PAUSED, Paused),
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_machine_is_told() {
+    fn lost_vm_is_marked_error_or_removed() {
         let dead = Some((OnHost::CAPSULE_STATE_DEAD, "the VMM ended"));
         let told = Repair::MarkError("the VMM ended".to_owned());
         assert_eq!(decide(Running, Duration::ZERO, dead), told);

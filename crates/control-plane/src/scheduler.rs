@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_a_weaker_tier_takes_nothing_that_asks_for_a_better_one() {
+    fn host_of_weaker_isolation_tier_is_not_picked() {
         let mut hosts = vec![host(1, 0), host(2, 3000)];
         hosts[1].isolation = Isolation::Kvm;
         let wants = |isolation| PlacementRequest { isolation, ..request() };
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_full_is_picked_and_what_a_host_holds_counts() {
+    fn least_loaded_host_that_holds_the_template_is_picked() {
         let mut hosts = vec![host(1, 2000), host(2, 1000), host(3, 3000)];
         assert_eq!(pick(&hosts, &request(), 7), Ok(hosts[1].id));
         hosts[1].templates.clear();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_host_is_used_to_its_last_megabyte() {
+    fn small_host_is_used_to_its_last_mebibyte() {
         let mut small = host(1, 0);
         small.room = ResourceAmounts { vcpus: 1, memory_mib: 512, disk_mib: 1024 };
         assert_eq!(pick(&[small.clone()], &request(), 0), Ok(small.id));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_pick_at_once_pick_differently() {
+    fn concurrent_picks_spread_over_equal_hosts() {
         let hosts: Vec<HostView> = (0..50).map(|n| host(n, 0)).collect();
         let picked: std::collections::HashSet<_> =
             (0..50).map(|salt| pick(&hosts, &request(), salt).unwrap()).collect();
@@ -258,7 +258,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_is_picked_fits_and_nobody_who_fits_is_emptier(
+        fn picked_host_fits_and_no_fitting_host_is_less_loaded(
             hosts in any_hosts(), team in 0_u128..3, tag in 0_u8..5, fetches: bool, salt: u64,
         ) {
             let tags: Vec<String> = (tag < 4).then(|| format!("tag{tag}")).into_iter().collect();

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_survives_the_wire() {
+    fn event_cursor_is_parsed_and_garbage_is_refused() {
         assert_eq!(parse_cursor("12-7"), Some(Cursor(12, 7)));
         for bad in ["", "12", "-", "a-1", "1--1", "1-2-3"] {
             assert_eq!(parse_cursor(bad), None, "{bad}");

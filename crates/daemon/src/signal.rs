@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_who_wait_are_told_and_so_is_whoever_comes_later() {
+    async fn signal_wakes_current_and_later_waiters() {
         let signal = Signal::default();
         let mut waiting = [signal.wait(), signal.wait()];
         for wait in &mut waiting {

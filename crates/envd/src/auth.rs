@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_user_comes_from_basic_auth() {
+    fn requested_user_is_read_from_basic_auth() {
         let mut headers = HeaderMap::new();
         assert_eq!(requested_user(&headers), None);
         headers.insert(header::AUTHORIZATION, "Basic dXNlcjo=".parse().unwrap());

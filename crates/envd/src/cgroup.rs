@@ -191,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn group_that_cannot_be_opened_is_removed() {
+    fn cgroup_that_cannot_be_opened_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         assert!(groups(dir.path()).leaf(false).is_none());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn group_that_is_not_empty_at_its_end_is_removed_by_a_later_start() {
+    fn nonempty_cgroup_is_removed_by_a_later_start() {
         let dir = tempfile::tempdir().unwrap();
         let groups = groups(dir.path());
         let (group, inner) = (dir.path().join("p7"), dir.path().join("p7/inner"));

@@ -282,7 +282,7 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     #[test]
-    fn pipe_in_place_of_the_random_device_is_refused_at_once() {
+    fn pipe_in_place_of_random_device_is_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("urandom");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_lists_a_connection_by_both_its_ends() {
+    fn sock_diag_lists_both_ends_of_a_connection() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (from, to) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_the_file_system_have_codes_that_a_caller_can_act_on() {
+    fn file_system_errors_map_to_specific_codes() {
         for (number, code) in [
             (libc::ENOENT, ErrorCode::NotFound),
             (libc::EEXIST, ErrorCode::AlreadyExists),

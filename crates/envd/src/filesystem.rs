@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_moved_listed_and_removed() {
+    fn directories_are_created_moved_listed_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         make_dir(&root.join("a/b"), &me()).unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_are_listed_and_removed_with_their_folder() {
+    fn non_utf8_names_are_listed_and_removed_with_their_directory() {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("top");
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_sockets_and_loops_of_links_are_listed_and_removed_without_waiting() {
+    fn pipes_sockets_and_link_loops_are_listed_and_removed_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("top");
         fs::create_dir(&top).unwrap();

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn figures_and_ports_are_told_while_every_start_hangs() {
+    async fn stats_and_ports_are_served_while_every_start_hangs() {
         let guest = Arc::new(Guest::new(None, 0));
         let _hanging: Vec<_> = std::iter::from_fn(|| guest.jobs.starts.place().ok()).collect();
         assert!(figures(State(Arc::clone(&guest))).await.is_ok());
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn hanging_looks_leave_the_places_of_program_starts() {
+    async fn hanging_lookups_leave_permits_for_program_starts() {
         let guest = Arc::new(Guest::new(None, 0));
         let _hanging: Vec<_> = std::iter::from_fn(|| guest.jobs.looks.place().ok()).collect();
         let refused = figures(State(Arc::clone(&guest))).await.unwrap_err();

@@ -144,7 +144,7 @@ mod tests {
     use std::sync::mpsc;
 
     #[tokio::test]
-    async fn hanging_work_ends_its_callers_wait_and_keeps_its_place() {
+    async fn hanging_job_times_out_its_caller_and_keeps_its_permit() {
         let pool = Pool::new(1, "taken");
         let (release, hanging) = mpsc::channel::<()>();
         let hang = move || {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn pool_without_a_place_tells_its_own_reason() {
+    fn full_pool_refuses_with_its_own_reason() {
         let jobs = Jobs::default();
         let pools =
             [&jobs.files, &jobs.archives, &jobs.starts, &jobs.looks, &jobs.host, &jobs.syncs];
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_for_later_waits_for_a_place_and_not_on_the_thread_that_serves() {
+    async fn deferred_job_waits_for_a_permit_off_the_serving_thread() {
         let pool = Pool::new(1, "taken");
         let place = pool.place().unwrap();
         let serving = std::thread::current().id();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn burst_of_short_calls_beyond_the_places_is_served_whole() {
+    async fn burst_of_short_jobs_beyond_the_permits_is_served_whole() {
         let pool = Pool::new(2, "taken");
         let calls = (0..100).map(|n| pool.run(LIMIT, move || Ok(n)));
         let done = futures::future::join_all(calls).await;

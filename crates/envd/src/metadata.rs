@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pipes_in_place_of_the_files_are_replaced_at_once() {
+    fn pipes_at_metadata_paths_are_replaced_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let about = About { capsule: "cl-1".to_owned(), template: "base".to_owned() };
         for name in [".WRENN_SANDBOX_ID", ".WRENN_SANDBOX_ID.new", ".WRENN_TEMPLATE_ID.new"] {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_gets_what_is_known_and_waits_for_what_is_asked() {
+    async fn process_variables_wait_for_requested_metadata() {
         let metadata = Metadata::default();
         assert_eq!(metadata.vars().await, []);
         metadata.known.send_replace(None);

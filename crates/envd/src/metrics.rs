@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn meminfo_is_read_in_bytes() {
+    fn meminfo_is_parsed_in_bytes() {
         let text = "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  400 kB\nCached: 7 kB\n";
         let want = Memory { total: 1_024_000, used: 614_400, cache: 7168 };
         assert_eq!(parse_memory(text), want);

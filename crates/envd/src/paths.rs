@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_becomes_absolute() {
+    fn every_path_spelling_resolves_to_absolute() {
         let user =
             User { name: "u".into(), uid: 1, gid: 1, groups: vec![], home: "/home/u".into() };
         let check = |path: &str, workdir, want: &str| {

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn full_queue_without_another_server_is_a_program_that_takes_no_connection() {
+    async fn full_accept_queue_without_another_server_is_an_error() {
         let (full, _queue) = full_server();
         let port = full.local_addr().unwrap().port();
         let error = Ports::new(1).connect(port).await.unwrap_err();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn port_without_a_server_and_envds_own_port_are_not_found() {
+    async fn port_without_server_and_envd_port_are_not_found() {
         let (listener, port) = listen(LOOPBACK[0]).await;
         let own = Ports::new(port);
         assert_eq!(own.connect(port).await.unwrap_err().code, ErrorCode::NotFound);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connection_beyond_the_places_is_refused_until_another_ends() {
+    async fn connection_beyond_the_limit_is_refused_until_another_ends() {
         let ports = Ports { own: 1, relays: Arc::new(Semaphore::new(1)) };
         let (_listener, port) = listen(LOOPBACK[0]).await;
         let first = ports.connect(port).await.unwrap();

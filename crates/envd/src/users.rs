@@ -129,7 +129,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nsudo:x:27:user,other\nuser:x:1000:\n";
 
     #[test]
-    fn accounts_come_with_their_groups() {
+    fn user_lookup_includes_groups() {
         let user = parse(TABLE, GROUP, "user").unwrap();
         assert_eq!((user.uid, user.gid), (1000, 1000));
         assert_eq!(user.groups, [27, 1000]);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_known_without_a_table() {
+    fn root_user_is_known_without_passwd() {
         assert_eq!((root().uid, root().gid), (0, 0));
         assert_eq!(get(ROOT).unwrap().uid, 0);
         assert!(get("nosuchuser").is_err());
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn table_that_is_a_named_pipe_reads_as_empty() {
+    fn passwd_that_is_a_named_pipe_reads_as_empty() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("passwd");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();

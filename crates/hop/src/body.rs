@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn until_ends_a_body_that_waits_with_last_data_or_an_error() {
+    async fn until_ends_pending_body_with_last_data_or_an_error() {
         let (mut body, end) = waiting();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
         end.send(Ok(Bytes::from_static(b"z"))).unwrap();
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn until_ends_a_body_that_never_waits() {
+    async fn until_ends_body_that_is_always_ready() {
         let frames = futures::stream::repeat_with(|| data("a"));
         let until = Box::pin(async { Ok(Bytes::new()) });
         let mut body = Body::boxed(StreamBody::new(frames)).until(until);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn trailers_are_left_out_where_none_are_wanted() {
+    async fn trailers_are_dropped_unless_requested() {
         let body = || {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", header::HeaderValue::from_static("42"));
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_complete_is_not_ended_early() {
+    async fn until_does_not_cut_a_complete_body() {
         let until = Box::pin(async { Err("over".into()) });
         let mut body = Body::from(Bytes::from_static(b"all")).until(until);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "all");

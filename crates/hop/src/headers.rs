@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_one_hop_is_removed_with_what_it_names() {
+    fn strip_removes_hop_by_hop_headers_and_those_named_by_connection() {
         let mut headers = map(&[
             ("connection", "Keep-Alive, X-Mine"),
             ("connection", "close"),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_cannot_name_away_what_frames_the_message() {
+    fn connection_header_cannot_remove_content_length_or_host() {
         let mut headers =
             map(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "x")]);
         strip(&mut headers);
@@ -117,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn of_two_ways_to_tell_a_length_one_is_left() {
+    fn strip_removes_content_length_beside_transfer_encoding() {
         let mut headers = map(&[("content-length", "3"), ("transfer-encoding", "chunked")]);
         strip(&mut headers);
         assert!(headers.is_empty());
     }
 
     #[test]
-    fn cookies_become_one_header() {
+    fn cookies_are_joined_into_one_header() {
         let mut headers = map(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2; c=3")]);
         join_cookies(&mut headers);
         assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3"), ("x", "y")]));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_is_asked_for_by_both_headers() {
+    fn upgrade_requires_connection_and_upgrade_headers() {
         let asked = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(upgrade(&asked).unwrap(), "websocket");
         assert!(upgrade(&map(&[("upgrade", "websocket")])).is_none());

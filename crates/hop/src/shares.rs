@@ -147,7 +147,7 @@ mod tests {
     const FEW: Bounds = Bounds { all: 10, each: 4 };
 
     #[test]
-    fn a_key_holds_its_share_and_all_keys_hold_theirs() {
+    fn shares_are_bounded_per_key_and_in_total() {
         let shares = Shares::default();
         let first = shares.take("a", 4, FEW).unwrap();
         assert_eq!(shares.take("a", 1, FEW).unwrap_err(), Full::Each);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_shrinks_leaves_room() {
+    fn shrunk_share_frees_capacity() {
         let shares = Shares::default();
         let mut share = shares.take("a", 4, FEW).unwrap();
         share.shrink(1);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn takers_at_once_never_pass_a_bound() {
+    fn concurrent_takers_never_exceed_bounds() {
         let shares = Shares::default();
         let bounds = Bounds { all: 60, each: 50 };
         std::thread::scope(|scope| {

@@ -173,7 +173,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test(start_paused = true)]
-    async fn a_dialled_connection_may_be_silent_for_ten_minutes_after_each_byte() {
+    async fn dialled_connection_times_out_ten_minutes_after_last_byte() {
         let (mut client, server) = tokio::io::duplex(64);
         let mut io = Timed::dialled(server);
         let started = Instant::now();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_cut_off() {
+    async fn client_that_reads_nothing_is_disconnected() {
         let (_client, server) = tokio::io::duplex(8);
         let mut io = Timed::accepted(server, Arc::default());
         tokio::time::sleep(SILENCE * 2).await;

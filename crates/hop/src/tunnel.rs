@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_bytes_arrive_in_order_however_small_the_room() {
+    async fn tunnel_passes_all_bytes_in_order_through_small_buffers() {
         let (mut here, mut there) = running(b"first", 7);
         let sent: Vec<u8> = (0..100_000u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let copy = sent.clone();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_tunnel_ends() {
+    async fn silent_tunnel_times_out() {
         let ((here, mut one), (there, mut other)) = (duplex(8), duplex(8));
         let started = Instant::now();
         let ended = tunnel(&mut one, &mut other, Bytes::new()).await;

@@ -52,7 +52,7 @@ fn refused(status: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_has_its_share_and_an_eighth_is_kept_back_from_strangers() {
+async fn connections_are_bounded_per_network_with_reserve_for_known_peers() {
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let (to, tasks) = (listener.local_addr().unwrap(), Tasks::default());
     let to = SocketAddr::from(([127, 0, 0, 1], to.port()));

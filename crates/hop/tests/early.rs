@@ -42,7 +42,7 @@ impl Handler for Full {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_early_answer_reaches_who_still_sends() {
+async fn early_answer_reaches_client_that_still_sends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (to, tasks) = (listener.local_addr().unwrap(), Tasks::default());
     hop::serve(listener, Full, Limits::default(), &tasks);

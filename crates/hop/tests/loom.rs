@@ -44,7 +44,7 @@ fn model(steps: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn nobody_is_inside_once_a_drain_has_ended() {
+fn no_permit_is_held_once_drain_has_ended() {
     model(|| {
         let (gate, inside) = (ConnTracker::default(), Arc::new(AtomicUsize::new(0)));
         let visitors: Vec<_> = (0..2)
@@ -70,7 +70,7 @@ fn nobody_is_inside_once_a_drain_has_ended() {
 }
 
 #[test]
-fn a_reset_ends_a_drain_that_waits_and_opens_the_gate() {
+fn reset_ends_pending_drain_and_reopens_tracker() {
     model(|| {
         let gate = ConnTracker::default();
         let permit = gate.acquire(10).unwrap();
@@ -89,7 +89,7 @@ fn a_reset_ends_a_drain_that_waits_and_opens_the_gate() {
 }
 
 #[test]
-fn a_drain_is_woken_by_the_last_to_leave_or_by_a_reset_whichever_comes() {
+fn drain_is_woken_by_last_release_or_by_reset() {
     model(|| {
         let gate = ConnTracker::default();
         let permit = gate.acquire(10).unwrap();
@@ -107,7 +107,7 @@ fn a_drain_is_woken_by_the_last_to_leave_or_by_a_reset_whichever_comes() {
 }
 
 #[test]
-fn no_more_get_in_than_may() {
+fn concurrent_acquires_never_exceed_limit() {
     model(|| {
         let gate = ConnTracker::default();
         let visitors: Vec<_> = (0..2)

@@ -46,7 +46,7 @@ async fn answer(stream: TcpStream) -> io::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_connection_serves_all_that_come_one_after_another() {
+async fn sequential_requests_reuse_one_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -66,7 +66,7 @@ async fn one_connection_serves_all_that_come_one_after_another() {
 }
 
 #[tokio::test]
-async fn header_names_are_in_title_case_where_the_pool_says_so() {
+async fn header_names_are_title_case_only_with_the_pool_option() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = listener.local_addr().unwrap();
     let pool = || Pool::new(Counting(Arc::default()), 8, Tasks::default());

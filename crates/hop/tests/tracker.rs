@@ -64,7 +64,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn it_is_what_its_model_is(steps in steps()) {
+    fn conn_tracker_matches_its_model(steps in steps()) {
         let (gate, mut model) = (ConnTracker::default(), Model::default());
         for step in steps {
             match step {

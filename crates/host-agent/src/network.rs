@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn network_that_can_be_neither_made_nor_removed_frees_its_number() {
+    async fn network_that_fails_creation_and_removal_frees_its_slot() {
         let dir = tempfile::tempdir().unwrap();
         // A folder stands in the namespace's place, so a removal of the file fails.
         std::fs::create_dir(dir.path().join("0")).unwrap();

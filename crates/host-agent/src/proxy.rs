@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_look_at_the_guest_by_envd_is_no_activity() {
+    fn only_envd_status_requests_do_not_count_as_activity() {
         let envd = protocol::ENVD_PORT;
         for (port, method, path, wanted) in [
             (envd, Method::GET, "/health", Purpose::Look),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_kept_byte_for_byte() {
+    fn proxied_path_is_unchanged_byte_for_byte() {
         let id = CapsuleId::new();
         for (asked, wanted) in [
             ("80/a%2Fb//?x=%20", "/a%2Fb//?x=%20"),

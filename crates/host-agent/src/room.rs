@@ -226,7 +226,7 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
-    fn guests_are_stopped_before_the_disk_is_full_and_go_on_later_than_they_stopped() {
+    fn guests_freeze_before_disk_is_full_and_thaw_at_a_higher_level() {
         let back = reserve(100 << 30);
         assert_eq!(back, MOST);
         assert_eq!(reserve(1700 << 20), LEAST);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_add_up_and_are_given_back() {
+    fn disk_claims_add_up_and_are_released() {
         let dir = tempfile::tempdir().unwrap();
         let room = Room::new(dir.path(), true);
         let (total, free) = storage::capacity(dir.path());
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn claim_reads_the_free_room_while_no_other_claim_can_end() {
+    fn claim_reads_free_space_under_its_lock() {
         let dir = tempfile::tempdir().unwrap();
         let room = Room::new(dir.path(), false);
         let capacity = || {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn claim_does_not_wait_until_the_ballast_is_made() {
+    fn claim_does_not_wait_for_ballast_creation() {
         let dir = tempfile::tempdir().unwrap();
         let (total, free) = storage::capacity(dir.path());
         if level(free, reserve(total)) != Level::Plenty {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ballast_takes_room_and_is_made_once() {
+    fn ballast_allocates_blocks_and_is_deleted_idempotently() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(BALLAST_FILE);
         make(&path).unwrap();

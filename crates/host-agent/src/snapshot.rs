@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn manifest_with_invalid_layers_is_damage() {
+    fn manifest_with_invalid_layers_is_reported_as_damage() {
         let read = |id: &str, shared: usize| {
             let layer = serde_json::json!({ "id": id, "hash": "00", "bytes": 1 });
             let body = serde_json::json!({
@@ -476,7 +476,7 @@ mod tests {
     /// Each fork begins from all layers of the fork before, and copies only the pages that it
     /// touched.
     #[test]
-    fn a_chain_of_forks_of_any_depth_keeps_what_nobody_touched() {
+    fn deep_fork_chain_keeps_untouched_pages() {
         let dir = tempfile::tempdir().unwrap();
         let (mut base, mut from) = (Layers::default(), dir.path().to_owned());
         let fill = |number: u64| u8::try_from(1 + number).unwrap();

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_equal_sparse_and_of_the_same_hash() {
+    fn disk_copy_is_equal_and_sparse_with_the_same_hash() {
         let dir = tempfile::tempdir().unwrap();
         let disk = File::create_new(dir.path().join("disk")).unwrap();
         disk.set_len(64 << 20).unwrap();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_nobody_wants_any_more_is_read_no_further() {
+    fn cancelled_disk_read_stops() {
         let dir = tempfile::tempdir().unwrap();
         let disk = tempfile::tempfile().unwrap();
         disk.write_all_at(&[7; 3 * BLOCK], 0).unwrap();

@@ -303,7 +303,7 @@ mod tests {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     #[test]
-    fn process_that_cannot_be_looked_at_is_not_taken_for_gone() {
+    fn vmm_that_cannot_be_inspected_counts_as_alive() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let record = VmmRecord::of(i32::try_from(child.id()).unwrap(), None).unwrap();
         let before = getrlimit(Resource::Nofile);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_of_another_boot_or_start_names_no_process_of_this() {
+    async fn vmm_record_of_another_boot_or_start_time_matches_no_process() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let record = VmmRecord::of(i32::try_from(child.id()).unwrap(), None).unwrap();
         assert!(record.is_alive());

@@ -63,7 +63,7 @@ async fn meets(client: ClientConfig, server: ServerConfig, name: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_control_plane_and_a_host_of_one_authority_meet() {
+async fn control_plane_and_host_of_one_authority_connect() {
     let (ca, _) = authority();
     for (address, name) in
         [("10.0.0.7", "10.0.0.7"), ("[::1]", "::1"), ("host-7.example.com", "host-7.example.com")]
@@ -88,7 +88,7 @@ async fn shown(client: ClientConfig, server: ServerConfig) -> Option<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn new_key_is_shown_to_a_witness_while_the_host_serves_by_the_old_one() {
+async fn witness_sees_new_key_while_host_serves_with_old_one() {
     let (ca, _) = authority();
     let host = host_of(&ca, HostId::new(), "127.0.0.1");
     let new = Key::generate().unwrap();
@@ -113,7 +113,7 @@ async fn new_key_is_shown_to_a_witness_while_the_host_serves_by_the_old_one() {
 }
 
 #[tokio::test]
-async fn a_host_takes_no_one_but_a_control_plane_of_its_authority() {
+async fn host_accepts_only_control_planes_of_its_authority() {
     let (ca, root) = authority();
     let (foreign, _) = authority();
     let host = host_of(&ca, HostId::new(), "127.0.0.1");
@@ -153,7 +153,7 @@ async fn a_host_takes_no_one_but_a_control_plane_of_its_authority() {
 }
 
 #[tokio::test]
-async fn a_control_plane_takes_no_one_but_the_host_it_means() {
+async fn control_plane_accepts_only_the_expected_host() {
     let (ca, root) = authority();
     let (foreign, _) = authority();
     let client = || pki::dial_host(ca.trust(), &ca.control_plane().unwrap()).unwrap();
@@ -172,7 +172,7 @@ async fn a_control_plane_takes_no_one_but_the_host_it_means() {
 }
 
 #[tokio::test]
-async fn tls_1_2_is_spoken_by_neither() {
+async fn tls_1_2_is_refused_on_both_sides() {
     let (ca, root) = authority();
     static TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
     static TLS12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
@@ -201,7 +201,7 @@ async fn tls_1_2_is_spoken_by_neither() {
 }
 
 #[tokio::test]
-async fn one_authority_replaces_another_with_nobody_left_out() {
+async fn authority_rotation_keeps_all_connections_possible() {
     let (old, old_pair) = authority();
     let new_pair = Authority::generate().unwrap();
     let both = format!("{}{}", old_pair.cert_pem, new_pair.cert_pem);
@@ -225,7 +225,7 @@ async fn one_authority_replaces_another_with_nobody_left_out() {
 }
 
 #[test]
-fn an_authority_is_loaded_from_what_belongs_together_alone() {
+fn authority_load_refuses_mismatched_certificate_and_key() {
     let (one, other) = (Authority::generate().unwrap(), Authority::generate().unwrap());
     let (ca, _) = authority();
     let told = |certs: &str, key: &str| Authority::load(certs, key).err().map(|e| e.to_string());
@@ -242,7 +242,7 @@ fn an_authority_is_loaded_from_what_belongs_together_alone() {
 }
 
 #[test]
-fn what_a_request_says_beside_its_key_is_not_heeded() {
+fn signing_uses_only_the_key_of_a_request() {
     let (ca, _) = authority();
     let key = KeyPair::generate().unwrap();
     let mut asked = CertificateParams::new(vec!["evil.example.com".to_owned()]).unwrap();
@@ -281,7 +281,7 @@ const PKCS8: &str = "-----BEGIN PRIVATE KEY-----\n\
     -----END PRIVATE KEY-----";
 
 #[test]
-fn a_key_may_be_pkcs8_or_sec1() {
+fn pkcs8_and_sec1_keys_are_loaded() {
     let mut params = CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let cert = params.self_signed(&KeyPair::from_pem(PKCS8).unwrap()).unwrap().pem();

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_covers_path_operation_user_and_end() {
+    fn file_signature_covers_path_operation_user_and_expiry() {
         let link = SignedFile { path: "/a", ..SignedFile::default() };
         let base = link.sign(Operation::Read, "t");
         assert!(base.starts_with("v1_") && !base.ends_with('='));

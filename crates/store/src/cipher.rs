@@ -86,7 +86,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_sealed_for_one_space_opens_in_no_other() {
+    fn chunk_sealed_for_one_namespace_opens_in_no_other() {
         let key = [7; 32];
         let (one, two) = (ChunkCipher::new(Some(&key), "one"), ChunkCipher::new(Some(&key), "two"));
         let plain = ChunkCipher::new(None, "one");
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_sealed_opens_and_what_was_changed_does_not(
+        fn sealed_chunk_round_trips_and_altered_chunk_is_detected(
             contents in proptest::collection::vec(any::<u8>(), 0..2000), at: usize, bit in 0_u8..8,
         ) {
             for cipher in [ChunkCipher::new(None, "s"), ChunkCipher::new(Some(&[1; 32]), "s")] {

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunk_age_is_counted_by_the_stores_clock() {
+    fn chunk_age_uses_the_stores_clock() {
         let written = SystemTime::UNIX_EPOCH + GRACE * 100;
         let chunk = ObjectMeta {
             location: Name::from("chunk"),

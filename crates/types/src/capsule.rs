@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_state_but_the_last_can_be_removed() {
+    fn every_state_before_stopping_can_be_removed() {
         for state in CapsuleState::ALL {
             let removable = state.may_become(Stopping);
             assert_eq!(removable, !matches!(state, Stopping | Stopped), "{state}");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_final_and_every_state_reaches_it() {
+    fn stopped_is_final_and_reached_only_from_stopping() {
         assert!(Stopped.next().is_empty());
         for state in CapsuleState::ALL {
             assert!(!state.may_become(state), "{state} to itself");

@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_of_one_64_are_one_network_and_ipv4_addresses_are_their_own() {
+    fn client_network_is_an_ipv6_64_or_a_single_ipv4_address() {
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(network("2001:db8:1:2::"), "2001:db8:1:2::/64");
         assert_eq!(network("2001:db8:1:3::"), "2001:db8:1:3::/64");

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_read_and_written_back() {
+    fn egress_rules_round_trip() {
         for (text, shown) in [
             ("1.2.3.4", "1.2.3.4"),
             ("1.2.3.4/32", "1.2.3.4"),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_goes_before_what_is_denied() {
+    fn egress_allow_precedes_deny() {
         let ip = |text: &str| text.parse::<Ipv4Addr>().unwrap();
         assert!(Egress::default().admits_address(ip("9.9.9.9")));
         let rules = egress(&["1.1.1.1", "8.8.0.0/16", "*.example.com"], &["0.0.0.0/0", "x.org"]);

@@ -153,14 +153,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_ends_of_the_range_have_known_texts() {
+    fn smallest_and_largest_ids_have_known_encodings() {
         assert_eq!(encode(Uuid::nil()), "0".repeat(25));
         assert_eq!(encode(Uuid::max()), "f5lxx1zz5pnorynqglhzmsp33");
         assert_eq!(decode("f5lxx1zz5pnorynqglhzmsp33"), Ok(Uuid::max()));
     }
 
     #[test]
-    fn what_is_no_id_is_an_error() {
+    fn malformed_id_is_an_error() {
         assert_eq!(decode("f5lxx1zz5pnorynqglhzmsp34"), Err(ParseIdError::TooLarge));
         assert_eq!(decode(&"z".repeat(25)), Err(ParseIdError::TooLarge));
         for bad in
@@ -174,14 +174,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_id_survives_the_wire(value: u128) {
+        fn id_round_trips(value: u128) {
             let id = CapsuleId(Uuid::from_u128(value));
             prop_assert_eq!(id.to_string().len(), 28);
             prop_assert_eq!(id.to_string().parse::<CapsuleId>(), Ok(id));
         }
 
         #[test]
-        fn no_text_makes_the_parser_panic(text in ".{0,40}") {
+        fn id_parser_never_panics_and_accepts_only_canonical_text(text in ".{0,40}") {
             if let Ok(id) = text.parse::<CapsuleId>() {
                 prop_assert_eq!(id.to_string(), text);
             }

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_tier_is_better_than_those_before_it_and_is_read_as_it_is_written() {
+    fn isolation_tiers_are_ordered_and_round_trip() {
         assert!(Isolation::ALL.is_sorted());
         for tier in Isolation::ALL {
             assert_eq!(tier.to_string().parse(), Ok(tier));

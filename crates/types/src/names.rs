@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_rule() {
+    fn names_are_validated() {
         for good in ["base", "a", "node-20.1_x", &"a".repeat(64)] {
             assert!(check_name("template", good).is_ok(), "{good}");
         }
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn environments_follow_the_rule() {
+    fn environment_variables_are_validated() {
         let check = |k: &str, v: &str| check_envs("envs", [(&k.to_owned(), &v.to_owned())]);
         assert!(check("PATH_1", "x y=ü").is_ok());
         for (k, v) in [("", "x"), ("1A", "x"), ("A=B", "x"), ("A", "\0")] {

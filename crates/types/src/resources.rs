@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_legal_and_the_absurd_is_named() {
+    fn default_resources_are_valid_and_invalid_field_is_named() {
         assert_eq!(Resources::default().check(), Ok(()));
         let absurd = Resources { vcpus: 0, ..Resources::default() };
         assert_eq!(absurd.check().unwrap_err().field, "vcpus");

@@ -522,12 +522,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn a_commands_flags_are_its_own() {
+    fn flags_after_the_executed_command_are_passed_through() {
         let cli =
             Cli::try_parse_from(["wrenn", "c", "exec", "cl-x", "ls", "-la", "--json"]).unwrap();
         let Command::Capsule(Capsule::Exec(exec)) = cli.command else { panic!("not exec") };

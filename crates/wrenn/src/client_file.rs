@@ -52,7 +52,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn it_is_its_owners_alone() {
+    fn client_file_round_trips_and_is_private_to_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/client.json");
         assert!(ClientFile::load(&path).is_none());
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_says_where() {
+    fn client_file_path_follows_environment_variables() {
         let with = |name: &'static str, value: &'static str| {
             path(move |asked| (asked == name).then(|| value.to_owned()))
         };

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_inputs_are_made_once_and_others_replace_them() {
+    fn equal_inputs_are_built_once_and_new_inputs_replace_the_image() {
         let (_dir, store) = store();
         let first = store.path("thing", &[b"a", b"b"]);
         assert_ne!(first, store.path("thing", &[b"ab", b""]), "where one input ends matters");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_fails_changes_nothing_and_its_rest_is_swept() {
+    fn failed_build_keeps_current_image_and_its_rest_is_swept() {
         let (_dir, store) = store();
         let path = store.path("thing", &[b"a"]);
         store.ensure(&path, "a thing", false, write("1")).unwrap();

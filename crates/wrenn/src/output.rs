@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_of_a_guest_do_not_reach_the_terminal() {
+    fn guest_control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[2J\u{9b}b\r\n\tü"), "a[2Jb\n\tü");
     }
 }

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_beginning_is_found_in_any_sentence_of_a_doc_comment() {
+    fn refused_sentence_start_is_found_anywhere_in_doc_comment() {
         for wrong in [
             "/// What a name stands for.\nfn f() {}\n",
             "/// Fine. Of a capsule.\nfn f() {}\n",

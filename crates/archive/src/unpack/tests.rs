@@ -68,7 +68,7 @@ fn packed(source: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_tree_comes_back_with_modes_times_and_links() {
+fn tree_round_trips_with_modes_times_and_links() {
     let source = tree();
     let mut bytes = Vec::new();
     let packed = pack(&source.path().join("top"), OsStr::new("top"), &mut bytes).unwrap();
@@ -92,7 +92,7 @@ fn a_tree_comes_back_with_modes_times_and_links() {
 }
 
 #[test]
-fn a_file_and_a_link_to_it_are_packed_as_the_file() {
+fn top_level_symlink_is_packed_as_its_file() {
     let source = tree();
     for name in ["top/small", "top/inner/link"] {
         let target = tempfile::tempdir().unwrap();
@@ -107,7 +107,7 @@ fn a_file_and_a_link_to_it_are_packed_as_the_file() {
 }
 
 #[test]
-fn a_file_that_tells_no_size_is_packed_whole() {
+fn proc_file_without_size_is_packed_whole() {
     let wanted = fs::read("/proc/version").unwrap();
     let target = tempfile::tempdir().unwrap();
     unpack(target.path(), &packed(Path::new("/proc/version"))[..], options()).unwrap();
@@ -115,7 +115,7 @@ fn a_file_that_tells_no_size_is_packed_whole() {
 }
 
 #[test]
-fn an_archive_that_leads_out_of_its_folder_is_refused_and_writes_nothing_outside() {
+fn path_traversal_is_refused_and_writes_nothing_outside() {
     let file = |path| entry(Kind::File, path, "");
     for (entries, why) in [
         (vec![file("../out")], "leads out"),
@@ -148,7 +148,7 @@ fn an_archive_that_leads_out_of_its_folder_is_refused_and_writes_nothing_outside
 }
 
 #[test]
-fn a_name_that_would_control_a_terminal_is_shown_without_that() {
+fn error_replaces_control_characters_of_entry_name() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = archive(&[entry(Kind::Other(b'6'), "a\x1b[2Jb", "")]);
     let said = unpack(dir.path(), &bytes[..], options()).unwrap_err().to_string();
@@ -156,7 +156,7 @@ fn a_name_that_would_control_a_terminal_is_shown_without_that() {
 }
 
 #[test]
-fn a_link_at_the_place_of_a_file_is_replaced_and_not_followed() {
+fn existing_symlink_is_replaced_and_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("target");
     fs::create_dir(&target).unwrap();
@@ -173,7 +173,7 @@ fn a_link_at_the_place_of_a_file_is_replaced_and_not_followed() {
 }
 
 #[test]
-fn devices_fifos_and_folders_are_not_replaced_by_a_file() {
+fn unpacked_file_does_not_replace_device_fifo_or_directory() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("f");
     let cwd = rustix::fs::CWD;
@@ -198,7 +198,7 @@ fn devices_fifos_and_folders_are_not_replaced_by_a_file() {
 }
 
 #[test]
-fn an_archive_that_breaks_off_keeps_the_old_file_and_leaves_nothing_staged() {
+fn truncated_archive_keeps_old_file_and_removes_staged_one() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), "old").unwrap();
     let whole = archive(&[Entry { size: 4, ..entry(Kind::File, "f", "") }]);
@@ -214,7 +214,7 @@ fn an_archive_that_breaks_off_keeps_the_old_file_and_leaves_nothing_staged() {
 }
 
 #[test]
-fn only_what_was_asked_for_is_taken_and_it_gets_the_wanted_name() {
+fn only_requested_top_entry_is_unpacked_under_new_name() {
     let dir = tempfile::tempdir().unwrap();
     let top = |folder| {
         let top = Top { from: "asked".into(), to: "here".into(), folder };
@@ -248,7 +248,7 @@ fn only_what_was_asked_for_is_taken_and_it_gets_the_wanted_name() {
 }
 
 #[test]
-fn zeros_become_holes_and_hard_links_stay_one_file() {
+fn zeros_become_holes_and_hard_links_share_an_inode() {
     let dir = tempfile::tempdir().unwrap();
     let sparse = fs::File::create(dir.path().join("sparse")).unwrap();
     sparse.set_len(20 << 20).unwrap();

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_what_a_proxy_on_this_machine_says_the_last_word_alone_is_believed() {
+    fn only_last_forwarded_for_of_loopback_proxy_is_trusted() {
         let client = |peer: &str, lines: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for line in lines {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_came_by_tls_when_the_proxy_says_so_last() {
+    fn only_last_forwarded_proto_of_loopback_proxy_is_trusted() {
         let tls = |peer: &str, lines: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for line in lines {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn by_tls_cookies_have_names_that_no_other_host_can_set() {
+    fn tls_cookies_have_the_host_prefix() {
         let names = ["__Host-a", "a"];
         assert_eq!(
             Transport::Tls.cookie(names, Some("1"), 5),

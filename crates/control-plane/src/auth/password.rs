@@ -94,7 +94,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_many_use_and_what_is_ones_own_is_refused() {
+    fn common_and_personal_passwords_are_refused() {
         let own = ["maria.lopez@example.com", "Maria Lopez"];
         for bad in ["short", "password", "12345678", "qwertyuiop", "Password1", "marialopez"] {
             assert!(check("password", bad, &own).is_err(), "{bad}");
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_whose_caller_leaves_keeps_its_place() {
+    async fn abandoned_hashing_keeps_its_permit_until_it_ends() {
         static ONE: Semaphore = Semaphore::const_new(1);
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let work = apart(&ONE, move || ended.recv());
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hash_fits_its_password_alone_and_nobodys_none() {
+    async fn hash_verifies_only_its_own_password() {
         let hash = hash("correct horse").await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(verify("correct horse", Some(&hash)).await.unwrap());

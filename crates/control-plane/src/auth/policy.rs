@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn each_may_what_the_table_says_and_no_more() {
+    fn each_role_allows_exactly_the_actions_of_the_table() {
         for (who, may) in TABLE {
             for (action, may) in Action::ALL.into_iter().zip(may) {
                 let decided =
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_add_up_and_a_key_never_may_more_than_who_made_it() {
+    fn scopes_combine_and_key_scopes_stay_within_their_maker() {
         let both = permissions("capsules:read team:read");
         assert!(both.allow(CapsulesRead) && both.allow(TeamRead) && !both.allow(CapsulesExec));
         let left = permissions("").and(permissions("viewer"));
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_for_one_thing_sees_no_other() {
+    fn key_scoped_to_one_resource_sees_no_other() {
         let (capsule, other) = (CapsuleId::new(), CapsuleId::new());
         let (template, strange) = (TemplateId::new(), TemplateId::new());
         let capsules = ResourceScope { capsule: Some(capsule), template: None };

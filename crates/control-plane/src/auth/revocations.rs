@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_of_the_subject_is_checked_and_ends_what_is_refused() {
+    async fn change_of_subject_revokes_access_once_check_refuses() {
         let (all, user) = (Revocations::new(), UserId::new());
         let script = Script::new(vec![Ok(basis(user)), Err(Error::Unauthenticated)]);
         let mut revoked = Box::pin(all.revoked(&script, basis(user), all.count()));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_before_the_first_wait_is_not_missed() {
+    async fn change_before_first_wait_is_not_missed() {
         let (all, user) = (Revocations::new(), UserId::new());
         let script = Script::new(vec![Err(Error::NotFound("team"))]);
         let seen = all.count();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_database_that_does_not_answer_ends_nothing_and_is_asked_again() {
+    async fn unavailable_database_revokes_nothing_and_check_is_retried() {
         let (all, user) = (Revocations::new(), UserId::new());
         let script = Script::new(vec![
             Err(Error::DatabaseUnavailable),
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_that_has_come_is_checked_without_a_change() {
+    async fn expiry_revokes_access_without_a_change() {
         let (all, user) = (Revocations::new(), UserId::new());
         let script = Script::new(vec![Err(Error::LinkExpired)]);
         let ends = Basis { until: Some(OffsetDateTime::now_utc()), ..basis(user) };

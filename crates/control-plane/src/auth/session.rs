@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_ends_and_is_for_users_alone() {
+    fn session_token_expires_and_is_valid_only_for_users() {
         let (ours, others) = (Signer::new(&[1; 32]), Signer::new(&[2; 32]));
         let word = ours.sign(UserId::new(), &[7; 32]).unwrap();
         assert_eq!(ours.check(&word), Some([7; 32]));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_found_where_they_may_be() {
+    fn session_token_is_read_only_from_cookie_of_its_transport() {
         let cookie = headers(&[("cookie", "a=b; wrenn-session=wrs_1; c=d")]);
         let (tls, plain) = (Transport::Tls, Transport::Plain);
         assert_eq!(from_cookie(&cookie, plain), Some("wrs_1"));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_ours_when_it_is_of_this_host() {
+    fn same_origin_requires_the_requested_host() {
         let parts = |uri: &str, pairs: &[(&'static str, &'static str)]| {
             let (mut parts, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
             parts.headers = headers(pairs);

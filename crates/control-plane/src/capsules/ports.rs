@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_read_without_envds_own_and_without_control_characters() {
+    fn listeners_exclude_envd_and_control_characters() {
         let answer = r#"[
             {"port": 8000, "address": "127.0.0.1", "program": "py\u001b[31mthon"},
             {"port": 8000, "address": "::1", "program": "\n", "more": 1},
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_that_is_no_list_of_servers_is_a_guest_that_does_not_answer() {
+    fn malformed_listeners_answer_means_guest_unreachable() {
         for answer in ["", "{}", "[1]", r#"[{"port": 65536, "address": "::"}]"#, r#"[{"port": 1}]"#]
         {
             assert!(matches!(read(answer.as_bytes()), Err(Error::GuestUnavailable)), "{answer}");
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_and_names_are_cut() {
+    fn long_listener_lists_and_names_are_truncated() {
         let one = format!(r#"{{"port": 1, "address": "::", "program": "{}"}}"#, "x".repeat(1000));
         let answer = format!("[{}]", vec![one; MOST + 1].join(","));
         let read = read(answer.as_bytes()).unwrap();

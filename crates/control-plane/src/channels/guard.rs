@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_the_internets_is_refused() {
+    fn non_public_addresses_are_refused() {
         for private in [
             "127.0.0.1",
             "127.9.9.9",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_private_however_it_is_written() {
+    fn private_address_is_recognized_in_every_notation() {
         let private = |url: &str| is_private_literal(&Url::parse(url).unwrap());
         for url in [
             "http://127.0.0.1/",
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_of_a_private_address_is_not_gone_to() {
+    async fn name_resolving_to_private_address_is_not_contacted() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_taken_for_everything() {
+    fn unreadable_notification_invalidates_everything() {
         let id = CapsuleId::new();
         assert_eq!(parse(&format!("capsule:{}", id.0)), Change::Capsule(id));
         let host = HostId::new();

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_says_who_and_cannot_be_made_or_changed() {
+    fn host_token_names_its_host_and_cannot_be_forged() {
         let (ours, others) = (Signer::new(&[1; 32]), Signer::new(&[2; 32]));
         let who = Enrolled { host: HostId::new(), enrolment: 3 };
         let token = ours.sign(who).unwrap();
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_of_skew_is_tolerated_and_no_more() {
+    fn clock_skew_is_tolerated_up_to_a_minute() {
         let signer = Signer::new(&[1; 32]);
         let expired = |seconds: i64| {
             let now = time::OffsetDateTime::now_utc().unix_timestamp();

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answer_of_an_agent_without_the_route_is_not_supported() {
+    fn missing_agent_route_is_reported_as_not_supported() {
         let code = |status| unmarked(StatusCode::from_u16(status).unwrap()).code();
         assert_eq!(code(404), "not_supported");
         assert_eq!(code(200), "not_supported");

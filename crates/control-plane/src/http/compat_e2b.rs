@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_id_behind_an_id_is_no_part_of_it() {
+    fn client_id_suffix_of_sandbox_id_is_ignored() {
         let id = CapsuleId::new();
         assert_eq!(sandbox_id(&id.to_string()).unwrap(), id);
         assert_eq!(sandbox_id(&format!("{id}-6532622b")).unwrap(), id);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn its_paths_are_told_from_ours() {
+    fn e2b_paths_are_distinguished_from_native_paths() {
         assert!(RULES.iter().all(|(_, path, _)| serves(path)));
         for ours in ["/", "/v1/capsules", "/health", "/v1/snapshots", "/sandboxes2", "/docs"] {
             assert!(!serves(ours), "{ours}");

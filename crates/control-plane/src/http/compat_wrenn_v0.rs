@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_another_shape_stays_and_the_rest_is_ours() {
+    fn v0_paths_with_own_shape_stay_and_others_are_rewritten() {
         let to = |method: Method, path: &str| {
             ours(&method, &path.parse().unwrap()).map(|uri| uri.to_string())
         };
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read() {
+    fn stats_ranges_are_parsed_and_bounded() {
         let read = |text: &str| Range { range: Some(text.to_owned()) }.read("1h").map(|r| r.1).ok();
         assert_eq!(
             (read("5m"), read("24h"), read("30d")),

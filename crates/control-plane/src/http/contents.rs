@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusal_is_told_in_the_guests_words_without_control_characters_and_cut() {
+    fn guest_error_message_is_sanitized_and_truncated() {
         let told = |status, text: &[u8]| explain(StatusCode::from_u16(status).unwrap(), text);
         let pipe = told(400, br#"{"code": 400, "message": "path is not a regular file: /p"}"#);
         let wanted = "the guest refused it: path is not a regular file: /p";
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_of_envd_have_codes_of_their_own() {
+    fn envd_statuses_map_to_distinct_error_codes() {
         for (status, code) in [
             (401, "invalid_request"),
             (404, "not_found"),

@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_stays_text_across_pieces_and_bytes_stay_bytes() {
+    fn utf8_split_across_chunks_stays_text_and_bytes_are_base64() {
         let mut text = Text::new(false);
         assert_eq!(text.push("aé".as_bytes()), Some(("aé".to_owned(), None)));
         assert_eq!(text.push(b"x\xe2\x82"), Some(("x".to_owned(), None)));

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_in_a_body_is_named() {
+    fn body_error_names_the_wrong_field() {
         let wrong = |body: &[u8]| parse::<api::CreateCapsule>(body).err().map(|e| e.to_string());
         let told = wrong(br#"{"vcpus":"two"}"#).unwrap();
         assert!(told.starts_with("vcpus is wrong: invalid type"), "{told}");

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_page_has_no_next() {
+    fn last_page_has_no_next_cursor() {
         let page = |rows: Vec<u32>| paged(rows, 2, |row| row * 10, ToString::to_string);
         assert_eq!(page(vec![3, 2, 1]), (vec![30, 20], Some("20".to_owned())));
         assert_eq!(page(vec![2, 1]), (vec![20, 10], None));

@@ -194,7 +194,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn every_route_has_one_rule_and_every_rule_a_route() {
+    fn every_route_has_exactly_one_rule() {
         let document = super::super::openapi();
         let mut routes = BTreeSet::new();
         for (path, item) in &document.paths.paths {

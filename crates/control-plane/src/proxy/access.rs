@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owners_key_opens_every_port_and_no_others_does() {
+    fn only_owners_key_opens_private_ports() {
         let key = [("x-api-key", "e2b_x")];
         for port in [80, 3001, ENVD_PORT] {
             assert_eq!(decide(port, "/", &key, Some(TEAM), true), Ok(Admitted::Owner));
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_and_what_is_others_look_the_same() {
+    fn missing_capsule_and_capsule_of_another_team_look_the_same() {
         let key = [("x-api-key", "e2b_x")];
         let token = [("x-access-token", "wrong")];
         let traffic = [("e2b-traffic-access-token", "wrong")];
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn envds_token_opens_envd_alone_and_never_its_control_routes() {
+    fn envd_token_opens_only_envd_and_never_its_control_routes() {
         let token = [("x-access-token", "envd")];
         assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), guest(GuestAccess::EnvdToken));
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_opens_one_file_of_envds_and_says_what_is_wrong_with_it() {
+    fn file_signature_opens_one_file_and_its_errors_are_specific() {
         let link = |until: i64, token: &str| {
             let signed = protocol::SignedFile { path: "/a", user: None, until: Some(until) };
             let signature = signed.sign(protocol::Operation::Read, token);
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_tokens_links_cookies_and_public_ports_open_theirs() {
+    fn traffic_token_preview_link_cookie_and_public_port_give_access() {
         let traffic = [("e2b-traffic-access-token", "traffic")];
         assert_eq!(decide(80, "/", &traffic, None, true), guest(GuestAccess::TrafficToken));
         assert_eq!(decide(3000, "/", &[], None, true), guest(GuestAccess::Public));
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_sees_no_credential_of_the_platforms() {
+    fn platform_credentials_are_stripped_before_the_guest() {
         let key = "e2b_0000000000000000000000000000000000000000";
         let csrf = session::csrf("wrs_1");
         let all = [

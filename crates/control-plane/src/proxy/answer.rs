@@ -221,7 +221,7 @@ mod tests {
     use types::CapsuleId;
 
     #[test]
-    fn a_place_on_the_guest_gets_its_public_name() {
+    fn guest_location_is_rewritten_to_public_host() {
         let capsule = CapsuleId(uuid::Uuid::nil());
         let zeros = "0".repeat(25);
         let host = format!("8080-cl-{zeros}.x.org:8443");
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_never_leads_to_another_host() {
+    fn preview_link_never_redirects_to_another_host() {
         let answer = enter("//evil.example/x?y", "1.x", 5, Transport::Tls);
         assert_eq!(answer.headers()[LOCATION], "/evil.example/x?y");
         let cookie = answer.headers()[http::header::SET_COOKIE].to_str().unwrap();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn browsers_get_a_page_sdks_their_words_and_the_rest_json() {
+    fn error_is_html_for_browsers_e2b_for_sdks_and_json_otherwise() {
         let form = |name: &'static str, value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_static(value));

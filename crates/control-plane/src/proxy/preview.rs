@@ -186,7 +186,7 @@ mod tests {
     use types::CapsuleId;
 
     #[test]
-    fn a_link_is_read_by_its_secret_for_its_port_and_capsule_alone() {
+    fn preview_link_is_valid_only_for_its_secret_port_and_capsule() {
         let target = Target { capsule: CapsuleId::new(), port: 80 };
         for maker in [Maker::User(UserId::new()), Maker::Key(ApiKeyId::new())] {
             let link = Link { until: 1000, generation: 2, maker };
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_field_is_taken_out_of_a_query_and_the_rest_stays_as_it_is() {
+    fn preview_field_is_removed_and_rest_of_query_is_unchanged() {
         let taken = |path| from_link(path).unwrap();
         let own = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(taken("/a%2F?wrenn-preview=1.x"), own("1.x", "/a%2F"));
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn our_cookies_are_read_and_taken_off_alone() {
+    fn only_preview_cookies_are_read_and_stripped() {
         let mut headers =
             cookies(&["a=1; wrenn-preview=x; b=2", "__Host-wrenn-preview=y", "c=wrenn-preview"]);
         assert_eq!(from_cookies(&headers, Transport::Plain), ["x"]);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guests_cookies_stay_its_own() {
+    fn guest_cookies_lose_domain_and_cannot_set_preview_cookie() {
         let mut headers = HeaderMap::new();
         for value in
             ["a=1; Path=/; Domain=.localhost; HttpOnly", "b=2;domain = x", "wrenn-preview=z", "c"]

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_a_name_is_understood() {
+    fn capsule_host_name_is_parsed_in_every_notation() {
         let capsule = CapsuleId::new();
         let wanted = Addressee::Capsule(Target { capsule, port: 8080 });
         let upper = capsule.to_string().to_uppercase();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_of_a_capsule_is_the_apis() {
+    fn host_name_of_no_capsule_goes_to_the_api() {
         let id = CapsuleId::new();
         let long = format!("80-{id}.{}", "a".repeat(250));
         for host in [
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_can_only_be_meant_for_a_capsule_is_told_what_is_wrong() {
+    fn malformed_capsule_host_name_is_refused_with_its_fault() {
         let id = CapsuleId::new();
         for port in ["0", "65536", "080", "99999999999999999999"] {
             let host = format!("{port}-{id}.x");
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn only_configured_domains_lead_to_capsules() {
+    fn only_configured_domains_serve_capsules() {
         let id = CapsuleId::new();
         let domains = Domains::new(&["Sandbox.Example.com.".to_owned(), String::new()]);
         let is_api = |host: String| by_name(&host, &domains) == Addressee::Api;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_lead_to_a_capsule_where_the_name_does_not() {
+    fn headers_select_capsule_where_host_name_does_not() {
         let (id, other) = (CapsuleId::new().to_string(), CapsuleId::new().to_string());
         let wanted =
             |id: &str, port| Addressee::Capsule(Target { capsule: id.parse().unwrap(), port });
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn envd_token_names_its_capsule_where_nothing_else_does() {
+    fn envd_token_selects_capsule_where_nothing_else_does() {
         let capsule = CapsuleId::new();
         let token = crate::auth::new_envd_token(capsule);
         assert_eq!(token.len(), capsule.to_string().len() + 1 + 64);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_is_named_and_the_first_line_goes_before_the_header() {
+    fn uri_host_overrides_host_header_and_two_host_headers_are_refused() {
         let (one, two) = (CapsuleId::new(), CapsuleId::new());
         let wanted = Addressee::Capsule(Target { capsule: one, port: 80 });
         let uri = format!("http://80-{one}.x/a");
@@ -360,14 +360,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_that_is_made_is_read_back(value: u128, port in 1u16.., domain in "[a-z][a-z0-9.-]{0,60}[a-z]") {
+        fn capsule_host_name_round_trips(value: u128, port in 1u16.., domain in "[a-z][a-z0-9.-]{0,60}[a-z]") {
             let capsule = CapsuleId(uuid::Uuid::from_u128(value));
             let name = format!("{port}-{capsule}.{domain}");
             prop_assert_eq!(by_name(&name, &any()), Addressee::Capsule(Target { capsule, port }));
         }
 
         #[test]
-        fn no_text_makes_the_parser_panic_and_what_it_takes_it_can_name(text in "\\PC{0,80}") {
+        fn parser_never_panics_and_accepts_only_canonical_prefixes(text in "\\PC{0,80}") {
             if let Addressee::Capsule(Target { capsule, port }) = by_name(&text, &any()) {
                 let begin = format!("{port}-{capsule}.");
                 prop_assert!(text.to_ascii_lowercase().starts_with(&begin));
@@ -375,7 +375,7 @@ mod tests {
         }
 
         #[test]
-        fn what_nearly_is_a_name_makes_no_parser_panic(
+        fn parser_never_panics_on_near_valid_host_names(
             text in "[0-9]{0,6}-{0,2}(cl|CL|c|é)?-?[0-9a-zA-Zé]{0,30}[.:]{0,2}[a-z.:\\[\\]0-9-]{0,20}"
         ) {
             let parsed = by_name(&text, &any());

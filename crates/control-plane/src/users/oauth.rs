@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_another_issuer_client_time_or_sign_in_is_none() {
+    fn id_token_of_another_issuer_client_time_or_nonce_is_refused() {
         let soon = time::OffsetDateTime::now_utc().unix_timestamp() + 600;
         let good = json!({ "iss": ISSUER, "aud": "client", "sub": "7", "exp": soon, "nonce": "n",
             "email": "A@example.com", "email_verified": true, "name": "A" });

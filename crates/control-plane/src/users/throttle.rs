@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_and_end_at_a_quarter_of_an_hour() {
+    fn throttle_wait_doubles_up_to_fifteen_minutes() {
         let seconds = |failures| wait(failures, 5).as_secs();
         assert_eq!(
             [0, 5, 6, 7, 8, 15, 16, 17, 1000].map(seconds),

@@ -38,7 +38,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn file_dropped_on_the_serving_thread_is_closed_by_a_job() {
+    async fn file_dropped_on_serving_thread_is_closed_by_a_job() {
         let file = Arc::new(File::open("/dev/null").unwrap());
         let closer = Closer::new(&file, &Jobs::default().files);
         let seen = Arc::downgrade(&file);

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_kept_and_replaced_whole() {
+    fn metadata_is_stored_and_replaced_whole() {
         // The folder is beside the sources, since some temporary folders' file systems lack such
         // attributes.
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_that_a_file_does_not_take_is_named() {
+    fn metadata_key_refused_by_file_is_named() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let file = File::create(dir.path().join("f")).unwrap();
         // No file system takes a value of more than 64 KiB.

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_tree_that_several_remove_at_once_is_gone_for_each() {
+    fn concurrent_removals_of_a_wide_tree_all_succeed() {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("top");
         for _ in 0..3 {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_tree_with_links_is_removed_and_what_links_lead_to_stays() {
+    fn removal_of_wide_tree_keeps_targets_of_links() {
         let dir = tempfile::tempdir().unwrap();
         let (top, kept) = (dir.path().join("top"), dir.path().join("kept"));
         std::fs::create_dir(&top).unwrap();

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_a_regular_file_is_refused_without_waiting() {
+    fn non_regular_file_is_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_files_are_read_to_their_end() {
+    fn procfs_files_are_read_to_their_end() {
         for path in ["/proc/self/status", "/proc/self/cmdline"] {
             let mut source = Source::open(Path::new(path)).unwrap();
             assert_eq!(source.size, None, "{path}");
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_becomes_shorter_ends_with_an_error() {
+    fn file_truncated_during_read_ends_with_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         let file = File::create(&path).unwrap();

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fetch_returns_what_happened_right_before_it() {
+    async fn fetch_returns_events_that_happened_right_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let watchers = Watchers::default();
         let watch = start(&watchers, dir.path()).await;
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watch_of_removed_folder_tells_its_events_and_then_ends() {
+    async fn watch_of_removed_directory_reports_its_events_then_ends() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         fs::create_dir(&root).unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watch_that_hangs_at_its_begin_is_given_up_and_keeps_its_place() {
+    async fn hanging_watch_start_times_out_and_keeps_its_permit() {
         let watchers = Watchers::default();
         let (release, hanging) = mpsc::channel::<()>();
         let hang = move || {
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn watch_that_nobody_asks_gives_way_to_a_new_one() {
+    fn unpolled_watch_is_evicted_by_a_new_one() {
         let watchers = Watchers::default();
         let begin = Instant::now();
         let first = watchers.insert_at(idle_watch(&watchers), begin).unwrap();

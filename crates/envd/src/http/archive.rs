@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_archive_of_a_file_system_that_hangs_ends_with_an_error() {
+    async fn archive_of_hanging_file_system_ends_with_deadline_exceeded() {
         let (to, mut chunks) = mpsc::channel(BACKLOG);
         let error = next(&mut chunks).await.unwrap().unwrap_err();
         assert_eq!(error.code, ErrorCode::DeadlineExceeded);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_waits_for_a_slow_file_system_and_not_for_one_that_hangs() {
+    async fn upload_waits_for_slow_file_system_but_not_for_hanging_one() {
         let (to, _chunks) = mpsc::channel(1);
         let bytes = Arc::new(AtomicU64::new(0));
         let progress = Progress { bytes: Arc::clone(&bytes), seen: AtomicU64::new(0) };

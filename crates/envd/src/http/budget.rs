@@ -109,7 +109,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     #[tokio::test]
-    async fn stream_is_refused_by_its_last_message() {
+    async fn stream_refusal_is_sent_as_end_of_stream_message() {
         let kind = HeaderValue::from_static("application/connect+json");
         let answer = refuse(Some(kind), Error::invalid("too much"));
         assert_eq!(answer.status(), 200);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn large_starts_weigh_by_their_size_and_the_largest_are_refused() {
+    fn start_requests_are_weighted_by_size_and_the_largest_refused() {
         let of = |length: u32| {
             weight(&HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from(length))]))
         };

@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn download_of_anything_but_a_file_is_refused_with_its_reason() {
+    async fn download_of_non_file_is_refused_with_its_reason() {
         let guest = Arc::new(Guest::new(None, 0));
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn form_is_refused_before_its_parser_holds_all_of_it() {
+    async fn oversized_form_is_refused_before_it_is_buffered_whole() {
         for begin in ["no part", "--b\r\nContent-Disposition: "] {
             let form = begin.to_owned() + &"x".repeat(4 << 20);
             let refused = send_form(form.into_bytes()).await.err().unwrap();
@@ -603,7 +603,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn form_larger_than_its_parser_is_stored_and_other_parts_are_passed_over() {
+    async fn large_form_is_streamed_and_other_parts_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         // All parts together exceed the parser's bound, and stay below the default limit of a body.
         let (path, contents) = (dir.path().join("f"), "c".repeat(900 << 10));
@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn packed_body_is_the_same_when_it_is_unpacked() {
+    async fn gzip_body_is_decompressed_to_the_original() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         let plain: Vec<u8> = (0..2_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 4]).collect();

@@ -99,7 +99,7 @@ mod tests {
     use std::io;
 
     #[tokio::test]
-    async fn parser_is_given_no_more_of_a_body_than_it_needs() {
+    async fn form_parser_gets_no_more_of_a_body_than_it_needs() {
         const PART: &str = "--b\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\nx\r\n";
         let given = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&given);

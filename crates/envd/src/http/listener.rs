@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_beyond_the_places_are_closed_and_the_hosts_are_taken() {
+    async fn connections_beyond_the_limit_are_closed_except_the_hosts() {
         let at = serve_at_a_port(1).await;
         let (first, told) = ask(TcpStream::connect(at).await.unwrap()).await;
         assert_eq!(told, "true");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn preface_of_http2_is_no_request() {
+    async fn http2_preface_is_refused() {
         let at = serve_at_a_port(1).await;
         let mut stream = TcpStream::connect(at).await.unwrap();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();

@@ -93,7 +93,7 @@ mod tests {
     use rustix::fs::{CWD, Mode, mkfifoat};
 
     #[test]
-    fn ids_are_written_as_the_kernel_writes_a_uuid_and_as_machine_id_wants() {
+    fn boot_id_and_machine_id_have_their_formats() {
         let uuid = 0x0123_4567_89ab_4def_8123_4567_89ab_cdef;
         assert_eq!(boot_id(uuid), "01234567-89ab-4def-8123-456789abcdef\n");
         assert_eq!(machine_id(uuid), "0123456789ab4def8123456789abcdef\n");
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_renewed_at_once_when_pipes_have_taken_their_names() {
+    fn ids_are_renewed_without_blocking_when_pipes_replace_their_files() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let (boot, machine) = (create(&at("boot")).unwrap(), create(&at("machine")).unwrap());

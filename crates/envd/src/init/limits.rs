@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn watches_take_at_most_a_quarter_of_the_memory() {
+    fn inotify_watches_take_at_most_a_quarter_of_memory() {
         assert_eq!(watches(512 << 20), 131_072);
         assert_eq!(watches(32 << 20), 16_384);
         assert_eq!(watches(64 << 30), 1_048_576);

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn folder_of_modules_is_made_behind_links_and_within_the_root() {
+    fn module_directory_is_created_through_links_within_the_root() {
         for link in ["usr/lib", "/usr/lib"] {
             let (dir, fd) = root();
             fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn folder_of_modules_is_refused_where_a_file_or_a_dangling_link_is() {
+    fn module_directory_is_refused_at_a_file_or_dangling_link() {
         let (dir, fd) = root();
         symlink("nowhere", dir.path().join("lib")).unwrap();
         assert!(make_below(&fd, &["lib", "modules"]).is_err());

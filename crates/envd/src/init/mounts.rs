@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_and_dangling_links_in_place_of_a_mount_point_are_set_aside() {
+    fn file_or_dangling_link_at_a_mount_point_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let is_folder = |path: &str| fs::metadata(path).is_ok_and(|found| found.is_dir());

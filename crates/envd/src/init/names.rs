@@ -169,13 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn hosts_with_both_names_stays_as_it_is() {
+    fn hosts_file_with_both_names_is_unchanged() {
         assert_eq!(with_hosts(BOTH.as_bytes()), None);
         assert_eq!(with_hosts(b"10.0.0.1 db\n127.0.0.1 localhost # x\n127.0.1.1 a capsule"), None);
     }
 
     #[test]
-    fn hosts_without_a_name_gets_its_line_and_keeps_the_others() {
+    fn hosts_file_without_a_name_gains_its_line_and_keeps_others() {
         let added = |current: &[u8]| String::from_utf8(with_hosts(current).unwrap()).unwrap();
         assert_eq!(added(b""), BOTH);
         assert_eq!(added(b"10.0.0.1 db"), format!("10.0.0.1 db\n{BOTH}"));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn resolver_block_follows_the_hosts_servers_and_other_lines_stay() {
+    fn resolver_block_follows_host_servers_and_keeps_other_lines() {
         let block = |server: &str| format!("{BEGIN}nameserver {server}\n{END}");
         let first = resolver("", &["1.1.1.1"]).unwrap();
         assert_eq!(first, block("1.1.1.1"));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn resolver_of_a_user_stays_if_it_names_a_server() {
+    fn user_resolver_that_names_a_server_is_unchanged() {
         assert_eq!(resolver("nameserver 9.9.9.9\n", &["1.1.1.1"]), None);
         let no_server = resolver("search a.test", &["1.1.1.1"]).unwrap();
         assert_eq!(no_server, format!("search a.test\n{BEGIN}nameserver 1.1.1.1\n{END}"));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn resolver_of_an_image_and_a_link_to_nowhere_are_replaced() {
+    fn image_resolver_and_dangling_link_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolv.conf");
         let list = servers(&["1.1.1.1"]);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_folders_and_links_in_place_of_hosts_are_left_alone_at_once() {
+    fn pipe_directory_or_link_at_hosts_path_is_skipped_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let (pipe, folder, link) =
             (dir.path().join("pipe"), dir.path().join("folder"), dir.path().join("link"));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn replaced_file_keeps_its_mode() {
+    fn replaced_hosts_file_keeps_its_mode() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hosts");
         fs::write(&path, "10.0.0.1 db\n").unwrap();

@@ -39,7 +39,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     #[test]
-    fn name_servers_come_from_the_command_line() {
+    fn name_servers_are_read_from_the_kernel_command_line() {
         let servers = super::servers_from("quiet wrenn.dns=1.1.1.1,x,8.8.8.8 y");
         let wanted = [Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)];
         assert_eq!(servers, wanted.map(IpAddr::V4));

@@ -74,7 +74,7 @@ mod tests {
     use super::is_last_word;
 
     #[test]
-    fn only_the_kernel_says_its_last_word() {
+    fn last_word_is_recognized_only_in_kernel_records() {
         assert!(is_last_word(b"0,259,2758530,-;reboot: Power down\n"));
         assert!(is_last_word(b"0,259,2758530,-,caller=T1;reboot: Power down\n SUBSYSTEM=x\n"));
         for other in [

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_bytes_pass_both_ways_and_each_side_ends_by_itself() {
+    async fn relay_passes_all_bytes_and_half_closes_each_side() {
         let (mut host, mut program) = running(b"early ").await;
         let sent: Vec<u8> = (0..3_000_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let copy = sent.clone();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reset_by_the_program_is_a_reset_to_the_host() {
+    async fn program_reset_is_relayed_to_the_host() {
         let (mut host, mut program) = running(b"").await;
         host.write_all(b"x").await.unwrap();
         program.read_exact(&mut [0]).await.unwrap();

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_that_listens_is_read_and_others_are_passed_over() {
+    fn listening_sockets_are_parsed_and_others_skipped() {
         let rest = "00000000:00000000 00:00000000 00000000  1000        0 4242 1 0000 100 0 0 10 0";
         let line = |local: &str, state: &str| format!("   0: {local} 0:0 {state} {rest}");
         let own = written(&[127, 0, 0, 1]);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn name_behind_a_pipe_is_empty_and_an_endless_name_is_cut() {
+    fn program_name_behind_pipe_is_empty_and_endless_name_is_truncated() {
         let dir = tempfile::tempdir().unwrap();
         let comm = dir.path().join("comm");
         rustix::fs::mkfifoat(rustix::fs::CWD, &comm, rustix::fs::Mode::RWXU).unwrap();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_of_this_process_are_listed_with_its_name_but_for_envds_own() {
+    fn listeners_are_listed_with_program_name_except_envds_own() {
         let bound: Vec<TcpListener> =
             ["127.0.0.1:0", "[::1]:0"].iter().map(|at| TcpListener::bind(at).unwrap()).collect();
         let found = listeners(1);

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_have_names() {
+    fn exit_by_signal_names_the_signal() {
         let killed = Exit::from(Ok(ExitStatus::from_raw(9)));
         assert_eq!((killed.code, killed.status.as_str()), (-1, "signal: killed"));
         assert!(!killed.exited && killed.error.is_some());

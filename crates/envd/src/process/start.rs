@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_program_and_one_that_cannot_be_executed_have_codes_of_their_own() {
+    fn missing_and_non_executable_program_have_distinct_codes() {
         let spec = Spec { cmd: "x".into(), ..Spec::default() };
         for (step, number, code, text) in [
             (Step::Exec, libc::ENOENT, ErrorCode::NotFound, "cannot run 'x': No such file"),

@@ -35,7 +35,7 @@ async fn outcome(events: &mut Subscription) -> (String, Exit) {
 }
 
 #[tokio::test]
-async fn program_tells_its_output_and_its_end() {
+async fn program_output_and_exit_code_are_reported() {
     let guest = Arc::new(Guest::new(None, 0));
     let (process, mut events) = run(&guest, shell("echo hi; exit 3"), None).await.unwrap();
     let (out, exit) = outcome(&mut events).await;
@@ -71,7 +71,7 @@ async fn program_that_cannot_start_is_refused_and_not_listed() {
 }
 
 #[tokio::test]
-async fn deadline_and_kill_end_a_program_whose_output_nobody_takes() {
+async fn deadline_and_kill_end_program_with_unread_output() {
     let guest = Arc::new(Guest::new(None, 0));
     let deadline = Instant::now() + Duration::from_secs(1);
     let (_, mut silent) = run(&guest, shell("exec yes"), Some(deadline)).await.unwrap();
@@ -87,7 +87,7 @@ async fn deadline_and_kill_end_a_program_whose_output_nobody_takes() {
 }
 
 #[tokio::test]
-async fn job_that_is_left_behind_writes_until_its_own_end() {
+async fn background_job_outlives_its_program_and_keeps_writing() {
     let guest = Arc::new(Guest::new(None, 0));
     let dir = tempfile::tempdir().unwrap();
     let gate = dir.path().join("gate");

@@ -178,7 +178,7 @@ mod tests {
     use std::ffi::OsStr;
 
     #[test]
-    fn fetched_events_read_as_the_wires_message_in_both_codecs() {
+    fn fetched_events_encode_as_wire_message_in_both_codecs() {
         let batch = |numbers: std::ops::Range<usize>| {
             let mut events = Events::default();
             for n in numbers {

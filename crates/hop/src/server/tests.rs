@@ -89,7 +89,7 @@ fn get(path: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_trickles_in_has_its_time_from_the_first_byte() {
+async fn head_timeout_runs_from_the_first_byte() {
     let (mut client, shares) = served();
     ask(&mut client, &get("/")).await;
     tokio::time::sleep(REST / 2).await;
@@ -106,13 +106,13 @@ async fn a_head_that_trickles_in_has_its_time_from_the_first_byte() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_sends_nothing_has_the_time_of_a_head() {
+async fn silent_new_connection_is_closed_after_head_timeout() {
     let (mut client, _) = served();
     assert_eq!(rest(&mut client).await, (String::new(), HEAD));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_rests_after_an_answer_and_is_closed() {
+async fn idle_connection_is_closed_after_keep_alive_timeout() {
     for path in ["/", "/soon", "/late"] {
         let (mut client, shares) = served();
         for _ in 0..3 {
@@ -125,7 +125,7 @@ async fn a_connection_rests_after_an_answer_and_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_waits_for_its_answer_as_long_as_it_takes() {
+async fn slow_answer_does_not_time_out() {
     let (mut client, _) = served();
     let started = Instant::now();
     ask(&mut client, &get("/late")).await;
@@ -133,7 +133,7 @@ async fn a_client_waits_for_its_answer_as_long_as_it_takes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_makes_no_progress_is_answered_with_408_and_the_connection_closes() {
+async fn stalled_body_is_answered_with_408_and_connection_closes() {
     let (mut client, shares) = served();
     let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1";
     client.write_all(head.as_bytes()).await.unwrap();
@@ -149,7 +149,7 @@ async fn a_body_that_makes_no_progress_is_answered_with_408_and_the_connection_c
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_nobody_wants_is_read_for_a_while() {
+async fn unread_body_is_drained_for_a_limited_time() {
     // A body that comes to its end leaves the connection to the next request.
     let (mut client, _) = served();
     let head = "POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n1";
@@ -171,7 +171,7 @@ async fn a_body_that_nobody_wants_is_read_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_of_messages_may_be_silent_for_as_long_as_an_exchange() {
+async fn connect_stream_has_the_long_silence_timeout() {
     let (mut client, _) = served();
     let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/connect+proto\r\n\
                 Content-Length: 9\r\n\r\n1";
@@ -182,7 +182,7 @@ async fn a_stream_of_messages_may_be_silent_for_as_long_as_an_exchange() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_may_send_when_it_likes_once_its_answer_has_begun() {
+async fn body_does_not_time_out_once_answer_has_begun() {
     let (mut client, _) = served();
     let head = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n1";
     client.write_all(head.as_bytes()).await.unwrap();
@@ -195,7 +195,7 @@ async fn a_client_may_send_when_it_likes_once_its_answer_has_begun() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_connection_holds_outlives_a_switch_of_protocols() {
+async fn connection_shares_are_released_after_protocol_upgrade() {
     let (mut client, shares) = served();
     let request = "GET /switch HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n";
     client.write_all(request.as_bytes()).await.unwrap();
@@ -219,7 +219,7 @@ async fn http2() -> (Sender, tokio::task::JoinHandle<()>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_connection_rests_and_is_closed_whatever_frames_come() {
+async fn idle_http2_connection_is_closed_despite_ping_frames() {
     let (mut sender, connection) = http2().await;
     let request = Request::get("http://x/late").body(Empty::new().map_err(Into::into));
     let answer = sender.send_request(request.unwrap().map(BodyExt::boxed_unsync)).await.unwrap();
@@ -231,7 +231,7 @@ async fn a_shared_connection_rests_and_is_closed_whatever_frames_come() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stalled_stream_is_answered_with_408_and_others_go_on() {
+async fn stalled_http2_stream_gets_408_and_other_streams_continue() {
     let (mut sender, connection) = http2().await;
     let pending = futures::stream::pending::<Result<Frame<Bytes>, BoxError>>();
     let stalled = Request::post("http://x/").body(StreamBody::new(pending).boxed_unsync());

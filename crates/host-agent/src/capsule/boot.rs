@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn room_stays_claimed_while_the_driver_restores_a_machine() {
+    async fn disk_space_stays_claimed_while_driver_restores_a_vm() {
         let dir = tempfile::tempdir().unwrap();
         let driver = Writing::default();
         let context = Arc::new(AgentContext::for_tests(dir.path(), Box::new(driver.clone())));
@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn network_that_no_record_names_is_taken_down() {
+    async fn network_without_a_record_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         // An absolute path in place of an agent's tag puts the namespaces in this folder.
         let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
@@ -602,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_envd_is_told_by_its_numbers_and_one_of_before_has_none() {
+    fn envd_versions_are_compared_by_number_and_empty_is_oldest() {
         assert!(is_newer("0.6.14", "0.6.13") && is_newer("0.10.0", "0.9.9"));
         assert!(!is_newer("0.6.13", "0.6.13") && !is_newer("0.6.9", "0.6.13"));
         assert!(!is_newer("", "0.6.13"), "what was kept before versions were written down");

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn guest_whose_thaw_fails_is_thawed_again_until_it_goes_on() {
+    async fn failed_thaw_is_retried_until_guest_runs() {
         let dir = tempfile::tempdir().unwrap();
         let (manager, id, machine) = Stubborn::start(dir.path(), 3).await;
         // The VMM stops the guest by itself.
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn guest_in_the_hand_of_an_operation_stays_stopped() {
+    async fn guest_frozen_by_an_operation_is_not_thawed() {
         let dir = tempfile::tempdir().unwrap();
         let (manager, id, machine) = Stubborn::start(dir.path(), 0).await;
         let lock = manager.capsule_lock(id).unwrap();
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn owed_thaw_is_due_without_room_unless_the_guest_waits_for_room() {
+    fn owed_thaw_is_due_unless_guest_waits_for_disk_space() {
         let (mut usage, now) = (Usage { thaw_owed: true, ..Usage::default() }, Instant::now());
         assert_eq!(usage.decide(Level::Low, Some(5), false, now), Action::Thaw);
         // A failed attempt clears nothing, and the next one comes after a pause.
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_takes_room_is_stopped_and_one_that_does_not_goes_on() {
+    fn low_disk_space_freezes_only_guests_that_write() {
         let (mut writer, mut quiet, now) = (Usage::default(), Usage::default(), Instant::now());
         for level in [Level::Enough, Level::Scarce] {
             assert_eq!(writer.decide(level, Some(5), false, now), Action::Nothing);
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_its_vmm_stopped_is_told_of_and_tried_now_and_then() {
+    fn guest_stopped_by_its_vmm_is_noted_and_thaw_is_retried() {
         let (mut usage, now) = (Usage::default(), Instant::now());
         assert_eq!(usage.decide(Level::Low, Some(5), true, now), Action::NoteWaiting);
         usage.waits = true;

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silent_agent_delays_a_pause_that_is_due_and_does_not_prevent_it() {
+    fn silent_agent_delays_due_pause_but_does_not_prevent_it() {
         for (due, wanted) in [(Due::Pause, PauseMode::Memory), (Due::PauseDisk, PauseMode::Disk)] {
             assert_eq!(due.pause_mode(0), wanted);
             assert_eq!(due.pause_mode(SILENT_TRIES - 1), wanted);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_absolute_and_idleness_only_pauses() {
+    fn lifetime_end_is_absolute_and_idle_timeout_only_pauses() {
         let life = |ends_at_ms, on_timeout, idle_sec| Lifetime {
             ends_at_ms,
             on_timeout,

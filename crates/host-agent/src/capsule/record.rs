@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_survives_the_disk_and_a_torn_one_is_none() {
+    fn capsule_record_round_trips_and_torn_record_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(CapsuleRecord::load(dir.path()), None);
         let record = CapsuleRecord {

@@ -512,7 +512,7 @@ mod tests {
     use crate::vmm::null::NullDriver;
 
     #[tokio::test]
-    async fn capsule_is_listed_while_it_is_fetched() {
+    async fn capsule_is_listed_during_its_fetch() {
         let dir = tempfile::tempdir().unwrap();
         let context = AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }));
         let manager = Manager::new(Arc::new(context)).await.unwrap();
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn locks_of_ended_fetches_are_forgotten() {
+    async fn locks_of_ended_fetches_are_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let kept = dir.path().join("store");
         let store = Store::open(kept.to_str().unwrap(), None, std::iter::empty()).unwrap();

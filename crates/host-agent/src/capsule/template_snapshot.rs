@@ -252,7 +252,7 @@ mod tests {
 
     /// A named pipe in place of the disk holds the thread that copies.
     #[tokio::test]
-    async fn room_stays_claimed_while_the_copy_of_a_boot_that_is_given_up_goes_on() {
+    async fn disk_space_stays_claimed_while_copy_of_abandoned_boot_runs() {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join(storage::DISK);
         rustix::fs::mknodat(CWD, &disk, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

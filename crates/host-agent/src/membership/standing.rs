@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn membership_is_confirmed_by_a_heartbeat_of_after_the_question() {
+    async fn membership_is_confirmed_by_recent_or_later_heartbeat() {
         let standing = Arc::new(Standing::default());
         let (taken, ()) = tokio::join!(standing.confirm(), answer(&standing, true));
         assert!(taken);

@@ -144,7 +144,7 @@ mod tests {
     use std::task::{Context, Waker};
 
     #[tokio::test]
-    async fn replaced_rules_hold_once_no_connection_passes_bytes_by_the_earlier_ones() {
+    async fn rule_replacement_waits_for_connections_under_old_rules() {
         let rules = Rules { now: RwLock::new(Egress::default().into()) };
         let Known { replaced, under_way, .. } = rules.now();
         let passing = under_way.token();

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn close_ends_connections_nobody_reads_tasks_and_the_descriptor() {
+    async fn namespace_close_ends_connections_tasks_and_descriptor() {
         let before = namespaces();
         let namespace = own();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn close_wakes_a_task_that_waits_to_read() {
+    async fn namespace_close_wakes_pending_read() {
         let namespace = own();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_is_forgotten() {
+    async fn ended_connection_is_removed_from_namespace() {
         let namespace = own();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_and_bad_ones_refused() {
+    fn network_ranges_are_parsed_and_invalid_ones_refused() {
         assert_eq!(plan("10.220.7.9/16").range(), "10.220.0.0/16");
         assert_eq!(plan("10.220.0.0/16").slots(), 32_768);
         for bad in ["", "10.0.0.0", "10.0.0.0/31", "10.0.0.0/x", "::/16", "10.0.0.0/7"] {
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clash_is_seen_from_both_sides_and_a_default_route_is_none() {
+    fn range_overlap_is_symmetric_and_ignores_default_route() {
         let plan = plan("10.220.0.0/16");
         assert!(plan.overlaps("10.220.5.0".parse().unwrap(), 24));
         assert!(plan.overlaps("10.0.0.0".parse().unwrap(), 8));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_deny_before_they_allow() {
+    fn nft_rules_deny_before_they_allow() {
         let plan = plan("10.220.0.0/16");
         for rules in [plan.namespace_rules(&Egress::default()), plan.host_rules()] {
             let denied = rules.find(&DENIED.join(", ")).unwrap();
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_is_let_through_before_what_is_denied_and_names_are_looked_at() {
+    fn egress_allow_rules_precede_deny_rules_and_names_use_the_proxy() {
         let plan = plan("10.220.0.0/16");
         let rules = |allow: &[&str], deny: &[&str]| {
             let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn every_connection_of_a_guest_is_limited_and_gets_short_timeouts() {
+    fn guest_connections_are_limited_and_have_short_timeouts() {
         let rules = namespace_limits();
         let at = |text: &str| rules.find(text).unwrap_or_else(|| panic!("{text} in {rules}"));
         assert!(at("iifname != \"tap0\" accept") < at("limit rate over 100/second"));
@@ -377,7 +377,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn links_are_disjoint_and_inside_the_range(a in 0u32..32_768, b in 0u32..32_768) {
+        fn slot_links_are_disjoint_and_inside_the_range(a in 0u32..32_768, b in 0u32..32_768) {
             let plan = plan("10.220.0.0/16");
             let (x, y) = (plan.link(a), plan.link(b));
             prop_assert_eq!(u32::from(x.0) ^ 1, u32::from(x.1));

@@ -46,7 +46,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_slot_is_given_twice(steps in prop::collection::vec(any::<Option<u8>>(), 0..200)) {
+        fn slots_are_never_shared(steps in prop::collection::vec(any::<Option<u8>>(), 0..200)) {
             let mut slots = Slots::new(16);
             let mut held = BTreeSet::new();
             for step in steps {

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn image_in_the_making_counts_and_holds_up_no_other() {
+    async fn pending_image_is_counted_and_does_not_block_others() {
         let images = Images::default();
         let slow = images.cell(vec!["one".to_owned(), "a".to_owned()], ONE);
         let never = slow.get_or_try_init(std::future::pending::<io::Result<Arc<Image>>>);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn image_is_made_once_and_the_last_ones_are_kept() {
+    async fn image_is_built_once_and_latest_images_are_retained() {
         let images = Images::default();
         let (named, opened) = layer("a");
         assert!(images.get("one", &named, opened, 0).await.is_err(), "it does not fit");

@@ -277,7 +277,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn what_is_written_is_read(pages in prop::collection::btree_map(0..400_u64, 0..3_u8, 0..300)) {
+        fn layer_pages_round_trip(pages in prop::collection::btree_map(0..400_u64, 0..3_u8, 0..300)) {
             let (file, hash) = written(&pages);
             let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
             prop_assert_eq!(&read(&layer), &pages);
@@ -289,7 +289,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_is_found(
+        fn corrupted_or_truncated_layer_is_detected(
             pages in prop::collection::btree_map(0..200_u64, 1..3_u8, 1..100),
             at in any::<prop::sample::Index>(),
             cut in any::<bool>(),

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_nobody_wants_any_more_is_read_no_further() {
+    fn cancelled_memory_copy_fails() {
         let cancel = CancellationToken::new();
         let memory = memory(&[7; 64]).until(cancel.clone());
         memory.copy().unwrap();
@@ -274,7 +274,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
         /// A memory comes back unchanged however often it is saved, including its cleared pages.
         #[test]
-        fn what_was_kept_comes_back(
+        fn memory_round_trips_through_layers(
             states in prop::collection::vec(prop::collection::vec(0..3_u8, 64), 1..5)
         ) {
             let mut layers = Vec::new();
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_change_takes_no_room() {
+    fn unchanged_pages_are_not_written() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let first = memory(&[1; 64]).write(&[], file.reopen().unwrap()).unwrap();
         assert_eq!(first.1, PAGES * PAGE as u64);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_memory_has_what_was_not_touched_too() {
+    fn whole_memory_includes_untouched_pages() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (mut base, mut changed) = ([3; 64], [0; 64]);
         let written = memory(&base).write(&[], file.reopen().unwrap()).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pages_of_a_process_are_found() {
+    fn touched_pages_of_a_process_are_found() {
         // This process maps an image, as QEMU does.
         let file = tempfile::NamedTempFile::new().unwrap();
         let made = memory(&[5; 64]).write(&[], file.reopen().unwrap()).unwrap();

@@ -57,7 +57,7 @@ mod tests {
     use super::opens;
 
     #[test]
-    fn the_group_decides_where_a_vmm_joins_it_and_everyone_elses_right_where_not() {
+    fn kvm_access_follows_group_mode_for_members_and_other_mode_otherwise() {
         assert!(opens(0o660, 104) && opens(0o666, 104) && opens(0o666, 0));
         assert!(!opens(0o600, 0) && !opens(0o660, 0) && !opens(0o600, 104));
         assert!(!opens(0o606, 104), "a member of the group is not everyone else");

@@ -211,7 +211,7 @@ mod tests {
     use futures::FutureExt;
 
     #[test]
-    fn a_guest_that_asks_all_the_time_waits_and_no_other_does() {
+    fn only_guest_that_asks_constantly_is_rate_limited() {
         let mut due = Instant::now();
         let now = due + BURST;
         for _ in 0..100 {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_are_given_up_delay_no_other() {
+    async fn cancelled_metadata_requests_delay_no_other() {
         let guest = Guest::new(&Metadata::default()).unwrap();
         let due = Instant::now() + Duration::from_secs(60);
         *guest.due.lock().await = due;
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_lives_as_long_as_it_was_asked_for_and_in_one_service_alone() {
+    fn metadata_token_expires_on_time_and_is_valid_for_one_guest() {
         let metadata = Metadata { capsule: "cl-1".to_owned(), template: "base".to_owned() };
         let (one, other) = (Guest::new(&metadata).unwrap(), Guest::new(&metadata).unwrap());
         let token = one.sign(60);

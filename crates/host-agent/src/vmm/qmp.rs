@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_waits_for_room_has_not_ended() {
+    async fn guest_stopped_by_full_disk_has_not_ended() {
         let shutdown = json!({ "event": "SHUTDOWN", "data": { "reason": "guest-shutdown" } });
         let (ended, full) = told("io-error", &[]).await;
         assert!(ended.is_err() && full, "{ended:?}");

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn link_second_name_or_file_in_place_of_a_socket_is_refused() {
+    async fn symlink_hard_link_or_file_at_socket_path_is_refused() {
         let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (place, theirs) = (own.path().join("socket"), other.path().join("socket"));
         let _listener = listen(other.path(), "socket").unwrap();
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connect_does_not_wait_where_the_queue_is_full() {
+    async fn connect_to_socket_with_full_queue_fails_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let listener = listen(dir.path(), "socket").unwrap();
         rustix::net::listen(&listener, 0).unwrap();

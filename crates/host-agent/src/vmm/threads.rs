@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_that_ran_between_two_readings_are_told_from_those_that_did_not() {
+    fn vcpus_that_ran_between_readings_are_detected() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let started: Vec<_> = ["fc_vcpu 0", "fc_vcpu 1"].map(thread).into();
         let threads = loop {
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_waits_for_a_processor_or_a_disk_or_is_stopped_does_not_sleep() {
+    fn only_thread_in_state_s_counts_as_sleeping() {
         let status = |state: &str| {
             format!(
                 "Name:\tx\nState:\t{state}\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t9\n"

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn collected_output_is_text_or_base64_and_is_cut_at_its_limit() {
+    fn collected_output_is_text_or_base64_and_is_truncated_at_limit() {
         let text = collected("ü".as_bytes());
         assert_eq!((text.stdout.as_str(), text.stderr.as_str()), ("ü", "err"));
         assert_eq!((text.encoding.as_str(), text.exit_code), ("utf-8", 3));

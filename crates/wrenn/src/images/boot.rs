@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_is_one_that_every_reader_takes() {
+    fn cpio_archive_has_the_newc_format() {
         let mut archive = Archive::default();
         archive.add("dir", DIRECTORY, b"");
         archive.add("dir/file", FILE, b"hello");
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn tree_is_added_with_each_folder_before_its_contents() {
+    fn tree_is_archived_with_directories_before_their_contents() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("b/c")).unwrap();
         fs::write(dir.path().join("b/c/file"), "x").unwrap();

@@ -273,14 +273,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_kernel_is_the_one_depended_on() {
+    fn newest_kernel_is_read_from_package_dependencies() {
         let answer = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
         assert_eq!(parse_depends(answer).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(parse_depends(""), None);
     }
 
     #[test]
-    fn modules_bring_along_those_that_they_need() {
+    fn modules_include_their_dependencies() {
         let index = "kernel/net/bridge/bridge.ko: kernel/net/802/stp.ko kernel/net/llc/llc.ko\n\
             kernel/net/802/stp.ko: kernel/net/llc/llc.ko\nkernel/net/llc/llc.ko:\n\
             kernel/drivers/char/hw_random/virtio-rng.ko.xz:\n";
@@ -292,12 +292,12 @@ mod tests {
     }
 
     #[test]
-    fn common_modules_are_among_the_loadable_ones() {
+    fn common_modules_are_loadable() {
         assert!(COMMON.iter().all(|name| LOADABLE.contains(name)));
     }
 
     #[test]
-    fn a_kernel_comes_out_of_its_image_and_garbage_is_told() {
+    fn kernel_is_extracted_from_bzimage_and_garbage_is_an_error() {
         let kernel = [b"\x7fELF".as_slice(), &[7; 100_000]].concat();
         let block = lz4_flex::block::compress(&kernel);
         let mut payload = 0x184C_2102_u32.to_le_bytes().to_vec();

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_go_over_the_network_encrypted_or_not_at_all() {
+    fn plaintext_url_is_refused_beyond_loopback_unless_allowed() {
         let check = |url: &str, allowed| check_url(url, Plaintext { allowed }).is_ok();
         assert!(check("https://wrenn.example.com", false));
         assert!(check("http://127.0.0.1:8000", false) && check("http://[::1]:8000", false));

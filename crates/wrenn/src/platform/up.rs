@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_platform_runs_in_a_folder() {
+    fn only_one_platform_runs_per_directory() {
         let dir = tempfile::tempdir().unwrap();
         let held = Lock::take(dir.path()).unwrap();
         assert!(held.is_some());
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_platform_waits_for_one_that_ends() {
+    async fn platform_waits_for_a_lock_holder_that_ends() {
         let dir = tempfile::tempdir().unwrap();
         let held = Lock::take(dir.path()).unwrap();
         assert!(Lock::wait(dir.path(), Duration::ZERO).await.unwrap().is_none());
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_for_all_is_reached_on_loopback() {
+    fn unspecified_listen_address_is_reached_on_loopback() {
         let url = |at: &str| reachable(at.parse().unwrap());
         assert_eq!(url("0.0.0.0:80"), "http://127.0.0.1:80");
         assert_eq!(url("[::]:80"), "http://[::1]:80");

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_read_as_the_sdks_write_it() {
+    fn metadata_filter_is_parsed_as_sdks_encode_it() {
         // This text remains of `a%252520b%3Dc%252526d` once the query was decoded.
         let read = metadata("a%2520b=c%2526d&plain=x").unwrap();
         let pairs = [("a b", "c&d"), ("plain", "x")];
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_names_a_place_and_garbage_none() {
+    fn list_cursor_is_parsed_and_garbage_is_refused() {
         let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
         let id = Uuid::new_v4();
         let text = format!("{}__{id}", at.unix_timestamp_nanos() / 1000);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn both_states_are_listed_when_none_is_named() {
+    fn list_without_state_includes_running_and_paused() {
         assert_eq!(states(None).unwrap().len(), 7);
         assert_eq!(states(Some("paused")).unwrap(), wire::PAUSED);
         assert!(states(Some("running,gone")).is_err());

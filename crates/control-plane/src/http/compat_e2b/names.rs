@@ -11,7 +11,7 @@ pub(crate) fn untagged(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_one_build_that_there_is_goes_by_its_tags() {
+    fn default_and_latest_tags_are_stripped_from_template_name() {
         let untagged = super::untagged;
         assert_eq!((untagged("base"), untagged("base:default")), ("base", "base"));
         assert_eq!((untagged("a:latest"), untagged("a:v2")), ("a", "a:v2"));

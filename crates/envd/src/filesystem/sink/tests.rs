@@ -33,7 +33,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn dropped_write_keeps_the_old_contents_and_leaves_nothing_else() {
+fn dropped_write_keeps_old_contents_and_leaves_no_staged_file() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (dir.path().join("old"), dir.path().join("new"));
     fs::write(&old, "old").unwrap();
@@ -47,7 +47,7 @@ fn dropped_write_keeps_the_old_contents_and_leaves_nothing_else() {
 }
 
 #[tokio::test]
-async fn write_dropped_on_the_serving_thread_is_removed_by_a_job() {
+async fn write_dropped_on_serving_thread_is_removed_by_a_job() {
     let dir = tempfile::tempdir().unwrap();
     let sink = open(&dir.path().join("f")).unwrap();
     assert_eq!(names(dir.path()).len(), 1);
@@ -77,7 +77,7 @@ fn overwrite_keeps_mode_and_links_and_replaces_the_file() {
 }
 
 #[test]
-fn new_file_is_made_with_its_parents_also_through_a_link_that_leads_nowhere() {
+fn new_file_is_created_with_parents_also_through_dangling_link() {
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join("link");
     symlink("there/f", &link).unwrap();
@@ -90,7 +90,7 @@ fn new_file_is_made_with_its_parents_also_through_a_link_that_leads_nowhere() {
 }
 
 #[test]
-fn file_of_two_names_stays_one_file() {
+fn overwrite_of_hard_linked_file_keeps_the_link() {
     let dir = tempfile::tempdir().unwrap();
     let (one, other) = (dir.path().join("one"), dir.path().join("other"));
     fs::write(&one, "older and longer").unwrap();
@@ -103,7 +103,7 @@ fn file_of_two_names_stays_one_file() {
 }
 
 #[test]
-fn pipes_sockets_and_folders_are_refused_and_stay() {
+fn write_to_pipe_socket_or_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
@@ -119,7 +119,7 @@ fn pipes_sockets_and_folders_are_refused_and_stay() {
 }
 
 #[test]
-fn null_device_takes_contents_and_stays_as_it_was() {
+fn null_device_accepts_contents_and_stays_a_device() {
     let null = Path::new("/dev/null");
     let before = fs::metadata(null).unwrap();
     let metadata = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
@@ -134,13 +134,13 @@ fn null_device_takes_contents_and_stays_as_it_was() {
 }
 
 #[test]
-fn file_that_the_kernel_makes_up_is_written_in_place() {
+fn procfs_file_is_written_in_place() {
     write(Path::new("/proc/self/comm"), "written").unwrap();
     assert_eq!(text(Path::new("/proc/self/comm")), "written\n");
 }
 
 #[test]
-fn copy_of_terabytes_of_nothing_stays_sparse() {
+fn copy_of_terabyte_hole_stays_sparse() {
     let dir = tempfile::tempdir().unwrap();
     let (sparse, tail) = (dir.path().join("sparse"), dir.path().join("tail"));
     File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
@@ -161,7 +161,7 @@ fn copy_of_terabytes_of_nothing_stays_sparse() {
 }
 
 #[test]
-fn staged_file_that_a_program_replaced_does_not_become_the_target() {
+fn replaced_staged_file_does_not_become_the_target() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("f");
     fs::write(&target, "old").unwrap();
@@ -177,7 +177,7 @@ fn staged_file_that_a_program_replaced_does_not_become_the_target() {
 }
 
 #[test]
-fn copy_from_a_file_that_became_shorter_fails_and_names_it() {
+fn copy_of_truncated_file_fails_and_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     fs::write(&from, "contents").unwrap();
@@ -188,7 +188,7 @@ fn copy_from_a_file_that_became_shorter_fails_and_names_it() {
 }
 
 #[test]
-fn metadata_is_replaced_and_other_attributes_are_kept() {
+fn overwrite_replaces_metadata_and_keeps_other_attributes() {
     // The folder is beside the sources, since some temporary folders' file systems lack such
     // attributes.
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();

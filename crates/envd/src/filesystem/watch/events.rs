@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_keep_their_order_and_equal_neighbours_are_one() {
+    fn events_keep_their_order_and_equal_neighbours_are_merged() {
         let (mut all, mut more) = (Events::default(), Events::default());
         all.push("", OsStr::new("a"), Change::Create, None);
         all.push("dir/", OsStr::new("ü"), Change::Write, None);

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn events_that_nobody_fetches_are_bounded_by_number() {
+    fn unfetched_events_are_bounded_by_number() {
         let queue = Queue::new(Arc::default()).unwrap();
         for _ in 0..EVENTS_MAX / BATCH {
             queue.publish(events(BATCH, "f")).unwrap();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_all_watches_are_bounded_by_bytes_and_given_back() {
+    fn events_of_all_watches_are_bounded_by_bytes_and_released() {
         let budget = Arc::<Budget>::default();
         let name = "n".repeat(4000);
         let queues: Vec<_> = (0..4).map(|_| Queue::new(Arc::clone(&budget)).unwrap()).collect();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_to_one_file_that_nobody_fetches_are_one_event() {
+    fn unfetched_writes_to_one_file_are_one_event() {
         let budget = Arc::<Budget>::default();
         let queue = Queue::new(Arc::clone(&budget)).unwrap();
         for _ in 0..2 * EVENTS_MAX {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn end_is_told_after_the_events_before_it() {
+    fn end_is_reported_after_earlier_events() {
         let queue = Queue::new(Arc::default()).unwrap();
         queue.publish(events(1, "f")).unwrap();
         queue.end(Error::new(ErrorCode::ResourceExhausted, "first"));

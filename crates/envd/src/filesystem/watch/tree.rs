@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn moved_directory_takes_those_below_it_along() {
+    fn moved_directory_moves_its_descendants() {
         let (_dir, _inotify, watches) = watches(4);
         let ids: Vec<Id> = watches.iter().map(WatchDescriptor::get_watch_descriptor_id).collect();
         let mut tree = Tree::new(watches[0].clone());
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_made_anew_keeps_its_place_when_the_first_is_forgotten() {
+    fn recreated_directory_stays_watched_when_the_old_one_is_dropped() {
         let (_dir, _inotify, watches) = watches(3);
         let ids: Vec<Id> = watches.iter().map(WatchDescriptor::get_watch_descriptor_id).collect();
         let mut tree = Tree::new(watches[0].clone());

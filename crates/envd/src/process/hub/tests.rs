@@ -51,7 +51,7 @@ async fn read_end(subscription: &mut Subscription) {
 }
 
 #[tokio::test]
-async fn every_subscriber_hears_all_and_the_late_one_the_end() {
+async fn every_subscriber_gets_all_output_and_a_late_one_the_end() {
     let hub = hub(LIMIT);
     let (mut a, mut b) = (hub.subscribe().unwrap(), hub.subscribe().unwrap());
     hub.publish(Output::Stdout, piece(0)).await;
@@ -64,7 +64,7 @@ async fn every_subscriber_hears_all_and_the_late_one_the_end() {
 }
 
 #[tokio::test]
-async fn subscriber_that_left_holds_up_nobody() {
+async fn dropped_subscriber_does_not_block_output() {
     let hub = hub(LIMIT);
     drop(hub.subscribe().unwrap());
     timeout(LIMIT, flood(&hub)).await.unwrap().unwrap();
@@ -79,7 +79,7 @@ async fn subscriber_that_left_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn stuck_subscriber_beside_one_that_reads_loses_its_subscription() {
+async fn stuck_subscriber_beside_a_reading_one_is_dropped() {
     let hub = hub(Duration::from_millis(20));
     let (mut stuck, mut reader) = (hub.subscribe().unwrap(), hub.subscribe().unwrap());
     let publishing = flood(&hub);
@@ -94,7 +94,7 @@ async fn stuck_subscriber_beside_one_that_reads_loses_its_subscription() {
 }
 
 #[tokio::test]
-async fn only_subscriber_holds_the_program_up_and_loses_nothing() {
+async fn only_subscriber_applies_backpressure_and_loses_nothing() {
     let hub = hub(Duration::ZERO);
     let mut only = hub.subscribe().unwrap();
     let publishing = flood(&hub);
@@ -128,7 +128,7 @@ async fn subscriber_that_joins_a_stuck_one_gets_the_output() {
 }
 
 #[tokio::test]
-async fn end_is_told_at_once_though_a_subscriber_is_stuck() {
+async fn program_end_is_published_while_a_subscriber_is_stuck() {
     let hub = hub(LIMIT);
     let (mut stuck, mut other) = (hub.subscribe().unwrap(), hub.subscribe().unwrap());
     let publishing = flood(&hub);
@@ -147,7 +147,7 @@ async fn end_is_told_at_once_though_a_subscriber_is_stuck() {
 }
 
 #[tokio::test]
-async fn output_after_the_end_is_kept_up_to_its_limit() {
+async fn output_after_program_end_is_kept_up_to_its_limit() {
     let hub = hub(LIMIT);
     hub.keep(Output::Stdout, b"before the end");
     hub.end(&exit());

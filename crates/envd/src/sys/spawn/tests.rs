@@ -48,7 +48,7 @@ fn program_gets_its_arguments_environment_and_folder() {
 }
 
 #[test]
-fn failed_start_tells_its_step_and_its_error() {
+fn failed_start_reports_its_step_and_error() {
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain");
     std::fs::write(&plain, "text").unwrap();
@@ -73,7 +73,7 @@ fn failed_start_tells_its_step_and_its_error() {
 }
 
 #[test]
-fn child_keeps_no_descriptor_of_its_parent() {
+fn child_inherits_no_descriptor() {
     // An exec does not close this descriptor, so only the child itself can.
     let (leaked, _writer) = pipe_with(PipeFlags::empty()).unwrap();
     let test = format!("test -e /proc/self/fd/{}", leaked.as_raw_fd());
@@ -84,7 +84,7 @@ fn child_keeps_no_descriptor_of_its_parent() {
 }
 
 #[test]
-fn text_with_a_nul_is_refused() {
+fn command_with_nul_is_refused() {
     let user = User { name: "me".into(), uid: 0, gid: 0, groups: vec![], home: "/".into() };
     let child = Child { terminal: false, alone: true };
     let envs = BTreeMap::new();

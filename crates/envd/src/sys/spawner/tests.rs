@@ -46,7 +46,7 @@ async fn outcome(asked: &mut Asked) -> Outcome {
 }
 
 #[tokio::test]
-async fn program_started_by_a_thread_writes_and_is_waited_for_by_another() {
+async fn program_started_on_one_thread_is_waited_for_on_another() {
     let (spawner, places) = (Spawner::new(), Arc::new(Semaphore::new(1)));
     // The threads have their own table by now, so the pipe is in another one.
     let (output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
@@ -62,7 +62,7 @@ async fn program_started_by_a_thread_writes_and_is_waited_for_by_another() {
 }
 
 #[tokio::test]
-async fn starts_that_hang_hold_up_no_other() {
+async fn hanging_starts_do_not_block_other_starts() {
     let (spawner, places) = (Spawner::new(), Arc::new(Semaphore::new(9)));
     let (_output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let hang = || {
@@ -88,7 +88,7 @@ async fn starts_that_hang_hold_up_no_other() {
 }
 
 #[tokio::test]
-async fn start_that_is_cancelled_before_its_program_starts_none() {
+async fn start_cancelled_before_exec_runs_no_program() {
     let (spawner, places) = (Spawner::new(), Arc::new(Semaphore::new(1)));
     let (output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let ((release, hanging), (tell, told)) = (channel::<()>(), channel());
@@ -111,7 +111,7 @@ async fn start_that_is_cancelled_before_its_program_starts_none() {
 }
 
 #[tokio::test]
-async fn program_that_runs_is_killed_by_the_cancel_of_its_start() {
+async fn cancelled_start_kills_its_running_program() {
     let (spawner, places) = (Spawner::new(), Arc::new(Semaphore::new(1)));
     let (_output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let mut asked = ask(&spawner, &places, &theirs, || Ok(plan("exec sleep 600")));

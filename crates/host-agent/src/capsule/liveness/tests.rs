@@ -102,13 +102,13 @@ fn silent() -> (Guest, TcpListener) {
 }
 
 #[tokio::test]
-async fn guest_that_gives_no_sign_of_life_is_halted() {
+async fn guest_with_silent_agent_and_sleeping_vcpus_is_halted() {
     let (guest, _listener) = silent();
     assert!(is_halted(&Vmm::sleeping(), &guest).await);
 }
 
 #[tokio::test]
-async fn guest_that_its_vmm_does_not_run_is_not_halted() {
+async fn guest_paused_by_its_vmm_is_not_halted() {
     let (guest, _listener) = silent();
     let mut stopped = Vmm::sleeping();
     stopped.runs = false;
@@ -116,7 +116,7 @@ async fn guest_that_its_vmm_does_not_run_is_not_halted() {
 }
 
 #[tokio::test]
-async fn guest_whose_processor_runs_now_and_then_is_not_halted() {
+async fn guest_with_occasionally_running_vcpu_is_not_halted() {
     let (guest, _listener) = silent();
     let wakes = Vmm::start(&["sh", "-c", "while :; do sleep 0.02; done"], "sh");
     assert!(!is_halted(&wakes, &guest).await);
@@ -153,7 +153,7 @@ async fn guest_that_answers_is_not_halted() {
 }
 
 #[tokio::test]
-async fn examination_of_a_guest_that_is_removed_ends_at_once() {
+async fn halt_check_ends_when_guest_is_removed() {
     let (guest, _listener) = silent();
     guest.cut();
     assert!(!is_halted(&Vmm::sleeping(), &guest).await);

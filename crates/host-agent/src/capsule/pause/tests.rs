@@ -162,7 +162,7 @@ fn state(manager: &Manager, id: CapsuleId) -> Option<State> {
 }
 
 #[tokio::test]
-async fn pause_of_a_guest_whose_agent_is_silent_is_refused_and_the_guest_runs_on() {
+async fn pause_with_silent_agent_is_refused_and_guest_keeps_running() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, machine) = running(dir.path(), agent).await;
@@ -176,7 +176,7 @@ async fn pause_of_a_guest_whose_agent_is_silent_is_refused_and_the_guest_runs_on
 }
 
 #[tokio::test]
-async fn snapshot_with_memory_of_a_guest_whose_agent_is_silent_is_refused() {
+async fn memory_snapshot_with_silent_agent_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, machine) = running(dir.path(), agent).await;
@@ -187,7 +187,7 @@ async fn snapshot_with_memory_of_a_guest_whose_agent_is_silent_is_refused() {
 }
 
 #[tokio::test]
-async fn due_pause_of_a_guest_whose_agent_is_silent_keeps_it_as_it_is_after_some_tries() {
+async fn due_pause_with_silent_agent_saves_memory_after_retries() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, machine) = running(dir.path(), agent).await;
@@ -204,7 +204,7 @@ async fn due_pause_of_a_guest_whose_agent_is_silent_keeps_it_as_it_is_after_some
 }
 
 #[tokio::test]
-async fn due_pause_of_the_disk_that_the_agent_refuses_keeps_the_guest_as_it_is_after_some_tries() {
+async fn due_disk_pause_refused_by_agent_saves_memory_after_retries() {
     let dir = tempfile::tempdir().unwrap();
     let (manager, id, machine) = running(dir.path(), refusing().await).await;
     for _ in 0..2 {
@@ -218,7 +218,7 @@ async fn due_pause_of_the_disk_that_the_agent_refuses_keeps_the_guest_as_it_is_a
 }
 
 #[tokio::test]
-async fn failed_snapshots_of_a_silent_guest_leave_one_task_that_waits_for_its_agent() {
+async fn failed_snapshots_with_silent_agent_leave_one_refresher() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, _) = running(dir.path(), agent).await;
@@ -232,7 +232,7 @@ async fn failed_snapshots_of_a_silent_guest_leave_one_task_that_waits_for_its_ag
 }
 
 #[tokio::test]
-async fn removal_ends_a_pause_that_waits_for_the_guest() {
+async fn removal_ends_pause_that_waits_for_guest() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, asked) = evasive().await;
     let (manager, id, machine) = running(dir.path(), agent).await;
@@ -254,7 +254,7 @@ async fn removal_ends_a_pause_that_waits_for_the_guest() {
 }
 
 #[tokio::test]
-async fn removal_of_an_earlier_generation_does_not_end_later_pauses() {
+async fn removal_of_earlier_generation_does_not_end_later_pauses() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, _) = running(dir.path(), agent).await;

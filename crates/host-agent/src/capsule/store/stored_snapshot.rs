@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn stored_name_that_leaves_its_folder_is_refused() {
+    fn stored_name_with_path_traversal_is_refused() {
         for name in ["", "0", "-", "../7", "7/8", "+7", "7-", "7-xyz", "7-00000000000000/0", "x-7"]
         {
             assert_eq!(StoredSnapshot::parse(name), None, "{name}");

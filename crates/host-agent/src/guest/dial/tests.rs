@@ -46,7 +46,7 @@ const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\
     upgrade: tcp\r\n\r\n";
 
 #[tokio::test]
-async fn refused_port_is_reached_through_envd_with_the_capsules_token() {
+async fn refused_port_is_dialled_through_envd_with_capsule_token() {
     let (dialer, mut told) = guest(SWITCHED).await;
     let port = closed().await;
     let mut stream = dialer.dial(&port).await.unwrap();
@@ -63,7 +63,7 @@ async fn refused_port_is_reached_through_envd_with_the_capsules_token() {
 }
 
 #[tokio::test]
-async fn bytes_that_come_with_the_switch_are_the_servers_first() {
+async fn bytes_after_upgrade_response_are_read_first() {
     let (dialer, _told) = guest(
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: tcp\r\n\r\n220 ready",
     )
@@ -77,7 +77,7 @@ async fn bytes_that_come_with_the_switch_are_the_servers_first() {
 }
 
 #[tokio::test]
-async fn refusal_by_envd_or_an_earlier_envd_is_a_refused_connection() {
+async fn refusal_by_current_or_older_envd_is_connection_refused() {
     for (answer, wanted) in [
         ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", io::ErrorKind::ConnectionRefused),
         ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", io::ErrorKind::ConnectionRefused),
@@ -91,7 +91,7 @@ async fn refusal_by_envd_or_an_earlier_envd_is_a_refused_connection() {
 }
 
 #[tokio::test]
-async fn open_port_and_envds_own_port_are_dialled_directly() {
+async fn open_port_and_envd_port_are_dialled_directly() {
     let (dialer, mut told) = guest(SWITCHED).await;
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = server.local_addr().unwrap().port();

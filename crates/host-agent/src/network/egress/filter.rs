@@ -324,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capsules_with_many_connections_leave_places_to_those_with_few() {
+    fn busy_capsules_leave_connection_permits_to_others() {
         let places = Places::new(128);
         let mut held: Vec<_> = (0..CONNECTIONS).map_while(|_| places.take(0)).collect();
         assert_eq!(held.len(), 64, "one capsule takes one half");

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_decide_before_addresses_and_an_allowed_name_must_be_its_own() {
+    fn name_rules_precede_address_rules_and_allowed_names_are_verified() {
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let ip = "9.9.9.9".parse().unwrap();
         let host = |name: &str| Asked::Host(name.to_owned());
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_is_denied_where_a_name_is_denied() {
+    fn unreadable_host_is_denied_where_any_name_is_denied() {
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let ip = "9.9.9.9".parse().unwrap();
         let host = |name: &str| Asked::Host(name.to_owned());
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn host_of_a_request_is_read_and_two_are_none() {
+    fn request_host_is_parsed_and_two_hosts_are_refused() {
         let host = |text: &str| of_head(text.as_bytes());
         let wanted = Some(Asked::Host("example.com".to_owned()));
         assert_eq!(host("GET / HTTP/1.1\r\nhost: Example.com:80\r\n\r\n"), wanted);

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_request_of_a_connection_is_judged() {
+    async fn each_request_of_a_connection_is_checked_against_rules() {
         let good = "GET /1 HTTP/1.1\r\nHost: good.test\r\nX-Case: y\r\n\r\n";
         let post = "POST /2 HTTP/1.1\r\nHost: other.test\r\nContent-Length: 4\r\n\r\nbody";
         let bad = "GET /3 HTTP/1.1\r\nHost: bad.test\r\n\r\n";
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn chunked_body_goes_through_and_hides_no_request() {
+    async fn chunked_body_passes_and_cannot_smuggle_a_request() {
         let head = "POST / HTTP/1.1\r\nHost: good.test\r\nTransfer-Encoding: chunked\r\n\r\n";
         let hidden = "GET / HTTP/1.1\r\nHost: bad.test";
         let body = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
@@ -312,7 +312,7 @@ mod tests {
 
     /// A server may take either of two lengths. A rewritten request has only one.
     #[tokio::test]
-    async fn request_with_two_lengths_is_written_with_one_and_is_the_last() {
+    async fn request_with_two_lengths_is_sent_with_one_and_ends_connection() {
         let hidden = "GET / HTTP/1.1\r\nHost: bad.test\r\n\r\n";
         let both = format!(
             "POST / HTTP/1.1\r\nHost: good.test\r\nContent-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn websocket_passes_once_the_server_agrees_and_other_protocols_are_not_asked_for() {
+    async fn only_accepted_websocket_upgrade_switches_protocol() {
         let ask = |protocol: &str| {
             format!(
                 "GET / HTTP/1.1\r\nHost: good.test\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"

@@ -478,7 +478,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_that_may_be_reached_are_asked_for() {
+    fn dns_forwards_only_allowed_names() {
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let closed = Egress { allow: read(&["a.com"]), deny: read(&["0.0.0.0/0"]), revision: 0 };
         assert_eq!(decide(&closed, "a.com", RecordType::A), Decision::Ask);
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_have_a_burst_and_then_a_rate() {
+    fn dns_queries_are_limited_by_burst_and_rate() {
         let start = Instant::now();
         let mut pace = Pace { left: BURST, at: start };
         let asked = |pace: &mut Pace, at| (0..10_000).filter(|_| pace.take(at)).count();
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_question_has_nothing_of_the_guests_message_but_the_question() {
+    fn forwarded_dns_query_copies_only_the_question() {
         let mut asked = Message::new(7, MessageType::Query, OpCode::Query);
         asked.add_query(Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A));
         asked.add_additional(record("secret.evil.org.", a("6.6.6.6")));
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_is_matched_by_id_and_question() {
+    fn dns_answer_is_matched_by_id_and_question() {
         let query = Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A);
         let question = Question::new(&query).unwrap();
         let answer = |id: u16, name: &str, kind: RecordType| {
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_keeps_only_records_that_lead_from_the_question() {
+    fn dns_answer_keeps_only_records_reachable_from_question() {
         let query = Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A);
         let records = vec![
             record("c.net.", a("1.1.1.1")),
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_that_does_not_fit_has_no_records_and_says_so() {
+    fn oversized_dns_answer_is_empty_and_truncated() {
         let mut asked = Message::new(7, MessageType::Query, OpCode::Query);
         asked.add_query(Query::query(Name::from_ascii("a.com.").unwrap(), RecordType::A));
         let records: Vec<Record> =
@@ -588,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn remembered_dns_answers_are_bounded() {
         let mut given = Given::default();
         let ip = |n: u32| Ipv4Addr::from(n);
         for n in 0..NAMES_MAX + 5 {

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn server_name_is_read_however_the_hello_is_cut() {
+    fn server_name_is_read_from_fragmented_client_hello() {
         let bytes = client_hello("api.example.com");
         assert_eq!(asked(&bytes), host("api.example.com"));
         for cut in [0, 1, 5, 40, bytes.len() - 1] {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_hello_makes_the_outer_name_a_cover() {
+    fn encrypted_client_hello_makes_outer_name_a_cover() {
         let outer = [0, 0, 1, 0, 1, 5, 0, 2, 9, 9, 0, 3, 7, 7, 7];
         let hidden = with_extension(&client_hello("a.com"), ENCRYPTED_HELLO, &outer);
         assert_eq!(asked(&hidden), Some(Asked::Cover("a.com".to_owned())));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn second_hello_must_ask_for_the_first_ones_host() {
+    fn second_client_hello_must_name_the_same_host() {
         let (first, other) = (client_hello("a.com"), client_hello("b.com"));
         let change: &[u8] = &[20, 3, 3, 0, 1, 1];
         let data: &[u8] = &[23, 3, 3, 0, 3, 9, 9, 9];
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn handshake_of_tls_1_2_goes_on() {
+    fn tls_1_2_handshake_passes() {
         let first = client_hello("a.com");
         let exchange: &[u8] = &[22, 3, 3, 0, 6, 16, 0, 0, 2, 8, 8];
         let change: &[u8] = &[20, 3, 3, 0, 1, 1];

@@ -130,7 +130,7 @@ fn install(program: &Path, contents: &str) {
 }
 
 #[tokio::test]
-async fn verdict_holds_until_something_that_it_depends_on_changes() {
+async fn probe_verdict_is_cached_until_an_input_changes() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
     let boot = config.initramfs().parent().unwrap().to_owned();

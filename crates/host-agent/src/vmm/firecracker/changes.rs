@@ -146,7 +146,7 @@ mod tests {
     const PAGES: u64 = 32;
 
     #[test]
-    fn what_is_not_kept_page_by_page_is_not_used() {
+    fn diff_file_system_must_allocate_page_by_page() {
         check(tempfile::tempdir().unwrap().path()).unwrap();
         // A tmpfs of huge pages serves if the kernel supports them and the test may mount it.
         let dir = tempfile::tempdir().unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_an_earlier_snapshot_is_in_a_later_one() {
+    fn later_diff_includes_pages_of_earlier_snapshots() {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::getuid().as_raw();
         let changes = Changes(dir.path().to_owned());
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn after_one_of_which_nothing_is_known_the_next_is_full() {
+    fn unfinished_snapshot_makes_the_next_one_full() {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::getuid().as_raw();
         let changes = Changes(dir.path().to_owned());
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn another_file_under_its_name_is_refused() {
+    fn diff_file_with_wrong_owner_or_links_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::getuid().as_raw();
         let changes = Changes(dir.path().to_owned());

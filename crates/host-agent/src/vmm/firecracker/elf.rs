@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_static_program_is_told_from_one_that_needs_a_loader_and_from_what_is_none() {
+    fn static_elf_is_distinguished_from_dynamic_and_non_elf() {
         assert!(is_static(&elf(&[1, 2, 1])).unwrap(), "a static one may relocate itself");
         assert!(!is_static(&elf(&[6, 3, 1])).unwrap());
         let own = File::open("/proc/self/exe").unwrap();

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_without_an_end_is_dropped_and_the_next_one_is_read() {
+    fn overlong_line_is_dropped_and_the_next_one_is_read() {
         let (mut lines, mut read) = (Lines::default(), Vec::new());
         let mut add = |new: &[u8]| lines.add(new, |line| read.push(line.to_vec()));
         add(b"{\"a\":");

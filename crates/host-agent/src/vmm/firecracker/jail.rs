@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_of_another_kind_owner_or_name_is_refused() {
+    fn jail_file_of_wrong_type_owner_or_link_count_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::geteuid().as_raw();
         let [file, pipe, link] = ["file", "pipe", "link"].map(|name| dir.path().join(name));

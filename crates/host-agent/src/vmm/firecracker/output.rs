@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn steady_writer_has_the_file_written_once_a_second() {
+    async fn steady_output_is_flushed_once_a_second() {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::default());
         let (output, file) = output(dir.path(), &tasks);
         let mut writer = output.writer().unwrap();
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn file_that_was_removed_is_not_made_again() {
+    async fn removed_output_file_is_not_recreated() {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::default());
         fs::write(dir.path().join("kept"), "before ").unwrap();
         let (output, file) = output(dir.path(), &tasks);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_words_are_kept_and_the_writer_never_waits() {
+    async fn output_tail_is_kept_and_writer_never_blocks() {
         let dir = tempfile::tempdir().unwrap();
         let (path, file) = (dir.path().join("pipe"), dir.path().join("kept"));
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

@@ -119,7 +119,7 @@ impl Setup {
 }
 
 #[tokio::test]
-async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
+async fn jailed_vm_boots_freezes_snapshots_and_restores() {
     let Some(setup) = setup() else { return };
     let path = setup.driver.programs.firecracker.clone();
     let machine = setup.driver.boot(setup.spec("one")).await.unwrap();
@@ -199,7 +199,7 @@ async fn a_machine_is_booted_frozen_kept_and_brought_back_in_its_jail() {
 }
 
 #[test]
-fn restore_writes_no_more_than_it_claims() {
+fn restore_writes_at_most_its_claim() {
     let dir = tempfile::tempdir().unwrap();
     let pages = BYTES / crate::snapshot::layer::PAGE as u64;
     let layer = |fill: u8| {
@@ -227,7 +227,7 @@ fn restore_writes_no_more_than_it_claims() {
 }
 
 #[tokio::test]
-async fn a_guest_that_ends_is_told_from_a_process_that_does() {
+async fn guest_end_is_distinguished_from_vmm_end() {
     let Some(setup) = setup() else { return };
     let machine = setup.driver.boot(setup.spec("one")).await.unwrap();
     crate::vmm::kill_record(&machine.record()).await.unwrap();
@@ -238,7 +238,7 @@ async fn a_guest_that_ends_is_told_from_a_process_that_does() {
 }
 
 #[tokio::test]
-async fn processor_that_is_halted_for_good_is_told_from_one_that_runs() {
+async fn halted_vcpu_is_distinguished_from_running_one() {
     let Some(setup) = setup() else { return };
     // The guest begins with interrupts off.
     let machine = setup.driver.boot(setup.spec("halted")).await.unwrap();
@@ -263,7 +263,7 @@ async fn processor_that_is_halted_for_good_is_told_from_one_that_runs() {
 }
 
 #[tokio::test]
-async fn what_firecracker_refuses_is_told_in_its_words() {
+async fn firecracker_errors_are_passed_on() {
     let Some(setup) = setup() else { return };
     let machine = setup.driver.boot(setup.spec("one")).await.unwrap();
     let jail = Jail::of(&setup.driver.programs, &setup.folder("one"), "one", 0);

@@ -50,14 +50,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documentation_names_the_floor_once() {
+    fn operations_page_names_the_minimum_version_once() {
         let text = include_str!("../../../../../docs/operations.md");
         assert_eq!(text.matches(&FLOOR.to_string()).count(), 1);
         assert!(text.contains(&format!("The oldest version that is used is {FLOOR};")));
     }
 
     #[test]
-    fn versions_are_read_and_compared_by_their_numbers() {
+    fn firecracker_versions_are_parsed_and_compared_by_number() {
         assert_eq!(
             read("Firecracker v1.12.1\n\n2026-11-26T10:23:23 exiting"),
             Some(Version(1, 12, 1))

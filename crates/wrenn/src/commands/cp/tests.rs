@@ -15,7 +15,7 @@ fn place(folder: &Path, name: &str) -> Target {
 }
 
 #[test]
-fn local_targets_are_found_as_by_cp() {
+fn local_targets_resolve_as_with_cp() {
     let dir = tempfile::tempdir().unwrap();
     let root = std::fs::canonicalize(dir.path()).unwrap();
     let at = |name: &str| root.join(name);
@@ -49,7 +49,7 @@ fn local_targets_are_found_as_by_cp() {
 }
 
 #[test]
-fn name_of_a_copy_is_the_callers_and_a_source_without_one_needs_it() {
+fn copy_takes_source_name_and_nameless_source_needs_a_target_name() {
     for (path, name) in [
         ("/a/b", "b"),
         ("b/", "b"),
@@ -84,7 +84,7 @@ fn entry(kind: &str, path: &str, link: Option<&str>) -> api::Entry {
 }
 
 #[test]
-fn targets_in_a_capsule_are_found_as_by_cp() {
+fn capsule_targets_resolve_as_with_cp() {
     let of = |to: &str, entry: Option<api::Entry>, source: Source<'_>| {
         remote_target(to, entry.as_ref(), &source)
             .map(|place| place.map(|place| (place.folder, place.name.into_string().unwrap())))
@@ -111,7 +111,7 @@ fn targets_in_a_capsule_are_found_as_by_cp() {
 }
 
 #[test]
-fn folders_are_copied_only_with_the_flag() {
+fn directories_are_copied_only_with_the_recursive_flag() {
     assert!(check_folder(true, true, "x").is_ok());
     assert!(check_folder(false, false, "x").is_ok());
     let error = check_folder(true, false, "x").unwrap_err();

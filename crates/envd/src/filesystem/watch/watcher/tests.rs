@@ -48,7 +48,7 @@ fn count(seen: &[(String, Change)], name: &str, change: Change) -> usize {
 }
 
 #[test]
-fn new_directory_tells_what_was_put_into_it_before_its_watch_once() {
+fn entries_created_before_a_directorys_watch_are_reported_once() {
     let mut watched = Watched::new(true);
     fs::create_dir_all(watched.path("a/b")).unwrap();
     fs::write(watched.path("a/b/f"), "x").unwrap();
@@ -67,7 +67,7 @@ fn new_directory_tells_what_was_put_into_it_before_its_watch_once() {
 }
 
 #[test]
-fn files_written_while_directories_appear_are_each_told_as_written() {
+fn writes_while_directories_appear_are_all_reported() {
     let mut watched = Watched::new(true);
     let root = watched.dir.path().to_owned();
     let writer = std::thread::spawn(move || {
@@ -92,7 +92,7 @@ fn files_written_while_directories_appear_are_each_told_as_written() {
 }
 
 #[test]
-fn overflow_of_the_kernels_queue_ends_the_watch_after_the_events_before() {
+fn inotify_overflow_ends_watch_after_earlier_events() {
     let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let queue: usize = queue.trim().parse().unwrap();
     let mut watched = Watched::new(true);
@@ -115,7 +115,7 @@ fn overflow_of_the_kernels_queue_ends_the_watch_after_the_events_before() {
 }
 
 #[test]
-fn events_that_nobody_fetches_end_the_watch() {
+fn unfetched_events_beyond_the_bound_end_the_watch() {
     let mut watched = Watched::new(false);
     let (one, other) = (watched.path("one"), watched.path("other"));
     fs::write(&one, "x").unwrap();
@@ -135,7 +135,7 @@ fn events_that_nobody_fetches_end_the_watch() {
 }
 
 #[test]
-fn a_flat_watch_tells_of_its_own_level_alone() {
+fn nonrecursive_watch_reports_only_its_own_level() {
     let watched = Watched::new(false);
     fs::create_dir(watched.path("sub")).unwrap();
     let mut watched = watched.again(false);
@@ -151,7 +151,7 @@ fn a_flat_watch_tells_of_its_own_level_alone() {
 }
 
 #[test]
-fn upload_is_told_by_its_own_name_as_created_and_written() {
+fn upload_is_reported_as_create_and_write_of_its_final_name() {
     let mut watched = Watched::new(true);
     let staged = watched.path(&format!("{STAGED_PREFIX}1"));
     for _ in 0..2 {
@@ -170,7 +170,7 @@ fn upload_is_told_by_its_own_name_as_created_and_written() {
 }
 
 #[test]
-fn directory_that_moves_is_followed_within_the_root_alone() {
+fn moved_directory_is_followed_only_within_the_root() {
     let outside = tempfile::tempdir().unwrap();
     let watched = Watched::new(true);
     fs::create_dir_all(watched.path("a/b/c")).unwrap();
@@ -193,7 +193,7 @@ fn directory_that_moves_is_followed_within_the_root_alone() {
 }
 
 #[test]
-fn many_folders_are_all_seen_and_each_is_looked_at_once() {
+fn many_directories_are_all_watched_and_each_scanned_once() {
     const FOLDERS: usize = 2000;
     let mut watched = Watched::new(true);
     fs::create_dir(watched.path("top")).unwrap();
@@ -226,7 +226,7 @@ fn moved_root_ends_the_watch() {
 }
 
 #[test]
-fn entries_come_with_the_events_of_what_is_there() {
+fn events_of_existing_files_include_their_entry() {
     let dir = tempfile::tempdir().unwrap();
     let queue = Arc::new(Queue::new(Arc::default()).unwrap());
     let options = Options { include_entry: true, ..Options::default() };
@@ -242,7 +242,7 @@ fn entries_come_with_the_events_of_what_is_there() {
 }
 
 #[test]
-fn refusals_of_the_kernel_name_the_limit() {
+fn inotify_errors_name_the_exceeded_limit() {
     let path = Path::new("/x");
     for (errno, limit) in [(libc::ENOSPC, "max_user_watches"), (libc::EMFILE, "instances")] {
         let error = refused(path, &io::Error::from_raw_os_error(errno));
