@@ -1,14 +1,16 @@
-//! Runtime support for every long-lived role: logging, metrics, signals, tracked tasks and periodic
-//! work.
+//! Runtime support for every long-lived role: logging, metrics, signals, tracked tasks, periodic
+//! work and blocking work.
 //!
 //! A process has one [`Tasks`] and spawns all background work through it. So a shutdown can wait
 //! for that work. This crate holds no product logic.
 
+mod blocking;
 mod failpoint;
 mod file;
 mod metrics;
 mod signal;
 
+pub use blocking::blocking;
 pub use failpoint::failpoint;
 pub use file::write_private;
 pub use metrics::Metrics;

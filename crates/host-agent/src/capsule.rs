@@ -111,11 +111,3 @@ pub(crate) fn unless_cancelled<T>(
 ) -> Result<T, Error> {
     done.map_err(|error| if cancel.is_cancelled() { Error::Stopping } else { error })
 }
-
-/// Runs work that waits for the disk on a thread of its own.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(io::Error::other(e)))
-}

@@ -12,6 +12,7 @@ pub(crate) mod netns;
 pub(crate) mod plan;
 mod slots;
 
+use daemon::blocking;
 use egress::Guard;
 use namespace::Namespace;
 use plan::Plan;
@@ -73,7 +74,8 @@ impl Networks {
     /// repeatedly, since a reload of the host's firewall removes these rules.
     pub(crate) async fn prepare_host(self: &Arc<Self>) -> Result<(), Error> {
         let this = Arc::clone(self);
-        blocking("preparing the host's network", move || netns::prepare_host(&this.plan)).await
+        let prepare = move || netns::prepare_host(&this.plan);
+        blocking(prepare).await.map_err(io_error("preparing the host's network"))
     }
 
     /// Returns networks that can only be taken down. The host's own rules are not changed.
@@ -88,8 +90,8 @@ impl Networks {
         let slot = self.lock().take().ok_or(Error::Full(full))?;
         let (this, egress) = (Arc::clone(self), egress.clone());
         let make = move || netns::create(&this.plan, slot, &egress);
-        let made = blocking("making the capsule's network", make).await;
-        match made {
+        let made = blocking(make).await;
+        match made.map_err(io_error("making the capsule's network")) {
             Ok((namespace, tap)) => {
                 let namespace = self.opened(slot, namespace);
                 Ok(Network { slot, namespace, tap: Some(tap) })
@@ -141,7 +143,7 @@ impl Networks {
             this.forget(|used| used == slot);
             Ok(())
         };
-        blocking("removing the capsule's network", remove).await
+        blocking(remove).await.map_err(io_error("removing the capsule's network"))
     }
 
     /// Removes the connections of the slots that `of` picks from the host's connection-tracking
@@ -201,20 +203,12 @@ impl Networks {
             this.forget(|slot| !this.lock().is_used(slot));
             Ok(())
         };
-        blocking("reading the host's connections", forget).await
+        blocking(forget).await.map_err(io_error("reading the host's connections"))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(io_error(what))
 }
 
 #[cfg(test)]

@@ -51,9 +51,9 @@ async fn apart<T: Send + 'static>(
     let place = places.acquire().await.map_err(|e| Error::Internal(e.into()))?;
     let work = move || {
         let _place = place;
-        work()
+        Ok(work())
     };
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(e.into()))
+    daemon::blocking(work).await.map_err(|e| Error::Internal(e.into()))
 }
 
 /// Hashes a password with a salt of its own.

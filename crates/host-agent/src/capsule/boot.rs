@@ -6,7 +6,7 @@
 use super::lifetime::{Lifetime, now_ms};
 use super::record::{CapsuleRecord, Phase};
 use super::template_snapshot::PendingTemplateSnapshot;
-use super::{Error, blocking, io_error, snapshot_error, unless_cancelled};
+use super::{Error, io_error, snapshot_error, unless_cancelled};
 use crate::AgentContext;
 use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
@@ -16,6 +16,7 @@ use crate::room::Claim;
 use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
 use crate::vmm::{self, Disks, Machine, Metadata, Saved, Spec};
+use daemon::blocking;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

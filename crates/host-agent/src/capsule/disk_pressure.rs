@@ -9,11 +9,12 @@
 
 use super::manager::{Manager, State, chain};
 use super::record::CapsuleRecord;
-use super::{Error, blocking, boot, io_error};
+use super::{Error, boot, io_error};
 use crate::guest::Guest;
 use crate::room::Level;
 use crate::storage;
 use crate::vmm::{self, Machine};
+use daemon::blocking;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError};

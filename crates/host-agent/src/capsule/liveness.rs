@@ -16,10 +16,10 @@
 #[cfg(test)]
 mod tests;
 
-use super::blocking;
 use super::manager::{CapsuleLock, Manager, State, chain};
 use crate::guest::Guest;
 use crate::vmm::{Machine, Threads, VmmRecord};
+use daemon::blocking;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

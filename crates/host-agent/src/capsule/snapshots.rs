@@ -4,13 +4,12 @@
 use super::manager::{Manager, State, chain};
 use super::pause::PauseMode;
 use super::record::CapsuleRecord;
-use super::{
-    Error, blocking, boot, io_error, liveness, pause, snapshot_error, unless_cancelled, until,
-};
+use super::{Error, boot, io_error, liveness, pause, snapshot_error, unless_cancelled, until};
 use crate::guest::Guest;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
 use crate::storage;
 use crate::vmm::{self, Machine};
+use daemon::blocking;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;

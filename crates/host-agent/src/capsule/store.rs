@@ -16,9 +16,10 @@ pub(crate) use stored_snapshot::StoredSnapshot;
 
 use super::manager::{Capsule, Manager, State, chain};
 use super::record::{CapsuleRecord, Phase};
-use super::{Error, blocking, boot, io_error};
+use super::{Error, boot, io_error};
 use crate::room::Room;
 use crate::snapshot::{self, Layers};
+use daemon::blocking;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;

@@ -4,7 +4,7 @@
 //! start of the agent removes it.
 
 use super::lifetime::now_ms;
-use super::{Error, blocking, pause};
+use super::{Error, pause};
 use crate::AgentContext;
 use crate::guest::Guest;
 use crate::room::Claim;
@@ -12,6 +12,7 @@ use crate::snapshot::memory::Memory;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging, System};
 use crate::storage;
 use crate::vmm::Machine;
+use daemon::blocking;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;

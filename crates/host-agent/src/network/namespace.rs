@@ -7,7 +7,7 @@
 //! know which services run inside.
 
 use crate::sys;
-use daemon::{OwnTasks, Signal, Tasks};
+use daemon::{OwnTasks, Signal, Tasks, blocking};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -123,8 +123,7 @@ impl Namespace {
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let this = self.clone();
-        let done = tokio::task::spawn_blocking(move || this.run(work)).await;
-        done.unwrap_or_else(|e| Err(io::Error::other(e)))
+        blocking(move || this.run(work)).await
     }
 
     /// Connects from inside.

@@ -5,6 +5,7 @@ use super::plan::{
 };
 use super::{Error, io_error};
 use crate::sys;
+use daemon::blocking;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
@@ -25,11 +26,9 @@ const LINK_GOES: Duration = Duration::from_secs(1);
 /// Refuses a range that the machine uses already.
 pub(super) async fn check_clash(plan: &Plan) -> Result<(), Error> {
     let own = plan.link_prefix();
-    let ranges =
-        tokio::task::spawn_blocking(move || with_netlink(|netlink| used_ranges(netlink, own)))
-            .await
-            .unwrap_or_else(|e| Err(io::Error::other(e)))
-            .map_err(io_error("reading the machine's routes"))?;
+    let ranges = blocking(move || with_netlink(|netlink| used_ranges(netlink, own)))
+        .await
+        .map_err(io_error("reading the machine's routes"))?;
     match ranges.iter().find(|(address, prefix)| plan.overlaps(*address, *prefix)) {
         None => Ok(()),
         Some((address, prefix)) => {

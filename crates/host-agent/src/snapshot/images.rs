@@ -8,6 +8,7 @@
 use super::Layers;
 use super::layer::Layer;
 use super::memory;
+use daemon::blocking;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -148,11 +149,11 @@ impl Images {
         let cell = self.cell(key, held.min(bytes));
         let path = self.dir.as_ref().map(|dir| dir.join(uuid::Uuid::new_v4().to_string()));
         let make = async move {
-            let made = tokio::task::spawn_blocking(move || match path {
+            let made = blocking(move || match path {
                 None => Ok(Image { file: memory::image(&layers, bytes)?, path }),
                 Some(path) => memory::image_at(&path, &layers, bytes),
             });
-            made.await.unwrap_or_else(|e| Err(io::Error::other(e))).map(Arc::new)
+            made.await.map(Arc::new)
         };
         let image = cell.get_or_try_init(|| make).await.cloned();
         drop(cell);

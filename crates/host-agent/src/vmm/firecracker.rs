@@ -20,7 +20,7 @@ use crate::{storage, sys};
 use anyhow::Context;
 use api::Api;
 use changes::Changes;
-use daemon::Tasks;
+use daemon::{Tasks, blocking};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jail::{Jail, Programs, Start};
@@ -172,8 +172,7 @@ impl Firecracker {
             let record = at.start(&programs, with, &outputs.console)?;
             Ok((record, outputs))
         };
-        let started = tokio::task::spawn_blocking(work).await;
-        let (record, outputs) = started.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+        let (record, outputs) = blocking(work).await?;
         Ok(FirecrackerMachine { api: Arc::clone(&self.api), record, jail, outputs: Some(outputs) })
     }
 

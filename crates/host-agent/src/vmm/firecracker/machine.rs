@@ -10,7 +10,7 @@ use super::{LOG, METRICS, STATE, WRITTEN};
 use crate::snapshot::memory::Memory;
 use crate::sys;
 use crate::vmm::{Error, Machine, Threads, VmmRecord, kill_record, wait_record};
-use daemon::Tasks;
+use daemon::{Tasks, blocking};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -142,12 +142,6 @@ impl FirecrackerMachine {
 fn last(text: &str) -> String {
     let from = text.floor_char_boundary(text.len().saturating_sub(WORDS));
     text[from..].trim().lines().collect::<Vec<_>>().join("; ")
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
 
 impl Machine for FirecrackerMachine {

@@ -4,7 +4,7 @@
 
 use super::jail;
 use crate::vmm::overwrite;
-use daemon::{Signal, Tasks};
+use daemon::{Signal, Tasks, blocking};
 use rustix::fs::{FileType, OFlags};
 use std::fs::File;
 use std::io::{self, Read};
@@ -160,8 +160,7 @@ async fn write_now_and_then(shared: &Arc<Shared>) {
 
 async fn write(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let written = tokio::task::spawn_blocking(move || shared.write()).await;
-    if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
+    if let Err(error) = blocking(move || shared.write()).await {
         tracing::warn!(%error, "keeping what a machine wrote");
     }
 }

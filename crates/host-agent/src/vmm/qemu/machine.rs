@@ -6,6 +6,7 @@ use super::super::{Error, Machine, Saved, Threads, VmmRecord};
 use super::super::{kill_record, overwrite, wait_record};
 use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
+use daemon::blocking;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -98,8 +99,7 @@ impl QemuMachine {
             // The memory comes before the devices, which read their rings in it.
             let above = Arc::clone(&saved.above);
             let work = move || memory::install(&above, &to, address, bytes);
-            let done = tokio::task::spawn_blocking(work).await;
-            done.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+            blocking(work).await?;
         }
         qmp.pass(&saved.state, "getfd", json!({ "fdname": "state" })).await?;
         qmp.command("migrate-incoming", json!({ "uri": "fd:state" })).await?;
