@@ -137,8 +137,8 @@ fn signed(heard: &Heard, secret: &str) -> bool {
     mac.update(heard.headers["x-wrenn-timestamp"].as_bytes());
     mac.update(b".");
     mac.update(&heard.body);
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    heard.headers["x-wrenn-signature"] == format!("sha256={}", hex(&mac.finalize().into_bytes()))
+    let signature = types::hex::encode(&mac.finalize().into_bytes());
+    heard.headers["x-wrenn-signature"] == format!("sha256={signature}")
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ async fn addresses(client: &Client, id: &str, port: u16) -> Vec<Value> {
 /// Sends bytes to a server and back over HTTP, a WebSocket and a forwarded port.
 async fn exchange(platform: &Platform, client: &Client, id: &str, port: u16) {
     let body: Vec<u8> = (0..1_000_000_u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
-    let sum: String = Sha256::digest(&body).iter().map(|b| format!("{b:02x}")).collect();
+    let sum = types::hex::encode(&Sha256::digest(&body));
     let post = client.to_port(Method::POST, id, port, "/").body(body).send().await.unwrap();
     assert_eq!(post.text().await.unwrap(), sum);
     let url = format!("ws{}/ws", platform.url().strip_prefix("http").unwrap());

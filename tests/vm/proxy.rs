@@ -78,7 +78,7 @@ async fn browser_reaches_guest_server_through_caddy() {
 
     // This part sends a large body up, reads events, and asks a port without a server.
     let body: Vec<u8> = (0..3_000_000u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
-    let sum: String = Sha256::digest(&body).iter().map(|b| format!("{b:02x}")).collect();
+    let sum = types::hex::encode(&Sha256::digest(&body));
     let post = browser.post(at("/")).header("cookie", &cookie).body(body).send().await.unwrap();
     assert_eq!(post.text().await.unwrap(), sum);
     let events = get("/events").send().await.unwrap();

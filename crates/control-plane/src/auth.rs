@@ -27,7 +27,7 @@ use policy::{Action, Denied, Permissions, Resource, ResourceScope};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use types::{ApiKeyId, CapsuleId, SessionId, TeamId, UserId};
+use types::{ApiKeyId, CapsuleId, SessionId, TeamId, UserId, hex};
 use uuid::Uuid;
 
 /// An authenticated caller, in a team.
@@ -159,17 +159,7 @@ pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
 pub(crate) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     rand::rng().fill_bytes(&mut random);
-    hex(&random)
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
+    hex::encode(&random)
 }
 
 /// Returns the hash of a key or token, the form that is stored. Keys are random, so a plain hash

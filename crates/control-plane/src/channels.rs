@@ -9,9 +9,9 @@ pub(crate) use guard::client;
 
 use crate::app::App;
 use crate::audit::Entry;
+use crate::auth::Caller;
 use crate::auth::locked_rights::lock_rights;
 use crate::auth::policy::Action;
-use crate::auth::{Caller, hex};
 use crate::db;
 use crate::db::channels::Channel;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use crate::teams::check_title;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
 use sha2::Sha256;
-use types::{ChannelId, DeliveryId, TeamId};
+use types::{ChannelId, DeliveryId, TeamId, hex};
 
 /// Most channels of a team.
 const CHANNELS_MAX: i64 = 32;
@@ -42,7 +42,7 @@ pub(crate) const EVENTS: [&str; 10] = [
 /// Returns the secret that signs a channel's deliveries. It is derived from the platform's secret,
 /// so no channel's row contains it.
 pub(crate) fn secret(app: &App, id: ChannelId, version: i32) -> String {
-    hex(&mac(&app.channel_secret, format!("{id}.{version}").as_bytes()))
+    hex::encode(&mac(&app.channel_secret, format!("{id}.{version}").as_bytes()))
 }
 
 /// Returns an HMAC-SHA256.
@@ -56,7 +56,7 @@ fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
 /// Returns a delivery's signature, over the timestamp, a dot and the body.
 fn signature(secret: &str, timestamp: i64, body: &[u8]) -> String {
     let message = [timestamp.to_string().as_bytes(), b".", body].concat();
-    format!("sha256={}", hex(&mac(secret.as_bytes(), &message)))
+    format!("sha256={}", hex::encode(&mac(secret.as_bytes(), &message)))
 }
 
 fn check_url(app: &App, url: &str) -> Result<()> {

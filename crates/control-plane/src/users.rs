@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::audit::{Actor, AuditEvent, Entry};
 use crate::auth::locked_rights::lock_user;
 use crate::auth::session::{self, BROWSER, PROGRAM};
-use crate::auth::{Session, hash, hex, password, random_hex};
+use crate::auth::{Session, hash, password, random_hex};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Maker;
@@ -22,7 +22,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{PLATFORM_TEAM, SessionId, UserId};
+use types::{PLATFORM_TEAM, SessionId, UserId, hex};
 
 /// Lifetimes of mailed tokens, for activations and for resets.
 const ACTIVATION: Duration = Duration::from_secs(24 * 3600);
@@ -180,7 +180,7 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
     let password = match mailed.password_hash.or_else(|| user.password_hash.clone()) {
         Some(known) => {
             // Only the reader of the mail knows this token, so nobody else can use up the attempts.
-            let attempts = format!("activation {}", hex(&hashed));
+            let attempts = format!("activation {}", hex::encode(&hashed));
             let _lock = throttle::lock_subject(app, origin.by, &attempts).await?;
             if !password::verify(&given, Some(&known)).await? {
                 return Err(refused(app, origin.by, &attempts, Some(UserId(user.id))).await?);

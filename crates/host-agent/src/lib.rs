@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::Store;
 use tower::ServiceExt;
-use types::SnapshotId;
+use types::{SnapshotId, hex};
 use vmm::Driver;
 use vmm::choose::{self, choose};
 use vmm::fake::FakeDriver;
@@ -362,7 +362,7 @@ pub async fn examine(config: &Config, again: bool) -> anyhow::Result<Vec<Examine
 fn tag(dir: &Path) -> String {
     let path = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
-    digest.iter().take(2).map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&digest[..2])
 }
 
 fn total_memory_mib() -> u64 {

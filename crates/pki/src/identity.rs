@@ -6,6 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use types::hex;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 /// A private key, ECDSA P-256. It leaves this type only for its file.
@@ -89,7 +90,7 @@ pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Er
 /// Returns the fingerprint of a DER certificate: its SHA-256 in hexadecimal digits.
 #[must_use]
 pub fn fingerprint(cert: &[u8]) -> String {
-    Sha256::digest(cert).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(cert))
 }
 
 /// Returns the fingerprint of a PEM certificate. Returns `None` when the text is no PEM.

@@ -1,9 +1,11 @@
 //! Types that every part of Wrenn shares: ids, capsule states and their legal transitions, names
-//! and limits. This crate does no I/O, and knows no wire format beyond the text of an id.
+//! and limits. This crate does no I/O. Its only wire formats are the texts of ids and hexadecimal
+//! digits.
 
 pub mod capsule;
 pub mod client_network;
 pub mod egress;
+pub mod hex;
 pub mod ids;
 pub mod isolation;
 pub mod names;

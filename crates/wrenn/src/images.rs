@@ -15,6 +15,7 @@ use rustix::fs::{CWD, RenameFlags};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use types::hex;
 
 /// Builds the items that are missing or out of date. With `refresh`, the distribution is asked for
 /// newer packages.
@@ -52,7 +53,7 @@ impl Store {
             hash.update((input.len() as u64).to_le_bytes());
             hash.update(input);
         }
-        let hash: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        let hash = hex::encode(&hash.finalize()[..8]);
         self.images.join("store").join(format!("{name}-{hash}"))
     }
 

@@ -152,14 +152,8 @@ impl Agent {
 fn store_key(given: &str) -> anyhow::Result<[u8; 32]> {
     let read = || std::fs::read_to_string(given);
     let digits = if given.len() == 64 { given.to_owned() } else { read().unwrap_or_default() };
-    let digits = digits.trim().as_bytes();
-    let mut key = [0; 32];
-    let whole = digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit);
-    anyhow::ensure!(whole, "WRENN_STORE_KEY must be 64 hexadecimal digits, or a file of them");
-    for (byte, pair) in key.iter_mut().zip(digits.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair)?, 16)?;
-    }
-    Ok(key)
+    types::hex::decode(digits.trim())
+        .context("WRENN_STORE_KEY must be 64 hexadecimal digits, or a file of them")
 }
 
 /// Permission to talk to other machines in plain text.

@@ -130,7 +130,7 @@ async fn huge_bodies_are_streamed_whole_both_ways() {
             }
         }
         let length = CHUNKS * CHUNK;
-        let digest: String = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let digest = types::hex::encode(&digest.finalize());
         wire.send(format!(
             "HTTP/1.1 200 OK\r\nx-sum: {digest}\r\ncontent-length: {length}\r\n\r\n"
         ));
@@ -151,7 +151,7 @@ async fn huge_bodies_are_streamed_whole_both_ways() {
     let answer = ask.send().await.unwrap();
     let mut sent = Sha256::new();
     (0..CHUNKS).for_each(|n| sent.update(vec![u8::try_from(n % 249).unwrap(); CHUNK]));
-    let sent: String = sent.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let sent = types::hex::encode(&sent.finalize());
     assert_eq!(answer.headers()["x-sum"].to_str().unwrap(), sent);
     let (mut count, mut stream) = (0, answer.bytes_stream());
     while let Some(chunk) = stream.next().await {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
-use types::UserId;
+use types::{UserId, hex};
 
 /// Prefix of a session's token, by which it is recognized.
 pub(crate) const PREFIX: &str = "wrs_";
@@ -40,7 +40,7 @@ pub(crate) fn new_token() -> String {
 /// Returns the proof that a page must send beside the cookie. It is made of the session's token,
 /// which pages of other sites cannot read.
 pub(crate) fn csrf(token: &str) -> String {
-    super::hex(&Sha256::digest(format!("csrf:{token}")))
+    hex::encode(&Sha256::digest(format!("csrf:{token}")))
 }
 
 /// Reports whether a request carries the proof that belongs to its cookie.
@@ -129,14 +129,14 @@ impl Signer {
     }
 
     pub(crate) fn sign(&self, user: UserId, session: &[u8; 32]) -> Result<String> {
-        self.0.sign(user.to_string(), Own { sid: super::hex(session) }, TOKEN)
+        self.0.sign(user.to_string(), Own { sid: hex::encode(session) }, TOKEN)
     }
 
     /// Returns the hash of the session's token; `None` when the signed token is invalid or has
     /// expired.
     pub(crate) fn check(&self, word: &str) -> Option<[u8; 32]> {
         let (_, Own { sid }) = self.0.check(word)?;
-        crate::db::listen::unhex(&sid)
+        hex::decode(&sid)
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(ours.check(&word), Some([7; 32]));
         assert_eq!(others.check(&word), None);
         let signed = |audience, exp| {
-            let own = Own { sid: super::super::hex(&[7; 32]) };
+            let own = Own { sid: hex::encode(&[7; 32]) };
             let signer = token::Signer::new(&[1; 32], audience);
             signer.sign_until(UserId::new().to_string(), own, exp).unwrap()
         };

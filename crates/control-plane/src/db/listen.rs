@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
-use types::{CapsuleId, HostId, TeamId, UserId};
+use types::{CapsuleId, HostId, TeamId, UserId, hex};
 use uuid::Uuid;
 
 const CHANNEL: &str = "wrenn_changed";
@@ -63,23 +63,11 @@ fn parse(payload: &str) -> Change {
         Some(("user", text)) => id(text).map(|id| Change::User(UserId(id))),
         Some(("team", text)) => id(text).map(|id| Change::Team(TeamId(id))),
         Some(("events", text)) => id(text).map(|id| Change::Events(TeamId(id))),
-        Some(("key", hash)) => unhex(hash).map(Change::Key),
-        Some(("session", hash)) => unhex(hash).map(Change::Session),
+        Some(("key", hash)) => hex::decode(hash).map(Change::Key),
+        Some(("session", hash)) => hex::decode(hash).map(Change::Session),
         _ => None,
     };
     named.unwrap_or(Change::All)
-}
-
-/// Decodes 64 hexadecimal digits; `None` for any other text.
-pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut out = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, digits) in out.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(out)
 }
 
 #[cfg(test)]
@@ -93,7 +81,7 @@ mod tests {
         let host = HostId::new();
         assert_eq!(parse(&format!("host:{}", host.0)), Change::Host(host));
         let hash = crate::auth::hash("x");
-        let text: String = hash.iter().map(|b| format!("{b:02x}")).collect();
+        let text = hex::encode(&hash);
         assert_eq!(parse(&format!("key:{text}")), Change::Key(hash));
         assert_eq!(parse(&format!("session:{text}")), Change::Session(hash));
         let user = UserId::new();

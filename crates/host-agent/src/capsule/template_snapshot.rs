@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
+use types::hex;
 use types::resources::Resources;
 
 /// Time after which an unused template snapshot is removed.
@@ -131,7 +132,7 @@ fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Resu
         add(&found.len().to_le_bytes());
         add(format!("{:?}", found.modified()?).as_bytes());
     }
-    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(&hash.finalize()[..16]))
 }
 
 impl PendingTemplateSnapshot {
