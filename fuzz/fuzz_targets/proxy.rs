@@ -1,13 +1,13 @@
 //! The proxies' hop: a server's answer of any bytes, and headers that concern a single hop.
 #![no_main]
 
-use daemon::Tasks;
+use daemon::{Tasks, lock};
 use hop::{Body, Dial, Outgoing, Pool, Stream};
 use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 /// Most bytes of an answer that are read.
@@ -27,7 +27,7 @@ impl Dial for Says {
         let (near, mut far) = duplex(self.bytes.len().max(1 << 16));
         far.write_all(&self.bytes).await?;
         far.shutdown().await?;
-        self.far.lock().unwrap_or_else(PoisonError::into_inner).push(far);
+        lock(&self.far).push(far);
         Ok(Box::new(near))
     }
 }

@@ -4,10 +4,11 @@
 
 use crate::app::App;
 use crate::db;
+use daemon::lock;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 use types::{ApiKeyId, ClientNetwork, HostId, PLATFORM_TEAM, TeamId, UserId};
 
@@ -134,7 +135,7 @@ pub(crate) struct AuditBuffer(Mutex<HashMap<EventKey, (u32, Option<IpAddr>)>>);
 
 impl AuditBuffer {
     pub(crate) fn note(&self, event: AuditEvent) {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = lock(&self.0);
         let from = event.by.from;
         let by = Actor { from: None, ..event.by };
         let key = (AuditEvent { by, ..event }, from.map(ClientNetwork::from));
@@ -150,7 +151,7 @@ impl AuditBuffer {
     }
 
     fn take(&self) -> Vec<(AuditEvent, u32)> {
-        let notes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let notes = std::mem::take(&mut *lock(&self.0));
         let with_address = |((event, _), (times, from)): (EventKey, _)| {
             let by = Actor { from, ..event.by };
             (AuditEvent { by, ..event }, times)

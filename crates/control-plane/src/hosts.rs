@@ -14,11 +14,11 @@ pub(crate) use jwt::{Enrolled, Signer};
 use crate::db;
 use crate::error::{Error, Result};
 use crate::scheduler::{self, HostView, NoFit, PlacementRequest, ResourceAmounts};
-use daemon::Tasks;
+use daemon::{Tasks, lock};
 use http::uri::Authority;
 use sqlx::PgPool;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use types::{HostId, TeamId};
@@ -70,7 +70,7 @@ impl Fleet {
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.view)
     }
 
     /// Keeps the hosts up to date: reads them periodically, and when a host changes.

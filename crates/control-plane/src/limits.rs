@@ -2,8 +2,9 @@
 //! control plane. A team without a limit of its own has the platform's default, or else the figure
 //! in this file. A limit of 0 means no limit.
 
+use daemon::lock;
 use quick_cache::sync::Cache;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use types::Isolation;
 use uuid::Uuid;
@@ -137,7 +138,7 @@ impl Limiter {
             .0
             .get_or_insert_with(&(who, per), || Ok::<_, std::convert::Infallible>(Arc::default()));
         let Ok(slot) = made;
-        let mut free_at = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free_at = lock(&slot);
         let now = Instant::now();
         let (next, wait) = after(free_at.unwrap_or(now).max(now) - now, rate);
         if let Some(wait) = wait {

@@ -3,10 +3,11 @@
 //! others can fill.
 
 use crate::error::{Error, Result};
+use daemon::lock;
 use hop::{Bounds, Full, Held, Limits, Share, Shares, Standing};
 use quick_cache::sync::Cache;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use types::{CapsuleId, ClientNetwork, TeamId};
 use uuid::Uuid;
@@ -165,7 +166,7 @@ pub(crate) struct UnderWay(Arc<Mutex<Vec<Held>>>);
 
 impl UnderWay {
     pub(crate) fn hold(&self, held: impl Send + 'static) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(held));
+        lock(&self.0).push(Box::new(held));
     }
 }
 

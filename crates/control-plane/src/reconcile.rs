@@ -13,11 +13,12 @@ use crate::db::leader::LeaderLease;
 use crate::error::Result;
 use crate::hosts::lifecycle;
 use crate::{capsules, snapshots};
+use daemon::lock;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use time::Duration;
 use tokio::time::Instant;
 use types::{CapsuleId, CapsuleState, HostId};
@@ -143,7 +144,7 @@ pub(crate) struct Turns(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<()>>>>);
 
 impl Turns {
     fn of(&self, host: HostId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = lock(&self.0);
         Arc::clone(turns.entry(host).or_default())
     }
 }
@@ -154,7 +155,7 @@ pub(crate) struct Asked(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<Option<Inst
 
 impl Asked {
     fn of(&self, host: HostId) -> Arc<tokio::sync::Mutex<Option<Instant>>> {
-        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&self.0);
         Arc::clone(asked.entry(host).or_default())
     }
 }

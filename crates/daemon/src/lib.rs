@@ -1,5 +1,5 @@
-//! Runtime support for every long-lived role: logging, metrics, signals, tracked tasks, periodic
-//! work and blocking work.
+//! Runtime support for every long-lived role: logging, metrics, signals, locks, tracked tasks,
+//! periodic work and blocking work.
 //!
 //! A process has one [`Tasks`] and spawns all background work through it. So a shutdown can wait
 //! for that work. This crate holds no product logic.
@@ -7,12 +7,14 @@
 mod blocking;
 mod failpoint;
 mod file;
+mod lock;
 mod metrics;
 mod signal;
 
 pub use blocking::blocking;
 pub use failpoint::failpoint;
 pub use file::write_private;
+pub use lock::{lock, read_lock, write_lock};
 pub use metrics::Metrics;
 pub use signal::{Signal, Wait};
 

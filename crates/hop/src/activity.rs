@@ -6,8 +6,9 @@
 
 use crate::body::{Held, LINGER};
 use crate::timed::Timer;
+use daemon::lock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -72,7 +73,7 @@ impl Activity {
 
     /// Keeps a value for as long as the connection lives.
     pub(crate) fn hold(&self, held: Held) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+        lock(&self.held).push(held);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::body::{Body, Stalled};
 use crate::connection::{Connection, Exchange, HEAD_MAX, Stream, Switched};
 use crate::timed::Timed;
 use bytes::Bytes;
-use daemon::Tasks;
+use daemon::{Tasks, lock};
 use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Time that a connection may rest before it is closed.
@@ -115,7 +115,7 @@ pub(crate) struct IdlePool {
 impl IdlePool {
     #[expect(clippy::vec_box, reason = "as the field")]
     fn lock(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connections)
     }
 
     pub(crate) fn put(&self, mut connection: Box<Connection>) {
@@ -173,7 +173,7 @@ impl<D: Dial> Pool<D> {
     }
 
     fn endpoint<T>(&self, to: &D::To, of: impl Fn(&Endpoint) -> T) -> T {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = lock(&self.endpoints);
         if let Some(endpoint) = endpoints.get(to) {
             return of(endpoint);
         }
@@ -188,7 +188,7 @@ impl<D: Dial> Pool<D> {
 
     /// Closes the connections that have rested for too long or were closed by the other side.
     pub fn sweep(&self) {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = lock(&self.endpoints);
         endpoints.retain(|_, endpoint| {
             endpoint.idle.sweep();
             let unused = endpoint.idle.lock().is_empty() && Arc::strong_count(&endpoint.idle) == 1;
@@ -202,12 +202,12 @@ impl<D: Dial> Pool<D> {
 
     /// Closes the idle connections to a destination. Connections in use are not kept afterwards.
     pub fn forget(&self, to: &D::To) {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).remove(to);
+        lock(&self.endpoints).remove(to);
     }
 
     /// Closes every idle connection. Connections in use are not kept afterwards.
     pub fn clear(&self) {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.endpoints).clear();
     }
 
     /// Opens a connection outside the pool, for a single user.

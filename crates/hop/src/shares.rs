@@ -2,10 +2,11 @@
 //! a bound, and all keys together have another. A request beyond a bound is refused at once and
 //! never waits.
 
+use daemon::lock;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Locks that the keys are spread over.
 const SHARDS: usize = 16;
@@ -93,7 +94,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
 impl<K: Hash + Eq> Counts<K> {
     fn shard(&self, key: &K) -> MutexGuard<'_, HashMap<K, u64>> {
         let at = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or(0) % SHARDS;
-        self.each[at].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.each[at])
     }
 }
 

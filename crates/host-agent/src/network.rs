@@ -12,7 +12,7 @@ pub(crate) mod netns;
 pub(crate) mod plan;
 mod slots;
 
-use daemon::blocking;
+use daemon::{blocking, lock};
 use egress::Guard;
 use namespace::Namespace;
 use plan::Plan;
@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use types::Egress;
 
 /// Reason why a network could not be made.
@@ -125,7 +125,7 @@ impl Networks {
 
     fn opened(&self, slot: u32, file: File) -> Namespace {
         let namespace = Namespace::new(file);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         open.insert(slot, namespace.clone());
         namespace
     }
@@ -133,7 +133,7 @@ impl Networks {
     /// Removes a network, once nothing of this process is open in it. A missing network is success.
     /// The number stays taken until [`Self::release`].
     pub(crate) async fn teardown(self: &Arc<Self>, slot: u32) -> Result<(), Error> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        let open = lock(&self.open).remove(&slot);
         if let Some(namespace) = open {
             namespace.close().await;
         }
@@ -207,7 +207,7 @@ impl Networks {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.slots)
     }
 }
 

@@ -9,11 +9,12 @@
 
 use crate::capsule::Error;
 use crate::storage;
+use daemon::lock;
 use rustix::fs::FallocateFlags;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The reserve is the disk's size divided by this figure.
@@ -86,10 +87,6 @@ impl Drop for Claim {
     fn drop(&mut self) {
         lock(&self.state).claimed -= self.bytes;
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Room {

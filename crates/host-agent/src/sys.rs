@@ -1,6 +1,7 @@
 //! System calls: the only file with unsafe code, ioctls and raw commands.
 #![expect(unsafe_code, reason = "namespaces, exec hooks, taps and libnftables have no safe form")]
 
+use daemon::lock;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -215,7 +216,7 @@ unsafe extern "C" {
 pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
     // The library keeps state for the whole process, so one batch runs at a time.
     static ONE: Mutex<()> = Mutex::new(());
-    let _guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = lock(&ONE);
     let ruleset = CString::new(ruleset).map_err(io::Error::other)?;
     // SAFETY: this thread alone uses the context, and frees it once. The error buffer is copied
     // before that. The ruleset ends with NUL and outlives the call.

@@ -6,8 +6,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::db::listen::Change;
 use crate::error::{Error, Result};
+use daemon::lock;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -29,11 +30,11 @@ pub(crate) struct Waiters {
 
 impl Waiters {
     fn changes(&self) -> MutexGuard<'_, HashMap<CapsuleId, watch::Sender<()>>> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changes)
     }
 
     fn wakes(&self) -> MutexGuard<'_, HashMap<CapsuleId, watch::Receiver<Outcome>>> {
-        self.wakes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.wakes)
     }
 
     /// Wakes the waiters for a capsule that has changed.

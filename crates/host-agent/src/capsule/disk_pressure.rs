@@ -14,10 +14,10 @@ use crate::guest::Guest;
 use crate::room::Level;
 use crate::storage;
 use crate::vmm::{self, Machine};
-use daemon::blocking;
+use daemon::{blocking, lock};
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::CapsuleId;
 
@@ -257,7 +257,7 @@ impl Manager {
 
     /// Returns the bytes on disk of each snapshot, by its id, as of the last count.
     pub(crate) fn snapshot_sizes(&self) -> HashMap<String, u64> {
-        let sizes = self.context.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let sizes = lock(&self.context.snapshot_sizes);
         sizes.iter().map(|(id, bytes)| (id.to_string(), *bytes)).collect()
     }
 
@@ -291,7 +291,7 @@ impl Manager {
             sizes.insert(id, used);
             bytes += used;
         }
-        *self.context.snapshot_sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        *lock(&self.context.snapshot_sizes) = sizes;
         bytes += storage::used(&config.capsules(), &mut seen);
         let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
         metrics::gauge!("wrenn_host_kept_mib").set(f64::from(mib));

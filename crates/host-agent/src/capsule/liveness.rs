@@ -19,9 +19,9 @@ mod tests;
 use super::manager::{CapsuleLock, Manager, State, chain};
 use crate::guest::Guest;
 use crate::vmm::{Machine, Threads, VmmRecord};
-use daemon::blocking;
+use daemon::{blocking, lock};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use types::CapsuleId;
 
@@ -129,7 +129,7 @@ impl Manager {
             runs.filter_map(|(id, c)| Some((*id, Arc::clone(&c.running.as_ref()?.0)))).collect()
         };
         let look = move || {
-            let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut watched = lock(&watched);
             let mut before = std::mem::take(&mut *watched);
             let mut suspects = Vec::new();
             for (id, machine) in running {

@@ -12,6 +12,7 @@ use crate::AgentContext;
 use crate::guest::{Guest, Permits, Purpose};
 use crate::snapshot::{self, Snapshot};
 use crate::vmm::Machine;
+use daemon::lock;
 use hop::Refused;
 use protocol::Refusal;
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use std::fmt;
 use std::fs;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -456,7 +457,7 @@ impl Manager {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<CapsuleId, Capsule>> {
-        self.capsules.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.capsules)
     }
 
     /// Returns the stages of a capsule's start and the time that it has left.

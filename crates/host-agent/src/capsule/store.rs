@@ -19,14 +19,14 @@ use super::record::{CapsuleRecord, Phase};
 use super::{Error, boot, io_error};
 use crate::room::Room;
 use crate::snapshot::{self, Layers};
-use daemon::blocking;
+use daemon::{blocking, lock};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use store::Store;
 use tokio::sync::Notify;
@@ -71,11 +71,11 @@ impl Stored {
     }
 
     fn snapshots(&self) -> MutexGuard<'_, HashSet<SnapshotId>> {
-        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.snapshots)
     }
 
     fn templates(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.templates.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.templates)
     }
 
     /// Fetches a stored folder into the folder `to`, unless that folder exists.
@@ -86,7 +86,7 @@ impl Stored {
         to: &Path,
     ) -> Result<(), Error> {
         let lock = {
-            let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.fetching);
             // No fetch uses a lock that only the map holds. A fetch that is given up cannot remove
             // its own lock, so the next fetch does.
             all.retain(|_, lock| Arc::strong_count(lock) > 1);

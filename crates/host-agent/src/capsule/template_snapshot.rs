@@ -12,14 +12,14 @@ use crate::snapshot::memory::Memory;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging, System};
 use crate::storage;
 use crate::vmm::Machine;
-use daemon::blocking;
+use daemon::{blocking, lock};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use types::hex;
@@ -61,7 +61,7 @@ impl TemplateSnapshots {
             return Ok(Ok(snapshot));
         }
         let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut locks = lock(&self.locks);
             Arc::clone(locks.entry(key).or_default())
         };
         let lock = lock.lock_owned().await;

@@ -16,11 +16,12 @@ mod tls;
 use super::namespace::Namespace;
 use super::plan::{FILTER_PORT, GATEWAY, Plan};
 use crate::sys;
+use daemon::{read_lock, write_lock};
 use resolver::Resolver;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::Egress;
@@ -58,13 +59,13 @@ impl From<Egress> for Known {
 
 impl Rules {
     fn now(&self) -> Known {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.now).clone()
     }
 
     /// Replaces the rules. Returns once no connection passes a byte by the earlier ones.
     async fn replace(&self, egress: Egress) {
         let earlier = {
-            let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+            let mut now = write_lock(&self.now);
             std::mem::replace(&mut *now, egress.into())
         };
         earlier.replaced.cancel();

@@ -7,13 +7,13 @@
 //! know which services run inside.
 
 use crate::sys;
-use daemon::{OwnTasks, Signal, Tasks, blocking};
+use daemon::{OwnTasks, Signal, Tasks, blocking, lock};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -65,10 +65,6 @@ impl Connection {
     fn share(stream: TcpStream) -> Shared {
         Arc::new(Mutex::new(Self { stream: Some(stream), waiting: [None, None] }))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn reset() -> io::Error {

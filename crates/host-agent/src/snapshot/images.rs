@@ -8,12 +8,12 @@
 use super::Layers;
 use super::layer::Layer;
 use super::memory;
-use daemon::blocking;
+use daemon::{blocking, lock};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::OnceCell;
 
 /// Number of images that are kept. A machine's own mapping outlives the image here.
@@ -86,7 +86,7 @@ impl Images {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// Forgets the images whose last layer is removed, since no machine will begin from them any

@@ -8,6 +8,7 @@
 use crate::output::Progress;
 use crate::sys::{self, Run};
 use anyhow::Context;
+use daemon::lock;
 use rustix::process::Signal;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
@@ -15,7 +16,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -321,8 +322,4 @@ fn unprivileged() -> Option<(u32, u32)> {
 
 fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap_or(0)
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

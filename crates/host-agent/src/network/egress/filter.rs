@@ -8,12 +8,13 @@ use super::tls::{HELLO_MAX, Hello, Later, Step, hello};
 use super::{Known, Rules};
 use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::Plan;
+use daemon::lock;
 use hop::{Bounds, Share, Shares};
 use std::future::Future;
 use std::io::{self, Cursor};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -215,7 +216,7 @@ impl Way {
         let mut work = std::pin::pin!(work);
         loop {
             let Known { egress, replaced, under_way } = self.rules.now();
-            let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let asked = lock(asked).clone();
             if let Some(asked) = asked
                 && !self.admits(&egress, &asked, to).await
             {

@@ -3,8 +3,9 @@
 use super::names::{Asked, of_head};
 use super::requests::{Exchange, Gate};
 use super::tls::{self, Later, Step};
+use daemon::lock;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 pub use super::resolver::fuzz as dns;
@@ -43,7 +44,7 @@ impl Gate for OnlyGood {
     }
 
     async fn dial(&self) -> io::Result<DuplexStream> {
-        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stream = lock(&self.0).take();
         stream.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }

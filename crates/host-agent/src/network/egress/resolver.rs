@@ -8,13 +8,13 @@
 
 use super::Rules;
 use crate::network::namespace::{Namespace, NamespaceStream};
-use daemon::Tasks;
+use daemon::{Tasks, lock};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -186,7 +186,7 @@ impl Resolver {
     async fn ask(&self, query: &Query, tcp: bool) -> io::Result<Message> {
         let mut last = io::Error::other("the host has no name server (WRENN_DNS)");
         for server in &self.servers {
-            if !self.pace.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {
+            if !lock(&self.pace).take(Instant::now()) {
                 return Err(io::Error::other("the capsule asks too often"));
             }
             let at = SocketAddr::new(*server, 53);
@@ -221,7 +221,7 @@ impl Resolver {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Given> {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.given)
     }
 }
 

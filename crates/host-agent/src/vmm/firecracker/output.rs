@@ -4,12 +4,12 @@
 
 use super::jail;
 use crate::vmm::overwrite;
-use daemon::{Signal, Tasks, blocking};
+use daemon::{Signal, Tasks, blocking, lock};
 use rustix::fs::{FileType, OFlags};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
@@ -92,14 +92,14 @@ impl Drop for Output {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tail)
     }
 
     /// Updates the file. A file that was removed is not made again.
     fn write(&self) -> io::Result<()> {
         // The file is locked before the output is read, so that no earlier output replaces later
         // output.
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = lock(&self.file);
         let bytes = {
             let mut tail = self.lock();
             if !std::mem::take(&mut tail.unwritten) {
