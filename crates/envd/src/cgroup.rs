@@ -10,13 +10,14 @@
 //! An ordinary machine has no such groups. All calls use descriptors that were opened before the
 //! first program ran. So no mount over the path can hold up a caller.
 
+use crate::lock::lock;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Most memory in bytes that stays reserved for envd and the kernel.
@@ -125,7 +126,7 @@ impl Cgroups {
     }
 
     fn lock(&self) -> MutexGuard<'_, Leaves> {
-        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leaves)
     }
 }
 

@@ -7,13 +7,14 @@ use crate::http::Budget;
 use crate::init::Held;
 use crate::init::identity::Ids;
 use crate::jobs::Jobs;
+use crate::lock::{read_lock, write_lock};
 use crate::metadata::Metadata;
 use crate::ports::Ports;
 use crate::process::registry::Registry;
 use crate::sys::spawner::Spawner;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 
 /// State that all handlers share.
 pub(crate) struct Guest {
@@ -78,11 +79,11 @@ impl Guest {
 
     /// Returns a copy of the current settings.
     pub(crate) fn settings(&self) -> Settings {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.settings).clone()
     }
 
     /// Changes the settings in one step.
     pub(crate) fn change<T>(&self, with: impl FnOnce(&mut Settings) -> T) -> T {
-        with(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner))
+        with(&mut write_lock(&self.settings))
     }
 }

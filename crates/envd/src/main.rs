@@ -18,6 +18,7 @@ mod guest;
 mod http;
 mod init;
 mod jobs;
+mod lock;
 mod metadata;
 mod metrics;
 mod paths;

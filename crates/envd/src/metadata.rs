@@ -7,6 +7,7 @@
 
 use crate::guest::Guest;
 use crate::init;
+use crate::lock::lock;
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Request, header};
@@ -16,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -74,7 +75,7 @@ impl Metadata {
         let this = &guest.metadata;
         this.known.send_replace(None);
         let task = tokio::spawn(learn(Arc::clone(guest)));
-        let mut asking = this.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = lock(&this.asking);
         if let Some(earlier) = asking.replace(task.abort_handle()) {
             earlier.abort();
         }

@@ -1,5 +1,6 @@
 //! Figures of the guest's processors, memory and disk, from `/proc` and `statvfs`.
 
+use crate::lock::lock;
 use std::sync::Mutex;
 
 /// Memory of the guest, in bytes.
@@ -41,7 +42,7 @@ pub(crate) fn cpu_percent() -> f64 {
         .collect();
     let total: u64 = times.iter().take(8).sum();
     let idle = times.get(3).unwrap_or(&0) + times.get(4).unwrap_or(&0);
-    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut last = lock(&LAST);
     let (all, unused) = (total.saturating_sub(last.0), idle.saturating_sub(last.1));
     *last = (total, idle);
     #[expect(clippy::cast_precision_loss, reason = "a percentage needs no 53 bits")]

@@ -18,6 +18,7 @@ mod start;
 use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
+use crate::lock::lock;
 use crate::sys;
 use child::Child;
 use endpoint::Endpoint;
@@ -28,7 +29,7 @@ use pty::Pty;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
@@ -303,7 +304,7 @@ impl Process {
     }
 
     fn leaf(&self) -> std::sync::MutexGuard<'_, Option<Leaf>> {
-        self.leaf.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leaf)
     }
 
     fn refuse(&self, why: &str) -> Error {

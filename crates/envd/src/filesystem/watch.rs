@@ -14,11 +14,12 @@ mod watcher;
 pub(crate) use events::{Change, Event, Events};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use connectrpc::ErrorCode;
 use queue::{Budget, Next, Queue};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -144,7 +145,7 @@ impl Watchers {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// Stores a polled watch and returns its name.

@@ -3,9 +3,10 @@
 use super::Process;
 use super::hub::Hub;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -86,7 +87,7 @@ impl Registry {
     /// oldest such program drops its kept output.
     pub(super) fn linger(&self, hub: &Arc<Hub>) {
         hub.linger();
-        let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lingering = lock(&self.lingering);
         lingering.retain(|hub| hub.upgrade().is_some_and(|hub| hub.lingers()));
         if lingering.len() >= LINGERING
             && let Some(oldest) = lingering.pop_front().and_then(|hub| hub.upgrade())
@@ -108,7 +109,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Process>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

@@ -10,6 +10,7 @@
 //! `sigaction` may hold a lock. Hence raw system calls alone.
 
 use super::write_oom_score;
+use crate::lock::lock;
 use crate::users::User;
 use rustix::fd::{AsRawFd, BorrowedFd, RawFd};
 use rustix::io::retry_on_intr;
@@ -25,8 +26,8 @@ use std::ffi::{CString, NulError, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Longest path of a program, in bytes (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
@@ -131,7 +132,7 @@ impl Order {
     /// the thread that waits for it.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
-        let _held = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
+        let _held = lock(&self.reaping);
         if let Some(pid) = Pid::from_raw(self.pid.load(Ordering::SeqCst)) {
             // The child's group may not exist yet.
             let _ = kill_process_group(pid, Signal::KILL);
@@ -145,7 +146,7 @@ impl Order {
 
     /// Reaps a child that failed to start.
     fn reap(&self, pid: Pid) {
-        let held = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.reaping);
         self.pid.store(0, Ordering::SeqCst);
         drop(held);
         let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));

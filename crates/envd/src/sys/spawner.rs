@@ -10,6 +10,7 @@
 
 use super::spawn::{self, Failure, Order, Plan, Stack};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use connectrpc::ErrorCode;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -125,7 +126,7 @@ impl Asked {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes the next work. The flag is true if no idle thread remains.
