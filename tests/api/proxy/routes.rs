@@ -9,10 +9,10 @@ async fn status(client: &Client, id: &str, port: u16) -> u16 {
     client.to_port(Method::GET, id, port, "/").send().await.unwrap().status().as_u16()
 }
 
-/// Returns how often the proxy's queries were executed.
+/// Returns how often the proxy's queries were executed. Only they name columns by the alias `c`.
 fn executed(platform: &Platform) -> u64 {
     let sql = "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements \
-               WHERE query LIKE '%traffic_token%' OR query LIKE '%api_keys%'";
+               WHERE query LIKE '%c.traffic_token%' OR query LIKE '%api_keys%'";
     psql(platform, sql).parse().unwrap()
 }
 
