@@ -1,5 +1,23 @@
 //! State changes of capsules. This module is the only writer of a capsule's state in the database.
 //!
+//! ```text
+//!  start          mark_running         begin_pause         the host paused
+//!  ────▶ starting ───────────▶ running ──────────▶ pausing ──────────────▶ paused
+//!                               ▲   ▲                 │                     │  ▲
+//!                               │   └─────────────────┘           resume_on │  │ the host
+//!                               │     the host refused                      ▼  │ refused
+//!                               └──────────────────────────────────────── resuming
+//!                                           the host resumed                 ▲
+//!                                                                            │ resume_on
+//!  a machine is lost, or its host deleted ──▶ error ─────────────────────────┘
+//!
+//!  running, pausing, resuming ── the host is unreachable ──▶ missing
+//!  missing ── reconcile, once the host answers ──▶ running, paused or error
+//!  every state but stopped ── begin_removal ──▶ stopping ── complete_removal ──▶ stopped
+//! ```
+//! `types::CapsuleState::next` is the table of these moves. A refused resume of a capsule in
+//! `error` leads back to `error`. `start` removes a capsule whose start fails.
+//!
 //! Each change of a capsule runs as a task of its own. A client that disconnects therefore leaves
 //! nothing half done. If a process dies in between, `reconcile` completes or undoes the change by
 //! these same functions.

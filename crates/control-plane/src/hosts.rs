@@ -1,8 +1,24 @@
 //! Hosts as this replica knows them: identity, address and load.
 //!
+//! ```text
+//!  enrol::invite         enrol::register        mark_unreachable: silent for 90 s
+//!  ────────────▶ pending ──────────────▶ online ─────────────────────────────────┐
+//!                                         ▲  │  disown: a refresh token           ▼
+//!                                         │  └───────────────────────────▶ unreachable
+//!                                         │     was used twice                    │
+//!                                         └───────────────────────────────────────┘
+//!                                            lifecycle::heartbeat, enrol::register
+//!
+//!  any status ── lifecycle::delete ──▶ no row
+//! ```
+//! After `disown`, a host needs a new registration token (`enrol::invite_again`). `draining` is a
+//! flag beside the status. A draining host gets no new capsules. `lifecycle::empty` pauses
+//! its running capsules.
+//!
 //! Rows are read from the database every other second and whenever a host changes. A placement of
 //! this replica counts at once. Several replicas together may place more on a host than fits. The
-//! host then refuses, and another one is asked.
+//! host then refuses, and another one is asked. For `SUSPECT`, placement avoids a host that did not
+//! answer a create, if another one fits.
 
 pub(crate) mod enrol;
 mod jwt;

@@ -1,7 +1,35 @@
 //! The sandbox proxy. It serves requests whose host name or E2B headers name a port of a capsule,
-//! before the API sees them. It checks authentication first, then the capsule's state, then its
-//! host. Bytes are streamed and never held. The proxy changes nothing of a capsule, apart from
-//! waking it.
+//! before the API sees them.
+//!
+//! ```text
+//!  SandboxProxy::answer                       refusals
+//!    target::of ─ Addressee::Api ─▶ the API   Invalid
+//!        │
+//!        ├─ is_preflight ─▶ answer::preflight
+//!        │ pass                               MethodNotAllowed, for CONNECT
+//!        ▼
+//!    authorize    Routes::find,               Unauthenticated, PrivatePort, NotFound,
+//!        │        Presented::decide           LinkExpired, LinkRevoked, …
+//!        │
+//!        ├─ Admitted::Link ─▶ answer::enter   PrivatePort, unless GET or HEAD
+//!        ▼
+//!    wake         with auto_resume, unless    TooManyConnections, NotRunning,
+//!        │        the capsule runs            errors of the resume
+//!        ▼
+//!    rewrite      address, reachable, strip,  Invalid, NotRunning, HostUnavailable, NotFound
+//!        │        forwarded, rename
+//!        ▼
+//!    send         ◀─▶ host agent ◀─▶ guest    HostUnavailable, GuestSilent, BodyTooSlow,
+//!        │                                    AccessRevoked, Error::from_refusal
+//!        ├─ NotRunning ─▶ send_again: waits, wakes and sends, at most WAKES times
+//!        ▼
+//!    answer::rewrite_headers
+//! ```
+//! `send_again` takes requests without a body or upgrade, to a capsule with `auto_resume`.
+//! `answer::refuse` answers each refusal. `e2b_error` first rewords those of `pass` for E2B's
+//! clients.
+//!
+//! Bytes are streamed and never held. The proxy changes nothing of a capsule, apart from waking it.
 
 mod access;
 mod answer;

@@ -1,4 +1,15 @@
-//! Programs that callers start. Each is a value that lives until 30 s after the program's end.
+//! Programs that callers start. Each is a value that lives at least 30 s beyond the program's end.
+//!
+//! ```text
+//!  start::start     insert                     hub.end             forget_later
+//!  ────┬───────────────────▶ runs ────────────────────▶ ended ───────────────────▶ forgotten
+//!      │ Error                                            │    REMEMBER, hub.settled
+//!      ▼                      pump: output to             │ a pipe is still open
+//!   no program                subscribers                 ▼
+//!                             wait: leader's end;       lingers: hub.keep takes the last
+//!                             SIGKILL at the deadline   output, until hub.drained or forget
+//! ```
+//! `follow` carries a program from its start to `forget_later`.
 //!
 //! The program itself is the leader of a session and so of a process group. A signal reaches the
 //! whole group. `SIGKILL` and a deadline end the whole control group, with processes in sessions of

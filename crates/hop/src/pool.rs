@@ -1,5 +1,24 @@
 //! Pools of connections, by destination. Idle connections are kept for the next request to their
 //! destination. Each pool has its own, so that none can serve another pool's requests.
+//!
+//! ```text
+//!  Pool::send ─▶ IdlePool::take ── none is open ──▶ send_alone: Dial::dial, Connection::open
+//!                      │                               ▲       │
+//!                      ▼    fails: nothing was taken,  │       │
+//!               Connection::send ──────────────────────┘       │
+//!                      │    or a safe request was lost         ▼
+//!                      │    on a stale connection       Connection::send
+//!                      ▼                                       │
+//!                    answer ◀──────────────────────────────────┘
+//!                      ├ status 101 ─▶ Switched: a tunnel, which never returns to the pool
+//!                      └ otherwise ──▶ Exchange: the body passes
+//!                                       ├ read to its end, reusable ─▶ IdlePool::put ─▶ idle
+//!                                       └ dropped before, broken, or beyond `most` ─▶ closed
+//!
+//!  idle ─▶ closed   after REST, by `sweep`; by `forget` or `clear`; or by the server
+//! ```
+//! `Pool::send` returns any other failure and closes the connection. gRPC requests share a single
+//! HTTP/2 connection to each destination instead (`send_shared`).
 
 use crate::body::{Body, Stalled};
 use crate::connection::{Connection, Exchange, HEAD_MAX, Stream, Switched};

@@ -1,5 +1,22 @@
 //! The capsules of this machine, from creation to removal.
 //!
+//! ```text
+//!  admit          run          begin_pause          complete_pause
+//!  ────▶ Starting ───▶ Running ───────────▶ Pausing ──────────────▶ Paused
+//!           │          │ │ ▲ ▲                 │                     │  ▲ no restore,
+//!           │ no boot  │ │ │ └─────────────────┘        begin_resume │  │ or fetched
+//!           ▼          │ │ │       no snapshot                       ▼  │
+//!        removed       │ │ └───────────────────────────────────── Resuming ◀── fetch_capsule
+//!                      │ │                  run                     ▲
+//!               expire │ │ lost                                     │ begin_resume, with
+//!                      ▼ ▼                                          │ an earlier snapshot
+//!                Expired Dead ──────────────────────────────────────┘
+//!
+//!  any state ── destroy ──▶ Stopping ── boot::remove ──▶ removed
+//! ```
+//! `manager::State` has these states. A resume that fails restores the state before it. A new agent
+//! adopts a capsule as `Running`, `Paused`, `Expired` or `Dead`, or removes it.
+//!
 //! - `manager` is the only writer of a capsule's state on this host.
 //! - `record` is the file about a capsule that outlives the agent.
 //! - `boot` makes the parts of a capsule and removes them.

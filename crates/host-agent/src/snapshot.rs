@@ -1,7 +1,27 @@
-//! Snapshots of machines: the memory as layers, the state of the devices, and the disk. A snapshot
-//! is a folder that appears complete, by a rename, or not at all. After that it never changes. A
-//! damaged snapshot is refused: every byte has a hash, and the manifest, which holds the hashes,
-//! has a hash of its own.
+//! Snapshots of machines: the memory as layers, the state of the devices, and the disk.
+//!
+//! ```text
+//!  folder `<to>.new`                                        folder `<to>`
+//!  Staging::begin ─┬─ write_memory: layers ────┬─ commit: manifest, ─▶ Snapshot
+//!                  ├─ seal_state: devices ─────┤  syncs, rename          │
+//!                  ├─ take_disk or copy_disk ──┤                         │ remove: rename to
+//!                  └─ link_all: another's ─────┘                         │ `<to>.new`
+//!                         │                                              ▼
+//!                         └─ removed by drop, or by a later           removed
+//!                            begin or sweep
+//!
+//!  Layers::all, from the lowest; a later page hides the same page below it
+//!  ┌──────────────────┬─────────────┬────────────────────┐
+//!  │ [..shared] image │ first layer │ changes since then │
+//!  └──────────────────┴─────────────┴────────────────────┘
+//!    └─────── hard links ─────────┘   └─ written anew ─┘ by each write_memory
+//! ```
+//! Changes larger than half of the first layer form one layer with it. With `LAYERS_MAX` layers, or
+//! a damaged layer, `write_memory` writes the whole memory as one layer.
+//!
+//! A snapshot is a folder that appears complete, by a rename, or not at all. After that it never
+//! changes. A damaged snapshot is refused: every byte has a hash, and the manifest, which holds the
+//! hashes, has a hash of its own.
 //!
 //! Snapshots share layers by hard links, so removing a folder frees only data that no other
 //! snapshot needs. This module knows nothing of capsules, hosts or permissions.

@@ -1,6 +1,25 @@
 //! The capsules of this machine by id. Each capsule has a lock (`CapsuleLock`), which one operation
 //! holds at a time. An operation runs as a task of its own, so it continues when its caller
 //! disconnects.
+//!
+//! An operation decides by the state once it has the lock. A proxied request takes no lock.
+//! A removal works in every state.
+//!
+//! ```text
+//!  state       create       pause       resume                 acquire_proxy_conn
+//!  (unknown)   boots        NotFound    NotFound               NotRunning
+//!  Starting    boots        State       State                  NotRunning
+//!  Running     last start   pauses      last start             admits, TooMany or Draining
+//!  Pausing     Stopping     State       State                  Draining
+//!  Paused      Stopping     succeeds    restores               Paused
+//!  Resuming    Stopping     State       State                  Draining
+//!  Expired     Stopping     State       State                  NotRunning
+//!  Stopping    Stopping     State       State                  NotRunning
+//!  Dead        Stopping     State       restores, or State     NotRunning
+//!                                       without a snapshot
+//! ```
+//! A capitalized answer is a variant of `Error`, or of `Refusal` in the last column. A running
+//! capsule gets the answer of its last start again. The diagram of the states is in `capsule.rs`.
 
 use super::boot::{self, Booted, Origin};
 use super::disk_pressure::Usage;
