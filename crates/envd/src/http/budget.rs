@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::{jobs, metrics, sys};
+use crate::{jobs, metrics};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -28,8 +28,6 @@ const FACTOR: u32 = 40;
 const MEMORY_MAX: u64 = 64 << 20;
 /// Part of a small guest's memory for all starts under way: an eighth.
 const MEMORY_SHARE: u64 = 8;
-/// Memory of a start, in bytes, above which the allocator's free memory is given back.
-const LARGE: u32 = 1 << 20;
 
 /// Memory for starts under way.
 pub(crate) struct Budget {
@@ -72,9 +70,6 @@ pub(super) async fn admit(
     // The head of the answer comes when the program runs.
     let answer = next.run(request).await;
     drop(permit);
-    if weight > LARGE {
-        guest.jobs.looks.later(sys::trim_memory);
-    }
     answer
 }
 

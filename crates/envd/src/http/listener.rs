@@ -1,6 +1,7 @@
 //! The port at which envd serves HTTP/1. Programs of the guest reach it too. Their connections are
 //! limited, since any program could otherwise take the descriptors and memory that the host needs.
 
+use crate::sys;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -15,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Most connections of the guest's programs at once. Further ones are closed.
 const PROGRAMS: usize = 256;
@@ -23,6 +24,9 @@ const PROGRAMS: usize = 256;
 const HEAD_TIME: Duration = Duration::from_secs(30);
 /// Most bytes of a program's request that envd holds before it handles the request.
 const PROGRAM_BUFFER: usize = 16 * 1024;
+
+/// Time from a request until free memory is given back, so that a burst is followed by one trim.
+const TRIM_DELAY: Duration = Duration::from_secs(5);
 
 /// The other side of a connection.
 #[derive(Debug, Clone)]
@@ -58,6 +62,8 @@ impl Server {
     pub(crate) async fn serve(self, mut listener: TcpListener) {
         let places = Arc::new(Semaphore::new(self.places));
         let router = TowerToHyperService::new(self.router);
+        let used = Arc::new(Notify::new());
+        tokio::spawn(trim_after_use(Arc::clone(&used)));
         loop {
             let (stream, address) = Listener::accept(&mut listener).await;
             let is_host = self.host.is_none_or(|host| host == address.ip());
@@ -69,12 +75,27 @@ impl Server {
                 },
             };
             let peer = Peer { address, permit };
-            tokio::spawn(serve_connection(stream, router.clone(), peer));
+            tokio::spawn(serve_connection(stream, router.clone(), peer, Arc::clone(&used)));
         }
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: TowerToHyperService<Router>, peer: Peer) {
+/// Gives free memory back to the kernel after requests. By itself, the allocator keeps the memory of
+/// the busiest moment. An idle guest is never woken by this.
+async fn trim_after_use(used: Arc<Notify>) {
+    loop {
+        used.notified().await;
+        tokio::time::sleep(TRIM_DELAY).await;
+        let _ = tokio::task::spawn_blocking(sys::trim_memory).await;
+    }
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    router: TowerToHyperService<Router>,
+    peer: Peer,
+    used: Arc<Notify>,
+) {
     // With Nagle's algorithm, a stream's last small piece would wait for the acknowledgement of the
     // piece before.
     let _ = stream.set_nodelay(true);
@@ -86,6 +107,7 @@ async fn serve_connection(stream: TcpStream, router: TowerToHyperService<Router>
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer.clone()));
+        used.notify_one();
         router.call(request)
     });
     // A broken connection is a matter of the other side.
