@@ -11,8 +11,8 @@ use std::time::Duration;
 /// Time limit of a delivery's request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Creates a client for deliveries. It connects only to public addresses, unless `private` is set.
-/// It follows no redirect and uses no proxy.
+/// Creates a client for deliveries. The client connects only to public addresses, unless `private`
+/// is set, follows no redirect and uses no proxy.
 pub(crate) fn client(private: bool) -> reqwest::Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .timeout(PATIENCE)
