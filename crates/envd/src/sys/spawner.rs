@@ -164,8 +164,7 @@ impl Worker {
         let queue = Arc::clone(queue);
         let work = move || {
             super::block_signals();
-            let process = own_table().ok();
-            let Ok(stack) = Stack::new() else { return };
+            let (Ok(process), Ok(stack)) = (own_table(), Stack::new()) else { return };
             // The creator's table is not the process's, so descriptors in a copy would be of other
             // files.
             if process.is_none() && needs_table {
@@ -243,15 +242,22 @@ struct Copies {
 }
 
 /// Gives the thread a table of its own. Returns the process, from which the thread copies the
-/// descriptors that it needs.
-fn own_table() -> io::Result<OwnedFd> {
+/// descriptors that it needs. Returns `None` if the thread shares its creator's table as before.
+///
+/// # Errors
+/// Fails when the thread has its own table and no way to copy into it.
+fn own_table() -> io::Result<Option<OwnedFd>> {
     let process = || pidfd_open(getpid(), PidfdFlags::empty());
-    // A filter of system calls may forbid the call that each request needs. In that case this fails
-    // before the table is split.
-    drop(pidfd_getfd(process()?, 0, PidfdGetfdFlags::empty())?);
-    // SAFETY: the thread holds no descriptor yet, and uses those of its own table from now on.
-    unsafe { unshare_unsafe(UnshareFlags::FILES)? };
-    Ok(process()?)
+    // A filter of system calls may forbid the call that each request needs.
+    let probe = process().and_then(|process| pidfd_getfd(process, 0, PidfdGetfdFlags::empty()));
+    if probe.map(drop).is_err() {
+        return Ok(None);
+    }
+    // SAFETY: the thread holds no descriptor yet, and uses its own from now on.
+    if unsafe { unshare_unsafe(UnshareFlags::FILES) }.is_err() {
+        return Ok(None);
+    }
+    Ok(Some(process()?))
 }
 
 #[cfg(test)]
