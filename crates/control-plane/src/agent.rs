@@ -2,8 +2,7 @@
 //! same security applies to both.
 
 use crate::error::{Error, Result};
-use crate::hosts::enrol::is_loopback;
-use crate::hosts::tls::CertStore;
+use crate::hosts::tls::{CertStore, is_loopback};
 use crate::hosts::{Fleet, Host};
 use axum::body::Body;
 use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ClientTransport};

@@ -5,10 +5,10 @@
 pub(crate) mod admission;
 pub(crate) mod authorize;
 pub(crate) mod directory;
+pub(crate) mod keys;
 pub(crate) mod locked_rights;
 pub(crate) mod origin;
 pub(crate) mod password;
-pub(crate) mod policy;
 pub(crate) mod revocations;
 pub(crate) mod session;
 pub(crate) mod token;
@@ -20,14 +20,12 @@ use crate::error::{Error, Result};
 use crate::hosts::Enrolled;
 use crate::limits::Limits;
 use crate::load::{Holder, Payer};
+use crate::policy::{self, Action, Denied, Permissions, Resource, ResourceScope};
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use origin::Transport;
-use policy::{Action, Denied, Permissions, Resource, ResourceScope};
-use rand::RngCore;
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use types::{ApiKeyId, CapsuleId, SessionId, TeamId, UserId, hex};
+use types::{ApiKeyId, SessionId, TeamId, UserId};
 use uuid::Uuid;
 
 /// An authenticated caller, in a team.
@@ -142,35 +140,6 @@ pub(crate) struct Anonymous(pub Actor);
 /// A host that has presented a valid token. Handlers check in the database that its enrolment still
 /// stands.
 pub(crate) struct HostCaller(pub Enrolled);
-
-/// Makes a key: `e2b_` and 40 hexadecimal digits, a form that every SDK takes.
-#[must_use]
-pub fn new_api_key() -> String {
-    format!("e2b_{}", random_hex(20))
-}
-
-/// Makes a capsule's envd token. It begins with the capsule's id, by which `proxy::target` finds
-/// the capsule where nothing else names it.
-pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {
-    format!("{capsule}-{}", random_hex(32))
-}
-
-/// Returns random bytes as hexadecimal digits.
-pub(crate) fn random_hex(bytes: usize) -> String {
-    let mut random = vec![0; bytes];
-    rand::rng().fill_bytes(&mut random);
-    hex::encode(&random)
-}
-
-/// Returns the hash of a key or token, the form that is stored. Keys are random, so a plain hash
-/// gives nothing away.
-pub(crate) fn hash(key: &str) -> [u8; 32] {
-    hash_bytes(key.as_bytes())
-}
-
-pub(crate) fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
-}
 
 /// Returns the caller that the gate found.
 fn found<T: Clone + Send + Sync + 'static>(parts: &Parts) -> Result<T> {

@@ -3,19 +3,17 @@
 
 pub(crate) mod deliver;
 pub(crate) mod expire;
-mod guard;
-
-pub(crate) use guard::client;
+pub(crate) mod guard;
 
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::auth::locked_rights::lock_rights;
-use crate::auth::policy::Action;
 use crate::db;
 use crate::db::channels::Channel;
 use crate::error::{Error, Result};
-use crate::teams::check_title;
+use crate::fields::check_title;
+use crate::policy::Action;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
 use sha2::Sha256;

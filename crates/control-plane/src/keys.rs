@@ -3,15 +3,17 @@
 
 use crate::app::App;
 use crate::audit::Entry;
+use crate::auth::Caller;
 use crate::auth::locked_rights::lock_rights;
-use crate::auth::policy::{Action, Resource, SCOPES, scoped};
-use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::keys::Row;
 use crate::db::listen::Change;
 use crate::error::{Error, Result};
+use crate::fields::check_title;
 use crate::limits::Limits;
-use crate::teams::{check_limits, check_not_platforms, check_title};
+use crate::policy::{Action, Resource, SCOPES, scoped};
+use crate::secret::random_hex;
+use crate::teams::{check_limits, check_not_platforms};
 use serde_json::json;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -50,7 +52,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     check_not_platforms(caller)?;
     let name = check_title("name", &wanted.name)?;
     let key = match wanted.form.as_deref() {
-        None | Some("e2b") => crate::auth::new_api_key(),
+        None | Some("e2b") => crate::secret::new_api_key(),
         Some("wrn") => format!("wrn_{}", random_hex(20)),
         Some(_) => return Err(Error::invalid("form", "must be `e2b` or `wrn`")),
     };

@@ -36,13 +36,12 @@ mod answer;
 mod links;
 mod port_admission;
 mod preview;
-mod routes;
+pub(crate) mod routes;
 mod signed;
 mod target;
 
 pub(crate) use preview::{Link, Maker};
-pub(crate) use routes::{Routes, spawn_invalidation};
-pub(crate) use target::{Domains, Target};
+pub(crate) use target::Target;
 
 use crate::app::App;
 use crate::audit::{Actor, AuditEvent, Principal};
@@ -52,7 +51,6 @@ use crate::auth::origin::{FORWARDED_FOR, FORWARDED_PROTO, Peer, Transport};
 use crate::capsules::{self, HOST_PORT};
 use crate::error::{Error, Result};
 use crate::http::compat_e2b;
-use crate::reconcile;
 use access::{Admitted, GuestAccess, Presented};
 use answer::{Form, Public};
 use bytes::Bytes;
@@ -153,7 +151,7 @@ impl SandboxProxy {
             return (error, form);
         }
         let find = async || {
-            let found = self.app.routes.find(&self.app, target.capsule, None, Some(from)).await;
+            let found = self.app.routes.find(target.capsule, None, Some(from)).await;
             found.ok().and_then(|(route, _)| route)
         };
         let mut route = find().await;
@@ -171,7 +169,7 @@ impl SandboxProxy {
             // Anybody may cause this wait at a public port, so a capsule has a bound on waiters.
             && let Ok(_place) = self.app.load.waiter(target.capsule)
         {
-            reconcile::fresh(&self.app, host).await;
+            self.app.rounds.fresh(host).await;
         }
         route = find().await;
         let absent = route.is_some_and(|route| answer::is_absent(&error, &route));
@@ -253,7 +251,7 @@ impl SandboxProxy {
         loop {
             tokio::time::sleep(WAKE).await;
             let place = self.place(target, admitted)?;
-            reconcile::fresh(&self.app, route.reachable()?).await;
+            self.app.rounds.fresh(route.reachable()?).await;
             drop(place);
             route = self.wake(waker, target, admitted).await?;
             let mut outgoing = Outgoing::of(copied(&request));
@@ -277,8 +275,8 @@ impl SandboxProxy {
         let app = &self.app;
         // The count is taken before the first look-up, so that no change in between is missed.
         let seen = app.revocations.count();
-        let hash = presented.key().map(crate::auth::hash);
-        let (route, key) = app.routes.find(app, target.capsule, hash.as_ref(), Some(from)).await?;
+        let hash = presented.key().map(crate::secret::hash);
+        let (route, key) = app.routes.find(target.capsule, hash.as_ref(), Some(from)).await?;
         let owner = match &key {
             Some(key) => key_caller(app, key, Actor::SYSTEM).await.ok(),
             None => None,
@@ -354,7 +352,7 @@ impl SandboxProxy {
     async fn wake(&self, waker: Caller, target: Target, admitted: &Admitted) -> Result<Arc<Route>> {
         let _place = self.place(target, admitted)?;
         Box::pin(capsules::wake(&self.app, waker, target.capsule)).await?;
-        let found = self.app.routes.find(&self.app, target.capsule, None, None).await?;
+        let found = self.app.routes.find(target.capsule, None, None).await?;
         found.0.ok_or(Error::NotFound("capsule"))
     }
 

@@ -12,14 +12,14 @@ use crate::db::capsules::Capsule;
 use crate::db::leader::LeaderLease;
 use crate::error::Result;
 use crate::hosts::lifecycle;
+use crate::rounds::Request;
 use crate::{capsules, snapshots};
-use daemon::lock;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex};
 use time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::{CapsuleId, CapsuleState, HostId};
 
@@ -35,9 +35,6 @@ const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
 const PER_ROUND: usize = 250;
 /// Most hosts that are reconciled at once.
 const AT_ONCE: usize = 16;
-/// Shortest time between two rounds of a host that requests ask for, and the longest wait for one.
-const APART: std::time::Duration = std::time::Duration::from_secs(1);
-const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
 /// Time before another attempt: to become the leader, to check the lease, to find new hosts, or to
 /// ask a silent host.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -93,8 +90,15 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
     }
 }
 
-/// Reconciles hosts and rows whenever this replica is the leader.
-pub(crate) fn spawn(app: &App) {
+/// Reconciles hosts and rows whenever this replica is the leader, and hosts that its requests name.
+pub(crate) fn spawn(app: &App, requests: mpsc::Receiver<Request>) {
+    let at = app.clone();
+    app.tasks.spawn(async move {
+        tokio::select! {
+            () = serve(&at, requests) => {}
+            () = at.tasks.stopping() => {}
+        }
+    });
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mut stop = app.tasks.stop_signal().wait();
@@ -137,53 +141,21 @@ async fn reconcile_as_leader(app: &App) {
     }
 }
 
-/// Locks that let one task at a time reconcile a host, since two would repair the same things
-/// twice.
-#[derive(Default)]
-pub(crate) struct Turns(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<()>>>>);
-
-impl Turns {
-    fn of(&self, host: HostId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = lock(&self.0);
-        Arc::clone(turns.entry(host).or_default())
-    }
-}
-
-/// Rounds that requests asked for, with the start of the last one for each host.
-#[derive(Default)]
-pub(crate) struct Asked(Mutex<HashMap<HostId, Arc<tokio::sync::Mutex<Option<Instant>>>>>);
-
-impl Asked {
-    fn of(&self, host: HostId) -> Arc<tokio::sync::Mutex<Option<Instant>>> {
-        let mut asked = lock(&self.0);
-        Arc::clone(asked.entry(host).or_default())
-    }
-}
-
-/// Waits for a round of a host that begins after this call. Concurrent callers share one round, and
-/// rounds begin [`APART`] from each other. So no number of requests reconciles a host more often.
-pub(crate) async fn fresh(app: &App, host: HostId) {
-    let now = Instant::now();
-    let last = app.asked.of(host);
-    let look = async {
-        let mut last = last.lock().await;
-        if last.is_some_and(|begun| begun >= now) {
-            return;
-        }
-        if let Some(begun) = *last {
-            tokio::time::sleep_until(begun + APART).await;
-        }
-        *last = Some(Instant::now());
+/// Runs the rounds that requests of this replica ask for.
+async fn serve(app: &App, mut requests: mpsc::Receiver<Request>) {
+    while let Some(Request { host, done }) = requests.recv().await {
         let at = app.clone();
         // The round goes on when its request leaves, since others may wait for it.
-        app.tasks.detached(async move { run(&at, host).await }).await;
-    };
-    let _ = tokio::time::timeout(FRESH, look).await;
+        app.tasks.spawn(async move {
+            run(&at, host).await;
+            let _ = done.send(());
+        });
+    }
 }
 
 /// Reconciles one host. Logs a failure.
-pub(crate) async fn run(app: &App, host: HostId) {
-    let turn = app.turns.of(host);
+async fn run(app: &App, host: HostId) {
+    let turn = app.rounds.turn(host);
     let _turn = turn.lock().await;
     if let Err(error) = round(app, host).await {
         tracing::warn!(%host, %error, "reconciling");

@@ -1,12 +1,11 @@
 //! Streams of a team's events. Each stream goes on from a cursor, and misses none. A
 //! stream is woken by changes of its team, and then reads the events from the database.
 
-use crate::app::App;
-use crate::auth::Caller;
 use crate::db;
 use crate::db::events::{Cursor, Event};
 use crate::error::Result;
 use crate::load::Streaming;
+use sqlx::PgPool;
 use std::time::Duration;
 use tokio::sync::broadcast;
 use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId};
@@ -22,13 +21,29 @@ const WAITING: usize = 64;
 
 /// Wakes the streams of a team.
 pub(crate) struct Streams {
+    db: PgPool,
     /// Team to wake; `None` wakes every team's streams.
     woken: broadcast::Sender<Option<TeamId>>,
 }
 
 impl Streams {
-    pub(crate) fn new() -> Self {
-        Self { woken: broadcast::channel(WAITING).0 }
+    pub(crate) fn new(db: PgPool) -> Self {
+        Self { db, woken: broadcast::channel(WAITING).0 }
+    }
+
+    /// Opens a team's stream after a cursor; without one, after all events so far.
+    pub(crate) async fn open(
+        &self,
+        team: TeamId,
+        shares: Streaming,
+        after: Option<Cursor>,
+    ) -> Result<Stream> {
+        let woken = self.listen();
+        let at = match after {
+            Some(at) => at,
+            None => db::events::now(&self.db).await?,
+        };
+        Ok(Stream { db: self.db.clone(), team, at, woken, _shares: shares })
     }
 
     /// Returns a receiver of all wakes.
@@ -44,7 +59,7 @@ impl Streams {
 
 /// A client's stream of events.
 pub(crate) struct Stream {
-    app: App,
+    db: PgPool,
     team: TeamId,
     at: Cursor,
     woken: broadcast::Receiver<Option<TeamId>>,
@@ -53,17 +68,6 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Opens a stream after a cursor; without one, after all events so far.
-    pub(crate) async fn open(app: &App, caller: Caller, after: Option<Cursor>) -> Result<Self> {
-        let shares = app.load.stream(caller.team, caller.holder())?;
-        let woken = app.streams.listen();
-        let at = match after {
-            Some(at) => at,
-            None => db::events::now(&app.db).await?,
-        };
-        Ok(Self { app: app.clone(), team: caller.team, at, woken, _shares: shares })
-    }
-
     /// Returns the events since the last call; empty when none came for a while.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>> {
         let events = self.look().await?;
@@ -76,7 +80,7 @@ impl Stream {
     }
 
     async fn look(&mut self) -> Result<Vec<Event>> {
-        let events = db::events::after(&self.app.db, self.team, self.at, PAGE).await?;
+        let events = db::events::after(&self.db, self.team, self.at, PAGE).await?;
         if let Some(last) = events.last() {
             self.at = last.cursor();
         }

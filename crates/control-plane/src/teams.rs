@@ -9,14 +9,16 @@
 use crate::app::App;
 use crate::audit::{Actor, Entry};
 use crate::auth::locked_rights::{LockedRights, lock_operator, lock_rights, lock_user};
-use crate::auth::policy::{Action, Role};
-use crate::auth::{Caller, Session, hash, random_hex};
+use crate::auth::{Caller, Session};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Ended;
 use crate::db::teams::Invitation;
 use crate::error::{Error, Result};
-use crate::users::{self, mail, throttle};
+use crate::fields::{check_email, check_title};
+use crate::policy::{Action, Role};
+use crate::secret::{hash, random_hex};
+use crate::users::{mail, throttle};
 use serde_json::json;
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
@@ -24,19 +26,6 @@ use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
 
 /// Lifetime of an invitation.
 const INVITATION: Duration = Duration::days(7);
-/// Longest name of a team, a user, a key or a channel, in characters.
-const NAME_MAX: usize = 100;
-
-/// Checks a name that people give to something. Returns it without spaces at its ends.
-pub(crate) fn check_title(field: &str, name: &str) -> Result<String> {
-    let name = name.trim();
-    let count = name.chars().count();
-    if !(1..=NAME_MAX).contains(&count) || name.chars().any(char::is_control) {
-        let message = format!("must be 1 to {NAME_MAX} characters, none of them a control");
-        return Err(Error::invalid(field, message));
-    }
-    Ok(name.to_owned())
-}
 
 fn check_team_name(name: &str) -> Result<String> {
     let name = check_title("name", name)?;
@@ -304,7 +293,7 @@ pub(crate) async fn invite(
     caller: Caller,
     wanted: api::InviteMember,
 ) -> Result<api::Invitation> {
-    let email = users::check_email(&wanted.email)?;
+    let email = check_email(&wanted.email)?;
     let role = check_role(&wanted.role)?;
     check_not_platforms(caller)?;
     app.mailer.check()?;
@@ -327,7 +316,7 @@ pub(crate) async fn invite(
     let id = InvitationId(invitation.id);
     note(&mut tx, caller, "invitation.create", id, what).await?;
     tx.commit().await?;
-    mail::send(app, &invitation.email, mail::invitation(&team.name, &token)).await?;
+    app.mailer.send(&invitation.email, mail::invitation(&team.name, &token)).await?;
     Ok(invitation_shown(invitation))
 }
 

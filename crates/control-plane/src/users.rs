@@ -1,23 +1,28 @@
 //! Users: sign-up, sign-in, sessions and passwords. No answer tells whether an e-mail has an
 //! account; only a mail to that address does.
 
+pub(crate) mod accounts;
 pub(crate) mod admin;
 pub(crate) mod mail;
 pub(crate) mod oauth;
+pub(crate) mod provider;
 pub(crate) mod throttle;
 
 use crate::app::App;
 use crate::audit::{Actor, AuditEvent, Entry};
 use crate::auth::locked_rights::lock_user;
 use crate::auth::session::{self, BROWSER, PROGRAM};
-use crate::auth::{Session, hash, password, random_hex};
+use crate::auth::{Session, password};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Maker;
 use crate::db::sessions::SessionRow;
 use crate::db::users::{NewToken, Purpose, User};
 use crate::error::{Error, Result};
-use crate::teams::{self, check_title};
+use crate::fields::{check_email, check_title};
+use crate::secret::{hash, random_hex};
+use crate::teams;
+use accounts::SignUp;
 use serde_json::json;
 use sqlx::PgConnection;
 use std::time::Duration;
@@ -29,27 +34,6 @@ const ACTIVATION: Duration = Duration::from_secs(24 * 3600);
 const RESET: Duration = Duration::from_secs(30 * 60);
 /// Stored length of a client's description of itself, in characters.
 const AGENT_MAX: usize = 200;
-
-/// Rule for new accounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SignUp {
-    /// Anybody may make an account.
-    Open,
-    /// People need an invitation to a team or by an admin.
-    Invited,
-    /// People need an invitation by an admin.
-    Off,
-}
-
-impl SignUp {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Invited => "invited",
-            Self::Off => "off",
-        }
-    }
-}
 
 /// Origin of a sign-in.
 #[derive(Debug, Clone)]
@@ -66,13 +50,6 @@ pub(crate) struct Entered {
     pub user: User,
     pub token: String,
     pub expires_at: OffsetDateTime,
-}
-
-/// Checks an e-mail address and returns its stored form, in lower case.
-pub(crate) fn check_email(email: &str) -> Result<String> {
-    let email = email.trim().to_lowercase();
-    let valid = email.len() <= 254 && email.parse::<lettre::Address>().is_ok();
-    if valid { Ok(email) } else { Err(Error::invalid("email", "is no e-mail address")) }
 }
 
 /// Notes a user's action in the platform team's audit log.
@@ -138,7 +115,7 @@ async fn enter(app: &App, by: Actor, email: &str, name: &str, hashed: &str) -> R
         _ => return Ok(()),
     };
     tx.commit().await?;
-    mail::send(app, email, text).await
+    app.mailer.send(email, text).await
 }
 
 /// Reports whether an account may be made for an e-mail now.
@@ -346,7 +323,7 @@ pub(crate) async fn ask_reset(app: &App, by: Actor, email: &str) -> Result<()> {
             let token = give_token(&mut tx, &user, Purpose::Reset, none, None).await?;
             note(&mut tx, by, "user.ask_reset", user.id(), json!({})).await?;
             tx.commit().await?;
-            mail::send(&app, &email, mail::reset(&token)).await
+            app.mailer.send(&email, mail::reset(&token)).await
         };
         if let Err(error) = mailed.await {
             let error: Error = error;

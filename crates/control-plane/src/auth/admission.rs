@@ -1,7 +1,6 @@
 //! The grounds on which a request to the API was admitted, kept while its answer is under way. The
 //! check can be repeated, and open exchanges end when it fails.
 
-use super::policy::{Action, Permissions, Resource, ResourceScope};
 use super::revocations::{Basis, Recheck, Subject, broken_off};
 use super::{Caller, authorize, policy};
 use crate::app::App;
@@ -11,6 +10,7 @@ use crate::db::users::Person;
 use crate::error::{Error, Result};
 use crate::http::rules::Rule;
 use crate::limits::Limits;
+use crate::policy::{Action, Permissions, Resource, ResourceScope};
 use axum::extract::FromRequestParts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -44,14 +44,14 @@ impl Identity {
     pub(super) async fn find(app: &App, credential: Credential, by: Actor) -> Result<Self> {
         match credential {
             Credential::Key(hash) => {
-                let key = app.routes.key(app, &hash, by.from).await?;
+                let key = app.key_cache.find(&hash, by.from).await?;
                 Ok(Self::Key(key.ok_or(Error::Unauthenticated)?))
             }
             Credential::Session(hash) => {
-                let found = app.directory.session(app, &hash, by.from).await?;
+                let found = app.directory.session(&hash, by.from).await?;
                 let found = found.ok_or(Error::Unauthenticated)?;
                 let (user, session) = (UserId(found.user_id), SessionId(found.id));
-                let person = app.directory.person(&app.db, user).await?;
+                let person = app.directory.person(user).await?;
                 let person = person.ok_or(Error::Unauthenticated)?;
                 Ok(Self::User { user, session, person, until: found.expires_at })
             }

@@ -3,7 +3,6 @@
 
 use super::admission::{Admission, Credential, Identity};
 use super::origin::{Peer, Transport};
-use super::policy::{Action, Permissions, Resource};
 use super::revocations::Basis;
 use super::{Anonymous, Caller, Operator, Session, session};
 use crate::app::App;
@@ -13,6 +12,7 @@ use crate::error::{Error, Failure, Result};
 use crate::http::rules::{self, Rule};
 use crate::limits::{Per, STRANGERS_PER_SEC, TOKEN_MAX};
 use crate::load::{Holder, Payer, UnderWay};
+use crate::policy::{Action, Permissions, Resource};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -166,7 +166,7 @@ impl Gate<'_> {
         let identity = if let Some(key) = headers.get("x-api-key") {
             let key = key.to_str().ok().filter(|key| key.len() <= TOKEN_MAX);
             let key = key.ok_or(Error::Unauthenticated)?;
-            self.find(Credential::Key(super::hash(key))).await?
+            self.find(Credential::Key(crate::secret::hash(key))).await?
         } else {
             self.user(parts).await?
         };
@@ -179,7 +179,7 @@ impl Gate<'_> {
             }
             // The default limits apply to a user, in whatever team they act.
             Identity::User { user, .. } => {
-                let limits = self.app.directory.limits(&self.app.db, PLATFORM_TEAM).await?;
+                let limits = self.app.directory.limits(PLATFORM_TEAM).await?;
                 let holder = Holder { who: user.0, person: user.0 };
                 (Principal::User(*user), holder, limits.requests_per_sec)
             }
@@ -203,7 +203,7 @@ impl Gate<'_> {
     /// Returns the id under which a stranger's requests are counted.
     fn network(&self) -> Uuid {
         let network = self.by.from.map(|ip| ClientNetwork::from(ip).to_string());
-        let hash = super::hash(&network.unwrap_or_default());
+        let hash = crate::secret::hash(&network.unwrap_or_default());
         Uuid::from_slice(&hash[..16]).unwrap_or_default()
     }
 
@@ -218,12 +218,14 @@ impl Gate<'_> {
         let headers = &parts.headers;
         let bearer = session::bearer(headers).filter(|token| token.len() <= TOKEN_MAX);
         let (hash, cookie) = match (bearer, session::from_cookie(headers, self.transport)) {
-            (Some(token), _) if token.starts_with(session::PREFIX) => (super::hash(token), None),
+            (Some(token), _) if token.starts_with(session::PREFIX) => {
+                (crate::secret::hash(token), None)
+            }
             (Some(word), _) => {
                 let hash = self.app.user_signer.check(word);
                 (hash.ok_or(Error::Unauthenticated)?, None)
             }
-            (None, Some(token)) => (super::hash(token), Some(token)),
+            (None, Some(token)) => (crate::secret::hash(token), Some(token)),
             (None, None) => return Err(Error::Unauthenticated),
         };
         let identity = self.find(Credential::Session(hash)).await?;
@@ -248,7 +250,7 @@ impl Gate<'_> {
         let caller = identity.caller(self.app, asked_team(parts)?, self.by).await?;
         let team = caller.team;
         self.team = team;
-        let limits = self.app.directory.limits(&self.app.db, team).await?;
+        let limits = self.app.directory.limits(team).await?;
         self.count(team.0, limits.requests_per_sec)?;
         self.under_way.hold(self.app.load.team(team)?);
         Ok(caller)
@@ -271,7 +273,7 @@ impl Gate<'_> {
 pub(crate) async fn key_caller(app: &App, key: &Key, by: Actor) -> Result<Caller> {
     let (mut permissions, mut operator) = (key.permissions(), key.operator);
     if let Some(creator) = key.creator() {
-        let person = app.directory.person(&app.db, creator).await?;
+        let person = app.directory.person(creator).await?;
         let person = person.ok_or(Error::Unauthenticated)?;
         let role = person.role(key.team()).ok_or(Error::Unauthenticated)?;
         permissions = permissions.and(role.permissions());

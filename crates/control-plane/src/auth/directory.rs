@@ -2,7 +2,6 @@
 //! teams. Every change drops the entries that it concerns within a second, on every replica. A role
 //! or session that has ended then admits nobody. No entry is kept for long.
 
-use crate::app::App;
 use crate::cache::{Cache, CacheEntry, InvalidationHealth};
 use crate::db;
 use crate::db::listen::Change;
@@ -10,6 +9,7 @@ use crate::db::sessions::SessionRow;
 use crate::db::users::Person;
 use crate::error::Result;
 use crate::limits::Limits;
+use crate::load::Load;
 use sqlx::PgPool;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ const KEPT: Duration = Duration::from_secs(15);
 
 /// Caches of users, sessions and limits.
 pub(crate) struct Directory {
+    db: PgPool,
+    load: Arc<Load>,
     health: InvalidationHealth,
     users: Cache<UserId, Arc<Person>>,
     sessions: Cache<[u8; 32], Arc<SessionRow>>,
@@ -28,15 +30,15 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(crate) fn new(health: InvalidationHealth) -> Self {
+    pub(crate) fn new(db: PgPool, load: Arc<Load>, health: InvalidationHealth) -> Self {
         let (users, sessions) = (Cache::new(), Cache::new());
-        Self { health, users, sessions, limits: Cache::new() }
+        Self { db, load, health, users, sessions, limits: Cache::new() }
     }
 
     /// Finds an active user.
-    pub(crate) async fn person(&self, db: &PgPool, id: UserId) -> Result<Option<Arc<Person>>> {
+    pub(crate) async fn person(&self, id: UserId) -> Result<Option<Arc<Person>>> {
         let look = async {
-            let found = db::users::person(db, id).await?;
+            let found = db::users::person(&self.db, id).await?;
             Ok(CacheEntry::new(found.map(Arc::new), Some(KEPT)))
         };
         self.users.get(&self.health, &id, look).await
@@ -45,13 +47,12 @@ impl Directory {
     /// Finds a session by its token's hash, for a client at `from`.
     pub(crate) async fn session(
         &self,
-        app: &App,
         hash: &[u8; 32],
         from: Option<IpAddr>,
     ) -> Result<Option<Arc<SessionRow>>> {
         let look = async {
-            let _place = app.load.lookup(from).await?;
-            let found = db::sessions::find(&app.db, hash).await?;
+            let _place = self.load.lookup(from).await?;
+            let found = db::sessions::find(&self.db, hash).await?;
             let left = found.as_ref().map(|s| s.expires_at - time::OffsetDateTime::now_utc());
             let left = left.map(|left| Duration::try_from(left).unwrap_or_default().min(KEPT));
             Ok(CacheEntry::new(found.map(Arc::new), left))
@@ -60,9 +61,9 @@ impl Directory {
     }
 
     /// Returns a team's limits.
-    pub(crate) async fn limits(&self, db: &PgPool, team: TeamId) -> Result<Limits> {
+    pub(crate) async fn limits(&self, team: TeamId) -> Result<Limits> {
         let look = async {
-            Ok(CacheEntry::new(Some(db::limits::of(db, team).await?.limits()), Some(KEPT)))
+            Ok(CacheEntry::new(Some(db::limits::of(&self.db, team).await?.limits()), Some(KEPT)))
         };
         let found = self.limits.get(&self.health, &team, look).await?;
         Ok(found.unwrap_or(Limits::DEFAULT))

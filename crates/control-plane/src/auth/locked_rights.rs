@@ -5,13 +5,13 @@
 //! Every transaction takes its locks in this order: the lock of admins, users by their ids, the
 //! team, and then the rest. The lock of a team also orders changes to its members and keys.
 
-use super::policy::{Action, Permissions, Resource};
 use super::{Caller, Session};
 use crate::audit::{Actor, Principal};
 use crate::db;
 use crate::db::makers::Maker;
 use crate::db::users::User;
 use crate::error::{Error, Result};
+use crate::policy::{Action, Permissions, Resource};
 use sqlx::PgConnection;
 use types::{PLATFORM_TEAM, UserId};
 

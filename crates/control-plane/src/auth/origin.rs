@@ -1,13 +1,17 @@
 //! Finds a request's client address and transport. Only a proxy on this machine is believed about
 //! them.
 
-use crate::app::{ByTls, PublicUrl};
+use crate::domains::PublicUrl;
 use http::header::HeaderName;
 use http::{Extensions, HeaderMap, HeaderValue};
 use std::net::{IpAddr, SocketAddr};
 
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Marks a request that came by TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ByTls;
 
 /// The other end of a request's connection.
 #[derive(Debug, Clone, Copy)]

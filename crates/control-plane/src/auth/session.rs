@@ -34,7 +34,7 @@ const STATE_AGE: Duration = Duration::from_secs(600);
 
 /// Makes a session's token.
 pub(crate) fn new_token() -> String {
-    format!("{PREFIX}{}", super::random_hex(32))
+    format!("{PREFIX}{}", crate::secret::random_hex(32))
 }
 
 /// Returns the proof that a page must send beside the cookie. It is made of the session's token,

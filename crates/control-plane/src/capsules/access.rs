@@ -4,10 +4,11 @@
 use super::get;
 use crate::app::App;
 use crate::audit::Entry;
-use crate::auth::{Caller, random_hex};
+use crate::auth::Caller;
 use crate::db;
 use crate::db::listen::Change;
 use crate::error::{Error, Result};
+use crate::secret::random_hex;
 use types::CapsuleId;
 
 /// Replaces the traffic token of a capsule and returns the new one.

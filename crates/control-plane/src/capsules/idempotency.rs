@@ -27,7 +27,7 @@ impl IdempotencyKey {
             let must = "must be 1 to 255 lower-case letters, digits and hyphens";
             return Err(Error::invalid("Idempotency-Key", must));
         }
-        Ok(Self { key: key.to_owned(), request: crate::auth::hash_bytes(body) })
+        Ok(Self { key: key.to_owned(), request: crate::secret::hash_bytes(body) })
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Quota {
 
 impl Quota {
     pub(crate) async fn of(app: &App, caller: Caller) -> Result<Self> {
-        Ok(Self { caller, team: app.directory.limits(&app.db, caller.team).await? })
+        Ok(Self { caller, team: app.directory.limits(caller.team).await? })
     }
 
     /// Returns the lowest isolation tier for the team's capsules.

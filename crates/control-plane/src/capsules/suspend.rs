@@ -70,7 +70,7 @@ pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Re
     // The error of a capsule that has ended does not matter, since its row shows the end next.
     let _ = lifetime::ping(app, caller, id).await;
     if let Some(host) = capsule.host_id {
-        crate::reconcile::run(app, HostId(host)).await;
+        app.rounds.run(HostId(host)).await;
     }
     settled(app, caller, id).await
 }
@@ -342,7 +342,7 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         }
         return Ok(own);
     }
-    let team = app.directory.limits(&app.db, capsule.team()).await?.isolation;
+    let team = app.directory.limits(capsule.team()).await?.isolation;
     let template = match capsule.template_id {
         Some(id) => db::templates::isolation(&app.db, id).await?,
         None => Isolation::None,

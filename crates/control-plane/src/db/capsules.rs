@@ -1,7 +1,7 @@
 //! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
 use crate::audit::Entry;
-use crate::auth::policy::ResourceScope;
+use crate::policy::ResourceScope;
 use crate::scheduler::ResourceAmounts;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};

@@ -1,7 +1,7 @@
 //! API keys.
 
-use crate::auth::policy::{self, Permissions, ResourceScope};
 use crate::limits::Limits;
+use crate::policy::{self, Permissions, ResourceScope};
 use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -146,7 +146,7 @@ pub(crate) async fn insert(
                $7, $8, $9, $10, $11, nullif($12, 0), nullif($13, 0), nullif($14::bigint, 0), \
                nullif($15, 0), nullif($16, 0), $17, $18)";
     let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
-    let insert = insert.bind(crate::auth::hash(key).as_slice()).bind(&row.key_prefix);
+    let insert = insert.bind(crate::secret::hash(key).as_slice()).bind(&row.key_prefix);
     let insert = insert.bind(row.created_by).bind(row.expires_at).bind(row.operator);
     let insert = insert.bind(&row.scopes).bind(row.template_id).bind(row.capsule_id);
     let insert = insert.bind(limits.capsules).bind(limits.vcpus).bind(limits.memory_mib);

@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(parse(&format!("capsule:{}", id.0)), Change::Capsule(id));
         let host = HostId::new();
         assert_eq!(parse(&format!("host:{}", host.0)), Change::Host(host));
-        let hash = crate::auth::hash("x");
+        let hash = crate::secret::hash("x");
         let text = hex::encode(&hash);
         assert_eq!(parse(&format!("key:{text}")), Change::Key(hash));
         assert_eq!(parse(&format!("session:{text}")), Change::Session(hash));

@@ -1,7 +1,7 @@
 //! Teams, their members, and their invitations.
 
 use super::makers::Maker;
-use crate::auth::policy::Role;
+use crate::policy::Role;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};

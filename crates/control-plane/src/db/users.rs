@@ -1,7 +1,7 @@
 //! Users, their memberships, mailed tokens and identities at providers.
 
 use super::makers::Maker;
-use crate::auth::policy::Role;
+use crate::policy::Role;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;

@@ -8,19 +8,18 @@
 use super::jwt::{Enrolled, LIFE};
 use crate::app::App;
 use crate::audit::{Actor, Entry, Principal};
-use crate::auth::{hash, random_hex};
 use crate::db;
 use crate::db::host_tokens::{Kind, Token};
 use crate::db::hosts::Cert;
 use crate::db::makers::Maker;
 use crate::error::{Error, Result};
-use crate::hosts::tls::CertStore;
+use crate::hosts::tls::{CertStore, is_loopback};
+use crate::secret::{hash, random_hex};
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -332,9 +331,4 @@ async fn prove_plain(app: &App, address: &Authority) -> Result<()> {
         Ok(Ok(_)) => Ok(()),
         _ => Err(Error::invalid("address", "does not answer")),
     }
-}
-
-/// Reports whether a host is a loopback address, and so on this machine.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -81,3 +81,8 @@ fn config(authority: &Authority) -> anyhow::Result<Arc<ClientConfig>> {
     let pair = authority.control_plane()?;
     Ok(Arc::new(pki::dial_host(authority.trust(), &pair)?))
 }
+
+/// Reports whether a host is a loopback address, and so on this machine.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}

@@ -4,8 +4,9 @@ use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
 use crate::auth::origin::Transport;
 use crate::auth::session::{self, TOKEN};
-use crate::auth::{Anonymous, Session, hash};
+use crate::auth::{Anonymous, Session};
 use crate::error::{Error, Result};
+use crate::secret::hash;
 use crate::users::{self, Entered, Origin, oauth};
 use axum::Json;
 use axum::extract::State;
@@ -31,7 +32,7 @@ async fn entered(
     entered: Entered,
     program: bool,
 ) -> Result<Response> {
-    let person = app.directory.person(&app.db, entered.user.id()).await?;
+    let person = app.directory.person(entered.user.id()).await?;
     let body = api::LoggedIn {
         user_id: entered.user.id().to_string(),
         email: entered.user.email,
@@ -254,7 +255,7 @@ pub(crate) async fn callback(
         return Err(Error::SignInFailed(format!("the provider refused: {why}")));
     };
     let shown = match session::from_cookie(&headers, transport) {
-        Some(token) => app.directory.session(&app, &hash(token), anonymous.0.from).await?,
+        Some(token) => app.directory.session(&hash(token), anonymous.0.from).await?,
         None => None,
     };
     let shown = shown.map(|session| SessionId(session.id));

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::streams::{Stream, parse_cursor, to_api};
+use crate::streams::{parse_cursor, to_api};
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
 use futures::StreamExt;
@@ -50,7 +50,8 @@ pub(super) async fn open(
     let last = headers.get("last-event-id").filter(|id| !id.is_empty());
     let after =
         last.map(|id| id.to_str().ok().and_then(parse_cursor).ok_or_else(wrong)).transpose()?;
-    let stream = Stream::open(app, caller, after).await?;
+    let shares = app.load.stream(caller.team, caller.holder())?;
+    let stream = app.streams.open(caller.team, shares, after).await?;
     let tasks = app.tasks.clone();
     let batches =
         futures::stream::unfold((stream, Instant::now()), move |(mut stream, told)| async move {

@@ -2,10 +2,11 @@
 
 use super::extract::{Path, WithInput, capsule_id};
 use crate::app::App;
-use crate::auth::{Caller, random_hex};
+use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::load::{Load, Payer, UnderWay};
 use crate::processes::{Command, Event, Events, Processes};
+use crate::secret::random_hex;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};

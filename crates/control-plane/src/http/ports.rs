@@ -34,7 +34,7 @@ fn to_api(app: &App, caller: Caller, capsule: Capsule, target: Target) -> Json<a
     Json(api::Port {
         port: target.port,
         public: is_public(&capsule, target.port),
-        url: app.public.of(target),
+        url: app.public.of(target.capsule, target.port),
         traffic_token: caller.executes(&capsule).then_some(capsule.traffic_token),
     })
 }
@@ -66,7 +66,7 @@ pub(crate) async fn list(
         address: listener.address.to_string(),
         program: listener.program,
         public: is_public(&capsule, listener.port),
-        url: app.public.of(Target { capsule: capsule.id(), port: listener.port }),
+        url: app.public.of(capsule.id(), listener.port),
     };
     Ok(Json(listeners.into_iter().map(to_api).collect()))
 }
@@ -151,7 +151,7 @@ pub(crate) async fn link(
     let what = json!({ "port": target.port, "expires_sec": seconds });
     let entry = Entry::new(caller.team, caller.by, "capsule.create_link", target.capsule);
     db::audit::write(&app.db, &entry.with(what)).await?;
-    let url = format!("{}/?{field}", app.public.of(target));
+    let url = format!("{}/?{field}", app.public.of(target.capsule, target.port));
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
 }
 

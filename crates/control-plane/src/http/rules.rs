@@ -2,7 +2,7 @@
 //! document shows each rule as `x-wrenn-access`.
 
 use super::{compat_e2b, compat_wrenn_v0};
-use crate::auth::policy::Action;
+use crate::policy::Action;
 use http::Method;
 
 /// Callers that a route serves.

@@ -9,9 +9,9 @@ use crate::app::App;
 use crate::audit::Actor;
 use crate::auth::Caller;
 use crate::auth::authorize::key_caller;
-use crate::auth::policy::{Action, Resource};
 use crate::auth::revocations::{Basis, Subject};
 use crate::error::{Error, Result};
+use crate::policy::{Action, Resource};
 
 /// Result of checking a link.
 #[derive(Debug)]
@@ -97,15 +97,15 @@ pub(super) async fn stands(
     let this = Some(Subject::Capsule(target.capsule));
     let (caller, mut basis) = match link.maker {
         Maker::User(id) => {
-            let person = app.directory.person(&app.db, id).await?;
+            let person = app.directory.person(id).await?;
             let role = person.and_then(|person| person.role(route.team));
             let permissions = role.ok_or(Error::LinkRevoked)?.permissions();
             let subjects = [Some(Subject::User(id)), None, this];
             (Caller { permissions, ..Caller::of(route.team) }, Basis { subjects, until: None })
         }
         Maker::Key(id) => {
-            let hash = app.routes.hash(&app.db, id).await?.ok_or(Error::LinkRevoked)?;
-            let key = app.routes.key(app, &hash, None).await?.ok_or(Error::LinkRevoked)?;
+            let hash = app.key_cache.hash(id).await?.ok_or(Error::LinkRevoked)?;
+            let key = app.key_cache.find(&hash, None).await?.ok_or(Error::LinkRevoked)?;
             (key_caller(app, &key, Actor::SYSTEM).await?, key.basis(hash, this))
         }
     };

@@ -8,10 +8,10 @@ use super::target::Target;
 use crate::app::App;
 use crate::audit::Actor;
 use crate::auth::authorize::key_caller;
-use crate::auth::policy::{Action, Resource};
 use crate::auth::revocations::{Basis, Recheck, Subject, broken_off};
 use crate::db::keys::Key;
 use crate::error::{Error, Result};
+use crate::policy::{Action, Resource};
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -53,7 +53,7 @@ impl PortAdmission {
 impl Recheck for PortAdmission {
     async fn check(&self) -> Result<Basis> {
         let Self { app, target, route: before, .. } = self;
-        let (route, key) = app.routes.find(app, target.capsule, self.key.as_ref(), None).await?;
+        let (route, key) = app.routes.find(target.capsule, self.key.as_ref(), None).await?;
         // When a capsule is gone, its host ends every open exchange.
         let Some(route) = route else { return Ok(self.basis) };
         if route.team != before.team {

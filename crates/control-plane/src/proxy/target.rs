@@ -6,6 +6,7 @@
 //! The second names envd's port, with a path that is E2B's API and none of envd's. SDKs up to 2.25
 //! send envd no header but its token, once they have connected. So the token names its capsule.
 
+use crate::domains::{Domains, plain_name};
 use crate::http::compat_e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
@@ -17,28 +18,6 @@ pub(crate) const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox
 
 /// Longest name of a host, in bytes (RFC 1035, 2.3.4).
 const NAME_MAX: usize = 253;
-
-/// Domains whose names lead to capsules; any domain when none is configured.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Domains(Vec<String>);
-
-impl Domains {
-    pub(crate) fn new(names: &[String]) -> Self {
-        let plain = |name: &String| name.trim_matches('.').to_ascii_lowercase();
-        Self(names.iter().map(plain).filter(|name| !name.is_empty()).collect())
-    }
-
-    fn hold(&self, domain: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|one| one == domain)
-    }
-
-    /// Reports whether a host name, with or without a port, is `api.` before a configured domain.
-    fn name_api(&self, host: &str) -> bool {
-        let label = host.get(..API.len()).filter(|label| label.eq_ignore_ascii_case(API));
-        let domain = label.and(host.get(API.len()..)).map(plain_name);
-        domain.is_some_and(|domain| self.0.iter().any(|one| one.eq_ignore_ascii_case(domain)))
-    }
-}
 
 /// A port of a capsule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +39,6 @@ pub(crate) enum Addressee {
 const PORT: &str = "the port must be 1 to 65535, without leading zeros";
 const ID: &str = "the capsule's id must be `cl-` and 25 digits and lower-case letters";
 const HOST: &str = "the request must name one host";
-
-/// First label of the API's own name.
-const API: &str = "api.";
 
 /// Returns the destination of a request.
 pub(crate) fn of<B>(request: &Request<B>, domains: &Domains) -> Addressee {
@@ -104,12 +80,6 @@ fn by_name(host: &str, domains: &Domains) -> Addressee {
         return Addressee::Api;
     }
     target(port, &id.to_ascii_lowercase())
-}
-
-/// Strips the port and the final dot from a host name.
-fn plain_name(host: &str) -> &str {
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    name.strip_suffix('.').unwrap_or(name)
 }
 
 fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
@@ -310,7 +280,7 @@ mod tests {
     #[test]
     fn envd_token_selects_capsule_where_nothing_else_does() {
         let capsule = CapsuleId::new();
-        let token = crate::auth::new_envd_token(capsule);
+        let token = crate::secret::new_envd_token(capsule);
         assert_eq!(token.len(), capsule.to_string().len() + 1 + 64);
         let wanted = Addressee::Capsule(Target { capsule, port: ENVD_PORT });
         let asked = |path: &str, token: &str| request(path, &[("x-access-token", token)]);

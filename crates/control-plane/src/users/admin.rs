@@ -1,7 +1,7 @@
 //! Management of users by the platform's admins, and the erasure of a user. Once the platform has
 //! had an admin who can sign in, it always has one.
 
-use super::{check_email, give_token, mail, note};
+use super::{give_token, mail, note};
 use crate::app::App;
 use crate::audit::Actor;
 use crate::auth::Session;
@@ -10,7 +10,8 @@ use crate::db;
 use crate::db::listen::Change;
 use crate::db::users::{Purpose, User};
 use crate::error::{Error, Result};
-use crate::teams::{self, check_title};
+use crate::fields::{check_email, check_title};
+use crate::teams;
 use serde_json::json;
 use sqlx::PgConnection;
 use types::UserId;
@@ -34,7 +35,7 @@ pub(crate) async fn invite(app: &App, by: Actor, wanted: api::InviteUser) -> Res
     }
     let token = give_token(&mut tx, &user, Purpose::Activate, maker, None).await?;
     tx.commit().await?;
-    mail::send(app, &email, mail::activation(&token)).await?;
+    app.mailer.send(&email, mail::activation(&token)).await?;
     Ok(user)
 }
 

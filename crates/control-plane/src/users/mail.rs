@@ -1,6 +1,5 @@
 //! Mail to users: by SMTP or, for development, as files in an outbox folder.
 
-use crate::app::App;
 use crate::error::{Error, Result};
 use anyhow::Context;
 use lettre::message::{Mailbox, header::ContentType};
@@ -65,7 +64,16 @@ impl Mailer {
         if matches!(self.transport, MailTransport::Nowhere) { Err(Error::NoMail) } else { Ok(()) }
     }
 
-    async fn send(&self, to: &str, text: Text) -> anyhow::Result<()> {
+    /// Sends a mail. A failure is logged without the mail's text.
+    pub(crate) async fn send(&self, to: &str, text: Text) -> Result<()> {
+        self.check()?;
+        self.deliver(to, text).await.map_err(|error| {
+            tracing::warn!(error = format!("{error:#}"), "sending a mail");
+            Error::MailFailed
+        })
+    }
+
+    async fn deliver(&self, to: &str, text: Text) -> anyhow::Result<()> {
         let message = Message::builder()
             .from(self.from.clone())
             .to(to.parse()?)
@@ -76,7 +84,7 @@ impl Mailer {
             MailTransport::Smtp(smtp) => smtp.send(message).await.map(|_| ())?,
             MailTransport::Outbox(folder) => {
                 let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
-                let path = folder.join(format!("{now}-{}.eml", crate::auth::random_hex(4)));
+                let path = folder.join(format!("{now}-{}.eml", crate::secret::random_hex(4)));
                 daemon::write_private(&path, &message.formatted())?;
                 tracing::info!(path = %path.display(), "a mail is in the outbox");
             }
@@ -90,16 +98,6 @@ impl Mailer {
 pub(crate) struct Text {
     subject: String,
     body: String,
-}
-
-/// Sends a mail. A failure is logged without the mail's text.
-pub(crate) async fn send(app: &App, to: &str, text: Text) -> Result<()> {
-    app.mailer.check()?;
-    let sent = app.mailer.send(to, text).await;
-    sent.map_err(|error| {
-        tracing::warn!(error = format!("{error:#}"), "sending a mail");
-        Error::MailFailed
-    })
 }
 
 pub(super) fn activation(token: &str) -> Text {

@@ -5,9 +5,9 @@
 
 use crate::app::App;
 use crate::audit::Actor;
-use crate::auth::hash;
 use crate::db;
 use crate::error::{Error, Result};
+use crate::secret::hash;
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use types::{ClientNetwork, TeamId};
