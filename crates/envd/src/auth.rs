@@ -5,14 +5,12 @@
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::http::Peer;
+use crate::peer::Peer;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use connectrpc::ErrorCode;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method};
 use protocol::{Operation, SignedFile};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
@@ -82,29 +80,7 @@ pub(crate) fn check_file(
     Ok(())
 }
 
-/// Returns the user that a request asks to act as, from its `Authorization: Basic` header.
-pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let decoded = STANDARD.decode(value.strip_prefix("Basic ")?.trim()).ok()?;
-    let text = String::from_utf8(decoded).ok()?;
-    let name = text.split(':').next()?;
-    (!name.is_empty()).then(|| name.to_owned())
-}
-
 /// Compares secrets in a time that does not depend on where they differ.
 pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requested_user_is_read_from_basic_auth() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(requested_user(&headers), None);
-        headers.insert(header::AUTHORIZATION, "Basic dXNlcjo=".parse().unwrap());
-        assert_eq!(requested_user(&headers).as_deref(), Some("user"));
-    }
 }

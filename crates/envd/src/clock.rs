@@ -1,7 +1,8 @@
-//! The guest's wall clock.
+//! The guest's wall clock, and waits for deadlines.
 
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
 
 /// Returns the time in seconds since 1970.
 pub(crate) fn unix_seconds() -> i64 {
@@ -17,4 +18,12 @@ pub(crate) fn unix_seconds() -> i64 {
 pub(crate) fn set(to: time::OffsetDateTime) -> std::io::Result<()> {
     let at = Timespec { tv_sec: to.unix_timestamp(), tv_nsec: i64::from(to.nanosecond()) };
     Ok(clock_settime(ClockId::Realtime, at)?)
+}
+
+/// Waits for a deadline. Without a deadline, never returns.
+pub(crate) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::init::identity::Ids;
+use crate::identity::Ids;
 use crate::sys;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,11 +1,10 @@
 //! State that envd's handlers share: the token, defaults and environment from `/init`, and the
 //! capsule's processes and watchers. It is a single value that is passed explicitly.
 
+use crate::budget::Budget;
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
-use crate::http::Budget;
-use crate::init::Held;
-use crate::init::identity::Ids;
+use crate::identity::Ids;
 use crate::jobs::Jobs;
 use crate::lock::{read_lock, write_lock};
 use crate::metadata::Metadata;
@@ -14,7 +13,16 @@ use crate::process::registry::Registry;
 use crate::sys::spawner::Spawner;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
+
+/// The guest's own files. They are opened before the first program runs, so that no program can put
+/// something else in their places.
+pub(crate) struct Held {
+    /// The capsule's own disk, below the overlay.
+    pub disk: OwnedFd,
+    /// The ids of the machine and its boot.
+    pub ids: Ids,
+}
 
 /// State that all handlers share.
 pub(crate) struct Guest {
@@ -33,7 +41,7 @@ pub(crate) struct Guest {
     pub jobs: Jobs,
     pub budget: Budget,
     pub ports: Ports,
-    pub metadata: Metadata,
+    pub metadata: Arc<Metadata>,
     settings: RwLock<Settings>,
 }
 
@@ -72,7 +80,7 @@ impl Guest {
             jobs: Jobs::default(),
             budget: Budget::default(),
             ports: Ports::new(port),
-            metadata: Metadata::default(),
+            metadata: Arc::default(),
             settings: RwLock::new(settings),
         }
     }

@@ -8,14 +8,13 @@ mod linger;
 mod listener;
 mod ports;
 
-pub(crate) use budget::Budget;
-pub(crate) use listener::{Peer, Server};
+pub(crate) use listener::Server;
 
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::metadata::Metadata;
-use crate::{auth, clock, init, jobs, metrics, rpc, users};
+use crate::peer::Peer;
+use crate::{auth, clock, jobs, metrics, rpc, sys, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -104,7 +103,7 @@ async fn initialize(
     // Another caller may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;
     if guest.in_guest && init.epoch.is_some() {
-        Metadata::ask(&guest);
+        guest.metadata.ask(&guest.jobs.looks);
     }
     guest.change(|settings| {
         let token = init.access_token.filter(|t| !t.is_empty());
@@ -143,7 +142,7 @@ fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
     }
     // A host name that cannot be set is no reason to refuse the rest.
     if let Some(name) = &init.hostname {
-        let _ = init::network::set_host_name(name);
+        let _ = sys::set_host_name(name);
     }
     Ok(())
 }

@@ -4,7 +4,6 @@
 //! No failure here is silent: a fatal error is written to the console, which the host keeps, and
 //! the machine is reset.
 
-pub(crate) mod identity;
 mod limits;
 mod modules;
 mod mounts;
@@ -12,25 +11,13 @@ mod names;
 pub(crate) mod network;
 mod power;
 
-use crate::filesystem::source;
-use crate::sys;
-use identity::Ids;
-use std::io::Write;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use crate::console::console;
+use crate::guest::Held;
+use crate::{identity, sys};
 use std::time::Duration;
 
 /// Time for the last write of every file system's data.
 const SYNC: Duration = Duration::from_secs(5);
-
-/// The guest's own files. They are opened before the first program runs, so that no program can put
-/// something else in their places.
-pub(crate) struct Held {
-    /// The capsule's own disk, below the overlay.
-    pub disk: OwnedFd,
-    /// The ids of the machine and its boot.
-    pub ids: Ids,
-}
 
 /// Prepares the guest. Returns the guest's own files, in the child that is to serve.
 pub(crate) fn bring_up() -> Held {
@@ -109,15 +96,5 @@ fn restart() -> ! {
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     loop {
         std::thread::sleep(std::time::Duration::from_secs(1));
-    }
-}
-
-/// Writes a line to the console, which the host keeps. Never waits for a named pipe or a terminal
-/// that root in the guest may have put in its place.
-pub(crate) fn console(line: &str) {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).custom_flags(source::OPEN_FLAGS);
-    if let Ok(mut console) = options.open("/dev/console") {
-        let _ = writeln!(console, "{line}");
     }
 }

@@ -9,19 +9,24 @@
 #![allow(clippy::disallowed_methods, reason = "envd ends with its guest, never before its tasks")]
 
 mod auth;
+mod budget;
 mod cgroup;
 mod clock;
+mod console;
 mod epoch;
 mod error;
 mod filesystem;
 mod guest;
 mod http;
+mod identity;
 mod init;
 mod jobs;
 mod lock;
 mod metadata;
 mod metrics;
+mod open;
 mod paths;
+mod peer;
 mod ports;
 mod process;
 mod rpc;
@@ -30,8 +35,7 @@ mod users;
 
 use crate::http::Server;
 use anyhow::Context;
-use guest::Guest;
-use init::Held;
+use guest::{Guest, Held};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 

@@ -5,8 +5,8 @@
 //! facts as variables, and files below `/run/wrenn` hold them. A process that starts before the
 //! answer waits for it, for a limited time.
 
-use crate::guest::Guest;
-use crate::init;
+use crate::console::console;
+use crate::jobs::Pool;
 use crate::lock::lock;
 use anyhow::Context;
 use bytes::Bytes;
@@ -70,12 +70,11 @@ impl Default for Metadata {
 }
 
 impl Metadata {
-    /// Drops the known facts and asks anew.
-    pub(crate) fn ask(guest: &Arc<Guest>) {
-        let this = &guest.metadata;
-        this.known.send_replace(None);
-        let task = tokio::spawn(learn(Arc::clone(guest)));
-        let mut asking = lock(&this.asking);
+    /// Drops the known facts and asks anew. A job of `looks` writes the answer to files.
+    pub(crate) fn ask(self: &Arc<Self>, looks: &Pool) {
+        self.known.send_replace(None);
+        let task = tokio::spawn(learn(Arc::clone(self), looks.clone()));
+        let mut asking = lock(&self.asking);
         if let Some(earlier) = asking.replace(task.abort_handle()) {
             earlier.abort();
         }
@@ -95,7 +94,7 @@ impl Metadata {
     }
 }
 
-async fn learn(guest: Arc<Guest>) {
+async fn learn(metadata: Arc<Metadata>, looks: Pool) {
     for _ in 0..TRIES {
         let asked = tokio::time::timeout(TRY, fetch()).await;
         if let Ok(Ok(about)) = asked {
@@ -103,18 +102,18 @@ async fn learn(guest: Arc<Guest>) {
             let told = Arc::clone(&about);
             let write = move || {
                 if let Err(error) = write(Path::new(FOLDER), &told) {
-                    init::console(&format!("envd: writing below {FOLDER}: {error}"));
+                    console(&format!("envd: writing below {FOLDER}: {error}"));
                 }
                 Ok(())
             };
             // A mount over the folder may hang. It must not hold up a program.
-            let _ = guest.jobs.looks.run(TRY, write).await;
-            guest.metadata.known.send_replace(Some(about));
+            let _ = looks.run(TRY, write).await;
+            metadata.known.send_replace(Some(about));
             return;
         }
         tokio::time::sleep(PAUSE).await;
     }
-    guest.metadata.known.send_replace(Some(Arc::default()));
+    metadata.known.send_replace(Some(Arc::default()));
 }
 
 async fn fetch() -> anyhow::Result<About> {

@@ -1,10 +1,11 @@
 //! Paths as callers write them: absolute, relative to the user's home, or with `~`.
 
-use crate::auth;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::users::{self, User};
-use http::HeaderMap;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, header};
 use std::path::{Component, Path, PathBuf};
 
 /// The user that a request acts as, by name alone, and the folder where relative paths begin.
@@ -19,7 +20,7 @@ impl Caller {
     pub(crate) fn of(guest: &Guest, headers: &HeaderMap, username: Option<&str>) -> Self {
         let settings = guest.settings();
         let named = username.filter(|name| !name.is_empty()).map(str::to_owned);
-        let name = named.or_else(|| auth::requested_user(headers)).unwrap_or(settings.default_user);
+        let name = named.or_else(|| requested_user(headers)).unwrap_or(settings.default_user);
         Self { name, workdir: settings.default_workdir }
     }
 
@@ -43,6 +44,15 @@ impl Caller {
         }
         self.resolve(path, user)
     }
+}
+
+/// Returns the user that a request asks to act as, from its `Authorization: Basic` header.
+pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let decoded = STANDARD.decode(value.strip_prefix("Basic ")?.trim()).ok()?;
+    let text = String::from_utf8(decoded).ok()?;
+    let name = text.split(':').next()?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// Makes `path` absolute for `user`. An empty path is `workdir` or, without it, the user's home.
@@ -87,6 +97,14 @@ fn normalize(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requested_user_is_read_from_basic_auth() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(requested_user(&headers), None);
+        headers.insert(header::AUTHORIZATION, "Basic dXNlcjo=".parse().unwrap());
+        assert_eq!(requested_user(&headers).as_deref(), Some("user"));
+    }
 
     #[test]
     fn every_path_spelling_resolves_to_absolute() {

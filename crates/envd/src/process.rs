@@ -1,7 +1,7 @@
 //! Programs that callers start. Each is a value that lives at least 30 s beyond the program's end.
 //!
 //! ```text
-//!  start::start     insert                     hub.end             forget_later
+//!  run::start       insert                     hub.end             forget_later
 //!  ────┬───────────────────▶ runs ────────────────────▶ ended ───────────────────▶ forgotten
 //!      │ Error                                            │    REMEMBER, hub.settled
 //!      ▼                      pump: output to             │ a pipe is still open
@@ -9,7 +9,7 @@
 //!                             wait: leader's end;       lingers: hub.keep takes the last
 //!                             SIGKILL at the deadline   output, until hub.drained or forget
 //! ```
-//! `follow` carries a program from its start to `forget_later`.
+//! `run::follow` carries a program from its start to `forget_later`.
 //!
 //! The program itself is the leader of a session and so of a process group. A signal reaches the
 //! whole group. `SIGKILL` and a deadline end the whole control group, with processes in sessions of
@@ -24,18 +24,17 @@ pub(crate) mod exit;
 pub(crate) mod hub;
 mod pty;
 pub(crate) mod registry;
+pub(crate) mod run;
 mod start;
+mod starting;
 
 use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
-use crate::guest::Guest;
 use crate::lock::lock;
-use crate::sys;
+use crate::{clock, sys};
 use child::Child;
 use endpoint::Endpoint;
-use exit::Exit;
-use futures::future::join_all;
-use hub::{Hub, Output, Subscription};
+use hub::{Hub, Output};
 use pty::Pty;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
@@ -109,94 +108,12 @@ struct Source {
     most: usize,
 }
 
-/// Starts a program as the user called `account`. Returns it with a first subscription, which is
-/// made before any output is read, so that none is lost.
-///
-/// At the deadline, the program is killed with its control group, even if nobody listens. `vars`
-/// are the variables from the guest's metadata.
-pub(crate) async fn start(
-    guest: &Arc<Guest>,
-    account: String,
-    spec: Spec,
-    vars: Vec<(&'static str, String)>,
-    deadline: Option<Instant>,
-) -> Result<(Arc<Process>, Subscription)> {
-    let spec = Arc::new(spec);
-    let started = start::start(guest, account, &spec, vars, deadline).await?;
-    let process = Arc::new(Process {
-        pid: started.child.pid(),
-        // The threads that start programs have dropped theirs.
-        spec: Arc::unwrap_or_clone(spec).shorten(),
-        hub: guest.processes.hub(),
-        stdin: AsyncMutex::new(started.stdin),
-        pty: started.pty,
-        leaf: Mutex::new(started.leaf),
-        gone: watch::Sender::new(false),
-    });
-    let events = process.hub.subscribe()?;
-    guest.processes.insert(&process);
-    let (guest, followed) = (Arc::clone(guest), Arc::clone(&process));
-    tokio::spawn(follow(guest, followed, started.child, started.sources, deadline));
-    Ok((process, events))
-}
-
-/// Carries output to the hub until the program's end, and reports the end. Afterwards reads on for
-/// processes that outlive the program.
-async fn follow(
-    guest: Arc<Guest>,
-    process: Arc<Process>,
-    child: Child,
-    sources: Vec<Source>,
-    deadline: Option<Instant>,
-) {
-    let pumps = join_all(sources.iter().map(|source| process.pump(source)));
-    let (status, open) = tokio::join!(process.wait(&child, deadline), pumps);
-    drop(child);
-    process.hub.end(&Exit::from(status));
-    if let Some(leaf) = process.leaf().take() {
-        guest.cgroups.end(leaf);
-    }
-    let open = sources.into_iter().zip(open).filter_map(|(source, open)| open.then_some(source));
-    let open: Vec<Source> = open.collect();
-    if !open.is_empty()
-        && let Some(place) = guest.processes.drain()
-    {
-        guest.processes.linger(&process.hub);
-        let hub = Arc::clone(&process.hub);
-        tokio::spawn(async move {
-            drain(&hub, &open).await;
-            drop(place);
-        });
-    }
-    // No write is under way, since writers give up when the leader ends.
-    process.stdin.lock().await.take();
-    guest.processes.forget_later(process).await;
-}
-
-/// Reads the pipes of an ended program until no process holds them. So no process that outlives the
-/// program waits or gets `SIGPIPE`.
-async fn drain(hub: &Hub, sources: &[Source]) {
-    join_all(sources.iter().map(|source| drain_one(hub, source))).await;
-    hub.drained();
-}
-
-async fn drain_one(hub: &Hub, source: &Source) {
-    while let Ok(data) = source.end.read(source.most).await {
-        if data.is_empty() {
-            return;
-        }
-        hub.keep(source.output, &data);
-        // A process that never pauses must leave the thread to others between two pieces.
-        tokio::task::yield_now().await;
-    }
-}
-
 impl Process {
     /// Waits for the leader's end. Kills everything at the deadline.
     async fn wait(&self, child: &Child, deadline: Option<Instant>) -> std::io::Result<ExitStatus> {
         let status = tokio::select! {
             status = child.wait() => status,
-            () = crate::rpc::stream::until(deadline) => {
+            () = clock::until(deadline) => {
                 // The leader may have just ended, which is no error.
                 let _ = self.signal(Signal::KILL);
                 child.wait().await

@@ -168,3 +168,8 @@ fn ioctl<T>(socket: &impl AsFd, request: libc::c_ulong, argument: &mut T) -> io:
         _ => Ok(()),
     }
 }
+
+/// Sets the kernel's host name.
+pub(crate) fn set_host_name(name: &str) -> io::Result<()> {
+    Ok(rustix::system::sethostname(name.as_bytes())?)
+}

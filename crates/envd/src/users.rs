@@ -2,7 +2,7 @@
 //! not call the C library's look-ups, which load modules that may not fit the image.
 
 use crate::error::{Error, Result};
-use crate::filesystem::source;
+use crate::open::open_regular;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ fn root() -> User {
 
 /// Makes the error for an unknown name. Adds the reason if the table cannot be read.
 fn unknown(name: &str, table: &str) -> Error {
-    let why = source::open_regular(Path::new(table)).err();
+    let why = open_regular(Path::new(table)).err();
     let why = why.map_or_else(String::new, |error| format!(": {error}"));
     Error::unauthenticated(format!("invalid username: '{name}'{why}"))
 }
@@ -75,7 +75,7 @@ impl Names {
 /// Reads a table. Anything but a regular file, such as a named pipe, counts as an empty table.
 fn read(path: &str) -> String {
     let mut bytes = Vec::new();
-    if let Ok(file) = source::open_regular(Path::new(path)) {
+    if let Ok(file) = open_regular(Path::new(path)) {
         let _ = file.take(TABLE_MAX).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -3,10 +3,11 @@
 //! on a thread that may block.
 
 use super::closer::Closer;
-use super::source::{self, OPEN_FLAGS, Source};
+use super::source::{self, Source};
 use super::{STAGED_PREFIX, ensure_dir, entry};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Pool};
+use crate::open::{OPEN_FLAGS, not_regular};
 use crate::users::User;
 use connectrpc::ErrorCode;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -97,7 +98,7 @@ impl Sink {
         let fail = |e: &io::Error| failed(path, e);
         let sink = match fs::metadata(path) {
             Ok(found) if found.file_type().is_char_device() => special(path),
-            Ok(found) if !found.is_file() => Err(source::not_regular(path)),
+            Ok(found) if !found.is_file() => Err(not_regular(path)),
             Ok(found) => replace(order, &found, pool),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let target = follow(path).map_err(|e| fail(&e))?;
@@ -214,7 +215,7 @@ fn special(path: &Path) -> Result<Sink> {
     // The path may lead to another file by now. Such a file would lose its contents part by part.
     let found = file.metadata().map_err(|e| failed(path, &e))?;
     if !found.file_type().is_char_device() && !source::is_made_up(&file) {
-        return Err(source::not_regular(path));
+        return Err(not_regular(path));
     }
     Ok(Sink::new(file, path, Way::Special))
 }
@@ -233,7 +234,7 @@ fn replace(order: &Order<'_>, found: &Metadata, pool: &Pool) -> Result<Sink> {
             return Ok(sink);
         }
     }
-    in_place(order).map_err(|e| failed(path, &e))?.ok_or_else(|| source::not_regular(path))
+    in_place(order).map_err(|e| failed(path, &e))?.ok_or_else(|| not_regular(path))
 }
 
 /// Opens a file to be written in place. Returns `None` when the path no longer leads to a file.

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::guest::Guest;
-use crate::{jobs, metrics};
+use crate::jobs;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -14,7 +14,6 @@ use connectrpc::{ConnectError, ErrorCode};
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::Limited;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
 /// Path of the call that starts a program.
 const START: &str = "/process.Process/Start";
@@ -24,25 +23,6 @@ const START_MAX: u32 = 2 << 20;
 const SMALL: u32 = 4 << 10;
 /// Bytes of memory for each byte of a request. A list of one-letter arguments takes most.
 const FACTOR: u32 = 40;
-/// Most memory for all starts under way, in bytes.
-const MEMORY_MAX: u64 = 64 << 20;
-/// Part of a small guest's memory for all starts under way: an eighth.
-const MEMORY_SHARE: u64 = 8;
-
-/// Memory for starts under way.
-pub(crate) struct Budget {
-    bytes: Arc<Semaphore>,
-    all: u32,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        let all = MEMORY_MAX.min(metrics::memory().total / MEMORY_SHARE);
-        let all = u32::try_from(all).unwrap_or(u32::MAX).max(FACTOR * SMALL);
-        Self { bytes: Arc::new(Semaphore::new(all as usize)), all }
-    }
-}
-
 /// Lets a start through once there is memory for it. A start that needs more than the budget gets
 /// the whole budget.
 pub(super) async fn admit(
@@ -55,13 +35,13 @@ pub(super) async fn admit(
     }
     let kind = request.headers().get(header::CONTENT_TYPE).cloned();
     let weight = match weight(request.headers()) {
-        Ok(weight) => weight.min(guest.budget.all),
+        Ok(weight) => weight.min(guest.budget.all()),
         Err(error) => return refuse(kind, error),
     };
     if weight == 0 {
         return next.run(request).await;
     }
-    let permit = guest.budget.bytes.acquire_many(weight);
+    let permit = guest.budget.take(weight);
     let Ok(Ok(permit)) = tokio::time::timeout(jobs::LIMIT, permit).await else {
         let message = "too many programs with long arguments are being started";
         return refuse(kind, Error::new(ErrorCode::Unavailable, message));

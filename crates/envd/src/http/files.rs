@@ -7,10 +7,11 @@ use super::form::Demand;
 use crate::auth::{self, Signed};
 use crate::error::{Error, Result};
 use crate::filesystem::sink::{Order, Sink};
-use crate::filesystem::source::{self, Source};
+use crate::filesystem::source::Source;
 use crate::filesystem::{CHUNK, LONG, entry};
 use crate::guest::Guest;
 use crate::jobs::{LIMIT, Pool};
+use crate::open::identify;
 use crate::paths::Caller;
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -486,9 +487,9 @@ fn begin_compose(
         return Err(same());
     }
     // A file that is written in place would be emptied before it is read, under whatever name.
-    let replaced = source::identify(&destination).ok();
+    let replaced = identify(&destination).ok();
     for path in &sources {
-        if Some(source::identify(path)?) == replaced {
+        if Some(identify(path)?) == replaced {
             return Err(same());
         }
     }

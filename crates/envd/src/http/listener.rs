@@ -1,6 +1,7 @@
 //! The port at which envd serves HTTP/1. Programs of the guest reach it too. Their connections are
 //! limited, since any program could otherwise take the descriptors and memory that the host needs.
 
+use crate::peer::Peer;
 use crate::sys;
 use axum::Router;
 use axum::body::Body;
@@ -12,11 +13,11 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 
 /// Most connections of the guest's programs at once. Further ones are closed.
 const PROGRAMS: usize = 256;
@@ -27,22 +28,6 @@ const PROGRAM_BUFFER: usize = 16 * 1024;
 
 /// Time from a request until free memory is given back, so that a burst is followed by one trim.
 const TRIM_DELAY: Duration = Duration::from_secs(5);
-
-/// The other side of a connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Peer {
-    pub address: SocketAddr,
-    /// Permit of a program's connection. `None` for the host.
-    permit: Option<Arc<OwnedSemaphorePermit>>,
-}
-
-impl Peer {
-    /// Reports whether the other side is a program of the guest. Always false on an ordinary
-    /// machine.
-    pub(crate) fn is_program(&self) -> bool {
-        self.permit.is_some()
-    }
-}
 
 /// The server of envd's port.
 pub(crate) struct Server {
@@ -120,6 +105,7 @@ mod tests {
     use axum::extract::ConnectInfo;
     use axum::routing::get;
     use std::net::Ipv4Addr;
+    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpSocket;
 

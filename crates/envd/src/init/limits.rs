@@ -1,6 +1,8 @@
 //! Limits of the guest's kernel that `init` raises at boot, all of them for inotify. The kernel's
 //! own limits are for a small machine and refuse a watch of 8,192 folders.
 
+use crate::console::console;
+
 /// Bytes of kernel memory for a watch and the directory that it keeps in memory.
 const WATCH_BYTES: u64 = 1024;
 /// Bounds of a user's number of watches.
@@ -22,7 +24,7 @@ pub(super) fn raise() {
     for (name, figure) in figures {
         let path = format!("/proc/sys/fs/inotify/{name}");
         if let Err(error) = std::fs::write(&path, figure.to_string()) {
-            super::console(&format!("envd: {path}: {error}"));
+            console(&format!("envd: {path}: {error}"));
         }
     }
 }

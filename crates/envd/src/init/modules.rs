@@ -4,8 +4,8 @@
 //! The loadable modules stay in the initramfs, in memory. So they fit the kernel, whatever the
 //! template's image holds. `images/kernel.rs` of `wrenn` chooses them.
 
-use super::console;
 use super::mounts::{attach_to, make_dir};
+use crate::console::console;
 use crate::sys;
 use anyhow::Context;
 use rustix::fs::{

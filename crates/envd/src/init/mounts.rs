@@ -1,7 +1,8 @@
 //! Mounts of the guest: the kernel's file systems, the root, and the file systems that programs
 //! expect below it. The root is an overlay of the shared image and the capsule's own disk.
 
-use super::{console, modules};
+use super::modules;
+use crate::console::console;
 use anyhow::Context;
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, mount, mount_move};

@@ -3,7 +3,7 @@
 //! Each boot adds the platform's lines and keeps every other line. Root in the guest may have made
 //! anything of these paths. So nothing here waits for a file or fails a boot.
 
-use super::console;
+use crate::console::console;
 use anyhow::Context;
 use rustix::fs::{AtFlags, statat};
 use std::fs::{self, Metadata, OpenOptions, Permissions};

@@ -15,12 +15,7 @@ pub(super) fn configure() -> anyhow::Result<()> {
     sys::raise_interface("lo").context("raising lo")?;
     sys::configure_interface("eth0", ADDRESS, MASK).context("raising eth0")?;
     sys::default_route(GATEWAY).context("adding the default route")?;
-    set_host_name("capsule")
-}
-
-/// Sets the kernel's host name.
-pub(crate) fn set_host_name(name: &str) -> anyhow::Result<()> {
-    rustix::system::sethostname(name.as_bytes()).context("setting the host name")
+    sys::set_host_name("capsule").context("setting the host name")
 }
 
 /// Returns the name servers that the host gives the guest.

@@ -4,7 +4,8 @@
 //! message. Its processes run, but the machine is of no use any more. The first process reads this
 //! message in the kernel's log and resets the machine, which every host notices.
 
-use super::{console, restart};
+use super::restart;
+use crate::console::console;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;

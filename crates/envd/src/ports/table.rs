@@ -1,7 +1,7 @@
 //! The guest's listening TCP sockets, from `/proc/net/tcp` and `/proc/net/tcp6` (proc(5)), and the
 //! programs that hold them. The programs are hostile, so every read is bounded.
 
-use crate::filesystem::source;
+use crate::open::open_regular;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Take};
@@ -60,7 +60,7 @@ pub(crate) fn listeners(own: u16) -> Vec<Listener> {
 /// Opens a file of `/proc` and limits it to `most` bytes. Root in the guest may have covered it
 /// with a file without end. A named pipe in its place is not opened.
 fn open(path: &Path, most: u64) -> Option<Take<File>> {
-    source::open_regular(path).ok().map(|file| file.take(most))
+    open_regular(path).ok().map(|file| file.take(most))
 }
 
 /// Reads a line of a table. Returns `None` when its socket does not listen.

@@ -9,6 +9,7 @@
 //! processes that outlive the program, for later subscribers.
 
 use super::exit::Exit;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use bytes::Bytes;
@@ -161,7 +162,7 @@ impl Hub {
             let Offer::Full(until) = self.offer(&event) else { return };
             tokio::select! {
                 () = room.as_mut() => {}
-                () = crate::rpc::stream::until(until) => {}
+                () = clock::until(until) => {}
             }
             room.set(self.room.notified());
         }

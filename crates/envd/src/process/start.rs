@@ -4,10 +4,11 @@
 //! A start takes four forms: `Spec` (the wire's), `Plan` (the kernel's texts), `Request` (with
 //! descriptors) and `Task` (the child's view).
 
-use super::child::{Child, Starting};
+use super::child::Child;
 use super::endpoint::Endpoint;
 use super::hub::Output;
 use super::pty::{self, Pty};
+use super::starting::Starting;
 use super::{PTY_CHUNK, Source, Spec};
 use crate::cgroup::Leaf;
 use crate::error::{Error, Result};

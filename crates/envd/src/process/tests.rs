@@ -1,7 +1,10 @@
 //! Tests that start, follow and end whole programs on this machine.
 
-use super::hub::Event;
+use super::exit::Exit;
+use super::hub::{Event, Subscription};
+use super::run::start;
 use super::*;
+use crate::guest::Guest;
 use connectrpc::ErrorCode;
 
 /// Time far longer than any test takes.

@@ -1,9 +1,9 @@
 //! `process.Process`: starts programs, attaches to them, feeds them and signals them.
 
 use super::stream::{Tick, Timing, stream};
-use crate::auth;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
+use crate::paths;
 use crate::process::exit::Exit;
 use crate::process::hub::{Event, Output};
 use crate::process::registry::Selector;
@@ -56,12 +56,12 @@ impl wire::Process for Processes {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::StartRequest>,
     ) -> ServiceResult<ServiceStream<wire::StartResponse>> {
-        let named = auth::requested_user(ctx.headers());
+        let named = paths::requested_user(ctx.headers());
         let account = named.unwrap_or_else(|| self.0.settings().default_user);
         let spec = spec(request.to_owned_message())?;
         let timing = Timing::of(&ctx);
         let vars = self.0.metadata.vars().await;
-        let start = process::start(&self.0, account, spec, vars, timing.deadline);
+        let start = process::run::start(&self.0, account, spec, vars, timing.deadline);
         let (process, events) = start.await?;
         let wrap = |event: oneof::process_event::Event| wire::StartResponse {
             event: message(event).into(),

@@ -1,5 +1,6 @@
 //! The frame of a server stream: its messages, keepalives while there are none, and its deadline.
 
+use crate::clock::until;
 use crate::process::hub;
 use connectrpc::{ConnectError, RequestContext};
 use futures::Stream;
@@ -100,12 +101,4 @@ where
             }
         }
     })
-}
-
-/// Waits for a deadline. Without a deadline, never returns.
-pub(crate) async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }

@@ -4,7 +4,7 @@ use super::filesystem::shown;
 use super::stream::{Tick, Timing, stream};
 use crate::filesystem::watch::{Change, Event, Events, Options, Watch};
 use crate::guest::Guest;
-use crate::{auth, jobs, paths, users};
+use crate::{jobs, paths, users};
 use buffa::Message;
 use bytes::{Bytes, BytesMut};
 use connectrpc::{
@@ -80,7 +80,7 @@ pub(super) async fn fetch(guest: &Guest, id: &str) -> ServiceResult<Fetched> {
 /// Begins a watch. The watch's thread looks up the user and the folder.
 async fn begin(guest: &Guest, ctx: &RequestContext, wish: Wish) -> crate::error::Result<Watch> {
     let settings = guest.settings();
-    let name = auth::requested_user(ctx.headers()).unwrap_or(settings.default_user);
+    let name = paths::requested_user(ctx.headers()).unwrap_or(settings.default_user);
     let workdir = settings.default_workdir;
     let options = Options {
         recursive: wish.recursive,

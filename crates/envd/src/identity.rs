@@ -2,6 +2,7 @@
 //! and never changes it. Files in memory show both, so that a copy of a guest has ids of its own at
 //! once.
 
+use crate::console::console;
 use anyhow::Context;
 use rustix::mount::mount_bind;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -24,7 +25,7 @@ pub(crate) struct Ids {
 
 /// Shows a new machine id, and the boot's own id. Root in the guest may have replaced
 /// `/etc/machine-id`. The console then tells why the id is not shown there.
-pub(super) fn show() -> anyhow::Result<Ids> {
+pub(crate) fn show() -> anyhow::Result<Ids> {
     let boot = create(OWN_BOOT.as_ref()).context("making the boot's id")?;
     let id = fs::read_to_string(BOOT).context("reading the boot's id")?;
     fill(&boot, &id).context("making the boot's id")?;
@@ -32,7 +33,7 @@ pub(super) fn show() -> anyhow::Result<Ids> {
     fill(&machine, &machine_id(random()?)).context("making the machine's id")?;
     mount_bind(OWN_BOOT, BOOT).with_context(|| format!("showing {BOOT}"))?;
     if let Err(error) = show_machine() {
-        super::console(&format!("envd: {MACHINE} does not show the machine's id: {error:#}"));
+        console(&format!("envd: {MACHINE} does not show the machine's id: {error:#}"));
     }
     Ok(Ids { boot, machine })
 }
