@@ -10,6 +10,7 @@
 //! share nothing. With a key, nothing reveals if two namespaces hold equal contents. This crate
 //! knows nothing of capsules, and never decides on what is stored or for how long.
 
+mod age;
 mod cipher;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -166,7 +166,7 @@ async fn upload(
     let (chunk, to) = (Chunk { at, hash: hash.clone() }, chunk_name(namespace, &hash));
     match store.objects.head(&to).await {
         // A chunk that is about to be swept is written anew.
-        Ok(found) if !crate::sweep::is_old(&found, now) => return Ok((Some(chunk), 0)),
+        Ok(found) if !crate::age::is_old(&found, now) => return Ok((Some(chunk), 0)),
         Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }

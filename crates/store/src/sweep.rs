@@ -1,25 +1,12 @@
 //! Removal of chunks that no manifest names any more.
 
+use crate::age::{GRACE, age};
 use crate::manifest::ChunkManifest;
 use crate::{Error, Store};
 use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStore;
 use object_store::path::Path as Name;
-use object_store::{ObjectMeta, ObjectStore};
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
-
-/// Age up to which an unnamed chunk stays.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
-
-/// Reports whether a chunk might be swept before a manifest under way names it. `now` is the
-/// store's time.
-pub(crate) fn is_old(chunk: &ObjectMeta, now: SystemTime) -> bool {
-    age(chunk, now) > GRACE / 2
-}
-
-fn age(chunk: &ObjectMeta, now: SystemTime) -> Duration {
-    now.duration_since(chunk.last_modified.into()).unwrap_or_default()
-}
 
 pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
     let (mut removed, now) = (0, store.now().await?);
@@ -49,24 +36,4 @@ pub(crate) async fn sweep(store: &Store) -> Result<u64, Error> {
         store.objects.delete_stream(gone).try_collect::<Vec<_>>().await?;
     }
     Ok(removed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunk_age_uses_the_stores_clock() {
-        let written = SystemTime::UNIX_EPOCH + GRACE * 100;
-        let chunk = ObjectMeta {
-            location: Name::from("chunk"),
-            last_modified: written.into(),
-            size: 1,
-            e_tag: None,
-            version: None,
-        };
-        assert!(!is_old(&chunk, written + GRACE / 3) && is_old(&chunk, written + GRACE));
-        // A store's clock may be set back.
-        assert_eq!(age(&chunk, written - GRACE), Duration::ZERO);
-    }
 }
