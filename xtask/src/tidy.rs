@@ -1,7 +1,11 @@
-//! The tree's own rules: sizes, module headers, sentences, places of modules, names of crates.
+//! The tree's own rules: sizes, module headers, sentences, layers, places of modules, names of
+//! crates.
 
+mod imports;
+mod layers;
 mod sentences;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,11 +33,27 @@ pub(crate) fn faults(root: &Path) -> Vec<String> {
         if !architecture.contains(&format!("`{name}`")) {
             faults.push(format!("ARCHITECTURE.md does not name the crate `{name}`"));
         }
+        match imports::read(&modules(&entry.path().join("src"))) {
+            Ok(imports) => faults.extend(layers::faults(&name, &architecture, &imports)),
+            Err(error) => faults.push(format!("{name}: {error}")),
+        }
     }
     if files.len() < 50 {
         faults.push(format!("only {} files were found to check", files.len()));
     }
     faults
+}
+
+/// Reads the files of a crate, by the paths of their modules.
+fn modules(src: &Path) -> BTreeMap<imports::Module, String> {
+    let mut files = Vec::new();
+    sources(src, &mut files);
+    let module = |path: PathBuf| {
+        let text = fs::read_to_string(&path).ok()?;
+        let below = path.strip_prefix(src).ok()?.with_extension("");
+        Some((below.iter().map(|part| part.to_string_lossy().into_owned()).collect(), text))
+    };
+    files.into_iter().filter_map(module).collect()
 }
 
 /// Collects the Rust files below a directory, except for build output.
