@@ -10,6 +10,7 @@ pub(crate) mod locked_rights;
 pub(crate) mod origin;
 pub(crate) mod password;
 pub(crate) mod revocations;
+pub(crate) mod rule;
 pub(crate) mod session;
 pub(crate) mod token;
 

@@ -1,4 +1,4 @@
-//! Routes of the API in one list, each with its place in the OpenAPI document.
+//! Routes of the API in one list, each with its access rule and its place in the OpenAPI document.
 
 mod admin;
 mod api_keys;
@@ -24,7 +24,8 @@ mod ports;
 mod processes;
 mod pty;
 mod respond;
-pub(crate) mod rules;
+mod routes;
+mod rules;
 mod snapshots;
 mod socket;
 mod status;
@@ -32,131 +33,161 @@ mod teams;
 mod templates;
 mod usage;
 
+use self::routes::Routes;
+use self::rules::{ADMIN, CHANGE, CHANGE_ALL, EXEC, KEYS, OWNER, READ, READ_ALL, TEAM};
 use crate::app::App;
 use crate::auth::authorize::authorize;
+use crate::auth::rule::Rule;
 use crate::error::Error;
+use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::post;
 use axum::{Router, middleware};
-use std::sync::Arc;
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue};
+use std::sync::{Arc, OnceLock};
 use utoipa::openapi::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// Returns the routes, with their OpenAPI document.
-fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(docs::head())
-        .routes(routes!(status::health))
-        .routes(routes!(status::version))
-        .routes(routes!(status::metrics))
-        .routes(routes!(docs::document))
-        .routes(routes!(docs::page))
-        .routes(routes!(capsules::create, capsules::list))
-        .routes(routes!(capsules::get, capsules::delete))
-        .routes(routes!(capsules::logs))
-        .routes(routes!(lifecycle::pause))
-        .routes(routes!(lifecycle::resume))
-        .routes(routes!(lifecycle::fork))
-        .routes(routes!(lifecycle::timeout))
-        .routes(routes!(lifecycle::network))
-        .routes(routes!(lifecycle::ping))
-        .routes(routes!(snapshots::create, snapshots::list))
-        .routes(routes!(snapshots::get, snapshots::delete))
-        .routes(routes!(exec::exec))
-        .routes(routes!(exec_stream::exec))
-        .routes(routes!(pty::open))
-        .routes(routes!(processes::list))
-        .routes(routes!(processes::kill))
-        .routes(routes!(exec_stream::attach))
-        .routes(routes!(contents::get, contents::put))
-        .routes(routes!(contents::read))
-        .routes(routes!(contents::write))
-        .routes(routes!(archive::get, archive::put))
-        .routes(routes!(files::list))
-        .routes(routes!(files::stat))
-        .routes(routes!(files::mkdir))
-        .routes(routes!(files::rename))
-        .routes(routes!(files::remove))
-        .routes(routes!(ports::list))
-        .routes(routes!(ports::get, ports::set))
-        .routes(routes!(ports::link))
-        .routes(routes!(ports::connect))
-        .routes(routes!(ports::rotate_token))
-        .routes(routes!(ports::rotate_links))
-        .routes(routes!(templates::list))
-        .routes(routes!(templates::change))
-        .routes(routes!(hosts::list, hosts::add))
-        .routes(routes!(hosts::get, hosts::delete))
-        .routes(routes!(hosts::token))
-        .routes(routes!(hosts::drain))
-        .routes(routes!(hosts::tags))
-        .routes(routes!(hosts::preview))
-        .routes(routes!(hosts::metrics))
-        .routes(routes!(hosts::register))
-        .routes(routes!(hosts::refresh))
-        .routes(routes!(hosts::heartbeat))
-        .merge(accounts())
+/// Returns the routes of the OpenAPI document.
+fn documented() -> Routes {
+    let routes = Routes::new(docs::head())
+        .route(Rule::Open, routes!(status::health))
+        .route(Rule::Open, routes!(status::version))
+        .route(Rule::Platform, routes!(status::metrics))
+        .route(Rule::Open, routes!(document))
+        .route(Rule::Open, routes!(docs::page));
+    with_accounts(with_hosts(with_capsules(routes)))
 }
 
-/// Returns the routes of users, teams, keys, the audit log, usage and events.
-fn accounts() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new()
-        .routes(routes!(auth::sign_up))
-        .routes(routes!(auth::activate))
-        .routes(routes!(auth::log_in))
-        .routes(routes!(auth::log_out))
-        .routes(routes!(auth::token))
-        .routes(routes!(auth::reset))
-        .routes(routes!(auth::confirm))
-        .routes(routes!(auth::providers))
-        .routes(routes!(auth::oauth))
-        .routes(routes!(auth::callback))
-        .routes(routes!(me::get, me::change, me::delete))
-        .routes(routes!(me::password))
-        .routes(routes!(me::sessions, me::end_others))
-        .routes(routes!(me::end_session))
-        .routes(routes!(me::add_provider, me::remove_provider))
-        .routes(routes!(teams::list, teams::create))
-        .routes(routes!(teams::get, teams::change, teams::delete))
-        .routes(routes!(teams::members))
-        .routes(routes!(teams::set_role, teams::remove))
-        .routes(routes!(teams::leave))
-        .routes(routes!(teams::transfer))
-        .routes(routes!(teams::invitations, teams::invite))
-        .routes(routes!(teams::uninvite))
-        .routes(routes!(teams::accept))
-        .routes(routes!(teams::limits))
-        .routes(routes!(api_keys::create, api_keys::list))
-        .routes(routes!(api_keys::revoke))
-        .routes(routes!(audit::list))
-        .routes(routes!(audit::export))
-        .routes(routes!(audit::list_all))
-        .routes(routes!(usage::get))
-        .routes(routes!(events::stream))
-        .routes(routes!(channels::create, channels::list))
-        .routes(routes!(channels::get, channels::change, channels::delete))
-        .routes(routes!(channels::renew))
-        .routes(routes!(channels::test))
-        .routes(routes!(channels::deliveries))
-        .routes(routes!(admin::users, admin::invite))
-        .routes(routes!(admin::change, admin::erase))
-        .routes(routes!(admin::teams))
-        .routes(routes!(admin::limits, admin::set_limits))
+/// Adds the routes of capsules, their contents, snapshots and templates.
+fn with_capsules(routes: Routes) -> Routes {
+    routes
+        .route(CHANGE, routes!(capsules::create))
+        .route(READ, routes!(capsules::list))
+        .route(READ, routes!(capsules::get))
+        .route(CHANGE, routes!(capsules::delete))
+        .route(READ, routes!(capsules::logs))
+        .route(CHANGE, routes!(lifecycle::pause))
+        .route(CHANGE, routes!(lifecycle::resume))
+        .route(CHANGE, routes!(lifecycle::fork))
+        .route(CHANGE, routes!(lifecycle::timeout))
+        .route(CHANGE, routes!(lifecycle::network))
+        .route(EXEC, routes!(lifecycle::ping))
+        .route(EXEC, routes!(exec::exec))
+        .route(EXEC, routes!(exec_stream::exec))
+        .route(EXEC, routes!(pty::open))
+        .route(EXEC, routes!(processes::list))
+        .route(EXEC, routes!(processes::kill))
+        .route(EXEC, routes!(exec_stream::attach))
+        .route(EXEC, routes!(contents::get, contents::put))
+        .route(EXEC, routes!(contents::read))
+        .route(EXEC, routes!(contents::write))
+        .route(EXEC, routes!(archive::get, archive::put))
+        .route(EXEC, routes!(files::list))
+        .route(EXEC, routes!(files::stat))
+        .route(EXEC, routes!(files::mkdir))
+        .route(EXEC, routes!(files::rename))
+        .route(EXEC, routes!(files::remove))
+        .route(READ, routes!(ports::list))
+        .route(READ, routes!(ports::get))
+        .route(CHANGE, routes!(ports::set))
+        .route(EXEC, routes!(ports::link))
+        .route(EXEC, routes!(ports::connect))
+        .route(CHANGE, routes!(ports::rotate_token))
+        .route(CHANGE, routes!(ports::rotate_links))
+        .route(CHANGE_ALL, routes!(snapshots::create))
+        .route(READ_ALL, routes!(snapshots::list))
+        .route(READ_ALL, routes!(snapshots::get))
+        .route(CHANGE_ALL, routes!(snapshots::delete))
+        .route(READ, routes!(templates::list))
+        .route(Rule::Platform, routes!(templates::change))
 }
 
+/// Adds the routes of hosts.
+fn with_hosts(routes: Routes) -> Routes {
+    routes
+        .route(READ_ALL, routes!(hosts::list))
+        .route(Rule::Platform, routes!(hosts::add))
+        .route(Rule::Platform, routes!(hosts::get, hosts::delete))
+        .route(Rule::Platform, routes!(hosts::token))
+        .route(Rule::Platform, routes!(hosts::drain))
+        .route(Rule::Platform, routes!(hosts::tags))
+        .route(Rule::Platform, routes!(hosts::preview))
+        .route(Rule::Platform, routes!(hosts::metrics))
+        .route(Rule::Open, routes!(hosts::register))
+        .route(Rule::Open, routes!(hosts::refresh))
+        .route(Rule::Host, routes!(hosts::heartbeat))
+}
+
+/// Adds the routes of users, teams, keys, the audit log, usage and events.
+fn with_accounts(routes: Routes) -> Routes {
+    routes
+        .route(Rule::Open, routes!(auth::sign_up))
+        .route(Rule::Open, routes!(auth::activate))
+        .route(Rule::Open, routes!(auth::log_in))
+        .route(Rule::User, routes!(auth::log_out))
+        .route(Rule::User, routes!(auth::token))
+        .route(Rule::Open, routes!(auth::reset))
+        .route(Rule::Open, routes!(auth::confirm))
+        .route(Rule::Open, routes!(auth::providers))
+        .route(Rule::Open, routes!(auth::oauth))
+        .route(Rule::Open, routes!(auth::callback))
+        .route(Rule::User, routes!(me::get, me::change, me::delete))
+        .route(Rule::User, routes!(me::password))
+        .route(Rule::User, routes!(me::sessions, me::end_others))
+        .route(Rule::User, routes!(me::end_session))
+        .route(Rule::User, routes!(me::add_provider, me::remove_provider))
+        .route(Rule::Anyone, routes!(teams::list))
+        .route(Rule::User, routes!(teams::create))
+        .route(TEAM, routes!(teams::get))
+        .route(ADMIN, routes!(teams::change))
+        .route(OWNER, routes!(teams::delete))
+        .route(TEAM, routes!(teams::members))
+        .route(ADMIN, routes!(teams::set_role, teams::remove))
+        .route(TEAM, routes!(teams::leave))
+        .route(OWNER, routes!(teams::transfer))
+        .route(ADMIN, routes!(teams::invitations, teams::invite))
+        .route(ADMIN, routes!(teams::uninvite))
+        .route(Rule::User, routes!(teams::accept))
+        .route(TEAM, routes!(teams::limits))
+        .route(KEYS, routes!(api_keys::create))
+        .route(TEAM, routes!(api_keys::list))
+        .route(KEYS, routes!(api_keys::revoke))
+        .route(ADMIN, routes!(audit::list))
+        .route(ADMIN, routes!(audit::export))
+        .route(Rule::Platform, routes!(audit::list_all))
+        .route(READ_ALL, routes!(usage::get))
+        .route(READ_ALL, routes!(events::stream))
+        .route(ADMIN, routes!(channels::create, channels::list))
+        .route(ADMIN, routes!(channels::get, channels::change, channels::delete))
+        .route(ADMIN, routes!(channels::renew))
+        .route(ADMIN, routes!(channels::test))
+        .route(ADMIN, routes!(channels::deliveries))
+        .route(Rule::Platform, routes!(admin::users, admin::invite))
+        .route(Rule::Platform, routes!(admin::change, admin::erase))
+        .route(Rule::Platform, routes!(admin::teams))
+        .route(Rule::Platform, routes!(admin::limits, admin::set_limits))
+}
+
+/// Adds the routes that serve other systems' clients.
+fn with_others(routes: Routes) -> Routes {
+    compat_wrenn_v0::register(compat_e2b::register(routes))
+}
+
+/// Returns the handler of all routes, behind the gate.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let (router, _) = routes().split_for_parts();
+    // Clients of the earlier system know the same handlers by these names.
+    let routes = documented()
+        .post("/v1/capsules/{id}/files/stream/read", EXEC, contents::read)
+        .post("/v1/capsules/{id}/files/stream/write", EXEC, contents::write);
+    let (router, rules) = with_others(routes).into_parts();
+    let gate = (Arc::clone(&app), Arc::new(rules));
     router
-        .merge(compat_e2b::router())
-        .merge(compat_wrenn_v0::router())
-        // Clients of the earlier system know the same handlers by these names.
-        .route("/v1/capsules/{id}/files/stream/read", post(contents::read))
-        .route("/v1/capsules/{id}/files/stream/write", post(contents::write))
         // Each extractor has a limit of its own; file contents have none.
         .layer(DefaultBodyLimit::disable())
         .fallback(|| async { Error::NotFound("route") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize))
+        .layer(middleware::from_fn_with_state(gate, authorize))
         .layer(middleware::from_fn(respond::respond))
         .with_state(app)
 }
@@ -165,13 +196,61 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 /// Each entry is a method and a pattern.
 #[must_use]
 pub fn routes_of_others() -> Vec<String> {
-    rules::of_others()
+    let routes = with_others(Routes::default());
+    routes.rules().routes().map(|(method, pattern)| format!("{method} {pattern}")).collect()
 }
 
 /// Returns the OpenAPI document of the API.
 #[must_use]
 pub fn openapi() -> OpenApi {
-    let mut document = routes().into_openapi();
+    let mut document = documented().into_document();
     docs::describe(&mut document);
     document
+}
+
+/// Returns the OpenAPI document of this API.
+#[utoipa::path(
+    operation_id = "get_openapi",
+    get, path = "/openapi.json", tag = "platform", security(()),
+    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
+)]
+async fn document() -> ([(HeaderName, HeaderValue); 1], Bytes) {
+    // The document is written only once, since anybody may request it at any rate.
+    static ONE: OnceLock<Bytes> = OnceLock::new();
+    let written = ONE.get_or_init(|| openapi().to_json().unwrap_or_default().into());
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], written.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn document_shows_the_rule_of_every_operation() {
+        let document = serde_json::to_value(openapi()).unwrap();
+        let routes = documented();
+        let mut operations = 0;
+        for (pattern, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let shown = operation["x-wrenn-access"].as_str();
+                let method = method.to_uppercase().parse().unwrap();
+                let rule = routes.rules().of(&method, pattern);
+                assert_eq!(shown, rule.map(Rule::as_str), "{method} {pattern}");
+                assert!(shown.is_some(), "{method} {pattern}");
+                operations += 1;
+            }
+        }
+        assert!(operations > 100 && operations == routes.rules().routes().count());
+    }
+
+    #[test]
+    fn routes_of_others_are_registered_and_absent_from_the_document() {
+        let others = routes_of_others();
+        for route in ["POST /v2/sandboxes", "GET /teams", "GET /api/v1/capsules/stats"] {
+            assert!(others.iter().any(|other| other == route), "{route}");
+        }
+        let documented = documented();
+        let both = documented.rules().routes().map(|(method, path)| format!("{method} {path}"));
+        assert_eq!(both.filter(|route| others.contains(route)).count(), 0);
+    }
 }

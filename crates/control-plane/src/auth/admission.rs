@@ -1,14 +1,15 @@
 //! The grounds on which a request to the API was admitted, kept while its answer is under way. The
 //! check can be repeated, and open exchanges end when it fails.
 
+use crate::policy::{Permissions, ResourceScope};
 use super::revocations::{Basis, Recheck, Subject, broken_off};
+use super::rule::Rule;
 use super::{Caller, authorize, policy};
 use crate::app::App;
 use crate::audit::Actor;
 use crate::db::keys::Key;
 use crate::db::users::Person;
 use crate::error::{Error, Result};
-use crate::http::rules::Rule;
 use crate::limits::Limits;
 use crate::policy::{Action, Permissions, Resource, ResourceScope};
 use axum::extract::FromRequestParts;
@@ -137,7 +138,6 @@ pub(crate) struct Admission {
     pub(super) rule: Rule,
     /// Team that the caller acts in, where the rule takes one.
     pub(super) team: Option<TeamId>,
-    pub(super) resource: Resource,
     pub(super) basis: Basis,
     /// Count of changes from before the first look-up.
     pub(super) seen: u64,
@@ -151,8 +151,8 @@ impl Recheck for Admission {
             Rule::Platform if !identity.operates(app, by).await? => {
                 return Err(Error::Forbidden("platform"));
             }
-            Rule::Team(action) => {
-                identity.caller(app, self.team, by).await?.may(action, self.resource)?;
+            Rule::Team(action, resource) => {
+                identity.caller(app, self.team, by).await?.may(action, resource)?;
             }
             Rule::Platform | Rule::Open | Rule::Host | Rule::User | Rule::Anyone => {}
         }
@@ -175,7 +175,7 @@ impl Admission {
     /// Runs a handler. A handler that works in a capsule ends when the admission does, as it would
     /// if its client left. A long or streamed answer of any handler ends with it, too.
     pub(super) async fn watch(self, handler: impl Future<Output = Response>) -> Response {
-        let answer = match self.rule == Rule::Team(Action::CapsulesExec) {
+        let answer = match self.rule.executes() {
             false => handler.await,
             true => {
                 let mut revoked = Box::pin(self.clone().revoked());

@@ -3,13 +3,14 @@
 
 use super::admission::{Admission, Credential, Identity};
 use super::origin::{Peer, Transport};
+use crate::policy::Permissions;
 use super::revocations::Basis;
+use super::rule::{Rule, Rules};
 use super::{Anonymous, Caller, Operator, Session, session};
 use crate::app::App;
 use crate::audit::{Actor, AuditEvent, Principal};
 use crate::db::keys::Key;
 use crate::error::{Error, Failure, Result};
-use crate::http::rules::{self, Rule};
 use crate::limits::{Per, STRANGERS_PER_SEC, TOKEN_MAX};
 use crate::load::{Holder, Payer, UnderWay};
 use crate::policy::{Action, Permissions, Resource};
@@ -28,7 +29,7 @@ pub(crate) const TEAM: &str = "x-wrenn-team";
 
 /// Passes a request to its handler, or answers with the reason of a refusal.
 pub(crate) async fn authorize(
-    State(app): State<Arc<App>>,
+    State((app, rules)): State<(Arc<App>, Arc<Rules>)>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -36,7 +37,7 @@ pub(crate) async fn authorize(
         return next.run(request).await;
     };
     let (mut parts, body) = request.into_parts();
-    let Some(rule) = rules::of(&parts.method, pattern.as_str()) else {
+    let Some(rule) = rules.of(&parts.method, pattern.as_str()) else {
         return Error::MethodNotAllowed.into_response();
     };
     let peer = parts.extensions.get::<Peer>().copied();
@@ -63,13 +64,12 @@ pub(crate) async fn authorize(
             let under_way = gate.under_way.clone();
             parts.extensions.insert(gate.payer);
             parts.extensions.insert(under_way.clone());
-            if app.audit_access && rule == Rule::Team(Action::CapsulesExec) {
+            if app.audit_access && rule.executes() {
                 gate.note("capsule.access", parts.uri.path(), None);
             }
             let admission = gate.verified.map(|(credential, basis)| {
-                let team = matches!(rule, Rule::Team(_)).then_some(gate.team);
-                let (app, resource) = (Arc::clone(&app), resource(&parts));
-                Admission { app, credential, rule, team, resource, basis, seen }
+                let team = matches!(rule, Rule::Team(..)).then_some(gate.team);
+                Admission { app: Arc::clone(&app), credential, rule, team, basis, seen }
             });
             let mut answer = match admission {
                 None => next.run(Request::from_parts(parts, body)).await,
@@ -150,9 +150,9 @@ impl Gate<'_> {
                 };
                 parts.extensions.insert(caller);
             }
-            Rule::Team(action) => {
+            Rule::Team(action, resource) => {
                 let caller = self.in_team(parts).await?;
-                caller.may(action, resource(parts))?;
+                caller.may(action, resource)?;
                 parts.extensions.insert(caller);
             }
         }
@@ -283,14 +283,6 @@ pub(crate) async fn key_caller(app: &App, key: &Key, by: Actor) -> Result<Caller
     let (team, scope, limits) = (key.team(), key.scope(), key.limits.limits());
     let (counted_as, maker) = (Some(key.counted_as()), key.creator());
     Ok(Caller { team, by, permissions, scope, operator, limits, counted_as, maker })
-}
-
-/// Returns the resource that a route's path names.
-fn resource(parts: &Parts) -> Resource {
-    match rules::is_of_capsules(parts.uri.path()) {
-        true => Resource::Capsules,
-        false => Resource::Team,
-    }
 }
 
 /// Returns the team that a request names, in its path or in a header.

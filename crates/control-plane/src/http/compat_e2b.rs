@@ -10,7 +10,8 @@ mod stats;
 mod templates;
 mod wire;
 
-use super::rules::Rule;
+use super::routes::Routes;
+use super::rules::{CHANGE, CHANGE_ALL, READ, READ_ALL};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
@@ -18,11 +19,10 @@ use crate::db::capsules::Capsule;
 use crate::error::Error;
 use crate::policy::Action;
 use axum::Router;
+use crate::auth::rule::Rule;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post, put};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use std::sync::Arc;
 use types::ids::ENCODED_LEN;
 use types::{CapsuleId, CapsuleState};
 
@@ -31,74 +31,43 @@ const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 /// Header that tells a client whether it may repeat a failed request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
 
-const READ: Rule = Rule::Team(Action::CapsulesRead);
-const CHANGE: Rule = Rule::Team(Action::CapsulesAdmin);
-
-/// Method, pattern and access rule of each route.
-pub(super) const RULES: &[(&str, &str, Rule)] = &[
-    ("POST", "/sandboxes", CHANGE),
-    ("GET", "/sandboxes", READ),
-    ("POST", "/v2/sandboxes", CHANGE),
-    ("GET", "/v2/sandboxes", READ),
-    ("GET", "/sandboxes/{id}", READ),
-    ("DELETE", "/sandboxes/{id}", CHANGE),
-    ("POST", "/sandboxes/{id}/connect", CHANGE),
-    ("POST", "/v2/sandboxes/{id}/connect", CHANGE),
-    ("POST", "/sandboxes/{id}/timeout", CHANGE),
-    ("POST", "/sandboxes/{id}/refreshes", CHANGE),
-    ("POST", "/sandboxes/{id}/pause", CHANGE),
-    ("POST", "/sandboxes/{id}/resume", CHANGE),
-    ("POST", "/sandboxes/{id}/fork", CHANGE),
-    ("POST", "/sandboxes/{id}/snapshots", CHANGE),
-    ("PUT", "/sandboxes/{id}/network", CHANGE),
-    ("GET", "/sandboxes/{id}/metrics", READ),
-    ("GET", "/sandboxes/metrics", READ),
-    ("GET", "/sandboxes/{id}/logs", READ),
-    ("GET", "/v2/sandboxes/{id}/logs", READ),
-    ("GET", "/snapshots", READ),
-    ("GET", "/templates", READ),
-    ("GET", "/v2/templates", READ),
-    ("DELETE", "/templates/{id}", CHANGE),
-    ("GET", "/templates/aliases/{alias}", READ),
-    ("POST", "/v3/templates", CHANGE),
-    ("POST", "/volumes", CHANGE),
-    ("GET", "/volumes", READ),
-    ("POST", "/secrets", CHANGE),
-    ("GET", "/secrets", READ),
-    ("GET", "/teams", Rule::Anyone),
-];
-
 /// First segments of the paths of E2B's API. No path of envd's begins with any of them.
 const ROOTS: [&str; 8] =
     ["sandboxes", "v2", "v3", "snapshots", "templates", "volumes", "secrets", "teams"];
 
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/sandboxes", post(sandboxes::create_v1).get(list::all))
-        .route("/v2/sandboxes", post(sandboxes::create).get(list::page))
-        .route("/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::kill))
-        .route("/sandboxes/{id}/connect", post(sandboxes::connect))
-        .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect))
-        .route("/sandboxes/{id}/timeout", post(lifecycle::timeout))
-        .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
-        .route("/sandboxes/{id}/pause", post(lifecycle::pause))
-        .route("/sandboxes/{id}/resume", post(lifecycle::resume))
-        .route("/sandboxes/{id}/fork", post(lifecycle::fork))
-        .route("/sandboxes/{id}/snapshots", post(snapshots::create))
-        .route("/sandboxes/{id}/network", put(lifecycle::network))
-        .route("/sandboxes/{id}/metrics", get(stats::of_one))
-        .route("/sandboxes/metrics", get(stats::of_many))
-        .route("/sandboxes/{id}/logs", get(stats::logs))
-        .route("/v2/sandboxes/{id}/logs", get(stats::logs_v2))
-        .route("/teams", get(templates::teams))
-        .route("/snapshots", get(snapshots::page))
-        .route("/templates", get(templates::list))
-        .route("/v2/templates", get(templates::list))
-        .route("/templates/{id}", delete(snapshots::delete))
-        .route("/templates/aliases/{alias}", get(templates::alias))
-        .route("/v3/templates", any(|| missing("building templates by E2B's SDK")))
-        .route("/volumes", any(|| missing("a volume")))
-        .route("/secrets", any(|| missing("a secret of the platform's")))
+/// Adds the routes of E2B's API.
+pub(super) fn register(routes: Routes) -> Routes {
+    routes
+        .post("/sandboxes", CHANGE, sandboxes::create_v1)
+        .get("/sandboxes", READ, list::all)
+        .post("/v2/sandboxes", CHANGE, sandboxes::create)
+        .get("/v2/sandboxes", READ, list::page)
+        .get("/sandboxes/{id}", READ, sandboxes::get)
+        .delete("/sandboxes/{id}", CHANGE, sandboxes::kill)
+        .post("/sandboxes/{id}/connect", CHANGE, sandboxes::connect)
+        .post("/v2/sandboxes/{id}/connect", CHANGE, sandboxes::connect)
+        .post("/sandboxes/{id}/timeout", CHANGE, lifecycle::timeout)
+        .post("/sandboxes/{id}/refreshes", CHANGE, lifecycle::refresh)
+        .post("/sandboxes/{id}/pause", CHANGE, lifecycle::pause)
+        .post("/sandboxes/{id}/resume", CHANGE, lifecycle::resume)
+        .post("/sandboxes/{id}/fork", CHANGE, lifecycle::fork)
+        .post("/sandboxes/{id}/snapshots", CHANGE, snapshots::create)
+        .put("/sandboxes/{id}/network", CHANGE, lifecycle::network)
+        .get("/sandboxes/{id}/metrics", READ, stats::of_one)
+        .get("/sandboxes/metrics", READ, stats::of_many)
+        .get("/sandboxes/{id}/logs", READ, stats::logs)
+        .get("/v2/sandboxes/{id}/logs", READ, stats::logs_v2)
+        .get("/teams", Rule::Anyone, templates::teams)
+        .get("/snapshots", READ_ALL, snapshots::page)
+        .get("/templates", READ_ALL, templates::list)
+        .get("/v2/templates", READ_ALL, templates::list)
+        .delete("/templates/{id}", CHANGE_ALL, snapshots::delete)
+        .get("/templates/aliases/{alias}", READ_ALL, templates::alias)
+        .post("/v3/templates", CHANGE_ALL, || missing("building templates by E2B's SDK"))
+        .post("/volumes", CHANGE_ALL, || missing("a volume"))
+        .get("/volumes", READ_ALL, || missing("a volume"))
+        .post("/secrets", CHANGE_ALL, || missing("a secret of the platform's"))
+        .get("/secrets", READ_ALL, || missing("a secret of the platform's"))
 }
 
 async fn missing(what: &'static str) -> Error {
@@ -109,11 +78,6 @@ async fn missing(what: &'static str) -> Error {
 pub(crate) fn serves(path: &str) -> bool {
     let first = path.strip_prefix('/').and_then(|path| path.split('/').next());
     first.is_some_and(|first| ROOTS.contains(&first))
-}
-
-/// Reports whether a path is about single capsules, to some of which a key may be confined.
-pub(super) fn is_of_capsules(path: &str) -> bool {
-    path.starts_with("/sandboxes") || path.starts_with("/v2/sandboxes")
 }
 
 /// Writes an error in E2B's form. E2B's clients repeat failed requests unless a header forbids it.
@@ -205,7 +169,8 @@ mod tests {
 
     #[test]
     fn e2b_paths_are_distinguished_from_native_paths() {
-        assert!(RULES.iter().all(|(_, path, _)| serves(path)));
+        let routes = register(Routes::default());
+        assert!(routes.rules().routes().all(|(_, path)| serves(path)));
         for ours in ["/", "/v1/capsules", "/health", "/v1/snapshots", "/sandboxes2", "/docs"] {
             assert!(!serves(ours), "{ours}");
         }

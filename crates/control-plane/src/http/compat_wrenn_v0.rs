@@ -4,7 +4,8 @@
 
 use super::events::{self, Frames};
 use super::extract::{Json as Body, Path, Query, capsule_id};
-use super::rules::Rule;
+use super::routes::Routes;
+use super::rules::{CHANGE_ALL, READ, READ_ALL};
 use super::usage;
 use crate::app::App;
 use crate::auth::Caller;
@@ -14,12 +15,11 @@ use crate::error::{Error, Result};
 use crate::policy::Action;
 use crate::snapshots;
 use crate::streams;
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::PLATFORM_TEAM;
@@ -34,42 +34,32 @@ const LIST_MAX: i64 = 1000;
 /// Number of points in a series.
 const POINTS: i32 = 60;
 
-const READ: Rule = Rule::Team(Action::CapsulesRead);
+/// Method and pattern of each route, without `ROOT`.
+static SERVED: LazyLock<Vec<(Method, String)>> = LazyLock::new(|| {
+    let routes = register(Routes::default());
+    let below_root = |(method, pattern): (&Method, &str)| {
+        Some((method.clone(), pattern.strip_prefix(ROOT)?.to_owned()))
+    };
+    routes.rules().routes().filter_map(below_root).collect()
+});
 
-/// Method, pattern and access rule of each route.
-pub(super) const RULES: &[(&str, &str, Rule)] = &[
-    ("GET", "/api/v1/capsules", READ),
-    ("GET", "/api/v1/capsules/stats", READ),
-    ("GET", "/api/v1/capsules/usage", READ),
-    ("GET", "/api/v1/capsules/{id}/metrics", READ),
-    ("GET", "/api/v1/snapshots", READ),
-    ("POST", "/api/v1/snapshots", Rule::Team(Action::CapsulesAdmin)),
-    ("GET", "/api/v1/events/stream", READ),
-];
-
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/api/v1/capsules", get(list))
-        .route("/api/v1/capsules/stats", get(stats))
-        .route("/api/v1/capsules/usage", get(used))
-        .route("/api/v1/capsules/{id}/metrics", get(metrics))
-        .route("/api/v1/snapshots", get(list_snapshots).post(create_snapshot))
-        .route("/api/v1/events/stream", get(stream))
-}
-
-/// Reports whether a path below `ROOT` is about everything that a team has.
-pub(super) fn is_of_team(path: &str) -> bool {
-    matches!(path, "/v1/capsules/stats" | "/v1/capsules/usage")
+/// Adds the routes of the earlier system's API that have a shape of their own.
+pub(super) fn register(routes: Routes) -> Routes {
+    routes
+        .get("/api/v1/capsules", READ, list)
+        .get("/api/v1/capsules/stats", READ_ALL, stats)
+        .get("/api/v1/capsules/usage", READ_ALL, used)
+        .get("/api/v1/capsules/{id}/metrics", READ, metrics)
+        .get("/api/v1/snapshots", READ_ALL, list_snapshots)
+        .post("/api/v1/snapshots", CHANGE_ALL, create_snapshot)
+        .get("/api/v1/events/stream", READ_ALL, stream)
 }
 
 /// Rewrites a request to this system's own path. Returns `None` for a route that this module
 /// serves, and outside `ROOT`.
 pub(crate) fn ours(method: &Method, uri: &Uri) -> Option<Uri> {
     let rest = uri.path().strip_prefix(ROOT).filter(|rest| rest.starts_with("/v1/"))?;
-    let here = RULES.iter().any(|(of, pattern, _)| {
-        method.as_str() == *of && fits(pattern.strip_prefix(ROOT).unwrap_or(pattern), rest)
-    });
-    if here {
+    if SERVED.iter().any(|(of, pattern)| method == of && fits(pattern, rest)) {
         return None;
     }
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();

@@ -1,12 +1,12 @@
-//! The OpenAPI document, and a page that shows it without the internet.
+//! Parts of the OpenAPI document that no handler states, and a page that shows the document without
+//! the internet.
 
-use super::rules;
-use axum::body::Bytes;
+use crate::auth::rule::Rule;
 use axum::response::Html;
-use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use http::header::CONTENT_SECURITY_POLICY;
 use http::{HeaderValue, Method, StatusCode};
-use std::sync::OnceLock;
 use utoipa::OpenApi as _;
+use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr};
 
@@ -43,30 +43,33 @@ pub(super) fn head() -> OpenApi {
     document
 }
 
-/// Adds the access rule to every operation, and a description to every answer that lacks one.
-/// OpenAPI requires the description; the default is HTTP's reason phrase for the status.
+/// Lists the operations of a path, each with its method.
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let operations = [
+        (Method::GET, &mut item.get),
+        (Method::PUT, &mut item.put),
+        (Method::POST, &mut item.post),
+        (Method::DELETE, &mut item.delete),
+        (Method::PATCH, &mut item.patch),
+    ];
+    operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Adds its access rule to an operation.
+pub(super) fn show_access(operation: &mut Operation, rule: Rule) {
+    let access = serde_json::json!(rule.as_str());
+    operation.extensions.get_or_insert_default().insert(ACCESS.to_owned(), access);
+}
+
+/// Adds a description to every answer that lacks one. OpenAPI requires the description; the default
+/// is HTTP's reason phrase for the status.
 pub(super) fn describe(document: &mut OpenApi) {
-    for (path, item) in &mut document.paths.paths {
-        let operations = [
-            (Method::GET, &mut item.get),
-            (Method::PUT, &mut item.put),
-            (Method::POST, &mut item.post),
-            (Method::DELETE, &mut item.delete),
-            (Method::PATCH, &mut item.patch),
-        ];
-        for (method, operation) in operations {
-            let Some(operation) = operation else { continue };
-            if let Some(rule) = rules::of(&method, path) {
-                let access = serde_json::json!(rule.as_str());
-                operation.extensions.get_or_insert_default().insert(ACCESS.to_owned(), access);
-            }
-            for (status, answer) in &mut operation.responses.responses {
-                if let RefOr::T(answer) = answer
-                    && answer.description.is_empty()
-                {
-                    answer.description = words_for(status).to_owned();
-                }
-            }
+    let operations = document.paths.paths.values_mut().flat_map(operations);
+    for (status, answer) in operations.flat_map(|(_, of)| &mut of.responses.responses) {
+        if let RefOr::T(answer) = answer
+            && answer.description.is_empty()
+        {
+            answer.description = words_for(status).to_owned();
         }
     }
 }
@@ -80,19 +83,6 @@ fn words_for(status: &str) -> &'static str {
             status.and_then(|status| status.canonical_reason()).unwrap_or("Done")
         }
     }
-}
-
-/// Returns the OpenAPI document of this API.
-#[utoipa::path(
-    operation_id = "get_openapi",
-    get, path = "/openapi.json", tag = "platform", security(()),
-    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
-)]
-pub(crate) async fn document() -> ([(http::HeaderName, HeaderValue); 1], Bytes) {
-    // The document is written only once, since anybody may request it at any rate.
-    static ONE: OnceLock<Bytes> = OnceLock::new();
-    let written = ONE.get_or_init(|| super::openapi().to_json().unwrap_or_default().into());
-    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], written.clone())
 }
 
 /// Returns a page for people that shows this API.
