@@ -10,7 +10,7 @@ use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::auth::locked_rights::lock_rights;
 use crate::db;
-use crate::db::channels::Channel;
+use crate::db::channels::{Channel, Delivery};
 use crate::error::{Error, Result};
 use crate::fields::check_title;
 use crate::policy::Action;
@@ -119,6 +119,23 @@ pub(crate) async fn create(
     Ok(api::Channel { secret: Some(secret(app, id, 1)), ..to_api(row) })
 }
 
+/// Returns the channels of the caller's team, the earliest first.
+pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<Channel>> {
+    Ok(db::channels::list(&app.db, caller.team).await?)
+}
+
+/// Returns a page of a channel's deliveries, newest first.
+pub(crate) async fn deliveries(
+    app: &App,
+    caller: Caller,
+    id: ChannelId,
+    before: Option<DeliveryId>,
+    limit: i64,
+) -> Result<Vec<Delivery>> {
+    get(app, caller, id).await?;
+    Ok(db::channels::deliveries(&app.db, id, before, limit).await?)
+}
+
 pub(crate) async fn get(app: &App, caller: Caller, id: ChannelId) -> Result<Channel> {
     let found = db::channels::find(&app.db, caller.team, id).await?;
     found.ok_or(Error::NotFound("channel"))
@@ -218,7 +235,7 @@ pub(crate) fn to_api(row: Channel) -> api::Channel {
     }
 }
 
-pub(crate) fn delivery_shown(row: db::channels::Delivery) -> api::Delivery {
+pub(crate) fn delivery_shown(row: Delivery) -> api::Delivery {
     api::Delivery {
         id: DeliveryId(row.id).to_string(),
         event: row.kind,

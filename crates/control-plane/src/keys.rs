@@ -197,6 +197,16 @@ async fn confined(
     Ok((template, capsule))
 }
 
+/// Returns a page of the keys of the caller's team that are not revoked, newest first.
+pub(crate) async fn list(
+    app: &App,
+    caller: Caller,
+    before: Option<ApiKeyId>,
+    limit: i64,
+) -> Result<Vec<Row>> {
+    Ok(db::keys::list(&app.db, caller.team, before, limit).await?)
+}
+
 /// Revokes a key: the caller's own or, for admins, any key of the team. The keys and invitations
 /// made with the key end, and its channels are disabled.
 pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()> {

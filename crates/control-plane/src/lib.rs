@@ -33,6 +33,8 @@ mod serve;
 mod snapshots;
 mod streams;
 mod teams;
+mod templates;
+mod usage;
 mod users;
 
 pub use app::App;

@@ -180,10 +180,27 @@ async fn clear(app: &App, old: &Snapshot) {
     }
 }
 
+/// Returns a page of the complete snapshots of the caller's team, newest first. `capsule` restricts
+/// the page to the snapshots of one capsule.
+pub(crate) async fn list(
+    app: &App,
+    caller: Caller,
+    capsule: Option<CapsuleId>,
+    before: Option<SnapshotId>,
+    limit: i64,
+) -> Result<Vec<Snapshot>> {
+    let capsule = capsule.map(|id| id.0);
+    Ok(db::snapshots::list(&app.db, caller.team, capsule, before, limit).await?)
+}
+
+/// Finds a snapshot of the caller's team, by its name or its id.
+pub(crate) async fn find(app: &App, caller: Caller, name: &str) -> Result<Option<Snapshot>> {
+    Ok(db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?)
+}
+
 /// Returns a snapshot of the caller's team, by its name or its id.
 pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Snapshot> {
-    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
-    found.ok_or(Error::NotFound("snapshot"))
+    find(app, caller, name).await?.ok_or(Error::NotFound("snapshot"))
 }
 
 /// Removes a snapshot for a caller, by its name or its id.

@@ -10,10 +10,12 @@ use crate::app::App;
 use crate::audit::{Actor, Entry};
 use crate::auth::locked_rights::{LockedRights, lock_operator, lock_rights, lock_user};
 use crate::auth::{Caller, Session};
+use crate::policy::{Action, Role};
+use crate::auth::{Caller, Operator, Session, hash, random_hex};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Ended;
-use crate::db::teams::Invitation;
+use crate::db::teams::{Invitation, Member, Overview};
 use crate::error::{Error, Result};
 use crate::fields::{check_email, check_title};
 use crate::policy::{Action, Role};
@@ -92,6 +94,16 @@ pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Team>> {
         }
         None => Ok(vec![of_key(app, caller).await?]),
     }
+}
+
+/// Returns a page of all teams, newest first.
+pub(crate) async fn list_all(
+    app: &App,
+    _: Operator,
+    before: Option<TeamId>,
+    limit: i64,
+) -> Result<Vec<Overview>> {
+    Ok(db::teams::list(&app.db, before, limit).await?)
 }
 
 /// Returns the caller's team.
@@ -185,6 +197,11 @@ pub(crate) async fn end(tx: &mut PgConnection, team: TeamId, by: Actor) -> Resul
     db::teams::end(tx, team).await?;
     db::audit::write(tx, &Entry::new(team, by, "team.delete", team)).await?;
     Ok(())
+}
+
+/// Returns the members of the caller's team, the earliest first.
+pub(crate) async fn members(app: &App, caller: Caller) -> Result<Vec<Member>> {
+    Ok(db::teams::members(&app.db, caller.team).await?)
 }
 
 /// Returns a member's role, if the caller may change it. An admin changes members and viewers, and
@@ -285,6 +302,11 @@ pub(crate) async fn transfer(app: &App, caller: Caller, to: UserId) -> Result<()
     app.changed(&Change::User(from));
     app.changed(&Change::User(to));
     Ok(())
+}
+
+/// Returns the invitations to the caller's team that nobody has accepted, newest first.
+pub(crate) async fn invitations(app: &App, caller: Caller) -> Result<Vec<Invitation>> {
+    Ok(db::teams::invitations(&app.db, caller.team).await?)
 }
 
 /// Invites somebody by mail. The answer does not tell whether they have an account.
@@ -391,6 +413,14 @@ pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
         snapshots: stored.snapshots,
         storage_mb: (stored.storage_bytes + (1 << 20) - 1) >> 20,
     })
+}
+
+/// Returns the limits and the holdings of any team.
+pub(crate) async fn limits_of_any(app: &App, _: Operator, team: TeamId) -> Result<api::TeamLimits> {
+    if !db::teams::exists(&app.db, team).await? {
+        return Err(Error::NotFound("team"));
+    }
+    limits(app, team).await
 }
 
 /// Checks requested limits.

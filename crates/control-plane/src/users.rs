@@ -27,7 +27,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{PLATFORM_TEAM, SessionId, UserId, hex};
+use types::{PLATFORM_TEAM, SessionId, TeamId, UserId, hex};
 
 /// Lifetimes of mailed tokens, for activations and for resets.
 const ACTIVATION: Duration = Duration::from_secs(24 * 3600);
@@ -404,6 +404,22 @@ pub(crate) async fn change_password(
 pub(crate) async fn me(app: &App, who: Session) -> Result<User> {
     let found = db::users::find(&app.db, who.user).await?;
     found.ok_or(Error::Unauthenticated)
+}
+
+/// Returns the team in which a user's requests act by default.
+pub(crate) async fn default_team(app: &App, id: UserId) -> Result<Option<TeamId>> {
+    let person = app.directory.person(&app.db, id).await?;
+    Ok(person.and_then(|person| person.default_team))
+}
+
+/// Returns the providers by whose accounts the calling user can sign in.
+pub(crate) async fn providers(app: &App, who: Session) -> Result<Vec<String>> {
+    Ok(db::users::identities(&app.db, who.user).await?)
+}
+
+/// Returns the sessions of the calling user, newest first.
+pub(crate) async fn sessions(app: &App, who: Session) -> Result<Vec<SessionRow>> {
+    Ok(db::sessions::list(&app.db, who.user).await?)
 }
 
 pub(crate) async fn change(app: &App, who: Session, wanted: api::ChangeMe) -> Result<()> {

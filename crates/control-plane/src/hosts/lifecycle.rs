@@ -3,6 +3,7 @@
 use super::jwt::Enrolled;
 use crate::app::App;
 use crate::audit::{Actor, Entry};
+use crate::auth::Caller;
 use crate::capsules;
 use crate::db;
 use crate::error::{Error, Result};
@@ -65,13 +66,26 @@ pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, host).await?;
     let running = rows.into_iter().filter(|row| row.state() == CapsuleState::Running);
     let pausing = running.map(|row| async move {
-        let caller = crate::auth::Caller::of(row.team());
+        let caller = Caller::of(row.team());
         if let Err(error) = capsules::pause(app, caller, row.id(), true).await {
             tracing::warn!(id = %row.id(), %error, "pausing a capsule of a host that is drained");
         }
     });
     futures::stream::iter(pausing).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
     Ok(())
+}
+
+/// Returns the hosts that the caller may see. An operator sees all of them. Other callers see their
+/// team's own hosts, and an outline of the hosts that serve every team.
+pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Host>> {
+    let rows = db::hosts::list(&app.db).await?;
+    let seen = |row: db::hosts::Host| match row.team_id {
+        _ if caller.operator => Some(to_api(row)),
+        Some(team) if team == caller.team.0 => Some(to_api(row)),
+        None => Some(outlined(row)),
+        Some(_) => None,
+    };
+    Ok(rows.into_iter().filter_map(seen).collect())
 }
 
 pub(crate) async fn get(app: &App, id: HostId) -> Result<api::Host> {
@@ -177,7 +191,7 @@ async fn give_up(app: &App, id: HostId, by: Actor) -> Result<()> {
 
 /// Converts a row to the API's form for a caller who does not own the host. It shows only the kind
 /// of host.
-pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
+fn outlined(row: db::hosts::Host) -> api::Host {
     let host = to_api(row);
     api::Host {
         name: host.id.clone(),
@@ -196,7 +210,7 @@ pub(crate) fn outlined(row: db::hosts::Host) -> api::Host {
 }
 
 /// Converts a row to the API's form.
-pub(crate) fn to_api(row: db::hosts::Host) -> api::Host {
+fn to_api(row: db::hosts::Host) -> api::Host {
     api::Host {
         id: row.id().to_string(),
         name: row.name,

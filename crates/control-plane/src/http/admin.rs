@@ -4,9 +4,10 @@ use super::extract::{Json as Body, Path, Query};
 use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Operator;
+use crate::db::teams::Overview;
 use crate::error::{Error, Result};
+use crate::teams;
 use crate::users::admin::{self, Eraser};
-use crate::{db, teams};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -29,11 +30,11 @@ fn team_id(text: &str) -> Result<TeamId> {
 )]
 pub(crate) async fn users(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    operator: Operator,
     Query(page): Query<Page>,
 ) -> Result<Json<api::UserPage>> {
     let (before, limit) = page.read("a user")?;
-    let rows = db::users::list(&app.db, before, limit + 1).await?;
+    let rows = admin::list(&app, operator, before, limit + 1).await?;
     let (items, next) = paged(rows, limit, admin::to_api, |user| user.id.clone());
     Ok(Json(api::UserPage { items, next }))
 }
@@ -99,12 +100,12 @@ pub(crate) async fn erase(
 )]
 pub(crate) async fn teams(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    operator: Operator,
     Query(page): Query<Page>,
 ) -> Result<Json<api::AdminTeamPage>> {
     let (before, limit) = page.read("a team")?;
-    let rows = db::teams::list(&app.db, before, limit + 1).await?;
-    let to_api = |row: db::teams::Overview| api::AdminTeam {
+    let rows = teams::list_all(&app, operator, before, limit + 1).await?;
+    let to_api = |row: Overview| api::AdminTeam {
         id: TeamId(row.id).to_string(),
         name: row.name,
         members: row.members,
@@ -124,14 +125,10 @@ pub(crate) async fn teams(
 )]
 pub(crate) async fn limits(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    operator: Operator,
     Path(id): Path<String>,
 ) -> Result<Json<api::TeamLimits>> {
-    let id = team_id(&id)?;
-    if !db::teams::exists(&app.db, id).await? {
-        return Err(Error::NotFound("team"));
-    }
-    Ok(Json(teams::limits(&app, id).await?))
+    Ok(Json(teams::limits_of_any(&app, operator, team_id(&id)?).await?))
 }
 
 /// Replaces a team's limits. The limits of the platform team (id all zeroes) are the default for

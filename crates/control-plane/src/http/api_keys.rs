@@ -5,7 +5,7 @@ use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::{db, keys};
+use crate::keys;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -38,7 +38,7 @@ pub(crate) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<api::ApiKeyPage>> {
     let (before, limit) = page.read("a key")?;
-    let rows = db::keys::list(&app.db, caller.team, before, limit + 1).await?;
+    let rows = keys::list(&app, caller, before, limit + 1).await?;
     let (items, next) = paged(rows, limit, keys::to_api, |key| key.id.clone());
     Ok(Json(api::ApiKeyPage { items, next }))
 }

@@ -3,8 +3,8 @@
 use super::extract::Query;
 use super::paging::{cursor, paged};
 use crate::app::App;
+use crate::audit::log;
 use crate::auth::{Caller, Operator};
-use crate::db;
 use crate::db::audit::{Filter, Row};
 use crate::error::{Error, Result};
 use axum::Json;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use types::{AuditLogId, PLATFORM_TEAM, TeamId};
+use types::{AuditLogId, TeamId};
 use utoipa::IntoParams;
 
 /// Rows of one step of an export.
@@ -49,6 +49,11 @@ pub(crate) struct AuditQuery {
 }
 
 impl AuditQuery {
+    /// Returns the position and the size of the page.
+    fn page(&self) -> Result<(Option<AuditLogId>, i64)> {
+        cursor(self.before.as_deref(), self.limit, "an entry")
+    }
+
     fn filter(&self) -> Result<Filter> {
         let time = |field: &str, text: &Option<String>| {
             let wrong = |_| Error::invalid(field, "must be a time as 2026-11-26T12:00:00Z");
@@ -83,17 +88,9 @@ fn to_api(row: Row) -> api::AuditLog {
     }
 }
 
-async fn page(
-    app: &App,
-    team: Option<TeamId>,
-    wanted: &AuditQuery,
-) -> Result<Json<api::AuditLogPage>> {
-    let (before, limit) = cursor(wanted.before.as_deref(), wanted.limit, "an entry")?;
-    let filter = wanted.filter()?;
-    let _place = app.load.dear(team.unwrap_or(PLATFORM_TEAM)).await?;
-    let rows = db::audit::list(&app.db, team, &filter, before, limit + 1).await?;
+fn page(rows: Vec<Row>, limit: i64) -> Json<api::AuditLogPage> {
     let (items, next) = paged(rows, limit, to_api, |entry| entry.id.clone());
-    Ok(Json(api::AuditLogPage { items, next }))
+    Json(api::AuditLogPage { items, next })
 }
 
 /// Lists the team's actions and refused requests, newest first.
@@ -107,7 +104,9 @@ pub(crate) async fn list(
     caller: Caller,
     Query(wanted): Query<AuditQuery>,
 ) -> Result<Json<api::AuditLogPage>> {
-    page(&app, Some(caller.team), &wanted).await
+    let (before, limit) = wanted.page()?;
+    let rows = log::of_team(&app, caller, &wanted.filter()?, before, limit + 1).await?;
+    Ok(page(rows, limit))
 }
 
 /// Lists actions and refused requests of the whole platform, newest first.
@@ -118,10 +117,12 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn list_all(
     State(app): State<Arc<App>>,
-    _operator: Operator,
+    operator: Operator,
     Query(wanted): Query<AuditQuery>,
 ) -> Result<Json<api::AuditLogPage>> {
-    page(&app, None, &wanted).await
+    let (before, limit) = wanted.page()?;
+    let rows = log::of_platform(&app, operator, &wanted.filter()?, before, limit + 1).await?;
+    Ok(page(rows, limit))
 }
 
 /// Exports the team's audit log as JSON lines, newest first. The filters are those of the list;
@@ -139,17 +140,13 @@ pub(crate) async fn export(
     caller: Caller,
     Query(wanted): Query<AuditQuery>,
 ) -> Result<Response> {
-    let (before, _) = cursor::<AuditLogId>(wanted.before.as_deref(), wanted.limit, "an entry")?;
+    let (before, _) = wanted.page()?;
     let filter = wanted.filter()?;
-    let team = Some(caller.team);
     let steps = futures::stream::try_unfold(Some(before), move |at| {
         let (app, filter) = (Arc::clone(&app), filter.clone());
         async move {
             let Some(before) = at else { return Ok(None) };
-            // The place is given back before the client reads, since a client may read slowly.
-            let place = app.load.dear(caller.team).await.map_err(std::io::Error::other)?;
-            let rows = db::audit::list(&app.db, team, &filter, before, STEP).await;
-            drop(place);
+            let rows = log::of_team(&app, caller, &filter, before, STEP).await;
             let rows = rows.map_err(std::io::Error::other)?;
             let last = rows.last().map(|row| AuditLogId(row.id));
             // An incomplete step is the last.

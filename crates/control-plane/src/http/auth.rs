@@ -32,12 +32,12 @@ async fn entered(
     entered: Entered,
     program: bool,
 ) -> Result<Response> {
-    let person = app.directory.person(entered.user.id()).await?;
+    let team = users::default_team(app, entered.user.id()).await?;
     let body = api::LoggedIn {
         user_id: entered.user.id().to_string(),
         email: entered.user.email,
         name: entered.user.name,
-        team_id: person.and_then(|person| person.default_team).map(|team| team.to_string()),
+        team_id: team.map(|team| team.to_string()),
         csrf_token: session::csrf(&entered.token),
         session_token: program.then(|| entered.token.clone()),
         expires_at: entered.expires_at,

@@ -4,9 +4,8 @@ use super::extract::{Path, Query, Sent, capsule_id, idempotency_key};
 use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules::CreateOptions;
+use crate::capsules::{self, CreateOptions};
 use crate::error::Result;
-use crate::{capsules, db};
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -49,8 +48,8 @@ pub(crate) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<api::CapsulePage>> {
     let (before, limit) = page.read("a capsule")?;
-    let listed = db::capsules::list(&app.db, caller.team, caller.scope, before, limit + 1);
-    let (items, next) = paged(listed.await?, limit, capsules::to_api, |c| c.id.clone());
+    let listed = capsules::list(&app, caller, before, limit + 1).await?;
+    let (items, next) = paged(listed, limit, capsules::to_api, |c| c.id.clone());
     Ok(Json(api::CapsulePage { items, next }))
 }
 

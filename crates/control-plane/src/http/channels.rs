@@ -4,8 +4,8 @@ use super::extract::{Json as Body, Path, Query};
 use super::paging::{Page, paged};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::channels;
 use crate::error::{Error, Result};
-use crate::{channels, db};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -40,7 +40,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<api::ChannelList>> {
-    let rows = db::channels::list(&app.db, caller.team).await?;
+    let rows = channels::list(&app, caller).await?;
     Ok(Json(api::ChannelList { items: rows.into_iter().map(channels::to_api).collect() }))
 }
 
@@ -137,9 +137,8 @@ pub(crate) async fn deliveries(
     Query(page): Query<Page>,
 ) -> Result<Json<api::DeliveryPage>> {
     let id = channel_id(&id)?;
-    channels::get(&app, caller, id).await?;
     let (before, limit) = page.read("a delivery")?;
-    let rows = db::channels::deliveries(&app.db, id, before, limit + 1).await?;
+    let rows = channels::deliveries(&app, caller, id, before, limit + 1).await?;
     let (items, next) =
         paged(rows, limit, channels::delivery_shown, |delivery| delivery.id.clone());
     Ok(Json(api::DeliveryPage { items, next }))

@@ -6,15 +6,16 @@ use super::events::{self, Frames};
 use super::extract::{Json as Body, Path, Query, capsule_id};
 use super::routes::Routes;
 use super::rules::{CHANGE_ALL, READ, READ_ALL};
-use super::usage;
+use super::usage::Range as Days;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::capsules;
-use crate::db;
+use crate::db::events::{Day, Point};
+use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
 use crate::policy::Action;
 use crate::snapshots;
 use crate::streams;
+use crate::{capsules, snapshots, streams, templates, usage};
 use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, Method, StatusCode, Uri};
@@ -78,7 +79,7 @@ fn fits(pattern: &str, path: &str) -> bool {
 }
 
 async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Vec<api::Capsule>>> {
-    let rows = db::capsules::list(&app.db, caller.team, caller.scope, None, LIST_MAX).await?;
+    let rows = capsules::list(&app, caller, None, LIST_MAX).await?;
     Ok(Json(rows.into_iter().map(capsules::to_api).collect()))
 }
 
@@ -112,12 +113,11 @@ async fn stats(
     Query(range): Query<Range>,
 ) -> Result<Json<Value>> {
     let (name, seconds) = range.read("1h")?;
-    let _place = app.load.dear(caller.team).await?;
-    let series = db::events::series(&app.db, caller.team, seconds, POINTS).await?;
-    let most = |of: fn(&db::events::Point) -> i64| series.iter().map(of).max().unwrap_or(0);
+    let series = usage::series(&app, caller, seconds, POINTS).await?;
+    let most = |of: fn(&Point) -> i64| series.iter().map(of).max().unwrap_or(0);
     let now = series.last();
     let labels: Vec<_> = series.iter().filter_map(|p| p.at.format(&Rfc3339).ok()).collect();
-    let all = |of: fn(&db::events::Point) -> i64| series.iter().map(of).collect::<Vec<_>>();
+    let all = |of: fn(&Point) -> i64| series.iter().map(of).collect::<Vec<_>>();
     Ok(Json(json!({
         "range": name,
         "current": {
@@ -142,11 +142,11 @@ async fn stats(
 async fn used(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(range): Query<usage::Range>,
+    Query(range): Query<Days>,
 ) -> Result<Json<Value>> {
     let (from, to) = range.days()?;
-    let days = db::events::usage(&app.db, caller.team, from, to).await?;
-    let point = |day: &db::events::Day| {
+    let days = usage::by_day(&app, caller, from, to).await?;
+    let point = |day: &Day| {
         json!({
             "date": day.day.to_string(),
             "cpu_minutes": day.vcpu_seconds / 60.0,
@@ -192,7 +192,7 @@ async fn list_snapshots(
     let wanted = |kind_of: &str| kind.r#type.as_deref().is_none_or(|kind| kind == kind_of);
     let mut all = Vec::new();
     if wanted("base") {
-        for row in db::templates::list(&app.db, caller.team).await? {
+        for row in templates::list(&app, caller).await? {
             let platform = row.team_id == PLATFORM_TEAM.0;
             all.push(json!({
                 "name": row.name,
@@ -206,7 +206,7 @@ async fn list_snapshots(
         }
     }
     if wanted("snapshot") {
-        let rows = db::snapshots::list(&app.db, caller.team, None, None, LIST_MAX).await?;
+        let rows = snapshots::list(&app, caller, None, None, LIST_MAX).await?;
         all.extend(rows.into_iter().map(template));
     }
     Ok(Json(all))
@@ -216,7 +216,7 @@ fn time_of(at: OffsetDateTime) -> Option<String> {
     at.format(&Rfc3339).ok()
 }
 
-fn template(row: db::snapshots::Snapshot) -> Value {
+fn template(row: Snapshot) -> Value {
     let snapshot = snapshots::to_api(row);
     json!({
         "name": snapshot.name,

@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::events::Event as Row;
 use crate::error::{Error, Result};
 use crate::streams::{parse_cursor, to_api};
 use axum::extract::State;
@@ -44,7 +45,7 @@ pub(super) async fn open(
     app: &App,
     caller: Caller,
     headers: &HeaderMap,
-    frame: fn(crate::db::events::Event) -> Option<Event>,
+    frame: fn(Row) -> Option<Event>,
 ) -> Result<Frames> {
     let wrong = || Error::invalid("last-event-id", "is not the id of an event");
     let last = headers.get("last-event-id").filter(|id| !id.is_empty());
@@ -75,7 +76,7 @@ pub(super) async fn open(
     Ok(Sse::new(frames.boxed()))
 }
 
-fn frame(event: crate::db::events::Event) -> Option<Event> {
+fn frame(event: Row) -> Option<Event> {
     let event = to_api(event);
     let frame = Event::default().id(event.id.clone()).event(event.event.clone());
     frame.json_data(event).ok()

@@ -4,7 +4,6 @@
 use super::extract::{Json as Body, Path, Query};
 use crate::app::App;
 use crate::auth::{Anonymous, Caller, HostCaller, Operator};
-use crate::db;
 use crate::error::{Error, Result};
 use crate::hosts::{enrol, lifecycle};
 use axum::Json;
@@ -31,14 +30,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<api::HostList>> {
-    let rows = db::hosts::list(&app.db).await?;
-    let seen = |row: db::hosts::Host| match row.team_id {
-        _ if caller.operator => Some(lifecycle::to_api(row)),
-        Some(team) if team == caller.team.0 => Some(lifecycle::to_api(row)),
-        None => Some(lifecycle::outlined(row)),
-        Some(_) => None,
-    };
-    Ok(Json(api::HostList { items: rows.into_iter().filter_map(seen).collect() }))
+    Ok(Json(api::HostList { items: lifecycle::list(&app, caller).await? }))
 }
 
 /// Adds a host. The answer contains its registration token.

@@ -5,7 +5,7 @@ use super::extract::{Json as Body, Path};
 use crate::app::App;
 use crate::auth::origin::Transport;
 use crate::auth::{Session, session};
-use crate::db;
+use crate::db::sessions::SessionRow;
 use crate::error::{Error, Result};
 use crate::users::{self, admin, oauth};
 use axum::Json;
@@ -38,7 +38,7 @@ async fn load_me(
     headers: &HeaderMap,
 ) -> Result<Json<api::Me>> {
     let user = users::me(app, who).await?;
-    let providers = db::users::identities(&app.db, who.user).await?;
+    let providers = users::providers(app, who).await?;
     let by_cookie = session::bearer(headers).is_none();
     let in_cookie = by_cookie.then(|| session::from_cookie(headers, transport));
     Ok(Json(api::Me {
@@ -122,8 +122,8 @@ pub(crate) async fn sessions(
     State(app): State<Arc<App>>,
     who: Session,
 ) -> Result<Json<api::SessionList>> {
-    let rows = db::sessions::list(&app.db, who.user).await?;
-    let to_api = |row: db::sessions::SessionRow| api::Session {
+    let rows = users::sessions(&app, who).await?;
+    let to_api = |row: SessionRow| api::Session {
         id: SessionId(row.id).to_string(),
         kind: row.kind,
         address: row.address,

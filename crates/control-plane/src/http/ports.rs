@@ -2,20 +2,19 @@
 
 use super::extract::{Json as Body, Path, capsule_id};
 use crate::app::App;
-use crate::audit::{Entry, Principal};
+use crate::audit::Principal;
 use crate::auth::Caller;
 use crate::auth::admission::Admission;
+use crate::capsules;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::proxy::{self, Link, Maker, Target};
-use crate::{capsules, db};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use hop::{Outgoing, headers};
 use http::{HeaderValue, StatusCode, header};
 use protocol::{ENVD_PORT, REFUSAL, Refusal};
-use serde_json::json;
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 use types::HostId;
@@ -148,9 +147,7 @@ pub(crate) async fn link(
     };
     let (until, generation) = (expires_at.unix_timestamp(), capsule.link_generation);
     let field = proxy::link(&app, target, &Link { until, generation, maker });
-    let what = json!({ "port": target.port, "expires_sec": seconds });
-    let entry = Entry::new(caller.team, caller.by, "capsule.create_link", target.capsule);
-    db::audit::write(&app.db, &entry.with(what)).await?;
+    capsules::record_link(&app, caller, target.capsule, target.port, seconds).await?;
     let url = format!("{}/?{field}", app.public.of(target.capsule, target.port));
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
 }

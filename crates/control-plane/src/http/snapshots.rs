@@ -5,7 +5,7 @@ use super::paging::{cursor, paged};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::{db, snapshots};
+use crate::snapshots;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -56,9 +56,8 @@ pub(crate) async fn list(
     let (before, limit) = cursor(page.before.as_deref(), page.limit, "a snapshot")?;
     let bad = |_| Error::invalid("capsule_id", "is no id");
     let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose().map_err(bad)?;
-    let capsule = capsule.map(|id| id.0);
-    let listed = db::snapshots::list(&app.db, caller.team, capsule, before, limit + 1);
-    let (items, next) = paged(listed.await?, limit, snapshots::to_api, |s| s.id.clone());
+    let listed = snapshots::list(&app, caller, capsule, before, limit + 1).await?;
+    let (items, next) = paged(listed, limit, snapshots::to_api, |s| s.id.clone());
     Ok(Json(api::SnapshotPage { items, next }))
 }
 

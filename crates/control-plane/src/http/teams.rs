@@ -3,8 +3,9 @@
 use super::extract::{Json as Body, Path};
 use crate::app::App;
 use crate::auth::{Caller, Session};
+use crate::db::teams::Member;
 use crate::error::{Error, Result};
-use crate::{db, teams};
+use crate::teams;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -96,8 +97,8 @@ pub(crate) async fn members(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<api::MemberList>> {
-    let rows = db::teams::members(&app.db, caller.team).await?;
-    let to_api = |row: db::teams::Member| api::Member {
+    let rows = teams::members(&app, caller).await?;
+    let to_api = |row: Member| api::Member {
         user_id: UserId(row.user_id).to_string(),
         name: row.name,
         email: row.email,
@@ -188,7 +189,7 @@ pub(crate) async fn invitations(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<api::InvitationList>> {
-    let rows = db::teams::invitations(&app.db, caller.team).await?;
+    let rows = teams::invitations(&app, caller).await?;
     Ok(Json(api::InvitationList { items: rows.into_iter().map(teams::invitation_shown).collect() }))
 }
 

@@ -2,14 +2,12 @@
 
 use super::extract::{Json as Body, Path};
 use crate::app::App;
-use crate::audit::Entry;
 use crate::auth::{Caller, Operator};
-use crate::db;
 use crate::db::templates::Template;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::templates;
 use axum::Json;
 use axum::extract::State;
-use serde_json::json;
 use std::sync::Arc;
 use types::{Isolation, PLATFORM_TEAM, TemplateId};
 
@@ -23,7 +21,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<api::TemplateList>> {
-    let items = db::templates::list(&app.db, caller.team).await?;
+    let items = templates::list(&app, caller).await?;
     Ok(Json(api::TemplateList { items: items.into_iter().map(to_api).collect() }))
 }
 
@@ -36,19 +34,12 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
-    Operator(by): Operator,
+    operator: Operator,
     Path(name): Path<String>,
     Body(wanted): Body<api::ChangeTemplate>,
 ) -> Result<Json<api::Template>> {
     let tier: Isolation = wanted.isolation.parse()?;
-    let mut tx = app.db.begin().await?;
-    let changed = db::templates::set_isolation(&mut *tx, &name, tier).await?;
-    let changed = changed.ok_or(Error::NotFound("template"))?;
-    let entry = Entry::new(PLATFORM_TEAM, by, "template.set_isolation", TemplateId(changed.id));
-    let entry = entry.with(json!({ "name": name, "isolation": tier.as_str() }));
-    db::audit::write(&mut *tx, &entry).await?;
-    tx.commit().await?;
-    Ok(Json(to_api(changed)))
+    Ok(Json(to_api(templates::set_isolation(&app, operator, &name, tier).await?)))
 }
 
 fn to_api(template: Template) -> api::Template {

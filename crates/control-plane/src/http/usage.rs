@@ -3,8 +3,9 @@
 use super::extract::Query;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db;
+use crate::db::events::Day;
 use crate::error::{Error, Result};
+use crate::usage;
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
@@ -62,9 +63,8 @@ pub(crate) async fn get(
     Query(range): Query<Range>,
 ) -> Result<Json<api::Usage>> {
     let (from, to) = range.days()?;
-    let _place = app.load.dear(caller.team).await?;
-    let rows = db::events::usage(&app.db, caller.team, from, to).await?;
-    let to_api = |row: db::events::Day| api::DailyUsage {
+    let rows = usage::by_day(&app, caller, from, to).await?;
+    let to_api = |row: Day| api::DailyUsage {
         day: row.day,
         vcpu_seconds: row.vcpu_seconds,
         memory_mb_seconds: row.memory_mib_seconds,

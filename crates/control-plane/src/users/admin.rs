@@ -4,8 +4,8 @@
 use super::{give_token, mail, note};
 use crate::app::App;
 use crate::audit::Actor;
-use crate::auth::Session;
 use crate::auth::locked_rights::{lock_operator, lock_user};
+use crate::auth::{Operator, Session};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::users::{Purpose, User};
@@ -15,6 +15,16 @@ use crate::teams;
 use serde_json::json;
 use sqlx::PgConnection;
 use types::UserId;
+
+/// Returns a page of all users, newest first.
+pub(crate) async fn list(
+    app: &App,
+    _: Operator,
+    before: Option<UserId>,
+    limit: i64,
+) -> Result<Vec<User>> {
+    Ok(db::users::list(&app.db, before, limit).await?)
+}
 
 /// Invites somebody to the platform, also when sign-up is closed. A repeated invitation to an
 /// inactive user sends another mail.

@@ -4,7 +4,8 @@ use super::names;
 use super::wire::{self, Listed};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db::capsules::{self, Capsule, Search};
+use crate::capsules;
+use crate::db::capsules::{Capsule, Search};
 use crate::error::{Error, Result};
 use crate::http::extract::Query;
 use crate::http::paging::PAGE;
@@ -80,7 +81,7 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
         after: after.transpose()?,
         limit,
     };
-    Ok(capsules::search(&app.db, caller.team, &search).await?)
+    capsules::search(app, caller, &search).await
 }
 
 /// Returns the states to list. The default is running and paused.

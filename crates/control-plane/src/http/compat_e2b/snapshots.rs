@@ -8,7 +8,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::{Json as Body, Path, Query};
 use crate::http::paging::cursor;
-use crate::{db, snapshots};
+use crate::snapshots;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -51,7 +51,7 @@ pub(super) async fn page(
     let (before, limit) = cursor(asked.next_token.as_deref(), asked.limit, "a snapshot")?;
     if let Some(name) = asked.name.filter(|name| !name.is_empty()) {
         let name = names::untagged(&name);
-        let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+        let found = snapshots::find(&app, caller, name).await?;
         let found: Vec<Snapshot> = found.into_iter().map(Snapshot::from).collect();
         return Ok(Json(found).into_response());
     }
@@ -59,10 +59,10 @@ pub(super) async fn page(
     let of = asked.sandbox_id.map(|id| sandbox_id(&id));
     let of = match of {
         Some(Err(_)) => return Ok(Json(Vec::<Snapshot>::new()).into_response()),
-        Some(Ok(id)) => Some(id.0),
+        Some(Ok(id)) => Some(id),
         None => None,
     };
-    let rows = db::snapshots::list(&app.db, caller.team, of, before, limit + 1).await?;
+    let rows = snapshots::list(&app, caller, of, before, limit + 1).await?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     Ok(super::paged::<_, Snapshot>(rows, limit, |row| row.id().to_string()))
 }

@@ -4,9 +4,10 @@ use super::names;
 use super::wire::Team;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::templates::Template as Row;
 use crate::error::{Error, Result};
 use crate::http::extract::Path;
-use crate::{db, teams};
+use crate::{snapshots, teams, templates};
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -42,7 +43,7 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Json<Vec<Template>>> {
-    let to_api = |row: db::templates::Template| Template {
+    let to_api = |row: Row| Template {
         template_id: TemplateId(row.id).to_string(),
         build_id: row.id.to_string(),
         build_status: "ready",
@@ -56,7 +57,7 @@ pub(super) async fn list(
         updated_at: row.created_at,
         envd_version: protocol::ENVD_VERSION,
     };
-    let rows = db::templates::list(&app.db, caller.team).await?;
+    let rows = templates::list(&app, caller).await?;
     Ok(Json(rows.into_iter().map(to_api).collect()))
 }
 
@@ -74,11 +75,11 @@ pub(super) async fn alias(
     Path(alias): Path<String>,
 ) -> Result<Json<Alias>> {
     let name = names::untagged(&alias);
-    if let Some(found) = db::templates::find(&app.db, caller.team, name).await? {
+    if let Some(found) = templates::find(&app, caller, name).await? {
         let public = found.team_id == PLATFORM_TEAM.0;
         return Ok(Json(Alias { template_id: TemplateId(found.id).to_string(), public }));
     }
-    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+    let found = snapshots::find(&app, caller, name).await?;
     let found = found.ok_or(Error::NotFound("template"))?;
     Ok(Json(Alias { template_id: found.id().to_string(), public: false }))
 }
