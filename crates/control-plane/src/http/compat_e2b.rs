@@ -4,6 +4,7 @@
 mod lifecycle;
 mod list;
 mod names;
+mod request;
 mod sandboxes;
 mod snapshots;
 mod stats;
@@ -16,6 +17,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
 use crate::db::capsules::Capsule;
+use crate::auth::rule::Rule;
 use crate::error::Error;
 use crate::policy::Action;
 use axum::Router;
@@ -23,8 +25,8 @@ use crate::auth::rule::Rule;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
+use types::CapsuleId;
 use types::ids::ENCODED_LEN;
-use types::{CapsuleId, CapsuleState};
 
 /// Header with the position of the next page. The last page has none.
 const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
@@ -133,24 +135,6 @@ fn sandbox_id(text: &str) -> Result<CapsuleId, Error> {
     let (id, rest) = text.split_at_checked(end).unwrap_or((text, ""));
     let id = if rest.is_empty() || rest.starts_with('-') { id } else { text };
     super::extract::capsule_id(id)
-}
-
-/// Returns a sandbox in its present state.
-async fn seen(app: &App, caller: Caller, id: &str) -> Result<Capsule, Error> {
-    known(capsules::get(app, caller, sandbox_id(id)?).await?)
-}
-
-/// Returns a sandbox once its state is not changing.
-async fn settled(app: &App, caller: Caller, id: &str) -> Result<Capsule, Error> {
-    known(capsules::settled(app, caller, sandbox_id(id)?).await?)
-}
-
-/// Reports a capsule in `stopping` as not found, since its owner has removed it.
-fn known(capsule: Capsule) -> Result<Capsule, Error> {
-    match capsule.state() == CapsuleState::Stopping {
-        true => Err(Error::NotFound("capsule")),
-        false => Ok(capsule),
-    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! Sandboxes: creation, description, removal and connection.
 
+use super::concurrent;
 use super::names;
+use super::request::{SandboxRequest, known};
 use super::wire::{Connect, Detail, NewSandbox, Sandbox};
-use super::{concurrent, seen, settled};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules::{self, CreateOptions, ResumeRequest};
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json as Body, Path, Sent, idempotency_key};
+use crate::http::extract::{Json as Body, Sent, idempotency_key};
 use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode};
@@ -46,7 +47,12 @@ async fn make(
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let made = capsules::create(app, caller, read(wanted, timeout)?, options).await;
     let capsule = made.map_err(concurrent)?;
-    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
+    Ok((StatusCode::CREATED, Json(to_wire(app, caller, capsule))))
+}
+
+/// Converts a row for a client that made or resumed the sandbox.
+pub(super) fn to_wire(app: &App, caller: Caller, row: Capsule) -> Sandbox {
+    Sandbox::new(row, app.public.authority(), caller)
 }
 
 /// Converts a request to this system's own form.
@@ -80,22 +86,14 @@ fn read(wanted: NewSandbox, timeout: u32) -> Result<api::CreateCapsule> {
     })
 }
 
-pub(super) async fn get(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<Json<Detail>> {
-    let capsule = seen(&app, caller, &id).await?;
-    Ok(Json(Detail::new(capsule, app.public.authority(), caller)))
+pub(super) async fn get(request: SandboxRequest) -> Result<Json<Detail>> {
+    let capsule = request.present().await?;
+    Ok(Json(Detail::new(capsule, request.app.public.authority(), request.caller)))
 }
 
-pub(super) async fn kill(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<StatusCode> {
-    let capsule = seen(&app, caller, &id).await?;
-    capsules::delete(&app, caller, capsule.id()).await?;
+pub(super) async fn kill(request: SandboxRequest) -> Result<StatusCode> {
+    let capsule = request.present().await?;
+    capsules::delete(&request.app, request.caller, capsule.id()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -103,42 +101,37 @@ pub(super) async fn kill(
 /// shortened. Its host may have begun to pause it at the end of its lifetime. The extension then
 /// waits for the pause, and the sandbox is resumed.
 pub(super) async fn connect(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
+    request: SandboxRequest,
     Body(wanted): Body<Connect>,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
-    let mut capsule = settled(&app, caller, &id).await?;
+    let (app, caller) = (&request.app, request.caller);
+    let mut capsule = request.settled().await?;
     if capsule.state() == CapsuleState::Running {
         let timeout = wanted.timeout.unwrap_or(TIMEOUT);
         let lags = capsules::may_lag(&capsule);
-        let extended = capsules::extend(&app, caller, capsule.clone(), timeout).await;
+        let extended = capsules::extend(app, caller, capsule.clone(), timeout).await;
         if lags {
-            capsule = super::known(capsules::caught_up(&app, caller, capsule).await?)?;
+            capsule = known(capsules::caught_up(app, caller, capsule).await?)?;
         }
         if capsule.state() == CapsuleState::Running {
             let capsule = extended?;
-            return Ok((
-                StatusCode::OK,
-                Json(Sandbox::new(capsule, app.public.authority(), caller)),
-            ));
+            return Ok((StatusCode::OK, Json(to_wire(app, caller, capsule))));
         }
     }
-    resume_sandbox(&app, caller, &capsule, &wanted, TIMEOUT).await
+    resume_sandbox(&request, &capsule, &wanted, TIMEOUT).await
 }
 
 /// Resumes a sandbox, for `timeout` seconds unless the request names a lifetime.
 pub(super) async fn resume_sandbox(
-    app: &App,
-    caller: Caller,
+    SandboxRequest { app, caller, .. }: &SandboxRequest,
     capsule: &Capsule,
     wanted: &Connect,
     timeout: u32,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let timeout = Some(wanted.timeout.unwrap_or(timeout));
     let cold = wanted.memory == Some(false);
-    let request = ResumeRequest { timeout, cold, patient: true, ..ResumeRequest::default() };
-    let resumed = capsules::resume(app, caller, capsule.id(), request).await;
+    let resume = ResumeRequest { timeout, cold, patient: true, ..ResumeRequest::default() };
+    let resumed = capsules::resume(app, *caller, capsule.id(), resume).await;
     let capsule = resumed.map_err(concurrent)?;
-    Ok((StatusCode::CREATED, Json(Sandbox::new(capsule, app.public.authority(), caller))))
+    Ok((StatusCode::CREATED, Json(to_wire(app, *caller, capsule))))
 }

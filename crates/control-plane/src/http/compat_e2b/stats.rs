@@ -1,13 +1,14 @@
 //! Metrics and logs of sandboxes, in E2B's shapes. The platform stores neither: metrics are the
 //! guest's present ones, and logs are empty.
 
+use super::request::SandboxRequest;
+use super::sandbox_id;
 use super::wire::{Logs, LogsV1, Metric, Metrics};
-use super::{sandbox_id, seen};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
 use crate::error::{Error, Result};
-use crate::http::extract::{Path, Query};
+use crate::http::extract::Query;
 use axum::Json;
 use axum::extract::State;
 use futures::StreamExt;
@@ -28,19 +29,17 @@ pub(super) struct Window {
 
 /// Answers with the present metrics when the window contains now, and with none otherwise.
 pub(super) async fn of_one(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
+    request: SandboxRequest,
     Query(window): Query<Window>,
 ) -> Result<Json<Vec<Metric>>> {
-    let capsule = seen(&app, caller, &id).await?;
+    let capsule = request.present().await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let contains_now = window.start.is_none_or(|start| start <= now)
         && window.end.is_none_or(|end| end >= now - 1);
     if !contains_now {
         return Ok(Json(Vec::new()));
     }
-    let stats = capsules::guest_stats(&app, &capsule).await?;
+    let stats = capsules::guest_stats(&request.app, &capsule).await?;
     Ok(Json(stats.and_then(Metric::new).into_iter().collect()))
 }
 
@@ -74,21 +73,13 @@ pub(super) async fn of_many(
 }
 
 /// Answers with no lines for a sandbox that exists.
-pub(super) async fn logs(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<Json<LogsV1>> {
-    seen(&app, caller, &id).await?;
+pub(super) async fn logs(request: SandboxRequest) -> Result<Json<LogsV1>> {
+    request.present().await?;
     Ok(Json(LogsV1::default()))
 }
 
 /// Answers with no lines for a sandbox that exists, in the second API's shape.
-pub(super) async fn logs_v2(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<Json<Logs>> {
-    seen(&app, caller, &id).await?;
+pub(super) async fn logs_v2(request: SandboxRequest) -> Result<Json<Logs>> {
+    request.present().await?;
     Ok(Json(Logs::default()))
 }

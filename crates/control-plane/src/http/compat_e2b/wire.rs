@@ -119,10 +119,10 @@ pub(super) struct NewSnapshot {
     pub memory: Option<bool>,
 }
 
-/// A sandbox in the answer to a create, a resume or a connect.
+/// Fields that every description of a sandbox has.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Sandbox {
+struct Head {
     #[serde(rename = "templateID")]
     template_id: String,
     #[serde(rename = "sandboxID")]
@@ -131,6 +131,26 @@ pub(super) struct Sandbox {
     client_id: &'static str,
     alias: String,
     envd_version: &'static str,
+}
+
+impl From<&Capsule> for Head {
+    fn from(row: &Capsule) -> Self {
+        Self {
+            template_id: template_id(row),
+            sandbox_id: row.id().to_string(),
+            client_id: CLIENT,
+            alias: row.template.clone(),
+            envd_version: protocol::ENVD_VERSION,
+        }
+    }
+}
+
+/// A sandbox in the answer to a create, a resume or a connect.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Sandbox {
+    #[serde(flatten)]
+    head: Head,
     /// Both this token and the next are shown only to callers who may run commands, since the
     /// tokens allow that.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,11 +164,7 @@ impl Sandbox {
     pub(super) fn new(row: Capsule, domain: &str, caller: Caller) -> Self {
         let (executes, private) = (caller.executes(&row), !row.public_traffic);
         Self {
-            template_id: template_id(&row),
-            sandbox_id: row.id().to_string(),
-            client_id: CLIENT,
-            alias: row.template,
-            envd_version: protocol::ENVD_VERSION,
+            head: Head::from(&row),
             envd_access_token: executes.then_some(row.envd_token),
             traffic_access_token: (executes && private).then_some(row.traffic_token),
             domain: domain.to_owned(),
@@ -160,13 +176,8 @@ impl Sandbox {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Listed {
-    #[serde(rename = "templateID")]
-    template_id: String,
-    #[serde(rename = "sandboxID")]
-    sandbox_id: String,
-    #[serde(rename = "clientID")]
-    client_id: &'static str,
-    alias: String,
+    #[serde(flatten)]
+    head: Head,
     #[serde(with = "time::serde::rfc3339")]
     started_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
@@ -177,24 +188,19 @@ pub(super) struct Listed {
     #[serde(rename = "diskSizeMB")]
     disk_size_mb: i32,
     state: &'static str,
-    envd_version: &'static str,
     metadata: BTreeMap<String, String>,
 }
 
 impl From<Capsule> for Listed {
     fn from(row: Capsule) -> Self {
         Self {
-            template_id: template_id(&row),
-            sandbox_id: row.id().to_string(),
-            client_id: CLIENT,
+            head: Head::from(&row),
             started_at: began(&row),
             end_at: row.ends_at.unwrap_or(NEVER),
             cpu_count: row.vcpus,
             memory_mb: row.memory_mib,
             disk_size_mb: row.disk_mib,
             state: state(row.state()),
-            envd_version: protocol::ENVD_VERSION,
-            alias: row.template,
             metadata: row.metadata.0,
         }
     }
