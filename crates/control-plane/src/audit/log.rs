@@ -29,6 +29,7 @@ pub(crate) async fn of_platform(
     page(app, None, filter, before, limit).await
 }
 
+/// Reads a page. The place is given back before the client reads, since a client may read slowly.
 async fn page(
     app: &App,
     team: Option<TeamId>,
