@@ -5,9 +5,6 @@
 pub(crate) mod buffer;
 
 pub(crate) mod log;
-use crate::app::App;
-use crate::db;
-use daemon::lock;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use types::{ApiKeyId, HostId, TeamId, UserId};

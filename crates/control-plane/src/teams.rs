@@ -9,9 +9,7 @@
 use crate::app::App;
 use crate::audit::{Actor, Entry};
 use crate::auth::locked_rights::{LockedRights, lock_operator, lock_rights, lock_user};
-use crate::auth::{Caller, Session};
-use crate::policy::{Action, Role};
-use crate::auth::{Caller, Operator, Session, hash, random_hex};
+use crate::auth::{Caller, Operator, Session};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Ended;

@@ -408,7 +408,7 @@ pub(crate) async fn me(app: &App, who: Session) -> Result<User> {
 
 /// Returns the team in which a user's requests act by default.
 pub(crate) async fn default_team(app: &App, id: UserId) -> Result<Option<TeamId>> {
-    let person = app.directory.person(&app.db, id).await?;
+    let person = app.directory.person(id).await?;
     Ok(person.and_then(|person| person.default_team))
 }
 

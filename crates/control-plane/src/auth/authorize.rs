@@ -3,7 +3,6 @@
 
 use super::admission::{Admission, Credential, Identity};
 use super::origin::{Peer, Transport};
-use crate::policy::Permissions;
 use super::revocations::Basis;
 use super::rule::{Rule, Rules};
 use super::{Anonymous, Caller, Operator, Session, session};
@@ -13,7 +12,7 @@ use crate::db::keys::Key;
 use crate::error::{Error, Failure, Result};
 use crate::limits::{Per, STRANGERS_PER_SEC, TOKEN_MAX};
 use crate::load::{Holder, Payer, UnderWay};
-use crate::policy::{Action, Permissions, Resource};
+use crate::policy::Permissions;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};

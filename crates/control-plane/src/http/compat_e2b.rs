@@ -13,15 +13,8 @@ mod wire;
 
 use super::routes::Routes;
 use super::rules::{CHANGE, CHANGE_ALL, READ, READ_ALL};
-use crate::app::App;
-use crate::auth::Caller;
-use crate::capsules;
-use crate::db::capsules::Capsule;
 use crate::auth::rule::Rule;
 use crate::error::Error;
-use crate::policy::Action;
-use axum::Router;
-use crate::auth::rule::Rule;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;

@@ -2,7 +2,8 @@
 //! it. Most routes lead to this system's own under another path. This module holds those with a
 //! different shape. They are not in the OpenAPI document; `docs/e2b.md` lists them.
 
-use super::events::{self, Frames};
+use super::events;
+use super::events::Frames;
 use super::extract::{Json as Body, Path, Query, capsule_id};
 use super::routes::Routes;
 use super::rules::{CHANGE_ALL, READ, READ_ALL};
@@ -12,9 +13,6 @@ use crate::auth::Caller;
 use crate::db::events::{Day, Point};
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
-use crate::policy::Action;
-use crate::snapshots;
-use crate::streams;
 use crate::{capsules, snapshots, streams, templates, usage};
 use axum::Json;
 use axum::extract::State;

@@ -1,7 +1,7 @@
 //! Rules in a team that routes register with. `http.rs` has the routes.
 
-use crate::policy::{Action, Resource};
 use crate::auth::rule::Rule;
+use crate::policy::{Action, Resource};
 
 /// Rules of routes about single capsules. A key that is confined to some capsules passes.
 pub(super) const READ: Rule = Rule::Team(Action::CapsulesRead, Resource::Capsules);
