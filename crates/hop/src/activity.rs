@@ -4,9 +4,9 @@
 //! After an answer, hyper does not read a connection again until bytes come. A limit inside the
 //! connection's reads would therefore never be checked while the connection rests.
 
-use crate::body::{Held, LINGER};
-use crate::timed::Timer;
+use crate::timer::Timer;
 use daemon::lock;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
@@ -19,9 +19,16 @@ pub(crate) const REST: Duration = Duration::from_secs(620);
 /// Time for a request's head, from its first byte to its last.
 pub(crate) const HEAD: Duration = Duration::from_secs(20);
 
+/// Time for reading the rest of a request's body that its handler dropped. If a connection is
+/// closed with bytes unread, a client may lose an answer that it has not read yet.
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
 /// Time for the rest of a body after its answer. The time exceeds [`LINGER`] a little, so that the
 /// body's reader has gone by then.
 const LINGERING: Duration = LINGER.saturating_add(Duration::from_millis(250));
+
+/// A value that lives as long as a body or a connection does, such as a count of requests under
+/// way.
+pub type Held = Box<dyn Any + Send>;
 
 /// State of a server's connection. Its requests and its reads record it.
 #[derive(Debug, Default)]

@@ -1,8 +1,8 @@
 //! The type of all bodies that pass through a hop. Common kinds need no box.
 
-use crate::activity::{Activity, BodyNote, BodyState, RequestGuard};
+use crate::activity::{Activity, BodyNote, BodyState, Held, LINGER, RequestGuard};
 use crate::connection::Exchange;
-use crate::timed::{SILENCE, Still};
+use crate::timer::{SILENCE, Still};
 use bytes::Bytes;
 use daemon::Tasks;
 use http::{HeaderMap, header};
@@ -10,7 +10,6 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
-use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,17 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// Time for reading the rest of a request's body that its handler dropped. If a connection is
-/// closed with bytes unread, a client may lose an answer that it has not read yet.
-pub(crate) const LINGER: Duration = Duration::from_secs(5);
-
 /// Time without progress that a request's body may take while its reader waits.
 pub const STALL: Duration = Duration::from_secs(60);
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// A value that lives as long as a body does, such as a count of requests under way.
-pub type Held = Box<dyn Any + Send>;
 /// Condition that ends an exchange early: the future completes when the exchange may not go on. Its
 /// output is the last data of the body, or the error that breaks the body off.
 pub type Until = Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
@@ -99,7 +92,7 @@ enum Kind {
     Empty,
     Full(Bytes),
     Incoming(Incoming),
-    Exchange(Exchange),
+    Exchange(Exchange<Body>),
     Boxed(UnsyncBoxBody<Bytes, BoxError>),
 }
 
@@ -143,7 +136,7 @@ impl Body {
         (this, Some(answered))
     }
 
-    pub(crate) fn exchange(exchange: Exchange) -> Self {
+    pub(crate) fn exchange(exchange: Exchange<Self>) -> Self {
         Kind::Exchange(exchange).into()
     }
 

@@ -5,10 +5,9 @@
 //! task on another core. No task drives a connection that rests in the pool. The pool checks that
 //! it is open when it is taken out.
 
-use crate::body::Body;
-use crate::pool::IdlePool;
 use crate::timed::Timed;
 use bytes::Bytes;
+use daemon::lock;
 use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -17,8 +16,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -33,16 +33,32 @@ pub(crate) const HEAD_MAX: usize = 64 * 1024;
 /// Largest buffer, in bytes.
 const BUFFER: usize = 128 * 1024;
 
+/// Time that a connection may rest before it is closed.
+///
+/// nginx allows 75 s, gunicorn and Node less. A connection that the server has closed is noticed
+/// when it is taken from the pool.
+const REST: Duration = Duration::from_secs(60);
+
+/// A body of requests that a connection can send.
+pub(crate) trait Payload:
+    http_body::Body<Data = Bytes, Error = Box<dyn std::error::Error + Send + Sync>> + 'static
+{
+}
+impl<B> Payload for B where
+    B: http_body::Body<Data = Bytes, Error = Box<dyn std::error::Error + Send + Sync>> + 'static
+{
+}
+
 /// A connection, and the right to send on it.
-pub(crate) struct Connection {
-    sender: http1::SendRequest<Body>,
+pub(crate) struct Connection<B: Payload> {
+    sender: http1::SendRequest<B>,
     /// Connection of hyper, or `None` once it has ended.
-    driver: Option<http1::Connection<Io, Body>>,
+    driver: Option<http1::Connection<Io, B>>,
     /// Time at which the connection was opened or put into the pool.
     pub since: Instant,
 }
 
-impl Connection {
+impl<B: Payload> Connection<B> {
     /// Opens a connection over `stream`. Sends header names as `Content-Type` with `title_case`,
     /// and as `content-type` without.
     pub(crate) async fn open(
@@ -79,8 +95,8 @@ impl Connection {
     /// connection is kept for the new protocol.
     pub(crate) async fn send(
         &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
         let mut sending = pin!(self.sender.try_send_request(request));
         let driver = &mut self.driver;
         let mut ended = false;
@@ -119,17 +135,69 @@ pub struct Switched {
     pub stream: Box<dyn Stream>,
 }
 
+/// Idle connections to a single destination.
+pub(crate) struct IdlePool<B: Payload> {
+    #[expect(clippy::vec_box, reason = "a connection is large, and moves often")]
+    connections: Mutex<Vec<Box<Connection<B>>>>,
+    most: usize,
+}
+
+impl<B: Payload> IdlePool<B> {
+    /// Makes an empty pool of at most `most` connections.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { connections: Mutex::default(), most }
+    }
+
+    #[expect(clippy::vec_box, reason = "as the field")]
+    fn lock(&self) -> MutexGuard<'_, Vec<Box<Connection<B>>>> {
+        lock(&self.connections)
+    }
+
+    pub(crate) fn put(&self, mut connection: Box<Connection<B>>) {
+        connection.since = Instant::now();
+        let mut connections = self.lock();
+        if connections.len() < self.most {
+            connections.push(connection);
+        }
+    }
+
+    /// Takes the newest connection that is still open.
+    pub(crate) fn take(&self) -> Option<Box<Connection<B>>> {
+        loop {
+            let mut connection = self.lock().pop()?;
+            if connection.is_reusable() {
+                return Some(connection);
+            }
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Closes the connections that have rested for too long or were closed by the other side.
+    pub(crate) fn sweep(&self) {
+        let mut connections = self.lock();
+        connections.retain_mut(|open| open.since.elapsed() < REST && open.is_reusable());
+        connections.shrink_to_fit();
+    }
+}
+
 /// The body of an answer, with the connection that it comes from.
-pub(crate) struct Exchange {
+pub(crate) struct Exchange<B: Payload> {
     body: Incoming,
-    connection: Option<Box<Connection>>,
-    pool: Arc<IdlePool>,
+    connection: Option<Box<Connection<B>>>,
+    pool: Arc<IdlePool<B>>,
     /// Error that the body broke off with.
     broken: Option<hyper::Error>,
 }
 
-impl Exchange {
-    pub(crate) fn new(body: Incoming, connection: Box<Connection>, pool: Arc<IdlePool>) -> Self {
+impl<B: Payload> Exchange<B> {
+    pub(crate) fn new(
+        body: Incoming,
+        connection: Box<Connection<B>>,
+        pool: Arc<IdlePool<B>>,
+    ) -> Self {
         let mut this = Self { body, connection: Some(connection), pool, broken: None };
         if this.body.is_end_stream() {
             this.release();
@@ -180,7 +248,7 @@ impl Exchange {
     }
 }
 
-impl Drop for Exchange {
+impl<B: Payload> Drop for Exchange<B> {
     /// Leaves the connection to later requests if the body was read to its end. Otherwise closes
     /// it, so that the other side notices.
     fn drop(&mut self) {

@@ -1,7 +1,8 @@
 //! Passes a request on and its answer back. Headers of a single hop are removed and set anew. A
 //! switch of protocols becomes a tunnel.
 
-use crate::body::{Body, Held, Until};
+use crate::activity::Held;
+use crate::body::{Body, Until};
 use crate::connection::Switched;
 use crate::headers;
 use crate::pool::{Dial, Error, Failed, Pool};

@@ -15,22 +15,18 @@ pub mod headers;
 mod pool;
 mod server;
 mod shares;
+mod sync;
 mod timed;
+mod timer;
 mod tracker;
 mod tunnel;
 
-pub use body::{Body, BoxError, Held, STALL, Stalled, Until};
+pub use activity::Held;
+pub use body::{Body, BoxError, STALL, Stalled, Until};
 pub use connection::{Stream, Switched};
 pub use forward::{Outgoing, join};
 pub use pool::{Dial, Error, Failed, Pool, Sent};
 pub use server::{Handler, Limits, Standing, Tls, serve, serve_stream, serve_tls};
 pub use shares::{Bounds, Full, Share, Shares};
-pub use timed::SILENCE;
+pub use timer::SILENCE;
 pub use tracker::{ConnTracker, Drain, Drained, Permit, Refused};
-
-/// Primitives of the tracker.
-mod sync {
-    pub(crate) use futures::task::AtomicWaker;
-    pub(crate) use std::sync::Arc;
-    pub(crate) use std::sync::atomic::AtomicU64;
-}

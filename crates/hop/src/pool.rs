@@ -15,14 +15,15 @@
 //!                                       ├ read to its end, reusable ─▶ IdlePool::put ─▶ idle
 //!                                       └ dropped before, broken, or beyond `most` ─▶ closed
 //!
-//!  idle ─▶ closed   after REST, by `sweep`; by `forget` or `clear`; or by the server
+//!  idle ─▶ closed   after a minute, by `sweep`; by `forget` or `clear`; or by the server
 //! ```
 //! `Pool::send` returns any other failure and closes the connection. gRPC requests share a single
 //! HTTP/2 connection to each destination instead (`send_shared`).
 
 use crate::body::{Body, Stalled};
-use crate::connection::{Connection, Exchange, HEAD_MAX, Stream, Switched};
+use crate::connection::{self, Exchange, HEAD_MAX, Stream, Switched};
 use crate::timed::Timed;
+use crate::timer::SILENCE;
 use bytes::Bytes;
 use daemon::{Tasks, lock};
 use http::{Method, Request, Response, StatusCode, Version, header};
@@ -33,19 +34,17 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Time that a connection may rest before it is closed.
-///
-/// nginx allows 75 s, gunicorn and Node less. A connection that the server has closed is noticed
-/// when it is taken from the pool.
-const REST: Duration = Duration::from_secs(60);
 /// Rest after which a connection may have been closed by its server. Servers close idle connections
 /// after a second or more.
 const STALE: Duration = Duration::from_millis(500);
 /// Time between two pings of an idle HTTP/2 connection.
 const PING: Duration = Duration::from_secs(30);
+
+type Connection = connection::Connection<Body>;
+type IdlePool = connection::IdlePool<Body>;
 
 /// Opens connections to destinations.
 pub trait Dial: Send + Sync + 'static {
@@ -64,7 +63,7 @@ pub enum Error {
     /// The connection ended before an answer, closed by either side.
     #[error("the connection ended without an answer")]
     Closed(#[source] hyper::Error),
-    #[error("nothing was heard for {} s", crate::SILENCE.as_secs())]
+    #[error("nothing was heard for {} s", SILENCE.as_secs())]
     IdleTimeout(#[source] hyper::Error),
     #[error("the answer is not HTTP")]
     InvalidResponse(#[source] hyper::Error),
@@ -124,44 +123,6 @@ pub struct Sent {
     pub switched: Option<Switched>,
 }
 
-/// Idle connections to a single destination.
-pub(crate) struct IdlePool {
-    #[expect(clippy::vec_box, reason = "a connection is large, and moves often")]
-    connections: Mutex<Vec<Box<Connection>>>,
-    most: usize,
-}
-
-impl IdlePool {
-    #[expect(clippy::vec_box, reason = "as the field")]
-    fn lock(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
-        lock(&self.connections)
-    }
-
-    pub(crate) fn put(&self, mut connection: Box<Connection>) {
-        connection.since = tokio::time::Instant::now();
-        let mut connections = self.lock();
-        if connections.len() < self.most {
-            connections.push(connection);
-        }
-    }
-
-    /// Takes the newest connection that is still open.
-    fn take(&self) -> Option<Box<Connection>> {
-        loop {
-            let mut connection = self.lock().pop()?;
-            if connection.is_reusable() {
-                return Some(connection);
-            }
-        }
-    }
-
-    fn sweep(&self) {
-        let mut connections = self.lock();
-        connections.retain_mut(|open| open.since.elapsed() < REST && open.is_reusable());
-        connections.shrink_to_fit();
-    }
-}
-
 /// Connections to a single destination.
 struct Endpoint {
     idle: Arc<IdlePool>,
@@ -196,7 +157,7 @@ impl<D: Dial> Pool<D> {
         if let Some(endpoint) = endpoints.get(to) {
             return of(endpoint);
         }
-        let idle = Arc::new(IdlePool { connections: Mutex::default(), most: self.most });
+        let idle = Arc::new(IdlePool::new(self.most));
         of(endpoints.entry(to.clone()).or_insert(Endpoint { idle, shared: Arc::default() }))
     }
 
@@ -210,7 +171,7 @@ impl<D: Dial> Pool<D> {
         let mut endpoints = lock(&self.endpoints);
         endpoints.retain(|_, endpoint| {
             endpoint.idle.sweep();
-            let unused = endpoint.idle.lock().is_empty() && Arc::strong_count(&endpoint.idle) == 1;
+            let unused = endpoint.idle.is_empty() && Arc::strong_count(&endpoint.idle) == 1;
             let shared = endpoint
                 .shared
                 .try_lock()

@@ -4,8 +4,8 @@
 //! Limits of time and size end connections of slow clients and of clients with large heads. A
 //! connection beyond the limits is refused at once.
 
-use crate::activity::{Activity, Over, Watch};
-use crate::body::{Body, Held};
+use crate::activity::{Activity, Held, Over, Watch};
+use crate::body::Body;
 use crate::shares::{Bounds, Full, Share, Shares};
 use crate::timed::Timed;
 use daemon::Tasks;

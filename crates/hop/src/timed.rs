@@ -2,17 +2,12 @@
 //! clock is read and the connection's single timer is armed.
 
 use crate::activity::Activity;
-use std::future::Future;
+use crate::timer::{SILENCE, Still};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
-
-/// Time that an exchange may go on without a byte.
-pub const SILENCE: Duration = Duration::from_secs(600);
 
 /// A connection that fails when nothing has moved on it for too long. An accepted connection is
 /// timed while its client takes nothing. [`crate::activity`] times it between requests.
@@ -22,64 +17,6 @@ pub(crate) struct Timed<I> {
     /// awaited.
     activity: Option<Arc<Activity>>,
     still: Still,
-}
-
-/// Detects that nothing has moved for too long.
-#[derive(Default)]
-pub(crate) struct Still {
-    /// Time of the first check that saw no movement.
-    since: Option<Instant>,
-    timer: Timer,
-}
-
-/// Wakes the task when a limit may have been reached.
-#[derive(Default)]
-pub(crate) struct Timer(Option<Armed>);
-
-struct Armed {
-    sleep: Pin<Box<Sleep>>,
-    /// The waker that the timer wakes.
-    known: Waker,
-}
-
-impl Still {
-    /// Records that bytes have moved.
-    pub(crate) fn moved(&mut self) {
-        self.since = None;
-    }
-
-    /// Completes when nothing has moved for as long as `limit`.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        self.timer.poll(cx, since + limit)
-    }
-}
-
-impl Timer {
-    /// Completes at the deadline, and wakes the task then.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let Armed { sleep, known } = self.0.get_or_insert_with(|| Armed {
-            sleep: Box::pin(tokio::time::sleep_until(deadline)),
-            known: Waker::noop().clone(),
-        });
-        let early = sleep.deadline() <= deadline;
-        if early && !sleep.is_elapsed() && known.will_wake(cx.waker()) {
-            return Poll::Pending;
-        }
-        known.clone_from(cx.waker());
-        // A timer that was armed too early is armed anew when it fires. This is cheaper than at
-        // each byte.
-        if !early {
-            sleep.as_mut().reset(deadline);
-        }
-        loop {
-            std::task::ready!(sleep.as_mut().poll(cx));
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
 }
 
 impl<I> Timed<I> {
@@ -170,7 +107,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Timed<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn dialled_connection_times_out_ten_minutes_after_last_byte() {

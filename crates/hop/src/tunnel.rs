@@ -1,7 +1,7 @@
 //! Joins two connections byte for byte, as after a WebSocket's handshake. An idle tunnel holds no
 //! buffer.
 
-use crate::timed::SILENCE;
+use crate::timer::SILENCE;
 use bytes::{Buf, Bytes};
 use std::cell::RefCell;
 use std::io;

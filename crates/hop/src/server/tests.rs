@@ -3,9 +3,9 @@
 #![expect(clippy::disallowed_methods, reason = "a test's task ends with its runtime")]
 
 use super::*;
-use crate::activity::{HEAD, REST};
-use crate::body::{BoxError, LINGER, STALL, Stalled};
-use crate::timed::SILENCE;
+use crate::activity::{HEAD, LINGER, REST};
+use crate::body::{BoxError, STALL, Stalled};
+use crate::timer::SILENCE;
 use bytes::Bytes;
 use http::header;
 use http_body::Frame;
