@@ -41,7 +41,7 @@ mod snapshots;
 pub(crate) mod store;
 pub(crate) mod template_snapshot;
 
-use crate::{network, snapshot, vmm};
+use crate::{network, room, snapshot, vmm};
 use std::future::Future;
 use std::io;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,12 @@ impl From<vmm::Error> for Error {
             Some(source) if snapshot::is_damage(&source) => Self::Damaged(source),
             _ => Self::Vmm(error),
         }
+    }
+}
+
+impl From<room::NoRoom> for Error {
+    fn from(error: room::NoRoom) -> Self {
+        Self::NoCapacity(error.0)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Settings of a host agent, which are read once at its start.
 
-use crate::snapshot::System;
-use crate::vmm::firecracker::Choice as FirecrackerChoice;
 use std::path::PathBuf;
 
 /// Settings of a host agent.
@@ -42,6 +40,19 @@ impl std::fmt::Debug for StoreConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.url)
     }
+}
+
+/// Choice of the programs that the agent runs, when Firecracker is the driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FirecrackerChoice {
+    /// Path of Firecracker; `None` is the program on the PATH.
+    pub firecracker: Option<PathBuf>,
+    /// Path of the jailer; `None` is the jailer beside Firecracker, or else on the PATH.
+    pub jailer: Option<PathBuf>,
+    /// True to run Firecracker without the jailer.
+    pub unjailed: bool,
+    /// True to use Firecracker even if its version is too old.
+    pub any_version: bool,
 }
 
 /// Choice of the driver that runs the machines.
@@ -120,4 +131,13 @@ impl Config {
     pub fn templates(&self) -> PathBuf {
         self.dir.join("images/templates")
     }
+}
+
+/// Versions of the software in a guest's memory, which may differ from the software of this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct System {
+    /// Name of the folder that kernel and initramfs came from, which identifies their build.
+    pub kernel: String,
+    /// Version of envd.
+    pub envd: String,
 }

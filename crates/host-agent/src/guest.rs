@@ -3,27 +3,22 @@
 //! the requests under way, and gives envd its identity.
 
 mod dial;
+mod route;
+
+pub(crate) use route::Route;
 
 use crate::network::egress::Guard;
-use crate::network::namespace::{Namespace, NamespaceStream};
-use crate::network::plan::GUEST;
 use crate::sys;
 use base64::Engine;
 use bytes::Bytes;
-use daemon::{Signal, Tasks, Wait};
+use daemon::{Signal, Tasks};
 use dial::Dialer;
-use futures::FutureExt;
 use hop::{Body, ConnTracker, Drained, Failed, Permit, Pool, Refused};
 use http::{Request, Response, header};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// Largest error of a guest's clock that ends the setting of the clock at once.
@@ -49,30 +44,6 @@ const POLL: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(30);
 /// Idle connections in the pool, for each port of a guest.
 const RESTING: usize = 64;
-
-/// Way to a capsule's ports.
-#[derive(Clone)]
-pub(crate) enum Route {
-    /// The guest's address, inside a namespace.
-    Namespace(Namespace),
-    /// The address of envd's port on this machine, for a driver without machines.
-    Loopback(SocketAddr),
-}
-
-impl Route {
-    async fn dial(&self, port: u16) -> io::Result<NamespaceStream> {
-        let to = match self {
-            Self::Namespace(namespace) => {
-                return namespace.connect(SocketAddr::from((GUEST, port))).await;
-            }
-            Self::Loopback(envd) if port == protocol::ENVD_PORT => *envd,
-            Self::Loopback(envd) => SocketAddr::from((envd.ip(), port)),
-        };
-        let stream = TcpStream::connect(to).await?;
-        stream.set_nodelay(true)?;
-        Ok(NamespaceStream::outside(stream))
-    }
-}
 
 /// A capsule's guest, with its pool of connections.
 #[derive(Clone)]
@@ -382,83 +353,5 @@ impl Guest {
             return Ok(());
         }
         Err(io::Error::other(format!("envd answered {status} to {path}")))
-    }
-}
-
-fn reset() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
-}
-
-/// A connection to a guest, which ends when the guest does.
-struct GuestStream {
-    stream: NamespaceStream,
-    cut: Wait,
-}
-
-impl GuestStream {
-    /// Returns the result of an operation, or an error if the operation waits and the guest is
-    /// gone.
-    fn unless_gone<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        moved: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if moved.is_pending() && self.cut.poll_unpin(cx).is_ready() {
-            return Poll::Ready(Err(reset()));
-        }
-        moved
-    }
-}
-
-impl Drop for GuestStream {
-    /// Closes the connection of a gone guest at once, without a goodbye. Such a guest acknowledges
-    /// no goodbye, so the socket would stay for minutes and hold the namespace.
-    fn drop(&mut self) {
-        if self.cut.is_triggered() {
-            self.stream.abort();
-        }
-    }
-}
-
-impl AsyncRead for GuestStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let moved = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.unless_gone(cx, moved)
-    }
-}
-
-impl AsyncWrite for GuestStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let moved = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.unless_gone(cx, moved)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let moved = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.unless_gone(cx, moved)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -5,15 +5,13 @@
 //! this host: capsules run on, and the host keeps asking the platform for as long as it takes.
 
 mod credentials;
-mod standing;
 
 pub use credentials::Credentials;
-pub(crate) use standing::Standing;
 
-use crate::AgentContext;
+use crate::{AgentContext, standing};
 use anyhow::Context;
 use daemon::Tasks;
-use pki::{Key, Pair, Trust};
+use pki::Key;
 use reqwest::StatusCode;
 use rustls::ServerConfig;
 use serde::Serialize;
@@ -369,13 +367,4 @@ fn http() -> anyhow::Result<reqwest::Client> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
     builder.build().context("preparing to ask the platform")
-}
-
-/// Returns the configuration by which this host serves TLS.
-fn accept(pair: &Pair, trust: &str, proven: Option<&Key>) -> anyhow::Result<ServerConfig> {
-    let trust = Trust::from_pem(trust)?;
-    Ok(match proven {
-        None => pki::accept_control_plane(&trust, pair)?,
-        Some(key) => pki::accept_and_prove(&trust, pair, &key.self_signed()?)?,
-    })
 }

@@ -7,13 +7,17 @@
 
 mod conntrack;
 pub(crate) mod egress;
+mod error;
 pub(crate) mod namespace;
 pub(crate) mod netns;
 pub(crate) mod plan;
 mod slots;
 
+pub(crate) use error::Error;
+
 use daemon::{blocking, lock};
 use egress::Guard;
+use error::io_error;
 use namespace::Namespace;
 use plan::Plan;
 use slots::Slots;
@@ -23,27 +27,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use types::Egress;
-
-/// Reason why a network could not be made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("WRENN_NETWORK: {0}")]
-    Range(String),
-    #[error("WRENN_NETWORK {range} overlaps {other} of this machine; choose another range")]
-    Clash { range: String, other: String },
-    #[error("all {0} slots of the network are in use")]
-    Full(u32),
-    #[error("{what}")]
-    Io {
-        what: &'static str,
-        #[source]
-        source: io::Error,
-    },
-}
-
-pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { what, source }
-}
 
 /// The networks of all capsules of this agent.
 pub(crate) struct Networks {

@@ -7,7 +7,6 @@
 //! ballast is a file that holds some of the reserve physically. The agent deletes it when the disk
 //! is full nevertheless, so that the database can write and removals are recorded.
 
-use crate::capsule::Error;
 use crate::storage;
 use daemon::lock;
 use rustix::fs::FallocateFlags;
@@ -76,6 +75,11 @@ struct State {
     make_after: Option<Instant>,
 }
 
+/// Refusal of a claim that would reach into the reserve.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NoRoom(pub String);
+
 /// Bytes that the holder may write; dropping the claim returns them. If a thread writes for a task
 /// that may be dropped, the thread has to own the claim.
 pub(crate) struct Claim {
@@ -98,11 +102,11 @@ impl Room {
     ///
     /// # Errors
     /// Fails when the bytes would reach into the reserve.
-    pub(crate) fn claim(&self, bytes: u64) -> Result<Claim, Error> {
+    pub(crate) fn claim(&self, bytes: u64) -> Result<Claim, NoRoom> {
         self.claim_of(bytes, || storage::capacity(&self.dir))
     }
 
-    fn claim_of(&self, bytes: u64, capacity: impl FnOnce() -> (u64, u64)) -> Result<Claim, Error> {
+    fn claim_of(&self, bytes: u64, capacity: impl FnOnce() -> (u64, u64)) -> Result<Claim, NoRoom> {
         let mut state = self.lock();
         // No claim ends while the lock is held. So bytes that were written under a claim are either
         // still claimed or no longer free.
@@ -111,7 +115,7 @@ impl Room {
         if free < reserve(total).saturating_add(wanted) {
             let (free, back) = (free >> 20, reserve(total) >> 20);
             let said = format!("{free} MiB of the host's disk are free, {back} are kept back");
-            return Err(Error::NoCapacity(match wanted.div_ceil(1 << 20) {
+            return Err(NoRoom(match wanted.div_ceil(1 << 20) {
                 0 => said,
                 most => format!("{said}, and up to {most} would be written"),
             }));

@@ -26,12 +26,20 @@
 //! Snapshots share layers by hard links, so removing a folder frees only data that no other
 //! snapshot needs. This module knows nothing of capsules, hosts or permissions.
 
+mod damage;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub(crate) mod images;
 pub(crate) mod layer;
+mod manifest;
 pub(crate) mod memory;
 
+pub(crate) use crate::config::System;
+pub(crate) use damage::{damaged, is_damage};
+pub(crate) use manifest::{LayerRef, Layers, Manifest};
+
+use crate::storage::remove_all;
+use damage::unreadable;
 use layer::Layer;
 use memory::Memory;
 use rustix::fs::{CWD, RenameFlags};
@@ -39,7 +47,6 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
-use types::resources::Resources;
 
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
@@ -48,139 +55,6 @@ const DISK: &str = "disk.ext4";
 const STATE_MAX: u64 = 64 << 20;
 /// Most layers of a memory. The next save then writes the whole memory as one layer.
 const LAYERS_MAX: usize = 6;
-
-/// Error for a file that differs from the file that was written.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Damaged(String);
-
-pub(crate) fn damaged(what: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, Damaged(what.into()))
-}
-
-/// Reports whether an error means that a snapshot is damaged.
-pub(crate) fn is_damage(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Damaged>())
-}
-
-/// Maps a missing or truncated file of a snapshot to damage.
-fn unreadable(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::NotFound {
-        return damaged("a file of it is missing");
-    }
-    let cut = error.kind() == io::ErrorKind::UnexpectedEof;
-    if cut { damaged("a file of it is cut short") } else { error }
-}
-
-/// Reference to a layer, in a manifest.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct LayerRef {
-    pub id: String,
-    /// BLAKE3 hash of the layer's index, in hexadecimal.
-    pub hash: String,
-    /// Size of the layer's page data, in bytes, without its index.
-    pub bytes: u64,
-}
-
-impl LayerRef {
-    /// Returns the name of the layer's file in the snapshot's folder.
-    pub(crate) fn file(&self) -> String {
-        format!("{}.pages", self.id)
-    }
-
-    /// Reports whether the id is a UUID without hyphens, as [`Staging::add_layer`] makes it.
-    fn has_valid_id(&self) -> bool {
-        self.id.len() == 32 && uuid::Uuid::try_parse(&self.id).is_ok()
-    }
-
-    fn open(&self, dir: &Path) -> io::Result<Layer> {
-        let hash = blake3::Hash::from_hex(&self.hash).map_err(|e| damaged(e.to_string()))?;
-        Layer::open(File::open(dir.join(self.file())).map_err(unreadable)?, &hash)
-    }
-}
-
-/// Layers of a memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Layers {
-    /// All layers, from the lowest. A page in a later layer hides the same page in earlier layers.
-    pub all: Vec<LayerRef>,
-    /// Number of the first layers that form the image which machines map and share.
-    pub shared: usize,
-}
-
-impl Layers {
-    /// Reports whether the ids can be parts of file names and the shared layers are there.
-    fn is_valid(&self) -> bool {
-        self.shared <= self.all.len() && self.all.iter().all(LayerRef::has_valid_id)
-    }
-
-    pub(crate) fn open(&self, dir: &Path) -> io::Result<Vec<Layer>> {
-        self.all.iter().map(|layer| layer.open(dir)).collect()
-    }
-
-    /// Links the layers' files from one folder into another.
-    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        for layer in &self.all {
-            match fs::hard_link(from.join(layer.file()), to.join(layer.file())) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                linked => linked?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Versions of the software in a guest's memory, which may differ from the software of this host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct System {
-    /// Name of the folder that kernel and initramfs came from, which identifies their build.
-    pub kernel: String,
-    /// Version of envd.
-    pub envd: String,
-}
-
-/// Description of a snapshot, stored in its folder.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Manifest {
-    /// VMM and processor that the snapshot was made on. Another kind of machine could not read it.
-    pub fingerprint: String,
-    #[serde(default)]
-    pub system: System,
-    pub template: String,
-    /// Team that owns the snapshot; `None` for a template snapshot, which belongs to the host.
-    #[serde(default)]
-    pub team: Option<String>,
-    pub resources: Resources,
-    /// Time of the snapshot, in milliseconds since 1970.
-    pub taken_at_ms: i64,
-    /// Layers of the memory; `None` if only the disk was saved.
-    pub memory: Option<Layers>,
-    /// Hash of the devices' state.
-    pub state: Option<String>,
-    /// Hash of the disk's contents; `None` for machines without disks.
-    pub disk: Option<String>,
-    /// Token that envd in the memory expects; `None` before envd has a token.
-    pub envd_token: Option<String>,
-}
-
-impl Manifest {
-    /// Reads a manifest whose first line is the hash of the rest.
-    fn read(text: &[u8]) -> io::Result<Self> {
-        let wrong = || damaged("the manifest is not the one that was written");
-        let at = text.iter().position(|byte| *byte == b'\n').ok_or_else(wrong)?;
-        let (hash, body) = (&text[..at], &text[at + 1..]);
-        if blake3::hash(body).to_hex().as_bytes() != hash {
-            return Err(wrong());
-        }
-        let read: Self = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
-        // The hash proves nothing about the author, since anyone who can write to a store can make
-        // one.
-        if !read.memory.iter().all(Layers::is_valid) {
-            return Err(damaged("the manifest's layers are not valid"));
-        }
-        Ok(read)
-    }
-}
 
 /// A complete snapshot.
 #[derive(Debug, Clone)]
@@ -435,14 +309,6 @@ pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     remove_all(&staged(dir))
 }
 
-/// Removes a folder; a missing folder is success.
-pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
-}
-
 /// Lists the complete snapshots in a folder, and removes incomplete ones.
 pub(crate) fn sweep(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -472,25 +338,6 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[fill; PAGE], number * PAGE as u64).unwrap();
         Memory::of_changes(file, None, PAGES, Vec::from([Range { start: number, end: number + 1 }]))
-    }
-
-    #[test]
-    fn manifest_with_invalid_layers_is_reported_as_damage() {
-        let read = |id: &str, shared: usize| {
-            let layer = serde_json::json!({ "id": id, "hash": "00", "bytes": 1 });
-            let body = serde_json::json!({
-                "fingerprint": "f", "template": "base", "taken_at_ms": 1, "state": null,
-                "resources": { "vcpus": 1, "memory_mib": 512, "disk_mib": 5120 }, "disk": null,
-                "memory": { "all": [layer], "shared": shared }, "envd_token": null,
-            });
-            let body = body.to_string();
-            Manifest::read(format!("{}\n{body}", blake3::hash(body.as_bytes())).as_bytes())
-        };
-        let id = uuid::Uuid::new_v4().simple().to_string();
-        read(&id, 1).unwrap();
-        for (id, shared) in [("../../etc/shadow", 1), ("", 1), (&*format!("/{id}"), 1), (&id, 2)] {
-            assert!(is_damage(&read(id, shared).unwrap_err()), "{id} {shared}");
-        }
     }
 
     /// Each fork begins from all layers of the fork before, and copies only the pages that it

@@ -44,18 +44,18 @@ impl Standing {
     }
 
     /// Waits until another task asks for a heartbeat.
-    pub(super) async fn asked(&self) {
+    pub(crate) async fn asked(&self) {
         self.asked.notified().await;
     }
 
     /// Records the platform's answer to a heartbeat that was sent at `sent`.
-    pub(super) fn heard(&self, sent: Duration, taken: bool) {
+    pub(crate) fn heard(&self, sent: Duration, taken: bool) {
         self.last.send_replace(Beat { sent: Some(sent), taken });
     }
 }
 
 /// Returns the time since this machine booted, including time that it was suspended.
-pub(super) fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::try_from(now).unwrap_or_default()
 }

@@ -188,6 +188,14 @@ fn each_block(
     }
 }
 
+/// Removes a folder; a missing folder is success.
+pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 /// Returns the bytes on disk of everything below a folder but the templates' images. A file with
 /// several names counts once.
 pub(crate) fn used(dir: &Path, seen: &mut HashSet<u64>) -> u64 {

@@ -400,12 +400,13 @@ fn word(line: &str, number: usize) -> Option<&str> {
 
 /// Lists the processes of a capsule's machine in a folder. The environment at their start
 /// identifies them. A jailer removes the environment, so a root directory below the folder
-/// identifies its processes. Another agent on this machine may have a machine of the same capsule.
-pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
+/// identifies its processes: `jails` holds such roots. Another agent on this machine may have a
+/// machine of the same capsule.
+pub(crate) fn processes_of(capsule: &str, dir: &Path, jails: &Path) -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let wanted = format!("{CAPSULE_VAR}={capsule}");
     let (folder, here) = (format!("{DIR_VAR}="), dir.as_os_str().as_encoded_bytes());
-    let roots = jails(&dir.join(crate::vmm::OWN));
+    let roots = roots(jails);
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
@@ -420,8 +421,8 @@ pub(crate) fn processes_of(capsule: &str, dir: &Path) -> Vec<i32> {
         .collect()
 }
 
-/// Returns the ids of the folders named `root` below a driver's own folder.
-fn jails(own: &Path) -> Vec<(u64, u64)> {
+/// Returns the ids of the folders named `root` below a folder.
+fn roots(own: &Path) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     let mut below = vec![(own.to_owned(), 0)];
     while let Some((dir, depth)) = below.pop() {

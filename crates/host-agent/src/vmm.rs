@@ -19,9 +19,9 @@ mod threads;
 pub(crate) use threads::Threads;
 
 use crate::network::namespace::Namespace;
-use crate::snapshot::images::Image;
 use crate::snapshot::layer::Layer;
-use crate::snapshot::memory::Memory;
+use crate::snapshot::memory::{Image, Memory};
+use crate::sys;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::File;
@@ -131,15 +131,15 @@ pub(crate) struct VmmRecord {
 impl VmmRecord {
     /// Returns the record of a running process.
     pub(crate) fn of(pid: i32, port: Option<u16>) -> Option<Self> {
-        Some(Self { pid, started: crate::sys::start_time(pid)?, boot: crate::sys::boot_id(), port })
+        Some(Self { pid, started: sys::start_time(pid)?, boot: sys::boot_id(), port })
     }
 
     /// Reports whether the process still runs. A running machine must not count as ended. So the
     /// answer is true when the check is not possible, for example without a free descriptor.
     pub(crate) fn is_alive(&self) -> bool {
-        self.boot == crate::sys::boot_id()
-            && crate::sys::is_there(self.pid, self.started).unwrap_or(true)
-            && !crate::sys::is_zombie(self.pid)
+        self.boot == sys::boot_id()
+            && sys::is_there(self.pid, self.started).unwrap_or(true)
+            && !sys::is_zombie(self.pid)
     }
 }
 
@@ -260,11 +260,11 @@ fn on_path(name: &str) -> Option<PathBuf> {
 pub(crate) async fn kill_record(record: &VmmRecord) -> Result<(), Error> {
     let (pid, started) = (record.pid, record.started);
     if !record.is_alive() {
-        crate::sys::reap(pid, started);
+        sys::reap(pid, started);
         return Ok(());
     }
-    let done = match crate::sys::kill_process(pid, started) {
-        Ok(()) => crate::sys::wait_end(pid, started).await,
+    let done = match sys::kill_process(pid, started) {
+        Ok(()) => sys::wait_end(pid, started).await,
         Err(error) => Err(error),
     };
     done.map_err(|e| Error::new("ending the machine", e))
@@ -273,7 +273,7 @@ pub(crate) async fn kill_record(record: &VmmRecord) -> Result<(), Error> {
 /// Kills every process that was started as the machine called `name` of a folder. Processes without
 /// a record are included.
 pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
-    for pid in crate::sys::processes_of(name, dir) {
+    for pid in sys::processes_of(name, dir, &dir.join(OWN)) {
         if let Some(record) = VmmRecord::of(pid, None) {
             kill_record(&record).await?;
         }
@@ -288,13 +288,13 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(crate) async fn wait_record(record: &VmmRecord) {
     let (pid, started) = (record.pid, record.started);
     while record.is_alive() {
-        match crate::sys::wait_end(pid, started).await {
+        match sys::wait_end(pid, started).await {
             Ok(()) => return,
             Err(error) => tracing::warn!(pid, %error, "waiting for a machine's end"),
         }
         tokio::time::sleep(RETRY).await;
     }
-    crate::sys::reap(pid, started);
+    sys::reap(pid, started);
 }
 
 #[cfg(test)]
@@ -309,10 +309,10 @@ mod tests {
         let before = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
         let alive = record.is_alive();
-        let killed = crate::sys::kill_process(record.pid, record.started);
+        let killed = sys::kill_process(record.pid, record.started);
         setrlimit(Resource::Nofile, before).unwrap();
         assert!(alive && killed.is_err());
-        crate::sys::kill_process(record.pid, record.started).unwrap();
+        sys::kill_process(record.pid, record.started).unwrap();
         child.wait().unwrap();
         assert!(!record.is_alive());
     }
@@ -339,8 +339,8 @@ mod tests {
         while record.is_alive() {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
-        assert!(crate::sys::is_zombie(record.pid));
+        assert!(sys::is_zombie(record.pid));
         wait_record(&record).await;
-        assert_eq!(crate::sys::start_time(record.pid), None, "nobody asked for it");
+        assert_eq!(sys::start_time(record.pid), None, "nobody asked for it");
     }
 }

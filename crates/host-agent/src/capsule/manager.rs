@@ -368,7 +368,7 @@ impl Manager {
             return Err(Error::NoCapacity(why));
         }
         // The copy of the machine's disk claims its own bytes later.
-        self.context.room.claim(0).map(drop)
+        Ok(self.context.room.claim(0).map(drop)?)
     }
 
     /// Marks a capsule as running and watches for its machine's end.

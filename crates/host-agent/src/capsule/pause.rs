@@ -148,7 +148,7 @@ impl Manager {
             Err(error) => {
                 metrics::counter!("wrenn_pauses_failed_total").increment(1);
                 self.change(id, |capsule| capsule.state = State::Running);
-                return Err(error);
+                return Err(error.into());
             }
         };
         let (dir, started) = (boot::folder(&self.context, id), Instant::now());

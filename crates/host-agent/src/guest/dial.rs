@@ -1,7 +1,7 @@
 //! Connections to a guest's ports. A server that listens on the guest's loopback alone refuses the
 //! host. For such a server, envd connects to it, and passes the bytes of the host's connection.
 
-use super::{GuestStream, Route, reset};
+use super::route::{GuestStream, Route, reset};
 use daemon::{Signal, Tasks};
 use hop::{Body, Dial, Error, Pool, Sent, Stream, Switched};
 use http::{HeaderValue, Method, Request, StatusCode, header};

@@ -1,9 +1,8 @@
 //! Credentials of this host, in `host-credentials.json`. Only the file's owner may read it, and it
 //! is replaced in one step.
 
-use super::accept;
 use anyhow::Context;
-use pki::{Key, Pair};
+use pki::{Key, Pair, Trust};
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -115,4 +114,13 @@ impl Credentials {
         let pair = Pair { cert_pem: cert.clone(), key_pem: key.clone() };
         accept(&pair, trust, proven).map(Some).context("this host's certificate")
     }
+}
+
+/// Returns the configuration by which this host serves TLS.
+fn accept(pair: &Pair, trust: &str, proven: Option<&Key>) -> anyhow::Result<ServerConfig> {
+    let trust = Trust::from_pem(trust)?;
+    Ok(match proven {
+        None => pki::accept_control_plane(&trust, pair)?,
+        Some(key) => pki::accept_and_prove(&trust, pair, &key.self_signed()?)?,
+    })
 }

@@ -5,25 +5,25 @@
 //! the name server gave for that name. Both run inside the capsule's namespace. While this process
 //! is not there, nothing is let through.
 
+mod dns;
 mod filter;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod names;
 mod requests;
 mod resolver;
+mod rules;
 mod tls;
 
 use super::namespace::Namespace;
 use super::plan::{FILTER_PORT, GATEWAY, Plan};
 use crate::sys;
-use daemon::{read_lock, write_lock};
 use resolver::Resolver;
+use rules::Rules;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use types::Egress;
 
 /// Enforcer of the rules of one capsule. Without a guard, no name leads anywhere.
@@ -35,45 +35,6 @@ pub(crate) struct Guard {
     serving: AtomicBool,
 }
 
-/// Rules that are in force now.
-struct Rules {
-    now: RwLock<Known>,
-}
-
-#[derive(Clone)]
-struct Known {
-    egress: Arc<Egress>,
-    /// Token that is cancelled when these rules are replaced. Open connections are then checked
-    /// again.
-    replaced: CancellationToken,
-    /// Connections that pass bytes by these rules.
-    under_way: TaskTracker,
-}
-
-impl From<Egress> for Known {
-    fn from(egress: Egress) -> Self {
-        let (replaced, under_way) = (CancellationToken::new(), TaskTracker::new());
-        Self { egress: Arc::new(egress), replaced, under_way }
-    }
-}
-
-impl Rules {
-    fn now(&self) -> Known {
-        read_lock(&self.now).clone()
-    }
-
-    /// Replaces the rules. Returns once no connection passes a byte by the earlier ones.
-    async fn replace(&self, egress: Egress) {
-        let earlier = {
-            let mut now = write_lock(&self.now);
-            std::mem::replace(&mut *now, egress.into())
-        };
-        earlier.replaced.cancel();
-        earlier.under_way.close();
-        earlier.under_way.wait().await;
-    }
-}
-
 impl Guard {
     /// Begins to enforce rules that are already applied in the namespace.
     pub(super) async fn new(
@@ -81,11 +42,10 @@ impl Guard {
         namespace: &Namespace,
         egress: &Egress,
     ) -> io::Result<Self> {
-        let known = Known::from(egress.clone());
         let guard = Self {
             namespace: namespace.clone(),
             plan,
-            rules: Arc::new(Rules { now: RwLock::new(known) }),
+            rules: Arc::new(Rules::from(egress.clone())),
             serving: AtomicBool::new(false),
         };
         if egress.has_names() {
@@ -135,29 +95,5 @@ impl Guard {
         filter::serve(way, filter);
         self.serving.store(true, Ordering::Release);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::future::Future;
-    use std::task::{Context, Waker};
-
-    #[tokio::test]
-    async fn rule_replacement_waits_for_connections_under_old_rules() {
-        let rules = Rules { now: RwLock::new(Egress::default().into()) };
-        let Known { replaced, under_way, .. } = rules.now();
-        let passing = under_way.token();
-        let later = Egress { revision: 7, ..Egress::default() };
-        let mut replacing = std::pin::pin!(rules.replace(later));
-        let mut context = Context::from_waker(Waker::noop());
-        assert!(replacing.as_mut().poll(&mut context).is_pending());
-        // A reader sees the new rules before the wait ends, and a connection that passes bytes is
-        // told.
-        assert_eq!(rules.now().egress.revision, 7);
-        assert!(replaced.is_cancelled() && !rules.now().replaced.is_cancelled());
-        drop(passing);
-        replacing.await;
     }
 }

@@ -1,9 +1,9 @@
 //! Application of a plan by netlink and nftables. All functions block, so callers use a thread.
 
+use super::error::{Error, io_error};
 use super::plan::{
     GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, METADATA, Plan, TAP, UPLINK, namespace_limits,
 };
-use super::{Error, io_error};
 use crate::sys;
 use daemon::blocking;
 use futures::TryStreamExt;

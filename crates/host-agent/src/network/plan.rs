@@ -1,6 +1,6 @@
 //! Names, addresses and firewall rules of a capsule's network. Pure.
 
-use super::Error;
+use super::error::Error;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};

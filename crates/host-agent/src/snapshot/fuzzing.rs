@@ -1,7 +1,7 @@
 //! Fuzz targets for snapshots that may come from a hostile author.
 
-use super::Manifest;
 use super::layer::{Chunk, Layer, PAGE};
+use super::manifest::Manifest;
 use std::fs::File;
 use std::io::Write;
 

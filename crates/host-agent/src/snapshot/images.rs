@@ -5,11 +5,12 @@
 //! If machines map files by their paths, an image is a file in a folder. No process opens it for
 //! writing after it is made. If machines get a descriptor, the image has no path at all.
 
-use super::Layers;
 use super::layer::Layer;
-use super::memory;
+use super::manifest::Layers;
+use super::memory::{self, Image};
+use crate::storage::remove_all;
 use daemon::{blocking, lock};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -18,22 +19,6 @@ use tokio::sync::OnceCell;
 
 /// Number of images that are kept. A machine's own mapping outlives the image here.
 const RETAINED: usize = 8;
-
-/// A saved memory that machines map.
-#[derive(Debug)]
-pub(crate) struct Image {
-    pub file: File,
-    /// Path of the image, if machines need one.
-    pub path: Option<PathBuf>,
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
 
 /// An image that is made, or being made.
 struct Entry {
@@ -69,7 +54,7 @@ impl Images {
     /// Returns an empty set of images, and removes an earlier agent's images from the folder.
     pub(crate) fn new(dir: Option<PathBuf>) -> io::Result<Self> {
         if let Some(dir) = &dir {
-            super::remove_all(dir)?;
+            remove_all(dir)?;
             fs::create_dir_all(dir)?;
         }
         Ok(Self { known: Mutex::default(), dir })
@@ -164,8 +149,8 @@ impl Images {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LayerRef;
     use super::super::layer::PAGE;
+    use super::super::manifest::LayerRef;
     use super::super::memory::Memory;
     use super::*;
     use std::ops::Range;

@@ -10,7 +10,7 @@
 //! ```
 //! Numbers are little-endian. A page whose hash is wrong is never returned.
 
-use super::{damaged, unreadable};
+use super::damage::{damaged, unreadable};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;

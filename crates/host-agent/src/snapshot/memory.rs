@@ -5,20 +5,36 @@
 //! A page's contents are compared, never guessed from accesses. A cleared page is written as zeros.
 //! A page that was overwritten with equal contents is not written at all.
 
-use super::images::Image;
+use super::damage::damaged;
 use super::layer::{Chunk, Layer, PAGE, Writer, ZERO, index};
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 /// Pages read at once.
 const BATCH: u64 = 256;
 /// Entries of `/proc/PID/pagemap` read at once.
 const ENTRIES: u64 = 64 * 1024;
+
+/// A saved memory that machines map.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub file: File,
+    /// Path of the image, if machines need one.
+    pub path: Option<PathBuf>,
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
 
 /// Memory of a machine that stands still.
 pub(crate) struct Memory {
@@ -219,7 +235,7 @@ pub(crate) fn install(layers: &[Layer], to: &File, offset: u64, bytes: u64) -> i
         layer.each(|first, data| {
             let count = data.map_or_else(u64::from, |data| (data.len() / PAGE) as u64);
             if first.checked_add(count).is_none_or(|end| end > pages) {
-                return Err(super::damaged("a layer holds pages that the guest has not"));
+                return Err(damaged("a layer holds pages that the guest has not"));
             }
             let at = offset + first * PAGE as u64;
             match data {

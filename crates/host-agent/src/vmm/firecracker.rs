@@ -7,6 +7,7 @@ mod api;
 mod changes;
 mod elf;
 mod figures;
+mod files;
 mod jail;
 mod machine;
 mod output;
@@ -15,12 +16,16 @@ mod tests;
 mod version;
 
 use super::{Driver, Error, Found, Machine, Saved, Spec, on_path};
+use crate::config::Config;
 use crate::network::plan::{GUEST_MAC, METADATA, TAP};
+use crate::snapshot::layer::Layer;
+use crate::snapshot::memory::{self, Image};
 use crate::{storage, sys};
 use anyhow::Context;
-use api::Api;
+use api::{Api, PROMPT};
 use changes::Changes;
 use daemon::{Tasks, blocking};
+use files::{INITRAMFS, KERNEL, MEMORY, STATE};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jail::{Jail, Programs, Start};
@@ -38,37 +43,10 @@ use version::{FLOOR, TRACKS, Version};
 
 const PROGRAM: &str = "firecracker";
 const JAILER: &str = "jailer";
-/// Time limit for requests that Firecracker handles at once.
-const PROMPT: Duration = Duration::from_secs(60);
-/// Names of files in the machine's root.
-const SOCKET: &str = "api.sock";
-const LOG: &str = "log";
-const METRICS: &str = "metrics";
-const KERNEL: &str = "kernel";
-const INITRAMFS: &str = "initramfs";
-const MEMORY: &str = "memory";
-const STATE: &str = "state";
-const WRITTEN: &str = "written";
-/// The least log level at which Firecracker gives the reason why it ended. At this level it logs no
-/// metadata, which belongs to the guest.
-const LEVEL: &str = "Info";
 /// Bytes a second that a guest may send, and may receive. A burst may have twice as many.
 const NETWORK_RATE: u64 = 200 << 20;
 /// Least value of the limit on the size of a machine's files, in MiB.
 const FILE_MIB: u64 = 64;
-
-/// Choice of the programs that the agent runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// Path of Firecracker; `None` is the program on the PATH.
-    pub firecracker: Option<PathBuf>,
-    /// Path of the jailer; `None` is the jailer beside Firecracker, or else on the PATH.
-    pub jailer: Option<PathBuf>,
-    /// True to run Firecracker without the jailer.
-    pub unjailed: bool,
-    /// True to use Firecracker even if its version is too old.
-    pub any_version: bool,
-}
 
 /// The driver, with the files from which every machine boots.
 pub(crate) struct Firecracker {
@@ -87,7 +65,7 @@ impl Firecracker {
     ///
     /// # Errors
     /// Fails when a program is missing or too old, and says what to do.
-    pub(crate) fn find(config: &crate::Config, tasks: &Tasks) -> anyhow::Result<Self> {
+    pub(crate) fn find(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let choice = &config.firecracker;
         let firecracker = match &choice.firecracker {
             Some(given) => given.clone(),
@@ -243,19 +221,14 @@ fn most_restored(bytes: u64, above: bool) -> u64 {
 
 /// Makes the file that a machine maps. Without layers above the image, this is the image itself,
 /// which other machines map too. Otherwise it is the machine's own file with image and layers.
-fn begin(
-    changes: &Changes,
-    image: &crate::snapshot::images::Image,
-    above: &[crate::snapshot::layer::Layer],
-    bytes: u64,
-) -> io::Result<()> {
+fn begin(changes: &Changes, image: &Image, above: &[Layer], bytes: u64) -> io::Result<()> {
     let missing = || io::Error::other("the image of the memory has no path");
     let path = image.path.as_ref().ok_or_else(missing)?;
     if above.is_empty() {
         return fs::hard_link(path, changes.base());
     }
     let own = storage::copy_sparse(&image.file, &changes.base())?;
-    crate::snapshot::memory::install(above, &own, 0, bytes)?;
+    memory::install(above, &own, 0, bytes)?;
     changes.begin(above, bytes)
 }
 

@@ -10,11 +10,11 @@ mod machine;
 use super::{Disks, Driver, Error, Found, Machine, Saved, Spec, VmmRecord};
 use super::{kernel_words, kvm, metadata, on_path, qmp, socket};
 use crate::network::plan::GUEST_MAC;
-use crate::snapshot::images::Image;
+use crate::snapshot::memory::Image;
 use crate::sys::{self, FIRST_FD, Identity, VmmCommand};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use machine::QemuMachine;
+use machine::{CONSOLE, LOG, QemuMachine};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -25,9 +25,6 @@ use std::sync::atomic::AtomicBool;
 use types::Isolation;
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// Bytes of console output that QEMU keeps; QEMU requires a power of two.
-const CONSOLE: usize = 64 * 1024;
-const LOG: &str = "qemu.log";
 
 /// Executor of the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! Filter of a capsule's connections to ports 80 and 443, which the namespace's rules lead here. A
 //! connection passes to its destination or is refused, by the name that it asks for.
 
-use super::names::{Asked, Verdict, decide, of_head};
+use super::names::{Asked, Verdict, count_refused, decide, of_head};
 use super::requests::{Exchange, Gate};
 use super::resolver::Resolver;
+use super::rules::{Known, Rules};
 use super::tls::{HELLO_MAX, Hello, Later, Step, hello};
-use super::{Known, Rules};
 use crate::network::namespace::{Namespace, NamespaceStream};
 use crate::network::plan::Plan;
 use daemon::lock;
@@ -77,11 +77,6 @@ impl Places {
             [Bounds { all: self.most / 2, each: u64::MAX }, Bounds { all: self.most, each: FEW }];
         bounds.into_iter().find_map(|bounds| self.held.take(capsule, 1, bounds).ok())
     }
-}
-
-/// Counts a connection or a request that was refused by name.
-pub(super) fn count_refused() {
-    metrics::counter!("wrenn_egress_refused_total").increment(1);
 }
 
 pub(super) fn serve(way: Way, listener: TcpListener) {

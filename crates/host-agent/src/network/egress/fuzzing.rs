@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-pub use super::resolver::fuzz as dns;
+pub use super::dns::fuzz as dns;
 
 /// The only host that requests may ask for.
 const ALLOWED: &str = "good.test";

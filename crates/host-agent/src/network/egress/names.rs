@@ -103,6 +103,11 @@ fn plain(text: &str) -> Option<String> {
     (!text.contains('@') && host.split('.').all(label)).then(|| host.to_owned())
 }
 
+/// Counts a connection or a request that was refused by name.
+pub(super) fn count_refused() {
+    metrics::counter!("wrenn_egress_refused_total").increment(1);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

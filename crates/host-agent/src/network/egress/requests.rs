@@ -5,7 +5,7 @@
 //! The task that serves the guest drives both connections, so that nothing moves while it waits for
 //! new rules.
 
-use super::names::{Asked, of_request};
+use super::names::{Asked, count_refused, of_request};
 use bytes::Bytes;
 use daemon::lock;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -92,7 +92,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
         });
         if let Err(error) = served.await {
             if error.is_parse() {
-                super::filter::count_refused();
+                count_refused();
             }
             return Err(io::Error::other(error));
         }
@@ -122,7 +122,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
         let asked = of_request(request.uri(), request.headers());
         *lock(self.asked) = Some(asked.clone());
         if !is_framed_alike(&request) || !self.gate.admits(&asked).await {
-            super::filter::count_refused();
+            count_refused();
             return Ok(refusal(&asked));
         }
         let websocket = is_websocket(request.headers());

@@ -1,8 +1,8 @@
 //! Remembered outcomes of drivers, and their expiry.
 
 use super::*;
+use crate::config::FirecrackerChoice;
 use crate::snapshot::memory::Memory;
-use crate::vmm::firecracker::Choice;
 use crate::vmm::{Error, Found, Saved, VmmRecord};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -113,7 +113,7 @@ fn config(dir: &Path) -> Config {
         network: String::new(),
         dns: Vec::new(),
         driver: DriverChoice::Auto,
-        firecracker: Choice::default(),
+        firecracker: FirecrackerChoice::default(),
         memory_mib: 0,
         vcpus: 0,
         disk_mib: 0,

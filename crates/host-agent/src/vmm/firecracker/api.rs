@@ -1,8 +1,8 @@
 //! Firecracker's API: HTTP over a socket in the machine's root. Each request has a time limit that
 //! fits its work. A failed request's error holds Firecracker's own message.
 
-use super::super::socket;
-use super::{PROMPT, SOCKET};
+use super::files::SOCKET;
+use crate::vmm::socket;
 use daemon::Tasks;
 use hop::{Body, Dial, Failed, Pool, Stream};
 use http::{Method, Request, header};
@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Time limit for requests that Firecracker handles at once.
+pub(super) const PROMPT: Duration = Duration::from_secs(60);
 /// Most bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;
 /// Idle connections in the pool, for each machine.

@@ -9,7 +9,7 @@
 //! asked    the mark
 //! ```
 
-use super::jail;
+use super::files;
 use crate::snapshot::layer::PAGE;
 use crate::snapshot::memory::{self, Memory};
 use rustix::fs::{FileType, OFlags, SeekFrom, seek};
@@ -68,7 +68,7 @@ impl Changes {
         let (newest, changed) = (self.0.join(NEWEST), self.0.join(CHANGED));
         fs::rename(written, &newest)?;
         // The machine could have put another file under this name, so the file is checked.
-        let file = jail::open(&newest, OFlags::RDONLY, FileType::RegularFile, uid)?;
+        let file = files::open(&newest, OFlags::RDONLY, FileType::RegularFile, uid)?;
         if kind == Kind::Full || !changed.exists() {
             fs::rename(&newest, &changed)?;
         } else {

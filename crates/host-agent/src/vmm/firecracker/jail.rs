@@ -6,10 +6,11 @@
 //! there. So no file in it is opened by following a link, and files are moved out before they are
 //! kept.
 
+use super::files::{LOG, METRICS, SOCKET, open};
 use super::output::Output;
-use super::{LEVEL, LOG, METRICS, SOCKET};
+use crate::storage;
 use crate::sys::{self, Identity, VmmCommand};
-use crate::vmm::VmmRecord;
+use crate::vmm::{OWN, VmmRecord, kvm};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Most open files of the machine.
 const FILES_MAX: u32 = 1024;
+/// The least log level at which Firecracker gives the reason why it ended. At this level it logs no
+/// metadata, which belongs to the guest.
+const LEVEL: &str = "Info";
 /// Time limit for the jailer.
 const JAILER: Duration = Duration::from_secs(30);
 
@@ -43,7 +47,7 @@ pub(super) struct Jail {
 
 impl Jail {
     pub(super) fn of(programs: &Programs, dir: &Path, name: &str, uid: u32) -> Self {
-        let own = dir.join(super::super::OWN);
+        let own = dir.join(OWN);
         let program = programs.firecracker.file_name().unwrap_or_default();
         // The jailer makes the root at this path.
         let root = own.join("jail").join(program).join(name).join("root");
@@ -52,7 +56,7 @@ impl Jail {
 
     /// Returns the jail of a running machine, whatever the name of the program that it runs.
     pub(super) fn found(dir: &Path, name: &str, uid: u32) -> io::Result<Self> {
-        let own = dir.join(super::super::OWN);
+        let own = dir.join(OWN);
         let program = fs::read_dir(own.join("jail"))?.next().ok_or(io::ErrorKind::NotFound)??;
         let root = program.path().join(name).join("root");
         Ok(Self { name: name.to_owned(), uid, own, root })
@@ -60,7 +64,7 @@ impl Jail {
 
     /// Makes the folders, empty.
     pub(super) fn make(&self) -> io::Result<()> {
-        crate::snapshot::remove_all(&self.own)?;
+        storage::remove_all(&self.own)?;
         fs::create_dir_all(&self.root)?;
         rustix::fs::chmod(&self.root, Mode::RWXU)?;
         self.chown(&self.root)
@@ -136,7 +140,7 @@ impl Jail {
         let identity = match programs.jailer {
             // The jailer itself changes to the user, after it has made the root.
             Some(_) => None,
-            None => Some(Identity { id: self.uid, group: super::super::kvm::group() }),
+            None => Some(Identity { id: self.uid, group: kvm::group() }),
         };
         let child = sys::spawn_vmm(VmmCommand {
             program: programs.jailer.as_ref().unwrap_or(&programs.firecracker),
@@ -186,20 +190,6 @@ impl Jail {
     }
 }
 
-/// Opens a file that a machine may have replaced. Follows no link and does not block on a pipe.
-/// Refuses a file of another kind, of another owner, or with a second name.
-pub(super) fn open(path: &Path, access: OFlags, kind: FileType, owner: u32) -> io::Result<File> {
-    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let found = rustix::fs::fstat(&file)?;
-    let same_kind = FileType::from_raw_mode(found.st_mode) == kind;
-    if same_kind && found.st_uid == owner && found.st_nlink == 1 {
-        return Ok(file);
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Err(io::Error::other(format!("{name} is not the file that was expected there")))
-}
-
 /// Parameters of a machine's start, besides its files.
 pub(super) struct Start {
     /// Network namespace; `None` is a new, empty namespace.
@@ -212,29 +202,4 @@ pub(super) struct Start {
 fn failed(what: &str, console: &Output) -> io::Error {
     let said = String::from_utf8_lossy(&console.read()).trim().to_owned();
     io::Error::other(if said.is_empty() { what.to_owned() } else { format!("{what}: {said}") })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jail_file_of_wrong_type_owner_or_link_count_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let own = rustix::process::geteuid().as_raw();
-        let [file, pipe, link] = ["file", "pipe", "link"].map(|name| dir.path().join(name));
-        let plain = |path: &Path, uid| open(path, OFlags::RDONLY, FileType::RegularFile, uid);
-        fs::write(&file, "kept").unwrap();
-        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        plain(&file, own).unwrap();
-        open(&pipe, OFlags::RDWR, FileType::Fifo, own).unwrap();
-        assert!(plain(&file, own + 1).is_err());
-        assert!(plain(&link, own).is_err());
-        // No process has the other end of the pipe open.
-        assert!(plain(&pipe, own).is_err());
-        assert!(open(&file, OFlags::RDWR, FileType::Fifo, own).is_err());
-        fs::hard_link(&file, dir.path().join("second")).unwrap();
-        assert!(plain(&file, own).is_err());
-    }
 }

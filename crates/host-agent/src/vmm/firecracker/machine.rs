@@ -1,12 +1,12 @@
 //! A running Firecracker process. Its API's socket stays in the machine's root, so that a later
 //! agent can use it too.
 
-use super::api::Api;
+use super::api::{Api, PROMPT};
 use super::changes::Changes;
 use super::figures::Figures;
+use super::files::{LOG, METRICS, STATE, WRITTEN};
 use super::jail::Jail;
 use super::output::Output;
-use super::{LOG, METRICS, STATE, WRITTEN};
 use crate::snapshot::memory::Memory;
 use crate::sys;
 use crate::vmm::{Error, Machine, Threads, VmmRecord, kill_record, wait_record};
@@ -125,7 +125,7 @@ impl FirecrackerMachine {
             "snapshot_path": STATE,
             "mem_file_path": WRITTEN,
         });
-        let limit = super::PROMPT + Duration::from_secs(bytes / BYTES_PER_SECOND);
+        let limit = PROMPT + Duration::from_secs(bytes / BYTES_PER_SECOND);
         self.api.put_for(&self.jail.root, "/snapshot/create", what, limit).await?;
         let jail = self.jail.clone();
         let work = move || {

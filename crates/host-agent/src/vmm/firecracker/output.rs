@@ -2,7 +2,7 @@
 //! never waits for a reader and lives on without one. The end of the output is kept in memory, and
 //! in a file for a later agent.
 
-use super::jail;
+use super::files;
 use crate::vmm::overwrite;
 use daemon::{Signal, Tasks, blocking, lock};
 use rustix::fs::{FileType, OFlags};
@@ -167,7 +167,7 @@ async fn write(shared: &Arc<Shared>) {
 
 /// Opens both ends of a pipe at once, so that neither waits for the other and the pipe never ends.
 pub(super) fn open(path: &Path, uid: u32) -> io::Result<File> {
-    jail::open(path, OFlags::RDWR, FileType::Fifo, uid)
+    files::open(path, OFlags::RDWR, FileType::Fifo, uid)
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 //! everything outside the guest is as in production.
 
 use super::*;
-use crate::snapshot::layer::Layer;
-use crate::snapshot::memory;
+use crate::config::FirecrackerChoice;
 use crate::vmm::{Metadata, VmmRecord};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use types::resources::Resources;
 
 const MEMORY_MIB: u32 = 16;
@@ -47,6 +47,10 @@ struct Setup {
     driver: Firecracker,
 }
 
+fn processes_of(name: &str, dir: &Path) -> Vec<i32> {
+    sys::processes_of(name, dir, &dir.join(crate::vmm::OWN))
+}
+
 /// Returns `None`, and logs the reason, if the environment has no Firecracker to test.
 fn setup() -> Option<Setup> {
     let named = std::env::var_os("WRENN_TEST_FIRECRACKER").filter(|path| !path.is_empty());
@@ -64,10 +68,10 @@ fn setup() -> Option<Setup> {
         network: String::new(),
         dns: Vec::new(),
         driver: crate::DriverChoice::Firecracker,
-        firecracker: Choice {
+        firecracker: FirecrackerChoice {
             firecracker: Some(path.into()),
             any_version: true,
-            ..Choice::default()
+            ..FirecrackerChoice::default()
         },
         memory_mib: 0,
         vcpus: 0,
@@ -170,8 +174,8 @@ async fn jailed_vm_boots_freezes_snapshots_and_restores() {
     let found = found.unwrap();
     newer.programs.firecracker = path;
     let setup = Setup { dir: setup.dir, driver: newer };
-    assert_eq!(sys::processes_of("one", &setup.folder("one")), [pid]);
-    assert_eq!(sys::processes_of("one", &setup.folder("other")), [] as [i32; 0]);
+    assert_eq!(processes_of("one", &setup.folder("one")), [pid]);
+    assert_eq!(processes_of("one", &setup.folder("other")), [] as [i32; 0]);
     found.thaw().await.unwrap();
     assert_eq!(setup.state("one").await, "Running");
     crate::vmm::kill_named("one", &setup.folder("one")).await.unwrap();
@@ -288,5 +292,5 @@ async fn firecracker_errors_are_passed_on() {
     assert_eq!(error.what, "loading the saved machine");
     let why = error.source.unwrap().to_string();
     assert!(why.contains("PUT /snapshot/load: 400"), "{why}");
-    assert_eq!(sys::processes_of("two", &setup.folder("two")), [] as [i32; 0]);
+    assert_eq!(processes_of("two", &setup.folder("two")), [] as [i32; 0]);
 }

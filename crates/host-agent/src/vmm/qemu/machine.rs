@@ -4,7 +4,6 @@
 use super::super::qmp::{self, Qmp};
 use super::super::{Error, Machine, Saved, Threads, VmmRecord};
 use super::super::{kill_record, overwrite, wait_record};
-use super::{CONSOLE, LOG};
 use crate::snapshot::memory::{self, Memory};
 use daemon::blocking;
 use futures::FutureExt;
@@ -18,6 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// Bytes of console output that QEMU keeps; QEMU requires a power of two.
+pub(super) const CONSOLE: usize = 64 * 1024;
+pub(super) const LOG: &str = "qemu.log";
 const CONSOLE_LOG: &str = "console.log";
 /// Most bytes of QEMU's own log; a larger log is emptied.
 const LOG_MAX: u64 = 1 << 20;
