@@ -1,6 +1,7 @@
 //! Settings of a host agent, which are read once at its start.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Settings of a host agent.
 #[derive(Debug, Clone)]
@@ -68,8 +69,10 @@ pub enum DriverChoice {
     /// QEMU with software emulation.
     Tcg,
     /// No machine: runs this `envd` on the host. For tests of everything above the driver.
+    #[cfg(any(test, feature = "test-drivers"))]
     Fake { envd: PathBuf },
     /// No machine and no process: the server at this port is every capsule's guest. For benchmarks.
+    #[cfg(any(test, feature = "test-drivers"))]
     Null { port: u16 },
 }
 
@@ -77,8 +80,41 @@ impl DriverChoice {
     /// Reports whether machines boot from images, with disks and networks.
     #[must_use]
     pub fn boots_images(&self) -> bool {
-        !matches!(self, Self::Fake { .. } | Self::Null { .. })
+        match self {
+            Self::Auto | Self::Firecracker | Self::Kvm | Self::Tcg => true,
+            #[cfg(any(test, feature = "test-drivers"))]
+            Self::Fake { .. } | Self::Null { .. } => false,
+        }
     }
+}
+
+impl FromStr for DriverChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "firecracker" => Ok(Self::Firecracker),
+            "kvm" => Ok(Self::Kvm),
+            "tcg" => Ok(Self::Tcg),
+            other => match other.strip_prefix("fake:") {
+                Some(envd) => fake(envd),
+                None => Err("must be auto, firecracker, kvm or tcg".to_owned()),
+            },
+        }
+    }
+}
+
+#[cfg(any(test, feature = "test-drivers"))]
+fn fake(envd: &str) -> Result<DriverChoice, String> {
+    Ok(DriverChoice::Fake { envd: envd.into() })
+}
+
+#[cfg(not(any(test, feature = "test-drivers")))]
+fn fake(_envd: &str) -> Result<DriverChoice, String> {
+    Err("the `fake` driver is for tests, and this build lacks it; build with `--features \
+         test-drivers`"
+        .to_owned())
 }
 
 impl Config {
@@ -140,4 +176,20 @@ pub(crate) struct System {
     pub kernel: String,
     /// Version of envd.
     pub envd: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_choice_is_read_from_its_name() {
+        let read = |text: &str| text.parse::<DriverChoice>();
+        assert_eq!(read("auto"), Ok(DriverChoice::Auto));
+        assert_eq!(read("tcg"), Ok(DriverChoice::Tcg));
+        assert_eq!(read("fake:/bin/envd"), Ok(DriverChoice::Fake { envd: "/bin/envd".into() }));
+        for wrong in ["", "qemu", "fake", "null:80"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
 }

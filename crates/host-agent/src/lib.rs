@@ -43,7 +43,7 @@ use standing::Standing;
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::Store;
@@ -51,7 +51,6 @@ use tower::ServiceExt;
 use types::{SnapshotId, hex};
 use vmm::Driver;
 use vmm::choose::{self, choose};
-use vmm::fake::FakeDriver;
 
 /// Default limit of the capsules' virtual CPUs together, for each core.
 const VCPUS_PER_CORE: u64 = 64;
@@ -317,7 +316,7 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
     }
-    let driver = Box::new(FakeDriver { envd: PathBuf::new() });
+    let driver = choose::for_removal(&config);
     let tasks = Tasks::default();
     let (images, template_snapshots) = (Images::default(), TemplateSnapshots::default());
     let context = AgentContext {

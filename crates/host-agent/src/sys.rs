@@ -117,6 +117,7 @@ pub(crate) fn run(program: &str, args: &[&str]) -> io::Result<String> {
 }
 
 /// Starts `envd --port N` on this machine, for the fake driver.
+#[cfg(any(test, feature = "test-drivers"))]
 pub(crate) fn spawn_envd(envd: &Path, port: u16, capsule: &str, dir: &Path) -> io::Result<Child> {
     let mut command = Command::new(envd);
     command.args(["--port", &port.to_string()]).current_dir(dir).env(CAPSULE_VAR, capsule);

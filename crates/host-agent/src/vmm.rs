@@ -4,12 +4,14 @@
 //! capsule's record holds its [`VmmRecord`], by which the next agent finds it again.
 
 pub(crate) mod choose;
+#[cfg(any(test, feature = "test-drivers"))]
 pub(crate) mod fake;
 pub(crate) mod firecracker;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod kvm;
 mod metadata;
+#[cfg(any(test, feature = "test-drivers"))]
 pub(crate) mod null;
 pub(crate) mod qemu;
 mod qmp;

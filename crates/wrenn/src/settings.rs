@@ -8,7 +8,6 @@ use anyhow::Context;
 use clap::Args;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// Flag for the folder of the platform's files.
 #[derive(Args, Debug, Clone)]
@@ -42,10 +41,9 @@ pub(crate) struct Agent {
     /// Name servers for guests.
     #[arg(long, env = "WRENN_DNS", default_value = "1.1.1.1,8.8.8.8", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
-    /// Driver for the machines: `auto`, `firecracker`, `kvm` or `tcg` (both QEMU), or `fake:ENVD`
-    /// for tests without machines.
+    /// Driver for the machines: `auto`, `firecracker`, `kvm` or `tcg` (both QEMU).
     #[arg(long, env = "WRENN_DRIVER", default_value = "auto")]
-    pub driver: Driver,
+    pub driver: host_agent::DriverChoice,
     /// Path of Firecracker. Default: the first on the PATH.
     #[arg(long, env = "WRENN_FIRECRACKER")]
     pub firecracker: Option<PathBuf>,
@@ -82,28 +80,6 @@ pub(crate) struct Agent {
     pub connections: u32,
 }
 
-/// Choice of the driver that runs machines.
-#[derive(Debug, Clone)]
-pub(crate) struct Driver(host_agent::DriverChoice);
-
-impl FromStr for Driver {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        use host_agent::DriverChoice;
-        Ok(Self(match text {
-            "auto" => DriverChoice::Auto,
-            "firecracker" => DriverChoice::Firecracker,
-            "kvm" => DriverChoice::Kvm,
-            "tcg" => DriverChoice::Tcg,
-            other => match other.strip_prefix("fake:") {
-                Some(envd) => DriverChoice::Fake { envd: envd.into() },
-                None => return Err("must be auto, firecracker, kvm, tcg or fake:ENVD".to_owned()),
-            },
-        }))
-    }
-}
-
 impl Agent {
     /// Returns the address to listen on, given the address of an earlier registration. An explicit
     /// setting takes precedence over it.
@@ -117,7 +93,7 @@ impl Agent {
             dir: dir.to_owned(),
             network: self.network.clone(),
             dns: self.dns.clone(),
-            driver: self.driver.0.clone(),
+            driver: self.driver.clone(),
             firecracker: self.firecracker(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,

@@ -5,9 +5,13 @@
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "test-drivers"))]
+use super::fake::FakeDriver;
 use super::firecracker::Firecracker;
+#[cfg(any(test, feature = "test-drivers"))]
+use super::null::NullDriver;
 use super::qemu::{Accelerator, Qemu};
-use super::{Driver, Machine, Metadata, Spec, fake::FakeDriver, kvm, null::NullDriver};
+use super::{Driver, Machine, Metadata, Spec, kvm};
 use crate::config::{Config, DriverChoice};
 use crate::sys;
 use anyhow::Context;
@@ -68,7 +72,9 @@ pub(crate) async fn choose(
 ) -> anyhow::Result<Box<dyn Driver>> {
     let prober = Prober { config, tag, again: false };
     Ok(match &config.driver {
+        #[cfg(any(test, feature = "test-drivers"))]
         DriverChoice::Fake { envd } => Box::new(FakeDriver { envd: envd.clone() }),
+        #[cfg(any(test, feature = "test-drivers"))]
         DriverChoice::Null { port } => Box::new(NullDriver { port: *port }),
         DriverChoice::Tcg => Box::new(tcg(config)),
         DriverChoice::Firecracker => {
@@ -111,6 +117,17 @@ pub(crate) async fn examine(
     let why_not = missing.then(|| "there is no qemu-system-x86_64 on the PATH".to_owned());
     all.push(Examined { driver: "qemu", accelerator: "tcg", why_not, remembered: None });
     all
+}
+
+/// Returns a driver for the removal of capsules, which starts no machine.
+pub(crate) fn for_removal(config: &Config) -> Box<dyn Driver> {
+    Box::new(Qemu {
+        accelerator: Accelerator::Kvm,
+        kernel: config.kernel(),
+        initramfs: config.initramfs(),
+        dns: Vec::new(),
+        version: String::new(),
+    })
 }
 
 fn tcg(config: &Config) -> Qemu {

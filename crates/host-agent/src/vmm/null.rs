@@ -1,21 +1,50 @@
 //! A driver without machines, in which the server at one port is every capsule's guest. Benchmarks
-//! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs.
+//! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs. Unit
+//! tests use its machine alone.
 
-use super::{Driver, Error, Found, Machine, Saved, Spec, VmmRecord};
+use super::{Driver, Error, Found, Machine, Saved, Spec, Threads, VmmRecord};
 use crate::snapshot::memory::Memory;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use types::Isolation;
 
 pub(crate) struct NullDriver {
     pub port: u16,
 }
 
-struct NullMachine {
-    port: u16,
+/// A machine that runs nothing. A unit test sets its fields, and reads its counts.
+pub(crate) struct NullMachine {
+    /// Record of the machine; its port is the guest's.
+    pub record: VmmRecord,
+    pub console: Vec<u8>,
+    /// Name of the threads of the recorded process that play the guest's processors.
+    pub vcpus: Option<&'static str>,
+    pub frozen: AtomicBool,
+    /// Number of thaws that are still to be refused.
+    pub refusals: AtomicU32,
+    /// Number of freezes so far.
+    pub freezes: AtomicU32,
+    /// Number of saves so far.
+    pub saves: AtomicU32,
+}
+
+impl NullMachine {
+    /// Returns a machine whose record matches no process and whose guest is the server at `port`.
+    pub(crate) fn at(port: u16) -> Self {
+        Self {
+            record: VmmRecord { pid: 0, started: 0, boot: String::new(), port: Some(port) },
+            console: Vec::new(),
+            vcpus: None,
+            frozen: AtomicBool::new(false),
+            refusals: AtomicU32::new(0),
+            freezes: AtomicU32::new(0),
+            saves: AtomicU32::new(0),
+        }
+    }
 }
 
 impl Driver for NullDriver {
@@ -36,11 +65,11 @@ impl Driver for NullDriver {
     }
 
     fn fingerprint(&self) -> String {
-        "hollow".to_owned()
+        "null".to_owned()
     }
 
     fn boot(&self, _spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
-        let machine = NullMachine { port: self.port };
+        let machine = NullMachine::at(self.port);
         std::future::ready(Ok(Box::new(machine) as Box<dyn Machine>)).boxed()
     }
 
@@ -49,34 +78,50 @@ impl Driver for NullDriver {
     }
 
     fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
-        Some(Box::new(NullMachine { port: self.port }))
+        Some(Box::new(NullMachine::at(self.port)))
     }
 }
 
 impl Machine for NullMachine {
-    /// Returns a record that matches no process.
     fn record(&self) -> VmmRecord {
-        VmmRecord { pid: 0, started: 0, boot: String::new(), port: Some(self.port) }
+        self.record.clone()
     }
 
     fn loopback(&self, _port: u16) -> Option<SocketAddr> {
-        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.record.port?)))
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {
         std::future::pending().boxed()
     }
 
+    fn vcpus(&self) -> Option<Threads> {
+        Threads::find(self.record.pid, self.vcpus?)
+    }
+
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {
-        std::future::ready(Vec::new()).boxed()
+        std::future::ready(self.console.clone()).boxed()
     }
 
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.freezes.fetch_add(1, Ordering::AcqRel);
+        self.frozen.store(true, Ordering::Release);
         std::future::ready(Ok(())).boxed()
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
+        let less = |left: u32| left.checked_sub(1);
+        let refused = self.refusals.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        if refused.is_ok() {
+            let error = Error::new("thawing", io::ErrorKind::TimedOut.into());
+            return std::future::ready(Err(error)).boxed();
+        }
+        self.frozen.store(false, Ordering::Release);
         std::future::ready(Ok(())).boxed()
+    }
+
+    fn is_stopped(&self) -> BoxFuture<'_, Result<bool, Error>> {
+        std::future::ready(Ok(self.frozen.load(Ordering::Acquire))).boxed()
     }
 
     fn most_memory(&self, _: u64) -> u64 {
@@ -84,7 +129,8 @@ impl Machine for NullMachine {
     }
 
     fn save(&self, mut state: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
-        let wrote = state.write_all(b"hollow").map(|()| None);
+        self.saves.fetch_add(1, Ordering::AcqRel);
+        let wrote = state.write_all(b"null").map(|()| None);
         std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
     }
 

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::config::FirecrackerChoice;
-use crate::snapshot::memory::Memory;
-use crate::vmm::{Error, Found, Saved, VmmRecord};
+use crate::vmm::null::NullMachine;
+use crate::vmm::{Error, Found, Saved};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,9 +20,6 @@ struct Scripted {
     tier: Isolation,
     boots: Arc<AtomicU32>,
 }
-
-/// A machine whose guest has booted.
-struct Up;
 
 impl Driver for Scripted {
     fn name(&self) -> &'static str {
@@ -52,7 +49,10 @@ impl Driver for Scripted {
     fn boot(&self, _: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         self.boots.fetch_add(1, SeqCst);
         let booted = match fs::read(&self.program).unwrap().as_slice() {
-            b"works" => Ok(Box::new(Up) as Box<dyn Machine>),
+            b"works" => {
+                let console = PROBE_WORD.to_vec();
+                Ok(Box::new(NullMachine { console, ..NullMachine::at(1) }) as Box<dyn Machine>)
+            }
             _ => Err(Error::new("starting it", io::Error::other("it is broken"))),
         };
         std::future::ready(booted).boxed()
@@ -69,42 +69,6 @@ impl Driver for Scripted {
     fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
         None
     }
-}
-
-impl Machine for Up {
-    fn record(&self) -> VmmRecord {
-        VmmRecord { pid: 0, started: 0, boot: String::new(), port: None }
-    }
-
-    fn ended(&self) -> BoxFuture<'_, String> {
-        std::future::pending().boxed()
-    }
-
-    fn console(&self) -> BoxFuture<'_, Vec<u8>> {
-        std::future::ready(PROBE_WORD.to_vec()).boxed()
-    }
-
-    fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
-        std::future::ready(Ok(())).boxed()
-    }
-
-    fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
-        std::future::ready(Ok(())).boxed()
-    }
-
-    fn save(&self, _: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
-        std::future::ready(Ok(None)).boxed()
-    }
-
-    fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
-        std::future::ready(Ok(())).boxed()
-    }
-
-    fn log_tail(&self) -> String {
-        String::new()
-    }
-
-    fn trim_logs(&self) {}
 }
 
 fn config(dir: &Path) -> Config {
