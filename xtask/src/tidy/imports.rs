@@ -191,7 +191,7 @@ fn below(scope: &Module, name: &str) -> Module {
 fn end_of_item(tokens: &[TokenTree], at: usize) -> usize {
     let ends = |token: &TokenTree| match token {
         TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
-        _ => is_mark(token, ';'),
+        TokenTree::Ident(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => is_mark(token, ';'),
     };
     let is_use = matches!(&tokens[at], TokenTree::Ident(word) if word == "use");
     let end = |token: &TokenTree| if is_use { is_mark(token, ';') } else { ends(token) };
