@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod accounts;
+mod adoption;
 mod audit;
 mod auth;
 mod browser;

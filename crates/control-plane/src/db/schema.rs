@@ -1,22 +1,34 @@
-//! Version of the schema. Migrates up to this program's own version, and refuses a newer schema
-//! that this program cannot serve.
+//! Version of the schema. Migrates up to this program's own version, adopts the database of an
+//! earlier build, and refuses a newer schema that this program cannot serve.
+
+mod adoption;
+mod catalog;
 
 use anyhow::Context;
 use sqlx::PgConnection;
+use sqlx::migrate::{Migrate, Migrator};
 
 /// Brings the schema up to this program's version. A newer schema, for example after a rollback of
 /// the program, is left as it is.
 ///
 /// # Errors
-/// Fails when the schema needs a newer program, or cannot be changed.
+/// Fails when the schema needs a newer program, cannot be changed, or is that of an unknown build.
 pub(crate) async fn migrate(db: &mut PgConnection) -> anyhow::Result<()> {
     let mut migrations = sqlx::migrate!("./migrations");
     migrations.set_ignore_missing(true);
+    // The adoption needs the same lock, so this function takes the lock for both.
+    migrations.set_locking(false);
+    Migrate::lock(&mut *db).await.context("locking the database's migrations")?;
+    // After a failure, the end of the connection releases the lock.
+    under_lock(db, &migrations).await?;
+    Migrate::unlock(db).await.context("unlocking the database's migrations")
+}
+
+async fn under_lock(db: &mut PgConnection, migrations: &Migrator) -> anyhow::Result<()> {
+    adoption::adopt_former(db, migrations).await?;
     let own = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
     check_floor(db, own).await?;
-    migrations.run(&mut *db).await.context("migrating the database")?;
-    // A newer program may have migrated while this one waited for the lock.
-    check_floor(db, own).await
+    migrations.run(&mut *db).await.context("migrating the database")
 }
 
 /// Refuses a schema that needs a migration which this program does not know.
