@@ -41,6 +41,7 @@ pub struct AuditLogPage {
 
 /// A team's usage on one day, in UTC.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct DailyUsage {
     /// Date in the form `2026-11-26`.
     #[schema(value_type = String, format = Date)]
@@ -49,10 +50,10 @@ pub struct DailyUsage {
     /// Virtual CPUs of running capsules, multiplied by the seconds that they ran.
     pub vcpu_seconds: f64,
     /// Memory of running capsules in MiB, multiplied by the seconds that they ran.
-    pub memory_mb_seconds: f64,
+    pub memory_mib_seconds: f64,
     /// Disks of capsules and sizes of snapshots in MiB, multiplied by the seconds until their
     /// removal.
-    pub storage_mb_seconds: f64,
+    pub storage_mib_seconds: f64,
 }
 
 /// Answer to `GET /v1/usage`.

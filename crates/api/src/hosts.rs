@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 /// A machine that runs capsules.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct Host {
     pub id: String,
     pub name: String,
@@ -35,17 +36,17 @@ pub struct Host {
     /// Virtual CPUs that the host's capsules may have in total.
     pub vcpus: i64,
     /// Memory that the host's capsules may have in total, in MiB.
-    pub memory_mb: i64,
+    pub memory_mib: i64,
     /// Disk space that the host's capsules may have in total, in MiB.
-    pub disk_mb: i64,
+    pub disk_mib: i64,
     /// Number of capsules on the host.
     pub capsules: i64,
     /// Virtual CPUs of capsules that are neither paused nor failed.
     pub used_vcpus: i64,
     /// Memory of capsules that are neither paused nor failed, in MiB.
-    pub used_memory_mb: i64,
+    pub used_memory_mib: i64,
     /// Disk space of all capsules on the host, in MiB.
-    pub used_disk_mb: i64,
+    pub used_disk_mib: i64,
     pub load: HostLoad,
     /// SHA-256 of the host's certificate, in hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,27 +75,28 @@ pub struct HostList {
 
 /// Load of a host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct HostLoad {
     /// Average number of runnable processes over the last minute, multiplied by 100.
     pub cpu_load_percent: u32,
     /// Memory available to programs, in MiB.
-    pub free_memory_mb: u64,
+    pub free_memory_mib: u64,
     /// Free space on the disk that holds the capsules, in MiB.
-    pub free_disk_mb: u64,
+    pub free_disk_mib: u64,
 }
 
 /// Hardware and software of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct HostSpecs {
     pub arch: String,
     pub cpu_cores: u32,
     /// Virtual CPUs that the host's capsules may have in total.
     pub vcpus: u64,
     /// Memory that the host's capsules may have in total, in MiB.
-    pub memory_mb: u64,
+    pub memory_mib: u64,
     /// Disk space that the host's capsules may have in total, in MiB.
-    pub disk_mb: u64,
+    pub disk_mib: u64,
     pub driver: String,
     pub accelerator: String,
     /// Isolation tier. Agents of earlier versions leave it out, which means `none`.
@@ -158,6 +160,7 @@ pub struct RefreshHost {
 
 /// Credentials that a host receives at its registration and at each renewal.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct HostCredentials {
     pub host_id: String,
     /// Token for heartbeats, sent as `Authorization: Bearer`.
@@ -171,7 +174,7 @@ pub struct HostCredentials {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_cert_pem: Option<String>,
     /// Seconds until the host must renew its credentials.
-    pub renew_sec: u64,
+    pub renew_in: u64,
 }
 
 /// Request body of `POST /v1/hosts/{id}/heartbeat`, sent by the host.

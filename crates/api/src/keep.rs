@@ -15,10 +15,10 @@ pub struct Pause {
 
 /// Request body of `POST …/resume`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Resume {
     /// Lifetime in seconds from the moment the capsule runs. Without it, the lifetime has no end.
-    pub timeout: Option<u32>,
+    pub lifetime: Option<u32>,
     /// False to boot from the disk and ignore the stored memory.
     pub memory: Option<bool>,
     /// Number of an earlier snapshot of the capsule. The error about a damaged snapshot lists these
@@ -28,13 +28,13 @@ pub struct Resume {
 
 /// Request body of `POST …/fork`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Fork {
     /// Number of capsules to create, 1 to 100. The default is 1.
     pub count: Option<u32>,
     /// Lifetime of each capsule in seconds from the moment it runs. Without it, the lifetime has no
     /// end.
-    pub timeout: Option<u32>,
+    pub lifetime: Option<u32>,
 }
 
 /// Capsules of a fork, and the errors of those that did not start.
@@ -53,16 +53,16 @@ pub struct ForkError {
 
 /// Request body of `POST …/timeout`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct SetTimeout {
     /// Seconds from now until the capsule's lifetime ends. 0 ends it now, and null removes the end.
-    pub timeout: Option<u32>,
+    pub lifetime: Option<u32>,
     /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. Without it, the action
     /// stays.
     pub on_timeout: Option<String>,
     /// Seconds of inactivity until the capsule is paused; 0 means never. Without it, the value
     /// stays.
-    pub timeout_sec: Option<u32>,
+    pub idle_timeout: Option<u32>,
 }
 
 /// Request body of `POST /v1/snapshots`.
@@ -84,6 +84,7 @@ pub struct CreateSnapshot {
 
 /// A capsule's memory and disk at one moment. Capsules start from a snapshot as from a template.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct Snapshot {
     pub id: String,
     pub name: String,
@@ -94,9 +95,9 @@ pub struct Snapshot {
     pub template: String,
     pub vcpus: i32,
     /// Memory in MiB.
-    pub memory_mb: i32,
+    pub memory_mib: i32,
     /// Disk size in MiB.
-    pub disk_mb: i32,
+    pub disk_mib: i32,
     /// Size on the host's disk, in bytes.
     pub size_bytes: i64,
     #[serde(with = "time::serde::rfc3339")]

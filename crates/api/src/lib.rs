@@ -1,5 +1,6 @@
 //! Types of the public REST API, shared by the control plane and the client commands. Ids are their
-//! wire texts; times are RFC 3339. The crate holds no behaviour.
+//! wire texts; times are RFC 3339. A duration is in seconds and a size in bytes, unless the field's
+//! name has a unit. `renamed.rs` handles former names of fields; nothing else here has behaviour.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ mod hosts;
 mod keep;
 mod network;
 mod port;
+mod renamed;
 mod stream;
 mod team;
 
@@ -33,6 +35,7 @@ pub use keep::{
 };
 pub use network::Network;
 pub use port::{Link, ListeningPort, MakeLink, Port, SetPort, TrafficToken};
+pub use renamed::{RENAMED, Rename, former_name};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 pub use team::{
     AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, ChangeTeam,
@@ -59,22 +62,22 @@ pub struct ErrorDetail {
 
 /// Request body of `POST /v1/capsules`. Sizes that are absent come from the template.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct CreateCapsule {
     /// Name of a template or a snapshot, or id of a snapshot. The default is `base`.
     pub template: Option<String>,
     /// Number of virtual CPUs, 1 to 32.
     pub vcpus: Option<u32>,
     /// Memory in MiB, 128 to 65,536.
-    pub memory_mb: Option<u32>,
+    pub memory_mib: Option<u32>,
     /// Disk size in MiB, 64 to 102,400.
-    pub disk_mb: Option<u32>,
+    pub disk_mib: Option<u32>,
     /// Seconds of inactivity until the capsule is paused, at most 30 days. 0, the default, means
     /// never. Commands, terminals, files and traffic to its ports are activity.
-    pub timeout_sec: Option<u32>,
+    pub idle_timeout: Option<u32>,
     /// Lifetime in seconds from the moment the capsule runs, at most 30 days. Without it, the
     /// lifetime has no end.
-    pub timeout: Option<u32>,
+    pub lifetime: Option<u32>,
     /// Action at the end of the lifetime. `pause` is the default, `pause_disk` keeps no memory, and
     /// `kill` removes the capsule.
     pub on_timeout: Option<String>,
@@ -106,6 +109,7 @@ pub struct CreateCapsule {
 
 /// A capsule as its owner sees it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct Capsule {
     pub id: String,
     /// State: `starting`, `running`, `pausing`, `paused`, `resuming`, `missing`, `error` or
@@ -115,14 +119,14 @@ pub struct Capsule {
     pub template: String,
     pub vcpus: i32,
     /// Memory in MiB.
-    pub memory_mb: i32,
+    pub memory_mib: i32,
     /// Disk size in MiB.
-    pub disk_mb: i32,
+    pub disk_mib: i32,
     /// Id of the snapshot that the capsule was made from. The snapshot may have been removed since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
     /// Seconds of inactivity until the capsule is paused; 0 means never.
-    pub timeout_sec: i32,
+    pub idle_timeout: i32,
     /// End of the lifetime. For a paused capsule, the end that applied while it ran.
     #[serde(
         with = "time::serde::rfc3339::option",
@@ -193,7 +197,7 @@ pub struct CapsulePage {
 
 /// Request body of `POST /v1/capsules/{id}/exec`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Exec {
     /// Name or path of a program. No shell interprets it.
     pub cmd: String,
@@ -207,7 +211,7 @@ pub struct Exec {
     pub user: Option<String>,
     /// Seconds until the whole process group is killed, at most one day. The default is 60, or no
     /// limit in the background.
-    pub timeout_sec: Option<u32>,
+    pub timeout: Option<u32>,
     /// Complete standard input.
     pub stdin: Option<String>,
     /// True to answer 202 at once while the command continues.
@@ -322,14 +326,15 @@ pub struct EntryList {
 
 /// A template that capsules start from.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct Template {
     pub id: String,
     pub name: String,
     pub vcpus: i32,
     /// Memory in MiB.
-    pub memory_mb: i32,
+    pub memory_mib: i32,
     /// Disk size in MiB.
-    pub disk_mb: i32,
+    pub disk_mib: i32,
     /// Lowest isolation tier on which the template's capsules start.
     pub isolation: String,
     /// True if every team may use the template.

@@ -52,10 +52,10 @@ pub struct SetPort {
 
 /// Request body of `POST /v1/capsules/{id}/ports/{port}/links`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct MakeLink {
     /// Seconds until the link and its cookie expire, at most 30 days. The default is one hour.
-    pub expires_sec: Option<u32>,
+    pub expires_in: Option<u32>,
 }
 
 /// A link that gives a browser access to a port.

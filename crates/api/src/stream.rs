@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 /// Frame that a client sends on `…/exec/stream` and `…/processes/{selector}/stream`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type", rename_all = "snake_case", remote = "Self")]
 pub enum StreamRequest {
     /// Starts a command. It is the first frame of `…/exec/stream`.
     Start {
@@ -19,7 +19,7 @@ pub enum StreamRequest {
         cwd: Option<String>,
         user: Option<String>,
         /// Seconds until the process group is killed. Without it, there is no limit.
-        timeout_sec: Option<u32>,
+        timeout: Option<u32>,
         /// True to connect standard input to a pipe. Otherwise standard input is empty.
         #[serde(default)]
         stdin: bool,

@@ -117,7 +117,7 @@ pub struct AcceptInvitation {
 /// Limits of a team or a key; 0 means no limit. An absent field selects the default. A key's
 /// default is its team's limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Limits {
     /// Number of capsules that have not been removed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,14 +127,14 @@ pub struct Limits {
     pub vcpus: Option<u32>,
     /// Memory of capsules that are neither paused nor failed, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_mb: Option<u64>,
+    pub memory_mib: Option<u64>,
     /// Number of named snapshots. Only teams have this limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u32>,
     /// Storage of snapshots and paused capsules in MiB, measured as blocks on the hosts' disks.
     /// Only teams have this limit. Beyond it, snapshots and forks are refused, but pauses are not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub storage_mb: Option<u64>,
+    pub storage_mib: Option<u64>,
     /// Capsules created per second. Each control plane counts alone, and a burst may be twice as
     /// large.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,6 +146,7 @@ pub struct Limits {
 
 /// Limits of a team, and its present use.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct TeamLimits {
     /// Limits in force; 0 means no limit.
     pub limits: Limits,
@@ -154,11 +155,11 @@ pub struct TeamLimits {
     /// Virtual CPUs of capsules that are neither paused nor failed.
     pub vcpus: i64,
     /// Memory of capsules that are neither paused nor failed, in MiB.
-    pub memory_mb: i64,
+    pub memory_mib: i64,
     /// Number of named snapshots.
     pub snapshots: i64,
     /// Storage of snapshots and paused capsules in MiB, as of the hosts' last count.
-    pub storage_mb: i64,
+    pub storage_mib: i64,
 }
 
 /// A team as platform admins see it.
@@ -184,7 +185,7 @@ pub struct AdminTeamPage {
 
 /// Request body of `POST /v1/api-keys`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct NewKey {
     /// Name of 1 to 100 characters.
     pub name: String,
@@ -202,7 +203,7 @@ pub struct NewKey {
     pub capsule: Option<String>,
     /// Seconds from now until the key expires. Without it, the key never expires, or expires with
     /// the key that makes it.
-    pub expires_sec: Option<u64>,
+    pub expires_in: Option<u64>,
     /// True to let the key act on the whole platform. Only platform admins and operators may set
     /// it.
     #[serde(default)]

@@ -105,9 +105,9 @@ pub(crate) async fn create(
     if ports.len() > PUBLIC_PORTS_MAX {
         return Err(Error::invalid("public_ports", too_many_public()));
     }
-    let idle_sec = wanted.timeout_sec.unwrap_or(0);
-    in_range("timeout_sec", idle_sec, 0, MAX_TIMEOUT_SEC)?;
-    lifetime::check_timeout(wanted.timeout)?;
+    let idle_sec = wanted.idle_timeout.unwrap_or(0);
+    in_range("idle_timeout", idle_sec, 0, MAX_TIMEOUT_SEC)?;
+    lifetime::check_timeout(wanted.lifetime)?;
     lifetime::check_on_timeout(wanted.on_timeout.as_deref())?;
     let host_header = wanted.host_header.as_deref();
     host_header.map_or(Ok(()), check_host_header)?;
@@ -120,7 +120,7 @@ pub(crate) async fn create(
     let from = source(app, caller, &name, &wanted).await?;
     let wanted = CreateSpec {
         idle_sec,
-        timeout: wanted.timeout,
+        timeout: wanted.lifetime,
         on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
         auto_resume: wanted.auto_resume,
         public_ports: ports.into_iter().map(i32::from).collect(),
@@ -169,8 +169,8 @@ async fn source(
     if let Some(template) = db::templates::find(&app.db, caller.team, name).await? {
         let size = Resources {
             vcpus: or(wanted.vcpus, template.vcpus),
-            memory_mib: or(wanted.memory_mb, template.memory_mib),
-            disk_mib: or(wanted.disk_mb, template.disk_mib),
+            memory_mib: or(wanted.memory_mib, template.memory_mib),
+            disk_mib: or(wanted.disk_mib, template.disk_mib),
         };
         size.check()?;
         let template_id = TemplateId(template.id);
@@ -189,8 +189,8 @@ async fn source(
     };
     for (field, asked, is) in [
         ("vcpus", wanted.vcpus, size.vcpus),
-        ("memory_mb", wanted.memory_mb, size.memory_mib),
-        ("disk_mb", wanted.disk_mb, size.disk_mib),
+        ("memory_mib", wanted.memory_mib, size.memory_mib),
+        ("disk_mib", wanted.disk_mib, size.disk_mib),
     ] {
         if asked.is_some_and(|asked| asked != is) {
             return Err(Error::invalid(field, format!("of this snapshot is {is}")));
@@ -392,10 +392,10 @@ pub(crate) fn to_api(row: Capsule) -> api::Capsule {
         status: row.status,
         template: row.template,
         vcpus: row.vcpus,
-        memory_mb: row.memory_mib,
-        disk_mb: row.disk_mib,
+        memory_mib: row.memory_mib,
+        disk_mib: row.disk_mib,
         snapshot: row.snapshot_id.map(|id| SnapshotId(id).to_string()),
-        timeout_sec: row.timeout_sec,
+        idle_timeout: row.timeout_sec,
         ends_at: row.ends_at,
         on_timeout: row.on_timeout,
         auto_resume: row.auto_resume,

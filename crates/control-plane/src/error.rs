@@ -154,6 +154,12 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 impl Error {
+    /// Words the error for a client that knows only the former names of renamed fields.
+    pub(crate) fn by_former_name(&self) -> String {
+        let Self::Invalid { field, message } = self else { return self.to_string() };
+        format!("{} {message}", api::former_name(field).unwrap_or(field))
+    }
+
     pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }
     }

@@ -205,6 +205,7 @@ pub fn routes_of_others() -> Vec<String> {
 pub fn openapi() -> OpenApi {
     let mut document = documented().into_document();
     docs::describe(&mut document);
+    docs::add_former_names(&mut document);
     document
 }
 

@@ -60,14 +60,14 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         let message = format!("`{scope}` is none of {}", SCOPES.join(", "));
         return Err(Error::invalid("scopes", message));
     }
-    let life = wanted.expires_sec;
+    let life = wanted.expires_in;
     if life.is_some_and(|seconds| !(1..=EXPIRES_MAX).contains(&seconds)) {
-        return Err(Error::invalid("expires_sec", format!("must be 1 to {EXPIRES_MAX}")));
+        return Err(Error::invalid("expires_in", format!("must be 1 to {EXPIRES_MAX}")));
     }
     let ends = |seconds| OffsetDateTime::now_utc() + std::time::Duration::from_secs(seconds);
     let limits = wanted.limits.unwrap_or_default();
     for (field, set) in
-        [("snapshots", limits.snapshots.is_some()), ("storage_mb", limits.storage_mb.is_some())]
+        [("snapshots", limits.snapshots.is_some()), ("storage_mib", limits.storage_mib.is_some())]
     {
         if set {
             return Err(Error::invalid(format!("limits.{field}"), "is a limit of teams alone"));
@@ -123,7 +123,7 @@ async fn inherited(
     let expires_at = match (row.expires_at, from.expires_at) {
         (Some(end), Some(last)) if end > last => {
             let message = "must not be after the end of the key that makes it";
-            return Err(Error::invalid("expires_sec", message));
+            return Err(Error::invalid("expires_in", message));
         }
         (end, last) => end.or(last),
     };
@@ -158,7 +158,7 @@ fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
     Ok(db::limits::Row {
         capsules: at_most("capsules", asked.capsules, int(own.capsules))?,
         vcpus: at_most("vcpus", asked.vcpus, int(own.vcpus))?,
-        memory_mib: at_most("memory_mb", asked.memory_mib, memory)?,
+        memory_mib: at_most("memory_mib", asked.memory_mib, memory)?,
         creates_per_sec: at_most(
             "creates_per_sec",
             asked.creates_per_sec,
@@ -249,7 +249,7 @@ pub(crate) fn to_api(row: Row) -> api::ApiKey {
         limits: api::Limits {
             capsules: some(own.capsules),
             vcpus: some(own.vcpus),
-            memory_mb: (own.memory_mib > 0).then_some(own.memory_mib),
+            memory_mib: (own.memory_mib > 0).then_some(own.memory_mib),
             creates_per_sec: some(own.creates_per_sec),
             requests_per_sec: some(own.requests_per_sec),
             ..api::Limits::default()

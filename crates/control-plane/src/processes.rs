@@ -42,7 +42,7 @@ pub(crate) struct Command {
     pub tag: Option<String>,
     /// Seconds after which the guest kills the whole group, whether or not anyone listens; at
     /// most a day.
-    pub timeout_sec: Option<u32>,
+    pub timeout: Option<u32>,
     pub stdin: bool,
     /// Columns and rows of a terminal.
     pub terminal: Option<(u16, u16)>,
@@ -58,8 +58,8 @@ impl Command {
             return Err(Error::invalid("cmd", "must not be empty"));
         }
         names::check_envs("envs", &self.envs)?;
-        if let Some(timeout) = self.timeout_sec {
-            resources::in_range("timeout_sec", timeout, 1, DAY)?;
+        if let Some(timeout) = self.timeout {
+            resources::in_range("timeout", timeout, 1, DAY)?;
         }
         Ok(())
     }
@@ -148,14 +148,14 @@ impl Processes {
     /// Starts a program and returns its pid with its events.
     pub(crate) async fn start(&self, command: Command) -> Result<(u32, Events)> {
         let mut options = CallOptions::default();
-        if let Some(timeout) = command.timeout_sec {
+        if let Some(timeout) = command.timeout {
             options = options.with_timeout(Duration::from_secs(timeout.into()));
         }
         if let Some(user) = &command.user {
             let basic = format!("Basic {}", STANDARD.encode(format!("{user}:")));
             options = options.with_header("authorization", basic);
         }
-        let timeout = command.timeout_sec.unwrap_or(0);
+        let timeout = command.timeout.unwrap_or(0);
         let asked = Instant::now();
         let not_started = move |error: &ConnectError| {
             // The call has the same time limit, and may end a moment before the guest reports the

@@ -268,8 +268,8 @@ pub(crate) fn to_api(row: Snapshot) -> api::Snapshot {
         capsule_id: row.capsule_id.map(|id| CapsuleId(id).to_string()),
         template: row.template,
         vcpus: row.vcpus,
-        memory_mb: row.memory_mib,
-        disk_mb: row.disk_mib,
+        memory_mib: row.memory_mib,
+        disk_mib: row.disk_mib,
         size_bytes: row.size_bytes,
         created_at: row.created_at,
     }

@@ -390,11 +390,11 @@ pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
     api::Limits {
         capsules: Some(limits.capsules),
         vcpus: Some(limits.vcpus),
-        memory_mb: Some(limits.memory_mib),
+        memory_mib: Some(limits.memory_mib),
         creates_per_sec: Some(limits.creates_per_sec),
         requests_per_sec: Some(limits.requests_per_sec),
         snapshots: Some(limits.snapshots),
-        storage_mb: Some(limits.storage_mib),
+        storage_mib: Some(limits.storage_mib),
     }
 }
 
@@ -407,9 +407,9 @@ pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
         limits: limits_shown(limits),
         capsules: held.capsules,
         vcpus: held.vcpus,
-        memory_mb: held.memory_mib,
+        memory_mib: held.memory_mib,
         snapshots: stored.snapshots,
-        storage_mb: (stored.storage_bytes + (1 << 20) - 1) >> 20,
+        storage_mib: (stored.storage_bytes + (1 << 20) - 1) >> 20,
     })
 }
 
@@ -435,9 +435,9 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
     Ok(db::limits::Row {
         capsules: int("capsules", wanted.capsules)?,
         vcpus: int("vcpus", wanted.vcpus)?,
-        memory_mib: long("memory_mb", wanted.memory_mb)?,
+        memory_mib: long("memory_mib", wanted.memory_mib)?,
         snapshots: int("snapshots", wanted.snapshots)?,
-        storage_mib: long("storage_mb", wanted.storage_mb)?,
+        storage_mib: long("storage_mib", wanted.storage_mib)?,
         creates_per_sec: int("creates_per_sec", wanted.creates_per_sec)?,
         requests_per_sec: int("requests_per_sec", wanted.requests_per_sec)?,
         isolation: None,

@@ -90,8 +90,8 @@ impl AgentContext {
             arch: std::env::consts::ARCH.to_owned(),
             cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
             vcpus: or(self.config.vcpus, cores * VCPUS_PER_CORE),
-            memory_mb: self.memory_mib,
-            disk_mb: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
+            memory_mib: self.memory_mib,
+            disk_mib: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
             driver: self.driver.name().to_owned(),
             accelerator: self.driver.accelerator().to_owned(),
             isolation: self.driver.isolation().to_string(),
@@ -186,8 +186,8 @@ impl About {
         let load = info.loads[0] * 100 / 65536;
         api::HostLoad {
             cpu_load_percent: u32::try_from(load).unwrap_or(u32::MAX),
-            free_memory_mb: sys::available_memory_mib(),
-            free_disk_mb: free >> 20,
+            free_memory_mib: sys::available_memory_mib(),
+            free_disk_mib: free >> 20,
         }
     }
 }

@@ -255,8 +255,8 @@ impl wire::Host for Service {
         Response::ok(wire::DescribeResponse {
             arch: specs.arch,
             cpu_cores: specs.cpu_cores,
-            memory_mib: specs.memory_mb,
-            disk_mib: specs.disk_mb,
+            memory_mib: specs.memory_mib,
+            disk_mib: specs.disk_mib,
             driver: specs.driver,
             accelerator: specs.accelerator,
             version: specs.version,

@@ -38,8 +38,8 @@ impl Resources {
     /// Returns the first field that is out of range.
     pub fn check(&self) -> Result<(), OutOfRange> {
         in_range("vcpus", self.vcpus, 1, 32)?;
-        in_range("memory_mb", self.memory_mib, 128, 65_536)?;
-        in_range("disk_mb", self.disk_mib, 64, 102_400)
+        in_range("memory_mib", self.memory_mib, 128, 65_536)?;
+        in_range("disk_mib", self.disk_mib, 64, 102_400)
     }
 }
 
@@ -65,6 +65,6 @@ mod tests {
         let absurd = Resources { vcpus: 0, ..Resources::default() };
         assert_eq!(absurd.check().unwrap_err().field, "vcpus");
         let absurd = Resources { memory_mib: u32::MAX, ..Resources::default() };
-        assert_eq!(absurd.check().unwrap_err().field, "memory_mb");
+        assert_eq!(absurd.check().unwrap_err().field, "memory_mib");
     }
 }

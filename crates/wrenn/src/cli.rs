@@ -171,20 +171,20 @@ pub(crate) struct Create {
     pub vcpus: Option<u32>,
     /// Memory in MiB, 128 to 65,536.
     #[arg(long = "memory")]
-    pub memory_mb: Option<u32>,
+    pub memory_mib: Option<u32>,
     /// Disk in MiB, 64 to 102,400.
     #[arg(long = "disk")]
-    pub disk_mb: Option<u32>,
+    pub disk_mib: Option<u32>,
     /// Lifetime, as `90s`, `30m` or `2h`, at most 30 days. Unlimited by default.
-    #[arg(long)]
-    pub timeout: Option<humantime::Duration>,
+    #[arg(long, alias = "timeout")]
+    pub lifetime: Option<humantime::Duration>,
     /// Action at the end of the lifetime: `pause` (default), `pause_disk`, which does not save
     /// memory, or `kill`.
     #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
     pub on_timeout: Option<String>,
     /// Idle time until the capsule is paused, at most 30 days. Unlimited by default.
-    #[arg(long)]
-    pub idle: Option<humantime::Duration>,
+    #[arg(long, alias = "idle")]
+    pub idle_timeout: Option<humantime::Duration>,
     /// Resume the paused capsule when a request for it arrives.
     #[arg(long)]
     pub auto_resume: bool,
@@ -250,8 +250,8 @@ pub(crate) struct Resume {
     #[arg(required = true)]
     pub capsules: Vec<String>,
     /// Lifetime of each, counted from its resume, as `90s`, `30m` or `2h`. Unlimited by default.
-    #[arg(long)]
-    pub timeout: Option<humantime::Duration>,
+    #[arg(long, alias = "timeout")]
+    pub lifetime: Option<humantime::Duration>,
     /// Ignore the saved memory and boot from the saved disk.
     #[arg(long)]
     pub boot: bool,
@@ -268,8 +268,8 @@ pub(crate) struct Fork {
     #[arg(long, short = 'n', default_value_t = 1)]
     pub count: u32,
     /// Lifetime of each copy, as `90s`, `30m` or `2h`. Unlimited by default.
-    #[arg(long)]
-    pub timeout: Option<humantime::Duration>,
+    #[arg(long, alias = "timeout")]
+    pub lifetime: Option<humantime::Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -297,8 +297,8 @@ pub(crate) struct Timeout {
     #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
     pub on_timeout: Option<String>,
     /// Idle time until the capsule is paused; `0s` means never. Unchanged by default.
-    #[arg(long)]
-    pub idle: Option<humantime::Duration>,
+    #[arg(long, alias = "idle")]
+    pub idle_timeout: Option<humantime::Duration>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -524,6 +524,19 @@ mod tests {
     #[test]
     fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn former_flags_are_accepted_and_hidden() {
+        let former = ["wrenn", "c", "create", "--timeout", "1h", "--idle", "5m"];
+        let cli = Cli::try_parse_from(former).unwrap();
+        let Command::Capsule(Capsule::Create(create)) = cli.command else { panic!("not create") };
+        let seconds = |time: Option<humantime::Duration>| time.map(|time| time.as_secs());
+        assert_eq!(seconds(create.lifetime), Some(3600));
+        assert_eq!(seconds(create.idle_timeout), Some(300));
+        let help = Cli::try_parse_from(["wrenn", "c", "create", "--help"]).unwrap_err().to_string();
+        assert!(help.contains("--idle-timeout") && help.contains("--lifetime"), "{help}");
+        assert!(!help.contains("--idle ") && !help.contains("--timeout"), "{help}");
     }
 
     #[test]

@@ -83,8 +83,8 @@ pub(crate) async fn templates(
         vec![
             t.name,
             t.vcpus.to_string(),
-            format!("{} MiB", t.memory_mb),
-            format!("{} MiB", t.disk_mb),
+            format!("{} MiB", t.memory_mib),
+            format!("{} MiB", t.disk_mib),
             t.isolation,
             shared.to_owned(),
             t.id,

@@ -46,7 +46,7 @@ pub(crate) async fn fork(
 ) -> Result<Forked> {
     let count = wanted.count.unwrap_or(1);
     in_range("count", count, 1, MOST)?;
-    lifetime::check_timeout(wanted.timeout)?;
+    lifetime::check_timeout(wanted.lifetime)?;
     let source = settled(app, caller, id).await?;
     // A caller confined to this capsule would not see the forks.
     if caller.scope.capsule.is_some() {
@@ -55,7 +55,7 @@ pub(crate) async fn fork(
     if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(source.state()));
     }
-    let (at, timeout) = (app.clone(), wanted.timeout);
+    let (at, timeout) = (app.clone(), wanted.lifetime);
     detached(app, async move {
         let taken = snapshots::take(&at, caller, &source, None, true, false).await?;
         let snapshot = taken.id();

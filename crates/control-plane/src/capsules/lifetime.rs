@@ -19,7 +19,7 @@ use types::resources::{MAX_TIMEOUT_SEC, in_range};
 const AWAKE: u32 = 300;
 
 pub(crate) fn check_timeout(timeout: Option<u32>) -> Result<()> {
-    timeout.map_or(Ok(()), |timeout| Ok(in_range("timeout", timeout, 1, MAX_TIMEOUT_SEC)?))
+    timeout.map_or(Ok(()), |timeout| Ok(in_range("lifetime", timeout, 1, MAX_TIMEOUT_SEC)?))
 }
 
 pub(crate) fn check_on_timeout(on_timeout: Option<&str>) -> Result<()> {
@@ -53,21 +53,21 @@ pub(crate) async fn set_lifetime(
     wanted: &api::SetTimeout,
 ) -> Result<Capsule> {
     check_on_timeout(wanted.on_timeout.as_deref())?;
-    if let Some(timeout) = wanted.timeout {
-        in_range("timeout", timeout, 0, MAX_TIMEOUT_SEC)?;
+    if let Some(timeout) = wanted.lifetime {
+        in_range("lifetime", timeout, 0, MAX_TIMEOUT_SEC)?;
     }
-    if let Some(idle) = wanted.timeout_sec {
-        in_range("timeout_sec", idle, 0, MAX_TIMEOUT_SEC)?;
+    if let Some(idle) = wanted.idle_timeout {
+        in_range("idle_timeout", idle, 0, MAX_TIMEOUT_SEC)?;
     }
     let mut capsule = settled(app, caller, id).await?;
     if let Some(on_timeout) = &wanted.on_timeout {
         capsule.on_timeout.clone_from(on_timeout);
     }
-    if let Some(idle) = wanted.timeout_sec {
+    if let Some(idle) = wanted.idle_timeout {
         capsule.timeout_sec = i32::try_from(idle).unwrap_or(i32::MAX);
     }
-    let mut life = wire(&capsule, wanted.timeout);
-    if let Some(timeout) = wanted.timeout {
+    let mut life = wire(&capsule, wanted.lifetime);
+    if let Some(timeout) = wanted.lifetime {
         // The capsule's time may be over at once, but 0 on the wire would mean never.
         life.lasts_ms = life.lasts_ms.max(1);
         let end = OffsetDateTime::now_utc() + Duration::from_secs(timeout.into());
@@ -85,7 +85,8 @@ pub(crate) async fn set_lifetime(
     let rules = Rules { on_timeout, idle_sec: idle };
     let mut tx = app.db.begin().await?;
     db::capsules::set_lifetime(&mut *tx, id, capsule.generation, left, &rules).await?;
-    let what = json!({ "timeout": wanted.timeout, "on_timeout": on_timeout, "timeout_sec": idle });
+    let what = json!({ "lifetime": wanted.lifetime, "on_timeout": on_timeout, "idle_timeout": idle,
+        "timeout": wanted.lifetime, "timeout_sec": idle });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_timeout", id).with(what);
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
@@ -106,7 +107,7 @@ pub(crate) async fn extend(
     if left.is_none_or(|left| left >= Duration::from_secs(timeout.into())) {
         return Ok(capsule);
     }
-    let wanted = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
+    let wanted = api::SetTimeout { lifetime: Some(timeout), ..Default::default() };
     set_lifetime(app, caller, capsule.id(), &wanted).await
 }
 

@@ -16,7 +16,7 @@ pub(crate) async fn record_link(
     port: u16,
     seconds: u32,
 ) -> Result<()> {
-    let what = json!({ "port": port, "expires_sec": seconds });
+    let what = json!({ "port": port, "expires_in": seconds, "expires_sec": seconds });
     let entry = Entry::new(caller.team, caller.by, "capsule.create_link", id).with(what);
     Ok(db::audit::write(&app.db, &entry).await?)
 }

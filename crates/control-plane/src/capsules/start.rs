@@ -72,8 +72,8 @@ pub(crate) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
     quota.rate(app)?;
     let host = app.fleet.place(&placement).await?;
     let mut row = Capsule { host_id: Some(host.0), ..row };
-    let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mb": row.memory_mib,
-        "snapshot": wanted.snapshot.map(|id| id.to_string()) });
+    let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mib": row.memory_mib,
+        "memory_mb": row.memory_mib, "snapshot": wanted.snapshot.map(|id| id.to_string()) });
     let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id()).with(what);
     let mut tx = app.db.begin().await?;
     quota.admit(&mut tx, &row).await?;

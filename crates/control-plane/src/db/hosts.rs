@@ -191,7 +191,7 @@ pub(crate) async fn heard(
     let update = sqlx::query(sql).bind(id.0).bind(enrolment).bind(&is.arch).bind(&is.driver);
     let update = update.bind(&is.accelerator).bind(&is.version).bind(&is.templates);
     let update = update.bind(i32::try_from(is.cpu_cores).unwrap_or(i32::MAX));
-    let update = update.bind(whole(is.vcpus)).bind(whole(is.memory_mb)).bind(whole(is.disk_mb));
+    let update = update.bind(whole(is.vcpus)).bind(whole(is.memory_mib)).bind(whole(is.disk_mib));
     // Agents of earlier versions do not report a tier.
     let tier = is.isolation.parse::<Isolation>().unwrap_or_default();
     let update = update.bind(Json(load)).bind(is.store).bind(tier.as_str());

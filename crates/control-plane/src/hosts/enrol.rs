@@ -288,7 +288,7 @@ fn credentials(
         refresh_token,
         cert_pem: cert.map(|cert| cert.cert_pem),
         ca_cert_pem: trust,
-        renew_sec: LIFE.as_secs() * 2 / 3,
+        renew_in: LIFE.as_secs() * 2 / 3,
     })
 }
 

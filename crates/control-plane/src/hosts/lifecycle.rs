@@ -203,8 +203,8 @@ fn outlined(row: db::hosts::Host) -> api::Host {
         last_heartbeat_at: None,
         capsules: 0,
         used_vcpus: 0,
-        used_memory_mb: 0,
-        used_disk_mb: 0,
+        used_memory_mib: 0,
+        used_disk_mib: 0,
         ..host
     }
 }
@@ -228,12 +228,12 @@ fn to_api(row: db::hosts::Host) -> api::Host {
         store: row.store,
         cpu_cores: row.cpu_cores,
         vcpus: row.max_vcpus,
-        memory_mb: row.memory_mib,
-        disk_mb: row.disk_mib,
+        memory_mib: row.memory_mib,
+        disk_mib: row.disk_mib,
         capsules: row.capsules,
         used_vcpus: row.used_vcpus,
-        used_memory_mb: row.used_memory_mib,
-        used_disk_mb: row.used_disk_mib,
+        used_memory_mib: row.used_memory_mib,
+        used_disk_mib: row.used_disk_mib,
         load: row.load.0,
         cert_fingerprint: row.cert_fingerprint,
         cert_expires_at: row.cert_expires_at,

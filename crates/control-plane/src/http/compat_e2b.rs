@@ -78,7 +78,7 @@ pub(crate) fn serves(path: &str) -> bool {
 /// Writes an error in E2B's form. E2B's clients repeat failed requests unless a header forbids it.
 /// Requests that may have had an effect therefore get that header.
 pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Response {
-    let body = wire::Error { code: status.as_u16(), message: error.to_string() };
+    let body = wire::Error { code: status.as_u16(), message: error.by_former_name() };
     let mut answer = (status, axum::Json(body)).into_response();
     let harmless = matches!(
         error,

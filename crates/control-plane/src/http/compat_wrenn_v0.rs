@@ -220,7 +220,7 @@ fn template(row: Snapshot) -> Value {
         "name": snapshot.name,
         "type": "snapshot",
         "vcpus": snapshot.vcpus,
-        "memory_mb": snapshot.memory_mb,
+        "memory_mb": snapshot.memory_mib,
         "size_bytes": snapshot.size_bytes,
         "created_at": time_of(snapshot.created_at),
         "platform": false,

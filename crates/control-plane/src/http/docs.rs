@@ -7,8 +7,9 @@ use http::header::CONTENT_SECURITY_POLICY;
 use http::{HeaderValue, Method, StatusCode};
 use utoipa::OpenApi as _;
 use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::schema::{Object, Schema};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{OpenApi, RefOr};
+use utoipa::openapi::{Deprecated, OpenApi, RefOr};
 
 /// Extension of an operation in the document that holds its access rule.
 const ACCESS: &str = "x-wrenn-access";
@@ -71,6 +72,35 @@ pub(super) fn describe(document: &mut OpenApi) {
         {
             answer.description = words_for(status).to_owned();
         }
+    }
+}
+
+/// Adds the former name of each renamed field to its schema, as deprecated. A former name is never
+/// required, not even in answers that always carry it, so that new clients can ignore it.
+pub(super) fn add_former_names(document: &mut OpenApi) {
+    let Some(components) = &mut document.components else { return };
+    for (name, renames) in api::RENAMED {
+        let schema = components.schemas.get_mut(*name);
+        if let Some(RefOr::T(Schema::OneOf(frames))) = schema {
+            for frame in &mut frames.items {
+                if let RefOr::T(Schema::Object(frame)) = frame {
+                    deprecate(frame, renames);
+                }
+            }
+        } else if let Some(RefOr::T(Schema::Object(object))) = schema {
+            deprecate(object, renames);
+        }
+    }
+}
+
+fn deprecate(object: &mut Object, renames: &[api::Rename]) {
+    for api::Rename { former, present, .. } in renames {
+        let field = object.properties.get(*present).cloned();
+        let Some(RefOr::T(Schema::Object(mut field))) = field else { continue };
+        let meaning = field.description.unwrap_or_default();
+        field.description = Some(format!("Former name of `{present}`. {meaning}"));
+        field.deprecated = Some(Deprecated::True);
+        object.properties.insert((*former).to_owned(), RefOr::T(Schema::Object(field)));
     }
 }
 

@@ -77,7 +77,7 @@ fn command(exec: &api::Exec) -> Result<Command> {
         cwd: exec.cwd.clone(),
         user: exec.user.clone(),
         tag: exec.tag.clone().or_else(made),
-        timeout_sec: exec.timeout_sec.or(default),
+        timeout: exec.timeout.or(default),
         stdin: exec.stdin.is_some(),
         terminal: None,
     };

@@ -93,8 +93,7 @@ async fn serve(
 /// base64.
 async fn start(incoming: &mut Incoming, processes: &Processes) -> Result<((u32, Events), bool)> {
     let first = incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))?;
-    let StreamRequest::Start { cmd, args, envs, cwd, user, timeout_sec, stdin, tag, encoding } =
-        first
+    let StreamRequest::Start { cmd, args, envs, cwd, user, timeout, stdin, tag, encoding } = first
     else {
         return Err(Error::invalid("type", "of the first frame must be `start`"));
     };
@@ -103,7 +102,7 @@ async fn start(incoming: &mut Incoming, processes: &Processes) -> Result<((u32, 
         Some("base64") => true,
         Some(_) => return Err(Error::invalid("encoding", "must be `base64`, or left out")),
     };
-    let command = Command { cmd, args, envs, cwd, user, tag, timeout_sec, stdin, terminal: None };
+    let command = Command { cmd, args, envs, cwd, user, tag, timeout, stdin, terminal: None };
     command.check()?;
     Ok((processes.start(command).await?, all_base64))
 }

@@ -180,5 +180,15 @@ mod tests {
             assert!(wrong(garbage).is_some(), "{garbage:?}");
         }
         assert!(wrong(b"{}").is_none());
+        let told = wrong(br#"{"memory_mb":"two"}"#).unwrap();
+        assert!(told.starts_with("memory_mb is wrong: invalid type"), "{told}");
+        let told = wrong(br#"{"memory_mb":1,"memory_mib":2}"#).unwrap();
+        assert!(
+            told.starts_with("memory_mib is wrong: memory_mib differs from memory_mb"),
+            "{told}"
+        );
+        let told =
+            parse::<api::NewKey>(br#"{"name":"k","limits":{"memory_mb":-1}}"#).err().unwrap();
+        assert!(told.to_string().starts_with("limits.memory_mb is wrong"), "{told}");
     }
 }

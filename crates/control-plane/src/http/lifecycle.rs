@@ -54,7 +54,7 @@ pub(crate) async fn resume(
         return Err(Error::invalid("snapshot", "must be at least 1"));
     }
     let request = ResumeRequest {
-        timeout: wanted.timeout,
+        timeout: wanted.lifetime,
         cold: wanted.memory == Some(false),
         snapshot: wanted.snapshot.unwrap_or(0),
         patient: false,

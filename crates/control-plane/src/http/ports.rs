@@ -133,8 +133,8 @@ pub(crate) async fn link(
     let target = target(path)?;
     let capsule = capsules::get(&app, caller, target.capsule).await?;
     capsules::check_exposed("port", target.port)?;
-    let seconds = wanted.expires_sec.unwrap_or(LINK);
-    in_range("expires_sec", seconds, 1, MAX_TIMEOUT_SEC)?;
+    let seconds = wanted.expires_in.unwrap_or(LINK);
+    in_range("expires_in", seconds, 1, MAX_TIMEOUT_SEC)?;
     let until = OffsetDateTime::now_utc() + Duration::seconds(seconds.into());
     // The link holds whole seconds.
     let expires_at = until.replace_nanosecond(0).unwrap_or(until);

@@ -1,6 +1,7 @@
 //! Middleware around every request: its id, the body of an error, its log line and its metrics.
 
 use super::compat_e2b;
+use super::compat_wrenn_v0::CompatRequest;
 use crate::error::Failure;
 use axum::Json;
 use axum::extract::{MatchedPath, Request};
@@ -46,6 +47,7 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
     let (asked, of_e2b) = (request.method().clone(), compat_e2b::serves(request.uri().path()));
+    let of_compat = request.extensions().get::<CompatRequest>().is_some();
     let method = method_label(request.method());
     // The label is the pattern, never the path: a path may hold ids, and the number of labels must
     // be bounded.
@@ -60,7 +62,10 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
             false => {
                 let detail = api::ErrorDetail {
                     code: error.code().to_owned(),
-                    message: error.to_string(),
+                    message: match of_compat {
+                        true => error.by_former_name(),
+                        false => error.to_string(),
+                    },
                     request_id: id.clone(),
                 };
                 (status, Json(api::ErrorBody { error: detail })).into_response()

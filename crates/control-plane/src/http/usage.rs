@@ -67,8 +67,8 @@ pub(crate) async fn get(
     let to_api = |row: Day| api::DailyUsage {
         day: row.day,
         vcpu_seconds: row.vcpu_seconds,
-        memory_mb_seconds: row.memory_mib_seconds,
-        storage_mb_seconds: row.storage_mib_seconds,
+        memory_mib_seconds: row.memory_mib_seconds,
+        storage_mib_seconds: row.storage_mib_seconds,
     };
     Ok(Json(api::Usage { items: rows.into_iter().map(to_api).collect() }))
 }

@@ -67,7 +67,7 @@ impl Credentials {
         // The renewal comes up to a tenth sooner, so hosts that enrolled together do not renew
         // together.
         let sooner = 1.0 - f64::from(rand::random::<f32>()) / 10.0;
-        self.renew_at = SystemTime::now() + Duration::from_secs(given.renew_sec).mul_f64(sooner);
+        self.renew_at = SystemTime::now() + Duration::from_secs(given.renew_in).mul_f64(sooner);
     }
 
     pub(super) fn load(path: &Path) -> anyhow::Result<Self> {

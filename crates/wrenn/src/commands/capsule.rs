@@ -75,10 +75,10 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
     let body = api::CreateCapsule {
         template: Some(create.template),
         vcpus: create.vcpus,
-        memory_mb: create.memory_mb,
-        disk_mb: create.disk_mb,
-        timeout_sec: create.idle.map(lifecycle::seconds),
-        timeout: create.timeout.map(lifecycle::seconds),
+        memory_mib: create.memory_mib,
+        disk_mib: create.disk_mib,
+        idle_timeout: create.idle_timeout.map(lifecycle::seconds),
+        lifetime: create.lifetime.map(lifecycle::seconds),
         on_timeout: create.on_timeout,
         auto_resume: create.auto_resume,
         public_ports: create.public,
@@ -116,7 +116,7 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
             status(c.status, c.disk_full),
             c.template,
             c.vcpus.to_string(),
-            format!("{} MiB", c.memory_mb),
+            format!("{} MiB", c.memory_mib),
             output::ago(c.created_at),
         ]
     };
@@ -135,8 +135,8 @@ async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
         ("status", status(found.status, found.disk_full)),
         ("template", found.template),
         ("vcpus", found.vcpus.to_string()),
-        ("memory", format!("{} MiB", found.memory_mb)),
-        ("disk", format!("{} MiB", found.disk_mb)),
+        ("memory", format!("{} MiB", found.memory_mib)),
+        ("disk", format!("{} MiB", found.disk_mib)),
         ("host", found.host_id.unwrap_or_default()),
         ("created", output::ago(found.created_at)),
     ];

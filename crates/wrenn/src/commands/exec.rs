@@ -43,7 +43,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
         envs: exec.envs.into_iter().collect(),
         cwd: exec.cwd,
         user: exec.user,
-        timeout_sec: exec.timeout,
+        timeout: exec.timeout,
         stdin,
         tag: None,
         encoding: Some("base64".to_owned()),

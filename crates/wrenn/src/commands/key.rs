@@ -29,7 +29,7 @@ async fn made(wanted: CreateKey, client: &Client, form: Form) -> anyhow::Result<
         scopes: wanted.scopes,
         template: wanted.template,
         capsule: wanted.capsule,
-        expires_sec: wanted.expires.map(|life| life.as_secs()),
+        expires_in: wanted.expires.map(|life| life.as_secs()),
         operator: wanted.operator,
         limits,
     };

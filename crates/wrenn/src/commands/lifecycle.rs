@@ -45,7 +45,7 @@ pub(super) async fn resume(
     form: Form,
 ) -> anyhow::Result<()> {
     let body = api::Resume {
-        timeout: resume.timeout.map(seconds),
+        lifetime: resume.lifetime.map(seconds),
         memory: resume.boot.then_some(false),
         snapshot: resume.snapshot,
     };
@@ -61,15 +61,15 @@ pub(super) async fn timeout(
     form: Form,
 ) -> anyhow::Result<()> {
     let body = api::SetTimeout {
-        timeout: timeout.after.map(seconds),
+        lifetime: timeout.after.map(seconds),
         on_timeout: timeout.on_timeout.clone(),
-        timeout_sec: timeout.idle.map(seconds),
+        idle_timeout: timeout.idle_timeout.map(seconds),
     };
     change(client, (&timeout.capsule, "/timeout"), &body, "setting its time", form).await
 }
 
 pub(super) async fn fork(fork: &cli::Fork, client: &Client, form: Form) -> anyhow::Result<()> {
-    let body = api::Fork { count: Some(fork.count), timeout: fork.timeout.map(seconds) };
+    let body = api::Fork { count: Some(fork.count), lifetime: fork.lifetime.map(seconds) };
     let progress = Progress::start("forking");
     let made: anyhow::Result<api::Forked> =
         client.post(&path(&fork.capsule, "/fork")?, &body).await;
@@ -153,7 +153,7 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
         vec![
             s.name,
             s.template,
-            format!("{} MiB", s.memory_mb),
+            format!("{} MiB", s.memory_mib),
             output::bytes(s.size_bytes.unsigned_abs()),
             output::ago(s.created_at),
             s.capsule_id.unwrap_or_default(),

@@ -41,7 +41,7 @@ pub(super) async fn url(url: &cli::Url, client: &Client, form: Form) -> anyhow::
         return render(&client.get::<api::Port>(&path).await?, form);
     };
     let seconds = u32::try_from(expires.as_secs()).context("--expires must be at most 30 days")?;
-    let body = api::MakeLink { expires_sec: Some(seconds) };
+    let body = api::MakeLink { expires_in: Some(seconds) };
     let path = port_path(&url.capsule, url.port, "/links")?;
     let link: api::Link = client.post(&path, &body).await?;
     if form == Form::Json {

@@ -160,11 +160,11 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
     let set = api::Limits {
         capsules: wanted.capsules,
         vcpus: wanted.vcpus,
-        memory_mb: wanted.memory,
+        memory_mib: wanted.memory,
         creates_per_sec: wanted.creates_per_sec,
         requests_per_sec: wanted.requests_per_sec,
         snapshots: wanted.snapshots,
-        storage_mb: wanted.storage,
+        storage_mib: wanted.storage,
     };
     let limits: api::TeamLimits = match of {
         None => client.get(&path(client, "/limits").await?).await?,
@@ -182,9 +182,9 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
     let rows = [
         ("capsules", small(held.capsules), limits.capsules.to_string()),
         ("vcpus", small(held.vcpus), limits.vcpus.to_string()),
-        ("memory, MiB", text(held.memory_mb.unwrap_or(0)), limits.memory_mb.to_string()),
+        ("memory, MiB", text(held.memory_mib.unwrap_or(0)), limits.memory_mib.to_string()),
         ("snapshots", small(held.snapshots), limits.snapshots.to_string()),
-        ("storage, MiB", text(held.storage_mb.unwrap_or(0)), limits.storage_mb.to_string()),
+        ("storage, MiB", text(held.storage_mib.unwrap_or(0)), limits.storage_mib.to_string()),
         ("creates a second", small(held.creates_per_sec), String::new()),
         ("requests a second", small(held.requests_per_sec), String::new()),
     ];
@@ -208,11 +208,11 @@ async fn usage(
         vec![
             day.day.to_string(),
             format!("{:.2}", day.vcpu_seconds / 3600.0),
-            format!("{:.2}", day.memory_mb_seconds / 3600.0 / 1024.0),
-            format!("{:.2}", day.storage_mb_seconds / 3600.0 / 1024.0),
+            format!("{:.2}", day.memory_mib_seconds / 3600.0 / 1024.0),
+            format!("{:.2}", day.storage_mib_seconds / 3600.0 / 1024.0),
         ]
     };
-    let used = |day: &api::DailyUsage| day.vcpu_seconds + day.storage_mb_seconds > 0.0;
+    let used = |day: &api::DailyUsage| day.vcpu_seconds + day.storage_mib_seconds > 0.0;
     let rows = usage.items.into_iter().filter(used).map(row).collect();
     output::table(&["DAY", "VCPU HOURS", "GIB HOURS", "STORED GIB HOURS"], rows);
     Ok(())

@@ -21,7 +21,7 @@ pub(super) async fn timeout(
 ) -> Result<StatusCode> {
     let capsule = request.settled().await?;
     let timeout = wanted.timeout.ok_or_else(|| Error::invalid("timeout", "is missing"))?;
-    let timeout = api::SetTimeout { timeout: Some(timeout), ..Default::default() };
+    let timeout = api::SetTimeout { lifetime: Some(timeout), ..Default::default() };
     capsules::set_lifetime(&request.app, request.caller, capsule.id(), &timeout).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -77,7 +77,7 @@ pub(super) async fn fork(
     let SandboxRequest { app, caller, .. } = request;
     let left = capsules::time_left(&app, &source).await?;
     let left = left.map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
-    let wanted = api::Fork { count: wanted.count, timeout: wanted.timeout.or(left) };
+    let wanted = api::Fork { count: wanted.count, lifetime: wanted.timeout.or(left) };
     let forked = capsules::fork(&app, caller, source.id(), &wanted).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(to_wire(&app, caller, row)));
     let render = |error: Error| {

@@ -74,7 +74,7 @@ fn read(wanted: NewSandbox, timeout: u32) -> Result<api::CreateCapsule> {
     };
     Ok(api::CreateCapsule {
         template: wanted.template_id.map(|name| names::untagged(&name).to_owned()),
-        timeout: Some(wanted.timeout.unwrap_or(timeout)),
+        lifetime: Some(wanted.timeout.unwrap_or(timeout)),
         on_timeout: Some(on_timeout.to_owned()),
         auto_resume: wanted.auto_resume.is_some_and(|auto| auto.enabled),
         public_traffic: network.allow_public_traffic.unwrap_or(true),
