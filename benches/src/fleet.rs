@@ -129,7 +129,7 @@ pub(crate) async fn measure() -> Vec<Row> {
     let (tasks, guest) = (Tasks::default(), guest());
     // The platform's limits are off, since this benchmark does not measure them.
     let platforms = format!("/v1/admin/teams/team-{}/limits", "0".repeat(25));
-    let none = json!({ "capsules": 0, "vcpus": 0, "memory_mb": 0, "creates_per_sec": 0,
+    let none = json!({ "capsules": 0, "vcpus": 0, "memory_mib": 0, "creates_per_sec": 0,
         "requests_per_sec": 0 });
     client.put(&platforms, &none).await.expect(200);
     let dirs = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -151,7 +151,7 @@ pub(crate) async fn measure() -> Vec<Row> {
     let us = i32::try_from(control_plane.process.id()).unwrap();
     let (cp, pg, hosts) = (processor(&[us]), processor(&postgres), processor(&[pid()]));
     let began = Instant::now();
-    let body = json!({ "memory_mb": 128, "disk_mb": 64 });
+    let body = json!({ "memory_mib": 128, "disk_mib": 64 });
     let creating = (0..CAPSULES).map(|_| async {
         let began = Instant::now();
         client.create(&body).await;

@@ -145,7 +145,7 @@ async fn sizes(platform: &Platform, client: &Client) -> [Row; 3] {
 /// Measures a hundred clones of one template, made four at a time, and their needs while idle.
 pub(crate) async fn clones(platform: &Platform) -> Vec<Row> {
     let client = platform.client();
-    let size = json!({ "memory_mb": 256 });
+    let size = json!({ "memory_mib": 256 });
     let first = client.create(&size).await;
     let like = client.create(&size).await;
     let floor = Bare::like(platform, &like);

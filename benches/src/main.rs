@@ -63,7 +63,7 @@ async fn guests(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
     let client = platform.client();
     // No other capsule has this disk size, so this one is booted.
     let odd = 4000 + std::process::id() % 900;
-    let made = client.post("/v1/capsules", &json!({ "disk_mb": odd })).await.expect(201);
+    let made = client.post("/v1/capsules", &json!({ "disk_mib": odd })).await.expect(201);
     assert_eq!(made["booted"], true, "run it again: {made}");
     let id = made["id"].as_str().unwrap().to_owned();
     let mut rows = Vec::new();
@@ -103,7 +103,7 @@ async fn create(platform: &Platform) -> [Row; 1] {
         let made = client
             .post(
                 "/v1/capsules",
-                &json!({ "disk_mb": 6000 + std::process::id() % 900 * 12 + round }),
+                &json!({ "disk_mib": 6000 + std::process::id() % 900 * 12 + round }),
             )
             .await;
         let made = made.expect(201);

@@ -25,7 +25,7 @@ async fn capsule_changes_are_audited_with_actor_and_address() {
     client.resume(&id).await;
     let port = client.put(&format!("/v1/capsules/{id}/ports/80"), &json!({ "public": true })).await;
     port.expect(200);
-    client.change(&id, "timeout", &json!({ "timeout": 60 })).await;
+    client.change(&id, "timeout", &json!({ "lifetime": 60 })).await;
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     let told = actions(&client, &format!("?resource={id}")).await;
     assert_eq!(
@@ -55,7 +55,7 @@ async fn capsule_changes_are_audited_with_actor_and_address() {
 async fn pause_by_host_timeout_is_audited_with_host_as_actor() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let id = client.create(&json!({ "timeout": 1, "on_timeout": "pause" })).await;
+    let id = client.create(&json!({ "lifetime": 1, "on_timeout": "pause" })).await;
     eventually("it is paused", async || (client.status(&id).await == "paused").then_some(())).await;
     let paused = entries(&client, &format!("?resource={id}&action=capsule.pause")).await;
     assert_eq!(paused.len(), 1);

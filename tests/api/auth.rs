@@ -180,7 +180,7 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
     }
     let body = if path.ends_with("/hosts/register") {
         r#"{"token":"x","address":"127.0.0.1:1","specs":{"arch":"","cpu_cores":1,"vcpus":1,
-            "memory_mb":1,"disk_mb":1,"driver":"","accelerator":"","version":"","templates":[]}}"#
+            "memory_mib":1,"disk_mib":1,"driver":"","accelerator":"","version":"","templates":[]}}"#
     } else if path.ends_with("/hosts/refresh") {
         r#"{"refresh_token":"x"}"#
     } else if path.ends_with("/files/move") {

@@ -214,7 +214,7 @@ async fn port_gets_url_and_is_published_and_forwarded() {
         (["url", &id, "0"].as_slice(), "0 is not in 1..=65535"),
         (&["url", &id, "x"], "invalid digit"),
         (&["url", &id, "80", "--expires", "soon"], "invalid value 'soon' for '--expires"),
-        (&["url", &id, "80", "--expires", "31days"], "expires_sec must be"),
+        (&["url", &id, "80", "--expires", "31days"], "expires_in must be"),
         (&["publish", &id, "49983"], "envd's own"),
         (&["url", "cl-x", "80"], "no capsule's id"),
         (&["forward", &id, "80", at], "name another port"),
@@ -271,11 +271,11 @@ async fn pause_resume_fork_and_snapshot_work_by_commands() {
     let exec = platform.run(&["capsule", "exec", &id, "true"]);
     assert_eq!(exec.status.code(), Some(125));
     assert!(text(&exec.stderr).contains("capsule_paused"), "{exec:?}");
-    assert_eq!(done(&["capsule", "resume", &id, "--timeout", "1h"]), format!("{id} is running"));
+    assert_eq!(done(&["capsule", "resume", &id, "--lifetime", "1h"]), format!("{id} is running"));
     assert!(done(&["capsule", "get", &id]).contains("(pause)"));
-    done(&["capsule", "timeout", &id, "2h", "--on-timeout", "kill", "--idle", "30m"]);
+    done(&["capsule", "timeout", &id, "2h", "--on-timeout", "kill", "--idle-timeout", "30m"]);
     let shown: Value = serde_json::from_str(&done(&["--json", "capsule", "get", &id])).unwrap();
-    assert_eq!((&shown["on_timeout"], &shown["timeout_sec"]), (&"kill".into(), &1800.into()));
+    assert_eq!((&shown["on_timeout"], &shown["idle_timeout"]), (&"kill".into(), &1800.into()));
     let forks = done(&["capsule", "fork", &id, "-n", "2"]);
     assert_eq!(forks.lines().filter(|line| line.starts_with("cl-")).count(), 2, "{forks}");
     assert_eq!(done(&["capsule", "snapshot", &id, "--name", "mine"]), "mine");

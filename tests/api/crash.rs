@@ -40,13 +40,13 @@ async fn settled(client: &Client) -> Vec<String> {
 #[tokio::test]
 async fn platform_crash_during_creates_and_deletes_is_repaired() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
-    let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
+    let kept = platform.client().create(&json!({ "memory_mib": 128 })).await;
     for millis in [2, 5, 9, 14, 20, 35] {
         let client = platform.client();
-        let doomed = client.create(&json!({ "memory_mb": 128 })).await;
+        let doomed = client.create(&json!({ "memory_mib": 128 })).await;
         let (create, delete) = (client.clone(), client.clone());
         let work = tokio::spawn(async move {
-            let made = json!({ "memory_mb": 128 });
+            let made = json!({ "memory_mib": 128 });
             let create = create.request(reqwest::Method::POST, "/v1/capsules").json(&made).send();
             let path = format!("/v1/capsules/{doomed}");
             let delete = delete.request(reqwest::Method::DELETE, &path).send();
@@ -77,7 +77,7 @@ async fn restarted_platform_answers_for_its_own_host_from_the_first_request() {
     let vars = [("WRENN_CP_LISTEN_ADDR", api.as_str()), ("WRENN_AGENT_LISTEN_ADDR", &agent)];
     let mut platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client().at(&format!("http://{api}"));
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     for kills in [true, false] {
         let seen = platform.log().len();
         if kills {
@@ -167,7 +167,7 @@ async fn database_crash_during_creates_is_repaired() {
         let creates = (0..4).map(|_| {
             let client = client.clone();
             tokio::spawn(async move {
-                let made = client.post("/v1/capsules", &json!({ "memory_mb": 128 })).await;
+                let made = client.post("/v1/capsules", &json!({ "memory_mib": 128 })).await;
                 assert!([201, 500, 503].contains(&made.status.as_u16()), "{made:?}");
             })
         });
@@ -196,7 +196,7 @@ async fn database_crash_during_creates_is_repaired() {
 #[tokio::test]
 async fn agent_crash_alone_loses_no_capsule() {
     let mut platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
-    let kept = platform.client().create(&json!({ "memory_mb": 128 })).await;
+    let kept = platform.client().create(&json!({ "memory_mib": 128 })).await;
     // The roles run apart. The database server is the first platform's; everything else is new.
     let database = platform.separate_database().await;
     let agent_dir = tempfile::tempdir().unwrap();
@@ -205,11 +205,11 @@ async fn agent_crash_alone_loses_no_capsule() {
     let mut agent = platform.agent(&client, agent_dir.path(), "127.0.0.1:0").await;
     let address = agent.1.clone();
     let mut db = PgConnection::connect(&database).await.unwrap();
-    let before = client.create(&json!({ "memory_mb": 128 })).await;
+    let before = client.create(&json!({ "memory_mib": 128 })).await;
     for millis in [4, 12, 25] {
         let asked = client.clone();
         let create = tokio::spawn(async move {
-            asked.post("/v1/capsules", &json!({ "memory_mb": 128 })).await.status.as_u16()
+            asked.post("/v1/capsules", &json!({ "memory_mib": 128 })).await.status.as_u16()
         });
         tokio::time::sleep(Duration::from_millis(millis)).await;
         agent.0.kill().unwrap();
@@ -259,7 +259,7 @@ async fn creates_of_dead_control_plane_are_settled_by_others() {
         let asked = client.at(&replica.url);
         let create = tokio::spawn(async move {
             let request = asked.request(reqwest::Method::POST, "/v1/capsules");
-            let _ = request.json(&json!({ "memory_mb": 128 })).send().await;
+            let _ = request.json(&json!({ "memory_mib": 128 })).send().await;
         });
         tokio::time::sleep(Duration::from_millis(millis)).await;
         drop(replica);

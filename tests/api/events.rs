@@ -290,7 +290,7 @@ async fn channel_of_expired_key_is_disabled_and_sends_nothing() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_WEBHOOK_PRIVATE", "1")]).await;
     let client = platform.client();
     let hook = Hook::start(|_| (200, String::new(), String::new())).await;
-    let wanted = json!({ "name": "k", "expires_sec": 600, "scopes": ["team:admin"] });
+    let wanted = json!({ "name": "k", "expires_in": 600, "scopes": ["team:admin"] });
     let made = client.post("/v1/api-keys", &wanted).await.expect(201);
     let brief = platform.client_with(made["key"].as_str().unwrap());
     let wanted = json!({ "name": "n", "url": hook.url, "events": ["capsule.created"] });

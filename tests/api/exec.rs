@@ -48,7 +48,7 @@ async fn exec_deadline_kills_whole_process_group() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     for script in ["sleep 1234 & sleep 1234", "yes"] {
-        let body = json!({ "cmd": "sh", "args": ["-c", script], "timeout_sec": 1 });
+        let body = json!({ "cmd": "sh", "args": ["-c", script], "timeout": 1 });
         client.post(&exec, &body).await.refuses(504, "timeout", "did not end within 1 s");
     }
     eventually("the group is gone", || async {
@@ -58,7 +58,7 @@ async fn exec_deadline_kills_whole_process_group() {
     })
     .await;
     // The deadline holds even after the caller has left.
-    let body = json!({ "cmd": "sleep", "args": ["4321"], "timeout_sec": 2, "tag": "left" });
+    let body = json!({ "cmd": "sleep", "args": ["4321"], "timeout": 2, "tag": "left" });
     let gone = client.post(&exec, &body);
     let _ = tokio::time::timeout(std::time::Duration::from_millis(700), gone).await;
     let list = client.get(&format!("/v1/capsules/{id}/processes")).await.expect(200);
@@ -99,7 +99,7 @@ async fn exec_and_stream_fail_alike_in_stopped_guest() {
     let envd = tests::processes_of(&id)[0];
     tests::signal(envd, rustix::process::Signal::STOP);
     let exec = format!("/v1/capsules/{id}/exec");
-    let body = json!({ "cmd": "true", "timeout_sec": 3600 });
+    let body = json!({ "cmd": "true", "timeout": 3600 });
     client.post(&exec, &body).await.refuses(503, "guest_unavailable", "does not answer");
     let mut socket = client.socket(&format!("{exec}/stream")).await;
     socket.send(json!({ "type": "start", "cmd": "true" })).await;

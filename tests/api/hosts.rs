@@ -130,7 +130,7 @@ async fn placement_spreads_capsules_and_follows_host_tags() {
     assert_eq!((&shown["status"], &shown["driver"]), (&json!("online"), &json!("fake")));
     assert_eq!(shown["address"], second.address.as_str());
     assert!(shown["cert_fingerprint"].as_str().is_some_and(|f| f.len() == 64), "{shown}");
-    let body = json!({ "memory_mb": 128 });
+    let body = json!({ "memory_mib": 128 });
     let mut places = std::collections::BTreeMap::new();
     for _ in 0..6 {
         let id = client.create(&body).await;
@@ -144,7 +144,7 @@ async fn placement_spreads_capsules_and_follows_host_tags() {
     let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
     let tagged = client.send(tags.json(&json!({ "tags": ["gpu"] }))).await.expect(200);
     assert_eq!(tagged["tags"], json!(["gpu"]));
-    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["gpu"] })).await;
+    let id = client.create(&json!({ "memory_mib": 128, "host_tags": ["gpu"] })).await;
     assert_eq!(place(&client, &id).await, second.id);
     // A team with hosts of its own uses only those, and no other team uses them.
     let stranger = other_team(&platform).await;
@@ -193,7 +193,7 @@ async fn registration_token_registers_one_host_that_proves_its_key() {
         invited["registration_token"].as_str().unwrap().to_owned()
     };
     let specs = json!({
-        "arch": "x86_64", "cpu_cores": 1, "vcpus": 1, "memory_mb": 1, "disk_mb": 1,
+        "arch": "x86_64", "cpu_cores": 1, "vcpus": 1, "memory_mib": 1, "disk_mib": 1,
         "driver": "fake", "accelerator": "none", "version": "0", "templates": [],
     });
     let register = async |token: &str, address: &str, csr: Option<&str>| {
@@ -264,7 +264,7 @@ async fn lost_refresh_answer_keeps_access_and_token_reuse_revokes_it() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::start(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     second.kill();
     let first = credentials(second.dir.path());
     let address = second.address.clone();
@@ -280,7 +280,7 @@ async fn lost_refresh_answer_keeps_access_and_token_reuse_revokes_it() {
     }
     second.again(&platform, &client).await;
     eventually("the host serves with the certificate it has", || async {
-        let made = client.post("/v1/capsules", &json!({ "memory_mb": 128 })).await.expect(201);
+        let made = client.post("/v1/capsules", &json!({ "memory_mib": 128 })).await.expect(201);
         let here = made["host_id"] == second.id.as_str();
         let made = made["id"].as_str().unwrap();
         assert_eq!(client.out(made, "echo up").await, "up\n");
@@ -298,7 +298,7 @@ async fn lost_refresh_answer_keeps_access_and_token_reuse_revokes_it() {
     let beat = client.request(Method::POST, &format!("/v1/hosts/{}/heartbeat", second.id));
     let beat = beat.bearer_auth(last["jwt"].as_str().unwrap());
     let specs = json!({
-        "arch": "", "cpu_cores": 1, "vcpus": 1, "memory_mb": 1, "disk_mb": 1, "driver": "",
+        "arch": "", "cpu_cores": 1, "vcpus": 1, "memory_mib": 1, "disk_mib": 1, "driver": "",
         "accelerator": "", "version": "", "templates": [],
     });
     let said = client.send(beat.json(&json!({ "specs": specs, "load": {} }))).await;
@@ -362,7 +362,7 @@ async fn refresh_refuses_key_that_host_address_does_not_prove() {
     .await;
     let now = host(&client, &second.id).await;
     assert_ne!(now["cert_fingerprint"], seen["cert_fingerprint"]);
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     platform.finish();
@@ -373,13 +373,13 @@ async fn capsules_of_silent_host_are_missing_until_it_returns() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
-    let body = json!({ "memory_mb": 128, "host_tags": ["second"] });
+    let body = json!({ "memory_mib": 128, "host_tags": ["second"] });
     let (runs, paused, ends) =
         (client.create(&body).await, client.create(&body).await, client.create(&body).await);
     client.pause(&paused).await;
     second.kill();
     // A create finds another host at once. A create that needs the dead host gets an error.
-    let elsewhere = client.create(&json!({ "memory_mb": 128 })).await;
+    let elsewhere = client.create(&json!({ "memory_mib": 128 })).await;
     assert_ne!(place(&client, &elsewhere).await, second.id);
     client.post("/v1/capsules", &body).await.refuses(503, "host_unavailable", "does not answer");
     silence(&platform, &second.id).await;
@@ -416,7 +416,7 @@ async fn host_drain_and_delete_lose_no_capsule_without_force() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
-    let body = json!({ "memory_mb": 128, "host_tags": ["second"] });
+    let body = json!({ "memory_mib": 128, "host_tags": ["second"] });
     let (one, two) = (client.create(&body).await, client.create(&body).await);
     let path = format!("/v1/hosts/{}", second.id);
     client.delete(&path).await.refuses(409, "host_not_empty", "2 capsules and 0 snapshots");
@@ -479,7 +479,7 @@ async fn second_control_plane_takes_lead_when_first_dies() {
     let second = Replica::over(&platform, &separate);
     let client = second.client();
     let mut host = Second::start(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     host.kill();
     let mut db = PgConnection::connect(&separate).await.unwrap();
     let silent = "UPDATE hosts SET last_heartbeat_at = now() - interval '91 s'";

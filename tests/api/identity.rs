@@ -15,7 +15,7 @@ async fn two() -> (Platform, Client, Second, String) {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let second = Second::tagged(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
+    let id = client.create(&json!({ "memory_mib": 128, "host_tags": ["second"] })).await;
     (platform, client, second, id)
 }
 
@@ -158,7 +158,7 @@ async fn hosts_without_authority_must_be_on_loopback() {
     let client = replica.client();
     let dir = tempfile::tempdir().unwrap();
     let (mut agent, _) = platform.agent(&client, dir.path(), "127.0.0.1:0").await;
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     agent.kill().unwrap();
@@ -229,7 +229,7 @@ async fn authority_is_replaced_while_hosts_keep_working() {
     let running = ca.control_plane(&platform, &[&old], &old);
     let client = ca.client(&platform);
     let host = Second::start(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     let credentials = || {
         let file = std::fs::read(host.dir.path().join("host-credentials.json")).unwrap();
         serde_json::from_slice::<serde_json::Value>(&file).unwrap()

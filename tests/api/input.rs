@@ -16,10 +16,10 @@ async fn invalid_create_names_field_and_creates_nothing() {
         (json!({ "vcpus": -1 }), "vcpus is wrong"),
         (json!({ "vcpus": 1.5 }), "vcpus is wrong"),
         (json!({ "vcpus": "two" }), "vcpus is wrong"),
-        (json!({ "memory_mb": 0 }), "memory_mb must be between 128 and 65536"),
-        (json!({ "memory_mb": 4_294_967_296_u64 }), "memory_mb"),
-        (json!({ "disk_mb": 1 }), "disk_mb"),
-        (json!({ "timeout_sec": 2_592_001 }), "timeout_sec"),
+        (json!({ "memory_mib": 0 }), "memory_mib must be between 128 and 65536"),
+        (json!({ "memory_mib": 4_294_967_296_u64 }), "memory_mib"),
+        (json!({ "disk_mib": 1 }), "disk_mib"),
+        (json!({ "idle_timeout": 2_592_001 }), "idle_timeout"),
         (json!({ "template": "" }), "template must be 1 to 64"),
         (json!({ "template": "../base" }), "template"),
         (json!({ "template": long }), "template"),
@@ -138,7 +138,7 @@ async fn invalid_commands_and_paths_name_error() {
         (json!({ "cmd": "true", "user": "nosuch" }), "invalid username: 'nosuch'"),
         (json!({ "cmd": "true", "args": ["a\0b"] }), "NUL"),
         (json!({ "cmd": "true", "args": [1] }), "args[0] is wrong"),
-        (json!({ "cmd": "true", "timeout_sec": 0 }), "timeout_sec must be between 1 and 86400"),
+        (json!({ "cmd": "true", "timeout": 0 }), "timeout must be between 1 and 86400"),
         (json!({ "cmd": "true", "envs": { "1": "x" } }), "envs has `1`"),
     ] {
         client.post(&exec, &body).await.refuses(400, "invalid_request", told);

@@ -44,16 +44,16 @@ async fn wrong_input_names_its_field_and_changes_nothing() {
     for (path, body, holding) in [
         (path("pause"), json!({ "memory": 1 }), "memory"),
         (path("pause"), json!({ "memori": true }), "memori"),
-        (path("resume"), json!({ "timeout": 0 }), "timeout"),
+        (path("resume"), json!({ "lifetime": 0 }), "lifetime"),
         (path("resume"), json!({ "snapshot": 0 }), "snapshot"),
         (path("resume"), json!({ "snapshot": 1 }), "pause it first"),
         (path("fork"), json!({ "count": 0 }), "count"),
         (path("fork"), json!({ "count": 101 }), "count"),
-        (path("fork"), json!({ "timeout": 99_999_999 }), "timeout"),
-        (path("timeout"), json!({ "timeout": 99_999_999 }), "timeout"),
+        (path("fork"), json!({ "lifetime": 99_999_999 }), "lifetime"),
+        (path("timeout"), json!({ "lifetime": 99_999_999 }), "lifetime"),
         (path("timeout"), json!({ "on_timeout": "explode" }), "on_timeout"),
-        (path("timeout"), json!({ "timeout_sec": -1 }), "timeout_sec"),
-        ("/v1/capsules".to_owned(), json!({ "timeout": 0 }), "timeout"),
+        (path("timeout"), json!({ "idle_timeout": -1 }), "idle_timeout"),
+        ("/v1/capsules".to_owned(), json!({ "lifetime": 0 }), "lifetime"),
         ("/v1/capsules".to_owned(), json!({ "on_timeout": "" }), "on_timeout"),
         ("/v1/snapshots".to_owned(), json!({}), "capsule_id"),
         ("/v1/snapshots".to_owned(), json!({ "capsule_id": "x" }), "capsule_id"),
@@ -109,8 +109,8 @@ async fn snapshots_are_paged_and_visible_to_their_team_only() {
     taken.refuses(404, "not_found", "capsule");
     assert_eq!(stranger.get("/v1/snapshots").await.expect(200)["items"], json!([]));
     let child = client.create(&json!({ "template": "b" })).await;
-    let wrong = client.post("/v1/capsules", &json!({ "template": "b", "memory_mb": 300 })).await;
-    wrong.refuses(400, "invalid_request", "memory_mb");
+    let wrong = client.post("/v1/capsules", &json!({ "template": "b", "memory_mib": 300 })).await;
+    wrong.refuses(400, "invalid_request", "memory_mib");
     assert_eq!(client.out(&child, "echo up").await, "up\n");
     for name in ["a", "b", "c", secret] {
         client.delete(&format!("/v1/snapshots/{name}")).await.expect(204);
@@ -162,7 +162,7 @@ async fn failed_pause_leaves_capsule_running() {
         // The log covers all rounds. Requests during an attempt may be refused.
         let tried = || platform.log().matches("its time is over").count();
         let before = tried();
-        client.post(&path, &json!({ "timeout": 0 })).await.expect(200);
+        client.post(&path, &json!({ "lifetime": 0 })).await.expect(200);
         eventually("its time is over", || async { (tried() > before).then_some(()) }).await;
         assert_eq!(client.status(&id).await, "running", "{step}");
         assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");

@@ -34,7 +34,7 @@ async fn created_key_is_shown_once_in_requested_form() {
         (json!({ "name": "" }), "name"),
         (json!({ "name": "x", "form": "sk" }), "form"),
         (json!({ "name": "x", "scopes": ["all"] }), "scopes"),
-        (json!({ "name": "x", "expires_sec": 0 }), "expires_sec"),
+        (json!({ "name": "x", "expires_in": 0 }), "expires_in"),
     ] {
         owner.post("/v1/api-keys", &bad).await.refuses(400, "invalid_request", field);
     }
@@ -82,7 +82,7 @@ async fn revoked_key_is_refused_within_a_second_on_every_replica() {
 #[tokio::test]
 async fn key_expires_at_its_time() {
     let platform = Platform::start(Driver::Fake, &[]).await;
-    let wanted = json!({ "name": "k", "expires_sec": 2 });
+    let wanted = json!({ "name": "k", "expires_in": 2 });
     let (key, _) = make(&platform, &platform.client(), wanted).await;
     key.get("/v1/capsules").await.expect(200);
     eventually("it has expired", async || {

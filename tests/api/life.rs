@@ -9,22 +9,22 @@ use tests::{Driver, Platform, Replica, Upstream, eventually, processes_of};
 async fn expired_capsule_is_paused_or_killed_per_on_timeout() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let paused = client.create(&json!({ "timeout": 1 })).await;
-    let ended = client.create(&json!({ "timeout": 1, "on_timeout": "kill" })).await;
-    let extended = client.create(&json!({ "timeout": 1 })).await;
+    let paused = client.create(&json!({ "lifetime": 1 })).await;
+    let ended = client.create(&json!({ "lifetime": 1, "on_timeout": "kill" })).await;
+    let extended = client.create(&json!({ "lifetime": 1 })).await;
     let shown = client.get(&format!("/v1/capsules/{extended}")).await.expect(200);
     assert!(shown["ends_at"].is_string(), "{shown}");
-    let later = client.change(&extended, "timeout", &json!({ "timeout": 1000 })).await;
+    let later = client.change(&extended, "timeout", &json!({ "lifetime": 1000 })).await;
     assert!(later["ends_at"].as_str() > shown["ends_at"].as_str(), "{later}");
     for (id, wanted) in [(&paused, "paused"), (&ended, "gone")] {
         eventually(wanted, || async { (client.status(id).await == wanted).then_some(()) }).await;
         assert!(processes_of(id).is_empty());
     }
     assert_eq!(client.status(&extended).await, "running");
-    client.change(&extended, "timeout", &json!({ "timeout": 0, "on_timeout": "kill" })).await;
+    client.change(&extended, "timeout", &json!({ "lifetime": 0, "on_timeout": "kill" })).await;
     eventually("gone", || async { (client.status(&extended).await == "gone").then_some(()) }).await;
     // The capsule is paused again at its next end of life, and never without a lifetime.
-    client.change(&paused, "resume", &json!({ "timeout": 1 })).await;
+    client.change(&paused, "resume", &json!({ "lifetime": 1 })).await;
     eventually("paused", || async { (client.status(&paused).await == "paused").then_some(()) })
         .await;
     let forever = client.change(&paused, "resume", &json!({})).await;
@@ -36,7 +36,7 @@ async fn expired_capsule_is_paused_or_killed_per_on_timeout() {
 async fn commands_files_traffic_and_pings_delay_idle_pause() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let id = client.create(&json!({ "timeout_sec": 4 })).await;
+    let id = client.create(&json!({ "idle_timeout": 4 })).await;
     let upstream = Upstream::echo();
     let long = {
         let (client, id) = (client.clone(), id.clone());
@@ -73,7 +73,7 @@ async fn commands_files_traffic_and_pings_delay_idle_pause() {
 async fn port_lists_and_metrics_do_not_delay_idle_pause() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let id = client.create(&json!({ "timeout_sec": 2 })).await;
+    let id = client.create(&json!({ "idle_timeout": 2 })).await;
     let looks = [
         format!("/v1/capsules/{id}/ports"),
         format!("/api/v1/capsules/{id}/metrics"),

@@ -46,12 +46,12 @@ async fn paused_capsule_frees_vcpus_and_resumes_within_limit() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let team = team(&client).await;
-    set(&client, &team, json!({ "vcpus": 4, "memory_mb": 2048 })).await;
-    let body = json!({ "vcpus": 2, "memory_mb": 1024 });
+    set(&client, &team, json!({ "vcpus": 4, "memory_mib": 2048 })).await;
+    let body = json!({ "vcpus": 2, "memory_mib": 1024 });
     let one = client.create(&body).await;
     client.create(&body).await;
     client.post("/v1/capsules", &body).await.refuses(429, "limit_reached", "4 of 4 vCPUs");
-    let thin = json!({ "vcpus": 1, "memory_mb": 512 });
+    let thin = json!({ "vcpus": 1, "memory_mib": 512 });
     client.post("/v1/capsules", &thin).await.refuses(429, "limit_reached", "vCPUs");
     client.pause(&one).await;
     let third = client.create(&body).await;
@@ -88,7 +88,7 @@ async fn key_cannot_grant_more_than_its_own_rights() {
     let owner = platform.client();
     let scopes = json!(["capsules:admin", "team:admin"]);
     let limits = json!({ "capsules": 2, "requests_per_sec": 1000 });
-    let wanted = json!({ "name": "k", "scopes": scopes, "limits": limits, "expires_sec": 3600 });
+    let wanted = json!({ "name": "k", "scopes": scopes, "limits": limits, "expires_in": 3600 });
     let made = owner.post("/v1/api-keys", &wanted).await.expect(201);
     let key = platform.client_with(made["key"].as_str().unwrap());
     let ask = async |body: Value| key.post("/v1/api-keys", &body).await;
@@ -96,8 +96,8 @@ async fn key_cannot_grant_more_than_its_own_rights() {
     ask(none).await.refuses(400, "invalid_request", "limits.capsules must be 1 to 2");
     let more = json!({ "name": "c", "limits": { "capsules": 3 } });
     ask(more).await.refuses(400, "invalid_request", "limits.capsules");
-    let longer = json!({ "name": "c", "expires_sec": 7200 });
-    ask(longer).await.refuses(400, "invalid_request", "expires_sec");
+    let longer = json!({ "name": "c", "expires_in": 7200 });
+    ask(longer).await.refuses(400, "invalid_request", "expires_in");
     let more = json!({ "name": "c", "operator": true });
     ask(more).await.refuses(403, "forbidden", "platform");
     let child = ask(json!({ "name": "c", "scopes": scopes, "limits": { "vcpus": 8 } })).await;
@@ -253,7 +253,7 @@ fn grow(platform: &Platform, folder: &str, mib: usize) {
 
 async fn storage(client: &Client, team: &str) -> i64 {
     let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
-    seen["storage_mb"].as_i64().unwrap()
+    seen["storage_mib"].as_i64().unwrap()
 }
 
 #[tokio::test]
@@ -358,7 +358,7 @@ async fn storage_limit_counts_sizes_reported_by_host() {
         (now >= 12).then_some(())
     })
     .await;
-    set(&client, &team, json!({ "storage_mb": 12 })).await;
+    set(&client, &team, json!({ "storage_mib": 12 })).await;
     let body = json!({ "capsule_id": runs, "name": "two" });
     client.post("/v1/snapshots", &body).await.refuses(429, "limit_reached", "MiB of storage");
     let fork = format!("/v1/capsules/{runs}/fork");
@@ -385,10 +385,10 @@ async fn storage_limits_are_set_by_admins_for_teams_only() {
     let team = team(&client).await;
     let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
     assert_eq!(seen["limits"]["snapshots"], 1000);
-    assert_eq!(seen["limits"]["storage_mb"], 1 << 20);
+    assert_eq!(seen["limits"]["storage_mib"], 1 << 20);
     let path = format!("/v1/admin/teams/{team}/limits");
     for (field, wrong) in
-        [("snapshots", json!(3_000_000_000_u32)), ("storage_mb", json!(1_u64 << 44))]
+        [("snapshots", json!(3_000_000_000_u32)), ("storage_mib", json!(1_u64 << 44))]
     {
         client.put(&path, &json!({ field: wrong })).await.refuses(400, "invalid_request", field);
         let key = json!({ "name": "k", "limits": { field: 1 } });
@@ -401,6 +401,6 @@ async fn storage_limits_are_set_by_admins_for_teams_only() {
     assert!(said.contains("snapshots") && said.contains("99"), "{said}");
     let seen = client.get(&format!("/v1/teams/{team}/limits")).await.expect(200);
     assert_eq!(seen["limits"]["snapshots"], 7);
-    assert_eq!(seen["limits"]["storage_mb"], 99);
+    assert_eq!(seen["limits"]["storage_mib"], 99);
     platform.finish();
 }

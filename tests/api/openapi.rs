@@ -28,6 +28,27 @@ fn operation_ids_are_unique() {
     assert_eq!(names.len(), all);
 }
 
+#[test]
+fn former_names_of_fields_are_deprecated_and_optional() {
+    let document = serde_json::to_value(control_plane::openapi()).unwrap();
+    for (name, renames) in api::RENAMED {
+        let schema = &document["components"]["schemas"][*name];
+        let frames = schema["oneOf"].as_array().into_iter().flatten();
+        let objects = frames.chain([schema]);
+        for api::Rename { former, present, .. } in *renames {
+            let of = |field: &str| objects.clone().find(|o| o["properties"][field].is_object());
+            let object = of(present).unwrap_or_else(|| panic!("{name} has no {present}"));
+            let (old, new) = (&object["properties"][*former], &object["properties"][*present]);
+            assert_eq!((&old["deprecated"], &old["type"]), (&true.into(), &new["type"]), "{name}");
+            assert!(new["deprecated"].is_null() && new["description"].is_string(), "{present}");
+            let told = old["description"].as_str().unwrap();
+            assert!(told.starts_with(&format!("Former name of `{present}`. ")), "{told}");
+            let required = object["required"].as_array();
+            assert!(!required.is_some_and(|all| all.contains(&(*former).into())), "{former}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn openapi_document_and_page_load_from_no_other_host() {
     let platform = Platform::start(Driver::Fake, &[]).await;

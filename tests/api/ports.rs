@@ -21,8 +21,8 @@ async fn invalid_or_forbidden_public_port_is_refused_without_change() {
     put("80", r#"{"public":1}"#).await.refuses(400, "invalid_request", "public");
     put("80", r#"{"public":true,"x":1}"#).await.refuses(400, "invalid_request", "x");
     let link = format!("/v1/capsules/{id}/ports/80/links");
-    for (seconds, wrong) in [(json!(0), "expires_sec"), (json!(99_999_999), "expires_sec")] {
-        let body = json!({ "expires_sec": seconds });
+    for (seconds, wrong) in [(json!(0), "expires_in"), (json!(99_999_999), "expires_in")] {
+        let body = json!({ "expires_in": seconds });
         client.post(&link, &body).await.refuses(400, "invalid_request", wrong);
     }
     let envd = format!("/v1/capsules/{id}/ports/49983/links");

@@ -14,13 +14,13 @@ const MUCH: usize = 16 << 20;
 const READERS: usize = 64;
 
 /// Starts an endless program with the tag `flood` and opens its output without reading.
-async fn stuck(client: &Client, id: &str, counter: &str, timeout_sec: Option<u32>) -> Socket {
+async fn stuck(client: &Client, id: &str, counter: &str, timeout: Option<u32>) -> Socket {
     let mut socket = client.socket(&format!("/v1/capsules/{id}/exec/stream")).await;
     // Random data cannot be compressed, so buffers hold little of it.
     let script =
         format!("while :; do head -c 1000000 /dev/urandom | base64; echo >> {counter}; done");
     let start = json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "tag": "flood",
-        "encoding": "base64", "timeout_sec": timeout_sec });
+        "encoding": "base64", "timeout": timeout });
     socket.send(start).await;
     assert_eq!(socket.next().await.unwrap()["type"], "start");
     socket

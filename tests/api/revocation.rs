@@ -118,7 +118,7 @@ impl Open {
         read(&mut tunnel, "x").await;
         let (asks, path) = (client.clone(), format!("{at}/exec"));
         let tag = uuid::Uuid::new_v4().to_string();
-        let body = json!({ "cmd": "sleep", "args": ["1000"], "timeout_sec": 1000, "tag": tag });
+        let body = json!({ "cmd": "sleep", "args": ["1000"], "timeout": 1000, "tag": tag });
         let waits = tokio::spawn(async move { asks.post(&path, &body).await });
         eventually("the command runs", async || {
             let seen = client.get(&format!("{at}/processes")).await.expect(200);
@@ -190,7 +190,7 @@ async fn open_exchanges_of_key_end_with_it_on_every_replica() {
     pty.until("output", "still").await;
     read(&mut other.tunnel, "x").await;
     // Nobody announces that a key expires, but its exchanges must end all the same.
-    let (brief, _) = key(&platform, &owner, json!({ "expires_sec": 30 })).await;
+    let (brief, _) = key(&platform, &owner, json!({ "expires_in": 30 })).await;
     Open::of(&brief, &id, guest.port).await.ends().await;
     drop(replica);
     platform.finish();
@@ -316,7 +316,7 @@ async fn open_port_exchanges_end_with_their_credential() {
     end(here).await;
     // A link's cookie ends when it expires, and when the capsule's links are ended.
     let cookie = async |seconds: u32| {
-        let body = json!({ "expires_sec": seconds });
+        let body = json!({ "expires_in": seconds });
         let link = owner.post(&format!("{port}/links"), &body).await.expect(201);
         format!("wrenn-preview={}", link["url"].as_str().unwrap().split_once('=').unwrap().1)
     };

@@ -13,7 +13,7 @@ fn refused(mut up: Command) {
 #[tokio::test]
 async fn older_program_starts_on_newer_schema_down_to_its_floor() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
-    let id = platform.client().create(&serde_json::json!({ "memory_mb": 128 })).await;
+    let id = platform.client().create(&serde_json::json!({ "memory_mib": 128 })).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     // A program of a later version leaves the database like this.
     let newer = "INSERT INTO _sqlx_migrations \

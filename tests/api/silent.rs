@@ -82,17 +82,17 @@ async fn lifetime_of_silent_guest_is_enforced() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
     let create = async |on_timeout: &str| {
-        let id = client.create(&json!({ "timeout": 1000, "on_timeout": on_timeout })).await;
+        let id = client.create(&json!({ "lifetime": 1000, "on_timeout": on_timeout })).await;
         signal_agent(&id, Signal::STOP);
         id
     };
     let killed = create("kill").await;
     let kept = [create("pause").await, create("pause_disk").await];
     for id in &kept {
-        client.change(id, "timeout", &json!({ "timeout": 0 })).await;
+        client.change(id, "timeout", &json!({ "lifetime": 0 })).await;
     }
     // The time ends while a pause waits for the guest.
-    client.change(&killed, "timeout", &json!({ "timeout": 2 })).await;
+    client.change(&killed, "timeout", &json!({ "lifetime": 2 })).await;
     let paused = client.post(&format!("/v1/capsules/{killed}/pause"), &json!({})).await;
     assert!(!paused.status.is_success(), "{}", paused.body);
     becomes(&client, &killed, "gone").await;

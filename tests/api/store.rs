@@ -61,7 +61,7 @@ async fn paused_capsule_resumes_elsewhere_after_host_loss() {
     let platform = Platform::start(Driver::Fake, &vars).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
-    let body = json!({ "memory_mb": 128, "host_tags": ["second"] });
+    let body = json!({ "memory_mib": 128, "host_tags": ["second"] });
     let (moves, stays) = (client.create(&body).await, client.create(&body).await);
     let shown = async |id: &str| client.get(&format!("/v1/capsules/{id}")).await.expect(200);
     assert_eq!(shown(&moves).await["stored"], false);
@@ -138,7 +138,7 @@ async fn returning_host_does_not_affect_capsule_resumed_elsewhere() {
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
+    let id = client.create(&json!({ "memory_mib": 128, "host_tags": ["second"] })).await;
     client.pause(&id).await;
     let shown = async || client.get(&format!("/v1/capsules/{id}")).await.expect(200);
     eventually("it is in the store", || async { (shown().await["stored"] == true).then_some(()) })
@@ -173,7 +173,7 @@ async fn stored_snapshot_starts_capsule_on_any_host() {
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
     let second = Second::tagged(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
+    let id = client.create(&json!({ "memory_mib": 128, "host_tags": ["second"] })).await;
     let taken = json!({ "capsule_id": id, "name": "kept" });
     let taken = client.post("/v1/snapshots", &taken).await.expect(201);
     let snapshot = taken["id"].as_str().unwrap();
@@ -200,7 +200,7 @@ async fn stale_local_copy_yields_to_stored_version() {
     let mut platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
     let mut second = Second::tagged(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
+    let id = client.create(&json!({ "memory_mib": 128, "host_tags": ["second"] })).await;
     client.pause(&id).await;
     stored(&client, &id).await;
     let folder = second.dir.path().join("capsules").join(&id);
@@ -267,13 +267,13 @@ async fn deleted_host_that_wakes_changes_nothing_in_store() {
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
     let mut first = Second::tagged(&platform, &client).await;
-    let id = client.create(&json!({ "memory_mb": 128, "host_tags": ["second"] })).await;
+    let id = client.create(&json!({ "memory_mib": 128, "host_tags": ["second"] })).await;
     let path = format!("/v1/capsules/{id}");
     let shown = async || client.get(&path).await.expect(200);
     client.pause(&id).await;
     stored(&client, &id).await;
     // The capsule runs on, and its time ends while its host sleeps.
-    client.change(&id, "resume", &json!({ "timeout": 20 })).await;
+    client.change(&id, "resume", &json!({ "lifetime": 20 })).await;
     let pid = i32::try_from(first.process.id()).unwrap();
     tests::signal(pid, Signal::STOP);
     silence(&platform, &first.id).await;
@@ -352,7 +352,7 @@ async fn copy_older_than_placement_is_removed_and_fetched_again() {
     let s3 = S3::start().await;
     let platform = Platform::start(Driver::Fake, &s3.vars()).await;
     let client = platform.client();
-    let id = client.create(&json!({ "memory_mb": 128 })).await;
+    let id = client.create(&json!({ "memory_mib": 128 })).await;
     client.pause(&id).await;
     stored(&client, &id).await;
     let good = manifest(&platform.dir(), &id, 1).unwrap();

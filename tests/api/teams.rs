@@ -423,8 +423,8 @@ async fn credentials_made_by_platform_admin_end_with_admin_right() {
     let invite = json!({ "email": "in@example.com" });
     becomes(201, async || second.post("/v1/admin/users", &invite).await.status.as_u16()).await;
     let invited = mailed(&platform, "in@example.com", "give this code:").await;
-    let specs = json!({ "arch": "x86_64", "cpu_cores": 1, "vcpus": 1, "memory_mb": 1,
-        "disk_mb": 1, "driver": "fake", "accelerator": "none", "version": "0", "templates": [] });
+    let specs = json!({ "arch": "x86_64", "cpu_cores": 1, "vcpus": 1, "memory_mib": 1,
+        "disk_mib": 1, "driver": "fake", "accelerator": "none", "version": "0", "templates": [] });
     let register = async |token: &Value| {
         let body = json!({ "token": token, "address": "nowhere", "specs": specs });
         platform.client_with("").post("/v1/hosts/register", &body).await

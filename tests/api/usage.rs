@@ -24,12 +24,12 @@ fn seconds(from: &Value, to: &Value) -> f64 {
 async fn usage_counts_capsule_only_while_running() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();
-    let id = client.create(&json!({ "vcpus": 3, "memory_mb": 256, "disk_mb": 100 })).await;
+    let id = client.create(&json!({ "vcpus": 3, "memory_mib": 256, "disk_mib": 100 })).await;
     tokio::time::sleep(Duration::from_millis(1300)).await;
     let paused = client.change(&id, "pause", &json!({})).await;
     let ran = seconds(&paused["started_at"], &paused["last_updated"]);
     assert!(ran > 1.3);
-    let (vcpus, memory) = ("vcpu_seconds", "memory_mb_seconds");
+    let (vcpus, memory) = ("vcpu_seconds", "memory_mib_seconds");
     assert!((total(&client, "", vcpus).await - 3.0 * ran).abs() < 0.01);
     assert!((total(&client, "", memory).await - 256.0 * ran).abs() < 0.5);
     // A paused capsule uses only its disk.
@@ -45,9 +45,9 @@ async fn usage_counts_capsule_only_while_running() {
     let more = seconds(&resumed["last_updated"], &again["last_updated"]);
     assert!((total(&client, "", vcpus).await - 3.0 * (ran + more)).abs() < 0.02);
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
-    let kept = total(&client, "", "storage_mb_seconds").await;
+    let kept = total(&client, "", "storage_mib_seconds").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!((total(&client, "", "storage_mb_seconds").await - kept).abs() < 1e-6);
+    assert!((total(&client, "", "storage_mib_seconds").await - kept).abs() < 1e-6);
     assert!(kept > 100.0 * (ran + more));
     platform.finish();
 }
@@ -67,7 +67,7 @@ async fn usage_across_midnight_is_split_by_day_and_kept_by_rollup() {
         let days = usage["items"].as_array().unwrap();
         assert_eq!(days.len(), 30);
         let number = |day: &Value, field: &str| day[field].as_f64().unwrap();
-        let pair = |day: &Value| (number(day, "vcpu_seconds"), number(day, "memory_mb_seconds"));
+        let pair = |day: &Value| (number(day, "vcpu_seconds"), number(day, "memory_mib_seconds"));
         days.iter().map(pair).filter(|(vcpus, _)| *vcpus > 0.0).collect()
     };
     let hours = |n: f64| (2.0 * n * 3600.0, 512.0 * n * 3600.0);

@@ -40,7 +40,7 @@ async fn damaged_snapshot_is_reported_and_previous_one_is_offered() {
     // The capsule boots, so that all layers are its own. A shared layer may be in memory, checked
     // already.
     let _ = fs::remove_dir_all(platform.dir().join("golden"));
-    let id = client.create(&json!({ "memory_mb": 192, "disk_mb": 64 })).await;
+    let id = client.create(&json!({ "memory_mib": 192, "disk_mib": 64 })).await;
     client.out(&id, "echo one > /dev/shm/x; echo one > f").await;
     client.pause(&id).await;
     client.resume(&id).await;

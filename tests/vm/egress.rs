@@ -101,7 +101,7 @@ async fn egress_name_rules_cannot_be_bypassed() {
     let _internet = Internet::make().with_names();
     let (mut platform, client) = platform().await;
     let rules = json!({ "internet": false, "allow": ["ok.test", "*.wild.test"] });
-    let body = json!({ "memory_mb": 256, "disk_mb": 256, "network": rules });
+    let body = json!({ "memory_mib": 256, "disk_mib": 256, "network": rules });
     let id = client.create(&body).await;
     for host in ["ok.test", "a.wild.test"] {
         for scheme in ["http", "https"] {
@@ -247,7 +247,7 @@ async fn denied_name_is_unreachable_by_unusual_requests_and_open_connections() {
     assert_eq!(client.out(&id, size).await.trim(), "0", "they go on");
 
     let script = format!("cat >/tmp/t.py <<'END'\n{TRICKS}\nEND\npython3 /tmp/t.py {INTERNET}");
-    let exec = json!({ "cmd": "bash", "args": ["-c", script], "timeout_sec": 120 });
+    let exec = json!({ "cmd": "bash", "args": ["-c", script], "timeout": 120 });
     let told = client.post(&format!("/v1/capsules/{id}/exec"), &exec).await.expect(200);
     let told = told["stdout"].as_str().unwrap().to_owned();
     assert_eq!(told.lines().count(), 12, "{told}");

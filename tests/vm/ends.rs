@@ -82,7 +82,7 @@ async fn every_kind_of_guest_end_is_reported_with_its_reason() {
     let mut running = vec![first];
     for (_, vcpus, _) in &ways[1..] {
         running.push(
-            client.create(&json!({ "memory_mb": 256, "disk_mb": 256, "vcpus": vcpus })).await,
+            client.create(&json!({ "memory_mib": 256, "disk_mib": 256, "vcpus": vcpus })).await,
         );
     }
     let ending = ways.iter().zip(&running).map(|((way, _, told), id)| {

@@ -124,7 +124,7 @@ async fn named_snapshot_is_a_template_and_outlives_its_source() {
 #[tokio::test]
 async fn only_first_capsule_of_a_size_boots() {
     let (platform, client, _) = capsule().await;
-    let size = json!({ "memory_mb": 192, "disk_mb": 128 });
+    let size = json!({ "memory_mib": 192, "disk_mib": 128 });
     let golden = platform.dir().join("golden");
     let before = fs::read_dir(&golden).unwrap().count();
     let made = futures::future::join_all((0..3).map(|_| client.post("/v1/capsules", &size))).await;

@@ -136,8 +136,8 @@ async fn only_guest_that_fills_the_disk_waits_and_it_continues_when_freed() {
     let disk = Small::new();
     let platform = Platform::start_in(Driver::Guests, disk.0.path(), &[]).await;
     let client = platform.client();
-    let writer = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
-    let other = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    let writer = client.create(&json!({ "memory_mib": 512, "disk_mib": 512 })).await;
+    let other = client.create(&json!({ "memory_mib": 512, "disk_mib": 512 })).await;
     // Half of the reserve, 256 MiB on a disk this small, is about to be taken.
     let filler = disk.leave(150);
     write_on(&client, &writer, 130).await;
@@ -270,7 +270,7 @@ async fn agent_start_on_full_disk_adopts_waiting_guests() {
     let _database = move_database(&platform);
     platform.resume().await;
     let client = platform.client();
-    let writer = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    let writer = client.create(&json!({ "memory_mib": 512, "disk_mib": 512 })).await;
     template_is_kept(&platform).await;
     let ballast = platform.dir().join("ballast");
     eventually("the ballast is there", async || ballast.exists().then_some(())).await;

@@ -134,7 +134,7 @@ threads = [threading.Thread(target=write, args=(n,)) for n in range(200)]
 [t.join() for t in threads]
 ";
     let (platform, client, id) = capsule().await;
-    let body = json!({ "cmd": "python3", "args": ["-c", WRITES], "timeout_sec": 200 });
+    let body = json!({ "cmd": "python3", "args": ["-c", WRITES], "timeout": 200 });
     let done = client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(200);
     assert_eq!(done["exit_code"], 0, "{done}");
     assert_eq!(client.status(&id).await, "running");

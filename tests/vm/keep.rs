@@ -40,7 +40,7 @@ async fn ask(client: &Client, id: &str, port: u16, path: &str) -> String {
 async fn no_memory_page_changes_over_pause_cycles() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
-    let id = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    let id = client.create(&json!({ "memory_mib": 512, "disk_mib": 512 })).await;
     put(&client, &id, "/tmp/sums.py", include_bytes!("checksummer.py").to_vec()).await;
     put(&client, &id, "/tmp/caddy", std::fs::read(tests::program("caddy")).unwrap()).await;
     start(&client, &id, "exec python3 /tmp/sums.py 8001 4096 2>/tmp/sums.err").await;
@@ -187,7 +187,8 @@ async fn resume_ends_old_connections_and_keeps_processes() {
 async fn paused_capsule_has_no_process_and_resumes_on_authorized_request() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     let client = platform.client();
-    let body = json!({ "memory_mb": 256, "disk_mb": 256, "timeout_sec": 1, "auto_resume": true });
+    let body =
+        json!({ "memory_mib": 256, "disk_mib": 256, "idle_timeout": 1, "auto_resume": true });
     let id = client.create(&body).await;
     start(&client, &id, "cd /tmp && echo inside > index && exec python3 -m http.server 8000").await;
     eventually("the server serves", || async {

@@ -35,7 +35,7 @@ async fn start(client: &Client, id: &str, args: &[&str]) -> u64 {
 /// Runs a shell command as root that may take long and must succeed.
 async fn run(client: &Client, id: &str, script: &str) -> String {
     let args = ["-c", script];
-    let body = json!({ "cmd": "sh", "args": args, "user": "root", "timeout_sec": 600 });
+    let body = json!({ "cmd": "sh", "args": args, "user": "root", "timeout": 600 });
     let result = client.post(&format!("/v1/capsules/{id}/exec"), &body).await.expect(200);
     assert_eq!(result["exit_code"], 0, "{script}: {result}");
     result["stdout"].as_str().unwrap().to_owned()
@@ -63,7 +63,7 @@ async fn large() -> (Platform, Client, String) {
     let dns = INTERNET.to_string();
     let platform = Platform::start(Driver::Guests, &[("WRENN_DNS", dns.as_str())]).await;
     let client = platform.client();
-    let id = client.create(&json!({ "memory_mb": 512, "disk_mb": 512 })).await;
+    let id = client.create(&json!({ "memory_mib": 512, "disk_mib": 512 })).await;
     (platform, client, id)
 }
 

@@ -37,7 +37,7 @@ use tests::{Client, Driver, Platform};
 
 /// Returns the body of a create of a small capsule.
 fn small() -> Value {
-    json!({ "memory_mb": 256, "disk_mb": 256 })
+    json!({ "memory_mib": 256, "disk_mib": 256 })
 }
 
 /// Starts a platform. Returns it with a client and one small capsule.

@@ -112,7 +112,7 @@ impl Host {
 
     async fn create(&self, client: &Client) -> String {
         let tag = format!("host{}", self.n);
-        client.create(&json!({ "memory_mb": 128, "host_tags": [tag] })).await
+        client.create(&json!({ "memory_mib": 128, "host_tags": [tag] })).await
     }
 
     async fn status(&self, client: &Client) -> String {
@@ -168,7 +168,7 @@ async fn over_a_lossy_link(client: &Client, id: &str) {
 async fn cut_off(platform: &Platform, client: &Client, first: &Host, capsules: &[String]) {
     let (waiting, id) = (client.clone(), capsules[0].clone());
     let waited = tokio::spawn(async move {
-        let exec = json!({ "cmd": "sleep", "args": ["600"], "timeout_sec": 600 });
+        let exec = json!({ "cmd": "sleep", "args": ["600"], "timeout": 600 });
         waiting.post(&format!("/v1/capsules/{id}/exec"), &exec).await
     });
     eventually("it is under way", || async {
@@ -180,7 +180,7 @@ async fn cut_off(platform: &Platform, client: &Client, first: &Host, capsules: &
     for id in &capsules[1..] {
         works(client, id).await;
     }
-    let other = client.create(&json!({ "memory_mb": 128 })).await;
+    let other = client.create(&json!({ "memory_mib": 128 })).await;
     works(client, &other).await;
     client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
     let answer = waited.await.unwrap();

@@ -53,7 +53,7 @@ async fn driver_is_probed_once_and_cached() {
     platform.resume().await;
     assert_eq!(made(&dir), before, "the machine was probed twice");
     let client = platform.client();
-    let id = client.create(&json!({ "memory_mb": 256 })).await;
+    let id = client.create(&json!({ "memory_mib": 256 })).await;
     assert_eq!(client.out(&id, "echo up").await, "up\n");
     platform.finish();
 }

@@ -21,9 +21,9 @@ async fn sleepers(client: &Client, id: &str) -> usize {
 async fn deadline_and_kill_end_processes_in_their_own_session() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
-    let start = async |timeout_sec: Option<u32>| {
+    let start = async |timeout: Option<u32>| {
         let body = json!({ "cmd": "bash", "args": ["-c", SCRIPT], "background": true,
-            "timeout_sec": timeout_sec });
+            "timeout": timeout });
         let started = client.post(&exec, &body).await.expect(202);
         eventually("all of it runs", || async {
             (sleepers(&client, &id).await == 5).then_some(())
@@ -56,7 +56,7 @@ async fn background_job_of_ended_program_outlives_the_deadline() {
     let (platform, client, id) = capsule().await;
     let exec = format!("/v1/capsules/{id}/exec");
     let body = json!({ "cmd": "bash", "args": ["-c", "setsid sleep 7001 & sleep 7002 &"],
-        "timeout_sec": 20 });
+        "timeout": 20 });
     client.post(&exec, &body).await.expect(200);
     // The sleep is longer than the deadline, by the guest's own clock.
     client.out(&id, "sleep 25").await;
@@ -126,7 +126,7 @@ async fn start_in_hanging_directory_fails_and_blocks_nothing_else() {
         (client.out(&id, "ps -eo wchan:32= | grep -c fuse || true").await == "0\n").then_some(())
     })
     .await;
-    let limited = json!({ "cmd": "true", "cwd": "/mnt/hung", "timeout_sec": 2 });
+    let limited = json!({ "cmd": "true", "cwd": "/mnt/hung", "timeout": 2 });
     // Both sides watch the deadline, and either may be the first to tell.
     let refused = client.post(&exec, &limited).await;
     assert!(matches!(refused.status.as_u16(), 503 | 504), "{refused:?}");

@@ -34,7 +34,7 @@ async fn removal_and_pause_leave_nothing_open_in_namespaces() {
     assert_eq!(before, (0, 0), "open in namespaces without a capsule");
     let mut ids = Vec::new();
     for _ in 0..3 {
-        let body = json!({ "memory_mb": 256, "disk_mb": 256,
+        let body = json!({ "memory_mib": 256, "disk_mib": 256,
             "network": { "deny": ["denied.test"] } });
         ids.push(client.create(&body).await);
     }

@@ -63,7 +63,7 @@ async fn lifetime_pauses_guest_with_stopped_agent_and_keeps_its_files() {
     let (platform, client, id) = capsule().await;
     client.out(&id, "echo kept > ~/file; sync").await;
     stop_agent(&client, &id).await;
-    client.change(&id, "timeout", &json!({ "timeout": 0 })).await;
+    client.change(&id, "timeout", &json!({ "lifetime": 0 })).await;
     let paused = async {
         while client.status(&id).await != "paused" {
             tokio::time::sleep(Duration::from_millis(500)).await;

@@ -190,7 +190,7 @@ async fn preview_link_sets_cookie_for_one_host_and_expires() {
     let (platform, client, id) = capsule().await;
     let guest = Upstream::echo();
     let links = format!("/v1/capsules/{id}/ports/{}/links", guest.port);
-    let link = client.post(&links, &json!({ "expires_sec": 3600 })).await.expect(201);
+    let link = client.post(&links, &json!({ "expires_in": 3600 })).await.expect(201);
     let url = link["url"].as_str().unwrap();
     let port = platform.url().rsplit(':').next().unwrap();
     let begin = format!("http://{}-{id}.localhost:{port}/?", guest.port);
@@ -228,7 +228,7 @@ async fn preview_link_sets_cookie_for_one_host_and_expires() {
     assert_eq!(enter(&format!("{}-{id}.localhost", other.port), "http").await.status(), 404);
     let post = nobody.to_port(Method::POST, &id, guest.port, &format!("/?{token}"));
     nobody.send(post).await.refuses(401, "private_port", "X-API-Key");
-    let brief = client.post(&links, &json!({ "expires_sec": 1 })).await.expect(201);
+    let brief = client.post(&links, &json!({ "expires_in": 1 })).await.expect(201);
     let token = brief["url"].as_str().unwrap().split_once('?').unwrap().1.to_owned();
     eventually("the link expires", || async {
         let ask = nobody.to_port(Method::GET, &id, guest.port, &format!("/?{token}"));
