@@ -1,50 +1,114 @@
 //! The capsules of this machine, from creation to removal.
 //!
 //! ```text
-//!  admit          run          begin_pause          complete_pause
+//!  admit          run          begin_pause          end_pause
 //!  ────▶ Starting ───▶ Running ───────────▶ Pausing ──────────────▶ Paused
 //!           │          │ │ ▲ ▲                 │                     │  ▲ no restore,
 //!           │ no boot  │ │ │ └─────────────────┘        begin_resume │  │ or fetched
 //!           ▼          │ │ │       no snapshot                       ▼  │
-//!        removed       │ │ └───────────────────────────────────── Resuming ◀── fetch_capsule
+//!        removed       │ │ └───────────────────────────────────── Resuming ◀── fetch::capsule
 //!                      │ │                  run                     ▲
 //!               expire │ │ lost                                     │ begin_resume, with
 //!                      ▼ ▼                                          │ an earlier snapshot
 //!                Expired Dead ──────────────────────────────────────┘
 //!
-//!  any state ── destroy ──▶ Stopping ── boot::remove ──▶ removed
+//!  any state ── destroy ──▶ Stopping ── teardown::remove ──▶ removed
 //! ```
-//! `manager::State` has these states. A resume that fails restores the state before it. A new agent
-//! adopts a capsule as `Running`, `Paused`, `Expired` or `Dead`, or removes it.
+//! [`State`] has these states. A resume that fails restores the state before it. A new agent adopts
+//! a capsule as `Running`, `Paused`, `Expired` or `Dead`, or removes it.
 //!
-//! - `manager` is the only writer of a capsule's state on this host.
+//! The layers of this folder, from the outside to the inside:
+//! ```text
+//!  manager                                      facade for rpc.rs and proxy.rs
+//!  adopt  due  disk_pressure  upload  upkeep    start-up and watchers
+//!  create  pause  resume  snapshots  destroy    operations, each under a capsule's lock
+//!  expire  fetch  settings
+//!  capture  thaw  sizes  liveness               steps that operations share
+//!  host                                         parts that operations share
+//!  boot  settle  teardown                       a capsule's parts: made and removed
+//!  template_snapshot  store
+//!  registry  usage  changes                     states and locks; no I/O
+//!  files                                        folders and their sizes
+//!  record  lifetime  stored_snapshot            values, with this file
+//! ```
+//! - `registry` is the only writer of a capsule's state on this host. It has the table of requests.
 //! - `record` is the file about a capsule that outlives the agent.
-//! - `boot` makes the parts of a capsule and removes them.
-//! - `pause`, `resume` and `snapshots` save machines and bring them back.
-//! - `destroy` removes a capsule.
+//! - `boot` makes the parts of a capsule in phases; `teardown` removes them, whatever the phase.
 //! - `adopt` finds the capsules that an earlier agent left.
-//! - `lifetime` decides when a capsule's time is over.
+//! - `lifetime` decides when a capsule's time is over; `due` acts on it.
 //! - `disk_pressure` stops guests that would fill the disk.
 //! - `liveness` notices that a machine has ended.
 
 mod adopt;
-pub(crate) mod boot;
+mod boot;
+pub(crate) mod capture;
+mod changes;
+mod create;
 mod destroy;
 mod disk_pressure;
+mod due;
+mod expire;
+pub(crate) mod fetch;
+pub(crate) mod files;
+mod host;
 pub(crate) mod lifetime;
 mod liveness;
 pub(crate) mod manager;
-pub(crate) mod pause;
+mod pause;
 pub(crate) mod record;
+pub(crate) mod registry;
 pub(crate) mod resume;
-mod snapshots;
+mod settings;
+mod settle;
+mod sizes;
+pub(crate) mod snapshots;
 pub(crate) mod store;
-pub(crate) mod template_snapshot;
+pub(crate) mod stored_snapshot;
+pub(crate) mod teardown;
+mod template_snapshot;
+mod thaw;
+mod upkeep;
+mod upload;
+mod usage;
 
 use crate::{network, room, snapshot, vmm};
+use crate::{network, snapshot, vmm};
+use std::fmt;
 use std::future::Future;
 use std::io;
 use tokio_util::sync::CancellationToken;
+use types::CapsuleId;
+
+/// State of a capsule on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Starting,
+    Running,
+    Pausing,
+    /// No machine exists; the last snapshot holds the whole capsule.
+    Paused,
+    Resuming,
+    /// The capsule's time is over, and it is to be removed.
+    Expired,
+    Stopping,
+    /// The machine has ended, for the reason given. The rest of the capsule is still to be removed.
+    Dead(String),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
+            Self::Expired => "over its time",
+            Self::Stopping => "being removed",
+            Self::Dead(_) => "dead",
+        })
+    }
+}
 
 /// Reason why a capsule could not be made, changed or ended.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +124,7 @@ pub(crate) enum Error {
     #[error("there is no {0}")]
     NotFound(String),
     #[error("the capsule is {0}")]
-    State(manager::State),
+    State(State),
     #[error("a newer command was given since")]
     Stale,
     #[error("the guest did not answer within {seconds} s; its console ended with: {console}")]
@@ -87,6 +151,13 @@ pub(crate) enum Error {
     Network(#[from] network::Error),
     #[error(transparent)]
     Vmm(vmm::Error),
+}
+
+impl Error {
+    /// Returns the error about a capsule that this host does not have.
+    pub(crate) fn unknown(id: CapsuleId) -> Self {
+        Self::NotFound(format!("capsule {id}"))
+    }
 }
 
 impl From<vmm::Error> for Error {
@@ -133,4 +204,16 @@ pub(crate) fn unless_cancelled<T>(
     done: Result<T, Error>,
 ) -> Result<T, Error> {
     done.map_err(|error| if cancel.is_cancelled() { Error::Stopping } else { error })
+}
+
+/// Formats an error and all of its causes in a single line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        out.push_str(": ");
+        out.push_str(&error.to_string());
+        cause = error.source();
+    }
+    out
 }

@@ -7,6 +7,7 @@
 mod capsule;
 mod cgroup;
 mod config;
+mod context;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guest;
@@ -28,8 +29,8 @@ pub use vmm::choose::Examined;
 use anyhow::Context;
 use capsule::manager::Manager;
 use capsule::store::Stored;
-use capsule::template_snapshot::TemplateSnapshots;
 use cgroup::Cgroups;
+use context::AgentContext;
 use daemon::{Metrics, Tasks};
 use membership::About;
 use network::Networks;
@@ -48,109 +49,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::Store;
 use tower::ServiceExt;
-use types::{SnapshotId, hex};
-use vmm::Driver;
+use types::hex;
 use vmm::choose::{self, choose};
-
-/// Default limit of the capsules' virtual CPUs together, for each core.
-const VCPUS_PER_CORE: u64 = 64;
-/// Default limit of the capsules' disks together, as a multiple of the machine's disk. Disks are
-/// sparse, and most stay nearly empty.
-const DISKS_PER_DISK: u64 = 8;
 
 /// Period at which the host's firewall rules are applied again.
 const RULES: Duration = Duration::from_secs(30);
-
-/// Resources that all capsules of this agent share.
-pub(crate) struct AgentContext {
-    pub config: Config,
-    pub driver: Box<dyn Driver>,
-    /// Networks of the capsules; `None` if the driver needs none.
-    pub networks: Option<Arc<Networks>>,
-    pub cgroups: Option<Arc<Cgroups>>,
-    pub memory_mib: u64,
-    pub images: Images,
-    pub template_snapshots: TemplateSnapshots,
-    /// The platform's store; `None` without a store.
-    pub stored: Option<Arc<Stored>>,
-    pub room: Room,
-    /// Bytes on disk that only this snapshot holds, for each snapshot, as of the last count.
-    pub snapshot_sizes: Mutex<HashMap<SnapshotId, u64>>,
-    pub standing: Arc<Standing>,
-    pub tasks: Tasks,
-}
-
-impl AgentContext {
-    /// Returns the properties and limits of this machine, for the control plane.
-    fn specs(&self) -> api::HostSpecs {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        let (disk, _) = storage::capacity(&self.config.dir);
-        let or = |given: u64, default: u64| if given == 0 { default } else { given };
-        api::HostSpecs {
-            arch: std::env::consts::ARCH.to_owned(),
-            cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
-            vcpus: or(self.config.vcpus, cores * VCPUS_PER_CORE),
-            memory_mib: self.memory_mib,
-            disk_mib: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
-            driver: self.driver.name().to_owned(),
-            accelerator: self.driver.accelerator().to_owned(),
-            isolation: self.driver.isolation().to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            templates: self.templates_by_name(),
-            store: self.stored.is_some(),
-        }
-    }
-
-    /// Lists the templates whose names a request may use.
-    fn templates_by_name(&self) -> Vec<String> {
-        let mut names = self.templates();
-        names.retain(|name| types::names::check_name("template", name).is_ok());
-        names
-    }
-
-    /// Lists the templates that are files on this host.
-    fn templates_here(&self) -> Vec<String> {
-        if self.driver.boots_images() { storage::templates(&self.config) } else { Vec::new() }
-    }
-
-    /// Returns the context of an agent without machines, in an empty folder.
-    #[cfg(test)]
-    pub(crate) fn for_tests(dir: &Path, driver: Box<dyn Driver>) -> Self {
-        let config = Config {
-            dir: dir.to_owned(),
-            network: String::new(),
-            dns: Vec::new(),
-            driver: DriverChoice::Null { port: 1 },
-            firecracker: FirecrackerChoice::default(),
-            memory_mib: 0,
-            vcpus: 0,
-            disk_mib: 0,
-            store: None,
-            connections: 1,
-        };
-        Self {
-            room: Room::new(&config.dir, false),
-            snapshot_sizes: Mutex::default(),
-            config,
-            driver,
-            networks: None,
-            cgroups: None,
-            memory_mib: 1024,
-            images: Images::default(),
-            template_snapshots: TemplateSnapshots::default(),
-            stored: None,
-            standing: Arc::default(),
-            tasks: Tasks::default(),
-        }
-    }
-
-    fn templates(&self) -> Vec<String> {
-        if self.driver.boots_images() {
-            return storage::templates(&self.config);
-        }
-        vec!["base".to_owned()]
-    }
-}
 
 /// Server of an agent's requests.
 pub struct Agent {
@@ -236,21 +139,21 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     };
     tracing::info!(driver = driver.name(), accelerator = driver.accelerator(), memory_mib, "ready");
     let memory = driver.maps_paths().then(|| config.memory());
+    let stored = open_store(&config).await?;
     let context = Arc::new(AgentContext {
         driver,
         networks,
         cgroups,
         memory_mib,
         images: Images::new(memory).context("making the folder of images of memory")?,
-        template_snapshots: TemplateSnapshots::default(),
-        stored: open_store(&config).await?,
         room: Room::new(&config.dir, config.driver.boots_images()),
         snapshot_sizes: Mutex::default(),
         standing: Arc::default(),
         config,
         tasks: tasks.clone(),
     });
-    let manager = Manager::new(Arc::clone(&context)).await.context("finding earlier capsules")?;
+    let manager =
+        Manager::new(Arc::clone(&context), stored).await.context("finding earlier capsules")?;
     let service =
         Arc::new(rpc::Service { manager: manager.clone(), context: Arc::clone(&context) });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
@@ -318,7 +221,6 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     }
     let driver = choose::for_removal(&config);
     let tasks = Tasks::default();
-    let (images, template_snapshots) = (Images::default(), TemplateSnapshots::default());
     let context = AgentContext {
         room: Room::new(&config.dir, false),
         snapshot_sizes: Mutex::default(),
@@ -327,14 +229,12 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
         networks,
         cgroups,
         memory_mib: 0,
-        images,
-        template_snapshots,
-        stored: None,
+        images: Images::default(),
         standing: Arc::default(),
         tasks,
     };
-    for id in capsule::boot::existing(&context) {
-        capsule::boot::remove(&context, id).await.with_context(|| format!("ending {id}"))?;
+    for id in capsule::files::existing(&context) {
+        capsule::teardown::remove(&context, id).await.with_context(|| format!("ending {id}"))?;
     }
     if let Some(networks) = &context.networks {
         networks.remove_orphans().await.context("removing networks")?;

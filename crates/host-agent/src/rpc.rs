@@ -1,14 +1,16 @@
 //! The service `wrenn.host.v1.Host`, which converts between wire and domain types, and has no
 //! rules.
 
-use crate::AgentContext;
-use crate::capsule::Error;
+use crate::capsule::capture::PauseMode;
+use crate::capsule::fetch::Placed;
 use crate::capsule::lifetime::{Lifetime, OnTimeout};
-use crate::capsule::manager::{Listed, Manager, Started, State, chain};
-use crate::capsule::pause::PauseMode;
+use crate::capsule::manager::Manager;
 use crate::capsule::record::{CapsuleRecord, Phase};
+use crate::capsule::registry::{Listed, Stage, Started};
 use crate::capsule::resume::ResumeRequest;
-use crate::capsule::store::{Placed, StoredSnapshot};
+use crate::capsule::stored_snapshot::StoredSnapshot;
+use crate::capsule::{Error, State, chain};
+use crate::context::AgentContext;
 use crate::snapshot::{Layers, System};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
@@ -151,10 +153,12 @@ impl wire::Host for Service {
     ) -> ServiceResult<wire::CreateSnapshotResponse> {
         let (id, to) = (capsule_id(request.capsule_id)?, snapshot_id(request.snapshot_id)?);
         let taken = self.manager.snapshot(id, to, !request.disk_only).await;
-        let (size_bytes, storage_bytes) = taken.map_err(|e| refused(id, &e))?;
-        let answer =
-            wire::CreateSnapshotResponse { size_bytes, storage_bytes, ..Default::default() };
-        Response::ok(answer)
+        let size = taken.map_err(|e| refused(id, &e))?;
+        Response::ok(wire::CreateSnapshotResponse {
+            size_bytes: size.bytes,
+            storage_bytes: size.own_bytes,
+            ..Default::default()
+        })
     }
 
     async fn delete_snapshot(
@@ -292,18 +296,20 @@ fn lifetime(wire: Option<wire::Life>) -> Lifetime {
             (false, true) => OnTimeout::PauseDisk,
             (false, false) => OnTimeout::Pause,
         },
-        idle_sec: wire.idle_sec,
-        lasts_ms: wire.lasts_ms,
+        // On the wire, 0 is never.
+        idle_sec: (wire.idle_sec != 0).then_some(wire.idle_sec),
+        lasts_ms: (wire.lasts_ms != 0).then_some(wire.lasts_ms),
     }
 }
 
-fn to_wire((stages, left): Started) -> (Vec<wire::Stage>, u64) {
-    let stage = |(name, took): (&str, Duration)| wire::Stage {
+/// Returns the stages of a start, and the time that is left; on the wire, 0 is never.
+fn to_wire(started: Started) -> (Vec<wire::Stage>, u64) {
+    let stage = |Stage { name, took }: Stage| wire::Stage {
         name: name.to_owned(),
         micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         ..Default::default()
     };
-    (stages.into_iter().map(stage).collect(), left.unwrap_or(0))
+    (started.stages.into_iter().map(stage).collect(), started.left_ms.unwrap_or(0))
 }
 
 fn info(listed: Listed) -> wire::CapsuleInfo {

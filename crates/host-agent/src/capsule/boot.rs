@@ -1,38 +1,40 @@
-//! The parts of a capsule: made in phases, and removed together. The phases are prepared (disk),
-//! wired (network), booted (machine) and ready (the guest answers). An [`Origin`] is the source of
-//! the machine: an image, a saved disk, or a whole saved machine. Removal does not depend on the
-//! phases that were reached. So it serves a failed boot, a pause, a removal and a dead agent alike.
+//! The boot of a capsule, in phases. Each phase is a type, and each step consumes the phase before it.
+//! An [`Origin`] is the source of the machine: an image, a saved disk, or a whole saved machine.
+//!
+//! ```text
+//!            prepare            launch              initialize
+//!  record ────────────▶ Prepared ─────▶ Launched ────────────▶ Ready
+//!            disk ∥ network      machine          guest answers, has its identity
+//! ```
+//! A phase owns the handles of its parts, and a step that fails drops them with its phase. So no
+//! handle holds the network when the caller calls `teardown`, which goes by the record alone. The
+//! record names each part before a failure is returned, and says `Running` only for [`Ready`].
+
+pub(super) mod parts;
 
 use super::lifetime::{Lifetime, now_ms};
 use super::record::{CapsuleRecord, Phase};
+use super::registry::{Running, Stage};
 use super::template_snapshot::PendingTemplateSnapshot;
-use super::{Error, io_error, snapshot_error, unless_cancelled};
-use crate::AgentContext;
-use crate::guest::{Guest, Identity, Route};
+use super::{Error, files, io_error};
+use crate::context::AgentContext;
+use crate::guest::{Guest, Identity};
 use crate::network::Network;
-use crate::network::egress::Guard;
-use crate::network::namespace::Namespace;
-use crate::room::Claim;
 use crate::snapshot::{Layers, Snapshot};
-use crate::storage;
-use crate::vmm::{self, Disks, Machine, Metadata, Saved, Spec};
-use daemon::blocking;
-use std::fs;
+use crate::vmm::{Disks, Machine, Spec};
+use parts::ClaimedSave;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use types::{CapsuleId, Egress};
 
 /// Time limit for a guest that boots to answer. An emulated guest on a busy machine takes a while.
 const READY: Duration = Duration::from_secs(90);
 /// Time limit for a restored guest to answer. It answered before it was saved and does not boot.
 const READY_AGAIN: Duration = Duration::from_secs(60);
-/// First user id of VMMs. A VMM's user id is this number plus the network's number.
-const FIRST_UID: u32 = 2_000_000;
 
 /// Source of a capsule's machine.
-pub(crate) enum Origin {
+pub(super) enum Origin {
     /// The template's image and an empty disk. The booted machine may become a template snapshot.
     Image(Option<PendingTemplateSnapshot>),
     /// A saved disk, on which a kernel boots.
@@ -64,285 +66,171 @@ impl Origin {
     }
 }
 
+/// Inputs of all phases of a boot.
+struct Boot<'a> {
+    context: &'a AgentContext,
+    record: &'a mut CapsuleRecord,
+    origin: Origin,
+    cancel: &'a CancellationToken,
+    /// The capsule's folder.
+    dir: PathBuf,
+    laps: Laps,
+}
+
+/// Durations of the phases that have ended.
+struct Laps {
+    stages: Vec<Stage>,
+    since: Instant,
+}
+
+impl Laps {
+    fn start() -> Self {
+        Self { stages: Vec::new(), since: Instant::now() }
+    }
+
+    /// Notes the end of a phase.
+    fn end(&mut self, name: &'static str) {
+        self.stages.push(Stage { name, took: self.since.elapsed() });
+        self.since = Instant::now();
+    }
+}
+
+/// A capsule with disk, saved memory and network, and without a machine.
+struct Prepared<'a> {
+    boot: Boot<'a>,
+    disks: Option<Disks>,
+    saved: Option<ClaimedSave>,
+    network: Option<Network>,
+}
+
+/// A capsule with a machine, whose guest may not answer yet.
+struct Launched<'a> {
+    boot: Boot<'a>,
+    machine: Arc<dyn Machine>,
+    guest: Guest,
+    /// True for a restored machine, which stands still.
+    restored: bool,
+}
+
 /// A capsule whose guest answers.
-pub(crate) struct Booted {
-    pub machine: Arc<dyn Machine>,
-    pub guest: Guest,
-    pub stages: Vec<(&'static str, Duration)>,
+pub(super) struct Ready {
+    pub running: Running,
+    pub stages: Vec<Stage>,
     pub life: Lifetime,
-}
-
-/// Returns the folder of a capsule.
-pub(crate) fn folder(context: &AgentContext, id: CapsuleId) -> PathBuf {
-    context.config.capsules().join(id.to_string())
-}
-
-/// Returns the folder of a capsule's own snapshots, which are named by their numbers.
-pub(crate) fn snapshots_dir(dir: &Path) -> PathBuf {
-    dir.join("kept")
-}
-
-/// Lists the capsules that have a folder or a control group on this machine.
-pub(crate) fn existing(context: &AgentContext) -> Vec<CapsuleId> {
-    let folders = fs::read_dir(context.config.capsules()).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.extend(context.cgroups.iter().flat_map(|groups| groups.existing()));
-    names.sort();
-    names.dedup();
-    names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 /// Makes all parts of a capsule. On failure, or when `cancel` is cancelled, the caller removes
 /// them.
-pub(crate) async fn boot(
+pub(super) async fn boot(
     context: &AgentContext,
     record: &mut CapsuleRecord,
     origin: Origin,
     cancel: &CancellationToken,
-) -> Result<Booted, Error> {
-    let dir = folder(context, record.id);
-    let mut stages = Vec::new();
-    let mut since = Instant::now();
-    let mut lap = |name, stages: &mut Vec<_>| {
-        stages.push((name, since.elapsed()));
-        since = Instant::now();
-    };
-    save(record, &dir)?;
-    daemon::failpoint("boot.begun").map_err(io_error("a failpoint"))?;
-    let layers = origin.layers();
-    record.base_layers = layers.clone().unwrap_or_default();
-    record.system = match (origin.snapshot(), &layers) {
-        (Some(snapshot), Some(_)) => snapshot.manifest.system.clone(),
-        _ => context.config.system(),
-    };
-    // Both run side by side. Both end before a failure of either is returned, so no part is
-    // forgotten.
-    let preparing = async {
-        let disks = match context.driver.boots_images() {
-            true => Some(disks(context, record, &dir, origin.snapshot(), cancel).await?),
-            false => None,
+) -> Result<Ready, Error> {
+    let dir = files::folder(context, record.id);
+    let boot = Boot { context, record, origin, cancel, dir, laps: Laps::start() };
+    boot.prepare().await?.launch().await?.initialize().await
+}
+
+impl<'a> Boot<'a> {
+    /// Writes the record, then makes the disk and opens the saved memory, beside the network.
+    async fn prepare(mut self) -> Result<Prepared<'a>, Error> {
+        let (context, record) = (self.context, &mut *self.record);
+        files::save(record, &self.dir)?;
+        daemon::failpoint("boot.begun").map_err(io_error("a failpoint"))?;
+        let (source, layers) = (self.origin.snapshot(), self.origin.layers());
+        record.base_layers = layers.clone().unwrap_or_default();
+        record.system = match (source, &layers) {
+            (Some(snapshot), Some(_)) => snapshot.manifest.system.clone(),
+            _ => context.config.system(),
         };
-        let saved = match (origin.snapshot(), &layers) {
-            (Some(snapshot), Some(layers)) => {
-                Some(saved(context, &record.team, snapshot, layers, &dir).await?)
-            }
-            _ => None,
+        // Both run side by side. Both end before a failure of either is returned, so no part is
+        // forgotten.
+        let preparing = async {
+            let disks = match context.driver.boots_images() {
+                true => Some(parts::disks(context, record, &self.dir, source, self.cancel).await?),
+                false => None,
+            };
+            let saved = match (source, &layers) {
+                (Some(snapshot), Some(layers)) => {
+                    Some(parts::saved(context, &record.team, snapshot, layers, &self.dir).await?)
+                }
+                _ => None,
+            };
+            Ok::<_, Error>((disks, saved))
         };
-        Ok::<_, Error>((disks, saved))
-    };
-    let (prepared, wired) = tokio::join!(preparing, wire(context, &record.egress));
-    let network = wired?;
-    record.slot = network.as_ref().map(|network| network.slot);
-    // The record is written before a failure is returned, since the undoing goes by the record.
-    if let Err(error) = save(record, &dir) {
-        // An open tap would hold the network.
-        drop(network);
-        unwire(context, record, &dir).await;
-        return Err(error);
-    }
-    let (disks, saved) = prepared?;
-    daemon::failpoint("boot.wired").map_err(io_error("a failpoint"))?;
-    lap("prepared", &mut stages);
-    let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
-    let guard = guard(context, namespace.as_ref(), &record.egress).await?;
-    let at = namespace.clone();
-    let spec = Spec { disks, tap, namespace: at, ..spec(context, record, dir.clone())? };
-    let restored = saved.is_some();
-    let machine: Arc<dyn Machine> = Arc::from(match saved {
-        // The driver writes too, so the claim lives until the driver is done.
-        Some((saved, _claim)) => context.driver.restore(spec, saved).await?,
-        None => context.driver.boot(spec).await?,
-    });
-    record.machine = Some(machine.record());
-    save(record, &dir)?;
-    daemon::failpoint("boot.machine").map_err(io_error("a failpoint"))?;
-    lap(if restored { "restored" } else { "booted" }, &mut stages);
-    let guest = guest(context, record, route(&*machine, namespace)?).guarded(guard);
-    let mut identity = identity(context, record);
-    if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
-        identity.old_token.clone_from(&snapshot.manifest.envd_token);
-        machine.thaw().await?;
-    }
-    identity.fresh = !matches!(origin, Origin::Resume(_));
-    tokio::select! {
-        ready = ready(context, &machine, (&guest, &dir), &identity, origin) => ready?,
-        () = cancel.cancelled() => return Err(Error::Stopping),
-    }
-    record.phase = Phase::Running;
-    record.life.begin(now_ms());
-    save(record, &dir)?;
-    daemon::failpoint("boot.ready").map_err(io_error("a failpoint"))?;
-    lap("ready", &mut stages);
-    Ok(Booted { machine, guest, stages, life: record.life.clone() })
-}
-
-fn spec(context: &AgentContext, record: &CapsuleRecord, dir: PathBuf) -> Result<Spec, Error> {
-    let name = record.id.to_string();
-    let cgroups = match &context.cgroups {
-        None => Vec::new(),
-        Some(groups) => groups
-            .create(&name, &record.resources)
-            .map_err(io_error("limiting the capsule's machine"))?,
-    };
-    Ok(Spec {
-        name,
-        resources: record.resources,
-        dir,
-        disks: None,
-        tap: None,
-        namespace: None,
-        uid: uid(record),
-        cgroups,
-        metadata: metadata(record),
-    })
-}
-
-/// Returns the user id of a capsule's VMM.
-pub(crate) fn uid(record: &CapsuleRecord) -> u32 {
-    FIRST_UID + record.slot.unwrap_or(0)
-}
-
-/// Returns the metadata that a capsule's guest reads about itself.
-pub(crate) fn metadata(record: &CapsuleRecord) -> Metadata {
-    Metadata { capsule: record.id.to_string(), template: record.template.clone() }
-}
-
-async fn wire(context: &AgentContext, egress: &Egress) -> Result<Option<Network>, Error> {
-    match &context.networks {
-        None => Ok(None),
-        Some(networks) => Ok(Some(networks.create(egress).await?)),
-    }
-}
-
-/// Takes a capsule's network down unless the written record names the network. Whoever undoes the
-/// boot finds only a network that is written down.
-async fn unwire(context: &AgentContext, record: &CapsuleRecord, dir: &Path) {
-    let written = CapsuleRecord::load(dir).and_then(|written| written.slot);
-    if let (Some(networks), Some(slot)) = (&context.networks, record.slot)
-        && written != Some(slot)
-    {
-        networks.discard(slot).await;
-    }
-}
-
-/// Returns the guard that enforces in a namespace the rules for outgoing connections.
-pub(crate) async fn guard(
-    context: &AgentContext,
-    namespace: Option<&Namespace>,
-    egress: &Egress,
-) -> Result<Option<Arc<Guard>>, Error> {
-    match (&context.networks, namespace) {
-        (Some(networks), Some(namespace)) => Ok(Some(networks.guard(namespace, egress).await?)),
-        _ => Ok(None),
-    }
-}
-
-async fn disks(
-    context: &AgentContext,
-    record: &CapsuleRecord,
-    dir: &Path,
-    from: Option<&Snapshot>,
-    cancel: &CancellationToken,
-) -> Result<Disks, Error> {
-    let image = match from {
-        None => storage::image(&context.config, &record.template),
-        Some(snapshot) => snapshot.dir.join(storage::OWN_IMAGE),
-    };
-    let none = |_| Error::NoTemplate(record.template.clone());
-    let copied = from.map_or(0, Snapshot::disk_bytes) + storage::copied_image(&image, dir);
-    let _claim = context.room.claim(copied)?;
-    let image = storage::link_image(&image, dir).map_err(none)?;
-    let (at, mib, from) = (dir.to_owned(), record.resources.disk_mib, from.cloned());
-    let ends = cancel.clone();
-    // A removal waits for this thread, which then ends early. So nothing is written after the
-    // removal.
-    let own = blocking(move || match from {
-        None => storage::make_disk(&at, mib),
-        Some(snapshot) => {
-            let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
-            snapshot.copy_disk(&at.join(storage::DISK), &ends)?.ok_or_else(none)
+        let (prepared, wired) = tokio::join!(preparing, parts::wire(context, &record.egress));
+        let network = wired?;
+        record.slot = network.as_ref().map(|network| network.slot);
+        // The record is written before a failure is returned, since the undoing goes by the record.
+        if let Err(error) = files::save(record, &self.dir) {
+            // An open tap would hold the network.
+            drop(network);
+            parts::unwire(context, record, &self.dir).await;
+            return Err(error);
         }
-    });
-    let own = own.await.map_err(snapshot_error("making the capsule's disk"));
-    Ok(Disks { image, own: unless_cancelled(cancel, own)? })
-}
-
-/// Opens the parts of a saved machine, and links its layers into the capsule's folder for the next
-/// pause. The claim covers all writes from here until the driver has restored the machine.
-async fn saved(
-    context: &AgentContext,
-    team: &str,
-    snapshot: &Snapshot,
-    layers: &Layers,
-    dir: &Path,
-) -> Result<(Saved, Claim), Error> {
-    let here = context.driver.fingerprint();
-    if snapshot.manifest.fingerprint != here {
-        let taken = snapshot.manifest.fingerprint.clone();
-        return Err(Error::Incompatible { taken, here });
+        let (disks, saved) = prepared?;
+        daemon::failpoint("boot.wired").map_err(io_error("a failpoint"))?;
+        self.laps.end("prepared");
+        Ok(Prepared { boot: self, disks, saved, network })
     }
-    if is_newer(&snapshot.manifest.system.envd, protocol::ENVD_VERSION) {
-        let taken = format!("envd {}", snapshot.manifest.system.envd);
-        let here = format!("envd {}", protocol::ENVD_VERSION);
-        return Err(Error::Incompatible { taken, here });
+}
+
+impl<'a> Prepared<'a> {
+    /// Restores or boots the machine.
+    async fn launch(self) -> Result<Launched<'a>, Error> {
+        let Self { mut boot, disks, saved, network } = self;
+        let context = boot.context;
+        let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
+        let guard = parts::guard(context, namespace.as_ref(), &boot.record.egress).await?;
+        let at = namespace.clone();
+        let spec = parts::spec(context, boot.record, boot.dir.clone())?;
+        let spec = Spec { disks, tap, namespace: at, ..spec };
+        let restored = saved.is_some();
+        let machine: Arc<dyn Machine> = Arc::from(match saved {
+            // The driver writes too, so the claim lives until the driver is done.
+            Some(ClaimedSave { saved, claim: _claim }) => {
+                context.driver.restore(spec, saved).await?
+            }
+            None => context.driver.boot(spec).await?,
+        });
+        boot.record.machine = Some(machine.record());
+        files::save(boot.record, &boot.dir)?;
+        daemon::failpoint("boot.machine").map_err(io_error("a failpoint"))?;
+        boot.laps.end(if restored { "restored" } else { "booted" });
+        let route = parts::route(&*machine, namespace)?;
+        let guest = parts::guest(context, boot.record, route).guarded(guard);
+        Ok(Launched { boot, machine, guest, restored })
     }
-    let bytes = u64::from(snapshot.manifest.resources.memory_mib) << 20;
-    let open = || {
-        layers.link(&snapshot.dir, dir)?;
-        let mut shared = layers.open(&snapshot.dir)?;
-        let above = shared.split_off(layers.shared);
-        Ok((shared, above, snapshot.state()?))
-    };
-    let above = layers.all.len() > layers.shared;
-    let claim = context.room.claim(context.driver.most_restored(bytes, above))?;
-    let wrong = "opening what was kept of the machine";
-    let (shared, above, state) = open().map_err(snapshot_error(wrong))?;
-    let image =
-        context.images.get(team, layers, shared, bytes).await.map_err(snapshot_error(wrong))?;
-    Ok((Saved { image, above: Arc::new(above), state }, claim))
 }
 
-/// Reports whether `version` comes after `than`. A text that is no version is never newer.
-fn is_newer(version: &str, than: &str) -> bool {
-    let numbers = |text: &str| -> Option<Vec<u32>> {
-        text.split('.').map(|part| part.parse().ok()).collect()
-    };
-    numbers(version).zip(numbers(than)).is_some_and(|(version, than)| version > than)
-}
-
-fn save(record: &CapsuleRecord, dir: &Path) -> Result<(), Error> {
-    record.save(dir).map_err(io_error("writing the capsule's record"))
-}
-
-/// Returns a client for the guest at the end of a route.
-pub(crate) fn guest(context: &AgentContext, record: &CapsuleRecord, route: Route) -> Guest {
-    Guest::new(route, &record.envd_token, context.config.connections, context.tasks.clone())
-}
-
-/// Returns the route to a machine's guest.
-pub(crate) fn route(machine: &dyn Machine, ns: Option<Namespace>) -> Result<Route, Error> {
-    if let Some(at) = machine.loopback(protocol::ENVD_PORT) {
-        return Ok(Route::Loopback(at));
-    }
-    let none = || io_error("finding the guest")(std::io::ErrorKind::NotFound.into());
-    Ok(Route::Namespace(ns.ok_or_else(none)?))
-}
-
-/// Returns the identity that a capsule's guest is given.
-pub(crate) fn identity(context: &AgentContext, record: &CapsuleRecord) -> Identity {
-    Identity {
-        hostname: "capsule".to_owned(),
-        token: record.envd_token.clone(),
-        old_token: None,
-        envs: record.envs.clone(),
-        user: context.driver.boots_images().then_some("user"),
-        fresh: true,
+impl Launched<'_> {
+    /// Lets the guest run, and waits until it answers and has its identity.
+    async fn initialize(self) -> Result<Ready, Error> {
+        let Self { boot, machine, guest, restored } = self;
+        let Boot { context, record, origin, cancel, dir, mut laps } = boot;
+        let mut identity = parts::identity(context, record);
+        if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
+            identity.old_token.clone_from(&snapshot.manifest.envd_token);
+            machine.thaw().await?;
+        }
+        identity.fresh = !matches!(origin, Origin::Resume(_));
+        tokio::select! {
+            ready = wait_ready(context, &machine, (&guest, &dir), &identity, origin) => ready?,
+            () = cancel.cancelled() => return Err(Error::Stopping),
+        }
+        record.phase = Phase::Running;
+        record.life.begin(now_ms());
+        files::save(record, &dir)?;
+        daemon::failpoint("boot.ready").map_err(io_error("a failpoint"))?;
+        laps.end("ready");
+        let running = Running { machine, guest };
+        Ok(Ready { running, stages: laps.stages, life: record.life.clone() })
     }
 }
 
 /// Waits until the guest answers and has its identity. Requests may be let in only after that.
-async fn ready(
+async fn wait_ready(
     context: &AgentContext,
     machine: &Arc<dyn Machine>,
     (guest, dir): (&Guest, &Path),
@@ -387,104 +275,18 @@ async fn last_words(machine: &dyn Machine) -> String {
     String::from_utf8_lossy(&console[from..]).trim().to_owned()
 }
 
-/// Ends a capsule's machine, and removes its limits and network. Parts that do not exist are
-/// skipped.
-async fn teardown(
-    context: &AgentContext,
-    id: CapsuleId,
-    record: Option<&CapsuleRecord>,
-) -> Result<(), Error> {
-    let name = id.to_string();
-    if let Some(machine) = record.and_then(|record| record.machine.as_ref()) {
-        vmm::kill_record(machine).await?;
-    }
-    vmm::kill_named(&name, &folder(context, id)).await?;
-    daemon::failpoint("release.killed").map_err(io_error("a failpoint"))?;
-    let limits = async {
-        let Some(groups) = context.cgroups.clone() else { return Ok(()) };
-        blocking(move || groups.remove(&name)).await
-    };
-    let network = async {
-        match (&context.networks, record.and_then(|record| record.slot)) {
-            (Some(networks), Some(slot)) => networks.teardown(slot).await,
-            _ => Ok(()),
-        }
-    };
-    let (limits, network) = tokio::join!(limits, network);
-    limits.map_err(io_error("removing the capsule's limits"))?;
-    Ok(network?)
-}
-
-/// Frees the number of a network for reuse. No record may still name the number. Otherwise the next
-/// capsule that gets it would lose its network to this one.
-fn release_slot(context: &AgentContext, slot: Option<u32>) {
-    if let (Some(networks), Some(slot)) = (&context.networks, slot) {
-        networks.release(slot);
-    }
-}
-
-/// Ends a capsule's machine, removes its limits and network, and writes a record without them. The
-/// capsule's folder stays, without the files of the machine.
-pub(crate) async fn release(
-    context: &AgentContext,
-    record: &mut CapsuleRecord,
-) -> Result<(), Error> {
-    let dir = folder(context, record.id);
-    teardown(context, record.id, Some(record)).await?;
-    let slot = record.slot.take();
-    record.machine = None;
-    save(record, &dir)?;
-    release_slot(context, slot);
-    let cleared = blocking(move || clear(&dir)).await;
-    cleared.map_err(io_error("removing what the machine left"))
-}
-
-/// Removes a machine's files from its capsule's folder.
-fn clear(dir: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name == vmm::OWN {
-            fs::remove_dir_all(entry.path())?;
-        } else if name == storage::DISK
-            || name == storage::OWN_IMAGE
-            || name.as_encoded_bytes().ends_with(b".pages")
-        {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes all parts of a capsule; succeeds when nothing is left of it.
-pub(crate) async fn remove(context: &AgentContext, id: CapsuleId) -> Result<(), Error> {
-    let dir = folder(context, id);
-    let record = CapsuleRecord::load(&dir);
-    teardown(context, id, record.as_ref()).await?;
-    daemon::failpoint("unmake.released").map_err(io_error("a failpoint"))?;
-    // The folder goes last, since its record is needed to find the rest.
-    match tokio::fs::remove_dir_all(&dir).await {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(io_error("removing the capsule's folder")(e));
-        }
-        _ => {}
-    }
-    release_slot(context, record.and_then(|record| record.slot));
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::Networks;
-    use crate::network::plan::Plan;
     use crate::snapshot::{Manifest, Staging};
-    use crate::vmm::{Driver, Found};
+    use crate::vmm::{self, Driver, Found, Saved};
     use futures::FutureExt;
     use futures::future::BoxFuture;
+    use std::fs;
     use std::io::{self, Write};
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{OnceLock, Weak};
-    use types::Isolation;
+    use types::{CapsuleId, Isolation};
 
     /// A driver whose restore writes some bytes and records the number of bytes claimed meanwhile.
     #[derive(Clone, Default)]
@@ -554,9 +356,9 @@ mod tests {
             return;
         }
         let mut record = CapsuleRecord { id: CapsuleId::new(), ..CapsuleRecord::unknown() };
-        let folder = folder(&context, record.id);
+        let folder = files::folder(&context, record.id);
         fs::create_dir_all(&folder).unwrap();
-        let staging = Staging::begin(&snapshots_dir(&folder).join("1")).unwrap();
+        let staging = Staging::begin(&files::snapshots_dir(&folder).join("1")).unwrap();
         staging.state_file().unwrap().write_all(b"state").unwrap();
         let manifest = Manifest {
             fingerprint: "writing".to_owned(),
@@ -576,37 +378,5 @@ mod tests {
         assert!(matches!(booted, Err(Error::Vmm(_))));
         assert_eq!(driver.claimed.load(Ordering::Acquire), WRITTEN);
         assert_eq!(context.room.claimed(), 0);
-    }
-
-    #[tokio::test]
-    async fn network_without_a_record_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        // An absolute path in place of an agent's tag puts the namespaces in this folder.
-        let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
-        let networks = Networks::for_removal(plan);
-        let context = AgentContext {
-            networks: Some(Arc::clone(&networks)),
-            ..AgentContext::for_tests(dir.path(), Box::new(Writing::default()))
-        };
-        let own = dir.path().join("own");
-        fs::create_dir(&own).unwrap();
-        let (namespace, mut record) = (dir.path().join("1"), CapsuleRecord::unknown());
-        fs::write(&namespace, []).unwrap();
-        record.slot = Some(networks.adopt(1).unwrap().slot);
-        // If the record names a network, the undoing of the boot takes the network down.
-        record.save(&own).unwrap();
-        unwire(&context, &record, &own).await;
-        assert!(namespace.exists());
-        CapsuleRecord { slot: None, ..record.clone() }.save(&own).unwrap();
-        unwire(&context, &record, &own).await;
-        assert!(!namespace.exists());
-    }
-
-    #[test]
-    fn envd_versions_are_compared_by_number_and_empty_is_oldest() {
-        assert!(is_newer("0.6.14", "0.6.13") && is_newer("0.10.0", "0.9.9"));
-        assert!(!is_newer("0.6.13", "0.6.13") && !is_newer("0.6.9", "0.6.13"));
-        assert!(!is_newer("", "0.6.13"), "what was kept before versions were written down");
-        assert!(!is_newer(protocol::ENVD_VERSION, protocol::ENVD_VERSION));
     }
 }

@@ -1,11 +1,7 @@
-//! Time limits of a capsule, and the action when they pass. The decisions here are pure; `manager`
-//! carries them out.
+//! Time limits of a capsule, and the action when they pass. The decisions here are pure; `due`
+//! carries them out. `None` is never, except in a record's file, where 0 is.
 
-use super::pause::PauseMode;
 use std::time::Duration;
-
-/// Due pauses that may fail because of the guest's agent. The next pause saves the guest as it is.
-const SILENT_TRIES: u32 = 2;
 
 /// Action on a capsule whose time is over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -24,11 +20,12 @@ pub(crate) struct Lifetime {
     /// never.
     pub ends_at_ms: Option<i64>,
     pub on_timeout: OnTimeout,
-    /// Seconds without activity after which the capsule is paused; 0 is never.
-    pub idle_sec: u32,
-    /// Milliseconds from `begin` until the capsule's time is over, instead of `ends_at_ms`.
-    #[serde(default)]
-    pub lasts_ms: u64,
+    /// Seconds without activity after which the capsule is paused; `None` is never.
+    #[serde(with = "zero_is_none")]
+    pub idle_sec: Option<u32>,
+    /// Milliseconds from `begin` until the capsule's time is over, which then replace `ends_at_ms`.
+    #[serde(default, with = "zero_is_none")]
+    pub lasts_ms: Option<u64>,
 }
 
 /// Action that is due.
@@ -40,27 +37,33 @@ pub(crate) enum Due {
     Kill,
 }
 
-impl Due {
-    /// Returns the mode of a pause after `silent_tries` pauses in a row that failed because of the
-    /// guest's agent. Pure.
-    pub(super) fn pause_mode(self, silent_tries: u32) -> PauseMode {
-        if silent_tries >= SILENT_TRIES {
-            return PauseMode::Frozen;
-        }
-        match self {
-            Self::PauseDisk => PauseMode::Disk,
-            Self::Pause | Self::Kill | Self::Nothing => PauseMode::Memory,
-        }
+/// Form of an optional number in a record's file, where 0 stands for `None`.
+mod zero_is_none {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T, S>(number: &Option<T>, to: S) -> Result<S::Ok, S::Error>
+    where
+        T: Copy + Default + Serialize,
+        S: Serializer,
+    {
+        number.unwrap_or_default().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
+    where
+        T: Default + PartialEq + Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        T::deserialize(from).map(|number| Some(number).filter(|number| *number != T::default()))
     }
 }
 
 impl Lifetime {
     /// Sets the end of the capsule's time, for a capsule that runs from `now_ms` on.
     pub(crate) fn begin(&mut self, now_ms: i64) {
-        if self.lasts_ms > 0 {
-            let lasts = i64::try_from(self.lasts_ms).unwrap_or(i64::MAX);
+        if let Some(lasts) = self.lasts_ms.take() {
+            let lasts = i64::try_from(lasts).unwrap_or(i64::MAX);
             self.ends_at_ms = Some(now_ms.saturating_add(lasts));
-            self.lasts_ms = 0;
         }
     }
 
@@ -73,11 +76,12 @@ impl Lifetime {
     /// Returns the action that is due at a time, for a capsule that has been idle for so long.
     pub(crate) fn due(&self, now_ms: i64, idle: Duration) -> Due {
         let over = self.ends_at_ms.is_some_and(|end| end <= now_ms);
+        let idles = self.idle_sec.is_some_and(|most| idle.as_secs() >= u64::from(most));
         match (over, self.on_timeout) {
             (true, OnTimeout::Kill) => Due::Kill,
             (true, OnTimeout::Pause) => Due::Pause,
             (true, OnTimeout::PauseDisk) => Due::PauseDisk,
-            (false, _) if self.idle_sec > 0 && idle.as_secs() >= self.idle_sec.into() => Due::Pause,
+            (false, _) if idles => Due::Pause,
             (false, _) => Due::Nothing,
         }
     }
@@ -94,21 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silent_agent_delays_due_pause_but_does_not_prevent_it() {
-        for (due, wanted) in [(Due::Pause, PauseMode::Memory), (Due::PauseDisk, PauseMode::Disk)] {
-            assert_eq!(due.pause_mode(0), wanted);
-            assert_eq!(due.pause_mode(SILENT_TRIES - 1), wanted);
-            assert_eq!(due.pause_mode(SILENT_TRIES), PauseMode::Frozen);
-        }
-    }
-
-    #[test]
     fn lifetime_end_is_absolute_and_idle_timeout_only_pauses() {
         let life = |ends_at_ms, on_timeout, idle_sec| Lifetime {
             ends_at_ms,
             on_timeout,
-            idle_sec,
-            lasts_ms: 0,
+            idle_sec: Some(idle_sec).filter(|idle| *idle > 0),
+            lasts_ms: None,
         };
         let day = Duration::from_secs(86_400);
         assert_eq!(Lifetime::default().due(i64::MAX, day), Due::Nothing);
@@ -119,14 +114,26 @@ mod tests {
         assert_eq!(disk.due(4, day), Due::Pause);
         assert_eq!(life(Some(5), OnTimeout::Kill, 0).due(4, day), Due::Nothing);
         assert_eq!(life(Some(9), OnTimeout::Kill, 3).due(4, Duration::from_secs(3)), Due::Pause);
-        let mut begun = Lifetime { lasts_ms: 7, ..Lifetime::default() };
+        let mut begun = Lifetime { lasts_ms: Some(7), ..Lifetime::default() };
         begun.begin(3);
-        assert_eq!((begun.ends_at_ms, begun.lasts_ms), (Some(10), 0));
+        assert_eq!((begun.ends_at_ms, begun.lasts_ms), (Some(10), None));
         assert_eq!((begun.left_ms(3), begun.left_ms(12)), (Some(7), Some(1)));
         assert_eq!(Lifetime::default().left_ms(3), None);
         assert_eq!(
             life(None, OnTimeout::Kill, 3).due(4, Duration::from_millis(2999)),
             Due::Nothing
         );
+    }
+
+    #[test]
+    fn lifetime_without_limits_is_zeroes_in_its_file() {
+        let file = r#"{"ends_at_ms":null,"on_timeout":"Pause","idle_sec":0,"lasts_ms":0}"#;
+        assert_eq!(serde_json::to_string(&Lifetime::default()).unwrap(), file);
+        assert_eq!(serde_json::from_str::<Lifetime>(file).unwrap(), Lifetime::default());
+        let (idle_sec, lasts_ms) = (Some(3), Some(7));
+        let limited = Lifetime { idle_sec, lasts_ms, ..Lifetime::default() };
+        let text = serde_json::to_string(&limited).unwrap();
+        assert!(text.contains(r#""idle_sec":3,"lasts_ms":7"#), "{text}");
+        assert_eq!(serde_json::from_str::<Lifetime>(&text).unwrap(), limited);
     }
 }

@@ -10,13 +10,21 @@
 //! - The VMM says that it runs the guest.
 //! - envd took no connection.
 //!
+//! ```text
+//!  Running ── still for 4 s ──▶ suspect ── 4 signs for 5 s ──▶ halted ──┐
+//!     │          ▲ any sign of life: from the start                     ▼
+//!     └── the VMM ends, or says that the guest ended ─────────────▶ `lost`: Dead
+//! ```
 //! So a slow guest never counts as halted. A guest that is frozen or waits for room does not count
 //! as halted either. A starved or stopped VMM does not make its guest count as halted.
 
 #[cfg(test)]
 mod tests;
 
-use super::manager::{CapsuleLock, Manager, State, chain};
+use super::boot::Ready;
+use super::host::Host;
+use super::registry::{EndOutcome, Running};
+use super::{State, chain};
 use crate::guest::Guest;
 use crate::vmm::{Machine, Threads, VmmRecord};
 use daemon::{blocking, lock};
@@ -65,16 +73,6 @@ impl Watch {
     }
 }
 
-/// Result of noting that a machine ended.
-enum EndOutcome {
-    /// The capsule is dead.
-    Dead(Arc<dyn Machine>),
-    /// An operation works on the machine. The note waits until that operation gives up its lock.
-    Busy(CapsuleLock),
-    /// The machine belongs to no capsule any more, or its end is known.
-    Nothing,
-}
-
 /// Reports whether a guest's processors have stopped for good. Takes up to a second for a live
 /// guest, and some seconds for a halted guest.
 pub(super) async fn is_halted(machine: &dyn Machine, guest: &Guest) -> bool {
@@ -108,115 +106,96 @@ async fn runs(machine: &dyn Machine) -> bool {
     matches!(tokio::time::timeout(EXAMINE, machine.is_stopped()).await, Ok(Ok(false)))
 }
 
-impl Manager {
-    /// Begins to check all running guests.
-    pub(super) fn watch_liveness(&self) {
-        let (this, watched) = (self.clone(), Arc::<Mutex<Watched>>::default());
-        self.context.tasks.every(LOOK, move || {
-            let (this, watched) = (this.clone(), Arc::clone(&watched));
-            async move { this.look_at_all(watched).await }
-        });
-    }
+/// Marks a capsule as running, and watches for its machine's end.
+pub(super) fn run(host: &Host, id: CapsuleId, ready: Ready) {
+    let Ready { running, stages, life } = ready;
+    let machine = Arc::clone(&running.machine);
+    host.registry.set_running(id, running, stages, life);
+    watch_end(host, id, machine);
+}
 
-    async fn look_at_all(&self, watched: Arc<Mutex<Watched>>) {
-        let running: Vec<(CapsuleId, Arc<dyn Machine>)> = {
-            let capsules = self.lock();
-            // A guest that waits for room stands still for that reason, and would take a place
-            // among the suspects.
-            let runs = capsules
-                .iter()
-                .filter(|(_, capsule)| capsule.state == State::Running && !capsule.usage.waits);
-            runs.filter_map(|(id, c)| Some((*id, Arc::clone(&c.running.as_ref()?.0)))).collect()
-        };
-        let look = move || {
-            let mut watched = lock(&watched);
-            let mut before = std::mem::take(&mut *watched);
-            let mut suspects = Vec::new();
-            for (id, machine) in running {
-                let known = before.remove(&id).filter(|watch| watch.record == machine.record());
-                let mut watch = known.unwrap_or_else(|| Watch::new(&*machine));
-                if watch.look() {
-                    suspects.push(id);
-                }
-                watched.insert(id, watch);
+/// Begins to check all running guests.
+pub(super) fn watch_liveness(host: &Host) {
+    let (this, watched) = (host.clone(), Arc::<Mutex<Watched>>::default());
+    host.context.tasks.every(LOOK, move || {
+        let (this, watched) = (this.clone(), Arc::clone(&watched));
+        async move { look_at_all(&this, watched).await }
+    });
+}
+
+async fn look_at_all(host: &Host, watched: Arc<Mutex<Watched>>) {
+    let running: Vec<(CapsuleId, Arc<dyn Machine>)> = {
+        let capsules = host.registry.lock();
+        // A guest that waits for room stands still for that reason, and would take a place
+        // among the suspects.
+        let runs = capsules
+            .iter()
+            .filter(|(_, capsule)| capsule.state == State::Running && !capsule.usage.waits);
+        runs.filter_map(|(id, c)| Some((*id, Arc::clone(&c.running.as_ref()?.machine)))).collect()
+    };
+    let look = move || {
+        let mut watched = lock(&watched);
+        let mut before = std::mem::take(&mut *watched);
+        let mut suspects = Vec::new();
+        for (id, machine) in running {
+            let known = before.remove(&id).filter(|watch| watch.record == machine.record());
+            let mut watch = known.unwrap_or_else(|| Watch::new(&*machine));
+            if watch.look() {
+                suspects.push(id);
             }
-            Ok(suspects)
+            watched.insert(id, watch);
+        }
+        Ok(suspects)
+    };
+    let suspects = blocking(look).await.unwrap_or_default();
+    let examined = suspects.into_iter().take(SUSPECTS).map(|id| examine(host, id));
+    futures::future::join_all(examined).await;
+}
+
+/// Ends a capsule whose guest turns out to be halted.
+async fn examine(host: &Host, id: CapsuleId) {
+    let Ok(Some(Running { machine, guest })) = host.registry.machine(id) else { return };
+    if is_halted(&*machine, &guest).await {
+        lost(host, id, &machine.record(), REASON.to_owned()).await;
+    }
+}
+
+/// Begins to wait for the end of a capsule's machine.
+fn watch_end(host: &Host, id: CapsuleId, machine: Arc<dyn Machine>) {
+    let this = host.clone();
+    host.context.tasks.spawn(async move {
+        let reason = tokio::select! {
+            reason = machine.ended() => reason,
+            () = this.context.tasks.stopping() => return,
         };
-        let suspects = blocking(look).await.unwrap_or_default();
-        let examined = suspects.into_iter().take(SUSPECTS).map(|id| self.examine(id));
-        futures::future::join_all(examined).await;
-    }
+        let record = machine.record();
+        // A network is removed only when nobody holds it, so this handle must not outlive the
+        // machine.
+        drop(machine);
+        lost(&this, id, &record, reason).await;
+    });
+}
 
-    /// Ends a capsule whose guest turns out to be halted.
-    async fn examine(&self, id: CapsuleId) {
-        let running = self.lock().get(&id).and_then(|capsule| capsule.running.clone());
-        let Some((machine, guest)) = running else { return };
-        if is_halted(&*machine, &guest).await {
-            self.lost(id, &machine.record(), REASON.to_owned()).await;
+/// Notes that a machine ended by itself, and removes the rest of it.
+///
+/// When an operation works on the machine, the operation decides the capsule's state. If the
+/// capsule counts as running after that operation, it is dead, since its machine has ended.
+pub(super) async fn lost(host: &Host, id: CapsuleId, record: &VmmRecord, reason: String) {
+    let outcome = match host.registry.note_end(id, record, &reason) {
+        EndOutcome::Busy(lock) => {
+            drop(lock.lock().await);
+            host.registry.note_end(id, record, &reason)
         }
-    }
-
-    /// Begins to wait for the end of a capsule's machine.
-    pub(super) fn watch_end(&self, id: CapsuleId, machine: Arc<dyn Machine>) {
-        let this = self.clone();
-        self.context.tasks.spawn(async move {
-            let reason = tokio::select! {
-                reason = machine.ended() => reason,
-                () = this.context.tasks.stopping() => return,
-            };
-            let record = machine.record();
-            // A network is removed only when nobody holds it, so this handle must not outlive the
-            // machine.
-            drop(machine);
-            this.lost(id, &record, reason).await;
-        });
-    }
-
-    /// Notes that a machine ended by itself, and removes the rest of it.
-    ///
-    /// When an operation works on the machine, the operation decides the capsule's state. If the
-    /// capsule counts as running after that operation, it is dead, since its machine has ended.
-    pub(super) async fn lost(&self, id: CapsuleId, record: &VmmRecord, reason: String) {
-        let outcome = match self.note_end(id, record, &reason) {
-            EndOutcome::Busy(lock) => {
-                drop(lock.lock().await);
-                self.note_end(id, record, &reason)
-            }
-            outcome @ (EndOutcome::Dead(_) | EndOutcome::Nothing) => outcome,
-        };
-        let EndOutcome::Dead(machine) = outcome else { return };
-        tracing::warn!(%id, reason, log_tail = machine.log_tail(), "a machine ended");
-        metrics::counter!("wrenn_machines_lost_total").increment(1);
-        self.changed();
-        // The guest's last words are saved first. After that, the process need not hold the guest's
-        // memory.
-        let _ = machine.console().await;
-        if let Err(error) = machine.kill().await {
-            tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
-        }
-    }
-
-    fn note_end(&self, id: CapsuleId, record: &VmmRecord, reason: &str) -> EndOutcome {
-        let mut capsules = self.lock();
-        let Some(capsule) = capsules.get_mut(&id) else { return EndOutcome::Nothing };
-        let Some((machine, guest)) = &capsule.running else { return EndOutcome::Nothing };
-        if machine.record() != *record {
-            return EndOutcome::Nothing;
-        }
-        guest.close();
-        match capsule.state {
-            State::Running => {
-                let machine = Arc::clone(machine);
-                capsule.state = State::Dead(reason.to_owned());
-                EndOutcome::Dead(machine)
-            }
-            State::Pausing => EndOutcome::Busy(Arc::clone(&capsule.lock)),
-            State::Starting
-            | State::Paused
-            | State::Resuming
-            | State::Expired
-            | State::Stopping
-            | State::Dead(_) => EndOutcome::Nothing,
-        }
+        outcome @ (EndOutcome::Dead(_) | EndOutcome::Nothing) => outcome,
+    };
+    let EndOutcome::Dead(machine) = outcome else { return };
+    tracing::warn!(%id, reason, log_tail = machine.log_tail(), "a machine ended");
+    metrics::counter!("wrenn_machines_lost_total").increment(1);
+    host.changes.note();
+    // The guest's last words are saved first. After that, the process need not hold the guest's
+    // memory.
+    let _ = machine.console().await;
+    if let Err(error) = machine.kill().await {
+        tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
     }
 }

@@ -2,10 +2,16 @@
 //! machine is saved when its guest first answers, before the guest has an identity. Its key covers
 //! everything that it depends on. So a machine that does not fit this host is never found. The next
 //! start of the agent removes it.
+//!
+//! ```text
+//!  find ──▶ Ready ──────────────────────────────────────▶ boot restores it
+//!    │ none: lock of the key
+//!    └────▶ Pending ──▶ boot from the image ──▶ capture ──▶ write in the background, RENAME
+//! ```
 
 use super::lifetime::now_ms;
-use super::{Error, pause};
-use crate::AgentContext;
+use super::{Error, chain, files};
+use crate::context::AgentContext;
 use crate::guest::Guest;
 use crate::room::Claim;
 use crate::snapshot::memory::Memory;
@@ -17,7 +23,6 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -33,12 +38,19 @@ type KeyLock = Arc<tokio::sync::Mutex<()>>;
 
 /// Locks of this agent's template snapshots, by key.
 #[derive(Default)]
-pub(crate) struct TemplateSnapshots {
+pub(super) struct TemplateSnapshots {
     locks: Mutex<HashMap<String, KeyLock>>,
 }
 
+/// Template snapshot of a template and size.
+pub(super) enum TemplateSnapshot {
+    Ready(Snapshot),
+    /// The snapshot is still to be made, by the caller's boot.
+    Pending(PendingTemplateSnapshot),
+}
+
 /// Right to save a booted machine as a template snapshot; holds the lock of the snapshot's key.
-pub(crate) struct PendingTemplateSnapshot {
+pub(super) struct PendingTemplateSnapshot {
     dir: PathBuf,
     template: String,
     resources: Resources,
@@ -48,17 +60,17 @@ pub(crate) struct PendingTemplateSnapshot {
 impl TemplateSnapshots {
     /// Returns the template snapshot of a template and size, or the right to make it. A call waits
     /// while another call makes the same snapshot.
-    pub(crate) async fn find(
+    pub(super) async fn find(
         &self,
         context: &AgentContext,
         template: &str,
         resources: Resources,
-    ) -> io::Result<Result<Snapshot, PendingTemplateSnapshot>> {
+    ) -> io::Result<TemplateSnapshot> {
         let key = key(context, template, resources)?;
         let dir = context.config.golden().join(&key);
         if let Ok(snapshot) = Snapshot::open(&dir) {
             note_use(&dir);
-            return Ok(Ok(snapshot));
+            return Ok(TemplateSnapshot::Ready(snapshot));
         }
         let lock = {
             let mut locks = lock(&self.locks);
@@ -66,13 +78,13 @@ impl TemplateSnapshots {
         };
         let lock = lock.lock_owned().await;
         match Snapshot::open(&dir) {
-            Ok(snapshot) => Ok(Ok(snapshot)),
+            Ok(snapshot) => Ok(TemplateSnapshot::Ready(snapshot)),
             Err(error) => {
                 if dir.exists() {
                     tracing::warn!(%error, template, "a template snapshot is damaged; remaking it");
                     snapshot::remove(&dir)?;
                 }
-                Ok(Err(PendingTemplateSnapshot {
+                Ok(TemplateSnapshot::Pending(PendingTemplateSnapshot {
                     dir,
                     template: template.to_owned(),
                     resources,
@@ -84,7 +96,7 @@ impl TemplateSnapshots {
 }
 
 /// Removes template snapshots that no longer fit this host, and incomplete ones.
-pub(crate) fn sweep(context: &AgentContext) {
+pub(super) fn sweep(context: &AgentContext) {
     let root = context.config.golden();
     for name in snapshot::sweep(&root) {
         let dir = root.join(&name);
@@ -104,7 +116,7 @@ fn note_use(dir: &Path) {
 }
 
 /// Removes template snapshots that were unused for long, since some sizes are asked for only once.
-pub(crate) fn retire(context: &AgentContext) {
+pub(super) fn retire(context: &AgentContext) {
     for entry in std::fs::read_dir(context.config.golden()).into_iter().flatten().flatten() {
         let used = entry.metadata().and_then(|found| found.modified());
         let old = used.is_ok_and(|used| used.elapsed().is_ok_and(|unused| unused > UNUSED));
@@ -138,7 +150,7 @@ fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Resu
 impl PendingTemplateSnapshot {
     /// Saves a machine whose guest answers and has no identity yet. A failure is only logged. The
     /// machine continues, and a later boot makes the template snapshot.
-    pub(crate) async fn capture(
+    pub(super) async fn capture(
         self,
         context: &AgentContext,
         machine: &Arc<dyn Machine>,
@@ -146,8 +158,8 @@ impl PendingTemplateSnapshot {
         dir: &Path,
     ) {
         let bytes = u64::from(self.resources.memory_mib) << 20;
-        let disk = dir.join(storage::DISK).metadata().map_or(0, |found| found.blocks() * 512);
-        let Ok(claim) = context.room.claim(pause::most(&**machine, bytes) + disk) else {
+        let most = files::most_saved(&**machine, bytes) + files::disk_bytes(dir);
+        let Ok(claim) = context.room.claim(most) else {
             tracing::warn!("there is no room to save a template snapshot");
             return;
         };
@@ -169,8 +181,7 @@ impl PendingTemplateSnapshot {
                 }
             }),
             (Err(error), _) | (_, Err(error)) => {
-                let error = super::manager::chain(&error);
-                tracing::warn!(error, "saving a template snapshot");
+                tracing::warn!(error = chain(&error), "saving a template snapshot");
             }
         }
     }
@@ -240,7 +251,7 @@ impl CapturedMachine {
 }
 
 /// Turns a failure to find or make a template snapshot into a capsule's error.
-pub(crate) fn error(source: io::Error) -> Error {
+pub(super) fn error(source: io::Error) -> Error {
     super::io_error("looking for the template snapshot")(source)
 }
 

@@ -1,15 +1,21 @@
 //! Guests whose agent answers nothing, or only some requests. A pause of such a guest is refused in
-//! time, and a removal waits for no guest.
+//! time, and a removal waits for no guest. Thaws that a VMM refuses are retried.
+
+mod thaws;
 
 use super::*;
-use crate::capsule::boot::Booted;
-use crate::capsule::lifetime::Lifetime;
-use crate::capsule::manager::Capsule;
+use crate::capsule::State;
+use crate::capsule::boot::Ready;
+use crate::capsule::due::pause_due;
+use crate::capsule::lifetime::Due;
+use crate::capsule::record::Phase;
+use crate::capsule::registry::{Capsule, Running};
 use crate::guest::Route;
 use crate::snapshot::memory::Memory;
 use crate::vmm::null::NullDriver;
-use crate::vmm::{self, VmmRecord};
+use crate::vmm::{self, Machine, VmmRecord};
 use daemon::Tasks;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::{self, File};
 use std::io::Write;
@@ -79,21 +85,21 @@ impl Machine for Counting {
 /// Starts a running capsule whose agent is at `agent`.
 async fn running(dir: &Path, agent: SocketAddr) -> (Manager, CapsuleId, Arc<Counting>) {
     let context = Arc::new(AgentContext::for_tests(dir, Box::new(NullDriver { port: 1 })));
-    let manager = Manager::new(Arc::clone(&context)).await.unwrap();
+    let manager = Manager::new(Arc::clone(&context), None).await.unwrap();
     let record =
         CapsuleRecord { id: CapsuleId::new(), phase: Phase::Running, ..CapsuleRecord::unknown() };
-    let folder = boot::folder(&context, record.id);
+    let folder = files::folder(&context, record.id);
     fs::create_dir_all(&folder).unwrap();
     record.save(&folder).unwrap();
-    manager.lock().insert(record.id, Capsule::new(&record, State::Running));
+    let registry = &manager.host.registry;
+    registry.insert(record.id, Capsule::new(&record, State::Running));
     let machine = Arc::<Counting>::default();
-    let booted = Booted {
+    let running = Running {
         machine: Arc::clone(&machine) as Arc<dyn Machine>,
         guest: Guest::new(Route::Loopback(agent), "", 1, Tasks::default()),
-        stages: Vec::new(),
-        life: Lifetime::default(),
     };
-    manager.run(record.id, booted);
+    let ready = Ready { running, stages: Vec::new(), life: Lifetime::default() };
+    liveness::run(&manager.host, record.id, ready);
     (manager, record.id, machine)
 }
 
@@ -158,7 +164,7 @@ async fn refusing() -> SocketAddr {
 }
 
 fn state(manager: &Manager, id: CapsuleId) -> Option<State> {
-    manager.change(id, |capsule| capsule.state.clone())
+    manager.host.registry.state(id)
 }
 
 #[tokio::test]
@@ -192,11 +198,11 @@ async fn due_pause_with_silent_agent_saves_memory_after_retries() {
     let (agent, _listener) = silent();
     let (manager, id, machine) = running(dir.path(), agent).await;
     for _ in 0..2 {
-        let paused = manager.pause_due(id, Due::PauseDisk).await;
+        let paused = pause_due(&manager.host, id, Due::PauseDisk).await;
         assert!(matches!(paused, Err(Error::Silent)), "{paused:?}");
         assert_eq!(machine.counts(), (0, 0));
     }
-    manager.pause_due(id, Due::PauseDisk).await.unwrap();
+    pause_due(&manager.host, id, Due::PauseDisk).await.unwrap();
     assert_eq!(state(&manager, id), Some(State::Paused));
     // The memory is saved too, since the disk alone could lack data that the guest has in memory.
     assert_eq!(machine.counts(), (1, 1));
@@ -208,11 +214,11 @@ async fn due_disk_pause_refused_by_agent_saves_memory_after_retries() {
     let dir = tempfile::tempdir().unwrap();
     let (manager, id, machine) = running(dir.path(), refusing().await).await;
     for _ in 0..2 {
-        let paused = manager.pause_due(id, Due::PauseDisk).await;
+        let paused = pause_due(&manager.host, id, Due::PauseDisk).await;
         assert!(matches!(paused, Err(Error::Unsaved(_))), "{paused:?}");
         assert_eq!(machine.counts(), (0, 0));
     }
-    manager.pause_due(id, Due::PauseDisk).await.unwrap();
+    pause_due(&manager.host, id, Due::PauseDisk).await.unwrap();
     assert_eq!(state(&manager, id), Some(State::Paused));
     assert_eq!(machine.counts(), (1, 1));
 }
@@ -222,7 +228,7 @@ async fn failed_snapshots_with_silent_agent_leave_one_refresher() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, _) = running(dir.path(), agent).await;
-    let (_, guest) = manager.lock().get(&id).unwrap().running.clone().unwrap();
+    let guest = manager.host.registry.running(id).unwrap().guest;
     for _ in 0..2 {
         let taken = manager.snapshot(id, SnapshotId::new(), false).await;
         assert!(matches!(taken, Err(Error::Silent)), "{taken:?}");
@@ -250,7 +256,7 @@ async fn removal_ends_pause_that_waits_for_guest() {
     removed.unwrap();
     assert_eq!(machine.counts(), (0, 0));
     assert_eq!(state(&manager, id), None);
-    assert!(!boot::folder(&manager.context, id).exists());
+    assert!(!files::folder(&manager.host.context, id).exists());
 }
 
 #[tokio::test]
@@ -258,9 +264,9 @@ async fn removal_of_earlier_generation_does_not_end_later_pauses() {
     let dir = tempfile::tempdir().unwrap();
     let (agent, _listener) = silent();
     let (manager, id, _) = running(dir.path(), agent).await;
-    manager.change(id, |capsule| capsule.generation = 5);
+    manager.host.registry.change(id, |capsule| capsule.generation = 5);
     // An earlier removal cancelled the token and had no other effect.
-    manager.change(id, |capsule| capsule.cancel.cancel());
+    manager.host.registry.change(id, |capsule| capsule.cancel.cancel());
     assert!(matches!(manager.destroy(id, Some(4)).await, Err(Error::Stale)));
     manager.pause(id, Some(6), PauseMode::Frozen).await.unwrap();
     assert_eq!(state(&manager, id), Some(State::Paused));

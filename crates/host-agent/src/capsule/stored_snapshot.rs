@@ -49,7 +49,7 @@ impl StoredSnapshot {
 }
 
 /// Returns the folder of all stored snapshots of a capsule.
-pub(super) fn folder(id: CapsuleId) -> String {
+pub(crate) fn folder(id: CapsuleId) -> String {
     format!("capsules/{id}")
 }
 

@@ -1,0 +1,181 @@
+//! Transfers from the platform's object store to this host: capsules that were paused elsewhere, and
+//! snapshots or templates that this host lacks.
+//!
+//! ```text
+//!  unknown, or a stale copy ──▶ evict the copy ──▶ listed as Resuming ──▶ fetch ──▶ RENAME ──▶ Paused
+//! ```
+
+use super::destroy::destroy;
+use super::host::Host;
+use super::record::CapsuleRecord;
+use super::store::{PLATFORM, place};
+use super::stored_snapshot::StoredSnapshot;
+use super::{Error, files, snapshot_error, teardown};
+use crate::snapshot;
+use daemon::blocking;
+use std::fs::{self, File};
+use types::{CapsuleId, SnapshotId};
+
+/// The command that resumes a capsule, as far as copies of the capsule are concerned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placed {
+    /// Generation of the command.
+    pub generation: u64,
+    /// Generation of the command that placed the capsule on this host. A copy of an earlier
+    /// generation is a leftover: the capsule has run elsewhere since. 0 when unknown.
+    pub since: u64,
+}
+
+/// Fetches a capsule that was paused on another host, and lists it as paused on this host.
+pub(super) async fn capsule(
+    host: &Host,
+    team: &str,
+    id: CapsuleId,
+    tree: &StoredSnapshot,
+    placed: Placed,
+) -> Result<(), Error> {
+    let here = CapsuleRecord::load(&files::folder(&host.context, id));
+    let is_ours =
+        |here: &CapsuleRecord| here.generation >= placed.since && here.last >= tree.number;
+    if here.as_ref().is_some_and(is_ours) {
+        return Ok(());
+    }
+    let Some(stored) = &host.stored else {
+        return Err(Error::NotFound(format!("capsule {id}, and no store here")));
+    };
+    // A copy on this host is a leftover of a capsule that has run elsewhere since.
+    if let Some(here) = here {
+        evict_stale(host, &here, placed).await?;
+    }
+    let fetching = Fetching::begin(host, id, placed.generation);
+    let failed = "placing a capsule from the store";
+    let fetched = stored.dir.join(format!("capsule-{id}-{}", tree.name()));
+    stored.fetch(&host.context.room, (team, &tree.path(id)), &fetched).await?;
+    let (from, to, tree) = (fetched.clone(), files::folder(&host.context, id), tree.clone());
+    let number = tree.number;
+    let placing = blocking(move || {
+        let mut record = CapsuleRecord::load(&from)
+            .filter(|record| record.id == id && record.last == number)
+            .ok_or_else(|| snapshot::damaged("the capsule's record"))?;
+        (record.stored, record.tree) = (number, tree.name().to_owned());
+        // This copy belongs to the command that it was fetched for.
+        record.generation = placed.generation.max(record.generation);
+        // An earlier attempt that lost a race may have left this folder.
+        let whole = from.with_extension("whole");
+        let _ = fs::remove_dir_all(&whole);
+        fs::create_dir_all(files::snapshots_dir(&whole))?;
+        record.save(&whole)?;
+        CapsuleRecord::remove(&from)?;
+        fs::rename(&from, files::snapshots_dir(&whole).join(number.to_string()))?;
+        File::open(files::snapshots_dir(&whole))?.sync_all()?;
+        place(&whole, &to)?;
+        Ok(record)
+    });
+    let record = placing.await;
+    let _ = fs::remove_dir_all(&fetched);
+    let record = record.map_err(snapshot_error(failed))?;
+    tracing::info!(%id, number, "fetched a capsule from the store");
+    if fetching.end(&record) {
+        return Ok(());
+    }
+    // A removal took the capsule's entry during the fetch.
+    teardown::remove(&host.context, id).await?;
+    Err(Error::Stale)
+}
+
+/// Removes the leftovers of a capsule that has run elsewhere since it was here. A copy of
+/// `placed`'s own generation, or of a later one, stays.
+async fn evict_stale(host: &Host, here: &CapsuleRecord, placed: Placed) -> Result<(), Error> {
+    let id = here.id;
+    match host.registry.check_evict(id) {
+        Err(error) if here.generation >= placed.since => Err(error),
+        _ => {
+            tracing::info!(%id, "evicting a stale copy of a capsule");
+            destroy(host, id, Some(placed.generation.saturating_sub(1))).await
+        }
+    }
+}
+
+/// Fetches a snapshot that another host took, if this host lacks it.
+pub(super) async fn snapshot(host: &Host, team: &str, id: SnapshotId) -> Result<(), Error> {
+    let to = files::snapshot_dir(&host.context, id);
+    match &host.stored {
+        Some(stored) if !to.exists() => {
+            let name = format!("snapshots/{id}");
+            stored.fetch(&host.context.room, (team, &name), &to).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fetches a template that another host made, if this host lacks it.
+pub(super) async fn template(host: &Host, name: &str) -> Result<(), Error> {
+    let Some(stored) = &host.stored else { return Ok(()) };
+    if host.context.templates().iter().any(|known| known == name) {
+        return Ok(());
+    }
+    let to = host.context.config.templates().join(name);
+    let path = format!("templates/{name}");
+    match stored.fetch(&host.context.room, (PLATFORM, &path), &to).await {
+        Err(Error::NotFound(_)) => Err(Error::NoTemplate(name.to_owned())),
+        fetched => fetched,
+    }
+}
+
+/// A capsule that is being fetched. The host lists it as `Resuming` meanwhile, so that the platform
+/// does not take it for lost. Dropping it before the end, as when the caller leaves, removes the
+/// capsule's entry.
+struct Fetching<'a> {
+    host: &'a Host,
+    id: CapsuleId,
+    generation: u64,
+}
+
+impl<'a> Fetching<'a> {
+    fn begin(host: &'a Host, id: CapsuleId, generation: u64) -> Self {
+        host.registry.begin_fetch(id, generation);
+        Self { host, id, generation }
+    }
+
+    /// Marks the capsule as paused on this host; false when it was removed meanwhile.
+    fn end(&self, record: &CapsuleRecord) -> bool {
+        self.host.registry.end_fetch(record, self.generation)
+    }
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        self.host.registry.abandon_fetch(self.id, self.generation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capsule::State;
+    use crate::context::AgentContext;
+    use crate::vmm::null::NullDriver;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn capsule_is_listed_during_its_fetch() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }));
+        let host = Host::new(Arc::new(context), None);
+        let id = CapsuleId::new();
+        let state = || host.registry.state(id);
+        let fetching = Fetching::begin(&host, id, 7);
+        assert_eq!(state(), Some(State::Resuming));
+        drop(fetching);
+        assert_eq!(state(), None, "its caller has left");
+        let fetching = Fetching::begin(&host, id, 7);
+        let record = CapsuleRecord { id, generation: 7, ..CapsuleRecord::unknown() };
+        assert!(fetching.end(&record));
+        drop(fetching);
+        assert_eq!(state(), Some(State::Paused));
+        host.registry.remove(id);
+        let fetching = Fetching::begin(&host, id, 8);
+        host.registry.remove(id);
+        assert!(!fetching.end(&record), "it was removed meanwhile");
+    }
+}
