@@ -1,5 +1,6 @@
-//! The boot of a capsule, in phases. Each phase is a type, and each step consumes the phase before it.
-//! An [`Origin`] is the source of the machine: an image, a saved disk, or a whole saved machine.
+//! The boot of a capsule, in phases. Each phase is a type, and each step consumes the phase before
+//! it. An [`Origin`] is the source of the machine: an image, a saved disk, or a whole saved
+//! machine.
 //!
 //! ```text
 //!            prepare            launch              initialize

@@ -1,5 +1,5 @@
-//! Steps that pauses and snapshots of a running capsule share: the guest writes its data to its disk,
-//! and a silent guest is judged.
+//! Steps that pauses and snapshots of a running capsule share: the guest writes its data to its
+//! disk, and a silent guest is judged.
 
 use super::host::Host;
 use super::lifetime::now_ms;

@@ -8,7 +8,8 @@
 //! ```
 
 use super::host::Host;
-use super::registry::{Running, Stop};
+use super::registry::Running;
+use super::registry::transitions::Stop;
 use super::{Error, teardown};
 use std::time::Duration;
 use types::CapsuleId;

@@ -1,8 +1,8 @@
-//! Transfers from the platform's object store to this host: capsules that were paused elsewhere, and
-//! snapshots or templates that this host lacks.
+//! Transfers from the platform's object store to this host: capsules that were paused elsewhere,
+//! and snapshots or templates that this host lacks.
 //!
 //! ```text
-//!  unknown, or a stale copy ──▶ evict the copy ──▶ listed as Resuming ──▶ fetch ──▶ RENAME ──▶ Paused
+//!  unknown, or a stale copy ─▶ evict the copy ─▶ listed as Resuming ─▶ fetch ─▶ RENAME ─▶ Paused
 //! ```
 
 use super::destroy::destroy;

@@ -55,6 +55,14 @@ impl Host {
         context.room.claim(0).map(drop)
     }
 
+    /// Updates the gauges of capsules.
+    pub(super) fn report_totals(&self) {
+        let totals = self.registry.totals();
+        let gauge = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        metrics::gauge!("wrenn_host_capsules").set(gauge(totals.capsules));
+        metrics::gauge!("wrenn_host_memory_mib").set(gauge(totals.memory_mib));
+    }
+
     /// Maps a failure to write data to [`Error::NoCapacity`] when the disk is full.
     pub(super) fn if_full(&self, error: Error) -> Error {
         let other = !matches!(error, Error::Silent | Error::Stopping);

@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn lifetime_end_is_absolute_and_idle_timeout_only_pauses() {
-        let life = |ends_at_ms, on_timeout, idle_sec| Lifetime {
+        let life = |ends_at_ms, on_timeout, idle_sec: u32| Lifetime {
             ends_at_ms,
             on_timeout,
             idle_sec: Some(idle_sec).filter(|idle| *idle > 0),

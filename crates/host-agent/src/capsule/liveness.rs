@@ -23,7 +23,8 @@ mod tests;
 
 use super::boot::Ready;
 use super::host::Host;
-use super::registry::{EndOutcome, Running};
+use super::registry::Running;
+use super::registry::transitions::EndOutcome;
 use super::{State, chain};
 use crate::guest::Guest;
 use crate::vmm::{Machine, Threads, VmmRecord};

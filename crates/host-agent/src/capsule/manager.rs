@@ -1,6 +1,6 @@
 //! The facade of this folder: the calls that `rpc.rs` and `proxy.rs` make. It only composes; each
-//! operation has a file of its own. An operation runs as a task of its own, so it continues when its
-//! caller disconnects.
+//! operation has a file of its own. An operation runs as a task of its own, so it continues when
+//! its caller disconnects.
 //!
 //! ```text
 //!  rpc.rs, proxy.rs ──▶ Manager ──▶ operation ──▶ registry: lock, table, state
@@ -202,7 +202,7 @@ impl Manager {
 impl Manager {
     /// Lists every capsule with its state and generation.
     pub(crate) fn list(&self) -> Vec<Listed> {
-        self.host.registry.count();
+        self.host.report_totals();
         self.host.registry.list()
     }
 

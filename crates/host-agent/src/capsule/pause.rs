@@ -3,8 +3,9 @@
 //! lets the guest run on unchanged. After the rename the machine is ended in any case.
 //!
 //! ```text
-//!  begin_pause ─▶ claim ─▶ drain ─▶ quiesce ─▶ freeze ─▶ save ─▶ write ─▶ RENAME ─▶ settle ─▶ end_pause
-//!                   └────────┴─────────┴──────────┴────────┴───────┴─▶ resume_after_failure
+//!  begin_pause ─▶ claim ─▶ drain ─▶ quiesce ─▶ freeze ─▶ save ─▶ write ─▶ RENAME
+//!                   │        └─────────┴──────────┴────────┴────────┤        └─▶ settle ─▶ end_pause
+//!                   └─▶ abandon_pause            resume_after_failure
 //! ```
 //! Each wait for the guest has a limit, and a removal ends it. A guest whose agent is silent might
 //! not come back from a snapshot, so its pause is refused.
@@ -13,7 +14,8 @@ use super::capture::{self, PauseMode};
 use super::files::{self, BESIDE};
 use super::host::Host;
 use super::record::CapsuleRecord;
-use super::registry::{PauseStart, Pausing, Running};
+use super::registry::Running;
+use super::registry::transitions::{PauseStart, Pausing};
 use super::settle::settle;
 use super::{Error, chain, io_error, liveness, sizes, thaw, unless_cancelled, until};
 use crate::snapshot::{self, Staging};

@@ -11,11 +11,7 @@
 //! ```
 
 mod table;
-mod transitions;
-
-pub(super) use transitions::{
-    EndOutcome, PauseStart, Pausing, ResumeStart, Resuming, SnapshotSource, SnapshotStart, Stop,
-};
+pub(super) mod transitions;
 
 use super::lifetime::{Due, Lifetime, now_ms};
 use super::record::CapsuleRecord;
@@ -108,6 +104,12 @@ pub(crate) struct Listed {
     pub waits_for_room: bool,
     /// Bytes on disk that only the capsule's snapshots hold.
     pub snapshot_bytes: u64,
+}
+
+/// Sums over all capsules.
+pub(super) struct Totals {
+    pub capsules: u64,
+    pub memory_mib: u64,
 }
 
 /// All capsules of this machine.
@@ -209,15 +211,10 @@ impl Registry {
         capsules.iter().map(listed).collect()
     }
 
-    /// Updates the gauges.
-    pub(super) fn count(&self) {
-        let (number, memory) = {
-            let capsules = self.lock();
-            (capsules.len(), capsules.values().map(|c| c.memory_mib).sum::<u64>())
-        };
-        let gauge = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-        metrics::gauge!("wrenn_host_capsules").set(gauge(number as u64));
-        metrics::gauge!("wrenn_host_memory_mib").set(gauge(memory));
+    /// Counts the capsules, and sums up their memory.
+    pub(super) fn totals(&self) -> Totals {
+        let capsules = self.lock();
+        Totals { capsules: capsules.len() as u64, memory_mib: memory_mib(&capsules) }
     }
 
     /// Lists the running capsules with a due action, and puts their next attempt off.
@@ -265,6 +262,11 @@ impl Registry {
             Err(Refused::Full) => Err(Refusal::TooMany),
         }
     }
+}
+
+/// Returns the memory of all capsules, in MiB.
+fn memory_mib(capsules: &HashMap<CapsuleId, Capsule>) -> u64 {
+    capsules.values().map(|capsule| capsule.memory_mib).sum()
 }
 
 impl Capsule {

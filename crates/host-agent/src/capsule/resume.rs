@@ -3,14 +3,15 @@
 //!
 //! ```text
 //!  begin_resume ─▶ settle, if its machine died ─▶ record: Resuming ─▶ boot ─▶ run
-//!                        └──────────────────────────────┴──────────────┴─▶ undo: settle, state before
+//!                        └──────────────────────────────┴─────────────┴─▶ settle, state before
 //! ```
 
 use super::boot::{self, Origin, Ready};
 use super::host::Host;
 use super::lifetime::Lifetime;
 use super::record::{CapsuleRecord, Phase};
-use super::registry::{ResumeStart, Resuming, Started};
+use super::registry::Started;
+use super::registry::transitions::{ResumeStart, Resuming};
 use super::settle::settle;
 use super::{Error, chain, files, liveness, snapshot_error};
 use tokio_util::sync::CancellationToken;

@@ -1,5 +1,5 @@
-//! Changes of a capsule that leave its machine and its state as they are: time limits, activity, and
-//! rules for outgoing connections.
+//! Changes of a capsule that leave its machine and its state as they are: time limits, activity,
+//! and rules for outgoing connections.
 
 use super::host::Host;
 use super::lifetime::{Lifetime, now_ms};

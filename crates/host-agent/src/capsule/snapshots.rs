@@ -9,7 +9,8 @@
 use super::capture::{self, PauseMode};
 use super::host::Host;
 use super::record::CapsuleRecord;
-use super::registry::{Running, SnapshotSource, SnapshotStart};
+use super::registry::Running;
+use super::registry::transitions::{SnapshotSource, SnapshotStart};
 use super::{
     Error, State, chain, files, io_error, liveness, snapshot_error, thaw, unless_cancelled, until,
 };

@@ -1,6 +1,6 @@
 //! The platform's object store, as this host uses it: the data that is known to be there, and
-//! fetches of folders. Each folder is fetched once, however many calls ask for it. `upload` sends to
-//! the store, and `fetch` gets capsules, snapshots and templates.
+//! fetches of folders. Each folder is fetched once, however many calls ask for it. `upload` sends
+//! to the store, and `fetch` gets capsules, snapshots and templates.
 
 use super::{Error, io_error};
 use crate::room::Room;

@@ -1,6 +1,6 @@
-//! The removal of a capsule's parts. Removal goes by the record and by names, not by the phases that
-//! a boot reached. So it serves a failed boot, a pause, a removal and a dead agent alike. A caller
-//! first drops the handles of the machine and the network that it holds.
+//! The removal of a capsule's parts. Removal goes by the record and by names, not by the phases
+//! that a boot reached. So it serves a failed boot, a pause, a removal and a dead agent alike. A
+//! caller first drops the handles of the machine and the network that it holds.
 //!
 //! ```text
 //!  release:  machine ──▶ limits ∥ network ──▶ record without them ──▶ files of the machine

@@ -1,6 +1,6 @@
-//! Freezing and thawing the guest of a running capsule. The guest stands still only for want of room
-//! on the host's disk, or while an operation works on it. [`freeze`] notes that a thaw is owed, and
-//! [`thaw`] clears the note when it succeeds. `disk_pressure` retries the owed thaws.
+//! Freezing and thawing the guest of a running capsule. The guest stands still only for want of
+//! room on the host's disk, or while an operation works on it. [`freeze`] notes that a thaw is
+//! owed, and [`thaw`] clears the note when it succeeds. `disk_pressure` retries the owed thaws.
 
 use super::host::Host;
 use super::usage::AGAIN;

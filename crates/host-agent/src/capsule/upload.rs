@@ -1,6 +1,6 @@
 //! Transfers from this host to the platform's object store. This host sends the last snapshot of
-//! each paused capsule, snapshots that belong to no capsule, and templates. So another host can take
-//! over.
+//! each paused capsule, snapshots that belong to no capsule, and templates. So another host can
+//! take over.
 //!
 //! A pause does not wait for the store. Files to send are linked into another folder first. So the
 //! capsule may be resumed or removed meanwhile.

@@ -1,5 +1,5 @@
-//! Room that a capsule takes on its host's disk, and the pure decision on its guest. `disk_pressure`
-//! carries the decision out.
+//! Room that a capsule takes on its host's disk, and the pure decision on its guest.
+//! `disk_pressure` carries the decision out.
 
 use crate::room::Level;
 use std::time::{Duration, Instant};

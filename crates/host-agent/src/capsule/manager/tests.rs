@@ -23,7 +23,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use types::SnapshotId;
 
 /// A machine that only counts its freezes and saves.
 #[derive(Default)]

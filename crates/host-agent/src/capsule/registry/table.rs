@@ -1,24 +1,24 @@
 //! The one table of requests: the answer to each request in each state of a capsule. Pure.
 //!
 //! ```text
-//!  state       Create    Pause     Resume          Snapshot  SetLifetime  Expire    Evict   Connect
-//!                                                            SetEgress
-//!  (unknown)   boots     NotFound  NotFound        NotFound  NotFound     NotFound  accept  NotRunning
-//!  Starting    boots     State     State           State     State        ignore    State   NotRunning
-//!  Running     ignore    pauses    ignore          accept    accept       accept    State   accept
-//!  Pausing     Stopping  State     State           State     State        ignore    State   Draining
-//!  Paused      Stopping  ignore    restores        accept    accept       ignore    accept  Paused
-//!  Resuming    Stopping  State     State           State     State        ignore    State   Draining
-//!  Expired     Stopping  State     State           State     State        ignore    State   NotRunning
-//!  Stopping    Stopping  State     State           State     State        ignore    State   NotRunning
-//!  Dead        Stopping  State     restores, else  State     State        ignore    accept  NotRunning
-//!                                  State without
-//!                                  a snapshot
+//!  state      Create    Pause     Resume    Snapshot  Expire    Evict   Connect
+//!                                           Set…
+//!  (unknown)  ACCEPT    NotFound  NotFound  NotFound  NotFound  ACCEPT  NotRunning
+//!  Starting   ACCEPT    State     State     State     ignore    State   NotRunning
+//!  Running    ignore    ACCEPT    ignore    ACCEPT    ACCEPT    State   ACCEPT
+//!  Pausing    Stopping  State     State     State     ignore    State   Draining
+//!  Paused     Stopping  ignore    ACCEPT    ACCEPT    ignore    ACCEPT  Paused
+//!  Resuming   Stopping  State     State     State     ignore    State   Draining
+//!  Expired    Stopping  State     State     State     ignore    State   NotRunning
+//!  Stopping   Stopping  State     State     State     ignore    State   NotRunning
+//!  Dead       Stopping  State     ACCEPT *  State     ignore    ACCEPT  NotRunning
+//!                                 * else State, without a snapshot
 //! ```
-//! `boots`, `pauses` and `restores` accept. `ignore` is success without work. A running capsule gets
-//! the answer of its last start again. A capitalized answer is a variant of `Error`, or of `Refusal`
-//! in the last column. Every state accepts a removal. Generations and room are checked later, and
-//! only for accepted requests.
+//! `Set…` stands for `SetLifetime` and `SetEgress`. Every state accepts `Destroy`. `ignore` is
+//! success without work; a start is answered with the last start. A denial is a variant of
+//! [`Error`], or of [`Refusal`] in the last column.
+//!
+//! Generations and room are checked later, and only for accepted requests.
 
 use crate::capsule::{Error, State};
 use protocol::Refusal;

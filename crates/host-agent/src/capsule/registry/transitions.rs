@@ -1,9 +1,12 @@
 //! Moves of a capsule from one state to another. Each move is one step under the registry's own
-//! lock. A move that begins an operation asks the table first. The caller of each move but
-//! [`Registry::note_end`] and those of a removal holds the capsule's lock.
+//! lock. A move that begins an operation asks the table first.
+//!
+//! The caller of a move holds the capsule's lock. Exceptions are [`Registry::admit`],
+//! [`Registry::begin_destroy`], [`Registry::cancel_for_removal`], [`Registry::note_end`] and the
+//! moves of a fetch.
 
 use super::table::{Request, check};
-use super::{Admission, Capsule, CapsuleLock, Registry, Running, Stage, Started};
+use super::{Admission, Capsule, CapsuleLock, Registry, Running, Stage, Started, memory_mib};
 use crate::capsule::lifetime::{Lifetime, now_ms};
 use crate::capsule::record::CapsuleRecord;
 use crate::capsule::usage::Usage;
@@ -89,7 +92,7 @@ impl Registry {
             return Ok(capsule.admission());
         }
         check(record.id, None, Request::Create)?;
-        has_room(capsules.values().map(|capsule| capsule.memory_mib).sum())?;
+        has_room(memory_mib(&capsules))?;
         let capsule = Capsule::new(record, State::Starting);
         let admission = capsule.admission();
         capsules.insert(record.id, capsule);
@@ -186,7 +189,7 @@ impl Registry {
         let memory = u64::from(record.resources.memory_mib);
         // The memory of a dead capsule still counts as used, so only the rest is asked for.
         let wanted = memory - capsule.memory_mib;
-        has_room(capsules.values().map(|capsule| capsule.memory_mib).sum(), wanted)?;
+        has_room(memory_mib(&capsules), wanted)?;
         let capsule = capsules.get_mut(&id).ok_or_else(|| Error::unknown(id))?;
         capsule.state = State::Resuming;
         capsule.memory_mib = memory;
@@ -386,5 +389,81 @@ impl Capsule {
     /// Reports whether the entry still belongs to a fetch for a command of this generation.
     fn is_fetched_by(&self, generation: u64) -> bool {
         self.state == State::Resuming && self.generation == generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a registry with one paused capsule, and the capsule's record.
+    fn paused(generation: u64) -> (Registry, CapsuleRecord) {
+        let id = CapsuleId::new();
+        let record = CapsuleRecord { id, generation, last: 1, ..CapsuleRecord::unknown() };
+        let registry = Registry::default();
+        registry.insert(id, Capsule::new(&record, State::Paused));
+        (registry, record)
+    }
+
+    #[test]
+    fn resume_of_earlier_generation_is_stale_and_changes_nothing() {
+        let (registry, record) = paused(5);
+        let begun = registry.begin_resume(&record, 4, |_, _| Ok(()));
+        assert!(matches!(begun, Err(Error::Stale)));
+        assert_eq!(registry.state(record.id), Some(State::Paused));
+    }
+
+    #[test]
+    fn resume_without_room_leaves_capsule_paused() {
+        let (registry, record) = paused(5);
+        let full = |_, _| Err(Error::NoCapacity("full".to_owned()));
+        assert!(matches!(registry.begin_resume(&record, 6, full), Err(Error::NoCapacity(_))));
+        assert_eq!(registry.state(record.id), Some(State::Paused));
+        assert_eq!(registry.change(record.id, |capsule| capsule.generation), Some(5));
+    }
+
+    #[test]
+    fn failed_resume_restores_state_and_frees_memory() {
+        let (registry, record) = paused(5);
+        let begun = registry.begin_resume(&record, 6, |_, _| Ok(())).unwrap();
+        let ResumeStart::Begun(resuming) = begun else { panic!("the capsule does not run") };
+        assert_eq!(registry.state(record.id), Some(State::Resuming));
+        registry.abandon_resume(record.id, resuming.before);
+        assert_eq!(registry.state(record.id), Some(State::Paused));
+        assert_eq!(registry.memory_of(record.id), 0);
+    }
+
+    #[test]
+    fn create_that_waited_for_a_failed_create_is_not_found() {
+        let registry = Registry::default();
+        let record = CapsuleRecord { id: CapsuleId::new(), ..CapsuleRecord::unknown() };
+        registry.admit(&record, |_| Ok(())).unwrap();
+        assert!(registry.begin_create(record.id).unwrap().is_none());
+        registry.remove(record.id);
+        assert!(matches!(registry.begin_create(record.id), Err(Error::NotFound(_))));
+    }
+
+    #[test]
+    fn removal_cancels_operation_unless_capsule_is_later() {
+        let (registry, record) = paused(5);
+        let cancel = registry.change(record.id, |capsule| capsule.renew_cancel()).unwrap();
+        assert!(matches!(registry.begin_destroy(record.id, Some(4)), Err(Error::Stale)));
+        assert!(!cancel.is_cancelled());
+        let lock = registry.begin_destroy(record.id, Some(5)).unwrap();
+        assert!(cancel.is_cancelled());
+        assert!(matches!(registry.stop(record.id, &lock, Some(5)), Ok(Stop::Stopping(None))));
+        assert_eq!(registry.state(record.id), Some(State::Stopping));
+        registry.remove(record.id);
+        assert!(matches!(registry.stop(record.id, &lock, Some(5)), Ok(Stop::Gone)));
+    }
+
+    #[test]
+    fn unknown_capsule_is_listed_while_its_leftovers_are_removed() {
+        let (registry, id) = (Registry::default(), CapsuleId::new());
+        registry.begin_destroy(id, None).unwrap();
+        assert_eq!(registry.state(id), Some(State::Stopping));
+        let record = CapsuleRecord { id, ..CapsuleRecord::unknown() };
+        registry.admit(&record, |_| Ok(())).unwrap();
+        assert!(matches!(registry.begin_create(id), Err(Error::Stopping)));
     }
 }
