@@ -13,10 +13,10 @@
 //! Each later check of the disk retries the thaws that `thaw.rs` has noted as owed.
 
 use super::host::Host;
-use super::registry::Running;
+use super::registry::{Capsule, Running};
 use super::thaw::{freeze, thaw};
 use super::usage::Action;
-use super::{Error, State, chain, files, io_error, sizes};
+use super::{Error, chain, files, io_error, sizes};
 use crate::room::Level;
 use daemon::blocking;
 use std::collections::HashMap;
@@ -57,9 +57,8 @@ async fn look_at_disk(host: &Host) {
     let now = Instant::now();
     let mut actions = Vec::new();
     for (id, capsule) in host.registry.lock().iter_mut() {
-        let (State::Running, Some(running)) = (&capsule.state, &capsule.running) else {
-            continue;
-        };
+        let running = capsule.running.as_ref().filter(|_| capsule.is_running());
+        let Some(running) = running else { continue };
         let stopped = running.machine.waits_for_room();
         match capsule.usage.decide(level, disks.get(id).copied(), stopped, now) {
             Action::Nothing => {}
@@ -88,7 +87,7 @@ async fn look_at_disk(host: &Host) {
 /// Returns the bytes that the disk of each running capsule takes on the host's disk. No lock is
 /// held meanwhile, since every request to a capsule needs it and a disk may be slow.
 async fn running_disks(host: &Host) -> HashMap<CapsuleId, u64> {
-    let ids = host.registry.filter(|capsule| capsule.state == State::Running);
+    let ids = host.registry.filter(Capsule::is_running);
     let this = host.clone();
     let disk = move |id| (id, files::disk_bytes(&files::folder(&this.context, id)));
     let measure = move || Ok(ids.into_iter().map(disk).collect());

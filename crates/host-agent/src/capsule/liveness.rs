@@ -22,10 +22,10 @@
 mod tests;
 
 use super::boot::Ready;
+use super::chain;
 use super::host::Host;
 use super::registry::Running;
 use super::registry::transitions::EndOutcome;
-use super::{State, chain};
 use crate::guest::Guest;
 use crate::vmm::{Machine, Threads, VmmRecord};
 use daemon::{blocking, lock};
@@ -129,9 +129,8 @@ async fn look_at_all(host: &Host, watched: Arc<Mutex<Watched>>) {
         let capsules = host.registry.lock();
         // A guest that waits for room stands still for that reason, and would take a place
         // among the suspects.
-        let runs = capsules
-            .iter()
-            .filter(|(_, capsule)| capsule.state == State::Running && !capsule.usage.waits);
+        let runs =
+            capsules.iter().filter(|(_, capsule)| capsule.is_running() && !capsule.usage.waits);
         runs.filter_map(|(id, c)| Some((*id, Arc::clone(&c.running.as_ref()?.machine)))).collect()
     };
     let look = move || {

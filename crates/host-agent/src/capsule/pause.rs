@@ -28,6 +28,19 @@ use types::CapsuleId;
 /// Time limit for requests under way to finish.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// A pause whose snapshot is complete.
+struct Saved {
+    record: CapsuleRecord,
+    number: u64,
+}
+
+/// A pause that failed before its snapshot was complete.
+struct Failed {
+    error: Error,
+    /// Token of the guest's agent, if the capsule's record is readable.
+    token: Option<String>,
+}
+
 /// Pauses a capsule; a paused capsule is success. `generation` is the command's, or `None` for
 /// the agent's own pauses.
 ///
@@ -70,23 +83,13 @@ async fn pause_under_lock(
         }
     };
     let started = Instant::now();
-    let captured = match files::known_record(&host.context, id) {
-        Ok(mut record) => {
-            record.generation = generation.unwrap_or(record.generation);
-            match save(host, &record, &pausing, mode).await {
-                Ok(number) => Ok((record, number)),
-                Err(error) => Err((host.if_full(error), Some(record.envd_token))),
-            }
-        }
-        Err(error) => Err((error, None)),
-    };
-    match captured {
-        Ok((record, number)) => {
+    match save_known(host, id, generation, &pausing, mode).await {
+        Ok(saved) => {
             metrics::histogram!("wrenn_pause_seconds").record(started.elapsed().as_secs_f64());
-            complete_pause(host, id, pausing, record, number).await;
+            complete_pause(host, id, pausing, saved).await;
             Ok(())
         }
-        Err((error, token)) => {
+        Err(Failed { error, token }) => {
             metrics::counter!("wrenn_pauses_failed_total").increment(1);
             let record = pausing.running.machine.record();
             resume_after_failure(host, id, pausing, token, &error).await;
@@ -98,13 +101,29 @@ async fn pause_under_lock(
     }
 }
 
+/// Reads the capsule's record, and makes the capsule's next snapshot.
+async fn save_known(
+    host: &Host,
+    id: CapsuleId,
+    generation: Option<u64>,
+    pausing: &Pausing,
+    mode: PauseMode,
+) -> Result<Saved, Failed> {
+    let known = files::known_record(&host.context, id);
+    let mut record = known.map_err(|error| Failed { error, token: None })?;
+    record.generation = generation.unwrap_or(record.generation);
+    match save(host, &record, pausing, mode).await {
+        Ok(number) => Ok(Saved { record, number }),
+        Err(error) => Err(Failed { error: host.if_full(error), token: Some(record.envd_token) }),
+    }
+}
+
 /// Ends the machine of a capsule whose snapshot is complete. There is no way back from here.
 async fn complete_pause(
     host: &Host,
     id: CapsuleId,
     pausing: Pausing,
-    mut record: CapsuleRecord,
-    number: u64,
+    Saved { mut record, number }: Saved,
 ) {
     // The network is removed only when nobody holds it.
     host.registry.change(id, |capsule| capsule.running = None);

@@ -66,7 +66,8 @@ pub(super) struct Admission {
 
 /// Entry of a capsule in the registry.
 pub(super) struct Capsule {
-    pub state: State,
+    /// Only the moves in `registry/transitions.rs` change the state.
+    state: State,
     pub generation: u64,
     pub memory_mib: u64,
     /// Number of the capsule's newest snapshot.
@@ -302,12 +303,21 @@ impl Capsule {
         Self { memory_mib: 0, ..Self::new(&CapsuleRecord::unknown(), state) }
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    /// Reports whether the capsule is paused, and the store lacks its newest snapshot.
+    pub(super) fn is_to_send(&self) -> bool {
+        self.state == State::Paused && self.is_unsent()
+    }
+
     fn waits_for_room(&self) -> bool {
-        self.usage.waits && self.state == State::Running
+        self.usage.waits && self.is_running()
     }
 
     /// Reports whether the store lacks the capsule's newest snapshot.
-    pub(super) fn is_unsent(&self) -> bool {
+    fn is_unsent(&self) -> bool {
         self.last > 0 && self.stored.as_ref().is_none_or(|stored| stored.number != self.last)
     }
 

@@ -15,9 +15,10 @@
 
 use super::host::Host;
 use super::record::{CapsuleRecord, Phase};
+use super::registry::Capsule;
 use super::store::{PLATFORM, Stored, failure, link_aside};
 use super::stored_snapshot::{self, StoredSnapshot};
-use super::{Error, State, chain, files, io_error};
+use super::{Error, chain, files, io_error};
 use crate::snapshot::{Layers, Snapshot};
 use daemon::blocking;
 use std::fs;
@@ -87,7 +88,7 @@ async fn send_all(host: &Host, stored: &Stored) {
         tracing::warn!(error = chain(&error), "nothing is sent to the store");
         return;
     }
-    let due = host.registry.filter(|c| c.state == State::Paused && c.is_unsent());
+    let due = host.registry.filter(Capsule::is_to_send);
     let mut snapshots = files::snapshots(&host.context);
     let mut templates = host.context.templates_here();
     snapshots.retain(|id| !stored.snapshots().contains(id));
