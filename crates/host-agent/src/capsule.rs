@@ -72,10 +72,8 @@ mod upload;
 mod usage;
 
 use crate::{network, room, snapshot, vmm};
-use crate::{network, snapshot, vmm};
-use std::fmt;
 use std::future::Future;
-use std::io;
+use std::{fmt, io};
 use tokio_util::sync::CancellationToken;
 use types::CapsuleId;
 

@@ -2,10 +2,10 @@
 
 use crate::cgroup::Cgroups;
 use crate::config::Config;
-use crate::membership::standing::Standing;
 use crate::network::Networks;
 use crate::room::Room;
 use crate::snapshot::images::Images;
+use crate::standing::Standing;
 use crate::storage;
 use crate::vmm::Driver;
 use daemon::Tasks;
@@ -45,8 +45,8 @@ impl AgentContext {
             arch: std::env::consts::ARCH.to_owned(),
             cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
             vcpus: or(self.config.vcpus, cores * VCPUS_PER_CORE),
-            memory_mb: self.memory_mib,
-            disk_mb: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
+            memory_mib: self.memory_mib,
+            disk_mib: or(self.config.disk_mib, (disk >> 20) * DISKS_PER_DISK),
             driver: self.driver.name().to_owned(),
             accelerator: self.driver.accelerator().to_owned(),
             isolation: self.driver.isolation().to_string(),
@@ -76,7 +76,7 @@ impl AgentContext {
             network: String::new(),
             dns: Vec::new(),
             driver: crate::config::DriverChoice::Null { port: 1 },
-            firecracker: crate::vmm::firecracker::Choice::default(),
+            firecracker: crate::config::FirecrackerChoice::default(),
             memory_mib: 0,
             vcpus: 0,
             disk_mib: 0,

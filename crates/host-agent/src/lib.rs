@@ -40,8 +40,6 @@ use room::Room;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use snapshot::images::Images;
-use standing::Standing;
-use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;

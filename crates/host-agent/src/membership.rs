@@ -5,10 +5,11 @@
 //! this host: capsules run on, and the host keeps asking the platform for as long as it takes.
 
 mod credentials;
+
 pub use credentials::Credentials;
-use crate::{AgentContext, standing};
-pub(crate) mod standing;
+
 use crate::context::AgentContext;
+use crate::standing;
 use anyhow::Context;
 use daemon::Tasks;
 use pki::Key;

@@ -52,7 +52,7 @@ impl Host {
             return Err(Error::NoCapacity(why));
         }
         // The copy of the machine's disk claims its own bytes later.
-        context.room.claim(0).map(drop)
+        Ok(context.room.claim(0).map(drop)?)
     }
 
     /// Updates the gauges of capsules.

@@ -79,7 +79,7 @@ async fn pause_under_lock(
         Err(error) => {
             metrics::counter!("wrenn_pauses_failed_total").increment(1);
             host.registry.abandon_pause(id);
-            return Err(error);
+            return Err(error.into());
         }
     };
     let started = Instant::now();
