@@ -24,6 +24,7 @@ mod load;
 mod policy;
 mod processes;
 mod proxy;
+mod quota;
 mod reconcile;
 mod retention;
 mod rounds;

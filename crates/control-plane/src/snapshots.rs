@@ -1,20 +1,22 @@
 //! Snapshots of capsules: taken, listed, removed. The host has the files, and the row says which
-//! files must exist. `reconcile` compares the two.
+//! files must exist. `reconcile` compares the two. `capsules::snapshot` serves a request for one.
 
 use crate::agent::HostSnapshots;
 use crate::app::App;
 use crate::audit::{Actor, Entry};
 use crate::auth::Caller;
 use crate::capsules::{self, Quota};
+use crate::policy::{Action, Resource, ResourceScope};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
 use crate::policy::{Action, Resource, ResourceScope};
+use crate::quota::Quota;
 use serde_json::json;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{CapsuleId, CapsuleState, HostId, SnapshotId, TeamId, names};
+use types::{CapsuleId, HostId, SnapshotId, TeamId};
 
 /// Age at which an unfinished or unnamed snapshot counts as left by a control plane that died.
 /// Forks and overwrites leave snapshots without a name.
@@ -22,42 +24,11 @@ const LEFT: Duration = Duration::from_secs(30 * 60);
 
 /// Checks that a caller may make, replace and remove snapshots. Snapshots belong to the whole team,
 /// so a key that is confined to one capsule or template may not.
-fn check_may(caller: Caller) -> Result<()> {
+pub(crate) fn check_may(caller: Caller) -> Result<()> {
     match caller.scope == ResourceScope::default() {
         true => caller.may(Action::CapsulesAdmin, Resource::Team),
         false => Err(Error::Confined),
     }
-}
-
-/// Takes a snapshot of a capsule, which stays in its state.
-pub(crate) async fn create(
-    app: &App,
-    caller: Caller,
-    wanted: api::CreateSnapshot,
-) -> Result<Snapshot> {
-    let wrong = |_| Error::invalid("capsule_id", "is no capsule's id");
-    let id: CapsuleId = wanted.capsule_id.parse().map_err(wrong)?;
-    // A capsule that a confined key may not see does not exist for that key.
-    let capsule = capsules::settled(app, caller, id).await?;
-    check_may(caller)?;
-    if let Some(name) = &wanted.name {
-        names::check_name("name", name)?;
-        if name.parse::<SnapshotId>().is_ok() {
-            return Err(Error::invalid("name", "must not look like an id"));
-        }
-        if db::templates::find(&app.db, caller.team, name).await?.is_some() {
-            return Err(Error::Conflict("a template has this name".to_owned()));
-        }
-    }
-    if !matches!(capsule.state(), CapsuleState::Running | CapsuleState::Paused) {
-        return Err(Error::NotRunning(capsule.state()));
-    }
-    let (at, name, overwrite) = (app.clone(), wanted.name.unwrap_or_default(), wanted.overwrite);
-    let memory = wanted.memory.unwrap_or(true);
-    capsules::detached(app, async move {
-        take(&at, caller, &capsule, Some(name), memory, overwrite).await
-    })
-    .await
 }
 
 /// Takes a snapshot, with or without memory. A snapshot without a name is for a fork alone. An

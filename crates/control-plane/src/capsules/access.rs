@@ -1,7 +1,7 @@
 //! Replaces the credentials that admit to a capsule's ports. Exchanges under the old credentials
 //! end at once, on every replica.
 
-use super::get;
+use super::get::get;
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;

@@ -1,6 +1,6 @@
 //! Health checks of a guest that takes long to answer.
 
-use super::classify_failure;
+use super::failure::classify_failure;
 use crate::app::App;
 use crate::db;
 use crate::db::capsules::Capsule;

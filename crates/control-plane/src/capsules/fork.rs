@@ -1,8 +1,12 @@
 //! Fork: takes a snapshot that no list shows, and starts capsules from it. The source runs on, or
 //! stays paused.
 
-use super::suspend::detached;
-use super::{CreateOptions, CreateSpec, lifetime, settled, start, to_api_for_maker};
+use super::create::CreateOptions;
+use super::detached::detached;
+use super::settle::settled;
+use super::spec::{CreateSpec, Origin, Settings, Source};
+use super::start::start;
+use super::{timeouts, to_api_for_maker};
 use crate::app::App;
 use crate::audit::Actor;
 use crate::auth::Caller;
@@ -12,7 +16,7 @@ use crate::snapshots;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
-use types::{CapsuleId, CapsuleState, HostId, Isolation, SnapshotId};
+use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
 
 /// Most capsules of one fork.
 const MOST: u32 = 100;
@@ -46,7 +50,7 @@ pub(crate) async fn fork(
 ) -> Result<Forked> {
     let count = wanted.count.unwrap_or(1);
     in_range("count", count, 1, MOST)?;
-    lifetime::check_timeout(wanted.lifetime)?;
+    timeouts::check_timeout(wanted.timeout)?;
     let source = settled(app, caller, id).await?;
     // A caller confined to this capsule would not see the forks.
     if caller.scope.capsule.is_some() {
@@ -55,64 +59,78 @@ pub(crate) async fn fork(
     if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(source.state()));
     }
-    let (at, timeout) = (app.clone(), wanted.lifetime);
-    detached(app, async move {
-        let taken = snapshots::take(&at, caller, &source, None, true, false).await?;
-        let snapshot = taken.id();
-        daemon::failpoint("control.forked").map_err(|e| Error::Internal(e.into()))?;
-        let made = futures::stream::iter(0..count)
-            .map(|_| start(&at, caller, child(&source, snapshot, timeout)))
-            .buffer_unordered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
-        // If the removal fails, the reconciler repeats it.
-        if let Err(error) = snapshots::remove(&at, &taken, Actor::SYSTEM).await {
-            tracing::warn!(%id, %error, "removing what a fork began from");
-        }
-        let (mut items, mut errors) = (Vec::new(), Vec::new());
-        for one in made {
-            match one {
-                Ok(capsule) => items.push(capsule),
-                Err(error) => errors.push(error),
-            }
-        }
-        if items.is_empty()
-            && let Some(error) = errors.pop()
-        {
-            return Err(error);
-        }
-        Ok(Forked { items, errors })
-    })
-    .await
+    let (at, timeout) = (app.clone(), wanted.timeout);
+    detached(app, async move { start_children(&at, caller, &source, count, timeout).await }).await
 }
 
+/// Takes a snapshot of the source, starts `count` capsules from it and removes it again.
+async fn start_children(
+    app: &App,
+    caller: Caller,
+    source: &Capsule,
+    count: u32,
+    timeout: Option<u32>,
+) -> Result<Forked> {
+    let taken = snapshots::take(app, caller, source, None, true, false).await?;
+    let snapshot = taken.id();
+    daemon::failpoint("control.forked").map_err(|e| Error::Internal(e.into()))?;
+    let made = futures::stream::iter(0..count)
+        .map(|_| start(app, caller, child(source, snapshot, timeout)))
+        .buffer_unordered(AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
+    // If the removal fails, the reconciler repeats it.
+    if let Err(error) = snapshots::remove(app, &taken, Actor::SYSTEM).await {
+        tracing::warn!(id = %source.id(), %error, "removing what a fork began from");
+    }
+    let (mut items, mut errors) = (Vec::new(), Vec::new());
+    for one in made {
+        match one {
+            Ok(capsule) => items.push(capsule),
+            Err(error) => errors.push(error),
+        }
+    }
+    if items.is_empty()
+        && let Some(error) = errors.pop()
+    {
+        return Err(error);
+    }
+    Ok(Forked { items, errors })
+}
+
+/// Makes the specification of a fork. It has the settings of its source.
 fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> CreateSpec {
     let size = |n: i32| n.unsigned_abs();
     CreateSpec {
-        template_id: source.template_id,
-        template: source.template.clone(),
-        snapshot: Some(snapshot),
-        size: Resources {
-            vcpus: size(source.vcpus),
-            memory_mib: size(source.memory_mib),
-            disk_mib: size(source.disk_mib),
+        source: Source {
+            template: source.template.clone(),
+            size: Resources {
+                vcpus: size(source.vcpus),
+                memory_mib: size(source.memory_mib),
+                disk_mib: size(source.disk_mib),
+            },
+            // A fork requires no tier, since it starts on its source's host.
+            origin: Origin::Snapshot {
+                id: snapshot,
+                template_id: source.template_id,
+                host: source.host_id.map(HostId),
+                stored: false,
+            },
         },
-        // A fork requires no tier, since it starts on its source's host.
-        isolation: Isolation::None,
-        preferred: source.host_id.map(HostId),
-        stored: false,
-        host_tags: Vec::new(),
-        idle_sec: size(source.timeout_sec),
-        timeout,
-        on_timeout: source.on_timeout.clone(),
-        auto_resume: source.auto_resume,
-        // A public port of the source is not public for its forks.
-        public_ports: Vec::new(),
-        public_traffic: source.public_traffic,
-        host_header: source.host_header.clone(),
-        egress: source.egress.0.clone(),
+        settings: Settings {
+            idle_sec: size(source.timeout_sec),
+            timeout,
+            on_timeout: source.on_timeout.clone(),
+            auto_resume: source.auto_resume,
+            // A public port of the source is not public for its forks.
+            public_ports: Vec::new(),
+            public_traffic: source.public_traffic,
+            host_header: source.host_header.clone(),
+            egress: source.egress.0.clone(),
+            metadata: source.metadata.0.clone(),
+        },
         options: CreateOptions { e2b: source.e2b, idempotency_key: None },
+        host_tags: Vec::new(),
         envs: BTreeMap::new(),
-        metadata: source.metadata.0.clone(),
     }
 }

@@ -1,6 +1,7 @@
 //! Rules for the network destinations of a capsule. The row holds them, and the host enforces them.
 
-use super::{get, settled};
+use super::get::get;
+use super::settle::settled;
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;

@@ -1,14 +1,22 @@
-//! Lists the servers that listen in a capsule, as its guest reports them. A guest is hostile, so
-//! the answer is bounded in time, size and number. The request wakes no paused capsule.
+//! Ports of a capsule: makes them public or private, and lists the servers that listen there.
+//!
+//! A guest reports its servers. A guest is hostile, so the answer is bounded in time, size and
+//! number. The request wakes no paused capsule.
 
-use super::{classify_failure, get};
+use super::failure::classify_failure;
+use super::get::get;
 use crate::app::App;
+use crate::audit::Entry;
 use crate::auth::Caller;
+use crate::db;
 use crate::db::capsules::Capsule;
+use crate::db::listen::Change;
 use crate::error::{self, Error, Result};
+use crate::limits::PUBLIC_PORTS_MAX;
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
 use protocol::{ENVD_PORT, REFUSAL};
+use serde_json::json;
 use std::net::IpAddr;
 use std::time::Duration;
 use types::{CapsuleId, CapsuleState};
@@ -82,6 +90,46 @@ fn read(answer: &[u8]) -> Result<Vec<Listener>> {
 fn printable(name: &str) -> Option<String> {
     let name: String = error::printable(name).chars().take(NAME_MAX).collect();
     (!name.is_empty()).then_some(name)
+}
+
+/// Returns the error of a capsule with too many public ports.
+pub(super) fn too_many_public() -> String {
+    format!("must be at most {PUBLIC_PORTS_MAX}")
+}
+
+/// Checks that a port may be public, linked to or connected to. The port of envd may not, since
+/// envd runs commands.
+pub(crate) fn check_exposed(field: &str, port: u16) -> Result<()> {
+    match port {
+        0 => Err(Error::invalid(field, "must be 1 to 65535")),
+        protocol::ENVD_PORT => Err(Error::invalid(field, "may not be envd's own")),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a port of a capsule public or private. Anybody may reach a public port.
+pub(crate) async fn set_public(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    port: u16,
+    public: bool,
+) -> Result<Capsule> {
+    get(app, caller, id).await?;
+    if public {
+        check_exposed("port", port)?;
+    }
+    let most = i32::try_from(PUBLIC_PORTS_MAX).unwrap_or(i32::MAX);
+    let mut tx = app.db.begin().await?;
+    let set = db::capsules::set_public(&mut *tx, caller.team, id, port, public, most).await?;
+    let what = json!({ "port": port, "public": public });
+    let entry = Entry::new(caller.team, caller.by, "capsule.set_port", id).with(what);
+    if set.is_some() {
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    app.changed(&Change::Capsule(id));
+    set.ok_or_else(|| Error::invalid("public_ports", too_many_public()))
 }
 
 #[cfg(test)]

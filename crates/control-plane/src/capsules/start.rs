@@ -1,8 +1,10 @@
 //! Starts a capsule: its row, a host for it, and the machine there. If a host has no room or does
 //! not answer, another one is tried.
 
-use super::quota::Quota;
-use super::{CreateOptions, idempotency, lifetime, network, remove, transition};
+use super::delete::remove;
+use super::spec::CreateSpec;
+use super::transition::transition;
+use super::{idempotency, network, timeouts};
 use crate::agent::Started;
 use crate::app::App;
 use crate::audit::Entry;
@@ -10,80 +12,38 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
+use crate::quota::Quota;
 use crate::scheduler::PlacementRequest;
 use crate::secret::{new_envd_token, random_hex};
 use protocol::host::CreateCapsuleRequest;
 use serde_json::json;
 use sqlx::types::Json;
-use std::collections::BTreeMap;
 use time::OffsetDateTime;
-use types::resources::Resources;
-use types::{CapsuleId, CapsuleState, Egress, HostId, Isolation, SnapshotId};
+use types::{CapsuleId, CapsuleState, HostId};
 
 /// Most hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;
 
-/// A capsule to start.
-pub(crate) struct CreateSpec {
-    pub template_id: Option<uuid::Uuid>,
-    pub template: String,
-    /// Snapshot to start from; `None` for the template.
-    pub snapshot: Option<SnapshotId>,
-    pub size: Resources,
-    /// Lowest isolation tier that the template accepts.
-    pub isolation: Isolation,
-    /// Host that has the snapshot.
-    pub preferred: Option<HostId>,
-    /// Set if the store has the snapshot, too.
-    pub stored: bool,
-    /// Tags that the host must have.
-    pub host_tags: Vec<String>,
-    pub idle_sec: u32,
-    /// Lifetime in seconds, from the moment the capsule runs.
-    pub timeout: Option<u32>,
-    pub on_timeout: String,
-    pub auto_resume: bool,
-    pub public_ports: Vec<i32>,
-    pub public_traffic: bool,
-    pub host_header: Option<String>,
-    pub egress: Egress,
-    pub options: CreateOptions,
-    pub envs: BTreeMap<String, String>,
-    pub metadata: BTreeMap<String, String>,
-}
-
 /// Inserts a capsule's row and has a host make its machine.
-pub(crate) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Result<Capsule> {
+pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Result<Capsule> {
     let row = row(caller, &wanted);
     let request = request(&row, &wanted);
     let quota = Quota::of(app, caller).await?;
+    let origin = &wanted.source.origin;
     let placement = PlacementRequest {
         team: caller.team,
         size: row.size(),
-        template: &wanted.template,
-        preferred: wanted.preferred,
-        // A host uploads its templates when it has the store, so other hosts with the store can
-        // fetch them.
-        fetches: wanted.snapshot.is_none() || wanted.stored,
+        template: &wanted.source.template,
+        preferred: origin.host(),
+        fetches: origin.can_be_fetched(),
         tags: &wanted.host_tags,
-        isolation: wanted.isolation.max(quota.isolation()),
+        isolation: origin.isolation().max(quota.isolation()),
         excluded: &[],
     };
     quota.rate(app)?;
     let host = app.fleet.place(&placement).await?;
     let mut row = Capsule { host_id: Some(host.0), ..row };
-    let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mib": row.memory_mib,
-        "memory_mb": row.memory_mib, "snapshot": wanted.snapshot.map(|id| id.to_string()) });
-    let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id()).with(what);
-    let mut tx = app.db.begin().await?;
-    quota.admit(&mut tx, &row).await?;
-    db::capsules::insert(&mut tx, &row, &entry).await?;
-    if let Some(key) = &wanted.options.idempotency_key
-        && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id()).await?
-    {
-        return Err(idempotency::in_flight());
-    }
-    tx.commit().await?;
+    insert(app, caller, &quota, &row, &wanted).await?;
     daemon::failpoint("control.starting").map_err(|e| Error::Internal(e.into()))?;
     match make(app, &mut row, request, &placement).await {
         Ok(started) => mark_running(app, caller, &row, started).await,
@@ -98,8 +58,32 @@ pub(crate) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
     }
 }
 
+/// Inserts the row with its audit entry and idempotency key, if the quota admits one more capsule.
+async fn insert(
+    app: &App,
+    caller: Caller,
+    quota: &Quota,
+    row: &Capsule,
+    wanted: &CreateSpec,
+) -> Result<()> {
+    let snapshot = wanted.source.origin.snapshot();
+    let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mb": row.memory_mib,
+        "snapshot": snapshot.map(|id| id.to_string()) });
+    let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id()).with(what);
+    let mut tx = app.db.begin().await?;
+    quota.admit(&mut tx, row).await?;
+    db::capsules::insert(&mut tx, row, &entry).await?;
+    if let Some(key) = &wanted.options.idempotency_key
+        && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id()).await?
+    {
+        return Err(idempotency::in_flight());
+    }
+    Ok(tx.commit().await?)
+}
+
 /// Makes the row of a capsule that is about to start. Placement chooses its host later.
 fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
+    let (source, settings) = (&wanted.source, &wanted.settings);
     let now = OffsetDateTime::now_utc();
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let id = CapsuleId::new();
@@ -107,27 +91,27 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
         id: id.0,
         team_id: caller.team.0,
         host_id: None,
-        template_id: wanted.template_id,
-        template: wanted.template.clone(),
-        snapshot_id: wanted.snapshot.map(|id| id.0),
+        template_id: source.origin.template_id(),
+        template: source.template.clone(),
+        snapshot_id: source.origin.snapshot().map(|id| id.0),
         status: CapsuleState::Starting.as_str().to_owned(),
         operation: String::new(),
         generation: 1,
-        vcpus: int(wanted.size.vcpus),
-        memory_mib: int(wanted.size.memory_mib),
-        disk_mib: int(wanted.size.disk_mib),
-        timeout_sec: int(wanted.idle_sec),
+        vcpus: int(source.size.vcpus),
+        memory_mib: int(source.size.memory_mib),
+        disk_mib: int(source.size.disk_mib),
+        timeout_sec: int(settings.idle_sec),
         ends_at: None,
-        on_timeout: wanted.on_timeout.clone(),
-        auto_resume: wanted.auto_resume,
+        on_timeout: settings.on_timeout.clone(),
+        auto_resume: settings.auto_resume,
         envd_token: new_envd_token(id),
         traffic_token: random_hex(32),
         link_generation: 1,
         created_by_key: caller.key().map(|key| key.0),
-        public_ports: wanted.public_ports.clone(),
-        public_traffic: wanted.public_traffic,
-        host_header: wanted.host_header.clone(),
-        egress: Json(wanted.egress.clone()),
+        public_ports: settings.public_ports.clone(),
+        public_traffic: settings.public_traffic,
+        host_header: settings.host_header.clone(),
+        egress: Json(settings.egress.clone()),
         e2b: wanted.options.e2b,
         booted: false,
         stored: 0,
@@ -138,7 +122,7 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
         placed: 0,
         age: 0.0,
         error: None,
-        metadata: Json(wanted.metadata.clone()),
+        metadata: Json(settings.metadata.clone()),
         created_at: now,
         started_at: None,
         updated_at: now,
@@ -147,17 +131,18 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
 
 /// Makes the request for the host.
 fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
+    let (size, snapshot) = (wanted.source.size, wanted.source.origin.snapshot());
     CreateCapsuleRequest {
         capsule_id: row.id().to_string(),
         template: row.template.clone(),
-        vcpus: wanted.size.vcpus,
-        memory_mib: wanted.size.memory_mib,
-        disk_mib: wanted.size.disk_mib,
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        disk_mib: size.disk_mib,
         envd_token: row.envd_token.clone(),
         envs: wanted.envs.clone().into_iter().collect(),
         generation: 1,
-        snapshot_id: wanted.snapshot.map(|id| id.to_string()).unwrap_or_default(),
-        life: lifetime::wire(row, wanted.timeout).into(),
+        snapshot_id: snapshot.map(|id| id.to_string()).unwrap_or_default(),
+        life: timeouts::wire(row, wanted.settings.timeout).into(),
         team_id: row.team().to_string(),
         egress: network::wire(&row.egress).into(),
         ..Default::default()

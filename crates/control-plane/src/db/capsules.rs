@@ -2,7 +2,9 @@
 
 use crate::audit::Entry;
 use crate::policy::ResourceScope;
+use crate::audit::{Actor, Entry};
 use crate::scheduler::ResourceAmounts;
+use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::BTreeMap;
@@ -345,6 +347,13 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
     sqlx::query_as(sql).bind(host.0).fetch_all(db).await
 }
 
+/// Audit entry of a move. It names no team, since the statement takes the team from the row.
+pub(crate) struct MoveEntry {
+    pub by: Actor,
+    pub action: &'static str,
+    pub metadata: Value,
+}
+
 /// Moves a capsule to a state, if its generation is still `seen` and the move is legal. The
 /// statement also writes the entry in the audit log, if there is one. Returns the new generation,
 /// or `None` if another writer was faster.
@@ -354,7 +363,7 @@ pub(crate) async fn transition(
     seen: i64,
     to: CapsuleState,
     error: Option<&str>,
-    entry: Option<&Entry>,
+    entry: Option<&MoveEntry>,
 ) -> sqlx::Result<Option<i64>> {
     let from: Vec<&str> = to.previous().into_iter().map(CapsuleState::as_str).collect();
     let sql = "WITH moved AS (\

@@ -252,7 +252,7 @@ async fn create_snapshot(
         overwrite: over.overwrite,
         memory: None,
     };
-    let taken = snapshots::create(&app, caller, wanted).await?;
+    let taken = capsules::snapshot(&app, caller, wanted).await?;
     Ok((StatusCode::CREATED, Json(template(taken))))
 }
 

@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::snapshots;
+use crate::{capsules, db, snapshots};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -26,7 +27,7 @@ pub(crate) async fn create(
     caller: Caller,
     Body(wanted): Body<api::CreateSnapshot>,
 ) -> Result<(StatusCode, Json<api::Snapshot>)> {
-    let snapshot = snapshots::create(&app, caller, wanted).await?;
+    let snapshot = capsules::snapshot(&app, caller, wanted).await?;
     Ok((StatusCode::CREATED, Json(snapshots::to_api(snapshot))))
 }
 

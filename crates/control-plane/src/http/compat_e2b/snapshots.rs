@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::http::extract::{Json as Body, Path, Query};
 use crate::http::paging::cursor;
 use crate::snapshots;
+use crate::{capsules, db, snapshots};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -29,7 +30,7 @@ pub(super) async fn create(
         overwrite: true,
         memory: wanted.memory,
     };
-    let taken = snapshots::create(&app, caller, wanted).await?;
+    let taken = capsules::snapshot(&app, caller, wanted).await?;
     Ok((StatusCode::CREATED, Json(taken.into())))
 }
 

@@ -1,6 +1,7 @@
 //! Lifetimes of capsules. The control plane sets them, and the host enforces them.
 
-use super::{get, settled};
+use super::get::get;
+use super::settle::settled;
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;

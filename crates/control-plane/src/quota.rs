@@ -25,12 +25,12 @@ impl Quota {
     }
 
     /// Returns the lowest isolation tier for the team's capsules.
-    pub(super) fn isolation(&self) -> Isolation {
+    pub(crate) fn isolation(&self) -> Isolation {
         self.team.isolation
     }
 
     /// Counts a create against the rates of the key and the team.
-    pub(super) fn rate(&self, app: &App) -> Result<()> {
+    pub(crate) fn rate(&self, app: &App) -> Result<()> {
         let too_many = |wait| Error::TooManyRequests("creates", wait);
         if let Some(key) = self.caller.counted_as {
             let own = self.caller.limits.creates_per_sec;
@@ -41,7 +41,7 @@ impl Quota {
     }
 
     /// Checks that there is room for one more capsule, and holds it until the transaction ends.
-    pub(super) async fn admit(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
+    pub(crate) async fn admit(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
         let more = Held { capsules: 1, ..machine(capsule) };
         let key = self.caller.key().filter(|_| self.caller.limits.counts());
         self.check(tx, more, key).await
@@ -50,7 +50,7 @@ impl Quota {
     /// Checks that there is room for the machine of a capsule that is brought back. The machine
     /// counts for the key that made the capsule. A user, or a key without such limits, is bound
     /// only by the team's limits.
-    pub(super) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
+    pub(crate) async fn admit_again(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
         let bound = match self.caller.by.principal {
             Principal::User(_) => false,
             Principal::Key(_) => self.caller.limits.counts(),

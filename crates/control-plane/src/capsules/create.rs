@@ -1,0 +1,147 @@
+//! Creates capsules: checks the request, finds its template or snapshot, and starts the capsule.
+//! `start` has the rest, which forks share.
+
+use super::detached::detached;
+use super::idempotency::{self, IdempotencyKey};
+use super::ports::{check_exposed, too_many_public};
+use super::spec::{CreateSpec, Origin, Settings, Source};
+use super::start::start;
+use super::{network, timeouts};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::policy::{Action, Resource};
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::db::snapshots::Snapshot;
+use crate::db::templates::Template;
+use crate::error::{Error, Result};
+use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
+use std::collections::BTreeSet;
+use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
+use types::{Egress, HostId, TemplateId, names};
+
+/// Placeholder for the port in a capsule's `Host` header.
+pub(crate) const HOST_PORT: &str = "${PORT}";
+
+/// Options of a create that depend on the API it came by.
+#[derive(Default)]
+pub(crate) struct CreateOptions {
+    /// Set if the create came by E2B's API.
+    pub e2b: bool,
+    /// Idempotency key, by which a create may be repeated.
+    pub idempotency_key: Option<IdempotencyKey>,
+}
+
+/// Creates a capsule. Returns it when its guest answers.
+pub(crate) async fn create(
+    app: &App,
+    caller: Caller,
+    wanted: api::CreateCapsule,
+    options: CreateOptions,
+) -> Result<Capsule> {
+    let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
+    names::check_name("template", &name)?;
+    let (ports, egress) = check(&wanted)?;
+    if let Some(key) = &options.idempotency_key
+        && let Some(capsule) = idempotency::find_previous(app, caller, key).await?
+    {
+        return Ok(capsule);
+    }
+    let source = find_source(app, caller, &name, &wanted).await?;
+    let settings = Settings {
+        idle_sec: wanted.timeout_sec.unwrap_or(0),
+        timeout: wanted.timeout,
+        on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
+        auto_resume: wanted.auto_resume,
+        public_ports: ports.into_iter().map(i32::from).collect(),
+        public_traffic: wanted.public_traffic,
+        host_header: wanted.host_header,
+        egress,
+        metadata: wanted.metadata,
+    };
+    let (host_tags, envs) = (wanted.host_tags, wanted.envs);
+    let spec = CreateSpec { source, settings, options, host_tags, envs };
+    let at = app.clone();
+    Box::pin(detached(app, async move { start(&at, caller, spec).await })).await
+}
+
+/// Checks a request's settings. Returns the public ports and the outbound rules.
+fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
+    names::check_envs("envs", &wanted.envs)?;
+    let metadata: usize = wanted.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if metadata > METADATA_MAX {
+        return Err(Error::invalid("metadata", "must be at most 16 KiB in all"));
+    }
+    let ports = wanted.public_ports.iter().copied().collect::<BTreeSet<u16>>();
+    ports.iter().try_for_each(|port| check_exposed("public_ports", *port))?;
+    if ports.len() > PUBLIC_PORTS_MAX {
+        return Err(Error::invalid("public_ports", too_many_public()));
+    }
+    let idle_sec = wanted.timeout_sec.unwrap_or(0);
+    in_range("timeout_sec", idle_sec, 0, MAX_TIMEOUT_SEC)?;
+    timeouts::check_timeout(wanted.timeout)?;
+    timeouts::check_on_timeout(wanted.on_timeout.as_deref())?;
+    let host_header = wanted.host_header.as_deref();
+    host_header.map_or(Ok(()), check_host_header)?;
+    Ok((ports, network::read(&wanted.network)?))
+}
+
+/// Resolves a name to a template or, failing that, to a snapshot.
+async fn find_source(
+    app: &App,
+    caller: Caller,
+    name: &str,
+    wanted: &api::CreateCapsule,
+) -> Result<Source> {
+    if let Some(template) = db::templates::find(&app.db, caller.team, name).await? {
+        return of_template(caller, template, wanted);
+    }
+    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+    let found = found.filter(|_| caller.may(Action::CapsulesAdmin, Resource::Team).is_ok());
+    of_snapshot(found.ok_or(Error::NotFound("template"))?, wanted)
+}
+
+/// Makes the source of a capsule from a template, which has default sizes.
+fn of_template(caller: Caller, template: Template, wanted: &api::CreateCapsule) -> Result<Source> {
+    let or = |asked: Option<u32>, default: i32| asked.unwrap_or(default.unsigned_abs());
+    let size = Resources {
+        vcpus: or(wanted.vcpus, template.vcpus),
+        memory_mib: or(wanted.memory_mb, template.memory_mib),
+        disk_mib: or(wanted.disk_mb, template.disk_mib),
+    };
+    size.check()?;
+    let template_id = TemplateId(template.id);
+    caller.may(Action::CapsulesAdmin, Resource::Template(template_id))?;
+    let origin = Origin::Template { id: template.id, isolation: template.isolation() };
+    Ok(Source { template: template.name, size, origin })
+}
+
+/// Makes the source of a capsule from a snapshot, whose sizes are fixed.
+fn of_snapshot(snapshot: Snapshot, wanted: &api::CreateCapsule) -> Result<Source> {
+    let size = Resources {
+        vcpus: snapshot.vcpus.unsigned_abs(),
+        memory_mib: snapshot.memory_mib.unsigned_abs(),
+        disk_mib: snapshot.disk_mib.unsigned_abs(),
+    };
+    for (field, asked, is) in [
+        ("vcpus", wanted.vcpus, size.vcpus),
+        ("memory_mb", wanted.memory_mb, size.memory_mib),
+        ("disk_mb", wanted.disk_mb, size.disk_mib),
+    ] {
+        if asked.is_some_and(|asked| asked != is) {
+            return Err(Error::invalid(field, format!("of this snapshot is {is}")));
+        }
+    }
+    let (id, host) = (snapshot.id(), snapshot.host_id.map(HostId));
+    let origin = Origin::Snapshot { id, template_id: None, host, stored: snapshot.stored };
+    Ok(Source { template: snapshot.template, size, origin })
+}
+
+/// Checks the value of the `Host` header that programs in the capsule get.
+fn check_host_header(name: &str) -> Result<()> {
+    let filled = name.replace(HOST_PORT, "80");
+    match filled.parse::<http::uri::Authority>() {
+        Ok(host) if !filled.contains('@') && !host.host().is_empty() && name.len() <= 300 => Ok(()),
+        _ => Err(Error::invalid("host_header", "must be a host's name, with a port or without")),
+    }
+}

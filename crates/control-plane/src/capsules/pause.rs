@@ -1,0 +1,94 @@
+//! Pauses capsules. If a host does not answer, the reconciler completes the pause.
+
+use super::detached::detached;
+use super::get::get;
+use super::join::{RACES, busy, has_failed, joins};
+use super::settle::settled;
+use super::transition::transition;
+use crate::app::App;
+use crate::audit::Entry;
+use crate::auth::Caller;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use protocol::host::PauseCapsuleRequest;
+use types::{CapsuleId, CapsuleState};
+
+/// Names a pause by its parameters.
+fn pause_name(memory: bool) -> &'static str {
+    if memory { "pause" } else { "pause disk" }
+}
+
+/// Pauses a capsule. Succeeds for a paused capsule. Joins a pause with the same parameters that is
+/// under way, on whichever control plane.
+pub(crate) async fn pause(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    memory: bool,
+) -> Result<Capsule> {
+    for _ in 0..RACES {
+        let seen = get(app, caller, id).await?;
+        let joined = joins(&seen, CapsuleState::Pausing, pause_name(memory))?;
+        let capsule = settled(app, caller, id).await?;
+        let state = capsule.state();
+        if state == CapsuleState::Paused {
+            return Ok(capsule);
+        }
+        if state != CapsuleState::Running {
+            return Err(Error::NotRunning(state));
+        }
+        if joined {
+            let failed = || Error::PauseFailed("the pause that was under way failed".to_owned());
+            return if has_failed(&seen, &capsule) { Err(failed()) } else { Ok(capsule) };
+        }
+        let at = app.clone();
+        let paused =
+            detached(
+                app,
+                async move { Box::pin(pause_running(&at, caller, capsule, memory)).await },
+            );
+        if let Some(paused) = paused.await? {
+            return Ok(paused);
+        }
+    }
+    Err(busy())
+}
+
+/// Pauses a capsule that was seen running. Returns `None` when another change was faster.
+async fn pause_running(
+    app: &App,
+    caller: Caller,
+    capsule: Capsule,
+    memory: bool,
+) -> Result<Option<Capsule>> {
+    let (id, seen) = (capsule.id(), capsule.generation);
+    let mut tx = app.db.begin().await?;
+    let begun = db::capsules::begin_pause(&mut *tx, id, seen, pause_name(memory)).await?;
+    if begun.is_some() {
+        let entry = Entry::new(capsule.team(), caller.by, "capsule.pause", id);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    app.routes.forget(id);
+    let Some(generation) = begun else { return Ok(None) };
+    let request = PauseCapsuleRequest {
+        capsule_id: id.to_string(),
+        generation: generation.unsigned_abs(),
+        disk_only: !memory,
+        ..Default::default()
+    };
+    daemon::failpoint("control.pausing").map_err(|e| Error::Internal(e.into()))?;
+    match app.agent_of(&capsule)?.pause(request).await {
+        Ok(()) => {
+            transition(app, id, generation, CapsuleState::Paused, None, caller.by).await?;
+            get(app, caller, id).await.map(Some)
+        }
+        // The capsule may be paused all the same. The reconciler asks the host.
+        Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
+        Err(error) => {
+            transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
+            Err(error)
+        }
+    }
+}

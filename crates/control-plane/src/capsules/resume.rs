@@ -1,0 +1,232 @@
+//! Resumes paused capsules, on their own host or on another one. If a host does not answer, the
+//! reconciler completes the resume.
+
+use super::detached::detached;
+use super::get::get;
+use super::join::{busy, has_failed, joins};
+use super::lag::caught_up;
+use super::settle::settled;
+use super::transition::transition;
+use super::{network, timeouts};
+use crate::agent::Started;
+use crate::app::App;
+use crate::audit::{Actor, Entry};
+use crate::auth::Caller;
+use crate::db;
+use crate::db::capsules::Capsule;
+use crate::error::{Error, Result};
+use crate::quota::Quota;
+use crate::scheduler::PlacementRequest;
+use protocol::host::ResumeCapsuleRequest;
+use types::{CapsuleId, CapsuleState, HostId, Isolation};
+
+/// Options of a resume.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ResumeRequest {
+    /// Lifetime in seconds; `None` for no limit.
+    pub timeout: Option<u32>,
+    /// Ignores the snapshot's memory, and boots from its disk.
+    pub cold: bool,
+    /// Number of a snapshot; 0 for the last one.
+    pub snapshot: u64,
+    /// Waits for another operation under way, and accepts its result.
+    pub patient: bool,
+}
+
+impl ResumeRequest {
+    /// Names the resume by its parameters.
+    fn name(self) -> String {
+        let Self { timeout, cold, snapshot, patient: _ } = self;
+        let timeout = timeout.unwrap_or(0);
+        format!("resume timeout={timeout} cold={cold} snapshot={snapshot}")
+    }
+
+    fn joins(self, capsule: &Capsule) -> Result<bool> {
+        if self.patient {
+            return Ok(false);
+        }
+        joins(capsule, CapsuleState::Resuming, &self.name())
+    }
+}
+
+/// Resumes a paused capsule. Succeeds for a running capsule. Joins a resume with the same
+/// parameters that is under way, on whichever control plane.
+pub(crate) async fn resume(
+    app: &App,
+    caller: Caller,
+    id: CapsuleId,
+    wanted: ResumeRequest,
+) -> Result<Capsule> {
+    timeouts::check_timeout(wanted.timeout)?;
+    let seen = get(app, caller, id).await?;
+    let joined = wanted.joins(&seen)?;
+    let capsule = settled(app, caller, id).await?;
+    let capsule = Box::pin(caught_up(app, caller, capsule)).await?;
+    let before = capsule.state();
+    if before == CapsuleState::Running {
+        return match wanted.snapshot {
+            0 => Ok(capsule),
+            _ if joined => Ok(capsule),
+            _ => Err(Error::invalid("snapshot", "is for a capsule that is paused; pause it first")),
+        };
+    }
+    // A capsule whose machine is lost may have an earlier snapshot.
+    if !matches!(before, CapsuleState::Paused | CapsuleState::Error) {
+        return Err(Error::NotRunning(before));
+    }
+    if joined && has_failed(&seen, &capsule) {
+        return Err(Error::StartFailed("the resume that was under way failed".to_owned()));
+    }
+    let at = app.clone();
+    detached(app, async move { Box::pin(resume_paused(&at, caller, capsule, wanted)).await }).await
+}
+
+/// Resumes a capsule that was seen paused or lost.
+async fn resume_paused(
+    app: &App,
+    caller: Caller,
+    capsule: Capsule,
+    wanted: ResumeRequest,
+) -> Result<Capsule> {
+    let (id, before) = (capsule.id(), capsule.state());
+    let host = place(app, &capsule).await?;
+    let Some(generation) = begin(app, caller, &capsule, host, &wanted.name()).await? else {
+        // Another change was faster, perhaps to the same end.
+        wanted.joins(&get(app, caller, id).await?)?;
+        let capsule = settled(app, caller, id).await?;
+        let runs = capsule.state() == CapsuleState::Running;
+        return if runs { Ok(capsule) } else { Err(busy()) };
+    };
+    app.routes.forget(id);
+    let request = request(&capsule, host, generation, wanted);
+    daemon::failpoint("control.resuming").map_err(|e| Error::Internal(e.into()))?;
+    let clock = std::time::Instant::now();
+    match app.agent(host).resume(request).await {
+        Ok(started) => {
+            metrics::histogram!("wrenn_capsule_resume_seconds")
+                .record(clock.elapsed().as_secs_f64());
+            complete(app, caller, &capsule, generation, started).await
+        }
+        // The capsule may run, or be about to. The reconciler asks the host.
+        Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
+        Err(error) => {
+            // The capsule is still on its former host.
+            db::capsules::place_back(&app.db, generation, &capsule).await?;
+            transition(app, id, generation, before, capsule.error.as_deref(), Actor::SYSTEM)
+                .await?;
+            Err(error)
+        }
+    }
+}
+
+/// Moves the row to `resuming` on a host, if the limits admit the machine. Returns the new
+/// generation, or `None` when another change was faster.
+async fn begin(
+    app: &App,
+    caller: Caller,
+    capsule: &Capsule,
+    host: HostId,
+    operation: &str,
+) -> Result<Option<i64>> {
+    let (id, seen) = (capsule.id(), capsule.generation);
+    let quota = Quota::of(app, caller).await?;
+    let mut tx = app.db.begin().await?;
+    quota.admit_again(&mut tx, capsule).await?;
+    let resumed = db::capsules::resume_on(&mut *tx, id, seen, host, operation).await?;
+    if resumed.is_some() {
+        let entry = Entry::new(capsule.team(), caller.by, "capsule.resume", id);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    Ok(resumed)
+}
+
+/// Makes the request for the host.
+fn request(
+    capsule: &Capsule,
+    host: HostId,
+    generation: i64,
+    wanted: ResumeRequest,
+) -> ResumeCapsuleRequest {
+    let moves = capsule.host_id != Some(host.0);
+    ResumeCapsuleRequest {
+        capsule_id: capsule.id().to_string(),
+        generation: generation.unsigned_abs(),
+        life: timeouts::wire(capsule, wanted.timeout).into(),
+        snapshot: wanted.snapshot,
+        cold: wanted.cold,
+        stored: stored(capsule).unsigned_abs(),
+        stored_tree: capsule.stored_tree.clone(),
+        placed: if moves { generation } else { capsule.placed }.unsigned_abs(),
+        team_id: capsule.team().to_string(),
+        egress: network::wire(&capsule.egress).into(),
+        ..Default::default()
+    }
+}
+
+/// Marks a resumed capsule as running. `before` is the row from before the resume.
+async fn complete(
+    app: &App,
+    caller: Caller,
+    before: &Capsule,
+    generation: i64,
+    started: Started,
+) -> Result<Capsule> {
+    let id = before.id();
+    let left = started.left.map(|left| left.as_secs_f64());
+    db::capsules::set_end(&app.db, id, generation, left).await?;
+    transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
+    let row = get(app, caller, id).await?;
+    // The rules changed while the capsule was paused, after this request read them.
+    if row.egress != before.egress {
+        Box::pin(network::apply(app, &row)).await?;
+    }
+    Ok(Capsule { booted: started.booted, ..row })
+}
+
+/// Returns the number of the stored snapshot that a capsule may be resumed from, or 0 for none.
+/// Normally only the newest snapshot qualifies. For a capsule whose machine is lost, the last
+/// stored one does. A host that the capsule was on since then takes its own.
+fn stored(capsule: &Capsule) -> i64 {
+    let lost = capsule.state() == CapsuleState::Error;
+    if capsule.stored_newest || lost { capsule.stored } else { 0 }
+}
+
+/// Chooses the host for a resume: the capsule's own, or another one that can fetch the capsule from
+/// the store. Another host is chosen when the own one is unreachable, or is being drained.
+async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
+    let own = capsule.host_id.map(HostId);
+    let state = || {
+        let known = own.and_then(|host| app.fleet.known(host));
+        known.map_or((false, false), |host| (host.online, host.draining))
+    };
+    // The cached state may be old, so it is read again before the capsule leaves its host.
+    if state() != (true, false) {
+        app.fleet.read().await?;
+    }
+    let (online, draining) = state();
+    let usable = online && !draining;
+    let fetches = stored(capsule) > 0;
+    if let (Some(own), true) = (own, usable || !fetches) {
+        if online && draining {
+            return Err(Error::Conflict("the capsule's host is being drained".to_owned()));
+        }
+        return Ok(own);
+    }
+    let team = app.directory.limits(&app.db, capsule.team()).await?.isolation;
+    let template = match capsule.template_id {
+        Some(id) => db::templates::isolation(&app.db, id).await?,
+        None => Isolation::None,
+    };
+    let placement = PlacementRequest {
+        team: capsule.team(),
+        size: capsule.size(),
+        template: "",
+        preferred: own,
+        fetches,
+        tags: &[],
+        isolation: team.max(template),
+        excluded: own.as_slice(),
+    };
+    app.fleet.place(&placement).await
+}
