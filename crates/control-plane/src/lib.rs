@@ -14,6 +14,7 @@ mod changes;
 mod channels;
 mod db;
 mod domains;
+mod e2b;
 mod error;
 mod fields;
 mod hosts;

@@ -14,6 +14,13 @@ mod wire;
 use super::routes::Routes;
 use super::rules::{CHANGE, CHANGE_ALL, READ, READ_ALL};
 use crate::auth::rule::Rule;
+pub(super) use crate::e2b::{concurrent, serves};
+use super::rules::Rule;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::policy::Action;
+use crate::capsules;
+use crate::db::capsules::Capsule;
 use crate::error::Error;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -25,10 +32,6 @@ use types::ids::ENCODED_LEN;
 const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 /// Header that tells a client whether it may repeat a failed request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
-
-/// First segments of the paths of E2B's API. No path of envd's begins with any of them.
-const ROOTS: [&str; 8] =
-    ["sandboxes", "v2", "v3", "snapshots", "templates", "volumes", "secrets", "teams"];
 
 /// Adds the routes of E2B's API.
 pub(super) fn register(routes: Routes) -> Routes {
@@ -69,11 +72,6 @@ async fn missing(what: &'static str) -> Error {
     Error::NotSupported(what)
 }
 
-/// Reports whether a path belongs to E2B's API.
-pub(crate) fn serves(path: &str) -> bool {
-    let first = path.strip_prefix('/').and_then(|path| path.split('/').next());
-    first.is_some_and(|first| ROOTS.contains(&first))
-}
 
 /// Writes an error in E2B's form. E2B's clients repeat failed requests unless a header forbids it.
 /// Requests that may have had an effect therefore get that header.
@@ -91,17 +89,6 @@ pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Resp
         answer.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     answer
-}
-
-/// Words a limit on concurrency as E2B's service does. E2B's clients recognise both texts, and wait
-/// for room when they see them.
-pub(crate) fn concurrent(error: Error) -> Error {
-    let Error::LimitReached(who, what) = error else { return error };
-    let what = format!(
-        "{what}, the maximum number of concurrent sandboxes (E2B: maximum number of concurrent \
-         E2B sandboxes)"
-    );
-    Error::LimitReached(who, what)
 }
 
 /// Makes a page of rows, of which there is one extra unless the page is the last. A header then

@@ -8,6 +8,7 @@
 
 use crate::domains::{Domains, plain_name};
 use crate::http::compat_e2b;
+use crate::e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};
 use types::CapsuleId;
@@ -87,7 +88,7 @@ fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
     let envd = |port: &str| port.parse() == Ok(ENVD_PORT);
     match (text(SANDBOX_ID), text(SANDBOX_PORT)) {
         (None, _) => by_token(headers, path),
-        (Some(_), Some(port)) if envd(port) && compat_e2b::serves(path) => Addressee::Api,
+        (Some(_), Some(port)) if envd(port) && e2b::serves(path) => Addressee::Api,
         (Some(id), Some(port)) => target(port, id),
         (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
     }
