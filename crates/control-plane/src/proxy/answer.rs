@@ -166,15 +166,22 @@ pub(crate) fn enter(
 }
 
 /// The name by which a client reached a capsule.
-pub(crate) struct Public<'a> {
-    pub scheme: &'a str,
+pub(crate) struct Public {
+    pub scheme: &'static str,
     /// Host name with the port, as the client wrote it.
-    pub host: &'a str,
+    pub host: HeaderValue,
     pub target: Target,
 }
 
+impl Public {
+    /// Returns the host name; an empty one if it is no text.
+    fn host(&self) -> &str {
+        self.host.to_str().unwrap_or("")
+    }
+}
+
 /// Corrects the addresses in a guest's answer, and confines its cookies.
-pub(crate) fn rewrite_headers(headers: &mut HeaderMap, public: &Public<'_>) {
+pub(crate) fn rewrite_headers(headers: &mut HeaderMap, public: &Public) {
     preview::confine_cookies(headers);
     if let Some(right) = headers.get(LOCATION).and_then(|value| location(value, public)) {
         headers.insert(LOCATION, right);
@@ -183,12 +190,12 @@ pub(crate) fn rewrite_headers(headers: &mut HeaderMap, public: &Public<'_>) {
 
 /// Rewrites a `Location` on the guest to a name that works from outside. Returns `None` for other
 /// places.
-fn location(value: &HeaderValue, public: &Public<'_>) -> Option<HeaderValue> {
+fn location(value: &HeaderValue, public: &Public) -> Option<HeaderValue> {
     let text = value.to_str().ok()?;
     let (scheme, rest) = text.split_once("://").filter(|(s, _)| matches!(*s, "http" | "https"))?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    if authority.eq_ignore_ascii_case(public.host) {
+    if authority.eq_ignore_ascii_case(public.host()) {
         // The guest does not know the scheme that its client used.
         let same = scheme == public.scheme;
         let right = format!("{}://{authority}{path}", public.scheme);
@@ -201,9 +208,9 @@ fn location(value: &HeaderValue, public: &Public<'_>) -> Option<HeaderValue> {
     let default = if scheme == "https" { 443 } else { 80 };
     let port = authority.port_u16().unwrap_or(default);
     let host = if port == public.target.port {
-        public.host.to_owned()
+        public.host().to_owned()
     } else {
-        let (_, domain) = public.host.split_once('.')?;
+        let (_, domain) = public.host().split_once('.')?;
         format!("{port}-{}.{domain}", public.target.capsule)
     };
     HeaderValue::from_str(&format!("{}://{host}{path}", public.scheme)).ok()
@@ -225,8 +232,9 @@ mod tests {
         let capsule = CapsuleId(uuid::Uuid::nil());
         let zeros = "0".repeat(25);
         let host = format!("8080-cl-{zeros}.x.org:8443");
+        let target = Target { capsule, port: 8080 };
         let public =
-            Public { scheme: "https", host: &host, target: Target { capsule, port: 8080 } };
+            Public { scheme: "https", host: HeaderValue::from_str(&host).unwrap(), target };
         let right = |place: &str| {
             let value = HeaderValue::from_str(place).unwrap();
             location(&value, &public).map(|v| v.to_str().unwrap().to_owned())

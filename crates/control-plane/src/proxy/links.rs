@@ -1,7 +1,6 @@
 //! Checks preview links, and the cookies that they were exchanged for. A link must be of the
 //! capsule's present generation of links. Its maker must still be allowed to reach the port.
 
-use super::access::Presented;
 use super::preview::{Link, Maker};
 use super::routes::Route;
 use super::target::Target;
@@ -34,16 +33,15 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Checks the links of a request for an existing capsule. Looks nothing up for a request
-    /// without links.
+    /// Checks the links of a request for an existing capsule: the token in its query and those in
+    /// its cookies. Looks nothing up for a request without links.
     pub(crate) async fn find(
         app: &App,
-        presented: &Presented<'_>,
+        (query, cookies): (Option<&str>, Vec<&str>),
         target: Target,
         route: Option<&Route>,
         now: i64,
     ) -> Result<Self> {
-        let (query, cookies) = presented.link_tokens();
         let (Some(route), false) = (route, query.is_none() && cookies.is_empty()) else {
             return Ok(Self::default());
         };
