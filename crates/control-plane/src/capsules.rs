@@ -57,7 +57,7 @@ mod wake;
 
 pub(crate) use access::{rotate_links, rotate_token};
 pub(crate) use alive::unless_silent;
-pub(crate) use create::{CreateOptions, HOST_PORT, create};
+pub(crate) use create::{HOST_PORT, create};
 pub(crate) use delete::{abandon, delete, remove};
 pub(crate) use failure::classify_failure;
 pub(crate) use fork::fork;
@@ -75,6 +75,7 @@ pub(crate) use ports::{Listener, check_exposed, listeners, set_public};
 pub(crate) use resume::{ResumeRequest, resume};
 pub(crate) use settle::settled;
 pub(crate) use snapshot::snapshot;
+pub(crate) use spec::CreateOptions;
 pub(crate) use stats::{GuestStats, guest_stats};
 pub(crate) use timeouts::{extend, ping, set_lifetime};
 pub(crate) use transition::transition;

@@ -2,11 +2,10 @@
 //! `start` has the rest, which forks share.
 
 use super::detached::detached;
-use super::idempotency::{self, IdempotencyKey};
 use super::ports::{check_exposed, too_many_public};
-use super::spec::{CreateSpec, Origin, Settings, Source};
+use super::spec::{CreateOptions, CreateSpec, Origin, Settings, Source};
 use super::start::start;
-use super::{network, timeouts};
+use super::{idempotency, network, timeouts};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::policy::{Action, Resource};
@@ -22,15 +21,6 @@ use types::{Egress, HostId, TemplateId, names};
 
 /// Placeholder for the port in a capsule's `Host` header.
 pub(crate) const HOST_PORT: &str = "${PORT}";
-
-/// Options of a create that depend on the API it came by.
-#[derive(Default)]
-pub(crate) struct CreateOptions {
-    /// Set if the create came by E2B's API.
-    pub e2b: bool,
-    /// Idempotency key, by which a create may be repeated.
-    pub idempotency_key: Option<IdempotencyKey>,
-}
 
 /// Creates a capsule. Returns it when its guest answers.
 pub(crate) async fn create(

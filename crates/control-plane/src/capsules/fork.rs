@@ -1,10 +1,9 @@
 //! Fork: takes a snapshot that no list shows, and starts capsules from it. The source runs on, or
 //! stays paused.
 
-use super::create::CreateOptions;
 use super::detached::detached;
 use super::settle::settled;
-use super::spec::{CreateSpec, Origin, Settings, Source};
+use super::spec::{CreateOptions, CreateSpec, Origin, Settings, Source};
 use super::start::start;
 use super::{timeouts, to_api_for_maker};
 use crate::app::App;

@@ -1,10 +1,19 @@
 //! Specification of a capsule to start: its source, its settings, and what only its start needs.
 
-use super::create::CreateOptions;
+use super::idempotency::IdempotencyKey;
 use std::collections::BTreeMap;
 use types::resources::Resources;
 use types::{Egress, HostId, Isolation, SnapshotId};
 use uuid::Uuid;
+
+/// Options of a create that depend on the API it came by.
+#[derive(Default)]
+pub(crate) struct CreateOptions {
+    /// Set if the create came by E2B's API.
+    pub e2b: bool,
+    /// Idempotency key, by which a create may be repeated.
+    pub idempotency_key: Option<IdempotencyKey>,
+}
 
 /// A capsule to start.
 pub(super) struct CreateSpec {
