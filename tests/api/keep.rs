@@ -7,6 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use tests::{Client, Driver, Platform, Upstream, eventually, processes_of};
 use types::{CapsuleState, SnapshotId};
 
@@ -213,6 +214,23 @@ async fn concurrent_requests_wake_paused_capsule_once_and_are_served() {
             done.into_iter().for_each(|one| one.unwrap());
             assert_eq!(processes_of(&id).len(), 1);
         }
+    }
+    platform.finish();
+}
+
+/// The host pauses the capsule by itself, so the row says `running` for a while. Requests in that
+/// time are sent again once the capsule has woken.
+#[tokio::test]
+async fn requests_during_pause_by_host_are_served_after_wake() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let wanted = json!({ "auto_resume": true, "timeout": 1, "on_timeout": "pause" });
+    let id = client.create(&wanted).await;
+    let upstream = Upstream::echo();
+    for _ in 0..60 {
+        let answer = client.to_port(Method::GET, &id, upstream.port, "/").send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     platform.finish();
 }
