@@ -1,5 +1,5 @@
-//! Last step of the proxy: sends a request to the host agent, and repeats it if the capsule was about
-//! to be paused.
+//! Last step of the proxy: sends a request to the host agent, and repeats it if the capsule was
+//! about to be paused.
 
 use super::answer::{self, Public};
 use super::authorize::Authorized;
@@ -15,8 +15,8 @@ use protocol::{REFUSAL, Refusal};
 use std::time::Duration;
 use types::HostId;
 
-/// Longest wait for a capsule that is being paused and wakes for requests. A pause waits two seconds
-/// for requests under way, and then writes the memory.
+/// Longest wait for a capsule that is being paused and wakes for requests. A pause waits two
+/// seconds for requests under way, and then writes the memory.
 const WAKE_MAX: Duration = Duration::from_secs(50);
 /// Most times that a request is sent again.
 const SENDS_MAX: u32 = 50;
@@ -31,8 +31,8 @@ pub(super) fn repeatable(outgoing: &Outgoing, route: &Route) -> Option<Request<B
 /// Sends a request to the host agent. Corrects the addresses in the answer.
 ///
 /// # Errors
-/// `HostUnavailable`, `GuestSilent`, `BodyTooSlow`, `AccessRevoked`, `Invalid` for a broken body, and
-/// the refusals of the host agent, by `Error::from_refusal`.
+/// `HostUnavailable`, `GuestSilent`, `BodyTooSlow`, `AccessRevoked`, `Invalid` for a broken body,
+/// and the refusals of the host agent, by `Error::from_refusal`.
 pub(super) async fn send(
     app: &App,
     outgoing: Outgoing,
