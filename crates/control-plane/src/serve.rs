@@ -9,6 +9,7 @@ use crate::auth::origin::{ByTls, Peer};
 use crate::auth::revocations::Revocations;
 use crate::auth::session;
 use crate::cache::InvalidationHealth;
+use crate::capsules::waiters::Waiters;
 use crate::channels::guard;
 use crate::domains::{Domains, PublicUrl};
 use crate::hosts::tls::CertStore;
@@ -102,10 +103,10 @@ impl App {
             routes: Arc::new(routes),
             directory: Arc::new(directory),
             revocations: Arc::new(Revocations::new()),
+            waiters: Arc::new(Waiters::new(health.clone())),
             invalidation_health: health,
             limiter: Arc::new(Limiter::new()),
             load,
-            waiters: Arc::default(),
             audit_buffer: Arc::default(),
             streams: Arc::new(streams),
             http: guard::client(true)?,

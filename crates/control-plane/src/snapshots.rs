@@ -5,8 +5,6 @@ use crate::agent::HostSnapshots;
 use crate::app::App;
 use crate::audit::{Actor, Entry};
 use crate::auth::Caller;
-use crate::capsules::{self, Quota};
-use crate::policy::{Action, Resource, ResourceScope};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;

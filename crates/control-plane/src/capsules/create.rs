@@ -8,13 +8,13 @@ use super::start::start;
 use super::{idempotency, network, timeouts};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::policy::{Action, Resource};
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::db::templates::Template;
 use crate::error::{Error, Result};
 use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
+use crate::policy::{Action, Resource};
 use std::collections::BTreeSet;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
 use types::{Egress, HostId, TemplateId, names};
@@ -39,8 +39,8 @@ pub(crate) async fn create(
     }
     let source = find_source(app, caller, &name, &wanted).await?;
     let settings = Settings {
-        idle_sec: wanted.timeout_sec.unwrap_or(0),
-        timeout: wanted.timeout,
+        idle_sec: wanted.idle_timeout.unwrap_or(0),
+        timeout: wanted.lifetime,
         on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
         auto_resume: wanted.auto_resume,
         public_ports: ports.into_iter().map(i32::from).collect(),
@@ -67,9 +67,9 @@ fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     if ports.len() > PUBLIC_PORTS_MAX {
         return Err(Error::invalid("public_ports", too_many_public()));
     }
-    let idle_sec = wanted.timeout_sec.unwrap_or(0);
-    in_range("timeout_sec", idle_sec, 0, MAX_TIMEOUT_SEC)?;
-    timeouts::check_timeout(wanted.timeout)?;
+    let idle_sec = wanted.idle_timeout.unwrap_or(0);
+    in_range("idle_timeout", idle_sec, 0, MAX_TIMEOUT_SEC)?;
+    timeouts::check_timeout(wanted.lifetime)?;
     timeouts::check_on_timeout(wanted.on_timeout.as_deref())?;
     let host_header = wanted.host_header.as_deref();
     host_header.map_or(Ok(()), check_host_header)?;
@@ -96,8 +96,8 @@ fn of_template(caller: Caller, template: Template, wanted: &api::CreateCapsule) 
     let or = |asked: Option<u32>, default: i32| asked.unwrap_or(default.unsigned_abs());
     let size = Resources {
         vcpus: or(wanted.vcpus, template.vcpus),
-        memory_mib: or(wanted.memory_mb, template.memory_mib),
-        disk_mib: or(wanted.disk_mb, template.disk_mib),
+        memory_mib: or(wanted.memory_mib, template.memory_mib),
+        disk_mib: or(wanted.disk_mib, template.disk_mib),
     };
     size.check()?;
     let template_id = TemplateId(template.id);
@@ -115,8 +115,8 @@ fn of_snapshot(snapshot: Snapshot, wanted: &api::CreateCapsule) -> Result<Source
     };
     for (field, asked, is) in [
         ("vcpus", wanted.vcpus, size.vcpus),
-        ("memory_mb", wanted.memory_mb, size.memory_mib),
-        ("disk_mb", wanted.disk_mb, size.disk_mib),
+        ("memory_mib", wanted.memory_mib, size.memory_mib),
+        ("disk_mib", wanted.disk_mib, size.disk_mib),
     ] {
         if asked.is_some_and(|asked| asked != is) {
             return Err(Error::invalid(field, format!("of this snapshot is {is}")));

@@ -49,7 +49,7 @@ pub(crate) async fn fork(
 ) -> Result<Forked> {
     let count = wanted.count.unwrap_or(1);
     in_range("count", count, 1, MOST)?;
-    timeouts::check_timeout(wanted.timeout)?;
+    timeouts::check_timeout(wanted.lifetime)?;
     let source = settled(app, caller, id).await?;
     // A caller confined to this capsule would not see the forks.
     if caller.scope.capsule.is_some() {
@@ -58,7 +58,7 @@ pub(crate) async fn fork(
     if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(source.state()));
     }
-    let (at, timeout) = (app.clone(), wanted.timeout);
+    let (at, timeout) = (app.clone(), wanted.lifetime);
     detached(app, async move { start_children(&at, caller, &source, count, timeout).await }).await
 }
 

@@ -6,7 +6,6 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::db::capsules::Capsule;
 use crate::error::Result;
-use crate::reconcile;
 use time::OffsetDateTime;
 use types::{CapsuleState, HostId};
 
@@ -27,7 +26,7 @@ pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Re
     // The error of a capsule that has ended does not matter, since its row shows the end next.
     let _ = timeouts::ping(app, caller, id).await;
     if let Some(host) = capsule.host_id {
-        reconcile::run(app, HostId(host)).await;
+        app.rounds.run(HostId(host)).await;
     }
     settled(app, caller, id).await
 }

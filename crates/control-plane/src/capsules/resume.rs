@@ -213,7 +213,7 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         }
         return Ok(own);
     }
-    let team = app.directory.limits(&app.db, capsule.team()).await?.isolation;
+    let team = app.directory.limits(capsule.team()).await?.isolation;
     let template = match capsule.template_id {
         Some(id) => db::templates::isolation(&app.db, id).await?,
         None => Isolation::None,

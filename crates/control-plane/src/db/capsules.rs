@@ -1,8 +1,7 @@
 //! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
-use crate::audit::Entry;
-use crate::policy::ResourceScope;
 use crate::audit::{Actor, Entry};
+use crate::policy::ResourceScope;
 use crate::scheduler::ResourceAmounts;
 use serde_json::Value;
 use sqlx::types::Json;

@@ -15,12 +15,6 @@ use super::routes::Routes;
 use super::rules::{CHANGE, CHANGE_ALL, READ, READ_ALL};
 use crate::auth::rule::Rule;
 pub(super) use crate::e2b::{concurrent, serves};
-use super::rules::Rule;
-use crate::app::App;
-use crate::auth::Caller;
-use crate::policy::Action;
-use crate::capsules;
-use crate::db::capsules::Capsule;
 use crate::error::Error;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -71,7 +65,6 @@ pub(super) fn register(routes: Routes) -> Routes {
 async fn missing(what: &'static str) -> Error {
     Error::NotSupported(what)
 }
-
 
 /// Writes an error in E2B's form. E2B's clients repeat failed requests unless a header forbids it.
 /// Requests that may have had an effect therefore get that header.

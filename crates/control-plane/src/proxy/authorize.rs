@@ -51,8 +51,8 @@ pub(super) async fn authorize(
     let (target, from) = (arrival.target, arrival.from);
     // The count is taken before the first look-up, so that no change in between is missed.
     let seen = app.revocations.count();
-    let hash = presented.key().map(crate::auth::hash);
-    let (route, key) = app.routes.find(app, target.capsule, hash.as_ref(), Some(from)).await?;
+    let hash = presented.key().map(crate::secret::hash);
+    let (route, key) = app.routes.find(target.capsule, hash.as_ref(), Some(from)).await?;
     let owner = match &key {
         Some(key) => key_caller(app, key, Actor::SYSTEM).await.ok(),
         None => None,

@@ -1,8 +1,9 @@
 //! First step of the proxy: finds the capsule and the port of a request, and the way it came.
 
 use super::access;
-use super::target::{self, Addressee, Domains, Target};
+use super::target::{self, Addressee, Target};
 use crate::auth::origin::{Peer, Transport};
+use crate::domains::Domains;
 use crate::error::{Error, Result};
 use hop::Body;
 use http::Request;

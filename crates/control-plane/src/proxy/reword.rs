@@ -22,7 +22,7 @@ pub(super) async fn e2b_error(
     }
     let capsule = arrival.target.capsule;
     let find = async || {
-        let found = app.routes.find(app, capsule, None, Some(arrival.from)).await;
+        let found = app.routes.find(capsule, None, Some(arrival.from)).await;
         found.ok().and_then(|(route, _)| route)
     };
     let mut route = find().await;

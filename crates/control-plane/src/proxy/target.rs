@@ -7,7 +7,6 @@
 //! send envd no header but its token, once they have connected. So the token names its capsule.
 
 use crate::domains::{Domains, plain_name};
-use crate::http::compat_e2b;
 use crate::e2b;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use protocol::{ACCESS_TOKEN, ENVD_PORT};

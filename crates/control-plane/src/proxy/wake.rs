@@ -7,7 +7,6 @@ use super::routes::Route;
 use crate::app::App;
 use crate::capsules;
 use crate::error::{Error, Result};
-use crate::reconcile;
 use hop::Share;
 use std::sync::Arc;
 use types::{CapsuleId, CapsuleState, HostId};
@@ -26,7 +25,7 @@ pub(super) async fn wake(app: &App, authorized: &Authorized) -> Result<Arc<Route
     let _place = place(app, &authorized.admission)?;
     let capsule = authorized.admission.target.capsule;
     Box::pin(capsules::wake(app, authorized.waker, capsule)).await?;
-    let found = app.routes.find(app, capsule, None, None).await?;
+    let found = app.routes.find(capsule, None, None).await?;
     found.0.ok_or(Error::NotFound("capsule"))
 }
 
@@ -45,7 +44,7 @@ pub(super) fn place(app: &App, admission: &PortAdmission) -> Result<Option<Share
 
 /// Has the rows of a host's capsules follow the host, which knows first of a pause or an end.
 pub(super) async fn follow_host(app: &App, host: HostId) {
-    reconcile::fresh(app, host).await;
+    app.rounds.fresh(host).await;
 }
 
 impl Route {

@@ -1,15 +1,13 @@
 //! Snapshots of sandboxes: creation, lists and removal.
 
-use super::names;
-use super::sandbox_id;
 use super::wire::{NewSnapshot, Snapshot};
+use super::{names, sandbox_id};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::{Json as Body, Path, Query};
 use crate::http::paging::cursor;
-use crate::snapshots;
-use crate::{capsules, db, snapshots};
+use crate::{capsules, snapshots};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
