@@ -106,11 +106,12 @@ async fn host_without_control_plane_enforces_lifetimes() {
     drop(replica);
     let agent = platform.client_of_agent(&address).below("/wrenn.host.v1.Host");
     let mut ids = Vec::new();
-    for kill in [false, true] {
+    for on_timeout in ["ON_TIMEOUT_PAUSE", "ON_TIMEOUT_KILL"] {
         let id = types::CapsuleId::new().to_string();
         let request = json!({
             "capsuleId": id, "template": "base", "vcpus": 1, "memoryMib": 128, "diskMib": 64,
-            "envdToken": "t", "generation": 1, "life": { "lastsMs": 500, "kill": kill },
+            "envdToken": "t", "generation": 1,
+            "lifetime": { "lastsMs": 500, "onTimeout": on_timeout },
         });
         agent.post("/CreateCapsule", &request).await.expect(200);
         ids.push(id);
@@ -144,20 +145,27 @@ async fn host_without_control_plane_enforces_lifetimes() {
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
     // A lifetime starts when the host hears of it, by the host's clock alone.
-    let life = json!({ "lastsMs": 600_000, "endsAtMs": 1 });
-    let keep =
-        |generation: u32| json!({ "capsuleId": ids[0], "life": life, "generation": generation });
+    let lifetime = json!({ "lastsMs": 600_000 });
+    let set = |generation: u32| {
+        let mut request = resume(generation);
+        request["lifetime"] = lifetime.clone();
+        request
+    };
     // A lifetime from an older command changes nothing either.
-    let stale = agent.post("/KeepCapsule", &keep(4)).await;
+    let stale = agent.post("/SetLifetime", &set(4)).await;
     assert_eq!(stale.body["code"], "aborted", "{}", stale.body);
-    let kept = agent.post("/KeepCapsule", &keep(5)).await.expect(200);
+    assert_eq!(stale.body["details"][0]["type"], "wrenn.host.v1.Failure", "{}", stale.body);
+    let kept = agent.post("/SetLifetime", &set(5)).await.expect(200);
     // In JSON, a 64-bit number may come as a text.
     let left = kept["leftMs"].as_str().and_then(|left| left.parse::<u64>().ok());
     let left = left.or(kept["leftMs"].as_u64()).unwrap();
     assert!((1..=600_000).contains(&left), "{kept}");
     assert_eq!(states(&agent).await[0], "CAPSULE_STATE_RUNNING");
+    agent.post("/TouchCapsule", &json!({ "capsuleId": ids[0] })).await.expect(200);
     agent.post("/DestroyCapsule", &resume(5)).await.expect(200);
     assert_eq!(states(&agent).await[0], Value::Null);
+    let gone = agent.post("/TouchCapsule", &json!({ "capsuleId": ids[0] })).await;
+    assert_eq!(gone.body["code"], "not_found", "{}", gone.body);
     for id in &ids {
         agent.post("/DestroyCapsule", &json!({ "capsuleId": id })).await.expect(200);
     }

@@ -236,12 +236,14 @@ async fn stale_local_copy_yields_to_stored_version() {
     let record: Value =
         serde_json::from_slice(&std::fs::read(folder.join("capsule.json")).unwrap()).unwrap();
     let resume = json!({
-        "capsuleId": id, "generation": 100, "placed": 100, "stored": 2, "storedTree": tree,
-        "teamId": record["team"],
+        "capsuleId": id, "generation": 100,
+        "stored": {
+            "snapshot": { "number": 2, "name": tree }, "teamId": record["team"], "placed": 100,
+        },
     });
     for wrong in ["3-0123456789abcdef", "../../x", "2-x"] {
         let mut resume = resume.clone();
-        resume["storedTree"] = wrong.into();
+        resume["stored"]["snapshot"]["name"] = wrong.into();
         let refused = agent.post("/ResumeCapsule", &resume).await;
         assert_eq!(refused.body["code"], "invalid_argument", "{}", refused.body);
     }

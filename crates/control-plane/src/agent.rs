@@ -1,6 +1,9 @@
 //! Connections to host agents. RPC and the data hop to guests share one pool of connections, so the
 //! same security applies to both.
 
+mod failure;
+
+use self::failure::Command;
 use crate::error::{Error, Result};
 use crate::hosts::tls::{CertStore, is_loopback};
 use crate::hosts::{Fleet, Host};
@@ -252,19 +255,14 @@ impl Agent {
     pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<Started> {
         let options = CallOptions::default().with_timeout(CREATE);
         let answer = self.host().create_capsule_with_options(request, options).await;
-        match answer {
-            Ok(answer) => {
-                let answer = answer.into_owned();
-                Ok(started(answer.left_ms, &answer.stages))
-            }
-            Err(error) => Err(failed(&error, Error::StartFailed)),
-        }
+        let answer = answer.map_err(|e| refused(Command::Create, &e))?.into_owned();
+        Ok(answer.started.into_option().unwrap_or_default().into())
     }
 
     pub(crate) async fn pause(&self, request: host::PauseCapsuleRequest) -> Result<()> {
         let options = CallOptions::default().with_timeout(SUSPEND);
         let answer = self.host().pause_capsule_with_options(request, options).await;
-        answer.map(|_| ()).map_err(|error| failed(&error, Error::PauseFailed))
+        answer.map(|_| ()).map_err(|e| refused(Command::Pause, &e))
     }
 
     /// Resumes a capsule.
@@ -275,31 +273,32 @@ impl Agent {
     pub(crate) async fn resume(&self, request: host::ResumeCapsuleRequest) -> Result<Started> {
         let options = CallOptions::default().with_timeout(SUSPEND);
         let answer = self.host().resume_capsule_with_options(request, options).await;
-        match answer {
-            Ok(answer) => {
-                let answer = answer.into_owned();
-                Ok(started(answer.left_ms, &answer.stages))
-            }
-            Err(error) if is_silent(&error) => Err(Error::GuestUnavailable),
-            Err(error) => Err(failed(&error, Error::StartFailed)),
-        }
+        let answer = answer.map_err(|e| refused(Command::Resume, &e))?.into_owned();
+        Ok(answer.started.into_option().unwrap_or_default().into())
     }
 
     /// Changes the time that a capsule may run. Returns the time that is left by the host's clock;
     /// `None` means that it may run for ever.
     pub(crate) async fn set_lifetime(
         &self,
-        request: host::KeepCapsuleRequest,
+        request: host::SetLifetimeRequest,
     ) -> Result<Option<Duration>> {
-        let answer = self.host().keep_capsule(request).await.map_err(|e| refused(&e))?;
-        Ok(left(answer.into_owned().left_ms))
+        let answer = self.host().set_lifetime(request).await.map_err(|e| other(&e))?;
+        Ok(answer.into_owned().left_ms.map(Duration::from_millis))
+    }
+
+    /// Counts as activity in a capsule.
+    pub(crate) async fn touch(&self, id: CapsuleId) -> Result<()> {
+        let request =
+            host::TouchCapsuleRequest { capsule_id: id.to_string(), ..Default::default() };
+        self.host().touch_capsule(request).await.map(|_| ()).map_err(|e| other(&e))
     }
 
     /// Replaces the rules for the network destinations that a capsule may reach.
     pub(crate) async fn set_egress(&self, id: CapsuleId, egress: host::Egress) -> Result<()> {
         let (capsule_id, egress) = (id.to_string(), egress.into());
         let request = host::SetEgressRequest { capsule_id, egress, ..Default::default() };
-        self.host().set_egress(request).await.map(|_| ()).map_err(|e| refused(&e))
+        self.host().set_egress(request).await.map(|_| ()).map_err(|e| other(&e))
     }
 
     /// Takes a snapshot, with or without memory. Returns its size in bytes, and the bytes that no
@@ -320,23 +319,23 @@ impl Agent {
         };
         let options = CallOptions::default().with_timeout(SUSPEND);
         let answer = self.host().create_snapshot_with_options(request, options).await;
-        let answer = answer.map_err(|error| failed(&error, Error::SnapshotFailed))?;
+        let answer = answer.map_err(|e| refused(Command::Snapshot, &e))?;
         let answer = answer.into_owned();
         Ok((answer.size_bytes, answer.storage_bytes))
     }
 
     /// Removes a snapshot. With a team, removes it from the store, too.
     pub(crate) async fn remove_snapshot(&self, id: SnapshotId, of: Option<TeamId>) -> Result<()> {
-        let team_id = of.map(|team| team.to_string()).unwrap_or_default();
+        let team_id = of.map(|team| team.to_string());
         let snapshot_id = id.to_string();
         let request = host::DeleteSnapshotRequest { snapshot_id, team_id, ..Default::default() };
-        self.host().delete_snapshot(request).await.map(|_| ()).map_err(|e| refused(&e))
+        self.host().delete_snapshot(request).await.map(|_| ()).map_err(|e| other(&e))
     }
 
     /// Lists the snapshots that the host has.
     pub(crate) async fn snapshots(&self) -> Result<HostSnapshots> {
         let answer = self.host().list_snapshots(host::ListSnapshotsRequest::default()).await;
-        let answer = answer.map_err(|e| refused(&e))?.into_owned();
+        let answer = answer.map_err(|e| other(&e))?.into_owned();
         let ids = |texts: Vec<String>| texts.iter().filter_map(|id| id.parse().ok()).collect();
         let int = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let storage = answer.storage_bytes.into_iter();
@@ -349,10 +348,11 @@ impl Agent {
     }
 
     /// Waits until a capsule changes on the host by itself, or until some seconds have passed.
-    /// `seen` is the count that the last call returned, or 0; the new count is returned.
-    pub(crate) async fn wait_change(&self, seen: u64) -> Result<u64> {
+    /// `seen` is the count that the last call returned. Without it, the call returns at once.
+    /// Returns the new count.
+    pub(crate) async fn wait_change(&self, seen: Option<u64>) -> Result<u64> {
         let request = host::WaitChangeRequest { seen, ..Default::default() };
-        let answer = self.host().wait_change(request).await.map_err(|e| refused(&e))?;
+        let answer = self.host().wait_change(request).await.map_err(|e| other(&e))?;
         Ok(answer.into_owned().count)
     }
 
@@ -365,38 +365,42 @@ impl Agent {
         newest: u64,
         of: Option<TeamId>,
     ) -> Result<()> {
-        let team_id = of.map(|team| team.to_string()).unwrap_or_default();
         let request = host::DestroyCapsuleRequest {
             capsule_id: id.to_string(),
-            team_id,
-            // On the wire, 0 would allow any generation.
-            generation: newest.max(1),
+            team_id: of.map(|team| team.to_string()),
+            generation: Some(newest),
             ..Default::default()
         };
         let options = CallOptions::default().with_timeout(REMOVE);
         let answer = self.host().destroy_capsule_with_options(request, options).await;
-        answer.map(|_| ()).map_err(|e| refused(&e))
+        answer.map(|_| ()).map_err(|e| other(&e))
     }
 
-    /// Removes a capsule's trees from the store, except the tree that its row names.
-    pub(crate) async fn prune_stored(&self, id: CapsuleId, of: TeamId, tree: &str) -> Result<()> {
+    /// Removes a capsule's snapshots from the store, except the one that its row names and newer
+    /// ones.
+    pub(crate) async fn prune_stored(
+        &self,
+        id: CapsuleId,
+        of: TeamId,
+        retained: host::StoredSnapshot,
+    ) -> Result<()> {
         let request = host::PruneStoredRequest {
             capsule_id: id.to_string(),
             team_id: of.to_string(),
-            tree: tree.to_owned(),
+            retained: retained.into(),
             ..Default::default()
         };
-        self.host().prune_stored(request).await.map(|_| ()).map_err(|e| refused(&e))
+        self.host().prune_stored(request).await.map(|_| ()).map_err(|e| other(&e))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<host::CapsuleInfo>> {
         let answer = self.host().list_capsules(host::ListCapsulesRequest::default()).await;
-        Ok(answer.map_err(|e| refused(&e))?.into_owned().capsules)
+        Ok(answer.map_err(|e| other(&e))?.into_owned().capsules)
     }
 
     pub(crate) async fn logs(&self, id: CapsuleId) -> Result<Vec<u8>> {
         let request = host::ReadLogsRequest { capsule_id: id.to_string(), ..Default::default() };
-        let answer = self.host().read_logs(request).await.map_err(|e| refused(&e))?;
+        let answer = self.host().read_logs(request).await.map_err(|e| other(&e))?;
         Ok(answer.into_owned().console)
     }
 
@@ -422,14 +426,26 @@ pub(crate) struct Started {
     pub booted: bool,
 }
 
-fn started(left_ms: u64, stages: &[host::Stage]) -> Started {
-    let booted = stages.iter().any(|stage| stage.name == "booted");
-    Started { left: left(left_ms), booted }
+impl From<host::Started> for Started {
+    fn from(started: host::Started) -> Self {
+        Self {
+            left: started.left_ms.map(Duration::from_millis),
+            booted: started.kind == host::StartKind::START_KIND_BOOTED,
+        }
+    }
 }
 
-/// Reads the remaining time from a host's answer, in milliseconds; 0 means for ever.
-fn left(ms: u64) -> Option<Duration> {
-    (ms > 0).then(|| Duration::from_millis(ms))
+/// Converts and logs a host's error about a command.
+fn refused(command: Command, error: &ConnectError) -> Error {
+    // The caller does not get the text of such an error.
+    if error.code == ErrorCode::Internal {
+        tracing::warn!(%error, "a host failed");
+    }
+    command.error(error)
+}
+
+fn other(error: &ConnectError) -> Error {
+    Command::Other.error(error)
 }
 
 /// Configures calls to envd in a capsule. Answers come uncompressed, since compression would cost
@@ -444,49 +460,6 @@ fn guest(id: CapsuleId, token: &str) -> ClientConfig {
 /// Makes the URI of a call from its path. The transport knows the host.
 fn uri(path: &str) -> Uri {
     format!("http://agent{path}").parse().unwrap_or_default()
-}
-
-/// Reports whether a host answered that envd in the guest is silent.
-fn is_silent(error: &ConnectError) -> bool {
-    error.code == ErrorCode::Unavailable && error.message.as_deref() == Some(protocol::SILENT)
-}
-
-/// Converts a host's error about a capsule that it could not make or change. An internal error may
-/// name paths of the host, so only the log gets its text.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
-fn failed(error: &ConnectError, why: fn(String) -> Error) -> Error {
-    let message = error.message.clone().unwrap_or_default();
-    if error.code == ErrorCode::Internal {
-        tracing::warn!(%error, "a host failed");
-        return why("see the host's log".to_owned());
-    }
-    if is_silent(error) {
-        return why(message);
-    }
-    match error.code {
-        ErrorCode::DataLoss => Error::SnapshotDamaged(message),
-        ErrorCode::OutOfRange => Error::SnapshotIncompatible(message),
-        _ => refused(error),
-    }
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library may add codes")]
-fn refused(error: &ConnectError) -> Error {
-    let message = error.message.clone().unwrap_or_default();
-    match error.code {
-        // The host lacks the room or the template.
-        ErrorCode::ResourceExhausted | ErrorCode::FailedPrecondition => {
-            let why = message.strip_prefix("no capacity: ").unwrap_or(&message);
-            Error::NoCapacity(why.to_owned())
-        }
-        ErrorCode::InvalidArgument => Error::invalid("request", message),
-        ErrorCode::Aborted => Error::Conflict(message),
-        ErrorCode::NotFound => Error::NotFound("capsule"),
-        ErrorCode::Unavailable | ErrorCode::Canceled | ErrorCode::DeadlineExceeded => {
-            Error::HostUnavailable
-        }
-        _ => Error::Internal(anyhow::anyhow!("{error}")),
-    }
 }
 
 #[cfg(test)]

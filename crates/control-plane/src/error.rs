@@ -106,8 +106,9 @@ pub enum Error {
     PauseFailed(String),
     #[error("the snapshot could not be taken: {0}")]
     SnapshotFailed(String),
-    #[error("{0}")]
-    SnapshotDamaged(String),
+    /// Damage of a snapshot. `snapshots` are the numbers of all of the capsule's snapshots.
+    #[error("{why}{}", list(.snapshots))]
+    SnapshotDamaged { why: String, snapshots: Vec<u64> },
     #[error("{0}; resume it with `memory` false to boot on its disk")]
     SnapshotIncompatible(String),
     #[error("as many requests as may be are under way in the capsule")]
@@ -145,6 +146,16 @@ pub enum Error {
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Formats the numbers of a capsule's snapshots for the end of a message.
+fn list(snapshots: &[u64]) -> String {
+    let numbers: Vec<String> = snapshots.iter().map(u64::to_string).collect();
+    if numbers.is_empty() {
+        String::new()
+    } else {
+        format!("; its snapshots are {}", numbers.join(", "))
+    }
+}
 
 /// Returns the part of a hostile guest's text that an error may repeat. Pure.
 pub(crate) fn printable(text: &str) -> String {
@@ -190,7 +201,7 @@ impl Error {
             | Self::OwnsTeam(_)
             | Self::NotRunning(_)
             | Self::Interrupted
-            | Self::SnapshotDamaged(_)
+            | Self::SnapshotDamaged { .. }
             | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
             Self::Invalid { .. } | Self::CommandNotFound(_) | Self::CommandNotExecutable(_) => {
                 StatusCode::BAD_REQUEST
@@ -268,7 +279,7 @@ impl Error {
             Self::Interrupted => "capsule_interrupted",
             Self::PauseFailed(_) => "pause_failed",
             Self::SnapshotFailed(_) => "snapshot_failed",
-            Self::SnapshotDamaged(_) => "snapshot_damaged",
+            Self::SnapshotDamaged { .. } => "snapshot_damaged",
             Self::SnapshotIncompatible(_) => "snapshot_incompatible",
             Self::TooManyConnections => "too_many_connections",
             Self::PortClosed(_) => "port_closed",
@@ -320,7 +331,9 @@ impl Error {
             Self::LimitReached(who, why) => Self::LimitReached(who, why.clone()),
             Self::NoCapacity(why) => Self::NoCapacity(why.clone()),
             Self::StartFailed(why) => Self::StartFailed(why.clone()),
-            Self::SnapshotDamaged(why) => Self::SnapshotDamaged(why.clone()),
+            Self::SnapshotDamaged { why, snapshots } => {
+                Self::SnapshotDamaged { why: why.clone(), snapshots: snapshots.clone() }
+            }
             Self::SnapshotIncompatible(why) => Self::SnapshotIncompatible(why.clone()),
             Self::DatabaseUnavailable => Self::DatabaseUnavailable,
             Self::HostUnavailable => Self::HostUnavailable,

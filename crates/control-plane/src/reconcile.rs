@@ -258,11 +258,11 @@ async fn follow_all(app: &App) {
 
 /// Follows one host until it cannot be reached.
 async fn follow(app: &App, host: HostId) -> HostId {
-    let mut seen = 0;
+    let mut seen = None;
     while app.fleet.known(host).is_some_and(|known| known.online) {
         match app.agent(host).wait_change(seen).await {
-            Ok(count) if count != seen => {
-                seen = count;
+            Ok(count) if seen != Some(count) => {
+                seen = Some(count);
                 run(app, host).await;
             }
             Ok(_) => {}
@@ -313,15 +313,17 @@ async fn round(app: &App, host: HostId) -> Result<()> {
 /// Reports whether a host's copy of a capsule dates from before the capsule was placed there. Such
 /// a capsule has run elsewhere since, and all of it is in the store. Pure.
 fn is_leftover(row: &Capsule, info: &CapsuleInfo) -> bool {
-    // An agent that cannot read its own record of a capsule lists it with generation 0.
-    info.generation > 0 && info.generation < row.placed.unsigned_abs()
+    // An agent that cannot read its own record of a capsule lists it without a generation.
+    info.generation.is_some_and(|generation| generation < row.placed.unsigned_abs())
 }
 
 /// Removes a machine, or its remains, that no row places on its host. A machine of a later
 /// generation than the host's list stays.
 async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
-    tracing::info!(%id, generation = info.generation, "removing a machine that no capsule owns");
-    if let Err(error) = agent.destroy(id, info.generation, None).await {
+    // Any command is later than a capsule whose record its agent cannot read.
+    let newest = info.generation.unwrap_or(0);
+    tracing::info!(%id, generation = newest, "removing a machine that no capsule owns");
+    if let Err(error) = agent.destroy(id, newest, None).await {
         tracing::warn!(%id, %error, "removing a machine that no capsule owns");
     }
 }
@@ -342,24 +344,24 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
             capsules::network::apply(app, row).await?;
         }
     }
-    let on_host = on_host.map(|(state, info)| (*state, info.reason.as_str()));
+    let on_host = on_host.map(|(state, info)| (*state, info.reason.as_deref().unwrap_or_default()));
     let age = Duration::seconds_f64(row.age);
     repair(app, row, decide(row.state(), age, on_host)).await
 }
 
-/// Notes that the store has the snapshot of a paused capsule. Then removes older trees, since the
-/// row named one of them until now.
+/// Notes that the store has the snapshot of a paused capsule. Then removes older snapshots, since
+/// the row named one of them until now.
 async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()> {
-    let (stored, tree) = (i64::try_from(info.stored).unwrap_or(0), &info.stored_tree);
-    let known = row.stored_newest && stored == row.stored && *tree == row.stored_tree;
-    if stored == 0 || known || !db::capsules::set_stored(&app.db, row, stored, tree).await? {
+    let Some(stored) = info.stored.as_option() else { return Ok(()) };
+    let (number, name) = (i64::try_from(stored.number).unwrap_or(0), &stored.name);
+    let known = row.stored_newest && number == row.stored && *name == row.stored_tree;
+    if known || !db::capsules::set_stored(&app.db, row, number, name).await? {
         return Ok(());
     }
-    // An agent of an earlier version names no tree, and removes older trees by itself.
-    if let (Some(host), false) = (row.host_id.map(HostId), tree.is_empty()) {
-        let pruned = app.agent(host).prune_stored(row.id(), row.team(), tree).await;
+    if let Some(host) = row.host_id.map(HostId) {
+        let pruned = app.agent(host).prune_stored(row.id(), row.team(), stored.clone()).await;
         if let Err(error) = pruned {
-            // The next snapshot, or the capsule's end, removes the remaining trees.
+            // The next snapshot, or the capsule's end, removes the remaining ones.
             tracing::warn!(id = %row.id(), %error, "removing older snapshots from the store");
         }
     }

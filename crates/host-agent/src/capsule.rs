@@ -117,27 +117,31 @@ pub(crate) enum Error {
     NoTemplate(String),
     #[error("no capacity: {0}")]
     NoCapacity(String),
+    /// Removal of the capsule, or end of the agent, before the work was done.
     #[error("the capsule is being removed")]
     Stopping,
     #[error("there is no {0}")]
     NotFound(String),
     #[error("the capsule is {0}")]
     State(State),
-    #[error("a newer command was given since")]
+    #[error("a newer command for the capsule came first")]
     Stale,
+    /// Silence of envd in a guest that was started.
     #[error("the guest did not answer within {seconds} s; its console ended with: {console}")]
     GuestSilent { seconds: u64, console: String },
     #[error("the machine ended while it booted: {reason}; its console ended with: {console}")]
     Died { reason: String, console: String },
-    #[error("{}", protocol::SILENT)]
+    /// Silence of envd in a guest that was running.
+    #[error("the capsule's agent does not answer")]
     Silent,
-    #[error("the guest did not write to its disk what it has in memory")]
+    #[error("the guest did not write its unsaved data to its disk")]
     Unsaved(#[source] io::Error),
+    /// End of the guest, which is halted for the reason given.
     #[error("{0}")]
     Ended(String),
-    #[error("what was kept is damaged")]
+    #[error("the snapshot is damaged")]
     Damaged(#[source] io::Error),
-    #[error("it was kept on another kind of machine ({taken}) than this host has ({here})")]
+    #[error("the snapshot needs another kind of machine ({taken}) than this host has ({here})")]
     Incompatible { taken: String, here: String },
     #[error("{what}")]
     Io {

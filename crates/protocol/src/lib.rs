@@ -1,8 +1,8 @@
 //! The contracts between Wrenn's processes, generated from `proto/`. `host` is between a control
 //! plane and a host agent. `process` and `filesystem` are between any client and envd.
 //!
-//! Beyond them, this crate holds only facts that both ends must share: some names, and the signing
-//! of links.
+//! Beyond them, this crate holds only facts that both ends must share: some names, the place of a
+//! failure in an error, and the signing of links.
 
 #![allow(clippy::all, unreachable_pub, reason = "generated code is held to its generator's rules")]
 
@@ -10,6 +10,7 @@ mod rpc {
     include!(concat!(env!("OUT_DIR"), "/rpc.rs"));
 }
 
+mod failure;
 mod refusal;
 mod signature;
 
@@ -28,9 +29,6 @@ pub const PORTS: &str = "/ports";
 /// Path at which envd switches a connection to a connection to a server on the guest's loopback.
 /// The query names the `port`.
 pub const CONNECT_PORT: &str = "/ports/connect";
-/// Message of the `unavailable` error by which a host reports a guest whose envd is silent. An
-/// unreachable host sends no message.
-pub const SILENT: &str = "the capsule's agent does not answer";
 /// Header that carries envd's token.
 pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Header of each answer of envd's `/files/archive`. An envd without that route does not send it.

@@ -17,7 +17,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::quota::Quota;
 use crate::scheduler::PlacementRequest;
-use protocol::host::ResumeCapsuleRequest;
+use protocol::host::{ResumeCapsuleRequest, StoredCapsule, StoredSnapshot};
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
 /// Options of a resume.
@@ -152,13 +152,10 @@ fn request(
     ResumeCapsuleRequest {
         capsule_id: capsule.id().to_string(),
         generation: generation.unsigned_abs(),
-        life: timeouts::wire(capsule, wanted.timeout).into(),
-        snapshot: wanted.snapshot,
+        lifetime: timeouts::wire(capsule, wanted.timeout).into(),
+        snapshot: Some(wanted.snapshot).filter(|number| *number > 0),
         cold: wanted.cold,
-        stored: stored(capsule).unsigned_abs(),
-        stored_tree: capsule.stored_tree.clone(),
-        placed: if moves { generation } else { capsule.placed }.unsigned_abs(),
-        team_id: capsule.team().to_string(),
+        stored: stored_capsule(capsule, moves.then_some(generation)).into(),
         egress: network::wire(&capsule.egress).into(),
         ..Default::default()
     }
@@ -190,6 +187,22 @@ async fn complete(
 fn stored(capsule: &Capsule) -> i64 {
     let lost = capsule.state() == CapsuleState::Error;
     if capsule.stored_newest || lost { capsule.stored } else { 0 }
+}
+
+/// Makes the host's message for the copy in the store that a capsule may be resumed from. `moved`
+/// is the generation of this command if it moves the capsule to the host.
+fn stored_capsule(capsule: &Capsule, moved: Option<i64>) -> Option<StoredCapsule> {
+    let number = Some(stored(capsule).unsigned_abs()).filter(|number| *number > 0)?;
+    // An older row has no name, and its snapshot is named by the number alone.
+    let name = Some(capsule.stored_tree.clone()).filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| number.to_string());
+    let placed = moved.or(Some(capsule.placed).filter(|placed| *placed > 0));
+    Some(StoredCapsule {
+        snapshot: StoredSnapshot { number, name, ..Default::default() }.into(),
+        team_id: capsule.team().to_string(),
+        placed: placed.map(i64::unsigned_abs),
+        ..Default::default()
+    })
 }
 
 /// Chooses the host for a resume: the capsule's own, or another one that can fetch the capsule from

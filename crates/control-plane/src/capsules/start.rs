@@ -142,8 +142,8 @@ fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
         envd_token: row.envd_token.clone(),
         envs: wanted.envs.clone().into_iter().collect(),
         generation: 1,
-        snapshot_id: snapshot.map(|id| id.to_string()).unwrap_or_default(),
-        life: timeouts::wire(row, wanted.settings.timeout).into(),
+        snapshot_id: snapshot.map(|id| id.to_string()),
+        lifetime: timeouts::wire(row, wanted.settings.timeout).into(),
         team_id: row.team().to_string(),
         egress: network::wire(&row.egress).into(),
         ..Default::default()

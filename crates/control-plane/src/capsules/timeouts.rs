@@ -8,10 +8,9 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::{Capsule, Rules};
 use crate::error::{Error, Result};
-use protocol::host::{KeepCapsuleRequest, Life};
+use protocol::host::{Lifetime, OnTimeout, SetLifetimeRequest};
 use serde_json::json;
 use std::time::Duration;
-use time::OffsetDateTime;
 use types::CapsuleId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 
@@ -31,12 +30,16 @@ pub(crate) fn check_on_timeout(on_timeout: Option<&str>) -> Result<()> {
 }
 
 /// Makes the host's message for a capsule that may run for `timeout` seconds from its start.
-pub(crate) fn wire(capsule: &Capsule, timeout: Option<u32>) -> Life {
-    Life {
-        lasts_ms: u64::from(timeout.unwrap_or(0)) * 1000,
-        kill: capsule.on_timeout == "kill",
-        disk_only: capsule.on_timeout == "pause_disk",
-        idle_sec: capsule.timeout_sec.unsigned_abs(),
+pub(crate) fn wire(capsule: &Capsule, timeout: Option<u32>) -> Lifetime {
+    let on_timeout = match capsule.on_timeout.as_str() {
+        "kill" => OnTimeout::ON_TIMEOUT_KILL,
+        "pause_disk" => OnTimeout::ON_TIMEOUT_PAUSE_DISK,
+        _ => OnTimeout::ON_TIMEOUT_PAUSE,
+    };
+    Lifetime {
+        lasts_ms: timeout.map(|seconds| u64::from(seconds) * 1000),
+        on_timeout: on_timeout.into(),
+        idle_sec: Some(capsule.timeout_sec.unsigned_abs()).filter(|seconds| *seconds > 0),
         ..Default::default()
     }
 }
@@ -67,16 +70,9 @@ pub(crate) async fn set_lifetime(
     if let Some(idle) = wanted.idle_timeout {
         capsule.timeout_sec = i32::try_from(idle).unwrap_or(i32::MAX);
     }
-    let mut life = wire(&capsule, wanted.lifetime);
-    if let Some(timeout) = wanted.lifetime {
-        // The capsule's time may be over at once, but 0 on the wire would mean never.
-        life.lasts_ms = life.lasts_ms.max(1);
-        let end = OffsetDateTime::now_utc() + Duration::from_secs(timeout.into());
-        life.ends_at_ms = end.unix_timestamp().saturating_mul(1000);
-    }
-    let request = KeepCapsuleRequest {
+    let request = SetLifetimeRequest {
         capsule_id: id.to_string(),
-        life: life.into(),
+        lifetime: wire(&capsule, wanted.lifetime).into(),
         generation: capsule.generation.unsigned_abs(),
         ..Default::default()
     };
@@ -115,7 +111,5 @@ pub(crate) async fn extend(
 /// Counts a capsule as active, for its idle timeout.
 pub(crate) async fn ping(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let capsule = get(app, caller, id).await?;
-    let capsule_id = id.to_string();
-    let request = KeepCapsuleRequest { capsule_id, ..Default::default() };
-    app.agent_of(&capsule)?.set_lifetime(request).await.map(|_| ())
+    app.agent_of(&capsule)?.touch(id).await
 }

@@ -136,6 +136,6 @@ async fn find_running(host: &Host, record: &CapsuleRecord) -> Option<Adopted> {
     let scarce = matches!(host.context.room.look(), Level::Scarce | Level::Low);
     let waits = scarce && machine.is_stopped().await.unwrap_or(false);
     let life = record.life.clone();
-    let ready = Ready { running: Running { machine, guest }, stages: Vec::new(), life };
+    let ready = Ready { running: Running { machine, guest }, stages: Vec::new(), kind: None, life };
     Some(Adopted { ready, waits })
 }

@@ -15,7 +15,7 @@ pub(super) mod parts;
 
 use super::lifetime::{Lifetime, now_ms};
 use super::record::{CapsuleRecord, Phase};
-use super::registry::{Running, Stage};
+use super::registry::{Running, StartKind};
 use super::template_snapshot::PendingTemplateSnapshot;
 use super::{Error, files, io_error};
 use crate::context::AgentContext;
@@ -54,6 +54,15 @@ impl Origin {
         }
     }
 
+    /// Returns the kind of a start from here.
+    fn kind(&self) -> StartKind {
+        match self {
+            Self::Image(_) | Self::Disk(_) => StartKind::Booted,
+            Self::Fork(_) => StartKind::Forked,
+            Self::Resume(_) => StartKind::Resumed,
+        }
+    }
+
     /// Returns the layers of the saved memory; none when a kernel is booted.
     fn layers(&self) -> Option<Layers> {
         match self {
@@ -65,6 +74,12 @@ impl Origin {
             }
         }
     }
+}
+
+/// Phase of a boot, with its duration.
+pub(super) struct Stage {
+    pub name: &'static str,
+    pub took: Duration,
 }
 
 /// Inputs of all phases of a boot.
@@ -117,6 +132,8 @@ struct Launched<'a> {
 pub(super) struct Ready {
     pub running: Running,
     pub stages: Vec<Stage>,
+    /// Origin of the machine; `None` when an earlier agent process started it.
+    pub kind: Option<StartKind>,
     pub life: Lifetime,
 }
 
@@ -216,6 +233,7 @@ impl Launched<'_> {
             machine.thaw().await?;
         }
         identity.fresh = !matches!(origin, Origin::Resume(_));
+        let kind = Some(origin.kind());
         tokio::select! {
             ready = wait_ready(context, &machine, (&guest, &dir), &identity, origin) => ready?,
             () = cancel.cancelled() => return Err(Error::Stopping),
@@ -226,7 +244,7 @@ impl Launched<'_> {
         daemon::failpoint("boot.ready").map_err(io_error("a failpoint"))?;
         laps.end("ready");
         let running = Running { machine, guest };
-        Ok(Ready { running, stages: laps.stages, life: record.life.clone() })
+        Ok(Ready { running, stages: laps.stages, kind, life: record.life.clone() })
     }
 }
 

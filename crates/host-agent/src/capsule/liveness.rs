@@ -109,9 +109,9 @@ async fn runs(machine: &dyn Machine) -> bool {
 
 /// Marks a capsule as running, and watches for its machine's end.
 pub(super) fn run(host: &Host, id: CapsuleId, ready: Ready) {
-    let Ready { running, stages, life } = ready;
+    let Ready { running, kind, life, stages: _ } = ready;
     let machine = Arc::clone(&running.machine);
-    host.registry.set_running(id, running, stages, life);
+    host.registry.set_running(id, running, kind, life);
     watch_end(host, id, machine);
 }
 

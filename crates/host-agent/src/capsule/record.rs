@@ -81,8 +81,14 @@ impl CapsuleRecord {
 
     /// Returns the record of a capsule about which nothing is known.
     pub(crate) fn unknown() -> Self {
+        Self::new(CapsuleId(uuid::Uuid::nil()))
+    }
+
+    /// Returns the record of a capsule of which no part exists. The caller adds the values of the
+    /// command that makes the capsule.
+    pub(crate) fn new(id: CapsuleId) -> Self {
         Self {
-            id: CapsuleId(uuid::Uuid::nil()),
+            id,
             generation: 0,
             team: String::new(),
             template: String::new(),

@@ -36,17 +36,22 @@ const DUE_AGAIN: Duration = Duration::from_secs(30);
 /// Lock of a capsule, which the operation under way holds.
 pub(super) type CapsuleLock = Arc<tokio::sync::Mutex<()>>;
 
-/// Phase of a boot, with its duration.
+/// Origin of a running machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stage {
-    pub name: &'static str,
-    pub took: Duration,
+pub(crate) enum StartKind {
+    /// A kernel booted.
+    Booted,
+    /// The memory of another machine was restored.
+    Forked,
+    /// The memory of the capsule's own snapshot was restored.
+    Resumed,
 }
 
 /// Answer to a start: a create or a resume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Started {
-    pub stages: Vec<Stage>,
+    /// Origin of the machine; `None` when an earlier agent process started it.
+    pub kind: Option<StartKind>,
     /// Milliseconds until the capsule's time is over; `None` is never.
     pub left_ms: Option<u64>,
 }
@@ -76,7 +81,8 @@ pub(super) struct Capsule {
     pub stored: Option<StoredSnapshot>,
     /// Revision of the rules for outgoing connections that are in force.
     pub egress: u64,
-    pub stages: Vec<Stage>,
+    /// Origin of the machine; `None` when an earlier agent process started it.
+    pub kind: Option<StartKind>,
     pub running: Option<Running>,
     /// Lock that the operation under way holds.
     pub lock: CapsuleLock,
@@ -286,7 +292,7 @@ impl Capsule {
             last: record.last,
             stored: StoredSnapshot::new(record.stored, &record.tree),
             egress: record.egress.revision,
-            stages: Vec::new(),
+            kind: None,
             running: None,
             lock: CapsuleLock::default(),
             cancel: CancellationToken::new(),
@@ -329,7 +335,7 @@ impl Capsule {
     }
 
     fn started(&self) -> Started {
-        Started { stages: self.stages.clone(), left_ms: self.life.left_ms(now_ms()) }
+        Started { kind: self.kind, left_ms: self.life.left_ms(now_ms()) }
     }
 
     fn is_later_than(&self, newest: Option<u64>) -> bool {

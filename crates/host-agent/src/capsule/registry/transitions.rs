@@ -6,7 +6,7 @@
 //! moves of a fetch.
 
 use super::table::{Request, check};
-use super::{Admission, Capsule, CapsuleLock, Registry, Running, Stage, Started, memory_mib};
+use super::{Admission, Capsule, CapsuleLock, Registry, Running, StartKind, Started, memory_mib};
 use crate::capsule::lifetime::{Lifetime, now_ms};
 use crate::capsule::record::CapsuleRecord;
 use crate::capsule::usage::Usage;
@@ -112,12 +112,12 @@ impl Registry {
         &self,
         id: CapsuleId,
         running: Running,
-        stages: Vec<Stage>,
+        kind: Option<StartKind>,
         life: Lifetime,
     ) {
         self.change(id, |capsule| {
             capsule.state = State::Running;
-            capsule.stages = stages;
+            capsule.kind = kind;
             capsule.life = life;
             capsule.usage = Usage::of(capsule.usage.snapshot_bytes);
             capsule.running = Some(running);
