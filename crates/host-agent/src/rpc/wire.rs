@@ -1,11 +1,11 @@
 //! Conversions between the messages of `wrenn.host.v1` and the agent's own types. All are pure.
 
+use crate::capsule::fetch::Placed;
 use crate::capsule::lifetime::{Lifetime, OnTimeout};
-use crate::capsule::registry::{Listed, StartKind, Started};
 use crate::capsule::record::CapsuleRecord;
+use crate::capsule::registry::{Listed, StartKind, Started};
 use crate::capsule::resume::ResumeRequest;
 use crate::capsule::stored_snapshot::StoredSnapshot;
-use crate::capsule::fetch::Placed;
 use crate::capsule::{Error, State, chain};
 use crate::network;
 use connectrpc::ConnectError;
