@@ -93,3 +93,24 @@ async fn every_id_column_is_uuid_except_audit_log_references() {
     }
     platform.finish();
 }
+
+#[tokio::test]
+async fn row_with_an_unknown_value_is_an_error_and_not_another_value() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let id = client.create(&serde_json::json!({})).await;
+    let one = format!("/v1/capsules/{id}");
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let free = "ALTER TABLE capsules DROP CONSTRAINT capsules_on_timeout_check";
+    sqlx::query(free).execute(&mut db).await.unwrap();
+    let set = "UPDATE capsules SET on_timeout = $1";
+    sqlx::query(set).bind("explode").execute(&mut db).await.unwrap();
+    client.get(&one).await.expect(500);
+    let log = platform.log();
+    let said = log.lines().find(|line| line.contains("`explode`"));
+    let said = said.unwrap_or_else(|| panic!("no line names the value: {log}"));
+    assert!(said.contains("on_timeout must be pause, pause_disk or kill"), "{said}");
+    sqlx::query(set).bind("pause").execute(&mut db).await.unwrap();
+    assert_eq!(client.get(&one).await.expect(200)["on_timeout"], "pause");
+    platform.finish();
+}

@@ -337,9 +337,8 @@ impl Agent {
         let answer = self.host().list_snapshots(host::ListSnapshotsRequest::default()).await;
         let answer = answer.map_err(|e| other(&e))?.into_owned();
         let ids = |texts: Vec<String>| texts.iter().filter_map(|id| id.parse().ok()).collect();
-        let int = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let storage = answer.storage_bytes.into_iter();
-        let storage = storage.filter_map(|(id, bytes)| Some((id.parse().ok()?, int(bytes))));
+        let storage = storage.filter_map(|(id, bytes)| Some((id.parse().ok()?, bytes)));
         Ok(HostSnapshots {
             ids: ids(answer.snapshot_ids),
             stored: ids(answer.stored_ids),
@@ -415,7 +414,7 @@ pub(crate) struct HostSnapshots {
     /// Snapshots that the store has too.
     pub stored: Vec<SnapshotId>,
     /// Bytes on disk that only this snapshot holds, for each snapshot, as of the host's last count.
-    pub storage: HashMap<SnapshotId, i64>,
+    pub storage: HashMap<SnapshotId, u64>,
 }
 
 /// Result of a create or a resume.

@@ -63,7 +63,8 @@ pub struct App {
     /// Secret that signs preview links.
     pub(crate) link_secret: Arc<[u8]>,
     pub(crate) audit_access: bool,
-    pub(crate) audit_days: i32,
+    /// Days for which audit entries are kept; `None` means for ever.
+    pub(crate) audit_days: Option<i32>,
     pub(crate) domains: Domains,
     pub(crate) public: PublicUrl,
     pub(crate) metrics: Metrics,
@@ -105,7 +106,7 @@ impl App {
 
     /// Returns a client of the agent on a capsule's host.
     pub(crate) fn agent_of(&self, capsule: &Capsule) -> Result<Agent> {
-        let host = capsule.host_id.map(HostId).ok_or(Error::HostUnavailable)?;
+        let host = capsule.host_id.ok_or(Error::HostUnavailable)?;
         Ok(self.agent(host))
     }
 }

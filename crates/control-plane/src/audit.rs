@@ -21,14 +21,30 @@ pub(crate) enum Principal {
     Nobody,
 }
 
+/// Kind of an actor, as the log stores it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ActorKind {
+    User,
+    ApiKey,
+    Host,
+    /// The platform, or a client without a valid credential.
+    System,
+}
+
+types::text_enum!(ActorKind, "actor_type", {
+    User = "user",
+    ApiKey = "api_key",
+    Host = "host",
+    System = "system",
+});
+
 impl Principal {
-    /// Returns the kind of actor, as it is stored.
-    pub(crate) fn kind(self) -> &'static str {
+    pub(crate) fn kind(self) -> ActorKind {
         match self {
-            Self::User(_) => "user",
-            Self::Key(_) => "api_key",
-            Self::Host(_) => "host",
-            Self::System | Self::Nobody => "system",
+            Self::User(_) => ActorKind::User,
+            Self::Key(_) => ActorKind::ApiKey,
+            Self::Host(_) => ActorKind::Host,
+            Self::System | Self::Nobody => ActorKind::System,
         }
     }
 

@@ -84,14 +84,14 @@ impl Caller {
 
     /// Reports whether the caller may see a capsule of their team.
     pub(crate) fn sees(&self, capsule: &Capsule) -> bool {
-        let resource = Resource::Capsule(capsule.id(), capsule.template_id);
+        let resource = Resource::Capsule(capsule.id, capsule.template_id);
         policy::decide(Permissions::ALL, self.scope, Action::CapsulesRead, resource).is_ok()
     }
 
     /// Reports whether the caller may run commands in a capsule. Its tokens allow that, so only
     /// such callers see them.
     pub(crate) fn executes(&self, capsule: &Capsule) -> bool {
-        let resource = Resource::Capsule(capsule.id(), capsule.template_id);
+        let resource = Resource::Capsule(capsule.id, capsule.template_id);
         self.may(Action::CapsulesExec, resource).is_ok()
     }
 

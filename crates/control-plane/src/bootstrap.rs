@@ -39,7 +39,7 @@ impl App {
     /// When the database cannot be used.
     pub async fn invite_local(&self, before: Option<&str>) -> anyhow::Result<String> {
         let before = match before.and_then(|id| id.parse::<HostId>().ok()) {
-            Some(id) => db::hosts::find(&self.db, id).await?.map(|host| host.id()),
+            Some(id) => db::hosts::find(&self.db, id).await?.map(|host| host.id),
             None => db::hosts::not_enrolled(&self.db, LOCAL).await?,
         };
         if let Some(id) = before {

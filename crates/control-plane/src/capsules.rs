@@ -77,7 +77,6 @@ pub(crate) use wake::{awake, wake};
 
 use crate::auth::Caller;
 use crate::db::capsules::Capsule;
-use types::SnapshotId;
 
 /// Converts a row to the API's form for the capsule's maker. It has the traffic token if the maker
 /// may run commands there.
@@ -89,20 +88,20 @@ pub(crate) fn to_api_for_maker(row: Capsule, caller: Caller) -> api::Capsule {
 /// Converts a row to the API's form.
 pub(crate) fn to_api(row: Capsule) -> api::Capsule {
     api::Capsule {
-        id: row.id().to_string(),
-        status: row.status,
+        id: row.id.to_string(),
+        status: row.state.to_string(),
         template: row.template,
-        vcpus: row.vcpus,
-        memory_mib: row.memory_mib,
-        disk_mib: row.disk_mib,
-        snapshot: row.snapshot_id.map(|id| SnapshotId(id).to_string()),
-        idle_timeout: row.timeout_sec,
+        vcpus: row.vcpus.cast_signed(),
+        memory_mib: row.memory_mib.cast_signed(),
+        disk_mib: row.disk_mib.cast_signed(),
+        snapshot: row.snapshot_id.map(|id| id.to_string()),
+        idle_timeout: row.idle_sec.map_or(0, u32::cast_signed),
         ends_at: row.ends_at,
-        on_timeout: row.on_timeout,
+        on_timeout: row.on_timeout.to_string(),
         auto_resume: row.auto_resume,
         booted: row.booted,
         stored: row.stored_newest,
-        host_id: row.host_id.map(|id| types::HostId(id).to_string()),
+        host_id: row.host_id.map(|id| id.to_string()),
         disk_full: row.disk_full,
         error: row.error,
         public_ports: row.public_ports,

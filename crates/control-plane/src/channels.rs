@@ -11,13 +11,14 @@ use crate::auth::Caller;
 use crate::auth::locked_rights::lock_rights;
 use crate::db;
 use crate::db::channels::{Channel, Delivery};
+use crate::db::channels::{Channel, DeliveryState};
 use crate::error::{Error, Result};
 use crate::fields::check_title;
 use crate::policy::Action;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
 use sha2::Sha256;
-use types::{ChannelId, DeliveryId, TeamId, hex};
+use types::{ChannelId, DeliveryId, hex};
 
 /// Most channels of a team.
 const CHANNELS_MAX: i64 = 32;
@@ -93,8 +94,8 @@ pub(crate) async fn create(
     check_events(&wanted.events)?;
     let now = time::OffsetDateTime::now_utc();
     let row = Channel {
-        id: ChannelId::new().0,
-        team_id: caller.team.0,
+        id: ChannelId::new(),
+        team_id: caller.team,
         name,
         url: wanted.url,
         events: wanted.events,
@@ -103,7 +104,7 @@ pub(crate) async fn create(
         created_at: now,
         updated_at: now,
     };
-    let id = ChannelId(row.id);
+    let id = row.id;
     let mut tx = app.db.begin().await?;
     let maker = lock_rights(&mut tx, caller, Action::TeamAdmin).await?.maker;
     if db::channels::count(&mut *tx, caller.team).await? >= CHANNELS_MAX {
@@ -211,8 +212,8 @@ pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<Del
     let row = get(app, caller, id).await?;
     let now = time::OffsetDateTime::now_utc();
     let at = now.format(&time::format_description::well_known::Rfc3339);
-    let body = json!({ "seq": 0, "transaction": "0", "team_id": row.team_id, "kind": "channel.test",
-        "resource_type": "channel", "resource_id": row.id, "data": {},
+    let body = json!({ "seq": 0, "transaction": "0", "team_id": row.team_id.0, "kind": "channel.test",
+        "resource_type": "channel", "resource_id": row.id.0, "data": {},
         "created_at": at.map_err(|e| Error::Internal(e.into()))? });
     let sent = db::channels::send(&app.db, id, "channel.test", body).await?;
     let sent = sent.ok_or(Error::NotFound("channel"))?;
@@ -223,8 +224,8 @@ pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<Del
 /// Converts a row to the API's form.
 pub(crate) fn to_api(row: Channel) -> api::Channel {
     api::Channel {
-        id: ChannelId(row.id).to_string(),
-        team_id: TeamId(row.team_id).to_string(),
+        id: row.id.to_string(),
+        team_id: row.team_id.to_string(),
         name: row.name,
         url: row.url,
         events: row.events,
@@ -237,10 +238,10 @@ pub(crate) fn to_api(row: Channel) -> api::Channel {
 
 pub(crate) fn delivery_shown(row: Delivery) -> api::Delivery {
     api::Delivery {
-        id: DeliveryId(row.id).to_string(),
+        id: row.id.to_string(),
         event: row.kind,
-        next_at: (row.status == "waiting").then_some(row.next_at),
-        status: row.status,
+        next_at: (row.state == DeliveryState::Waiting).then_some(row.next_at),
+        status: row.state.to_string(),
         attempts: row.attempts,
         answer: row.answer,
         error: row.error,

@@ -37,7 +37,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use types::{HostId, TeamId};
+use types::{HostId, HostState};
 
 /// Longest time between two reads.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -123,18 +123,18 @@ impl Fleet {
         let rows = db::hosts::list(&self.db).await?;
         let (mut hosts, mut candidates) = (HashMap::new(), Vec::new());
         for row in rows {
-            let id = row.id();
+            let id = row.id;
             // A host without an address has not enrolled.
             let Ok(authority) = row.address.parse::<Authority>() else { continue };
-            let online = row.status == "online";
+            let online = row.state == HostState::Online;
             candidates.push(HostView {
                 id,
                 open: online && !row.draining,
-                team: row.team_id.map(TeamId),
+                team: row.team_id,
                 room: row.room(),
                 used: row.used(),
                 tags: row.tags,
-                isolation: row.isolation.parse().unwrap_or_default(),
+                isolation: row.isolation,
                 templates: row.templates.clone(),
                 store: row.store,
             });

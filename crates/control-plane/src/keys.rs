@@ -5,6 +5,8 @@ use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::auth::locked_rights::lock_rights;
+use crate::policy::{Action, KeyScope, Resource, scoped};
+use crate::auth::{Caller, random_hex};
 use crate::db;
 use crate::db::keys::Row;
 use crate::db::listen::Change;
@@ -16,8 +18,9 @@ use crate::secret::random_hex;
 use crate::teams::{check_limits, check_not_platforms};
 use serde_json::json;
 use sqlx::PgConnection;
+use std::num::{NonZeroU32, NonZeroU64};
 use time::OffsetDateTime;
-use types::{ApiKeyId, CapsuleId, TeamId, TemplateId, UserId};
+use types::{ApiKeyId, CapsuleId, TeamId, TemplateId};
 
 /// Number of a key's first characters that are stored, to recognize it by.
 const PREFIX: usize = 10;
@@ -29,8 +32,8 @@ const DEPTH_MAX: i64 = 8;
 /// Makes the row of a new key, without scopes, limits or an end.
 pub(crate) fn row(team: TeamId, name: &str, key: &str) -> Row {
     Row {
-        id: ApiKeyId::new().0,
-        team_id: team.0,
+        id: ApiKeyId::new(),
+        team_id: team,
         name: name.to_owned(),
         key_prefix: key.chars().take(PREFIX).collect(),
         created_by: None,
@@ -56,10 +59,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         Some("wrn") => format!("wrn_{}", random_hex(20)),
         Some(_) => return Err(Error::invalid("form", "must be `e2b` or `wrn`")),
     };
-    if let Some(scope) = wanted.scopes.iter().find(|scope| !SCOPES.contains(&scope.as_str())) {
-        let message = format!("`{scope}` is none of {}", SCOPES.join(", "));
-        return Err(Error::invalid("scopes", message));
-    }
+    let scopes = read_scopes(&wanted.scopes)?;
     let life = wanted.expires_in;
     if life.is_some_and(|seconds| !(1..=EXPIRES_MAX).contains(&seconds)) {
         return Err(Error::invalid("expires_in", format!("must be 1 to {EXPIRES_MAX}")));
@@ -77,7 +77,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     let scope = confined(app, caller, &wanted).await?;
     let mut tx = app.db.begin().await?;
     let rights = lock_rights(&mut tx, caller, Action::KeysMake).await?;
-    if !scoped(wanted.scopes.iter().map(String::as_str)).within(rights.permissions) {
+    if !scoped(scopes.iter().copied()).within(rights.permissions) {
         return Err(Error::invalid("scopes", "allow more than you may yourself"));
     }
     if wanted.operator && !rights.operator {
@@ -87,16 +87,16 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         created_by: rights.maker.user,
         expires_at: life.map(ends),
         operator: wanted.operator,
-        scopes: wanted.scopes,
-        template_id: scope.0.map(|id| id.0),
-        capsule_id: scope.1.map(|id| id.0),
+        scopes,
+        template_id: scope.0,
+        capsule_id: scope.1,
         ..row(caller.team, &name, &key)
     };
     let (row, limits) = match &rights.key {
         None => (row, limits),
         Some(from) => inherited(&mut tx, row, limits, from).await?,
     };
-    let id = ApiKeyId(row.id);
+    let id = row.id;
     let what = json!({ "name": name, "key_prefix": row.key_prefix, "scopes": row.scopes,
         "operator": row.operator });
     let entry = Entry::new(caller.team, caller.by, "api_key.create", id).with(what);
@@ -107,6 +107,16 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     Ok(api::ApiKey { key: Some(key), ..to_api(stored) })
 }
 
+fn read_scopes(names: &[String]) -> Result<Vec<KeyScope>> {
+    let scopes = names.iter().map(|name| {
+        name.parse::<KeyScope>().map_err(|_| {
+            let known = KeyScope::ALL.map(KeyScope::as_str).join(", ");
+            Error::invalid("scopes", format!("`{name}` is none of {known}"))
+        })
+    });
+    scopes.collect()
+}
+
 /// Limits a key that another key makes: none of its limits goes beyond its maker's.
 async fn inherited(
     tx: &mut PgConnection,
@@ -114,7 +124,7 @@ async fn inherited(
     limits: db::limits::Row,
     from: &Row,
 ) -> Result<(Row, db::limits::Row)> {
-    if db::keys::depth(&mut *tx, ApiKeyId(from.id)).await? >= DEPTH_MAX {
+    if db::keys::depth(&mut *tx, from.id).await? >= DEPTH_MAX {
         return Err(Error::LimitReached(
             "the key",
             format!("{DEPTH_MAX} keys made one from another"),
@@ -129,7 +139,7 @@ async fn inherited(
     };
     let own = from.limits.limits();
     let limits = within(limits, &own)?;
-    let limited = (own.creates_per_sec, own.requests_per_sec) != (0, 0);
+    let limited = own.creates_per_sec.is_some() || own.requests_per_sec.is_some();
     let counted_as = if limited { from.counted_as.or(Some(from.id)) } else { None };
     Ok((Row { expires_at, made_by_key: Some(from.id), counted_as, ..row }, limits))
 }
@@ -139,11 +149,11 @@ fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
     fn at_most<N: Copy + Ord + Default + ToString>(
         field: &str,
         asked: Option<N>,
-        own: N,
+        own: Option<N>,
     ) -> Result<Option<N>> {
+        let Some(own) = own else { return Ok(asked) };
         let none = N::default();
         match asked {
-            _ if own == none => Ok(asked),
             None => Ok(Some(own)),
             Some(n) if n != none && n <= own => Ok(asked),
             Some(_) => {
@@ -153,21 +163,19 @@ fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
             }
         }
     }
-    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
-    let memory = i64::try_from(own.memory_mib).unwrap_or(i64::MAX);
     Ok(db::limits::Row {
-        capsules: at_most("capsules", asked.capsules, int(own.capsules))?,
-        vcpus: at_most("vcpus", asked.vcpus, int(own.vcpus))?,
-        memory_mib: at_most("memory_mib", asked.memory_mib, memory)?,
+        capsules: at_most("capsules", asked.capsules, own.capsules.map(NonZeroU32::get))?,
+        vcpus: at_most("vcpus", asked.vcpus, own.vcpus.map(NonZeroU32::get))?,
+        memory_mib: at_most("memory_mib", asked.memory_mib, own.memory_mib.map(NonZeroU64::get))?,
         creates_per_sec: at_most(
             "creates_per_sec",
             asked.creates_per_sec,
-            int(own.creates_per_sec),
+            own.creates_per_sec.map(NonZeroU32::get),
         )?,
         requests_per_sec: at_most(
             "requests_per_sec",
             asked.requests_per_sec,
-            int(own.requests_per_sec),
+            own.requests_per_sec.map(NonZeroU32::get),
         )?,
         ..asked
     })
@@ -184,14 +192,14 @@ async fn confined(
         None => None,
         Some(name) => {
             let found = db::templates::find(&app.db, caller.team, name).await?;
-            Some(TemplateId(found.ok_or(Error::NotFound("template"))?.id))
+            Some(found.ok_or(Error::NotFound("template"))?.id)
         }
     };
     let capsule = match &wanted.capsule {
         None => None,
         Some(id) => {
             let id = id.parse().map_err(|_| Error::NotFound("capsule"))?;
-            Some(crate::capsules::get(app, caller, id).await?.id())
+            Some(crate::capsules::get(app, caller, id).await?.id)
         }
     };
     Ok((template, capsule))
@@ -213,7 +221,7 @@ pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()
     let mut tx = app.db.begin().await?;
     let rights = lock_rights(&mut tx, caller, Action::KeysMake).await?;
     let row = db::keys::find(&mut *tx, caller.team, id).await?.ok_or(Error::NotFound("key"))?;
-    let own = row.created_by.is_some() && row.created_by == caller.user().map(|user| user.0);
+    let own = row.created_by.is_some() && row.created_by == caller.user();
     if !own {
         Caller { permissions: rights.permissions, ..caller }
             .may(Action::TeamAdmin, Resource::Team)?;
@@ -236,25 +244,24 @@ pub(crate) async fn revoke(app: &App, caller: Caller, id: ApiKeyId) -> Result<()
 /// Converts a row to the API's form.
 pub(crate) fn to_api(row: Row) -> api::ApiKey {
     let own = row.limits.limits();
-    let some = |n: u32| (n > 0).then_some(n);
     api::ApiKey {
-        id: ApiKeyId(row.id).to_string(),
-        team_id: TeamId(row.team_id).to_string(),
+        id: row.id.to_string(),
+        team_id: row.team_id.to_string(),
         name: row.name,
         key_prefix: row.key_prefix,
-        scopes: row.scopes,
-        template_id: row.template_id.map(|id| TemplateId(id).to_string()),
-        capsule_id: row.capsule_id.map(|id| CapsuleId(id).to_string()),
+        scopes: row.scopes.iter().map(KeyScope::to_string).collect(),
+        template_id: row.template_id.map(|id| id.to_string()),
+        capsule_id: row.capsule_id.map(|id| id.to_string()),
         operator: row.operator,
         limits: api::Limits {
-            capsules: some(own.capsules),
-            vcpus: some(own.vcpus),
-            memory_mib: (own.memory_mib > 0).then_some(own.memory_mib),
-            creates_per_sec: some(own.creates_per_sec),
-            requests_per_sec: some(own.requests_per_sec),
+            capsules: own.capsules.map(NonZeroU32::get),
+            vcpus: own.vcpus.map(NonZeroU32::get),
+            memory_mib: own.memory_mib.map(NonZeroU64::get),
+            creates_per_sec: own.creates_per_sec.map(NonZeroU32::get),
+            requests_per_sec: own.requests_per_sec.map(NonZeroU32::get),
             ..api::Limits::default()
         },
-        created_by: row.created_by.map(|id| UserId(id).to_string()),
+        created_by: row.created_by.map(|id| id.to_string()),
         created_at: row.created_at,
         expires_at: row.expires_at,
         last_used_at: row.last_used_at,
@@ -268,7 +275,11 @@ mod tests {
 
     #[test]
     fn key_made_by_a_key_has_at_most_its_makers_limits() {
-        let own = Limits { capsules: 2, memory_mib: 512, ..Limits::NONE };
+        let own = Limits {
+            capsules: NonZeroU32::new(2),
+            memory_mib: NonZeroU64::new(512),
+            ..Limits::NONE
+        };
         let none = within(db::limits::Row::default(), &own).unwrap();
         assert_eq!((none.capsules, none.vcpus, none.memory_mib), (Some(2), None, Some(512)));
         let asked = |n| db::limits::Row { capsules: Some(n), vcpus: Some(9), ..Default::default() };

@@ -1,9 +1,10 @@
 //! Limits on the holdings and the requests of a team and of a key. `load.rs` has the limits of one
 //! control plane. A team without a limit of its own has the platform's default, or else the figure
-//! in this file. A limit of 0 means no limit.
+//! in this file. The API and the database write 0 for no limit.
 
 use daemon::lock;
 use quick_cache::sync::Cache;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use types::Isolation;
@@ -17,54 +18,54 @@ pub(crate) const PUBLIC_PORTS_MAX: usize = 64;
 pub(crate) const TOKEN_MAX: usize = 2000;
 /// Requests per second that one address may make to sign in, sign up or sign in elsewhere. Twice as
 /// many may come at once.
-pub(crate) const STRANGERS_PER_SEC: u32 = 20;
+pub(crate) const STRANGERS_PER_SEC: Option<NonZeroU32> = NonZeroU32::new(20);
 /// Most counters of teams and keys that are kept in memory.
 const COUNTED: usize = 100_000;
 
-/// Limits of a team or a key; 0 means no limit.
+/// Limits of a team or a key; `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Capsules in any state but `stopped`.
-    pub capsules: u32,
+    pub capsules: Option<NonZeroU32>,
     /// Virtual processors of capsules that have a machine.
-    pub vcpus: u32,
-    pub memory_mib: u64,
+    pub vcpus: Option<NonZeroU32>,
+    pub memory_mib: Option<NonZeroU64>,
     /// Snapshots with a name. Only a team has this limit.
-    pub snapshots: u32,
+    pub snapshots: Option<NonZeroU32>,
     /// Storage of snapshots and paused capsules on the hosts' disks. Only a team has this limit.
-    pub storage_mib: u64,
-    pub creates_per_sec: u32,
-    pub requests_per_sec: u32,
+    pub storage_mib: Option<NonZeroU64>,
+    pub creates_per_sec: Option<NonZeroU32>,
+    pub requests_per_sec: Option<NonZeroU32>,
     /// Lowest isolation tier of the team's capsules. Only a team has this limit.
     pub isolation: Isolation,
 }
 
 impl Limits {
     pub(crate) const NONE: Self = Self {
-        capsules: 0,
-        vcpus: 0,
-        memory_mib: 0,
-        snapshots: 0,
-        storage_mib: 0,
-        creates_per_sec: 0,
-        requests_per_sec: 0,
+        capsules: None,
+        vcpus: None,
+        memory_mib: None,
+        snapshots: None,
+        storage_mib: None,
+        creates_per_sec: None,
+        requests_per_sec: None,
         isolation: Isolation::None,
     };
     /// Limits of a team for which an admin has set no others.
     pub(crate) const DEFAULT: Self = Self {
-        capsules: 1000,
-        vcpus: 4000,
-        memory_mib: 4 << 20,
-        snapshots: 1000,
-        storage_mib: 1 << 20,
-        creates_per_sec: 100,
-        requests_per_sec: 1000,
+        capsules: NonZeroU32::new(1000),
+        vcpus: NonZeroU32::new(4000),
+        memory_mib: NonZeroU64::new(4 << 20),
+        snapshots: NonZeroU32::new(1000),
+        storage_mib: NonZeroU64::new(1 << 20),
+        creates_per_sec: NonZeroU32::new(100),
+        requests_per_sec: NonZeroU32::new(1000),
         isolation: Isolation::None,
     };
 
     /// Reports whether a new capsule must be checked against counts.
     pub(crate) fn counts(&self) -> bool {
-        (self.capsules, self.vcpus, self.memory_mib) != (0, 0, 0)
+        self.capsules.is_some() || self.vcpus.is_some() || self.memory_mib.is_some()
     }
 }
 
@@ -88,13 +89,12 @@ pub(crate) struct Stored {
 /// Names the limit that a team with these holdings exceeds; `None` when it is within. Pure.
 pub(crate) fn beyond_storage(limits: &Limits, stored: Stored) -> Option<String> {
     let snapshots = whole(stored.snapshots);
-    if limits.snapshots > 0 && snapshots > u64::from(limits.snapshots) {
-        return Some(format!("{} of {} snapshots are in use", snapshots - 1, limits.snapshots));
+    if let Some(most) = limits.snapshots.filter(|most| snapshots > u64::from(most.get())) {
+        return Some(format!("{} of {most} snapshots are in use", snapshots - 1));
     }
-    let (bytes, most) = (whole(stored.storage_bytes), limits.storage_mib.saturating_mul(1 << 20));
-    let mib = bytes.div_ceil(1 << 20);
-    let over = limits.storage_mib > 0 && bytes > most;
-    over.then(|| format!("{mib} of {} MiB of storage would be in use", limits.storage_mib))
+    let bytes = whole(stored.storage_bytes);
+    let most = limits.storage_mib.filter(|most| bytes > most.get().saturating_mul(1 << 20))?;
+    Some(format!("{} of {most} MiB of storage would be in use", bytes.div_ceil(1 << 20)))
 }
 
 fn whole(n: i64) -> u64 {
@@ -104,14 +104,15 @@ fn whole(n: i64) -> u64 {
 /// Names the limit that `more` would exceed; `None` when there is room. Pure.
 pub(crate) fn beyond(limits: &Limits, held: Held, more: Held) -> Option<String> {
     let rows = [
-        ("capsules", u64::from(limits.capsules), held.capsules, more.capsules),
-        ("vCPUs", u64::from(limits.vcpus), held.vcpus, more.vcpus),
+        ("capsules", limits.capsules.map(NonZeroU64::from), held.capsules, more.capsules),
+        ("vCPUs", limits.vcpus.map(NonZeroU64::from), held.vcpus, more.vcpus),
         ("MiB of memory", limits.memory_mib, held.memory_mib, more.memory_mib),
     ];
-    let over = rows.into_iter().find(|(_, limit, held, more)| {
-        *limit > 0 && *more > 0 && whole(*held) + whole(*more) > *limit
-    });
-    over.map(|(what, limit, held, _)| format!("{held} of {limit} {what} are in use"))
+    rows.into_iter().find_map(|(what, limit, held, more)| {
+        let limit = limit?;
+        let over = more > 0 && whole(held) + whole(more) > limit.get();
+        over.then(|| format!("{held} of {limit} {what} are in use"))
+    })
 }
 
 /// Kinds of events with a limit per second.
@@ -130,10 +131,13 @@ impl Limiter {
     }
 
     /// Counts an event, or returns the time after which one would pass.
-    pub(crate) fn pass(&self, who: Uuid, per: Per, rate: u32) -> Result<(), Duration> {
-        if rate == 0 {
-            return Ok(());
-        }
+    pub(crate) fn pass(
+        &self,
+        who: Uuid,
+        per: Per,
+        rate: Option<NonZeroU32>,
+    ) -> Result<(), Duration> {
+        let Some(rate) = rate else { return Ok(()) };
         let made = self
             .0
             .get_or_insert_with(&(who, per), || Ok::<_, std::convert::Infallible>(Arc::default()));
@@ -151,8 +155,8 @@ impl Limiter {
 
 /// Applies the generic cell rate algorithm. `ahead` is the time to come that earlier events have
 /// used up. Returns its new value, or the time to wait. Pure.
-fn after(ahead: Duration, rate: u32) -> (Duration, Option<Duration>) {
-    let each = Duration::from_secs(1) / rate;
+fn after(ahead: Duration, rate: NonZeroU32) -> (Duration, Option<Duration>) {
+    let each = Duration::from_secs(1) / rate.get();
     let most = Duration::from_secs(2);
     let next = ahead + each;
     (next, (next > most).then(|| next - most))
@@ -164,7 +168,8 @@ mod tests {
 
     #[test]
     fn exceeded_limit_is_named() {
-        let limits = Limits { capsules: 2, vcpus: 4, memory_mib: 0, ..Limits::NONE };
+        let limits =
+            Limits { capsules: NonZeroU32::new(2), vcpus: NonZeroU32::new(4), ..Limits::NONE };
         let held = |capsules, vcpus| Held { capsules, vcpus, memory_mib: 1 << 40 };
         let more = Held { capsules: 1, vcpus: 2, memory_mib: 1 };
         assert_eq!(beyond(&limits, held(1, 2), more), None);
@@ -178,7 +183,11 @@ mod tests {
 
     #[test]
     fn exceeded_storage_limit_is_named() {
-        let limits = Limits { snapshots: 2, storage_mib: 10, ..Limits::NONE };
+        let limits = Limits {
+            snapshots: NonZeroU32::new(2),
+            storage_mib: NonZeroU64::new(10),
+            ..Limits::NONE
+        };
         let stored = |snapshots, mib: i64| Stored { snapshots, storage_bytes: mib << 20 };
         assert_eq!(beyond_storage(&limits, stored(2, 10)), None);
         let said = beyond_storage(&limits, stored(3, 0)).unwrap();
@@ -191,25 +200,26 @@ mod tests {
 
     #[test]
     fn two_second_burst_passes_before_rate_limit_applies() {
-        let mut ahead = Duration::ZERO;
+        let (rate, mut ahead) = (NonZeroU32::new(10).unwrap(), Duration::ZERO);
         for n in 0..20 {
-            let (next, wait) = after(ahead, 10);
+            let (next, wait) = after(ahead, rate);
             assert_eq!(wait, None, "{n}");
             ahead = next;
         }
-        assert_eq!(after(ahead, 10).1, Some(Duration::from_millis(100)));
-        assert_eq!(after(ahead - Duration::from_millis(100), 10).1, None);
+        assert_eq!(after(ahead, rate).1, Some(Duration::from_millis(100)));
+        assert_eq!(after(ahead - Duration::from_millis(100), rate).1, None);
     }
 
     #[test]
-    fn subjects_and_actions_are_limited_separately_and_zero_is_unlimited() {
+    fn subjects_and_actions_are_limited_separately_and_none_is_unlimited() {
         let limiter = Limiter::new();
         let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
-        assert!(limiter.pass(one, Per::Request, 1).is_ok());
-        assert!(limiter.pass(one, Per::Request, 1).is_ok());
-        assert!(limiter.pass(one, Per::Request, 1).is_err());
-        assert!(limiter.pass(one, Per::Create, 1).is_ok());
-        assert!(limiter.pass(other, Per::Request, 1).is_ok());
-        assert!((0..10_000).all(|_| limiter.pass(one, Per::Request, 0).is_ok()));
+        let rate = NonZeroU32::new(1);
+        assert!(limiter.pass(one, Per::Request, rate).is_ok());
+        assert!(limiter.pass(one, Per::Request, rate).is_ok());
+        assert!(limiter.pass(one, Per::Request, rate).is_err());
+        assert!(limiter.pass(one, Per::Create, rate).is_ok());
+        assert!(limiter.pass(other, Per::Request, rate).is_ok());
+        assert!((0..10_000).all(|_| limiter.pass(one, Per::Request, None).is_ok()));
     }
 }

@@ -3,7 +3,6 @@
 //! capsule.
 
 use types::{CapsuleId, TemplateId};
-use uuid::Uuid;
 
 /// Role of a user in a team. Each role includes the rights of the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,26 +88,14 @@ impl Permissions {
     }
 }
 
+types::text_enum!(Role, "role", {
+    Viewer = "viewer",
+    Member = "member",
+    Admin = "admin",
+    Owner = "owner",
+});
+
 impl Role {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "viewer" => Self::Viewer,
-            "member" => Self::Member,
-            "admin" => Self::Admin,
-            "owner" => Self::Owner,
-            _ => return None,
-        })
-    }
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Member => "member",
-            Self::Admin => "admin",
-            Self::Owner => "owner",
-        }
-    }
-
     pub(crate) fn permissions(self) -> Permissions {
         use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
         match self {
@@ -129,26 +116,46 @@ impl Role {
     }
 }
 
-/// Names of the scopes that a key may have.
-pub(crate) const SCOPES: [&str; 5] =
-    ["capsules:read", "capsules:exec", "capsules:admin", "team:read", "team:admin"];
+/// Scope of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyScope {
+    CapsulesRead,
+    CapsulesExec,
+    CapsulesAdmin,
+    TeamRead,
+    TeamAdmin,
+}
+
+types::text_enum!(KeyScope, "scopes", {
+    CapsulesRead = "capsules:read",
+    CapsulesExec = "capsules:exec",
+    CapsulesAdmin = "capsules:admin",
+    TeamRead = "team:read",
+    TeamAdmin = "team:admin",
+});
+
+impl KeyScope {
+    fn permissions(self) -> Permissions {
+        use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
+        match self {
+            Self::CapsulesRead => Permissions::of(&[CapsulesRead]),
+            Self::CapsulesExec => Permissions::of(&[CapsulesRead, CapsulesExec]),
+            Self::CapsulesAdmin => Permissions::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin]),
+            Self::TeamRead => Permissions::of(&[TeamRead]),
+            Self::TeamAdmin => Permissions::of(&[TeamRead, KeysMake, TeamAdmin]),
+        }
+    }
+}
 
 /// Returns the actions that a key's scopes allow. A key without scopes may do everything with
-/// capsules, and see its team. An unknown scope allows nothing.
-pub(crate) fn scoped<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Permissions {
-    use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, KeysMake, TeamAdmin, TeamRead};
+/// capsules, and see its team.
+pub(crate) fn scoped(scopes: impl IntoIterator<Item = KeyScope>) -> Permissions {
+    use Action::{CapsulesAdmin, CapsulesExec, CapsulesRead, TeamRead};
     let mut scopes = scopes.into_iter().peekable();
     if scopes.peek().is_none() {
         return Permissions::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin, TeamRead]);
     }
-    let permissions = scopes.map(|scope| match scope {
-        "capsules:read" => Permissions::of(&[CapsulesRead]),
-        "capsules:exec" => Permissions::of(&[CapsulesRead, CapsulesExec]),
-        "capsules:admin" => Permissions::of(&[CapsulesRead, CapsulesExec, CapsulesAdmin]),
-        "team:read" => Permissions::of(&[TeamRead]),
-        "team:admin" => Permissions::of(&[TeamRead, KeysMake, TeamAdmin]),
-        _ => Permissions::default(),
-    });
+    let permissions = scopes.map(KeyScope::permissions);
     permissions.fold(Permissions::default(), |all, one| Permissions(all.0 | one.0))
 }
 
@@ -165,7 +172,7 @@ pub(crate) enum Resource {
     /// The team as a whole, or an object that belongs to no capsule.
     Team,
     /// A capsule of the team, with the template that it was made from.
-    Capsule(CapsuleId, Option<Uuid>),
+    Capsule(CapsuleId, Option<TemplateId>),
     /// A template, to create a capsule from.
     Template(TemplateId),
     /// Capsules as a whole. The caller sees only the capsules that they may see.
@@ -199,7 +206,7 @@ pub(crate) fn decide(
         }
         Resource::Capsule(id, template) => {
             scope.capsule.is_none_or(|own| own == id)
-                && scope.template.is_none_or(|own| Some(own.0) == template)
+                && scope.template.is_none_or(|own| Some(own) == template)
         }
     };
     match (seen, resource) {
@@ -217,7 +224,7 @@ mod tests {
     };
 
     /// Each caller, with a flag for each action in the order of `Action::ALL`.
-    const TABLE: [(&str, [bool; 7]); 11] = [
+    const TABLE: [(&str, [bool; 7]); 10] = [
         // read, exec, admin of capsules; team read, keys, team admin, team own
         ("viewer", [true, false, false, true, false, false, false]),
         ("member", [true, true, true, true, true, false, false]),
@@ -229,13 +236,12 @@ mod tests {
         ("capsules:admin", [true, true, true, false, false, false, false]),
         ("team:read", [false, false, false, true, false, false, false]),
         ("team:admin", [false, false, false, true, true, true, false]),
-        ("capsules:own", [false, false, false, false, false, false, false]),
     ];
 
     fn permissions(who: &str) -> Permissions {
-        match Role::parse(who) {
-            Some(role) => role.permissions(),
-            None => scoped(who.split(' ').filter(|scope| !scope.is_empty())),
+        match who.parse::<Role>() {
+            Ok(role) => role.permissions(),
+            Err(_) => scoped(who.split_whitespace().map(|scope| scope.parse().unwrap())),
         }
     }
 
@@ -260,8 +266,20 @@ mod tests {
         assert!(permissions("capsules:exec").within(permissions("member")));
         assert!(!permissions("team:admin").within(permissions("member")));
         assert!(!permissions("owner").within(permissions("admin")));
-        assert!(SCOPES.iter().all(|scope| scoped([*scope]) != Permissions::default()));
+        assert!(KeyScope::ALL.iter().all(|scope| scoped([*scope]) != Permissions::default()));
         assert!(!Permissions::of(&[KeysMake]).allow(TeamOwn));
+    }
+
+    #[test]
+    fn roles_and_scopes_have_names_and_refuse_other_texts() {
+        assert_eq!(Role::ALL.map(Role::as_str), ["viewer", "member", "admin", "owner"]);
+        for role in Role::ALL {
+            assert_eq!(role.as_str().parse(), Ok(role));
+        }
+        for scope in KeyScope::ALL {
+            assert_eq!(scope.as_str().parse(), Ok(scope));
+        }
+        assert!("capsules:own".parse::<KeyScope>().is_err() && "Owner".parse::<Role>().is_err());
     }
 
     #[test]
@@ -270,7 +288,7 @@ mod tests {
         let (template, strange) = (TemplateId::new(), TemplateId::new());
         let capsules = ResourceScope { capsule: Some(capsule), template: None };
         let templates = ResourceScope { capsule: None, template: Some(template) };
-        let of = |id, template: Option<TemplateId>| Resource::Capsule(id, template.map(|t| t.0));
+        let of = Resource::Capsule;
         let cases = [
             (capsules, CapsulesExec, of(capsule, None), Ok(())),
             (capsules, CapsulesExec, of(other, None), Err(Denied::Hidden)),

@@ -57,7 +57,7 @@ impl Quota {
             // The platform wakes capsules for anybody's traffic, so the maker's limits apply.
             Principal::Host(_) | Principal::System | Principal::Nobody => true,
         };
-        let key = capsule.created_by_key.filter(|_| bound).map(ApiKeyId);
+        let key = capsule.created_by_key.filter(|_| bound);
         self.check(tx, machine(capsule), key).await
     }
 

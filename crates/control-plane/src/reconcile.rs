@@ -283,21 +283,21 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         }
     }
     for row in &rows {
-        let on_host = seen.remove(&row.id());
+        let on_host = seen.remove(&row.id);
         let (on_host, leftover) = if on_host.as_ref().is_some_and(|it| is_leftover(row, &it.1)) {
             (None, on_host)
         } else {
             (on_host, None)
         };
         if let Some((_, info)) = leftover {
-            remove_leftover(&agent, row.id(), &info).await;
+            remove_leftover(&agent, row.id, &info).await;
         }
         // The host has lost the capsule, but the store has it.
         if on_host.is_none() && row.is_safe() {
             continue;
         }
         if let Err(error) = settle(app, row, on_host.as_ref()).await {
-            tracing::warn!(id = %row.id(), %error, "repairing a capsule");
+            tracing::warn!(id = %row.id, %error, "repairing a capsule");
         }
     }
     for (id, (_, info)) in seen {
@@ -314,7 +314,7 @@ async fn round(app: &App, host: HostId) -> Result<()> {
 /// a capsule has run elsewhere since, and all of it is in the store. Pure.
 fn is_leftover(row: &Capsule, info: &CapsuleInfo) -> bool {
     // An agent that cannot read its own record of a capsule lists it without a generation.
-    info.generation.is_some_and(|generation| generation < row.placed.unsigned_abs())
+    info.generation.is_some_and(|known| row.placed.is_some_and(|placed| known < placed))
 }
 
 /// Removes a machine, or its remains, that no row places on its host. A machine of a later
@@ -332,46 +332,46 @@ async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
 async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)>) -> Result<()> {
     if let Some((state, info)) = on_host {
         note_stored(app, row, info).await?;
-        let storage = i64::try_from(info.storage_bytes).unwrap_or(i64::MAX);
-        let waits = info.waits_for_room && row.state() == CapsuleState::Running;
+        let storage = info.storage_bytes;
+        let waits = info.waits_for_room && row.state == CapsuleState::Running;
         if (storage, waits) != (row.storage_bytes, row.disk_full) {
-            db::capsules::set_usage(&app.db, row.id(), row.generation, storage, waits).await?;
+            db::capsules::set_usage(&app.db, row.id, row.generation, storage, waits).await?;
         }
         // The host lacks the last change of the rules. The request that made it did not reach the
         // host, or its control plane died.
-        let runs = row.state() == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
+        let runs = row.state == CapsuleState::Running && *state == OnHost::CAPSULE_STATE_RUNNING;
         if runs && info.egress_revision < row.egress.revision {
             capsules::network::apply(app, row).await?;
         }
     }
     let on_host = on_host.map(|(state, info)| (*state, info.reason.as_deref().unwrap_or_default()));
     let age = Duration::seconds_f64(row.age);
-    repair(app, row, decide(row.state(), age, on_host)).await
+    repair(app, row, decide(row.state, age, on_host)).await
 }
 
 /// Notes that the store has the snapshot of a paused capsule. Then removes older snapshots, since
 /// the row named one of them until now.
 async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()> {
     let Some(stored) = info.stored.as_option() else { return Ok(()) };
-    let (number, name) = (i64::try_from(stored.number).unwrap_or(0), &stored.name);
-    let known = row.stored_newest && number == row.stored && *name == row.stored_tree;
+    let (number, name) = (stored.number, &stored.name);
+    let known = row.stored_newest && Some(number) == row.stored && *name == row.stored_tree;
     if known || !db::capsules::set_stored(&app.db, row, number, name).await? {
         return Ok(());
     }
-    if let Some(host) = row.host_id.map(HostId) {
-        let pruned = app.agent(host).prune_stored(row.id(), row.team(), stored.clone()).await;
+    if let Some(host) = row.host_id {
+        let pruned = app.agent(host).prune_stored(row.id, row.team_id, stored.clone()).await;
         if let Err(error) = pruned {
             // The next snapshot, or the capsule's end, removes the remaining ones.
-            tracing::warn!(id = %row.id(), %error, "removing older snapshots from the store");
+            tracing::warn!(id = %row.id, %error, "removing older snapshots from the store");
         }
     }
     Ok(())
 }
 
 async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
-    let (id, seen) = (row.id(), row.generation);
+    let (id, seen) = (row.id, row.generation);
     // No request caused this change, so the host is the actor.
-    let principal = row.host_id.map_or(Principal::System, |host| Principal::Host(HostId(host)));
+    let principal = row.host_id.map_or(Principal::System, Principal::Host);
     let by = Actor { principal, from: None };
     match repair {
         Repair::Nothing => {}

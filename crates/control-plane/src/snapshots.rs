@@ -15,6 +15,7 @@ use serde_json::json;
 use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, HostId, SnapshotId, TeamId};
+use types::{CapsuleId, CapsuleState, HostId, SnapshotId, SnapshotState, names};
 
 /// Age at which an unfinished or unnamed snapshot counts as left by a control plane that died.
 /// Forks and overwrites leave snapshots without a name.
@@ -46,12 +47,12 @@ pub(crate) async fn take(
     let (id, now) = (SnapshotId::new(), OffsetDateTime::now_utc());
     let name = name.map(|name| if name.is_empty() { id.to_string() } else { name });
     let mut row = Snapshot {
-        id: id.0,
-        team_id: caller.team.0,
+        id,
+        team_id: caller.team,
         capsule_id: Some(capsule.id),
         host_id: capsule.host_id,
         name,
-        status: "making".to_owned(),
+        state: SnapshotState::Making,
         template: capsule.template.clone(),
         vcpus: capsule.vcpus,
         memory_mib: capsule.memory_mib,
@@ -64,10 +65,9 @@ pub(crate) async fn take(
     let quota = Quota::of(app, caller).await?;
     Box::pin(enter(app, caller, &quota, &row, overwrite)).await?;
     let entered = row.clone();
-    let taken = match app.agent_of(capsule)?.snapshot(capsule.id(), id, memory).await {
+    let taken = match app.agent_of(capsule)?.snapshot(capsule.id, id, memory).await {
         Ok((size, storage)) => {
-            let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-            (row.size_bytes, row.storage_bytes) = (int(size), int(storage));
+            (row.size_bytes, row.storage_bytes) = (size, storage);
             Box::pin(complete(app, &quota, row, overwrite)).await
         }
         Err(error) => Err(error),
@@ -101,9 +101,9 @@ async fn enter(
         return Err(Error::Conflict("a snapshot has this name".to_owned()));
     }
     if row.name.is_some() {
-        let capsule = row.capsule_id.map(|id| CapsuleId(id).to_string());
+        let capsule = row.capsule_id.map(|id| id.to_string());
         let what = json!({ "name": row.name, "capsule": capsule });
-        let entry = Entry::new(caller.team, caller.by, "snapshot.create", row.id()).with(what);
+        let entry = Entry::new(caller.team, caller.by, "snapshot.create", row.id).with(what);
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await?;
@@ -119,7 +119,7 @@ async fn complete(app: &App, quota: &Quota, row: Snapshot, overwrite: bool) -> R
     let old = match &row.name {
         Some(name) if overwrite => {
             // The snapshot to replace may be gone, and another one may have its place in the count.
-            let team = TeamId(row.team_id);
+            let team = row.team_id;
             let more = i64::from(!db::snapshots::is_named(&mut *tx, team, name).await?);
             quota.admit_snapshot(&mut tx, more).await?;
             db::snapshots::take_name(&mut tx, &row, name).await?
@@ -145,7 +145,7 @@ async fn clear(app: &App, old: &Snapshot) {
         Err(error) => Err(Error::Internal(error.into())),
     };
     if let Err(error) = removed {
-        tracing::warn!(id = %old.id(), %error, "removing a snapshot that gave way");
+        tracing::warn!(id = %old.id, %error, "removing a snapshot that gave way");
     }
 }
 
@@ -181,19 +181,19 @@ pub(crate) async fn delete(app: &App, caller: Caller, name: &str) -> Result<()> 
 
 /// Removes a snapshot. Capsules that began from it keep the data they need.
 pub(crate) async fn remove(app: &App, row: &Snapshot, by: Actor) -> Result<()> {
-    let id = row.id();
+    let id = row.id;
     let mut tx = app.db.begin().await?;
     let first = db::snapshots::removing(&mut *tx, id).await?;
     if let (true, Some(name)) = (first, &row.name) {
-        let entry = Entry::new(TeamId(row.team_id), by, "snapshot.delete", id);
+        let entry = Entry::new(row.team_id, by, "snapshot.delete", id);
         db::audit::write(&mut *tx, &entry.with(json!({ "name": name }))).await?;
     }
     tx.commit().await?;
     // A snapshot whose host was deleted is only in the store. Any host with the store can remove it
     // there.
-    let host = row.host_id.map(HostId).or_else(|| app.fleet.with_store());
+    let host = row.host_id.or_else(|| app.fleet.with_store());
     if let Some(host) = host {
-        app.agent(host).remove_snapshot(id, Some(TeamId(row.team_id))).await?;
+        app.agent(host).remove_snapshot(id, Some(row.team_id)).await?;
     }
     Ok(db::snapshots::remove(&app.db, id).await?)
 }
@@ -203,14 +203,13 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     // The host is read first. A row is written before its files, so files without a row belong to
     // nobody.
     let HostSnapshots { ids: on_host, stored, storage } = app.agent(host).snapshots().await?;
-    let stored: Vec<uuid::Uuid> = stored.into_iter().map(|id| id.0).collect();
     if !stored.is_empty() {
         db::snapshots::set_stored(&app.db, host, &stored).await?;
     }
     let rows = db::snapshots::list_by_host(&app.db, host).await?;
     let changed = rows.iter().filter_map(|row| {
-        let bytes = *storage.get(&row.id())?;
-        (row.status == "ready" && bytes != row.storage_bytes).then_some((row.id, bytes))
+        let bytes = *storage.get(&row.id)?;
+        (row.state == SnapshotState::Ready && bytes != row.storage_bytes).then_some((row.id, bytes))
     });
     let (ids, bytes): (Vec<_>, Vec<_>) = changed.unzip();
     if !ids.is_empty() {
@@ -230,16 +229,16 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
 
 /// Converts a row to the API's form.
 pub(crate) fn to_api(row: Snapshot) -> api::Snapshot {
-    let id = row.id().to_string();
+    let id = row.id.to_string();
     api::Snapshot {
         name: row.name.unwrap_or_else(|| id.clone()),
         id,
-        capsule_id: row.capsule_id.map(|id| CapsuleId(id).to_string()),
+        capsule_id: row.capsule_id.map(|id| id.to_string()),
         template: row.template,
-        vcpus: row.vcpus,
-        memory_mib: row.memory_mib,
-        disk_mib: row.disk_mib,
-        size_bytes: row.size_bytes,
+        vcpus: row.vcpus.cast_signed(),
+        memory_mib: row.memory_mib.cast_signed(),
+        disk_mib: row.disk_mib.cast_signed(),
+        size_bytes: row.size_bytes.cast_signed(),
         created_at: row.created_at,
     }
 }

@@ -2,7 +2,7 @@
 //! stream is woken by changes of its team, and then reads the events from the database.
 
 use crate::db;
-use crate::db::events::{Cursor, Event};
+use crate::db::events::{Cursor, Event, ResourceType};
 use crate::error::Result;
 use crate::load::Streaming;
 use sqlx::PgPool;
@@ -111,13 +111,12 @@ pub(crate) fn parse_cursor(id: &str) -> Option<Cursor> {
 }
 
 /// Formats a resource's id for the API, by the kind of resource.
-fn resource(kind: &str, id: uuid::Uuid) -> String {
+fn resource(kind: ResourceType, id: uuid::Uuid) -> String {
     match kind {
-        "capsule" => CapsuleId(id).to_string(),
-        "snapshot" => SnapshotId(id).to_string(),
-        "host" => HostId(id).to_string(),
-        "channel" => ChannelId(id).to_string(),
-        _ => id.to_string(),
+        ResourceType::Capsule => CapsuleId(id).to_string(),
+        ResourceType::Snapshot => SnapshotId(id).to_string(),
+        ResourceType::Host => HostId(id).to_string(),
+        ResourceType::Channel => ChannelId(id).to_string(),
     }
 }
 
@@ -126,10 +125,10 @@ pub(crate) fn to_api(event: Event) -> api::Event {
     let Cursor(tx, seq) = event.cursor();
     api::Event {
         id: format!("{tx}-{seq}"),
-        team_id: TeamId(event.team_id).to_string(),
+        team_id: event.team_id.to_string(),
         event: event.kind,
-        resource_id: resource(&event.resource_type, event.resource_id),
-        resource_type: event.resource_type,
+        resource_id: resource(event.resource_type, event.resource_id),
+        resource_type: event.resource_type.to_string(),
         data: event.data,
         created_at: event.created_at,
     }
@@ -143,7 +142,7 @@ pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
         transaction: String,
         team_id: uuid::Uuid,
         kind: String,
-        resource_type: String,
+        resource_type: ResourceType,
         resource_id: uuid::Uuid,
         data: serde_json::Value,
         created_at: String,
@@ -156,7 +155,7 @@ pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
     Some(to_api(Event {
         seq: row.seq,
         tx: row.transaction.parse().ok()?,
-        team_id: row.team_id,
+        team_id: TeamId(row.team_id),
         kind: row.kind,
         resource_type: row.resource_type,
         resource_id: row.resource_id,

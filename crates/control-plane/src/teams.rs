@@ -21,6 +21,7 @@ use crate::secret::{hash, random_hex};
 use crate::users::{mail, throttle};
 use serde_json::json;
 use sqlx::PgConnection;
+use std::num::{NonZeroU32, NonZeroU64};
 use time::{Duration, OffsetDateTime};
 use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
 
@@ -47,7 +48,7 @@ pub(crate) fn check_not_platforms(caller: Caller) -> Result<()> {
 
 /// Parses a role that can be given to a member. Only a transfer makes an owner.
 fn check_role(role: &str) -> Result<Role> {
-    let role = Role::parse(role).filter(|role| *role != Role::Owner);
+    let role = role.parse::<Role>().ok().filter(|role| *role != Role::Owner);
     role.ok_or_else(|| Error::invalid("role", "must be `admin`, `member` or `viewer`"))
 }
 
@@ -80,7 +81,7 @@ pub(crate) async fn found(
 /// Returns a team as a member sees it.
 pub(crate) async fn get(app: &App, user: UserId, id: TeamId) -> Result<api::Team> {
     let teams = db::teams::of_user(&app.db, user).await?;
-    let team = teams.into_iter().find(|team| team.id == id.0);
+    let team = teams.into_iter().find(|team| team.id == id);
     team.map(to_api).ok_or(Error::NotFound("team"))
 }
 
@@ -115,22 +116,22 @@ pub(crate) async fn show(app: &App, caller: Caller) -> Result<api::Team> {
 async fn of_key(app: &App, caller: Caller) -> Result<api::Team> {
     let team = db::teams::find(&app.db, caller.team).await?.ok_or(Error::NotFound("team"))?;
     Ok(api::Team {
-        id: TeamId(team.id).to_string(),
+        id: team.id.to_string(),
         name: team.name,
         role: "key".to_owned(),
         default: true,
-        isolation: team.isolation,
+        isolation: team.isolation.to_string(),
         created_at: team.created_at,
     })
 }
 
 fn to_api(team: db::teams::Joined) -> api::Team {
     api::Team {
-        id: TeamId(team.id).to_string(),
+        id: team.id.to_string(),
         name: team.name,
-        role: team.role,
+        role: team.role.to_string(),
         default: team.is_default,
-        isolation: team.isolation,
+        isolation: team.isolation.to_string(),
         created_at: team.created_at,
     }
 }
@@ -167,7 +168,7 @@ pub(crate) async fn change(
     }
     if let Some(isolation) = isolation {
         db::teams::set_isolation(&mut *tx, caller.team, isolation).await?;
-        let with = json!({ "isolation": isolation.as_str() });
+        let with = json!({ "isolation": isolation });
         note(&mut tx, caller, "team.set_isolation", caller.team, with).await?;
     }
     tx.commit().await?;
@@ -231,7 +232,7 @@ pub(crate) async fn set_role(app: &App, caller: Caller, user: UserId, role: &str
         // here.
         false => db::makers::end_of_user(&mut tx, Some(caller.team), user).await?,
     };
-    let what = json!({ "user": user.to_string(), "role": role.as_str(), "ended": ended });
+    let what = json!({ "user": user.to_string(), "role": role, "ended": ended });
     note(&mut tx, caller, "member.set_role", user, what).await?;
     tx.commit().await?;
     app.changed(&Change::User(user));
@@ -321,10 +322,10 @@ pub(crate) async fn invite(
     let token = random_hex(16);
     let now = OffsetDateTime::now_utc();
     let invitation = Invitation {
-        id: InvitationId::new().0,
-        team_id: caller.team.0,
+        id: InvitationId::new(),
+        team_id: caller.team,
         email,
-        role: role.as_str().to_owned(),
+        role,
         created_at: now,
         expires_at: now + INVITATION,
     };
@@ -332,9 +333,8 @@ pub(crate) async fn invite(
     let maker = lock(&mut tx, caller, Action::TeamAdmin).await?.maker;
     let team = db::teams::find(&mut *tx, caller.team).await?.ok_or(Error::NotFound("team"))?;
     db::teams::invite(&mut *tx, &invitation, maker, &hash(&token)).await?;
-    let what = json!({ "email": invitation.email, "role": role.as_str() });
-    let id = InvitationId(invitation.id);
-    note(&mut tx, caller, "invitation.create", id, what).await?;
+    let what = json!({ "email": invitation.email, "role": role });
+    note(&mut tx, caller, "invitation.create", invitation.id, what).await?;
     tx.commit().await?;
     app.mailer.send(&invitation.email, mail::invitation(&team.name, &token)).await?;
     Ok(invitation_shown(invitation))
@@ -364,9 +364,9 @@ pub(crate) async fn accept(app: &App, who: Session, token: &str) -> Result<api::
     // a member.
     let taken = db::teams::take_invitation(&mut *tx, &hashed, &user.email).await?;
     let taken = taken.ok_or_else(invalid)?;
-    let role = check_role(&taken.role)?;
+    let role = taken.role;
     if db::teams::join(&mut *tx, team, who.user, role).await? {
-        let what = json!({ "user": who.user.to_string(), "role": role.as_str() });
+        let what = json!({ "user": who.user.to_string(), "role": role });
         let entry = Entry::new(team, who.by, "member.join", who.user).with(what);
         db::audit::write(&mut *tx, &entry).await?;
     }
@@ -377,9 +377,9 @@ pub(crate) async fn accept(app: &App, who: Session, token: &str) -> Result<api::
 
 pub(crate) fn invitation_shown(invitation: Invitation) -> api::Invitation {
     api::Invitation {
-        id: InvitationId(invitation.id).to_string(),
+        id: invitation.id.to_string(),
         email: invitation.email,
-        role: invitation.role,
+        role: invitation.role.to_string(),
         created_at: invitation.created_at,
         expires_at: invitation.expires_at,
     }
@@ -388,13 +388,13 @@ pub(crate) fn invitation_shown(invitation: Invitation) -> api::Invitation {
 /// Converts effective limits to the API's form.
 pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
     api::Limits {
-        capsules: Some(limits.capsules),
-        vcpus: Some(limits.vcpus),
-        memory_mib: Some(limits.memory_mib),
-        creates_per_sec: Some(limits.creates_per_sec),
-        requests_per_sec: Some(limits.requests_per_sec),
-        snapshots: Some(limits.snapshots),
-        storage_mib: Some(limits.storage_mib),
+        capsules: Some(limits.capsules.map_or(0, NonZeroU32::get)),
+        vcpus: Some(limits.vcpus.map_or(0, NonZeroU32::get)),
+        memory_mib: Some(limits.memory_mib.map_or(0, NonZeroU64::get)),
+        creates_per_sec: Some(limits.creates_per_sec.map_or(0, NonZeroU32::get)),
+        requests_per_sec: Some(limits.requests_per_sec.map_or(0, NonZeroU32::get)),
+        snapshots: Some(limits.snapshots.map_or(0, NonZeroU32::get)),
+        storage_mib: Some(limits.storage_mib.map_or(0, NonZeroU64::get)),
     }
 }
 
@@ -423,14 +423,18 @@ pub(crate) async fn limits_of_any(app: &App, _: Operator, team: TeamId) -> Resul
 
 /// Checks requested limits.
 pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
-    let int = |field: &str, n: Option<u32>| {
-        let wrong = |_| Error::invalid(field, "must be at most 2,147,483,647");
-        n.map(i32::try_from).transpose().map_err(wrong)
+    let int = |field: &str, n: Option<u32>| match n {
+        Some(n) if i32::try_from(n).is_err() => {
+            Err(Error::invalid(field, "must be at most 2,147,483,647"))
+        }
+        n => Ok(n),
     };
     let long = |field: &str, n: Option<u64>| {
         // The number must fit the database's integer even in bytes.
-        let n = n.map(|n| i64::try_from(n).ok().filter(|n| *n < 1 << 43));
-        n.map(|n| n.ok_or_else(|| Error::invalid(field, "is too large"))).transpose()
+        match n {
+            Some(n) if n >= 1 << 43 => Err(Error::invalid(field, "is too large")),
+            n => Ok(n),
+        }
     };
     Ok(db::limits::Row {
         capsules: int("capsules", wanted.capsules)?,

@@ -16,7 +16,7 @@ use crate::auth::{Session, password};
 use crate::db;
 use crate::db::listen::Change;
 use crate::db::makers::Maker;
-use crate::db::sessions::SessionRow;
+use crate::db::sessions::{SessionKind, SessionRow};
 use crate::db::users::{NewToken, Purpose, User};
 use crate::error::{Error, Result};
 use crate::fields::{check_email, check_title};
@@ -28,6 +28,7 @@ use sqlx::PgConnection;
 use std::time::Duration;
 use time::OffsetDateTime;
 use types::{PLATFORM_TEAM, SessionId, TeamId, UserId, hex};
+use types::{PLATFORM_TEAM, SessionId, UserId, UserState, hex};
 
 /// Lifetimes of mailed tokens, for activations and for resets.
 const ACTIVATION: Duration = Duration::from_secs(24 * 3600);
@@ -100,19 +101,19 @@ async fn enter(app: &App, by: Actor, email: &str, name: &str, hashed: &str) -> R
         && let Some((user, new)) = db::users::insert(&mut tx, email, name).await?
     {
         if new {
-            note(&mut tx, by, "user.sign_up", user.id(), json!({ "email": email })).await?;
+            note(&mut tx, by, "user.sign_up", user.id, json!({ "email": email })).await?;
         }
         known = Some(user);
     }
     let Some(user) = known else { return Ok(()) };
-    let text = match user.status.as_str() {
-        "active" => mail::there_already(),
-        "inactive" => {
+    let text = match user.state {
+        UserState::Active => mail::there_already(),
+        UserState::Inactive => {
             let sign_up = Some((hashed, name));
             let token = give_token(&mut tx, &user, Purpose::Activate, Maker::default(), sign_up);
             mail::activation(&token.await?)
         }
-        _ => return Ok(()),
+        UserState::Disabled | UserState::Deleted => return Ok(()),
     };
     tx.commit().await?;
     app.mailer.send(email, text).await
@@ -136,7 +137,7 @@ async fn give_token(
 ) -> Result<String> {
     let token = random_hex(16);
     let life = if purpose == Purpose::Activate { ACTIVATION } else { RESET };
-    let (user, seconds) = (user.id(), life.as_secs_f64());
+    let (user, seconds) = (user.id, life.as_secs_f64());
     let hash = hash(&token);
     let new = NewToken { user, purpose, hash: &hash, seconds, maker, sign_up };
     db::users::insert_token(tx, &new).await?;
@@ -150,7 +151,7 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
     let invalid = || Error::InvalidToken("the activation token");
     let mailed = db::users::peek_token(&app.db, Purpose::Activate, &hashed).await?;
     let mailed = mailed.ok_or_else(invalid)?;
-    let user = db::users::find(&app.db, mailed.user()).await?.ok_or_else(invalid)?;
+    let user = db::users::find(&app.db, mailed.user_id).await?.ok_or_else(invalid)?;
     let given = wanted.password.ok_or_else(|| Error::invalid("password", "is missing"))?;
     let name = wanted.name.map(|name| check_title("name", &name)).transpose()?;
     let name = name.or(mailed.name).unwrap_or_else(|| user.name.clone());
@@ -160,7 +161,7 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
             let attempts = format!("activation {}", hex::encode(&hashed));
             let _lock = throttle::lock_subject(app, origin.by, &attempts).await?;
             if !password::verify(&given, Some(&known)).await? {
-                return Err(refused(app, origin.by, &attempts, Some(UserId(user.id))).await?);
+                return Err(refused(app, origin.by, &attempts, Some(user.id)).await?);
             }
             known
         }
@@ -169,17 +170,17 @@ pub(crate) async fn activate(app: &App, origin: Origin, wanted: api::Activate) -
             password::hash(&given).await?
         }
     };
-    let by = origin.by.user(UserId(user.id));
+    let by = origin.by.user(user.id);
     let mut tx = app.db.begin().await?;
     db::users::lock_admins(&mut tx).await?;
-    let user = db::users::lock(&mut *tx, UserId(user.id)).await?.ok_or_else(invalid)?;
+    let user = db::users::lock(&mut *tx, user.id).await?.ok_or_else(invalid)?;
     if db::users::use_token(&mut *tx, Purpose::Activate, &hashed).await?.is_none() {
         return Err(invalid());
     }
-    db::users::set_name(&mut *tx, user.id(), &name).await?;
-    db::users::set_password(&mut *tx, user.id(), &password).await?;
-    settle(&mut tx, user.id(), &name, by).await?;
-    let user = db::users::find(&mut *tx, user.id()).await?.ok_or_else(invalid)?;
+    db::users::set_name(&mut *tx, user.id, &name).await?;
+    db::users::set_password(&mut *tx, user.id, &password).await?;
+    settle(&mut tx, user.id, &name, by).await?;
+    let user = db::users::find(&mut *tx, user.id).await?.ok_or_else(invalid)?;
     let entered = open(&mut tx, &user, &origin).await?.ok_or_else(invalid)?;
     tx.commit().await?;
     Ok(entered)
@@ -206,16 +207,19 @@ async fn settle(tx: &mut PgConnection, id: UserId, name: &str, by: Actor) -> Res
 /// changed since the check. A change that comes later waits for this transaction, and then ends the
 /// session.
 async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Option<Entered>> {
-    let user = db::users::hold(&mut *tx, seen.id()).await?;
+    let user = db::users::hold(&mut *tx, seen.id).await?;
     let same = |now: &User| now.is_active() && now.password_hash == seen.password_hash;
     let Some(user) = user.filter(same) else { return Ok(None) };
     let token = session::new_token();
-    let (kind, life) = if origin.program { ("program", PROGRAM) } else { ("browser", BROWSER) };
+    let (kind, life) = match origin.program {
+        true => (SessionKind::Program, PROGRAM),
+        false => (SessionKind::Browser, BROWSER),
+    };
     let now = OffsetDateTime::now_utc();
     let session = SessionRow {
-        id: SessionId::new().0,
+        id: SessionId::new(),
         user_id: user.id,
-        kind: kind.to_owned(),
+        kind,
         address: origin.by.from.map(|ip| ip.to_string()).unwrap_or_default(),
         agent: origin.agent.chars().take(AGENT_MAX).collect(),
         created_at: now,
@@ -223,8 +227,8 @@ async fn open(tx: &mut PgConnection, seen: &User, origin: &Origin) -> Result<Opt
         last_used_at: now,
     };
     db::sessions::insert(&mut *tx, &session, &hash(&token)).await?;
-    let by = origin.by.user(user.id());
-    note(tx, by, "user.login", user.id(), json!({ "kind": kind })).await?;
+    let by = origin.by.user(user.id);
+    note(tx, by, "user.login", user.id, json!({ "kind": kind })).await?;
     Ok(Some(Entered { user, token, expires_at: session.expires_at }))
 }
 
@@ -236,7 +240,7 @@ pub(crate) async fn log_in(app: &App, origin: Origin, wanted: api::LogIn) -> Res
     let user = db::users::by_email(&app.db, &email).await?;
     let known = user.as_ref().and_then(|user| user.password_hash.as_deref());
     let right = password::verify(&wanted.password, known).await?;
-    let id = user.as_ref().map(User::id);
+    let id = user.as_ref().map(|user| user.id);
     let Some(user) = user.filter(|user| right && user.is_active()) else {
         return Err(refused(app, origin.by, &email, id).await?);
     };
@@ -321,7 +325,7 @@ pub(crate) async fn ask_reset(app: &App, by: Actor, email: &str) -> Result<()> {
             let Some(user) = user.filter(User::is_active) else { return Ok(()) };
             let none = Maker::default();
             let token = give_token(&mut tx, &user, Purpose::Reset, none, None).await?;
-            note(&mut tx, by, "user.ask_reset", user.id(), json!({})).await?;
+            note(&mut tx, by, "user.ask_reset", user.id, json!({})).await?;
             tx.commit().await?;
             app.mailer.send(&email, mail::reset(&token)).await
         };
@@ -338,7 +342,7 @@ pub(crate) async fn reset(app: &App, by: Actor, wanted: api::ConfirmPassword) ->
     let hashed = hash(wanted.token.trim());
     let invalid = || Error::InvalidToken("the reset token");
     let mailed = db::users::peek_token(&app.db, Purpose::Reset, &hashed).await?;
-    let id = mailed.ok_or_else(invalid)?.user();
+    let id = mailed.ok_or_else(invalid)?.user_id;
     let user = db::users::find(&app.db, id).await?.filter(User::is_active).ok_or_else(invalid)?;
     password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;
     let new = password::hash(&wanted.new_password).await?;
@@ -382,7 +386,7 @@ pub(crate) async fn change_password(
         let _lock = throttle::lock_subject(app, who.by, &attempts).await?;
         let given = wanted.current_password.unwrap_or_default();
         if !password::verify(&given, user.password_hash.as_deref()).await? {
-            return Err(refused(app, who.by, &attempts, Some(user.id())).await?);
+            return Err(refused(app, who.by, &attempts, Some(user.id)).await?);
         }
     }
     password::check("new_password", &wanted.new_password, &[&user.email, &user.name])?;

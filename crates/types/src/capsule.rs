@@ -8,12 +8,10 @@
 //!                                         snapshot may be resumed)
 //! ```
 
-use std::fmt;
-use std::str::FromStr;
+use crate::text_enum;
 
 /// State of a capsule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CapsuleState {
     /// The row exists, and a host makes the machine.
     Starting,
@@ -40,10 +38,6 @@ use CapsuleState::{
 };
 
 impl CapsuleState {
-    /// Every state, in the order of a capsule's life.
-    pub const ALL: [Self; 9] =
-        [Starting, Running, Pausing, Paused, Resuming, Missing, Error, Stopping, Stopped];
-
     /// Returns the states that this state may change to.
     #[must_use]
     pub const fn next(self) -> &'static [Self] {
@@ -71,45 +65,37 @@ impl CapsuleState {
     pub fn previous(self) -> Vec<Self> {
         Self::ALL.into_iter().filter(|from| from.may_become(self)).collect()
     }
-
-    /// Returns the state's name on the wire and in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Starting => "starting",
-            Running => "running",
-            Pausing => "pausing",
-            Paused => "paused",
-            Resuming => "resuming",
-            Missing => "missing",
-            Error => "error",
-            Stopping => "stopping",
-            Stopped => "stopped",
-        }
-    }
 }
 
-impl fmt::Display for CapsuleState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
+text_enum!(CapsuleState, "status", {
+    Starting = "starting",
+    Running = "running",
+    Pausing = "pausing",
+    Paused = "paused",
+    Resuming = "resuming",
+    Missing = "missing",
+    Error = "error",
+    Stopping = "stopping",
+    Stopped = "stopped",
+});
+
+/// Action at the end of a capsule's lifetime or idle time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnTimeout {
+    /// Save memory and disk.
+    #[default]
+    Pause,
+    /// Save the disk alone.
+    PauseDisk,
+    /// Remove the capsule.
+    Kill,
 }
 
-/// A text that names no state.
-#[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a capsule state")]
-pub struct UnknownState(String);
-
-impl FromStr for CapsuleState {
-    type Err = UnknownState;
-
-    fn from_str(text: &str) -> Result<Self, UnknownState> {
-        Self::ALL
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| UnknownState(text.to_owned()))
-    }
-}
+text_enum!(OnTimeout, "on_timeout", {
+    Pause = "pause",
+    PauseDisk = "pause_disk",
+    Kill = "kill",
+});
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! Ids of every entity: a UUID inside, and on the wire a prefix with 25 characters of base36.
 //!
 //! Base36 (digits, then lower-case letters) keeps a capsule's id inside one DNS label. 2^128 − 1
-//! needs 25 characters, so every id has this length.
+//! needs 25 characters, so every id has this length. In the database an id is a UUID.
 
 use std::fmt;
 use std::str::FromStr;
@@ -65,6 +65,7 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[cfg_attr(feature = "sqlx", derive(sqlx::Type), sqlx(transparent))]
         pub struct $name(pub Uuid);
 
         impl $name {
@@ -76,6 +77,12 @@ macro_rules! id {
             #[expect(clippy::new_without_default, reason = "a default id would not be random")]
             pub fn new() -> Self {
                 Self(Uuid::new_v4())
+            }
+        }
+
+        impl From<Uuid> for $name {
+            fn from(id: Uuid) -> Self {
+                Self(id)
             }
         }
 

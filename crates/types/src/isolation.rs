@@ -1,8 +1,6 @@
 //! Tiers of isolation between a machine and its host. Each tier is better than those before it.
 
-use crate::resources::OutOfRange;
-use std::fmt;
-use std::str::FromStr;
+use crate::text_enum;
 
 /// A tier of isolation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,38 +17,12 @@ pub enum Isolation {
     Jailed,
 }
 
-impl Isolation {
-    /// All tiers, from the weakest.
-    pub const ALL: [Self; 4] = [Self::None, Self::Tcg, Self::Kvm, Self::Jailed];
-
-    /// Returns the tier's name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Tcg => "tcg",
-            Self::Kvm => "kvm",
-            Self::Jailed => "jailed",
-        }
-    }
-}
-
-impl fmt::Display for Isolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Isolation {
-    type Err = OutOfRange;
-
-    fn from_str(text: &str) -> Result<Self, OutOfRange> {
-        Self::ALL.into_iter().find(|tier| tier.as_str() == text).ok_or_else(|| OutOfRange {
-            field: "isolation",
-            message: "must be none, tcg, kvm or jailed".to_owned(),
-        })
-    }
-}
+text_enum!(Isolation, "isolation", {
+    None = "none",
+    Tcg = "tcg",
+    Kvm = "kvm",
+    Jailed = "jailed",
+});
 
 #[cfg(test)]
 mod tests {

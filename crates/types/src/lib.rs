@@ -1,6 +1,6 @@
 //! Types that every part of Wrenn shares: ids, capsule states and their legal transitions, names
-//! and limits. This crate does no I/O. Its only wire formats are the texts of ids and hexadecimal
-//! digits.
+//! and limits. This crate does no I/O. Its only wire formats are the texts of ids, of closed sets
+//! and hexadecimal digits. With the feature `sqlx`, ids and closed sets are columns of PostgreSQL.
 
 pub mod capsule;
 pub mod client_network;
@@ -10,8 +10,10 @@ pub mod ids;
 pub mod isolation;
 pub mod names;
 pub mod resources;
+pub mod states;
+pub mod text_enum;
 
-pub use capsule::CapsuleState;
+pub use capsule::{CapsuleState, OnTimeout};
 pub use client_network::ClientNetwork;
 pub use egress::Egress;
 pub use ids::{
@@ -19,3 +21,12 @@ pub use ids::{
     InvitationId, PLATFORM_TEAM, SessionId, SnapshotId, TeamId, TemplateId, UserId,
 };
 pub use isolation::Isolation;
+pub use states::{HostState, SnapshotState, UserState};
+
+/// Crates that the macros of this crate name.
+#[doc(hidden)]
+pub mod export {
+    pub use serde;
+    #[cfg(feature = "sqlx")]
+    pub use sqlx;
+}

@@ -1,6 +1,7 @@
 //! The grounds on which a request to the API was admitted, kept while its answer is under way. The
 //! check can be repeated, and open exchanges end when it fails.
 
+use crate::policy::{Action, KeyScope, Permissions, Resource, ResourceScope};
 use super::revocations::{Basis, Recheck, Subject, broken_off};
 use super::rule::Rule;
 use super::{Caller, authorize, policy};
@@ -50,7 +51,7 @@ impl Identity {
             Credential::Session(hash) => {
                 let found = app.directory.session(&hash, by.from).await?;
                 let found = found.ok_or(Error::Unauthenticated)?;
-                let (user, session) = (UserId(found.user_id), SessionId(found.id));
+                let (user, session) = (found.user_id, found.id);
                 let person = app.directory.person(user).await?;
                 let person = person.ok_or(Error::Unauthenticated)?;
                 Ok(Self::User { user, session, person, until: found.expires_at })
@@ -103,7 +104,7 @@ impl Identity {
 impl Key {
     /// Returns the basis of an admission by this key, with a third subject.
     pub(crate) fn basis(&self, hash: [u8; 32], third: Option<Subject>) -> Basis {
-        let creator = self.creator().map(Subject::User);
+        let creator = self.created_by.map(Subject::User);
         Basis { subjects: [Some(Subject::Key(hash)), creator, third], until: self.expires_at }
     }
 }
@@ -125,7 +126,7 @@ fn member(person: &Person, asked: Option<TeamId>, by: Actor) -> Result<Caller> {
 /// Returns an operator as a caller in the platform's own team, for its events, channels and audit
 /// log. The platform's team has no capsules.
 fn of_platform(by: Actor) -> Caller {
-    let permissions = policy::scoped(["capsules:read", "team:admin"]);
+    let permissions = policy::scoped([KeyScope::CapsulesRead, KeyScope::TeamAdmin]);
     Caller { by, permissions, operator: true, ..Caller::of(PLATFORM_TEAM) }
 }
 

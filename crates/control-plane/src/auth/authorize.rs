@@ -19,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use hop::Standing;
 use http::request::Parts;
 use http::{HeaderMap, header};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use types::{ClientNetwork, PLATFORM_TEAM, TeamId};
 use uuid::Uuid;
@@ -171,10 +172,10 @@ impl Gate<'_> {
         };
         let (principal, holder, rate) = match &identity {
             Identity::Key(key) => {
-                self.team = key.team();
+                self.team = key.team_id;
                 let (who, rate) = (key.counted_as().0, key.limits.limits().requests_per_sec);
-                let person = key.creator().map_or(who, |user| user.0);
-                (Principal::Key(key.id()), Holder { who, person }, rate)
+                let person = key.created_by.map_or(who, |user| user.0);
+                (Principal::Key(key.id), Holder { who, person }, rate)
             }
             // The default limits apply to a user, in whatever team they act.
             Identity::User { user, .. } => {
@@ -194,7 +195,7 @@ impl Gate<'_> {
     }
 
     /// Counts a request against a rate.
-    fn count(&self, who: Uuid, rate: u32) -> Result<()> {
+    fn count(&self, who: Uuid, rate: Option<NonZeroU32>) -> Result<()> {
         let passed = self.app.limiter.pass(who, Per::Request, rate);
         passed.map_err(|wait| Error::TooManyRequests("requests", wait))
     }
@@ -271,16 +272,16 @@ impl Gate<'_> {
 /// role both allow.
 pub(crate) async fn key_caller(app: &App, key: &Key, by: Actor) -> Result<Caller> {
     let (mut permissions, mut operator) = (key.permissions(), key.operator);
-    if let Some(creator) = key.creator() {
+    if let Some(creator) = key.created_by {
         let person = app.directory.person(creator).await?;
         let person = person.ok_or(Error::Unauthenticated)?;
-        let role = person.role(key.team()).ok_or(Error::Unauthenticated)?;
+        let role = person.role(key.team_id).ok_or(Error::Unauthenticated)?;
         permissions = permissions.and(role.permissions());
         operator = operator && person.admin;
     }
-    let by = Actor { principal: Principal::Key(key.id()), ..by };
-    let (team, scope, limits) = (key.team(), key.scope(), key.limits.limits());
-    let (counted_as, maker) = (Some(key.counted_as()), key.creator());
+    let by = Actor { principal: Principal::Key(key.id), ..by };
+    let (team, scope, limits) = (key.team_id, key.scope(), key.limits.limits());
+    let (counted_as, maker) = (Some(key.counted_as()), key.created_by);
     Ok(Caller { team, by, permissions, scope, operator, limits, counted_as, maker })
 }
 

@@ -13,7 +13,7 @@ use crate::db::users::User;
 use crate::error::{Error, Result};
 use crate::policy::{Action, Permissions, Resource};
 use sqlx::PgConnection;
-use types::{PLATFORM_TEAM, UserId};
+use types::PLATFORM_TEAM;
 
 /// A caller whose rights hold until the transaction ends.
 pub(crate) struct LockedRights {
@@ -50,7 +50,7 @@ pub(crate) async fn lock_rights(
         }
     } else if let Some(person) = &person {
         let gone = if key.is_some() { Error::Unauthenticated } else { Error::NotFound("team") };
-        let role = db::teams::role(tx, caller.team, person.id()).await?.ok_or(gone)?;
+        let role = db::teams::role(tx, caller.team, person.id).await?.ok_or(gone)?;
         permissions = role.permissions();
         if let Some(key) = &key {
             permissions = permissions.and(key.permissions());
@@ -63,7 +63,7 @@ pub(crate) async fn lock_rights(
 /// Holds the user whose rights a change rests on; the user must be active.
 async fn hold_maker(tx: &mut PgConnection, maker: Maker) -> Result<Option<User>> {
     let Some(id) = maker.user else { return Ok(None) };
-    let user = db::users::hold(tx, UserId(id)).await?.filter(User::is_active);
+    let user = db::users::hold(tx, id).await?.filter(User::is_active);
     user.map(Some).ok_or(Error::Unauthenticated)
 }
 
@@ -73,7 +73,7 @@ pub(crate) async fn lock_operator(tx: &mut PgConnection, by: Actor) -> Result<Ma
     let maker = db::makers::of(tx, by).await?;
     hold_maker(tx, maker).await?;
     if let Some(key) = maker.key {
-        db::keys::hold(&mut *tx, types::ApiKeyId(key)).await?.ok_or(Error::Unauthenticated)?;
+        db::keys::hold(&mut *tx, key).await?.ok_or(Error::Unauthenticated)?;
     }
     match db::makers::operator_stands(tx, maker).await? {
         true => Ok(maker),

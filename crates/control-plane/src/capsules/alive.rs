@@ -6,7 +6,6 @@ use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use std::time::Duration;
-use types::TeamId;
 
 /// Time for a guest to begin its answer. After that, the guest's health is checked.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,9 +37,9 @@ pub(crate) async fn unless_silent<T>(
 /// that waits for room wait, too.
 async fn is_alive(app: &App, capsule: &Capsule) -> bool {
     let Ok(agent) = app.agent_of(capsule) else { return false };
-    if agent.lives(capsule.id(), &capsule.envd_token).await {
+    if agent.lives(capsule.id, &capsule.envd_token).await {
         return true;
     }
-    let found = db::capsules::find(&app.db, TeamId(capsule.team_id), capsule.id()).await;
+    let found = db::capsules::find(&app.db, capsule.team_id, capsule.id).await;
     found.ok().flatten().is_some_and(|capsule| capsule.disk_full)
 }

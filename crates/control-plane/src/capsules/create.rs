@@ -70,7 +70,7 @@ fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     let idle_sec = wanted.idle_timeout.unwrap_or(0);
     in_range("idle_timeout", idle_sec, 0, MAX_TIMEOUT_SEC)?;
     timeouts::check_timeout(wanted.lifetime)?;
-    timeouts::check_on_timeout(wanted.on_timeout.as_deref())?;
+    timeouts::read_on_timeout(wanted.on_timeout.as_deref())?;
     let host_header = wanted.host_header.as_deref();
     host_header.map_or(Ok(()), check_host_header)?;
     Ok((ports, network::read(&wanted.network)?))
@@ -122,7 +122,7 @@ fn of_snapshot(snapshot: Snapshot, wanted: &api::CreateCapsule) -> Result<Source
             return Err(Error::invalid(field, format!("of this snapshot is {is}")));
         }
     }
-    let (id, host) = (snapshot.id(), snapshot.host_id.map(HostId));
+    let (id, host) = (snapshot.id, snapshot.host_id);
     let origin = Origin::Snapshot { id, template_id: None, host, stored: snapshot.stored };
     Ok(Source { template: snapshot.template, size, origin })
 }

@@ -41,7 +41,7 @@ pub(crate) async fn remove(app: &App, seen: &Capsule, by: Actor) -> Result<()> {
 /// Marks a capsule as being removed. Returns the generation of the removal, or `None` when another
 /// change was faster.
 async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<i64>> {
-    match seen.state() {
+    match seen.state {
         CapsuleState::Stopping => Ok(Some(seen.generation)),
         CapsuleState::Starting
         | CapsuleState::Running
@@ -51,19 +51,19 @@ async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<i6
         | CapsuleState::Missing
         | CapsuleState::Error
         | CapsuleState::Stopped => {
-            transition(app, seen.id(), seen.generation, CapsuleState::Stopping, None, by).await
+            transition(app, seen.id, seen.generation, CapsuleState::Stopping, None, by).await
         }
     }
 }
 
 /// Has the host remove a capsule. Several callers may do so at once; each answers when it is done.
 async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: Actor) -> Result<()> {
-    let id = seen.id();
+    let id = seen.id;
     // A capsule whose host was deleted is only in the store. Any host with the store can remove it
     // there.
-    let host = seen.host_id.map(HostId).or_else(|| app.fleet.with_store());
+    let host = seen.host_id.or_else(|| app.fleet.with_store());
     if let Some(host) = host {
-        app.agent(host).destroy(id, generation.unsigned_abs(), Some(seen.team())).await?;
+        app.agent(host).destroy(id, generation, Some(seen.team_id)).await?;
     }
     transition(app, id, generation, CapsuleState::Stopped, None, by).await?;
     Ok(())
@@ -72,13 +72,13 @@ async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: Actor)
 /// Gives up a capsule whose host is about to be forgotten. `why` becomes the capsule's error. A
 /// capsule that is completely in the store only loses its host.
 pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: Actor) -> Result<()> {
-    let (id, generation) = (seen.id(), seen.generation);
-    let stopping = seen.state() == CapsuleState::Stopping;
+    let (id, generation) = (seen.id, seen.generation);
+    let stopping = seen.state == CapsuleState::Stopping;
     if let (true, Some(other)) = (stopping, app.fleet.with_store()) {
-        app.agent(other).destroy(id, generation.unsigned_abs(), Some(seen.team())).await?;
+        app.agent(other).destroy(id, generation, Some(seen.team_id)).await?;
     }
     let to = if stopping { CapsuleState::Stopped } else { CapsuleState::Error };
-    if seen.state() != to && !seen.is_safe() {
+    if seen.state != to && !seen.is_safe() {
         let moved = transition(app, id, generation, to, Some(why), by).await?;
         moved.ok_or_else(|| Error::Conflict("the capsule is changing; try again".to_owned()))?;
     }

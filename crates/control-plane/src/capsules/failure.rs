@@ -16,10 +16,10 @@ pub(crate) async fn classify_failure(app: &App, seen: &Capsule, error: Error) ->
     if !matches!(error, Error::GuestUnavailable) {
         return error;
     }
-    let mut waiter = app.waiters.watch(seen.id(), WHY);
+    let mut waiter = app.waiters.watch(seen.id, WHY);
     loop {
         waiter.note();
-        let Ok(Some(now)) = db::capsules::stands(&app.db, seen.id()).await else { return error };
+        let Ok(Some(now)) = db::capsules::stands(&app.db, seen.id).await else { return error };
         let (state, generation) = now;
         if state != CapsuleState::Running || generation != seen.generation {
             let kept = matches!(

@@ -16,6 +16,7 @@ use futures::StreamExt;
 use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
 use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
+use types::{CapsuleId, CapsuleState, Isolation, SnapshotId};
 
 /// Most capsules of one fork.
 const MOST: u32 = 100;
@@ -55,8 +56,8 @@ pub(crate) async fn fork(
     if caller.scope.capsule.is_some() {
         return Err(Error::Confined);
     }
-    if !matches!(source.state(), CapsuleState::Running | CapsuleState::Paused) {
-        return Err(Error::NotRunning(source.state()));
+    if !matches!(source.state, CapsuleState::Running | CapsuleState::Paused) {
+        return Err(Error::NotRunning(source.state));
     }
     let (at, timeout) = (app.clone(), wanted.lifetime);
     detached(app, async move { start_children(&at, caller, &source, count, timeout).await }).await
@@ -71,7 +72,7 @@ async fn start_children(
     timeout: Option<u32>,
 ) -> Result<Forked> {
     let taken = snapshots::take(app, caller, source, None, true, false).await?;
-    let snapshot = taken.id();
+    let snapshot = taken.id;
     daemon::failpoint("control.forked").map_err(|e| Error::Internal(e.into()))?;
     let made = futures::stream::iter(0..count)
         .map(|_| start(app, caller, child(source, snapshot, timeout)))
@@ -80,7 +81,7 @@ async fn start_children(
         .await;
     // If the removal fails, the reconciler repeats it.
     if let Err(error) = snapshots::remove(app, &taken, Actor::SYSTEM).await {
-        tracing::warn!(id = %source.id(), %error, "removing what a fork began from");
+        tracing::warn!(id = %source.id, %error, "removing what a fork began from");
     }
     let (mut items, mut errors) = (Vec::new(), Vec::new());
     for one in made {
@@ -99,27 +100,22 @@ async fn start_children(
 
 /// Makes the specification of a fork. It has the settings of its source.
 fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> CreateSpec {
-    let size = |n: i32| n.unsigned_abs();
     CreateSpec {
         source: Source {
             template: source.template.clone(),
-            size: Resources {
-                vcpus: size(source.vcpus),
-                memory_mib: size(source.memory_mib),
-                disk_mib: size(source.disk_mib),
-            },
+            size: source.size(),
             // A fork requires no tier, since it starts on its source's host.
             origin: Origin::Snapshot {
                 id: snapshot,
                 template_id: source.template_id,
-                host: source.host_id.map(HostId),
+                host: source.host_id,
                 stored: false,
             },
         },
         settings: Settings {
-            idle_sec: size(source.timeout_sec),
+            idle_sec: source.idle_sec,
             timeout,
-            on_timeout: source.on_timeout.clone(),
+            on_timeout: source.on_timeout,
             auto_resume: source.auto_resume,
             // A public port of the source is not public for its forks.
             public_ports: Vec::new(),

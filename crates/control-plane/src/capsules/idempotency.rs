@@ -42,14 +42,14 @@ pub(super) async fn find_previous(
     if request != key.request || !caller.sees(&capsule) {
         return Err(Error::KeyReused);
     }
-    let state = capsule.state();
+    let state = capsule.state;
     if state == CapsuleState::Starting {
         return Err(in_flight());
     }
     let gone = matches!(state, CapsuleState::Stopping | CapsuleState::Stopped);
     if gone && capsule.started_at.is_none() {
         // The first create failed, and left nothing.
-        db::idempotency::forget(&app.db, caller.team, &key.key, capsule.id()).await?;
+        db::idempotency::forget(&app.db, caller.team, &key.key, capsule.id).await?;
         return Ok(None);
     }
     Ok(Some(capsule))

@@ -18,7 +18,7 @@ pub(super) fn busy() -> Error {
 /// # Errors
 /// A conflict, when another operation is under way, or this one with other parameters.
 pub(super) fn joins(capsule: &Capsule, to: CapsuleState, operation: &str) -> Result<bool> {
-    let under_way = capsule.state();
+    let under_way = capsule.state;
     match under_way {
         CapsuleState::Pausing | CapsuleState::Resuming => {
             let same = capsule.operation.is_empty() || capsule.operation == operation;

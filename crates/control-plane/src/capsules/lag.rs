@@ -13,7 +13,7 @@ use types::{CapsuleState, HostId};
 /// do so by themselves at the end of a capsule's time, or after idleness.
 pub(crate) fn may_lag(row: &Capsule) -> bool {
     let over = row.ends_at.is_some_and(|end| end <= OffsetDateTime::now_utc());
-    row.state() == CapsuleState::Running && (over || row.timeout_sec > 0)
+    row.state == CapsuleState::Running && (over || row.timeout_sec > 0)
 }
 
 /// Has the row of a capsule that may lag follow its host, and reads it again. The host answers only
@@ -22,7 +22,7 @@ pub(crate) async fn caught_up(app: &App, caller: Caller, capsule: Capsule) -> Re
     if !may_lag(&capsule) {
         return Ok(capsule);
     }
-    let id = capsule.id();
+    let id = capsule.id;
     // The error of a capsule that has ended does not matter, since its row shows the end next.
     let _ = timeouts::ping(app, caller, id).await;
     if let Some(host) = capsule.host_id {

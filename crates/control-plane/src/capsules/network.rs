@@ -58,7 +58,7 @@ pub(super) fn wire(egress: &Egress) -> host::Egress {
 /// Has the host of a running capsule enforce the row's rules. They hold when this returns, unless
 /// the host knows later ones.
 pub(crate) async fn apply(app: &App, capsule: &Capsule) -> Result<()> {
-    app.agent_of(capsule)?.set_egress(capsule.id(), wire(&capsule.egress)).await
+    app.agent_of(capsule)?.set_egress(capsule.id, wire(&capsule.egress)).await
 }
 
 /// Replaces the rules of a capsule. In a running capsule they hold when this returns.
@@ -69,7 +69,7 @@ pub(crate) async fn set(
     wanted: &api::Network,
 ) -> Result<Capsule> {
     let egress = read(wanted)?;
-    let state = settled(app, caller, id).await?.state();
+    let state = settled(app, caller, id).await?.state;
     if !matches!(state, CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(state));
     }
@@ -85,7 +85,7 @@ pub(crate) async fn set(
     daemon::failpoint("control.network").map_err(|e| Error::Internal(e.into()))?;
     // A resume at this moment reads the row again when the capsule runs.
     let capsule = get(app, caller, id).await?;
-    if capsule.state() == CapsuleState::Running {
+    if capsule.state == CapsuleState::Running {
         apply(app, &capsule).await?;
     }
     Ok(capsule)

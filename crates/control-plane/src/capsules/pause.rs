@@ -31,7 +31,7 @@ pub(crate) async fn pause(
         let seen = get(app, caller, id).await?;
         let joined = joins(&seen, CapsuleState::Pausing, pause_name(memory))?;
         let capsule = settled(app, caller, id).await?;
-        let state = capsule.state();
+        let state = capsule.state;
         if state == CapsuleState::Paused {
             return Ok(capsule);
         }
@@ -62,11 +62,11 @@ async fn pause_running(
     capsule: Capsule,
     memory: bool,
 ) -> Result<Option<Capsule>> {
-    let (id, seen) = (capsule.id(), capsule.generation);
+    let (id, seen) = (capsule.id, capsule.generation);
     let mut tx = app.db.begin().await?;
     let begun = db::capsules::begin_pause(&mut *tx, id, seen, pause_name(memory)).await?;
     if begun.is_some() {
-        let entry = Entry::new(capsule.team(), caller.by, "capsule.pause", id);
+        let entry = Entry::new(capsule.team_id, caller.by, "capsule.pause", id);
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await?;
@@ -74,7 +74,7 @@ async fn pause_running(
     let Some(generation) = begun else { return Ok(None) };
     let request = PauseCapsuleRequest {
         capsule_id: id.to_string(),
-        generation: generation.unsigned_abs(),
+        generation: generation,
         disk_only: !memory,
         ..Default::default()
     };

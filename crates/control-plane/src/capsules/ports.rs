@@ -45,7 +45,7 @@ pub(crate) async fn listeners(
     id: CapsuleId,
 ) -> Result<(Capsule, Vec<Listener>)> {
     let capsule = get(app, caller, id).await?;
-    let state = capsule.state();
+    let state = capsule.state;
     if state != CapsuleState::Running {
         return Err(Error::NotRunning(state));
     }
@@ -58,7 +58,7 @@ pub(crate) async fn listeners(
 
 async fn ask(app: &App, capsule: &Capsule) -> Result<Vec<Listener>> {
     let (agent, request) = (app.agent_of(capsule)?, Request::new(Body::empty()));
-    let forwarded = agent.forward(capsule.id(), &capsule.envd_token, protocol::PORTS, request);
+    let forwarded = agent.forward(capsule.id, &capsule.envd_token, protocol::PORTS, request);
     let answer = forwarded.await?;
     if let Some(refusal) = answer.headers().get(REFUSAL) {
         return Err(Error::from_envd_refusal(refusal));

@@ -27,7 +27,7 @@ pub(crate) async fn search(app: &App, caller: Caller, search: &Search<'_>) -> Re
 /// without an end.
 pub(crate) async fn time_left(app: &App, capsule: &Capsule) -> Result<Option<Duration>> {
     match capsule.ends_at {
-        Some(_) => Ok(db::capsules::left(&app.db, capsule.id()).await?),
+        Some(_) => Ok(db::capsules::left(&app.db, capsule.id).await?),
         None => Ok(None),
     }
 }

@@ -62,7 +62,7 @@ pub(crate) async fn resume(
     let joined = wanted.joins(&seen)?;
     let capsule = settled(app, caller, id).await?;
     let capsule = Box::pin(caught_up(app, caller, capsule)).await?;
-    let before = capsule.state();
+    let before = capsule.state;
     if before == CapsuleState::Running {
         return match wanted.snapshot {
             0 => Ok(capsule),
@@ -88,13 +88,13 @@ async fn resume_paused(
     capsule: Capsule,
     wanted: ResumeRequest,
 ) -> Result<Capsule> {
-    let (id, before) = (capsule.id(), capsule.state());
+    let (id, before) = (capsule.id, capsule.state);
     let host = place(app, &capsule).await?;
     let Some(generation) = begin(app, caller, &capsule, host, &wanted.name()).await? else {
         // Another change was faster, perhaps to the same end.
         wanted.joins(&get(app, caller, id).await?)?;
         let capsule = settled(app, caller, id).await?;
-        let runs = capsule.state() == CapsuleState::Running;
+        let runs = capsule.state == CapsuleState::Running;
         return if runs { Ok(capsule) } else { Err(busy()) };
     };
     app.routes.forget(id);
@@ -128,13 +128,13 @@ async fn begin(
     host: HostId,
     operation: &str,
 ) -> Result<Option<i64>> {
-    let (id, seen) = (capsule.id(), capsule.generation);
+    let (id, seen) = (capsule.id, capsule.generation);
     let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
     quota.admit_again(&mut tx, capsule).await?;
     let resumed = db::capsules::resume_on(&mut *tx, id, seen, host, operation).await?;
     if resumed.is_some() {
-        let entry = Entry::new(capsule.team(), caller.by, "capsule.resume", id);
+        let entry = Entry::new(capsule.team_id, caller.by, "capsule.resume", id);
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await?;
@@ -150,8 +150,8 @@ fn request(
 ) -> ResumeCapsuleRequest {
     let moves = capsule.host_id != Some(host.0);
     ResumeCapsuleRequest {
-        capsule_id: capsule.id().to_string(),
-        generation: generation.unsigned_abs(),
+        capsule_id: capsule.id.to_string(),
+        generation: generation,
         lifetime: timeouts::wire(capsule, wanted.timeout).into(),
         snapshot: Some(wanted.snapshot).filter(|number| *number > 0),
         cold: wanted.cold,
@@ -169,7 +169,7 @@ async fn complete(
     generation: i64,
     started: Started,
 ) -> Result<Capsule> {
-    let id = before.id();
+    let id = before.id;
     let left = started.left.map(|left| left.as_secs_f64());
     db::capsules::set_end(&app.db, id, generation, left).await?;
     transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
@@ -185,7 +185,7 @@ async fn complete(
 /// Normally only the newest snapshot qualifies. For a capsule whose machine is lost, the last
 /// stored one does. A host that the capsule was on since then takes its own.
 fn stored(capsule: &Capsule) -> i64 {
-    let lost = capsule.state() == CapsuleState::Error;
+    let lost = capsule.state == CapsuleState::Error;
     if capsule.stored_newest || lost { capsule.stored } else { 0 }
 }
 
@@ -199,7 +199,7 @@ fn stored_capsule(capsule: &Capsule, moved: Option<i64>) -> Option<StoredCapsule
     let placed = moved.or(Some(capsule.placed).filter(|placed| *placed > 0));
     Some(StoredCapsule {
         snapshot: StoredSnapshot { number, name, ..Default::default() }.into(),
-        team_id: capsule.team().to_string(),
+        team_id: capsule.team_id.to_string(),
         placed: placed.map(i64::unsigned_abs),
         ..Default::default()
     })
@@ -208,7 +208,7 @@ fn stored_capsule(capsule: &Capsule, moved: Option<i64>) -> Option<StoredCapsule
 /// Chooses the host for a resume: the capsule's own, or another one that can fetch the capsule from
 /// the store. Another host is chosen when the own one is unreachable, or is being drained.
 async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
-    let own = capsule.host_id.map(HostId);
+    let own = capsule.host_id;
     let state = || {
         let known = own.and_then(|host| app.fleet.known(host));
         known.map_or((false, false), |host| (host.online, host.draining))
@@ -226,13 +226,13 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
         }
         return Ok(own);
     }
-    let team = app.directory.limits(capsule.team()).await?.isolation;
+    let team = app.directory.limits(capsule.team_id).await?.isolation;
     let template = match capsule.template_id {
         Some(id) => db::templates::isolation(&app.db, id).await?,
         None => Isolation::None,
     };
     let placement = PlacementRequest {
-        team: capsule.team(),
+        team: capsule.team_id,
         size: capsule.size(),
         template: "",
         preferred: own,

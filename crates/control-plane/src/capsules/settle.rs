@@ -14,7 +14,7 @@ const SETTLE: Duration = Duration::from_secs(150);
 /// Returns a capsule when no start, pause or resume of it is under way.
 pub(crate) async fn settled(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let settled = |capsule: &Capsule| {
-        let state = capsule.state();
+        let state = capsule.state;
         !matches!(state, CapsuleState::Starting | CapsuleState::Pausing | CapsuleState::Resuming)
     };
     let mut capsule = get(app, caller, id).await?;

@@ -30,8 +30,8 @@ pub(crate) async fn snapshot(
             return Err(Error::Conflict("a template has this name".to_owned()));
         }
     }
-    if !matches!(capsule.state(), CapsuleState::Running | CapsuleState::Paused) {
-        return Err(Error::NotRunning(capsule.state()));
+    if !matches!(capsule.state, CapsuleState::Running | CapsuleState::Paused) {
+        return Err(Error::NotRunning(capsule.state));
     }
     let (at, name, overwrite) = (app.clone(), wanted.name.unwrap_or_default(), wanted.overwrite);
     let memory = wanted.memory.unwrap_or(true);

@@ -20,6 +20,10 @@ use serde_json::json;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState, HostId};
+use types::resources::Resources;
+use types::{
+    CapsuleId, CapsuleState, Egress, HostId, Isolation, OnTimeout, SnapshotId, TemplateId,
+};
 
 /// Most hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;
@@ -42,7 +46,7 @@ pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
     };
     quota.rate(app)?;
     let host = app.fleet.place(&placement).await?;
-    let mut row = Capsule { host_id: Some(host.0), ..row };
+    let mut row = Capsule { host_id: Some(host), ..row };
     insert(app, caller, &quota, &row, &wanted).await?;
     daemon::failpoint("control.starting").map_err(|e| Error::Internal(e.into()))?;
     match make(app, &mut row, request, &placement).await {
@@ -51,7 +55,7 @@ pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
             // If the removal fails, the reconciler repeats it.
             if let Err(undo) = remove(app, &row, caller.by).await {
-                tracing::warn!(id = %row.id(), error = %undo, "undoing a create");
+                tracing::warn!(id = %row.id, error = %undo, "undoing a create");
             }
             Err(error)
         }
@@ -70,12 +74,12 @@ async fn insert(
     let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mib": row.memory_mib,
         "memory_mb": row.memory_mib,
         "snapshot": snapshot.map(|id| id.to_string()) });
-    let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id()).with(what);
+    let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id).with(what);
     let mut tx = app.db.begin().await?;
     quota.admit(&mut tx, row).await?;
     db::capsules::insert(&mut tx, row, &entry).await?;
     if let Some(key) = &wanted.options.idempotency_key
-        && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id()).await?
+        && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id).await?
     {
         return Err(idempotency::in_flight());
     }
@@ -86,41 +90,40 @@ async fn insert(
 fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
     let (source, settings) = (&wanted.source, &wanted.settings);
     let now = OffsetDateTime::now_utc();
-    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let id = CapsuleId::new();
     Capsule {
-        id: id.0,
-        team_id: caller.team.0,
+        id,
+        team_id: caller.team,
         host_id: None,
         template_id: source.origin.template_id(),
         template: source.template.clone(),
-        snapshot_id: source.origin.snapshot().map(|id| id.0),
-        status: CapsuleState::Starting.as_str().to_owned(),
+        snapshot_id: source.origin.snapshot(),
+        state: CapsuleState::Starting,
         operation: String::new(),
         generation: 1,
-        vcpus: int(source.size.vcpus),
-        memory_mib: int(source.size.memory_mib),
-        disk_mib: int(source.size.disk_mib),
-        timeout_sec: int(settings.idle_sec),
+        vcpus: source.size.vcpus,
+        memory_mib: source.size.memory_mib,
+        disk_mib: source.size.disk_mib,
+        idle_sec: settings.idle_sec,
         ends_at: None,
-        on_timeout: settings.on_timeout.clone(),
+        on_timeout: settings.on_timeout,
         auto_resume: settings.auto_resume,
         envd_token: new_envd_token(id),
         traffic_token: random_hex(32),
         link_generation: 1,
-        created_by_key: caller.key().map(|key| key.0),
+        created_by_key: caller.key(),
         public_ports: settings.public_ports.clone(),
         public_traffic: settings.public_traffic,
         host_header: settings.host_header.clone(),
         egress: Json(settings.egress.clone()),
         e2b: wanted.options.e2b,
         booted: false,
-        stored: 0,
+        stored: None,
         stored_tree: String::new(),
         stored_newest: false,
         disk_full: false,
         storage_bytes: 0,
-        placed: 0,
+        placed: None,
         age: 0.0,
         error: None,
         metadata: Json(settings.metadata.clone()),
@@ -134,7 +137,7 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
 fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
     let (size, snapshot) = (wanted.source.size, wanted.source.origin.snapshot());
     CreateCapsuleRequest {
-        capsule_id: row.id().to_string(),
+        capsule_id: row.id.to_string(),
         template: row.template.clone(),
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
@@ -144,7 +147,7 @@ fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
         generation: 1,
         snapshot_id: snapshot.map(|id| id.to_string()),
         lifetime: timeouts::wire(row, wanted.settings.timeout).into(),
-        team_id: row.team().to_string(),
+        team_id: row.team_id.to_string(),
         egress: network::wire(&row.egress).into(),
         ..Default::default()
     }
@@ -160,7 +163,7 @@ async fn make(
     let clock = std::time::Instant::now();
     let mut tried = Vec::new();
     loop {
-        let generation = row.generation.unsigned_abs();
+        let generation = row.generation;
         let request = CreateCapsuleRequest { generation, ..request.clone() };
         let error = match app.agent_of(row)?.create(request).await {
             Ok(started) => {
@@ -171,7 +174,7 @@ async fn make(
             Err(error @ (Error::NoCapacity(_) | Error::HostUnavailable)) => error,
             Err(error) => return Err(error),
         };
-        let host = row.host_id.map(HostId);
+        let host = row.host_id;
         if let (Error::HostUnavailable, Some(host)) = (&error, host) {
             app.fleet.suspect(host);
         }
@@ -180,11 +183,11 @@ async fn make(
         let next = if tried.len() < HOSTS_MAX { app.fleet.place(&again).await.ok() } else { None };
         // After the move, a machine on the last host belongs to no row, and is removed there.
         let moved = match next {
-            Some(next) => db::capsules::move_start(&app.db, row.id(), row.generation, next).await?,
+            Some(next) => db::capsules::move_start(&app.db, row.id, row.generation, next).await?,
             None => None,
         };
         let (Some(next), Some(generation)) = (next, moved) else { return Err(error) };
-        (row.host_id, row.generation) = (Some(next.0), generation);
+        (row.host_id, row.generation) = (Some(next), generation);
     }
 }
 
@@ -195,7 +198,7 @@ async fn mark_running(
     row: &Capsule,
     started: Started,
 ) -> Result<Capsule> {
-    let id = row.id();
+    let id = row.id;
     if let Some(left) = started.left {
         let left = Some(left.as_secs_f64());
         db::capsules::set_end(&app.db, id, row.generation, left).await?;
@@ -204,7 +207,7 @@ async fn mark_running(
     // A refused move means that the reconciler was faster, or that someone deletes the capsule. A
     // deletion removes the machine too. The caller's right was checked before the capsule was made.
     let row = db::capsules::find(&app.db, caller.team, id).await?;
-    let runs = |row: &Capsule| moved.is_some() || row.state() == CapsuleState::Running;
+    let runs = |row: &Capsule| moved.is_some() || row.state == CapsuleState::Running;
     match row.filter(runs) {
         Some(row) => Ok(Capsule { booted: started.booted, ..row }),
         None => Err(Error::Conflict("the capsule was deleted while it started".to_owned())),

@@ -30,13 +30,13 @@ pub(crate) struct GuestStats {
 
 /// Returns a guest's current measurements; `None` for a capsule that is not running.
 pub(crate) async fn guest_stats(app: &App, capsule: &Capsule) -> Result<Option<GuestStats>> {
-    if capsule.state() != CapsuleState::Running {
+    if capsule.state != CapsuleState::Running {
         return Ok(None);
     }
     let agent = app.agent_of(capsule)?;
     let asked = Request::new(axum::body::Body::empty());
     let read = async {
-        let answer = agent.forward(capsule.id(), &capsule.envd_token, "/metrics", asked).await?;
+        let answer = agent.forward(capsule.id, &capsule.envd_token, "/metrics", asked).await?;
         let body = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), BYTES_MAX).await;
         let body = body.map_err(|_| Error::GuestUnavailable)?;
         serde_json::from_slice(&body).map_err(|_| Error::GuestUnavailable)

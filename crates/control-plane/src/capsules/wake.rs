@@ -13,15 +13,15 @@ use types::{CapsuleId, CapsuleState};
 /// Returns a capsule whose guest can answer. Resumes a paused capsule if its `auto_resume` is set.
 pub(crate) async fn awake(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let mut capsule = get(app, caller, id).await?;
-    if capsule.auto_resume && capsule.state() != CapsuleState::Running {
+    if capsule.auto_resume && capsule.state != CapsuleState::Running {
         capsule = settled(app, caller, id).await?;
-        if capsule.state() == CapsuleState::Paused {
+        if capsule.state == CapsuleState::Paused {
             let timeout = timeouts::after_waking(&capsule);
             let wanted = ResumeRequest { timeout, patient: true, ..ResumeRequest::default() };
             capsule = Box::pin(resume(app, caller, id, wanted)).await?;
         }
     }
-    let state = capsule.state();
+    let state = capsule.state;
     if state == CapsuleState::Running { Ok(capsule) } else { Err(Error::NotRunning(state)) }
 }
 

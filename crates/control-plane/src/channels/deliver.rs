@@ -5,11 +5,10 @@
 use super::{secret, signature};
 use crate::app::App;
 use crate::db;
-use crate::db::channels::Due;
+use crate::db::channels::{DeliveryState, Due};
 use crate::streams;
 use futures::StreamExt;
 use std::time::Duration;
-use types::{ChannelId, DeliveryId};
 
 /// Longest time between two looks for due deliveries, and the shortest.
 const LOOK: Duration = Duration::from_secs(5);
@@ -68,14 +67,14 @@ async fn send(app: &App, due: Due) {
     };
     let tries = usize::try_from(due.attempts).unwrap_or(usize::MAX);
     let again = AGAIN.get(tries.saturating_sub(1)).copied();
-    let (status, again) = match (&error, again) {
-        (None, _) => ("done", 0.0),
-        (Some(_), Some(again)) => ("waiting", again),
-        (Some(_), None) => ("failed", 0.0),
+    let (state, again) = match (&error, again) {
+        (None, _) => (DeliveryState::Done, 0.0),
+        (Some(_), Some(again)) => (DeliveryState::Waiting, again),
+        (Some(_), None) => (DeliveryState::Failed, 0.0),
     };
-    metrics::counter!("wrenn_deliveries_total", "outcome" => status).increment(1);
+    metrics::counter!("wrenn_deliveries_total", "outcome" => state.as_str()).increment(1);
     let settled =
-        db::channels::settle(&app.db, due.id, status, again, answer, error.as_deref()).await;
+        db::channels::settle(&app.db, due.id, state, again, answer, error.as_deref()).await;
     let settled = match settled {
         Ok(()) if error.is_some() => db::channels::put_off(&app.db, due.channel_id, AGAIN[0]).await,
         settled => settled,
@@ -95,10 +94,10 @@ async fn attempt(app: &App, due: &Due) -> anyhow::Result<i32> {
     anyhow::ensure!(private || !super::guard::is_private_literal(&url), "a private address");
     let body = serde_json::to_vec(&event)?;
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
-    let secret = secret(app, ChannelId(due.channel_id), due.version);
+    let secret = secret(app, due.channel_id, due.version);
     let request = app.channel_client.post(url).header("content-type", "application/json");
     let request = request.header("x-wrenn-event", &due.kind);
-    let request = request.header("x-wrenn-delivery", DeliveryId(due.id).to_string());
+    let request = request.header("x-wrenn-delivery", due.id.to_string());
     let request = request.header("x-wrenn-timestamp", now.to_string());
     let request = request.header("x-wrenn-signature", signature(&secret, now, &body));
     // Only the status of the answer is read.

@@ -1,39 +1,53 @@
 //! Rows of the audit log.
 
-use crate::audit::Entry;
+use super::insert::Insert;
+use crate::audit::{ActorKind, Entry};
 use serde_json::Value;
 use sqlx::PgExecutor;
 use sqlx::{PgPool, Postgres, QueryBuilder};
 use time::OffsetDateTime;
 use types::{AuditLogId, TeamId};
-use uuid::Uuid;
+
+/// Outcome of a request that the log has an entry for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ok,
+    Refused,
+}
+
+types::text_enum!(Outcome, "status", { Ok = "ok", Refused = "refused" });
 
 #[derive(sqlx::FromRow)]
 pub(crate) struct Row {
-    pub id: Uuid,
-    pub team_id: Uuid,
-    pub actor_type: String,
+    pub id: AuditLogId,
+    pub team_id: TeamId,
+    pub actor_type: ActorKind,
     pub actor_id: String,
     pub address: Option<String>,
     pub resource_type: String,
     pub resource_id: String,
     pub action: String,
-    pub status: String,
+    #[sqlx(rename = "status")]
+    pub outcome: Outcome,
     pub metadata: Value,
     pub created_at: OffsetDateTime,
 }
 
 /// Writes an entry. The caller passes the transaction of the change that the entry describes.
 pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Result<()> {
-    let sql = "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
-               resource_type, resource_id, action, status, metadata) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-    let insert = sqlx::query(sql).bind(AuditLogId::new().0).bind(entry.team.0);
-    let insert = insert.bind(entry.by.principal.kind()).bind(entry.by.principal.id());
-    let insert = insert.bind(entry.by.from.map(|ip| ip.to_string()));
-    let insert = insert.bind(entry.resource_type()).bind(&entry.resource).bind(entry.action);
-    let status = if entry.refused { "refused" } else { "ok" };
-    insert.bind(status).bind(&entry.metadata).execute(db).await.map(|_| ())
+    let outcome = if entry.refused { Outcome::Refused } else { Outcome::Ok };
+    let insert = Insert::into("audit_logs")
+        .set("id", AuditLogId::new())
+        .set("team_id", entry.team)
+        .set("actor_type", entry.by.principal.kind())
+        .set("actor_id", entry.by.principal.id())
+        .set("address", entry.by.from.map(|ip| ip.to_string()))
+        .set("resource_type", entry.resource_type())
+        .set("resource_id", &entry.resource)
+        .set("action", entry.action)
+        .set("status", outcome)
+        .set("metadata", &entry.metadata);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// Conditions on the entries to list. A field that is `None` sets no condition.
@@ -61,7 +75,7 @@ pub(crate) async fn list(
          resource_id, action, status, metadata, created_at FROM audit_logs WHERE true",
     );
     if let Some(team) = team {
-        sql.push(" AND team_id = ").push_bind(team.0);
+        sql.push(" AND team_id = ").push_bind(team);
     }
     let texts = [
         (" AND actor_id = ", &filter.actor),
@@ -83,7 +97,7 @@ pub(crate) async fn list(
     }
     if let Some(before) = before {
         sql.push(" AND (created_at, id) < (SELECT created_at, id FROM audit_logs WHERE id = ");
-        sql.push_bind(before.0).push(")");
+        sql.push_bind(before).push(")");
     }
     sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(limit);
     sql.build_query_as().fetch_all(db).await

@@ -2,6 +2,9 @@
 
 use crate::audit::{Actor, Entry};
 use crate::policy::ResourceScope;
+use super::decode::{Unsigned, ZeroIsNone, or_zero, signed};
+use super::insert::Insert;
+use crate::audit::Entry;
 use crate::scheduler::ResourceAmounts;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -9,8 +12,9 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{CapsuleId, CapsuleState, Egress, HostId, SnapshotId, TeamId, TemplateId};
-use uuid::Uuid;
+use types::{
+    ApiKeyId, CapsuleId, CapsuleState, Egress, HostId, OnTimeout, SnapshotId, TeamId, TemplateId,
+};
 
 /// Columns of [`Capsule`].
 macro_rules! columns {
@@ -26,26 +30,34 @@ pub(super) use columns;
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Capsule {
-    pub id: Uuid,
-    pub team_id: Uuid,
-    pub host_id: Option<Uuid>,
-    pub template_id: Option<Uuid>,
+    pub id: CapsuleId,
+    pub team_id: TeamId,
+    pub host_id: Option<HostId>,
+    pub template_id: Option<TemplateId>,
     pub template: String,
-    pub snapshot_id: Option<Uuid>,
-    pub status: String,
+    pub snapshot_id: Option<SnapshotId>,
+    #[sqlx(rename = "status")]
+    pub state: CapsuleState,
     /// Name of the current pause or resume, with its parameters. Empty for an unnamed one.
     pub operation: String,
-    pub generation: i64,
-    pub vcpus: i32,
-    pub memory_mib: i32,
-    pub disk_mib: i32,
-    pub timeout_sec: i32,
+    #[sqlx(try_from = "Unsigned")]
+    pub generation: u64,
+    #[sqlx(try_from = "i32")]
+    pub vcpus: u32,
+    #[sqlx(try_from = "i32")]
+    pub memory_mib: u32,
+    #[sqlx(try_from = "i32")]
+    pub disk_mib: u32,
+    /// Seconds without activity after which the capsule ends; `None` for never.
+    #[sqlx(rename = "timeout_sec", try_from = "ZeroIsNone<i32>")]
+    pub idle_sec: Option<u32>,
     pub ends_at: Option<OffsetDateTime>,
-    pub on_timeout: String,
+    pub on_timeout: OnTimeout,
     pub auto_resume: bool,
     pub envd_token: String,
-    /// Number of the capsule's snapshot in the store; 0 for none.
-    pub stored: i64,
+    /// Number of the capsule's snapshot in the store.
+    #[sqlx(try_from = "ZeroIsNone<i64>")]
+    pub stored: Option<u64>,
     /// Name of the stored snapshot's tree. Empty when the number alone names the tree.
     pub stored_tree: String,
     /// True if the capsule has not run since the store received that snapshot.
@@ -62,16 +74,18 @@ pub(crate) struct Capsule {
     /// True for a capsule that was created through E2B's API.
     pub e2b: bool,
     /// Key that created the capsule. The key may have been removed since.
-    pub created_by_key: Option<Uuid>,
+    pub created_by_key: Option<ApiKeyId>,
     /// True if a create or resume booted the guest. Only the row that such a call returns has it.
     #[sqlx(skip)]
     pub booted: bool,
     /// Set while the guest stands still until there is room on its host's disk.
     pub disk_full: bool,
     /// Bytes on disk that only the capsule's snapshots hold, as the host last reported.
-    pub storage_bytes: i64,
-    /// Generation of the command that placed the capsule on its host; 0 when unknown.
-    pub placed: i64,
+    #[sqlx(try_from = "Unsigned")]
+    pub storage_bytes: u64,
+    /// Generation of the command that placed the capsule on its host; `None` when unknown.
+    #[sqlx(try_from = "ZeroIsNone<i64>")]
+    pub placed: Option<u64>,
     /// Seconds since `updated_at` by the database's clock. Queries that do not select it leave it
     /// at 0.
     #[sqlx(default)]
@@ -84,33 +98,18 @@ pub(crate) struct Capsule {
 }
 
 impl Capsule {
-    pub(crate) fn id(&self) -> CapsuleId {
-        CapsuleId(self.id)
-    }
-
     /// Reports whether the store has everything that exists of the capsule.
     pub(crate) fn is_safe(&self) -> bool {
-        self.state() == CapsuleState::Paused && self.stored_newest
+        self.state == CapsuleState::Paused && self.stored_newest
     }
 
     /// Returns the resources that the capsule takes from its host.
     pub(crate) fn size(&self) -> ResourceAmounts {
-        let whole = |n: i32| u64::from(n.unsigned_abs());
         ResourceAmounts {
-            vcpus: whole(self.vcpus),
-            memory_mib: whole(self.memory_mib),
-            disk_mib: whole(self.disk_mib),
+            vcpus: self.vcpus.into(),
+            memory_mib: self.memory_mib.into(),
+            disk_mib: self.disk_mib.into(),
         }
-    }
-
-    pub(crate) fn team(&self) -> TeamId {
-        TeamId(self.team_id)
-    }
-
-    /// Returns the capsule's state. A status that is no state, which the database refuses to hold,
-    /// counts as `Error`.
-    pub(crate) fn state(&self) -> CapsuleState {
-        self.status.parse().unwrap_or(CapsuleState::Error)
     }
 }
 
@@ -120,19 +119,29 @@ pub(crate) async fn insert(
     row: &Capsule,
     entry: &Entry,
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO capsules (id, team_id, host_id, template_id, template, status, vcpus, \
-               memory_mib, disk_mib, timeout_sec, envd_token, metadata, traffic_token, \
-               public_ports, on_timeout, auto_resume, snapshot_id, created_by_key, \
-               public_traffic, host_header, egress, e2b) VALUES ($1, $2, $3, $4, $5, 'starting', $6, \
-               $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
-    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(row.host_id);
-    let insert = insert.bind(row.template_id);
-    let insert = insert.bind(&row.template).bind(row.vcpus).bind(row.memory_mib);
-    let insert = insert.bind(row.disk_mib).bind(row.timeout_sec).bind(&row.envd_token);
-    let insert = insert.bind(&row.metadata).bind(&row.traffic_token).bind(&row.public_ports);
-    let insert = insert.bind(&row.on_timeout).bind(row.auto_resume).bind(row.snapshot_id);
-    let insert = insert.bind(row.created_by_key).bind(row.public_traffic);
-    let insert = insert.bind(&row.host_header).bind(&row.egress).bind(row.e2b);
+    let insert = Insert::into("capsules")
+        .set("id", row.id)
+        .set("team_id", row.team_id)
+        .set("host_id", row.host_id)
+        .set("template_id", row.template_id)
+        .set("template", &row.template)
+        .set("snapshot_id", row.snapshot_id)
+        .set("status", CapsuleState::Starting)
+        .set("vcpus", i64::from(row.vcpus))
+        .set("memory_mib", i64::from(row.memory_mib))
+        .set("disk_mib", i64::from(row.disk_mib))
+        .set("timeout_sec", or_zero(row.idle_sec))
+        .set("on_timeout", row.on_timeout)
+        .set("auto_resume", row.auto_resume)
+        .set("envd_token", &row.envd_token)
+        .set("traffic_token", &row.traffic_token)
+        .set("public_ports", &row.public_ports)
+        .set("public_traffic", row.public_traffic)
+        .set("host_header", &row.host_header)
+        .set("egress", &row.egress)
+        .set("e2b", row.e2b)
+        .set("created_by_key", row.created_by_key)
+        .set("metadata", &row.metadata);
     insert.execute(&mut *db).await?;
     super::audit::write(db, entry).await
 }
@@ -142,13 +151,19 @@ pub(crate) async fn insert(
 pub(crate) async fn move_start(
     db: &PgPool,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     host: HostId,
-) -> sqlx::Result<Option<i64>> {
+) -> sqlx::Result<Option<u64>> {
     let sql = "UPDATE capsules SET host_id = $3, generation = generation + 1, \
                placed = generation + 1, updated_at = now() \
                WHERE id = $1 AND generation = $2 AND status = 'starting' RETURNING generation";
-    sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0).fetch_optional(db).await
+    let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(host);
+    Ok(changed(update.fetch_optional(db).await?))
+}
+
+/// Returns the new generation of a capsule, if a statement has changed the capsule.
+fn changed(generation: Option<Unsigned>) -> Option<u64> {
+    generation.map(u64::from)
 }
 
 /// Removes a capsule from its host, if it is still on the host of `seen`.
@@ -174,8 +189,7 @@ pub(crate) async fn list_lost(db: &PgPool) -> sqlx::Result<Vec<Capsule>> {
 pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
     let sql = "SELECT DISTINCT host_id FROM capsules WHERE host_id IS NOT NULL \
                AND status IN ('starting', 'pausing', 'resuming', 'stopping', 'missing')";
-    let ids: Vec<Uuid> = sqlx::query_scalar(sql).fetch_all(db).await?;
-    Ok(ids.into_iter().map(HostId).collect())
+    sqlx::query_scalar(sql).fetch_all(db).await
 }
 
 /// Sets the end of a capsule's lifetime to `left` seconds from now, as its host reported; `None`
@@ -185,18 +199,18 @@ pub(crate) async fn unsettled_hosts(db: &PgPool) -> sqlx::Result<Vec<HostId>> {
 pub(crate) async fn set_end(
     db: &PgPool,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     left: Option<f64>,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET ends_at = now() + make_interval(secs => $3) \
                WHERE id = $1 AND generation BETWEEN $2 AND $2 + 1";
-    sqlx::query(sql).bind(id.0).bind(seen).bind(left).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(signed(seen)).bind(left).execute(db).await.map(|_| ())
 }
 
 /// Rules for the time that a capsule may run.
-pub(crate) struct Rules<'a> {
-    pub on_timeout: &'a str,
-    pub idle_sec: i32,
+pub(crate) struct Rules {
+    pub on_timeout: OnTimeout,
+    pub idle_sec: Option<u32>,
 }
 
 /// Stores the rules for a capsule's time. `left` is the seconds that its host has set, and `seen`
@@ -205,21 +219,21 @@ pub(crate) struct Rules<'a> {
 pub(crate) async fn set_lifetime(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     left: Option<f64>,
-    rules: &Rules<'_>,
+    rules: &Rules,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET on_timeout = $4, timeout_sec = $5, updated_at = now(), \
                ends_at = CASE WHEN generation = $2 THEN now() + make_interval(secs => $3) \
                ELSE ends_at END WHERE id = $1";
-    let update = sqlx::query(sql).bind(id.0).bind(seen).bind(left);
-    update.bind(rules.on_timeout).bind(rules.idle_sec).execute(db).await.map(|_| ())
+    let update = sqlx::query(sql).bind(id).bind(signed(seen)).bind(left);
+    update.bind(rules.on_timeout).bind(or_zero(rules.idle_sec)).execute(db).await.map(|_| ())
 }
 
 /// Returns the time that a capsule has left, by the database's clock; `None` means no end.
 pub(crate) async fn left(db: &PgPool, id: CapsuleId) -> sqlx::Result<Option<Duration>> {
     let sql = "SELECT extract(epoch FROM ends_at - now())::float8 FROM capsules WHERE id = $1";
-    let found: Option<Option<f64>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
+    let found: Option<Option<f64>> = sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?;
     Ok(found.flatten().map(|left| Duration::try_from_secs_f64(left).unwrap_or_default()))
 }
 
@@ -232,18 +246,18 @@ pub(crate) async fn set_egress(
     let sql = "UPDATE capsules SET egress = jsonb_set($2, '{revision}', \
                to_jsonb(COALESCE((egress->>'revision')::bigint, 0) + 1)), updated_at = now() \
                WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(Json(egress)).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(Json(egress)).execute(db).await.map(|_| ())
 }
 
 /// Returns a capsule's state and generation.
 pub(crate) async fn stands(
     db: &PgPool,
     id: CapsuleId,
-) -> sqlx::Result<Option<(CapsuleState, i64)>> {
+) -> sqlx::Result<Option<(CapsuleState, u64)>> {
     let sql = "SELECT status, generation FROM capsules WHERE id = $1";
-    let found: Option<(String, i64)> = sqlx::query_as(sql).bind(id.0).fetch_optional(db).await?;
-    let state = |status: String| status.parse().unwrap_or(CapsuleState::Error);
-    Ok(found.map(|(status, generation)| (state(status), generation)))
+    let found: Option<(CapsuleState, Unsigned)> =
+        sqlx::query_as(sql).bind(id).fetch_optional(db).await?;
+    Ok(found.map(|(state, generation)| (state, generation.into())))
 }
 
 /// Returns a team's capsule, unless it has been removed.
@@ -257,13 +271,13 @@ pub(crate) async fn find(
         columns!(),
         " FROM capsules WHERE id = $1 AND team_id = $2 AND status <> 'stopped'"
     );
-    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).bind(team).fetch_optional(db).await
 }
 
 /// Reports whether a capsule exists, whatever its team.
 pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped')";
-    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+    sqlx::query_scalar(sql).bind(id).fetch_one(db).await
 }
 
 /// Returns a page of a team's capsules that have not been removed, newest first. `only` restricts
@@ -284,8 +298,8 @@ pub(crate) async fn list(
                AND ($4::uuid IS NULL OR id = $4) AND ($5::uuid IS NULL OR template_id = $5) \
                ORDER BY created_at DESC, id DESC LIMIT $3"
     );
-    let list = sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit);
-    let list = list.bind(scope.capsule.map(|id| id.0)).bind(scope.template.map(|id| id.0));
+    let list = sqlx::query_as(sql).bind(team).bind(before).bind(limit);
+    let list = list.bind(scope.capsule).bind(scope.template);
     list.fetch_all(db).await
 }
 
@@ -293,7 +307,7 @@ pub(crate) async fn list(
 /// that.
 pub(crate) struct Search<'a> {
     pub scope: ResourceScope,
-    pub states: &'a [&'a str],
+    pub states: &'a [CapsuleState],
     pub metadata: &'a BTreeMap<String, String>,
     /// Name or id of a template, or id of a snapshot.
     pub template: Option<&'a str>,
@@ -301,7 +315,7 @@ pub(crate) struct Search<'a> {
     pub since: Option<OffsetDateTime>,
     pub oldest_first: bool,
     /// Start and id of the last capsule on the previous page.
-    pub after: Option<(OffsetDateTime, Uuid)>,
+    pub after: Option<(OffsetDateTime, CapsuleId)>,
     pub limit: i64,
 }
 
@@ -327,9 +341,9 @@ pub(crate) async fn search(
         let template = text.parse::<TemplateId>().map(|id| id.0).ok();
         template.or_else(|| text.parse::<SnapshotId>().map(|id| id.0).ok())
     });
-    let list = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team.0).bind(search.states);
-    let list = list.bind(Json(search.metadata)).bind(search.scope.capsule.map(|id| id.0));
-    let list = list.bind(search.scope.template.map(|id| id.0)).bind(search.template).bind(id);
+    let list = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team).bind(search.states);
+    let list = list.bind(Json(search.metadata)).bind(search.scope.capsule);
+    let list = list.bind(search.scope.template).bind(search.template).bind(id);
     let list = list.bind(search.since).bind(search.after.map(|after| after.0));
     list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
@@ -343,7 +357,7 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
                extract(epoch FROM now() - updated_at)::float8 AS age FROM capsules \
                WHERE host_id = $1 AND status <> 'stopped'"
     );
-    sqlx::query_as(sql).bind(host.0).fetch_all(db).await
+    sqlx::query_as(sql).bind(host).fetch_all(db).await
 }
 
 /// Audit entry of a move. It names no team, since the statement takes the team from the row.
@@ -359,12 +373,11 @@ pub(crate) struct MoveEntry {
 pub(crate) async fn transition(
     db: &PgPool,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     to: CapsuleState,
     error: Option<&str>,
     entry: Option<&MoveEntry>,
-) -> sqlx::Result<Option<i64>> {
-    let from: Vec<&str> = to.previous().into_iter().map(CapsuleState::as_str).collect();
+) -> sqlx::Result<Option<u64>> {
     let sql = "WITH moved AS (\
                UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
                error = $4, started_at = CASE WHEN $3 = 'running' THEN \
@@ -376,14 +389,16 @@ pub(crate) async fn transition(
                RETURNING team_id, generation), \
                noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
                resource_type, resource_id, action, status, metadata) \
-               SELECT gen_random_uuid(), team_id, $6, $7, $8, 'capsule', $9, $10, 'ok', $11 \
-               FROM moved WHERE $10::text IS NOT NULL) SELECT generation FROM moved";
-    let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(to.as_str());
-    let update = update.bind(error).bind(from).bind(entry.map(|e| e.by.principal.kind()));
+               SELECT gen_random_uuid() AS id, team_id, $6 AS actor_type, $7 AS actor_id, \
+               $8 AS address, 'capsule' AS resource_type, $9 AS resource_id, $10 AS action, \
+               'ok' AS status, $11 AS metadata FROM moved WHERE $10::text IS NOT NULL) SELECT generation FROM moved";
+    let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(to);
+    let update = update.bind(error).bind(to.previous());
+    let update = update.bind(entry.map(|e| e.by.principal.kind()));
     let update = update.bind(entry.map(|e| e.by.principal.id()));
     let update = update.bind(entry.and_then(|e| e.by.from).map(|ip| ip.to_string()));
     let update = update.bind(id.to_string()).bind(entry.map(|e| e.action));
-    update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await
+    Ok(changed(update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await?))
 }
 
 /// Moves a capsule to `pausing`, under a name that contains the pause's parameters. Returns the new
@@ -391,16 +406,14 @@ pub(crate) async fn transition(
 pub(crate) async fn begin_pause(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     operation: &str,
-) -> sqlx::Result<Option<i64>> {
-    let from: Vec<&str> =
-        CapsuleState::Pausing.previous().into_iter().map(CapsuleState::as_str).collect();
+) -> sqlx::Result<Option<u64>> {
     let sql = "UPDATE capsules SET status = 'pausing', operation = $3, error = NULL, \
                disk_full = false, generation = generation + 1, updated_at = now() \
                WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
-    let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(operation);
-    update.bind(from).fetch_optional(db).await
+    let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(operation);
+    Ok(changed(update.bind(CapsuleState::Pausing.previous()).fetch_optional(db).await?))
 }
 
 /// Moves a capsule to `resuming`, under a name that contains the resume's parameters. The host may
@@ -409,25 +422,24 @@ pub(crate) async fn begin_pause(
 pub(crate) async fn resume_on(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     host: HostId,
     operation: &str,
-) -> sqlx::Result<Option<i64>> {
-    let from: Vec<&str> =
-        CapsuleState::Resuming.previous().into_iter().map(CapsuleState::as_str).collect();
+) -> sqlx::Result<Option<u64>> {
     let sql = "UPDATE capsules SET status = 'resuming', host_id = $3, error = NULL, \
                placed = CASE WHEN host_id IS DISTINCT FROM $3 THEN generation + 1 \
                ELSE placed END, generation = generation + 1, updated_at = now(), operation = $5 \
                WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
-    let update = sqlx::query_scalar(sql).bind(id.0).bind(seen).bind(host.0);
-    update.bind(from).bind(operation).fetch_optional(db).await
+    let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(host);
+    let update = update.bind(CapsuleState::Resuming.previous()).bind(operation);
+    Ok(changed(update.fetch_optional(db).await?))
 }
 
 /// Puts a capsule back on the host in `before`, if its generation is still `seen`.
-pub(crate) async fn place_back(db: &PgPool, seen: i64, before: &Capsule) -> sqlx::Result<()> {
+pub(crate) async fn place_back(db: &PgPool, seen: u64, before: &Capsule) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET host_id = $3, placed = $4 WHERE id = $1 AND generation = $2";
-    let update = sqlx::query(sql).bind(before.id).bind(seen).bind(before.host_id);
-    update.bind(before.placed).execute(db).await.map(|_| ())
+    let update = sqlx::query(sql).bind(before.id).bind(signed(seen)).bind(before.host_id);
+    update.bind(or_zero(before.placed)).execute(db).await.map(|_| ())
 }
 
 /// Records that the store has a paused capsule's snapshot, in the named tree. A capsule that has
@@ -436,13 +448,13 @@ pub(crate) async fn place_back(db: &PgPool, seen: i64, before: &Capsule) -> sqlx
 pub(crate) async fn set_stored(
     db: &PgPool,
     seen: &Capsule,
-    stored: i64,
+    stored: u64,
     tree: &str,
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE capsules SET stored = $4, stored_tree = $5, stored_newest = true \
                WHERE id = $1 AND generation = $2 AND host_id = $3 AND status = 'paused'";
-    let update = sqlx::query(sql).bind(seen.id).bind(seen.generation).bind(seen.host_id);
-    let noted = update.bind(stored).bind(tree).execute(db).await?;
+    let update = sqlx::query(sql).bind(seen.id).bind(signed(seen.generation)).bind(seen.host_id);
+    let noted = update.bind(signed(stored)).bind(tree).execute(db).await?;
     Ok(noted.rows_affected() == 1)
 }
 
@@ -451,13 +463,14 @@ pub(crate) async fn set_stored(
 pub(crate) async fn set_usage(
     db: &PgPool,
     id: CapsuleId,
-    seen: i64,
-    storage_bytes: i64,
+    seen: u64,
+    storage_bytes: u64,
     disk_full: bool,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET storage_bytes = $3, disk_full = $4 AND status = 'running' \
                WHERE id = $1 AND generation = $2 AND status <> 'stopped'";
-    let update = sqlx::query(sql).bind(id.0).bind(seen).bind(storage_bytes).bind(disk_full);
+    let update =
+        sqlx::query(sql).bind(id).bind(signed(seen)).bind(signed(storage_bytes)).bind(disk_full);
     update.execute(db).await.map(|_| ())
 }
 
@@ -478,7 +491,7 @@ pub(crate) async fn set_public(
                AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) RETURNING ",
         columns!()
     );
-    let update = sqlx::query_as(sql).bind(id.0).bind(team.0).bind(i32::from(port));
+    let update = sqlx::query_as(sql).bind(id).bind(team).bind(i32::from(port));
     update.bind(public).bind(most).fetch_optional(db).await
 }
 
@@ -491,7 +504,7 @@ pub(crate) async fn set_traffic_token(
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE capsules SET traffic_token = $3, updated_at = now() \
                WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
-    let set = sqlx::query(sql).bind(id.0).bind(team.0).bind(token).execute(db).await?;
+    let set = sqlx::query(sql).bind(id).bind(team).bind(token).execute(db).await?;
     Ok(set.rows_affected() == 1)
 }
 
@@ -503,7 +516,7 @@ pub(crate) async fn rotate_links(
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE capsules SET link_generation = link_generation + 1, updated_at = now() \
                WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
-    Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
+    Ok(sqlx::query(sql).bind(id).bind(team).execute(db).await?.rows_affected() == 1)
 }
 
 /// Reports whether a host should have a machine of this capsule. The host of the row should. While
@@ -511,5 +524,5 @@ pub(crate) async fn rotate_links(
 pub(crate) async fn is_wanted(db: &PgPool, id: CapsuleId, host: HostId) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules \
                WHERE id = $1 AND status <> 'stopped' AND (host_id = $2 OR status = 'resuming'))";
-    sqlx::query_scalar(sql).bind(id.0).bind(host.0).fetch_one(db).await
+    sqlx::query_scalar(sql).bind(id).bind(host).fetch_one(db).await
 }

@@ -1,11 +1,11 @@
 //! Channels of teams, and the deliveries of events to them.
 
+use super::insert::Insert;
 use super::makers::Maker;
 use serde_json::Value;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{ChannelId, DeliveryId, TeamId};
-use uuid::Uuid;
 
 /// Columns of [`Channel`].
 macro_rules! columns {
@@ -16,8 +16,8 @@ macro_rules! columns {
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Channel {
-    pub id: Uuid,
-    pub team_id: Uuid,
+    pub id: ChannelId,
+    pub team_id: TeamId,
     pub name: String,
     pub url: String,
     pub events: Vec<String>,
@@ -33,11 +33,16 @@ pub(crate) async fn insert(
     row: &Channel,
     maker: Maker,
 ) -> sqlx::Result<bool> {
-    let sql = "INSERT INTO channels (id, team_id, name, url, events, created_by, made_by_key) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (team_id, name) DO NOTHING";
-    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
-    let insert = insert.bind(&row.url).bind(&row.events).bind(maker.user).bind(maker.key);
-    Ok(insert.execute(db).await?.rows_affected() == 1)
+    let insert = Insert::into("channels")
+        .set("id", row.id)
+        .set("team_id", row.team_id)
+        .set("name", &row.name)
+        .set("url", &row.url)
+        .set("events", &row.events)
+        .set("created_by", maker.user)
+        .set("made_by_key", maker.key)
+        .or_keep("(team_id, name)");
+    insert.execute(db).await
 }
 
 pub(crate) async fn find(
@@ -46,7 +51,7 @@ pub(crate) async fn find(
     id: ChannelId,
 ) -> sqlx::Result<Option<Channel>> {
     let sql = concat!("SELECT ", columns!(), " FROM channels WHERE id = $1 AND team_id = $2");
-    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).bind(team).fetch_optional(db).await
 }
 
 /// Reads a channel and locks it, so that only this transaction may change it until its end.
@@ -57,18 +62,18 @@ pub(crate) async fn lock(
 ) -> sqlx::Result<Option<Channel>> {
     let sql =
         concat!("SELECT ", columns!(), " FROM channels WHERE id = $1 AND team_id = $2 FOR UPDATE");
-    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).bind(team).fetch_optional(db).await
 }
 
 pub(crate) async fn list(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Channel>> {
     let sql =
         concat!("SELECT ", columns!(), " FROM channels WHERE team_id = $1 ORDER BY created_at, id");
-    sqlx::query_as(sql).bind(team.0).fetch_all(db).await
+    sqlx::query_as(sql).bind(team).fetch_all(db).await
 }
 
 pub(crate) async fn count(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<i64> {
     let sql = "SELECT count(*) FROM channels WHERE team_id = $1";
-    sqlx::query_scalar(sql).bind(team.0).fetch_one(db).await
+    sqlx::query_scalar(sql).bind(team).fetch_one(db).await
 }
 
 /// Stores a channel that the caller has locked. The channel then belongs to whoever changed it.
@@ -90,7 +95,7 @@ pub(crate) async fn remove(
     id: ChannelId,
 ) -> sqlx::Result<bool> {
     let sql = "DELETE FROM channels WHERE id = $1 AND team_id = $2";
-    Ok(sqlx::query(sql).bind(id.0).bind(team.0).execute(db).await?.rows_affected() == 1)
+    Ok(sqlx::query(sql).bind(id).bind(team).execute(db).await?.rows_affected() == 1)
 }
 
 /// Enqueues a delivery to one channel alone; `None` when the channel is gone.
@@ -102,8 +107,8 @@ pub(crate) async fn send(
 ) -> sqlx::Result<Option<DeliveryId>> {
     let sql = "INSERT INTO deliveries (channel_id, kind, body) \
                SELECT id, $2, $3 FROM channels WHERE id = $1 FOR KEY SHARE RETURNING id";
-    let sent = sqlx::query_scalar(sql).bind(id.0).bind(kind).bind(body);
-    Ok(sent.fetch_optional(db).await?.map(DeliveryId))
+    let sent = sqlx::query_scalar(sql).bind(id).bind(kind).bind(body);
+    sent.fetch_optional(db).await
 }
 
 /// Disables the channels whose maker's key has expired. Returns them with their teams.
@@ -112,15 +117,31 @@ pub(crate) async fn disable_expired(
 ) -> sqlx::Result<Vec<(ChannelId, TeamId)>> {
     let sql = "UPDATE channels SET enabled = false, updated_at = now() WHERE enabled \
                AND made_by_key IS NOT NULL AND NOT key_stands(made_by_key) RETURNING id, team_id";
-    let disabled: Vec<(Uuid, Uuid)> = sqlx::query_as(sql).fetch_all(db).await?;
-    Ok(disabled.into_iter().map(|(id, team)| (ChannelId(id), TeamId(team))).collect())
+    sqlx::query_as(sql).fetch_all(db).await
 }
+
+/// State of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeliveryState {
+    /// An attempt is due now or later.
+    Waiting,
+    /// The receiver accepted the event.
+    Done,
+    /// No further attempt is made.
+    Failed,
+}
+
+types::text_enum!(DeliveryState, "status", {
+    Waiting = "waiting",
+    Done = "done",
+    Failed = "failed",
+});
 
 /// A delivery that is due, with its destination.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Due {
-    pub id: Uuid,
-    pub channel_id: Uuid,
+    pub id: DeliveryId,
+    pub channel_id: ChannelId,
     pub kind: String,
     pub body: Value,
     pub attempts: i32,
@@ -147,8 +168,8 @@ pub(crate) async fn take_due(db: &PgPool, seconds: f64, limit: i64) -> sqlx::Res
 /// failed.
 pub(crate) async fn settle(
     db: &PgPool,
-    id: Uuid,
-    status: &str,
+    id: DeliveryId,
+    state: DeliveryState,
     again: f64,
     answer: Option<i32>,
     error: Option<&str>,
@@ -156,13 +177,13 @@ pub(crate) async fn settle(
     let sql = "UPDATE deliveries SET status = $2, next_at = now() + make_interval(secs => $3), \
                answer = $4, error = $5, done_at = CASE WHEN $2 = 'waiting' THEN NULL ELSE now() \
                END WHERE id = $1";
-    let settle = sqlx::query(sql).bind(id).bind(status).bind(again).bind(answer).bind(error);
+    let settle = sqlx::query(sql).bind(id).bind(state).bind(again).bind(answer).bind(error);
     settle.execute(db).await.map(|_| ())
 }
 
 /// Delays a channel's other waiting deliveries by at least the given seconds. A receiver that does
 /// not answer one delivery would not answer the others either, and would hold up other channels.
-pub(crate) async fn put_off(db: &PgPool, channel: Uuid, seconds: f64) -> sqlx::Result<()> {
+pub(crate) async fn put_off(db: &PgPool, channel: ChannelId, seconds: f64) -> sqlx::Result<()> {
     let sql = "UPDATE deliveries SET next_at = now() + make_interval(secs => $2) \
                WHERE channel_id = $1 AND status = 'waiting' \
                AND next_at < now() + make_interval(secs => $2)";
@@ -171,9 +192,10 @@ pub(crate) async fn put_off(db: &PgPool, channel: Uuid, seconds: f64) -> sqlx::R
 
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Delivery {
-    pub id: Uuid,
+    pub id: DeliveryId,
     pub kind: String,
-    pub status: String,
+    #[sqlx(rename = "status")]
+    pub state: DeliveryState,
     pub attempts: i32,
     pub answer: Option<i32>,
     pub error: Option<String>,
@@ -193,5 +215,5 @@ pub(crate) async fn deliveries(
                AND ($2::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM deliveries WHERE id = $2)) \
                ORDER BY created_at DESC, id DESC LIMIT $3";
-    sqlx::query_as(sql).bind(id.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+    sqlx::query_as(sql).bind(id).bind(before).bind(limit).fetch_all(db).await
 }

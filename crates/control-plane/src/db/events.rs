@@ -11,13 +11,29 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Cursor(pub i64, pub i64);
 
+/// Kind of the resource that an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResourceType {
+    Capsule,
+    Snapshot,
+    Host,
+    Channel,
+}
+
+types::text_enum!(ResourceType, "resource_type", {
+    Capsule = "capsule",
+    Snapshot = "snapshot",
+    Host = "host",
+    Channel = "channel",
+});
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Event {
     pub seq: i64,
     pub tx: i64,
-    pub team_id: Uuid,
+    pub team_id: TeamId,
     pub kind: String,
-    pub resource_type: String,
+    pub resource_type: ResourceType,
     pub resource_id: Uuid,
     pub data: Value,
     pub created_at: OffsetDateTime,
@@ -49,7 +65,7 @@ pub(crate) async fn after(
                AND (transaction, seq) > ($2::text::xid8, $3) \
                AND transaction < pg_snapshot_xmin(pg_current_snapshot()) \
                ORDER BY transaction, seq LIMIT $4";
-    let after = sqlx::query_as(sql).bind(team.0).bind(cursor.0.to_string()).bind(cursor.1);
+    let after = sqlx::query_as(sql).bind(team).bind(cursor.0.to_string()).bind(cursor.1);
     after.bind(limit).fetch_all(db).await
 }
 
@@ -91,7 +107,7 @@ pub(crate) async fn usage(
                LEFT JOIN daily_usage u ON u.team_id = $1 AND u.day = d.day \
                GROUP BY d.day, u.vcpu_seconds, u.memory_mib_seconds, u.storage_mib_seconds \
                ORDER BY d.day";
-    sqlx::query_as(sql).bind(team.0).bind(from).bind(to).fetch_all(db).await
+    sqlx::query_as(sql).bind(team).bind(from).bind(to).fetch_all(db).await
 }
 
 /// Number and size of a team's running capsules at one time.
@@ -119,7 +135,7 @@ pub(crate) async fn series(
                AND (s.ended_at IS NULL \
                     OR s.ended_at > now() - make_interval(secs => n * $2::float8 / $3)) \
                GROUP BY n ORDER BY n DESC";
-    sqlx::query_as(sql).bind(team.0).bind(seconds).bind(points).fetch_all(db).await
+    sqlx::query_as(sql).bind(team).bind(seconds).bind(points).fetch_all(db).await
 }
 
 /// Adds usage intervals that ended more than `days` days ago to the daily sums, and removes them.
@@ -132,11 +148,13 @@ pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u
                - greatest(g.began_at, d AT TIME ZONE 'UTC'))::float8 AS seconds \
                FROM gone g, generate_series(date_trunc('day', g.began_at AT TIME ZONE 'UTC'), \
                g.ended_at AT TIME ZONE 'UTC', interval '1 day') d), \
-               summed AS (SELECT team_id, day, sum(vcpus * seconds) AS v, \
-               sum(memory_mib * seconds) AS m, sum(storage_mib * seconds) AS s FROM parts \
+               summed AS (SELECT team_id, day, sum(vcpus * seconds) AS vcpu_seconds, \
+               sum(memory_mib * seconds) AS memory_mib_seconds, \
+               sum(storage_mib * seconds) AS storage_mib_seconds FROM parts \
                GROUP BY team_id, day) \
                INSERT INTO daily_usage AS u (team_id, day, vcpu_seconds, memory_mib_seconds, \
-               storage_mib_seconds) SELECT team_id, day, v, m, s FROM summed \
+               storage_mib_seconds) SELECT team_id, day, vcpu_seconds, memory_mib_seconds, \
+               storage_mib_seconds FROM summed \
                ON CONFLICT (team_id, day) DO UPDATE SET \
                vcpu_seconds = u.vcpu_seconds + excluded.vcpu_seconds, \
                memory_mib_seconds = u.memory_mib_seconds + excluded.memory_mib_seconds, \

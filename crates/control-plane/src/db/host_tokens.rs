@@ -1,26 +1,20 @@
 //! Tokens of hosts: one for registration, then a chain of tokens for renewals.
 
+use super::insert::Insert;
 use super::makers::Maker;
 use sqlx::{PgConnection, PgPool};
-use types::HostId;
-use uuid::Uuid;
+use types::{HostId, HostTokenId};
 
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Token {
-    pub id: Uuid,
-    pub host_id: Uuid,
+    pub id: HostTokenId,
+    pub host_id: HostId,
     /// Hash of the first request that used the token. The token is invalid with another.
     pub bound_to: Option<Vec<u8>>,
     /// True if the token was used before.
     pub used: bool,
     /// True if a token that was issued for this one has been used.
     pub superseded: bool,
-}
-
-impl Token {
-    pub(crate) fn host(&self) -> HostId {
-        HostId(self.host_id)
-    }
 }
 
 /// Purpose of a token.
@@ -30,14 +24,7 @@ pub(crate) enum Kind {
     Refresh,
 }
 
-impl Kind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Registration => "registration",
-            Self::Refresh => "refresh",
-        }
-    }
-}
+types::text_enum!(Kind, "kind", { Registration = "registration", Refresh = "refresh" });
 
 /// Stores the hash of a new token, which expires after `seconds`.
 pub(crate) async fn insert(
@@ -45,13 +32,17 @@ pub(crate) async fn insert(
     host: HostId,
     kind: Kind,
     hash: &[u8],
-    parent: Option<Uuid>,
+    parent: Option<HostTokenId>,
     seconds: f64,
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO host_tokens (id, host_id, kind, token_hash, parent_id, expires_at) \
-               VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))";
-    let insert = sqlx::query(sql).bind(Uuid::new_v4()).bind(host.0).bind(kind.as_str());
-    insert.bind(hash).bind(parent).bind(seconds).execute(db).await.map(|_| ())
+    let insert = Insert::into("host_tokens")
+        .set("id", HostTokenId::new())
+        .set("host_id", host)
+        .set("kind", kind)
+        .set("token_hash", hash)
+        .set("parent_id", parent)
+        .set_after("expires_at", seconds);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// Records the maker of a token. The token is valid only while its maker may still make one.
@@ -82,7 +73,7 @@ pub(crate) async fn find_in(
                AND c.used_at IS NOT NULL) AS superseded \
                FROM host_tokens t WHERE t.token_hash = $1 AND t.kind = $2 \
                AND t.expires_at > now() AND operator_stands(t.created_by, t.made_by_key)";
-    sqlx::query_as(sql).bind(hash).bind(kind.as_str()).fetch_optional(db).await
+    sqlx::query_as(sql).bind(hash).bind(kind).fetch_optional(db).await
 }
 
 /// Records that a token was used, and with what it was used.
@@ -98,7 +89,7 @@ pub(crate) async fn used(db: &mut PgConnection, token: &Token, with: &[u8]) -> s
 /// Removes a host's tokens of one kind.
 pub(crate) async fn remove(db: &mut PgConnection, host: HostId, kind: Kind) -> sqlx::Result<()> {
     let sql = "DELETE FROM host_tokens WHERE host_id = $1 AND kind = $2";
-    sqlx::query(sql).bind(host.0).bind(kind.as_str()).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(host).bind(kind).execute(db).await.map(|_| ())
 }
 
 /// Removes expired tokens.

@@ -1,25 +1,26 @@
 //! Rows of hosts, with the facts that placement decides on.
 
+use super::insert::Insert;
 use crate::audit::Entry;
 use crate::scheduler::ResourceAmounts;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
-use types::{HostId, Isolation, TeamId};
-use uuid::Uuid;
+use types::{HostId, HostState, Isolation, TeamId};
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Host {
-    pub id: Uuid,
-    pub team_id: Option<Uuid>,
+    pub id: HostId,
+    pub team_id: Option<TeamId>,
     pub name: String,
     pub address: String,
-    pub status: String,
+    #[sqlx(rename = "status")]
+    pub state: HostState,
     pub draining: bool,
     pub arch: String,
     pub driver: String,
     pub accelerator: String,
-    pub isolation: String,
+    pub isolation: Isolation,
     pub version: String,
     pub templates: Vec<String>,
     pub cpu_cores: i32,
@@ -42,10 +43,6 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn id(&self) -> HostId {
-        HostId(self.id)
-    }
-
     /// Returns the resources that the host's capsules may have in total.
     pub(crate) fn room(&self) -> ResourceAmounts {
         size(self.max_vcpus, self.memory_mib, self.disk_mib)
@@ -83,15 +80,14 @@ pub(crate) async fn list(db: &PgPool) -> sqlx::Result<Vec<Host>> {
 
 pub(crate) async fn find(db: impl sqlx::PgExecutor<'_>, id: HostId) -> sqlx::Result<Option<Host>> {
     let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE h.id = $1"));
-    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).fetch_optional(db).await
 }
 
 /// Finds a host by name that has never enrolled. Such a row dates from before hosts had
 /// certificates.
 pub(crate) async fn not_enrolled(db: &PgPool, name: &str) -> sqlx::Result<Option<HostId>> {
     let sql = "SELECT id FROM hosts WHERE name = $1 AND enrolment = 0";
-    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(name).fetch_optional(db).await?;
-    Ok(id.map(HostId))
+    sqlx::query_scalar(sql).bind(name).fetch_optional(db).await
 }
 
 /// Inserts a host that has yet to enrol; `false` when another host has its name.
@@ -102,16 +98,21 @@ pub(crate) async fn insert(
     name: &str,
     tags: &[String],
 ) -> sqlx::Result<bool> {
-    let sql = "INSERT INTO hosts (id, team_id, name, address, status, tags) \
-               VALUES ($1, $2, $3, '', 'pending', $4) ON CONFLICT (name) DO NOTHING";
-    let insert = sqlx::query(sql).bind(id.0).bind(team.map(|t| t.0)).bind(name).bind(tags);
-    Ok(insert.execute(db).await?.rows_affected() == 1)
+    let insert = Insert::into("hosts")
+        .set("id", id)
+        .set("team_id", team)
+        .set("name", name)
+        .set("address", "")
+        .set("status", HostState::Pending)
+        .set("tags", tags)
+        .or_keep("(name)");
+    insert.execute(db).await
 }
 
 /// Locks a host for the rest of the transaction; `false` when there is none.
 pub(crate) async fn lock(db: &mut PgConnection, id: HostId) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM hosts WHERE id = $1 FOR UPDATE";
-    Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
+    Ok(sqlx::query(sql).bind(id).fetch_optional(db).await?.is_some())
 }
 
 /// Finds another host at an address.
@@ -121,9 +122,7 @@ pub(crate) async fn at_address(
     but: HostId,
 ) -> sqlx::Result<Option<HostId>> {
     let sql = "SELECT id FROM hosts WHERE address = $1 AND id <> $2 LIMIT 1";
-    let id: Option<Uuid> =
-        sqlx::query_scalar(sql).bind(address).bind(but.0).fetch_optional(db).await?;
-    Ok(id.map(HostId))
+    sqlx::query_scalar(sql).bind(address).bind(but).fetch_optional(db).await
 }
 
 /// A certificate that was just issued.
@@ -144,7 +143,7 @@ pub(crate) async fn enrol(
     let sql = "UPDATE hosts SET address = $2, cert_fingerprint = $3, cert_expires_at = $4, \
                cert_previous = NULL, enrolment = enrolment + 1, status = 'online', \
                last_heartbeat_at = now() WHERE id = $1 RETURNING enrolment";
-    let update = sqlx::query_scalar(sql).bind(id.0).bind(address);
+    let update = sqlx::query_scalar(sql).bind(id).bind(address);
     update.bind(&cert.fingerprint).bind(cert.expires_at).fetch_one(db).await
 }
 
@@ -160,7 +159,7 @@ pub(crate) async fn renew(
     let sql = "UPDATE hosts SET cert_previous = CASE WHEN $4 THEN cert_fingerprint \
                ELSE cert_previous END, cert_fingerprint = $2, cert_expires_at = $3 \
                WHERE id = $1 RETURNING enrolment";
-    let update = sqlx::query_scalar(sql).bind(id.0).bind(&cert.fingerprint);
+    let update = sqlx::query_scalar(sql).bind(id).bind(&cert.fingerprint);
     update.bind(cert.expires_at).bind(keeps_last).fetch_one(db).await
 }
 
@@ -168,9 +167,9 @@ pub(crate) async fn renew(
 pub(crate) async fn disown(db: &mut PgConnection, id: HostId) -> sqlx::Result<()> {
     let sql = "UPDATE hosts SET cert_fingerprint = NULL, cert_previous = NULL, \
                enrolment = enrolment + 1, status = 'unreachable' WHERE id = $1";
-    sqlx::query(sql).bind(id.0).execute(&mut *db).await?;
+    sqlx::query(sql).bind(id).execute(&mut *db).await?;
     let sql = "DELETE FROM host_tokens WHERE host_id = $1";
-    sqlx::query(sql).bind(id.0).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).execute(db).await.map(|_| ())
 }
 
 /// Stores a host's description of itself, and the time of the heartbeat; `false` when this
@@ -188,13 +187,16 @@ pub(crate) async fn heard(
                isolation = $14 \
                WHERE id = $1 AND enrolment = $2";
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let update = sqlx::query(sql).bind(id.0).bind(enrolment).bind(&is.arch).bind(&is.driver);
+    let update = sqlx::query(sql).bind(id).bind(enrolment).bind(&is.arch).bind(&is.driver);
     let update = update.bind(&is.accelerator).bind(&is.version).bind(&is.templates);
     let update = update.bind(i32::try_from(is.cpu_cores).unwrap_or(i32::MAX));
     let update = update.bind(whole(is.vcpus)).bind(whole(is.memory_mib)).bind(whole(is.disk_mib));
     // Agents of earlier versions do not report a tier.
-    let tier = is.isolation.parse::<Isolation>().unwrap_or_default();
-    let update = update.bind(Json(load)).bind(is.store).bind(tier.as_str());
+    let tier = match is.isolation.as_str() {
+        "" => Isolation::None,
+        tier => tier.parse::<Isolation>().map_err(|error| sqlx::Error::Encode(Box::new(error)))?,
+    };
+    let update = update.bind(Json(load)).bind(is.store).bind(tier);
     Ok(update.execute(db).await?.rows_affected() == 1)
 }
 
@@ -209,8 +211,7 @@ pub(crate) async fn are_all_silent(db: &PgPool, seconds: f64) -> sqlx::Result<bo
 pub(crate) async fn mark_unreachable(db: &PgPool, seconds: f64) -> sqlx::Result<Vec<HostId>> {
     let sql = "UPDATE hosts SET status = 'unreachable' WHERE status = 'online' \
                AND last_heartbeat_at < now() - make_interval(secs => $1) RETURNING id";
-    let ids: Vec<Uuid> = sqlx::query_scalar(sql).bind(seconds).fetch_all(db).await?;
-    Ok(ids.into_iter().map(HostId).collect())
+    sqlx::query_scalar(sql).bind(seconds).fetch_all(db).await
 }
 
 /// Closes a host to new capsules, or opens it again; `false` when there is none.
@@ -220,7 +221,7 @@ pub(crate) async fn set_draining(
     draining: bool,
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE hosts SET draining = $2 WHERE id = $1";
-    Ok(sqlx::query(sql).bind(id.0).bind(draining).execute(db).await?.rows_affected() == 1)
+    Ok(sqlx::query(sql).bind(id).bind(draining).execute(db).await?.rows_affected() == 1)
 }
 
 pub(crate) async fn set_tags(
@@ -229,7 +230,7 @@ pub(crate) async fn set_tags(
     tags: &[String],
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE hosts SET tags = $2 WHERE id = $1";
-    Ok(sqlx::query(sql).bind(id.0).bind(tags).execute(db).await?.rows_affected() == 1)
+    Ok(sqlx::query(sql).bind(id).bind(tags).execute(db).await?.rows_affected() == 1)
 }
 
 /// Removes a host if the store has everything that the host holds. Returns `false` if it does not,
@@ -240,15 +241,15 @@ pub(crate) async fn remove(db: &PgPool, id: HostId, entry: &Entry) -> sqlx::Resu
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE host_id = $1 AND status <> 'stopped' \
                AND NOT (status = 'paused' AND stored_newest)) \
                OR EXISTS (SELECT 1 FROM snapshots WHERE host_id = $1 AND NOT stored)";
-    let has: bool = sqlx::query_scalar(sql).bind(id.0).fetch_one(&mut *transaction).await?;
+    let has: bool = sqlx::query_scalar(sql).bind(id).fetch_one(&mut *transaction).await?;
     if !there || has {
         return Ok(false);
     }
     let sql = "UPDATE capsules SET host_id = NULL WHERE host_id = $1";
-    sqlx::query(sql).bind(id.0).execute(&mut *transaction).await?;
+    sqlx::query(sql).bind(id).execute(&mut *transaction).await?;
     let sql = "UPDATE snapshots SET host_id = NULL WHERE host_id = $1";
-    sqlx::query(sql).bind(id.0).execute(&mut *transaction).await?;
-    sqlx::query("DELETE FROM hosts WHERE id = $1").bind(id.0).execute(&mut *transaction).await?;
+    sqlx::query(sql).bind(id).execute(&mut *transaction).await?;
+    sqlx::query("DELETE FROM hosts WHERE id = $1").bind(id).execute(&mut *transaction).await?;
     super::audit::write(&mut *transaction, entry).await?;
     transaction.commit().await?;
     Ok(true)

@@ -17,7 +17,7 @@ pub(crate) async fn find(
         " \
                FROM capsules) c ON c.id = k.capsule_id WHERE k.team_id = $1 AND k.key = $2"
     );
-    let row = sqlx::query(sql).bind(team.0).bind(key).fetch_optional(db).await?;
+    let row = sqlx::query(sql).bind(team).bind(key).fetch_optional(db).await?;
     row.map(|row| Ok((row.try_get("request_hash")?, Capsule::from_row(&row)?))).transpose()
 }
 
@@ -31,7 +31,7 @@ pub(crate) async fn insert(
 ) -> sqlx::Result<bool> {
     let sql = "INSERT INTO idempotency_keys (team_id, key, request_hash, capsule_id) \
                VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
-    let insert = sqlx::query(sql).bind(team.0).bind(key).bind(request.as_slice()).bind(capsule.0);
+    let insert = sqlx::query(sql).bind(team).bind(key).bind(request.as_slice()).bind(capsule);
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
@@ -43,5 +43,5 @@ pub(crate) async fn forget(
     capsule: CapsuleId,
 ) -> sqlx::Result<()> {
     let sql = "DELETE FROM idempotency_keys WHERE team_id = $1 AND key = $2 AND capsule_id = $3";
-    sqlx::query(sql).bind(team.0).bind(key).bind(capsule.0).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(team).bind(key).bind(capsule).execute(db).await.map(|_| ())
 }

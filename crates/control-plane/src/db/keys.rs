@@ -1,24 +1,34 @@
 //! API keys.
 
+use super::decode::{self, Nullable, signed};
+use super::insert::Insert;
+use crate::policy::{self, KeyScope, Permissions, ResourceScope};
 use crate::limits::Limits;
 use crate::policy::{self, Permissions, ResourceScope};
 use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
+use std::num::{NonZeroU32, NonZeroU64};
 use time::OffsetDateTime;
 use types::{ApiKeyId, CapsuleId, Isolation, TeamId, TemplateId, UserId};
-use uuid::Uuid;
 
 /// A key with the fields that authorization needs.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Key {
-    id: Uuid,
-    team_id: Uuid,
-    created_by: Option<Uuid>,
+    #[serde(deserialize_with = "decode::id")]
+    pub id: ApiKeyId,
+    #[serde(deserialize_with = "decode::id")]
+    pub team_id: TeamId,
+    /// User who made the key. The key never exceeds that user's permissions.
+    #[serde(deserialize_with = "decode::optional_id")]
+    pub created_by: Option<UserId>,
     pub operator: bool,
-    scopes: Vec<String>,
-    template_id: Option<Uuid>,
-    capsule_id: Option<Uuid>,
-    counted_as: Option<Uuid>,
+    scopes: Vec<KeyScope>,
+    #[serde(deserialize_with = "decode::optional_id")]
+    template_id: Option<TemplateId>,
+    #[serde(deserialize_with = "decode::optional_id")]
+    capsule_id: Option<CapsuleId>,
+    #[serde(deserialize_with = "decode::optional_id")]
+    counted_as: Option<ApiKeyId>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
     #[serde(flatten)]
@@ -28,66 +38,54 @@ pub(crate) struct Key {
 /// Limits of a single key. `None` means no limit beyond the team's.
 #[derive(Debug, Clone, Copy, Default, Deserialize, sqlx::FromRow)]
 pub(crate) struct KeyLimits {
-    max_capsules: Option<i32>,
-    max_vcpus: Option<i32>,
-    max_memory_mib: Option<i64>,
-    creates_per_sec: Option<i32>,
-    requests_per_sec: Option<i32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    max_capsules: Option<u32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    max_vcpus: Option<u32>,
+    #[sqlx(try_from = "Nullable<i64>")]
+    max_memory_mib: Option<u64>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    creates_per_sec: Option<u32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    requests_per_sec: Option<u32>,
 }
 
 impl KeyLimits {
     pub(crate) fn limits(self) -> Limits {
-        let whole = |n: Option<i32>| n.map_or(0, i32::unsigned_abs);
         Limits {
-            capsules: whole(self.max_capsules),
-            vcpus: whole(self.max_vcpus),
-            memory_mib: self.max_memory_mib.map_or(0, i64::unsigned_abs),
-            snapshots: 0,
-            storage_mib: 0,
-            creates_per_sec: whole(self.creates_per_sec),
-            requests_per_sec: whole(self.requests_per_sec),
+            capsules: self.max_capsules.and_then(NonZeroU32::new),
+            vcpus: self.max_vcpus.and_then(NonZeroU32::new),
+            memory_mib: self.max_memory_mib.and_then(NonZeroU64::new),
+            snapshots: None,
+            storage_mib: None,
+            creates_per_sec: self.creates_per_sec.and_then(NonZeroU32::new),
+            requests_per_sec: self.requests_per_sec.and_then(NonZeroU32::new),
             isolation: Isolation::None,
         }
     }
 }
 
 impl Key {
-    pub(crate) fn id(&self) -> ApiKeyId {
-        ApiKeyId(self.id)
-    }
-
-    pub(crate) fn team(&self) -> TeamId {
-        TeamId(self.team_id)
-    }
-
-    /// Returns the user who made the key. The key never exceeds that user's permissions.
-    pub(crate) fn creator(&self) -> Option<UserId> {
-        self.created_by.map(UserId)
-    }
-
     pub(crate) fn permissions(&self) -> Permissions {
         permissions(self.operator, &self.scopes)
     }
 
     /// Returns the key under which this key's requests and creates are counted.
     pub(crate) fn counted_as(&self) -> ApiKeyId {
-        ApiKeyId(self.counted_as.unwrap_or(self.id))
+        self.counted_as.unwrap_or(self.id)
     }
 
     pub(crate) fn scope(&self) -> ResourceScope {
-        ResourceScope {
-            capsule: self.capsule_id.map(CapsuleId),
-            template: self.template_id.map(TemplateId),
-        }
+        ResourceScope { capsule: self.capsule_id, template: self.template_id }
     }
 }
 
 /// Returns the permissions of a key by itself. An operator's key without scopes may do everything.
-fn permissions(operator: bool, scopes: &[String]) -> Permissions {
+fn permissions(operator: bool, scopes: &[KeyScope]) -> Permissions {
     if operator && scopes.is_empty() {
         return Permissions::ALL;
     }
-    policy::scoped(scopes.iter().map(String::as_str))
+    policy::scoped(scopes.iter().copied())
 }
 
 /// Columns of [`Row`].
@@ -102,22 +100,22 @@ macro_rules! columns {
 /// A key as its team sees it.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Row {
-    pub id: Uuid,
-    pub team_id: Uuid,
+    pub id: ApiKeyId,
+    pub team_id: TeamId,
     pub name: String,
     pub key_prefix: String,
-    pub created_by: Option<Uuid>,
+    pub created_by: Option<UserId>,
     pub created_at: OffsetDateTime,
     pub expires_at: Option<OffsetDateTime>,
     pub last_used_at: Option<OffsetDateTime>,
     pub operator: bool,
-    pub scopes: Vec<String>,
-    pub template_id: Option<Uuid>,
-    pub capsule_id: Option<Uuid>,
+    pub scopes: Vec<KeyScope>,
+    pub template_id: Option<TemplateId>,
+    pub capsule_id: Option<CapsuleId>,
     /// Key that this key was made with.
-    pub made_by_key: Option<Uuid>,
+    pub made_by_key: Option<ApiKeyId>,
     /// Key under which requests and creates are counted; this key itself when `None`.
-    pub counted_as: Option<Uuid>,
+    pub counted_as: Option<ApiKeyId>,
     #[sqlx(flatten)]
     pub limits: KeyLimits,
 }
@@ -139,19 +137,25 @@ pub(crate) async fn insert(
     key: &str,
     limits: &super::limits::Row,
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO api_keys (id, team_id, name, key_hash, key_prefix, created_by, \
-               expires_at, operator, scopes, template_id, capsule_id, max_capsules, max_vcpus, \
-               max_memory_mib, creates_per_sec, requests_per_sec, made_by_key, counted_as) \
-               VALUES ($1, $2, $3, $4, $5, $6, \
-               $7, $8, $9, $10, $11, nullif($12, 0), nullif($13, 0), nullif($14::bigint, 0), \
-               nullif($15, 0), nullif($16, 0), $17, $18)";
-    let insert = sqlx::query(sql).bind(row.id).bind(row.team_id).bind(&row.name);
-    let insert = insert.bind(crate::secret::hash(key).as_slice()).bind(&row.key_prefix);
-    let insert = insert.bind(row.created_by).bind(row.expires_at).bind(row.operator);
-    let insert = insert.bind(&row.scopes).bind(row.template_id).bind(row.capsule_id);
-    let insert = insert.bind(limits.capsules).bind(limits.vcpus).bind(limits.memory_mib);
-    let insert = insert.bind(limits.creates_per_sec).bind(limits.requests_per_sec);
-    let insert = insert.bind(row.made_by_key).bind(row.counted_as);
+    let insert = Insert::into("api_keys")
+        .set("id", row.id)
+        .set("team_id", row.team_id)
+        .set("name", &row.name)
+        .set("key_hash", crate::secret::hash(key).as_slice())
+        .set("key_prefix", &row.key_prefix)
+        .set("created_by", row.created_by)
+        .set("expires_at", row.expires_at)
+        .set("operator", row.operator)
+        .set("scopes", &row.scopes)
+        .set("template_id", row.template_id)
+        .set("capsule_id", row.capsule_id)
+        .set_with("max_capsules", "nullif(?, 0)", limits.capsules.map(i64::from))
+        .set_with("max_vcpus", "nullif(?, 0)", limits.vcpus.map(i64::from))
+        .set_with("max_memory_mib", "nullif(?, 0)", limits.memory_mib.map(signed))
+        .set_with("creates_per_sec", "nullif(?, 0)", limits.creates_per_sec.map(i64::from))
+        .set_with("requests_per_sec", "nullif(?, 0)", limits.requests_per_sec.map(i64::from))
+        .set("made_by_key", row.made_by_key)
+        .set("counted_as", row.counted_as);
     insert.execute(db).await.map(|_| ())
 }
 
@@ -170,7 +174,7 @@ pub(crate) async fn list(
                     (SELECT created_at, id FROM api_keys WHERE id = $2 AND team_id = $1)) \
                ORDER BY created_at DESC, id DESC LIMIT $3"
     );
-    sqlx::query_as(sql).bind(team.0).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+    sqlx::query_as(sql).bind(team).bind(before).bind(limit).fetch_all(db).await
 }
 
 pub(crate) async fn find(
@@ -183,7 +187,7 @@ pub(crate) async fn find(
         columns!(),
         " FROM api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL"
     );
-    sqlx::query_as(sql).bind(id.0).bind(team.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).bind(team).fetch_optional(db).await
 }
 
 /// Reads a valid key, and keeps it valid for the rest of the transaction.
@@ -194,14 +198,14 @@ pub(crate) async fn hold(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<
         " FROM api_keys WHERE id = $1 AND revoked_at IS NULL \
                AND (expires_at IS NULL OR expires_at > now()) FOR SHARE"
     );
-    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).fetch_optional(db).await
 }
 
 /// Returns the user who made a key. Only the user's erasure changes it.
 pub(crate) async fn creator(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<Option<UserId>> {
     let sql = "SELECT created_by FROM api_keys WHERE id = $1";
-    let user: Option<Option<Uuid>> = sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await?;
-    Ok(user.flatten().map(UserId))
+    let user: Option<Option<UserId>> = sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?;
+    Ok(user.flatten())
 }
 
 /// Returns the length of the chain of keys that led to this one, itself included. A key that no key
@@ -211,13 +215,13 @@ pub(crate) async fn depth(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result
                SELECT id, made_by_key FROM api_keys WHERE id = $1 UNION \
                SELECT k.id, k.made_by_key FROM api_keys k JOIN line l ON k.id = l.from_key) \
                SELECT count(*) FROM line";
-    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+    sqlx::query_scalar(sql).bind(id).fetch_one(db).await
 }
 
 /// Returns the hash of a key, valid or not. The hash never changes.
 pub(crate) async fn hash(db: &PgPool, id: ApiKeyId) -> sqlx::Result<Option<Vec<u8>>> {
     let sql = "SELECT key_hash FROM api_keys WHERE id = $1";
-    sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_scalar(sql).bind(id).fetch_optional(db).await
 }
 
 /// Revokes keys of a team, of a user, or of both; `None` sets no condition. Returns the number of
@@ -229,6 +233,6 @@ pub(crate) async fn revoke_of(
 ) -> sqlx::Result<u64> {
     let sql = "UPDATE api_keys SET revoked_at = now() WHERE revoked_at IS NULL \
                AND ($1::uuid IS NULL OR team_id = $1) AND ($2::uuid IS NULL OR created_by = $2)";
-    let revoke = sqlx::query(sql).bind(team.map(|t| t.0)).bind(user.map(|u| u.0));
+    let revoke = sqlx::query(sql).bind(team).bind(user);
     Ok(revoke.execute(db).await?.rows_affected())
 }

@@ -1,38 +1,50 @@
 //! Limits of teams and keys, and their present use.
 
+use super::decode::{Nullable, signed};
+use super::insert::Insert;
 use crate::limits::{Held, Limits, Stored};
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use types::{ApiKeyId, PLATFORM_TEAM, TeamId};
+use std::num::{NonZeroU32, NonZeroU64};
+use types::{ApiKeyId, Isolation, PLATFORM_TEAM, TeamId};
 
-/// Limits of a team: its own, else the platform's default. `None` where neither is set.
+/// Limits of a team: its own, else the platform's default. `None` where neither is set, and 0 for
+/// no limit.
 #[derive(Debug, Clone, Default, sqlx::FromRow)]
 pub(crate) struct Row {
-    pub capsules: Option<i32>,
-    pub vcpus: Option<i32>,
-    pub memory_mib: Option<i64>,
-    pub creates_per_sec: Option<i32>,
-    pub requests_per_sec: Option<i32>,
-    pub snapshots: Option<i32>,
-    pub storage_mib: Option<i64>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub capsules: Option<u32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub vcpus: Option<u32>,
+    #[sqlx(try_from = "Nullable<i64>")]
+    pub memory_mib: Option<u64>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub creates_per_sec: Option<u32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub requests_per_sec: Option<u32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub snapshots: Option<u32>,
+    #[sqlx(try_from = "Nullable<i64>")]
+    pub storage_mib: Option<u64>,
     /// Lowest isolation tier, from the team's own row.
     #[sqlx(default)]
-    pub isolation: Option<String>,
+    pub isolation: Option<Isolation>,
 }
 
 impl Row {
     /// Returns the limits. A limit that is not set takes the value of `Limits::DEFAULT`.
     pub(crate) fn limits(self) -> Limits {
-        let or = |set: Option<i32>, default| set.map_or(default, i32::unsigned_abs);
         let default = Limits::DEFAULT;
         Limits {
-            capsules: or(self.capsules, default.capsules),
-            vcpus: or(self.vcpus, default.vcpus),
-            memory_mib: self.memory_mib.map_or(default.memory_mib, i64::unsigned_abs),
-            snapshots: or(self.snapshots, default.snapshots),
-            storage_mib: self.storage_mib.map_or(default.storage_mib, i64::unsigned_abs),
-            creates_per_sec: or(self.creates_per_sec, default.creates_per_sec),
-            requests_per_sec: or(self.requests_per_sec, default.requests_per_sec),
-            isolation: self.isolation.and_then(|tier| tier.parse().ok()).unwrap_or_default(),
+            capsules: self.capsules.map_or(default.capsules, NonZeroU32::new),
+            vcpus: self.vcpus.map_or(default.vcpus, NonZeroU32::new),
+            memory_mib: self.memory_mib.map_or(default.memory_mib, NonZeroU64::new),
+            snapshots: self.snapshots.map_or(default.snapshots, NonZeroU32::new),
+            storage_mib: self.storage_mib.map_or(default.storage_mib, NonZeroU64::new),
+            creates_per_sec: self.creates_per_sec.map_or(default.creates_per_sec, NonZeroU32::new),
+            requests_per_sec: self
+                .requests_per_sec
+                .map_or(default.requests_per_sec, NonZeroU32::new),
+            isolation: self.isolation.unwrap_or_default(),
         }
     }
 }
@@ -48,18 +60,21 @@ pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
                (SELECT isolation FROM teams WHERE id = $1) AS isolation \
                FROM (SELECT 1) AS always LEFT JOIN team_limits t ON t.team_id = $1 \
                LEFT JOIN team_limits p ON p.team_id = $2";
-    sqlx::query_as(sql).bind(team.0).bind(PLATFORM_TEAM.0).fetch_one(db).await
+    sqlx::query_as(sql).bind(team).bind(PLATFORM_TEAM).fetch_one(db).await
 }
 
 pub(crate) async fn set(db: impl PgExecutor<'_>, team: TeamId, row: &Row) -> sqlx::Result<()> {
-    let sql = "INSERT INTO team_limits (team_id, capsules, vcpus, memory_mib, creates_per_sec, \
-               requests_per_sec, snapshots, storage_mib) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
-               ON CONFLICT (team_id) DO UPDATE SET capsules = $2, vcpus = $3, memory_mib = $4, \
-               creates_per_sec = $5, requests_per_sec = $6, snapshots = $7, storage_mib = $8";
-    let set = sqlx::query(sql).bind(team.0).bind(row.capsules).bind(row.vcpus);
-    let set = set.bind(row.memory_mib).bind(row.creates_per_sec).bind(row.requests_per_sec);
-    let set = set.bind(row.snapshots).bind(row.storage_mib);
-    set.execute(db).await.map(|_| ())
+    let insert = Insert::into("team_limits")
+        .set("team_id", team)
+        .set("capsules", row.capsules.map(i64::from))
+        .set("vcpus", row.vcpus.map(i64::from))
+        .set("memory_mib", row.memory_mib.map(signed))
+        .set("creates_per_sec", row.creates_per_sec.map(i64::from))
+        .set("requests_per_sec", row.requests_per_sec.map(i64::from))
+        .set("snapshots", row.snapshots.map(i64::from))
+        .set("storage_mib", row.storage_mib.map(signed))
+        .or_replace(&["team_id"]);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// Locks the count of a team's capsules until this transaction ends. Other callers of `hold` wait.
@@ -78,7 +93,7 @@ const HELD: &str = "SELECT count(*) AS capsules, \
 /// Counts a team's capsules and their resources.
 pub(crate) async fn held(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result<Held> {
     let sql = sqlx::AssertSqlSafe(format!("{HELD} AND team_id = $1"));
-    sqlx::query_as(sql).bind(team.0).fetch_one(db).await
+    sqlx::query_as(sql).bind(team).fetch_one(db).await
 }
 
 /// Counts a team's named snapshots, complete or in progress, and the storage of all its snapshots
@@ -90,7 +105,7 @@ pub(crate) async fn stored(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Resul
                 FROM snapshots WHERE team_id = $1) s, \
                (SELECT coalesce(sum(storage_bytes), 0) AS bytes FROM capsules \
                 WHERE team_id = $1 AND status <> 'stopped') c";
-    sqlx::query_as(sql).bind(team.0).fetch_one(db).await
+    sqlx::query_as(sql).bind(team).fetch_one(db).await
 }
 
 /// Limits of one key, and the capsules of that key and of the keys that came from it.
@@ -114,5 +129,5 @@ pub(crate) async fn of_key(db: impl PgExecutor<'_>, key: ApiKeyId) -> sqlx::Resu
          {HELD} AND created_by_key IN (SELECT id FROM family)) h \
          WHERE coalesce(l.max_capsules, l.max_vcpus, l.max_memory_mib) IS NOT NULL"
     );
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(key.0).fetch_all(db).await
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(key).fetch_all(db).await
 }

@@ -4,24 +4,23 @@
 use crate::audit::{Actor, Principal};
 use sqlx::{PgConnection, PgExecutor};
 use types::{ApiKeyId, TeamId, UserId};
-use uuid::Uuid;
 
 /// Maker of a key, an invitation, a channel or a token. The platform itself has neither user nor
 /// key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Maker {
     /// The user, or the maker of the key.
-    pub user: Option<Uuid>,
-    pub key: Option<Uuid>,
+    pub user: Option<UserId>,
+    pub key: Option<ApiKeyId>,
 }
 
 /// Returns the maker that an actor stands for.
 pub(crate) async fn of(db: &mut PgConnection, by: Actor) -> sqlx::Result<Maker> {
     match by.principal {
-        Principal::User(id) => Ok(Maker { user: Some(id.0), key: None }),
+        Principal::User(id) => Ok(Maker { user: Some(id), key: None }),
         Principal::Key(id) => {
-            let user = super::keys::creator(db, id).await?.map(|user| user.0);
-            Ok(Maker { user, key: Some(id.0) })
+            let user = super::keys::creator(db, id).await?;
+            Ok(Maker { user, key: Some(id) })
         }
         Principal::Host(_) | Principal::System | Principal::Nobody => Ok(Maker::default()),
     }
@@ -44,7 +43,7 @@ pub(crate) async fn end_of_user(
 ) -> sqlx::Result<Ended> {
     let sql =
         "DELETE FROM invitations WHERE invited_by = $2 AND ($1::uuid IS NULL OR team_id = $1)";
-    let deleted = sqlx::query(sql).bind(team.map(|t| t.0)).bind(user.0).execute(&mut *db).await?;
+    let deleted = sqlx::query(sql).bind(team).bind(user).execute(&mut *db).await?;
     Ok(Ended {
         keys_revoked: 0,
         invitations_deleted: deleted.rows_affected(),
@@ -60,7 +59,7 @@ pub(crate) async fn disable_channels(
 ) -> sqlx::Result<u64> {
     let sql = "UPDATE channels SET enabled = false, updated_at = now() WHERE created_by = $2 \
                AND enabled AND ($1::uuid IS NULL OR team_id = $1)";
-    let disable = sqlx::query(sql).bind(team.map(|t| t.0)).bind(user.0);
+    let disable = sqlx::query(sql).bind(team).bind(user);
     Ok(disable.execute(db).await?.rows_affected())
 }
 
@@ -75,8 +74,9 @@ pub(crate) async fn end_of_key(
                SELECT k.id FROM api_keys k JOIN family f ON k.made_by_key = f.id) \
                UPDATE api_keys SET revoked_at = now() WHERE id IN (SELECT id FROM family) \
                AND revoked_at IS NULL RETURNING id, key_hash";
-    let revoked: Vec<(Uuid, Vec<u8>)> = sqlx::query_as(sql).bind(key.0).fetch_all(&mut *db).await?;
-    let (ids, hashes): (Vec<Uuid>, Vec<Vec<u8>>) = revoked.into_iter().unzip();
+    let revoked: Vec<(ApiKeyId, Vec<u8>)> =
+        sqlx::query_as(sql).bind(key).fetch_all(&mut *db).await?;
+    let (ids, hashes): (Vec<ApiKeyId>, Vec<Vec<u8>>) = revoked.into_iter().unzip();
     let sql = "DELETE FROM invitations WHERE made_by_key = ANY($1)";
     let deleted = sqlx::query(sql).bind(&ids).execute(&mut *db).await?;
     let sql = "UPDATE channels SET enabled = false, updated_at = now() \

@@ -18,11 +18,11 @@ const OLD: [(&str, &str, &str, i32); 9] = [
 ];
 
 /// Removes up to `limit` old rows from each table. Entries of the audit log stay for `audit_days`
-/// days, or for ever when that is 0. Returns whether more rows may remain.
-pub(crate) async fn forget(db: &PgPool, audit_days: i32, limit: i64) -> sqlx::Result<bool> {
-    let audit = ("audit_logs", "created_at", "true", audit_days);
+/// days, or for ever without a number. Returns whether more rows may remain.
+pub(crate) async fn forget(db: &PgPool, audit_days: Option<i32>, limit: i64) -> sqlx::Result<bool> {
+    let audit = audit_days.map(|days| ("audit_logs", "created_at", "true", days));
     let mut more = false;
-    for (table, age, which, days) in OLD.into_iter().chain((audit_days > 0).then_some(audit)) {
+    for (table, age, which, days) in OLD.into_iter().chain(audit) {
         let sql = format!(
             "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} \
              WHERE {age} < now() - make_interval(days => $1) AND {which} LIMIT $2))"

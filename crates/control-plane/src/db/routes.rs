@@ -4,16 +4,16 @@ use super::keys::Key;
 use sqlx::PgPool;
 use sqlx::types::Json;
 use time::OffsetDateTime;
-use types::CapsuleId;
-use uuid::Uuid;
+use types::{CapsuleId, CapsuleState, HostId, TeamId, TemplateId};
 
 /// Result of [`get_sandbox_proxy_target`]: a capsule and a key, either of which may be missing.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct SandboxProxyTarget {
     /// Team of the capsule. Every field of the capsule is `None` when there is no such capsule.
-    pub team_id: Option<Uuid>,
-    pub template_id: Option<Uuid>,
-    pub status: Option<String>,
+    pub team_id: Option<TeamId>,
+    pub template_id: Option<TemplateId>,
+    #[sqlx(rename = "status")]
+    pub state: Option<CapsuleState>,
     pub envd_token: Option<String>,
     pub traffic_token: Option<String>,
     pub link_generation: Option<i64>,
@@ -22,7 +22,7 @@ pub(crate) struct SandboxProxyTarget {
     pub host_header: Option<String>,
     pub e2b: Option<bool>,
     pub auto_resume: Option<bool>,
-    pub host_id: Option<Uuid>,
+    pub host_id: Option<HostId>,
     /// The key; `None` when it is not valid.
     pub key: Option<Json<Key>>,
     pub key_expires: Option<OffsetDateTime>,
@@ -45,5 +45,5 @@ pub(crate) async fn get_sandbox_proxy_target(
                LEFT JOIN api_keys k ON k.key_hash = $2 AND k.revoked_at IS NULL \
                AND (k.expires_at IS NULL OR k.expires_at > now()) \
                AND EXISTS (SELECT 1 FROM teams t WHERE t.id = k.team_id AND t.deleted_at IS NULL)";
-    sqlx::query_as(sql).bind(capsule.map(|c| c.0)).bind(key_hash).fetch_one(db).await
+    sqlx::query_as(sql).bind(capsule).bind(key_hash).fetch_one(db).await
 }

@@ -1,9 +1,9 @@
 //! Sessions, sign-ins in progress at a provider, and failed sign-ins.
 
+use super::insert::Insert;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{SessionId, UserId};
-use uuid::Uuid;
 
 /// Columns of [`SessionRow`].
 macro_rules! columns {
@@ -12,11 +12,22 @@ macro_rules! columns {
     };
 }
 
+/// Client of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionKind {
+    /// A browser, which sends the token as a cookie.
+    Browser,
+    /// A program, which sends the token in a header.
+    Program,
+}
+
+types::text_enum!(SessionKind, "kind", { Browser = "browser", Program = "program" });
+
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct SessionRow {
-    pub id: Uuid,
-    pub user_id: Uuid,
-    pub kind: String,
+    pub id: SessionId,
+    pub user_id: UserId,
+    pub kind: SessionKind,
     pub address: String,
     pub agent: String,
     pub created_at: OffsetDateTime,
@@ -29,11 +40,15 @@ pub(crate) async fn insert(
     session: &SessionRow,
     hash: &[u8],
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO sessions (id, user_id, token_hash, kind, address, agent, expires_at) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7)";
-    let insert = sqlx::query(sql).bind(session.id).bind(session.user_id).bind(hash);
-    let insert = insert.bind(&session.kind).bind(&session.address).bind(&session.agent);
-    insert.bind(session.expires_at).execute(db).await.map(|_| ())
+    let insert = Insert::into("sessions")
+        .set("id", session.id)
+        .set("user_id", session.user_id)
+        .set("token_hash", hash)
+        .set("kind", session.kind)
+        .set("address", &session.address)
+        .set("agent", &session.agent)
+        .set("expires_at", session.expires_at);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// Finds a valid session by its token's hash. Records its use at most once a minute.
@@ -57,7 +72,7 @@ pub(crate) async fn hold(
 ) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM sessions WHERE id = $1 AND user_id = $2 AND expires_at > now() \
                FOR SHARE";
-    Ok(sqlx::query(sql).bind(id.0).bind(user.0).fetch_optional(db).await?.is_some())
+    Ok(sqlx::query(sql).bind(id).bind(user).fetch_optional(db).await?.is_some())
 }
 
 pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<SessionRow>> {
@@ -67,7 +82,7 @@ pub(crate) async fn list(db: &PgPool, user: UserId) -> sqlx::Result<Vec<SessionR
         " FROM sessions WHERE user_id = $1 AND expires_at > now() \
                ORDER BY created_at DESC, id DESC LIMIT 1000"
     );
-    sqlx::query_as(sql).bind(user.0).fetch_all(db).await
+    sqlx::query_as(sql).bind(user).fetch_all(db).await
 }
 
 /// Ends a session of a user. Returns the hash of its token, or `None` if the user has no such
@@ -78,7 +93,7 @@ pub(crate) async fn remove(
     id: SessionId,
 ) -> sqlx::Result<Option<Vec<u8>>> {
     let sql = "DELETE FROM sessions WHERE user_id = $1 AND id = $2 RETURNING token_hash";
-    sqlx::query_scalar(sql).bind(user.0).bind(id.0).fetch_optional(db).await
+    sqlx::query_scalar(sql).bind(user).bind(id).fetch_optional(db).await
 }
 
 /// Ends a user's sessions except `but`. Returns the hashes of their tokens.
@@ -89,7 +104,7 @@ pub(crate) async fn remove_all(
 ) -> sqlx::Result<Vec<Vec<u8>>> {
     let sql = "DELETE FROM sessions WHERE user_id = $1 AND ($2::uuid IS NULL OR id <> $2) \
                RETURNING token_hash";
-    sqlx::query_scalar(sql).bind(user.0).bind(but.map(|id| id.0)).fetch_all(db).await
+    sqlx::query_scalar(sql).bind(user).bind(but).fetch_all(db).await
 }
 
 /// A sign-in in progress at a provider.
@@ -99,8 +114,8 @@ pub(crate) struct SignIn {
     pub verifier: String,
     pub nonce: String,
     /// User who adds the provider, and their session; `None` for a sign-in.
-    pub user_id: Option<Uuid>,
-    pub session_id: Option<Uuid>,
+    pub user_id: Option<UserId>,
+    pub session_id: Option<SessionId>,
 }
 
 pub(crate) async fn begin(
@@ -109,11 +124,14 @@ pub(crate) async fn begin(
     sign_in: &SignIn,
     seconds: f64,
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO sign_ins (state_hash, provider, verifier, nonce, user_id, session_id, \
-               expires_at) VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))";
-    let insert = sqlx::query(sql).bind(state).bind(&sign_in.provider).bind(&sign_in.verifier);
-    let insert = insert.bind(&sign_in.nonce).bind(sign_in.user_id).bind(sign_in.session_id);
-    let insert = insert.bind(seconds);
+    let insert = Insert::into("sign_ins")
+        .set("state_hash", state)
+        .set("provider", &sign_in.provider)
+        .set("verifier", &sign_in.verifier)
+        .set("nonce", &sign_in.nonce)
+        .set("user_id", sign_in.user_id)
+        .set("session_id", sign_in.session_id)
+        .set_after("expires_at", seconds);
     insert.execute(db).await.map(|_| ())
 }
 

@@ -1,51 +1,50 @@
 //! Teams, their members, and their invitations.
 
+use super::insert::Insert;
 use super::makers::Maker;
 use crate::policy::Role;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
-use uuid::Uuid;
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Team {
-    pub id: Uuid,
+    pub id: TeamId,
     pub name: String,
-    pub isolation: String,
+    pub isolation: Isolation,
     pub created_at: OffsetDateTime,
 }
 
 /// A team with a user's role in it.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Joined {
-    pub id: Uuid,
+    pub id: TeamId,
     pub name: String,
-    pub isolation: String,
+    pub isolation: Isolation,
     pub created_at: OffsetDateTime,
-    pub role: String,
+    pub role: Role,
     pub is_default: bool,
 }
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Member {
-    pub user_id: Uuid,
+    pub user_id: UserId,
     pub name: String,
     pub email: String,
-    pub role: String,
+    pub role: Role,
     pub created_at: OffsetDateTime,
 }
 
 pub(crate) async fn insert(db: impl PgExecutor<'_>, id: TeamId, name: &str) -> sqlx::Result<()> {
     let slug = types::ids::encode(id.0);
     let insert = sqlx::query("INSERT INTO teams (id, name, slug) VALUES ($1, $2, $3)");
-    insert.bind(id.0).bind(name).bind(slug).execute(db).await.map(|_| ())
+    insert.bind(id).bind(name).bind(slug).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn first(db: &PgPool) -> sqlx::Result<Option<TeamId>> {
     let sql =
         "SELECT id FROM teams WHERE id <> $1 AND deleted_at IS NULL ORDER BY created_at LIMIT 1";
-    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(PLATFORM_TEAM.0).fetch_optional(db).await?;
-    Ok(id.map(TeamId))
+    sqlx::query_scalar(sql).bind(PLATFORM_TEAM).fetch_optional(db).await
 }
 
 pub(crate) async fn exists(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
@@ -55,19 +54,19 @@ pub(crate) async fn exists(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
 pub(crate) async fn find(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<Option<Team>> {
     let sql =
         "SELECT id, name, isolation, created_at FROM teams WHERE id = $1 AND deleted_at IS NULL";
-    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).fetch_optional(db).await
 }
 
 /// Locks a team for the rest of the transaction; `false` when there is none.
 pub(crate) async fn lock(db: &mut PgConnection, id: TeamId) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
-    Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
+    Ok(sqlx::query(sql).bind(id).fetch_optional(db).await?.is_some())
 }
 
 /// Keeps a team from being ended for the rest of the transaction; `false` when it has ended.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<bool> {
     let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE";
-    Ok(sqlx::query(sql).bind(id.0).fetch_optional(db).await?.is_some())
+    Ok(sqlx::query(sql).bind(id).fetch_optional(db).await?.is_some())
 }
 
 /// Lists a user's teams, oldest first.
@@ -75,7 +74,7 @@ pub(crate) async fn of_user(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Joine
     let sql = "SELECT t.id, t.name, t.isolation, t.created_at, m.role, m.is_default FROM memberships m \
                JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL \
                WHERE m.user_id = $1 ORDER BY t.created_at, t.id";
-    sqlx::query_as(sql).bind(user.0).fetch_all(db).await
+    sqlx::query_as(sql).bind(user).fetch_all(db).await
 }
 
 pub(crate) async fn set_isolation(
@@ -84,19 +83,19 @@ pub(crate) async fn set_isolation(
     tier: Isolation,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE teams SET isolation = $2 WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(tier.as_str()).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(tier).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn set_name(db: impl PgExecutor<'_>, id: TeamId, name: &str) -> sqlx::Result<()> {
     let sql = "UPDATE teams SET name = $2 WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(name).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(name).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn members(db: &PgPool, id: TeamId) -> sqlx::Result<Vec<Member>> {
     let sql = "SELECT m.user_id, u.name, u.email, m.role, m.created_at FROM memberships m \
                JOIN users u ON u.id = m.user_id WHERE m.team_id = $1 \
                ORDER BY m.created_at, m.user_id";
-    sqlx::query_as(sql).bind(id.0).fetch_all(db).await
+    sqlx::query_as(sql).bind(id).fetch_all(db).await
 }
 
 /// Returns a user's role in a team, locked for the rest of the transaction.
@@ -106,9 +105,7 @@ pub(crate) async fn role(
     user: UserId,
 ) -> sqlx::Result<Option<Role>> {
     let sql = "SELECT role FROM memberships WHERE team_id = $1 AND user_id = $2 FOR UPDATE";
-    let role: Option<String> =
-        sqlx::query_scalar(sql).bind(team.0).bind(user.0).fetch_optional(db).await?;
-    Ok(role.as_deref().and_then(Role::parse))
+    sqlx::query_scalar(sql).bind(team).bind(user).fetch_optional(db).await
 }
 
 /// Makes a user a member; `false` when they are a member already. A user's first team becomes their
@@ -122,7 +119,7 @@ pub(crate) async fn join(
     let sql = "INSERT INTO memberships (team_id, user_id, role, is_default) \
                VALUES ($1, $2, $3, NOT EXISTS (SELECT 1 FROM memberships WHERE user_id = $2 \
                AND is_default)) ON CONFLICT (team_id, user_id) DO NOTHING";
-    let insert = sqlx::query(sql).bind(team.0).bind(user.0).bind(role.as_str());
+    let insert = sqlx::query(sql).bind(team).bind(user).bind(role);
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
@@ -133,7 +130,7 @@ pub(crate) async fn set_role(
     role: Role,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE memberships SET role = $3 WHERE team_id = $1 AND user_id = $2";
-    sqlx::query(sql).bind(team.0).bind(user.0).bind(role.as_str()).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(team).bind(user).bind(role).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn set_default(
@@ -142,9 +139,9 @@ pub(crate) async fn set_default(
     user: UserId,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE memberships SET is_default = false WHERE user_id = $1 AND is_default";
-    sqlx::query(sql).bind(user.0).execute(&mut *db).await?;
+    sqlx::query(sql).bind(user).execute(&mut *db).await?;
     let sql = "UPDATE memberships SET is_default = true WHERE user_id = $1 AND team_id = $2";
-    sqlx::query(sql).bind(user.0).bind(team.0).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(user).bind(team).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn part(
@@ -153,7 +150,7 @@ pub(crate) async fn part(
     user: UserId,
 ) -> sqlx::Result<bool> {
     let sql = "DELETE FROM memberships WHERE team_id = $1 AND user_id = $2";
-    Ok(sqlx::query(sql).bind(team.0).bind(user.0).execute(db).await?.rows_affected() == 1)
+    Ok(sqlx::query(sql).bind(team).bind(user).execute(db).await?.rows_affected() == 1)
 }
 
 /// Makes a user the owner of every team without members, except the platform's. Such teams date
@@ -163,7 +160,7 @@ pub(crate) async fn adopt(db: impl PgExecutor<'_>, user: UserId) -> sqlx::Result
                SELECT t.id, $1, 'owner', false FROM teams t WHERE t.id <> $2 \
                AND t.deleted_at IS NULL \
                AND NOT EXISTS (SELECT 1 FROM memberships m WHERE m.team_id = t.id)";
-    sqlx::query(sql).bind(user.0).bind(PLATFORM_TEAM.0).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(user).bind(PLATFORM_TEAM).execute(db).await.map(|_| ())
 }
 
 /// Counts what a team still has: capsules, snapshots and hosts.
@@ -171,7 +168,7 @@ pub(crate) async fn has(db: &mut PgConnection, id: TeamId) -> sqlx::Result<(i64,
     let sql = "SELECT (SELECT count(*) FROM capsules WHERE team_id = $1 AND status <> 'stopped'), \
                (SELECT count(*) FROM snapshots WHERE team_id = $1), \
                (SELECT count(*) FROM hosts WHERE team_id = $1)";
-    sqlx::query_as(sql).bind(id.0).fetch_one(db).await
+    sqlx::query_as(sql).bind(id).fetch_one(db).await
 }
 
 /// Ends a team. Its memberships, keys, invitations and channels end with it.
@@ -183,7 +180,7 @@ pub(crate) async fn end(db: &mut PgConnection, id: TeamId) -> sqlx::Result<()> {
         "DELETE FROM channels WHERE team_id = $1",
         "UPDATE teams SET deleted_at = now() WHERE id = $1",
     ] {
-        sqlx::query(sql).bind(id.0).execute(&mut *db).await?;
+        sqlx::query(sql).bind(id).execute(&mut *db).await?;
     }
     Ok(())
 }
@@ -192,20 +189,19 @@ pub(crate) async fn end(db: &mut PgConnection, id: TeamId) -> sqlx::Result<()> {
 pub(crate) async fn owned(db: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<TeamId>> {
     let sql = "SELECT team_id FROM memberships WHERE user_id = $1 AND role = 'owner' \
                ORDER BY team_id";
-    let ids: Vec<Uuid> = sqlx::query_scalar(sql).bind(user.0).fetch_all(db).await?;
-    Ok(ids.into_iter().map(TeamId).collect())
+    sqlx::query_scalar(sql).bind(user).fetch_all(db).await
 }
 
 /// Counts a team's members except one. The caller holds the team.
 pub(crate) async fn others(db: &mut PgConnection, team: TeamId, user: UserId) -> sqlx::Result<i64> {
     let sql = "SELECT count(*) FROM memberships WHERE team_id = $1 AND user_id <> $2";
-    sqlx::query_scalar(sql).bind(team.0).bind(user.0).fetch_one(db).await
+    sqlx::query_scalar(sql).bind(team).bind(user).fetch_one(db).await
 }
 
 /// A team as platform admins see it.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Overview {
-    pub id: Uuid,
+    pub id: TeamId,
     pub name: String,
     pub created_at: OffsetDateTime,
     pub members: i64,
@@ -225,7 +221,7 @@ pub(crate) async fn list(
                AND ($1::uuid IS NULL OR (t.created_at, t.id) < \
                     (SELECT created_at, id FROM teams WHERE id = $1)) \
                ORDER BY t.created_at DESC, t.id DESC LIMIT $2";
-    sqlx::query_as(sql).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+    sqlx::query_as(sql).bind(before).bind(limit).fetch_all(db).await
 }
 
 /// Columns of [`Invitation`].
@@ -237,10 +233,10 @@ macro_rules! columns {
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Invitation {
-    pub id: Uuid,
-    pub team_id: Uuid,
+    pub id: InvitationId,
+    pub team_id: TeamId,
     pub email: String,
-    pub role: String,
+    pub role: Role,
     pub created_at: OffsetDateTime,
     pub expires_at: OffsetDateTime,
 }
@@ -252,14 +248,18 @@ pub(crate) async fn invite(
     by: Maker,
     hash: &[u8],
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO invitations (id, team_id, email, role, invited_by, token_hash, \
-               created_at, expires_at, made_by_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
-               ON CONFLICT (team_id, email) DO UPDATE SET id = $1, role = $4, invited_by = $5, \
-               token_hash = $6, created_at = $7, expires_at = $8, made_by_key = $9";
-    let insert = sqlx::query(sql).bind(invitation.id).bind(invitation.team_id);
-    let insert = insert.bind(&invitation.email).bind(&invitation.role).bind(by.user);
-    let insert = insert.bind(hash).bind(invitation.created_at).bind(invitation.expires_at);
-    insert.bind(by.key).execute(db).await.map(|_| ())
+    let insert = Insert::into("invitations")
+        .set("id", invitation.id)
+        .set("team_id", invitation.team_id)
+        .set("email", &invitation.email)
+        .set("role", invitation.role)
+        .set("invited_by", by.user)
+        .set("made_by_key", by.key)
+        .set("token_hash", hash)
+        .set("created_at", invitation.created_at)
+        .set("expires_at", invitation.expires_at)
+        .or_replace(&["team_id", "email"]);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// Condition of a valid invitation: it has not expired, and its maker may still invite.
@@ -271,7 +271,7 @@ pub(crate) async fn invitations(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<I
          ORDER BY created_at DESC, id DESC LIMIT 1000",
         columns!()
     );
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team.0).fetch_all(db).await
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team).fetch_all(db).await
 }
 
 pub(crate) async fn uninvite(
@@ -281,7 +281,7 @@ pub(crate) async fn uninvite(
 ) -> sqlx::Result<Option<Invitation>> {
     let sql =
         concat!("DELETE FROM invitations WHERE team_id = $1 AND id = $2 RETURNING ", columns!());
-    sqlx::query_as(sql).bind(team.0).bind(id.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(team).bind(id).fetch_optional(db).await
 }
 
 /// Returns the team of an invitation, valid or not.
@@ -290,8 +290,7 @@ pub(crate) async fn team_of_invitation(
     hash: &[u8],
 ) -> sqlx::Result<Option<TeamId>> {
     let sql = "SELECT team_id FROM invitations WHERE token_hash = $1";
-    let id: Option<Uuid> = sqlx::query_scalar(sql).bind(hash).fetch_optional(db).await?;
-    Ok(id.map(TeamId))
+    sqlx::query_scalar(sql).bind(hash).fetch_optional(db).await
 }
 
 /// Takes the invitation of a token, if it is valid and addressed to this e-mail.

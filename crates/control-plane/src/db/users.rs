@@ -1,12 +1,13 @@
 //! Users, their memberships, mailed tokens and identities at providers.
 
+use super::decode;
+use super::insert::Insert;
 use super::makers::Maker;
 use crate::policy::Role;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
-use types::{TeamId, UserId};
-use uuid::Uuid;
+use types::{TeamId, UserId, UserState};
 
 /// Columns of [`User`].
 macro_rules! columns {
@@ -17,22 +18,19 @@ macro_rules! columns {
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct User {
-    pub id: Uuid,
+    pub id: UserId,
     pub email: String,
     pub name: String,
     pub password_hash: Option<String>,
     pub is_admin: bool,
-    pub status: String,
+    #[sqlx(rename = "status")]
+    pub state: UserState,
     pub created_at: OffsetDateTime,
 }
 
 impl User {
-    pub(crate) fn id(&self) -> UserId {
-        UserId(self.id)
-    }
-
     pub(crate) fn is_active(&self) -> bool {
-        self.status == "active"
+        self.state == UserState::Active
     }
 }
 
@@ -52,8 +50,9 @@ impl Person {
 
 #[derive(serde::Deserialize)]
 struct Member {
-    team: Uuid,
-    role: String,
+    #[serde(deserialize_with = "decode::id")]
+    team: TeamId,
+    role: Role,
     default: bool,
 }
 
@@ -64,18 +63,18 @@ pub(crate) async fn person(db: &PgPool, id: UserId) -> sqlx::Result<Option<Perso
                FROM memberships m JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL \
                WHERE m.user_id = u.id) FROM users u WHERE u.id = $1 AND u.status = 'active'";
     let found: Option<(bool, Json<Vec<Member>>)> =
-        sqlx::query_as(sql).bind(id.0).fetch_optional(db).await?;
+        sqlx::query_as(sql).bind(id).fetch_optional(db).await?;
     Ok(found.map(|(admin, Json(members))| {
         let default = members.iter().find(|m| m.default).or(members.first());
-        let default_team = default.map(|m| TeamId(m.team));
-        let role = |m: &Member| Some((TeamId(m.team), Role::parse(&m.role)?));
-        Person { admin, teams: members.iter().filter_map(role).collect(), default_team }
+        let default_team = default.map(|m| m.team);
+        let teams = members.into_iter().map(|m| (m.team, m.role)).collect();
+        Person { admin, teams, default_team }
     }))
 }
 
 pub(crate) async fn find(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
     sqlx::query_as(concat!("SELECT ", columns!(), " FROM users WHERE id = $1"))
-        .bind(id.0)
+        .bind(id)
         .fetch_optional(db)
         .await
 }
@@ -91,13 +90,13 @@ pub(crate) async fn by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Resu
 /// may hold one user.
 pub(crate) async fn hold(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
     let sql = concat!("SELECT ", columns!(), " FROM users WHERE id = $1 FOR SHARE");
-    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).fetch_optional(db).await
 }
 
 /// Reads a user and locks them, so that no other transaction may change or hold them until the end.
 pub(crate) async fn lock(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<User>> {
     let sql = concat!("SELECT ", columns!(), " FROM users WHERE id = $1 FOR UPDATE");
-    sqlx::query_as(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).fetch_optional(db).await
 }
 
 /// Locks the user of an e-mail, as `lock` does.
@@ -117,13 +116,13 @@ pub(crate) async fn insert(
     email: &str,
     name: &str,
 ) -> sqlx::Result<Option<(User, bool)>> {
-    let sql = concat!(
-        "INSERT INTO users (id, email, name, status) VALUES ($1, $2, $3, 'inactive') \
-               ON CONFLICT (email) DO NOTHING RETURNING ",
-        columns!()
-    );
-    let insert = sqlx::query_as(sql).bind(UserId::new().0).bind(email).bind(name);
-    if let Some(user) = insert.fetch_optional(&mut *db).await? {
+    let insert = Insert::into("users")
+        .set("id", UserId::new())
+        .set("email", email)
+        .set("name", name)
+        .set("status", UserState::Inactive)
+        .or_keep("(email)");
+    if let Some(user) = insert.returning(columns!(), &mut *db).await? {
         return Ok(Some((user, true)));
     }
     Ok(lock_by_email(db, email).await?.map(|user| (user, false)))
@@ -136,7 +135,7 @@ pub(crate) async fn activate(db: &mut PgConnection, id: UserId) -> sqlx::Result<
     let sql = "UPDATE users SET status = 'active', updated_at = now(), is_admin = is_admin OR \
                NOT EXISTS (SELECT 1 FROM users WHERE is_admin AND status = 'active') \
                WHERE id = $1 AND status = 'inactive' RETURNING is_admin";
-    sqlx::query_scalar(sql).bind(id.0).fetch_optional(db).await
+    sqlx::query_scalar(sql).bind(id).fetch_optional(db).await
 }
 
 /// Takes the lock on changes of who is an admin, for the rest of the transaction.
@@ -147,12 +146,12 @@ pub(crate) async fn lock_admins(db: &mut PgConnection) -> sqlx::Result<()> {
 /// Counts the active admins except this user.
 pub(crate) async fn other_admins(db: &mut PgConnection, id: UserId) -> sqlx::Result<i64> {
     let sql = "SELECT count(*) FROM users WHERE is_admin AND status = 'active' AND id <> $1";
-    sqlx::query_scalar(sql).bind(id.0).fetch_one(db).await
+    sqlx::query_scalar(sql).bind(id).fetch_one(db).await
 }
 
 pub(crate) async fn set_name(db: impl PgExecutor<'_>, id: UserId, name: &str) -> sqlx::Result<()> {
     let sql = "UPDATE users SET name = $2, updated_at = now() WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(name).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(name).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn set_password(
@@ -161,25 +160,25 @@ pub(crate) async fn set_password(
     hash: &str,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE users SET password_hash = $2, updated_at = now() WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(hash).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(hash).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn set_admin(db: impl PgExecutor<'_>, id: UserId, on: bool) -> sqlx::Result<()> {
     let sql = "UPDATE users SET is_admin = $2, updated_at = now() WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(on).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(on).execute(db).await.map(|_| ())
 }
 
-pub(crate) async fn set_status(
+pub(crate) async fn set_state(
     db: impl PgExecutor<'_>,
     id: UserId,
-    status: &str,
+    state: UserState,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE users SET status = $2, updated_at = now() WHERE id = $1";
-    sqlx::query(sql).bind(id.0).bind(status).execute(db).await.map(|_| ())
+    sqlx::query(sql).bind(id).bind(state).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn remove(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<()> {
-    sqlx::query("DELETE FROM users WHERE id = $1").bind(id.0).execute(db).await.map(|_| ())
+    sqlx::query("DELETE FROM users WHERE id = $1").bind(id).execute(db).await.map(|_| ())
 }
 
 /// Returns a page of users, newest first.
@@ -195,7 +194,7 @@ pub(crate) async fn list(
                (SELECT created_at, id FROM users WHERE id = $1) \
                ORDER BY created_at DESC, id DESC LIMIT $2"
     );
-    sqlx::query_as(sql).bind(before.map(|b| b.0)).bind(limit).fetch_all(db).await
+    sqlx::query_as(sql).bind(before).bind(limit).fetch_all(db).await
 }
 
 /// Purpose of a mailed token.
@@ -205,28 +204,15 @@ pub(crate) enum Purpose {
     Reset,
 }
 
-impl Purpose {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Activate => "activate",
-            Self::Reset => "reset",
-        }
-    }
-}
+types::text_enum!(Purpose, "kind", { Activate = "activate", Reset = "reset" });
 
 /// A valid mailed token.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Mailed {
-    pub user_id: Uuid,
+    pub user_id: UserId,
     /// Password and name of the sign-up that the token was mailed for.
     pub password_hash: Option<String>,
     pub name: Option<String>,
-}
-
-impl Mailed {
-    pub(crate) fn user(&self) -> UserId {
-        UserId(self.user_id)
-    }
 }
 
 /// A mailed token to store.
@@ -247,14 +233,17 @@ pub(crate) async fn insert_token(
     db: impl PgExecutor<'_>,
     token: &NewToken<'_>,
 ) -> sqlx::Result<()> {
-    let sql = "INSERT INTO user_tokens (token_hash, user_id, kind, expires_at, created_by, \
-               made_by_key, password_hash, name) \
-               VALUES ($1, $2, $3, now() + make_interval(secs => $4), $5, $6, $7, $8)";
-    let insert = sqlx::query(sql).bind(token.hash).bind(token.user.0);
-    let insert = insert.bind(token.purpose.as_str()).bind(token.seconds);
-    let insert = insert.bind(token.maker.user).bind(token.maker.key);
-    let (hash, name) = token.sign_up.unzip();
-    insert.bind(hash).bind(name).execute(db).await.map(|_| ())
+    let (password, name) = token.sign_up.unzip();
+    let insert = Insert::into("user_tokens")
+        .set("token_hash", token.hash)
+        .set("user_id", token.user)
+        .set("kind", token.purpose)
+        .set_after("expires_at", token.seconds)
+        .set("created_by", token.maker.user)
+        .set("made_by_key", token.maker.key)
+        .set("password_hash", password)
+        .set("name", name);
+    insert.execute(db).await.map(|_| ())
 }
 
 /// Condition of a valid token: it has not expired, and its maker may still make such tokens.
@@ -269,7 +258,7 @@ pub(crate) async fn use_token(
 ) -> sqlx::Result<Option<Mailed>> {
     let sql =
         format!("DELETE FROM user_tokens WHERE {GOOD} RETURNING user_id, password_hash, name");
-    let token = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(purpose.as_str());
+    let token = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(purpose);
     token.fetch_optional(db).await
 }
 
@@ -280,7 +269,7 @@ pub(crate) async fn peek_token(
     hash: &[u8],
 ) -> sqlx::Result<Option<Mailed>> {
     let sql = format!("SELECT user_id, password_hash, name FROM user_tokens WHERE {GOOD}");
-    let token = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(purpose.as_str());
+    let token = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(hash).bind(purpose);
     token.fetch_optional(db).await
 }
 
@@ -294,7 +283,7 @@ pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Re
 
 /// Removes all mailed tokens of a user.
 pub(crate) async fn remove_tokens(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<()> {
-    sqlx::query("DELETE FROM user_tokens WHERE user_id = $1").bind(id.0).execute(db).await?;
+    sqlx::query("DELETE FROM user_tokens WHERE user_id = $1").bind(id).execute(db).await?;
     Ok(())
 }
 
@@ -321,13 +310,13 @@ pub(crate) async fn add_identity(
 ) -> sqlx::Result<bool> {
     let sql = "INSERT INTO identities (provider, subject, user_id) VALUES ($1, $2, $3) \
                ON CONFLICT DO NOTHING";
-    let insert = sqlx::query(sql).bind(provider).bind(subject).bind(id.0);
+    let insert = sqlx::query(sql).bind(provider).bind(subject).bind(id);
     Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
 pub(crate) async fn identities(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Vec<String>> {
     let sql = "SELECT provider FROM identities WHERE user_id = $1 ORDER BY provider";
-    sqlx::query_scalar(sql).bind(id.0).fetch_all(db).await
+    sqlx::query_scalar(sql).bind(id).fetch_all(db).await
 }
 
 pub(crate) async fn remove_identity(
@@ -336,5 +325,5 @@ pub(crate) async fn remove_identity(
     provider: &str,
 ) -> sqlx::Result<bool> {
     let sql = "DELETE FROM identities WHERE user_id = $1 AND provider = $2";
-    Ok(sqlx::query(sql).bind(id.0).bind(provider).execute(db).await?.rows_affected() == 1)
+    Ok(sqlx::query(sql).bind(id).bind(provider).execute(db).await?.rows_affected() == 1)
 }

@@ -136,7 +136,7 @@ pub(crate) async fn register(
     let token = find(app, by, kind, &hashed)
         .await?
         .ok_or_else(|| Error::InvalidToken("the registration token"))?;
-    let host = token.host();
+    let host = token.host_id;
     check_specs(&wanted.specs)?;
     let address = wanted.address.parse::<Authority>().ok();
     let address = address.filter(|at| at.port_u16().is_some() && !at.as_str().contains('@'));
@@ -199,7 +199,7 @@ pub(crate) async fn refresh(
     let (kind, hashed) = (Kind::Refresh, hash(&wanted.refresh_token));
     let invalid = || Error::InvalidToken("the refresh token");
     let found = find(app, by, kind, &hashed).await?.ok_or_else(invalid)?;
-    let host = found.host();
+    let host = found.host_id;
     let address = db::hosts::find(&app.db, host).await?.map(|row| row.address);
     let address = address.and_then(|address| address.parse::<Authority>().ok());
     let address = address.ok_or_else(invalid)?;

@@ -11,7 +11,7 @@ use crate::snapshots;
 use futures::StreamExt;
 use serde_json::json;
 use std::time::Duration;
-use types::{CapsuleState, HostId, PLATFORM_TEAM, TeamId};
+use types::{CapsuleState, HostId, PLATFORM_TEAM};
 
 /// Time without a heartbeat, in seconds, after which a host is unreachable.
 const SILENT: f64 = 90.0;
@@ -54,7 +54,7 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
         tracing::warn!(%host, "not heard of for {SILENT} s");
     }
     for capsule in db::capsules::list_lost(&app.db).await? {
-        let (id, seen) = (capsule.id(), capsule.generation);
+        let (id, seen) = (capsule.id, capsule.generation);
         capsules::transition(app, id, seen, CapsuleState::Missing, None, Actor::SYSTEM).await?;
     }
     db::host_tokens::prune(&app.db).await?;
@@ -64,11 +64,11 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
 /// Pauses the running capsules of a host that is being drained.
 pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, host).await?;
-    let running = rows.into_iter().filter(|row| row.state() == CapsuleState::Running);
+    let running = rows.into_iter().filter(|row| row.state == CapsuleState::Running);
     let pausing = running.map(|row| async move {
-        let caller = Caller::of(row.team());
-        if let Err(error) = capsules::pause(app, caller, row.id(), true).await {
-            tracing::warn!(id = %row.id(), %error, "pausing a capsule of a host that is drained");
+        let caller = Caller::of(row.team_id);
+        if let Err(error) = capsules::pause(app, caller, row.id, true).await {
+            tracing::warn!(id = %row.id, %error, "pausing a capsule of a host that is drained");
         }
     });
     futures::stream::iter(pausing).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
@@ -130,9 +130,9 @@ pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
     get(app, id).await?;
     let rows = db::capsules::list_by_host(&app.db, id).await?;
     let lost = |row: db::capsules::Capsule| api::LostCapsule {
-        id: row.id().to_string(),
-        team_id: row.team().to_string(),
-        status: row.status,
+        id: row.id.to_string(),
+        team_id: row.team_id.to_string(),
+        status: row.state.to_string(),
     };
     let here_alone = rows.into_iter().filter(|row| !row.is_safe());
     let capsules = here_alone.take(NAMED).map(lost).collect();
@@ -174,7 +174,7 @@ async fn give_up(app: &App, id: HostId, by: Actor) -> Result<()> {
             capsules::abandon(app, &row, "its host was deleted", by).await
         };
         if let Err(error) = ended {
-            tracing::warn!(id = %row.id(), %error, "ending a capsule of a host that is deleted");
+            tracing::warn!(id = %row.id, %error, "ending a capsule of a host that is deleted");
         }
     });
     futures::stream::iter(ending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
@@ -183,7 +183,7 @@ async fn give_up(app: &App, id: HostId, by: Actor) -> Result<()> {
         if answers {
             snapshots::remove(app, &snapshot, by).await?;
         } else {
-            db::snapshots::remove(&app.db, snapshot.id()).await?;
+            db::snapshots::remove(&app.db, snapshot.id).await?;
         }
     }
     Ok(())
@@ -212,17 +212,17 @@ fn outlined(row: db::hosts::Host) -> api::Host {
 /// Converts a row to the API's form.
 fn to_api(row: db::hosts::Host) -> api::Host {
     api::Host {
-        id: row.id().to_string(),
+        id: row.id.to_string(),
         name: row.name,
-        status: row.status,
+        status: row.state.to_string(),
         draining: row.draining,
-        team_id: row.team_id.map(|id| TeamId(id).to_string()),
+        team_id: row.team_id.map(|id| id.to_string()),
         tags: row.tags,
         address: row.address,
         arch: row.arch,
         driver: row.driver,
         accelerator: row.accelerator,
-        isolation: row.isolation,
+        isolation: row.isolation.to_string(),
         version: row.version,
         templates: row.templates,
         store: row.store,

@@ -106,7 +106,7 @@ pub(crate) async fn teams(
     let (before, limit) = page.read("a team")?;
     let rows = teams::list_all(&app, operator, before, limit + 1).await?;
     let to_api = |row: Overview| api::AdminTeam {
-        id: TeamId(row.id).to_string(),
+        id: row.id.to_string(),
         name: row.name,
         members: row.members,
         capsules: row.capsules,

@@ -74,15 +74,15 @@ impl AuditQuery {
 
 fn to_api(row: Row) -> api::AuditLog {
     api::AuditLog {
-        id: AuditLogId(row.id).to_string(),
-        team_id: TeamId(row.team_id).to_string(),
-        actor_type: row.actor_type,
+        id: row.id.to_string(),
+        team_id: row.team_id.to_string(),
+        actor_type: row.actor_type.to_string(),
         actor_id: row.actor_id,
         address: row.address,
         resource_type: row.resource_type,
         resource_id: row.resource_id,
         action: row.action,
-        status: row.status,
+        status: row.outcome.to_string(),
         metadata: row.metadata,
         created_at: row.created_at,
     }
@@ -148,7 +148,7 @@ pub(crate) async fn export(
             let Some(before) = at else { return Ok(None) };
             let rows = log::of_team(&app, caller, &filter, before, STEP).await;
             let rows = rows.map_err(std::io::Error::other)?;
-            let last = rows.last().map(|row| AuditLogId(row.id));
+            let last = rows.last().map(|row| row.id);
             // An incomplete step is the last.
             let next = last.filter(|_| rows.len() >= usize::try_from(STEP).unwrap_or(0)).map(Some);
             let mut lines = Vec::new();

@@ -17,7 +17,6 @@ use serde::Deserialize;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
-use types::SessionId;
 use utoipa::IntoParams;
 
 fn origin(anonymous: Anonymous, headers: &HeaderMap, program: bool) -> Origin {
@@ -32,9 +31,9 @@ async fn entered(
     entered: Entered,
     program: bool,
 ) -> Result<Response> {
-    let team = users::default_team(app, entered.user.id()).await?;
+    let team = users::default_team(app, entered.user.id).await?;
     let body = api::LoggedIn {
-        user_id: entered.user.id().to_string(),
+        user_id: entered.user.id.to_string(),
         email: entered.user.email,
         name: entered.user.name,
         team_id: team.map(|team| team.to_string()),
@@ -258,7 +257,7 @@ pub(crate) async fn callback(
         Some(token) => app.directory.session(&hash(token), anonymous.0.from).await?,
         None => None,
     };
-    let shown = shown.map(|session| SessionId(session.id));
+    let shown = shown.map(|session| session.id);
     let origin = origin(anonymous, &headers, false);
     let came = oauth::end(&app, origin, &name, (&state, code), shown).await?;
     let session = session::cookie(transport, Some(&came.token));

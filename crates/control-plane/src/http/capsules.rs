@@ -108,5 +108,5 @@ pub(crate) async fn logs(
         (header::CONTENT_TYPE, "application/octet-stream"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    Ok((octets, app.agent_of(&capsule)?.logs(capsule.id()).await?))
+    Ok((octets, app.agent_of(&capsule)?.logs(capsule.id).await?))
 }

@@ -248,7 +248,7 @@ pub(super) async fn ask(
     let target = file.target(route)?;
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     let agent = app.agent_of(&capsule)?;
-    let sent = agent.forward(capsule.id(), &capsule.envd_token, &target, request);
+    let sent = agent.forward(capsule.id, &capsule.envd_token, &target, request);
     let answer = capsules::unless_silent(app, &capsule, Box::pin(sent)).await?;
     match answer.headers().get(protocol::REFUSAL).map(Error::from_envd_refusal) {
         None => Ok(answer.map(Body::new)),

@@ -20,7 +20,7 @@ async fn client(
     id: &str,
 ) -> Result<protocol::filesystem::FilesystemClient<Agent>> {
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
-    Ok(app.agent_of(&capsule)?.files(capsule.id(), &capsule.envd_token))
+    Ok(app.agent_of(&capsule)?.files(capsule.id, &capsule.envd_token))
 }
 
 /// Lists a directory, with parents before their children.

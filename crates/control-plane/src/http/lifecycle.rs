@@ -56,7 +56,7 @@ pub(crate) async fn resume(
     let request = ResumeRequest {
         timeout: wanted.lifetime,
         cold: wanted.memory == Some(false),
-        snapshot: wanted.snapshot.unwrap_or(0),
+        snapshot: wanted.snapshot,
         patient: false,
     };
     let capsule = capsules::resume(&app, caller, capsule_id(&id)?, request).await?;

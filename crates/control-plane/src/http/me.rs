@@ -42,7 +42,7 @@ async fn load_me(
     let by_cookie = session::bearer(headers).is_none();
     let in_cookie = by_cookie.then(|| session::from_cookie(headers, transport));
     Ok(Json(api::Me {
-        id: user.id().to_string(),
+        id: user.id.to_string(),
         email: user.email,
         name: user.name,
         admin: user.is_admin,
@@ -124,11 +124,11 @@ pub(crate) async fn sessions(
 ) -> Result<Json<api::SessionList>> {
     let rows = users::sessions(&app, who).await?;
     let to_api = |row: SessionRow| api::Session {
-        id: SessionId(row.id).to_string(),
-        kind: row.kind,
+        id: row.id.to_string(),
+        kind: row.kind.to_string(),
         address: row.address,
         agent: row.agent,
-        current: row.id == who.session.0,
+        current: row.id == who.session,
         created_at: row.created_at,
         last_used_at: row.last_used_at,
         expires_at: row.expires_at,

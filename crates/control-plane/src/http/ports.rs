@@ -17,7 +17,6 @@ use http::{HeaderValue, StatusCode, header};
 use protocol::{ENVD_PORT, REFUSAL, Refusal};
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
-use types::HostId;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 
 /// Default validity of a link, in seconds.
@@ -65,7 +64,7 @@ pub(crate) async fn list(
         address: listener.address.to_string(),
         program: listener.program,
         public: is_public(&capsule, listener.port),
-        url: app.public.of(capsule.id(), listener.port),
+        url: app.public.of(capsule.id, listener.port),
     };
     Ok(Json(listeners.into_iter().map(to_api).collect()))
 }
@@ -224,7 +223,7 @@ pub(crate) async fn connect(
     *request.uri_mut() = format!("/tcp/{capsule}/{port}").parse().unwrap_or_default();
     let mut outgoing = Outgoing::of(request.map(hop::Body::boxed));
     outgoing.until = Some(admission.until());
-    let host = row.host_id.map(HostId).ok_or(Error::HostUnavailable)?;
+    let host = row.host_id.ok_or(Error::HostUnavailable)?;
     let sent = outgoing.send(app.agents.pool(), &host, || None, &app.tasks).await;
     let answer = sent.map_err(|_| Error::HostUnavailable)?;
     match answer.headers().get(REFUSAL).map(|why| Refusal::parse(why.as_bytes())) {

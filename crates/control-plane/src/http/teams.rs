@@ -99,10 +99,10 @@ pub(crate) async fn members(
 ) -> Result<Json<api::MemberList>> {
     let rows = teams::members(&app, caller).await?;
     let to_api = |row: Member| api::Member {
-        user_id: UserId(row.user_id).to_string(),
+        user_id: row.user_id.to_string(),
         name: row.name,
         email: row.email,
-        role: row.role,
+        role: row.role.to_string(),
         joined_at: row.created_at,
     };
     Ok(Json(api::MemberList { items: rows.into_iter().map(to_api).collect() }))

@@ -9,7 +9,7 @@ use crate::templates;
 use axum::Json;
 use axum::extract::State;
 use std::sync::Arc;
-use types::{Isolation, PLATFORM_TEAM, TemplateId};
+use types::{Isolation, PLATFORM_TEAM};
 
 /// Lists the team's templates and the templates that all teams share.
 #[utoipa::path(
@@ -44,13 +44,13 @@ pub(crate) async fn change(
 
 fn to_api(template: Template) -> api::Template {
     api::Template {
-        id: TemplateId(template.id).to_string(),
+        id: template.id.to_string(),
         name: template.name,
-        vcpus: template.vcpus,
-        memory_mib: template.memory_mib,
-        disk_mib: template.disk_mib,
-        isolation: template.isolation,
-        shared: template.team_id == PLATFORM_TEAM.0,
+        vcpus: template.vcpus.cast_signed(),
+        memory_mib: template.memory_mib.cast_signed(),
+        disk_mib: template.disk_mib.cast_signed(),
+        isolation: template.isolation.to_string(),
+        shared: template.team_id == PLATFORM_TEAM,
         created_at: template.created_at,
     }
 }

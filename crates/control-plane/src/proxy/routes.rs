@@ -19,12 +19,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use types::{CapsuleId, CapsuleState, HostId, TeamId};
 use uuid::Uuid;
+use std::time::{Duration, Instant};
+use types::{ApiKeyId, CapsuleId, CapsuleState, HostId, TeamId, TemplateId};
 
 /// Cached facts about a capsule.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub team: TeamId,
-    pub template: Option<Uuid>,
+    pub template: Option<TemplateId>,
     pub state: CapsuleState,
     pub host: Option<HostId>,
     pub envd_token: Box<str>,
@@ -143,13 +145,12 @@ impl Routes {
 }
 
 fn route(row: &SandboxProxyTarget) -> Option<Arc<Route>> {
-    let state = row.status.as_deref()?.parse().unwrap_or(CapsuleState::Error);
     let ports = row.public_ports.iter().flatten();
     Some(Arc::new(Route {
-        team: TeamId(row.team_id?),
+        team: row.team_id?,
         template: row.template_id,
-        state,
-        host: row.host_id.map(HostId),
+        state: row.state?,
+        host: row.host_id,
         envd_token: row.envd_token.as_deref()?.into(),
         traffic_token: row.traffic_token.as_deref()?.into(),
         link_generation: row.link_generation?,

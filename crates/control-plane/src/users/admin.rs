@@ -14,7 +14,7 @@ use crate::fields::{check_email, check_title};
 use crate::teams;
 use serde_json::json;
 use sqlx::PgConnection;
-use types::UserId;
+use types::{UserId, UserState};
 
 /// Returns a page of all users, newest first.
 pub(crate) async fn list(
@@ -38,9 +38,9 @@ pub(crate) async fn invite(app: &App, by: Actor, wanted: api::InviteUser) -> Res
     let entered = db::users::insert(&mut tx, &email, &name).await?;
     let (user, new) = entered.ok_or(Error::NotFound("user"))?;
     if new {
-        note(&mut tx, by, "user.invite", user.id(), json!({ "email": email })).await?;
+        note(&mut tx, by, "user.invite", user.id, json!({ "email": email })).await?;
     }
-    if user.status != "inactive" {
+    if user.state != UserState::Inactive {
         return Err(Error::Conflict("there is a user of this e-mail".to_owned()));
     }
     let token = give_token(&mut tx, &user, Purpose::Activate, maker, None).await?;
@@ -52,8 +52,8 @@ pub(crate) async fn invite(app: &App, by: Actor, wanted: api::InviteUser) -> Res
 /// Checks that a user is not the last admin. The caller holds the lock of admins, and the user's.
 async fn not_last(tx: &mut PgConnection, user: &User) -> Result<()> {
     let is_one = user.is_admin && user.is_active();
-    if is_one && db::users::other_admins(tx, user.id()).await? == 0 {
-        return Err(Error::LastAdmin(user.id()));
+    if is_one && db::users::other_admins(tx, user.id).await? == 0 {
+        return Err(Error::LastAdmin(user.id));
     }
     Ok(())
 }
@@ -82,7 +82,7 @@ pub(crate) async fn change(
         None => {}
         Some("disabled") => {
             not_last(&mut tx, &user).await?;
-            db::users::set_status(&mut *tx, id, "disabled").await?;
+            db::users::set_state(&mut *tx, id, UserState::Disabled).await?;
             // Keys, invitations and tokens for others follow the user's status when they are used.
             db::sessions::remove_all(&mut *tx, id, None).await?;
             db::users::remove_tokens(&mut *tx, id).await?;
@@ -90,12 +90,12 @@ pub(crate) async fn change(
             let what = json!({ "channels_disabled": ended });
             note(&mut tx, by, "user.disable", id, what).await?;
         }
-        Some("active") if user.status == "inactive" => {
+        Some("active") if user.state == UserState::Inactive => {
             let message = "the user has not activated the account";
             return Err(Error::Conflict(message.to_owned()));
         }
         Some("active") => {
-            db::users::set_status(&mut *tx, id, "active").await?;
+            db::users::set_state(&mut *tx, id, UserState::Active).await?;
             note(&mut tx, by, "user.enable", id, json!({})).await?;
         }
         Some(_) => return Err(Error::invalid("status", "must be `active` or `disabled`")),
@@ -147,11 +147,11 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
 /// Converts a row to the API's form.
 pub(crate) fn to_api(user: User) -> api::User {
     api::User {
-        id: user.id().to_string(),
+        id: user.id.to_string(),
         email: user.email,
         name: user.name,
         admin: user.is_admin,
-        status: user.status,
+        status: user.state.to_string(),
         created_at: user.created_at,
     }
 }

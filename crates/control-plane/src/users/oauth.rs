@@ -20,7 +20,7 @@ use oauth2::{AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, 
 use serde_json::json;
 use sqlx::PgConnection;
 use std::time::Duration;
-use types::{SessionId, UserId};
+use types::{SessionId, UserState};
 
 /// Longest time of a sign-in at the provider.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -63,8 +63,8 @@ pub(crate) async fn begin(
         provider: name.to_owned(),
         verifier: verifier.secret().clone(),
         nonce,
-        user_id: adds.map(|who| who.user.0),
-        session_id: adds.map(|who| who.session.0),
+        user_id: adds.map(|who| who.user),
+        session_id: adds.map(|who| who.session),
     };
     let begun = db::sessions::begin(&app.db, &hash(&state), &sign_in, PATIENCE.as_secs_f64()).await;
     begun.map_err(|error| match error.as_database_error() {
@@ -94,8 +94,7 @@ pub(crate) async fn end(
     let sign_in = sign_in.ok_or(Error::InvalidToken("the sign-in's state"))?;
     let adds = match (sign_in.user_id, sign_in.session_id) {
         (None, _) => None,
-        (Some(user), Some(session)) if shown == Some(SessionId(session)) => {
-            let (user, session) = (UserId(user), SessionId(session));
+        (Some(user), Some(session)) if shown == Some(session) => {
             Some(Session { user, session, by: origin.by.user(user) })
         }
         (Some(_), _) => return Err(Error::SignInFailed(OTHER_SESSION.to_owned())),
@@ -142,7 +141,7 @@ async fn enter(
         }
         (Some(user), _) => user,
         (None, Some(adder)) => {
-            let id = adder.id();
+            let id = adder.id;
             if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
                 return Err(refusal("you have an account of that provider already"));
             }
@@ -171,7 +170,7 @@ async fn come(
     let email = email.ok_or_else(|| refusal("the provider vouches for no e-mail of yours"))?;
     db::users::lock_admins(&mut *tx).await?;
     let known = db::users::lock_by_email(&mut *tx, &email).await?;
-    if known.as_ref().is_some_and(|user| user.status != "inactive") {
+    if known.as_ref().is_some_and(|user| user.state != UserState::Inactive) {
         return Err(refusal(
             "there is an account of this e-mail; sign in to it and add the provider",
         ));
@@ -185,11 +184,11 @@ async fn come(
         Some(user) => user,
         None => {
             let entered = db::users::insert(&mut *tx, &email, &called).await?;
-            let entered = entered.filter(|(user, _)| user.status == "inactive");
+            let entered = entered.filter(|(user, _)| user.state == UserState::Inactive);
             entered.ok_or_else(|| refusal("there is an account of this e-mail; try again"))?.0
         }
     };
-    let id = user.id();
+    let id = user.id;
     if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
         return Err(refusal("that account there belongs to another user"));
     }

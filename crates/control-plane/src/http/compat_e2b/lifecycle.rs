@@ -22,7 +22,7 @@ pub(super) async fn timeout(
     let capsule = request.settled().await?;
     let timeout = wanted.timeout.ok_or_else(|| Error::invalid("timeout", "is missing"))?;
     let timeout = api::SetTimeout { lifetime: Some(timeout), ..Default::default() };
-    capsules::set_lifetime(&request.app, request.caller, capsule.id(), &timeout).await?;
+    capsules::set_lifetime(&request.app, request.caller, capsule.id, &timeout).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -43,14 +43,14 @@ pub(super) async fn pause(
     Body(wanted): Body<Pause>,
 ) -> Result<StatusCode> {
     let mut capsule = request.present().await?;
-    if capsule.state() != CapsuleState::Pausing {
+    if capsule.state != CapsuleState::Pausing {
         capsule = request.settled().await?;
     }
-    if capsule.state() == CapsuleState::Paused {
+    if capsule.state == CapsuleState::Paused {
         return Err(Error::Conflict("the sandbox is paused already".to_owned()));
     }
     let memory = wanted.memory.unwrap_or(true);
-    capsules::pause(&request.app, request.caller, capsule.id(), memory).await?;
+    capsules::pause(&request.app, request.caller, capsule.id, memory).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn resume(
     Body(wanted): Body<Connect>,
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let capsule = request.settled().await?;
-    if capsule.state() == CapsuleState::Running {
+    if capsule.state == CapsuleState::Running {
         return Err(Error::Conflict("the sandbox runs already".to_owned()));
     }
     resume_sandbox(&request, &capsule, &wanted, REFRESH).await
@@ -71,14 +71,14 @@ pub(super) async fn fork(
     Body(wanted): Body<Fork>,
 ) -> Result<(StatusCode, Json<Vec<Forked>>)> {
     let source = request.settled().await?;
-    if source.state() == CapsuleState::Paused {
+    if source.state == CapsuleState::Paused {
         return Err(Error::NotRunning(CapsuleState::Paused));
     }
     let SandboxRequest { app, caller, .. } = request;
     let left = capsules::time_left(&app, &source).await?;
     let left = left.map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
     let wanted = api::Fork { count: wanted.count, lifetime: wanted.timeout.or(left) };
-    let forked = capsules::fork(&app, caller, source.id(), &wanted).await.map_err(concurrent)?;
+    let forked = capsules::fork(&app, caller, source.id, &wanted).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(to_wire(&app, caller, row)));
     let render = |error: Error| {
         let code = error.status().as_u16();
@@ -98,6 +98,6 @@ pub(super) async fn network(
     }
     let capsule = request.settled().await?;
     let network = wanted.egress(None);
-    capsules::network::set(&request.app, request.caller, capsule.id(), &network).await?;
+    capsules::network::set(&request.app, request.caller, capsule.id, &network).await?;
     Ok(StatusCode::NO_CONTENT)
 }

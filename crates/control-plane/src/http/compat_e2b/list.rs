@@ -20,7 +20,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::resources::in_range;
-use uuid::Uuid;
+use types::{CapsuleId, CapsuleState};
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -85,7 +85,7 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
 }
 
 /// Returns the states to list. The default is running and paused.
-fn states(asked: Option<&str>) -> Result<Vec<&'static str>> {
+fn states(asked: Option<&str>) -> Result<Vec<CapsuleState>> {
     let mut states = Vec::new();
     for state in asked.filter(|asked| !asked.is_empty()).unwrap_or("running,paused").split(',') {
         match state {
@@ -117,16 +117,16 @@ fn metadata(text: &str) -> Result<BTreeMap<String, String>> {
 /// Returns the token of the page after a sandbox.
 fn token(row: &Capsule) -> String {
     let at = wire::began(row).unix_timestamp_nanos() / 1000;
-    URL_SAFE_NO_PAD.encode(format!("{at}__{}", row.id))
+    URL_SAFE_NO_PAD.encode(format!("{at}__{}", row.id.0))
 }
 
 /// Parses a token: start, to the microsecond, and id of the last sandbox on the previous page.
-fn parse_cursor(token: &str) -> Option<(OffsetDateTime, Uuid)> {
+fn parse_cursor(token: &str) -> Option<(OffsetDateTime, CapsuleId)> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
     let (at, id) = text.split_once("__")?;
     let at: i128 = at.parse().ok()?;
     let at = OffsetDateTime::from_unix_timestamp_nanos(at.checked_mul(1000)?).ok()?;
-    Some((at, id.parse().ok()?))
+    Some((at, CapsuleId(id.parse().ok()?)))
 }
 
 #[cfg(test)]
@@ -147,8 +147,8 @@ mod tests {
     #[test]
     fn list_cursor_is_parsed_and_garbage_is_refused() {
         let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
-        let id = Uuid::new_v4();
-        let text = format!("{}__{id}", at.unix_timestamp_nanos() / 1000);
+        let id = CapsuleId::new();
+        let text = format!("{}__{}", at.unix_timestamp_nanos() / 1000, id.0);
         assert_eq!(parse_cursor(&URL_SAFE_NO_PAD.encode(text)), Some((at, id)));
         for garbage in ["", "x", "AAAA", &URL_SAFE_NO_PAD.encode("1__x"), &"9".repeat(400)] {
             assert_eq!(parse_cursor(garbage), None, "{garbage}");

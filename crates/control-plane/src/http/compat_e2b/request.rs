@@ -45,7 +45,7 @@ impl SandboxRequest {
 
 /// Reports a capsule in `stopping` as not found, since its owner has removed it.
 pub(super) fn known(capsule: Capsule) -> Result<Capsule> {
-    match capsule.state() == CapsuleState::Stopping {
+    match capsule.state == CapsuleState::Stopping {
         true => Err(Error::NotFound("capsule")),
         false => Ok(capsule),
     }

@@ -14,7 +14,7 @@ use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
-use types::CapsuleState;
+use types::{CapsuleState, OnTimeout};
 
 /// Default lifetime of a sandbox in seconds, in the first API and in the second.
 const TIMEOUT_V1: u32 = 15;
@@ -68,14 +68,14 @@ fn read(wanted: NewSandbox, timeout: u32) -> Result<api::CreateCapsule> {
         return Err(Error::invalid("iam", "is not supported"));
     }
     let on_timeout = match (wanted.auto_pause, wanted.auto_pause_memory) {
-        (false, _) => "kill",
-        (true, Some(false)) => "pause_disk",
-        (true, _) => "pause",
+        (false, _) => OnTimeout::Kill,
+        (true, Some(false)) => OnTimeout::PauseDisk,
+        (true, _) => OnTimeout::Pause,
     };
     Ok(api::CreateCapsule {
         template: wanted.template_id.map(|name| names::untagged(&name).to_owned()),
         lifetime: Some(wanted.timeout.unwrap_or(timeout)),
-        on_timeout: Some(on_timeout.to_owned()),
+        on_timeout: Some(on_timeout.to_string()),
         auto_resume: wanted.auto_resume.is_some_and(|auto| auto.enabled),
         public_traffic: network.allow_public_traffic.unwrap_or(true),
         host_header: network.mask_request_host.clone(),
@@ -93,7 +93,7 @@ pub(super) async fn get(request: SandboxRequest) -> Result<Json<Detail>> {
 
 pub(super) async fn kill(request: SandboxRequest) -> Result<StatusCode> {
     let capsule = request.present().await?;
-    capsules::delete(&request.app, request.caller, capsule.id()).await?;
+    capsules::delete(&request.app, request.caller, capsule.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -106,14 +106,14 @@ pub(super) async fn connect(
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let (app, caller) = (&request.app, request.caller);
     let mut capsule = request.settled().await?;
-    if capsule.state() == CapsuleState::Running {
+    if capsule.state == CapsuleState::Running {
         let timeout = wanted.timeout.unwrap_or(TIMEOUT);
         let lags = capsules::may_lag(&capsule);
         let extended = capsules::extend(app, caller, capsule.clone(), timeout).await;
         if lags {
             capsule = known(capsules::caught_up(app, caller, capsule).await?)?;
         }
-        if capsule.state() == CapsuleState::Running {
+        if capsule.state == CapsuleState::Running {
             let capsule = extended?;
             return Ok((StatusCode::OK, Json(to_wire(app, caller, capsule))));
         }
@@ -131,7 +131,7 @@ pub(super) async fn resume_sandbox(
     let timeout = Some(wanted.timeout.unwrap_or(timeout));
     let cold = wanted.memory == Some(false);
     let resume = ResumeRequest { timeout, cold, patient: true, ..ResumeRequest::default() };
-    let resumed = capsules::resume(app, *caller, capsule.id(), resume).await;
+    let resumed = capsules::resume(app, *caller, capsule.id, resume).await;
     let capsule = resumed.map_err(concurrent)?;
     Ok((StatusCode::CREATED, Json(to_wire(app, *caller, capsule))))
 }

@@ -63,7 +63,7 @@ pub(super) async fn page(
     };
     let rows = snapshots::list(&app, caller, of, before, limit + 1).await?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    Ok(super::paged::<_, Snapshot>(rows, limit, |row| row.id().to_string()))
+    Ok(super::paged::<_, Snapshot>(rows, limit, |row| row.id.to_string()))
 }
 
 /// Removes a snapshot, which E2B calls a template.

@@ -13,7 +13,7 @@ use axum::extract::State;
 use serde::Serialize;
 use std::sync::Arc;
 use time::OffsetDateTime;
-use types::{PLATFORM_TEAM, TemplateId};
+use types::PLATFORM_TEAM;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -24,11 +24,11 @@ pub(super) struct Template {
     #[serde(rename = "buildID")]
     build_id: String,
     build_status: &'static str,
-    cpu_count: i32,
+    cpu_count: u32,
     #[serde(rename = "memoryMB")]
-    memory_mb: i32,
+    memory_mb: u32,
     #[serde(rename = "diskSizeMB")]
-    disk_size_mb: i32,
+    disk_size_mb: u32,
     public: bool,
     aliases: [String; 1],
     names: [String; 1],
@@ -44,13 +44,13 @@ pub(super) async fn list(
     caller: Caller,
 ) -> Result<Json<Vec<Template>>> {
     let to_api = |row: Row| Template {
-        template_id: TemplateId(row.id).to_string(),
-        build_id: row.id.to_string(),
+        template_id: row.id.to_string(),
+        build_id: row.id.0.to_string(),
         build_status: "ready",
         cpu_count: row.vcpus,
         memory_mb: row.memory_mib,
         disk_size_mb: row.disk_mib,
-        public: row.team_id == PLATFORM_TEAM.0,
+        public: row.team_id == PLATFORM_TEAM,
         aliases: [row.name.clone()],
         names: [row.name],
         created_at: row.created_at,
@@ -76,12 +76,12 @@ pub(super) async fn alias(
 ) -> Result<Json<Alias>> {
     let name = names::untagged(&alias);
     if let Some(found) = templates::find(&app, caller, name).await? {
-        let public = found.team_id == PLATFORM_TEAM.0;
-        return Ok(Json(Alias { template_id: TemplateId(found.id).to_string(), public }));
+        let public = found.team_id == PLATFORM_TEAM;
+        return Ok(Json(Alias { template_id: found.id.to_string(), public }));
     }
     let found = snapshots::find(&app, caller, name).await?;
     let found = found.ok_or(Error::NotFound("template"))?;
-    Ok(Json(Alias { template_id: found.id().to_string(), public: false }))
+    Ok(Json(Alias { template_id: found.id.to_string(), public: false }))
 }
 
 /// Lists the caller's teams. A key has only the team that it belongs to.

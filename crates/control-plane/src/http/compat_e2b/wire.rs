@@ -8,7 +8,7 @@ use crate::db::capsules::Capsule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
-use types::{CapsuleState, Egress, SnapshotId, TemplateId};
+use types::{CapsuleState, Egress, OnTimeout};
 
 /// Client id of every sandbox. Users of this system see only one client.
 const CLIENT: &str = "wrenn";
@@ -137,7 +137,7 @@ impl From<&Capsule> for Head {
     fn from(row: &Capsule) -> Self {
         Self {
             template_id: template_id(row),
-            sandbox_id: row.id().to_string(),
+            sandbox_id: row.id.to_string(),
             client_id: CLIENT,
             alias: row.template.clone(),
             envd_version: protocol::ENVD_VERSION,
@@ -182,11 +182,11 @@ pub(super) struct Listed {
     started_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     end_at: OffsetDateTime,
-    cpu_count: i32,
+    cpu_count: u32,
     #[serde(rename = "memoryMB")]
-    memory_mb: i32,
+    memory_mb: u32,
     #[serde(rename = "diskSizeMB")]
-    disk_size_mb: i32,
+    disk_size_mb: u32,
     state: &'static str,
     metadata: BTreeMap<String, String>,
 }
@@ -200,7 +200,7 @@ impl From<Capsule> for Listed {
             cpu_count: row.vcpus,
             memory_mb: row.memory_mib,
             disk_size_mb: row.disk_mib,
-            state: state(row.state()),
+            state: state(row.state),
             metadata: row.metadata.0,
         }
     }
@@ -254,7 +254,10 @@ impl Detail {
             },
             lifecycle: Lifecycle {
                 auto_resume: row.auto_resume,
-                on_timeout: if row.on_timeout == "kill" { "kill" } else { "pause" },
+                on_timeout: match row.on_timeout {
+                    OnTimeout::Kill => "kill",
+                    OnTimeout::Pause | OnTimeout::PauseDisk => "pause",
+                },
             },
             listed: row.into(),
         }
@@ -269,8 +272,8 @@ fn nothing(egress: &Egress) -> bool {
 /// Returns the id of the template or snapshot that a sandbox started from.
 fn template_id(row: &Capsule) -> String {
     match (row.snapshot_id, row.template_id) {
-        (Some(id), None) => SnapshotId(id).to_string(),
-        (_, Some(id)) => TemplateId(id).to_string(),
+        (Some(id), None) => id.to_string(),
+        (_, Some(id)) => id.to_string(),
         (None, None) => row.template.clone(),
     }
 }
@@ -298,8 +301,10 @@ fn state(state: CapsuleState) -> &'static str {
 }
 
 /// States that are listed as running, and states that are listed as paused.
-pub(super) const RUNNING: [&str; 4] = ["starting", "running", "resuming", "missing"];
-pub(super) const PAUSED: [&str; 3] = ["pausing", "paused", "error"];
+pub(super) const RUNNING: [CapsuleState; 4] =
+    [CapsuleState::Starting, CapsuleState::Running, CapsuleState::Resuming, CapsuleState::Missing];
+pub(super) const PAUSED: [CapsuleState; 3] =
+    [CapsuleState::Pausing, CapsuleState::Paused, CapsuleState::Error];
 
 /// A sandbox of a fork, or its error.
 #[derive(Debug, Serialize)]
@@ -318,7 +323,7 @@ pub(super) struct Snapshot {
 
 impl From<crate::db::snapshots::Snapshot> for Snapshot {
     fn from(row: crate::db::snapshots::Snapshot) -> Self {
-        let snapshot_id = row.id().to_string();
+        let snapshot_id = row.id.to_string();
         let names = row.name.filter(|name| *name != snapshot_id).into_iter().collect();
         Self { snapshot_id, names }
     }
