@@ -8,7 +8,7 @@ use crate::secret::{hash, new_api_key};
 use crate::{db, keys};
 use sqlx::PgConnection;
 use std::time::Duration;
-use types::{ApiKeyId, HostId, PLATFORM_TEAM, TeamId};
+use types::{HostId, PLATFORM_TEAM, TeamId};
 
 /// Name of the host that `wrenn up` runs beside its control plane.
 const LOCAL: &str = "local";
@@ -118,7 +118,7 @@ async fn operators_key(tx: &mut PgConnection, team: TeamId, name: &str) -> sqlx:
     let key = new_api_key();
     let row = db::keys::Row { operator: true, ..keys::row(team, name, &key) };
     db::keys::insert(&mut *tx, &row, &key, &db::limits::Row::default()).await?;
-    let id = ApiKeyId(row.id);
+    let id = row.id;
     let entry = Entry::new(team, Actor::SYSTEM, "api_key.create", id);
     let what = serde_json::json!({ "name": name, "operator": true });
     db::audit::write(&mut *tx, &entry.with(what)).await?;

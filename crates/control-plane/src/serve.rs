@@ -116,7 +116,8 @@ impl App {
             accounts: settings.accounts,
             mailer: Arc::new(Mailer::new(settings.mail)?),
             audit_access: settings.audit_access,
-            audit_days: i32::try_from(settings.audit_days).unwrap_or(i32::MAX),
+            audit_days: (settings.audit_days > 0)
+                .then(|| i32::try_from(settings.audit_days).unwrap_or(i32::MAX)),
             domains: Domains::new(&settings.domains),
             public,
             metrics: Metrics::install(),

@@ -14,8 +14,7 @@ use crate::quota::Quota;
 use serde_json::json;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{CapsuleId, HostId, SnapshotId, TeamId};
-use types::{CapsuleId, CapsuleState, HostId, SnapshotId, SnapshotState, names};
+use types::{CapsuleId, HostId, SnapshotId, SnapshotState};
 
 /// Age at which an unfinished or unnamed snapshot counts as left by a control plane that died.
 /// Forks and overwrites leave snapshots without a name.
@@ -158,7 +157,6 @@ pub(crate) async fn list(
     before: Option<SnapshotId>,
     limit: i64,
 ) -> Result<Vec<Snapshot>> {
-    let capsule = capsule.map(|id| id.0);
     Ok(db::snapshots::list(&app.db, caller.team, capsule, before, limit).await?)
 }
 

@@ -7,7 +7,7 @@ use crate::db;
 use crate::db::templates::Template;
 use crate::error::{Error, Result};
 use serde_json::json;
-use types::{Isolation, PLATFORM_TEAM, TemplateId};
+use types::{Isolation, PLATFORM_TEAM};
 
 /// Returns the templates of the caller's team and those that all teams share, by name.
 pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<Template>> {
@@ -29,7 +29,7 @@ pub(crate) async fn set_isolation(
     let mut tx = app.db.begin().await?;
     let changed = db::templates::set_isolation(&mut *tx, name, tier).await?;
     let changed = changed.ok_or(Error::NotFound("template"))?;
-    let entry = Entry::new(PLATFORM_TEAM, by, "template.set_isolation", TemplateId(changed.id));
+    let entry = Entry::new(PLATFORM_TEAM, by, "template.set_isolation", changed.id);
     let entry = entry.with(json!({ "name": name, "isolation": tier.as_str() }));
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;

@@ -11,9 +11,8 @@ pub(crate) mod throttle;
 use crate::app::App;
 use crate::audit::{Actor, AuditEvent, Entry};
 use crate::auth::locked_rights::lock_user;
-use crate::auth::session::{self, BROWSER, PROGRAM};
-use crate::auth::{Session, password};
-use crate::db;
+use crate::auth::session::{BROWSER, PROGRAM};
+use crate::auth::{Session, password, session};
 use crate::db::listen::Change;
 use crate::db::makers::Maker;
 use crate::db::sessions::{SessionKind, SessionRow};
@@ -21,14 +20,13 @@ use crate::db::users::{NewToken, Purpose, User};
 use crate::error::{Error, Result};
 use crate::fields::{check_email, check_title};
 use crate::secret::{hash, random_hex};
-use crate::teams;
+use crate::{db, teams};
 use accounts::SignUp;
 use serde_json::json;
 use sqlx::PgConnection;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{PLATFORM_TEAM, SessionId, TeamId, UserId, hex};
-use types::{PLATFORM_TEAM, SessionId, UserId, UserState, hex};
+use types::{PLATFORM_TEAM, SessionId, TeamId, UserId, UserState, hex};
 
 /// Lifetimes of mailed tokens, for activations and for resets.
 const ACTIVATION: Duration = Duration::from_secs(24 * 3600);

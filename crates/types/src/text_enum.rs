@@ -117,7 +117,7 @@ macro_rules! text_column {
             > {
                 let text = self.as_str();
                 <&str as $crate::export::sqlx::Encode<'_, $crate::export::sqlx::Postgres>>
-                            ::encode_by_ref(&text, buffer)
+                                    ::encode_by_ref(&text, buffer)
             }
         }
 

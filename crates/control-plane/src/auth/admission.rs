@@ -1,7 +1,6 @@
 //! The grounds on which a request to the API was admitted, kept while its answer is under way. The
 //! check can be repeated, and open exchanges end when it fails.
 
-use crate::policy::{Action, KeyScope, Permissions, Resource, ResourceScope};
 use super::revocations::{Basis, Recheck, Subject, broken_off};
 use super::rule::Rule;
 use super::{Caller, authorize, policy};
@@ -11,7 +10,7 @@ use crate::db::keys::Key;
 use crate::db::users::Person;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::policy::{Permissions, ResourceScope};
+use crate::policy::{KeyScope, Permissions, ResourceScope};
 use axum::extract::FromRequestParts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;

@@ -17,7 +17,7 @@ use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
 use crate::policy::{Action, Resource};
 use std::collections::BTreeSet;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{Egress, HostId, TemplateId, names};
+use types::{Egress, names};
 
 /// Placeholder for the port in a capsule's `Host` header.
 pub(crate) const HOST_PORT: &str = "${PORT}";
@@ -32,6 +32,7 @@ pub(crate) async fn create(
     let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
     names::check_name("template", &name)?;
     let (ports, egress) = check(&wanted)?;
+    let on_timeout = timeouts::read_on_timeout(wanted.on_timeout.as_deref())?;
     if let Some(key) = &options.idempotency_key
         && let Some(capsule) = idempotency::find_previous(app, caller, key).await?
     {
@@ -39,9 +40,9 @@ pub(crate) async fn create(
     }
     let source = find_source(app, caller, &name, &wanted).await?;
     let settings = Settings {
-        idle_sec: wanted.idle_timeout.unwrap_or(0),
+        idle_sec: wanted.idle_timeout.filter(|idle| *idle > 0),
         timeout: wanted.lifetime,
-        on_timeout: wanted.on_timeout.unwrap_or_else(|| "pause".to_owned()),
+        on_timeout: on_timeout.unwrap_or_default(),
         auto_resume: wanted.auto_resume,
         public_ports: ports.into_iter().map(i32::from).collect(),
         public_traffic: wanted.public_traffic,
@@ -70,7 +71,6 @@ fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     let idle_sec = wanted.idle_timeout.unwrap_or(0);
     in_range("idle_timeout", idle_sec, 0, MAX_TIMEOUT_SEC)?;
     timeouts::check_timeout(wanted.lifetime)?;
-    timeouts::read_on_timeout(wanted.on_timeout.as_deref())?;
     let host_header = wanted.host_header.as_deref();
     host_header.map_or(Ok(()), check_host_header)?;
     Ok((ports, network::read(&wanted.network)?))
@@ -93,25 +93,23 @@ async fn find_source(
 
 /// Makes the source of a capsule from a template, which has default sizes.
 fn of_template(caller: Caller, template: Template, wanted: &api::CreateCapsule) -> Result<Source> {
-    let or = |asked: Option<u32>, default: i32| asked.unwrap_or(default.unsigned_abs());
     let size = Resources {
-        vcpus: or(wanted.vcpus, template.vcpus),
-        memory_mib: or(wanted.memory_mib, template.memory_mib),
-        disk_mib: or(wanted.disk_mib, template.disk_mib),
+        vcpus: wanted.vcpus.unwrap_or(template.vcpus),
+        memory_mib: wanted.memory_mib.unwrap_or(template.memory_mib),
+        disk_mib: wanted.disk_mib.unwrap_or(template.disk_mib),
     };
     size.check()?;
-    let template_id = TemplateId(template.id);
-    caller.may(Action::CapsulesAdmin, Resource::Template(template_id))?;
-    let origin = Origin::Template { id: template.id, isolation: template.isolation() };
+    caller.may(Action::CapsulesAdmin, Resource::Template(template.id))?;
+    let origin = Origin::Template { id: template.id, isolation: template.isolation };
     Ok(Source { template: template.name, size, origin })
 }
 
 /// Makes the source of a capsule from a snapshot, whose sizes are fixed.
 fn of_snapshot(snapshot: Snapshot, wanted: &api::CreateCapsule) -> Result<Source> {
     let size = Resources {
-        vcpus: snapshot.vcpus.unsigned_abs(),
-        memory_mib: snapshot.memory_mib.unsigned_abs(),
-        disk_mib: snapshot.disk_mib.unsigned_abs(),
+        vcpus: snapshot.vcpus,
+        memory_mib: snapshot.memory_mib,
+        disk_mib: snapshot.disk_mib,
     };
     for (field, asked, is) in [
         ("vcpus", wanted.vcpus, size.vcpus),

@@ -10,7 +10,7 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use types::{CapsuleId, CapsuleState, HostId};
+use types::{CapsuleId, CapsuleState};
 
 /// Removes a capsule and everything it had, from any state. Joins a removal that is under way.
 pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
@@ -40,7 +40,7 @@ pub(crate) async fn remove(app: &App, seen: &Capsule, by: Actor) -> Result<()> {
 
 /// Marks a capsule as being removed. Returns the generation of the removal, or `None` when another
 /// change was faster.
-async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<i64>> {
+async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<u64>> {
     match seen.state {
         CapsuleState::Stopping => Ok(Some(seen.generation)),
         CapsuleState::Starting
@@ -57,7 +57,7 @@ async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<i6
 }
 
 /// Has the host remove a capsule. Several callers may do so at once; each answers when it is done.
-async fn complete_removal(app: &App, seen: &Capsule, generation: i64, by: Actor) -> Result<()> {
+async fn complete_removal(app: &App, seen: &Capsule, generation: u64, by: Actor) -> Result<()> {
     let id = seen.id;
     // A capsule whose host was deleted is only in the store. Any host with the store can remove it
     // there.

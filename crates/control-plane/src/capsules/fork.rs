@@ -15,8 +15,7 @@ use crate::snapshots;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
-use types::{CapsuleId, CapsuleState, HostId, SnapshotId};
-use types::{CapsuleId, CapsuleState, Isolation, SnapshotId};
+use types::{CapsuleId, CapsuleState, SnapshotId};
 
 /// Most capsules of one fork.
 const MOST: u32 = 100;
@@ -103,7 +102,11 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Create
     CreateSpec {
         source: Source {
             template: source.template.clone(),
-            size: source.size(),
+            size: Resources {
+                vcpus: source.vcpus,
+                memory_mib: source.memory_mib,
+                disk_mib: source.disk_mib,
+            },
             // A fork requires no tier, since it starts on its source's host.
             origin: Origin::Snapshot {
                 id: snapshot,

@@ -74,7 +74,7 @@ async fn pause_running(
     let Some(generation) = begun else { return Ok(None) };
     let request = PauseCapsuleRequest {
         capsule_id: id.to_string(),
-        generation: generation,
+        generation,
         disk_only: !memory,
         ..Default::default()
     };

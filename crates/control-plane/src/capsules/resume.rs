@@ -27,8 +27,8 @@ pub(crate) struct ResumeRequest {
     pub timeout: Option<u32>,
     /// Ignores the snapshot's memory, and boots from its disk.
     pub cold: bool,
-    /// Number of a snapshot; 0 for the last one.
-    pub snapshot: u64,
+    /// Number of a snapshot; `None` for the last one.
+    pub snapshot: Option<u64>,
     /// Waits for another operation under way, and accepts its result.
     pub patient: bool,
 }
@@ -37,7 +37,8 @@ impl ResumeRequest {
     /// Names the resume by its parameters.
     fn name(self) -> String {
         let Self { timeout, cold, snapshot, patient: _ } = self;
-        let timeout = timeout.unwrap_or(0);
+        // Replicas of earlier versions compare the name, too.
+        let (timeout, snapshot) = (timeout.unwrap_or(0), snapshot.unwrap_or(0));
         format!("resume timeout={timeout} cold={cold} snapshot={snapshot}")
     }
 
@@ -65,7 +66,7 @@ pub(crate) async fn resume(
     let before = capsule.state;
     if before == CapsuleState::Running {
         return match wanted.snapshot {
-            0 => Ok(capsule),
+            None => Ok(capsule),
             _ if joined => Ok(capsule),
             _ => Err(Error::invalid("snapshot", "is for a capsule that is paused; pause it first")),
         };
@@ -127,7 +128,7 @@ async fn begin(
     capsule: &Capsule,
     host: HostId,
     operation: &str,
-) -> Result<Option<i64>> {
+) -> Result<Option<u64>> {
     let (id, seen) = (capsule.id, capsule.generation);
     let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
@@ -145,15 +146,15 @@ async fn begin(
 fn request(
     capsule: &Capsule,
     host: HostId,
-    generation: i64,
+    generation: u64,
     wanted: ResumeRequest,
 ) -> ResumeCapsuleRequest {
-    let moves = capsule.host_id != Some(host.0);
+    let moves = capsule.host_id != Some(host);
     ResumeCapsuleRequest {
         capsule_id: capsule.id.to_string(),
-        generation: generation,
+        generation,
         lifetime: timeouts::wire(capsule, wanted.timeout).into(),
-        snapshot: Some(wanted.snapshot).filter(|number| *number > 0),
+        snapshot: wanted.snapshot,
         cold: wanted.cold,
         stored: stored_capsule(capsule, moves.then_some(generation)).into(),
         egress: network::wire(&capsule.egress).into(),
@@ -166,7 +167,7 @@ async fn complete(
     app: &App,
     caller: Caller,
     before: &Capsule,
-    generation: i64,
+    generation: u64,
     started: Started,
 ) -> Result<Capsule> {
     let id = before.id;
@@ -181,26 +182,26 @@ async fn complete(
     Ok(Capsule { booted: started.booted, ..row })
 }
 
-/// Returns the number of the stored snapshot that a capsule may be resumed from, or 0 for none.
+/// Returns the number of the stored snapshot that a capsule may be resumed from.
 /// Normally only the newest snapshot qualifies. For a capsule whose machine is lost, the last
 /// stored one does. A host that the capsule was on since then takes its own.
-fn stored(capsule: &Capsule) -> i64 {
+fn stored(capsule: &Capsule) -> Option<u64> {
     let lost = capsule.state == CapsuleState::Error;
-    if capsule.stored_newest || lost { capsule.stored } else { 0 }
+    capsule.stored.filter(|_| capsule.stored_newest || lost)
 }
 
 /// Makes the host's message for the copy in the store that a capsule may be resumed from. `moved`
 /// is the generation of this command if it moves the capsule to the host.
-fn stored_capsule(capsule: &Capsule, moved: Option<i64>) -> Option<StoredCapsule> {
-    let number = Some(stored(capsule).unsigned_abs()).filter(|number| *number > 0)?;
+fn stored_capsule(capsule: &Capsule, moved: Option<u64>) -> Option<StoredCapsule> {
+    let number = stored(capsule)?;
     // An older row has no name, and its snapshot is named by the number alone.
     let name = Some(capsule.stored_tree.clone()).filter(|name| !name.is_empty());
     let name = name.unwrap_or_else(|| number.to_string());
-    let placed = moved.or(Some(capsule.placed).filter(|placed| *placed > 0));
+    let placed = moved.or(capsule.placed);
     Some(StoredCapsule {
         snapshot: StoredSnapshot { number, name, ..Default::default() }.into(),
         team_id: capsule.team_id.to_string(),
-        placed: placed.map(i64::unsigned_abs),
+        placed,
         ..Default::default()
     })
 }
@@ -219,7 +220,7 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
     }
     let (online, draining) = state();
     let usable = online && !draining;
-    let fetches = stored(capsule) > 0;
+    let fetches = stored(capsule).is_some();
     if let (Some(own), true) = (own, usable || !fetches) {
         if online && draining {
             return Err(Error::Conflict("the capsule's host is being drained".to_owned()));

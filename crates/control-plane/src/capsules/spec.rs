@@ -3,8 +3,7 @@
 use super::idempotency::IdempotencyKey;
 use std::collections::BTreeMap;
 use types::resources::Resources;
-use types::{Egress, HostId, Isolation, SnapshotId};
-use uuid::Uuid;
+use types::{Egress, HostId, Isolation, OnTimeout, SnapshotId, TemplateId};
 
 /// Options of a create that depend on the API it came by.
 #[derive(Default)]
@@ -37,14 +36,14 @@ pub(super) struct Source {
 /// State that a capsule starts from.
 pub(super) enum Origin {
     Template {
-        id: Uuid,
+        id: TemplateId,
         /// Lowest isolation tier that the template accepts.
         isolation: Isolation,
     },
     Snapshot {
         id: SnapshotId,
         /// Template of the snapshot's capsule, if it is known.
-        template_id: Option<Uuid>,
+        template_id: Option<TemplateId>,
         /// Host that has the snapshot.
         host: Option<HostId>,
         /// Set if the store has the snapshot, too.
@@ -53,7 +52,7 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    pub(super) fn template_id(&self) -> Option<Uuid> {
+    pub(super) fn template_id(&self) -> Option<TemplateId> {
         match self {
             Self::Template { id, .. } => Some(*id),
             Self::Snapshot { template_id, .. } => *template_id,
@@ -97,10 +96,11 @@ impl Origin {
 
 /// Settings that a capsule has for life, or until its owner changes them.
 pub(super) struct Settings {
-    pub idle_sec: u32,
+    /// Seconds without activity after which the capsule is paused; `None` for never.
+    pub idle_sec: Option<u32>,
     /// Lifetime in seconds, from the moment the capsule runs.
     pub timeout: Option<u32>,
-    pub on_timeout: String,
+    pub on_timeout: OnTimeout,
     pub auto_resume: bool,
     pub public_ports: Vec<i32>,
     pub public_traffic: bool,

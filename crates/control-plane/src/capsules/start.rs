@@ -19,11 +19,7 @@ use protocol::host::CreateCapsuleRequest;
 use serde_json::json;
 use sqlx::types::Json;
 use time::OffsetDateTime;
-use types::{CapsuleId, CapsuleState, HostId};
-use types::resources::Resources;
-use types::{
-    CapsuleId, CapsuleState, Egress, HostId, Isolation, OnTimeout, SnapshotId, TemplateId,
-};
+use types::{CapsuleId, CapsuleState};
 
 /// Most hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;

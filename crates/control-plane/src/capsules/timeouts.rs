@@ -8,11 +8,9 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::{Capsule, Rules};
 use crate::error::{Error, Result};
-use protocol::host::{Lifetime, OnTimeout, SetLifetimeRequest};
+use protocol::host::{self, Lifetime, SetLifetimeRequest};
 use serde_json::json;
 use std::time::Duration;
-use types::CapsuleId;
-use time::OffsetDateTime;
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
 use types::{CapsuleId, OnTimeout};
 

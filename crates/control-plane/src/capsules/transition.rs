@@ -29,11 +29,11 @@ fn action(to: CapsuleState) -> Option<&'static str> {
 pub(crate) async fn transition(
     app: &App,
     id: CapsuleId,
-    seen: i64,
+    seen: u64,
     to: CapsuleState,
     error: Option<&str>,
     by: Actor,
-) -> Result<Option<i64>> {
+) -> Result<Option<u64>> {
     let entry = action(to).map(|action| {
         let metadata = error.map_or_else(|| json!({}), |error| json!({ "error": error }));
         MoveEntry { by, action, metadata }

@@ -1,10 +1,9 @@
 //! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
-use crate::audit::{Actor, Entry};
-use crate::policy::ResourceScope;
 use super::decode::{Unsigned, ZeroIsNone, or_zero, signed};
 use super::insert::Insert;
-use crate::audit::Entry;
+use crate::audit::{Actor, Entry};
+use crate::policy::ResourceScope;
 use crate::scheduler::ResourceAmounts;
 use serde_json::Value;
 use sqlx::types::Json;

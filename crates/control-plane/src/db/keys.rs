@@ -1,10 +1,11 @@
 //! API keys.
 
-use super::decode::{self, Nullable, signed};
+use super::decode;
+use super::decode::{Nullable, signed};
 use super::insert::Insert;
-use crate::policy::{self, KeyScope, Permissions, ResourceScope};
 use crate::limits::Limits;
-use crate::policy::{self, Permissions, ResourceScope};
+use crate::policy;
+use crate::policy::{KeyScope, Permissions, ResourceScope};
 use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
 use std::num::{NonZeroU32, NonZeroU64};

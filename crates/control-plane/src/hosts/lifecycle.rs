@@ -81,7 +81,7 @@ pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<api::Host>> {
     let rows = db::hosts::list(&app.db).await?;
     let seen = |row: db::hosts::Host| match row.team_id {
         _ if caller.operator => Some(to_api(row)),
-        Some(team) if team == caller.team.0 => Some(to_api(row)),
+        Some(team) if team == caller.team => Some(to_api(row)),
         None => Some(outlined(row)),
         Some(_) => None,
     };

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use types::{AuditLogId, TeamId};
+use types::AuditLogId;
 use utoipa::IntoParams;
 
 /// Rows of one step of an export.

@@ -4,7 +4,8 @@
 //! the replica that makes it drops the entry at once. A replica that hears of no changes caches
 //! nothing.
 
-use crate::auth::keys::{self, KeyCache};
+use crate::auth::keys;
+use crate::auth::keys::KeyCache;
 use crate::cache::{Cache, CacheEntry, InvalidationHealth};
 use crate::db;
 use crate::db::keys::Key;
@@ -17,10 +18,7 @@ use sqlx::PgPool;
 use sqlx::types::Json;
 use std::net::IpAddr;
 use std::sync::Arc;
-use types::{CapsuleId, CapsuleState, HostId, TeamId};
-use uuid::Uuid;
-use std::time::{Duration, Instant};
-use types::{ApiKeyId, CapsuleId, CapsuleState, HostId, TeamId, TemplateId};
+use types::{CapsuleId, CapsuleState, HostId, TeamId, TemplateId};
 
 /// Cached facts about a capsule.
 #[derive(Debug)]
