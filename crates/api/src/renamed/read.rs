@@ -141,10 +141,11 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Entries<A> {
         }
         while let Some(field) = self.fields.pop() {
             let present = field.rename.present;
-            if let (Some(value), Some(seed)) = (field.value(), seed.take()) {
-                self.value = Some(value);
-                return seed.deserialize(StrDeserializer::new(present)).map(Some);
-            }
+            // A field without a value leaves the seed to the next one.
+            let Some(value) = field.value() else { continue };
+            let Some(seed) = seed.take() else { break };
+            self.value = Some(value);
+            return seed.deserialize(StrDeserializer::new(present)).map(Some);
         }
         Ok(None)
     }
