@@ -1,6 +1,6 @@
-//! Values of the audit log: actor, action, resource and address of each change and refusal. A change
-//! writes its entry in its own transaction. Refusals and accesses have no bound, so `buffer` counts
-//! them. Entries change only when a user is erased. Retention deletes old entries.
+//! Values of the audit log: actor, action, resource and address of each change and refusal. A
+//! change writes its entry in its own transaction. Refusals and accesses have no bound, so `buffer`
+//! counts them. Entries change only when a user is erased. Retention deletes old entries.
 
 pub(crate) mod buffer;
 

@@ -7,13 +7,12 @@
 use crate::agent::Agent;
 use crate::app::App;
 use crate::audit::{Actor, Principal};
-use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::leader::LeaderLease;
 use crate::error::Result;
 use crate::hosts::lifecycle;
 use crate::rounds::Request;
-use crate::{capsules, snapshots};
+use crate::{capsules, db, snapshots};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::host::{CapsuleInfo, CapsuleState as OnHost};

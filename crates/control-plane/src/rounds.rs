@@ -1,5 +1,5 @@
-//! Requests for rounds of the reconciler. A request that doubts a row waits here until `reconcile` has
-//! compared the rows of that host with its machines.
+//! Requests for rounds of the reconciler. A request that doubts a row waits here until `reconcile`
+//! has compared the rows of that host with its machines.
 
 use daemon::lock;
 use std::collections::HashMap;

@@ -1,4 +1,5 @@
-//! Templates that capsules start from. Operators set the lowest isolation tier of a shared template.
+//! Templates that capsules start from. Operators set the lowest isolation tier of a shared
+//! template.
 
 use crate::app::App;
 use crate::audit::Entry;
@@ -30,7 +31,7 @@ pub(crate) async fn set_isolation(
     let changed = db::templates::set_isolation(&mut *tx, name, tier).await?;
     let changed = changed.ok_or(Error::NotFound("template"))?;
     let entry = Entry::new(PLATFORM_TEAM, by, "template.set_isolation", changed.id);
-    let entry = entry.with(json!({ "name": name, "isolation": tier.as_str() }));
+    let entry = entry.with(json!({ "name": name, "isolation": tier }));
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
     Ok(changed)

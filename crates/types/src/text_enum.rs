@@ -115,9 +115,9 @@ macro_rules! text_column {
                 $crate::export::sqlx::encode::IsNull,
                 $crate::export::sqlx::error::BoxDynError,
             > {
+                use $crate::export::sqlx::{Encode, Postgres};
                 let text = self.as_str();
-                <&str as $crate::export::sqlx::Encode<'_, $crate::export::sqlx::Postgres>>
-                                    ::encode_by_ref(&text, buffer)
+                <&str as Encode<'_, Postgres>>::encode_by_ref(&text, buffer)
             }
         }
 

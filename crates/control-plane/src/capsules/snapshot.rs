@@ -4,10 +4,9 @@ use super::detached::detached;
 use super::settle::settled;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
-use crate::snapshots;
+use crate::{db, snapshots};
 use types::{CapsuleId, CapsuleState, SnapshotId, names};
 
 /// Takes a snapshot of a capsule, which stays in its state.

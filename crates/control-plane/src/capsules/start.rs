@@ -68,8 +68,7 @@ async fn insert(
 ) -> Result<()> {
     let snapshot = wanted.source.origin.snapshot();
     let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mib": row.memory_mib,
-        "memory_mb": row.memory_mib,
-        "snapshot": snapshot.map(|id| id.to_string()) });
+        "memory_mb": row.memory_mib, "snapshot": snapshot.map(|id| id.to_string()) });
     let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id).with(what);
     let mut tx = app.db.begin().await?;
     quota.admit(&mut tx, row).await?;

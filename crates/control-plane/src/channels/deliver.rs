@@ -4,9 +4,8 @@
 
 use super::{secret, signature};
 use crate::app::App;
-use crate::db;
 use crate::db::channels::{DeliveryState, Due};
-use crate::streams;
+use crate::{db, streams};
 use futures::StreamExt;
 use std::time::Duration;
 

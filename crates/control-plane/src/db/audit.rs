@@ -3,8 +3,7 @@
 use super::insert::Insert;
 use crate::audit::{ActorKind, Entry};
 use serde_json::Value;
-use sqlx::PgExecutor;
-use sqlx::{PgPool, Postgres, QueryBuilder};
+use sqlx::{PgExecutor, PgPool, Postgres, QueryBuilder};
 use time::OffsetDateTime;
 use types::{AuditLogId, TeamId};
 

@@ -47,7 +47,7 @@ pub(crate) struct Capsule {
     pub memory_mib: u32,
     #[sqlx(try_from = "i32")]
     pub disk_mib: u32,
-    /// Seconds without activity after which the capsule ends; `None` for never.
+    /// Seconds without activity after which the capsule is paused; `None` for never.
     #[sqlx(rename = "timeout_sec", try_from = "ZeroIsNone<i32>")]
     pub idle_sec: Option<u32>,
     pub ends_at: Option<OffsetDateTime>,

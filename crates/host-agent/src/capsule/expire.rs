@@ -1,9 +1,8 @@
 //! The end of a capsule whose time is over.
 
-use super::Error;
 use super::host::Host;
 use super::record::{CapsuleRecord, Phase};
-use super::{files, teardown};
+use super::{Error, files, teardown};
 use std::time::Duration;
 use types::CapsuleId;
 

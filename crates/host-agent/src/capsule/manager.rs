@@ -112,12 +112,11 @@ impl Manager {
         destroy::destroy(&self.host, id, newest).await
     }
 
-    /// Counts as activity. Returns the milliseconds until the capsule's lifetime ends; `None` is
-    /// never.
+    /// Counts as activity.
     ///
     /// # Errors
     /// Fails for an unknown capsule, and for a capsule that is neither running nor paused.
-    pub(crate) async fn touch(&self, id: CapsuleId) -> Result<Option<u64>, Error> {
+    pub(crate) async fn touch(&self, id: CapsuleId) -> Result<(), Error> {
         settings::touch(&self.host, id).await
     }
 

@@ -29,12 +29,11 @@ pub(super) async fn set_egress(host: &Host, id: CapsuleId, egress: Egress) -> Re
     Ok(())
 }
 
-/// Counts as activity. Returns the milliseconds until the capsule's lifetime ends; `None` is
-/// never.
+/// Counts as activity.
 ///
 /// # Errors
 /// Fails for an unknown capsule, and for a capsule that is neither running nor paused.
-pub(super) async fn touch(host: &Host, id: CapsuleId) -> Result<Option<u64>, Error> {
+pub(super) async fn touch(host: &Host, id: CapsuleId) -> Result<(), Error> {
     let lock = host.registry.capsule_lock(id)?;
     let _guard = lock.lock().await;
     host.registry.note_activity(id)

@@ -15,8 +15,7 @@ use super::{
     Error, State, chain, files, io_error, liveness, snapshot_error, thaw, unless_cancelled, until,
 };
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging};
-use crate::storage;
-use crate::vmm;
+use crate::{storage, vmm};
 use daemon::blocking;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -128,7 +128,7 @@ impl TryFrom<host::Lifetime> for Lifetime {
         Ok(Self {
             ends_at_ms: None,
             on_timeout,
-            // In the record, 0 means never. A lifetime of 0 ends a moment later.
+            // In the record's file, 0 means never. A lifetime of 0 ends a moment later.
             lasts_ms: wire.lasts_ms.map(|ms| ms.max(1)),
             idle_sec: wire.idle_sec.map(|sec| sec.max(1)),
         })

@@ -1,6 +1,6 @@
 //! A driver without machines, in which the server at one port is every capsule's guest. Benchmarks
-//! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs. Unit
-//! tests use its machine alone.
+//! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs.
+//! Unit tests use its machine alone.
 
 use super::{Driver, Error, Found, Machine, Saved, Spec, Threads, VmmRecord};
 use crate::snapshot::memory::Memory;

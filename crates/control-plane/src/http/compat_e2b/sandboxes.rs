@@ -1,9 +1,8 @@
 //! Sandboxes: creation, description, removal and connection.
 
-use super::concurrent;
-use super::names;
 use super::request::{SandboxRequest, known};
 use super::wire::{Connect, Detail, NewSandbox, Sandbox};
+use super::{concurrent, names};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules::{self, CreateOptions, ResumeRequest};

@@ -7,7 +7,7 @@
 
 use super::table::{Request, check};
 use super::{Admission, Capsule, CapsuleLock, Registry, Running, StartKind, Started, memory_mib};
-use crate::capsule::lifetime::{Lifetime, now_ms};
+use crate::capsule::lifetime::Lifetime;
 use crate::capsule::record::CapsuleRecord;
 use crate::capsule::usage::Usage;
 use crate::capsule::{Error, State};
@@ -354,14 +354,12 @@ impl Registry {
         Ok(SnapshotStart { source, cancel: capsule.renew_cancel() })
     }
 
-    /// Counts as activity. Returns the milliseconds until the capsule's lifetime ends; `None` is
-    /// never.
-    pub(in crate::capsule) fn note_activity(&self, id: CapsuleId) -> Result<Option<u64>, Error> {
+    /// Counts as activity in a running or paused capsule.
+    pub(in crate::capsule) fn note_activity(&self, id: CapsuleId) -> Result<(), Error> {
         let mut capsules = self.lock();
         let capsule = capsules.get_mut(&id).ok_or_else(|| Error::unknown(id))?;
         capsule.active = Instant::now();
-        check(id, Some(&capsule.state), Request::SetLifetime)?;
-        Ok(capsule.life.left_ms(now_ms()))
+        check(id, Some(&capsule.state), Request::SetLifetime).map(drop)
     }
 
     /// Checks that a capsule takes rules for outgoing connections; returns its machine, if any.
