@@ -178,8 +178,8 @@ async fn database_at_earlier_former_migration_is_refused() {
     let undone = "ALTER TABLE capsules DROP COLUMN operation; \
                   DELETE FROM _sqlx_migrations WHERE version = 15";
     sqlx::raw_sql(undone).execute(&mut db).await.unwrap();
-    let remedy = "an earlier build left at migration 14: start the last build that has migration \
-                  15 once, then this wrenn";
+    let remedy = "a database at migration 14; start the last build with migration 15 once, then \
+                  this wrenn";
     refused(&platform, &url, &mut db, remedy).await;
     platform.finish();
 }
@@ -190,8 +190,8 @@ async fn former_database_with_changed_migration_is_refused() {
     let (url, mut db) = restored(&platform).await;
     let changed = "UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 7";
     sqlx::query(changed).execute(&mut db).await.unwrap();
-    let remedy = "this wrenn does not know migration 7 of its database, or the migration was \
-                  changed: start the wrenn that made the database, or begin with a new database";
+    let remedy = "migration 7 of the database is unknown or was changed; start the wrenn that \
+                  created the database, or use a new database";
     refused(&platform, &url, &mut db, remedy).await;
     platform.finish();
 }
@@ -203,8 +203,8 @@ async fn former_database_with_altered_column_is_refused() {
     let altered = "ALTER TABLE capsules ALTER COLUMN vcpus TYPE bigint";
     sqlx::query(altered).execute(&mut db).await.unwrap();
     let remedy = "its schema was changed: missing is column capsules.vcpus integer NOT NULL; \
-                  unexpected is column capsules.vcpus bigint NOT NULL; undo the changes, or begin \
-                  with a new database";
+                  unexpected is column capsules.vcpus bigint NOT NULL; undo the changes, or use a \
+                  new database";
     refused(&platform, &url, &mut db, remedy).await;
     platform.finish();
 }

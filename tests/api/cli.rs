@@ -163,7 +163,7 @@ async fn files_are_copied_both_ways_and_through_streams() {
 async fn errors_are_one_line_and_name_the_fix() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let out = platform.run(&["capsule", "get", "cl-x"]);
-    assert!(text(&out.stderr).contains("`cl-x` is no capsule's id"), "{out:?}");
+    assert!(text(&out.stderr).contains("`cl-x` is not a capsule id"), "{out:?}");
     let out = platform.run(&["capsule", "get", "cl-0000000000000000000000000"]);
     assert_eq!(text(&out.stderr), "error: capsule not found (not_found)\n");
     assert_eq!(out.status.code(), Some(1));
@@ -215,7 +215,7 @@ async fn port_gets_url_and_is_published_and_forwarded() {
         (&["url", &id, "x"], "invalid digit"),
         (&["url", &id, "80", "--expires", "soon"], "invalid value 'soon' for '--expires"),
         (&["url", &id, "80", "--expires", "31days"], "expires_in must be"),
-        (&["publish", &id, "49983"], "envd's own"),
+        (&["publish", &id, "49983"], "port of envd"),
         (&["url", "cl-x", "80"], "no capsule's id"),
         (&["forward", &id, "80", at], "name another port"),
     ] {

@@ -132,7 +132,7 @@ async fn errors_have_e2b_shape_and_mark_retryable() {
         (Method::GET, "/sandboxes/nope", "", 404, "capsule not found", None),
         (Method::DELETE, "/templates/nope", "", 404, "snapshot not found", no.clone()),
         (Method::GET, "/v2/nothing", "", 404, "route not found", None),
-        (Method::PATCH, "/sandboxes", "", 405, "no such method", no.clone()),
+        (Method::PATCH, "/sandboxes", "", 405, "does not support this method", no.clone()),
     ] {
         let answer = client.request(method, path).body(body).send().await.unwrap();
         let (got, message, repeat) = told(answer).await;

@@ -81,8 +81,8 @@ async fn invalid_form_names_error_and_writes_nothing() {
     let part = || Part::bytes(b"x".to_vec());
     for (form, told) in [
         (Form::new().part("file", part()).text("path", at.clone()), "path must be a part before"),
-        (Form::new().text("path", at.clone()), "file is missing"),
-        (Form::new().text("path", at.clone()).text("mode", "1"), "parts `path` and `file` alone"),
+        (Form::new().text("path", at.clone()), "file is required"),
+        (Form::new().text("path", at.clone()).text("mode", "1"), "the parts `path` and `file`"),
         (Form::new().text("path", "").part("file", part()), "path must be 1 to 4095"),
     ] {
         let request = client.request(Method::POST, &write).multipart(form);
@@ -222,14 +222,14 @@ async fn invalid_or_missing_archive_is_an_error() {
         client.send(put.body(body))
     };
     put(b"nonsense".repeat(100)).await.refuses(400, "invalid_request", "no tar");
-    put(vec![]).await.refuses(400, "invalid_request", "broke off");
+    put(vec![]).await.refuses(400, "invalid_request", "incomplete");
     let out = ["-P", "--transform=s,^f,../out,"];
     let outside = tar(&[&["-C", &at("src"), "-c"], &out[..], &["f"]].concat());
     put(outside).await.refuses(400, "invalid_request", "leads out");
     assert!(!std::fs::exists(at("out")).unwrap());
     put(tar(&["-C", &at("src"), "-c", "pipe"])).await.refuses(400, "invalid_request", "FIFO");
     let whole = tar(&["-C", &at("src"), "-c", "f"]);
-    put(whole[..514].to_vec()).await.refuses(400, "invalid_request", "broke off");
+    put(whole[..514].to_vec()).await.refuses(400, "invalid_request", "incomplete");
     assert!(std::fs::read_dir(at("target")).unwrap().next().is_none(), "something was left");
     put(whole).await.expect(204);
     assert_eq!(std::fs::read(at("target/f")).unwrap(), b"evil");

@@ -140,7 +140,7 @@ async fn placement_spreads_capsules_and_follows_host_tags() {
     // Placement is even, as far as one control plane sees another's placements.
     assert!(places.len() == 2 && places.values().all(|count| *count >= 2), "{places:?}");
     let none = client.post("/v1/capsules", &json!({ "host_tags": ["gpu"] })).await;
-    none.refuses(503, "no_capacity", "no host has these tags");
+    none.refuses(503, "no_capacity", "no host has the requested tags");
     let tags = client.request(Method::PUT, &format!("/v1/hosts/{}/tags", second.id));
     let tagged = client.send(tags.json(&json!({ "tags": ["gpu"] }))).await.expect(200);
     assert_eq!(tagged["tags"], json!(["gpu"]));
@@ -211,14 +211,14 @@ async fn registration_token_registers_one_host_that_proves_its_key() {
     register(&token, "127.0.0.1:1", Some("x")).await.refuses(400, "invalid_request", "csr_pem");
     // The address is that of nobody, then of a host with another key, then of a server without TLS.
     let refused = register(&token, "127.0.0.1:1", Some(&csr)).await;
-    refused.refuses(400, "invalid_request", "does not prove its key");
+    refused.refuses(400, "invalid_request", "cannot be verified");
     let second = Second::start(&platform, &client).await;
     let refused = register(&token, &second.address, Some(&csr)).await;
     refused.refuses(409, "conflict", "has the address");
     let other = Replica::over(&platform, &platform.separate_database().await);
     let plain = other.url.trim_start_matches("http://").to_owned();
     let refused = register(&token, &plain, Some(&csr)).await;
-    refused.refuses(400, "invalid_request", "does not prove its key");
+    refused.refuses(400, "invalid_request", "cannot be verified");
     // None of these attempts used the token up.
     let dir = tempfile::tempdir().unwrap();
     let agent = |token: &str| {
@@ -302,7 +302,7 @@ async fn lost_refresh_answer_keeps_access_and_token_reuse_revokes_it() {
         "accelerator": "", "version": "", "templates": [],
     });
     let said = client.send(beat.json(&json!({ "specs": specs, "load": {} }))).await;
-    said.refuses(401, "invalid_token", "host's token");
+    said.refuses(401, "invalid_token", "host token");
     // A host that enrols anew stays the same host.
     let token = client.post(&format!("/v1/hosts/{}/token", second.id), &json!({})).await;
     let token = token.expect(201)["registration_token"].as_str().unwrap().to_owned();
@@ -336,7 +336,7 @@ async fn refresh_refuses_key_that_host_address_does_not_prove() {
     });
     let refused = async || {
         let answer = client.post("/v1/hosts/refresh", &body).await;
-        answer.refuses(400, "invalid_request", "does not prove its key");
+        answer.refuses(400, "invalid_request", "cannot be verified");
     };
     // First the host itself answers at its address, then nobody, then somebody with another key.
     refused().await;
@@ -451,7 +451,7 @@ async fn host_drain_and_delete_lose_no_capsule_without_force() {
         let lost = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
         assert_eq!(
             (&lost["status"], &lost["error"]),
-            (&json!("error"), &json!("its host was deleted"))
+            (&json!("error"), &json!("the capsule's host was deleted"))
         );
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     }

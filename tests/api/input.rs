@@ -13,9 +13,9 @@ async fn invalid_create_names_field_and_creates_nothing() {
     let wrong: Vec<(Value, &str)> = vec![
         (json!({ "vcpus": 0 }), "vcpus must be between 1 and 32"),
         (json!({ "vcpus": 33 }), "vcpus"),
-        (json!({ "vcpus": -1 }), "vcpus is wrong"),
-        (json!({ "vcpus": 1.5 }), "vcpus is wrong"),
-        (json!({ "vcpus": "two" }), "vcpus is wrong"),
+        (json!({ "vcpus": -1 }), "vcpus is invalid"),
+        (json!({ "vcpus": 1.5 }), "vcpus is invalid"),
+        (json!({ "vcpus": "two" }), "vcpus is invalid"),
         (json!({ "memory_mib": 0 }), "memory_mib must be between 128 and 65536"),
         (json!({ "memory_mib": 4_294_967_296_u64 }), "memory_mib"),
         (json!({ "disk_mib": 1 }), "disk_mib"),
@@ -23,20 +23,20 @@ async fn invalid_create_names_field_and_creates_nothing() {
         (json!({ "template": "" }), "template must be 1 to 64"),
         (json!({ "template": "../base" }), "template"),
         (json!({ "template": long }), "template"),
-        (json!({ "template": 7 }), "template is wrong"),
+        (json!({ "template": 7 }), "template is invalid"),
         (json!({ "envs": { "A=B": "x" } }), "envs has `A=B`"),
         (json!({ "envs": { "A": "\0" } }), "envs has a NUL"),
-        (json!({ "envs": ["A"] }), "envs is wrong"),
+        (json!({ "envs": ["A"] }), "envs is invalid"),
         (json!({ "metadata": { "a": "x".repeat(20_000) } }), "metadata must be at most 16 KiB"),
         (json!({ "colour": "red" }), "colour"),
-        (json!([1]), "body is wrong"),
+        (json!([1]), "body must be a JSON object"),
     ];
     for (body, told) in wrong {
         client.post("/v1/capsules", &body).await.refuses(400, "invalid_request", told);
     }
     for garbage in [&b"{"[..], b"\xff\xfe", b"{} {}", b"nonsense"] {
         let request = client.request(Method::POST, "/v1/capsules").body(garbage);
-        client.send(request).await.refuses(400, "invalid_request", "is wrong");
+        client.send(request).await.refuses(400, "invalid_request", "is invalid");
     }
     let unknown = json!({ "template": "nosuch" });
     client.post("/v1/capsules", &unknown).await.refuses(404, "not_found", "template not found");
@@ -108,7 +108,7 @@ async fn unknown_routes_ids_and_queries_get_error_envelope() {
     for (query, told) in [
         ("limit=0", "limit"),
         ("limit=101", "limit"),
-        ("limit=x", "query is wrong"),
+        ("limit=x", "query is invalid"),
         ("before=x", "before is not the id"),
         ("colour=red", "colour"),
     ] {
@@ -137,7 +137,7 @@ async fn invalid_commands_and_paths_name_error() {
         (json!({ "cmd": "true", "cwd": "/nosuch" }), "cwd '/nosuch' does not exist"),
         (json!({ "cmd": "true", "user": "nosuch" }), "invalid username: 'nosuch'"),
         (json!({ "cmd": "true", "args": ["a\0b"] }), "NUL"),
-        (json!({ "cmd": "true", "args": [1] }), "args[0] is wrong"),
+        (json!({ "cmd": "true", "args": [1] }), "args[0] is invalid"),
         (json!({ "cmd": "true", "timeout": 0 }), "timeout must be between 1 and 86400"),
         (json!({ "cmd": "true", "envs": { "1": "x" } }), "envs has `1`"),
     ] {
@@ -163,7 +163,7 @@ async fn invalid_commands_and_paths_name_error() {
         (
             "read",
             json!({ "path": "/etc" }),
-            "the guest refused it: path is not a regular file: /etc",
+            "the guest refused the request: path is not a regular file: /etc",
         ),
     ] {
         client.post(&files(what), &body).await.refuses(400, "invalid_request", told);

@@ -156,7 +156,7 @@ async fn failed_pause_leaves_capsule_running() {
         platform.resume().await;
         let client = platform.client();
         let failed = client.post(&format!("/v1/capsules/{id}/pause"), &json!({})).await;
-        failed.refuses(500, "pause_failed", "runs on");
+        failed.refuses(500, "pause_failed", "keeps running");
         assert_eq!(client.status(&id).await, "running", "{step}");
         assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");
         let path = format!("/v1/capsules/{id}/timeout");

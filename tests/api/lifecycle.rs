@@ -84,7 +84,7 @@ async fn different_values_of_a_renamed_field_are_refused_and_create_nothing() {
         (json!({ "timeout": 1, "lifetime": 2 }), "lifetime differs from timeout"),
         (json!({ "memory_mb": 128, "memory_mib": 256 }), "memory_mib differs from memory_mb"),
         (json!({ "disk_mb": 100, "disk_mib": 101 }), "disk_mib differs from disk_mb"),
-        (json!({ "memory_mb": "x" }), "memory_mb is wrong: invalid type"),
+        (json!({ "memory_mb": "x" }), "memory_mb is invalid: invalid type"),
         (json!({ "memory_mb": 1 }), "memory_mib must be between 128 and 65536"),
     ] {
         client.post("/v1/capsules", &body).await.refuses(400, "invalid_request", told);

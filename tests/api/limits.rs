@@ -93,7 +93,7 @@ async fn key_cannot_grant_more_than_its_own_rights() {
     let key = platform.client_with(made["key"].as_str().unwrap());
     let ask = async |body: Value| key.post("/v1/api-keys", &body).await;
     let none = json!({ "name": "c", "limits": { "capsules": 0 } });
-    ask(none).await.refuses(400, "invalid_request", "limits.capsules must be 1 to 2");
+    ask(none).await.refuses(400, "invalid_request", "limits.capsules must be between 1 and 2");
     let more = json!({ "name": "c", "limits": { "capsules": 3 } });
     ask(more).await.refuses(400, "invalid_request", "limits.capsules");
     let longer = json!({ "name": "c", "expires_in": 7200 });

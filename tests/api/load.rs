@@ -205,10 +205,10 @@ async fn envd_port_has_own_connection_limit() {
     let mut held: Vec<Wire> = (0..5).map(|_| upload()).collect();
     full(&mut held, "envd's places").await;
     let answer = client.send(client.to_port(Method::GET, &id, 49983, "/metrics")).await;
-    answer.refuses(429, "too_many_connections", "under way");
+    answer.refuses(429, "too_many_connections", "concurrent requests");
     for path in ["files?path=/etc/hostname", "files/archive?path=/etc/hostname", "ports"] {
         let answer = client.get(&format!("/v1/capsules/{id}/{path}")).await;
-        answer.refuses(429, "too_many_connections", "under way");
+        answer.refuses(429, "too_many_connections", "concurrent requests");
     }
     let answer = client.to_port(Method::GET, &id, guest.port, "/").send().await.unwrap();
     assert_eq!(answer.status(), 200);

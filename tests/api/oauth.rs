@@ -256,7 +256,7 @@ async fn github_provider_can_be_linked_and_unlinked() {
     let csrf = octo["csrf_token"].as_str().unwrap();
     let remove = anyone.request(Method::DELETE, "/v1/me/providers/github");
     let remove = remove.header("cookie", &session).header("x-csrf-token", csrf);
-    anyone.send(remove).await.refuses(409, "conflict", "only way");
+    anyone.send(remove).await.refuses(409, "conflict", "only sign-in method");
     anyone.get("/v1/auth/oauth/gitlab").await.refuses(404, "not_found", "provider");
     platform.finish();
 }

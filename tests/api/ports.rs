@@ -16,7 +16,7 @@ async fn invalid_or_forbidden_public_port_is_refused_without_change() {
     for port in ["0", "65536", "-1", "x", "80.0", "%20"] {
         put(port, r#"{"public":true}"#).await.refuses(404, "not_found", "port");
     }
-    put("49983", r#"{"public":true}"#).await.refuses(400, "invalid_request", "envd's own");
+    put("49983", r#"{"public":true}"#).await.refuses(400, "invalid_request", "port of envd");
     put("80", "{}").await.refuses(400, "invalid_request", "public");
     put("80", r#"{"public":1}"#).await.refuses(400, "invalid_request", "public");
     put("80", r#"{"public":true,"x":1}"#).await.refuses(400, "invalid_request", "x");
@@ -26,7 +26,7 @@ async fn invalid_or_forbidden_public_port_is_refused_without_change() {
         client.post(&link, &body).await.refuses(400, "invalid_request", wrong);
     }
     let envd = format!("/v1/capsules/{id}/ports/49983/links");
-    client.post(&envd, &json!({})).await.refuses(400, "invalid_request", "envd's own");
+    client.post(&envd, &json!({})).await.refuses(400, "invalid_request", "port of envd");
     for ports in [json!([0]), json!([49983]), json!([65536]), json!((1..100).collect::<Vec<_>>())] {
         let made = client.post("/v1/capsules", &json!({ "public_ports": ports })).await;
         made.refuses(400, "invalid_request", "public_ports");

@@ -115,7 +115,7 @@ async fn same_pause_under_way_is_joined_and_other_operation_conflicts() {
     let joined = [ask(&client, &id, "pause", json!({})), ask(&client, &id, "pause", json!({}))];
     for (what, body) in [("pause", json!({ "memory": false })), ("resume", json!({}))] {
         let refused = client.post(&format!("/v1/capsules/{id}/{what}"), &body).await;
-        refused.refuses(409, "conflict", "changing");
+        refused.refuses(409, "conflict", "under way");
     }
     first.await.unwrap().refuses(500, "pause_failed", "does not answer");
     for joined in joined {

@@ -135,12 +135,12 @@ async fn invalid_frame_gets_error_frame_with_reason() {
     let (platform, client, id) = capsule().await;
     let stream = format!("/v1/capsules/{id}/exec/stream");
     for (frame, told) in [
-        ("{", "is wrong"),
+        ("{", "is invalid"),
         (r#"{"type":"dance"}"#, "unknown variant `dance`"),
         (r#"{"type":"start"}"#, "missing field `cmd`"),
         (r#"{"type":"start","cmd":""}"#, "cmd must not be empty"),
         (r#"{"type":"start","cmd":"true","encoding":"rot13"}"#, "encoding must be"),
-        (r#"{"type":"stop"}"#, "of the first frame must be `start`"),
+        (r#"{"type":"stop"}"#, "must be `start` in the first frame"),
     ] {
         let mut socket = client.socket(&stream).await;
         socket.send_text(frame).await;

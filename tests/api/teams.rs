@@ -263,11 +263,8 @@ async fn request_uses_named_team_or_default() {
     operator.get("/v1/audit-logs").await.expect(200);
     let invite = json!({ "email": "a@example.com", "role": "admin" });
     let path = format!("/v1/teams/{platforms}/invitations");
-    operator.post(&path, &invite).await.refuses(409, "conflict", "no members");
-    operator
-        .post("/v1/api-keys", &json!({ "name": "k" }))
-        .await
-        .refuses(409, "conflict", "no keys");
+    operator.post(&path, &invite).await.refuses(409, "conflict", "members");
+    operator.post("/v1/api-keys", &json!({ "name": "k" })).await.refuses(409, "conflict", "keys");
     operator.post("/v1/capsules", &json!({})).await.refuses(403, "forbidden", "capsules:admin");
     let join = json!({ "default_team": platforms });
     owner.patch("/v1/me", &join).await.refuses(404, "not_found", "team");
@@ -279,7 +276,7 @@ async fn user_without_team_gets_no_team_error_and_creates_one() {
     let (platform, owner, team) = team().await;
     owner.delete(&format!("/v1/teams/{team}")).await.expect(204);
     becomes(403, async || owner.get("/v1/capsules").await.status.as_u16()).await;
-    owner.get("/v1/capsules").await.refuses(403, "no_team", "in no team");
+    owner.get("/v1/capsules").await.refuses(403, "no_team", "not in any team");
     assert_eq!(owner.get("/v1/teams").await.expect(200)["items"], json!([]));
     owner.post("/v1/teams", &json!({ "name": "New" })).await.expect(201);
     becomes(200, async || owner.get("/v1/capsules").await.status.as_u16()).await;

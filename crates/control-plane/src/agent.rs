@@ -64,7 +64,7 @@ impl Dial for Dialer {
         if let Err(error) = &opened
             && matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData)
         {
-            tracing::warn!(host = %to, %error, "a host was refused");
+            tracing::warn!(host = %to, %error, "refused the connection to a host");
         }
         opened
     }
@@ -75,8 +75,8 @@ impl Dialer {
         let host = self.fleet.find(to).await.map_err(|_| io::ErrorKind::NotFound)?;
         let name = host.authority.host().trim_matches(['[', ']']);
         if self.cert_store.is_none() && !self.plaintext && !is_loopback(name) {
-            let why = "hosts on other machines are reached with certificates alone \
-                       (WRENN_CA_CERT, WRENN_CA_KEY)";
+            let why =
+                "hosts on other machines need certificates; set WRENN_CA_CERT and WRENN_CA_KEY";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         let stream = TcpStream::connect((name, host.authority.port_u16().unwrap_or(0))).await?;
@@ -88,7 +88,7 @@ impl Dialer {
         let shown = stream.get_ref().1.peer_certificates().and_then(|certs| certs.first());
         let shown = shown.map(|cert| pki::fingerprint(cert)).unwrap_or_default();
         if !self.is_known(to, &shown).await {
-            let why = format!("what answers at {} is not {to}", host.authority);
+            let why = format!("the server at {} is not {to}", host.authority);
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         Ok(Box::new(stream))
@@ -182,7 +182,7 @@ impl Agent {
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("agent"));
         let sent = self.agents.0.send(&self.host, request).await;
         sent.map(|sent| sent.answer).map_err(|failed| {
-            tracing::debug!(host = %self.host, error = %failed.error, "a host did not answer");
+            tracing::debug!(host = %self.host, error = %failed.error, "the host did not answer");
             failed.error
         })
     }
@@ -214,7 +214,8 @@ impl Agent {
     ) -> Result<Response<hop::Body>> {
         let port = protocol::ENVD_PORT;
         let uri = format!("/proxy/{id}/{port}{path}");
-        *request.uri_mut() = uri.parse().map_err(|_| Error::invalid("path", "is no path"))?;
+        *request.uri_mut() =
+            uri.parse().map_err(|_| Error::invalid("path", "is not a valid path"))?;
         let token = token.parse().map_err(|_| Error::GuestUnavailable)?;
         request.headers_mut().insert(protocol::ACCESS_TOKEN, token);
         let sent = self.exchange(request.map(hop::Body::boxed)).await;
@@ -438,7 +439,7 @@ impl From<host::Started> for Started {
 fn refused(command: Command, error: &ConnectError) -> Error {
     // The caller does not get the text of such an error.
     if error.code == ErrorCode::Internal {
-        tracing::warn!(%error, "a host failed");
+        tracing::warn!(%error, "the host could not carry out a command");
     }
     command.error(error)
 }

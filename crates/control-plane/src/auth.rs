@@ -145,7 +145,9 @@ pub(crate) struct HostCaller(pub Enrolled);
 /// Returns the caller that the gate found.
 fn found<T: Clone + Send + Sync + 'static>(parts: &Parts) -> Result<T> {
     let found = parts.extensions.get::<T>().cloned();
-    found.ok_or_else(|| Error::Internal(anyhow::anyhow!("the route's rule admits no such caller")))
+    found.ok_or_else(|| {
+        Error::Internal(anyhow::anyhow!("the route's rule does not admit this kind of caller"))
+    })
 }
 
 macro_rules! admitted {
@@ -173,6 +175,6 @@ impl FromRequestParts<Arc<App>> for HostCaller {
             // The body is read next, and its memory counts against the host's own share.
             parts.extensions.insert(Payer::Host(enrolled.host.0));
         }
-        enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host's token"))
+        enrolled.map(Self).ok_or_else(|| Error::InvalidToken("the host token"))
     }
 }

@@ -29,7 +29,7 @@ impl App {
             tokio::time::sleep(ONLINE).await;
             self.fleet.read().await?;
         }
-        anyhow::bail!("the host agent does not become a member of the platform; see the log")
+        anyhow::bail!("the host agent did not join the platform; see the log")
     }
 
     /// Returns a registration token for the host on the platform's own machine. A host that was

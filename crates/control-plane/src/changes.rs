@@ -73,7 +73,7 @@ pub(crate) fn spawn(app: &App) {
             app.key_cache.forget_all();
             app.directory.forget_all();
             if let Err(error) = heard {
-                tracing::warn!(%error, "the database does not tell of changes; nothing is cached");
+                tracing::warn!(%error, "cannot listen for database changes; caching is off");
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}

@@ -59,16 +59,16 @@ fn signature(secret: &str, timestamp: i64, body: &[u8]) -> String {
 
 fn check_url(app: &App, url: &str) -> Result<()> {
     let wrong = |message: &str| Err(Error::invalid("url", message));
-    let Ok(parsed) = reqwest::Url::parse(url) else { return wrong("is no URL") };
+    let Ok(parsed) = reqwest::Url::parse(url) else { return wrong("is not a valid URL") };
     let plain = !url.chars().any(char::is_control) && url.len() <= URL_MAX;
     if !matches!(parsed.scheme(), "http" | "https") || !plain {
         return wrong("must be an HTTP or HTTPS URL of at most 2000 bytes");
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
-        return wrong("must not hold a user or a password: deliveries are signed");
+        return wrong("must not contain a user or password; deliveries are signed");
     }
     if !app.accounts.private_channels && guard::is_private_literal(&parsed) {
-        return wrong("must not be at a private address (WRENN_WEBHOOK_PRIVATE)");
+        return wrong("must not have a private address, unless WRENN_WEBHOOK_PRIVATE allows it");
     }
     Ok(())
 }
@@ -77,7 +77,10 @@ fn check_events(events: &[String]) -> Result<()> {
     match events.iter().find(|event| !EVENTS.contains(&event.as_str())) {
         None => Ok(()),
         Some(event) => {
-            let message = format!("has `{event}`, which is none of {}", EVENTS.join(", "));
+            let message = format!(
+                "contains the unknown event `{event}`; known events are {}",
+                EVENTS.join(", ")
+            );
             Err(Error::invalid("events", message))
         }
     }
@@ -110,7 +113,7 @@ pub(crate) async fn create(
         return Err(Error::LimitReached("the team", format!("{CHANNELS_MAX} channels")));
     }
     if !db::channels::insert(&mut *tx, &row, maker).await? {
-        return Err(Error::Conflict("a channel has this name".to_owned()));
+        return Err(Error::Conflict("a channel with this name exists".to_owned()));
     }
     let what = json!({ "name": row.name, "url": row.url, "events": row.events });
     let entry = Entry::new(caller.team, caller.by, "channel.create", id).with(what);
@@ -183,7 +186,7 @@ async fn update(
     change(&mut row);
     let taken = |error: sqlx::Error| match error.as_database_error() {
         Some(error) if error.is_unique_violation() => {
-            Error::Conflict("a channel has this name".to_owned())
+            Error::Conflict("a channel with this name exists".to_owned())
         }
         _ => error.into(),
     };

@@ -45,7 +45,8 @@ pub(crate) struct PublicUrl {
 
 impl PublicUrl {
     pub(crate) fn parse(url: &str) -> anyhow::Result<Self> {
-        let wrong = || format!("WRENN_PUBLIC_URL `{url}` must be as https://sandbox.example.com");
+        let wrong =
+            || format!("WRENN_PUBLIC_URL `{url}` must have the form https://sandbox.example.com");
         let (scheme, authority) =
             url.trim_end_matches('/').split_once("://").with_context(wrong)?;
         let known = matches!(scheme, "http" | "https");

@@ -25,84 +25,81 @@ const GUEST_TEXT_MAX: usize = 500;
 pub enum Error {
     #[error("{0} not found")]
     NotFound(&'static str),
-    #[error("the route has no such method")]
+    #[error("the route does not support this method")]
     MethodNotAllowed,
     #[error("{0}")]
     Conflict(String),
-    #[error("this Idempotency-Key came before, with another request")]
+    #[error("this Idempotency-Key was already used for a different request")]
     KeyReused,
     #[error("{0} is not supported")]
     NotSupported(&'static str),
     #[error("{field} {message}")]
     Invalid { field: String, message: String },
-    #[error("the request's body is larger than {0} bytes")]
+    #[error("the request body is larger than {0} bytes")]
     TooLarge(usize),
-    #[error("this takes `{0}`, which your role or key does not have")]
+    #[error("the request needs `{0}`, which your role or key does not have")]
     Forbidden(&'static str),
-    #[error("this key is confined to a capsule or a template, and this goes beyond it")]
+    #[error("this key is restricted to a capsule or a template, and the request goes beyond it")]
     Confined,
-    #[error("this is for a user who has signed in, not for a key")]
+    #[error("this route needs a signed-in user; API keys are not accepted")]
     UserOnly,
-    #[error("you are in no team; make one first")]
+    #[error("you are not in any team; create a team first")]
     NoTeam,
     #[error(
-        "a request with the session's cookie must come from a page of this platform, with its \
-             X-CSRF-Token"
+        "a request with a session cookie must come from a page of this platform and carry its \
+         X-CSRF-Token"
     )]
     NotOurPage,
     #[error("the e-mail or the password is wrong")]
     WrongCredentials,
     #[error("too many {0}; try again in {seconds} s", seconds = .1.as_secs() + 1)]
     TooManyRequests(&'static str, Duration),
-    #[error("as many requests as may be are under way from {0}")]
+    #[error("the limit of {0} is reached; try again")]
     TooManyAtOnce(&'static str),
-    #[error("the control plane has as much under way as it may; try again")]
+    #[error("the control plane is at its limit of concurrent work; try again")]
     Overloaded,
-    #[error("the request's body did not come in time")]
+    #[error("the request body did not arrive in time")]
     BodyTooSlow,
-    #[error("{0} has what it may have: {1}")]
+    #[error("{0} has reached its limit: {1}")]
     LimitReached(&'static str, String),
     #[error(
-        "{team} has {capsules} capsules, {snapshots} snapshots and {hosts} hosts; end them first"
+        "{team} has {capsules} capsules, {snapshots} snapshots and {hosts} hosts; delete them first"
     )]
     TeamNotEmpty { team: TeamId, capsules: i64, snapshots: i64, hosts: i64 },
-    #[error("{0} is the last admin of the platform; make another one first")]
+    #[error("{0} is the last admin of the platform; make another user an admin first")]
     LastAdmin(UserId),
-    #[error("{0} has other members; transfer it, or remove them, first")]
+    #[error("{0} has other members; transfer the team or remove them first")]
     OwnsTeam(TeamId),
-    #[error("this platform sends no mail (set WRENN_SMTP_URL or WRENN_MAIL_OUTBOX)")]
+    #[error("this platform cannot send mail; set WRENN_SMTP_URL or WRENN_MAIL_OUTBOX")]
     NoMail,
     #[error("the e-mail could not be sent; see the control plane's log")]
     MailFailed,
     #[error("{0}")]
     SignInFailed(String),
-    #[error("{0} is not valid, or not any more")]
+    #[error("{0} is invalid, used or expired")]
     InvalidToken(&'static str),
-    #[error("the host has {0} capsules and {1} snapshots: drain it first, or delete it by force")]
+    #[error("the host has {0} capsules and {1} snapshots; drain it first, or delete it by force")]
     HostNotEmpty(usize, i64),
-    #[error("no valid X-API-Key header, bearer token or session came with the request")]
+    #[error("the request has no valid X-API-Key header, bearer token or session")]
     Unauthenticated,
     #[error(
-        "this port is private: present the owner's X-API-Key, the capsule's traffic token or a \
-         preview link"
+        "the port is private; send the owner's X-API-Key, the capsule's traffic token or a preview \
+         link"
     )]
     PrivatePort,
     #[error("{0}")]
     BadSignature(&'static str),
     #[error("the preview link has expired")]
     LinkExpired,
-    #[error("the preview link was revoked, or whoever made it may reach the port no more")]
+    #[error("the preview link was revoked, or its creator may no longer reach the port")]
     LinkRevoked,
-    #[error("the credential that this was opened with has ended, or no longer allows it")]
+    #[error("the credential that opened this connection has ended or no longer allows it")]
     AccessRevoked,
     #[error("the capsule is {0}, not running")]
     NotRunning(CapsuleState),
-    #[error(
-        "the capsule was paused while the request was under way; what ran goes on when it is \
-         resumed"
-    )]
+    #[error("the capsule was paused during the request; resume it to continue its programs")]
     Interrupted,
-    #[error("the capsule could not be paused and runs on: {0}")]
+    #[error("the capsule could not be paused and keeps running: {0}")]
     PauseFailed(String),
     #[error("the snapshot could not be taken: {0}")]
     SnapshotFailed(String),
@@ -111,23 +108,23 @@ pub enum Error {
     SnapshotDamaged { why: String, snapshots: Vec<u64> },
     #[error("{0}; resume it with `memory` false to boot on its disk")]
     SnapshotIncompatible(String),
-    #[error("as many requests as may be are under way in the capsule")]
+    #[error("the capsule has reached its limit of concurrent requests; try again")]
     TooManyConnections,
     #[error("the capsule is running but nothing listens on its port {0} (port is not open)")]
     PortClosed(u16),
     #[error("the program in the capsule {0}")]
     BadAnswer(&'static str),
-    #[error("the program in the capsule did not answer for {} s", hop::SILENCE.as_secs())]
+    #[error("the program in the capsule sent nothing for {} s", hop::SILENCE.as_secs())]
     GuestSilent,
     #[error("no capacity: {0}")]
     NoCapacity(String),
-    #[error("the database does not answer in time")]
+    #[error("the database does not answer in time; try again")]
     DatabaseUnavailable,
-    #[error("the capsule's host does not answer")]
+    #[error("the capsule's host does not answer; try again")]
     HostUnavailable,
     #[error("the capsule's guest does not answer; it may have just ended")]
     GuestUnavailable,
-    #[error("the guest's disk is full")]
+    #[error("the capsule's disk is full; free some space in it")]
     DiskFull,
     #[error("the command did not end within {0} s and was killed")]
     TimedOut(u32),
@@ -135,7 +132,7 @@ pub enum Error {
     CommandNotFound(String),
     #[error("{0}")]
     CommandNotExecutable(String),
-    #[error("the connection did not read the program's output")]
+    #[error("the connection did not read the program's output in time")]
     OutputNotRead,
     #[error("64 connections already read this program's output; close one")]
     TooManyReaders,
@@ -177,12 +174,12 @@ impl Error {
 
     /// Makes the error of a request that the guest refused, in the guest's words.
     pub(crate) fn refused_by_guest(message: &str) -> Self {
-        Self::invalid("the guest refused it:", printable(message))
+        Self::invalid("the guest refused the request:", printable(message))
     }
 
     /// Makes the error of a request whose own body could not be read to its end.
     pub(crate) fn broken_body() -> Self {
-        Self::invalid("body", "is malformed, or broke off")
+        Self::invalid("body", "is malformed or incomplete")
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -402,13 +399,13 @@ impl From<sqlx::Error> for Error {
                 Self::DatabaseUnavailable
             }
             sqlx::Error::Database(error) if error.code().is_some_and(|code| code == FULL) => {
-                tracing::error!(%error, "the database's disk is full");
+                tracing::error!(%error, "the disk of the database is full");
                 Self::NoCapacity("the disk of the platform's database is full".to_owned())
             }
             sqlx::Error::Database(error)
                 if error.code().is_some_and(|code| NUL.contains(&&*code)) =>
             {
-                Self::invalid("a text in the request", "holds a NUL, which none may")
+                Self::invalid("the request", "must not contain NUL characters")
             }
             sqlx::Error::Database(error)
                 if error.code().is_some_and(|code| TOO_LATE.contains(&&*code)) =>

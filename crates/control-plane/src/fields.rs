@@ -10,7 +10,7 @@ pub(crate) fn check_title(field: &str, name: &str) -> Result<String> {
     let name = name.trim();
     let count = name.chars().count();
     if !(1..=NAME_MAX).contains(&count) || name.chars().any(char::is_control) {
-        let message = format!("must be 1 to {NAME_MAX} characters, none of them a control");
+        let message = format!("must be 1 to {NAME_MAX} characters without control characters");
         return Err(Error::invalid(field, message));
     }
     Ok(name.to_owned())
@@ -20,5 +20,5 @@ pub(crate) fn check_title(field: &str, name: &str) -> Result<String> {
 pub(crate) fn check_email(email: &str) -> Result<String> {
     let email = email.trim().to_lowercase();
     let valid = email.len() <= 254 && email.parse::<lettre::Address>().is_ok();
-    if valid { Ok(email) } else { Err(Error::invalid("email", "is no e-mail address")) }
+    if valid { Ok(email) } else { Err(Error::invalid("email", "is not a valid e-mail address")) }
 }

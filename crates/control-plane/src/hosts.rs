@@ -95,7 +95,7 @@ impl Fleet {
         tasks.spawn(async move {
             loop {
                 if let Err(error) = this.read().await {
-                    tracing::warn!(%error, "reading the hosts");
+                    tracing::warn!(%error, "cannot read the hosts from the database");
                 }
                 tokio::time::sleep(GAP).await;
                 tokio::select! {

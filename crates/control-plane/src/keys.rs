@@ -60,7 +60,10 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     let scopes = read_scopes(&wanted.scopes)?;
     let life = wanted.expires_in;
     if life.is_some_and(|seconds| !(1..=EXPIRES_MAX).contains(&seconds)) {
-        return Err(Error::invalid("expires_in", format!("must be 1 to {EXPIRES_MAX}")));
+        return Err(Error::invalid(
+            "expires_in",
+            format!("must be between 1 and {EXPIRES_MAX} seconds"),
+        ));
     }
     let ends = |seconds| OffsetDateTime::now_utc() + std::time::Duration::from_secs(seconds);
     let limits = wanted.limits.unwrap_or_default();
@@ -68,7 +71,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         [("snapshots", limits.snapshots.is_some()), ("storage_mib", limits.storage_mib.is_some())]
     {
         if set {
-            return Err(Error::invalid(format!("limits.{field}"), "is a limit of teams alone"));
+            return Err(Error::invalid(format!("limits.{field}"), "can only be set for teams"));
         }
     }
     let limits = check_limits(&limits)?;
@@ -76,7 +79,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     let mut tx = app.db.begin().await?;
     let rights = lock_rights(&mut tx, caller, Action::KeysMake).await?;
     if !scoped(scopes.iter().copied()).within(rights.permissions) {
-        return Err(Error::invalid("scopes", "allow more than you may yourself"));
+        return Err(Error::invalid("scopes", "must not exceed your own permissions"));
     }
     if wanted.operator && !rights.operator {
         return Err(Error::Forbidden("platform"));
@@ -109,7 +112,10 @@ fn read_scopes(names: &[String]) -> Result<Vec<KeyScope>> {
     let scopes = names.iter().map(|name| {
         name.parse::<KeyScope>().map_err(|_| {
             let known = KeyScope::ALL.map(KeyScope::as_str).join(", ");
-            Error::invalid("scopes", format!("`{name}` is none of {known}"))
+            Error::invalid(
+                "scopes",
+                format!("contains the unknown scope `{name}`; known scopes are {known}"),
+            )
         })
     });
     scopes.collect()
@@ -123,14 +129,11 @@ async fn inherited(
     from: &Row,
 ) -> Result<(Row, db::limits::Row)> {
     if db::keys::depth(&mut *tx, from.id).await? >= DEPTH_MAX {
-        return Err(Error::LimitReached(
-            "the key",
-            format!("{DEPTH_MAX} keys made one from another"),
-        ));
+        return Err(Error::LimitReached("the key", format!("keys can be nested {DEPTH_MAX} deep")));
     }
     let expires_at = match (row.expires_at, from.expires_at) {
         (Some(end), Some(last)) if end > last => {
-            let message = "must not be after the end of the key that makes it";
+            let message = "must not outlast the key that creates it";
             return Err(Error::invalid("expires_in", message));
         }
         (end, last) => end.or(last),
@@ -155,8 +158,10 @@ fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
             None => Ok(Some(own)),
             Some(n) if n != none && n <= own => Ok(asked),
             Some(_) => {
-                let message =
-                    format!("must be 1 to {}, as of the key that makes it", own.to_string());
+                let message = format!(
+                    "must be between 1 and {}, the limit of the key that creates it",
+                    own.to_string()
+                );
                 Err(Error::invalid(format!("limits.{field}"), message))
             }
         }
@@ -285,7 +290,7 @@ mod tests {
         assert_eq!((less.capsules, less.vcpus), (Some(1), Some(9)));
         for n in [0, 3] {
             let refused = within(asked(n), &own).unwrap_err().to_string();
-            assert!(refused.starts_with("limits.capsules must be 1 to 2"), "{refused}");
+            assert!(refused.starts_with("limits.capsules must be between 1 and 2"), "{refused}");
         }
     }
 }

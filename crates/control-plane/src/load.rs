@@ -153,7 +153,7 @@ impl Room {
 fn no_room(full: Full) -> Error {
     match full {
         Full::All => Error::Overloaded,
-        Full::Each => Error::TooManyAtOnce("you, by the size of their bodies"),
+        Full::Each => Error::TooManyAtOnce("bytes of request bodies under way from you"),
     }
 }
 
@@ -240,7 +240,7 @@ impl Load {
         let share = self.requests.take(holder, 1, self.limits.bounds(standing));
         share.map(|share| Some(Box::new(share) as Held)).map_err(|full| match full {
             Full::All => Error::Overloaded,
-            Full::Each => Error::TooManyAtOnce("your address"),
+            Full::Each => Error::TooManyAtOnce("concurrent requests from your address"),
         })
     }
 
@@ -249,26 +249,34 @@ impl Load {
     pub(crate) fn caller(&self, holder: Holder) -> Result<(Share<Uuid>, Share<Uuid>)> {
         let bounds = |part| Bounds { all: u64::MAX, each: of(self.limits.connections / part) };
         let own = self.callers.take(holder.who, 1, bounds(4));
-        let own = own.map_err(|_| Error::TooManyAtOnce("this key or user"))?;
+        let own =
+            own.map_err(|_| Error::TooManyAtOnce("concurrent requests of this key or user"))?;
         let persons = self.persons.take(holder.person, 1, bounds(2));
-        Ok((own, persons.map_err(|_| Error::TooManyAtOnce("this user, by all their keys"))?))
+        Ok((
+            own,
+            persons.map_err(|_| {
+                Error::TooManyAtOnce("concurrent requests of this user, across all keys")
+            })?,
+        ))
     }
 
     /// Takes a share of the concurrent requests for a team: a half of all.
     pub(crate) fn team(&self, team: TeamId) -> Result<Share<TeamId>> {
         let bounds = Bounds { all: u64::MAX, each: of(self.limits.connections / 2) };
-        self.teams.take(team, 1, bounds).map_err(|_| Error::TooManyAtOnce("this team"))
+        self.teams
+            .take(team, 1, bounds)
+            .map_err(|_| Error::TooManyAtOnce("concurrent requests of this team"))
     }
 
     /// Takes shares of the event streams.
     pub(crate) fn stream(&self, team: TeamId, holder: Holder) -> Result<Streaming> {
         let refused = |whose| move |_| Error::TooManyAtOnce(whose);
         let own = self.callers_streams.take(holder.who, 1, CALLERS_STREAMS);
-        let own = own.map_err(refused("this key or user, as streams of events"))?;
+        let own = own.map_err(refused("event streams of this key or user"))?;
         let persons = self.persons_streams.take(holder.person, 1, PERSONS_STREAMS);
-        let persons = persons.map_err(refused("this user, as streams of events"))?;
+        let persons = persons.map_err(refused("event streams of this user"))?;
         let teams = self.streams.take(team, 1, STREAMS);
-        Ok((teams.map_err(refused("this team, as streams of events"))?, own, persons))
+        Ok((teams.map_err(refused("event streams of this team"))?, own, persons))
     }
 
     /// Takes room for a body of which nothing has come yet.
@@ -304,7 +312,8 @@ impl Load {
 
     /// Waits for a place among the reads that may keep the database busy for long.
     pub(crate) async fn dear(&self, team: TeamId) -> Result<Share<TeamId>> {
-        place(DEAR_LOOK, "this team, as long reads", || self.dear.take(team, 1, DEAR)).await
+        place(DEAR_LOOK, "concurrent long reads of this team", || self.dear.take(team, 1, DEAR))
+            .await
     }
 
     /// Waits for a place among the queries for entries that the caches lack, for a client at an
@@ -314,7 +323,13 @@ impl Load {
         from: Option<IpAddr>,
     ) -> Result<Option<Share<ClientNetwork>>> {
         let bounds = (LOOKUPS, STRANGERS_LOOKUPS);
-        self.network_place(&self.lookups, from, bounds, "your address, as unknown names").await
+        self.network_place(
+            &self.lookups,
+            from,
+            bounds,
+            "concurrent look-ups of unknown names from your address",
+        )
+        .await
     }
 
     /// Waits for a place among the password checks, for a client at an address. Clients on this
@@ -324,7 +339,8 @@ impl Load {
         from: Option<IpAddr>,
     ) -> Result<Option<Share<ClientNetwork>>> {
         let bounds = (PASSWORDS, STRANGERS_PASSWORDS);
-        self.network_place(&self.passwords, from, bounds, "your address, as sign-ins").await
+        self.network_place(&self.passwords, from, bounds, "concurrent sign-ins from your address")
+            .await
     }
 
     /// Waits for a share of a client's network; `None` for the platform itself and for a client on

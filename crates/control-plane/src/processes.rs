@@ -307,7 +307,7 @@ impl Processes {
                 Err(e) if e.code == ErrorCode::ResourceExhausted => Some(Err(Error::OutputNotRead)),
                 // envd ends a started stream with no other error, so the connection has failed.
                 Err(error) => {
-                    tracing::debug!(%error, "a stream broke off");
+                    tracing::debug!(%error, "the output stream of a program ended early");
                     Some(Err(Error::GuestUnavailable))
                 }
             }

@@ -61,9 +61,11 @@ fn decide(row: CapsuleState, age: Duration, host: Option<(OnHost, &str)>) -> Rep
             Stopping => Repair::Remove,
             Starting if left => Repair::Remove,
             Running | Pausing | Paused | Missing => {
-                Repair::MarkError("the host has no such machine".to_owned())
+                Repair::MarkError("the host no longer has the capsule's machine".to_owned())
             }
-            Resuming if left => Repair::MarkError("the host has no such machine".to_owned()),
+            Resuming if left => {
+                Repair::MarkError("the host no longer has the capsule's machine".to_owned())
+            }
             Starting | Resuming | Error | CapsuleState::Stopped => Repair::Nothing,
         };
     };
@@ -121,7 +123,7 @@ async fn reconcile_as_leader(app: &App) {
         Ok(Some(lease)) => lease,
         Ok(None) => return,
         Err(error) => {
-            tracing::warn!(%error, "asking for leadership");
+            tracing::warn!(%error, "cannot take part in the leader election");
             return;
         }
     };
@@ -131,7 +133,7 @@ async fn reconcile_as_leader(app: &App) {
         }
     };
     tokio::select! {
-        () = holding => tracing::warn!("leadership is lost"),
+        () = holding => tracing::warn!("lost the leadership; stopping to reconcile"),
         () = rounds(app) => {}
         () = follow_all(app) => {}
         () = watch(app) => {}
@@ -157,7 +159,7 @@ async fn run(app: &App, host: HostId) {
     let turn = app.rounds.turn(host);
     let _turn = turn.lock().await;
     if let Err(error) = round(app, host).await {
-        tracing::warn!(%host, %error, "reconciling");
+        tracing::warn!(%host, %error, "cannot reconcile a host");
     }
 }
 
@@ -193,7 +195,7 @@ async fn watch(app: &App) {
     let mut from = None;
     loop {
         if let Err(error) = look_for_silent(app, &mut from).await {
-            tracing::warn!(%error, "looking which hosts are silent");
+            tracing::warn!(%error, "cannot find the unreachable hosts");
         }
         let drained = app.fleet.all().into_iter().filter(|host| host.draining && host.online);
         for host in drained.map(|host| host.id) {
@@ -214,7 +216,7 @@ async fn watch(app: &App) {
                 Some((host, emptied)) = emptying.next(), if !emptying.is_empty() => {
                     under_way.remove(&host);
                     if let Err(error) = emptied {
-                        tracing::warn!(%host, %error, "draining a host");
+                        tracing::warn!(%host, %error, "cannot drain a host");
                     }
                 }
             }
@@ -296,7 +298,7 @@ async fn round(app: &App, host: HostId) -> Result<()> {
             continue;
         }
         if let Err(error) = settle(app, row, on_host.as_ref()).await {
-            tracing::warn!(id = %row.id, %error, "repairing a capsule");
+            tracing::warn!(id = %row.id, %error, "cannot repair a capsule");
         }
     }
     for (id, (_, info)) in seen {
@@ -361,7 +363,7 @@ async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()>
         let pruned = app.agent(host).prune_stored(row.id, row.team_id, stored.clone()).await;
         if let Err(error) = pruned {
             // The next snapshot, or the capsule's end, removes the remaining ones.
-            tracing::warn!(id = %row.id, %error, "removing older snapshots from the store");
+            tracing::warn!(id = %row.id, %error, "cannot remove older snapshots from the store");
         }
     }
     Ok(())
@@ -385,7 +387,7 @@ async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
             }
         }
         Repair::MarkError(why) => {
-            tracing::warn!(%id, why, "a capsule was lost");
+            tracing::warn!(%id, why, "marked a capsule as lost");
             capsules::transition(app, id, seen, CapsuleState::Error, Some(&why), by).await?;
         }
     }

@@ -18,7 +18,7 @@ const INTERVALS: i32 = 3;
 pub(crate) async fn rounds(app: &App) {
     loop {
         if let Err(error) = round(app).await {
-            tracing::warn!(%error, "forgetting what is old");
+            tracing::warn!(%error, "cannot delete old rows");
         }
         tokio::time::sleep(ROUND).await;
     }

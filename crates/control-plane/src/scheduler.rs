@@ -71,13 +71,13 @@ pub struct PlacementRequest<'a> {
 /// Reason that no host fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoFit {
-    #[error("no host takes capsules")]
+    #[error("no host accepts capsules")]
     None,
-    #[error("no host has these tags")]
+    #[error("no host has the requested tags")]
     Tags,
-    #[error("no host that takes capsules has the isolation tier `{0}`, or a better one")]
+    #[error("no host that accepts capsules has the isolation tier `{0}` or a stronger one")]
     Isolation(Isolation),
-    #[error("no host that takes capsules has what it begins from")]
+    #[error("no host that accepts capsules has the template or snapshot")]
     Origin,
     #[error("no host has room for {0} vCPUs, {1} MiB of memory and {2} MiB of disk")]
     Full(u64, u64, u64),

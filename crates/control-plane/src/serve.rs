@@ -65,17 +65,20 @@ impl App {
             Some((certs, key)) => Some(Arc::new(CertStore::new(certs, key)?)),
             None => {
                 tracing::warn!(
-                    "no authority (WRENN_CA_CERT, WRENN_CA_KEY): hosts are talked to in plain text"
+                    "connections to hosts are in plain text; set WRENN_CA_CERT and WRENN_CA_KEY \
+                     for TLS"
                 );
                 None
             }
         };
         let fleet = Arc::new(Fleet::new(db.clone()));
-        fleet.read().await.context("reading the hosts")?;
+        fleet.read().await.context("cannot read the hosts from the database")?;
         fleet.spawn_refresh(tasks);
         let agents = Agents::new(Arc::clone(&fleet), cert_store.clone(), settings.plaintext, tasks);
         let secret = async |name| {
-            db::secrets::load(&db, name).await.with_context(|| format!("reading the secret {name}"))
+            db::secrets::load(&db, name)
+                .await
+                .with_context(|| format!("cannot read the secret {name}"))
         };
         let signer = Signer::new(&secret("host-jwt").await?);
         let user_signer = session::Signer::new(&secret("user-jwt").await?);

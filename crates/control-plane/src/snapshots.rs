@@ -74,7 +74,7 @@ pub(crate) async fn take(
     if taken.is_err()
         && let Err(undo) = remove(app, &entered, Actor::SYSTEM).await
     {
-        tracing::warn!(%id, error = %undo, "undoing a snapshot");
+        tracing::warn!(%id, error = %undo, "cannot undo a failed snapshot");
     }
     taken
 }
@@ -97,7 +97,7 @@ async fn enter(
     let first = Snapshot { name: row.name.clone().filter(|_| !waits), ..row.clone() };
     quota.admit_snapshot(&mut tx, i64::from(first.name.is_some())).await?;
     if !db::snapshots::insert(&mut *tx, &first).await? {
-        return Err(Error::Conflict("a snapshot has this name".to_owned()));
+        return Err(Error::Conflict("a snapshot with this name exists".to_owned()));
     }
     if row.name.is_some() {
         let capsule = row.capsule_id.map(|id| id.to_string());
@@ -126,7 +126,7 @@ async fn complete(app: &App, quota: &Quota, row: Snapshot, overwrite: bool) -> R
         Some(_) | None => None,
     };
     if !db::snapshots::complete(&mut *tx, &row).await? {
-        let message = "the snapshot was removed, or lost its name, while it was taken";
+        let message = "the snapshot was deleted, or its name was taken, during its creation";
         return Err(Error::Conflict(message.to_owned()));
     }
     quota.check_storage(&mut tx).await?;
@@ -144,7 +144,7 @@ async fn clear(app: &App, old: &Snapshot) {
         Err(error) => Err(Error::Internal(error.into())),
     };
     if let Err(error) = removed {
-        tracing::warn!(id = %old.id, %error, "removing a snapshot that gave way");
+        tracing::warn!(id = %old.id, %error, "cannot remove a replaced snapshot");
     }
 }
 
@@ -218,7 +218,7 @@ pub(crate) async fn reconcile(app: &App, host: HostId) -> Result<()> {
     }
     for id in on_host {
         if !db::snapshots::is_wanted(&app.db, id, host).await? {
-            tracing::info!(%id, "removing a snapshot that nobody owns");
+            tracing::info!(%id, "removing an orphaned snapshot");
             app.agent(host).remove_snapshot(id, None).await?;
         }
     }

@@ -31,7 +31,7 @@ const INVITATION: Duration = Duration::days(7);
 fn check_team_name(name: &str) -> Result<String> {
     let name = check_title("name", name)?;
     if name.eq_ignore_ascii_case("platform") {
-        return Err(Error::Conflict("the name is the platform's own".to_owned()));
+        return Err(Error::Conflict("the name `platform` is reserved".to_owned()));
     }
     Ok(name)
 }
@@ -40,7 +40,7 @@ fn check_team_name(name: &str) -> Result<String> {
 pub(crate) fn check_not_platforms(caller: Caller) -> Result<()> {
     if caller.team == PLATFORM_TEAM {
         return Err(Error::Conflict(
-            "the platform's own team has no members and no keys".to_owned(),
+            "the platform's own team cannot have members or keys".to_owned(),
         ));
     }
     Ok(())
@@ -254,7 +254,7 @@ pub(crate) async fn leave(app: &App, caller: Caller) -> Result<()> {
     let mut tx = app.db.begin().await?;
     lock(&mut tx, caller, Action::TeamRead).await?;
     if db::teams::role(&mut tx, caller.team, user).await? == Some(Role::Owner) {
-        let message = "an owner cannot leave: transfer the team, or delete it";
+        let message = "the owner cannot leave the team; transfer or delete it";
         return Err(Error::Conflict(message.to_owned()));
     }
     part(&mut tx, caller, user, "member.leave").await?;
@@ -432,7 +432,7 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
     let long = |field: &str, n: Option<u64>| {
         // The number must fit the database's integer even in bytes.
         match n {
-            Some(n) if n >= 1 << 43 => Err(Error::invalid(field, "is too large")),
+            Some(n) if n >= 1 << 43 => Err(Error::invalid(field, "must be below 2^43")),
             n => Ok(n),
         }
     };

@@ -80,7 +80,7 @@ pub(crate) async fn sign_up(app: &App, by: Actor, wanted: api::SignUp) -> Result
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         if let Err(error) = enter(&app, by, &email, &name, &hashed).await {
-            tracing::warn!(%error, "a sign-up");
+            tracing::warn!(%error, "cannot complete a sign-up");
         }
     });
     Ok(())
@@ -329,7 +329,7 @@ pub(crate) async fn ask_reset(app: &App, by: Actor, email: &str) -> Result<()> {
         };
         if let Err(error) = mailed.await {
             let error: Error = error;
-            tracing::warn!(%error, "a password's reset");
+            tracing::warn!(%error, "cannot complete a password reset");
         }
     });
     Ok(())

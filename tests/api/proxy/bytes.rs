@@ -298,7 +298,7 @@ async fn connections_beyond_capsule_limit_are_refused() {
         told.recv_timeout(PATIENCE).unwrap();
     }
     let answer = client.send(client.to_port(Method::GET, &id, silent.port, "/")).await;
-    answer.refuses(429, "too_many_connections", "under way");
+    answer.refuses(429, "too_many_connections", "concurrent requests");
     drop(held);
     let guest = Upstream::echo();
     eventually("there is room again", || async {

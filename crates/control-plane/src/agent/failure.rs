@@ -5,7 +5,7 @@ use connectrpc::{ConnectError, ErrorCode};
 use protocol::host::{Failure, FailureReason};
 
 /// Text in place of an internal error of a host, which may name paths of the host.
-const SEE_LOG: &str = "see the host's log";
+const SEE_LOG: &str = "see the host's log for details";
 
 /// Command to a host, as far as its failures differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

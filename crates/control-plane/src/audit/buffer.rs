@@ -65,7 +65,7 @@ pub(crate) fn spawn_writer(buffer: &Arc<AuditBuffer>, db: &PgPool, tasks: &Tasks
             for (event, times) in buffer.take() {
                 let entry = event.entry(times);
                 if let Err(error) = db::audit::write(&db, &entry).await {
-                    tracing::warn!(%error, ?entry, "writing the audit log");
+                    tracing::warn!(%error, ?entry, "cannot write the audit log; dropping an entry");
                 }
             }
             if stopped {

@@ -30,7 +30,7 @@ pub(crate) fn check(field: &str, password: &str, own: &[&str]) -> Result<()> {
     if zxcvbn::zxcvbn(&start, own).score() < zxcvbn::Score::Two {
         return Err(Error::invalid(
             field,
-            "is too easy to guess: it is, or is made of, common ones",
+            "is too easy to guess; do not use or combine common passwords",
         ));
     }
     Ok(())

@@ -61,7 +61,7 @@ fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     names::check_envs("envs", &wanted.envs)?;
     let metadata: usize = wanted.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
     if metadata > METADATA_MAX {
-        return Err(Error::invalid("metadata", "must be at most 16 KiB in all"));
+        return Err(Error::invalid("metadata", "must be at most 16 KiB in total"));
     }
     let ports = wanted.public_ports.iter().copied().collect::<BTreeSet<u16>>();
     ports.iter().try_for_each(|port| check_exposed("public_ports", *port))?;
@@ -117,7 +117,7 @@ fn of_snapshot(snapshot: Snapshot, wanted: &api::CreateCapsule) -> Result<Source
         ("disk_mib", wanted.disk_mib, size.disk_mib),
     ] {
         if asked.is_some_and(|asked| asked != is) {
-            return Err(Error::invalid(field, format!("of this snapshot is {is}")));
+            return Err(Error::invalid(field, format!("must be {is}, the size in the snapshot")));
         }
     }
     let (id, host) = (snapshot.id, snapshot.host_id);
@@ -130,6 +130,6 @@ fn check_host_header(name: &str) -> Result<()> {
     let filled = name.replace(HOST_PORT, "80");
     match filled.parse::<http::uri::Authority>() {
         Ok(host) if !filled.contains('@') && !host.host().is_empty() && name.len() <= 300 => Ok(()),
-        _ => Err(Error::invalid("host_header", "must be a host's name, with a port or without")),
+        _ => Err(Error::invalid("host_header", "must be a host name, optionally with a port")),
     }
 }

@@ -80,7 +80,9 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: Actor) -> 
     let to = if stopping { CapsuleState::Stopped } else { CapsuleState::Error };
     if seen.state != to && !seen.is_safe() {
         let moved = transition(app, id, generation, to, Some(why), by).await?;
-        moved.ok_or_else(|| Error::Conflict("the capsule is changing; try again".to_owned()))?;
+        moved.ok_or_else(|| {
+            Error::Conflict("another operation on the capsule is under way; try again".to_owned())
+        })?;
     }
     Ok(db::capsules::unplace(&app.db, seen).await?)
 }

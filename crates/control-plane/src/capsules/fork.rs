@@ -80,7 +80,7 @@ async fn start_children(
         .await;
     // If the removal fails, the reconciler repeats it.
     if let Err(error) = snapshots::remove(app, &taken, Actor::SYSTEM).await {
-        tracing::warn!(id = %source.id, %error, "removing what a fork began from");
+        tracing::warn!(id = %source.id, %error, "cannot remove the temporary snapshot of a fork");
     }
     let (mut items, mut errors) = (Vec::new(), Vec::new());
     for one in made {

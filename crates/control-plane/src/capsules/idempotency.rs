@@ -57,5 +57,5 @@ pub(super) async fn find_previous(
 
 /// Makes the error of a request whose key is in use by another request.
 pub(super) fn in_flight() -> Error {
-    Error::Conflict("a request with this Idempotency-Key is under way; ask again".to_owned())
+    Error::Conflict("a request with this Idempotency-Key is still under way; try again".to_owned())
 }

@@ -10,7 +10,7 @@ pub(super) const RACES: u32 = 20;
 
 /// Makes the error of a change that another change outran.
 pub(super) fn busy() -> Error {
-    Error::Conflict("the capsule is changing; try again".to_owned())
+    Error::Conflict("another operation on the capsule is under way; try again".to_owned())
 }
 
 /// Reports whether the requested operation is under way already, so that the caller joins it.

@@ -21,7 +21,7 @@ pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
         }
         let rule = |text: &String| text.parse::<Rule>();
         let rules: std::result::Result<_, _> = texts.iter().map(rule).collect();
-        rules.map_err(|wrong| Error::invalid(field, format!("is wrong: {wrong}")))
+        rules.map_err(|wrong| Error::invalid(field, format!("is invalid: {wrong}")))
     };
     let allow = rules("network.allow", &wanted.allow)?;
     let mut deny = rules("network.deny", &wanted.deny)?;
@@ -33,7 +33,7 @@ pub(crate) fn read(wanted: &api::Network) -> Result<Egress> {
     let is_name = |rule: &Rule| matches!(rule, Rule::Name(_));
     if egress.allow.iter().any(is_name) && !egress.denies_all() && !egress.deny.iter().any(is_name)
     {
-        let why = "has names, which are of no use while nothing is denied: deny 0.0.0.0/0 too";
+        let why = "contains host names, which need a denied range; deny 0.0.0.0/0 too";
         return Err(Error::invalid("network.allow", why));
     }
     Ok(egress)

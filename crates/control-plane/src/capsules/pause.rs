@@ -39,7 +39,9 @@ pub(crate) async fn pause(
             return Err(Error::NotRunning(state));
         }
         if joined {
-            let failed = || Error::PauseFailed("the pause that was under way failed".to_owned());
+            let failed = || {
+                Error::PauseFailed("the earlier pause that this request joined failed".to_owned())
+            };
             return if has_failed(&seen, &capsule) { Err(failed()) } else { Ok(capsule) };
         }
         let at = app.clone();

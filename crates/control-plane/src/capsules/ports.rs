@@ -66,7 +66,10 @@ async fn ask(app: &App, capsule: &Capsule) -> Result<Vec<Listener>> {
     match answer.status() {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-            return Err(Error::NotSupported("listing the ports of a capsule whose envd is older"));
+            return Err(Error::NotSupported(
+                "listing the ports of a capsule with an outdated envd (pause it, then resume it \
+                 with `memory` false)",
+            ));
         }
         _ => return Err(Error::GuestUnavailable),
     }
@@ -94,15 +97,15 @@ fn printable(name: &str) -> Option<String> {
 
 /// Returns the error of a capsule with too many public ports.
 pub(super) fn too_many_public() -> String {
-    format!("must be at most {PUBLIC_PORTS_MAX}")
+    format!("must have at most {PUBLIC_PORTS_MAX} ports")
 }
 
 /// Checks that a port may be public, linked to or connected to. The port of envd may not, since
 /// envd runs commands.
 pub(crate) fn check_exposed(field: &str, port: u16) -> Result<()> {
     match port {
-        0 => Err(Error::invalid(field, "must be 1 to 65535")),
-        protocol::ENVD_PORT => Err(Error::invalid(field, "may not be envd's own")),
+        0 => Err(Error::invalid(field, "must be between 1 and 65535")),
+        protocol::ENVD_PORT => Err(Error::invalid(field, "must not be the port of envd")),
         _ => Ok(()),
     }
 }

@@ -68,7 +68,7 @@ pub(crate) async fn resume(
         return match wanted.snapshot {
             None => Ok(capsule),
             _ if joined => Ok(capsule),
-            _ => Err(Error::invalid("snapshot", "is for a capsule that is paused; pause it first")),
+            _ => Err(Error::invalid("snapshot", "needs a paused capsule; pause it first")),
         };
     }
     // A capsule whose machine is lost may have an earlier snapshot.
@@ -76,7 +76,9 @@ pub(crate) async fn resume(
         return Err(Error::NotRunning(before));
     }
     if joined && has_failed(&seen, &capsule) {
-        return Err(Error::StartFailed("the resume that was under way failed".to_owned()));
+        return Err(Error::StartFailed(
+            "the earlier resume that this request joined failed".to_owned(),
+        ));
     }
     let at = app.clone();
     detached(app, async move { Box::pin(resume_paused(&at, caller, capsule, wanted)).await }).await
@@ -223,7 +225,9 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
     let fetches = stored(capsule).is_some();
     if let (Some(own), true) = (own, usable || !fetches) {
         if online && draining {
-            return Err(Error::Conflict("the capsule's host is being drained".to_owned()));
+            return Err(Error::Conflict(
+                "the capsule's host is being drained; try again".to_owned(),
+            ));
         }
         return Ok(own);
     }

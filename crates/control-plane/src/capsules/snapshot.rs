@@ -15,7 +15,7 @@ pub(crate) async fn snapshot(
     caller: Caller,
     wanted: api::CreateSnapshot,
 ) -> Result<Snapshot> {
-    let wrong = |_| Error::invalid("capsule_id", "is no capsule's id");
+    let wrong = |_| Error::invalid("capsule_id", "is not a capsule id");
     let id: CapsuleId = wanted.capsule_id.parse().map_err(wrong)?;
     // A capsule that a confined key may not see does not exist for that key.
     let capsule = settled(app, caller, id).await?;
@@ -23,10 +23,10 @@ pub(crate) async fn snapshot(
     if let Some(name) = &wanted.name {
         names::check_name("name", name)?;
         if name.parse::<SnapshotId>().is_ok() {
-            return Err(Error::invalid("name", "must not look like an id"));
+            return Err(Error::invalid("name", "must not have the form of an id"));
         }
         if db::templates::find(&app.db, caller.team, name).await?.is_some() {
-            return Err(Error::Conflict("a template has this name".to_owned()));
+            return Err(Error::Conflict("a template with this name exists".to_owned()));
         }
     }
     if !matches!(capsule.state, CapsuleState::Running | CapsuleState::Paused) {

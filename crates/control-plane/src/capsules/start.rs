@@ -51,7 +51,7 @@ pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
             // If the removal fails, the reconciler repeats it.
             if let Err(undo) = remove(app, &row, caller.by).await {
-                tracing::warn!(id = %row.id, error = %undo, "undoing a create");
+                tracing::warn!(id = %row.id, error = %undo, "cannot undo a failed create");
             }
             Err(error)
         }
@@ -205,6 +205,6 @@ async fn mark_running(
     let runs = |row: &Capsule| moved.is_some() || row.state == CapsuleState::Running;
     match row.filter(runs) {
         Some(row) => Ok(Capsule { booted: started.booted, ..row }),
-        None => Err(Error::Conflict("the capsule was deleted while it started".to_owned())),
+        None => Err(Error::Conflict("the capsule was deleted while it was starting".to_owned())),
     }
 }

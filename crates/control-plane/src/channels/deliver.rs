@@ -48,7 +48,7 @@ async fn round(app: &App) -> bool {
     let due = match db::channels::take_due(&app.db, TAKEN, BATCH).await {
         Ok(due) => due,
         Err(error) => {
-            tracing::warn!(%error, "looking for deliveries");
+            tracing::warn!(%error, "cannot read the pending deliveries");
             return false;
         }
     };
@@ -61,7 +61,7 @@ async fn round(app: &App) -> bool {
 async fn send(app: &App, due: Due) {
     let (answer, error) = match attempt(app, &due).await {
         Ok(status) if (200..300).contains(&status) => (Some(status), None),
-        Ok(status) => (Some(status), Some(format!("it answered {status}"))),
+        Ok(status) => (Some(status), Some(format!("the receiver answered {status}"))),
         Err(error) => (None, Some(format!("{error:#}").chars().take(WHY_MAX).collect())),
     };
     let tries = usize::try_from(due.attempts).unwrap_or(usize::MAX);
@@ -79,18 +79,21 @@ async fn send(app: &App, due: Due) {
         settled => settled,
     };
     if let Err(error) = settled {
-        tracing::warn!(%error, "noting a delivery");
+        tracing::warn!(%error, "cannot store the result of a delivery");
     }
 }
 
 /// Makes one attempt. Returns the status of the answer.
 async fn attempt(app: &App, due: &Due) -> anyhow::Result<i32> {
     let event = streams::from_outbox(&due.body);
-    let event = event.ok_or_else(|| anyhow::anyhow!("the outbox holds no event"))?;
+    let event = event.ok_or_else(|| anyhow::anyhow!("the event is missing from the outbox"))?;
     // The URL may date from a time when private addresses were allowed.
     let url = reqwest::Url::parse(&due.url)?;
     let private = app.accounts.private_channels;
-    anyhow::ensure!(private || !super::guard::is_private_literal(&url), "a private address");
+    anyhow::ensure!(
+        private || !super::guard::is_private_literal(&url),
+        "the channel's URL has a private address"
+    );
     let body = serde_json::to_vec(&event)?;
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let secret = secret(app, due.channel_id, due.version);

@@ -14,7 +14,7 @@ const ROUND: Duration = Duration::from_secs(5);
 pub(crate) async fn rounds(app: &App) {
     loop {
         if let Err(error) = round(app).await {
-            tracing::warn!(%error, "disabling the channels of expired keys");
+            tracing::warn!(%error, "cannot disable the channels of expired keys");
         }
         tokio::time::sleep(ROUND).await;
     }
@@ -23,7 +23,7 @@ pub(crate) async fn rounds(app: &App) {
 async fn round(app: &App) -> sqlx::Result<()> {
     let mut tx = app.db.begin().await?;
     for (id, team) in db::channels::disable_expired(&mut *tx).await? {
-        let reason = json!({ "reason": "the key that made it has expired" });
+        let reason = json!({ "reason": "the API key that created the channel has expired" });
         let entry = Entry::new(team, Actor::SYSTEM, "channel.disable", id).with(reason);
         db::audit::write(&mut *tx, &entry).await?;
     }

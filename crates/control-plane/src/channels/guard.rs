@@ -37,7 +37,7 @@ impl Resolve for Public {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let public: Vec<SocketAddr> = found.filter(|at| is_public(at.ip())).collect();
             if public.is_empty() {
-                return Err("the name has no public address".into());
+                return Err("the host name has no public address".into());
             }
             Ok(Box::new(public.into_iter()) as Addrs)
         })

@@ -19,7 +19,7 @@ pub(crate) const UNHURRIED: &str = "SET LOCAL statement_timeout = '10min'";
 /// Connects and migrates. A migration has no time limit and waits for another replica's, so it has
 /// a connection of its own.
 pub(crate) async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {
-    let connecting = "connecting to the database (DATABASE_URL)";
+    let connecting = "cannot connect to the database (DATABASE_URL)";
     let mut alone = options.connect().await.context(connecting)?;
     super::schema::migrate(&mut alone).await?;
     sqlx::Connection::close(alone).await.context(connecting)?;

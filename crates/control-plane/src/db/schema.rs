@@ -18,26 +18,27 @@ pub(crate) async fn migrate(db: &mut PgConnection) -> anyhow::Result<()> {
     migrations.set_ignore_missing(true);
     // The adoption needs the same lock, so this function takes the lock for both.
     migrations.set_locking(false);
-    Migrate::lock(&mut *db).await.context("locking the database's migrations")?;
+    Migrate::lock(&mut *db).await.context("cannot lock the database for migrations")?;
     // After a failure, the end of the connection releases the lock.
     under_lock(db, &migrations).await?;
-    Migrate::unlock(db).await.context("unlocking the database's migrations")
+    Migrate::unlock(db).await.context("cannot unlock the database after migrations")
 }
 
 async fn under_lock(db: &mut PgConnection, migrations: &Migrator) -> anyhow::Result<()> {
     adoption::adopt_former(db, migrations).await?;
     let own = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
     check_floor(db, own).await?;
-    migrations.run(&mut *db).await.context("migrating the database")
+    migrations.run(&mut *db).await.context("cannot migrate the database")
 }
 
 /// Refuses a schema that needs a migration which this program does not know.
 async fn check_floor(db: &mut PgConnection, own: i64) -> anyhow::Result<()> {
-    let floor = floor(db).await.context("reading the version that the database needs")?;
+    let floor =
+        floor(db).await.context("cannot read the oldest migration that the database needs")?;
     anyhow::ensure!(
         floor <= own,
-        "this wrenn is too old for its database: the database needs a wrenn that knows migration \
-         {floor}, and this one knows none after {own}; start a newer wrenn"
+        "this wrenn is too old for its database, which needs migration {floor}; this wrenn ends at \
+         {own}; start a newer wrenn"
     );
     Ok(())
 }

@@ -45,7 +45,7 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: Actor) -> Result
     let name = wanted.name.unwrap_or_else(|| id.to_string());
     names::check_name("name", &name)?;
     check_tags(&wanted.tags)?;
-    let wrong = |_| Error::invalid("team_id", "is no team's id");
+    let wrong = |_| Error::invalid("team_id", "is not a team id");
     let team = wanted.team_id.map(|id| id.parse::<TeamId>().map_err(wrong)).transpose()?;
     let mut transaction = app.db.begin().await?;
     let maker = db::makers::of(&mut transaction, by).await?;
@@ -55,7 +55,7 @@ pub(crate) async fn invite(app: &App, wanted: api::NewHost, by: Actor) -> Result
         return Err(Error::NotFound("team"));
     }
     if !db::hosts::insert(&mut transaction, id, team, &name, &wanted.tags).await? {
-        return Err(Error::Conflict("a host has this name".to_owned()));
+        return Err(Error::Conflict("a host with this name exists".to_owned()));
     }
     let token = give_registration(&mut transaction, id, maker).await?;
     let entry = Entry::new(PLATFORM_TEAM, by, "host.create", id).with(json!({ "name": name }));
@@ -98,7 +98,7 @@ async fn invitation(app: &App, id: HostId, token: String) -> Result<api::HostTok
 /// Checks the tags by which capsules choose a host.
 pub(crate) fn check_tags(tags: &[String]) -> Result<()> {
     if tags.len() > TAGS_MAX {
-        return Err(Error::invalid("tags", format!("must be at most {TAGS_MAX}")));
+        return Err(Error::invalid("tags", format!("must have at most {TAGS_MAX} tags")));
     }
     Ok(tags.iter().try_for_each(|tag| names::check_name("tags", tag))?)
 }
@@ -110,7 +110,7 @@ pub(crate) fn check_specs(specs: &api::HostSpecs) -> Result<()> {
     }
     let words = [&specs.arch, &specs.driver, &specs.accelerator, &specs.version];
     if words.iter().any(|word| word.len() > WORD_MAX) || specs.templates.len() > TEMPLATES_MAX {
-        return Err(Error::invalid("specs", "say too much"));
+        return Err(Error::invalid("specs", "are too large"));
     }
     Ok(specs.templates.iter().try_for_each(|name| names::check_name("specs.templates", name))?)
 }
@@ -140,7 +140,8 @@ pub(crate) async fn register(
     check_specs(&wanted.specs)?;
     let address = wanted.address.parse::<Authority>().ok();
     let address = address.filter(|at| at.port_u16().is_some() && !at.as_str().contains('@'));
-    let address = address.ok_or_else(|| Error::invalid("address", "must be as 10.0.0.7:8001"))?;
+    let address =
+        address.ok_or_else(|| Error::invalid("address", "must have the form 10.0.0.7:8001"))?;
     // A client that repeats its request after a lost answer has the same key, or the same address.
     let key = wanted.csr_pem.as_deref().map(public_key).transpose()?;
     let with = Sha256::digest(key.as_deref().unwrap_or(address.as_str().as_bytes()));
@@ -148,7 +149,8 @@ pub(crate) async fn register(
         return Err(Error::InvalidToken("the registration token"));
     }
     if let Some(other) = db::hosts::at_address(&app.db, address.as_str(), host).await? {
-        let message = format!("{other} has the address {address}; delete it, or enrol it anew");
+        let message =
+            format!("{other} already has the address {address}; delete it, or enrol it again");
         return Err(Error::Conflict(message));
     }
     let cert = match (&app.cert_store, &wanted.csr_pem, key) {
@@ -157,7 +159,10 @@ pub(crate) async fn register(
             None
         }
         (Some(_), None, _) | (Some(_), _, None) => {
-            return Err(Error::invalid("csr_pem", "is missing: this platform has certificates"));
+            return Err(Error::invalid(
+                "csr_pem",
+                "is required, since this platform uses certificates",
+            ));
         }
         (Some(cert_store), Some(request), Some(key)) => {
             prove(cert_store, &address, &key).await?;
@@ -181,7 +186,7 @@ pub(crate) async fn register(
     let what = json!({ "address": address.as_str(), "enrolment": enrolment });
     enrolment_entry(&mut transaction, "host.enrol", host, what).await?;
     transaction.commit().await?;
-    tracing::info!(%host, %address, enrolment, "a host has enrolled");
+    tracing::info!(%host, %address, enrolment, "enrolled a host");
     share_templates(app, host, &wanted.specs).await?;
     // Open connections lead to the host's former identity.
     app.agents.forget(host);
@@ -206,7 +211,7 @@ pub(crate) async fn refresh(
     // A token that was used twice ends the enrolment below, whoever sends it.
     if let (Some(cert_store), false) = (&app.cert_store, found.superseded) {
         let request = wanted.csr_pem.as_deref();
-        let missing = "is missing: this platform has certificates";
+        let missing = "is required, since this platform uses certificates";
         let request = request.ok_or_else(|| Error::invalid("csr_pem", missing))?;
         prove(cert_store, &address, &public_key(request)?).await?;
     }
@@ -216,12 +221,12 @@ pub(crate) async fn refresh(
     let token = found.ok_or_else(invalid)?;
     if token.superseded {
         db::hosts::disown(&mut transaction, host).await?;
-        let why = json!({ "error": "a refresh token was used again" });
+        let why = json!({ "error": "a refresh token was used twice" });
         enrolment_entry(&mut transaction, "host.disown", host, why).await?;
         transaction.commit().await?;
         app.agents.forget(host);
         app.fleet.tell();
-        tracing::error!(%host, "a refresh token was used again: the host must enrol anew");
+        tracing::error!(%host, "a refresh token was used twice; the host must enrol again");
         return Err(invalid());
     }
     let row = db::hosts::find(&mut *transaction, host).await?.ok_or_else(invalid)?;
@@ -294,12 +299,12 @@ fn credentials(
 
 fn public_key(request: &str) -> Result<Vec<u8>> {
     let key = pki::public_key_of_request(request);
-    key.ok_or_else(|| Error::invalid("csr_pem", "is no certificate signing request"))
+    key.ok_or_else(|| Error::invalid("csr_pem", "is not a valid certificate signing request"))
 }
 
 /// Checks that an address answers with a key.
 async fn prove(cert_store: &CertStore, address: &Authority, key: &[u8]) -> Result<()> {
-    let no = |why: String| Error::invalid("address", format!("does not prove its key: {why}"));
+    let no = |why: String| Error::invalid("address", format!("cannot be verified: {why}"));
     let host = address.host().trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(|e| no(e.to_string()))?;
     let config = cert_store.witness()?;
@@ -310,9 +315,9 @@ async fn prove(cert_store: &CertStore, address: &Authority, key: &[u8]) -> Resul
         Ok::<_, std::io::Error>(certs.first().and_then(|cert| pki::public_key(cert)))
     };
     let shown = tokio::time::timeout(PROOF, shown).await;
-    match shown.map_err(|_| no("it does not answer".to_owned()))? {
+    match shown.map_err(|_| no("the host does not answer there".to_owned()))? {
         Ok(shown) if shown.as_deref() == Some(key) => Ok(()),
-        Ok(_) => Err(no("another key answers there".to_owned())),
+        Ok(_) => Err(no("the server there has another key".to_owned())),
         Err(error) => Err(no(error.to_string())),
     }
 }
@@ -322,8 +327,8 @@ async fn prove(cert_store: &CertStore, address: &Authority, key: &[u8]) -> Resul
 async fn prove_plain(app: &App, address: &Authority) -> Result<()> {
     let host = address.host().trim_matches(['[', ']']);
     if !app.plaintext && !is_loopback(host) {
-        let message = "must be a loopback address: this platform has no certificates \
-                       (WRENN_CA_CERT, WRENN_CA_KEY)";
+        let message = "must be a loopback address, since this platform has no certificates; set \
+                       WRENN_CA_CERT and WRENN_CA_KEY";
         return Err(Error::invalid("address", message));
     }
     let dialling = TcpStream::connect((host, address.port_u16().unwrap_or(0)));

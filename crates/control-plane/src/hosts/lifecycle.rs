@@ -28,7 +28,7 @@ pub(crate) async fn heartbeat(app: &App, who: Enrolled, said: &api::Heartbeat) -
     super::enrol::check_specs(&said.specs)?;
     if !db::hosts::heard(&app.db, host, enrolment, &said.specs, &said.load).await? {
         return Err(match db::hosts::find(&app.db, host).await? {
-            Some(_) => Error::InvalidToken("the host's token"),
+            Some(_) => Error::InvalidToken("the host token"),
             None => Error::NotFound("host"),
         });
     }
@@ -49,7 +49,7 @@ pub(crate) async fn grace(app: &App) -> Result<Duration> {
 /// Marks silent hosts as unreachable and their capsules as missing. Deletes old tokens of hosts.
 pub(crate) async fn watch(app: &App) -> Result<()> {
     for host in db::hosts::mark_unreachable(&app.db, SILENT).await? {
-        tracing::warn!(%host, "not heard of for {SILENT} s");
+        tracing::warn!(%host, "no heartbeat from the host for {SILENT} s");
     }
     for capsule in db::capsules::list_lost(&app.db).await? {
         let (id, seen) = (capsule.id, capsule.generation);
@@ -66,7 +66,7 @@ pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
     let pausing = running.map(|row| async move {
         let caller = Caller::of(row.team_id);
         if let Err(error) = capsules::pause(app, caller, row.id, true).await {
-            tracing::warn!(id = %row.id, %error, "pausing a capsule of a host that is drained");
+            tracing::warn!(id = %row.id, %error, "cannot pause a capsule of a draining host");
         }
     });
     futures::stream::iter(pausing).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
@@ -169,10 +169,10 @@ async fn give_up(app: &App, id: HostId, by: Actor) -> Result<()> {
         let ended = if answers {
             capsules::remove(app, &row, by).await
         } else {
-            capsules::abandon(app, &row, "its host was deleted", by).await
+            capsules::abandon(app, &row, "the capsule's host was deleted", by).await
         };
         if let Err(error) = ended {
-            tracing::warn!(id = %row.id, %error, "ending a capsule of a host that is deleted");
+            tracing::warn!(id = %row.id, %error, "cannot end a capsule of a deleted host");
         }
     });
     futures::stream::iter(ending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;

@@ -24,7 +24,8 @@ impl CertStore {
     /// Loads the authority from its certificates and key (PEM).
     pub(crate) fn new(certs: &str, key: &str) -> anyhow::Result<Self> {
         let authority = Authority::load(certs, key);
-        let authority = authority.context("the authority (WRENN_CA_CERT, WRENN_CA_KEY)")?;
+        let authority =
+            authority.context("cannot load the authority (WRENN_CA_CERT, WRENN_CA_KEY)")?;
         let current = watch::Sender::new(config(&authority)?);
         Ok(Self { authority, current })
     }
@@ -70,7 +71,10 @@ impl CertStore {
                     () = at.stopping() => return,
                 }
                 if let Err(error) = this.renew() {
-                    tracing::error!(error = format!("{error:#}"), "renewing the certificate");
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "cannot renew this control plane's certificate"
+                    );
                 }
             }
         });

@@ -97,8 +97,8 @@ fn unmarked(status: StatusCode) -> Error {
     match status.as_u16() {
         502..=504 => Error::GuestUnavailable,
         _ => Error::NotSupported(
-            "an archive by this capsule's agent, which is too old (resume the capsule with \
-             `memory` false to replace it),",
+            "an archive of a capsule with an outdated envd (pause it, then resume it with `memory` \
+             false)",
         ),
     }
 }

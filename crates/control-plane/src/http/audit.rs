@@ -56,7 +56,7 @@ impl AuditQuery {
 
     fn filter(&self) -> Result<Filter> {
         let time = |field: &str, text: &Option<String>| {
-            let wrong = |_| Error::invalid(field, "must be a time as 2026-11-26T12:00:00Z");
+            let wrong = |_| Error::invalid(field, "must be a time such as 2026-11-26T12:00:00Z");
             let parsed = text.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339));
             parsed.transpose().map_err(wrong)
         };

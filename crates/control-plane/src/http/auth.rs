@@ -65,7 +65,7 @@ pub(crate) async fn sign_up(
     Body(wanted): Body<api::SignUp>,
 ) -> Result<(StatusCode, Json<api::Message>)> {
     users::sign_up(&app, by, wanted).await?;
-    Ok(accepted("if this e-mail may have an account, a mail says how it goes on"))
+    Ok(accepted("if this e-mail may have an account, a mail with instructions was sent"))
 }
 
 /// Activates an account with the mailed token, and signs in. The request holds the password of the
@@ -140,7 +140,7 @@ pub(crate) async fn token(
     let bearer = session::bearer(&headers).filter(|token| token.starts_with(session::PREFIX));
     let token = bearer.or_else(|| session::from_cookie(&headers, transport));
     let token = token.ok_or_else(|| {
-        Error::invalid("authorization", "must be a session: a token makes no further tokens")
+        Error::invalid("authorization", "must be a session; a token cannot create tokens")
     })?;
     let token = app.user_signer.sign(who.user, &hash(token))?;
     Ok(Json(api::UserToken { token, expires_at: OffsetDateTime::now_utc() + TOKEN }))
@@ -159,7 +159,7 @@ pub(crate) async fn reset(
     Body(wanted): Body<api::ResetPassword>,
 ) -> Result<(StatusCode, Json<api::Message>)> {
     users::ask_reset(&app, by, &wanted.email).await?;
-    Ok(accepted("if this e-mail has an account, a mail says how it goes on"))
+    Ok(accepted("if this e-mail has an account, a mail with instructions was sent"))
 }
 
 /// Sets a new password with the mailed token. Every session of the user ends.
@@ -246,10 +246,10 @@ pub(crate) async fn callback(
     let state = came.state.unwrap_or_default();
     let bound = session::state_from_cookie(&headers, transport).unwrap_or("");
     if state.is_empty() || !bool::from(bound.as_bytes().ct_eq(state.as_bytes())) {
-        return Err(Error::InvalidToken("the sign-in's state"));
+        return Err(Error::InvalidToken("the state of the sign-in"));
     }
     let Some(code) = came.code else {
-        let why = came.error.unwrap_or_else(|| "it sent no code".to_owned());
+        let why = came.error.unwrap_or_else(|| "no code was sent".to_owned());
         let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
         return Err(Error::SignInFailed(format!("the provider refused: {why}")));
     };

@@ -55,11 +55,11 @@ pub(super) fn register(routes: Routes) -> Routes {
         .get("/v2/templates", READ_ALL, templates::list)
         .delete("/templates/{id}", CHANGE_ALL, snapshots::delete)
         .get("/templates/aliases/{alias}", READ_ALL, templates::alias)
-        .post("/v3/templates", CHANGE_ALL, || missing("building templates by E2B's SDK"))
+        .post("/v3/templates", CHANGE_ALL, || missing("building templates with E2B's SDK"))
         .post("/volumes", CHANGE_ALL, || missing("a volume"))
         .get("/volumes", READ_ALL, || missing("a volume"))
-        .post("/secrets", CHANGE_ALL, || missing("a secret of the platform's"))
-        .get("/secrets", READ_ALL, || missing("a secret of the platform's"))
+        .post("/secrets", CHANGE_ALL, || missing("a platform secret"))
+        .get("/secrets", READ_ALL, || missing("a platform secret"))
 }
 
 async fn missing(what: &'static str) -> Error {

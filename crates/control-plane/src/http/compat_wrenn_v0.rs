@@ -97,7 +97,7 @@ impl Range {
         });
         let seconds = seconds.unwrap_or(0);
         if !(1..=30 * 86_400).contains(&seconds) {
-            return Err(Error::invalid("range", "must be as 5m, 1h or 30d"));
+            return Err(Error::invalid("range", "must have a form such as 5m, 1h or 30d"));
         }
         Ok((range.to_owned(), seconds))
     }

@@ -63,7 +63,7 @@ impl File {
 
 pub(super) fn check_path(field: &'static str, path: &str) -> Result<()> {
     if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
-        return Err(Error::invalid(field, "must be 1 to 4095 bytes without a NUL"));
+        return Err(Error::invalid(field, "must be 1 to 4095 bytes without NUL characters"));
     }
     Ok(())
 }
@@ -154,7 +154,7 @@ pub(crate) async fn write(
 ) -> Result<StatusCode> {
     let wrong = |e: multer::Error| match hop::Stalled::is_cause_of(&e) {
         true => Error::BodyTooSlow,
-        false => Error::invalid("body", format!("is wrong: {e}")),
+        false => Error::invalid("body", format!("is invalid: {e}")),
     };
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let boundary = multer::parse_boundary(kind.unwrap_or("")).map_err(wrong)?;
@@ -175,15 +175,15 @@ pub(crate) async fn write(
                 file = Some(File { path, user: None });
             }
             Some("file") => {
-                let first = || Error::invalid("path", "must be a part before `file`");
+                let first = || Error::invalid("path", "must come before the part `file`");
                 let file = file.ok_or_else(first)?;
                 let body = Body::from_stream(part);
                 return upload(&app, caller, &id, &file, HeaderMap::new(), body).await;
             }
-            _ => return Err(Error::invalid("body", "may have the parts `path` and `file` alone")),
+            _ => return Err(Error::invalid("body", "may only have the parts `path` and `file`")),
         }
     }
-    Err(Error::invalid("file", "is missing"))
+    Err(Error::invalid("file", "is required"))
 }
 
 pub(super) fn passed(from: &HeaderMap) -> HeaderMap {
@@ -275,10 +275,12 @@ struct Told {
 fn explain(status: StatusCode, text: &[u8]) -> Error {
     let told: Option<Told> = serde_json::from_slice(text).ok();
     match (status.as_u16(), told) {
-        (401, None) => Error::invalid("user", "is no account of the capsule"),
+        (401, None) => Error::invalid("user", "is not a user of the capsule"),
         (404, _) => Error::NotFound("file"),
         (400..=499, Some(told)) => Error::refused_by_guest(&told.message),
-        (400..=499, None) => Error::invalid("path", "was refused by the guest without a reason"),
+        (400..=499, None) => {
+            Error::invalid("path", "was refused by the guest without giving a reason")
+        }
         // Status 504 means that a file system of the guest does not answer.
         (502..=504, _) => Error::GuestUnavailable,
         (507, _) => Error::DiskFull,
@@ -297,11 +299,11 @@ mod tests {
     fn guest_error_message_is_sanitized_and_truncated() {
         let told = |status, text: &[u8]| explain(StatusCode::from_u16(status).unwrap(), text);
         let pipe = told(400, br#"{"code": 400, "message": "path is not a regular file: /p"}"#);
-        let wanted = "the guest refused it: path is not a regular file: /p";
+        let wanted = "the guest refused the request: path is not a regular file: /p";
         assert_eq!((pipe.code(), &*pipe.to_string()), ("invalid_request", wanted));
         let hostile = format!(r#"{{"message": "\u001b[2J\n{}"}}"#, "x".repeat(10_000));
         let hostile = told(403, hostile.as_bytes()).to_string();
-        assert!(hostile.starts_with("the guest refused it: [2Jxxx"), "{hostile}");
+        assert!(hostile.starts_with("the guest refused the request: [2Jxxx"), "{hostile}");
         assert!(hostile.len() < 1000, "{} bytes", hostile.len());
         for text in ["", "no JSON", r#"{"message": 1}"#] {
             let silent = told(400, text.as_bytes());

@@ -95,12 +95,12 @@ async fn start(incoming: &mut Incoming, processes: &Processes) -> Result<((u32, 
     let first = incoming.first().await.unwrap_or(Err(Error::GuestUnavailable))?;
     let StreamRequest::Start { cmd, args, envs, cwd, user, timeout, stdin, tag, encoding } = first
     else {
-        return Err(Error::invalid("type", "of the first frame must be `start`"));
+        return Err(Error::invalid("type", "must be `start` in the first frame"));
     };
     let all_base64 = match encoding.as_deref() {
         None => false,
         Some("base64") => true,
-        Some(_) => return Err(Error::invalid("encoding", "must be `base64`, or left out")),
+        Some(_) => return Err(Error::invalid("encoding", "must be `base64` or absent")),
     };
     let command = Command { cmd, args, envs, cwd, user, tag, timeout, stdin, terminal: None };
     command.check()?;
@@ -140,7 +140,7 @@ async fn obey(
     let queue = async |entry| input.send(entry).await.map_err(|_| Error::GuestUnavailable);
     match frame {
         StreamRequest::Start { .. } => {
-            Err(Error::invalid("type", "`start` may come only once, first"))
+            Err(Error::invalid("type", "`start` may only be the first frame"))
         }
         StreamRequest::Stdin { data } => {
             let data = STANDARD.decode(data);

@@ -98,15 +98,15 @@ pub(super) fn idempotency_key(headers: &HeaderMap, body: &[u8]) -> Result<Option
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     // Serde would accept an array in place of an object, with the fields in order.
     if body.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Error::invalid("body", "is wrong: it must be a JSON object"));
+        return Err(Error::invalid("body", "must be a JSON object"));
     }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();
         let field = if field == "." { "body".to_owned() } else { field };
-        Error::invalid(field, format!("is wrong: {}", error.into_inner()))
+        Error::invalid(field, format!("is invalid: {}", error.into_inner()))
     })?;
-    reader.end().map_err(|e| Error::invalid("body", format!("is wrong: {e}")))?;
+    reader.end().map_err(|e| Error::invalid("body", format!("is invalid: {e}")))?;
     Ok(value)
 }
 
@@ -124,7 +124,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
         let wrong = |e: axum::extract::rejection::QueryRejection| {
             let text = e.body_text();
             let reason = text.rsplit_once("string: ").map_or(text.as_str(), |(_, reason)| reason);
-            Error::invalid("query", format!("is wrong: {reason}"))
+            Error::invalid("query", format!("is invalid: {reason}"))
         };
         query.map(|query| Self(query.0)).map_err(wrong)
     }
@@ -158,7 +158,7 @@ impl FromRequestParts<Arc<App>> for Upgrade {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
         let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
-        let wrong = |_| Error::invalid("upgrade", "must ask for a WebSocket (RFC 6455)");
+        let wrong = |_| Error::invalid("upgrade", "must request a WebSocket (RFC 6455)");
         let admission = Admission::from_request_parts(parts, app).await?;
         Ok(Self { upgrade: upgrade.map_err(wrong)?, admission })
     }
@@ -172,23 +172,23 @@ mod tests {
     fn body_error_names_the_wrong_field() {
         let wrong = |body: &[u8]| parse::<api::CreateCapsule>(body).err().map(|e| e.to_string());
         let told = wrong(br#"{"vcpus":"two"}"#).unwrap();
-        assert!(told.starts_with("vcpus is wrong: invalid type"), "{told}");
+        assert!(told.starts_with("vcpus is invalid: invalid type"), "{told}");
         let told = wrong(br#"{"envs":{"A":1}}"#).unwrap();
-        assert!(told.starts_with("envs.A is wrong"), "{told}");
+        assert!(told.starts_with("envs.A is invalid"), "{told}");
         assert!(wrong(br#"{"colour":1}"#).unwrap().contains("colour"));
         for garbage in [&b"\xff"[..], b"[]", b"{} {}", b"{", b"null"] {
             assert!(wrong(garbage).is_some(), "{garbage:?}");
         }
         assert!(wrong(b"{}").is_none());
         let told = wrong(br#"{"memory_mb":"two"}"#).unwrap();
-        assert!(told.starts_with("memory_mb is wrong: invalid type"), "{told}");
+        assert!(told.starts_with("memory_mb is invalid: invalid type"), "{told}");
         let told = wrong(br#"{"memory_mb":1,"memory_mib":2}"#).unwrap();
         assert!(
-            told.starts_with("memory_mib is wrong: memory_mib differs from memory_mb"),
+            told.starts_with("memory_mib is invalid: memory_mib differs from memory_mb"),
             "{told}"
         );
         let told =
             parse::<api::NewKey>(br#"{"name":"k","limits":{"memory_mb":-1}}"#).err().unwrap();
-        assert!(told.to_string().starts_with("limits.memory_mb is wrong"), "{told}");
+        assert!(told.to_string().starts_with("limits.memory_mb is invalid"), "{told}");
     }
 }

@@ -182,7 +182,7 @@ pub(crate) async fn add_provider(
     Path(name): Path<String>,
 ) -> Result<Response> {
     if session::bearer(&headers).is_some() {
-        let message = "must be left out: a browser adds a provider, by its session's cookie";
+        let message = "must be absent; only a browser with a session cookie can add a provider";
         return Err(Error::invalid("authorization", message));
     }
     let (auth_url, cookie) = begin(&app, transport, &name, Some(who)).await?;

@@ -213,7 +213,7 @@ pub(crate) async fn connect(
     let row = capsules::awake(&app, caller, capsule).await?;
     capsules::check_exposed("port", port)?;
     if headers::upgrade(request.headers()).is_none_or(|protocol| protocol != "tcp") {
-        return Err(Error::invalid("upgrade", "must ask to switch to `tcp`"));
+        return Err(Error::invalid("upgrade", "must request a switch to `tcp`"));
     }
     // The agent needs only the switch of protocols from this request.
     let mut asked = header::HeaderMap::new();

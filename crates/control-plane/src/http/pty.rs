@@ -132,7 +132,7 @@ async fn begin(incoming: &mut Incoming, processes: &Processes) -> Result<(String
             Ok((tag, pid, events))
         }
         PtyRequest::Input { .. } | PtyRequest::Resize { .. } | PtyRequest::Kill => {
-            Err(Error::invalid("type", "of the first frame must be `start` or `connect`"))
+            Err(Error::invalid("type", "must be `start` or `connect` in the first frame"))
         }
     }
 }
@@ -175,7 +175,7 @@ async fn obey(
 ) -> Result<()> {
     match frame {
         PtyRequest::Start { .. } | PtyRequest::Connect { .. } => {
-            Err(Error::invalid("type", "`start` and `connect` may come only once, first"))
+            Err(Error::invalid("type", "`start` and `connect` may only be the first frame"))
         }
         PtyRequest::Input { data } => {
             let data = STANDARD.decode(data);

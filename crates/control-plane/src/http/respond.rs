@@ -80,7 +80,7 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
     }
     protect(response.headers_mut());
     let (status, took) = (response.status().as_u16(), started.elapsed());
-    tracing::debug!(request_id = id, method, route, status, ?took, "answered");
+    tracing::debug!(request_id = id, method, route, status, ?took, "answered a request");
     let labels = [("method", method.to_string()), ("route", route), ("status", status.to_string())];
     metrics::counter!("wrenn_http_requests_total", &labels).increment(1);
     metrics::histogram!("wrenn_http_request_seconds", &labels[..2]).record(took.as_secs_f64());

@@ -54,7 +54,7 @@ pub(crate) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<api::SnapshotPage>> {
     let (before, limit) = cursor(page.before.as_deref(), page.limit, "a snapshot")?;
-    let bad = |_| Error::invalid("capsule_id", "is no id");
+    let bad = |_| Error::invalid("capsule_id", "is not a valid id");
     let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose().map_err(bad)?;
     let listed = snapshots::list(&app, caller, capsule, before, limit + 1).await?;
     let (items, next) = paged(listed, limit, snapshots::to_api, |s| s.id.clone());

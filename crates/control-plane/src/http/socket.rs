@@ -96,7 +96,7 @@ impl Incoming {
 
     /// Returns the first frame, which must arrive within 10 s.
     pub(super) async fn first<T: DeserializeOwned>(&mut self) -> Option<Result<T>> {
-        let late = |_| Some(Err(Error::invalid("start", "did not come within 10 s")));
+        let late = |_| Some(Err(Error::invalid("start", "did not arrive within 10 s")));
         tokio::time::timeout(FIRST, self.next()).await.unwrap_or_else(late)
     }
 }

@@ -45,7 +45,7 @@ impl Range {
 }
 
 fn day(field: &str, text: Option<&str>) -> Result<Option<Date>> {
-    let wrong = |_| Error::invalid(field, "must be a day as 2026-11-26");
+    let wrong = |_| Error::invalid(field, "must be a day such as 2026-11-26");
     let parsed = text.map(|text| Date::parse(text, format_description!("[year]-[month]-[day]")));
     parsed.transpose().map_err(wrong)
 }

@@ -61,7 +61,7 @@ fn name(request: &Request<Body>) -> Result<HeaderValue> {
     // HTTP/2, and clients of a forward proxy, name the host only in the request's URI.
     match request.uri().authority() {
         Some(name) => HeaderValue::from_str(name.as_str())
-            .map_err(|_| Error::invalid("host", "must be a host's name")),
+            .map_err(|_| Error::invalid("host", "must be a host name")),
         None => Ok(request.headers().get(HOST).cloned().unwrap_or(HeaderValue::from_static(""))),
     }
 }

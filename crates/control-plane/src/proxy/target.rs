@@ -89,7 +89,7 @@ fn by_headers(headers: &HeaderMap, path: &str) -> Addressee {
         (None, _) => by_token(headers, path),
         (Some(_), Some(port)) if envd(port) && e2b::serves(path) => Addressee::Api,
         (Some(id), Some(port)) => target(port, id),
-        (Some(_), None) => Addressee::Malformed("E2b-Sandbox-Port is missing"),
+        (Some(_), None) => Addressee::Malformed("the header E2b-Sandbox-Port is missing"),
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
         let both = request("/", &[("host", &named), ("e2b-sandbox-id", &id), port]);
         assert_eq!(both, wanted(&other, 80), "the name goes first");
         let plain = ("host", "localhost");
-        let missing = Addressee::Malformed("E2b-Sandbox-Port is missing");
+        let missing = Addressee::Malformed("the header E2b-Sandbox-Port is missing");
         assert_eq!(request("/", &[plain, ("e2b-sandbox-id", &id)]), missing);
         let bad = [plain, ("e2b-sandbox-id", "i1"), port];
         assert_eq!(request("/", &bad), Addressee::Malformed(ID));

@@ -40,7 +40,7 @@ pub(crate) async fn invite(app: &App, by: Actor, wanted: api::InviteUser) -> Res
         note(&mut tx, by, "user.invite", user.id, json!({ "email": email })).await?;
     }
     if user.state != UserState::Inactive {
-        return Err(Error::Conflict("there is a user of this e-mail".to_owned()));
+        return Err(Error::Conflict("a user with this e-mail exists".to_owned()));
     }
     let token = give_token(&mut tx, &user, Purpose::Activate, maker, None).await?;
     tx.commit().await?;

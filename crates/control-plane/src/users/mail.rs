@@ -37,18 +37,20 @@ pub(crate) struct Mailer {
 
 impl Mailer {
     pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
-        let from = settings.from.parse().context("WRENN_MAIL_FROM is no mailbox")?;
+        let from = settings.from.parse().context("WRENN_MAIL_FROM is not a valid mailbox")?;
         let transport = match (settings.smtp, settings.outbox) {
             (Some(url), _) => {
                 // The URL may hold a password, so the error does not repeat it.
                 let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url).ok();
                 let smtp =
-                    smtp.context("WRENN_SMTP_URL is no URL as smtps://user:password@host")?;
+                    smtp.context("WRENN_SMTP_URL must have the form smtps://user:password@host")?;
                 MailTransport::Smtp(smtp.timeout(Some(PATIENCE)).build())
             }
             (None, Some(folder)) => {
                 let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-                made.with_context(|| format!("making WRENN_MAIL_OUTBOX {}", folder.display()))?;
+                made.with_context(|| {
+                    format!("cannot create WRENN_MAIL_OUTBOX {}", folder.display())
+                })?;
                 MailTransport::Outbox(folder)
             }
             (None, None) => MailTransport::Nowhere,
@@ -68,7 +70,7 @@ impl Mailer {
     pub(crate) async fn send(&self, to: &str, text: Text) -> Result<()> {
         self.check()?;
         self.deliver(to, text).await.map_err(|error| {
-            tracing::warn!(error = format!("{error:#}"), "sending a mail");
+            tracing::warn!(error = format!("{error:#}"), "cannot send a mail");
             Error::MailFailed
         })
     }
@@ -86,9 +88,9 @@ impl Mailer {
                 let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
                 let path = folder.join(format!("{now}-{}.eml", crate::secret::random_hex(4)));
                 daemon::write_private(&path, &message.formatted())?;
-                tracing::info!(path = %path.display(), "a mail is in the outbox");
+                tracing::info!(path = %path.display(), "wrote a mail to the outbox");
             }
-            MailTransport::Nowhere => anyhow::bail!("no mail is sent"),
+            MailTransport::Nowhere => anyhow::bail!("sending mail is not configured"),
         }
         Ok(())
     }

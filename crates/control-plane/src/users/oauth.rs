@@ -25,7 +25,7 @@ use types::{SessionId, UserState};
 /// Longest time of a sign-in at the provider.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Message for a provider that is added by another browser, or after a sign-out.
-const OTHER_SESSION: &str = "the provider is added in the session that asked for it alone";
+const OTHER_SESSION: &str = "only the session that asked to add the provider can add it";
 
 fn provider<'a>(app: &'a App, name: &str) -> Result<&'a Provider> {
     let found = app.accounts.providers.iter().find(|provider| provider.name == name);
@@ -33,7 +33,7 @@ fn provider<'a>(app: &'a App, name: &str) -> Result<&'a Provider> {
 }
 
 fn failed(error: &anyhow::Error) -> Error {
-    tracing::warn!(error = format!("{error:#}"), "a sign-in elsewhere");
+    tracing::warn!(error = format!("{error:#}"), "sign-in with a provider failed");
     Error::SignInFailed("the provider's sign-in failed; see the control plane's log".to_owned())
 }
 
@@ -108,7 +108,7 @@ pub(crate) async fn end(
             .set_pkce_verifier(PkceCodeVerifier::new(sign_in.verifier))
             .request_async(&|request| carried(http.clone(), request))
             .await
-            .context("exchanging the code")?;
+            .context("cannot exchange the code for tokens")?;
         provider.identity(&app.http, &at, &tokens, &sign_in.nonce).await
     };
     let identity = asked.await.map_err(|e| failed(&e))?;
@@ -137,13 +137,13 @@ async fn enter(
     let known = db::users::by_identity(&mut *tx, name, &identity.subject).await?;
     let user = match (known, adder) {
         (Some(user), Some(adder)) if user.id != adder.id => {
-            return Err(refusal("that account there belongs to another user"));
+            return Err(refusal("the provider's account belongs to another user"));
         }
         (Some(user), _) => user,
         (None, Some(adder)) => {
             let id = adder.id;
             if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
-                return Err(refusal("you have an account of that provider already"));
+                return Err(refusal("you already have an account of this provider"));
             }
             let by = origin.by.user(id);
             note(&mut tx, by, "user.add_provider", id, json!({ "provider": name })).await?;
@@ -167,16 +167,16 @@ async fn come(
     identity: &ProviderIdentity,
 ) -> Result<User> {
     let email = identity.email.as_deref().map(check_email).transpose()?;
-    let email = email.ok_or_else(|| refusal("the provider vouches for no e-mail of yours"))?;
+    let email = email.ok_or_else(|| refusal("the provider confirms no e-mail address of yours"))?;
     db::users::lock_admins(&mut *tx).await?;
     let known = db::users::lock_by_email(&mut *tx, &email).await?;
     if known.as_ref().is_some_and(|user| user.state != UserState::Inactive) {
         return Err(refusal(
-            "there is an account of this e-mail; sign in to it and add the provider",
+            "an account with this e-mail exists; sign in to it and add the provider",
         ));
     }
     if !super::welcome(app, tx, &email).await? {
-        return Err(refusal("this platform takes new users by invitation"));
+        return Err(refusal("this platform accepts new users only by invitation"));
     }
     let name_there = check_title("name", &identity.name);
     let called = name_there.unwrap_or_else(|_| email.clone());
@@ -185,12 +185,12 @@ async fn come(
         None => {
             let entered = db::users::insert(&mut *tx, &email, &called).await?;
             let entered = entered.filter(|(user, _)| user.state == UserState::Inactive);
-            entered.ok_or_else(|| refusal("there is an account of this e-mail; try again"))?.0
+            entered.ok_or_else(|| refusal("an account with this e-mail exists; try again"))?.0
         }
     };
     let id = user.id;
     if !db::users::add_identity(&mut *tx, id, name, &identity.subject).await? {
-        return Err(refusal("that account there belongs to another user"));
+        return Err(refusal("the provider's account belongs to another user"));
     }
     // The earlier sign-up with this e-mail may have been a stranger's.
     db::users::set_name(&mut *tx, id, &called).await?;
@@ -204,7 +204,7 @@ pub(crate) async fn remove(app: &App, who: Session, name: &str) -> Result<()> {
     let user = lock_user(&mut tx, who).await?;
     let known = db::users::identities(&mut *tx, who.user).await?;
     if user.password_hash.is_none() && known.len() < 2 {
-        let message = "it is the only way into the account; set a password first";
+        let message = "the provider is the account's only sign-in method; set a password first";
         return Err(Error::Conflict(message.to_owned()));
     }
     if !db::users::remove_identity(&mut *tx, who.user, name).await? {

@@ -112,8 +112,11 @@ impl Provider {
         }
         let known: Discovery = get(http, &format!("{url}/.well-known/openid-configuration"), None)
             .await
-            .context("asking the provider what it offers")?;
-        anyhow::ensure!(known.issuer.trim_end_matches('/') == url, "another issuer answers");
+            .context("cannot read the provider's configuration")?;
+        anyhow::ensure!(
+            known.issuer.trim_end_matches('/') == url,
+            "the issuer in the provider's configuration differs from its URL"
+        );
         Ok(Endpoints {
             authorize: known.authorization_endpoint,
             token: known.token_endpoint,
@@ -142,8 +145,13 @@ impl Provider {
         if self.name == GITHUB {
             return github(http, &at.api, tokens.access_token().secret()).await;
         }
-        let token = tokens.extra_fields().id_token.as_deref().context("there is no id_token")?;
-        let keys: JwkSet = get(http, &at.keys, None).await.context("getting its keys")?;
+        let token = tokens
+            .extra_fields()
+            .id_token
+            .as_deref()
+            .context("the provider's answer has no id_token")?;
+        let keys: JwkSet =
+            get(http, &at.keys, None).await.context("cannot read the provider's keys")?;
         checked(token, &keys, &at.issuer, &self.client_id, nonce)
     }
 }
@@ -157,18 +165,26 @@ fn checked(
     nonce: &str,
 ) -> anyhow::Result<ProviderIdentity> {
     let head = decode_header(token)?;
-    anyhow::ensure!(ALGORITHMS.contains(&head.alg), "the id_token is signed by {:?}", head.alg);
+    anyhow::ensure!(
+        ALGORITHMS.contains(&head.alg),
+        "the id_token is signed with {:?}, which is not accepted",
+        head.alg
+    );
     let key = match &head.kid {
         Some(kid) => keys.find(kid),
         None => keys.keys.first().filter(|_| keys.keys.len() == 1),
     };
-    let key = DecodingKey::from_jwk(key.context("the id_token's key is none of the provider's")?)?;
+    let key =
+        DecodingKey::from_jwk(key.context("the id_token's key is not a key of the provider")?)?;
     let mut rules = Validation::new(head.alg);
     rules.set_issuer(&[issuer]);
     rules.set_audience(&[client]);
     rules.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
     let claims = decode::<Claims>(token, &key, &rules)?.claims;
-    anyhow::ensure!(claims.nonce.as_deref() == Some(nonce), "the id_token is for another sign-in");
+    anyhow::ensure!(
+        claims.nonce.as_deref() == Some(nonce),
+        "the id_token belongs to another sign-in"
+    );
     let email = claims.email.filter(|_| claims.email_verified);
     Ok(ProviderIdentity { subject: claims.sub, name: claims.name.unwrap_or_default(), email })
 }

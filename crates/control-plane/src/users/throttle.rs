@@ -62,7 +62,7 @@ pub(super) async fn lock_subject(
 ) -> Result<OwnedMutexGuard<()>> {
     let lock = app.accounts.turns.of(&hash(subject)).lock_owned().await;
     for (subject, free) in subjects(by, subject) {
-        check(app, "failures to sign in", &subject, free).await?;
+        check(app, "failed sign-ins", &subject, free).await?;
     }
     Ok(lock)
 }

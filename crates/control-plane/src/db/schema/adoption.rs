@@ -27,7 +27,7 @@ const FORMER: [(i64, u64); 14] = [
     (15, 0x5edd_d6ee_f666_7317),
 ];
 /// Context of a failure to read that table.
-const READING: &str = "reading the database's migrations";
+const READING: &str = "cannot read the database's migrations";
 /// Most differences of a schema that a message names.
 const NAMED: usize = 3;
 
@@ -53,7 +53,7 @@ pub(super) async fn adopt_former(
     db: &mut PgConnection,
     migrations: &Migrator,
 ) -> anyhow::Result<()> {
-    let first = migrations.iter().next().context("this wrenn has no migrations")?;
+    let first = migrations.iter().next().context("this wrenn contains no migrations")?;
     if !has_migrations(db).await.context(READING)? {
         return Ok(());
     }
@@ -63,12 +63,12 @@ pub(super) async fn adopt_former(
         Origin::Own => Ok(()),
         Origin::Former => adopt(db, first).await,
         Origin::Older(version) => anyhow::bail!(
-            "this wrenn cannot migrate its database, which an earlier build left at migration \
-             {version}: start the last build that has migration {last} once, then this wrenn"
+            "this wrenn cannot migrate a database at migration {version}; start the last build \
+             with migration {last} once, then this wrenn"
         ),
         Origin::Unknown(version) => anyhow::bail!(
-            "this wrenn does not know migration {version} of its database, or the migration was \
-             changed: start the wrenn that made the database, or begin with a new database"
+            "migration {version} of the database is unknown or was changed; start the wrenn that \
+             created the database, or use a new database"
         ),
     }
 }
@@ -111,8 +111,8 @@ async fn adopt(db: &mut PgConnection, first: &Migration) -> anyhow::Result<()> {
             more => format!("; and {more} more"),
         };
         anyhow::bail!(
-            "this wrenn cannot adopt the database of an earlier build, since its schema was \
-             changed: {}{more}; undo the changes, or begin with a new database",
+            "this wrenn cannot adopt the database, since its schema was changed: {}{more}; undo \
+             the changes, or use a new database",
             named.join("; ")
         );
     }
@@ -135,12 +135,12 @@ async fn differences(db: &mut PgConnection, first: &Migration) -> anyhow::Result
     let mut scratch = db.begin().await?;
     let made = sqlx::query("CREATE SCHEMA wrenn_adoption").execute(&mut *scratch).await;
     made.context(
-        "making a schema to compare with, for which the database's user needs the privilege CREATE \
-         on the database",
+        "cannot create a schema for comparison; grant the database user the privilege CREATE on \
+         the database",
     )?;
     catalog::enter(&mut scratch, "wrenn_adoption").await?;
     let applied = sqlx::raw_sql(first.sql.clone()).execute(&mut *scratch).await;
-    applied.context("making the schema to compare with")?;
+    applied.context("cannot fill the schema for comparison")?;
     let wanted = catalog::describe(&mut scratch).await?;
     scratch.rollback().await?;
     catalog::enter(db, &home).await?;

@@ -20,7 +20,7 @@ pub(super) async fn timeout(
     Body(wanted): Body<Timeout>,
 ) -> Result<StatusCode> {
     let capsule = request.settled().await?;
-    let timeout = wanted.timeout.ok_or_else(|| Error::invalid("timeout", "is missing"))?;
+    let timeout = wanted.timeout.ok_or_else(|| Error::invalid("timeout", "is required"))?;
     let timeout = api::SetTimeout { lifetime: Some(timeout), ..Default::default() };
     capsules::set_lifetime(&request.app, request.caller, capsule.id, &timeout).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -47,7 +47,7 @@ pub(super) async fn pause(
         capsule = request.settled().await?;
     }
     if capsule.state == CapsuleState::Paused {
-        return Err(Error::Conflict("the sandbox is paused already".to_owned()));
+        return Err(Error::Conflict("the sandbox is already paused".to_owned()));
     }
     let memory = wanted.memory.unwrap_or(true);
     capsules::pause(&request.app, request.caller, capsule.id, memory).await?;
@@ -61,7 +61,7 @@ pub(super) async fn resume(
 ) -> Result<(StatusCode, Json<Sandbox>)> {
     let capsule = request.settled().await?;
     if capsule.state == CapsuleState::Running {
-        return Err(Error::Conflict("the sandbox runs already".to_owned()));
+        return Err(Error::Conflict("the sandbox is already running".to_owned()));
     }
     resume_sandbox(&request, &capsule, &wanted, REFRESH).await
 }

@@ -62,10 +62,11 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
     let metadata = metadata(asked.metadata.as_deref().unwrap_or(""))?;
     let since = asked.started_after.as_deref().map(|text| {
         OffsetDateTime::parse(text, &Rfc3339)
-            .map_err(|_| Error::invalid("startedAfter", "must be a time as RFC 3339 has it"))
+            .map_err(|_| Error::invalid("startedAfter", "must be a time in RFC 3339 form"))
     });
     let after = asked.next_token.as_deref().map(|text| {
-        parse_cursor(text).ok_or_else(|| Error::invalid("nextToken", "is none of ours"))
+        parse_cursor(text)
+            .ok_or_else(|| Error::invalid("nextToken", "is not a token of this platform"))
     });
     let search = Search {
         scope: caller.scope,
@@ -99,7 +100,7 @@ fn states(asked: Option<&str>) -> Result<Vec<CapsuleState>> {
 
 /// Parses metadata: pairs of a query, whose keys and values were each percent-encoded before.
 fn metadata(text: &str) -> Result<BTreeMap<String, String>> {
-    let wrong = || Error::invalid("metadata", "must be pairs as key=value&…, in UTF-8");
+    let wrong = || Error::invalid("metadata", "must be pairs of the form key=value&…, in UTF-8");
     let plain = |text: &str| {
         let spaced = text.replace('+', " ");
         let once = percent_decode_str(&spaced).decode_utf8().map_err(|_| wrong())?;

@@ -55,7 +55,7 @@ pub(super) async fn of_many(
     caller: Caller,
     Query(asked): Query<Sandboxes>,
 ) -> Result<Json<Metrics>> {
-    let ids = asked.sandbox_ids.ok_or_else(|| Error::invalid("sandbox_ids", "is missing"))?;
+    let ids = asked.sandbox_ids.ok_or_else(|| Error::invalid("sandbox_ids", "is required"))?;
     let ids: Vec<&str> = ids.split(',').filter(|id| !id.is_empty()).collect();
     if ids.len() > SANDBOXES_MAX {
         let message = format!("must name at most {SANDBOXES_MAX} sandboxes");
