@@ -42,13 +42,13 @@ fn old_or_unjailed_firecracker_is_refused_with_fix() {
     let (old, new) = (firecracker(dir.path(), "1.15.0"), firecracker(dir.path(), "1.15.1"));
     let none = dir.path().join("none");
     for (vars, told) in [
-        (vec![], "no `firecracker` on the PATH"),
-        (vec![("WRENN_FIRECRACKER", none.as_path())], "there is no Firecracker at"),
-        (vec![("WRENN_FIRECRACKER", old.as_path())], "1.15.0 is older than 1.15.1"),
+        (vec![], "the PATH has no `firecracker`"),
+        (vec![("WRENN_FIRECRACKER", none.as_path())], "Firecracker is missing at"),
+        (vec![("WRENN_FIRECRACKER", old.as_path())], "install 1.15.1 or newer"),
         (vec![("WRENN_FIRECRACKER", new.as_path())], "WRENN_JAILER=none"),
         (
             vec![("WRENN_FIRECRACKER", new.as_path()), ("WRENN_JAILER", none.as_path())],
-            "there is no jailer at",
+            "jailer is missing at",
         ),
         // With permission for any version, the agent continues. This program then starts nothing.
         (
@@ -105,7 +105,7 @@ fn firecracker_that_fails_in_jail_is_reported_with_reason() {
     };
     let refused = run(&compiled(dir.path(), "dynamic", &[]));
     assert!(refused.contains("is dynamically linked"), "{refused}");
-    assert!(refused.contains("it must be static, as the official releases are"), "{refused}");
+    assert!(refused.contains("install an official, static release"), "{refused}");
     let refused = run(&firecracker(dir.path(), "1.16.1"));
     assert!(refused.contains("must be a static ELF executable"), "{refused}");
     // The agent starts a static program, as far as this machine can.

@@ -170,12 +170,12 @@ async fn errors_are_one_line_and_name_the_fix() {
     let second = platform.run(&["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
     assert!(text(&second.stderr).contains("a platform already runs in"), "{second:?}");
     let second = platform.run(&["agent", "--agent-listen", "127.0.0.1:0"]);
-    assert!(text(&second.stderr).contains("a host agent already runs in"), "{second:?}");
+    assert!(text(&second.stderr).contains("a host agent is already running in"), "{second:?}");
     let taken = platform.url().strip_prefix("http://").unwrap();
     let other = tempfile::tempdir().unwrap();
     let mut command = platform.wrenn();
     let nobody = command.arg("agent").env("WRENN_DIR", other.path()).output().unwrap();
-    assert!(text(&nobody.stderr).contains("belongs to no platform"), "{nobody:?}");
+    assert!(text(&nobody.stderr).contains("is not enrolled"), "{nobody:?}");
     let mut command = platform.wrenn();
     command.args(["up", "--listen", taken]).env("WRENN_DIR", other.path()).stdin(Stdio::null());
     let out = command.output().unwrap();

@@ -460,7 +460,7 @@ async fn host_drain_and_delete_lose_no_capsule_without_force() {
     let log = second.dir.path().join("agent.log");
     eventually("it is told", || async {
         let told = std::fs::read_to_string(&log).unwrap();
-        told.contains("the platform has forgotten this host").then_some(())
+        told.contains("the platform does not know this host").then_some(())
     })
     .await;
     assert_eq!(std::fs::read_dir(second.dir.path().join("capsules")).unwrap().count(), 2);

@@ -45,12 +45,12 @@ async fn pause_and_snapshot_of_silent_guest_fail_and_guest_keeps_running() {
     for memory in [true, false] {
         let body = json!({ "memory": memory });
         let paused = client.post(&format!("/v1/capsules/{id}/pause"), &body).await;
-        paused.refuses(500, "pause_failed", "the capsule's agent does not answer");
+        paused.refuses(500, "pause_failed", "the capsule's envd does not answer");
         assert_eq!(client.status(&id).await, "running", "memory: {memory}");
     }
     let body = json!({ "capsule_id": id, "name": "silent" });
     let taken = client.post("/v1/snapshots", &body).await;
-    taken.refuses(500, "snapshot_failed", "the capsule's agent does not answer");
+    taken.refuses(500, "snapshot_failed", "the capsule's envd does not answer");
     assert_eq!(client.get("/v1/snapshots").await.expect(200)["items"], json!([]));
     signal_agent(&id, Signal::CONT);
     assert_eq!(client.out(&id, "echo up").await, "up\n");

@@ -298,8 +298,8 @@ async fn deleted_host_that_wakes_changes_nothing_in_store() {
     let log = first.dir.path().join("agent.log");
     eventually("it has paused the capsule, and is told that it is no member", || async {
         let log = std::fs::read_to_string(&log).unwrap();
-        let told = log.contains("the platform has forgotten this host")
-            && log.contains("nothing is sent to the store");
+        let told = log.contains("the platform does not know this host")
+            && log.contains("not uploading to the store");
         (told && manifest(first.dir.path(), &id, 2).is_some()).then_some(())
     })
     .await;

@@ -11,7 +11,7 @@ use std::path::Path;
 use tests::{Client, Platform, eventually, processes_of, signal};
 
 /// The host's reason for a guest whose processors never run again.
-const HALTED: &str = "the guest ended: its processors are halted";
+const HALTED: &str = "the guest ended: its vCPUs are halted";
 
 /// Returns a command by which root calls `reboot(2)`.
 fn reboot(command: &str) -> String {

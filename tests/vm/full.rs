@@ -149,14 +149,14 @@ async fn only_guest_that_fills_the_disk_waits_and_it_continues_when_freed() {
     assert!(String::from_utf8_lossy(&shown.stdout).contains("disk_full"));
     // Work that needs room is refused, and removals are not.
     let body = json!({ "capsule_id": other, "name": "s" });
-    client.post("/v1/snapshots", &body).await.refuses(503, "no_capacity", "kept back");
+    client.post("/v1/snapshots", &body).await.refuses(503, "no_capacity", "are reserved");
     let fork = format!("/v1/capsules/{other}/fork");
-    client.post(&fork, &json!({})).await.refuses(503, "no_capacity", "kept back");
+    client.post(&fork, &json!({})).await.refuses(503, "no_capacity", "are reserved");
     let pause = format!("/v1/capsules/{other}/pause");
-    client.post(&pause, &json!({})).await.refuses(503, "no_capacity", "kept back");
+    client.post(&pause, &json!({})).await.refuses(503, "no_capacity", "are reserved");
     assert_eq!(client.status(&other).await, "running");
     assert_eq!(client.out(&other, "echo up").await, "up\n");
-    client.post("/v1/capsules", &small()).await.refuses(503, "no_capacity", "kept back");
+    client.post("/v1/capsules", &small()).await.refuses(503, "no_capacity", "are reserved");
     client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
     drop(filler);
     waits(&client, &writer, false).await;

@@ -84,7 +84,7 @@ fn doctor(platform: &Platform, device: Option<(&str, &str)>, more: &[&str]) -> S
 async fn doctor_reports_inaccessible_kvm_device_and_cached_probe() {
     let platform = Platform::start(Driver::Guests, &[]).await;
     if !std::fs::exists("/dev/kvm").unwrap() {
-        assert_eq!(doctor(&platform, None, &[]), "there is no /dev/kvm");
+        assert_eq!(doctor(&platform, None, &[]), "/dev/kvm does not exist");
         return platform.finish();
     }
     let file = platform.dir().join("qemu-probe");

@@ -41,7 +41,7 @@ async fn pause_with_stopped_agent_is_refused_and_delete_is_immediate() {
     let path = format!("/v1/capsules/{id}/pause");
     for memory in [false, true] {
         let paused = client.post(&path, &json!({ "memory": memory })).await;
-        paused.refuses(500, "pause_failed", "the capsule's agent does not answer");
+        paused.refuses(500, "pause_failed", "the capsule's envd does not answer");
         assert_eq!(client.status(&id).await, "running", "memory: {memory}");
     }
     let pausing = {

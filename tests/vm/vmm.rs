@@ -74,7 +74,7 @@ async fn conflicting_or_invalid_network_range_is_refused_with_its_reason() {
         (format!("10.199.{slot}.0/24"), "choose another range"),
         ("10.0.0.0/8".to_owned(), "choose another range"),
         ("10.1.0.0/31".to_owned(), "must be between /8 and /30"),
-        ("nonsense".to_owned(), "is no IPv4 range"),
+        ("nonsense".to_owned(), "is not an IPv4 range"),
     ] {
         let mut command = platform.wrenn();
         command.args(["agent", "--agent-listen", "127.0.0.1:0", "--driver", "tcg"]);

@@ -101,7 +101,7 @@ impl fmt::Display for State {
             Self::Pausing => "pausing",
             Self::Paused => "paused",
             Self::Resuming => "resuming",
-            Self::Expired => "over its time",
+            Self::Expired => "past its lifetime",
             Self::Stopping => "being removed",
             Self::Dead(_) => "dead",
         })
@@ -113,7 +113,7 @@ impl fmt::Display for State {
 pub(crate) enum Error {
     #[error("{0}")]
     Invalid(String),
-    #[error("there is no template `{0}` on this host")]
+    #[error("this host has no template `{0}`")]
     NoTemplate(String),
     #[error("no capacity: {0}")]
     NoCapacity(String),
@@ -124,15 +124,15 @@ pub(crate) enum Error {
     NotFound(String),
     #[error("the capsule is {0}")]
     State(State),
-    #[error("a newer command for the capsule came first")]
+    #[error("a newer command for the capsule was accepted first")]
     Stale,
     /// Silence of envd in a guest that was started.
     #[error("the guest did not answer within {seconds} s; its console ended with: {console}")]
     GuestSilent { seconds: u64, console: String },
-    #[error("the machine ended while it booted: {reason}; its console ended with: {console}")]
+    #[error("the machine ended during its boot: {reason}; its console ended with: {console}")]
     Died { reason: String, console: String },
     /// Silence of envd in a guest that was running.
-    #[error("the capsule's agent does not answer")]
+    #[error("the capsule's envd does not answer")]
     Silent,
     #[error("the guest did not write its unsaved data to its disk")]
     Unsaved(#[source] io::Error),
@@ -141,7 +141,7 @@ pub(crate) enum Error {
     Ended(String),
     #[error("the snapshot is damaged")]
     Damaged(#[source] io::Error),
-    #[error("the snapshot needs another kind of machine ({taken}) than this host has ({here})")]
+    #[error("the snapshot needs a machine of the kind {taken}, but this host has {here}")]
     Incompatible { taken: String, here: String },
     #[error("{what}")]
     Io {

@@ -49,7 +49,10 @@ impl Cgroups {
                 Err(error) => {
                     // A container's root group, for example, holds processes and so has no
                     // controllers.
-                    tracing::warn!(?controller, %error, "machines have no limits by this controller");
+                    tracing::warn!(
+                        ?controller, %error,
+                        "cannot use a cgroup controller; machines have no limits by it"
+                    );
                     let _ = fs::remove_dir(&path);
                 }
             }
@@ -125,7 +128,11 @@ fn prepare(controller: Controller, path: &Path) -> io::Result<()> {
     fs::write(&file, "+cpu +memory +pids")?;
     let given = fs::read_to_string(&file)?;
     let all = ["cpu", "memory", "pids"].iter().all(|c| given.split_whitespace().any(|g| g == *c));
-    if all { Ok(()) } else { Err(io::Error::other(format!("only `{}` is given", given.trim()))) }
+    if all {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("the kernel grants only the controllers `{}`", given.trim())))
+    }
 }
 
 /// Removes a group. Retries for up to 2 s, since a group stays busy briefly after its last process.

@@ -310,7 +310,7 @@ impl Guest {
         }
         match took <= CLOCK_WRONG {
             true => Ok(()),
-            false => Err(io::Error::other("the guest takes too long to set its clock")),
+            false => Err(io::Error::other("the guest took too long to set its clock")),
         }
     }
 

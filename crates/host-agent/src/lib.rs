@@ -116,7 +116,7 @@ impl hop::Handler for Agent {
 /// Fails with the thing that is missing on this machine, and the fix.
 pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     std::fs::create_dir_all(&config.dir)
-        .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
+        .with_context(|| format!("cannot create WRENN_DIR {}", config.dir.display()))?;
     let lock = lock(&config.dir).await?;
     let tag = tag(&config.dir);
     // Removes the probe machine of an agent that died during its probe.
@@ -143,15 +143,16 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         networks,
         cgroups,
         memory_mib,
-        images: Images::new(memory).context("making the folder of images of memory")?,
+        images: Images::new(memory).context("cannot create the folder of memory images")?,
         room: Room::new(&config.dir, config.driver.boots_images()),
         snapshot_sizes: Mutex::default(),
         standing: Arc::default(),
         config,
         tasks: tasks.clone(),
     });
-    let manager =
-        Manager::new(Arc::clone(&context), stored).await.context("finding earlier capsules")?;
+    let manager = Manager::new(Arc::clone(&context), stored)
+        .await
+        .context("cannot find the capsules of an earlier agent")?;
     let service =
         Arc::new(rpc::Service { manager: manager.clone(), context: Arc::clone(&context) });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
@@ -167,13 +168,14 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
 /// the agent from starting.
 async fn open_store(config: &Config) -> anyhow::Result<Option<Arc<Stored>>> {
     let Some(StoreConfig { url, key }) = &config.store else { return Ok(None) };
-    let opened = Store::open(url, *key, std::env::vars()).context("the store (WRENN_STORE)")?;
+    let opened =
+        Store::open(url, *key, std::env::vars()).context("cannot open the store (WRENN_STORE)")?;
     match opened.probe().await {
         Ok(()) => tracing::info!("the store answers"),
         Err(error) => tracing::error!(error = format!("{error:#}"), "the store does not answer"),
     }
     let stored = Stored::new(opened, config.dir.join("sending"));
-    Ok(Some(Arc::new(stored.context("making the folder of what is sent")?)))
+    Ok(Some(Arc::new(stored.context("cannot create the folder for uploads")?)))
 }
 
 /// Time limit for the kernel to end an agent that was killed, and period of the checks.
@@ -182,11 +184,11 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Takes the lock of the agent's folder. The kernel frees the lock however the process ends.
 async fn lock(dir: &Path) -> anyhow::Result<File> {
-    let file = File::create(dir.join("agent.lock")).context("opening the agent's lock")?;
+    let file = File::create(dir.join("agent.lock")).context("cannot open the agent's lock file")?;
     let begun = Instant::now();
     while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let dir = dir.display();
-        anyhow::ensure!(begun.elapsed() < DYING, "a host agent already runs in {dir}");
+        anyhow::ensure!(begun.elapsed() < DYING, "a host agent is already running in {dir}");
         tokio::time::sleep(LOOK).await;
     }
     Ok(file)
@@ -198,7 +200,7 @@ fn spawn_rule_refresh(networks: &Arc<Networks>, tasks: &Tasks) {
         let networks = Arc::clone(&networks);
         async move {
             if let Err(error) = networks.prepare_host().await {
-                tracing::error!(%error, "the host's firewall rules could not be applied");
+                tracing::error!(%error, "cannot apply the host's firewall rules");
             }
         }
     });
@@ -232,11 +234,13 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
         tasks,
     };
     for id in capsule::files::existing(&context) {
-        capsule::teardown::remove(&context, id).await.with_context(|| format!("ending {id}"))?;
+        capsule::teardown::remove(&context, id)
+            .await
+            .with_context(|| format!("cannot end {id}"))?;
     }
     if let Some(networks) = &context.networks {
-        networks.remove_orphans().await.context("removing networks")?;
-        networks.restore_host().context("removing the firewall's rules")?;
+        networks.remove_orphans().await.context("cannot remove the networks")?;
+        networks.restore_host().context("cannot remove the firewall rules")?;
     }
     if let Some(cgroups) = &context.cgroups {
         cgroups.remove_all();
@@ -251,7 +255,7 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
 /// Fails when the agent's folder cannot be made.
 pub async fn examine(config: &Config, again: bool) -> anyhow::Result<Vec<Examined>> {
     std::fs::create_dir_all(&config.dir)
-        .with_context(|| format!("making WRENN_DIR {}", config.dir.display()))?;
+        .with_context(|| format!("cannot create WRENN_DIR {}", config.dir.display()))?;
     Ok(choose::examine(config, &tag(&config.dir), &Tasks::default(), again).await)
 }
 

@@ -225,7 +225,10 @@ impl Membership {
                 match &heard {
                     Ok(()) if !told => tracing::info!("the platform answers again"),
                     Err(error) if told => {
-                        tracing::warn!(error = format!("{error:#}"), "the platform is not reached");
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "cannot reach the platform; trying again"
+                        );
                     }
                     _ => {}
                 }
@@ -266,10 +269,12 @@ impl Membership {
             Ok(_) => Ok(()),
             Err(Refused::Credentials(_)) => self.renew().await,
             Err(Refused::Unknown) => anyhow::bail!(
-                "the platform has forgotten this host; its capsules run on until they are ended \
-                 here. Enrol it again with `wrenn agent --register`"
+                "the platform does not know this host; its capsules keep running; enrol it again \
+                 with `wrenn agent --register`"
             ),
-            Err(Refused::Request(why)) => anyhow::bail!("the platform refuses its words: {why}"),
+            Err(Refused::Request(why)) => {
+                anyhow::bail!("the platform refused the heartbeat: {why}")
+            }
             Err(Refused::Other(error)) => Err(error),
         }
     }
@@ -292,11 +297,15 @@ impl Membership {
         let given: api::HostCredentials = match exchange(self.http.post(url), &request).await {
             Ok(given) => given,
             Err(Refused::Credentials(why)) => anyhow::bail!(
-                "the platform takes this host's credentials no more ({why}); enrol it again: \
-                 `wrenn host token`, then `wrenn agent --register`"
+                "the platform rejects this host's credentials ({why}); enrol it again with `wrenn \
+                 host token`, then `wrenn agent --register`"
             ),
-            Err(Refused::Request(why)) => anyhow::bail!("the platform refuses to renew: {why}"),
-            Err(Refused::Unknown) => anyhow::bail!("the platform has no such route"),
+            Err(Refused::Request(why)) => {
+                anyhow::bail!("the platform refused to renew the credentials: {why}")
+            }
+            Err(Refused::Unknown) => {
+                anyhow::bail!("the platform has no route to renew credentials")
+            }
             Err(Refused::Other(error)) => return Err(error),
         };
         self.take(self.credentials.clone(), given, key)?;
@@ -320,7 +329,7 @@ async fn ask(
             Err(Refused::Credentials(why) | Refused::Request(why)) => {
                 anyhow::bail!("the platform refused: {why}")
             }
-            Err(Refused::Unknown) => anyhow::bail!("{base} is no Wrenn platform"),
+            Err(Refused::Unknown) => anyhow::bail!("{base} is not a Wrenn platform"),
             Err(Refused::Other(error)) if tries == TRIES => {
                 return Err(error.context("registering"));
             }
@@ -367,5 +376,5 @@ fn http() -> anyhow::Result<reqwest::Client> {
     // A second call keeps the choice of the first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
-    builder.build().context("preparing to ask the platform")
+    builder.build().context("cannot create the HTTP client for the platform")
 }

@@ -58,7 +58,7 @@ impl Networks {
     pub(crate) async fn prepare_host(self: &Arc<Self>) -> Result<(), Error> {
         let this = Arc::clone(self);
         let prepare = move || netns::prepare_host(&this.plan);
-        blocking(prepare).await.map_err(io_error("preparing the host's network"))
+        blocking(prepare).await.map_err(io_error("cannot prepare the host's network"))
     }
 
     /// Returns networks that can only be taken down. The host's own rules are not changed.
@@ -74,7 +74,7 @@ impl Networks {
         let (this, egress) = (Arc::clone(self), egress.clone());
         let make = move || netns::create(&this.plan, slot, &egress);
         let made = blocking(make).await;
-        match made.map_err(io_error("making the capsule's network")) {
+        match made.map_err(io_error("cannot create the capsule's network")) {
             Ok((namespace, tap)) => {
                 let namespace = self.opened(slot, namespace);
                 Ok(Network { slot, namespace, tap: Some(tap) })
@@ -94,13 +94,13 @@ impl Networks {
         egress: &Egress,
     ) -> Result<Arc<Guard>, Error> {
         let guard = Guard::new(self.plan.clone(), namespace, egress).await;
-        guard.map(Arc::new).map_err(io_error("carrying out the capsule's rules"))
+        guard.map(Arc::new).map_err(io_error("cannot apply the capsule's network rules"))
     }
 
     /// Takes over the network of a running machine.
     pub(crate) fn adopt(&self, slot: u32) -> Result<Network, Error> {
         let namespace = File::open(self.plan.namespace(slot))
-            .map_err(io_error("opening the namespace of a running capsule"))?;
+            .map_err(io_error("cannot open the network namespace of a running capsule"))?;
         self.lock().claim(slot);
         let namespace = self.opened(slot, namespace);
         Ok(Network { slot, namespace, tap: None })
@@ -126,7 +126,7 @@ impl Networks {
             this.forget(|used| used == slot);
             Ok(())
         };
-        blocking(remove).await.map_err(io_error("removing the capsule's network"))
+        blocking(remove).await.map_err(io_error("cannot remove the capsule's network"))
     }
 
     /// Removes the connections of the slots that `of` picks from the host's connection-tracking
@@ -135,7 +135,10 @@ impl Networks {
     fn forget(&self, of: impl Fn(u32) -> bool) {
         let of = |address| self.plan.slot_of(address).is_some_and(&of);
         if let Err(error) = conntrack::forget(of) {
-            tracing::warn!(%error, "connections of removed capsules stay in the host's table");
+            tracing::warn!(
+                %error,
+                "cannot remove connections of removed capsules from the host's table"
+            );
         }
     }
 
@@ -155,7 +158,7 @@ impl Networks {
     /// in any case, since a new network of this number first removes the leftovers.
     pub(crate) async fn discard(self: &Arc<Self>, slot: u32) {
         if let Err(error) = self.teardown(slot).await {
-            tracing::warn!(slot, ?error, "a network that could not be used is left behind");
+            tracing::warn!(slot, ?error, "cannot remove an unusable network");
         }
         self.release(slot);
     }
@@ -186,7 +189,7 @@ impl Networks {
             this.forget(|slot| !this.lock().is_used(slot));
             Ok(())
         };
-        blocking(forget).await.map_err(io_error("reading the host's connections"))
+        blocking(forget).await.map_err(io_error("cannot read the host's connections"))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
@@ -206,7 +209,7 @@ mod tests {
         let plan = Plan::new(dir.path().to_str().unwrap(), "198.18.0.0/30", &[]).unwrap();
         let networks = Networks::for_removal(plan);
         let error = networks.create(&Egress::default()).await.err().unwrap();
-        assert_eq!(error.to_string(), "making the capsule's network");
+        assert_eq!(error.to_string(), "cannot create the capsule's network");
         assert!(!networks.lock().is_used(0));
     }
 }

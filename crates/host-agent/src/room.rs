@@ -114,10 +114,11 @@ impl Room {
         let wanted = state.claimed.saturating_add(bytes);
         if free < reserve(total).saturating_add(wanted) {
             let (free, back) = (free >> 20, reserve(total) >> 20);
-            let said = format!("{free} MiB of the host's disk are free, {back} are kept back");
+            let said =
+                format!("the host's disk has {free} MiB free, of which {back} MiB are reserved");
             return Err(NoRoom(match wanted.div_ceil(1 << 20) {
                 0 => said,
-                most => format!("{said}, and up to {most} would be written"),
+                most => format!("{said}, and up to {most} MiB would be written"),
             }));
         }
         state.claimed = wanted;
@@ -148,7 +149,7 @@ impl Room {
             // Claims need the lock, so the slow part runs without it.
             match make(&path) {
                 Ok(()) => self.lock().make_after = None,
-                Err(error) => tracing::warn!(%error, "reserving room on the disk"),
+                Err(error) => tracing::warn!(%error, "cannot reserve room on the disk"),
             }
         }
         level
@@ -198,7 +199,7 @@ fn make(path: &Path) -> io::Result<()> {
 fn delete_ballast(dir: &Path) {
     match fs::remove_file(dir.join(BALLAST_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(%error, "deleting the ballast");
+            tracing::error!(%error, "cannot delete the ballast");
         }
         _ => {}
     }
@@ -251,7 +252,7 @@ mod tests {
         let first = room.claim(half).unwrap();
         let second = room.claim(half).unwrap();
         let refused = room.claim(half).err().map(|error| error.to_string());
-        assert!(refused.unwrap().contains("are kept back"));
+        assert!(refused.unwrap().contains("are reserved"));
         drop(second);
         let third = room.claim(half).unwrap();
         drop((first, third));

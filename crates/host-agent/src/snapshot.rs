@@ -78,7 +78,7 @@ impl Snapshot {
         file.read_to_end(&mut bytes)?;
         let hash = blake3::hash(&bytes).to_hex().to_string();
         if self.manifest.state.as_ref() != Some(&hash) {
-            return Err(damaged("the devices' state is not the one that was written"));
+            return Err(damaged("the state of the devices differs from the written one"));
         }
         File::open(self.dir.join(STATE))
     }
@@ -93,7 +93,7 @@ impl Snapshot {
         let from = File::open(self.dir.join(DISK)).map_err(unreadable)?;
         let (file, hash) = crate::storage::copy_disk(&from, to, cancel)?;
         if hash.to_hex().as_str() != wanted {
-            return Err(damaged("the disk is not the one that was written"));
+            return Err(damaged("the disk differs from the written one"));
         }
         Ok(Some(file))
     }
@@ -158,7 +158,7 @@ impl Staging {
         let mut bytes = Vec::new();
         (&file).take(STATE_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.is_empty() || bytes.len() as u64 > STATE_MAX {
-            return Err(io::Error::other("the VMM wrote no state, or too much of it"));
+            return Err(io::Error::other("the VMM wrote an empty or oversized state"));
         }
         file.sync_all()?;
         Ok(blake3::hash(&bytes).to_hex().to_string())
@@ -280,7 +280,7 @@ impl Drop for Staging {
         if !self.done
             && let Err(error) = self.remove()
         {
-            tracing::warn!(%error, "removing a snapshot that was not completed");
+            tracing::warn!(%error, "cannot remove an incomplete snapshot");
         }
     }
 }
@@ -318,7 +318,7 @@ pub(crate) fn sweep(dir: &Path) -> Vec<String> {
         if !name.ends_with(".new") {
             names.push(name);
         } else if let Err(error) = fs::remove_dir_all(entry.path()) {
-            tracing::warn!(%error, name, "removing a snapshot that was not completed");
+            tracing::warn!(%error, name, "cannot remove an incomplete snapshot");
         }
     }
     names

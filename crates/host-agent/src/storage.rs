@@ -62,7 +62,8 @@ pub(crate) fn make_disk(dir: &Path, mib: u32) -> io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
     file.set_len(u64::from(mib) << 20)?;
     let options = "nodiscard,assume_storage_prezeroed=1";
-    let path = path.to_str().ok_or_else(|| io::Error::other("the folder's name is no text"))?;
+    let path =
+        path.to_str().ok_or_else(|| io::Error::other("the folder's name is not valid UTF-8"))?;
     let args = ["-q", "-F", "-O", "^resize_inode", "-m", "0", "-i", "65536", "-E", options, path];
     sys::run("mkfs.ext4", &args)?;
     Ok(file)
@@ -169,7 +170,7 @@ fn each_block(
     let mut at = 0;
     loop {
         if cancel.is_cancelled() {
-            return Err(io::Error::other("nobody wants the disk any more"));
+            return Err(io::Error::other("the copy of the disk was cancelled"));
         }
         at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data - data % BLOCK as u64,

@@ -224,7 +224,7 @@ pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
     unsafe {
         let context = nft_ctx_new(0);
         if context.is_null() {
-            return Err(io::Error::other("nftables: no context"));
+            return Err(io::Error::other("nftables: cannot create a context"));
         }
         nft_ctx_buffer_error(context);
         let result = nft_run_cmd_from_buffer(context, ruleset.as_ptr());

@@ -241,7 +241,10 @@ fn kernel_words(dns: &[IpAddr]) -> String {
 /// returns the error that explains the failed start.
 async fn kill_failed(machine: &dyn Machine) {
     if let Err(error) = machine.kill().await {
-        tracing::error!(%error, source = ?error.source, "ending a machine that failed to start");
+        tracing::error!(
+            %error, source = ?error.source,
+            "cannot end a machine that failed to start"
+        );
     }
 }
 
@@ -269,7 +272,7 @@ pub(crate) async fn kill_record(record: &VmmRecord) -> Result<(), Error> {
         Ok(()) => sys::wait_end(pid, started).await,
         Err(error) => Err(error),
     };
-    done.map_err(|e| Error::new("ending the machine", e))
+    done.map_err(|e| Error::new("cannot end the machine", e))
 }
 
 /// Kills every process that was started as the machine called `name` of a folder. Processes without
@@ -292,7 +295,7 @@ pub(crate) async fn wait_record(record: &VmmRecord) {
     while record.is_alive() {
         match sys::wait_end(pid, started).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!(pid, %error, "waiting for a machine's end"),
+            Err(error) => tracing::warn!(pid, %error, "cannot wait for the end of a machine"),
         }
         tokio::time::sleep(RETRY).await;
     }

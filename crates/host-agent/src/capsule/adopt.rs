@@ -40,7 +40,7 @@ pub(super) async fn adopt_all(host: &Host) -> Result<(), Error> {
             // A record is always replaced as a whole. If this one cannot be read, another
             // version wrote it, so its capsule is not touched.
             None if CapsuleRecord::exists(&dir) => {
-                Err(Error::Invalid("an unknown record".to_owned()))
+                Err(Error::Invalid("the capsule's record has an unknown format".to_owned()))
             }
             None => teardown::remove(&host.context, id).await,
         };
@@ -48,7 +48,10 @@ pub(super) async fn adopt_all(host: &Host) -> Result<(), Error> {
             // The capsule stays listed, so that the control plane asks for its removal again.
             failed = true;
             let reason = chain(&error);
-            tracing::error!(%id, error = reason, "finding what an earlier agent left");
+            tracing::error!(
+                %id, error = reason,
+                "cannot adopt or remove a capsule of an earlier agent"
+            );
             let known = CapsuleRecord::load(&dir)
                 .map(|record| Capsule::new(&record, State::Dead(reason.clone())));
             let unknown = || Capsule::unknown(State::Dead(reason.clone()));
@@ -70,7 +73,7 @@ async fn adopt(host: &Host, id: CapsuleId, mut record: CapsuleRecord) -> Result<
     let newest = files::newest(&snapshot::sweep(&files::snapshots_dir(&dir)));
     let state = match record.phase {
         Phase::Starting => {
-            tracing::info!(%id, "removing what an earlier agent left");
+            tracing::info!(%id, "removing an incomplete capsule of an earlier agent");
             return teardown::remove(context, id).await;
         }
         // The pause was complete, but the earlier agent did not update the record.
@@ -89,7 +92,7 @@ async fn adopt(host: &Host, id: CapsuleId, mut record: CapsuleRecord) -> Result<
                 });
                 return Ok(());
             }
-            None => State::Dead("the machine ended while no agent ran".to_owned()),
+            None => State::Dead("the machine ended while no host agent was running".to_owned()),
         },
         // Nobody was let in, so the last snapshot still holds everything.
         Phase::Paused | Phase::Resuming => {
@@ -127,7 +130,10 @@ async fn find_running(host: &Host, record: &CapsuleRecord) -> Option<Adopted> {
     let guarded = parts::guard(&host.context, namespace.as_ref(), &record.egress).await;
     // Without a guard, the capsule's rules for host names let nothing through.
     let warn = |error: &Error| {
-        tracing::error!(id = %record.id, error = chain(error), "a capsule's rules");
+        tracing::error!(
+            id = %record.id, error = chain(error),
+            "cannot apply a capsule's network rules"
+        );
     };
     let guard = guarded.inspect_err(warn).ok().flatten();
     let route = parts::route(&*machine, namespace).ok()?;

@@ -155,7 +155,7 @@ impl<'a> Boot<'a> {
     async fn prepare(mut self) -> Result<Prepared<'a>, Error> {
         let (context, record) = (self.context, &mut *self.record);
         files::save(record, &self.dir)?;
-        daemon::failpoint("boot.begun").map_err(io_error("a failpoint"))?;
+        daemon::failpoint("boot.begun").map_err(io_error("a failpoint failed"))?;
         let (source, layers) = (self.origin.snapshot(), self.origin.layers());
         record.base_layers = layers.clone().unwrap_or_default();
         record.system = match (source, &layers) {
@@ -188,7 +188,7 @@ impl<'a> Boot<'a> {
             return Err(error);
         }
         let (disks, saved) = prepared?;
-        daemon::failpoint("boot.wired").map_err(io_error("a failpoint"))?;
+        daemon::failpoint("boot.wired").map_err(io_error("a failpoint failed"))?;
         self.laps.end("prepared");
         Ok(Prepared { boot: self, disks, saved, network })
     }
@@ -214,7 +214,7 @@ impl<'a> Prepared<'a> {
         });
         boot.record.machine = Some(machine.record());
         files::save(boot.record, &boot.dir)?;
-        daemon::failpoint("boot.machine").map_err(io_error("a failpoint"))?;
+        daemon::failpoint("boot.machine").map_err(io_error("a failpoint failed"))?;
         boot.laps.end(if restored { "restored" } else { "booted" });
         let route = parts::route(&*machine, namespace)?;
         let guest = parts::guest(context, boot.record, route).guarded(guard);
@@ -241,7 +241,7 @@ impl Launched<'_> {
         record.phase = Phase::Running;
         record.life.begin(now_ms());
         files::save(record, &dir)?;
-        daemon::failpoint("boot.ready").map_err(io_error("a failpoint"))?;
+        daemon::failpoint("boot.ready").map_err(io_error("a failpoint failed"))?;
         laps.end("ready");
         let running = Running { machine, guest };
         Ok(Ready { running, stages: laps.stages, kind, life: record.life.clone() })
@@ -268,13 +268,13 @@ async fn wait_ready(
         }
         let begun = match guest.initialize(identity).await {
             Err(error) if answers => {
-                tracing::debug!(%error, "the guest is not there yet");
+                tracing::debug!(%error, "the guest does not answer yet");
                 guest.wait_healthy().await;
                 guest.initialize(identity).await
             }
             begun => begun,
         };
-        begun.map_err(io_error("beginning the guest's epoch"))
+        begun.map_err(io_error("cannot begin the guest's epoch"))
     };
     tokio::select! {
         begun = begin => begun,

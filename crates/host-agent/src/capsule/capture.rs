@@ -60,7 +60,10 @@ pub(super) async fn quiesce(
             return Err(Error::Unsaved(error));
         }
         Some(Err(error)) => {
-            tracing::warn!(id = %record.id, %error, "the guest did not write down what it has");
+            tracing::warn!(
+                id = %record.id, %error,
+                "the guest could not write its unsaved data to its disk"
+            );
             if guest.responds().await {
                 return Ok(());
             }
@@ -93,7 +96,7 @@ pub(super) async fn judge_silent(
     if !saves {
         return Err(Error::Silent);
     }
-    tracing::warn!(%id, "keeping a guest whose agent is silent, as it is");
+    tracing::warn!(%id, "capturing a guest whose envd does not answer");
     Ok(())
 }
 

@@ -49,7 +49,7 @@ async fn create_under_lock(
     }
     let booted = match fs::create_dir_all(files::folder(&host.context, id)) {
         Ok(()) => boot(host, &mut record, from, &cancel).await,
-        Err(e) => Err(io_error("making the capsule's folder")(e)),
+        Err(e) => Err(io_error("cannot create the capsule's folder")(e)),
     };
     match booted {
         Ok(ready) => {
@@ -63,7 +63,7 @@ async fn create_under_lock(
         Err(error) => {
             metrics::counter!("wrenn_boots_failed_total").increment(1);
             if let Err(undo) = teardown::remove(&host.context, id).await {
-                tracing::error!(%id, error = %chain(&undo), "undoing a failed boot");
+                tracing::error!(%id, error = %chain(&undo), "cannot undo a failed boot");
             }
             host.registry.remove(id);
             Err(error)
@@ -103,11 +103,14 @@ async fn boot(
     match restored {
         Err(error @ (Error::Damaged(_) | Error::Incompatible { .. } | Error::Vmm(_))) => {
             let id = record.id;
-            tracing::warn!(%id, error = chain(&error), "no restore; booting instead");
+            tracing::warn!(
+                %id, error = chain(&error),
+                "cannot restore from the template snapshot; booting instead"
+            );
             teardown::release(context, record).await?;
             if !matches!(error, Error::Vmm(_)) {
                 let removed = snapshot::remove(&snapshot.dir);
-                removed.map_err(io_error("removing a template snapshot"))?;
+                removed.map_err(io_error("cannot remove a template snapshot"))?;
             }
             boot::boot(context, record, Origin::Image(None), cancel).await
         }
@@ -121,5 +124,5 @@ fn standalone(host: &Host, id: SnapshotId) -> Result<Snapshot, Error> {
     if !dir.exists() {
         return Err(Error::NotFound(format!("snapshot {id}")));
     }
-    Snapshot::open(&dir).map_err(snapshot_error("opening the snapshot"))
+    Snapshot::open(&dir).map_err(snapshot_error("cannot open the snapshot"))
 }

@@ -63,7 +63,7 @@ async fn look_at_disk(host: &Host) {
         match capsule.usage.decide(level, disks.get(id).copied(), stopped, now) {
             Action::Nothing => {}
             Action::NoteWaiting => {
-                tracing::warn!(%id, "a guest waits for room on the host's disk");
+                tracing::warn!(%id, "the guest waits for free space on the host's disk");
                 capsule.usage.waits = true;
                 host.changes.note();
             }
@@ -78,7 +78,10 @@ async fn look_at_disk(host: &Host) {
                 Action::Thaw | Action::NoteWaiting | Action::Nothing => thaw_due(&this, id).await,
             };
             if let Err(error) = done {
-                tracing::warn!(%id, ?action, error = chain(&error), "freezing or thawing");
+                tracing::warn!(
+                    %id, ?action, error = chain(&error),
+                    "cannot freeze or thaw the guest"
+                );
             }
         });
     }
@@ -101,7 +104,7 @@ async fn freeze_for_room(host: &Host, id: CapsuleId) -> Result<(), Error> {
     let Some(Running { machine, .. }) = host.registry.running(id) else { return Ok(()) };
     freeze(host, id, &*machine).await?;
     metrics::counter!("wrenn_host_guests_stopped_for_room_total").increment(1);
-    tracing::warn!(%id, "a guest is stopped: it takes room of which the host has too little");
+    tracing::warn!(%id, "froze the guest: the host's disk is almost full");
     host.registry.change(id, |capsule| capsule.usage.waits = true);
     host.changes.note();
     Ok(())
@@ -118,10 +121,10 @@ pub(super) async fn thaw_due(host: &Host, id: CapsuleId) -> Result<(), Error> {
     thaw(host, id, &*machine).await?;
     if waited {
         host.changes.note();
-        tracing::info!(%id, "a guest goes on: there is room on the host's disk");
+        tracing::info!(%id, "thawed the guest: the host's disk has free space again");
     }
     let record = files::known_record(&host.context, id)?;
     drop(held);
     let refreshed = guest.refresh(&record.envd_token).await;
-    refreshed.map_err(io_error("setting the clock of a guest that goes on"))
+    refreshed.map_err(io_error("cannot set the clock of a thawed guest"))
 }

@@ -41,9 +41,14 @@ fn end_those_due(host: &Host) {
                 Due::PauseDisk | Due::Pause | Due::Nothing => pause_due(&this, id, due).await,
             };
             match done {
-                Ok(()) => tracing::info!(%id, what = ?due, "its time is over"),
+                Ok(()) => {
+                    tracing::info!(%id, what = ?due, "paused or ended a capsule at its timeout")
+                }
                 Err(error) => {
-                    tracing::error!(%id, what = ?due, error = chain(&error), "its time is over");
+                    tracing::error!(
+                        %id, what = ?due, error = chain(&error),
+                        "cannot pause or end a capsule at its timeout"
+                    );
                 }
             }
             this.changes.note();

@@ -41,14 +41,14 @@ pub(super) async fn capsule(
         return Ok(());
     }
     let Some(stored) = &host.stored else {
-        return Err(Error::NotFound(format!("capsule {id}, and no store here")));
+        return Err(Error::NotFound(format!("capsule {id}, and no object store to fetch it from")));
     };
     // A copy on this host is a leftover of a capsule that has run elsewhere since.
     if let Some(here) = here {
         evict_stale(host, &here, placed).await?;
     }
     let fetching = Fetching::begin(host, id, placed.generation);
-    let failed = "placing a capsule from the store";
+    let failed = "cannot install a capsule from the store";
     let fetched = stored.dir.join(format!("capsule-{id}-{}", tree.name()));
     stored.fetch(&host.context.room, (team, &tree.path(id)), &fetched).await?;
     let (from, to, tree) = (fetched.clone(), files::folder(&host.context, id), tree.clone());
@@ -56,7 +56,7 @@ pub(super) async fn capsule(
     let placing = blocking(move || {
         let mut record = CapsuleRecord::load(&from)
             .filter(|record| record.id == id && record.last == number)
-            .ok_or_else(|| snapshot::damaged("the capsule's record"))?;
+            .ok_or_else(|| snapshot::damaged("the capsule's record in the store is invalid"))?;
         (record.stored, record.tree) = (number, tree.name().to_owned());
         // This copy belongs to the command that it was fetched for.
         record.generation = placed.generation.max(record.generation);

@@ -23,7 +23,7 @@ pub(super) fn make_folders(context: &AgentContext) -> Result<(), Error> {
         // Only this user may enter the folder, since it holds disks and consoles of guests.
         let made = fs::create_dir_all(&dir)
             .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)));
-        made.map_err(super::io_error("making the capsules' folder"))?;
+        made.map_err(super::io_error("cannot create the folder of capsules"))?;
     }
     Ok(())
 }
@@ -67,13 +67,14 @@ pub(super) fn record(context: &AgentContext, id: CapsuleId) -> Result<CapsuleRec
 /// # Errors
 /// [`Error::Io`] when the record is missing or unreadable.
 pub(super) fn known_record(context: &AgentContext, id: CapsuleId) -> Result<CapsuleRecord, Error> {
-    let lost = || super::io_error("reading the capsule's record")(io::ErrorKind::NotFound.into());
+    let lost =
+        || super::io_error("cannot read the capsule's record")(io::ErrorKind::NotFound.into());
     CapsuleRecord::load(&folder(context, id)).ok_or_else(lost)
 }
 
 /// Writes a record into its capsule's folder, durably.
 pub(super) fn save(record: &CapsuleRecord, dir: &Path) -> Result<(), Error> {
-    record.save(dir).map_err(super::io_error("writing the capsule's record"))
+    record.save(dir).map_err(super::io_error("cannot write the capsule's record"))
 }
 
 /// Lists the snapshots on this host that belong to no capsule.

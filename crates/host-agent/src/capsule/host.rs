@@ -48,7 +48,7 @@ impl Host {
         if used + wanted > context.memory_mib {
             let all = context.memory_mib;
             let why =
-                format!("{used} of {all} MiB of memory are in use, and {wanted} are asked for");
+                format!("{used} of {all} MiB of memory are in use, and {wanted} MiB are requested");
             return Err(Error::NoCapacity(why));
         }
         // The copy of the machine's disk claims its own bytes later.

@@ -47,7 +47,7 @@ const EXAMINE_MOST: u32 = 10;
 /// Guests that are examined at once.
 const SUSPECTS: usize = 16;
 /// Reason that is recorded for a guest that this module finds halted.
-pub(super) const REASON: &str = "the guest ended: its processors are halted";
+pub(super) const REASON: &str = "the guest ended: its vCPUs are halted";
 
 /// State of each running machine at the last check.
 type Watched = HashMap<CapsuleId, Watch>;
@@ -196,6 +196,6 @@ pub(super) async fn lost(host: &Host, id: CapsuleId, record: &VmmRecord, reason:
     // memory.
     let _ = machine.console().await;
     if let Err(error) = machine.kill().await {
-        tracing::warn!(%id, error = chain(&error), "ending a machine whose guest ended");
+        tracing::warn!(%id, error = chain(&error), "cannot end the machine of an ended guest");
     }
 }

@@ -129,7 +129,7 @@ async fn complete_pause(
     host.registry.change(id, |capsule| capsule.running = None);
     drop(pausing);
     if let Err(error) = settle(&host.context, &mut record, number).await {
-        tracing::error!(%id, error = chain(&error), "clearing up after a pause");
+        tracing::error!(%id, error = chain(&error), "cannot clean up after a pause");
     }
     host.registry.end_pause(id, number);
     sizes::measure_soon(host, id);
@@ -152,7 +152,7 @@ async fn save(
         let took = since.elapsed().as_secs_f64();
         metrics::histogram!("wrenn_pause_stage_seconds", "stage" => name).record(took);
         since = Instant::now();
-        daemon::failpoint(name).map_err(io_error("a failpoint"))
+        daemon::failpoint(name).map_err(io_error("a failpoint failed"))
     };
     let cut = until(cancel, guest.drain(GRACE)).await?;
     metrics::counter!("wrenn_requests_cut_total").increment(cut);
@@ -169,7 +169,7 @@ async fn save(
     let dir = files::folder(&host.context, record.id);
     let snapshots = files::snapshots_dir(&dir);
     let number = record.last.max(files::newest(&snapshot::sweep(&snapshots))) + 1;
-    let failed = "keeping the capsule";
+    let failed = "cannot store the capsule's snapshot";
     let staging = Staging::begin(&snapshots.join(number.to_string())).map_err(io_error(failed))?;
     let staging = staging.until(cancel);
     let mut manifest = capture::manifest(&host.context, record);
@@ -224,11 +224,11 @@ async fn resume_after_failure(
             let refreshed = match matches!(error, Error::Silent) {
                 true => Err(Error::Silent),
                 false => until(&cancel, guest.refresh(&token)).await.and_then(|refreshed| {
-                    refreshed.map_err(io_error("setting the clock of a guest that goes on"))
+                    refreshed.map_err(io_error("cannot set the clock of a thawed guest"))
                 }),
             };
             if let Err(error) = refreshed {
-                tracing::warn!(%id, error = chain(&error), "a guest that goes on is silent");
+                tracing::warn!(%id, error = chain(&error), "the thawed guest does not answer");
                 thaw::refresh_later(host, id, guest.clone(), token);
             }
         }
@@ -239,7 +239,7 @@ async fn resume_after_failure(
     }
     host.registry.abandon_pause(id);
     if let Err(error) = thawed {
-        tracing::error!(%id, error = chain(&error), "letting a capsule go on");
+        tracing::error!(%id, error = chain(&error), "cannot thaw a capsule");
     }
     if !machine.record().is_alive() {
         // A machine that has ended returns the reason at once.

@@ -58,7 +58,7 @@ async fn resume_under_lock(host: &Host, request: ResumeRequest) -> Result<Starte
         Err(error) => {
             metrics::counter!("wrenn_resumes_failed_total").increment(1);
             if let Err(undo) = undo_resume(host, id).await {
-                tracing::error!(%id, error = chain(&undo), "undoing a resume");
+                tracing::error!(%id, error = chain(&undo), "cannot undo a resume");
             }
             host.registry.abandon_resume(id, before);
             Err(error)
@@ -83,7 +83,7 @@ async fn restore(
         return Err(Error::Invalid(format!("the capsule has no snapshot {number}")));
     }
     let snapshot = files::own_snapshot(context, request.id, number);
-    let snapshot = snapshot.map_err(snapshot_error("opening what was kept of the capsule"))?;
+    let snapshot = snapshot.map_err(snapshot_error("cannot open the capsule's snapshot"))?;
     let origin = match snapshot.manifest.memory.is_some() && !request.cold {
         true => Origin::Resume(snapshot),
         false => Origin::Disk(snapshot),

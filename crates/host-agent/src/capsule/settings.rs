@@ -23,7 +23,7 @@ pub(super) async fn set_egress(host: &Host, id: CapsuleId, egress: Egress) -> Re
     files::save(&record, &files::folder(&host.context, id))?;
     let revision = egress.revision;
     if let Some(guard) = running.and_then(|running| running.guest.guard()) {
-        guard.set(egress).await.map_err(io_error("carrying out the rules"))?;
+        guard.set(egress).await.map_err(io_error("cannot apply the network rules"))?;
     }
     host.registry.change(id, |capsule| capsule.egress = revision);
     Ok(())

@@ -71,7 +71,7 @@ async fn take_under_lock(
         SnapshotSource::Paused => {
             let _claim = host.context.room.claim(0)?;
             let own = files::own_snapshot(&host.context, id, record.last);
-            let own = own.map_err(snapshot_error("opening what was kept of the capsule"))?;
+            let own = own.map_err(snapshot_error("cannot open the capsule's snapshot"))?;
             link_paused(own, at, memory, &cancel).await?
         }
     };
@@ -98,7 +98,7 @@ async fn link_paused(
         }
         staging.commit(Manifest { memory: None, state: None, ..own.manifest })
     };
-    let linked = blocking(link).await.map_err(snapshot_error("keeping the snapshot"));
+    let linked = blocking(link).await.map_err(snapshot_error("cannot store the snapshot"));
     unless_cancelled(cancel, linked)
 }
 
@@ -121,7 +121,7 @@ async fn capture_running(
     cancel: &CancellationToken,
 ) -> Result<Snapshot, Error> {
     let Running { machine, guest } = running;
-    let failed = "taking the snapshot";
+    let failed = "cannot take the snapshot";
     let staging = Staging::begin(at).map_err(io_error(failed))?.until(cancel);
     let state = with_memory.then(|| staging.state_file()).transpose();
     let state = state.map_err(io_error(failed))?;
@@ -140,7 +140,7 @@ async fn capture_running(
     let frozen = Instant::now();
     let copied = async {
         until(cancel, thaw::freeze(host, record.id, &**machine)).await??;
-        daemon::failpoint("snapshot.frozen").map_err(io_error("a failpoint"))?;
+        daemon::failpoint("snapshot.frozen").map_err(io_error("a failpoint failed"))?;
         let memory = match state {
             Some(state) => until(cancel, machine.save(state, bytes)).await??,
             None => None,
@@ -160,7 +160,7 @@ async fn capture_running(
     metrics::histogram!("wrenn_snapshot_frozen_seconds").record(frozen.elapsed().as_secs_f64());
     resume_after_snapshot(host, record, running, thawed, cancel).await?;
     let (staging, memory, disk) = copied?;
-    daemon::failpoint("snapshot.copied").map_err(io_error("a failpoint"))?;
+    daemon::failpoint("snapshot.copied").map_err(io_error("a failpoint failed"))?;
     let mut manifest = capture::manifest(&host.context, record);
     (manifest.disk, manifest.memory) = (disk, with_memory.then(Layers::default));
     let base = record.base_layers.clone();
@@ -210,12 +210,15 @@ async fn resume_after_snapshot(
     let resumed = match thawed {
         Ok(()) => {
             let refreshed = until(cancel, guest.refresh(&record.envd_token)).await?;
-            refreshed.map_err(io_error("setting the clock after a snapshot"))
+            refreshed.map_err(io_error("cannot set the guest's clock after a snapshot"))
         }
         Err(error) => Err(error.into()),
     };
     let Err(error) = resumed else { return Ok(()) };
-    tracing::warn!(id = %record.id, error = chain(&error), "going on after a snapshot");
+    tracing::warn!(
+        id = %record.id, error = chain(&error),
+        "cannot thaw the guest after a snapshot"
+    );
     let lives = host.registry.state(record.id) == Some(State::Running);
     let halted = until(cancel, liveness::is_halted(&**machine, guest)).await?;
     if !lives || halted {
@@ -233,5 +236,5 @@ pub(super) async fn remove(host: &Host, id: SnapshotId) -> Result<(), Error> {
         host.context.images.forget(&layers);
     }
     let removed = blocking(move || snapshot::remove(&at)).await;
-    removed.map_err(io_error("removing the snapshot"))
+    removed.map_err(io_error("cannot remove the snapshot"))
 }

@@ -78,7 +78,7 @@ impl Stored {
         let bytes = self.store.bytes(namespace, name).await.map_err(failure)?;
         let _claim = room.claim(bytes)?;
         let staged = self.dir.join(format!("fetched-{}", name.replace('/', "-")));
-        let failed = "fetching from the store";
+        let failed = "cannot fetch from the store";
         let _ = fs::remove_dir_all(&staged);
         fs::create_dir_all(&staged).map_err(io_error(failed))?;
         let fetched = self.store.get(namespace, name, &staged).await.map_err(failure);
@@ -104,10 +104,10 @@ pub(super) fn failure(error: store::Error) -> Error {
     match error {
         store::Error::Missing(name) => Error::NotFound(format!("{name} in the store")),
         store::Error::Damaged(name) => {
-            Error::Damaged(snapshot::damaged(format!("{name} in the store")))
+            Error::Damaged(snapshot::damaged(format!("{name} in the store is damaged")))
         }
         error @ (store::Error::Store(_) | store::Error::File(_)) => {
-            Error::Io { what: "using the store", source: io::Error::other(error) }
+            Error::Io { what: "cannot use the store", source: io::Error::other(error) }
         }
     }
 }

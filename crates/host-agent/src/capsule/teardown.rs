@@ -28,7 +28,7 @@ async fn teardown(
         vmm::kill_record(machine).await?;
     }
     vmm::kill_named(&name, &files::folder(context, id)).await?;
-    daemon::failpoint("release.killed").map_err(io_error("a failpoint"))?;
+    daemon::failpoint("release.killed").map_err(io_error("a failpoint failed"))?;
     let limits = async {
         let Some(groups) = context.cgroups.clone() else { return Ok(()) };
         blocking(move || groups.remove(&name)).await
@@ -40,7 +40,7 @@ async fn teardown(
         }
     };
     let (limits, network) = tokio::join!(limits, network);
-    limits.map_err(io_error("removing the capsule's limits"))?;
+    limits.map_err(io_error("cannot remove the capsule's limits"))?;
     Ok(network?)
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn release(
     files::save(record, &dir)?;
     release_slot(context, slot);
     let cleared = blocking(move || clear(&dir)).await;
-    cleared.map_err(io_error("removing what the machine left"))
+    cleared.map_err(io_error("cannot remove the machine's leftovers"))
 }
 
 /// Removes a machine's files from its capsule's folder.
@@ -89,11 +89,11 @@ pub(crate) async fn remove(context: &AgentContext, id: CapsuleId) -> Result<(), 
     let dir = files::folder(context, id);
     let record = CapsuleRecord::load(&dir);
     teardown(context, id, record.as_ref()).await?;
-    daemon::failpoint("unmake.released").map_err(io_error("a failpoint"))?;
+    daemon::failpoint("unmake.released").map_err(io_error("a failpoint failed"))?;
     // The folder goes last, since its record is needed to find the rest.
     match tokio::fs::remove_dir_all(&dir).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(io_error("removing the capsule's folder")(e));
+            return Err(io_error("cannot remove the capsule's folder")(e));
         }
         _ => {}
     }

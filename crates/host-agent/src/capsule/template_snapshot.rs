@@ -81,7 +81,10 @@ impl TemplateSnapshots {
             Ok(snapshot) => Ok(TemplateSnapshot::Ready(snapshot)),
             Err(error) => {
                 if dir.exists() {
-                    tracing::warn!(%error, template, "a template snapshot is damaged; remaking it");
+                    tracing::warn!(
+                        %error, template,
+                        "a template snapshot is damaged; creating it again"
+                    );
                     snapshot::remove(&dir)?;
                 }
                 Ok(TemplateSnapshot::Pending(PendingTemplateSnapshot {
@@ -105,7 +108,7 @@ pub(super) fn sweep(context: &AgentContext) {
             wanted.is_ok_and(|wanted| wanted == name)
         });
         if !fits && let Err(error) = snapshot::remove(&dir) {
-            tracing::warn!(%error, name, "removing a template snapshot that is out of date");
+            tracing::warn!(%error, name, "cannot remove an outdated template snapshot");
         }
     }
 }
@@ -121,7 +124,7 @@ pub(super) fn retire(context: &AgentContext) {
         let used = entry.metadata().and_then(|found| found.modified());
         let old = used.is_ok_and(|used| used.elapsed().is_ok_and(|unused| unused > UNUSED));
         if old && let Err(error) = snapshot::remove(&entry.path()) {
-            tracing::warn!(%error, "removing a template snapshot that is not used");
+            tracing::warn!(%error, "cannot remove an unused template snapshot");
         }
     }
 }
@@ -160,11 +163,11 @@ impl PendingTemplateSnapshot {
         let bytes = u64::from(self.resources.memory_mib) << 20;
         let most = files::most_saved(&**machine, bytes) + files::disk_bytes(dir);
         let Ok(claim) = context.room.claim(most) else {
-            tracing::warn!("there is no room to save a template snapshot");
+            tracing::warn!("the disk has no room for a template snapshot");
             return;
         };
         if let Err(error) = guest.warm().await {
-            tracing::warn!(%error, "warming a template snapshot");
+            tracing::warn!(%error, "cannot warm a template snapshot");
         }
         // No connection of the agent may be open in the saved guest.
         guest.pool().clear();
@@ -177,11 +180,11 @@ impl PendingTemplateSnapshot {
             // The capsule does not wait for the hashing and writing of the template snapshot.
             (Ok(captured), Ok(())) => context.tasks.spawn(async move {
                 if let Err(error) = blocking(move || captured.write()).await {
-                    tracing::warn!(%error, "saving a template snapshot");
+                    tracing::warn!(%error, "cannot save a template snapshot");
                 }
             }),
             (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(error = chain(&error), "saving a template snapshot");
+                tracing::warn!(error = chain(&error), "cannot save a template snapshot");
             }
         }
     }
@@ -195,7 +198,7 @@ impl PendingTemplateSnapshot {
         (fingerprint, system): (String, System),
         own: PathBuf,
     ) -> Result<CapturedMachine, crate::vmm::Error> {
-        let fail = |e| crate::vmm::Error::new("saving a template snapshot", e);
+        let fail = |e| crate::vmm::Error::new("cannot save a template snapshot", e);
         let given_up = CancellationToken::new();
         let staging = Staging::begin(&self.dir).map_err(fail)?.until(&given_up);
         let guard = given_up.clone().drop_guard();
@@ -252,7 +255,7 @@ impl CapturedMachine {
 
 /// Turns a failure to find or make a template snapshot into a capsule's error.
 pub(super) fn error(source: io::Error) -> Error {
-    super::io_error("looking for the template snapshot")(source)
+    super::io_error("cannot find the template snapshot")(source)
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub(super) fn refresh_later(host: &Host, id: CapsuleId, guest: Guest, token: Str
             }
         };
         tokio::select! {
-            () = refreshed => tracing::info!(%id, "a guest that was silent answers"),
+            () = refreshed => tracing::info!(%id, "a silent guest answers again"),
             () = guest.gone() => {}
             () = tasks.stopping() => {}
         }

@@ -71,8 +71,8 @@ pub(super) fn spawn_uploads(host: &Host) {
             }
             match stored.store.sweep().await {
                 Ok(0) => {}
-                Ok(removed) => tracing::info!(removed, "swept the store"),
-                Err(error) => tracing::warn!(%error, "sweeping the store"),
+                Ok(removed) => tracing::info!(removed, "removed unused data from the store"),
+                Err(error) => tracing::warn!(%error, "cannot remove unused data from the store"),
             }
         }
     });
@@ -85,7 +85,10 @@ async fn send_all(host: &Host, stored: &Stored) {
     // A linked copy takes a little room, and keeps files on the disk that are removed
     // meanwhile.
     if let Err(error) = host.context.room.claim(0) {
-        tracing::warn!(error = chain(&error), "nothing is sent to the store");
+        tracing::warn!(
+            error = chain(&error),
+            "not uploading to the store: the disk has too little room"
+        );
         return;
     }
     let due = host.registry.filter(Capsule::is_to_send);
@@ -98,25 +101,25 @@ async fn send_all(host: &Host, stored: &Stored) {
     }
     let refused = !host.context.standing.confirm().await;
     if stored.refused.swap(refused, Ordering::Relaxed) != refused && refused {
-        tracing::warn!("the platform does not confirm this host: nothing is sent to the store");
+        tracing::warn!("not uploading to the store: the platform does not confirm this host");
     }
     if refused {
         return;
     }
     let sending = due.into_iter().map(|id| async move {
         if let Err(error) = send_capsule(host, stored, id).await {
-            tracing::warn!(%id, error = chain(&error), "keeping a capsule in the store");
+            tracing::warn!(%id, error = chain(&error), "cannot upload a capsule to the store");
         }
     });
     futures::stream::iter(sending).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
     for id in snapshots {
         if let Err(error) = send_snapshot(host, stored, id).await {
-            tracing::warn!(%id, error = chain(&error), "keeping a snapshot in the store");
+            tracing::warn!(%id, error = chain(&error), "cannot upload a snapshot to the store");
         }
     }
     for name in templates {
         if let Err(error) = send_template(host, stored, &name).await {
-            tracing::warn!(name, error = chain(&error), "keeping a template in the store");
+            tracing::warn!(name, error = chain(&error), "cannot upload a template to the store");
         }
     }
 }
@@ -142,14 +145,16 @@ async fn send_capsule(host: &Host, stored: &Stored, id: CapsuleId) -> Result<(),
             CapsuleRecord { slot: None, machine: None, base_layers: Layers::default(), ..told }
                 .save(&to)
         };
-        blocking(set_aside).await.map_err(io_error("setting a snapshot aside"))?;
+        blocking(set_aside)
+            .await
+            .map_err(io_error("cannot set a snapshot aside for its upload"))?;
         record
     };
     let (team, tree) = (&sent.team, StoredSnapshot::fresh(sent.last));
     let put = stored.store.put(team, &tree.path(id), &aside).await;
     let _ = fs::remove_dir_all(&aside);
     let bytes = put.map_err(failure)?;
-    daemon::failpoint("store.sent").map_err(io_error("a failpoint"))?;
+    daemon::failpoint("store.sent").map_err(io_error("a failpoint failed"))?;
     metrics::counter!("wrenn_stored_bytes_total").increment(bytes);
     let _guard = lock.lock().await;
     // Each command since then has a later generation: a resume, or another copy after a
@@ -199,7 +204,7 @@ async fn send_snapshot(host: &Host, stored: &Stored, id: SnapshotId) -> Result<(
         let aside = stored.dir.join(format!("sent-{id}"));
         let to = aside.clone();
         let set_aside = blocking(move || link_aside(&from, &to)).await;
-        set_aside.map_err(io_error("setting a snapshot aside"))?;
+        set_aside.map_err(io_error("cannot set a snapshot aside for its upload"))?;
         let sent = stored.store.put(&team, &name, &aside).await;
         let _ = fs::remove_dir_all(&aside);
         sent.map_err(failure)?;
@@ -231,7 +236,7 @@ async fn send_template(host: &Host, stored: &Stored, name: &str) -> Result<(), E
     if !stored.store.has(PLATFORM, &path).await.map_err(failure)? {
         let from = host.context.config.templates().join(name);
         stored.store.put(PLATFORM, &path, &from).await.map_err(failure)?;
-        tracing::info!(name, "a template is in the store");
+        tracing::info!(name, "uploaded a template to the store");
     }
     stored.templates().insert(name.to_owned());
     Ok(())

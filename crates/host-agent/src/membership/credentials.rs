@@ -74,17 +74,19 @@ impl Credentials {
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => anyhow::bail!(
-                "this host belongs to no platform ({} is missing): get a token there with \
-                 `wrenn host add`, then `wrenn agent --register TOKEN --address IP:PORT`",
+                "this host is not enrolled ({} is missing); get a token with `wrenn host add`, \
+                 then run `wrenn agent --register TOKEN --address IP:PORT`",
                 path.display()
             ),
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
-        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+        serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))
     }
 
     pub(super) fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let what = || format!("writing {}", path.display());
+        let what = || format!("cannot write {}", path.display());
         daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)
     }
 
@@ -112,7 +114,7 @@ impl Credentials {
             return Ok(None);
         };
         let pair = Pair { cert_pem: cert.clone(), key_pem: key.clone() };
-        accept(&pair, trust, proven).map(Some).context("this host's certificate")
+        accept(&pair, trust, proven).map(Some).context("cannot use this host's certificate")
     }
 }
 

@@ -9,7 +9,7 @@ pub(crate) enum Error {
     Range(String),
     #[error("WRENN_NETWORK {range} overlaps {other} of this machine; choose another range")]
     Clash { range: String, other: String },
-    #[error("all {0} slots of the network are in use")]
+    #[error("all {0} network slots are in use")]
     Full(u32),
     #[error("{what}")]
     Io {

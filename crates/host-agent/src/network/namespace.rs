@@ -177,7 +177,9 @@ impl Namespace {
             self.0.opening.wait().await;
         };
         if tokio::time::timeout(CLOSE, ended).await.is_err() {
-            tracing::warn!("something is still open in a namespace that is taken down");
+            tracing::warn!(
+                "connections are still open in a network namespace that is being removed"
+            );
         }
     }
 }

@@ -28,7 +28,7 @@ pub(super) async fn check_clash(plan: &Plan) -> Result<(), Error> {
     let own = plan.link_prefix();
     let ranges = blocking(move || with_netlink(|netlink| used_ranges(netlink, own)))
         .await
-        .map_err(io_error("reading the machine's routes"))?;
+        .map_err(io_error("cannot read the machine's routes"))?;
     match ranges.iter().find(|(address, prefix)| plan.overlaps(*address, *prefix)) {
         None => Ok(()),
         Some((address, prefix)) => {
@@ -176,7 +176,8 @@ async fn wire_outside(netlink: Handle, name: String, host: Ipv4Addr) -> io::Resu
 async fn index(netlink: &Handle, name: &str) -> io::Result<u32> {
     let mut found = netlink.link().get().match_name(name.to_owned()).execute();
     let link = found.try_next().await.map_err(io::Error::other)?;
-    link.map(|l| l.header.index).ok_or_else(|| io::Error::other(format!("there is no link {name}")))
+    link.map(|l| l.header.index)
+        .ok_or_else(|| io::Error::other(format!("no link has the name {name}")))
 }
 
 /// Runs netlink requests from the current thread's namespace.
@@ -214,7 +215,7 @@ pub(super) fn remove(plan: &Plan, slot: u32) -> io::Result<()> {
         return Ok(());
     }
     // `network.rs` has closed everything that this process had inside, so another process holds it.
-    tracing::warn!(link, "somebody still holds a namespace that is taken down");
+    tracing::warn!(link, "another process still holds a network namespace that is being removed");
     metrics::counter!("wrenn_host_namespaces_held_total").increment(1);
     with_netlink(|netlink| delete(netlink, link))
 }

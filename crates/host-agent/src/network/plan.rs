@@ -94,7 +94,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Reads a range such as `10.220.0.0/16`.
     pub(crate) fn new(tag: &str, range: &str, dns: &[IpAddr]) -> Result<Self, Error> {
-        let bad = || Error::Range(format!("`{range}` is no IPv4 range such as 10.220.0.0/16"));
+        let bad = || Error::Range(format!("`{range}` is not an IPv4 range such as 10.220.0.0/16"));
         let (address, prefix) = range.split_once('/').ok_or_else(bad)?;
         let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
         let prefix: u8 = prefix.parse().map_err(|_| bad())?;

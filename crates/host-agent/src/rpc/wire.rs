@@ -295,7 +295,7 @@ mod tests {
     fn message_keeps_console_and_prefix_to_the_log() {
         let silent = Error::GuestSilent { seconds: 9, console: "secret".into() };
         let told = ConnectError::from(silent);
-        assert_eq!(told.message.as_deref(), Some("the capsule's agent does not answer"));
+        assert_eq!(told.message.as_deref(), Some("the capsule's envd does not answer"));
         let full = ConnectError::from(Error::NoCapacity("no room".into()));
         assert_eq!(full.message.as_deref(), Some("no room"));
         let damaged = ConnectError::from(Error::Damaged(other()));

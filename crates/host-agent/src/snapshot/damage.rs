@@ -20,8 +20,8 @@ pub(crate) fn is_damage(error: &io::Error) -> bool {
 /// Maps a missing or truncated file of a snapshot to damage.
 pub(super) fn unreadable(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::NotFound {
-        return damaged("a file of it is missing");
+        return damaged("a file of the snapshot is missing");
     }
     let cut = error.kind() == io::ErrorKind::UnexpectedEof;
-    if cut { damaged("a file of it is cut short") } else { error }
+    if cut { damaged("a file of the snapshot is truncated") } else { error }
 }

@@ -122,22 +122,23 @@ impl Layer {
         let length = file.metadata()?.len();
         let mut footer = [0; FOOTER];
         let at =
-            length.checked_sub(FOOTER as u64).ok_or_else(|| damaged("a layer is cut short"))?;
+            length.checked_sub(FOOTER as u64).ok_or_else(|| damaged("a layer is truncated"))?;
         file.read_exact_at(&mut footer, at).map_err(unreadable)?;
         let number = |from: usize| -> u64 {
             footer[from..from + 8].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
         };
         let (offset, size) = (number(32), number(40));
         if &footer[48..] != MAGIC || offset.checked_add(size) != Some(at) {
-            return Err(damaged("a layer's footer is wrong"));
+            return Err(damaged("a layer's footer is invalid"));
         }
         let mut index = vec![0; usize::try_from(size).map_err(io::Error::other)?];
         file.read_exact_at(&mut index, offset).map_err(unreadable)?;
         if blake3::hash(&index) != *hash {
-            return Err(damaged("a layer's index is not the one that was written"));
+            return Err(damaged("a layer's index differs from the written one"));
         }
         let data = offset / PAGE as u64;
-        let (runs, sums) = parse(&index, data).ok_or_else(|| damaged("a layer's index"))?;
+        let (runs, sums) =
+            parse(&index, data).ok_or_else(|| damaged("a layer's index is invalid"))?;
         Ok(Self { file, runs, sums, data })
     }
 
@@ -196,7 +197,7 @@ impl Layer {
         read.map_err(unreadable)?;
         let sum = index(number) * 32;
         if blake3::hash(&chunk.bytes).as_bytes()[..] != self.sums[sum..sum + 32] {
-            return Err(damaged("pages of a layer are not those that were written"));
+            return Err(damaged("pages of a layer differ from the written ones"));
         }
         chunk.number = Some(number);
         Ok(())

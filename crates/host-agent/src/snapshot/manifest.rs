@@ -93,7 +93,7 @@ pub(crate) struct Manifest {
 impl Manifest {
     /// Reads a manifest whose first line is the hash of the rest.
     pub(super) fn read(text: &[u8]) -> io::Result<Self> {
-        let wrong = || damaged("the manifest is not the one that was written");
+        let wrong = || damaged("the manifest differs from the written one");
         let at = text.iter().position(|byte| *byte == b'\n').ok_or_else(wrong)?;
         let (hash, body) = (&text[..at], &text[at + 1..]);
         if blake3::hash(body).to_hex().as_bytes() != hash {

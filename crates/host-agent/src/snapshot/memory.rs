@@ -148,7 +148,7 @@ impl Memory {
             let mut first = range.start;
             while first < range.end {
                 if self.cancel.is_cancelled() {
-                    return Err(io::Error::other("nobody wants the memory any more"));
+                    return Err(io::Error::other("the copy of the memory was cancelled"));
                 }
                 let count = (range.end - first).min(BATCH);
                 let bytes = &mut batch[..index(count) * PAGE];
@@ -235,7 +235,7 @@ pub(crate) fn install(layers: &[Layer], to: &File, offset: u64, bytes: u64) -> i
         layer.each(|first, data| {
             let count = data.map_or_else(u64::from, |data| (data.len() / PAGE) as u64);
             if first.checked_add(count).is_none_or(|end| end > pages) {
-                return Err(damaged("a layer holds pages that the guest has not"));
+                return Err(damaged("a layer contains pages beyond the guest's memory"));
             }
             let at = offset + first * PAGE as u64;
             match data {

@@ -89,7 +89,13 @@ pub(crate) async fn choose(
                     Err(error) => {
                         let Examined { driver, accelerator, remembered, .. } = examined;
                         let why = format!("{error:#}");
-                        tracing::info!(driver, accelerator, why, remembered, "not used");
+                        tracing::info!(
+                            driver,
+                            accelerator,
+                            why,
+                            remembered,
+                            "did not choose a driver"
+                        );
                     }
                 }
             }
@@ -114,7 +120,7 @@ pub(crate) async fn examine(
         })
         .collect();
     let missing = tcg(config).version.is_empty();
-    let why_not = missing.then(|| "there is no qemu-system-x86_64 on the PATH".to_owned());
+    let why_not = missing.then(|| "the PATH has no qemu-system-x86_64".to_owned());
     all.push(Examined { driver: "qemu", accelerator: "tcg", why_not, remembered: None });
     all
 }
@@ -170,7 +176,7 @@ impl Prober<'_> {
         needs_kvm(&driver)?;
         self.boot(&driver, PROBE_PINNED)
             .await
-            .with_context(|| format!("{name} was asked for, but no guest boots on it"))?;
+            .with_context(|| format!("no guest boots on the requested driver {name}"))?;
         Ok(Box::new(driver))
     }
 
@@ -278,7 +284,7 @@ fn write(file: &Path, verdict: &Verdict) -> anyhow::Result<()> {
     let staged = file.with_extension("new");
     let written = std::fs::write(&staged, serde_json::to_vec(verdict)?)
         .and_then(|()| std::fs::rename(&staged, file));
-    written.context("remembering which drivers work")
+    written.context("cannot remember which drivers work")
 }
 
 async fn gets_up(machine: &dyn Machine, limit: Duration) -> anyhow::Result<()> {
@@ -291,10 +297,10 @@ async fn gets_up(machine: &dyn Machine, limit: Duration) -> anyhow::Result<()> {
             return Ok(());
         }
         let late = tokio::time::Instant::now() > end;
-        anyhow::ensure!(!late, "a guest did not get up on it within {} s", limit.as_secs());
+        anyhow::ensure!(!late, "the guest did not boot within {} s", limit.as_secs());
         if !alive {
             let (log, last) = (machine.log_tail(), String::from_utf8_lossy(&console).into_owned());
-            anyhow::bail!("the VMM ended before a guest was up: {log} {}", last.trim());
+            anyhow::bail!("the VMM ended before its guest had booted: {log} {}", last.trim());
         }
         tokio::time::sleep(LOOK).await;
     }

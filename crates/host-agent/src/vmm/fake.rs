@@ -39,7 +39,7 @@ impl Driver for FakeDriver {
 
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         async move {
-            let record = self.start(&spec).map_err(|e| Error::new("starting envd", e))?;
+            let record = self.start(&spec).map_err(|e| Error::new("cannot start envd", e))?;
             Ok(Box::new(FakeMachine(record)) as Box<dyn Machine>)
         }
         .boxed()
@@ -88,10 +88,10 @@ fn free_port() -> io::Result<u16> {
 
 impl FakeMachine {
     fn signal(&self, signal: Signal) -> Result<(), Error> {
-        let gone = || Error::new("signalling envd", io::ErrorKind::NotFound.into());
+        let gone = || Error::new("cannot signal envd", io::ErrorKind::NotFound.into());
         let pid = Pid::from_raw(self.0.pid).filter(|_| self.0.is_alive()).ok_or_else(gone)?;
         let sent = rustix::process::kill_process(pid, signal);
-        sent.map_err(|e| Error::new("signalling envd", e.into()))
+        sent.map_err(|e| Error::new("cannot signal envd", e.into()))
     }
 }
 
@@ -131,7 +131,7 @@ impl Machine for FakeMachine {
 
     fn save(&self, mut state: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         let wrote = state.write_all(b"fake").map(|()| None);
-        std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
+        std::future::ready(wrote.map_err(|e| Error::new("cannot write the state", e))).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -70,19 +70,20 @@ impl Firecracker {
         let firecracker = match &choice.firecracker {
             Some(given) => given.clone(),
             None => on_path(PROGRAM).context(
-                "there is no `firecracker` on the PATH (see docs/operations.md, or WRENN_FIRECRACKER)",
+                "the PATH has no `firecracker`; install it (docs/operations.md) or set \
+                 WRENN_FIRECRACKER",
             )?,
         };
         let there = |path: PathBuf, what: &str| {
-            path.canonicalize().with_context(|| format!("there is no {what} at {}", path.display()))
+            path.canonicalize().with_context(|| format!("{what} is missing at {}", path.display()))
         };
         let firecracker = there(firecracker, "Firecracker")?;
-        changes::check(&config.dir).context("looking at the file system of WRENN_DIR")?;
+        changes::check(&config.dir).context("cannot use the file system of WRENN_DIR")?;
         let (version, snapshots) = version::ask(&firecracker)?;
         anyhow::ensure!(
             version >= FLOOR || choice.any_version,
-            "Firecracker {version} is older than {FLOOR}, with known ways out of a guest and wrong \
-             snapshots; install a newer one (docs/operations.md)"
+            "Firecracker {version} has known escapes and faulty snapshots; install {FLOOR} or \
+             newer (docs/operations.md)"
         );
         let beside = firecracker.with_file_name(JAILER);
         let jailer = match &choice.jailer {
@@ -90,8 +91,8 @@ impl Firecracker {
             Some(given) => Some(given.clone()),
             None if beside.exists() => Some(beside),
             None => Some(on_path(JAILER).context(
-                "there is no `jailer` beside Firecracker or on the PATH; install it, or set \
-                 WRENN_JAILER=none to run capsules without (docs/security.md)",
+                "the `jailer` is not beside Firecracker or on the PATH; install it, or set \
+                 WRENN_JAILER=none (docs/security.md)",
             )?),
         };
         let jailer = jailer.map(|jailer| there(jailer, "jailer")).transpose()?;
@@ -222,7 +223,7 @@ fn most_restored(bytes: u64, above: bool) -> u64 {
 /// Makes the file that a machine maps. Without layers above the image, this is the image itself,
 /// which other machines map too. Otherwise it is the machine's own file with image and layers.
 fn begin(changes: &Changes, image: &Image, above: &[Layer], bytes: u64) -> io::Result<()> {
-    let missing = || io::Error::other("the image of the memory has no path");
+    let missing = || io::Error::other("the memory image has no path");
     let path = image.path.as_ref().ok_or_else(missing)?;
     if above.is_empty() {
         return fs::hard_link(path, changes.base());
@@ -242,7 +243,7 @@ async fn settle(
     if let Some(end) = machine.end() {
         error = io::Error::new(error.kind(), format!("{end} ({error})"));
     }
-    tracing::warn!(log_tail = machine.log_tail(), "Firecracker did not do as it was asked");
+    tracing::warn!(log_tail = machine.log_tail(), "Firecracker failed to start or load a machine");
     super::kill_failed(&machine).await;
     Err(error)
 }
@@ -337,7 +338,7 @@ impl Driver for Firecracker {
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         async move {
             let machine =
-                self.run(spec).await.map_err(|e| Error::new("starting Firecracker", e))?;
+                self.run(spec).await.map_err(|e| Error::new("cannot start Firecracker", e))?;
             Ok(Box::new(machine) as Box<dyn Machine>)
         }
         .boxed()
@@ -356,7 +357,7 @@ impl Driver for Firecracker {
     fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
         async move {
             let machine = self.load(spec, saved).await;
-            let machine = machine.map_err(|e| Error::new("loading the saved machine", e))?;
+            let machine = machine.map_err(|e| Error::new("cannot load the saved machine", e))?;
             Ok(Box::new(machine) as Box<dyn Machine>)
         }
         .boxed()

@@ -24,20 +24,21 @@ pub(super) fn group() -> Option<u32> {
 /// Fails when machines cannot use the device, and gives the remedy.
 pub(super) fn check(unprivileged: bool) -> anyhow::Result<()> {
     let found = match std::fs::metadata(DEVICE) {
-        Err(error) if error.kind() == ErrorKind::NotFound => anyhow::bail!("there is no {DEVICE}"),
-        found => found.with_context(|| format!("looking at {DEVICE}"))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            anyhow::bail!("{DEVICE} does not exist")
+        }
+        found => found.with_context(|| format!("cannot inspect {DEVICE}"))?,
     };
     File::options().read(true).write(true).open(DEVICE).with_context(|| {
         format!(
-            "{DEVICE} cannot be opened by the host agent: run it as root, and, in a container, \
-             let the container use the device"
+            "the host agent cannot open {DEVICE}; run it as root, and give a container access to \
+             the device"
         )
     })?;
     if unprivileged && !opens(found.mode(), found.gid()) {
         anyhow::bail!(
-            "{DEVICE} cannot be opened by a VMM's unprivileged user: its mode is {:04o} and its \
-             group {}. Give it a group other than root's, which each VMM joins: \
-             `chgrp kvm {DEVICE} && chmod 0660 {DEVICE}`",
+            "unprivileged VMMs cannot open {DEVICE} (mode {:04o}, group {}); run `chgrp kvm \
+             {DEVICE} && chmod 0660 {DEVICE}`",
             found.mode() & 0o7777,
             found.gid()
         );

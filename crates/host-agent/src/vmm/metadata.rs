@@ -123,7 +123,7 @@ impl Guest {
             return bad("X-Forwarded-For is not allowed here.");
         }
         let Some(ttl) = one_of(headers, TTL) else {
-            return bad("Say by X-metadata-token-ttl-seconds how long the token is to live.");
+            return bad("Set the token's lifetime in X-metadata-token-ttl-seconds.");
         };
         let ttl = ttl.parse().ok().filter(|ttl| (1..=TTL_MAX).contains(ttl));
         let Some(ttl) = ttl else {
@@ -151,7 +151,7 @@ impl Guest {
     fn read(&self, path: &str, headers: &HeaderMap, now: Duration) -> Response<Body> {
         let unknown = |said: &str| text(StatusCode::UNAUTHORIZED, said.to_owned());
         let Some(token) = one_of(headers, TOKEN) else {
-            return unknown("Present a session token in X-metadata-token.");
+            return unknown("Send a session token in X-metadata-token.");
         };
         if !self.knows(token, now) {
             return unknown("The session token is not valid.");
@@ -177,7 +177,7 @@ impl Guest {
                 text(StatusCode::OK, names.join("\n"))
             }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
-                text(StatusCode::NOT_IMPLEMENTED, "Ask for this as JSON.".to_owned())
+                text(StatusCode::NOT_IMPLEMENTED, "Request this resource as JSON.".to_owned())
             }
         }
     }

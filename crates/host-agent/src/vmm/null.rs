@@ -131,7 +131,7 @@ impl Machine for NullMachine {
     fn save(&self, mut state: File, _: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         self.saves.fetch_add(1, Ordering::AcqRel);
         let wrote = state.write_all(b"null").map(|()| None);
-        std::future::ready(wrote.map_err(|e| Error::new("writing the state", e))).boxed()
+        std::future::ready(wrote.map_err(|e| Error::new("cannot write the state", e))).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -57,7 +57,7 @@ impl Qemu {
     }
 
     fn start(&self, spec: Spec, image: Option<&Image>) -> Result<QemuMachine, Error> {
-        self.spawn(spec, image).map_err(|e| Error::new("starting QEMU", e))
+        self.spawn(spec, image).map_err(|e| Error::new("cannot start QEMU", e))
     }
 
     fn spawn(&self, spec: Spec, image: Option<&Image>) -> io::Result<QemuMachine> {
@@ -243,9 +243,12 @@ impl Driver for Qemu {
             let bytes = u64::from(spec.resources.memory_mib) << 20;
             let machine = self.start(spec, Some(&Arc::clone(&saved.image)))?;
             if let Err(error) = machine.load(saved, bytes).await {
-                tracing::warn!(log_tail = machine.log_tail(), "QEMU did not load a saved machine");
+                tracing::warn!(
+                    log_tail = machine.log_tail(),
+                    "QEMU failed to load a saved machine"
+                );
                 super::kill_failed(&machine).await;
-                return Err(Error::new("loading the saved machine", error));
+                return Err(Error::new("cannot load the saved machine", error));
             }
             Ok(Box::new(machine) as Box<dyn Machine>)
         }
@@ -259,7 +262,7 @@ impl Driver for Qemu {
         if let Some(namespace) = found.namespace
             && let Err(error) = metadata::serve(namespace, &found.metadata)
         {
-            tracing::warn!(%error, "serving an adopted guest");
+            tracing::warn!(%error, "cannot serve the metadata of an adopted guest");
         }
         let (record, dir) = (found.record.clone(), found.dir.to_owned());
         Some(Box::new(QemuMachine { record, dir, full: AtomicBool::new(false) }))

@@ -121,7 +121,7 @@ impl Qmp {
         loop {
             let event = self.read().await?;
             if event["event"] == "BLOCK_IO_ERROR" && event["data"]["action"] == "stop" {
-                tracing::debug!(data = %event["data"], "a guest's disk");
+                tracing::debug!(data = %event["data"], "the disk of a guest reported an event");
                 full.store(true, Ordering::Release);
             }
             if let Some("SHUTDOWN" | "GUEST_PANICKED") = event["event"].as_str() {

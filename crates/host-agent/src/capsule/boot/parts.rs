@@ -32,7 +32,7 @@ pub(super) fn spec(
         None => Vec::new(),
         Some(groups) => groups
             .create(&name, &record.resources)
-            .map_err(io_error("limiting the capsule's machine"))?,
+            .map_err(io_error("cannot limit the capsule's machine"))?,
     };
     Ok(Spec {
         name,
@@ -118,7 +118,7 @@ pub(super) async fn disks(
             snapshot.copy_disk(&at.join(storage::DISK), &ends)?.ok_or_else(none)
         }
     });
-    let own = own.await.map_err(snapshot_error("making the capsule's disk"));
+    let own = own.await.map_err(snapshot_error("cannot create the capsule's disk"));
     Ok(Disks { image, own: unless_cancelled(cancel, own)? })
 }
 
@@ -156,7 +156,7 @@ pub(super) async fn saved(
     };
     let above = layers.all.len() > layers.shared;
     let claim = context.room.claim(context.driver.most_restored(bytes, above))?;
-    let wrong = "opening what was kept of the machine";
+    let wrong = "cannot open the machine's snapshot";
     let (shared, above, state) = open().map_err(snapshot_error(wrong))?;
     let image =
         context.images.get(team, layers, shared, bytes).await.map_err(snapshot_error(wrong))?;
@@ -189,7 +189,7 @@ pub(in crate::capsule) fn route(
     if let Some(at) = machine.loopback(protocol::ENVD_PORT) {
         return Ok(Route::Loopback(at));
     }
-    let none = || io_error("finding the guest")(std::io::ErrorKind::NotFound.into());
+    let none = || io_error("cannot find the guest's address")(std::io::ErrorKind::NotFound.into());
     Ok(Route::Namespace(ns.ok_or_else(none)?))
 }
 

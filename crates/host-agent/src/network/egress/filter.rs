@@ -101,7 +101,10 @@ pub(super) fn serve(way: Way, listener: TcpListener) {
                     tokio::select! {
                         passed = way.pass(stream) => {
                             if let Err(error) = passed {
-                                tracing::debug!(%error, "a capsule's connection ended");
+                                tracing::debug!(
+                                    %error,
+                                    "a capsule's connection ended with an error"
+                                );
                             }
                         }
                         () = stop.stopping() => {}
@@ -216,7 +219,9 @@ impl Way {
                 && !self.admits(&egress, &asked, to).await
             {
                 count_refused();
-                return Err(io::Error::other("the capsule's rules do not allow it any more"));
+                return Err(io::Error::other(
+                    "the capsule's network rules no longer allow the connection",
+                ));
             }
             let _passing = under_way.token();
             tokio::select! {
@@ -309,7 +314,7 @@ async fn encrypted(
             Step::Encrypted => return Ok(()),
             Step::Refuse => {
                 count_refused();
-                return Err(io::Error::other("a further hello asks for another host"));
+                return Err(io::Error::other("a later TLS hello names another host"));
             }
         }
     }

@@ -136,7 +136,7 @@ impl<'a, G: Gate> Exchange<'a, G> {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let server = hyper::upgrade::on(&mut answer);
             let Some(guest) = guest.filter(|_| is_websocket(answer.headers())) else {
-                return Err(io::Error::other("the server switched protocols without being asked"));
+                return Err(io::Error::other("the server switched protocols without a request"));
             };
             *lock(&self.switched) = Some((guest, server));
         }

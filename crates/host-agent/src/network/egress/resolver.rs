@@ -177,10 +177,10 @@ impl Resolver {
 
     /// Asks the host's name servers, one after the other.
     async fn ask(&self, query: &Query, tcp: bool) -> io::Result<Message> {
-        let mut last = io::Error::other("the host has no name server (WRENN_DNS)");
+        let mut last = io::Error::other("the host has no name server; set WRENN_DNS");
         for server in &self.servers {
             if !lock(&self.pace).take(Instant::now()) {
-                return Err(io::Error::other("the capsule asks too often"));
+                return Err(io::Error::other("the capsule sends too many DNS queries"));
             }
             let at = SocketAddr::new(*server, 53);
             let question = Question::new(query)?;
@@ -246,7 +246,7 @@ async fn over_tcp(server: SocketAddr, question: &Question) -> io::Result<Message
     let mut stream = TcpStream::connect(server).await?;
     write_message(&mut stream, &question.bytes).await?;
     let answer = read_message(&mut stream).await?;
-    question.answer(&answer).ok_or_else(|| io::Error::other("the answer is not to our question"))
+    question.answer(&answer).ok_or_else(|| io::Error::other("the answer does not match the query"))
 }
 
 async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
@@ -321,7 +321,10 @@ async fn by_tcp(resolver: Arc<Resolver>, tcp: TcpListener, namespace: &Namespace
             tokio::select! {
                 asked = resolver.converse(&mut stream) => {
                     if let Err(error) = asked {
-                        tracing::debug!(%error, "a capsule's questions ended");
+                        tracing::debug!(
+                            %error,
+                            "the DNS connection of a capsule ended with an error"
+                        );
                     }
                 }
                 () = stop.stopping() => {}

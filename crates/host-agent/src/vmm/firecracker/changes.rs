@@ -119,7 +119,7 @@ pub(super) fn check(dir: &Path) -> io::Result<()> {
     if told? == [Range { start: AT, end: AT + PAGE as u64 }] {
         return Ok(());
     }
-    let why = "it keeps sparse files by larger blocks than 4 KiB; use ext4, XFS or btrfs";
+    let why = "the file system stores sparse files in blocks over 4 KiB; use ext4, XFS or btrfs";
     Err(io::Error::other(why))
 }
 
@@ -155,7 +155,7 @@ mod tests {
             let by_pages = check(dir.path());
             rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
             let why = by_pages.err().map(|error| error.to_string());
-            assert!(why.is_none_or(|why| why.contains("larger blocks")));
+            assert!(why.is_none_or(|why| why.contains("blocks over 4 KiB")));
         }
     }
 

@@ -19,15 +19,15 @@ const PT_INTERP: u32 = 3;
 /// Fails when the program needs another file, or is no 64-bit little-endian ELF file.
 pub(super) fn check_static(program: &Path) -> anyhow::Result<()> {
     let name = program.display();
-    let file = File::open(program).with_context(|| format!("opening {name}"))?;
+    let file = File::open(program).with_context(|| format!("cannot open {name}"))?;
     match is_static(&file) {
         Ok(true) => Ok(()),
         Ok(false) => anyhow::bail!(
-            "{name} is dynamically linked, and its jail holds no libraries: it must be static, as \
-             the official releases are"
+            "{name} is dynamically linked, and its jail has no libraries; install an official, \
+             static release"
         ),
         Err(error) => Err(error).with_context(|| {
-            format!("{name} must be a static ELF executable, as the official releases are")
+            format!("{name} must be a static ELF executable, such as an official release")
         }),
     }
 }
@@ -38,7 +38,10 @@ fn is_static(file: &File) -> io::Result<bool> {
     file.read_exact_at(&mut header, 0)?;
     // The bytes stand for ELF, 64 bits, little-endian.
     if !header.starts_with(b"\x7fELF\x02\x01") {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no 64-bit ELF file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the file is not a 64-bit ELF file",
+        ));
     }
     let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let (size, count) = (half(54), half(56));

@@ -73,7 +73,7 @@ impl Lines {
                 self.begun = Vec::new();
                 self.skips = true;
                 if !std::mem::replace(&mut self.warned, true) {
-                    tracing::warn!("a machine writes lines of metrics that are too long");
+                    tracing::warn!("dropping an overlong metrics line of Firecracker");
                 }
             }
             if !self.skips {

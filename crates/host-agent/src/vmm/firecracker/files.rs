@@ -25,7 +25,7 @@ pub(super) fn open(path: &Path, access: OFlags, kind: FileType, owner: u32) -> i
         return Ok(file);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Err(io::Error::other(format!("{name} is not the file that was expected there")))
+    Err(io::Error::other(format!("{name} is not the expected file")))
 }
 
 #[cfg(test)]

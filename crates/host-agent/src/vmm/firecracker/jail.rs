@@ -186,7 +186,7 @@ impl Jail {
         let file = open(&self.root.join(name), OFlags::RDONLY, FileType::RegularFile, agent)?;
         let mut text = String::new();
         file.take(32).read_to_string(&mut text)?;
-        text.trim().parse().map_err(|_| io::Error::other("the jailer wrote no process's number"))
+        text.trim().parse().map_err(|_| io::Error::other("the jailer wrote an invalid process id"))
     }
 }
 

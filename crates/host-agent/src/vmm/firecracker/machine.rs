@@ -79,7 +79,7 @@ impl FirecrackerMachine {
     pub(super) fn found(api: Arc<Api>, record: VmmRecord, jail: Jail, tasks: &Tasks) -> Self {
         let outputs = Outputs::open(&jail, tasks);
         let warn = |error: &io::Error| {
-            tracing::warn!(%error, name = jail.name, "what a machine says cannot be read");
+            tracing::warn!(%error, name = jail.name, "cannot read the output of a machine");
         };
         let outputs = outputs.inspect_err(warn).ok();
         Self { api, record, jail, outputs }
@@ -104,7 +104,7 @@ impl FirecrackerMachine {
         let console = String::from_utf8_lossy(&console).into_owned();
         let said = format!("{} {}", last(&console), last(&self.log()));
         let said = Some(said.trim()).filter(|said| !said.is_empty()).unwrap_or("nothing");
-        Some(format!("Firecracker ended{status}; its last words: {said}"))
+        Some(format!("Firecracker ended{status}; its log ended with: {said}"))
     }
 
     async fn set(&self, state: &str) -> io::Result<()> {
@@ -172,11 +172,12 @@ impl Machine for FirecrackerMachine {
     }
 
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
-        async { self.set("Paused").await.map_err(|e| Error::new("stopping the guest", e)) }.boxed()
+        async { self.set("Paused").await.map_err(|e| Error::new("cannot stop the guest", e)) }
+            .boxed()
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
-        async { self.set("Resumed").await.map_err(|e| Error::new("letting the guest go on", e)) }
+        async { self.set("Resumed").await.map_err(|e| Error::new("cannot resume the guest", e)) }
             .boxed()
     }
 
@@ -185,8 +186,10 @@ impl Machine for FirecrackerMachine {
             let about = self.api.get(&self.jail.root, "/").await?;
             Ok(about["state"] == "Paused")
         };
-        ask.map(|told: io::Result<bool>| told.map_err(|e| Error::new("asking how the guest is", e)))
-            .boxed()
+        ask.map(|told: io::Result<bool>| {
+            told.map_err(|e| Error::new("cannot read the guest's status", e))
+        })
+        .boxed()
     }
 
     /// Counts the memory twice: Firecracker writes all of it in its root, and the agent writes it
@@ -198,7 +201,7 @@ impl Machine for FirecrackerMachine {
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         async move {
             let captured = self.capture(state, bytes).await;
-            captured.map(Some).map_err(|e| Error::new("having Firecracker write a snapshot", e))
+            captured.map(Some).map_err(|e| Error::new("Firecracker cannot write a snapshot", e))
         }
         .boxed()
     }

@@ -161,7 +161,7 @@ async fn write_now_and_then(shared: &Arc<Shared>) {
 async fn write(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     if let Err(error) = blocking(move || shared.write()).await {
-        tracing::warn!(%error, "keeping what a machine wrote");
+        tracing::warn!(%error, "cannot store the output of a machine");
     }
 }
 

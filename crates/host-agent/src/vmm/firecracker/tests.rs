@@ -289,7 +289,7 @@ async fn firecracker_errors_are_passed_on() {
     let state = File::open(state).unwrap();
     let saved = Saved { image: Arc::new(image), above: Arc::default(), state };
     let error = setup.driver.restore(setup.spec("two"), saved).await.err().unwrap();
-    assert_eq!(error.what, "loading the saved machine");
+    assert_eq!(error.what, "cannot load the saved machine");
     let why = error.source.unwrap().to_string();
     assert!(why.contains("PUT /snapshot/load: 400"), "{why}");
     assert_eq!(processes_of("two", &setup.folder("two")), [] as [i32; 0]);

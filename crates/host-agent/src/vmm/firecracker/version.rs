@@ -37,10 +37,10 @@ pub(super) fn read(text: &str) -> Option<Version> {
 
 /// Asks a program for its version, and for the version of the snapshots that it makes.
 pub(super) fn ask(program: &Path) -> anyhow::Result<(Version, Version)> {
-    let name = program.to_str().context("the path of Firecracker is no text")?;
+    let name = program.to_str().context("the path of Firecracker is not valid UTF-8")?;
     let asked = |arg: &str| {
         let said = sys::run(name, &[arg])?;
-        read(&said).with_context(|| format!("{name} {arg} tells no version"))
+        read(&said).with_context(|| format!("{name} {arg} printed no version"))
     };
     Ok((asked("--version")?, asked("--snapshot-version")?))
 }

@@ -66,7 +66,9 @@ impl QemuMachine {
         // `Host virtual address for 0x0 (m0) is 0x7f…`
         let text = told.as_str().unwrap_or_default().trim();
         let address = text.rsplit_once("0x").and_then(|(_, n)| u64::from_str_radix(n, 16).ok());
-        address.ok_or_else(|| io::Error::other(format!("QEMU says of its memory: {text}")))
+        address.ok_or_else(|| {
+            io::Error::other(format!("QEMU reported no address of its memory: {text}"))
+        })
     }
 
     /// Checks that the process still lives, so that a file opened by its number belongs to the
@@ -168,13 +170,13 @@ impl Machine for QemuMachine {
                 _ => Ok(()),
             }
         };
-        self.limited("stopping the guest", stop).boxed()
+        self.limited("cannot stop the guest", stop).boxed()
     }
 
     fn thaw(&self) -> BoxFuture<'_, Result<(), Error>> {
         // The flag is cleared before the guest runs, since a repeated write may fail at once.
         self.full.store(false, Ordering::Release);
-        self.limited("letting the guest go on", self.ask("cont")).boxed()
+        self.limited("cannot resume the guest", self.ask("cont")).boxed()
     }
 
     fn waits_for_room(&self) -> bool {
@@ -186,7 +188,7 @@ impl Machine for QemuMachine {
             let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
             Ok(qmp.status().await? != "running")
         };
-        self.limited("asking how the guest is", ask).boxed()
+        self.limited("cannot read the guest's status", ask).boxed()
     }
 
     /// Returns the process's own memory, which includes all pages that the guest has written.
@@ -208,7 +210,7 @@ impl Machine for QemuMachine {
             self.check()?;
             Ok(Some(memory))
         };
-        self.limited("saving the state of the machine", work).boxed()
+        self.limited("cannot save the state of the machine", work).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
