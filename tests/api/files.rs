@@ -221,15 +221,15 @@ async fn invalid_or_missing_archive_is_an_error() {
         let put = client.request(Method::PUT, &archive).query(&[("path", &at("target"))]);
         client.send(put.body(body))
     };
-    put(b"nonsense".repeat(100)).await.refuses(400, "invalid_request", "no tar");
-    put(vec![]).await.refuses(400, "invalid_request", "incomplete");
+    put(b"nonsense".repeat(100)).await.refuses(400, "invalid_request", "not a tar");
+    put(vec![]).await.refuses(400, "invalid_request", "ended early");
     let out = ["-P", "--transform=s,^f,../out,"];
     let outside = tar(&[&["-C", &at("src"), "-c"], &out[..], &["f"]].concat());
     put(outside).await.refuses(400, "invalid_request", "leads out");
     assert!(!std::fs::exists(at("out")).unwrap());
     put(tar(&["-C", &at("src"), "-c", "pipe"])).await.refuses(400, "invalid_request", "FIFO");
     let whole = tar(&["-C", &at("src"), "-c", "f"]);
-    put(whole[..514].to_vec()).await.refuses(400, "invalid_request", "incomplete");
+    put(whole[..514].to_vec()).await.refuses(400, "invalid_request", "ended early");
     assert!(std::fs::read_dir(at("target")).unwrap().next().is_none(), "something was left");
     put(whole).await.expect(204);
     assert_eq!(std::fs::read(at("target/f")).unwrap(), b"evil");

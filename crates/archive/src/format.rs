@@ -206,7 +206,7 @@ impl<R: Read> Reader<R> {
                 return Ok(None);
             }
             if number(&block[148..156]).ok() != Some(u64::from(checksum(&block))) {
-                return Err(refused("the archive is no tar, or is damaged"));
+                return Err(refused("the archive is damaged or not a tar archive"));
             }
             let size = number(&block[124..136])?;
             match block[156] {
@@ -324,11 +324,13 @@ impl<R: Read> Reader<R> {
                 b"size" => {
                     let size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                     extension.size =
-                        Some(size.ok_or_else(|| refused("a size in the archive is no number"))?);
+                        Some(size.ok_or_else(|| refused("a size in the archive is not a number"))?);
                 }
                 b"mtime" => extension.modified = time_value(value),
                 key if key.starts_with(b"GNU.sparse.") => {
-                    return Err(refused("the archive holds a sparse file; pack it without"));
+                    return Err(refused(
+                        "the archive contains a sparse file; pack it without sparse files",
+                    ));
                 }
                 _ => {}
             }

@@ -37,7 +37,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The stream of the archive failed or ended early.
-    #[error("the archive broke off")]
+    #[error("the archive ended early")]
     Stream(#[source] io::Error),
 }
 

@@ -53,7 +53,7 @@ pub fn pack(source: &Path, name: &OsStr, to: &mut impl Write) -> Result<Packed> 
 }
 
 fn reading(path: &Path, error: io::Error) -> Error {
-    Error::file(format!("reading {}", path.display()), error)
+    Error::file(format!("cannot read {}", path.display()), error)
 }
 
 /// Reports whether an entry was removed, or became another kind of entry, since its folder was
@@ -113,7 +113,7 @@ impl<W: Write> Packer<'_, W> {
 
     fn enter(&mut self, path: PathBuf, name: Vec<u8>, found: &Metadata) -> Result<()> {
         if self.folders.len() >= DEPTH_MAX {
-            let message = format!("over {DEPTH_MAX} folders below each other: {}", path.display());
+            let message = format!("over {DEPTH_MAX} nested folders: {}", path.display());
             return Err(Error::Refused(message));
         }
         let entries = match fs::read_dir(&path) {
@@ -165,7 +165,7 @@ impl<W: Write> Packer<'_, W> {
             most.read_to_end(&mut whole).map_err(|e| reading(path, e))?;
             header.size = whole.len() as u64;
             if header.size > UNSIZED_MAX {
-                let message = format!("file has more bytes than it says: {}", path.display());
+                let message = format!("file became longer during the read: {}", path.display());
                 return Err(Error::Refused(message));
             }
             format::write_header(self.to, &header)?;
@@ -185,7 +185,7 @@ impl<W: Write> Packer<'_, W> {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
             let read = file.read(&mut buffer[..most]).map_err(|e| reading(path, e))?;
             if read == 0 {
-                let message = format!("file became shorter while it was read: {}", path.display());
+                let message = format!("file became shorter during the read: {}", path.display());
                 return Err(Error::Refused(message));
             }
             self.to.write_all(&buffer[..read]).map_err(Error::Stream)?;

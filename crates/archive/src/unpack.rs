@@ -54,7 +54,7 @@ pub struct Top {
 pub fn unpack(folder: &Path, from: impl Read, options: Options) -> Result<u64> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(folder, flags, Mode::empty());
-    let root = root.map_err(|e| Error::file(format!("opening {}", folder.display()), e))?;
+    let root = root.map_err(|e| Error::file(format!("cannot open {}", folder.display()), e))?;
     let mut reader = Reader::new(from);
     let mut target = Target { root, options, open: Vec::new(), buffer: vec![0; CHUNK] };
     let mut bytes = 0_u64;
@@ -89,7 +89,7 @@ fn failed(path: &Path) -> impl Fn(Errno) -> Error {
 }
 
 fn writing(path: &Path) -> String {
-    format!("writing {}", shown(path))
+    format!("cannot write {}", shown(path))
 }
 
 /// Renders a path of an archive for people. A hostile name must not control a terminal.
@@ -119,8 +119,8 @@ impl Target {
         let path: PathBuf = parts.iter().collect();
         if let Kind::Other(flag) = entry.kind {
             let why = match flag {
-                b'3' | b'4' | b'6' => "is a device or a FIFO, which is not unpacked",
-                _ => "is of a kind that is not unpacked",
+                b'3' | b'4' | b'6' => "is a device or a FIFO, which cannot be unpacked",
+                _ => "has a type that cannot be unpacked",
             };
             return Err(refused(&path, why));
         }
@@ -152,19 +152,19 @@ impl Target {
     fn parts(&self, path: &[u8], kind: Kind) -> Result<Option<Vec<OsString>>> {
         let whole = Path::new(OsStr::from_bytes(path));
         if path.starts_with(b"/") || path.contains(&0) {
-            return Err(refused(whole, "is an absolute path, or no path"));
+            return Err(refused(whole, "is an absolute or invalid path"));
         }
         let mut parts = Vec::new();
         for part in path.split(|byte| *byte == b'/') {
             match part {
                 b"" | b"." => {}
-                b".." => return Err(refused(whole, "leads out of the folder")),
+                b".." => return Err(refused(whole, "leads out of the target folder")),
                 part => parts.push(OsStr::from_bytes(part).to_owned()),
             }
         }
         // A path has at most `DEPTH_MAX` folders and a file in the last one.
         if parts.len() > DEPTH_MAX + 1 {
-            return Err(refused(whole, "is too deep"));
+            return Err(refused(whole, "is nested too deeply"));
         }
         if let Some(top) = &self.options.top {
             // A link at the top would lead the next copy to the same place astray.
@@ -177,7 +177,7 @@ impl Target {
                 Some(first) if *first == top.from && fits => {
                     first.clone_from(&top.to);
                 }
-                _ => return Err(refused(whole, "is not what was asked for")),
+                _ => return Err(refused(whole, "is not the requested file or folder")),
             }
         }
         Ok((!parts.is_empty()).then_some(parts))
@@ -214,7 +214,7 @@ impl Target {
         let bits = if finish.is_some() { 0o700 } else { 0o755 };
         rustix::fs::mkdirat(self.dir(), name, mode(bits)).map_err(failed(path))?;
         let fd = open_folder(self.dir(), name, OFlags::RDONLY, path)?;
-        let fd = fd.ok_or_else(|| refused(path, "was removed while it was made"))?;
+        let fd = fd.ok_or_else(|| refused(path, "was removed during its creation"))?;
         self.give(&fd, path)?;
         self.open.push(Open { name: name.to_owned(), fd, finish });
         Ok(())
@@ -248,13 +248,13 @@ impl Target {
         };
         match FileType::from_raw_mode(found.st_mode) {
             FileType::RegularFile | FileType::Symlink => Ok(true),
-            FileType::Directory => Err(refused(path, "is a folder, which no file replaces")),
+            FileType::Directory => Err(refused(path, "is a folder, which a file cannot replace")),
             FileType::Fifo
             | FileType::Socket
             | FileType::CharacterDevice
             | FileType::BlockDevice
             | FileType::Unknown => {
-                Err(refused(path, "is a device, a FIFO or a socket, which is not replaced"))
+                Err(refused(path, "is a device, a FIFO or a socket, which cannot be replaced"))
             }
         }
     }
@@ -362,7 +362,7 @@ impl Target {
 
     /// Links a file of the folder again.
     fn hard_link(&self, entry: &Entry, path: &Path) -> Result<String> {
-        let none = || refused(path, "is another name of a file that is not in the archive");
+        let none = || refused(path, "is a hard link to a file that is not in the archive");
         let parts = self.parts(&entry.link, Kind::File)?.ok_or_else(none)?;
         let (name, parents) = parts.split_last().ok_or_else(none)?;
         let mut walked: Option<OwnedFd> = None;
@@ -397,7 +397,7 @@ fn open_folder(
         Ok(fd) => Ok(Some(fd)),
         Err(Errno::NOENT) => Ok(None),
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            Err(refused(path, "is no folder, or a link, which is not followed"))
+            Err(refused(path, "is not a folder, or is a link, which is not followed"))
         }
         Err(error) => Err(failed(path)(error)),
     }

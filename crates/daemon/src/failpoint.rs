@@ -20,7 +20,7 @@ pub fn failpoint(name: &str) -> io::Result<()> {
         let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
     }
     if FAIL.as_deref() == Some(name) {
-        return Err(io::Error::other(format!("a test let `{name}` fail")));
+        return Err(io::Error::other(format!("a test made the failpoint `{name}` fail")));
     }
     Ok(())
 }

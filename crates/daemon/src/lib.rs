@@ -138,7 +138,7 @@ impl Tasks {
         self.stop.trigger();
         self.tracker.close();
         if tokio::time::timeout(DEADLINE, self.tracker.wait()).await.is_err() {
-            tracing::warn!(left = self.tracker.len(), "tasks outlasted the shutdown");
+            tracing::warn!(left = self.tracker.len(), "tasks are still running after the shutdown");
         }
     }
 }

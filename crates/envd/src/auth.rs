@@ -33,7 +33,7 @@ pub(crate) async fn require_token(
 ) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     if request.uri().path() == "/init" && peer.is_some_and(|peer| peer.0.is_program()) {
-        let message = "only the host may call this";
+        let message = "only the host may call this route";
         return Error::new(ErrorCode::PermissionDenied, message).into_response();
     }
     let open = matches!(request.uri().path(), "/health" | "/init" | "/files")

@@ -42,13 +42,13 @@ pub(crate) fn begin(epoch: &Epoch, ids: Option<&Ids>, host: SocketAddr) -> Resul
     let entropy = entropy.map_err(|e| Error::invalid(format!("epoch.entropy: {e}")))?;
     let fail = |what: &str, e: &dyn std::fmt::Display| Error::internal(format!("{what}: {e}"));
     let added = check_device(RANDOM.as_ref()).and_then(|()| sys::add_entropy(&entropy));
-    added.map_err(|e| fail("adding randomness to the kernel's", &e))?;
+    added.map_err(|e| fail("cannot add randomness to the kernel's", &e))?;
     if epoch.fresh
         && let Some(ids) = ids
     {
-        ids.renew().map_err(|e| fail("the ids of the machine and its boot", &e))?;
+        ids.renew().map_err(|e| fail("cannot renew the ids of the machine and its boot", &e))?;
     }
-    end_connections(host).map_err(|e| fail("ending the connections of before", &e))
+    end_connections(host).map_err(|e| fail("cannot end the connections of the previous epoch", &e))
 }
 
 /// Checks that a path leads to a character device. Root in the guest may have put a named pipe
@@ -56,7 +56,7 @@ pub(crate) fn begin(epoch: &Epoch, ids: Option<&Ids>, host: SocketAddr) -> Resul
 fn check_device(path: &Path) -> io::Result<()> {
     match std::fs::metadata(path)?.file_type().is_char_device() {
         true => Ok(()),
-        false => Err(io::Error::other(format!("{} is no device", path.display()))),
+        false => Err(io::Error::other(format!("{} is not a device", path.display()))),
     }
 }
 
@@ -84,7 +84,7 @@ pub(crate) async fn quiesce(guest: &Arc<Guest>, freeze: bool) -> Result<()> {
     let own = Arc::clone(guest);
     let work = move || -> Result<Option<Frozen>> {
         let Some(disk) = &own.disk else { return Ok(None) };
-        let fail = |e: io::Error| Error::internal(format!("writing to the disk: {e}"));
+        let fail = |e: io::Error| Error::internal(format!("cannot write to the disk: {e}"));
         rustix::fs::syncfs(disk).map_err(|e| fail(e.into()))?;
         if !freeze {
             return Ok(None);

@@ -129,9 +129,9 @@ mod tests {
             (libc::ENXIO, ErrorCode::FailedPrecondition),
             (libc::ENOMEM, ErrorCode::Internal),
         ] {
-            let error = Error::io("moving a", &io::Error::from_raw_os_error(number));
+            let error = Error::io("cannot move a", &io::Error::from_raw_os_error(number));
             assert_eq!(error.code, code, "{error}");
-            assert!(error.message.starts_with("moving a: "), "{error}");
+            assert!(error.message.starts_with("cannot move a: "), "{error}");
         }
     }
 }

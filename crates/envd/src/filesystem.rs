@@ -48,7 +48,8 @@ pub(crate) fn make_dir(path: &Path, user: &User) -> Result<()> {
 
 /// Makes the missing parts of a directory's path. Each new one belongs to the user.
 pub(crate) fn ensure_dir(path: &Path, user: &User) -> Result<()> {
-    let fail = |at: &Path, e: &std::io::Error| Error::io(&format!("making {}", at.display()), e);
+    let fail =
+        |at: &Path, e: &std::io::Error| Error::io(&format!("cannot create {}", at.display()), e);
     let mut missing: Vec<&Path> = Vec::new();
     for ancestor in path.ancestors() {
         match fs::metadata(ancestor) {
@@ -73,19 +74,20 @@ fn own(path: &Path, user: &User) -> Result<()> {
     if !rustix::process::getuid().is_root() {
         return Ok(());
     }
-    chown(path, Some(user.uid), Some(user.gid))
-        .map_err(|e| Error::io(&format!("giving {} to {}", path.display(), user.name), &e))
+    chown(path, Some(user.uid), Some(user.gid)).map_err(|e| {
+        Error::io(&format!("cannot change the owner of {} to {}", path.display(), user.name), &e)
+    })
 }
 
 /// Renames a path, after making the destination's parents.
 pub(crate) fn rename(source: &Path, destination: &Path, user: &User) -> Result<()> {
-    let missing = |e| Error::io(&format!("moving {}", source.display()), &e);
+    let missing = |e| Error::io(&format!("cannot move {}", source.display()), &e);
     fs::symlink_metadata(source).map_err(missing)?;
     if let Some(parent) = destination.parent() {
         ensure_dir(parent, user)?;
     }
     fs::rename(source, destination)
-        .map_err(|e| Error::io(&format!("moving to {}", destination.display()), &e))
+        .map_err(|e| Error::io(&format!("cannot move to {}", destination.display()), &e))
 }
 
 /// Removes a path with all below it. Succeeds too if nothing is there.
@@ -97,7 +99,9 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     };
     match removed {
         // Another removal may have been faster.
-        Err(e) if !is_gone(path) => Err(Error::io(&format!("removing {}", path.display()), &e)),
+        Err(e) if !is_gone(path) => {
+            Err(Error::io(&format!("cannot remove {}", path.display()), &e))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -108,8 +112,8 @@ fn is_gone(path: &Path) -> bool {
 
 /// Lists a directory down to `depth`, in lexical order, parents before children.
 pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
-    let found =
-        fs::metadata(path).map_err(|e| Error::io(&format!("listing {}", path.display()), &e))?;
+    let found = fs::metadata(path)
+        .map_err(|e| Error::io(&format!("cannot list {}", path.display()), &e))?;
     if !found.is_dir() {
         return Err(Error::invalid(format!("path is not a directory: {}", path.display())));
     }
@@ -141,7 +145,7 @@ pub(crate) fn list(path: &Path, depth: u32) -> Result<Vec<Entry>> {
 
 /// Lists the paths in a directory, in reverse order, each with its remaining depth.
 fn children(dir: &Path, depth: u32, room: usize) -> Result<Vec<(PathBuf, u32)>> {
-    let fail = |e: std::io::Error| Error::io(&format!("listing {}", dir.display()), &e);
+    let fail = |e: std::io::Error| Error::io(&format!("cannot list {}", dir.display()), &e);
     let mut paths = Vec::new();
     for child in fs::read_dir(dir).map_err(fail)? {
         if paths.len() >= room {
@@ -154,7 +158,8 @@ fn children(dir: &Path, depth: u32, room: usize) -> Result<Vec<(PathBuf, u32)>> 
 }
 
 fn too_long() -> Error {
-    let message = format!("the listing has over {LIST_MAX} entries; list a part of it");
+    let message =
+        format!("the listing has over {LIST_MAX} entries; list a subfolder or use a smaller depth");
     Error::new(ErrorCode::OutOfRange, message)
 }
 

@@ -138,7 +138,7 @@ fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
     }
     if let Some(now) = init.timestamp {
         let set = clock::set(now);
-        set.map_err(|e| Error::internal(format!("setting the clock: {e}")))?;
+        set.map_err(|e| Error::internal(format!("cannot set the clock: {e}")))?;
     }
     // A host name that cannot be set is no reason to refuse the rest.
     if let Some(name) = &init.hostname {
@@ -163,7 +163,7 @@ async fn prepare(State(guest): State<Arc<Guest>>, body: axum::body::Bytes) -> Re
     let prepare = serde_json::from_slice::<Prepare>(&body);
     let prepare = prepare.map_err(|e| Error::invalid(format!("body: {e}")))?;
     if prepare.warm {
-        let fail = |e: std::io::Error| Error::internal(format!("running a first command: {e}"));
+        let fail = |e: std::io::Error| Error::internal(format!("cannot run a first command: {e}"));
         guest.jobs.host.run(jobs::LIMIT, move || epoch::warm().map_err(fail)).await?;
     }
     epoch::quiesce(&guest, prepare.freeze).await?;

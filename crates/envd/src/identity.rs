@@ -26,14 +26,14 @@ pub(crate) struct Ids {
 /// Shows a new machine id, and the boot's own id. Root in the guest may have replaced
 /// `/etc/machine-id`. The console then tells why the id is not shown there.
 pub(crate) fn show() -> anyhow::Result<Ids> {
-    let boot = create(OWN_BOOT.as_ref()).context("making the boot's id")?;
-    let id = fs::read_to_string(BOOT).context("reading the boot's id")?;
-    fill(&boot, &id).context("making the boot's id")?;
-    let machine = create(OWN_MACHINE.as_ref()).context("making the machine's id")?;
-    fill(&machine, &machine_id(random()?)).context("making the machine's id")?;
-    mount_bind(OWN_BOOT, BOOT).with_context(|| format!("showing {BOOT}"))?;
+    let boot = create(OWN_BOOT.as_ref()).context("cannot create the boot id")?;
+    let id = fs::read_to_string(BOOT).context("cannot read the boot id")?;
+    fill(&boot, &id).context("cannot create the boot id")?;
+    let machine = create(OWN_MACHINE.as_ref()).context("cannot create the machine id")?;
+    fill(&machine, &machine_id(random()?)).context("cannot create the machine id")?;
+    mount_bind(OWN_BOOT, BOOT).with_context(|| format!("cannot mount over {BOOT}"))?;
     if let Err(error) = show_machine() {
-        console(&format!("envd: {MACHINE} does not show the machine's id: {error:#}"));
+        console(&format!("envd: cannot show the machine id in {MACHINE}: {error:#}"));
     }
     Ok(Ids { boot, machine })
 }
@@ -41,11 +41,14 @@ pub(crate) fn show() -> anyhow::Result<Ids> {
 fn show_machine() -> anyhow::Result<()> {
     match fs::symlink_metadata(MACHINE) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            File::create_new(MACHINE).context("making it")?;
+            File::create_new(MACHINE).context("cannot create the file")?;
         }
-        found => anyhow::ensure!(found.context("looking at it")?.is_file(), "it is no file"),
+        found => anyhow::ensure!(
+            found.context("cannot inspect the file")?.is_file(),
+            "the path is not a file"
+        ),
     }
-    mount_bind(OWN_MACHINE, MACHINE).context("mounting it")
+    mount_bind(OWN_MACHINE, MACHINE).context("cannot mount the machine id")
 }
 
 impl Ids {

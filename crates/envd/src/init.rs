@@ -22,7 +22,7 @@ const SYNC: Duration = Duration::from_secs(5);
 /// Prepares the guest. Returns the guest's own files, in the child that is to serve.
 pub(crate) fn bring_up() -> Held {
     let held = prepare().unwrap_or_else(|error| {
-        console(&format!("envd: the guest cannot start: {error:#}"));
+        console(&format!("envd: cannot start the guest: {error:#}"));
         reset()
     });
     match sys::fork() {
@@ -32,7 +32,7 @@ pub(crate) fn bring_up() -> Held {
             reap(server)
         }
         Err(error) => {
-            console(&format!("envd: fork: {error}"));
+            console(&format!("envd: cannot start the server: {error}"));
             reset();
         }
     }
@@ -69,7 +69,7 @@ fn reap(server: rustix::process::Pid) -> ! {
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                console(&format!("envd: wait: {error}"));
+                console(&format!("envd: cannot wait for child processes: {error}"));
                 reset();
             }
         }

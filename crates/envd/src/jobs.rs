@@ -55,9 +55,9 @@ impl Default for Jobs {
             files: Pool::new(FILES, "too many calls wait for a file system that does not answer"),
             archives: Pool::new(ARCHIVES, "too many archives are under way"),
             starts: Pool::new(STARTS, "too many programs are being started"),
-            looks: Pool::new(LOOKS, "too many reads of figures and ports are under way"),
+            looks: Pool::new(LOOKS, "too many reads of statistics and ports are under way"),
             host: Pool::new(HOST, "too many calls of the host are under way"),
-            syncs: Pool::new(SYNCS, "an earlier write of all data is under way"),
+            syncs: Pool::new(SYNCS, "an earlier sync of all file systems is under way"),
         }
     }
 }

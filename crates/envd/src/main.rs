@@ -47,7 +47,9 @@ fn main() -> anyhow::Result<()> {
     }
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
-        (Some("--port"), Some(port)) => serve(port.parse().context("--port wants a number")?, None),
+        (Some("--port"), Some(port)) => {
+            serve(port.parse().context("--port must be a number")?, None)
+        }
         _ => anyhow::bail!("usage: envd --port N"),
     }
 }
@@ -66,7 +68,7 @@ fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
         let address = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((address, port)))
             .await
-            .with_context(|| format!("listening on port {port}"))?;
+            .with_context(|| format!("cannot listen on port {port}"))?;
         let host = in_guest.then_some(IpAddr::from(init::network::GATEWAY));
         Server::new(http::router(guest), host).serve(listener).await;
         Ok(())

@@ -102,7 +102,7 @@ async fn learn(metadata: Arc<Metadata>, looks: Pool) {
             let told = Arc::clone(&about);
             let write = move || {
                 if let Err(error) = write(Path::new(FOLDER), &told) {
-                    console(&format!("envd: writing below {FOLDER}: {error}"));
+                    console(&format!("envd: cannot write below {FOLDER}: {error}"));
                 }
                 Ok(())
             };
@@ -125,7 +125,11 @@ async fn fetch() -> anyhow::Result<About> {
         let mut send = async |request: http::request::Builder| -> anyhow::Result<Bytes> {
             let request = request.header(header::HOST, SERVICE.ip().to_string());
             let answer = sender.send_request(request.body(Full::<Bytes>::default())?).await?;
-            anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
+            anyhow::ensure!(
+                answer.status().is_success(),
+                "the metadata service answered {}",
+                answer.status()
+            );
             let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
             Ok(body.map_err(|e| anyhow::anyhow!(e))?.to_bytes())
         };
@@ -133,11 +137,11 @@ async fn fetch() -> anyhow::Result<About> {
         let token = send(token).await?;
         let all = Request::get("/").header("X-metadata-token", token.as_ref());
         let all = send(all.header(header::ACCEPT, "application/json")).await?;
-        serde_json::from_slice(&all).context("reading what the service says")
+        serde_json::from_slice(&all).context("cannot parse the answer of the metadata service")
     };
     tokio::select! {
         about = asked => about,
-        ended = connection => Err(anyhow::anyhow!("the connection ended: {ended:?}")),
+        ended = connection => Err(anyhow::anyhow!("the connection to the service ended: {ended:?}")),
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
 pub(crate) fn open(path: &Path) -> Result<(File, Metadata)> {
     // Opening a device or a named pipe may change something, so the type is checked first.
     let found = look(path)?;
-    let fail = |e| Error::io(&format!("reading {}", path.display()), &e);
+    let fail = |e| Error::io(&format!("cannot read {}", path.display()), &e);
     check_regular(path, &found)?;
     let file = OpenOptions::new().read(true).custom_flags(OPEN_FLAGS).open(path).map_err(fail)?;
     // The path may lead to another file by now.
@@ -42,7 +42,7 @@ pub(crate) fn identify(path: &Path) -> Result<(u64, u64)> {
 }
 
 fn look(path: &Path) -> Result<Metadata> {
-    fs::metadata(path).map_err(|e| Error::io(&format!("reading {}", path.display()), &e))
+    fs::metadata(path).map_err(|e| Error::io(&format!("cannot read {}", path.display()), &e))
 }
 
 fn check_regular(path: &Path, found: &Metadata) -> Result<()> {

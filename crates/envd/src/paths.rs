@@ -40,7 +40,7 @@ impl Caller {
     /// Returns `invalid_argument` for an empty path too, since it names no file.
     pub(crate) fn resolve_file(&self, path: &str, user: &User) -> Result<PathBuf> {
         if path.is_empty() {
-            return Err(Error::invalid("path is missing"));
+            return Err(Error::invalid("path is required"));
         }
         self.resolve(path, user)
     }
@@ -61,7 +61,7 @@ pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
 /// Returns `invalid_argument` for a NUL, or a text longer than a path can be.
 pub(crate) fn resolve(path: &str, user: &User, workdir: Option<&str>) -> Result<PathBuf> {
     if path.contains('\0') {
-        return Err(Error::invalid("path must not contain a NUL"));
+        return Err(Error::invalid("path must not contain NUL characters"));
     }
     if path.len() > 4095 {
         return Err(Error::invalid("path must be at most 4095 bytes"));

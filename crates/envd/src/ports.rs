@@ -54,7 +54,7 @@ impl Ports {
     /// taken.
     pub(crate) async fn connect(&self, port: u16) -> Result<(TcpStream, OwnedSemaphorePermit)> {
         if port == self.own || port == protocol::ENVD_PORT {
-            return Err(Error::not_found("the port is envd's own"));
+            return Err(Error::not_found("the port belongs to envd"));
         }
         let place = Arc::clone(&self.relays).try_acquire_owned();
         let place = place.map_err(|_| {
@@ -65,7 +65,7 @@ impl Ports {
             Ok(Some(stream)) => Ok((stream, place)),
             Ok(None) => Err(Error::not_found(format!("nothing listens on port {port}"))),
             Err(_) => {
-                let message = format!("no program takes a connection to port {port}");
+                let message = format!("no program accepts a connection to port {port}");
                 Err(Error::new(ErrorCode::DeadlineExceeded, message))
             }
         }

@@ -208,7 +208,7 @@ impl Process {
     /// Sets the terminal's size.
     pub(crate) fn resize(&self, size: (u16, u16)) -> Result<()> {
         let pty = self.pty.as_ref().ok_or_else(|| self.refuse("has no terminal"))?;
-        pty.resize(size).map_err(|e| Error::io("resizing the terminal", &e))
+        pty.resize(size).map_err(|e| Error::io("cannot resize the terminal", &e))
     }
 
     /// Signals the leader's process group. `SIGKILL` also ends the whole control group, if there is
@@ -226,7 +226,9 @@ impl Process {
             leaf.kill();
         }
         match sys::kill_group(self.pid, signal) {
-            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => Err(Error::io("signalling", &e)),
+            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
+                Err(Error::io("cannot signal the process", &e))
+            }
             _ => Ok(()),
         }
     }
@@ -241,7 +243,7 @@ impl Process {
     }
 
     fn input_failed(&self, error: &std::io::Error) -> Error {
-        self.refuse(&format!("does not take input: {error}"))
+        self.refuse(&format!("does not accept input: {error}"))
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
         bytes: [u8; MOST],
     }
     if bytes.len() < 32 || bytes.len() > MOST {
-        return Err(io::Error::other("32 to 512 bytes of randomness are needed"));
+        return Err(io::Error::other("randomness must be 32 to 512 bytes"));
     }
     let size = i32::try_from(bytes.len()).map_err(io::Error::other)?;
     let mut pool = Pool { bits: size * 8, size, bytes: [0; MOST] };

@@ -67,7 +67,7 @@ impl Answered {
 
 /// Error of a request's body that made no progress for too long while its reader waited.
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body made no progress for {} s", .0.as_secs())]
+#[error("the request body made no progress for {} s", .0.as_secs())]
 pub struct Stalled(Duration);
 
 impl Stalled {

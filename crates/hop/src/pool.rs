@@ -63,17 +63,17 @@ pub enum Error {
     /// The connection ended before an answer, closed by either side.
     #[error("the connection ended without an answer")]
     Closed(#[source] hyper::Error),
-    #[error("nothing was heard for {} s", SILENCE.as_secs())]
+    #[error("the server sent nothing for {} s", SILENCE.as_secs())]
     IdleTimeout(#[source] hyper::Error),
-    #[error("the answer is not HTTP")]
+    #[error("the answer is not valid HTTP")]
     InvalidResponse(#[source] hyper::Error),
-    #[error("the protocol was switched without being asked to")]
+    #[error("the server switched the protocol without a request")]
     UnexpectedUpgrade,
-    #[error("whoever asked may no longer ask")]
+    #[error("the caller's access was revoked")]
     Ended,
     /// The request's own body failed: it is malformed or too slow, or its sender has gone. The
     /// destination is not at fault.
-    #[error("the request's body failed")]
+    #[error("the request body could not be read")]
     Request(#[source] hyper::Error),
 }
 

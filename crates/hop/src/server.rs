@@ -216,7 +216,7 @@ fn refuse(stream: TcpStream, peer: SocketAddr, full: Full, plain: bool) {
         Full::Each => "network",
     };
     metrics::counter!("wrenn_connections_refused_total", "full" => whose).increment(1);
-    tracing::debug!(%peer, whose, "a connection is one too many");
+    tracing::debug!(%peer, whose, "refused a connection: the limit is reached");
     if let (true, Ok(mut stream)) = (plain, stream.into_std()) {
         // Neither call blocks. Received bytes are read, since a close with unread bytes makes the
         // client lose the answer.
@@ -247,7 +247,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             Ok(accepted) => return accepted,
             Err(error) if is_clients(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "accepting a connection");
+                tracing::error!(%error, "cannot accept a connection");
                 tokio::time::sleep(EXHAUSTED).await;
             }
         }
@@ -277,10 +277,10 @@ async fn secured(
                 Some(
                     rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented,
                 ) => {
-                    tracing::warn!(%peer, %error, "a client was refused");
+                    tracing::warn!(%peer, %error, "refused a client");
                 }
                 // Anybody who finds the port may send anything to it, so this is no warning.
-                _ => tracing::debug!(%peer, %error, "a client was refused"),
+                _ => tracing::debug!(%peer, %error, "refused a client"),
             }
             None
         }
@@ -332,12 +332,12 @@ async fn connection<H: Handler>(
         biased;
         ended = serving.as_mut() => {
             if let Err(error) = ended {
-                tracing::debug!(%peer, error, "a connection ended");
+                tracing::debug!(%peer, error, "a connection ended with an error");
             }
             return;
         }
         over = over => {
-            tracing::debug!(%peer, ?over, "a connection took too long");
+            tracing::debug!(%peer, ?over, "closed a connection after a time limit");
             if over == Over::Head {
                 return;
             }

@@ -83,13 +83,14 @@ impl Authority {
     /// Returns an error for a wrong `name`, and for a malformed or wrongly signed request.
     pub fn sign_host(&self, request: &str, host: HostId, name: &str) -> Result<Leaf, Error> {
         let request = CertificateSigningRequestParams::from_pem(request)
-            .map_err(|_| Error::Wrong("the signing request cannot be read, or is not signed"))?;
+            .map_err(|_| Error::Wrong("the signing request is malformed or not signed"))?;
         let mut params = leaf(HOST_LIFE, &host.to_string(), ExtendedKeyUsagePurpose::ServerAuth);
         let name = name.trim_matches(['[', ']']);
         params.subject_alt_names.push(match name.parse::<IpAddr>() {
             Ok(ip) => SanType::IpAddress(ip),
             Err(_) => SanType::DnsName(
-                name.try_into().map_err(|_| Error::Wrong("the address is no name"))?,
+                name.try_into()
+                    .map_err(|_| Error::Wrong("the address is not a valid certificate name"))?,
             ),
         });
         self.sign(params, &request.public_key)
@@ -104,12 +105,14 @@ impl Authority {
         let domain = domain.trim_matches('.').to_ascii_lowercase();
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
         if domain.is_empty() || !domain.bytes().all(legal) || domain.contains("..") {
-            return Err(Error::Wrong("the domain must be a name as sandbox.example.com"));
+            return Err(Error::Wrong("the domain must be a name such as sandbox.example.com"));
         }
         let key = Key::generate()?;
         let mut params = leaf(WILDCARD_LIFE, &domain, ExtendedKeyUsagePurpose::ServerAuth);
         for name in [format!("*.{domain}"), domain] {
-            let name = name.try_into().map_err(|_| Error::Wrong("the domain is no name"))?;
+            let name = name
+                .try_into()
+                .map_err(|_| Error::Wrong("the domain is not a valid certificate name"))?;
             params.subject_alt_names.push(SanType::DnsName(name));
         }
         let cert_pem = self.sign(params, &key.0)?.cert_pem;
@@ -142,12 +145,12 @@ impl Authority {
 /// Checks that a certificate is an authority's, and is valid now.
 fn check(cert: &CertificateDer<'_>) -> Result<(), Error> {
     let parsed = X509Certificate::from_der(cert);
-    let (_, cert) = parsed.map_err(|_| Error::Wrong("an authority's certificate is none"))?;
+    let (_, cert) = parsed.map_err(|_| Error::Wrong("an authority's certificate is malformed"))?;
     if !cert.is_ca() {
-        return Err(Error::Wrong("an authority's certificate is not that of an authority"));
+        return Err(Error::Wrong("an authority's certificate does not belong to an authority"));
     }
     if !cert.validity().is_valid() {
-        return Err(Error::Wrong("an authority's certificate has expired, or is not valid yet"));
+        return Err(Error::Wrong("an authority's certificate has expired or is not valid yet"));
     }
     Ok(())
 }

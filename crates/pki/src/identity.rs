@@ -29,7 +29,7 @@ impl Key {
         let der = PrivateKeyDer::from_pem_slice(pem.as_bytes());
         let der = der.map_err(|_| Error::NotPem("the key"))?;
         let pair = KeyPair::from_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
-        Ok(Self(pair.map_err(|_| Error::Wrong("the key must be ECDSA P-256"))?))
+        Ok(Self(pair.map_err(|_| Error::Wrong("the key must be an ECDSA P-256 key"))?))
     }
 
     /// Returns the key as PEM, for its file.

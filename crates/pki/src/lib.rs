@@ -23,9 +23,9 @@ pub enum Error {
     NotPem(&'static str),
     #[error("{0}")]
     Wrong(&'static str),
-    #[error("making a certificate")]
+    #[error("cannot create a certificate")]
     Make(#[from] rcgen::Error),
-    #[error("configuring TLS")]
+    #[error("cannot configure TLS")]
     Tls(#[from] rustls::Error),
 }
 

@@ -96,7 +96,7 @@ fn accept(trust: &Trust, shown: Shown) -> Result<ServerConfig, Error> {
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.roots), provider());
     let verifier =
-        verifier.build().map_err(|_| Error::Wrong("no authority is there to be trusted"))?;
+        verifier.build().map_err(|_| Error::Wrong("no trusted authority is configured"))?;
     let builder = server()?.with_client_cert_verifier(Arc::new(ControlPlanes(verifier)));
     let mut config = builder.with_cert_resolver(Arc::new(shown));
     config.send_tls13_tickets = 0;
@@ -235,7 +235,7 @@ impl ServerCertVerifier for AnyKey {
         _cert: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
+        Err(rustls::Error::General("TLS 1.2 is not supported".to_owned()))
     }
 
     fn verify_tls13_signature(

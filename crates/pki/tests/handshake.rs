@@ -236,7 +236,7 @@ fn authority_load_refuses_mismatched_certificate_and_key() {
     assert!(wrong.contains("not PEM"), "{wrong}");
     let host = host_of(&ca, HostId::new(), "127.0.0.1");
     let wrong = told(&host.cert_pem, &host.key_pem).unwrap();
-    assert!(wrong.contains("not that of an authority"), "{wrong}");
+    assert!(wrong.contains("does not belong to an authority"), "{wrong}");
     let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
     assert!(told(&one.cert_pem, &p384).unwrap().contains("P-256"));
 }

@@ -35,10 +35,10 @@ const PROBE: &[u8] = b"wrenn";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No manifest has this name.
-    #[error("{0} is not in the store")]
+    #[error("the store has no {0}")]
     Missing(String),
     /// The stored object is not the one that was written.
-    #[error("what the store has of {0} is damaged")]
+    #[error("the store's copy of {0} is damaged")]
     Damaged(String),
     #[error("the store cannot be used")]
     Store(#[from] object_store::Error),
@@ -66,13 +66,13 @@ impl Store {
         vars: impl Iterator<Item = (String, String)>,
     ) -> anyhow::Result<Self> {
         let objects: Arc<dyn ObjectStore> = if url.contains("://") {
-            let url = url::Url::parse(url).context("it is no URL")?;
+            let url = url::Url::parse(url).context("the store's location is not a valid URL")?;
             // Variables for other kinds of store are ignored.
             let options = vars.map(|(name, value)| (name.to_lowercase(), value));
             let (objects, prefix) = object_store::parse_url_opts(&url, options)?;
             Arc::new(PrefixStore::new(objects, prefix))
         } else {
-            std::fs::create_dir_all(url).context("its folder cannot be made")?;
+            std::fs::create_dir_all(url).context("cannot create the store's folder")?;
             let folder = object_store::local::LocalFileSystem::new_with_prefix(url)?;
             Arc::new(folder.with_fsync(true))
         };
@@ -87,7 +87,7 @@ impl Store {
         let name = Name::from("probe");
         self.objects.put(&name, PutPayload::from_static(PROBE)).await?;
         let read = self.objects.get(&name).await?.bytes().await?;
-        anyhow::ensure!(read == PROBE, "what is read is not what was written");
+        anyhow::ensure!(read == PROBE, "the store returned other data than was written");
         Ok(())
     }
 

@@ -55,8 +55,7 @@ pub struct Name {
 /// A text that is no rule.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{0}` is no IPv4 address, no range such as 10.0.0.0/8, and no name such as example.com or \
-     *.example.com"
+    "`{0}` must be an IPv4 address, a range such as 10.0.0.0/8 or a name such as *.example.com"
 )]
 pub struct BadRule(String);
 

@@ -15,13 +15,13 @@ const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseIdError {
     /// The text does not begin with the prefix of its kind.
-    #[error("an id of this kind begins with `{0}`")]
+    #[error("the id must begin with `{0}`")]
     Prefix(&'static str),
     /// The part after the prefix is not exactly 25 characters of `[0-9a-z]`.
-    #[error("an id has 25 characters of 0-9 and a-z after its prefix")]
+    #[error("the id must have 25 characters of 0-9 and a-z after its prefix")]
     Malformed,
     /// The number is larger than 2^128 − 1.
-    #[error("the id is larger than any that exists")]
+    #[error("the id is larger than the largest valid id")]
     TooLarge,
 }
 

@@ -36,15 +36,18 @@ pub fn check_envs<'a>(
     for (key, value) in envs {
         let head = key.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
         if !head || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return fail(format!("has `{}`, which is no variable name", shorten(key)));
+            return fail(format!(
+                "contains `{}`, which is not a valid variable name",
+                shorten(key)
+            ));
         }
         if value.contains('\0') {
-            return fail(format!("has a NUL in the value of `{}`", shorten(key)));
+            return fail(format!("contains a NUL character in the value of `{}`", shorten(key)));
         }
         total += key.len() + value.len() + 2;
     }
     if total > 64 * 1024 {
-        return fail("must be at most 64 KiB in all".to_owned());
+        return fail("must be at most 64 KiB in total".to_owned());
     }
     Ok(())
 }

@@ -238,15 +238,15 @@ fn hostile(kind: &'static str, path: &'static str, archive: Vec<u8>) -> Upstream
 #[test]
 fn hostile_archive_writes_only_requested_files() {
     for (kind, archive, told) in [
-        ("file", tar(".bashrc", None), "not what was asked"),
-        ("file", tar("f/below", None), "not what was asked"),
+        ("file", tar(".bashrc", None), "not the requested file"),
+        ("file", tar("f/below", None), "not the requested file"),
         ("file", tar("../outside", None), "leads out"),
-        ("directory", tar("other/f", None), "not what was asked"),
+        ("directory", tar("other/f", None), "not the requested file"),
         ("directory", tar("f/../../outside", None), "leads out"),
-        ("directory", tar("f/outside", Some(("f", ".."))), "not what was asked"),
+        ("directory", tar("f/outside", Some(("f", ".."))), "not the requested file"),
         ("directory", tar("f/l/outside", Some(("f/l", ".."))), "link"),
         ("directory", tar("/f", None), "absolute"),
-        ("file", tar("f", None)[..600].to_vec(), "broke off"),
+        ("file", tar("f", None)[..600].to_vec(), "ended early"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("target");

@@ -64,7 +64,7 @@ async fn unfetched_watcher_ends_with_error_after_its_events() {
     assert_eq!(answer["events"][0], json!({ "name": "one", "type": CREATE }));
     let (status, error) = fetch(&envd, &token, &made["watcherId"]).await;
     assert_eq!((status, &error["code"]), (429, &json!("resource_exhausted")), "{error}");
-    assert!(error["message"].as_str().unwrap().contains("read the folder anew"), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("list the folder again"), "{error}");
     let (status, error) = fetch(&envd, &token, &made["watcherId"]).await;
     assert_eq!((status, &error["code"]), (404, &json!("not_found")), "{error}");
     platform.finish();

@@ -126,7 +126,7 @@ fn path_traversal_is_refused_and_writes_nothing_outside() {
         (vec![entry(Kind::Link, "l", ".."), entry(Kind::Folder, "l", "")], "link"),
         (vec![entry(Kind::HardLink, "h", "../kept")], "leads out"),
         (vec![entry(Kind::Link, "l", ".."), entry(Kind::HardLink, "h", "l/kept")], "link"),
-        (vec![entry(Kind::Link, "l", "../kept"), entry(Kind::HardLink, "h", "l")], "another name"),
+        (vec![entry(Kind::Link, "l", "../kept"), entry(Kind::HardLink, "h", "l")], "hard link"),
         (vec![entry(Kind::Link, "l", "")], "without a target"),
         (vec![entry(Kind::Other(b'3'), "null", "")], "device"),
         (vec![entry(Kind::Other(b'6'), "pipe", "")], "FIFO"),
@@ -180,19 +180,19 @@ fn unpacked_file_does_not_replace_device_fifo_or_directory() {
     rustix::fs::mknodat(cwd, &pipe, FileType::Fifo, mode(0o600), 0).unwrap();
     let bytes = archive(&[entry(Kind::File, "f", "")]);
     let error = unpack(dir.path(), &bytes[..], options()).unwrap_err();
-    assert!(error.to_string().contains("not replaced"), "{error}");
+    assert!(error.to_string().contains("cannot be replaced"), "{error}");
     assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
     fs::remove_file(&pipe).unwrap();
     fs::create_dir(&pipe).unwrap();
     let error = unpack(dir.path(), &bytes[..], options()).unwrap_err();
-    assert!(error.to_string().contains("no file replaces"), "{error}");
+    assert!(error.to_string().contains("a file cannot replace"), "{error}");
     fs::remove_dir(&pipe).unwrap();
     // Only root makes devices.
     let device =
         rustix::fs::mknodat(cwd, &pipe, FileType::CharacterDevice, mode(0o666), makedev(1, 3));
     if device.is_ok() {
         let error = unpack(dir.path(), &bytes[..], options()).unwrap_err();
-        assert!(error.to_string().contains("not replaced"), "{error}");
+        assert!(error.to_string().contains("cannot be replaced"), "{error}");
         assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_char_device());
     }
 }
@@ -232,7 +232,7 @@ fn only_requested_top_entry_is_unpacked_under_new_name() {
         vec![entry(Kind::Folder, ".", "")],
     ] {
         let refused = unpack(dir.path(), &archive(&entries)[..], top(false)).unwrap_err();
-        assert!(refused.to_string().contains("not what was asked"), "{entries:?}: {refused}");
+        assert!(refused.to_string().contains("not the requested file"), "{entries:?}: {refused}");
         assert!(names(dir.path()).is_empty(), "{entries:?}");
     }
     let tree = [entry(Kind::Folder, "asked", ""), file("asked/f"), file("other/f")];
@@ -242,7 +242,7 @@ fn only_requested_top_entry_is_unpacked_under_new_name() {
     fs::remove_dir_all(dir.path().join("here")).unwrap();
     for kind in [Kind::Link, Kind::File] {
         let refused = unpack(dir.path(), &archive(&[entry(kind, "asked", "/etc")])[..], top(true));
-        assert!(refused.unwrap_err().to_string().contains("not what was asked"));
+        assert!(refused.unwrap_err().to_string().contains("not the requested file"));
         assert!(names(dir.path()).is_empty());
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn stat(path: &Path) -> Result<Entry> {
 
 /// Describes a path, with names that the caller has read already.
 pub(crate) fn stat_with(path: &Path, names: &Names) -> Result<Entry> {
-    let fail = |e| Error::io(&format!("looking at {}", path.display()), &e);
+    let fail = |e| Error::io(&format!("cannot inspect {}", path.display()), &e);
     let link = fs::symlink_metadata(path).map_err(fail)?;
     let is_symlink = link.is_symlink();
     let target = if is_symlink { fs::metadata(path).ok() } else { Some(link.clone()) };
@@ -141,7 +141,7 @@ fn metadata_error(file: &File, key: &str, error: Errno) -> io::Error {
     let has_room = || rustix::fs::fstatvfs(file).is_ok_and(|found| found.f_bfree > 0);
     // Some file systems have little room for a file's attributes, however much room the disk has.
     if error == Errno::NOSPC && has_room() {
-        let message = format!("metadata {key}: the file system has no room for so much");
+        let message = format!("metadata {key}: the file system cannot store a value of this size");
         return io::Error::new(io::ErrorKind::InvalidInput, message);
     }
     let error = io::Error::from(error);

@@ -45,7 +45,7 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
             let batch = (NAMES / (above.len() + 1)).clamp(1, BATCH);
             level.waiting = remove_files(&folder, batch)?;
             if level.fruitless > FRUITLESS && !level.waiting.is_empty() {
-                return Err(io::Error::other("a folder lists names that it does not have"));
+                return Err(io::Error::other("a folder lists names that do not exist"));
             }
             level.fruitless += 1;
         }
@@ -68,7 +68,7 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
         let Some(parent) = above.pop() else { break };
         folder = openat(&folder, c"..", flags, Mode::empty())?;
         if id(&folder)? != parent.id {
-            return Err(io::Error::other("a folder was moved while it was removed"));
+            return Err(io::Error::other("a folder was moved during its removal"));
         }
         let emptied = std::mem::replace(&mut level, parent);
         remove_name(&folder, &emptied.name, AtFlags::REMOVEDIR)?;

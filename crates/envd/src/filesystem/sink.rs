@@ -142,7 +142,7 @@ impl Sink {
         let limit = Timespec::try_from(jobs::LIMIT).map_err(|e| Error::internal(e.to_string()))?;
         match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&limit)) {
             Ok(0) => {
-                let message = format!("{} takes no more", self.path.display());
+                let message = format!("{} accepts no more data", self.path.display());
                 Err(Error::new(ErrorCode::DeadlineExceeded, message))
             }
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -194,7 +194,7 @@ impl Sink {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
-    Error::io(&format!("writing {}", path.display()), error)
+    Error::io(&format!("cannot write {}", path.display()), error)
 }
 
 /// Follows links to a path that does not exist yet.
@@ -352,7 +352,7 @@ impl Staged {
         let target = File::from(openat(folder, self.target.as_os_str(), flags, Mode::empty())?);
         let (old, new) = (target.metadata()?, staged.metadata()?);
         if !old.is_file() {
-            let message = "it is no regular file any more";
+            let message = "the file is no longer a regular file";
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         let room = new.len().min(new.blocks().saturating_mul(512));

@@ -66,7 +66,7 @@ impl Source {
 
     /// Makes the error of a failed read, which names the file.
     pub(crate) fn failure(&self, error: &io::Error) -> Error {
-        Error::io(&format!("reading {}", self.path.display()), error)
+        Error::io(&format!("cannot read {}", self.path.display()), error)
     }
 
     /// Has a thread of `pool` close the file, whichever thread drops the source.
@@ -109,7 +109,7 @@ impl Source {
             }
         }
         if filled == 0 && wanted > 0 && self.size.is_some() {
-            let message = "the file became shorter while it was read";
+            let message = "the file became shorter during the read";
             return Err(io::Error::new(ErrorKind::UnexpectedEof, message));
         }
         piece.truncate(filled);

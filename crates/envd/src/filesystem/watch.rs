@@ -190,7 +190,7 @@ fn unknown(id: &str) -> Error {
 }
 
 fn too_many(count: usize) -> Error {
-    let message = format!("there are {count} watchers already; remove those that nobody asks");
+    let message = format!("the capsule has {count} watchers already; remove unused ones");
     Error::new(ErrorCode::ResourceExhausted, message)
 }
 

@@ -51,7 +51,7 @@ impl From<archive::Error> for Error {
             archive::Error::Refused(message) => Self::invalid(message),
             archive::Error::File { doing, source } => Self::io(&doing, &source),
             archive::Error::Stream(source) => {
-                Self::invalid(format!("the archive broke off: {source}"))
+                Self::invalid(format!("the archive ended early: {source}"))
             }
         }
     }

@@ -49,7 +49,7 @@ struct Opened {
 impl Opened {
     /// Opens a file and reads its first piece, so that an error there becomes the answer.
     fn open(path: PathBuf, headers: &HeaderMap, files: &Pool) -> Result<Self> {
-        let fail = |e: &io::Error| Error::io(&format!("reading {}", path.display()), e);
+        let fail = |e: &io::Error| Error::io(&format!("cannot read {}", path.display()), e);
         let mut source = Source::open(&path)?.closed_by(files);
         let size = source.size;
         // A file without a meaningful size has no ranges, so the answer holds all of it.
@@ -287,8 +287,9 @@ fn metadata_of(headers: &HeaderMap) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for (name, value) in headers {
         let Some(key) = name.as_str().strip_prefix("x-metadata-") else { continue };
-        let value =
-            value.to_str().map_err(|_| Error::invalid(format!("metadata {key} is no text")))?;
+        let value = value
+            .to_str()
+            .map_err(|_| Error::invalid(format!("metadata {key} is not valid text")))?;
         if key.is_empty() || key.len() > entry::KEY_MAX || value.len() > entry::VALUE_MAX {
             return Err(Error::invalid(format!("metadata {key} is too long")));
         }
@@ -397,7 +398,7 @@ where
             }
             match self.body.next().await {
                 Some(chunk) => {
-                    let broken = |e: E| Error::invalid(format!("the body broke off: {e}"));
+                    let broken = |e: E| Error::invalid(format!("the body ended early: {e}"));
                     let chunk = chunk.map_err(broken)?;
                     match self.unpacker {
                         Some(_) => self.packed = chunk,
@@ -479,7 +480,7 @@ fn begin_compose(
     let destination = caller.resolve_file(&request.destination, &user)?;
     let sources = request.sources.iter().map(|path| caller.resolve_file(path, &user));
     let sources: Vec<PathBuf> = sources.collect::<Result<_>>()?;
-    let same = || Error::invalid("sources must name files other than the destination");
+    let same = || Error::invalid("sources must not contain the destination");
     if sources.is_empty() {
         return Err(Error::invalid("sources must name at least one file"));
     }
@@ -503,7 +504,7 @@ fn begin_compose(
 fn remove_part(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(&format!("removing {}", path.display()), &e))
+            Err(Error::io(&format!("cannot remove {}", path.display()), &e))
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -558,7 +559,7 @@ mod tests {
             (at("file/below"), 400, "Not a directory"),
             (at("loop"), 400, "symbolic links"),
             (at("none"), 404, "No such file or directory"),
-            (String::new(), 400, "path is missing"),
+            (String::new(), 400, "path is required"),
         ] {
             let query = Ok(Query(Signed { path: path.clone(), ..Default::default() }));
             let answer = download(State(Arc::clone(&guest)), query, HeaderMap::new()).await;

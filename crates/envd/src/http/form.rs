@@ -58,7 +58,7 @@ impl Demand {
                 return Poll::Ready(Ok(given));
             }
             if self.fed.load(Ordering::Relaxed) > FORM_MAX {
-                let message = "the form has more than 1 MiB outside of its parts' contents";
+                let message = "the form has more than 1 MiB outside its parts' contents";
                 return Poll::Ready(Err(Error::invalid(message)));
             }
             if self.wanted.swap(true, Ordering::Relaxed) {

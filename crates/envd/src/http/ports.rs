@@ -33,7 +33,7 @@ pub(super) async fn connect(
     mut request: Request,
 ) -> Result<Response> {
     if request.headers().get(header::UPGRADE).is_none_or(|protocol| protocol != "tcp") {
-        return Err(Error::invalid("the request must ask to switch to `tcp`"));
+        return Err(Error::invalid("the request must ask for a switch to `tcp`"));
     }
     let (program, place) = guest.ports.connect(server.port).await?;
     let switch = hyper::upgrade::on(&mut request);

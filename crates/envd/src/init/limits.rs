@@ -24,7 +24,7 @@ pub(super) fn raise() {
     for (name, figure) in figures {
         let path = format!("/proc/sys/fs/inotify/{name}");
         if let Err(error) = std::fs::write(&path, figure.to_string()) {
-            console(&format!("envd: {path}: {error}"));
+            console(&format!("envd: cannot write {path}: {error}"));
         }
     }
 }

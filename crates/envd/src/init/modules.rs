@@ -35,7 +35,7 @@ const DEVICES: [(&str, u32, u32); 4] = [
 
 /// Loads the modules that the root needs.
 pub(super) fn load() -> anyhow::Result<()> {
-    let order = fs::read_to_string(ORDER).context("reading the list of modules")?;
+    let order = fs::read_to_string(ORDER).context("cannot read the list of kernel modules")?;
     for name in order.lines() {
         load_file(&format!("/modules/{name}"))?;
     }
@@ -43,8 +43,8 @@ pub(super) fn load() -> anyhow::Result<()> {
 }
 
 fn load_file(path: &str) -> anyhow::Result<()> {
-    let file = File::open(path).with_context(|| format!("opening the module {path}"))?;
-    sys::load_module(&file).with_context(|| format!("loading the module {path}"))
+    let file = File::open(path).with_context(|| format!("cannot open the kernel module {path}"))?;
+    sys::load_module(&file).with_context(|| format!("cannot load the kernel module {path}"))
 }
 
 /// Offers the loadable modules to programs of the future root. A guest without them still runs.
@@ -58,7 +58,7 @@ pub(super) fn offer() {
         Ok(())
     });
     if let Err(error) = offered {
-        console(&format!("envd: some kernel modules cannot be loaded: {error:#}"));
+        console(&format!("envd: cannot load some kernel modules: {error:#}"));
     }
 }
 
@@ -66,7 +66,7 @@ pub(super) fn offer() {
 /// and headers that a user installs stay.
 fn show(root: &OwnedFd) -> anyhow::Result<()> {
     let system = rustix::system::uname();
-    let release = system.release().to_str().context("reading the kernel's release")?;
+    let release = system.release().to_str().context("cannot read the kernel's release")?;
     let own = format!("/disk/modules/{release}");
     let (upper, work) = (format!("{own}/upper"), format!("{own}/work"));
     for dir in ["/disk/modules", own.as_str(), upper.as_str(), work.as_str()] {
@@ -80,7 +80,8 @@ fn show(root: &OwnedFd) -> anyhow::Result<()> {
 }
 
 fn load_common() -> anyhow::Result<()> {
-    let common = fs::read_to_string(COMMON).context("reading the list of common modules")?;
+    let common =
+        fs::read_to_string(COMMON).context("cannot read the list of common kernel modules")?;
     for name in common.lines() {
         load_file(&format!("{LOADABLE}/{name}"))?;
     }
@@ -89,7 +90,7 @@ fn load_common() -> anyhow::Result<()> {
 
 fn open_root() -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(ROOT, flags, Mode::empty()).context("opening the root")
+    rustix::fs::open(ROOT, flags, Mode::empty()).context("cannot open the root folder")
 }
 
 /// Makes folders, each in the previous one, and opens the last.
@@ -99,10 +100,12 @@ fn make_below(root: &OwnedFd, names: &[&str]) -> anyhow::Result<OwnedFd> {
     for name in names {
         match mkdirat(&at, *name, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error).with_context(|| format!("making {path}/{name}")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot create {path}/{name}"));
+            }
         }
         path = format!("{path}/{name}");
-        at = find(root, &path).with_context(|| format!("opening {path}"))?;
+        at = find(root, &path).with_context(|| format!("cannot open {path}"))?;
     }
     Ok(at)
 }
@@ -118,7 +121,7 @@ fn find(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
 pub(super) fn make_devices() {
     for (path, minor, mode) in DEVICES {
         if let Err(error) = make_device(path, makedev(MISC, minor), Mode::from_raw_mode(mode)) {
-            console(&format!("envd: making {path}: {error:#}"));
+            console(&format!("envd: cannot create {path}: {error:#}"));
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
 pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     attach(IMAGE, "/image", "ext4", MountFlags::RDONLY | MountFlags::NOATIME, "")?;
     attach(DISK, "/disk", "ext4", MountFlags::NOATIME, "discard")?;
-    let disk = crate::epoch::open_disk("/disk").context("opening the disk")?;
+    let disk = crate::epoch::open_disk("/disk").context("cannot open the disk")?;
     for dir in ["/disk/upper", "/disk/work"] {
         make_dir(dir)?;
     }
@@ -50,12 +50,12 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
         let to = format!("/root/{dir}");
         // A link there would lead to another place than it does for programs.
         make_mount_point(&to, fs::symlink_metadata(&to).is_ok_and(|found| found.is_dir()))?;
-        mount_move(format!("/{dir}"), &to).with_context(|| format!("moving /{dir}"))?;
+        mount_move(format!("/{dir}"), &to).with_context(|| format!("cannot move /{dir}"))?;
     }
     free_initramfs();
     std::env::set_current_dir("/root")?;
-    mount_move(".", "/").context("moving the root")?;
-    rustix::process::chroot(".").context("entering the root")?;
+    mount_move(".", "/").context("cannot move the root")?;
+    rustix::process::chroot(".").context("cannot enter the root")?;
     std::env::set_current_dir("/")?;
     Ok(disk)
 }
@@ -91,7 +91,8 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
 /// Opens `/tmp` to all users. Makes it again if root in the guest has removed it.
 fn open_temporary() -> anyhow::Result<()> {
     make_dir("/tmp")?;
-    rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777)).context("opening /tmp to all")
+    rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777))
+        .context("cannot make /tmp writable for all users")
 }
 
 fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {
@@ -109,7 +110,7 @@ pub(super) fn attach_to(
 ) -> anyhow::Result<()> {
     let data = CString::new(data)?;
     mount(source, to, kind, flags, data.as_c_str())
-        .with_context(|| format!("mounting {source} on {to}"))
+        .with_context(|| format!("cannot mount {source} on {to}"))
 }
 
 /// Makes a folder to mount on, unless it exists. Sets aside anything that root in the guest has put
@@ -117,7 +118,7 @@ pub(super) fn attach_to(
 fn make_mount_point(path: &str, is_folder: bool) -> anyhow::Result<()> {
     if !is_folder && fs::symlink_metadata(path).is_ok() {
         let moved = fs::rename(path, format!("{path}.before-boot"));
-        moved.or_else(|_| fs::remove_file(path)).with_context(|| format!("clearing {path}"))?;
+        moved.or_else(|_| fs::remove_file(path)).with_context(|| format!("cannot clear {path}"))?;
     }
     make_dir(path)
 }
@@ -126,7 +127,7 @@ fn make_mount_point(path: &str, is_folder: bool) -> anyhow::Result<()> {
 pub(super) fn make_dir(path: &str) -> anyhow::Result<()> {
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("making {path}")),
+        Err(error) => Err(error).with_context(|| format!("cannot create {path}")),
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn update(disk: &impl AsFd, servers: &[IpAddr]) {
     ];
     for (path, updated) in files {
         if let Err(error) = updated {
-            console(&format!("envd: {path} stays as it is: {error:#}"));
+            console(&format!("envd: cannot update {path}: {error:#}"));
         }
     }
 }
@@ -118,15 +118,16 @@ fn append(mut text: Vec<u8>, lines: &[u8]) -> Vec<u8> {
 fn read(path: &Path) -> anyhow::Result<Option<(Vec<u8>, Metadata)>> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        found => found.context("looking at it")?,
+        found => found.context("cannot inspect the file")?,
     };
     // A device or a named pipe is not even opened.
-    anyhow::ensure!(found.is_file(), "it is no regular file");
-    anyhow::ensure!(found.len() <= MAX, "it has {} bytes", found.len());
+    anyhow::ensure!(found.is_file(), "the file is not a regular file");
+    anyhow::ensure!(found.len() <= MAX, "the file is too large ({} bytes)", found.len());
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let mut contents = Vec::new();
-    file.and_then(|file| file.take(MAX).read_to_end(&mut contents)).context("reading it")?;
+    file.and_then(|file| file.take(MAX).read_to_end(&mut contents))
+        .context("cannot read the file")?;
     Ok(Some((contents, found)))
 }
 
@@ -139,7 +140,7 @@ fn replace(path: &Path, contents: &[u8], before: Option<&Metadata>) -> anyhow::R
     if written.is_err() {
         let _ = fs::remove_file(&staged);
     }
-    written.context("writing it")
+    written.context("cannot write the file")
 }
 
 fn write(path: &Path, contents: &[u8], like: Option<&Metadata>) -> std::io::Result<()> {

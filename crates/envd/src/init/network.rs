@@ -12,10 +12,11 @@ const MASK: [u8; 4] = [255, 255, 255, 252];
 
 /// Brings the interfaces up, adds the default route and sets the host name.
 pub(super) fn configure() -> anyhow::Result<()> {
-    sys::raise_interface("lo").context("raising lo")?;
-    sys::configure_interface("eth0", ADDRESS, MASK).context("raising eth0")?;
-    sys::default_route(GATEWAY).context("adding the default route")?;
-    sys::set_host_name("capsule").context("setting the host name")
+    sys::raise_interface("lo").context("cannot bring up the interface lo")?;
+    sys::configure_interface("eth0", ADDRESS, MASK)
+        .context("cannot bring up the interface eth0")?;
+    sys::default_route(GATEWAY).context("cannot add the default route")?;
+    sys::set_host_name("capsule").context("cannot set the host name")
 }
 
 /// Returns the name servers that the host gives the guest.

@@ -31,7 +31,7 @@ pub(super) fn watch() {
         thread.stack_size(64 * 1024).spawn(move || follow(&log))
     });
     if let Err(error) = started {
-        console(&format!("envd: following the kernel's log: {error}"));
+        console(&format!("envd: cannot follow the kernel's log: {error}"));
     }
 }
 

@@ -340,7 +340,7 @@ impl Subscription {
             return Some(Some(Ok(event)));
         }
         if std::mem::take(&mut queue.lost) {
-            let message = "the connection did not read the program's output";
+            let message = "the connection did not read the program's output in time";
             return Some(Some(Err(Error::new(ErrorCode::ResourceExhausted, message))));
         }
         queue.closed.then_some(None)

@@ -20,7 +20,7 @@ pub(super) fn open(size: (u16, u16), uid: u32) -> io::Result<(OwnedFd, OwnedFd)>
     let master = openpt(flags)?;
     // The serving thread uses both ends, and must not wait for a server in the guest.
     if fstat(&master)?.st_rdev != makedev(5, 2) {
-        return Err(io::Error::other("/dev/ptmx is not the device of terminals"));
+        return Err(io::Error::other("/dev/ptmx is not the terminal device"));
     }
     grantpt(&master)?;
     unlockpt(&master)?;

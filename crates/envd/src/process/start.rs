@@ -119,7 +119,9 @@ fn plan(
         let cwd = paths::resolve(spec.cwd.as_deref().unwrap_or(""), &user, workdir)?;
         let envs = environment(&user, &spec, vars, settings.envs);
         let plan = Plan::new(&spec.cmd, &spec.args, &envs, &cwd, user, lives);
-        plan.map_err(|_| Error::invalid("cwd, or the capsule's environment, contains a NUL"))
+        plan.map_err(|_| {
+            Error::invalid("cwd or the capsule's environment contains a NUL character")
+        })
     }
 }
 
@@ -130,11 +132,11 @@ fn check(spec: &Spec) -> Result<()> {
         return Err(Error::invalid("cmd must not be empty"));
     }
     if nul(&spec.cmd) || spec.args.iter().any(nul) {
-        return Err(Error::invalid("cmd and args must not contain a NUL"));
+        return Err(Error::invalid("cmd and args must not contain NUL characters"));
     }
     let bad = |(k, v): (&String, &String)| k.is_empty() || k.contains(['=', '\0']) || nul(v);
     if spec.envs.iter().any(bad) {
-        return Err(Error::invalid("envs has a name or value that no environment can hold"));
+        return Err(Error::invalid("envs contains an invalid variable name or value"));
     }
     Ok(())
 }
@@ -166,7 +168,7 @@ fn refusal(spec: &Spec, cwd: &Path, failure: &Failure) -> Error {
         (Step::Folder, number) => {
             let shown = cwd.display();
             let why = match number {
-                libc::ENOENT | libc::ENOTDIR => "does not exist or is no directory".to_owned(),
+                libc::ENOENT | libc::ENOTDIR => "does not exist or is not a directory".to_owned(),
                 _ => format!("cannot be entered: {error}"),
             };
             Error::invalid(format!("cwd '{shown}' {why}"))

@@ -172,7 +172,7 @@ async fn feed(process: &Process, input: Option<wire::ProcessInput>) -> Result<()
 
 fn spec(request: wire::StartRequest) -> Result<Spec> {
     let config = request.process.into_option();
-    let config = config.ok_or_else(|| Error::invalid("process is missing"))?;
+    let config = config.ok_or_else(|| Error::invalid("process is required"))?;
     Ok(Spec {
         cmd: config.cmd,
         args: config.args,

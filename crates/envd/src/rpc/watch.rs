@@ -157,7 +157,8 @@ impl Encodable<wire::GetWatcherEventsResponse> for Fetched {
     fn encode(&self, codec: CodecFormat) -> Result<Bytes, ConnectError> {
         if codec == CodecFormat::Json {
             let text = serde_json::to_vec(&Answer { events: self });
-            let text = text.map_err(|e| ConnectError::internal(format!("encoding events: {e}")));
+            let text =
+                text.map_err(|e| ConnectError::internal(format!("cannot encode events: {e}")));
             return text.map(Bytes::from);
         }
         // Concatenated messages with a repeated field decode as a single message.

@@ -211,7 +211,7 @@ pub(super) fn spawn(
     if pid == -1 {
         return Err(Failure::setup(io::Error::last_os_error()));
     }
-    let none = || Failure::setup(io::Error::other("clone gave no pid"));
+    let none = || Failure::setup(io::Error::other("clone returned no process id"));
     let pid = Pid::from_raw(pid).ok_or_else(none)?;
     match task.failure.take() {
         None => Ok(pid),

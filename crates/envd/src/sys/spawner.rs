@@ -108,7 +108,7 @@ impl Spawner {
 }
 
 fn no_thread() -> Error {
-    let message = "the capsule has no room for another thread of its agent";
+    let message = "the capsule has no room for another thread of envd";
     Error::new(ErrorCode::Unavailable, message)
 }
 

@@ -41,13 +41,11 @@ fn end_those_due(host: &Host) {
                 Due::PauseDisk | Due::Pause | Due::Nothing => pause_due(&this, id, due).await,
             };
             match done {
-                Ok(()) => {
-                    tracing::info!(%id, what = ?due, "paused or ended a capsule at its timeout")
-                }
+                Ok(()) => tracing::info!(%id, what = ?due, "applied a capsule's timeout"),
                 Err(error) => {
                     tracing::error!(
                         %id, what = ?due, error = chain(&error),
-                        "cannot pause or end a capsule at its timeout"
+                        "cannot apply a capsule's timeout"
                     );
                 }
             }

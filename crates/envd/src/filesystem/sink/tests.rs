@@ -172,7 +172,7 @@ fn replaced_staged_file_does_not_become_the_target() {
     fs::remove_file(&staged).unwrap();
     symlink("/etc/passwd", &staged).unwrap();
     let error = sink.commit().unwrap_err();
-    assert!(error.message.contains("writing"), "{error}");
+    assert!(error.message.contains("cannot write"), "{error}");
     assert_eq!(text(&target), "old");
 }
 
@@ -184,7 +184,7 @@ fn copy_of_truncated_file_fails_and_names_it() {
     let mut source = Source::open(&from).unwrap();
     File::create(&from).unwrap();
     let error = open(&to).unwrap().copy(&mut source).unwrap_err();
-    assert!(error.message.starts_with(&format!("reading {}: ", from.display())), "{error}");
+    assert!(error.message.starts_with(&format!("cannot read {}: ", from.display())), "{error}");
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Queue {
         let (count, bytes) = (events.len(), events.bytes());
         let mut state = self.state();
         if state.events + count > EVENTS_MAX || state.bytes + bytes > BYTES_MAX {
-            return Err("too many events were not fetched");
+            return Err("too many events of the watch were not fetched");
         }
         if !self.budget.take(bytes) {
             return Err("too many events of all watches were not fetched");

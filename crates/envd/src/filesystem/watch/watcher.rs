@@ -458,15 +458,16 @@ fn refused(path: &Path, error: &io::Error) -> Error {
         Some(libc::ENOSPC) => "fs.inotify.max_user_watches",
         Some(libc::EMFILE) => "fs.inotify.max_user_instances",
         Some(libc::ENOMEM) => "memory",
-        _ => return Error::io(&format!("watching {}", path.display()), error),
+        _ => return Error::io(&format!("cannot watch {}", path.display()), error),
     };
-    let message = format!("watching {}: the guest's limit of {limit} is reached", path.display());
+    let message =
+        format!("cannot watch {}: the guest's limit of {limit} is reached", path.display());
     Error::new(ErrorCode::ResourceExhausted, message)
 }
 
 fn lost(root: &Path, why: &str) -> Error {
     let message = format!(
-        "the watch of {} ended: {why}; read the folder anew and watch it again",
+        "the watch of {} ended: {why}; list the folder again and start a new watch",
         root.display()
     );
     Error::new(ErrorCode::ResourceExhausted, message)
