@@ -63,21 +63,20 @@ pub(crate) enum Command {
     /// Create, list and revoke the team's API keys.
     #[command(subcommand)]
     Key(Key),
-    /// Show the audit log: who did what in the team.
+    /// Show the audit log of the team: each action and its actor.
     Audit(Audit),
     /// Manage the platform's users, as an admin.
     #[command(subcommand)]
     User(User),
-    /// Check what this machine needs to run the platform, and name the fix for each failed check.
+    /// Check this machine's requirements for the platform, and print a fix for each failed check.
     Doctor(Doctor),
     /// Run everything in one process: database, host agent, control plane.
     Up(Box<Up>),
     /// Stop the platform that `wrenn up` started. Capsules keep running.
     Stop(Folder),
-    /// Stop the platform and remove everything of it: capsules, networks, files, keys.
+    /// Stop the platform and remove all of its capsules, networks, files and keys.
     Clean(Clean),
-    /// Print the path of the file where client commands on this machine find the platform's URL and
-    /// key.
+    /// Print the path of the file with the platform's URL and key for client commands.
     ClientFile,
     /// Run only a control plane.
     ControlPlane(Box<ControlPlaneRole>),
@@ -100,7 +99,10 @@ pub(crate) enum Capsule {
     #[command(visible_alias = "ls")]
     List,
     /// Show one capsule.
-    Get { capsule: String },
+    Get {
+        /// Id of the capsule.
+        capsule: String,
+    },
     /// Run a command in a capsule. Its output and exit code become those of this command.
     Exec(Exec),
     /// Open an interactive shell in a capsule.
@@ -111,7 +113,7 @@ pub(crate) enum Capsule {
     Resume(Resume),
     /// Start copies of a running or paused capsule, and print their ids.
     Fork(Fork),
-    /// Take a snapshot of a capsule for others to start from. The capsule continues unchanged.
+    /// Take a snapshot of a capsule, from which other capsules can start. The capsule runs on.
     Snapshot(TakeSnapshot),
     /// Set or remove the time at which a capsule is paused or ended.
     Timeout(Timeout),
@@ -121,7 +123,7 @@ pub(crate) enum Capsule {
     /// Copy a file or folder into or out of a capsule, with modes and times. Write one side as
     /// CAPSULE:PATH; `-` means standard input or output.
     Cp(Cp),
-    /// End capsules and remove everything of them.
+    /// End capsules and remove all of their data.
     #[command(visible_alias = "rm")]
     Kill {
         /// Ids of the capsules.
@@ -129,12 +131,21 @@ pub(crate) enum Capsule {
         capsules: Vec<String>,
     },
     /// Print the console output of a capsule's guest.
-    Logs { capsule: String },
+    Logs {
+        /// Id of the capsule.
+        capsule: String,
+    },
     /// List the processes that clients started in a capsule.
-    Ps { capsule: String },
+    Ps {
+        /// Id of the capsule.
+        capsule: String,
+    },
     /// List the listening servers in a running capsule, with their URLs.
-    Ports { capsule: String },
-    /// Print the URL of a capsule's port. With --expires, print a link that lets any browser in.
+    Ports {
+        /// Id of the capsule.
+        capsule: String,
+    },
+    /// Print the URL of a capsule's port. With --expires, print a link that admits any browser.
     Url(Url),
     /// Let anyone reach a port of a capsule by its URL.
     Publish {
@@ -156,9 +167,15 @@ pub(crate) enum Capsule {
     Forward(Forward),
     /// Replace a capsule's traffic token and print the new one. The old token stops working at
     /// once.
-    RotateToken { capsule: String },
+    RotateToken {
+        /// Id of the capsule.
+        capsule: String,
+    },
     /// Invalidate all preview links of a capsule at once.
-    RotateLinks { capsule: String },
+    RotateLinks {
+        /// Id of the capsule.
+        capsule: String,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -175,7 +192,7 @@ pub(crate) struct Create {
     /// Disk in MiB, 64 to 102,400.
     #[arg(long = "disk")]
     pub disk_mib: Option<u32>,
-    /// Lifetime, as `90s`, `30m` or `2h`, at most 30 days. Unlimited by default.
+    /// Lifetime, such as `90s`, `30m` or `2h`, at most 30 days. Unlimited by default.
     #[arg(long, alias = "timeout")]
     pub lifetime: Option<humantime::Duration>,
     /// Action at the end of the lifetime: `pause` (default), `pause_disk`, which does not save
@@ -191,10 +208,10 @@ pub(crate) struct Create {
     /// Port that anyone may reach by its URL. Repeatable.
     #[arg(long, value_name = "PORT")]
     pub public: Vec<u16>,
-    /// Let anyone reach all of its ports by their URLs, except envd's.
+    /// Let anyone reach all ports of the capsule by their URLs, except the port of envd.
     #[arg(long)]
     pub public_traffic: bool,
-    /// Host header that programs in the capsule receive, as `localhost:${PORT}`. Default: the
+    /// Host header that programs in the capsule receive, such as `localhost:${PORT}`. Default: the
     /// public host name.
     #[arg(long, value_name = "NAME")]
     pub host_header: Option<String>,
@@ -206,7 +223,7 @@ pub(crate) struct Create {
     /// NAME=VALUE in the environment of every process in the capsule. Repeatable.
     #[arg(long = "env", short, value_parser = pair)]
     pub envs: Vec<(String, String)>,
-    /// NAME=VALUE to store with the capsule; the platform does not interpret it. Repeatable.
+    /// NAME=VALUE to store with the capsule. The platform does not interpret it. Repeatable.
     #[arg(long, value_parser = pair)]
     pub metadata: Vec<(String, String)>,
 }
@@ -217,8 +234,8 @@ pub(crate) struct Rules {
     /// Deny everything that no --allow rule permits.
     #[arg(long)]
     pub no_internet: bool,
-    /// Address, range or name that the capsule may reach, as 1.1.1.1, 10.0.0.0/8, example.com or
-    /// *.example.com. Takes precedence over --deny. Repeatable.
+    /// Address, range or name that the capsule may reach, such as 1.1.1.1, 10.0.0.0/8, example.com
+    /// or *.example.com. Takes precedence over --deny. Repeatable.
     #[arg(long = "allow", value_name = "RULE")]
     pub allow: Vec<String>,
     /// Address, range or name that the capsule must not reach. Repeatable.
@@ -249,13 +266,13 @@ pub(crate) struct Resume {
     /// Ids of the capsules.
     #[arg(required = true)]
     pub capsules: Vec<String>,
-    /// Lifetime of each, counted from its resume, as `90s`, `30m` or `2h`. Unlimited by default.
+    /// Lifetime of each capsule from its resume, such as `90s` or `30m`. Unlimited by default.
     #[arg(long, alias = "timeout")]
     pub lifetime: Option<humantime::Duration>,
     /// Ignore the saved memory and boot from the saved disk.
     #[arg(long)]
     pub boot: bool,
-    /// Number of an earlier snapshot of the capsule, for use when the latest is damaged.
+    /// Number of an earlier snapshot of the capsule. Use it when the latest snapshot is damaged.
     #[arg(long)]
     pub snapshot: Option<u64>,
 }
@@ -267,7 +284,7 @@ pub(crate) struct Fork {
     /// Number of copies, at most 100.
     #[arg(long, short = 'n', default_value_t = 1)]
     pub count: u32,
-    /// Lifetime of each copy, as `90s`, `30m` or `2h`. Unlimited by default.
+    /// Lifetime of each copy, such as `90s`, `30m` or `2h`. Unlimited by default.
     #[arg(long, alias = "timeout")]
     pub lifetime: Option<humantime::Duration>,
 }
@@ -276,10 +293,10 @@ pub(crate) struct Fork {
 pub(crate) struct TakeSnapshot {
     /// Id of the capsule.
     pub capsule: String,
-    /// Name of the snapshot. Default: a name made from its id.
+    /// Name of the snapshot. Default: a name derived from its id.
     #[arg(long)]
     pub name: Option<String>,
-    /// Replace an earlier snapshot of this name once the new one is complete.
+    /// Replace an earlier snapshot with this name once the new snapshot is complete.
     #[arg(long, requires = "name")]
     pub overwrite: bool,
     /// Save only the disk, not the memory. Capsules that start from the snapshot boot.
@@ -291,7 +308,7 @@ pub(crate) struct TakeSnapshot {
 pub(crate) struct Timeout {
     /// Id of the capsule.
     pub capsule: String,
-    /// Remaining lifetime, counted from now, as `90s`, `30m` or `2h`. Unlimited when left out.
+    /// Remaining lifetime from now, such as `90s`, `30m` or `2h`. Unlimited when left out.
     pub after: Option<humantime::Duration>,
     /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. Unchanged by default.
     #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
@@ -334,7 +351,7 @@ pub(crate) struct Exec {
     /// Run the command on a terminal.
     #[arg(long, short)]
     pub tty: bool,
-    /// Do not pass standard input to the command. By default it is passed unless it is a terminal.
+    /// Do not pass standard input to the command. By default, all input but a terminal's is passed.
     #[arg(long, short = 'n')]
     pub no_stdin: bool,
     /// Command and its arguments. Flags after the command belong to it; a `--` before the command
@@ -361,7 +378,7 @@ pub(crate) struct Url {
     /// Port in the capsule.
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// Time for which the link lets a browser in, as `30m`, `1h` or `2days`; at most 30 days.
+    /// Lifetime of the link, such as `30m`, `1h` or `2days`, at most 30 days.
     #[arg(long)]
     pub expires: Option<humantime::Duration>,
 }
@@ -454,12 +471,12 @@ pub(crate) struct AgentRole {
     pub folder: Folder,
     #[command(flatten)]
     pub agent: Agent,
-    /// Register this machine as a host, with the token that `wrenn host add` printed. Later starts
-    /// use the credentials received then.
+    /// Register this machine as a host, with the token from `wrenn host add`. Later starts use the
+    /// credentials from this registration.
     #[arg(long, value_name = "TOKEN", env = "WRENN_REGISTER_TOKEN", hide_env_values = true)]
     pub register: Option<String>,
-    /// Address where control planes reach this host, as 10.0.0.7:8001. Default: the address that
-    /// the agent listens on.
+    /// Address where control planes reach this host, such as 10.0.0.7:8001. Default: the address
+    /// that the agent listens on.
     #[arg(long, value_name = "IP:PORT", env = "WRENN_HOST_ADDRESS", requires = "register")]
     pub address: Option<String>,
     /// URL of the platform's API for the registration.
@@ -473,7 +490,7 @@ pub(crate) struct AgentRole {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Image {
-    /// Build the guest's kernel, its initramfs and the template `base`, if out of date.
+    /// Build the guest kernel, the initramfs and the template `base`, if they are out of date.
     Build(Build),
 }
 
@@ -483,7 +500,7 @@ pub(crate) struct Build {
     pub folder: Folder,
     #[command(flatten)]
     pub envd: Envd,
-    /// Rebuild them from the distribution's newest packages.
+    /// Rebuild all files from the distribution's newest packages.
     #[arg(long)]
     pub refresh: bool,
 }
@@ -491,7 +508,7 @@ pub(crate) struct Build {
 /// Location of the guest's agent.
 #[derive(Args, Debug)]
 pub(crate) struct Envd {
-    /// Path of the static `envd`. Default: the `envd` beside this program.
+    /// Path of the static `envd` binary. Default: the `envd` beside this program.
     #[arg(long, env = "WRENN_ENVD")]
     envd: Option<PathBuf>,
 }

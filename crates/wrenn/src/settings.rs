@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Flag for the folder of the platform's files.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Folder {
-    /// Folder of everything that the platform keeps on this machine.
+    /// Folder for all files of the platform on this machine.
     #[arg(long = "dir", env = "WRENN_DIR", default_value = "/var/lib/wrenn")]
     pub dir: PathBuf,
 }
@@ -20,7 +20,7 @@ pub(crate) struct Folder {
 /// Flags for logging.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Log {
-    /// Log level, or levels by module as `info,host_agent=debug`.
+    /// Log level, or levels by module such as `info,host_agent=debug`.
     #[arg(long = "log", env = "WRENN_LOG", default_value = "info")]
     pub filter: String,
     /// Write logs as JSON lines.
@@ -31,8 +31,8 @@ pub(crate) struct Log {
 /// Flags of a host agent.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Agent {
-    /// Address that the host agent listens on. Default: the address in use when the host
-    /// registered, else 127.0.0.1:8001.
+    /// Address that the host agent listens on. Default: the address at the time of the host's
+    /// registration, else 127.0.0.1:8001.
     #[arg(id = "agent_listen", long = "agent-listen", env = "WRENN_AGENT_LISTEN_ADDR")]
     pub listen: Option<SocketAddr>,
     /// Address range for the capsules' links to the host, at least a /24.
@@ -64,17 +64,17 @@ pub(crate) struct Agent {
     /// Disk for all capsules together, in MiB. 0 means eight times the machine's disk.
     #[arg(long, env = "WRENN_DISK_MIB", default_value_t = 0)]
     pub disk_mib: u64,
-    /// Store for paused capsules, snapshots and templates, from which other hosts can resume and
-    /// start capsules: a folder that all hosts share, or s3://bucket/prefix. S3's settings come
-    /// from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT.
+    /// Object store for paused capsules, snapshots and templates: a folder that all hosts share, or
+    /// s3://bucket/prefix. Other hosts resume and start capsules from it. S3 settings come from
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT.
     #[arg(long, env = "WRENN_STORE")]
     pub store: Option<String>,
     /// Secret from which each team's key for the store is derived: 64 hexadecimal digits, or the
-    /// path of a file of them. It must be the same on every host. Without it, the store is not
-    /// encrypted.
+    /// path of a file that contains them. All hosts need the same secret. Without a secret, the
+    /// store is not encrypted.
     #[arg(long, env = "WRENN_STORE_KEY", hide_env_values = true)]
     pub store_key: Option<String>,
-    /// Maximum number of concurrent requests and connections to one capsule. Further ones are
+    /// Maximum number of concurrent requests and connections to one capsule. Further requests are
     /// refused.
     #[arg(long, env = "WRENN_CAPSULE_CONNECTIONS", default_value_t = 1024)]
     pub connections: u32,
@@ -135,8 +135,8 @@ fn store_key(given: &str) -> anyhow::Result<[u8; 32]> {
 /// Permission to talk to other machines in plain text.
 #[derive(Args, Debug, Clone, Copy)]
 pub(crate) struct Plaintext {
-    /// Allow plain HTTP between control planes and hosts on different machines that have no
-    /// certificates. Anybody on the network between them can then control every capsule.
+    /// Allow plain HTTP between control planes and hosts on different machines without
+    /// certificates. Anybody on the network between the machines can then control every capsule.
     #[arg(long = "allow-plaintext", env = "WRENN_ALLOW_PLAINTEXT", value_parser = flag(),
         default_value = "false", default_missing_value = "true", num_args = 0..=1)]
     pub allowed: bool,
@@ -191,14 +191,14 @@ pub(crate) struct ControlPlane {
     /// Address that the API listens on.
     #[arg(long = "listen", env = "WRENN_CP_LISTEN_ADDR", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
-    /// URL of the PostgreSQL database, as `postgres://user:password@host/name`.
+    /// URL of the PostgreSQL database, such as `postgres://user:password@host/name`.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// Domains whose names `{port}-{capsule}.{domain}` lead to capsules. Default: any domain.
     #[arg(long, env = "WRENN_DOMAINS", value_delimiter = ',')]
     pub domains: Vec<String>,
-    /// URL whose host is the domain of the capsules' names, as https://sandbox.example.com.
-    /// Default: https with the first of the domains and the port of HTTPS; without domains,
+    /// URL whose host is the domain of the capsules' names, such as https://sandbox.example.com.
+    /// Default: https with the first domain and the HTTPS port. Without domains, the default is
     /// http://localhost with the API's port.
     #[arg(long, env = "WRENN_PUBLIC_URL")]
     pub public_url: Option<String>,
@@ -217,7 +217,7 @@ pub(crate) struct ControlPlane {
 pub(crate) struct Capacity {
     /// Maximum number of concurrent connections to each listener. An eighth is reserved for this
     /// machine, for hosts, and for addresses that showed a credential within the last hour. A team
-    /// may use half of the requests under way, and one key or user a quarter.
+    /// may use half of the concurrent requests, and one key or user a quarter.
     #[arg(id = "api_connections", long = "api-connections", env = "WRENN_CONNECTIONS",
         default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..))]
     pub connections: u32,
@@ -244,8 +244,8 @@ pub(crate) struct Tls {
     /// Address on which the API and capsules are served over HTTPS. Default: none.
     #[arg(long, env = "WRENN_TLS_LISTEN_ADDR")]
     pub tls_listen: Option<SocketAddr>,
-    /// Path of the HTTPS certificate with its chain (PEM). It must be for the first of the domains
-    /// and the names right below it. `wrenn pki wildcard DOMAIN` issues one.
+    /// Path of the HTTPS certificate with its chain (PEM). The certificate must cover the first
+    /// domain and the names directly below it. `wrenn pki wildcard DOMAIN` issues one.
     #[arg(long, env = "WRENN_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
     /// Path of the HTTPS certificate's private key (PEM).

@@ -53,11 +53,20 @@ pub(crate) enum Team {
     #[command(visible_alias = "ls")]
     List,
     /// Create a team and print its id.
-    Create { name: String },
+    Create {
+        /// Name of the new team.
+        name: String,
+    },
     /// Choose the team for later commands on this machine, by id or name.
-    Use { team: String },
+    Use {
+        /// Id or name of the team.
+        team: String,
+    },
     /// Rename the team.
-    Rename { name: String },
+    Rename {
+        /// New name of the team.
+        name: String,
+    },
     /// Require a minimum isolation tier of the hosts on which the team's capsules start.
     Require {
         /// `none`, `tcg`, `kvm` or `jailed`, from weakest to strongest.
@@ -70,17 +79,34 @@ pub(crate) enum Team {
     /// List the invitations that nobody has accepted yet.
     Invitations,
     /// Withdraw an invitation.
-    Uninvite { invitation: String },
+    Uninvite {
+        /// Id of the invitation.
+        invitation: String,
+    },
     /// Join a team with the code from an invitation.
-    Accept { token: String },
+    Accept {
+        /// Code from the mailed invitation.
+        token: String,
+    },
     /// Change a member's role: `admin`, `member` or `viewer`.
-    Role { member: String, role: String },
-    /// Remove a member. The keys that the member made for the team end.
-    Remove { member: String },
+    Role {
+        /// Id or e-mail address of the member.
+        member: String,
+        /// New role: `admin`, `member` or `viewer`.
+        role: String,
+    },
+    /// Remove a member. The team's keys that the member created stop working.
+    Remove {
+        /// Id or e-mail address of the member.
+        member: String,
+    },
     /// Leave the team.
     Leave,
     /// Make another member the team's owner.
-    Transfer { member: String },
+    Transfer {
+        /// Id or e-mail address of the member.
+        member: String,
+    },
     /// Delete the team. It must have no capsules, snapshots or hosts.
     Delete {
         /// Name of the team, as a confirmation.
@@ -91,10 +117,10 @@ pub(crate) enum Team {
     Limits(Limits),
     /// Show the team's usage by day.
     Usage {
-        /// First day, as 2026-11-01.
+        /// First day, such as 2026-11-01.
         #[arg(long)]
         from: Option<String>,
-        /// Last day, as 2026-11-30.
+        /// Last day, such as 2026-11-30.
         #[arg(long)]
         to: Option<String>,
     },
@@ -111,8 +137,8 @@ pub(crate) struct Invite {
 
 #[derive(Args, Debug)]
 pub(crate) struct Limits {
-    /// Id of the team to show or set limits of, as an admin of the platform. `default` means the
-    /// limits of all teams without their own.
+    /// Id of the team to show or limit, as an admin of the platform. `default` means the limits of
+    /// all teams without limits of their own.
     #[arg(long)]
     pub of: Option<String>,
     /// Maximum number of capsules. For this and every other limit, 0 means unlimited; a limit that
@@ -163,16 +189,16 @@ pub(crate) struct CreateKey {
     /// Name of the key.
     pub name: String,
     /// Permission of the key: `capsules:read`, `capsules:exec`, `capsules:admin`, `team:read` or
-    /// `team:admin`. Repeatable. Default: everything with capsules.
+    /// `team:admin`. Repeatable. Default: all permissions for capsules.
     #[arg(long = "scope")]
     pub scopes: Vec<String>,
-    /// Confine the key to one template and the capsules that started from it.
+    /// Restrict the key to one template and the capsules that started from it.
     #[arg(long)]
     pub template: Option<String>,
-    /// Confine the key to one capsule.
+    /// Restrict the key to one capsule.
     #[arg(long)]
     pub capsule: Option<String>,
-    /// Time until the key expires, as `12h` or `90days`. Unlimited by default.
+    /// Time until the key expires, such as `12h` or `90days`. Unlimited by default.
     #[arg(long)]
     pub expires: Option<humantime::Duration>,
     /// Format of the key: `e2b`, which E2B's SDKs accept too, or `wrn`.
@@ -181,7 +207,7 @@ pub(crate) struct CreateKey {
     /// Allow operations on the whole platform. Only admins can grant this.
     #[arg(long)]
     pub operator: bool,
-    /// Maximum number of capsules made with the key that have not ended.
+    /// Maximum number of running and paused capsules that the key created.
     #[arg(long)]
     pub capsules: Option<u32>,
 }
@@ -197,13 +223,13 @@ pub(crate) struct Audit {
     /// Show only entries about this resource, by its id.
     #[arg(long)]
     pub resource: Option<String>,
-    /// Show only entries of this action, as `capsule.pause`.
+    /// Show only entries of this action, such as `capsule.pause`.
     #[arg(long)]
     pub action: Option<String>,
     /// Show only refused actions.
     #[arg(long)]
     pub refused: bool,
-    /// Show only entries from this time on, as 2026-11-26T12:00:00Z.
+    /// Show only entries from this time on, such as 2026-11-26T12:00:00Z.
     #[arg(long)]
     pub from: Option<String>,
     /// Show only entries before this time.
@@ -224,20 +250,35 @@ pub(crate) enum User {
     List,
     /// Invite a person to the platform by mail, and print the new user's id.
     Invite {
+        /// E-mail address of the person.
         email: String,
+        /// Name of the user, for other people to see.
         #[arg(long)]
         name: Option<String>,
     },
     /// Make a user an admin of the platform.
-    Promote { user: String },
+    Promote {
+        /// Id or e-mail address of the user.
+        user: String,
+    },
     /// Take the admin role from a user.
-    Demote { user: String },
+    Demote {
+        /// Id or e-mail address of the user.
+        user: String,
+    },
     /// Disable a user: sessions end, and keys stop working.
-    Disable { user: String },
+    Disable {
+        /// Id or e-mail address of the user.
+        user: String,
+    },
     /// Enable a disabled user again.
-    Enable { user: String },
+    Enable {
+        /// Id or e-mail address of the user.
+        user: String,
+    },
     /// Erase a user permanently. The audit log no longer identifies the user.
     Erase {
+        /// Id or e-mail address of the user.
         user: String,
         /// Do not ask for confirmation.
         #[arg(long)]

@@ -7,16 +7,27 @@ pub(crate) enum Host {
     /// Add a host and print its registration token, which is valid for an hour.
     Add(Add),
     /// Print a new registration token for a known host, for example after its disk was lost.
-    Token { host: String },
+    Token {
+        /// Name or id of the host.
+        host: String,
+    },
     /// List hosts.
     #[command(visible_alias = "ls")]
     List,
     /// Show one host.
-    Show { host: String },
+    Show {
+        /// Name or id of the host.
+        host: String,
+    },
     /// Stop placing capsules on a host, and pause its running capsules.
     Drain(Drain),
-    /// Replace the tags by which capsules ask for a host. Without tags, all are removed.
-    Tag { host: String, tags: Vec<String> },
+    /// Replace the tags by which capsules select a host. Without tags, all tags are removed.
+    Tag {
+        /// Name or id of the host.
+        host: String,
+        /// New tags of the host.
+        tags: Vec<String>,
+    },
     /// Delete a host. Without --force, it must have no capsules or snapshots that exist nowhere
     /// else.
     #[command(visible_alias = "rm")]
@@ -28,7 +39,7 @@ pub(crate) struct Add {
     /// Name of the host. Default: its id.
     #[arg(long)]
     pub name: Option<String>,
-    /// Tag by which capsules ask for the host. Repeatable.
+    /// Tag by which capsules select the host. Repeatable.
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
     /// Id of the team that the host is reserved for. Default: all teams.
@@ -49,7 +60,7 @@ pub(crate) struct Drain {
 pub(crate) struct Delete {
     /// Name or id of the host.
     pub host: String,
-    /// Delete the host even if capsules or snapshots exist only there. They are lost with it.
+    /// Delete the host even if capsules or snapshots exist only there. Such data is lost.
     #[arg(long)]
     pub force: bool,
     /// Do not ask for confirmation.
@@ -61,14 +72,14 @@ pub(crate) struct Delete {
 pub(crate) enum Pki {
     /// Create the authority that signs certificates of hosts and control planes, unless one exists.
     Init(super::Folder),
-    /// Issue an HTTPS certificate for a domain and the names right below it. The authority in the
-    /// platform's folder signs it, so clients must trust that authority.
+    /// Issue an HTTPS certificate for a domain and the names directly below it. Clients must trust
+    /// the authority in the platform's folder, which signs the certificate.
     Wildcard(Wildcard),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Wildcard {
-    /// Domain, as sandbox.example.com.
+    /// Domain, such as sandbox.example.com.
     pub domain: String,
     #[command(flatten)]
     pub folder: super::Folder,

@@ -13,14 +13,13 @@ pub(crate) struct Accounts {
     #[arg(long, env = "WRENN_SIGNUP", default_value = "invited",
         value_parser = ["open", "invited", "off"])]
     pub signup: String,
-    /// URL of the API as browsers reach it, for redirects back from sign-ins elsewhere. Default:
-    /// the public URL.
+    /// URL of the API for browsers, to which sign-in providers redirect. Default: the public URL.
     #[arg(long, env = "WRENN_API_URL")]
     pub api_url: Option<String>,
-    /// URL of the mail server, as smtps://user:password@host or smtp://host:25.
+    /// URL of the mail server, such as smtps://user:password@host or smtp://host:25.
     #[arg(long, env = "WRENN_SMTP_URL", hide_env_values = true)]
     pub smtp_url: Option<String>,
-    /// Sender of mail.
+    /// Sender address of mails.
     #[arg(long, env = "WRENN_MAIL_FROM", default_value = "Wrenn <wrenn@localhost>")]
     pub mail_from: String,
     /// Folder to write mail to when no mail server is set. Default with `wrenn up`: `outbox` in the
