@@ -57,7 +57,7 @@ fn old_or_unjailed_firecracker_is_refused_with_fix() {
                 ("WRENN_FIRECRACKER_ANY_VERSION", Path::new("1")),
                 ("WRENN_JAILER", Path::new("none")),
             ],
-            if a_vmm_opens_kvm() { "no guest boots on it" } else { "/dev/kvm" },
+            if a_vmm_opens_kvm() { "no guest boots on the requested driver" } else { "/dev/kvm" },
         ),
     ] {
         let said = said(dir.path(), &vars);

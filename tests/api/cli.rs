@@ -168,7 +168,7 @@ async fn errors_are_one_line_and_name_the_fix() {
     assert_eq!(text(&out.stderr), "error: capsule not found (not_found)\n");
     assert_eq!(out.status.code(), Some(1));
     let second = platform.run(&["up", "--listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"]);
-    assert!(text(&second.stderr).contains("a platform already runs in"), "{second:?}");
+    assert!(text(&second.stderr).contains("a platform is already running in"), "{second:?}");
     let second = platform.run(&["agent", "--agent-listen", "127.0.0.1:0"]);
     assert!(text(&second.stderr).contains("a host agent is already running in"), "{second:?}");
     let taken = platform.url().strip_prefix("http://").unwrap();
@@ -185,7 +185,7 @@ async fn errors_are_one_line_and_name_the_fix() {
     );
     platform.stop();
     let out = platform.run(&["capsule", "list"]);
-    assert!(text(&out.stderr).contains("does it run? (`wrenn up`)"), "{out:?}");
+    assert!(text(&out.stderr).contains("start it with `wrenn up`"), "{out:?}");
     platform.finish();
 }
 
@@ -216,8 +216,8 @@ async fn port_gets_url_and_is_published_and_forwarded() {
         (&["url", &id, "80", "--expires", "soon"], "invalid value 'soon' for '--expires"),
         (&["url", &id, "80", "--expires", "31days"], "expires_in must be"),
         (&["publish", &id, "49983"], "port of envd"),
-        (&["url", "cl-x", "80"], "no capsule's id"),
-        (&["forward", &id, "80", at], "name another port"),
+        (&["url", "cl-x", "80"], "not a capsule id"),
+        (&["forward", &id, "80", at], "give another local port"),
     ] {
         let (done, _, error) = run(args);
         assert!(!done && error.contains(told), "{args:?}: {error}");
@@ -281,7 +281,7 @@ async fn pause_resume_fork_and_snapshot_work_by_commands() {
     assert_eq!(done(&["capsule", "snapshot", &id, "--name", "mine"]), "mine");
     assert!(done(&["snapshot", "list"]).contains("mine"));
     let child = done(&["capsule", "create", "mine", "--idle", "1h", "--auto-resume"]);
-    assert!(done(&["capsule", "get", &child]).contains("began from"));
+    assert!(done(&["capsule", "get", &child]).contains("started from"));
     client.pause(&child).await;
     assert_eq!(done(&["capsule", "exec", &child, "--", "echo", "woke"]), "woke");
     done(&["snapshot", "delete", "mine"]);

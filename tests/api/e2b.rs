@@ -97,7 +97,7 @@ async fn errors_have_e2b_shape_and_mark_retryable() {
     let made = id(&create(&client, &json!({})).await);
     let no = Some("false".to_owned());
     for (method, path, body, status, holding, retry) in [
-        (Method::POST, "/v2/sandboxes", r#"{"timeout":"x"}"#, 400, "timeout is wrong", no.clone()),
+        (Method::POST, "/v2/sandboxes", r#"{"timeout":"x"}"#, 400, "is invalid", no.clone()),
         (Method::POST, "/v2/sandboxes", r#"{"timeout":99999999}"#, 400, "timeout must", no.clone()),
         (
             Method::POST,

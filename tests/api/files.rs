@@ -80,7 +80,7 @@ async fn invalid_form_names_error_and_writes_nothing() {
     let write = format!("/v1/capsules/{id}/files/write");
     let part = || Part::bytes(b"x".to_vec());
     for (form, told) in [
-        (Form::new().part("file", part()).text("path", at.clone()), "path must be a part before"),
+        (Form::new().part("file", part()).text("path", at.clone()), "path must come before"),
         (Form::new().text("path", at.clone()), "file is required"),
         (Form::new().text("path", at.clone()).text("mode", "1"), "the parts `path` and `file`"),
         (Form::new().text("path", "").part("file", part()), "path must be 1 to 4095"),
@@ -89,7 +89,7 @@ async fn invalid_form_names_error_and_writes_nothing() {
         client.send(request).await.refuses(400, "invalid_request", told);
     }
     let plain = client.request(Method::POST, &write).body("x");
-    client.send(plain).await.refuses(400, "invalid_request", "body is wrong");
+    client.send(plain).await.refuses(400, "invalid_request", "body is invalid");
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
     platform.finish();
 }

@@ -24,8 +24,8 @@ async fn invalid_create_names_field_and_creates_nothing() {
         (json!({ "template": "../base" }), "template"),
         (json!({ "template": long }), "template"),
         (json!({ "template": 7 }), "template is invalid"),
-        (json!({ "envs": { "A=B": "x" } }), "envs has `A=B`"),
-        (json!({ "envs": { "A": "\0" } }), "envs has a NUL"),
+        (json!({ "envs": { "A=B": "x" } }), "envs contains `A=B`"),
+        (json!({ "envs": { "A": "\0" } }), "envs contains a NUL"),
         (json!({ "envs": ["A"] }), "envs is invalid"),
         (json!({ "metadata": { "a": "x".repeat(20_000) } }), "metadata must be at most 16 KiB"),
         (json!({ "colour": "red" }), "colour"),
@@ -116,7 +116,7 @@ async fn unknown_routes_ids_and_queries_get_error_envelope() {
         list.refuses(400, "invalid_request", told);
     }
     let plain = client.get(&format!("/v1/capsules/{id}/exec/stream")).await;
-    plain.refuses(400, "invalid_request", "upgrade must ask for a WebSocket");
+    plain.refuses(400, "invalid_request", "upgrade must request a WebSocket");
     for query in ["path=%ff%fe", "", "path=/a&path=/b", "path=/a&colour=red"] {
         let file = client.get(&format!("/v1/capsules/{id}/files?{query}")).await;
         assert_eq!(file.status.as_u16(), 400, "{query}: {}", file.body);
@@ -139,7 +139,7 @@ async fn invalid_commands_and_paths_name_error() {
         (json!({ "cmd": "true", "args": ["a\0b"] }), "NUL"),
         (json!({ "cmd": "true", "args": [1] }), "args[0] is invalid"),
         (json!({ "cmd": "true", "timeout": 0 }), "timeout must be between 1 and 86400"),
-        (json!({ "cmd": "true", "envs": { "1": "x" } }), "envs has `1`"),
+        (json!({ "cmd": "true", "envs": { "1": "x" } }), "envs contains `1`"),
     ] {
         client.post(&exec, &body).await.refuses(400, "invalid_request", told);
     }

@@ -239,7 +239,7 @@ async fn platform_start_on_full_disk_reports_it_and_waits_for_space() {
         let limit = Instant::now() + Duration::from_secs(60);
         let told = loop {
             let said = fs::read_to_string(&log).unwrap_or_default();
-            let told = said.contains("the private PostgreSQL waits for room");
+            let told = said.contains("the private PostgreSQL waits for free space");
             if told || Instant::now() > limit {
                 break told;
             }

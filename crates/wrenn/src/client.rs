@@ -36,7 +36,7 @@ impl Client {
         let url = api.url.clone().or_else(|| kept.as_ref().map(|k| k.url.clone()));
         let Some(url) = url else {
             anyhow::bail!(
-                "no platform is known: start one with `wrenn up`, or set WRENN_BASE_URL and \
+                "no platform is configured; start one with `wrenn up`, or set WRENN_BASE_URL and \
                  WRENN_API_KEY"
             );
         };
@@ -56,7 +56,8 @@ impl Client {
             (None, None) => None,
         };
         let secret = |(name, value): (HeaderName, String)| {
-            let mut value = HeaderValue::from_str(&value).context("the API key is no text")?;
+            let mut value =
+                HeaderValue::from_str(&value).context("the API key contains invalid characters")?;
             value.set_sensitive(true);
             anyhow::Ok((name, value))
         };
@@ -118,13 +119,16 @@ impl Client {
 
     /// Opens a WebSocket.
     pub(crate) async fn socket(&self, path: &str) -> anyhow::Result<Socket> {
-        let base = self.base.strip_prefix("http").context("the platform's URL is no http URL")?;
+        let base =
+            self.base.strip_prefix("http").context("the platform's URL must begin with http")?;
         let mut request = format!("ws{base}{path}").into_client_request()?;
         if let Some((name, value)) = &self.credential {
             request.headers_mut().insert(name, value.clone());
         }
         if let Some(team) = &self.team {
-            request.headers_mut().insert(TEAM, team.parse().context("the team is no text")?);
+            request
+                .headers_mut()
+                .insert(TEAM, team.parse().context("the team's id contains invalid characters")?);
         }
         match tokio_tungstenite::connect_async(request).await {
             Ok((stream, _)) => {
@@ -143,7 +147,7 @@ impl Client {
     }
 
     fn unreachable(&self) -> String {
-        format!("asking the platform at {}; does it run? (`wrenn up`)", self.base)
+        format!("cannot reach the platform at {}; start it with `wrenn up`", self.base)
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
@@ -277,7 +281,7 @@ pub(crate) struct Sender(SplitSink<Stream, Message>);
 impl Sender {
     pub(crate) async fn send(&mut self, frame: &impl Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string(frame)?;
-        self.0.send(Message::text(text)).await.context("sending to the platform")
+        self.0.send(Message::text(text)).await.context("cannot send to the platform")
     }
 }
 
@@ -291,7 +295,7 @@ impl Receiver {
     /// When the connection ends or breaks, or the frame is not a `T`.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         while let Some(message) = self.0.next().await {
-            match message.context("hearing from the platform")? {
+            match message.context("cannot receive from the platform")? {
                 Message::Text(text) => return Ok(serde_json::from_str(&text)?),
                 Message::Close(_) => break,
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}

@@ -39,7 +39,7 @@ impl ClientFile {
 
     /// Replaces the file atomically.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let what = || format!("writing {}", path.display());
+        let what = || format!("cannot write {}", path.display());
         let dir = path.parent().with_context(what)?;
         fs::create_dir_all(dir).with_context(what)?;
         daemon::write_private(path, &serde_json::to_vec_pretty(self)?).with_context(what)

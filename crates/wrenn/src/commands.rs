@@ -54,7 +54,7 @@ fn render(value: &impl serde::Serialize, text: &str, form: Form) -> anyhow::Resu
 /// When standard input is no terminal: the caller must pass `--yes` then.
 fn agreed(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(output::usage("say --yes to go on without being asked"));
+        return Err(output::usage("confirmation needs a terminal; use --yes to confirm"));
     }
     write!(std::io::stderr(), "{question} [y/N] ")?;
     let mut answer = String::new();

@@ -25,7 +25,7 @@ use types::hex;
 pub(crate) fn build(dir: &Path, envd: &Path, refresh: bool) -> anyhow::Result<()> {
     let store = Store { images: dir.join("images") };
     fs::create_dir_all(store.images.join("store"))
-        .with_context(|| format!("making {}", store.images.display()))?;
+        .with_context(|| format!("cannot create {}", store.images.display()))?;
     let _lock = store.lock()?;
     store.sweep()?;
     let kernel = kernel::ensure(&store, refresh)?;
@@ -42,7 +42,7 @@ impl Store {
     fn lock(&self) -> anyhow::Result<File> {
         let file = File::create(self.images.join("lock"))?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-            .context("waiting for another build of images")?;
+            .context("cannot wait for another build of images")?;
         Ok(file)
     }
 
@@ -71,7 +71,7 @@ impl Store {
         let progress = Progress::start(what);
         let staged = path.with_extension("new");
         fs::create_dir_all(&staged)?;
-        make(&staged).with_context(|| format!("making {what}"))?;
+        make(&staged).with_context(|| format!("cannot build {what}"))?;
         sync_tree(&staged)?;
         let replace = if path.exists() { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
         rustix::fs::renameat_with(CWD, &staged, CWD, path, replace)?;
@@ -127,14 +127,14 @@ impl Store {
 }
 
 fn text(path: &Path) -> anyhow::Result<&str> {
-    path.to_str().with_context(|| format!("{} is no text", path.display()))
+    path.to_str().with_context(|| format!("{} is not valid UTF-8", path.display()))
 }
 
 /// Removes a folder with its contents. A missing folder is a success.
 fn remove(path: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("removing {}", path.display()))
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
     }

@@ -113,7 +113,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
             output::line(&format!("WRENN_CA_CERT={}", cert.display()));
             output::line(&format!("WRENN_CA_KEY={}", key.display()));
             if !made {
-                output::note("they were there");
+                output::note("the authority already exists");
             }
         }
         Command::Pki(cli::Pki::Wildcard(wildcard)) => {
@@ -123,7 +123,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         }
         Command::Image(cli::Image::Build(build)) => {
             let envd = build.envd.find();
-            let envd = envd.ok_or_else(|| anyhow::anyhow!("name the guest's agent with --envd"))?;
+            let envd = envd.ok_or_else(|| anyhow::anyhow!("set the path of envd with --envd"))?;
             let dir = build.folder.dir;
             tokio::task::spawn_blocking(move || images::build(&dir, &envd, build.refresh))
                 .await??;

@@ -11,6 +11,6 @@ pub(crate) fn map_large_blocks() {
     // SAFETY: the call sets a number inside the allocator, under the allocator's own lock.
     let set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED) };
     if set != 1 {
-        tracing::debug!("the allocator keeps its own size of large blocks");
+        tracing::debug!("cannot set the allocator's threshold for large blocks");
     }
 }

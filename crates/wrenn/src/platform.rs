@@ -98,6 +98,6 @@ impl Listening {
 }
 
 async fn listen(at: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
-    let what = || format!("listening on {at}; choose another address with {setting}");
+    let what = || format!("cannot listen on {at}; choose another address with {setting}");
     TcpListener::bind(at).await.with_context(what)
 }

@@ -128,8 +128,9 @@ impl Agent {
 fn store_key(given: &str) -> anyhow::Result<[u8; 32]> {
     let read = || std::fs::read_to_string(given);
     let digits = if given.len() == 64 { given.to_owned() } else { read().unwrap_or_default() };
-    types::hex::decode(digits.trim())
-        .context("WRENN_STORE_KEY must be 64 hexadecimal digits, or a file of them")
+    types::hex::decode(digits.trim()).context(
+        "WRENN_STORE_KEY must be 64 hexadecimal digits, or the path of a file that contains them",
+    )
 }
 
 /// Permission to talk to other machines in plain text.
@@ -171,8 +172,8 @@ impl Ca {
             (Some(cert), Some(key)) => {
                 Ok(Some((pem("WRENN_CA_CERT", cert)?, pem("WRENN_CA_KEY", key)?)))
             }
-            (None, Some(_)) => anyhow::bail!("WRENN_CA_KEY is set, and WRENN_CA_CERT is not"),
-            (Some(_), None) => anyhow::bail!("WRENN_CA_CERT is set, and WRENN_CA_KEY is not"),
+            (None, Some(_)) => anyhow::bail!("WRENN_CA_KEY is set, but WRENN_CA_CERT is not"),
+            (Some(_), None) => anyhow::bail!("WRENN_CA_CERT is set, but WRENN_CA_KEY is not"),
         }
     }
 }
@@ -182,7 +183,7 @@ fn pem(name: &str, given: String) -> anyhow::Result<String> {
     if given.contains("-----BEGIN") {
         return Ok(given);
     }
-    std::fs::read_to_string(&given).with_context(|| format!("reading the file of {name}"))
+    std::fs::read_to_string(&given).with_context(|| format!("cannot read the file of {name}"))
 }
 
 /// Flags of a control plane.
@@ -300,6 +301,6 @@ impl ControlPlane {
     pub(crate) fn database(&self) -> anyhow::Result<Option<sqlx::postgres::PgConnectOptions>> {
         let url = self.database_url.as_deref();
         // The URL may hold a password, so the error does not quote it.
-        url.map(str::parse).transpose().ok().context("DATABASE_URL is no PostgreSQL URL")
+        url.map(str::parse).transpose().ok().context("DATABASE_URL is not a PostgreSQL URL")
     }
 }

@@ -59,7 +59,7 @@ impl<'a> Run<'a> {
     /// error output.
     pub(crate) fn output(&self) -> anyhow::Result<String> {
         let name = self.program.display();
-        let out = self.command().output().with_context(|| format!("running {name}"))?;
+        let out = self.command().output().with_context(|| format!("cannot run {name}"))?;
         if out.status.success() {
             return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
         }
@@ -73,7 +73,7 @@ impl<'a> Run<'a> {
     pub(crate) fn spawn(&self, log: std::fs::File) -> anyhow::Result<Child> {
         let mut command = self.command();
         command.stdout(log.try_clone()?).stderr(log).process_group(0);
-        command.spawn().with_context(|| format!("starting {}", self.program.display()))
+        command.spawn().with_context(|| format!("cannot start {}", self.program.display()))
     }
 }
 
@@ -89,6 +89,6 @@ pub(crate) fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
     let Some(pid) = Pid::from_raw(pid) else { return Ok(()) };
     match rustix::process::kill_process(pid, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(error).context("signalling a process"),
+        Err(error) => Err(error).context("cannot signal a process"),
     }
 }

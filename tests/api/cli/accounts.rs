@@ -72,7 +72,7 @@ async fn login_team_and_logout_commands_work() {
     ok(&platform, &["logout"]);
     // After the sign-out, the key of this machine remains.
     assert!(ok(&platform, &["whoami"]).contains("an API key"));
-    fails(&platform, &["logout"], "nobody is signed in");
+    fails(&platform, &["logout"], "no user is signed in");
     let wrong = with_stdin(&platform, &["login", "ada@example.com"], &line("wrong-password"));
     assert!(text(&wrong.stderr).contains("wrong_credentials"), "{wrong:?}");
     join(&platform, "bob@example.com").await;
@@ -146,7 +146,7 @@ async fn admin_manages_users_by_commands() {
     ok(&platform, &["user", "enable", "a@example.com"]);
     fails(&platform, &["user", "erase", "a@example.com"], "--yes");
     ok(&platform, &["user", "erase", "a@example.com", "--yes"]);
-    fails(&platform, &["user", "disable", "a@example.com"], "there is no user");
+    fails(&platform, &["user", "disable", "a@example.com"], "no user has the e-mail address");
     assert!(ok(&platform, &["user", "teams"]).contains("Default"));
     platform.finish();
 }

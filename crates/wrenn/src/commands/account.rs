@@ -41,7 +41,7 @@ fn ask(what: &str) -> anyhow::Result<String> {
 /// user of the machine could see.
 fn ask_password(what: &str) -> anyhow::Result<String> {
     if std::io::stdin().is_terminal() {
-        return rpassword::prompt_password(format!("{what}: ")).context("reading the password");
+        return rpassword::prompt_password(format!("{what}: ")).context("cannot read the password");
     }
     ask(what)
 }
@@ -52,7 +52,7 @@ fn store_session(
     came: api::LoggedIn,
     form: Form,
 ) -> anyhow::Result<()> {
-    let session = came.session_token.context("the platform gave no session")?;
+    let session = came.session_token.context("the platform returned no session")?;
     let before = ClientFile::load(file);
     // A key belongs to the platform that made it, so a key of another platform is dropped.
     let api_key = before.filter(|kept| kept.url == client.base()).and_then(|kept| kept.api_key);
@@ -80,7 +80,7 @@ async fn login(wanted: Login, client: &Client, file: &Path, form: Form) -> anyho
 /// Runs `wrenn logout`.
 async fn logout(client: &Client, file: &Path) -> anyhow::Result<()> {
     let kept = ClientFile::load(file).filter(|kept| kept.session.is_some());
-    let kept = kept.context("nobody is signed in on this machine")?;
+    let kept = kept.context("no user is signed in on this machine")?;
     // A session that the platform no longer accepts has ended already.
     match client.post_empty("/v1/auth/logout").await {
         Err(error) if !output::is_refused(&error, "unauthorized") => return Err(error),
@@ -88,7 +88,9 @@ async fn logout(client: &Client, file: &Path) -> anyhow::Result<()> {
     }
     match kept.api_key {
         Some(_) => ClientFile { session: None, team: None, ..kept }.save(file),
-        None => std::fs::remove_file(file).with_context(|| format!("removing {}", file.display())),
+        None => {
+            std::fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))
+        }
     }
 }
 
@@ -109,7 +111,7 @@ async fn activate(
     form: Form,
 ) -> anyhow::Result<()> {
     let token = ask_password("Code from the mail")?;
-    let password = Some(ask_password("Password of the account, or a new one if it has none")?);
+    let password = Some(ask_password("Password of the account, or a new password if it has none")?);
     let body = api::Activate { token, password, name: wanted.name, program: true };
     let came: api::LoggedIn = client.post("/v1/auth/activate", &body).await?;
     store_session(client, file, came, form)
@@ -123,7 +125,7 @@ async fn reset_password(wanted: ResetPassword, client: &Client) -> anyhow::Resul
             let new_password = ask_password("New password")?;
             let body = api::ConfirmPassword { token, new_password };
             client.post_nothing("/v1/auth/password/confirm", &body).await?;
-            output::line("The password is set; sign in with `wrenn login`");
+            output::line("The password is set. Sign in with `wrenn login`.");
         }
         Some(email) => {
             let body = api::ResetPassword { email };

@@ -67,7 +67,7 @@ fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
 pub(super) fn path(capsule: &str, rest: &str) -> anyhow::Result<String> {
     let id: types::CapsuleId = capsule
         .parse()
-        .map_err(|e| output::usage(format!("`{capsule}` is no capsule's id: {e}")))?;
+        .map_err(|e| output::usage(format!("`{capsule}` is not a capsule id: {e}")))?;
     Ok(format!("/v1/capsules/{id}{rest}"))
 }
 
@@ -102,7 +102,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
 
 /// Returns a capsule's status as text for people.
 fn status(status: String, disk_full: bool) -> String {
-    if disk_full { format!("{status} (waits: disk_full)") } else { status }
+    if disk_full { format!("{status} (waiting: disk_full)") } else { status }
 }
 
 async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
@@ -144,7 +144,7 @@ async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
         let end = humantime::format_rfc3339_seconds(at.into());
         rows.push(("ends", format!("{end} ({})", found.on_timeout)));
     }
-    rows.extend(found.snapshot.map(|id| ("began from", id)));
+    rows.extend(found.snapshot.map(|id| ("started from", id)));
     rows.extend(found.public_ports.iter().map(|port| ("public port", port.to_string())));
     rows.extend(found.error.map(|why| ("error", why)));
     let metadata = found.metadata.into_iter().map(|(name, value)| format!("{name}={value}"));

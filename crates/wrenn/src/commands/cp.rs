@@ -37,7 +37,7 @@ impl<'a> Side<'a> {
         }
         match text.split_once(':') {
             Some((id, path)) if id.starts_with(types::CapsuleId::PREFIX) => {
-                let none = || output::usage(format!("`{text}` names no path in the capsule"));
+                let none = || output::usage(format!("`{text}` has no path in the capsule"));
                 if path.is_empty() { Err(none()) } else { Ok(Self::Capsule { id, path }) }
             }
             _ => Ok(Self::Local(Path::new(text))),
@@ -64,7 +64,7 @@ pub(super) async fn cp(cp: &cli::Cp, client: &Client, form: Form) -> anyhow::Res
             (sent, format!("{id}:{path}"))
         }
         _ => {
-            let must = "one side must be CAPSULE:PATH, the other a local path or `-`";
+            let must = "one side must be CAPSULE:PATH, and the other a local path or `-`";
             return Err(output::usage(must));
         }
     };
@@ -124,7 +124,7 @@ async fn download(
         Target::Place(place) => place,
         Target::Special => {
             let opened = File::options().write(true).open(local).await;
-            let mut file = opened.with_context(|| format!("opening {}", local.display()))?;
+            let mut file = opened.with_context(|| format!("cannot open {}", local.display()))?;
             let copied = transfer::fetch(client, id, &entry.path, &mut file).await?;
             return Ok((copied, local.to_owned()));
         }
@@ -185,21 +185,21 @@ fn local_target(local: &Path, source: &Source<'_>) -> anyhow::Result<Target> {
     let found = match std::fs::metadata(local) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return new_target(local, source),
-        Err(error) => return Err(error).with_context(|| format!("looking at {shown}")),
+        Err(error) => return Err(error).with_context(|| format!("cannot inspect {shown}")),
     };
     if found.is_dir() && !source.contents {
         let name = source.name.to_owned();
-        anyhow::ensure!(!name.is_empty(), "the source has no name; name the copy in {shown}");
+        anyhow::ensure!(!name.is_empty(), "the source has no name; add a file name to {shown}");
         return Ok(Target::Place(Place { folder: local.to_owned(), name }));
     }
     if source.is_folder && !found.is_dir() {
-        anyhow::bail!("{shown} is no folder, and the source is one");
+        anyhow::bail!("{shown} is not a folder, but the source is");
     }
     if is_special(&found) {
         return Ok(Target::Special);
     }
     anyhow::ensure!(found.is_dir() || found.is_file(), "{shown} is a socket");
-    let real = std::fs::canonicalize(local).with_context(|| format!("looking at {shown}"))?;
+    let real = std::fs::canonicalize(local).with_context(|| format!("cannot inspect {shown}"))?;
     let (folder, name) = real.parent().zip(real.file_name()).context("the target has no name")?;
     Ok(Target::Place(Place { folder: folder.to_owned(), name: name.to_owned() }))
 }
@@ -213,10 +213,10 @@ fn is_special(found: &Metadata) -> bool {
 fn new_target(local: &Path, source: &Source<'_>) -> anyhow::Result<Target> {
     let shown = local.display();
     let is_link = std::fs::symlink_metadata(local).is_ok();
-    anyhow::ensure!(!is_link, "{shown} is a link that leads nowhere");
+    anyhow::ensure!(!is_link, "{shown} is a broken link");
     let wants_folder = local.as_os_str().as_encoded_bytes().ends_with(b"/");
-    anyhow::ensure!(source.is_folder || !wants_folder, "{shown} is no folder");
-    let name = local.file_name().with_context(|| format!("{shown} names no file"))?.to_owned();
+    anyhow::ensure!(source.is_folder || !wants_folder, "{shown} is not a folder");
+    let name = local.file_name().with_context(|| format!("{shown} has no file name"))?.to_owned();
     let folder = local.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new(".")).to_owned();
     Ok(Target::Place(Place { folder, name }))
@@ -229,7 +229,7 @@ async fn upload(
     recursive: bool,
 ) -> anyhow::Result<(u64, String)> {
     let shown = local.display().to_string();
-    let what = || format!("reading {shown}");
+    let what = || format!("cannot read {shown}");
     let found = tokio::fs::metadata(local).await.with_context(what)?;
     check_folder(found.is_dir(), recursive, &shown)?;
     let real;
@@ -285,7 +285,7 @@ fn remote_target(
 ) -> anyhow::Result<Option<Place<String>>> {
     let Some(entry) = entry else {
         let wants_folder = to.ends_with('/');
-        anyhow::ensure!(source.is_folder || !wants_folder, "{to} is no folder in the capsule");
+        anyhow::ensure!(source.is_folder || !wants_folder, "{to} is not a folder in the capsule");
         return split(to).map(Some);
     };
     let is_folder = entry.r#type == "directory";
@@ -294,7 +294,7 @@ fn remote_target(
         return Ok(Some(Place { folder, name: source.name.to_owned() }));
     }
     if source.is_folder && !is_folder {
-        anyhow::bail!("{to} is no folder in the capsule, and the source is one");
+        anyhow::bail!("{to} is not a folder in the capsule, but the source is a folder");
     }
     if !is_folder && entry.r#type != "file" {
         return Ok(None);
@@ -313,7 +313,7 @@ fn split(path: &str) -> anyhow::Result<Place<String>> {
         None => (".", trimmed),
     };
     if matches!(name, "" | "." | ".." | "~") {
-        return Err(output::usage(format!("`{path}` names no file in the capsule")));
+        return Err(output::usage(format!("`{path}` has no file name")));
     }
     Ok(Place { folder: folder.to_owned(), name: name.into() })
 }

@@ -60,7 +60,7 @@ fn machine(path: &str) -> Vec<Check> {
     let mut checks = vec![Check::new(
         "root",
         root,
-        if root { "yes" } else { "run it as root, for example with sudo" },
+        if root { "yes" } else { "run the command as root, for example with sudo" },
     )];
     for (program, package, needed) in PROGRAMS {
         let found = sys::find_program(program, path);
@@ -78,7 +78,7 @@ fn machine(path: &str) -> Vec<Check> {
     let tun = Path::new("/dev/net/tun").exists();
     checks.push(Check::new("/dev/net/tun", tun, if tun { "there" } else { "modprobe tun" }));
     let kvm = Path::new("/dev/kvm").exists();
-    let without = "absent: capsules run under software emulation, which is slower";
+    let without = "missing: capsules run under software emulation, which is slower";
     checks.push(Check {
         name: "/dev/kvm".into(),
         status: if kvm { "ok" } else { "note" },
@@ -105,7 +105,7 @@ async fn drivers(config: &host_agent::Config, again: bool) -> anyhow::Result<Vec
             Some(why) => ("failed", why),
         };
         let detail = match one.remembered {
-            Some(at) => format!("{detail} (found at {at}; `wrenn doctor --probe` looks again)"),
+            Some(at) => format!("{detail} (checked at {at}; `wrenn doctor --probe` checks again)"),
             None => detail,
         };
         Check { name: format!("{}/{}", one.driver, one.accelerator), status, detail }
@@ -122,7 +122,7 @@ fn files(dir: &Path) -> Vec<Check> {
     let fix = "missing: wrenn image build";
     vec![
         Check::new(
-            "room in WRENN_DIR",
+            "free space in WRENN_DIR",
             free > 2 << 30,
             format!("{} free in {}", output::bytes(free), dir.display()),
         ),
@@ -133,7 +133,7 @@ fn files(dir: &Path) -> Vec<Check> {
 
 async fn platform(client: Option<Client>) -> Check {
     let Some(client) = client else {
-        return Check::new("platform", false, "not started: wrenn up");
+        return Check::new("platform", false, "not running; start it with `wrenn up`");
     };
     match client.get::<api::HostList>("/v1/hosts").await {
         Ok(list) => {

@@ -55,7 +55,7 @@ pub(super) async fn exec(exec: cli::Exec, client: &Client, form: Form) -> anyhow
         StreamEvent::Stdout { .. }
         | StreamEvent::Stderr { .. }
         | StreamEvent::Exit { .. }
-        | StreamEvent::Ping => anyhow::bail!("the platform's first frame tells no start"),
+        | StreamEvent::Ping => anyhow::bail!("the first frame from the platform is not `start`"),
     };
     let signals = Signals::new()?;
     let show = async {
@@ -161,7 +161,7 @@ fn show(frame: StreamEvent, collected: Option<&mut Collected>) -> anyhow::Result
 
 fn bytes(data: String, encoding: Option<String>) -> anyhow::Result<Vec<u8>> {
     match encoding {
-        Some(_) => STANDARD.decode(data).context("output that is no base64"),
+        Some(_) => STANDARD.decode(data).context("the output is not valid base64"),
         None => Ok(data.into_bytes()),
     }
 }

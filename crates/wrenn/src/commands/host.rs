@@ -30,7 +30,7 @@ pub(crate) async fn host(command: Host, client: &Client, form: Form) -> anyhow::
             if delete.force {
                 let loss: api::HostLoss = client.get(&format!("{path}/delete-preview")).await?;
                 if !delete.yes && !agreed(&loss)? {
-                    anyhow::bail!("nothing was deleted");
+                    anyhow::bail!("the host was not deleted");
                 }
             }
             let force = if delete.force { "?force=true" } else { "" };
@@ -48,7 +48,7 @@ async fn path(client: &Client, host: &str, rest: &str) -> anyhow::Result<String>
     let list: api::HostList = client.get("/v1/hosts").await?;
     match list.items.into_iter().find(|known| known.name == host) {
         Some(known) => Ok(format!("/v1/hosts/{}{rest}", known.id)),
-        None => Err(output::not_found(format!("no host is called {host}"))),
+        None => Err(output::not_found(format!("no host has the name {host}"))),
     }
 }
 
@@ -58,8 +58,8 @@ fn invited(invited: &api::HostToken, form: Form) -> anyhow::Result<()> {
     }
     output::line(&invited.registration_token);
     output::note(&format!(
-        "On that machine, within the hour: wrenn agent --register TOKEN --address IP:PORT \
-         --control-plane URL\n({} is pending until then)",
+        "On that machine, within one hour, run: wrenn agent --register TOKEN --address IP:PORT \
+         --control-plane URL\nUntil then, host {} is pending.",
         invited.host.id
     ));
     Ok(())
@@ -159,7 +159,7 @@ fn show(host: &api::Host, form: Form) -> anyhow::Result<()> {
         ),
         ("certificate", host.cert_fingerprint.clone().unwrap_or_else(|| "none".to_owned())),
         ("expires", time(host.cert_expires_at)),
-        ("heard of", time(host.last_heartbeat_at)),
+        ("last heartbeat", time(host.last_heartbeat_at)),
     ];
     let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     output::table(&["", ""], rows);

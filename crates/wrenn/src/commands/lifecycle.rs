@@ -65,7 +65,7 @@ pub(super) async fn timeout(
         on_timeout: timeout.on_timeout.clone(),
         idle_timeout: timeout.idle_timeout.map(seconds),
     };
-    change(client, (&timeout.capsule, "/timeout"), &body, "setting its time", form).await
+    change(client, (&timeout.capsule, "/timeout"), &body, "setting the timeout", form).await
 }
 
 pub(super) async fn fork(fork: &cli::Fork, client: &Client, form: Form) -> anyhow::Result<()> {
@@ -82,7 +82,7 @@ pub(super) async fn fork(fork: &cli::Fork, client: &Client, form: Form) -> anyho
         output::line(&capsule.id);
     }
     for error in &made.errors {
-        output::note(&format!("one did not start: {}", error.message));
+        output::note(&format!("a copy did not start: {}", error.message));
     }
     Ok(())
 }

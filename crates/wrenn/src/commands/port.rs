@@ -96,14 +96,15 @@ pub(super) async fn forward(
     let _: api::Port = client.get(&port_path(capsule, *port, "")?).await?;
     let at = (*bind, local.unwrap_or(*port));
     let listener = TcpListener::bind(at).await;
-    let why = || format!("listening on {}:{}; name another port after {port}", at.0, at.1);
+    let why =
+        || format!("cannot listen on {}:{}; give another local port after {port}", at.0, at.1);
     let listener = listener.with_context(why)?;
     output::line(&listener.local_addr()?.to_string());
     let path: Arc<str> = port_path(capsule, *port, "/tcp")?.into();
     let tasks = Tasks::default();
     let accepting = async {
         loop {
-            let (stream, _) = listener.accept().await.context("accepting a connection")?;
+            let (stream, _) = listener.accept().await.context("cannot accept a connection")?;
             let (client, path) = (client.clone(), Arc::clone(&path));
             tasks.spawn(async move {
                 if let Err(error) = join(stream, &client, &path).await {
@@ -124,7 +125,7 @@ async fn join(mut stream: TcpStream, client: &Client, path: &str) -> anyhow::Res
     let request = client.request(Method::GET, path);
     let request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "tcp");
     let answer = client.switch(request).await?;
-    let mut there = answer.upgrade().await.context("switching to the port")?;
+    let mut there = answer.upgrade().await.context("cannot connect to the port")?;
     // Each side sees the end of its connection itself, so the outcome is not reported.
     let _ = tokio::io::copy_bidirectional(&mut stream, &mut there).await;
     Ok(())

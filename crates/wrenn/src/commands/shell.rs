@@ -62,7 +62,7 @@ pub(super) async fn run(program: Program, client: &Client) -> anyhow::Result<Exi
         code = show(receiver) => code,
         never = type_in(sender) => never,
         // An ordinary return restores the terminal.
-        _ = daemon::terminated() => anyhow::bail!("told to end"),
+        _ = daemon::terminated() => anyhow::bail!("the shell was asked to end"),
     }
 }
 
@@ -75,7 +75,7 @@ async fn show(mut receiver: Receiver) -> anyhow::Result<ExitCode> {
             // terminal.
             PtyEvent::Started { .. } => raw = Some(Raw::enter()?),
             PtyEvent::Output { data } => {
-                output::raw(&STANDARD.decode(data).context("output that is no base64")?)?;
+                output::raw(&STANDARD.decode(data).context("the output is not valid base64")?)?;
             }
             PtyEvent::Exit { exit_code } => {
                 drop(raw);
@@ -118,7 +118,7 @@ impl Raw {
     fn enter() -> anyhow::Result<Self> {
         let terminal = std::io::stdin().is_terminal();
         if terminal {
-            terminal::enable_raw_mode().context("setting the terminal up")?;
+            terminal::enable_raw_mode().context("cannot set up the terminal")?;
         }
         Ok(Self(terminal))
     }

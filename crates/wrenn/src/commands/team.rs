@@ -81,7 +81,7 @@ async fn current(client: &Client) -> anyhow::Result<api::Team> {
     let named = client.team();
     let mut teams = teams(client).await?.into_iter();
     let of = |team: &api::Team| named.map_or(team.default, |id| id == team.id);
-    teams.find(of).context("you are not in the team that is chosen; see `wrenn team list`")
+    teams.find(of).context("you are not in the selected team; see `wrenn team list`")
 }
 
 /// Returns an API path below the current team.
@@ -101,7 +101,8 @@ async fn id_of(client: &Client, member: &str) -> anyhow::Result<String> {
     let list: api::MemberList = client.get(&path(client, "/members").await?).await?;
     let mut members = list.items.into_iter();
     let found = members.find(|known| known.email.eq_ignore_ascii_case(member));
-    let found = found.ok_or_else(|| output::not_found(format!("{member} is no member")));
+    let found =
+        found.ok_or_else(|| output::not_found(format!("{member} is not a member of the team")));
     Ok(found?.user_id)
 }
 
@@ -122,12 +123,13 @@ async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
 async fn use_team(wanted: &str, client: &Client, file: &Path) -> anyhow::Result<()> {
     let teams = teams(client).await?;
     let mut found = teams.iter().filter(|team| team.id == wanted || team.name == wanted);
-    let none = || output::not_found(format!("you are in no team {wanted}"));
+    let none =
+        || output::not_found(format!("you are not in a team {wanted}; see `wrenn team list`"));
     let team = found.next().ok_or_else(none)?;
-    anyhow::ensure!(found.next().is_none(), "more than one team is called so; name its id");
-    let kept = ClientFile::load(file).context("sign in first, with `wrenn login`")?;
+    anyhow::ensure!(found.next().is_none(), "several teams have this name; use the team's id");
+    let kept = ClientFile::load(file).context("sign in first with `wrenn login`")?;
     ClientFile { team: Some(team.id.clone()), ..kept }.save(file)?;
-    output::line(&format!("The commands on this machine are for {}", team.name));
+    output::line(&format!("Commands on this machine now use the team {}", team.name));
     Ok(())
 }
 
@@ -185,8 +187,8 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
         ("memory, MiB", text(held.memory_mib.unwrap_or(0)), limits.memory_mib.to_string()),
         ("snapshots", small(held.snapshots), limits.snapshots.to_string()),
         ("storage, MiB", text(held.storage_mib.unwrap_or(0)), limits.storage_mib.to_string()),
-        ("creates a second", small(held.creates_per_sec), String::new()),
-        ("requests a second", small(held.requests_per_sec), String::new()),
+        ("creates per second", small(held.creates_per_sec), String::new()),
+        ("requests per second", small(held.requests_per_sec), String::new()),
     ];
     let rows = rows.into_iter().map(|(name, limit, used)| vec![name.to_owned(), limit, used]);
     output::table(&["", "LIMIT", "USED"], rows.collect());

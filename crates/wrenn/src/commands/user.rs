@@ -19,15 +19,15 @@ pub(crate) async fn user(command: User, client: &Client, form: Form) -> anyhow::
             let body = api::InviteUser { email, name };
             let made: api::User = client.post("/v1/admin/users", &body).await?;
             output::note(
-                "A mail with a code for `wrenn activate` was sent; where the platform has no mail \
-                 server, it is in its outbox (`outbox` in WRENN_DIR)",
+                "A mail with a code for `wrenn activate` was sent. Without a mail server, it is in \
+                 `outbox` in WRENN_DIR.",
             );
             return render(&made, &made.id, form);
         }
         User::Erase { user, yes } => {
             let id = user_id(client, &user).await?;
             let sure = yes || agreed(&format!("Erase {user} for good?"))?;
-            anyhow::ensure!(sure, "nobody was erased");
+            anyhow::ensure!(sure, "the user was not erased");
             return client.delete(&format!("/v1/admin/users/{id}")).await;
         }
         User::Promote { user } => (user, change(Some(true), None)),
@@ -47,7 +47,7 @@ async fn user_id(client: &Client, user: &str) -> anyhow::Result<String> {
     }
     let mut users = client.list::<api::User>("/v1/admin/users").await?.into_iter();
     let found = users.find(|known| known.email.eq_ignore_ascii_case(user));
-    Ok(found.with_context(|| format!("there is no user {user}"))?.id)
+    Ok(found.with_context(|| format!("no user has the e-mail address {user}"))?.id)
 }
 
 async fn users(client: &Client, form: Form) -> anyhow::Result<()> {

@@ -17,14 +17,14 @@ const RECIPE: &[u8] = b"2";
 /// Builds `images/boot` from a kernel and envd.
 pub(super) fn ensure(store: &Store, kernel: &Path, envd: &Path) -> anyhow::Result<()> {
     let envd_bytes = fs::read(envd).with_context(|| {
-        format!("reading envd at {}; build it or name it with --envd", envd.display())
+        format!("cannot read envd at {}; build it, or set its path with --envd", envd.display())
     })?;
     // The kernel folder's name identifies the choice of modules, and the package's name their
     // contents.
     let source = fs::read(kernel.join(kernel::SOURCE))?;
     let made_of = text(kernel)?.rsplit('/').next().unwrap_or_default();
     let path = store.path("boot", &[RECIPE, &source, made_of.as_bytes(), &envd_bytes]);
-    store.ensure(&path, "the guest's initramfs", false, |dir| {
+    store.ensure(&path, "the guest initramfs", false, |dir| {
         fs::copy(kernel.join(kernel::IMAGE), dir.join(kernel::IMAGE))?;
         fs::write(dir.join("initramfs"), initramfs(kernel, &envd_bytes)?)?;
         Ok(())

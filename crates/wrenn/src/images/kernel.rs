@@ -123,7 +123,7 @@ pub(super) fn ensure(store: &Store, refresh: bool) -> anyhow::Result<PathBuf> {
     let lists = [MODULES.join("\n"), LOADABLE.join("\n"), COMMON.join("\n")];
     let [boot, loadable, common] = lists.each_ref().map(String::as_bytes);
     let path = store.path("kernel", &[PACKAGE.as_bytes(), boot, loadable, common, RECIPE]);
-    store.ensure(&path, "the guest's kernel", refresh, make)?;
+    store.ensure(&path, "the guest kernel", refresh, make)?;
     store.forget_others(&path)?;
     Ok(path)
 }
@@ -137,7 +137,7 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     Run::new("apt-get", &download).dir(dir).output()?;
     let deb = fs::read_dir(dir)?.flatten().map(|e| e.path());
     let deb = deb.filter(|p| p.extension().is_some_and(|e| e == "deb")).max();
-    let deb = deb.with_context(|| format!("apt-get downloaded no {package}"))?;
+    let deb = deb.with_context(|| format!("apt-get did not download {package}"))?;
     Run::new("dpkg-deb", &["-x"]).arg(text(&deb)?).arg(text(&unpacked)?).output()?;
     let version = package.strip_prefix("linux-image-").unwrap_or(&package);
     let image = fs::read(unpacked.join(format!("boot/vmlinuz-{version}")))?;
@@ -146,13 +146,13 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     for module in MODULES {
         let from = unpacked.join(format!("lib/modules/{version}/kernel/{module}"));
         let name = module.rsplit_once('/').map_or(module, |(_, name)| name);
-        fs::copy(&from, dir.join(name)).with_context(|| format!("taking out {module}"))?;
+        fs::copy(&from, dir.join(name)).with_context(|| format!("cannot extract {module}"))?;
         order.push_str(name);
         order.push('\n');
     }
     fs::write(dir.join(ORDER), order)?;
     collect(dir, &unpacked, version)?;
-    let source = deb.file_name().context("the package has no name")?;
+    let source = deb.file_name().context("the package has no file name")?;
     fs::write(dir.join(SOURCE), source.as_encoded_bytes())?;
     fs::remove_file(deb)?;
     remove(&unpacked)
@@ -173,18 +173,19 @@ fn collect(dir: &Path, unpacked: &Path, version: &str) -> anyhow::Result<()> {
     for file in files_of(&all, names)? {
         let to = tree.join(&file);
         fs::create_dir_all(to.parent().unwrap_or(&tree))?;
-        fs::copy(from.join(&file), &to).with_context(|| format!("taking out {file}"))?;
+        fs::copy(from.join(&file), &to).with_context(|| format!("cannot extract {file}"))?;
         if !common.contains(&file) {
             compress = compress.arg(text(&to)?);
         }
     }
     compress.output()?;
     for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
-        fs::copy(from.join(list), tree.join(list)).with_context(|| format!("taking out {list}"))?;
+        fs::copy(from.join(list), tree.join(list))
+            .with_context(|| format!("cannot extract {list}"))?;
     }
     index(&base, version)?;
     // The common modules load in any order, so none may need another module.
-    anyhow::ensure!(common.len() == COMMON.len(), "a common module needs another one");
+    anyhow::ensure!(common.len() == COMMON.len(), "a common kernel module depends on another one");
     let common: String = common.iter().map(|file| format!("{file}\n")).collect();
     fs::write(dir.join(COMMON_LIST), common)?;
     fs::rename(&tree, dir.join(TREE))?;
@@ -228,7 +229,7 @@ fn newest() -> anyhow::Result<String> {
         Run::new("apt-get", &["-q", "update"]).output()?;
         answer = ask()?;
     }
-    parse_depends(&answer).with_context(|| format!("no package source has {PACKAGE}"))
+    parse_depends(&answer).with_context(|| format!("no package source contains {PACKAGE}"))
 }
 
 fn parse_depends(answer: &str) -> Option<String> {
@@ -245,8 +246,8 @@ fn decompress(image: &[u8]) -> anyhow::Result<Vec<u8>> {
     let word = |bytes: &[u8], at: usize| -> Option<u32> {
         Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
     };
-    let short = "the kernel's image is cut short";
-    anyhow::ensure!(image.get(0x202..0x206) == Some(b"HdrS"), "this is no kernel image");
+    let short = "the kernel image is truncated";
+    anyhow::ensure!(image.get(0x202..0x206) == Some(b"HdrS"), "the file is not a kernel image");
     let sectors = match image[0x1f1] {
         0 => 4,
         given => usize::from(given),
@@ -256,7 +257,7 @@ fn decompress(image: &[u8]) -> anyhow::Result<Vec<u8>> {
     let start = (sectors + 1) * 512 + offset;
     let payload = image.get(start..start + length).context(short)?;
     let magic = word(payload, 0).context(short)?;
-    anyhow::ensure!(magic == LEGACY_FRAME, "the kernel is compressed in a form other than LZ4");
+    anyhow::ensure!(magic == LEGACY_FRAME, "the kernel is not compressed with LZ4");
     let (mut kernel, mut at) = (Vec::new(), 4);
     while at + 4 < payload.len() {
         let size = word(payload, at).context(short)? as usize;
@@ -264,7 +265,7 @@ fn decompress(image: &[u8]) -> anyhow::Result<Vec<u8>> {
         kernel.extend(lz4_flex::block::decompress(block, BLOCK_MAX)?);
         at += 4 + size;
     }
-    anyhow::ensure!(kernel.starts_with(b"\x7fELF"), "the kernel's payload is no ELF file");
+    anyhow::ensure!(kernel.starts_with(b"\x7fELF"), "the kernel's payload is not an ELF file");
     Ok(kernel)
 }
 

@@ -25,10 +25,12 @@ pub(super) fn serve(
         None => {
             anyhow::ensure!(
                 plaintext.allowed || listener.local_addr()?.ip().is_loopback(),
-                "the platform has no certificates (WRENN_CA_CERT, WRENN_CA_KEY), so that this \
-                 agent must listen on a loopback address, unless WRENN_ALLOW_PLAINTEXT=1"
+                "without certificates (WRENN_CA_CERT, WRENN_CA_KEY) the agent must listen on a \
+                 loopback address, or set WRENN_ALLOW_PLAINTEXT=1"
             );
-            tracing::warn!("the platform has no certificates: whoever connects is obeyed");
+            tracing::warn!(
+                "the platform has no certificates; the agent accepts commands from every client"
+            );
             // Clients have no certificates here, so all connections may come from one control
             // plane's address.
             let limits = Limits::default();
@@ -47,7 +49,7 @@ pub(super) fn own_address(listener: &TcpListener) -> anyhow::Result<String> {
     let at = listener.local_addr()?;
     anyhow::ensure!(
         !at.ip().is_unspecified(),
-        "say with --address IP:PORT where control planes reach this host"
+        "set the address of this host for control planes with --address IP:PORT"
     );
     Ok(at.to_string())
 }
@@ -57,12 +59,12 @@ pub(super) fn check_url(url: &str, plaintext: Plaintext) -> anyhow::Result<()> {
     let parsed = url.parse::<http::Uri>().ok();
     let parsed = parsed.filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
     let host = parsed.as_ref().and_then(http::Uri::host);
-    let Some(host) = host else { anyhow::bail!("WRENN_CP_URL `{url}` is no URL") };
+    let Some(host) = host else { anyhow::bail!("WRENN_CP_URL `{url}` is not a valid URL") };
     let host = host.trim_matches(['[', ']']);
     let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     anyhow::ensure!(
         url.starts_with("https://") || local || plaintext.allowed,
-        "WRENN_CP_URL must be https://…, unless WRENN_ALLOW_PLAINTEXT=1: tokens would travel in \
+        "WRENN_CP_URL must begin with https://, or set WRENN_ALLOW_PLAINTEXT=1 to send tokens in \
          plain text"
     );
     Ok(())

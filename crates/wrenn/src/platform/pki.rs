@@ -27,10 +27,10 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<bool> {
 
 /// Returns the authority's certificate and key. Creates them if necessary.
 pub(super) fn own(dir: &Path) -> anyhow::Result<(String, String)> {
-    init(dir).context("making the platform's authority")?;
+    init(dir).context("cannot create the platform's authority")?;
     let (cert, key) = paths(dir);
     let read = |path: &Path| {
-        fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
     };
     Ok((read(&cert)?, read(&key)?))
 }
@@ -47,6 +47,6 @@ pub(crate) fn wildcard(dir: &Path, domain: &str) -> anyhow::Result<(PathBuf, Pat
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let what = || format!("writing {}", path.display());
+    let what = || format!("cannot write {}", path.display());
     daemon::write_private(path, text.as_bytes()).with_context(what)
 }

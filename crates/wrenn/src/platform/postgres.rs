@@ -109,7 +109,7 @@ impl Postgres {
                         told = true;
                         tracing::error!(
                             dir = %self.cluster.home.display(),
-                            "the disk is full, and the private PostgreSQL waits for room"
+                            "the disk is full; the private PostgreSQL waits for free space"
                         );
                     }
                     tokio::time::sleep(AGAIN).await;
@@ -117,7 +117,7 @@ impl Postgres {
                 Err(error) if Instant::now() > limit => {
                     let log = self.cluster.log();
                     return Err(error).context(format!(
-                        "the private PostgreSQL does not answer; its log is {}",
+                        "the private PostgreSQL does not answer; see its log {}",
                         log.display()
                     ));
                 }
@@ -153,7 +153,11 @@ fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
             if lock(state).stopping {
                 return;
             }
-            tracing::error!(?ended, said = cluster.last_words(), "PostgreSQL ended");
+            tracing::error!(
+                ?ended,
+                said = cluster.last_words(),
+                "PostgreSQL ended; starting it again"
+            );
         }
         // Workers of the ended server may hold its shared memory for a moment.
         std::thread::sleep(AGAIN);
@@ -168,7 +172,7 @@ fn watch(cluster: &Cluster, state: &Mutex<State>, child: Child) {
                 running = Some(started);
             }
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "PostgreSQL does not start");
+                tracing::error!(error = format!("{error:#}"), "cannot start PostgreSQL");
             }
         }
     }
@@ -188,7 +192,7 @@ impl Cluster {
         let socket = home.join("run/.s.PGSQL.5432");
         anyhow::ensure!(
             socket.as_os_str().len() <= SOCKET_MAX,
-            "WRENN_DIR {} is too long for PostgreSQL's socket; choose a shorter one",
+            "the path WRENN_DIR {} is too long for PostgreSQL's socket; choose a shorter path",
             dir.display()
         );
         let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -200,7 +204,7 @@ impl Cluster {
         };
         let programs = version.map(|v| PathBuf::from(format!("/usr/lib/postgresql/{v}/bin")));
         let programs = programs.filter(|dir| dir.join("postgres").exists()).context(
-            "PostgreSQL is not installed: `apt-get install postgresql`, or set DATABASE_URL",
+            "PostgreSQL is not installed; run `apt-get install postgresql`, or set DATABASE_URL",
         )?;
         Ok(Self { programs, home, owner: unprivileged() })
     }
@@ -224,7 +228,7 @@ impl Cluster {
     /// Creates the cluster in a staging folder, unless it exists.
     fn ensure(&self) -> anyhow::Result<()> {
         let run = self.home.join("run");
-        fs::create_dir_all(&run).with_context(|| format!("making {}", run.display()))?;
+        fs::create_dir_all(&run).with_context(|| format!("cannot create {}", run.display()))?;
         for dir in [&self.home, &run] {
             self.give(dir)?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
@@ -232,7 +236,7 @@ impl Cluster {
         if self.data().exists() {
             return Ok(());
         }
-        let progress = Progress::start("a private PostgreSQL");
+        let progress = Progress::start("creating a private PostgreSQL");
         let staged = self.home.join("data.new");
         if staged.exists() {
             fs::remove_dir_all(&staged)?;
@@ -243,7 +247,7 @@ impl Cluster {
             ["-U", NAME, "-E", "UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject"];
         Run::new(&self.programs.join("initdb"), &args)
             .arg("-D")
-            .arg(staged.to_str().context("WRENN_DIR is no text")?)
+            .arg(staged.to_str().context("WRENN_DIR is not valid UTF-8")?)
             .dir(&self.home)
             .user(self.owner)
             .output()?;
@@ -273,7 +277,7 @@ impl Cluster {
         let program = self.programs.join("postgres");
         let mut server = Run::new(&program, &[]).dir(&self.home).user(self.owner);
         for (flag, path) in [("-D", &data), ("-k", &run)] {
-            server = server.arg(flag).arg(text(path).context("WRENN_DIR is no text")?);
+            server = server.arg(flag).arg(text(path).context("WRENN_DIR is not valid UTF-8")?);
         }
         for setting in SETTINGS {
             server = server.arg("-c").arg(setting);
@@ -289,11 +293,11 @@ impl Cluster {
         };
         let limit = Instant::now() + Duration::from_secs(30);
         if self.is_ours(pid) {
-            tracing::info!(pid, "stopping the PostgreSQL that an earlier process left");
+            tracing::info!(pid, "stopping the PostgreSQL of an earlier process");
             sys::signal(pid, Signal::INT)?;
         }
         while self.is_ours(pid) {
-            anyhow::ensure!(Instant::now() < limit, "PostgreSQL (process {pid}) does not stop");
+            anyhow::ensure!(Instant::now() < limit, "PostgreSQL (process {pid}) did not stop");
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())

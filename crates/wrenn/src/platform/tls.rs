@@ -32,13 +32,13 @@ struct Files {
 impl Files {
     fn read(&self) -> anyhow::Result<rustls::ServerConfig> {
         let read = |path: &Path, setting: &str| {
-            let what = || format!("reading {} ({setting})", path.display());
+            let what = || format!("cannot read {} ({setting})", path.display());
             fs::read_to_string(path).with_context(what)
         };
         let cert_pem = read(&self.cert, "WRENN_TLS_CERT")?;
         let key_pem = read(&self.key, "WRENN_TLS_KEY")?;
         let config = ::pki::serve_public(&::pki::Pair { cert_pem, key_pem });
-        config.context("the certificate (WRENN_TLS_CERT) and its key (WRENN_TLS_KEY)")
+        config.context("cannot use the certificate (WRENN_TLS_CERT) and its key (WRENN_TLS_KEY)")
     }
 
     /// Returns the modification times of the certificate and the key.
@@ -53,8 +53,8 @@ impl Https {
         let Some(at) = settings.tls_listen else { return Ok(None) };
         let (Some(cert), Some(key)) = (settings.tls_cert.clone(), settings.tls_key.clone()) else {
             anyhow::bail!(
-                "WRENN_TLS_LISTEN_ADDR takes WRENN_TLS_CERT and WRENN_TLS_KEY; \
-                 `wrenn pki wildcard DOMAIN` makes both"
+                "WRENN_TLS_LISTEN_ADDR needs WRENN_TLS_CERT and WRENN_TLS_KEY; `wrenn pki wildcard \
+                 DOMAIN` creates both"
             );
         };
         let listener = listen(at, "WRENN_TLS_LISTEN_ADDR").await?;
@@ -79,11 +79,16 @@ impl Https {
                     Ok(config) => {
                         written = now;
                         sender.send_replace(Arc::new(config));
-                        tracing::info!("the certificate was read anew");
+                        tracing::info!("read the changed certificate");
                     }
                     // The certificate may have been replaced before its key, so the next check
                     // tries again.
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "certificate"),
+                    Err(error) => {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "cannot read the changed certificate"
+                        );
+                    }
                 }
             }
             std::future::ready(())

@@ -44,7 +44,7 @@ pub(crate) async fn up(up: Up) -> anyhow::Result<()> {
     make_dir(&up.dir)?;
     let _running = Lock::wait(&up.dir, DYING)
         .await?
-        .with_context(|| format!("a platform already runs in {}", up.dir.display()))?;
+        .with_context(|| format!("a platform is already running in {}", up.dir.display()))?;
     let config = up.agent.config(&up.dir)?;
     let api = listen(up.control_plane.listen, "WRENN_CP_LISTEN_ADDR").await?;
     let https = Https::listen(&up.control_plane.tls).await?;
@@ -164,13 +164,17 @@ impl Own {
             }
         };
         member.spawn(about.clone(), Some(url.to_owned()), tasks);
-        anyhow::ensure!(about.is_member().await, "the host agent is not taken; see the log");
+        anyhow::ensure!(
+            about.is_member().await,
+            "the platform did not accept the host agent; see the log"
+        );
         Ok(())
     }
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("making WRENN_DIR {}", dir.display()))?;
+    fs::create_dir_all(dir)
+        .with_context(|| format!("cannot create WRENN_DIR {}", dir.display()))?;
     // Mode 0711: PostgreSQL's user may pass through, and only we may list the folder.
     Ok(fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?)
 }
@@ -182,7 +186,7 @@ pub(super) async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Resu
     let api_key = match (app.bootstrap().await?, known.clone()) {
         (Some(first), _) => {
             if output::on_terminal() {
-                output::line(&format!("API key, shown this once: {first}"));
+                output::line(&format!("API key (shown only once): {first}"));
             }
             first
         }
@@ -199,7 +203,7 @@ pub(super) async fn introduce(app: &App, url: &str, path: &Path) -> anyhow::Resu
     // The user's session and team belong to the platform, wherever it listens.
     let (session, team) = known.map_or((None, None), |known| (known.session, known.team));
     ClientFile { url: url.to_owned(), api_key: Some(api_key), session, team }.save(path)?;
-    output::line(&format!("The commands on this machine use the key in {}", path.display()));
+    output::line(&format!("Commands on this machine use the key in {}", path.display()));
     Ok(())
 }
 
@@ -253,7 +257,7 @@ impl Lock {
     fn holder(dir: &Path) -> anyhow::Result<i32> {
         let mut text = String::new();
         open_lock(dir)?.read_to_string(&mut text)?;
-        text.trim().parse().context("the lock file names no process")
+        text.trim().parse().context("the lock file contains no process id")
     }
 }
 
@@ -266,7 +270,7 @@ impl Drop for Lock {
 fn open_lock(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join("up.lock");
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    file.with_context(|| format!("opening {}", path.display()))
+    file.with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// Stops the platform that runs in `dir`; its capsules keep running. Returns whether a platform
@@ -282,7 +286,7 @@ pub(crate) fn stop(dir: &Path) -> anyhow::Result<bool> {
         sys::signal(Lock::holder(dir)?, rustix::process::Signal::TERM)?;
         let limit = Instant::now() + STOP;
         while Lock::take(dir)?.is_none() {
-            anyhow::ensure!(Instant::now() < limit, "the platform does not stop; see its log");
+            anyhow::ensure!(Instant::now() < limit, "the platform did not stop; see its log");
             std::thread::sleep(LOOK);
         }
         progress.done();
@@ -304,7 +308,7 @@ pub(crate) async fn clean(
     }
     let progress = Progress::start("removing capsules, networks and files");
     host_agent::clean(agent.config(dir)?).await?;
-    remove(dir).with_context(|| format!("removing {}", dir.display()))?;
+    remove(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     let _ = fs::remove_file(client_file);
     // The folder may hold files of others, so it is removed only when empty.
     let _ = client_file.parent().map(fs::remove_dir);

@@ -88,7 +88,10 @@ impl Accounts {
         let oidc = given(self.oidc_issuer.as_ref()).map(|issuer| {
             let ok = self.oidc_name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
             let own = ok && !self.oidc_name.is_empty() && self.oidc_name != "github";
-            anyhow::ensure!(own, "OIDC_NAME must be letters, digits and `-`, and not `github`");
+            anyhow::ensure!(
+                own,
+                "OIDC_NAME must consist of letters, digits and `-`, and must not be `github`"
+            );
             let id = given(self.oidc_client_id.as_ref()).context("OIDC_CLIENT_ID is not set")?;
             let secret = given(self.oidc_client_secret.as_ref());
             provider(&self.oidc_name, &issuer, id, secret).context("OIDC_CLIENT_SECRET is not set")

@@ -36,10 +36,10 @@ fn local_targets_resolve_as_with_cp() {
     let contents = Source { contents: true, ..folder("d") };
     assert_eq!(of("dir", &contents).unwrap(), place(&root, "dir"));
     for (name, source, told) in [
-        ("new/", file("f"), "is no folder"),
-        ("broken", file("f"), "leads nowhere"),
-        ("link", folder("d"), "is no folder"),
-        ("fifo", folder("d"), "is no folder"),
+        ("new/", file("f"), "is not a folder"),
+        ("broken", file("f"), "is a broken link"),
+        ("link", folder("d"), "is not a folder"),
+        ("fifo", folder("d"), "is not a folder"),
     ] {
         let error = of(name, &source).unwrap_err();
         assert!(error.to_string().contains(told), "{name}: {error}");

@@ -59,11 +59,11 @@ pub(super) async fn fetch(
     let transfer = Transfer::start(from, answer.content_length());
     let mut body = answer.bytes_stream();
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.context("the contents broke off")?;
-        to.write_all(&chunk).await.context("writing the contents")?;
+        let chunk = chunk.context("the contents ended early")?;
+        to.write_all(&chunk).await.context("cannot write the contents")?;
         transfer.add(chunk.len() as u64);
     }
-    to.flush().await.context("writing the contents")?;
+    to.flush().await.context("cannot write the contents")?;
     Ok(transfer.finish())
 }
 
@@ -74,10 +74,10 @@ pub(super) async fn save(
     (id, from): (&str, &str),
     to: &Path,
 ) -> anyhow::Result<u64> {
-    let what = || format!("writing {}", to.display());
+    let what = || format!("cannot write {}", to.display());
     let found = tokio::fs::symlink_metadata(to).await;
     let is_special = found.is_ok_and(|found| !found.is_file() && !found.is_symlink());
-    anyhow::ensure!(!is_special, "{} is no file", to.display());
+    anyhow::ensure!(!is_special, "{} is not a file", to.display());
     let staged = to.with_file_name(format!("{STAGED}{}", std::process::id()));
     let mut file = File::create_new(&staged).await.with_context(what)?;
     let saved = match fetch(client, id, from, &mut file).await {
@@ -142,7 +142,7 @@ pub(super) async fn pack(
         if packed.is_err() {
             // The error breaks the body off, so that the capsule does not take a part for the
             // whole.
-            let _ = to.blocking_send(Err(io::Error::other("the source cannot be read")));
+            let _ = to.blocking_send(Err(io::Error::other("cannot read the source")));
         }
         packed
     });
@@ -164,7 +164,7 @@ pub(super) async fn pack(
         (Ok(_), Ok(packed)) => {
             if packed.skipped > 0 {
                 let count = packed.skipped;
-                output::note(&format!("left out {count} FIFOs, sockets or devices"));
+                output::note(&format!("skipped {count} FIFOs, sockets or devices"));
             }
             Ok(packed.bytes)
         }
