@@ -55,8 +55,8 @@ pub struct LoggedIn {
     pub user_id: String,
     pub email: String,
     pub name: String,
-    /// The user's default team, which requests that name no team apply to. Absent when the user has
-    /// no team.
+    /// Id of the user's default team. Requests without a team apply to this team. Absent when the
+    /// user has no team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
     /// Token to send as `X-CSRF-Token` with every change, beside the cookie.
@@ -112,7 +112,7 @@ pub struct Me {
     pub has_password: bool,
     /// Providers whose accounts the user may sign in with.
     pub providers: Vec<String>,
-    /// Token to send as `X-CSRF-Token` with every change. Only sessions in a cookie have it.
+    /// Token to send as `X-CSRF-Token` with every change. Absent unless the session is in a cookie.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub csrf_token: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -124,7 +124,7 @@ pub struct Me {
 #[serde(deny_unknown_fields)]
 pub struct ChangeMe {
     pub name: Option<String>,
-    /// Id of the team that requests apply to when they name no team.
+    /// Id of the team for requests that name no team.
     pub default_team: Option<String>,
 }
 

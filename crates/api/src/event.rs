@@ -91,7 +91,7 @@ pub struct Event {
 pub struct NewChannel {
     /// Name of 1 to 100 characters.
     pub name: String,
-    /// Destination of the events, which are sent by POST. It is HTTP or HTTPS at a public address.
+    /// HTTP or HTTPS URL at a public address. Events are sent there by POST.
     pub url: String,
     /// Kinds of events to send. An empty list selects all kinds.
     #[serde(default)]
@@ -117,7 +117,7 @@ pub struct Channel {
     pub url: String,
     pub events: Vec<String>,
     pub enabled: bool,
-    /// Secret that deliveries are signed with. Only the answers that create or renew it have it.
+    /// Secret that signs deliveries. Only answers that create or renew the secret contain it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub secret: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -149,7 +149,7 @@ pub struct Delivery {
     pub error: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// Time of the next attempt. Only waiting deliveries have it.
+    /// Time of the next attempt. Absent unless the delivery is waiting.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none",

@@ -26,7 +26,7 @@ pub struct Host {
     /// Accelerator of the virtual machines: `kvm`, `tcg` (emulation) or `none`.
     pub accelerator: String,
     /// Isolation tier, from weakest to strongest: `none`, `tcg` (emulated), `kvm`, `jailed`. In
-    /// `jailed`, KVM runs and the VMM is confined to a jail.
+    /// `jailed`, KVM runs and the VMM is locked into a jail.
     pub isolation: String,
     pub version: String,
     pub templates: Vec<String>,
@@ -99,7 +99,7 @@ pub struct HostSpecs {
     pub disk_mib: u64,
     pub driver: String,
     pub accelerator: String,
-    /// Isolation tier. Agents of earlier versions leave it out, which means `none`.
+    /// Isolation tier. Agents of earlier versions omit the field, which means `none`.
     #[serde(default)]
     pub isolation: String,
     pub version: String,
@@ -116,7 +116,7 @@ pub struct NewHost {
     /// Name of the host. The default is its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Team that the host is reserved for. Without it, the host serves every team.
+    /// Team that the host is reserved for. By default, the host serves every team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
     /// Tags that capsules may require of their host.
@@ -128,8 +128,8 @@ pub struct NewHost {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostToken {
     pub host: Host,
-    /// Token for `wrenn agent --register`. It is shown only in this answer and is valid for this
-    /// host only.
+    /// Token for `wrenn agent --register`, valid for this host only. Only this answer contains the
+    /// token.
     pub registration_token: String,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,

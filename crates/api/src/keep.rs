@@ -17,7 +17,7 @@ pub struct Pause {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Resume {
-    /// Lifetime in seconds from the moment the capsule runs. Without it, the lifetime has no end.
+    /// Lifetime in seconds from the moment the capsule runs. By default, the lifetime has no end.
     pub lifetime: Option<u32>,
     /// False to boot from the disk and ignore the stored memory.
     pub memory: Option<bool>,
@@ -32,7 +32,7 @@ pub struct Resume {
 pub struct Fork {
     /// Number of capsules to create, 1 to 100. The default is 1.
     pub count: Option<u32>,
-    /// Lifetime of each capsule in seconds from the moment it runs. Without it, the lifetime has no
+    /// Lifetime of each capsule in seconds from the moment it runs. By default, the lifetime has no
     /// end.
     pub lifetime: Option<u32>,
 }
@@ -57,10 +57,10 @@ pub struct ForkError {
 pub struct SetTimeout {
     /// Seconds from now until the capsule's lifetime ends. 0 ends it now, and null removes the end.
     pub lifetime: Option<u32>,
-    /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. Without it, the action
+    /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. By default, the action
     /// stays.
     pub on_timeout: Option<String>,
-    /// Seconds of inactivity until the capsule is paused; 0 means never. Without it, the value
+    /// Seconds of inactivity until the capsule is paused; 0 means never. By default, the value
     /// stays.
     pub idle_timeout: Option<u32>,
 }
@@ -71,10 +71,10 @@ pub struct SetTimeout {
 pub struct CreateSnapshot {
     /// Id of a running or paused capsule. The capsule keeps its state.
     pub capsule_id: String,
-    /// Name of the snapshot. No other snapshot or template may have it. The default is made from
-    /// the id.
+    /// Name of the snapshot. No other snapshot or template may have this name. The default is
+    /// derived from the id.
     pub name: Option<String>,
-    /// True to replace an earlier snapshot of this name once the new one is complete.
+    /// True to replace an earlier snapshot with this name once the new snapshot is complete.
     #[serde(default)]
     pub overwrite: bool,
     /// True, the default, to keep memory and processes. Otherwise capsules that start from the
@@ -91,7 +91,7 @@ pub struct Snapshot {
     /// Id of the capsule that the snapshot was taken of. Absent once the capsule is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capsule_id: Option<String>,
-    /// Name of that capsule's template.
+    /// Name of the capsule's template.
     pub template: String,
     pub vcpus: i32,
     /// Memory in MiB.

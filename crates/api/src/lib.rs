@@ -54,7 +54,7 @@ pub struct ErrorBody {
 pub struct ErrorDetail {
     /// Stable code for programs.
     pub code: String,
-    /// Message for people. It names the field that is wrong.
+    /// Message for people. The message names the invalid field.
     pub message: String,
     /// Id of the request, as in the server's log.
     pub request_id: String,
@@ -73,9 +73,9 @@ pub struct CreateCapsule {
     /// Disk size in MiB, 64 to 102,400.
     pub disk_mib: Option<u32>,
     /// Seconds of inactivity until the capsule is paused, at most 30 days. 0, the default, means
-    /// never. Commands, terminals, files and traffic to its ports are activity.
+    /// never. Commands, terminals, files and traffic to the capsule's ports are activity.
     pub idle_timeout: Option<u32>,
-    /// Lifetime in seconds from the moment the capsule runs, at most 30 days. Without it, the
+    /// Lifetime in seconds from the moment the capsule runs, at most 30 days. By default, the
     /// lifetime has no end.
     pub lifetime: Option<u32>,
     /// Action at the end of the lifetime. `pause` is the default, `pause_disk` keeps no memory, and
@@ -102,7 +102,7 @@ pub struct CreateCapsule {
     /// Environment variables of every process in the capsule.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// Key-value pairs stored with the capsule. The platform does not interpret them.
+    /// Key-value pairs stored with the capsule. The platform does not interpret the pairs.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
@@ -115,14 +115,14 @@ pub struct Capsule {
     /// State: `starting`, `running`, `pausing`, `paused`, `resuming`, `missing`, `error` or
     /// `stopping`.
     pub status: String,
-    /// Name of the template or snapshot that the capsule was made from.
+    /// Name of the template or snapshot that the capsule was created from.
     pub template: String,
     pub vcpus: i32,
     /// Memory in MiB.
     pub memory_mib: i32,
     /// Disk size in MiB.
     pub disk_mib: i32,
-    /// Id of the snapshot that the capsule was made from. The snapshot may have been removed since.
+    /// Id of the snapshot that the capsule was created from. The snapshot may no longer exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
     /// Seconds of inactivity until the capsule is paused; 0 means never.
@@ -139,8 +139,8 @@ pub struct Capsule {
     /// True if a request for the paused capsule resumes it.
     pub auto_resume: bool,
     /// True if a create or resume booted the guest, which takes seconds. The first capsule of a
-    /// template and size boots, and so does a resume without stored memory. Other answers leave it
-    /// out.
+    /// template and size boots. A resume without stored memory boots too. Other answers omit the
+    /// field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub booted: bool,
     /// True if the platform's store has the capsule's latest snapshot, which then outlives the
@@ -162,12 +162,13 @@ pub struct Capsule {
     /// True if anyone may reach every port except envd's.
     #[serde(default)]
     pub public_traffic: bool,
-    /// Token that admits to every port except envd's, in the header `E2b-Traffic-Access-Token`.
-    /// Only answers to create and fork have it, for callers with `capsules:exec`.
+    /// Token that admits clients to every port except envd's, in the header
+    /// `E2b-Traffic-Access-Token`. Only answers to create and fork contain the token, for callers
+    /// with `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,
-    /// Value of the `Host` header that programs in the capsule receive. Without it, they receive
-    /// the public name.
+    /// Value of the `Host` header that programs in the capsule receive. By default, programs
+    /// receive the public name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_header: Option<String>,
     /// Rules for outbound connections.
@@ -214,10 +215,10 @@ pub struct Exec {
     pub timeout: Option<u32>,
     /// Complete standard input.
     pub stdin: Option<String>,
-    /// True to answer 202 at once while the command continues.
+    /// True to answer 202 at once while the command keeps running.
     #[serde(default)]
     pub background: bool,
-    /// Tag that names the process beside its pid. The default for background commands is a
+    /// Tag that identifies the process besides its pid. The default for background commands is a
     /// generated tag.
     pub tag: Option<String>,
 }
@@ -228,7 +229,7 @@ pub struct ExecResult {
     /// Id of the capsule.
     pub sandbox_id: String,
     pub cmd: String,
-    /// Standard output as text, or as base64 when `encoding` says so.
+    /// Standard output as text, or as base64 if `encoding` is `base64`.
     pub stdout: String,
     pub stderr: String,
     /// Encoding of both streams: `utf-8`, or `base64` when either stream is not text.

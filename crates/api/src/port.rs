@@ -12,9 +12,9 @@ pub struct Port {
     pub public: bool,
     /// URL with the port's own host name.
     pub url: String,
-    /// Token that admits to every port of the capsule except envd's, in the header
-    /// `E2b-Traffic-Access-Token`. It is meant for programs that should not have a key. Absent for
-    /// callers without `capsules:exec`.
+    /// Token that admits clients to every port of the capsule except envd's, in the header
+    /// `E2b-Traffic-Access-Token`. Programs without a key can use the token. Absent for callers
+    /// without `capsules:exec`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic_token: Option<String>,
 }
@@ -38,7 +38,7 @@ pub struct ListeningPort {
 /// Answer to `POST /v1/capsules/{id}/traffic-token`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TrafficToken {
-    /// New token. The old token admits to nothing.
+    /// New token. The old token admits nobody.
     pub traffic_token: String,
 }
 

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", remote = "Self")]
 pub enum StreamRequest {
-    /// Starts a command. It is the first frame of `…/exec/stream`.
+    /// Starts a command. This frame is the first frame of `…/exec/stream`.
     Start {
         /// Name or path of a program. No shell interprets it.
         cmd: String,
@@ -18,13 +18,13 @@ pub enum StreamRequest {
         envs: BTreeMap<String, String>,
         cwd: Option<String>,
         user: Option<String>,
-        /// Seconds until the process group is killed. Without it, there is no limit.
+        /// Seconds until the process group is killed. By default, there is no limit.
         timeout: Option<u32>,
         /// True to connect standard input to a pipe. Otherwise standard input is empty.
         #[serde(default)]
         stdin: bool,
         tag: Option<String>,
-        /// `base64` selects base64 for all output. By default only output that is not text is
+        /// `base64` selects base64 for all output. By default, only output that is not text is in
         /// base64.
         encoding: Option<String>,
     },
@@ -47,7 +47,7 @@ pub enum StreamRequest {
 pub enum StreamEvent {
     /// The process runs.
     Start { pid: u32 },
-    /// Standard output: text, or base64 when `encoding` says so.
+    /// Standard output as text, or as base64 if `encoding` is `base64`.
     Stdout {
         data: String,
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -71,7 +71,7 @@ pub enum StreamEvent {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PtyRequest {
-    /// Starts a program on a terminal of its own. It is a first frame.
+    /// Starts a program on a new terminal. Only valid as the first frame.
     Start {
         /// Name or path of a program. The default is `/bin/bash`.
         cmd: Option<String>,
@@ -86,7 +86,7 @@ pub enum PtyRequest {
         cwd: Option<String>,
         user: Option<String>,
     },
-    /// Connects to a terminal that was started before. It is a first frame.
+    /// Connects to an existing terminal. Only valid as the first frame.
     Connect { tag: String },
     /// Types bytes into the terminal.
     Input {
@@ -103,7 +103,7 @@ pub enum PtyRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PtyEvent {
-    /// The program runs. The tag finds it again after a broken connection.
+    /// The program runs. After a broken connection, the tag finds the program again.
     Started { tag: String, pid: u32 },
     /// Output of the terminal.
     Output {

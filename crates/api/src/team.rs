@@ -11,7 +11,7 @@ pub struct Team {
     pub name: String,
     /// Role of the caller: `owner`, `admin`, `member` or `viewer`, or `key` for an API key.
     pub role: String,
-    /// True for the team that requests apply to when they name no team.
+    /// True for the user's default team, to which requests without a team apply.
     pub default: bool,
     /// Lowest isolation tier on which the team's capsules start: `none`, `tcg`, `kvm` or `jailed`.
     pub isolation: String,
@@ -132,7 +132,8 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u32>,
     /// Storage of snapshots and paused capsules in MiB, measured as blocks on the hosts' disks.
-    /// Only teams have this limit. Beyond it, snapshots and forks are refused, but pauses are not.
+    /// Only teams have this limit. Beyond the limit, snapshots and forks are refused, but pauses
+    /// are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_mib: Option<u64>,
     /// Capsules created per second. Each control plane counts alone, and a burst may be twice as
@@ -144,7 +145,7 @@ pub struct Limits {
     pub requests_per_sec: Option<u32>,
 }
 
-/// Limits of a team, and its present use.
+/// Limits of a team, and their current use.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 pub struct TeamLimits {
@@ -201,11 +202,11 @@ pub struct NewKey {
     pub template: Option<String>,
     /// Id of the only capsule that the key sees.
     pub capsule: Option<String>,
-    /// Seconds from now until the key expires. Without it, the key never expires, or expires with
-    /// the key that makes it.
+    /// Seconds from now until the key expires. By default, the key never expires, or expires with
+    /// the key that creates it.
     pub expires_in: Option<u64>,
     /// True to let the key act on the whole platform. Only platform admins and operators may set
-    /// it.
+    /// this field.
     #[serde(default)]
     pub operator: bool,
     pub limits: Option<Limits>,
@@ -226,7 +227,7 @@ pub struct ApiKey {
     pub capsule_id: Option<String>,
     pub operator: bool,
     pub limits: Limits,
-    /// Id of the user who made the key. The key never exceeds that user's permissions.
+    /// Id of the user who created the key. The key never exceeds that user's permissions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -244,7 +245,7 @@ pub struct ApiKey {
         default
     )]
     pub last_used_at: Option<OffsetDateTime>,
-    /// The key itself. Only the answer that creates the key has it.
+    /// The key itself. Only the answer to the create contains it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key: Option<String>,
 }

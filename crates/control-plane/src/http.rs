@@ -213,7 +213,7 @@ pub fn openapi() -> OpenApi {
 #[utoipa::path(
     operation_id = "get_openapi",
     get, path = "/openapi.json", tag = "platform", security(()),
-    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json"))
+    responses((status = 200, description = "OpenAPI 3.1 document", content_type = "application/json"))
 )]
 async fn document() -> ([(HeaderName, HeaderValue); 1], Bytes) {
     // The document is written only once, since anybody may request it at any rate.

@@ -39,8 +39,8 @@ pub(crate) async fn users(
     Ok(Json(api::UserPage { items, next }))
 }
 
-/// Invites a user to the platform by mail. A repeated call sends another mail until the user has
-/// activated the account.
+/// Invites a user to the platform by mail. Until the user has activated the account, a repeated
+/// request sends another mail.
 #[utoipa::path(
     operation_id = "invite_user",
     post, path = "/v1/admin/users", tag = "admin", request_body = api::InviteUser,
@@ -72,8 +72,9 @@ pub(crate) async fn change(
     Ok(Json(admin::to_api(admin::change(&app, by, user_id(&id)?, wanted).await?)))
 }
 
-/// Erases a user, as `DELETE /v1/me` does. Teams that the user owns are deleted and must be empty
-/// and have no other member. Sessions and keys end. The audit log forgets who the user was.
+/// Erases a user, as `DELETE /v1/me` does. Teams that the user owns are deleted. Such teams must be
+/// empty and have no other member. Sessions and keys end. The audit log no longer identifies the
+/// user.
 #[utoipa::path(
     operation_id = "erase_user",
     delete, path = "/v1/admin/users/{id}", tag = "admin",
@@ -116,7 +117,7 @@ pub(crate) async fn teams(
     Ok(Json(api::AdminTeamPage { items, next }))
 }
 
-/// Returns a team's limits and its present use.
+/// Returns a team's limits and their current use.
 #[utoipa::path(
     operation_id = "get_team_limits",
     get, path = "/v1/admin/teams/{id}/limits", tag = "admin",

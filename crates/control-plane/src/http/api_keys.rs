@@ -11,8 +11,8 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Creates an API key. Only this answer contains the key. A key made with a key has at most its
-/// maker's scopes, limits and expiry, and shares its maker's limits.
+/// Creates an API key. Only this answer contains the key. A key that another key creates has at
+/// most the creator's scopes, limits and expiry, and shares the creator's limits.
 #[utoipa::path(
     operation_id = "create_api_key",
     post, path = "/v1/api-keys", tag = "keys", request_body = api::NewKey,
@@ -44,7 +44,7 @@ pub(crate) async fn list(
 }
 
 /// Revokes a key immediately. Callers may revoke their own keys; team admins may revoke any. Keys
-/// and invitations made with the key end too, and channels set with the key are disabled.
+/// and invitations that the key created end too, and channels that the key set are disabled.
 #[utoipa::path(
     operation_id = "revoke_api_key",
     delete, path = "/v1/api-keys/{id}", tag = "keys",

@@ -22,8 +22,8 @@ const ROUTE: &str = "/files/archive";
     get, path = "/v1/capsules/{id}/files/archive", tag = "files",
     params(("id" = String, Path, description = "Id of the capsule"), File),
     responses(
-        (status = 200, description = "the archive", content_type = "application/x-tar"),
-        (status = 501, description = "the capsule's agent is too old", body = api::ErrorBody),
+        (status = 200, description = "Tar archive of the path", content_type = "application/x-tar"),
+        (status = 501, description = "The capsule's envd is too old", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]
@@ -45,16 +45,16 @@ pub(crate) async fn get(
 }
 
 /// Unpacks a tar archive into a folder, which is created if it is missing. Modes, times and links
-/// are kept; everything belongs to the account. Devices and entries that lead out of the folder are
-/// refused. Entries before a refused one stay.
+/// are kept. All entries belong to the account. Devices and entries that lead out of the folder are
+/// refused. Entries before a refused entry stay.
 #[utoipa::path(
     operation_id = "put_archive",
     put, path = "/v1/capsules/{id}/files/archive", tag = "files",
     params(("id" = String, Path, description = "Id of the capsule"), File),
     request_body(content_type = "application/x-tar"),
     responses(
-        (status = 204), (status = 507, description = "disk full", body = api::ErrorBody),
-        (status = 501, description = "the capsule's agent is too old", body = api::ErrorBody),
+        (status = 204), (status = 507, description = "The capsule's disk is full", body = api::ErrorBody),
+        (status = 501, description = "The capsule's envd is too old", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]

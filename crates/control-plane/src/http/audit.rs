@@ -125,13 +125,13 @@ pub(crate) async fn list_all(
     Ok(page(rows, limit))
 }
 
-/// Exports the team's audit log as JSON lines, newest first. The filters are those of the list;
-/// `limit` has no effect.
+/// Exports the team's audit log as JSON lines, newest first. The filters of the list apply, except
+/// `limit`.
 #[utoipa::path(
     operation_id = "export_audit_logs",
     get, path = "/v1/audit-logs/export", tag = "audit", params(AuditQuery),
     responses(
-        (status = 200, description = "an entry in each line", content_type = "application/x-ndjson"),
+        (status = 200, description = "Audit entries as JSON lines", content_type = "application/x-ndjson"),
         (status = "4XX", body = api::ErrorBody),
     )
 )]

@@ -68,8 +68,8 @@ pub(crate) async fn sign_up(
     Ok(accepted("if this e-mail may have an account, a mail with instructions was sent"))
 }
 
-/// Activates an account with the mailed token, and signs in. The request holds the password of the
-/// sign-up, or a new one if the account has none.
+/// Activates an account with the mailed token, and signs in. The request contains the password of
+/// the sign-up, or a new password if the account has none.
 #[utoipa::path(
     operation_id = "activate",
     post, path = "/v1/auth/activate", tag = "auth", request_body = api::Activate, security(()),
@@ -92,8 +92,8 @@ pub(crate) async fn activate(
     post, path = "/v1/auth/login", tag = "auth", request_body = api::LogIn, security(()),
     responses(
         (status = 200, body = api::LoggedIn),
-        (status = 401, description = "wrong, or no such account", body = api::ErrorBody),
-        (status = 429, description = "too many failures; see Retry-After", body = api::ErrorBody),
+        (status = 401, description = "The e-mail or the password is wrong", body = api::ErrorBody),
+        (status = 429, description = "Too many failed sign-ins; `Retry-After` has the seconds to wait", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody),
     )
 )]
@@ -206,7 +206,7 @@ pub(super) async fn begin(
 #[utoipa::path(
     operation_id = "begin_oauth",
     get, path = "/v1/auth/oauth/{provider}", tag = "auth", security(()),
-    params(("provider" = String, Path, description = "As `GET /v1/auth/providers` names it")),
+    params(("provider" = String, Path, description = "Name of the provider from `GET /v1/auth/providers`")),
     responses((status = 303), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn oauth(
@@ -233,7 +233,7 @@ pub(crate) struct Callback {
 #[utoipa::path(
     operation_id = "end_oauth",
     get, path = "/v1/auth/oauth/{provider}/callback", tag = "auth", security(()),
-    params(("provider" = String, Path, description = "The provider"), Callback),
+    params(("provider" = String, Path, description = "Name of the provider"), Callback),
     responses((status = 303), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn callback(

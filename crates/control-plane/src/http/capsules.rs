@@ -12,16 +12,16 @@ use axum::response::IntoResponse;
 use http::{HeaderMap, StatusCode, header};
 use std::sync::Arc;
 
-/// Creates a capsule. Answers when its guest responds.
+/// Creates a capsule. The server answers when the guest responds.
 #[utoipa::path(
     operation_id = "create_capsule",
     post, path = "/v1/capsules", tag = "capsules", request_body = api::CreateCapsule,
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 lower-case \
-        letters, digits and hyphens: a request that is repeated with it within a day is answered \
-        by what the first one made")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Key of 1 to 255 \
+        lower-case letters, digits and hyphens. For a day, repeated requests with the key get the \
+        first result")),
     responses(
         (status = 201, body = api::Capsule),
-        (status = 503, description = "no capacity, with the reason", body = api::ErrorBody),
+        (status = 503, description = "No host has room; the message names the reason", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]
@@ -69,14 +69,14 @@ pub(crate) async fn get(
     Ok(Json(capsules::to_api(capsule)))
 }
 
-/// Ends a capsule and removes everything that belongs to it.
+/// Ends a capsule and removes all of its data.
 #[utoipa::path(
     operation_id = "delete_capsule",
     delete, path = "/v1/capsules/{id}", tag = "capsules",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(
         (status = 204), (status = "4XX", body = api::ErrorBody),
-        (status = 503, description = "the host does not answer; it is removed later", body = api::ErrorBody),
+        (status = 503, description = "The host does not answer; the capsule is removed later", body = api::ErrorBody),
     )
 )]
 pub(crate) async fn delete(
@@ -94,7 +94,7 @@ pub(crate) async fn delete(
     get, path = "/v1/capsules/{id}/logs", tag = "capsules",
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(
-        (status = 200, description = "as the guest wrote it", content_type = "application/octet-stream"),
+        (status = 200, description = "Raw console output of the guest", content_type = "application/octet-stream"),
         (status = "4XX", body = api::ErrorBody),
     )
 )]

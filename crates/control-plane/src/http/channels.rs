@@ -16,7 +16,7 @@ fn channel_id(text: &str) -> Result<ChannelId> {
     text.parse().map_err(|_| Error::NotFound("channel"))
 }
 
-/// Creates a channel. Only this answer has the secret that deliveries are signed with.
+/// Creates a channel. Only this answer contains the secret that signs deliveries.
 #[utoipa::path(
     operation_id = "create_channel",
     post, path = "/v1/channels", tag = "events", request_body = api::NewChannel,
@@ -59,8 +59,8 @@ pub(crate) async fn get(
     Ok(Json(channels::to_api(channels::get(&app, caller, channel_id(&id)?).await?)))
 }
 
-/// Changes, enables or disables a channel. A disabled channel never receives the events of that
-/// time.
+/// Changes, enables or disables a channel. A channel never receives events from the time while it
+/// was disabled.
 #[utoipa::path(
     operation_id = "change_channel",
     patch, path = "/v1/channels/{id}", tag = "events", request_body = api::ChangeChannel,
@@ -92,7 +92,7 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Renews a channel's secret. Only this answer has the new secret.
+/// Renews a channel's secret. Only this answer contains the new secret.
 #[utoipa::path(
     operation_id = "renew_channel_secret",
     post, path = "/v1/channels/{id}/secret", tag = "events",

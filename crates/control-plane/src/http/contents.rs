@@ -45,9 +45,9 @@ const PATH_MAX: usize = 4095;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct File {
-    /// Absolute path, or path relative to the account's home.
+    /// Absolute path, or path relative to the home of the account.
     path: String,
-    /// Account that the file belongs to. The default is the guest's default account.
+    /// User account in the guest that owns the file. The default is the guest's default account.
     user: Option<String>,
 }
 
@@ -74,8 +74,8 @@ pub(super) fn check_path(field: &'static str, path: &str) -> Result<()> {
     get, path = "/v1/capsules/{id}/files", tag = "files",
     params(("id" = String, Path, description = "Id of the capsule"), File),
     responses(
-        (status = 200, description = "the contents", content_type = "application/octet-stream"),
-        (status = 206, description = "the range asked for"),
+        (status = 200, description = "Contents of the file", content_type = "application/octet-stream"),
+        (status = 206, description = "Requested range of the file"),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]
@@ -95,7 +95,7 @@ pub(crate) async fn get(
     post, path = "/v1/capsules/{id}/files/read", tag = "files", request_body = api::PathRequest,
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(
-        (status = 200, description = "the contents", content_type = "application/octet-stream"),
+        (status = 200, description = "Contents of the file", content_type = "application/octet-stream"),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]
@@ -120,7 +120,7 @@ pub(crate) async fn read(
     params(("id" = String, Path, description = "Id of the capsule"), File),
     request_body(content_type = "application/octet-stream"),
     responses(
-        (status = 204), (status = 507, description = "disk full", body = api::ErrorBody),
+        (status = 204), (status = 507, description = "The capsule's disk is full", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]
@@ -142,7 +142,7 @@ pub(crate) async fn put(
     params(("id" = String, Path, description = "Id of the capsule")),
     request_body(content_type = "multipart/form-data"),
     responses(
-        (status = 204), (status = 507, description = "disk full", body = api::ErrorBody),
+        (status = 204), (status = 507, description = "The capsule's disk is full", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]

@@ -106,8 +106,8 @@ fn deprecate(object: &mut Object, renames: &[api::Rename]) {
 
 fn words_for(status: &str) -> &'static str {
     match status {
-        "4XX" => "The request is wrong, or not allowed",
-        "5XX" => "The platform cannot do it now",
+        "4XX" => "The request is invalid or not allowed",
+        "5XX" => "The platform cannot complete the request now",
         status => {
             let status = status.parse().ok().and_then(|code| StatusCode::from_u16(code).ok());
             status.and_then(|status| status.canonical_reason()).unwrap_or("Done")
@@ -115,11 +115,11 @@ fn words_for(status: &str) -> &'static str {
     }
 }
 
-/// Returns a page for people that shows this API.
+/// Returns a web page that documents this API.
 #[utoipa::path(
     operation_id = "get_docs",
     get, path = "/docs", tag = "platform", security(()),
-    responses((status = 200, description = "a page", content_type = "text/html"))
+    responses((status = 200, description = "Documentation page", content_type = "text/html"))
 )]
 pub(crate) async fn page() -> ([(http::HeaderName, HeaderValue); 1], Html<&'static str>) {
     ([(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY))], Html(PAGE))

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Streams the events of the team's capsules, snapshots and hosts. With `Last-Event-ID`, the stream
-/// continues after that event, and has all events of the last 30 days.
+/// continues after that event. Events are kept for 30 days.
 #[utoipa::path(
     operation_id = "stream_events",
     get, path = "/v1/events/stream", tag = "events",
-    params(("last-event-id" = Option<String>, Header, description = "`id` of the last that came")),
+    params(("last-event-id" = Option<String>, Header, description = "`id` of the last event that the client received")),
     responses(
-        (status = 200, description = "each `data` is an event as JSON, `event` its kind",
+        (status = 200, description = "Server-sent events: `data` holds an event as JSON, and `event` its kind",
             content_type = "text/event-stream", body = api::Event),
         (status = "4XX", body = api::ErrorBody),
     )

@@ -30,8 +30,8 @@ const TIMEOUT: u32 = 60;
     params(("id" = String, Path, description = "Id of the capsule")),
     responses(
         (status = 200, body = api::ExecResult),
-        (status = 202, description = "started in the background", body = api::ExecStarted),
-        (status = 504, description = "killed at its timeout", body = api::ErrorBody),
+        (status = 202, description = "The command was started in the background", body = api::ExecStarted),
+        (status = 504, description = "The command was killed at its timeout", body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )
 )]

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
     operation_id = "exec_stream",
     get, path = "/v1/capsules/{id}/exec/stream", tag = "processes",
     params(("id" = String, Path, description = "Id of the capsule")),
-    responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
+    responses((status = 101, description = "Switched to WebSocket"), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn exec(
     State(app): State<Arc<App>>,
@@ -36,16 +36,15 @@ pub(crate) async fn exec(
     Ok(upgrade.serve(failed, |out, incoming| Box::pin(serve(out, incoming, processes, None))))
 }
 
-/// Attaches to a process over a WebSocket. The client receives the output from now on, and the exit
-/// code.
+/// Attaches to a process over a WebSocket. The client receives all later output and the exit code.
 #[utoipa::path(
     operation_id = "attach_process",
     get, path = "/v1/capsules/{id}/processes/{selector}/stream", tag = "processes",
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("selector" = String, Path, description = "A pid, or a tag")
+        ("selector" = String, Path, description = "Process id or tag of the process")
     ),
-    responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
+    responses((status = 101, description = "Switched to WebSocket"), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn attach(
     State(app): State<Arc<App>>,

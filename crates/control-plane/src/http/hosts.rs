@@ -49,8 +49,8 @@ pub(crate) async fn add(
     Ok((StatusCode::CREATED, Json(enrol::invite(&app, wanted, by).await?)))
 }
 
-/// Creates a token with which a known host registers again. Its present credentials end when it
-/// does.
+/// Creates a token with which a known host registers again. The host's present credentials end at
+/// that registration.
 #[utoipa::path(
     operation_id = "reenrol_host",
     post, path = "/v1/hosts/{id}/token", tag = "hosts",
@@ -155,7 +155,8 @@ pub(crate) async fn preview(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Delete {
-    /// True to delete a host whose capsules or snapshots are not in the store. These are then lost.
+    /// True to delete a host whose capsules or snapshots are not in the store. Such data is then
+    /// lost.
     #[serde(default)]
     force: bool,
 }

@@ -11,8 +11,8 @@ use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Pauses a capsule: stores its memory, processes and disk, and ends its machine. Answers when
-/// everything is on the disk. After a failure the capsule continues to run.
+/// Pauses a capsule: stores its memory, processes and disk, and ends its machine. The server
+/// answers when all data is on the disk. After a failure the capsule keeps running.
 #[utoipa::path(
     operation_id = "pause_capsule",
     post, path = "/v1/capsules/{id}/pause", tag = "capsules", request_body = api::Pause,
@@ -33,8 +33,8 @@ pub(crate) async fn pause(
     Ok(Json(capsules::to_api(capsule)))
 }
 
-/// Resumes a paused capsule. Answers when its guest responds. After a failure the capsule stays
-/// paused.
+/// Resumes a paused capsule. The server answers when the guest responds. After a failure the
+/// capsule stays paused.
 #[utoipa::path(
     operation_id = "resume_capsule",
     post, path = "/v1/capsules/{id}/resume", tag = "capsules", request_body = api::Resume,
@@ -101,7 +101,7 @@ pub(crate) async fn timeout(
 }
 
 /// Replaces the rules for a capsule's outbound connections. For a running capsule, the rules apply
-/// when this answers, to open connections too.
+/// before the server answers, and to open connections too.
 #[utoipa::path(
     operation_id = "set_capsule_network",
     put, path = "/v1/capsules/{id}/network", tag = "capsules", request_body = api::Network,

@@ -70,8 +70,8 @@ pub(crate) async fn change(
     load_me(&app, who, transport, &headers).await
 }
 
-/// Erases the user. Teams that the user owns are deleted and must be empty and have no other
-/// member. Sessions and keys end. The audit log forgets who the user was.
+/// Erases the user. Teams that the user owns are deleted. Such teams must be empty and have no
+/// other member. Sessions and keys end. The audit log no longer identifies the user.
 #[utoipa::path(
     operation_id = "delete_me",
     delete, path = "/v1/me", tag = "me", request_body = api::DeleteMe, security(("user" = [])),
@@ -166,12 +166,12 @@ pub(crate) async fn end_others(State(app): State<Arc<App>>, who: Session) -> Res
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Starts to add a provider's account for sign-ins, from a signed-in browser. The answer has the
-/// address to visit. The browser must return in the same session.
+/// Starts to add a provider's account for sign-ins, from a signed-in browser. The answer contains
+/// the address to visit. The browser must return in the same session.
 #[utoipa::path(
     operation_id = "add_provider",
     post, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),
-    params(("provider" = String, Path, description = "As `GET /v1/auth/providers` names it")),
+    params(("provider" = String, Path, description = "Name of the provider from `GET /v1/auth/providers`")),
     responses((status = 200, body = api::AuthUrl), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn add_provider(
@@ -193,7 +193,7 @@ pub(crate) async fn add_provider(
 #[utoipa::path(
     operation_id = "remove_provider",
     delete, path = "/v1/me/providers/{provider}", tag = "me", security(("user" = [])),
-    params(("provider" = String, Path, description = "The provider")),
+    params(("provider" = String, Path, description = "Name of the provider")),
     responses((status = 204), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn remove_provider(

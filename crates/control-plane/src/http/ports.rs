@@ -43,7 +43,8 @@ fn is_public(capsule: &Capsule, port: u16) -> bool {
     all || capsule.public_ports.contains(&i32::from(port))
 }
 
-/// Lists the servers that listen in a running capsule, on any of its addresses. Resumes no capsule.
+/// Lists the servers that listen in a running capsule, on any address. The request resumes no
+/// capsule.
 #[utoipa::path(
     operation_id = "list_ports",
     get, path = "/v1/capsules/{id}/ports", tag = "ports",
@@ -75,7 +76,7 @@ pub(crate) async fn list(
     get, path = "/v1/capsules/{id}/ports/{port}", tag = "ports",
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "1 to 65535"),
+        ("port" = u16, Path, description = "Port from 1 to 65535"),
     ),
     responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
 )]
@@ -89,13 +90,13 @@ pub(crate) async fn get(
     Ok(to_api(&app, caller, capsule, target))
 }
 
-/// Makes a port public, or restricts it to admitted callers.
+/// Makes a port public, or restricts the port to authorized callers.
 #[utoipa::path(
     operation_id = "set_port",
     put, path = "/v1/capsules/{id}/ports/{port}", tag = "ports", request_body = api::SetPort,
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "1 to 65535, but not envd's 49983"),
+        ("port" = u16, Path, description = "Port from 1 to 65535, except envd's port 49983"),
     ),
     responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
 )]
@@ -112,14 +113,14 @@ pub(crate) async fn set(
 }
 
 /// Creates a link that lets a browser reach a port. The link ends at its expiry, or with the key or
-/// membership that made it.
+/// membership that created the link.
 #[utoipa::path(
     operation_id = "create_link",
     post, path = "/v1/capsules/{id}/ports/{port}/links", tag = "ports",
     request_body = api::MakeLink,
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "1 to 65535, but not envd's 49983"),
+        ("port" = u16, Path, description = "Port from 1 to 65535, except envd's port 49983"),
     ),
     responses((status = 201, body = api::Link), (status = "4XX", body = api::ErrorBody))
 )]
@@ -151,8 +152,8 @@ pub(crate) async fn link(
     Ok((StatusCode::CREATED, Json(api::Link { url, expires_at })))
 }
 
-/// Replaces the token that admits to a capsule's ports. The old token, and every connection that it
-/// opened, ends at once.
+/// Replaces the token that admits clients to a capsule's ports. The old token and its open
+/// connections end at once.
 #[utoipa::path(
     operation_id = "rotate_traffic_token",
     post, path = "/v1/capsules/{id}/traffic-token", tag = "ports",
@@ -168,8 +169,8 @@ pub(crate) async fn rotate_token(
     Ok(Json(api::TrafficToken { traffic_token }))
 }
 
-/// Ends every preview link of a capsule. Cookies made from the links, and the connections that they
-/// opened, end too.
+/// Ends every preview link of a capsule. The cookies of the links and their open connections end
+/// too.
 #[utoipa::path(
     operation_id = "rotate_links",
     post, path = "/v1/capsules/{id}/links/rotate", tag = "ports",
@@ -185,18 +186,18 @@ pub(crate) async fn rotate_links(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Connects to a port. The request asks to switch to `tcp`, and the connection then carries the
-/// guest's bytes.
+/// Connects to a port. The request asks for a switch to `tcp`. The connection then carries the
+/// port's raw bytes.
 #[utoipa::path(
     operation_id = "connect_port",
     get, path = "/v1/capsules/{id}/ports/{port}/tcp", tag = "ports",
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "1 to 65535, but not envd's 49983"),
-        ("upgrade" = String, Header, description = "`tcp`, with `Connection: upgrade`"),
+        ("port" = u16, Path, description = "Port from 1 to 65535, except envd's port 49983"),
+        ("upgrade" = String, Header, description = "Must be `tcp`, together with `Connection: upgrade`"),
     ),
     responses(
-        (status = 101, description = "what follows is the port's own bytes"),
+        (status = 101, description = "The connection carries the port's raw bytes"),
         (status = 429, body = api::ErrorBody), (status = 502, body = api::ErrorBody),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
     )

@@ -40,7 +40,7 @@ pub(crate) struct Kill {
     delete, path = "/v1/capsules/{id}/processes/{selector}", tag = "processes",
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("selector" = String, Path, description = "A pid, or a tag"),
+        ("selector" = String, Path, description = "Process id or tag of the process"),
         Kill
     ),
     responses((status = 204), (status = "4XX", body = api::ErrorBody))

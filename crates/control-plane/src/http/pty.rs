@@ -38,7 +38,7 @@ pub(crate) struct Form {
     operation_id = "open_pty",
     get, path = "/v1/capsules/{id}/pty", tag = "processes",
     params(("id" = String, Path, description = "Id of the capsule"), Form),
-    responses((status = 101, description = "WebSocket"), (status = "4XX", body = api::ErrorBody))
+    responses((status = 101, description = "Switched to WebSocket"), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn open(
     State(app): State<Arc<App>>,

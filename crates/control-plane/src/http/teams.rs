@@ -16,7 +16,7 @@ fn user_id(text: &str) -> Result<UserId> {
     text.parse().map_err(|_| Error::NotFound("member"))
 }
 
-/// Lists the caller's teams. A key has only the team that it belongs to.
+/// Lists the caller's teams. For an API key, the list contains only the team of the key.
 #[utoipa::path(
     operation_id = "list_teams",
     get, path = "/v1/teams", tag = "teams",
@@ -129,8 +129,8 @@ pub(crate) async fn set_role(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Removes a member from the team. The keys and invitations that they made for the team end, and
-/// channels that they set are disabled. The capsules that they started stay the team's.
+/// Removes a member from the team. Keys and invitations that the member created for the team end,
+/// and the member's channels are disabled. The member's capsules stay with the team.
 #[utoipa::path(
     operation_id = "remove_member",
     delete, path = "/v1/teams/{id}/members/{user}", tag = "teams",
@@ -149,8 +149,8 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Leaves a team. An owner cannot leave. The keys and invitations that the member made for the team
-/// end, and channels that they set are disabled.
+/// Leaves a team. An owner cannot leave. Keys and invitations that the member created for the team
+/// end, and the member's channels are disabled.
 #[utoipa::path(
     operation_id = "leave_team",
     post, path = "/v1/teams/{id}/leave", tag = "teams",
@@ -243,7 +243,7 @@ pub(crate) async fn accept(
     Ok(Json(teams::accept(&app, who, &wanted.token).await?))
 }
 
-/// Returns a team's limits and its present use.
+/// Returns a team's limits and their current use.
 #[utoipa::path(
     operation_id = "get_limits",
     get, path = "/v1/teams/{id}/limits", tag = "teams",

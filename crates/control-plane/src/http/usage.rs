@@ -51,7 +51,7 @@ fn day(field: &str, text: Option<&str>) -> Result<Option<Date>> {
 }
 
 /// Returns the team's usage by day in UTC. Usage is exact to the start and end of capsules and
-/// snapshots. Today's usage is up to now.
+/// snapshots. The usage of today ends at the present moment.
 #[utoipa::path(
     operation_id = "get_usage",
     get, path = "/v1/usage", tag = "teams", params(Range),
