@@ -18,6 +18,7 @@ pub struct SignUp {
 /// Message about an accepted request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Message {
+    /// Message for people.
     pub message: String,
 }
 
@@ -30,6 +31,7 @@ pub struct Activate {
     /// Password of the sign-up, or a new password for an account that has none. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
+    /// New name of 1 to 100 characters. By default, the name stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// True to receive the session's token in the answer, as in `LogIn`.
@@ -64,6 +66,7 @@ pub struct LoggedIn {
     /// Session token for a program to send as `Authorization: Bearer`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_token: Option<String>,
+    /// End of the session.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
 }
@@ -71,6 +74,7 @@ pub struct LoggedIn {
 /// A short-lived signed token of a session, for `Authorization: Bearer`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct UserToken {
+    /// Signed token, sent as `Authorization: Bearer`.
     pub token: String,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
@@ -89,6 +93,7 @@ pub struct ResetPassword {
 pub struct ConfirmPassword {
     /// Token from the mail.
     pub token: String,
+    /// New password of 8 to 256 characters.
     pub new_password: String,
 }
 
@@ -109,6 +114,7 @@ pub struct Me {
     pub name: String,
     /// True for an admin of the platform.
     pub admin: bool,
+    /// True if the user can sign in with a password.
     pub has_password: bool,
     /// Providers whose accounts the user may sign in with.
     pub providers: Vec<String>,
@@ -142,6 +148,7 @@ pub struct DeleteMe {
 pub struct ChangePassword {
     /// Current password. A user without a password leaves it out.
     pub current_password: Option<String>,
+    /// New password of 8 to 256 characters.
     pub new_password: String,
 }
 
@@ -174,6 +181,7 @@ pub struct SessionList {
 /// Address of a sign-in at a provider.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuthUrl {
+    /// URL for the user's browser.
     pub auth_url: String,
 }
 
@@ -183,6 +191,7 @@ pub struct User {
     pub id: String,
     pub email: String,
     pub name: String,
+    /// True for an admin of the platform.
     pub admin: bool,
     /// State of the account: `inactive`, `active` or `disabled`.
     pub status: String,
@@ -211,6 +220,7 @@ pub struct InviteUser {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeUser {
+    /// True to make the user an admin of the platform, false to take the role away.
     pub admin: Option<bool>,
     /// New state of the account: `active` or `disabled`.
     pub status: Option<String>,

@@ -18,6 +18,7 @@ pub struct AuditLog {
     /// Network address that the request came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Type of the resource, such as `capsule` or `api_key`.
     pub resource_type: String,
     pub resource_id: String,
     /// Kind and verb of the action, such as `capsule.pause`.
@@ -25,6 +26,7 @@ pub struct AuditLog {
     /// Outcome: `ok` or `refused`. For `refused`, `metadata` holds the error's `code` and the
     /// `count` of equal refusals in that second.
     pub status: String,
+    /// Details of the action, as an object.
     pub metadata: serde_json::Value,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -78,8 +80,10 @@ pub struct Event {
     /// - `host.up`, `.down`
     /// - `channel.test`
     pub event: String,
+    /// Type of the resource, such as `capsule` or `host`.
     pub resource_type: String,
     pub resource_id: String,
+    /// Details of the event, as an object.
     pub data: serde_json::Value,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -105,6 +109,7 @@ pub struct ChangeChannel {
     pub name: Option<String>,
     pub url: Option<String>,
     pub events: Option<Vec<String>>,
+    /// False to stop deliveries to the channel.
     pub enabled: Option<bool>,
 }
 
@@ -115,7 +120,9 @@ pub struct Channel {
     pub team_id: String,
     pub name: String,
     pub url: String,
+    /// Kinds of events to send. An empty list means all kinds.
     pub events: Vec<String>,
+    /// False while the channel receives no events.
     pub enabled: bool,
     /// Secret that signs deliveries. Only answers that create or renew the secret contain it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -136,10 +143,12 @@ pub struct ChannelList {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Delivery {
     pub id: String,
+    /// Kind of the event, such as `capsule.paused`.
     pub event: String,
     /// State of the delivery: `waiting`, `done` or `failed`. A delivery fails after ten attempts in
     /// 16 hours.
     pub status: String,
+    /// Number of attempts so far.
     pub attempts: i32,
     /// HTTP status of the last answer.
     #[serde(skip_serializing_if = "Option::is_none")]

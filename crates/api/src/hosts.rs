@@ -18,20 +18,26 @@ pub struct Host {
     /// Team that the host is reserved for. Absent for a host that serves every team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
+    /// Tags that capsules may require of their host.
     pub tags: Vec<String>,
     /// Address in the form `HOST:PORT`. Empty until the host has registered.
     pub address: String,
+    /// Processor architecture, such as `x86_64`.
     pub arch: String,
+    /// Driver that runs the virtual machines, such as `firecracker` or `qemu`.
     pub driver: String,
     /// Accelerator of the virtual machines: `kvm`, `tcg` (emulation) or `none`.
     pub accelerator: String,
     /// Isolation tier, from weakest to strongest: `none`, `tcg` (emulated), `kvm`, `jailed`. In
     /// `jailed`, KVM runs and the VMM is locked into a jail.
     pub isolation: String,
+    /// Version of the host agent.
     pub version: String,
+    /// Names of the templates on the host.
     pub templates: Vec<String>,
     /// True if the host uses the platform's object store, which then holds its snapshots too.
     pub store: bool,
+    /// Number of processor cores.
     pub cpu_cores: i32,
     /// Virtual CPUs that the host's capsules may have in total.
     pub vcpus: i64,
@@ -51,6 +57,7 @@ pub struct Host {
     /// SHA-256 of the host's certificate, in hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_fingerprint: Option<String>,
+    /// Expiry of the host's certificate.
     #[serde(
         default,
         with = "time::serde::rfc3339::option",
@@ -59,6 +66,7 @@ pub struct Host {
     pub cert_expires_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// Time of the last heartbeat.
     #[serde(
         default,
         with = "time::serde::rfc3339::option",
@@ -90,6 +98,7 @@ pub struct HostLoad {
 #[serde(remote = "Self")]
 pub struct HostSpecs {
     pub arch: String,
+    /// Number of processor cores.
     pub cpu_cores: u32,
     /// Virtual CPUs that the host's capsules may have in total.
     pub vcpus: u64,
@@ -102,7 +111,9 @@ pub struct HostSpecs {
     /// Isolation tier. Agents of earlier versions omit the field, which means `none`.
     #[serde(default)]
     pub isolation: String,
+    /// Version of the host agent.
     pub version: String,
+    /// Names of the templates on the host.
     pub templates: Vec<String>,
     /// True if the host uses the platform's object store.
     #[serde(default)]
@@ -131,6 +142,7 @@ pub struct HostToken {
     /// Token for `wrenn agent --register`, valid for this host only. Only this answer contains the
     /// token.
     pub registration_token: String,
+    /// Expiry of the registration token.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
 }
@@ -139,6 +151,7 @@ pub struct HostToken {
 /// are ignored, here and in the two requests below.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RegisterHost {
+    /// Registration token from `wrenn host add` or `wrenn host token`.
     pub token: String,
     /// Address in the form `IP:PORT` or `NAME:PORT` at which the control plane reaches the host.
     pub address: String,
@@ -152,6 +165,7 @@ pub struct RegisterHost {
 /// Request body of `POST /v1/hosts/refresh`, sent by the host.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RefreshHost {
+    /// Refresh token from the registration or the last renewal.
     pub refresh_token: String,
     /// Certificate signing request (PEM) for a new key.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -211,6 +225,7 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostTags {
+    /// New tags of the host, which replace all earlier tags.
     pub tags: Vec<String>,
 }
 
@@ -228,5 +243,6 @@ pub struct HostLoss {
 pub struct LostCapsule {
     pub id: String,
     pub team_id: String,
+    /// State of the capsule.
     pub status: String,
 }

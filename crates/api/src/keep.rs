@@ -40,14 +40,18 @@ pub struct Fork {
 /// Capsules of a fork, and the errors of those that did not start.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Forked {
+    /// Capsules that started.
     pub items: Vec<super::Capsule>,
+    /// Errors of the capsules that did not start.
     pub errors: Vec<ForkError>,
 }
 
 /// Reason why one capsule of a fork did not start.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ForkError {
+    /// Stable code for programs, as in `ErrorDetail`.
     pub code: String,
+    /// Message for people.
     pub message: String,
 }
 
@@ -93,6 +97,7 @@ pub struct Snapshot {
     pub capsule_id: Option<String>,
     /// Name of the capsule's template.
     pub template: String,
+    /// Number of virtual CPUs.
     pub vcpus: i32,
     /// Memory in MiB.
     pub memory_mib: i32,

@@ -117,6 +117,7 @@ pub struct Capsule {
     pub status: String,
     /// Name of the template or snapshot that the capsule was created from.
     pub template: String,
+    /// Number of virtual CPUs.
     pub vcpus: i32,
     /// Memory in MiB.
     pub memory_mib: i32,
@@ -147,6 +148,7 @@ pub struct Capsule {
     /// host.
     #[serde(default)]
     pub stored: bool,
+    /// Id of the capsule's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
     /// True while the guest stands still because the host's disk has too little room. The status
@@ -174,15 +176,18 @@ pub struct Capsule {
     /// Rules for outbound connections.
     #[serde(default)]
     pub network: Network,
+    /// Key-value pairs stored with the capsule.
     pub metadata: BTreeMap<String, String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// Time when the capsule first ran. Absent until then.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none",
         default
     )]
     pub started_at: Option<OffsetDateTime>,
+    /// Time of the last change of the capsule.
     #[serde(with = "time::serde::rfc3339")]
     pub last_updated: OffsetDateTime,
 }
@@ -202,8 +207,10 @@ pub struct CapsulePage {
 pub struct Exec {
     /// Name or path of a program. No shell interprets it.
     pub cmd: String,
+    /// Arguments of the program.
     #[serde(default)]
     pub args: Vec<String>,
+    /// Environment variables of the command, in addition to the capsule's own.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
     /// Working directory. The default is the account's home.
@@ -228,9 +235,11 @@ pub struct Exec {
 pub struct ExecResult {
     /// Id of the capsule.
     pub sandbox_id: String,
+    /// Program of the command.
     pub cmd: String,
     /// Standard output as text, or as base64 if `encoding` is `base64`.
     pub stdout: String,
+    /// Standard error, in the form of `stdout`.
     pub stderr: String,
     /// Encoding of both streams: `utf-8`, or `base64` when either stream is not text.
     pub encoding: String,
@@ -239,6 +248,7 @@ pub struct ExecResult {
     /// True if output is incomplete. Each stream ends at 8 MiB, or where the caller's share of the
     /// server's memory ends.
     pub truncated: bool,
+    /// Duration of the command in milliseconds.
     pub duration_ms: u64,
 }
 
@@ -247,18 +257,24 @@ pub struct ExecResult {
 pub struct ExecStarted {
     /// Id of the capsule.
     pub sandbox_id: String,
+    /// Program of the command.
     pub cmd: String,
     /// Process id in the guest.
     pub pid: u32,
+    /// Tag that identifies the process besides its pid.
     pub tag: String,
 }
 
 /// A process in a capsule.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Process {
+    /// Process id in the guest.
     pub pid: u32,
+    /// Name or path of the program.
     pub cmd: String,
+    /// Arguments of the program.
     pub args: Vec<String>,
+    /// Tag that identifies the process besides its pid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
 }
@@ -291,24 +307,34 @@ pub struct ListRequest {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveRequest {
+    /// Present path of the entry.
     pub source: String,
+    /// New path of the entry.
     pub destination: String,
 }
 
 /// A file, directory or other entry at a path.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Entry {
+    /// Last part of the path.
     pub name: String,
+    /// Absolute path.
     pub path: String,
     /// Type of the entry: `file`, `directory`, `symlink` or `other`.
     pub r#type: String,
+    /// Size in bytes.
     pub size: i64,
+    /// Permission bits as a number, such as 420 for `0644`.
     pub mode: u32,
+    /// Type and permissions in the form of `ls`, such as `-rw-r--r--`.
     pub permissions: String,
+    /// Name of the user who owns the entry.
     pub owner: String,
+    /// Name of the group that owns the entry.
     pub group: String,
     /// Time of the last change, in seconds since 1970.
     pub modified_at: i64,
+    /// Target of a symbolic link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub symlink_target: Option<String>,
 }
@@ -331,6 +357,7 @@ pub struct EntryList {
 pub struct Template {
     pub id: String,
     pub name: String,
+    /// Number of virtual CPUs.
     pub vcpus: i32,
     /// Memory in MiB.
     pub memory_mib: i32,
@@ -362,12 +389,15 @@ pub struct TemplateList {
 /// Answer to `GET /version`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Version {
+    /// Version of the control plane.
     pub version: String,
 }
 
 /// Answer to `GET /health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {
+    /// `ok`, or the reason why the platform is not healthy.
     pub status: String,
+    /// Version of the control plane.
     pub version: String,
 }

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 /// Access to a port of a capsule over HTTP.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Port {
+    /// Number of the port.
     pub port: u16,
     /// True if anyone may reach the port.
     pub public: bool,
@@ -22,6 +23,7 @@ pub struct Port {
 /// A server that listens in a capsule, as `GET /v1/capsules/{id}/ports` lists it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ListeningPort {
+    /// Number of the port.
     pub port: u16,
     /// Address that the server listens on, such as `0.0.0.0`, `127.0.0.1` or `::1`. The port's URL
     /// reaches a server on any of these addresses.
@@ -61,7 +63,9 @@ pub struct MakeLink {
 /// A link that gives a browser access to a port.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Link {
+    /// URL of the link, for a browser.
     pub url: String,
+    /// Expiry of the link.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
 }

@@ -52,7 +52,9 @@ pub struct Member {
     pub user_id: String,
     pub name: String,
     pub email: String,
+    /// Role in the team: `owner`, `admin`, `member` or `viewer`.
     pub role: String,
+    /// Time when the user joined the team.
     #[serde(with = "time::serde::rfc3339")]
     pub joined_at: OffsetDateTime,
 }
@@ -93,6 +95,7 @@ pub struct InviteMember {
 pub struct Invitation {
     pub id: String,
     pub email: String,
+    /// Role of the new member: `admin`, `member` or `viewer`.
     pub role: String,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -168,6 +171,7 @@ pub struct TeamLimits {
 pub struct AdminTeam {
     pub id: String,
     pub name: String,
+    /// Number of members.
     pub members: i64,
     /// Number of capsules that have not been removed.
     pub capsules: i64,
@@ -220,11 +224,15 @@ pub struct ApiKey {
     pub name: String,
     /// The key's first ten characters.
     pub key_prefix: String,
+    /// Scopes of the key, as in `NewKey`.
     pub scopes: Vec<String>,
+    /// Id of the only template that the key may start capsules from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
+    /// Id of the only capsule that the key sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capsule_id: Option<String>,
+    /// True if the key may act on the whole platform.
     pub operator: bool,
     pub limits: Limits,
     /// Id of the user who created the key. The key never exceeds that user's permissions.
@@ -232,6 +240,7 @@ pub struct ApiKey {
     pub created_by: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// Expiry of the key. Absent for a key that never expires.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none",
