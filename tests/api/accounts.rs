@@ -50,7 +50,7 @@ async fn signup_is_activated_by_mailed_code_and_allows_login() {
     // A second sign-up with the same e-mail gets the same answer, and another mail.
     let again = anyone.post("/v1/auth/signup", &account).await.expect(202);
     assert_eq!(again, told);
-    mailed(&platform, "ada@example.com", "wanted to make").await;
+    mailed(&platform, "ada@example.com", "already has an account").await;
     let second = log_in(&anyone, "ADA@example.com", PASSWORD).await.expect(200);
     assert_ne!(second["session_token"], came["session_token"]);
     // The second user is no admin.

@@ -133,7 +133,7 @@ async fn reconcile_as_leader(app: &App) {
         }
     };
     tokio::select! {
-        () = holding => tracing::warn!("lost the leadership; stopping to reconcile"),
+        () = holding => tracing::warn!("lost the leadership"),
         () = rounds(app) => {}
         () = follow_all(app) => {}
         () = watch(app) => {}
@@ -323,9 +323,9 @@ fn is_leftover(row: &Capsule, info: &CapsuleInfo) -> bool {
 async fn remove_leftover(agent: &Agent, id: CapsuleId, info: &CapsuleInfo) {
     // Any command is later than a capsule whose record its agent cannot read.
     let newest = info.generation.unwrap_or(0);
-    tracing::info!(%id, generation = newest, "removing a machine that no capsule owns");
+    tracing::info!(%id, generation = newest, "removing an orphaned machine");
     if let Err(error) = agent.destroy(id, newest, None).await {
-        tracing::warn!(%id, %error, "removing a machine that no capsule owns");
+        tracing::warn!(%id, %error, "cannot remove an orphaned machine");
     }
 }
 

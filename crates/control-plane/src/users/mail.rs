@@ -106,11 +106,11 @@ pub(super) fn activation(token: &str) -> Text {
     text(
         "Activate your Wrenn account".to_owned(),
         &[
-            "Someone, hopefully you, has made a Wrenn account with this address.",
-            "To activate it, run `wrenn activate` and give this code:",
+            "Someone has requested a Wrenn account with this address.",
+            "To activate the account, run `wrenn activate` and give this code:",
             &format!("    {token}"),
-            "and then the password of the account; choose one if you were invited.",
-            "The code is good for a day. If it was not you, do nothing.",
+            "Then give the password of the account. If you were invited, choose a new password.",
+            "The code is valid for one day. If you did not request an account, ignore this mail.",
         ],
     )
 }
@@ -119,10 +119,10 @@ pub(super) fn there_already() -> Text {
     text(
         "Your Wrenn account".to_owned(),
         &[
-            "Someone, hopefully you, wanted to make a Wrenn account with this address,",
-            "which has one. If you have forgotten its password, run",
+            "Someone has requested a Wrenn account with this address, which already has an account.",
+            "If you have forgotten the password of the account, run",
             "    wrenn reset-password YOUR-ADDRESS",
-            "If it was not you, do nothing.",
+            "If you did not request an account, ignore this mail.",
         ],
     )
 }
@@ -131,10 +131,10 @@ pub(super) fn reset(token: &str) -> Text {
     text(
         "A new password for Wrenn".to_owned(),
         &[
-            "Someone, hopefully you, wants a new password for your Wrenn account.",
-            "To set one, run `wrenn reset-password` and give the code",
+            "Someone has requested a new password for your Wrenn account.",
+            "To set a new password, run `wrenn reset-password` and give the code",
             &format!("    {token}"),
-            "The code is good for half an hour. If it was not you, do nothing.",
+            "The code is valid for 30 minutes. If you did not request a password, ignore this mail.",
         ],
     )
 }
@@ -144,12 +144,12 @@ pub(crate) fn invitation(team: &str, token: &str) -> Text {
         // A team's name has no control characters, so it ends no header.
         format!("You are invited to the Wrenn team {team}"),
         &[
-            "You are invited to a team of Wrenn:",
+            "You are invited to this team on Wrenn:",
             &format!("    {team}"),
-            "To join it, sign in with this address and run",
+            "To join the team, sign in with this address and run",
             &format!("    wrenn team accept {token}"),
-            "If you have no account yet, sign up with this address first.",
-            "The code is good for a week.",
+            "If you have no account, sign up with this address first.",
+            "The code is valid for one week.",
         ],
     )
 }
