@@ -190,7 +190,7 @@ async fn former_database_with_changed_migration_is_refused() {
     let (url, mut db) = restored(&platform).await;
     let changed = "UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 7";
     sqlx::query(changed).execute(&mut db).await.unwrap();
-    let remedy = "migration 7 of the database is unknown or was changed; start the wrenn that \
+    let remedy = "migration 7 of the database is unknown or changed; start the wrenn that \
                   created the database, or use a new database";
     refused(&platform, &url, &mut db, remedy).await;
     platform.finish();

@@ -28,7 +28,7 @@ async fn older_program_starts_on_newer_schema_down_to_its_floor() {
     platform.kill();
     refused(platform.up_command());
     let log = platform.log();
-    let sentence = "this wrenn is too old for its database, which needs migration 9999";
+    let sentence = "this wrenn is too old: the database needs migration 9999";
     assert!(log.lines().any(|line| line.contains(sentence)), "{log}");
     platform.finish();
 }

@@ -37,7 +37,7 @@ async fn check_floor(db: &mut PgConnection, own: i64) -> anyhow::Result<()> {
         floor(db).await.context("cannot read the oldest migration that the database needs")?;
     anyhow::ensure!(
         floor <= own,
-        "this wrenn is too old for its database, which needs migration {floor}; this wrenn ends at \
+        "this wrenn is too old: the database needs migration {floor}, but this wrenn ends at \
          {own}; start a newer wrenn"
     );
     Ok(())

@@ -67,7 +67,7 @@ pub(super) async fn adopt_former(
              with migration {last} once, then this wrenn"
         ),
         Origin::Unknown(version) => anyhow::bail!(
-            "migration {version} of the database is unknown or was changed; start the wrenn that \
+            "migration {version} of the database is unknown or changed; start the wrenn that \
              created the database, or use a new database"
         ),
     }
