@@ -182,7 +182,7 @@ async fn signup_racing_activation_changes_no_account_or_other_signup() {
     sign_up("a@example.com", "a-strangers-tangerine-7").await;
     other.awaited(1).await;
     other.commit().await;
-    mailed(&platform, "a@example.com", "wanted to make").await;
+    mailed(&platform, "a@example.com", "already has an account").await;
     let own = "SELECT count(*) FROM users WHERE password_hash = 'own' AND status = 'active'";
     assert_eq!(scalar(&platform, own).await, 1);
     // A stranger signs up after the owner did, and before the owner has read the mail.

@@ -109,8 +109,9 @@ pub(super) fn activation(token: &str) -> Text {
             "Someone has requested a Wrenn account with this address.",
             "To activate the account, run `wrenn activate` and give this code:",
             &format!("    {token}"),
-            "Then give the password of the account. If you were invited, choose a new password.",
-            "The code is valid for one day. If you did not request an account, ignore this mail.",
+            "Then give the account's password. If you were invited, choose one.",
+            "The code is valid for one day.",
+            "If you did not request an account, ignore this mail.",
         ],
     )
 }
@@ -119,8 +120,9 @@ pub(super) fn there_already() -> Text {
     text(
         "Your Wrenn account".to_owned(),
         &[
-            "Someone has requested a Wrenn account with this address, which already has an account.",
-            "If you have forgotten the password of the account, run",
+            "Someone has requested a Wrenn account with this address.",
+            "The address already has an account.",
+            "If you have forgotten the password, run",
             "    wrenn reset-password YOUR-ADDRESS",
             "If you did not request an account, ignore this mail.",
         ],
@@ -134,7 +136,8 @@ pub(super) fn reset(token: &str) -> Text {
             "Someone has requested a new password for your Wrenn account.",
             "To set a new password, run `wrenn reset-password` and give the code",
             &format!("    {token}"),
-            "The code is valid for 30 minutes. If you did not request a password, ignore this mail.",
+            "The code is valid for 30 minutes.",
+            "If you did not request a password, ignore this mail.",
         ],
     )
 }
