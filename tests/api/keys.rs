@@ -190,7 +190,7 @@ async fn capsule_key_cannot_fork() {
     let id = owner.create(&json!({})).await;
     let (key, _) = make(&platform, &owner, json!({ "name": "k", "capsule": id })).await;
     let fork = json!({ "count": 3 });
-    key.post(&format!("/v1/capsules/{id}/fork"), &fork).await.refuses(403, "forbidden", "restricted");
+    key.post(&format!("/v1/capsules/{id}/fork"), &fork).await.refuses(403, "forbidden", "beyond");
     assert_eq!(key.post(&format!("/sandboxes/{id}/fork"), &fork).await.status.as_u16(), 403);
     let listed = owner.get("/v1/capsules").await.expect(200);
     assert_eq!(listed["items"].as_array().unwrap().len(), 1, "{listed}");
