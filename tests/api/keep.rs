@@ -149,8 +149,14 @@ async fn pause_drains_short_commands_and_interrupts_long_ones() {
 #[tokio::test]
 async fn failed_pause_leaves_capsule_running() {
     let (mut platform, _, id) = capsule().await;
-    for step in ["pause.drained", "pause.frozen", "pause.saved", "pause.written", "snapshot.staged"]
-    {
+    for step in [
+        "pause.drained",
+        "pause.frozen",
+        "pause.saved",
+        "pause.written",
+        "snapshot.staged",
+        "snapshot.renamed",
+    ] {
         platform.stop();
         platform.set_var("WRENN_FAIL_AT", Some(step));
         platform.resume().await;
@@ -161,10 +167,10 @@ async fn failed_pause_leaves_capsule_running() {
         assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");
         let path = format!("/v1/capsules/{id}/timeout");
         // The log covers all rounds. Requests during an attempt may be refused.
-        let tried = || platform.log().matches("its time is over").count();
+        let tried = || platform.log().matches("cannot apply a capsule's timeout").count();
         let before = tried();
         client.post(&path, &json!({ "lifetime": 0 })).await.expect(200);
-        eventually("its time is over", || async { (tried() > before).then_some(()) }).await;
+        eventually("a due pause fails", || async { (tried() > before).then_some(()) }).await;
         assert_eq!(client.status(&id).await, "running", "{step}");
         assert_eq!(client.out(&id, "echo up").await, "up\n", "{step}");
         client.post(&path, &json!({})).await.expect(200);

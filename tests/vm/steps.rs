@@ -57,6 +57,7 @@ async fn crash_at_any_step_of_pause_loses_nothing() {
         ("pause.saved", "running"),
         ("pause.written", "running"),
         ("snapshot.staged", "running"),
+        ("snapshot.renamed", "paused"),
         ("pause.committed", "paused"),
         ("release.killed", "paused"),
         ("pause.settled", "paused"),

@@ -256,6 +256,10 @@ impl Staging {
     }
 
     /// Writes the manifest and moves the snapshot to its final folder, durably.
+    ///
+    /// # Errors
+    /// When the snapshot cannot be written, or its rename cannot be made durable. The final folder
+    /// does not exist then.
     pub(crate) fn commit(mut self, manifest: Manifest) -> io::Result<Snapshot> {
         let body = serde_json::to_vec(&manifest)?;
         let mut file = File::create(self.dir.join(MANIFEST))?;
@@ -264,12 +268,25 @@ impl Staging {
         file.write_all(&body)?;
         file.sync_all()?;
         File::open(&self.dir)?.sync_all()?;
+        // The parents may be new too. They are opened first, so that little can fail after the
+        // rename.
+        let parents = self.to.ancestors().skip(1).take(3).map(File::open);
+        let parents = parents.collect::<io::Result<Vec<_>>>()?;
         daemon::failpoint("snapshot.staged")?;
-        rustix::fs::renameat_with(CWD, &self.dir, CWD, &self.to, RenameFlags::NOREPLACE)?;
+        rename(&self.dir, &self.to)?;
         self.done = true;
-        // The parent folders may be new too.
-        for parent in self.to.ancestors().skip(1).take(3) {
-            File::open(parent)?.sync_all()?;
+        let synced = || {
+            daemon::failpoint("snapshot.renamed")?;
+            parents.iter().try_for_each(File::sync_all)
+        };
+        match synced() {
+            Ok(()) => {}
+            // The caller goes on as if there were no snapshot, so there must be none.
+            Err(error) if rename(&self.to, &self.dir).is_ok() => {
+                self.done = false;
+                return Err(error);
+            }
+            Err(error) => tracing::error!(%error, "cannot sync the folder of a snapshot"),
         }
         Ok(Snapshot { dir: self.to.clone(), manifest })
     }
@@ -283,6 +300,11 @@ impl Drop for Staging {
             tracing::warn!(%error, "cannot remove an incomplete snapshot");
         }
     }
+}
+
+/// Renames a folder. The new name must be free.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }
 
 /// Returns the folder in which a snapshot for `to` is made.
@@ -315,7 +337,9 @@ pub(crate) fn sweep(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for entry in entries {
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if !name.ends_with(".new") {
+        // A folder that cannot be read is not taken for an incomplete one.
+        let has_manifest = entry.path().join(MANIFEST).try_exists().unwrap_or(true);
+        if !name.ends_with(".new") && has_manifest {
             names.push(name);
         } else if let Err(error) = fs::remove_dir_all(entry.path()) {
             tracing::warn!(%error, name, "cannot remove an incomplete snapshot");
@@ -362,5 +386,19 @@ mod tests {
                 assert_eq!(page[0], fill(number), "page {number} of the fork {depth} deep");
             }
         }
+    }
+
+    #[test]
+    fn sweep_removes_folders_without_manifest_and_lists_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, has_manifest) in [("1", true), ("2", false), ("3.new", true)] {
+            let folder = dir.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            if has_manifest {
+                File::create(folder.join(MANIFEST)).unwrap();
+            }
+        }
+        assert_eq!(sweep(dir.path()), ["1"]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -7,7 +7,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use std::time::Duration;
 
-/// Time for a guest to begin its answer. After that, the guest's health is checked.
+/// Time between two health checks while a guest works.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for work that a guest does. Gives up a guest that fails its health check.
@@ -18,14 +18,14 @@ pub(crate) async fn unless_silent<T>(
 ) -> Result<T> {
     let mut work = std::pin::pin!(work);
     loop {
-        let lives = async {
+        let check = async {
             tokio::time::sleep(PATIENCE).await;
             is_alive(app, capsule).await
         };
         tokio::select! {
             done = &mut work => return done,
-            lives = lives => {
-                if !lives {
+            alive = check => {
+                if !alive {
                     return Err(classify_failure(app, capsule, Error::GuestUnavailable).await);
                 }
             }
@@ -41,5 +41,6 @@ async fn is_alive(app: &App, capsule: &Capsule) -> bool {
         return true;
     }
     let found = db::capsules::find(&app.db, capsule.team_id, capsule.id).await;
-    found.ok().flatten().is_some_and(|capsule| capsule.disk_full)
+    // A database that does not answer says nothing about the guest.
+    found.map_or(true, |found| found.is_some_and(|capsule| capsule.disk_full))
 }
