@@ -174,8 +174,12 @@ pub(crate) trait Driver: Send + Sync {
     }
     /// Starts a machine. The machine runs on return, but the guest may not answer yet.
     fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
-    /// Returns VMM, accelerator and processor. A saved machine fits only an equal fingerprint.
+    /// Returns VMM, accelerator and processor, which saved machines depend on.
     fn fingerprint(&self) -> String;
+    /// Reports whether the driver restores machines that were saved under a fingerprint.
+    fn reads(&self, fingerprint: &str) -> bool {
+        fingerprint == self.fingerprint()
+    }
     /// Makes a machine from saved parts; the machine stands still.
     fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
     /// Finds a machine that an earlier agent started; `None` when it has ended.

@@ -43,16 +43,18 @@ use version::{FLOOR, TRACKS, Version};
 
 const PROGRAM: &str = "firecracker";
 const JAILER: &str = "jailer";
-/// Bytes a second that a guest may send, and may receive. A burst may have twice as many.
+/// Bytes a second that a guest may send, and may receive. A new machine may pass as many bytes
+/// again, once, in each direction.
 const NETWORK_RATE: u64 = 200 << 20;
 /// Least value of the limit on the size of a machine's files, in MiB.
-const FILE_MIB: u64 = 64;
+const FILE_LIMIT_MIN_MIB: u64 = 64;
 
 /// The driver, with the files from which every machine boots.
 pub(crate) struct Firecracker {
     programs: Programs,
     version: Version,
-    snapshots: Version,
+    /// Version of the snapshots that this Firecracker writes.
+    snapshot_version: Version,
     kernel: PathBuf,
     initramfs: PathBuf,
     dns: Vec<IpAddr>,
@@ -79,7 +81,7 @@ impl Firecracker {
         };
         let firecracker = there(firecracker, "Firecracker")?;
         changes::check(&config.dir).context("cannot use the file system of WRENN_DIR")?;
-        let (version, snapshots) = version::ask(&firecracker)?;
+        let (version, snapshot_version) = version::ask(&firecracker)?;
         anyhow::ensure!(
             version >= FLOOR || choice.any_version,
             "Firecracker {version} has known escapes and faulty snapshots; install {FLOOR} or \
@@ -102,7 +104,7 @@ impl Firecracker {
         Ok(Self {
             programs: Programs { firecracker, jailer },
             version,
-            snapshots,
+            snapshot_version,
             kernel: config.kernel(),
             initramfs: config.initramfs(),
             dns: config.dns.clone(),
@@ -114,31 +116,12 @@ impl Firecracker {
     /// Starts the process, which is not configured yet.
     async fn start(&self, spec: Spec, saved: Option<&Saved>) -> io::Result<FirecrackerMachine> {
         let jail = Jail::of(&self.programs, &spec.dir, &spec.name, spec.uid);
+        let source = self.source(saved)?;
         let (programs, at, tasks) = (self.programs.clone(), jail.clone(), self.tasks.clone());
-        let boot = saved.is_none().then(|| (self.kernel.clone(), self.initramfs.clone()));
-        let restored = saved.map(|saved| (Arc::clone(&saved.image), saved.state.try_clone()));
-        let above = saved.map(|saved| Arc::clone(&saved.above)).unwrap_or_default();
         let work = move || {
             at.make()?;
-            if let Some((kernel, initramfs)) = boot {
-                at.link(&kernel, KERNEL)?;
-                at.link(&initramfs, INITRAMFS)?;
-            }
-            let memory = u64::from(spec.resources.memory_mib) << 20;
-            if let Some((image, state)) = restored {
-                let changes = Changes(at.own.clone());
-                begin(&changes, &image, &above, memory)?;
-                at.link(&changes.base(), MEMORY)?;
-                io::copy(&mut state?, &mut File::create_new(at.root.join(STATE))?)?;
-            }
-            if spec.disks.is_some() {
-                at.link(&spec.dir.join(storage::OWN_IMAGE), storage::OWN_IMAGE)?;
-                at.link(&spec.dir.join(storage::DISK), storage::DISK)?;
-                at.chown(&at.root.join(storage::DISK))?;
-            }
-            if let Some(tap) = &spec.tap {
-                sys::give_tap(tap, at.uid)?;
-            }
+            source.place(&at, u64::from(spec.resources.memory_mib) << 20)?;
+            give_devices(&at, &spec)?;
             // Firecracker opens the tap by its name.
             drop::<Option<OwnedFd>>(spec.tap);
             let outputs = Outputs::make(&at, &tasks)?;
@@ -146,7 +129,7 @@ impl Firecracker {
             let with = Start {
                 namespace: spec.namespace.map(|namespace| namespace.try_clone()).transpose()?,
                 cgroups: spec.cgroups,
-                file_max: u64::from(mib).max(FILE_MIB) << 20,
+                file_max: u64::from(mib).max(FILE_LIMIT_MIN_MIB) << 20,
             };
             let record = at.start(&programs, with, &outputs.console)?;
             Ok((record, outputs))
@@ -155,8 +138,20 @@ impl Firecracker {
         Ok(FirecrackerMachine { api: Arc::clone(&self.api), record, jail, outputs: Some(outputs) })
     }
 
+    /// Returns the files from which a machine begins: those of a saved machine, if one is given.
+    fn source(&self, saved: Option<&Saved>) -> io::Result<Source> {
+        Ok(match saved {
+            None => Source::Boot { kernel: self.kernel.clone(), initramfs: self.initramfs.clone() },
+            Some(saved) => Source::Saved {
+                image: Arc::clone(&saved.image),
+                above: Arc::clone(&saved.above),
+                state: saved.state.try_clone()?,
+            },
+        })
+    }
+
     /// Waits until Firecracker takes requests.
-    async fn answers(&self, machine: &FirecrackerMachine) -> io::Result<()> {
+    async fn wait_for_api(&self, machine: &FirecrackerMachine) -> io::Result<()> {
         let limit = Instant::now() + PROMPT;
         loop {
             match self.api.get(&machine.jail.root, "/").await {
@@ -173,14 +168,14 @@ impl Firecracker {
         let config = config(&spec, &self.command_line());
         let machine = self.start(spec, None).await?;
         let configured = async {
-            self.answers(&machine).await?;
+            self.wait_for_api(&machine).await?;
             for (path, body) in config {
                 self.api.put(&machine.jail.root, &path, body).await?;
             }
             Ok(())
         };
         let configured = configured.await;
-        settle(machine, configured).await
+        or_kill(machine, configured).await
     }
 
     async fn load(&self, spec: Spec, saved: Saved) -> io::Result<FirecrackerMachine> {
@@ -191,7 +186,7 @@ impl Firecracker {
             if self.version >= TRACKS { "track_dirty_pages" } else { "enable_diff_snapshots" };
         let root = &machine.jail.root;
         let loaded = async {
-            self.answers(&machine).await?;
+            self.wait_for_api(&machine).await?;
             let body = json!({
                 "snapshot_path": STATE,
                 "mem_backend": { "backend_type": "File", "backend_path": MEMORY },
@@ -205,7 +200,7 @@ impl Firecracker {
             machine.jail.remove(STATE)
         };
         let loaded = loaded.await;
-        settle(machine, loaded).await
+        or_kill(machine, loaded).await
     }
 
     /// Returns the command line of the guest's kernel; see `docs/operations.md` for each word.
@@ -214,15 +209,50 @@ impl Firecracker {
     }
 }
 
+/// Files from which a machine begins.
+enum Source {
+    Boot { kernel: PathBuf, initramfs: PathBuf },
+    Saved { image: Arc<Image>, above: Arc<Vec<Layer>>, state: File },
+}
+
+impl Source {
+    /// Puts the files into a machine's root. `bytes` is the size of its memory.
+    fn place(self, jail: &Jail, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::Boot { kernel, initramfs } => {
+                jail.link(&kernel, KERNEL)?;
+                jail.link(&initramfs, INITRAMFS)
+            }
+            Self::Saved { image, above, mut state } => {
+                let changes = Changes(jail.own.clone());
+                make_base(&changes, &image, &above, bytes)?;
+                jail.link(&changes.base(), MEMORY)?;
+                io::copy(&mut state, &mut File::create_new(jail.root.join(STATE))?).map(|_| ())
+            }
+        }
+    }
+}
+
+/// Gives a machine its disks and its tap.
+fn give_devices(jail: &Jail, spec: &Spec) -> io::Result<()> {
+    if spec.disks.is_some() {
+        jail.link(&spec.dir.join(storage::OWN_IMAGE), storage::OWN_IMAGE)?;
+        jail.link(&spec.dir.join(storage::DISK), storage::DISK)?;
+        jail.chown(&jail.root.join(storage::DISK))?;
+    }
+    spec.tap.as_ref().map_or(Ok(()), |tap| sys::give_tap(tap, jail.uid))
+}
+
 /// Returns the most bytes that restoring a memory of `bytes` writes. The image is one file of that
-/// size. Pages above the image add the two files of [`begin`], which may share no blocks with it.
+/// size. Pages above the image add the two files of [`make_base`], which may share no blocks with
+/// it.
 fn most_restored(bytes: u64, above: bool) -> u64 {
     bytes.saturating_mul(if above { 3 } else { 1 })
 }
 
 /// Makes the file that a machine maps. Without layers above the image, this is the image itself,
 /// which other machines map too. Otherwise it is the machine's own file with image and layers.
-fn begin(changes: &Changes, image: &Image, above: &[Layer], bytes: u64) -> io::Result<()> {
+fn make_base(changes: &Changes, image: &Image, above: &[Layer], bytes: u64) -> io::Result<()> {
     let missing = || io::Error::other("the memory image has no path");
     let path = image.path.as_ref().ok_or_else(missing)?;
     if above.is_empty() {
@@ -235,7 +265,7 @@ fn begin(changes: &Changes, image: &Image, above: &[Layer], bytes: u64) -> io::R
 
 /// Returns a machine whose requests succeeded. Any other machine is ended, with its last words in
 /// the log. The error of a process that has ended holds its exit status and its last words.
-async fn settle(
+async fn or_kill(
     machine: FirecrackerMachine,
     done: io::Result<()>,
 ) -> io::Result<FirecrackerMachine> {
@@ -348,10 +378,14 @@ impl Driver for Firecracker {
         self.version.to_string()
     }
 
-    /// Uses only the major version, since Firecracker reads all snapshots of the same major
-    /// version.
     fn fingerprint(&self) -> String {
-        format!("firecracker snapshots {} kvm {}", self.snapshots.0, sys::cpu_model())
+        version::fingerprint(self.snapshot_version, &sys::cpu_model())
+    }
+
+    /// Accepts each version of snapshots that this Firecracker reads, from the same model of
+    /// processor.
+    fn reads(&self, fingerprint: &str) -> bool {
+        version::reads(self.snapshot_version, &sys::cpu_model(), fingerprint)
     }
 
     fn restore(&self, spec: Spec, saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {

@@ -137,9 +137,9 @@ pub(super) async fn saved(
     layers: &Layers,
     dir: &Path,
 ) -> Result<ClaimedSave, Error> {
-    let here = context.driver.fingerprint();
-    if snapshot.manifest.fingerprint != here {
+    if !context.driver.reads(&snapshot.manifest.fingerprint) {
         let taken = snapshot.manifest.fingerprint.clone();
+        let here = context.driver.fingerprint();
         return Err(Error::Incompatible { taken, here });
     }
     if is_newer(&snapshot.manifest.system.envd, protocol::ENVD_VERSION) {

@@ -219,12 +219,12 @@ fn restore_writes_at_most_its_claim() {
     let image = memory::image_at(&dir.path().join("image"), &[layer(1)], BYTES).unwrap();
     let alone = Changes(dir.path().join("alone"));
     fs::create_dir(&alone.0).unwrap();
-    begin(&alone, &image, &[], BYTES).unwrap();
+    make_base(&alone, &image, &[], BYTES).unwrap();
     assert!(blocks("image") <= most_restored(BYTES, false) + SLACK);
     assert_eq!(blocks("alone/memory"), blocks("image"), "it is the image's own file");
     let above = Changes(dir.path().join("above"));
     fs::create_dir(&above.0).unwrap();
-    begin(&above, &image, &[layer(2)], BYTES).unwrap();
+    make_base(&above, &image, &[layer(2)], BYTES).unwrap();
     let written = ["image", "above/memory", "above/changed"].map(blocks).iter().sum::<u64>();
     assert!(written <= most_restored(BYTES, true) + SLACK, "{written}");
     assert!(written > 2 * BYTES, "{written}");

@@ -45,6 +45,26 @@ pub(super) fn ask(program: &Path) -> anyhow::Result<(Version, Version)> {
     Ok((asked("--version")?, asked("--snapshot-version")?))
 }
 
+/// Returns the text that names a kind of snapshots: their version without the patch number, and the
+/// model of the processor.
+pub(super) fn fingerprint(snapshots: Version, cpu: &str) -> String {
+    format!("firecracker snapshots {}.{} kvm {cpu}", snapshots.0, snapshots.1)
+}
+
+/// Reports whether a Firecracker with snapshots of version `own` reads those of a fingerprint, on a
+/// model of processor. Firecracker refuses another major number and a newer minor number. In
+/// fingerprints of earlier builds the minor number is missing. Firecracker itself then checks it.
+pub(super) fn reads(own: Version, cpu: &str, fingerprint: &str) -> bool {
+    let parts = fingerprint.strip_prefix("firecracker snapshots ");
+    let Some((version, model)) = parts.and_then(|parts| parts.split_once(" kvm ")) else {
+        return false;
+    };
+    let (major, minor) = version.split_once('.').unwrap_or((version, "0"));
+    let number = |text: &str| text.parse::<u32>().ok();
+    let fits = number(major) == Some(own.0) && number(minor).is_some_and(|minor| minor <= own.1);
+    fits && model == cpu
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +74,41 @@ mod tests {
         let text = include_str!("../../../../../docs/operations.md");
         assert_eq!(text.matches(&FLOOR.to_string()).count(), 1);
         assert!(text.contains(&format!("The oldest version that is used is {FLOOR};")));
+    }
+
+    #[test]
+    fn snapshot_of_newer_minor_or_other_major_version_is_not_read() {
+        let own = Version(10, 2, 3);
+        for (snapshots, is_read) in [
+            (Version(10, 2, 0), true),
+            (Version(10, 2, 9), true),
+            (Version(10, 1, 4), true),
+            (Version(10, 0, 0), true),
+            (Version(10, 3, 0), false),
+            (Version(9, 0, 0), false),
+            (Version(9, 2, 3), false),
+            (Version(11, 0, 0), false),
+        ] {
+            let fingerprint = fingerprint(snapshots, "cpu of a kvm host");
+            assert_eq!(reads(own, "cpu of a kvm host", &fingerprint), is_read, "{snapshots}");
+            assert!(!reads(own, "other", &fingerprint));
+        }
+    }
+
+    #[test]
+    fn fingerprint_without_minor_version_is_read_by_its_major_version() {
+        let own = Version(10, 2, 3);
+        assert!(reads(own, "cpu", "firecracker snapshots 10 kvm cpu"));
+        for other in [
+            "firecracker snapshots 9 kvm cpu",
+            "firecracker snapshots 10 kvm cpu 2",
+            "firecracker snapshots 10.x kvm cpu",
+            "firecracker snapshots 10",
+            "qemu 9.2 kvm cpu",
+            "",
+        ] {
+            assert!(!reads(own, "cpu", other), "{other}");
+        }
     }
 
     #[test]
