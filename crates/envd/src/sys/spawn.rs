@@ -2,12 +2,13 @@
 //!
 //! The child shares its parent's memory until the exec, while the thread that made it waits. A copy
 //! of the memory, as `fork(2)` makes, costs more than the rest of a start. The child reports a
-//! failure in `Task::failure`, which both share. It closes all other descriptors before it touches
-//! a file system.
+//! failure in `Task::failure`, which both share. It closes all other descriptors before it follows
+//! any path.
 //!
-//! The child must neither allocate nor lock, since neither would be undone. It must not call
-//! functions of the C library that keep state. `setuid` there signals every thread of envd, and
-//! `sigaction` may hold a lock. Hence raw system calls alone.
+//! The child must neither allocate nor take a lock, since the shared memory would keep either after
+//! the exec. Functions of the C library that keep state are forbidden too: `setuid` signals every
+//! thread of envd, and `sigaction` may take a lock. So the child makes system calls directly, or by
+//! wrappers that only set `errno`.
 
 use super::write_oom_score;
 use crate::lock::lock;
@@ -119,7 +120,7 @@ impl Stack {
 
 /// Link between a start and its caller, who may cancel it.
 #[derive(Default)]
-pub(crate) struct Order {
+pub(crate) struct Cancellable {
     cancelled: AtomicBool,
     /// Pid of the child, or 0. The kernel writes it before the child runs.
     pid: AtomicI32,
@@ -127,7 +128,7 @@ pub(crate) struct Order {
     reaping: Mutex<()>,
 }
 
-impl Order {
+impl Cancellable {
     /// Keeps the program from starting. Kills a child that exists already, and leaves its end to
     /// the thread that waits for it.
     pub(crate) fn cancel(&self) {
@@ -186,10 +187,10 @@ pub(super) fn spawn(
     plan: &Plan,
     stdio: [BorrowedFd<'_>; 3],
     cgroup: Option<BorrowedFd<'_>>,
-    order: &Order,
+    cancellable: &Cancellable,
     stack: &mut Stack,
 ) -> Result<Pid, Failure> {
-    if order.is_cancelled() {
+    if cancellable.is_cancelled() {
         return Err(Failure::setup(io::Error::from_raw_os_error(libc::ECANCELED)));
     }
     let args = pointers(&plan.args);
@@ -200,14 +201,14 @@ pub(super) fn spawn(
         envs: &envs,
         stdio: stdio.map(|fd| fd.as_raw_fd()),
         cgroup,
-        order,
+        cancellable,
         failure: Cell::new(None),
     };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
     let argument = (&raw const task).cast_mut().cast();
     // SAFETY: the stack is the child's alone, and grows down from its end. This thread goes on once
     // the child has left its memory. So task and stack outlive the child's use of them.
-    let pid = unsafe { libc::clone(child, stack.top, flags, argument, order.pid.as_ptr()) };
+    let pid = unsafe { libc::clone(child, stack.top, flags, argument, cancellable.pid.as_ptr()) };
     if pid == -1 {
         return Err(Failure::setup(io::Error::last_os_error()));
     }
@@ -216,7 +217,7 @@ pub(super) fn spawn(
     match task.failure.take() {
         None => Ok(pid),
         Some((step, number)) => {
-            order.reap(pid);
+            cancellable.reap(pid);
             Err(Failure { step, error: io::Error::from_raw_os_error(number) })
         }
     }
@@ -234,7 +235,8 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
     texts.iter().map(|text| text.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }
 
-type Done = Result<(), (Step, i32)>;
+/// Result of one step of the child: on failure, the step and the error's number.
+type StepResult = Result<(), (Step, i32)>;
 
 /// The child's view of its start.
 struct Task<'a> {
@@ -243,7 +245,7 @@ struct Task<'a> {
     envs: &'a [*const libc::c_char],
     stdio: [RawFd; 3],
     cgroup: Option<BorrowedFd<'a>>,
-    order: &'a Order,
+    cancellable: &'a Cancellable,
     /// The failed step and the error's number, if the child did not become the program.
     failure: Cell<Option<(Step, i32)>>,
 }
@@ -262,7 +264,7 @@ impl Task<'_> {
 
     fn become_program(&self) -> Result<Infallible, (Step, i32)> {
         // `cancel` sets the flag before it reads the pid, so at least one side always notices.
-        if self.order.is_cancelled() {
+        if self.cancellable.is_cancelled() {
             return Err((Step::Setup, libc::ECANCELED));
         }
         // The control group comes first, so that ending it ends a child that hangs further down.
@@ -273,7 +275,7 @@ impl Task<'_> {
             // SAFETY: plain numbers; the descriptors are open.
             check(unsafe { libc::dup2(*from, to) }, Step::Setup)?;
         }
-        self.close_others();
+        self.close_others()?;
         reset_signals();
         rustix::process::setsid().map_err(setup)?;
         if self.plan.child.terminal {
@@ -295,17 +297,17 @@ impl Task<'_> {
     }
 
     /// Closes every descriptor but the standard ones.
-    fn close_others(&self) {
+    fn close_others(&self) -> StepResult {
         // SAFETY: plain numbers. The table is the child's own, and nothing here drops its owners.
-        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+        check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }, Step::Setup)
     }
 
-    fn enter_folder(&self) -> Done {
+    fn enter_folder(&self) -> StepResult {
         // SAFETY: the text ends with NUL and outlives the call.
         check(unsafe { libc::chdir(self.plan.cwd.as_ptr()) }, Step::Folder)
     }
 
-    fn become_user(&self) -> Done {
+    fn become_user(&self) -> StepResult {
         let user = &self.plan.user;
         set_thread_groups(&self.plan.groups).map_err(setup)?;
         set_thread_gid(Gid::from_raw(user.gid)).map_err(setup)?;
@@ -326,12 +328,12 @@ impl Task<'_> {
             if length >= PATH_MAX {
                 continue;
             }
-            let name = if folder.is_empty() { 0 } else { folder.len() + 1 };
+            let name_at = if folder.is_empty() { 0 } else { folder.len() + 1 };
             path[..folder.len()].copy_from_slice(folder);
-            if name > 0 {
+            if name_at > 0 {
                 path[folder.len()] = b'/';
             }
-            path[name..name + cmd.len()].copy_from_slice(cmd);
+            path[name_at..name_at + cmd.len()].copy_from_slice(cmd);
             match self.exec_at(path.as_ptr().cast()) {
                 libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ESTALE | libc::ETIMEDOUT => {}
                 libc::EACCES => outcome = libc::EACCES,
@@ -369,8 +371,9 @@ fn setup(error: rustix::io::Errno) -> (Step, i32) {
     (Step::Setup, error.raw_os_error())
 }
 
-fn check(result: libc::c_int, step: Step) -> Done {
-    if result == -1 { Err((step, last_error())) } else { Ok(()) }
+/// Returns the error of a call that returned -1.
+fn check(result: impl Into<libc::c_long>, step: Step) -> StepResult {
+    if result.into() == -1 { Err((step, last_error())) } else { Ok(()) }
 }
 
 fn last_error() -> i32 {

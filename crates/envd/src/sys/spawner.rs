@@ -8,7 +8,7 @@
 //! idle thread takes work, it first starts another. Only idle threads start threads, since a new
 //! thread begins with a copy of its creator's table. Callers bound the starts, and so the threads.
 
-use super::spawn::{self, Failure, Order, Plan, Stack};
+use super::spawn::{self, Cancellable, Failure, Plan, Stack};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use connectrpc::ErrorCode;
@@ -44,7 +44,7 @@ pub(crate) struct Request {
 
 /// Handle of a requested start.
 pub(crate) struct Asked {
-    order: Arc<Order>,
+    cancellable: Arc<Cancellable>,
     outcome: oneshot::Receiver<Outcome>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) enum Outcome {
 /// Work for a thread.
 struct Work {
     request: Request,
-    order: Arc<Order>,
+    cancellable: Arc<Cancellable>,
     answer: oneshot::Sender<Outcome>,
 }
 
@@ -94,16 +94,16 @@ impl Spawner {
     /// # Errors
     /// Returns `unavailable` when there is no thread at all.
     pub(crate) fn ask(&self, request: Request) -> Result<Asked> {
-        let order = Arc::new(Order::default());
+        let cancellable = Arc::new(Cancellable::default());
         let (answer, outcome) = oneshot::channel();
         let mut state = self.queue.lock();
         if !state.begun {
             return Err(no_thread());
         }
-        state.waiting.push_back(Work { request, order: Arc::clone(&order), answer });
+        state.waiting.push_back(Work { request, cancellable: Arc::clone(&cancellable), answer });
         drop(state);
         self.queue.ready.notify_one();
-        Ok(Asked { order, outcome })
+        Ok(Asked { cancellable, outcome })
     }
 }
 
@@ -120,7 +120,7 @@ impl Asked {
 
     /// Keeps the program from starting, or kills it. The outcome comes in either case.
     pub(crate) fn cancel(&self) {
-        self.order.cancel();
+        self.cancellable.cancel();
     }
 }
 
@@ -181,11 +181,11 @@ impl Worker {
     fn serve(mut self) {
         loop {
             let (work, last) = self.queue.take();
-            let Work { request, order, answer } = work;
+            let Work { request, cancellable, answer } = work;
             // Without a free thread, later starts would wait for the end of this one.
             let outcome = match last && !Self::begin(&self.queue, Some(&self)) {
                 true => Outcome::Refused(no_thread()),
-                false => self.start(request, &order),
+                false => self.start(request, &cancellable),
             };
             // A caller that has gone still takes the outcome.
             let _ = answer.send(outcome);
@@ -193,9 +193,9 @@ impl Worker {
         }
     }
 
-    fn start(&mut self, request: Request, order: &Order) -> Outcome {
+    fn start(&mut self, request: Request, cancellable: &Cancellable) -> Outcome {
         let Request { plan, stdio, cgroup, place } = request;
-        if order.is_cancelled() {
+        if cancellable.is_cancelled() {
             return Outcome::Refused(Error::new(ErrorCode::Canceled, "the start was cancelled"));
         }
         let plan = match plan() {
@@ -208,7 +208,7 @@ impl Worker {
                 &plan,
                 stdio,
                 copies.cgroup.as_ref().map(AsFd::as_fd),
-                order,
+                cancellable,
                 &mut self.stack,
             )
         });

@@ -22,7 +22,7 @@ fn run(plan: &Plan) -> (Option<Failure>, String, Option<i32>) {
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     let (output, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let stdio = [null.as_fd(), theirs.as_fd(), null.as_fd()];
-    let started = spawn(plan, stdio, None, &Order::default(), &mut Stack::new().unwrap());
+    let started = spawn(plan, stdio, None, &Cancellable::default(), &mut Stack::new().unwrap());
     drop(theirs);
     let mut text = String::new();
     File::from(output).read_to_string(&mut text).unwrap();
