@@ -97,7 +97,7 @@ pub struct ConfirmPassword {
     pub new_password: String,
 }
 
-/// Ways to sign up and to sign in.
+/// Sign-up policy, and the external providers that users may sign in with.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Providers {
     /// Policy for sign-ups: `open`, `invited` or `off`.

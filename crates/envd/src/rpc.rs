@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Largest message in bytes. Messages carry input and listings, never files' contents.
 const MESSAGE_MAX: usize = 16 << 20;
 
-/// Makes a tower service of both services.
+/// Returns the services for processes and for files, as one tower service.
 pub(crate) fn service(guest: &Arc<Guest>) -> ConnectRpcService {
     let router = Arc::new(process::Processes(Arc::clone(guest))).register(Router::new());
     let router = Arc::new(filesystem::Files(Arc::clone(guest))).register(router);

@@ -1,4 +1,4 @@
-//! The service `wrenn.host.v1.Host`, which has no rules. `wire` converts its messages and errors.
+//! Serves `wrenn.host.v1.Host` by calls of the manager. `wire` converts messages and errors.
 
 mod wire;
 

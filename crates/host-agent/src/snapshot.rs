@@ -39,7 +39,7 @@ pub(crate) use damage::{damaged, is_damage};
 pub(crate) use manifest::{LayerRef, Layers, Manifest};
 
 use crate::storage::remove_all;
-use damage::unreadable;
+use damage::as_damage;
 use layer::Layer;
 use memory::Memory;
 use rustix::fs::{CWD, RenameFlags};
@@ -67,13 +67,13 @@ impl Snapshot {
     /// Opens the snapshot in a folder. Checks the manifest at once, and other files when they are
     /// read.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
-        let text = fs::read(dir.join(MANIFEST)).map_err(unreadable)?;
+        let text = fs::read(dir.join(MANIFEST)).map_err(as_damage)?;
         Ok(Self { dir: dir.to_owned(), manifest: Manifest::read(&text)? })
     }
 
     /// Opens the devices' state after a check of its hash.
     pub(crate) fn state(&self) -> io::Result<File> {
-        let mut file = File::open(self.dir.join(STATE)).map_err(unreadable)?;
+        let mut file = File::open(self.dir.join(STATE)).map_err(as_damage)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let hash = blake3::hash(&bytes).to_hex().to_string();
@@ -90,7 +90,7 @@ impl Snapshot {
         cancel: &CancellationToken,
     ) -> io::Result<Option<File>> {
         let Some(wanted) = &self.manifest.disk else { return Ok(None) };
-        let from = File::open(self.dir.join(DISK)).map_err(unreadable)?;
+        let from = File::open(self.dir.join(DISK)).map_err(as_damage)?;
         let (file, hash) = crate::storage::copy_disk(&from, to, cancel)?;
         if hash.to_hex().as_str() != wanted {
             return Err(damaged("the disk differs from the written one"));

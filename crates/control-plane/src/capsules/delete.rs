@@ -9,10 +9,11 @@ use crate::audit::Actor;
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use types::{CapsuleId, CapsuleState};
 
-/// Removes a capsule and everything it had, from any state. Joins a removal that is under way.
+/// Removes a capsule in any state, with everything that belongs to it. Joins a removal that is
+/// under way.
 pub(crate) async fn delete(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     let mut seen = get(app, caller, id).await?;
     let at = app.clone();
@@ -56,7 +57,7 @@ async fn begin_removal(app: &App, seen: &Capsule, by: Actor) -> Result<Option<u6
     }
 }
 
-/// Has the host remove a capsule. Several callers may do so at once; each answers when it is done.
+/// Has the host remove a capsule, and then records its end. Several callers may do so at once.
 async fn complete_removal(app: &App, seen: &Capsule, generation: u64, by: Actor) -> Result<()> {
     let id = seen.id;
     // A capsule whose host was deleted is only in the store. Any host with the store can remove it
@@ -65,6 +66,7 @@ async fn complete_removal(app: &App, seen: &Capsule, generation: u64, by: Actor)
     if let Some(host) = host {
         app.agent(host).destroy(id, generation, Some(seen.team_id)).await?;
     }
+    // `None` means that another caller has recorded the end.
     transition(app, id, generation, CapsuleState::Stopped, None, by).await?;
     Ok(())
 }
@@ -80,9 +82,7 @@ pub(crate) async fn abandon(app: &App, seen: &Capsule, why: &str, by: Actor) -> 
     let to = if stopping { CapsuleState::Stopped } else { CapsuleState::Error };
     if seen.state != to && !seen.is_safe() {
         let moved = transition(app, id, generation, to, Some(why), by).await?;
-        moved.ok_or_else(|| {
-            Error::Conflict("another operation on the capsule is under way; try again".to_owned())
-        })?;
+        moved.ok_or_else(busy)?;
     }
     Ok(db::capsules::unplace(&app.db, seen).await?)
 }

@@ -8,8 +8,8 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use types::CapsuleId;
 
-/// Returns a capsule of the caller's team, if they may see it. A request for another capsule is
-/// noted in the audit log.
+/// Returns a capsule of the caller's team that the caller may see. A request for any other existing
+/// capsule is noted in the audit log.
 pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let found = db::capsules::find(&app.db, caller.team, id).await?;
     if let Some(capsule) = found.filter(|capsule| caller.sees(capsule)) {

@@ -2,12 +2,12 @@
 
 use std::io;
 
-/// Error for a file that differs from the file that was written.
+/// Damage of a snapshot: one of its files is missing, truncated, or not as it was written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Damaged(String);
 
-/// Returns the error for a damaged snapshot.
+/// Makes the error of a damaged snapshot. `what` describes the damage.
 pub(crate) fn damaged(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, Damaged(what.into()))
 }
@@ -17,8 +17,8 @@ pub(crate) fn is_damage(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Damaged>())
 }
 
-/// Maps a missing or truncated file of a snapshot to damage.
-pub(super) fn unreadable(error: io::Error) -> io::Error {
+/// Turns the error of a missing or truncated file into damage. Any other error stays as it is.
+pub(super) fn as_damage(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::NotFound {
         return damaged("a file of the snapshot is missing");
     }

@@ -10,7 +10,7 @@
 //! ```
 //! Numbers are little-endian. A page whose hash is wrong is never returned.
 
-use super::damage::{damaged, unreadable};
+use super::damage::{as_damage, damaged};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -123,7 +123,7 @@ impl Layer {
         let mut footer = [0; FOOTER];
         let at =
             length.checked_sub(FOOTER as u64).ok_or_else(|| damaged("a layer is truncated"))?;
-        file.read_exact_at(&mut footer, at).map_err(unreadable)?;
+        file.read_exact_at(&mut footer, at).map_err(as_damage)?;
         let number = |from: usize| -> u64 {
             footer[from..from + 8].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
         };
@@ -132,7 +132,7 @@ impl Layer {
             return Err(damaged("a layer's footer is invalid"));
         }
         let mut index = vec![0; usize::try_from(size).map_err(io::Error::other)?];
-        file.read_exact_at(&mut index, offset).map_err(unreadable)?;
+        file.read_exact_at(&mut index, offset).map_err(as_damage)?;
         if blake3::hash(&index) != *hash {
             return Err(damaged("a layer's index differs from the written one"));
         }
@@ -194,7 +194,7 @@ impl Layer {
         let pages = index((self.data - first).min(CHUNK as u64));
         chunk.bytes.resize(pages * PAGE, 0);
         let read = self.file.read_exact_at(&mut chunk.bytes, first * PAGE as u64);
-        read.map_err(unreadable)?;
+        read.map_err(as_damage)?;
         let sum = index(number) * 32;
         if blake3::hash(&chunk.bytes).as_bytes()[..] != self.sums[sum..sum + 32] {
             return Err(damaged("pages of a layer differ from the written ones"));

@@ -1,6 +1,6 @@
 //! Description of a snapshot: its machine, its layers, and the hashes of its files.
 
-use super::damage::{damaged, unreadable};
+use super::damage::{as_damage, damaged};
 use super::layer::Layer;
 use crate::config::System;
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ impl LayerRef {
 
     fn open(&self, dir: &Path) -> io::Result<Layer> {
         let hash = blake3::Hash::from_hex(&self.hash).map_err(|e| damaged(e.to_string()))?;
-        Layer::open(File::open(dir.join(self.file())).map_err(unreadable)?, &hash)
+        Layer::open(File::open(dir.join(self.file())).map_err(as_damage)?, &hash)
     }
 }
 

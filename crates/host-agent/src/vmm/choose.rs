@@ -263,8 +263,8 @@ pub(crate) fn name(tag: &str) -> String {
     format!("probe-{tag}")
 }
 
-/// Fails if a driver's machines cannot use KVM. A jailer makes a device of its own, for the
-/// machine's user.
+/// Fails if a driver's machines cannot use KVM. Only machines without a jailer open the host's
+/// device, since a jailer makes a second one for the machine's user.
 fn needs_kvm(driver: &dyn Driver) -> anyhow::Result<()> {
     kvm::check(driver.isolation() != Isolation::Jailed)
 }

@@ -161,10 +161,11 @@ struct Source<'a> {
     /// Name that a copy into a folder gets; empty for a source without a name of its own.
     name: &'a OsStr,
     is_folder: bool,
+    /// Set if a folder's contents are copied instead of the folder.
     contents: bool,
 }
 
-/// Place of a copy: an existing folder, and a name in it.
+/// Place of a copy: a folder, which may be missing, and a name in it.
 #[derive(Debug, PartialEq, Eq)]
 struct Place<F> {
     folder: F,
