@@ -3,7 +3,7 @@
 //! - Null counts as absent.
 //! - Answers carry both names.
 //!
-//! The code knows only the present names. A type of the table below derives its implementations of
+//! The code knows only the current names. A type of the table below derives its implementations of
 //! serde with `remote = "Self"`, which makes them functions of the type. The table's macro wraps
 //! these functions into the traits' implementations.
 
@@ -21,11 +21,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use write::BothNames;
 
-/// Former and present name of a field.
+/// Former and current name of a field.
 #[derive(Debug)]
 pub struct Rename {
     pub former: &'static str,
-    pub present: &'static str,
+    pub current: &'static str,
     /// Checks a value against the field's type.
     check: fn(&Value) -> Result<(), String>,
 }
@@ -37,10 +37,10 @@ fn check<T: DeserializeOwned>(value: &Value) -> Result<(), String> {
 /// Returns the former name of a field. A name that is also a former name stays, since it may mean
 /// either field.
 #[must_use]
-pub fn former_name(present: &str) -> Option<&'static str> {
+pub fn former_name(current: &str) -> Option<&'static str> {
     let renames = || RENAMED.iter().flat_map(|(_, renames)| *renames);
-    let is_former = renames().any(|rename| rename.former == present);
-    renames().find(|rename| rename.present == present && !is_former).map(|rename| rename.former)
+    let is_former = renames().any(|rename| rename.former == current);
+    renames().find(|rename| rename.current == current && !is_former).map(|rename| rename.former)
 }
 
 macro_rules! renamed {
@@ -70,11 +70,11 @@ macro_rules! renamed {
             $((stringify!($answer), $answer::RENAMES),)+
         ];
     };
-    (@read $name:ident { $($former:ident => $present:ident: $type:ty),+ }) => {
+    (@read $name:ident { $($former:ident => $current:ident: $type:ty),+ }) => {
         impl $name {
             const RENAMES: &'static [Rename] = &[$(Rename {
                 former: stringify!($former),
-                present: stringify!($present),
+                current: stringify!($current),
                 check: check::<$type>,
             }),+];
         }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn request_is_read_by_former_name_present_name_and_equal_both() {
+    fn request_is_read_by_former_name_current_name_and_equal_both() {
         for body in [
             r#"{"memory_mb":256,"timeout":60,"timeout_sec":9}"#,
             r#"{"memory_mib":256,"lifetime":60,"idle_timeout":9}"#,
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn different_values_are_refused_by_the_present_name_in_either_order() {
+    fn different_values_are_refused_by_the_current_name_in_either_order() {
         for body in
             [r#"{"timeout_sec":1,"idle_timeout":2}"#, r#"{"idle_timeout":0,"timeout_sec":2}"#]
         {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_carry_the_present_names_alone() {
+    fn requests_carry_the_current_names_alone() {
         let body = CreateCapsule { lifetime: Some(3), ..CreateCapsule::default() };
         let body = serde_json::to_value(body).unwrap();
         assert_eq!(body["lifetime"], 3);
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn renames_of_each_type_are_distinct() {
         for (name, renames) in RENAMED {
-            let mut names: Vec<_> = renames.iter().flat_map(|r| [r.former, r.present]).collect();
+            let mut names: Vec<_> = renames.iter().flat_map(|r| [r.former, r.current]).collect();
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), 2 * renames.len(), "{name}");

@@ -7,7 +7,7 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use serde_json::Value;
 use std::fmt;
 
-/// Deserializer of a type with renamed fields. It hands every field on by its present name.
+/// Deserializer of a type with renamed fields. It hands every field on by its current name.
 pub(super) struct EitherName<D> {
     inner: D,
     renames: &'static [Rename],
@@ -60,7 +60,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Object<V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        let new = |rename| Field { rename, former: None, present: None };
+        let new = |rename| Field { rename, former: None, current: None };
         let fields = self.renames.iter().map(new).collect();
         self.inner.visit_map(Entries { inner: map, fields, is_read: false, value: None })
     }
@@ -74,15 +74,15 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Object<V> {
 struct Field {
     rename: &'static Rename,
     former: Option<Value>,
-    present: Option<Value>,
+    current: Option<Value>,
 }
 
 impl Field {
     fn set(&mut self, value: Value, name: Name) -> Result<(), String> {
-        let Rename { former, present, check } = self.rename;
+        let Rename { former, current, check } = self.rename;
         let (name, own, other) = match name {
-            Name::Former => (former, &mut self.former, &self.present),
-            Name::Present => (present, &mut self.present, &self.former),
+            Name::Former => (former, &mut self.former, &self.current),
+            Name::Current => (current, &mut self.current, &self.former),
         };
         if own.is_some() {
             return Err(format!("duplicate field `{name}`"));
@@ -90,7 +90,7 @@ impl Field {
         if !value.is_null() {
             check(&value)?;
             if other.as_ref().is_some_and(|other| !other.is_null() && *other != value) {
-                return Err(format!("{present} differs from {former}"));
+                return Err(format!("{current} differs from {former}"));
             }
         }
         *own = Some(value);
@@ -99,14 +99,14 @@ impl Field {
 
     /// Returns the field's value, unless the field is absent or null.
     fn value(self) -> Option<Value> {
-        [self.present, self.former].into_iter().flatten().find(|value| !value.is_null())
+        [self.current, self.former].into_iter().flatten().find(|value| !value.is_null())
     }
 }
 
 #[derive(Clone, Copy)]
 enum Name {
     Former,
-    Present,
+    Current,
 }
 
 /// Entries of an object. Renamed fields come last, since either name may be the last entry.
@@ -140,12 +140,12 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Entries<A> {
             }
         }
         while let Some(field) = self.fields.pop() {
-            let present = field.rename.present;
+            let current = field.rename.current;
             // A field without a value leaves the seed to the next one.
             let Some(value) = field.value() else { continue };
             let Some(seed) = seed.take() else { break };
             self.value = Some(value);
-            return seed.deserialize(StrDeserializer::new(present)).map(Some);
+            return seed.deserialize(StrDeserializer::new(current)).map(Some);
         }
         Ok(None)
     }
@@ -193,8 +193,8 @@ impl<'de, K: DeserializeSeed<'de>> Visitor<'de> for ReadKey<'_, K> {
             if text == field.rename.former {
                 return Ok(Key::Renamed(at, Name::Former));
             }
-            if text == field.rename.present {
-                return Ok(Key::Renamed(at, Name::Present));
+            if text == field.rename.current {
+                return Ok(Key::Renamed(at, Name::Current));
             }
         }
         let seed = self.seed.take().ok_or_else(|| E::custom("key read twice"))?;

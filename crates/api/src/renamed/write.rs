@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::ser::{Error, Impossible, SerializeStruct, Serializer};
 
 /// Name of a type or a variant.
-type Text = &'static str;
+type TypeName = &'static str;
 
 /// Serializer of a struct with renamed fields.
 pub(super) struct BothNames<S> {
@@ -28,7 +28,7 @@ impl<S: SerializeStruct> SerializeStruct for BothNames<S> {
         T: Serialize + ?Sized,
     {
         self.inner.serialize_field(key, value)?;
-        match self.renames.iter().find(|rename| rename.present == key) {
+        match self.renames.iter().find(|rename| rename.current == key) {
             Some(rename) => self.inner.serialize_field(rename.former, value),
             None => Ok(()),
         }
@@ -43,7 +43,8 @@ impl<S: SerializeStruct> SerializeStruct for BothNames<S> {
     }
 }
 
-/// Methods for types other than structs, which have no renamed fields.
+/// Implements the methods for types other than structs, which have no renamed fields. Each method
+/// fails.
 macro_rules! not_a_struct {
     ($($method:ident $(<$type:ident>)? ($($arg:ty),*) -> $ok:ty;)+) => {
         $(fn $method $(<$type: Serialize + ?Sized>)? (self, $(_: $arg),*) -> Result<$ok, S::Error> {
@@ -68,8 +69,8 @@ impl<S: Serializer> Serializer for BothNames<S> {
         name: &'static str,
         len: usize,
     ) -> Result<Self::SerializeStruct, S::Error> {
-        // `len` counts the fields that are present, so the sum may be too large. JSON needs only to
-        // know an empty object.
+        // An absent field has no former name either, so the sum is an upper bound. JSON only tells
+        // an empty object from others.
         let len = if len == 0 { 0 } else { len + self.renames.len() };
         let inner = self.inner.serialize_struct(name, len)?;
         Ok(BothNames { inner, renames: self.renames })
@@ -97,15 +98,15 @@ impl<S: Serializer> Serializer for BothNames<S> {
         serialize_none() -> S::Ok;
         serialize_some<T>(&T) -> S::Ok;
         serialize_unit() -> S::Ok;
-        serialize_unit_struct(Text) -> S::Ok;
-        serialize_unit_variant(Text, u32, Text) -> S::Ok;
-        serialize_newtype_struct<T>(Text, &T) -> S::Ok;
-        serialize_newtype_variant<T>(Text, u32, Text, &T) -> S::Ok;
+        serialize_unit_struct(TypeName) -> S::Ok;
+        serialize_unit_variant(TypeName, u32, TypeName) -> S::Ok;
+        serialize_newtype_struct<T>(TypeName, &T) -> S::Ok;
+        serialize_newtype_variant<T>(TypeName, u32, TypeName, &T) -> S::Ok;
         serialize_seq(Option<usize>) -> Self::SerializeSeq;
         serialize_tuple(usize) -> Self::SerializeTuple;
-        serialize_tuple_struct(Text, usize) -> Self::SerializeTupleStruct;
-        serialize_tuple_variant(Text, u32, Text, usize) -> Self::SerializeTupleVariant;
+        serialize_tuple_struct(TypeName, usize) -> Self::SerializeTupleStruct;
+        serialize_tuple_variant(TypeName, u32, TypeName, usize) -> Self::SerializeTupleVariant;
         serialize_map(Option<usize>) -> Self::SerializeMap;
-        serialize_struct_variant(Text, u32, Text, usize) -> Self::SerializeStructVariant;
+        serialize_struct_variant(TypeName, u32, TypeName, usize) -> Self::SerializeStructVariant;
     }
 }

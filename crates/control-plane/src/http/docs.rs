@@ -94,11 +94,11 @@ pub(super) fn add_former_names(document: &mut OpenApi) {
 }
 
 fn deprecate(object: &mut Object, renames: &[api::Rename]) {
-    for api::Rename { former, present, .. } in renames {
-        let field = object.properties.get(*present).cloned();
+    for api::Rename { former, current, .. } in renames {
+        let field = object.properties.get(*current).cloned();
         let Some(RefOr::T(Schema::Object(mut field))) = field else { continue };
         let meaning = field.description.unwrap_or_default();
-        field.description = Some(format!("Former name of `{present}`. {meaning}"));
+        field.description = Some(format!("Former name of `{current}`. {meaning}"));
         field.deprecated = Some(Deprecated::True);
         object.properties.insert((*former).to_owned(), RefOr::T(Schema::Object(field)));
     }
