@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::hosts::Enrolled;
 use crate::limits::Limits;
 use crate::load::{Holder, Payer};
-use crate::policy::{self, Action, Denied, Permissions, Resource, ResourceScope};
+use crate::policy::{self, Action, Confinement, Denied, Permissions, Resource};
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use origin::Transport;
@@ -35,7 +35,8 @@ pub(crate) struct Caller {
     pub team: TeamId,
     pub by: Actor,
     pub permissions: Permissions,
-    pub scope: ResourceScope,
+    /// Capsule and template that the caller is confined to; neither for most callers.
+    pub confinement: Confinement,
     /// Set if the caller may act on the whole platform.
     pub operator: bool,
     /// Limits of the key itself, beside its team's.
@@ -54,7 +55,7 @@ impl Caller {
             team,
             by: Actor::SYSTEM,
             permissions: Permissions::ALL,
-            scope: ResourceScope::default(),
+            confinement: Confinement::default(),
             operator: false,
             limits: Limits::NONE,
             counted_as: None,
@@ -71,21 +72,21 @@ impl Caller {
 
     /// Checks that the caller may do an action to a resource.
     pub(crate) fn may(&self, action: Action, resource: Resource) -> Result<()> {
-        policy::decide(self.permissions, self.scope, action, resource).map_err(
-            |denied| match denied {
+        policy::decide(self.permissions, self.confinement, action, resource).map_err(|denied| {
+            match denied {
                 Denied::Forbidden(action) => Error::Forbidden(action.as_str()),
                 Denied::Hidden => Error::NotFound(match resource {
                     Resource::Template(_) => "template",
                     Resource::Team | Resource::Capsule(..) | Resource::Capsules => "capsule",
                 }),
-            },
-        )
+            }
+        })
     }
 
     /// Reports whether the caller may see a capsule of their team.
     pub(crate) fn sees(&self, capsule: &Capsule) -> bool {
         let resource = Resource::Capsule(capsule.id, capsule.template_id);
-        policy::decide(Permissions::ALL, self.scope, Action::CapsulesRead, resource).is_ok()
+        policy::decide(Permissions::ALL, self.confinement, Action::CapsulesRead, resource).is_ok()
     }
 
     /// Reports whether the caller may run commands in a capsule. Its tokens allow that, so only

@@ -11,14 +11,14 @@ use crate::db::listen::Change;
 use crate::error::{Error, Result};
 use crate::fields::check_title;
 use crate::limits::Limits;
-use crate::policy::{Action, KeyScope, Resource, scoped};
+use crate::policy::{Action, Confinement, KeyScope, Resource, scoped};
 use crate::secret::random_hex;
 use crate::teams::{check_limits, check_not_platforms};
 use serde_json::json;
 use sqlx::PgConnection;
 use std::num::{NonZeroU32, NonZeroU64};
 use time::OffsetDateTime;
-use types::{ApiKeyId, CapsuleId, TeamId, TemplateId};
+use types::{ApiKeyId, TeamId};
 
 /// Number of a key's first characters that are stored, to recognize it by.
 const PREFIX: usize = 10;
@@ -75,7 +75,7 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         }
     }
     let limits = check_limits(&limits)?;
-    let scope = confined(app, caller, &wanted).await?;
+    let confinement = confinement(app, caller, &wanted).await?;
     let mut tx = app.db.begin().await?;
     let rights = lock_rights(&mut tx, caller, Action::KeysMake).await?;
     if !scoped(scopes.iter().copied()).within(rights.permissions) {
@@ -89,8 +89,8 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
         expires_at: life.map(ends),
         operator: wanted.operator,
         scopes,
-        template_id: scope.0,
-        capsule_id: scope.1,
+        template_id: confinement.template,
+        capsule_id: confinement.capsule,
         ..row(caller.team, &name, &key)
     };
     let (row, limits) = match &rights.key {
@@ -186,11 +186,7 @@ fn within(asked: db::limits::Row, own: &Limits) -> Result<db::limits::Row> {
 
 /// Returns the template and the capsule that a key is to be confined to. They must be the team's or
 /// shared.
-async fn confined(
-    app: &App,
-    caller: Caller,
-    wanted: &api::NewKey,
-) -> Result<(Option<TemplateId>, Option<CapsuleId>)> {
+async fn confinement(app: &App, caller: Caller, wanted: &api::NewKey) -> Result<Confinement> {
     let template = match &wanted.template {
         None => None,
         Some(name) => {
@@ -205,7 +201,7 @@ async fn confined(
             Some(crate::capsules::get(app, caller, id).await?.id)
         }
     };
-    Ok((template, capsule))
+    Ok(Confinement { capsule, template })
 }
 
 /// Returns a page of the keys of the caller's team that are not revoked, newest first.

@@ -159,9 +159,10 @@ pub(crate) fn scoped(scopes: impl IntoIterator<Item = KeyScope>) -> Permissions 
     permissions.fold(Permissions::default(), |all, one| Permissions(all.0 | one.0))
 }
 
-/// Capsule and template that a key is confined to.
+/// Capsule and template that a key is confined to. A key's scopes are another thing: they name its
+/// actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct ResourceScope {
+pub(crate) struct Confinement {
     pub capsule: Option<CapsuleId>,
     pub template: Option<TemplateId>,
 }
@@ -191,7 +192,7 @@ pub(crate) enum Denied {
 /// Decides whether a caller may do an action to a resource of their own team.
 pub(crate) fn decide(
     permissions: Permissions,
-    scope: ResourceScope,
+    confinement: Confinement,
     action: Action,
     resource: Resource,
 ) -> Result<(), Denied> {
@@ -200,13 +201,13 @@ pub(crate) fn decide(
     }
     let seen = match resource {
         Resource::Capsules => true,
-        Resource::Team => scope == ResourceScope::default(),
+        Resource::Team => confinement == Confinement::default(),
         Resource::Template(id) => {
-            scope.capsule.is_none() && scope.template.is_none_or(|own| own == id)
+            confinement.capsule.is_none() && confinement.template.is_none_or(|own| own == id)
         }
         Resource::Capsule(id, template) => {
-            scope.capsule.is_none_or(|own| own == id)
-                && scope.template.is_none_or(|own| Some(own) == template)
+            confinement.capsule.is_none_or(|own| own == id)
+                && confinement.template.is_none_or(|own| Some(own) == template)
         }
     };
     match (seen, resource) {
@@ -250,7 +251,7 @@ mod tests {
         for (who, may) in TABLE {
             for (action, may) in Action::ALL.into_iter().zip(may) {
                 let decided =
-                    decide(permissions(who), ResourceScope::default(), action, Resource::Team);
+                    decide(permissions(who), Confinement::default(), action, Resource::Team);
                 let wanted = if may { Ok(()) } else { Err(Denied::Forbidden(action)) };
                 assert_eq!(decided, wanted, "{who} {action:?}");
             }
@@ -283,11 +284,11 @@ mod tests {
     }
 
     #[test]
-    fn key_scoped_to_one_resource_sees_no_other() {
+    fn key_confined_to_one_resource_sees_no_other() {
         let (capsule, other) = (CapsuleId::new(), CapsuleId::new());
         let (template, strange) = (TemplateId::new(), TemplateId::new());
-        let capsules = ResourceScope { capsule: Some(capsule), template: None };
-        let templates = ResourceScope { capsule: None, template: Some(template) };
+        let capsules = Confinement { capsule: Some(capsule), template: None };
+        let templates = Confinement { capsule: None, template: Some(template) };
         let of = Resource::Capsule;
         let cases = [
             (capsules, CapsulesExec, of(capsule, None), Ok(())),
@@ -302,11 +303,11 @@ mod tests {
             (templates, CapsulesExec, of(other, None), Err(Denied::Hidden)),
             (templates, TeamAdmin, Resource::Team, Err(Denied::Forbidden(TeamAdmin))),
         ];
-        for (scope, action, resource, wanted) in cases {
+        for (confinement, action, resource, wanted) in cases {
             assert_eq!(
-                decide(Permissions::ALL, scope, action, resource),
+                decide(Permissions::ALL, confinement, action, resource),
                 wanted,
-                "{scope:?} {resource:?}"
+                "{confinement:?} {resource:?}"
             );
         }
         let not = decide(permissions("viewer"), capsules, CapsulesExec, of(other, None));

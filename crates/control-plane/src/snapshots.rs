@@ -9,7 +9,7 @@ use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
-use crate::policy::{Action, Resource, ResourceScope};
+use crate::policy::{Action, Confinement, Resource};
 use crate::quota::Quota;
 use serde_json::json;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const LEFT: Duration = Duration::from_secs(30 * 60);
 /// Checks that a caller may make, replace and remove snapshots. Snapshots belong to the whole team,
 /// so a key that is confined to one capsule or template may not.
 pub(crate) fn check_may(caller: Caller) -> Result<()> {
-    match caller.scope == ResourceScope::default() {
+    match caller.confinement == Confinement::default() {
         true => caller.may(Action::CapsulesAdmin, Resource::Team),
         false => Err(Error::Confined),
     }

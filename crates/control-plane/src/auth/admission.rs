@@ -10,7 +10,7 @@ use crate::db::keys::Key;
 use crate::db::users::Person;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::policy::{KeyScope, Permissions, ResourceScope};
+use crate::policy::{Confinement, KeyScope, Permissions};
 use axum::extract::FromRequestParts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -117,9 +117,18 @@ fn member(person: &Person, asked: Option<TeamId>, by: Actor) -> Result<Caller> {
         None if person.admin && team == PLATFORM_TEAM => Permissions::default(),
         None => return Err(Error::NotFound("team")),
     };
-    let (scope, limits) = (ResourceScope::default(), Limits::NONE);
+    let (confinement, limits) = (Confinement::default(), Limits::NONE);
     let operator = person.admin;
-    Ok(Caller { team, by, permissions, scope, operator, limits, counted_as: None, maker: None })
+    Ok(Caller {
+        team,
+        by,
+        permissions,
+        confinement,
+        operator,
+        limits,
+        counted_as: None,
+        maker: None,
+    })
 }
 
 /// Returns an operator as a caller in the platform's own team, for its events, channels and audit

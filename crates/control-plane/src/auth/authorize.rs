@@ -280,9 +280,9 @@ pub(crate) async fn key_caller(app: &App, key: &Key, by: Actor) -> Result<Caller
         operator = operator && person.admin;
     }
     let by = Actor { principal: Principal::Key(key.id), ..by };
-    let (team, scope, limits) = (key.team_id, key.scope(), key.limits.limits());
+    let (team, confinement, limits) = (key.team_id, key.confinement(), key.limits.limits());
     let (counted_as, maker) = (Some(key.counted_as()), key.created_by);
-    Ok(Caller { team, by, permissions, scope, operator, limits, counted_as, maker })
+    Ok(Caller { team, by, permissions, confinement, operator, limits, counted_as, maker })
 }
 
 /// Returns the team that a request names, in its path or in a header.

@@ -52,7 +52,7 @@ pub(crate) async fn fork(
     timeouts::check_timeout(wanted.lifetime)?;
     let source = settled(app, caller, id).await?;
     // A caller confined to this capsule would not see the forks.
-    if caller.scope.capsule.is_some() {
+    if caller.confinement.capsule.is_some() {
         return Err(Error::Confined);
     }
     if !matches!(source.state, CapsuleState::Running | CapsuleState::Paused) {

@@ -15,7 +15,7 @@ pub(crate) async fn list(
     before: Option<CapsuleId>,
     limit: i64,
 ) -> Result<Vec<Capsule>> {
-    Ok(db::capsules::list(&app.db, caller.team, caller.scope, before, limit).await?)
+    Ok(db::capsules::list(&app.db, caller.team, caller.confinement, before, limit).await?)
 }
 
 /// Returns a page of the caller's capsules that meet the conditions, in the order of their start.

@@ -3,7 +3,7 @@
 use super::decode::{Unsigned, ZeroIsNone, or_zero, signed};
 use super::insert::Insert;
 use crate::audit::{Actor, Entry};
-use crate::policy::ResourceScope;
+use crate::policy::Confinement;
 use crate::scheduler::ResourceAmounts;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -279,12 +279,12 @@ pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
     sqlx::query_scalar(sql).bind(id).fetch_one(db).await
 }
 
-/// Returns a page of a team's capsules that have not been removed, newest first. `only` restricts
-/// the page to the capsules of a confined key.
+/// Returns a page of a team's capsules that have not been removed, newest first, within a
+/// caller's confinement.
 pub(crate) async fn list(
     db: &PgPool,
     team: TeamId,
-    scope: ResourceScope,
+    confinement: Confinement,
     before: Option<CapsuleId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Capsule>> {
@@ -298,14 +298,14 @@ pub(crate) async fn list(
                ORDER BY created_at DESC, id DESC LIMIT $3"
     );
     let list = sqlx::query_as(sql).bind(team).bind(before).bind(limit);
-    let list = list.bind(scope.capsule).bind(scope.template);
+    let list = list.bind(confinement.capsule).bind(confinement.template);
     list.fetch_all(db).await
 }
 
 /// Conditions on a team's capsules. A capsule's start is its first run, or its creation before
 /// that.
 pub(crate) struct Search<'a> {
-    pub scope: ResourceScope,
+    pub confinement: Confinement,
     pub states: &'a [CapsuleState],
     pub metadata: &'a BTreeMap<String, String>,
     /// Name or id of a template, or id of a snapshot.
@@ -341,8 +341,8 @@ pub(crate) async fn search(
         template.or_else(|| text.parse::<SnapshotId>().map(|id| id.0).ok())
     });
     let list = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team).bind(search.states);
-    let list = list.bind(Json(search.metadata)).bind(search.scope.capsule);
-    let list = list.bind(search.scope.template).bind(search.template).bind(id);
+    let list = list.bind(Json(search.metadata)).bind(search.confinement.capsule);
+    let list = list.bind(search.confinement.template).bind(search.template).bind(id);
     let list = list.bind(search.since).bind(search.after.map(|after| after.0));
     list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }

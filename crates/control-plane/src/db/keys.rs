@@ -5,7 +5,7 @@ use super::decode::{Nullable, signed};
 use super::insert::Insert;
 use crate::limits::Limits;
 use crate::policy;
-use crate::policy::{KeyScope, Permissions, ResourceScope};
+use crate::policy::{Confinement, KeyScope, Permissions};
 use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
 use std::num::{NonZeroU32, NonZeroU64};
@@ -76,8 +76,8 @@ impl Key {
         self.counted_as.unwrap_or(self.id)
     }
 
-    pub(crate) fn scope(&self) -> ResourceScope {
-        ResourceScope { capsule: self.capsule_id, template: self.template_id }
+    pub(crate) fn confinement(&self) -> Confinement {
+        Confinement { capsule: self.capsule_id, template: self.template_id }
     }
 }
 

@@ -69,7 +69,7 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
             .ok_or_else(|| Error::invalid("nextToken", "is not a token of this platform"))
     });
     let search = Search {
-        scope: caller.scope,
+        confinement: caller.confinement,
         states: &states(asked.state.as_deref())?,
         metadata: &metadata,
         template: asked.template.as_deref().map(names::untagged),
