@@ -189,7 +189,8 @@ pub(crate) struct CreateKey {
     /// Name of the key.
     pub name: String,
     /// Permission of the key: `capsules:read`, `capsules:exec`, `capsules:admin`, `team:read` or
-    /// `team:admin`. Repeatable. Default: all permissions for capsules.
+    /// `team:admin`. Repeatable. Default: `capsules:admin` and `team:read`; for an operator's key,
+    /// all permissions. No key exceeds the rights of its maker.
     #[arg(long = "scope")]
     pub scopes: Vec<String>,
     /// Restrict the key to one template and the capsules that started from it.
