@@ -35,14 +35,14 @@ fn former_names_of_fields_are_deprecated_and_optional() {
         let schema = &document["components"]["schemas"][*name];
         let frames = schema["oneOf"].as_array().into_iter().flatten();
         let objects = frames.chain([schema]);
-        for api::Rename { former, present, .. } in *renames {
+        for api::Rename { former, current, .. } in *renames {
             let of = |field: &str| objects.clone().find(|o| o["properties"][field].is_object());
-            let object = of(present).unwrap_or_else(|| panic!("{name} has no {present}"));
-            let (old, new) = (&object["properties"][*former], &object["properties"][*present]);
+            let object = of(current).unwrap_or_else(|| panic!("{name} has no {current}"));
+            let (old, new) = (&object["properties"][*former], &object["properties"][*current]);
             assert_eq!((&old["deprecated"], &old["type"]), (&true.into(), &new["type"]), "{name}");
-            assert!(new["deprecated"].is_null() && new["description"].is_string(), "{present}");
+            assert!(new["deprecated"].is_null() && new["description"].is_string(), "{current}");
             let told = old["description"].as_str().unwrap();
-            assert!(told.starts_with(&format!("Former name of `{present}`. ")), "{told}");
+            assert!(told.starts_with(&format!("Former name of `{current}`. ")), "{told}");
             let required = object["required"].as_array();
             assert!(!required.is_some_and(|all| all.contains(&(*former).into())), "{former}");
         }
