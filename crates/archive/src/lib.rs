@@ -13,7 +13,7 @@ mod pack;
 pub mod stream;
 mod unpack;
 
-pub use pack::{Packed, pack};
+pub use pack::{Builder, Packed, pack};
 pub use unpack::{Options, Top, unpack};
 
 use std::io;

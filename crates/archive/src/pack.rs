@@ -52,6 +52,48 @@ pub fn pack(source: &Path, name: &OsStr, to: &mut impl Write) -> Result<Packed> 
     Ok(packer.packed)
 }
 
+/// Packs single entries under names of the caller's, for a caller that walks folders itself.
+pub struct Builder<'a, W> {
+    packer: Packer<'a, W>,
+}
+
+impl<'a, W: Write> Builder<'a, W> {
+    /// Begins an archive.
+    pub fn new(to: &'a mut W) -> Self {
+        Self { packer: Packer { to, packed: Packed::default(), folders: Vec::new() } }
+    }
+
+    /// Packs the entry at `path` under the name `name`, without anything below it. Packs a link as
+    /// a link. Counts FIFOs, sockets and devices as skipped.
+    ///
+    /// # Errors
+    /// Returns `File` when the entry cannot be read, and `Stream` when the archive cannot be
+    /// written.
+    pub fn add(&mut self, path: &Path, name: &[u8]) -> Result<()> {
+        let found = fs::symlink_metadata(path).map_err(|e| reading(path, e))?;
+        if found.is_symlink() {
+            self.packer.link(path, name.to_vec(), &found)
+        } else if found.is_dir() {
+            let name = [name, b"/"].concat();
+            format::write_header(self.packer.to, &entry(Kind::Folder, name, &found))
+        } else if found.is_file() {
+            self.packer.file(path, name.to_vec(), OFlags::NOFOLLOW)
+        } else {
+            self.packer.packed.skipped += 1;
+            Ok(())
+        }
+    }
+
+    /// Writes the archive's end.
+    ///
+    /// # Errors
+    /// Returns `Stream` when the archive cannot be written.
+    pub fn finish(self) -> Result<Packed> {
+        format::finish(self.packer.to)?;
+        Ok(self.packer.packed)
+    }
+}
+
 fn reading(path: &Path, error: io::Error) -> Error {
     Error::file(format!("cannot read {}", path.display()), error)
 }
