@@ -1,5 +1,5 @@
 //! Keys of finished steps. Each key is a hash over the key before it and over all that the step
-//! sees, so equal keys mean equal work. Keys belong to a team, since hashes of files are chosen by
+//! sees. Equal keys therefore mean equal work. Keys belong to a team, since hashes of files are chosen by
 //! clients; the caller keeps teams apart.
 //!
 //! `k0 = H(format, identity of the base, architecture)` and `ki = H(k(i−1), fields of step i)`.
@@ -155,7 +155,10 @@ mod tests {
     fn key_round_trips_through_text() {
         let base = Key::base("sha256:00", "amd64");
         assert_eq!(base.to_string().parse(), Ok(base));
-        assert_eq!(serde_json::from_str::<Key>(&serde_json::to_string(&base).unwrap()).unwrap(), base);
+        assert_eq!(
+            serde_json::from_str::<Key>(&serde_json::to_string(&base).unwrap()).unwrap(),
+            base
+        );
         for bad in ["", "0", &"0".repeat(63), &"g".repeat(64)] {
             assert_eq!(bad.parse::<Key>(), Err(ParseKeyError), "{bad}");
         }
@@ -178,9 +181,8 @@ mod tests {
     fn longest_known_prefix_wins() {
         let step = |byte| Lookup { key: key(byte), force: false };
         let steps = [step(1), step(2), step(3)];
-        let of = |known: &[u8]| {
-            known_prefix(&key(0), &steps, |key| known.contains(&key.as_bytes()[0]))
-        };
+        let of =
+            |known: &[u8]| known_prefix(&key(0), &steps, |key| known.contains(&key.as_bytes()[0]));
         assert_eq!((of(&[]), of(&[1]), of(&[2]), of(&[3])), (0, 1, 2, 3));
         assert_eq!((of(&[1, 3]), of(&[4])), (3, 0));
         let forced = [step(1), Lookup { force: true, ..step(2) }, step(3)];

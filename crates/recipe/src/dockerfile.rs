@@ -2,9 +2,9 @@
 //! variables of instructions are expanded later, where the base's environment is known. FROM is
 //! expanded here, since only arguments may stand there.
 //!
-//! Every refusal names line and instruction. The parser is our own: `parse-dockerfile` 0.1 reads
-//! only a here-document that begins a RUN, leaves quotes, pairs and flags to its caller, and
-//! splits quoted words.
+//! Every refusal names line and instruction. The parser is our own. The crate `parse-dockerfile`
+//! 0.1 finds here-documents only where they begin a RUN. It also leaves quotes, pairs and
+//! continuations inside of commands to its caller.
 
 mod instruction;
 mod lines;
@@ -15,6 +15,7 @@ pub use instruction::trigger;
 
 use crate::expand::{self, Escape};
 use crate::fault::{Fault, shorten};
+use crate::prepare;
 use crate::steps::{Action, Arg, Dialect, Recipe, STAGES_MAX, STEPS_MAX, Source, Stage, Step};
 use instruction::{From, Scope};
 use lines::Instruction;
@@ -149,8 +150,10 @@ impl Dockerfile {
         for (line, arg) in &self.globals {
             let value = match (options.args.get(&arg.name), &arg.default) {
                 (Some(given), _) => given.clone(),
-                (None, Some(default)) => expand::word(default, self.escape, &|name| values.get(name).cloned())
-                    .map_err(|error| Fault::new(*line, "ARG", error.to_string()))?,
+                (None, Some(default)) => {
+                    expand::word(default, self.escape, &|name| values.get(name).cloned())
+                        .map_err(|error| Fault::new(*line, "ARG", error.to_string()))?
+                }
                 (None, None) => continue,
             };
             values.insert(arg.name.clone(), value);
@@ -193,7 +196,7 @@ impl Dockerfile {
                     return Err(fault(format!("the platform `{asked}` is not the host's, {own}")));
                 }
             }
-            if image.is_empty() || image.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            if !prepare::is_reference(&image) {
                 let text = shorten(&stage.from.image);
                 return Err(fault(format!("`{text}` names no image")));
             }
@@ -255,7 +258,8 @@ fn stage_names(instructions: &[Instruction], escape: Escape) -> Result<Vec<Optio
 
 /// Finds the stage before `stage` with a name.
 fn earlier(names: &[Option<String>], name: &str, stage: usize) -> Option<usize> {
-    let is = |other: &Option<String>| other.as_deref().is_some_and(|n| n.eq_ignore_ascii_case(name));
+    let is =
+        |other: &Option<String>| other.as_deref().is_some_and(|n| n.eq_ignore_ascii_case(name));
     names.iter().take(stage).position(is)
 }
 
@@ -279,7 +283,8 @@ fn platform_args(platform: &str) -> BTreeMap<String, String> {
     let (os, arch, variant) = (part(), part(), part());
     let values = [("PLATFORM", platform), ("OS", os), ("ARCH", arch), ("VARIANT", variant)];
     let kinds = ["BUILD", "TARGET"];
-    let pair = |kind: &str, (name, value): (&str, &str)| (format!("{kind}{name}"), value.to_owned());
+    let pair =
+        |kind: &str, (name, value): (&str, &str)| (format!("{kind}{name}"), value.to_owned());
     kinds.iter().flat_map(|kind| values.map(|value| pair(kind, value))).collect()
 }
 

@@ -55,8 +55,8 @@ pub fn recipe(source: Source, steps: Vec<WireStep>, force: bool) -> Result<Recip
     for (step, number) in steps.into_iter().zip(1..) {
         let (kind, is_first) = (step.kind.clone(), number == 1);
         let force = step.force.unwrap_or(false) || (force && is_first);
-        let action = action(step)
-            .map_err(|message| Error { number, kind: shorten(&kind), message })?;
+        let action =
+            action(step).map_err(|message| Error { number, kind: shorten(&kind), message })?;
         read.push(Step { action, force, line: None });
     }
     let source = expanded(source, &read);
@@ -113,7 +113,8 @@ fn action(step: WireStep) -> Result<Action, String> {
         "ENV" => {
             let mut values = BTreeMap::new();
             while let Some(name) = given.next() {
-                let value = given.next().ok_or_else(|| format!("`{}` has no value", shorten(&name)))?;
+                let value =
+                    given.next().ok_or_else(|| format!("`{}` has no value", shorten(&name)))?;
                 values.insert(name, value);
             }
             if values.is_empty() {
@@ -230,7 +231,9 @@ mod tests {
 
     #[test]
     fn homes_follow_from_names() {
-        for (user, wanted) in [("user", "/home/user"), ("root", "/root"), ("0:0", "/root"), ("7", "/")] {
+        for (user, wanted) in
+            [("user", "/home/user"), ("root", "/root"), ("0:0", "/root"), ("7", "/")]
+        {
             assert_eq!(home(user), wanted);
         }
     }

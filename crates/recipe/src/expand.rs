@@ -84,6 +84,7 @@ pub fn words(text: &str, escape: Escape, lookup: Lookup<'_>) -> Result<Vec<Strin
 }
 
 /// Expands a here-document as a shell does: quotes stay, and `\` escapes `$`, `` ` `` and itself.
+/// BuildKit differs, since it drops every other `\` too.
 ///
 /// # Errors
 /// Names the first broken rule.
@@ -222,7 +223,8 @@ impl Expander<'_> {
             Some('@' | '*' | '#' | '?' | '-' | '$' | '!') if self.form == Form::Word => Some(1),
             _ => Some(0),
         };
-        let (name, rest) = self.rest.split_at_checked(end.unwrap_or(self.rest.len())).unwrap_or_default();
+        let (name, rest) =
+            self.rest.split_at_checked(end.unwrap_or(self.rest.len())).unwrap_or_default();
         self.rest = rest;
         name.to_owned()
     }
@@ -245,8 +247,8 @@ impl Expander<'_> {
         }
     }
 
-    /// Expands the text up to the closing brace. In a literal text it has no braces of its own, so
-    /// that no open brace makes the text be read again and again.
+    /// Expands the text up to the closing brace. In a literal text no braces nest, so an open brace
+    /// never makes the rest be read again and again.
     fn default(&mut self, depth: usize) -> Result<String, Error> {
         if self.form != Form::Literal {
             return self.until(Some('}'), depth + 1);

@@ -151,10 +151,10 @@ impl Pattern {
     /// Follows all ways through the pattern at once, so no input makes it search.
     fn matches(&self, path: &str) -> bool {
         let count = self.0.len();
-        let mut states = vec![false; count + 1];
+        let (mut states, mut next) = (vec![false; count + 1], vec![false; count + 1]);
         self.enter(&mut states, 0);
         for char in path.chars() {
-            let mut next = vec![false; count + 1];
+            next.fill(false);
             for (index, (token, active)) in self.0.iter().zip(&states).enumerate() {
                 if *active {
                     self.advance(&mut next, index, token, char);
@@ -163,7 +163,7 @@ impl Pattern {
             if !next.contains(&true) {
                 return false;
             }
-            states = next;
+            std::mem::swap(&mut states, &mut next);
         }
         states.last().copied().unwrap_or(false)
     }

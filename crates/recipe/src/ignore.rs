@@ -56,7 +56,7 @@ impl Ignore {
     /// Reads an ignore file.
     ///
     /// # Errors
-    /// Names the line of a pattern that is malformed, and the limit of a file that is too large.
+    /// Names the line of a malformed pattern, or the limit that the file passes.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.len() > BYTES_MAX {
             return Err(Error { line: 1, message: "the file has over 1 MiB".to_owned() });
@@ -82,7 +82,8 @@ impl Ignore {
     /// and neither begins nor ends with `/`. The verdict of the context's top is the default.
     #[must_use]
     pub fn judge(&self, path: &str, parent: &Verdict) -> Verdict {
-        let mut verdict = Verdict { matches: Vec::with_capacity(self.patterns.len()), ..Verdict::default() };
+        let mut verdict =
+            Verdict { matches: Vec::with_capacity(self.patterns.len()), ..Verdict::default() };
         for (index, pattern) in self.patterns.iter().enumerate() {
             let above = parent.matches.get(index).copied().unwrap_or(false);
             let matches = above || pattern.glob.matches(path);

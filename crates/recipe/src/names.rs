@@ -232,16 +232,22 @@ mod tests {
 
     #[test]
     fn malformed_references_are_refused() {
-        for bad in ["", ":x", "a:", "a:B", "a b", "a/b/c", "/a", "a/", "A/b", "a:b:c", "a@", "a@b",
-            "a:b@c", "é", "-a", "a:x y", "a\n"] {
+        for bad in [
+            "", ":x", "a:", "a:B", "a b", "a/b/c", "/a", "a/", "A/b", "a:b:c", "a@", "a@b",
+            "a:b@c", "é", "-a", "a:x y", "a\n",
+        ] {
             assert!(Reference::native(bad).is_err(), "{bad}");
         }
-        for bad in ["", " ", ":x", "name:", "a.b", "a b", "a/b/c", "/a", "a:b:c", "a@b", "é", "a:x/y"] {
+        for bad in
+            ["", " ", ":x", "name:", "a.b", "a b", "a/b/c", "/a", "a:b:c", "a@b", "é", "a:x/y"]
+        {
             assert!(Reference::e2b(bad).is_err(), "{bad}");
         }
         assert_eq!(Reference::e2b(":x"), Err(Error::Missing));
         assert!(Reference::native(&format!("a:{UUID}")).is_err());
-        assert!(Reference::e2b(&"a".repeat(128)).is_ok() && Reference::e2b(&"a".repeat(129)).is_err());
+        assert!(
+            Reference::e2b(&"a".repeat(128)).is_ok() && Reference::e2b(&"a".repeat(129)).is_err()
+        );
         assert!(native_tag(&"a".repeat(129)).is_err());
         assert!(e2b_tag(UUID).is_err() && e2b_tag(" V1 ").is_ok());
         assert!(Error::Tag("x".to_owned()).to_string().starts_with("Invalid tag: "));

@@ -52,8 +52,8 @@ pub struct Placed<'m> {
 }
 
 impl<'m> Placed<'m> {
-    /// Returns the path below the destination. A file that is named itself keeps its name where
-    /// the destination is a folder, and takes the destination's name elsewhere.
+    /// Returns the path below the destination. A file that a source names keeps its name in a
+    /// folder. Elsewhere it takes the destination's name.
     #[must_use]
     pub fn path(&self, top_is_folder: bool, dest_is_folder: bool) -> &'m str {
         if !self.below.is_empty() || top_is_folder || !dest_is_folder {
@@ -130,10 +130,8 @@ fn names(source: &str) -> Result<Vec<Name>, Error> {
         if !glob::has_wildcards(name) {
             return Ok(Name::Plain(name.to_owned()));
         }
-        let error = |message: &str| Error {
-            source_text: shorten(source),
-            message: message.to_owned(),
-        };
+        let error =
+            |message: &str| Error { source_text: shorten(source), message: message.to_owned() };
         Glob::within(name).map(Name::Wild).map_err(error)
     };
     let names = prepare::relative(source).ok_or_else(|| outside(source))?;

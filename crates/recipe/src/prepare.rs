@@ -5,6 +5,15 @@ use crate::fault::shorten;
 /// Largest user or group id: 2^32 − 2, since the largest number means "no change" to the kernel.
 const ID_MAX: u64 = 0xffff_fffe;
 
+/// Longest reference of an image or a template, in bytes.
+const REFERENCE_MAX: usize = 512;
+
+/// Reports whether a text can be a reference: 1 to 512 bytes without blanks and control characters.
+pub(crate) fn is_reference(text: &str) -> bool {
+    let is_bad = |char: char| char.is_whitespace() || char.is_control();
+    !text.is_empty() && text.len() <= REFERENCE_MAX && !text.contains(is_bad)
+}
+
 /// Reads permission bits, as up to four octal digits.
 pub(crate) fn mode(text: &str) -> Result<u32, String> {
     let is_octal = matches!(text.len(), 1..=4) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
@@ -73,14 +82,6 @@ pub(crate) fn relative(source: &str) -> Option<Vec<&str>> {
     Some(names)
 }
 
-/// Checks that several sources go into a folder.
-pub(crate) fn folder(sources: usize, dest: &str) -> Result<(), String> {
-    if sources > 1 && !dest.contains('$') && !is_folder(dest) {
-        return Err("several sources need a destination that ends with `/`".to_owned());
-    }
-    Ok(())
-}
-
 /// Reports whether a destination names a folder.
 pub(crate) fn is_folder(dest: &str) -> bool {
     let last = dest.rsplit('/').next().unwrap_or_default();
@@ -129,8 +130,21 @@ mod tests {
         ] {
             assert_eq!(user(good), Ok(is_number), "{good}");
         }
-        for bad in ["", ":", "a:", ":a", "a:b:c", "-1", "4294967295", "4294967296", "a b", "a\n", "a/b",
-            "99999999999999999999999", "0:4294967295"] {
+        for bad in [
+            "",
+            ":",
+            "a:",
+            ":a",
+            "a:b:c",
+            "-1",
+            "4294967295",
+            "4294967296",
+            "a b",
+            "a\n",
+            "a/b",
+            "99999999999999999999999",
+            "0:4294967295",
+        ] {
             assert!(user(bad).is_err(), "{bad}");
         }
     }

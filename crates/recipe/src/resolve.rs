@@ -243,7 +243,8 @@ impl Resolver<'_, '_> {
             origin = Some(key.to_string());
         }
         if let Work::Run(run) = &work {
-            self.envs += run.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            self.envs +=
+                run.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             if self.envs > ENVS_MAX {
                 return Err(fault(format!("all environments together have over {ENVS_MAX} bytes")));
             }

@@ -38,7 +38,7 @@ pub struct Resolved {
     pub is_inherited: bool,
 }
 
-/// Chooses a template's commands. Those of the base apply only if the template names neither.
+/// Chooses a template's commands. The base's commands apply only if the template names neither.
 /// Empty commands count as absent.
 #[must_use]
 pub fn resolve(own: &Commands, base: Option<&Commands>) -> Resolved {
@@ -46,10 +46,8 @@ pub fn resolve(own: &Commands, base: Option<&Commands>) -> Resolved {
     let own = Commands { start: present(&own.start), ready: present(&own.ready) };
     let is_inherited = own == Commands::default();
     let inherited = base.filter(|_| is_inherited);
-    let chosen = inherited.map_or(own, |base| Commands {
-        start: present(&base.start),
-        ready: present(&base.ready),
-    });
+    let chosen = inherited
+        .map_or(own, |base| Commands { start: present(&base.start), ready: present(&base.ready) });
     let default = chosen.start.as_ref().map(|_| Command::Shell(DEFAULT_READY.to_owned()));
     let is_inherited = is_inherited && (chosen.start.is_some() || chosen.ready.is_some());
     Resolved { ready: chosen.ready.or(default), start: chosen.start, is_inherited }

@@ -7,6 +7,7 @@
 //! `{"workdir": "/x"}`, `{"user": "app"}`, `{"env": {"A": "b"}}`.
 
 use crate::expand::Escape;
+use crate::prepare;
 use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -18,6 +19,8 @@ use std::fmt;
 pub const STEPS_MAX: usize = 1000;
 /// Most stages of a recipe.
 pub const STAGES_MAX: usize = 64;
+/// Longest name of a stage, in bytes.
+pub const STAGE_NAME_MAX: usize = 128;
 /// Largest text of a recipe, in bytes: a command, a path, a value or an inline file.
 pub const TEXT_MAX: usize = 128 * 1024;
 /// Most texts of one step: sources, variables or arguments.
@@ -365,7 +368,10 @@ impl Action {
                 }
                 copy.inline.iter().flat_map(|file| [&file.name, &file.text]).for_each(|t| visit(t));
             }
-            Self::Workdir(text) | Self::User(text) | Self::StopSignal(text) | Self::Onbuild(text) => {
+            Self::Workdir(text)
+            | Self::User(text)
+            | Self::StopSignal(text)
+            | Self::Onbuild(text) => {
                 visit(text);
             }
             Self::Env(values) | Self::Label(values) => pairs(values, visit),
@@ -426,7 +432,10 @@ impl fmt::Display for Action {
                 }
                 Ok(())
             }
-            Self::Workdir(text) | Self::User(text) | Self::StopSignal(text) | Self::Onbuild(text) => {
+            Self::Workdir(text)
+            | Self::User(text)
+            | Self::StopSignal(text)
+            | Self::Onbuild(text) => {
                 write!(f, " {text}")
             }
             Self::Env(values) | Self::Label(values) => {
@@ -460,6 +469,10 @@ impl Recipe {
         let mut total = 0;
         for (index, stage) in self.stages.iter().enumerate() {
             let place = format!("stages[{index}]");
+            if stage.name.as_ref().is_some_and(|name| name.len() > STAGE_NAME_MAX) {
+                let rule = format!("a stage's name has at most {STAGE_NAME_MAX} bytes");
+                return fail(format!("{place}.name"), &rule);
+            }
             check_source(&stage.source, index)
                 .map_err(|message| Error { place: format!("{place}.source"), message })?;
             for (number, step) in stage.steps.iter().enumerate() {
@@ -489,10 +502,8 @@ impl Recipe {
 fn check_source(source: &Source, stage: usize) -> Result<(), String> {
     match source {
         Source::Stage(index) if *index >= stage => Err("a stage comes before its use".to_owned()),
-        Source::Image(name) | Source::Template(name)
-            if name.is_empty() || name.len() > 512 || name.contains(char::is_control) =>
-        {
-            Err("a name has 1 to 512 bytes and no control characters".to_owned())
+        Source::Image(name) | Source::Template(name) if !prepare::is_reference(name) => {
+            Err("a reference has 1 to 512 bytes, no blanks and no control characters".to_owned())
         }
         Source::Stage(_) | Source::Image(_) | Source::Template(_) | Source::Scratch => Ok(()),
     }
@@ -523,9 +534,13 @@ fn check_step(step: &Step, stage: usize, total: &mut usize) -> Result<(), String
         check_source(from, stage)?;
     }
     match &copy.files {
-        Some(hash) if !is_hash(hash) => Err("`files` has 64 lower-case hexadecimal digits".to_owned()),
+        Some(hash) if !is_hash(hash) => {
+            Err("`files` has 64 lower-case hexadecimal digits".to_owned())
+        }
         Some(_) if copy.from.is_some() => Err("`files` and `from` exclude each other".to_owned()),
-        _ if copy.sources.is_empty() && copy.inline.is_empty() => Err("a copy has a source".to_owned()),
+        _ if copy.sources.is_empty() && copy.inline.is_empty() => {
+            Err("a copy has a source".to_owned())
+        }
         _ => Ok(()),
     }
 }
@@ -543,7 +558,9 @@ mod tests {
 
     fn recipe(steps: Value) -> Result<Recipe, serde_json::Error> {
         let source = json!({"image": "debian"});
-        serde_json::from_value(json!({"dialect": "steps", "stages": [{"source": source, "steps": steps}]}))
+        serde_json::from_value(
+            json!({"dialect": "steps", "stages": [{"source": source, "steps": steps}]}),
+        )
     }
 
     #[test]

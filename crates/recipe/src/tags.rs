@@ -1,6 +1,6 @@
-//! Tags as lists of assignments. A build gets its tags when it is requested, and a tag stands for
-//! the newest assignment whose build is ready. So no failed or running build takes a tag over, and
-//! of two builds at once the later request wins, whichever ends first.
+//! Tags as lists of assignments. A build gets its tags when it is requested. A tag stands for the
+//! newest assignment whose build is ready. So no failed or running build takes a tag over. If two
+//! builds run at once, the later request wins, whichever build ends first.
 
 /// An assignment of one tag of one template. Assignments are never changed but for `deleted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,10 +14,7 @@ pub struct Assignment<B> {
 }
 
 /// Returns the build that a tag stands for. The order of the slice does not matter.
-pub fn resolve<B: Copy>(
-    assignments: &[Assignment<B>],
-    is_ready: impl Fn(B) -> bool,
-) -> Option<B> {
+pub fn resolve<B: Copy>(assignments: &[Assignment<B>], is_ready: impl Fn(B) -> bool) -> Option<B> {
     let live = assignments.iter().filter(|assignment| !assignment.deleted);
     let ready = live.filter(|assignment| is_ready(assignment.build));
     ready.max_by_key(|assignment| assignment.sequence).map(|assignment| assignment.build)
@@ -57,7 +54,8 @@ mod tests {
         assert_eq!(superseded(&list, |build| build > 1).collect::<Vec<_>>(), [2, 3]);
         let again = [assigned(1, 3), assigned(2, 2)];
         assert_eq!(resolve(&again, |_| true), Some(1));
-        let gone = list.map(|assignment| Assignment { deleted: assignment.sequence < 3, ..assignment });
+        let gone =
+            list.map(|assignment| Assignment { deleted: assignment.sequence < 3, ..assignment });
         assert_eq!(resolve(&gone, |build| build < 3), None);
     }
 

@@ -69,7 +69,8 @@ fn links_are_kept_and_never_followed() {
     let context = open(&dir, "");
     let selection = context.select(&["."]).unwrap();
     let kinds: Vec<_> = selection.entries().iter().map(|e| (e.path.as_str(), e.kind)).collect();
-    let wanted = [("d", Kind::Folder), ("d/broken", Kind::Link), ("d/x", Kind::File), ("out", Kind::Link)];
+    let wanted =
+        [("d", Kind::Folder), ("d/broken", Kind::Link), ("d/x", Kind::File), ("out", Kind::Link)];
     assert_eq!(kinds, wanted);
     assert!(matches!(context.select(&["out/passwd"]), Err(Error::Missing(_))));
     assert!(selection.hash().is_ok());

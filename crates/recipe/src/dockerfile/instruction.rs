@@ -7,7 +7,8 @@ use crate::expand::Escape;
 use crate::fault::{Fault, shorten};
 use crate::prepare;
 use crate::steps::{
-    Action, Arg, Command, Copy, Healthcheck, Inline, Run, Source, Step, TEXT_MAX, TEXTS_MAX,
+    Action, Arg, Command, Copy, Healthcheck, Inline, Run, STAGE_NAME_MAX, Source, Step, TEXT_MAX,
+    TEXTS_MAX,
 };
 use std::collections::BTreeMap;
 
@@ -54,7 +55,11 @@ pub(super) fn from(instruction: &Instruction, escape: Escape) -> Result<From, Fa
     if let Some(name) = &name {
         let head = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
         let rest = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if !head || !name.bytes().all(rest) || matches!(name.as_str(), "scratch" | "context") {
+        if !head
+            || name.len() > STAGE_NAME_MAX
+            || !name.bytes().all(rest)
+            || matches!(name.as_str(), "scratch" | "context")
+        {
             return Err(fault(format!("`{}` is no name of a stage", shorten(name))));
         }
     }
@@ -167,7 +172,8 @@ pub(super) fn arguments(rest: &str, escape: Escape) -> Result<Vec<Action>, Strin
         };
         Ok(Action::Arg(Arg { name: words::name(name, escape)?, value: None, default }))
     };
-    let args: Vec<Action> = words::raw(rest, escape).into_iter().map(arg).collect::<Result<_, String>>()?;
+    let args: Vec<Action> =
+        words::raw(rest, escape).into_iter().map(arg).collect::<Result<_, String>>()?;
     if args.is_empty() { Err(NO_ARGUMENT.to_owned()) } else { Ok(args) }
 }
 
@@ -186,7 +192,10 @@ fn healthcheck(rest: &str, scope: &Scope<'_>) -> Result<Healthcheck, String> {
     let mut options = BTreeMap::new();
     for (name, value) in flags {
         match (name, value) {
-            ("interval" | "timeout" | "start-period" | "start-interval" | "retries", Some(value)) => {
+            (
+                "interval" | "timeout" | "start-period" | "start-interval" | "retries",
+                Some(value),
+            ) => {
                 options.insert(name.to_owned(), value.to_owned());
             }
             _ => return Err(unknown_flag(name)),
@@ -268,7 +277,8 @@ fn copy(instruction: &Instruction, scope: &Scope<'_>) -> Result<Copy, String> {
         Some(list) => list,
         None => words::raw(rest, scope.escape).into_iter().map(str::to_owned).collect(),
     };
-    copy.dest = words.pop().filter(|_| !words.is_empty()).ok_or("takes a source and a destination")?;
+    copy.dest =
+        words.pop().filter(|_| !words.is_empty()).ok_or("takes a source and a destination")?;
     if copy.dest.is_empty() {
         return Err("the destination is empty".to_owned());
     }
@@ -288,16 +298,16 @@ fn copy(instruction: &Instruction, scope: &Scope<'_>) -> Result<Copy, String> {
     if copy.from.is_some() && !copy.inline.is_empty() {
         return Err("`--from` and a here-document exclude each other".to_owned());
     }
-    prepare::folder(copy.sources.len() + copy.inline.len(), &copy.dest)?;
     Ok(copy)
 }
 
 /// Resolves the value of `--from` to an earlier stage or an image.
 fn origin(value: &str, scope: &Scope<'_>) -> Result<Source, String> {
-    if value.is_empty() || value.contains('$') {
+    if !prepare::is_reference(value) || value.contains('$') {
         return Err("`--from` takes a stage or an image, without variables".to_owned());
     }
-    let named = |name: &Option<String>| name.as_deref().is_some_and(|n| n.eq_ignore_ascii_case(value));
+    let named =
+        |name: &Option<String>| name.as_deref().is_some_and(|n| n.eq_ignore_ascii_case(value));
     let index = match value.parse() {
         Ok(index) => Some(index),
         Err(_) => scope.names.iter().position(named),
@@ -305,7 +315,9 @@ fn origin(value: &str, scope: &Scope<'_>) -> Result<Source, String> {
     match index {
         Some(index) if index < scope.stage => Ok(Source::Stage(index)),
         Some(_) => Err(format!("`--from={}` names no earlier stage", shorten(value))),
-        None if value.eq_ignore_ascii_case("scratch") => Err("`--from=scratch` has no files".to_owned()),
+        None if value.eq_ignore_ascii_case("scratch") => {
+            Err("`--from=scratch` has no files".to_owned())
+        }
         None => Ok(Source::Image(value.to_owned())),
     }
 }

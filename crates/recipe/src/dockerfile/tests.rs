@@ -1,7 +1,7 @@
 //! Tables of Dockerfiles, good and bad.
 
 use super::*;
-use crate::steps::{Command, Copy, Inline, Mount, Run};
+use crate::steps::{Command, Copy, Healthcheck, Inline, Mount, Run};
 use proptest::prelude::*;
 
 fn parse(text: &str) -> Dockerfile {
@@ -58,7 +58,6 @@ fn commands_of_run_are_read() {
         ("RUN a \\  \nb", shell("a b")),
         ("RUN a \\\n# comment\n\n   # other\n b", shell("a  b")),
         ("RUN a && \\\n    b && \\\n    c", shell("a &&     b &&     c")),
-        ("RUN a \\\\\nLABEL x=y", shell("a \\\\")),
         ("RUN a # no comment", shell("a # no comment")),
         ("RUN \\\na", shell("a")),
         ("RUN a \\\r\n b\r", shell("a  b")),
@@ -77,12 +76,9 @@ fn commands_of_run_are_read() {
         ("RUN --network=default --security=sandbox a", shell("a")),
         ("RUN -- a", shell("a")),
     ] {
-        if text.contains("LABEL") {
-            assert_eq!(steps(&format!("FROM a\n{text}"))[0], run(wanted), "{text:?}");
-        } else {
-            assert_eq!(only(text), run(wanted), "{text:?}");
-        }
+        assert_eq!(only(text), run(wanted), "{text:?}");
     }
+    assert_eq!(steps("FROM a\nRUN a \\\\\nUSER b")[0], run(shell("a \\\\")));
     let script = Command::Script { script: "#!/usr/bin/env python3\nx\n".to_owned() };
     assert_eq!(only("RUN <<EOF\n#!/usr/bin/env python3\nx\nEOF"), run(script));
     assert_eq!(steps("FROM a\nRUN x \\"), [run(shell("x"))]);
@@ -90,7 +86,8 @@ fn commands_of_run_are_read() {
 
 #[test]
 fn mounts_of_run_are_read() {
-    let text = "RUN --mount=type=cache,target=/c,id=x,sharing=locked --mount=type=tmpfs,dst=/t,size=2m a";
+    let text =
+        "RUN --mount=type=cache,target=/c,id=x,sharing=locked --mount=type=tmpfs,dst=/t,size=2m a";
     let Action::Run(run) = only(text) else { panic!() };
     let cache = Mount::Cache { target: "/c".to_owned(), id: Some("x".to_owned()) };
     let tmpfs = Mount::Tmpfs { target: "/t".to_owned(), size: Some(2 << 20) };
@@ -108,6 +105,7 @@ fn copies_are_read() {
         ("COPY a /x", copy(&["a"], "/x")),
         ("COPY a b c/ /x/", copy(&["a", "b", "c/"], "/x/")),
         ("COPY a b .", copy(&["a", "b"], ".")),
+        ("COPY a b /x", copy(&["a", "b"], "/x")),
         ("COPY . .", copy(&["."], ".")),
         ("COPY [\"a b\", \"/x y/\"]", copy(&["a b"], "/x y/")),
         ("COPY \"a b\" /x", copy(&["\"a b\""], "/x")),
@@ -139,14 +137,17 @@ fn other_instructions_are_read() {
     let text = |text: &str| text.to_owned();
     for (instruction, wanted) in [
         ("ENV A=1", Action::Env(map(&[("A", "1")]))),
-        ("ENV A=1 B=\"x y\" C=a\\ b", Action::Env(map(&[("A", "1"), ("B", "\"x y\""), ("C", "a\\ b")]))),
+        (
+            "ENV A=1 B=\"x y\" C=a\\ b",
+            Action::Env(map(&[("A", "1"), ("B", "\"x y\""), ("C", "a\\ b")])),
+        ),
         ("ENV A b c", Action::Env(map(&[("A", "b c")]))),
         ("ENV A b=c", Action::Env(map(&[("A", "b=c")]))),
         ("ENV A=", Action::Env(map(&[("A", "")]))),
         ("ENV A=1 \\\n    B=2", Action::Env(map(&[("A", "1"), ("B", "2")]))),
         ("ENV \"A\"=$B", Action::Env(map(&[("A", "$B")]))),
         ("ENV A='$B' A=2", Action::Env(map(&[("A", "2")]))),
-        ("LABEL a.b=c \"d e\"=f", Action::Env(BTreeMap::new())),
+        ("LABEL a.b=c \"d\"=f", Action::Label(map(&[("a.b", "c"), ("d", "f")]))),
         ("MAINTAINER me <a@b>", Action::Label(map(&[("maintainer", "me <a@b>")]))),
         ("WORKDIR /a b", Action::Workdir(text("/a b"))),
         ("WORKDIR $A/b", Action::Workdir(text("$A/b"))),
@@ -172,18 +173,10 @@ fn other_instructions_are_read() {
         ("ARG A", Action::Arg(Arg { name: text("A"), value: None, default: None })),
         ("ARG A=b", Action::Arg(Arg { name: text("A"), value: None, default: Some(text("b")) })),
     ] {
-        if instruction.starts_with("LABEL") {
-            // A name with a blank is refused, as it could not be told from two names later.
-            let fault = Dockerfile::parse(&format!("FROM a\n{instruction}")).unwrap_err();
-            assert!(fault.message.contains("d e"), "{fault}");
-        } else {
-            assert_eq!(only(instruction), wanted, "{instruction}");
-        }
+        assert_eq!(only(instruction), wanted, "{instruction}");
     }
     assert_eq!(steps("FROM a\nARG A B=c").len(), 2);
 }
-
-use crate::steps::Healthcheck;
 
 #[test]
 fn shell_changes_later_commands_alone() {
@@ -196,11 +189,14 @@ fn shell_changes_later_commands_alone() {
     assert_eq!(shells, [None, bash.clone(), bash.clone()]);
     assert_eq!(steps[2], Action::Cmd(exec(&["/bin/bash", "-c", "z"])));
     let recipe = parse("FROM a AS x\nSHELL [\"s\"]\nFROM x\nRUN a\nFROM b\nRUN a\nFROM X\nRUN b");
-    let shell = |stage: usize| match &recipe.stages[stage].steps[0].action {
-        Action::Run(run) => run.shell.clone(),
-        other => panic!("{other:?}"),
+    let shell = |stage: usize| {
+        let Action::Run(run) = &recipe.stages[stage].steps[0].action else { panic!() };
+        run.shell.clone()
     };
-    assert_eq!((shell(1), shell(2), shell(3)), (Some(vec!["s".to_owned()]), None, Some(vec!["s".to_owned()])));
+    assert_eq!(
+        (shell(1), shell(2), shell(3)),
+        (Some(vec!["s".to_owned()]), None, Some(vec!["s".to_owned()]))
+    );
 }
 
 #[test]
@@ -225,10 +221,7 @@ fn directives_stand_before_everything_else() {
 
 #[test]
 fn sources_of_stages_are_resolved() {
-    let options = Options {
-        args: map(&[("V", "12"), ("S", "one")]),
-        ..Options::default()
-    };
+    let options = Options { args: map(&[("V", "12"), ("S", "one")]), ..Options::default() };
     let image = |name: &str| Source::Image(name.to_owned());
     for (text, wanted) in [
         ("FROM debian", image("debian")),
@@ -241,7 +234,6 @@ fn sources_of_stages_are_resolved() {
         ("ARG A=1\nARG B=x$A\nFROM debian:$B", image("debian:x1")),
         ("ARG A=1 B=$A\nFROM d:$B", image("d:1")),
         ("FROM debian:${W:-13}", image("debian:13")),
-        ("ARG \"I=a\"\nFROM b", image("b")),
         ("FROM --platform=linux/amd64 a", image("a")),
         ("FROM --platform=$BUILDPLATFORM a", image("a")),
         ("FROM --platform=x86_64 a", image("a")),
@@ -250,11 +242,7 @@ fn sources_of_stages_are_resolved() {
         ("ARG S\nFROM a AS one\nFROM $S", Source::Stage(0)),
         ("FROM a AS one\nFROM b\nFROM one", Source::Stage(0)),
     ] {
-        let Ok(file) = Dockerfile::parse(text) else {
-            assert!(text.contains('"'), "{text}");
-            continue;
-        };
-        let recipe = file.recipe(&options).unwrap_or_else(|fault| panic!("{text}: {fault}"));
+        let recipe = parse(text).recipe(&options).unwrap_or_else(|fault| panic!("{text}: {fault}"));
         assert_eq!(recipe.stages.last().unwrap().source, wanted, "{text}");
     }
 }
@@ -275,7 +263,9 @@ fn unused_stages_are_left_out_and_others_renumbered() {
     let froms = recipe.stages.iter().flat_map(|stage| &stage.steps);
     let froms: Vec<_> = froms
         .into_iter()
-        .filter_map(|step| if let Action::Copy(copy) = &step.action { copy.from.clone() } else { None })
+        .filter_map(
+            |step| if let Action::Copy(copy) = &step.action { copy.from.clone() } else { None },
+        )
         .collect();
     let image = Source::Image("img".to_owned());
     assert_eq!(froms, [Source::Stage(0), Source::Stage(1), image]);
@@ -293,7 +283,9 @@ fn arguments_get_values_of_caller_and_global_scope() {
     let values: Vec<_> = recipe.stages[0]
         .steps
         .iter()
-        .filter_map(|step| if let Action::Arg(arg) = &step.action { Some(arg.value.as_deref()) } else { None })
+        .filter_map(|step| {
+            if let Action::Arg(arg) = &step.action { Some(arg.value.as_deref()) } else { None }
+        })
         .collect();
     assert_eq!(values, [Some("1"), None, None, Some("$x"), Some("amd64")]);
     assert_eq!(file.undeclared_args(&options), ["Z"]);
@@ -306,94 +298,101 @@ fn lines_of_instructions_are_kept() {
     assert_eq!(lines, [Some(5), Some(7), Some(11)]);
 }
 
+/// Bad files: text, line and instruction of the fault, and a part of its message.
+const BAD: &[(&str, u32, &str, &str)] = &[
+    ("", 1, "file", "no FROM"),
+    ("# only\n", 1, "file", "no FROM"),
+    ("ARG A", 1, "file", "no FROM"),
+    ("RUN a\nFROM b", 1, "RUN", "before the first"),
+    ("FROM", 1, "FROM", "takes an image"),
+    ("FROM a b", 1, "FROM", "takes an image"),
+    ("FROM a AS", 1, "FROM", "takes an image"),
+    ("FROM a AS 1x", 1, "FROM", "no name"),
+    ("FROM a AS scratch", 1, "FROM", "no name"),
+    ("FROM a AS x\nFROM b AS X", 2, "FROM", "two stages"),
+    ("FROM --foo=1 a", 1, "FROM", "--foo"),
+    ("FROM a\nFOO x", 2, "FOO", "no instruction"),
+    ("FROM a\n\nRUN", 3, "RUN", "command"),
+    ("FROM a\nRUN []", 2, "RUN", "command"),
+    ("FROM a\nRUN [\"a\", 1]", 2, "RUN", "no text"),
+    ("FROM a\nRUN <<EOF\nx", 2, "RUN", "does not end"),
+    ("FROM a\nRUN <<EOF\nEOF", 2, "RUN", "empty"),
+    ("FROM a\nRUN --mount=type=secret,id=x a", 2, "RUN", "type=secret is not"),
+    ("FROM a\nRUN --mount=type=ssh a", 2, "RUN", "type=ssh is not"),
+    ("FROM a\nRUN --mount=target=/x a", 2, "RUN", "type=bind is not"),
+    ("FROM a\nRUN --mount=type=foo a", 2, "RUN", "foo"),
+    ("FROM a\nRUN --mount=type=cache a", 2, "RUN", "no target"),
+    ("FROM a\nRUN --mount=type=cache,target=/x,from=y a", 2, "RUN", "from"),
+    ("FROM a\nRUN --mount=type=tmpfs,target=/x,size=1x a", 2, "RUN", "size"),
+    ("FROM a\nRUN --mount a", 2, "RUN", "--mount"),
+    ("FROM a\nRUN --network=host a", 2, "RUN", "--network=host"),
+    ("FROM a\nRUN --security=insecure a", 2, "RUN", "insecure"),
+    ("FROM a\nRUN --device=x a", 2, "RUN", "--device"),
+    ("FROM a\nCOPY a", 2, "COPY", "destination"),
+    ("FROM a\nCOPY", 2, "COPY", "destination"),
+    ("FROM a\nCOPY ../a b", 2, "COPY", "outside"),
+    ("FROM a\nCOPY a/../../b c", 2, "COPY", "outside"),
+    ("FROM a\nCOPY https://x/y z", 2, "COPY", "remote"),
+    ("FROM a\nCOPY --chmod=u=rw a b", 2, "COPY", "octal"),
+    ("FROM a\nCOPY --chmod=9 a b", 2, "COPY", "octal"),
+    ("FROM a\nCOPY --parents a b", 2, "COPY", "--parents"),
+    ("FROM a\nCOPY --exclude=x a b", 2, "COPY", "--exclude"),
+    ("FROM a\nCOPY --from= a b", 2, "COPY", "--from"),
+    ("FROM a\nCOPY --from=$X a b", 2, "COPY", "variables"),
+    ("FROM a\nCOPY --from=0 a b", 2, "COPY", "no earlier"),
+    ("FROM a AS x\nCOPY --from=x a b", 2, "COPY", "no earlier"),
+    ("FROM a\nCOPY --from=y a b\nFROM b AS y", 2, "COPY", "no earlier"),
+    ("FROM a\nCOPY --from=9 a b", 2, "COPY", "no earlier"),
+    ("FROM a\nCOPY --from=scratch a b", 2, "COPY", "no files"),
+    ("FROM a\nCOPY a <<E\nx\nE", 2, "COPY", "destination belongs"),
+    ("FROM a\nCOPY <<E /x", 2, "COPY", "does not end"),
+    ("FROM a\nCOPY --from=i <<E /x\nE", 2, "COPY", "exclude"),
+    ("FROM a\nADD http://x/y z", 2, "ADD", "remote"),
+    ("FROM a\nUSER b\nADD git@github.com:a/b.git z", 3, "ADD", "remote"),
+    ("FROM a\nADD --checksum=x a b", 2, "ADD", "--checksum"),
+    ("FROM a\nADD --from=x a b", 2, "ADD", "--from"),
+    ("FROM a\nENV", 2, "ENV", "at least one"),
+    ("FROM a\nENV A", 2, "ENV", "no value"),
+    ("FROM a\nENV A=1 B", 2, "ENV", "name=value"),
+    ("FROM a\nENV =1", 2, "ENV", "no name"),
+    ("FROM a\nENV $A=1", 2, "ENV", "no name"),
+    ("FROM a\nLABEL", 2, "LABEL", "at least one"),
+    ("FROM a\nARG", 2, "ARG", "at least one"),
+    ("FROM a\nARG 'A B'", 2, "ARG", "no name"),
+    ("FROM a\nWORKDIR", 2, "WORKDIR", "one argument"),
+    ("FROM a\nUSER", 2, "USER", "one argument"),
+    ("FROM a\nEXPOSE", 2, "EXPOSE", "at least one"),
+    ("FROM a\nVOLUME []", 2, "VOLUME", "at least one"),
+    ("FROM a\nSTOPSIGNAL", 2, "STOPSIGNAL", "one argument"),
+    ("FROM a\nSHELL /bin/sh", 2, "SHELL", "list"),
+    ("FROM a\nSHELL []", 2, "SHELL", "list"),
+    ("FROM a\nCMD", 2, "CMD", "command"),
+    ("FROM a\nHEALTHCHECK", 2, "HEALTHCHECK", "NONE"),
+    ("FROM a\nHEALTHCHECK CMD", 2, "HEALTHCHECK", "command"),
+    ("FROM a\nHEALTHCHECK --foo=1 NONE", 2, "HEALTHCHECK", "--foo"),
+    ("FROM a\nONBUILD", 2, "ONBUILD", "one instruction"),
+    ("FROM a\nONBUILD FROM b", 2, "ONBUILD", "FROM: is not allowed"),
+    ("FROM a\nONBUILD ONBUILD RUN b", 2, "ONBUILD", "is not allowed"),
+    ("FROM a\nONBUILD FOO", 2, "ONBUILD", "FOO"),
+    ("FROM a\nONBUILD RUN <<E", 2, "ONBUILD", "does not end"),
+    ("# escape=x\nFROM a", 1, "# escape", "neither"),
+    ("# escape=`\n# escape=`\nFROM a", 2, "# escape", "twice"),
+    ("# syntax=evil/frontend\nFROM a", 1, "# syntax", "evil"),
+    ("FROM a\nRUN a\0b", 2, "file", "NUL"),
+];
+
 #[test]
 fn bad_files_are_refused_by_line_and_instruction() {
-    for (text, line, instruction, word) in [
-        ("", 1, "file", "no FROM"),
-        ("# only\n", 1, "file", "no FROM"),
-        ("ARG A", 1, "file", "no FROM"),
-        ("RUN a\nFROM b", 1, "RUN", "before the first"),
-        ("FROM", 1, "FROM", "takes an image"),
-        ("FROM a b", 1, "FROM", "takes an image"),
-        ("FROM a AS", 1, "FROM", "takes an image"),
-        ("FROM a AS 1x", 1, "FROM", "no name"),
-        ("FROM a AS scratch", 1, "FROM", "no name"),
-        ("FROM a AS x\nFROM b AS X", 2, "FROM", "two stages"),
-        ("FROM --foo=1 a", 1, "FROM", "--foo"),
-        ("FROM a\nFOO x", 2, "FOO", "no instruction"),
-        ("FROM a\n\nRUN", 3, "RUN", "command"),
-        ("FROM a\nRUN []", 2, "RUN", "command"),
-        ("FROM a\nRUN [\"a\", 1]", 2, "RUN", "no text"),
-        ("FROM a\nRUN <<EOF\nx", 2, "RUN", "does not end"),
-        ("FROM a\nRUN <<EOF\nEOF", 2, "RUN", "empty"),
-        ("FROM a\nRUN --mount=type=secret,id=x a", 2, "RUN", "type=secret is not"),
-        ("FROM a\nRUN --mount=type=ssh a", 2, "RUN", "type=ssh is not"),
-        ("FROM a\nRUN --mount=target=/x a", 2, "RUN", "type=bind is not"),
-        ("FROM a\nRUN --mount=type=foo a", 2, "RUN", "foo"),
-        ("FROM a\nRUN --mount=type=cache a", 2, "RUN", "no target"),
-        ("FROM a\nRUN --mount=type=cache,target=/x,from=y a", 2, "RUN", "from"),
-        ("FROM a\nRUN --mount=type=tmpfs,target=/x,size=1x a", 2, "RUN", "size"),
-        ("FROM a\nRUN --mount a", 2, "RUN", "--mount"),
-        ("FROM a\nRUN --network=host a", 2, "RUN", "--network=host"),
-        ("FROM a\nRUN --security=insecure a", 2, "RUN", "insecure"),
-        ("FROM a\nRUN --device=x a", 2, "RUN", "--device"),
-        ("FROM a\nCOPY a", 2, "COPY", "destination"),
-        ("FROM a\nCOPY", 2, "COPY", "destination"),
-        ("FROM a\nCOPY a b c", 2, "COPY", "ends with"),
-        ("FROM a\nCOPY ../a b", 2, "COPY", "outside"),
-        ("FROM a\nCOPY a/../../b c", 2, "COPY", "outside"),
-        ("FROM a\nCOPY https://x/y z", 2, "COPY", "remote"),
-        ("FROM a\nCOPY --chmod=u=rw a b", 2, "COPY", "octal"),
-        ("FROM a\nCOPY --chmod=9 a b", 2, "COPY", "octal"),
-        ("FROM a\nCOPY --parents a b", 2, "COPY", "--parents"),
-        ("FROM a\nCOPY --exclude=x a b", 2, "COPY", "--exclude"),
-        ("FROM a\nCOPY --from= a b", 2, "COPY", "--from"),
-        ("FROM a\nCOPY --from=$X a b", 2, "COPY", "variables"),
-        ("FROM a\nCOPY --from=0 a b", 2, "COPY", "no earlier"),
-        ("FROM a AS x\nCOPY --from=x a b", 2, "COPY", "no earlier"),
-        ("FROM a\nCOPY --from=y a b\nFROM b AS y", 2, "COPY", "no earlier"),
-        ("FROM a\nCOPY --from=9 a b", 2, "COPY", "no earlier"),
-        ("FROM a\nCOPY --from=scratch a b", 2, "COPY", "no files"),
-        ("FROM a\nCOPY a <<E\nx\nE", 2, "COPY", "destination belongs"),
-        ("FROM a\nCOPY <<E /x", 2, "COPY", "does not end"),
-        ("FROM a\nCOPY --from=i <<E /x\nE", 2, "COPY", "exclude"),
-        ("FROM a\nADD http://x/y z", 2, "ADD", "remote"),
-        ("FROM a\nUSER b\nADD git@github.com:a/b.git z", 3, "ADD", "remote"),
-        ("FROM a\nADD --checksum=x a b", 2, "ADD", "--checksum"),
-        ("FROM a\nADD --from=x a b", 2, "ADD", "--from"),
-        ("FROM a\nENV", 2, "ENV", "at least one"),
-        ("FROM a\nENV A", 2, "ENV", "no value"),
-        ("FROM a\nENV A=1 B", 2, "ENV", "name=value"),
-        ("FROM a\nENV =1", 2, "ENV", "no name"),
-        ("FROM a\nENV $A=1", 2, "ENV", "no name"),
-        ("FROM a\nLABEL", 2, "LABEL", "at least one"),
-        ("FROM a\nARG", 2, "ARG", "at least one"),
-        ("FROM a\nARG 'A B'", 2, "ARG", "no name"),
-        ("FROM a\nWORKDIR", 2, "WORKDIR", "one argument"),
-        ("FROM a\nUSER", 2, "USER", "one argument"),
-        ("FROM a\nEXPOSE", 2, "EXPOSE", "at least one"),
-        ("FROM a\nVOLUME []", 2, "VOLUME", "at least one"),
-        ("FROM a\nSTOPSIGNAL", 2, "STOPSIGNAL", "one argument"),
-        ("FROM a\nSHELL /bin/sh", 2, "SHELL", "list"),
-        ("FROM a\nSHELL []", 2, "SHELL", "list"),
-        ("FROM a\nCMD", 2, "CMD", "command"),
-        ("FROM a\nHEALTHCHECK", 2, "HEALTHCHECK", "NONE"),
-        ("FROM a\nHEALTHCHECK CMD", 2, "HEALTHCHECK", "command"),
-        ("FROM a\nHEALTHCHECK --foo=1 NONE", 2, "HEALTHCHECK", "--foo"),
-        ("FROM a\nONBUILD", 2, "ONBUILD", "one instruction"),
-        ("FROM a\nONBUILD FROM b", 2, "ONBUILD", "FROM: is not allowed"),
-        ("FROM a\nONBUILD ONBUILD RUN b", 2, "ONBUILD", "is not allowed"),
-        ("FROM a\nONBUILD FOO", 2, "ONBUILD", "FOO"),
-        ("FROM a\nONBUILD RUN <<E", 2, "ONBUILD", "does not end"),
-        ("# escape=x\nFROM a", 1, "# escape", "neither"),
-        ("# escape=`\n# escape=`\nFROM a", 2, "# escape", "twice"),
-        ("# syntax=evil/frontend\nFROM a", 1, "# syntax", "evil"),
-        ("FROM a\nRUN a\0b", 2, "file", "NUL"),
-    ] {
+    for (text, line, instruction, word) in BAD {
         let fault = Dockerfile::parse(text).expect_err(text);
-        assert_eq!((fault.line, fault.instruction.as_str()), (line, instruction), "{text:?}: {fault}");
+        let place = (fault.line, fault.instruction.as_str());
+        assert_eq!(place, (*line, *instruction), "{text:?}: {fault}");
         assert!(fault.message.contains(word), "{text:?}: {fault}");
     }
+    let long = format!("FROM a\nCOPY --from={} a b", "x".repeat(600));
+    assert!(Dockerfile::parse(&long).unwrap_err().message.contains("an image"));
+    let name = format!("FROM a AS {}", "x".repeat(129));
+    assert!(Dockerfile::parse(&name).unwrap_err().message.contains("no name"));
 }
 
 #[test]
@@ -406,9 +405,14 @@ fn sources_that_cannot_be_resolved_are_refused() {
         ("FROM a\nFROM --platform=linux/arm64 b", 2, "FROM", "linux/arm64"),
         ("FROM --platform=windows/amd64 b", 1, "FROM", "windows/amd64"),
         ("ARG A=${B:?gone}\nFROM a", 1, "ARG", "gone"),
+        (&format!("FROM {}", "a".repeat(600)), 1, "FROM", "no image"),
     ] {
         let fault = parse(text).recipe(&Options::default()).expect_err(text);
-        assert_eq!((fault.line, fault.instruction.as_str()), (line, instruction), "{text:?}: {fault}");
+        assert_eq!(
+            (fault.line, fault.instruction.as_str()),
+            (line, instruction),
+            "{text:?}: {fault}"
+        );
         assert!(fault.message.contains(word), "{text:?}: {fault}");
     }
 }

@@ -169,7 +169,16 @@ impl Scope {
         env.extend(self.config.build_env.clone());
         let workdir = self.workdir();
         let mounts = run.mounts.iter().map(|mount| self.mount(mount, &workdir)).collect();
-        Ok(RunWork { program, env, user, mounts: { let mounts: Result<_, String> = mounts; mounts? }, workdir })
+        Ok(RunWork {
+            program,
+            env,
+            user,
+            mounts: {
+                let mounts: Result<_, String> = mounts;
+                mounts?
+            },
+            workdir,
+        })
     }
 
     fn mount(&self, mount: &Mount, workdir: &str) -> Result<Mount, String> {
@@ -192,10 +201,7 @@ impl Scope {
         if dest.is_empty() {
             return Err("the destination is empty".to_owned());
         }
-        let count = sources.len() + copy.inline.len();
-        if count > 1 && !prepare::is_folder(&dest) {
-            return Err("several sources need a destination that ends with `/`".to_owned());
-        }
+        let is_several = sources.len() + copy.inline.len() > 1;
         let owner = match (&copy.owner, self.dialect) {
             (Some(owner), _) => self.text(owner)?,
             (None, Dialect::E2b) => self.user(),
@@ -219,7 +225,8 @@ impl Scope {
             files: copy.files.clone(),
             sources,
             inline: copy.inline.iter().map(inline).collect::<Result<_, String>>()?,
-            into: prepare::is_folder(&dest),
+            // BuildKit takes several sources without the `/` that Docker's reference demands.
+            into: is_several || prepare::is_folder(&dest),
             dest: prepare::join(&self.workdir(), &dest),
             owner,
             mode,

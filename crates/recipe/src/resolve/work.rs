@@ -68,7 +68,8 @@ pub struct CopyWork {
     pub inline: Vec<(String, String)>,
     /// Absolute path.
     pub dest: String,
-    /// Tells that the destination is a folder, although it may be missing.
+    /// Tells that the destination is a folder, although it may be missing. The engine also assumes a
+    /// folder where wildcards match several files.
     pub into: bool,
     /// Owner of all that is placed.
     pub owner: String,
