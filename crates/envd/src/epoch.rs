@@ -117,9 +117,12 @@ impl Drop for Frozen {
     }
 }
 
-/// Runs a shell that does nothing.
+/// Runs a shell that does nothing. An image without a shell has nothing to warm.
 pub(crate) fn warm() -> io::Result<()> {
-    std::process::Command::new("/bin/sh").args(["-c", "true"]).status().map(|_| ())
+    match std::process::Command::new("/bin/sh").args(["-c", "true"]).status() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Thaws the file system if it was frozen.

@@ -52,6 +52,8 @@ pub(crate) struct Settings {
     pub token: Option<String>,
     pub default_user: String,
     pub default_workdir: Option<String>,
+    /// Search path of programs in the template, if the template sets one.
+    pub template_path: Option<String>,
     /// Environment of every process.
     pub envs: BTreeMap<String, String>,
 }
@@ -66,6 +68,7 @@ impl Guest {
             token: None,
             default_user: "root".to_owned(),
             default_workdir: None,
+            template_path: None,
             envs: BTreeMap::new(),
         };
         Self {

@@ -10,11 +10,12 @@ mod ports;
 
 pub(crate) use listener::Server;
 
+use crate::console::console;
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::peer::Peer;
-use crate::{auth, clock, jobs, metrics, rpc, sys, users};
+use crate::{auth, clock, jobs, metrics, profile, rpc, sys, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -23,10 +24,13 @@ use http::{HeaderMap, StatusCode};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tower_http::cors::CorsLayer;
 
 /// Largest body of `/init`, in bytes.
 const INIT_MAX: usize = 1 << 20;
+/// Time limit for the file that shows the template's `PATH`.
+const SHOW: Duration = Duration::from_secs(2);
 
 /// Makes the router of all of envd's HTTP.
 pub(crate) fn router(guest: Arc<Guest>) -> Router {
@@ -76,6 +80,8 @@ struct Init {
     env_vars: Option<BTreeMap<String, String>>,
     default_user: Option<String>,
     default_workdir: Option<String>,
+    /// Value of `PATH` in the template. Login shells get it too.
+    template_path: Option<String>,
     hostname: Option<String>,
     #[serde(default, with = "time::serde::rfc3339::option")]
     timestamp: Option<time::OffsetDateTime>,
@@ -98,18 +104,22 @@ async fn initialize(
     check_caller(&guest, &headers, &init)?;
     let adopting = Arc::clone(&guest);
     // In a guest, even these files may be replaced, or covered by a mount.
-    let adopt = move || adopt(&adopting, &init, host.address).map(|()| init);
+    let adopt = move || adopt(&adopting, init, host.address);
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
     // Another caller may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;
     if guest.in_guest && init.epoch.is_some() {
         guest.metadata.ask(&guest.jobs.looks);
     }
+    if let Some(path) = &init.template_path {
+        show_path(&guest, path.clone()).await;
+    }
     guest.change(|settings| {
         let token = init.access_token.filter(|t| !t.is_empty());
         settings.token = token.or(settings.token.take());
         settings.default_user = init.default_user.unwrap_or(settings.default_user.clone());
         settings.default_workdir = init.default_workdir.or(settings.default_workdir.take());
+        settings.template_path = init.template_path.or(settings.template_path.take());
         settings.envs.extend(init.env_vars.unwrap_or_default());
     });
     Ok(StatusCode::NO_CONTENT)
@@ -124,13 +134,35 @@ fn check_caller(guest: &Guest, headers: &HeaderMap, init: &Init) -> Result<()> {
     auth::check_token(guest, headers)
 }
 
-/// Applies the host's request, except for the settings. May block.
-fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
-    if let Some(user) = &init.default_user {
-        users::get(user)?;
+/// Shows the template's `PATH` to login shells. A folder of the guest that hangs holds up no epoch.
+async fn show_path(guest: &Guest, path: String) {
+    if !guest.in_guest {
+        return;
+    }
+    let write = move || {
+        if let Err(error) = profile::write(profile::FOLDER.as_ref(), &path) {
+            console(&format!("envd: writing below {}: {error}", profile::FOLDER));
+        }
+        Ok(())
+    };
+    let _ = guest.jobs.looks.run(SHOW, write).await;
+}
+
+/// Applies the host's request, except for the settings, which it returns. May block.
+fn adopt(guest: &Guest, mut init: Init, host: SocketAddr) -> Result<Init> {
+    if let Some(path) = &init.template_path {
+        profile::check(path)?;
     }
     if !guest.in_guest {
-        return Ok(());
+        init.default_user.as_deref().map(users::get).transpose()?;
+        return Ok(init);
+    }
+    // Most images have no user of the name that the host gives.
+    if let Some((user, why)) = init.default_user.take().map(users::or_root) {
+        if let Some(why) = why {
+            console(&format!("envd: root is the default user: {why}"));
+        }
+        init.default_user = Some(user);
     }
     epoch::thaw(guest.disk.as_ref());
     if let Some(epoch) = &init.epoch {
@@ -144,7 +176,7 @@ fn adopt(guest: &Guest, init: &Init, host: SocketAddr) -> Result<()> {
     if let Some(name) = &init.hostname {
         let _ = sys::set_host_name(name);
     }
-    Ok(())
+    Ok(init)
 }
 
 #[derive(serde::Deserialize)]

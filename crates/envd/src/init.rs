@@ -4,6 +4,8 @@
 //! No failure here is silent: a fatal error is written to the console, which the host keeps, and
 //! the machine is reset.
 
+mod folders;
+mod image;
 mod limits;
 mod modules;
 mod mounts;

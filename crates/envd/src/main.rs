@@ -29,6 +29,7 @@ mod paths;
 mod peer;
 mod ports;
 mod process;
+mod profile;
 mod rpc;
 mod sys;
 mod users;

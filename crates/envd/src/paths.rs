@@ -46,12 +46,13 @@ impl Caller {
     }
 }
 
-/// Returns the user that a request asks to act as, from its `Authorization: Basic` header.
+/// Returns the account that a request asks to act as, from its `Authorization: Basic` header. With
+/// an empty password, the account may name a group after a colon. A password is ignored.
 pub(crate) fn requested_user(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let decoded = STANDARD.decode(value.strip_prefix("Basic ")?.trim()).ok()?;
     let text = String::from_utf8(decoded).ok()?;
-    let name = text.split(':').next()?;
+    let name = text.strip_suffix(':').or_else(|| text.split(':').next())?;
     (!name.is_empty()).then(|| name.to_owned())
 }
 
@@ -104,6 +105,18 @@ mod tests {
         assert_eq!(requested_user(&headers), None);
         headers.insert(header::AUTHORIZATION, "Basic dXNlcjo=".parse().unwrap());
         assert_eq!(requested_user(&headers).as_deref(), Some("user"));
+        for (text, wanted) in [
+            ("user", Some("user")),
+            ("user:secret", Some("user")),
+            ("user:staff:", Some("user:staff")),
+            ("1000:50:", Some("1000:50")),
+            (":", None),
+            ("", None),
+        ] {
+            let value = format!("Basic {}", STANDARD.encode(text));
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            assert_eq!(requested_user(&headers).as_deref(), wanted, "{text}");
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(crate) mod hub;
 mod pty;
 pub(crate) mod registry;
 pub(crate) mod run;
+mod shell;
 mod start;
 mod starting;
 

@@ -4,16 +4,16 @@
 //! The loadable modules stay in the initramfs, in memory. So they fit the kernel, whatever the
 //! template's image holds. `images/kernel.rs` of `wrenn` chooses them.
 
+use super::folders::Root;
 use super::mounts::{attach_to, make_dir};
 use crate::console::console;
 use crate::sys;
 use anyhow::Context;
-use rustix::fs::{
-    CWD, Dev, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat2,
-};
+use rustix::fs::{CWD, Dev, FileType, Mode, makedev, mknodat};
 use rustix::mount::MountFlags;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
+use std::path::Path;
 
 /// List of the modules that load at once, in order.
 const ORDER: &str = "/modules/order";
@@ -49,10 +49,10 @@ fn load_file(path: &str) -> anyhow::Result<()> {
 
 /// Offers the loadable modules to programs of the future root. A guest without them still runs.
 pub(super) fn offer() {
-    let offered = open_root().and_then(|root| {
+    let offered = Root::open(ROOT).and_then(|root| {
         show(&root)?;
         // Images of containers often hold no `modprobe`, so their kernel can run none.
-        if find(&root, "sbin/modprobe").is_err() {
+        if root.find("sbin/modprobe").is_err() {
             load_common()?;
         }
         Ok(())
@@ -64,7 +64,7 @@ pub(super) fn offer() {
 
 /// Shows the modules below `/lib/modules`. Changes go to the capsule's own disk, so that modules
 /// and headers that a user installs stay.
-fn show(root: &OwnedFd) -> anyhow::Result<()> {
+fn show(root: &Root) -> anyhow::Result<()> {
     let system = rustix::system::uname();
     let release = system.release().to_str().context("cannot read the kernel's release")?;
     let own = format!("/disk/modules/{release}");
@@ -72,7 +72,9 @@ fn show(root: &OwnedFd) -> anyhow::Result<()> {
     for dir in ["/disk/modules", own.as_str(), upper.as_str(), work.as_str()] {
         make_dir(dir)?;
     }
-    let at = make_below(root, &["lib", "modules", release])?;
+    let path = Path::new("/lib/modules").join(release);
+    root.make(&path)?;
+    let at = root.find(&path).with_context(|| format!("opening {}", path.display()))?;
     let to = format!("/proc/self/fd/{}", at.as_raw_fd());
     let layers = format!("lowerdir={LOADABLE},upperdir={upper},workdir={work}");
     let flags = MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
@@ -86,34 +88,6 @@ fn load_common() -> anyhow::Result<()> {
         load_file(&format!("{LOADABLE}/{name}"))?;
     }
     Ok(())
-}
-
-fn open_root() -> anyhow::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(ROOT, flags, Mode::empty()).context("cannot open the root folder")
-}
-
-/// Makes folders, each in the previous one, and opens the last.
-fn make_below(root: &OwnedFd, names: &[&str]) -> anyhow::Result<OwnedFd> {
-    let mut at = root.as_fd().try_clone_to_owned()?;
-    let mut path = String::new();
-    for name in names {
-        match mkdirat(&at, *name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot create {path}/{name}"));
-            }
-        }
-        path = format!("{path}/{name}");
-        at = find(root, &path).with_context(|| format!("cannot open {path}"))?;
-    }
-    Ok(at)
-}
-
-/// Opens a path as programs of the future root see it. Links stay within that root.
-fn find(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
 }
 
 /// Makes the devices that load their modules. Every user may open `/dev/fuse` and `/dev/net/tun`,
@@ -144,47 +118,41 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn root() -> (tempfile::TempDir, OwnedFd) {
+    fn root() -> (tempfile::TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
-        (dir, fd)
+        let root = Root::open(dir.path()).unwrap();
+        (dir, root)
     }
 
     #[test]
     fn module_directory_is_created_through_links_within_the_root() {
+        let path = Path::new("/lib/modules/6.1.0");
         for link in ["usr/lib", "/usr/lib"] {
-            let (dir, fd) = root();
-            fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
-            symlink(link, dir.path().join("lib")).unwrap();
-            make_below(&fd, &["lib", "modules", "6.1.0"]).unwrap();
-            make_below(&fd, &["lib", "modules", "6.1.0"]).unwrap();
-            assert!(dir.path().join("usr/lib/modules/6.1.0").is_dir(), "{link}");
+            for exists in [true, false] {
+                let (dir, root) = root();
+                if exists {
+                    fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
+                }
+                symlink(link, dir.path().join("lib")).unwrap();
+                assert!(root.make(path).unwrap());
+                assert!(!root.make(path).unwrap());
+                assert!(dir.path().join("usr/lib/modules/6.1.0").is_dir(), "{link} {exists}");
+            }
         }
-        let (dir, fd) = root();
-        make_below(&fd, &["lib", "modules", "6.1.0"]).unwrap();
+        let (dir, root) = root();
+        root.make(path).unwrap();
         assert!(dir.path().join("lib/modules/6.1.0").is_dir());
     }
 
     #[test]
-    fn module_directory_is_refused_at_a_file_or_dangling_link() {
-        let (dir, fd) = root();
-        symlink("nowhere", dir.path().join("lib")).unwrap();
-        assert!(make_below(&fd, &["lib", "modules"]).is_err());
-        fs::remove_file(dir.path().join("lib")).unwrap();
-        fs::write(dir.path().join("lib"), "").unwrap();
-        assert!(make_below(&fd, &["lib", "modules"]).is_err());
-    }
-
-    #[test]
     fn modprobe_is_found_behind_absolute_links() {
-        let (dir, fd) = root();
+        let (dir, root) = root();
         fs::create_dir_all(dir.path().join("usr/sbin")).unwrap();
         fs::create_dir_all(dir.path().join("bin")).unwrap();
         symlink("usr/sbin", dir.path().join("sbin")).unwrap();
         symlink("/bin/kmod", dir.path().join("usr/sbin/modprobe")).unwrap();
-        assert!(find(&fd, "sbin/modprobe").is_err());
+        assert!(root.find("sbin/modprobe").is_err());
         fs::write(dir.path().join("bin/kmod"), "").unwrap();
-        assert!(find(&fd, "sbin/modprobe").is_ok());
+        assert!(root.find("sbin/modprobe").is_ok());
     }
 }

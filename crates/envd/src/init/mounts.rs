@@ -1,8 +1,8 @@
 //! Mounts of the guest: the kernel's file systems, the root, and the file systems that programs
 //! expect below it. The root is an overlay of the shared image and the capsule's own disk.
 
-use super::modules;
-use crate::console::console;
+use super::image::Kind;
+use super::{folders, modules};
 use anyhow::Context;
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -37,7 +37,8 @@ pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
 /// Makes the overlay the root and leaves the initramfs, freeing its memory. Returns the disk below
 /// the overlay, which has no path any more.
 pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
-    attach(IMAGE, "/image", "ext4", MountFlags::RDONLY | MountFlags::NOATIME, "")?;
+    let kind = Kind::read(IMAGE)?;
+    attach(IMAGE, "/image", kind.name(), MountFlags::RDONLY | MountFlags::NOATIME, "")?;
     attach(DISK, "/disk", "ext4", MountFlags::NOATIME, "discard")?;
     let disk = crate::epoch::open_disk("/disk").context("cannot open the disk")?;
     for dir in ["/disk/upper", "/disk/work"] {
@@ -60,9 +61,10 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
     Ok(disk)
 }
 
-/// Mounts the file systems that programs expect below `/dev`, `/run` and `/sys/fs/cgroup`. Prepares
-/// `/tmp` and the usual links in `/dev`.
+/// Mounts the file systems that programs expect below `/dev`, `/run` and `/sys/fs/cgroup`. Makes
+/// the folders that the image lacks, and the usual links in `/dev`.
 pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
+    folders::provide();
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     attach(
         "devpts",
@@ -74,9 +76,6 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     attach("tmpfs", "/dev/shm", "tmpfs", safe, "mode=1777")?;
     attach("tmpfs", "/run", "tmpfs", safe, "mode=755")?;
     attach("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | MountFlags::NOEXEC, "")?;
-    if let Err(error) = open_temporary() {
-        console(&format!("envd: {error:#}"));
-    }
     for (link, to) in [
         ("/dev/fd", "/proc/self/fd"),
         ("/dev/stdin", "/proc/self/fd/0"),
@@ -86,13 +85,6 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
         let _ = std::os::unix::fs::symlink(to, link);
     }
     Ok(())
-}
-
-/// Opens `/tmp` to all users. Makes it again if root in the guest has removed it.
-fn open_temporary() -> anyhow::Result<()> {
-    make_dir("/tmp")?;
-    rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777))
-        .context("cannot make /tmp writable for all users")
 }
 
 fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {

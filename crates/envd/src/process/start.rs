@@ -9,10 +9,10 @@ use super::endpoint::Endpoint;
 use super::hub::Output;
 use super::pty::{self, Pty};
 use super::starting::Starting;
-use super::{PTY_CHUNK, Source, Spec};
+use super::{PTY_CHUNK, Source, Spec, shell};
 use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
-use crate::guest::Guest;
+use crate::guest::{Guest, Settings};
 use crate::sys::spawn::{self, Failure, Plan, Step};
 use crate::sys::spawner::{Outcome, Request};
 use crate::users::{self, User};
@@ -22,7 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -115,14 +115,29 @@ fn plan(
     let lives = spawn::Child { terminal: spec.terminal.is_some(), alone: !guest.in_guest };
     move || {
         let user = users::get(&account)?;
-        let workdir = settings.default_workdir.as_deref();
-        let cwd = paths::resolve(spec.cwd.as_deref().unwrap_or(""), &user, workdir)?;
-        let envs = environment(&user, &spec, vars, settings.envs);
-        let plan = Plan::new(&spec.cmd, &spec.args, &envs, &cwd, user, lives);
+        let cwd = folder(&spec, &user, settings.default_workdir.as_deref())?;
+        let cmd = shell::choose(&spec.cmd, &spec.args)?;
+        let envs = environment(&user, &spec, vars, settings);
+        let plan = Plan::new(cmd, &spec.args, &envs, &cwd, user, lives);
         plan.map_err(|_| {
             Error::invalid("cwd or the capsule's environment contains a NUL character")
         })
     }
+}
+
+/// Returns the folder in which a program starts. A caller who names none gets the root folder in
+/// place of a home that does not exist, as login shells do.
+fn folder(spec: &Spec, user: &User, workdir: Option<&str>) -> Result<PathBuf> {
+    let wanted = spec.cwd.as_deref().unwrap_or("");
+    let cwd = paths::resolve(wanted, user, workdir)?;
+    if wanted.is_empty() && workdir.is_none() {
+        let found = std::fs::metadata(&cwd).map_err(|error| error.kind());
+        // Any other failure, such as a mount that lets only the user in, may not be the user's.
+        if matches!(found, Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)) {
+            return Ok(PathBuf::from("/"));
+        }
+    }
+    Ok(cwd)
 }
 
 /// Refuses texts that no environment or argument list can hold.
@@ -146,16 +161,17 @@ fn environment(
     user: &User,
     spec: &Spec,
     vars: Vec<(&'static str, String)>,
-    settings: BTreeMap<String, String>,
+    settings: Settings,
 ) -> BTreeMap<String, String> {
+    let search = settings.template_path.unwrap_or_else(|| SEARCH_PATH.to_owned());
     let mut envs = BTreeMap::from([
-        ("PATH".to_owned(), SEARCH_PATH.to_owned()),
+        ("PATH".to_owned(), search),
         ("HOME".to_owned(), user.home.to_string_lossy().into_owned()),
         ("USER".to_owned(), user.name.clone()),
         ("LOGNAME".to_owned(), user.name.clone()),
     ]);
     envs.extend(vars.into_iter().map(|(name, value)| (name.to_owned(), value)));
-    envs.extend(settings);
+    envs.extend(settings.envs);
     envs.extend(spec.envs.clone());
     envs
 }
@@ -256,6 +272,28 @@ fn cannot_open(error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_home_is_replaced_by_the_root_folder_only_by_default() {
+        let home = |home: &str| User {
+            name: "nobody".into(),
+            uid: 65_534,
+            gid: 65_534,
+            groups: vec![65_534],
+            home: home.into(),
+        };
+        let at = |cwd: Option<&str>, user: &User, workdir| {
+            let spec = Spec { cwd: cwd.map(str::to_owned), ..Spec::default() };
+            folder(&spec, user, workdir).unwrap()
+        };
+        let (missing, existing) = (home("/nonexistent"), home("/usr"));
+        assert_eq!(at(None, &missing, None), Path::new("/"));
+        assert_eq!(at(Some(""), &missing, None), Path::new("/"));
+        assert_eq!(at(None, &existing, None), Path::new("/usr"));
+        assert_eq!(at(Some("/nowhere"), &missing, None), Path::new("/nowhere"));
+        assert_eq!(at(Some("~"), &missing, None), Path::new("/nonexistent"));
+        assert_eq!(at(None, &missing, Some("/nowhere")), Path::new("/nowhere"));
+    }
 
     #[test]
     fn missing_and_non_executable_program_have_distinct_codes() {
