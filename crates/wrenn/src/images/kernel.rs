@@ -11,19 +11,18 @@ use std::path::{Path, PathBuf};
 
 /// Debian package that depends on the newest kernel for virtual machines.
 const PACKAGE: &str = "linux-image-cloud-amd64";
-/// Modules that load at boot, in order. Each needs only modules before it.
-const MODULES: [&str; 11] = [
-    "drivers/virtio/virtio_ring.ko",
-    "drivers/virtio/virtio.ko",
-    "drivers/virtio/virtio_mmio.ko",
-    "drivers/block/virtio_blk.ko",
-    "net/core/failover.ko",
-    "drivers/net/net_failover.ko",
-    "drivers/net/virtio_net.ko",
-    "drivers/char/hw_random/virtio-rng.ko",
-    "fs/overlayfs/overlay.ko",
-    "net/ipv4/inet_diag.ko",
-    "net/ipv4/tcp_diag.ko",
+/// Modules that load at boot. The build adds the modules that these need, before them.
+const MODULES: &[&str] = &[
+    // Devices.
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    // The root: an image of either kind below an overlay. The kernel itself has ext4.
+    "erofs",
+    "overlay",
+    // The table of connections.
+    "tcp_diag",
 ];
 /// Modules that programs in a guest may load. The build adds the modules that these need.
 const LOADABLE: &[&str] = &[
@@ -107,7 +106,7 @@ const LOADABLE: &[&str] = &[
 /// neither the kernel nor envd reads compressed ones.
 const COMMON: [&str; 3] = ["fuse", "loop", "tun"];
 /// Version of the way a kernel is built. Raise it with each change.
-const RECIPE: &[u8] = b"2";
+const RECIPE: &[u8] = b"3";
 pub(super) const IMAGE: &str = "vmlinux";
 pub(super) const ORDER: &str = "order";
 /// Folder of the loadable modules. A guest shows it in `/lib/modules`.
@@ -142,15 +141,8 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     let version = package.strip_prefix("linux-image-").unwrap_or(&package);
     let image = fs::read(unpacked.join(format!("boot/vmlinuz-{version}")))?;
     fs::write(dir.join(IMAGE), decompress(&image)?)?;
-    let mut order = String::new();
-    for module in MODULES {
-        let from = unpacked.join(format!("lib/modules/{version}/kernel/{module}"));
-        let name = module.rsplit_once('/').map_or(module, |(_, name)| name);
-        fs::copy(&from, dir.join(name)).with_context(|| format!("cannot extract {module}"))?;
-        order.push_str(name);
-        order.push('\n');
-    }
-    fs::write(dir.join(ORDER), order)?;
+    index(&unpacked, version)?;
+    take_boot_modules(dir, &unpacked.join(format!("lib/modules/{version}")))?;
     collect(dir, &unpacked, version)?;
     let source = deb.file_name().context("the package has no file name")?;
     fs::write(dir.join(SOURCE), source.as_encoded_bytes())?;
@@ -158,16 +150,51 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     remove(&unpacked)
 }
 
-/// Collects the loadable modules of an unpacked kernel in `TREE`, with the index that `modprobe`
-/// reads.
+/// Takes the modules that load at boot out of an unpacked kernel's folder, and writes their order.
+fn take_boot_modules(dir: &Path, from: &Path) -> anyhow::Result<()> {
+    let all = fs::read_to_string(from.join("modules.dep"))?;
+    let mut order = String::new();
+    for file in boot_order(&all, MODULES)? {
+        let name = file.rsplit_once('/').map_or(file, |(_, name)| name);
+        // envd loads a file as it is, and Debian's later kernels compress their modules.
+        anyhow::ensure!(name.ends_with(".ko"), "the module {name} is compressed");
+        fs::copy(from.join(file), dir.join(name)).with_context(|| format!("taking out {file}"))?;
+        order.push_str(name);
+        order.push('\n');
+    }
+    Ok(fs::write(dir.join(ORDER), order)?)
+}
+
+/// Lists the files of the named modules, each after the modules that it needs. `index` is a
+/// `modules.dep(5)`, whose lines name the needed modules in reverse order of their loading.
+fn boot_order<'a>(index: &'a str, names: &[&str]) -> anyhow::Result<Vec<&'a str>> {
+    let mut order = Vec::new();
+    for name in names {
+        let (file, needed) = line_of(index, name)?;
+        for file in needed.split_whitespace().rev().chain([file]) {
+            if !order.contains(&file) {
+                order.push(file);
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// Returns a module's file and the files that it needs, from a `modules.dep(5)`.
+fn line_of<'a>(index: &'a str, name: &str) -> anyhow::Result<(&'a str, &'a str)> {
+    let mut lines = index.lines().filter_map(|line| line.split_once(':'));
+    let found = lines.find(|(file, _)| module_name(file) == name);
+    found.with_context(|| format!("the kernel has no module {name}"))
+}
+
+/// Collects the loadable modules of an unpacked and indexed kernel in `TREE`, with the index that
+/// `modprobe` reads.
 fn collect(dir: &Path, unpacked: &Path, version: &str) -> anyhow::Result<()> {
     let below = format!("lib/modules/{version}");
     let (from, base) = (unpacked.join(&below), dir.join("base"));
     let tree = base.join(&below);
-    index(unpacked, version)?;
     let all = fs::read_to_string(from.join("modules.dep"))?;
-    let boot: Vec<String> = MODULES.iter().map(|file| module_name(file)).collect();
-    let names = boot.iter().map(String::as_str).chain(LOADABLE.iter().copied());
+    let names = MODULES.iter().chain(LOADABLE).copied();
     let common = files_of(&all, COMMON)?;
     let mut compress = Run::new("xz", &["-q", "--check=crc32"]);
     for file in files_of(&all, names)? {
@@ -206,9 +233,7 @@ fn files_of<'a>(
 ) -> anyhow::Result<BTreeSet<String>> {
     let mut files = BTreeSet::new();
     for name in names {
-        let mut lines = index.lines().filter_map(|line| line.split_once(':'));
-        let found = lines.find(|(file, _)| module_name(file) == name);
-        let (file, needed) = found.with_context(|| format!("the kernel has no module {name}"))?;
+        let (file, needed) = line_of(index, name)?;
         files.insert(file.to_owned());
         files.extend(needed.split_whitespace().map(ToOwned::to_owned));
     }
@@ -290,6 +315,21 @@ mod tests {
         assert_eq!(names, ["virtio_rng", "stp", "bridge", "llc"]);
         let missing = files_of(index, ["fuse"]).unwrap_err();
         assert!(missing.to_string().contains("fuse"));
+    }
+
+    #[test]
+    fn boot_modules_load_after_the_modules_that_they_need() {
+        let index = "kernel/lib/libcrc32c.ko:\nkernel/fs/erofs/erofs.ko: kernel/lib/libcrc32c.ko\n\
+            kernel/v/virtio_net.ko: kernel/n/net_failover.ko kernel/n/failover.ko kernel/v/virtio.ko\n\
+            kernel/v/virtio.ko:\nkernel/n/failover.ko:\n\
+            kernel/n/net_failover.ko: kernel/n/failover.ko\n";
+        let order = boot_order(index, &["virtio_net", "erofs", "virtio"]).unwrap();
+        let names: Vec<String> = order.iter().map(|file| module_name(file)).collect();
+        assert_eq!(
+            names,
+            ["virtio", "failover", "net_failover", "virtio_net", "libcrc32c", "erofs"]
+        );
+        assert!(boot_order(index, &["overlay"]).unwrap_err().to_string().contains("overlay"));
     }
 
     #[test]
