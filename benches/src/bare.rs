@@ -296,7 +296,7 @@ pub(crate) fn copy_disk(from: &Path, to: &Path) {
 fn make_disk(path: &Path) {
     let file = File::create(path).unwrap();
     file.set_len(5 << 30).unwrap();
-    let options = ["-q", "-F", "-O", "^resize_inode", "-m", "0", "-i", "65536", "-E"];
+    let options = ["-q", "-F", "-O", "^resize_inode", "-m", "0", "-i", "16384", "-E"];
     let made = Command::new("mkfs.ext4")
         .args(options)
         .arg("nodiscard,assume_storage_prezeroed=1")

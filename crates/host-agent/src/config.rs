@@ -162,7 +162,7 @@ impl Config {
         self.dir.join("images/boot/initramfs")
     }
 
-    /// Returns the folder of the templates, each as `NAME/rootfs.ext4`.
+    /// Returns the folder of the templates, each as `NAME/rootfs.erofs` or `NAME/rootfs.ext4`.
     #[must_use]
     pub fn templates(&self) -> PathBuf {
         self.dir.join("images/templates")

@@ -13,24 +13,52 @@ use tokio_util::sync::CancellationToken;
 
 /// Name of a capsule's own disk, in its folder.
 pub(crate) const DISK: &str = "disk.ext4";
-/// Name of the image below a capsule or snapshot: a link, since the template may be replaced.
+/// Name of the image below a capsule or snapshot: a link, since the template may be replaced. An
+/// image of EROFS has this name too, since the name is in the saved state of Firecracker's machines.
 pub(crate) const OWN_IMAGE: &str = "image.ext4";
-const IMAGE: &str = "rootfs.ext4";
+/// Names of a template's image, one for each kind that guests boot from. The first name that exists
+/// counts.
+const IMAGES: [&str; 2] = ["rootfs.erofs", DEFAULT_IMAGE];
+const DEFAULT_IMAGE: &str = "rootfs.ext4";
+
+/// Options by which every capsule's own disk is made. The file is new, so its blocks are zeros and
+/// nothing is discarded.
+///
+/// There is an inode for each 16 KiB, since trees of npm and conda hold many small files. Compared
+/// with one for each 64 KiB, a disk of 5 GiB has 60 MiB (1.2 %) less room for data. Time and bytes
+/// on the host are equal: 5 ms and 184 KiB (`mkfs.ext4` 1.47.0, median of 20).
+pub(crate) const MKFS_OPTIONS: [&str; 10] = [
+    "-q",
+    "-F",
+    "-O",
+    "^resize_inode",
+    "-m",
+    "0",
+    "-i",
+    "16384",
+    "-E",
+    "nodiscard,assume_storage_prezeroed=1",
+];
 
 /// Lists the templates that this host has.
 pub(crate) fn templates(config: &Config) -> Vec<String> {
     let entries = fs::read_dir(config.templates()).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
-        .filter(|e| e.path().join(IMAGE).exists())
+        .filter(|e| existing_image(&e.path()).is_some())
         .filter_map(|e| e.file_name().into_string().ok())
         .collect();
     names.sort();
     names
 }
 
-/// Returns the path of a template's image.
+/// Returns the path of a template's image. Nothing is at that path if the template has no image.
 pub(crate) fn image(config: &Config, template: &str) -> PathBuf {
-    config.templates().join(template).join(IMAGE)
+    let dir = config.templates().join(template);
+    existing_image(&dir).unwrap_or_else(|| dir.join(DEFAULT_IMAGE))
+}
+
+fn existing_image(dir: &Path) -> Option<PathBuf> {
+    IMAGES.iter().map(|name| dir.join(name)).find(|path| path.exists())
 }
 
 /// Links an image into a folder, and opens it. An image on another file system is copied.
@@ -61,10 +89,9 @@ pub(crate) fn make_disk(dir: &Path, mib: u32) -> io::Result<File> {
     let path = dir.join(DISK);
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
     file.set_len(u64::from(mib) << 20)?;
-    let options = "nodiscard,assume_storage_prezeroed=1";
     let path =
         path.to_str().ok_or_else(|| io::Error::other("the folder's name is not valid UTF-8"))?;
-    let args = ["-q", "-F", "-O", "^resize_inode", "-m", "0", "-i", "65536", "-E", options, path];
+    let args: Vec<&str> = MKFS_OPTIONS.into_iter().chain([path]).collect();
     sys::run("mkfs.ext4", &args)?;
     Ok(file)
 }

@@ -140,6 +140,7 @@ fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Resu
     add(context.driver.fingerprint().as_bytes());
     let Resources { vcpus, memory_mib, disk_mib } = resources;
     add(format!("{template} {vcpus} {memory_mib} {disk_mib} {:?}", config.dns).as_bytes());
+    add(storage::MKFS_OPTIONS.join(" ").as_bytes());
     for file in [config.kernel(), config.initramfs(), storage::image(config, template)] {
         // Images are never changed in place, only replaced.
         let (path, found) = (file.canonicalize()?, file.metadata()?);
