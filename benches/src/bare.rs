@@ -82,9 +82,16 @@ impl Bare {
         command.args(["-no-reboot", "-serial", "null"]);
         let socket = self.dir.path().join(name).display().to_string();
         command.args(["-qmp", &format!("unix:{socket},server=on,wait=off")]);
+        let spares = ["spare_0", "spare_1"].map(|name| self.dir.path().join(name));
+        spares.iter().for_each(|path| File::create(path).unwrap().set_len(4096).unwrap());
+        let [read_only, writable] = spares.map(|path| path.display().to_string());
         for (id, drive) in [
             ("d0", format!("id=d0,file={image},format=raw,if=none,readonly=on")),
             ("d1", format!("id=d1,file={},format=raw,if=none,discard=unmap", disk.display())),
+            // A saved machine has the agent's placeholder drives. Machines run at once, so no file
+            // is locked.
+            ("d2", format!("id=d2,file={read_only},format=raw,if=none,readonly=on")),
+            ("d3", format!("id=d3,file={writable},format=raw,if=none,file.locking=off")),
         ] {
             command.args(["-drive", &drive, "-device", &format!("virtio-blk-device,drive={id}")]);
         }

@@ -37,6 +37,10 @@ impl Kept {
         fs::hard_link(&self.memory, root.join("memory")).unwrap();
         fs::hard_link(&self.image, root.join("image.ext4")).unwrap();
         fs::copy(self.template_snapshot.join("state"), root.join("state")).unwrap();
+        // The saved machine has the agent's placeholder drives.
+        for name in ["spare_0", "spare_1"] {
+            fs::File::create(root.join(name)).unwrap().set_len(4096).unwrap();
+        }
         bare::copy_disk(&self.template_snapshot.join("disk.ext4"), &root.join("disk.ext4"));
     }
 }

@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod guest;
 pub mod membership;
 mod network;
+mod placeholder;
 mod proxy;
 mod room;
 mod rpc;

@@ -115,6 +115,9 @@ pub(crate) struct Disks {
     pub image: File,
     /// The capsule's own disk.
     pub own: File,
+    /// Number of placeholder drives after the own disk. It is the number of the saved machine, if
+    /// there is one.
+    pub placeholders: usize,
 }
 
 /// Identity of a machine's process, by which a later agent finds it.

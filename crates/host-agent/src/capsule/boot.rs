@@ -21,6 +21,7 @@ use super::{Error, files, io_error};
 use crate::context::AgentContext;
 use crate::guest::{Guest, Identity};
 use crate::network::Network;
+use crate::placeholder;
 use crate::snapshot::{Layers, Snapshot};
 use crate::vmm::{Disks, Machine, Spec};
 use parts::ClaimedSave;
@@ -158,9 +159,11 @@ impl<'a> Boot<'a> {
         daemon::failpoint("boot.begun").map_err(io_error("a failpoint failed"))?;
         let (source, layers) = (self.origin.snapshot(), self.origin.layers());
         record.base_layers = layers.clone().unwrap_or_default();
-        record.system = match (source, &layers) {
-            (Some(snapshot), Some(_)) => snapshot.manifest.system.clone(),
-            _ => context.config.system(),
+        (record.system, record.placeholders) = match (source, &layers) {
+            (Some(Snapshot { manifest, .. }), Some(_)) => {
+                (manifest.system.clone(), manifest.placeholders)
+            }
+            _ => (context.config.system(), placeholder::COUNT),
         };
         // Both run side by side. Both end before a failure of either is returned, so no part is
         // forgotten.
@@ -385,6 +388,7 @@ mod tests {
             template: String::new(),
             team: None,
             resources: record.resources,
+            placeholders: 0,
             taken_at_ms: 0,
             memory: Some(Layers::default()),
             state: Some(staging.seal_state().unwrap()),

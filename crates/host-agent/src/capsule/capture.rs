@@ -108,6 +108,7 @@ pub(super) fn manifest(context: &AgentContext, record: &CapsuleRecord) -> Manife
         template: record.template.clone(),
         team: Some(record.team.clone()),
         resources: record.resources,
+        placeholders: record.placeholders,
         taken_at_ms: now_ms(),
         memory: None,
         state: None,

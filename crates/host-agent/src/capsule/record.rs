@@ -61,6 +61,9 @@ pub(crate) struct CapsuleRecord {
     /// Base layers of the machine's memory. Their files are in the capsule's folder.
     #[serde(rename = "began")]
     pub base_layers: Layers,
+    /// Number of the machine's placeholder drives. Machines of earlier versions have none.
+    #[serde(default)]
+    pub placeholders: usize,
     /// Versions of the software that runs in the machine's memory.
     #[serde(default)]
     pub system: System,
@@ -103,6 +106,7 @@ impl CapsuleRecord {
             stored: 0,
             tree: String::new(),
             base_layers: Layers::default(),
+            placeholders: 0,
             system: System::default(),
             life: Lifetime::default(),
         }
@@ -148,6 +152,7 @@ mod tests {
             stored: 0,
             tree: String::new(),
             base_layers: Layers::default(),
+            placeholders: 2,
             system: System::default(),
             life: Lifetime::default(),
         };

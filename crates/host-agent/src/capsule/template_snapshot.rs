@@ -13,6 +13,7 @@ use super::lifetime::now_ms;
 use super::{Error, chain, files};
 use crate::context::AgentContext;
 use crate::guest::Guest;
+use crate::placeholder;
 use crate::room::Claim;
 use crate::snapshot::memory::Memory;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging, System};
@@ -141,6 +142,7 @@ fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Resu
     let Resources { vcpus, memory_mib, disk_mib } = resources;
     add(format!("{template} {vcpus} {memory_mib} {disk_mib} {:?}", config.dns).as_bytes());
     add(storage::MKFS_OPTIONS.join(" ").as_bytes());
+    add(placeholder::layout().as_bytes());
     for file in [config.kernel(), config.initramfs(), storage::image(config, template)] {
         // Images are never changed in place, only replaced.
         let (path, found) = (file.canonicalize()?, file.metadata()?);
@@ -213,6 +215,7 @@ impl PendingTemplateSnapshot {
             template: self.template.clone(),
             team: None,
             resources: self.resources,
+            placeholders: placeholder::COUNT,
             taken_at_ms: now_ms(),
             memory: None,
             state: None,

@@ -3,6 +3,7 @@
 use super::damage::{as_damage, damaged};
 use super::layer::Layer;
 use crate::config::System;
+use crate::placeholder;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -78,6 +79,10 @@ pub(crate) struct Manifest {
     #[serde(default)]
     pub team: Option<String>,
     pub resources: Resources,
+    /// Number of the machine's placeholder drives. Snapshots of earlier versions lack the field, and
+    /// their machines have none.
+    #[serde(default)]
+    pub placeholders: usize,
     /// Time of the snapshot, in milliseconds since 1970.
     pub taken_at_ms: i64,
     /// Layers of the memory; `None` if only the disk was saved.
@@ -105,6 +110,10 @@ impl Manifest {
         if !read.memory.iter().all(Layers::is_valid) {
             return Err(damaged("the manifest's layers are not valid"));
         }
+        if read.placeholders > placeholder::COUNT {
+            let told = format!("the manifest names {} placeholder drives", read.placeholders);
+            return Err(damaged(told));
+        }
         Ok(read)
     }
 }
@@ -127,9 +136,24 @@ mod tests {
             Manifest::read(format!("{}\n{body}", blake3::hash(body.as_bytes())).as_bytes())
         };
         let id = uuid::Uuid::new_v4().simple().to_string();
-        read(&id, 1).unwrap();
+        assert_eq!(read(&id, 1).unwrap().placeholders, 0, "a manifest of an earlier version");
         for (id, shared) in [("../../etc/shadow", 1), ("", 1), (&*format!("/{id}"), 1), (&id, 2)] {
             assert!(is_damage(&read(id, shared).unwrap_err()), "{id} {shared}");
         }
+    }
+
+    #[test]
+    fn manifest_names_at_most_the_placeholders_of_this_version() {
+        let read = |placeholders: usize| {
+            let body = serde_json::json!({
+                "fingerprint": "f", "template": "base", "taken_at_ms": 1, "state": null,
+                "resources": { "vcpus": 1, "memory_mib": 512, "disk_mib": 5120 }, "disk": null,
+                "memory": null, "envd_token": null, "placeholders": placeholders,
+            });
+            let body = body.to_string();
+            Manifest::read(format!("{}\n{body}", blake3::hash(body.as_bytes())).as_bytes())
+        };
+        assert_eq!(read(placeholder::COUNT).unwrap().placeholders, placeholder::COUNT);
+        assert!(is_damage(&read(placeholder::COUNT + 1).unwrap_err()));
     }
 }

@@ -18,6 +18,7 @@ mod version;
 use super::{Driver, Error, Found, Machine, Saved, Spec, on_path};
 use crate::config::Config;
 use crate::network::plan::{GUEST_MAC, METADATA, TAP};
+use crate::placeholder;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory::{self, Image};
 use crate::{storage, sys};
@@ -294,10 +295,12 @@ fn config(spec: &Spec, command_line: &str) -> Vec<(String, Value)> {
         "boot_args": command_line,
     });
     put("/boot-source", source);
-    if spec.disks.is_some() {
-        for (id, name, read_only) in
-            [("image", storage::OWN_IMAGE, true), ("disk", storage::DISK, false)]
-        {
+    if let Some(disks) = &spec.disks {
+        let own = [("image", storage::OWN_IMAGE, true), ("disk", storage::DISK, false)];
+        // Letters, digits and `_` are all that a drive's id may have.
+        let placeholders = placeholder::first(disks.placeholders)
+            .map(|placeholder| (placeholder.name, placeholder.name, placeholder.read_only));
+        for (id, name, read_only) in own.into_iter().chain(placeholders) {
             let drive = json!({
                 "drive_id": id,
                 "path_on_host": name,

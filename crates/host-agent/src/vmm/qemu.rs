@@ -10,6 +10,7 @@ mod machine;
 use super::{Disks, Driver, Error, Found, Machine, Saved, Spec, VmmRecord};
 use super::{kernel_words, kvm, metadata, on_path, qmp, socket};
 use crate::network::plan::GUEST_MAC;
+use crate::placeholder;
 use crate::snapshot::memory::Image;
 use crate::sys::{self, FIRST_FD, Identity, VmmCommand};
 use futures::FutureExt;
@@ -98,7 +99,7 @@ impl Qemu {
                 args.extend(words(&["-S", "-incoming", "defer"]));
             }
         }
-        for (disk, mode) in spec.disks.into_iter().flat_map(drives) {
+        for (disk, mode) in spec.disks.map(drives).transpose()?.unwrap_or_default() {
             let fd = pass(disk.into());
             args.extend(words(&[
                 "-add-fd",
@@ -193,9 +194,16 @@ impl Qemu {
     }
 }
 
-/// Returns each disk, with the options by which it is opened.
-fn drives(disks: Disks) -> [(File, &'static str); 2] {
-    [(disks.image, "readonly=on"), (disks.own, "auto-read-only=off,discard=unmap")]
+/// Returns the file of each drive in the guest's order, with the options by which it is opened.
+fn drives(disks: Disks) -> io::Result<Vec<(File, &'static str)>> {
+    const READ_ONLY: &str = "readonly=on";
+    let mut drives =
+        vec![(disks.image, READ_ONLY), (disks.own, "auto-read-only=off,discard=unmap")];
+    for placeholder in placeholder::first(disks.placeholders) {
+        let options = if placeholder.read_only { READ_ONLY } else { "auto-read-only=off" };
+        drives.push((placeholder.open()?, options));
+    }
+    Ok(drives)
 }
 
 fn words(args: &[&str]) -> Vec<String> {

@@ -119,7 +119,8 @@ pub(super) async fn disks(
         }
     });
     let own = own.await.map_err(snapshot_error("cannot create the capsule's disk"));
-    Ok(Disks { image, own: unless_cancelled(cancel, own)? })
+    let placeholders = record.placeholders;
+    Ok(Disks { image, own: unless_cancelled(cancel, own)?, placeholders })
 }
 
 /// A saved machine to restore, with the claim for the bytes that its driver writes meanwhile.
