@@ -15,6 +15,7 @@ mod fork;
 mod full;
 mod guest;
 mod hostile;
+mod image;
 mod internet;
 mod isolation;
 mod keep;

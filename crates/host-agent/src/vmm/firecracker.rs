@@ -236,10 +236,14 @@ impl Source {
 
 /// Gives a machine its disks and its tap.
 fn give_devices(jail: &Jail, spec: &Spec) -> io::Result<()> {
-    if spec.disks.is_some() {
+    if let Some(disks) = &spec.disks {
         jail.link(&spec.dir.join(storage::OWN_IMAGE), storage::OWN_IMAGE)?;
         jail.link(&spec.dir.join(storage::DISK), storage::DISK)?;
         jail.chown(&jail.root.join(storage::DISK))?;
+        for placeholder in placeholder::first(disks.placeholders) {
+            placeholder.create(&jail.root)?;
+            jail.chown(&jail.root.join(placeholder.name))?;
+        }
     }
     spec.tap.as_ref().map_or(Ok(()), |tap| sys::give_tap(tap, jail.uid))
 }
