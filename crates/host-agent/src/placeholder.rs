@@ -24,19 +24,19 @@ pub(crate) struct Placeholder {
     pub read_only: bool,
 }
 
+/// Number of placeholders of a machine that boots now.
+pub(crate) const COUNT: u8 = 2;
+
 /// Placeholders of a machine that boots now, in the order of its drives.
-const ALL: [Placeholder; 2] = [
+const ALL: [Placeholder; COUNT as usize] = [
     Placeholder { name: "spare_0", read_only: true },
     Placeholder { name: "spare_1", read_only: false },
 ];
 
-/// Number of placeholders of a machine that boots now.
-pub(crate) const COUNT: usize = ALL.len();
-
 /// Returns the first `count` placeholders. Machines that were saved before placeholders existed
 /// have none.
-pub(crate) fn first(count: usize) -> impl Iterator<Item = Placeholder> {
-    ALL.into_iter().take(count)
+pub(crate) fn first(count: u8) -> impl Iterator<Item = Placeholder> {
+    ALL.into_iter().take(count.into())
 }
 
 /// Describes the placeholders of a machine that boots now. A template snapshot depends on them.

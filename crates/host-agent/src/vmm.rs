@@ -117,7 +117,7 @@ pub(crate) struct Disks {
     pub own: File,
     /// Number of placeholder drives after the own disk. It is the number of the saved machine, if
     /// there is one.
-    pub placeholders: usize,
+    pub placeholders: u8,
 }
 
 /// Identity of a machine's process, by which a later agent finds it.

@@ -63,7 +63,7 @@ pub(crate) struct CapsuleRecord {
     pub base_layers: Layers,
     /// Number of the machine's placeholder drives. Machines of earlier versions have none.
     #[serde(default)]
-    pub placeholders: usize,
+    pub placeholders: u8,
     /// Versions of the software that runs in the machine's memory.
     #[serde(default)]
     pub system: System,

@@ -82,7 +82,7 @@ pub(crate) struct Manifest {
     /// Number of the machine's placeholder drives. Snapshots of earlier versions lack the field, and
     /// their machines have none.
     #[serde(default)]
-    pub placeholders: usize,
+    pub placeholders: u8,
     /// Time of the snapshot, in milliseconds since 1970.
     pub taken_at_ms: i64,
     /// Layers of the memory; `None` if only the disk was saved.
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn manifest_names_at_most_the_placeholders_of_this_version() {
-        let read = |placeholders: usize| {
+        let read = |placeholders: u8| {
             let body = serde_json::json!({
                 "fingerprint": "f", "template": "base", "taken_at_ms": 1, "state": null,
                 "resources": { "vcpus": 1, "memory_mib": 512, "disk_mib": 5120 }, "disk": null,
