@@ -267,6 +267,16 @@ impl<R: Read> Reader<R> {
         Ok(read)
     }
 
+    /// Returns the stream that is read.
+    pub(crate) fn stream(&self) -> &R {
+        &self.from
+    }
+
+    /// Returns the bytes from the place of the stream to the next header.
+    pub(crate) fn until_next(&self) -> u64 {
+        self.left.saturating_add(self.padding as u64)
+    }
+
     fn set_contents(&mut self, size: u64) {
         (self.left, self.padding) = (size, padding(size));
     }

@@ -6,14 +6,19 @@
 //! nothing whole in memory. Existing tar libraries keep long names without a limit, which is why
 //! the format is read here.
 //!
+//! The crate `registry` asks only for the places of members (`members.rs`), and reads them itself.
+//!
 //! Packing skips FIFOs, sockets and devices, and takes links as links.
 
 mod format;
+mod members;
 mod pack;
 pub mod stream;
 mod unpack;
 
 pub use pack::{Builder, Packed, pack};
+pub use members::{Contents, Member, members};
+pub use pack::{Packed, pack};
 pub use unpack::{Options, Top, unpack};
 
 use std::io;
