@@ -1,0 +1,71 @@
+//! A checked image: its manifest's facts, and its layers as streams. The same type stands for
+//! images of registries and of archives.
+
+use crate::blob::{Blob, Place};
+use crate::config::Config;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::manifest::Compression;
+use std::fmt;
+
+/// A layer of an image. Its sizes and digests are what the manifest says, until its stream ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the bytes that the stream gives.
+    pub digest: Digest,
+    /// Count of the bytes that the stream gives.
+    pub size: u64,
+    /// Compression that the manifest names. Readers go by the first bytes.
+    pub compression: Compression,
+    /// Digest of the tar archive without compression. The stream does not check it.
+    pub diff_id: Digest,
+}
+
+/// An image for one platform.
+pub struct Image {
+    /// Digest of the manifest for the platform. For an archive of `docker save`, which has no
+    /// manifest with a digest, the digest of its configuration, which names all contents too.
+    pub digest: Digest,
+    /// Digest that was resolved: that of an index, or `digest` itself.
+    pub asked_digest: Digest,
+    pub config_digest: Digest,
+    pub config: Config,
+    /// Layers, the lowest first. There are as many as `config.diff_ids`.
+    pub layers: Vec<Layer>,
+    /// Host that the manifest came from: the registry or a mirror. Archives have none.
+    pub from: Option<String>,
+    pub(crate) places: Vec<Place>,
+}
+
+impl Image {
+    /// Opens a layer's stream. Each call begins anew, and connects at the first read.
+    ///
+    /// # Errors
+    /// Returns `NoSuchLayer` for an index that is too high.
+    pub fn layer(&self, index: usize) -> Result<Blob> {
+        match (self.layers.get(index), self.places.get(index)) {
+            (Some(layer), Some(place)) => {
+                let what = format!("layer {index} ({})", layer.digest);
+                Ok(Blob::new(what, layer.digest.clone(), layer.size, place.clone()))
+            }
+            _ => Err(Error::NoSuchLayer { index, layers: self.layers.len() }),
+        }
+    }
+
+    /// Returns the bytes of all layers as they are stored. The manifest's bounds hold them within
+    /// the limit.
+    #[must_use]
+    pub fn layer_bytes(&self) -> u64 {
+        self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size))
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("digest", &self.digest)
+            .field("layers", &self.layers)
+            .field("from", &self.from)
+            .finish_non_exhaustive()
+    }
+}
