@@ -2,10 +2,11 @@
 //! images of registries and of archives.
 
 use crate::blob::{Blob, Place};
-use crate::config::Config;
+use crate::config::{self, CONFIG_MAX, Config};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::manifest::Compression;
+use crate::manifest::{Compression, Manifest, Refusal};
+use crate::platform::Platform;
 use std::fmt;
 
 /// A layer of an image. Its sizes and digests are what the manifest says, until its stream ends.
@@ -68,4 +69,49 @@ impl fmt::Debug for Image {
             .field("from", &self.from)
             .finish_non_exhaustive()
     }
+}
+
+/// Parts of an image whose configuration is not read yet.
+pub(crate) struct Parts {
+    pub asked: Digest,
+    pub digest: Digest,
+    pub manifest: Manifest,
+    pub from: Option<String>,
+}
+
+/// Opens the configuration, if its size is within the limit.
+pub(crate) fn config_blob(manifest: &Manifest, place: Place) -> Result<Blob> {
+    let config = &manifest.config;
+    let what = format!("the configuration {}", config.digest);
+    if config.size > CONFIG_MAX {
+        return Err(Error::TooLarge { what, limit: CONFIG_MAX });
+    }
+    Ok(Blob::new(what, config.digest.clone(), config.size, place))
+}
+
+/// Makes an image of its parts and the bytes of its configuration.
+pub(crate) fn assemble(
+    parts: Parts,
+    config: &[u8],
+    places: Vec<Place>,
+    platform: &Platform,
+) -> std::result::Result<Image, Refusal> {
+    let Parts { asked, digest, manifest, from } = parts;
+    let config = config::parse(config, platform, manifest.layers.len())?;
+    let layers = manifest.layers.into_iter().zip(&config.diff_ids);
+    let layers = layers.map(|((layer, compression), diff_id)| Layer {
+        digest: layer.digest,
+        size: layer.size,
+        compression,
+        diff_id: diff_id.clone(),
+    });
+    Ok(Image {
+        digest,
+        asked_digest: asked,
+        config_digest: manifest.config.digest,
+        layers: layers.collect(),
+        config,
+        from,
+        places,
+    })
 }

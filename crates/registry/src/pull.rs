@@ -1,11 +1,10 @@
 //! The client of registries: resolves references, and reads manifests and configurations.
 
 use crate::access::{Endpoint, Proof, endpoints};
-use crate::blob::{Blob, Place, Pull};
-use crate::config::{self, CONFIG_MAX};
+use crate::blob::{Place, Pull};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer};
+use crate::image::{Image, Parts, assemble, config_blob};
 use crate::login::Login;
 use crate::manifest::{self, ACCEPT, Bounds, Document, MANIFEST_MAX, Manifest, Refusal};
 use crate::platform::Platform;
@@ -294,51 +293,6 @@ impl Failures {
         }
         Error::Mirrors { last: Box::new(last), mirrors: self.mirrors.join("; ") }
     }
-}
-
-/// Parts of an image whose configuration is not read yet.
-pub(crate) struct Parts {
-    pub asked: Digest,
-    pub digest: Digest,
-    pub manifest: Manifest,
-    pub from: Option<String>,
-}
-
-/// Opens the configuration, if its size is within the limit.
-pub(crate) fn config_blob(manifest: &Manifest, place: Place) -> Result<Blob> {
-    let config = &manifest.config;
-    let what = format!("the configuration {}", config.digest);
-    if config.size > CONFIG_MAX {
-        return Err(Error::TooLarge { what, limit: CONFIG_MAX });
-    }
-    Ok(Blob::new(what, config.digest.clone(), config.size, place))
-}
-
-/// Makes an image of its parts and the bytes of its configuration.
-pub(crate) fn assemble(
-    parts: Parts,
-    config: &[u8],
-    places: Vec<Place>,
-    platform: &Platform,
-) -> std::result::Result<Image, Refusal> {
-    let Parts { asked, digest, manifest, from } = parts;
-    let config = config::parse(config, platform, manifest.layers.len())?;
-    let layers = manifest.layers.into_iter().zip(&config.diff_ids);
-    let layers = layers.map(|((layer, compression), diff_id)| Layer {
-        digest: layer.digest,
-        size: layer.size,
-        compression,
-        diff_id: diff_id.clone(),
-    });
-    Ok(Image {
-        digest,
-        asked_digest: asked,
-        config_digest: manifest.config.digest,
-        layers: layers.collect(),
-        config,
-        from,
-        places,
-    })
 }
 
 fn endpoint(pull: &Pull, at: usize) -> Result<&Endpoint> {

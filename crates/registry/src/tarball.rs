@@ -8,12 +8,11 @@ use crate::blob::{Blob, Place};
 use crate::config::CONFIG_MAX;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, Parts, assemble, config_blob};
 use crate::manifest::{
     self, Bounds, Compression, Descriptor, Document, MANIFEST_MAX, Manifest, Refusal, shown,
 };
 use crate::platform::Platform;
-use crate::pull::{Parts, assemble, config_blob};
 use crate::settings::Limits;
 use archive::Contents;
 use bytes::Bytes;
