@@ -28,8 +28,8 @@ pub struct Member {
 /// archive has no compression. Returns at most `most` entries.
 ///
 /// # Errors
-/// Returns `Refused` for a malformed archive or one with more entries, of whatever kind, and
-/// `Stream` for one that ends early. Contents may still end early, since none are read.
+/// Returns `Refused` for a malformed archive, or for more entries of whatever kind. Returns `Stream`
+/// for an archive that ends early. Contents may still end early, since none are read.
 pub fn members(from: &mut (impl Read + Seek), most: usize) -> Result<Vec<Member>> {
     let mut found = Vec::new();
     let mut at: u64 = 0;

@@ -291,7 +291,7 @@ impl Endpoint {
     }
 
     /// Asks the token server of a challenge. The server is a registry's choice, so the guard checks
-    /// it, and it gets a login only over an encrypted connection or by the operator's permission.
+    /// it. The login needs an encrypted connection or the operator's permission.
     async fn bearer(
         &self,
         transport: &Transport,
@@ -458,8 +458,8 @@ fn retry_after(response: &Response) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Returns the wait after a number of tries: twice as long each time, by up to half shorter or
-/// longer by chance, so that callers that failed together do not return together.
+/// Returns the wait after a number of tries, twice as long each time. Chance makes it up to half
+/// shorter or longer, so that callers that failed together do not return together.
 fn backoff(tried: u32) -> Duration {
     let full = RETRY_FIRST.saturating_mul(1 << tried.saturating_sub(1).min(6));
     full.mul_f64(rand::rng().random_range(0.5..1.5))

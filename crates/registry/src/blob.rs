@@ -1,5 +1,5 @@
-//! Streams of blobs. A stream checks size and digest while it passes the bytes on, and ends without
-//! an error only if both are right. A stream that breaks off goes on where it was.
+//! Streams of blobs. A stream checks size and digest while it passes the bytes on. Only if both are
+//! right, the stream ends without an error. A stream that breaks off goes on where it was.
 
 use crate::access::Endpoint;
 use crate::digest::{Digest, Hasher};
@@ -172,8 +172,11 @@ impl Blob {
         }
         (self.failures, self.failed_at) = (self.failures.saturating_add(1), self.read);
         self.body = None;
-        if !may_pass || self.failures >= pull.transport.settings().limits.tries {
+        if !may_pass {
             return Err(error);
+        }
+        if self.failures >= pull.transport.settings().limits.tries {
+            return self.advance(error, pull);
         }
         tracing::debug!(what = self.what, read = self.read, %error, "goes on with a blob");
         pull.transport.wait(RESUME_WAIT.saturating_mul(self.failures), by).await
@@ -197,15 +200,25 @@ impl Blob {
                 }
                 Err(error) => error,
             };
-            match &mut self.place {
-                Place::Registry { endpoint, .. }
-                    if *endpoint + 1 < pull.endpoints.len() && !error.is_final() =>
-                {
-                    tracing::warn!(what = self.what, %error, "a mirror fails");
-                    *endpoint += 1;
-                }
-                Place::Registry { .. } | Place::File { .. } => return Err(error),
+            self.advance(error, pull)?;
+        }
+    }
+
+    /// Goes on to the next endpoint after an error.
+    ///
+    /// # Errors
+    /// Returns the error itself if no other endpoint could help.
+    fn advance(&mut self, error: Error, pull: &Pull) -> Result<()> {
+        match &mut self.place {
+            Place::Registry { endpoint, .. }
+                if *endpoint + 1 < pull.endpoints.len() && !error.is_final() =>
+            {
+                tracing::warn!(what = self.what, %error, "a mirror fails");
+                *endpoint += 1;
+                self.failures = 0;
+                Ok(())
             }
+            Place::Registry { .. } | Place::File { .. } => Err(error),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Keeps requests away from special addresses: loopback, link-local (the cloud's metadata), private
-//! and others. Redirects and token servers are the choice of a registry, and a registry is the
-//! choice of whoever builds a template. A connection goes to the very address that was checked.
+//! and others. A registry chooses redirects and token servers, and whoever builds a template chooses
+//! the registry. A connection goes to the very address that was checked.
 
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};

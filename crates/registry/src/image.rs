@@ -1,5 +1,5 @@
-//! A checked image: its manifest's facts, and its layers as streams. The same type stands for
-//! images of registries and of archives.
+//! A checked image: its manifest's facts, and its layers as streams. Registries and archives give
+//! images of this type.
 
 use crate::blob::{Blob, Place};
 use crate::config::{self, CONFIG_MAX, Config};
@@ -24,8 +24,8 @@ pub struct Layer {
 
 /// An image for one platform.
 pub struct Image {
-    /// Digest of the manifest for the platform. For an archive of `docker save`, which has no
-    /// manifest with a digest, the digest of its configuration, which names all contents too.
+    /// Digest of the manifest for the platform. An archive of `docker save` has no such manifest.
+    /// There it is the digest of the configuration, which names all contents too.
     pub digest: Digest,
     /// Digest that was resolved: that of an index, or `digest` itself.
     pub asked_digest: Digest,

@@ -1,5 +1,5 @@
 //! Container images from registries and archives. The host's side of template builds calls this
-//! crate. It checks images and passes their layers on as streams, and never unpacks one.
+//! crate. The crate checks images, passes their layers on as streams, and never unpacks one.
 //!
 //! Nobody else is trusted: the registry, its token server, its redirects and the image's author are
 //! hostile. All bytes and times are bounded. Contents count by their digests alone. Requests go to

@@ -1,5 +1,5 @@
 //! Logins of registries. The caller gives one for each pull, or the operator one for each registry.
-//! This module sends nothing.
+//! Nothing is sent here.
 
 use crate::error::{Error, Result};
 use crate::secret::Secret;

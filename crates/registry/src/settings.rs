@@ -1,5 +1,5 @@
-//! Settings of registries, which the operator writes. This module checks them, and reads the files
-//! that they name.
+//! Settings of registries, which the operator writes. Here they are checked, and the files that they
+//! name are read.
 
 use crate::error::{Error, Result};
 use crate::login::Login;
@@ -63,8 +63,8 @@ pub struct Rewrite {
     pub to: String,
 }
 
-/// Lists of images that may be pulled. An entry is `*`, a host, `*.` and a domain, or one of these
-/// with a `/` and the first parts of a repository.
+/// Lists of images that may be pulled. An entry is `*`, a host, or `*.` and a domain. After a `/`
+/// may stand the first parts of a repository.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessList {

@@ -26,7 +26,7 @@ const REDIRECTS_MAX: usize = 5;
 /// Clients by host, and the settings that decide about URLs.
 pub(crate) struct Transport {
     settings: Arc<Settings>,
-    /// Client for hosts without settings. It connects to public addresses alone.
+    /// Client for hosts without settings, which connects to public addresses alone.
     public: reqwest::Client,
     /// Clients for hosts with settings. A client certificate is shown to its host alone.
     own: BTreeMap<String, reqwest::Client>,
@@ -69,14 +69,14 @@ impl Request {
 pub(crate) struct Sender<'a> {
     /// Name of the registry.
     pub registry: &'a str,
-    /// Whether the registry itself is asked without encryption, by the operator's permission.
+    /// Set if the operator permits plain HTTP for the registry itself.
     pub http: bool,
     /// Image of the pull, for errors.
     pub image: &'a str,
     pub deadline: Instant,
 }
 
-/// An answer, and whether it came from the origin that was asked.
+/// An answer, with a mark if it came from the origin that was asked.
 pub(crate) struct Answer {
     pub response: Response,
     pub from_own_origin: bool,

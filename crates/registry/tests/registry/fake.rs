@@ -1,4 +1,4 @@
-//! A registry inside the test's process. It records each request, and misbehaves as asked.
+//! A registry inside the test's process, which records each request and misbehaves as asked.
 
 use axum::Router;
 use axum::body::Body;
@@ -36,9 +36,9 @@ pub(crate) enum Fault {
     Redirect(u16, String),
     /// Contents whole, although a range was asked for, after one cut.
     NoRange { after: usize, times: u32 },
-    /// This status with this text of an error, so often, with `Retry-After: 0`.
+    /// An error with a status and a text, so often, with `Retry-After: 0`.
     Status { status: u16, times: u32, code: &'static str, text: String },
-    /// This status with a wait that is too long.
+    /// An error 429 with a wait that is too long.
     Later,
     /// An HTML page.
     Page,
@@ -59,12 +59,12 @@ struct Inner {
     token: Option<(String, Option<String>)>,
     /// Answer to POST on `/`, as ECR's API.
     ecr: Option<String>,
-    /// Whether errors repeat the request's `Authorization`.
+    /// Makes errors repeat the request's `Authorization`.
     echo: bool,
     seen: Vec<Seen>,
 }
 
-/// A running registry. It ends with the test.
+/// A running registry, which ends with the test.
 #[derive(Clone)]
 pub(crate) struct Fake {
     inner: Arc<Mutex<Inner>>,

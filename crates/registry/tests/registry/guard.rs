@@ -1,5 +1,5 @@
-//! The acceptance test `realm_and_redirect_guard`: token servers and redirects at addresses that the
-//! operator did not name are not asked, and no other origin sees a credential.
+//! The acceptance test `realm_and_redirect_guard`. Token servers and redirects at private addresses
+//! are not asked unless the operator named them. No other origin sees a credential.
 
 use crate::fake::{Fake, Fault};
 use crate::sample::{Sample, client, layers, pull, reference, settings};

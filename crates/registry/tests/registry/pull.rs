@@ -126,6 +126,23 @@ async fn mirrors_are_asked_in_order_and_the_registry_last() {
 }
 
 #[tokio::test]
+async fn layer_that_a_mirror_cuts_goes_on_at_the_registry() {
+    let (mirror, own) = (Fake::start().await, Fake::start().await);
+    let sample = Sample::large();
+    sample.push(&mirror, "team/app", "1");
+    sample.push(&own, "team/app", "1");
+    mirror.fault(sample.layer_digest(), Fault::Cut { after: 500_000, times: 1000 });
+    let mut settings = settings(&[&mirror, &own]);
+    settings.registries.get_mut(&own.host()).unwrap().mirrors = vec![mirror.host()];
+    settings.limits.tries = 2;
+    let (_, layers) = crate::sample::pull(&Client::new(settings).unwrap(), &own).await.unwrap();
+    assert_eq!(layers, sample.layers);
+    let seen = own.seen();
+    assert_eq!(seen.len(), 1, "the registry served more than the rest of the layer");
+    assert_eq!(seen[0].headers["range"], "bytes=1000000-");
+}
+
+#[tokio::test]
 async fn rewrite_leads_to_another_registry() {
     let fake = Fake::start().await;
     let sample = Sample::of(b"layer");
