@@ -27,6 +27,7 @@ const MIRROR_TRIES: u32 = 2;
 pub struct Client {
     transport: Arc<Transport>,
     platform: Platform,
+    bounds: Bounds,
 }
 
 /// A reference with the digest that its registry has for it now. Holds the login of its pull.
@@ -84,7 +85,18 @@ impl Client {
     pub fn new(settings: Settings) -> Result<Self> {
         let settings = settings.normalized()?;
         let platform = settings.platform.clone().unwrap_or_else(Platform::current);
-        Ok(Self { transport: Arc::new(Transport::new(Arc::new(settings))?), platform })
+        let limits = &settings.limits;
+        let bounds = Bounds { layers: limits.layers, image_bytes: limits.image_bytes };
+        let transport = Arc::new(Transport::new(Arc::new(settings))?);
+        Ok(Self { transport, platform, bounds })
+    }
+
+    /// Returns a client with a lower limit for the compressed bytes of an image, such as a team's.
+    /// The limit of the settings holds too. Both clients share connections.
+    #[must_use]
+    pub fn with_image_bytes(&self, limit: u64) -> Self {
+        let image_bytes = self.bounds.image_bytes.min(limit);
+        Self { bounds: Bounds { image_bytes, ..self.bounds }, ..self.clone() }
     }
 
     /// Finds the digest that a reference has now, by one HEAD where the registry asks for no
@@ -163,8 +175,7 @@ impl Client {
         }
         // Some registries answer no HEAD, or without a digest. A failure's text needs a GET, too.
         let (bytes, kind) = self.manifest_bytes(pull, at, (name, 1), deadline).await?;
-        manifest::parse(&bytes, kind.as_deref(), self.bounds())
-            .map_err(|why| refused(pull, why))?;
+        manifest::parse(&bytes, kind.as_deref(), self.bounds).map_err(|why| refused(pull, why))?;
         match asked {
             Some(asked) => checked(&bytes, asked).map(|()| asked.clone()),
             None => Ok(Digest::sha256(&bytes)),
@@ -224,7 +235,7 @@ impl Client {
         let name = digest.to_string();
         let (bytes, kind) = self.manifest_bytes(pull, at, (&name, tries), deadline).await?;
         checked(&bytes, digest)?;
-        let parsed = manifest::parse(&bytes, kind.as_deref(), self.bounds());
+        let parsed = manifest::parse(&bytes, kind.as_deref(), self.bounds);
         Ok((bytes.len() as u64, parsed.map_err(|why| refused(pull, why))?))
     }
 
@@ -251,11 +262,6 @@ impl Client {
     fn tries(&self, pull: &Pull, at: usize) -> u32 {
         let tries = self.transport.settings().limits.tries;
         if at + 1 < pull.endpoints.len() { tries.min(MIRROR_TRIES) } else { tries }
-    }
-
-    fn bounds(&self) -> Bounds {
-        let limits = &self.transport.settings().limits;
-        Bounds { layers: limits.layers, image_bytes: limits.image_bytes }
     }
 }
 

@@ -147,6 +147,18 @@ async fn index_in_the_place_of_a_manifest_is_refused() {
 }
 
 #[tokio::test]
+async fn image_over_the_callers_limit_is_refused_before_its_layers() {
+    let fake = Fake::start().await;
+    Sample::large().push(&fake, "team/app", "1");
+    let client = client(&[&fake]).with_image_bytes(2_999_999);
+    let resolved = client.resolve(&reference(&fake, "team/app:1"), None).await.unwrap();
+    let error = client.image(&resolved).await.unwrap_err();
+    let too_large = Refusal::TooLarge { found: 3_000_000, limit: 2_999_999 };
+    assert!(matches!(&error, Error::Manifest { why, .. } if *why == too_large), "{error}");
+    assert!(fake.taken().iter().all(|one| !one.contains("/blobs/")));
+}
+
+#[tokio::test]
 async fn page_of_a_portal_is_no_registry() {
     let fake = Fake::start().await;
     Sample::of(b"layer").push(&fake, "team/app", "1");
