@@ -16,9 +16,8 @@ mod pack;
 pub mod stream;
 mod unpack;
 
-pub use pack::{Builder, Packed, pack};
 pub use members::{Contents, Member, members};
-pub use pack::{Packed, pack};
+pub use pack::{Builder, Packed, pack};
 pub use unpack::{Options, Top, unpack};
 
 use std::io;

@@ -158,7 +158,8 @@ fn take_boot_modules(dir: &Path, from: &Path) -> anyhow::Result<()> {
         let name = file.rsplit_once('/').map_or(file, |(_, name)| name);
         // envd loads a file as it is, and Debian's later kernels compress their modules.
         anyhow::ensure!(name.ends_with(".ko"), "the module {name} is compressed");
-        fs::copy(from.join(file), dir.join(name)).with_context(|| format!("cannot extract {file}"))?;
+        fs::copy(from.join(file), dir.join(name))
+            .with_context(|| format!("cannot extract {file}"))?;
         order.push_str(name);
         order.push('\n');
     }
