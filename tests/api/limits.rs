@@ -121,7 +121,7 @@ async fn key_cannot_grant_more_than_its_own_rights() {
     loop {
         let more = last.post("/v1/api-keys", &json!({ "name": "n", "scopes": scopes })).await;
         if more.status != 201 {
-            more.refuses(429, "limit_reached", "8 keys");
+            more.refuses(429, "limit_reached", "8 deep");
             break;
         }
         made += 1;
