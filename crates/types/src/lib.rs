@@ -2,6 +2,7 @@
 //! and limits. This crate does no I/O. Its only wire formats are the texts of ids, of closed sets
 //! and hexadecimal digits. With the feature `sqlx`, ids and closed sets are columns of PostgreSQL.
 
+mod address;
 pub mod capsule;
 pub mod client_network;
 pub mod egress;
@@ -13,6 +14,7 @@ pub mod resources;
 pub mod states;
 pub mod text_enum;
 
+pub use address::is_public;
 pub use capsule::{CapsuleState, OnTimeout};
 pub use client_network::ClientNetwork;
 pub use egress::Egress;
