@@ -106,7 +106,7 @@ fn inotify_overflow_ends_watch_after_earlier_events() {
     let error = watched.watcher.drain().unwrap_err();
     let seen = watched.waiting();
     assert_eq!(error.code, ErrorCode::ResourceExhausted);
-    assert!(error.message.contains("anew"), "{error}");
+    assert!(error.message.contains("start a new watch"), "{error}");
     // Where this machine's kernel has a longer queue, envd's own bound comes first.
     let is_kernels = error.message.contains("overflowed");
     assert!(is_kernels || queue >= super::super::queue::EVENTS_MAX, "{error}");
