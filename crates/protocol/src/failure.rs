@@ -23,7 +23,7 @@ impl FailureReason {
             Self::FAILURE_REASON_NO_CAPACITY => ErrorCode::ResourceExhausted,
             Self::FAILURE_REASON_DAMAGED => ErrorCode::DataLoss,
             Self::FAILURE_REASON_SILENT => ErrorCode::Unavailable,
-            Self::FAILURE_REASON_INTERNAL => ErrorCode::Internal,
+            Self::FAILURE_REASON_INTERNAL | Self::FAILURE_REASON_START => ErrorCode::Internal,
         }
     }
 }

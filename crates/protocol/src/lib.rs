@@ -11,6 +11,7 @@ mod rpc {
 }
 
 mod failure;
+pub mod lower;
 mod refusal;
 mod signature;
 
