@@ -17,8 +17,10 @@ const OCTAL_MAX: u64 = 0o777_7777_7777;
 
 /// Kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// A folder.
     Folder,
     /// A symbolic link.
     Link,
@@ -30,20 +32,25 @@ pub(crate) enum Kind {
 
 /// Time of a change: seconds since 1970, and nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Time {
+pub struct Time {
+    /// Seconds, negative before 1970.
     pub seconds: i64,
+    /// Nanoseconds that are added.
     pub nanos: u32,
 }
 
 /// Description of an entry. Its contents follow in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
+    /// Kind, which decides about the other fields.
     pub kind: Kind,
+    /// Path as the archive has it, unchecked.
     pub path: Vec<u8>,
     /// Target of a link; empty for all other kinds.
     pub link: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
+    /// Time of the last change.
     pub modified: Time,
     /// Bytes of contents.
     pub size: u64,
@@ -168,7 +175,7 @@ fn checksum(block: &[u8; BLOCK]) -> u32 {
 }
 
 /// Reads an archive's entries in order.
-pub(crate) struct Reader<R> {
+pub struct Reader<R> {
     from: R,
     /// Bytes of the entry's contents that were not read yet.
     left: u64,
@@ -186,7 +193,8 @@ struct Extension {
 }
 
 impl<R: Read> Reader<R> {
-    pub(crate) fn new(from: R) -> Self {
+    /// Begins at the first header of an archive without compression.
+    pub fn new(from: R) -> Self {
         Self { from, left: 0, padding: 0 }
     }
 
@@ -195,7 +203,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// Returns `Refused` for a malformed archive, and `Stream` for one that ends early.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut extension = Extension::default();
         loop {
             self.skip()?;
@@ -254,7 +262,10 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads contents of the last entry. An empty answer marks their end.
-    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+    ///
+    /// # Errors
+    /// Returns `Stream` for an archive that ends early.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         if most == 0 {
             return Ok(0);
@@ -434,11 +445,11 @@ mod tests {
         assert_eq!(bytes.len() % BLOCK, 0);
         let mut reader = Reader::new(&bytes[..]);
         for wanted in &entries {
-            assert_eq!(reader.next().unwrap().as_ref(), Some(wanted));
+            assert_eq!(reader.next_entry().unwrap().as_ref(), Some(wanted));
             let mut contents = [0; 1000];
             assert_eq!(reader.read(&mut contents).unwrap() as u64, wanted.size);
         }
-        assert_eq!(reader.next().unwrap(), None);
+        assert_eq!(reader.next_entry().unwrap(), None);
     }
 
     #[test]
@@ -446,7 +457,7 @@ mod tests {
         let size = 1 << 40;
         let mut bytes = Vec::new();
         write_header(&mut bytes, &Entry { size, ..entry(Kind::File, "terabyte") }).unwrap();
-        assert_eq!(Reader::new(&bytes[..]).next().unwrap().unwrap().size, size);
+        assert_eq!(Reader::new(&bytes[..]).next_entry().unwrap().unwrap().size, size);
         assert_eq!(number(b"\x80\0\0\0\0\0\0\x01\0\0\0\0").unwrap(), 1 << 32);
         assert!(number(&[0xff; 12]).is_err());
     }
@@ -458,7 +469,7 @@ mod tests {
             block[136..148].copy_from_slice(&field);
             let sum = format!("{:06o}\0 ", checksum(&block));
             block[148..156].copy_from_slice(sum.as_bytes());
-            Reader::new(&block[..]).next()
+            Reader::new(&block[..]).next_entry()
         };
         let negative = |seconds: i64| {
             let mut field = [0xff; 12];
@@ -487,9 +498,9 @@ mod tests {
             let after = Entry { size: 1, ..entry(Kind::File, "after") };
             write_header(&mut bytes, &after).unwrap();
             let mut reader = Reader::new(&bytes[..]);
-            let read = reader.next().unwrap().unwrap();
+            let read = reader.next_entry().unwrap().unwrap();
             assert_eq!((read.path.as_slice(), read.size), (&b"link"[..], 0));
-            assert_eq!(reader.next().unwrap(), Some(after), "{}", char::from(flag));
+            assert_eq!(reader.next_entry().unwrap(), Some(after), "{}", char::from(flag));
         }
     }
 
@@ -499,7 +510,7 @@ mod tests {
         write_header(&mut bytes, &Entry { size: 600, ..entry(Kind::File, "f") }).unwrap();
         let next = |bytes: &[u8]| {
             let mut reader = Reader::new(bytes);
-            reader.next().and_then(|_| reader.next())
+            reader.next_entry().and_then(|_| reader.next_entry())
         };
         assert!(matches!(next(&bytes), Err(Error::Stream(_))));
         assert!(matches!(next(b""), Err(Error::Stream(_))));
@@ -536,7 +547,7 @@ mod tests {
                     }
                 }
                 let mut reader = Reader::new(&bytes[..]);
-                while let Ok(Some(_)) = reader.next() {}
+                while let Ok(Some(_)) = reader.next_entry() {}
             }
         }
     }

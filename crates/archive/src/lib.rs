@@ -7,6 +7,7 @@
 //! the format is read here.
 //!
 //! The crate `registry` asks only for the places of members (`members.rs`), and reads them itself.
+//! The COPY of a build reads entries (`Reader`) and places them by rules of its own.
 //!
 //! Packing skips FIFOs, sockets and devices, and takes links as links.
 
@@ -16,6 +17,7 @@ mod pack;
 pub mod stream;
 mod unpack;
 
+pub use format::{Entry, Kind, Reader, Time};
 pub use members::{Contents, Member, members};
 pub use pack::{Builder, Packed, pack};
 pub use unpack::{Options, Top, unpack};

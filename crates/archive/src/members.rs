@@ -37,7 +37,7 @@ pub fn members(from: &mut (impl Read + Seek), most: usize) -> Result<Vec<Member>
         from.seek(SeekFrom::Start(at)).map_err(Error::Stream)?;
         // A reader for each entry lets the contents be skipped without reading them.
         let mut reader = Reader::new(Counted { from: &mut *from, read: 0 });
-        let Some(entry) = reader.next()? else { return Ok(found) };
+        let Some(entry) = reader.next_entry()? else { return Ok(found) };
         let (read, rest) = (reader.stream().read, reader.until_next());
         let offset = at.saturating_add(read);
         at = offset.saturating_add(rest);

@@ -58,7 +58,7 @@ pub fn unpack(folder: &Path, from: impl Read, options: Options) -> Result<u64> {
     let mut reader = Reader::new(from);
     let mut target = Target { root, options, open: Vec::new(), buffer: vec![0; CHUNK] };
     let mut bytes = 0_u64;
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         bytes = bytes.saturating_add(entry.size);
         target.put(&entry, &mut reader)?;
     }

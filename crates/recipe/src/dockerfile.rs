@@ -114,7 +114,9 @@ impl Dockerfile {
         let position = |index: usize| needed.iter().position(|other| *other == index).unwrap_or(0);
         let renumber = |source: &Source| match source {
             Source::Stage(index) => Source::Stage(position(*index)),
-            Source::Image(_) | Source::Template(_) | Source::Scratch => source.clone(),
+            Source::Image(_) | Source::Template(_) | Source::Capsule(_) | Source::Scratch => {
+                source.clone()
+            }
         };
         let mut stages = Vec::new();
         for (index, stage) in self.stages.iter().enumerate().filter(|(at, _)| needed.contains(at)) {
@@ -224,7 +226,10 @@ impl Dockerfile {
             needed.extend(sources.get(index).into_iter().chain(copies).filter_map(|source| {
                 match source {
                     Source::Stage(other) => Some(*other),
-                    Source::Image(_) | Source::Template(_) | Source::Scratch => None,
+                    Source::Image(_)
+                    | Source::Template(_)
+                    | Source::Capsule(_)
+                    | Source::Scratch => None,
                 }
             }));
         }

@@ -107,6 +107,22 @@ impl PlannedStage {
 }
 
 impl Plan {
+    /// Adds a step to the last stage that makes a folder. No recipe holds this step.
+    pub fn make_folder(&mut self, path: &str, owner: &str) {
+        let Some(stage) = self.stages.last_mut() else { return };
+        let mut fields = Fields::after(&stage.key);
+        fields.text("FOLDER").text(path).text(owner);
+        stage.key = fields.finish();
+        stage.steps.push(Prepared {
+            number: 0,
+            line: None,
+            text: format!("WORKDIR {path}"),
+            work: Work::Workdir { path: path.to_owned(), owner: owner.to_owned() },
+            key: stage.key,
+            force: stage.is_forced,
+        });
+    }
+
     /// Lists the copies of the context whose files are not known: stage, number and sources.
     pub fn missing_files(&self) -> impl Iterator<Item = (usize, usize, &[String])> {
         self.stages.iter().enumerate().flat_map(|(stage, planned)| {
@@ -124,7 +140,7 @@ impl Plan {
     }
 }
 
-/// Look-up of a base by its source. It is asked for images and templates only.
+/// Look-up of a base by its source. It is asked for images, templates and capsules only.
 pub type Bases<'a, 'b> = &'a dyn Fn(&Source) -> Option<&'b Base>;
 
 /// Resolves a recipe that `Recipe::check` has passed.
@@ -192,7 +208,7 @@ impl Resolver<'_, '_> {
             Source::Scratch => {
                 Ok((Config::default(), Key::base("scratch", self.architecture), false))
             }
-            Source::Image(name) | Source::Template(name) => {
+            Source::Image(name) | Source::Template(name) | Source::Capsule(name) => {
                 let base = (self.bases)(source)
                     .ok_or_else(|| format!("the base `{}` is not known", shorten(name)))?;
                 Ok((base.config.clone(), Key::base(&base.identity, self.architecture), false))

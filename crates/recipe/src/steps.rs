@@ -95,6 +95,8 @@ pub enum Source {
     Image(String),
     /// Reference of a template, as it was asked for.
     Template(String),
+    /// Id of a capsule, whose files at the time of the build are the base.
+    Capsule(String),
     /// Index of an earlier stage of the recipe, from 0.
     Stage(usize),
     /// No files at all.
@@ -320,6 +322,12 @@ impl<'de> Deserialize<'de> for Step {
 }
 
 impl Action {
+    /// Returns the files to copy, if this is a COPY or ADD.
+    #[must_use]
+    pub fn as_copy(&self) -> Option<&Copy> {
+        if let Self::Copy(copy) = self { Some(copy) } else { None }
+    }
+
     /// Returns the instruction's name, in upper case.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -363,7 +371,9 @@ impl Action {
                 let options = [&copy.owner, &copy.mode, &copy.files];
                 let more = options.into_iter().flatten();
                 copy.sources.iter().chain([&copy.dest]).chain(more).for_each(|text| visit(text));
-                if let Some(Source::Image(name) | Source::Template(name)) = &copy.from {
+                if let Some(Source::Image(name) | Source::Template(name) | Source::Capsule(name)) =
+                    &copy.from
+                {
                     visit(name);
                 }
                 copy.inline.iter().flat_map(|file| [&file.name, &file.text]).for_each(|t| visit(t));
@@ -505,7 +515,14 @@ fn check_source(source: &Source, stage: usize) -> Result<(), String> {
         Source::Image(name) | Source::Template(name) if !prepare::is_reference(name) => {
             Err("a reference has 1 to 512 bytes, no blanks and no control characters".to_owned())
         }
-        Source::Stage(_) | Source::Image(_) | Source::Template(_) | Source::Scratch => Ok(()),
+        Source::Capsule(id) if id.parse::<types::CapsuleId>().is_err() => {
+            Err("a capsule is named by its id, such as `cl-` and 25 characters".to_owned())
+        }
+        Source::Stage(_)
+        | Source::Image(_)
+        | Source::Template(_)
+        | Source::Capsule(_)
+        | Source::Scratch => Ok(()),
     }
 }
 
@@ -581,6 +598,26 @@ mod tests {
         let mut written = serde_json::to_value(&read).unwrap();
         assert_eq!(written["stages"][0]["steps"].take(), steps);
         assert!(read.stages[0].steps[6].force);
+    }
+
+    #[test]
+    fn capsule_as_source_round_trips_and_needs_an_id() {
+        let of = |id: &str| -> Recipe {
+            serde_json::from_value(
+                json!({"dialect": "steps", "stages": [{"source": {"capsule": id}}]}),
+            )
+            .unwrap()
+        };
+        let id = types::CapsuleId::new().to_string();
+        let recipe = of(&id);
+        recipe.check().unwrap();
+        assert_eq!(recipe.stages[0].source, Source::Capsule(id.clone()));
+        let written = serde_json::to_value(&recipe).unwrap();
+        assert_eq!(written["stages"][0]["source"], json!({ "capsule": id }));
+        for bad in ["", "cl-1", "../x"] {
+            let error = of(bad).check().unwrap_err();
+            assert_eq!(error.place, "stages[0].source");
+        }
     }
 
     #[test]
