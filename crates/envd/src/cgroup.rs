@@ -25,6 +25,8 @@ const RESERVE_MAX: u64 = 64 << 20;
 /// Bytes of memory for each process that users may have. The limit ends a fork bomb, and the
 /// kernel's own tables for so many processes still fit.
 const BYTES_PER_PROCESS: u64 = 128 << 10;
+/// Most groups that are removed between two roots of a build.
+const GROUPS_MAX: usize = 100_000;
 /// Groups of ended programs that each start tries to remove.
 const SWEEP: usize = 8;
 
@@ -164,6 +166,28 @@ impl Leaf {
     }
 }
 
+/// Removes every group that has no process. Only for a process that has ended all others.
+pub(crate) fn clean() {
+    clean_below(Path::new(ROOT));
+}
+
+/// Removes the groups below a group, the lowest first.
+fn clean_below(root: &Path) {
+    let mut found = vec![root.to_owned()];
+    let mut at = 0;
+    while let Some(group) = found.get(at).cloned()
+        && found.len() < GROUPS_MAX
+    {
+        let entries = fs::read_dir(group).into_iter().flatten().flatten();
+        let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        found.extend(entries.filter(is_folder).map(|entry| entry.path()));
+        at += 1;
+    }
+    for group in found.iter().skip(1).rev() {
+        let _ = fs::remove_dir(group);
+    }
+}
+
 fn open_for_writing(dir: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
     openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
 }
@@ -196,6 +220,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(groups(dir.path()).leaf(false).is_none());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn groups_below_the_root_are_removed_from_the_bottom() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("user/p1/a/b")).unwrap();
+        fs::create_dir_all(dir.path().join("pty")).unwrap();
+        fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+        clean_below(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

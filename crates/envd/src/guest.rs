@@ -2,6 +2,7 @@
 //! capsule's processes and watchers. It is a single value that is passed explicitly.
 
 use crate::budget::Budget;
+use crate::build::Build;
 use crate::cgroup::Cgroups;
 use crate::filesystem::watch::Watchers;
 use crate::identity::Ids;
@@ -20,8 +21,10 @@ use std::sync::{Arc, RwLock};
 pub(crate) struct Held {
     /// The capsule's own disk, below the overlay.
     pub disk: OwnedFd,
-    /// The ids of the machine and its boot.
-    pub ids: Ids,
+    /// The ids of the machine and its boot. A builder's neutral root shows none.
+    pub ids: Option<Ids>,
+    /// The root of a build's step. `None` in a capsule.
+    pub build: Option<Build>,
 }
 
 /// State that all handlers share.
@@ -42,6 +45,10 @@ pub(crate) struct Guest {
     pub budget: Budget,
     pub ports: Ports,
     pub metadata: Arc<Metadata>,
+    /// The root of a build's step. `None` in a capsule and on an ordinary machine.
+    pub build: Option<Arc<Build>>,
+    /// Folder with the helpers for start and ready commands, once it is made.
+    pub helpers: tokio::sync::Mutex<Option<String>>,
     settings: RwLock<Settings>,
 }
 
@@ -63,7 +70,10 @@ impl Guest {
     /// port.
     pub(crate) fn new(held: Option<Held>, port: u16) -> Self {
         let in_guest = held.is_some();
-        let (disk, ids) = held.map(|held| (held.disk, held.ids)).unzip();
+        let (disk, ids, build) = match held {
+            Some(Held { disk, ids, build }) => (Some(disk), ids, build.map(Arc::new)),
+            None => (None, None, None),
+        };
         let settings = Settings {
             token: None,
             default_user: "root".to_owned(),
@@ -84,6 +94,8 @@ impl Guest {
             budget: Budget::default(),
             ports: Ports::new(port),
             metadata: Arc::default(),
+            build,
+            helpers: tokio::sync::Mutex::default(),
             settings: RwLock::new(settings),
         }
     }

@@ -2,6 +2,7 @@
 
 mod archive;
 mod budget;
+mod build;
 mod files;
 mod form;
 mod linger;
@@ -15,9 +16,9 @@ use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::peer::Peer;
-use crate::{auth, clock, jobs, metrics, profile, rpc, sys, users};
+use crate::{auth, clock, helpers, jobs, metrics, profile, rpc, sys, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use http::{HeaderMap, StatusCode};
@@ -34,7 +35,10 @@ const SHOW: Duration = Duration::from_secs(2);
 
 /// Makes the router of all of envd's HTTP.
 pub(crate) fn router(guest: Arc<Guest>) -> Router {
+    let build = guest.build.as_ref().map_or_else(build::none, |_| build::routes());
     Router::new()
+        .merge(build)
+        .route("/helpers", post(provide_helpers))
         .route("/health", get(health))
         .route("/metrics", get(figures))
         .route("/envs", get(envs))
@@ -59,8 +63,18 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
         .with_state(guest)
 }
 
-async fn health() -> impl IntoResponse {
-    (StatusCode::NO_CONTENT, [("x-envd-version", protocol::ENVD_VERSION)])
+async fn health(State(guest): State<Arc<Guest>>) -> Response {
+    let version = [("x-envd-version", protocol::ENVD_VERSION)];
+    let answer = (StatusCode::NO_CONTENT, version).into_response();
+    match &guest.build {
+        Some(root) => build::tell_root(root, answer),
+        None => answer,
+    }
+}
+
+/// Makes the programs that ready commands of SDKs call, for images without them.
+async fn provide_helpers(State(guest): State<Arc<Guest>>) -> Result<Json<serde_json::Value>> {
+    Ok(Json(serde_json::json!({ "path": helpers::provide(&guest).await? })))
 }
 
 async fn figures(State(guest): State<Arc<Guest>>) -> Result<Json<serde_json::Value>> {
@@ -108,7 +122,8 @@ async fn initialize(
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
     // Another caller may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;
-    if guest.in_guest && init.epoch.is_some() {
+    // A step of a build is no capsule that could ask for itself.
+    if guest.in_guest && guest.build.is_none() && init.epoch.is_some() {
         guest.metadata.ask(&guest.jobs.looks);
     }
     if let Some(path) = &init.template_path {
@@ -139,8 +154,13 @@ async fn show_path(guest: &Guest, path: String) {
     if !guest.in_guest {
         return;
     }
+    let root = guest.build.clone();
     let write = move || {
-        if let Err(error) = profile::write(profile::FOLDER.as_ref(), &path) {
+        let written = match root {
+            Some(root) => root.show_path(&profile::script(&path)),
+            None => profile::write(profile::FOLDER.as_ref(), &path),
+        };
+        if let Err(error) = written {
             console(&format!("envd: writing below {}: {error}", profile::FOLDER));
         }
         Ok(())
@@ -221,5 +241,81 @@ mod tests {
         let refused = figures(State(Arc::clone(&guest))).await.unwrap_err();
         assert_eq!(refused.code, connectrpc::ErrorCode::Unavailable);
         assert!(guest.jobs.starts.place().is_ok());
+    }
+
+    /// Serves a guest at a port of this machine.
+    async fn serve(guest: Guest) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(Server::new(router(Arc::new(guest)), None).serve(listener));
+        at
+    }
+
+    /// Sends a request with a body. Returns the head of the answer in lower case.
+    async fn ask(at: SocketAddr, line: &str, body: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+        let length = body.len();
+        let text = format!(
+            "{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.to_lowercase()
+    }
+
+    #[tokio::test]
+    async fn routes_of_builds_answer_not_found_in_a_normal_guest() {
+        let at = serve(Guest::new(None, 0)).await;
+        for line in [
+            "POST /build/root",
+            "POST /build/copy",
+            "POST /build/folder",
+            "POST /build/user",
+            "POST /build/mounts",
+            "DELETE /build/mounts",
+            "PUT /build/script?name=x",
+        ] {
+            let answer = ask(at, line, "{}").await;
+            assert!(answer.starts_with("http/1.1 404"), "{line}: {answer}");
+        }
+        let health = ask(at, "GET /health", "").await;
+        assert!(health.starts_with("http/1.1 204") && !health.contains("x-wrenn-root"), "{health}");
+        let helpers = ask(at, "POST /helpers", "").await;
+        assert!(helpers.ends_with("{\"path\":\"/usr/bin\"}"), "{helpers}");
+    }
+
+    #[tokio::test]
+    async fn neutral_root_tells_its_number_and_takes_no_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = crate::root::Root::open(dir.path()).unwrap();
+        let tell = std::fs::File::create(dir.path().join("told")).unwrap();
+        let why = Some("the root 4: no\nfolder".to_owned());
+        let root = crate::build::Build::new(0, outside, tell, None, why);
+        let mut guest = Guest::new(None, 0);
+        guest.build = Some(Arc::new(root));
+        let at = serve(guest).await;
+        let health = ask(at, "GET /health", "").await;
+        assert!(health.contains("x-wrenn-root: 0\r\n"), "{health}");
+        assert!(health.contains("x-wrenn-root-error: the root 4: no folder\r\n"), "{health}");
+        let folder = r#"{"path": "/x", "owner": "0:0"}"#;
+        let copy = concat!(
+            r#"{"from": null, "files": null, "sources": [], "inline": [], "dest": "/x", "#,
+            r#""into": false, "owner": "0:0", "mode": null, "unpack": false, "dialect": "e2b"}"#
+        );
+        for (line, body) in [
+            ("POST /build/folder", folder),
+            ("POST /build/user", r#"{"name": "app", "create": true}"#),
+            ("POST /build/mounts", r#"{"tmpfs": [{"target": "/x"}]}"#),
+            ("PUT /build/script?name=x", "text"),
+            ("POST /build/copy", copy),
+        ] {
+            let answer = ask(at, line, body).await;
+            assert!(answer.contains("this is the neutral root"), "{line}: {answer}");
+        }
+        let root = ask(at, "POST /build/root", r#"{"folder": 1, "lower": "x"}"#).await;
+        assert!(root.starts_with("http/1.1 400") && root.contains("lower"), "{root}");
+        assert_eq!(std::fs::read(dir.path().join("told")).unwrap(), b"");
     }
 }

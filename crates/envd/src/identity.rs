@@ -11,7 +11,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// File of the kernel that shows the boot's id.
+pub(crate) const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 const OWN_BOOT: &str = "/run/boot_id";
 const MACHINE: &str = "/etc/machine-id";
 const OWN_MACHINE: &str = "/run/machine-id";
@@ -26,16 +27,12 @@ pub(crate) struct Ids {
 /// Shows a new machine id, and the boot's own id. Root in the guest may have replaced
 /// `/etc/machine-id`. The console then tells why the id is not shown there.
 pub(crate) fn show() -> anyhow::Result<Ids> {
-    let boot = create(OWN_BOOT.as_ref()).context("cannot create the boot id")?;
-    let id = fs::read_to_string(BOOT).context("cannot read the boot id")?;
-    fill(&boot, &id).context("cannot create the boot id")?;
-    let machine = create(OWN_MACHINE.as_ref()).context("cannot create the machine id")?;
-    fill(&machine, &machine_id(random()?)).context("cannot create the machine id")?;
+    let ids = Ids::create(OWN_BOOT.as_ref(), OWN_MACHINE.as_ref())?;
     mount_bind(OWN_BOOT, BOOT).with_context(|| format!("cannot mount over {BOOT}"))?;
     if let Err(error) = show_machine() {
         console(&format!("envd: cannot show the machine id in {MACHINE}: {error:#}"));
     }
-    Ok(Ids { boot, machine })
+    Ok(ids)
 }
 
 fn show_machine() -> anyhow::Result<()> {
@@ -52,6 +49,16 @@ fn show_machine() -> anyhow::Result<()> {
 }
 
 impl Ids {
+    /// Creates the files of both ids: of this boot, and of a new machine.
+    pub(crate) fn create(boot: &Path, machine: &Path) -> anyhow::Result<Self> {
+        let boot = create(boot).context("cannot create the boot id")?;
+        let id = fs::read_to_string(BOOT).context("cannot read the boot id")?;
+        fill(&boot, &id).context("cannot create the boot id")?;
+        let machine = create(machine).context("cannot create the machine id")?;
+        fill(&machine, &machine_id(random()?)).context("cannot create the machine id")?;
+        Ok(Self { boot, machine })
+    }
+
     /// Makes new ids, as for another machine that has just booted.
     pub(crate) fn renew(&self) -> io::Result<()> {
         fill(&self.boot, &boot_id(random()?))?;

@@ -4,6 +4,8 @@
 //! No failure here is silent: a fatal error is written to the console, which the host keeps, and
 //! the machine is reset.
 
+mod builder;
+mod drives;
 mod folders;
 mod image;
 mod limits;
@@ -12,10 +14,13 @@ mod mounts;
 mod names;
 pub(crate) mod network;
 mod power;
+mod step;
 
 use crate::console::console;
 use crate::guest::Held;
 use crate::{identity, sys};
+use drives::Words;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Time for the last write of every file system's data.
@@ -23,10 +28,14 @@ const SYNC: Duration = Duration::from_secs(5);
 
 /// Prepares the guest. Returns the guest's own files, in the child that is to serve.
 pub(crate) fn bring_up() -> Held {
-    let held = prepare().unwrap_or_else(|error| {
+    let prepared = prepare().unwrap_or_else(|error| {
         console(&format!("envd: cannot start the guest: {error:#}"));
         reset()
     });
+    let held = match prepared {
+        Prepared::Capsule(held) => *held,
+        Prepared::Builder(disk) => return builder::supervise(disk),
+    };
     match sys::fork() {
         Ok(None) => held,
         Ok(Some(server)) => {
@@ -40,19 +49,35 @@ pub(crate) fn bring_up() -> Held {
     }
 }
 
-fn prepare() -> anyhow::Result<Held> {
+/// A prepared guest of one of two kinds.
+enum Prepared {
+    Capsule(Box<Held>),
+    /// A guest that runs the steps of a build, with its own disk.
+    Builder(OwnedFd),
+}
+
+fn prepare() -> anyhow::Result<Prepared> {
     mounts::kernel_file_systems()?;
     modules::load()?;
-    let disk = mounts::enter_root()?;
+    let words = Words::read()?;
+    let disk = match words.builds {
+        true => builder::prepare()?,
+        false => mounts::enter_root(&words)?,
+    };
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    raise_file_limit();
+    if words.builds {
+        network::configure()?;
+        limits::raise();
+        return Ok(Prepared::Builder(disk));
+    }
     mounts::runtime_file_systems()?;
     modules::make_devices();
     network::configure()?;
     names::update(&disk, &network::servers());
     let ids = identity::show()?;
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-    raise_file_limit();
     limits::raise();
-    Ok(Held { disk, ids })
+    Ok(Prepared::Capsule(Box::new(Held { disk, ids: Some(ids), build: None })))
 }
 
 fn raise_file_limit() {

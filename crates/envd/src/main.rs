@@ -10,6 +10,7 @@
 
 mod auth;
 mod budget;
+mod build;
 mod cgroup;
 mod clock;
 mod console;
@@ -17,6 +18,7 @@ mod epoch;
 mod error;
 mod filesystem;
 mod guest;
+mod helpers;
 mod http;
 mod identity;
 mod init;
@@ -25,11 +27,13 @@ mod lock;
 mod metadata;
 mod metrics;
 mod open;
+mod overlay;
 mod paths;
 mod peer;
 mod ports;
 mod process;
 mod profile;
+mod root;
 mod rpc;
 mod sys;
 mod users;
@@ -45,6 +49,9 @@ fn main() -> anyhow::Result<()> {
         let held = init::bring_up();
         // From here on this is the child that serves. PID 1 stays behind and reaps.
         return serve(protocol::ENVD_PORT, Some(held));
+    }
+    if let Some(code) = helpers::run() {
+        std::process::exit(code);
     }
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {

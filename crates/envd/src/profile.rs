@@ -51,7 +51,7 @@ fn is_equal(file: &Path, wanted: &[u8]) -> bool {
 }
 
 /// Returns the shell's text that sets `PATH`, whatever characters the value has.
-fn script(path: &str) -> String {
+pub(crate) fn script(path: &str) -> String {
     let quoted = path.replace('\'', r"'\''");
     format!(
         "# Wrenn: the template's PATH. Each boot writes this file anew.\nexport PATH='{quoted}'\n"

@@ -5,6 +5,7 @@ pub(crate) mod spawn;
 pub(crate) mod spawner;
 
 use rustix::process::{Pid, Signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
@@ -88,6 +89,25 @@ pub(crate) fn fork() -> io::Result<Option<Pid>> {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(Pid::from_raw(pid)),
     }
+}
+
+/// Kills every process but this one, which must be the first.
+pub(crate) fn kill_others() {
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+/// Gives the process mounts and System V memory of its own. Only for a process with a single
+/// thread.
+pub(crate) fn own_mounts() -> io::Result<()> {
+    // SAFETY: called while the process has one thread, which shares its memory with no other.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWIPC) }?)
+}
+
+/// Gives the calling thread a working folder of its own.
+pub(crate) fn own_folder() -> io::Result<()> {
+    // SAFETY: the thread's folder, root and mask become its own. Nothing else changes.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::FS) }?)
 }
 
 /// Loads a kernel module from an open file.

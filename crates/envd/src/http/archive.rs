@@ -142,20 +142,30 @@ async fn receive(guest: Arc<Guest>, query: Parsed, request: Request) -> Result<R
     let Query(asked) = query?;
     let place = guest.jobs.archives.free_place().await?;
     let caller = Caller::of(&guest, request.headers(), asked.username.as_deref());
+    let work = move |reader| {
+        let _place = place;
+        unpack(&caller, &asked, reader)
+    };
+    let bytes = with_body(request.into_body(), work).await?;
+    Ok(Json(Unpacked { bytes }).into_response())
+}
+
+/// Runs work that reads a body, on a thread that may block. Work without progress ends the exchange.
+pub(super) async fn with_body<T: Send + 'static>(
+    body: Body,
+    work: impl FnOnce(ChunkReader) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (to, chunks) = mpsc::channel(BACKLOG);
     let reader = ChunkReader::new(chunks);
     let progress = Progress { bytes: reader.taken(), seen: AtomicU64::new(0) };
-    let mut unpacking = tokio::task::spawn_blocking(move || {
-        let _place = place;
-        unpack(&caller, &asked, reader)
-    });
+    let mut working = tokio::task::spawn_blocking(move || work(reader));
     tokio::select! {
         // A refused archive is not read to its end.
-        done = &mut unpacking => return ended(done),
-        fed = feed(request.into_body(), to, &progress) => fed?,
+        done = &mut working => return ended(done),
+        fed = feed(body, to, &progress) => fed?,
     }
     loop {
-        match timeout(jobs::LIMIT, &mut unpacking).await {
+        match timeout(jobs::LIMIT, &mut working).await {
             Ok(done) => return ended(done),
             Err(_) if progress.is_made() => {}
             Err(_) => return Err(stuck()),
@@ -163,9 +173,8 @@ async fn receive(guest: Arc<Guest>, query: Parsed, request: Request) -> Result<R
     }
 }
 
-fn ended(done: std::result::Result<Result<u64>, JoinError>) -> Result<Response> {
-    let bytes = done.map_err(|e| Error::internal(e.to_string()))??;
-    Ok(Json(Unpacked { bytes }).into_response())
+fn ended<T>(done: std::result::Result<Result<T>, JoinError>) -> Result<T> {
+    done.map_err(|e| Error::internal(e.to_string()))?
 }
 
 /// Feeds a body to the thread that unpacks it.

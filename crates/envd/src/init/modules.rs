@@ -4,9 +4,9 @@
 //! The loadable modules stay in the initramfs, in memory. So they fit the kernel, whatever the
 //! template's image holds. `images/kernel.rs` of `wrenn` chooses them.
 
-use super::folders::Root;
 use super::mounts::{attach_to, make_dir};
 use crate::console::console;
+use crate::root::Root;
 use crate::sys;
 use anyhow::Context;
 use rustix::fs::{CWD, Dev, FileType, Mode, makedev, mknodat};
@@ -81,7 +81,8 @@ fn show(root: &Root) -> anyhow::Result<()> {
     attach_to("modules", &to, "overlay", flags, &layers)
 }
 
-fn load_common() -> anyhow::Result<()> {
+/// Loads the modules of a guest without `modprobe`.
+pub(super) fn load_common() -> anyhow::Result<()> {
     let common =
         fs::read_to_string(COMMON).context("cannot read the list of common kernel modules")?;
     for name in common.lines() {

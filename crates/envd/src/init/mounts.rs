@@ -1,19 +1,22 @@
 //! Mounts of the guest: the kernel's file systems, the root, and the file systems that programs
 //! expect below it. The root is an overlay of the shared image and the capsule's own disk.
 
+use super::drives::{self, Words};
 use super::image::Kind;
 use super::{folders, modules};
+use crate::overlay::{self, DISK, IMAGE};
 use anyhow::Context;
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
-/// The shared, read-only image.
-const IMAGE: &str = "/dev/vda";
-/// The capsule's own disk.
-const DISK: &str = "/dev/vdb";
+/// Device of the shared, read-only image.
+const IMAGE_DEVICE: &str = "/dev/vda";
+/// Device of the capsule's own disk.
+const DISK_DEVICE: &str = "/dev/vdb";
 
 /// Mounts `/dev`, `/proc` and `/sys`.
 pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
@@ -34,18 +37,31 @@ pub(super) fn kernel_file_systems() -> anyhow::Result<()> {
     )
 }
 
+/// Mounts the image.
+pub(super) fn image() -> anyhow::Result<()> {
+    let kind = Kind::read(IMAGE_DEVICE)?;
+    attach(IMAGE_DEVICE, IMAGE, kind.name(), MountFlags::RDONLY | MountFlags::NOATIME, "")
+}
+
+/// Mounts the capsule's own disk and opens it.
+pub(super) fn disk() -> anyhow::Result<OwnedFd> {
+    attach(DISK_DEVICE, DISK, "ext4", MountFlags::NOATIME, "discard")?;
+    crate::epoch::open_disk(DISK).context("cannot open the disk")
+}
+
 /// Makes the overlay the root and leaves the initramfs, freeing its memory. Returns the disk below
 /// the overlay, which has no path any more.
-pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
-    let kind = Kind::read(IMAGE)?;
-    attach(IMAGE, "/image", kind.name(), MountFlags::RDONLY | MountFlags::NOATIME, "")?;
-    attach(DISK, "/disk", "ext4", MountFlags::NOATIME, "discard")?;
-    let disk = crate::epoch::open_disk("/disk").context("cannot open the disk")?;
-    for dir in ["/disk/upper", "/disk/work"] {
-        make_dir(dir)?;
-    }
-    let layers = "lowerdir=/image,upperdir=/disk/upper,workdir=/disk/work";
-    attach("overlay", "/root", "overlay", MountFlags::NOATIME, layers)?;
+pub(super) fn enter_root(words: &Words) -> anyhow::Result<OwnedFd> {
+    image()?;
+    drives::mount_used(&words.lower)?;
+    let disk = disk()?;
+    let lower = overlay::folders(&words.lower, Some(0));
+    overlay::check(fs::File::open("/")?, &lower)?;
+    let (upper, work) = (overlay::folder(0, "upper"), overlay::folder(0, "work"));
+    make_upper(&upper, &lower)?;
+    make_dir(&work)?;
+    let options = overlay::options(&lower, Some((&upper, &work)))?;
+    attach("overlay", "/root", "overlay", MountFlags::NOATIME, &options)?;
     modules::offer();
     for dir in ["dev", "proc", "sys"] {
         let to = format!("/root/{dir}");
@@ -54,17 +70,50 @@ pub(super) fn enter_root() -> anyhow::Result<OwnedFd> {
         mount_move(format!("/{dir}"), &to).with_context(|| format!("cannot move /{dir}"))?;
     }
     free_initramfs();
-    std::env::set_current_dir("/root")?;
+    leave_for("/root")?;
+    Ok(disk)
+}
+
+/// Makes the folder that takes the writes of an overlay. The top of the merged tree has the mode
+/// and owner of this folder, so they come from the highest folder below.
+pub(super) fn make_upper(path: &str, lower: &[String]) -> anyhow::Result<()> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
+    }
+    make_dir(path)?;
+    let [like, _, ..] = lower else { return Ok(()) };
+    let like = fs::metadata(like).with_context(|| format!("cannot look at {like}"))?;
+    std::os::unix::fs::chown(path, Some(like.uid()), Some(like.gid()))
+        .and_then(|()| fs::set_permissions(path, like.permissions()))
+        .with_context(|| format!("cannot set the mode of {path}"))
+}
+
+/// Makes a mounted folder the root of this process.
+pub(super) fn leave_for(root: &str) -> anyhow::Result<()> {
+    std::env::set_current_dir(root)?;
     mount_move(".", "/").context("cannot move the root")?;
     rustix::process::chroot(".").context("cannot enter the root")?;
-    std::env::set_current_dir("/")?;
-    Ok(disk)
+    Ok(std::env::set_current_dir("/")?)
 }
 
 /// Mounts the file systems that programs expect below `/dev`, `/run` and `/sys/fs/cgroup`. Makes
 /// the folders that the image lacks, and the usual links in `/dev`.
 pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     folders::provide();
+    let safe = MountFlags::NOSUID | MountFlags::NODEV;
+    devices()?;
+    attach("tmpfs", "/run", "tmpfs", safe, "mode=755")?;
+    control_groups()
+}
+
+/// Mounts the control groups.
+pub(super) fn control_groups() -> anyhow::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    attach("cgroup2", "/sys/fs/cgroup", "cgroup2", flags, "")
+}
+
+/// Mounts the file systems below `/dev`, and makes the usual links there.
+pub(super) fn devices() -> anyhow::Result<()> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     attach(
         "devpts",
@@ -74,8 +123,6 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
         "gid=5,mode=620,ptmxmode=666",
     )?;
     attach("tmpfs", "/dev/shm", "tmpfs", safe, "mode=1777")?;
-    attach("tmpfs", "/run", "tmpfs", safe, "mode=755")?;
-    attach("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | MountFlags::NOEXEC, "")?;
     for (link, to) in [
         ("/dev/fd", "/proc/self/fd"),
         ("/dev/stdin", "/proc/self/fd/0"),
@@ -87,7 +134,14 @@ pub(super) fn runtime_file_systems() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn attach(source: &str, to: &str, kind: &str, flags: MountFlags, data: &str) -> anyhow::Result<()> {
+/// Mounts on a path, whose folder is made when it is missing.
+pub(super) fn attach(
+    source: &str,
+    to: &str,
+    kind: &str,
+    flags: MountFlags,
+    data: &str,
+) -> anyhow::Result<()> {
     make_mount_point(to, fs::metadata(to).is_ok_and(|found| found.is_dir()))?;
     attach_to(source, to, kind, flags, data)
 }
@@ -124,7 +178,7 @@ pub(super) fn make_dir(path: &str) -> anyhow::Result<()> {
 }
 
 /// Removes the initramfs's own files, except for the modules that programs may load.
-fn free_initramfs() {
+pub(super) fn free_initramfs() {
     let _ = fs::remove_dir_all("/modules");
     let _ = fs::remove_file("/init");
 }

@@ -28,6 +28,11 @@ const END_MARK: &[u8] = b"# Wrenn: end";
 /// Largest file that a boot reads, in bytes. A larger file stays as it is.
 const MAX: u64 = 1 << 20;
 
+/// Returns the contents of both files for a root that has none of its own: hosts and resolver.
+pub(super) fn contents(servers: &[IpAddr]) -> (Vec<u8>, Vec<u8>) {
+    (BOTH.into(), with_servers(b"", servers).unwrap_or_default())
+}
+
 /// Brings both files up to date. The console names a file for which this fails.
 pub(super) fn update(disk: &impl AsFd, servers: &[IpAddr]) {
     // A file that only the template's image has comes from the machine that built the image.
