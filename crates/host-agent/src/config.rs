@@ -1,5 +1,6 @@
 //! Settings of a host agent, which are read once at its start.
 
+use crate::images::settings::Registries;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub disk_mib: u64,
     /// Object store to which snapshots and templates are copied, for other hosts to use.
     pub store: Option<StoreConfig>,
+    /// Settings of the registries of container images.
+    pub registries: Registries,
     /// Limit of requests and connections under way to one capsule at once.
     pub connections: u32,
 }
@@ -134,6 +137,12 @@ impl Config {
     #[must_use]
     pub fn golden(&self) -> PathBuf {
         self.dir.join("golden")
+    }
+
+    /// Returns the folder of the builds' folders.
+    #[must_use]
+    pub fn builds(&self) -> PathBuf {
+        self.dir.join("builds")
     }
 
     /// Returns the folder of the memory files that machines map by their paths.

@@ -1,5 +1,7 @@
-//! System calls: the only file with unsafe code, ioctls and raw commands.
+//! System calls: ioctls, raw commands and, with `sys/`, all unsafe code.
 #![expect(unsafe_code, reason = "namespaces, exec hooks, taps and libnftables have no safe form")]
+
+pub(crate) mod jail;
 
 use daemon::lock;
 use rustix::process::{Pid, PidfdFlags, Signal};
