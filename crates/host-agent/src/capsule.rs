@@ -20,13 +20,14 @@
 //! The layers of this folder, from the outside to the inside:
 //! ```text
 //!  manager                                      facade for rpc.rs and proxy.rs
-//!  adopt  due  disk_pressure  upload  upkeep    start-up and watchers
+//!  adopt  due  disk_pressure  upload  versions  start-up and watchers
+//!  upkeep
 //!  create  pause  resume  snapshots  destroy    operations, each under a capsule's lock
-//!  expire  fetch  settings
+//!  builder  expire  fetch  settings
 //!  capture  thaw  sizes  liveness               steps that operations share
 //!  host                                         parts that operations share
 //!  boot  settle  teardown                       a capsule's parts: made and removed
-//!  template_snapshot  store
+//!  template_snapshot  store  start
 //!  registry  usage  changes                     states and locks; no I/O
 //!  files                                        folders and their sizes
 //!  record  lifetime  stored_snapshot            values, with this file
@@ -41,9 +42,10 @@
 
 mod adopt;
 mod boot;
+pub(crate) mod builder;
 pub(crate) mod capture;
 mod changes;
-mod create;
+pub(crate) mod create;
 mod destroy;
 mod disk_pressure;
 mod due;
@@ -62,6 +64,7 @@ mod settings;
 mod settle;
 mod sizes;
 pub(crate) mod snapshots;
+mod start;
 pub(crate) mod store;
 pub(crate) mod stored_snapshot;
 pub(crate) mod teardown;
@@ -70,6 +73,7 @@ mod thaw;
 mod upkeep;
 mod upload;
 mod usage;
+mod versions;
 
 use crate::{network, room, snapshot, vmm};
 use std::future::Future;
@@ -149,6 +153,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Failure of a version's start or ready command, with the text for the version's author.
+    #[error("{0}")]
+    Start(String),
     #[error(transparent)]
     Network(#[from] network::Error),
     #[error(transparent)]

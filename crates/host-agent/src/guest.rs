@@ -3,7 +3,10 @@
 //! the requests under way, and gives envd its identity.
 
 mod dial;
+pub(crate) mod program;
 mod route;
+#[cfg(test)]
+pub(crate) mod stub;
 
 pub(crate) use route::Route;
 
@@ -15,6 +18,7 @@ use daemon::{Signal, Tasks};
 use dial::Dialer;
 use hop::{Body, ConnTracker, Drained, Failed, Permit, Pool, Refused};
 use http::{Request, Response, header};
+use http_body_util::{BodyExt, Limited};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -42,8 +46,27 @@ const SEED: usize = 64;
 const POLL: Duration = Duration::from_millis(10);
 /// First time limit for a connection to a guest that does not answer yet.
 const PATIENCE: Duration = Duration::from_millis(30);
+/// Most bytes of envd's answer to a request for helpers.
+const HELPERS_MAX: usize = 4096;
 /// Idle connections in the pool, for each port of a guest.
 const RESTING: usize = 64;
+
+/// Answer to a request for helpers.
+#[derive(serde::Deserialize)]
+struct Helpers {
+    path: String,
+}
+
+impl Helpers {
+    /// Returns the path if it is an absolute one that needs no quotes in a shell.
+    fn checked(self) -> io::Result<String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_' | '.');
+        match self.path.starts_with('/') && self.path.chars().all(plain) {
+            true => Ok(self.path),
+            false => Err(io::Error::other("envd named no plain folder of helpers")),
+        }
+    }
+}
 
 /// A capsule's guest, with its pool of connections.
 #[derive(Clone)]
@@ -87,7 +110,12 @@ pub(crate) struct Identity {
     /// Token that envd still expects, if it differs from `token`.
     pub old_token: Option<String>,
     pub envs: BTreeMap<String, String>,
-    pub user: Option<&'static str>,
+    /// Default user of programs; `None` leaves envd's.
+    pub user: Option<String>,
+    /// Default working directory of programs; `None` leaves envd's.
+    pub workdir: Option<String>,
+    /// Value of `PATH` that login shells get too; `None` leaves the image's.
+    pub path: Option<String>,
     /// True for a new machine, false for the continuation of a saved one.
     pub fresh: bool,
 }
@@ -273,6 +301,8 @@ impl Guest {
             "accessToken": identity.token,
             "envVars": identity.envs,
             "defaultUser": identity.user,
+            "defaultWorkdir": identity.workdir,
+            "templatePath": identity.path,
             "hostname": identity.hostname,
             "epoch": epoch,
         });
@@ -327,8 +357,8 @@ impl Guest {
     ///
     /// # Errors
     /// Fails when envd cannot be reached, or refuses.
-    pub(crate) async fn warm(&self) -> io::Result<()> {
-        self.prepare("", &serde_json::json!({ "warm": true })).await
+    pub(crate) async fn warm(&self, token: &str) -> io::Result<()> {
+        self.prepare(token, &serde_json::json!({ "warm": true })).await
     }
 
     /// Asks the guest to write the data in its memory to its disk. With `freeze`, the guest writes
@@ -343,6 +373,27 @@ impl Guest {
     async fn prepare(&self, token: &str, how: &serde_json::Value) -> io::Result<()> {
         let asked = self.post("/snapshot/prepare", token, how.to_string());
         let told = tokio::time::timeout(QUIESCE, asked).await;
+        told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Asks the guest for the folder with small stand-ins of the programs that ready commands use.
+    ///
+    /// # Errors
+    /// Fails when envd cannot be reached, refuses, or names no plain folder.
+    pub(crate) async fn helpers(&self, token: &str) -> io::Result<String> {
+        let asked = async {
+            let answer = self.ask("POST", "/helpers", token, Bytes::new()).await;
+            let answer = answer.map_err(|failed| io::Error::other(failed.error))?;
+            let status = answer.status();
+            if !status.is_success() {
+                return Err(io::Error::other(format!("envd answered {status} to /helpers")));
+            }
+            let body = Limited::new(answer.into_body(), HELPERS_MAX).collect().await;
+            let body = body.map_err(io::Error::other)?.to_bytes();
+            let told: Helpers = serde_json::from_slice(&body)?;
+            told.checked()
+        };
+        let told = tokio::time::timeout(REFRESH, asked).await;
         told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 

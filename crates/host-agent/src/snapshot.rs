@@ -104,11 +104,11 @@ impl Snapshot {
         self.dir.join(DISK).metadata().map_or(0, |found| found.blocks() * 512)
     }
 
-    /// Returns the bytes on disk of all files but the template's image, including shared files.
+    /// Returns the bytes on disk of all files but the template's disks, including shared files.
     pub(crate) fn bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let entries = entries.filter(|entry| entry.file_name() != crate::storage::OWN_IMAGE);
+        let entries = entries.filter(|entry| !crate::storage::is_shared(&entry.file_name()));
         entries.filter_map(|e| Some(e.metadata().ok()?.blocks() * 512)).sum()
     }
 }
@@ -168,7 +168,7 @@ impl Staging {
     pub(crate) fn take_disk(&self, dir: &Path) -> io::Result<String> {
         fs::hard_link(dir.join(DISK), self.dir.join(DISK))?;
         let file = File::open(self.dir.join(DISK))?;
-        crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
+        crate::storage::link_below(dir, &self.dir)?;
         file.sync_all()?;
         Ok(crate::storage::hash_disk(&file, &self.cancel)?.to_hex().to_string())
     }
@@ -176,7 +176,7 @@ impl Staging {
     /// Copies the disk of a machine, which must stand still only until this returns.
     pub(crate) fn copy_disk(&self, dir: &Path) -> io::Result<String> {
         let from = File::open(dir.join(DISK))?;
-        crate::storage::link_image(&dir.join(crate::storage::OWN_IMAGE), &self.dir)?;
+        crate::storage::link_below(dir, &self.dir)?;
         let to = self.dir.join(DISK);
         let (_, hash) = crate::storage::copy_disk(&from, &to, &self.cancel)?;
         Ok(hash.to_hex().to_string())

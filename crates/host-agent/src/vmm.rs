@@ -73,6 +73,9 @@ pub(crate) struct Spec {
     /// `cgroup.procs` files for the VMM to enter.
     pub cgroups: Vec<File>,
     pub metadata: Metadata,
+    /// Words of the kernel's command line for this machine, after those of every machine. A
+    /// restored machine ignores them.
+    pub kernel_args: Vec<String>,
 }
 
 /// Metadata that a guest reads about itself from the metadata service.
@@ -115,7 +118,10 @@ pub(crate) struct Disks {
     pub image: File,
     /// The capsule's own disk.
     pub own: File,
-    /// Number of placeholder drives after the own disk. It is the number of the saved machine, if
+    /// Read-only disks after the own disk. Their files have the names of `storage::layer_name` in
+    /// the capsule's folder.
+    pub read_only: Vec<File>,
+    /// Number of placeholder drives after all other drives. It is the number of the saved machine, if
     /// there is one.
     pub placeholders: u8,
 }
@@ -242,6 +248,11 @@ fn kernel_words(dns: &[IpAddr]) -> String {
          8250.nr_uarts=1 init_on_alloc=0 lsm= rcupdate.rcu_expedited=1 wrenn.dns={}",
         dns.join(",")
     )
+}
+
+/// Returns a kernel's command line with the words of one machine at its end.
+fn with_args(command_line: String, args: &[String]) -> String {
+    args.iter().fold(command_line, |line, word| line + " " + word)
 }
 
 /// Ends a machine that failed to start. A failure to end it only goes to the log. So the caller

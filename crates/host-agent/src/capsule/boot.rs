@@ -16,29 +16,40 @@ pub(super) mod parts;
 use super::lifetime::{Lifetime, now_ms};
 use super::record::{CapsuleRecord, Phase};
 use super::registry::{Running, StartKind};
+use super::start::Commands;
 use super::template_snapshot::PendingTemplateSnapshot;
 use super::{Error, files, io_error};
+use crate::builders::{BuilderDisks, StartLog};
 use crate::context::AgentContext;
 use crate::guest::{Guest, Identity};
 use crate::network::Network;
 use crate::placeholder;
 use crate::snapshot::{Layers, Snapshot};
+use crate::version::Version;
 use crate::vmm::{Disks, Machine, Spec};
 use parts::ClaimedSave;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+use types::hex;
 
 /// Time limit for a guest that boots to answer. An emulated guest on a busy machine takes a while.
 const READY: Duration = Duration::from_secs(90);
 /// Time limit for a restored guest to answer. It answered before it was saved and does not boot.
 const READY_AGAIN: Duration = Duration::from_secs(60);
+/// Time that a version's commands may take beside the time within which it must become ready.
+const COMMANDS_BESIDE: Duration = Duration::from_secs(60);
 
 /// Source of a capsule's machine.
 pub(super) enum Origin {
     /// The template's image and an empty disk. The booted machine may become a template snapshot.
     Image(Option<PendingTemplateSnapshot>),
+    /// The disks that a build has chosen for its builder, and an empty disk.
+    Builder(BuilderDisks),
     /// A saved disk, on which a kernel boots.
     Disk(Snapshot),
     /// A whole saved machine, for the same capsule to continue.
@@ -50,7 +61,7 @@ pub(super) enum Origin {
 impl Origin {
     fn snapshot(&self) -> Option<&Snapshot> {
         match self {
-            Self::Image(_) => None,
+            Self::Image(_) | Self::Builder(_) => None,
             Self::Disk(snapshot) | Self::Resume(snapshot) | Self::Fork(snapshot) => Some(snapshot),
         }
     }
@@ -58,16 +69,35 @@ impl Origin {
     /// Returns the kind of a start from here.
     fn kind(&self) -> StartKind {
         match self {
-            Self::Image(_) | Self::Disk(_) => StartKind::Booted,
+            Self::Image(_) | Self::Builder(_) | Self::Disk(_) => StartKind::Booted,
             Self::Fork(_) => StartKind::Forked,
             Self::Resume(_) => StartKind::Resumed,
+        }
+    }
+
+    /// Returns the disks of a builder.
+    fn builder(&self) -> Option<&BuilderDisks> {
+        match self {
+            Self::Builder(disks) => Some(disks),
+            Self::Image(_) | Self::Disk(_) | Self::Resume(_) | Self::Fork(_) => None,
+        }
+    }
+
+    /// Reports whether a capsule begins from its template, with or without a template snapshot. No
+    /// program of the template runs in such a capsule's disk yet.
+    fn is_template(&self) -> bool {
+        match self {
+            Self::Image(_) => true,
+            // Only a template snapshot belongs to no team.
+            Self::Fork(snapshot) => snapshot.manifest.team.is_none(),
+            Self::Builder(_) | Self::Disk(_) | Self::Resume(_) => false,
         }
     }
 
     /// Returns the layers of the saved memory; none when a kernel is booted.
     fn layers(&self) -> Option<Layers> {
         match self {
-            Self::Image(_) | Self::Disk(_) => None,
+            Self::Image(_) | Self::Builder(_) | Self::Disk(_) => None,
             Self::Resume(snapshot) => snapshot.manifest.memory.clone(),
             Self::Fork(snapshot) => {
                 let all = snapshot.manifest.memory.clone()?.all;
@@ -83,12 +113,16 @@ pub(super) struct Stage {
     pub took: Duration,
 }
 
+/// Reader of the output of start and ready commands.
+pub(super) type Log<'a> = &'a dyn StartLog;
+
 /// Inputs of all phases of a boot.
 struct Boot<'a> {
     context: &'a AgentContext,
     record: &'a mut CapsuleRecord,
     origin: Origin,
     cancel: &'a CancellationToken,
+    log: Log<'a>,
     /// The capsule's folder.
     dir: PathBuf,
     laps: Laps,
@@ -145,9 +179,10 @@ pub(super) async fn boot(
     record: &mut CapsuleRecord,
     origin: Origin,
     cancel: &CancellationToken,
+    log: Log<'_>,
 ) -> Result<Ready, Error> {
     let dir = files::folder(context, record.id);
-    let boot = Boot { context, record, origin, cancel, dir, laps: Laps::start() };
+    let boot = Boot { context, record, origin, cancel, log, dir, laps: Laps::start() };
     boot.prepare().await?.launch().await?.initialize().await
 }
 
@@ -169,7 +204,12 @@ impl<'a> Boot<'a> {
         // forgotten.
         let preparing = async {
             let disks = match context.driver.boots_images() {
-                true => Some(parts::disks(context, record, &self.dir, source, self.cancel).await?),
+                true => {
+                    let builder = self.origin.builder();
+                    let made =
+                        parts::disks(context, record, &self.dir, source, builder, self.cancel);
+                    Some(made.await?)
+                }
                 false => None,
             };
             let saved = match (source, &layers) {
@@ -229,7 +269,7 @@ impl Launched<'_> {
     /// Lets the guest run, and waits until it answers and has its identity.
     async fn initialize(self) -> Result<Ready, Error> {
         let Self { boot, machine, guest, restored } = self;
-        let Boot { context, record, origin, cancel, dir, mut laps } = boot;
+        let Boot { context, record, origin, cancel, log, dir, mut laps } = boot;
         let mut identity = parts::identity(context, record);
         if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
             identity.old_token.clone_from(&snapshot.manifest.envd_token);
@@ -237,8 +277,10 @@ impl Launched<'_> {
         }
         identity.fresh = !matches!(origin, Origin::Resume(_));
         let kind = Some(origin.kind());
+        let answering =
+            Answering { context, record, machine: &machine, guest: &guest, dir: &dir, log };
         tokio::select! {
-            ready = wait_ready(context, &machine, (&guest, &dir), &identity, origin) => ready?,
+            ready = Box::pin(answering.wait_ready(identity, origin)) => ready?,
             () = cancel.cancelled() => return Err(Error::Stopping),
         }
         record.phase = Phase::Running;
@@ -251,24 +293,60 @@ impl Launched<'_> {
     }
 }
 
-/// Waits until the guest answers and has its identity. Requests may be let in only after that.
-async fn wait_ready(
-    context: &AgentContext,
-    machine: &Arc<dyn Machine>,
-    (guest, dir): (&Guest, &Path),
-    identity: &Identity,
-    origin: Origin,
-) -> Result<(), Error> {
-    // A restored guest answered before it was saved.
-    let answers = context.driver.boots_images() && origin.layers().is_some();
-    let limit = if answers { READY_AGAIN } else { READY };
-    let begin = async {
-        if !answers {
-            guest.wait_healthy().await;
+/// A guest that is to answer, with what its identity depends on.
+struct Answering<'a> {
+    context: &'a AgentContext,
+    record: &'a CapsuleRecord,
+    machine: &'a Arc<dyn Machine>,
+    guest: &'a Guest,
+    dir: &'a Path,
+    log: Log<'a>,
+}
+
+impl Answering<'_> {
+    /// Waits until the guest answers and has its identity. Requests may be let in only after that.
+    /// Commands of a version run before the machine is saved, or after, and have limits of their
+    /// own.
+    async fn wait_ready(&self, mut identity: Identity, origin: Origin) -> Result<(), Error> {
+        // A restored guest answered before it was saved.
+        let answers = self.context.driver.boots_images() && origin.layers().is_some();
+        let limit = if answers { READY_AGAIN } else { READY };
+        let version = self.record.version.as_ref().filter(|version| version.has_commands());
+        let version = version.filter(|_| origin.is_template());
+        let begins_from_image = matches!(origin, Origin::Image(_));
+        let pending = if let Origin::Image(pending) = origin { pending } else { None };
+        let saved = version.filter(|version| begins_from_image && !version.start_each);
+        if let Some(version) = saved {
+            let provisional = provisional(self.context, self.record);
+            let begin = async {
+                self.guest.wait_healthy().await;
+                self.begin(answers, &provisional).await
+            };
+            Box::pin(self.within(limit, begin)).await?;
+            self.run_commands(version, &provisional.token, &BTreeMap::new()).await?;
+            identity.old_token = Some(provisional.token);
         }
-        if let Origin::Image(Some(pending)) = origin {
-            pending.capture(context, machine, guest, dir).await;
+        let token = identity.old_token.clone();
+        let begin = async {
+            if !answers {
+                self.guest.wait_healthy().await;
+            }
+            if let Some(pending) = pending {
+                let token = token.filter(|_| saved.is_some());
+                pending.capture(self.context, self.machine, self.guest, self.dir, token).await;
+            }
+            self.begin(answers, &identity).await
+        };
+        Box::pin(self.within(limit, begin)).await?;
+        match version.filter(|version| version.start_each) {
+            Some(version) => self.run_commands(version, &identity.token, &self.record.envs).await,
+            None => Ok(()),
         }
+    }
+
+    /// Gives the guest an identity. A guest that `answers` is first taken to answer at once.
+    async fn begin(&self, answers: bool, identity: &Identity) -> Result<(), Error> {
+        let Self { guest, .. } = self;
         let begun = match guest.initialize(identity).await {
             Err(error) if answers => {
                 tracing::debug!(%error, "the guest does not answer yet");
@@ -278,17 +356,54 @@ async fn wait_ready(
             begun => begun,
         };
         begun.map_err(io_error("cannot begin the guest's epoch"))
-    };
-    tokio::select! {
-        begun = begin => begun,
-        reason = machine.ended() => {
-            Err(Error::Died { reason, console: last_words(&**machine).await })
-        }
-        () = tokio::time::sleep(limit) => {
-            let console = last_words(&**machine).await;
-            Err(Error::GuestSilent { seconds: limit.as_secs(), console })
+    }
+
+    /// Runs a version's commands in a guest whose envd expects `token`.
+    async fn run_commands(
+        &self,
+        version: &Version,
+        token: &str,
+        envs: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
+        let Self { guest, log, .. } = *self;
+        let helpers = match self.context.driver.boots_images() {
+            true => guest.helpers(token).await.inspect_err(|error| {
+                tracing::warn!(%error, "the guest has no helpers for a ready command");
+            }),
+            false => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let commands = Commands { guest, token, version, envs, helpers: helpers.ok(), log };
+        // The commands end in time by themselves, or with their guest.
+        let limit = version.ready_within() + COMMANDS_BESIDE;
+        self.within(limit, commands.run()).await
+    }
+
+    /// Waits for work with the guest, unless the machine ends or the time is over before.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let machine = &**self.machine;
+        tokio::select! {
+            done = work => done,
+            reason = machine.ended() => {
+                Err(Error::Died { reason, console: last_words(machine).await })
+            }
+            () = tokio::time::sleep(limit) => {
+                let console = last_words(machine).await;
+                Err(Error::GuestSilent { seconds: limit.as_secs(), console })
+            }
         }
     }
+}
+
+/// Returns the identity of a guest in which a version's commands run before the machine is saved.
+/// No token or variable of a capsule is in it, since other capsules begin from that machine.
+fn provisional(context: &AgentContext, record: &CapsuleRecord) -> Identity {
+    let envs = record.version.as_ref().map(Version::envs).unwrap_or_default();
+    let token = hex::encode(&rand::random::<[u8; 32]>());
+    Identity { token, envs, ..parts::identity(context, record) }
 }
 
 async fn last_words(machine: &dyn Machine) -> String {
@@ -298,108 +413,4 @@ async fn last_words(machine: &dyn Machine) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::snapshot::{Manifest, Staging};
-    use crate::vmm::{self, Driver, Found, Saved};
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
-    use std::fs;
-    use std::io::{self, Write};
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::{OnceLock, Weak};
-    use types::{CapsuleId, Isolation};
-
-    /// A driver whose restore writes some bytes and records the number of bytes claimed meanwhile.
-    #[derive(Clone, Default)]
-    struct Writing {
-        context: Arc<OnceLock<Weak<AgentContext>>>,
-        claimed: Arc<AtomicU64>,
-    }
-
-    const WRITTEN: u64 = 5;
-
-    fn refused() -> BoxFuture<'static, Result<Box<dyn Machine>, vmm::Error>> {
-        let error = vmm::Error::new("making a machine", io::ErrorKind::Unsupported.into());
-        std::future::ready(Err(error)).boxed()
-    }
-
-    impl Driver for Writing {
-        fn name(&self) -> &'static str {
-            "writing"
-        }
-
-        fn accelerator(&self) -> &'static str {
-            "none"
-        }
-
-        fn isolation(&self) -> Isolation {
-            Isolation::None
-        }
-
-        fn boots_images(&self) -> bool {
-            false
-        }
-
-        fn most_restored(&self, _: u64, _: bool) -> u64 {
-            WRITTEN
-        }
-
-        fn boot(&self, _: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, vmm::Error>> {
-            refused()
-        }
-
-        fn fingerprint(&self) -> String {
-            "writing".to_owned()
-        }
-
-        fn restore(
-            &self,
-            _: Spec,
-            _: Saved,
-        ) -> BoxFuture<'_, Result<Box<dyn Machine>, vmm::Error>> {
-            let context = self.context.get().and_then(Weak::upgrade).unwrap();
-            self.claimed.store(context.room.claimed(), Ordering::Release);
-            refused()
-        }
-
-        fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
-            None
-        }
-    }
-
-    #[tokio::test]
-    async fn disk_space_stays_claimed_while_driver_restores_a_vm() {
-        let dir = tempfile::tempdir().unwrap();
-        let driver = Writing::default();
-        let context = Arc::new(AgentContext::for_tests(dir.path(), Box::new(driver.clone())));
-        driver.context.set(Arc::downgrade(&context)).unwrap();
-        if context.room.claim(WRITTEN).is_err() {
-            return;
-        }
-        let mut record = CapsuleRecord { id: CapsuleId::new(), ..CapsuleRecord::unknown() };
-        let folder = files::folder(&context, record.id);
-        fs::create_dir_all(&folder).unwrap();
-        let staging = Staging::begin(&files::snapshots_dir(&folder).join("1")).unwrap();
-        staging.state_file().unwrap().write_all(b"state").unwrap();
-        let manifest = Manifest {
-            fingerprint: "writing".to_owned(),
-            system: record.system.clone(),
-            template: String::new(),
-            team: None,
-            resources: record.resources,
-            placeholders: 0,
-            taken_at_ms: 0,
-            memory: Some(Layers::default()),
-            state: Some(staging.seal_state().unwrap()),
-            disk: None,
-            envd_token: None,
-        };
-        let origin = Origin::Resume(staging.commit(manifest).unwrap());
-        let cancel = CancellationToken::new();
-        let booted = boot(&context, &mut record, origin, &cancel).await;
-        assert!(matches!(booted, Err(Error::Vmm(_))));
-        assert_eq!(driver.claimed.load(Ordering::Acquire), WRITTEN);
-        assert_eq!(context.room.claimed(), 0);
-    }
-}
+mod tests;

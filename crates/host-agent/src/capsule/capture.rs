@@ -106,6 +106,7 @@ pub(super) fn manifest(context: &AgentContext, record: &CapsuleRecord) -> Manife
         fingerprint: context.driver.fingerprint(),
         system: record.system.clone(),
         template: record.template.clone(),
+        version: record.version.clone(),
         team: Some(record.team.clone()),
         resources: record.resources,
         placeholders: record.placeholders,

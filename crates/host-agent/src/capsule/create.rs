@@ -1,4 +1,4 @@
-//! The creation of a capsule, from a template or from a snapshot.
+//! The creation of a capsule, from a template or from a snapshot, or as the builder of a build.
 //!
 //! ```text
 //!  fetch what is missing ─▶ admit (memory, disk) ─▶ folder ─▶ boot ─▶ run
@@ -11,21 +11,51 @@ use super::record::CapsuleRecord;
 use super::registry::{Admission, Started};
 use super::template_snapshot::{self, TemplateSnapshot};
 use super::{Error, chain, fetch, files, io_error, liveness, snapshot_error, teardown, until};
+use crate::builders::BuilderDisks;
 use crate::snapshot::{self, Snapshot};
-use std::fs;
+use crate::version::{self, Version};
+use std::{fs, io};
 use tokio_util::sync::CancellationToken;
-use types::SnapshotId;
+use types::{BuildId, SnapshotId};
+
+/// Source of a capsule, as its command names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// Snapshot that the capsule begins from; `None` for its template.
+    pub snapshot: Option<SnapshotId>,
+    /// Version of the template; `None` for a template of the operator's, and for a builder.
+    pub version: Option<VersionRef>,
+    /// Build that the capsule works for. Without a version or snapshot, the capsule is its builder.
+    pub build: Option<BuildId>,
+}
+
+/// A version and its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VersionRef {
+    pub id: BuildId,
+    /// Team whose part of the store has the version.
+    pub team: String,
+}
+
+impl Source {
+    /// Returns the build whose steps the capsule runs.
+    fn builder(&self) -> Option<BuildId> {
+        self.build.filter(|_| self.version.is_none() && self.snapshot.is_none())
+    }
+}
 
 /// Makes a capsule. A capsule that runs or is being made gets the answer of its first creation.
 pub(super) async fn create(
     host: &Host,
     record: CapsuleRecord,
-    from: Option<SnapshotId>,
+    from: Source,
 ) -> Result<Started, Error> {
     record.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
-    match from {
-        Some(id) => fetch::snapshot(host, &record.team, id).await?,
-        None => fetch::template(host, &record.template).await?,
+    match &from {
+        Source { snapshot: Some(id), .. } => fetch::snapshot(host, &record.team, *id).await?,
+        Source { version: Some(version), .. } => fetch::version_for(host, &record, version).await?,
+        Source { build: Some(_), .. } => {}
+        _ => fetch::template(host, &record.template).await?,
     }
     let this = host.clone();
     host.detached(async move { Box::pin(create_under_lock(&this, record, from)).await }).await
@@ -34,13 +64,12 @@ pub(super) async fn create(
 async fn create_under_lock(
     host: &Host,
     mut record: CapsuleRecord,
-    from: Option<SnapshotId>,
+    from: Source,
 ) -> Result<Started, Error> {
     let id = record.id;
+    record.builds = from.builder();
     let Admission { lock, cancel } = host.registry.admit(&record, |own| {
-        if !host.context.templates().contains(&record.template) {
-            return Err(Error::NoTemplate(record.template.clone()));
-        }
+        check_template(host, &record, &from)?;
         host.check_room(own, u64::from(record.resources.memory_mib))
     })?;
     let _guard = lock.lock().await;
@@ -48,7 +77,7 @@ async fn create_under_lock(
         return Ok(started);
     }
     let booted = match fs::create_dir_all(files::folder(&host.context, id)) {
-        Ok(()) => boot(host, &mut record, from, &cancel).await,
+        Ok(()) => boot(host, &mut record, &from, &cancel).await,
         Err(e) => Err(io_error("cannot create the capsule's folder")(e)),
     };
     match booted {
@@ -71,35 +100,72 @@ async fn create_under_lock(
     }
 }
 
+/// Checks that this host has the disks of a capsule's template.
+fn check_template(host: &Host, record: &CapsuleRecord, from: &Source) -> Result<(), Error> {
+    let context = &host.context;
+    let has = match from {
+        // A snapshot has links to all disks below it.
+        Source { snapshot: Some(_), .. } => true,
+        Source { version: Some(version), .. } => {
+            version::folder(&context.config, version.id).join(version::FILE).exists()
+        }
+        Source { build: Some(build), .. } => return builder_disks(host, *build).map(drop),
+        _ => context.templates().contains(&record.template),
+    };
+    has.then_some(()).ok_or_else(|| Error::NoTemplate(record.template.clone()))
+}
+
+/// Returns the disks that a build has registered for its builder.
+fn builder_disks(host: &Host, build: BuildId) -> Result<BuilderDisks, Error> {
+    let unknown = || Error::Invalid(format!("build_id: this host has no disks for {build}"));
+    host.context.builders.disks(build).ok_or_else(unknown)
+}
+
 /// Makes a machine from a snapshot or from the template. The template snapshot is restored if
 /// there is one; otherwise a kernel boots.
 async fn boot(
     host: &Host,
     record: &mut CapsuleRecord,
-    from: Option<SnapshotId>,
+    from: &Source,
     cancel: &CancellationToken,
 ) -> Result<Ready, Error> {
     let context = &*host.context;
-    if let Some(from) = from {
+    let log = &*context.builders.log(from.build);
+    if let Some(from) = from.snapshot {
         let snapshot = standalone(host, from)?;
+        // The version may have left this host since the snapshot was taken.
+        record.version.clone_from(&snapshot.manifest.version);
         let origin = match snapshot.manifest.memory {
             Some(_) => Origin::Fork(snapshot),
             None => Origin::Disk(snapshot),
         };
-        return boot::boot(context, record, origin, cancel).await;
+        return boot::boot(context, record, origin, cancel, log).await;
+    }
+    if let Some(build) = record.builds {
+        let origin = Origin::Builder(builder_disks(host, build)?);
+        return boot::boot(context, record, origin, cancel, log).await;
+    }
+    if let Some(wanted) = &from.version {
+        let found = Version::find(&context.config, wanted.id).map_err(|error| {
+            // Its removal may have come since the check.
+            let is_gone = error.kind() == io::ErrorKind::NotFound;
+            let none = || Error::NoTemplate(record.template.clone());
+            if is_gone { none() } else { io_error("cannot read the template's version")(error) }
+        });
+        record.version = Some(found?);
     }
     if !context.driver.boots_images() {
-        return boot::boot(context, record, Origin::Image(None), cancel).await;
+        return boot::boot(context, record, Origin::Image(None), cancel, log).await;
     }
-    let found = host.template_snapshots.find(context, &record.template, record.resources);
+    let found = host.template_snapshots.find(context, record);
     let found = until(cancel, found).await?;
     let snapshot = match found.map_err(template_snapshot::error)? {
         TemplateSnapshot::Ready(snapshot) => snapshot,
         TemplateSnapshot::Pending(pending) => {
-            return boot::boot(context, record, Origin::Image(Some(pending)), cancel).await;
+            return boot::boot(context, record, Origin::Image(Some(pending)), cancel, log).await;
         }
     };
-    let restored = boot::boot(context, record, Origin::Fork(snapshot.clone()), cancel).await;
+    let restored = boot::boot(context, record, Origin::Fork(snapshot.clone()), cancel, log).await;
     match restored {
         Err(error @ (Error::Damaged(_) | Error::Incompatible { .. } | Error::Vmm(_))) => {
             let id = record.id;
@@ -112,7 +178,7 @@ async fn boot(
                 let removed = snapshot::remove(&snapshot.dir);
                 removed.map_err(io_error("cannot remove a template snapshot"))?;
             }
-            boot::boot(context, record, Origin::Image(None), cancel).await
+            boot::boot(context, record, Origin::Image(None), cancel, log).await
         }
         restored => restored,
     }
@@ -126,3 +192,6 @@ fn standalone(host: &Host, id: SnapshotId) -> Result<Snapshot, Error> {
     }
     Snapshot::open(&dir).map_err(snapshot_error("cannot open the snapshot"))
 }
+
+#[cfg(test)]
+mod tests;

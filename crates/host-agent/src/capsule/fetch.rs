@@ -5,13 +5,14 @@
 //!  unknown, or a stale copy ─▶ evict the copy ─▶ listed as Resuming ─▶ fetch ─▶ RENAME ─▶ Paused
 //! ```
 
+use super::create::VersionRef;
 use super::destroy::destroy;
 use super::host::Host;
 use super::record::CapsuleRecord;
-use super::store::{PLATFORM, place};
+use super::store::{PLATFORM, place, template_path};
 use super::stored_snapshot::StoredSnapshot;
 use super::{Error, files, snapshot_error, teardown};
-use crate::snapshot;
+use crate::{snapshot, version};
 use daemon::blocking;
 use std::fs::{self, File};
 use types::{CapsuleId, SnapshotId};
@@ -115,11 +116,44 @@ pub(super) async fn template(host: &Host, name: &str) -> Result<(), Error> {
         return Ok(());
     }
     let to = host.context.config.templates().join(name);
-    let path = format!("templates/{name}");
+    let path = template_path(name);
     match stored.fetch(&host.context.room, (PLATFORM, &path), &to).await {
         Err(Error::NotFound(_)) => Err(Error::NoTemplate(name.to_owned())),
         fetched => fetched,
     }
+}
+
+/// Fetches a version of a template that another host built, if this host lacks it. The part of the
+/// store is its owner's.
+pub(super) async fn version(host: &Host, wanted: &VersionRef) -> Result<(), Error> {
+    let Some(stored) = &host.stored else { return Ok(()) };
+    let to = version::folder(&host.context.config, wanted.id);
+    if to.exists() {
+        return Ok(());
+    }
+    let folder = wanted.id.to_string();
+    let path = template_path(&folder);
+    match stored.fetch(&host.context.room, (&wanted.team, &path), &to).await {
+        Err(Error::NotFound(_)) => Err(Error::NoTemplate(folder)),
+        fetched => fetched.inspect(|()| {
+            // The tree came from the store, so the next sweep need not send it.
+            stored.versions().insert(wanted.id);
+        }),
+    }
+}
+
+/// Fetches the version of a capsule that is to be made, if this host lacks it. The host lists the
+/// capsule meanwhile, so that the platform does not take the create for lost.
+pub(super) async fn version_for(
+    host: &Host,
+    record: &CapsuleRecord,
+    wanted: &VersionRef,
+) -> Result<(), Error> {
+    if host.stored.is_none() || version::folder(&host.context.config, wanted.id).exists() {
+        return Ok(());
+    }
+    let _listed = Fetching::begin(host, record.id, record.generation);
+    version(host, wanted).await
 }
 
 /// A capsule that is being fetched. The host lists it as `Resuming` meanwhile, so that the platform

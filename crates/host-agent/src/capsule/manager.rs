@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::builder::{self, CopiedDisks};
 use super::capture::PauseMode;
 use super::fetch::Placed;
 use super::host::Host;
@@ -23,16 +24,17 @@ use super::store::Stored;
 use super::stored_snapshot::StoredSnapshot;
 use super::{
     Error, adopt, create, destroy, disk_pressure, due, fetch, files, liveness, pause, resume,
-    settings, sizes, snapshots, template_snapshot, upkeep, upload,
+    settings, sizes, snapshots, template_snapshot, upkeep, upload, versions,
 };
 use crate::context::AgentContext;
 use crate::guest::{Guest, Permits, Purpose};
-use crate::snapshot;
+use crate::{snapshot, version};
 use protocol::Refusal;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use types::{CapsuleId, Egress, SnapshotId};
+use types::{BuildId, CapsuleId, Egress, SnapshotId};
 
 /// All capsules of this machine.
 #[derive(Clone)]
@@ -53,6 +55,7 @@ impl Manager {
         snapshot::sweep(&context.config.snapshots());
         if context.driver.boots_images() {
             template_snapshot::sweep(context);
+            version::sweep(&context.config);
         }
         adopt::adopt_all(&host).await?;
         upload::spawn_uploads(&host);
@@ -70,7 +73,7 @@ impl Manager {
     pub(crate) async fn create(
         &self,
         record: CapsuleRecord,
-        from: Option<SnapshotId>,
+        from: create::Source,
     ) -> Result<Started, Error> {
         create::create(&self.host, record, from).await
     }
@@ -194,6 +197,59 @@ impl Manager {
         stays: Option<&StoredSnapshot>,
     ) -> Result<(), Error> {
         upload::prune_stored(&self.host, team, id, stays).await
+    }
+}
+
+/// Versions of templates, and disks for the build engine.
+impl Manager {
+    /// Ends a builder's machine, and moves its disk to `disk.ext4` in its build's folder. The
+    /// capsule is then to be removed like any other.
+    pub(crate) async fn take_disk(&self, id: CapsuleId) -> Result<PathBuf, Error> {
+        builder::take_disk(&self.host, id).await
+    }
+
+    /// Copies a capsule's disk to `disk.ext4` in the folder `to`, beside links to `image.ext4` and
+    /// `layer-1.ext4` and so on below it. The capsule stays as it is.
+    pub(crate) async fn copy_upper(
+        &self,
+        id: CapsuleId,
+        to: PathBuf,
+    ) -> Result<CopiedDisks, Error> {
+        builder::copy_upper(&self.host, id, to).await
+    }
+
+    /// Returns the guest of a build's running builder, with envd's token.
+    ///
+    /// # Errors
+    /// Fails when the capsule runs no steps of this build, or has no machine.
+    pub(crate) fn builder(&self, id: CapsuleId, build: BuildId) -> Result<(Guest, String), Error> {
+        let record = files::record(&self.host.context, id)?;
+        let running = self.host.registry.machine(id)?.ok_or(Error::Silent)?;
+        match record.builds == Some(build) {
+            true => Ok((running.guest, record.envd_token)),
+            false => Err(Error::Invalid("the capsule runs no steps of this build".to_owned())),
+        }
+    }
+
+    /// Fetches a template of the operator's from the store, if this host lacks it.
+    pub(crate) async fn fetch_template(&self, name: &str) -> Result<(), Error> {
+        fetch::template(&self.host, name).await
+    }
+
+    /// Fetches a version from its owner's part of the store, if this host lacks it.
+    pub(crate) async fn fetch_version(&self, wanted: &create::VersionRef) -> Result<(), Error> {
+        fetch::version(&self.host, wanted).await
+    }
+
+    /// Lists the versions of this host that the store has too.
+    pub(crate) fn stored_versions(&self) -> HashSet<BuildId> {
+        versions::stored(&self.host)
+    }
+
+    /// Removes a version from this host, and from its owner's part of the store. Capsules and
+    /// snapshots of the version go on.
+    pub(crate) async fn remove_version(&self, team: &str, id: BuildId) -> Result<(), Error> {
+        versions::remove(&self.host, team, id).await
     }
 }
 

@@ -54,7 +54,8 @@ pub(super) async fn pause(
     mode: PauseMode,
 ) -> Result<(), Error> {
     let this = host.clone();
-    host.detached(async move { pause_under_lock(&this, id, generation, mode).await }).await
+    let work = async move { Box::pin(pause_under_lock(&this, id, generation, mode)).await };
+    host.detached(work).await
 }
 
 async fn pause_under_lock(
@@ -65,6 +66,10 @@ async fn pause_under_lock(
 ) -> Result<(), Error> {
     let lock = host.registry.capsule_lock(id)?;
     let _guard = lock.lock().await;
+    // A builder that is refused later would lose its connections.
+    if files::record(&host.context, id).is_ok_and(|record| record.builds.is_some()) {
+        return Err(Error::Invalid("a builder cannot be paused".to_owned()));
+    }
     let pausing = match host.registry.begin_pause(id, generation)? {
         PauseStart::Paused => return Ok(()),
         PauseStart::Begun(pausing) => pausing,

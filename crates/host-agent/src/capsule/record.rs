@@ -3,13 +3,14 @@
 
 use super::lifetime::Lifetime;
 use crate::snapshot::{Layers, System};
+use crate::version::Version;
 use crate::vmm::VmmRecord;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use types::resources::Resources;
-use types::{CapsuleId, Egress};
+use types::{BuildId, CapsuleId, Egress};
 
 const FILE: &str = "capsule.json";
 const STAGED: &str = "capsule.json.new";
@@ -37,6 +38,13 @@ pub(crate) struct CapsuleRecord {
     /// Id of the team that owns the capsule.
     pub team: String,
     pub template: String,
+    /// Version of the template that the capsule began from, with the guest's settings. `None` for a
+    /// template of the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// Build whose steps the capsule runs; `None` for a capsule that is no builder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builds: Option<BuildId>,
     pub resources: Resources,
     pub envd_token: String,
     #[serde(default)]
@@ -95,6 +103,8 @@ impl CapsuleRecord {
             generation: 0,
             team: String::new(),
             template: String::new(),
+            version: None,
+            builds: None,
             resources: Resources::default(),
             envd_token: String::new(),
             envs: BTreeMap::new(),
@@ -110,6 +120,11 @@ impl CapsuleRecord {
             system: System::default(),
             life: Lifetime::default(),
         }
+    }
+
+    /// Returns the name of the template's folder on the host.
+    pub(crate) fn template_folder(&self) -> String {
+        self.version.as_ref().map_or_else(|| self.template.clone(), |v| v.id.to_string())
     }
 
     /// Removes the record from a folder that is no capsule's.
@@ -141,6 +156,8 @@ mod tests {
             generation: 3,
             team: "team".into(),
             template: "base".into(),
+            version: Some(crate::version::example(BuildId::new())),
+            builds: None,
             resources: Resources::default(),
             envd_token: "t".into(),
             envs: BTreeMap::new(),

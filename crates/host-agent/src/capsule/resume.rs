@@ -14,6 +14,7 @@ use super::registry::Started;
 use super::registry::transitions::{ResumeStart, Resuming};
 use super::settle::settle;
 use super::{Error, chain, files, liveness, snapshot_error};
+use crate::builders::NoLog;
 use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, Egress};
 
@@ -92,7 +93,8 @@ async fn restore(
     record.life = request.life.clone();
     record.egress = request.egress.clone();
     host.registry.change(request.id, |capsule| capsule.egress = request.egress.revision);
-    boot::boot(context, &mut record, origin, cancel).await
+    // A resume runs no commands of the version, so there is nothing to log.
+    Box::pin(boot::boot(context, &mut record, origin, cancel, &NoLog)).await
 }
 
 /// Restores the state before a resume that failed.

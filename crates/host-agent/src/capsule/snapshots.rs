@@ -59,6 +59,9 @@ async fn take_under_lock(
     let begun = host.registry.begin_snapshot(id);
     let record = files::record(&host.context, id)?;
     let SnapshotStart { source, cancel } = begun?;
+    if record.builds.is_some() {
+        return Err(Error::Invalid("a builder has no snapshots".to_owned()));
+    }
     let taken = match source {
         SnapshotSource::Running(running) => {
             let bytes = if memory { host.registry.memory_of(id) } else { 0 };
@@ -200,7 +203,7 @@ async fn prepare(
 ///
 /// # Errors
 /// Fails when the guest has ended, or is to be removed.
-async fn resume_after_snapshot(
+pub(super) async fn resume_after_snapshot(
     host: &Host,
     record: &CapsuleRecord,
     Running { machine, guest }: &Running,

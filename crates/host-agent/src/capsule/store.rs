@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use store::Store;
 use tokio::sync::Notify;
-use types::SnapshotId;
+use types::{BuildId, SnapshotId};
 
 /// Team that owns the templates in the store.
 pub(super) const PLATFORM: &str = "platform";
@@ -27,6 +27,7 @@ pub(crate) struct Stored {
     pub(super) dir: PathBuf,
     snapshots: Mutex<HashSet<SnapshotId>>,
     templates: Mutex<HashSet<String>>,
+    versions: Mutex<HashSet<BuildId>>,
     /// True after the platform refused to confirm this host, or could not be reached.
     pub(super) refused: AtomicBool,
     /// Lock of each folder that is being fetched, by its name in the store.
@@ -40,8 +41,16 @@ impl Stored {
         let _ = fs::remove_dir_all(&dir);
         // The folder holds disks and memories of guests, so only this user may read it.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let (snapshots, templates, refused, fetching) = Default::default();
-        Ok(Self { store, dir, snapshots, templates, refused, fetching, work: Notify::new() })
+        Ok(Self {
+            store,
+            dir,
+            snapshots: Mutex::default(),
+            templates: Mutex::default(),
+            versions: Mutex::default(),
+            refused: AtomicBool::default(),
+            fetching: Mutex::default(),
+            work: Notify::new(),
+        })
     }
 
     /// Wakes the task that sends, since there is something new to send.
@@ -55,6 +64,10 @@ impl Stored {
 
     pub(super) fn templates(&self) -> MutexGuard<'_, HashSet<String>> {
         lock(&self.templates)
+    }
+
+    pub(super) fn versions(&self) -> MutexGuard<'_, HashSet<BuildId>> {
+        lock(&self.versions)
     }
 
     /// Fetches a stored folder into the folder `to`, unless that folder exists.
@@ -97,6 +110,11 @@ pub(super) fn place(staged: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(parent)?;
     fs::rename(staged, to)?;
     File::open(parent)?.sync_all()
+}
+
+/// Returns the name of a template's folder in its owner's namespace of the store.
+pub(super) fn template_path(folder: &str) -> String {
+    format!("templates/{folder}")
 }
 
 /// Maps an error of the store to a capsule's error.

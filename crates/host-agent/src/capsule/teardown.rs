@@ -75,7 +75,7 @@ fn clear(dir: &Path) -> std::io::Result<()> {
         if name == vmm::OWN {
             fs::remove_dir_all(entry.path())?;
         } else if name == storage::DISK
-            || name == storage::OWN_IMAGE
+            || storage::is_shared(&name)
             || name.as_encoded_bytes().ends_with(b".pages")
         {
             fs::remove_file(entry.path())?;

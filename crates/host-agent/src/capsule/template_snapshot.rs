@@ -1,7 +1,8 @@
 //! Template snapshots: a saved machine for each template and size, so that a create is a restore. A
-//! machine is saved when its guest first answers, before the guest has an identity. Its key covers
-//! everything that it depends on. So a machine that does not fit this host is never found. The next
-//! start of the agent removes it.
+//! machine is saved when its guest first answers, before the guest has an identity. A machine of a
+//! version with start or ready commands is saved after them (ADR 42). Its key covers everything that
+//! it depends on. So a machine that does not fit this host is never found. The next start of the
+//! agent removes it.
 //!
 //! ```text
 //!  find ──▶ Ready ──────────────────────────────────────▶ boot restores it
@@ -10,6 +11,7 @@
 //! ```
 
 use super::lifetime::now_ms;
+use super::record::CapsuleRecord;
 use super::{Error, chain, files};
 use crate::context::AgentContext;
 use crate::guest::Guest;
@@ -18,6 +20,7 @@ use crate::room::Claim;
 use crate::snapshot::memory::Memory;
 use crate::snapshot::{self, Layers, Manifest, Snapshot, Staging, System};
 use crate::storage;
+use crate::version::{self, Version};
 use crate::vmm::Machine;
 use daemon::{blocking, lock};
 use sha2::{Digest, Sha256};
@@ -28,8 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
-use types::hex;
 use types::resources::Resources;
+use types::{BuildId, hex};
 
 /// Time after which an unused template snapshot is removed.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -54,6 +57,7 @@ pub(super) enum TemplateSnapshot {
 pub(super) struct PendingTemplateSnapshot {
     dir: PathBuf,
     template: String,
+    version: Option<Version>,
     resources: Resources,
     _lock: tokio::sync::OwnedMutexGuard<()>,
 }
@@ -64,10 +68,10 @@ impl TemplateSnapshots {
     pub(super) async fn find(
         &self,
         context: &AgentContext,
-        template: &str,
-        resources: Resources,
+        record: &CapsuleRecord,
     ) -> io::Result<TemplateSnapshot> {
-        let key = key(context, template, resources)?;
+        let CapsuleRecord { template, version, resources, .. } = record;
+        let key = key(context, template, version.as_ref(), *resources)?;
         let dir = context.config.golden().join(&key);
         if let Ok(snapshot) = Snapshot::open(&dir) {
             note_use(&dir);
@@ -90,8 +94,9 @@ impl TemplateSnapshots {
                 }
                 Ok(TemplateSnapshot::Pending(PendingTemplateSnapshot {
                     dir,
-                    template: template.to_owned(),
-                    resources,
+                    template: template.clone(),
+                    version: version.clone(),
+                    resources: *resources,
                     _lock: lock,
                 }))
             }
@@ -105,7 +110,8 @@ pub(super) fn sweep(context: &AgentContext) {
     for name in snapshot::sweep(&root) {
         let dir = root.join(&name);
         let fits = Snapshot::open(&dir).ok().is_some_and(|found| {
-            let wanted = key(context, &found.manifest.template, found.manifest.resources);
+            let Manifest { template, version, resources, .. } = &found.manifest;
+            let wanted = key(context, template, version.as_ref(), *resources);
             wanted.is_ok_and(|wanted| wanted == name)
         });
         if !fits && let Err(error) = snapshot::remove(&dir) {
@@ -130,9 +136,27 @@ pub(super) fn retire(context: &AgentContext) {
     }
 }
 
-/// Returns a hash of everything that a template snapshot depends on.
-fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Result<String> {
+/// Removes the template snapshots of a version that was removed.
+pub(super) fn forget(context: &AgentContext, version: BuildId) {
+    for entry in std::fs::read_dir(context.config.golden()).into_iter().flatten().flatten() {
+        let found = Snapshot::open(&entry.path()).ok().and_then(|found| found.manifest.version);
+        let is_gone = found.is_some_and(|found| found.id == version);
+        if is_gone && let Err(error) = snapshot::remove(&entry.path()) {
+            tracing::warn!(%error, %version, "cannot remove a version's template snapshot");
+        }
+    }
+}
+
+/// Returns a hash of everything that a template snapshot depends on. A version's name in the key is
+/// its id, since its template may have another name later.
+fn key(
+    context: &AgentContext,
+    template: &str,
+    version: Option<&Version>,
+    resources: Resources,
+) -> io::Result<String> {
     let config = &context.config;
+    let template = version.map_or_else(|| template.to_owned(), |version| version.id.to_string());
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -143,7 +167,13 @@ fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Resu
     add(format!("{template} {vcpus} {memory_mib} {disk_mib} {:?}", config.dns).as_bytes());
     add(storage::MKFS_OPTIONS.join(" ").as_bytes());
     add(placeholder::layout().as_bytes());
-    for file in [config.kernel(), config.initramfs(), storage::image(config, template)] {
+    let mut files = vec![config.kernel(), config.initramfs(), storage::image(config, &template)];
+    if let Some(version) = version {
+        let dir = version::folder(config, version.id);
+        files.extend((1..=version.layers.len()).map(|number| version::layer(&dir, number)));
+        add(&std::fs::read(dir.join(version::FILE))?);
+    }
+    for file in files {
         // Images are never changed in place, only replaced.
         let (path, found) = (file.canonicalize()?, file.metadata()?);
         add(path.as_os_str().as_encoded_bytes());
@@ -154,14 +184,16 @@ fn key(context: &AgentContext, template: &str, resources: Resources) -> io::Resu
 }
 
 impl PendingTemplateSnapshot {
-    /// Saves a machine whose guest answers and has no identity yet. A failure is only logged. The
-    /// machine continues, and a later boot makes the template snapshot.
+    /// Saves a machine whose guest answers and has no identity yet, or a provisional one with the
+    /// token `token`. A failure is only logged. The machine continues, and a later boot makes the
+    /// template snapshot.
     pub(super) async fn capture(
         self,
         context: &AgentContext,
         machine: &Arc<dyn Machine>,
         guest: &Guest,
         dir: &Path,
+        token: Option<String>,
     ) {
         let bytes = u64::from(self.resources.memory_mib) << 20;
         let most = files::most_saved(&**machine, bytes) + files::disk_bytes(dir);
@@ -169,15 +201,13 @@ impl PendingTemplateSnapshot {
             tracing::warn!("the disk has no room for a template snapshot");
             return;
         };
-        if let Err(error) = guest.warm().await {
+        if let Err(error) = guest.warm(token.as_deref().unwrap_or_default()).await {
             tracing::warn!(%error, "cannot warm a template snapshot");
         }
         // No connection of the agent may be open in the saved guest.
         guest.pool().clear();
-        let fingerprint = context.driver.fingerprint();
-        let system = context.config.system();
-        let captured =
-            self.freeze_and_copy(claim, machine, (fingerprint, system), dir.to_owned()).await;
+        let manifest = self.manifest(context.driver.fingerprint(), context.config.system(), token);
+        let captured = self.freeze_and_copy(claim, machine, manifest, dir.to_owned()).await;
         let thawed = machine.thaw().await;
         match (captured, thawed) {
             // The capsule does not wait for the hashing and writing of the template snapshot.
@@ -192,13 +222,31 @@ impl PendingTemplateSnapshot {
         }
     }
 
+    /// Returns the manifest of the machine, without any data yet.
+    fn manifest(&self, fingerprint: String, system: System, token: Option<String>) -> Manifest {
+        Manifest {
+            fingerprint,
+            system,
+            template: self.template.clone(),
+            version: self.version.clone(),
+            team: None,
+            resources: self.resources,
+            placeholders: placeholder::COUNT,
+            taken_at_ms: now_ms(),
+            memory: None,
+            state: None,
+            disk: None,
+            envd_token: token,
+        }
+    }
+
     /// Freezes a machine and copies its parts. The boot may be abandoned at any point. So the
     /// thread that copies owns the claim and the right to make the template snapshot.
     async fn freeze_and_copy(
         self,
         claim: Claim,
         machine: &Arc<dyn Machine>,
-        (fingerprint, system): (String, System),
+        manifest: Manifest,
         own: PathBuf,
     ) -> Result<CapturedMachine, crate::vmm::Error> {
         let fail = |e| crate::vmm::Error::new("cannot save a template snapshot", e);
@@ -209,19 +257,6 @@ impl PendingTemplateSnapshot {
         let state = staging.state_file().map_err(fail)?;
         let memory = machine.save(state, u64::from(self.resources.memory_mib) << 20).await?;
         let memory = memory.map(|memory| memory.until(given_up));
-        let manifest = Manifest {
-            fingerprint,
-            system,
-            template: self.template.clone(),
-            team: None,
-            resources: self.resources,
-            placeholders: placeholder::COUNT,
-            taken_at_ms: now_ms(),
-            memory: None,
-            state: None,
-            disk: None,
-            envd_token: None,
-        };
         let copy = move || {
             let mut captured =
                 CapturedMachine { staging, memory, manifest, _claim: claim, _pending: self };
@@ -270,6 +305,62 @@ mod tests {
     use crate::vmm::{Driver, Found, Metadata, VmmRecord};
     use rustix::fs::{CWD, FileType, Mode};
 
+    #[test]
+    fn key_of_a_version_covers_its_description_and_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }));
+        let config = &context.config;
+        let boot = dir.path().join("images/boot");
+        let example = version::example(BuildId::new());
+        let at = version::folder(config, example.id);
+        for folder in [&boot, &at, &config.templates().join("base"), &config.golden()] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let write = |path: PathBuf, text: &str| std::fs::write(path, text).unwrap();
+        for name in ["vmlinux", "initramfs"] {
+            write(boot.join(name), name);
+        }
+        write(config.templates().join("base/rootfs.ext4"), "image");
+        write(at.join("rootfs.erofs"), "image");
+        write(version::layer(&at, 1), "layer");
+        let describe = |version: &Version| {
+            write(at.join(version::FILE), &serde_json::to_string(version).unwrap());
+        };
+        describe(&example);
+        let resources = Resources { vcpus: 1, memory_mib: 128, disk_mib: 64 };
+        let of = |template: &str, version: Option<&Version>| {
+            key(&context, template, version, resources).unwrap()
+        };
+        let mut keys = vec![of("base", None), of("web", Some(&example))];
+        assert_eq!(of("renamed", Some(&example)), keys[1]);
+        let changed = Version { start_each: true, ..example.clone() };
+        describe(&changed);
+        keys.push(of("web", Some(&changed)));
+        write(version::layer(&at, 1), "another");
+        keys.push(of("web", Some(&changed)));
+        assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+        let missing = version::example(BuildId::new());
+        assert!(key(&context, "web", Some(&missing), resources).is_err());
+        // A sweep retains the machine that fits, and a removal of its version ends it.
+        let record = CapsuleRecord {
+            template: "web".to_owned(),
+            version: Some(changed.clone()),
+            resources,
+            ..CapsuleRecord::unknown()
+        };
+        let manifest =
+            Manifest { team: None, ..super::super::capture::manifest(&context, &record) };
+        for name in [keys[3].as_str(), "outdated"] {
+            let staging = Staging::begin(&config.golden().join(name)).unwrap();
+            staging.commit(manifest.clone()).unwrap();
+        }
+        let left = || snapshot::sweep(&config.golden());
+        sweep(&context);
+        assert_eq!(left(), [keys[3].clone()]);
+        forget(&context, example.id);
+        assert_eq!(left(), Vec::<String>::new());
+    }
+
     /// A named pipe in place of the disk holds the thread that copies.
     #[tokio::test]
     async fn disk_space_stays_claimed_while_copy_of_abandoned_boot_runs() {
@@ -282,6 +373,7 @@ mod tests {
         let pending = PendingTemplateSnapshot {
             dir: dir.path().join("golden"),
             template: "base".to_owned(),
+            version: None,
             resources: Resources { vcpus: 1, memory_mib: 128, disk_mib: 64 },
             _lock: Arc::clone(&lock).lock_owned().await,
         };
@@ -294,8 +386,8 @@ mod tests {
             metadata: Metadata { capsule: String::new(), template: String::new() },
         };
         let machine: Arc<dyn Machine> = Arc::from(NullDriver { port: 1 }.adopt(found).unwrap());
-        let about = (String::new(), System::default());
-        let taking = pending.freeze_and_copy(claim, &machine, about, dir.path().to_owned());
+        let manifest = pending.manifest(String::new(), System::default(), None);
+        let taking = pending.freeze_and_copy(claim, &machine, manifest, dir.path().to_owned());
         let given_up = tokio::time::timeout(Duration::from_millis(50), taking).await.is_err();
         let held = (room.claimed(), lock.try_lock().is_err());
         // The thread continues once the pipe has a writer.

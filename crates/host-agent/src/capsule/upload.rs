@@ -1,5 +1,5 @@
 //! Transfers from this host to the platform's object store. This host sends the last snapshot of
-//! each paused capsule, snapshots that belong to no capsule, and templates. So another host can
+//! each paused capsule, snapshots that belong to no capsule, templates and versions. So another host can
 //! take over.
 //!
 //! A pause does not wait for the store. Files to send are linked into another folder first. So the
@@ -16,9 +16,9 @@
 use super::host::Host;
 use super::record::{CapsuleRecord, Phase};
 use super::registry::Capsule;
-use super::store::{PLATFORM, Stored, failure, link_aside};
+use super::store::{PLATFORM, Stored, failure, link_aside, template_path};
 use super::stored_snapshot::{self, StoredSnapshot};
-use super::{Error, chain, files, io_error};
+use super::{Error, chain, files, io_error, versions};
 use crate::snapshot::{Layers, Snapshot};
 use daemon::blocking;
 use std::fs;
@@ -96,7 +96,8 @@ async fn send_all(host: &Host, stored: &Stored) {
     let mut templates = host.context.templates_here();
     snapshots.retain(|id| !stored.snapshots().contains(id));
     templates.retain(|name| !stored.templates().contains(name));
-    if due.is_empty() && snapshots.is_empty() && templates.is_empty() {
+    let versions = versions::unsent(host, stored);
+    if due.is_empty() && snapshots.is_empty() && templates.is_empty() && versions.is_empty() {
         return;
     }
     let refused = !host.context.standing.confirm().await;
@@ -120,6 +121,11 @@ async fn send_all(host: &Host, stored: &Stored) {
     for name in templates {
         if let Err(error) = send_template(host, stored, &name).await {
             tracing::warn!(name, error = chain(&error), "cannot upload a template to the store");
+        }
+    }
+    for id in versions {
+        if let Err(error) = versions::send(host, stored, id).await {
+            tracing::warn!(%id, error = chain(&error), "cannot upload a version to the store");
         }
     }
 }
@@ -232,7 +238,7 @@ pub(super) async fn forget_snapshot(host: &Host, team: &str, id: SnapshotId) -> 
 }
 
 async fn send_template(host: &Host, stored: &Stored, name: &str) -> Result<(), Error> {
-    let path = format!("templates/{name}");
+    let path = template_path(name);
     if !stored.store.has(PLATFORM, &path).await.map_err(failure)? {
         let from = host.context.config.templates().join(name);
         stored.store.put(PLATFORM, &path, &from).await.map_err(failure)?;

@@ -4,6 +4,7 @@ use super::damage::{as_damage, damaged};
 use super::layer::Layer;
 use crate::config::System;
 use crate::placeholder;
+use crate::version::Version;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -75,6 +76,10 @@ pub(crate) struct Manifest {
     #[serde(default)]
     pub system: System,
     pub template: String,
+    /// Version of the template, with the number of its machine's read-only disks. `None` for a
+    /// template of the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
     /// Team that owns the snapshot; `None` for a template snapshot, which belongs to the host.
     #[serde(default)]
     pub team: Option<String>,
@@ -96,6 +101,11 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// Returns the number of the machine's read-only disks beside its image.
+    pub(crate) fn layers(&self) -> usize {
+        self.version.as_ref().map_or(0, |version| version.layers.len())
+    }
+
     /// Reads a manifest whose first line is the hash of the rest.
     pub(super) fn read(text: &[u8]) -> io::Result<Self> {
         let wrong = || damaged("the manifest differs from the written one");
@@ -109,6 +119,9 @@ impl Manifest {
         // one.
         if !read.memory.iter().all(Layers::is_valid) {
             return Err(damaged("the manifest's layers are not valid"));
+        }
+        if !read.version.iter().all(Version::is_valid) {
+            return Err(damaged("the manifest's version is not valid"));
         }
         if read.placeholders > placeholder::COUNT {
             let told = format!("the manifest names {} placeholder drives", read.placeholders);
@@ -140,6 +153,24 @@ mod tests {
         for (id, shared) in [("../../etc/shadow", 1), ("", 1), (&*format!("/{id}"), 1), (&id, 2)] {
             assert!(is_damage(&read(id, shared).unwrap_err()), "{id} {shared}");
         }
+    }
+
+    #[test]
+    fn manifest_of_a_version_round_trips_and_too_many_disks_are_damage() {
+        let read = |version: &Version| {
+            let body = serde_json::json!({
+                "fingerprint": "f", "template": "base", "taken_at_ms": 1, "state": null,
+                "resources": { "vcpus": 1, "memory_mib": 512, "disk_mib": 5120 }, "disk": null,
+                "memory": null, "envd_token": null, "version": version,
+            });
+            let body = body.to_string();
+            Manifest::read(format!("{}\n{body}", blake3::hash(body.as_bytes())).as_bytes())
+        };
+        let version = crate::version::example(types::BuildId::new());
+        let manifest = read(&version).unwrap();
+        assert_eq!((manifest.layers(), manifest.version.as_ref()), (1, Some(&version)));
+        let layers = vec![protocol::lower::Folders::Upper; 99];
+        assert!(is_damage(&read(&Version { layers, ..version }).unwrap_err()));
     }
 
     #[test]

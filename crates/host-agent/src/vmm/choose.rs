@@ -245,6 +245,7 @@ impl Prober<'_> {
             uid: NOBODY,
             cgroups: Vec::new(),
             metadata: Metadata::default(),
+            kernel_args: Vec::new(),
         };
         let booted = match driver.boot(spec).await {
             Ok(machine) => {

@@ -166,7 +166,8 @@ impl Firecracker {
     }
 
     async fn run(&self, spec: Spec) -> io::Result<FirecrackerMachine> {
-        let config = config(&spec, &self.command_line());
+        let line = super::with_args(self.command_line(), &spec.kernel_args);
+        let config = config(&spec, &line);
         let machine = self.start(spec, None).await?;
         let configured = async {
             self.wait_for_api(&machine).await?;
@@ -240,6 +241,10 @@ fn give_devices(jail: &Jail, spec: &Spec) -> io::Result<()> {
         jail.link(&spec.dir.join(storage::OWN_IMAGE), storage::OWN_IMAGE)?;
         jail.link(&spec.dir.join(storage::DISK), storage::DISK)?;
         jail.chown(&jail.root.join(storage::DISK))?;
+        for number in 1..=disks.read_only.len() {
+            let name = storage::layer_name(number);
+            jail.link(&spec.dir.join(&name), &name)?;
+        }
         for placeholder in placeholder::first(disks.placeholders) {
             placeholder.create(&jail.root)?;
             jail.chown(&jail.root.join(placeholder.name))?;
@@ -301,10 +306,14 @@ fn config(spec: &Spec, command_line: &str) -> Vec<(String, Value)> {
     put("/boot-source", source);
     if let Some(disks) = &spec.disks {
         let own = [("image", storage::OWN_IMAGE, true), ("disk", storage::DISK, false)];
+        let own = own.map(|(id, name, read_only)| (id.to_owned(), name.to_owned(), read_only));
         // Letters, digits and `_` are all that a drive's id may have.
-        let placeholders = placeholder::first(disks.placeholders)
-            .map(|placeholder| (placeholder.name, placeholder.name, placeholder.read_only));
-        for (id, name, read_only) in own.into_iter().chain(placeholders) {
+        let layers = (1..=disks.read_only.len())
+            .map(|number| (format!("layer_{number}"), storage::layer_name(number), true));
+        let placeholders = placeholder::first(disks.placeholders).map(|placeholder| {
+            (placeholder.name.to_owned(), placeholder.name.to_owned(), placeholder.read_only)
+        });
+        for (id, name, read_only) in own.into_iter().chain(layers).chain(placeholders) {
             let drive = json!({
                 "drive_id": id,
                 "path_on_host": name,

@@ -144,3 +144,42 @@ impl Machine for NullMachine {
 
     fn trim_logs(&self) {}
 }
+
+/// A null driver that counts as one whose machines boot images. Its guest answers nowhere.
+#[cfg(test)]
+pub(crate) struct ImageDriver;
+
+#[cfg(test)]
+impl Driver for ImageDriver {
+    fn name(&self) -> &'static str {
+        "images"
+    }
+
+    fn accelerator(&self) -> &'static str {
+        "none"
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::None
+    }
+
+    fn boots_images(&self) -> bool {
+        true
+    }
+
+    fn fingerprint(&self) -> String {
+        "images".to_owned()
+    }
+
+    fn boot(&self, spec: Spec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        async move { NullDriver { port: 1 }.boot(spec).await }.boxed()
+    }
+
+    fn restore(&self, spec: Spec, _saved: Saved) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        self.boot(spec)
+    }
+
+    fn adopt(&self, _: Found<'_>) -> Option<Box<dyn Machine>> {
+        None
+    }
+}

@@ -8,7 +8,7 @@
 mod machine;
 
 use super::{Disks, Driver, Error, Found, Machine, Saved, Spec, VmmRecord};
-use super::{kernel_words, kvm, metadata, on_path, qmp, socket};
+use super::{kernel_words, kvm, metadata, on_path, qmp, socket, with_args};
 use crate::network::plan::GUEST_MAC;
 use crate::placeholder;
 use crate::snapshot::memory::Image;
@@ -88,7 +88,8 @@ impl Qemu {
                 let initramfs = pass(File::open(&self.initramfs)?.into());
                 args.extend(words(&["-kernel", &format!("/proc/self/fd/{kernel}")]));
                 args.extend(words(&["-initrd", &format!("/proc/self/fd/{initramfs}")]));
-                args.extend(words(&["-append", &self.command_line()]));
+                let line = with_args(self.command_line(), &spec.kernel_args);
+                args.extend(words(&["-append", &line]));
                 args.extend(words(&["-object", &format!("memory-backend-ram,{size}")]));
             }
             // A restored guest has its kernel in its memory.
@@ -199,6 +200,7 @@ fn drives(disks: Disks) -> io::Result<Vec<(File, &'static str)>> {
     const READ_ONLY: &str = "readonly=on";
     let mut drives =
         vec![(disks.image, READ_ONLY), (disks.own, "auto-read-only=off,discard=unmap")];
+    drives.extend(disks.read_only.into_iter().map(|disk| (disk, READ_ONLY)));
     for placeholder in placeholder::first(disks.placeholders) {
         let options = if placeholder.read_only { READ_ONLY } else { "auto-read-only=off" };
         drives.push((placeholder.open()?, options));
@@ -274,5 +276,31 @@ impl Driver for Qemu {
         }
         let (record, dir) = (found.record.clone(), found.dir.to_owned());
         Some(Box::new(QemuMachine { record, dir, full: AtomicBool::new(false) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn read_only_disks_come_between_own_disk_and_placeholders() {
+        let files: Vec<File> = (0..4).map(|_| tempfile::tempfile().unwrap()).collect();
+        let order: Vec<u64> = files.iter().map(|f| f.metadata().unwrap().ino()).collect();
+        let mut files = files.into_iter();
+        let mut next = || files.next().unwrap();
+        let disks = Disks {
+            image: next(),
+            own: next(),
+            read_only: vec![next(), next()],
+            placeholders: placeholder::COUNT,
+        };
+        let drives = drives(disks).unwrap();
+        let found = drives.iter().map(|(file, _)| file.metadata().unwrap().ino());
+        assert_eq!(found.take(4).collect::<Vec<_>>(), order);
+        let options: Vec<&str> = drives.iter().map(|(_, options)| *options).collect();
+        assert_eq!(options.iter().filter(|options| **options == "readonly=on").count(), 4);
+        assert_eq!((options.len(), options[3]), (6, "readonly=on"));
     }
 }

@@ -1,6 +1,7 @@
 //! The parts of a capsule that a boot makes: disk, saved memory, network, control group, and the
 //! client for its guest.
 
+use crate::builders::BuilderDisks;
 use crate::capsule::record::CapsuleRecord;
 use crate::capsule::{Error, io_error, snapshot_error, unless_cancelled};
 use crate::context::AgentContext;
@@ -11,6 +12,7 @@ use crate::network::namespace::Namespace;
 use crate::room::Claim;
 use crate::snapshot::{Layers, Snapshot};
 use crate::storage;
+use crate::version::{self, Version};
 use crate::vmm::{Disks, Machine, Metadata, Saved, Spec};
 use daemon::blocking;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use types::Egress;
 
 /// First user id of VMMs. A VMM's user id is this number plus the network's number.
 const FIRST_UID: u32 = 2_000_000;
+/// Longest value of `PATH` that envd takes for login shells, in bytes.
+const PATH_MAX: usize = 4096;
 
 /// Returns the parts of a machine but disks, tap and namespace. Makes its control group.
 pub(super) fn spec(
@@ -44,6 +48,7 @@ pub(super) fn spec(
         uid: uid(record),
         cgroups,
         metadata: metadata(record),
+        kernel_args: kernel_args(record),
     })
 }
 
@@ -91,22 +96,54 @@ pub(in crate::capsule) async fn guard(
     }
 }
 
-/// Makes a capsule's disk, and links its image.
+/// Read-only disks of a capsule, where they are before they are linked into the capsule's folder.
+struct Below {
+    image: PathBuf,
+    layers: Vec<PathBuf>,
+}
+
+impl Below {
+    /// Returns the disks of a snapshot, a version, or a template of the operator's.
+    fn of(context: &AgentContext, record: &CapsuleRecord, from: Option<&Snapshot>) -> Self {
+        if let Some(snapshot) = from {
+            let layer = |number| snapshot.dir.join(storage::layer_name(number));
+            let layers = (1..=snapshot.manifest.layers()).map(layer).collect();
+            return Self { image: snapshot.dir.join(storage::OWN_IMAGE), layers };
+        }
+        let image = storage::image(&context.config, &record.template_folder());
+        let layers = record.version.iter().flat_map(|version| {
+            let dir = version::folder(&context.config, version.id);
+            (1..=version.layers.len()).map(move |number| version::layer(&dir, number))
+        });
+        Self { image, layers: layers.collect() }
+    }
+
+    /// Returns the bytes that linking the disks into a folder writes.
+    fn copied(&self, dir: &Path) -> u64 {
+        let all = self.layers.iter().chain([&self.image]);
+        all.map(|disk| storage::copied(disk, dir)).sum()
+    }
+}
+
+/// Makes a capsule's disk, and links the read-only disks below it. A builder's disks come from its
+/// build.
 pub(super) async fn disks(
     context: &AgentContext,
     record: &CapsuleRecord,
     dir: &Path,
     from: Option<&Snapshot>,
+    builder: Option<&BuilderDisks>,
     cancel: &CancellationToken,
 ) -> Result<Disks, Error> {
-    let image = match from {
-        None => storage::image(&context.config, &record.template),
-        Some(snapshot) => snapshot.dir.join(storage::OWN_IMAGE),
+    let below = match builder.cloned() {
+        Some(BuilderDisks { image, read_only }) => Below { image, layers: read_only },
+        None => Below::of(context, record, from),
     };
     let none = |_| Error::NoTemplate(record.template.clone());
-    let copied = from.map_or(0, Snapshot::disk_bytes) + storage::copied_image(&image, dir);
+    let copied = from.map_or(0, Snapshot::disk_bytes) + below.copied(dir);
     let _claim = context.room.claim(copied)?;
-    let image = storage::link_image(&image, dir).map_err(none)?;
+    let image = storage::link_image(&below.image, dir).map_err(none)?;
+    let read_only = storage::link_layers(&below.layers, dir).map_err(none)?;
     let (at, mib, from) = (dir.to_owned(), record.resources.disk_mib, from.cloned());
     let ends = cancel.clone();
     // A removal waits for this thread, which then ends early. So nothing is written after the
@@ -120,7 +157,16 @@ pub(super) async fn disks(
     });
     let own = own.await.map_err(snapshot_error("cannot create the capsule's disk"));
     let placeholders = record.placeholders;
-    Ok(Disks { image, own: unless_cancelled(cancel, own)?, placeholders })
+    Ok(Disks { image, own: unless_cancelled(cancel, own)?, read_only, placeholders })
+}
+
+/// Returns the words of a machine's kernel command line that other machines lack.
+pub(super) fn kernel_args(record: &CapsuleRecord) -> Vec<String> {
+    let lower = record.version.as_ref().map(|version| version.lower().to_string());
+    let lower = lower.filter(|lower| !lower.is_empty());
+    let lower = lower.map(|lower| format!("{}{lower}", protocol::lower::LOWER));
+    let build = record.builds.map(|_| protocol::lower::BUILD.to_owned());
+    lower.into_iter().chain(build).collect()
 }
 
 /// A saved machine to restore, with the claim for the bytes that its driver writes meanwhile.
@@ -196,14 +242,36 @@ pub(in crate::capsule) fn route(
 
 /// Returns the identity that a capsule's guest is given.
 pub(in crate::capsule) fn identity(context: &AgentContext, record: &CapsuleRecord) -> Identity {
-    Identity {
+    let version = record.version.as_ref();
+    let mut envs = version.map(Version::envs).unwrap_or_default();
+    envs.extend(record.envs.clone());
+    let identity = Identity {
         hostname: "capsule".to_owned(),
         token: record.envd_token.clone(),
         old_token: None,
-        envs: record.envs.clone(),
-        user: context.driver.boots_images().then_some("user"),
+        envs,
+        user: None,
+        workdir: None,
+        path: None,
         fresh: true,
+    };
+    // A guest without an image of its own lacks the version's users and folders.
+    if !context.driver.boots_images() {
+        return identity;
     }
+    let user = match (version, record.builds) {
+        (Some(version), _) => version.config.user.clone().unwrap_or_else(|| "root".to_owned()),
+        (None, Some(_)) => "root".to_owned(),
+        (None, None) => "user".to_owned(),
+    };
+    let workdir = version.and_then(|version| version.config.workdir.clone());
+    let path = version.and_then(|version| version.envs().remove("PATH")).filter(|path| fits(path));
+    Identity { user: Some(user), workdir, path, ..identity }
+}
+
+/// Reports whether envd takes a value of `PATH` for login shells.
+fn fits(path: &str) -> bool {
+    (1..=PATH_MAX).contains(&path.len()) && !path.contains(char::is_control)
 }
 
 #[cfg(test)]
@@ -236,6 +304,83 @@ mod tests {
         CapsuleRecord { slot: None, ..record.clone() }.save(&own).unwrap();
         unwire(&context, &record, &own).await;
         assert!(!namespace.exists());
+    }
+
+    /// A null driver that has disks, as far as identities are concerned.
+    fn images(dir: &Path) -> AgentContext {
+        AgentContext::for_tests(dir, Box::new(crate::vmm::null::ImageDriver))
+    }
+
+    #[test]
+    fn guest_of_a_version_gets_its_settings_below_those_of_the_create() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = images(dir.path());
+        let mut version = version::example(types::BuildId::new());
+        version.config.env.insert("PATH".to_owned(), "/opt/x:/bin".to_owned());
+        let mut record = CapsuleRecord { version: Some(version), ..CapsuleRecord::unknown() };
+        let envs = [("A", "create"), ("C", "create")];
+        record.envs = envs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let told = identity(&context, &record);
+        assert_eq!((told.user.as_deref(), told.workdir.as_deref()), (Some("app"), Some("/srv")));
+        assert_eq!(told.path.as_deref(), Some("/opt/x:/bin"));
+        assert_eq!((told.envs["A"].as_str(), told.envs["C"].as_str()), ("create", "create"));
+        assert!(!told.envs.contains_key("B"), "the build's variables are the build's alone");
+        record.version = None;
+        let told = identity(&context, &record);
+        assert_eq!((told.user.as_deref(), told.path), (Some("user"), None));
+        record.builds = Some(types::BuildId::new());
+        assert_eq!(identity(&context, &record).user.as_deref(), Some("root"));
+    }
+
+    #[test]
+    fn kernel_learns_of_folders_and_builds_only_where_there_are_some() {
+        let mut record = CapsuleRecord::unknown();
+        assert_eq!(kernel_args(&record), Vec::<String>::new());
+        let version = version::example(types::BuildId::new());
+        record.version = Some(Version { layers: Vec::new(), ..version.clone() });
+        assert_eq!(kernel_args(&record), Vec::<String>::new());
+        record.version = Some(version);
+        assert_eq!(kernel_args(&record), ["wrenn.lower=1/1-2"]);
+        let builder =
+            CapsuleRecord { builds: Some(types::BuildId::new()), ..CapsuleRecord::unknown() };
+        assert_eq!(kernel_args(&builder), ["wrenn.build"]);
+    }
+
+    #[tokio::test]
+    async fn disks_of_a_version_its_snapshot_and_a_builder_are_linked_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = images(dir.path());
+        let version = version::example(types::BuildId::new());
+        let at = version::folder(&context.config, version.id);
+        fs::create_dir_all(&at).unwrap();
+        fs::write(at.join("rootfs.erofs"), "image").unwrap();
+        fs::write(version::layer(&at, 1), "layer").unwrap();
+        let record = CapsuleRecord { version: Some(version), ..CapsuleRecord::unknown() };
+        let below = Below::of(&context, &record, None);
+        assert_eq!(below.image, at.join("rootfs.erofs"));
+        assert_eq!(below.layers, [version::layer(&at, 1)]);
+        assert_eq!(below.copied(dir.path()), 0);
+        let snapshot = Snapshot {
+            dir: "/s".into(),
+            manifest: crate::capsule::capture::manifest(&context, &record),
+        };
+        let below = Below::of(&context, &record, Some(&snapshot));
+        assert_eq!(below.layers, [PathBuf::from("/s/layer-1.ext4")]);
+        let own = dir.path().join("own");
+        fs::create_dir(&own).unwrap();
+        let builder = BuilderDisks {
+            image: at.join("rootfs.erofs"),
+            read_only: vec![version::layer(&at, 1), at.join("rootfs.erofs")],
+        };
+        let mut record = CapsuleRecord::unknown();
+        record.resources.disk_mib = 16;
+        // The program that makes file systems is not in each environment of unit tests.
+        let cancel = CancellationToken::new();
+        let made = disks(&context, &record, &own, None, Some(&builder), &cancel).await;
+        if let Ok(made) = made {
+            assert_eq!(made.read_only.len(), 2);
+        }
+        assert_eq!(fs::read(own.join("layer-2.ext4")).unwrap(), b"image");
     }
 
     #[test]

@@ -81,6 +81,7 @@ fn config(dir: &Path) -> Config {
         memory_mib: 0,
         vcpus: 0,
         disk_mib: 0,
+        registries: crate::images::settings::Registries::default(),
         store: None,
         connections: 1,
     }

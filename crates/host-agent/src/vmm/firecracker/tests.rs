@@ -76,6 +76,7 @@ fn setup() -> Option<Setup> {
         memory_mib: 0,
         vcpus: 0,
         disk_mib: 0,
+        registries: crate::images::settings::Registries::default(),
         store: None,
         connections: 1,
     };
@@ -101,6 +102,7 @@ impl Setup {
             uid: 2_100_000,
             cgroups: Vec::new(),
             metadata: Metadata::default(),
+            kernel_args: Vec::new(),
         }
     }
 
@@ -293,4 +295,84 @@ async fn firecracker_errors_are_passed_on() {
     let why = error.source.unwrap().to_string();
     assert!(why.contains("PUT /snapshot/load: 400"), "{why}");
     assert_eq!(processes_of("two", &setup.folder("two")), [] as [i32; 0]);
+}
+
+#[test]
+fn read_only_disks_are_configured_before_placeholders() {
+    let file = || tempfile::tempfile().unwrap();
+    let spec = |layers: usize| Spec {
+        name: "one".to_owned(),
+        resources: Resources { vcpus: 1, memory_mib: MEMORY_MIB, disk_mib: 1 },
+        dir: PathBuf::new(),
+        disks: Some(crate::vmm::Disks {
+            image: file(),
+            own: file(),
+            read_only: (0..layers).map(|_| file()).collect(),
+            placeholders: placeholder::COUNT,
+        }),
+        tap: None,
+        namespace: None,
+        uid: 2_100_000,
+        cgroups: Vec::new(),
+        metadata: Metadata::default(),
+        kernel_args: vec!["wrenn.lower=1/1".to_owned()],
+    };
+    let drives = |layers: usize| -> Vec<String> {
+        let all = config(&spec(layers), "line").into_iter();
+        let drives = all.filter_map(|(path, body)| {
+            let id = path.strip_prefix("/drives/")?.to_owned();
+            Some(format!("{id} {} {}", body["path_on_host"], body["is_read_only"]))
+        });
+        drives.collect()
+    };
+    assert_eq!(
+        drives(2),
+        [
+            "image \"image.ext4\" true",
+            "disk \"disk.ext4\" false",
+            "layer_1 \"layer-1.ext4\" true",
+            "layer_2 \"layer-2.ext4\" true",
+            "spare_0 \"spare_0\" true",
+            "spare_1 \"spare_1\" false",
+        ]
+    );
+    // A machine without such disks has the drives of earlier versions.
+    let before = drives(0);
+    assert_eq!((before.len(), before[2].as_str()), (4, "spare_0 \"spare_0\" true"));
+    let line = crate::vmm::with_args("quiet".to_owned(), &spec(0).kernel_args);
+    assert_eq!(line, "quiet wrenn.lower=1/1");
+}
+
+#[test]
+fn read_only_disks_are_in_the_root_under_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = rustix::process::geteuid().as_raw();
+    for name in ["image.ext4", "disk.ext4", "layer-1.ext4"] {
+        fs::write(dir.path().join(name), name).unwrap();
+    }
+    let programs = Programs { firecracker: "/bin/firecracker".into(), jailer: None };
+    let jail = Jail::of(&programs, dir.path(), "one", own);
+    jail.make().unwrap();
+    let open = |name: &str| File::open(dir.path().join(name)).unwrap();
+    let spec = Spec {
+        name: "one".to_owned(),
+        resources: Resources { vcpus: 1, memory_mib: MEMORY_MIB, disk_mib: 1 },
+        dir: dir.path().to_owned(),
+        disks: Some(crate::vmm::Disks {
+            image: open("image.ext4"),
+            own: open("disk.ext4"),
+            read_only: vec![open("layer-1.ext4")],
+            placeholders: placeholder::COUNT,
+        }),
+        tap: None,
+        namespace: None,
+        uid: own,
+        cgroups: Vec::new(),
+        metadata: Metadata::default(),
+        kernel_args: Vec::new(),
+    };
+    give_devices(&jail, &spec).unwrap();
+    let layer = jail.root.join("layer-1.ext4");
+    assert_eq!(fs::read(&layer).unwrap(), b"layer-1.ext4");
+    assert_eq!(layer.metadata().unwrap().nlink(), 2);
 }
