@@ -1,7 +1,9 @@
 //! The resources that all capsules of this agent share: settings, driver, networks, room.
 
+use crate::builders::Builders;
 use crate::cgroup::Cgroups;
 use crate::config::Config;
+use crate::images::ImageStore;
 use crate::network::Networks;
 use crate::room::Room;
 use crate::snapshot::images::Images;
@@ -28,9 +30,13 @@ pub(crate) struct AgentContext {
     pub cgroups: Option<Arc<Cgroups>>,
     pub memory_mib: u64,
     pub images: Images,
+    /// Container images that templates are made of.
+    pub container_images: ImageStore,
     pub room: Room,
     /// Bytes on disk that only this snapshot holds, for each snapshot, as of the last count.
     pub snapshot_sizes: Mutex<HashMap<SnapshotId, u64>>,
+    /// Parts that builds hand to their capsules.
+    pub builders: Builders,
     pub standing: Arc<Standing>,
     pub tasks: Tasks,
 }
@@ -81,11 +87,15 @@ impl AgentContext {
             vcpus: 0,
             disk_mib: 0,
             store: None,
+            registries: crate::images::settings::Registries::default(),
             connections: 1,
         };
+        let program = crate::images::Program::default();
         Self {
             room: Room::new(&config.dir, false),
+            container_images: ImageStore::new(dir, config.registries.clone(), program),
             snapshot_sizes: Mutex::default(),
+            builders: Builders::default(),
             config,
             driver,
             networks: None,

@@ -4,6 +4,8 @@
 //! their guests. Machines outlive the agent, which finds and adopts them when it starts. The
 //! control plane alone decides on permissions.
 
+mod build;
+mod builders;
 mod capsule;
 mod cgroup;
 mod config;
@@ -11,6 +13,7 @@ mod context;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guest;
+pub mod images;
 pub mod membership;
 mod network;
 mod placeholder;
@@ -21,18 +24,22 @@ mod snapshot;
 mod standing;
 mod storage;
 mod sys;
+mod version;
 mod vmm;
 
 pub use config::{Config, DriverChoice, FirecrackerChoice, StoreConfig};
+pub use images::settings::Registries;
 pub use room::{is_full, make_room};
 pub use vmm::choose::Examined;
 
 use anyhow::Context;
+use builders::Builders;
 use capsule::manager::Manager;
 use capsule::store::Stored;
 use cgroup::Cgroups;
 use context::AgentContext;
 use daemon::{Metrics, Tasks};
+use images::{ImageStore, Program};
 use membership::About;
 use network::Networks;
 use network::plan::Plan;
@@ -51,6 +58,8 @@ use tower::ServiceExt;
 use types::hex;
 use vmm::choose::{self, choose};
 
+/// Period at which container images that nobody uses are removed.
+const UNUSED: Duration = Duration::from_secs(3600);
 /// Period at which the host's firewall rules are applied again.
 const RULES: Duration = Duration::from_secs(30);
 
@@ -132,6 +141,13 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         networks = Some(made);
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
     }
+    let mut registries = config.registries.clone();
+    if driver.accelerator() == "tcg" {
+        registries.emulated();
+    }
+    let container_images = ImageStore::new(&config.dir, registries, Program::default());
+    container_images.open()?;
+    spawn_image_removal(&container_images, tasks);
     let memory_mib = match config.memory_mib {
         0 => total_memory_mib() * 4 / 5,
         given => given,
@@ -145,8 +161,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         cgroups,
         memory_mib,
         images: Images::new(memory).context("cannot create the folder of memory images")?,
+        container_images,
         room: Room::new(&config.dir, config.driver.boots_images()),
         snapshot_sizes: Mutex::default(),
+        builders: Builders::default(),
         standing: Arc::default(),
         config,
         tasks: tasks.clone(),
@@ -154,12 +172,18 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     let manager = Manager::new(Arc::clone(&context), stored)
         .await
         .context("cannot find the capsules of an earlier agent")?;
-    let service =
-        Arc::new(rpc::Service { manager: manager.clone(), context: Arc::clone(&context) });
+    let builds = build::host::open(&context, &manager)
+        .context("cannot find the builds of an earlier agent")?;
+    let service = Arc::new(rpc::Service {
+        manager: manager.clone(),
+        context: Arc::clone(&context),
+        builds: builds.clone(),
+    });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
     let figures = Metrics::install();
     let rpc = axum::Router::new()
         .route("/metrics", axum::routing::get(async move || figures.render()))
+        .merge(rpc::files::routes(builds))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .fallback_service(service);
     Ok(Agent { manager, rpc, context, tasks: tasks.clone(), _lock: lock })
@@ -207,6 +231,23 @@ fn spawn_rule_refresh(networks: &Arc<Networks>, tasks: &Tasks) {
     });
 }
 
+fn spawn_image_removal(images: &ImageStore, tasks: &Tasks) {
+    let images = images.clone();
+    tasks.every(UNUSED, move || {
+        let images = images.clone();
+        async move {
+            let removed = daemon::blocking(move || Ok(images.remove_unused())).await;
+            match removed.map_err(anyhow::Error::from).and_then(|done| Ok(done?)) {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "removed container images that nobody uses"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "cannot remove container images");
+                }
+            }
+        }
+    });
+}
+
 /// Ends every capsule in the agent's folder, and removes everything else that the agent made on
 /// this machine. The folder itself stays. No agent may be running in it.
 ///
@@ -223,8 +264,10 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     let driver = choose::for_removal(&config);
     let tasks = Tasks::default();
     let context = AgentContext {
+        container_images: ImageStore::new(&config.dir, Registries::default(), Program::default()),
         room: Room::new(&config.dir, false),
         snapshot_sizes: Mutex::default(),
+        builders: Builders::default(),
         config,
         driver,
         networks,

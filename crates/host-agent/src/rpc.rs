@@ -1,14 +1,18 @@
-//! Serves `wrenn.host.v1.Host` by calls of the manager. `wire` converts messages and errors.
+//! Serves `wrenn.host.v1.Host` by calls of the manager and of the builds. `wire` and `builds` convert
+//! messages and errors. `files` takes uploads over HTTP.
 
+mod builds;
+pub(crate) mod files;
 mod wire;
 
+use crate::build::engine::{BeginRequest, Builds};
 use crate::capsule::capture::PauseMode;
 use crate::capsule::lifetime::Lifetime;
 use crate::capsule::manager::Manager;
 use crate::capsule::record::CapsuleRecord;
 use crate::capsule::resume::ResumeRequest;
 use crate::capsule::stored_snapshot::StoredSnapshot;
-use crate::capsule::{Error, chain};
+use crate::capsule::{Error, chain, io_error};
 use crate::context::AgentContext;
 use connectrpc::{ConnectError, RequestContext, Response, ServiceRequest, ServiceResult};
 use protocol::host;
@@ -23,6 +27,7 @@ const CHANGE: Duration = Duration::from_secs(20);
 pub(crate) struct Service {
     pub manager: Manager,
     pub context: Arc<AgentContext>,
+    pub builds: Builds,
 }
 
 #[allow(refining_impl_trait, reason = "concrete types read better than the trait's opaque ones")]
@@ -33,7 +38,7 @@ impl host::Host for Service {
         request: ServiceRequest<'_, host::CreateCapsuleRequest>,
     ) -> ServiceResult<host::CreateCapsuleResponse> {
         let request = request.to_owned_message();
-        let from = wire::snapshot_of(&request)?;
+        let from = wire::source_of(&request)?;
         let record = CapsuleRecord::try_from(request)?;
         let id = record.id;
         let started = Box::pin(self.manager.create(record, from)).await;
@@ -175,6 +180,7 @@ impl host::Host for Service {
         request: ServiceRequest<'_, host::DestroyCapsuleRequest>,
     ) -> ServiceResult<host::DestroyCapsuleResponse> {
         let id = capsule_id(request.capsule_id)?;
+        self.builds.release(id).await;
         self.manager.destroy(id, request.generation).await.map_err(|e| self.refused(id, &e))?;
         if let Some(team) = request.team_id {
             let forgotten = self.manager.prune_stored(team, id, None).await;
@@ -233,6 +239,88 @@ impl host::Host for Service {
             templates: specs.templates,
             ..Default::default()
         })
+    }
+
+    async fn begin_build(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::BeginBuildRequest>,
+    ) -> ServiceResult<host::BeginBuildResponse> {
+        let request = BeginRequest::try_from(request.to_owned_message())?;
+        let id = request.id;
+        self.builds.begin(request).map_err(|e| refused(id, &e, Vec::new()))?;
+        Response::ok(host::BeginBuildResponse::default())
+    }
+
+    async fn run_build(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::RunBuildRequest>,
+    ) -> ServiceResult<host::RunBuildResponse> {
+        let id = builds::build_id(request.build_id)?;
+        let capsule = capsule_id(request.capsule_id)?;
+        self.builds.run(id, capsule).map_err(|e| refused(id, &e, Vec::new()))?;
+        Response::ok(host::RunBuildResponse::default())
+    }
+
+    async fn watch_build(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::WatchBuildRequest>,
+    ) -> ServiceResult<host::WatchBuildResponse> {
+        let id = builds::build_id(request.build_id)?;
+        let events = self.builds.watch(id, request.seen).await;
+        let events = events.map_err(|e| refused(id, &e, Vec::new()))?;
+        let events = events.into_iter().map(host::BuildEvent::from).collect();
+        Response::ok(host::WatchBuildResponse { events, ..Default::default() })
+    }
+
+    async fn cancel_build(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::CancelBuildRequest>,
+    ) -> ServiceResult<host::CancelBuildResponse> {
+        self.builds.cancel(builds::build_id(request.build_id)?);
+        Response::ok(host::CancelBuildResponse::default())
+    }
+
+    async fn forget_build(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::ForgetBuildRequest>,
+    ) -> ServiceResult<host::ForgetBuildResponse> {
+        let id = builds::build_id(request.build_id)?;
+        self.builds.forget(id).map_err(|e| refused(id, &e, Vec::new()))?;
+        Response::ok(host::ForgetBuildResponse::default())
+    }
+
+    async fn list_builds(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, host::ListBuildsRequest>,
+    ) -> ServiceResult<host::ListBuildsResponse> {
+        let builds = self.builds.clone();
+        // The list looks at every version and archive.
+        let listed =
+            daemon::blocking(move || Ok((builds.list(), builds.versions(), builds.files().list())));
+        let (ids, versions, files) = listed.await.map_err(io_error("cannot list builds"))?;
+        Response::ok(host::ListBuildsResponse {
+            build_ids: ids.iter().map(ToString::to_string).collect(),
+            versions: versions.into_iter().map(From::from).collect(),
+            files: files.into_iter().map(From::from).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn delete_version(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::DeleteVersionRequest>,
+    ) -> ServiceResult<host::DeleteVersionResponse> {
+        let id = builds::version_id(request.version_id)?;
+        let removed = self.manager.remove_version(request.team_id, id).await;
+        removed.map_err(|e| refused(id, &e, Vec::new()))?;
+        Response::ok(host::DeleteVersionResponse::default())
     }
 }
 

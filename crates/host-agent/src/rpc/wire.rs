@@ -1,5 +1,6 @@
 //! Conversions between the messages of `wrenn.host.v1` and the agent's own types. All are pure.
 
+use crate::capsule::create::{Source, VersionRef};
 use crate::capsule::fetch::Placed;
 use crate::capsule::lifetime::{Lifetime, OnTimeout};
 use crate::capsule::record::CapsuleRecord;
@@ -12,7 +13,6 @@ use connectrpc::ConnectError;
 use protocol::host::{self, Failure, FailureReason};
 use std::io;
 use std::str::FromStr;
-use types::SnapshotId;
 use types::egress::{Egress, Rule};
 use types::resources::Resources;
 
@@ -25,12 +25,21 @@ where
     text.parse().map_err(|error| Error::Invalid(format!("{field}: {error}")))
 }
 
-/// Returns the snapshot that a capsule is to begin from, if any.
-pub(super) fn snapshot_of(
-    request: &host::CreateCapsuleRequest,
-) -> Result<Option<SnapshotId>, Error> {
-    let id = request.snapshot_id.as_deref();
-    id.map(|id| parse("snapshot_id", id)).transpose()
+/// Returns the source of a capsule: its snapshot, version and build.
+pub(super) fn source_of(request: &host::CreateCapsuleRequest) -> Result<Source, Error> {
+    let version = match (&request.version_id, &request.version_team_id) {
+        (None, None) => None,
+        (Some(id), Some(team)) => {
+            Some(VersionRef { id: parse("version_id", id)?, team: team.clone() })
+        }
+        _ => {
+            let why = "version_id and version_team_id: give both or neither";
+            return Err(Error::Invalid(why.to_owned()));
+        }
+    };
+    let snapshot = request.snapshot_id.as_deref().map(|id| parse("snapshot_id", id));
+    let build = request.build_id.as_deref().map(|id| parse("build_id", id));
+    Ok(Source { snapshot: snapshot.transpose()?, version, build: build.transpose()? })
 }
 
 impl TryFrom<host::CreateCapsuleRequest> for CapsuleRecord {
@@ -199,6 +208,7 @@ impl From<&Error> for FailureReason {
                 Self::FAILURE_REASON_NO_CAPACITY
             }
             Error::NoTemplate(_) => Self::FAILURE_REASON_NO_TEMPLATE,
+            Error::Start(_) => Self::FAILURE_REASON_START,
             Error::Damaged(_) => Self::FAILURE_REASON_DAMAGED,
             Error::Incompatible { .. } => Self::FAILURE_REASON_INCOMPATIBLE,
             Error::Silent | Error::GuestSilent { .. } => Self::FAILURE_REASON_SILENT,
@@ -241,7 +251,7 @@ mod tests {
     use super::*;
     use crate::vmm;
     use connectrpc::ErrorCode;
-    use types::CapsuleId;
+    use types::{BuildId, CapsuleId};
 
     fn other() -> io::Error {
         io::Error::other("cause")
@@ -273,6 +283,7 @@ mod tests {
                 Reason::FAILURE_REASON_SILENT,
             ),
             (Error::Died { reason: "x".into(), console }, Reason::FAILURE_REASON_INTERNAL),
+            (Error::Start("x".into()), Reason::FAILURE_REASON_START),
             (Error::Unsaved(other()), Reason::FAILURE_REASON_INTERNAL),
             (Error::Ended("x".into()), Reason::FAILURE_REASON_INTERNAL),
             (io_error(io::ErrorKind::NotFound), Reason::FAILURE_REASON_INTERNAL),
@@ -333,7 +344,7 @@ mod tests {
             team_id: "team".into(),
             ..Default::default()
         };
-        assert_eq!(snapshot_of(&request).unwrap(), None);
+        assert_eq!(source_of(&request).unwrap(), Source::default());
         let wanted = CapsuleRecord {
             generation: 3,
             team: "team".into(),
@@ -346,8 +357,34 @@ mod tests {
         let wrong = host::CreateCapsuleRequest { capsule_id: "x".into(), ..request.clone() };
         let refused = ConnectError::from(CapsuleRecord::try_from(wrong).unwrap_err());
         assert_eq!(refused.code, ErrorCode::InvalidArgument);
-        let wrong = host::CreateCapsuleRequest { snapshot_id: Some(String::new()), ..request };
-        assert!(matches!(snapshot_of(&wrong), Err(Error::Invalid(_))));
+        let wrong =
+            host::CreateCapsuleRequest { snapshot_id: Some(String::new()), ..request.clone() };
+        assert!(matches!(source_of(&wrong), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn create_request_names_version_with_its_team_and_build() {
+        let (version, build) = (BuildId::new(), BuildId::new());
+        let request = host::CreateCapsuleRequest {
+            version_id: Some(version.to_string()),
+            version_team_id: Some("owners".into()),
+            build_id: Some(build.to_string()),
+            ..Default::default()
+        };
+        let wanted = Source {
+            snapshot: None,
+            version: Some(VersionRef { id: version, team: "owners".into() }),
+            build: Some(build),
+        };
+        assert_eq!(source_of(&request).unwrap(), wanted);
+        for wrong in [
+            host::CreateCapsuleRequest { version_team_id: None, ..request.clone() },
+            host::CreateCapsuleRequest { version_id: None, ..request.clone() },
+            host::CreateCapsuleRequest { version_id: Some("../x".into()), ..request.clone() },
+            host::CreateCapsuleRequest { build_id: Some("bld-".into()), ..request },
+        ] {
+            assert!(matches!(source_of(&wrong), Err(Error::Invalid(_))));
+        }
     }
 
     #[test]
