@@ -229,13 +229,16 @@ pub struct HostTags {
     pub tags: Vec<String>,
 }
 
-/// Capsules and snapshots that a host's forced deletion would lose.
+/// Capsules, snapshots and versions that a host's forced deletion would lose.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostLoss {
     /// Capsules of any team whose latest state exists only on this host, at most 1,000 of them.
     pub capsules: Vec<LostCapsule>,
     /// Number of snapshots that exist only on this host.
     pub snapshots: i64,
+    /// Number of versions of templates that exist only on this host.
+    #[serde(default)]
+    pub versions: i64,
 }
 
 /// A capsule that would be lost.

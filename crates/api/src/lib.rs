@@ -16,6 +16,7 @@ mod port;
 mod renamed;
 mod stream;
 mod team;
+mod template;
 
 pub use account::{
     Activate, AuthUrl, ChangeMe, ChangePassword, ChangeUser, ConfirmPassword, DeleteMe, InviteUser,
@@ -41,6 +42,11 @@ pub use team::{
     AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, ChangeTeam,
     Invitation, InvitationList, InviteMember, Limits, Member, MemberList, NameTeam, NewKey, Team,
     TeamLimits, TeamList, TransferTeam,
+};
+pub use template::{
+    AssignTags, Build, BuildError, BuildFiles, BuildImage, BuildLine, BuildLog, BuildPage,
+    BuildSource, ChangeTemplate, CreateBuild, PutRegistryLogin, RegistryLogin, RegistryLogins,
+    Template, TemplateList, TemplateTag, TemplateTags,
 };
 
 /// Body of every error answer.
@@ -349,41 +355,6 @@ pub struct EntryResult {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EntryList {
     pub entries: Vec<Entry>,
-}
-
-/// A template that capsules start from.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(remote = "Self")]
-pub struct Template {
-    pub id: String,
-    pub name: String,
-    /// Number of virtual CPUs.
-    pub vcpus: i32,
-    /// Memory in MiB.
-    pub memory_mib: i32,
-    /// Disk size in MiB.
-    pub disk_mib: i32,
-    /// Lowest isolation tier on which the template's capsules start.
-    pub isolation: String,
-    /// True if every team may use the template.
-    pub shared: bool,
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
-}
-
-/// Request body of `PATCH /v1/templates/{name}`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ChangeTemplate {
-    /// Lowest isolation tier for new capsules: `none`, `tcg`, `kvm` or `jailed`. Hosts of a higher
-    /// tier qualify too.
-    pub isolation: String,
-}
-
-/// Answer to `GET /v1/templates`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct TemplateList {
-    pub items: Vec<Template>,
 }
 
 /// Answer to `GET /version`.

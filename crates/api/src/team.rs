@@ -139,6 +139,17 @@ pub struct Limits {
     /// are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_mib: Option<u64>,
+    /// Number of templates. Only teams have this limit. Absent from a request, it stays as it is,
+    /// and so do the next two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub templates: Option<u32>,
+    /// Number of builds of templates at once. Only teams have this limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub builds: Option<u32>,
+    /// Storage of the versions of templates in MiB, counted once for each version. Only teams have
+    /// this limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template_mib: Option<u64>,
     /// Capsules created per second. Each control plane counts alone, and a burst may be twice as
     /// large.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,6 +175,15 @@ pub struct TeamLimits {
     pub snapshots: i64,
     /// Storage of snapshots and paused capsules in MiB, as of the hosts' last count.
     pub storage_mib: i64,
+    /// Number of templates.
+    #[serde(default)]
+    pub templates: i64,
+    /// Number of builds of templates under way.
+    #[serde(default)]
+    pub builds: i64,
+    /// Storage of the versions of templates in MiB.
+    #[serde(default)]
+    pub template_mib: i64,
 }
 
 /// A team as platform admins see it.
